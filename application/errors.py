@@ -1,0 +1,58 @@
+"""
+Everything a use case can answer besides success.
+
+* ApplicationError
+  + NotFound          there is no such thing, or it belongs to somebody else
+  + Conflict          a stream moved on since the writer read it
+  + AlreadyHandled    the command id was answered before; carries that answer
+  + KeyReused         the command id was used before for another request
+  + Busy              the same stream moved on too often; try again
+  + Unavailable       the log or the store cannot be reached now; nothing was recorded
+  + StorageFull       there is no room for the bytes
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+
+class ApplicationError(Exception):
+    """A use case could not do what was asked."""
+
+
+class NotFound(ApplicationError):
+    """There is no such thing, or it belongs to somebody else."""
+
+
+class Conflict(ApplicationError):
+    """A stream moved on since the writer read it."""
+
+    def __init__(self, stream: UUID, expected: int | None, actual: int) -> None:
+        super().__init__(f"stream {stream} is at version {actual}, not {expected}")
+        self.stream = stream
+        self.expected = expected
+        self.actual = actual
+
+
+class AlreadyHandled(ApplicationError):
+    """The command id was answered before; `body` is that answer."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__("the command was handled before")
+        self.body = body
+
+
+class KeyReused(ApplicationError):
+    """The idempotency key was used before for another request."""
+
+
+class Busy(ApplicationError):
+    """The same stream moved on too often; the command may be sent again."""
+
+
+class Unavailable(ApplicationError):
+    """The log or the store cannot be reached now; nothing was recorded."""
+
+
+class StorageFull(ApplicationError):
+    """There is no room for the bytes."""

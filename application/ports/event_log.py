@@ -1,0 +1,65 @@
+"""The log: the one place where facts are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from application.envelope import Append, Appended, Recorded
+from domain.batch.aggregate import Batch
+from domain.upload.aggregate import Upload
+
+
+class EventLog(Protocol):
+    """Facts in one total order, and the aggregates that follow from them."""
+
+    async def append(self, append: Append) -> Appended:
+        """Records all writes of the append, or none; durable when this returns.
+
+        Positions rise in the order of commits, so that a reader never passes a gap.
+
+        Raises Conflict where a stream is not at its expected version or an `unless` no longer
+        holds, AlreadyHandled and KeyReused for a known command id, Unavailable when the log
+        cannot be reached (and it is certain that nothing was recorded).
+        """
+
+    async def upload(self, id: UUID) -> Upload:
+        """The upload as of now, or a moment ago: an append at its version finds out.
+
+        Raises NotFound, Unavailable.
+        """
+
+    async def batch(self, id: UUID) -> Batch:
+        """The batch, likewise."""
+
+    def forget(self, *ids: UUID) -> None:
+        """Drops what is remembered of these streams, so that the next load reads the log."""
+
+    async def stream(
+        self, id: UUID, *, after: int = 0, upto_position: int | None = None, limit: int = 10_000
+    ) -> Sequence[Recorded]:
+        """Events of one stream with versions beyond `after`, oldest first."""
+
+    async def read(
+        self, after: int, *, limit: int, topics: Sequence[str] | None = None
+    ) -> Sequence[Recorded]:
+        """Events with positions beyond `after`, in order; at most `limit`."""
+
+    async def head(self) -> int:
+        """The position of the last event; 0 for an empty log."""
+
+    async def position_at(self, moment: datetime) -> int:
+        """The position of the last event recorded up to this moment; 0 if there is none."""
+
+
+class Wakeups(Protocol):
+    """Says when it is worth reading the log again."""
+
+    async def wait(self, after: int) -> None:
+        """Returns soon after an event beyond position `after` may exist.
+
+        It may return early, and returns after about a second in any case: callers read
+        and come back.
+        """

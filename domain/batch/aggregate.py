@@ -1,0 +1,193 @@
+"""The batch aggregate: decisions say what happens next, or refuse; events evolve it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Self, assert_never
+from uuid import UUID
+
+import msgspec
+from msgspec.structs import replace
+
+from domain.batch.events import (
+    BatchCancelled,
+    BatchCompleted,
+    BatchEvent,
+    BatchExpired,
+    BatchPaused,
+    BatchProgressed,
+    BatchReopened,
+    BatchResumed,
+    BatchSealed,
+    BatchStarted,
+    UploadsAdded,
+)
+from domain.batch.state import BatchState, Counts, Outcome, all_ended, outcome_of, percent_of
+from domain.errors import NotNow
+from domain.retry import RetryPolicy
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="batch"):
+    """Many uploads as one job.
+
+    A batch does not list its uploads: each names its batch. `ending` is the outcome a
+    cancelled or expired batch is on its way to.
+    """
+
+    id: UUID
+    version: int
+    owner: str
+    started_at: datetime
+    label: str = ""
+    pipeline: str = ""
+    retry_policy: RetryPolicy = RetryPolicy()
+    priority: int = 0
+    failure_threshold: float | None = None
+    fingerprint: str = ""
+    state: BatchState = BatchState.OPEN
+    sealed: bool = False
+    paused: bool = False
+    ending: Outcome | None = None
+    outcome: Outcome | None = None
+    progress: BatchProgressed | None = None
+
+    # Decide: say what happens next, or refuse.
+
+    def add_uploads(
+        self, count: int, bytes: int, *, at: datetime, by: str
+    ) -> tuple[BatchEvent, ...]:
+        self.require_open()
+        return (UploadsAdded(at=at, by=by, count=count, bytes=bytes),) if count else ()
+
+    def seal(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        """Sealing a sealed batch changes nothing."""
+        if self.state is BatchState.SEALED:
+            return ()
+        self.require_open()
+        return (BatchSealed(at=at, by=by),)
+
+    def pause(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        self._require(BatchState.OPEN, BatchState.SEALED)
+        return () if self.paused else (BatchPaused(at=at, by=by),)
+
+    def resume(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        self._require(BatchState.OPEN, BatchState.SEALED)
+        return (BatchResumed(at=at, by=by),) if self.paused else ()
+
+    def cancel(self, reason: str, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        if self.ending is Outcome.CANCELLED:
+            return ()
+        self._require(BatchState.OPEN, BatchState.SEALED)
+        return (BatchCancelled(at=at, by=by, reason=reason),)
+
+    def expire(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        self._require(BatchState.OPEN)
+        return (BatchExpired(at=at, by=by),)
+
+    def progress_to(
+        self,
+        counts: Counts,
+        *,
+        bytes_received: int,
+        bytes_total: int,
+        through: int,
+        at: datetime,
+        by: str,
+    ) -> tuple[BatchEvent, ...]:
+        """The set stands like this; saying the same again changes nothing."""
+        progressed = BatchProgressed(
+            at=at,
+            by=by,
+            counts=counts,
+            bytes_received=bytes_received,
+            bytes_total=bytes_total,
+            percent=percent_of(counts, bytes_received, bytes_total),
+            through=through,
+        )
+        return () if self._stands_at(progressed) else (progressed,)
+
+    def complete(self, counts: Counts, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        """The verdict, once every upload of a sealed batch has ended."""
+        self._require(BatchState.SEALED, BatchState.CANCELLING)
+        if not all_ended(counts):
+            raise NotNow("uploads of the batch have not ended")
+        duration = (at - self.started_at).total_seconds()
+        outcome = outcome_of(counts, self.ending)
+        return (BatchCompleted(at=at, by=by, outcome=outcome, counts=counts, duration=duration),)
+
+    def reopen(self, reason: str, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        self._require(BatchState.COMPLETED)
+        return (BatchReopened(at=at, by=by, reason=reason),)
+
+    def require_open(self) -> None:
+        """Raises NotNow unless files may still join."""
+        self._require(BatchState.OPEN)
+
+    # Evolve: take an event as fact.
+
+    @classmethod
+    def begin(cls, id: UUID, event: BatchEvent) -> Self:
+        if not isinstance(event, BatchStarted):
+            raise NotNow("a batch begins by being started")
+        return cls(
+            id=id,
+            version=1,
+            owner=event.owner,
+            started_at=event.at,
+            label=event.label,
+            pipeline=event.pipeline,
+            retry_policy=event.retry_policy,
+            priority=event.priority,
+            failure_threshold=event.failure_threshold,
+            fingerprint=event.fingerprint,
+        )
+
+    def evolve(self, event: BatchEvent) -> Self:
+        version = self.version + 1
+        match event:
+            case UploadsAdded():
+                return replace(self, version=version)
+            case BatchSealed():
+                return replace(self, version=version, sealed=True, state=BatchState.SEALED)
+            case BatchProgressed():
+                return replace(self, version=version, progress=event)
+            case BatchPaused():
+                return replace(self, version=version, paused=True)
+            case BatchResumed():
+                return replace(self, version=version, paused=False)
+            case BatchCancelled():
+                return self._ending(Outcome.CANCELLED)
+            case BatchExpired():
+                return self._ending(Outcome.EXPIRED)
+            case BatchReopened():
+                return replace(
+                    self, version=version, state=BatchState.SEALED, ending=None, outcome=None
+                )
+            case BatchCompleted(outcome=outcome):
+                return replace(self, version=version, state=BatchState.COMPLETED, outcome=outcome)
+            case BatchStarted():
+                raise NotNow("a batch is started once")
+            case _:
+                assert_never(event)
+
+    def _ending(self, outcome: Outcome) -> Self:
+        return replace(
+            self,
+            version=self.version + 1,
+            state=BatchState.CANCELLING,
+            sealed=True,
+            paused=False,
+            ending=outcome,
+        )
+
+    def _stands_at(self, progressed: BatchProgressed) -> bool:
+        last = self.progress
+        return last is not None and (last.counts, last.bytes_received, last.bytes_total) == (
+            progressed.counts,
+            progressed.bytes_received,
+            progressed.bytes_total,
+        )
+
+    def _require(self, *allowed: BatchState) -> None:
+        if self.state not in allowed:
+            raise NotNow(f"the batch is {self.state}")

@@ -1,0 +1,98 @@
+"""
+The life of a batch, in the order it usually runs.
+
+The tags are stored and streamed: they never change, whatever the classes are called.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from domain.batch.state import Counts, Outcome
+from domain.event import Event
+from domain.retry import RetryPolicy
+
+
+class BatchStarted(Event, frozen=True, kw_only=True, tag="batch.started"):
+    """A job was opened for files to join.
+
+    `failure_threshold` is the share of uploads (0 to 1) whose failure stops the batch;
+    `fingerprint` is the hash of the request, to tell a repeated one from a different one.
+    """
+
+    owner: str
+    label: str = ""
+    pipeline: str
+    retry_policy: RetryPolicy = RetryPolicy()
+    priority: int = 0
+    failure_threshold: float | None = None
+    notify: str | None = None
+    metadata: dict[str, str] = {}
+    fingerprint: str = ""
+
+
+class UploadsAdded(Event, frozen=True, kw_only=True, tag="batch.uploads_added"):
+    """A list of files joined: how many, and the bytes they declared."""
+
+    count: int
+    bytes: int
+
+
+class BatchSealed(Event, frozen=True, kw_only=True, tag="batch.sealed"):
+    """No file may join any more."""
+
+
+class BatchProgressed(Event, frozen=True, kw_only=True, tag="batch.progressed"):
+    """The state of the whole set, counted from its uploads as of position `through`."""
+
+    counts: Counts
+    bytes_received: int
+    bytes_total: int
+    percent: float
+    through: int
+
+
+class BatchPaused(Event, frozen=True, kw_only=True, tag="batch.paused"):
+    """Nothing more is released to workers until the batch resumes."""
+
+
+class BatchResumed(Event, frozen=True, kw_only=True, tag="batch.resumed"):
+    """Uploads are released to workers again."""
+
+
+class BatchCancelled(Event, frozen=True, kw_only=True, tag="batch.cancelled"):
+    """The job was called off; its unfinished uploads are being cancelled."""
+
+    reason: str
+
+
+class BatchExpired(Event, frozen=True, kw_only=True, tag="batch.expired"):
+    """Nobody finished the job in time; its unfinished uploads are being expired."""
+
+
+class BatchReopened(Event, frozen=True, kw_only=True, tag="batch.reopened"):
+    """A retry gave a completed batch unfinished uploads again."""
+
+    reason: str
+
+
+class BatchCompleted(Event, frozen=True, kw_only=True, tag="batch.completed"):
+    """Every upload has ended; `duration` in seconds since the batch started."""
+
+    outcome: Outcome
+    counts: Counts
+    duration: float
+
+
+BatchEvent: TypeAlias = (
+    BatchStarted
+    | UploadsAdded
+    | BatchSealed
+    | BatchProgressed
+    | BatchPaused
+    | BatchResumed
+    | BatchCancelled
+    | BatchExpired
+    | BatchReopened
+    | BatchCompleted
+)

@@ -1,0 +1,52 @@
+"""Where a batch stands, and how that follows from the set of its uploads."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeAlias
+
+from domain.upload.state import ENDED, UploadState
+
+Counts: TypeAlias = dict[UploadState, int]
+"""How many uploads are in each state; a state without uploads is absent."""
+
+
+class BatchState(StrEnum):
+    OPEN = "open"
+    SEALED = "sealed"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+
+
+class Outcome(StrEnum):
+    SUCCEEDED = "succeeded"
+    COMPLETED_WITH_FAILURES = "completed_with_failures"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+def all_ended(counts: Counts) -> bool:
+    """Whether no upload of the set has anything left to happen to it."""
+    return all(state in ENDED for state, count in counts.items() if count)
+
+
+def outcome_of(counts: Counts, ending: Outcome | None) -> Outcome:
+    """The verdict on a set of ended uploads; `ending` is set when the batch was called off."""
+    if ending is not None:
+        return ending
+    uploads = sum(counts.values())
+    completed = counts.get(UploadState.COMPLETED, 0) + counts.get(UploadState.ERASED, 0)
+    if completed == uploads:
+        return Outcome.SUCCEEDED
+    return Outcome.COMPLETED_WITH_FAILURES if completed else Outcome.FAILED
+
+
+def percent_of(counts: Counts, bytes_received: int, bytes_total: int) -> float:
+    """How far the set is, 0 to 100: half for bytes that arrived, half for uploads that ended."""
+    uploads = sum(counts.values())
+    if not uploads:
+        return 0.0
+    ended = sum(count for state, count in counts.items() if state in ENDED) / uploads
+    arrived = min(1.0, bytes_received / bytes_total) if bytes_total else ended
+    return 100.0 if ended == 1.0 else round(min(99.9, 50 * arrived + 50 * ended), 1)

@@ -1,0 +1,97 @@
+"""What a client declares of a file before its bytes arrive, and which declarations are sound."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from unicodedata import category
+
+import msgspec
+
+from domain.errors import Fault
+
+MAX_PATH_BYTES = 1024
+MAX_SEGMENT_BYTES = 255
+MAX_METADATA_ENTRIES = 32
+MAX_METADATA_BYTES = 4096
+MAX_SIZE = 2**53 - 1  # the largest integer every JSON reader keeps whole (RFC 8259 section 6)
+
+_MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}(;.{0,200})?", re.ASCII)
+_CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class FileDeclaration(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """One file of a manifest: where it belongs, and what is known of it.
+
+    `size` is in bytes, None where it is not known yet; `checksum` is `sha256:` and 64 hex digits.
+    """
+
+    path: str
+    size: int | None = None
+    media_type: str | None = None
+    checksum: str | None = None
+    metadata: dict[str, str] = {}
+
+
+def faults_of(file: FileDeclaration, *, at: str = "") -> Iterator[Fault]:
+    """Every rule this declaration breaks; `at` prefixes the field, such as `files/3/`."""
+    if problem := path_problem(file.path):
+        yield Fault(f"{at}path", problem)
+    if file.size is not None and not 0 <= file.size <= MAX_SIZE:
+        yield Fault(f"{at}size", f"must be from 0 to {MAX_SIZE} bytes, or left out")
+    if file.media_type is not None and not _MEDIA_TYPE.fullmatch(file.media_type):
+        yield Fault(f"{at}media_type", "must look like image/png")
+    if file.checksum is not None and not _CHECKSUM.fullmatch(file.checksum):
+        yield Fault(f"{at}checksum", "must be sha256: followed by 64 lowercase hex digits")
+    if problem := metadata_problem(file.metadata):
+        yield Fault(f"{at}metadata", problem)
+
+
+def path_problem(path: str) -> str | None:
+    """What is wrong with a file's path inside its batch, or None.
+
+    A path is relative, `/` separated, printable, and cannot leave the batch.
+    """
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError:
+        return "must be valid Unicode"
+    if not path:
+        return "must not be empty"
+    if len(encoded) > MAX_PATH_BYTES:
+        return f"must be at most {MAX_PATH_BYTES} bytes long"
+    if control_character(path):
+        return "must not hold control characters"
+    if "\\" in path:
+        return "must use / between folders"
+    segments = path.split("/")
+    if any(segment in ("", ".", "..") for segment in segments):
+        return "must be relative, without empty, . or .. segments"
+    if any(len(segment.encode()) > MAX_SEGMENT_BYTES for segment in segments):
+        return f"must have names of at most {MAX_SEGMENT_BYTES} bytes"
+    return None
+
+
+def metadata_problem(metadata: dict[str, str]) -> str | None:
+    """What is wrong with free metadata, or None."""
+    if len(metadata) > MAX_METADATA_ENTRIES:
+        return f"must have at most {MAX_METADATA_ENTRIES} entries"
+    try:
+        size = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items())
+    except UnicodeEncodeError:
+        return "must be valid Unicode"
+    if size > MAX_METADATA_BYTES:
+        return f"must hold at most {MAX_METADATA_BYTES} bytes in all"
+    if any(control_character(text) for pair in metadata.items() for text in pair):
+        return "must not hold control characters"
+    return None
+
+
+def control_character(text: str) -> bool:
+    """Whether the text holds a control, format-override or surrogate character."""
+    return any(
+        category(character) in ("Cc", "Cs") or "\u202a" <= character <= "\u202e"
+        for character in text
+    )

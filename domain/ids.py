@@ -1,0 +1,37 @@
+"""Identities that follow from what they name, so that saying a thing twice names it once."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from uuid import UUID
+
+_TIME = 6  # bytes of a UUIDv7 that hold its creation time
+
+
+def batch_id_for(owner: str, idempotency_key: str) -> UUID:
+    """The batch that this owner means by this key (UUIDv8, RFC 9562 section 5.8)."""
+    digest = sha256(b"batch\0" + owner.encode() + b"\0" + idempotency_key.encode())
+    return _uuid8(digest.digest()[:16])
+
+
+def upload_id_for(batch: UUID, path: str) -> UUID:
+    """The upload of this path in this batch.
+
+    It opens with the batch's own first bytes, so that a batch's streams lie side by side
+    in the index however many millions of others there are.
+    """
+    digest = sha256(b"upload\0" + batch.bytes + path.encode()).digest()
+    return _uuid8(batch.bytes[:_TIME] + digest[:10])
+
+
+def rejection_id_for(batch: UUID, path: str, reason: str) -> UUID:
+    """The refusal of this path for this reason; the path itself stays free to be added."""
+    digest = sha256(b"rejected\0" + batch.bytes + path.encode() + b"\0" + reason.encode())
+    return _uuid8(batch.bytes[:_TIME] + digest.digest()[:10])
+
+
+def _uuid8(octets: bytes) -> UUID:
+    number = int.from_bytes(octets, "big")
+    number = number & ~(0xF << 76) | 0x8 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    return UUID(int=number)

@@ -1,0 +1,330 @@
+"""The upload aggregate: decisions say what happens next, or refuse; events evolve it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Self, assert_never
+from uuid import UUID
+
+import msgspec
+from msgspec.structs import replace
+
+from domain.errors import NotNow, OutOfRange, Superseded
+from domain.retry import GiveUp, RetryAt, RetryPolicy
+from domain.upload.events import (
+    TRANSFER,
+    AttemptAbandoned,
+    AttemptFailed,
+    AttemptStarted,
+    AttemptSucceeded,
+    BytesLost,
+    FileProgressed,
+    FileReceived,
+    RetryRequested,
+    SizeDeclared,
+    TransferInterrupted,
+    UploadCancelled,
+    UploadCompleted,
+    UploadErased,
+    UploadEvent,
+    UploadExpired,
+    UploadFailed,
+    UploadQuarantined,
+    UploadQueued,
+    UploadRegistered,
+    UploadRejected,
+)
+from domain.upload.failure import Failure
+from domain.upload.state import INCOMING, UploadState
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="upload"):
+    """One file on its way.
+
+    `attempt` is the number of the last attempt, and `worker` holds it while it is open;
+    `failures` counts against the retry policy since the upload was last queued by a person.
+    """
+
+    id: UUID
+    version: int
+    batch: UUID
+    owner: str
+    path: str
+    size: int | None = None
+    media_type: str | None = None
+    checksum: str | None = None
+    metadata: dict[str, str] = {}
+    pipeline: str = ""
+    retry_policy: RetryPolicy = RetryPolicy()
+    state: UploadState = UploadState.REGISTERED
+    received: int = 0
+    blob: str | None = None
+    attempt: int = 0
+    worker: str | None = None
+    failures: int = 0
+
+    # Decide: the transfer.
+
+    def declare_size(self, size: int, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+        self._require(*INCOMING)
+        if self.size == size:
+            return ()
+        if self.size is not None:
+            raise NotNow(f"the size is already declared as {self.size} bytes")
+        if size < self.received:
+            raise OutOfRange(f"{self.received} bytes have arrived, more than {size}")
+        return (SizeDeclared(at=at, by=by, size=size),)
+
+    def progress_transfer(self, received: int, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+        """Bytes up to `received` are stored; saying it twice changes nothing."""
+        self._require(*INCOMING)
+        self._require_range(received)
+        if received == self.received:
+            return ()
+        percent = _percent(received, self.size)
+        return (
+            FileProgressed(
+                at=at, by=by, phase=TRANSFER, done=received, total=self.size, percent=percent
+            ),
+        )
+
+    def interrupt_transfer(
+        self, received: int, reason: str, *, at: datetime, by: str
+    ) -> tuple[UploadEvent, ...]:
+        self._require(*INCOMING)
+        self._require_range(received)
+        return (TransferInterrupted(at=at, by=by, received=received, reason=reason),)
+
+    def report_loss(self, stored: int, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+        self._require(*INCOMING)
+        if not 0 <= stored < self.received:
+            raise OutOfRange(f"{stored} bytes stored are not fewer than {self.received} recorded")
+        return (BytesLost(at=at, by=by, recorded=self.received, stored=stored),)
+
+    def receive(self, size: int, blob: str, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+        """Every byte is stored under `blob`."""
+        self._require(*INCOMING)
+        if self.size is not None and size != self.size:
+            raise OutOfRange(f"{size} bytes are stored, {self.size} were declared")
+        declared = self.declare_size(size, at=at, by=by)
+        return (*declared, FileReceived(at=at, by=by, size=size, blob=blob))
+
+    # Decide: the processing.
+
+    def queue(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+        self._require(UploadState.RECEIVED)
+        return (UploadQueued(at=at, by=by),)
+
+    def start_attempt(self, worker: str, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+        self._require(UploadState.QUEUED, UploadState.RETRY_SCHEDULED)
+        return (AttemptStarted(at=at, by=by, number=self.attempt + 1, worker=worker),)
+
+    def progress_step(
+        self, number: int, step: str, done: int, total: int | None, *, at: datetime, by: str
+    ) -> tuple[UploadEvent, ...]:
+        self._require_attempt(number)
+        if done < 0 or (total is not None and done > total):
+            raise OutOfRange(f"{done} of {total} is not progress")
+        percent = _percent(done, total)
+        return (
+            FileProgressed(
+                at=at, by=by, phase=step, attempt=number, done=done, total=total, percent=percent
+            ),
+        )
+
+    def fail_attempt(
+        self,
+        number: int,
+        failure: Failure,
+        *,
+        duration: float,
+        random: float,
+        at: datetime,
+        by: str,
+    ) -> tuple[UploadEvent, ...]:
+        """The error is recorded as it was; the policy says whether there is another attempt."""
+        self._require_attempt(number)
+        decision = self.retry_policy.decide(
+            self.failures + 1, permanent=failure.permanent, at=at, random=random
+        )
+        retry_at = decision.at if isinstance(decision, RetryAt) else None
+        failed = failure.as_event(number, duration=duration, retry_at=retry_at, at=at, by=by)
+        if isinstance(decision, GiveUp):
+            return failed, UploadFailed(at=at, by=by, step=failure.step, message=failure.message)
+        return (failed,)
+
+    def quarantine(
+        self, number: int, failure: Failure, *, duration: float, at: datetime, by: str
+    ) -> tuple[UploadEvent, ...]:
+        self._require_attempt(number)
+        return (
+            failure.as_event(number, duration=duration, retry_at=None, at=at, by=by),
+            UploadQuarantined(at=at, by=by, step=failure.step, reason=failure.message),
+        )
+
+    def abandon_attempt(
+        self, number: int, reason: str, *, at: datetime, by: str
+    ) -> tuple[UploadEvent, ...]:
+        """The worker is gone; the upload is queued again and no attempt is used up."""
+        self._require_attempt(number)
+        return (self._abandoned(reason, at=at, by=by),)
+
+    def succeed_attempt(
+        self,
+        number: int,
+        *,
+        results: dict[str, dict[str, Any]],
+        artifacts: dict[str, str],
+        duration: float,
+        at: datetime,
+        by: str,
+    ) -> tuple[UploadEvent, ...]:
+        self._require_attempt(number)
+        succeeded = AttemptSucceeded(
+            at=at, by=by, number=number, results=results, artifacts=artifacts, duration=duration
+        )
+        return succeeded, UploadCompleted(at=at, by=by)
+
+    # Decide: what people ask for.
+
+    def request_retry(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+        self._require(UploadState.FAILED)
+        return (RetryRequested(at=at, by=by),)
+
+    def cancel(self, reason: str, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+        if self.state.ended:
+            raise NotNow(f"the upload is already {self.state}")
+        cancelled = UploadCancelled(at=at, by=by, reason=reason)
+        if self.worker is not None:
+            return self._abandoned(reason, at=at, by=by), cancelled
+        return (cancelled,)
+
+    def expire(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+        self._require(*INCOMING)
+        return (UploadExpired(at=at, by=by),)
+
+    def erase(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+        if not self.state.ended or self.state is UploadState.ERASED:
+            raise NotNow(f"the upload is {self.state}")
+        return (UploadErased(at=at, by=by),)
+
+    # Evolve: take an event as fact.
+
+    @classmethod
+    def begin(cls, id: UUID, event: UploadEvent) -> Self:
+        match event:
+            case UploadRegistered():
+                return cls(
+                    id=id,
+                    version=1,
+                    batch=event.batch,
+                    owner=event.owner,
+                    path=event.path,
+                    size=event.size,
+                    media_type=event.media_type,
+                    checksum=event.checksum,
+                    metadata=event.metadata,
+                    pipeline=event.pipeline,
+                    retry_policy=event.retry_policy,
+                )
+            case UploadRejected():
+                return cls(
+                    id=id,
+                    version=1,
+                    batch=event.batch,
+                    owner=event.owner,
+                    path=event.path,
+                    size=event.size,
+                    media_type=event.media_type,
+                    state=UploadState.REJECTED,
+                )
+            case _:
+                raise NotNow("an upload begins by being registered or rejected")
+
+    def evolve(self, event: UploadEvent) -> Self:
+        version = self.version + 1
+        match event:
+            case SizeDeclared(size=size):
+                return replace(self, version=version, size=size)
+            case FileProgressed(phase="transfer", done=done):
+                return replace(self, version=version, received=done, state=UploadState.TRANSFERRING)
+            case FileProgressed():
+                return replace(self, version=version)
+            case TransferInterrupted(received=received) | BytesLost(stored=received):
+                return replace(
+                    self, version=version, received=received, state=UploadState.TRANSFERRING
+                )
+            case FileReceived(size=size, blob=blob):
+                return replace(
+                    self,
+                    version=version,
+                    size=size,
+                    received=size,
+                    blob=blob,
+                    state=UploadState.RECEIVED,
+                )
+            case AttemptStarted(number=number, worker=worker):
+                return replace(
+                    self,
+                    version=version,
+                    attempt=number,
+                    worker=worker,
+                    state=UploadState.PROCESSING,
+                )
+            case AttemptFailed():
+                return replace(
+                    self,
+                    version=version,
+                    worker=None,
+                    failures=self.failures + 1,
+                    state=UploadState.RETRY_SCHEDULED,
+                )
+            case UploadQueued() | AttemptAbandoned():
+                return self._moved(UploadState.QUEUED)
+            case AttemptSucceeded():
+                return replace(self, version=version, worker=None)
+            case RetryRequested():
+                return replace(self, version=version, failures=0, state=UploadState.RECEIVED)
+            case UploadCompleted():
+                return self._moved(UploadState.COMPLETED)
+            case UploadFailed():
+                return self._moved(UploadState.FAILED)
+            case UploadQuarantined():
+                return self._moved(UploadState.QUARANTINED)
+            case UploadCancelled():
+                return self._moved(UploadState.CANCELLED)
+            case UploadExpired():
+                return self._moved(UploadState.EXPIRED)
+            case UploadErased():
+                return self._moved(UploadState.ERASED)
+            case UploadRegistered() | UploadRejected():
+                raise NotNow("an upload is registered once")
+            case _:
+                assert_never(event)
+
+    def _moved(self, state: UploadState) -> Self:
+        return replace(self, version=self.version + 1, state=state, worker=None)
+
+    def _abandoned(self, reason: str, *, at: datetime, by: str) -> AttemptAbandoned:
+        assert self.worker is not None
+        return AttemptAbandoned(
+            at=at, by=by, number=self.attempt, worker=self.worker, reason=reason
+        )
+
+    def _require(self, *allowed: UploadState) -> None:
+        if self.state not in allowed:
+            raise NotNow(f"the upload is {self.state}")
+
+    def _require_range(self, received: int) -> None:
+        if received < self.received or (self.size is not None and received > self.size):
+            raise OutOfRange(f"{received} of {self.size} bytes, after {self.received}")
+
+    def _require_attempt(self, number: int) -> None:
+        if self.worker is None or self.attempt != number:
+            raise Superseded(f"attempt {number} is not open: the upload is {self.state}")
+
+
+def _percent(done: int, total: int | None) -> float | None:
+    if total is None:
+        return None
+    return 100.0 if done == total else round(100 * done / total, 1)

@@ -1,0 +1,40 @@
+"""Where an upload stands."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class UploadState(StrEnum):
+    REGISTERED = "registered"
+    TRANSFERRING = "transferring"
+    RECEIVED = "received"
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    RETRY_SCHEDULED = "retry_scheduled"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    QUARANTINED = "quarantined"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    ERASED = "erased"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen unless somebody asks for it."""
+        return self in ENDED
+
+
+ENDED = frozenset(
+    {
+        UploadState.COMPLETED,
+        UploadState.FAILED,
+        UploadState.QUARANTINED,
+        UploadState.REJECTED,
+        UploadState.CANCELLED,
+        UploadState.EXPIRED,
+        UploadState.ERASED,
+    }
+)
+INCOMING = (UploadState.REGISTERED, UploadState.TRANSFERRING)
