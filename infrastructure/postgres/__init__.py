@@ -1,0 +1,1 @@
+"""PostgreSQL: where it comes from and how we talk to it."""

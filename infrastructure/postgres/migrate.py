@@ -1,0 +1,74 @@
+"""Brings a database to the schema this version of the code needs, once, whoever starts first."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import psycopg
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+LOCK = 0x75707472_0001  # "uptr", 1: the advisory lock of migrations
+
+_REVISION = re.compile(r'^revision\b.*= "(\w+)"$', re.MULTILINE)
+_AFTER = re.compile(r"^down_revision\b.*= (.+)$", re.MULTILINE)
+_QUOTED = re.compile(r'"(\w+)"')
+
+
+class NewerDatabase(Exception):
+    """The database was migrated by a later version of Uptrail than this one."""
+
+
+def migrate(url: str) -> None:
+    """Applies what is missing of `migrations/versions`, all of it or nothing.
+
+    Two processes that start at once do it one after the other. When nothing is missing,
+    which is the usual case, a few milliseconds pass and Alembic is not even imported.
+    Raises NewerDatabase, psycopg.Error.
+    """
+    with psycopg.connect(url, autocommit=True) as connection:
+        if _is_current(connection):
+            return
+        connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
+        if not _is_current(connection):
+            _upgrade(url)
+
+
+def heads() -> set[str]:
+    """The revisions that no other builds on."""
+    lines = [line for text in _scripts() for line in _AFTER.findall(text)]
+    return _known() - {revision for line in lines for revision in _QUOTED.findall(line)}
+
+
+def _known() -> set[str]:
+    return {revision for text in _scripts() for revision in _REVISION.findall(text)}
+
+
+def _scripts() -> list[str]:
+    return [path.read_text() for path in sorted((MIGRATIONS / "versions").glob("0*.py"))]
+
+
+def _is_current(connection: psycopg.Connection) -> bool:
+    found = connection.execute("SELECT to_regclass('alembic_version')").fetchone()
+    if found is None or found[0] is None:
+        return False
+    rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    applied = {str(row[0]) for row in rows}
+    if unknown := applied - _known():
+        raise NewerDatabase(f"the database holds migration {min(unknown)}, unknown to this version")
+    return applied == heads()
+
+
+def _upgrade(url: str) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy import NullPool, create_engine
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool
+    )
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "heads")

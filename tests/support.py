@@ -1,0 +1,45 @@
+"""What asynchronous tests stand on: a loop to run in, and patience with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Runs a test's coroutine to its end, on uvloop where there is one, as in production."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.run(coroutine)
+    return uvloop.run(coroutine)
+
+
+async def eventually(
+    condition: Callable[[], Awaitable[object] | object], deadline: float = 20.0
+) -> Any:
+    """Waits until the condition gives something true, and returns that.
+
+    The condition may be a plain or an asynchronous function. Raises AssertionError after
+    `deadline` seconds.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + deadline
+    while True:
+        found = condition()
+        if isinstance(found, Awaitable):
+            found = await found
+        if found:
+            return found
+        if loop.time() > end:
+            raise AssertionError(f"not so after {deadline} s: {condition}")
+        await asyncio.sleep(0.01)
+
+
+def with_database(url: str, name: str) -> str:
+    """The same server and user, another database."""
+    return re.sub(r"^(\w+://[^/?]*)(/[^?]*)?", rf"\1/{name}", url)
