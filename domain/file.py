@@ -95,3 +95,9 @@ def control_character(text: str) -> bool:
         category(character) in ("Cc", "Cs") or "\u202a" <= character <= "\u202e"
         for character in text
     )
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """The text with what must not be stored replaced, so that a refusal can still name it."""
+    shown = "".join("\ufffd" if control_character(character) else character for character in text)
+    return shown[:limit]

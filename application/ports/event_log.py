@@ -37,6 +37,9 @@ class EventLog(Protocol):
     def forget(self, *ids: UUID) -> None:
         """Drops what is remembered of these streams, so that the next load reads the log."""
 
+    async def versions(self, ids: Sequence[UUID]) -> dict[UUID, int]:
+        """The current versions of those of these streams that exist."""
+
     async def stream(
         self, id: UUID, *, after: int = 0, upto_position: int | None = None, limit: int = 10_000
     ) -> Sequence[Recorded]:

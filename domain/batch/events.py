@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from domain.batch.state import Counts, Outcome
-from domain.event import Event
+from domain.event import Event, topic_of
 from domain.retry import RetryPolicy
 
 
@@ -96,3 +96,6 @@ BatchEvent: TypeAlias = (
     | BatchReopened
     | BatchCompleted
 )
+
+CLOSING = frozenset(topic_of(event) for event in (BatchSealed, BatchCancelled, BatchExpired))
+"""Topics after which no file may join."""

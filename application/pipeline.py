@@ -1,0 +1,77 @@
+"""Pipelines: named lists of steps, and the port that performs one step."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+from uuid import UUID
+
+import msgspec
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One step: which processor performs it, for how long at most (seconds), with what options."""
+
+    processor: str
+    name: str = ""
+    timeout: float = 300.0
+    options: dict[str, Any] = {}
+
+    @property
+    def label(self) -> str:
+        """The name that events and views show."""
+        return self.name or self.processor
+
+
+class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Steps in the order they run."""
+
+    steps: tuple[Step, ...]
+
+
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
+    """The upload a step works on."""
+
+    upload: UUID
+    batch: UUID
+    owner: str
+    path: str
+    size: int
+    media_type: str | None
+    checksum: str | None
+    metadata: dict[str, str]
+    attempt: int
+    results: dict[str, dict[str, Any]]
+
+
+class Workbench(Protocol):
+    """What a step may use: the bytes, a place for artifacts, and a way to report progress."""
+
+    def read(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes of the upload."""
+
+    async def progress(self, done: int, total: int | None = None) -> None:
+        """Reports progress in the step's own units; recorded at most every so often."""
+
+    async def attach(self, name: str, content: bytes) -> None:
+        """Keeps a small result file with the upload, under a name unique in the attempt."""
+
+
+class Processor(Protocol):
+    """The code that performs a step.
+
+    Returns the step's result (JSON types). Raises Permanent for an error that another attempt
+    would meet again, Quarantine for a dangerous file; anything else may be retried.
+    """
+
+    async def __call__(
+        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+    ) -> dict[str, Any]: ...
+
+
+class Permanent(Exception):
+    """The file, not the circumstances, is at fault: another attempt would fail alike."""
+
+
+class Quarantine(Exception):
+    """The file is dangerous: hold it back and tell people."""
