@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import pytest
+
+from domain.batch.events import (
+    BatchCancelled,
+    BatchCompleted,
+    BatchExpired,
+    BatchPaused,
+    BatchProgressed,
+    BatchReopened,
+    BatchSealed,
+    UploadsAdded,
+)
+from domain.batch.state import BatchState, Counts, Outcome, percent_of
+from domain.errors import NotNow
+from domain.upload.state import UploadState
+from tests.stories import ALICE, NOON, given_batch, later, started
+
+SEALED = BatchSealed(at=NOON, by=ALICE)
+CANCELLED = BatchCancelled(at=NOON, by=ALICE, reason="wrong folder")
+
+
+def test_files_join_an_open_batch() -> None:
+    assert given_batch(started()).add_uploads(3, 300, at=NOON, by=ALICE) == (
+        UploadsAdded(at=NOON, by=ALICE, count=3, bytes=300),
+    )
+
+
+@pytest.mark.parametrize("end", [SEALED, CANCELLED, BatchExpired(at=NOON, by="orchestrator")])
+def test_nothing_joins_a_batch_that_is_closed(
+    end: BatchSealed | BatchCancelled | BatchExpired,
+) -> None:
+    with pytest.raises(NotNow):
+        given_batch(started(), end).add_uploads(1, 1, at=NOON, by=ALICE)
+
+
+def test_sealing_twice_records_it_once() -> None:
+    assert given_batch(started()).seal(at=NOON, by=ALICE) == (SEALED,)
+    assert given_batch(started(), SEALED).seal(at=NOON, by=ALICE) == ()
+
+
+@pytest.mark.parametrize(
+    ("counts", "history", "outcome"),
+    [
+        ({UploadState.COMPLETED: 2}, (), Outcome.SUCCEEDED),
+        ({}, (), Outcome.SUCCEEDED),
+        (
+            {UploadState.COMPLETED: 1, UploadState.FAILED: 1},
+            (),
+            Outcome.COMPLETED_WITH_FAILURES,
+        ),
+        (
+            {UploadState.COMPLETED: 1, UploadState.REJECTED: 1},
+            (),
+            Outcome.COMPLETED_WITH_FAILURES,
+        ),
+        ({UploadState.FAILED: 2}, (), Outcome.FAILED),
+        ({UploadState.COMPLETED: 1, UploadState.CANCELLED: 1}, (CANCELLED,), Outcome.CANCELLED),
+    ],
+)
+def test_the_outcome_follows_from_the_set_of_uploads(
+    counts: Counts, history: tuple[BatchCancelled, ...], outcome: Outcome
+) -> None:
+    batch = given_batch(started(), SEALED, *history)
+
+    assert batch.complete(counts, at=later(5), by="orchestrator") == (
+        BatchCompleted(
+            at=later(5), by="orchestrator", outcome=outcome, counts=counts, duration=5.0
+        ),
+    )
+
+
+def test_a_batch_with_unfinished_uploads_does_not_complete() -> None:
+    with pytest.raises(NotNow, match="not ended"):
+        given_batch(started(), SEALED).complete(
+            {UploadState.COMPLETED: 9, UploadState.RETRY_SCHEDULED: 1}, at=NOON, by="orchestrator"
+        )
+
+
+def test_an_open_batch_does_not_complete_however_finished_its_uploads_are() -> None:
+    with pytest.raises(NotNow, match="open"):
+        given_batch(started()).complete({UploadState.COMPLETED: 9}, at=NOON, by="orchestrator")
+
+
+def test_a_batch_completes_once() -> None:
+    (completed,) = given_batch(started(), SEALED).complete({}, at=NOON, by="orchestrator")
+
+    with pytest.raises(NotNow, match="completed"):
+        given_batch(started(), SEALED, completed).complete({}, at=NOON, by="orchestrator")
+
+
+def test_a_retry_reopens_a_completed_batch_for_a_new_outcome() -> None:
+    (completed,) = given_batch(started(), SEALED).complete(
+        {UploadState.FAILED: 1}, at=NOON, by="orchestrator"
+    )
+    (reopened,) = given_batch(started(), SEALED, completed).reopen(
+        "an upload is retried", at=NOON, by="orchestrator"
+    )
+
+    batch = given_batch(started(), SEALED, completed, reopened)
+
+    assert isinstance(reopened, BatchReopened)
+    assert (batch.state, batch.outcome) == (BatchState.SEALED, None)
+
+
+def test_the_same_standing_is_not_recorded_twice() -> None:
+    standing = {UploadState.COMPLETED: 1, UploadState.QUEUED: 1}
+    (progressed,) = given_batch(started()).progress_to(
+        standing, bytes_received=20, bytes_total=20, through=7, at=NOON, by="orchestrator"
+    )
+
+    assert isinstance(progressed, BatchProgressed)
+    assert progressed.percent == 75.0
+    assert (
+        given_batch(started(), progressed).progress_to(
+            standing, bytes_received=20, bytes_total=20, through=9, at=later(1), by="orchestrator"
+        )
+        == ()
+    )
+
+
+def test_percent_reaches_100_when_every_upload_has_ended_and_not_before() -> None:
+    almost = {UploadState.COMPLETED: 99_999, UploadState.PROCESSING: 1}
+
+    assert percent_of(almost, 10**9, 10**9) < 100
+    assert percent_of({UploadState.COMPLETED: 9, UploadState.FAILED: 1}, 9, 10) == 100.0
+    assert percent_of({}, 0, 0) == 0.0
+
+
+def test_pausing_a_completed_batch_is_refused() -> None:
+    (completed,) = given_batch(started(), SEALED).complete({}, at=NOON, by="orchestrator")
+
+    with pytest.raises(NotNow, match="completed"):
+        given_batch(started(), SEALED, completed).pause(at=NOON, by=ALICE)
+
+
+def test_a_paused_batch_resumes_once() -> None:
+    paused = given_batch(started(), BatchPaused(at=NOON, by=ALICE))
+
+    (resumed,) = paused.resume(at=NOON, by=ALICE)
+
+    assert paused.evolve(resumed).resume(at=NOON, by=ALICE) == ()

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain.file import FileDeclaration, faults_of, path_problem, printable
+from domain.ids import batch_id_for, upload_id_for
+from tests.stories import BATCH
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/etc/passwd",
+        "../up",
+        "a/../../b",
+        "a//b",
+        "a/",
+        "./a",
+        "a\x00b",
+        "a\nb",
+        "a\x7fb",
+        "a\\b",
+        "evil\u202egpj.exe",
+        "x" * 256,
+        "/".join(["x" * 200] * 6),
+        "\ud800",
+    ],
+)
+def test_a_path_that_leaves_its_batch_or_hides_something_is_a_fault(path: str) -> None:
+    assert path_problem(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["a", "a/b.txt", "Fotos/Übersicht 2026.jpg", "...", "a..b", "写真"]
+)
+def test_an_ordinary_path_is_sound(path: str) -> None:
+    assert path_problem(path) is None
+
+
+@pytest.mark.parametrize(
+    ("declared", "field"),
+    [
+        ({"size": -1}, "files/3/size"),
+        ({"size": 2**53}, "files/3/size"),
+        ({"checksum": "sha256:abc"}, "files/3/checksum"),
+        ({"checksum": "md5:" + "0" * 64}, "files/3/checksum"),
+        ({"media_type": "image"}, "files/3/media_type"),
+        ({"media_type": "image/png\r\nX: y"}, "files/3/media_type"),
+        ({"metadata": {"k": "v" * 5000}}, "files/3/metadata"),
+        ({"metadata": {"k": "a\nb"}}, "files/3/metadata"),
+        ({"metadata": {str(n): "" for n in range(33)}}, "files/3/metadata"),
+    ],
+)
+def test_every_fault_names_its_field(declared: dict[str, object], field: str) -> None:
+    file = FileDeclaration(path="a", **declared)  # type: ignore[arg-type]
+
+    assert [fault.field for fault in faults_of(file, at="files/3/")] == [field]
+
+
+@given(st.text())
+def test_what_is_printable_has_no_control_characters(text: str) -> None:
+    shown = printable(text)
+
+    assert len(shown) <= 200
+    assert "\n" not in shown
+    shown.encode()
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_one_path_is_one_upload(first: str, second: str) -> None:
+    first, second = printable(first), printable(second)
+
+    assert (upload_id_for(BATCH, first) == upload_id_for(BATCH, second)) == (first == second)
+
+
+def test_a_derived_id_is_a_uuid_of_version_8_beside_its_batch() -> None:
+    upload = upload_id_for(BATCH, "a")
+
+    assert upload.version == 8
+    assert upload.bytes[:6] == BATCH.bytes[:6]
+    assert batch_id_for("acme", "k").version == 8
+    assert batch_id_for("acme", "k") != batch_id_for("other", "k")
