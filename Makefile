@@ -1,6 +1,9 @@
 # Uptrail: `make demo` shows it at work, `make test` proves it.
-PYTHON ?= python3
 BIN := .venv/bin
+NEWEST := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,\
+	$(shell $(python) -c '$(NEWEST)' 2>/dev/null && echo $(python))) no-python-3.11)
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test bench chaos lint lock
 
@@ -9,11 +12,19 @@ help: ## list the targets
 
 setup: .venv/.ready ## create .venv from requirements.lock; the command lands at .venv/bin/uptrail
 
+# A .venv that another Python left behind is made anew; one that fits is kept, and this is quick.
 .venv/.ready: requirements.lock pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c '$(NEWEST)' 2>/dev/null || $(MAKE) --no-print-directory .venv/new
+	@echo "installing what requirements.lock names"
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
+
+.PHONY: .venv/new
+.venv/new:
+	@command -v $(PYTHON) >/dev/null || { echo "Uptrail needs Python 3.11 or newer; name one: make setup PYTHON=/path/to/python3"; exit 1; }
+	@echo "creating .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear .venv
 
 demo: setup ## upload a folder, watch it, audit it (DIR=path to use your own files)
 	@$(BIN)/uptrail demo $(if $(DIR),"$(DIR)",)
@@ -33,7 +44,7 @@ bench: setup ## measure us and the peers side by side, as ratios
 chaos: setup ## kill processes at random for minutes and count what is left
 	@$(BIN)/python -m pytest -m chaos tests/chaos $(PYTEST)
 
-lock: ## write requirements.lock anew from pyproject.toml
-	@$(BIN)/python -m pip install -q uv
-	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
-		--group dev --quiet -o requirements.lock pyproject.toml
+lock: setup ## write requirements.lock anew from pyproject.toml
+	@$(PIP) install uv
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url --group dev --quiet -o requirements.lock pyproject.toml
