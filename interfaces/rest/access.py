@@ -1,0 +1,144 @@
+"""Who is asking, and what they may: a key or a browser session for every path but the public."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from application.errors import NotFound
+from application.ports.keys import Principal, Scope
+from domain.batch.aggregate import Batch
+from domain.upload.aggregate import Upload
+from interfaces.rest.problems import Problem
+from interfaces.services import SERVICES
+
+SESSION_COOKIE = "uptrail_session"
+
+PUBLIC = frozenset({"/", "/favicon.ico", "/healthz", "/readyz", "/login", "/openapi.json"})
+PUBLIC_PREFIXES = ("/static/",)
+"""What anybody may fetch: whether we live, how to ask, and the page's own files; never data."""
+
+FIRST_MESSAGE = frozenset({"/v1/feed"})
+"""Where a WebSocket may authenticate by its first message: the handler sees to it."""
+
+PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@web.middleware
+async def access_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Nothing but the public paths is reached without a credential that holds.
+
+    OPTIONS passes: a browser asks it of us without credentials, and it tells nothing.
+    """
+    if is_public(request) or request.method == hdrs.METH_OPTIONS:
+        return await handler(request)
+    principal = await _authenticated(request)
+    if principal is not None:
+        request[PRINCIPAL] = principal
+    elif not (request.path in FIRST_MESSAGE and _is_websocket(request)):
+        raise unauthenticated("send Authorization: Bearer up_... or sign in")
+    return await handler(request)
+
+
+def is_public(request: web.Request) -> bool:
+    """Judged by the route that will answer, not by how the path is spelled."""
+    resource = request.match_info.route.resource
+    path = resource.canonical if resource is not None else ""
+    return path in PUBLIC or f"{path}/".startswith(PUBLIC_PREFIXES)
+
+
+def principal_of(request: web.Request) -> Principal:
+    """Who asks; raises a 401 Problem where nobody has said so yet."""
+    if PRINCIPAL not in request:
+        raise unauthenticated("sign in first")
+    return request[PRINCIPAL]
+
+
+def require(request: web.Request, *scopes: Scope) -> Principal:
+    """Who asks, if their scope is one of these; an admin may do everything.
+
+    Raises a 403 Problem otherwise: what is refused is the act, not the sight of a thing.
+    """
+    principal = principal_of(request)
+    if principal.scope is Scope.ADMIN or principal.scope in scopes:
+        return principal
+    needed = " or ".join(scopes) or Scope.ADMIN
+    raise Problem(403, "scope_missing", f"this needs the scope {needed}")
+
+
+def require_unlimited(principal: Principal) -> None:
+    """Raises a 403 Problem for a key that is limited to one batch."""
+    if principal.batch is not None:
+        raise Problem(403, "limited_key", f"this key is limited to batch {principal.batch}")
+
+
+def owned(principal: Principal, *, owner: str, batch: UUID) -> None:
+    """Raises NotFound for what belongs to somebody else, or to another batch than the key's."""
+    if principal.sees not in (None, owner) or principal.batch not in (None, batch):
+        raise NotFound("there is no such thing")
+
+
+async def batch_of(request: web.Request, id: UUID) -> Batch:
+    """The batch as the log has it, if the one who asks may touch it. Raises NotFound."""
+    batch = await request.app[SERVICES].log.batch(id)
+    owned(principal_of(request), owner=batch.owner, batch=batch.id)
+    return batch
+
+
+async def upload_of(request: web.Request, id: UUID) -> Upload:
+    """The upload as the log has it, likewise. Raises NotFound."""
+    upload = await request.app[SERVICES].log.upload(id)
+    owned(principal_of(request), owner=upload.owner, batch=upload.batch)
+    return upload
+
+
+def unauthenticated(detail: str, *, error: str = "") -> Problem:
+    """401, with the challenge of RFC 6750 section 3."""
+    challenge = 'Bearer realm="uptrail"' + (f', error="{error}"' if error else "")
+    return Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": challenge})
+
+
+async def _authenticated(request: web.Request) -> Principal | None:
+    """Who the credential names; None without one. A credential that does not hold is refused."""
+    keys = request.app[SERVICES].keys
+    header = request.headers.get(hdrs.AUTHORIZATION)
+    if header is not None:
+        scheme, _, text = header.partition(" ")
+        known = await keys.authenticate(text.strip()) if scheme.lower() == "bearer" else None
+        if known is None:
+            raise unauthenticated("the key is unknown, revoked or expired", error="invalid_token")
+        return known
+    token = request.cookies.get(SESSION_COOKIE)
+    if token is None:
+        return None
+    known = await keys.session(token)
+    if known is None:
+        raise unauthenticated("the session is over: sign in again", error="invalid_token")
+    if request.method not in _SAFE or _is_websocket(request):
+        require_own_origin(request)
+    return known
+
+
+def require_own_origin(request: web.Request) -> None:
+    """Raises a 403 Problem where a browser acts for a page that is not ours.
+
+    A proxy may have ended TLS before us: `https` of our own host is ours too.
+    """
+    origin = request.headers.get(hdrs.ORIGIN, "")
+    if origin in request.app[SERVICES].settings.allowed_origins:
+        return
+    parts = urlsplit(origin)
+    if parts.netloc.lower() != request.host.lower() or parts.scheme not in (
+        "https",
+        request.scheme,
+    ):
+        raise Problem(403, "foreign_origin", "a session acts for our own pages only")
+
+
+def _is_websocket(request: web.Request) -> bool:
+    return request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"

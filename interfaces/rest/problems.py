@@ -1,0 +1,185 @@
+"""Every refusal as a problem document (RFC 9457), and the middleware that makes it one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import psycopg
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Handler
+
+from application.errors import (
+    Busy,
+    Conflict,
+    KeyReused,
+    NotFound,
+    StorageFull,
+    Unavailable,
+)
+from application.ports.read_model import BadCursor
+from domain.errors import Faulty, NotNow, OutOfRange, Refused, Superseded
+from interfaces.rest.correlation import REQUEST_ID, STARTED
+from interfaces.rest.pointers import locate, pointer_of
+
+CONTENT_TYPE = "application/problem+json"
+RETRY_SOON = {"Retry-After": "1"}
+
+_log = structlog.get_logger(__name__)
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+class Complaint(msgspec.Struct, frozen=True):
+    """One thing that is wrong: `pointer` (RFC 6901) into the body, or the parameter's name."""
+
+    pointer: str
+    detail: str
+
+
+class ProblemDocument(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a client reads: `code` for programs, `title` and `detail` for people."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str = ""
+    errors: tuple[Complaint, ...] = ()
+    request_id: str = ""
+    instance: str = ""
+
+
+class Problem(Exception):
+    """A request is refused; raise it anywhere under a handler, before the answer has begun."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str = "",
+        *,
+        title: str = "",
+        errors: Iterable[Complaint] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail or code)
+        self.status = status
+        self.code = code
+        self.title = title or HTTPStatus(status).phrase
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+
+    def response(self, request: web.BaseRequest) -> web.Response:
+        return web.Response(
+            status=self.status,
+            body=_encode(self._document(request)),
+            content_type=CONTENT_TYPE,
+            headers=self.headers,
+        )
+
+    def _document(self, request: web.BaseRequest) -> ProblemDocument:
+        return ProblemDocument(
+            type=f"/problems/{self.code}",
+            title=self.title,
+            status=self.status,
+            code=self.code,
+            detail=self.detail,
+            errors=self.errors,
+            request_id=request.get(REQUEST_ID, ""),
+            instance=request.path.encode(errors="replace").decode(),
+        )
+
+
+_PLAIN: tuple[tuple[type[Exception], int, str, Mapping[str, str]], ...] = (
+    (NotFound, 404, "not_found", {}),
+    (KeyReused, 422, "idempotency_key_reused", {}),
+    (NotNow, 409, "not_now", {}),
+    (OutOfRange, 409, "out_of_range", {}),
+    (Superseded, 409, "superseded", {}),
+    (Refused, 409, "refused", {}),
+    (Busy, 409, "busy", RETRY_SOON),
+    (Conflict, 409, "conflict", RETRY_SOON),
+    (StorageFull, 507, "storage_full", {}),
+)
+
+
+@web.middleware
+async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever goes wrong below is answered as a problem document; the unexpected is logged.
+
+    An answer that has begun cannot be taken back: its connection is closed instead, so that
+    the client sees it is not whole.
+    """
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        problem = _of_aiohttp(error)
+    except ConnectionError:  # the client is gone, there is nobody to answer
+        raise
+    except Exception as error:
+        problem = problem_of(error)
+    if request.get(STARTED):
+        _log.warning("answer_cut_short", code=problem.code, path=request.path)
+        raise ConnectionResetError("the answer cannot be completed")
+    return problem.response(request)
+
+
+def problem_of(error: Exception) -> Problem:
+    """The problem that tells a client of this error; what it cannot know of is a 500, logged."""
+    match error:
+        case Problem():
+            return error
+        case Faulty(faults=faults):
+            complaints = [Complaint(pointer_of(fault), fault.message) for fault in faults[:100]]
+            return invalid(*complaints, total=len(faults))
+        case msgspec.ValidationError():
+            return invalid(Complaint(*locate(error)))
+        case msgspec.DecodeError():
+            return Problem(400, "malformed_json", str(error))
+        case BadCursor():
+            return bad_parameter("cursor", "was not given out by this list")
+        case Unavailable() | psycopg.OperationalError():
+            _log.warning("unavailable", error=str(error))
+            return Problem(503, "unavailable", "try again soon", headers=RETRY_SOON)
+        case HttpProcessingError() | web.RequestPayloadError():
+            return Problem(400, "malformed_request", "the body cannot be read as it was sent")
+    for kind, status, code, headers in _PLAIN:
+        if isinstance(error, kind):
+            return Problem(status, code, str(error), headers=headers)
+    _log.error("request_failed", exc_info=error)
+    return Problem(500, "internal_error", "the error is logged under the request id")
+
+
+def invalid(*complaints: Complaint, total: int | None = None) -> Problem:
+    """422: the body can be read, and breaks rules; nothing was recorded."""
+    count = total or len(complaints)
+    first = complaints[0]
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    return Problem(
+        422, "invalid", f"{first.pointer or 'the body'}: {first.detail}{more}", errors=complaints
+    )
+
+
+def bad_parameter(name: str, message: str) -> Problem:
+    """400: a parameter of the query or a header makes no sense."""
+    return Problem(400, "bad_parameter", f"{name} {message}", errors=[Complaint(name, message)])
+
+
+def _of_aiohttp(error: web.HTTPException) -> Problem:
+    """What aiohttp itself refuses: no such route, a wrong method, a body over the limit."""
+    code = {404: "no_such_route", 405: "method_not_allowed", 413: "too_large"}.get(
+        error.status, HTTPStatus(error.status).name.lower()
+    )
+    kept: dict[str, Any] = {
+        name: value
+        for name, value in error.headers.items()
+        if name.lower() not in ("content-type", "content-length")
+    }
+    return Problem(error.status, code, error.reason, headers=kept)
