@@ -1,16 +1,24 @@
-"""Every setting in one Struct, each with its default and what it is for."""
+"""Every setting in one Struct, each with its default, what it allows and what it is for."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 from platformdirs import user_data_path
 
 from application.pipeline import Pipeline, Step
 from domain.retry import RetryPolicy
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
+TIB = 1024 * 1024 * MIB
+
+Bytes: TypeAlias = Annotated[int, Meta(ge=0, extra={"unit": "bytes"})]
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, extra={"unit": "seconds"})]
+Count: TypeAlias = Annotated[int, Meta(ge=1)]
 
 DEFAULT_PIPELINE = Pipeline(
     steps=(
@@ -26,50 +34,95 @@ def default_data_dir() -> Path:
     return user_data_path("uptrail", appauthor=False)
 
 
+def default_pipelines() -> dict[str, Pipeline]:
+    return {"default": DEFAULT_PIPELINE}
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes in bytes, times in seconds. `uptrail config show` says where each value came from."""
 
     # Where things are.
-    data_dir: Path = msgspec.field(default_factory=default_data_dir)
-    database_url: str | None = None
-    blobs: str | None = None  # a folder; by default <data_dir>/blobs
+    data_dir: Annotated[Path, Meta(description="folder for everything Uptrail keeps")] = (
+        msgspec.field(default_factory=default_data_dir)
+    )
+    database_url: Annotated[
+        str | None, Meta(description="your PostgreSQL; without it, an embedded one in `data_dir`")
+    ] = None
+    blobs: Annotated[
+        str | None, Meta(description="folder for the bytes; without it, `blobs` in `data_dir`")
+    ] = None
 
     # Serving.
-    host: str = "127.0.0.1"
-    port: int = 8080
-    allowed_origins: tuple[str, ...] = ()
-    max_body: int = 16 * MIB  # of a JSON or NDJSON request
-    shutdown_grace: float = 10.0
-    log_format: str = "auto"  # auto | json | console
-    log_level: str = "info"
+    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[
+        int, Meta(ge=0, le=65535, description="port to listen on; 0 takes any free one")
+    ] = 8080
+    allowed_origins: Annotated[
+        tuple[str, ...], Meta(description="other sites whose pages may use the feed")
+    ] = ()
+    max_body: Annotated[Bytes, Meta(description="largest JSON or NDJSON request")] = 16 * MIB
+    shutdown_grace: Annotated[
+        Seconds, Meta(description="time that running work gets when the server stops")
+    ] = 10.0
+    log_format: Annotated[
+        Literal["auto", "json", "console"],
+        Meta(description="`auto`: `console` on a terminal, else `json`"),
+    ] = "auto"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="the least that is logged")
+    ] = "info"
 
     # Uploading.
-    max_file_size: int = 1024 * 1024 * MIB
-    max_manifest_files: int = 10_000
-    max_metadata: int = 4096
-    read_buffer: int = MIB
-    progress_interval: float = 0.5  # between two recorded FileProgressed of one transfer
-    transfer_idle_timeout: float = 60.0
-    min_free_bytes: int = 256 * MIB
+    max_file_size: Annotated[Bytes, Meta(description="largest file")] = TIB
+    max_manifest_files: Annotated[Count, Meta(description="most files in one manifest")] = 10_000
+    max_metadata: Annotated[Bytes, Meta(description="largest Upload-Metadata header")] = 4 * KIB
+    read_buffer: Annotated[Bytes, Meta(description="bytes read ahead of one sender")] = MIB
+    progress_interval: Annotated[
+        Seconds, Meta(description="shortest time between two recorded steps of one transfer")
+    ] = 0.5
+    transfer_idle_timeout: Annotated[
+        Seconds, Meta(description="silence after which a sender counts as gone")
+    ] = 60.0
+    min_free_bytes: Annotated[
+        Bytes, Meta(description="room on the disk below which uploads are refused")
+    ] = 256 * MIB
 
     # Processing.
-    pipelines: dict[str, Pipeline] = {"default": DEFAULT_PIPELINE}
-    retry_policy: RetryPolicy = RetryPolicy()
-    worker_concurrency: int = 4
-    uploads_per_job: int = 20
-    worker_heartbeat: float = 2.0
-    worker_dead_after: float = 10.0
-    step_progress_interval: float = 0.5
+    pipelines: Annotated[
+        dict[str, Pipeline], Meta(description="named lists of steps, besides `default`")
+    ] = msgspec.field(default_factory=default_pipelines)
+    retry_policy: Annotated[
+        RetryPolicy, Meta(description="how often and how soon failed work is tried again")
+    ] = RetryPolicy()
+    worker_concurrency: Annotated[Count, Meta(description="uploads one worker runs at once")] = 4
+    uploads_per_job: Annotated[Count, Meta(description="most uploads that travel in one job")] = 20
+    worker_heartbeat: Annotated[
+        Seconds, Meta(description="time between two signs of life of a worker")
+    ] = 2.0
+    worker_dead_after: Annotated[
+        Seconds, Meta(description="silence after which a worker counts as dead")
+    ] = 10.0
+    step_progress_interval: Annotated[
+        Seconds, Meta(description="shortest time between two recorded moves of one step")
+    ] = 0.5
 
     # Orchestrating.
-    batch_progress_interval: float = 0.25
-    in_flight_per_batch: int = 200
-    in_flight_per_owner: int = 400
+    batch_progress_interval: Annotated[
+        Seconds, Meta(description="shortest time between two recorded counts of one batch")
+    ] = 0.25
+    in_flight_per_batch: Annotated[
+        Count, Meta(description="uploads of one batch at the workers at once")
+    ] = 200
+    in_flight_per_owner: Annotated[
+        Count, Meta(description="uploads of one owner at the workers at once")
+    ] = 400
 
     # Watching.
-    feed_tick: float = 0.1
-    feed_heartbeat: float = 15.0
-    feed_buffer: int = MIB  # bytes waiting for one client before it catches up instead
+    feed_tick: Annotated[Seconds, Meta(description="shortest time between two frames")] = 0.1
+    feed_heartbeat: Annotated[Seconds, Meta(description="time between two pings")] = 15.0
+    feed_buffer: Annotated[
+        Bytes, Meta(description="bytes that wait for one client before it catches up instead")
+    ] = MIB
 
     @property
     def blob_dir(self) -> Path:
