@@ -1,0 +1,1 @@
+"""What Uptrail tells about itself: logs and metrics."""
