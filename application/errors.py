@@ -8,6 +8,7 @@ Everything a use case can answer besides success.
   + KeyReused         the command id was used before for another request
   + Busy              the same stream moved on too often; try again
   + Unavailable       the log or the store cannot be reached now; nothing was recorded
+  + Undetermined      the log was lost while it recorded; whether it did is not known
   + StorageFull       there is no room for the bytes
 """
 
@@ -52,6 +53,10 @@ class Busy(ApplicationError):
 
 class Unavailable(ApplicationError):
     """The log or the store cannot be reached now; nothing was recorded."""
+
+
+class Undetermined(ApplicationError):
+    """The log was lost while it recorded, for too long to find out whether it did."""
 
 
 class StorageFull(ApplicationError):

@@ -18,7 +18,7 @@ def test_processes_that_start_at_once_migrate_one_after_the_other(empty_database
         list(threads.map(migrate, [empty_database_url] * 4))
 
     with psycopg.connect(empty_database_url) as connection:
-        names = ["stored_events", "snapshots", "notification_tracking", "command_answers"]
+        names = ["stored_events", "stored_snapshots", "notification_tracking", "command_answers"]
         assert connection.execute(TABLES, (names,)).fetchone() == (4,)
 
 

@@ -31,7 +31,7 @@ _STATEMENTS = (
         ON stored_events (notification_id ASC)""",
     """CREATE TYPE stored_event_uuid AS (
         originator_id uuid, originator_version bigint, topic text, state bytea)""",
-    f"""CREATE TABLE snapshots (
+    f"""CREATE TABLE stored_snapshots (
         originator_id uuid NOT NULL,
         originator_version bigint NOT NULL,
         topic text,

@@ -1,0 +1,1 @@
+"""The log, on PostgreSQL, in the format of the `eventsourcing` library."""

@@ -1,0 +1,182 @@
+"""The one writer of a process: many appends, one transaction, one wait for the disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Self
+
+import psycopg
+import structlog
+
+from application.envelope import Append, Appended
+from application.errors import ApplicationError, Unavailable, Undetermined
+from infrastructure.event_store.codec import CODEC, Codec
+from infrastructure.event_store.guard import refuse_database_functions
+from infrastructure.event_store.placing import Placed, encode
+from infrastructure.event_store.recovery import look_up
+from infrastructure.event_store.waiting import Pending, WaitingRoom
+from infrastructure.event_store.writing import place_group, results, send_rows
+from infrastructure.postgres.pool import Connection, connect
+
+GROUP = 500  # events a transaction, unless a single append has more
+WAITING = 20_000  # events that may wait
+PATIENCE = 30.0  # seconds an append waits for a log that cannot be reached
+LONGEST_BACKOFF = 1.0  # seconds
+
+# A process that is stopped while it holds the lock of the log must not stop the others.
+_MANNERS = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s'"
+
+_LOST = (psycopg.OperationalError, psycopg.InterfaceError, OSError, TimeoutError)
+
+_log = structlog.get_logger(__name__)
+
+
+class GroupCommitter:
+    """Records appends in groups on a connection of its own. Use as an async context manager."""
+
+    def __init__(self, url: str, *, codec: Codec = CODEC, patience: float = PATIENCE) -> None:
+        self._url = url
+        self._codec = codec
+        self._patience = patience
+        self._room = WaitingRoom(WAITING)
+        self._connection: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Raises UnsafeWriter, and psycopg.OperationalError if the server cannot be reached."""
+        try:
+            await refuse_database_functions(await self._connected())
+        except BaseException:
+            await self._disconnect()
+            raise
+        self._task = asyncio.create_task(self._commit_for_ever(), name="committer")
+
+    async def append(self, append: Append) -> Appended:
+        """Records the append, durably, or not at all; see the port `EventLog` for the errors.
+
+        Raises Undetermined when the server was lost during COMMIT and did not come back in
+        time to be asked. A caller that is cancelled does not know either.
+        """
+        if self._closing or self._task is None:
+            raise Unavailable("the log is closed")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience
+        pending = Pending(encode(append, self._codec), loop.create_future(), deadline)
+        try:
+            await self._room.enter(pending)
+        except TimeoutError:
+            raise Unavailable("too many appends wait for the log") from None
+        return await pending.outcome
+
+    async def close(self) -> None:
+        """Records what waits, then ends; new appends are refused meanwhile."""
+        self._closing = True
+        self._room.wake()
+        if self._task is not None:
+            # uvloop crashes when a connection is closed under a task that still waits for it.
+            await asyncio.wait((self._task,))
+            self._task = None
+
+    async def _commit_for_ever(self) -> None:
+        try:
+            while not self._closing or len(self._room):
+                await self._room.filled()
+                if group := self._room.take(GROUP):
+                    await self._commit(group)
+                    await asyncio.sleep(0)  # lets the callers come back with what follows
+        finally:
+            await self._disconnect()
+
+    async def _commit(self, group: list[Pending]) -> None:
+        """Every append of the group gets its result, however often the server goes away."""
+        backoff = 0.02
+        while group:
+            try:
+                connection = await self._connected()
+                group = await self._settle(connection, group)
+                group = await self._record(connection, group)
+            except (*_LOST, psycopg.errors.UniqueViolation) as error:
+                # A UniqueViolation is somebody who writes without the lock: judge again.
+                _log.warning("log_unreachable", error=str(error), appends=len(group))
+                await self._disconnect()
+                group = self._give_up_late(group)
+                await asyncio.sleep(backoff)
+                backoff = min(2 * backoff, LONGEST_BACKOFF)
+            except Exception as error:
+                await self._disconnect()
+                await self._isolate(group, error)
+                return
+
+    async def _settle(self, connection: Connection, group: list[Pending]) -> list[Pending]:
+        """Looks up what may have been recorded before; returns what certainly was not."""
+        sent = [(pending, pending.sent) for pending in group if pending.sent is not None]
+        if sent:
+            outcomes = await look_up(connection, [placed for _, placed in sent])
+            for (pending, _), outcome in zip(sent, outcomes, strict=True):
+                pending.sent = None
+                if outcome is not None:
+                    pending.resolve(outcome)
+        return [pending for pending in group if not pending.outcome.done()]
+
+    async def _record(self, connection: Connection, group: list[Pending]) -> list[Pending]:
+        """One transaction, in two exchanges with the server; nothing is left to do."""
+        if group:
+            for pending, result in zip(group, await self._transact(connection, group), strict=True):
+                pending.resolve(result)
+        return []
+
+    async def _transact(
+        self, connection: Connection, group: list[Pending]
+    ) -> Sequence[Appended | ApplicationError]:
+        async with connection.pipeline():
+            await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+            verdicts = await place_group(connection, [pending.encoded for pending in group])
+            for pending, verdict in zip(group, verdicts, strict=True):
+                pending.sent = verdict if isinstance(verdict, Placed) else None
+            positions = await send_rows(connection, verdicts)
+            committed = await connection.execute("COMMIT")
+        if committed.statusmessage != "COMMIT":
+            raise psycopg.OperationalError(f"COMMIT was answered {committed.statusmessage}")
+        told = results(verdicts, await positions.fetchall() if positions else [])
+        for pending in group:
+            pending.sent = None
+        return told
+
+    async def _isolate(self, group: list[Pending], error: Exception) -> None:
+        """Something in the group cannot be recorded at all: the others must not suffer."""
+        for pending in group:
+            pending.sent = None
+            if len(group) == 1:
+                pending.resolve(error)
+            else:
+                await self._commit([pending])
+
+    def _give_up_late(self, group: list[Pending]) -> list[Pending]:
+        now = asyncio.get_running_loop().time()
+        late = [pending for pending in group if pending.deadline <= now]
+        for pending in (*late, *self._room.take_late(now)):
+            if pending.sent is None:
+                pending.resolve(Unavailable("the log cannot be reached"))
+            else:
+                pending.resolve(Undetermined("the log was lost while it recorded"))
+        return [pending for pending in group if not pending.outcome.done()]
+
+    async def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = await connect(self._url, name="committer")
+            await self._connection.execute(_MANNERS)
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()

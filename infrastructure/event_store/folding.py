@@ -1,0 +1,39 @@
+"""From the events of a stream to its aggregate."""
+
+from __future__ import annotations
+
+from typing import TypeAlias, get_args
+from uuid import UUID
+
+from application.envelope import DomainEvent
+from domain.batch.aggregate import Batch
+from domain.batch.events import BatchEvent
+from domain.upload.aggregate import Upload
+from domain.upload.events import UploadEvent
+
+Aggregate: TypeAlias = Upload | Batch
+
+_BATCH_EVENTS: tuple[type[BatchEvent], ...] = get_args(BatchEvent)
+_UPLOAD_EVENTS: tuple[type[UploadEvent], ...] = get_args(UploadEvent)
+
+
+class MixedStream(Exception):
+    """A stream holds events of more than one kind of aggregate."""
+
+
+def fold(id: UUID, aggregate: Aggregate | None, event: DomainEvent) -> Aggregate:
+    """The aggregate after the event; None stands for a stream that has not begun.
+
+    Raises MixedStream, and NotNow for a history that does not begin at its beginning.
+    """
+    if isinstance(event, _BATCH_EVENTS):
+        if aggregate is None:
+            return Batch.begin(id, event)
+        if isinstance(aggregate, Batch):
+            return aggregate.evolve(event)
+    elif isinstance(event, _UPLOAD_EVENTS):
+        if aggregate is None:
+            return Upload.begin(id, event)
+        if isinstance(aggregate, Upload):
+            return aggregate.evolve(event)
+    raise MixedStream(f"{type(event).__name__} in the stream of {aggregate!r}")

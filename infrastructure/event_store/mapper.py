@@ -1,0 +1,74 @@
+"""The meeting with the library: its tools read and fold our log through this mapper."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from eventsourcing.domain import DomainEventProtocol
+from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
+
+from application.envelope import NO_CAUSE, Cause, DomainEvent
+from infrastructure.event_store.codec import CODEC, Codec
+from infrastructure.event_store.folding import Aggregate, fold
+from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS, decode_snapshot, encode_snapshot
+
+
+class Fact(msgspec.Struct, frozen=True):
+    """An event at its place: the library's DomainEventProtocol and CanMutateProtocol."""
+
+    originator_id: UUID
+    originator_version: int
+    event: DomainEvent
+    cause: Cause = NO_CAUSE
+
+    def mutate(self, aggregate: Aggregate | None) -> Aggregate:
+        return fold(self.originator_id, aggregate, self.event)
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """An aggregate as of a version: the library's SnapshotProtocol."""
+
+    originator_id: UUID
+    originator_version: int
+    state: Aggregate
+
+    @classmethod
+    def take(cls, aggregate: Aggregate) -> Snapshot:
+        return cls(aggregate.id, aggregate.version, aggregate)
+
+    def mutate(self, _: Aggregate | None) -> Aggregate:
+        return self.state
+
+
+class StructMapper(Mapper[UUID]):
+    """The library's Mapper for tagged Structs; its transcoder is never asked."""
+
+    def __init__(self, codec: Codec = CODEC) -> None:
+        super().__init__(JSONTranscoder())
+        self._codec = codec
+
+    def to_stored_event(self, domain_event: DomainEventProtocol[UUID]) -> StoredEvent:
+        match domain_event:
+            case Fact(event=event, cause=cause):
+                topic, state = self._codec.encode(event, cause)
+            case Snapshot(state=aggregate):
+                topic, state = encode_snapshot(aggregate)
+            case _:
+                raise TypeError(f"not a fact or a snapshot: {domain_event!r}")
+        return StoredEvent(
+            originator_id=domain_event.originator_id,
+            originator_version=domain_event.originator_version,
+            topic=topic,
+            state=state,
+        )
+
+    def to_domain_event(self, stored_event: StoredEvent) -> Any:
+        """A Fact, or a Snapshot. Raises UnreadableEvent."""
+        id, version = stored_event.originator_id, stored_event.originator_version
+        assert isinstance(id, UUID)
+        if stored_event.topic in SNAPSHOT_TOPICS:
+            return Snapshot(id, version, decode_snapshot(stored_event.state))
+        event, cause = self._codec.decode(stored_event.topic, stored_event.state)
+        return Fact(id, version, event, cause)

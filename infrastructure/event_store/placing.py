@@ -1,0 +1,127 @@
+"""Who may write what: each append of a group gets its verdict, and its rows their versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from application.envelope import Append, Unless
+from application.errors import AlreadyHandled, ApplicationError, Conflict, KeyReused
+from infrastructure.event_store.codec import CODEC, Codec
+
+
+class Row(NamedTuple):
+    """One row of `stored_events`, but for the position that the database gives it."""
+
+    stream: UUID
+    version: int
+    topic: str
+    state: bytes
+
+
+class Encoded(msgspec.Struct, frozen=True):
+    """An append whose events are bytes already; one tuple of topics and states a write."""
+
+    append: Append
+    contents: tuple[tuple[tuple[str, bytes], ...], ...]
+
+    @property
+    def size(self) -> int:
+        """How many events it holds."""
+        return sum(len(content) for content in self.contents)
+
+    @property
+    def streams(self) -> Iterator[UUID]:
+        """The streams it writes or guards; some more than once."""
+        for write in self.append.writes:
+            yield write.stream
+        for unless in self.append.unless:
+            yield unless.stream
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """An append that may be recorded: its rows, and the versions its streams will have."""
+
+    encoded: Encoded
+    rows: list[Row]
+    versions: dict[UUID, int]
+
+
+def encode(append: Append, codec: Codec = CODEC) -> Encoded:
+    """The append, with its events as bytes."""
+    return Encoded(
+        append,
+        tuple(
+            tuple(codec.encode(event, append.cause) for event in write.events)
+            for write in append.writes
+        ),
+    )
+
+
+class Ledger(msgspec.Struct):
+    """What the log holds of the streams a group touches, moved on by each append placed.
+
+    `versions` has every such stream (0: it does not exist), `topics` what was recorded in
+    guarded streams lately as version and topic, `answers` fingerprint and body by command.
+    """
+
+    versions: dict[UUID, int]
+    topics: dict[UUID, list[tuple[int, str]]]
+    answers: dict[UUID, tuple[str, bytes]]
+
+    def place(self, encoded: Encoded) -> Placed | ApplicationError:
+        """The verdict on one append; a refused one leaves the ledger as it was."""
+        refusal = self._repeated(encoded.append) or self._guarded(encoded.append)
+        if refusal is not None:
+            return refusal
+        placed = self._number(encoded)
+        if isinstance(placed, Placed):
+            self._take(placed)
+        return placed
+
+    def _repeated(self, append: Append) -> ApplicationError | None:
+        if append.answer is None:
+            return None
+        known = self.answers.get(append.answer.command_id)
+        if known is None:
+            return None
+        fingerprint, body = known
+        if fingerprint != append.answer.fingerprint:
+            return KeyReused("the command id was used before for another request")
+        return AlreadyHandled(body)
+
+    def _guarded(self, append: Append) -> Conflict | None:
+        for unless in append.unless:
+            if self._violates(unless):
+                return Conflict(unless.stream, unless.after, self.versions[unless.stream])
+        return None
+
+    def _violates(self, unless: Unless) -> bool:
+        return any(
+            version > unless.after and topic in unless.topics
+            for version, topic in self.topics.get(unless.stream, ())
+        )
+
+    def _number(self, encoded: Encoded) -> Placed | Conflict:
+        rows: list[Row] = []
+        versions: dict[UUID, int] = {}
+        for write, content in zip(encoded.append.writes, encoded.contents, strict=True):
+            current = versions.get(write.stream, self.versions[write.stream])
+            if write.expected is not None and write.expected != current:
+                return Conflict(write.stream, write.expected, current)
+            for topic, state in content:
+                current += 1
+                rows.append(Row(write.stream, current, topic, state))
+            versions[write.stream] = current
+        return Placed(encoded, rows, versions)
+
+    def _take(self, placed: Placed) -> None:
+        self.versions.update(placed.versions)
+        for row in placed.rows:
+            if row.stream in self.topics:
+                self.topics[row.stream].append((row.version, row.topic))
+        if answer := placed.encoded.append.answer:
+            self.answers[answer.command_id] = (answer.fingerprint, answer.body)

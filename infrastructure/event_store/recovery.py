@@ -1,0 +1,54 @@
+"""After a connection was lost during COMMIT: finds out what was recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from application.envelope import Appended
+from infrastructure.event_store.arrays import bigints, uuids
+from infrastructure.event_store.placing import Placed
+from infrastructure.event_store.writing import LOCK
+from infrastructure.postgres.pool import Connection
+
+_FOUND = """
+SELECT e.notification_id, e.topic, e.state
+FROM unnest(%s, %s) WITH ORDINALITY AS sent (stream, version, place)
+LEFT JOIN stored_events e ON e.originator_id = sent.stream AND e.originator_version = sent.version
+ORDER BY place"""
+
+_ANSWERED = "SELECT position FROM command_answers WHERE command_id = %s AND fingerprint = %s"
+
+
+async def look_up(connection: Connection, sent: Sequence[Placed]) -> list[Appended | None]:
+    """What became of each append; None where it is certain that it was not recorded.
+
+    Rows were only ever sent by a transaction that held the lock of the log. Holding it now
+    proves that this transaction has ended, one way or the other. Raises psycopg.Error.
+    """
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+        return [await _outcome(connection, placed) for placed in sent]
+
+
+async def _outcome(connection: Connection, placed: Placed) -> Appended | None:
+    if not placed.rows:
+        return await _answered(connection, placed)
+    streams = uuids(row.stream for row in placed.rows)
+    versions = bigints(row.version for row in placed.rows)
+    cursor = await connection.execute(_FOUND, (streams, versions))
+    found = await cursor.fetchall()
+    same = [
+        (topic, state) == (row.topic, row.state)
+        for (_, topic, state), row in zip(found, placed.rows, strict=True)
+    ]
+    return Appended(found[-1][0], placed.versions) if all(same) else None
+
+
+async def _answered(connection: Connection, placed: Placed) -> Appended | None:
+    """An append without events is known by its answer; one without either changed nothing."""
+    answer = placed.encoded.append.answer
+    if answer is None:
+        return Appended(0, placed.versions)
+    known = (answer.command_id, answer.fingerprint)
+    row = await (await connection.execute(_ANSWERED, known)).fetchone()
+    return None if row is None else Appended(row[0], placed.versions)

@@ -1,0 +1,97 @@
+"""Where appends wait for the committer: first come, first served, and only so many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+import msgspec
+
+from application.envelope import Appended
+from infrastructure.event_store.placing import Encoded, Placed
+
+
+class Pending(msgspec.Struct):
+    """An append on its way. `deadline` is in seconds of the event loop's clock.
+
+    `sent` is what was sent to the server when the connection was lost: until that is looked
+    up, nobody knows whether it was recorded.
+    """
+
+    encoded: Encoded
+    outcome: asyncio.Future[Appended]
+    deadline: float
+    sent: Placed | None = None
+
+    def resolve(self, result: Appended | BaseException) -> None:
+        """Tells the caller, unless it has gone away."""
+        if self.outcome.done():
+            return
+        if isinstance(result, BaseException):
+            self.outcome.set_exception(result)
+        else:
+            self.outcome.set_result(result)
+
+
+class WaitingRoom:
+    """A bounded queue, measured in events: whoever finds it full waits outside."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._inside: deque[Pending] = deque()
+        self._events = 0
+        self._filled = asyncio.Event()
+        self._left = asyncio.Event()
+        self._door = asyncio.Lock()  # serves in the order of arrival
+
+    def __len__(self) -> int:
+        return len(self._inside)
+
+    async def enter(self, pending: Pending) -> None:
+        """Raises TimeoutError if there is no room before the append's deadline."""
+        if self._door.locked() or not self._room_for(pending):
+            async with asyncio.timeout_at(pending.deadline), self._door:
+                while not self._room_for(pending):
+                    self._left.clear()
+                    await self._left.wait()
+        self._inside.append(pending)
+        self._events += pending.encoded.size
+        self._filled.set()
+
+    def take(self, most: int) -> list[Pending]:
+        """The next appends, together at most `most` events; a larger one comes by itself."""
+        taken: list[Pending] = []
+        size = 0
+        while self._inside:
+            following = self._inside[0].encoded.size
+            if taken and size + following > most:
+                break
+            pending = self._inside.popleft()
+            self._events -= following
+            if not pending.outcome.done():  # its caller may have gone away
+                taken.append(pending)
+                size += following
+        if not self._inside:
+            self._filled.clear()
+        self._left.set()
+        return taken
+
+    def take_late(self, now: float) -> list[Pending]:
+        """Those whose deadline has passed."""
+        late = [pending for pending in self._inside if pending.deadline <= now]
+        for pending in late:
+            self._inside.remove(pending)
+            self._events -= pending.encoded.size
+        self._left.set()
+        return late
+
+    async def filled(self) -> None:
+        """Returns when somebody waits."""
+        await self._filled.wait()
+
+    def wake(self) -> None:
+        """Lets `filled` return although nobody waits."""
+        self._filled.set()
+
+    def _room_for(self, pending: Pending) -> bool:
+        return not self._events or self._events + pending.encoded.size <= self._limit
