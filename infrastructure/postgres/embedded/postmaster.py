@@ -1,0 +1,100 @@
+"""The server's first process: started, found again, asked to go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+from subprocess import Popen
+from typing import Self
+
+import msgspec
+
+from infrastructure.postgres.embedded.cluster import Cluster
+from infrastructure.postgres.embedded.errors import EmbeddedPostgresError
+from infrastructure.postgres.embedded.home import Home
+from infrastructure.postgres.embedded.log import Log
+from infrastructure.postgres.embedded.processes import is_marked, marked, spawn
+from infrastructure.postgres.embedded.settings import always, options
+
+
+class Postmaster(msgspec.Struct, frozen=True):
+    """What a server wrote about itself into its postmaster.pid."""
+
+    pid: int
+    socket_folder: str
+    status: str
+
+    @classmethod
+    def read(cls, home: Home) -> Self | None:
+        """None if there is no such file, or it is not complete yet."""
+        with suppress(OSError, ValueError, IndexError):
+            lines = _pid_file(home).read_text().splitlines()
+            return cls(pid=int(lines[0]), socket_folder=lines[4], status=lines[7].strip())
+        return None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.status == "ready"
+
+
+def launch(cluster: Cluster, socket_folder: Path) -> Popen[bytes]:
+    """
+    Start the server; it runs on when we die.
+
+    Raises EmbeddedPostgresError if a server that is not ours runs on the cluster already.
+    """
+    home = cluster.home
+    _clear_away(home)
+    program = str(cluster.binaries / "postgres")
+    command = (program, "-D", str(home.cluster), *options(always(home, socket_folder)))
+    log = Log(home.log).open()
+    try:
+        process = spawn(command, cluster.account, log=log, lease=cluster.lease)
+    finally:
+        os.close(log)
+    # Collects its exit status, whoever ends it and whenever.
+    threading.Thread(target=process.wait, name="uptrail-postgres-exit", daemon=True).start()
+    return process
+
+
+def _clear_away(home: Home) -> None:
+    """Remove a dead server's postmaster.pid: PostgreSQL heeds it if its pid is another's now."""
+    # We hold the lease, so no server of ours is alive; one started by hand may be.
+    with suppress(FileNotFoundError, ValueError):
+        pid = int(_pid_file(home).read_text().splitlines()[0])
+        if is_marked(pid, str(home.cluster)):
+            raise EmbeddedPostgresError(
+                f"a PostgreSQL that uptrail did not start (pid {pid}) runs on {home.cluster}",
+                "stop it",
+            )
+    _pid_file(home).unlink(missing_ok=True)
+
+
+def ask_to_stop(home: Home, how: signal.Signals) -> None:
+    """Signal the server; if its first process is dead, end the ones that it left behind."""
+    postmaster = Postmaster.read(home)
+    if postmaster and is_marked(postmaster.pid, home.mark):
+        with suppress(ProcessLookupError):
+            os.kill(postmaster.pid, how)
+    else:
+        dismiss_orphans(home, signal.SIGQUIT)
+
+
+def is_orphaned(home: Home) -> bool:
+    """True when the server's first process was killed, and left its file behind."""
+    postmaster = Postmaster.read(home)
+    return postmaster is not None and not is_marked(postmaster.pid, home.mark)
+
+
+def dismiss_orphans(home: Home, how: signal.Signals) -> None:
+    """End what a killed server left behind; its commits are safe, and nothing else counts."""
+    for pid in marked(home.mark):
+        with suppress(ProcessLookupError):
+            os.kill(pid, how)
+
+
+def _pid_file(home: Home) -> Path:
+    return home.cluster / "postmaster.pid"
