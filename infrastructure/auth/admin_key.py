@@ -1,0 +1,74 @@
+"""The first key: made at the first start, left in a file only its owner can read."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import structlog
+
+from application.ports.keys import Scope
+from infrastructure.auth.keys import PostgresKeys
+from infrastructure.auth.tokens import parse_key
+
+FIRST_OWNER = "default"
+
+_log = structlog.get_logger(__name__)
+
+
+async def ensure_admin_key(keys: PostgresKeys, file: Path) -> str:
+    """The admin key in `file`, made and written (mode 0600) if there is none for this database.
+
+    A file whose key another database knew is replaced. One whose key was revoked is left alone:
+    somebody meant it. Of two processes that start at once, one makes the key.
+    """
+    text = _read(file)
+    stale = text is not None
+    if text is not None and (parts := parse_key(text)) is not None:
+        if await keys.authenticate(text) is not None:
+            return text
+        if await keys.find(parts.id) is not None:
+            _log.warning("admin_key_does_not_hold", file=str(file), key=parts.id)
+            return text
+    key, text = await keys.create(owner=FIRST_OWNER, scope=Scope.ADMIN, label="first start")
+    if _write(file, text, replace=stale):
+        _log.info("admin_key_written", file=str(file), key=key.id)
+        return text
+    await keys.revoke(key.id, owner=None)
+    return _read(file) or ""
+
+
+def _read(file: Path) -> str | None:
+    """The key in the file; a file that others may read is closed to them first."""
+    try:
+        if file.stat().st_mode & 0o077 and os.name == "posix":
+            _log.warning("admin_key_was_readable_by_others", file=str(file))
+            file.chmod(0o600)
+        return file.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+
+
+def _write(file: Path, text: str, *, replace: bool) -> bool:
+    """Whether the file now holds this text: it appears whole, or is somebody else's already.
+
+    The file is made with its final mode: there is no moment at which others could open it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as opened:
+            opened.write(text + "\n")
+            opened.flush()
+            os.fsync(descriptor)
+        if replace:
+            draft.replace(file)
+            return True
+        os.link(draft, file)
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink(missing_ok=True)
+    return True

@@ -1,0 +1,174 @@
+"""The port `Keys` on PostgreSQL."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from hmac import compare_digest
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.sql import SQL, Composed
+
+from application.errors import NotFound, Unavailable
+from application.ports.keys import Key, Principal, Scope
+from infrastructure.auth.passes import Passes
+from infrastructure.auth.tokens import hashed, new_key, parse_key
+from infrastructure.postgres.pool import Connection, Pool
+
+REMEMBERED_FOR = 1.0  # seconds: how long a revoked key may live on in another process
+MOST_REMEMBERED = 4096
+MOST_LISTED = 10_000
+
+_COLUMNS = SQL("id, owner, scope, label, batch, created_at, expires_at, revoked_at")
+_INSERT = SQL(
+    """INSERT INTO api_keys (id, secret_hash, owner, scope, label, batch, expires_at)
+    VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING {}"""
+).format(_COLUMNS)
+_SELECT_LIVE = SQL(
+    """SELECT {}, secret_hash FROM api_keys
+    WHERE id = %s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"""
+).format(_COLUMNS)
+_SELECT = SQL("SELECT {} FROM api_keys WHERE id = %s").format(_COLUMNS)
+_LIST = SQL(
+    """SELECT {} FROM api_keys WHERE %s::text IS NULL OR owner = %s
+    ORDER BY created_at DESC, id LIMIT {}"""
+).format(_COLUMNS, MOST_LISTED)
+_REVOKE = SQL(
+    """UPDATE api_keys SET revoked_at = coalesce(revoked_at, now())
+    WHERE id = %s AND (%s::text IS NULL OR owner = %s) RETURNING {}"""
+).format(_COLUMNS)
+
+
+class PostgresKeys:
+    """Keys, sessions and logins; of each secret only its hash is kept.
+
+    A key that held is trusted for a second without asking again, so that a sender of small files
+    costs one query a second. Revoking it ends it at once in this process, and within that second
+    in the others. Every method raises Unavailable when the database cannot be reached.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._sessions = Passes(pool, "browser_sessions")
+        self._logins = Passes(pool, "login_codes")
+        self._remembered: dict[bytes, tuple[float, Principal]] = {}
+
+    async def create(
+        self,
+        *,
+        owner: str,
+        scope: Scope,
+        label: str = "",
+        batch: UUID | None = None,
+        expires_at: datetime | None = None,
+    ) -> tuple[Key, str]:
+        text = new_key()
+        values = (text.id, hashed(text.secret), owner, scope, label, batch, expires_at)
+        row = await self._one(_INSERT, values)
+        assert row is not None
+        return _key(row), str(text)
+
+    async def authenticate(self, text: str) -> Principal | None:
+        parts = parse_key(text)
+        if parts is None:
+            return None
+        digest = hashed(text)
+        until, principal = self._remembered.get(digest, (0.0, None))
+        if principal is not None and time.monotonic() < until:
+            return principal
+        # Taken before the question is asked: a revocation meanwhile leaves these behind.
+        asked_at, remembered = time.monotonic(), self._remembered
+        row = await self._one(_SELECT_LIVE, (parts.id,))
+        if row is None or not compare_digest(row[-1], hashed(parts.secret)):
+            return None
+        principal = _principal(_key(row))
+        while len(remembered) >= MOST_REMEMBERED:
+            del remembered[next(iter(remembered))]
+        remembered.pop(digest, None)
+        remembered[digest] = (asked_at + REMEMBERED_FOR, principal)
+        return principal
+
+    async def find(self, id: str) -> Key | None:
+        """The key of this id, whether or not it still holds."""
+        row = await self._one(_SELECT, (id,))
+        return None if row is None else _key(row)
+
+    async def all(self, *, owner: str | None) -> Sequence[Key]:
+        """Keys of an owner, or of all, newest first; the newest 10,000 at most."""
+        async with self._reached() as connection:
+            cursor = await connection.execute(_LIST, (owner, owner))
+            return [_key(row) for row in await cursor.fetchall()]
+
+    async def revoke(self, id: str, *, owner: str | None) -> Key:
+        """Ends a key and whatever was made from it. Revoking it again changes nothing."""
+        row = await self._one(_REVOKE, (id, owner, owner))
+        self._remembered = {}
+        if row is None:
+            raise NotFound("there is no such key")
+        return _key(row)
+
+    async def open_session(self, principal: Principal, *, lifetime: float) -> str:
+        async with _unavailable():
+            return await self._sessions.issue(principal, lifetime)
+
+    async def session(self, token: str) -> Principal | None:
+        async with _unavailable():
+            return await self._sessions.holder(token)
+
+    async def close_session(self, token: str) -> None:
+        async with _unavailable():
+            await self._sessions.drop(token)
+
+    async def issue_login(self, principal: Principal, *, lifetime: float) -> str:
+        async with _unavailable():
+            return await self._logins.issue(principal, lifetime)
+
+    async def redeem_login(self, code: str) -> Principal | None:
+        async with _unavailable():
+            return await self._logins.take(code)
+
+    async def _one(self, query: Composed, values: tuple[object, ...]) -> tuple[Any, ...] | None:
+        async with self._reached() as connection:
+            return await (await connection.execute(query, values)).fetchone()
+
+    @asynccontextmanager
+    async def _reached(self) -> AsyncIterator[Connection]:
+        async with _unavailable(), self._pool.connection() as connection:
+            yield connection
+
+
+@asynccontextmanager
+async def _unavailable() -> AsyncIterator[None]:
+    """Says in the port's own words that the database cannot be reached."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        raise Unavailable(str(error)) from error
+
+
+def _key(row: tuple[Any, ...]) -> Key:
+    id, owner, scope, label, batch, created_at, expires_at, revoked_at, *_ = row
+    return Key(
+        id=id,
+        owner=owner,
+        scope=Scope(scope),
+        label=label,
+        batch=batch,
+        created_at=created_at,
+        expires_at=expires_at,
+        revoked_at=revoked_at,
+    )
+
+
+def _principal(key: Key) -> Principal:
+    return Principal(
+        name=f"key:{key.id}",
+        owner=key.owner,
+        scope=key.scope,
+        batch=key.batch,
+        expires_at=key.expires_at,
+    )
