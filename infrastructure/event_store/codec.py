@@ -80,7 +80,7 @@ class Codec:
             raise UnreadableEvent(f"no event has the topic {topic!r}")
         try:
             stored = self._upcast(topic, state) if topic in self._upcasters else _decode(state)
-        except ValueError as error:  # msgspec's errors are ValueErrors
+        except (ValueError, KeyError, TypeError) as error:  # msgspec's errors are ValueErrors
             raise UnreadableEvent(f"{topic}: {error}") from error
         if topic_of(stored.event) != topic:
             raise UnreadableEvent(f"{topic_of(stored.event)} is filed under {topic}")

@@ -39,7 +39,8 @@ class Upcasters:
     def upcast(self, topic: str, version: int, event: dict[str, Any]) -> dict[str, Any]:
         """The event in today's shape. Raises WrittenByLaterVersion."""
         if version > self.version(topic):
-            raise WrittenByLaterVersion(f"{topic} has version {version} here")
+            known = self.version(topic)
+            raise WrittenByLaterVersion(f"version {version} is later than {known}, known here")
         for step in self._chains.get(topic, ())[version - 1 :]:
             event = step(event)
         return event

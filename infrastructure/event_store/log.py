@@ -1,0 +1,161 @@
+"""The port `EventLog`, on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Self
+from uuid import UUID
+
+import psycopg
+import structlog
+from psycopg_pool import PoolTimeout
+
+from application.envelope import Append, Appended, Recorded
+from application.errors import NotFound, Unavailable
+from domain.batch.aggregate import Batch
+from domain.upload.aggregate import Upload
+from infrastructure.event_store.codec import CODEC, Codec
+from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.folding import Aggregate, fold
+from infrastructure.event_store.reading import last_position_at, read_head, read_log, read_stream
+from infrastructure.event_store.remembered import Known, Remembered
+from infrastructure.event_store.snapshots import last_snapshot, save_snapshot
+from infrastructure.postgres.pool import Connection, Pool
+
+REMEMBERED = 20_000  # aggregates
+FRESH = 1.0  # seconds for which an aggregate is taken as current without looking
+PAGE = 10_000  # events read at once while an aggregate is loaded
+SNAPSHOT_EVERY = 100  # events of a stream
+SNAPSHOTS_AT_ONCE = 4
+
+_log = structlog.get_logger(__name__)
+
+
+class PostgresEventLog:
+    """Reads through the pool, writes through the committer; both are opened by the caller.
+
+    Use as an async context manager, so that snapshots under way are finished.
+    """
+
+    def __init__(self, pool: Pool, committer: GroupCommitter, *, codec: Codec = CODEC) -> None:
+        self._pool = pool
+        self._committer = committer
+        self._codec = codec
+        self._remembered = Remembered(REMEMBERED)
+        self._snapshots: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Waits for the snapshots under way."""
+        while self._snapshots:
+            await asyncio.wait(self._snapshots)
+
+    async def append(self, append: Append) -> Appended:
+        """Besides the errors of the port, raises Undetermined; see GroupCommitter.append."""
+        try:
+            appended = await self._committer.append(append)
+        except BaseException:
+            # Whatever it was, what is remembered may be wrong: the next load finds out.
+            self.forget(*(write.stream for write in append.writes))
+            self.forget(*(unless.stream for unless in append.unless))
+            raise
+        now = asyncio.get_running_loop().time()
+        for write in append.writes:
+            self._remembered.recorded(write, appended.versions[write.stream], now)
+        return appended
+
+    async def upload(self, id: UUID) -> Upload:
+        aggregate = await self._load(id)
+        if isinstance(aggregate, Upload):
+            return aggregate
+        raise NotFound(f"no upload {id}")
+
+    async def batch(self, id: UUID) -> Batch:
+        aggregate = await self._load(id)
+        if isinstance(aggregate, Batch):
+            return aggregate
+        raise NotFound(f"no batch {id}")
+
+    def forget(self, *ids: UUID) -> None:
+        for id in ids:
+            self._remembered.forget(id)
+
+    async def stream(
+        self, id: UUID, *, after: int = 0, upto_position: int | None = None, limit: int = PAGE
+    ) -> Sequence[Recorded]:
+        async with self._connection() as connection:
+            return await read_stream(connection, id, after, upto_position, limit, self._codec)
+
+    async def read(
+        self, after: int, *, limit: int, topics: Sequence[str] | None = None
+    ) -> Sequence[Recorded]:
+        async with self._connection() as connection:
+            return await read_log(connection, after, limit, topics, self._codec)
+
+    async def head(self) -> int:
+        async with self._connection() as connection:
+            return await read_head(connection)
+
+    async def position_at(self, moment: datetime) -> int:
+        """Exact but for events that lie far out of order; see `last_position_at`."""
+        async with self._connection() as connection:
+            return await last_position_at(connection, moment, self._codec)
+
+    async def _load(self, id: UUID) -> Aggregate | None:
+        now = asyncio.get_running_loop().time()
+        known = self._remembered.get(id)
+        if known is None or now - known.at > FRESH:
+            async with self._connection() as connection:
+                known = await self._catch_up(connection, id, known, now)
+            if known is None:
+                return None
+            self._remembered.put(known)
+        self._snapshot_if_due(known)
+        return known.aggregate
+
+    async def _catch_up(
+        self, connection: Connection, id: UUID, known: Known | None, now: float
+    ) -> Known | None:
+        """What is remembered, or the last snapshot, and the events since."""
+        aggregate = known.aggregate if known else await last_snapshot(connection, id)
+        snapshot = known.snapshot if known else aggregate.version if aggregate else 0
+        while True:
+            after = aggregate.version if aggregate else 0
+            page = await read_stream(connection, id, after, None, PAGE, self._codec)
+            for recorded in page:
+                aggregate = fold(id, aggregate, recorded.event)
+            if len(page) < PAGE:
+                return Known(aggregate, now, snapshot) if aggregate else None
+
+    def _snapshot_if_due(self, known: Known) -> None:
+        """Writes the snapshot beside the caller's way, unless enough are being written."""
+        due = known.aggregate.version - known.snapshot >= SNAPSHOT_EVERY
+        if due and len(self._snapshots) < SNAPSHOTS_AT_ONCE:
+            known.snapshot = known.aggregate.version
+            task = asyncio.create_task(self._snapshot(known.aggregate), name="snapshot")
+            self._snapshots.add(task)
+            task.add_done_callback(self._snapshots.discard)
+
+    async def _snapshot(self, aggregate: Aggregate) -> None:
+        try:
+            async with self._connection() as connection:
+                await save_snapshot(connection, aggregate)
+        except Exception:  # the events are all there: only the next load takes longer
+            _log.exception("snapshot_failed", stream=str(aggregate.id))
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """Raises Unavailable when the server cannot be reached."""
+        try:
+            async with self._pool.connection() as connection:
+                yield connection
+        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+            raise Unavailable(f"the log cannot be reached: {error}") from error

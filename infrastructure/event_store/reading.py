@@ -1,0 +1,106 @@
+"""The queries of the log; each takes a connection, and gives events at their places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from application.envelope import Recorded
+from infrastructure.event_store.codec import CODEC, Codec, UnreadableEvent
+from infrastructure.postgres.pool import Connection
+
+StoredRow: TypeAlias = tuple[UUID, int, int, str, bytes]
+
+_COLUMNS = "SELECT originator_id, originator_version, notification_id, topic, state"
+_STREAM = f"""{_COLUMNS} FROM stored_events
+WHERE originator_id = %s AND originator_version > %s ORDER BY originator_version LIMIT %s"""
+_STREAM_UPTO = f"""{_COLUMNS} FROM stored_events
+WHERE originator_id = %s AND originator_version > %s AND notification_id <= %s
+ORDER BY originator_version LIMIT %s"""
+_LOG = f"""{_COLUMNS} FROM stored_events
+WHERE notification_id > %s ORDER BY notification_id LIMIT %s"""
+_LOG_OF_TOPICS = f"""{_COLUMNS} FROM stored_events
+WHERE notification_id > %s AND topic = ANY(%s) ORDER BY notification_id LIMIT %s"""
+_BACKWARDS = f"""{_COLUMNS} FROM stored_events
+WHERE notification_id <= %s ORDER BY notification_id DESC LIMIT %s"""
+_HEAD = "SELECT coalesce(max(notification_id), 0) FROM stored_events"
+
+SKEW = 1000  # positions within which events may lie out of the order of their moments
+
+
+async def read_stream(
+    connection: Connection,
+    id: UUID,
+    after: int,
+    upto_position: int | None,
+    limit: int,
+    codec: Codec = CODEC,
+) -> list[Recorded]:
+    """Events of one stream beyond version `after`, oldest first. Raises UnreadableEvent."""
+    if upto_position is None:
+        return await _read(connection, codec, _STREAM, id, after, limit)
+    return await _read(connection, codec, _STREAM_UPTO, id, after, upto_position, limit)
+
+
+async def read_log(
+    connection: Connection,
+    after: int,
+    limit: int,
+    topics: Sequence[str] | None,
+    codec: Codec = CODEC,
+) -> list[Recorded]:
+    """Events beyond position `after`, in order. Raises UnreadableEvent."""
+    if topics is None:
+        return await _read(connection, codec, _LOG, after, limit)
+    return await _read(connection, codec, _LOG_OF_TOPICS, after, list(topics), limit)
+
+
+async def read_head(connection: Connection) -> int:
+    """The last position, 0 for an empty log."""
+    row = await (await connection.execute(_HEAD, prepare=True)).fetchone()
+    return int(row[0]) if row else 0
+
+
+async def last_position_at(connection: Connection, moment: datetime, codec: Codec = CODEC) -> int:
+    """The position of the last event that happened up to this moment; 0 if there is none.
+
+    Positions follow the order of commits, and an event waits for its commit a moment after
+    it happened, so that neighbours may lie a little out of order. A binary search over
+    positions finds the neighbourhood; within SKEW events on either side the last that is not
+    later than the moment is taken.
+    """
+    low, high = 0, await read_head(connection)
+    while low < high:
+        middle = (low + high) // 2
+        found = await read_log(connection, middle, 1, None, codec)
+        if found and found[0].event.at <= moment:
+            low = found[0].position
+        else:
+            high = middle
+    beyond = await read_log(connection, low, SKEW, None, codec)
+    before = await _read(connection, codec, _BACKWARDS, low, SKEW)
+    for recorded in (*reversed(beyond), *before):
+        if recorded.event.at <= moment:
+            return recorded.position
+    return 0
+
+
+async def _read(
+    connection: Connection, codec: Codec, query: Any, *parameters: object
+) -> list[Recorded]:
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(query, parameters, prepare=True)
+    rows: list[StoredRow] = await cursor.fetchall()
+    return [_recorded(codec, *row) for row in rows]
+
+
+def _recorded(
+    codec: Codec, stream: UUID, version: int, position: int, topic: str, state: bytes
+) -> Recorded:
+    try:
+        event, cause = codec.decode(topic, state)
+    except UnreadableEvent as error:
+        raise UnreadableEvent(f"position {position}, {stream} version {version}: {error}") from None
+    return Recorded(stream, version, position, event, cause)

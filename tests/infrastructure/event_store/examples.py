@@ -1,0 +1,154 @@
+"""One example of every event class, every field given: what the golden bytes are made of."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from application.envelope import Cause, DomainEvent
+from domain.batch.events import (
+    BatchCancelled,
+    BatchCompleted,
+    BatchExpired,
+    BatchPaused,
+    BatchProgressed,
+    BatchReopened,
+    BatchResumed,
+    BatchSealed,
+    BatchStarted,
+    UploadsAdded,
+)
+from domain.batch.state import Outcome
+from domain.retry import RetryPolicy
+from domain.upload.events import (
+    AttemptAbandoned,
+    AttemptFailed,
+    AttemptStarted,
+    AttemptSucceeded,
+    BytesLost,
+    FileProgressed,
+    FileReceived,
+    RetryRequested,
+    SizeDeclared,
+    TransferInterrupted,
+    UploadCancelled,
+    UploadCompleted,
+    UploadErased,
+    UploadExpired,
+    UploadFailed,
+    UploadQuarantined,
+    UploadQueued,
+    UploadRegistered,
+    UploadRejected,
+)
+from domain.upload.state import UploadState
+from tests.stories import BATCH, NOON, later
+
+CAUSE = Cause(
+    UUID("019b0000-0000-7000-8000-00000000000c"),
+    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+)
+POLICY = RetryPolicy(attempts=5, first_delay=2.0, longest_delay=60.0, factor=3.0)
+COUNTS = {UploadState.RECEIVED: 1, UploadState.COMPLETED: 2, UploadState.FAILED: 1}
+SUM = "sha256:" + "0f" * 32
+BY = "key:alice"
+
+EXAMPLES: tuple[DomainEvent, ...] = (
+    UploadRegistered(
+        at=NOON,
+        by=BY,
+        batch=BATCH,
+        owner="acme",
+        path="fotos/sommer/möwe.jpg",
+        size=100,
+        media_type="image/jpeg",
+        checksum=SUM,
+        metadata={"camera": "x100"},
+        pipeline="default",
+        retry_policy=POLICY,
+    ),
+    UploadRejected(
+        at=NOON,
+        by=BY,
+        batch=BATCH,
+        owner="acme",
+        path="a.exe",
+        size=5,
+        media_type="application/x-msdownload",
+        code="type_not_allowed",
+        message="executables are not accepted",
+    ),
+    SizeDeclared(at=NOON, by=BY, size=100),
+    FileProgressed(
+        at=later(0.5), by=BY, phase="checksum", attempt=2, done=50, total=100, percent=50.0
+    ),
+    TransferInterrupted(at=NOON, by=BY, received=60, reason="connection reset"),
+    BytesLost(at=NOON, by=BY, recorded=60, stored=40),
+    FileReceived(at=NOON, by=BY, size=100, blob="uploads/a"),
+    UploadQueued(at=NOON, by="orchestrator"),
+    AttemptStarted(at=NOON, by="worker:one", number=1, worker="worker:one"),
+    AttemptFailed(
+        at=NOON,
+        by="worker:one",
+        number=1,
+        step="checksum",
+        error_type="OSError",
+        message="disk error",
+        permanent=True,
+        duration=1.25,
+        retry_at=later(30),
+    ),
+    AttemptAbandoned(
+        at=NOON, by="orchestrator", number=2, worker="worker:one", reason="no heartbeat"
+    ),
+    AttemptSucceeded(
+        at=NOON,
+        by="worker:two",
+        number=3,
+        results={"thumbnail": {"width": 64, "ratio": 1.5, "notes": ["a", None, True]}},
+        artifacts={"thumbnail.webp": "artifacts/a/thumbnail.webp"},
+        duration=0.75,
+    ),
+    UploadCompleted(at=NOON, by="worker:two"),
+    UploadFailed(at=NOON, by="worker:one", step="checksum", message="disk error"),
+    UploadQuarantined(at=NOON, by="worker:one", step="antivirus", reason="EICAR"),
+    RetryRequested(at=NOON, by=BY),
+    UploadCancelled(at=NOON, by=BY, reason="no longer needed"),
+    UploadExpired(at=NOON, by="orchestrator"),
+    UploadErased(at=NOON, by=BY),
+    BatchStarted(
+        at=NOON,
+        by=BY,
+        owner="acme",
+        label="holiday",
+        pipeline="default",
+        retry_policy=POLICY,
+        priority=3,
+        failure_threshold=0.25,
+        notify="https://example.org/hook",
+        metadata={"album": "2026"},
+        fingerprint=SUM,
+    ),
+    UploadsAdded(at=NOON, by=BY, count=4, bytes=400),
+    BatchSealed(at=NOON, by=BY),
+    BatchProgressed(
+        at=NOON,
+        by="orchestrator",
+        counts=COUNTS,
+        bytes_received=400,
+        bytes_total=400,
+        percent=87.5,
+        through=12,
+    ),
+    BatchPaused(at=NOON, by=BY),
+    BatchResumed(at=NOON, by=BY),
+    BatchCancelled(at=NOON, by=BY, reason="wrong folder"),
+    BatchExpired(at=NOON, by="orchestrator"),
+    BatchReopened(at=NOON, by=BY, reason="retry of failed uploads"),
+    BatchCompleted(
+        at=NOON,
+        by="orchestrator",
+        outcome=Outcome.COMPLETED_WITH_FAILURES,
+        counts=COUNTS,
+        duration=61.5,
+    ),
+)

@@ -1,0 +1,66 @@
+"""What the tests of the log share: a log that is open, and plain facts to append."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID, uuid4
+
+from application.envelope import Appended, Recorded, Write
+from application.errors import ApplicationError
+from domain.upload.events import FileProgressed
+from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.reading import read_log
+from infrastructure.postgres.pool import Connection, connect, make_pool
+from tests.stories import ALICE, NOON
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[PostgresEventLog]:
+    async with (
+        make_pool(url, name="test", max_size=4) as pool,
+        GroupCommitter(url) as committer,
+        PostgresEventLog(pool, committer) as log,
+    ):
+        yield log
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Connection]:
+    connection = await connect(url, name="test")
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def whole_log(url: str) -> list[Recorded]:
+    async with connected(url) as connection:
+        return await read_log(connection, 0, 1_000_000, None)
+
+
+def step(done: int) -> FileProgressed:
+    """A fact that is easy to tell from its neighbours."""
+    return FileProgressed(at=NOON, by=ALICE, phase="transfer", done=done)
+
+
+def steps(stream: UUID, expected: int | None, *done: int) -> Write:
+    return Write(stream, expected, tuple(step(number) for number in done))
+
+
+def new_stream() -> UUID:
+    return uuid4()
+
+
+def done_in(events: list[Recorded], stream: UUID) -> list[int]:
+    return [
+        recorded.event.done
+        for recorded in events
+        if recorded.stream == stream and isinstance(recorded.event, FileProgressed)
+    ]
+
+
+def appended(result: Appended | ApplicationError) -> Appended:
+    assert isinstance(result, Appended), result
+    return result

@@ -1,0 +1,121 @@
+"""The stored form of events: what is written today must be readable for ever."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+
+from application.envelope import Cause, DomainEvent
+from domain.event import Event, topic_of
+from domain.upload.events import SizeDeclared, UploadCancelled
+from infrastructure.event_store.codec import CODEC, Codec, UnreadableEvent
+from infrastructure.event_store.upcasting import Upcasters
+from tests.infrastructure.event_store.examples import CAUSE, EXAMPLES
+from tests.stories import ALICE, NOON
+
+GOLDEN: dict[str, str] = json.loads((Path(__file__).parent / "golden" / "events.json").read_text())
+
+
+def test_every_event_class_has_an_example() -> None:
+    assert {type(event) for event in EXAMPLES} == set(get_args(DomainEvent))
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=topic_of)
+def test_topic_and_bytes_of_an_event_never_change(event: DomainEvent) -> None:
+    topic, state = CODEC.encode(event)
+
+    assert GOLDEN[topic].encode() == state
+    assert CODEC.decode(topic, state) == (event, Cause())
+
+
+def test_no_golden_event_was_dropped() -> None:
+    assert set(GOLDEN) == {topic_of(event) for event in EXAMPLES}
+
+
+def test_the_cause_travels_with_the_event() -> None:
+    event = SizeDeclared(at=NOON, by=ALICE, size=1)
+
+    topic, state = CODEC.encode(event, CAUSE)
+
+    assert state == (
+        b'{"event":{"type":"upload.size_declared","at":"2026-01-01T12:00:00Z","by":"key:alice",'
+        b'"size":1},"command":"019b0000-0000-7000-8000-00000000000c",'
+        b'"trace":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}'
+    )
+    assert CODEC.decode(topic, state) == (event, CAUSE)
+
+
+@pytest.mark.parametrize(
+    ("topic", "state", "reason"),
+    [
+        ("upload.teleported", b"{}", "no event has the topic"),
+        ("upload.size_declared", b"not json", "malformed"),
+        ("upload.completed", GOLDEN["upload.expired"].encode(), "filed under"),
+    ],
+)
+def test_what_is_not_ours_is_refused_by_name(topic: str, state: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableEvent, match=reason):
+        CODEC.decode(topic, state)
+
+
+def in_kibibytes(event: dict[str, Any]) -> dict[str, Any]:
+    return {**event, "size": event.pop("kib") * 1024}
+
+
+def named_size(event: dict[str, Any]) -> dict[str, Any]:
+    return {**event, "kib": event.pop("k")}
+
+
+EVOLVED = Codec(Upcasters({"upload.size_declared": (named_size, in_kibibytes)}))
+
+
+@pytest.mark.parametrize(
+    ("version", "field", "value"), [(None, "k", 2), (2, "kib", 2), (3, "size", 2048)]
+)
+def test_an_event_of_an_older_shape_is_read_in_todays(
+    version: int | None, field: str, value: int
+) -> None:
+    event = {"type": "upload.size_declared", "at": "2026-01-01T12:00:00Z", "by": ALICE}
+    raw = {"event": {**event, field: value}} | ({"v": version} if version else {})
+
+    decoded, _ = EVOLVED.decode("upload.size_declared", msgspec.json.encode(raw))
+
+    assert decoded == SizeDeclared(at=NOON, by=ALICE, size=2048)
+
+
+def test_an_event_whose_shape_changed_says_its_version() -> None:
+    topic, state = EVOLVED.encode(SizeDeclared(at=NOON, by=ALICE, size=1), CAUSE)
+
+    assert state.startswith(b'{"v":3,"event":')
+    assert EVOLVED.decode(topic, state)[1] == CAUSE
+
+
+def test_an_event_of_a_later_version_is_refused() -> None:
+    with pytest.raises(UnreadableEvent, match="later than 3"):
+        EVOLVED.decode("upload.size_declared", b'{"v":4,"event":{}}')
+
+
+class Shouting:
+    """A protection that is easy to see: reasons are stored in capitals."""
+
+    def protect(self, event: Event) -> Event:
+        assert isinstance(event, UploadCancelled)
+        return msgspec.structs.replace(event, reason=event.reason.upper())
+
+    def reveal(self, event: DomainEvent) -> DomainEvent:
+        assert isinstance(event, UploadCancelled)
+        return msgspec.structs.replace(event, reason=event.reason.lower())
+
+
+def test_personal_fields_can_be_protected_on_their_way_to_the_log() -> None:
+    codec = Codec(protection=Shouting())
+    event = UploadCancelled(at=NOON, by=ALICE, reason="secret")
+
+    topic, state = codec.encode(event)
+
+    assert b"SECRET" in state
+    assert codec.decode(topic, state)[0] == event

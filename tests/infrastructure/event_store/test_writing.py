@@ -1,0 +1,211 @@
+"""One group, one transaction: each append gets its own verdict."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from application.envelope import Answer, Append, Appended, Unless, Write
+from application.errors import AlreadyHandled, ApplicationError, Conflict, KeyReused
+from domain.batch.events import BatchProgressed, BatchSealed
+from domain.event import Event
+from infrastructure.event_store.writing import stream_versions, write_group
+from tests.infrastructure.event_store.log_support import (
+    appended,
+    connected,
+    done_in,
+    new_stream,
+    steps,
+    whole_log,
+)
+from tests.stories import ALICE, BATCH, NOON, registered, started
+from tests.support import run
+
+A, B, C = UUID(int=1), UUID(int=2), UUID(int=3)
+SEALING = frozenset({"batch.sealed", "batch.cancelled"})
+
+
+def group(url: str, *appends: Append) -> list[Appended | ApplicationError]:
+    """What becomes of these appends in one transaction."""
+
+    async def write() -> list[Appended | ApplicationError]:
+        async with connected(url) as connection, connection.transaction():
+            return await write_group(connection, appends)
+
+    return run(write())
+
+
+def verdicts(url: str, *appends: Append) -> list[type[object]]:
+    return [type(result) for result in group(url, *appends)]
+
+
+def test_positions_rise_in_the_order_given(database_url: str) -> None:
+    streams = [new_stream() for _ in range(50)]
+    appends = [
+        Append(tuple(steps(stream, 0, *range(n % 5)) for stream in streams[n::10]))
+        for n in range(10)
+    ]
+
+    results = [appended(result) for result in group(database_url, *appends)]
+
+    log = run(whole_log(database_url))
+    written = [
+        (write.stream, number)
+        for append in appends
+        for write in append.writes
+        for number in range(1, len(write.events) + 1)
+    ]
+    assert [(recorded.stream, recorded.version) for recorded in log] == written
+    positions = [recorded.position for recorded in log]
+    assert positions == sorted(positions)
+    assert [result.position for result in results] == sorted(result.position for result in results)
+    assert results[-1].position == positions[-1]
+
+
+def test_a_conflict_inside_the_group_hits_only_the_later_append(database_url: str) -> None:
+    first, second, other = group(
+        database_url,
+        Append((steps(A, 0, 1),)),
+        Append((steps(B, 0, 1), steps(A, 0, 2))),
+        Append((steps(A, 1, 3),)),
+    )
+
+    assert appended(first).versions == {A: 1}
+    assert isinstance(second, Conflict)
+    assert (second.stream, second.expected, second.actual) == (A, 0, 1)
+    assert appended(other).versions == {A: 2}
+    log = run(whole_log(database_url))
+    assert done_in(log, A) == [1, 3]
+    assert done_in(log, B) == []  # all writes of an append are recorded, or none
+
+
+def test_a_version_from_before_the_group_conflicts(database_url: str) -> None:
+    group(database_url, Append((steps(A, 0, 1, 2),)))
+
+    assert verdicts(database_url, Append((steps(A, 1, 9),)), Append((steps(A, 2, 3),))) == [
+        Conflict,
+        Appended,
+    ]
+
+
+def test_facts_that_commute_are_appended_at_any_version(database_url: str) -> None:
+    results = group(database_url, *(Append((steps(A, None, number),)) for number in range(5)))
+
+    assert [appended(result).versions[A] for result in results] == [1, 2, 3, 4, 5]
+
+
+def test_one_append_may_write_a_stream_twice(database_url: str) -> None:
+    (result,) = group(database_url, Append((steps(A, 0, 1), steps(B, 0, 7), steps(A, 1, 2))))
+
+    assert appended(result).versions == {A: 2, B: 1}
+    assert done_in(run(whole_log(database_url)), A) == [1, 2]
+
+
+def batch(*events: Event, expected: int | None = None) -> Append:
+    return Append((Write(BATCH, expected, events),))
+
+
+def joining(upload: UUID, after: int) -> Append:
+    """A registration that saw the batch at version `after`, still open."""
+    return Append((Write(upload, 0, (registered(),)),), unless=(Unless(BATCH, after, SEALING),))
+
+
+PROGRESS = BatchProgressed(
+    at=NOON, by=ALICE, counts={}, bytes_received=0, bytes_total=0, percent=0.0, through=1
+)
+SEALED = BatchSealed(at=NOON, by=ALICE)
+
+
+def test_nothing_joins_a_batch_that_was_sealed_meanwhile(database_url: str) -> None:
+    group(database_url, batch(started()), batch(SEALED))
+
+    (late,) = group(database_url, joining(A, after=1))
+
+    assert isinstance(late, Conflict)
+    assert (late.stream, late.expected, late.actual) == (BATCH, 1, 2)
+    assert len(run(whole_log(database_url))) == 2
+
+
+def test_progress_of_the_batch_does_not_keep_a_file_from_joining(database_url: str) -> None:
+    group(database_url, batch(started()), batch(PROGRESS))
+
+    assert verdicts(database_url, joining(A, after=1), batch(PROGRESS), joining(B, after=1)) == [
+        Appended,
+        Appended,
+        Appended,
+    ]
+
+
+def test_a_seal_earlier_in_the_same_group_counts(database_url: str) -> None:
+    group(database_url, batch(started()))
+
+    assert verdicts(
+        database_url, joining(A, after=1), batch(SEALED), joining(B, after=1), joining(C, after=2)
+    ) == [Appended, Appended, Conflict, Appended]
+
+
+def asked(command: UUID, fingerprint: str, body: bytes, *writes: Write) -> Append:
+    return Append(writes, answer=Answer(command, fingerprint, body))
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one group", "one after another"])
+def test_a_command_sent_twice_gets_its_first_answer(database_url: str, together: bool) -> None:
+    command = uuid4()
+    appends = (
+        asked(command, "same", b"first", steps(A, 0, 1)),
+        asked(command, "same", b"second", steps(A, 1, 2)),
+        asked(command, "other", b"third", steps(B, 0, 1)),
+    )
+
+    if together:
+        first, second, third = group(database_url, *appends)
+    else:
+        first, second, third = (group(database_url, append)[0] for append in appends)
+
+    assert appended(first).versions == {A: 1}
+    assert isinstance(second, AlreadyHandled)
+    assert second.body == b"first"
+    assert isinstance(third, KeyReused)
+    assert len(run(whole_log(database_url))) == 1
+
+
+def test_an_answer_is_kept_with_its_position_even_without_events(database_url: str) -> None:
+    with_events, without = uuid4(), uuid4()
+    result, nothing = group(
+        database_url,
+        asked(with_events, "f", b"1", steps(A, 0, 1, 2)),
+        asked(without, "f", b"2"),
+    )
+
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute("SELECT command_id, position FROM command_answers").fetchall()
+    assert dict(rows) == {with_events: appended(result).position, without: 0}
+    assert appended(nothing).versions == {}
+
+
+def test_a_group_inside_a_foreign_transaction_vanishes_with_it(database_url: str) -> None:
+    async def story() -> dict[UUID, int]:
+        async with connected(database_url) as connection:
+            with pytest.raises(ZeroDivisionError):
+                async with connection.transaction():
+                    command = asked(uuid4(), "f", b"", steps(A, 0, 1))
+                    (result,) = await write_group(connection, [command])
+                    assert appended(result).versions == {A: 1}
+                    assert await stream_versions(connection, [A, B]) == {A: 1, B: 0}
+                    raise ZeroDivisionError
+            return await stream_versions(connection, [A, B])
+
+    assert run(story()) == {A: 0, B: 0}
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM command_answers").fetchone() == (0,)
+
+
+def test_readers_are_woken_with_the_last_position_of_the_commit(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as listener:
+        listener.execute("LISTEN uptrail_log")
+        results = group(database_url, Append((steps(A, 0, 1),)), Append((steps(B, 0, 1, 2),)))
+        (notice,) = listener.notifies(timeout=10, stop_after=1)
+
+    assert notice.payload == str(appended(results[-1]).position)
