@@ -1,0 +1,172 @@
+"""The port `FeedSource` on PostgreSQL: one round trip a question, one moment an answer.
+
+Plain psycopg rather than SQLAlchemy: this runs ten times a second for as long as anybody looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias, TypeVar
+from uuid import UUID
+
+import msgspec
+import psycopg
+from psycopg.sql import SQL, Composed, Identifier
+from psycopg_pool import PoolTimeout
+
+from application.errors import Unavailable
+from application.ports.feed import Changes, Selection
+from application.views import AttemptView, BatchView, UploadView
+from infrastructure.postgres.pool import Pool
+
+ATTEMPTS_PER_UPLOAD = 10  # on average over a page; a fuller one is cut
+
+View = TypeVar("View", BatchView, UploadView, AttemptView)
+Rows: TypeAlias = Sequence[Sequence[Any]]
+
+
+def _columns(view: type[msgspec.Struct], table: str) -> Composed:
+    names = (Identifier(table, name) for name in view.__struct_fields__)
+    return SQL(", ").join(names)
+
+
+_ONE_MOMENT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+# Taken before the first snapshot is, so that a rebuild swaps its tables in before this
+# moment or after it, and never in between (PostgreSQL manual, section 13.3.1).
+_HOLD = (
+    "LOCK TABLE read_model.batches, read_model.uploads, read_model.attempts IN ACCESS SHARE MODE"
+)
+_UTC = "SET LOCAL TIME ZONE 'UTC'"
+
+_PLACE = """
+    SELECT coalesce((SELECT notification_id FROM notification_tracking
+                     WHERE application_name = 'read_model'), 0),
+           coalesce((SELECT epoch::text FROM projections WHERE name = 'read_model'), '')"""
+
+_BATCHES = SQL("""
+    SELECT {columns} FROM read_model.batches AS b
+    WHERE b.position > %(after)s
+      AND (%(batches)s::uuid[] IS NULL OR b.id = ANY(%(batches)s::uuid[]))
+      AND (%(owner)s::text IS NULL OR b.owner = %(owner)s)
+    ORDER BY b.position LIMIT %(limit)s""").format(columns=_columns(BatchView, "b"))
+
+# Batch by batch, so that each is one short walk along the index (batch, position).
+_FOLLOWED = SQL("""
+    SELECT u.* FROM unnest(%(uploads_of)s::uuid[]) AS followed (id)
+    CROSS JOIN LATERAL (
+        SELECT * FROM read_model.uploads AS mine
+        WHERE mine.batch = followed.id AND mine.position > %(after)s
+          AND (%(owner)s::text IS NULL OR mine.owner = %(owner)s)
+        ORDER BY mine.position LIMIT %(limit)s) AS u
+    ORDER BY u.position LIMIT %(limit)s""")
+
+_UPLOADS = SQL("SELECT {columns} FROM ({followed}) AS u ORDER BY u.position").format(
+    columns=_columns(UploadView, "u"), followed=_FOLLOWED
+)
+
+# An attempt changes with its upload, whose row then has a position at least as high: the
+# attempts beyond `after` are all found at the uploads beyond `after`.
+_ATTEMPTS = SQL("""
+    SELECT u.position, {columns} FROM ({followed}) AS u
+    JOIN read_model.attempts AS a ON a.upload = u.id AND a.position > %(after)s
+    ORDER BY u.position, a.number""").format(columns=_columns(AttemptView, "a"), followed=_FOLLOWED)
+
+_KNOWN = """
+    SELECT id FROM read_model.batches
+    WHERE id = ANY(%s) AND (%s::text IS NULL OR owner = %s)"""
+
+
+class PostgresFeed:
+    """The read model, asked what is new in it."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def changes(self, selection: Selection, *, after: int, limit: int) -> Changes:
+        """See the port. Raises Unavailable."""
+        try:
+            return await self._changes(selection, after, limit)
+        except (psycopg.OperationalError, PoolTimeout) as error:
+            raise Unavailable(str(error)) from error
+
+    async def known(self, ids: frozenset[UUID], *, owner: str | None) -> frozenset[UUID]:
+        """See the port. Raises Unavailable."""
+        try:
+            async with self._pool.connection() as connection:
+                cursor = await connection.execute(_KNOWN, (list(ids), owner, owner))
+                return frozenset(row[0] for row in await cursor.fetchall())
+        except (psycopg.OperationalError, PoolTimeout) as error:
+            raise Unavailable(str(error)) from error
+
+    async def _changes(self, selection: Selection, after: int, limit: int) -> Changes:
+        asked = _parameters(selection, after, limit)
+        async with (
+            self._pool.connection() as connection,
+            connection.pipeline(),
+            connection.transaction(),
+        ):
+            for statement in (_ONE_MOMENT, _HOLD, _UTC):
+                await connection.execute(statement)
+            place = await connection.execute(_PLACE)
+            batches = await connection.execute(_BATCHES, asked)
+            if not selection.uploads_of:
+                return _page(after, limit, await place.fetchall(), await batches.fetchall())
+            uploads = await connection.execute(_UPLOADS, asked)
+            attempts = await connection.execute(_ATTEMPTS, asked)
+            return _page(
+                after,
+                limit,
+                await place.fetchall(),
+                await batches.fetchall(),
+                await uploads.fetchall(),
+                await attempts.fetchall(),
+            )
+
+
+def _parameters(selection: Selection, after: int, limit: int) -> dict[str, Any]:
+    return {
+        "after": after,
+        "batches": None if selection.batches is None else list(selection.batches),
+        "uploads_of": list(selection.uploads_of),
+        "owner": selection.owner,
+        "limit": limit + 1,  # one more tells whether there is more
+    }
+
+
+def _page(
+    after: int,
+    limit: int,
+    place: Rows,
+    batch_rows: Rows,
+    upload_rows: Rows = (),
+    attempt_rows: Rows = (),
+) -> Changes:
+    """The rows as views, up to the first position at which one of the lists is cut short."""
+    [[head, epoch]] = place
+    batches = _views(BatchView, batch_rows)
+    uploads = _views(UploadView, upload_rows)
+    ends = [rows[limit - 1].position for rows in (batches, uploads) if len(rows) > limit]
+    if len(attempt_rows) > limit * ATTEMPTS_PER_UPLOAD:
+        ends.append(_last_whole_upload(attempt_rows, limit * ATTEMPTS_PER_UPLOAD))
+    to = min([head, *ends])
+    return Changes(
+        epoch=epoch,
+        after=after,
+        to=to,
+        head=head,
+        more=bool(ends),
+        batches=[row for row in batches if row.position <= to],
+        uploads=[row for row in uploads if row.position <= to],
+        attempts=_views(AttemptView, [row[1:] for row in attempt_rows if row[0] <= to]),
+    )
+
+
+def _last_whole_upload(rows: Rows, most: int) -> int:
+    """The highest upload position up to which there are at most so many attempts, or the first."""
+    beyond: int = rows[most][0]
+    return max((row[0] for row in rows[:most] if row[0] < beyond), default=beyond)
+
+
+def _views(view: type[View], rows: Iterable[Sequence[Any]]) -> list[View]:
+    names = view.__struct_fields__
+    return [view(**dict(zip(names, row, strict=True))) for row in rows]

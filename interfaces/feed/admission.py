@@ -1,0 +1,80 @@
+"""Who is on the other end of a socket, and whether that still holds."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from aiohttp import WSMsgType, hdrs, web
+
+from application.ports.keys import Keys, Principal
+from interfaces.feed.encoding import Encoding
+from interfaces.feed.messages import AskForKey, Authenticate, CloseCode, Closed, decode
+from interfaces.rest.access import PRINCIPAL, SESSION_COOKIE
+
+_LAST_WORDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
+
+
+class Credential(msgspec.Struct, frozen=True):
+    """What a principal was known by: an API key's text or a browser session's token."""
+
+    text: str
+    is_session: bool = False
+
+    def __repr__(self) -> str:
+        return "Credential(...)"
+
+
+async def principal_for(credential: Credential, keys: Keys) -> Principal | None:
+    """Who holds the credential now; None once it was revoked, or is over."""
+    if credential.is_session:
+        return await keys.session(credential.text)
+    return await keys.authenticate(credential.text)
+
+
+def presented(request: web.Request) -> tuple[Credential, Principal] | None:
+    """The credential the request came with, which the access middleware found good."""
+    if PRINCIPAL not in request:
+        return None
+    header = request.headers.get(hdrs.AUTHORIZATION)
+    if header is not None:
+        return Credential(header.partition(" ")[2].strip()), request[PRINCIPAL]
+    return Credential(request.cookies[SESSION_COOKIE], is_session=True), request[PRINCIPAL]
+
+
+async def introduced(
+    socket: web.WebSocketResponse, encoding: Encoding, keys: Keys, within: float
+) -> tuple[Credential, Principal]:
+    """Asks for the first message and judges it. Raises Closed."""
+    await socket.send_frame(encoding.plain(AskForKey(within)), encoding.kind)
+    try:
+        async with asyncio.timeout(within):
+            text = await _first_message(socket)
+    except TimeoutError:
+        raise _refused(f"nobody said who this is within {within:g} s") from None
+    try:
+        message = decode(text)
+    except (msgspec.DecodeError, UnicodeError):
+        raise _refused("the first message must be authenticate") from None
+    if not isinstance(message, Authenticate):
+        raise _refused("the first message must be authenticate")
+    credential = Credential(message.token)
+    principal = await principal_for(credential, keys)
+    if principal is None:
+        raise _refused("the key is unknown, revoked or expired")
+    return credential, principal
+
+
+async def _first_message(socket: web.WebSocketResponse) -> str | bytes:
+    while True:
+        message = await socket.receive()
+        if message.type in _LAST_WORDS:
+            raise _refused("closed before it was known who this is")
+        if message.type is WSMsgType.PING:
+            await socket.pong(message.data)
+        elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+            return message.data  # type: ignore[no-any-return]
+
+
+def _refused(reason: str) -> Closed:
+    return Closed(CloseCode.UNAUTHENTICATED, reason)

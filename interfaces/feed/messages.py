@@ -1,0 +1,108 @@
+"""What travels on the feed: the client's messages, the server's frames, and how a socket ends."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Literal, TypeAlias
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
+    """Something a client says."""
+
+
+class Authenticate(Message, frozen=True, tag="authenticate"):
+    """Who speaks, where the request could not say so: an API key."""
+
+    token: str
+
+
+class Subscribe(Message, frozen=True, tag="subscribe"):
+    """What to follow from now on, in place of what was followed before.
+
+    `batches` names batches to follow with their uploads and attempts; `*` follows the batch rows
+    of all. `after` is the cursor of the last frame applied for this very list.
+    """
+
+    batches: list[str] | Literal["*"]
+    after: str | None = None
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    """Asks for a pong."""
+
+
+class Pong(Message, frozen=True, tag="pong"):
+    """Answers a ping; anything a client says shows that it lives."""
+
+
+ClientMessage: TypeAlias = Authenticate | Subscribe | Ping | Pong
+
+decode = msgspec.json.Decoder(ClientMessage).decode
+"""Raises msgspec.DecodeError, ValidationError included."""
+
+
+class Frame(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
+    """Something the server says, besides the frames that carry rows."""
+
+
+class AskForKey(Frame, frozen=True, tag="authenticate"):
+    """Nobody is known yet: say `authenticate` within so many seconds."""
+
+    within: float
+
+
+class Welcome(Frame, frozen=True, tag="welcome"):
+    """Who the server takes the client for. `heartbeat`: never longer silent, in seconds."""
+
+    principal: str
+    owner: str
+    heartbeat: float
+
+
+class Heartbeat(Frame, frozen=True, tag="ping"):
+    """The connection lives."""
+
+
+class Answer(Frame, frozen=True, tag="pong"):
+    """Answers a client's ping."""
+
+
+class Reset(Frame, frozen=True, tag="reset"):
+    """The cursor cannot be resumed: forget everything, a snapshot follows.
+
+    `reason` is `unreadable`, `ahead` (of the log) or `rebuilt` (the read model was).
+    """
+
+    reason: str
+
+
+class Error(Frame, frozen=True, tag="error"):
+    """Something that was said cannot be done; the rest goes on. `batch` is the one it concerns."""
+
+    code: str
+    message: str
+    batch: str | None = None
+
+
+class CloseCode(IntEnum):
+    """Why a socket ends. 4000 to 4099: connect again. 4500 to 4599: that would not help."""
+
+    RESTARTING = 4000
+    TOO_SLOW = 4001
+    SILENT = 4002
+    FAILED = 4003
+    UNAUTHENTICATED = 4500
+    SIGNED_OUT = 4501
+    MISUSED = 4502
+    TOO_MANY_SOCKETS = 4503
+
+
+class Closed(Exception):
+    """The socket is to be closed with this code."""
+
+    def __init__(self, code: CloseCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason

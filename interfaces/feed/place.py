@@ -1,0 +1,79 @@
+"""How far one client is, and which frame comes next: pure, so that every way can be tested."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from application.ports.feed import Changes
+from interfaces.feed.cursor import Cursor, parse
+from interfaces.feed.messages import Reset
+
+
+class Place(msgspec.Struct, frozen=True):
+    """The client has everything up to `position`, of the read model `epoch`.
+
+    `part` numbers the snapshot's next part; None once it is whole. The parts follow each other
+    by position, so a row that changes meanwhile comes again in a later part: after the last one
+    the client has exactly the rows of the moment at which that one was read.
+    """
+
+    epoch: str | None = None
+    position: int = 0
+    part: int | None = 1
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self.epoch or "", self.position)
+
+
+START = Place()
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What a frame says about itself; the rows follow it."""
+
+    fields: dict[str, Any]
+
+
+def resumed(after: str | None) -> tuple[Place, Reset | None]:
+    """The place a subscription begins at; the reset says why it is not the one asked for."""
+    if after is None:
+        return START, None
+    if (cursor := parse(after)) is None:
+        return START, Reset("unreadable")
+    return Place(cursor.epoch, cursor.position, None), None
+
+
+def refused(place: Place, changes: Changes) -> Reset | None:
+    """Why rows read now cannot follow on what the client has; it must start again."""
+    if place.epoch is None:
+        return None
+    if place.epoch != changes.epoch:
+        return Reset("rebuilt")
+    if place.position > changes.head:
+        return Reset("ahead")
+    return None
+
+
+def advance(place: Place, changes: Changes) -> tuple[Head, Place]:
+    """The head of the frame that carries these changes, and the place after it."""
+    part = place.part
+    reached = Place(changes.epoch, changes.to, part + 1 if part and changes.more else None)
+    cursor = str(reached.cursor)
+    if part is None:
+        head = {"type": "changes", "from": place.position, "to": changes.to, "cursor": cursor}
+        return Head(head), reached
+    return (
+        Head(
+            {
+                "type": "snapshot",
+                "part": part,
+                "more": changes.more,
+                "position": changes.to,
+                "cursor": cursor,
+            }
+        ),
+        reached,
+    )

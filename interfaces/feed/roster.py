@@ -1,0 +1,78 @@
+"""Who is connected, and who of them is up to date."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from application.ports.feed import Changes
+from interfaces.feed.client import FeedClient
+from interfaces.feed.limits import Limits
+from interfaces.feed.messages import CloseCode, Closed
+
+
+class Roster:
+    """The clients of one process, and the position up to which the live ones know everything.
+
+    A client is *live* when it has every row up to `position`, and only then takes part in a
+    tick. One that has just subscribed, or reads too slowly, is behind, and catches up by itself.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.clients: set[FeedClient] = set()
+        self.live: set[FeedClient] = set()
+        self.strangers = 0  # sockets that have not said yet who they are
+        self.anybody = asyncio.Event()  # is live
+        self.nobody = asyncio.Event()  # is connected
+        self.nobody.set()
+        self.closing = False
+        self.epoch = ""
+        self.position = 0
+        self._limits = limits
+
+    def admit(self, client: FeedClient) -> None:
+        """Counts the client in. Raises Closed for one too many, or too late."""
+        if self.closing:
+            raise Closed(CloseCode.RESTARTING, "the server is restarting")
+        name = client.principal.name
+        held = Counter(other.principal.name for other in self.clients)[name]
+        if held >= self._limits.sockets:
+            raise Closed(CloseCode.TOO_MANY_SOCKETS, f"{held} sockets are open for {name}")
+        self.clients.add(client)
+        self.nobody.clear()
+
+    def dismiss(self, client: FeedClient) -> None:
+        """Forgets the client: nothing of it stays."""
+        self.leave(client)
+        self.clients.discard(client)
+        if not self.clients:
+            self.nobody.set()
+
+    def join(self, client: FeedClient) -> bool:
+        """Makes the client live; False if the others have moved on since it was told."""
+        if not self.live:
+            self.epoch, self.position = client.place.epoch or "", client.place.position
+        elif client.place.position < self.position:
+            return False
+        self.live.add(client)
+        self.anybody.set()
+        return True
+
+    def leave(self, client: FeedClient) -> None:
+        """Takes the client out of the ticks."""
+        self.live.discard(client)
+        if not self.live:
+            self.anybody.clear()
+
+    def fall_behind(self, client: FeedClient) -> None:
+        """Takes a live client out of the ticks until it has drained, and then caught up."""
+        if client in self.live:
+            self.leave(client)
+            client.behind.set()
+
+    def unsaid(self, client: FeedClient) -> Changes | None:
+        """How far the log has moved on for a live client without a row for it; None: not at all."""
+        after = client.place.position
+        if client not in self.live or after >= self.position:
+            return None
+        return Changes(self.epoch, after, self.position, self.position, more=False)
