@@ -22,7 +22,8 @@ class EventLog(Protocol):
 
         Raises Conflict where a stream is not at its expected version or an `unless` no longer
         holds, AlreadyHandled and KeyReused for a known command id, Unavailable when the log
-        cannot be reached (and it is certain that nothing was recorded).
+        cannot be reached (and it is certain that nothing was recorded), Undetermined when the
+        log was lost in the middle and did not come back in time to be asked.
         """
 
     async def upload(self, id: UUID) -> Upload:

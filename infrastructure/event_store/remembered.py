@@ -9,7 +9,8 @@ from uuid import UUID
 import msgspec
 
 from application.envelope import DomainEvent, Write
-from infrastructure.event_store.folding import Aggregate, fold
+from domain.errors import Refused
+from infrastructure.event_store.folding import Aggregate, MixedStream, fold
 
 
 class Known(msgspec.Struct):
@@ -62,8 +63,18 @@ class Remembered:
         if known is not None and known.aggregate.version != before:
             self.forget(write.stream)
             return
-        aggregate = known.aggregate if known else None
-        for event in write.events:
-            aggregate = fold(write.stream, aggregate, cast("DomainEvent", event))
+        try:
+            aggregate = _after(write, known.aggregate if known else None)
+        except (Refused, MixedStream):
+            # The events are recorded, and that is what the writer is told; whoever loads the
+            # stream next hears what is wrong with it.
+            self.forget(write.stream)
+            return
         if aggregate is not None:
             self.put(Known(aggregate, at, known.snapshot if known else 0))
+
+
+def _after(write: Write, aggregate: Aggregate | None) -> Aggregate | None:
+    for event in write.events:
+        aggregate = fold(write.stream, aggregate, cast("DomainEvent", event))
+    return aggregate

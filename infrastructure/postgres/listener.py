@@ -28,10 +28,10 @@ _log = structlog.get_logger(__name__)
 
 
 class ChannelWakeups:
-    """The port `Wakeups`, for one channel."""
+    """The port `Wakeups`, for one channel; `position` is the last one announced."""
 
     def __init__(self) -> None:
-        self._position = 0
+        self.position = 0
         self._changed = asyncio.Event()
 
     async def wait(self, after: int) -> None:
@@ -39,7 +39,7 @@ class ChannelWakeups:
 
         `after` is how far the caller has read, whether or not anything there concerned it.
         """
-        if self._position > after:
+        if self.position > after:
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(FALLBACK):
@@ -48,7 +48,7 @@ class ChannelWakeups:
     def announce(self, position: int | None) -> None:
         """Wakes every waiter; None where the position is not known, as after a reconnect."""
         if position is not None:
-            self._position = max(self._position, position)
+            self.position = max(self.position, position)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -109,6 +109,12 @@ class Listener:
 
     def wakeups(self, channel: str = LOG) -> ChannelWakeups:
         return self._wakeups[channel]
+
+    def notices(self, channel: str, size: int = 1000) -> Notices:
+        """A queue that from now on receives the payloads of the channel."""
+        notices = Notices(size)
+        self.subscribe(channel, notices.put)
+        return notices
 
     def subscribe(self, channel: str, callback: Callback) -> Callable[[], None]:
         """Calls back with each payload, in the event loop; returns the way to stop that."""

@@ -1,0 +1,155 @@
+"""The stock library, given our mapper, reads everything we wrote, and may write beside us."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+import psycopg
+from eventsourcing.application import Application
+from eventsourcing.persistence import Mapper, Notification, Tracking
+from eventsourcing.postgres import PostgresFactory
+from eventsourcing.utils import Environment
+from psycopg.conninfo import conninfo_to_dict
+
+from application.envelope import one
+from domain.batch.events import BatchProgressed
+from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.mapper import Fact, StructMapper
+from tests.infrastructure.event_store.examples import CAUSE, EXAMPLES
+from tests.infrastructure.event_store.log_support import (
+    done_in,
+    new_stream,
+    opened,
+    step,
+    whole_log,
+)
+from tests.stories import ALICE, BATCH, FILE, NOON, received, registered, started
+from tests.support import run
+
+
+class StockApplication(Application[UUID]):
+    """The library as it comes, but for the mapper; unnamed, so that it finds our tables."""
+
+    name = ""
+    is_snapshotting_enabled = True
+
+    def construct_mapper(self) -> Mapper[UUID]:
+        return StructMapper()
+
+
+def environment(url: str) -> dict[str, str]:
+    known = conninfo_to_dict(url)
+    return {
+        "PERSISTENCE_MODULE": "eventsourcing.postgres",
+        "POSTGRES_DBNAME": str(known["dbname"]),
+        "POSTGRES_HOST": str(known["host"]),
+        "POSTGRES_PORT": str(known.get("port", 5432)),
+        "POSTGRES_USER": str(known["user"]),
+        "POSTGRES_PASSWORD": str(known.get("password", "none")),
+        "CREATE_TABLE": "no",
+    }
+
+
+@contextmanager
+def stock(url: str) -> Iterator[StockApplication]:
+    with StockApplication(environment(url)) as application:
+        yield application
+
+
+def test_the_library_reads_every_event_we_record(database_url: str) -> None:
+    async def story() -> None:
+        async with GroupCommitter(database_url) as committer:
+            for event in EXAMPLES:
+                await committer.append(one(new_stream(), 0, event, cause=CAUSE))
+
+    run(story())
+    with stock(database_url) as application:
+        notifications: list[Notification] = []
+        while page := application.notification_log.select(
+            start=notifications[-1].id if notifications else 0, limit=10, inclusive_of_start=False
+        ):
+            notifications += page
+        facts = [application.mapper.to_domain_event(notified) for notified in notifications]
+    assert [(fact.event, fact.cause) for fact in facts] == [(event, CAUSE) for event in EXAMPLES]
+    log = run(whole_log(database_url))
+    assert [notified.id for notified in notifications] == [item.position for item in log]
+
+
+def test_the_library_rebuilds_an_aggregate_from_our_events(database_url: str) -> None:
+    async def story() -> None:
+        async with opened(database_url) as log:
+            await log.append(one(FILE, 0, registered(), received()))
+            expected = await log.upload(FILE)
+            with stock(database_url) as application:
+                assert application.repository.get(FILE) == expected
+                assert application.repository.get(FILE, version=1).version == 1
+
+    run(story())
+
+
+def test_the_library_starts_from_our_snapshots(database_url: str) -> None:
+    async def story() -> None:
+        async with opened(database_url) as log:
+            await log.append(one(BATCH, 0, started(), *(progress(number) for number in range(150))))
+            expected = await log.batch(BATCH)
+            await log.close()
+            with psycopg.connect(database_url) as connection:
+                connection.execute("DELETE FROM stored_events WHERE originator_version < 151")
+            with stock(database_url) as application:
+                assert application.repository.get(BATCH) == expected
+
+    run(story())
+
+
+def progress(number: int) -> BatchProgressed:
+    return BatchProgressed(
+        at=NOON, by=ALICE, counts={}, bytes_received=number, bytes_total=200, percent=0, through=1
+    )
+
+
+def test_the_library_can_write_beside_us_and_nobody_is_harmed(database_url: str) -> None:
+    ours, theirs = new_stream(), new_stream()
+
+    def save_fifty(application: StockApplication) -> None:
+        for number in range(50):
+            application.save(Fact(theirs, number + 1, step(number)))
+
+    async def story() -> None:
+        with stock(database_url) as application:
+            async with GroupCommitter(database_url) as committer:
+                saving = asyncio.create_task(asyncio.to_thread(save_fifty, application))
+                for number in range(50):
+                    await committer.append(one(ours, number, step(number)))
+                await saving
+        log = await whole_log(database_url)
+        assert done_in(log, ours) == done_in(log, theirs) == list(range(50))
+
+    run(story())
+
+
+def test_the_library_accepts_our_tracking_table(database_url: str) -> None:
+    factory = PostgresFactory(Environment(env={**environment(database_url), "CREATE_TABLE": "yes"}))
+    with factory:
+        recorder = factory.tracking_recorder()
+        recorder.insert_tracking(Tracking("audit", 7))
+        assert recorder.max_tracking_id("audit") == 7
+    with psycopg.connect(database_url) as connection:
+        backups = "SELECT count(*) FROM pg_tables WHERE tablename LIKE 'bkup%'"
+        assert connection.execute(backups).fetchone() == (0,)
+
+
+def test_a_fact_stored_by_the_library_is_a_fact_of_ours(database_url: str) -> None:
+    async def story() -> None:
+        with stock(database_url) as application:
+            application.save(Fact(FILE, 1, registered(), CAUSE), Fact(FILE, 2, received(), CAUSE))
+        async with opened(database_url) as log:
+            assert (await log.upload(FILE)).received == 100
+            recorded = await log.stream(FILE)
+            assert [item.cause for item in recorded] == [CAUSE, CAUSE]
+            await log.append(one(FILE, 2, step(100)))
+            assert (await log.upload(FILE)).version == 3
+
+    run(story())
