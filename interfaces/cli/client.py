@@ -1,0 +1,231 @@
+"""A small typed client of the HTTP API, over one aiohttp session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+import aiohttp
+import msgspec
+
+from application.views import AttemptView, BatchView, UploadView
+from domain.file import FileDeclaration
+from interfaces.cli.errors import Refusal, Unreachable
+from interfaces.cli.options import Server
+
+T = TypeVar("T")
+
+JSON = {"Content-Type": "application/json"}
+PAGE = 500  # rows a request asks for
+PASSING = frozenset({429, 500, 502, 503, 504})  # worth asking again a little later
+LONGEST_WAIT = 5.0
+
+
+class StartedBatch(msgspec.Struct, frozen=True):
+    """The answer to a start: the batch, and the position at which it began."""
+
+    id: UUID
+    state: str = "open"
+
+
+class AddedFile(msgspec.Struct, frozen=True):
+    """What became of one file of a list: `status` is added, known or rejected."""
+
+    path: str
+    upload: UUID
+    status: str
+    message: str | None = None
+
+
+class AddedFiles(msgspec.Struct, frozen=True):
+    files: list[AddedFile]
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Some rows, still encoded, and the cursor of the next page."""
+
+    items: list[msgspec.Raw]
+    next: str | int | None = None
+
+
+class _Complaint(msgspec.Struct):
+    pointer: str = ""
+    detail: str = ""
+
+
+class _Problem(msgspec.Struct):
+    code: str = ""
+    title: str = ""
+    detail: str = ""
+    errors: list[_Complaint] = []
+
+
+class Client:
+    """Asks one server with one key; `patience` is how many seconds of silence it puts up with."""
+
+    def __init__(self, server: Server, *, patience: float = 0.0) -> None:
+        self.server = server
+        self.patience = patience
+
+    async def __aenter__(self) -> Self:
+        self.session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {self.server.key}"},
+            connector=aiohttp.TCPConnector(limit=64),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.session.close()
+
+    # Batches.
+
+    async def start_batch(self, options: Mapping[str, Any], *, key: str) -> StartedBatch:
+        """Starts a batch; the same idempotency key again gives the same one."""
+        headers = {"Idempotency-Key": key}
+        return await self.ask("POST", "/v1/batches", StartedBatch, json=options, headers=headers)
+
+    async def add_files(self, batch: UUID, files: list[FileDeclaration]) -> list[AddedFile]:
+        body = {"files": files}
+        added = await self.ask("POST", f"/v1/batches/{batch}/uploads", AddedFiles, json=body)
+        return added.files
+
+    async def batch(self, id: UUID | str, *, at: str | None = None) -> BatchView:
+        return await self.ask("GET", f"/v1/batches/{id}", BatchView, params=_without_none(at=at))
+
+    async def batches(
+        self, *, limit: int, state: str | None, label: str | None
+    ) -> AsyncIterator[BatchView]:
+        params = _without_none(state=state, label=label)
+        async for row in self.pages("/v1/batches", BatchView, params, limit=limit):
+            yield row
+
+    async def command(self, path: str) -> None:
+        """Tells a batch or an upload to do something, such as `/v1/batches/{id}/seal`."""
+        await self.ask("POST", path, msgspec.Raw)
+
+    # Uploads.
+
+    async def upload(self, id: UUID | str, *, at: str | None = None) -> UploadView:
+        return await self.ask("GET", f"/v1/uploads/{id}", UploadView, params=_without_none(at=at))
+
+    async def uploads(
+        self, batch: UUID | str, *, state: str | None = None, limit: int = 0
+    ) -> AsyncIterator[UploadView]:
+        params = _without_none(state=state)
+        path = f"/v1/batches/{batch}/uploads"
+        async for row in self.pages(path, UploadView, params, limit=limit):
+            yield row
+
+    async def attempts(self, upload: UUID | str) -> list[AttemptView]:
+        path = f"/v1/uploads/{upload}/attempts"
+        return [row async for row in self.pages(path, AttemptView, {})]
+
+    # Anything.
+
+    async def pages(
+        self,
+        path: str,
+        row: type[T],
+        params: Mapping[str, str],
+        *,
+        limit: int = 0,
+        cursor: str = "cursor",
+    ) -> AsyncIterator[T]:
+        """Rows of a list, page by page; all of them where `limit` is 0.
+
+        `cursor` names the parameter that asks for the next page.
+        """
+        place: dict[str, str] = {}
+        left = limit or None
+        while True:
+            size = str(min(PAGE, left) if left else PAGE)
+            query = {**params, **place, "limit": size}
+            page = await self.ask("GET", path, Page, params=query)
+            for item in page.items:
+                yield msgspec.json.decode(item, type=row)
+            left = left - len(page.items) if left else None
+            if page.next is None or left == 0:
+                return
+            place = {cursor: str(page.next)}
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        type: type[T],
+        *,
+        json: Any = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> T:
+        """One request and its decoded answer. Raises Refusal, Unreachable."""
+        body = None if json is None else msgspec.json.encode(json)
+        sent = {**({} if body is None else JSON), **(headers or {})}
+        waits = Waits(self.patience)
+        while True:
+            try:
+                async with self.session.request(
+                    method, self.server.url + path, data=body, params=params, headers=sent
+                ) as response:
+                    answer = await response.read()
+                    if response.status < 400:
+                        return msgspec.json.decode(answer or b"null", type=type)
+                    refusal = refusal_of(response.status, answer)
+                    if response.status not in PASSING:
+                        raise refusal
+                    await waits.next(refusal, response.headers.get("Retry-After"))
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
+                await waits.next(self.unreachable(error))
+
+    def unreachable(self, error: BaseException) -> Unreachable:
+        return Unreachable(
+            f"{self.server.url} does not answer: {str(error) or type(error).__name__}",
+            "is it running? uptrail doctor tells",
+        )
+
+
+class Waits:
+    """Growing pauses between tries, until patience ends."""
+
+    def __init__(self, patience: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._patience = patience
+        self.calm()
+
+    def calm(self) -> None:
+        """Something went well: patience begins anew."""
+        self._end = self._loop.time() + self._patience
+        self._pause = 0.1
+
+    async def next(self, error: Exception, retry_after: str | None = None) -> None:
+        """Waits before another try, or raises the error when there is no patience left."""
+        pause = float(retry_after) if retry_after and retry_after.isdecimal() else self._pause
+        if self._loop.time() + pause > self._end:
+            raise error
+        await asyncio.sleep(pause)
+        self._pause = min(2 * self._pause, LONGEST_WAIT)
+
+
+def refusal_of(status: int, answer: bytes) -> Refusal:
+    """The refusal that a problem document tells; any other body is quoted as it is."""
+    try:
+        problem = msgspec.json.decode(answer, type=_Problem)
+    except msgspec.DecodeError:
+        problem = _Problem(detail=f"the server answered {status}")
+    details = tuple(f"{one.pointer} {one.detail}".strip() for one in problem.errors)
+    text = problem.detail or problem.title or f"the server answered {status}"
+    repeated = all(one.detail in text for one in problem.errors)
+    return Refusal(status, problem.code, text, () if repeated else details)
+
+
+def _without_none(**values: str | None) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,63 @@
+"""What a command ends with: exit codes, and errors told in one sentence with what to do."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes, the same for every command (design section 13)."""
+
+    OK = 0
+    ERROR = 1
+    USAGE = 2
+    FAILURES = 3  # it ran to its end, and some files failed
+    CANCELLED = 4
+    UNREACHABLE = 5
+    INTERRUPTED = 130  # Ctrl-C, as shells number it
+
+
+class CommandError(Exception):
+    """A command could not do what was asked; `hint` says what to do about it."""
+
+    code = Exit.ERROR
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(CommandError):
+    """The command line asks for something that makes no sense."""
+
+    code = Exit.USAGE
+
+
+class Unreachable(CommandError):
+    """No server answers."""
+
+    code = Exit.UNREACHABLE
+
+
+class Refusal(CommandError):
+    """The server refused, with a problem document."""
+
+    def __init__(self, status: int, code: str, detail: str, errors: tuple[str, ...] = ()) -> None:
+        super().__init__("; ".join((detail or code, *errors[:5])), _HINTS.get(code, ""))
+        self.status = status
+        self.problem = code
+
+
+_HINTS = {
+    "unauthenticated": "pass a key with --key or UPTRAIL_KEY",
+    "scope_missing": "use a key with more rights: uptrail key create --scope operator",
+    "not_found": "look for it with: uptrail batch list",
+    "storage_full": "free some space on the server, then run the same command again",
+}
+EXIT_OF_OUTCOME = {
+    "succeeded": Exit.OK,
+    "completed_with_failures": Exit.FAILURES,
+    "failed": Exit.FAILURES,
+    "cancelled": Exit.CANCELLED,
+    "expired": Exit.CANCELLED,
+}

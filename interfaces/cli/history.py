@@ -1,0 +1,137 @@
+"""`uptrail history`: recorded events, of one thing or of everything."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from interfaces.cli import output
+from interfaces.cli.client import Client
+from interfaces.cli.errors import Refusal
+from interfaces.cli.options import Common
+from interfaces.cli.running import PATIENCE, ask
+
+app = App(name="history", help="Read recorded events: who did what, and when.")
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One recorded event, as the API tells it."""
+
+    position: int
+    version: int
+    stream: UUID
+    type: str
+    at: datetime
+    by: str
+    data: dict[str, Any] = {}
+
+
+@app.command
+def show(
+    id: str,
+    *,
+    limit: Annotated[int, Parameter(validator=Number(gte=1))] = 1000,
+    common: Common | None = None,
+) -> None:
+    """Print what happened to an upload or a batch, in the order it happened.
+
+    Parameters
+    ----------
+    id
+        Of an upload, or of a batch: then with everything about its uploads.
+    limit
+        How many events at most.
+    """
+    common = common or Common()
+
+    async def run(client: Client) -> list[Event]:
+        return [event async for event in events_of(client, id, limit=limit)]
+
+    events = ask(common, run)
+    if common.json:
+        output.emit(events)
+    else:
+        tell(events)
+
+
+@app.command
+def export(*, after: int = 0, to: Path | None = None, common: Common | None = None) -> None:
+    """Write every event as NDJSON, one a line.
+
+    Parameters
+    ----------
+    after
+        Only events beyond this position.
+    to
+        A file; by default standard output.
+    """
+    common = common or Common()
+
+    async def run(client: Client) -> int:
+        count = 0
+        with nullcontext(sys.stdout.buffer) if to is None else to.open("wb") as file:
+            params = {"after": str(after)}
+            async for event in client.pages("/v1/history", msgspec.Raw, params, cursor="after"):
+                file.write(bytes(event) + b"\n")
+                count += 1
+        return count
+
+    count = ask(common, run, patience=PATIENCE)
+    output.tell_people(f"{count} events")
+
+
+async def events_of(client: Client, id: str | UUID, *, limit: int = 0) -> AsyncIterator[Event]:
+    """The history of an upload, or of a batch with this id. Raises Refusal."""
+    kind = "uploads"
+    try:
+        await client.upload(id)
+    except Refusal as refusal:
+        if refusal.status != 404:
+            raise
+        kind = "batches"
+    path = f"/v1/{kind}/{id}/history"
+    async for event in client.pages(path, Event, {}, limit=limit, cursor="after"):
+        yield event
+
+
+def tell(events: list[Event]) -> None:
+    """Who did what and when, one event a line."""
+    rows = ((e.position, output.moment(e.at), e.by, e.type, _details(e)) for e in events)
+    output.table(("position", "when", "who", "what", "details"), rows)
+
+
+_TOLD = (
+    "path",
+    "label",
+    "number",
+    "worker",
+    "step",
+    "message",
+    "retry_at",
+    "size",
+    "done",
+    "reason",
+    "outcome",
+    "count",
+    "duration",
+)
+
+
+def _details(event: Event) -> str:
+    told = ((name, event.data[name]) for name in _TOLD if event.data.get(name) is not None)
+    return ", ".join(f"{name} {_short(value)}" for name, value in told)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value)

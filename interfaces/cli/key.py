@@ -1,0 +1,131 @@
+"""`uptrail key`: create, list and revoke API keys."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+from cyclopts import App
+
+from interfaces.cli import output
+from interfaces.cli.client import Client
+from interfaces.cli.options import Common
+from interfaces.cli.running import ask
+
+app = App(name="key", help="Create, list and revoke API keys.")
+
+
+class KeyRow(msgspec.Struct, frozen=True):
+    """A key as the API lists it."""
+
+    id: str
+    owner: str
+    scope: str
+    label: str = ""
+    batch: UUID | None = None
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class NewKey(msgspec.Struct, frozen=True):
+    """A key that was just made, with its text."""
+
+    key: KeyRow
+    text: str
+
+
+class KeyList(msgspec.Struct, frozen=True):
+    items: list[KeyRow]
+
+
+@app.command
+def create(
+    *,
+    scope: Literal["admin", "operator", "uploader", "viewer"] = "uploader",
+    owner: str = "default",
+    label: str = "",
+    batch: UUID | None = None,
+    expires_in: float | None = None,
+    common: Common | None = None,
+) -> None:
+    """Create a key and print it, once.
+
+    Parameters
+    ----------
+    scope
+        admin: everything; operator: its owner's batches; uploader: send files; viewer: read.
+    owner
+        The tenant whose batches the key may touch.
+    label
+        A note for people.
+    batch
+        Limit the key to this batch.
+    expires_in
+        Seconds after which it ends.
+    """
+    common = common or Common()
+    body: dict[str, Any] = {"owner": owner, "scope": scope, "label": label}
+    if batch is not None:
+        body["batch"] = batch
+    if expires_in is not None:
+        body["expires_in"] = expires_in
+
+    async def run(client: Client) -> NewKey:
+        return await client.ask("POST", "/v1/keys", NewKey, json=body)
+
+    created = ask(common, run)
+    if common.json:
+        output.emit(created)
+    else:
+        output.say(created.text)
+        output.tell_people("keep it: it is shown this once")
+
+
+@app.command(name="list")
+def list_(*, common: Common | None = None) -> None:
+    """List keys; secrets are not kept and cannot be shown."""
+    common = common or Common()
+
+    async def run(client: Client) -> list[KeyRow]:
+        return (await client.ask("GET", "/v1/keys", KeyList)).items
+
+    keys = ask(common, run)
+    if common.json:
+        output.emit(keys)
+        return
+    rows = (
+        (k.id, k.owner, k.scope, _standing(k), output.moment(k.created_at), k.label) for k in keys
+    )
+    output.table(("id", "owner", "scope", "state", "created", "label"), rows)
+
+
+@app.command
+def revoke(id: str, *, common: Common | None = None) -> None:
+    """End a key at once."""
+    common = common or Common()
+
+    async def run(client: Client) -> None:
+        await client.ask("DELETE", f"/v1/keys/{id}", msgspec.Raw)
+
+    ask(common, run)
+    if common.json:
+        output.emit({"id": id, "revoked": True})
+    else:
+        output.say(f"key {id} is revoked")
+
+
+def _row(key: KeyRow) -> tuple[str, ...]:
+    made = output.moment(key.created_at)
+    return key.id, key.owner, key.scope, _standing(key), made, key.label
+
+
+def _standing(key: KeyRow) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    if key.expires_at is not None:
+        expired = key.expires_at <= datetime.now(key.expires_at.tzinfo)
+        return "expired" if expired else f"until {output.moment(key.expires_at)}"
+    return "valid"

@@ -1,0 +1,24 @@
+"""Runs a command's coroutine against the server, with the screen and the client it needs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from interfaces.cli.client import Client
+from interfaces.cli.options import Common
+
+T = TypeVar("T")
+
+PATIENCE = 60.0  # seconds of silence that a long job puts up with
+
+
+def ask(common: Common, what: Callable[[Client], Awaitable[T]], *, patience: float = 0.0) -> T:
+    """Runs `what` with a client of the server these options mean. Raises CommandError."""
+
+    async def asking() -> T:
+        async with Client(common.server(), patience=patience) as client:
+            return await what(client)
+
+    return asyncio.run(asking())

@@ -1,0 +1,146 @@
+"""A folder into a batch: files are announced in lists and sent several at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+
+from domain.file import FileDeclaration
+from interfaces.cli.client import AddedFile, Client
+from interfaces.cli.errors import CommandError, Refusal
+from interfaces.cli.tus import FileChanged, Source, send
+from interfaces.cli.walking import Entry, Found, Skipped, walk
+
+LIST = 500  # files announced in one request
+SHOWN_FAILURES = 200
+
+Trouble = Callable[[str, str], None]
+
+
+class Tally(msgspec.Struct):
+    """How far it is. `sent_bytes` counts those that count as sent, now or by an earlier run."""
+
+    files: int = 0
+    size: int = 0
+    sent_files: int = 0
+    sent_bytes: int = 0
+    failures: int = 0
+    reasons: list[tuple[str, str]] = []
+
+    def fail(self, path: str, reason: str) -> None:
+        """Counts a failure, and keeps the first of them to be shown."""
+        self.failures += 1
+        if len(self.reasons) < SHOWN_FAILURES:
+            self.reasons.append((path, reason))
+
+
+class Task(msgspec.Struct, frozen=True):
+    """A file that is announced and has to be sent; a fresh one was never begun."""
+
+    upload: UUID
+    file: Found
+    fresh: bool
+
+
+class Sender:
+    """Sends everything below the roots into one open batch."""
+
+    def __init__(
+        self, client: Client, batch: UUID, roots: dict[str, Path], jobs: int, trouble: Trouble
+    ) -> None:
+        self._client = client
+        self._batch = batch
+        self._roots = roots
+        self._jobs = jobs
+        self._trouble = trouble
+        self._queue: asyncio.Queue[Task | None] = asyncio.Queue(2 * LIST)
+        self.tally = Tally()
+
+    def measure(self) -> None:
+        """Counts files and bytes first, so that progress has a whole to be part of."""
+        for entry in walk(self._roots):
+            if isinstance(entry, Found):
+                self.tally.files += 1
+                self.tally.size += entry.size
+
+    async def run(self) -> Tally:
+        """Raises Refusal, Unreachable when the batch itself cannot go on."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._jobs):
+                    group.create_task(self._transfer())
+                group.create_task(self._announce())
+        except* CommandError as several:
+            raise first_of(several) from None
+        return self.tally
+
+    async def _announce(self) -> None:
+        entries = walk(self._roots)
+        while listed := await asyncio.to_thread(_next_list, entries):
+            for entry in listed:
+                if isinstance(entry, Skipped):
+                    self._fail(str(entry.path), entry.reason)
+            files = [entry for entry in listed if isinstance(entry, Found)]
+            for file, answer in zip(files, await self._declare(files), strict=True):
+                if answer.status == "rejected":
+                    self._fail(file.name, answer.message or "rejected by the server")
+                else:
+                    await self._queue.put(Task(answer.upload, file, answer.status == "added"))
+        for _ in range(self._jobs):
+            await self._queue.put(None)
+
+    async def _declare(self, files: list[Found]) -> list[AddedFile]:
+        if not files:
+            return []
+        declared = [FileDeclaration(path=file.name, size=file.size) for file in files]
+        return await self._client.add_files(self._batch, declared)
+
+    async def _transfer(self) -> None:
+        while task := await self._queue.get():
+            try:
+                with Source(
+                    task.file.path, task.file.size, task.file.modified, self._moved
+                ) as source:
+                    await send(self._client, task.upload, source, fresh=task.fresh)
+                self.tally.sent_files += 1
+            except FileChanged:
+                await self._give_up(task, "it changed on the disk while it was being sent")
+            except PermissionError as error:
+                await self._give_up(task, (error.strerror or str(error)).lower())
+            except FileNotFoundError:
+                await self._give_up(task, "it vanished from the disk before it was sent")
+            except Refusal as refusal:
+                if refusal.status in (401, 403):
+                    raise
+                self._fail(task.file.name, str(refusal))
+
+    async def _give_up(self, task: Task, reason: str) -> None:
+        """Cancels the announced upload, so that the batch does not wait for it for ever."""
+        self._fail(task.file.name, reason)
+        try:
+            await self._client.command(f"/v1/uploads/{task.upload}/cancel")
+        except Refusal as refusal:
+            if refusal.status != 409:  # it has ended already
+                raise
+
+    def _moved(self, size: int) -> None:
+        self.tally.sent_bytes += size
+
+    def _fail(self, name: str, reason: str) -> None:
+        self.tally.fail(name, reason)
+        self._trouble(name, reason)
+
+
+def first_of(group: BaseExceptionGroup[CommandError]) -> CommandError:
+    """One error out of a group: when the server goes away, all senders say the same."""
+    first = group.exceptions[0]
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _next_list(entries: Iterator[Entry]) -> list[Entry]:
+    return list(islice(entries, LIST))
