@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
@@ -13,6 +13,7 @@ from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog, Wakeups
 from application.ports.keys import Keys
 from application.ports.read_model import History, Queries
+from application.transfer.elsewhere import Elsewhere, NobodyElse
 from infrastructure.settings import Settings
 
 
@@ -29,6 +30,7 @@ class Services:
     keys: Keys
     now: Callable[[], datetime]
     new_id: Callable[[], UUID]
+    elsewhere: Elsewhere = field(default_factory=NobodyElse)
 
 
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)

@@ -32,7 +32,8 @@ class BlobStore(Protocol):
     async def append(self, name: str, offset: int) -> BlobWriter:
         """Opens the blob for bytes from `offset` on, and drops any stored beyond it.
 
-        Creates the blob at offset 0. Raises BlobTooShort if fewer than `offset` bytes are stored.
+        Creates the blob at offset 0. Raises BlobTooShort if fewer than `offset` bytes are stored,
+        BlobBusy where another append to it is open, on any machine, and the store can tell.
         """
 
     async def size(self, name: str) -> int:
@@ -61,6 +62,10 @@ class BlobTooShort(Exception):
         super().__init__(f"{name} holds {stored} bytes, not {expected}")
         self.stored = stored
         self.expected = expected
+
+
+class BlobBusy(Exception):
+    """Another append to this blob is open."""
 
 
 class BlobMissing(Exception):

@@ -1,0 +1,1 @@
+"""How bytes become a received upload, whatever protocol carries them."""

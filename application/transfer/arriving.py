@@ -1,0 +1,127 @@
+"""Files that announce themselves: registered first, or stored first where they come whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import UUID
+
+import msgspec
+
+from application.commands import ProgressTransfer, RegisterUpload, UploadAlone
+from application.errors import ApplicationError, Undetermined
+from application.handlers.registering import RegisteredUpload, register_upload, upload_alone
+from application.handlers.transfers import progress_transfer
+from application.transfer.errors import TooLong
+from application.transfer.names import blob_of_whole
+from application.transfer.transfers import Speaker, Transfers
+from domain.errors import Faulty, Refused
+from domain.file import FileDeclaration, faults_of
+from domain.ids import upload_id_for
+from domain.retry import RetryPolicy
+from domain.upload.state import INCOMING, UploadState
+
+
+class Alone(msgspec.Struct, frozen=True, kw_only=True):
+    """A file without a batch gets a sealed one of its own, with this id."""
+
+    batch: UUID
+    owner: str
+    pipeline: str = "default"
+    retry_policy: RetryPolicy = RetryPolicy()
+
+
+class Joining(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that joins an open batch, or finds its declaration there."""
+
+    batch: UUID
+
+
+class Arrivals:
+    """New files. A small one that comes whole costs one fdatasync and one append."""
+
+    def __init__(self, transfers: Transfers, new_id: Callable[[], UUID]) -> None:
+        self._transfers = transfers
+        self._new_id = new_id
+
+    async def announce(
+        self, place: Alone | Joining, file: FileDeclaration, speaker: Speaker
+    ) -> RegisteredUpload:
+        """Registers a file whose bytes are to come.
+
+        Raises Faulty, TooLong, StorageFull, NotFound, NotNow, Busy, Unavailable.
+        """
+        await self.admit(file)
+        registered = await self._register(place, file, speaker)
+        upload = registered.upload
+        if upload.size is None and file.size is not None and upload.state in INCOMING:
+            upload = await self._transfers.declare(upload.id, file.size, speaker)
+        return RegisteredUpload(upload, registered.created, registered.position)
+
+    async def arrive(
+        self, place: Alone | Joining, file: FileDeclaration, content: bytes, speaker: Speaker
+    ) -> RegisteredUpload:
+        """Stores a whole file, then records that it was registered and received.
+
+        Where the batch knows the path, the bytes go to the upload that is there, unless it has
+        bytes already: then these are dropped. Raises what `announce` raises.
+        """
+        await self.admit(file)
+        upload = upload_id_for(place.batch, file.path)
+        blob = blob_of_whole(upload, self._new_id())
+        await self._transfers.blobs.put(blob, content)
+        try:
+            registered = await self._register(place, file, speaker, len(content), blob)
+            if not registered.created:
+                registered = await self._hand_over(registered, len(content), blob, speaker)
+        except (Refused, ApplicationError) as error:
+            # Once it is certain that nothing was recorded, nobody will ever ask for this blob.
+            if not isinstance(error, Undetermined):
+                await self._transfers.blobs.delete(blob)
+            raise
+        return registered
+
+    async def admit(self, file: FileDeclaration) -> None:
+        """Raises Faulty, TooLong, StorageFull for a file that no byte should be read of."""
+        if faults := tuple(faults_of(file)):
+            raise Faulty(*faults)
+        if (file.size or 0) > self._transfers.limits.max_file_size:
+            raise TooLong(self._transfers.limits.max_file_size)
+        await self._transfers.room.require(file.size or 0)
+
+    async def _register(
+        self,
+        place: Alone | Joining,
+        file: FileDeclaration,
+        speaker: Speaker,
+        received: int | None = None,
+        blob: str | None = None,
+    ) -> RegisteredUpload:
+        log, context = self._transfers.log, self._transfers.context(speaker)
+        if isinstance(place, Joining):
+            joining = RegisterUpload(batch=place.batch, file=file, received=received, blob=blob)
+            return await register_upload(log, joining, context)
+        alone = UploadAlone(
+            id=place.batch,
+            owner=place.owner,
+            file=file,
+            pipeline=place.pipeline,
+            retry_policy=place.retry_policy,
+            received=received,
+            blob=blob,
+        )
+        return await upload_alone(log, alone, context)
+
+    async def _hand_over(
+        self, known: RegisteredUpload, size: int, blob: str, speaker: Speaker
+    ) -> RegisteredUpload:
+        """The bytes for an upload that was declared before, if it waits for its first one."""
+        async with self._transfers.turns.take(known.upload.id):
+            self._transfers.log.forget(known.upload.id)
+            upload = await self._transfers.log.upload(known.upload.id)
+            if upload.state is not UploadState.REGISTERED:
+                await self._transfers.blobs.delete(blob)
+                return RegisteredUpload(upload, False, 0)
+            command = ProgressTransfer(upload=upload.id, received=size, blob=blob, complete=True)
+            context = self._transfers.context(speaker)
+            decided = await progress_transfer(self._transfers.log, command, context)
+            return RegisteredUpload(decided.aggregate, False, decided.position)

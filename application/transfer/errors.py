@@ -1,0 +1,75 @@
+"""
+How a transfer can end other than well. What arrived before is kept, unless it says otherwise.
+
+* TransferError
+  + OffsetMismatch   the sender and the log disagree about how far the upload is
+  + TooLong          more bytes than were declared, or than are allowed; the excess is not kept
+  + NotIncoming      the upload takes no bytes any more: received, cancelled, expired
+  + Ended            the transfer was ended from outside
+    - Overtaken      a newer request wants the same upload
+    - Stalled        the sender was silent for too long
+    - Stopping       this process is shutting down
+    - SenderGone     the connection broke, or the body was malformed
+"""
+
+from __future__ import annotations
+
+from application.errors import ApplicationError
+from domain.upload.state import UploadState
+
+
+class TransferError(ApplicationError):
+    """A transfer did not end well."""
+
+
+class OffsetMismatch(TransferError):
+    """The sender and the log disagree; `offset` is what the log says."""
+
+    def __init__(self, offset: int, claimed: int) -> None:
+        super().__init__(f"the upload stands at offset {offset}, not {claimed}")
+        self.offset = offset
+
+
+class TooLong(TransferError):
+    """More bytes than were declared, or than are allowed."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the upload may have at most {limit} bytes")
+        self.limit = limit
+
+
+class NotIncoming(TransferError):
+    """The upload takes no bytes any more."""
+
+    def __init__(self, state: UploadState) -> None:
+        super().__init__(f"the upload is {state} and takes no bytes")
+        self.state = state
+
+
+class Ended(TransferError):
+    """The transfer was ended from outside."""
+
+
+class Overtaken(Ended):
+    """A newer request wants the same upload."""
+
+    def __init__(self) -> None:
+        super().__init__("a newer request took the upload over")
+
+
+class Stalled(Ended):
+    """The sender was silent for too long."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"no byte came for {seconds:g} seconds")
+
+
+class Stopping(Ended):
+    """This process is shutting down."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
+class SenderGone(Ended):
+    """The connection broke, or the body was malformed; `__cause__` is the transport's error."""

@@ -1,0 +1,239 @@
+"""Everything that may be done with the bytes of an upload on their way in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+
+from application.commands import CancelUpload, DeclareSize, ReportLoss
+from application.envelope import NO_CAUSE, Cause
+from application.errors import Busy
+from application.handlers.deciding import Context
+from application.handlers.transfers import cancel_upload, declare_size, report_loss
+from application.ports.blobs import BlobBusy, BlobStore, BlobTooShort, BlobWriter
+from application.ports.event_log import EventLog
+from application.transfer.elsewhere import Elsewhere
+from application.transfer.errors import NotIncoming, OffsetMismatch, Stopping, TooLong
+from application.transfer.names import blob_of
+from application.transfer.reception import Reception, Terms
+from application.transfer.room import Room
+from application.transfer.turns import Turns
+from domain.upload.aggregate import Upload
+from domain.upload.state import INCOMING
+
+PATIENCE = 5.0  # seconds for another process to let go of an upload
+GLANCE = 0.01  # seconds between two looks whether it has
+RECORDS_PER_SECOND = 100  # of all running transfers together, about
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes in bytes, times in seconds; the settings of the same names say more."""
+
+    max_file_size: int
+    min_free_bytes: int
+    progress_interval: float
+    idle_timeout: float
+
+
+class Speaker(msgspec.Struct, frozen=True):
+    """In whose name events are recorded, and in answer to what."""
+
+    name: str
+    cause: Cause = NO_CAUSE
+
+
+class Incoming(msgspec.Struct, frozen=True, kw_only=True):
+    """A body that is about to arrive for an upload.
+
+    `offset` is where the sender believes the upload stands; `length` is the size of the body
+    in bytes, None where that is not known before its end. `size` is that of the whole file, if
+    the sender says it only now. With `last`, the end of the body is the end of the file: how a
+    file of unknown size ends.
+    """
+
+    upload: UUID
+    offset: int
+    length: int | None = None
+    size: int | None = None
+    last: bool = False
+
+
+class Transfers:
+    """Bytes of uploads: taken in, asked about, thrown away; by one request at a time."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        blobs: BlobStore,
+        elsewhere: Elsewhere,
+        *,
+        limits: Limits,
+        now: Callable[[], datetime],
+        clock: Callable[[], float],
+    ) -> None:
+        self.log = log
+        self.blobs = blobs
+        self.limits = limits
+        self.room = Room(blobs, limits.min_free_bytes, clock)
+        self.turns = Turns()
+        self._elsewhere = elsewhere
+        self._now = now
+        self._clock = clock
+        elsewhere.on_stop(self.turns.stop)
+
+    def close(self) -> None:
+        """Ends every running transfer, its bytes being committed, and refuses new ones."""
+        self.turns.close(Stopping())
+
+    def context(self, speaker: Speaker) -> Context:
+        return Context(speaker.name, self._now(), speaker.cause)
+
+    async def receive(
+        self, incoming: Incoming, chunks: AsyncIterator[bytes], speaker: Speaker
+    ) -> Upload:
+        """Appends the body to the upload. When this returns its bytes are durable and recorded.
+
+        A transfer of the same upload that is still running is ended first. Bytes that arrived
+        before an error are kept and recorded, those of a body that is too long excepted.
+
+        Raises NotFound, NotIncoming, OffsetMismatch, TooLong, Ended, StorageFull, Refused,
+        Busy, Unavailable.
+        """
+        async with self.turns.take(incoming.upload) as turn:
+            self._check(await self._current(incoming), incoming)
+            if incoming.size is not None:
+                await self.declare(incoming.upload, incoming.size, speaker)
+            async with self._claimed(incoming.upload, speaker) as (upload, writer):
+                self._check(upload, incoming)
+                await self._require_room(upload, incoming)
+                terms = Terms(
+                    limit=self._limit(upload),
+                    last=incoming.last and upload.size is None,
+                    idle_timeout=self.limits.idle_timeout,
+                    pace=self._pace,
+                    context=lambda: self.context(speaker),
+                )
+                reception = Reception(
+                    self.log, self.blobs, writer, upload, blob_of(upload.id), turn, terms
+                )
+                return await reception.run(chunks)
+
+    async def settle(self, id: UUID, speaker: Speaker) -> Upload:
+        """The upload as it stands: a running transfer is ended and its bytes are counted.
+
+        Raises NotFound, Ended, Busy, Unavailable.
+        """
+        async with self.turns.take(id):
+            self.log.forget(id)
+            upload = await self.log.upload(id)
+            if upload.state not in INCOMING:
+                return upload
+            if not upload.received and not await self.blobs.size(blob_of(id)):
+                return upload
+            try:
+                async with self._claimed(id, speaker) as (upload, _):
+                    return upload
+            except NotIncoming:  # cancelled or received elsewhere while we looked
+                return await self.log.upload(id)
+
+    async def declare(self, id: UUID, size: int, speaker: Speaker) -> Upload:
+        """The size of an upload that was registered without one; saying it twice is fine.
+
+        Raises NotFound, TooLong, Refused where another size was declared, Busy, Unavailable.
+        """
+        if size > self.limits.max_file_size:
+            raise TooLong(self.limits.max_file_size)
+        command = DeclareSize(upload=id, size=size)
+        return (await declare_size(self.log, command, self.context(speaker))).aggregate
+
+    async def cancel(self, command: CancelUpload, speaker: Speaker) -> Upload:
+        """Calls the upload off and frees its bytes.
+
+        Raises NotFound, Refused when it has ended already, Busy, Unavailable.
+        """
+        async with self.turns.take(command.upload):
+            decided = await cancel_upload(self.log, command, self.context(speaker))
+            await self._elsewhere.stop(command.upload)
+            await self.free(decided.aggregate)
+            return decided.aggregate
+
+    async def free(self, upload: Upload) -> None:
+        """Deletes the bytes of an upload that nobody may want any more."""
+        await self.blobs.delete(blob_of(upload.id))
+        if upload.blob not in (None, blob_of(upload.id)):
+            await self.blobs.delete(str(upload.blob))
+
+    async def _current(self, incoming: Incoming) -> Upload:
+        """The upload; read anew where what is remembered does not fit what the sender says."""
+        upload = await self.log.upload(incoming.upload)
+        if upload.received != incoming.offset or upload.state not in INCOMING:
+            self.log.forget(incoming.upload)
+            upload = await self.log.upload(incoming.upload)
+        return upload
+
+    @asynccontextmanager
+    async def _claimed(
+        self, id: UUID, speaker: Speaker
+    ) -> AsyncIterator[tuple[Upload, BlobWriter]]:
+        """The upload, and its blob opened for us alone at the recorded offset.
+
+        The recorded offset is the truth. Bytes beyond it were never acknowledged, and a crash
+        may have left anything in their place: the first write drops them. Where there are fewer,
+        that is recorded as a loss and the upload goes back to what there is.
+        """
+        deadline = self._clock() + PATIENCE
+        while True:
+            upload = await self.log.upload(id)
+            if upload.state not in INCOMING:
+                raise NotIncoming(upload.state)
+            try:
+                writer = await self.blobs.append(blob_of(id), upload.received)
+            except BlobTooShort as short:
+                loss = ReportLoss(upload=id, stored=short.stored)
+                await report_loss(self.log, loss, self.context(speaker))
+                continue
+            except BlobBusy:
+                await self._ask_elsewhere(id, deadline)
+                continue
+            try:
+                # Only now that nobody else can write is what the log says going to stay.
+                self.log.forget(id)
+                current = await self.log.upload(id)
+                if current.received == upload.received and current.state in INCOMING:
+                    yield current, writer
+                    return
+            finally:
+                await writer.close()
+
+    async def _ask_elsewhere(self, id: UUID, deadline: float) -> None:
+        if self._clock() > deadline:
+            raise Busy(f"another process is still receiving {id}; try again")
+        await self._elsewhere.stop(id)
+        await asyncio.sleep(GLANCE)
+        self.log.forget(id)
+
+    def _check(self, upload: Upload, incoming: Incoming) -> None:
+        if upload.state not in INCOMING:
+            raise NotIncoming(upload.state)
+        if upload.received != incoming.offset:
+            raise OffsetMismatch(upload.received, incoming.offset)
+        if incoming.offset + (incoming.length or 0) > self._limit(upload):
+            raise TooLong(self._limit(upload))
+
+    async def _require_room(self, upload: Upload, incoming: Incoming) -> None:
+        expected = incoming.length
+        if expected is None:
+            expected = (upload.size or upload.received) - upload.received
+        await self.room.require(expected)
+
+    def _limit(self, upload: Upload) -> int:
+        return self.limits.max_file_size if upload.size is None else upload.size
+
+    def _pace(self) -> float:
+        """Seconds between two records of one transfer: the more of them run, the longer."""
+        return max(self.limits.progress_interval, len(self.turns) / RECORDS_PER_SECOND)

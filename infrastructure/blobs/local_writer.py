@@ -1,0 +1,128 @@
+"""One append to a local blob: writes on the loop while the disk is quick, in a thread when not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from application.errors import Unavailable
+from infrastructure.blobs.disk import sync_data, sync_folder, told, write_all
+
+SLOW = 0.02  # seconds: a write that takes this long holds up everybody else on the loop
+SLOW_FOR = 1.0  # seconds for which writes then go to a thread
+
+
+class Pace:
+    """How quick the disk is, as the last writes of all blobs found it.
+
+    A write into the page cache takes microseconds, and a hop to a thread costs a third of the
+    throughput; but once too much is dirty the kernel makes the writer wait.
+    """
+
+    def __init__(self) -> None:
+        self._slow_until = 0.0
+
+    @property
+    def slow(self) -> bool:
+        return monotonic() < self._slow_until
+
+    def took(self, seconds: float) -> None:
+        if seconds > SLOW:
+            self._slow_until = monotonic() + SLOW_FOR
+
+
+class LocalBlobWriter:
+    """The port `BlobWriter`, on an open and locked file.
+
+    `sync` may run while `write` goes on: it covers what was written before it was called.
+    What lies beyond the offset is dropped by the first write, so that merely opening a blob
+    changes nothing.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        path: Path,
+        offset: int,
+        *,
+        excess: bool,
+        threads: Executor,
+        pace: Pace,
+    ) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._size = offset
+        self._excess = excess
+        self._named = offset > 0  # whether the file's name is known to be durable
+        self._threads = threads
+        self._pace = pace
+        self._working: set[asyncio.Future[Any]] = set()
+        self._broken = False
+        self._closed = False
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    async def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        if self._pace.slow:
+            await self._in_thread(lambda: self._write(chunk))
+        else:
+            self._write(chunk)
+
+    async def sync(self) -> int:
+        size = self._size
+        await self._in_thread(self._sync)
+        return size
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if not self._working:
+            os.close(self._descriptor)
+            return
+        # A thread that outlived its cancelled caller still works with the descriptor: closed
+        # under it, the number could already mean another file. The last one closes it.
+        await asyncio.wait(self._working)
+
+    def _write(self, chunk: bytes | bytearray | memoryview) -> None:
+        began = monotonic()
+        with told():
+            if self._excess:
+                os.ftruncate(self._descriptor, self._size)
+                self._excess = False
+            for written in write_all(self._descriptor, chunk):
+                self._size += written
+        self._pace.took(monotonic() - began)
+
+    def _sync(self) -> None:
+        if self._broken:  # the kernel reports a failed write-back once, then forgets it
+            raise Unavailable("an earlier sync of this blob failed")
+        try:
+            with told():
+                sync_data(self._descriptor)
+                if not self._named:
+                    sync_folder(self._path.parent)
+                    self._named = True
+        except BaseException:
+            self._broken = True
+            raise
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        self._working.add(future)
+        future.add_done_callback(self._worked)
+        await asyncio.shield(future)
+
+    def _worked(self, future: asyncio.Future[Any]) -> None:
+        self._working.discard(future)
+        if not future.cancelled():
+            future.exception()  # seen: the caller, if it is still there, raises it
+        if self._closed and not self._working:
+            os.close(self._descriptor)

@@ -1,0 +1,1 @@
+"""Bytes over HTTP: upload protocols on the way in, content on the way out."""

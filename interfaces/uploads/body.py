@@ -1,0 +1,84 @@
+"""A request's body as chunks, to the last byte that arrived, however the connection ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from aiohttp import StreamReader, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from application.transfer.errors import SenderGone, Stalled
+from interfaces.rest.problems import Problem
+
+HELD: web.RequestKey[bool] = web.RequestKey("waits_for_100_continue", bool)
+
+
+async def hold(request: web.Request) -> None:
+    """For routes, as `expect_handler`: a client that asks first is answered once we want the body.
+
+    aiohttp would send `100 Continue` before anybody looked at the request.
+    """
+    if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+        raise Problem(417, "expectation_failed", "only Expect: 100-continue is understood")
+    request[HELD] = True
+
+
+async def go_ahead(request: web.Request) -> None:
+    """Asks the client for the body, if it waits to be asked."""
+    if request.get(HELD):
+        request[HELD] = False
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer proper has not begun
+
+
+def require_plain(request: web.Request) -> None:
+    """Raises a 415 Problem for a compressed body: offsets count the bytes as they are sent."""
+    coding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
+    if coding != "identity":
+        raise Problem(415, "content_encoding", "send the bytes without Content-Encoding")
+
+
+async def chunks_of(request: web.Request) -> AsyncIterator[bytes]:
+    """The body as it arrives, uncopied; raises SenderGone after the last byte there is."""
+    await go_ahead(request)
+    stream = request.content
+    while True:
+        try:
+            chunk = await stream.readany()
+        except (OSError, HttpProcessingError, web.RequestPayloadError) as error:
+            if rest := _unread(stream):
+                yield rest
+            raise SenderGone(_told(error)) from error
+        if not chunk:
+            return
+        yield chunk
+
+
+async def whole(request: web.Request, *, idle_timeout: float) -> bytes:
+    """All of a body that is known to be small. Raises SenderGone, Stalled."""
+    parts = []
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(idle_timeout) as patience:
+            async for chunk in chunks_of(request):
+                parts.append(chunk)
+                patience.reschedule(loop.time() + idle_timeout)
+    except TimeoutError:
+        raise Stalled(idle_timeout) from None
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _unread(stream: StreamReader) -> bytes:
+    """What had arrived but was not read when the connection broke.
+
+    A stream with an exception set refuses to be read, also where it still holds bytes.
+    """
+    stream.set_exception(None)  # type: ignore[arg-type]
+    return stream.read_nowait()
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, HttpProcessingError | web.RequestPayloadError):
+        return "the body was malformed"
+    return "the connection broke"

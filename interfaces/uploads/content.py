@@ -1,0 +1,130 @@
+"""Stored bytes, given back: an upload's content, and what processing made of it."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from hashlib import sha256
+from pathlib import PurePosixPath
+from urllib.parse import quote
+
+import structlog
+from aiohttp import hdrs, web
+
+from application.errors import NotFound
+from application.ports.keys import Scope
+from domain.upload.aggregate import Upload
+from domain.upload.state import UploadState
+from interfaces.rest.access import principal_of, upload_of
+from interfaces.rest.params import id_in
+from interfaces.rest.problems import Problem
+from interfaces.services import SERVICES
+from interfaces.uploads.ranges import Part, Unsatisfiable, part_of
+from interfaces.uploads.refusals import GONE
+
+_log = structlog.get_logger(__name__)
+
+
+async def content(request: web.Request) -> web.StreamResponse:
+    """GET of an upload's bytes, for whoever may see the upload; Range is understood."""
+    upload = await upload_of(request, id_in(request))
+    if upload.blob is None or upload.state in GONE:
+        raise NotFound("there are no stored bytes")
+    _require_harmless(request, upload)
+    # Only the type proper: parameters are the sender's, and nobody checked them.
+    media_type = (upload.media_type or "application/octet-stream").partition(";")[0]
+    name = PurePosixPath(upload.path).name
+    return await _serve(request, upload.blob, upload.received, name, media_type)
+
+
+async def artifact(request: web.Request) -> web.StreamResponse:
+    """GET of something that processing attached to an upload."""
+    upload = await upload_of(request, id_in(request))
+    _require_harmless(request, upload)
+    services, name = request.app[SERVICES], request.match_info["name"]
+    view = await services.queries.upload(upload.id, owner=principal_of(request).sees)
+    blob = view.artifacts.get(name)
+    if blob is None or upload.state in GONE:
+        raise NotFound("there is no such artifact")
+    size = await services.blobs.size(blob)
+    return await _serve(request, blob, size, name, "application/octet-stream")
+
+
+def _require_harmless(request: web.Request, upload: Upload) -> None:
+    """What was found dangerous is for operators only; others do not learn that it is there."""
+    if upload.state is UploadState.QUARANTINED and principal_of(request).scope not in (
+        Scope.ADMIN,
+        Scope.OPERATOR,
+    ):
+        raise NotFound("there are no stored bytes")
+
+
+async def _serve(
+    request: web.Request, blob: str, size: int, name: str, media_type: str
+) -> web.StreamResponse:
+    etag = f'"{sha256(f"{blob} {size}".encode()).hexdigest()[:32]}"'
+    headers: dict[str, str] = {
+        hdrs.ETAG: etag,
+        hdrs.ACCEPT_RANGES: "bytes",
+        hdrs.CACHE_CONTROL: "private, no-cache",
+    }
+    if _names(request.headers.get(hdrs.IF_NONE_MATCH, ""), etag):
+        return web.Response(status=304, headers=headers)
+    headers[hdrs.CONTENT_TYPE] = media_type
+    headers[hdrs.CONTENT_DISPOSITION] = _attachment(name)
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
+    part = _asked_for(request, etag, size)
+    status = 200
+    if part is not None:
+        status, headers[hdrs.CONTENT_RANGE] = 206, part.content_range
+    stored = await request.app[SERVICES].blobs.size(blob)
+    if stored < size:
+        _log.error("stored_bytes_missing", blob=blob, stored=stored, recorded=size)
+        raise Problem(500, "bytes_missing", "stored bytes are missing; the loss is logged")
+    response = web.StreamResponse(status=status, headers=headers)
+    return await _stream(request, response, blob, part or Part(0, size, size))
+
+
+async def _stream(
+    request: web.Request, response: web.StreamResponse, blob: str, part: Part
+) -> web.StreamResponse:
+    response.content_length = part.end - part.start
+    await response.prepare(request)
+    if request.method != hdrs.METH_HEAD and part.end > part.start:
+        chunks = request.app[SERVICES].blobs.read(blob, part.start, part.end)
+        sent = 0
+        async with aclosing(chunks):  # type: ignore[type-var]
+            async for chunk in chunks:
+                await response.write(chunk)
+                sent += len(chunk)
+        if sent < part.end - part.start:
+            raise Problem(500, "bytes_missing", f"{blob} ended {sent} bytes into the answer")
+    await response.write_eof()
+    return response
+
+
+def _asked_for(request: web.Request, etag: str, size: int) -> Part | None:
+    """The part to send; If-Range asks for everything where the content is not the one known."""
+    condition = request.headers.get(hdrs.IF_RANGE)
+    if condition not in (None, etag):
+        return None
+    try:
+        return part_of(request.headers.get(hdrs.RANGE), size)
+    except Unsatisfiable as error:
+        headers: dict[str, str] = {hdrs.CONTENT_RANGE: str(error), hdrs.ACCEPT_RANGES: "bytes"}
+        raise Problem(416, "range", f"the content has {size} bytes", headers=headers) from None
+
+
+def _names(header: str, etag: str) -> bool:
+    """Whether If-None-Match names this content (weak comparison, RFC 9110 section 13.1.2)."""
+    tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
+    return etag in tags or header.strip() == "*"
+
+
+def _attachment(name: str) -> str:
+    """A download under the file's own name (RFC 6266): plain ASCII for old clients, then all."""
+    plain = "".join(
+        character if character.isascii() and character.isprintable() else "_" for character in name
+    )
+    plain = plain.replace("\\", "_").replace('"', "_").replace("%", "_")
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"

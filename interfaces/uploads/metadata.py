@@ -1,0 +1,96 @@
+"""Upload-Metadata of tus 1.0.0: what it says of a file, kept so that it can be echoed exactly."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from binascii import Error as NotBase64
+
+from domain.errors import Fault, Faulty
+from domain.file import FileDeclaration, control_character, faults_of
+
+RAW = "tus-metadata"
+"""The key under which a header is kept that its pairs alone would not give back byte for byte."""
+
+PATHS = ("relativePath", "filename", "name")
+MEDIA_TYPES = ("filetype", "type", "content-type")
+
+
+def parse(header: str) -> dict[str, str]:
+    """The pairs of the header, and the header itself if it is not their canonical form.
+
+    A value that is not text is left to the header. Raises Faulty for what tus does not allow.
+    """
+    pairs: dict[str, str] = {}
+    seen = set()
+    for element in header.split(",") if header.strip() else ():
+        key, _, encoded = element.strip().partition(" ")
+        if not key or not key.isascii() or key in seen:
+            raise _faulty("must have unique, non-empty ASCII keys")
+        seen.add(key)
+        text = _text(encoded)
+        if text is not None and key != RAW:
+            pairs[key] = text
+    if header and format(pairs) != header:
+        pairs[RAW] = header
+    return pairs
+
+
+def format(metadata: dict[str, str]) -> str:
+    """The header to echo: as it was sent, or made from metadata that came another way."""
+    if RAW in metadata:
+        return metadata[RAW]
+    return ",".join(
+        f"{key} {b64encode(value.encode()).decode()}" if value else key
+        for key, value in metadata.items()
+        if key.isascii() and key.isprintable() and not set(key) & set(" ,")
+    )
+
+
+def declaration(metadata: dict[str, str], size: int | None, *, default: str) -> FileDeclaration:
+    """The file that the metadata describes; `default` is its path where it names none."""
+    return FileDeclaration(
+        path=_path(metadata) or default,
+        size=size,
+        media_type=_media_type(metadata),
+        checksum=_checksum(metadata),
+        metadata=metadata,
+    )
+
+
+def _path(metadata: dict[str, str]) -> str | None:
+    for key in PATHS:
+        value = metadata.get(key, "")
+        # Uppy sends "null" for a file without a folder, and a slash before one with a folder.
+        if key == "relativePath":
+            value = "" if value == "null" else value.removeprefix("/")
+        if value:
+            return value
+    return None
+
+
+def _media_type(metadata: dict[str, str]) -> str | None:
+    """The first that is sound: clients put whatever the browser says here."""
+    for key in MEDIA_TYPES:
+        value = metadata.get(key)
+        if value and not any(faults_of(FileDeclaration(path="-", media_type=value))):
+            return value
+    return None
+
+
+def _checksum(metadata: dict[str, str]) -> str | None:
+    value = metadata.get("checksum", "")
+    return value if value.startswith("sha256:") else None
+
+
+def _text(encoded: str) -> str | None:
+    try:
+        text = b64decode(encoded.strip(), validate=True).decode()
+    except NotBase64:
+        raise _faulty("must have values in Base64") from None
+    except UnicodeDecodeError:
+        return None
+    return None if control_character(text) else text
+
+
+def _faulty(message: str) -> Faulty:
+    return Faulty(Fault("Upload-Metadata", message))

@@ -1,0 +1,62 @@
+"""How the end of a transfer is told to an upload client.
+
+Clients of tus repeat a request after 409, 423, 429 and 5xx, and give up after any other 4xx:
+so these statuses go where a repetition helps, and only there.
+"""
+
+from __future__ import annotations
+
+from aiohttp.http_exceptions import HttpProcessingError
+
+from application.transfer.errors import (
+    NotIncoming,
+    OffsetMismatch,
+    Overtaken,
+    SenderGone,
+    Stalled,
+    Stopping,
+    TooLong,
+)
+from domain.errors import Faulty, Refused
+from domain.upload.state import UploadState
+from interfaces.rest.problems import RETRY_SOON, Problem, problem_of
+
+GONE = frozenset(
+    {
+        UploadState.CANCELLED,
+        UploadState.EXPIRED,
+        UploadState.ERASED,
+        UploadState.REJECTED,
+    }
+)
+"""States in which an upload is no resource of the upload protocols any more."""
+
+
+def refusal_of(error: Exception) -> Problem:
+    """The problem for an upload client. Raises ConnectionResetError where nobody is listening."""
+    match error:
+        case OffsetMismatch(offset=offset):
+            return Problem(
+                409, "offset_mismatch", str(error), headers={"Upload-Offset": str(offset)}
+            )
+        case TooLong(limit=limit):
+            return Problem(413, "too_large", str(error), headers={"Tus-Max-Size": str(limit)})
+        case NotIncoming(state=state):
+            return gone(state) if state in GONE else Problem(403, "not_now", str(error))
+        case Overtaken():
+            return Problem(423, "overtaken", str(error), headers=RETRY_SOON)
+        case Stalled():
+            return Problem(408, "stalled", str(error))
+        case Stopping():
+            return Problem(503, "stopping", str(error), headers=RETRY_SOON)
+        case SenderGone(__cause__=HttpProcessingError()):
+            return Problem(400, "malformed_request", "the body cannot be read as it was sent")
+        case SenderGone():
+            raise ConnectionResetError(str(error)) from error
+        case Refused() if not isinstance(error, Faulty):
+            return Problem(403, "not_now", str(error))
+    return problem_of(error)
+
+
+def gone(state: UploadState) -> Problem:
+    return Problem(410, "gone", f"the upload is {state}")

@@ -1,0 +1,47 @@
+"""What upload routes share: the transfers of this application, and who speaks to them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from application.envelope import Cause
+from application.ports.keys import Principal
+from application.transfer.arriving import Arrivals
+from application.transfer.transfers import Limits, Speaker, Transfers
+from interfaces.rest.correlation import traceparent_of
+from interfaces.services import SERVICES
+
+TRANSFERS: web.AppKey[Transfers] = web.AppKey("transfers", Transfers)
+ARRIVALS: web.AppKey[Arrivals] = web.AppKey("arrivals", Arrivals)
+
+
+def prepare(app: web.Application) -> None:
+    """Makes the transfers of this application; they end, their bytes committed, before it does."""
+    services = app[SERVICES]
+    settings = services.settings
+    limits = Limits(
+        max_file_size=settings.max_file_size,
+        min_free_bytes=settings.min_free_bytes,
+        progress_interval=settings.progress_interval,
+        idle_timeout=settings.transfer_idle_timeout,
+    )
+    app[TRANSFERS] = Transfers(
+        services.log,
+        services.blobs,
+        services.elsewhere,
+        limits=limits,
+        now=services.now,
+        clock=lambda: asyncio.get_running_loop().time(),
+    )
+    app[ARRIVALS] = Arrivals(app[TRANSFERS], services.new_id)
+    app.on_shutdown.append(_end_transfers)
+
+
+async def _end_transfers(app: web.Application) -> None:
+    app[TRANSFERS].close()
+
+
+def speaker_of(request: web.Request, principal: Principal) -> Speaker:
+    return Speaker(principal.name, Cause(None, traceparent_of(request)))
