@@ -1,0 +1,68 @@
+"""What one event changes, in which rows."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+from uuid import UUID
+
+import msgspec
+
+from application.envelope import Recorded
+from application.projection.attempts import attempt_columns
+from application.projection.batches import BATCH_EVENTS, batch_columns
+from application.projection.columns import Columns
+from application.projection.uploads import upload_columns
+from domain.batch.events import BatchStarted
+from domain.upload.events import AttemptStarted, UploadRegistered, UploadRejected
+
+VERSION = 1
+
+Table: TypeAlias = Literal["batches", "uploads", "attempts"]
+Key: TypeAlias = UUID | tuple[UUID, int]
+"""Of a batch or upload its id, of an attempt its upload and number."""
+
+_CREATING = (BatchStarted, UploadRegistered, UploadRejected)
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Columns to assign in one row, those of its key included; `creates`: the row begins here."""
+
+    table: Table
+    key: Key
+    columns: Columns
+    creates: bool = False
+
+
+def changes_of(recorded: Recorded) -> tuple[Change, ...]:
+    """The rows one event changes.
+
+    Columns are assigned from this event alone, never incremented and never read: applying
+    an event again, or many at once, leaves the rows as they should be.
+    """
+    event = recorded.event
+    creates = isinstance(event, _CREATING)
+    if isinstance(event, BATCH_EVENTS):
+        batch = Change("batches", recorded.stream, batch_columns(event), creates)
+        return (_stamped(batch, recorded),)
+    upload = Change("uploads", recorded.stream, upload_columns(event), creates)
+    attempt = attempt_columns(event)
+    if attempt is None:
+        return (_stamped(upload, recorded),)
+    return _stamped(upload, recorded), _attempt(recorded, *attempt)
+
+
+def _stamped(change: Change, recorded: Recorded) -> Change:
+    columns = change.columns
+    columns["id"] = recorded.stream
+    columns["updated_at"] = recorded.event.at
+    columns["version"] = recorded.version
+    columns["position"] = recorded.position
+    return change
+
+
+def _attempt(recorded: Recorded, number: int, columns: Columns) -> Change:
+    columns["upload"] = recorded.stream
+    columns["number"] = number
+    columns["position"] = recorded.position
+    begins = isinstance(recorded.event, AttemptStarted)
+    return Change("attempts", (recorded.stream, number), columns, begins)

@@ -1,0 +1,77 @@
+"""The SQLAlchemy engine that questions to the read model go through."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from psycopg import AsyncConnection
+from sqlalchemy import text
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection as Session
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from application.errors import Unavailable
+from infrastructure.postgres.pool import CONNECT_TIMEOUT
+from infrastructure.read_model.tables import attempts, batches, uploads
+
+# Taken before the snapshot of a transaction is: a rebuild that swaps the tables is then either
+# before all of its statements or after them. Without this the snapshot could be older than the
+# tables its statements find, and see nothing in them.
+_HOLD = text(f"LOCK TABLE {batches}, {uploads}, {attempts} IN ACCESS SHARE MODE")
+
+
+def make_engine(url: str, *, size: int = 4, overflow: int = 12) -> AsyncEngine:
+    """An engine of at most `size + overflow` connections; `await engine.dispose()` closes it.
+
+    Its connections speak UTC, and one that a restart of the server has cut is replaced.
+    """
+
+    async def connect(*_: Any, **__: Any) -> AsyncConnection:
+        connection = await AsyncConnection.connect(
+            url,
+            autocommit=True,
+            application_name="uptrail-queries",
+            connect_timeout=CONNECT_TIMEOUT,
+        )
+        await connection.execute("SET TIME ZONE 'UTC'")
+        await connection.set_autocommit(False)
+        return connection
+
+    return create_async_engine(
+        "postgresql+psycopg://",
+        async_creator=connect,
+        pool_size=size,
+        max_overflow=overflow,
+        pool_pre_ping=True,
+    )
+
+
+@asynccontextmanager
+async def answering(engine: AsyncEngine) -> AsyncIterator[Session]:
+    """A connection for questions of one statement, which sees one moment by itself.
+
+    Raises Unavailable.
+    """
+    async with _reached(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
+        yield session
+
+
+@asynccontextmanager
+async def one_moment(engine: AsyncEngine) -> AsyncIterator[Session]:
+    """A connection on which every statement sees the same moment. Raises Unavailable."""
+    snapshot = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    async with _reached(snapshot) as session:
+        await session.execute(_HOLD)
+        yield session
+
+
+@asynccontextmanager
+async def _reached(engine: AsyncEngine) -> AsyncIterator[Session]:
+    try:
+        async with engine.connect() as session:
+            yield session
+    except (OperationalError, InterfaceError, PoolTimeout) as error:
+        raise Unavailable(f"the read model cannot be reached: {error}") from error

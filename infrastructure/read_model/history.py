@@ -1,0 +1,79 @@
+"""The port `History`: the recorded events of whatever belongs to the asker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import and_, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from application.envelope import Recorded
+from application.errors import NotFound
+from infrastructure.event_store.codec import CODEC, Codec
+from infrastructure.read_model.engine import answering, one_moment
+from infrastructure.read_model.scanning import EVENT, Scan, log, recorded
+from infrastructure.read_model.scopes import Scope, of_batch, of_owner
+from infrastructure.read_model.tables import NAME, batches, stored_events, tracking, uploads
+
+_POSITION = select(tracking.c.notification_id).where(tracking.c.application_name == NAME)
+
+
+class PostgresHistory:
+    """Asks through the engine. Which streams belong to whom is what the read model says.
+
+    Histories of more than one stream end where the read model does: beyond, an event could
+    be passed over whose stream is not known yet. Raises Unavailable and UnreadableEvent.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, codec: Codec = CODEC) -> None:
+        self._engine = engine
+        self._codec = codec
+
+    async def of_upload(
+        self, id: UUID, *, owner: str | None, after: int = 0, limit: int = 1000
+    ) -> Sequence[Recorded]:
+        its = and_(log.originator_id == uploads.c.id, log.notification_id > after)
+        query = (
+            select(*EVENT)
+            .select_from(uploads.outerjoin(stored_events, its))
+            .where(uploads.c.id == id, *([] if owner is None else [uploads.c.owner == owner]))
+            .order_by(log.originator_version)
+            .limit(limit)
+        )
+        async with answering(self._engine) as session:
+            rows = (await session.execute(query)).all()
+        if not rows:
+            raise NotFound(f"no upload {id}")
+        return [recorded(row, self._codec) for row in rows if row.notification_id is not None]
+
+    async def of_batch(
+        self, id: UUID, *, owner: str | None, after: int = 0, limit: int = 1000
+    ) -> Sequence[Recorded]:
+        exists = select(batches.c.owner).where(batches.c.id == id)
+        async with one_moment(self._engine) as session:
+            found = (await session.execute(exists)).scalar_one_or_none()
+            if found is None or owner not in (None, found):
+                raise NotFound(f"no batch {id}")
+            return await self._page(session, of_batch(id), after, limit)
+
+    async def of_everything(
+        self, *, owner: str | None, after: int = 0, limit: int = 1000
+    ) -> Sequence[Recorded]:
+        if owner is None:
+            query = (
+                select(*EVENT)
+                .where(log.notification_id > after)
+                .order_by(log.notification_id)
+                .limit(limit)
+            )
+            async with answering(self._engine) as session:
+                return [recorded(row, self._codec) for row in await session.execute(query)]
+        async with one_moment(self._engine) as session:
+            return await self._page(session, of_owner(owner), after, limit)
+
+    async def _page(
+        self, session: AsyncConnection, scope: Scope, after: int, limit: int
+    ) -> list[Recorded]:
+        reached = (await session.execute(_POSITION)).scalar_one()
+        return await Scan(session, scope, reached, self._codec).page(after, limit)

@@ -1,0 +1,154 @@
+"""The tables of the read model: one column per field of `application.views`.
+
+Every row is written whole when it begins, so that no column needs a default here.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+
+SCHEMA = "read_model"
+NAME = "read_model"  # in `notification_tracking` and `projections`
+
+_TIME = TIMESTAMP(timezone=True)
+_PATH = Text(collation="C")  # the same order on every server
+
+metadata = MetaData(schema=SCHEMA)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Uuid, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("outcome", Text),
+    Column("paused", Boolean, nullable=False),
+    Column("pipeline", Text, nullable=False),
+    Column("priority", BigInteger, nullable=False),
+    Column("metadata", JSONB, nullable=False),
+    Column("uploads", BigInteger, nullable=False),
+    Column("counts", JSONB, nullable=False),
+    Column("bytes_received", BigInteger, nullable=False),
+    Column("bytes_total", BigInteger, nullable=False),
+    Column("percent", Double, nullable=False),
+    Column("started_at", _TIME, nullable=False),
+    Column("started_by", Text, nullable=False),
+    Column("sealed_at", _TIME),
+    Column("completed_at", _TIME),
+    Column("updated_at", _TIME, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    PrimaryKeyConstraint("id", name="batches_pkey"),
+    Index("batches_owner_started_at_id_idx", "owner", "started_at", "id"),
+    Index("batches_started_at_id_idx", "started_at", "id"),  # for who sees every owner
+    Index(
+        "batches_unfinished_idx",
+        "started_at",
+        "id",
+        postgresql_where=text("state <> 'completed'"),
+    ),
+    Index("batches_position_idx", "position"),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", Uuid, nullable=False),
+    Column("batch", Uuid, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("path", _PATH, nullable=False),
+    Column("size", BigInteger),
+    Column("received", BigInteger, nullable=False),
+    Column("media_type", Text),
+    Column("checksum", Text),
+    Column("metadata", JSONB, nullable=False),
+    Column("pipeline", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("phase", Text),
+    Column("percent", Double),
+    Column("attempt", Integer, nullable=False),
+    Column("error", Text),
+    Column("error_step", Text),
+    Column("retry_at", _TIME),
+    Column("results", JSONB, nullable=False),
+    Column("artifacts", JSONB, nullable=False),
+    Column("blob", Text),
+    Column("registered_at", _TIME, nullable=False),
+    Column("received_at", _TIME),
+    Column("ended_at", _TIME),
+    Column("updated_at", _TIME, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    PrimaryKeyConstraint("id", name="uploads_pkey"),
+    Index("uploads_batch_path_id_idx", "batch", "path", "id"),
+    Index("uploads_batch_state_path_id_idx", "batch", "state", "path", "id"),
+    Index("uploads_batch_position_idx", "batch", "position"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("upload", Uuid, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("worker", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("step", Text),
+    Column("percent", Double),
+    Column("error_type", Text),
+    Column("message", Text),
+    Column("permanent", Boolean),
+    Column("retry_at", _TIME),
+    Column("started_at", _TIME, nullable=False),
+    Column("ended_at", _TIME),
+    Column("duration", Double),
+    Column("position", BigInteger, nullable=False),
+    PrimaryKeyConstraint("upload", "number", name="attempts_pkey"),
+    Index("attempts_position_idx", "position"),
+)
+
+# Which version of the code made the rows, and an epoch that every rebuild changes. This table
+# stays where it is when the schema above is swapped.
+_bookkeeping = MetaData()
+
+projections = Table(
+    "projections",
+    _bookkeeping,
+    Column("name", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("epoch", Text, nullable=False),
+    Column("built_at", _TIME, nullable=False),
+    PrimaryKeyConstraint("name", name="projections_pkey"),
+)
+
+tracking = Table(
+    "notification_tracking",  # the library's, made by migration 0001
+    MetaData(),
+    Column("application_name", Text, primary_key=True),
+    Column("notification_id", BigInteger),
+)
+
+stored_events = Table(
+    "stored_events",  # likewise
+    MetaData(),
+    Column("originator_id", Uuid, primary_key=True),
+    Column("originator_version", BigInteger, primary_key=True),
+    Column("topic", Text),
+    Column("state", LargeBinary),
+    Column("notification_id", BigInteger),
+)
