@@ -14,6 +14,12 @@ def batch_id_for(owner: str, idempotency_key: str) -> UUID:
     return _uuid8(digest.digest()[:16])
 
 
+def command_id_for(owner: str, idempotency_key: str) -> UUID:
+    """The command that this owner means by this key."""
+    digest = sha256(b"command\0" + owner.encode() + b"\0" + idempotency_key.encode())
+    return _uuid8(digest.digest()[:16])
+
+
 def upload_id_for(batch: UUID, path: str) -> UUID:
     """The upload of this path in this batch.
 

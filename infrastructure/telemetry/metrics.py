@@ -1,0 +1,118 @@
+"""What Prometheus is told: requests, bytes, and how far each part is behind the log.
+
+Each application has its own registry: two in one process, as in tests, do not mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+import msgspec
+import psycopg
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from application.errors import Unavailable
+from infrastructure.postgres.pool import Pool
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+FOLLOWERS = ("read_model", "orchestrator")
+NAN = float("nan")
+LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+_VITALS = """SELECT
+    (SELECT coalesce(max(notification_id), 0) FROM stored_events),
+    (SELECT notification_id FROM notification_tracking WHERE application_name = 'read_model'),
+    (SELECT notification_id FROM notification_tracking WHERE application_name = 'orchestrator'),
+    (SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo')"""
+
+
+class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+    """Positions of the log's head and of those who follow it, and jobs that wait for a worker."""
+
+    head: int
+    read_model: int
+    orchestrator: int
+    queued: int
+
+
+VitalSigns: TypeAlias = Callable[[], Awaitable[Vitals]]
+"""Takes them now; raises Unavailable."""
+
+
+class PostgresVitals:
+    """The vital signs, from the tables of the parts themselves."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def __call__(self) -> Vitals:
+        try:
+            async with self._pool.connection() as connection:
+                row = await (await connection.execute(_VITALS)).fetchone()
+        except psycopg.OperationalError as error:
+            raise Unavailable(str(error)) from error
+        head, read_model, orchestrator, queued = row or (0, 0, 0, 0)
+        return Vitals(
+            head=head, read_model=read_model or 0, orchestrator=orchestrator or 0, queued=queued
+        )
+
+
+class Metrics:
+    """The counters of one application."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._requests = Counter(
+            "uptrail_http_requests",
+            "Requests answered",
+            ("method", "route", "status"),
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "uptrail_http_request_seconds",
+            "Time from the request's head to the end of its answer",
+            ("method", "route"),
+            buckets=LATENCIES,
+            registry=self.registry,
+        )
+        self._under_way = self._gauge("uptrail_http_requests_under_way", "Requests being answered")
+        self._received = Counter(
+            "uptrail_http_received_bytes", "Bytes of bodies received", registry=self.registry
+        )
+        self._head = self._gauge("uptrail_log_head", "Position of the last event")
+        self._lag = Gauge(
+            "uptrail_lag", "Positions behind the log", ("follower",), registry=self.registry
+        )
+        self._queued = self._gauge("uptrail_jobs_queued", "Jobs that wait for a worker")
+
+    def begin(self) -> None:
+        self._under_way.inc()
+
+    def end(self, method: str, route: str, status: int, seconds: float, received: int) -> None:
+        """A request is over; `received` is in bytes."""
+        self._under_way.dec()
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+        self._received.inc(received)
+
+    def take(self, vitals: Vitals) -> None:
+        self._head.set(vitals.head)
+        self._lag.labels("read_model").set(max(0, vitals.head - vitals.read_model))
+        self._lag.labels("orchestrator").set(max(0, vitals.head - vitals.orchestrator))
+        self._queued.set(vitals.queued)
+
+    def lose(self) -> None:
+        """The other parts cannot be asked now: what they said last would mislead."""
+        for gauge in (self._head, self._queued):
+            gauge.set(NAN)
+        for follower in FOLLOWERS:
+            self._lag.labels(follower).set(NAN)
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _gauge(self, name: str, help: str) -> Gauge:
+        return Gauge(name, help, registry=self.registry)

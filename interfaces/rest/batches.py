@@ -1,0 +1,161 @@
+"""Batches over HTTP: start, list, show, and the commands seal, pause, resume and cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+
+from application.commands import CancelBatch, PauseBatch, ResumeBatch, SealBatch
+from application.handlers.batches import cancel_batch, pause_batch, resume_batch, seal_batch
+from application.handlers.deciding import Context
+from application.ports.event_log import EventLog
+from application.replay import batch_as_of
+from application.views import BatchView
+from domain.batch.state import BatchState
+from interfaces.rest.access import batch_of, owned, principal_of, require, require_unlimited
+from interfaces.rest.answers import POSITION, CommandAnswer, PageAnswer, json_answer
+from interfaces.rest.bodies import json_body
+from interfaces.rest.forms import Cancellation
+from interfaces.rest.idempotency import once
+from interfaces.rest.params import Query, id_in, reflected
+from interfaces.rest.routes import OPERATORS, SENDERS, Operation
+from interfaces.services import SERVICES
+
+LIST = ("state", "label", "cursor", "limit", "min_position")
+SHOW = ("at", "min_position")
+
+_cancellation = msgspec.json.Decoder(Cancellation)
+
+
+async def show(request: web.Request) -> web.Response:
+    """One batch, now or as of a position or time; with an ETag, so that asking again is cheap."""
+    principal, id = principal_of(request), id_in(request)
+    services, query = request.app[SERVICES], Query(request, SHOW)
+    owned(principal, owner=principal.owner, batch=id)
+    position, at = await reflected(request, query), query.moment("at")
+    if at is None:
+        view = await services.queries.batch(id, owner=principal.sees)
+    else:
+        view = await batch_as_of(services.log, id, at, owner=principal.sees)
+    etag = f'W/"{view.version}-{view.position}"'
+    if etag in (tag.strip() for tag in request.headers.get("If-None-Match", "").split(",")):
+        return web.Response(status=304, headers={"ETag": etag, POSITION: str(position)})
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    return json_answer(view, position=position, headers=headers)
+
+
+async def listing(request: web.Request) -> web.Response:
+    """The batches of the owner, newest first; an admin sees those of every owner."""
+    principal, query = principal_of(request), Query(request, LIST)
+    require_unlimited(principal)
+    await reflected(request, query)
+    page = await request.app[SERVICES].queries.batches(
+        owner=principal.sees,
+        state=query.choice("state", BatchState),
+        label=query.text("label"),
+        cursor=query.text("cursor"),
+        limit=query.integer("limit", 50, low=1, high=1000),
+    )
+    answer = PageAnswer(items=page.items, next=page.next, position=page.position)
+    return json_answer(answer, position=page.position)
+
+
+async def seal(request: web.Request) -> web.Response:
+    require(request, *SENDERS)
+    predicted = CommandAnswer(id=id_in(request), state="sealed")
+
+    async def act(log: EventLog, context: Context) -> int:
+        return (await seal_batch(log, SealBatch(batch=predicted.id), context)).position
+
+    return await _commanded(request, predicted, act)
+
+
+async def pause(request: web.Request) -> web.Response:
+    require(request, *OPERATORS)
+    predicted = CommandAnswer(id=id_in(request), paused=True)
+
+    async def act(log: EventLog, context: Context) -> int:
+        return (await pause_batch(log, PauseBatch(batch=predicted.id), context)).position
+
+    return await _commanded(request, predicted, act)
+
+
+async def resume(request: web.Request) -> web.Response:
+    require(request, *OPERATORS)
+    predicted = CommandAnswer(id=id_in(request), paused=False)
+
+    async def act(log: EventLog, context: Context) -> int:
+        return (await resume_batch(log, ResumeBatch(batch=predicted.id), context)).position
+
+    return await _commanded(request, predicted, act)
+
+
+async def cancel(request: web.Request) -> web.Response:
+    require(request, *OPERATORS)
+    reason = await reason_in(request)
+    predicted = CommandAnswer(id=id_in(request), state="cancelling")
+
+    async def act(log: EventLog, context: Context) -> int:
+        command = CancelBatch(batch=predicted.id, reason=reason)
+        return (await cancel_batch(log, command, context)).position
+
+    return await _commanded(request, predicted, act, reason)
+
+
+async def reason_in(request: web.Request) -> str:
+    """The reason in the body; a body is not needed."""
+    if not request.can_read_body:
+        return Cancellation().reason
+    return (await json_body(request, _cancellation)).reason
+
+
+async def _commanded(
+    request: web.Request,
+    predicted: CommandAnswer,
+    act: Callable[[EventLog, Context], Awaitable[int]],
+    *parts: object,
+) -> web.Response:
+    Query(request, ())
+    log = request.app[SERVICES].log
+    await batch_of(request, predicted.id)
+    answer = await once(request, predicted, parts, lambda context: act(log, context))
+    return json_answer(answer, status=202, position=answer.position)
+
+
+def _command(name: str, handler: Callable[[web.Request], Awaitable[web.Response]]) -> Operation:
+    return Operation(
+        method="POST",
+        path=f"/v1/batches/{{id}}/{name}",
+        handler=handler,
+        summary=f"{name.capitalize()} a batch",
+        body=Cancellation if name == "cancel" else None,
+        scopes=SENDERS if name == "seal" else OPERATORS,
+        answers={202: CommandAnswer},
+        repeatable=True,
+    )
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/v1/batches",
+        handler=listing,
+        summary="List batches, newest first",
+        query=LIST,
+        answers={200: PageAnswer[BatchView]},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/batches/{id}",
+        handler=show,
+        summary="Show a batch, now or as of a position or time",
+        query=SHOW,
+        answers={200: BatchView, 304: None},
+    ),
+    _command("seal", seal),
+    _command("pause", pause),
+    _command("resume", resume),
+    _command("cancel", cancel),
+)

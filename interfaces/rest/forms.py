@@ -1,0 +1,84 @@
+"""What clients may send as JSON; a field that is not named here is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+from application.ports.keys import Scope
+from domain.file import FileDeclaration
+from domain.retry import RetryPolicy
+
+MAX_EXPIRY = 10 * 365 * 86400  # seconds
+
+Text = Annotated[str, Meta(max_length=200)]
+Seconds = Annotated[float, Meta(ge=0, le=86400)]
+
+
+class Form(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A body: unknown fields are refused, since a misspelled one would be lost in silence."""
+
+
+class RetryOptions(Form, frozen=True, kw_only=True, omit_defaults=True):
+    """How failed work of the batch is tried again; what is left out is as the server is set."""
+
+    attempts: Annotated[int, Meta(ge=1, le=100)] | None = None
+    first_delay: Seconds | None = None
+    longest_delay: Seconds | None = None
+    factor: Annotated[float, Meta(ge=1, le=10)] | None = None
+
+    def over(self, policy: RetryPolicy) -> RetryPolicy:
+        given = {
+            name: value for name, value in msgspec.structs.asdict(self).items() if value is not None
+        }
+        return msgspec.structs.replace(policy, **given)
+
+
+class NewBatch(Form, frozen=True, kw_only=True, omit_defaults=True):
+    """A batch to start, with the files of its manifest if they are known.
+
+    `owner` is for admins; `failure_threshold` is the share of failures (0 to 1) that stops the
+    batch; `seal` says that no more files will join.
+    """
+
+    label: str = ""
+    pipeline: str = "default"
+    owner: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    retry_policy: RetryOptions | None = None
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0
+    failure_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
+    notify: Annotated[str, Meta(max_length=2000, pattern="^https?://[^\\s]+$")] | None = None
+    metadata: dict[str, str] = {}
+    files: tuple[FileDeclaration, ...] = ()
+    seal: bool = False
+
+
+class NewFiles(Form, frozen=True, kw_only=True):
+    """Files that join a batch."""
+
+    files: tuple[FileDeclaration, ...]
+
+
+class Cancellation(Form, frozen=True, kw_only=True):
+    """Why something is called off: kept in the history."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=500)] = "cancelled on request"
+
+
+class NewKey(Form, frozen=True, kw_only=True):
+    """A key to make; `expires_in` is in seconds, `batch` limits it to one batch."""
+
+    scope: Scope
+    owner: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    label: Text = ""
+    batch: UUID | None = None
+    expires_in: Annotated[float, Meta(gt=0, le=MAX_EXPIRY)] | None = None
+
+
+class LoginCode(Form, frozen=True, kw_only=True):
+    """The one-time code out of a login link."""
+
+    code: Text

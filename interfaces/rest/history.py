@@ -1,0 +1,137 @@
+"""Recorded events over HTTP: of an upload, a batch, or everything; JSON, or NDJSON as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from aiohttp import hdrs, web
+
+from application.envelope import Recorded
+from domain.event import topic_of
+from interfaces.rest.access import batch_of, principal_of, require_unlimited, upload_of
+from interfaces.rest.answers import POSITION, HistoryItem, PageAnswer, json_answer
+from interfaces.rest.bodies import NDJSON, NDJSON_TYPES
+from interfaces.rest.params import MAX_POSITION, Query, id_in, reflected
+from interfaces.rest.problems import bad_parameter
+from interfaces.rest.routes import Operation
+from interfaces.services import SERVICES
+
+QUERY = ("after", "limit", "format", "min_position")
+PAGE = 1000  # events in memory at a time
+
+# Where the bytes lie is nobody's business outside.
+_HIDDEN = frozenset({"type", "at", "by", "blob"})
+
+Source: TypeAlias = Callable[[int, int], Awaitable[Sequence[Recorded]]]
+"""Events beyond a position, at most so many."""
+
+_lines = msgspec.json.Encoder().encode_lines
+
+
+async def of_upload(request: web.Request) -> web.StreamResponse:
+    upload = await upload_of(request, id_in(request))
+    services, owner = request.app[SERVICES], principal_of(request).sees
+    return await _told(
+        request,
+        lambda after, limit: services.history.of_upload(
+            upload.id, owner=owner, after=after, limit=limit
+        ),
+    )
+
+
+async def of_batch(request: web.Request) -> web.StreamResponse:
+    batch = await batch_of(request, id_in(request))
+    services, owner = request.app[SERVICES], principal_of(request).sees
+    return await _told(
+        request,
+        lambda after, limit: services.history.of_batch(
+            batch.id, owner=owner, after=after, limit=limit
+        ),
+    )
+
+
+async def of_everything(request: web.Request) -> web.StreamResponse:
+    principal = principal_of(request)
+    require_unlimited(principal)
+    history = request.app[SERVICES].history
+    return await _told(
+        request,
+        lambda after, limit: history.of_everything(owner=principal.sees, after=after, limit=limit),
+    )
+
+
+def item_of(recorded: Recorded) -> HistoryItem:
+    """The event as clients see it, with what is common to all events beside its own data."""
+    fields: dict[str, Any] = msgspec.to_builtins(recorded.event)
+    return HistoryItem(
+        position=recorded.position,
+        version=recorded.version,
+        stream=recorded.stream,
+        type=topic_of(recorded.event),
+        at=fields["at"],
+        by=recorded.event.by,
+        command=recorded.cause.command_id,
+        trace=recorded.cause.traceparent,
+        data={name: value for name, value in fields.items() if name not in _HIDDEN},
+    )
+
+
+async def _told(request: web.Request, source: Source) -> web.StreamResponse:
+    query = Query(request, QUERY)
+    position, after = await reflected(request, query), query.integer("after", 0)
+    if _format(request, query) == "ndjson":
+        limit = query.integer("limit", MAX_POSITION, low=1)
+        return await _streamed(request, source, after, limit, position)
+    limit = query.integer("limit", 100, low=1, high=PAGE)
+    events = await source(after, limit)
+    next = events[-1].position if len(events) == limit else None
+    items = [item_of(recorded) for recorded in events]
+    return json_answer(PageAnswer(items=items, next=next, position=position), position=position)
+
+
+async def _streamed(
+    request: web.Request, source: Source, after: int, limit: int, position: int
+) -> web.StreamResponse:
+    """One event a line, page by page, no faster than the client reads."""
+    events = await source(after, min(limit, PAGE))  # before the answer begins: it may be refused
+    response = web.StreamResponse(headers={POSITION: str(position)})
+    response.content_type = NDJSON
+    await response.prepare(request)
+    while events and request.method != hdrs.METH_HEAD:
+        await response.write(_lines([item_of(recorded) for recorded in events]))
+        limit -= len(events)
+        if limit <= 0:
+            break
+        events = await source(events[-1].position, min(limit, PAGE))
+    await response.write_eof()
+    return response
+
+
+def _format(request: web.Request, query: Query) -> Literal["json", "ndjson"]:
+    format = query.text("format")
+    if format == "json" or format == "ndjson":
+        return "ndjson" if format == "ndjson" else "json"
+    if format is not None:
+        raise bad_parameter("format", "must be json or ndjson")
+    accept = request.headers.get(hdrs.ACCEPT, "")
+    return "ndjson" if any(kind in accept for kind in NDJSON_TYPES) else "json"
+
+
+def _operation(path: str, handler: Any, what: str) -> Operation:
+    return Operation(
+        method="GET",
+        path=path,
+        handler=handler,
+        summary=f"Recorded events of {what}, oldest first",
+        query=QUERY,
+        answers={200: PageAnswer[HistoryItem]},
+    )
+
+
+OPERATIONS = (
+    _operation("/v1/uploads/{id}/history", of_upload, "an upload"),
+    _operation("/v1/batches/{id}/history", of_batch, "a batch and its uploads"),
+    _operation("/v1/history", of_everything, "everything"),
+)

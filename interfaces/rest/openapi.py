@@ -1,0 +1,144 @@
+"""`/openapi.json`: the API described from the very table that the router was made from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from interfaces.rest.answers import POSITION
+from interfaces.rest.idempotency import HEADER
+from interfaces.rest.problems import CONTENT_TYPE, ProblemDocument
+from interfaces.rest.routes import Operation
+
+DOCUMENT: web.AppKey[bytes] = web.AppKey("openapi", bytes)
+
+_REF = "#/components/schemas/{name}"
+_QUERY: dict[str, dict[str, Any]] = {
+    "at": {
+        "schema": {"type": "string"},
+        "description": "a position of the log, or a time with its zone: the state as of then",
+    },
+    "after": {
+        "schema": {"type": "integer", "minimum": 0},
+        "description": "events beyond this position",
+    },
+    "limit": {"schema": {"type": "integer", "minimum": 1}},
+    "min_position": {
+        "schema": {"type": "integer", "minimum": 0},
+        "description": "wait, a few seconds, until the answer reflects this position",
+    },
+    "format": {"schema": {"enum": ["json", "ndjson"]}},
+}
+
+
+async def document(request: web.Request) -> web.Response:
+    return web.Response(body=request.app[DOCUMENT], content_type="application/json")
+
+
+def describe(app: web.Application, operations: Sequence[Operation]) -> None:
+    """Writes the document, once, for the handler to give out."""
+    app[DOCUMENT] = msgspec.json.encode(openapi(operations))
+
+
+def openapi(operations: Sequence[Operation]) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of these operations."""
+    types = [*_types(operations), ProblemDocument]
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    schema_of = dict(zip(map(repr, types), schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        described = _described(operation, schema_of)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = described
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Uptrail", "version": "1", "license": {"name": "Apache-2.0"}},
+        "servers": [{"url": "/"}],
+        "security": [{"key": []}, {"session": []}],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "session": {"type": "apiKey", "in": "cookie", "name": "uptrail_session"},
+            },
+        },
+    }
+
+
+def _types(operations: Iterable[Operation]) -> Iterable[Any]:
+    """Each type of a body once."""
+    found = {}
+    for operation in operations:
+        for type in (operation.body, *operation.answers.values()):
+            if type is not None:
+                found[repr(type)] = type
+    return found.values()
+
+
+def _described(operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any]:
+    answers = {
+        str(status): _answer(status, type, operation.media, schema_of)
+        for status, type in operation.answers.items()
+    }
+    answers["default"] = {
+        "description": "A problem (RFC 9457)",
+        "content": {CONTENT_TYPE: {"schema": schema_of[repr(ProblemDocument)]}},
+    }
+    described: dict[str, Any] = {
+        "operationId": _name(operation),
+        "summary": operation.summary,
+        "parameters": _parameters(operation),
+        "responses": answers,
+    }
+    if operation.scopes:
+        described["description"] = f"For the scopes {', '.join({*operation.scopes, 'admin'})}."
+    else:
+        described["security"] = []
+    if operation.body is not None:
+        described["requestBody"] = {
+            "content": {"application/json": {"schema": schema_of[repr(operation.body)]}}
+        }
+    return described
+
+
+def _answer(status: int, type: Any, media: str, schema_of: dict[str, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    if type is not None:
+        answer["content"] = {media: {"schema": schema_of[repr(type)]}}
+        answer["headers"] = {POSITION: {"schema": {"type": "string"}}}
+    return answer
+
+
+def _parameters(operation: Operation) -> list[dict[str, Any]]:
+    named = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"\{(\w+)\}", operation.path)
+    ]
+    asked = [
+        {"name": name, "in": "query", **_QUERY.get(name, {"schema": {"type": "string"}})}
+        for name in operation.query
+    ]
+    key = {"name": HEADER, "in": "header", "schema": {"type": "string", "maxLength": 255}}
+    return [*named, *asked, *([key] if operation.repeatable else [])]
+
+
+def _name(operation: Operation) -> str:
+    """Such as `post_v1_batches_id_seal`."""
+    return re.sub(r"\W+", "_", f"{operation.method.lower()}{operation.path}").strip("_")
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/openapi.json",
+        handler=document,
+        summary="This description",
+        scopes=(),
+        answers={200: dict[str, Any]},
+    ),
+)

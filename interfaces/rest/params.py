@@ -1,0 +1,103 @@
+"""Parameters of paths, queries and headers, each checked before anything is done."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import TypeVar
+from uuid import UUID
+
+from aiohttp import web
+
+from application.errors import NotFound
+from domain.file import control_character
+from interfaces.rest.problems import Problem, bad_parameter
+from interfaces.services import SERVICES
+
+MAX_POSITION = 2**63 - 1
+LONGEST_WAIT = 5.0  # seconds that a reader is kept waiting for its own write
+MAX_TEXT = 1024
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+class Query:
+    """The query of a request; only the parameters named are allowed, each once."""
+
+    def __init__(self, request: web.Request, allowed: tuple[str, ...]) -> None:
+        self._values = request.query
+        for name in self._values:
+            if name not in allowed:
+                known = ", ".join(allowed) or "none"
+                raise bad_parameter(name[:MAX_TEXT], f"is not a parameter here; known: {known}")
+            if len(self._values.getall(name)) > 1:
+                raise bad_parameter(name, "is given more than once")
+
+    def text(self, name: str) -> str | None:
+        value = self._values.get(name)
+        if value is not None and (len(value) > MAX_TEXT or control_character(value)):
+            raise bad_parameter(name, f"must be at most {MAX_TEXT} printable characters")
+        return value
+
+    def integer(self, name: str, default: int, *, low: int = 0, high: int = MAX_POSITION) -> int:
+        text = self.text(name)
+        if text is None:
+            return default
+        if not (text.isascii() and text.isdecimal() and len(text) < 20):
+            raise bad_parameter(name, f"must be a whole number from {low} to {high}")
+        if not low <= int(text) <= high:
+            raise bad_parameter(name, f"must be from {low} to {high}")
+        return int(text)
+
+    def choice(self, name: str, choices: type[Choice]) -> Choice | None:
+        text = self.text(name)
+        try:
+            return None if text is None else choices(text)
+        except ValueError:
+            raise bad_parameter(name, f"must be one of {', '.join(choices)}") from None
+
+    def moment(self, name: str) -> int | datetime | None:
+        """A position, or a time with its zone (RFC 3339)."""
+        text = self.text(name)
+        if text is None or (text.isascii() and text.isdecimal()):
+            return None if text is None else self.integer(name, 0)
+        try:
+            # A `+` that was not escaped arrives as a blank.
+            moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+        except ValueError:
+            moment = None
+        if moment is None or moment.tzinfo is None:
+            raise bad_parameter(name, "must be a position, or a time such as 2026-01-31T12:00:00Z")
+        return moment
+
+
+def id_in(request: web.Request, name: str = "id") -> UUID:
+    """The id in the path; raises NotFound for what cannot be one."""
+    text = request.match_info[name]
+    try:
+        id = UUID(text)
+    except ValueError:
+        raise NotFound("there is no such thing") from None
+    if str(id) != text.lower():
+        raise NotFound("there is no such thing")
+    return id
+
+
+async def reflected(request: web.Request, query: Query) -> int:
+    """The position the read model has reached, once that is `min_position` at least.
+
+    Raises a 504 Problem after a few seconds.
+    """
+    queries = request.app[SERVICES].queries
+    least = query.integer("min_position", 0)
+    if least:
+        try:
+            await queries.wait_for(least, timeout=LONGEST_WAIT)
+        except TimeoutError:
+            raise Problem(
+                504,
+                "position_not_reached",
+                f"position {least} is not reflected yet",
+                headers={"Retry-After": "1"},
+            ) from None
+    return await queries.position()

@@ -1,0 +1,52 @@
+"""One entry for each thing that can be asked: what the router, the OpenAPI document and the tests
+all read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from application.ports.keys import Scope
+from interfaces.uploads.body import hold
+
+ANYBODY: tuple[Scope, ...] = tuple(Scope)
+SENDERS = (Scope.OPERATOR, Scope.UPLOADER)
+OPERATORS = (Scope.OPERATOR,)
+ADMINS = (Scope.ADMIN,)
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """A method on a path, and its contract.
+
+    `answers` has the type of the body by status (None: no body), `query` the parameters' names.
+    `media` is the type of the body of a good answer, `scopes` who may ask (none: public).
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    answers: dict[int, Any]
+    body: Any = None
+    query: tuple[str, ...] = ()
+    scopes: tuple[Scope, ...] = ANYBODY
+    repeatable: bool = False
+    media: str = "application/json"
+
+
+def add_operations(app: web.Application, operations: Iterable[Operation]) -> None:
+    for operation in operations:
+        expect = hold if operation.body is not None else None
+        app.router.add_route(
+            operation.method, operation.path, operation.handler, expect_handler=expect
+        )
+        if operation.method == "GET" and operation.path not in NO_HEAD:
+            app.router.add_route("HEAD", operation.path, operation.handler)
+
+
+# The tus protocol asks HEAD of an upload; a one-time login is used up by GET alone.
+NO_HEAD = frozenset({"/v1/uploads/{id}", "/login"})

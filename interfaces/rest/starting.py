@@ -1,0 +1,119 @@
+"""`POST /v1/batches`: a batch begins, with its whole manifest or without."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from application.commands import StartBatch
+from application.handlers.batches import MAX_LABEL, StartedBatch, start_batch
+from application.ports.keys import Principal, Scope
+from domain.errors import Fault, Faulty
+from domain.file import control_character
+from domain.ids import batch_id_for, upload_id_for
+from infrastructure.settings import Settings
+from interfaces.rest.access import require, require_unlimited
+from interfaces.rest.answers import StartedAnswer, json_answer
+from interfaces.rest.bodies import json_body
+from interfaces.rest.forms import NewBatch, RetryOptions
+from interfaces.rest.idempotency import context_of, fingerprint_of, idempotency_key
+from interfaces.rest.params import Query
+from interfaces.rest.problems import Complaint, Problem
+from interfaces.rest.routes import SENDERS, Operation
+from interfaces.services import SERVICES
+
+_decoder = msgspec.json.Decoder(NewBatch)
+
+
+async def start(request: web.Request) -> web.Response:
+    """201 with the new batch; 200 with the first one where the Idempotency-Key is known."""
+    principal = require(request, *SENDERS)
+    require_unlimited(principal)
+    Query(request, ())
+    services = request.app[SERVICES]
+    form = await json_body(request, _decoder)
+    check(form, services.settings)
+    owner, key = _owner(form, principal), idempotency_key(request)
+    command = StartBatch(
+        id=batch_id_for(owner, key) if key else services.new_id(),
+        owner=owner,
+        label=form.label,
+        pipeline=form.pipeline,
+        retry_policy=(form.retry_policy or RetryOptions()).over(services.settings.retry_policy),
+        priority=form.priority,
+        failure_threshold=form.failure_threshold,
+        notify=form.notify,
+        metadata=form.metadata,
+        fingerprint=fingerprint_of(form) if key else "",
+        files=form.files,
+        seal=form.seal,
+    )
+    started = await start_batch(services.log, command, context_of(request))
+    position = started.position or await services.log.head()
+    answer = _answer(started, form, position)
+    headers = {"Location": f"/v1/batches/{answer.id}"}
+    status = 201 if started.created else 200
+    return json_answer(answer, status=status, position=position, headers=headers)
+
+
+def check(form: NewBatch, settings: Settings) -> None:
+    """What this server's settings do not allow; raises Faulty."""
+    faults = []
+    if form.pipeline not in settings.pipelines:
+        known = ", ".join(sorted(settings.pipelines))
+        faults.append(Fault("pipeline", f"is not known here; known: {known}"))
+    if len(form.files) > settings.max_manifest_files:
+        limit = settings.max_manifest_files
+        faults.append(Fault("files", f"must hold at most {limit} files, not {len(form.files)}"))
+    else:
+        largest = settings.max_file_size
+        faults += [
+            Fault(f"files/{index}/size", f"must be at most {largest} bytes")
+            for index, file in enumerate(form.files)
+            if file.size is not None and file.size > largest
+        ]
+    if form.owner is not None and control_character(form.owner):
+        faults.append(Fault("owner", f"must be at most {MAX_LABEL} printable characters"))
+    if faults:
+        raise Faulty(*faults)
+
+
+def _owner(form: NewBatch, principal: Principal) -> str:
+    if form.owner in (None, principal.owner):
+        return principal.owner
+    if principal.scope is not Scope.ADMIN:
+        complaint = Complaint("/owner", "only an admin starts batches for other owners")
+        raise Problem(403, "scope_missing", complaint.detail, errors=[complaint])
+    assert form.owner is not None
+    return form.owner
+
+
+def _answer(started: StartedBatch, form: NewBatch, position: int) -> StartedAnswer:
+    batch = started.batch
+    return StartedAnswer(
+        id=batch.id,
+        owner=batch.owner,
+        label=batch.label,
+        state=batch.state,
+        pipeline=batch.pipeline,
+        priority=batch.priority,
+        started_at=batch.started_at,
+        version=batch.version,
+        # The ids follow from the paths: a repeated request is told the same ones.
+        uploads=tuple(upload_id_for(batch.id, file.path) for file in form.files),
+        position=position,
+    )
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/v1/batches",
+        handler=start,
+        summary="Start a batch, with the files of its manifest if they are known",
+        body=NewBatch,
+        scopes=SENDERS,
+        answers={201: StartedAnswer, 200: StartedAnswer},
+        repeatable=True,
+    ),
+)

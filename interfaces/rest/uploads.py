@@ -1,0 +1,163 @@
+"""Uploads over HTTP: list, show, their attempts, cancel and retry. Bytes have a protocol each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from application.commands import CancelUpload, RetryUpload
+from application.handlers.deciding import Context
+from application.handlers.transfers import cancel_upload, retry_upload
+from application.ports.event_log import EventLog
+from application.replay import upload_as_of
+from application.views import AttemptView
+from domain.upload.state import UploadState
+from interfaces.rest.access import owned, principal_of, require, upload_of
+from interfaces.rest.answers import (
+    CommandAnswer,
+    PageAnswer,
+    PublicUpload,
+    json_answer,
+    public,
+)
+from interfaces.rest.batches import SHOW, reason_in
+from interfaces.rest.forms import Cancellation
+from interfaces.rest.idempotency import once
+from interfaces.rest.params import Query, id_in, reflected
+from interfaces.rest.routes import OPERATORS, SENDERS, Operation
+from interfaces.services import SERVICES
+
+LIST = ("state", "cursor", "limit", "min_position")
+ATTEMPTS = ("cursor", "limit", "min_position")
+
+
+async def listing(request: web.Request) -> web.Response:
+    """The uploads of a batch in the order of their paths."""
+    principal, query, batch = principal_of(request), Query(request, LIST), id_in(request)
+    owned(principal, owner=principal.owner, batch=batch)
+    await reflected(request, query)
+    page = await request.app[SERVICES].queries.uploads(
+        batch,
+        owner=principal.sees,
+        state=query.choice("state", UploadState),
+        cursor=query.text("cursor"),
+        limit=query.integer("limit", 100, low=1, high=1000),
+    )
+    items = [public(upload) for upload in page.items]
+    answer = PageAnswer(items=items, next=page.next, position=page.position)
+    return json_answer(answer, position=page.position)
+
+
+async def show(request: web.Request) -> web.Response:
+    """One upload, now or as of a position or time."""
+    principal, query, id = principal_of(request), Query(request, SHOW), id_in(request)
+    services = request.app[SERVICES]
+    position, at = await reflected(request, query), query.moment("at")
+    if at is None:
+        view = await services.queries.upload(id, owner=principal.sees)
+    else:
+        view = await upload_as_of(services.log, id, at, owner=principal.sees)
+    owned(principal, owner=view.owner, batch=view.batch)
+    return json_answer(public(view), position=position)
+
+
+async def attempts(request: web.Request) -> web.Response:
+    """Every attempt, first to last; the cursor is the number of the last one seen."""
+    principal, query, id = principal_of(request), Query(request, ATTEMPTS), id_in(request)
+    services = request.app[SERVICES]
+    position = await reflected(request, query)
+    view = await services.queries.upload(id, owner=principal.sees)
+    owned(principal, owner=view.owner, batch=view.batch)
+    after, limit = query.integer("cursor", 0), query.integer("limit", 100, low=1, high=1000)
+    rows = [
+        row
+        for row in await services.queries.attempts(id, owner=principal.sees)
+        if row.number > after
+    ]
+    next = str(rows[limit - 1].number) if len(rows) > limit else None
+    answer = PageAnswer(items=rows[:limit], next=next, position=position)
+    return json_answer(answer, position=position)
+
+
+async def cancel(request: web.Request) -> web.Response:
+    require(request, *SENDERS)
+    reason = await reason_in(request)
+    predicted = CommandAnswer(id=id_in(request), state=UploadState.CANCELLED)
+
+    async def act(log: EventLog, context: Context) -> int:
+        command = CancelUpload(upload=predicted.id, reason=reason)
+        return (await cancel_upload(log, command, context)).position
+
+    return await _commanded(request, predicted, act, reason)
+
+
+async def retry(request: web.Request) -> web.Response:
+    """Processes a failed upload again, with a new allowance of attempts."""
+    require(request, *OPERATORS)
+    predicted = CommandAnswer(id=id_in(request), state=UploadState.RECEIVED)
+
+    async def act(log: EventLog, context: Context) -> int:
+        return (await retry_upload(log, RetryUpload(upload=predicted.id), context)).position
+
+    return await _commanded(request, predicted, act)
+
+
+async def _commanded(
+    request: web.Request,
+    predicted: CommandAnswer,
+    act: Callable[[EventLog, Context], Awaitable[int]],
+    *parts: object,
+) -> web.Response:
+    Query(request, ())
+    log = request.app[SERVICES].log
+    await upload_of(request, predicted.id)
+    answer = await once(request, predicted, parts, lambda context: act(log, context))
+    return json_answer(answer, status=202, position=answer.position)
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/v1/batches/{id}/uploads",
+        handler=listing,
+        summary="List the uploads of a batch, by path",
+        query=LIST,
+        answers={200: PageAnswer[PublicUpload]},  # type: ignore[valid-type]
+    ),
+    Operation(
+        method="GET",
+        path="/v1/uploads/{id}",
+        handler=show,
+        summary="Show an upload, now or as of a position or time",
+        query=SHOW,
+        answers={200: PublicUpload},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/uploads/{id}/attempts",
+        handler=attempts,
+        summary="List the attempts of an upload, first to last",
+        query=ATTEMPTS,
+        answers={200: PageAnswer[AttemptView]},
+    ),
+    Operation(
+        method="POST",
+        path="/v1/uploads/{id}/cancel",
+        handler=cancel,
+        summary="Cancel an upload",
+        body=Cancellation,
+        scopes=SENDERS,
+        answers={202: CommandAnswer},
+        repeatable=True,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/uploads/{id}/retry",
+        handler=retry,
+        summary="Process a failed upload again",
+        scopes=OPERATORS,
+        answers={202: CommandAnswer},
+        repeatable=True,
+    ),
+)
