@@ -1,0 +1,1 @@
+"""The process manager, as a pure function of what happened: events in, changes and events out."""

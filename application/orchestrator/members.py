@@ -1,0 +1,158 @@
+"""What the orchestrator knows of an upload and of a batch: as much as its decisions need."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Self
+from uuid import UUID
+
+import msgspec
+from msgspec.structs import replace
+
+from domain.batch.aggregate import Batch
+from domain.batch.events import (
+    BatchCancelled,
+    BatchEvent,
+    BatchExpired,
+    BatchProgressed,
+)
+from domain.batch.state import BatchState, Counts, Outcome
+from domain.upload.aggregate import Upload
+from domain.upload.events import AttemptFailed, UploadEvent
+from domain.upload.state import UploadState
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """An upload as of `version` of its stream.
+
+    `job` is the job that carries it to the workers; `retry_at` is when its next attempt is due.
+    """
+
+    upload: UUID
+    batch: UUID
+    owner: str
+    state: UploadState
+    version: int
+    size: int | None = None
+    received: int = 0
+    attempt: int = 0
+    worker: str | None = None
+    retry_at: datetime | None = None
+    job: int | None = None
+
+    @classmethod
+    def begin(cls, id: UUID, event: UploadEvent) -> Self:
+        return cls._of(Upload.begin(id, event), None, None)
+
+    def evolve(self, event: UploadEvent) -> Self:
+        retry_at = event.retry_at if isinstance(event, AttemptFailed) else None
+        return self._of(self.aggregate().evolve(event), retry_at, self.job)
+
+    def aggregate(self) -> Upload:
+        """The upload, with the fields that decide what may happen to it."""
+        return Upload(
+            id=self.upload,
+            version=self.version,
+            batch=self.batch,
+            owner=self.owner,
+            path="",
+            size=self.size,
+            state=self.state,
+            received=self.received,
+            attempt=self.attempt,
+            worker=self.worker,
+        )
+
+    @classmethod
+    def _of(cls, upload: Upload, retry_at: datetime | None, job: int | None) -> Self:
+        return cls(
+            upload=upload.id,
+            batch=upload.batch,
+            owner=upload.owner,
+            state=upload.state,
+            version=upload.version,
+            size=upload.size,
+            received=upload.received,
+            attempt=upload.attempt,
+            worker=upload.worker,
+            retry_at=retry_at,
+            job=None if upload.state.ended else job,
+        )
+
+
+class Followed(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch as of `version` of its stream; `dirty` until its counts have been recorded.
+
+    `reason` says why it was called off; `progress` is the last count recorded of it.
+    """
+
+    batch: UUID
+    owner: str
+    version: int
+    started_at: datetime
+    priority: int = 0
+    state: BatchState = BatchState.OPEN
+    paused: bool = False
+    ending: Outcome | None = None
+    reason: str = ""
+    progress: BatchProgressed | None = None
+    dirty: bool = True
+
+    @classmethod
+    def begin(cls, id: UUID, event: BatchEvent) -> Self:
+        return cls._of(Batch.begin(id, event), "")
+
+    def evolve(self, event: BatchEvent) -> Self:
+        """The batch after the event, which is to be looked at again."""
+        match event:
+            case BatchCancelled(reason=reason):
+                pass
+            case BatchExpired():
+                reason = "the batch expired"
+            case _:
+                reason = self.reason
+        return self._of(self.aggregate().evolve(event), reason)
+
+    def aggregate(self) -> Batch:
+        """The batch, with the fields that decide what may happen to it."""
+        return Batch(
+            id=self.batch,
+            version=self.version,
+            owner=self.owner,
+            started_at=self.started_at,
+            priority=self.priority,
+            state=self.state,
+            sealed=self.state is not BatchState.OPEN,
+            paused=self.paused,
+            ending=self.ending,
+            progress=self.progress,
+        )
+
+    def touched(self) -> Self:
+        return self if self.dirty else replace(self, dirty=True)
+
+    def cleaned(self) -> Self:
+        return replace(self, dirty=False) if self.dirty else self
+
+    @classmethod
+    def _of(cls, batch: Batch, reason: str) -> Self:
+        return cls(
+            batch=batch.id,
+            owner=batch.owner,
+            version=batch.version,
+            started_at=batch.started_at,
+            priority=batch.priority,
+            state=batch.state,
+            paused=batch.paused,
+            ending=batch.ending,
+            reason=reason,
+            progress=batch.progress,
+        )
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """A batch's uploads, counted: by state, and their bytes. Rejected files have none."""
+
+    counts: Counts
+    bytes_received: int = 0
+    bytes_total: int = 0

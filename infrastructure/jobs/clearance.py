@@ -1,0 +1,73 @@
+"""The port `Clearance`: a job's uploads as the log has them, if the orchestrator lets them run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from application.errors import Unavailable
+from application.ports.jobs import Cleared
+from domain.upload.aggregate import Upload
+from infrastructure.event_store.arrays import bigints, uuids
+from infrastructure.event_store.codec import CODEC
+from infrastructure.event_store.folding import Aggregate, fold
+from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS, decode_snapshot
+from infrastructure.postgres.pool import Connection, Pool
+
+# The version counts: a retry that was due for an earlier failure says nothing of a later one.
+_RUNNING = """
+SELECT m.upload, CASE WHEN m.state = 'retry_scheduled' AND m.retry_at <= now() THEN m.version END
+FROM orchestration.members m JOIN orchestration.batches b ON b.batch = m.batch
+WHERE m.upload = ANY(%s) AND NOT b.paused AND b.state IN ('open', 'sealed')"""
+
+_SNAPSHOTS = """
+SELECT DISTINCT ON (originator_id) originator_id, state FROM stored_snapshots
+WHERE originator_id = ANY(%s) AND topic = ANY(%s)
+ORDER BY originator_id, originator_version DESC"""
+
+_EVENTS = """
+SELECT e.originator_id, e.topic, e.state
+FROM unnest(%s, %s) AS wanted (id, after)
+JOIN stored_events e ON e.originator_id = wanted.id AND e.originator_version > wanted.after
+ORDER BY e.originator_id, e.originator_version"""
+
+
+class PostgresClearance:
+    """Reads a whole job's uploads in one exchange, whatever their number."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def cleared(self, uploads: Sequence[UUID]) -> Sequence[Cleared]:
+        try:
+            async with self._pool.connection() as connection:
+                return await self._cleared(connection, uploads)
+        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+            raise Unavailable(f"the database cannot be reached: {error}") from error
+
+    async def _cleared(self, connection: Connection, uploads: Sequence[UUID]) -> Sequence[Cleared]:
+        cursor = await connection.execute(_RUNNING, (uuids(uploads),), prepare=True)
+        due_at: dict[UUID, int | None] = dict(await cursor.fetchall())
+        loaded = await _load(connection, [upload for upload in uploads if upload in due_at])
+        return [Cleared(upload, retry_due=due_at[upload.id] == upload.version) for upload in loaded]
+
+
+async def _load(connection: Connection, ids: Sequence[UUID]) -> list[Upload]:
+    """The uploads as of now, in the order asked for."""
+    snapshots = await connection.execute(
+        _SNAPSHOTS, (uuids(ids), list(SNAPSHOT_TOPICS)), prepare=True
+    )
+    known: dict[UUID, Aggregate] = {
+        id: decode_snapshot(state) for id, state in await snapshots.fetchall()
+    }
+    after = [known[id].version if id in known else 0 for id in ids]
+    events = connection.cursor(binary=True)
+    await events.execute(_EVENTS, (uuids(ids), bigints(after)), prepare=True)
+    for id, topic, state in await events.fetchall():
+        event, _ = CODEC.decode(topic, state)
+        known[id] = fold(id, known.get(id), event)
+    loaded = [known.get(id) for id in ids]
+    return [upload for upload in loaded if isinstance(upload, Upload)]

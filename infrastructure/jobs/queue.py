@@ -1,0 +1,57 @@
+"""The queue between orchestrator and workers: one task of procrastinate 3, on the same server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from procrastinate import App, PsycopgConnector
+from procrastinate.jobs import Job as QueuedJob
+
+from application.orchestrator.dispatching import Job
+from infrastructure.postgres.pool import Connection
+
+QUEUE = "uploads"
+TASK = "process"
+
+
+class Dispatch:
+    """Puts jobs into the queue, on a connection and in a transaction of the caller's."""
+
+    def __init__(self) -> None:
+        # Never opened: the queue's own code speaks on the connection that is given to it.
+        self._manager = App(connector=PsycopgConnector()).job_manager
+
+    async def defer(self, connection: Connection, jobs: Sequence[Job]) -> dict[UUID, int]:
+        """The id of the job that carries each upload."""
+        if not jobs:
+            return {}
+        queued = [_queued(job) for job in jobs]
+        deferred = await self._manager.batch_defer_jobs_async(queued, connection=connection)
+        return {
+            upload: _id(queue)
+            for job, queue in zip(jobs, deferred, strict=True)
+            for upload in job.uploads
+        }
+
+
+def arguments(job: Job) -> dict[str, Any]:
+    """What the task `process` is called with."""
+    return {"batch": str(job.batch), "uploads": [str(upload) for upload in job.uploads]}
+
+
+def _queued(job: Job) -> QueuedJob:
+    return QueuedJob(
+        queue=QUEUE,
+        task_name=TASK,
+        lock=None,
+        queueing_lock=None,
+        task_kwargs=arguments(job),
+        scheduled_at=job.at,
+    )
+
+
+def _id(job: QueuedJob) -> int:
+    assert job.id is not None
+    return job.id

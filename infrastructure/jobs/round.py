@@ -1,0 +1,184 @@
+"""One round of the orchestrator: what was read, what follows, and where it stands, together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import msgspec
+from msgspec.structs import replace
+
+from application.envelope import Append, Appended, Recorded, one
+from application.errors import ApplicationError
+from application.orchestrator.deciding import abandon, call_off, release, settle
+from application.orchestrator.dispatching import into_jobs, retries
+from application.orchestrator.following import Changes, follow, streams_of
+from application.orchestrator.members import Followed, Member
+from domain.event import Event
+from domain.upload.state import UploadState
+from infrastructure.event_store.writing import write_group
+from infrastructure.jobs import rows, selection
+from infrastructure.jobs.leadership import require_position, track
+from infrastructure.jobs.queue import Dispatch
+from infrastructure.postgres.pool import Connection
+from infrastructure.settings import Settings
+
+
+class Step(msgspec.Struct, frozen=True):
+    """Events for one upload or one batch, and whether the upload then needs a job."""
+
+    subject: Member | Followed
+    events: tuple[Event, ...]
+    needs_job: bool = False
+
+    @property
+    def append(self) -> Append:
+        subject = self.subject
+        stream = subject.upload if isinstance(subject, Member) else subject.batch
+        return one(stream, subject.version, *self.events)
+
+
+class Plan(msgspec.Struct):
+    """What the round is going to do, once all of it is known.
+
+    `steps` are recorded as far as the log allows; `stranded` uploads get a new job as they are;
+    `clean` batches have been counted.
+    """
+
+    steps: list[Step] = []
+    stranded: dict[UUID, Member] = {}
+    clean: list[Followed] = []
+
+
+class Done(msgspec.Struct, frozen=True):
+    """Where the round ended, and whether it left more to do than it could take on."""
+
+    position: int
+    more: bool
+
+
+async def run_round(
+    connection: Connection,
+    dispatch: Dispatch,
+    settings: Settings,
+    *,
+    position: int,
+    events: Sequence[Recorded],
+    check: bool,
+    at: datetime,
+) -> Done:
+    """One transaction: the events after `position`, and everything that follows from them.
+
+    With `check`, workers that are dead and uploads that were lost are looked for as well.
+    The lock of the log is taken last. Raises Deposed, OutOfStep, psycopg.Error.
+    """
+    async with connection.transaction():
+        await require_position(connection, position)
+        changes = await _follow(connection, events)
+        through = events[-1].position if events else position
+        await track(connection, through)
+        plan = Plan()
+        await _call_off(connection, plan, at)
+        if check or changes.resumed:
+            await _find_lost(connection, plan, settings, at)
+        _try_again(plan, changes)
+        await _release(connection, plan, settings, at)
+        await _settle(connection, plan, settings, through, at)
+        workers = await selection.count_workers(connection)
+        await _carry_out(connection, dispatch, plan, workers, settings.uploads_per_job)
+    return Done(through, len(plan.steps) >= selection.CHUNK)
+
+
+async def _follow(connection: Connection, events: Sequence[Recorded]) -> Changes:
+    if not events:
+        return Changes()
+    uploads, batches = streams_of(events)
+    members = await rows.load_members(connection, uploads)
+    batches |= {member.batch for member in members.values()}
+    changes = follow(events, members, await rows.load_batches(connection, batches))
+    await rows.save_batches(connection, changes.batches.values())
+    await rows.save_members(connection, changes.members.values())
+    return changes
+
+
+async def _call_off(connection: Connection, plan: Plan, at: datetime) -> None:
+    for member, ending, reason in await selection.called_off(connection):
+        plan.steps.append(Step(member, call_off(member, ending, reason, at=at)))
+
+
+async def _find_lost(connection: Connection, plan: Plan, settings: Settings, at: datetime) -> None:
+    """A worker that is gone held jobs; an upload in flight that no job carries gets another."""
+    await selection.bury_dead_workers(connection, settings.worker_dead_after)
+    for member in await selection.lost(connection):
+        if member.state is UploadState.PROCESSING:
+            plan.steps.append(Step(member, abandon(member, at=at), needs_job=True))
+        else:
+            plan.stranded[member.upload] = member
+
+
+def _try_again(plan: Plan, changes: Changes) -> None:
+    """What failed just now and may be tried again, unless its batch was called off meanwhile."""
+    ending = {step.subject.upload for step in plan.steps if isinstance(step.subject, Member)}
+    for upload in changes.retries - ending:
+        plan.stranded[upload] = changes.members[upload]
+
+
+async def _release(connection: Connection, plan: Plan, settings: Settings, at: datetime) -> None:
+    for member in await selection.ready(connection, settings):
+        plan.steps.append(Step(member, release(member, at=at), needs_job=True))
+
+
+async def _settle(
+    connection: Connection, plan: Plan, settings: Settings, through: int, at: datetime
+) -> None:
+    before = at - timedelta(seconds=settings.batch_progress_interval)
+    looked = await selection.to_settle(connection, before)
+    tallies = await rows.tally(connection, looked) if looked else {}
+    for id, (batch, due) in looked.items():
+        if events := settle(batch, tallies[id], through=through, at=at, due=due):
+            plan.steps.append(Step(batch, events))
+        else:
+            plan.clean.append(batch.cleaned())
+
+
+async def _carry_out(
+    connection: Connection, dispatch: Dispatch, plan: Plan, workers: int, most: int
+) -> None:
+    """Records the steps; only what the log accepted has consequences."""
+    answers: Sequence[Appended | ApplicationError] = ()
+    if plan.steps:
+        answers = await write_group(connection, [step.append for step in plan.steps])
+    accepted = [
+        step
+        for step, answer in zip(plan.steps, answers, strict=True)
+        if isinstance(answer, Appended)
+    ]
+    members, batches = _evolved(accepted)
+    travelling = [member for member, needs_job in members if needs_job]
+    stranded = list(plan.stranded.values())
+    travelling += [member for member in stranded if member.state is UploadState.QUEUED]
+    waiting = [member for member in stranded if member.state is UploadState.RETRY_SCHEDULED]
+    jobs = into_jobs(travelling, workers=workers, most=most) + retries(waiting)
+    carriers = await dispatch.defer(connection, jobs)
+    changed = [member for member, _ in members] + stranded
+    saved = [replace(m, job=carriers.get(m.upload, m.job)) for m in changed]
+    async with connection.pipeline():
+        await rows.save_members(connection, saved)
+        await rows.save_batches(connection, [*batches, *plan.clean])
+        await selection.mark_dirty(connection, {member.batch for member, _ in members})
+
+
+def _evolved(accepted: list[Step]) -> tuple[list[tuple[Member, bool]], list[Followed]]:
+    """The members and the batches after what the log accepted."""
+    members: list[tuple[Member, bool]] = []
+    batches: list[Followed] = []
+    for step in accepted:
+        subject = step.subject
+        for event in step.events:
+            subject = subject.evolve(event)  # type: ignore[arg-type]
+        if isinstance(subject, Member):
+            members.append((subject, step.needs_job))
+        else:
+            batches.append(subject.cleaned())
+    return members, batches

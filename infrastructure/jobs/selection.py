@@ -1,0 +1,155 @@
+"""Questions to the orchestrator's rows: who is next, who is to be called off, who was lost."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from psycopg.rows import dict_row
+
+from application.orchestrator.members import Followed, Member
+from domain.batch.state import Outcome
+from infrastructure.jobs.queue import TASK
+from infrastructure.jobs.rows import MEMBER, followed_of, member_of
+from infrastructure.postgres.pool import Connection
+from infrastructure.settings import Settings
+
+CHUNK = 500  # uploads a round that are released, or called off
+BATCHES = 200  # batches a round that are looked at
+
+# Rooms are how many more may be in flight. A batch, and an owner, with more uploads ready than
+# that waits until a quarter of the window is free, so that uploads travel several to a job.
+_READY = f"""
+WITH live AS (
+  SELECT b.batch, b.owner, b.priority, %(per_batch)s::int - (
+    SELECT count(*) FROM orchestration.members m
+    WHERE m.owner = b.owner AND m.batch = b.batch AND m.state IN ('queued', 'processing')) AS room
+  FROM orchestration.batches b
+  WHERE b.state IN ('open', 'sealed') AND NOT b.paused AND EXISTS (
+    SELECT FROM orchestration.members m WHERE m.batch = b.batch AND m.state = 'received')
+), owners AS (
+  SELECT o.owner, %(per_owner)s::int - (
+    SELECT count(*) FROM orchestration.members m
+    WHERE m.owner = o.owner AND m.state IN ('queued', 'processing')) AS room
+  FROM (SELECT DISTINCT owner FROM live) o
+), ready AS (
+  SELECT {MEMBER}, live.priority, live.room AS batch_room,
+    row_number() OVER (PARTITION BY m.batch ORDER BY m.upload) AS turn,
+    count(*) OVER (PARTITION BY m.batch) AS found
+  FROM live CROSS JOIN LATERAL (
+    SELECT * FROM orchestration.members
+    WHERE batch = live.batch AND state = 'received'
+    ORDER BY batch, upload LIMIT greatest(live.room, 0) + 1) m
+), ranked AS (
+  SELECT *, row_number() OVER (PARTITION BY owner ORDER BY priority DESC, turn, batch) AS place,
+    count(*) OVER (PARTITION BY owner) AS owner_found
+  FROM ready
+  WHERE turn <= batch_room AND (found <= batch_room OR batch_room >= %(batch_step)s)
+)
+SELECT {MEMBER} FROM ranked m JOIN owners o USING (owner)
+WHERE place <= o.room AND (owner_found <= o.room OR o.room >= %(owner_step)s)
+ORDER BY place, owner LIMIT {CHUNK}"""  # noqa: S608
+
+_UNFINISHED = """('registered', 'transferring', 'received',
+    'queued', 'processing', 'retry_scheduled')"""
+
+_CALLED_OFF = f"""
+SELECT {MEMBER}, b.ending, b.reason
+FROM orchestration.batches b JOIN orchestration.members m ON m.batch = b.batch
+WHERE b.state = 'cancelling' AND m.state IN {_UNFINISHED} LIMIT {CHUNK}"""  # noqa: S608
+
+# A batch whose last upload ended, or whose first began again, does not wait for its turn.
+_TO_SETTLE = f"""
+WITH looked AS (
+  SELECT b.*, coalesce(b.progressed_at, b.started_at) <= %(before)s AS due,
+    EXISTS (SELECT FROM orchestration.members m
+            WHERE m.batch = b.batch AND m.state IN {_UNFINISHED}) AS unfinished
+  FROM orchestration.batches b WHERE b.dirty
+)
+SELECT * FROM looked
+WHERE due OR (state IN ('sealed', 'cancelling') AND NOT unfinished)
+  OR (state = 'completed' AND unfinished)
+LIMIT {BATCHES}"""  # noqa: S608
+
+_NEXT_DUE = """
+SELECT min(coalesce(progressed_at, started_at)) FROM orchestration.batches WHERE dirty"""
+
+# The heartbeat is judged by the clock of the server, which also wrote it.
+_DEAD_JOBS = """
+DELETE FROM procrastinate_jobs j WHERE j.status = 'doing' AND j.task_name = %(task)s
+AND NOT EXISTS (SELECT FROM procrastinate_workers w WHERE w.id = j.worker_id
+                AND w.last_heartbeat > now() - make_interval(secs => %(silence)s))"""
+
+_DEAD_WORKERS = """
+DELETE FROM procrastinate_workers WHERE last_heartbeat < now() - make_interval(secs => %(silence)s)
+"""
+
+_LOST = f"""
+SELECT {MEMBER} FROM orchestration.members m
+JOIN orchestration.batches b ON b.batch = m.batch
+LEFT JOIN procrastinate_jobs j ON j.id = m.job AND j.status IN ('todo', 'doing')
+WHERE m.state IN ('queued', 'processing', 'retry_scheduled') AND j.id IS NULL
+AND b.state IN ('open', 'sealed') AND (m.state = 'processing' OR NOT b.paused)
+LIMIT {CHUNK}"""  # noqa: S608
+
+_MARK_DIRTY = "UPDATE orchestration.batches SET dirty = true WHERE batch = ANY(%s) AND NOT dirty"
+
+_WORKERS = "SELECT count(*) FROM procrastinate_workers"
+
+
+async def ready(connection: Connection, settings: Settings) -> list[Member]:
+    """The next uploads to release: in turn among owners, then by priority, then among batches."""
+    per_batch, per_owner = settings.in_flight_per_batch, settings.in_flight_per_owner
+    windows = {"per_batch": per_batch, "per_owner": per_owner}
+    steps = {"batch_step": max(1, per_batch // 4), "owner_step": max(1, per_owner // 4)}
+    cursor = await connection.execute(_READY, {**windows, **steps}, prepare=True)
+    return [member_of(row) for row in await cursor.fetchall()]
+
+
+async def called_off(connection: Connection) -> list[tuple[Member, Outcome | None, str]]:
+    """Unfinished uploads of batches that were cancelled or that expired, and why that was."""
+    cursor = await connection.execute(_CALLED_OFF, prepare=True)
+    return [
+        (member_of(row), Outcome(row[11]) if row[11] else None, row[12])
+        for row in await cursor.fetchall()
+    ]
+
+
+async def to_settle(connection: Connection, before: datetime) -> dict[UUID, tuple[Followed, bool]]:
+    """Batches to look at, and whether their count is due: the last one is from `before`."""
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(_TO_SETTLE, {"before": before}, prepare=True)
+        rows = await cursor.fetchall()
+    return {row["batch"]: (followed_of(row), row["due"]) for row in rows}
+
+
+async def oldest_count(connection: Connection) -> datetime | None:
+    """When the batch was last counted that waits longest to be counted again."""
+    cursor = await connection.execute(_NEXT_DUE, prepare=True)
+    row = await cursor.fetchone()
+    return row[0] if row else None
+
+
+async def bury_dead_workers(connection: Connection, silence: float) -> None:
+    """Ends the jobs of workers that gave no sign of life for so many seconds, and forgets them."""
+    about = {"silence": silence, "task": TASK}
+    await connection.execute(_DEAD_JOBS, about, prepare=True)
+    await connection.execute(_DEAD_WORKERS, about, prepare=True)
+
+
+async def lost(connection: Connection) -> list[Member]:
+    """Uploads that should be with the workers, or on their way, and that no job carries."""
+    cursor = await connection.execute(_LOST, prepare=True)
+    return [member_of(row) for row in await cursor.fetchall()]
+
+
+async def count_workers(connection: Connection) -> int:
+    cursor = await connection.execute(_WORKERS, prepare=True)
+    row = await cursor.fetchone()
+    return int(row[0]) if row else 0
+
+
+async def mark_dirty(connection: Connection, batches: set[UUID]) -> None:
+    """Uploads of these batches have changed: they are to be looked at again."""
+    if batches:
+        await connection.execute(_MARK_DIRTY, (list(batches),), prepare=True)

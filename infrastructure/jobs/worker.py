@@ -1,0 +1,174 @@
+"""The worker: takes jobs from the queue, and lives through restarts of the database."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import procrastinate
+import procrastinate.worker
+import psycopg
+import structlog
+from procrastinate.exceptions import ConnectorException
+from procrastinate.jobs import DeleteJobCondition, Job
+from procrastinate.retry import BaseRetryStrategy, RetryDecision
+
+from application.pipeline import Processor
+from application.ports.blobs import BlobStore
+from application.ports.event_log import EventLog
+from application.worker.attempts import Attempts
+from infrastructure.jobs.clearance import PostgresClearance
+from infrastructure.jobs.queue import QUEUE, TASK
+from infrastructure.postgres.pool import Pool
+from infrastructure.settings import Settings
+
+POLL = 0.25  # seconds between two looks for jobs whose moment has come
+PRUNE = 3600.0  # seconds between two clearings of the queue
+KEPT_HOURS = 72  # for which a job that failed is kept
+LONGEST_BACKOFF = 5.0  # seconds
+
+# The queue's own marks may be lost in a crash: a job is then delivered again, and dropped.
+_OPTIONS = "-c synchronous_commit=off"
+
+_LOST = (psycopg.Error, OSError, ConnectorException)
+
+_log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """Runs the uploads that the orchestrator releases; any number may run, on any machines.
+
+    `processors` are those that pipelines can name; `now` gives the time in UTC, `random` a
+    number from 0 to 1 for the backoff.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        pool: Pool,
+        log: EventLog,
+        blobs: BlobStore,
+        processors: Mapping[str, Processor],
+        settings: Settings,
+        now: Callable[[], datetime],
+        random: Callable[[], float],
+    ) -> None:
+        self._url = url
+        self._settings = settings
+        self._last: int | None = None
+        self._make_attempts: Callable[[], Attempts] = lambda: Attempts(
+            log,
+            blobs,
+            PostgresClearance(pool),
+            processors,
+            settings.pipelines,
+            concurrency=settings.worker_concurrency,
+            progress_interval=settings.step_progress_interval,
+            now=now,
+            random=random,
+        )
+
+    async def run(self) -> None:
+        """Works until cancelled; then gives back what it was doing, and ends."""
+        backoff = 0.05
+        while True:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            try:
+                await self._work()
+                _log.warning("worker_interrupted", retry_in=backoff)
+            except _LOST as error:
+                _log.warning("worker_interrupted", error=str(error), retry_in=backoff)
+            except Exception:
+                _log.exception("worker_failed", retry_in=backoff)
+            await asyncio.sleep(backoff)
+            lasted = loop.time() - began
+            backoff = 0.05 if lasted > LONGEST_BACKOFF else min(2 * backoff, LONGEST_BACKOFF)
+
+    async def _work(self) -> None:
+        """One incarnation, with a name and attempts of its own, until it stops by itself."""
+        attempts = self._make_attempts()
+        connector = procrastinate.PsycopgConnector(
+            conninfo=self._url, kwargs={"options": _OPTIONS}, min_size=1, max_size=4
+        )
+        app = procrastinate.App(connector=connector)
+        incarnation = _Incarnation(app, attempts, self._settings)
+        app.task(name=TASK, queue=QUEUE, retry=_GiveBack())(incarnation.process)
+        async with app.open_async():
+            await self._forget_last(app)
+            helpers = (
+                asyncio.create_task(attempts.keep(), name="attempts"),
+                asyncio.create_task(_prune(app), name="prune"),
+            )
+            try:
+                await incarnation.run()  # type: ignore[no-untyped-call]
+            finally:
+                self._last = incarnation.worker_id
+                for helper in helpers:
+                    helper.cancel()
+                await asyncio.gather(*helpers, return_exceptions=True)
+
+    async def _forget_last(self, app: procrastinate.App) -> None:
+        """Says that the last incarnation is dead, rather than leave it to be found out."""
+        if self._last is not None:
+            await app.job_manager.unregister_worker(self._last)
+            self._last = None
+
+
+class _Incarnation(procrastinate.worker.Worker):
+    """A worker of the queue that hands its running attempts back as soon as it has to stop."""
+
+    def __init__(self, app: procrastinate.App, attempts: Attempts, settings: Settings) -> None:
+        super().__init__(
+            app,
+            queues=[QUEUE],
+            name="uptrail",
+            concurrency=settings.worker_concurrency,
+            fetch_job_polling_interval=POLL,
+            shutdown_graceful_timeout=settings.shutdown_grace,
+            delete_jobs=DeleteJobCondition.SUCCESSFUL,
+            install_signal_handlers=False,
+            update_heartbeat_interval=settings.worker_heartbeat,
+            stalled_worker_timeout=settings.worker_dead_after,
+        )
+        self._attempts = attempts
+        self._name = f"{socket.gethostname()}-{os.getpid()}"
+
+    def stop(self) -> None:
+        self._attempts.stop()
+        super().stop()  # type: ignore[no-untyped-call]
+
+    async def process(self, batch: str, uploads: list[str]) -> None:
+        """The task: attempts what may be attempted. Raises GivenBack if something is left."""
+        name = f"{self._name}-{self.worker_id}"
+        if not await self._attempts.run_job([UUID(upload) for upload in uploads], name):
+            raise GivenBack(f"uploads of batch {batch} go to another worker")
+
+
+class GivenBack(Exception):
+    """Part of the job is not done, and nobody is at fault."""
+
+
+class _GiveBack(BaseRetryStrategy):
+    """A job that is not done is there again at once, for whoever is free."""
+
+    def get_retry_decision(self, *, exception: BaseException, job: Job) -> RetryDecision | None:
+        if isinstance(exception, GivenBack | asyncio.CancelledError):
+            return RetryDecision(retry_in={"seconds": 0})
+        return None
+
+
+async def _prune(app: procrastinate.App) -> Any:
+    """Jobs that failed are kept for a while, to be looked at; those that succeeded are not."""
+    while True:
+        with suppress(*_LOST):
+            await app.job_manager.delete_old_jobs(
+                KEPT_HOURS, include_failed=True, include_cancelled=True, include_aborted=True
+            )
+        await asyncio.sleep(PRUNE)

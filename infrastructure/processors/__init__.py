@@ -1,0 +1,1 @@
+"""Processors: the code that performs the steps of pipelines."""

@@ -1,0 +1,204 @@
+"""A whole plant on one database: log, blobs, orchestrator and worker, and hands to feed it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from application.commands import CancelBatch, RegisterUpload, SealBatch, StartBatch
+from application.envelope import Recorded
+from application.handlers.batches import cancel_batch, seal_batch, start_batch
+from application.handlers.deciding import Context
+from application.handlers.registering import register_upload
+from application.pipeline import Pipeline, Processor, Step
+from domain.batch.aggregate import Batch
+from domain.event import Event, topic_of
+from domain.file import FileDeclaration
+from domain.retry import RetryPolicy
+from domain.upload.aggregate import Upload
+from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.jobs.orchestrator import Orchestrator
+from infrastructure.jobs.worker import Worker
+from infrastructure.postgres.listener import Listener
+from infrastructure.postgres.pool import Pool, make_pool
+from infrastructure.settings import Settings
+from tests.support import eventually
+
+ALICE = "key:alice"
+SOON = RetryPolicy(attempts=3, first_delay=0.05, longest_delay=0.2)
+
+
+def settings(**more: Any) -> Settings:
+    """Those of a plant that is in a hurry to notice things."""
+    quick: dict[str, Any] = {"worker_heartbeat": 0.2, "worker_dead_after": 1.5}
+    return Settings(**{**quick, **more})
+
+
+def pipeline(*processors: str, timeout: float = 30.0, **options: Any) -> dict[str, Pipeline]:
+    """The only pipeline of the plant, under the name that uploads ask for."""
+    steps = (Step(processor=name, timeout=timeout, options=options) for name in processors)
+    return {"default": Pipeline(steps=tuple(steps))}
+
+
+class Plant:
+    """What a test feeds and looks at. Roles are started and stopped by the test."""
+
+    def __init__(
+        self,
+        url: str,
+        pool: Pool,
+        listener: Listener,
+        log: PostgresEventLog,
+        blobs: LocalBlobStore,
+        chosen: Settings,
+    ) -> None:
+        self.url = url
+        self.pool = pool
+        self.log = log
+        self.blobs = blobs
+        self.settings = chosen
+        self._listener = listener
+        self._roles: set[asyncio.Task[None]] = set()
+
+    # Roles.
+
+    def orchestrator(self) -> Orchestrator:
+        return Orchestrator(self.url, self.log, self._listener.wakeups(), self.settings, now)
+
+    def orchestrate(self) -> asyncio.Task[None]:
+        return self._start(self.orchestrator().run())
+
+    def work(self, processors: Mapping[str, Processor], **more: Any) -> asyncio.Task[None]:
+        chosen = more.pop("settings", self.settings)
+        worker = Worker(
+            self.url, self.pool, self.log, self.blobs, processors, chosen, now, lambda: 0.5
+        )
+        return self._start(worker.run())
+
+    def _start(self, running: Any) -> asyncio.Task[None]:
+        role = asyncio.create_task(running)
+        self._roles.add(role)
+        return role
+
+    async def stop(self, *roles: asyncio.Task[None]) -> None:
+        for role in roles or tuple(self._roles):
+            role.cancel()
+            self._roles.discard(role)
+            await asyncio.wait((role,))
+
+    # Feeding.
+
+    async def batch(
+        self,
+        files: Mapping[str, bytes] | None = None,
+        *,
+        seal: bool = True,
+        owner: str = "acme",
+        priority: int = 0,
+        media_type: str | None = None,
+        retry_policy: RetryPolicy = SOON,
+    ) -> UUID:
+        """A batch of files whose bytes have all arrived."""
+        id = uuid4()
+        command = StartBatch(id=id, owner=owner, priority=priority, retry_policy=retry_policy)
+        await start_batch(self.log, command, context())
+        await asyncio.gather(
+            *(
+                self.receive(id, path, content, media_type)
+                for path, content in (files or {}).items()
+            )
+        )
+        if seal:
+            await self.seal(id)
+        return id
+
+    async def receive(
+        self, batch: UUID, path: str, content: bytes, media_type: str | None = None
+    ) -> UUID:
+        blob = f"uploads/{uuid4()}"
+        await self.blobs.put(blob, content)
+        file = FileDeclaration(path=path, size=len(content), media_type=media_type)
+        command = RegisterUpload(batch=batch, file=file, received=len(content), blob=blob)
+        return (await register_upload(self.log, command, context())).upload.id
+
+    async def seal(self, batch: UUID) -> None:
+        await seal_batch(self.log, SealBatch(batch=batch), context())
+
+    async def cancel(self, batch: UUID) -> None:
+        await cancel_batch(self.log, CancelBatch(batch=batch, reason="changed my mind"), context())
+
+    # Looking.
+
+    async def events(self, stream: UUID | None = None) -> Sequence[Recorded]:
+        if stream is not None:
+            return await self.log.stream(stream)
+        return await self.log.read(0, limit=1_000_000)
+
+    async def topics(self, stream: UUID) -> list[str]:
+        return [topic_of(recorded.event) for recorded in await self.events(stream)]
+
+    async def all_of(self, kind: type[Event], stream: UUID | None = None) -> list[Any]:
+        events = await self.events(stream)
+        return [recorded.event for recorded in events if isinstance(recorded.event, kind)]
+
+    async def upload(self, id: UUID) -> Upload:
+        self.log.forget(id)
+        return await self.log.upload(id)
+
+    async def uploads(self, batch: UUID) -> dict[str, Upload]:
+        """Every upload of the batch by its path, folded from the log alone."""
+        found: dict[UUID, Upload] = {}
+        for recorded in await self.events():
+            event: Any = recorded.event
+            if getattr(event, "batch", None) == batch:
+                found[recorded.stream] = Upload.begin(recorded.stream, event)
+            elif recorded.stream in found:
+                found[recorded.stream] = found[recorded.stream].evolve(event)
+        return {upload.path: upload for upload in found.values()}
+
+    async def completed(self, batch: UUID, deadline: float = 30.0) -> Batch:
+        """The batch, once it has an outcome."""
+
+        async def done() -> Batch | None:
+            self.log.forget(batch)
+            found = await self.log.batch(batch)
+            return found if found.outcome else None
+
+        found: Batch = await eventually(done, deadline)
+        return found
+
+    async def fetch(self, query: Any, *parameters: object) -> list[tuple[Any, ...]]:
+        async with self.pool.connection() as connection:
+            return await (await connection.execute(query, parameters)).fetchall()
+
+    async def until(self, condition: Callable[[], Awaitable[object]], deadline: float = 20) -> Any:
+        return await eventually(condition, deadline)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def context() -> Context:
+    return Context(by=ALICE, at=now())
+
+
+@asynccontextmanager
+async def open_plant(url: str, folder: Path, **more: Any) -> AsyncIterator[Plant]:
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(make_pool(url, name="test", max_size=6))
+        listener = await stack.enter_async_context(Listener(url))
+        committer = await stack.enter_async_context(GroupCommitter(url))
+        log = await stack.enter_async_context(PostgresEventLog(pool, committer))
+        blobs = LocalBlobStore(folder / "blobs")
+        stack.callback(blobs.close)
+        plant = Plant(url, pool, listener, log, blobs, settings(**more))
+        stack.push_async_callback(plant.stop)
+        yield plant
