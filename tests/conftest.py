@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from uuid import uuid4
 
 import psycopg
@@ -29,36 +29,79 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def template(server_url: str) -> Iterator[str]:
-    """The name of a migrated, empty database to copy."""
-    name = f"uptrail_template_{uuid4().hex[:12]}"
-    with _created(server_url, name) as url:
-        migrate(url)
-        yield name
+def databases(server_url: str) -> Iterator[Databases]:
+    """Where fresh, migrated databases come from."""
+    template = _name("template")
+    _create(server_url, template, "template0")
+    migrate(with_database(server_url, template))
+    with Databases(server_url, template) as databases:
+        yield databases
+    _drop(server_url, template)
 
 
 @pytest.fixture
-def database_url(server_url: str, template: str) -> Iterator[str]:
+def database_url(databases: Databases) -> Iterator[str]:
     """A fresh, migrated database for one test, dropped after it whoever is still connected."""
-    with _created(server_url, f"uptrail_test_{uuid4().hex[:12]}", template) as url:
-        yield url
+    name = databases.take()
+    yield with_database(databases.server_url, name)
+    databases.drop(name)
 
 
 @pytest.fixture
 def empty_database_url(server_url: str) -> Iterator[str]:
     """A database that nothing has migrated yet."""
-    with _created(server_url, f"uptrail_test_{uuid4().hex[:12]}") as url:
-        yield url
+    name = _name("empty")
+    _create(server_url, name, "template0")
+    yield with_database(server_url, name)
+    _drop(server_url, name)
 
 
-@contextmanager
-def _created(server_url: str, name: str, template: str = "template0") -> Iterator[str]:
+class Databases:
+    """Makes the database of the next test, and drops that of the last, while a test runs."""
+
+    def __init__(self, server_url: str, template: str) -> None:
+        self.server_url = server_url
+        self._template = template
+        self._thread = ThreadPoolExecutor(1, "databases")
+        self._next = self._thread.submit(self._create)
+        self._dropped: Future[None] | None = None
+
+    def __enter__(self) -> Databases:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.drop(self._next.result())
+        if self._dropped is not None:
+            self._dropped.result()
+        self._thread.shutdown()
+
+    def take(self) -> str:
+        name = self._next.result()
+        self._next = self._thread.submit(self._create)
+        return name
+
+    def drop(self, name: str) -> None:
+        if self._dropped is not None:
+            self._dropped.result()  # raises what went wrong the last time
+        self._dropped = self._thread.submit(_drop, self.server_url, name)
+
+    def _create(self) -> str:
+        name = _name("test")
+        _create(self.server_url, name, self._template)
+        return name
+
+
+def _name(kind: str) -> str:
+    return f"uptrail_{kind}_{uuid4().hex[:12]}"
+
+
+def _create(server_url: str, name: str, template: str) -> None:
     with psycopg.connect(server_url, autocommit=True) as server:
         server.execute(
             SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(template))
         )
-    try:
-        yield with_database(server_url, name)
-    finally:
-        with psycopg.connect(server_url, autocommit=True) as server:
-            server.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+
+
+def _drop(server_url: str, name: str) -> None:
+    with psycopg.connect(server_url, autocommit=True) as server:
+        server.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))

@@ -27,7 +27,12 @@ LONGEST_BACKOFF = 1.0  # seconds
 # A process that is stopped while it holds the lock of the log must not stop the others.
 _MANNERS = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s'"
 
-_LOST = (psycopg.OperationalError, psycopg.InterfaceError, OSError, TimeoutError)
+_LOST = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,  # a server that became, or is not yet, the primary
+    OSError,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -74,7 +79,7 @@ class GroupCommitter:
         try:
             await self._room.enter(pending)
         except TimeoutError:
-            raise Unavailable("too many appends wait for the log") from None
+            raise Unavailable("the log has no room for more, or was closed") from None
         return await pending.outcome
 
     async def close(self) -> None:
@@ -94,6 +99,8 @@ class GroupCommitter:
                     await self._commit(group)
                     await asyncio.sleep(0)  # lets the callers come back with what follows
         finally:
+            for pending in self._room.close():
+                pending.resolve(Unavailable("the log is closed"))
             await self._disconnect()
 
     async def _commit(self, group: list[Pending]) -> None:

@@ -23,15 +23,14 @@ class Row(NamedTuple):
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """An append whose events are bytes already; one tuple of topics and states a write."""
+    """An append whose events are bytes already; one tuple of topics and states a write.
+
+    `size` is how many events it holds.
+    """
 
     append: Append
     contents: tuple[tuple[tuple[str, bytes], ...], ...]
-
-    @property
-    def size(self) -> int:
-        """How many events it holds."""
-        return sum(len(content) for content in self.contents)
+    size: int
 
     @property
     def streams(self) -> Iterator[UUID]:
@@ -52,13 +51,11 @@ class Placed(msgspec.Struct, frozen=True):
 
 def encode(append: Append, codec: Codec = CODEC) -> Encoded:
     """The append, with its events as bytes."""
-    return Encoded(
-        append,
-        tuple(
-            tuple(codec.encode(event, append.cause) for event in write.events)
-            for write in append.writes
-        ),
+    contents = tuple(
+        tuple(codec.encode(event, append.cause) for event in write.events)
+        for write in append.writes
     )
+    return Encoded(append, contents, sum(map(len, contents)))
 
 
 class Ledger(msgspec.Struct):

@@ -40,6 +40,7 @@ class WaitingRoom:
         self._limit = limit
         self._inside: deque[Pending] = deque()
         self._events = 0
+        self._closed = False
         self._filled = asyncio.Event()
         self._left = asyncio.Event()
         self._door = asyncio.Lock()  # serves in the order of arrival
@@ -48,12 +49,14 @@ class WaitingRoom:
         return len(self._inside)
 
     async def enter(self, pending: Pending) -> None:
-        """Raises TimeoutError if there is no room before the append's deadline."""
+        """Raises TimeoutError if there is no room before the append's deadline, or ever."""
         if self._door.locked() or not self._room_for(pending):
             async with asyncio.timeout_at(pending.deadline), self._door:
                 while not self._room_for(pending):
                     self._left.clear()
                     await self._left.wait()
+        if self._closed:
+            raise TimeoutError
         self._inside.append(pending)
         self._events += pending.encoded.size
         self._filled.set()
@@ -85,6 +88,12 @@ class WaitingRoom:
         self._left.set()
         return late
 
+    def close(self) -> list[Pending]:
+        """Lets nobody in any more, tells those outside, and returns those still inside."""
+        self._closed = True
+        self._left.set()
+        return list(self._inside)
+
     async def filled(self) -> None:
         """Returns when somebody waits."""
         await self._filled.wait()
@@ -94,4 +103,6 @@ class WaitingRoom:
         self._filled.set()
 
     def _room_for(self, pending: Pending) -> bool:
-        return not self._events or self._events + pending.encoded.size <= self._limit
+        return (
+            self._closed or not self._events or self._events + pending.encoded.size <= self._limit
+        )

@@ -48,7 +48,7 @@ class ChannelWakeups:
     def announce(self, position: int | None) -> None:
         """Wakes every waiter; None where the position is not known, as after a reconnect."""
         if position is not None:
-            self.position = max(self.position, position)
+            self.position = position
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -25,8 +25,11 @@ class FaultyLine:
 
     def __init__(self, server_url: str) -> None:
         known = conninfo_to_dict(server_url)
-        self._host, self._port = str(known.get("host", "127.0.0.1")), int(known.get("port", 5432))
-        self._rest = {key: known[key] for key in ("user", "password", "dbname") if key in known}
+        self._host = str(known.get("host", "127.0.0.1"))
+        self._port = int(known.get("port") or 5432)
+        self._rest: dict[str, object] = {
+            key: known[key] for key in ("user", "password", "dbname") if key in known
+        }
         self._armed: Cut | None = None
         self._down = False
         self._open: set[asyncio.StreamWriter] = set()
@@ -44,7 +47,12 @@ class FaultyLine:
     async def running(self) -> AsyncIterator[FaultyLine]:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        pairs = {**self._rest, "host": "127.0.0.1", "port": port, "sslmode": "disable"}
+        pairs: dict[str, object] = {
+            **self._rest,
+            "host": "127.0.0.1",
+            "port": port,
+            "sslmode": "disable",
+        }
         self.url = " ".join(f"{key}={value}" for key, value in pairs.items())
         try:
             yield self

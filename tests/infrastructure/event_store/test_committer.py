@@ -264,6 +264,31 @@ def test_closing_records_what_waits_and_refuses_what_comes(database_url: str) ->
     run(story())
 
 
+def test_whoever_waits_outside_while_the_log_closes_hears_of_it(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infrastructure.event_store.committer.WAITING", 3)
+    monkeypatch.setattr("infrastructure.event_store.committer.GROUP", 3)
+
+    async def story() -> None:
+        committer = GroupCommitter(database_url)
+        await committer.start()
+        streams = [new_stream() for _ in range(60)]
+        tasks = [
+            asyncio.create_task(committer.append(one(stream, 0, step(0)))) for stream in streams
+        ]
+        await asyncio.sleep(0)
+        for task in tasks[:3]:
+            task.cancel()
+        await committer.close()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        log = await whole_log(database_url)
+        for stream, result in zip(streams[3:], results[3:], strict=True):
+            assert done_in(log, stream) == ([] if isinstance(result, Unavailable) else [0])
+
+    run(story())
+
+
 def test_a_database_that_can_record_out_of_order_is_refused(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         connection.execute(

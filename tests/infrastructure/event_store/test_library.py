@@ -72,7 +72,8 @@ def test_the_library_reads_every_event_we_record(database_url: str) -> None:
             start=notifications[-1].id if notifications else 0, limit=10, inclusive_of_start=False
         ):
             notifications += page
-        facts = [application.mapper.to_domain_event(notified) for notified in notifications]
+        mapper = StructMapper()
+        facts = [mapper.to_domain_event(notified) for notified in notifications]
     assert [(fact.event, fact.cause) for fact in facts] == [(event, CAUSE) for event in EXAMPLES]
     log = run(whole_log(database_url))
     assert [notified.id for notified in notifications] == [item.position for item in log]

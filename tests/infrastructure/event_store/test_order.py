@@ -31,8 +31,8 @@ from tests.infrastructure.event_store.log_support import new_stream
 from tests.infrastructure.event_store.test_order import write_mixed
 
 async def main():
-    async with GroupCommitter(sys.argv[1]) as committer:
-        await write_mixed(committer, new_stream())
+    async with GroupCommitter(sys.argv[1]) as one, GroupCommitter(sys.argv[1]) as other:
+        await asyncio.gather(write_mixed(one, new_stream()), write_mixed(other, new_stream()))
 
 asyncio.run(main())
 """
@@ -104,7 +104,7 @@ def test_a_tailing_reader_misses_nothing_of_writers_in_other_processes(database_
 
     async def story() -> None:
         reader = asyncio.create_task(tail(database_url, TOTAL))
-        await asyncio.gather(*(process() for _ in range(WRITERS)))
+        await asyncio.gather(*(process() for _ in range(WRITERS // 2)))
         assert_in_order(await reader, await whole_log(database_url))
 
     run(story())
