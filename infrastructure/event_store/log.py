@@ -23,6 +23,7 @@ from infrastructure.event_store.folding import Aggregate, fold
 from infrastructure.event_store.reading import last_position_at, read_head, read_log, read_stream
 from infrastructure.event_store.remembered import Known, Remembered
 from infrastructure.event_store.snapshots import last_snapshot, save_snapshot
+from infrastructure.event_store.writing import stream_versions
 from infrastructure.postgres.pool import Connection, Pool
 
 REMEMBERED = 20_000  # aggregates
@@ -87,6 +88,11 @@ class PostgresEventLog:
     def forget(self, *ids: UUID) -> None:
         for id in ids:
             self._remembered.forget(id)
+
+    async def versions(self, ids: Sequence[UUID]) -> dict[UUID, int]:
+        async with self._connection() as connection:
+            found = await stream_versions(connection, ids)
+        return {id: version for id, version in found.items() if version}
 
     async def stream(
         self, id: UUID, *, after: int = 0, upto_position: int | None = None, limit: int = PAGE
