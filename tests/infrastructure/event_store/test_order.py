@@ -21,7 +21,7 @@ from tests.infrastructure.event_store.log_support import (
 from tests.support import run
 
 WRITERS = 8
-SIZES = (1, 1, 400, 1, 1, 1, 400, 1, 1, 400) * 2
+SIZES = (1, 1, 400, 1, 1, 1, 400, 1, 1, 400)
 TOTAL = WRITERS * sum(SIZES)
 
 WRITER_PROCESS = """
