@@ -1,0 +1,1 @@
+"""Uptrail and its peers, side by side in one run, as ratios."""

@@ -1,0 +1,59 @@
+"""Appends of one event, 128 at once, against the library's own save."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import uvloop
+from eventsourcing.application import Application
+from eventsourcing.domain import Aggregate
+
+from application.envelope import one
+from benchmarks.databases import empty_database, fresh_database
+from benchmarks.measure import Ratio, in_turn
+from domain.batch.events import BatchStarted
+from infrastructure.event_store.committer import GroupCommitter
+
+AT_ONCE = 128
+
+
+def run(scale: float) -> list[Ratio]:
+    with fresh_database() as url, empty_database() as environment:
+        application: Application = Application(env=environment)
+        try:
+            ours, theirs = in_turn(
+                3,
+                lambda: uvloop.run(append(url, int(40_000 * scale))),
+                lambda: save(application, int(2_000 * scale)),
+            )
+        finally:
+            application.close()
+    return [Ratio("appends, 128 at once", "events/s", ours, "the library's save", theirs, 20)]
+
+
+async def append(url: str, events: int) -> float:
+    """Events a second through one group committer."""
+    happened = BatchStarted(
+        at=datetime.now(UTC), by="benchmark", owner="default", label="x" * 40, pipeline="default"
+    )
+    async with GroupCommitter(url) as committer:
+
+        async def appender() -> None:
+            for _ in range(events // AT_ONCE):
+                await committer.append(one(uuid4(), 0, happened))
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(appender() for _ in range(AT_ONCE)))
+        return events / (time.perf_counter() - begun)
+
+
+def save(application: Application, events: int) -> float:
+    """Events a second through the library, from as many threads as its pool has connections."""
+    with ThreadPoolExecutor(8) as pool:
+        begun = time.perf_counter()
+        list(pool.map(lambda _: application.save(Aggregate()), range(events)))
+        return events / (time.perf_counter() - begun)

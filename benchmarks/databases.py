@@ -1,0 +1,62 @@
+"""A fresh PostgreSQL for a benchmark: embedded, or the one of UPTRAIL_TEST_DATABASE_URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import psycopg
+from psycopg import conninfo, sql
+
+from infrastructure.postgres.embedded import EmbeddedPostgres
+from infrastructure.postgres.migrate import migrate
+
+
+@contextmanager
+def fresh_database() -> Iterator[str]:
+    """The URL of an empty database, migrated."""
+    with _server() as server, _named(server, f"benchmark_{uuid4().hex}") as url:
+        migrate(url)
+        yield url
+
+
+@contextmanager
+def empty_database() -> Iterator[dict[str, str]]:
+    """What the library's PostgreSQL module needs to make a database of its own."""
+    with _server() as server, _named(server, f"library_{uuid4().hex}") as url:
+        parts = conninfo.conninfo_to_dict(url)
+        yield {
+            "PERSISTENCE_MODULE": "eventsourcing.postgres",
+            "POSTGRES_DBNAME": str(parts["dbname"]),
+            "POSTGRES_HOST": str(parts["host"]),
+            "POSTGRES_PORT": str(parts.get("port", 5432)),
+            "POSTGRES_USER": str(parts["user"]),
+            "POSTGRES_PASSWORD": str(parts.get("password", "")),
+        }
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    if url := os.environ.get("UPTRAIL_TEST_DATABASE_URL"):
+        yield url
+        return
+    with TemporaryDirectory(prefix="uptrail-bench-") as folder:
+        Path(folder).chmod(0o711)
+        with EmbeddedPostgres(Path(folder)) as url:
+            yield url
+
+
+@contextmanager
+def _named(server: str, name: str) -> Iterator[str]:
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield conninfo.make_conninfo(server, dbname=name)
+        finally:
+            connection.execute(
+                sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+            )
