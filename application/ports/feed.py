@@ -28,11 +28,15 @@ class Changes(msgspec.Struct, frozen=True):
 
     Whoever has seen everything up to `after` and takes these rows has seen everything up to `to`.
     `head` is the position the read model reflects at that moment; `more` says that `to` stops
-    short of it because of the limit. The attempts are those of the uploads beside them.
-    `epoch` changes when the read model was rebuilt: positions then start anew for a reader.
+    short of it because of the limit. `epoch` changes when the read model was rebuilt.
+
+    The attempts are those beyond `since` of the uploads beside them. They come with their upload,
+    never alone; so where a page stopped short, an attempt may be older than the page's upload, and
+    older than `after`. Hence `since`: the end of the last page that did not stop short.
     """
 
     epoch: str
+    since: int
     after: int
     to: int
     head: int
@@ -45,7 +49,7 @@ class Changes(msgspec.Struct, frozen=True):
 class FeedSource(Protocol):
     """The read model, asked what is new in it."""
 
-    async def changes(self, selection: Selection, *, after: int, limit: int) -> Changes:
+    async def changes(self, selection: Selection, *, since: int, after: int, limit: int) -> Changes:
         """What changed beyond `after`, in the order of positions.
 
         At most `limit` batches and `limit` uploads, and ten times as many attempts (unless one

@@ -64,16 +64,34 @@ _UPLOADS = SQL("SELECT {columns} FROM ({followed}) AS u ORDER BY u.position").fo
     columns=_columns(UploadView, "u"), followed=_FOLLOWED
 )
 
-# An attempt changes with its upload, whose row then has a position at least as high: the
-# attempts beyond `after` are all found at the uploads beyond `after`.
+# An attempt changes with its upload, whose row then has a position at least as high: all
+# attempts beyond a position are found at uploads beyond it.
 _ATTEMPTS = SQL("""
     SELECT u.position, {columns} FROM ({followed}) AS u
-    JOIN read_model.attempts AS a ON a.upload = u.id AND a.position > %(after)s
+    JOIN read_model.attempts AS a ON a.upload = u.id AND a.position > %(since)s
     ORDER BY u.position, a.number""").format(columns=_columns(AttemptView, "a"), followed=_FOLLOWED)
 
 _KNOWN = """
     SELECT id FROM read_model.batches
     WHERE id = ANY(%s) AND (%s::text IS NULL OR owner = %s)"""
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    selection: Selection
+    since: int
+    after: int
+    limit: int
+
+    def values(self) -> dict[str, Any]:
+        batches = self.selection.batches
+        return {
+            "since": self.since,
+            "after": self.after,
+            "batches": None if batches is None else list(batches),
+            "uploads_of": list(self.selection.uploads_of),
+            "owner": self.selection.owner,
+            "limit": self.limit + 1,  # one more tells whether there is more
+        }
 
 
 class PostgresFeed:
@@ -82,10 +100,10 @@ class PostgresFeed:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def changes(self, selection: Selection, *, after: int, limit: int) -> Changes:
+    async def changes(self, selection: Selection, *, since: int, after: int, limit: int) -> Changes:
         """See the port. Raises Unavailable."""
         try:
-            return await self._changes(selection, after, limit)
+            return await self._changes(_Asked(selection, since, after, limit))
         except (psycopg.OperationalError, PoolTimeout) as error:
             raise Unavailable(str(error)) from error
 
@@ -98,8 +116,8 @@ class PostgresFeed:
         except (psycopg.OperationalError, PoolTimeout) as error:
             raise Unavailable(str(error)) from error
 
-    async def _changes(self, selection: Selection, after: int, limit: int) -> Changes:
-        asked = _parameters(selection, after, limit)
+    async def _changes(self, asked: _Asked) -> Changes:
+        values = asked.values()
         async with (
             self._pool.connection() as connection,
             connection.pipeline(),
@@ -108,14 +126,13 @@ class PostgresFeed:
             for statement in (_ONE_MOMENT, _HOLD, _UTC):
                 await connection.execute(statement)
             place = await connection.execute(_PLACE)
-            batches = await connection.execute(_BATCHES, asked)
-            if not selection.uploads_of:
-                return _page(after, limit, await place.fetchall(), await batches.fetchall())
-            uploads = await connection.execute(_UPLOADS, asked)
-            attempts = await connection.execute(_ATTEMPTS, asked)
+            batches = await connection.execute(_BATCHES, values)
+            if not asked.selection.uploads_of:
+                return _page(asked, await place.fetchall(), await batches.fetchall())
+            uploads = await connection.execute(_UPLOADS, values)
+            attempts = await connection.execute(_ATTEMPTS, values)
             return _page(
-                after,
-                limit,
+                asked,
                 await place.fetchall(),
                 await batches.fetchall(),
                 await uploads.fetchall(),
@@ -123,19 +140,8 @@ class PostgresFeed:
             )
 
 
-def _parameters(selection: Selection, after: int, limit: int) -> dict[str, Any]:
-    return {
-        "after": after,
-        "batches": None if selection.batches is None else list(selection.batches),
-        "uploads_of": list(selection.uploads_of),
-        "owner": selection.owner,
-        "limit": limit + 1,  # one more tells whether there is more
-    }
-
-
 def _page(
-    after: int,
-    limit: int,
+    asked: _Asked,
     place: Rows,
     batch_rows: Rows,
     upload_rows: Rows = (),
@@ -143,15 +149,17 @@ def _page(
 ) -> Changes:
     """The rows as views, up to the first position at which one of the lists is cut short."""
     [[head, epoch]] = place
+    limit, most_attempts = asked.limit, asked.limit * ATTEMPTS_PER_UPLOAD
     batches = _views(BatchView, batch_rows)
     uploads = _views(UploadView, upload_rows)
     ends = [rows[limit - 1].position for rows in (batches, uploads) if len(rows) > limit]
-    if len(attempt_rows) > limit * ATTEMPTS_PER_UPLOAD:
-        ends.append(_last_whole_upload(attempt_rows, limit * ATTEMPTS_PER_UPLOAD))
+    if len(attempt_rows) > most_attempts:
+        ends.append(_last_whole_upload(attempt_rows, most_attempts))
     to = min([head, *ends])
     return Changes(
         epoch=epoch,
-        after=after,
+        since=asked.since,
+        after=asked.after,
         to=to,
         head=head,
         more=bool(ends),

@@ -54,7 +54,7 @@ async def introduced(
         raise _refused(f"nobody said who this is within {within:g} s") from None
     try:
         message = decode(text)
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise _refused("the first message must be authenticate") from None
     if not isinstance(message, Authenticate):
         raise _refused("the first message must be authenticate")

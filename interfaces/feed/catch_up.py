@@ -60,7 +60,10 @@ class CatchUp:
         place = client.place
         async with self._readers:
             changes = await self._source.changes(
-                subscription.selection, after=place.position, limit=self._limits.page
+                subscription.selection,
+                since=place.whole,
+                after=place.position,
+                limit=self._limits.page,
             )
         if client.subscription is not subscription:
             return

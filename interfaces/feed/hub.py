@@ -97,6 +97,7 @@ class FeedHub:
         audience = {client: sub for client in roster.live if (sub := client.subscription)}
         changes = await self._source.changes(
             _union(subscription.selection for subscription in audience.values()),
+            since=roster.whole,
             after=roster.position,
             limit=self.limits.page,
         )
@@ -108,6 +109,7 @@ class FeedHub:
         if changes.to > changes.after:
             await self._deliver(changes, audience)
             roster.position = changes.to
+            roster.whole = roster.whole if changes.more else changes.to
         for client in tuple(roster.live):
             # Whoever joined while this was read may need more of it than was read.
             joined_late = audience.get(client) is not client.subscription
@@ -126,7 +128,7 @@ class FeedHub:
 
     async def _tell(self, client: FeedClient, tick: Tick, selection: Selection) -> None:
         """One frame for one client, unless it has not taken the last ones yet."""
-        rows = tick.rows_for(selection, client.place.position)
+        rows = tick.rows_for(selection, client.place)
         if rows is None:
             return
         if client.wire.waiting > self.settings.feed_buffer:

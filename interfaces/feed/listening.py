@@ -53,11 +53,13 @@ async def _heed(
     hub: FeedHub, client: FeedClient, message: WSMessage, allowance: Allowance
 ) -> Error | None:
     """Does what the message says, or answers why not."""
+    if message.type is not client.encoding.kind:
+        return Error("malformed", f"{client.encoding.subprotocol} does not travel like this")
     if len(message.data) > hub.limits.message_size:
         return Error("too_large", f"a message has at most {hub.limits.message_size} bytes")
     try:
         said = decode(message.data)
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         return Error("malformed", str(error))
     match said:
         case Subscribe():

@@ -14,18 +14,22 @@ from interfaces.feed.messages import Reset
 class Place(msgspec.Struct, frozen=True):
     """The client has everything up to `position`, of the read model `epoch`.
 
-    `part` numbers the snapshot's next part; None once it is whole. The parts follow each other
-    by position, so a row that changes meanwhile comes again in a later part: after the last one
-    the client has exactly the rows of the moment at which that one was read.
+    `whole` is how far that holds for attempts, which come with their uploads: the end of the last
+    frame that did not stop short, and so where a client that is cut resumes. `part` numbers the
+    snapshot's next part; None once it is whole. The parts follow each other by position, so a row
+    that changes meanwhile comes again in a later part: after the last one the client has exactly
+    the rows of the moment at which that one was read.
     """
 
     epoch: str | None = None
     position: int = 0
+    whole: int = 0
     part: int | None = 1
 
     @property
-    def cursor(self) -> Cursor:
-        return Cursor(self.epoch or "", self.position)
+    def cursor(self) -> str | None:
+        """What the client resumes with; None while its snapshot is not whole."""
+        return str(Cursor(self.epoch or "", self.whole)) if self.part is None else None
 
 
 START = Place()
@@ -43,7 +47,7 @@ def resumed(after: str | None) -> tuple[Place, Reset | None]:
         return START, None
     if (cursor := parse(after)) is None:
         return START, Reset("unreadable")
-    return Place(cursor.epoch, cursor.position, None), None
+    return Place(cursor.epoch, cursor.position, cursor.position, None), None
 
 
 def refused(place: Place, changes: Changes) -> Reset | None:
@@ -59,21 +63,13 @@ def refused(place: Place, changes: Changes) -> Reset | None:
 
 def advance(place: Place, changes: Changes) -> tuple[Head, Place]:
     """The head of the frame that carries these changes, and the place after it."""
-    part = place.part
-    reached = Place(changes.epoch, changes.to, part + 1 if part and changes.more else None)
-    cursor = str(reached.cursor)
-    if part is None:
-        head = {"type": "changes", "from": place.position, "to": changes.to, "cursor": cursor}
-        return Head(head), reached
-    return (
-        Head(
-            {
-                "type": "snapshot",
-                "part": part,
-                "more": changes.more,
-                "position": changes.to,
-                "cursor": cursor,
-            }
-        ),
-        reached,
+    reached = Place(
+        epoch=changes.epoch,
+        position=changes.to,
+        whole=place.whole if changes.more else changes.to,
+        part=place.part + 1 if place.part and changes.more else None,
     )
+    fields: dict[str, Any] = {"type": "changes", "from": place.position, "to": changes.to}
+    if place.part is not None:
+        fields = {"type": "snapshot", "part": place.part, "position": changes.to}
+    return Head({**fields, "more": changes.more, "cursor": reached.cursor}), reached

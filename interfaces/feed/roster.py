@@ -28,6 +28,7 @@ class Roster:
         self.closing = False
         self.epoch = ""
         self.position = 0
+        self.whole = 0  # the end of the last tick that did not stop short; see Changes.since
         self._limits = limits
 
     def admit(self, client: FeedClient) -> None:
@@ -51,7 +52,8 @@ class Roster:
     def join(self, client: FeedClient) -> bool:
         """Makes the client live; False if the others have moved on since it was told."""
         if not self.live:
-            self.epoch, self.position = client.place.epoch or "", client.place.position
+            self.epoch = client.place.epoch or ""
+            self.position = self.whole = client.place.position
         elif client.place.position < self.position:
             return False
         self.live.add(client)
@@ -73,6 +75,6 @@ class Roster:
     def unsaid(self, client: FeedClient) -> Changes | None:
         """How far the log has moved on for a live client without a row for it; None: not at all."""
         after = client.place.position
-        if client not in self.live or after >= self.position:
+        if client not in self.live or not after < self.position == self.whole:
             return None
-        return Changes(self.epoch, after, self.position, self.position, more=False)
+        return Changes(self.epoch, after, after, self.position, self.position, more=False)

@@ -9,6 +9,7 @@ from uuid import UUID
 from application.ports.feed import Changes, Selection
 from application.views import AttemptView, BatchView, UploadView
 from interfaces.feed.encoding import Encoding, Row
+from interfaces.feed.place import Place
 
 
 class Tick:
@@ -21,7 +22,7 @@ class Tick:
         self.changes = changes
         self._encoding = encoding
         self._encoded: dict[int, bytes] = {}
-        self._joined: dict[tuple[Selection, int], bytes | None] = {}
+        self._joined: dict[tuple[Selection, int, int], bytes | None] = {}
         self._batches: dict[UUID, BatchView] = {row.id: row for row in changes.batches}
         self._uploads: dict[UUID, list[UploadView]] = defaultdict(list)
         self._attempts: dict[UUID, list[AttemptView]] = defaultdict(list)
@@ -32,18 +33,19 @@ class Tick:
         for attempt in changes.attempts:
             self._attempts[home[attempt.upload]].append(attempt)
 
-    def rows_for(self, selection: Selection, position: int) -> bytes | None:
-        """The selected rows beyond the client's position, joined; None if there are none."""
-        key = (selection, max(position, self.changes.after))
+    def rows_for(self, selection: Selection, place: Place) -> bytes | None:
+        """The selected rows beyond the client's place, joined; None if there are none."""
+        after = max(place.position, self.changes.after)
+        key = (selection, after, max(place.whole, self.changes.since))
         if key not in self._joined:
             self._joined[key] = self._join(*key)
         return self._joined[key]
 
-    def _join(self, selection: Selection, position: int) -> bytes | None:
+    def _join(self, selection: Selection, after: int, since: int) -> bytes | None:
         lists = (
-            self._encode(self._batches_of(selection), position),
-            self._encode(self._of(self._uploads, selection), position),
-            self._encode(self._of(self._attempts, selection), position),
+            self._encode(self._batches_of(selection), after),
+            self._encode(self._of(self._uploads, selection), after),
+            self._encode(self._of(self._attempts, selection), since),
         )
         return self._encoding.rows(*lists) if any(lists) else None
 
