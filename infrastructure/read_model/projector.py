@@ -13,7 +13,7 @@ from infrastructure.postgres.pool import Connection
 from infrastructure.read_model.projecting import connect_writer, project
 from infrastructure.read_model.targets import LIVE
 
-ACTIVE = 0x75707472_0003  # "uptr", 3: the advisory lock of the projector that works
+ACTIVE = 0x75707472_0005  # "uptr", 5: the advisory lock of the projector that works
 PACE = 0.02  # seconds from one round to the next: many small commits are projected together
 STANDBY = 1.0  # seconds between two looks at whether the active projector is still there
 LONGEST_BACKOFF = 5.0  # seconds between two tries after an error
