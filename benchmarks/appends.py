@@ -6,7 +6,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import uvloop
 from eventsourcing.application import Application
@@ -23,7 +23,7 @@ AT_ONCE = 128
 
 def run(scale: float) -> list[Ratio]:
     with fresh_database() as url, empty_database() as environment:
-        application: Application = Application(env=environment)
+        application: Application[UUID] = Application(env=environment)
         try:
             ours, theirs = in_turn(
                 3,
@@ -51,7 +51,7 @@ async def append(url: str, events: int) -> float:
         return events / (time.perf_counter() - begun)
 
 
-def save(application: Application, events: int) -> float:
+def save(application: Application[UUID], events: int) -> float:
     """Events a second through the library, from as many threads as its pool has connections."""
     with ThreadPoolExecutor(8) as pool:
         begun = time.perf_counter()

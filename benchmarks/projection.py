@@ -36,6 +36,7 @@ from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.rebuild import rebuild
 
 EVENTS_PER_UPLOAD = 7
+_STATES = "CREATE TABLE IF NOT EXISTS library_states (upload uuid PRIMARY KEY, state text)"
 
 
 def run(scale: float) -> list[Ratio]:
@@ -94,9 +95,7 @@ class States(PostgresTrackingRecorder):
 
     def __init__(self, datastore: PostgresDatastore, **more: Any) -> None:
         super().__init__(datastore, **more)
-        self.sql_create_statements.append(
-            SQL("CREATE TABLE IF NOT EXISTS library_states (upload uuid PRIMARY KEY, state text)")
-        )
+        self.sql_create_statements.append(SQL(_STATES).format())
 
     def set(self, upload: UUID, state: str, tracking: Tracking) -> None:
         with self.datastore.transaction(commit=True) as cursor:
