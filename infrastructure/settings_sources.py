@@ -115,6 +115,8 @@ def _refuse_unknown(source: str, names: Mapping[str, Any], prefix: str) -> None:
 
 def shown(value: Any) -> Any:
     """A value as `config show` prints it: plain JSON types, and no password of a database."""
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
     plain = msgspec.to_builtins(value, enc_hook=str)
     return _without_password(plain) if isinstance(plain, str) else plain
 

@@ -15,7 +15,7 @@ _SHARED: tuple[structlog.typing.Processor, ...] = (
     structlog.stdlib.ExtraAdder(),
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 )
-_CHATTY = {"procrastinate": logging.WARNING, "aiohttp.access": logging.WARNING}
+_CHATTY = dict.fromkeys(("alembic", "aiohttp.access", "procrastinate"), logging.WARNING)
 
 
 def configure_logging(format: str, level: str, stream: TextIO = sys.stderr) -> None:

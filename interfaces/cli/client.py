@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 JSON = {"Content-Type": "application/json"}
 PAGE = 500  # rows a request asks for
-PASSING = frozenset({429, 500, 502, 503, 504})  # worth asking again a little later
+PASSING = frozenset({429, 502, 503, 504})  # worth asking again a little later
 LONGEST_WAIT = 5.0
 
 
@@ -187,9 +187,11 @@ class Client:
                 await waits.next(self.unreachable(error))
 
     def unreachable(self, error: BaseException) -> Unreachable:
+        if isinstance(error, aiohttp.ClientConnectorError):
+            error = error.os_error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return Unreachable(
-            f"{self.server.url} does not answer: {str(error) or type(error).__name__}",
-            "is it running? uptrail doctor tells",
+            f"{self.server.url} does not answer: {reason}", "is it running? uptrail doctor tells"
         )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from interfaces.cli.client import Client
 from interfaces.cli.options import Common
@@ -22,3 +22,12 @@ def ask(common: Common, what: Callable[[Client], Awaitable[T]], *, patience: flo
             return await what(client)
 
     return asyncio.run(asking())
+
+
+def run_fast(main: Coroutine[Any, Any, T]) -> T:
+    """Runs a server's coroutine on uvloop, where there is one."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.run(main)
+    return uvloop.run(main)

@@ -1,0 +1,63 @@
+"""The database of this process: the one it was given, or an embedded one that is kept running."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from infrastructure.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from infrastructure.postgres.migrate import migrate
+from infrastructure.settings import Settings
+
+LOOK = 0.5  # seconds between two looks at the embedded server
+
+_log = structlog.get_logger(__name__)
+
+
+class Database:
+    """A migrated database; `url` stays the same however often its server is started again."""
+
+    def __init__(self, url: str, embedded: EmbeddedPostgres | None) -> None:
+        self.url = url
+        self._embedded = embedded
+
+    async def keep_running(self) -> None:
+        """Starts the embedded server again whenever it is gone; somebody else's is left alone.
+
+        What cannot be started is tried again for as long as this runs: the other parts wait for
+        their connections meanwhile.
+        """
+        if self._embedded is None:
+            await asyncio.Event().wait()
+            return
+        while True:
+            await asyncio.sleep(LOOK)
+            try:
+                url = await asyncio.to_thread(self._embedded.start)
+            except EmbeddedPostgresError as error:
+                _log.error("postgres_not_started", error=str(error))
+                continue
+            if url != self.url:
+                raise RuntimeError("the embedded PostgreSQL came back at another address")
+
+
+@asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[Database]:
+    """Started and migrated; an embedded server is left last.
+
+    Raises EmbeddedPostgresError, NewerDatabase, psycopg.Error.
+    """
+    if settings.database_url is not None:
+        await asyncio.to_thread(migrate, settings.database_url)
+        yield Database(settings.database_url, None)
+        return
+    embedded = EmbeddedPostgres(settings.data_dir)
+    url = await asyncio.to_thread(embedded.start)
+    try:
+        await asyncio.to_thread(migrate, url)
+        yield Database(url, embedded)
+    finally:
+        await asyncio.to_thread(embedded.stop)

@@ -1,0 +1,89 @@
+"""Opens everything that the roles and the interfaces stand on, and closes it in good order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from infrastructure.auth.keys import PostgresKeys
+from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.postgres.listener import READ_MODEL, Listener
+from infrastructure.postgres.pool import Pool, make_pool
+from infrastructure.read_model.engine import make_engine
+from infrastructure.read_model.history import PostgresHistory
+from infrastructure.read_model.queries import PostgresQueries
+from infrastructure.settings import Settings
+from interfaces.bootstrap.database import Database, open_database
+from interfaces.services import Services
+
+POOL = 12  # connections for reading, of one process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The ports, and what only the composition root passes on."""
+
+    services: Services
+    database: Database
+    pool: Pool
+    listener: Listener
+    keys: PostgresKeys
+    log: PostgresEventLog
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_id() -> UUID:
+    """A UUIDv7: ids of one moment lie side by side in an index (RFC 9562 section 5.7)."""
+    from uuid_utils.compat import uuid7
+
+    return uuid7()
+
+
+@asynccontextmanager
+async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
+    """Database, listener, log, read model, blobs and keys, ready to be used.
+
+    Raises what `open_database` raises, UnsafeWriter, OSError.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(settings))
+        pool = make_pool(database.url, name="server", min_size=2, max_size=POOL)
+        await stack.enter_async_context(pool)
+        listener = await stack.enter_async_context(Listener(database.url))
+        committer = await stack.enter_async_context(GroupCommitter(database.url))
+        log = await stack.enter_async_context(PostgresEventLog(pool, committer))
+        engine = make_engine(database.url)
+        stack.push_async_callback(engine.dispose)
+        blobs = LocalBlobStore(settings.blob_dir)
+        stack.callback(blobs.close)
+        keys = PostgresKeys(pool)
+        services = Services(
+            settings=settings,
+            log=log,
+            wakeups=listener.wakeups(),
+            queries=PostgresQueries(engine, listener.wakeups(READ_MODEL)),
+            history=PostgresHistory(engine),
+            blobs=blobs,
+            keys=keys,
+            now=utc_now,
+            new_id=new_id,
+        )
+        yield Parts(
+            services=services, database=database, pool=pool, listener=listener, keys=keys, log=log
+        )
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Only what interfaces work with."""
+    async with open_parts(settings) as parts:
+        yield parts.services

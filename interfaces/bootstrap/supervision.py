@@ -1,0 +1,58 @@
+"""Keeps the parts of a server running: what dies is told and started again, or ends the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+import structlog
+
+Work: TypeAlias = Callable[[], Awaitable[None]]
+
+FIRST_PAUSE = 0.2  # seconds before the first new start
+LONGEST_PAUSE = 10.0
+STEADY = 30.0  # seconds of running after which earlier deaths are forgotten
+HOPELESS = 8  # deaths, none of them after a steady run
+
+_log = structlog.get_logger(__name__)
+
+
+class PartFailed(Exception):
+    """A part of the server dies however often it is started."""
+
+    def __init__(self, name: str, error: BaseException | None) -> None:
+        super().__init__(f"{name} keeps failing: {error!r}")
+        self.hint = "the log holds every error; uptrail doctor checks what it stands on"
+
+
+async def supervise(name: str, work: Work) -> None:
+    """Runs `work` until cancelled, however often it ends. Raises PartFailed when hopeless."""
+    loop = asyncio.get_running_loop()
+    deaths, pause = 0, FIRST_PAUSE
+    while True:
+        began, failure = loop.time(), None
+        try:
+            await work()
+        except Exception as error:
+            failure = error
+        if loop.time() - began > STEADY:
+            deaths, pause = 0, FIRST_PAUSE
+        deaths += 1
+        _log.error("part_died", part=name, deaths=deaths, restart_in=pause, exc_info=failure)
+        if deaths >= HOPELESS:
+            raise PartFailed(name, failure)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+async def cancel(*tasks: asyncio.Task[None], within: float) -> None:
+    """Cancels tasks and waits for their ends, so long at most; a late one is told of."""
+    running = {task for task in tasks if not task.done()}
+    for task in running:
+        task.cancel()
+    if not running:
+        return
+    _, late = await asyncio.wait(running, timeout=within)
+    for task in late:
+        _log.error("part_does_not_end", part=task.get_name(), waited=within)

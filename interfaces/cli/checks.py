@@ -1,0 +1,103 @@
+"""What `uptrail doctor` looks at: one function a check, each with findings and what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from uuid import uuid4
+
+import msgspec
+
+from infrastructure.settings import Settings
+from interfaces.cli.output import size
+
+OLDEST_PYTHON = (3, 11)
+SLOW_SYNC = 0.05  # seconds; slower disks make every small upload wait
+SYNCS = 5
+CLOCK_OFF = 2.0  # seconds
+FAR_BEHIND = 10_000  # positions
+
+
+class Level(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What a check found; `advice` says what to do where it is not ok."""
+
+    level: Level
+    check: str
+    told: str
+    advice: str = ""
+
+
+def python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return Finding(Level.FAIL, "python", version, "use Python 3.11 or newer")
+    return Finding(Level.OK, "python", version)
+
+
+def data_dir(settings: Settings) -> Finding:
+    """It can be written, and others cannot read it."""
+    folder = settings.data_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = folder / f".probe-{uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        told = f"{folder}: {error.strerror}"
+        return Finding(Level.FAIL, "data folder", told, "choose another with --data-dir")
+    if folder.stat().st_mode & 0o077:
+        told = f"{folder} can be read by other users"
+        return Finding(Level.WARN, "data folder", told, f"chmod 700 {folder}")
+    return Finding(Level.OK, "data folder", str(folder))
+
+
+def disk(settings: Settings) -> Finding:
+    try:
+        free = shutil.disk_usage(_existing(settings.blob_dir)).free
+    except OSError as error:
+        return Finding(Level.FAIL, "disk", str(error), "check the folder of the blobs")
+    told = f"{size(free)} free"
+    if free < settings.min_free_bytes:
+        advice = f"uploads are refused below {size(settings.min_free_bytes)}: free some space"
+        return Finding(Level.FAIL, "disk", told, advice)
+    if free < 10 * settings.min_free_bytes:
+        return Finding(Level.WARN, "disk", told, "free some space soon")
+    return Finding(Level.OK, "disk", told)
+
+
+def blobs(settings: Settings) -> Finding:
+    """Bytes can be made durable there, and fast enough."""
+    folder = settings.blob_dir
+    probe = folder / f".probe-{uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        began = time.perf_counter()
+        with probe.open("wb") as file:
+            for _ in range(SYNCS):
+                file.write(bytes(64 * 1024))
+                file.flush()
+                os.fdatasync(file.fileno())
+        took = (time.perf_counter() - began) / SYNCS
+    except OSError as error:
+        return Finding(Level.FAIL, "blobs", f"{folder}: {error.strerror}", "choose another folder")
+    finally:
+        probe.unlink(missing_ok=True)
+    told = f"{folder}, {1000 * took:.1f} ms to make 64 KiB durable"
+    if took > SLOW_SYNC:
+        return Finding(Level.WARN, "blobs", told, "a faster disk makes small uploads faster")
+    return Finding(Level.OK, "blobs", told)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    return folder if folder.exists() else _existing(folder.parent)

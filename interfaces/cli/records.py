@@ -1,0 +1,111 @@
+"""`uptrail verify` and `uptrail projection`: the read model against the log, in the database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from cyclopts import App
+
+from interfaces.cli import output
+from interfaces.cli.errors import Exit
+from interfaces.cli.options import Common, Place
+from interfaces.cli.serve import Store
+
+if TYPE_CHECKING:
+    from infrastructure.read_model.verify import Verification
+    from interfaces.bootstrap.parts import Parts
+
+T = TypeVar("T")
+
+app = App(name="projection", help="List or rebuild what was projected from the log.")
+
+
+def verify(*, store: Store | None = None, common: Common | None = None) -> int:
+    """Replay the log and compare every row of the read model with what it gives."""
+    common = common or Common()
+
+    async def run(parts: Parts) -> int:
+        from infrastructure.read_model.verify import verify as compare
+
+        found = await compare(parts.database.url, parts.log)
+        if common.json:
+            output.emit(found)
+        else:
+            _tell(found)
+        return Exit.OK if found.sound else Exit.ERROR
+
+    return with_parts(common, store, run)
+
+
+@app.command(name="list")
+def list_(*, store: Store | None = None, common: Common | None = None) -> None:
+    """List projections: how far each is, and how far behind the log."""
+    common = common or Common()
+
+    async def run(parts: Parts) -> None:
+        async with parts.pool.connection() as connection:
+            cursor = await connection.execute(_PROJECTIONS)
+            rows = await cursor.fetchall()
+        found = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+        if common.json:
+            output.emit(found)
+        else:
+            output.table(_COLUMNS, (tuple(row.values()) for row in found))
+
+    with_parts(common, store, run)
+
+
+@app.command
+def rebuild(*, store: Store | None = None, common: Common | None = None) -> None:
+    """Build the read model anew from the log, beside the live one, and swap them."""
+    common = common or Common()
+
+    async def run(parts: Parts) -> None:
+        from infrastructure.read_model.rebuild import rebuild as build
+
+        rebuilt = await build(parts.database.url, parts.log)
+        if common.json:
+            output.emit(rebuilt)
+        else:
+            output.say(f"the read model is rebuilt, up to position {rebuilt.position}")
+
+    with_parts(common, store, run)
+
+
+def _tell(found: Verification) -> None:
+    rows = ", ".join(f"{count} {table}" for table, count in found.compared.items())
+    verdict = "the read model is what the log says" if found.sound else "they do not agree"
+    output.say(f"position {found.position}: compared {rows}; {verdict}")
+    for one in found.differences:
+        output.say(
+            f"  {one.table} {one.key}: {one.column} is {one.live}, the log says {one.replayed}"
+        )
+    for gap in found.breaks:
+        output.say(f"  {gap}")
+
+
+def with_parts(place: Place, store: Store | None, what: Callable[[Parts], Awaitable[T]]) -> T:
+    """Runs `what` on the database itself, whether or not a server runs."""
+    from infrastructure.telemetry.logging import configure_logging
+    from interfaces.bootstrap.parts import open_parts
+
+    store = store or Store()
+    settings = place.settings(database_url=store.database_url, blobs=store.blobs)
+    configure_logging(settings.log_format, "warning")
+
+    async def run() -> T:
+        async with open_parts(settings) as parts:
+            return await what(parts)
+
+    return asyncio.run(run())
+
+
+_COLUMNS = ("name", "version", "position", "behind", "epoch")
+_PROJECTIONS = """
+    SELECT p.name, p.version, coalesce(t.notification_id, 0),
+        (SELECT coalesce(max(notification_id), 0) FROM stored_events)
+            - coalesce(t.notification_id, 0), p.epoch
+    FROM projections p LEFT JOIN notification_tracking t ON t.application_name = p.name
+    ORDER BY p.name"""
