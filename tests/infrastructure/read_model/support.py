@@ -1,0 +1,111 @@
+"""What the tests of the read model share: all of it opened, and histories written to the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+
+from application.envelope import Append, Recorded, Write
+from application.replay import Rows, replay
+from application.views import AttemptView, BatchView, UploadView
+from domain.event import Event
+from domain.ids import upload_id_for
+from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.postgres.listener import READ_MODEL, Listener
+from infrastructure.postgres.pool import make_pool
+from infrastructure.read_model import projector
+from infrastructure.read_model.engine import make_engine
+from infrastructure.read_model.history import PostgresHistory
+from infrastructure.read_model.queries import PostgresQueries
+from tests.stories import attempt, queued, received, registered, started
+
+
+@dataclass
+class Opened:
+    url: str
+    log: PostgresEventLog
+    listener: Listener
+    queries: PostgresQueries
+    history: PostgresHistory
+
+    async def record(self, stream: UUID, *events: Event) -> int:
+        appended = await self.log.append(Append((Write(stream, None, events),)))
+        return appended.position
+
+    async def catch_up(self) -> int:
+        return await projector.catch_up(self.url, self.log)
+
+    async def events(self) -> Sequence[Recorded]:
+        return await self.log.read(0, limit=1_000_000)
+
+    async def replayed(self) -> Rows:
+        return replay(await self.events())
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Opened]:
+    engine = make_engine(url)
+    try:
+        async with (
+            make_pool(url, name="test", max_size=4) as pool,
+            GroupCommitter(url) as committer,
+            PostgresEventLog(pool, committer) as log,
+            Listener(url) as listener,
+        ):
+            queries = PostgresQueries(engine, listener.wakeups(READ_MODEL))
+            yield Opened(url, log, listener, queries, PostgresHistory(engine))
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def projecting(model: Opened) -> AsyncIterator[asyncio.Task[None]]:
+    """A projector at work."""
+    running = projector.run(model.url, model.log, model.listener.wakeups())
+    task = asyncio.create_task(running)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def a_batch(model: Opened, *paths: str, owner: str = "acme", **more: Any) -> UUID:
+    """A batch with uploads that are being processed."""
+    batch = uuid4()
+    await model.record(batch, started(owner=owner, **more))
+    for path in paths:
+        first = registered(batch=batch, path=path, owner=owner)
+        await model.record(upload_id_for(batch, path), first, received(), queued(), attempt())
+    return batch
+
+
+def rows_in(url: str, schema: str = "read_model") -> Rows:
+    """Every row as it is stored."""
+    with psycopg.connect(url, options="-c timezone=UTC") as connection:
+
+        def table(name: str) -> Iterable[dict[str, Any]]:
+            with connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+                cursor.execute(f"SELECT * FROM {schema}.{name}".encode())
+                return cursor.fetchall()
+
+        rows = Rows()
+        rows.batches = {row["id"]: BatchView(**row) for row in table("batches")}
+        rows.uploads = {row["id"]: UploadView(**row) for row in table("uploads")}
+        rows.attempts = {
+            (row["upload"], row["number"]): AttemptView(**row) for row in table("attempts")
+        }
+        return rows
+
+
+def change_by_hand(url: str, statement: str, *parameters: object) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        assert connection.execute(statement.encode(), parameters).rowcount > 0

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from application.envelope import Recorded
+from domain.batch.events import BatchSealed
+from domain.ids import upload_id_for
+from infrastructure.read_model import scanning
+from tests.infrastructure.read_model.support import Opened, a_batch, opened
+from tests.stories import ALICE, NOON, registered
+from tests.support import run
+
+
+async def interleaved(model: Opened) -> tuple[object, object]:
+    """Two batches of two owners, a piece of each in turn, then sealed."""
+    ours, theirs = await a_batch(model, "a", "b"), await a_batch(model, "a", owner="globex")
+    for path in ("c", "d", "e"):
+        await model.record(upload_id_for(ours, path), registered(batch=ours, path=path))
+        await model.record(
+            upload_id_for(theirs, path), registered(batch=theirs, path=path, owner="globex")
+        )
+    for batch in (ours, theirs):
+        await model.record(batch, BatchSealed(at=NOON, by=ALICE))
+    await model.catch_up()
+    return ours, theirs
+
+
+async def all_pages(page: Callable[[int], Awaitable[Sequence[Recorded]]]) -> list[Recorded]:
+    seen: list[Recorded] = []
+    while events := await page(seen[-1].position if seen else 0):
+        seen += events
+    return seen
+
+
+@pytest.mark.parametrize(("few", "window"), [(2000, 20_000), (0, 3), (0, 20_000), (3, 1)])
+def test_the_history_of_a_batch_is_its_own_and_its_uploads_in_total_order(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, few: int, window: int
+) -> None:
+    """However the events are found: gathered stream by stream, or picked out of the log."""
+    monkeypatch.setattr(scanning, "FEW", few)
+    monkeypatch.setattr(scanning, "WINDOW", window)
+    monkeypatch.setattr(scanning, "SPARSE", max(1, window // 100))
+
+    async def story() -> None:
+        async with opened(database_url) as model:
+            ours, _ = await interleaved(model)
+            theirs = {ours, *(upload_id_for(ours, path) for path in "abcde")}  # type: ignore[arg-type]
+            expected = [event for event in await model.events() if event.stream in theirs]
+
+            seen = await all_pages(
+                lambda after: model.history.of_batch(ours, owner="acme", after=after, limit=4)  # type: ignore[arg-type]
+            )
+            assert seen == expected
+
+            everything = await all_pages(
+                lambda after: model.history.of_everything(owner="acme", after=after, limit=4)
+            )
+            assert everything == expected
+
+    run(story())
+
+
+def test_an_admin_sees_the_history_of_everybody(database_url: str) -> None:
+    async def story() -> None:
+        async with opened(database_url) as model:
+            await interleaved(model)
+
+            seen = await all_pages(
+                lambda after: model.history.of_everything(owner=None, after=after, limit=7)
+            )
+            assert seen == list(await model.events())
+
+    run(story())
+
+
+def test_the_history_of_an_upload_is_complete_and_goes_on_after_a_position(
+    database_url: str,
+) -> None:
+    async def story() -> None:
+        async with opened(database_url) as model:
+            batch = await a_batch(model, "a")
+            upload = upload_id_for(batch, "a")
+            await model.catch_up()
+
+            events = await model.history.of_upload(upload, owner="acme")
+            assert [event.version for event in events] == [1, 2, 3, 4]
+            rest = await model.history.of_upload(
+                upload, owner="acme", after=events[1].position, limit=1
+            )
+            assert list(rest) == [events[2]]
+            assert await model.history.of_upload(upload, owner=None, after=1000) == []
+
+    run(story())
+
+
+def test_a_history_of_many_streams_never_runs_ahead_of_the_read_model(database_url: str) -> None:
+    async def story() -> None:
+        async with opened(database_url) as model:
+            batch = await a_batch(model, "a")
+            reached = await model.catch_up()
+            await model.record(upload_id_for(batch, "b"), registered(batch=batch, path="b"))
+            await model.record(batch, BatchSealed(at=NOON, by=ALICE))
+
+            seen = await model.history.of_batch(batch, owner="acme")
+            assert seen[-1].position == reached
+            await model.catch_up()
+            more = await model.history.of_batch(batch, owner="acme", after=reached)
+            assert [event.position for event in more] == [reached + 1, reached + 2]
+
+    run(story())

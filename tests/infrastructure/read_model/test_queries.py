@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from application.errors import NotFound, Unavailable
+from application.ports.read_model import BadCursor
+from domain.batch.events import BatchSealed
+from domain.ids import upload_id_for
+from infrastructure.postgres.listener import ChannelWakeups
+from infrastructure.read_model.cursors import AfterBatch, AfterUpload, from_cursor, to_cursor
+from infrastructure.read_model.engine import make_engine
+from infrastructure.read_model.queries import PostgresQueries
+from tests.infrastructure.read_model.support import a_batch, opened, projecting
+from tests.stories import ALICE, NOON, attempt, failure, later, registered, started
+from tests.support import run, with_database
+
+PATHS = [f"photos/{number:02}.jpg" for number in range(7)]
+
+
+def test_pages_of_uploads_hold_each_once_in_the_order_of_their_paths(database_url: str) -> None:
+    async def story() -> None:
+        async with opened(database_url) as model:
+            batch = await a_batch(model, *reversed(PATHS))
+            await a_batch(model, "of another batch")
+            head = await model.catch_up()
+
+            seen, cursor = [], None
+            while True:
+                page = await model.queries.uploads(batch, owner="acme", cursor=cursor, limit=3)
+                assert page.position == head
+                seen += [upload.path for upload in page.items]
+                cursor = page.next
+                if cursor is None:
+                    break
+            assert seen == PATHS
+
+    run(story())
+
+
+def test_uploads_can_be_asked_for_by_state(database_url: str) -> None:
+    async def story() -> None:
+        async with opened(database_url) as model:
+            batch = await a_batch(model, "a", "b")
+            await model.record(upload_id_for(batch, "c"), registered(batch=batch, path="c"))
+            await model.catch_up()
+
+            page = await model.queries.uploads(batch, owner="acme", state="registered")
+            assert [upload.path for upload in page.items] == ["c"]
+            assert (await model.queries.uploads(batch, owner="acme", state="x")).items == []
+
+    run(story())
+
+
+def test_batches_come_newest_first_page_by_page(database_url: str) -> None:
+    async def story() -> None:
+        async with opened(database_url) as model:
+            made = [await a_batch(model, at=later(second // 2)) for second in range(7)]
+            await model.catch_up()
+
+            seen, cursor = [], None
+            while True:
+                page = await model.queries.batches(owner="acme", cursor=cursor, limit=2)
+                seen += [(row.started_at, row.id) for row in page.items]
+                cursor = page.next
+                if cursor is None:
+                    break
+            assert {id for _, id in seen} == set(made)
+            assert seen == sorted(seen, reverse=True)
+
+    run(story())
+
+
+def test_batches_can_be_asked_for_by_state_and_label(database_url: str) -> None:
+    async def story() -> None:
+        async with opened(database_url) as model:
+            holiday, work = (
+                await a_batch(model, label="holiday"),
+                await a_batch(model, label="work"),
+            )
+            await model.record(work, BatchSealed(at=NOON, by=ALICE))
+            await model.catch_up()
+
+            async def found(**which: str) -> list[object]:
+                page = await model.queries.batches(owner="acme", **which)  # type: ignore[arg-type]
+                return [row.id for row in page.items]
+
+            assert await found(state="open") == [holiday]
+            assert await found(label="work") == [work]
+            assert await found(label="work", state="open") == []
+            assert await found(label="a\0b") == []
+
+    run(story())
+
+
+def test_what_belongs_to_somebody_else_does_not_exist(database_url: str) -> None:
+    async def story() -> None:
+        async with opened(database_url) as model:
+            batch = await a_batch(model, "a", owner="acme")
+            upload = upload_id_for(batch, "a")
+            await model.catch_up()
+            queries, history = model.queries, model.history
+
+            assert (await queries.upload(upload, owner="acme")).path == "a"
+            assert (await queries.upload(upload, owner=None)).path == "a"
+            assert (await queries.batches(owner="globex")).items == []
+            for question in (
+                queries.batch(batch, owner="globex"),
+                queries.uploads(batch, owner="globex"),
+                queries.upload(upload, owner="globex"),
+                queries.attempts(upload, owner="globex"),
+                history.of_upload(upload, owner="globex"),
+                history.of_batch(batch, owner="globex"),
+                queries.batch(uuid4(), owner="acme"),
+                queries.uploads(uuid4(), owner=None),
+                queries.attempts(uuid4(), owner=None),
+                history.of_upload(uuid4(), owner=None),
+                history.of_batch(uuid4(), owner=None),
+            ):
+                with pytest.raises(NotFound):
+                    await question
+            assert await history.of_everything(owner="globex") == []
+
+    run(story())
+
+
+def test_attempts_come_first_to_last(database_url: str) -> None:
+    async def story() -> None:
+        async with opened(database_url) as model:
+            batch = await a_batch(model, "a")
+            upload = upload_id_for(batch, "a")
+            what = failure("reset by peer")
+            failed = what.as_event(1, duration=0.5, retry_at=later(2), at=NOON, by=ALICE)
+            await model.record(upload, failed, attempt(2))
+            waiting = await model.record(
+                upload_id_for(batch, "b"), registered(batch=batch, path="b")
+            )
+            await model.catch_up()
+
+            rows = await model.queries.attempts(upload, owner="acme")
+            assert [(row.number, row.state, row.message) for row in rows] == [
+                (1, "failed", "reset by peer"),
+                (2, "running", None),
+            ]
+            assert waiting
+            assert await model.queries.attempts(upload_id_for(batch, "b"), owner="acme") == []
+
+    run(story())
+
+
+def test_a_writer_can_wait_to_read_what_it_wrote(database_url: str) -> None:
+    async def story() -> None:
+        async with opened(database_url) as model, projecting(model):
+            for _ in range(5):
+                batch = uuid4()
+                position = await model.record(batch, started())
+                await model.queries.wait_for(position, timeout=20)
+                assert (await model.queries.batch(batch, owner="acme")).position == position
+
+    run(story())
+
+
+def test_waiting_for_what_does_not_come_ends(database_url: str) -> None:
+    async def story() -> None:
+        async with opened(database_url) as model:
+            with pytest.raises(TimeoutError):
+                await model.queries.wait_for(1, timeout=0.05)
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    ["", "x", "é", "AAAA", "W10", to_cursor(AfterBatch(NOON, uuid4())), "WyJ1IiwxLDJd", "a=b"],
+)
+def test_a_cursor_that_was_not_given_out_is_refused(cursor: str) -> None:
+    with pytest.raises(BadCursor):
+        from_cursor(cursor, AfterUpload)
+
+
+def test_a_forged_cursor_cannot_reach_the_database() -> None:
+    with pytest.raises(BadCursor):
+        from_cursor(to_cursor(AfterUpload("a\0b", uuid4())), AfterUpload)
+
+
+def test_a_database_that_cannot_be_reached_is_unavailable(database_url: str) -> None:
+    async def story() -> None:
+        engine = make_engine(with_database(database_url, "nowhere"))
+        with pytest.raises(Unavailable):
+            await PostgresQueries(engine, ChannelWakeups()).position()
+        await engine.dispose()
+
+    run(story())
