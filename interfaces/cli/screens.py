@@ -47,11 +47,14 @@ class Screen(Protocol):
         """Rows of the read model that changed."""
 
 
-def make_screen(*, json: bool) -> Screen:
-    """The screen that fits where standard error goes; `json` prints every change as JSON."""
+def make_screen(*, json: bool, brief: bool = False) -> Screen:
+    """The screen that fits where standard error goes.
+
+    `json` prints every change as JSON; `brief` leaves out of the lines what goes as it should.
+    """
     if json:
         return Json()
-    return Bars() if sys.stderr.isatty() else Lines()
+    return Bars() if sys.stderr.isatty() else Lines(brief)
 
 
 class Changes:
@@ -83,7 +86,8 @@ class Plain:
 class Lines(Plain):
     """One line per change of state, on standard error."""
 
-    def __init__(self) -> None:
+    def __init__(self, brief: bool = False) -> None:
+        self._brief = brief
         self._changes = Changes()
 
     def note(self, line: str) -> None:
@@ -94,7 +98,8 @@ class Lines(Plain):
 
     def frame(self, frame: Frame) -> None:
         for upload in frame.uploads:
-            if self._changes.is_new(upload.id, (upload.state, upload.attempt)):
+            new = self._changes.is_new(upload.id, (upload.state, upload.attempt))
+            if new and (not self._brief or is_worth_telling(upload)):
                 tell_people(f"{moment(upload.updated_at)} {upload.path}: {sentence(upload)}")
         for batch in frame.batches:
             if self._changes.is_new(batch.id, (standing(batch), batch.uploads)):
@@ -159,10 +164,9 @@ class Bars:
 
     def _tell(self, upload: UploadView) -> None:
         new = self._changes.is_new(upload.id, (upload.state, upload.attempt))
-        recovered = upload.state == "completed" and upload.attempt > 1
-        if new and (recovered or upload.state in WORTH_TELLING):
-            style = "green" if recovered else "yellow"
-            mark = "✓" if recovered else "!"
+        if new and is_worth_telling(upload):
+            recovered = upload.state == "completed"
+            style, mark = ("green", "✓") if recovered else ("yellow", "!")
             line = Text(f"{moment(upload.updated_at)} {mark} ", style=style)
             self._console.print(line.append(f"{upload.path}: {sentence(upload)}", style="default"))
 
@@ -194,6 +198,11 @@ class _Amount(ProgressColumn):
             parts.append(f"{size(task.speed)}/s")
             parts.append(f"{timedelta(seconds=int(task.time_remaining or 0))} left")
         return Text(", ".join(parts))
+
+
+def is_worth_telling(upload: UploadView) -> bool:
+    """Whether something went wrong with it, or is well again."""
+    return upload.state in WORTH_TELLING or (upload.state == "completed" and upload.attempt > 1)
 
 
 def described(batch: BatchView) -> str:
