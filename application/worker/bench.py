@@ -9,6 +9,7 @@ import msgspec
 
 from application.pipeline import Permanent
 from application.ports.blobs import BlobStore
+from application.worker.source import Source
 from domain.upload.aggregate import Upload
 
 MAX_ARTIFACT = 16 * 1024 * 1024  # bytes
@@ -26,15 +27,17 @@ class Reported(msgspec.Struct, frozen=True):
 class Bench:
     """The port `Workbench` for one step. `reported` is its last word on how far it is."""
 
-    def __init__(self, blobs: BlobStore, upload: Upload, artifacts: dict[str, str]) -> None:
+    def __init__(
+        self, source: Source, blobs: BlobStore, upload: Upload, artifacts: dict[str, str]
+    ) -> None:
         self.reported = Reported()
+        self._source = source
         self._blobs = blobs
         self._upload = upload
         self._artifacts = artifacts
 
     def read(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        assert self._upload.blob is not None
-        return self._blobs.read(self._upload.blob, start, end)
+        return self._source.read(start, end)
 
     async def progress(self, done: int, total: int | None = None) -> None:
         """Notes it; the attempts' keeper records it when it is time. Raises ValueError."""

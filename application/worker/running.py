@@ -12,6 +12,7 @@ from application.pipeline import Permanent, Pipeline, Processor, Quarantine, Ste
 from application.ports.blobs import BlobStore
 from application.worker.attempt import Attempt
 from application.worker.bench import Bench, Reported
+from application.worker.source import Source
 from application.worker.verdict import Failed, Held, Passed, Verdict, failure_of
 from domain.errors import Superseded
 
@@ -44,6 +45,7 @@ class Run:
     def __init__(self, attempt: Attempt, blobs: BlobStore) -> None:
         self.attempt = attempt
         self._blobs = blobs
+        self._source = Source(blobs, attempt.upload)
         self._label = ""
         self._bench: Bench | None = None
         self._recorded: Reported | None = None
@@ -88,7 +90,7 @@ class Run:
             known = ", ".join(sorted(processors))
             raise UnknownProcessor(f"there is no processor {step.processor!r}; known are {known}")
         attempt = self.attempt
-        bench = Bench(self._blobs, attempt.upload, attempt.artifacts)
+        bench = Bench(self._source, self._blobs, attempt.upload, attempt.artifacts)
         self._since, self._recorded = asyncio.get_running_loop().time(), None
         self._bench = bench
         try:

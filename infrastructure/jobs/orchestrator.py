@@ -21,7 +21,7 @@ from infrastructure.settings import Settings
 
 EVENTS = 1000  # a round
 CHECK = 1.0  # seconds between two looks for dead workers and lost uploads
-PACE = 0.02  # seconds between two rounds, in which events gather
+PACE = 0.05  # seconds between two rounds, in which events gather
 LONGEST_BACKOFF = 5.0  # seconds
 
 _LOST = (psycopg.Error, OSError, Unavailable, Deposed)

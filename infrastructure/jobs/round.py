@@ -50,6 +50,10 @@ class Plan(msgspec.Struct):
     stranded: dict[UUID, Member] = {}
     clean: list[Followed] = []
 
+    @property
+    def sends_work(self) -> bool:
+        return bool(self.stranded) or any(step.needs_job for step in self.steps)
+
 
 class Done(msgspec.Struct, frozen=True):
     """Where the round ended, and whether it left more to do than it could take on."""
@@ -85,8 +89,7 @@ async def run_round(
         _try_again(plan, changes)
         await _release(connection, plan, settings, at)
         await _settle(connection, plan, settings, through, at)
-        workers = await selection.count_workers(connection)
-        await _carry_out(connection, dispatch, plan, workers, settings.uploads_per_job)
+        await _carry_out(connection, dispatch, plan, settings.uploads_per_job)
     return Done(through, len(plan.steps) >= selection.CHUNK)
 
 
@@ -142,10 +145,9 @@ async def _settle(
             plan.clean.append(batch.cleaned())
 
 
-async def _carry_out(
-    connection: Connection, dispatch: Dispatch, plan: Plan, workers: int, most: int
-) -> None:
+async def _carry_out(connection: Connection, dispatch: Dispatch, plan: Plan, most: int) -> None:
     """Records the steps; only what the log accepted has consequences."""
+    workers = await selection.count_workers(connection) if plan.sends_work else 0
     answers: Sequence[Appended | ApplicationError] = ()
     if plan.steps:
         answers = await write_group(connection, [step.append for step in plan.steps])

@@ -50,7 +50,7 @@ async def media_type(subject: Subject, bench: Workbench, options: dict[str, Any]
     if options.get("strict") and not agrees:
         raise MediaTypeMismatch(f"declared as {subject.media_type}: {_described(sniffed)}")
     result: dict[str, Any] = {"sniffed": sniffed, "declared": subject.media_type, "agrees": agrees}
-    if size := pixels(head):
+    if size := pixels(head, sniffed):
         most = int(options.get("max_pixels", MAX_PIXELS))
         if size[0] * size[1] > most:
             raise ImageTooLarge(f"{size[0]} x {size[1]} pixels are more than {most}")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 from application.commands import CancelBatch, RegisterUpload, SealBatch, StartBatch
@@ -29,7 +29,7 @@ from infrastructure.jobs.worker import Worker
 from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.settings import Settings
-from tests.support import eventually
+from tests.support import eventually, run
 
 ALICE = "key:alice"
 SOON = RetryPolicy(attempts=3, first_delay=0.05, longest_delay=0.2)
@@ -73,16 +73,16 @@ class Plant:
         return Orchestrator(self.url, self.log, self._listener.wakeups(), self.settings, now)
 
     def orchestrate(self) -> asyncio.Task[None]:
-        return self._start(self.orchestrator().run())
+        return self.start(self.orchestrator().run())
 
     def work(self, processors: Mapping[str, Processor], **more: Any) -> asyncio.Task[None]:
         chosen = more.pop("settings", self.settings)
         worker = Worker(
             self.url, self.pool, self.log, self.blobs, processors, chosen, now, lambda: 0.5
         )
-        return self._start(worker.run())
+        return self.start(worker.run())
 
-    def _start(self, running: Any) -> asyncio.Task[None]:
+    def start(self, running: Any) -> asyncio.Task[None]:
         role = asyncio.create_task(running)
         self._roles.add(role)
         return role
@@ -178,7 +178,21 @@ class Plant:
         async with self.pool.connection() as connection:
             return await (await connection.execute(query, parameters)).fetchall()
 
-    async def until(self, condition: Callable[[], Awaitable[object]], deadline: float = 20) -> Any:
+    async def fetch_none(self, statement: Any) -> None:
+        """For statements that answer nothing."""
+        async with self.pool.connection() as connection:
+            await connection.execute(statement)
+
+    async def cut_all_connections(self) -> None:
+        """As a restart of the server would, but for the one that does it."""
+        await self.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+    async def until(
+        self, condition: Callable[[], Awaitable[object] | object], deadline: float = 20
+    ) -> Any:
         return await eventually(condition, deadline)
 
 
@@ -188,6 +202,19 @@ def now() -> datetime:
 
 def context() -> Context:
     return Context(by=ALICE, at=now())
+
+
+Story: TypeAlias = Callable[[Plant], Awaitable[None]]
+
+
+def play(url: str, folder: Path, story: Story, **more: Any) -> None:
+    """Runs a story on a plant of its own; `more` are settings."""
+
+    async def playing() -> None:
+        async with open_plant(url, folder, **more) as plant:
+            await story(plant)
+
+    run(playing())
 
 
 @asynccontextmanager

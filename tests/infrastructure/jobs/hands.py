@@ -1,0 +1,65 @@
+"""Processors that do what a test tells them to."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+from application.pipeline import Permanent, Subject, Workbench
+
+
+async def passes(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+    return {"attempt": subject.attempt}
+
+
+async def refuses(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+    """Fails for good where the path says so."""
+    if "bad" in subject.path:
+        raise Permanent(f"{subject.path} is bad through and through")
+    return {}
+
+
+class Gate:
+    """Holds every attempt until it is opened; knows how many are inside, and who was sent away."""
+
+    def __init__(self, *, opened: bool = False) -> None:
+        self.inside: list[UUID] = []
+        self.most: dict[UUID, int] = {}
+        self.sent_away: list[UUID] = []
+        self._open = asyncio.Event()
+        if opened:
+            self._open.set()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def __call__(
+        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        id = subject.upload
+        self.inside.append(id)
+        self.most[id] = max(self.most.get(id, 0), self.inside.count(id))
+        try:
+            await self._open.wait()
+            await asyncio.sleep(options.get("pause", 0))
+        except asyncio.CancelledError:
+            self.sent_away.append(id)
+            raise
+        finally:
+            self.inside.remove(id)
+        return {}
+
+
+class Fails:
+    """Meets the same passing trouble in each of the first attempts of every upload."""
+
+    def __init__(self, attempts: int) -> None:
+        self._attempts = attempts
+
+    async def __call__(
+        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        if subject.attempt <= self._attempts:
+            raise ConnectionResetError("the scanner hung up")
+        return {}

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from application.commands import CancelUpload
+from application.handlers.transfers import cancel_upload
+from domain.batch.events import BatchCompleted
+from domain.batch.state import Outcome
+from domain.event import topic_of
+from domain.upload.events import AttemptStarted, UploadCompleted, UploadQueued
+from infrastructure.jobs.leadership import track
+from infrastructure.jobs.queue import Dispatch
+from infrastructure.jobs.round import run_round
+from infrastructure.postgres.pool import connect
+from tests.infrastructure.jobs.hands import Gate, passes
+from tests.infrastructure.jobs.plant import Plant, context, now, pipeline, play
+
+ONE_STEP = pipeline("step")
+
+# Ends the session of the orchestrator, from within, the first three times it gets here.
+KILLER = """
+CREATE SEQUENCE IF NOT EXISTS kills;
+CREATE FUNCTION kill_the_orchestrator() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF current_setting('application_name') = 'uptrail-orchestrator' AND nextval('kills') <= 3 THEN
+    PERFORM pg_terminate_backend(pg_backend_pid());
+  END IF;
+  RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER killer AFTER INSERT OR UPDATE ON {table}
+DEFERRABLE INITIALLY {moment} FOR EACH ROW EXECUTE FUNCTION kill_the_orchestrator()"""
+
+
+@pytest.mark.parametrize(
+    ("table", "moment"),
+    [
+        ("orchestration.members", "IMMEDIATE"),
+        ("notification_tracking", "IMMEDIATE"),
+        ("stored_events", "IMMEDIATE"),
+        ("procrastinate_jobs", "IMMEDIATE"),
+        ("procrastinate_jobs", "DEFERRED"),  # while it commits
+    ],
+)
+def test_a_crash_in_the_middle_of_a_round_neither_loses_nor_repeats_anything(
+    database_url: str, tmp_path: Path, table: str, moment: str
+) -> None:
+    async def story(plant: Plant) -> None:
+        await plant.fetch_none(KILLER.format(table=table, moment=moment))
+        batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)})
+
+        plant.orchestrate()
+        plant.work({"step": passes})
+        done = await plant.completed(batch)
+
+        assert done.outcome is Outcome.SUCCEEDED
+        assert await plant.fetch("SELECT last_value FROM kills") >= [(3,)]
+        await every_step_happened_once(plant, 30)
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_cutting_every_connection_at_random_loses_nothing(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"step": Gate(opened=True)})
+        batch = await plant.batch({f"{n}.txt": b"x" for n in range(200)})
+        for share in (0.2, 0.5, 0.8):
+
+            async def far_enough(share: float = share) -> bool:
+                return len(await plant.all_of(UploadCompleted)) >= share * 200
+
+            await plant.until(far_enough)
+            await plant.cut_all_connections()
+
+        done = await plant.completed(batch)
+
+        assert done.outcome is Outcome.SUCCEEDED
+        assert len(await plant.all_of(UploadCompleted)) == 200
+        assert len(await plant.all_of(UploadQueued)) == 200
+        assert len(await plant.all_of(BatchCompleted)) == 1
+        await attempts_are_numbered(plant)
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_redelivered_job_never_runs_the_same_upload_twice_at_once(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        gate = Gate()
+        plant.orchestrate()
+        batch = await plant.batch({f"{n}.txt": b"x" for n in range(6)})
+        for _ in range(3):
+            plant.work({"step": gate})
+        await plant.until(lambda: len(gate.inside) == 6)
+        copied = """INSERT INTO procrastinate_jobs (queue_name, task_name, args)
+            SELECT queue_name, task_name, args FROM procrastinate_jobs, generate_series(1, 4)"""
+        await plant.fetch_none(copied)
+
+        async def copies_are_gone() -> bool:
+            todo = "SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo'"
+            return await plant.fetch(todo) == [(0,)]
+
+        await plant.until(copies_are_gone)
+        gate.open()
+        await plant.completed(batch)
+
+        assert set(gate.most.values()) == {1}
+        assert len(await plant.all_of(AttemptStarted)) == 6
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_job_never_carries_an_upload_whose_release_was_refused(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        batch = await plant.batch(seal=False)
+        kept = await plant.receive(batch, "kept.txt", b"x")
+        gone = await plant.receive(batch, "gone.txt", b"x")
+        events = await plant.events()
+        await cancel_upload(plant.log, CancelUpload(upload=gone), context())
+
+        # A round that has not seen the cancellation yet.
+        async with await connect(database_url, name="orchestrator") as connection:
+            await connection.execute("INSERT INTO notification_tracking VALUES ('orchestrator', 0)")
+            await run_round(
+                connection,
+                Dispatch(),
+                plant.settings,
+                position=0,
+                events=events,
+                check=False,
+                at=now(),
+            )
+
+        assert (await plant.topics(kept))[-1] == "upload.queued"
+        assert (await plant.topics(gone))[-1] == "upload.cancelled"
+        carried = "SELECT args -> 'uploads' FROM procrastinate_jobs"
+        assert await plant.fetch(carried) == [([str(kept)],)]
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_an_orchestrator_that_was_overtaken_changes_nothing(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        batch = await plant.batch({"a.txt": b"x"})
+        await plant.fetch_none("INSERT INTO notification_tracking VALUES ('orchestrator', 0)")
+        events = await plant.events()
+        async with await connect(database_url, name="overtaken") as connection:
+            async with plant.pool.connection() as other:
+                await track(other, events[-1].position)
+            with pytest.raises(Exception, match="not at 0"):
+                await run_round(
+                    connection,
+                    Dispatch(),
+                    plant.settings,
+                    position=0,
+                    events=events,
+                    check=True,
+                    at=now(),
+                )
+
+        assert await plant.events() == events
+        assert await plant.fetch("SELECT count(*) FROM procrastinate_jobs") == [(0,)]
+        assert "batch.completed" not in await plant.topics(batch)
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_second_orchestrator_stands_by_and_takes_over(database_url: str, tmp_path: Path) -> None:
+    async def story(plant: Plant) -> None:
+        one, two = plant.orchestrator(), plant.orchestrator()
+        first = plant.start(one.run())
+        await plant.until(lambda: one.leading)
+        plant.start(two.run())
+        plant.work({"step": passes})
+        await plant.completed(await plant.batch({"a.txt": b"x"}))
+        assert not two.leading
+
+        await plant.stop(first)
+        await plant.until(lambda: two.leading)
+        done = await plant.completed(await plant.batch({"b.txt": b"x"}))
+
+        assert done.outcome is Outcome.SUCCEEDED
+        assert len(await plant.all_of(BatchCompleted)) == 2
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+async def every_step_happened_once(plant: Plant, uploads: int) -> None:
+    events = await plant.events()
+    counted = Counter(topic_of(recorded.event) for recorded in events)
+    assert counted["upload.queued"] == uploads
+    assert counted["upload.attempt_started"] == uploads
+    assert counted["upload.completed"] == uploads
+    assert counted["batch.completed"] == 1
+    await attempts_are_numbered(plant)
+
+
+async def attempts_are_numbered(plant: Plant) -> None:
+    """No number occurs twice in a stream, and no version is left out."""
+    events = await plant.events()
+    for stream in {recorded.stream for recorded in events}:
+        own = [recorded for recorded in events if recorded.stream == stream]
+        assert [recorded.version for recorded in own] == list(range(1, len(own) + 1))
+        numbers = [r.event.number for r in own if isinstance(r.event, AttemptStarted)]
+        assert numbers == list(range(1, len(numbers) + 1))
