@@ -12,11 +12,11 @@ import msgspec
 
 from application.views import BatchView, UploadView
 from interfaces.cli.client import Client, StartedBatch
-from interfaces.cli.errors import EXIT_OF_OUTCOME, Exit
+from interfaces.cli.errors import EXIT_OF_OUTCOME, CommandError, Exit
 from interfaces.cli.output import size
 from interfaces.cli.resuming import Memory, Remembered, memory_of
 from interfaces.cli.screens import Screen
-from interfaces.cli.sending import SHOWN_FAILURES, Sender, Tally
+from interfaces.cli.sending import SHOWN_FAILURES, Sender, Tally, first_of
 from interfaces.cli.watching import until_outcome
 
 REFRESH = 0.1  # seconds between two looks at the tally
@@ -65,16 +65,16 @@ async def upload(client: Client, job: Job, data_dir: Path, screen: Screen) -> Re
     names = (client.server.url, list(job.roots.values()), job.label, job.pipeline)
     with memory_of(data_dir, *names) as (memory, remembered, again):
         batch = await _start(client, job, memory, remembered, again, screen)
-        tally = Tally()
-        if batch.state == "open":
-            tally = await _send(client, job, batch.id, screen)
-            await client.command(f"/v1/batches/{batch.id}/seal")
-            screen.note(f"sent {tally.sent_files} files, {size(tally.sent_bytes)}; sealed")
-        else:
-            screen.note(f"everything was sent by an earlier run; batch {batch.id}")
-        ended = await until_outcome(client, batch.id, screen) if job.wait else None
+        try:
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(_send(client, job, batch, screen))
+                if job.wait:
+                    watching = group.create_task(until_outcome(client, batch.id, screen))
+        except* CommandError as several:
+            raise first_of(several) from None
         memory.forget()
-    return await _report(client, batch.id, tally, ended)
+    ended = watching.result() if job.wait else None
+    return await _report(client, batch.id, sending.result(), ended)
 
 
 async def _start(
@@ -99,19 +99,26 @@ async def _ask_for(client: Client, job: Job, remembered: Remembered) -> StartedB
     return await client.start_batch(options, key=remembered.key)
 
 
-async def _send(client: Client, job: Job, batch: UUID, screen: Screen) -> Tally:
+async def _send(client: Client, job: Job, batch: StartedBatch, screen: Screen) -> Tally:
+    """Sends what is missing, and seals the batch; nothing where an earlier run did that."""
+    if batch.state != "open":
+        screen.note(f"everything was sent by an earlier run; batch {batch.id}")
+        return Tally()
     sender = Sender(
-        client, batch, job.roots, job.jobs, lambda name, why: screen.note(f"! {name}: {why}")
+        client, batch.id, job.roots, job.jobs, lambda name, why: screen.note(f"! {name}: {why}")
     )
     await asyncio.to_thread(sender.measure)
     showing = asyncio.create_task(_show(sender.tally, screen))
     try:
-        return await sender.run()
+        tally = await sender.run()
     finally:
         showing.cancel()
         with suppress(asyncio.CancelledError):
             await showing
         screen.sending(sender.tally)
+    await client.command(f"/v1/batches/{batch.id}/seal")
+    screen.note(f"sent {tally.sent_files} files, {size(tally.sent_bytes)}; sealed")
+    return tally
 
 
 async def _show(tally: Tally, screen: Screen) -> None:
