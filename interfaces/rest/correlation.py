@@ -37,6 +37,7 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
     headers = response.headers
     if request_id := request.get(REQUEST_ID):
         headers["X-Request-ID"] = request_id
+    headers["Server"] = "uptrail"  # which versions we run is nobody's business
     headers.setdefault("X-Content-Type-Options", "nosniff")
     headers.setdefault("Referrer-Policy", "no-referrer")
     headers.setdefault("Cache-Control", "no-store")

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from application.ports.keys import Scope
 from interfaces.rest.answers import POSITION
 from interfaces.rest.idempotency import HEADER
 from interfaces.rest.problems import CONTENT_TYPE, ProblemDocument
@@ -96,7 +97,9 @@ def _described(operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any
         "responses": answers,
     }
     if operation.scopes:
-        described["description"] = f"For the scopes {', '.join({*operation.scopes, 'admin'})}."
+        described["description"] = (
+            f"For the scopes {', '.join(sorted({*operation.scopes, Scope.ADMIN}))}."
+        )
     else:
         described["security"] = []
     if operation.body is not None:

@@ -46,7 +46,14 @@ class Server(web.Server):
 
 
 class Runner(web.AppRunner):
-    """`web.AppRunner`, but for the connections it makes; takes the same arguments."""
+    """`web.AppRunner` with connections of ours; takes the same arguments.
+
+    A body is never unpacked on the way in: sizes and offsets count bytes as they were sent, and
+    a small body cannot turn into a large one.
+    """
+
+    def __init__(self, app: web.Application, **kwargs: Any) -> None:
+        super().__init__(app, **{"auto_decompress": False, "access_log": None, **kwargs})
 
     async def _make_server(self) -> Server:
         return Server(await super()._make_server(), **self._kwargs)

@@ -1,0 +1,95 @@
+"""Recorded events over HTTP: who, what, when, where in the log; page by page or as one stream."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.interfaces.rest.server import Server, serving
+from tests.support import run
+
+
+async def lines(server: Server, path: str, **options: Any) -> list[dict[str, Any]]:
+    answer = await server.get(path, **options)
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "application/x-ndjson"
+    return [json.loads(line) for line in answer.body.splitlines()]
+
+
+def test_the_history_of_a_batch_tells_who_did_what_when(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            started = await server.batch("a", label="x")
+            path = f"/v1/batches/{started.json['id']}/history"
+            params = {"min_position": started.json["position"]}
+
+            items = (await server.get(path, params=params)).json["items"]
+
+            assert [item["type"] for item in items] == [
+                "batch.started",
+                "batch.uploads_added",
+                "upload.registered",
+            ]
+            first = items[0]
+            assert first["by"] == f"key:{server.key.split('_')[1]}"
+            assert first["at"] == started.json["started_at"]
+            assert (first["version"], first["stream"]) == (1, started.json["id"])
+            assert first["data"]["label"] == "x"
+            assert first["command"]
+            positions = [item["position"] for item in items]
+            assert positions == sorted(positions)
+            assert items[-1]["position"] == started.json["position"]
+
+    run(story())
+
+
+def test_a_history_is_read_page_by_page_or_as_lines(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interfaces.rest.history.PAGE", 4)
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            started = await server.batch(*(f"f{n}" for n in range(10)))
+            batch = f"/v1/batches/{started.json['id']}/history"
+            params: dict[str, Any] = {"min_position": started.json["position"], "limit": 3}
+            await server.get(batch, params=params)
+            for path in (batch, "/v1/history"):
+                paged, after = [], 0
+                while after is not None:
+                    page = (await server.get(path, params={**params, "after": after})).json
+                    paged += page["items"]
+                    after = page["next"]
+                streamed = await lines(server, path, params={"format": "ndjson"})
+                accepted = await lines(server, path, headers={"Accept": "application/x-ndjson"})
+                some = await lines(server, path, params={"format": "ndjson", "limit": 5})
+
+                assert len(paged) == 12
+                assert streamed == paged == accepted
+                assert some == paged[:5]
+
+    run(story())
+
+
+def test_the_history_of_an_upload_begins_where_it_was_left(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            started = await server.batch("a")
+            upload = started.json["uploads"][0]
+            cancelled = await server.post(f"/v1/uploads/{upload}/cancel")
+            params = {"min_position": cancelled.json["position"]}
+            path = f"/v1/uploads/{upload}/history"
+
+            all = (await server.get(path, params=params)).json["items"]
+            rest = (await server.get(path, params={"after": all[0]["position"]})).json["items"]
+
+            assert [event["version"] for event in all] == [1, 2]
+            assert rest == all[1:]
+            assert (await server.ask("HEAD", path, params={"format": "ndjson"})).status == 200
+
+    run(story())
