@@ -20,12 +20,14 @@ class HelperLost(Exception):
 class Helpers:
     """At most `most` processes of one script, started when they are needed, kept for the next.
 
-    An order and its answer are one line of JSON each. Use as an async context manager.
+    `free` are those that wait for an order, `busy` those that have one. An order and its answer
+    are one line of JSON each. Use as an async context manager.
     """
 
     def __init__(self, script: Path, most: int | None = None) -> None:
         self._script = script
-        self._free: list[Process] = []
+        self.free: list[Process] = []
+        self.busy: set[Process] = set()
         self._slots = asyncio.Semaphore(most or os.cpu_count() or 1)
 
     async def __aenter__(self) -> Helpers:
@@ -36,8 +38,8 @@ class Helpers:
 
     async def close(self) -> None:
         """Ends the processes that are waiting for an order."""
-        while self._free:
-            await _end(self._free.pop())
+        while self.free:
+            await _end(self.free.pop())
 
     async def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """The answer to an order. Raises HelperLost.
@@ -45,14 +47,26 @@ class Helpers:
         If the caller is cancelled meanwhile, the process ends with all it has started.
         """
         async with self._slots:
-            helper = self._free.pop() if self._free else await self._start()
+            helper = await self._ready()
+            self.busy.add(helper)
             try:
                 answer = await _exchange(helper, order)
             except BaseException:
                 await _end(helper)
                 raise
-            self._free.append(helper)
+            finally:
+                self.busy.discard(helper)
+            self.free.append(helper)
             return answer
+
+    async def _ready(self) -> Process:
+        """A helper that lives: one may have been killed while nobody asked it."""
+        while self.free:
+            helper = self.free.pop()
+            if helper.returncode is None:
+                return helper
+            await _end(helper)
+        return await self._start()
 
     async def _start(self) -> Process:
         return await asyncio.create_subprocess_exec(
@@ -73,7 +87,7 @@ async def _exchange(helper: Process, order: dict[str, Any]) -> dict[str, Any]:
         helper.stdin.write(json.dumps(order).encode() + b"\n")
         await helper.stdin.drain()
         line = await helper.stdout.readline()
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError) as error:  # the latter is uvloop's word for it
         raise HelperLost(f"the helper process is gone: {error}") from error
     if not line:
         raise HelperLost("the helper process ended without an answer")

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from application.commands import CancelUpload
+from application.envelope import one
+from application.handlers.transfers import cancel_upload
+from application.pipeline import Processor, Subject, Workbench
+from application.worker.attempt import Attempt
+from application.worker.verdict import Passed
+from domain.batch.state import Outcome
+from domain.errors import Superseded
+from domain.upload.events import (
+    AttemptAbandoned,
+    AttemptFailed,
+    AttemptStarted,
+    AttemptSucceeded,
+    FileProgressed,
+)
+from domain.upload.state import UploadState
+from tests.infrastructure.jobs.hands import Fails, Gate, passes
+from tests.infrastructure.jobs.plant import Plant, now, pipeline, play, settings
+from tests.infrastructure.jobs.plant import context as by_alice
+
+ONE_STEP = pipeline("step")
+HERE = Path(__file__).parents[3]
+
+
+def test_a_retry_waits_for_its_moment_and_keeps_the_real_error(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"step": Fails(attempts=2)})
+        batch = await plant.batch({"a.txt": b"x"})
+
+        done = await plant.completed(batch)
+
+        assert done.outcome is Outcome.SUCCEEDED
+        upload = await _only(plant, batch)
+        failures = await plant.all_of(AttemptFailed, upload)
+        starts = await plant.all_of(AttemptStarted, upload)
+        assert [f.number for f in failures] == [1, 2]
+        assert [s.number for s in starts] == [1, 2, 3]
+        for failure, following in zip(failures, starts[1:], strict=True):
+            assert (failure.step, failure.error_type) == ("step", "ConnectionResetError")
+            assert failure.message == "the scanner hung up"
+            assert not failure.permanent
+            assert following.at >= failure.retry_at
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_the_last_error_is_never_overwritten_by_a_general_one(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"step": Fails(attempts=99)})
+        batch = await plant.batch({"a.txt": b"x"})
+
+        done = await plant.completed(batch)
+
+        assert done.outcome is Outcome.FAILED
+        upload = await _only(plant, batch)
+        assert len(await plant.all_of(AttemptFailed, upload)) == 3
+        last = (await plant.events(upload))[-1].event
+        assert getattr(last, "message", "") == "the scanner hung up"
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_step_that_takes_too_long_fails_by_name_and_may_be_tried_again(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"step": Gate()})
+        batch = await plant.batch({"a.txt": b"x"})
+
+        await plant.completed(batch)
+
+        failures = await plant.all_of(AttemptFailed)
+        assert [failure.error_type for failure in failures] == ["StepTimeout"] * 3
+        assert failures[0].message == "step did not finish within 0.1 s"
+
+    play(database_url, tmp_path, story, pipelines=pipeline("step", timeout=0.1))
+
+
+async def _wordy(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+    return {"bytes": b"are no JSON", "set": object()}
+
+
+@pytest.mark.parametrize(
+    ("pipelines", "processors", "step", "error", "message"),
+    [
+        ({}, {}, "pipeline", "UnknownPipeline", "there is no pipeline 'default'"),
+        (ONE_STEP, {"other": passes}, "step", "UnknownProcessor", "no processor 'step'"),
+        (ONE_STEP, {"step": _wordy}, "step", "BadResult", "not JSON"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_told_and_never_tried_for_ever(
+    database_url: str,
+    tmp_path: Path,
+    pipelines: dict[str, Any],
+    processors: dict[str, Processor],
+    step: str,
+    error: str,
+    message: str,
+) -> None:
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work(processors)
+
+        done = await plant.completed(await plant.batch({"a.txt": b"x"}))
+
+        assert done.outcome is Outcome.FAILED
+        (failure,) = await plant.all_of(AttemptFailed)
+        assert (failure.step, failure.error_type, failure.permanent) == (step, error, True)
+        assert message in failure.message
+
+    play(database_url, tmp_path, story, pipelines=pipelines)
+
+
+def test_cancelling_an_upload_stops_its_running_attempt(database_url: str, tmp_path: Path) -> None:
+    async def story(plant: Plant) -> None:
+        gate = Gate()
+        plant.orchestrate()
+        plant.work({"step": gate})
+        batch = await plant.batch({"a.txt": b"x", "b.txt": b"x"})
+        await plant.until(lambda: len(gate.inside) == 2)
+        gone = gate.inside[0]
+
+        await cancel_upload(plant.log, CancelUpload(upload=gone), by_alice())
+        await plant.until(lambda: gate.sent_away)
+        gate.open()
+        done = await plant.completed(batch)
+
+        assert gate.sent_away == [gone]
+        assert done.outcome is Outcome.COMPLETED_WITH_FAILURES
+        assert (await plant.upload(gone)).state is UploadState.CANCELLED
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_worker_that_stops_gives_its_work_back_and_uses_up_no_attempt(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        gate = Gate()
+        plant.orchestrate()
+        stopping = plant.work({"step": gate})
+        batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)})
+        await plant.until(lambda: len(gate.inside) == plant.settings.worker_concurrency)
+
+        await plant.stop(stopping)
+        assert not gate.inside
+        plant.work({"step": passes})
+        done = await plant.completed(batch)
+
+        assert done.outcome is Outcome.SUCCEEDED
+        abandoned = await plant.all_of(AttemptAbandoned)
+        assert len(abandoned) == plant.settings.worker_concurrency
+        assert {event.reason for event in abandoned} == {"worker stopping"}
+        assert {u.failures for u in (await plant.uploads(batch)).values()} == {0}
+        workers = {event.worker for event in await plant.all_of(AttemptStarted)}
+        assert len(workers) == 2
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_killed_worker_never_leaves_its_uploads_processing(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        batch = await plant.batch({f"{n}.txt": b"x" for n in range(10)})
+        doomed = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.infrastructure.jobs.worker_process",
+            database_url,
+            str(tmp_path),
+            cwd=HERE,
+        )
+        await plant.until(lambda: plant.all_of(AttemptStarted))
+
+        os.kill(doomed.pid, signal.SIGKILL)
+        await doomed.wait()
+        plant.work({"step": passes})
+        done = await plant.completed(batch)
+
+        assert done.outcome is Outcome.SUCCEEDED
+        abandoned = await plant.all_of(AttemptAbandoned)
+        assert abandoned
+        assert all(event.reason == f"worker {event.worker} is gone" for event in abandoned)
+        for upload in (await plant.uploads(batch)).values():
+            numbers = [event.number for event in await plant.all_of(AttemptStarted, upload.id)]
+            assert numbers == list(range(1, len(numbers) + 1))
+            assert upload.failures == 0
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_what_a_zombie_says_is_refused(database_url: str, tmp_path: Path) -> None:
+    async def story(plant: Plant) -> None:
+        batch = await plant.batch({"a.txt": b"x"})
+        plant.orchestrate()
+        upload = await _only(plant, batch)
+        await plant.until(lambda: _is_queued(plant, upload))
+        zombie = Attempt(plant.log, await plant.upload(upload), "zombie", now)
+        await zombie.begin()
+        given_up = zombie.upload.abandon_attempt(1, "worker zombie is gone", at=now(), by="test")
+        await plant.log.append(one(upload, zombie.upload.version, *given_up))
+        heir = Attempt(plant.log, await plant.upload(upload), "heir", now)
+        await heir.begin()
+
+        for word in (zombie.end(Passed({}, {}), 0.5), zombie.progress("step", 1, 2)):
+            with pytest.raises(Superseded):
+                await word
+        await heir.end(Passed({}, {}), 0.5)
+
+        (succeeded,) = await plant.all_of(AttemptSucceeded, upload)
+        assert succeeded.number == 2
+        assert succeeded.by == "worker:heir"
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_fast_step_leaves_no_progress_in_the_log_and_a_slow_one_does(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"step": passes, "slow": slow})
+        batch = await plant.batch({"a.txt": b"x"})
+
+        await plant.completed(batch)
+
+        steps = [e for e in await plant.all_of(FileProgressed) if e.attempt]
+        assert {event.phase for event in steps} == {"slow"}
+        done = [event.done for event in steps]
+        assert done == sorted(set(done))
+        assert (done[-1], steps[-1].percent) == (20, 100.0)
+        assert len(done) < 20
+
+    async def slow(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+        for step in range(1, 21):
+            await asyncio.sleep(0.03)
+            await bench.progress(step, 20)
+        return {}
+
+    play(
+        database_url,
+        tmp_path,
+        story,
+        pipelines=pipeline("step", "slow"),
+        step_progress_interval=0.1,
+    )
+
+
+def test_artifacts_of_an_attempt_that_failed_leave_no_orphans(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def draws(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+        await bench.attach("picture.webp", b"pixels")
+        if subject.attempt == 1:
+            raise OSError("the brush broke")
+        return {}
+
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"step": draws})
+        batch = await plant.batch({"a.txt": b"x"})
+
+        await plant.completed(batch)
+
+        (succeeded,) = await plant.all_of(AttemptSucceeded)
+        blob = succeeded.artifacts["picture.webp"]
+        assert b"".join([chunk async for chunk in plant.blobs.read(blob)]) == b"pixels"
+        assert await plant.blobs.size(blob.replace("/2/", "/1/")) == 0
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_worker_does_its_uploads_within_its_bound(database_url: str, tmp_path: Path) -> None:
+    async def story(plant: Plant) -> None:
+        gate = Gate()
+        plant.orchestrate()
+        plant.work({"step": gate}, settings=settings(pipelines=ONE_STEP, worker_concurrency=2))
+        batch = await plant.batch({f"{n}.txt": b"x" for n in range(10)})
+        await plant.until(lambda: len(gate.inside) == 2)
+        started = await plant.all_of(AttemptStarted)
+        gate.open()
+
+        await plant.completed(batch)
+
+        assert len(started) == 2
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+async def _only(plant: Plant, batch: UUID) -> UUID:
+    (upload,) = (await plant.uploads(batch)).values()
+    return upload.id
+
+
+async def _is_queued(plant: Plant, upload: UUID) -> bool:
+    return (await plant.upload(upload)).state is UploadState.QUEUED
