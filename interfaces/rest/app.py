@@ -7,6 +7,7 @@ from aiohttp.typedefs import Handler
 
 from infrastructure.telemetry.metrics import Metrics, VitalSigns
 from interfaces import feed
+from interfaces import web as page
 from interfaces.rest import (
     adding,
     batches,
@@ -62,6 +63,7 @@ def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Ap
     transfers.add_routes(app)
     add_operations(app, OPERATIONS)
     feed.add_routes(app)
+    page.add_routes(app)
     openapi.describe(app, OPERATIONS)
     return app
 

@@ -1,0 +1,192 @@
+// One batch: its progress, what failed and why, and every upload with its attempts.
+
+import { chip } from "./chip.js";
+import { Detail } from "./detail.js";
+import { arrange, attribute, glyph, h, oncePerFrame, text } from "./dom.js";
+import { batchBar, transferred } from "./progress.js";
+import { uploadRow } from "./row.js";
+import { VirtualList } from "./table.js";
+import { ago, batchName, batchState, calendar, count, duration, ended, files, percent, STATES, UNHAPPY, uploadState } from "./words.js";
+
+const ROW = 44; // pixels; the style sheet knows it too
+const MANY = 2000; // rows beyond which the list is sorted once a second only
+const RANK = new Map(STATES.map((state, rank) => [state, rank]));
+
+export class BatchPage {
+  title = "Batch";
+
+  constructor(store, id) {
+    this.store = store;
+    this.id = id;
+    this.filter = { state: null, reason: null };
+    this.sortedAt = 0;
+    this.draw = oncePerFrame(() => this.#draw());
+    this.list = new VirtualList({
+      label: "Uploads", rowHeight: ROW, make: uploadRow, chosen: (upload) => this.#choose(upload),
+    });
+    this.detail = new Detail(() => this.list.select(null) ?? this.#choose(null));
+    this.#build();
+    this.clock = setInterval(this.draw, 1000);
+  }
+
+  close() {
+    clearInterval(this.clock);
+    this.list.close();
+  }
+
+  changed() {
+    this.draw();
+  }
+
+  refused(error) {
+    if (error.code === "unknown_batch") this.unknown = true;
+    this.draw();
+  }
+
+  #build() {
+    this.name = h("h1");
+    this.state = chip();
+    this.meta = h("p.summary");
+    this.bar = batchBar();
+    this.percent = h("p.figure");
+    this.size = h("p.beside");
+    this.filters = h("div.filters", { role: "group", "aria-label": "Show uploads by state" });
+    this.reasons = h("ul.reasons");
+    this.why = h("section.why", { "aria-label": "Failures by reason" }, h("h2", {}, "What went wrong"), this.reasons);
+    this.none = h("p.empty.small");
+    this.content = h("div", {},
+      h("div.heading", {}, h("div", {}, this.name, this.meta), this.state.element),
+      h("section.overall", {}, this.percent, h("div.grow", {}, this.bar.element, this.size)),
+      this.why, this.filters,
+      h("div.split", {}, h("div.list", {}, this.list.element, this.none), this.detail.element));
+    this.missing = h("div.empty", {},
+      h("h2", {}, "No such batch"), h("p", {}, "It may belong to another owner, or has not been started yet. Should it be, it appears here."));
+    this.element = h("section", {},
+      h("p.crumbs", {}, h("a", { href: "#/" }, glyph("back"), "Batches"),
+        h("a.history", { href: `/v1/batches/${this.id}/history` }, "History (JSON)")),
+      this.content, this.missing);
+    this.draw();
+  }
+
+  #choose(upload) {
+    this.chosen = upload;
+    this.draw();
+  }
+
+  #draw() {
+    const batch = this.store.batches.get(this.id);
+    this.content.hidden = !batch;
+    this.missing.hidden = Boolean(batch) || !this.unknown;
+    if (!batch) return;
+    this.title = `${batch.outcome ? batchState(batch).word : percent(batch.percent)}, ${batchName(batch)}`;
+    this.#drawHead(batch);
+    this.#drawReasons();
+    this.#drawRows();
+    this.detail.show(this.store.uploads.get(this.chosen), this.store.attemptsOf(this.chosen));
+    this.content.classList.toggle("with-detail", !this.detail.element.hidden);
+  }
+
+  #drawHead(batch) {
+    text(this.name, batchName(batch));
+    this.state.update(batchState(batch));
+    this.bar.update(batch);
+    attribute(this.bar.element, "aria-label", "Progress of the batch");
+    text(this.percent, percent(batch.percent));
+    text(this.size, `${transferred(batch)}, ${count(ended(batch))} of ${files(batch.uploads)} ended`);
+    const took = batch.completed_at
+      ? `took ${duration((Date.parse(batch.completed_at) - Date.parse(batch.started_at)) / 1000)}`
+      : `started ${ago(batch.started_at)}`;
+    text(this.meta, `${took}, by ${batch.started_by}, pipeline ${batch.pipeline}`);
+    attribute(this.meta, "title", `Started ${calendar(batch.started_at)}`);
+  }
+
+  /** The states there are, to choose from; counted from the rows, as the list below shows them. */
+  #drawFilters(counts, all) {
+    const known = new Map([...this.filters.children].map((button) => [button.dataset.state, button]));
+    const wanted = ["", ...STATES.filter((state) => counts[state] || this.filter.state === state)];
+    arrange(this.filters, wanted.map((state) => {
+      const button = known.get(state) ?? this.#filterButton(state);
+      text(button.lastChild, count(state ? (counts[state] ?? 0) : all));
+      attribute(button, "aria-pressed", String((this.filter.state ?? "") === state && !this.filter.reason));
+      return button;
+    }));
+  }
+
+  #filterButton(state) {
+    const { word, shape, tone } = state ? uploadState(state) : { word: "All", tone: "quiet" };
+    const button = h("button", { type: "button", "data-state": state, onclick: () => this.#narrow(state || null, null) },
+      shape ? glyph(shape) : null, word, h("span.number"));
+    button.dataset.tone = tone;
+    return button;
+  }
+
+  #narrow(state, reason) {
+    this.filter = { state, reason };
+    this.sortedAt = 0;
+    this.list.element.scrollTop = 0;
+    this.draw();
+  }
+
+  #drawReasons() {
+    const groups = new Map();
+    for (const upload of this.store.uploads.values()) {
+      if (!UNHAPPY.has(upload.state)) continue;
+      const reason = reasonOf(upload);
+      groups.set(reason, (groups.get(reason) ?? 0) + 1);
+    }
+    const stamp = JSON.stringify([...groups, this.filter.reason]);
+    this.why.hidden = !groups.size;
+    if (stamp === this.reasonStamp) return;
+    this.reasonStamp = stamp;
+    const most = [...groups].sort(([, a], [, b]) => b - a).slice(0, 8);
+    this.reasons.replaceChildren(...most.map(([reason, number]) => this.#reason(reason, number)));
+  }
+
+  #reason(reason, number) {
+    const pressed = this.filter.reason === reason;
+    return h("li", {}, h("button", {
+      type: "button", "aria-pressed": String(pressed),
+      onclick: () => this.#narrow(null, pressed ? null : reason),
+    }, glyph("failed"), h("span.reason", {}, reason), h("span.number", {}, files(number))));
+  }
+
+  #drawRows() {
+    const now = performance.now();
+    const { uploads } = this.store;
+    if (uploads.size > MANY && now - this.sortedAt < 1000) return this.#refresh();
+    this.sortedAt = now;
+    const counts = {};
+    const rows = [];
+    for (const upload of uploads.values()) {
+      counts[upload.state] = (counts[upload.state] ?? 0) + 1;
+      if (this.#shows(upload)) rows.push(upload);
+    }
+    rows.sort(unhappyFirst);
+    this.order = rows.map((row) => row.id);
+    this.#drawFilters(counts, uploads.size);
+    this.list.show(rows);
+    this.none.hidden = rows.length > 0;
+    text(this.none, uploads.size ? "No upload is like that at the moment." : "No files yet.");
+  }
+
+  /** The same rows in the same places, as they are now. */
+  #refresh() {
+    this.list.show(this.order.map((id) => this.store.uploads.get(id)).filter(Boolean));
+  }
+
+  #shows(upload) {
+    const { state, reason } = this.filter;
+    if (reason) return UNHAPPY.has(upload.state) && reasonOf(upload) === reason;
+    return !state || upload.state === state;
+  }
+}
+
+function reasonOf(upload) {
+  const step = upload.error_step ? `${upload.error_step}: ` : "";
+  return `${step}${upload.error ?? uploadState(upload.state).word.toLowerCase()}`;
+}
+
+function unhappyFirst(a, b) {
+  const rank = (RANK.get(a.state) ?? 0) - (RANK.get(b.state) ?? 0);
+  return rank || (a.path < b.path ? -1 : a.path > b.path ? 1 : 0);
+}

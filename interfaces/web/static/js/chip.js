@@ -1,0 +1,27 @@
+// A state, said by its word, its shape and its tone.
+
+import { glyph, h, reshape, text } from "./dom.js";
+
+export function chip() {
+  const shape = glyph("waiting");
+  const word = h("span.word");
+  const element = h("span.chip", {}, shape, word);
+  const update = (state) => {
+    reshape(shape, state.shape);
+    text(word, state.word);
+    element.dataset.tone = state.tone;
+  };
+  return { element, update };
+}
+
+/** How many are in each state, as a line of chips; states without any are left out. */
+export function tally(counts, uploadState, order, format) {
+  return order
+    .filter((state) => counts[state])
+    .map((state) => {
+      const { word, shape, tone } = uploadState(state);
+      const item = h("li", {}, glyph(shape), h("b", {}, format(counts[state])), ` ${word.toLowerCase()}`);
+      item.dataset.tone = tone;
+      return item;
+    });
+}

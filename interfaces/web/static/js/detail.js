@@ -1,0 +1,80 @@
+// One upload in full: what it is, and every attempt that was made at it.
+
+import { chip } from "./chip.js";
+import { glyph, h } from "./dom.js";
+import { attemptState, bytes, calendar, clock, duration, percent, until, uploadState } from "./words.js";
+
+const STORED = new Set(["received", "queued", "processing", "retry_scheduled", "completed", "failed"]);
+
+export class Detail {
+  constructor(close) {
+    this.body = h("div.detail-body");
+    this.element = h("aside.detail", { "aria-label": "Upload" },
+      h("button.icon", { type: "button", "aria-label": "Close", title: "Close", onclick: close }, glyph("close")),
+      this.body);
+    this.element.hidden = true;
+  }
+
+  /** Draws anew only what changed: the rows are the same objects until a frame replaces them. */
+  show(upload, attempts) {
+    this.element.hidden = !upload;
+    const stamp = upload && [upload.id, upload.position, waiting(upload, attempts)].join();
+    if (!upload || stamp === this.stamp) return;
+    this.stamp = stamp;
+    const state = chip();
+    state.update(uploadState(upload.state));
+    this.body.replaceChildren(
+      state.element, h("h2", {}, upload.path), facts(upload), links(upload),
+      h("h3", {}, attempts.length === 1 ? "1 attempt" : `${attempts.length || "No"} attempts`),
+      h("ol.attempts", {}, ...attempts.map(timeline)));
+  }
+}
+
+/** What a second changes: a retry that comes nearer. */
+function waiting(upload) {
+  return upload.state === "retry_scheduled" && upload.retry_at ? until(upload.retry_at) : "";
+}
+
+function facts(upload) {
+  const known = [
+    ["Size", upload.size === null ? null : bytes(upload.size)],
+    ["Received", upload.size !== null && upload.received < upload.size ? bytes(upload.received) : null],
+    ["Type", upload.media_type],
+    ["Checksum", upload.checksum],
+    ["Registered", calendar(upload.registered_at)],
+    ["Arrived", upload.received_at && calendar(upload.received_at)],
+    ["Ended", upload.ended_at && calendar(upload.ended_at)],
+    ["Next attempt", waiting(upload) && `${until(upload.retry_at)}, at ${clock(upload.retry_at)}`],
+    ["Error", ["failed", "quarantined", "rejected"].includes(upload.state) ? upload.error : null],
+  ];
+  return h("dl", {}, ...known.filter(([, value]) => value)
+    .flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+}
+
+function links(upload) {
+  const at = `/v1/uploads/${upload.id}`;
+  return h("p.links", {},
+    STORED.has(upload.state) ? h("a", { href: `${at}/content`, download: "" }, "Download") : null,
+    h("a", { href: `${at}/history` }, "History (JSON)"));
+}
+
+function timeline(attempt) {
+  const { word, shape, tone } = attemptState(attempt.state);
+  const item = h("li.attempt", {},
+    h("span.mark", {}, glyph(shape)),
+    h("p.head", {}, h("b", {}, `Attempt ${attempt.number}`), ` ${word.toLowerCase()}`,
+      h("span.aside", {}, attempt.duration === null ? clock(attempt.started_at) : duration(attempt.duration))),
+    attempt.message ? h("p.error", {}, attempt.error_type ? h("code", {}, attempt.error_type) : null, attempt.message) : null,
+    h("p.meta", {}, about(attempt)));
+  item.dataset.tone = tone;
+  return item;
+}
+
+function about(attempt) {
+  const parts = [`on ${attempt.worker}`];
+  if (attempt.step) parts.push(`step ${attempt.step}`);
+  if (attempt.state === "running" && attempt.percent !== null) parts.push(percent(attempt.percent));
+  if (attempt.permanent) parts.push("permanent, not tried again");
+  if (attempt.retry_at) parts.push(`tried again at ${clock(attempt.retry_at)}`);
+  return parts.join(", ");
+}

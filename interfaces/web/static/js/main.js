@@ -1,0 +1,90 @@
+// The page: one connection, one view at a time, chosen by the address.
+
+import { BatchPage } from "./batch.js";
+import { Batches } from "./batches.js";
+import { h, text } from "./dom.js";
+import { Feed } from "./feed.js";
+import { Store } from "./store.js";
+import { batchName, batchState } from "./words.js";
+
+const main = document.getElementById("main");
+const link = document.getElementById("link");
+const announcer = document.getElementById("announcer");
+const store = new Store();
+let view = null;
+let state = "";
+let countdown = null;
+
+const feed = new Feed(store, {
+  changed(change) {
+    announce(change);
+    view?.changed();
+    requestAnimationFrame(() => { document.title = `${view.title} · Uptrail`; });
+  },
+  link: showLink,
+  refused(error) { view?.refused?.(error); },
+});
+
+function route() {
+  const batch = /^#\/batches\/([0-9a-f-]{36})$/i.exec(location.hash)?.[1]?.toLowerCase();
+  view?.close();
+  feed.follow(batch ? [batch] : "*");
+  view = batch ? new BatchPage(store, batch) : new Batches(store);
+  document.title = `${view.title} · Uptrail`;
+  if (state !== "signed-out") main.replaceChildren(view.element);
+}
+
+const LINKS = {
+  connecting: "Connecting",
+  live: "Live",
+  reconnecting: "Reconnecting",
+  "signed-out": "Not signed in",
+  ended: "Disconnected",
+};
+
+function showLink({ state: next, at, code }) {
+  clearInterval(countdown);
+  link.dataset.state = next;
+  if (next === "reconnecting" && at) {
+    const say = () => {
+      const seconds = Math.ceil((at - Date.now()) / 1000);
+      text(link, seconds > 0 ? `Reconnecting in ${seconds} s` : "Reconnecting");
+    };
+    say();
+    countdown = setInterval(say, 1000);
+  } else {
+    text(link, code ? `${LINKS[next]} (${code}): reload the page` : LINKS[next]);
+  }
+  if (next === "signed-out") main.replaceChildren(signIn());
+  else if (state === "signed-out") main.replaceChildren(view.element);
+  state = next;
+}
+
+function signIn() {
+  return h("section.empty.sign-in", {},
+    h("h1", {}, "Sign in"),
+    h("p", {}, "This page shows the batches of whoever is signed in. The server prints a link when it starts; open it in this browser, and you are:"),
+    h("pre", {}, h("code", {}, "uptrail serve")),
+    h("p", {}, "A link works once, and for a few minutes. Starting the server again prints a new one."),
+    h("p", {}, h("button", { type: "button", onclick: () => location.reload() }, "I have signed in")));
+}
+
+/** Says what happened to those who do not see it: a batch that began, changed its state or ended. */
+function announce({ before, live }) {
+  if (!live) return;
+  const news = [];
+  for (const [id, old] of before) {
+    const batch = store.batches.get(id);
+    const now = batchState(batch).word;
+    if (!old) news.push(`${batchName(batch)} started`);
+    else if (batchState(old).word !== now) news.push(`${batchName(batch)}: ${now}`);
+  }
+  if (news.length) text(announcer, news.slice(0, 3).join(". "));
+}
+
+addEventListener("hashchange", () => {
+  route();
+  main.focus({ preventScroll: true });
+  scrollTo(0, 0);
+});
+route();

@@ -1,0 +1,158 @@
+"""A real feed for tests: log, projector, read model, keys and sockets, in one loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import aiohttp
+from aiohttp import web
+
+from application.envelope import one
+from application.ports.keys import Scope
+from domain.event import Event
+from domain.ids import upload_id_for
+from infrastructure.postgres.listener import READ_MODEL
+from infrastructure.read_model import projector
+from infrastructure.read_model.feed import PostgresFeed
+from infrastructure.settings import Settings
+from interfaces.bootstrap.parts import Parts, open_parts
+from interfaces.feed import HUB, FeedHub, Limits
+from interfaces.rest.app import build_app
+from interfaces.rest.server import Runner
+from tests.interfaces.feed.viewer import Viewer
+from tests.stories import registered, started
+from tests.support import eventually
+
+POSITION = "SELECT notification_id FROM notification_tracking WHERE application_name = 'read_model'"
+
+
+class Stage:
+    """What a story needs at hand."""
+
+    def __init__(self, parts: Parts, hub: FeedHub, session: aiohttp.ClientSession) -> None:
+        self.parts = parts
+        self.log = parts.log
+        self.hub = hub
+        self.address = ""
+        self._session = session
+        self._projecting = AsyncExitStack()
+
+    @asynccontextmanager
+    async def projecting(self) -> AsyncIterator[None]:
+        """The projector runs until the end, but for where a story holds it up."""
+        await self.resume()
+        try:
+            yield
+        finally:
+            await self.hold()
+
+    async def hold(self) -> None:
+        await self._projecting.aclose()
+
+    async def resume(self) -> None:
+        url, wakeups = self.parts.database.url, self.parts.listener.wakeups()
+        work = projector.run(url, self.log, wakeups)
+        await self._projecting.enter_async_context(running(work))
+
+    async def key(self, owner: str = "acme", scope: Scope = Scope.VIEWER, **more: Any) -> str:
+        _, text = await self.hub.keys.create(owner=owner, scope=scope, **more)
+        return text
+
+    async def record(self, stream: UUID, *events: Event) -> int:
+        """Records the events at whatever version is current; returns the position."""
+        return (await self.log.append(one(stream, None, *events))).position
+
+    async def batch(self, owner: str = "acme", **more: Any) -> UUID:
+        id = uuid4()
+        await self.record(id, started(owner=owner, **more))
+        return id
+
+    async def upload(self, batch: UUID, path: str, owner: str = "acme", **more: Any) -> UUID:
+        id = upload_id_for(batch, path)
+        await self.record(id, registered(batch=batch, path=path, owner=owner, **more))
+        return id
+
+    async def projected(self, position: int | None = None) -> int:
+        """Waits until the read model reflects the position, by default the end of the log."""
+        wanted = await self.log.head() if position is None else position
+
+        async def reached() -> bool:
+            [[position]] = await self.rows(POSITION)
+            return bool(position >= wanted)
+
+        await eventually(reached)
+        return wanted
+
+    async def rows(self, query: str, *values: object) -> list[Any]:
+        async with self.parts.pool.connection() as connection:
+            return await (await connection.execute(query.encode(), values)).fetchall()
+
+    async def positions(self, batch: UUID) -> dict[str, dict[Any, int]]:
+        """The rows of a batch in the read model: what a viewer must end up with."""
+        uploads = "SELECT id, position FROM read_model.uploads WHERE batch = %s"
+        attempts = (
+            "SELECT upload, number, a.position FROM read_model.attempts AS a"
+            " JOIN read_model.uploads AS u ON u.id = upload WHERE batch = %s"
+        )
+        batches = "SELECT id, position FROM read_model.batches WHERE id = %s"
+        return {
+            "batches": {str(id): at for id, at in await self.rows(batches, batch)},
+            "uploads": {str(id): at for id, at in await self.rows(uploads, batch)},
+            "attempts": {
+                (str(id), number): at for id, number, at in await self.rows(attempts, batch)
+            },
+        }
+
+    @asynccontextmanager
+    async def viewer(self, key: str | None, **more: Any) -> AsyncIterator[Viewer]:
+        """A client of the feed; without a key it introduces itself later."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        async with self._session.ws_connect(
+            f"{self.address}/v1/feed",
+            headers={**headers, **more.pop("headers", {})},
+            protocols=("uptrail.v1.json",),
+            max_msg_size=0,
+            **more,
+        ) as socket:
+            yield Viewer(socket)
+
+
+@asynccontextmanager
+async def stage(
+    url: str, tmp_path: Path, limits: Limits | None = None, **settings: Any
+) -> AsyncIterator[Stage]:
+    """Everything but orchestrator and worker, on a database of its own."""
+    chosen = Settings(data_dir=tmp_path, database_url=url, **settings)
+    async with AsyncExitStack() as stack:
+        parts = await stack.enter_async_context(open_parts(chosen))
+        wakeups = parts.listener.wakeups(READ_MODEL)
+        hub = FeedHub(PostgresFeed(parts.pool), wakeups, parts.keys, chosen, limits=limits)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        made = Stage(parts, hub, session)
+        app = build_app(parts.services)
+        app[HUB] = hub
+        await stack.enter_async_context(made.projecting())
+        await stack.enter_async_context(running(hub.run()))
+        runner = Runner(app, access_log=None, shutdown_timeout=5)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        made.address = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield made
+
+
+@asynccontextmanager
+async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """The work goes on beside the story, and ends with it."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

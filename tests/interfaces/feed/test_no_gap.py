@@ -1,0 +1,217 @@
+"""Whatever is cut, filtered, slow or concurrent: in the end a client has the read model's rows."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from domain.event import Event
+from domain.upload.events import (
+    AttemptFailed,
+    AttemptSucceeded,
+    FileProgressed,
+    UploadCompleted,
+)
+from interfaces.feed import Limits
+from tests.interfaces.feed.stage import Stage, stage
+from tests.interfaces.feed.viewer import Viewer
+from tests.stories import ALICE, NOON, WORKER, attempt, queued, received
+from tests.support import eventually, run
+
+
+def a_life() -> Sequence[Event]:
+    """One upload from its transfer through a failed attempt to its end."""
+    moving = [
+        FileProgressed(at=NOON, by=ALICE, phase="transfer", done=n, total=100, percent=float(n))
+        for n in (20, 60, 100)
+    ]
+    failed = AttemptFailed(
+        at=NOON,
+        by=WORKER,
+        number=1,
+        step="checksum",
+        error_type="OSError",
+        message="connection reset",
+        permanent=False,
+        duration=0.2,
+        retry_at=NOON + timedelta(seconds=1),
+    )
+    ended = (
+        AttemptSucceeded(at=NOON, by=WORKER, number=2, duration=0.5),
+        UploadCompleted(at=NOON, by=WORKER),
+    )
+    return (*moving, received(), queued(), attempt(), failed, attempt(2), *ended)
+
+
+async def busy(on: Stage, batch: UUID, uploads: int, chance: random.Random) -> None:
+    """Many uploads live at the same time, their events mixed at random."""
+
+    async def live(path: str) -> None:
+        upload = await on.upload(batch, path)
+        for event in a_life():
+            await on.record(upload, event)
+            await asyncio.sleep(chance.random() * 0.02)
+
+    await asyncio.gather(*(live(f"{n:03}.jpg") for n in range(uploads)))
+
+
+async def agree(on: Stage, viewer: Viewer, batch: UUID) -> None:
+    """Reads on until the log's end is known, and compares all rows."""
+    await viewer.until_position(max((await on.positions(batch))["uploads"].values()))
+    assert viewer.positions() == await on.positions(batch)
+    states = {row["state"] for row in viewer.rows["uploads"].values()}
+    assert states == {"completed"}
+    attempts = {row["state"] for row in viewer.rows["attempts"].values()}
+    assert attempts == {"failed", "succeeded"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clients_that_come_at_any_moment_agree_with_the_read_model(
+    database_url: str, tmp_path: Path, seed: int
+) -> None:
+    async def story() -> None:
+        chance = random.Random(seed)
+        # Small pages and a fast tick: as many seams as possible.
+        limits = Limits(page=7)
+        async with (
+            stage(database_url, tmp_path, limits, feed_tick=0.005) as on,
+            AsyncExitStack() as viewers,
+        ):
+            batch, key = await on.batch(), await on.key()
+            writing = asyncio.create_task(busy(on, batch, 40, chance))
+            reading = []
+            for _ in range(8):
+                await asyncio.sleep(chance.random() * 0.05)
+                viewer = await viewers.enter_async_context(on.viewer(key))
+                await viewer.subscribe([batch])
+                reading.append(asyncio.create_task(_until_done(viewer, 40)))
+            await writing
+            await on.projected()
+            for task in reading:
+                await agree(on, await task, batch)
+
+    run(story())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_client_cut_and_resumed_again_and_again_agrees_with_one_that_was_not(
+    database_url: str, tmp_path: Path, seed: int
+) -> None:
+    async def story() -> None:
+        chance = random.Random(seed)
+        limits = Limits(page=7)
+        async with stage(database_url, tmp_path, limits, feed_tick=0.005) as on:
+            batch, key = await on.batch(), await on.key()
+            writing = asyncio.create_task(busy(on, batch, 40, chance))
+            viewer, snapshots, cuts = None, 0, 0
+            while not writing.done() or cuts < 5:
+                viewer = await _resumed(on, key, batch, viewer, frames=chance.randrange(1, 8))
+                snapshots += len([f for f in viewer.of_type("snapshot") if f["part"] == 1])
+                assert not viewer.of_type("reset")
+                cuts += 1
+            await writing
+            await on.projected()
+            assert viewer is not None
+            async with on.viewer(key) as last:
+                last.go_on_from(viewer)
+                await last.subscribe([batch], after=viewer.cursor)
+                await agree(on, last, batch)
+            assert snapshots == 1
+
+    run(story())
+
+
+async def _resumed(on: Stage, key: str, batch: UUID, before: Viewer | None, frames: int) -> Viewer:
+    """A new socket that goes on where the one before was cut, for so many frames."""
+    async with on.viewer(key) as viewer:
+        if before is not None:
+            viewer.go_on_from(before)
+        await viewer.subscribe([batch], after=viewer.cursor)
+        await viewer.until(lambda v: v.position >= 0)
+        for _ in range(frames):
+            try:
+                await viewer.frame(deadline=0.2)
+            except TimeoutError:
+                break
+        viewer.socket._response.close()  # no farewell: the connection is simply gone
+        return viewer
+
+
+async def _until_done(viewer: Viewer, uploads: int) -> Viewer:
+    def done(viewer: Viewer) -> bool:
+        rows = viewer.rows["uploads"].values()
+        return len(rows) == uploads and all(row["state"] == "completed" for row in rows)
+
+    await viewer.until(done)
+    return viewer
+
+
+def test_a_reader_that_sleeps_delays_nobody_and_catches_up(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with stage(database_url, tmp_path, feed_buffer=20_000, feed_tick=0.01) as on:
+            batch, key = await on.batch(), await on.key()
+            ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
+            await on.projected()
+            async with on.viewer(key) as slow, on.viewer(key) as quick:
+                for viewer in (slow, quick):
+                    await viewer.subscribe([batch])
+                    await viewer.until_frame("snapshot")
+                _transport(slow).pause_reading()
+                rounds = 0
+                # Until more was told than all buffers in between hold, the quick one sees it all.
+                while len(on.hub.roster.live) > 1:
+                    rounds += 1
+                    await asyncio.gather(*(on.record(id, moved(rounds)) for id in ids))
+                    await quick.until(partial(_received, rounds))
+                _transport(slow).resume_reading()
+                await slow.until(partial(_received, rounds))
+                assert slow.positions() == quick.positions() == await on.positions(batch)
+                await eventually(lambda: len(on.hub.roster.live) == 2)
+
+    run(story())
+
+
+def test_a_reader_that_never_wakes_is_sent_away_in_the_end(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        limits = Limits(stuck=0.3, farewell=0.1)
+        async with stage(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
+            batch = await on.batch()
+            ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
+            await on.projected()
+            async with on.viewer(await on.key()) as viewer:
+                await viewer.subscribe([batch])
+                await viewer.until_frame("snapshot")
+                _transport(viewer).pause_reading()
+                done = 0
+                while on.hub.roster.clients:
+                    done += 1
+                    await asyncio.gather(*(on.record(id, moved(done)) for id in ids))
+
+    run(story())
+
+
+def moved(done: int) -> FileProgressed:
+    return FileProgressed(at=NOON, by=ALICE, phase="transfer", done=done, total=10**6)
+
+
+def _received(done: int, viewer: Viewer) -> bool:
+    return all(row["received"] == done for row in viewer.rows["uploads"].values())
+
+
+def _transport(viewer: Viewer) -> asyncio.Transport:
+    connection = viewer.socket._response.connection
+    assert connection is not None
+    assert connection.transport is not None
+    return connection.transport
