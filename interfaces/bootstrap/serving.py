@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -91,6 +92,9 @@ def _signals(stopping: asyncio.Event) -> Iterator[None]:
 
     What follows at once is the same signal again, sent to the process and to its group.
     """
+    if threading.current_thread() is not threading.main_thread():  # signals go to the main one
+        yield
+        return
     loop = asyncio.get_running_loop()
     first = 0.0
 

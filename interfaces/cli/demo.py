@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 import tempfile
 from contextlib import suppress
@@ -158,18 +159,12 @@ async def _upload_at(client: Client, batch: UUID, path: str) -> UploadView | Non
 
 def _next_steps(settings: Settings) -> None:
     here = f" --data-dir {settings.data_dir}" if sys.stdout.isatty() else ""
+    uptrail = "uptrail" if shutil.which("uptrail") else sys.argv[0]
+    commands = ["upload ./folder --wait", "batch list", "history show ID", "verify", "doctor"]
     output.say()
     output.say("Try next, in another terminal:")
-    if not here:
-        output.say("  uptrail serve")
-    for command in (
-        "upload ./folder --wait",
-        "batch list",
-        "history show ID",
-        "verify",
-        "doctor",
-    ):
-        output.say(f"  uptrail {command}{here}")
+    for command in commands if here else ["serve", *commands]:
+        output.say(f"  {uptrail} {command}{here}")
 
 
 def _discard(settings: Settings) -> None:

@@ -105,7 +105,7 @@ async def events_of(client: Client, id: str | UUID, *, limit: int = 0) -> AsyncI
 
 def tell(events: list[Event]) -> None:
     """Who did what and when, one event a line."""
-    rows = ((e.position, output.moment(e.at), e.by, e.type, _details(e)) for e in events)
+    rows = ((e.position, output.instant(e.at), e.by, e.type, _details(e)) for e in events)
     output.table(("position", "when", "who", "what", "details"), rows)
 
 
@@ -113,7 +113,6 @@ _TOLD = (
     "path",
     "label",
     "number",
-    "worker",
     "step",
     "message",
     "retry_at",
@@ -132,6 +131,10 @@ def _details(event: Event) -> str:
 
 
 def _short(value: Any) -> str:
+    """A value in a line: numbers not longer than they need to be, times of day for moments."""
     if isinstance(value, float):
         return f"{value:.3f}"
-    return str(value)
+    try:
+        return output.instant(datetime.fromisoformat(value))
+    except (TypeError, ValueError):
+        return str(value)

@@ -59,6 +59,11 @@ def moment(at: datetime | None) -> str:
     return f"{local:%H:%M:%S}" if local.date() == today else f"{local:%Y-%m-%d %H:%M:%S}"
 
 
+def instant(at: datetime) -> str:
+    """Likewise, to the millisecond."""
+    return f"{moment(at)}.{at.microsecond // 1000:03}"
+
+
 def standing(batch: BatchView) -> str:
     """The state of a batch in a word or two."""
     state = batch.outcome or batch.state

@@ -1,0 +1,49 @@
+"""Runs command lines as the installed command would, and reads what they print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+import pytest
+
+from interfaces.cli.main import run
+from tests.interfaces.conftest import LiveServer
+
+
+class Outcome(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return msgspec.json.decode(self.out)
+
+
+Command: TypeAlias = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
+    """Runs one command line in this process."""
+
+    def call(*tokens: object) -> Outcome:
+        code = run([str(token) for token in tokens])
+        captured = capfdbinary.readouterr()
+        return Outcome(code, captured.out.decode(), captured.err.decode())
+
+    return call
+
+
+@pytest.fixture
+def uptrail(command: Command, server: LiveServer) -> Command:
+    """Runs one command line against a running server, which it finds by its data directory."""
+
+    def call(*tokens: object) -> Outcome:
+        return command(*tokens, "--data-dir", server.data_dir)
+
+    return call

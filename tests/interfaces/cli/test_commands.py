@@ -1,0 +1,176 @@
+"""The other commands, on a running server and without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from interfaces.cli.main import run
+from tests.interfaces.cli.conftest import Command
+from tests.interfaces.conftest import LiveServer
+
+
+def test_a_batch_is_started_sealed_listed_and_watched_to_its_end(uptrail: Command) -> None:
+    id = uptrail("batch", "start", "--label", "empty").out.strip()
+
+    assert uptrail("batch", "seal", id).code == 0
+    watched = uptrail("batch", "watch", id)
+
+    assert watched.code == 0
+    assert "succeeded" in watched.out
+    (row,) = uptrail("batch", "list", "--state", "completed", "--json").json
+    assert (row["id"], row["label"]) == (id, "empty")
+
+
+def test_a_cancelled_batch_ends_watch_with_4(uptrail: Command) -> None:
+    id = uptrail("batch", "start", "--json").json["id"]
+    uptrail("batch", "cancel", id)
+
+    assert uptrail("batch", "watch", id).code == 4
+
+
+def test_history_tells_who_did_what(uptrail: Command, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    batch = uptrail("upload", tmp_path / "a.txt", "--wait", "--json").json["id"]
+    (upload,) = uptrail("batch", "show", batch, "--json").json["uploads"]
+
+    told = uptrail("history", "show", upload["id"])
+
+    kinds = [line.split()[3] for line in told.out.splitlines()[1:]]
+    assert kinds[0] == "upload.registered"
+    assert kinds[-1] == "upload.completed"
+    exported = uptrail("history", "export").out.splitlines()
+    assert len(exported) == len(uptrail("history", "show", batch, "--json", "--limit", 1000).json)
+
+
+def test_verify_agrees_and_the_read_model_can_be_rebuilt(
+    uptrail: Command, server: LiveServer, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    uptrail("upload", tmp_path / "a.txt", "--wait")
+    store = ("--database-url", server.settings.database_url)
+
+    assert uptrail("verify", *store).code == 0
+    assert uptrail("projection", "rebuild", *store).code == 0
+    (listed,) = uptrail("projection", "list", *store, "--json").json
+    assert listed["behind"] == 0
+    assert len(uptrail("batch", "list", "--json").json) == 1
+
+
+def test_a_key_is_made_used_and_revoked(
+    uptrail: Command, command: Command, server: LiveServer
+) -> None:
+    made = uptrail("key", "create", "--scope", "viewer", "--json").json
+    there = ("--url", server.url, "--key", made["text"])
+
+    assert command("batch", "list", *there).code == 0
+    refused = command("batch", "start", *there)
+    assert (refused.code, "scope" in refused.err) == (1, True)
+    uptrail("key", "revoke", made["key"]["id"])
+    assert command("batch", "list", *there).code == 1
+    states = {row["id"]: row["revoked_at"] for row in uptrail("key", "list", "--json").json}
+    assert states[made["key"]["id"]] is not None
+
+
+def test_the_admin_key_is_not_sent_to_an_address_somebody_typed(uptrail: Command) -> None:
+    refused = uptrail("batch", "list", "--url", "http://127.0.0.1:9")
+
+    assert refused.code == 2
+    assert "needs a key" in refused.err
+
+
+def test_doctor_finds_a_running_server_well(
+    uptrail: Command, server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPTRAIL_DATABASE_URL", server.settings.database_url or "")
+
+    found = uptrail("doctor", "--json")
+
+    levels = {finding["check"]: finding["level"] for finding in found.json}
+    assert found.code == 0
+    assert levels["server"] == levels["database"] == levels["jobs"] == "ok"
+
+
+def test_doctor_says_what_to_do_without_a_server_and_makes_nothing(
+    command: Command, tmp_path: Path
+) -> None:
+    found = command("doctor", "--data-dir", tmp_path / "data")
+
+    assert found.code == 0
+    assert "uptrail serve" in found.out
+    assert not (tmp_path / "data" / "postgres").exists()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "code"),
+    [
+        (["btach"], 2),
+        (["batch", "list", "--limit", "0"], 2),
+        (["batch", "list", "--nonsense"], 2),
+        (["serve", "--port", "99999"], 2),
+        (["serve", "--role", "king"], 2),
+        (["upload", "--jobs", "many"], 2),
+        (["batch", "list", "--url", "http://127.0.0.1:9", "--key", "up_a_b"], 5),
+        (["batch", "list"], 5),
+        (["verify", "--database-url", "postgresql://nobody@127.0.0.1:9/none"], 5),
+    ],
+)
+def test_an_error_is_one_sentence_with_what_to_do(
+    command: Command, tmp_path: Path, tokens: list[str], code: int
+) -> None:
+    failed = command(*tokens, *([] if tokens[0] == "btach" else ["--data-dir", tmp_path]))
+
+    assert failed.code == code
+    assert failed.err.startswith("uptrail: ")
+    assert "Traceback" not in failed.err
+    assert len(failed.err.splitlines()) <= 4
+
+
+def test_a_problem_is_told_in_its_own_words(uptrail: Command) -> None:
+    failed = uptrail("batch", "start", "--pipeline", "nonsense")
+
+    assert failed.code == 1
+    assert "is not known here; known: default" in failed.err
+
+
+def test_an_unknown_id_is_not_found(uptrail: Command) -> None:
+    for tokens in (("batch", "show"), ("upload", "show"), ("history", "show"), ("batch", "watch")):
+        missing = uptrail(*tokens, "00000000-0000-0000-0000-000000000000")
+        assert (missing.code, "uptrail batch list" in missing.err) == (1, True)
+
+
+def test_config_show_says_where_each_value_came_from(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uptrail.toml").write_text('port = 9000\ndatabase_url = "postgresql://u:pw@h/d"\n')
+    monkeypatch.setenv("UPTRAIL_LOG_LEVEL", "debug")
+
+    shown = command("config", "show", "--data-dir", tmp_path, "--json").json
+
+    assert shown["port"] == {"value": 9000, "source": str(tmp_path / "uptrail.toml")}
+    assert shown["log_level"] == {"value": "debug", "source": "UPTRAIL_LOG_LEVEL"}
+    assert shown["data_dir"]["source"] == "command line"
+    assert shown["host"] == {"value": "127.0.0.1", "source": "default"}
+    assert shown["database_url"]["value"] == "postgresql://u:***@h/d"
+
+
+def test_help_costs_no_import_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+    import sys
+
+    code = """
+import sys
+from interfaces.cli.main import run
+run(["--help"])
+heavy = {"sqlalchemy", "PIL", "alembic", "aiohttp", "procrastinate", "psycopg"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    from importlib.metadata import version
+
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.split() == ["uptrail", version("uptrail")]

@@ -1,0 +1,165 @@
+"""`uptrail upload`: everything arrives, once, and what cannot be sent is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.interfaces.cli.conftest import Command
+from tests.interfaces.conftest import LiveServer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small tree of files, one of them empty."""
+    root = tmp_path / "photos"
+    (root / "2026").mkdir(parents=True)
+    (root / "notes.txt").write_text("hello")
+    (root / "empty.txt").touch()
+    (root / "2026" / "data.bin").write_bytes(os.urandom(300_000))
+    return root
+
+
+def wait_until(condition: Callable[[], bool], patience: float = 60.0) -> None:
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.02)
+
+
+def content_of(server: LiveServer, upload: str) -> bytes:
+    request = urllib.request.Request(
+        f"{server.url}/v1/uploads/{upload}/content",
+        headers={"Authorization": f"Bearer {server.key}"},
+    )
+    with urllib.request.urlopen(request) as response:
+        return bytes(response.read())
+
+
+def test_a_folder_arrives_byte_for_byte_and_is_processed(
+    uptrail: Command, server: LiveServer, folder: Path
+) -> None:
+    done = uptrail("upload", folder, "--wait", "--label", "trip", "--json")
+
+    assert done.code == 0
+    assert done.json["batch"]["outcome"] == "succeeded"
+    uploads = uptrail("batch", "show", done.json["id"], "--json").json["uploads"]
+    assert {row["path"] for row in uploads} == {
+        "photos/notes.txt",
+        "photos/empty.txt",
+        "photos/2026/data.bin",
+    }
+    for row in uploads:
+        assert content_of(server, row["id"]) == (folder.parent / row["path"]).read_bytes()
+
+
+def test_the_same_command_again_is_a_new_batch_once_the_first_is_done(
+    uptrail: Command, folder: Path
+) -> None:
+    first = uptrail("upload", folder, "--wait", "--json").json
+    second = uptrail("upload", folder, "--wait", "--json").json
+
+    assert first["id"] != second["id"]
+
+
+def test_a_killed_upload_goes_on_where_it_was_and_sends_nothing_twice(
+    uptrail: Command, server: LiveServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(300):
+        (folder / f"{number:03}.bin").write_bytes(os.urandom(20_000))
+    command = ["upload", str(folder), "--jobs", "1", "--data-dir", str(server.data_dir)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "interfaces.cli.main", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def some_arrived() -> bool:
+        batches = uptrail("batch", "list", "--json").json
+        return bool(batches) and batches[0]["bytes_received"] > 400_000
+
+    try:
+        wait_until(some_arrived)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (killed,) = uptrail("batch", "list", "--json").json
+
+    done = uptrail("upload", folder, "--jobs", "1", "--wait", "--json")
+
+    assert done.code == 0
+    assert f"going on with batch {killed['id']}" in done.err
+    assert done.json["id"] == killed["id"]
+    assert done.json["batch"]["uploads"] == 300
+    assert done.json["batch"]["bytes_received"] == 300 * 20_000
+    events = uptrail("history", "show", killed["id"], "--limit", 100_000, "--json").json
+    received = [event["stream"] for event in events if event["type"] == "upload.file_received"]
+    assert len(received) == len(set(received)) == 300
+
+
+def test_what_cannot_be_sent_is_told_and_the_rest_arrives(uptrail: Command, folder: Path) -> None:
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe")
+    (folder / "bad\nname").touch()
+
+    done = uptrail("upload", folder, "--wait", "--json")
+
+    assert done.code == 3
+    assert done.json["batch"]["counts"] == {"completed": 3}
+    reasons = {Path(one["path"]).name: one["reason"] for one in done.json["failures"]}
+    assert reasons["loop"] == "a symbolic link back to a folder above it"
+    assert reasons["pipe"] == "not a regular file"
+    assert "control characters" in reasons["bad\nname"]
+
+
+def test_a_file_that_fails_in_processing_is_told_with_its_reason(
+    uptrail: Command, folder: Path
+) -> None:
+    (folder / "broken.png").touch()
+
+    done = uptrail("upload", folder, "--wait", "--json")
+
+    assert done.code == 3
+    assert done.json["batch"]["outcome"] == "completed_with_failures"
+    (failure,) = done.json["failures"]
+    assert failure["path"] == "photos/broken.png"
+    assert failure["reason"]
+
+
+def test_a_path_that_is_not_there_is_refused_before_anything_starts(
+    uptrail: Command, tmp_path: Path
+) -> None:
+    refused = uptrail("upload", tmp_path / "nowhere")
+
+    assert refused.code == 2
+    assert "does not exist" in refused.err
+    assert uptrail("batch", "list", "--json").json == []
+
+
+def test_two_folders_of_one_name_are_refused(uptrail: Command, tmp_path: Path) -> None:
+    for parent in ("a", "b"):
+        (tmp_path / parent / "same").mkdir(parents=True)
+
+    refused = uptrail("upload", tmp_path / "a" / "same", tmp_path / "b" / "same")
+
+    assert refused.code == 2
+    assert "same name" in refused.err
+
+
+def test_a_file_called_like_a_subcommand_is_named_by_its_path(
+    uptrail: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "show").write_text("not a command")
+    monkeypatch.chdir(tmp_path)
+
+    assert uptrail("upload", "./show", "--wait").code == 0
