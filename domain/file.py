@@ -91,6 +91,8 @@ def metadata_problem(metadata: dict[str, str]) -> str | None:
 
 def control_character(text: str) -> bool:
     """Whether the text holds a control, format-override or surrogate character."""
+    if text.isprintable():  # says so of no such character, and is quick
+        return False
     return any(
         category(character) in ("Cc", "Cs") or "\u202a" <= character <= "\u202e"
         for character in text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import msgspec
@@ -50,7 +50,7 @@ class Arrivals:
 
         Raises Faulty, TooLong, StorageFull, NotFound, NotNow, Busy, Unavailable.
         """
-        await self.admit(file)
+        await self._admit(file)
         registered = await self._register(place, file, speaker)
         upload = registered.upload
         if upload.size is None and file.size is not None and upload.state in INCOMING:
@@ -58,14 +58,19 @@ class Arrivals:
         return RegisteredUpload(upload, registered.created, registered.position)
 
     async def arrive(
-        self, place: Alone | Joining, file: FileDeclaration, content: bytes, speaker: Speaker
+        self,
+        place: Alone | Joining,
+        file: FileDeclaration,
+        read: Callable[[], Awaitable[bytes]],
+        speaker: Speaker,
     ) -> RegisteredUpload:
-        """Stores a whole file, then records that it was registered and received.
+        """Reads and stores a whole file, then records that it was registered and received.
 
         Where the batch knows the path, the bytes go to the upload that is there, unless it has
-        bytes already: then these are dropped. Raises what `announce` raises.
+        bytes already: then these are dropped. Raises what `announce` and `read` raise.
         """
-        await self.admit(file)
+        await self._admit(file)
+        content = await read()
         upload = upload_id_for(place.batch, file.path)
         blob = blob_of_whole(upload, self._new_id())
         await self._transfers.blobs.put(blob, content)
@@ -80,7 +85,7 @@ class Arrivals:
             raise
         return registered
 
-    async def admit(self, file: FileDeclaration) -> None:
+    async def _admit(self, file: FileDeclaration) -> None:
         """Raises Faulty, TooLong, StorageFull for a file that no byte should be read of."""
         if faults := tuple(faults_of(file)):
             raise Faulty(*faults)

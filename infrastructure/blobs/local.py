@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
-from uuid import uuid4
 from zlib import crc32
 
 from application.ports.blobs import BlobBusy, BlobMissing, BlobTooShort
@@ -22,9 +21,11 @@ from infrastructure.blobs.disk import (
     sync_folder,
     told,
     try_lock,
-    write_all,
 )
-from infrastructure.blobs.local_writer import LocalBlobWriter, Pace
+from infrastructure.blobs.group_sync import GroupSync
+from infrastructure.blobs.local_writer import LocalBlobWriter
+from infrastructure.blobs.pace import Pace
+from infrastructure.blobs.whole_files import create, replace
 
 READ_CHUNK = 256 * 1024
 THREADS = 8  # they wait for the disk; more of them than this only wait for each other
@@ -48,6 +49,7 @@ class LocalBlobStore:
         self._folder = folder
         self._made: set[Path] = set()  # shards known to be durable: 256 at most
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
+        self._group = GroupSync(self._threads)
         self._pace = Pace()
 
     def close(self) -> None:
@@ -85,7 +87,19 @@ class LocalBlobStore:
 
     async def put(self, name: str, content: bytes) -> None:
         path = self._path(name)
-        await self._run(lambda: self._put(path, content))
+        if path.parent not in self._made:
+            await self._run(lambda: self._make_shard(path.parent))
+        descriptor = await self._created(path, content)
+        if descriptor is None:
+            await self._run(lambda: replace(path, content))
+            return
+        try:
+            await self._group.sync(descriptor, path.parent)
+        except BaseException:
+            path.unlink()  # never acknowledged, and nobody else would ever free it
+            raise
+        finally:
+            os.close(descriptor)
 
     async def delete(self, name: str) -> None:
         path = self._path(name)
@@ -93,6 +107,13 @@ class LocalBlobStore:
 
     async def free_bytes(self) -> int | None:
         return await self._run(lambda: _free_bytes(self._folder))
+
+    async def _created(self, path: Path, content: bytes) -> int | None:
+        """Writes a new file on the loop: small as it is, a trip to a thread would cost more."""
+        if self._pace.slow:
+            return await self._run(lambda: create(path, content))
+        with told(), self._pace.measured():
+            return create(path, content)
 
     def _path(self, name: str) -> Path:
         """Where the blob is kept. Raises ValueError for a name that no caller should choose."""
@@ -128,17 +149,6 @@ class LocalBlobStore:
             return os.open(path, flags, NEW_FILE)
         except FileNotFoundError:
             raise BlobTooShort(name, 0, offset) from None
-
-    def _put(self, path: Path, content: bytes) -> None:
-        self._make_shard(path.parent)
-        try:
-            _write_new(path, content)
-        except FileExistsError:
-            # Whoever reads the name meanwhile gets the old content or the new, never a mixture.
-            aside = path.with_name(f"{path.name[:200]}~{uuid4().hex}")
-            _write_new(aside, content)
-            aside.replace(path)
-        sync_folder(path.parent)
 
     def _make_shard(self, shard: Path) -> None:
         if shard not in self._made:
@@ -195,20 +205,6 @@ def _finish(name: str, path: Path, size: int) -> None:
     finally:
         os.close(descriptor)
     sync_folder(path.parent)
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = os.open(path, flags, NEW_FILE)
-    try:
-        for _ in write_all(descriptor, content):
-            pass
-        sync_data(descriptor)
-    except BaseException:
-        path.unlink()  # never acknowledged, and nobody else would ever free it
-        raise
-    finally:
-        os.close(descriptor)
 
 
 def _delete(path: Path) -> None:

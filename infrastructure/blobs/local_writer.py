@@ -7,33 +7,11 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from application.errors import Unavailable
 from infrastructure.blobs.disk import sync_data, sync_folder, told, write_all
-
-SLOW = 0.02  # seconds: a write that takes this long holds up everybody else on the loop
-SLOW_FOR = 1.0  # seconds for which writes then go to a thread
-
-
-class Pace:
-    """How quick the disk is, as the last writes of all blobs found it.
-
-    A write into the page cache takes microseconds, and a hop to a thread costs a third of the
-    throughput; but once too much is dirty the kernel makes the writer wait.
-    """
-
-    def __init__(self) -> None:
-        self._slow_until = 0.0
-
-    @property
-    def slow(self) -> bool:
-        return monotonic() < self._slow_until
-
-    def took(self, seconds: float) -> None:
-        if seconds > SLOW:
-            self._slow_until = monotonic() + SLOW_FOR
+from infrastructure.blobs.pace import Pace
 
 
 class LocalBlobWriter:
@@ -92,14 +70,12 @@ class LocalBlobWriter:
         await asyncio.wait(self._working)
 
     def _write(self, chunk: bytes | bytearray | memoryview) -> None:
-        began = monotonic()
-        with told():
+        with told(), self._pace.measured():
             if self._excess:
                 os.ftruncate(self._descriptor, self._size)
                 self._excess = False
             for written in write_all(self._descriptor, chunk):
                 self._size += written
-        self._pace.took(monotonic() - began)
 
     def _sync(self) -> None:
         if self._broken:  # the kernel reports a failed write-back once, then forgets it

@@ -49,7 +49,7 @@ async def chunks_of(request: web.Request) -> AsyncIterator[bytes]:
         except (OSError, HttpProcessingError, web.RequestPayloadError) as error:
             if rest := _unread(stream):
                 yield rest
-            raise SenderGone(_told(error)) from error
+            raise SenderGone("the connection broke") from error
         if not chunk:
             return
         yield chunk
@@ -76,9 +76,3 @@ def _unread(stream: StreamReader) -> bytes:
     """
     stream.set_exception(None)  # type: ignore[arg-type]
     return stream.read_nowait()
-
-
-def _told(error: Exception) -> str:
-    if isinstance(error, HttpProcessingError | web.RequestPayloadError):
-        return "the body was malformed"
-    return "the connection broke"

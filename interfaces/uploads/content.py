@@ -27,6 +27,9 @@ _log = structlog.get_logger(__name__)
 async def content(request: web.Request) -> web.StreamResponse:
     """GET of an upload's bytes, for whoever may see the upload; Range is understood."""
     upload = await upload_of(request, id_in(request))
+    if upload.blob is None:  # remembered from a moment ago: another process may have received it
+        request.app[SERVICES].log.forget(upload.id)
+        upload = await upload_of(request, upload.id)
     if upload.blob is None or upload.state in GONE:
         raise NotFound("there are no stored bytes")
     _require_harmless(request, upload)

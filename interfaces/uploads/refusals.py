@@ -6,8 +6,6 @@ so these statuses go where a repetition helps, and only there.
 
 from __future__ import annotations
 
-from aiohttp.http_exceptions import HttpProcessingError
-
 from application.transfer.errors import (
     NotIncoming,
     OffsetMismatch,
@@ -33,7 +31,7 @@ GONE = frozenset(
 
 
 def refusal_of(error: Exception) -> Problem:
-    """The problem for an upload client. Raises ConnectionResetError where nobody is listening."""
+    """The problem for an upload client."""
     match error:
         case OffsetMismatch(offset=offset):
             return Problem(
@@ -49,10 +47,8 @@ def refusal_of(error: Exception) -> Problem:
             return Problem(408, "stalled", str(error))
         case Stopping():
             return Problem(503, "stopping", str(error), headers=RETRY_SOON)
-        case SenderGone(__cause__=HttpProcessingError()):
-            return Problem(400, "malformed_request", "the body cannot be read as it was sent")
-        case SenderGone():
-            raise ConnectionResetError(str(error)) from error
+        case SenderGone():  # as a rule nobody reads this
+            return Problem(400, "body_cut_short", str(error))
         case Refused() if not isinstance(error, Faulty):
             return Problem(403, "not_now", str(error))
     return problem_of(error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -99,10 +100,9 @@ async def create(request: web.Request) -> web.StreamResponse:
     if size is not None and (length or 0) > size:
         raise TooLong(size)
     if size is not None and size <= SMALL and (size == 0 or (with_body and length == size)):
-        await arrivals.admit(file)
         idle = request.app[TRANSFERS].limits.idle_timeout
-        content = await whole(request, idle_timeout=idle)
-        return _created((await arrivals.arrive(place, file, content, speaker)).upload)
+        read = partial(whole, request, idle_timeout=idle)
+        return _created((await arrivals.arrive(place, file, read, speaker)).upload)
     registered = await arrivals.announce(place, file, speaker)
     if with_body and registered.upload.received == 0:
         return _created(await _first_bytes(request, registered, speaker))

@@ -1,0 +1,47 @@
+"""Small files written in one go: new ones at once, known ones aside and then in place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+from infrastructure.blobs.disk import NEW_FILE, sync_data, sync_folder, write_all
+
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+def create(path: Path, content: bytes) -> int | None:
+    """An open descriptor of the new file, yet to be synced; None where the name is taken."""
+    try:
+        descriptor = os.open(path, _FLAGS, NEW_FILE)
+    except FileExistsError:
+        return None
+    try:
+        for _ in write_all(descriptor, content):
+            pass
+    except BaseException:
+        os.close(descriptor)
+        path.unlink()  # never acknowledged, and nobody else would ever free it
+        raise
+    return descriptor
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Puts the content in place of the file's: a reader gets the old or the new, never a mixture.
+
+    `~` is in no blob's name, so that nobody takes the file aside for one.
+    """
+    aside = path.with_name(f"{path.name[:200]}~{uuid4().hex}")
+    descriptor = os.open(aside, _FLAGS, NEW_FILE)
+    try:
+        for _ in write_all(descriptor, content):
+            pass
+        sync_data(descriptor)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from application.ports.blobs import BlobBusy
+from infrastructure.blobs.local import LocalBlobStore
+from tests.contracts.blob_store import NAME, BlobStoreContract, Opener, appended, content
+from tests.support import run
+
+
+class TestLocalBlobStore(BlobStoreContract):
+    @pytest.fixture
+    def opened(self, tmp_path: Path) -> Opener:
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[LocalBlobStore]:
+            store = LocalBlobStore(tmp_path / "blobs")
+            try:
+                yield store
+            finally:
+                store.close()
+
+        return opened
+
+
+def test_a_blob_that_somebody_appends_to_is_nobody_elses(tmp_path: Path) -> None:
+    async def story() -> None:
+        here, there = LocalBlobStore(tmp_path), LocalBlobStore(tmp_path)
+        writer = await here.append(NAME, 0)
+        with pytest.raises(BlobBusy):
+            await there.append(NAME, 0)
+        await writer.close()
+        await appended(there, 0, b"bytes")
+        here.close()
+        there.close()
+
+    run(story())
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    code = f"""
+import asyncio, os
+from pathlib import Path
+from infrastructure.blobs.local import LocalBlobStore
+
+async def main():
+    writer = await LocalBlobStore(Path({str(tmp_path)!r})).append({NAME!r}, 0)
+    await writer.write(b"bytes")
+    await writer.sync()
+    os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+
+    async def story() -> None:
+        store = LocalBlobStore(tmp_path)
+        assert await appended(store, 5, b" and more") == 14
+        store.close()
+
+    run(story())
+
+
+def test_a_full_disk_is_told_and_keeps_what_fitted(tmp_path: Path) -> None:
+    code = f"""
+import asyncio, resource
+from pathlib import Path
+from application.errors import StorageFull
+from infrastructure.blobs.local import LocalBlobStore
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+async def main():
+    store = LocalBlobStore(Path({str(tmp_path)!r}))
+    writer = await store.append({NAME!r}, 0)
+    for write in (writer.write(b"x" * 150), store.put("uploads/b", b"x" * 150)):
+        try:
+            await write
+        except StorageFull:
+            continue
+        raise SystemExit("it fitted")
+    assert await writer.sync() == 100
+    await writer.close()
+    assert await store.size("uploads/b") == 0
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_many_small_files_at_once_are_all_stored(tmp_path: Path) -> None:
+    async def story() -> None:
+        store = LocalBlobStore(tmp_path)
+        names = [f"uploads/{n:04x}" for n in range(300)]
+        await asyncio.gather(*(store.put(name, name.encode()) for name in names))
+        for name in names:
+            assert await content(store, name) == name.encode()
+        store.close()
+
+    run(story())
+
+
+def test_a_writer_that_is_cancelled_in_a_sync_lets_go_of_its_file(tmp_path: Path) -> None:
+    async def story() -> None:
+        store = LocalBlobStore(tmp_path)
+        writer = await store.append(NAME, 0)
+        await writer.write(b"x" * 1_000_000)
+        sync = asyncio.create_task(writer.sync())
+        await asyncio.sleep(0)
+        sync.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sync
+        await writer.close()
+        await appended(store, 1_000_000, b"y")
+        store.close()
+
+    run(story())
+
+
+def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
+    async def story() -> None:
+        store = LocalBlobStore(tmp_path / "blobs")
+        await store.put(NAME, b"bytes")
+        await appended(store, 0, b"bytes")
+        store.close()
+
+    run(story())
+    found = [tmp_path / "blobs", *(tmp_path / "blobs").rglob("*")]
+    assert {path.stat().st_mode & 0o077 for path in found} == {0}

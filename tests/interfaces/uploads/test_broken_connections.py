@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from application.transfer.names import blob_of
+from tests.interfaces.uploads.raw import Sender
+from tests.interfaces.uploads.server import BYTES, Server, serving, upload_in
+from tests.support import eventually, run
+
+CONTENT = bytes(range(256)) * 40
+
+
+async def _interrupted(server: Server, location: str) -> None:
+    async def recorded() -> bool:
+        return "upload.transfer_interrupted" in await server.topics(location)
+
+    await eventually(recorded)
+
+
+async def _arrived(server: Server, location: str, count: int) -> None:
+    blob = blob_of(upload_in(location))
+
+    async def stored() -> bool:
+        return await server.services.blobs.size(blob) == count
+
+    await eventually(stored)
+
+
+@pytest.mark.parametrize("end", ["leaves", "half closes", "resets"])
+def test_bytes_that_arrived_before_a_cut_are_kept(
+    end: str, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await server.create(len(CONTENT))
+            async with Sender(server) as sender:
+                await sender.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
+                if end == "leaves":
+                    await sender.leave()
+                elif end == "half closes":
+                    await sender.half_close()
+                else:  # what the other side has not read yet, a reset throws away
+                    await _arrived(server, location, 3000)
+                    sender.reset()
+                await _interrupted(server, location)
+
+            assert await server.offset(location) == 3000
+            assert await server.patch(location, 3000, CONTENT[3000:]) == 204
+            assert await server.content(location) == CONTENT
+
+    run(story())
+
+
+def test_a_body_that_arrived_whole_counts_although_its_sender_is_gone(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await server.create(len(CONTENT))
+            async with Sender(server) as sender:
+                await sender.begin_patch(location, 0, len(CONTENT), CONTENT)
+                await sender.half_close()
+
+            async def received() -> bool:
+                return "upload.file_received" in await server.topics(location)
+
+            await eventually(received)
+            assert await server.content(location) == CONTENT
+
+    run(story())
+
+
+def test_bytes_before_a_malformed_chunk_are_kept(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await server.create(100)
+            headers = {**BYTES, "Upload-Offset": "0", "Transfer-Encoding": "chunked"}
+            async with Sender(server) as sender:
+                await sender.begin("PATCH", location, headers, b"5\r\nhello\r\n")
+                await _arrived(server, location, 5)
+                await sender.send(b"not a length\r\n")
+
+            assert await server.offset(location) == 5
+            assert "upload.transfer_interrupted" in await server.topics(location)
+
+    run(story())
+
+
+def test_a_silent_sender_is_given_up_and_its_bytes_are_kept(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, transfer_idle_timeout=0.2) as server:
+            location = await server.create(100)
+            async with Sender(server) as sender:
+                await sender.begin_patch(location, 0, 100, b"x" * 30)
+                assert (await sender.answer())[0] == 408
+
+            assert await server.offset(location) == 30
+
+    run(story())
+
+
+def test_a_server_that_stops_commits_what_is_under_way(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await server.create(100)
+            sender = Sender(server)
+            await sender.__aenter__()
+            await sender.begin_patch(location, 0, 100, b"x" * 30)
+            await _arrived(server, location, 30)
+        try:
+            status, head = await sender.answer()
+            assert status == 503
+            assert b"Retry-After" in head
+        finally:
+            await sender.leave()
+        async with serving(database_url, tmp_path) as server:
+            assert await server.offset(location) == 30
+            assert "upload.transfer_interrupted" in await server.topics(location)
+
+    run(story())
+
+
+def test_progress_is_recorded_while_bytes_arrive(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, progress_interval=0.01) as server:
+            location = await server.create(100)
+            async with Sender(server) as sender:
+                await sender.begin_patch(location, 0, 100, b"")
+
+                async def recorded() -> bool:
+                    await sender.send(b"x")
+                    return "upload.file_progressed" in await server.topics(location)
+
+                await asyncio.wait_for(eventually(recorded), 20)
+                await sender.leave()
+                await _interrupted(server, location)
+
+    run(story())

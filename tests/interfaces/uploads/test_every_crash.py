@@ -1,0 +1,130 @@
+"""What was acknowledged is there, wherever the process died."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from application.envelope import Append, Appended
+from application.transfer.arriving import Alone, Arrivals
+from application.transfer.elsewhere import NobodyElse
+from application.transfer.names import blob_of
+from application.transfer.transfers import Incoming, Limits, Speaker, Transfers
+from domain.file import FileDeclaration
+from domain.ids import upload_id_for
+from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.local_writer import LocalBlobWriter
+from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.postgres.pool import make_pool
+from tests.contracts.blob_store import content
+from tests.support import run
+
+CONTENT = b"0123456789" * 3
+PIECE = 10
+SPEAKER = Speaker("key:test")
+NO_END = 1_000
+
+
+class Killed(BaseException):
+    """The process ends here: nothing after this is written, synced or recorded."""
+
+
+class Life:
+    """Ends after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    async def through(self, step: Callable[[], Awaitable[Any]]) -> Any:
+        """Performs a step that may be the last one, or may not be reached."""
+        if self._left <= 0:
+            raise Killed
+        self._left -= 1
+        return await step()
+
+
+class MortalLog(PostgresEventLog):
+    life = Life(NO_END)
+
+    async def append(self, append: Append) -> Appended:
+        done: Appended = await self.life.through(lambda: PostgresEventLog.append(self, append))
+        return done
+
+
+class MortalStore(LocalBlobStore):
+    life = Life(NO_END)
+
+    async def append(self, name: str, offset: int) -> LocalBlobWriter:
+        writer = await LocalBlobStore.append(self, name, offset)
+        for step in ("write", "sync"):
+            method = getattr(writer, step)
+            setattr(writer, step, lambda *args, m=method: self.life.through(lambda: m(*args)))
+        return writer
+
+    async def finish(self, name: str, size: int) -> None:
+        await self.life.through(lambda: LocalBlobStore.finish(self, name, size))
+
+
+@asynccontextmanager
+async def _process(url: str, folder: Path, life: Life) -> AsyncIterator[Transfers]:
+    async with make_pool(url, name="test") as pool, GroupCommitter(url) as committer:
+        log, blobs = MortalLog(pool, committer), MortalStore(folder)
+        log.life = blobs.life = life
+        limits = Limits(
+            max_file_size=1_000, min_free_bytes=0, progress_interval=60, idle_timeout=60
+        )
+        yield Transfers(
+            log, blobs, NobodyElse(), limits=limits, now=lambda: datetime.now(UTC), clock=lambda: 0
+        )
+        await log.close()
+        blobs.close()
+
+
+async def _sent(start: int, end: int) -> AsyncIterator[bytes]:
+    yield CONTENT[start : (start + end) // 2]
+    yield CONTENT[(start + end) // 2 : end]
+
+
+async def _dies_after(steps: int, url: str, folder: Path) -> bool:
+    """Whether the process died before it was through; checks what the next one finds."""
+    batch, acknowledged = uuid4(), 0
+    upload = upload_id_for(batch, "a")
+    file = FileDeclaration(path="a", size=len(CONTENT))
+    async with _process(url, folder, Life(NO_END)) as transfers:
+        await Arrivals(transfers, uuid4).announce(Alone(batch=batch, owner="a"), file, SPEAKER)
+    died = False
+    async with _process(url, folder, Life(steps)) as transfers:
+        try:
+            for start in range(0, len(CONTENT), PIECE):
+                incoming = Incoming(upload=upload, offset=start, length=PIECE)
+                chunks = _sent(start, start + PIECE)
+                acknowledged = (await transfers.receive(incoming, chunks, SPEAKER)).received
+        except Killed:
+            died = True
+    async with _process(url, folder, Life(NO_END)) as transfers:
+        offset = (await transfers.settle(upload, SPEAKER)).received
+        assert offset >= acknowledged
+        found = await content(transfers.blobs, blob_of(upload)) if offset else b""
+        assert found[:offset] == CONTENT[:offset]
+        if offset < len(CONTENT):
+            incoming = Incoming(upload=upload, offset=offset)
+            await transfers.receive(incoming, _sent(offset, len(CONTENT)), SPEAKER)
+        assert await content(transfers.blobs, blob_of(upload)) == CONTENT
+    return died
+
+
+def test_acknowledged_bytes_survive_a_death_after_any_step(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        deaths = 0
+        while await _dies_after(deaths, database_url, tmp_path):
+            deaths += 1
+        assert deaths == 3 * 4  # three pieces: write, write, sync or finish, append
+
+    run(story())

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from application.transfer.names import blob_of
+from tests.interfaces.uploads.raw import Sender
+from tests.interfaces.uploads.server import TUS, Server, serving, upload_in
+from tests.support import eventually, run
+
+CONTENT = bytes(range(256)) * 40
+
+
+async def _arrived(server: Server, location: str, count: int) -> None:
+    async def stored() -> bool:
+        size = await server.services.blobs.size(blob_of(upload_in(location)))
+        return size == count
+
+    await eventually(stored)
+
+
+def test_asking_for_the_offset_ends_a_running_transfer_and_counts_its_bytes(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server, Sender(server) as sender:
+            location = await server.create(len(CONTENT))
+            await sender.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
+            await _arrived(server, location, 3000)
+
+            assert await server.offset(location) == 3000
+            assert (await sender.answer())[0] == 423
+
+    run(story())
+
+
+def test_two_patches_at_once_are_never_both_accepted(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            serving(database_url, tmp_path) as server,
+            Sender(server) as first,
+            Sender(server) as second,
+        ):
+            location = await server.create(len(CONTENT))
+            await first.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
+            await _arrived(server, location, 3000)
+            await second.begin_patch(location, 0, len(CONTENT), CONTENT)
+
+            assert (await first.answer())[0] == 423
+            status, head = await second.answer()
+            assert status == 409
+            assert b"Upload-Offset: 3000" in head
+            assert await server.patch(location, 3000, CONTENT[3000:]) == 204
+            assert await server.content(location) == CONTENT
+
+    run(story())
+
+
+def test_many_patches_from_the_same_offset_leave_the_file_as_one_of_them_sent_it(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await server.create(len(CONTENT))
+            tries = (server.patch(location, 0, CONTENT) for _ in range(6))
+            statuses = await asyncio.gather(*tries)
+            if 204 not in statuses:
+                offset = await server.offset(location)
+                assert await server.patch(location, offset, CONTENT[offset:]) == 204
+
+            assert set(statuses) <= {204, 409, 413, 423}
+            assert await server.content(location) == CONTENT
+            assert (await server.topics(location)).count("upload.file_received") == 1
+
+    run(story())
+
+
+def test_terminating_ends_a_running_transfer_and_frees_its_bytes(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server, Sender(server) as sender:
+            location = await server.create(len(CONTENT))
+            await sender.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
+            await _arrived(server, location, 3000)
+
+            async with server.client.delete(location, headers=TUS) as answer:
+                assert answer.status == 204
+            assert (await sender.answer())[0] == 423
+            assert await server.services.blobs.size(blob_of(upload_in(location))) == 0
+            async with server.client.head(location, headers=TUS) as answer:
+                assert answer.status == 410
+            async with server.client.get(f"{location}/content") as gone:
+                assert gone.status == 404
+            assert await server.patch(location, 3000, b"x") == 410
+
+    run(story())
+
+
+def test_the_newest_request_wins_on_another_process_too(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            serving(database_url, tmp_path) as here,
+            serving(database_url, tmp_path) as there,
+            Sender(here) as sender,
+        ):
+            location = await here.create(len(CONTENT))
+            await sender.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
+            await _arrived(here, location, 3000)
+
+            assert await there.offset(location) == 3000
+            assert (await sender.answer())[0] == 423
+            assert await there.patch(location, 3000, CONTENT[3000:]) == 204
+            assert await here.content(location) == CONTENT
+
+    run(story())
+
+
+def test_what_another_process_received_is_not_cut_off_by_a_stale_memory(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with (
+            serving(database_url, tmp_path) as here,
+            serving(database_url, tmp_path) as there,
+        ):
+            location = await here.create(len(CONTENT))
+            assert await here.patch(location, 0, CONTENT[:1000]) == 204
+            assert await there.patch(location, 1000, CONTENT[1000:3000]) == 204
+
+            assert await here.patch(location, 1000, b"zombie") == 409
+            assert await here.patch(location, 3000, CONTENT[3000:]) == 204
+            assert await there.content(location) == CONTENT
+
+    run(story())
+
+
+def test_an_upload_cancelled_elsewhere_stops_its_transfer(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with (
+            serving(database_url, tmp_path, progress_interval=0.01) as here,
+            serving(database_url, tmp_path) as there,
+            Sender(here) as sender,
+        ):
+            location = await here.create(len(CONTENT))
+            await sender.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
+            await _arrived(here, location, 3000)
+
+            async with there.client.delete(location, headers=TUS) as answer:
+                assert answer.status == 204
+            assert (await sender.answer())[0] in (410, 403, 423)
+            assert "upload.file_received" not in await here.topics(location)
+
+    run(story())

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.interfaces.uploads.raw import Sender
+from tests.interfaces.uploads.server import BYTES, TUS, serving, stored_files, upload_in
+from tests.support import run
+
+
+def test_anybody_may_ask_what_is_offered(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, max_file_size=1000) as server:
+            for path in ("/v1/uploads", f"/v1/uploads/{server.services.new_id()}"):
+                async with server.client.options(path) as answer:
+                    assert answer.status == 204
+                    assert answer.headers["Tus-Version"] == "1.0.0"
+                    assert answer.headers["Tus-Max-Size"] == "1000"
+                    assert "termination" in answer.headers["Tus-Extension"]
+
+    run(story())
+
+
+def test_an_upload_goes_in_by_pieces_and_comes_out_whole(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await server.create(10)
+            assert location.startswith("/v1/uploads/")
+            assert await server.patch(location, 0, b"01234") == 204
+            assert await server.offset(location) == 5
+            assert await server.patch(location, 0, b"01234") == 409
+            assert await server.patch(location, 5, b"56789") == 204
+            assert await server.patch(location, 10, b"") == 204
+
+            assert await server.content(location) == b"0123456789"
+            assert await server.topics(location) == [
+                "upload.registered",
+                "upload.file_progressed",
+                "upload.file_progressed",
+                "upload.file_received",
+            ]
+
+    run(story())
+
+
+def test_a_body_of_unknown_length_is_taken(database_url: str, tmp_path: Path) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"01234"
+        yield b"56789"
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await server.create(10)
+            assert await server.patch(location, 0, body()) == 204
+            assert await server.content(location) == b"0123456789"
+
+    run(story())
+
+
+def test_more_bytes_than_declared_are_refused_and_not_kept(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"01234567"
+        yield b"89 and more"
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await server.create(10)
+            assert await server.patch(location, 0, b"x" * 11) == 413
+            assert await server.offset(location) == 0
+            assert await server.patch(location, 0, body()) == 413
+            assert await server.offset(location) == 0
+            assert await server.patch(location, 0, b"0123456789") == 204
+            assert await server.patch(location, 10, b"x") == 413
+            assert await server.content(location) == b"0123456789"
+
+    run(story())
+
+
+def test_a_size_may_be_put_off_and_said_with_the_bytes(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            headers = {**TUS, "Upload-Defer-Length": "1"}
+            async with server.client.post("/v1/uploads", headers=headers) as answer:
+                location = answer.headers["Location"]
+            assert await server.patch(location, 0, b"01234") == 204
+            async with server.client.head(location, headers=TUS) as answer:
+                assert answer.headers["Upload-Defer-Length"] == "1"
+                assert "Upload-Length" not in answer.headers
+            assert await server.patch(location, 5, b"56789", **{"Upload-Length": "10"}) == 204
+            assert await server.content(location) == b"0123456789"
+
+    run(story())
+
+
+def test_metadata_is_echoed_exactly_and_used(database_url: str, tmp_path: Path) -> None:
+    name = b64encode("Übung 1.txt".encode()).decode()
+    said = f"filename {name},filetype dGV4dC9wbGFpbg==, flag , odd /w=="
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await server.create(3, **{"Upload-Metadata": said})
+            async with server.client.head(location, headers=TUS) as answer:
+                assert answer.headers["Upload-Metadata"] == said
+                assert answer.headers["Cache-Control"] == "no-store"
+            upload = await server.services.log.upload(upload_in(location))
+            assert (upload.path, upload.media_type) == ("Übung 1.txt", "text/plain")
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("POST", {"Upload-Length": "5"}, 412),
+        ("POST", {"Tus-Resumable": "0.2.2", "Upload-Length": "5"}, 412),
+        ("POST", {**TUS}, 400),
+        ("POST", {**TUS, "Upload-Length": "-5"}, 400),
+        ("POST", {**TUS, "Upload-Length": "5", "Upload-Defer-Length": "1"}, 400),
+        ("POST", {**TUS, "Upload-Length": "5", "Upload-Metadata": "a !"}, 422),
+        ("POST", {**TUS, "Upload-Length": "5", "Upload-Metadata": "filename Li4vYQ=="}, 422),
+        ("POST", {**TUS, "Upload-Length": "1001"}, 413),
+        ("PATCH", {**TUS, "Upload-Offset": "0"}, 415),
+        ("PATCH", {**BYTES}, 400),
+        ("PATCH", {**BYTES, "Upload-Offset": "zero"}, 400),
+        ("PATCH", {**BYTES, "Upload-Offset": "0", "Content-Encoding": "gzip"}, 415),
+    ],
+)
+def test_what_is_no_sound_request_is_refused(
+    method: str, headers: dict[str, str], status: int, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, max_file_size=1000) as server:
+            path = await server.create(5) if method == "PATCH" else "/v1/uploads"
+            head = await server.services.log.head()
+            async with Sender(server) as sender:
+                await sender.begin(method, path, {**headers, "Content-Length": "0"})
+                answered, said = await sender.answer()
+
+            assert answered == status
+            assert b"Tus-Resumable: 1.0.0" in said
+            assert await server.services.log.head() == head
+
+    run(story())
+
+
+def test_a_refused_body_is_not_even_asked_for(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, min_free_bytes=2**60) as server:
+            headers = {**BYTES, "Upload-Length": "5000000", "Content-Length": "5000000"}
+            async with Sender(server) as sender:
+                await sender.begin("POST", "/v1/uploads", {**headers, "Expect": "100-continue"})
+                status, said = await sender.answer()
+
+            assert status == 507
+            assert b"Connection: close" in said
+
+    run(story())
+
+
+def test_a_body_that_is_wanted_is_asked_for(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server, Sender(server) as sender:
+            headers = {**BYTES, "Upload-Length": "5", "Content-Length": "5"}
+            await sender.begin("POST", "/v1/uploads", {**headers, "Expect": "100-continue"})
+            assert (await sender.answer())[0] == 100
+            await sender.send(b"hello")
+            assert (await sender.answer())[0] == 201
+
+    run(story())
+
+
+def test_lost_bytes_are_reported_and_beyond_what_was_recorded_nothing_is_trusted(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await server.create(10)
+            assert await server.patch(location, 0, b"01234") == 204
+            file = stored_files(tmp_path)[0]
+            file.write_bytes(b"01234 never acknowledged")
+            assert await server.offset(location) == 5
+            file.write_bytes(b"012")
+            assert await server.offset(location) == 3
+            assert "upload.bytes_lost" in await server.topics(location)
+            assert await server.patch(location, 3, b"3456789") == 204
+            assert await server.content(location) == b"0123456789"
+
+    run(story())
