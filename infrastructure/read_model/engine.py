@@ -36,8 +36,12 @@ def make_engine(url: str, *, size: int = 4, overflow: int = 12) -> AsyncEngine:
             application_name="uptrail-queries",
             connect_timeout=CONNECT_TIMEOUT,
         )
-        await connection.execute("SET TIME ZONE 'UTC'")
-        await connection.set_autocommit(False)
+        try:
+            await connection.execute("SET TIME ZONE 'UTC'")
+            await connection.set_autocommit(False)
+        except BaseException:
+            await connection.close()
+            raise
         return connection
 
     return create_async_engine(

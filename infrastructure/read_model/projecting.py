@@ -33,7 +33,11 @@ async def connect_writer(url: str, *, name: str) -> Connection:
     crash of the server takes is projected again from events, which never fall.
     """
     connection = await connect(url, name=name)
-    await connection.execute("SET synchronous_commit = off")
+    try:
+        await connection.execute("SET synchronous_commit = off")
+    except BaseException:
+        await connection.close()
+        raise
     return connection
 
 
