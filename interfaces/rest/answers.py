@@ -63,7 +63,7 @@ class PageAnswer(msgspec.Struct, Generic[Row], frozen=True, kw_only=True):
     position: int
 
 
-class HistoryItem(msgspec.Struct, frozen=True, kw_only=True):
+class HistoryItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One recorded event; `command` and `trace` say what caused it, where that is known."""
 
     position: int

@@ -20,6 +20,7 @@ from application.errors import (
     NotFound,
     StorageFull,
     Unavailable,
+    Undetermined,
 )
 from application.ports.read_model import BadCursor
 from domain.errors import Faulty, NotNow, OutOfRange, Refused, Superseded
@@ -28,6 +29,7 @@ from interfaces.rest.pointers import locate, pointer_of
 
 CONTENT_TYPE = "application/problem+json"
 RETRY_SOON = {"Retry-After": "1"}
+UNDETERMINED = "whether this was recorded is not known: look, or repeat it with its Idempotency-Key"
 
 _log = structlog.get_logger(__name__)
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -148,6 +150,9 @@ def problem_of(error: Exception) -> Problem:
         case Unavailable() | psycopg.OperationalError():
             _log.warning("unavailable", error=str(error))
             return Problem(503, "unavailable", "try again soon", headers=RETRY_SOON)
+        case Undetermined():
+            _log.error("undetermined", error=str(error))
+            return Problem(503, "undetermined", UNDETERMINED, headers=RETRY_SOON)
         case HttpProcessingError() | web.RequestPayloadError():
             return Problem(400, "malformed_request", "the body cannot be read as it was sent")
     for kind, status, code, headers in _PLAIN:

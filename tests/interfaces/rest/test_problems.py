@@ -1,0 +1,46 @@
+"""Which error becomes which problem, where no request can provoke it at will."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from application.errors import Busy, Conflict, NotFound, StorageFull, Unavailable, Undetermined
+from domain.errors import Fault, Faulty, NotNow, OutOfRange, Superseded
+from interfaces.rest.problems import problem_of
+
+EXPECTED: list[tuple[Exception, int, str]] = [
+    (NotFound("x"), 404, "not_found"),
+    (NotNow("x"), 409, "not_now"),
+    (OutOfRange("x"), 409, "out_of_range"),
+    (Superseded("x"), 409, "superseded"),
+    (Busy("x"), 409, "busy"),
+    (Conflict(UUID(int=1), 1, 2), 409, "conflict"),
+    (StorageFull("x"), 507, "storage_full"),
+    (Unavailable("x"), 503, "unavailable"),
+    (Undetermined("x"), 503, "undetermined"),
+    (Faulty(Fault("files/3/size", "is odd")), 422, "invalid"),
+    (KeyError("x"), 500, "internal_error"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "code"), EXPECTED)
+def test_every_error_has_its_problem(error: Exception, status: int, code: str) -> None:
+    problem = problem_of(error)
+
+    assert (problem.status, problem.code) == (status, code)
+
+
+def test_a_document_names_the_first_hundred_faults_and_counts_the_rest() -> None:
+    faults = [Fault(f"files/{index}/path", "is bad") for index in range(250)]
+
+    problem = problem_of(Faulty(*faults))
+
+    assert len(problem.errors) == 100
+    assert problem.detail == "/files/0/path: is bad (and 249 more)"
+
+
+def test_trouble_that_passes_says_when_to_come_back() -> None:
+    for error in (Busy("x"), Unavailable("x"), Undetermined("x")):
+        assert problem_of(error).headers["Retry-After"] == "1"
