@@ -1,0 +1,101 @@
+"""A client that never gives up: sends by tus, and asks for its offset after every failure."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any
+
+from tests.chaos.plant import Plant
+
+PATIENCE = 240.0  # seconds until a request that keeps failing is a failed test
+OCTETS = "application/offset+octet-stream"
+
+
+class Sender:
+    """One connection's worth of requests, each repeated until it is answered."""
+
+    def __init__(self, plant: Plant) -> None:
+        self._plant = plant
+
+    def send(self, batch: str, name: str, content: bytes, chunk: int) -> str:
+        """The path of the upload, once every byte of it was acknowledged."""
+        named = "filename " + b64encode(name.encode()).decode()
+        created = {"Upload-Length": str(len(content)), "Upload-Metadata": named}
+        if len(content) <= chunk:
+            headers = created | {"Content-Type": OCTETS}
+            answer = self._tus("POST", f"{batch}/uploads", headers, content)
+        else:
+            answer = self._tus("POST", f"{batch}/uploads", created)
+        location = answer.headers["Location"]
+        offset = int(answer.headers.get("Upload-Offset", 0))
+        while offset < len(content):
+            headers = {"Upload-Offset": str(offset), "Content-Type": OCTETS}
+            answer = self._tus("PATCH", location, headers, content[offset : offset + chunk])
+            if answer.status == 409:
+                answer = self._tus("HEAD", location)
+            offset = int(answer.headers["Upload-Offset"])
+        return str(location)
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """A JSON request, and its JSON answer."""
+        content = None if body is None else json.dumps(body).encode()
+        answer = self._until_answered(method, path, {"Content-Type": "application/json"}, content)
+        assert answer.status < 300, (answer.status, answer.content)
+        return json.loads(answer.content)
+
+    def content(self, location: str) -> bytes:
+        answer = self._until_answered("GET", f"{location}/content", {}, None)
+        assert answer.status == 200, (answer.status, answer.content)
+        return answer.content
+
+    def _tus(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> Answer:
+        answer = self._until_answered(
+            method, path, {"Tus-Resumable": "1.0.0"} | dict(headers or {}), body
+        )
+        assert answer.status in (200, 201, 204, 409), (method, answer.status, answer.content)
+        return answer
+
+    def _until_answered(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
+    ) -> Answer:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                answer = self._once(method, path, headers, body)
+                if answer.status < 500:
+                    return answer
+                problem: object = answer.content
+            except (OSError, http.client.HTTPException) as error:
+                problem = error
+                if method == "PATCH":  # the bytes may have arrived: ask, never assume
+                    return Answer(409, {}, b"")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{method} {path} is not answered: {problem}")
+            time.sleep(0.05)
+
+    def _once(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self._plant.port, timeout=60)
+        try:
+            own = {"Authorization": f"Bearer {self._plant.key}"} | dict(headers)
+            connection.request(method, path, body=body, headers=own)
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.headers), response.read())
+        finally:
+            connection.close()
+
+
+class Answer:
+    """What the server said: status, headers, content."""
+
+    def __init__(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.content = content
