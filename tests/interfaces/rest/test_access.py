@@ -8,7 +8,6 @@ from uuid import UUID
 
 from application.ports.keys import Scope
 from infrastructure.settings import Settings
-from interfaces import web as page
 from interfaces.rest.access import PUBLIC, PUBLIC_PREFIXES
 from interfaces.rest.app import OPERATIONS, build_app
 from interfaces.services import Services
@@ -33,7 +32,6 @@ def routes() -> list[tuple[str, str]]:
         new_id=nothing,
     )
     app = build_app(services)
-    page.add_routes(app)
     return sorted(
         {
             (route.method, route.resource.canonical)
