@@ -1,0 +1,179 @@
+"""A server process as its operator sees it: comes up, tells where, survives, goes down in order."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+
+from infrastructure.postgres.embedded import EmbeddedPostgres
+from infrastructure.postgres.embedded.home import Home
+from infrastructure.postgres.embedded.postmaster import Postmaster
+from infrastructure.settings import Settings
+from infrastructure.settings_fields import fields
+from interfaces.bootstrap.supervision import HOPELESS, PartFailed, supervise
+from interfaces.cli.options import running_in
+from tests.support import run
+
+PATIENCE = 60.0
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    end = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+    return found
+
+
+@contextmanager
+def process(*options: str, data_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """`uptrail serve` in a process of its own, once it answers."""
+    command = [sys.executable, "-m", "interfaces.cli.main", "serve", "--port", "0", *options]
+    with (data_dir.parent / "server.out").open("w") as out:
+        server = subprocess.Popen(
+            [*command, "--data-dir", str(data_dir)], stdout=out, stderr=out, text=True
+        )
+    try:
+        wait_for(lambda: running_in(data_dir) or server.poll() is not None, "it does not start")
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            server.kill()
+        server.wait()
+
+
+def get(data_dir: Path, path: str) -> int:
+    running = running_in(data_dir)
+    if running is None:
+        return 0
+    key = (data_dir / "admin.key").read_text().strip()
+    request = urllib.request.Request(running.url + path, headers={"Authorization": f"Bearer {key}"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    except OSError:
+        return 0
+
+
+def test_it_tells_where_it_is_and_how_to_sign_in_and_ends_in_order(
+    settings: Settings,
+) -> None:
+    assert settings.database_url is not None
+    with process("--database-url", settings.database_url, data_dir=settings.data_dir) as server:
+        told = (settings.data_dir.parent / "server.out").read_text
+        wait_for(lambda: "sign in" in told(), "it does not tell")
+        running = running_in(settings.data_dir)
+        assert running is not None
+        assert running.url.startswith("http://127.0.0.1:")
+        assert re.search(rf"{re.escape(running.url)}/login\?code=\S+", told())
+        assert get(settings.data_dir, "/readyz") == 200
+        mode = stat.S_IMODE(settings.admin_key_file.stat().st_mode)
+        assert mode == 0o600
+
+        server.send_signal(signal.SIGTERM)
+
+        assert server.wait(PATIENCE) == 0
+        assert running_in(settings.data_dir) is None
+        assert not (settings.data_dir / "server.json").exists()
+        with psycopg.connect(settings.database_url) as connection:
+            others = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'uptrail-%'"
+            assert connection.execute(others).fetchone() == (0,)
+
+
+def test_an_address_that_is_taken_is_told_in_one_sentence(settings: Settings) -> None:
+    assert settings.database_url is not None
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        options = ("--database-url", settings.database_url, "--port", port)
+        command = [sys.executable, "-m", "interfaces.cli.main", "serve", *options]
+        ended = subprocess.run(
+            [*command, "--data-dir", settings.data_dir], capture_output=True, text=True, check=False
+        )
+
+    assert ended.returncode == 1
+    assert "cannot listen on 127.0.0.1" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_embedded_postgres_that_is_killed_comes_back_and_nothing_is_lost(
+    tmp_path: Path,
+) -> None:
+    data_dir = tmp_path / "data"
+    with process(data_dir=data_dir) as server:
+        before = started_batch(data_dir)
+
+        postmaster = postmaster_of(data_dir)
+        assert postmaster is not None
+        os.kill(postmaster.pid, signal.SIGKILL)
+
+        wait_for(lambda: get(data_dir, f"/v1/batches/{before}") == 200, "it does not come back")
+        after = wait_for(lambda: started_batch(data_dir), "it does not record again")
+        wait_for(lambda: get(data_dir, f"/v1/batches/{after}") == 200, "it does not project")
+        assert server.poll() is None
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(PATIENCE) == 0
+    assert postmaster_of(data_dir) is None
+    EmbeddedPostgres(data_dir).discard()
+
+
+def test_authentication_cannot_be_switched_off() -> None:
+    assert not [name for name in fields() if "auth" in name or "anonymous" in name]
+
+
+def test_a_part_that_dies_is_started_again_and_a_hopeless_one_ends_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("interfaces.bootstrap.supervision.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("interfaces.bootstrap.supervision.LONGEST_PAUSE", 0.001)
+    runs = []
+
+    async def work() -> None:
+        runs.append(len(runs))
+        raise ZeroDivisionError
+
+    with pytest.raises(PartFailed, match="mill keeps failing"):
+        run(supervise("mill", work))
+    assert len(runs) == HOPELESS
+
+
+def started_batch(data_dir: Path) -> str | None:
+    """The id of a batch that was just started; None while that cannot be done."""
+    running = running_in(data_dir)
+    assert running is not None
+    key = (data_dir / "admin.key").read_text().strip()
+    request = urllib.request.Request(
+        f"{running.url}/v1/batches",
+        data=b"{}",
+        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=40) as response:
+            return str(msgspec.json.decode(response.read())["id"])
+    except urllib.error.HTTPError as error:
+        error.close()
+        return None
+
+
+def postmaster_of(data_dir: Path) -> Postmaster | None:
+    return Postmaster.read(Home((data_dir / "postgres").resolve()))
