@@ -15,6 +15,7 @@ from infrastructure.postgres.embedded.errors import EmbeddedPostgresError
 
 SYSTEM_FOLDER = Path("/var/lib/uptrail")
 PORT: Final = 5432
+SOCKET: Final = f".s.PGSQL.{PORT}"
 _SOCKET_PATH_LIMIT: Final = 103  # bytes, on the strictest platform
 _SEPARATOR: Final = ","  # between hosts in a conninfo, and between socket folders
 
@@ -78,7 +79,7 @@ def _short_folders(account: Account) -> list[Path]:
 
 
 def _fits(folder: Path) -> bool:
-    socket = os.fsencode(folder / f".s.PGSQL.{PORT}")
+    socket = os.fsencode(folder / SOCKET)
     return len(socket) <= _SOCKET_PATH_LIMIT and _SEPARATOR not in str(folder)
 
 

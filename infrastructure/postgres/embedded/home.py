@@ -76,7 +76,7 @@ def settle(data_dir: Path, account: Account) -> Home:
     """
     The home of the data directory's server: `<data_dir>/postgres`.
 
-    Root's data directory may lie where the server's user cannot go (below /root, say). No
+    Root's data directory may lie where the server's user cannot go (in root's own home, say). No
     permission is loosened for it: the home is then made below /var/lib/uptrail/clusters, and
     `<data_dir>/postgres` is a link to it. A link to nowhere is a lost database and an error,
     never a reason to begin with an empty one.

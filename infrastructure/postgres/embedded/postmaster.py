@@ -14,6 +14,7 @@ import msgspec
 
 from infrastructure.postgres.embedded.cluster import Cluster
 from infrastructure.postgres.embedded.errors import EmbeddedPostgresError
+from infrastructure.postgres.embedded.folders import SOCKET
 from infrastructure.postgres.embedded.home import Home
 from infrastructure.postgres.embedded.log import Log
 from infrastructure.postgres.embedded.processes import is_marked, marked, spawn
@@ -47,7 +48,7 @@ def launch(cluster: Cluster, socket_folder: Path) -> Popen[bytes]:
     Raises EmbeddedPostgresError if a server that is not ours runs on the cluster already.
     """
     home = cluster.home
-    _clear_away(home)
+    _clear_away(home, socket_folder)
     program = str(cluster.binaries / "postgres")
     command = (program, "-D", str(home.cluster), *options(always(home, socket_folder)))
     log = Log(home.log).open()
@@ -60,17 +61,19 @@ def launch(cluster: Cluster, socket_folder: Path) -> Popen[bytes]:
     return process
 
 
-def _clear_away(home: Home) -> None:
-    """Remove a dead server's postmaster.pid: PostgreSQL heeds it if its pid is another's now."""
+def _clear_away(home: Home, socket_folder: Path) -> None:
+    """Remove a dead server's lock files: PostgreSQL heeds them if the pid is another's now."""
     # We hold the lease, so no server of ours is alive; one started by hand may be.
-    with suppress(FileNotFoundError, ValueError):
+    with suppress(FileNotFoundError, ValueError, IndexError):
         pid = int(_pid_file(home).read_text().splitlines()[0])
         if is_marked(pid, str(home.cluster)):
             raise EmbeddedPostgresError(
                 f"a PostgreSQL that uptrail did not start (pid {pid}) runs on {home.cluster}",
                 "stop it",
             )
-    _pid_file(home).unlink(missing_ok=True)
+    socket = socket_folder / SOCKET
+    for stale in (_pid_file(home), socket.with_name(f"{SOCKET}.lock"), socket):
+        stale.unlink(missing_ok=True)
 
 
 def ask_to_stop(home: Home, how: signal.Signals) -> None:
@@ -87,6 +90,11 @@ def is_orphaned(home: Home) -> bool:
     """True when the server's first process was killed, and left its file behind."""
     postmaster = Postmaster.read(home)
     return postmaster is not None and not is_marked(postmaster.pid, home.mark)
+
+
+def is_writing_checkpoint(home: Home) -> bool:
+    """True during the checkpoint at the end of a shutdown or of recovery."""
+    return any("performing" in line for line in marked(home.mark).values())
 
 
 def dismiss_orphans(home: Home, how: signal.Signals) -> None:

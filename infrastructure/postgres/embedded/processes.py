@@ -44,9 +44,9 @@ def spawn(
     )
 
 
-def marked(mark: str) -> list[int]:
-    """The living processes of PostgreSQL whose command line contains the mark."""
-    return [pid for pid, line in _command_lines() if _is_marked(line, mark)]
+def marked(mark: str) -> dict[int, str]:
+    """The command lines of PostgreSQL's living processes that contain the mark, by pid."""
+    return {pid: line for pid, line in _command_lines() if _is_marked(line, mark)}
 
 
 def is_marked(pid: int, mark: str) -> bool:

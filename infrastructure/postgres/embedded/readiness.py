@@ -10,7 +10,7 @@ from psycopg.pq import PGconn, Ping
 
 from infrastructure.postgres.embedded.cluster import url
 from infrastructure.postgres.embedded.errors import EmbeddedPostgresError
-from infrastructure.postgres.embedded.folders import PORT
+from infrastructure.postgres.embedded.folders import SOCKET
 from infrastructure.postgres.embedded.home import Home
 from infrastructure.postgres.embedded.log import Log
 from infrastructure.postgres.embedded.postmaster import Postmaster
@@ -43,7 +43,7 @@ def reach(home: Home) -> str | None:
 
 
 def _require_socket(home: Home, postmaster: Postmaster) -> None:
-    socket = os.path.join(postmaster.socket_folder, f".s.PGSQL.{PORT}")
+    socket = os.path.join(postmaster.socket_folder, SOCKET)
     if not os.path.exists(socket) and is_marked(postmaster.pid, home.mark):
         raise EmbeddedPostgresError(
             f"PostgreSQL runs, but somebody removed its socket {socket}",
