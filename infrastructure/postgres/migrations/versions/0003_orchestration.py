@@ -11,7 +11,7 @@ from alembic import op
 from procrastinate.schema import SchemaManager
 
 revision = "0003"
-down_revision = "0001"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
@@ -31,6 +31,7 @@ _STATEMENTS = (
         version bigint NOT NULL,
         started_at timestamptz NOT NULL,
         counts jsonb,
+        uploads bigint NOT NULL,
         bytes_received bigint NOT NULL,
         bytes_total bigint NOT NULL,
         progressed_at timestamptz,
