@@ -53,7 +53,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
 
     # Serving.
-    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    host: Annotated[
+        str, Meta(min_length=1, description="address to listen on; beyond this machine, add TLS")
+    ] = "127.0.0.1"
     port: Annotated[
         int, Meta(ge=0, le=65535, description="port to listen on; 0 takes any free one")
     ] = 8080
@@ -94,7 +96,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     retry_policy: Annotated[
         RetryPolicy, Meta(description="how often and how soon failed work is tried again")
     ] = RetryPolicy()
-    worker_concurrency: Annotated[Count, Meta(description="uploads one worker runs at once")] = 4
+    worker_concurrency: Annotated[Count, Meta(description="uploads one worker runs at once")] = 16
     uploads_per_job: Annotated[Count, Meta(description="most uploads that travel in one job")] = 20
     worker_heartbeat: Annotated[
         Seconds, Meta(description="time between two signs of life of a worker")

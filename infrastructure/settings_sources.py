@@ -6,6 +6,7 @@ What is named later wins: defaults, file, environment, command line.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,6 +123,8 @@ def shown(value: Any) -> Any:
 
 
 def _without_password(text: str) -> str:
+    """Hides the password of a URL, or of libpq's `key=value` form."""
+    text = re.sub(r"(\bpassword\s*=\s*)('[^']*'|\S+)", r"\1***", text)
     scheme, separator, rest = text.partition("://")
     credentials, at, host = rest.rpartition("@")
     if not (separator and at):

@@ -1,0 +1,133 @@
+"""What the repository promises about itself."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+from collections import Counter
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from infrastructure.settings_fields import fields
+from interfaces.cli.main import make_app
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("domain", "application", "infrastructure", "interfaces")
+MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+TEXTS = {".py", ".md", ".toml", ".txt", ".lock", ".js", ".css", ".html", ".sql", ".json", ""}
+
+
+def tracked() -> list[Path]:
+    """Every text file of the repository, as git knows them."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = (ROOT / name for name in listed.stdout.split("\0") if name)
+    return [path for path in paths if path.suffix in TEXTS and path.is_file()]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_layers_are_packages_of_ours_alone(package: str) -> None:
+    assert set(packages_distributions()[package]) == {"uptrail"}
+
+
+def test_every_module_opens_with_a_docstring() -> None:
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        if not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+
+    assert silent == []
+
+
+def test_every_advisory_lock_has_a_number_of_its_own() -> None:
+    numbers = [
+        number
+        for path in MODULES
+        for number in re.findall(r"^\w+ = (0x75707472_\d{4})", path.read_text(), re.MULTILINE)
+    ]
+
+    assert [number for number, count in Counter(numbers).items() if count > 1] == []
+    assert len(numbers) >= 5
+
+
+def test_requirements_lock_has_hashes_and_names_no_host() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    entries = re.split(r"\n(?=\w)", lock)
+
+    assert "://" not in lock
+    assert "index" not in lock.replace("importlib", "")
+    for entry in entries:
+        assert re.match(r"[\w.-]+==[\w.]+", entry), entry[:60]
+        assert "--hash=sha256:" in entry, entry[:60]
+
+
+def test_requirements_lock_holds_every_dependency_and_the_build_backend() -> None:
+    locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.M))
+    named = {_name(text) for text in PROJECT["project"]["dependencies"]}
+    groups = PROJECT["dependency-groups"]
+    named |= {_name(text) for group in groups.values() for text in group if isinstance(text, str)}
+
+    assert named - locked == set()
+    assert "setuptools" in locked
+
+
+def test_each_dependency_has_its_reason() -> None:
+    reasons = (ROOT / "docs/decisions/0001-dependencies-and-layers.md").read_text()
+
+    for text in PROJECT["project"]["dependencies"]:
+        assert f"`{_name(text)}`" in reasons, text
+
+
+def test_no_file_names_the_home_of_whoever_wrote_it() -> None:
+    home = re.compile(r"/(?:home|Users)/\w+/|/root/\.?\w+|/work/\w+")
+    exempt = Path(__file__)
+
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in tracked()
+        if path != exempt and (match := home.search(path.read_text(errors="replace")))
+    ]
+
+    assert found == []
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    readme = (ROOT / "README.md").read_text()
+    known = {name for name in make_app() if not name.startswith("-")}
+    targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+    commands = set(re.findall(r"(?:^|[`\s/])uptrail ([a-z]+)\b", readme))
+    assert commands <= known
+    assert set(re.findall(r"(?:^|[`$] ?)make ([a-z]+)", readme, re.MULTILINE)) <= targets
+    assert {"serve", "upload", "batch", "history", "verify", "doctor"} <= commands
+
+
+def test_the_readme_points_at_files_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text()
+
+    for target in re.findall(r"\]\(([^)#:]+)\)", readme):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_setting_is_in_the_operating_manual() -> None:
+    manual = (ROOT / "docs/operating.md").read_text()
+
+    for field in fields().values():
+        row = re.search(rf"^\| `{field.name}` \|.*$", manual, re.MULTILINE)
+        assert row, field.name
+        assert field.description in row[0]
+
+
+def _name(requirement: str) -> str:
+    match = re.match(r"[\w.-]+", requirement)
+    assert match
+    return match[0]
