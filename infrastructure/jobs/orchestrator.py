@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import psycopg
 import structlog
@@ -15,7 +15,7 @@ from application.ports.event_log import EventLog, Wakeups
 from infrastructure.jobs.leadership import Deposed, take_the_lead
 from infrastructure.jobs.queue import Dispatch
 from infrastructure.jobs.round import Done, run_round
-from infrastructure.jobs.selection import oldest_count
+from infrastructure.jobs.selection import next_count
 from infrastructure.postgres.pool import Connection, connect
 from infrastructure.settings import Settings
 
@@ -108,8 +108,7 @@ class Orchestrator:
         if done.more:
             return
         patience = CHECK
-        if oldest := await oldest_count(connection):
-            due = oldest + timedelta(seconds=self._settings.batch_progress_interval)
+        if due := await next_count(connection, self._settings.batch_progress_interval):
             patience = min(patience, (due - self._now()).total_seconds())
         if patience > 0:
             with suppress(TimeoutError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 import msgspec
@@ -135,8 +135,7 @@ async def _release(connection: Connection, plan: Plan, settings: Settings, at: d
 async def _settle(
     connection: Connection, plan: Plan, settings: Settings, through: int, at: datetime
 ) -> None:
-    before = at - timedelta(seconds=settings.batch_progress_interval)
-    looked = await selection.to_settle(connection, before)
+    looked = await selection.to_settle(connection, settings.batch_progress_interval, at)
     tallies = await rows.tally(connection, looked) if looked else {}
     for id, (batch, due) in looked.items():
         if events := settle(batch, tallies[id], through=through, at=at, due=due):

@@ -34,13 +34,13 @@ ON CONFLICT (upload) DO UPDATE SET (state, version, size, received, attempt, wor
 _SAVE_BATCH = """
 INSERT INTO orchestration.batches
 VALUES (%(batch)s, %(owner)s, %(state)s, %(paused)s, %(ending)s, %(reason)s, %(priority)s,
-    %(version)s, %(started_at)s, %(counts)s, %(bytes_received)s, %(bytes_total)s,
+    %(version)s, %(started_at)s, %(counts)s, %(uploads)s, %(bytes_received)s, %(bytes_total)s,
     %(progressed_at)s, %(dirty)s)
-ON CONFLICT (batch) DO UPDATE SET (state, paused, ending, reason, version, counts,
+ON CONFLICT (batch) DO UPDATE SET (state, paused, ending, reason, version, counts, uploads,
     bytes_received, bytes_total, progressed_at, dirty)
   = (EXCLUDED.state, EXCLUDED.paused, EXCLUDED.ending, EXCLUDED.reason, EXCLUDED.version,
-     EXCLUDED.counts, EXCLUDED.bytes_received, EXCLUDED.bytes_total, EXCLUDED.progressed_at,
-     EXCLUDED.dirty)"""
+     EXCLUDED.counts, EXCLUDED.uploads, EXCLUDED.bytes_received, EXCLUDED.bytes_total,
+     EXCLUDED.progressed_at, EXCLUDED.dirty)"""
 
 _TALLIES = """
 SELECT batch, state, count(*),
@@ -155,6 +155,7 @@ def _row_of(batch: Followed) -> dict[str, Any]:
         "version": batch.version,
         "started_at": batch.started_at,
         "counts": Jsonb(progress.counts) if progress else None,
+        "uploads": sum(progress.counts.values()) if progress else 0,
         "bytes_received": progress.bytes_received if progress else 0,
         "bytes_total": progress.bytes_total if progress else 0,
         "progressed_at": progress.at if progress else None,

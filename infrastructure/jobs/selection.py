@@ -58,10 +58,14 @@ SELECT {MEMBER}, b.ending, b.reason
 FROM orchestration.batches b JOIN orchestration.members m ON m.batch = b.batch
 WHERE b.state = 'cancelling' AND m.state IN {_UNFINISHED} LIMIT {CHUNK}"""  # noqa: S608
 
+# To count a batch takes time in proportion to its uploads: a large one is counted less often.
+_DUE = """coalesce(b.progressed_at, b.started_at)
+    + make_interval(secs => %(interval)s * greatest(1, b.uploads / 20000.0))"""
+
 # A batch whose last upload ended, or whose first began again, does not wait for its turn.
 _TO_SETTLE = f"""
 WITH looked AS (
-  SELECT b.*, coalesce(b.progressed_at, b.started_at) <= %(before)s AS due,
+  SELECT b.*, {_DUE} <= %(at)s AS due,
     EXISTS (SELECT FROM orchestration.members m
             WHERE m.batch = b.batch AND m.state IN {_UNFINISHED}) AS unfinished
   FROM orchestration.batches b WHERE b.dirty
@@ -71,8 +75,7 @@ WHERE due OR (state IN ('sealed', 'cancelling') AND NOT unfinished)
   OR (state = 'completed' AND unfinished)
 LIMIT {BATCHES}"""  # noqa: S608
 
-_NEXT_DUE = """
-SELECT min(coalesce(progressed_at, started_at)) FROM orchestration.batches WHERE dirty"""
+_NEXT_DUE = f"SELECT min({_DUE}) FROM orchestration.batches b WHERE b.dirty"  # noqa: S608
 
 # The heartbeat is judged by the clock of the server, which also wrote it.
 _DEAD_JOBS = """
@@ -115,17 +118,19 @@ async def called_off(connection: Connection) -> list[tuple[Member, Outcome | Non
     ]
 
 
-async def to_settle(connection: Connection, before: datetime) -> dict[UUID, tuple[Followed, bool]]:
-    """Batches to look at, and whether their count is due: the last one is from `before`."""
+async def to_settle(
+    connection: Connection, interval: float, at: datetime
+) -> dict[UUID, tuple[Followed, bool]]:
+    """Batches to look at, and whether a count is due, `interval` seconds after the last."""
     async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(_TO_SETTLE, {"before": before}, prepare=True)
+        await cursor.execute(_TO_SETTLE, {"interval": interval, "at": at}, prepare=True)
         rows = await cursor.fetchall()
     return {row["batch"]: (followed_of(row), row["due"]) for row in rows}
 
 
-async def oldest_count(connection: Connection) -> datetime | None:
-    """When the batch was last counted that waits longest to be counted again."""
-    cursor = await connection.execute(_NEXT_DUE, prepare=True)
+async def next_count(connection: Connection, interval: float) -> datetime | None:
+    """When the next count of some batch is due; None where all have been counted."""
+    cursor = await connection.execute(_NEXT_DUE, {"interval": interval}, prepare=True)
     row = await cursor.fetchone()
     return row[0] if row else None
 

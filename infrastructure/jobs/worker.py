@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -59,6 +60,7 @@ class Worker:
         now: Callable[[], datetime],
         random: Callable[[], float],
     ) -> None:
+        logging.getLogger("procrastinate").setLevel(logging.WARNING)  # else a line for every job
         self._url = url
         self._settings = settings
         self._last: int | None = None
@@ -106,6 +108,8 @@ class Worker:
                 asyncio.create_task(attempts.keep(), name="attempts"),
                 asyncio.create_task(_prune(app), name="prune"),
             )
+            for helper in helpers:
+                helper.add_done_callback(incarnation.stop_without)
             try:
                 await incarnation.run()  # type: ignore[no-untyped-call]
             finally:
@@ -143,6 +147,12 @@ class _Incarnation(procrastinate.worker.Worker):
     def stop(self) -> None:
         self._attempts.stop()
         super().stop()  # type: ignore[no-untyped-call]
+
+    def stop_without(self, helper: asyncio.Task[Any]) -> None:
+        """Ends this incarnation when something it cannot do without has failed."""
+        if not helper.cancelled() and (error := helper.exception()):
+            _log.error("worker_helper_failed", helper=helper.get_name(), exc_info=error)
+            self.stop()
 
     async def process(self, batch: str, uploads: list[str]) -> None:
         """The task: attempts what may be attempted. Raises GivenBack if something is left."""

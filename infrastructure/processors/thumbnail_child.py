@@ -8,6 +8,7 @@ Imports nothing of Uptrail, so that it starts quickly and holds nothing worth st
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -23,6 +24,8 @@ Answer = dict[str, Any]
 
 
 def main() -> None:
+    Image.init()  # imports the decoders here, instead of in every child
+    gc.freeze()  # a collection would copy the pages that the children share
     for line in sys.stdin:
         print(json.dumps(_in_child(json.loads(line))), flush=True)
 

@@ -99,7 +99,8 @@ def test_counts_are_recorded_at_most_four_times_a_second(database_url: str, tmp_
         gaps = [later.at - sooner.at for sooner, later in pairwise(counts)]
         assert min(gap.total_seconds() for gap in gaps) >= 0.25
 
-    play(database_url, tmp_path, story, pipelines=pipeline("step", pause=0.05))
+    slow = pipeline("step", pause=0.05)
+    play(database_url, tmp_path, story, pipelines=slow, worker_concurrency=4)
 
 
 def test_cancelling_a_batch_ends_every_upload_and_stops_what_runs(
