@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 import msgspec
 
-from application.commands import CancelUpload, DeclareSize, ReportLoss
+from application.commands import CancelUpload, DeclareSize
 from application.envelope import NO_CAUSE, Cause
-from application.errors import Busy
 from application.handlers.deciding import Context
-from application.handlers.transfers import cancel_upload, declare_size, report_loss
-from application.ports.blobs import BlobBusy, BlobStore, BlobTooShort, BlobWriter
+from application.handlers.transfers import cancel_upload, declare_size
+from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog
+from application.transfer.claims import Claims
 from application.transfer.elsewhere import Elsewhere
 from application.transfer.errors import NotIncoming, OffsetMismatch, Stopping, TooLong
 from application.transfer.names import blob_of
@@ -26,8 +25,6 @@ from application.transfer.turns import Turns
 from domain.upload.aggregate import Upload
 from domain.upload.state import INCOMING
 
-PATIENCE = 5.0  # seconds for another process to let go of an upload
-GLANCE = 0.01  # seconds between two looks whether it has
 RECORDS_PER_SECOND = 100  # of all running transfers together, about
 
 
@@ -83,7 +80,7 @@ class Transfers:
         self.turns = Turns()
         self._elsewhere = elsewhere
         self._now = now
-        self._clock = clock
+        self._claims = Claims(log, blobs, elsewhere, clock)
         elsewhere.on_stop(self.turns.stop)
 
     def close(self) -> None:
@@ -104,11 +101,12 @@ class Transfers:
         Raises NotFound, NotIncoming, OffsetMismatch, TooLong, Ended, StorageFull, Refused,
         Busy, Unavailable.
         """
+        context = partial(self.context, speaker)
         async with self.turns.take(incoming.upload) as turn:
             self._check(await self._current(incoming), incoming)
             if incoming.size is not None:
                 await self.declare(incoming.upload, incoming.size, speaker)
-            async with self._claimed(incoming.upload, speaker) as (upload, writer):
+            async with self._claims.claimed(incoming.upload, context) as (upload, writer):
                 self._check(upload, incoming)
                 await self._require_room(upload, incoming)
                 terms = Terms(
@@ -116,7 +114,7 @@ class Transfers:
                     last=incoming.last and upload.size is None,
                     idle_timeout=self.limits.idle_timeout,
                     pace=self._pace,
-                    context=lambda: self.context(speaker),
+                    context=context,
                 )
                 reception = Reception(
                     self.log, self.blobs, writer, upload, blob_of(upload.id), turn, terms
@@ -135,8 +133,9 @@ class Transfers:
                 return upload
             if not upload.received and not await self.blobs.size(blob_of(id)):
                 return upload
+            context = partial(self.context, speaker)
             try:
-                async with self._claimed(id, speaker) as (upload, _):
+                async with self._claims.claimed(id, context) as (upload, _):
                     return upload
             except NotIncoming:  # cancelled or received elsewhere while we looked
                 return await self.log.upload(id)
@@ -175,47 +174,6 @@ class Transfers:
             self.log.forget(incoming.upload)
             upload = await self.log.upload(incoming.upload)
         return upload
-
-    @asynccontextmanager
-    async def _claimed(
-        self, id: UUID, speaker: Speaker
-    ) -> AsyncIterator[tuple[Upload, BlobWriter]]:
-        """The upload, and its blob opened for us alone at the recorded offset.
-
-        The recorded offset is the truth. Bytes beyond it were never acknowledged, and a crash
-        may have left anything in their place: the first write drops them. Where there are fewer,
-        that is recorded as a loss and the upload goes back to what there is.
-        """
-        deadline = self._clock() + PATIENCE
-        while True:
-            upload = await self.log.upload(id)
-            if upload.state not in INCOMING:
-                raise NotIncoming(upload.state)
-            try:
-                writer = await self.blobs.append(blob_of(id), upload.received)
-            except BlobTooShort as short:
-                loss = ReportLoss(upload=id, stored=short.stored)
-                await report_loss(self.log, loss, self.context(speaker))
-                continue
-            except BlobBusy:
-                await self._ask_elsewhere(id, deadline)
-                continue
-            try:
-                # Only now that nobody else can write is what the log says going to stay.
-                self.log.forget(id)
-                current = await self.log.upload(id)
-                if current.received == upload.received and current.state in INCOMING:
-                    yield current, writer
-                    return
-            finally:
-                await writer.close()
-
-    async def _ask_elsewhere(self, id: UUID, deadline: float) -> None:
-        if self._clock() > deadline:
-            raise Busy(f"another process is still receiving {id}; try again")
-        await self._elsewhere.stop(id)
-        await asyncio.sleep(GLANCE)
-        self.log.forget(id)
 
     def _check(self, upload: Upload, incoming: Incoming) -> None:
         if upload.state not in INCOMING:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from application.errors import Unavailable
@@ -70,12 +71,14 @@ class LocalBlobWriter:
         await asyncio.wait(self._working)
 
     def _write(self, chunk: bytes | bytearray | memoryview) -> None:
-        with told(), self._pace.measured():
+        began = monotonic()
+        with told():
             if self._excess:
                 os.ftruncate(self._descriptor, self._size)
                 self._excess = False
             for written in write_all(self._descriptor, chunk):
                 self._size += written
+        self._pace.took_since(began)
 
     def _sync(self) -> None:
         if self._broken:  # the kernel reports a failed write-back once, then forgets it

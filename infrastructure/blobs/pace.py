@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import monotonic
 
 SLOW = 0.02  # seconds: a write that takes this long is felt by everybody on the loop
@@ -24,12 +22,8 @@ class Pace:
     def slow(self) -> bool:
         return monotonic() < self._slow_until
 
-    @contextmanager
-    def measured(self) -> Iterator[None]:
-        began = monotonic()
-        try:
-            yield
-        finally:
-            ended = monotonic()
-            if ended - began > SLOW:
-                self._slow_until = ended + SLOW_FOR
+    def took_since(self, began: float) -> None:
+        """A write that began at this time of the monotonic clock has just ended."""
+        ended = monotonic()
+        if ended - began > SLOW:
+            self._slow_until = ended + SLOW_FOR

@@ -57,6 +57,8 @@ async def chunks_of(request: web.Request) -> AsyncIterator[bytes]:
 
 async def whole(request: web.Request, *, idle_timeout: float) -> bytes:
     """All of a body that is known to be small. Raises SenderGone, Stalled."""
+    if request.content.is_eof():  # it came along with the headers: there is nothing to wait for
+        return await request.content.read()
     parts = []
     loop = asyncio.get_running_loop()
     try:

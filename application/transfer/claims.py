@@ -1,0 +1,76 @@
+"""An upload's blob, opened for one writer alone: in this process and in all others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from application.commands import ReportLoss
+from application.errors import Busy
+from application.handlers.deciding import Context
+from application.handlers.transfers import report_loss
+from application.ports.blobs import BlobBusy, BlobStore, BlobTooShort, BlobWriter
+from application.ports.event_log import EventLog
+from application.transfer.elsewhere import Elsewhere
+from application.transfer.errors import NotIncoming
+from application.transfer.names import blob_of
+from domain.upload.aggregate import Upload
+from domain.upload.state import INCOMING
+
+PATIENCE = 5.0  # seconds for another process to let go of an upload
+GLANCE = 0.01  # seconds between two looks whether it has
+
+
+class Claims:
+    """Opens blobs where the log says they end, and settles what the two disagree about."""
+
+    def __init__(
+        self, log: EventLog, blobs: BlobStore, elsewhere: Elsewhere, clock: Callable[[], float]
+    ) -> None:
+        self._log = log
+        self._blobs = blobs
+        self._elsewhere = elsewhere
+        self._clock = clock
+
+    @asynccontextmanager
+    async def claimed(
+        self, id: UUID, context: Callable[[], Context]
+    ) -> AsyncIterator[tuple[Upload, BlobWriter]]:
+        """The upload, and its blob opened for us alone at the recorded offset.
+
+        The recorded offset is the truth. Bytes beyond it were never acknowledged, and a crash
+        may have left anything in their place: the first write drops them. Where there are fewer,
+        that is recorded as a loss and the upload goes back to what there is.
+        """
+        deadline = self._clock() + PATIENCE
+        while True:
+            upload = await self._log.upload(id)
+            if upload.state not in INCOMING:
+                raise NotIncoming(upload.state)
+            try:
+                writer = await self._blobs.append(blob_of(id), upload.received)
+            except BlobTooShort as short:
+                loss = ReportLoss(upload=id, stored=short.stored)
+                await report_loss(self._log, loss, context())
+                continue
+            except BlobBusy:
+                await self._ask_elsewhere(id, deadline)
+                continue
+            try:
+                # Only now that nobody else can write is what the log says going to stay.
+                self._log.forget(id)
+                current = await self._log.upload(id)
+                if current.received == upload.received and current.state in INCOMING:
+                    yield current, writer
+                    return
+            finally:
+                await writer.close()
+
+    async def _ask_elsewhere(self, id: UUID, deadline: float) -> None:
+        if self._clock() > deadline:
+            raise Busy(f"another process is still receiving {id}; try again")
+        await self._elsewhere.stop(id)
+        await asyncio.sleep(GLANCE)
+        self._log.forget(id)

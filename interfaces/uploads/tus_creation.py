@@ -1,0 +1,127 @@
+"""tus 1.0.0, the beginning: creation, creation-with-upload, creation-defer-length."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from uuid import UUID
+
+from aiohttp import hdrs, web
+
+from application.errors import NotFound
+from application.handlers.registering import RegisteredUpload
+from application.ports.keys import Scope
+from application.transfer.arriving import Alone, Joining
+from application.transfer.errors import TooLong
+from application.transfer.transfers import Incoming, Speaker
+from domain.upload.aggregate import Upload
+from interfaces.rest.access import batch_of, require, require_unlimited
+from interfaces.rest.params import id_in
+from interfaces.rest.problems import Problem, bad_parameter
+from interfaces.services import SERVICES
+from interfaces.uploads import metadata
+from interfaces.uploads.body import chunks_of, require_plain, whole
+from interfaces.uploads.refusals import refusal_of
+from interfaces.uploads.serving import ARRIVALS, TRANSFERS, speaker_of
+from interfaces.uploads.tus_request import (
+    CONTENT_TYPE,
+    DEFER,
+    LENGTH,
+    METADATA,
+    OFFSET,
+    number_in,
+    tus_request,
+)
+
+SMALL = 256 * 1024  # bytes of a file that is held in memory, to be stored before it is recorded
+
+
+@tus_request
+async def create(request: web.Request) -> web.StreamResponse:
+    """POST to a collection: registers an upload, and takes the bytes that come along.
+
+    For `/v1/uploads`, and for `/v1/batches/{id}/uploads` where `speaks_tus(request)`.
+    """
+    principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
+    speaker = speaker_of(request, principal)
+    place = await _place(request, principal.owner)
+    size = _declared_size(request)
+    with_body = _has_body(request)
+    said = metadata.parse(request.headers.get(METADATA, ""))
+    default = str(request.app[SERVICES].new_id())
+    file = metadata.declaration(said, size, default=default)
+    arrivals = request.app[ARRIVALS]
+    length = request.content_length
+    if size is not None and (length or 0) > size:
+        raise TooLong(size)
+    if size is not None and size <= SMALL and (size == 0 or (with_body and length == size)):
+        idle = request.app[TRANSFERS].limits.idle_timeout
+        read = partial(whole, request, idle_timeout=idle)
+        return _created((await arrivals.arrive(place, file, read, speaker)).upload)
+    registered = await arrivals.announce(place, file, speaker)
+    if with_body and registered.upload.received == 0:
+        return _created(await _first_bytes(request, registered, speaker))
+    return _created(registered.upload)
+
+
+async def _place(request: web.Request, owner: str) -> Alone | Joining:
+    """The batch that the path names, or one of the file's own."""
+    principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
+    if "id" in request.match_info:
+        return Joining(batch=(await batch_of(request, id_in(request))).id)
+    require_unlimited(principal)
+    services = request.app[SERVICES]
+    policy = services.settings.retry_policy
+    return Alone(batch=services.new_id(), owner=owner, retry_policy=policy)
+
+
+async def _first_bytes(
+    request: web.Request, registered: RegisteredUpload, speaker: Speaker
+) -> Upload:
+    """The body of a creation. A client that learns of an error learns where to go on, too."""
+    upload = registered.upload
+    incoming = Incoming(upload=upload.id, offset=0, length=request.content_length)
+    async with _located(upload.id):
+        return await request.app[TRANSFERS].receive(incoming, chunks_of(request), speaker)
+
+
+@asynccontextmanager
+async def _located(id: UUID) -> AsyncIterator[None]:
+    try:
+        yield
+    except (NotFound, ConnectionError):
+        raise
+    except Exception as error:
+        problem = refusal_of(error)
+        problem.headers[hdrs.LOCATION] = _location(id)
+        raise problem from error
+
+
+def _created(upload: Upload) -> web.Response:
+    headers = {hdrs.LOCATION: _location(upload.id), OFFSET: str(upload.received)}
+    return web.Response(status=201, headers=headers)
+
+
+def _location(id: UUID) -> str:
+    """Without a host: it holds behind any proxy."""
+    return f"/v1/uploads/{id}"
+
+
+def _declared_size(request: web.Request) -> int | None:
+    """Upload-Length, or None where the client puts off saying it."""
+    size, deferred = number_in(request, LENGTH), request.headers.get(DEFER)
+    if deferred not in (None, "1"):
+        raise bad_parameter(DEFER, "must be 1")
+    if (size is None) == (deferred is None):
+        raise bad_parameter(LENGTH, f"must be given, or else {DEFER}: 1")
+    return size
+
+
+def _has_body(request: web.Request) -> bool:
+    if not request.body_exists or request.content_length == 0:
+        return False
+    if request.content_type != CONTENT_TYPE:
+        raise Problem(415, "content_type", f"send the bytes as {CONTENT_TYPE}")
+    require_plain(request)
+    return True

@@ -1,0 +1,60 @@
+"""What every request of tus 1.0.0 has in common: names, the version, and how errors are told.
+
+Source of the rules: https://tus.io/protocols/resumable-upload
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from interfaces.rest.problems import Problem, bad_parameter
+from interfaces.uploads.body import HELD
+from interfaces.uploads.refusals import refusal_of
+
+VERSION = "1.0.0"
+EXTENSIONS = "creation,creation-with-upload,creation-defer-length,termination"
+CONTENT_TYPE = "application/offset+octet-stream"
+
+RESUMABLE = "Tus-Resumable"
+OFFSET = "Upload-Offset"
+LENGTH = "Upload-Length"
+DEFER = "Upload-Defer-Length"
+METADATA = "Upload-Metadata"
+OVERRIDE = "X-HTTP-Method-Override"
+
+
+def speaks_tus(request: web.Request) -> bool:
+    """Whether a request to a path that tus shares with our own API is one of tus."""
+    return RESUMABLE in request.headers
+
+
+def tus_request(handler: Handler) -> Handler:
+    """A handler of tus requests: checks the version, and tells errors so that clients act well."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            if request.headers.get(RESUMABLE) != VERSION:
+                detail = f"this server speaks {RESUMABLE}: {VERSION}"
+                raise Problem(412, "tus_version", detail, headers={"Tus-Version": VERSION})
+            response = await handler(request)
+        except (web.HTTPException, ConnectionError):
+            raise
+        except Exception as error:
+            response = refusal_of(error).response(request)
+        response.headers[RESUMABLE] = VERSION
+        if request.get(HELD):  # the body was never asked for: what follows would be taken for it
+            response.force_close()
+        return response
+
+    return answer
+
+
+def number_in(request: web.Request, header: str) -> int | None:
+    """A header that counts bytes. Raises a 400 Problem unless it is digits alone."""
+    text = request.headers.get(header)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise bad_parameter(header, "must be a whole number of bytes, 0 or more")
+    return int(text)
