@@ -124,7 +124,7 @@ class Stage:
 
 @asynccontextmanager
 async def stage(
-    url: str, tmp_path: Path, limits: Limits | None = None, **settings: Any
+    url: str, tmp_path: Path, limits: Limits | None = None, *, port: int = 0, **settings: Any
 ) -> AsyncIterator[Stage]:
     """Everything but orchestrator and worker, on a database of its own."""
     chosen = Settings(data_dir=tmp_path, database_url=url, **settings)
@@ -141,7 +141,7 @@ async def stage(
         runner = Runner(app, access_log=None, shutdown_timeout=5)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
         made.address = f"http://127.0.0.1:{runner.addresses[0][1]}"
         yield made
 

@@ -19,7 +19,7 @@ export class BatchPage {
     this.store = store;
     this.id = id;
     this.filter = { state: null, reason: null };
-    this.sortedAt = 0;
+    this.sortedAt = -Infinity;
     this.draw = oncePerFrame(() => this.#draw());
     this.list = new VirtualList({
       label: "Uploads", rowHeight: ROW, make: uploadRow, chosen: (upload) => this.#choose(upload),
@@ -122,7 +122,7 @@ export class BatchPage {
 
   #narrow(state, reason) {
     this.filter = { state, reason };
-    this.sortedAt = 0;
+    this.sortedAt = -Infinity;
     this.list.element.scrollTop = 0;
     this.draw();
   }

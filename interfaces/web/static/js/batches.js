@@ -108,10 +108,9 @@ class Card {
     this.meta = h("p.meta");
     this.counts = h("ul.tally");
     this.element = h("li.card", { "data-batch": id },
-      h("div.row", {}, h("h2", {}, this.name), this.state.element),
+      h("div.row", {}, h("div.title", {}, h("h2", {}, this.name), this.meta), this.state.element),
       h("div.row.measure", {}, this.bar.element, this.percent),
-      h("div.row.foot", {}, this.counts, this.size),
-      this.meta);
+      h("div.row.foot", {}, this.counts, this.size));
   }
 
   update(batch) {

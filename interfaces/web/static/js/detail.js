@@ -75,6 +75,6 @@ function about(attempt) {
   if (attempt.step) parts.push(`step ${attempt.step}`);
   if (attempt.state === "running" && attempt.percent !== null) parts.push(percent(attempt.percent));
   if (attempt.permanent) parts.push("permanent, not tried again");
-  if (attempt.retry_at) parts.push(`tried again at ${clock(attempt.retry_at)}`);
+  if (attempt.retry_at) parts.push(`next try at ${clock(attempt.retry_at)}`);
   return parts.join(", ");
 }

@@ -1,0 +1,74 @@
+"""A real Chromium for the page's tests, driven by Playwright; none is downloaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright
+
+from application.ports.keys import Scope
+from tests.interfaces.feed.stage import Stage
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def chromium() -> str:
+    """Where it is installed; skips the test without one, unless everything is required."""
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if found is None and os.environ.get("UPTRAIL_REQUIRE_ALL") == "1":
+        pytest.fail("no Chromium is installed")
+    if found is None:
+        pytest.skip("no Chromium is installed")
+    return found
+
+
+@asynccontextmanager
+async def opened_browser() -> AsyncIterator[Browser]:
+    path = chromium()
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@asynccontextmanager
+async def signed_in(browser: Browser, on: Stage, owner: str = "default") -> AsyncIterator[Page]:
+    """A page of a signed-in user; whatever the browser complains about fails the test."""
+    principal = await on.hub.keys.authenticate(await on.key(owner, Scope.VIEWER))
+    assert principal is not None
+    token = await on.hub.keys.open_session(principal, lifetime=600)
+    context = await browser.new_context(viewport={"width": 1240, "height": 900})
+    await context.add_cookies(
+        [{"name": "uptrail_session", "value": token, "url": on.address, "httpOnly": True}]
+    )
+    page = await context.new_page()
+    broken: list[str] = []
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.on("console", lambda said: _note(said.type, said.text, broken))
+    page.set_default_timeout(20_000)
+    try:
+        yield page
+        assert not broken, f"the browser says: {broken}"
+    finally:
+        await context.close()
+
+
+def _note(kind: str, text: str, broken: list[str]) -> None:
+    """A server that is being restarted may be complained about, nothing else."""
+    if kind in ("error", "warning") and "ERR_CONNECTION" not in text and "WebSocket" not in text:
+        broken.append(text)

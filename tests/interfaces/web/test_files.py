@@ -1,0 +1,61 @@
+"""The page's own files: public, cached with care, and under a strict policy."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from interfaces.web.pages import STATIC
+from tests.interfaces.feed.stage import stage
+from tests.support import run
+
+SCRIPTS = sorted((STATIC / "js").glob("*.js"))
+
+
+def test_the_page_is_public_and_says_what_it_may_do(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            stage(database_url, tmp_path) as on,
+            aiohttp.ClientSession(on.address) as session,
+        ):
+            async with session.get("/") as answer:
+                assert answer.status == 200
+                assert answer.content_type == "text/html"
+                policy = answer.headers["Content-Security-Policy"]
+                assert "default-src 'none'" in policy
+                assert "unsafe" not in policy
+                assert answer.headers["Cache-Control"] == "no-cache"
+            tag = answer.headers["ETag"]
+            async with session.get("/", headers={"If-None-Match": tag}) as again:
+                assert (again.status, await again.read()) == (304, b"")
+            async with session.get("/static/js/main.js") as script:
+                assert (script.status, script.content_type) == (200, "text/javascript")
+            async with session.get("/favicon.ico") as icon:
+                assert (icon.status, icon.content_type) == (200, "image/svg+xml")
+            for path in ("/static/nothing.js", "/static/../pages.py", "/static/%2e%2e/pages.py"):
+                async with session.get(path) as missing:
+                    assert missing.status in (401, 404)
+
+    run(story())
+
+
+def test_the_page_brings_everything_itself() -> None:
+    """No foreign address, nothing inline that the policy would stop."""
+    html = (STATIC / "index.html").read_text()
+    for text in (html, (STATIC / "app.css").read_text(), *(file.read_text() for file in SCRIPTS)):
+        assert "://" not in text.replace("http://www.w3.org/2000/svg", "")
+        assert "innerHTML" not in text
+    assert not re.search(r"<style|style=|\son\w+=|<script>", html)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda file: file.name)
+def test_each_script_imports_what_is_there(script: Path) -> None:
+    for names, source in re.findall(
+        r"import \{([^}]+)\} from \"\./(\w+\.js)\"", script.read_text()
+    ):
+        offered = (STATIC / "js" / source).read_text()
+        for name in (name.strip() for name in names.split(",")):
+            assert re.search(rf"export (async )?(function|const|class) {name}\b", offered), name
