@@ -150,7 +150,7 @@ def _row_of(batch: Followed) -> dict[str, Any]:
         "state": batch.state.value,
         "paused": batch.paused,
         "ending": batch.ending.value if batch.ending else None,
-        "reason": batch.reason,
+        "reason": batch.reason.replace("\0", "\ufffd"),  # text cannot hold NUL
         "priority": batch.priority,
         "version": batch.version,
         "started_at": batch.started_at,

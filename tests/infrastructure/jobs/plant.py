@@ -131,8 +131,8 @@ class Plant:
     async def seal(self, batch: UUID) -> None:
         await seal_batch(self.log, SealBatch(batch=batch), context())
 
-    async def cancel(self, batch: UUID) -> None:
-        await cancel_batch(self.log, CancelBatch(batch=batch, reason="changed my mind"), context())
+    async def cancel(self, batch: UUID, reason: str = "changed my mind") -> None:
+        await cancel_batch(self.log, CancelBatch(batch=batch, reason=reason), context())
 
     # Looking.
 

@@ -130,6 +130,20 @@ def test_cancelling_a_batch_ends_every_upload_and_stops_what_runs(
     play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
 
+def test_no_reason_that_people_give_stops_the_orchestrator(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        batch = await plant.batch({"a.txt": b"x"})
+
+        await plant.cancel(batch, reason="a NUL \0 and a \N{SNOWMAN}")
+
+        assert (await plant.completed(batch)).outcome is Outcome.CANCELLED
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
 def test_a_paused_batch_starts_nothing_and_goes_on_when_resumed(
     database_url: str, tmp_path: Path
 ) -> None:
