@@ -75,6 +75,9 @@ function about(attempt) {
   if (attempt.step) parts.push(`step ${attempt.step}`);
   if (attempt.state === "running" && attempt.percent !== null) parts.push(percent(attempt.percent));
   if (attempt.permanent) parts.push("permanent, not tried again");
-  if (attempt.retry_at) parts.push(`next try at ${clock(attempt.retry_at)}`);
+  if (attempt.retry_at) {
+    const words = Date.parse(attempt.retry_at) > Date.now() ? "next try" : "tried again";
+    parts.push(`${words} at ${clock(attempt.retry_at)}`);
+  }
   return parts.join(", ");
 }
