@@ -116,8 +116,10 @@ async def _show(settings: Settings, ready: asyncio.Future[Ready], chosen: Chosen
         assert report.batch is not None
         _summarize(report.batch)
         _list_failures(report)
-        await _audit(client, report.id, chosen)
-    _next_steps(settings)
+        upload = await _upload_at(client, report.id, chosen.rehearsed)
+        if upload is not None:
+            await _audit(client, upload)
+    _next_steps(settings, upload)
     return report.exit
 
 
@@ -139,11 +141,8 @@ def _list_failures(report: Report) -> None:
         output.say(f"  ... and {report.failed - 10} more")
 
 
-async def _audit(client: Client, batch: UUID, chosen: Chosen) -> None:
+async def _audit(client: Client, upload: UploadView) -> None:
     """The whole story of the file that failed once."""
-    upload = await _upload_at(client, batch, chosen.rehearsed)
-    if upload is None:
-        return
     output.say()
     output.say(f"What happened to {upload.path}, as the log has it:")
     output.say()
@@ -157,13 +156,19 @@ async def _upload_at(client: Client, batch: UUID, path: str) -> UploadView | Non
     return None
 
 
-def _next_steps(settings: Settings) -> None:
-    here = f" --data-dir {settings.data_dir}" if sys.stdout.isatty() else ""
+def _next_steps(settings: Settings, upload: UploadView | None) -> None:
+    """On a terminal the server goes on, and the commands find it; otherwise it has ended."""
     uptrail = "uptrail" if shutil.which("uptrail") else sys.argv[0]
-    commands = ["upload ./folder --wait", "batch list", "history show ID", "verify", "doctor"]
+    commands = ["upload ./folder --wait", "batch list", "verify", "doctor"]
+    here = ""
+    if sys.stdout.isatty():
+        here = f" --data-dir {settings.data_dir}"
+        commands[2:2] = [f"history show {upload.id}"] if upload else []
+    else:
+        commands[:0] = ["serve"]
     output.say()
     output.say("Try next, in another terminal:")
-    for command in commands if here else ["serve", *commands]:
+    for command in commands:
         output.say(f"  {uptrail} {command}{here}")
 
 
