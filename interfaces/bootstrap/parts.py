@@ -10,6 +10,7 @@ from uuid import UUID
 
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.postgres.listener import READ_MODEL, Listener
@@ -76,6 +77,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             keys=keys,
             now=utc_now,
             new_id=new_id,
+            elsewhere=NotifiedElsewhere(pool, listener),
         )
         yield Parts(
             services=services, database=database, pool=pool, listener=listener, keys=keys, log=log

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from random import random
 
 from infrastructure.read_model import projector
+from infrastructure.read_model.rebuild import ensure_current
 from interfaces.bootstrap.parts import Parts
 from interfaces.bootstrap.role import Role
 from interfaces.bootstrap.supervision import Work
@@ -23,6 +24,8 @@ def works_of(parts: Parts, roles: Sequence[Role]) -> dict[str, Work]:
 
 
 async def _project(parts: Parts) -> None:
+    """Rows that another version of the code made are built anew first."""
+    await ensure_current(parts.database.url, parts.log)
     await projector.run(parts.database.url, parts.log, parts.listener.wakeups())
 
 

@@ -39,6 +39,12 @@ class Unreachable(CommandError):
     code = Exit.UNREACHABLE
 
 
+class Interrupted(CommandError):
+    """Somebody pressed Ctrl-C."""
+
+    code = Exit.INTERRUPTED
+
+
 class Refusal(CommandError):
     """The server refused, with a problem document."""
 

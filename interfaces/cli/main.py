@@ -43,6 +43,7 @@ def make_app() -> App:
         help_epilogue="Exit codes: 0 ok, 1 error, 2 usage, 3 completed with failures, "
         "4 cancelled, 5 unreachable. --debug shows tracebacks.",
         version=_version,
+        suppress_keyboard_interrupt=False,
         result_action="return_value",
     )
     for name, place, group, help in _COMMANDS:
@@ -79,7 +80,9 @@ def run(tokens: Sequence[str]) -> int:
         return _unexpected(error)
 
 
-def _unexpected(error: Exception) -> int:
+def _unexpected(error: BaseException) -> int:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     name = type(error).__name__
     for known, message, hint, code in _known_errors():
         if name == known:

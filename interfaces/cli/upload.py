@@ -13,12 +13,15 @@ from cyclopts.validators import Number
 
 from interfaces.cli import output
 from interfaces.cli.client import Client
+from interfaces.cli.errors import Interrupted, Unreachable
 from interfaces.cli.options import Common
 from interfaces.cli.running import PATIENCE, ask
 from interfaces.cli.screens import make_screen
 from interfaces.cli.uploading import Job, Report
 from interfaces.cli.uploading import upload as run_job
 from interfaces.cli.walking import roots_of
+
+RESUME = "run the same command again to go on from there"
 
 app = App(name="upload", help="Send files and folders as one batch; resumes after a kill.")
 
@@ -55,12 +58,18 @@ def upload(
     job = Job(roots, label, pipeline, jobs, wait)
     data_dir = common.settings().data_dir
     screen = make_screen(json=False)
+    common.server()  # none at all is another mistake than one that goes away
 
     async def run(client: Client) -> Report:
         with screen:
             return await run_job(client, job, data_dir, screen)
 
-    report = ask(common, run, patience=PATIENCE)
+    try:
+        report = ask(common, run, patience=PATIENCE)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped", RESUME) from None
+    except Unreachable as error:
+        raise Unreachable(str(error), RESUME) from None
     if common.json:
         output.emit(report)
     else:

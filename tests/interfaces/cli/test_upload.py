@@ -107,6 +107,23 @@ def test_a_killed_upload_goes_on_where_it_was_and_sends_nothing_twice(
     assert len(received) == len(set(received)) == 300
 
 
+def test_ctrl_c_ends_a_command_in_one_word(uptrail: Command, server: LiveServer) -> None:
+    command = ["batch", "watch", uptrail("batch", "start").out.strip()]
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "interfaces.cli.main", *command, "--data-dir", server.data_dir],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stderr is not None
+    watching.stderr.readline()  # it follows the batch
+
+    watching.send_signal(signal.SIGINT)
+
+    assert watching.wait(60) == 130
+    assert watching.stderr.read().splitlines()[-1] == "uptrail: stopped"
+    watching.stderr.close()
+
+
 def test_what_cannot_be_sent_is_told_and_the_rest_arrives(uptrail: Command, folder: Path) -> None:
     (folder / "loop").symlink_to(folder)
     os.mkfifo(folder / "pipe")

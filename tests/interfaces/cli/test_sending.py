@@ -1,0 +1,107 @@
+"""Walking, resuming and sending, each by itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from interfaces.cli.errors import CommandError
+from interfaces.cli.resuming import memory_of
+from interfaces.cli.tus import FileChanged, Source
+from interfaces.cli.walking import Found, Skipped, roots_of, walk
+from tests.support import run
+
+
+def test_a_walk_names_files_by_their_folder_in_a_stable_order(tmp_path: Path) -> None:
+    for name in ("b/2", "b/1", "a"):
+        path = tmp_path / "top" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+    found = list(walk(roots_of([tmp_path / "top"])))
+
+    assert [entry.name for entry in found if isinstance(entry, Found)] == [
+        "top/a",
+        "top/b/1",
+        "top/b/2",
+    ]
+
+
+def test_a_walk_enters_links_to_folders_but_never_turns_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "top" / "real").mkdir(parents=True)
+    (tmp_path / "top" / "real" / "file").write_text("x")
+    (tmp_path / "top" / "link").symlink_to("real")
+    (tmp_path / "top" / "real" / "up").symlink_to("..")
+    (tmp_path / "top" / "dangling").symlink_to("nowhere")
+
+    entries = list(walk(roots_of([tmp_path / "top"])))
+
+    names = [entry.name for entry in entries if isinstance(entry, Found)]
+    assert names == ["top/link/file", "top/real/file"]
+    reasons = {entry.reason for entry in entries if isinstance(entry, Skipped)}
+    assert reasons == {
+        "a symbolic link back to a folder above it",
+        "no such file or directory",
+    }
+
+
+def test_a_name_that_is_not_unicode_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "top").mkdir()
+    os.close(os.open(os.fsencode(tmp_path / "top") + b"/\xff.txt", os.O_CREAT))
+
+    (entry,) = walk(roots_of([tmp_path / "top"]))
+
+    assert isinstance(entry, Skipped)
+    assert "must be valid Unicode" in entry.reason
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter", "touched"])
+def test_a_file_that_changes_while_it_is_sent_never_arrives_whole(
+    tmp_path: Path, change: str
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3_000_000))
+    before = path.stat()
+    moved: list[int] = []
+
+    async def send() -> int:
+        with Source(path, before.st_size, before.st_mtime_ns, moved.append) as source:
+            async for _ in source.rest():
+                if change == "longer":
+                    path.write_bytes(bytes(3_000_001))
+                elif change == "shorter":
+                    path.write_bytes(bytes(10))
+                else:
+                    os.utime(path, ns=(0, 1))
+        raise AssertionError("it was taken for the same file")
+
+    with pytest.raises(FileChanged):
+        run(send())
+    assert sum(moved) < before.st_size
+
+
+def test_an_upload_is_remembered_until_it_is_forgotten(tmp_path: Path) -> None:
+    identity = (tmp_path, "http://server", [Path("/a")], "label", "default")
+
+    with memory_of(*identity) as (_, first, again):
+        assert not again
+    with memory_of(*identity) as (memory, second, again):
+        assert again
+        assert second.key == first.key
+        memory.forget()
+    with memory_of(*identity) as (_, third, again):
+        assert not again
+        assert third.key != first.key
+
+
+def test_the_same_upload_does_not_run_twice_at_once(tmp_path: Path) -> None:
+    identity = (tmp_path, "http://server", [Path("/a")], "label", "default")
+
+    with (
+        memory_of(*identity),
+        pytest.raises(CommandError, match="runs already"),
+        memory_of(*identity),
+    ):
+        pass
