@@ -9,6 +9,7 @@ from datetime import datetime
 
 import psycopg
 import structlog
+from procrastinate.exceptions import ConnectorException
 
 from application.errors import Unavailable
 from application.ports.event_log import EventLog, Wakeups
@@ -24,7 +25,7 @@ CHECK = 1.0  # seconds between two looks for dead workers and lost uploads
 PACE = 0.05  # seconds between two rounds, in which events gather
 LONGEST_BACKOFF = 5.0  # seconds
 
-_LOST = (psycopg.Error, OSError, Unavailable, Deposed)
+_LOST = (psycopg.Error, OSError, ConnectorException, Unavailable, Deposed)
 
 _log = structlog.get_logger(__name__)
 
