@@ -4,6 +4,7 @@ How a transfer can end other than well. What arrived before is kept, unless it s
 * TransferError
   + OffsetMismatch   the sender and the log disagree about how far the upload is
   + TooLong          more bytes than were declared, or than are allowed; the excess is not kept
+  + DigestMismatch   the body is not what its digest says; nothing of it is kept
   + NotIncoming      the upload takes no bytes any more: received, cancelled, expired
   + Ended            the transfer was ended from outside
     - Overtaken      a newer request wants the same upload
@@ -36,6 +37,13 @@ class TooLong(TransferError):
     def __init__(self, limit: int) -> None:
         super().__init__(f"the upload may have at most {limit} bytes")
         self.limit = limit
+
+
+class DigestMismatch(TransferError):
+    """The body is not what its digest says."""
+
+    def __init__(self) -> None:
+        super().__init__("the body does not match its digest")
 
 
 class NotIncoming(TransferError):

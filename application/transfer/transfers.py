@@ -16,6 +16,7 @@ from application.handlers.transfers import cancel_upload, declare_size
 from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog
 from application.transfer.claims import Claims
+from application.transfer.digests import Digest
 from application.transfer.elsewhere import Elsewhere
 from application.transfer.errors import NotIncoming, OffsetMismatch, Stopping, TooLong
 from application.transfer.names import blob_of
@@ -50,7 +51,7 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     `offset` is where the sender believes the upload stands; `length` is the size of the body
     in bytes, None where that is not known before its end. `size` is that of the whole file, if
     the sender says it only now. With `last`, the end of the body is the end of the file: how a
-    file of unknown size ends.
+    file of unknown size ends. With a `digest`, the body counts as a whole or not at all.
     """
 
     upload: UUID
@@ -58,6 +59,7 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     length: int | None = None
     size: int | None = None
     last: bool = False
+    digest: Digest | None = None
 
 
 class Transfers:
@@ -98,8 +100,8 @@ class Transfers:
         A transfer of the same upload that is still running is ended first. Bytes that arrived
         before an error are kept and recorded, those of a body that is too long excepted.
 
-        Raises NotFound, NotIncoming, OffsetMismatch, TooLong, Ended, StorageFull, Refused,
-        Busy, Unavailable.
+        Raises NotFound, NotIncoming, OffsetMismatch, TooLong, DigestMismatch, Ended, StorageFull,
+        Refused, Busy, Unavailable.
         """
         context = partial(self.context, speaker)
         async with self.turns.take(incoming.upload) as turn:
@@ -115,6 +117,7 @@ class Transfers:
                     idle_timeout=self.limits.idle_timeout,
                     pace=self._pace,
                     context=context,
+                    digest=incoming.digest,
                 )
                 reception = Reception(
                     self.log, self.blobs, writer, upload, blob_of(upload.id), turn, terms
