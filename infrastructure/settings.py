@@ -15,6 +15,7 @@ from domain.retry import RetryPolicy
 KIB = 1024
 MIB = 1024 * KIB
 TIB = 1024 * 1024 * MIB
+DAY = 24 * 3600.0
 
 Bytes: TypeAlias = Annotated[int, Meta(ge=0, extra={"unit": "bytes"})]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, extra={"unit": "seconds"})]
@@ -85,6 +86,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     transfer_idle_timeout: Annotated[
         Seconds, Meta(description="silence after which a sender counts as gone")
     ] = 60.0
+    upload_expiry: Annotated[
+        Seconds, Meta(description="time after its last byte that an unfinished upload is kept")
+    ] = 7 * DAY
     min_free_bytes: Annotated[
         Bytes, Meta(description="room on the disk below which uploads are refused")
     ] = 256 * MIB

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 
@@ -53,6 +53,21 @@ class BlobStore(Protocol):
 
     async def free_bytes(self) -> int | None:
         """Room that is left, or None where there is no telling."""
+
+
+class BlobInventory(Protocol):
+    """What a store holds, whether or not anybody knows of it; looked through part by part."""
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are: small enough, each, to be listed at once."""
+
+    async def stale(self, part: int, age: float) -> Sequence[str]:
+        """Names of the blobs in this part, from 0 on, that were last written `age` seconds ago.
+
+        What the store itself left behind, and is as old, it frees on the way.
+        Raises Unavailable.
+        """
 
 
 class BlobTooShort(Exception):

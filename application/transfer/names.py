@@ -19,3 +19,14 @@ def blob_of_whole(upload: UUID, token: UUID) -> str:
     keeps them apart, and the log decides whose is the upload's.
     """
     return f"{FOLDER}/{upload}.{token.hex}"
+
+
+def upload_named_in(blob: str) -> UUID | None:
+    """The upload whose bytes a blob of this name holds; None for a blob of another kind."""
+    folder, _, file = blob.partition("/")
+    if folder != FOLDER:
+        return None
+    try:
+        return UUID(file.partition(".")[0])
+    except ValueError:
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from functools import partial
@@ -11,7 +12,7 @@ import msgspec
 
 from application.commands import CancelUpload, DeclareSize
 from application.envelope import NO_CAUSE, Cause
-from application.handlers.deciding import Context
+from application.handlers.deciding import Context, Decided
 from application.handlers.transfers import cancel_upload, declare_size
 from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog
@@ -26,6 +27,7 @@ from application.transfer.turns import Turns
 from domain.upload.aggregate import Upload
 from domain.upload.state import INCOMING
 
+GLANCE = 0.05  # seconds between two looks whether the last transfer has ended
 RECORDS_PER_SECOND = 100  # of all running transfers together, about
 
 
@@ -82,11 +84,19 @@ class Transfers:
         self.turns = Turns()
         self._elsewhere = elsewhere
         self._now = now
+        self._clock = clock
         self._claims = Claims(log, blobs, elsewhere, clock)
         elsewhere.on_stop(self.turns.stop)
 
-    def close(self) -> None:
-        """Ends every running transfer, its bytes being committed, and refuses new ones."""
+    async def close(self, grace: float = 0.0) -> None:
+        """Refuses new transfers at once, and ends those that still run after `grace` seconds.
+
+        What arrived of them is committed by whoever receives it.
+        """
+        self.turns.refuse(Stopping())
+        end = self._clock() + grace
+        while len(self.turns) and self._clock() < end:  # noqa: ASYNC110
+            await asyncio.sleep(GLANCE)
         self.turns.close(Stopping())
 
     def context(self, speaker: Speaker) -> Context:
@@ -153,16 +163,16 @@ class Transfers:
         command = DeclareSize(upload=id, size=size)
         return (await declare_size(self.log, command, self.context(speaker))).aggregate
 
-    async def cancel(self, command: CancelUpload, speaker: Speaker) -> Upload:
+    async def cancel(self, command: CancelUpload, context: Context) -> Decided[Upload]:
         """Calls the upload off and frees its bytes.
 
-        Raises NotFound, Refused when it has ended already, Busy, Unavailable.
+        Raises NotFound, Refused when it has ended already, Ended, Busy, Unavailable.
         """
         async with self.turns.take(command.upload):
-            decided = await cancel_upload(self.log, command, self.context(speaker))
+            decided = await cancel_upload(self.log, command, context)
             await self._elsewhere.stop(command.upload)
             await self.free(decided.aggregate)
-            return decided.aggregate
+            return decided
 
     async def free(self, upload: Upload) -> None:
         """Deletes the bytes of an upload that nobody may want any more."""

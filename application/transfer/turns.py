@@ -107,9 +107,13 @@ class Turns:
         if turn := self._newest.get(upload):
             turn.end(Overtaken())
 
+    def refuse(self, reason: Ended) -> None:
+        """Ends every transfer that is yet to begin."""
+        self._closed = reason
+
     def close(self, reason: Ended) -> None:
         """Ends every transfer, those that are yet to begin included."""
-        self._closed = reason
+        self.refuse(reason)
         for turn in self._newest.values():
             turn.end(reason)
 

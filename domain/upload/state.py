@@ -38,3 +38,7 @@ ENDED = frozenset(
     }
 )
 INCOMING = (UploadState.REGISTERED, UploadState.TRANSFERRING)
+GONE = frozenset(
+    {UploadState.REJECTED, UploadState.CANCELLED, UploadState.EXPIRED, UploadState.ERASED}
+)
+"""States of uploads whose bytes nobody may want any more."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from application.ports.blobs import BlobBusy, BlobMissing, BlobTooShort
 from infrastructure.blobs.disk import NEW_FILE, sync_data, sync_folder, try_lock
+from infrastructure.blobs.whole_files import ASIDE
 
 
 def open_to_append(name: str, path: Path, offset: int) -> tuple[int, int]:
@@ -84,3 +85,21 @@ def delete(path: Path) -> None:
 def free_bytes(folder: Path) -> int:
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
+
+
+def stale(shard: Path, before: float) -> list[str]:
+    """Names of the blobs in a shard whose files are older than `before`, in seconds since 1970.
+
+    A file put aside, to replace another, that is as old was left by a crash: it goes.
+    """
+    found: list[str] = []
+    with suppress(FileNotFoundError), os.scandir(shard) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # freed meanwhile
+                if entry.stat(follow_symlinks=False).st_mtime >= before:
+                    continue
+                if ASIDE in entry.name:
+                    os.unlink(entry.path)
+                else:
+                    found.append(entry.name.replace("_", "/"))
+    return found

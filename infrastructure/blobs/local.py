@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import TypeVar
 from zlib import crc32
 
@@ -21,6 +21,7 @@ from infrastructure.blobs.files import (
     open_to_append,
     open_to_read,
     size_of,
+    stale,
 )
 from infrastructure.blobs.group_sync import GroupSync
 from infrastructure.blobs.local_writer import LocalBlobWriter
@@ -38,7 +39,7 @@ Result = TypeVar("Result")
 
 
 class LocalBlobStore:
-    """The port `BlobStore` on a local disk.
+    """The ports `BlobStore` and `BlobInventory` on a local disk.
 
     `a/b/c` is kept as the file `a_b_c`, which no other name can become, in one of 256 folders.
     The folder follows from a checksum of the name: the ids in names open with the same bytes
@@ -110,6 +111,14 @@ class LocalBlobStore:
 
     async def free_bytes(self) -> int | None:
         return await self._run(lambda: free_bytes(self._folder))
+
+    @property
+    def parts(self) -> int:
+        return SHARDS
+
+    async def stale(self, part: int, age: float) -> list[str]:
+        shard, before = self._shards[part], time() - age
+        return await self._run(lambda: stale(shard, before))
 
     async def _created(self, path: Path, content: bytes) -> int | None:
         """Writes a new file on the loop: small as it is, a trip to a thread would cost more."""

@@ -8,6 +8,8 @@ from uuid import uuid4
 
 from infrastructure.blobs.disk import NEW_FILE, sync_data, sync_folder, write_all
 
+ASIDE = "~"  # in the name of a file that is to replace another, and of no blob
+
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -30,9 +32,9 @@ def create(path: Path, content: bytes) -> int | None:
 def replace(path: Path, content: bytes) -> None:
     """Puts the content in place of the file's: a reader gets the old or the new, never a mixture.
 
-    `~` is in no blob's name, so that nobody takes the file aside for one.
+    The name of the file aside is that of no blob, so that nobody takes it for one.
     """
-    aside = path.with_name(f"{path.name[:200]}~{uuid4().hex}")
+    aside = path.with_name(f"{path.name[:200]}{ASIDE}{uuid4().hex}")
     descriptor = os.open(aside, _FLAGS, NEW_FILE)
     try:
         for _ in write_all(descriptor, content):

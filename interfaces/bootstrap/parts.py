@@ -35,6 +35,7 @@ class Parts:
     listener: Listener
     keys: PostgresKeys
     log: PostgresEventLog
+    blobs: LocalBlobStore
 
 
 def utc_now() -> datetime:
@@ -80,7 +81,13 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             elsewhere=NotifiedElsewhere(pool, listener),
         )
         yield Parts(
-            services=services, database=database, pool=pool, listener=listener, keys=keys, log=log
+            services=services,
+            database=database,
+            pool=pool,
+            listener=listener,
+            keys=keys,
+            log=log,
+            blobs=blobs,
         )
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import random
 
+from application.sweeping import Sweeper
+from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.read_model import projector
 from infrastructure.read_model.rebuild import ensure_current
+from infrastructure.sweeping import running as sweeping
+from infrastructure.sweeping.standings import PostgresStandings
 from interfaces.bootstrap.parts import Parts
 from interfaces.bootstrap.role import Role
 from interfaces.bootstrap.supervision import Work
+
+ORPHAN_AGE = 3600.0  # seconds after which bytes that no event names are nobody's
 
 
 def works_of(parts: Parts, roles: Sequence[Role]) -> dict[str, Work]:
@@ -18,6 +24,7 @@ def works_of(parts: Parts, roles: Sequence[Role]) -> dict[str, Work]:
     if Role.ORCHESTRATOR in roles:
         works["projector"] = lambda: _project(parts)
         works["orchestrator"] = lambda: _orchestrate(parts)
+        works["sweeper"] = lambda: _sweep(parts)
     if Role.WORKER in roles:
         works["worker"] = lambda: _work(parts)
     return works
@@ -37,6 +44,22 @@ async def _orchestrate(parts: Parts) -> None:
         parts.database.url, parts.log, parts.listener.wakeups(), services.settings, services.now
     )
     await orchestrator.run()
+
+
+async def _sweep(parts: Parts) -> None:
+    services = parts.services
+    sweeper = Sweeper(
+        parts.log,
+        parts.blobs,
+        parts.blobs,
+        PostgresStandings(parts.pool),
+        # Not that of the interfaces: a process does not hear what it says itself.
+        NotifiedElsewhere(parts.pool, parts.listener),
+        expiry=services.settings.upload_expiry,
+        orphan_age=ORPHAN_AGE,
+        now=services.now,
+    )
+    await sweeping.run(parts.database.url, sweeper)
 
 
 async def _work(parts: Parts) -> None:

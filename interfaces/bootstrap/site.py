@@ -16,7 +16,6 @@ from infrastructure.auth.admin_key import ensure_admin_key
 from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.read_model.feed import PostgresFeed
 from infrastructure.telemetry.metrics import PostgresVitals
-from interfaces import web as page
 from interfaces.bootstrap.parts import Parts
 from interfaces.bootstrap.supervision import Work
 from interfaces.feed import HUB, FeedHub
@@ -65,7 +64,6 @@ async def open_site(parts: Parts, answering: bool) -> AsyncIterator[Site]:
     settings = parts.services.settings
     text = await ensure_admin_key(parts.keys, settings.admin_key_file)
     app = build_app(parts.services, vitals=PostgresVitals(parts.pool))
-    page.add_routes(app)
     app[HUB] = FeedHub(
         PostgresFeed(parts.pool), parts.listener.wakeups(READ_MODEL), parts.keys, settings
     )

@@ -8,9 +8,10 @@ from aiohttp import web
 
 from application.commands import CancelUpload, RetryUpload
 from application.handlers.deciding import Context
-from application.handlers.transfers import cancel_upload, retry_upload
+from application.handlers.transfers import retry_upload
 from application.ports.event_log import EventLog
 from application.replay import upload_as_of
+from application.transfer.errors import Ended
 from application.views import AttemptView
 from domain.upload.state import UploadState
 from interfaces.rest.access import owned, principal_of, require, upload_of
@@ -27,6 +28,8 @@ from interfaces.rest.idempotency import once
 from interfaces.rest.params import Query, id_in, reflected
 from interfaces.rest.routes import OPERATORS, SENDERS, Operation
 from interfaces.services import SERVICES
+from interfaces.uploads.refusals import refusal_of
+from interfaces.uploads.serving import TRANSFERS
 
 LIST = ("state", "cursor", "limit", "min_position")
 ATTEMPTS = ("cursor", "limit", "min_position")
@@ -81,13 +84,17 @@ async def attempts(request: web.Request) -> web.Response:
 
 
 async def cancel(request: web.Request) -> web.Response:
+    """Calls an upload off, and frees its bytes."""
     require(request, *SENDERS)
     reason = await reason_in(request)
     predicted = CommandAnswer(id=id_in(request), state=UploadState.CANCELLED)
 
     async def act(log: EventLog, context: Context) -> int:
         command = CancelUpload(upload=predicted.id, reason=reason)
-        return (await cancel_upload(log, command, context)).position
+        try:
+            return (await request.app[TRANSFERS].cancel(command, context)).position
+        except Ended as error:  # somebody newer wants the upload, or the server stops
+            raise refusal_of(error) from error
 
     return await _commanded(request, predicted, act, reason)
 

@@ -13,13 +13,13 @@ from aiohttp import hdrs, web
 from application.errors import NotFound
 from application.ports.keys import Scope
 from domain.upload.aggregate import Upload
-from domain.upload.state import UploadState
+from domain.upload.state import GONE, UploadState
 from interfaces.rest.access import principal_of, upload_of
 from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem
 from interfaces.services import SERVICES
 from interfaces.uploads.ranges import Part, Unsatisfiable, part_of
-from interfaces.uploads.refusals import GONE
+from interfaces.uploads.refusals import gone
 
 _log = structlog.get_logger(__name__)
 
@@ -30,6 +30,8 @@ async def content(request: web.Request) -> web.StreamResponse:
     if upload.blob is None:  # remembered from a moment ago: another process may have received it
         request.app[SERVICES].log.forget(upload.id)
         upload = await upload_of(request, upload.id)
+    if upload.state is UploadState.EXPIRED:
+        raise gone(upload.state)
     if upload.blob is None or upload.state in GONE:
         raise NotFound("there are no stored bytes")
     _require_harmless(request, upload)

@@ -16,18 +16,8 @@ from application.transfer.errors import (
     TooLong,
 )
 from domain.errors import Faulty, Refused
-from domain.upload.state import UploadState
+from domain.upload.state import GONE, UploadState
 from interfaces.rest.problems import RETRY_SOON, Problem, problem_of
-
-GONE = frozenset(
-    {
-        UploadState.CANCELLED,
-        UploadState.EXPIRED,
-        UploadState.ERASED,
-        UploadState.REJECTED,
-    }
-)
-"""States in which an upload is no resource of the upload protocols any more."""
 
 
 def refusal_of(error: Exception) -> Problem:

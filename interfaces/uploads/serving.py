@@ -18,7 +18,10 @@ ARRIVALS: web.AppKey[Arrivals] = web.AppKey("arrivals", Arrivals)
 
 
 def prepare(app: web.Application) -> None:
-    """Makes the transfers of this application; they end, their bytes committed, before it does."""
+    """Makes the transfers of this application; they end, their bytes committed, before it does.
+
+    Those that run when it is told to stop have `shutdown_grace` to come to their end.
+    """
     services = app[SERVICES]
     settings = services.settings
     limits = Limits(
@@ -40,7 +43,7 @@ def prepare(app: web.Application) -> None:
 
 
 async def _end_transfers(app: web.Application) -> None:
-    app[TRANSFERS].close()
+    await app[TRANSFERS].close(app[SERVICES].settings.shutdown_grace)
 
 
 def speaker_of(request: web.Request, principal: Principal) -> Speaker:

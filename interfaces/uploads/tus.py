@@ -14,13 +14,15 @@ from application.ports.keys import Scope
 from application.transfer.errors import NotIncoming, OffsetMismatch, TooLong
 from application.transfer.transfers import Incoming
 from domain.upload.aggregate import Upload
+from domain.upload.state import GONE
 from interfaces.rest.access import require, upload_of
 from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
 from interfaces.uploads import metadata
 from interfaces.uploads.body import chunks_of, require_plain
-from interfaces.uploads.refusals import GONE, gone
+from interfaces.uploads.expiring import expires, expires_as_recorded
+from interfaces.uploads.refusals import gone
 from interfaces.uploads.serving import TRANSFERS, speaker_of
 from interfaces.uploads.tus_creation import create
 from interfaces.uploads.tus_request import (
@@ -64,7 +66,7 @@ async def tell_offset(request: web.Request) -> web.StreamResponse:
     headers |= {DEFER: "1"} if upload.size is None else {LENGTH: str(upload.size)}
     if echo := metadata.format(upload.metadata):
         headers[METADATA] = echo
-    return web.Response(headers=headers)
+    return web.Response(headers=headers | await expires_as_recorded(request, upload))
 
 
 @tus_request
@@ -87,7 +89,8 @@ async def append(request: web.Request) -> web.StreamResponse:
         )
     except NotIncoming as error:
         upload = await _of_finished(request, incoming, error)
-    return web.Response(status=204, headers={OFFSET: str(upload.received)})
+    headers = {OFFSET: str(upload.received), **expires(request, upload)}
+    return web.Response(status=204, headers=headers)
 
 
 @tus_request
@@ -98,7 +101,8 @@ async def terminate(request: web.Request) -> web.StreamResponse:
     if upload.state in GONE:
         raise gone(upload.state)
     command = CancelUpload(upload=upload.id, reason="terminated by its sender")
-    await request.app[TRANSFERS].cancel(command, speaker_of(request, principal))
+    transfers = request.app[TRANSFERS]
+    await transfers.cancel(command, transfers.context(speaker_of(request, principal)))
     return web.Response(status=204)
 
 

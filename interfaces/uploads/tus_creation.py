@@ -22,6 +22,7 @@ from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
 from interfaces.uploads import metadata
 from interfaces.uploads.body import chunks_of, require_plain, whole
+from interfaces.uploads.expiring import expires
 from interfaces.uploads.refusals import refusal_of
 from interfaces.uploads.serving import ARRIVALS, TRANSFERS, speaker_of
 from interfaces.uploads.tus_request import (
@@ -58,11 +59,11 @@ async def create(request: web.Request) -> web.StreamResponse:
     if size is not None and size <= SMALL and (size == 0 or (with_body and length == size)):
         idle = request.app[TRANSFERS].limits.idle_timeout
         read = partial(whole, request, idle_timeout=idle)
-        return _created((await arrivals.arrive(place, file, read, speaker)).upload)
+        return _created(request, (await arrivals.arrive(place, file, read, speaker)).upload)
     registered = await arrivals.announce(place, file, speaker)
     if with_body and registered.upload.received == 0:
-        return _created(await _first_bytes(request, registered, speaker))
-    return _created(registered.upload)
+        return _created(request, await _first_bytes(request, registered, speaker))
+    return _created(request, registered.upload)
 
 
 async def _place(request: web.Request, owner: str) -> Alone | Joining:
@@ -98,9 +99,9 @@ async def _located(id: UUID) -> AsyncIterator[None]:
         raise problem from error
 
 
-def _created(upload: Upload) -> web.Response:
+def _created(request: web.Request, upload: Upload) -> web.Response:
     headers = {hdrs.LOCATION: _location(upload.id), OFFSET: str(upload.received)}
-    return web.Response(status=201, headers=headers)
+    return web.Response(status=201, headers=headers | expires(request, upload))
 
 
 def _location(id: UUID) -> str:

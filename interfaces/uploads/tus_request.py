@@ -13,7 +13,7 @@ from interfaces.uploads.body import HELD
 from interfaces.uploads.refusals import refusal_of
 
 VERSION = "1.0.0"
-EXTENSIONS = "creation,creation-with-upload,creation-defer-length,termination"
+EXTENSIONS = "creation,creation-with-upload,creation-defer-length,expiration,termination"
 CONTENT_TYPE = "application/offset+octet-stream"
 
 RESUMABLE = "Tus-Resumable"

@@ -37,6 +37,7 @@ from interfaces.uploads.tus import create
 
 OWNER = "acme"
 TUS = {"Tus-Resumable": "1.0.0"}
+EASY: dict[str, Any] = {"min_free_bytes": 0, "shutdown_grace": 0.1}
 BYTES = {**TUS, "Content-Type": "application/offset+octet-stream"}
 
 
@@ -109,7 +110,7 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
         blobs = LocalBlobStore(folder)
         stack.callback(blobs.close)
         services = Services(
-            settings=Settings(data_dir=folder, **{"min_free_bytes": 0, **settings}),
+            settings=Settings(data_dir=folder, **{**EASY, **settings}),
             log=log,
             wakeups=listener.wakeups(),
             queries=PostgresQueries(engine, listener.wakeups()),

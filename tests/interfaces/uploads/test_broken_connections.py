@@ -125,6 +125,25 @@ def test_a_server_that_stops_commits_what_is_under_way(database_url: str, tmp_pa
     run(story())
 
 
+def test_a_transfer_may_come_to_its_end_while_the_server_stops(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, shutdown_grace=20.0) as server:
+            location = await server.create(100)
+            async with Sender(server) as sender:
+                await sender.begin_patch(location, 0, 100, b"x" * 30)
+                await _arrived(server, location, 30)
+                closing = asyncio.create_task(server.transfers.close(20.0))
+                await asyncio.sleep(0)
+                assert await server.patch(await server.create(5), 0, b"hello") == 503
+                await sender.send(b"x" * 70)
+                assert (await sender.answer())[0] == 204
+                await closing
+
+    run(story())
+
+
 def test_progress_is_recorded_while_bytes_arrive(database_url: str, tmp_path: Path) -> None:
     async def story() -> None:
         async with serving(database_url, tmp_path, progress_interval=0.01) as server:

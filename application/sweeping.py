@@ -1,0 +1,159 @@
+"""The sweeper: gives up what nobody goes on with, and frees bytes that nobody may want.
+
+Everything here may be done twice, or be cut short by a crash at any point: the next round finds
+what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from uuid import UUID
+
+import msgspec
+
+from application.envelope import Recorded
+from application.errors import NotFound
+from application.handlers.deciding import Context, decide_upload
+from application.ports.blobs import BlobInventory, BlobStore
+from application.ports.event_log import EventLog
+from application.ports.sweeping import Idle, Standing, Standings
+from application.transfer.elsewhere import Elsewhere
+from application.transfer.names import blob_of, upload_named_in
+from domain.event import Event, topic_of
+from domain.upload.aggregate import Upload
+from domain.upload.events import UploadCancelled, UploadErased, UploadExpired
+from domain.upload.state import GONE, INCOMING
+
+BY = "sweeper"
+CHUNK = 500  # uploads at most that one step takes on
+
+FREEING = tuple(topic_of(event) for event in (UploadCancelled, UploadExpired, UploadErased))
+
+_UNTOUCHED = 2  # the version of an upload that ended right after it was registered
+
+
+class Cleared(msgspec.Struct, frozen=True):
+    """Blobs that were freed: those of uploads that ended, and those that no event names."""
+
+    ended: tuple[str, ...] = ()
+    orphans: tuple[str, ...] = ()
+
+
+class Sweeper:
+    """What is swept, a bounded amount at a time. Times in seconds.
+
+    `expiry` is how long an unfinished upload is kept without a new byte, `orphan_age` how old a
+    blob must be before it may be an orphan: a younger one may be about to be recorded.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        blobs: BlobStore,
+        inventory: BlobInventory,
+        standings: Standings,
+        elsewhere: Elsewhere,
+        *,
+        expiry: float,
+        orphan_age: float,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._log = log
+        self._blobs = blobs
+        self._inventory = inventory
+        self._standings = standings
+        self._elsewhere = elsewhere
+        self.expiry = expiry
+        self._orphan_age = orphan_age
+        self._now = now
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are to clear."""
+        return self._inventory.parts
+
+    async def expire(self) -> int:
+        """Records UploadExpired for uploads that nobody went on with, and returns how many.
+
+        Raises Busy, Unavailable.
+        """
+        found = await self._standings.idle(self._now() - timedelta(seconds=self.expiry), CHUNK)
+        expired = 0
+        for idle in found:
+            context = Context(BY, self._now())
+            decide = partial(_expire, idle=idle, context=context)
+            decided = await decide_upload(self._log, idle.upload, decide, context)
+            expired += decided.position > 0
+        return expired
+
+    async def free_ended(self, after: int) -> int:
+        """Frees the bytes of uploads that ended beyond position `after` in the log.
+
+        Returns the position from which to go on. Raises Unavailable.
+        """
+        head = await self._log.head()
+        if head <= after:
+            return after
+        events = await self._log.read(after, limit=CHUNK, topics=FREEING)
+        for recorded in events:
+            await self._free(recorded)
+        return head if len(events) < CHUNK else events[-1].position
+
+    async def clear(self, part: int) -> Cleared:
+        """Frees what a crash, or a sender that came too late, has left in a part of the store.
+
+        The read model says what to look at; only the log, read anew, says what to delete.
+        Raises Unavailable.
+        """
+        ended: list[str] = []
+        orphans: list[str] = []
+        stored = await self._inventory.stale(part, self._orphan_age)
+        named = [(name, upload) for name in stored if (upload := upload_named_in(name))]
+        for start in range(0, len(named), CHUNK):
+            for name, id in await self._suspects(named[start : start + CHUNK]):
+                verdict = await self._verdict(name, id)
+                if verdict is not None:
+                    await self._blobs.delete(name)
+                    (ended if verdict else orphans).append(name)
+        return Cleared(tuple(ended), tuple(orphans))
+
+    async def _free(self, recorded: Recorded) -> None:
+        if recorded.version <= _UNTOUCHED:
+            return
+        self._log.forget(recorded.stream)
+        upload = await self._log.upload(recorded.stream)
+        if upload.blob is None:  # somebody may still be sending it
+            await self._elsewhere.stop(upload.id)
+        for name in {blob_of(upload.id), upload.blob or blob_of(upload.id)}:
+            await self._blobs.delete(name)
+
+    async def _suspects(self, named: Sequence[tuple[str, UUID]]) -> list[tuple[str, UUID]]:
+        known = await self._standings.of([id for _, id in named])
+        return [(name, id) for name, id in named if not _in_order(name, id, known.get(id))]
+
+    async def _verdict(self, name: str, id: UUID) -> bool | None:
+        """None for a blob that is wanted; else whether it is that of an upload that ended."""
+        self._log.forget(id)
+        try:
+            upload = await self._log.upload(id)
+        except NotFound:
+            return False
+        if upload.state in GONE:
+            return True
+        wanted = upload.blob or blob_of(id)
+        return None if name == wanted else False
+
+
+def _expire(upload: Upload, *, idle: Idle, context: Context) -> tuple[Event, ...]:
+    """Nothing where the upload has moved on since it was found idle."""
+    if upload.version != idle.version or upload.state not in INCOMING:
+        return ()
+    return upload.expire(at=context.at, by=context.by)
+
+
+def _in_order(name: str, id: UUID, standing: Standing | None) -> bool:
+    if standing is None or standing.state in GONE:
+        return False
+    return name == (standing.blob or blob_of(id))

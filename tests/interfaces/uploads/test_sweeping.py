@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import aiohttp
+import pytest
+from msgspec.structs import replace
+
+from application.commands import CancelUpload
+from application.handlers.deciding import Context
+from application.handlers.transfers import cancel_upload
+from application.sweeping import Sweeper
+from application.transfer.elsewhere import NobodyElse
+from application.transfer.names import blob_of, blob_of_whole
+from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.postgres.pool import make_pool
+from infrastructure.read_model.projector import catch_up
+from infrastructure.settings import Settings
+from infrastructure.sweeping.standings import PostgresStandings
+from tests.interfaces.conftest import LiveServer
+from tests.interfaces.conftest import serving as whole_server
+from tests.interfaces.uploads.server import (
+    BYTES,
+    TUS,
+    Server,
+    serving,
+    stored_files,
+    upload_in,
+)
+from tests.support import eventually, run
+
+HOUR = 3600.0
+
+
+@asynccontextmanager
+async def _sweeper(server: Server, url: str) -> AsyncIterator[Sweeper]:
+    services = server.services
+    assert isinstance(services.blobs, LocalBlobStore)
+    await catch_up(url, services.log)
+    async with make_pool(url, name="sweeper", max_size=2) as pool:
+        yield Sweeper(
+            services.log,
+            services.blobs,
+            services.blobs,
+            PostgresStandings(pool),
+            NobodyElse(),
+            expiry=HOUR,
+            orphan_age=HOUR,
+            now=services.now,
+        )
+
+
+async def _clear_all(sweeper: Sweeper) -> tuple[list[str], list[str]]:
+    cleared = [await sweeper.clear(part) for part in range(sweeper.parts)]
+    return (
+        [name for one in cleared for name in one.ended],
+        [name for one in cleared for name in one.orphans],
+    )
+
+
+def _age(folder: Path, seconds: float = 2 * HOUR) -> None:
+    then = time.time() - seconds
+    for file in stored_files(folder):
+        os.utime(file, (then, then))
+
+
+async def _cancelled_behind_our_back(server: Server, location: str) -> None:
+    """As the orchestrator does for the uploads of a batch: the event, and no hand on the bytes."""
+    command = CancelUpload(upload=upload_in(location))
+    await cancel_upload(server.services.log, command, Context("test", server.services.now()))
+
+
+def test_bytes_of_uploads_that_ended_are_freed(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            ended, kept = await server.create(10), await server.create(10)
+            for location in (ended, kept):
+                assert await server.patch(location, 0, b"01234") == 204
+            await _cancelled_behind_our_back(server, ended)
+            async with _sweeper(server, database_url) as sweeper:
+                position = await sweeper.free_ended(0)
+
+                assert position == await server.services.log.head()
+                assert await sweeper.free_ended(position) == position
+                assert await sweeper.free_ended(0) == position
+            assert await server.services.blobs.size(blob_of(upload_in(ended))) == 0
+            assert await server.patch(kept, 5, b"56789") == 204
+            assert await server.content(kept) == b"0123456789"
+
+    run(story())
+
+
+def test_only_what_nobody_may_want_is_cleared(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            headers = {**BYTES, "Upload-Length": "5"}
+            async with server.client.post("/v1/uploads", headers=headers, data=b"small") as answer:
+                small = answer.headers["Location"]
+            whole, partly = await server.create(10), await server.create(10)
+            cancelled = await server.create(10)
+            assert await server.patch(whole, 0, b"0123456789") == 204
+            for location in (partly, cancelled):
+                assert await server.patch(location, 0, b"01234") == 204
+            await _cancelled_behind_our_back(server, cancelled)
+            blobs = server.services.blobs
+            unknown = blob_of_whole(uuid4(), uuid4())
+            superseded = blob_of_whole(upload_in(whole), UUID(int=1))
+            for name in (unknown, superseded, "artifacts/of-somebody"):
+                await blobs.put(name, b"left over")
+            _age(tmp_path)
+            young = blob_of_whole(uuid4(), uuid4())
+            await blobs.put(young, b"about to be recorded")
+            async with _sweeper(server, database_url) as sweeper:
+                ended, orphans = await _clear_all(sweeper)
+
+                assert ended == [blob_of(upload_in(cancelled))]
+                assert sorted(orphans) == sorted([unknown, superseded])
+                assert await _clear_all(sweeper) == ([], [])
+            assert await server.content(small) == b"small"
+            assert await server.content(whole) == b"0123456789"
+            assert await server.offset(partly) == 5
+            assert await blobs.size(young) > 0
+            assert await blobs.size("artifacts/of-somebody") > 0
+
+    run(story())
+
+
+def test_a_read_model_that_is_behind_deletes_nothing(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await server.create(10)
+            async with _sweeper(server, database_url) as sweeper:  # projected up to here only
+                assert await server.patch(location, 0, b"0123456789") == 204
+                headers = {**BYTES, "Upload-Length": "5"}
+                async with server.client.post("/v1/uploads", headers=headers, data=b"small") as new:
+                    small = new.headers["Location"]
+                _age(tmp_path)
+
+                assert await _clear_all(sweeper) == ([], [])
+            assert await server.content(small) == b"small"
+            assert await server.content(location) == b"0123456789"
+
+    run(story())
+
+
+def test_what_a_replacement_left_aside_is_removed(tmp_path: Path) -> None:
+    async def story() -> None:
+        store = LocalBlobStore(tmp_path)
+        await store.put("uploads/a", b"kept")
+        file = stored_files(tmp_path)[0]
+        aside = file.with_name(f"{file.name}~0123")
+        aside.write_bytes(b"half")
+        _age(tmp_path)
+        part = int(file.parent.name, 16)
+        assert await store.stale(part, HOUR) == ["uploads/a"]
+        assert not aside.exists()
+        assert await store.stale(part, 3 * HOUR) == []
+        store.close()
+
+    run(story())
+
+
+@pytest.fixture
+def impatient(settings: Settings) -> Iterator[LiveServer]:
+    with whole_server(replace(settings, upload_expiry=1.0)) as live:
+        yield live
+
+
+def test_an_upload_that_nobody_goes_on_with_expires(impatient: LiveServer) -> None:
+    headers = {"Authorization": f"Bearer {impatient.key}"}
+
+    async def story() -> None:
+        async with aiohttp.ClientSession(impatient.url, headers=headers) as client:
+            said = {**TUS, "Upload-Length": "10"}
+            async with client.post("/v1/uploads", headers=said) as answer:
+                location = answer.headers["Location"]
+                assert "GMT" in answer.headers["Upload-Expires"]
+            said = {**BYTES, "Upload-Offset": "0"}
+            async with client.patch(location, headers=said, data=b"01234") as answer:
+                assert "GMT" in answer.headers["Upload-Expires"]
+
+            async def expired() -> bool:
+                async with client.head(location, headers=TUS) as answer:
+                    return answer.status == 410
+
+            await eventually(expired)
+            async with client.get(f"{location}/content") as answer:
+                assert answer.status == 410
+            async with client.get(f"{location}/history") as answer:
+                topics = [event["type"] for event in (await answer.json())["items"]]
+                assert topics[-1] == "upload.expired"
+            folder = impatient.settings.blob_dir
+            await eventually(lambda: stored_files(folder) == [])
+
+    run(story())
+
+
+def test_cancelling_an_upload_or_its_batch_frees_the_bytes(server: LiveServer) -> None:
+    headers = {"Authorization": f"Bearer {server.key}"}
+
+    async def begun(client: aiohttp.ClientSession, path: str) -> str:
+        said = {**BYTES, "Upload-Length": "10"}
+        async with client.post(path, headers=said, data=b"01234") as answer:
+            assert answer.status == 201
+            return answer.headers["Location"]
+
+    async def story() -> None:
+        folder = server.settings.blob_dir
+        async with aiohttp.ClientSession(server.url, headers=headers) as client:
+            location = await begun(client, "/v1/uploads")
+            async with client.post(f"{location}/cancel") as answer:
+                assert answer.status == 202
+            assert stored_files(folder) == []
+
+            async with client.post("/v1/batches", json={}) as answer:
+                batch = answer.headers["Location"]
+            await begun(client, f"{batch}/uploads")
+            assert len(stored_files(folder)) == 1
+            async with client.post(f"{batch}/cancel") as answer:
+                assert answer.status == 202
+            await eventually(lambda: stored_files(folder) == [])
+
+    run(story())
