@@ -19,6 +19,9 @@ class BlobWriter(Protocol):
     async def sync(self) -> int:
         """Makes every byte written durable, and returns how many there are."""
 
+    async def checkpoint(self) -> int:
+        """How many bytes are durable, once those are that can be made so at little cost."""
+
     async def close(self) -> None:
         """Ends the append. Bytes not synced may or may not be kept."""
 
@@ -40,7 +43,10 @@ class BlobStore(Protocol):
         """How many bytes are stored; 0 for a blob that does not exist."""
 
     async def finish(self, name: str, size: int) -> None:
-        """The blob is complete, and durable under its name. Raises BlobTooShort."""
+        """The blob is complete, and durable under its name. Raises BlobTooShort.
+
+        What an append that is still open in this process has written is part of it.
+        """
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """The bytes from `start` up to `end` (exclusive) in chunks. Raises BlobMissing."""

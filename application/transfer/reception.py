@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from math import inf
 
 import msgspec
 
@@ -57,6 +58,7 @@ class Reception:
         self._turn = turn
         self._terms = terms
         self._check = Check(terms.digest)
+        self._check = None if terms.checksum is None else Check(terms.checksum)
         self._checkpoint: asyncio.Task[None] | None = None
 
     async def run(self, chunks: AsyncIterator[bytes]) -> Upload:
@@ -90,10 +92,15 @@ class Reception:
         loop, turn, writer = asyncio.get_running_loop(), self._turn, self._writer
         check = self._check
         limit, due = self._terms.limit, loop.time() + self._terms.pace()
+        check = self._check
+        if check is not None:  # nothing of the body counts before its last byte was checked
+            due = inf
         while (chunk := await turn.next(chunks)) is not None:
             if writer.size + len(chunk) > limit:
                 raise TooLong(limit)
             await writer.write(chunk)
+            if check is not None:
+                check.update(chunk)
             check.update(chunk)
             if loop.time() < due or check.needed:
                 continue
@@ -104,7 +111,7 @@ class Reception:
 
     async def _record_progress(self) -> None:
         """Bytes so far, made durable and recorded while more of them arrive."""
-        durable = await self._writer.sync()
+        durable = await self._writer.checkpoint()
         await self._record(durable)
 
     def _recorded(self, checkpoint: asyncio.Task[None]) -> None:
@@ -126,6 +133,18 @@ class Reception:
     def _whole(self) -> bool:
         """Whether every declared byte is here; of an unknown size nobody can tell."""
         return self._upload.size is not None and self._writer.size == self._upload.size
+
+    def _verify(self) -> None:
+        if self._check is not None:
+            self._check.verify()
+
+    def _sound(self) -> bool:
+        """Whether what arrived is all that its checksum was made of, if there is one."""
+        try:
+            self._verify()
+        except ChecksumMismatch:
+            return False
+        return True
 
     async def _complete(self) -> Upload:
         await self._settled()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,15 +24,13 @@ from infrastructure.blobs.files import (
 )
 from infrastructure.blobs.group_sync import GroupSync
 from infrastructure.blobs.local_writer import LocalBlobWriter
+from infrastructure.blobs.naming import checked
 from infrastructure.blobs.pace import Pace
 from infrastructure.blobs.whole_files import create, replace
 
 READ_CHUNK = 256 * 1024
 THREADS = 8  # they wait for the disk; more of them than this only wait for each other
-MAX_NAME = 250
 SHARDS = 256
-
-_NAME = re.compile(r"[a-z0-9-][a-z0-9.-]*(/[a-z0-9-][a-z0-9.-]*)*")
 
 Result = TypeVar("Result")
 
@@ -132,9 +129,7 @@ class LocalBlobStore:
 
     def _path(self, name: str) -> Path:
         """Where the blob is kept. Raises ValueError for a name that no caller should choose."""
-        if len(name) > MAX_NAME or not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name for a blob")
-        return self._shards[crc32(name.encode()) & 0xFF] / name.replace("/", "_")
+        return self._shards[crc32(checked(name).encode()) & 0xFF] / name.replace("/", "_")
 
     async def _ensure_shard(self, shard: Path) -> None:
         if shard not in self._made:

@@ -59,6 +59,9 @@ class LocalBlobWriter:
         await self._in_thread(self._sync)
         return size
 
+    async def checkpoint(self) -> int:
+        return await self.sync()
+
     async def close(self) -> None:
         if self._closed:
             return
