@@ -4,7 +4,8 @@ How a transfer can end other than well. What arrived before is kept, unless it s
 * TransferError
   + OffsetMismatch   the sender and the log disagree about how far the upload is
   + TooLong          more bytes than were declared, or than are allowed; the excess is not kept
-  + DigestMismatch   the body is not what its digest says; nothing of it is kept
+  + ChecksumMismatch the bytes are not those the sender meant; none of the body is kept
+  + PartMissing      a part that is to be joined is not there, or not all of it
   + NotIncoming      the upload takes no bytes any more: received, cancelled, expired
   + Ended            the transfer was ended from outside
     - Overtaken      a newer request wants the same upload
@@ -14,6 +15,8 @@ How a transfer can end other than well. What arrived before is kept, unless it s
 """
 
 from __future__ import annotations
+
+from uuid import UUID
 
 from application.errors import ApplicationError
 from domain.upload.state import UploadState
@@ -39,11 +42,18 @@ class TooLong(TransferError):
         self.limit = limit
 
 
-class DigestMismatch(TransferError):
-    """The body is not what its digest says."""
+class ChecksumMismatch(TransferError):
+    """The bytes are not those the sender meant."""
 
-    def __init__(self) -> None:
-        super().__init__("the body does not match its digest")
+    def __init__(self, algorithm: str) -> None:
+        super().__init__(f"the bytes do not have the {algorithm} checksum that came with them")
+
+
+class PartMissing(TransferError):
+    """A part that is to be joined is not there, not all of it, or not for this batch."""
+
+    def __init__(self, part: UUID) -> None:
+        super().__init__(f"{part} is no finished part that could be joined here")
 
 
 class NotIncoming(TransferError):

@@ -15,8 +15,8 @@ from application.handlers.deciding import Context
 from application.handlers.transfers import interrupt_transfer, progress_transfer
 from application.ports.blobs import BlobStore, BlobWriter
 from application.ports.event_log import EventLog
-from application.transfer.digests import Check, Digest
-from application.transfer.errors import DigestMismatch, Ended, Stopping, TooLong
+from application.transfer.checksums import Check, Checksum
+from application.transfer.errors import ChecksumMismatch, Ended, Stopping, TooLong
 from application.transfer.turns import Turn
 from domain.upload.aggregate import Upload
 
@@ -26,7 +26,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     `limit` is the size of the upload, or the largest allowed while it is unknown. `last` says
     that the end of the body is the end of the file. `pace` gives the seconds until progress is
-    recorded next. With a `digest` the body counts as a whole, once it is found right.
+    recorded next. With a `checksum` the body counts as a whole, once it was found right.
     """
 
     limit: int
@@ -34,7 +34,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout: float
     pace: Callable[[], float]
     context: Callable[[], Context]
-    digest: Digest | None = None
+    checksum: Checksum | None = None
 
 
 class Reception:
@@ -57,29 +57,27 @@ class Reception:
         self._blob = blob
         self._turn = turn
         self._terms = terms
-        self._check = Check(terms.digest)
         self._check = None if terms.checksum is None else Check(terms.checksum)
         self._checkpoint: asyncio.Task[None] | None = None
 
     async def run(self, chunks: AsyncIterator[bytes]) -> Upload:
         """The upload after the body; raises what ended it early, its bytes being recorded.
 
-        Raises Ended, TooLong, DigestMismatch, StorageFull, Refused, NotFound, Busy, Unavailable.
+        Raises Ended, TooLong, ChecksumMismatch, StorageFull, Refused, NotFound, Busy, Unavailable.
         """
         try:
             with self._turn.impatient(self._terms.idle_timeout):
                 await self._take_in(chunks)
             await self._settled()
-            if not self._check.passed():
-                raise DigestMismatch
-        except (TooLong, DigestMismatch) as error:
+            self._verify()
+        except (TooLong, ChecksumMismatch) as error:
             await self._interrupted(error, keep=False)
             raise
         except (Ended, StorageFull, asyncio.CancelledError) as error:
-            passed = self._check.passed()
-            if isinstance(error, Ended) and self._whole() and passed:
+            sound = self._sound()
+            if isinstance(error, Ended) and self._whole() and sound:
                 return await self._complete()
-            await self._interrupted(error, keep=passed)
+            await self._interrupted(error, keep=sound)
             raise
         finally:
             await self._settled(quietly=True)
@@ -90,7 +88,6 @@ class Reception:
     async def _take_in(self, chunks: AsyncIterator[bytes]) -> None:
         """Every chunk to the store, with a checkpoint every so often. The hot path."""
         loop, turn, writer = asyncio.get_running_loop(), self._turn, self._writer
-        check = self._check
         limit, due = self._terms.limit, loop.time() + self._terms.pace()
         check = self._check
         if check is not None:  # nothing of the body counts before its last byte was checked
@@ -101,10 +98,7 @@ class Reception:
             await writer.write(chunk)
             if check is not None:
                 check.update(chunk)
-            check.update(chunk)
-            if loop.time() < due or check.needed:
-                continue
-            if self._checkpoint is None and writer.size < limit:
+            if loop.time() >= due and self._checkpoint is None and writer.size < limit:
                 self._checkpoint = loop.create_task(self._record_progress())
                 self._checkpoint.add_done_callback(self._recorded)
                 due = loop.time() + self._terms.pace()

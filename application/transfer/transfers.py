@@ -16,8 +16,8 @@ from application.handlers.deciding import Context, Decided
 from application.handlers.transfers import cancel_upload, declare_size
 from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog
+from application.transfer.checksums import Checksum
 from application.transfer.claims import Claims
-from application.transfer.digests import Digest
 from application.transfer.elsewhere import Elsewhere
 from application.transfer.errors import NotIncoming, OffsetMismatch, Stopping, TooLong
 from application.transfer.names import blob_of
@@ -53,7 +53,7 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     `offset` is where the sender believes the upload stands; `length` is the size of the body
     in bytes, None where that is not known before its end. `size` is that of the whole file, if
     the sender says it only now. With `last`, the end of the body is the end of the file: how a
-    file of unknown size ends. With a `digest`, the body counts as a whole or not at all.
+    file of unknown size ends. With a `checksum`, the body counts as a whole or not at all.
     """
 
     upload: UUID
@@ -61,7 +61,7 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     length: int | None = None
     size: int | None = None
     last: bool = False
-    digest: Digest | None = None
+    checksum: Checksum | None = None
 
 
 class Transfers:
@@ -110,7 +110,7 @@ class Transfers:
         A transfer of the same upload that is still running is ended first. Bytes that arrived
         before an error are kept and recorded, those of a body that is too long excepted.
 
-        Raises NotFound, NotIncoming, OffsetMismatch, TooLong, DigestMismatch, Ended, StorageFull,
+        Raises NotFound, NotIncoming, OffsetMismatch, TooLong, ChecksumMismatch, Ended, StorageFull,
         Refused, Busy, Unavailable.
         """
         context = partial(self.context, speaker)
@@ -127,7 +127,7 @@ class Transfers:
                     idle_timeout=self.limits.idle_timeout,
                     pace=self._pace,
                     context=context,
-                    digest=incoming.digest,
+                    checksum=incoming.checksum,
                 )
                 reception = Reception(
                     self.log, self.blobs, writer, upload, blob_of(upload.id), turn, terms
