@@ -4,6 +4,7 @@ NEWEST := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,\
 	$(shell $(python) -c '$(NEWEST)' 2>/dev/null && echo $(python))) no-python-3.11)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+WORKERS ?= 4
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test bench chaos lint lock
 
@@ -30,7 +31,7 @@ demo: setup ## upload a folder, watch it, audit it (DIR=path to use your own fil
 	@$(BIN)/uptrail demo $(if $(DIR),"$(DIR)",)
 
 test: lint ## everything: types, style, layers, and the tests on a real PostgreSQL
-	@$(BIN)/python -m pytest $(PYTEST)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 lint: setup ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check .
