@@ -22,7 +22,7 @@ from interfaces.rest.pointers import locate
 from interfaces.rest.problems import Complaint, Problem
 from interfaces.rest.routes import SENDERS, Operation
 from interfaces.services import SERVICES
-from interfaces.uploads import tus
+from interfaces.uploads import bundles, tus
 
 CHUNK = 1000  # files recorded together
 MANIFESTS = 10  # a request of NDJSON may hold so many times the files of one manifest
@@ -35,6 +35,8 @@ async def add(request: web.Request) -> web.StreamResponse:
     """Each file is judged by itself; one that the batch knows already is left as it is."""
     if tus.speaks_tus(request):
         return await tus.create(request)
+    if bundles.is_bundle(request):
+        return await bundles.unpack(request)
     require(request, *SENDERS)
     Query(request, ())
     batch = (await batch_of(request, id_in(request))).id
@@ -132,7 +134,7 @@ OPERATIONS = (
         method="POST",
         path="/v1/batches/{id}/uploads",
         handler=add,
-        summary="Add files to an open batch: a list, NDJSON, or one by tus creation",
+        summary="Add files to an open batch: a list, NDJSON, a tar archive with their bytes, or one by tus",
         body=NewFiles | tuple[FileDeclaration, ...],
         scopes=SENDERS,
         answers={200: AddedAnswer, 201: None},

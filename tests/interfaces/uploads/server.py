@@ -27,13 +27,14 @@ from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.queries import PostgresQueries
 from infrastructure.settings import Settings
+from interfaces.rest import adding, batches, starting
 from interfaces.rest.access import access_middleware
 from interfaces.rest.correlation import correlation_middleware, finish_headers
 from interfaces.rest.problems import problem_middleware
+from interfaces.rest.routes import add_operations
 from interfaces.services import SERVICES, Services
-from interfaces.uploads.routes import BATCH_UPLOADS, add_routes
+from interfaces.uploads.routes import add_routes
 from interfaces.uploads.serving import TRANSFERS
-from interfaces.uploads.tus import create
 
 OWNER = "acme"
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -131,7 +132,7 @@ async def _served(services: Services) -> AsyncIterator[Server]:
     app[SERVICES] = services
     app.on_response_prepare.append(finish_headers)
     add_routes(app)
-    app.router.add_post(BATCH_UPLOADS, create)
+    add_operations(app, (*starting.OPERATIONS, *adding.OPERATIONS, *batches.OPERATIONS))
     runner = web.AppRunner(app, read_bufsize=services.settings.read_buffer, shutdown_timeout=5)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -1,0 +1,177 @@
+"""Small files that come together: made durable side by side, recorded in one append."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+import msgspec
+
+from application.errors import ApplicationError, Busy, Conflict, Undetermined
+from application.handlers.deciding import TRIES
+from application.handlers.receiving import Stored, TurnedAway, receive_files
+from application.handlers.registering import AddedFile
+from application.transfer.names import blob_of_whole
+from application.transfer.transfers import Speaker, Transfers
+from domain.batch.aggregate import Batch
+from domain.batch.state import BatchState
+from domain.errors import Refused
+from domain.file import FileDeclaration
+from domain.ids import upload_id_for
+from domain.upload.aggregate import Upload
+from domain.upload.state import UploadState
+
+PUTS_AT_ONCE = 128  # of all requests together; each holds a file open
+
+
+class Small(msgspec.Struct, frozen=True):
+    """A sound file that is all in memory."""
+
+    file: FileDeclaration
+    content: bytes
+
+
+class Unfinished(msgspec.Struct, frozen=True):
+    """A file of which some bytes arrived another way before: it goes on from there."""
+
+    upload: Upload
+    content: bytes
+
+
+class Gathered(msgspec.Struct, frozen=True):
+    """What became of each file of a group, in its order; `position` is 0 if nothing was new."""
+
+    outcomes: tuple[AddedFile | Unfinished, ...]
+    position: int
+
+
+class Gathering:
+    """Records groups of small files: one wait for the disk and one append for many of them."""
+
+    def __init__(self, transfers: Transfers, new_id: Callable[[], UUID]) -> None:
+        self._transfers = transfers
+        self._new_id = new_id
+        self._putting = asyncio.Semaphore(PUTS_AT_ONCE)
+
+    async def record(
+        self, batch: UUID, files: Sequence[Small | TurnedAway], speaker: Speaker
+    ) -> Gathered:
+        """Nothing of the group is answered before its bytes and events are durable.
+
+        The paths of small files must differ. Raises NotFound, StorageFull, Busy, Unavailable,
+        Undetermined.
+        """
+        blobs: dict[UUID, str] = {}
+        try:
+            gathered = await self._record(batch, files, speaker, blobs)
+        except (Refused, ApplicationError) as error:
+            # Once it is certain that nothing was recorded, nobody will ever ask for these.
+            if not isinstance(error, Undetermined):
+                await self._free(blobs)
+            raise
+        await self._free(blobs)  # of those that somebody else was faster with
+        return gathered
+
+    async def _record(
+        self,
+        batch: UUID,
+        files: Sequence[Small | TurnedAway],
+        speaker: Speaker,
+        blobs: dict[UUID, str],
+    ) -> Gathered:
+        for _ in range(TRIES):
+            try:
+                return await self._try(batch, files, speaker, blobs)
+            except Conflict:
+                streams = [upload_id_for(batch, file.file.path) for file in files]
+                self._transfers.log.forget(batch, *streams)
+        raise Busy(f"batch {batch} is changing too fast; try again")
+
+    async def _try(
+        self,
+        id: UUID,
+        files: Sequence[Small | TurnedAway],
+        speaker: Speaker,
+        blobs: dict[UUID, str],
+    ) -> Gathered:
+        """`blobs` holds what is stored and not on record, by upload."""
+        log = self._transfers.log
+        batch = await log.batch(id)
+        judged = await self._judge(batch, files)
+        await self._store([one for one in judged if isinstance(one, _Taken)], blobs)
+        facts = [_fact(one, blobs) for one in judged if isinstance(one, _Taken | TurnedAway)]
+        context = self._transfers.context(speaker)
+        recorded, position = await receive_files(log, batch, facts, context)
+        answers = iter(recorded)
+        outcomes: list[AddedFile | Unfinished] = []
+        for one in judged:
+            if isinstance(one, _Taken):
+                del blobs[one.id]
+            outcomes.append(next(answers) if isinstance(one, _Taken | TurnedAway) else one)
+        return Gathered(tuple(outcomes), position)
+
+    async def _judge(
+        self, batch: Batch, files: Sequence[Small | TurnedAway]
+    ) -> list[_Taken | TurnedAway | AddedFile | Unfinished]:
+        """What is to be done with each: store it, refuse it, leave it, or go on with it."""
+        log = self._transfers.log
+        streams = [upload_id_for(batch.id, file.file.path) for file in files]
+        known = await log.versions(streams)
+        judged: list[_Taken | TurnedAway | AddedFile | Unfinished] = []
+        for upload, file in zip(streams, files, strict=True):
+            if isinstance(file, Small) and upload in known:
+                judged.append(_of_known(await log.upload(upload), file))
+            elif batch.state is not BatchState.OPEN:
+                refused = TurnedAway(file.file, "not_now", f"the batch is {batch.state}")
+                judged.append(refused.answer(upload))
+            else:
+                judged.append(_Taken(upload, file) if isinstance(file, Small) else file)
+        return judged
+
+    async def _store(self, taken: Sequence[_Taken], blobs: dict[UUID, str]) -> None:
+        """The bytes of those not stored yet. All ends are waited for, whatever one meets."""
+        missing = [one for one in taken if one.id not in blobs]
+        await self._transfers.room.require(sum(len(one.small.content) for one in missing))
+        puts = (self._put(one, blobs) for one in missing)
+        for error in await asyncio.gather(*puts, return_exceptions=True):
+            if error is not None:
+                raise error
+
+    async def _put(self, one: _Taken, blobs: dict[UUID, str]) -> None:
+        name = blob_of_whole(one.id, self._new_id())
+        async with self._putting:
+            await self._transfers.blobs.put(name, one.small.content)
+        blobs[one.id] = name
+
+    async def _free(self, blobs: dict[UUID, str]) -> None:
+        for name in blobs.values():
+            await self._transfers.blobs.delete(name)
+
+
+class _Taken(msgspec.Struct, frozen=True):
+    """A file to be stored and recorded."""
+
+    id: UUID
+    small: Small
+    known: Upload | None = None
+
+
+def _fact(one: _Taken | TurnedAway, blobs: dict[UUID, str]) -> Stored | TurnedAway:
+    """What is to be recorded of it."""
+    if isinstance(one, TurnedAway):
+        return one
+    return Stored(one.small.file, len(one.small.content), blobs[one.id], one.known)
+
+
+def _of_known(upload: Upload, small: Small) -> _Taken | AddedFile | Unfinished:
+    """What to do with the bytes of a file that the batch knows."""
+    size, file = len(small.content), small.file
+    if upload.size not in (None, size):
+        message = f"is in the batch already, with {upload.size} bytes"
+        return TurnedAway(file, "other_size", message).answer(upload.id)
+    if upload.state is UploadState.REGISTERED:
+        return _Taken(upload.id, small, upload)
+    if upload.state is UploadState.TRANSFERRING:
+        return Unfinished(upload, small.content)
+    return AddedFile(file.path, upload.id, "known")

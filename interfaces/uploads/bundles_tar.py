@@ -1,0 +1,162 @@
+"""A tar archive as it streams by: one member after the other, each with its bytes.
+
+Source of the format: IEEE Std 1003.1 (pax), and the GNU tar manual on its long names. Nothing
+is ever unpacked: a member is a name, a size and bytes, and what is no plain file has no bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import AsyncIterator
+from enum import Enum
+
+import msgspec
+
+from interfaces.uploads.bytestream import ByteStream, Malformed
+
+BLOCK = tarfile.BLOCKSIZE
+MAX_EXTENSION = 64 * 1024  # bytes of a pax header or a long name
+MAX_EXTENSIONS = 16  # in front of one member
+END = bytes(BLOCK)
+
+_DATALESS = frozenset(
+    {
+        tarfile.LNKTYPE,
+        tarfile.SYMTYPE,
+        tarfile.DIRTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+    }
+)
+_FILES = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
+_PAX_LENGTH = re.compile(rb"(\d{1,7}) ")
+
+
+class Kind(Enum):
+    FILE = "file"
+    FOLDER = "folder"
+    OTHER = "other"
+
+
+class Member(msgspec.Struct, frozen=True):
+    """One member: `name` is its path in the archive, `size` its bytes that follow."""
+
+    name: str
+    size: int
+    kind: Kind
+
+
+class TarReader:
+    """The members of an archive in their order. Raises Malformed, and Ended of the stream."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._left = 0  # bytes of the member at hand that nobody has read
+        self._padding = 0
+
+    async def next(self) -> Member | None:
+        """The next member; None after the last one. What is left of the one before is skipped."""
+        await self._skip()
+        extended: dict[str, str] = {}
+        for _ in range(MAX_EXTENSIONS):
+            block = await self._stream.exactly(BLOCK)
+            if block == END:
+                await self._require_end()
+                return None
+            header = _header(block)
+            if not await self._extends(header, extended):
+                return self._member(header, extended)
+        raise Malformed(f"more than {MAX_EXTENSIONS} extended headers in front of one member")
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The bytes of the member at hand."""
+        while self._left:
+            chunk = await self._stream.some(self._left)
+            self._left -= len(chunk)
+            yield chunk
+
+    def _member(self, header: tarfile.TarInfo, extended: dict[str, str]) -> Member:
+        name = extended.get("path", header.name)
+        size = _size(extended["size"]) if "size" in extended else header.size
+        kind = Kind.FILE if header.type in _FILES else Kind.OTHER
+        if header.type == tarfile.DIRTYPE or (kind is Kind.FILE and name.endswith("/")):
+            kind = Kind.FOLDER
+        if any(key.startswith("GNU.sparse.") for key in extended):
+            kind = Kind.OTHER
+        if header.type in _DATALESS:
+            size = 0
+        self._expect(size)
+        # `tar -C folder .` names everything from there.
+        return Member(name.removeprefix("./"), size, kind)
+
+    async def _extends(self, header: tarfile.TarInfo, extended: dict[str, str]) -> bool:
+        """Whether the header speaks of the next member; what it says goes into `extended`."""
+        match header.type:
+            case tarfile.XHDTYPE | tarfile.SOLARIS_XHDTYPE:
+                extended.update(_pax(await self._content(header)))
+            case tarfile.GNUTYPE_LONGNAME:
+                extended["path"] = _text((await self._content(header)).rstrip(b"\0"))
+            case tarfile.GNUTYPE_LONGLINK | tarfile.XGLTYPE:
+                await self._content(header)  # of links, and of all members: nothing we keep
+            case _:
+                return False
+        return True
+
+    async def _content(self, header: tarfile.TarInfo) -> bytes:
+        if header.size > MAX_EXTENSION:
+            raise Malformed(f"an extended header must be at most {MAX_EXTENSION} bytes")
+        self._expect(header.size)
+        content = await self._stream.exactly(header.size)
+        self._left = 0
+        await self._skip()
+        return content
+
+    def _expect(self, size: int) -> None:
+        if size < 0:
+            raise Malformed("a member has a negative size")
+        self._left, self._padding = size, -size % BLOCK
+
+    async def _skip(self) -> None:
+        async for _ in self.chunks():
+            pass
+        await self._stream.exactly(self._padding)
+        self._padding = 0
+
+    async def _require_end(self) -> None:
+        """Zeros only: a second archive behind the first one must not be lost in silence."""
+        async for chunk in self._stream.rest():
+            if chunk.count(0) != len(chunk):
+                raise Malformed("there is more after the end of the archive")
+
+
+def _header(block: bytes) -> tarfile.TarInfo:
+    try:
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.TarError as error:
+        raise Malformed(f"this is no tar archive: {error}") from None
+
+
+def _pax(content: bytes) -> dict[str, str]:
+    """The records of a pax header: `length key=value\\n`, the length being that of it all."""
+    records, at = {}, 0
+    while at < len(content):
+        length = _PAX_LENGTH.match(content, at)
+        end = at + int(length[1]) if length else 0
+        key, equals, value = content[length.end() if length else at : end - 1].partition(b"=")
+        if not at < end <= len(content) or content[end - 1] != 0x0A or not equals:
+            raise Malformed("an extended header cannot be read")
+        records[_text(key)] = _text(value)
+        at = end
+    return records
+
+
+def _size(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise Malformed("a member has no sound size")
+    return int(text)
+
+
+def _text(encoded: bytes) -> str:
+    return encoded.decode("utf-8", "surrogateescape")

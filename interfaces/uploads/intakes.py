@@ -1,0 +1,50 @@
+"""What requests with many files in them share: how they are taken, and how they end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from uuid import UUID
+
+from aiohttp import web
+
+from application.errors import ApplicationError
+from application.handlers.registering import AddedFile
+from application.ports.keys import Principal
+from application.transfer.intake import Intake
+from domain.errors import Refused
+from interfaces.rest.problems import Problem
+from interfaces.services import SERVICES
+from interfaces.uploads.refusals import refusal_of
+from interfaces.uploads.serving import ARRIVALS, GATHERING, TRANSFERS, speaker_of
+
+
+@asynccontextmanager
+async def intake_into(
+    request: web.Request, batch: UUID, principal: Principal
+) -> AsyncIterator[Intake]:
+    """Takes files into the batch. However it ends, files that came whole are kept.
+
+    A request that cannot be read to its end is told how many were.
+    """
+    speaker = speaker_of(request, principal)
+    app = request.app
+    intake = Intake(app[TRANSFERS], app[ARRIVALS], app[GATHERING], batch, speaker)
+    try:
+        yield intake
+    except (Problem, Refused, ApplicationError) as error:
+        taken: tuple[AddedFile, ...] = ()
+        with suppress(ApplicationError, Refused):  # told already: it is why we are here
+            taken = await intake.close()
+        problem = refusal_of(error)
+        problem.detail += f"; {len(taken)} files were taken, send all again to go on"
+        raise problem from error
+    finally:
+        await intake.abandon()
+
+
+def require_few(request: web.Request, intake: Intake) -> None:
+    """Raises a 413 Problem for more files than one request may have."""
+    limit = request.app[SERVICES].settings.max_manifest_files
+    if intake.count >= limit:
+        raise Problem(413, "too_large", f"send at most {limit} files in one request")
