@@ -87,6 +87,25 @@ class UploadAlone(Command, frozen=True, kw_only=True):
     blob: str | None = None
 
 
+class RegisterPart(Command, frozen=True, kw_only=True):
+    """A piece of a file, that is to be joined with others into an upload.
+
+    `batch` is that of the upload, None where it is to stand alone.
+    """
+
+    id: UUID
+    owner: str
+    batch: UUID | None
+    size: int | None = None
+    metadata: dict[str, str] = {}
+
+
+class JoinPart(Command, frozen=True, kw_only=True):
+    """The bytes of a part are stored in an upload, on record."""
+
+    part: UUID
+
+
 class DeclareSize(Command, frozen=True, kw_only=True):
     upload: UUID
     size: int

@@ -7,6 +7,7 @@ what is left.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
@@ -21,10 +22,12 @@ from application.ports.event_log import EventLog
 from application.ports.sweeping import Idle, Standing, Standings
 from application.transfer.elsewhere import Elsewhere
 from application.transfer.names import blob_of, upload_named_in
+from domain.errors import Refused
 from domain.event import Event, topic_of
+from domain.ids import is_part
 from domain.upload.aggregate import Upload
 from domain.upload.events import UploadCancelled, UploadErased, UploadExpired
-from domain.upload.state import GONE, INCOMING
+from domain.upload.state import GONE, INCOMING, UploadState
 
 BY = "sweeper"
 CHUNK = 500  # uploads at most that one step takes on
@@ -117,6 +120,7 @@ class Sweeper:
                 if verdict is not None:
                     await self._blobs.delete(name)
                     (ended if verdict else orphans).append(name)
+        await self._expire_parts(part, named)
         return Cleared(tuple(ended), tuple(orphans))
 
     async def _free(self, recorded: Recorded) -> None:
@@ -129,6 +133,19 @@ class Sweeper:
         for name in {blob_of(upload.id), upload.blob or blob_of(upload.id)}:
             await self._blobs.delete(name)
 
+    async def _expire_parts(self, part: int, named: Sequence[tuple[str, UUID]]) -> None:
+        """Parts of uploads have no row that says since when they wait: their blobs do."""
+        if not any(is_part(id) for _, id in named):
+            return
+        for name in await self._inventory.stale(part, self.expiry):
+            id = upload_named_in(name)
+            if id is None or not is_part(id):
+                continue
+            context = Context(BY, self._now())
+            with suppress(NotFound, Refused):  # unknown, or joined or cancelled meanwhile
+                expire = partial(Upload.expire, at=context.at, by=context.by)
+                await decide_upload(self._log, id, expire, context)
+
     async def _suspects(self, named: Sequence[tuple[str, UUID]]) -> list[tuple[str, UUID]]:
         known = await self._standings.of([id for _, id in named])
         return [(name, id) for name, id in named if not _in_order(name, id, known.get(id))]
@@ -140,7 +157,8 @@ class Sweeper:
             upload = await self._log.upload(id)
         except NotFound:
             return False
-        if upload.state in GONE:
+        joined = is_part(id) and upload.state is UploadState.COMPLETED
+        if joined or upload.state in GONE:
             return True
         wanted = upload.blob or blob_of(id)
         return None if name == wanted else False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
-from uuid import UUID
+from uuid import UUID, uuid5
 
+_PARTS = UUID("6f0d1c1e-98a5-5d0b-9a53-51a3c5f0b9c2")  # the namespace of parts
 _TIME = 6  # bytes of a UUIDv7 that hold its creation time
 
 
@@ -28,6 +30,27 @@ def upload_id_for(batch: UUID, path: str) -> UUID:
     """
     digest = sha256(b"upload\0" + batch.bytes + path.encode()).digest()
     return _uuid8(batch.bytes[:_TIME] + digest[:10])
+
+
+def part_id_for(token: UUID) -> UUID:
+    """The part of an upload that somebody announced by this token (UUIDv5, section 5.5).
+
+    A part is a piece of a file that comes by itself, to be joined with others into an upload.
+    The version of its id tells it from everything else, so that whoever follows the log can
+    pass over it.
+    """
+    return uuid5(_PARTS, str(token))
+
+
+def is_part(stream: UUID) -> bool:
+    """Whether this is a part, and not an upload: it is counted and processed nowhere."""
+    return (stream.int >> 76) & 0xF == 5
+
+
+def joined_batch_id_for(parts: Sequence[UUID]) -> UUID:
+    """The batch of an upload that is joined from these parts, in this order, and stands alone."""
+    digest = sha256(b"joined\0" + b"".join(part.bytes for part in parts)).digest()
+    return _uuid8(digest[:16])
 
 
 def rejection_id_for(batch: UUID, path: str, reason: str) -> UUID:

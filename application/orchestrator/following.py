@@ -11,6 +11,7 @@ import msgspec
 from application.envelope import Recorded
 from application.orchestrator.members import Followed, Member
 from domain.batch.events import BatchEvent, BatchResumed
+from domain.ids import is_part
 from domain.upload.events import AttemptFailed, UploadEvent, UploadRegistered, UploadRejected
 
 _UPLOAD: tuple[type[UploadEvent], ...] = get_args(UploadEvent)
@@ -41,6 +42,8 @@ def streams_of(events: Iterable[Recorded]) -> tuple[set[UUID], set[UUID]]:
     uploads: set[UUID] = set()
     batches: set[UUID] = set()
     for recorded in events:
+        if is_part(recorded.stream):
+            continue
         if isinstance(recorded.event, _UPLOAD):
             uploads.add(recorded.stream)
             if isinstance(recorded.event, UploadRegistered | UploadRejected):
@@ -55,11 +58,14 @@ def follow(
 ) -> Changes:
     """What is new, given what is known of the streams concerned.
 
-    The orchestrator meets its own events again; what it knows already changes nothing.
+    The orchestrator meets its own events again; what it knows already changes nothing. A part
+    of an upload is nothing to count or process: only the upload it is joined into is.
     Raises OutOfStep.
     """
     changes = Changes()
     for recorded in events:
+        if is_part(recorded.stream):
+            continue
         if isinstance(recorded.event, _UPLOAD):
             _follow_upload(changes, recorded, recorded.event, members, batches)
         elif isinstance(recorded.event, _BATCH):

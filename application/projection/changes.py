@@ -13,6 +13,7 @@ from application.projection.batches import BATCH_EVENTS, batch_columns
 from application.projection.columns import Columns
 from application.projection.uploads import upload_columns
 from domain.batch.events import BatchStarted
+from domain.ids import is_part
 from domain.upload.events import AttemptStarted, UploadRegistered, UploadRejected
 
 VERSION = 1
@@ -40,6 +41,8 @@ def changes_of(recorded: Recorded) -> tuple[Change, ...]:
     an event again, or many at once, leaves the rows as they should be.
     """
     event = recorded.event
+    if is_part(recorded.stream):  # it has no row: the upload that it is joined into has one
+        return ()
     creates = isinstance(event, _CREATING)
     if isinstance(event, BATCH_EVENTS):
         batch = Change("batches", recorded.stream, batch_columns(event), creates)

@@ -50,7 +50,7 @@ class Arrivals:
 
         Raises Faulty, TooLong, StorageFull, NotFound, NotNow, Busy, Unavailable.
         """
-        await self._admit(file)
+        await self.admit(place, file)
         registered = await self._register(place, file, speaker)
         upload = registered.upload
         if upload.size is None and file.size is not None and upload.state in INCOMING:
@@ -69,23 +69,39 @@ class Arrivals:
         Where the batch knows the path, the bytes go to the upload that is there, unless it has
         bytes already: then these are dropped. Raises what `announce` and `read` raise.
         """
-        await self._admit(file)
+        await self.admit(place, file)
         content = await read()
         upload = upload_id_for(place.batch, file.path)
         blob = blob_of_whole(upload, self._new_id())
         await self._transfers.blobs.put(blob, content)
         try:
-            registered = await self._register(place, file, speaker, len(content), blob)
-            if not registered.created:
-                registered = await self._hand_over(registered, len(content), blob, speaker)
+            return await self.record(place, file, len(content), blob, speaker)
         except (Refused, ApplicationError) as error:
             # Once it is certain that nothing was recorded, nobody will ever ask for this blob.
             if not isinstance(error, Undetermined):
                 await self._transfers.blobs.delete(blob)
             raise
-        return registered
 
-    async def _admit(self, file: FileDeclaration) -> None:
+    async def record(
+        self, place: Alone | Joining, file: FileDeclaration, size: int, blob: str, speaker: Speaker
+    ) -> RegisteredUpload:
+        """Records that a file whose bytes are stored under `blob` was registered and received.
+
+        Where the path is known and its upload has bytes already, those of `blob` are deleted.
+        Raises Faulty, NotFound, NotNow, Busy, Unavailable, Undetermined.
+        """
+        registered = await self._register(place, file, speaker, size, blob)
+        if registered.created:
+            return registered
+        return await self._hand_over(registered, size, blob, speaker)
+
+    async def owner_of(self, place: Alone | Joining) -> str:
+        """Raises NotFound, Unavailable."""
+        if isinstance(place, Alone):
+            return place.owner
+        return (await self._transfers.log.batch(place.batch)).owner
+
+    async def admit(self, place: Alone | Joining, file: FileDeclaration) -> None:
         """Raises Faulty, TooLong, StorageFull for a file that no byte should be read of."""
         if faults := tuple(faults_of(file)):
             raise Faulty(*faults)

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from domain.errors import NotNow, OutOfRange, Superseded
+from domain.ids import is_part
 from domain.retry import GiveUp, RetryAt
 from domain.upload.events import (
     TRANSFER,
@@ -171,8 +172,19 @@ class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"
             return self._abandoned(reason, at=at, by=by), cancelled
         return (cancelled,)
 
+    def join(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+        """The bytes of this part are in an upload now; joining it twice changes nothing."""
+        if not is_part(self.id):
+            raise NotNow("only parts are joined")
+        if self.state is UploadState.COMPLETED:
+            return ()
+        self._require(UploadState.RECEIVED)
+        return (UploadCompleted(at=at, by=by),)
+
     def expire(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
-        self._require(*INCOMING)
+        """Nobody went on with it; of a part also: nobody joined it."""
+        if not (is_part(self.id) and self.state is UploadState.RECEIVED):
+            self._require(*INCOMING)
         return (UploadExpired(at=at, by=by),)
 
     def erase(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:

@@ -32,6 +32,26 @@ def register(
     return upload_id_for(batch.id, file.path), (registered,)
 
 
+def register_part(
+    owner: str, batch: UUID, file: FileDeclaration, *, at: datetime, by: str
+) -> tuple[UploadEvent, ...]:
+    """The first event of a part: it is stored like an upload, and belongs to no count.
+
+    `batch` is that of the upload it is for; a part of a file that stands alone names itself.
+    """
+    registered = UploadRegistered(
+        at=at,
+        by=by,
+        batch=batch,
+        owner=owner,
+        path=file.path,
+        size=file.size,
+        metadata=file.metadata,
+        pipeline="",
+    )
+    return (registered,)
+
+
 def reject(
     batch: Batch, file: FileDeclaration, code: str, message: str, *, at: datetime, by: str
 ) -> tuple[UUID, tuple[UploadEvent, ...]]:

@@ -11,8 +11,9 @@ from email.utils import format_datetime
 from aiohttp import web
 
 from application.errors import NotFound
+from domain.ids import is_part
 from domain.upload.aggregate import Upload
-from domain.upload.state import INCOMING
+from domain.upload.state import INCOMING, UploadState
 from interfaces.services import SERVICES
 
 EXPIRES = "Upload-Expires"
@@ -23,7 +24,7 @@ def expires(request: web.Request, upload: Upload, since: datetime | None = None)
 
     `since` is when something was last recorded of it, None for just now.
     """
-    if upload.state not in INCOMING:
+    if not _waits(upload):
         return {}
     services = request.app[SERVICES]
     kept = timedelta(seconds=services.settings.upload_expiry)
@@ -32,10 +33,17 @@ def expires(request: web.Request, upload: Upload, since: datetime | None = None)
 
 async def expires_as_recorded(request: web.Request, upload: Upload) -> dict[str, str]:
     """The same where only a question was asked, which does not make the upload live longer."""
-    if upload.state not in INCOMING:
+    if not _waits(upload):
         return {}
     try:
         row = await request.app[SERVICES].queries.upload(upload.id, owner=None)
     except NotFound:  # registered a moment ago
         return expires(request, upload)
     return expires(request, upload, row.updated_at)
+
+
+def _waits(upload: Upload) -> bool:
+    """For bytes, or, being a part, to be joined with others."""
+    if is_part(upload.id):
+        return upload.state in (*INCOMING, UploadState.RECEIVED)
+    return upload.state in INCOMING

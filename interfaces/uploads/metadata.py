@@ -11,6 +11,11 @@ from domain.file import FileDeclaration, control_character, faults_of
 RAW = "tus-metadata"
 """The key under which a header is kept that its pairs alone would not give back byte for byte."""
 
+CONCAT = "tus-concat"
+"""The key under which an upload that was joined from parts keeps the header that named them."""
+
+_RESERVED = (RAW, CONCAT)
+
 PATHS = ("relativePath", "filename", "name")
 MEDIA_TYPES = ("filetype", "type", "content-type")
 
@@ -28,7 +33,7 @@ def parse(header: str) -> dict[str, str]:
             raise _faulty("must have unique, non-empty ASCII keys")
         seen.add(key)
         text = _text(encoded)
-        if text is not None and key != RAW:
+        if text is not None and key not in _RESERVED:
             pairs[key] = text
     if header and format(pairs) != header:
         pairs[RAW] = header
@@ -42,7 +47,7 @@ def format(metadata: dict[str, str]) -> str:
     return ",".join(
         f"{key} {b64encode(value.encode()).decode()}" if value else key
         for key, value in metadata.items()
-        if key.isascii() and key.isprintable() and not set(key) & set(" ,")
+        if key != CONCAT and key.isascii() and key.isprintable() and not set(key) & set(" ,")
     )
 
 

@@ -7,9 +7,11 @@ so these statuses go where a repetition helps, and only there.
 from __future__ import annotations
 
 from application.transfer.errors import (
+    ChecksumMismatch,
     NotIncoming,
     OffsetMismatch,
     Overtaken,
+    PartMissing,
     SenderGone,
     Stalled,
     Stopping,
@@ -29,6 +31,10 @@ def refusal_of(error: Exception) -> Problem:
             )
         case TooLong(limit=limit):
             return Problem(413, "too_large", str(error), headers={"Tus-Max-Size": str(limit)})
+        case ChecksumMismatch():  # the status that tus has for it
+            return Problem(460, "checksum_mismatch", str(error), title="Checksum Mismatch")
+        case PartMissing():
+            return Problem(400, "part_missing", str(error))
         case NotIncoming(state=state):
             return gone(state) if state in GONE else Problem(403, "not_now", str(error))
         case Overtaken():

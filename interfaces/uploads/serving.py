@@ -10,12 +10,14 @@ from application.envelope import Cause
 from application.ports.keys import Principal
 from application.transfer.arriving import Arrivals
 from application.transfer.gathering import Gathering
+from application.transfer.joining import Parts
 from application.transfer.transfers import Limits, Speaker, Transfers
 from interfaces.rest.correlation import traceparent_of
 from interfaces.services import SERVICES
 
 TRANSFERS: web.AppKey[Transfers] = web.AppKey("transfers", Transfers)
 ARRIVALS: web.AppKey[Arrivals] = web.AppKey("arrivals", Arrivals)
+PARTS: web.AppKey[Parts] = web.AppKey("parts", Parts)
 GATHERING: web.AppKey[Gathering] = web.AppKey("gathering", Gathering)
 
 
@@ -41,6 +43,7 @@ def prepare(app: web.Application) -> None:
         clock=lambda: asyncio.get_running_loop().time(),
     )
     app[ARRIVALS] = Arrivals(app[TRANSFERS], services.new_id)
+    app[PARTS] = Parts(app[TRANSFERS], app[ARRIVALS], services.new_id)
     app[GATHERING] = Gathering(app[TRANSFERS], services.new_id)
     app.on_shutdown.append(_end_transfers)
 

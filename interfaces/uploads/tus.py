@@ -11,6 +11,7 @@ from aiohttp import hdrs, web
 
 from application.commands import CancelUpload
 from application.ports.keys import Scope
+from application.transfer.checksums import ALGORITHMS
 from application.transfer.errors import NotIncoming, OffsetMismatch, TooLong
 from application.transfer.transfers import Incoming
 from domain.upload.aggregate import Upload
@@ -24,8 +25,10 @@ from interfaces.uploads.body import chunks_of, require_plain
 from interfaces.uploads.expiring import expires, expires_as_recorded
 from interfaces.uploads.refusals import gone
 from interfaces.uploads.serving import TRANSFERS, speaker_of
-from interfaces.uploads.tus_creation import create
+from interfaces.uploads.tus_concatenation import concat_of, create_concatenated, require_growing
+from interfaces.uploads.tus_creation import create_upload
 from interfaces.uploads.tus_request import (
+    CONCAT,
     CONTENT_TYPE,
     DEFER,
     EXTENSIONS,
@@ -35,6 +38,7 @@ from interfaces.uploads.tus_request import (
     OVERRIDE,
     RESUMABLE,
     VERSION,
+    checksum_in,
     number_in,
     speaks_tus,
     tus_request,
@@ -49,9 +53,20 @@ async def discover(request: web.Request) -> web.StreamResponse:
         RESUMABLE: VERSION,
         "Tus-Version": VERSION,
         "Tus-Extension": EXTENSIONS,
+        "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
         "Tus-Max-Size": str(request.app[SERVICES].settings.max_file_size),
     }
     return web.Response(status=204, headers=headers)
+
+
+async def create(request: web.Request) -> web.StreamResponse:
+    """POST to a collection: an upload, a part of one, or parts made one.
+
+    For `/v1/uploads`, and for `/v1/batches/{id}/uploads` where `speaks_tus(request)`.
+    """
+    if CONCAT in request.headers:
+        return await create_concatenated(request)
+    return await create_upload(request)
 
 
 @tus_request
@@ -64,6 +79,7 @@ async def tell_offset(request: web.Request) -> web.StreamResponse:
         raise gone(upload.state)
     headers = {OFFSET: str(upload.received), hdrs.CACHE_CONTROL: "no-store"}
     headers |= {DEFER: "1"} if upload.size is None else {LENGTH: str(upload.size)}
+    headers |= concat_of(upload)
     if echo := metadata.format(upload.metadata):
         headers[METADATA] = echo
     return web.Response(headers=headers | await expires_as_recorded(request, upload))
@@ -73,7 +89,8 @@ async def tell_offset(request: web.Request) -> web.StreamResponse:
 async def append(request: web.Request) -> web.StreamResponse:
     """PATCH of an upload: bytes from the offset on."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
-    id = (await upload_of(request, id_in(request))).id
+    upload = await upload_of(request, id_in(request))
+    require_growing(upload)
     if request.content_type != CONTENT_TYPE:
         raise Problem(415, "content_type", f"send the bytes as {CONTENT_TYPE}")
     require_plain(request)
@@ -81,7 +98,11 @@ async def append(request: web.Request) -> web.StreamResponse:
     if offset is None:
         raise bad_parameter(OFFSET, "is missing")
     incoming = Incoming(
-        upload=id, offset=offset, length=request.content_length, size=number_in(request, LENGTH)
+        upload=upload.id,
+        offset=offset,
+        length=request.content_length,
+        size=number_in(request, LENGTH),
+        checksum=checksum_in(request),
     )
     try:
         upload = await request.app[TRANSFERS].receive(

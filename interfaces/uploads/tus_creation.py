@@ -10,9 +10,9 @@ from uuid import UUID
 from aiohttp import hdrs, web
 
 from application.errors import NotFound
-from application.handlers.registering import RegisteredUpload
 from application.ports.keys import Scope
 from application.transfer.arriving import Alone, Joining
+from application.transfer.checksums import Checksum
 from application.transfer.errors import TooLong
 from application.transfer.transfers import Incoming, Speaker
 from domain.upload.aggregate import Upload
@@ -31,6 +31,7 @@ from interfaces.uploads.tus_request import (
     LENGTH,
     METADATA,
     OFFSET,
+    checksum_in,
     number_in,
     tus_request,
 )
@@ -39,16 +40,13 @@ SMALL = 256 * 1024  # bytes of a file that is held in memory, to be stored befor
 
 
 @tus_request
-async def create(request: web.Request) -> web.StreamResponse:
-    """POST to a collection: registers an upload, and takes the bytes that come along.
-
-    For `/v1/uploads`, and for `/v1/batches/{id}/uploads` where `speaks_tus(request)`.
-    """
+async def create_upload(request: web.Request) -> web.StreamResponse:
+    """POST to a collection: registers an upload, and takes the bytes that come along."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     speaker = speaker_of(request, principal)
-    place = await _place(request, principal.owner)
-    size = _declared_size(request)
-    with_body = _has_body(request)
+    place = await place_of(request, principal.owner)
+    size = declared_size(request)
+    with_body = has_body(request)
     said = metadata.parse(request.headers.get(METADATA, ""))
     default = str(request.app[SERVICES].new_id())
     file = metadata.declaration(said, size, default=default)
@@ -57,16 +55,15 @@ async def create(request: web.Request) -> web.StreamResponse:
     if size is not None and (length or 0) > size:
         raise TooLong(size)
     if size is not None and size <= SMALL and (size == 0 or (with_body and length == size)):
-        idle = request.app[TRANSFERS].limits.idle_timeout
-        read = partial(whole, request, idle_timeout=idle)
-        return _created(request, (await arrivals.arrive(place, file, read, speaker)).upload)
+        read = partial(_whole, request, checksum_in(request))
+        return created(request, (await arrivals.arrive(place, file, read, speaker)).upload)
     registered = await arrivals.announce(place, file, speaker)
     if with_body and registered.upload.received == 0:
-        return _created(request, await _first_bytes(request, registered, speaker))
-    return _created(request, registered.upload)
+        return created(request, await first_bytes(request, registered.upload, speaker))
+    return created(request, registered.upload)
 
 
-async def _place(request: web.Request, owner: str) -> Alone | Joining:
+async def place_of(request: web.Request, owner: str) -> Alone | Joining:
     """The batch that the path names, or one of the file's own."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     if "id" in request.match_info:
@@ -77,12 +74,20 @@ async def _place(request: web.Request, owner: str) -> Alone | Joining:
     return Alone(batch=services.new_id(), owner=owner, retry_policy=policy)
 
 
-async def _first_bytes(
-    request: web.Request, registered: RegisteredUpload, speaker: Speaker
-) -> Upload:
+async def _whole(request: web.Request, checksum: Checksum | None) -> bytes:
+    """A small body, checked. Raises ChecksumMismatch and what `whole` raises."""
+    idle = request.app[TRANSFERS].limits.idle_timeout
+    content = await whole(request, idle_timeout=idle)
+    if checksum is not None:
+        checksum.verify(content)
+    return content
+
+
+async def first_bytes(request: web.Request, upload: Upload, speaker: Speaker) -> Upload:
     """The body of a creation. A client that learns of an error learns where to go on, too."""
-    upload = registered.upload
-    incoming = Incoming(upload=upload.id, offset=0, length=request.content_length)
+    incoming = Incoming(
+        upload=upload.id, offset=0, length=request.content_length, checksum=checksum_in(request)
+    )
     async with _located(upload.id):
         return await request.app[TRANSFERS].receive(incoming, chunks_of(request), speaker)
 
@@ -99,7 +104,7 @@ async def _located(id: UUID) -> AsyncIterator[None]:
         raise problem from error
 
 
-def _created(request: web.Request, upload: Upload) -> web.Response:
+def created(request: web.Request, upload: Upload) -> web.Response:
     headers = {hdrs.LOCATION: _location(upload.id), OFFSET: str(upload.received)}
     return web.Response(status=201, headers=headers | expires(request, upload))
 
@@ -109,7 +114,7 @@ def _location(id: UUID) -> str:
     return f"/v1/uploads/{id}"
 
 
-def _declared_size(request: web.Request) -> int | None:
+def declared_size(request: web.Request) -> int | None:
     """Upload-Length, or None where the client puts off saying it."""
     size, deferred = number_in(request, LENGTH), request.headers.get(DEFER)
     if deferred not in (None, "1"):
@@ -119,7 +124,7 @@ def _declared_size(request: web.Request) -> int | None:
     return size
 
 
-def _has_body(request: web.Request) -> bool:
+def has_body(request: web.Request) -> bool:
     if not request.body_exists or request.content_length == 0:
         return False
     if request.content_type != CONTENT_TYPE:

@@ -5,15 +5,22 @@ Source of the rules: https://tus.io/protocols/resumable-upload
 
 from __future__ import annotations
 
+from base64 import b64decode
+from binascii import Error as NotBase64
+
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from application.transfer.checksums import ALGORITHMS, Checksum
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.uploads.body import HELD
 from interfaces.uploads.refusals import refusal_of
 
 VERSION = "1.0.0"
-EXTENSIONS = "creation,creation-with-upload,creation-defer-length,expiration,termination"
+EXTENSIONS = (
+    "creation,creation-with-upload,creation-defer-length,checksum,concatenation,expiration,"
+    "termination"
+)
 CONTENT_TYPE = "application/offset+octet-stream"
 
 RESUMABLE = "Tus-Resumable"
@@ -21,6 +28,8 @@ OFFSET = "Upload-Offset"
 LENGTH = "Upload-Length"
 DEFER = "Upload-Defer-Length"
 METADATA = "Upload-Metadata"
+CHECKSUM = "Upload-Checksum"
+CONCAT = "Upload-Concat"
 OVERRIDE = "X-HTTP-Method-Override"
 
 
@@ -58,3 +67,20 @@ def number_in(request: web.Request, header: str) -> int | None:
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
         raise bad_parameter(header, "must be a whole number of bytes, 0 or more")
     return int(text)
+
+
+def checksum_in(request: web.Request) -> Checksum | None:
+    """Upload-Checksum. Raises a 400 Problem for what is none, or of an algorithm unknown here."""
+    header = request.headers.get(CHECKSUM)
+    if header is None:
+        return None
+    algorithm, _, encoded = header.strip().partition(" ")
+    if algorithm not in ALGORITHMS:
+        raise bad_parameter(CHECKSUM, f"must be of {', '.join(ALGORITHMS)}")
+    try:
+        digest = b64decode(encoded, validate=True)
+    except NotBase64:
+        raise bad_parameter(CHECKSUM, "must be in Base64") from None
+    if len(digest) != len(ALGORITHMS[algorithm]().digest()):
+        raise bad_parameter(CHECKSUM, f"is not as long as {algorithm} is")
+    return Checksum(algorithm, digest)

@@ -1,0 +1,92 @@
+"""tus 1.0.0, concatenation: a file that comes in parts, side by side, and is made one upload.
+
+Source of the rules: https://tus.io/protocols/resumable-upload, section Concatenation.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from aiohttp import web
+from msgspec.structs import replace
+
+from application.ports.keys import Scope
+from application.transfer.arriving import Alone
+from domain.ids import is_part, joined_batch_id_for
+from domain.upload.aggregate import Upload
+from interfaces.rest.access import require
+from interfaces.rest.problems import Problem, bad_parameter
+from interfaces.uploads import metadata
+from interfaces.uploads.serving import PARTS, speaker_of
+from interfaces.uploads.tus_creation import created, declared_size, first_bytes, has_body, place_of
+from interfaces.uploads.tus_request import CONCAT, METADATA, tus_request
+
+PARTIAL = "partial"
+FINAL = "final;"
+
+_UPLOAD_PATH = re.compile(r"(?:.*/)?v1/uploads/([0-9a-f-]{36})/?")
+
+
+@tus_request
+async def create_concatenated(request: web.Request) -> web.StreamResponse:
+    """POST to a collection with Upload-Concat: announces a part, or joins parts into an upload."""
+    concat = request.headers[CONCAT].strip()
+    if concat == PARTIAL:
+        return await _announce(request)
+    if concat.startswith(FINAL):
+        return await _join(request, concat)
+    raise bad_parameter(CONCAT, f"must be {PARTIAL}, or {FINAL} and the parts")
+
+
+def concat_of(upload: Upload) -> dict[str, str]:
+    """The header by which HEAD tells a part, and an upload joined from parts, from others."""
+    if is_part(upload.id):
+        return {CONCAT: PARTIAL}
+    said = upload.metadata.get(metadata.CONCAT)
+    return {CONCAT: said} if said else {}
+
+
+def require_growing(upload: Upload) -> None:
+    """Raises a 403 Problem for an upload that was joined from parts: it takes no bytes itself."""
+    if metadata.CONCAT in upload.metadata:
+        raise Problem(403, "joined", "this upload was joined from parts, and is complete")
+
+
+async def _announce(request: web.Request) -> web.StreamResponse:
+    """A part; its metadata is kept, and means nothing to the upload that it becomes part of."""
+    principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
+    speaker = speaker_of(request, principal)
+    place = await place_of(request, principal.owner)
+    size, with_body = declared_size(request), has_body(request)
+    said = metadata.parse(request.headers.get(METADATA, ""))
+    file = replace(metadata.declaration(said, size, default=PARTIAL), path=PARTIAL)
+    upload = await request.app[PARTS].announce(place, file, speaker)
+    if with_body or size == 0:
+        upload = await first_bytes(request, upload, speaker)
+    return created(request, upload)
+
+
+async def _join(request: web.Request, concat: str) -> web.StreamResponse:
+    principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
+    place = await place_of(request, principal.owner)
+    parts = [_part_at(address) for address in concat.removeprefix(FINAL).split()]
+    if not parts or len(set(parts)) < len(parts):
+        raise bad_parameter(CONCAT, "must name one or more parts, each once")
+    if isinstance(place, Alone):  # the same parts make the same upload, however often it is asked
+        place = replace(place, batch=joined_batch_id_for(parts))
+    said = metadata.parse(request.headers.get(METADATA, ""))
+    file = metadata.declaration(said, None, default=str(joined_batch_id_for(parts)))
+    file = replace(file, metadata={**file.metadata, metadata.CONCAT: concat})
+    joined = await request.app[PARTS].join(place, file, parts, speaker_of(request, principal))
+    return created(request, joined.upload)
+
+
+def _part_at(address: str) -> UUID:
+    """The part that an address names, absolute or relative, behind whatever prefix of a proxy."""
+    found = _UPLOAD_PATH.fullmatch(urlsplit(address).path)
+    try:
+        return UUID(found.group(1) if found else "")
+    except ValueError:
+        raise bad_parameter(CONCAT, f"names {address[:200]!r}, which is no upload here") from None
