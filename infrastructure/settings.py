@@ -61,8 +61,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=0, le=65535, description="port to listen on; 0 takes any free one")
     ] = 8080
     allowed_origins: Annotated[
-        tuple[str, ...], Meta(description="other sites whose pages may use the feed")
+        tuple[str, ...],
+        Meta(description="origins whose pages may upload and watch; `*` for any, by key alone"),
     ] = ()
+    trust_forwarded: Annotated[
+        bool, Meta(description="whether a proxy in front sets Forwarded or X-Forwarded-*")
+    ] = False
     max_body: Annotated[Bytes, Meta(description="largest JSON or NDJSON request")] = 16 * MIB
     shutdown_grace: Annotated[
         Seconds, Meta(description="time that running work gets when the server stops")

@@ -12,6 +12,7 @@ from application.errors import NotFound
 from application.ports.keys import Principal, Scope
 from domain.batch.aggregate import Batch
 from domain.upload.aggregate import Upload
+from interfaces.rest.forwarding import front_of
 from interfaces.rest.problems import Problem
 from interfaces.services import SERVICES
 
@@ -132,8 +133,9 @@ def require_own_origin(request: web.Request) -> None:
     origin = request.headers.get(hdrs.ORIGIN, "")
     if origin in request.app[SERVICES].settings.allowed_origins:
         return
-    parts = urlsplit(origin)
-    if parts.netloc.lower() != request.host.lower() or parts.scheme not in (
+    parts, front = urlsplit(origin), front_of(request)
+    host = request.host if front is None else front.host
+    if parts.netloc.lower() != host.lower() or parts.scheme not in (
         "https",
         request.scheme,
     ):

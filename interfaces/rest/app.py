@@ -21,6 +21,7 @@ from interfaces.rest import (
 )
 from interfaces.rest.access import access_middleware
 from interfaces.rest.correlation import correlation_middleware, finish_headers
+from interfaces.rest.cors import allow_origins
 from interfaces.rest.measuring import METRICS, metrics_middleware
 from interfaces.rest.operations import VITALS
 from interfaces.rest.problems import problem_middleware
@@ -60,6 +61,7 @@ def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Ap
     if vitals is not None:
         app[VITALS] = vitals
     app.on_response_prepare.append(finish_headers)
+    app.on_response_prepare.append(allow_origins)
     transfers.add_routes(app)
     add_operations(app, OPERATIONS)
     feed.add_routes(app)

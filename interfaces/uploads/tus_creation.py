@@ -17,6 +17,7 @@ from application.transfer.errors import TooLong
 from application.transfer.transfers import Incoming, Speaker
 from domain.upload.aggregate import Upload
 from interfaces.rest.access import batch_of, require, require_unlimited
+from interfaces.rest.forwarding import outside
 from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
@@ -88,30 +89,29 @@ async def first_bytes(request: web.Request, upload: Upload, speaker: Speaker) ->
     incoming = Incoming(
         upload=upload.id, offset=0, length=request.content_length, checksum=checksum_in(request)
     )
-    async with _located(upload.id):
+    async with _located(request, upload.id):
         return await request.app[TRANSFERS].receive(incoming, chunks_of(request), speaker)
 
 
 @asynccontextmanager
-async def _located(id: UUID) -> AsyncIterator[None]:
+async def _located(request: web.Request, id: UUID) -> AsyncIterator[None]:
     try:
         yield
     except (NotFound, ConnectionError):
         raise
     except Exception as error:
         problem = refusal_of(error)
-        problem.headers[hdrs.LOCATION] = _location(id)
+        problem.headers[hdrs.LOCATION] = _location(request, id)
         raise problem from error
 
 
 def created(request: web.Request, upload: Upload) -> web.Response:
-    headers = {hdrs.LOCATION: _location(upload.id), OFFSET: str(upload.received)}
+    headers = {hdrs.LOCATION: _location(request, upload.id), OFFSET: str(upload.received)}
     return web.Response(status=201, headers=headers | expires(request, upload))
 
 
-def _location(id: UUID) -> str:
-    """Without a host: it holds behind any proxy."""
-    return f"/v1/uploads/{id}"
+def _location(request: web.Request, id: UUID) -> str:
+    return outside(request, f"/v1/uploads/{id}")
 
 
 def declared_size(request: web.Request) -> int | None:

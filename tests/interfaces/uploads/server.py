@@ -30,6 +30,7 @@ from infrastructure.settings import Settings
 from interfaces.rest import adding, batches, starting
 from interfaces.rest.access import access_middleware
 from interfaces.rest.correlation import correlation_middleware, finish_headers
+from interfaces.rest.cors import allow_origins
 from interfaces.rest.problems import problem_middleware
 from interfaces.rest.routes import add_operations
 from interfaces.services import SERVICES, Services
@@ -131,6 +132,7 @@ async def _served(services: Services) -> AsyncIterator[Server]:
     app = web.Application(middlewares=middlewares)
     app[SERVICES] = services
     app.on_response_prepare.append(finish_headers)
+    app.on_response_prepare.append(allow_origins)
     add_routes(app)
     add_operations(app, (*starting.OPERATIONS, *adding.OPERATIONS, *batches.OPERATIONS))
     runner = web.AppRunner(app, read_bufsize=services.settings.read_buffer, shutdown_timeout=5)

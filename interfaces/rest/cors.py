@@ -1,0 +1,100 @@
+"""Pages of other origins: which of them may ask, what they may send, and what they may read.
+
+Source of the rules: https://fetch.spec.whatwg.org, section 3.3 (CORS protocol).
+"""
+
+from __future__ import annotations
+
+from aiohttp import hdrs, web
+
+from interfaces.services import SERVICES
+
+ANY = "*"
+MAX_AGE = "86400"  # seconds for which a browser need not ask again; some cap it at less
+
+METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
+SENT = ", ".join(
+    (
+        "Accept",
+        "Authorization",
+        "Content-Digest",
+        "Content-Type",
+        "Idempotency-Key",
+        "If-Match",
+        "If-None-Match",
+        "If-Range",
+        "Last-Event-ID",
+        "Range",
+        "Repr-Digest",
+        "Traceparent",
+        "Tus-Resumable",
+        "Upload-Checksum",
+        "Upload-Complete",
+        "Upload-Concat",
+        "Upload-Defer-Length",
+        "Upload-Draft-Interop-Version",
+        "Upload-Incomplete",
+        "Upload-Length",
+        "Upload-Metadata",
+        "Upload-Offset",
+        "Want-Repr-Digest",
+        "X-HTTP-Method-Override",
+        "X-Request-ID",
+        "X-Requested-With",
+    )
+)
+READ = ", ".join(
+    (
+        "Accept-Ranges",
+        "Content-Disposition",
+        "Content-Range",
+        "ETag",
+        "Link",
+        "Location",
+        "Repr-Digest",
+        "Retry-After",
+        "Tus-Checksum-Algorithm",
+        "Tus-Extension",
+        "Tus-Max-Size",
+        "Tus-Resumable",
+        "Tus-Version",
+        "Upload-Complete",
+        "Upload-Concat",
+        "Upload-Defer-Length",
+        "Upload-Draft-Interop-Version",
+        "Upload-Expires",
+        "Upload-Incomplete",
+        "Upload-Length",
+        "Upload-Limit",
+        "Upload-Metadata",
+        "Upload-Offset",
+        "Uptrail-Position",
+        "X-Request-ID",
+    )
+)
+
+
+async def allow_origins(request: web.Request, response: web.StreamResponse) -> None:
+    """On every answer, refusals and preflights included, what a browser wants to know of us.
+
+    For the signal `on_response_prepare`. An origin that is named may use a browser's session;
+    with `*` any origin may ask, but only with a key of its own.
+    """
+    allowed = request.app[SERVICES].settings.allowed_origins
+    if not allowed:
+        return
+    headers = response.headers
+    headers[hdrs.VARY] = ", ".join(filter(None, (headers.get(hdrs.VARY), hdrs.ORIGIN)))
+    origin = request.headers.get(hdrs.ORIGIN)
+    if origin is None or not (origin in allowed or ANY in allowed):
+        return
+    if origin in allowed:
+        headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+        headers[hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS] = "true"
+    else:
+        headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = ANY
+    headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = READ
+    if hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+        headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = METHODS
+        headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = SENT
+        headers[hdrs.ACCESS_CONTROL_MAX_AGE] = MAX_AGE

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from interfaces.rest import cors
+from tests.interfaces.uploads.server import BYTES, TUS, serving
+from tests.support import run
+
+PAGE = "https://page.example"
+PREFLIGHT = {
+    "Origin": PAGE,
+    "Access-Control-Request-Method": "PATCH",
+    "Access-Control-Request-Headers": "tus-resumable,upload-offset,content-type,authorization",
+}
+
+
+def test_a_page_of_an_allowed_origin_may_ask_send_and_read(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, allowed_origins=(PAGE,)) as server:
+            async with server.client.options("/v1/uploads", headers=PREFLIGHT) as answer:
+                assert answer.status == 204
+                assert answer.headers["Access-Control-Allow-Origin"] == PAGE
+                assert answer.headers["Access-Control-Allow-Credentials"] == "true"
+                assert "PATCH" in answer.headers["Access-Control-Allow-Methods"]
+                sent = answer.headers["Access-Control-Allow-Headers"].lower().split(", ")
+                assert set(PREFLIGHT["Access-Control-Request-Headers"].split(",")) <= set(sent)
+                assert int(answer.headers["Access-Control-Max-Age"]) > 0
+                assert "Origin" in answer.headers["Vary"]
+            headers = {**BYTES, "Origin": PAGE, "Upload-Length": "5"}
+            async with server.client.post("/v1/uploads", headers=headers, data=b"hello") as answer:
+                assert answer.status == 201
+                assert answer.headers["Access-Control-Allow-Origin"] == PAGE
+                read = answer.headers["Access-Control-Expose-Headers"]
+                assert {"Location", "Upload-Offset", "Tus-Resumable"} <= set(read.split(", "))
+            refused = {**TUS, "Origin": PAGE, "Upload-Length": "many"}
+            async with server.client.post("/v1/uploads", headers=refused) as answer:
+                assert answer.status == 400
+                assert answer.headers["Access-Control-Allow-Origin"] == PAGE
+
+    run(story())
+
+
+@pytest.mark.parametrize("allowed", [(), ("https://other.example",)])
+def test_any_other_page_learns_nothing(
+    allowed: tuple[str, ...], database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, allowed_origins=allowed) as server:
+            async with server.client.options("/v1/uploads", headers=PREFLIGHT) as answer:
+                assert not [name for name in answer.headers if name.startswith("Access-Control")]
+                assert ("Vary" in answer.headers) == bool(allowed)
+
+    run(story())
+
+
+def test_with_a_star_any_page_may_ask_but_not_in_the_name_of_a_session(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, allowed_origins=("*",)) as server:
+            async with server.client.options("/v1/uploads", headers=PREFLIGHT) as answer:
+                assert answer.headers["Access-Control-Allow-Origin"] == "*"
+                assert "Access-Control-Allow-Credentials" not in answer.headers
+
+    run(story())
+
+
+def test_every_header_that_upload_protocols_use_is_allowed() -> None:
+    root = Path(__file__).parents[3] / "interfaces" / "uploads"
+    used = set()
+    for module in root.glob("*.py"):
+        used |= set(re.findall(r'"((?:Upload|Tus)-[A-Z][A-Za-z-]+)"', module.read_text()))
+
+    known = set(cors.SENT.split(", ")) | set(cors.READ.split(", "))
+    assert used <= known
