@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
@@ -67,7 +68,7 @@ async def lines(request: web.Request) -> AsyncIterator[bytes]:
     limit = request.app[SERVICES].settings.max_body
     taken, rest = 0, b""
     await go_ahead(request)
-    async for chunk in request.content.iter_any():
+    async for chunk in _arriving(request):
         taken += len(chunk)
         if taken > limit:
             raise too_large(limit)
@@ -90,11 +91,26 @@ async def _whole(request: web.Request) -> bytes:
         raise too_large(limit)
     await go_ahead(request)
     body = bytearray()
-    async for chunk in request.content.iter_any():
+    async for chunk in _arriving(request):
         body += chunk
         if len(body) > limit:
             raise too_large(limit)
     return bytes(body)
+
+
+async def _arriving(request: web.Request) -> AsyncIterator[bytes]:
+    """The body as it comes; a 408 Problem for a sender that is silent for too long."""
+    idle = request.app[SERVICES].settings.transfer_idle_timeout
+    while True:
+        try:
+            async with asyncio.timeout(idle):
+                chunk = await request.content.readany()
+        except TimeoutError:
+            detail = f"no byte of the body came for {idle:g} seconds"
+            raise Problem(408, "request_timeout", detail) from None
+        if not chunk:
+            return
+        yield chunk
 
 
 def _short(line: bytes) -> bytes:

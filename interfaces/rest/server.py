@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
+import structlog
 from aiohttp import web
 
 from interfaces.rest.problems import Problem
 
+_log = structlog.get_logger(__name__)
+
 
 class Connection(web.RequestHandler):
-    """A connection whose unreadable requests get a problem document too."""
+    """A connection whose unreadable requests get a problem document too.
 
-    __slots__ = ()
+    One that has not sent a whole head of a request within `patience` seconds is closed: aiohttp
+    itself only waits for the second one with a limit.
+    """
+
+    __slots__ = ("_first",)
+
+    patience: ClassVar[float] = 30.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._first = asyncio.get_running_loop().call_later(self.patience, self._give_up)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._first.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        if self._request_count == 0:
+            _log.info("connection_without_a_request", seconds=self.patience)
+            self.force_close()
 
     def handle_error(
         self,
@@ -26,12 +49,30 @@ class Connection(web.RequestHandler):
         if isinstance(exc, Problem):
             answer = exc.response(request)
         else:
-            super().handle_error(request, status, exc, message)  # logs, and raises if too late
+            self._tell(request, status, exc, message)
             answer = _unreadable(status).response(request)
         answer.headers["X-Content-Type-Options"] = "nosniff"
         answer.headers["Cache-Control"] = "no-store"
         answer.force_close()
         return answer
+
+    def _tell(
+        self,
+        request: web.BaseRequest,
+        status: int,
+        exc: BaseException | None,
+        message: str | None,
+    ) -> None:
+        """Logs what is wrong; raises ConnectionError if it is too late for an answer.
+
+        What a stranger sends is no error of ours, and must not fill the log with stack traces.
+        """
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            super().handle_error(request, status, exc, message)
+            return
+        _log.info("request_unreadable", remote=request.remote, error=type(exc).__name__)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun")
 
 
 class Server(web.Server):
