@@ -120,6 +120,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch_progress_interval: Annotated[
         Seconds, Meta(description="shortest time between two recorded counts of one batch")
     ] = 0.25
+    batch_expiry: Annotated[
+        Seconds, Meta(description="time after its last event that an open batch is kept")
+    ] = 14 * DAY
     in_flight_per_batch: Annotated[
         Count, Meta(description="uploads of one batch at the workers at once")
     ] = 200

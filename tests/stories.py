@@ -135,6 +135,7 @@ _UPLOAD_COMMANDS: tuple[Command, ...] = (
         u.attempt, results=draw(_RESULTS), artifacts={"thumbnail": "a"}, duration=0.5, **now
     ),
     lambda u, draw, now: u.request_retry(**now),
+    lambda u, draw, now: u.release(draw(_TEXTS), **now),
     lambda u, draw, now: u.cancel(draw(_TEXTS), **now),
     lambda u, draw, now: u.expire(**now),
     lambda u, draw, now: u.erase(**now),
@@ -147,6 +148,9 @@ _BATCH_COMMANDS: tuple[Command, ...] = (
     lambda b, draw, now: b.seal(**now),
     lambda b, draw, now: b.pause(**now),
     lambda b, draw, now: b.resume(**now),
+    lambda b, draw, now: b.prioritize(draw(st.integers(-5, 5)), **now),
+    lambda b, draw, now: b.request_retry(**now),
+    lambda b, draw, now: b.stop_failing(draw(_COUNTS), **now),
     lambda b, draw, now: b.cancel(draw(_TEXTS), **now),
     lambda b, draw, now: b.expire(**now),
     lambda b, draw, now: b.progress_to(
@@ -176,7 +180,12 @@ def upload_histories(draw: Draw, batch: UUID = BATCH, path: str = "a.bin") -> li
 @st.composite
 def batch_histories(draw: Draw) -> list[BatchEvent]:
     """Every event of a batch that people and the orchestrator did anything to."""
-    first = started(label=draw(_TEXTS), priority=draw(st.integers(-5, 5)))
+    thresholds = st.none() | st.floats(0, 1)
+    first = started(
+        label=draw(_TEXTS),
+        priority=draw(st.integers(-5, 5)),
+        failure_threshold=draw(thresholds),
+    )
     commands = st.lists(st.sampled_from(_BATCH_COMMANDS), max_size=20)
     return [first, *_walk(Batch.begin(BATCH, first), draw(commands), draw)]
 

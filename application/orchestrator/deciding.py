@@ -8,7 +8,7 @@ from application.orchestrator.members import Followed, Member, Tally
 from domain.batch.events import BatchEvent
 from domain.batch.state import BatchState, Outcome, all_ended
 from domain.upload.events import UploadEvent
-from domain.upload.state import INCOMING
+from domain.upload.state import INCOMING, UploadState
 
 BY = "orchestrator"
 
@@ -16,20 +16,31 @@ ENDING = (BatchState.SEALED, BatchState.CANCELLING)
 
 
 def settle(
-    batch: Followed, tally: Tally, *, through: int, at: datetime, due: bool
+    batch: Followed,
+    tally: Tally,
+    *,
+    through: int,
+    at: datetime,
+    due: bool,
+    retrying: bool = False,
 ) -> tuple[BatchEvent, ...]:
     """The count, if it is due and new; the verdict, once every upload of the batch has ended.
 
-    A verdict is recorded with the count it rests on. `through` is the position in the log
-    up to which the uploads were counted.
+    A verdict is recorded with the count it rests on, and so is a pause because too many
+    failed. `through` is the position in the log up to which the uploads were counted; while
+    `retrying`, some of the ended ones are about to begin again.
     """
     events: list[BatchEvent] = []
     aggregate = batch.aggregate()
     ended = all_ended(tally.counts)
-    if batch.state is BatchState.COMPLETED and not ended:
-        events.extend(aggregate.reopen("an upload is to be processed again", at=at, by=BY))
-    ends = batch.state in ENDING and ended
-    if tally.counts and (ends or due):
+    reason = _reopened(batch, tally) if batch.state is BatchState.COMPLETED else None
+    if reason:
+        (reopened,) = aggregate.reopen(reason, at=at, by=BY)
+        events.append(reopened)
+        aggregate = aggregate.evolve(reopened)
+    ends = aggregate.state in ENDING and ended and not retrying
+    stops = () if ended or retrying else aggregate.stop_failing(tally.counts, at=at, by=BY)
+    if tally.counts and (ends or due or stops):
         events.extend(
             aggregate.progress_to(
                 tally.counts,
@@ -42,7 +53,28 @@ def settle(
         )
     if ends:
         events.extend(aggregate.complete(tally.counts, at=at, by=BY))
-    return tuple(events)
+    return (*events, *stops)
+
+
+def _reopened(batch: Followed, tally: Tally) -> str | None:
+    """Why a verdict does not stand any more; None where it does."""
+    if not all_ended(tally.counts):
+        return "an upload is to be processed again"
+    known = batch.progress.counts if batch.progress else {}
+    completed = UploadState.COMPLETED
+    if batch.ending is None and tally.counts.get(completed, 0) > known.get(completed, 0):
+        return "an upload was released from quarantine"
+    return None
+
+
+def try_again(member: Member, *, at: datetime) -> tuple[UploadEvent, ...]:
+    """A failed upload begins anew, because its whole batch is retried."""
+    return member.aggregate().request_retry(at=at, by=BY)
+
+
+def expire(batch: Followed, *, at: datetime) -> tuple[BatchEvent, ...]:
+    """The end of an open batch that nobody went on with."""
+    return batch.aggregate().expire(at=at, by=BY)
 
 
 def call_off(

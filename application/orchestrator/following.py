@@ -10,7 +10,7 @@ import msgspec
 
 from application.envelope import Recorded
 from application.orchestrator.members import Followed, Member
-from domain.batch.events import BatchEvent, BatchResumed
+from domain.batch.events import BatchEvent, BatchResumed, BatchRetryRequested
 from domain.ids import is_part
 from domain.upload.events import AttemptFailed, UploadEvent, UploadRegistered, UploadRejected
 
@@ -28,12 +28,14 @@ class OutOfStep(Exception):
 class Changes(msgspec.Struct):
     """What events came to: rows to save, uploads to try again later, whether work was resumed.
 
-    `members` and `batches` hold only what changed.
+    `members` and `batches` hold only what changed; the failed uploads of the batches in
+    `again` are to be processed again.
     """
 
     members: Members = msgspec.field(default_factory=dict)
     batches: Batches = msgspec.field(default_factory=dict)
     retries: set[UUID] = msgspec.field(default_factory=set)
+    again: set[UUID] = msgspec.field(default_factory=set)
     resumed: bool = False
 
 
@@ -89,7 +91,7 @@ def _follow_upload(
     batch = changes.batches.get(member.batch) or batches.get(member.batch)
     if batch is None:
         raise OutOfStep(f"upload {id} belongs to the unknown batch {member.batch}")
-    changes.batches[member.batch] = batch.touched()
+    changes.batches[member.batch] = batch.touched(event.at)
     changes.retries.discard(id)
     if isinstance(event, AttemptFailed) and event.retry_at is not None:
         changes.retries.add(id)
@@ -104,6 +106,8 @@ def _follow_batch(
         return
     changes.batches[id] = known.evolve(event) if known else Followed.begin(id, event)
     changes.resumed |= isinstance(event, BatchResumed)
+    if isinstance(event, BatchRetryRequested):
+        changes.again.add(id)
 
 
 def _is_new(recorded: Recorded, known: int) -> bool:

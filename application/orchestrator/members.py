@@ -83,13 +83,15 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 class Followed(msgspec.Struct, frozen=True, kw_only=True):
     """A batch as of `version` of its stream; `dirty` until its counts have been recorded.
 
-    `reason` says why it was called off; `progress` is the last count recorded of it.
+    `reason` says why it was called off; `progress` is the last count recorded of it; `active_at`
+    is when something last happened to it, or to one of its uploads.
     """
 
     batch: UUID
     owner: str
     version: int
     started_at: datetime
+    active_at: datetime
     priority: int = 0
     state: BatchState = BatchState.OPEN
     paused: bool = False
@@ -97,10 +99,12 @@ class Followed(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     progress: BatchProgressed | None = None
     dirty: bool = True
+    failure_threshold: float | None = None
+    pardoned: int = 0
 
     @classmethod
     def begin(cls, id: UUID, event: BatchEvent) -> Self:
-        return cls._of(Batch.begin(id, event), "")
+        return cls._of(Batch.begin(id, event), "", event.at)
 
     def evolve(self, event: BatchEvent) -> Self:
         """The batch after the event, which is to be looked at again."""
@@ -111,7 +115,7 @@ class Followed(msgspec.Struct, frozen=True, kw_only=True):
                 reason = "the batch expired"
             case _:
                 reason = self.reason
-        return self._of(self.aggregate().evolve(event), reason)
+        return self._of(self.aggregate().evolve(event), reason, event.at)
 
     def aggregate(self) -> Batch:
         """The batch, with the fields that decide what may happen to it."""
@@ -126,27 +130,33 @@ class Followed(msgspec.Struct, frozen=True, kw_only=True):
             paused=self.paused,
             ending=self.ending,
             progress=self.progress,
+            failure_threshold=self.failure_threshold,
+            pardoned=self.pardoned,
         )
 
-    def touched(self) -> Self:
-        return self if self.dirty else replace(self, dirty=True)
+    def touched(self, at: datetime) -> Self:
+        """Something happened to one of its uploads."""
+        return replace(self, dirty=True, active_at=at)
 
     def cleaned(self) -> Self:
         return replace(self, dirty=False) if self.dirty else self
 
     @classmethod
-    def _of(cls, batch: Batch, reason: str) -> Self:
+    def _of(cls, batch: Batch, reason: str, active_at: datetime) -> Self:
         return cls(
             batch=batch.id,
             owner=batch.owner,
             version=batch.version,
             started_at=batch.started_at,
+            active_at=active_at,
             priority=batch.priority,
             state=batch.state,
             paused=batch.paused,
             ending=batch.ending,
             reason=reason,
             progress=batch.progress,
+            failure_threshold=batch.failure_threshold,
+            pardoned=batch.pardoned,
         )
 
 

@@ -27,6 +27,7 @@ from domain.upload.events import (
     UploadQueued,
     UploadRegistered,
     UploadRejected,
+    UploadReleased,
 )
 
 
@@ -57,6 +58,7 @@ def attempt_columns(event: UploadEvent) -> tuple[int, Columns] | None:
             | UploadFailed()
             | UploadQuarantined()
             | RetryRequested()
+            | UploadReleased()
             | UploadCancelled()
             | UploadExpired()
             | UploadErased()

@@ -11,9 +11,11 @@ from domain.batch.events import (
     BatchEvent,
     BatchExpired,
     BatchPaused,
+    BatchPrioritized,
     BatchProgressed,
     BatchReopened,
     BatchResumed,
+    BatchRetryRequested,
     BatchSealed,
     BatchStarted,
     UploadsAdded,
@@ -27,6 +29,8 @@ BATCH_EVENTS = (
     BatchSealed,
     BatchPaused,
     BatchResumed,
+    BatchPrioritized,
+    BatchRetryRequested,
     BatchCancelled,
     BatchExpired,
     BatchReopened,
@@ -46,8 +50,10 @@ def batch_columns(event: BatchEvent) -> Columns:
             }
         case BatchStarted():
             return _started(event)
-        case UploadsAdded():
+        case UploadsAdded() | BatchRetryRequested():
             return {}  # the next BatchProgressed counts them
+        case BatchPrioritized(priority=priority):
+            return {"priority": priority}
         case BatchSealed():
             return {"state": BatchState.SEALED, "sealed_at": event.at}
         case BatchPaused():

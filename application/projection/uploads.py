@@ -31,6 +31,7 @@ from domain.upload.events import (
     UploadQueued,
     UploadRegistered,
     UploadRejected,
+    UploadReleased,
 )
 from domain.upload.state import UploadState
 
@@ -74,6 +75,8 @@ def upload_columns(event: UploadEvent) -> Columns:
         case UploadQuarantined(step=step, reason=reason):
             held: Columns = {"state": UploadState.QUARANTINED, "ended_at": event.at}
             return {**_error(step, reason), **held}
+        case UploadReleased():
+            return {"error": None, "error_step": None}
         case UploadCancelled():
             return {**_ENDED, "state": UploadState.CANCELLED, "ended_at": event.at}
         case UploadExpired():

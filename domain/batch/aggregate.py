@@ -15,23 +15,36 @@ from domain.batch.events import (
     BatchEvent,
     BatchExpired,
     BatchPaused,
+    BatchPrioritized,
     BatchProgressed,
     BatchReopened,
     BatchResumed,
+    BatchRetryRequested,
     BatchSealed,
     BatchStarted,
     UploadsAdded,
 )
-from domain.batch.state import BatchState, Counts, Outcome, all_ended, outcome_of, percent_of
+from domain.batch.state import (
+    BatchState,
+    Counts,
+    Outcome,
+    all_ended,
+    failed_of,
+    failing,
+    outcome_of,
+    percent_of,
+)
 from domain.errors import NotNow
 from domain.retry import RetryPolicy
+from domain.upload.state import UploadState
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="batch"):
     """Many uploads as one job.
 
     A batch does not list its uploads: each names its batch. `ending` is the outcome a
-    cancelled or expired batch is on its way to.
+    cancelled or expired batch is on its way to. `pardoned` failures were known when somebody
+    resumed the batch: they do not stop it again.
     """
 
     id: UUID
@@ -50,6 +63,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
     ending: Outcome | None = None
     outcome: Outcome | None = None
     progress: BatchProgressed | None = None
+    pardoned: int = 0
 
     # Decide: say what happens next, or refuse.
 
@@ -73,6 +87,35 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
     def resume(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
         self._require(BatchState.OPEN, BatchState.SEALED)
         return (BatchResumed(at=at, by=by),) if self.paused else ()
+
+    def prioritize(self, priority: int, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        self._require(BatchState.OPEN, BatchState.SEALED)
+        if priority == self.priority:
+            return ()
+        return (BatchPrioritized(at=at, by=by, priority=priority),)
+
+    def request_retry(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        """Every failed upload is to be processed again; a batch that was over goes on."""
+        self._require(BatchState.OPEN, BatchState.SEALED, BatchState.COMPLETED)
+        requested = BatchRetryRequested(at=at, by=by)
+        if self.state is not BatchState.COMPLETED:
+            return (requested,)
+        if self.ending is not None:
+            raise NotNow(f"the batch was {self.ending}: retry its failed uploads one by one")
+        if not (self.progress and self.progress.counts.get(UploadState.FAILED)):
+            raise NotNow("the batch is completed, and none of its uploads failed")
+        return *self.reopen("retry of failed uploads", at=at, by=by), requested
+
+    def stop_failing(self, counts: Counts, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        """A pause, where more of the set failed than the batch's threshold allows."""
+        threshold = self.failure_threshold
+        if threshold is None or self.paused or self.ending is not None:
+            return ()
+        if not failing(counts, threshold, pardoned=self.pardoned, sealed=self.sealed):
+            return ()
+        failed = failed_of(counts) - self.pardoned
+        reason = f"{failed} uploads failed, more than {threshold:.0%} of those processed"
+        return (BatchPaused(at=at, by=by, reason=reason),)
 
     def cancel(self, reason: str, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
         if self.ending is Outcome.CANCELLED:
@@ -154,7 +197,12 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
             case BatchPaused():
                 return replace(self, version=version, paused=True)
             case BatchResumed():
-                return replace(self, version=version, paused=False)
+                pardoned = failed_of(self.progress.counts) if self.progress else 0
+                return replace(self, version=version, paused=False, pardoned=pardoned)
+            case BatchPrioritized(priority=priority):
+                return replace(self, version=version, priority=priority)
+            case BatchRetryRequested():
+                return replace(self, version=version)
             case BatchCancelled():
                 return self._ending(Outcome.CANCELLED)
             case BatchExpired():

@@ -53,11 +53,26 @@ class BatchProgressed(Event, frozen=True, kw_only=True, tag="batch.progressed"):
 
 
 class BatchPaused(Event, frozen=True, kw_only=True, tag="batch.paused"):
-    """Nothing more is released to workers until the batch resumes."""
+    """Nothing more is released to workers until the batch resumes.
+
+    `reason` is empty where a person paused it, and says why the orchestrator did.
+    """
+
+    reason: str = ""
 
 
 class BatchResumed(Event, frozen=True, kw_only=True, tag="batch.resumed"):
     """Uploads are released to workers again."""
+
+
+class BatchPrioritized(Event, frozen=True, kw_only=True, tag="batch.prioritized"):
+    """Its place among the batches of its owner changed: a higher one goes first."""
+
+    priority: int
+
+
+class BatchRetryRequested(Event, frozen=True, kw_only=True, tag="batch.retry_requested"):
+    """Somebody asked for every failed upload to be processed again; the orchestrator sees to it."""
 
 
 class BatchCancelled(Event, frozen=True, kw_only=True, tag="batch.cancelled"):
@@ -91,6 +106,8 @@ BatchEvent: TypeAlias = (
     | BatchProgressed
     | BatchPaused
     | BatchResumed
+    | BatchPrioritized
+    | BatchRetryRequested
     | BatchCancelled
     | BatchExpired
     | BatchReopened

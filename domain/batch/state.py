@@ -11,6 +11,10 @@ Counts: TypeAlias = dict[UploadState, int]
 """How many uploads are in each state; a state without uploads is absent."""
 
 
+FEWEST = 20
+"""Uploads of which a share says something."""
+
+
 class BatchState(StrEnum):
     OPEN = "open"
     SEALED = "sealed"
@@ -40,6 +44,23 @@ def outcome_of(counts: Counts, ending: Outcome | None) -> Outcome:
     if completed == uploads:
         return Outcome.SUCCEEDED
     return Outcome.COMPLETED_WITH_FAILURES if completed else Outcome.FAILED
+
+
+def failed_of(counts: Counts) -> int:
+    """How many uploads a worker gave up on, or found dangerous."""
+    return counts.get(UploadState.FAILED, 0) + counts.get(UploadState.QUARANTINED, 0)
+
+
+def failing(counts: Counts, threshold: float, *, pardoned: int, sealed: bool) -> bool:
+    """Whether more than the share `threshold` of the judged uploads failed.
+
+    Few are judged as if there were `FEWEST`, so that one early failure says nothing, unless a
+    sealed batch has fewer in all. `pardoned` failures do not count, on neither side.
+    """
+    failed = failed_of(counts) - pardoned
+    judged = failed + counts.get(UploadState.COMPLETED, 0)
+    fewest = min(FEWEST, sum(counts.values())) if sealed else FEWEST
+    return failed > threshold * max(judged, fewest)
 
 
 def percent_of(counts: Counts, bytes_received: int, bytes_total: int) -> float:

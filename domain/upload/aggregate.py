@@ -27,6 +27,7 @@ from domain.upload.events import (
     UploadFailed,
     UploadQuarantined,
     UploadQueued,
+    UploadReleased,
 )
 from domain.upload.evolution import Evolving
 from domain.upload.failure import Failure
@@ -163,6 +164,11 @@ class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"
     def request_retry(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
         self._require(UploadState.FAILED)
         return (RetryRequested(at=at, by=by),)
+
+    def release(self, reason: str, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+        """A quarantined file is good after all: to run the pipeline again would hold it again."""
+        self._require(UploadState.QUARANTINED)
+        return UploadReleased(at=at, by=by, reason=reason), UploadCompleted(at=at, by=by)
 
     def cancel(self, reason: str, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
         if self.state.ended:

@@ -146,6 +146,12 @@ class RetryRequested(Event, frozen=True, kw_only=True, tag="upload.retry_request
     """Somebody asked for a failed upload to be processed again, with a new allowance."""
 
 
+class UploadReleased(Event, frozen=True, kw_only=True, tag="upload.released"):
+    """Somebody overruled the step that held a quarantined file back."""
+
+    reason: str
+
+
 class UploadCancelled(Event, frozen=True, kw_only=True, tag="upload.cancelled"):
     """The upload was called off."""
 
@@ -177,6 +183,7 @@ UploadEvent: TypeAlias = (
     | UploadFailed
     | UploadQuarantined
     | RetryRequested
+    | UploadReleased
     | UploadCancelled
     | UploadExpired
     | UploadErased

@@ -31,6 +31,7 @@ from domain.upload.events import (
     UploadQueued,
     UploadRegistered,
     UploadRejected,
+    UploadReleased,
 )
 from domain.upload.state import UploadState
 
@@ -98,7 +99,7 @@ class Evolving(msgspec.Struct, frozen=True, kw_only=True):
                 return replace(self, version=version, size=size)
             case FileProgressed(phase="transfer", done=done):
                 return replace(self, version=version, received=done, state=UploadState.TRANSFERRING)
-            case FileProgressed():
+            case FileProgressed() | UploadReleased():
                 return replace(self, version=version)
             case TransferInterrupted(received=received) | BytesLost(stored=received):
                 return replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import msgspec
@@ -11,14 +11,21 @@ from msgspec.structs import replace
 
 from application.envelope import Append, Appended, Recorded, one
 from application.errors import ApplicationError
-from application.orchestrator.deciding import abandon, call_off, release, settle
+from application.orchestrator.deciding import (
+    abandon,
+    call_off,
+    expire,
+    release,
+    settle,
+    try_again,
+)
 from application.orchestrator.dispatching import into_jobs, retries
 from application.orchestrator.following import Changes, follow, streams_of
 from application.orchestrator.members import Followed, Member
 from domain.event import Event
 from domain.upload.state import UploadState
 from infrastructure.event_store.writing import write_group
-from infrastructure.jobs import rows, selection
+from infrastructure.jobs import ending, retrying, rows, selection
 from infrastructure.jobs.leadership import require_position, track
 from infrastructure.jobs.queue import Dispatch
 from infrastructure.postgres.pool import Connection
@@ -43,12 +50,15 @@ class Plan(msgspec.Struct):
     """What the round is going to do, once all of it is known.
 
     `steps` are recorded as far as the log allows; `stranded` uploads get a new job as they are;
-    `clean` batches have been counted.
+    `clean` batches have been counted; those that are `retrying` have yet to be, and those that
+    are `expiring` are not.
     """
 
     steps: list[Step] = []
     stranded: dict[UUID, Member] = {}
     clean: list[Followed] = []
+    retrying: set[UUID] = set()
+    expiring: set[UUID] = set()
 
     @property
     def sends_work(self) -> bool:
@@ -84,8 +94,11 @@ async def run_round(
         await track(connection, through)
         plan = Plan()
         await _call_off(connection, plan, at)
+        await _retry_failed(connection, plan, at)
         if check or changes.resumed:
             await _find_lost(connection, plan, settings, at)
+        if check:
+            await _expire(connection, plan, settings, at)
         _try_again(plan, changes)
         await _release(connection, plan, settings, at)
         await _settle(connection, plan, settings, through, at)
@@ -102,12 +115,27 @@ async def _follow(connection: Connection, events: Sequence[Recorded]) -> Changes
     changes = follow(events, members, await rows.load_batches(connection, batches))
     await rows.save_batches(connection, changes.batches.values())
     await rows.save_members(connection, changes.members.values())
+    await retrying.begin(connection, changes.again)
     return changes
 
 
 async def _call_off(connection: Connection, plan: Plan, at: datetime) -> None:
-    for member, ending, reason in await selection.called_off(connection):
-        plan.steps.append(Step(member, call_off(member, ending, reason, at=at)))
+    for member, outcome, reason in await ending.called_off(connection):
+        plan.steps.append(Step(member, call_off(member, outcome, reason, at=at)))
+
+
+async def _retry_failed(connection: Connection, plan: Plan, at: datetime) -> None:
+    """The next failed uploads of batches that are retried; each is met once per request."""
+    for batch, failed in (await retrying.go_on(connection)).items():
+        plan.retrying.add(batch)
+        plan.steps.extend(Step(member, try_again(member, at=at)) for member in failed)
+
+
+async def _expire(connection: Connection, plan: Plan, settings: Settings, at: datetime) -> None:
+    before = at - timedelta(seconds=settings.batch_expiry)
+    for batch in await ending.idle(connection, before):
+        plan.steps.append(Step(batch, expire(batch, at=at)))
+        plan.expiring.add(batch.batch)
 
 
 async def _find_lost(connection: Connection, plan: Plan, settings: Settings, at: datetime) -> None:
@@ -122,8 +150,8 @@ async def _find_lost(connection: Connection, plan: Plan, settings: Settings, at:
 
 def _try_again(plan: Plan, changes: Changes) -> None:
     """What failed just now and may be tried again, unless its batch was called off meanwhile."""
-    ending = {step.subject.upload for step in plan.steps if isinstance(step.subject, Member)}
-    for upload in changes.retries - ending:
+    called = {step.subject.upload for step in plan.steps if isinstance(step.subject, Member)}
+    for upload in changes.retries - called:
         plan.stranded[upload] = changes.members[upload]
 
 
@@ -137,10 +165,13 @@ async def _settle(
 ) -> None:
     looked = await selection.to_settle(connection, settings.batch_progress_interval, at)
     tallies = await rows.tally(connection, looked) if looked else {}
-    for id, (batch, due) in looked.items():
-        if events := settle(batch, tallies[id], through=through, at=at, due=due):
+    for id, (batch, due, pending) in looked.items():
+        if id in plan.expiring:
+            continue
+        again = pending or id in plan.retrying
+        if events := settle(batch, tallies[id], through=through, at=at, due=due, retrying=again):
             plan.steps.append(Step(batch, events))
-        else:
+        elif not again:
             plan.clean.append(batch.cleaned())
 
 

@@ -35,12 +35,13 @@ _SAVE_BATCH = """
 INSERT INTO orchestration.batches
 VALUES (%(batch)s, %(owner)s, %(state)s, %(paused)s, %(ending)s, %(reason)s, %(priority)s,
     %(version)s, %(started_at)s, %(counts)s, %(uploads)s, %(bytes_received)s, %(bytes_total)s,
-    %(progressed_at)s, %(dirty)s)
-ON CONFLICT (batch) DO UPDATE SET (state, paused, ending, reason, version, counts, uploads,
-    bytes_received, bytes_total, progressed_at, dirty)
-  = (EXCLUDED.state, EXCLUDED.paused, EXCLUDED.ending, EXCLUDED.reason, EXCLUDED.version,
-     EXCLUDED.counts, EXCLUDED.uploads, EXCLUDED.bytes_received, EXCLUDED.bytes_total,
-     EXCLUDED.progressed_at, EXCLUDED.dirty)"""
+    %(progressed_at)s, %(dirty)s, %(active_at)s, %(failure_threshold)s, %(pardoned)s)
+ON CONFLICT (batch) DO UPDATE SET (state, paused, ending, reason, priority, version, counts,
+    uploads, bytes_received, bytes_total, progressed_at, dirty, active_at, pardoned)
+  = (EXCLUDED.state, EXCLUDED.paused, EXCLUDED.ending, EXCLUDED.reason, EXCLUDED.priority,
+     EXCLUDED.version, EXCLUDED.counts, EXCLUDED.uploads, EXCLUDED.bytes_received,
+     EXCLUDED.bytes_total, EXCLUDED.progressed_at, EXCLUDED.dirty, EXCLUDED.active_at,
+     EXCLUDED.pardoned)"""
 
 _TALLIES = """
 SELECT batch, state, count(*),
@@ -109,6 +110,7 @@ def followed_of(row: dict[str, Any]) -> Followed:
         owner=row["owner"],
         version=row["version"],
         started_at=row["started_at"],
+        active_at=row["active_at"],
         priority=row["priority"],
         state=BatchState(row["state"]),
         paused=row["paused"],
@@ -116,6 +118,8 @@ def followed_of(row: dict[str, Any]) -> Followed:
         reason=row["reason"],
         progress=_progress_of(row),
         dirty=row["dirty"],
+        failure_threshold=row["failure_threshold"],
+        pardoned=row["pardoned"],
     )
 
 
@@ -160,6 +164,9 @@ def _row_of(batch: Followed) -> dict[str, Any]:
         "bytes_total": progress.bytes_total if progress else 0,
         "progressed_at": progress.at if progress else None,
         "dirty": batch.dirty,
+        "active_at": batch.active_at,
+        "failure_threshold": batch.failure_threshold,
+        "pardoned": batch.pardoned,
     }
 
 

@@ -1,20 +1,20 @@
-"""Questions to the orchestrator's rows: who is next, who is to be called off, who was lost."""
+"""Questions to the orchestrator's rows: who is next, what is to be counted, who was lost."""
 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from psycopg.rows import dict_row
 
 from application.orchestrator.members import Followed, Member
-from domain.batch.state import Outcome
 from infrastructure.jobs.queue import TASK
 from infrastructure.jobs.rows import MEMBER, followed_of, member_of
 from infrastructure.postgres.pool import Connection
 from infrastructure.settings import Settings
 
-CHUNK = 500  # uploads a round that are released, or called off
+CHUNK = 500  # uploads a round that are released, called off, or retried
 BATCHES = 200  # batches a round that are looked at
 
 # Rooms are how many more may be in flight. A batch, and an owner, with more uploads ready than
@@ -53,11 +53,6 @@ ORDER BY place, owner LIMIT {CHUNK}"""  # noqa: S608
 _UNFINISHED = """('registered', 'transferring', 'received',
     'queued', 'processing', 'retry_scheduled')"""
 
-_CALLED_OFF = f"""
-SELECT {MEMBER}, b.ending, b.reason
-FROM orchestration.batches b JOIN orchestration.members m ON m.batch = b.batch
-WHERE b.state = 'cancelling' AND m.state IN {_UNFINISHED} LIMIT {CHUNK}"""  # noqa: S608
-
 # To count a batch takes time in proportion to its uploads: a large one is counted less often.
 _DUE = """coalesce(b.progressed_at, b.started_at)
     + make_interval(secs => %(interval)s * greatest(1, b.uploads / 20000.0))"""
@@ -67,7 +62,8 @@ _TO_SETTLE = f"""
 WITH looked AS (
   SELECT b.*, {_DUE} <= %(at)s AS due,
     EXISTS (SELECT FROM orchestration.members m
-            WHERE m.batch = b.batch AND m.state IN {_UNFINISHED}) AS unfinished
+            WHERE m.batch = b.batch AND m.state IN {_UNFINISHED}) AS unfinished,
+    EXISTS (SELECT FROM orchestration.retries r WHERE r.batch = b.batch) AS retrying
   FROM orchestration.batches b WHERE b.dirty
 )
 SELECT * FROM looked
@@ -109,23 +105,20 @@ async def ready(connection: Connection, settings: Settings) -> list[Member]:
     return [member_of(row) for row in await cursor.fetchall()]
 
 
-async def called_off(connection: Connection) -> list[tuple[Member, Outcome | None, str]]:
-    """Unfinished uploads of batches that were cancelled or that expired, and why that was."""
-    cursor = await connection.execute(_CALLED_OFF, prepare=True)
-    return [
-        (member_of(row), Outcome(row[11]) if row[11] else None, row[12])
-        for row in await cursor.fetchall()
-    ]
+class ToSettle(NamedTuple):
+    """A batch to look at; whether a count is due, and whether its failed uploads are retried."""
+
+    batch: Followed
+    due: bool
+    retrying: bool
 
 
-async def to_settle(
-    connection: Connection, interval: float, at: datetime
-) -> dict[UUID, tuple[Followed, bool]]:
-    """Batches to look at, and whether a count is due, `interval` seconds after the last."""
+async def to_settle(connection: Connection, interval: float, at: datetime) -> dict[UUID, ToSettle]:
+    """Batches to look at; a count is due `interval` seconds after the last."""
     async with connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(_TO_SETTLE, {"interval": interval, "at": at}, prepare=True)
         rows = await cursor.fetchall()
-    return {row["batch"]: (followed_of(row), row["due"]) for row in rows}
+    return {row["batch"]: ToSettle(followed_of(row), row["due"], row["retrying"]) for row in rows}
 
 
 async def next_count(connection: Connection, interval: float) -> datetime | None:

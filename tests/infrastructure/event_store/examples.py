@@ -10,9 +10,11 @@ from domain.batch.events import (
     BatchCompleted,
     BatchExpired,
     BatchPaused,
+    BatchPrioritized,
     BatchProgressed,
     BatchReopened,
     BatchResumed,
+    BatchRetryRequested,
     BatchSealed,
     BatchStarted,
     UploadsAdded,
@@ -39,6 +41,7 @@ from domain.upload.events import (
     UploadQueued,
     UploadRegistered,
     UploadRejected,
+    UploadReleased,
 )
 from domain.upload.state import UploadState
 from tests.stories import BATCH, NOON, later
@@ -112,6 +115,7 @@ EXAMPLES: tuple[DomainEvent, ...] = (
     UploadFailed(at=NOON, by="worker:one", step="checksum", message="disk error"),
     UploadQuarantined(at=NOON, by="worker:one", step="antivirus", reason="EICAR"),
     RetryRequested(at=NOON, by=BY),
+    UploadReleased(at=NOON, by=BY, reason="the scanner is wrong"),
     UploadCancelled(at=NOON, by=BY, reason="no longer needed"),
     UploadExpired(at=NOON, by="orchestrator"),
     UploadErased(at=NOON, by=BY),
@@ -141,6 +145,8 @@ EXAMPLES: tuple[DomainEvent, ...] = (
     ),
     BatchPaused(at=NOON, by=BY),
     BatchResumed(at=NOON, by=BY),
+    BatchPrioritized(at=NOON, by=BY, priority=7),
+    BatchRetryRequested(at=NOON, by=BY),
     BatchCancelled(at=NOON, by=BY, reason="wrong folder"),
     BatchExpired(at=NOON, by="orchestrator"),
     BatchReopened(at=NOON, by=BY, reason="retry of failed uploads"),
@@ -152,3 +158,8 @@ EXAMPLES: tuple[DomainEvent, ...] = (
         duration=61.5,
     ),
 )
+
+# Events that got a field later: the example above shows the bytes from before.
+GROWN: dict[str, DomainEvent] = {
+    "batch.paused with reason": BatchPaused(at=NOON, by=BY, reason="11 uploads failed"),
+}

@@ -1,0 +1,53 @@
+"""Batches that end before their uploads have: called off by somebody, or left by everybody."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from psycopg.rows import dict_row
+
+from application.orchestrator.members import Followed, Member
+from domain.batch.state import Outcome
+from infrastructure.jobs.rows import MEMBER, followed_of, member_of
+from infrastructure.jobs.selection import BATCHES, CHUNK
+from infrastructure.postgres.pool import Connection
+
+# Batches share the chunk, so that a large one does not hold up the end of the others. What the
+# workers have comes first: that is what somebody who cancels wants to see stopped.
+_CALLED_OFF = f"""
+SELECT {MEMBER}, b.ending, b.reason
+FROM (SELECT *, greatest(1, {CHUNK} / count(*) OVER ()) AS share
+      FROM orchestration.batches WHERE state = 'cancelling' LIMIT {CHUNK}) b
+CROSS JOIN LATERAL (
+  SELECT * FROM (
+    (SELECT * FROM orchestration.members
+     WHERE owner = b.owner AND batch = b.batch
+     AND state IN ('queued', 'processing', 'retry_scheduled'))
+    UNION ALL
+    (SELECT * FROM orchestration.members
+     WHERE batch = b.batch AND state IN ('registered', 'transferring', 'received'))
+  ) unfinished LIMIT b.share) m"""  # noqa: S608
+
+# A file that has arrived is processed to its end first, whatever its batch has come to.
+_IDLE = f"""
+SELECT b.* FROM orchestration.batches b
+WHERE b.state = 'open' AND NOT b.paused AND b.active_at < %s
+AND NOT EXISTS (SELECT FROM orchestration.members m WHERE m.batch = b.batch
+                AND m.state IN ('received', 'queued', 'processing', 'retry_scheduled'))
+LIMIT {BATCHES}"""  # noqa: S608
+
+
+async def called_off(connection: Connection) -> list[tuple[Member, Outcome | None, str]]:
+    """Unfinished uploads of batches that were cancelled or that expired, and why that was."""
+    cursor = await connection.execute(_CALLED_OFF, prepare=True)
+    return [
+        (member_of(row), Outcome(row[11]) if row[11] else None, row[12])
+        for row in await cursor.fetchall()
+    ]
+
+
+async def idle(connection: Connection, before: datetime) -> list[Followed]:
+    """Open batches to which nothing has happened since, and nothing is happening."""
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(_IDLE, (before,), prepare=True)
+        return [followed_of(row) for row in await cursor.fetchall()]
