@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 from uuid import UUID
 
 import msgspec
+from msgspec import Meta
+
+from domain.retry import RetryPolicy
+from domain.upload.events import TRANSFER
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One step: which processor performs it, for how long at most (seconds), with what options."""
+    """One step: which processor performs it, for how long at most (seconds), with what options.
+
+    `concurrency` is how many uploads one worker has in this step at once; without it, as many as
+    the worker runs.
+    """
 
     processor: str
     name: str = ""
-    timeout: float = 300.0
+    timeout: Annotated[float, Meta(gt=0)] = 300.0
+    concurrency: Annotated[int, Meta(ge=1)] | None = None
     options: dict[str, Any] = {}
 
     @property
@@ -24,9 +33,20 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Steps in the order they run."""
+    """Steps in the order they run, and how often all of them are tried again.
+
+    Raises ValueError where two steps go by one name: their results could not be told apart.
+    """
 
     steps: tuple[Step, ...]
+    retry_policy: RetryPolicy | None = None
+
+    def __post_init__(self) -> None:
+        taken = {TRANSFER}
+        for step in self.steps:
+            if step.label in taken:
+                raise ValueError(f"the name {step.label!r} is taken: give the step another `name`")
+            taken.add(step.label)
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):

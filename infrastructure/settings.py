@@ -20,6 +20,8 @@ DAY = 24 * 3600.0
 Bytes: TypeAlias = Annotated[int, Meta(ge=0, extra={"unit": "bytes"})]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, extra={"unit": "seconds"})]
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
+Limit: TypeAlias = Annotated[int, Meta(ge=0)]
+Address: TypeAlias = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$")]
 
 DEFAULT_PIPELINE = Pipeline(
     steps=(
@@ -81,6 +83,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # Uploading.
     max_file_size: Annotated[Bytes, Meta(description="largest file")] = TIB
+    max_batch_bytes: Annotated[
+        Bytes, Meta(description="most bytes of one batch; 0 is without limit")
+    ] = 0
+    max_batch_files: Annotated[
+        Limit, Meta(description="most files of one batch; 0 is without limit")
+    ] = 0
+    max_owner_bytes: Annotated[
+        Bytes, Meta(description="most bytes kept for one owner; 0 is without limit")
+    ] = 0
+    max_owner_files: Annotated[
+        Limit, Meta(description="most files kept for one owner; 0 is without limit")
+    ] = 0
+    max_owner_transfers: Annotated[
+        Limit, Meta(description="most transfers of one owner in one process at once; 0: any number")
+    ] = 0
     max_manifest_files: Annotated[Count, Meta(description="most files in one manifest")] = 10_000
     max_metadata: Annotated[Bytes, Meta(description="largest Upload-Metadata header")] = 4 * KIB
     read_buffer: Annotated[Bytes, Meta(description="bytes read ahead of one sender")] = MIB
@@ -90,6 +107,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     transfer_idle_timeout: Annotated[
         Seconds, Meta(description="silence after which a sender counts as gone")
     ] = 60.0
+    min_transfer_rate: Annotated[
+        Bytes, Meta(description="bytes a second a sender must bring over `transfer_idle_timeout`")
+    ] = 128
     upload_expiry: Annotated[
         Seconds, Meta(description="time after its last byte that an unfinished upload is kept")
     ] = 7 * DAY
@@ -104,6 +124,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     retry_policy: Annotated[
         RetryPolicy, Meta(description="how often and how soon failed work is tried again")
     ] = RetryPolicy()
+    public_url: Annotated[
+        Address | None,
+        Meta(description="address under which services that `http` steps ask reach this server"),
+    ] = None
+    allow_private_addresses: Annotated[
+        bool, Meta(description="whether `http` steps may ask services at private addresses")
+    ] = False
     worker_concurrency: Annotated[Count, Meta(description="uploads one worker runs at once")] = 16
     uploads_per_job: Annotated[Count, Meta(description="most uploads that travel in one job")] = 20
     worker_heartbeat: Annotated[
@@ -136,6 +163,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     feed_buffer: Annotated[
         Bytes, Meta(description="bytes that wait for one client before it catches up instead")
     ] = MIB
+
+    def retry_policy_of(self, pipeline: str) -> RetryPolicy:
+        """That of the pipeline where it has one of its own."""
+        own = self.pipelines.get(pipeline)
+        return self.retry_policy if own is None or own.retry_policy is None else own.retry_policy
 
     @property
     def blob_dir(self) -> Path:

@@ -118,6 +118,10 @@ def _allowed(type: inspect.Type, unit: str | None) -> str:
             if unit == "bytes":
                 return number
             return f"{number} from {least}" + (f" to {most}" if most is not None else " on")
+        case inspect.StrType(pattern=str()):
+            return "an address such as https://example.com"
+        case inspect.BoolType():
+            return "true or false"
         case inspect.FloatType():
             return "a time above 0 such as 0.5 or 2s" if unit else "a number"
         case inspect.VarTupleType():

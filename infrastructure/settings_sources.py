@@ -22,6 +22,8 @@ NOT_SETTINGS = frozenset({"CONFIG", "URL", "KEY", "REQUIRE_ALL", "TEST_DATABASE_
 FILE_NAME = "uptrail.toml"
 
 DEFAULT = "default"
+
+_SECRET = re.compile("secret|password|token", re.IGNORECASE)
 COMMAND_LINE = "command line"
 
 
@@ -115,11 +117,25 @@ def _refuse_unknown(source: str, names: Mapping[str, Any], prefix: str) -> None:
 
 
 def shown(value: Any) -> Any:
-    """A value as `config show` prints it: plain JSON types, and no password of a database."""
+    """A value as `config show` prints it: plain JSON types, no password and no secret."""
     if isinstance(value, msgspec.Struct):
         value = msgspec.structs.asdict(value)
-    plain = msgspec.to_builtins(value, enc_hook=str)
-    return _without_password(plain) if isinstance(plain, str) else plain
+    return _without_secrets(msgspec.to_builtins(value, enc_hook=str))
+
+
+def _without_secrets(plain: Any) -> Any:
+    """Tables and lists with what is secret hidden, however deep it lies."""
+    match plain:
+        case dict():
+            return {
+                name: "***" if _SECRET.search(name) and value else _without_secrets(value)
+                for name, value in plain.items()
+            }
+        case list() | tuple():
+            return [_without_secrets(value) for value in plain]
+        case str():
+            return _without_password(plain)
+    return plain
 
 
 def _without_password(text: str) -> str:

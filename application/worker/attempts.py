@@ -13,6 +13,7 @@ from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog
 from application.ports.jobs import Clearance, Cleared
 from application.worker.attempt import Attempt
+from application.worker.places import Places
 from application.worker.running import Run
 from application.worker.verdict import Passed, Verdict
 from domain.errors import Refused, Superseded
@@ -50,6 +51,7 @@ class Attempts:
         self._now = now
         self._random = random
         self._slots = asyncio.Semaphore(concurrency)
+        self._places = Places()
         self._running: dict[Run, asyncio.Task[Verdict]] = {}
         self._stopping = False
 
@@ -98,7 +100,7 @@ class Attempts:
                 return True  # somebody was faster, or it was called off
             except (Unavailable, Undetermined):
                 return False
-            verdict = await self._run(Run(attempt, self._blobs))
+            verdict = await self._run(Run(attempt, self._blobs, self._places))
         return await self._conclude(attempt, verdict)
 
     async def _run(self, run: Run) -> Verdict | None:

@@ -12,6 +12,7 @@ from application.pipeline import Permanent, Pipeline, Processor, Quarantine, Ste
 from application.ports.blobs import BlobStore
 from application.worker.attempt import Attempt
 from application.worker.bench import Bench, Reported
+from application.worker.places import Places
 from application.worker.source import Source
 from application.worker.verdict import Failed, Held, Passed, Verdict, failure_of
 from domain.errors import Superseded
@@ -42,9 +43,10 @@ class Run:
     loop's clock. A step that is over before anybody recorded its progress leaves no trace.
     """
 
-    def __init__(self, attempt: Attempt, blobs: BlobStore) -> None:
+    def __init__(self, attempt: Attempt, blobs: BlobStore, places: Places) -> None:
         self.attempt = attempt
         self._blobs = blobs
+        self._places = places
         self._source = Source(blobs, attempt.upload)
         self._label = ""
         self._bench: Bench | None = None
@@ -60,7 +62,9 @@ class Run:
         try:
             for step in self._pipeline(pipelines).steps:
                 self._label = step.label
-                results[step.label] = await self._perform(step, processors, results)
+                # Waiting for a place is not part of the step: its time has not begun.
+                async with self._places.in_step(self.attempt.upload.pipeline, step):
+                    results[step.label] = await self._perform(step, processors, results)
         except Superseded:
             raise
         except Permanent as error:

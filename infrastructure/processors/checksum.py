@@ -7,8 +7,13 @@ from hashlib import sha256
 from typing import Any
 
 from application.pipeline import Permanent, Subject, Workbench
+from infrastructure.processors.options import Options, read
 
 BIG = 64 * 1024  # bytes from which a chunk is worth a thread, which hashes without the GIL
+
+
+class ChecksumOptions(Options, frozen=True, kw_only=True):
+    """There are none."""
 
 
 class ChecksumMismatch(Permanent):
@@ -17,6 +22,7 @@ class ChecksumMismatch(Permanent):
 
 async def checksum(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
     """Returns `{"sha256": hex}`. Raises ChecksumMismatch, BlobMissing."""
+    read(ChecksumOptions, options)
     digest = sha256()
     done = 0
     async for chunk in bench.read():

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from application.pipeline import Permanent, Subject, Workbench
+from infrastructure.processors.options import Options, read
 from infrastructure.processors.sniffing import (
     EMPTY,
     HEAD,
@@ -18,6 +19,18 @@ from infrastructure.processors.sniffing import (
 )
 
 MAX_PIXELS = 100_000_000
+
+
+class MediaTypeOptions(Options, frozen=True, kw_only=True):
+    """`allow` and `deny` are patterns such as `image/*`, held against what was sniffed.
+
+    `strict` makes any disagreement with what was declared an error.
+    """
+
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
+    strict: bool = False
 
 
 class MediaTypeRefused(Permanent):
@@ -35,25 +48,24 @@ class ImageTooLarge(Permanent):
 async def media_type(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
     """Returns `sniffed`, `declared`, whether they agree, and the pixels of an image.
 
-    Options: `allow` and `deny` are lists of patterns such as `image/*`, held against what was
-    sniffed; `max_pixels`; `strict` makes any disagreement an error. Without it only a file
-    that is declared as an image, or named like one, must be one: bytes of another kind under
-    that name are a mistake or an attack. Raises the errors above.
+    Unless the pipeline is `strict`, only a file that is declared as an image, or named like one,
+    must be one: bytes of another kind under that name are a mistake or an attack. Raises the
+    errors above.
     """
+    chosen = read(MediaTypeOptions, options)
     head = await _head(bench)
     sniffed = sniff(head)
-    _refuse(sniffed, options)
+    _refuse(sniffed, chosen)
     agrees = _agree(sniffed, subject.media_type)
     expected = raster_type(subject.path, subject.media_type)
     if expected is not None and not sniffed.startswith("image/"):
         raise MediaTypeMismatch(f"this is no {expected}: {_described(sniffed)}")
-    if options.get("strict") and not agrees:
+    if chosen.strict and not agrees:
         raise MediaTypeMismatch(f"declared as {subject.media_type}: {_described(sniffed)}")
     result: dict[str, Any] = {"sniffed": sniffed, "declared": subject.media_type, "agrees": agrees}
     if size := pixels(head, sniffed):
-        most = int(options.get("max_pixels", MAX_PIXELS))
-        if size[0] * size[1] > most:
-            raise ImageTooLarge(f"{size[0]} x {size[1]} pixels are more than {most}")
+        if size[0] * size[1] > chosen.max_pixels:
+            raise ImageTooLarge(f"{size[0]} x {size[1]} pixels are more than {chosen.max_pixels}")
         result |= {"width": size[0], "height": size[1]}
     return result
 
@@ -65,9 +77,9 @@ async def _head(bench: Workbench) -> bytes:
     return bytes(head)
 
 
-def _refuse(sniffed: str, options: dict[str, Any]) -> None:
-    allow, deny = options.get("allow"), options.get("deny", ())
-    if any(fnmatchcase(sniffed, pattern) for pattern in deny):
+def _refuse(sniffed: str, chosen: MediaTypeOptions) -> None:
+    allow = chosen.allow
+    if any(fnmatchcase(sniffed, pattern) for pattern in chosen.deny):
         raise MediaTypeRefused(f"files of type {sniffed} are denied")
     if allow is not None and not any(fnmatchcase(sniffed, pattern) for pattern in allow):
         raise MediaTypeRefused(f"files of type {sniffed} are not among {', '.join(allow)}")

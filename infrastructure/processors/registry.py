@@ -6,19 +6,32 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from application.pipeline import Processor
-from infrastructure.processors.checksum import checksum
+from infrastructure.processors.antivirus import AntivirusOptions, antivirus
+from infrastructure.processors.archive import Archive, ArchiveOptions
+from infrastructure.processors.checksum import ChecksumOptions, checksum
 from infrastructure.processors.helpers import Helpers
-from infrastructure.processors.media_type import media_type
-from infrastructure.processors.rehearse import rehearse
-from infrastructure.processors.thumbnail import Thumbnail
+from infrastructure.processors.media_type import MediaTypeOptions, media_type
+from infrastructure.processors.rehearse import RehearseOptions, rehearse
+from infrastructure.processors.thumbnail import Thumbnail, ThumbnailOptions
 
 GROUP = "uptrail.processors"
 
 _THUMBNAILS = Path(__file__).with_name("thumbnail_child.py")
+_ARCHIVES = Path(__file__).with_name("archive_child.py")
+
+_OWN = {
+    "antivirus": AntivirusOptions,
+    "archive": ArchiveOptions,
+    "checksum": ChecksumOptions,
+    "media-type": MediaTypeOptions,
+    "rehearse": RehearseOptions,
+    "thumbnail": ThumbnailOptions,
+}
 
 _log = structlog.get_logger(__name__)
 
@@ -26,21 +39,32 @@ _log = structlog.get_logger(__name__)
 @asynccontextmanager
 async def open_processors() -> AsyncIterator[dict[str, Processor]]:
     """Processors by name, ready for use; what they keep running ends with the context."""
-    async with Helpers(_THUMBNAILS) as helpers:
+    async with Helpers(_THUMBNAILS) as thumbnails, Helpers(_ARCHIVES) as archives:
         own: dict[str, Processor] = {
+            "antivirus": antivirus,
+            "archive": Archive(archives),
             "checksum": checksum,
             "media-type": media_type,
-            "thumbnail": Thumbnail(helpers),
             "rehearse": rehearse,
+            "thumbnail": Thumbnail(thumbnails),
         }
         yield {**installed(), **own}
+
+
+def known_options() -> dict[str, Any]:
+    """The type of the options by processor; None where an installed one does not say.
+
+    It says so with an attribute `options`, which is a msgspec Struct.
+    """
+    others = {name: getattr(found, "options", None) for name, found in installed().items()}
+    return {**others, **_OWN}
 
 
 def installed() -> dict[str, Processor]:
     """Processors that other packages offer under the entry point group `uptrail.processors`.
 
-    One that cannot be imported is left out, and logged: a pipeline that names it then fails
-    with the list of those that are known.
+    One that cannot be imported is left out, and logged: a pipeline that names it is then
+    refused, with the list of those that are known.
     """
     found: dict[str, Processor] = {}
     for entry in entry_points(group=GROUP):

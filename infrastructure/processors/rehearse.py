@@ -6,6 +6,13 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from application.pipeline import Subject, Workbench
+from infrastructure.processors.options import Options, read
+
+
+class RehearseOptions(Options, frozen=True, kw_only=True):
+    """Patterns of the paths that are to fail once."""
+
+    fail_first_attempt_of: tuple[str, ...] = ()
 
 
 class Rehearsed(Exception):
@@ -17,7 +24,7 @@ async def rehearse(subject: Subject, bench: Workbench, options: dict[str, Any]) 
 
     Patterns are those of a shell, such as `*.jpg`, held against the whole path. Raises Rehearsed.
     """
-    patterns = options.get("fail_first_attempt_of", ())
+    patterns = read(RehearseOptions, options).fail_first_attempt_of
     if subject.attempt == 1 and any(fnmatchcase(subject.path, pattern) for pattern in patterns):
         raise Rehearsed("a rehearsed failure: the pipeline asks for it on the first attempt")
     return {}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from application.pipeline import Permanent, Subject, Workbench
+from infrastructure.processors.copying import copy
 from infrastructure.processors.helpers import Helpers
+from infrastructure.processors.options import Options, read
 from infrastructure.processors.sniffing import RASTER, raster_type, sniff
 
 MIB = 1024 * 1024
@@ -22,6 +24,20 @@ MAX_SOURCE = 256 * MIB
 MAX_RESULT = 2 * MIB
 MEMORY = 1024 * MIB
 SECONDS = 20  # of processor time
+
+
+class ThumbnailOptions(Options, frozen=True, kw_only=True):
+    """`side` in pixels, `quality` 1 to 100, `max_bytes` of the file, `seconds` of processor time.
+
+    `memory` is in bytes.
+    """
+
+    side: Annotated[int, Meta(ge=1, le=4096)] = SIDE
+    quality: Annotated[int, Meta(ge=1, le=100)] = QUALITY
+    max_pixels: int = MAX_PIXELS
+    max_bytes: int = MAX_SOURCE
+    memory: int = MEMORY
+    seconds: int = SECONDS
 
 
 class ImageBroken(Permanent):
@@ -37,11 +53,7 @@ class ThumbnailFailed(Exception):
 
 
 class Thumbnail:
-    """The processor, with the processes it keeps ready; `helpers` are closed by their owner.
-
-    Options: `side` in pixels, `quality` 1 to 100, `max_pixels`, `max_bytes` of the file,
-    `memory` in bytes, `seconds` of processor time.
-    """
+    """The processor, with the processes it keeps ready; `helpers` are closed by their owner."""
 
     def __init__(self, helpers: Helpers) -> None:
         self._helpers = helpers
@@ -50,24 +62,24 @@ class Thumbnail:
         self, subject: Subject, bench: Workbench, options: dict[str, Any]
     ) -> dict[str, Any]:
         """Returns the size of the thumbnail, or `{"skipped": why}` for what is no image."""
+        chosen = read(ThumbnailOptions, options)
         expected = raster_type(subject.path, subject.media_type)
         sniffed = await _sniffed(subject, bench)
         if sniffed not in RASTER.values() and (expected is None or sniffed.startswith("image/")):
             return {"skipped": f"no picture can be made of {sniffed}"}
         if subject.size == 0:
             raise ImageBroken(f"an empty file is no {expected}")
-        most = int(options.get("max_bytes", MAX_SOURCE))
-        if subject.size > most:
-            return {"skipped": f"larger than {most} bytes"}
+        if subject.size > chosen.max_bytes:
+            return {"skipped": f"larger than {chosen.max_bytes} bytes"}
         with TemporaryDirectory(prefix="uptrail-thumbnail-") as folder:
-            return await self._make(bench, Path(folder), options)
+            return await self._make(bench, Path(folder), chosen)
 
     async def _make(
-        self, bench: Workbench, folder: Path, options: dict[str, Any]
+        self, bench: Workbench, folder: Path, chosen: ThumbnailOptions
     ) -> dict[str, Any]:
         source, target = folder / "source", folder / "target"
-        await _copy(bench, source)
-        answer = await self._helpers.ask(_order(source, target, options))
+        await copy(bench, source)
+        answer = await self._helpers.ask(_order(source, target, chosen))
         if reason := answer.get("broken"):
             raise ImageBroken(reason)
         if reason := answer.get("limit"):
@@ -85,15 +97,15 @@ class Thumbnail:
         }
 
 
-def _order(source: Path, target: Path, options: dict[str, Any]) -> dict[str, Any]:
+def _order(source: Path, target: Path, chosen: ThumbnailOptions) -> dict[str, Any]:
     return {
         "source": str(source),
         "target": str(target),
-        "side": int(options.get("side", SIDE)),
-        "quality": int(options.get("quality", QUALITY)),
-        "pixels": int(options.get("max_pixels", MAX_PIXELS)),
-        "memory": int(options.get("memory", MEMORY)),
-        "seconds": int(options.get("seconds", SECONDS)),
+        "side": chosen.side,
+        "quality": chosen.quality,
+        "pixels": chosen.max_pixels,
+        "memory": chosen.memory,
+        "seconds": chosen.seconds,
         "bytes": MAX_RESULT,
     }
 
@@ -107,13 +119,3 @@ async def _sniffed(subject: Subject, bench: Workbench) -> str:
     async for chunk in bench.read(0, 64):
         head += chunk
     return sniff(head)
-
-
-async def _copy(bench: Workbench, target: Path) -> None:
-    """The child must be able to seek; a file also keeps the image out of this process's memory."""
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        async for chunk in bench.read():
-            await asyncio.to_thread(os.write, descriptor, chunk)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from application.sweeping import Sweeper
 from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.read_model import projector
 from infrastructure.read_model.rebuild import ensure_current
+from infrastructure.settings import Settings
 from infrastructure.sweeping import running as sweeping
 from infrastructure.sweeping.standings import PostgresStandings
 from interfaces.bootstrap.parts import Parts
@@ -16,6 +17,15 @@ from interfaces.bootstrap.role import Role
 from interfaces.bootstrap.supervision import Work
 
 ORPHAN_AGE = 3600.0  # seconds after which bytes that no event names are nobody's
+
+
+def check(settings: Settings, roles: Sequence[Role]) -> None:
+    """Raises BadSetting for pipelines that the worker of this process could not run."""
+    if Role.WORKER in roles:
+        from infrastructure.processors.checking import check_pipelines
+        from infrastructure.processors.registry import known_options
+
+        check_pipelines(settings.pipelines, known_options())
 
 
 def works_of(parts: Parts, roles: Sequence[Role]) -> dict[str, Work]:

@@ -15,7 +15,7 @@ from infrastructure.settings import Settings
 from interfaces.bootstrap.exit import leave_at_once
 from interfaces.bootstrap.parts import open_parts
 from interfaces.bootstrap.role import Role
-from interfaces.bootstrap.roles import works_of
+from interfaces.bootstrap.roles import check, works_of
 from interfaces.bootstrap.site import Site, open_site
 from interfaces.bootstrap.supervision import cancel, supervise
 
@@ -43,8 +43,10 @@ async def serve(
 
     Nothing new is accepted first; running transfers and attempts get `shutdown_grace` seconds,
     and keep what they have; the database goes last. A second signal ends the process at once.
-    Raises OSError for an address that is taken, PartFailed for a part that cannot be kept alive.
+    Raises BadSetting for a pipeline that cannot work, OSError for an address that is taken,
+    PartFailed for a part that cannot be kept alive.
     """
+    check(settings, roles)
     stopping = stop or asyncio.Event()
     with _signals(stopping):
         async with open_parts(settings) as parts:

@@ -39,7 +39,9 @@ async def start(request: web.Request) -> web.Response:
         owner=owner,
         label=form.label,
         pipeline=form.pipeline,
-        retry_policy=(form.retry_policy or RetryOptions()).over(services.settings.retry_policy),
+        retry_policy=(form.retry_policy or RetryOptions()).over(
+            services.settings.retry_policy_of(form.pipeline)
+        ),
         priority=form.priority,
         failure_threshold=form.failure_threshold,
         notify=form.notify,

@@ -1,0 +1,114 @@
+"""`archive`: what a zip or tar file holds, found out where a bomb can do no harm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from application.pipeline import Permanent, Subject, Workbench
+from infrastructure.processors.copying import copy
+from infrastructure.processors.helpers import Helpers
+from infrastructure.processors.options import Options, read
+
+MIB = 1024 * 1024
+HEAD = 512  # bytes that tell what a file is
+
+_TAR_NAMES = (".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class ArchiveOptions(Options, frozen=True, kw_only=True):
+    """How much an archive may hold; sizes in bytes, `seconds` of processor time.
+
+    `max_ratio` is how many times the file's own size it may unpack to, `max_nested` how many
+    of its members may be archives themselves.
+    """
+
+    max_members: Positive = 10_000
+    max_bytes: Positive = 1024 * MIB
+    max_ratio: Positive = 200
+    max_nested: Annotated[int, Meta(ge=0)] = 100
+    allow_encrypted: bool = False
+    memory: Positive = 512 * MIB
+    seconds: Positive = 60
+
+
+class ArchiveBroken(Permanent):
+    """The archive cannot be read: truncated, malformed, or not an archive at all."""
+
+
+class ArchiveRefused(Permanent):
+    """The archive is a bomb, reaches outside of itself, or holds what is not allowed."""
+
+
+class ArchiveBeyondLimits(Permanent):
+    """Looking through the archive takes more memory or time than it is given."""
+
+
+class ArchiveFailed(Exception):
+    """The process that looks was ended by something else than the archive."""
+
+
+class Archive:
+    """The processor, with the processes it keeps ready; `helpers` are closed by their owner."""
+
+    def __init__(self, helpers: Helpers) -> None:
+        self._helpers = helpers
+
+    async def __call__(
+        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Returns `kind`, and how many members, bytes when unpacked, archives inside, links and
+        encrypted members there are; or `{"skipped": why}` for what is no archive.
+
+        Raises the errors above, BadOption.
+        """
+        chosen = read(ArchiveOptions, options)
+        kind, unsure = await _kind(subject, bench)
+        if kind is None:
+            return {"skipped": "it is no archive"}
+        with TemporaryDirectory(prefix="uptrail-archive-") as folder:
+            source = Path(folder) / "source"
+            await copy(bench, source)
+            answer = await self._helpers.ask(_order(source, kind, unsure, subject.size, chosen))
+        return _judged(kind, answer)
+
+
+def _order(
+    source: Path, kind: str, unsure: bool, packed: int, chosen: ArchiveOptions
+) -> dict[str, Any]:
+    limits = {name: getattr(chosen, name) for name in chosen.__struct_fields__}
+    where = {"source": str(source), "kind": kind, "unsure": unsure, "packed": packed, "bytes": 0}
+    return {**limits, **where}
+
+
+def _judged(kind: str, answer: dict[str, Any]) -> dict[str, Any]:
+    if reason := answer.get("broken"):
+        raise ArchiveBroken(f"this {kind} cannot be read: {reason}")
+    if reason := answer.get("refused"):
+        raise ArchiveRefused(reason)
+    if reason := answer.get("limit"):
+        raise ArchiveBeyondLimits(reason)
+    if reason := answer.get("failed"):
+        raise ArchiveFailed(reason)
+    if reason := answer.get("skipped"):
+        return {"skipped": reason}
+    return {"kind": kind, **answer["found"]}
+
+
+async def _kind(subject: Subject, bench: Workbench) -> tuple[str | None, bool]:
+    """What to take the file for, by its bytes first; and whether it may be no archive after all."""
+    head = b"".join([chunk async for chunk in bench.read(0, HEAD)])
+    name = subject.path.lower()
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
+        return "zip", False
+    if head[257:262] == b"ustar" or name.endswith(_TAR_NAMES):
+        return "tar", False
+    if head.startswith(_COMPRESSED):
+        return "tar", True
+    return ("zip", False) if name.endswith(".zip") else (None, False)

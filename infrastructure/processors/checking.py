@@ -1,0 +1,37 @@
+"""Pipelines held against the processors there are, before the first file arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from application.pipeline import Pipeline, Step
+from infrastructure.processors.options import BadOption, read
+from infrastructure.settings_fields import BadSetting
+
+
+def check_pipelines(pipelines: Mapping[str, Pipeline], known: Mapping[str, Any]) -> None:
+    """Raises BadSetting for the first step that cannot work, with what could be written instead.
+
+    `known` has the type of the options by processor; what is no msgspec Struct (an installed
+    processor need not say what its options are) is not looked into.
+    """
+    for name, pipeline in pipelines.items():
+        for number, step in enumerate(pipeline.steps, 1):
+            if problem := _problem(step, known):
+                raise BadSetting(f"pipelines.{name}, step {number} ({step.label}): {problem}")
+
+
+def _problem(step: Step, known: Mapping[str, Any]) -> str:
+    if step.processor not in known:
+        names = ", ".join(sorted(known))
+        return f"there is no processor {step.processor!r}; known are {names}"
+    options = known[step.processor]
+    if isinstance(options, type) and issubclass(options, msgspec.Struct):
+        try:
+            read(options, step.options)
+        except BadOption as error:
+            return str(error)
+    return ""

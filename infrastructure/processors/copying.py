@@ -1,0 +1,25 @@
+"""A copy of an upload's bytes that a helper process can read."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from application.pipeline import Workbench
+
+
+async def copy(bench: Workbench, target: Path) -> None:
+    """A helper must be able to seek; a file also keeps the bytes out of this process's memory.
+
+    Raises BlobMissing, OSError.
+    """
+    with await asyncio.to_thread(target.open, "xb", 0) as file:
+        async for chunk in bench.read():
+            await asyncio.to_thread(_write_all, file.fileno(), chunk)
+
+
+def _write_all(descriptor: int, chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

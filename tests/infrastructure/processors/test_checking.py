@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from application.pipeline import Pipeline, Step
+from domain.retry import RetryPolicy
+from infrastructure.processors.checking import check_pipelines
+from infrastructure.processors.registry import known_options
+from infrastructure.settings import Settings
+from infrastructure.settings_fields import BadSetting
+from infrastructure.settings_sources import load, shown
+
+GOOD = """
+[retry_policy]
+attempts = 4
+
+[pipelines.photos]
+retry_policy = { attempts = 7 }
+steps = [
+    { processor = "checksum" },
+    { processor = "media-type", options = { allow = ["image/*"] } },
+    { processor = "thumbnail", timeout = 60.0, concurrency = 2, options = { side = 200 } },
+    { processor = "thumbnail", name = "large", options = { side = 1200 } },
+]
+"""
+
+
+def settings_of(text: str, folder: Path) -> Settings:
+    config = folder / "uptrail.toml"
+    config.write_text(text)
+    return load(config=config, environ={}).settings
+
+
+def check(**steps: Any) -> None:
+    step = msgspec.convert(steps, Step)
+    check_pipelines({"mine": Pipeline(steps=(Step(processor="checksum"), step))}, known_options())
+
+
+def test_a_pipeline_of_the_settings_is_accepted_and_has_its_own_retries(tmp_path: Path) -> None:
+    settings = settings_of(GOOD, tmp_path)
+
+    check_pipelines(settings.pipelines, known_options())
+
+    assert settings.retry_policy_of("photos") == RetryPolicy(attempts=7)
+    assert settings.retry_policy_of("default") == RetryPolicy(attempts=4)
+    labels = [step.label for step in settings.pipelines["photos"].steps]
+    assert labels == ["checksum", "media-type", "thumbnail", "large"]
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (
+            {"processor": "resize"},
+            r"pipelines.mine, step 2 \(resize\): there is no processor 'resize'; "
+            r"known are antivirus, archive, checksum, ",
+        ),
+        (
+            {"processor": "thumbnail", "name": "small", "options": {"sides": 3}},
+            r"step 2 \(small\): there is no option 'sides'; did you mean 'side'\? Known are max_by",
+        ),
+        ({"processor": "thumbnail", "options": {"x": 3}}, "no option 'x'; known are max_bytes, "),
+        ({"processor": "thumbnail", "options": {"side": "big"}}, r"Expected `int`.*\$\.side"),
+        ({"processor": "media-type", "options": {"allow": "image/*"}}, r"Expected `array.*allow"),
+        ({"processor": "rehearse", "options": {"fail": []}}, "known are fail_first_attempt_of"),
+        (
+            {"processor": "checksum", "name": "again", "options": {"algorithm": "md5"}},
+            "there is no option 'algorithm'; it has none",
+        ),
+        ({"processor": "antivirus", "options": {"address": "clamd"}}, "must be unix:/path or tcp"),
+        ({"processor": "archive", "options": {"max_members": 0}}, r">= 1.*\$\.max_members"),
+    ],
+)
+def test_a_step_that_cannot_work_is_told_with_what_is_known(step: Any, told: str) -> None:
+    with pytest.raises(BadSetting, match=told):
+        check(**step)
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ('{ processor = "checksum", timeout = 0 }', r"> 0.0.*timeout"),
+        ('{ processor = "checksum", concurrency = 0 }', r">= 1.*concurrency"),
+        ('{ processor = "a" }, { processor = "a" }', "the name 'a' is taken: give the step"),
+        ('{ processor = "transfer" }', "the name 'transfer' is taken"),
+        ('{ procesor = "checksum" }', "procesor"),
+    ],
+)
+def test_a_pipeline_of_no_sense_is_refused_where_it_is_read(
+    steps: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadSetting, match=f"pipelines is not as it must be: .*{told}"):
+        settings_of(f"[pipelines.mine]\nsteps = [{steps}]", tmp_path)
+
+
+def test_secrets_of_steps_are_never_shown(tmp_path: Path) -> None:
+    text = """
+    [pipelines.mine]
+    steps = [
+        { processor = "checksum" },
+        { processor = "x", options = { url = "https://me:pass@host/", secret = "whsec_abc" } },
+    ]
+    """
+    told = str(shown(settings_of(text, tmp_path).pipelines))
+
+    assert "https://me:***@host/" in told
+    assert "checksum" in told
+    assert "whsec_abc" not in told

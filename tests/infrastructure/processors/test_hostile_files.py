@@ -1,0 +1,51 @@
+"""Files made to do harm, through a real worker: refused once, with the reason, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from domain.batch.state import Outcome
+from domain.upload.events import AttemptFailed, AttemptStarted
+from domain.upload.state import UploadState
+from infrastructure.processors.registry import open_processors
+from tests.infrastructure.jobs.plant import Plant, pipeline, play
+from tests.infrastructure.processors.archives import tarred, zipped
+from tests.infrastructure.processors.pictures import bomb, picture
+
+HOSTILE = {
+    "bomb.png": (bomb(), "60000 x 60000 pixels are more than"),
+    "cut.jpg": (picture("JPEG")[:3000], "truncated"),
+    "empty.png": (b"", "this is no image/png: it is empty"),
+    "bomb.zip": (zipped({"zeros": bytes(64 * 1024 * 1024)}), "over 200 times as much"),
+    "bomb.tar.gz": (tarred({"zeros": bytes(64 * 1024 * 1024)}), "over 200 times as much"),
+    "slip.zip": (zipped({"../../etc/cron.d/x": b"x"}), "lies outside of it"),
+}
+SOUND = {"photo.jpg": picture("JPEG"), "all.zip": zipped({"a.txt": b"words"})}
+
+
+def test_hostile_files_fail_for_good_with_the_reason_and_harm_nobody(
+    database_url: str, tmp_path: Path
+) -> None:
+    steps = pipeline("checksum", "media-type", "thumbnail", "archive")
+    files = {path: content for path, (content, _) in HOSTILE.items()}
+
+    async def story(plant: Plant) -> None:
+        async with open_processors() as processors:
+            plant.orchestrate()
+            worker = plant.work(processors)
+            done = await plant.completed(await plant.batch({**files, **SOUND}))
+            uploads = await plant.uploads(done.id)
+            # The same worker goes on as if nothing had been.
+            later = await plant.completed(await plant.batch(SOUND))
+            await plant.stop(worker)
+
+        assert done.outcome is Outcome.COMPLETED_WITH_FAILURES
+        assert later.outcome is Outcome.SUCCEEDED
+        assert {p for p, u in uploads.items() if u.state is UploadState.FAILED} == set(HOSTILE)
+        for path, (_, reason) in HOSTILE.items():
+            (failure,) = await plant.all_of(AttemptFailed, uploads[path].id)
+            assert reason in failure.message
+            assert failure.permanent
+            assert len(await plant.all_of(AttemptStarted, uploads[path].id)) == 1
+
+    play(database_url, tmp_path, story, pipelines=steps)
