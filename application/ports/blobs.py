@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 
@@ -53,6 +53,9 @@ class BlobStore(Protocol):
 
     async def put(self, name: str, content: bytes) -> None:
         """Stores a whole small blob, durably, in place of any of that name."""
+
+    async def put_many(self, blobs: Mapping[str, bytes]) -> None:
+        """Stores several small blobs of new names, durably; after an error none is to be used."""
 
     async def delete(self, name: str) -> None:
         """Frees the bytes; a name that does not exist is fine."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
@@ -22,12 +21,11 @@ from domain.ids import upload_id_for
 from domain.upload.aggregate import Upload
 from domain.upload.state import UploadState
 
-PUTS_AT_ONCE = 128  # of all requests together; each holds a file open
-
 
 class Small(msgspec.Struct, frozen=True):
-    """A sound file that is all in memory."""
+    """A sound file that is all in memory; `id` is that of its upload."""
 
+    id: UUID
     file: FileDeclaration
     content: bytes
 
@@ -52,7 +50,6 @@ class Gathering:
     def __init__(self, transfers: Transfers, new_id: Callable[[], UUID]) -> None:
         self._transfers = transfers
         self._new_id = new_id
-        self._putting = asyncio.Semaphore(PUTS_AT_ONCE)
 
     async def record(
         self, batch: UUID, files: Sequence[Small | TurnedAway], speaker: Speaker
@@ -84,7 +81,7 @@ class Gathering:
             try:
                 return await self._try(batch, files, speaker, blobs)
             except Conflict:
-                streams = [upload_id_for(batch, file.file.path) for file in files]
+                streams = [file.id for file in files if isinstance(file, Small)]
                 self._transfers.log.forget(batch, *streams)
         raise Busy(f"batch {batch} is changing too fast; try again")
 
@@ -116,33 +113,25 @@ class Gathering:
     ) -> list[_Taken | TurnedAway | AddedFile | Unfinished]:
         """What is to be done with each: store it, refuse it, leave it, or go on with it."""
         log = self._transfers.log
-        streams = [upload_id_for(batch.id, file.file.path) for file in files]
-        known = await log.versions(streams)
+        known = await log.versions([file.id for file in files if isinstance(file, Small)])
         judged: list[_Taken | TurnedAway | AddedFile | Unfinished] = []
-        for upload, file in zip(streams, files, strict=True):
-            if isinstance(file, Small) and upload in known:
-                judged.append(_of_known(await log.upload(upload), file))
+        for file in files:
+            if isinstance(file, Small) and file.id in known:
+                judged.append(_of_known(await log.upload(file.id), file))
             elif batch.state is not BatchState.OPEN:
-                refused = TurnedAway(file.file, "not_now", f"the batch is {batch.state}")
-                judged.append(refused.answer(upload))
+                judged.append(_too_late(batch, file))
             else:
-                judged.append(_Taken(upload, file) if isinstance(file, Small) else file)
+                judged.append(_Taken(file.id, file) if isinstance(file, Small) else file)
         return judged
 
     async def _store(self, taken: Sequence[_Taken], blobs: dict[UUID, str]) -> None:
-        """The bytes of those not stored yet. All ends are waited for, whatever one meets."""
+        """The bytes of those not stored yet."""
         missing = [one for one in taken if one.id not in blobs]
         await self._transfers.room.require(sum(len(one.small.content) for one in missing))
-        puts = (self._put(one, blobs) for one in missing)
-        for error in await asyncio.gather(*puts, return_exceptions=True):
-            if error is not None:
-                raise error
-
-    async def _put(self, one: _Taken, blobs: dict[UUID, str]) -> None:
-        name = blob_of_whole(one.id, self._new_id())
-        async with self._putting:
-            await self._transfers.blobs.put(name, one.small.content)
-        blobs[one.id] = name
+        names = {one.id: blob_of_whole(one.id, self._new_id()) for one in missing}
+        contents = {names[one.id]: one.small.content for one in missing}
+        await self._transfers.blobs.put_many(contents)
+        blobs |= names
 
     async def _free(self, blobs: dict[UUID, str]) -> None:
         for name in blobs.values():
@@ -162,6 +151,11 @@ def _fact(one: _Taken | TurnedAway, blobs: dict[UUID, str]) -> Stored | TurnedAw
     if isinstance(one, TurnedAway):
         return one
     return Stored(one.small.file, len(one.small.content), blobs[one.id], one.known)
+
+
+def _too_late(batch: Batch, file: Small | TurnedAway) -> AddedFile:
+    refused = TurnedAway(file.file, "not_now", f"the batch is {batch.state}")
+    return refused.answer(upload_id_for(batch.id, file.file.path))
 
 
 def _of_known(upload: Upload, small: Small) -> _Taken | AddedFile | Unfinished:

@@ -110,7 +110,7 @@ class Intake:
         if len(content) > limit:
             await self.turn_away(file, "too_large", _too_large(limit))
         else:
-            await self._add(Small(file, content))
+            await self._add(Small(upload_id_for(self._batch, file.path), file, content))
 
     def _place(self) -> int:
         """Where the answer for the next file goes."""

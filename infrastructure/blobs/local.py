@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, time
@@ -24,6 +24,7 @@ from infrastructure.blobs.files import (
 )
 from infrastructure.blobs.group_sync import GroupSync
 from infrastructure.blobs.local_writer import LocalBlobWriter
+from infrastructure.blobs.many_files import write_files
 from infrastructure.blobs.naming import checked
 from infrastructure.blobs.pace import Pace
 from infrastructure.blobs.whole_files import create, replace
@@ -101,6 +102,12 @@ class LocalBlobStore:
             raise
         finally:
             os.close(descriptor)
+
+    async def put_many(self, blobs: Mapping[str, bytes]) -> None:
+        files = {self._path(name): content for name, content in blobs.items()}
+        for shard in {path.parent for path in files}:
+            await self._ensure_shard(shard)
+        await self._run(lambda: write_files(files))
 
     async def delete(self, name: str) -> None:
         path = self._path(name)

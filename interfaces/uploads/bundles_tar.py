@@ -30,6 +30,7 @@ _DATALESS = frozenset(
         tarfile.BLKTYPE,
     }
 )
+_POSIX = b"ustar\0"
 _FILES = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
 _PAX_LENGTH = re.compile(rb"(\d{1,7}) ")
 
@@ -46,6 +47,12 @@ class Member(msgspec.Struct, frozen=True):
     name: str
     size: int
     kind: Kind
+
+
+class _Header(msgspec.Struct, frozen=True):
+    name: str
+    size: int
+    type: bytes
 
 
 class TarReader:
@@ -77,7 +84,7 @@ class TarReader:
             self._left -= len(chunk)
             yield chunk
 
-    def _member(self, header: tarfile.TarInfo, extended: dict[str, str]) -> Member:
+    def _member(self, header: _Header, extended: dict[str, str]) -> Member:
         name = extended.get("path", header.name)
         size = _size(extended["size"]) if "size" in extended else header.size
         kind = Kind.FILE if header.type in _FILES else Kind.OTHER
@@ -91,7 +98,7 @@ class TarReader:
         # `tar -C folder .` names everything from there.
         return Member(name.removeprefix("./"), size, kind)
 
-    async def _extends(self, header: tarfile.TarInfo, extended: dict[str, str]) -> bool:
+    async def _extends(self, header: _Header, extended: dict[str, str]) -> bool:
         """Whether the header speaks of the next member; what it says goes into `extended`."""
         match header.type:
             case tarfile.XHDTYPE | tarfile.SOLARIS_XHDTYPE:
@@ -104,7 +111,7 @@ class TarReader:
                 return False
         return True
 
-    async def _content(self, header: tarfile.TarInfo) -> bytes:
+    async def _content(self, header: _Header) -> bytes:
         if header.size > MAX_EXTENSION:
             raise Malformed(f"an extended header must be at most {MAX_EXTENSION} bytes")
         self._expect(header.size)
@@ -131,11 +138,29 @@ class TarReader:
                 raise Malformed("there is more after the end of the archive")
 
 
-def _header(block: bytes) -> tarfile.TarInfo:
+def _header(block: bytes) -> _Header:
+    """The fields of a header block that we need; `tarfile` reads them all, and takes its time."""
+    # The sum of all bytes, those of the sum itself taken for blanks.
+    if sum(block) - sum(block[148:156]) + 8 * 0x20 != _number(block[148:156]):
+        raise Malformed("this is no tar archive: a header has a wrong checksum")
+    name = block[:100].partition(b"\0")[0]
+    prefix = block[345:500].partition(b"\0")[0] if block[257:263] == _POSIX else b""
+    return _Header(
+        _text(prefix + b"/" + name if prefix else name),
+        _number(block[124:136]),
+        block[156:157],
+    )
+
+
+def _number(field: bytes) -> int:
+    """Octal digits; or, as GNU tar writes large ones, the bytes of the number after a mark."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    text = field.strip(b" \0")
     try:
-        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.TarError as error:
-        raise Malformed(f"this is no tar archive: {error}") from None
+        return int(text or b"0", 8)
+    except ValueError:
+        raise Malformed("this is no tar archive: a header holds no number") from None
 
 
 def _pax(content: bytes) -> dict[str, str]:

@@ -116,6 +116,18 @@ class BlobStoreContract:
 
         run(story())
 
+    def test_many_blobs_are_put_together(self, opened: Opener) -> None:
+        blobs = {f"uploads/{number}": b"x" * number for number in range(150)}
+
+        async def story() -> None:
+            async with opened() as store:
+                await store.put_many(blobs)
+                await store.put_many({})
+                for name, content in blobs.items():
+                    assert await store.size(name) == len(content)
+
+        run(story())
+
     def test_a_blob_is_put_in_place_of_another(self, opened: Opener) -> None:
         async def story() -> None:
             async with opened() as store:
