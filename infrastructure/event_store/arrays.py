@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from struct import Struct
+from typing import ClassVar
 from uuid import UUID
 
 import psycopg
@@ -18,20 +19,34 @@ _LENGTH = Struct("!i").pack
 _BIGINT = Struct("!iq").pack
 
 
-class Uuids(bytes):
+class Array(bytes):
+    """An array as it travels; `oid` is its type."""
+
+    oid: ClassVar[int]
+
+
+class Uuids(Array):
     """A `uuid[]`."""
 
+    oid = 2951
 
-class Bigints(bytes):
+
+class Bigints(Array):
     """A `bigint[]`."""
 
+    oid = 1016
 
-class Texts(bytes):
+
+class Texts(Array):
     """A `text[]`."""
 
+    oid = 1009
 
-class Byteas(bytes):
+
+class Byteas(Array):
     """A `bytea[]`."""
+
+    oid = 1001
 
 
 def uuids(items: Iterable[UUID]) -> Uuids:
@@ -67,12 +82,6 @@ class _AsItIs(Dumper):
         return obj
 
 
-def _register(array: type[bytes], oid: int) -> None:
-    dumper = type(f"{array.__name__}Dumper", (_AsItIs,), {"oid": oid})
-    psycopg.adapters.register_dumper(array, dumper)
-
-
-_register(Uuids, 2951)
-_register(Bigints, 1016)
-_register(Texts, 1009)
-_register(Byteas, 1001)
+for _array_type in (Uuids, Bigints, Texts, Byteas):
+    _dumper = type(f"{_array_type.__name__}Dumper", (_AsItIs,), {"oid": _array_type.oid})
+    psycopg.adapters.register_dumper(_array_type, _dumper)

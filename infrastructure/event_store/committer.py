@@ -12,11 +12,12 @@ import structlog
 from application.envelope import Append, Appended
 from application.errors import ApplicationError, Unavailable, Undetermined
 from infrastructure.event_store.codec import CODEC, Codec
+from infrastructure.event_store.exchange import Exchange, Question, Statement
 from infrastructure.event_store.guard import refuse_database_functions
 from infrastructure.event_store.placing import Placed, encode
 from infrastructure.event_store.recovery import look_up
 from infrastructure.event_store.waiting import Pending, WaitingRoom
-from infrastructure.event_store.writing import place_group, results, send_rows
+from infrastructure.event_store.writing import insertions, place_group, results
 from infrastructure.postgres.pool import Connection, connect
 
 GROUP = 500  # events a transaction, unless a single append has more
@@ -26,6 +27,9 @@ LONGEST_BACKOFF = 1.0  # seconds
 
 # A process that is stopped while it holds the lock of the log must not stop the others.
 _MANNERS = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s'"
+
+_BEGIN = Statement("BEGIN", "BEGIN ISOLATION LEVEL READ COMMITTED")
+_COMMIT = Statement("COMMIT", "COMMIT")
 
 _LOST = (
     psycopg.OperationalError,
@@ -46,6 +50,7 @@ class GroupCommitter:
         self._patience = patience
         self._room = WaitingRoom(WAITING)
         self._connection: Connection | None = None
+        self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -110,7 +115,7 @@ class GroupCommitter:
             try:
                 connection = await self._connected()
                 group = await self._settle(connection, group)
-                group = await self._record(connection, group)
+                group = await self._record(group)
             except (*_LOST, psycopg.errors.UniqueViolation) as error:
                 # A UniqueViolation is somebody who writes without the lock: judge again.
                 _log.warning("log_unreachable", error=str(error), appends=len(group))
@@ -134,29 +139,26 @@ class GroupCommitter:
                     pending.resolve(outcome)
         return [pending for pending in group if not pending.outcome.done()]
 
-    async def _record(self, connection: Connection, group: list[Pending]) -> list[Pending]:
+    async def _record(self, group: list[Pending]) -> list[Pending]:
         """One transaction, in two exchanges with the server; nothing is left to do."""
         if group:
-            for pending, result in zip(group, await self._transact(connection, group), strict=True):
+            for pending, result in zip(group, await self._transact(group), strict=True):
                 pending.resolve(result)
         return []
 
-    async def _transact(
-        self, connection: Connection, group: list[Pending]
-    ) -> Sequence[Appended | ApplicationError]:
-        async with connection.pipeline():
-            await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-            verdicts = await place_group(connection, [pending.encoded for pending in group])
-            for pending, verdict in zip(group, verdicts, strict=True):
-                pending.sent = verdict if isinstance(verdict, Placed) else None
-            positions = await send_rows(connection, verdicts)
-            committed = await connection.execute("COMMIT")
-        if committed.statusmessage != "COMMIT":
-            raise psycopg.OperationalError(f"COMMIT was answered {committed.statusmessage}")
-        told = results(verdicts, await positions.fetchall() if positions else [])
+    async def _transact(self, group: list[Pending]) -> Sequence[Appended | ApplicationError]:
+        assert self._exchange is not None
+        ask = self._exchange.ask
+        encoded = [pending.encoded for pending in group]
+        verdicts = await place_group(ask, encoded, before=[Question(_BEGIN)])
+        for pending, verdict in zip(group, verdicts, strict=True):
+            pending.sent = verdict if isinstance(verdict, Placed) else None
+        *inserted, committed = await ask([*insertions(verdicts), Question(_COMMIT)])
+        if committed.status != "COMMIT":
+            raise psycopg.OperationalError(f"COMMIT was answered {committed.status}")
         for pending in group:
             pending.sent = None
-        return told
+        return results(verdicts, inserted)
 
     async def _isolate(self, group: list[Pending], error: Exception) -> None:
         """Something in the group cannot be recorded at all: the others must not suffer."""
@@ -181,6 +183,7 @@ class GroupCommitter:
         if self._connection is None:
             self._connection = await connect(self._url, name="committer")
             await self._connection.execute(_MANNERS)
+            self._exchange = Exchange(self._connection)
         return self._connection
 
     async def _disconnect(self) -> None:
