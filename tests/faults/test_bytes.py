@@ -55,8 +55,8 @@ def test_nothing_is_acknowledged_before_it_is_durable(make_site: MakeSite) -> No
     batch = client.post("/v1/batches", {})["id"]
     location, offset = client.create(batch, "pieces.bin", len(content)), 0
     whole = client.send(batch, "whole.bin", content[:1000])
-    for _ in range(3):
-        piece = content[offset : offset + chance.randrange(1, 130_000)]
+    for _ in range(2):
+        piece = content[offset : offset + chance.randrange(1, 190_000)]
         answer = client.append(location, offset, piece)
         site.kill(server)
 
