@@ -13,6 +13,7 @@ from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog, Wakeups
 from application.ports.keys import Keys
 from application.ports.read_model import History, Queries
+from application.ports.usage import Unmeasured, Usage
 from application.transfer.elsewhere import Elsewhere, NobodyElse
 from infrastructure.settings import Settings
 
@@ -31,6 +32,7 @@ class Services:
     now: Callable[[], datetime]
     new_id: Callable[[], UUID]
     elsewhere: Elsewhere = field(default_factory=NobodyElse)
+    usage: Usage = field(default_factory=Unmeasured)
 
 
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)

@@ -70,7 +70,8 @@ class Arrivals:
         bytes already: then these are dropped. Raises what `announce` and `read` raise.
         """
         await self.admit(place, file)
-        content = await read()
+        with self._transfers.quotas.transferring(await self.owner_of(place)):
+            content = await read()
         upload = upload_id_for(place.batch, file.path)
         blob = blob_of_whole(upload, self._new_id())
         await self._transfers.blobs.put(blob, content)
@@ -102,12 +103,29 @@ class Arrivals:
         return (await self._transfers.log.batch(place.batch)).owner
 
     async def admit(self, place: Alone | Joining, file: FileDeclaration) -> None:
-        """Raises Faulty, TooLong, StorageFull for a file that no byte should be read of."""
+        """Before any byte of the file is read.
+
+        Raises Faulty, TooLong, StorageFull, BatchFull, QuotaExceeded, NotFound, Unavailable.
+        """
+        await self.examine(file)
+        quotas = self._transfers.quotas
+        if quotas.unlimited or await self._knows(place, file):
+            return
+        batch = place.batch if isinstance(place, Joining) else None
+        await quotas.admit(await self.owner_of(place), batch, file.size or 0)
+
+    async def examine(self, file: FileDeclaration) -> None:
+        """The same but for quotas. Raises Faulty, TooLong, StorageFull, Unavailable."""
         if faults := tuple(faults_of(file)):
             raise Faulty(*faults)
         if (file.size or 0) > self._transfers.limits.max_file_size:
             raise TooLong(self._transfers.limits.max_file_size)
         await self._transfers.room.require(file.size or 0)
+
+    async def _knows(self, place: Alone | Joining, file: FileDeclaration) -> bool:
+        """Whether the file was declared before, and is counted already."""
+        upload = upload_id_for(place.batch, file.path)
+        return isinstance(place, Joining) and bool(await self._transfers.log.versions([upload]))
 
     async def _register(
         self,

@@ -7,9 +7,13 @@ How a transfer can end other than well. What arrived before is kept, unless it s
   + ChecksumMismatch the bytes are not those the sender meant; none of the body is kept
   + PartMissing      a part that is to be joined is not there, or not all of it
   + NotIncoming      the upload takes no bytes any more: received, cancelled, expired
+  + BatchFull        the batch may not hold as much
+  + QuotaExceeded    the owner may not keep as much
+  + TooManyTransfers the owner has as many bodies on their way as are allowed at once
   + Ended            the transfer was ended from outside
     - Overtaken      a newer request wants the same upload
     - Stalled        the sender was silent for too long
+      * TooSlow      the sender brought too little in a long time
     - Stopping       this process is shutting down
     - SenderGone     the connection broke, or the body was malformed
 """
@@ -64,6 +68,27 @@ class NotIncoming(TransferError):
         self.state = state
 
 
+class BatchFull(TransferError):
+    """The batch may not hold as much; `limit` says what, such as `100 files`."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(f"a batch may hold at most {limit}")
+
+
+class QuotaExceeded(TransferError):
+    """The owner may not keep as much; `limit` says what, such as `1000 bytes`."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(f"the quota of {limit} would be exceeded")
+
+
+class TooManyTransfers(TransferError):
+    """The owner has as many bodies on their way as are allowed at once."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"at most {limit} transfers may run at once; try again when one has ended")
+
+
 class Ended(TransferError):
     """The transfer was ended from outside."""
 
@@ -80,6 +105,13 @@ class Stalled(Ended):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"no byte came for {seconds:g} seconds")
+
+
+class TooSlow(Stalled):
+    """The sender brought too little in a long time; `rate` is in bytes a second."""
+
+    def __init__(self, rate: float) -> None:
+        Ended.__init__(self, f"fewer than {rate:g} bytes a second came")
 
 
 class Stopping(Ended):

@@ -38,10 +38,13 @@ class Parts:
         self, place: Alone | Joining, file: FileDeclaration, speaker: Speaker
     ) -> Upload:
         """Registers a part of `file.size` bytes. Raises what `Arrivals.announce` raises."""
-        await self._arrivals.admit(place, replace(file, path="part"))
+        await self._arrivals.examine(file)
+        owner = await self._arrivals.owner_of(place)
+        # The upload is counted when it is joined; a part only has to leave room for itself.
+        await self._transfers.quotas.require(owner, place.batch, file.size or 0)
         command = RegisterPart(
             id=part_id_for(self._new_id()),
-            owner=await self._arrivals.owner_of(place),
+            owner=owner,
             batch=place.batch if isinstance(place, Joining) else None,
             size=file.size,
             metadata=file.metadata,

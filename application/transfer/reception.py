@@ -35,6 +35,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     pace: Callable[[], float]
     context: Callable[[], Context]
     checksum: Checksum | None = None
+    min_rate: float = 0.0
 
 
 class Reception:
@@ -66,7 +67,7 @@ class Reception:
         Raises Ended, TooLong, ChecksumMismatch, StorageFull, Refused, NotFound, Busy, Unavailable.
         """
         try:
-            with self._turn.impatient(self._terms.idle_timeout):
+            with self._turn.impatient(self._terms.idle_timeout, self._terms.min_rate):
                 await self._take_in(chunks)
             await self._settled()
             self._verify()

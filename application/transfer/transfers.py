@@ -14,16 +14,18 @@ from application.commands import CancelUpload, DeclareSize
 from application.envelope import NO_CAUSE, Cause
 from application.handlers.deciding import Context, Decided
 from application.handlers.transfers import cancel_upload, declare_size
-from application.ports.blobs import BlobStore
+from application.ports.blobs import BlobStore, BlobWriter
 from application.ports.event_log import EventLog
+from application.ports.usage import Unmeasured
 from application.transfer.checksums import Checksum
 from application.transfer.claims import Claims
 from application.transfer.elsewhere import Elsewhere
 from application.transfer.errors import NotIncoming, OffsetMismatch, Stopping, TooLong
 from application.transfer.names import blob_of
+from application.transfer.quotas import Quotas
 from application.transfer.reception import Reception, Terms
 from application.transfer.room import Room
-from application.transfer.turns import Turns
+from application.transfer.turns import Turn, Turns
 from domain.upload.aggregate import Upload
 from domain.upload.state import INCOMING
 
@@ -38,6 +40,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     min_free_bytes: int
     progress_interval: float
     idle_timeout: float
+    min_rate: float = 0.0
 
 
 class Speaker(msgspec.Struct, frozen=True):
@@ -73,6 +76,7 @@ class Transfers:
         blobs: BlobStore,
         elsewhere: Elsewhere,
         *,
+        quotas: Quotas | None = None,
         limits: Limits,
         now: Callable[[], datetime],
         clock: Callable[[], float],
@@ -81,6 +85,7 @@ class Transfers:
         self.blobs = blobs
         self.limits = limits
         self.room = Room(blobs, limits.min_free_bytes, clock)
+        self.quotas = quotas or Quotas(Unmeasured(), clock)
         self.turns = Turns()
         self._elsewhere = elsewhere
         self._now = now
@@ -111,7 +116,7 @@ class Transfers:
         before an error are kept and recorded, those of a body that is too long excepted.
 
         Raises NotFound, NotIncoming, OffsetMismatch, TooLong, ChecksumMismatch, Ended, StorageFull,
-        Refused, Busy, Unavailable.
+        BatchFull, QuotaExceeded, TooManyTransfers, Refused, Busy, Unavailable.
         """
         context = partial(self.context, speaker)
         async with self.turns.take(incoming.upload) as turn:
@@ -121,18 +126,28 @@ class Transfers:
             async with self._claims.claimed(incoming.upload, context) as (upload, writer):
                 self._check(upload, incoming)
                 await self._require_room(upload, incoming)
-                terms = Terms(
-                    limit=self._limit(upload),
-                    last=incoming.last and upload.size is None,
-                    idle_timeout=self.limits.idle_timeout,
-                    pace=self._pace,
-                    context=context,
-                    checksum=incoming.checksum,
-                )
-                reception = Reception(
-                    self.log, self.blobs, writer, upload, blob_of(upload.id), turn, terms
-                )
-                return await reception.run(chunks)
+                reception = self._reception(upload, writer, incoming, turn, context)
+                with self.quotas.transferring(upload.owner):
+                    return await reception.run(chunks)
+
+    def _reception(
+        self,
+        upload: Upload,
+        writer: BlobWriter,
+        incoming: Incoming,
+        turn: Turn,
+        context: Callable[[], Context],
+    ) -> Reception:
+        terms = Terms(
+            limit=self._limit(upload),
+            last=incoming.last and upload.size is None,
+            idle_timeout=self.limits.idle_timeout,
+            min_rate=self.limits.min_rate,
+            pace=self._pace,
+            context=context,
+            checksum=incoming.checksum,
+        )
+        return Reception(self.log, self.blobs, writer, upload, blob_of(upload.id), turn, terms)
 
     async def settle(self, id: UUID, speaker: Speaker) -> Upload:
         """The upload as it stands: a running transfer is ended and its bytes are counted.
@@ -201,6 +216,8 @@ class Transfers:
         if expected is None:
             expected = (upload.size or upload.received) - upload.received
         await self.room.require(expected)
+        undeclared = expected if upload.size is None else 0
+        await self.quotas.require(upload.owner, upload.batch, undeclared)
 
     def _limit(self, upload: Upload) -> int:
         return self.limits.max_file_size if upload.size is None else upload.size

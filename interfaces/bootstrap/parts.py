@@ -18,6 +18,7 @@ from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.history import PostgresHistory
 from infrastructure.read_model.queries import PostgresQueries
+from infrastructure.read_model.usage import PostgresUsage
 from infrastructure.settings import Settings
 from interfaces.bootstrap.database import Database, open_database
 from interfaces.services import Services
@@ -79,6 +80,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             now=utc_now,
             new_id=new_id,
             elsewhere=NotifiedElsewhere(pool, listener),
+            usage=PostgresUsage(pool),
         )
         yield Parts(
             services=services,

@@ -7,15 +7,18 @@ so these statuses go where a repetition helps, and only there.
 from __future__ import annotations
 
 from application.transfer.errors import (
+    BatchFull,
     ChecksumMismatch,
     NotIncoming,
     OffsetMismatch,
     Overtaken,
     PartMissing,
+    QuotaExceeded,
     SenderGone,
     Stalled,
     Stopping,
     TooLong,
+    TooManyTransfers,
 )
 from domain.errors import Faulty, Refused
 from domain.upload.state import GONE, UploadState
@@ -37,6 +40,12 @@ def refusal_of(error: Exception) -> Problem:
             return Problem(400, "part_missing", str(error))
         case NotIncoming(state=state):
             return gone(state) if state in GONE else Problem(403, "not_now", str(error))
+        case BatchFull():
+            return Problem(413, "batch_full", str(error))
+        case QuotaExceeded():
+            return Problem(507, "quota_exceeded", str(error))
+        case TooManyTransfers():
+            return Problem(429, "too_many_transfers", str(error), headers=RETRY_SOON)
         case Overtaken():
             return Problem(423, "overtaken", str(error), headers=RETRY_SOON)
         case Stalled():

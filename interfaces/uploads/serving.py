@@ -11,9 +11,10 @@ from application.ports.keys import Principal
 from application.transfer.arriving import Arrivals
 from application.transfer.gathering import Gathering
 from application.transfer.joining import Parts
+from application.transfer.quotas import Allowance, Quotas
 from application.transfer.transfers import Limits, Speaker, Transfers
 from interfaces.rest.correlation import traceparent_of
-from interfaces.services import SERVICES
+from interfaces.services import SERVICES, Services
 
 TRANSFERS: web.AppKey[Transfers] = web.AppKey("transfers", Transfers)
 ARRIVALS: web.AppKey[Arrivals] = web.AppKey("arrivals", Arrivals)
@@ -33,19 +34,36 @@ def prepare(app: web.Application) -> None:
         min_free_bytes=settings.min_free_bytes,
         progress_interval=settings.progress_interval,
         idle_timeout=settings.transfer_idle_timeout,
+        min_rate=settings.min_transfer_rate,
     )
     app[TRANSFERS] = Transfers(
         services.log,
         services.blobs,
         services.elsewhere,
+        quotas=_quotas(services),
         limits=limits,
         now=services.now,
-        clock=lambda: asyncio.get_running_loop().time(),
+        clock=_clock,
     )
     app[ARRIVALS] = Arrivals(app[TRANSFERS], services.new_id)
     app[PARTS] = Parts(app[TRANSFERS], app[ARRIVALS], services.new_id)
     app[GATHERING] = Gathering(app[TRANSFERS], services.new_id)
     app.on_shutdown.append(_end_transfers)
+
+
+def _quotas(services: Services) -> Quotas:
+    settings = services.settings
+    return Quotas(
+        services.usage,
+        _clock,
+        owner=Allowance(bytes=settings.max_owner_bytes, files=settings.max_owner_files),
+        batch=Allowance(bytes=settings.max_batch_bytes, files=settings.max_batch_files),
+        transfers=settings.max_owner_transfers,
+    )
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def _end_transfers(app: web.Application) -> None:

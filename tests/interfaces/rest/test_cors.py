@@ -50,10 +50,12 @@ def test_any_other_page_learns_nothing(
     allowed: tuple[str, ...], database_url: str, tmp_path: Path
 ) -> None:
     async def story() -> None:
-        async with serving(database_url, tmp_path, allowed_origins=allowed) as server:
-            async with server.client.options("/v1/uploads", headers=PREFLIGHT) as answer:
-                assert not [name for name in answer.headers if name.startswith("Access-Control")]
-                assert ("Vary" in answer.headers) == bool(allowed)
+        async with (
+            serving(database_url, tmp_path, allowed_origins=allowed) as server,
+            server.client.options("/v1/uploads", headers=PREFLIGHT) as answer,
+        ):
+            assert not [name for name in answer.headers if name.startswith("Access-Control")]
+            assert ("Vary" in answer.headers) == bool(allowed)
 
     run(story())
 
@@ -62,10 +64,12 @@ def test_with_a_star_any_page_may_ask_but_not_in_the_name_of_a_session(
     database_url: str, tmp_path: Path
 ) -> None:
     async def story() -> None:
-        async with serving(database_url, tmp_path, allowed_origins=("*",)) as server:
-            async with server.client.options("/v1/uploads", headers=PREFLIGHT) as answer:
-                assert answer.headers["Access-Control-Allow-Origin"] == "*"
-                assert "Access-Control-Allow-Credentials" not in answer.headers
+        async with (
+            serving(database_url, tmp_path, allowed_origins=("*",)) as server,
+            server.client.options("/v1/uploads", headers=PREFLIGHT) as answer,
+        ):
+            assert answer.headers["Access-Control-Allow-Origin"] == "*"
+            assert "Access-Control-Allow-Credentials" not in answer.headers
 
     run(story())
 

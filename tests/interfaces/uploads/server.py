@@ -26,6 +26,7 @@ from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.queries import PostgresQueries
+from infrastructure.read_model.usage import PostgresUsage
 from infrastructure.settings import Settings
 from interfaces.rest import adding, batches, starting
 from interfaces.rest.access import access_middleware
@@ -122,6 +123,7 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
             now=lambda: datetime.now(UTC),
             new_id=uuid_utils.compat.uuid7,
             elsewhere=NotifiedElsewhere(pool, listener),
+            usage=PostgresUsage(pool),
         )
         yield await enter(_served(services))
 

@@ -1,0 +1,137 @@
+"""How much an owner may keep, how much a batch may hold, how many transfers may run at once.
+
+Quotas are soft by a moment: figures are remembered for a few seconds, to which only what this
+process admits is added, so that several processes may together admit a little too much.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+import msgspec
+
+from application.ports.usage import Usage, Used
+from application.transfer.errors import BatchFull, QuotaExceeded, TooManyTransfers
+
+KEPT = 2.0  # seconds at least for which figures are not asked for again
+WORTH = 50  # times as long as it took to ask for them, they are kept
+REMEMBERED = 4096  # owners and batches at most whose figures are remembered
+
+
+class Allowance(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be kept; 0 is without limit."""
+
+    bytes: int = 0
+    files: int = 0
+
+    @property
+    def unlimited(self) -> bool:
+        return not self.bytes and not self.files
+
+    def exceeded_by(self, bytes: int, files: int) -> str | None:
+        """What there would be too much of, with its limit; None where all is well."""
+        if self.bytes and bytes > self.bytes:
+            return f"{self.bytes} bytes"
+        if self.files and files > self.files:
+            return f"{self.files} files"
+        return None
+
+
+WITHOUT_LIMIT = Allowance()
+
+
+class Quotas:
+    """Asked before the first byte, and again before each body."""
+
+    def __init__(
+        self,
+        usage: Usage,
+        clock: Callable[[], float],
+        *,
+        owner: Allowance = WITHOUT_LIMIT,
+        batch: Allowance = WITHOUT_LIMIT,
+        transfers: int = 0,
+    ) -> None:
+        self._usage = usage
+        self._clock = clock
+        self._owner = owner
+        self._batch = batch
+        self._transfers = transfers
+        self._known: dict[str | UUID, _Account] = {}
+        self._running: Counter[str] = Counter()
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether there is nothing to ask for before a file is registered."""
+        return self._owner.unlimited and self._batch.unlimited
+
+    async def admit(self, owner: str, batch: UUID | None, size: int) -> None:
+        """A file of `size` bytes is to be registered; `batch` is None where it gets its own.
+
+        Raises BatchFull, QuotaExceeded, Unavailable.
+        """
+        accounts = await self._accounts(owner, batch)
+        for account, allowance, refusal in accounts:
+            if excess := allowance.exceeded_by(account.bytes + size, account.files + 1):
+                raise refusal(excess)
+        for account, _, _ in accounts:
+            account.bytes += size
+            account.files += 1
+
+    async def require(self, owner: str, batch: UUID, more: int) -> None:
+        """Bytes are to arrive for a file that is registered: `more` than it declared.
+
+        Files that came in a list were registered without asking: here it shows if they were too
+        many. Raises BatchFull, QuotaExceeded, Unavailable.
+        """
+        for account, allowance, refusal in await self._accounts(owner, batch):
+            if excess := allowance.exceeded_by(account.bytes + more, account.files):
+                raise refusal(excess)
+
+    @contextmanager
+    def transferring(self, owner: str) -> Iterator[None]:
+        """While a body of this owner arrives here. Raises TooManyTransfers."""
+        if self._transfers and self._running[owner] >= self._transfers:
+            raise TooManyTransfers(self._transfers)
+        self._running[owner] += 1
+        try:
+            yield
+        finally:
+            self._running[owner] -= 1
+            if not self._running[owner]:
+                del self._running[owner]
+
+    async def _accounts(
+        self, owner: str, batch: UUID | None
+    ) -> list[tuple[_Account, Allowance, Callable[[str], Exception]]]:
+        found: list[tuple[_Account, Allowance, Callable[[str], Exception]]] = []
+        if batch is not None and not self._batch.unlimited:
+            account = await self._account(batch, lambda: self._usage.of_batch(batch))
+            found.append((account, self._batch, BatchFull))
+        if not self._owner.unlimited:
+            account = await self._account(owner, lambda: self._usage.of_owner(owner))
+            found.append((account, self._owner, QuotaExceeded))
+        return found
+
+    async def _account(self, key: str | UUID, ask: Callable[[], Awaitable[Used]]) -> _Account:
+        known, now = self._known.pop(key, None), self._clock()
+        if known is None or now >= known.until:
+            used = await ask()
+            asked = self._clock()
+            kept = max(KEPT, WORTH * (asked - now))
+            known = _Account(bytes=used.bytes, files=used.files, until=asked + kept)
+        self._known[key] = known  # at the end: the longest unused one is the first
+        while len(self._known) > REMEMBERED:
+            del self._known[next(iter(self._known))]
+        return known
+
+
+class _Account(msgspec.Struct):
+    """What was used when somebody asked, and what was admitted since."""
+
+    bytes: int
+    files: int
+    until: float

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from application.commands import StartBatch
+from application.handlers.batches import start_batch
+from application.handlers.deciding import Context
+from application.ports.keys import Scope
+from application.ports.usage import Used
+from application.transfer.errors import BatchFull, QuotaExceeded
+from application.transfer.quotas import Allowance, Quotas
+from domain.file import FileDeclaration
+from infrastructure.postgres.pool import make_pool
+from infrastructure.read_model.projector import catch_up
+from infrastructure.read_model.usage import PostgresUsage
+from tests.interfaces.uploads.raw import Sender
+from tests.interfaces.uploads.server import BYTES, OWNER, TUS, Server, serving, upload_in
+from tests.support import eventually, run
+
+BATCH = UUID(int=1)
+
+
+async def _batch(server: Server, *files: FileDeclaration) -> str:
+    services = server.services
+    command = StartBatch(id=services.new_id(), owner=OWNER, files=files)
+    await start_batch(services.log, command, Context("key:test", services.now()))
+    return f"/v1/batches/{command.id}/uploads"
+
+
+async def _send(server: Server, path: str, name: str, body: bytes, **more: str) -> int:
+    named = {"Upload-Metadata": f"filename {b64encode(name.encode()).decode()}"}
+    headers = {**BYTES, **named, "Upload-Length": str(len(body)), **more}
+    async with server.client.post(path, headers=headers, data=body) as answer:
+        if answer.status >= 400:
+            assert (await answer.json())["detail"]
+        return answer.status
+
+
+def test_an_owner_keeps_no_more_than_is_allowed(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, max_owner_bytes=100) as server:
+            assert await _send(server, "/v1/uploads", "a", bytes(60)) == 201
+            assert await _send(server, "/v1/uploads", "b", bytes(41)) == 507
+            assert await _send(server, "/v1/uploads", "c", bytes(40)) == 201
+            assert await _send(server, "/v1/uploads", "d", b"x") == 507
+            rival = server.as_(await server.key_with(Scope.UPLOADER, owner="rival"))
+            assert await _send(server, "/v1/uploads", "a", bytes(60), **rival) == 201
+
+    run(story())
+
+
+def test_bytes_of_unknown_number_are_measured_as_they_are_announced(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, max_owner_bytes=100) as server:
+            headers = {**TUS, "Upload-Defer-Length": "1"}
+            async with server.client.post("/v1/uploads", headers=headers) as answer:
+                location = answer.headers["Location"]
+            assert await server.patch(location, 0, bytes(101)) == 507
+            assert await server.patch(location, 0, bytes(100)) == 204
+
+    run(story())
+
+
+def test_a_batch_holds_no_more_than_is_allowed_however_its_files_were_declared(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, max_batch_files=2) as server:
+            names = [FileDeclaration(path=name, size=5) for name in ("a", "b")]
+            path = await _batch(server, *names)
+            await catch_up(database_url, server.services.log)
+            assert await _send(server, path, "a", b"hello") == 201
+            assert await _send(server, path, "b", b"hello") == 201
+            assert await _send(server, path, "c", b"hello") == 413
+            path = await _batch(server, *names, FileDeclaration(path="c", size=5))
+            await catch_up(database_url, server.services.log)
+            headers = {**TUS, "Upload-Length": "5", "Upload-Metadata": "filename Yw=="}
+            async with server.client.post(path, headers=headers) as answer:
+                location = answer.headers["Location"]
+            assert await server.patch(location, 0, b"hello") == 413
+
+    run(story())
+
+
+def test_what_is_gone_does_not_count(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            serving(database_url, tmp_path) as server,
+            make_pool(database_url, name="usage", max_size=1) as pool,
+        ):
+            kept, gone = await server.create(10), await server.create(20)
+            async with server.client.delete(gone, headers=TUS) as answer:
+                assert answer.status == 204
+            await catch_up(database_url, server.services.log)
+            usage = PostgresUsage(pool)
+            assert await usage.of_owner(OWNER) == Used(10, 1)
+            assert await usage.of_owner("rival") == Used()
+            batch = (await server.services.log.upload(upload_in(kept))).batch
+            assert await usage.of_batch(batch) == Used(10, 1)
+
+    run(story())
+
+
+def test_only_so_many_transfers_of_an_owner_run_at_once(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            serving(database_url, tmp_path, max_owner_transfers=1) as server,
+            Sender(server) as sender,
+        ):
+            first, second = await server.create(10), await server.create(10)
+            await sender.begin_patch(first, 0, 10, b"01234")
+            blob = f"uploads/{upload_in(first)}"
+
+            async def arrived() -> bool:
+                return await server.services.blobs.size(blob) == 5
+
+            await eventually(arrived)
+            async with server.client.patch(
+                second, headers={**BYTES, "Upload-Offset": "0"}, data=b"0123456789"
+            ) as answer:
+                assert answer.status == 429
+                assert int(answer.headers["Retry-After"]) > 0
+            assert await server.offset(first) == 5  # the newest request still wins
+            assert await server.patch(second, 0, b"0123456789") == 204
+
+    run(story())
+
+
+def test_a_sender_that_drips_is_given_up_and_its_bytes_are_kept(
+    database_url: str, tmp_path: Path
+) -> None:
+    limits = {"transfer_idle_timeout": 0.3, "min_transfer_rate": 1000}
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path, **limits) as server, Sender(server) as sender:
+            location = await server.create(1000)
+            await sender.begin_patch(location, 0, 1000, b"x")
+            answer = asyncio.create_task(sender.answer())
+            sent = 1
+            while not answer.done():
+                await sender.send(b"x")
+                sent += 1
+                await asyncio.sleep(0.02)
+            status, _ = await answer
+            assert status == 408
+            assert 0 < await server.offset(location) <= sent
+            assert "upload.transfer_interrupted" in await server.topics(location)
+
+    run(story())
+
+
+class _Scripted:
+    """Figures as a test sets them, and how often they were asked for."""
+
+    def __init__(self, used: Used) -> None:
+        self.used = used
+        self.asked = 0
+
+    async def of_owner(self, owner: str) -> Used:
+        self.asked += 1
+        return self.used
+
+    async def of_batch(self, batch: UUID) -> Used:
+        self.asked += 1
+        return self.used
+
+
+def test_figures_are_remembered_for_a_moment_and_what_was_admitted_is_added() -> None:
+    usage, now = _Scripted(Used(50, 1)), 0.0
+    quotas = Quotas(
+        usage, lambda: now, owner=Allowance(bytes=100), batch=Allowance(files=3), transfers=0
+    )
+
+    async def story() -> None:
+        nonlocal now
+        await quotas.admit("acme", BATCH, 30)
+        with pytest.raises(QuotaExceeded, match="100 bytes"):
+            await quotas.admit("acme", BATCH, 21)
+        await quotas.admit("acme", BATCH, 20)
+        with pytest.raises(BatchFull, match="3 files"):
+            await quotas.admit("acme", BATCH, 0)
+        assert usage.asked == 2
+        usage.used, now = Used(10, 1), 10.0
+        await quotas.admit("acme", BATCH, 90)
+        assert usage.asked == 4
+
+    run(story())
