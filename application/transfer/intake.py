@@ -71,6 +71,7 @@ class Intake:
             else:
                 await self._take_small(file, bytes(head))
                 return
+        await self._flush()  # a large file takes its time: nobody before it should wait for that
         place = self._place()
         whole = _with(bytes(head), chunks)
         self._answers[place] = await self._large.stream(self._batch, file, whole)

@@ -21,12 +21,15 @@ from interfaces.rest.params import Query
 from interfaces.rest.problems import Complaint, Problem
 from interfaces.rest.routes import SENDERS, Operation
 from interfaces.services import SERVICES
+from interfaces.uploads import forms
 
 _decoder = msgspec.json.Decoder(NewBatch)
 
 
 async def start(request: web.Request) -> web.Response:
     """201 with the new batch; 200 with the first one where the Idempotency-Key is known."""
+    if forms.is_form(request):
+        return await forms.start(request)
     principal = require(request, *SENDERS)
     require_unlimited(principal)
     Query(request, ())
@@ -112,7 +115,7 @@ OPERATIONS = (
         method="POST",
         path="/v1/batches",
         handler=start,
-        summary="Start a batch, with the files of its manifest if they are known",
+        summary="Start a batch, with its manifest if that is known, or as a form with its files",
         body=NewBatch,
         scopes=SENDERS,
         answers={201: StartedAnswer, 200: StartedAnswer},

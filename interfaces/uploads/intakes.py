@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from application.errors import ApplicationError
 from application.handlers.registering import AddedFile
 from application.ports.keys import Principal
 from application.transfer.intake import Intake
 from domain.errors import Refused
-from interfaces.rest.problems import Problem
+from interfaces.rest.problems import Problem, problem_of
 from interfaces.services import SERVICES
 from interfaces.uploads.refusals import refusal_of
 from interfaces.uploads.serving import ARRIVALS, GATHERING, TRANSFERS, speaker_of
@@ -36,7 +36,8 @@ async def intake_into(
         taken: tuple[AddedFile, ...] = ()
         with suppress(ApplicationError, Refused):  # told already: it is why we are here
             taken = await intake.close()
-        problem = refusal_of(error)
+        problem = problem_of(error) if isinstance(error, Refused) else refusal_of(error)
+        problem.headers.setdefault(hdrs.LOCATION, f"/v1/batches/{batch}")
         problem.detail += f"; {len(taken)} files were taken, send all again to go on"
         raise problem from error
     finally:

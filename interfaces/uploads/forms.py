@@ -1,0 +1,174 @@
+"""`POST /v1/batches` as a plain HTML form: a whole batch in one request, sealed at its end."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from uuid import UUID
+
+import msgspec
+from aiohttp import web
+
+from application.commands import SealBatch, StartBatch
+from application.handlers.batches import StartedBatch, seal_batch, start_batch
+from application.handlers.registering import AddedFile
+from application.ports.keys import Principal
+from application.transfer.intake import Intake
+from domain.batch.state import BatchState
+from domain.errors import Fault, Faulty
+from domain.file import FileDeclaration, faults_of
+from domain.ids import batch_id_for
+from interfaces.rest.access import require, require_unlimited
+from interfaces.rest.answers import json_answer
+from interfaces.rest.forms import NewBatch
+from interfaces.rest.idempotency import context_of, fingerprint_of, idempotency_key
+from interfaces.rest.params import Query
+from interfaces.rest.routes import SENDERS
+from interfaces.services import SERVICES
+from interfaces.uploads.body import require_plain
+from interfaces.uploads.bytestream import stream_of
+from interfaces.uploads.forms_parts import MEDIA_TYPE, FormReader, Part, boundary_of
+from interfaces.uploads.intakes import intake_into, require_few
+from interfaces.uploads.serving import TRANSFERS
+
+FIELDS = frozenset({"label", "pipeline", "metadata"})
+IGNORED = frozenset({"_charset_"})  # what a browser adds by itself
+MAX_FIELD = 16 * 1024  # bytes
+
+_metadata = msgspec.json.Decoder(dict[str, str])
+
+
+class SentAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The batch, sealed, and what became of each file of the form, in its order."""
+
+    id: UUID
+    state: str
+    files: tuple[AddedFile, ...]
+    received: int
+    known: int
+    rejected: int
+    position: int
+
+
+def is_form(request: web.Request) -> bool:
+    return request.content_type == MEDIA_TYPE
+
+
+async def start(request: web.Request) -> web.Response:
+    """201 with the batch, and each file accepted or rejected by itself.
+
+    A form that breaks off leaves its batch open, with the files that came whole. The same form
+    with the same Idempotency-Key then goes on with that batch, and seals it.
+    """
+    principal = require(request, *SENDERS)
+    require_unlimited(principal)
+    Query(request, ())
+    require_plain(request)
+    idle = request.app[TRANSFERS].limits.idle_timeout
+    stream = stream_of(request, idle_timeout=idle, ahead=b"\r\n")
+    reader = FormReader(stream, boundary_of(request))
+    async with AsyncExitStack() as stack:
+        sending = _Sending(request, principal, stack)
+        while (part := await reader.next()) is not None:
+            await sending.take(part, reader)
+        return await sending.seal()
+
+
+class _Sending:
+    """One form: fields first, then files; the first file starts the batch."""
+
+    def __init__(self, request: web.Request, principal: Principal, stack: AsyncExitStack) -> None:
+        self._request = request
+        self._principal = principal
+        self._stack = stack
+        self._fields: dict[str, str] = {}
+        self._started: StartedBatch | None = None
+        self._intake: Intake | None = None
+
+    async def take(self, part: Part, reader: FormReader) -> None:
+        if part.filename is None:
+            await self._take_field(part.name, reader)
+        elif part.filename:
+            intake = self._intake or await self._begin()
+            require_few(self._request, intake)
+            await intake.take(_declared(part), reader.chunks())
+        else:
+            await reader.text(0)  # a browser sends an empty part where no file was chosen
+
+    async def seal(self) -> web.Response:
+        if self._intake is None or self._started is None:
+            raise Faulty(Fault("file", "is missing: a form must hold a file at least"))
+        log, batch = self._request.app[SERVICES].log, self._started.batch
+        files = await self._intake.close()
+        sealed = batch
+        if batch.state is BatchState.OPEN:
+            command = SealBatch(batch=batch.id)
+            sealed = (await seal_batch(log, command, context_of(self._request))).aggregate
+        position = await log.head()
+        statuses = [file.status for file in files]
+        answer = SentAnswer(
+            id=batch.id,
+            state=sealed.state,
+            files=files,
+            received=statuses.count("received"),
+            known=statuses.count("known"),
+            rejected=statuses.count("rejected"),
+            position=position,
+        )
+        status = 201 if self._started.created else 200
+        headers = {"Location": f"/v1/batches/{batch.id}"}
+        return json_answer(answer, status=status, position=position, headers=headers)
+
+    async def _take_field(self, name: str, reader: FormReader) -> None:
+        if name in IGNORED:
+            return
+        if name not in FIELDS:
+            known = ", ".join(sorted(FIELDS))
+            raise Faulty(Fault(name, f"is no field of this form; known: {known}, and files"))
+        if name in self._fields or self._intake is not None:
+            raise Faulty(Fault(name, "must come once, and before the first file"))
+        self._fields[name] = await reader.text(MAX_FIELD)
+
+    async def _begin(self) -> Intake:
+        """The batch: a new one, or the one that this Idempotency-Key began before."""
+        services = self._request.app[SERVICES]
+        form = self._form()
+        owner, key = self._principal.owner, idempotency_key(self._request)
+        command = StartBatch(
+            id=batch_id_for(owner, key) if key else services.new_id(),
+            owner=owner,
+            label=form.label,
+            pipeline=form.pipeline,
+            retry_policy=services.settings.retry_policy,
+            metadata=form.metadata,
+            fingerprint=fingerprint_of(MEDIA_TYPE, form) if key else "",
+        )
+        self._started = await start_batch(services.log, command, context_of(self._request))
+        taking = intake_into(self._request, command.id, self._principal)
+        self._intake = await self._stack.enter_async_context(taking)
+        return self._intake
+
+    def _form(self) -> NewBatch:
+        pipelines = self._request.app[SERVICES].settings.pipelines
+        pipeline = self._fields.get("pipeline", "default")
+        if pipeline not in pipelines:
+            raise Faulty(Fault("pipeline", f"is not known here; known: {', '.join(pipelines)}"))
+        try:
+            metadata = _metadata.decode(self._fields.get("metadata", "{}"))
+        except msgspec.MsgspecError:
+            raise Faulty(Fault("metadata", "must be a JSON object of texts")) from None
+        return NewBatch(label=self._fields.get("label", ""), pipeline=pipeline, metadata=metadata)
+
+
+def _declared(part: Part) -> FileDeclaration:
+    """The file: browsers name the folder too where a whole folder was chosen."""
+    assert part.filename is not None
+    kind: str | None = part.media_type
+    if part.media_type in ("", "application/octet-stream") or any(
+        faults_of(_of_type(part.media_type))
+    ):
+        kind = None  # it says nothing, or nothing sound
+    return FileDeclaration(path=part.filename.removeprefix("./"), media_type=kind)
+
+
+def _of_type(media_type: str) -> FileDeclaration:
+    return FileDeclaration(path="-", media_type=media_type)

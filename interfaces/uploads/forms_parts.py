@@ -1,0 +1,133 @@
+"""A multipart/form-data body as it streams by: one part after the other.
+
+Source of the rules: RFC 7578, RFC 2046 section 5.1, and the encoding of names in the HTML standard.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+
+import msgspec
+from aiohttp import hdrs, web
+
+from interfaces.rest.problems import Problem
+from interfaces.uploads.bytestream import ByteStream, Malformed
+
+MEDIA_TYPE = "multipart/form-data"
+MAX_HEADERS = 16  # of one part
+MAX_HEADER = 8 * 1024  # bytes
+MAX_PADDING = 256  # bytes of blanks behind a boundary
+MAX_EPILOGUE = 64 * 1024  # bytes that nobody reads
+
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+_PARAMETER = re.compile(r';\s*([\w*]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))\s*')
+_PLAIN = frozenset({"7bit", "8bit", "binary"})
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A field, or a file where there is a `filename`: as its sender names it.
+
+    `media_type` is empty where none is given.
+    """
+
+    name: str
+    filename: str | None
+    media_type: str
+
+
+class FormReader:
+    """The parts of a form in their order. Raises Malformed, and Ended of the stream.
+
+    The stream must begin with CRLF, which in front of the first boundary is not sent.
+    """
+
+    def __init__(self, stream: ByteStream, boundary: str) -> None:
+        self._stream = stream
+        self._mark = b"\r\n--" + boundary.encode()
+        self._within = True  # at first: within whatever stands in front of the first boundary
+
+    async def next(self) -> Part | None:
+        """The next part; None behind the last. What is left of the one before is skipped."""
+        async for _ in self.chunks():
+            pass
+        behind = await self._stream.exactly(2)
+        if behind == b"--":
+            await self._skip_epilogue()
+            return None
+        if behind != b"\r\n" and (behind + await self._stream.line(MAX_PADDING)).strip(b" \t"):
+            raise Malformed("a boundary has something behind it")
+        self._within = True
+        return _part(await self._headers())
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The bytes of the part at hand."""
+        while self._within:
+            chunk = await self._stream.before(self._mark)
+            self._within = bool(chunk)
+            if chunk:
+                yield chunk
+
+    async def text(self, most: int) -> str:
+        """The part at hand as text. Raises Malformed for more bytes than `most`, or no UTF-8."""
+        content = bytearray()
+        async for chunk in self.chunks():
+            content += chunk
+            if len(content) > most:
+                raise Malformed(f"a field must be at most {most} bytes")
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            raise Malformed("a field is no UTF-8 text") from None
+
+    async def _headers(self) -> dict[str, str]:
+        headers: dict[str, str] = {}
+        lines = 0
+        while line := await self._stream.line(MAX_HEADER):
+            name, colon, value = line.partition(b":")
+            lines += 1
+            if not colon or lines > MAX_HEADERS:
+                raise Malformed("the headers of a part cannot be read")
+            headers[name.decode("latin-1").lower()] = value.strip().decode(
+                "utf-8", "surrogateescape"
+            )
+        return headers
+
+    async def _skip_epilogue(self) -> None:
+        skipped = 0
+        async for chunk in self._stream.rest():
+            skipped += len(chunk)
+            if skipped > MAX_EPILOGUE:
+                raise Malformed("there is more behind the end of the form")
+
+
+def boundary_of(request: web.Request) -> str:
+    """What stands between the parts. Raises a 400 Problem."""
+    content_type = request.headers.get(hdrs.CONTENT_TYPE, "")
+    _, semicolon, rest = content_type.partition(";")
+    boundary = _parameters(semicolon + rest).get("boundary", "")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise Problem(400, "malformed_body", "Content-Type must name the boundary of the parts")
+    return boundary
+
+
+def _part(headers: dict[str, str]) -> Part:
+    kind, semicolon, rest = headers.get("content-disposition", "").partition(";")
+    parameters = _parameters(semicolon + rest)
+    if kind.strip().lower() != "form-data" or "name" not in parameters:
+        raise Malformed("a part has no Content-Disposition: form-data with a name")
+    coding = headers.get("content-transfer-encoding", "binary").lower()
+    if coding not in _PLAIN or headers.get("content-encoding", "identity") != "identity":
+        raise Malformed("parts must be sent as they are, without an encoding")
+    return Part(
+        parameters["name"], parameters.get("filename"), headers.get("content-type", "").strip()
+    )
+
+
+def _parameters(text: str) -> dict[str, str]:
+    """Parameters of a header. Browsers write quotes in names as %22, curl with a backslash."""
+    found = {}
+    for match in _PARAMETER.finditer(text):
+        quoted = re.sub(r'\\(["\\])', r"\1", match[2] or "").replace("%22", '"')
+        found[match[1].lower()] = match[3] or quoted
+    return found
