@@ -63,6 +63,17 @@ class CancelBatch(Command, frozen=True, kw_only=True):
     reason: str = "cancelled on request"
 
 
+class RetryBatch(Command, frozen=True, kw_only=True):
+    """Every failed upload of the batch is to be processed again."""
+
+    batch: UUID
+
+
+class PrioritizeBatch(Command, frozen=True, kw_only=True):
+    batch: UUID
+    priority: int
+
+
 class RegisterUpload(Command, frozen=True, kw_only=True):
     """One file joins an open batch, or finds its place there if it was declared before.
 
@@ -142,3 +153,10 @@ class CancelUpload(Command, frozen=True, kw_only=True):
 
 class RetryUpload(Command, frozen=True, kw_only=True):
     upload: UUID
+
+
+class ReleaseUpload(Command, frozen=True, kw_only=True):
+    """A quarantined file is good after all; somebody answers for that with a reason."""
+
+    upload: UUID
+    reason: str

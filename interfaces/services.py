@@ -14,6 +14,7 @@ from application.ports.event_log import EventLog, Wakeups
 from application.ports.keys import Keys
 from application.ports.read_model import History, Queries
 from application.ports.usage import Unmeasured, Usage
+from application.ports.workers import NobodyWorks, Workers
 from application.transfer.elsewhere import Elsewhere, NobodyElse
 from infrastructure.settings import Settings
 
@@ -33,6 +34,7 @@ class Services:
     new_id: Callable[[], UUID]
     elsewhere: Elsewhere = field(default_factory=NobodyElse)
     usage: Usage = field(default_factory=Unmeasured)
+    workers: Workers = field(default_factory=NobodyWorks)
 
 
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)

@@ -1,4 +1,4 @@
-"""Commands to a batch: start, seal, pause, resume, cancel."""
+"""Commands to a batch: start, seal, pause, resume, retry, prioritize, cancel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from uuid import UUID
 
 import msgspec
 
-from application.commands import CancelBatch, PauseBatch, ResumeBatch, SealBatch, StartBatch
+from application.commands import (
+    CancelBatch,
+    PauseBatch,
+    PrioritizeBatch,
+    ResumeBatch,
+    RetryBatch,
+    SealBatch,
+    StartBatch,
+)
 from application.envelope import Append, Write
 from application.errors import Conflict, KeyReused
 from application.handlers.deciding import Context, Decided, decide_batch
@@ -71,6 +79,24 @@ async def pause_batch(log: EventLog, command: PauseBatch, context: Context) -> D
 async def resume_batch(log: EventLog, command: ResumeBatch, context: Context) -> Decided[Batch]:
     return await decide_batch(
         log, command.batch, lambda batch: batch.resume(at=context.at, by=context.by), context
+    )
+
+
+async def retry_batch(log: EventLog, command: RetryBatch, context: Context) -> Decided[Batch]:
+    """Asks for it; the orchestrator then retries each failed upload."""
+    return await decide_batch(
+        log, command.batch, lambda batch: batch.request_retry(at=context.at, by=context.by), context
+    )
+
+
+async def prioritize_batch(
+    log: EventLog, command: PrioritizeBatch, context: Context
+) -> Decided[Batch]:
+    return await decide_batch(
+        log,
+        command.batch,
+        lambda batch: batch.prioritize(command.priority, at=context.at, by=context.by),
+        context,
     )
 
 

@@ -7,6 +7,7 @@ from application.commands import (
     DeclareSize,
     InterruptTransfer,
     ProgressTransfer,
+    ReleaseUpload,
     ReportLoss,
     RetryUpload,
 )
@@ -78,5 +79,16 @@ async def retry_upload(log: EventLog, command: RetryUpload, context: Context) ->
         log,
         command.upload,
         lambda upload: upload.request_retry(at=context.at, by=context.by),
+        context,
+    )
+
+
+async def release_upload(
+    log: EventLog, command: ReleaseUpload, context: Context
+) -> Decided[Upload]:
+    return await decide_upload(
+        log,
+        command.upload,
+        lambda upload: upload.release(command.reason, at=context.at, by=context.by),
         context,
     )

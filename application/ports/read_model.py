@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from application.envelope import Recorded
+from application.reporting import Reports
 from application.views import AttemptView, BatchView, UploadView
 
 Row = TypeVar("Row")
@@ -29,7 +30,7 @@ class Page(msgspec.Struct, Generic[Row], frozen=True):
     position: int
 
 
-class Queries(Protocol):
+class Queries(Reports, Protocol):
     """Questions to the read model, each answered from one consistent moment of it."""
 
     async def position(self) -> int:

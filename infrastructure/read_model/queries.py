@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -13,9 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from application.errors import NotFound
 from application.ports.event_log import Wakeups
 from application.ports.read_model import Page
+from application.reporting import Report
 from application.views import AttemptView, BatchView, UploadView
 from infrastructure.read_model.cursors import AfterBatch, AfterUpload, from_cursor, to_cursor
 from infrastructure.read_model.engine import answering, one_moment
+from infrastructure.read_model.report import open_report
 from infrastructure.read_model.tables import NAME, attempts, batches, projections, tracking, uploads
 
 _POSITION = select(tracking.c.notification_id).where(tracking.c.application_name == NAME)
@@ -122,6 +125,11 @@ class PostgresQueries:
             raise NotFound(f"no upload {upload}")
         found = [{name: row[name] for name in _ATTEMPT} for row in rows]
         return [AttemptView(**row) for row in found if row["number"] is not None]
+
+    def report(
+        self, batch: UUID, *, owner: str | None, only_failed: bool = False
+    ) -> AbstractAsyncContextManager[Report]:
+        return open_report(self._engine, batch, owner=owner, only_failed=only_failed)
 
     async def _rows(self, query: Select[Any]) -> Sequence[RowMapping]:
         async with answering(self._engine) as session:

@@ -13,6 +13,7 @@ from infrastructure.blobs.local import LocalBlobStore
 from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.jobs.workers import PostgresWorkers
 from infrastructure.postgres.listener import READ_MODEL, Listener
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.read_model.engine import make_engine
@@ -81,6 +82,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             new_id=new_id,
             elsewhere=NotifiedElsewhere(pool, listener),
             usage=PostgresUsage(pool),
+            workers=PostgresWorkers(pool, settings.worker_dead_after),
         )
         yield Parts(
             services=services,

@@ -158,7 +158,37 @@ def _steering(verb: str, help: str) -> None:
 _steering("seal", "Let no more files join; the batch ends when its files have.")
 _steering("pause", "Release nothing more to the workers.")
 _steering("resume", "Release files to the workers again.")
+_steering("retry", "Process every failed file again.")
 _steering("cancel", "Call the batch off, with every file that has not ended.")
+
+
+@app.command
+def prioritize(
+    id: str,
+    priority: Annotated[int, Parameter(validator=Number(gte=-100, lte=100))],
+    *,
+    common: Common | None = None,
+) -> None:
+    """Move a batch before or behind the others of its owner.
+
+    Parameters
+    ----------
+    priority
+        Batches of a higher one are released to the workers first.
+    """
+    common = common or Common()
+
+    async def run(client: Client) -> None:
+        await client.command(f"/v1/batches/{id}/priority", {"priority": priority})
+
+    ask(common, run)
+    if common.json:
+        output.emit({"id": id, "priority": priority})
+    else:
+        output.say(f"batch {id} has priority {priority} now")
+
+
+app.command("interfaces.cli.report:report", name="report", help="What became of every file.")
 
 
 def _row(batch: BatchView) -> tuple[object, ...]:

@@ -108,9 +108,20 @@ class Client:
         async for row in self.pages("/v1/batches", BatchView, params, limit=limit):
             yield row
 
-    async def command(self, path: str) -> None:
+    async def command(self, path: str, body: Mapping[str, Any] | None = None) -> None:
         """Tells a batch or an upload to do something, such as `/v1/batches/{id}/seal`."""
-        await self.ask("POST", path, msgspec.Raw)
+        await self.ask("POST", path, msgspec.Raw, json=body)
+
+    async def download(self, path: str, params: Mapping[str, str]) -> AsyncIterator[bytes]:
+        """The bytes of an answer as they come, at one go. Raises Refusal, Unreachable."""
+        try:
+            async with self.session.get(self.server.url + path, params=params) as response:
+                if response.status >= 400:
+                    raise refusal_of(response.status, await response.read())
+                async for piece in response.content.iter_any():
+                    yield piece
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
+            raise self.unreachable(error) from error
 
     # Uploads.
 

@@ -1,4 +1,4 @@
-"""`uptrail upload PATH...`, and `show`, `retry` and `cancel` for one upload.
+"""`uptrail upload PATH...`, and `show`, `retry`, `release` and `cancel` for one upload.
 
 A file that is itself called `show` is named by its path: `uptrail upload ./show`.
 """
@@ -117,9 +117,21 @@ def cancel(id: str, *, common: Common | None = None) -> None:
     _command(id, "cancel", common or Common())
 
 
-def _command(id: str, verb: str, common: Common) -> None:
+@app.command
+def release(id: str, *, reason: str, common: Common | None = None) -> None:
+    """Release a file from quarantine: it counts as completed.
+
+    Parameters
+    ----------
+    reason
+        Why it is good after all; kept in the history.
+    """
+    _command(id, "release", common or Common(), {"reason": reason})
+
+
+def _command(id: str, verb: str, common: Common, body: dict[str, str] | None = None) -> None:
     async def run(client: Client) -> None:
-        await client.command(f"/v1/uploads/{id}/{verb}")
+        await client.command(f"/v1/uploads/{id}/{verb}", body)
 
     ask(common, run)
     if common.json:

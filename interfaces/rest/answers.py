@@ -37,11 +37,12 @@ class StartedAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CommandAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a command leads to: the state, or whether the batch is paused now."""
+    """What a command leads to: the state, whether the batch is paused now, or its priority."""
 
     id: UUID
     state: str | None = None
     paused: bool | None = None
+    priority: int | None = None
     position: int = 0
 
 

@@ -11,13 +11,16 @@ from interfaces import web as page
 from interfaces.rest import (
     adding,
     batches,
+    controls,
     history,
     keys,
     login,
     openapi,
     operations,
+    reports,
     starting,
     uploads,
+    workers,
 )
 from interfaces.rest.access import access_middleware
 from interfaces.rest.correlation import correlation_middleware, finish_headers
@@ -34,6 +37,9 @@ OPERATIONS: tuple[Operation, ...] = (
     *batches.OPERATIONS,
     *adding.OPERATIONS,
     *uploads.OPERATIONS,
+    *controls.OPERATIONS,
+    *reports.OPERATIONS,
+    *workers.OPERATIONS,
     *history.OPERATIONS,
     *keys.OPERATIONS,
     *login.OPERATIONS,
@@ -58,6 +64,7 @@ def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Ap
     app = web.Application(middlewares=middlewares, client_max_size=services.settings.max_body)
     app[SERVICES] = services
     app[METRICS] = Metrics()
+    app[reports.SEATS] = reports.Seats()
     if vitals is not None:
         app[VITALS] = vitals
     app.on_response_prepare.append(finish_headers)

@@ -69,7 +69,7 @@ async def seal(request: web.Request) -> web.Response:
     async def act(log: EventLog, context: Context) -> int:
         return (await seal_batch(log, SealBatch(batch=predicted.id), context)).position
 
-    return await _commanded(request, predicted, act)
+    return await commanded(request, predicted, act)
 
 
 async def pause(request: web.Request) -> web.Response:
@@ -79,7 +79,7 @@ async def pause(request: web.Request) -> web.Response:
     async def act(log: EventLog, context: Context) -> int:
         return (await pause_batch(log, PauseBatch(batch=predicted.id), context)).position
 
-    return await _commanded(request, predicted, act)
+    return await commanded(request, predicted, act)
 
 
 async def resume(request: web.Request) -> web.Response:
@@ -89,7 +89,7 @@ async def resume(request: web.Request) -> web.Response:
     async def act(log: EventLog, context: Context) -> int:
         return (await resume_batch(log, ResumeBatch(batch=predicted.id), context)).position
 
-    return await _commanded(request, predicted, act)
+    return await commanded(request, predicted, act)
 
 
 async def cancel(request: web.Request) -> web.Response:
@@ -101,7 +101,7 @@ async def cancel(request: web.Request) -> web.Response:
         command = CancelBatch(batch=predicted.id, reason=reason)
         return (await cancel_batch(log, command, context)).position
 
-    return await _commanded(request, predicted, act, reason)
+    return await commanded(request, predicted, act, reason)
 
 
 async def reason_in(request: web.Request) -> str:
@@ -111,12 +111,13 @@ async def reason_in(request: web.Request) -> str:
     return (await json_body(request, _cancellation)).reason
 
 
-async def _commanded(
+async def commanded(
     request: web.Request,
     predicted: CommandAnswer,
     act: Callable[[EventLog, Context], Awaitable[int]],
     *parts: object,
 ) -> web.Response:
+    """Acts once on what the requester may touch, and answers what that leads to."""
     Query(request, ())
     log = request.app[SERVICES].log
     await batch_of(request, predicted.id)

@@ -68,6 +68,18 @@ class Cancellation(Form, frozen=True, kw_only=True):
     reason: Annotated[str, Meta(min_length=1, max_length=500)] = "cancelled on request"
 
 
+class Release(Form, frozen=True, kw_only=True):
+    """Why a quarantined file is good after all: kept in the history."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=500)]
+
+
+class Priority(Form, frozen=True, kw_only=True):
+    """Batches of a higher one go first, among those of their owner."""
+
+    priority: Annotated[int, Meta(ge=-100, le=100)]
+
+
 class NewKey(Form, frozen=True, kw_only=True):
     """A key to make; `expires_in` is in seconds, `batch` limits it to one batch."""
 

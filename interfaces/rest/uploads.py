@@ -96,7 +96,7 @@ async def cancel(request: web.Request) -> web.Response:
         except Ended as error:  # somebody newer wants the upload, or the server stops
             raise refusal_of(error) from error
 
-    return await _commanded(request, predicted, act, reason)
+    return await commanded(request, predicted, act, reason)
 
 
 async def retry(request: web.Request) -> web.Response:
@@ -107,15 +107,16 @@ async def retry(request: web.Request) -> web.Response:
     async def act(log: EventLog, context: Context) -> int:
         return (await retry_upload(log, RetryUpload(upload=predicted.id), context)).position
 
-    return await _commanded(request, predicted, act)
+    return await commanded(request, predicted, act)
 
 
-async def _commanded(
+async def commanded(
     request: web.Request,
     predicted: CommandAnswer,
     act: Callable[[EventLog, Context], Awaitable[int]],
     *parts: object,
 ) -> web.Response:
+    """Acts once on what the requester may touch, and answers what that leads to."""
     Query(request, ())
     log = request.app[SERVICES].log
     await upload_of(request, predicted.id)

@@ -1,0 +1,98 @@
+"""What people change about work under way: retry a batch, its priority, release from quarantine."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from application.commands import PrioritizeBatch, ReleaseUpload, RetryBatch
+from application.handlers.batches import prioritize_batch, retry_batch
+from application.handlers.deciding import Context
+from application.handlers.transfers import release_upload
+from application.ports.event_log import EventLog
+from domain.batch.state import BatchState
+from domain.upload.state import UploadState
+from interfaces.rest import batches, uploads
+from interfaces.rest.access import batch_of, require, upload_of
+from interfaces.rest.answers import CommandAnswer
+from interfaces.rest.bodies import json_body
+from interfaces.rest.forms import Priority, Release
+from interfaces.rest.params import id_in
+from interfaces.rest.routes import OPERATORS, Operation
+
+_priority = msgspec.json.Decoder(Priority)
+_release = msgspec.json.Decoder(Release)
+
+
+async def retry(request: web.Request) -> web.Response:
+    """Asks for every failed upload of a batch to be processed again, whatever their number."""
+    require(request, *OPERATORS)
+    batch = await batch_of(request, id_in(request))
+    state = BatchState.OPEN if batch.state is BatchState.OPEN else BatchState.SEALED
+    predicted = CommandAnswer(id=batch.id, state=state)
+
+    async def act(log: EventLog, context: Context) -> int:
+        return (await retry_batch(log, RetryBatch(batch=batch.id), context)).position
+
+    return await batches.commanded(request, predicted, act)
+
+
+async def prioritize(request: web.Request) -> web.Response:
+    """Moves a batch before or behind the others of its owner."""
+    require(request, *OPERATORS)
+    batch = await batch_of(request, id_in(request))
+    priority = (await json_body(request, _priority)).priority
+    predicted = CommandAnswer(id=batch.id, priority=priority)
+
+    async def act(log: EventLog, context: Context) -> int:
+        command = PrioritizeBatch(batch=predicted.id, priority=priority)
+        return (await prioritize_batch(log, command, context)).position
+
+    return await batches.commanded(request, predicted, act, priority)
+
+
+async def release(request: web.Request) -> web.Response:
+    """Overrules the step that put a file into quarantine: the upload is completed."""
+    require(request, *OPERATORS)
+    upload = await upload_of(request, id_in(request))
+    reason = (await json_body(request, _release)).reason
+    predicted = CommandAnswer(id=upload.id, state=UploadState.COMPLETED)
+
+    async def act(log: EventLog, context: Context) -> int:
+        command = ReleaseUpload(upload=predicted.id, reason=reason)
+        return (await release_upload(log, command, context)).position
+
+    return await uploads.commanded(request, predicted, act, reason)
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/v1/batches/{id}/retry",
+        handler=retry,
+        summary="Process every failed upload of a batch again",
+        scopes=OPERATORS,
+        answers={202: CommandAnswer},
+        repeatable=True,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/batches/{id}/priority",
+        handler=prioritize,
+        summary="Change the priority of a batch",
+        body=Priority,
+        scopes=OPERATORS,
+        answers={202: CommandAnswer},
+        repeatable=True,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/uploads/{id}/release",
+        handler=release,
+        summary="Release an upload from quarantine",
+        body=Release,
+        scopes=OPERATORS,
+        answers={202: CommandAnswer},
+        repeatable=True,
+    ),
+)
