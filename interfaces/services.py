@@ -10,6 +10,7 @@ from uuid import UUID
 from aiohttp import web
 
 from application.ports.blobs import BlobStore
+from application.ports.errands import Errands, NoErrands
 from application.ports.event_log import EventLog, Wakeups
 from application.ports.keys import Keys
 from application.ports.read_model import History, Queries
@@ -33,6 +34,7 @@ class Services:
     now: Callable[[], datetime]
     new_id: Callable[[], UUID]
     elsewhere: Elsewhere = field(default_factory=NobodyElse)
+    errands: Errands = field(default_factory=NoErrands)
     usage: Usage = field(default_factory=Unmeasured)
     workers: Workers = field(default_factory=NobodyWorks)
 

@@ -17,6 +17,7 @@ from infrastructure.processors.checksum import ChecksumOptions, checksum
 from infrastructure.processors.helpers import Helpers
 from infrastructure.processors.media_type import MediaTypeOptions, media_type
 from infrastructure.processors.rehearse import RehearseOptions, rehearse
+from infrastructure.processors.service import HttpOptions
 from infrastructure.processors.thumbnail import Thumbnail, ThumbnailOptions
 
 GROUP = "uptrail.processors"
@@ -28,6 +29,7 @@ _OWN = {
     "antivirus": AntivirusOptions,
     "archive": ArchiveOptions,
     "checksum": ChecksumOptions,
+    "http": HttpOptions,
     "media-type": MediaTypeOptions,
     "rehearse": RehearseOptions,
     "thumbnail": ThumbnailOptions,
@@ -37,8 +39,11 @@ _log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def open_processors() -> AsyncIterator[dict[str, Processor]]:
-    """Processors by name, ready for use; what they keep running ends with the context."""
+async def open_processors(http: Processor | None = None) -> AsyncIterator[dict[str, Processor]]:
+    """Processors by name, ready for use; what they keep running ends with the context.
+
+    `http` is the one that asks services: it needs a way to hear them.
+    """
     async with Helpers(_THUMBNAILS) as thumbnails, Helpers(_ARCHIVES) as archives:
         own: dict[str, Processor] = {
             "antivirus": antivirus,
@@ -48,6 +53,8 @@ async def open_processors() -> AsyncIterator[dict[str, Processor]]:
             "rehearse": rehearse,
             "thumbnail": Thumbnail(thumbnails),
         }
+        if http is not None:
+            own["http"] = http
         yield {**installed(), **own}
 
 

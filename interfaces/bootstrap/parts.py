@@ -16,6 +16,7 @@ from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.jobs.workers import PostgresWorkers
 from infrastructure.postgres.listener import READ_MODEL, Listener
 from infrastructure.postgres.pool import Pool, make_pool
+from infrastructure.processors.errands import PostgresErrands
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.history import PostgresHistory
 from infrastructure.read_model.queries import PostgresQueries
@@ -81,6 +82,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             now=utc_now,
             new_id=new_id,
             elsewhere=NotifiedElsewhere(pool, listener),
+            errands=PostgresErrands(pool),
             usage=PostgresUsage(pool),
             workers=PostgresWorkers(pool, settings.worker_dead_after),
         )

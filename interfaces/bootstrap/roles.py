@@ -10,6 +10,7 @@ from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.read_model import projector
 from infrastructure.read_model.rebuild import ensure_current
 from infrastructure.settings import Settings
+from infrastructure.settings_fields import BadSetting
 from infrastructure.sweeping import running as sweeping
 from infrastructure.sweeping.standings import PostgresStandings
 from interfaces.bootstrap.parts import Parts
@@ -26,6 +27,15 @@ def check(settings: Settings, roles: Sequence[Role]) -> None:
         from infrastructure.processors.registry import known_options
 
         check_pipelines(settings.pipelines, known_options())
+        steps = [step for pipeline in settings.pipelines.values() for step in pipeline.steps]
+        if any(step.processor == "http" for step in steps) and not _reachable(settings, roles):
+            raise BadSetting("public_url must be set: `http` steps tell services to answer there")
+
+
+def _reachable(settings: Settings, roles: Sequence[Role]) -> bool:
+    """Whether services can find the API: where we were told, or on this machine."""
+    here = Role.API in roles and settings.port and settings.host in ("127.0.0.1", "localhost")
+    return bool(settings.public_url or here)
 
 
 def works_of(parts: Parts, roles: Sequence[Role]) -> dict[str, Work]:
@@ -74,10 +84,19 @@ async def _sweep(parts: Parts) -> None:
 
 async def _work(parts: Parts) -> None:
     from infrastructure.jobs.worker import Worker
+    from infrastructure.processors.outbound import open_outbound
     from infrastructure.processors.registry import open_processors
+    from infrastructure.processors.service import HttpService
 
     services = parts.services
-    async with open_processors() as processors:
+    settings = services.settings
+    reach_us = settings.public_url or f"http://{settings.host}:{settings.port}"
+    async with (
+        open_outbound(settings.allow_private_addresses) as outbound,
+        open_processors(
+            HttpService(outbound, services.errands, reach_us, services.now)
+        ) as processors,
+    ):
         worker = Worker(
             parts.database.url,
             parts.pool,

@@ -19,8 +19,11 @@ from interfaces.services import SERVICES
 SESSION_COOKIE = "uptrail_session"
 
 PUBLIC = frozenset({"/", "/favicon.ico", "/healthz", "/readyz", "/login", "/openapi.json"})
-PUBLIC_PREFIXES = ("/static/",)
-"""What anybody may fetch: whether we live, how to ask, and the page's own files; never data."""
+PUBLIC_PREFIXES = ("/static/", "/v1/callbacks/{token}/")
+"""What anybody may fetch: whether we live, how to ask, and the page's own files; never data.
+
+A callback's path is its own credential: its handlers see to it.
+"""
 
 FIRST_MESSAGE = frozenset({"/v1/feed"})
 """Where a WebSocket may authenticate by its first message: the handler sees to it."""

@@ -11,6 +11,7 @@ from interfaces import web as page
 from interfaces.rest import (
     adding,
     batches,
+    callbacks,
     controls,
     history,
     keys,
@@ -41,6 +42,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *reports.OPERATIONS,
     *workers.OPERATIONS,
     *history.OPERATIONS,
+    *callbacks.OPERATIONS,
     *keys.OPERATIONS,
     *login.OPERATIONS,
     *operations.OPERATIONS,

@@ -48,5 +48,5 @@ def add_operations(app: web.Application, operations: Iterable[Operation]) -> Non
             app.router.add_route("HEAD", operation.path, operation.handler)
 
 
-# The tus protocol asks HEAD of an upload; a one-time login is used up by GET alone.
-NO_HEAD = frozenset({"/v1/uploads/{id}", "/login"})
+# The tus protocol asks HEAD of an upload; what can be used once is used up by GET alone.
+NO_HEAD = frozenset({"/v1/uploads/{id}", "/login", "/v1/callbacks/{token}/content"})

@@ -35,6 +35,12 @@ async def content(request: web.Request) -> web.StreamResponse:
     if upload.blob is None or upload.state in GONE:
         raise NotFound("there are no stored bytes")
     _require_harmless(request, upload)
+    return await send_content(request, upload)
+
+
+async def send_content(request: web.Request, upload: Upload) -> web.StreamResponse:
+    """The bytes of an upload that has them; whoever calls has seen that they may be sent."""
+    assert upload.blob is not None
     # Only the type proper: parameters are the sender's, and nobody checked them.
     media_type = (upload.media_type or "application/octet-stream").partition(";")[0]
     name = PurePosixPath(upload.path).name

@@ -22,6 +22,7 @@ from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.postgres.listener import READ_MODEL, Listener
 from infrastructure.postgres.pool import Pool, make_pool
+from infrastructure.processors.errands import PostgresErrands
 from infrastructure.read_model import projector
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.history import PostgresHistory
@@ -121,6 +122,7 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
             keys=PostgresKeys(pool),
             now=lambda: datetime.now(UTC),
             new_id=uuid_utils.compat.uuid7,
+            errands=PostgresErrands(pool),
         )
         await enter(_projecting(url, pool, log, listener))
         yield await enter(_served(services, PostgresVitals(pool)))

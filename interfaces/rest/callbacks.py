@@ -1,0 +1,86 @@
+"""Where the services of `http` steps fetch the bytes, and say how far they are or what came out.
+
+There is no key here: the last part of the path is a secret that one service knows for one attempt.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from application.ports.errands import Errand, Report
+from domain.upload.aggregate import Upload
+from domain.upload.state import UploadState
+from interfaces.rest.bodies import json_body
+from interfaces.rest.params import Query
+from interfaces.rest.problems import Complaint, Problem, invalid
+from interfaces.rest.routes import Operation
+from interfaces.services import SERVICES
+from interfaces.uploads.content import send_content
+
+MAX_RESULT = 64 * 1024  # bytes of JSON, as for every step
+
+_decoder = msgspec.json.Decoder(Report)
+
+
+async def content(request: web.Request) -> web.StreamResponse:
+    """The bytes, once."""
+    Query(request, ())
+    errand = await request.app[SERVICES].errands.take_download(request.match_info["token"])
+    if errand is None:
+        raise Problem(410, "used_up", "this link was used, is too old, or never was")
+    return await send_content(request, await _still_running(request, errand))
+
+
+async def report(request: web.Request) -> web.Response:
+    """204 once it is recorded. A result or an error is the last word; progress may come before."""
+    Query(request, ())
+    errands, token = request.app[SERVICES].errands, request.match_info["token"]
+    errand = await errands.by_callback(token)
+    if errand is None:
+        raise _over()
+    await _still_running(request, errand)
+    said = await json_body(request, _decoder)
+    if said.result is not None and len(msgspec.json.encode(said.result)) > MAX_RESULT:
+        raise invalid(Complaint("/result", f"must be at most {MAX_RESULT} bytes of JSON"))
+    if not await errands.say(errand.id, said):
+        if await errands.by_callback(token) is None:
+            raise _over()
+        raise Problem(409, "already_answered", "the result or error was told before")
+    return web.Response(status=204)
+
+
+async def _still_running(request: web.Request, errand: Errand) -> Upload:
+    """The upload, if the attempt that asked is the one that speaks for it, as the log has it."""
+    log = request.app[SERVICES].log
+    log.forget(errand.upload)  # another process works on it
+    upload = await log.upload(errand.upload)
+    if (upload.state, upload.attempt) != (UploadState.PROCESSING, errand.attempt):
+        raise _over()
+    return upload
+
+
+def _over() -> Problem:
+    return Problem(410, "attempt_over", "the attempt that asked for this is over, or never was")
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/v1/callbacks/{token}/content",
+        handler=content,
+        summary="The bytes that a service was asked to process, once",
+        scopes=(),
+        answers={200: bytes},
+        media="application/octet-stream",
+    ),
+    Operation(
+        method="POST",
+        path="/v1/callbacks/{token}",
+        handler=report,
+        summary="What a service says of a step: progress, a result or an error",
+        body=Report,
+        scopes=(),
+        answers={204: None},
+    ),
+)

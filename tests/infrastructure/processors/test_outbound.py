@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from infrastructure.processors.outbound import (
+    AnswerTooLong,
+    PrivateAddress,
+    PublicResolver,
+    is_public,
+    open_outbound,
+)
+from tests.support import run
+
+Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "127.8.9.1",
+        "0.0.0.0",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "fe80::1",
+        "fc00::1",
+        "fec0::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+        "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+    ],
+)
+def test_an_address_inside_of_a_network_is_not_public(address: str) -> None:
+    assert not is_public(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "address", ["1.1.1.1", "93.184.215.14", "2606:4700:4700::1111", "::ffff:1.1.1.1"]
+)
+def test_an_address_of_the_internet_is_public(address: str) -> None:
+    assert is_public(ip_address(address))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"])
+def test_no_request_leaves_for_a_private_address(host: str) -> None:
+    arrived: list[str] = []
+
+    async def story() -> None:
+        async with listening(_note(arrived)) as port, open_outbound(private=False) as outbound:
+            with pytest.raises(PrivateAddress, match="`allow_private_addresses` is off"):
+                await outbound.post(f"http://{host}:{port}/", b"", {}, 5.0)
+
+    run(story())
+    assert arrived == []
+
+
+@pytest.mark.parametrize("host", ["2130706433", "127.1", "0x7f000001", "0177.0.0.1"])
+def test_other_spellings_of_an_address_do_not_help(host: str) -> None:
+    arrived: list[str] = []
+
+    async def story() -> None:
+        async with listening(_note(arrived)) as port, open_outbound(private=False) as outbound:
+            with pytest.raises(Exception, match=r"private address|canonical|Cannot connect"):
+                await outbound.post(f"http://{host}:{port}/", b"", {}, 5.0)
+
+    run(story())
+    assert arrived == []
+
+
+def test_a_name_with_one_private_address_among_others_is_refused() -> None:
+    async def story() -> None:
+        resolver = PublicResolver(Names("1.1.1.1", "10.0.0.1"))
+        with pytest.raises(PrivateAddress, match=r"rebind.example is at 10\.0\.0\.1"):
+            await resolver.resolve("rebind.example", 80)
+        assert len(await PublicResolver(Names("1.1.1.1")).resolve("good.example", 80)) == 1
+
+    run(story())
+
+
+def test_a_redirect_is_not_followed() -> None:
+    arrived: list[str] = []
+
+    async def redirect(writer: asyncio.StreamWriter) -> None:
+        arrived.append("redirect")
+        writer.write(b"HTTP/1.1 307 Moved\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n")
+
+    async def story() -> None:
+        async with listening(redirect) as port, open_outbound(private=True) as outbound:
+            status, _ = await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 5.0)
+            assert status == 307
+
+    run(story())
+    assert arrived == ["redirect"]
+
+
+def test_an_endless_answer_is_cut_off() -> None:
+    async def endless(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n" + bytes(100_000))
+
+    async def story() -> None:
+        async with listening(endless) as port, open_outbound(private=True) as outbound:
+            with pytest.raises(AnswerTooLong):
+                await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 20.0)
+
+    run(story())
+
+
+def test_a_service_that_never_answers_is_given_up() -> None:
+    async def silent(writer: asyncio.StreamWriter) -> None:
+        await writer.drain()
+
+    async def story() -> None:
+        async with listening(silent) as port, open_outbound(private=True) as outbound:
+            with pytest.raises(TimeoutError):
+                await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 0.2)
+
+    run(story())
+
+
+class Names(AbstractResolver):
+    """Resolves every name to the same addresses."""
+
+    def __init__(self, *addresses: str) -> None:
+        self._addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(hostname=host, host=one, port=port, family=family, proto=0, flags=0)
+            for one in self._addresses
+        ]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def _note(arrived: list[str]) -> Answer:
+    async def note(writer: asyncio.StreamWriter) -> None:
+        arrived.append("request")
+
+    return note
+
+
+@asynccontextmanager
+async def listening(answer: Answer) -> AsyncIterator[int]:
+    """A server on a free port of this machine, which answers every request alike."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        await answer(writer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        for writer in writers:
+            writer.close()
+        server.close()

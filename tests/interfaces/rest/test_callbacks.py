@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from domain.batch.state import Outcome
+from domain.upload.events import (
+    AttemptAbandoned,
+    AttemptFailed,
+    AttemptSucceeded,
+    FileProgressed,
+)
+from domain.upload.state import UploadState
+from infrastructure.processors.errands import PostgresErrands
+from infrastructure.processors.signing import key_of, signed
+from tests.infrastructure.jobs.plant import Plant
+from tests.interfaces.rest.services import SECRET, Data, Service, world
+from tests.support import eventually, run
+
+EXAMPLE = Path(__file__).parents[3] / "docs/examples/http_service.py"
+
+
+def answering(status: int, said: Any = None) -> Service:
+    async def answer(data: Data) -> tuple[int, Any]:
+        return status, said
+
+    return Service(answer)
+
+
+def test_a_service_gets_a_signed_request_and_its_answer_is_the_result(
+    database_url: str, tmp_path: Path
+) -> None:
+    service = answering(200, {"result": {"pages": 3}})
+
+    async def story() -> None:
+        async with world(database_url, tmp_path, service, parameters={"dpi": 90}) as all:
+            all.work()
+            done = await all.plant.completed(await all.plant.batch({"a/b.pdf": b"%PDF-"}))
+
+            assert done.outcome is Outcome.SUCCEEDED
+            (succeeded,) = await all.plant.all_of(AttemptSucceeded)
+            assert succeeded.results == {"http": {"pages": 3}}
+
+        (data,), (headers,), (body,) = service.asked, service.headers, service.bodies
+        assert (data["path"], data["size"], data["attempt"]) == ("a/b.pdf", 5, 1)
+        assert data["parameters"] == {"dpi": 90}
+        expected = signed(
+            key_of(SECRET), headers["webhook-id"], int(headers["webhook-timestamp"]), body
+        )
+        assert headers["webhook-signature"] == expected["webhook-signature"]
+
+    run(story())
+
+
+def test_a_service_may_take_its_time_report_progress_and_answer_once(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path, answering(202)) as all:
+            all.work()
+            batch = await all.plant.batch({"a.txt": b"words"})
+            data = await all.asked(1)
+
+            # To ask what is there does not use the link up; to fetch it does.
+            head = await all.server.ask("HEAD", data["content_url"], key=None)
+            assert head.status >= 400
+            assert await all.fetch(data) == (200, b"words")
+            assert (await all.fetch(data))[0] == 410
+            assert await all.say(data, progress={"done": 1, "total": 4}) == 204
+            await all.plant.until(lambda: progress_of(all.plant))
+            assert await all.say(data, result={"words": 1}) == 204
+            assert await all.say(data, result={"words": 2}) in (409, 410)
+            assert await all.say(data, progress={"done": 2}) in (409, 410)
+
+            assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
+            (succeeded,) = await all.plant.all_of(AttemptSucceeded)
+            assert succeeded.results == {"http": {"words": 1}}
+            progressed = (await progress_of(all.plant))[0]
+            assert (progressed.done, progressed.total) == (1, 4)
+            assert await all.say(data, result={"words": 3}) == 410
+            assert await all.plant.fetch("SELECT 1 FROM errands") == []
+
+    async def progress_of(plant: Plant) -> list[FileProgressed]:
+        events = await plant.all_of(FileProgressed)
+        return [event for event in events if event.phase == "http" and event.done]
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "attempts"),
+    [
+        ("retryable", UploadState.FAILED, 3),
+        ("permanent", UploadState.FAILED, 1),
+        ("quarantine", UploadState.QUARANTINED, 1),
+    ],
+)
+def test_an_error_says_what_is_to_become_of_the_file(
+    database_url: str, tmp_path: Path, kind: str, state: UploadState, attempts: int
+) -> None:
+    service = answering(200, {"error": {"message": "page 7 is odd", "kind": kind}})
+
+    async def story() -> None:
+        async with world(database_url, tmp_path, service) as all:
+            all.work()
+            batch = await all.plant.batch({"a.txt": b"words"})
+            await all.plant.completed(batch)
+
+            assert (await all.plant.uploads(batch))["a.txt"].state is state
+            failures = await all.plant.all_of(AttemptFailed)
+            assert [failure.message for failure in failures] == ["page 7 is odd"] * attempts
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("service", "told"),
+    [
+        (answering(503, "busy"), 'the service answered 503: "busy"'),
+        (answering(302), "302: redirects are not followed"),
+        (answering(200, {"words": 1}), "the service's answer makes no sense"),
+        (answering(200, {"progress": {"done": 1}}), "202 says that it goes on"),
+        (Service(answering(200).answer, url="http://127.0.0.1:1/"), "the service cannot be asked"),
+    ],
+)
+def test_a_service_that_does_not_do_its_part_is_asked_again(
+    database_url: str, tmp_path: Path, service: Service, told: str
+) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path, service) as all:
+            all.work()
+            await all.plant.completed(await all.plant.batch({"a.txt": b"words"}))
+
+            failures = await all.plant.all_of(AttemptFailed)
+            assert len(failures) == 3
+            assert all_tell(failures, told)
+
+    def all_tell(failures: Any, told: str) -> bool:
+        return all(told in failure.message and not failure.permanent for failure in failures)
+
+    run(story())
+
+
+def test_a_service_that_stays_silent_costs_an_attempt_and_comes_too_late(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path, answering(202), timeout=0.5) as all:
+            all.work()
+            batch = await all.plant.batch({"a.txt": b"words"})
+            first = await all.asked(1)
+            await all.asked(2)
+
+            assert await all.say(first, result={}) == 410
+            assert (await all.fetch(first))[0] == 410
+            assert (await all.plant.completed(batch)).outcome is Outcome.FAILED
+            failures = await all.plant.all_of(AttemptFailed)
+            assert {failure.error_type for failure in failures} == {"StepTimeout"}
+
+    run(story())
+
+
+def test_a_late_word_for_an_abandoned_attempt_is_refused_and_the_next_one_counts(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path, answering(202)) as all:
+            worker = all.work()
+            batch = await all.plant.batch({"a.txt": b"words"})
+            first = await all.asked(1)
+            await all.plant.stop(worker)
+            await all.plant.until(lambda: all.plant.all_of(AttemptAbandoned))
+
+            assert await all.say(first, result={"from": 1}) == 410
+            all.work()
+            second = await all.asked(2)
+            assert await all.say(first, result={"from": 1}) == 410
+            assert await all.say(second, result={"from": 2}) == 204
+
+            assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
+            (succeeded,) = await all.plant.all_of(AttemptSucceeded)
+            assert succeeded.results == {"http": {"from": 2}}
+
+    run(story())
+
+
+def test_the_errand_of_a_worker_that_was_killed_is_fenced_by_the_log(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path, answering(200, {"result": {}})) as all:
+            all.work()
+            batch = await all.plant.batch({"a.txt": b"words"})
+            await all.plant.completed(batch)
+            upload = (await all.plant.uploads(batch))["a.txt"].id
+            # What a worker leaves that had no time to close it.
+            left = await PostgresErrands(all.plant.pool).open(upload, 1, download_within=60)
+            data = {
+                "callback_url": f"/v1/callbacks/{left.callback}",
+                "content_url": f"/v1/callbacks/{left.download}/content",
+            }
+
+            assert await all.say(data, result={}) == 410
+            assert (await all.fetch(data))[0] == 410
+
+    run(story())
+
+
+def test_a_download_link_ends_by_itself(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path, answering(202), download_within=0.01) as all:
+            all.work()
+            await all.plant.batch({"a.txt": b"words"})
+            data = await all.asked(1)
+
+            async def over() -> bool:
+                return bool(await all.plant.fetch("SELECT 1 WHERE now() > %s", data_until))
+
+            ((data_until,),) = await all.plant.fetch("SELECT download_until FROM errands")
+            await eventually(over)
+            assert (await all.fetch(data))[0] == 410
+            assert await all.say(data, result={}) == 204
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("report", "status"),
+    [
+        ({}, 422),
+        ({"result": {}, "error": {"message": "x"}}, 422),
+        ({"result": [1]}, 422),
+        ({"result": {"text": "x" * 70_000}}, 422),
+        ({"progress": {"done": 2, "total": 1}}, 422),
+        ({"progress": {"done": -1}}, 422),
+        ({"error": {"message": "x", "kind": "fatal"}}, 422),
+        ({"outcome": "fine"}, 422),
+    ],
+)
+def test_a_report_of_no_sense_is_refused_and_may_be_said_better(
+    database_url: str, tmp_path: Path, report: Any, status: int
+) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path, answering(202)) as all:
+            all.work()
+            batch = await all.plant.batch({"a.txt": b"words"})
+            data = await all.asked(1)
+
+            assert await all.say(data, **report) == status
+            assert await all.say(data, result={}) == 204
+            assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
+
+    run(story())
+
+
+@pytest.mark.parametrize("token", ["x", "a" * 43, str(uuid4())])
+def test_a_made_up_ticket_opens_nothing(database_url: str, tmp_path: Path, token: str) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path, answering(202)) as all:
+            data = {
+                "callback_url": f"/v1/callbacks/{token}",
+                "content_url": f"/v1/callbacks/{token}/content",
+            }
+            assert await all.say(data, result={}) == 410
+            assert (await all.fetch(data))[0] == 410
+
+    run(story())
+
+
+def test_the_example_service_counts_words_at_once_and_later(
+    database_url: str, tmp_path: Path
+) -> None:
+    files = {"short.txt": b"two words", "long.txt": b"word " * 1000, "none.txt": b""}
+
+    async def story(url: str) -> None:
+        service = answering(500)
+        service.url = url
+        async with world(database_url, tmp_path, service) as all:
+            all.work()
+            batch = await all.plant.batch(files)
+            assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
+            for path, upload in (await all.plant.uploads(batch)).items():
+                (succeeded,) = await all.plant.all_of(AttemptSucceeded, upload.id)
+                assert succeeded.results["http"] == {"words": len(files[path].split())}
+
+    with example_service() as url:
+        run(story(url))
+
+
+@contextmanager
+def example_service() -> Iterator[str]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    environ = {**os.environ, "SECRET": SECRET}
+    with subprocess.Popen(
+        [sys.executable, str(EXAMPLE), str(port)], env=environ, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            run(_answers(port))
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            process.send_signal(signal.SIGKILL)
+
+
+async def _answers(port: int) -> None:
+    def connects() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    await eventually(connects)
