@@ -1,0 +1,55 @@
+"""What other people's clients need to run: Node.js, and the packages that package.json names."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+MODULES = HERE / "node_modules"
+
+_NEEDED = "`npm ci` in tests/clients installs what this test runs"
+
+
+def _missing(what: str) -> None:
+    """Skips the test, unless everything is required."""
+    if os.environ.get("UPTRAIL_REQUIRE_ALL") == "1":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def require_package(name: str) -> Path:
+    """The folder of an npm package."""
+    if not (MODULES / name).is_dir():
+        _missing(_NEEDED)
+    return MODULES / name
+
+
+def require_node() -> str:
+    node = shutil.which("node")
+    if node is None:
+        _missing("Node.js is not installed")
+    return str(node)
+
+
+async def tus_js(job: dict[str, Any]) -> dict[str, Any]:
+    """What tus-js-client made of the job; raises AssertionError with its complaint."""
+    node = require_node()
+    require_package("tus-js-client")
+    process = await asyncio.create_subprocess_exec(
+        node,
+        str(HERE / "tus.mjs"),
+        json.dumps(job),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    told, complaint = await asyncio.wait_for(process.communicate(), 90)
+    assert process.returncode == 0, complaint.decode(errors="replace")
+    answer: dict[str, Any] = json.loads(told)
+    return answer

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from application.commands import StartBatch
+from application.handlers.batches import start_batch
+from application.handlers.deciding import Context
+from domain.ids import is_part
+from tests.clients.installed import tus_js
+from tests.interfaces.uploads.server import OWNER, TUS, Server, serving, stored_files, upload_in
+from tests.support import run
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+METADATA = {"filename": "film é.bin", "filetype": "video/mp4"}
+
+
+def _job(server: Server, file: Path, **more: Any) -> dict[str, Any]:
+    options = {"metadata": METADATA, "protocol": "tus-v1", **more.pop("options", {})}
+    endpoint = f"{server.url}/v1/uploads"
+    known = {"endpoint": endpoint, "key": server.key, "file": str(file), "how": "send"}
+    return {**known, **more, "options": options}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "film.bin"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"uploadDataDuringCreation": True},
+        {"chunkSize": 300_000},
+        {"chunkSize": 300_000, "uploadDataDuringCreation": True},
+        {"overridePatchMethod": True, "chunkSize": 300_000},
+        {"parallelUploads": 4},
+        {"parallelUploads": 3, "chunkSize": 100_000},
+        {"addRequestId": True},
+    ],
+    ids=str,
+)
+def test_a_file_arrives_as_it_was(
+    options: dict[str, Any], file: Path, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path / "data") as server:
+            told = await tus_js(_job(server, file, options=options))
+
+            location = told["url"].removeprefix(server.url)
+            upload = await server.services.log.upload(upload_in(location))
+            assert await server.content(location) == CONTENT
+            assert (upload.path, upload.media_type) == ("film é.bin", "video/mp4")
+            assert not is_part(upload.id)
+            assert len(stored_files(tmp_path / "data")) == 1
+
+    run(story())
+
+
+def test_a_stream_whose_length_is_known_at_its_end(
+    file: Path, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path / "data") as server:
+            options = {"uploadLengthDeferred": True, "chunkSize": 300_000}
+            told = await tus_js(_job(server, file, options=options, stream=True))
+            assert await server.content(told["url"].removeprefix(server.url)) == CONTENT
+
+    run(story())
+
+
+@pytest.mark.parametrize("options", [{"chunkSize": 200_000}, {"chunkSize": 200_000, "p": 2}])
+def test_what_was_aborted_goes_on_where_it_stood(
+    options: dict[str, Any], file: Path, database_url: str, tmp_path: Path
+) -> None:
+    parallel = {"parallelUploads": options["p"]} if "p" in options else {}
+    options = {"chunkSize": options["chunkSize"], **parallel}
+    storage = str(tmp_path / "urls.json")
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path / "data") as server:
+            begun = _job(server, file, options=options, storage=storage, how="abort")
+            await tus_js(begun)
+            uploads = len(stored_files(tmp_path / "data"))
+            told = await tus_js({**begun, "how": "resume"})
+
+            assert told["resumed"]
+            location = told["url"].removeprefix(server.url)
+            assert await server.content(location) == CONTENT
+            assert uploads >= 1
+            assert len(stored_files(tmp_path / "data")) == 1
+
+    run(story())
+
+
+def test_what_is_terminated_is_gone(file: Path, database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path / "data") as server:
+            told = await tus_js(_job(server, file, how="terminate"))
+            location = told["url"].removeprefix(server.url)
+            async with server.client.head(location, headers=TUS) as answer:
+                assert answer.status == 410
+            assert stored_files(tmp_path / "data") == []
+
+    run(story())
+
+
+def test_parallel_parts_join_a_batch_as_one_upload(
+    file: Path, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path / "data") as server:
+            services = server.services
+            batch = StartBatch(id=services.new_id(), owner=OWNER)
+            await start_batch(services.log, batch, Context("key:test", services.now()))
+            endpoint = f"{server.url}/v1/batches/{batch.id}/uploads"
+            job = _job(server, file, options={"parallelUploads": 4}, endpoint=endpoint)
+            location = (await tus_js(job))["url"].removeprefix(server.url)
+
+            assert (await services.log.upload(upload_in(location))).batch == batch.id
+            assert await server.content(location) == CONTENT
+
+    run(story())
