@@ -31,11 +31,12 @@ class TransferError(ApplicationError):
 
 
 class OffsetMismatch(TransferError):
-    """The sender and the log disagree; `offset` is what the log says."""
+    """The sender and the log disagree; `offset` is what the log says, `claimed` what the other."""
 
     def __init__(self, offset: int, claimed: int) -> None:
         super().__init__(f"the upload stands at offset {offset}, not {claimed}")
         self.offset = offset
+        self.claimed = claimed
 
 
 class TooLong(TransferError):

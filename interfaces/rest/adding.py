@@ -22,7 +22,7 @@ from interfaces.rest.pointers import locate
 from interfaces.rest.problems import Complaint, Problem
 from interfaces.rest.routes import SENDERS, Operation
 from interfaces.services import SERVICES
-from interfaces.uploads import bundles, tus
+from interfaces.uploads import bundles, resumable, tus
 
 CHUNK = 1000  # files recorded together
 MANIFESTS = 10  # a request of NDJSON may hold so many times the files of one manifest
@@ -35,6 +35,8 @@ async def add(request: web.Request) -> web.StreamResponse:
     """Each file is judged by itself; one that the batch knows already is left as it is."""
     if tus.speaks_tus(request):
         return await tus.create(request)
+    if resumable.speaks_ietf(request):
+        return await resumable.create(request)
     if bundles.is_bundle(request):
         return await bundles.unpack(request)
     require(request, *SENDERS)

@@ -67,8 +67,13 @@ class Problem(Exception):
         title: str = "",
         errors: Iterable[Complaint] = (),
         headers: Mapping[str, str] | None = None,
+        type: str = "",
+        members: Mapping[str, int] | None = None,
     ) -> None:
+        """`type` is for a problem that a standard has a URI for, `members` are its extensions."""
         super().__init__(detail or code)
+        self.type = type or f"/problems/{code}"
+        self.members = dict(members or {})
         self.status = status
         self.code = code
         self.title = title or HTTPStatus(status).phrase
@@ -79,14 +84,14 @@ class Problem(Exception):
     def response(self, request: web.BaseRequest) -> web.Response:
         return web.Response(
             status=self.status,
-            body=_encode(self._document(request)),
+            body=_encode({**msgspec.to_builtins(self._document(request)), **self.members}),
             content_type=CONTENT_TYPE,
             headers=self.headers,
         )
 
     def _document(self, request: web.BaseRequest) -> ProblemDocument:
         return ProblemDocument(
-            type=f"/problems/{self.code}",
+            type=self.type,
             title=self.title,
             status=self.status,
             code=self.code,

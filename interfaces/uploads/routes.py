@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import hdrs, web
 
-from interfaces.uploads import tus
+from interfaces.uploads import resumable, tus
 from interfaces.uploads.body import hold
 from interfaces.uploads.content import artifact, content
 from interfaces.uploads.serving import prepare
@@ -17,17 +17,25 @@ BATCH_UPLOADS = "/v1/batches/{id}/uploads"
 def add_routes(app: web.Application) -> None:
     """Adds uploads and content to an application that has its SERVICES.
 
+    Which of the two protocols a request speaks follows from its headers.
+
     `POST /v1/batches/{id}/uploads` is shared with the list of files in JSON: its own route
     hands it to `tus.create` where `tus.speaks_tus(request)`.
     """
     prepare(app)
-    router = app.router
+    router, either = app.router, resumable.either
     for path in (UPLOADS, BATCH_UPLOADS, UPLOAD):
         router.add_route(hdrs.METH_OPTIONS, path, tus.discover)
-    router.add_route(hdrs.METH_POST, UPLOADS, tus.create, expect_handler=hold)
-    router.add_route(hdrs.METH_HEAD, UPLOAD, tus.tell_offset)
-    router.add_route(hdrs.METH_PATCH, UPLOAD, tus.append, expect_handler=hold)
-    router.add_route(hdrs.METH_DELETE, UPLOAD, tus.terminate)
-    router.add_route(hdrs.METH_POST, UPLOAD, tus.override, expect_handler=hold)
+    router.add_route(
+        hdrs.METH_POST, UPLOADS, either(tus.create, resumable.create), expect_handler=hold
+    )
+    router.add_route(hdrs.METH_HEAD, UPLOAD, either(tus.tell_offset, resumable.tell_offset))
+    router.add_route(
+        hdrs.METH_PATCH, UPLOAD, either(tus.append, resumable.append), expect_handler=hold
+    )
+    router.add_route(hdrs.METH_DELETE, UPLOAD, either(tus.terminate, resumable.cancel))
+    router.add_route(
+        hdrs.METH_POST, UPLOAD, either(tus.override, resumable.override), expect_handler=hold
+    )
     router.add_get(f"{UPLOAD}/content", content)
     router.add_get(f"{UPLOAD}/artifacts/{{name}}", artifact)

@@ -110,7 +110,7 @@ def test_each_file_is_judged_by_itself(database_url: str, tmp_path: Path) -> Non
 
     async def story() -> None:
         async with serving(database_url, tmp_path, max_file_size=1000) as server:
-            answer = await send(server, body + END, **FORM)
+            answer = await send(server, body + END, 201, **FORM)
             assert outcomes(answer) == [
                 ("good", "received", None),
                 ("../escape", "rejected", "invalid"),

@@ -1,0 +1,46 @@
+"""104 (Upload Resumption Supported): where an upload is, and how far, while its body arrives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+from aiohttp import HttpVersion11, hdrs, web
+
+from interfaces.services import SERVICES
+from interfaces.uploads.resumable_request import INTEROP, LIMIT, OFFSET, interop_of, limits
+
+EVERY = 1.0  # seconds between two words on how far it is, at least
+
+
+async def announce(request: web.Request, location: str) -> None:
+    """Tells the client where the upload is, so that it can go on after a cut."""
+    await _send(request, {hdrs.LOCATION: location, LIMIT: limits(request)})
+
+
+async def progressing(
+    request: web.Request, upload: UUID, chunks: AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    """The chunks; now and then the client is told how much of them is durable and recorded."""
+    loop = asyncio.get_running_loop()
+    due, told = loop.time() + EVERY, 0
+    async for chunk in chunks:
+        yield chunk
+        if loop.time() >= due:
+            due = loop.time() + EVERY
+            received = (await request.app[SERVICES].log.upload(upload)).received
+            if received > told:
+                told = received
+                await _send(request, {OFFSET: str(received)})
+
+
+async def _send(request: web.Request, headers: dict[str, str]) -> None:
+    """Nothing to a client of another version, as all drafts demand, nor to one of HTTP/1.0."""
+    version = interop_of(request)
+    if version is None or request.version < HttpVersion11:
+        return
+    lines = [f"{name}: {value}" for name, value in {INTEROP: str(version), **headers}.items()]
+    head = "\r\n".join(["HTTP/1.1 104 Upload Resumption Supported", *lines, "", ""])
+    await request.writer.write(head.encode("latin-1"))
+    request.writer.output_size = 0  # the answer proper has not begun
