@@ -186,7 +186,7 @@ async def _carry_out(connection: Connection, dispatch: Dispatch, plan: Plan, mos
         for step, answer in zip(plan.steps, answers, strict=True)
         if isinstance(answer, Appended)
     ]
-    members, batches = _evolved(accepted)
+    members, batches = _evolved(accepted, plan.expiring)
     travelling = [member for member, needs_job in members if needs_job]
     stranded = list(plan.stranded.values())
     travelling += [member for member in stranded if member.state is UploadState.QUEUED]
@@ -201,8 +201,10 @@ async def _carry_out(connection: Connection, dispatch: Dispatch, plan: Plan, mos
         await selection.mark_dirty(connection, {member.batch for member, _ in members})
 
 
-def _evolved(accepted: list[Step]) -> tuple[list[tuple[Member, bool]], list[Followed]]:
-    """The members and the batches after what the log accepted."""
+def _evolved(
+    accepted: list[Step], expiring: set[UUID]
+) -> tuple[list[tuple[Member, bool]], list[Followed]]:
+    """The members and the batches after what the log accepted; what expires is looked at again."""
     members: list[tuple[Member, bool]] = []
     batches: list[Followed] = []
     for step in accepted:
@@ -212,5 +214,5 @@ def _evolved(accepted: list[Step]) -> tuple[list[tuple[Member, bool]], list[Foll
         if isinstance(subject, Member):
             members.append((subject, step.needs_job))
         else:
-            batches.append(subject.cleaned())
+            batches.append(subject if subject.batch in expiring else subject.cleaned())
     return members, batches

@@ -5,10 +5,13 @@ import pytest
 from domain.batch.events import (
     BatchCancelled,
     BatchCompleted,
+    BatchEvent,
     BatchExpired,
     BatchPaused,
     BatchProgressed,
     BatchReopened,
+    BatchResumed,
+    BatchRetryRequested,
     BatchSealed,
     UploadsAdded,
 )
@@ -141,3 +144,101 @@ def test_a_paused_batch_resumes_once() -> None:
     (resumed,) = paused.resume(at=NOON, by=ALICE)
 
     assert paused.evolve(resumed).resume(at=NOON, by=ALICE) == ()
+
+
+def failing(failed: int, completed: int = 0) -> Counts:
+    return {UploadState.FAILED: failed, UploadState.COMPLETED: completed}
+
+
+@pytest.mark.parametrize(
+    ("threshold", "counts", "sealed", "stops"),
+    [
+        (None, failing(1000), True, False),
+        (0.0, failing(0, 50), True, False),
+        (0.0, failing(1, 50), True, True),
+        (0.25, failing(5), False, False),  # of twenty, at the least
+        (0.25, failing(6), False, True),
+        (0.25, failing(25, 75), True, False),
+        (0.25, failing(26, 74), True, True),
+        (0.5, failing(3, 1), True, True),  # there are no more than four
+        (1.0, failing(1000), True, False),
+        (0.25, {UploadState.QUARANTINED: 6}, False, True),
+        (0.25, {UploadState.REJECTED: 60, UploadState.CANCELLED: 60}, False, False),
+    ],
+)
+def test_a_batch_stops_when_more_than_its_share_failed(
+    threshold: float | None, counts: Counts, sealed: bool, stops: bool
+) -> None:
+    history = (SEALED,) if sealed else ()
+    batch = given_batch(started(failure_threshold=threshold), *history)
+
+    events = batch.stop_failing(counts, at=NOON, by="orchestrator")
+
+    assert [type(event) for event in events] == [BatchPaused] * stops
+
+
+def test_who_resumes_a_batch_pardons_the_failures_it_was_counted_with() -> None:
+    counted = given_batch(started(failure_threshold=0.25)).progress_to(
+        failing(30, 10), bytes_received=1, bytes_total=1, through=1, at=NOON, by="orchestrator"
+    )
+    paused = BatchPaused(at=NOON, by="orchestrator", reason="too many")
+    resumed = given_batch(
+        started(failure_threshold=0.25), *counted, paused, BatchResumed(at=NOON, by=ALICE)
+    )
+
+    assert resumed.stop_failing(failing(35, 10), at=NOON, by="orchestrator") == ()
+    assert resumed.stop_failing(failing(36, 10), at=NOON, by="orchestrator")
+
+
+def test_a_retry_of_a_batch_that_is_over_opens_it_again() -> None:
+    counts: Counts = {UploadState.FAILED: 1}
+    sealed = given_batch(started(), SEALED)
+    progress = sealed.progress_to(
+        counts, bytes_received=0, bytes_total=0, through=1, at=NOON, by="orchestrator"
+    )
+    done = given_batch(
+        started(), SEALED, *progress, *sealed.complete(counts, at=NOON, by="orchestrator")
+    )
+
+    events = done.request_retry(at=NOON, by=ALICE)
+
+    assert [type(event) for event in events] == [BatchReopened, BatchRetryRequested]
+    assert given_batch(started()).request_retry(at=NOON, by=ALICE) == events[1:]
+
+
+@pytest.mark.parametrize(
+    ("history", "why"),
+    [
+        ((CANCELLED,), "is cancelling"),
+        (
+            (
+                CANCELLED,
+                BatchCompleted(
+                    at=NOON, by="orchestrator", outcome=Outcome.CANCELLED, counts={}, duration=1
+                ),
+            ),
+            "was cancelled",
+        ),
+        (
+            (
+                SEALED,
+                BatchCompleted(
+                    at=NOON, by="orchestrator", outcome=Outcome.SUCCEEDED, counts={}, duration=1
+                ),
+            ),
+            "none of its uploads failed",
+        ),
+    ],
+)
+def test_a_retry_of_nothing_is_refused(history: tuple[BatchEvent, ...], why: str) -> None:
+    with pytest.raises(NotNow, match=why):
+        given_batch(started(), *history).request_retry(at=NOON, by=ALICE)
+
+
+def test_a_priority_is_changed_once() -> None:
+    batch = given_batch(started(priority=1))
+
+    (event,) = batch.prioritize(3, at=NOON, by=ALICE)
+
+    assert batch.evolve(event).priority == 3
+    assert batch.prioritize(1, at=NOON, by=ALICE) == ()

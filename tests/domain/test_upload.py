@@ -21,6 +21,7 @@ from domain.upload.events import (
     UploadFailed,
     UploadQuarantined,
     UploadQueued,
+    UploadReleased,
 )
 from domain.upload.state import UploadState
 from tests.stories import (
@@ -236,3 +237,18 @@ def test_what_has_ended_is_not_cancelled() -> None:
 def test_a_received_file_does_not_expire() -> None:
     with pytest.raises(NotNow):
         given(registered(), received()).expire(at=NOON, by="orchestrator")
+
+
+def test_only_a_quarantined_upload_is_released_and_then_it_is_completed() -> None:
+    held = processing()
+    for event in held.quarantine(1, failure("EICAR"), duration=1.0, at=NOON, by=WORKER):
+        held = held.evolve(event)
+
+    events = held.release("a test file", at=NOON, by=ALICE)
+
+    assert [type(event) for event in events] == [UploadReleased, UploadCompleted]
+    for event in events:
+        held = held.evolve(event)
+    assert held.state is UploadState.COMPLETED
+    with pytest.raises(NotNow, match="is completed"):
+        held.release("again", at=NOON, by=ALICE)

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 from uuid import UUID
 
-from application.pipeline import Permanent, Subject, Workbench
+from application.pipeline import Permanent, Quarantine, Subject, Workbench
 
 
 async def passes(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
@@ -17,6 +17,13 @@ async def refuses(subject: Subject, bench: Workbench, options: dict[str, Any]) -
     """Fails for good where the path says so."""
     if "bad" in subject.path:
         raise Permanent(f"{subject.path} is bad through and through")
+    return {}
+
+
+async def holds_back(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+    """Takes what is called so for a virus."""
+    if "eicar" in subject.path:
+        raise Quarantine("EICAR")
     return {}
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
-from application.commands import CancelBatch, RegisterUpload, SealBatch, StartBatch
+from application.commands import CancelBatch, PauseBatch, RegisterUpload, SealBatch, StartBatch
 from application.envelope import Recorded
-from application.handlers.batches import cancel_batch, seal_batch, start_batch
+from application.handlers.batches import cancel_batch, pause_batch, seal_batch, start_batch
 from application.handlers.deciding import Context
 from application.handlers.registering import register_upload
 from application.pipeline import Pipeline, Processor, Step
@@ -21,6 +21,7 @@ from domain.event import Event, topic_of
 from domain.file import FileDeclaration
 from domain.retry import RetryPolicy
 from domain.upload.aggregate import Upload
+from domain.upload.state import UploadState
 from infrastructure.blobs.local import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
@@ -104,10 +105,17 @@ class Plant:
         priority: int = 0,
         media_type: str | None = None,
         retry_policy: RetryPolicy = SOON,
+        failure_threshold: float | None = None,
     ) -> UUID:
         """A batch of files whose bytes have all arrived."""
         id = uuid4()
-        command = StartBatch(id=id, owner=owner, priority=priority, retry_policy=retry_policy)
+        command = StartBatch(
+            id=id,
+            owner=owner,
+            priority=priority,
+            retry_policy=retry_policy,
+            failure_threshold=failure_threshold,
+        )
         await start_batch(self.log, command, context())
         await asyncio.gather(
             *(
@@ -128,8 +136,16 @@ class Plant:
         command = RegisterUpload(batch=batch, file=file, received=len(content), blob=blob)
         return (await register_upload(self.log, command, context())).upload.id
 
+    async def declared(self, batch: UUID, path: str) -> UUID:
+        """A file that is announced, and of which nothing has arrived."""
+        command = RegisterUpload(batch=batch, file=FileDeclaration(path=path, size=10))
+        return (await register_upload(self.log, command, context())).upload.id
+
     async def seal(self, batch: UUID) -> None:
         await seal_batch(self.log, SealBatch(batch=batch), context())
+
+    async def pause(self, batch: UUID) -> None:
+        await pause_batch(self.log, PauseBatch(batch=batch), context())
 
     async def cancel(self, batch: UUID, reason: str = "changed my mind") -> None:
         await cancel_batch(self.log, CancelBatch(batch=batch, reason=reason), context())
@@ -162,6 +178,10 @@ class Plant:
             elif recorded.stream in found:
                 found[recorded.stream] = found[recorded.stream].evolve(event)
         return {upload.path: upload for upload in found.values()}
+
+    async def count(self, batch: UUID, state: UploadState) -> int:
+        """How many uploads of the batch are in this state, as the log has it."""
+        return [upload.state for upload in (await self.uploads(batch)).values()].count(state)
 
     async def completed(self, batch: UUID, deadline: float = 30.0) -> Batch:
         """The batch, once it has an outcome."""

@@ -30,6 +30,41 @@ def test_a_cancelled_batch_ends_watch_with_4(uptrail: Command) -> None:
     assert uptrail("batch", "watch", id).code == 4
 
 
+def test_a_report_tells_what_failed_and_a_retry_tries_it_again(
+    uptrail: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "bad.png").write_text("not a picture at all")
+    sent = uptrail("upload", tmp_path / "good.txt", tmp_path / "bad.png", "--wait", "--json")
+    id = sent.json["id"]
+
+    table = uptrail("batch", "report", id, "--only", "failed").out.splitlines()
+    whole = uptrail("batch", "report", id, "--json").json
+    uptrail("batch", "report", id, "--format", "ndjson", "--to", tmp_path / "report.ndjson")
+
+    assert len(table) == 2
+    assert "bad.png" in table[1]
+    assert [reason["uploads"] for reason in whole["reasons"]] == [1]
+    assert len((tmp_path / "report.ndjson").read_bytes().splitlines()) == 2
+    assert uptrail("batch", "retry", id).code == 0
+    assert uptrail("batch", "watch", id).code == 3
+    (failed,) = uptrail("batch", "show", id, "--state", "failed", "--json").json["uploads"]
+    assert failed["attempt"] == 2
+    refused = uptrail("upload", "release", failed["id"], "--reason", "it is fine")
+    assert (refused.code, "the upload is failed" in refused.err) == (1, True)
+
+
+def test_a_batch_is_given_priority(uptrail: Command) -> None:
+    id = uptrail("batch", "start", "--json").json["id"]
+
+    assert uptrail("batch", "prioritize", id, 5).code == 0
+    uptrail("batch", "seal", id)
+    uptrail("batch", "watch", id)
+
+    assert uptrail("batch", "show", id, "--json").json["batch"]["priority"] == 5
+    assert uptrail("batch", "retry", id).code == 1
+
+
 def test_history_tells_who_did_what(uptrail: Command, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     batch = uptrail("upload", tmp_path / "a.txt", "--wait", "--json").json["id"]

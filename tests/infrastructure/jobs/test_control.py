@@ -1,0 +1,294 @@
+"""Control of batches under way: retries, thresholds, expiry, release; in bounded rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from application.commands import (
+    CancelBatch,
+    PrioritizeBatch,
+    ReleaseUpload,
+    ResumeBatch,
+    RetryBatch,
+)
+from application.envelope import Recorded
+from application.handlers.batches import (
+    cancel_batch,
+    prioritize_batch,
+    resume_batch,
+    retry_batch,
+)
+from application.handlers.transfers import release_upload
+from domain.batch.events import BatchCompleted, BatchExpired, BatchPaused, BatchReopened
+from domain.batch.state import Outcome
+from domain.event import Event
+from domain.retry import RetryPolicy
+from domain.upload.events import AttemptStarted, RetryRequested, UploadExpired, UploadQueued
+from domain.upload.state import UploadState
+from infrastructure.jobs import retrying
+from tests.infrastructure.jobs.crowd import crowd
+from tests.infrastructure.jobs.hands import Fails, Gate, holds_back, passes, refuses
+from tests.infrastructure.jobs.plant import Plant, context, pipeline, play
+
+ONE_STEP = pipeline("step")
+ONCE = RetryPolicy(attempts=1)
+
+
+def test_every_failed_upload_of_a_batch_is_retried_once_per_request(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrying, "CHUNK", 7)  # rounds smaller than the batch
+
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"step": Fails(attempts=2)})
+        batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)}, retry_policy=ONCE)
+        assert (await plant.completed(batch)).outcome is Outcome.FAILED
+
+        await retry_batch(plant.log, RetryBatch(batch=batch), context())
+        await plant.until(lambda: verdicts(plant, batch, 2))
+        assert len(await plant.all_of(RetryRequested)) == 30
+        await retry_batch(plant.log, RetryBatch(batch=batch), context())
+        await plant.until(lambda: verdicts(plant, batch, 3))
+
+        outcomes = [event.outcome for event in await plant.all_of(BatchCompleted, batch)]
+        assert outcomes == [Outcome.FAILED, Outcome.FAILED, Outcome.SUCCEEDED]
+        assert len(await plant.all_of(RetryRequested)) == 60
+        assert {u.attempt for u in (await plant.uploads(batch)).values()} == {3}
+        assert await plant.fetch("SELECT count(*) FROM orchestration.retries") == [(0,)]
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_retry_leaves_what_did_not_fail_as_it_is(database_url: str, tmp_path: Path) -> None:
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"step": refuses})
+        batch = await plant.batch({"good.txt": b"x", "bad.txt": b"x"})
+        await plant.completed(batch)
+
+        await retry_batch(plant.log, RetryBatch(batch=batch), context())
+        await plant.until(lambda: verdicts(plant, batch, 2))
+
+        uploads = await plant.uploads(batch)
+        assert {path: upload.attempt for path, upload in uploads.items()} == {
+            "good.txt": 1,
+            "bad.txt": 2,
+        }
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_cancelled_batch_is_retried_no_further(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrying, "CHUNK", 1)
+
+    async def story(plant: Plant) -> None:
+        leader = plant.orchestrate()
+        plant.work({"step": refuses})
+        bad = {f"bad{n}.txt": b"x" for n in range(20)}
+        batch = await plant.batch(bad, retry_policy=ONCE, seal=False)
+        await plant.until(lambda: ended(plant, batch, 20))
+        await plant.stop(leader)
+        await retry_batch(plant.log, RetryBatch(batch=batch), context())
+        await cancel_batch(plant.log, CancelBatch(batch=batch), context())
+
+        plant.orchestrate()
+        done = await plant.completed(batch)
+
+        assert done.outcome is Outcome.CANCELLED
+        assert await plant.all_of(RetryRequested) == []
+        assert await plant.fetch("SELECT count(*) FROM orchestration.retries") == [(0,)]
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_too_many_failures_pause_a_batch_and_who_resumes_it_pardons_them(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"step": refuses})
+        files = {f"bad{n}.txt": b"x" for n in range(40)}
+        batch = await plant.batch(files, retry_policy=ONCE, failure_threshold=0.25)
+
+        paused = (await plant.until(lambda: plant.all_of(BatchPaused, batch)))[0]
+
+        assert paused.by == "orchestrator"
+        assert "more than 25%" in paused.reason
+        await settled(plant, batch)
+        before = await plant.count(batch, UploadState.FAILED)
+        assert 6 <= before < 40  # more than a quarter of the twenty that are judged at least
+        await resume_batch(plant.log, ResumeBatch(batch=batch), context())
+        await plant.until(lambda: pauses(plant, batch, 2))
+        assert await plant.count(batch, UploadState.FAILED) >= before + 6
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP, in_flight_per_batch=4)
+
+
+def test_an_open_batch_that_nobody_goes_on_with_expires(database_url: str, tmp_path: Path) -> None:
+    async def story(plant: Plant) -> None:
+        left = await plant.batch({"done.txt": b"x"}, seal=False)
+        waiting = await plant.declared(left, "never.txt")
+        plant.orchestrate()
+        plant.work({"step": passes})
+
+        done = await plant.completed(left)
+
+        assert done.outcome is Outcome.EXPIRED
+        assert len(await plant.all_of(BatchExpired, left)) == 1
+        assert len(await plant.all_of(UploadExpired, waiting)) == 1
+        states = {path: u.state for path, u in (await plant.uploads(left)).items()}
+        assert states == {"done.txt": UploadState.COMPLETED, "never.txt": UploadState.EXPIRED}
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP, batch_expiry=1.0)
+
+
+def test_a_batch_with_work_under_way_or_on_hold_does_not_expire(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        gate = Gate()
+        plant.orchestrate()
+        plant.work({"step": gate})
+        busy = await plant.batch({"slow.txt": b"x"}, seal=False)
+        await plant.until(lambda: gate.inside)
+        held = await plant.batch({}, seal=False)
+        await plant.pause(held)
+        idle = await plant.batch({}, seal=False)
+
+        await plant.completed(idle)
+
+        assert await plant.all_of(BatchExpired, busy) == []
+        assert await plant.all_of(BatchExpired, held) == []
+        gate.open()
+        assert (await plant.completed(busy)).outcome is Outcome.EXPIRED
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP, batch_expiry=1.0)
+
+
+def test_a_release_from_quarantine_changes_the_verdict(database_url: str, tmp_path: Path) -> None:
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"step": holds_back})
+        batch = await plant.batch({"eicar.txt": b"x", "good.txt": b"x"})
+        assert (await plant.completed(batch)).outcome is Outcome.COMPLETED_WITH_FAILURES
+        held = (await plant.uploads(batch))["eicar.txt"]
+
+        command = ReleaseUpload(upload=held.id, reason="a test file")
+        await release_upload(plant.log, command, context())
+        await plant.until(lambda: verdicts(plant, batch, 2))
+
+        assert (await plant.all_of(BatchReopened, batch))[0].by == "orchestrator"
+        assert (await plant.all_of(BatchCompleted, batch))[-1].outcome is Outcome.SUCCEEDED
+        assert (await plant.upload(held.id)).attempt == 1
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_batch_that_is_given_priority_goes_before_the_others_of_its_owner(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        files = {f"{n}.txt": b"x" for n in range(10)}
+        usual, urgent = await plant.batch(files), await plant.batch(files)
+        command = PrioritizeBatch(batch=urgent, priority=5)
+        await prioritize_batch(plant.log, command, context())
+
+        plant.orchestrate()
+        plant.work({"step": passes})
+        await plant.completed(usual)
+        await plant.completed(urgent)
+
+        queued = [r.stream for r in await plant.events() if isinstance(r.event, UploadQueued)]
+        first = {upload.id for upload in (await plant.uploads(urgent)).values()}
+        assert set(queued[:10]) == first
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP, in_flight_per_owner=5)
+
+
+def test_a_large_batch_that_is_cancelled_does_not_hold_up_the_end_of_a_small_one(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        big = await crowd(plant, "acme", 3000)
+        small = await crowd(plant, "globex", 10)
+        await plant.cancel(big)
+        await plant.cancel(small)
+
+        plant.orchestrate()
+        await plant.completed(big)
+        await plant.completed(small)
+
+        ends = [r.stream for r in await plant.events() if isinstance(r.event, BatchCompleted)]
+        assert ends == [small, big]
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_batch_of_thousands_delays_ten_files_of_another_owner_by_no_more_than_its_window(
+    database_url: str, tmp_path: Path
+) -> None:
+    window = 50
+
+    async def story(plant: Plant) -> None:
+        big = await crowd(plant, "acme", 5000)
+        plant.orchestrate()
+        plant.work({"step": passes})
+        await plant.until(lambda: begun(plant, 2 * window))
+        small = await plant.batch({f"{n}.txt": b"x" for n in range(10)}, owner="globex")
+
+        assert (await plant.completed(small)).outcome is Outcome.SUCCEEDED
+
+        events = await plant.events()
+        mine = {upload.id for upload in (await plant.uploads(small)).values()}
+        theirs = {r.stream for r in events} - mine
+        released = min(r.position for r in events if of(r, UploadQueued, mine))
+        last = max(r.position for r in events if of(r, AttemptStarted, mine))
+        between = [r for r in events if released < r.position < last]
+        # What was released before, and one more window that a round may release meanwhile.
+        assert len([r for r in between if of(r, AttemptStarted, theirs)]) <= 2 * window
+        plant.log.forget(big)
+        assert (await plant.log.batch(big)).outcome is None
+
+    windows = {"in_flight_per_batch": window, "in_flight_per_owner": window}
+    play(database_url, tmp_path, story, pipelines=ONE_STEP, **windows)
+
+
+def of(recorded: Recorded, kind: type[Event], uploads: set[UUID]) -> bool:
+    return isinstance(recorded.event, kind) and recorded.stream in uploads
+
+
+async def pauses(plant: Plant, batch: UUID, count: int) -> bool:
+    return len(await plant.all_of(BatchPaused, batch)) == count
+
+
+async def verdicts(plant: Plant, batch: UUID, count: int) -> bool:
+    return len(await plant.all_of(BatchCompleted, batch)) == count
+
+
+async def ended(plant: Plant, batch: UUID, count: int) -> bool:
+    uploads = (await plant.uploads(batch)).values()
+    return len([upload for upload in uploads if upload.state.ended]) == count
+
+
+async def begun(plant: Plant, count: int) -> bool:
+    """Whether so many attempts have been started, whoever's."""
+    counted = "SELECT count(*) FROM stored_events WHERE topic = 'upload.attempt_started'"
+    return bool((await plant.fetch(counted))[0][0] >= count)
+
+
+async def settled(plant: Plant, batch: UUID) -> None:
+    """Waits until nothing of a paused batch is at the workers any more."""
+    flying = (
+        "SELECT count(*) = 0 FROM orchestration.members WHERE batch = %s AND state = 'processing'"
+    )
+
+    async def landed() -> bool:
+        return await plant.fetch(flying, batch) == [(True,)]
+
+    await plant.until(landed)
