@@ -29,6 +29,9 @@ steps = [
 """
 
 
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
 def settings_of(text: str, folder: Path) -> Settings:
     config = folder / "uptrail.toml"
     config.write_text(text)
@@ -73,6 +76,15 @@ def test_a_pipeline_of_the_settings_is_accepted_and_has_its_own_retries(tmp_path
         ),
         ({"processor": "antivirus", "options": {"address": "clamd"}}, "must be unix:/path or tcp"),
         ({"processor": "archive", "options": {"max_members": 0}}, r">= 1.*\$\.max_members"),
+        ({"processor": "http", "options": {"url": "https://a.example/"}}, "'secret' is missing"),
+        (
+            {"processor": "http", "options": {"url": "ftp://a.example", "secret": SECRET}},
+            r"regex.*\$\.url",
+        ),
+        (
+            {"processor": "http", "options": {"url": "https://a.example", "secret": "hush"}},
+            "`secret` must be whsec_ and 24 to 64 bytes in base64$",
+        ),
     ],
 )
 def test_a_step_that_cannot_work_is_told_with_what_is_known(step: Any, told: str) -> None:

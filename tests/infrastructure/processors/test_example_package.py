@@ -1,0 +1,79 @@
+"""The example package of the documentation, installed by pip and run by a real worker."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from application.pipeline import Pipeline, Step
+from domain.upload.events import AttemptFailed, AttemptSucceeded
+from domain.upload.state import UploadState
+from infrastructure.processors.checking import check_pipelines
+from infrastructure.processors.registry import known_options, open_processors
+from infrastructure.settings_fields import BadSetting
+from tests.infrastructure.jobs.plant import Plant, pipeline, play
+
+EXAMPLE = Path(__file__).parents[3] / "docs/examples/uptrail-words"
+TEXT = b"the quick brown fox jumps over the lazy dog\n" * 20_000  # several chunks
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the example was installed into, as pip installs any package."""
+    folder = tmp_path_factory.mktemp("example")
+    source, target = folder / "source", folder / "target"
+    shutil.copytree(EXAMPLE, source)  # a build leaves things beside its source
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run(
+        [*command, "--no-build-isolation", "--target", str(target), str(source)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return target
+
+
+@pytest.fixture
+def installed(target: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(target))
+    yield
+    sys.modules.pop("uptrail_words", None)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_worker_runs_the_processor_of_an_installed_package(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        async with open_processors() as processors:
+            plant.orchestrate()
+            worker = plant.work(processors)
+            batch = await plant.batch({"fox.txt": TEXT, "odd.bin": b"\xff\xfe words"})
+            await plant.completed(batch)
+            await plant.stop(worker)
+
+        uploads = await plant.uploads(batch)
+        (succeeded,) = await plant.all_of(AttemptSucceeded, uploads["fox.txt"].id)
+        assert succeeded.results == {"words": {"words": 180_000}}
+        blob = succeeded.artifacts["words.json"]
+        kept = b"".join([chunk async for chunk in plant.blobs.read(blob)])
+        assert json.loads(kept) == {"the": 40_000, "quick": 20_000}
+        assert uploads["odd.bin"].state is UploadState.FAILED
+        (failed,) = await plant.all_of(AttemptFailed)
+        assert (failed.permanent, failed.message) == (True, "this is no text in UTF-8")
+
+    play(database_url, tmp_path, story, pipelines=pipeline("words", top=2))
+
+
+@pytest.mark.usefixtures("installed")
+def test_its_options_are_checked_at_the_start() -> None:
+    step = Step(processor="words", options={"tip": 3})
+
+    with pytest.raises(BadSetting, match="no option 'tip'; did you mean 'top'"):
+        check_pipelines({"texts": Pipeline(steps=(step,))}, known_options())
