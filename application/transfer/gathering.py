@@ -11,6 +11,7 @@ from application.errors import ApplicationError, Busy, Conflict, Undetermined
 from application.handlers.deciding import TRIES
 from application.handlers.receiving import Stored, TurnedAway, receive_files
 from application.handlers.registering import AddedFile
+from application.transfer.errors import BatchFull, QuotaExceeded
 from application.transfer.names import blob_of_whole
 from application.transfer.transfers import Speaker, Transfers
 from domain.batch.aggregate import Batch
@@ -121,8 +122,20 @@ class Gathering:
             elif batch.state is not BatchState.OPEN:
                 judged.append(_too_late(batch, file))
             else:
-                judged.append(_Taken(file.id, file) if isinstance(file, Small) else file)
+                judged.append(await self._admit(batch, file))
         return judged
+
+    async def _admit(self, batch: Batch, file: Small | TurnedAway) -> _Taken | TurnedAway:
+        """A new file, unless its batch or its owner has had enough."""
+        quotas = self._transfers.quotas
+        if isinstance(file, TurnedAway):
+            return file
+        if not quotas.unlimited:
+            try:
+                await quotas.admit(batch.owner, batch.id, len(file.content))
+            except (BatchFull, QuotaExceeded) as error:
+                return TurnedAway(file.file, "quota_exceeded", str(error))
+        return _Taken(file.id, file)
 
     async def _store(self, taken: Sequence[_Taken], blobs: dict[UUID, str]) -> None:
         """The bytes of those not stored yet."""

@@ -10,7 +10,14 @@ from application.errors import NotFound
 from application.handlers.receiving import TurnedAway
 from application.handlers.registering import AddedFile, RegisteredUpload
 from application.transfer.arriving import Arrivals, Joining
-from application.transfer.errors import NotIncoming, OffsetMismatch, Overtaken, TooLong
+from application.transfer.errors import (
+    BatchFull,
+    NotIncoming,
+    OffsetMismatch,
+    Overtaken,
+    QuotaExceeded,
+    TooLong,
+)
 from application.transfer.transfers import Incoming, Speaker, Transfers
 from domain.errors import Refused
 from domain.file import FileDeclaration
@@ -40,6 +47,9 @@ class OneOfMany:
         except Refused as refused:  # the batch is closed, or knows the path with another size
             id = upload_id_for(batch, file.path)
             return TurnedAway(file, "not_now", str(refused)).answer(id)
+        except (BatchFull, QuotaExceeded) as error:
+            id = upload_id_for(batch, file.path)
+            return TurnedAway(file, "quota_exceeded", str(error)).answer(id)
         if upload.state not in INCOMING:
             return AddedFile(file.path, upload.id, "known")
         return await self.go_on(upload, chunks, size=file.size)

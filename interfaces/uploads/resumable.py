@@ -18,6 +18,7 @@ from interfaces.rest.access import require, upload_of
 from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
+from interfaces.uploads import tus
 from interfaces.uploads.body import chunks_of, require_plain
 from interfaces.uploads.resumable_answers import appended, stored
 from interfaces.uploads.resumable_creation import body_length, create, full_size, require_whole
@@ -42,7 +43,23 @@ from interfaces.uploads.resumable_request import (
 from interfaces.uploads.serving import TRANSFERS, speaker_of
 from interfaces.uploads.tus_request import OVERRIDE
 
-__all__ = ["append", "cancel", "create", "either", "override", "speaks_ietf", "tell_offset"]
+__all__ = [
+    "append",
+    "cancel",
+    "create",
+    "discover",
+    "either",
+    "override",
+    "speaks_ietf",
+    "tell_offset",
+]
+
+
+async def discover(request: web.Request) -> web.StreamResponse:
+    """OPTIONS: what tus is told, and the limits that this protocol wants to see there."""
+    response = await tus.discover(request)
+    response.headers[LIMIT] = limits(request)
+    return response
 
 
 @ietf_request

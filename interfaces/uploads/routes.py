@@ -25,7 +25,7 @@ def add_routes(app: web.Application) -> None:
     prepare(app)
     router, either = app.router, resumable.either
     for path in (UPLOADS, BATCH_UPLOADS, UPLOAD):
-        router.add_route(hdrs.METH_OPTIONS, path, tus.discover)
+        router.add_route(hdrs.METH_OPTIONS, path, resumable.discover)
     router.add_route(
         hdrs.METH_POST, UPLOADS, either(tus.create, resumable.create), expect_handler=hold
     )

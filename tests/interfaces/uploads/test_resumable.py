@@ -253,6 +253,8 @@ def test_lengths_that_contradict_each_other_are_refused(database_url: str, tmp_p
                 assert (status, body["code"]) == (400, "inconsistent_length"), data
             assert (await append(server, location, 2, b"23456789", last=True))[0] == 201
 
+            async with server.client.options("/v1/uploads") as answer:
+                assert "max-size=1000" in answer.headers["Upload-Limit"]
             said = interop("8", Upload_Complete="?0", Upload_Length="1001")
             status, answered, _ = await ask(server, "POST", "/v1/uploads", **said)
             assert (status, "max-size=1000" in answered["Upload-Limit"]) == (413, True)
