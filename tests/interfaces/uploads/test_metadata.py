@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from base64 import b64encode
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain.errors import Faulty
+from domain.file import faults_of
+from interfaces.uploads import metadata
+
+HEADERS = st.one_of(
+    st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=80),
+    st.binary(max_size=60).map(lambda raw: raw.decode("latin-1")),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["filename", "relativePath", "name", "type", "checksum", "tus-concat"]),
+            st.binary(max_size=20),
+        ),
+        max_size=5,
+    ).map(lambda pairs: ",".join(f"{key} {b64encode(raw).decode()}" for key, raw in pairs)),
+)
+
+
+@given(HEADERS)
+def test_any_header_is_refused_or_echoed_exactly(header: str) -> None:
+    try:
+        pairs = metadata.parse(header)
+    except Faulty:
+        return
+    assert metadata.format(pairs) == header or not header.strip()
+    assert metadata.CONCAT not in pairs
+    file = metadata.declaration(pairs, None, default="file")
+    for fault in faults_of(file):  # what is wrong is told, and is never anything but these
+        assert fault.field in ("path", "metadata", "checksum")

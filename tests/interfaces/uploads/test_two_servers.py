@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from interfaces.cli.options import running_in
+from tests.interfaces.bootstrap.test_serving import process
+from tests.interfaces.uploads.server import BYTES, TUS, stored_files
+from tests.support import eventually, run
+
+CONTENT = bytes(range(256)) * 400  # 100 KiB
+
+
+@contextmanager
+def _server(folder: Path, url: str, blobs: Path) -> Iterator[tuple[str, str]]:
+    """A server process of its own: where it answers, and a key that any of them knows."""
+    data = folder / "data"
+    data.mkdir(parents=True)
+    options = ("--database-url", url, "--blobs", str(blobs), "--role", "api")
+    with process(*options, data_dir=data):
+        running = running_in(data)
+        assert running is not None, (folder / "server.out").read_text()
+        yield running.url, (data / "admin.key").read_text().strip()
+
+
+@pytest.fixture
+def servers(database_url: str, tmp_path: Path) -> Iterator[tuple[str, str, str]]:
+    """Two processes on one database and one folder of blobs, and a key."""
+    blobs = tmp_path / "blobs"
+    with (
+        _server(tmp_path / "here", database_url, blobs) as (here, key),
+        _server(tmp_path / "there", database_url, blobs) as (there, _),
+    ):
+        yield here, there, key
+
+
+@asynccontextmanager
+async def _sending(
+    client: aiohttp.ClientSession, url: str, body: bytes
+) -> AsyncIterator[asyncio.Task[int]]:
+    """A PATCH whose sender goes silent after these bytes."""
+    silence = asyncio.Event()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+        await silence.wait()
+
+    async def send() -> int:
+        headers = {**BYTES, "Upload-Offset": "0"}
+        async with client.patch(url, headers=headers, data=chunks()) as answer:
+            return answer.status
+
+    task = asyncio.create_task(send())
+    try:
+        yield task
+    finally:
+        silence.set()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _create(client: aiohttp.ClientSession, url: str) -> str:
+    headers = {**TUS, "Upload-Length": str(len(CONTENT))}
+    async with client.post(f"{url}/v1/uploads", headers=headers) as answer:
+        assert answer.status == 201
+        return answer.headers["Location"]
+
+
+async def _offset(client: aiohttp.ClientSession, url: str) -> int:
+    async with client.head(url, headers=TUS) as answer:
+        assert answer.status == 200
+        return int(answer.headers["Upload-Offset"])
+
+
+def test_the_newest_request_takes_the_upload_over_from_another_process(
+    servers: tuple[str, str, str], tmp_path: Path
+) -> None:
+    here, there, key = servers
+
+    async def story() -> None:
+        headers = {"Authorization": f"Bearer {key}"}
+        async with aiohttp.ClientSession(headers=headers) as client:
+            location = await _create(client, here)
+            async with _sending(client, here + location, CONTENT[:30_000]) as stuck:
+                await eventually(
+                    lambda: [f.stat().st_size for f in stored_files(tmp_path)] == [30_000]
+                )
+                other = await _create(client, here)  # nobody else is held up by the stuck one
+                said = {**BYTES, "Upload-Offset": "0"}
+                async with client.patch(here + other, headers=said, data=CONTENT) as answer:
+                    assert answer.status == 204
+
+                assert await _offset(client, there + location) == 30_000
+                assert await stuck == 423
+            said = {**BYTES, "Upload-Offset": "30000"}
+            async with client.patch(
+                there + location, headers=said, data=CONTENT[30_000:]
+            ) as answer:
+                assert answer.status == 204
+            async with client.get(f"{here}{location}/content") as answer:
+                assert await answer.read() == CONTENT
+
+    run(story())
+
+
+def test_patches_to_both_processes_at_once_leave_the_file_as_it_was_sent(
+    servers: tuple[str, str, str],
+) -> None:
+    here, there, key = servers
+
+    async def patch(client: aiohttp.ClientSession, url: str) -> int:
+        headers = {**BYTES, "Upload-Offset": "0"}
+        async with client.patch(url, headers=headers, data=CONTENT) as answer:
+            return answer.status
+
+    async def story() -> None:
+        headers = {"Authorization": f"Bearer {key}"}
+        async with aiohttp.ClientSession(headers=headers) as client:
+            location = await _create(client, here)
+            urls = [here + location, there + location] * 4
+            statuses = await asyncio.gather(*(patch(client, url) for url in urls))
+            assert set(statuses) <= {204, 409, 413, 423}
+            offset = await _offset(client, there + location)
+            if offset < len(CONTENT):
+                said = {**BYTES, "Upload-Offset": str(offset)}
+                async with client.patch(here + location, headers=said, data=CONTENT[offset:]) as a:
+                    assert a.status == 204
+            async with client.get(f"{there}{location}/content") as answer:
+                assert await answer.read() == CONTENT
+
+    run(story())
+
+
+def test_what_one_process_calls_off_the_other_stops_receiving(
+    servers: tuple[str, str, str], tmp_path: Path
+) -> None:
+    here, there, key = servers
+
+    async def story() -> None:
+        headers = {"Authorization": f"Bearer {key}"}
+        async with aiohttp.ClientSession(headers=headers) as client:
+            location = await _create(client, here)
+            async with _sending(client, here + location, CONTENT[:30_000]) as stuck:
+                await eventually(lambda: stored_files(tmp_path))
+                async with client.delete(there + location, headers=TUS) as answer:
+                    assert answer.status == 204
+                assert await stuck in (403, 410, 423)
+            assert stored_files(tmp_path) == []
+
+    run(story())
