@@ -138,7 +138,7 @@ class _Sending:
             owner=owner,
             label=form.label,
             pipeline=form.pipeline,
-            retry_policy=services.settings.retry_policy,
+            retry_policy=services.settings.retry_policy_of(form.pipeline),
             metadata=form.metadata,
             fingerprint=fingerprint_of(MEDIA_TYPE, form) if key else "",
         )

@@ -71,7 +71,7 @@ async def place_of(request: web.Request, owner: str) -> Alone | Joining:
         return Joining(batch=(await batch_of(request, id_in(request))).id)
     require_unlimited(principal)
     services = request.app[SERVICES]
-    policy = services.settings.retry_policy
+    policy = services.settings.retry_policy_of("default")
     return Alone(batch=services.new_id(), owner=owner, retry_policy=policy)
 
 
