@@ -6,11 +6,12 @@ import argparse
 import os
 import platform
 
-from benchmarks import appends, projection, uploads
+from benchmarks import appends, control, projection, uploads
 from benchmarks.measure import Ratio, table
 
 BENCHMARKS = {
     "appends": appends.run,
+    "control": control.run,
     "projection": projection.run,
     "small-files": uploads.small_files,
     "one-stream": uploads.one_stream,

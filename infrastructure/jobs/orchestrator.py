@@ -105,9 +105,9 @@ class Orchestrator:
 
     async def _rest(self, connection: Connection, done: Done) -> None:
         """Until something happens, a count is due, or it is time to look for the lost."""
-        await asyncio.sleep(PACE)
         if done.more:
             return
+        await asyncio.sleep(PACE)
         patience = CHECK
         if due := await next_count(connection, self._settings.batch_progress_interval):
             patience = min(patience, (due - self._now()).total_seconds())

@@ -248,6 +248,33 @@ class TestSettling:
 
         assert decided(batch(SEALED, progressed, completed), {UploadState.COMPLETED: 1}) == ()
 
+    def test_a_batch_whose_failed_uploads_are_about_to_begin_again_has_no_verdict(self) -> None:
+        counts: Counts = {UploadState.FAILED: 1}
+
+        events = settle(
+            batch(SEALED), Tally(counts), through=9, at=later(1), due=True, retrying=True
+        )
+
+        assert [type(event) for event in events] == [BatchProgressed]
+
+    def test_a_pause_because_of_failures_is_recorded_with_the_count_it_rests_on(self) -> None:
+        failing = known(batch=[started(failure_threshold=0.1), SEALED]).batches[BATCH]
+        counts: Counts = {UploadState.FAILED: 5, UploadState.RECEIVED: 20}
+
+        events = decided(failing, counts, due=False)
+
+        assert [type(event) for event in events] == [BatchProgressed, BatchPaused]
+        assert decided(failing, {UploadState.FAILED: 25})[-1] != events[-1]  # nothing to stop
+
+    def test_a_release_from_quarantine_leads_to_another_verdict(self) -> None:
+        first = decided(batch(SEALED), {UploadState.QUARANTINED: 1})
+
+        events = decided(batch(SEALED, *first), {UploadState.COMPLETED: 1})
+
+        kinds = [type(event) for event in events]
+        assert kinds == [BatchReopened, BatchProgressed, BatchCompleted]
+        assert decided(batch(SEALED, *first, *events), {UploadState.COMPLETED: 1}) == ()
+
 
 class TestMovingUploads:
     def test_a_received_upload_is_released(self) -> None:

@@ -1,0 +1,73 @@
+"""The list of workers: who lives, who is gone, and what each of them holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infrastructure.jobs.workers import PostgresWorkers
+from tests.infrastructure.jobs.hands import Gate
+from tests.infrastructure.jobs.plant import Plant, pipeline, play
+
+ONE_STEP = pipeline("step")
+
+
+def test_a_worker_is_listed_with_what_it_holds_of_the_owner_who_asks(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        gate = Gate()
+        plant.orchestrate()
+        plant.work({"step": gate})
+        await plant.batch({"a.txt": b"x"}, owner="acme")
+        await plant.batch({"b.txt": b"x"}, owner="globex")
+        await plant.until(lambda: len(gate.inside) == 2)
+        workers = PostgresWorkers(plant.pool, dead_after=30)
+
+        async def held(owner: str | None) -> int:
+            return sum(len(worker.attempts) for worker in await workers.workers(owner=owner))
+
+        await plant.until(lambda: both(workers))
+        (worker,) = await workers.workers(owner=None)
+
+        assert worker.alive
+        assert worker.jobs == 2
+        assert (worker.name or "").endswith(f"-{worker.id}")
+        assert {attempt.upload for attempt in worker.attempts} == set(gate.inside)
+        assert {attempt.number for attempt in worker.attempts} == {1}
+        assert (await held("acme"), await held("nobody")) == (1, 0)
+        gate.open()
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_worker_that_was_silent_for_too_long_is_not_alive(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        gate = Gate()
+        leader = plant.orchestrate()
+        plant.work({"step": gate})
+        await plant.batch({"a.txt": b"x"})
+        workers = PostgresWorkers(plant.pool, dead_after=30)
+        await plant.until(lambda: some(workers))
+        await plant.stop(leader)  # so that nobody takes the attempt away
+
+        await plant.fetch_none("UPDATE procrastinate_workers SET last_heartbeat = 'epoch'")
+        (silent,) = await PostgresWorkers(plant.pool, dead_after=0.001).workers(owner=None)
+        await plant.fetch_none("DELETE FROM procrastinate_jobs")
+        await plant.fetch_none("DELETE FROM procrastinate_workers")
+        (gone,) = await workers.workers(owner=None)
+
+        assert not silent.alive
+        assert (gone.id, gone.alive, gone.last_heartbeat) == (None, False, None)
+        assert gone.attempts == silent.attempts
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP, worker_heartbeat=60.0)
+
+
+async def some(workers: PostgresWorkers) -> bool:
+    return any(worker.attempts for worker in await workers.workers(owner=None))
+
+
+async def both(workers: PostgresWorkers) -> bool:
+    return [len(worker.attempts) for worker in await workers.workers(owner=None)] == [2]
