@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,22 @@ def test_secrets_of_steps_are_never_shown(tmp_path: Path) -> None:
     assert "https://me:***@host/" in told
     assert "checksum" in told
     assert "whsec_abc" not in told
+
+
+def test_the_pipeline_of_the_manual_is_accepted(tmp_path: Path) -> None:
+    manual = Path(__file__).parents[3] / "docs/pipelines.md"
+    (example,) = re.findall(r"```toml\n(\[pipelines.*?)```", manual.read_text(), re.DOTALL)
+
+    settings = settings_of(example.replace("whsec_...", SECRET), tmp_path)
+
+    check_pipelines(settings.pipelines, known_options())
+    assert set(settings.pipelines) == {"default", "documents"}
+
+
+def test_every_option_is_in_the_manual() -> None:
+    manual = (Path(__file__).parents[3] / "docs/pipelines.md").read_text()
+
+    for processor, options in known_options().items():
+        assert f"`{processor}`" in manual
+        for option in msgspec.structs.fields(options):
+            assert f"`{option.name}`" in manual, f"{processor}: {option.name}"
