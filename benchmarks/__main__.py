@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 
+from benchmarks import appends, bundles, projection, uploads
 from benchmarks import appends, control, projection, uploads
 from benchmarks.measure import Ratio, table
 
@@ -14,6 +15,7 @@ BENCHMARKS = {
     "control": control.run,
     "projection": projection.run,
     "small-files": uploads.small_files,
+    "bundles": bundles.run,
     "one-stream": uploads.one_stream,
 }
 

@@ -73,7 +73,7 @@ def one_stream(scale: float) -> list[Ratio]:
 def start_batch(server: Server) -> str:
     """A new batch; its path."""
     body = b'{"label":"benchmark"}'
-    head = _head(server, "POST", "/v1/batches", {"Content-Type": "application/json"}, len(body))
+    head = head_of(server, "POST", "/v1/batches", {"Content-Type": "application/json"}, len(body))
     return _location(ask(server.port, head + body))
 
 
@@ -84,7 +84,7 @@ def create(server: Server, name: str, size: int) -> str:
         "Upload-Length": str(size),
         "Upload-Metadata": _named(name),
     }
-    return _location(ask(server.port, _head(server, "POST", "/v1/uploads", headers, 0)))
+    return _location(ask(server.port, head_of(server, "POST", "/v1/uploads", headers, 0)))
 
 
 def creation(server: Server, batch: str, name: str) -> bytes:
@@ -95,7 +95,7 @@ def creation(server: Server, batch: str, name: str) -> bytes:
         "Upload-Metadata": _named(name),
         "Content-Type": "application/offset+octet-stream",
     }
-    return _head(server, "POST", f"{batch}/uploads", headers, len(SMALL)) + SMALL
+    return head_of(server, "POST", f"{batch}/uploads", headers, len(SMALL)) + SMALL
 
 
 def patch(server: Server, location: str, size: int) -> bytes:
@@ -105,7 +105,7 @@ def patch(server: Server, location: str, size: int) -> bytes:
         "Upload-Offset": "0",
         "Content-Type": "application/offset+octet-stream",
     }
-    return _head(server, "PATCH", location, headers, size)
+    return head_of(server, "PATCH", location, headers, size)
 
 
 def bare_head(size: int) -> bytes:
@@ -116,7 +116,8 @@ def bare_request(body: bytes) -> bytes:
     return bare_head(len(body)) + body
 
 
-def _head(server: Server, method: str, path: str, headers: dict[str, str], length: int) -> bytes:
+def head_of(server: Server, method: str, path: str, headers: dict[str, str], length: int) -> bytes:
+    """The head of a request to ours."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{server.port}"]
     lines += [f"Authorization: Bearer {server.key}", f"Content-Length: {length}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
