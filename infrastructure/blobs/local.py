@@ -22,12 +22,11 @@ from infrastructure.blobs.files import (
     size_of,
     stale,
 )
-from infrastructure.blobs.group_sync import GroupSync
 from infrastructure.blobs.local_writer import LocalBlobWriter
 from infrastructure.blobs.many_files import write_files
 from infrastructure.blobs.naming import checked
 from infrastructure.blobs.pace import Pace
-from infrastructure.blobs.whole_files import create, replace
+from infrastructure.blobs.whole_files import create, replace, settle
 
 READ_CHUNK = 256 * 1024
 THREADS = 8  # they wait for the disk; more of them than this only wait for each other
@@ -50,7 +49,6 @@ class LocalBlobStore:
         self._shards = [folder / f"{number:02x}" for number in range(SHARDS)]
         self._made: set[Path] = set()  # shards known to be durable
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
-        self._group = GroupSync(self._threads)
         self._pace = Pace()
 
     def close(self) -> None:
@@ -95,13 +93,15 @@ class LocalBlobStore:
         if descriptor is None:
             await self._run(lambda: replace(path, content))
             return
+        # Each in a thread of its own: a disk that has many syncs to do at once joins them. Whoever
+        # is cancelled leaves the thread to close the file.
+        settling = self._threads.submit(settle, descriptor, path.parent)
         try:
-            await self._group.sync(descriptor, path.parent)
+            with told():
+                await asyncio.shield(asyncio.wrap_future(settling))
         except BaseException:
             path.unlink()  # never acknowledged, and nobody else would ever free it
             raise
-        finally:
-            os.close(descriptor)
 
     async def put_many(self, blobs: Mapping[str, bytes]) -> None:
         files = {self._path(name): content for name, content in blobs.items()}

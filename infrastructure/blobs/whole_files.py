@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from infrastructure.blobs.disk import NEW_FILE, sync_data, sync_folder, write_all
+from infrastructure.blobs.write_back import begin_write_back
 
 ASIDE = "~"  # in the name of a file that is to replace another, and of no blob
 
@@ -14,7 +15,11 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def create(path: Path, content: bytes) -> int | None:
-    """An open descriptor of the new file, yet to be synced; None where the name is taken."""
+    """An open descriptor of the new file, for `settle`; None where the name is taken.
+
+    The kernel is told to begin writing it out: what lies on the disk already when the syncs of
+    many files come, a journal commits together.
+    """
     try:
         descriptor = os.open(path, _FLAGS, NEW_FILE)
     except FileExistsError:
@@ -26,7 +31,17 @@ def create(path: Path, content: bytes) -> int | None:
         os.close(descriptor)
         path.unlink()  # never acknowledged, and nobody else would ever free it
         raise
+    begin_write_back(descriptor)
     return descriptor
+
+
+def settle(descriptor: int, folder: Path) -> None:
+    """Makes a new file and its name in the folder durable, and closes it, come what may."""
+    try:
+        sync_data(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_folder(folder)
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Asks the kernel to begin writing a file out, so that nobody waits for one file after another."""
+"""Asks the kernel to begin writing a file out, long before anybody waits for that."""
 
 from __future__ import annotations
 
