@@ -19,6 +19,7 @@ import structlog
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import DeleteJobCondition, Job
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
+from psycopg_pool import AsyncConnectionPool
 
 from application.pipeline import Processor
 from application.ports.blobs import BlobStore
@@ -26,10 +27,12 @@ from application.ports.event_log import EventLog
 from application.worker.attempts import Attempts
 from infrastructure.jobs.clearance import PostgresClearance
 from infrastructure.jobs.queue import QUEUE, TASK
+from infrastructure.jobs.tasks import end
 from infrastructure.postgres.pool import Pool
 from infrastructure.settings import Settings
 
-POLL = 0.25  # seconds between two looks for jobs whose moment has come
+POLL = 0.1  # seconds between two looks for jobs, new ones and those whose moment has come
+CONNECTIONS = 4
 PRUNE = 3600.0  # seconds between two clearings of the queue
 KEPT_HOURS = 72  # for which a job that failed is kept
 LONGEST_BACKOFF = 5.0  # seconds
@@ -64,6 +67,8 @@ class Worker:
         self._url = url
         self._settings = settings
         self._last: int | None = None
+        self._stop = asyncio.Event()
+        self._incarnation: _Incarnation | None = None
         self._make_attempts: Callable[[], Attempts] = lambda: Attempts(
             log,
             blobs,
@@ -77,32 +82,49 @@ class Worker:
         )
 
     async def run(self) -> None:
-        """Works until cancelled; then gives back what it was doing, and ends."""
+        """Works until cancelled; then gives back what it was doing, and ends.
+
+        The work itself is told to stop, not cancelled: in Python 3.11 a cancellation that
+        meets a connection just handed out by a pool is lost, and with it the end.
+        """
+        self._stop = asyncio.Event()
+        work = asyncio.create_task(self._keep_working(), name="worker-keeps-working")
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self._stop.set()
+            if self._incarnation is not None:
+                self._incarnation.stop()
+            await asyncio.wait((work,))
+            raise
+
+    async def _keep_working(self) -> None:
         backoff = 0.05
-        while True:
-            loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        while not self._stop.is_set():
             began = loop.time()
             try:
                 await self._work()
-                _log.warning("worker_interrupted", retry_in=backoff)
+                if not self._stop.is_set():
+                    _log.warning("worker_interrupted", retry_in=backoff)
             except _LOST as error:
                 _log.warning("worker_interrupted", error=str(error), retry_in=backoff)
             except Exception:
                 _log.exception("worker_failed", retry_in=backoff)
-            await asyncio.sleep(backoff)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(backoff):
+                    await self._stop.wait()
             lasted = loop.time() - began
             backoff = 0.05 if lasted > LONGEST_BACKOFF else min(2 * backoff, LONGEST_BACKOFF)
 
     async def _work(self) -> None:
         """One incarnation, with a name and attempts of its own, until it stops by itself."""
         attempts = self._make_attempts()
-        connector = procrastinate.PsycopgConnector(
-            conninfo=self._url, kwargs={"options": _OPTIONS}, min_size=1, max_size=4
-        )
-        app = procrastinate.App(connector=connector)
+        app = procrastinate.App(connector=procrastinate.PsycopgConnector())
         incarnation = _Incarnation(app, attempts, self._settings)
         app.task(name=TASK, queue=QUEUE, retry=_GiveBack())(incarnation.process)
-        async with app.open_async():
+        # A pool of ours: the library's own, when cancelled while it opens, is never closed.
+        async with _pool(self._url) as pool, app.open_async(pool):
             await self._forget_last(app)
             helpers = (
                 asyncio.create_task(attempts.keep(), name="attempts"),
@@ -111,12 +133,13 @@ class Worker:
             for helper in helpers:
                 helper.add_done_callback(incarnation.stop_without)
             try:
-                await incarnation.run()  # type: ignore[no-untyped-call]
+                if not self._stop.is_set():
+                    self._incarnation = incarnation
+                    await incarnation.run()  # type: ignore[no-untyped-call]
             finally:
+                self._incarnation = None
                 self._last = incarnation.worker_id
-                for helper in helpers:
-                    helper.cancel()
-                await asyncio.gather(*helpers, return_exceptions=True)
+                await end(*helpers)
 
     async def _forget_last(self, app: procrastinate.App) -> None:
         """Says that the last incarnation is dead, rather than leave it to be found out."""
@@ -135,6 +158,7 @@ class _Incarnation(procrastinate.worker.Worker):
             name="uptrail",
             concurrency=settings.worker_concurrency,
             fetch_job_polling_interval=POLL,
+            listen_notify=False,  # its listener may outlive a cancellation; looking is cheap
             shutdown_graceful_timeout=settings.shutdown_grace,
             delete_jobs=DeleteJobCondition.SUCCESSFUL,
             install_signal_handlers=False,
@@ -172,6 +196,19 @@ class _GiveBack(BaseRetryStrategy):
         if isinstance(exception, GivenBack | asyncio.CancelledError):
             return RetryDecision(retry_in={"seconds": 0})
         return None
+
+
+def _pool(url: str) -> Pool:
+    """Connections for the queue alone, to be opened with `async with`."""
+    return AsyncConnectionPool(
+        url,
+        kwargs={"options": _OPTIONS, "autocommit": True, "application_name": "uptrail-worker"},
+        min_size=1,
+        max_size=CONNECTIONS,
+        open=False,
+        check=AsyncConnectionPool.check_connection,
+        name="uptrail-worker",
+    )
 
 
 async def _prune(app: procrastinate.App) -> Any:

@@ -83,8 +83,8 @@ async def _go_down(site: Site, tasks: list[asyncio.Task[None]], grace: float) ->
     database = by_name.pop("database")
     workers = [by_name.pop("worker")] if "worker" in by_name else []
     await asyncio.gather(site.close(), cancel(*workers, within=grace + LATE))
-    await cancel(*by_name.values(), within=LATE)
-    await cancel(database, within=LATE)
+    await cancel(*by_name.values(), within=LATE, insist=True)
+    await cancel(database, within=LATE, insist=True)
     _log.info("stopped")
 
 

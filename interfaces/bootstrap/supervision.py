@@ -13,6 +13,7 @@ Work: TypeAlias = Callable[[], Awaitable[None]]
 FIRST_PAUSE = 0.2  # seconds before the first new start
 LONGEST_PAUSE = 10.0
 STEADY = 30.0  # seconds of running after which earlier deaths are forgotten
+AGAIN = 0.5  # seconds until a part that goes on is cancelled once more
 HOPELESS = 8  # deaths, none of them after a steady run
 
 _log = structlog.get_logger(__name__)
@@ -46,13 +47,20 @@ async def supervise(name: str, work: Work) -> None:
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-async def cancel(*tasks: asyncio.Task[None], within: float) -> None:
-    """Cancels tasks and waits for their ends, so long at most; a late one is told of."""
+async def cancel(*tasks: asyncio.Task[None], within: float, insist: bool = False) -> None:
+    """Cancels tasks and waits for their ends, so long at most; a late one is told of.
+
+    With `insist`, what goes on is cancelled again every so often: in Python 3.11 a pool that
+    hands out a connection at that very moment drops the cancellation.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within
     running = {task for task in tasks if not task.done()}
     for task in running:
         task.cancel()
-    if not running:
-        return
-    _, late = await asyncio.wait(running, timeout=within)
-    for task in late:
+    while running and (left := deadline - loop.time()) > 0:
+        _, running = await asyncio.wait(running, timeout=min(left, AGAIN) if insist else left)
+        for task in running if insist else ():
+            task.cancel()
+    for task in running:
         _log.error("part_does_not_end", part=task.get_name(), waited=within)

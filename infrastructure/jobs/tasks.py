@@ -1,0 +1,21 @@
+"""Ends tasks for certain."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+AGAIN = 0.2  # seconds until a task that goes on is cancelled once more
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancels the tasks until each has ended; how they ended is theirs to tell.
+
+    Once may not do: in Python 3.11 `asyncio.wait_for`, on which pools wait for a connection,
+    drops a cancellation that arrives together with its result.
+    """
+    running = {task for task in tasks if not task.done()}
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=AGAIN)
