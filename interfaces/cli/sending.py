@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 
 from domain.file import FileDeclaration
+from interfaces.cli.bundling import SMALL, Bundle, Task, pack, received_already, send_packed
 from interfaces.cli.client import AddedFile, Client
 from interfaces.cli.errors import CommandError, Refusal
 from interfaces.cli.tus import FileChanged, Source, send
@@ -39,16 +40,8 @@ class Tally(msgspec.Struct):
             self.reasons.append((path, reason))
 
 
-class Task(msgspec.Struct, frozen=True):
-    """A file that is announced and has to be sent; a fresh one was never begun."""
-
-    upload: UUID
-    file: Found
-    fresh: bool
-
-
 class Sender:
-    """Sends everything below the roots into one open batch."""
+    """Sends everything below the roots into one open batch: small files together, others alone."""
 
     def __init__(
         self, client: Client, batch: UUID, roots: dict[str, Path], jobs: int, trouble: Trouble
@@ -58,7 +51,9 @@ class Sender:
         self._roots = roots
         self._jobs = jobs
         self._trouble = trouble
-        self._queue: asyncio.Queue[Task | None] = asyncio.Queue(2 * LIST)
+        self._queue: asyncio.Queue[Task | Bundle | None] = asyncio.Queue(2 * LIST)
+        self._bundle = Bundle()
+        self._there: frozenset[UUID] | None = None  # asked for once an earlier run is met
         self.tally = Tally()
 
     def measure(self) -> None:
@@ -90,7 +85,9 @@ class Sender:
                 if answer.status == "rejected":
                     self._fail(file.name, answer.message or "rejected by the server")
                 else:
-                    await self._queue.put(Task(answer.upload, file, answer.status == "added"))
+                    await self._assign(Task(answer.upload, file, answer.status == "added"))
+        if self._bundle.tasks:
+            await self._queue.put(self._bundle)
         for _ in range(self._jobs):
             await self._queue.put(None)
 
@@ -100,24 +97,59 @@ class Sender:
         declared = [FileDeclaration(path=file.name, size=file.size) for file in files]
         return await self._client.add_files(self._batch, declared)
 
+    async def _assign(self, task: Task) -> None:
+        """What an earlier run has sent counts as sent; the rest is put where it will travel."""
+        if task.file.size > SMALL:
+            await self._queue.put(task)
+            return
+        if not task.fresh and self._there is None:
+            self._there = await received_already(self._client, self._batch)
+        if not task.fresh and self._there is not None and task.upload in self._there:
+            self._sent(task)
+        elif self._bundle.add(task):
+            await self._queue.put(self._bundle)
+            self._bundle = Bundle()
+
     async def _transfer(self) -> None:
-        while task := await self._queue.get():
-            try:
-                with Source(
-                    task.file.path, task.file.size, task.file.modified, self._moved
-                ) as source:
-                    await send(self._client, task.upload, source, fresh=task.fresh)
-                self.tally.sent_files += 1
-            except FileChanged:
-                await self._give_up(task, "it changed on the disk while it was being sent")
-            except PermissionError as error:
-                await self._give_up(task, (error.strerror or str(error)).lower())
-            except FileNotFoundError:
-                await self._give_up(task, "it vanished from the disk before it was sent")
-            except Refusal as refusal:
-                if refusal.status in (401, 403):
-                    raise
+        while work := await self._queue.get():
+            if isinstance(work, Bundle):
+                await self._send_together(work.tasks)
+            else:
+                await self._send_alone(work)
+
+    async def _send_together(self, tasks: list[Task]) -> None:
+        packed = await asyncio.to_thread(pack, tasks)
+        for task, reason in packed.unreadable:
+            await self._give_up(task, reason)
+        try:
+            answers = await send_packed(self._client, self._batch, packed.body)
+        except Refusal as refusal:
+            if refusal.status in (401, 403):
+                raise
+            for task in packed.tasks:
                 self._fail(task.file.name, str(refusal))
+            return
+        for task, answer in zip(packed.tasks, answers, strict=True):
+            if answer.status == "rejected":
+                self._fail(task.file.name, answer.message or "rejected by the server")
+            else:
+                self._sent(task)
+
+    async def _send_alone(self, task: Task) -> None:
+        try:
+            with Source(task.file.path, task.file.size, task.file.modified, self._moved) as source:
+                await send(self._client, task.upload, source, fresh=task.fresh)
+            self.tally.sent_files += 1
+        except FileChanged:
+            await self._give_up(task, "it changed on the disk while it was being sent")
+        except PermissionError as error:
+            await self._give_up(task, (error.strerror or str(error)).lower())
+        except FileNotFoundError:
+            await self._give_up(task, "it vanished from the disk before it was sent")
+        except Refusal as refusal:
+            if refusal.status in (401, 403):
+                raise
+            self._fail(task.file.name, str(refusal))
 
     async def _give_up(self, task: Task, reason: str) -> None:
         """Cancels the announced upload, so that the batch does not wait for it for ever."""
@@ -127,6 +159,11 @@ class Sender:
         except Refusal as refusal:
             if refusal.status != 409:  # it has ended already
                 raise
+
+    def _sent(self, task: Task) -> None:
+        """All of it is there, by one request for many files."""
+        self.tally.sent_files += 1
+        self._moved(task.file.size)
 
     def _moved(self, size: int) -> None:
         self.tally.sent_bytes += size
