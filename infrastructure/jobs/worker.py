@@ -27,9 +27,9 @@ from application.ports.event_log import EventLog
 from application.worker.attempts import Attempts
 from infrastructure.jobs.clearance import PostgresClearance
 from infrastructure.jobs.queue import QUEUE, TASK
-from infrastructure.jobs.tasks import end
 from infrastructure.postgres.pool import Pool
 from infrastructure.settings import Settings
+from infrastructure.tasks import end
 
 POLL = 0.1  # seconds between two looks for jobs, new ones and those whose moment has come
 CONNECTIONS = 4

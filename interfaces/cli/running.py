@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from infrastructure.tasks import ending
 from interfaces.cli.client import Client
 from interfaces.cli.options import Common
 
@@ -21,7 +22,7 @@ def ask(common: Common, what: Callable[[Client], Awaitable[T]], *, patience: flo
         async with Client(common.server(), patience=patience) as client:
             return await what(client)
 
-    return asyncio.run(asking())
+    return asyncio.run(ending(asking()))
 
 
 def run_fast(main: Coroutine[Any, Any, T]) -> T:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 AGAIN = 0.2  # seconds until a task that goes on is cancelled once more
 
@@ -19,3 +22,13 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=AGAIN)
+
+
+async def ending(work: Coroutine[Any, Any, T]) -> T:
+    """Awaits the work, and ends it for certain when cancelled."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await end(task)
+        raise
