@@ -34,6 +34,7 @@ _QUERY: dict[str, dict[str, Any]] = {
         "description": "wait, a few seconds, until the answer reflects this position",
     },
     "format": {"schema": {"enum": ["json", "ndjson"]}},
+    "only": {"schema": {"enum": ["failed"]}, "description": "failed, quarantined and rejected"},
 }
 
 

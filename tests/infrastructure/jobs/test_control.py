@@ -32,6 +32,7 @@ from infrastructure.jobs import retrying
 from tests.infrastructure.jobs.crowd import crowd
 from tests.infrastructure.jobs.hands import Fails, Gate, holds_back, passes, refuses
 from tests.infrastructure.jobs.plant import Plant, context, pipeline, play
+from tests.infrastructure.jobs.test_exactly_once import KILLER
 
 ONE_STEP = pipeline("step")
 ONCE = RetryPolicy(attempts=1)
@@ -59,6 +60,29 @@ def test_every_failed_upload_of_a_batch_is_retried_once_per_request(
         assert len(await plant.all_of(RetryRequested)) == 60
         assert {u.attempt for u in (await plant.uploads(batch)).values()} == {3}
         assert await plant.fetch("SELECT count(*) FROM orchestration.retries") == [(0,)]
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_crash_in_the_middle_of_a_retry_neither_forgets_nor_repeats_an_upload(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrying, "CHUNK", 7)
+
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"step": Fails(attempts=1)})
+        batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)}, retry_policy=ONCE)
+        await plant.completed(batch)
+        killer = KILLER.format(table="orchestration.retries", moment="IMMEDIATE")
+        await plant.fetch_none(killer)
+
+        await retry_batch(plant.log, RetryBatch(batch=batch), context())
+        await plant.until(lambda: verdicts(plant, batch, 2), deadline=60)
+
+        assert len(await plant.all_of(RetryRequested)) == 30
+        assert {u.attempt for u in (await plant.uploads(batch)).values()} == {2}
+        assert await plant.fetch("SELECT last_value >= 3 FROM kills") == [(True,)]
 
     play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
