@@ -52,7 +52,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str | None, Meta(description="your PostgreSQL; without it, an embedded one in `data_dir`")
     ] = None
     blobs: Annotated[
-        str | None, Meta(description="folder for the bytes; without it, `blobs` in `data_dir`")
+        str | None,
+        Meta(
+            description="folder for the bytes, or `s3://bucket/prefix?endpoint=...`;"
+            " without it, `blobs` in `data_dir`"
+        ),
     ] = None
 
     # Serving.
@@ -171,7 +175,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def blob_dir(self) -> Path:
+        """The folder for the bytes, unless they are in a bucket."""
         return Path(self.blobs) if self.blobs else self.data_dir / "blobs"
+
+    @property
+    def blob_bucket(self) -> str | None:
+        """The bucket for the bytes, `s3://...`, if they are in one."""
+        return self.blobs if self.blobs and self.blobs.startswith("s3://") else None
 
     @property
     def admin_key_file(self) -> Path:

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from infrastructure.auth.keys import PostgresKeys
-from infrastructure.blobs.local import LocalBlobStore
 from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
@@ -22,6 +21,7 @@ from infrastructure.read_model.history import PostgresHistory
 from infrastructure.read_model.queries import PostgresQueries
 from infrastructure.read_model.usage import PostgresUsage
 from infrastructure.settings import Settings
+from interfaces.bootstrap.blobs import Blobs, open_blobs
 from interfaces.bootstrap.database import Database, open_database
 from interfaces.services import Services
 
@@ -38,7 +38,7 @@ class Parts:
     listener: Listener
     keys: PostgresKeys
     log: PostgresEventLog
-    blobs: LocalBlobStore
+    blobs: Blobs
 
 
 def utc_now() -> datetime:
@@ -56,7 +56,7 @@ def new_id() -> UUID:
 async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     """Database, listener, log, read model, blobs and keys, ready to be used.
 
-    Raises what `open_database` raises, UnsafeWriter, OSError.
+    Raises what `open_database` and `open_blobs` raise, UnsafeWriter, OSError.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with AsyncExitStack() as stack:
@@ -68,8 +68,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         log = await stack.enter_async_context(PostgresEventLog(pool, committer))
         engine = make_engine(database.url)
         stack.push_async_callback(engine.dispose)
-        blobs = LocalBlobStore(settings.blob_dir)
-        stack.callback(blobs.close)
+        blobs = await stack.enter_async_context(open_blobs(settings, database.url))
         keys = PostgresKeys(pool)
         services = Services(
             settings=settings,

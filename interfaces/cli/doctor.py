@@ -31,12 +31,16 @@ def doctor(*, common: Common | None = None) -> int:
 
 
 async def _examine(common: Common) -> list[Finding]:
+    from interfaces.cli.bucket_check import bucket
     from interfaces.cli.database_checks import database
 
     settings = common.settings()
     found = [checks.python(), checks.data_dir(settings)]
     if found[-1].level is not Level.FAIL:
-        found += [checks.disk(settings), checks.blobs(settings)]
+        if settings.blob_bucket is not None:
+            found.append(await bucket(settings.blob_bucket))
+        else:
+            found += [checks.disk(settings), checks.blobs(settings)]
     found += await database(settings)
     running = running_in(settings.data_dir)
     url = common.url or (running.url if running else None)

@@ -95,6 +95,8 @@ def _known_errors() -> tuple[tuple[str, str, str, Exit], ...]:
     return (
         ("BadSetting", "{}", "uptrail config show lists the settings", Exit.USAGE),
         ("EmbeddedPostgresError", "{}", "", Exit.ERROR),
+        ("BadBlobStore", "{}", "", Exit.ERROR),
+        ("BadLocation", "{}", "check UPTRAIL_BLOBS or --blobs", Exit.USAGE),
         ("NewerDatabase", "{}", "run the newer version of Uptrail", Exit.ERROR),
         (
             "OperationalError",

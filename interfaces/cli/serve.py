@@ -30,7 +30,8 @@ class Store:
         str | None, Parameter(help="Your PostgreSQL; by default an embedded one.")
     ] = None
     blobs: Annotated[
-        str | None, Parameter(help="Folder for the bytes; by default in the data directory.")
+        str | None,
+        Parameter(help="Folder for the bytes, or s3://bucket; by default in the data directory."),
     ] = None
 
 

@@ -1,0 +1,160 @@
+"""One writer for each blob, whichever machine it runs on: S3 has no locks, so PostgreSQL lends its.
+
+A session's advisory locks go with its connection, as a process's file locks go with the process:
+nothing is left to clean up after kill -9.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from hashlib import blake2b
+from typing import Protocol
+
+import psycopg
+
+from application.errors import Unavailable
+from infrastructure.postgres.pool import Connection, connect
+
+
+class Lock(Protocol):
+    """A blob that is ours to write."""
+
+    @property
+    def held(self) -> bool:
+        """False once somebody else may have it."""
+
+    async def release(self) -> None:
+        """Lets go. Never raises."""
+
+
+class Locks(Protocol):
+    async def take(self, name: str) -> Lock | None:
+        """The lock of that blob, None where somebody has it. Raises Unavailable."""
+
+
+class OneProcess:
+    """The port `Locks`, for a bucket that one process alone writes to."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    async def take(self, name: str) -> Lock | None:
+        if name in self._taken:
+            return None
+        self._taken.add(name)
+        return _HeldHere(self._taken, name)
+
+
+class _HeldHere:
+    def __init__(self, taken: set[str], name: str) -> None:
+        self._taken = taken
+        self._name = name
+
+    @property
+    def held(self) -> bool:
+        return self._name in self._taken
+
+    async def release(self) -> None:
+        self._taken.discard(self._name)
+
+
+class PostgresLocks:
+    """The port `Locks`, for every process that shares the database.
+
+    All locks of a process hang on one connection. Where that is lost they are all lost, and the
+    writers find out before they next store anything; the next lock opens another connection.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: Connection | None = None
+        self._taken: dict[str, Connection] = {}
+        self._turn = asyncio.Lock()
+
+    async def __aenter__(self) -> PostgresLocks:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def take(self, name: str) -> Lock | None:
+        taking = asyncio.ensure_future(self._take(name))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:  # a lock that comes all the same is nobody's
+            with suppress(Unavailable):
+                if lock := await taking:
+                    await lock.release()
+            raise
+
+    def held(self, name: str, connection: Connection) -> bool:
+        return self._taken.get(name) is connection and not connection.closed
+
+    async def release(self, name: str, connection: Connection) -> None:
+        async with self._turn:
+            if self._taken.get(name) is not connection:
+                return
+            del self._taken[name]
+            try:
+                await connection.execute("SELECT pg_advisory_unlock(%s)", (_number(name),))
+            except psycopg.Error:
+                await connection.close()  # whatever it held is free again
+
+    async def _take(self, name: str) -> Lock | None:
+        async with self._turn:
+            try:
+                connection = await self._connected()
+                if name in self._taken:  # the server would give a session its own lock again
+                    return None
+                given = await _try_lock(connection, name)
+            except psycopg.Error as error:
+                await self._lost()
+                raise Unavailable(f"no lock for {name}: {error}") from error
+            if not given:
+                return None
+            self._taken[name] = connection
+            return _HeldInPostgres(self, name, connection)
+
+    async def _connected(self) -> Connection:
+        """The connection, a new one where it turns out that the last one is gone."""
+        if self._connection is not None and not self._connection.closed:
+            try:
+                await self._connection.execute("SELECT 1")
+                return self._connection
+            except psycopg.Error:
+                await self._lost()
+        self._taken.clear()
+        self._connection = await connect(self._url, name="blob-locks")
+        return self._connection
+
+    async def _lost(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+
+
+class _HeldInPostgres:
+    def __init__(self, locks: PostgresLocks, name: str, connection: Connection) -> None:
+        self._locks = locks
+        self._name = name
+        self._connection = connection
+
+    @property
+    def held(self) -> bool:
+        return self._locks.held(self._name, self._connection)
+
+    async def release(self) -> None:
+        await self._locks.release(self._name, self._connection)
+
+
+async def _try_lock(connection: Connection, name: str) -> bool:
+    asked = await connection.execute("SELECT pg_try_advisory_lock(%s)", (_number(name),))
+    row = await asked.fetchone()
+    return row is not None and bool(row[0])
+
+
+def _number(name: str) -> int:
+    """The key of the lock: 64 bits that no other part of Uptrail is likely to use."""
+    digest = blake2b(name.encode(), digest_size=8, person=b"uptrail blob").digest()
+    return int.from_bytes(digest, "big", signed=True)
