@@ -13,7 +13,7 @@ from infrastructure.read_model.cursors import AfterBatch, AfterUpload, from_curs
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.queries import PostgresQueries
 from tests.infrastructure.read_model.support import a_batch, opened, projecting
-from tests.stories import ALICE, NOON, attempt, failure, later, registered, started
+from tests.stories import ALICE, BATCH, NOON, attempt, failure, later, registered, started
 from tests.support import run, with_database
 
 PATHS = [f"photos/{number:02}.jpg" for number in range(7)]
@@ -172,7 +172,7 @@ def test_waiting_for_what_does_not_come_ends(database_url: str) -> None:
 
 @pytest.mark.parametrize(
     "cursor",
-    ["", "x", "é", "AAAA", "W10", to_cursor(AfterBatch(NOON, uuid4())), "WyJ1IiwxLDJd", "a=b"],
+    ["", "x", "é", "AAAA", "W10", to_cursor(AfterBatch(NOON, BATCH)), "WyJ1IiwxLDJd", "a=b"],
 )
 def test_a_cursor_that_was_not_given_out_is_refused(cursor: str) -> None:
     with pytest.raises(BadCursor):

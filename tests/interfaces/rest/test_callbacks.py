@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -263,7 +262,7 @@ def test_a_report_of_no_sense_is_refused_and_may_be_said_better(
     run(story())
 
 
-@pytest.mark.parametrize("token", ["x", "a" * 43, str(uuid4())])
+@pytest.mark.parametrize("token", ["x", "a" * 43, "6ad56b4c-0de4-4c0f-9f1e-2f8e4d4a7c11"])
 def test_a_made_up_ticket_opens_nothing(database_url: str, tmp_path: Path, token: str) -> None:
     async def story() -> None:
         async with world(database_url, tmp_path, answering(202)) as all:
