@@ -6,8 +6,7 @@ import argparse
 import os
 import platform
 
-from benchmarks import appends, bundles, projection, uploads
-from benchmarks import appends, control, projection, uploads
+from benchmarks import appends, bundles, control, projection, uploads
 from benchmarks.measure import Ratio, table
 
 BENCHMARKS = {
