@@ -13,7 +13,9 @@ from infrastructure.postgres.pool import Connection
 _FOUND = """
 SELECT e.notification_id, e.topic, e.state
 FROM unnest(%s, %s) WITH ORDINALITY AS sent (stream, version, place)
-LEFT JOIN stored_events e ON e.originator_id = sent.stream AND e.originator_version = sent.version
+LEFT JOIN LATERAL (
+    SELECT * FROM stored_events
+    WHERE originator_id = sent.stream AND originator_version = sent.version OFFSET 0) AS e ON true
 ORDER BY place"""
 
 _ANSWERED = "SELECT position FROM command_answers WHERE command_id = %s AND fingerprint = %s"

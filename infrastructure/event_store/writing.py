@@ -38,12 +38,17 @@ SELECT coalesce((SELECT max(originator_version) FROM stored_events e
 FROM unnest($1::uuid[]) WITH ORDINALITY AS s (id, place) ORDER BY place""",
 )
 
+# Stream by stream along the index: to a plain join the planner, for whom a new table is small until
+# it has been analyzed, reads the whole log, and stays with that plan while the log grows.
 _TOPICS = Statement(
     "topics",
     """
-SELECT e.originator_id, e.originator_version, e.topic
+SELECT guarded.id, later.originator_version, later.topic
 FROM unnest($1::uuid[], $2::bigint[]) AS guarded (id, after)
-JOIN stored_events e ON e.originator_id = guarded.id AND e.originator_version > guarded.after""",
+CROSS JOIN LATERAL (
+    SELECT originator_version, topic FROM stored_events
+    WHERE originator_id = guarded.id AND originator_version > guarded.after
+    ORDER BY originator_version OFFSET 0) AS later""",
 )
 
 _ANSWERS = Statement(
@@ -66,10 +71,11 @@ _ANSWER = Statement(
     "answer",
     """
 INSERT INTO command_answers (command_id, fingerprint, body, position)
-SELECT a.command_id, a.fingerprint, a.body, coalesce(e.notification_id, 0)
+SELECT a.command_id, a.fingerprint, a.body, coalesce(
+    (SELECT notification_id FROM stored_events e
+     WHERE e.originator_id = a.stream AND e.originator_version = a.version), 0)
 FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[], $5::bigint[])
-    AS a (command_id, fingerprint, body, stream, version)
-LEFT JOIN stored_events e ON e.originator_id = a.stream AND e.originator_version = a.version""",
+    AS a (command_id, fingerprint, body, stream, version)""",
 )
 
 _NOTIFY = Statement(

@@ -28,11 +28,15 @@ SELECT DISTINCT ON (originator_id) originator_id, state FROM stored_snapshots
 WHERE originator_id = ANY(%s) AND topic = ANY(%s)
 ORDER BY originator_id, originator_version DESC"""
 
+# Stream by stream along the index, also while the planner takes the log for a small table.
 _EVENTS = """
-SELECT e.originator_id, e.topic, e.state
+SELECT wanted.id, later.topic, later.state
 FROM unnest(%s, %s) AS wanted (id, after)
-JOIN stored_events e ON e.originator_id = wanted.id AND e.originator_version > wanted.after
-ORDER BY e.originator_id, e.originator_version"""
+CROSS JOIN LATERAL (
+    SELECT originator_version, topic, state FROM stored_events
+    WHERE originator_id = wanted.id AND originator_version > wanted.after
+    ORDER BY originator_version OFFSET 0) AS later
+ORDER BY wanted.id, later.originator_version"""
 
 
 class PostgresClearance:

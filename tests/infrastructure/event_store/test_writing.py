@@ -12,6 +12,7 @@ from application.errors import AlreadyHandled, ApplicationError, Conflict, KeyRe
 from domain.batch.events import BatchProgressed, BatchSealed
 from domain.event import Event
 from infrastructure.event_store.writing import stream_versions, write_group
+from infrastructure.postgres.pool import Connection
 from tests.infrastructure.event_store.log_support import (
     appended,
     connected,
@@ -209,3 +210,42 @@ def test_readers_are_woken_with_the_last_position_of_the_commit(database_url: st
         (notice,) = listener.notifies(timeout=10, stop_after=1)
 
     assert notice.payload == str(appended(results[-1]).position)
+
+
+def test_writers_do_not_read_through_a_log_that_grew_since_they_planned(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE stored_events SET (autovacuum_enabled = false)")
+
+    async def story() -> int:
+        async with connected(database_url) as connection:
+
+            async def record(*appends: Append) -> None:
+                async with connection.transaction():
+                    for result in await write_group(connection, appends):
+                        appended(result)
+
+            async def record_some() -> None:
+                for _ in range(10):
+                    joining = steps(new_stream(), 0, 1)
+                    commanded = asked(uuid4(), "f", b"", steps(new_stream(), 0, 1))
+                    await record(Append((joining,), unless=(Unless(A, 1, SEALING),)), commanded)
+
+            await record(Append((steps(A, 0, 1),)))
+            await record_some()
+            await record(Append((steps(B, 0, *range(5000)),)))
+            before = await scans(connection)
+            await record_some()
+            return await scans(connection) - before
+
+    assert run(story()) == 0
+
+
+async def scans(connection: Connection) -> int:
+    """How often the log was read from its first row to its last."""
+    await connection.execute("SELECT pg_stat_force_next_flush()")
+    cursor = await connection.execute(
+        "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'stored_events'"
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
