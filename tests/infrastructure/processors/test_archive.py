@@ -48,7 +48,11 @@ def test_archives_inside_are_counted_and_limited(pack: Any) -> None:
 
 @pytest.mark.parametrize(
     ("content", "path"),
-    [(b"", "empty.txt"), (b"words", "notes.txt"), (gzip.compress(b"words", mtime=0), "notes.txt.gz")],
+    [
+        (b"", "empty.txt"),
+        (b"words", "notes.txt"),
+        (gzip.compress(b"words", mtime=0), "notes.txt.gz"),
+    ],
 )
 def test_what_is_no_archive_is_skipped(content: bytes, path: str) -> None:
     result, _ = perform("archive", content, path)
