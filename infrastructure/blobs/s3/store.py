@@ -12,6 +12,7 @@ from infrastructure.blobs.s3.bucket import Bucket
 from infrastructure.blobs.s3.failures import told
 from infrastructure.blobs.s3.inventory import PAGES, Inventory
 from infrastructure.blobs.s3.locks import Lock, Locks
+from infrastructure.blobs.s3.memory import Memory
 from infrastructure.blobs.s3.reading import chunks_of
 from infrastructure.blobs.s3.state import Whole, look, look_closely, tail_of
 from infrastructure.blobs.s3.writer import S3BlobWriter
@@ -34,6 +35,7 @@ class S3BlobStore:
         self._bucket = bucket
         self._locks = locks
         self._largest = largest
+        self._memory = Memory()
         self._inventory = Inventory(bucket, locks)
         self._open: dict[str, S3BlobWriter] = {}
 
@@ -55,6 +57,7 @@ class S3BlobStore:
             found,
             offset,
             lock=lock,
+            memory=self._memory,
             largest=self._largest,
             closed=lambda: self._closed(name, writer),
         )

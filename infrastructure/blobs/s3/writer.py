@@ -15,6 +15,7 @@ from infrastructure.blobs.s3.beginning import begin
 from infrastructure.blobs.s3.bucket import ABSENT, Bucket
 from infrastructure.blobs.s3.failures import Refusal, told
 from infrastructure.blobs.s3.locks import Lock
+from infrastructure.blobs.s3.memory import Memory
 from infrastructure.blobs.s3.parts import NO_PARTS, Parts, size_of_next
 from infrastructure.blobs.s3.state import Found, Growing, State, encode, look, look_closely, tail_of
 
@@ -25,7 +26,7 @@ _log = structlog.get_logger(__name__)
 
 
 class S3BlobWriter:
-    """The port `BlobWriter`. Memory: a part that fills, and one that is on its way up.
+    """The port `BlobWriter`. Holds a part that fills, and one that is on its way up.
 
     Nothing changes in the bucket before the first write. `sync` and `checkpoint` may run while
     `write` goes on: they cover what was written before they were called.
@@ -39,6 +40,7 @@ class S3BlobWriter:
         offset: int,
         *,
         lock: Lock,
+        memory: Memory,
         largest: int,
         closed: Callable[[], None],
     ) -> None:
@@ -53,7 +55,8 @@ class S3BlobWriter:
         self._begun = False
         self._parts = NO_PARTS
         self._going_up: asyncio.Task[Parts] | None = None
-        self._rest = bytearray()
+        self._ways = memory.ways
+        self._rest = memory.buffer()
         self._part_size = 0
         self._tail = found.tail or ABSENT
         self._named: str | None = None  # the upload that the stored tail names
@@ -71,11 +74,11 @@ class S3BlobWriter:
             await self._begin()
         view = memoryview(chunk)
         while len(view) >= (room := self._part_size - len(self._rest)):
-            self._rest += view[:room]
+            self._rest.add(view[:room])
             self._size += room
             view = view[room:]
             await self._send_part()
-        self._rest += view
+        self._rest.add(view)
         self._size += len(view)
 
     async def sync(self) -> int:
@@ -107,7 +110,9 @@ class S3BlobWriter:
             parts = await self._arrived()
             self._require_lock()
             with told():
-                await assemble(self._bucket, self._name, parts, bytes(self._rest), self._over)
+                async with self._ways:
+                    rest = self._rest.content()
+                    await assemble(self._bucket, self._name, parts, rest, self._over)
                 if self._tail != ABSENT:
                     await self._bucket.delete(tail_of(self._name))
                 self._named = parts.upload
@@ -127,6 +132,7 @@ class S3BlobWriter:
         except (Refusal, ApplicationError) as error:  # the sweeper frees them another day
             _log.warning("s3_parts_left", blob=self._name, error=str(error))
         finally:
+            self._rest.close()
             self._on_close()
             await self._lock.release()
 
@@ -135,7 +141,9 @@ class S3BlobWriter:
             start = await begin(self._bucket, self._name, self._found, self._size)
         blob = self._found.blob
         self._named = blob.state.parts.upload if isinstance(blob, Growing) else None
-        self._parts, self._going_up, self._rest = start.parts, None, bytearray(start.tail)
+        self._parts, self._going_up = start.parts, None
+        self._rest.clear()
+        self._rest.add(start.tail)
         self._part_size = max(size_of_next(self._parts, self._largest), len(self._rest))
         self._over, self._drop = start.over, start.drop
         self._begun = True
@@ -143,8 +151,10 @@ class S3BlobWriter:
     async def _send_part(self) -> None:
         """Sends the full part on its way, once the one before it has arrived."""
         parts = await self._arrived()
-        full, self._rest = bytes(self._rest), bytearray()
+        await self._ways.acquire()
+        full = self._rest.take()
         self._going_up = asyncio.create_task(self._upload(parts, full))
+        self._going_up.add_done_callback(lambda _: self._ways.release())
         then = Parts(last=parts.last + 1, size=parts.size + len(full))
         self._part_size = size_of_next(then, self._largest)
 
@@ -162,13 +172,15 @@ class S3BlobWriter:
 
     async def _commit(self) -> None:
         """Stores the tail, by which all bytes up to now count."""
-        size, rest, going_up = self._size, bytes(self._rest), self._going_up
-        parts = self._parts if going_up is None else await asyncio.shield(going_up)
-        self._require_lock()
+        async with self._ways:
+            size, rest, going_up = self._size, self._rest.content(), self._going_up
+            parts = self._parts if going_up is None else await asyncio.shield(going_up)
+            self._require_lock()
+            with told():
+                self._tail = await self._store(rest, State(parts, uuid4().hex, self._over))
+        self._durable, self._named = size, parts.upload
+        self._committed_at = asyncio.get_running_loop().time()
         with told():
-            self._tail = await self._store(rest, State(parts, uuid4().hex, self._over))
-            self._durable, self._named = size, parts.upload
-            self._committed_at = asyncio.get_running_loop().time()
             await self._drop_old()
 
     async def _store(self, rest: bytes, state: State) -> str:

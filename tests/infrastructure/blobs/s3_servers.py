@@ -69,7 +69,7 @@ def seaweed(folder: Path) -> Iterator[str]:
         "-s3.autoCreateBucket=false",
         "-metricsPort=0",
         "-master.volumeSizeLimitMB=64",
-        "-volume.max=30",
+        "-volume.max=100",
         f"-filer.localSocket={folder}/filer.sock",
     ]
     for name in names:
