@@ -14,6 +14,8 @@ from psycopg.sql import SQL, Identifier
 from infrastructure.postgres.migrate import migrate
 from tests.support import with_database
 
+TRIES = 6  # of dropping a database; the server itself waits five seconds each time
+
 
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -81,9 +83,9 @@ class Databases:
         return name
 
     def drop(self, name: str) -> None:
-        if self._dropped is not None:
-            self._dropped.result()  # raises what went wrong the last time
-        self._dropped = self._thread.submit(_drop, self.server_url, name)
+        last, self._dropped = self._dropped, self._thread.submit(_drop, self.server_url, name)
+        if last is not None:
+            last.result()  # raises what went wrong the last time, once
 
     def _create(self) -> str:
         name = _name("test")
@@ -103,5 +105,13 @@ def _create(server_url: str, name: str, template: str) -> None:
 
 
 def _drop(server_url: str, name: str) -> None:
-    with psycopg.connect(server_url, autocommit=True) as server:
-        server.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+    """Whoever is still connected is sent away; a process that comes back is sent away again."""
+    for left in reversed(range(TRIES)):
+        try:
+            with psycopg.connect(server_url, autocommit=True) as server:
+                server.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+        except psycopg.errors.ObjectInUse:
+            if not left:
+                raise
+        else:
+            return
