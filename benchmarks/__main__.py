@@ -6,7 +6,7 @@ import argparse
 import os
 import platform
 
-from benchmarks import appends, bundles, control, projection, uploads
+from benchmarks import appends, bundles, control, processing, projection, uploads
 from benchmarks.measure import Ratio, table
 
 BENCHMARKS = {
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "projection": projection.run,
     "small-files": uploads.small_files,
     "bundles": bundles.run,
+    "processed": processing.run,
     "one-stream": uploads.one_stream,
 }
 

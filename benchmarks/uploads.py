@@ -87,15 +87,15 @@ def create(server: Server, name: str, size: int) -> str:
     return _location(ask(server.port, head_of(server, "POST", "/v1/uploads", headers, 0)))
 
 
-def creation(server: Server, batch: str, name: str) -> bytes:
+def creation(server: Server, batch: str, name: str, content: bytes = SMALL) -> bytes:
     """A request that creates a small upload and carries its bytes."""
     headers = {
         "Tus-Resumable": "1.0.0",
-        "Upload-Length": str(len(SMALL)),
+        "Upload-Length": str(len(content)),
         "Upload-Metadata": _named(name),
         "Content-Type": "application/offset+octet-stream",
     }
-    return head_of(server, "POST", f"{batch}/uploads", headers, len(SMALL)) + SMALL
+    return head_of(server, "POST", f"{batch}/uploads", headers, len(content)) + content
 
 
 def patch(server: Server, location: str, size: int) -> bytes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import FieldInfo
 
 from application.pipeline import Permanent
 
@@ -22,7 +24,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 def read(kind: type[T], given: dict[str, Any]) -> T:
     """The options as their type. Raises BadOption, which names what is known, never a value."""
-    known = msgspec.structs.fields(kind)
+    known = _fields_of(kind)
     names = [field.encode_name for field in known]
     for name in given:
         if name not in names:
@@ -34,6 +36,12 @@ def read(kind: type[T], given: dict[str, Any]) -> T:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         raise BadOption(str(error)) from None
+
+
+@cache
+def _fields_of(kind: type[msgspec.Struct]) -> tuple[FieldInfo, ...]:
+    """Kept: they are worked out of annotations each time, and every file asks for three."""
+    return msgspec.structs.fields(kind)
 
 
 def _instead(name: str, known: list[str]) -> str:
