@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from uuid import uuid4
@@ -14,7 +15,8 @@ from psycopg.sql import SQL, Identifier
 from infrastructure.postgres.migrate import migrate
 from tests.support import with_database
 
-TRIES = 6  # of dropping a database; the server itself waits five seconds each time
+TRIES = 60  # of dropping a database
+PAUSE = 0.25  # seconds between two of them
 
 
 @pytest.fixture(scope="session")
@@ -105,13 +107,17 @@ def _create(server_url: str, name: str, template: str) -> None:
 
 
 def _drop(server_url: str, name: str) -> None:
-    """Whoever is still connected is sent away; a process that comes back is sent away again."""
+    """Whoever is still connected is sent away, and again if it comes back.
+
+    The server's own vacuum cannot be sent away by a role like ours: it ends by itself.
+    """
     for left in reversed(range(TRIES)):
         try:
             with psycopg.connect(server_url, autocommit=True) as server:
                 server.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
-        except psycopg.errors.ObjectInUse:
+        except (psycopg.errors.ObjectInUse, psycopg.errors.InsufficientPrivilege):
             if not left:
                 raise
+            time.sleep(PAUSE)
         else:
             return
