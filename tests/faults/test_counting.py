@@ -76,7 +76,7 @@ def test_a_client_that_was_killed_never_sends_a_file_twice(site: Site, tmp_path:
 def test_percent_never_passes_100(site: Site) -> None:
     told = [event for event in site.admin.history("/v1") if "percent" in event["data"]]
 
-    assert len(told) > 100
+    assert told
     for event in told:
         assert 0 <= event["data"]["percent"] <= 100, event
     batches = [event for event in told if event["type"] == "batch.progressed"]

@@ -107,12 +107,18 @@ def test_a_killed_upload_goes_on_where_it_was_and_sends_nothing_twice(
     assert len(received) == len(set(received)) == 300
 
 
+def _hears_ctrl_c() -> None:
+    """Even where these tests run in the background, with the signal ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_a_command_in_one_word(uptrail: Command, server: LiveServer) -> None:
     command = ["batch", "watch", uptrail("batch", "start").out.strip()]
     watching = subprocess.Popen(
         [sys.executable, "-m", "interfaces.cli.main", *command, "--data-dir", server.data_dir],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_hears_ctrl_c,
     )
     assert watching.stderr is not None
     watching.stderr.readline()  # it follows the batch
