@@ -18,6 +18,7 @@ from interfaces.cli.walking import Found, roots_of, walk
 PACKAGES = ("domain", "application", "infrastructure", "interfaces")
 PROJECT = ("README.md", "CHANGELOG.md", "LICENSE", "docs", "tests")
 SHOWN = ("*.py", "*.md", "*.png", "*.jpg", "*.svg", "*.css", "*.js", "*.html", "*.toml", "LICENSE")
+INSTALLED = "node_modules"  # what a tool put into the tests is not ours to show
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.gif")
 
 
@@ -61,6 +62,7 @@ def _own_files() -> dict[str, Path]:
         entry.name: entry.path
         for entry in found
         if isinstance(entry, Found)
+        and INSTALLED not in entry.path.parts
         and any(fnmatchcase(entry.path.name, pattern) for pattern in SHOWN)
     }
 
