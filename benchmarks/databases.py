@@ -57,5 +57,5 @@ def _named(server: str, name: str) -> Iterator[str]:
         try:
             yield conninfo.make_conninfo(server, dbname=name)
         finally:
-            # Without FORCE, which fails where autovacuum is at work: its process is not ours to end.
+            # No FORCE: it fails where autovacuum is at work, whose process is not ours to end.
             connection.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
