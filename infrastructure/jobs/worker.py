@@ -19,7 +19,6 @@ import structlog
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import DeleteJobCondition, Job
 from procrastinate.retry import BaseRetryStrategy, RetryDecision
-from psycopg_pool import AsyncConnectionPool
 
 from application.pipeline import Processor
 from application.ports.blobs import BlobStore
@@ -200,13 +199,13 @@ class _GiveBack(BaseRetryStrategy):
 
 def _pool(url: str) -> Pool:
     """Connections for the queue alone, to be opened with `async with`."""
-    return AsyncConnectionPool(
+    return Pool(
         url,
         kwargs={"options": _OPTIONS, "autocommit": True, "application_name": "uptrail-worker"},
         min_size=1,
         max_size=CONNECTIONS,
         open=False,
-        check=AsyncConnectionPool.check_connection,
+        check=Pool.check_connection,
         name="uptrail-worker",
     )
 

@@ -2,16 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeAlias, TypeVar
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 Connection: TypeAlias = AsyncConnection[TupleRow]
-Pool: TypeAlias = AsyncConnectionPool[Connection]
+T = TypeVar("T")
 
 CONNECT_TIMEOUT = 10  # seconds
+
+
+class Pool(AsyncConnectionPool[Connection]):
+    """A pool that keeps its connections, whenever those who borrow them are cancelled.
+
+    In psycopg_pool a cancellation that arrives while a connection is being handed out or taken
+    back loses that connection for good, and after as many of those nobody gets one any more. So
+    both happen in tasks of their own here, which a cancelled borrower leaves behind.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._under_way: set[asyncio.Task[Any]] = set()
+        super().__init__(url, **options)
+
+    async def getconn(self, timeout: float | None = None) -> Connection:
+        taking = self._start(super().getconn(timeout))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            taking.add_done_callback(self._take_back)
+            raise
+
+    async def putconn(self, conn: Connection) -> None:
+        await asyncio.shield(self._start(super().putconn(conn)))
+
+    async def close(self, timeout: float = 5.0) -> None:
+        await super().close(timeout)
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=timeout)
+
+    def _take_back(self, taking: asyncio.Task[Connection]) -> None:
+        """Nobody waits for this connection any more."""
+        if not taking.cancelled() and taking.exception() is None:
+            self._start(super().putconn(taking.result()))
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._under_way.add(task)  # the loop itself would not hold on to it
+        task.add_done_callback(self._under_way.discard)
+        return task
 
 
 async def connect(url: str, *, name: str) -> Connection:
@@ -28,13 +70,13 @@ def make_pool(url: str, *, name: str, min_size: int = 1, max_size: int = 8) -> P
     A connection is tried before it is handed out, so that a restart of the server costs a
     caller nothing but time; nobody waits longer than 30 seconds (psycopg_pool.PoolTimeout).
     """
-    return AsyncConnectionPool(
+    return Pool(
         url,
         kwargs=_options(name),
         min_size=min_size,
         max_size=max_size,
         open=False,
-        check=AsyncConnectionPool.check_connection,
+        check=Pool.check_connection,
         name=f"uptrail-{name}",
         timeout=30.0,
     )
