@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from uuid import UUID
 
 from application.commands import CancelUpload
@@ -78,7 +79,8 @@ class OneOfMany:
     async def _call_off(self, upload: Upload, reason: str) -> None:
         """An upload that can never be whole must not keep its batch waiting."""
         command = CancelUpload(upload=upload.id, reason=reason)
-        await self._transfers.cancel(command, self._transfers.context(self._speaker))
+        with suppress(NotIncoming, Refused):  # somebody else ended it meanwhile
+            await self._transfers.cancel(command, self._transfers.context(self._speaker))
 
 
 def _refused(upload: Upload, code: str, message: str) -> AddedFile:

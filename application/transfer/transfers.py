@@ -26,8 +26,9 @@ from application.transfer.quotas import Quotas
 from application.transfer.reception import Reception, Terms
 from application.transfer.room import Room
 from application.transfer.turns import Turn, Turns
+from domain.errors import Refused
 from domain.upload.aggregate import Upload
-from domain.upload.state import INCOMING
+from domain.upload.state import GONE, INCOMING
 
 GLANCE = 0.05  # seconds between two looks whether the last transfer has ended
 RECORDS_PER_SECOND = 100  # of all running transfers together, about
@@ -181,10 +182,16 @@ class Transfers:
     async def cancel(self, command: CancelUpload, context: Context) -> Decided[Upload]:
         """Calls the upload off and frees its bytes.
 
-        Raises NotFound, Refused when it has ended already, Ended, Busy, Unavailable.
+        Raises NotFound, NotIncoming when somebody else called it off before, Refused when it has
+        ended another way, Ended, Busy, Unavailable.
         """
         async with self.turns.take(command.upload):
-            decided = await cancel_upload(self.log, command, context)
+            try:
+                decided = await cancel_upload(self.log, command, context)
+            except Refused:
+                if (state := (await self.log.upload(command.upload)).state) in GONE:
+                    raise NotIncoming(state) from None
+                raise
             await self._elsewhere.stop(command.upload)
             await self.free(decided.aggregate)
             return decided

@@ -20,6 +20,7 @@ from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
 from interfaces.uploads import tus
 from interfaces.uploads.body import chunks_of, require_plain
+from interfaces.uploads.headers import only
 from interfaces.uploads.resumable_answers import appended, stored
 from interfaces.uploads.resumable_creation import body_length, create, full_size, require_whole
 from interfaces.uploads.resumable_digests import CONTENT_DIGEST, digest_in
@@ -130,7 +131,7 @@ async def cancel(request: web.Request) -> web.StreamResponse:
 
 async def override(request: web.Request) -> web.StreamResponse:
     """POST to an upload, from behind a proxy that lets nothing else through."""
-    method = request.headers.get(OVERRIDE, "").upper()
+    method = (only(request, OVERRIDE) or "").upper()
     handlers: dict[str, Any] = {"PATCH": append, "HEAD": tell_offset, "DELETE": cancel}
     if method not in handlers:
         raise web.HTTPMethodNotAllowed(hdrs.METH_POST, ["HEAD", "GET", "PATCH", "DELETE"])

@@ -10,6 +10,7 @@ from domain.file import FileDeclaration, faults_of
 from interfaces.rest.params import Query
 from interfaces.services import SERVICES
 from interfaces.uploads import metadata
+from interfaces.uploads.headers import only
 from interfaces.uploads.resumable_digests import declared
 from interfaces.uploads.resumable_request import PARTIAL
 from interfaces.uploads.tus_request import METADATA
@@ -22,7 +23,7 @@ _TELL_NOTHING = frozenset(
 
 def declaration(request: web.Request, size: int | None, digest: Checksum | None) -> FileDeclaration:
     """The file: its path is `?path=`, else the name in Content-Disposition or Upload-Metadata."""
-    said = metadata.parse(request.headers.get(METADATA, ""))
+    said = metadata.parse(only(request, METADATA) or "")
     default = str(request.app[SERVICES].new_id())
     file = metadata.declaration(said, size, default=default)
     return FileDeclaration(

@@ -15,6 +15,7 @@ from domain.upload.state import GONE
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
 from interfaces.uploads.body import HELD
+from interfaces.uploads.headers import only
 from interfaces.uploads.refusals import refusal_of
 from interfaces.uploads.resumable_problems import digest_mismatch, inactive, offset_mismatch
 from interfaces.uploads.tus_request import speaks_tus
@@ -98,6 +99,7 @@ def ietf_request(handler: Handler) -> Handler:
 
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
+            interop_of(request)  # two of them are refused before anything is done
             response = await handler(request)
         except (web.HTTPException, ConnectionError):
             raise
@@ -134,6 +136,5 @@ def _integer(request: web.Request, header: str) -> int | None:
 
 
 def _item(request: web.Request, header: str) -> str:
-    """The header as one item; several lines are no item, and as good as none."""
-    lines = request.headers.getall(header, [])
-    return lines[0].strip() if len(lines) == 1 else ""
+    """The header as one item. Raises a 400 Problem for several that differ."""
+    return (only(request, header) or "").strip()

@@ -23,6 +23,7 @@ from interfaces.services import SERVICES
 from interfaces.uploads import metadata
 from interfaces.uploads.body import chunks_of, require_plain
 from interfaces.uploads.expiring import expires, expires_as_recorded
+from interfaces.uploads.headers import only
 from interfaces.uploads.refusals import gone
 from interfaces.uploads.serving import TRANSFERS, speaker_of
 from interfaces.uploads.tus_concatenation import concat_of, create_concatenated, require_growing
@@ -129,7 +130,7 @@ async def terminate(request: web.Request) -> web.StreamResponse:
 
 async def override(request: web.Request) -> web.StreamResponse:
     """POST to an upload, from behind a proxy that lets nothing else through."""
-    method = request.headers.get(OVERRIDE, "").upper()
+    method = (only(request, OVERRIDE) or "").upper()
     handlers: dict[str, Any] = {"PATCH": append, "HEAD": tell_offset, "DELETE": terminate}
     if method not in handlers:
         raise web.HTTPMethodNotAllowed(hdrs.METH_POST, ["HEAD", "GET", "PATCH", "DELETE"])

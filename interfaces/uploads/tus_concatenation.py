@@ -19,6 +19,7 @@ from domain.upload.aggregate import Upload
 from interfaces.rest.access import require
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.uploads import metadata
+from interfaces.uploads.headers import only
 from interfaces.uploads.serving import PARTS, speaker_of
 from interfaces.uploads.tus_creation import created, declared_size, first_bytes, has_body, place_of
 from interfaces.uploads.tus_request import CONCAT, METADATA, tus_request
@@ -32,7 +33,7 @@ _UPLOAD_PATH = re.compile(r"(?:.*/)?v1/uploads/([0-9a-f-]{36})/?")
 @tus_request
 async def create_concatenated(request: web.Request) -> web.StreamResponse:
     """POST to a collection with Upload-Concat: announces a part, or joins parts into an upload."""
-    concat = request.headers[CONCAT].strip()
+    concat = (only(request, CONCAT) or "").strip()
     if concat == PARTIAL:
         return await _announce(request)
     if concat.startswith(FINAL):
@@ -60,7 +61,7 @@ async def _announce(request: web.Request) -> web.StreamResponse:
     speaker = speaker_of(request, principal)
     place = await place_of(request, principal.owner)
     size, with_body = declared_size(request), has_body(request)
-    said = metadata.parse(request.headers.get(METADATA, ""))
+    said = metadata.parse(only(request, METADATA) or "")
     file = replace(metadata.declaration(said, size, default=PARTIAL), path=PARTIAL)
     upload = await request.app[PARTS].announce(place, file, speaker)
     if with_body or size == 0:
@@ -76,7 +77,7 @@ async def _join(request: web.Request, concat: str) -> web.StreamResponse:
         raise bad_parameter(CONCAT, "must name one or more parts, each once")
     if isinstance(place, Alone):  # the same parts make the same upload, however often it is asked
         place = replace(place, batch=joined_batch_id_for(parts))
-    said = metadata.parse(request.headers.get(METADATA, ""))
+    said = metadata.parse(only(request, METADATA) or "")
     file = metadata.declaration(said, None, default=str(joined_batch_id_for(parts)))
     file = replace(file, metadata={**file.metadata, metadata.CONCAT: concat})
     joined = await request.app[PARTS].join(place, file, parts, speaker_of(request, principal))

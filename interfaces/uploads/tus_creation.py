@@ -24,6 +24,7 @@ from interfaces.services import SERVICES
 from interfaces.uploads import metadata
 from interfaces.uploads.body import chunks_of, require_plain, whole
 from interfaces.uploads.expiring import expires
+from interfaces.uploads.headers import only
 from interfaces.uploads.refusals import refusal_of
 from interfaces.uploads.serving import ARRIVALS, TRANSFERS, speaker_of
 from interfaces.uploads.tus_request import (
@@ -48,7 +49,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     place = await place_of(request, principal.owner)
     size = declared_size(request)
     with_body = has_body(request)
-    said = metadata.parse(request.headers.get(METADATA, ""))
+    said = metadata.parse(only(request, METADATA) or "")
     default = str(request.app[SERVICES].new_id())
     file = metadata.declaration(said, size, default=default)
     arrivals = request.app[ARRIVALS]
@@ -116,7 +117,7 @@ def _location(request: web.Request, id: UUID) -> str:
 
 def declared_size(request: web.Request) -> int | None:
     """Upload-Length, or None where the client puts off saying it."""
-    size, deferred = number_in(request, LENGTH), request.headers.get(DEFER)
+    size, deferred = number_in(request, LENGTH), only(request, DEFER)
     if deferred not in (None, "1"):
         raise bad_parameter(DEFER, "must be 1")
     if (size is None) == (deferred is None):

@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler
 from application.transfer.checksums import ALGORITHMS, Checksum
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.uploads.body import HELD
+from interfaces.uploads.headers import only
 from interfaces.uploads.refusals import refusal_of
 
 VERSION = "1.0.0"
@@ -43,7 +44,7 @@ def tus_request(handler: Handler) -> Handler:
 
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
-            if request.headers.get(RESUMABLE) != VERSION:
+            if only(request, RESUMABLE) != VERSION:
                 detail = f"this server speaks {RESUMABLE}: {VERSION}"
                 raise Problem(412, "tus_version", detail, headers={"Tus-Version": VERSION})
             response = await handler(request)
@@ -60,8 +61,8 @@ def tus_request(handler: Handler) -> Handler:
 
 
 def number_in(request: web.Request, header: str) -> int | None:
-    """A header that counts bytes. Raises a 400 Problem unless it is digits alone."""
-    text = request.headers.get(header)
+    """A header that counts bytes. Raises a 400 Problem unless it is digits alone, said once."""
+    text = only(request, header)
     if text is None:
         return None
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
@@ -71,7 +72,7 @@ def number_in(request: web.Request, header: str) -> int | None:
 
 def checksum_in(request: web.Request) -> Checksum | None:
     """Upload-Checksum. Raises a 400 Problem for what is none, or of an algorithm unknown here."""
-    header = request.headers.get(CHECKSUM)
+    header = only(request, CHECKSUM)
     if header is None:
         return None
     algorithm, _, encoded = header.strip().partition(" ")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import socket
 import struct
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.interfaces.uploads.server import BYTES, Server
 
@@ -50,6 +52,12 @@ class Sender:
         """The status and the headers of the next answer."""
         head = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), 20)
         return int(head.split(b" ", 2)[1]), head
+
+    async def body(self, head: bytes) -> Any:
+        """What the answer with these headers holds, as JSON."""
+        found = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+        assert found is not None, head
+        return json.loads(await self._reader.readexactly(int(found[1])))
 
     async def half_close(self) -> None:
         """FIN: nothing more will be sent, but an answer would still be read."""

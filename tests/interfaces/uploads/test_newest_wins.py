@@ -97,6 +97,31 @@ def test_terminating_ends_a_running_transfer_and_frees_its_bytes(
     run(story())
 
 
+def test_of_many_who_terminate_an_upload_one_does_and_the_others_find_it_gone(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with (
+            serving(database_url, tmp_path) as here,
+            serving(database_url, tmp_path) as there,
+        ):
+            location = await here.create(len(CONTENT))
+            assert await here.patch(location, 0, CONTENT[:3000]) == 204
+
+            async def terminate(server: Server) -> int:
+                async with server.client.delete(location, headers=TUS) as answer:
+                    return answer.status
+
+            statuses = await asyncio.gather(*(terminate(one) for one in [here, there] * 10))
+            # 423 is for those who were still waiting when a newer one came.
+            assert set(statuses) <= {204, 410, 423}
+            assert statuses.count(204) == 1
+            assert (await here.topics(location)).count("upload.cancelled") == 1
+            assert [await terminate(here), await terminate(there)] == [410, 410]
+
+    run(story())
+
+
 def test_the_newest_request_wins_on_another_process_too(database_url: str, tmp_path: Path) -> None:
     async def story() -> None:
         async with (

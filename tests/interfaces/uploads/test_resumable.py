@@ -231,6 +231,38 @@ def test_a_finished_upload_repeats_its_answer_and_takes_nothing_more(
     run(story())
 
 
+@pytest.mark.parametrize(
+    ("header", "first", "second"),
+    [
+        ("Upload-Length", "5", "6"),
+        ("Upload-Complete", "?0", "?1"),
+        ("Upload-Draft-Interop-Version", "6", "8"),
+        ("Upload-Offset", "0", "1"),
+    ],
+)
+def test_a_header_that_is_said_twice_and_differs_is_refused_by_name(
+    header: str, first: str, second: str, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await create(server, Upload_Length="5")
+            path, method = ("/v1/uploads", "POST") if header != "Upload-Offset" else (location, "")
+            head = await server.services.log.head()
+            said = interop("8", Upload_Complete="?1", Upload_Length="5")
+            said |= {**PARTIAL, "Content-Length": "5"}
+            said |= {header: first, header.lower(): second}
+            async with Sender(server) as sender:
+                await sender.begin(method or "PATCH", path, said, b"hello")
+                status, answer = await sender.answer()
+                problem = await sender.body(answer)
+
+            assert (status, problem["code"]) == (400, "bad_parameter")
+            assert problem["errors"][0]["pointer"] == header
+            assert await server.services.log.head() == head
+
+    run(story())
+
+
 def test_lengths_that_contradict_each_other_are_refused(database_url: str, tmp_path: Path) -> None:
     async def short() -> Any:
         yield b"01"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from interfaces.uploads.tus_request import OVERRIDE
 from tests.interfaces.uploads.raw import Sender
 from tests.interfaces.uploads.server import BYTES, TUS, serving, stored_files, upload_in
 from tests.support import run
@@ -144,6 +145,52 @@ def test_what_is_no_sound_request_is_refused(
             assert answered == status
             assert b"Tus-Resumable: 1.0.0" in said
             assert await server.services.log.head() == head
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("method", "header", "first", "second"),
+    [
+        ("POST", "Upload-Length", "5", "6"),
+        ("POST", "Upload-Metadata", "filename YQ==", "filename Yg=="),
+        ("POST", "Upload-Concat", "partial", "final;/a"),
+        ("PATCH", "Upload-Offset", "0", "1"),
+        ("PATCH", "Upload-Checksum", "sha1 AAAA", "md5 AAAA"),
+        ("PATCH", "Tus-Resumable", "1.0.0", "0.2.2"),
+        ("POST", "X-HTTP-Method-Override", "PATCH", "DELETE"),
+    ],
+)
+def test_a_header_that_is_said_twice_and_differs_is_refused_by_name(
+    method: str, header: str, first: str, second: str, database_url: str, tmp_path: Path
+) -> None:
+    required = {"POST": {"Upload-Length": "5"}, "PATCH": {"Upload-Offset": "0"}}[method]
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await server.create(5)
+            path = "/v1/uploads" if method == "POST" and header != OVERRIDE else location
+            head = await server.services.log.head()
+            said = {**BYTES, **required, header: first, header.lower(): second}
+            async with Sender(server) as sender:
+                await sender.begin(method, path, {**said, "Content-Length": "0"})
+                status, answer = await sender.answer()
+                problem = await sender.body(answer)
+
+            assert (status, problem["code"]) == (400, "bad_parameter")
+            assert problem["errors"][0]["pointer"] == header
+            assert await server.services.log.head() == head
+
+    run(story())
+
+
+def test_a_header_that_is_said_twice_alike_is_understood(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server, Sender(server) as sender:
+            location = await server.create(5)
+            twice = {**BYTES, "Upload-Offset": "0", "upload-offset": "0", "Content-Length": "5"}
+            await sender.begin("PATCH", location, twice, b"hello")
+            assert (await sender.answer())[0] == 204
 
     run(story())
 
