@@ -79,7 +79,7 @@ class OneOfMany:
     async def _call_off(self, upload: Upload, reason: str) -> None:
         """An upload that can never be whole must not keep its batch waiting."""
         command = CancelUpload(upload=upload.id, reason=reason)
-        with suppress(NotIncoming, Refused):  # somebody else ended it meanwhile
+        with suppress(Refused):  # somebody else ended it meanwhile
             await self._transfers.cancel(command, self._transfers.context(self._speaker))
 
 

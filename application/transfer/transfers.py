@@ -182,19 +182,22 @@ class Transfers:
     async def cancel(self, command: CancelUpload, context: Context) -> Decided[Upload]:
         """Calls the upload off and frees its bytes.
 
-        Raises NotFound, NotIncoming when somebody else called it off before, Refused when it has
-        ended another way, Ended, Busy, Unavailable.
+        Raises NotFound, Refused when it has ended already, Ended, Busy, Unavailable.
         """
         async with self.turns.take(command.upload):
-            try:
-                decided = await cancel_upload(self.log, command, context)
-            except Refused:
-                if (state := (await self.log.upload(command.upload)).state) in GONE:
-                    raise NotIncoming(state) from None
-                raise
+            decided = await cancel_upload(self.log, command, context)
             await self._elsewhere.stop(command.upload)
             await self.free(decided.aggregate)
             return decided
+
+    async def terminate(self, command: CancelUpload, context: Context) -> Decided[Upload]:
+        """The same for its sender, who is told NotIncoming of one that is gone already."""
+        try:
+            return await self.cancel(command, context)
+        except Refused:
+            if (state := (await self.log.upload(command.upload)).state) in GONE:
+                raise NotIncoming(state) from None
+            raise
 
     async def free(self, upload: Upload) -> None:
         """Deletes the bytes of an upload that nobody may want any more."""

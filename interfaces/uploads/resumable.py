@@ -125,7 +125,7 @@ async def cancel(request: web.Request) -> web.StreamResponse:
         raise inactive(upload.state)
     command = CancelUpload(upload=upload.id, reason="cancelled by its sender")
     transfers = request.app[TRANSFERS]
-    await transfers.cancel(command, transfers.context(speaker_of(request, principal)))
+    await transfers.terminate(command, transfers.context(speaker_of(request, principal)))
     return web.Response(status=204)
 
 

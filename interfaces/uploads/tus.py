@@ -124,7 +124,7 @@ async def terminate(request: web.Request) -> web.StreamResponse:
         raise gone(upload.state)
     command = CancelUpload(upload=upload.id, reason="terminated by its sender")
     transfers = request.app[TRANSFERS]
-    await transfers.cancel(command, transfers.context(speaker_of(request, principal)))
+    await transfers.terminate(command, transfers.context(speaker_of(request, principal)))
     return web.Response(status=204)
 
 
