@@ -18,6 +18,7 @@ from interfaces.rest import (
     login,
     openapi,
     operations,
+    principal,
     reports,
     starting,
     uploads,
@@ -45,6 +46,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *callbacks.OPERATIONS,
     *keys.OPERATIONS,
     *login.OPERATIONS,
+    *principal.OPERATIONS,
     *operations.OPERATIONS,
     *openapi.OPERATIONS,
 )

@@ -1,5 +1,6 @@
 // One batch: its progress, what failed and why, and every upload with its attempts.
 
+import { batchActions } from "./actions.js";
 import { chip } from "./chip.js";
 import { Detail } from "./detail.js";
 import { arrange, attribute, glyph, h, oncePerFrame, text } from "./dom.js";
@@ -47,6 +48,7 @@ export class BatchPage {
     this.name = h("h1");
     this.state = chip();
     this.meta = h("p.summary");
+    this.actions = batchActions();
     this.bar = batchBar();
     this.percent = h("p.figure");
     this.size = h("p.beside");
@@ -57,13 +59,14 @@ export class BatchPage {
     this.content = h("div", {},
       h("div.heading", {}, h("div", {}, this.name, this.meta), this.state.element),
       h("section.overall", {}, this.percent, h("div.grow", {}, this.bar.element, this.size)),
+      this.actions.element,
       this.why, this.filters,
       h("div.split", {}, h("div.list", {}, this.list.element, this.none), this.detail.element));
     this.missing = h("div.empty", {},
       h("h2", {}, "No such batch"), h("p", {}, "It may belong to another owner, or has not been started yet. Should it be, it appears here."));
     this.element = h("section", {},
       h("p.crumbs", {}, h("a", { href: "#/" }, glyph("back"), "Batches"),
-        h("a.history", { href: `/v1/batches/${this.id}/history` }, "History (JSON)")),
+        documents(this.id)),
       this.content, this.missing);
     this.draw();
   }
@@ -90,13 +93,14 @@ export class BatchPage {
     text(this.name, batchName(batch));
     this.state.update(batchState(batch));
     this.bar.update(batch);
+    this.actions.update(batch);
     attribute(this.bar.element, "aria-label", "Progress of the batch");
     text(this.percent, percent(batch.percent));
     text(this.size, `${transferred(batch)}, ${count(ended(batch))} of ${files(batch.uploads)} ended`);
     const took = batch.completed_at
       ? `took ${duration((Date.parse(batch.completed_at) - Date.parse(batch.started_at)) / 1000)}`
       : `started ${ago(batch.started_at)}`;
-    text(this.meta, `${took}, by ${batch.started_by}, pipeline ${batch.pipeline}`);
+    text(this.meta, `${took}, by ${batch.started_by}, pipeline ${batch.pipeline}${batch.priority ? `, priority ${batch.priority}` : ""}`);
     attribute(this.meta, "title", `Started ${calendar(batch.started_at)}`);
   }
 
@@ -179,6 +183,15 @@ export class BatchPage {
     if (reason) return UNHAPPY.has(upload.state) && reasonOf(upload) === reason;
     return !state || upload.state === state;
   }
+}
+
+/** What there is to take away: the report, and who did what. */
+function documents(id) {
+  const at = `/v1/batches/${id}`;
+  return h("span.documents", {},
+    h("a", { href: `${at}/report.csv`, download: "" }, "Report (CSV)"),
+    h("a", { href: `${at}/report.csv?only=failed`, download: "" }, "Failed only (CSV)"),
+    h("a", { href: `${at}/history` }, "History (JSON)"));
 }
 
 function reasonOf(upload) {

@@ -1,5 +1,6 @@
 // One upload in full: what it is, and every attempt that was made at it.
 
+import { uploadActions } from "./actions.js";
 import { chip } from "./chip.js";
 import { glyph, h } from "./dom.js";
 import { attemptState, bytes, calendar, clock, duration, percent, until, uploadState } from "./words.js";
@@ -9,6 +10,7 @@ const STORED = new Set(["received", "queued", "processing", "retry_scheduled", "
 export class Detail {
   constructor(close) {
     this.body = h("div.detail-body");
+    this.actions = uploadActions();
     this.element = h("aside.detail", { "aria-label": "Upload" },
       h("button.icon", { type: "button", "aria-label": "Close", title: "Close", onclick: close }, glyph("close")),
       this.body);
@@ -23,8 +25,9 @@ export class Detail {
     this.stamp = stamp;
     const state = chip();
     state.update(uploadState(upload.state));
+    this.actions.update(upload);
     this.body.replaceChildren(
-      state.element, h("h2", {}, upload.path), facts(upload), links(upload),
+      state.element, h("h2", {}, upload.path), facts(upload), links(upload), this.actions.element,
       h("h3", {}, attempts.length === 1 ? "1 attempt" : `${attempts.length || "No"} attempts`),
       h("ol.attempts", {}, ...attempts.map(timeline)));
   }
