@@ -9,8 +9,9 @@ import msgspec
 from domain.batch.events import BatchEvent
 from domain.event import Event
 from domain.upload.events import UploadEvent
+from domain.webhook.events import WebhookEvent
 
-DomainEvent = UploadEvent | BatchEvent
+DomainEvent = UploadEvent | BatchEvent | WebhookEvent
 
 
 class Cause(msgspec.Struct, frozen=True):

@@ -50,7 +50,7 @@ def streams_of(events: Iterable[Recorded]) -> tuple[set[UUID], set[UUID]]:
             uploads.add(recorded.stream)
             if isinstance(recorded.event, UploadRegistered | UploadRejected):
                 batches.add(recorded.event.batch)
-        else:
+        elif isinstance(recorded.event, _BATCH):
             batches.add(recorded.stream)
     return uploads, batches
 

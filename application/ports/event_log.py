@@ -10,6 +10,7 @@ from uuid import UUID
 from application.envelope import Append, Appended, Recorded
 from domain.batch.aggregate import Batch
 from domain.upload.aggregate import Upload
+from domain.webhook.aggregate import Webhook
 
 
 class EventLog(Protocol):
@@ -34,6 +35,9 @@ class EventLog(Protocol):
 
     async def batch(self, id: UUID) -> Batch:
         """The batch, likewise."""
+
+    async def webhook(self, id: UUID) -> Webhook:
+        """The webhook, likewise; also one that was removed."""
 
     def forget(self, *ids: UUID) -> None:
         """Drops what is remembered of these streams, so that the next load reads the log."""

@@ -15,6 +15,7 @@ from application.projection.uploads import upload_columns
 from domain.batch.events import BatchStarted
 from domain.ids import is_part
 from domain.upload.events import AttemptStarted, UploadRegistered, UploadRejected
+from domain.webhook.events import WEBHOOK_EVENTS
 
 VERSION = 1
 
@@ -47,6 +48,8 @@ def changes_of(recorded: Recorded) -> tuple[Change, ...]:
     if isinstance(event, BATCH_EVENTS):
         batch = Change("batches", recorded.stream, batch_columns(event), creates)
         return (_stamped(batch, recorded),)
+    if isinstance(event, WEBHOOK_EVENTS):  # whoever sends them keeps their rows
+        return ()
     upload = Change("uploads", recorded.stream, upload_columns(event), creates)
     attempt = attempt_columns(event)
     if attempt is None:

@@ -10,8 +10,10 @@ from domain.batch.aggregate import Batch
 from domain.batch.events import BatchEvent
 from domain.upload.aggregate import Upload
 from domain.upload.events import UploadEvent
+from domain.webhook.aggregate import Webhook
+from domain.webhook.events import WEBHOOK_EVENTS
 
-Aggregate: TypeAlias = Upload | Batch
+Aggregate: TypeAlias = Upload | Batch | Webhook
 
 _BATCH_EVENTS: tuple[type[BatchEvent], ...] = get_args(BatchEvent)
 _UPLOAD_EVENTS: tuple[type[UploadEvent], ...] = get_args(UploadEvent)
@@ -35,5 +37,10 @@ def fold(id: UUID, aggregate: Aggregate | None, event: DomainEvent) -> Aggregate
         if aggregate is None:
             return Upload.begin(id, event)
         if isinstance(aggregate, Upload):
+            return aggregate.evolve(event)
+    elif isinstance(event, WEBHOOK_EVENTS):
+        if aggregate is None:
+            return Webhook.begin(id, event)
+        if isinstance(aggregate, Webhook):
             return aggregate.evolve(event)
     raise MixedStream(f"{type(event).__name__} in the stream of {aggregate!r}")

@@ -17,6 +17,7 @@ from application.envelope import Append, Appended, Recorded
 from application.errors import NotFound, Unavailable
 from domain.batch.aggregate import Batch
 from domain.upload.aggregate import Upload
+from domain.webhook.aggregate import Webhook
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.folding import Aggregate, fold
@@ -84,6 +85,12 @@ class PostgresEventLog:
         if isinstance(aggregate, Batch):
             return aggregate
         raise NotFound(f"no batch {id}")
+
+    async def webhook(self, id: UUID) -> Webhook:
+        aggregate = await self._load(id)
+        if isinstance(aggregate, Webhook):
+            return aggregate
+        raise NotFound(f"no webhook {id}")
 
     def forget(self, *ids: UUID) -> None:
         for id in ids:

@@ -15,7 +15,7 @@ _decode = msgspec.json.Decoder[Aggregate](Aggregate).decode
 
 # A snapshot of aggregates with other fields than today's is passed over: its topic differs.
 _SHAPE = sha256(_encode(msgspec.json.schema(Aggregate))).hexdigest()[:8]
-SNAPSHOT_TOPICS = frozenset(f"{kind}.snapshot.{_SHAPE}" for kind in ("batch", "upload"))
+SNAPSHOT_TOPICS = frozenset(f"{kind}.snapshot.{_SHAPE}" for kind in ("batch", "upload", "webhook"))
 
 
 def encode_snapshot(aggregate: Aggregate) -> tuple[str, bytes]:

@@ -44,6 +44,16 @@ from domain.upload.events import (
     UploadReleased,
 )
 from domain.upload.state import UploadState
+from domain.webhook.events import (
+    WebhookAdded,
+    WebhookChanged,
+    WebhookDisabled,
+    WebhookEnabled,
+    WebhookRemoved,
+    WebhookSecretRotated,
+    WebhookTestRequested,
+)
+from domain.webhook.subscription import Subscription
 from tests.stories import BATCH, NOON, later
 
 CAUSE = Cause(
@@ -157,6 +167,29 @@ EXAMPLES: tuple[DomainEvent, ...] = (
         counts=COUNTS,
         duration=61.5,
     ),
+    WebhookAdded(
+        at=NOON,
+        by=BY,
+        owner="acme",
+        subscription=Subscription(
+            url="https://example.org/hook",
+            events=("batch.completed", "upload.failed"),
+            label="holiday",
+            on_request=True,
+            description="to the album",
+        ),
+        secret=UUID(int=1),
+    ),
+    WebhookChanged(
+        at=NOON,
+        by=BY,
+        subscription=Subscription(url="https://example.org/", events=("batch.completed",)),
+    ),
+    WebhookSecretRotated(at=NOON, by=BY, secret=UUID(int=2), earlier_until=NOON),
+    WebhookTestRequested(at=NOON, by=BY),
+    WebhookDisabled(at=NOON, by="orchestrator", reason="it answered 410"),
+    WebhookEnabled(at=NOON, by=BY),
+    WebhookRemoved(at=NOON, by=BY),
 )
 
 # Events that got a field later: the example above shows the bytes from before.

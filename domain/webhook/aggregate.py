@@ -1,0 +1,161 @@
+"""The webhook aggregate: decisions say what happens next, or refuse; events evolve it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Self, assert_never
+from uuid import UUID
+
+import msgspec
+from msgspec.structs import replace
+
+from domain.errors import Faulty, NotNow
+from domain.webhook.events import (
+    WebhookAdded,
+    WebhookChanged,
+    WebhookDisabled,
+    WebhookEnabled,
+    WebhookEvent,
+    WebhookRemoved,
+    WebhookSecretRotated,
+    WebhookTestRequested,
+)
+from domain.webhook.subscription import Subscription, faults_of
+
+ROTATION = timedelta(hours=24)
+"""For so long an earlier secret signs beside the new one, so that receivers can change over."""
+
+MOST_SECRETS = 5
+
+
+class SecretInUse(msgspec.Struct, frozen=True):
+    """A secret that signs, for ever or until a moment."""
+
+    id: UUID
+    until: datetime | None = None
+
+    def signs(self, at: datetime) -> bool:
+        return self.until is None or at < self.until
+
+
+class Webhook(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="webhook"):
+    """Where an owner is told what happened. `secrets` are newest first.
+
+    `changed_at` and `changed_by` are of the last change of how it stands; `reason` says why it
+    is disabled.
+    """
+
+    id: UUID
+    version: int
+    owner: str
+    subscription: Subscription
+    secrets: tuple[SecretInUse, ...]
+    enabled: bool = True
+    reason: str = ""
+    removed: bool = False
+    added_at: datetime
+    added_by: str
+    changed_at: datetime
+    changed_by: str
+
+    # Decide: say what happens next, or refuse.
+
+    @staticmethod
+    def add(
+        owner: str, subscription: Subscription, secret: UUID, *, at: datetime, by: str
+    ) -> tuple[WebhookEvent, ...]:
+        """Raises Faulty."""
+        _require_sound(subscription)
+        added = WebhookAdded(at=at, by=by, owner=owner, subscription=subscription, secret=secret)
+        return (added,)
+
+    def change(
+        self, subscription: Subscription, *, at: datetime, by: str
+    ) -> tuple[WebhookEvent, ...]:
+        """Raises Faulty; what is as it was is no change."""
+        self._require_there()
+        _require_sound(subscription)
+        if subscription == self.subscription:
+            return ()
+        return (WebhookChanged(at=at, by=by, subscription=subscription),)
+
+    def rotate(self, secret: UUID, *, at: datetime, by: str) -> tuple[WebhookEvent, ...]:
+        self._require_there()
+        if len(self.signing(at)) >= MOST_SECRETS:
+            raise NotNow(f"{MOST_SECRETS} secrets sign already: wait until one of them expires")
+        until = at + ROTATION
+        return (WebhookSecretRotated(at=at, by=by, secret=secret, earlier_until=until),)
+
+    def request_test(self, *, at: datetime, by: str) -> tuple[WebhookEvent, ...]:
+        self._require_there()
+        return (WebhookTestRequested(at=at, by=by),)
+
+    def disable(self, reason: str, *, at: datetime, by: str) -> tuple[WebhookEvent, ...]:
+        self._require_there()
+        return (WebhookDisabled(at=at, by=by, reason=reason),) if self.enabled else ()
+
+    def enable(self, *, at: datetime, by: str) -> tuple[WebhookEvent, ...]:
+        self._require_there()
+        return () if self.enabled else (WebhookEnabled(at=at, by=by),)
+
+    def remove(self, *, at: datetime, by: str) -> tuple[WebhookEvent, ...]:
+        return () if self.removed else (WebhookRemoved(at=at, by=by),)
+
+    def signing(self, at: datetime) -> tuple[SecretInUse, ...]:
+        """The secrets whose signatures a request at this moment carries, newest first."""
+        return tuple(secret for secret in self.secrets if secret.signs(at))
+
+    # Evolve: take an event as fact.
+
+    @classmethod
+    def begin(cls, id: UUID, event: WebhookEvent) -> Self:
+        if not isinstance(event, WebhookAdded):
+            raise NotNow("a webhook begins by being added")
+        return cls(
+            id=id,
+            version=1,
+            owner=event.owner,
+            subscription=event.subscription,
+            secrets=(SecretInUse(event.secret),),
+            added_at=event.at,
+            added_by=event.by,
+            changed_at=event.at,
+            changed_by=event.by,
+        )
+
+    def evolve(self, event: WebhookEvent) -> Self:
+        if isinstance(event, WebhookTestRequested):
+            return replace(self, version=self.version + 1)
+        now = replace(self, version=self.version + 1, changed_at=event.at, changed_by=event.by)
+        match event:
+            case WebhookChanged(subscription=subscription):
+                return replace(now, subscription=subscription)
+            case WebhookSecretRotated():
+                return replace(now, secrets=self._rotated(event))
+            case WebhookDisabled(reason=reason):
+                return replace(now, enabled=False, reason=reason)
+            case WebhookEnabled():
+                return replace(now, enabled=True, reason="")
+            case WebhookRemoved():
+                return replace(now, enabled=False, removed=True)
+            case WebhookAdded():
+                raise NotNow("a webhook is added once")
+            case _:
+                assert_never(event)
+
+    def _rotated(self, event: WebhookSecretRotated) -> tuple[SecretInUse, ...]:
+        """Each earlier secret keeps the end it has; those that had ended by now are forgotten."""
+        earlier = (
+            SecretInUse(secret.id, secret.until or event.earlier_until)
+            for secret in self.signing(event.at)
+        )
+        return (SecretInUse(event.secret), *earlier)
+
+    def _require_there(self) -> None:
+        if self.removed:
+            raise NotNow("the webhook was removed")
+
+
+def _require_sound(subscription: Subscription) -> None:
+    if faults := tuple(faults_of(subscription)):
+        raise Faulty(*faults)
