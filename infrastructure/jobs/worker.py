@@ -26,7 +26,7 @@ from application.ports.event_log import EventLog
 from application.worker.attempts import Attempts
 from infrastructure.jobs.clearance import PostgresClearance
 from infrastructure.jobs.queue import QUEUE, TASK
-from infrastructure.postgres.pool import Pool
+from infrastructure.postgres.pool import Pool, still_there
 from infrastructure.settings import Settings
 from infrastructure.tasks import end
 
@@ -205,7 +205,7 @@ def _pool(url: str) -> Pool:
         min_size=1,
         max_size=CONNECTIONS,
         open=False,
-        check=Pool.check_connection,
+        check=still_there,
         name="uptrail-worker",
     )
 

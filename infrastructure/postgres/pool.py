@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Coroutine
 from typing import Any, TypeAlias, TypeVar
 
@@ -76,10 +77,29 @@ def make_pool(url: str, *, name: str, min_size: int = 1, max_size: int = 8) -> P
         min_size=min_size,
         max_size=max_size,
         open=False,
-        check=Pool.check_connection,
+        check=still_there,
         name=f"uptrail-{name}",
         timeout=30.0,
     )
+
+
+async def still_there(connection: Connection) -> None:
+    """Raises psycopg.OperationalError where the server has let go of an idle connection.
+
+    A server that ends a connection says so, and then there is something to read. Asking every
+    time would be as dear as most of what is asked next, and finds no more: to a server that
+    vanished without a word neither question gets an answer.
+    """
+    if _has_news(connection.fileno()):
+        await Pool.check_connection(connection)
+
+
+def _has_news(descriptor: int) -> bool:
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN | select.POLLERR | select.POLLHUP)
+    return bool(poll.poll(0))
 
 
 def _options(name: str) -> dict[str, Any]:

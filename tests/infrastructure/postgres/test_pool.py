@@ -6,8 +6,8 @@ import asyncio
 from contextlib import suppress
 from random import Random
 
-from infrastructure.postgres.pool import Pool, make_pool
-from tests.support import run
+from infrastructure.postgres.pool import Pool, connect, make_pool
+from tests.support import eventually, run
 
 SIZE = 2
 ROUNDS = 300
@@ -39,6 +39,30 @@ def test_borrowers_cancelled_at_any_moment_take_no_connection_with_them(
                         borrowers.create_task(borrow_and_be_cancelled(pool, patience))
             every = [await pool.getconn(timeout=20) for _ in range(SIZE)]
             for connection in every:
+                await pool.putconn(connection)
+
+    run(story())
+
+
+def test_a_connection_that_the_server_has_ended_is_not_handed_out(database_url: str) -> None:
+    async def story() -> None:
+        async with (
+            make_pool(database_url, name="test", min_size=SIZE, max_size=SIZE) as pool,
+            await connect(database_url, name="outside") as outside,
+        ):
+            await pool.wait()
+            ours = "FROM pg_stat_activity WHERE application_name = 'uptrail-test'"
+            await outside.execute(f"SELECT pg_terminate_backend(pid) {ours}".encode())
+
+            async def are_gone() -> bool:
+                cursor = await outside.execute(f"SELECT count(*) {ours}".encode())
+                return await cursor.fetchone() == (0,)
+
+            await eventually(are_gone)
+            every = [await pool.getconn(timeout=20) for _ in range(SIZE)]
+            for connection in every:
+                cursor = await connection.execute("SELECT 1")
+                assert await cursor.fetchone() == (1,)
                 await pool.putconn(connection)
 
     run(story())
