@@ -66,6 +66,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     port: Annotated[
         int, Meta(ge=0, le=65535, description="port to listen on; 0 takes any free one")
     ] = 8080
+    processes: Annotated[
+        int, Meta(ge=1, le=256, description="processes that answer on that port, on this machine")
+    ] = 1
     allowed_origins: Annotated[
         tuple[str, ...],
         Meta(description="origins whose pages may upload and watch; `*` for any, by key alone"),

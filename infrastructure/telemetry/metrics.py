@@ -1,10 +1,12 @@
 """What Prometheus is told: requests, bytes, and how far each part is behind the log.
 
-Each application has its own registry: two in one process, as in tests, do not mix.
+Each application has its own registry: two in one process, as in tests, do not mix. Where several
+processes answer on one port, they add up their numbers in files that they share.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
@@ -12,11 +14,13 @@ import msgspec
 import psycopg
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from application.errors import Unavailable
 from infrastructure.postgres.pool import Pool
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+SHARED = "PROMETHEUS_MULTIPROC_DIR"  # the folder of the shared files; the library reads it itself
 FOLLOWERS = ("read_model", "orchestrator")
 NAN = float("nan")
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -77,13 +81,22 @@ class Metrics:
             buckets=LATENCIES,
             registry=self.registry,
         )
-        self._under_way = self._gauge("uptrail_http_requests_under_way", "Requests being answered")
+        self._under_way = Gauge(
+            "uptrail_http_requests_under_way",
+            "Requests being answered",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self._received = Counter(
             "uptrail_http_received_bytes", "Bytes of bodies received", registry=self.registry
         )
         self._head = self._gauge("uptrail_log_head", "Position of the last event")
         self._lag = Gauge(
-            "uptrail_lag", "Positions behind the log", ("follower",), registry=self.registry
+            "uptrail_lag",
+            "Positions behind the log",
+            ("follower",),
+            registry=self.registry,
+            multiprocess_mode="mostrecent",
         )
         self._queued = self._gauge("uptrail_jobs_queued", "Jobs that wait for a worker")
 
@@ -111,8 +124,13 @@ class Metrics:
             self._lag.labels(follower).set(NAN)
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text format."""
-        return generate_latest(self.registry)
+        """Everything in Prometheus' text format: of all processes where several share a port."""
+        if SHARED not in os.environ:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)
 
     def _gauge(self, name: str, help: str) -> Gauge:
-        return Gauge(name, help, registry=self.registry)
+        """What is true of the whole server: whoever looked last knows best."""
+        return Gauge(name, help, registry=self.registry, multiprocess_mode="mostrecent")

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import msgspec
 import structlog
 
+from infrastructure.auth.admin_key import ensure_admin_key
+from infrastructure.auth.keys import PostgresKeys
 from infrastructure.settings import Settings
-from interfaces.bootstrap.exit import leave_at_once
-from interfaces.bootstrap.parts import open_parts
+from interfaces.bootstrap.door import Door, announced, opened_door
+from interfaces.bootstrap.manager import tell_manager
+from interfaces.bootstrap.parts import Parts, open_parts
 from interfaces.bootstrap.role import Role
 from interfaces.bootstrap.roles import check, works_of
 from interfaces.bootstrap.site import Site, open_site
-from interfaces.bootstrap.supervision import cancel, supervise
+from interfaces.bootstrap.stopping import signals
+from interfaces.bootstrap.supervision import cancel, first_end, supervise
 
-SAME = 0.3  # seconds within which two signals are one
+LOGIN_LIFETIME = 600.0  # seconds for which the printed link can be used, once
 LATE = 2.0  # seconds beyond the grace for a part to end
 
 _log = structlog.get_logger(__name__)
@@ -48,32 +51,57 @@ async def serve(
     """
     check(settings, roles)
     stopping = stop or asyncio.Event()
-    with _signals(stopping):
+    with ExitStack() as stack:
+        door = stack.enter_context(opened_door(settings)) if Role.API in roles else None
+        if door is not None and settings.processes > 1:
+            from interfaces.bootstrap.processes import serve_in_processes
+
+            await serve_in_processes(settings, roles, door, ready, stopping)
+            return
+        stack.enter_context(signals(stopping))
         async with open_parts(settings) as parts:
-            works = works_of(parts, roles)
-            works["database"] = parts.database.keep_running
-            async with open_site(parts, Role.API in roles) as site:
-                works |= site.works
-                tasks = [
-                    asyncio.create_task(supervise(name, work), name=name)
-                    for name, work in works.items()
-                ]
-                try:
-                    ready(Ready(site.url, site.login, tuple(roles)))
-                    await _first(stopping, tasks)
-                finally:
-                    await _go_down(site, tasks, settings.shutdown_grace)
+            login = None if door is None else await invite(parts.keys, settings, door)
+
+            def up() -> None:
+                if door is not None:
+                    stack.enter_context(announced(settings.data_dir, door.url))
+                tell_manager("READY=1")
+                ready(Ready(door.url if door else None, login, tuple(roles)))
+
+            await keep(parts, roles, door.sockets if door else (), up, stopping)
 
 
-async def _first(stopping: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
-    """Returns when told to stop; raises what a hopeless part raised."""
-    waiting = asyncio.create_task(stopping.wait(), name="stop")
-    try:
-        done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        for task in done - {waiting}:
-            task.result()
-    finally:
-        waiting.cancel()
+async def keep(
+    parts: Parts,
+    roles: Sequence[Role],
+    sockets: Sequence[socket.socket],
+    up: Callable[[], None],
+    stopping: asyncio.Event,
+) -> None:
+    """Keeps what these roles run alive, calls `up` once it is, and ends it in good order."""
+    works = works_of(parts, roles)
+    works["database"] = parts.database.keep_running
+    async with open_site(parts, sockets) as site:
+        works |= site.works
+        tasks = [
+            asyncio.create_task(supervise(name, work), name=name) for name, work in works.items()
+        ]
+        try:
+            up()
+            await first_end(stopping, tasks)
+        finally:
+            tell_manager("STOPPING=1")
+            await _go_down(site, tasks, parts.services.settings.shutdown_grace)
+
+
+async def invite(keys: PostgresKeys, settings: Settings, door: Door) -> str | None:
+    """A link that signs a browser in, once; None where the admin key was revoked."""
+    text = await ensure_admin_key(keys, settings.admin_key_file)
+    principal = await keys.authenticate(text)
+    if principal is None:
+        return None
+    code = await keys.issue_login(principal, lifetime=LOGIN_LIFETIME)
+    return f"{door.url}/login?code={code}"
 
 
 async def _go_down(site: Site, tasks: list[asyncio.Task[None]], grace: float) -> None:
@@ -86,33 +114,3 @@ async def _go_down(site: Site, tasks: list[asyncio.Task[None]], grace: float) ->
     await cancel(*by_name.values(), within=LATE, insist=True)
     await cancel(database, within=LATE, insist=True)
     _log.info("stopped")
-
-
-@contextmanager
-def _signals(stopping: asyncio.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT ask to stop; the second one does not ask.
-
-    What follows at once is the same signal again, sent to the process and to its group.
-    """
-    if threading.current_thread() is not threading.main_thread():  # signals go to the main one
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    first = 0.0
-
-    def asked() -> None:
-        nonlocal first
-        if not first:
-            first = loop.time()
-            stopping.set()
-        elif loop.time() - first > SAME:
-            leave_at_once()
-
-    kinds = (signal.SIGTERM, signal.SIGINT)
-    try:
-        for kind in kinds:
-            loop.add_signal_handler(kind, asked)
-        yield
-    finally:
-        for kind in kinds:
-            loop.remove_signal_handler(kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 import structlog
@@ -27,6 +27,14 @@ class PartFailed(Exception):
         self.hint = "the log holds every error; uptrail doctor checks what it stands on"
 
 
+class NeverUp(PartFailed):
+    """A part of the server did not come up the first time; it has told why by itself."""
+
+    def __init__(self, name: str, error: BaseException | None) -> None:
+        super().__init__(name, error)
+        self.args = (f"{name} did not come up: {error}",)
+
+
 async def supervise(name: str, work: Work) -> None:
     """Runs `work` until cancelled, however often it ends. Raises PartFailed when hopeless."""
     loop = asyncio.get_running_loop()
@@ -35,6 +43,8 @@ async def supervise(name: str, work: Work) -> None:
         began, failure = loop.time(), None
         try:
             await work()
+        except NeverUp:
+            raise
         except Exception as error:
             failure = error
         if loop.time() - began > STEADY:
@@ -45,6 +55,17 @@ async def supervise(name: str, work: Work) -> None:
             raise PartFailed(name, failure)
         await asyncio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+async def first_end(stopping: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Returns when told to stop; raises what a hopeless part raised."""
+    waiting = asyncio.create_task(stopping.wait(), name="stop")
+    try:
+        done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {waiting}:
+            task.result()
+    finally:
+        waiting.cancel()
 
 
 async def cancel(*tasks: asyncio.Task[None], within: float, insist: bool = False) -> None:

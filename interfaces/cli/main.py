@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cyclopts import App, CycloptsError, Group
 
@@ -58,10 +58,17 @@ def main() -> None:
 
 def run(tokens: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
-    debug = "--debug" in tokens
     words = [word for word in tokens if word != "--debug"]
+    return guarded(
+        lambda: make_app()(words, exit_on_error=False, print_error=False),
+        debug="--debug" in tokens,
+    )
+
+
+def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
+    """The exit code of the command; what goes wrong is told in one sentence, unless `debug`."""
     try:
-        result = make_app()(words, exit_on_error=False, print_error=False)
+        result = command()
         return result if isinstance(result, int) else Exit.OK
     except CycloptsError as error:
         return _tell(str(error).strip(), "uptrail --help lists the commands", Exit.USAGE)
@@ -97,6 +104,8 @@ def _known_errors() -> tuple[tuple[str, str, str, Exit], ...]:
         ("EmbeddedPostgresError", "{}", "", Exit.ERROR),
         ("BadBlobStore", "{}", "", Exit.ERROR),
         ("BadLocation", "{}", "check UPTRAIL_BLOBS or --blobs", Exit.USAGE),
+        ("PartFailed", "{}", "", Exit.ERROR),
+        ("NeverUp", "{}", "", Exit.ERROR),
         ("NewerDatabase", "{}", "run the newer version of Uptrail", Exit.ERROR),
         (
             "OperationalError",

@@ -14,7 +14,7 @@ from infrastructure.settings import Settings
 from infrastructure.telemetry.logging import configure_logging
 from interfaces.bootstrap.role import ALL_ROLES, Role
 from interfaces.cli import output
-from interfaces.cli.errors import CommandError, Exit
+from interfaces.cli.errors import CommandError, Exit, UsageError
 from interfaces.cli.options import Place
 from interfaces.cli.running import run_fast
 
@@ -42,6 +42,7 @@ def serve(
     *,
     host: str | None = None,
     port: int | None = None,
+    processes: int | None = None,
     role: Annotated[tuple[Role, ...], Parameter(negative="", show_default=False)] = (),
     store: Store | None = None,
     place: Place | None = None,
@@ -54,14 +55,26 @@ def serve(
         Address to listen on; by default this machine only (127.0.0.1).
     port
         Port to listen on; 0 takes any free one.
+    processes
+        How many processes answer on it; the other roles get one more.
     role
         What this process does, by default everything; may be given several times.
     """
     store = store or Store()
+    roles = tuple(dict.fromkeys(role)) or ALL_ROLES
+    if processes is not None and Role.API not in roles:
+        raise UsageError(
+            "--processes counts those that answer on the port: it takes the role api",
+            "for more workers or orchestrators start the command several times",
+        )
     settings = (place or Place()).settings(
-        host=host, port=port, database_url=store.database_url, blobs=store.blobs
+        host=host,
+        port=port,
+        processes=processes,
+        database_url=store.database_url,
+        blobs=store.blobs,
     )
-    return _run(settings, tuple(dict.fromkeys(role)) or ALL_ROLES)
+    return _run(settings, roles)
 
 
 def worker(*, store: Store | None = None, place: Place | None = None) -> int:
@@ -77,7 +90,7 @@ def _run(settings: Settings, roles: Sequence[Role]) -> int:
     configure_logging(settings.log_format, settings.log_level)
 
     def tell(ready: Ready) -> None:
-        _stop_revisiting()
+        stop_revisiting()
         _tell(ready, settings)
 
     try:
@@ -92,7 +105,7 @@ def _run(settings: Settings, roles: Sequence[Role]) -> int:
     return Exit.OK
 
 
-def _stop_revisiting() -> None:
+def stop_revisiting() -> None:
     """What a server is made of lasts as long as it does: no collection needs to visit it again.
 
     What requests leave behind is freed by its reference counts; cycles among it are rare.

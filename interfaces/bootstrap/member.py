@@ -1,0 +1,124 @@
+"""One process of several: how the parent starts it, hears that it is up, and ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+from prometheus_client.multiprocess import mark_process_dead
+
+from infrastructure.settings import Settings
+from infrastructure.tasks import end
+from interfaces.bootstrap.manager import VARIABLE
+from interfaces.bootstrap.role import Role
+from interfaces.bootstrap.supervision import NeverUp
+
+# Without the working directory on its path: what lies there is not ours to import.
+COMMAND = (sys.executable, "-P", "-m", "interfaces.cli.member")
+METRICS = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
+UP = b"up\n"
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a member is told on its standard input: who it is and what to do.
+
+    The line is its lifeline as well: it closes when the parent is gone, however that went.
+    """
+
+    name: str
+    settings: Settings
+    roles: tuple[Role, ...]
+    sockets: tuple[int, ...]
+
+    def line(self) -> bytes:
+        return msgspec.json.encode(self, enc_hook=str) + b"\n"
+
+
+def read_order(line: bytes) -> Order:
+    """The order of the parent. Raises msgspec.DecodeError."""
+    return msgspec.json.decode(line, type=Order, dec_hook=lambda _, value: Path(value))
+
+
+class Member:
+    """A process that the parent keeps; `metrics` is the folder in which those of all are added."""
+
+    def __init__(self, order: Order, metrics: Path) -> None:
+        self.name = order.name
+        self.up = asyncio.Event()
+        self._order = order
+        self._metrics = metrics
+        self._process: Process | None = None
+
+    async def live(self) -> None:
+        """Starts the process and waits for its end, of which it tells by returning or raising.
+
+        When cancelled, asks the process to stop and waits for that. Raises NeverUp where it ends
+        before it was up for the first time, Died where it ends with an error later.
+        """
+        process = await self._start()
+        listening = asyncio.create_task(self._listen(process), name=f"{self.name}-listening")
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            with suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+            raise
+        finally:
+            await end(listening)
+            self._forget(process)
+        died = Died(f"process {process.pid} ended with {_told(code)}")
+        if not self.up.is_set():
+            raise NeverUp(self.name, died)
+        raise died
+
+    def kill(self) -> None:
+        """Ends the process at once: whatever it acknowledged is durable already."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def _start(self) -> Process:
+        """In a session of its own: Ctrl-C is for the parent, which passes it on."""
+        self._process = process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            stdin=PIPE,
+            stdout=PIPE,
+            pass_fds=self._order.sockets,
+            start_new_session=True,
+            env=self._environment(),
+        )
+        assert process.stdin is not None
+        process.stdin.write(self._order.line())
+        return process
+
+    def _environment(self) -> Mapping[str, str]:
+        own = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        return own | ({METRICS: str(self._metrics)} if Role.API in self._order.roles else {})
+
+    async def _listen(self, process: Process) -> None:
+        """Until the process says that it is up; what it says later is passed over."""
+        assert process.stdout is not None
+        while line := await process.stdout.readline():
+            if line == UP:
+                self.up.set()
+
+    def _forget(self, process: Process) -> None:
+        """Requests that a dead process was answering are not under way any more."""
+        mark_process_dead(process.pid, str(self._metrics))  # type: ignore[no-untyped-call]
+        if self._process is process:
+            self._process = None
+
+
+class Died(Exception):
+    """A member ended that should not have."""
+
+
+def _told(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,318 @@
+"""Several processes on one port are one server: to clients, to operators, and when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+
+from infrastructure.settings import Settings
+from interfaces.bootstrap.member import Order, read_order
+from interfaces.bootstrap.role import ALL_ROLES
+from interfaces.cli.options import running_in
+from tests.conftest import Databases
+from tests.interfaces.bootstrap.test_serving import process, wait_for
+from tests.interfaces.feed.viewer import Viewer
+from tests.interfaces.uploads.server import BYTES, TUS
+from tests.support import eventually, run, with_database
+
+PATIENCE = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Crew:
+    """A server of two answering processes, and one for the other roles."""
+
+    url: str
+    key: str
+    parent: psutil.Process
+    data_dir: Path
+
+    @property
+    def told(self) -> str:
+        return (self.data_dir.parent / "server.out").read_text()
+
+    @property
+    def answering(self) -> list[psutil.Process]:
+        """The processes that accept connections, in the order in which they were started."""
+        port = int(self.url.rpartition(":")[2])
+        return [
+            child
+            for child in self.parent.children()
+            if any(c.status == "LISTEN" and c.laddr.port == port for c in child.net_connections())
+        ]
+
+    def holder(self, client: aiohttp.ClientResponse) -> int:
+        """The id of the process that has the other end of this connection."""
+        assert client.connection is not None
+        assert client.connection.transport is not None
+        ours = client.connection.transport.get_extra_info("sockname")[1]
+        (holder,) = (
+            child.pid
+            for child in self.answering
+            if any(c.raddr and c.raddr.port == ours for c in child.net_connections())
+        )
+        return holder
+
+
+@pytest.fixture(scope="module")
+def crew(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+    name = databases.take()
+    folder = tmp_path_factory.mktemp("crew")
+    with serving(with_database(databases.server_url, name), folder) as crew:
+        yield crew
+    databases.drop(name)
+
+
+class serving:
+    """A crew as a context manager; killed at the end if it still runs."""
+
+    def __init__(self, database_url: str, folder: Path) -> None:
+        options = ("--database-url", database_url, "--processes", "2")
+        self._data_dir = folder / "data"
+        self._data_dir.mkdir()
+        self._process = process(*options, data_dir=self._data_dir)
+
+    def __enter__(self) -> Crew:
+        server = self._process.__enter__()
+        running = running_in(self._data_dir)
+        assert running is not None, (self._data_dir.parent / "server.out").read_text()
+        assert running.pid == server.pid
+        key = (self._data_dir / "admin.key").read_text().strip()
+        return Crew(running.url, key, psutil.Process(server.pid), self._data_dir)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.__exit__(None, None, None)
+
+
+@asynccontextmanager
+async def connections_to_both(
+    crew: Crew, path: str = "/healthz", headers: dict[str, str] | None = None
+) -> AsyncIterator[Sequence[tuple[aiohttp.ClientSession, aiohttp.ClientResponse]]]:
+    """A session of one connection to each process, with the answer to one request on it."""
+    held: dict[int, tuple[aiohttp.ClientSession, aiohttp.ClientResponse]] = {}
+    async with AsyncExitStack() as stack:
+        end = asyncio.get_running_loop().time() + PATIENCE
+        while len(held) < 2:
+            assert asyncio.get_running_loop().time() < end, "one process gets every connection"
+            connector = aiohttp.TCPConnector(limit=1, keepalive_timeout=PATIENCE)
+            session = aiohttp.ClientSession(
+                connector=connector,
+                headers=headers or {"Authorization": f"Bearer {crew.key}"},
+                read_bufsize=1,
+            )
+            await stack.enter_async_context(session)
+            # A streamed answer keeps its connection until it is read.
+            answer = await session.get(f"{crew.url}{path}")
+            held.setdefault(crew.holder(answer), (session, answer))
+            await answer.read()
+        yield list(held.values())
+
+
+def test_one_line_one_link_one_file_tell_of_all_of_them(crew: Crew) -> None:
+    wait_for(lambda: "sign in" in crew.told, "it does not tell")
+
+    assert crew.told.count("Uptrail is ready: api, orchestrator, worker.") == 1
+    (link,) = re.findall(r"(\S+)/login\?code=", crew.told)
+    assert link == crew.url
+    assert len(crew.answering) == 2
+    assert len(crew.parent.children()) == 3
+
+
+def test_a_file_goes_all_the_way_through(crew: Crew, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    command = [sys.executable, "-m", "interfaces.cli.main", "upload", str(tmp_path), "--wait"]
+    sent = subprocess.run(
+        [*command, "--data-dir", str(crew.data_dir)], capture_output=True, text=True, check=False
+    )
+
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+
+
+def test_numbers_of_both_are_added_up_whichever_is_asked(crew: Crew) -> None:
+    async def story() -> None:
+        async with connections_to_both(crew) as (one, other):
+            for session, _ in (one, other):
+                for _ in range(3):
+                    (await session.get(f"{crew.url}/v1/keys")).release()
+            texts = [
+                await (await session.get(f"{crew.url}/metrics")).text()
+                for session, _ in (one, other)
+            ]
+
+        counted = 'uptrail_http_requests_total{method="GET",route="/v1/keys",status="200"} 6.0'
+        assert all(counted in text for text in texts), texts
+        assert all("uptrail_http_requests_under_way 1.0" in text for text in texts)
+        assert all(text.count("\nuptrail_log_head ") == 1 for text in texts)
+
+    run(story())
+
+
+async def text(session: aiohttp.ClientSession, url: str) -> str:
+    """What is answered with success, on a connection that is not used again."""
+    async with session.get(url, headers={"Connection": "close"}) as answer:
+        assert answer.status == 200
+        return await answer.text()
+
+
+def test_a_browser_is_signed_in_with_both(crew: Crew) -> None:
+    async def story() -> None:
+        code = re.search(r"/login\?code=\S+", crew.told)
+        assert code is not None
+        async with (
+            aiohttp.ClientSession() as browser,
+            browser.get(crew.url + code[0], allow_redirects=False) as answer,
+        ):
+            assert answer.status == 303
+            cookie = answer.headers["Set-Cookie"].partition(";")[0]
+        signed_in = {"Cookie": cookie}
+        async with connections_to_both(crew, "/v1/batches", signed_in) as both:
+            assert [answer.status for _, answer in both] == [200, 200]
+
+    run(story())
+
+
+def test_a_change_reaches_the_watchers_of_both(crew: Crew) -> None:
+    async def story() -> None:
+        async with AsyncExitStack() as stack, connections_to_both(crew) as both:
+            viewers = []
+            for session, _ in both:
+                socket = await stack.enter_async_context(session.ws_connect(f"{crew.url}/v1/feed"))
+                viewers.append(Viewer(socket))
+                await viewers[-1].subscribe()
+                await viewers[-1].until_frame("snapshot")
+            async with (
+                aiohttp.ClientSession(headers={"Authorization": f"Bearer {crew.key}"}) as client,
+                client.post(f"{crew.url}/v1/batches", json={"label": "seen"}) as answer,
+            ):
+                id = (await answer.json())["id"]
+            for viewer in viewers:
+                await viewer.until(lambda v: id in map(str, v.rows["batches"]))
+
+    run(story())
+
+
+def test_the_newest_request_wins_when_it_lands_on_the_other_process(crew: Crew) -> None:
+    async def story() -> None:
+        async with connections_to_both(crew) as ((here, _), (there, _)):
+            named = {**TUS, "Upload-Length": "9"}
+            async with here.post(f"{crew.url}/v1/uploads", headers=named) as created:
+                location = crew.url + created.headers["Location"]
+            silence, sent = asyncio.Event(), asyncio.Event()
+
+            async def body() -> AsyncIterator[bytes]:
+                yield b"stuck"
+                sent.set()
+                await silence.wait()
+
+            async def patch() -> int:
+                said = {**BYTES, "Upload-Offset": "0"}
+                async with here.patch(location, headers=said, data=body()) as answer:
+                    return answer.status
+
+            stuck = asyncio.create_task(patch())
+            await sent.wait()
+            stored = f"uploads_{location.rpartition('/')[2]}"
+            await eventually(
+                lambda: [file.stat().st_size for file in crew.data_dir.rglob(stored)] == [5]
+            )
+            async with there.head(location, headers=TUS) as answer:
+                assert answer.headers["Upload-Offset"] == "5"
+            assert await stuck == 423
+            silence.set()
+
+    run(story())
+
+
+def test_one_that_dies_is_started_again_and_told_of_while_the_other_answers(crew: Crew) -> None:
+    one, other = crew.answering
+
+    one.kill()
+
+    async def story() -> None:
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {crew.key}"}) as client:
+            for _ in range(20):
+                async with client.get(
+                    f"{crew.url}/v1/batches", headers={"Connection": "close"}
+                ) as a:
+                    assert a.status == 200
+            await eventually(lambda: len(crew.answering) == 2, PATIENCE)
+            async with connections_to_both(crew):
+                measured = await text(client, f"{crew.url}/metrics")
+                assert "uptrail_http_requests_under_way 1.0" in measured
+
+    run(story())
+    assert {child.pid for child in crew.answering} > {other.pid}
+    assert '"event": "part_died"' in crew.told
+    assert f"process {one.pid} ended with signal 9" in crew.told
+
+
+def test_told_to_stop_all_of_them_end_in_order(crew: Crew) -> None:
+    members = crew.parent.children()
+
+    crew.parent.send_signal(signal.SIGTERM)
+
+    _, alive = psutil.wait_procs([crew.parent, *members], timeout=PATIENCE)
+    assert alive == []
+    assert not (crew.data_dir / "server.json").exists()
+    assert crew.told.count('"stopped"') == 4
+
+
+def test_members_do_not_outlive_their_parent(database_url: str, tmp_path: Path) -> None:
+    with serving(database_url, tmp_path) as crew:
+        members = crew.parent.children()
+        crew.parent.kill()
+
+        _, alive = psutil.wait_procs(members, timeout=PATIENCE)
+
+        assert alive == []
+
+
+def test_one_that_cannot_begin_ends_the_server_with_its_reason(
+    settings: Settings, tmp_path: Path
+) -> None:
+    assert settings.database_url is not None
+    in_the_way = tmp_path / "in-the-way"
+    in_the_way.write_text("not a folder")
+    command = [sys.executable, "-m", "interfaces.cli.main", "serve", "--port", "0"]
+    options = ["--database-url", settings.database_url, "--blobs", str(in_the_way)]
+    ended = subprocess.run(
+        [*command, *options, "--processes", "2", "--data-dir", str(settings.data_dir)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+
+    assert ended.returncode == 1
+    assert "in-the-way" in ended.stderr
+    assert re.search(
+        r"uptrail: \S+ did not come up: process \d+ ended with exit code 1", ended.stderr
+    )
+    assert not (settings.data_dir / "server.json").exists()
+
+
+def test_processes_are_asked_for_where_something_answers() -> None:
+    command = [sys.executable, "-m", "interfaces.cli.main", "serve", "--role", "worker"]
+    ended = subprocess.run(
+        [*command, "--processes", "2"], capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == 2
+    assert "--processes counts those that answer on the port" in ended.stderr
+
+
+def test_an_order_arrives_as_it_was_given(tmp_path: Path) -> None:
+    order = Order("api-1", Settings(data_dir=tmp_path, processes=3), ALL_ROLES, (7, 8))
+
+    assert read_order(order.line()) == order
