@@ -1,0 +1,36 @@
+"""Bytes that the kernel has in memory, read without a thread: it says where it has not."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from infrastructure.blobs.files import open_to_read
+
+_NOWAIT = getattr(os, "RWF_NOWAIT", None)  # Linux alone has it (man 2 preadv2)
+_NOT_AT_HAND = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+
+
+def read_at_hand(name: str, path: Path, start: int, end: int | None, most: int) -> bytes | None:
+    """The bytes from `start` up to `end`, if they are `most` at the most and all in memory.
+
+    None is for a thread to find out. A file that arrived a moment ago is in memory, and to copy
+    it takes less than the way to a thread. Raises BlobMissing, OSError.
+    """
+    if _NOWAIT is None:
+        return None
+    descriptor, size = open_to_read(name, path)
+    try:
+        length = max(0, (size if end is None else min(end, size)) - start)
+        if not 0 < length <= most:
+            return None if length else b""
+        content = bytearray(length)
+        read = os.preadv(descriptor, [content], start, _NOWAIT)
+        return bytes(content) if read == length else None
+    except OSError as error:
+        if error.errno in _NOT_AT_HAND:
+            return None
+        raise
+    finally:
+        os.close(descriptor)
