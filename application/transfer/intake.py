@@ -46,7 +46,12 @@ class Intake:
         self._bytes = 0
         self._recording: asyncio.Task[None] | None = None
         self._answers: list[AddedFile | None] = []
-        self.position = 0
+        self._position = 0  # of the groups
+
+    @property
+    def position(self) -> int:
+        """Of what was recorded last; 0 if nothing was."""
+        return max(self._position, self._large.position)
 
     @property
     def count(self) -> int:
@@ -140,7 +145,7 @@ class Intake:
 
     async def _record(self, group: list[Small | TurnedAway], places: list[int]) -> None:
         gathered: Gathered = await self._gathering.record(self._batch, group, self._speaker)
-        self.position = max(self.position, gathered.position)
+        self._position = max(self._position, gathered.position)
         for place, outcome in zip(places, gathered.outcomes, strict=True):
             if isinstance(outcome, Unfinished):
                 content = _in_one(outcome.content)

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from application.commands import JoinPart, RegisterPart
 from application.errors import ApplicationError, Busy, NotFound, Undetermined
+from application.handlers.deciding import Decided
 from application.handlers.parts import join_part, register_part
 from application.handlers.registering import RegisteredUpload
 from application.ports.blobs import BlobMissing
@@ -36,7 +37,7 @@ class Parts:
 
     async def announce(
         self, place: Alone | Joining, file: FileDeclaration, speaker: Speaker
-    ) -> Upload:
+    ) -> Decided[Upload]:
         """Registers a part of `file.size` bytes. Raises what `Arrivals.announce` raises."""
         await self._arrivals.examine(file)
         owner = await self._arrivals.owner_of(place)
@@ -50,7 +51,7 @@ class Parts:
             metadata=file.metadata,
         )
         context = self._transfers.context(speaker)
-        return (await register_part(self._transfers.log, command, context)).aggregate
+        return await register_part(self._transfers.log, command, context)
 
     async def join(
         self,

@@ -38,6 +38,7 @@ class OneOfMany:
         self._transfers = transfers
         self._arrivals = arrivals
         self._speaker = speaker
+        self.position = 0  # of what was recorded last
 
     async def stream(
         self, batch: UUID, file: FileDeclaration, chunks: AsyncIterator[bytes]
@@ -62,12 +63,13 @@ class OneOfMany:
         incoming = Incoming(upload=upload.id, offset=upload.received, size=size, last=True)
         rest = _beyond(upload.received, chunks)
         try:
-            received = await self._transfers.receive(incoming, rest, self._speaker)
+            decided = await self._transfers.receive(incoming, rest, self._speaker)
         except TooLong as error:
             await self._call_off(upload, str(error))
             return _refused(upload, "too_large", str(error))
         except (Refused, NotFound, NotIncoming, OffsetMismatch, Overtaken) as error:
             return _refused(upload, "not_now", str(error))
+        self.position, received = max(self.position, decided.position), decided.aggregate
         if received.state in INCOMING:
             message = f"ended after {received.received} of {received.size} bytes"
             return _refused(upload, "too_short", message)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from math import inf
+from typing import TypeAlias
 
 import msgspec
 
 from application.commands import InterruptTransfer, ProgressTransfer
 from application.errors import StorageFull, Unavailable
-from application.handlers.deciding import Context
+from application.handlers.deciding import Context, Decided
 from application.handlers.transfers import interrupt_transfer, progress_transfer
 from application.ports.blobs import BlobStore, BlobWriter
 from application.ports.event_log import EventLog
+from application.transfer.checkpoints import Checkpoints
 from application.transfer.checksums import Check, Checksum
 from application.transfer.errors import ChecksumMismatch, Ended, Stopping, TooLong
 from application.transfer.turns import Turn
 from domain.upload.aggregate import Upload
+
+LAST_LOOKS = 8  # at what arrived, by a transfer that was ended
+
+Here: TypeAlias = Callable[[], Awaitable[bytes]]
+"""What of a body arrived and was not taken yet; its sender is not waited for."""
+
+
+async def nothing_here() -> bytes:
+    """`Here`, for a body that was taken out of something larger: that one holds the rest."""
+    return b""
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,17 +70,21 @@ class Reception:
         self._turn = turn
         self._terms = terms
         self._check = None if terms.checksum is None else Check(terms.checksum)
-        self._checkpoint: asyncio.Task[None] | None = None
+        self._checkpoints = Checkpoints(turn, terms.pace, self._record_progress)
+        self._position = 0  # of what was recorded last
 
-    async def run(self, chunks: AsyncIterator[bytes]) -> Upload:
+    async def run(
+        self, chunks: AsyncIterator[bytes], here: Here = nothing_here, ahead: bytes = b""
+    ) -> Decided[Upload]:
         """The upload after the body; raises what ended it early, its bytes being recorded.
 
-        Raises Ended, TooLong, ChecksumMismatch, StorageFull, Refused, NotFound, Busy, Unavailable.
+        `ahead` was taken from the body before. Raises Ended, TooLong, ChecksumMismatch,
+        StorageFull, Refused, NotFound, Busy, Unavailable.
         """
         try:
             with self._turn.impatient(self._terms.idle_timeout, self._terms.min_rate):
-                await self._take_in(chunks)
-            await self._settled()
+                await self._take_in(chunks, here, ahead)
+            await self._checkpoints.settled()
             self._verify()
         except (TooLong, ChecksumMismatch) as error:
             await self._interrupted(error, keep=False)
@@ -81,49 +96,46 @@ class Reception:
             await self._interrupted(error, keep=sound)
             raise
         finally:
-            await self._settled(quietly=True)
+            await self._checkpoints.settled(quietly=True)
         if self._whole() or self._terms.last:
             return await self._complete()
         return await self._progressed()
 
-    async def _take_in(self, chunks: AsyncIterator[bytes]) -> None:
-        """Every chunk to the store, with a checkpoint every so often. The hot path."""
-        loop, turn, writer = asyncio.get_running_loop(), self._turn, self._writer
-        limit, due = self._terms.limit, loop.time() + self._terms.pace()
-        check = self._check
-        if check is not None:  # nothing of the body counts before its last byte was checked
-            due = inf
-        while (chunk := await turn.next(chunks)) is not None:
-            if writer.size + len(chunk) > limit:
-                raise TooLong(limit)
-            await writer.write(chunk)
-            if check is not None:
-                check.update(chunk)
-            if loop.time() >= due and self._checkpoint is None and writer.size < limit:
-                self._checkpoint = loop.create_task(self._record_progress())
-                self._checkpoint.add_done_callback(self._recorded)
-                due = loop.time() + self._terms.pace()
+    async def _take_in(self, chunks: AsyncIterator[bytes], here: Here, ahead: bytes) -> None:
+        """Every chunk to the store. The hot path.
 
-    async def _record_progress(self) -> None:
-        """Bytes so far, made durable and recorded while more of them arrive."""
+        Whoever ends a transfer wants its bytes to count: also those that are here already, and
+        that it had no time for.
+        """
+        try:
+            if ahead:
+                await self._add(ahead)
+            while (chunk := await self._turn.next(chunks)) is not None:
+                await self._add(chunk)
+        except Ended:
+            for _ in range(LAST_LOOKS):
+                if not (rest := await here()):
+                    break
+                await self._add(rest)
+            raise
+
+    async def _add(self, chunk: bytes) -> None:
+        if self._writer.size + len(chunk) > self._terms.limit:
+            raise TooLong(self._terms.limit)
+        await self._writer.write(chunk)
+        if self._check is None:
+            self._checkpoints.due()
+        else:  # nothing of the body counts before its last byte was checked
+            self._check.update(chunk)
+
+    async def _record_progress(self) -> bool:
+        """Bytes so far, made durable and recorded; whether there are others by then.
+
+        The last byte allowed is not among them: whether the body ends there nobody knows yet.
+        """
         durable = await self._writer.checkpoint()
-        await self._record(durable)
-
-    def _recorded(self, checkpoint: asyncio.Task[None]) -> None:
-        """A checkpoint that failed, such as for a cancelled upload, ends the transfer."""
-        if self._checkpoint is checkpoint and not checkpoint.cancelled():
-            error = checkpoint.exception()
-            if isinstance(error, Exception):
-                self._turn.end(error)
-            else:
-                self._checkpoint = None
-
-    async def _settled(self, *, quietly: bool = False) -> None:
-        """Waits for the checkpoint that is under way, and raises what it met."""
-        if (checkpoint := self._checkpoint) is not None:
-            await asyncio.wait({checkpoint})
-            if not quietly:
-                checkpoint.result()
+        await self._record(min(durable, self._terms.limit - 1))
+        return durable < self._writer.size
 
     def _whole(self) -> bool:
         """Whether every declared byte is here; of an unknown size nobody can tell."""
@@ -141,25 +153,26 @@ class Reception:
             return False
         return True
 
-    async def _complete(self) -> Upload:
-        await self._settled()
+    async def _complete(self) -> Decided[Upload]:
+        await self._checkpoints.settled()
         size = self._writer.size
         await self._blobs.finish(self._blob, size)
         return await self._record(size, complete=True)
 
-    async def _progressed(self) -> Upload:
+    async def _progressed(self) -> Decided[Upload]:
         return await self._record(await self._writer.sync())
 
-    async def _record(self, received: int, *, complete: bool = False) -> Upload:
+    async def _record(self, received: int, *, complete: bool = False) -> Decided[Upload]:
         command = ProgressTransfer(
             upload=self._upload.id, received=received, blob=self._blob, complete=complete
         )
         decided = await progress_transfer(self._log, command, self._terms.context())
-        return decided.aggregate
+        self._position = max(self._position, decided.position)
+        return Decided(decided.aggregate, self._position)
 
     async def _interrupted(self, error: BaseException, *, keep: bool) -> None:
         """Records how far the bytes are; without `keep`, no further than was recorded before."""
-        await self._settled(quietly=True)
+        await self._checkpoints.settled(quietly=True)
         received = (await self._log.upload(self._upload.id)).received
         if keep:
             with suppress(StorageFull, Unavailable):  # what cannot be made durable is not kept

@@ -23,7 +23,7 @@ from application.transfer.elsewhere import Elsewhere
 from application.transfer.errors import NotIncoming, OffsetMismatch, Stopping, TooLong
 from application.transfer.names import blob_of
 from application.transfer.quotas import Quotas
-from application.transfer.reception import Reception, Terms
+from application.transfer.reception import Here, Reception, Terms, nothing_here
 from application.transfer.room import Room
 from application.transfer.turns import Turn, Turns
 from domain.errors import Refused
@@ -109,18 +109,26 @@ class Transfers:
         return Context(speaker.name, self._now(), speaker.cause)
 
     async def receive(
-        self, incoming: Incoming, chunks: AsyncIterator[bytes], speaker: Speaker
-    ) -> Upload:
+        self,
+        incoming: Incoming,
+        chunks: AsyncIterator[bytes],
+        speaker: Speaker,
+        here: Here = nothing_here,
+    ) -> Decided[Upload]:
         """Appends the body to the upload. When this returns its bytes are durable and recorded.
 
         A transfer of the same upload that is still running is ended first. Bytes that arrived
-        before an error are kept and recorded, those of a body that is too long excepted.
+        before an error are kept and recorded, those of a body that is too long excepted. So are
+        those that are `here` when somebody newer asks, also before this one had its turn.
 
         Raises NotFound, NotIncoming, OffsetMismatch, TooLong, ChecksumMismatch, Ended, StorageFull,
         BatchFull, QuotaExceeded, TooManyTransfers, Refused, Busy, Unavailable.
         """
         context = partial(self.context, speaker)
-        async with self.turns.take(incoming.upload) as turn:
+        async with self.turns.take(incoming.upload, late=True) as turn:
+            ahead = await here() if turn.ended else b""
+            if not ahead:
+                turn.go_on()
             self._check(await self._current(incoming), incoming)
             if incoming.size is not None:
                 await self.declare(incoming.upload, incoming.size, speaker)
@@ -129,7 +137,7 @@ class Transfers:
                 await self._require_room(upload, incoming)
                 reception = self._reception(upload, writer, incoming, turn, context)
                 with self.quotas.transferring(upload.owner):
-                    return await reception.run(chunks)
+                    return await reception.run(chunks, here, ahead)
 
     def _reception(
         self,

@@ -22,6 +22,11 @@ class Turn:
         self._measured = (0.0, 0)  # when the rate was measured last, and what was taken by then
         self._look: asyncio.TimerHandle | None = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether somebody newer wants the upload, or another reason to let it go came up."""
+        return self._ending is not None
+
     def end(self, reason: Exception) -> None:
         """Makes the holder's wait for its sender raise this, now or when it next waits."""
         if self._ending is not None:
@@ -102,20 +107,22 @@ class Turns:
         return len(self._newest)
 
     @asynccontextmanager
-    async def take(self, upload: UUID) -> AsyncIterator[Turn]:
+    async def take(self, upload: UUID, *, late: bool = False) -> AsyncIterator[Turn]:
         """Ends the turn before, waits until its bytes are committed, and holds the upload.
 
-        Raises Overtaken where somebody newer asked while this one waited.
+        Raises Overtaken where somebody newer asked while this one waited; with `late` the turn is
+        held all the same, for as long as the holder needs to put down what it has.
         """
+        if self._closed is not None:
+            raise self._closed
         mine, before = Turn(), self._newest.get(upload)
         self._newest[upload] = mine
-        if self._closed is not None:
-            mine.end(self._closed)
         try:
             if before is not None:
                 before.end(Overtaken())
                 await asyncio.shield(before.over)
-            mine.go_on()
+            if not late:
+                mine.go_on()
             yield mine
         finally:
             self._leave(upload, mine, before)

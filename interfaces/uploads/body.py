@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from typing import Self
 
-from aiohttp import StreamReader, hdrs, web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from application.transfer.errors import SenderGone, Stalled
@@ -39,20 +39,46 @@ def require_plain(request: web.Request) -> None:
         raise Problem(415, "content_encoding", "send the bytes without Content-Encoding")
 
 
-async def chunks_of(request: web.Request) -> AsyncIterator[bytes]:
+class Body:
     """The body as it arrives, uncopied; raises SenderGone after the last byte there is."""
-    await go_ahead(request)
-    stream = request.content
-    while True:
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._stream = request.content
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await go_ahead(self._request)
         try:
-            chunk = await stream.readany()
+            # aiohttp does not tell of a connection that broke before it had begun the request.
+            if self._request.transport is None and not self._stream.is_eof():
+                raise ConnectionResetError("the connection was lost")
+            chunk = await self._stream.readany()
         except (OSError, HttpProcessingError, web.RequestPayloadError) as error:
-            if rest := _unread(stream):
-                yield rest
+            if rest := self._unread():
+                return rest
             raise SenderGone("the connection broke") from error
         if not chunk:
-            return
-        yield chunk
+            raise StopAsyncIteration
+        return chunk
+
+    async def here(self) -> bytes:
+        """What arrived and was not read yet, that which the sockets still hold included."""
+        if self._request.get(HELD):
+            return b""
+        await asyncio.sleep(0)  # the loop looks at its sockets
+        return self._unread()
+
+    def _unread(self) -> bytes:
+        """A stream with an exception set refuses to be read, also where it still holds bytes."""
+        error = self._stream.exception()
+        self._stream.set_exception(None)  # type: ignore[arg-type]
+        rest = self._stream.read_nowait()
+        if error is not None:
+            self._stream.set_exception(error)
+        return rest
 
 
 async def whole(request: web.Request, *, idle_timeout: float) -> bytes:
@@ -63,18 +89,9 @@ async def whole(request: web.Request, *, idle_timeout: float) -> bytes:
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(idle_timeout) as patience:
-            async for chunk in chunks_of(request):
+            async for chunk in Body(request):
                 parts.append(chunk)
                 patience.reschedule(loop.time() + idle_timeout)
     except TimeoutError:
         raise Stalled(idle_timeout) from None
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _unread(stream: StreamReader) -> bytes:
-    """What had arrived but was not read when the connection broke.
-
-    A stream with an exception set refuses to be read, also where it still holds bytes.
-    """
-    stream.set_exception(None)  # type: ignore[arg-type]
-    return stream.read_nowait()

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from application.transfer.errors import Stalled
 from interfaces.rest.problems import Problem
-from interfaces.uploads.body import chunks_of
+from interfaces.uploads.body import Body
 
 Source = Callable[[], AsyncIterator[bytes]]
 
@@ -105,4 +105,4 @@ class ByteStream:
 
 def stream_of(request: web.Request, *, idle_timeout: float, ahead: bytes = b"") -> ByteStream:
     """The body of a request."""
-    return ByteStream(lambda: chunks_of(request), idle_timeout=idle_timeout, ahead=ahead)
+    return ByteStream(lambda: Body(request), idle_timeout=idle_timeout, ahead=ahead)

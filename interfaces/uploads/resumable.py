@@ -19,8 +19,9 @@ from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
 from interfaces.uploads import tus
-from interfaces.uploads.body import chunks_of, require_plain
+from interfaces.uploads.body import Body, require_plain
 from interfaces.uploads.headers import only
+from interfaces.uploads.positions import placed, with_position
 from interfaces.uploads.resumable_answers import appended, stored
 from interfaces.uploads.resumable_creation import body_length, create, full_size, require_whole
 from interfaces.uploads.resumable_digests import CONTENT_DIGEST, digest_in
@@ -101,10 +102,11 @@ async def append(request: web.Request) -> web.StreamResponse:
     )
     if upload.state in INCOMING and upload.received == offset:
         _require_consistent(upload.size, incoming)
-    chunks = progressing(request, upload.id, chunks_of(request))
+    body = Body(request)
+    chunks = progressing(request, upload.id, body)
     try:
-        upload = await request.app[TRANSFERS].receive(
-            incoming, chunks, speaker_of(request, principal)
+        decided = await request.app[TRANSFERS].receive(
+            incoming, chunks, speaker_of(request, principal), body.here
         )
     except NotIncoming as error:
         return await _of_finished(request, incoming, error)
@@ -112,7 +114,8 @@ async def append(request: web.Request) -> web.StreamResponse:
         if incoming.size is None and upload.size is None:
             raise
         raise inconsistent_length(str(error)) from error
-    return require_whole(request, upload) if complete else appended(request, upload)
+    answer = (require_whole if complete else appended)(request, decided.aggregate)
+    return await with_position(request, answer, decided.position)
 
 
 @ietf_request
@@ -125,8 +128,9 @@ async def cancel(request: web.Request) -> web.StreamResponse:
         raise inactive(upload.state)
     command = CancelUpload(upload=upload.id, reason="cancelled by its sender")
     transfers = request.app[TRANSFERS]
-    await transfers.terminate(command, transfers.context(speaker_of(request, principal)))
-    return web.Response(status=204)
+    context = transfers.context(speaker_of(request, principal))
+    decided = await transfers.terminate(command, context)
+    return web.Response(status=204, headers=await placed(request, decided.position))
 
 
 async def override(request: web.Request) -> web.StreamResponse:
@@ -154,7 +158,7 @@ async def _of_finished(
         raise OffsetMismatch(upload.received, incoming.offset)
     if not incoming.last or incoming.length != 0:
         raise completed(upload.received)
-    return stored(request, upload)
+    return await with_position(request, stored(request, upload), 0)
 
 
 def _require_consistent(known: int | None, incoming: Incoming) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 
 from aiohttp import hdrs, web
 
+from application.handlers.deciding import Decided
 from application.handlers.registering import RegisteredUpload
 from application.ports.keys import Scope
 from application.transfer.checksums import Checksum
@@ -15,7 +16,8 @@ from domain.upload.aggregate import Upload
 from domain.upload.state import INCOMING
 from interfaces.rest.access import require
 from interfaces.rest.problems import bad_parameter
-from interfaces.uploads.body import chunks_of, require_plain, whole
+from interfaces.uploads.body import Body, require_plain, whole
+from interfaces.uploads.positions import with_position
 from interfaces.uploads.resumable_answers import begun, location_of, stored
 from interfaces.uploads.resumable_digests import CONTENT_DIGEST, REPR_DIGEST, declared, digest_in
 from interfaces.uploads.resumable_interim import announce, progressing
@@ -47,17 +49,18 @@ async def create(request: web.Request) -> web.StreamResponse:
     speaker, arrivals = speaker_of(request, principal), request.app[ARRIVALS]
     if complete and size is not None and size <= SMALL and request.content.is_eof():
         read = partial(_arrived, request, checksum)
-        upload = (await arrivals.arrive(place, file, read, speaker)).upload
-        await announce(request, location_of(request, upload.id))
-        return stored(request, upload)
+        arrived = await arrivals.arrive(place, file, read, speaker)
+        await announce(request, location_of(request, arrived.upload.id))
+        return await with_position(request, stored(request, arrived.upload), arrived.position)
     registered = await arrivals.announce(place, file, speaker)
     id = registered.upload.id
     await announce(request, location_of(request, id))
     try:
-        upload = await _first_bytes(
+        decided = await _first_bytes(
             request, registered, incoming(upload=id, size=size, checksum=checksum), speaker
         )
-        return require_whole(request, upload) if complete else begun(request, upload)
+        answer = (require_whole if complete else begun)(request, decided.aggregate)
+        return await with_position(request, answer, decided.position)
     except Exception as error:
         problem = told(error)
         problem.headers[hdrs.LOCATION] = location_of(request, id)
@@ -107,18 +110,19 @@ async def _arrived(request: web.Request, checksum: Checksum | None) -> bytes:
 
 async def _first_bytes(
     request: web.Request, registered: RegisteredUpload, incoming: Incoming, speaker: Speaker
-) -> Upload:
+) -> Decided[Upload]:
     """The upload with the body; one that the batch had all of already stays as it is."""
-    upload = registered.upload
+    upload, unchanged = registered.upload, Decided(registered.upload, registered.position)
     if upload.state not in INCOMING:
-        return upload
+        return unchanged
     if upload.received:
         raise OffsetMismatch(upload.received, 0)
     if incoming.length == 0 and not incoming.last:
-        return upload
-    chunks = progressing(request, upload.id, chunks_of(request))
+        return unchanged
+    body = Body(request)
+    chunks = progressing(request, upload.id, body)
     try:
-        return await request.app[TRANSFERS].receive(incoming, chunks, speaker)
+        return await request.app[TRANSFERS].receive(incoming, chunks, speaker, body.here)
     except TooLong as error:
         if incoming.size is None:
             raise

@@ -21,9 +21,10 @@ from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
 from interfaces.uploads import metadata
-from interfaces.uploads.body import chunks_of, require_plain
+from interfaces.uploads.body import Body, require_plain
 from interfaces.uploads.expiring import expires, expires_as_recorded
 from interfaces.uploads.headers import only
+from interfaces.uploads.positions import placed
 from interfaces.uploads.refusals import gone
 from interfaces.uploads.serving import TRANSFERS, speaker_of
 from interfaces.uploads.tus_concatenation import concat_of, create_concatenated, require_growing
@@ -105,14 +106,16 @@ async def append(request: web.Request) -> web.StreamResponse:
         size=number_in(request, LENGTH),
         checksum=checksum_in(request),
     )
+    body, position = Body(request), 0
     try:
-        upload = await request.app[TRANSFERS].receive(
-            incoming, chunks_of(request), speaker_of(request, principal)
+        decided = await request.app[TRANSFERS].receive(
+            incoming, body, speaker_of(request, principal), body.here
         )
+        upload, position = decided.aggregate, decided.position
     except NotIncoming as error:
         upload = await _of_finished(request, incoming, error)
     headers = {OFFSET: str(upload.received), **expires(request, upload)}
-    return web.Response(status=204, headers=headers)
+    return web.Response(status=204, headers=headers | await placed(request, position))
 
 
 @tus_request
@@ -124,8 +127,9 @@ async def terminate(request: web.Request) -> web.StreamResponse:
         raise gone(upload.state)
     command = CancelUpload(upload=upload.id, reason="terminated by its sender")
     transfers = request.app[TRANSFERS]
-    await transfers.terminate(command, transfers.context(speaker_of(request, principal)))
-    return web.Response(status=204)
+    context = transfers.context(speaker_of(request, principal))
+    decided = await transfers.terminate(command, context)
+    return web.Response(status=204, headers=await placed(request, decided.position))
 
 
 async def override(request: web.Request) -> web.StreamResponse:

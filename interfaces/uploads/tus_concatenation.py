@@ -63,10 +63,10 @@ async def _announce(request: web.Request) -> web.StreamResponse:
     size, with_body = declared_size(request), has_body(request)
     said = metadata.parse(only(request, METADATA) or "")
     file = replace(metadata.declaration(said, size, default=PARTIAL), path=PARTIAL)
-    upload = await request.app[PARTS].announce(place, file, speaker)
+    part = await request.app[PARTS].announce(place, file, speaker)
     if with_body or size == 0:
-        upload = await first_bytes(request, upload, speaker)
-    return created(request, upload)
+        part = await first_bytes(request, part.aggregate, speaker)
+    return await created(request, part.aggregate, part.position)
 
 
 async def _join(request: web.Request, concat: str) -> web.StreamResponse:
@@ -81,7 +81,7 @@ async def _join(request: web.Request, concat: str) -> web.StreamResponse:
     file = metadata.declaration(said, None, default=str(joined_batch_id_for(parts)))
     file = replace(file, metadata={**file.metadata, metadata.CONCAT: concat})
     joined = await request.app[PARTS].join(place, file, parts, speaker_of(request, principal))
-    return created(request, joined.upload)
+    return await created(request, joined.upload, joined.position)
 
 
 def _part_at(address: str) -> UUID:

@@ -10,6 +10,7 @@ from uuid import UUID
 from aiohttp import hdrs, web
 
 from application.errors import NotFound
+from application.handlers.deciding import Decided
 from application.ports.keys import Scope
 from application.transfer.arriving import Alone, Joining
 from application.transfer.checksums import Checksum
@@ -22,9 +23,10 @@ from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
 from interfaces.uploads import metadata
-from interfaces.uploads.body import chunks_of, require_plain, whole
+from interfaces.uploads.body import Body, require_plain, whole
 from interfaces.uploads.expiring import expires
 from interfaces.uploads.headers import only
+from interfaces.uploads.positions import placed
 from interfaces.uploads.refusals import refusal_of
 from interfaces.uploads.serving import ARRIVALS, TRANSFERS, speaker_of
 from interfaces.uploads.tus_request import (
@@ -58,11 +60,13 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
         raise TooLong(size)
     if size is not None and size <= SMALL and (size == 0 or (with_body and length == size)):
         read = partial(_whole, request, checksum_in(request))
-        return created(request, (await arrivals.arrive(place, file, read, speaker)).upload)
+        arrived = await arrivals.arrive(place, file, read, speaker)
+        return await created(request, arrived.upload, arrived.position)
     registered = await arrivals.announce(place, file, speaker)
     if with_body and registered.upload.received == 0:
-        return created(request, await first_bytes(request, registered.upload, speaker))
-    return created(request, registered.upload)
+        begun = await first_bytes(request, registered.upload, speaker)
+        return await created(request, begun.aggregate, begun.position)
+    return await created(request, registered.upload, registered.position)
 
 
 async def place_of(request: web.Request, owner: str) -> Alone | Joining:
@@ -85,13 +89,14 @@ async def _whole(request: web.Request, checksum: Checksum | None) -> bytes:
     return content
 
 
-async def first_bytes(request: web.Request, upload: Upload, speaker: Speaker) -> Upload:
+async def first_bytes(request: web.Request, upload: Upload, speaker: Speaker) -> Decided[Upload]:
     """The body of a creation. A client that learns of an error learns where to go on, too."""
     incoming = Incoming(
         upload=upload.id, offset=0, length=request.content_length, checksum=checksum_in(request)
     )
+    body = Body(request)
     async with _located(request, upload.id):
-        return await request.app[TRANSFERS].receive(incoming, chunks_of(request), speaker)
+        return await request.app[TRANSFERS].receive(incoming, body, speaker, body.here)
 
 
 @asynccontextmanager
@@ -106,9 +111,11 @@ async def _located(request: web.Request, id: UUID) -> AsyncIterator[None]:
         raise problem from error
 
 
-def created(request: web.Request, upload: Upload) -> web.Response:
+async def created(request: web.Request, upload: Upload, position: int) -> web.Response:
+    """`position` is that of what was recorded, 0 where the upload was there already."""
     headers = {hdrs.LOCATION: _location(request, upload.id), OFFSET: str(upload.received)}
-    return web.Response(status=201, headers=headers | expires(request, upload))
+    headers |= expires(request, upload) | await placed(request, position)
+    return web.Response(status=201, headers=headers)
 
 
 def _location(request: web.Request, id: UUID) -> str:

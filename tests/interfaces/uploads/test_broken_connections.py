@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from application.transfer.names import blob_of
 from tests.interfaces.uploads.raw import Sender
-from tests.interfaces.uploads.server import BYTES, Server, serving, upload_in
+from tests.interfaces.uploads.server import BYTES, TUS, Server, serving, upload_in
 from tests.support import eventually, run
 
 CONTENT = bytes(range(256)) * 40
@@ -27,6 +28,10 @@ async def _arrived(server: Server, location: str, count: int) -> None:
         return await server.services.blobs.size(blob) == count
 
     await eventually(stored)
+
+
+async def _recorded(server: Server, location: str, count: int) -> bool:
+    return (await server.services.log.upload(upload_in(location))).received == count
 
 
 @pytest.mark.parametrize("end", ["leaves", "half closes", "resets"])
@@ -69,6 +74,41 @@ def test_a_body_that_arrived_whole_counts_although_its_sender_is_gone(
 
             await eventually(received)
             assert await server.content(location) == CONTENT
+
+    run(story())
+
+
+@pytest.mark.parametrize("end", ["leaves", "half closes", "resets", "stays"])
+def test_bytes_that_arrived_count_however_soon_somebody_asks_for_the_offset(
+    end: str, database_url: str, tmp_path: Path
+) -> None:
+    """Each question ends the transfer, or has overtaken it before it had its turn."""
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+
+            async def ask(location: str) -> None:
+                async with server.client.head(location, headers=TUS) as answer:
+                    assert answer.status in (200, 423)
+
+            async def send_and_ask() -> int:
+                location = await server.create(len(CONTENT))
+                async with Sender(server) as sender:
+                    asked = [asyncio.create_task(ask(location)) for _ in range(2)]
+                    await sender.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
+                    asked += [asyncio.create_task(ask(location)) for _ in range(2)]
+                    if end == "leaves":
+                        await sender.leave()
+                    elif end == "half closes":
+                        await sender.half_close()
+                    elif end == "resets":
+                        await _arrived(server, location, 3000)
+                        sender.reset()
+                    await asyncio.gather(*asked)
+                    await _arrived(server, location, 3000)
+                    return await server.offset(location)
+
+            assert await asyncio.gather(*(send_and_ask() for _ in range(20))) == [3000] * 20
 
     run(story())
 
@@ -140,6 +180,44 @@ def test_a_transfer_may_come_to_its_end_while_the_server_stops(
                 await sender.send(b"x" * 70)
                 assert (await sender.answer())[0] == 204
                 await closing
+
+    run(story())
+
+
+def test_a_piece_is_recorded_although_silence_follows(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, progress_interval=0.01) as server:
+            location = await server.create(100)
+            async with Sender(server) as sender:
+                for sent in (30, 60):
+                    if sent == 30:
+                        await sender.begin_patch(location, 0, 100, b"x" * 30)
+                    else:
+                        await sender.send(b"x" * 30)
+                    await eventually(partial(_recorded, server, location, sent))
+                assert "upload.transfer_interrupted" not in await server.topics(location)
+                assert await server.offset(location) == 60
+
+    run(story())
+
+
+def test_the_last_byte_is_on_record_only_once_the_body_has_ended(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Should more follow, the body is refused: it must not look complete meanwhile."""
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path, progress_interval=0.01) as server:
+            location = await server.create(5)
+            headers = {**BYTES, "Upload-Offset": "0", "Transfer-Encoding": "chunked"}
+            async with Sender(server) as sender:
+                await sender.begin("PATCH", location, headers, b"5\r\nhello\r\n")
+                await eventually(partial(_recorded, server, location, 4))
+                await sender.send(b"1\r\n!\r\n0\r\n\r\n")
+                assert (await sender.answer())[0] == 413
+            assert await server.offset(location) == 4
+            assert await server.patch(location, 4, b"o") == 204
+            assert await server.content(location) == b"hello"
 
     run(story())
 

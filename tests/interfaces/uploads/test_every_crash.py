@@ -103,7 +103,8 @@ async def _dies_after(steps: int, url: str, folder: Path) -> bool:
             for start in range(0, len(CONTENT), PIECE):
                 incoming = Incoming(upload=upload, offset=start, length=PIECE)
                 chunks = _sent(start, start + PIECE)
-                acknowledged = (await transfers.receive(incoming, chunks, SPEAKER)).received
+                decided = await transfers.receive(incoming, chunks, SPEAKER)
+                acknowledged = decided.aggregate.received
         except Killed:
             died = True
     async with _process(url, folder, Life(NO_END)) as transfers:

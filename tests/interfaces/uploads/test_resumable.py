@@ -197,6 +197,30 @@ def test_a_file_of_unknown_length_ends_where_its_last_body_does(
     run(story())
 
 
+def test_who_writes_is_told_from_which_position_on_it_can_be_read(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+
+            async def placed(answered: tuple[int, dict[str, str], Any]) -> None:
+                status, headers, _ = answered
+                assert status in (201, 204)
+                assert int(headers["Uptrail-Position"]) == await server.services.log.head()
+
+            said = interop("8", Upload_Complete="?1")
+            await placed(await ask(server, "POST", "/v1/uploads", b"hello", **said))
+            said = interop("8", Upload_Complete="?0")
+            await placed(await ask(server, "POST", "/v1/uploads", b"hello", **said))
+            location = await create(server)
+            await placed(await append(server, location, 0, b"hello"))
+            await placed(await append(server, location, 5, b"!", last=True))
+            await placed(await append(server, location, 6, b"", last=True))
+            await placed(await ask(server, "DELETE", location, **interop("8")))
+
+    run(story())
+
+
 def test_a_wrong_offset_is_told_the_right_one(database_url: str, tmp_path: Path) -> None:
     async def story() -> None:
         async with serving(database_url, tmp_path) as server:

@@ -47,6 +47,31 @@ def test_an_upload_goes_in_by_pieces_and_comes_out_whole(database_url: str, tmp_
     run(story())
 
 
+def test_who_writes_is_told_from_which_position_on_it_can_be_read(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            ask, log = server.client.request, server.services.log
+            whole = {**BYTES, "Upload-Length": "5"}
+            announced = {**TUS, "Upload-Length": "9"}
+            location = await server.create(9)
+            for method, path, headers, body in (
+                ("POST", "/v1/uploads", announced, b""),
+                ("POST", "/v1/uploads", whole, b"hello"),
+                ("POST", "/v1/uploads", {**whole, "Upload-Length": "9"}, b"hello"),
+                ("PATCH", location, {**BYTES, "Upload-Offset": "0"}, b"hello"),
+                ("PATCH", location, {**BYTES, "Upload-Offset": "5"}, b"!!!!"),
+                ("PATCH", location, {**BYTES, "Upload-Offset": "9"}, b""),
+                ("DELETE", location, TUS, b""),
+            ):
+                async with ask(method, path, headers=headers, data=body) as answer:
+                    assert answer.status in (201, 204)
+                    assert int(answer.headers["Uptrail-Position"]) == await log.head()
+
+    run(story())
+
+
 def test_a_body_of_unknown_length_is_taken(database_url: str, tmp_path: Path) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"01234"
