@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, time
@@ -23,11 +23,13 @@ from infrastructure.blobs.files import (
     size_of,
     stale,
 )
+from infrastructure.blobs.kernel_syncs import open_kernel_syncs
 from infrastructure.blobs.local_writer import LocalBlobWriter
 from infrastructure.blobs.many_files import write_files
 from infrastructure.blobs.naming import checked
 from infrastructure.blobs.pace import Pace
-from infrastructure.blobs.whole_files import create, replace, settle
+from infrastructure.blobs.whole_files import begin_settling, create, replace, settle
+from infrastructure.blobs.write_back import begin_write_back
 
 READ_CHUNK = 256 * 1024
 THREADS = 8  # they wait for the disk; more of them than this only wait for each other
@@ -44,17 +46,21 @@ class LocalBlobStore:
     for everything that was uploaded in the same hour.
     """
 
-    def __init__(self, folder: Path, *, threads: int = THREADS) -> None:
+    def __init__(self, folder: Path, *, threads: int = THREADS, kernel_syncs: bool = True) -> None:
+        """`kernel_syncs` uses them where there are any; else threads wait for the disk."""
         folder.mkdir(mode=NEW_FOLDER, parents=True, exist_ok=True)
         self._folder = folder
         self._shards = [folder / f"{number:02x}" for number in range(SHARDS)]
         self._made: set[Path] = set()  # shards known to be durable
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
+        self._syncs = open_kernel_syncs() if kernel_syncs else None
         self._pace = Pace()
 
     def close(self) -> None:
         """Waits for what is being written, and lets the threads go."""
         self._threads.shutdown()
+        if self._syncs is not None:
+            self._syncs.close()
 
     async def append(self, name: str, offset: int) -> LocalBlobWriter:
         path = self._path(name)
@@ -98,12 +104,9 @@ class LocalBlobStore:
         if descriptor is None:
             await self._run(lambda: replace(path, content))
             return
-        # Each in a thread of its own: a disk that has many syncs to do at once joins them. Whoever
-        # is cancelled leaves the thread to close the file.
-        settling = self._threads.submit(settle, descriptor, path.parent)
         try:
             with told():
-                await asyncio.shield(asyncio.wrap_future(settling))
+                await self._settled(descriptor, path.parent)
         except BaseException:
             path.unlink()  # never acknowledged, and nobody else would ever free it
             raise
@@ -148,6 +151,19 @@ class LocalBlobStore:
             created = create(path, content)
         self._pace.took_since(began)
         return created
+
+    def _settled(self, descriptor: int, folder: Path) -> Awaitable[None]:
+        """Durable, the name as well, and closed: by the kernel, or else in a thread.
+
+        Either way each file by itself: a disk that has many syncs to do at once joins them. Whoever
+        is cancelled leaves it to them to come to an end.
+        """
+        syncs = self._syncs
+        if syncs is not None and (settling := begin_settling(syncs, descriptor, folder)):
+            return settling
+        begin_write_back(descriptor)
+        in_thread = self._threads.submit(settle, descriptor, folder)
+        return asyncio.shield(asyncio.wrap_future(in_thread))
 
     def _path(self, name: str) -> Path:
         """Where the blob is kept. Raises ValueError for a name that no caller should choose."""

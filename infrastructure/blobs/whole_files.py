@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from uuid import uuid4
 
 from infrastructure.blobs.disk import NEW_FILE, sync_data, sync_folder, write_all
-from infrastructure.blobs.write_back import begin_write_back
+from infrastructure.blobs.kernel_syncs import KernelSyncs, Sync, What
 
 ASIDE = "~"  # in the name of a file that is to replace another, and of no blob
 
@@ -15,11 +16,7 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def create(path: Path, content: bytes) -> int | None:
-    """An open descriptor of the new file, for `settle`; None where the name is taken.
-
-    The kernel is told to begin writing it out: what lies on the disk already when the syncs of
-    many files come, a journal commits together.
-    """
+    """An open descriptor of the new file, to be settled; None where the name is taken."""
     try:
         descriptor = os.open(path, _FLAGS, NEW_FILE)
     except FileExistsError:
@@ -31,8 +28,24 @@ def create(path: Path, content: bytes) -> int | None:
         os.close(descriptor)
         path.unlink()  # never acknowledged, and nobody else would ever free it
         raise
-    begin_write_back(descriptor)
     return descriptor
+
+
+def begin_settling(
+    syncs: KernelSyncs, descriptor: int, folder: Path
+) -> asyncio.Future[None] | None:
+    """Begins what `settle` does; None, and nothing closed, where the kernel does not take it on."""
+    try:
+        names = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        settling = syncs.begin([Sync(descriptor, What.DATA), Sync(names, What.EVERYTHING)])
+    finally:
+        os.close(names)
+    if settling is not None:
+        os.close(descriptor)
+    return settling
 
 
 def settle(descriptor: int, folder: Path) -> None:

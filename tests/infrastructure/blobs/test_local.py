@@ -16,11 +16,11 @@ from tests.support import run
 
 
 class TestLocalBlobStore(BlobStoreContract):
-    @pytest.fixture
-    def opened(self, tmp_path: Path) -> Opener:
+    @pytest.fixture(params=[True, False], ids=["syncs-by-the-kernel", "syncs-in-threads"])
+    def opened(self, tmp_path: Path, request: pytest.FixtureRequest) -> Opener:
         @asynccontextmanager
         async def opened() -> AsyncIterator[LocalBlobStore]:
-            store = LocalBlobStore(tmp_path / "blobs")
+            store = LocalBlobStore(tmp_path / "blobs", kernel_syncs=request.param)
             try:
                 yield store
             finally:
@@ -100,6 +100,29 @@ def test_many_small_files_at_once_are_all_stored(tmp_path: Path) -> None:
         await asyncio.gather(*(store.put(name, name.encode()) for name in names))
         for name in names:
             assert await content(store, name) == name.encode()
+        store.close()
+
+    run(story())
+
+
+def test_one_store_serves_one_event_loop_after_the_other(tmp_path: Path) -> None:
+    store = LocalBlobStore(tmp_path)
+    for name in ("uploads/a", "uploads/b"):
+        run(store.put(name, b"bytes"))
+    store.close()
+
+
+def test_a_put_that_is_cancelled_leaves_no_file(tmp_path: Path) -> None:
+    async def story() -> None:
+        store = LocalBlobStore(tmp_path)
+        await store.put(NAME, b"bytes")
+        await store.delete(NAME)
+        put = asyncio.create_task(store.put(NAME, b"bytes"))
+        await asyncio.sleep(0)  # now the file is written, and about to be durable
+        put.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await put
+        assert await store.size(NAME) == 0
         store.close()
 
     run(story())

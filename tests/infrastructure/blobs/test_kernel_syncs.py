@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infrastructure.blobs.kernel_syncs import ROOM, KernelSyncs, Sync, What
+from tests.support import eventually, run
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes such requests")
+
+
+@pytest.fixture
+def syncs() -> Iterator[KernelSyncs]:
+    syncs = KernelSyncs()
+    yield syncs
+    syncs.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Sync]:
+    descriptor = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    os.write(descriptor, b"bytes")
+    yield Sync(descriptor, What.DATA)
+    os.close(descriptor)
+
+
+def test_a_file_and_its_folder_are_synced_and_may_be_closed_at_once(
+    syncs: KernelSyncs, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        file = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+        os.write(file, b"bytes")
+        folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        syncing = syncs.begin([Sync(file, What.DATA), Sync(folder, What.EVERYTHING)])
+        os.close(file)
+        os.close(folder)
+        assert syncing is not None
+        await syncing
+
+    run(story())
+
+
+def test_beyond_the_room_nothing_is_begun_until_some_are_done(
+    syncs: KernelSyncs, file: Sync
+) -> None:
+    async def story() -> None:
+        first = syncs.begin([file] * ROOM)
+        assert first is not None
+        assert syncs.begin([file]) is None
+        await first
+        again = syncs.begin([file])
+        assert again is not None
+        await again
+
+    run(story())
+
+
+def test_what_cannot_be_synced_is_not_begun_and_takes_no_room(
+    syncs: KernelSyncs, file: Sync
+) -> None:
+    """Of a pipe nothing can be made durable; the file before it is synced for nothing."""
+
+    async def story() -> None:
+        readable, writable = os.pipe()
+        assert syncs.begin([file, Sync(writable, What.DATA)]) is None
+        os.close(readable)
+        os.close(writable)
+        await eventually(lambda: syncs.begin([file] * ROOM) is not None)
+
+    run(story())
+
+
+def test_a_caller_that_is_cancelled_does_not_keep_others_from_their_answers(
+    syncs: KernelSyncs, file: Sync
+) -> None:
+    async def story() -> None:
+        gone, here = syncs.begin([file]), syncs.begin([file])
+        assert gone is not None
+        assert here is not None
+        gone.cancel()
+        await here
+
+    run(story())
+
+
+def test_another_event_loop_goes_on_where_the_first_ended(syncs: KernelSyncs, file: Sync) -> None:
+    async def begun() -> None:
+        assert syncs.begin([file]) is not None
+
+    async def awaited() -> None:
+        syncing = syncs.begin([file])
+        assert syncing is not None
+        await syncing
+
+    run(begun())
+    run(awaited())
