@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
-from application.envelope import Appended, one
+from application.envelope import Write
 from application.errors import Conflict, Unavailable, Undetermined
 from application.ports.event_log import EventLog
+from application.worker.scribe import Scribe
 from application.worker.verdict import Failed, Held, Passed, Verdict
 from domain.errors import Superseded
 from domain.event import Event
@@ -22,17 +23,23 @@ class Attempt:
     """Speaks for an upload from `AttemptStarted` on; raises Superseded once it may not.
 
     Every event is appended at the version this attempt knows. Whoever else appends to the
-    stream meanwhile has taken the upload away from it.
+    stream meanwhile has taken the upload away from it. A `scribe` writes for several attempts.
     """
 
     def __init__(
-        self, log: EventLog, upload: Upload, worker: str, now: Callable[[], datetime]
+        self,
+        log: EventLog,
+        upload: Upload,
+        worker: str,
+        now: Callable[[], datetime],
+        scribe: Scribe | None = None,
     ) -> None:
         self.upload = upload
         self.worker = worker
         self.started_at = now()
         self.artifacts: dict[str, str] = {}
         self._log = log
+        self._scribe = scribe or Scribe(log)
         self._now = now
         self._by = f"worker:{worker}"
         self._turn = asyncio.Lock()
@@ -84,19 +91,18 @@ class Attempt:
     async def _record(self, decide: Callable[[Upload], tuple[Event, ...]]) -> None:
         async with self._turn:
             events = decide(self.upload)
-            appending = asyncio.ensure_future(
-                self._log.append(one(self.upload.id, self.upload.version, *events))
-            )
+            recorded = self._scribe.record(Write(self.upload.id, self.upload.version, events))
             try:
-                await asyncio.wait((appending,))
+                await asyncio.wait((recorded,))
             finally:
                 # Cancelled or not, whether it was recorded must be known before going on.
-                await asyncio.wait((appending,))
-                self._take(events, appending)
+                if not recorded.done():
+                    await asyncio.wait((recorded,))
+                self._take(events, recorded)
 
-    def _take(self, events: tuple[Event, ...], appending: asyncio.Future[Appended]) -> None:
+    def _take(self, events: tuple[Event, ...], recorded: asyncio.Future[None]) -> None:
         try:
-            appending.result()
+            recorded.result()
         except Conflict as conflict:
             raise Superseded(str(conflict)) from None
         for event in events:

@@ -15,6 +15,7 @@ from application.ports.jobs import Clearance, Cleared
 from application.worker.attempt import Attempt
 from application.worker.places import Places
 from application.worker.running import Run
+from application.worker.scribe import Scribe
 from application.worker.verdict import Passed, Verdict
 from domain.errors import Refused, Superseded
 
@@ -43,6 +44,7 @@ class Attempts:
         random: Callable[[], float],
     ) -> None:
         self._log = log
+        self._scribe = Scribe(log)
         self._blobs = blobs
         self._clearance = clearance
         self._processors = processors
@@ -93,7 +95,7 @@ class Attempts:
         async with self._slots:
             if self._stopping:
                 return False
-            attempt = Attempt(self._log, cleared.upload, worker, self._now)
+            attempt = Attempt(self._log, cleared.upload, worker, self._now, self._scribe)
             try:
                 await attempt.begin()
             except (Superseded, Refused):

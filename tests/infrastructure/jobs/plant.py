@@ -204,9 +204,9 @@ class Plant:
             await connection.execute(statement)
 
     async def cut_all_connections(self) -> None:
-        """As a restart of the server would, but for the one that does it."""
+        """As a restart of the server would, but for the one that does it; they are gone then."""
         await self.fetch(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            "SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
 

@@ -204,7 +204,7 @@ def cut(url: str) -> int:
     """Ends the connections of projectors; how many there were."""
     with psycopg.connect(url, autocommit=True) as connection:
         return connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            "SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity"
             " WHERE application_name = 'uptrail-projector' AND datname = current_database()"
         ).rowcount
 

@@ -1,0 +1,70 @@
+"""Records what many attempts have to say in as few appends as they come in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import NamedTuple
+
+from application.envelope import Append, Write
+from application.errors import Unavailable, Undetermined
+from application.ports.event_log import EventLog
+
+TOGETHER = 100  # writes of one append
+
+
+class _Waiting(NamedTuple):
+    write: Write
+    recorded: asyncio.Future[None]
+
+
+class Scribe:
+    """Takes single writes, and gives the log all that have gathered since its last answer.
+
+    Every write keeps its own expected version and gets its own answer: one that is refused
+    does not take the others with it. As many wait as there are attempts under way.
+    """
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._waiting: deque[_Waiting] = deque()
+        self._writing: asyncio.Task[None] | None = None
+
+    def record(self, write: Write) -> asyncio.Future[None]:
+        """Done once the write is recorded, or fails with what `EventLog.append` raises.
+
+        Nobody can call it back: who stops waiting for the answer does not stop the write.
+        """
+        waiting = _Waiting(write, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_all(), name="scribe")
+        return waiting.recorded
+
+    async def _write_all(self) -> None:
+        try:
+            while self._waiting:
+                await asyncio.sleep(0)  # lets those speak who have something to say just now
+                most = min(TOGETHER, len(self._waiting))
+                await self._write([self._waiting.popleft() for _ in range(most)])
+        finally:
+            self._writing = None
+
+    async def _write(self, group: list[_Waiting]) -> None:
+        try:
+            await self._log.append(Append(tuple(waiting.write for waiting in group)))
+        except Exception as error:
+            if len(group) == 1 or isinstance(error, Unavailable | Undetermined):
+                _answer(group, error)
+            else:  # something in it is refused: which, and what else, each finds out by itself
+                await asyncio.gather(*(self._write([waiting]) for waiting in group))
+        else:
+            _answer(group, None)
+
+
+def _answer(group: list[_Waiting], error: Exception | None) -> None:
+    for _, recorded in group:
+        if error is None:
+            recorded.set_result(None)
+        else:
+            recorded.set_exception(error)
