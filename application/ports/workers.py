@@ -22,10 +22,10 @@ class OpenAttempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker process. `alive` is False after too long a silence, or where nobody knows it.
+    """A worker of the queue. `alive` is False after too long a silence, or where nobody knows it.
 
-    `name` is that in the events of its attempts, None until it has an open one; `jobs` is
-    how many jobs it has taken.
+    `name` is that in the events of its attempts, None while neither an attempt nor a process
+    tells it; `jobs` is how many jobs it has taken.
     """
 
     id: int | None
@@ -34,6 +34,24 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     last_heartbeat: datetime | None
     jobs: int
     attempts: list[OpenAttempt]
+
+
+class ProcessView(msgspec.Struct, frozen=True, kw_only=True):
+    """A server process of any role, on any machine. `alive` is False after too long a silence.
+
+    `leads` says whether it is the active orchestrator; `worker` is the id of its worker.
+    """
+
+    id: UUID
+    machine: str
+    pid: int
+    roles: list[str]
+    version: str
+    started_at: datetime
+    last_heartbeat: datetime
+    alive: bool
+    leads: bool
+    worker: int | None
 
 
 class Workers(Protocol):
@@ -45,9 +63,18 @@ class Workers(Protocol):
         Raises Unavailable.
         """
 
+    async def processes(self) -> Sequence[ProcessView]:
+        """All server processes that said they are there and did not say they ended.
+
+        Those that fell silent are kept for an hour. Raises Unavailable.
+        """
+
 
 class NobodyWorks:
     """A server of which no worker is known."""
 
     async def workers(self, *, owner: str | None) -> Sequence[WorkerView]:
+        return ()
+
+    async def processes(self) -> Sequence[ProcessView]:
         return ()

@@ -80,6 +80,11 @@ class Worker:
             random=random,
         )
 
+    @property
+    def id(self) -> int | None:
+        """The number that the queue knows it by; None while it does not."""
+        return self._incarnation.worker_id if self._incarnation is not None else None
+
     async def run(self) -> None:
         """Works until cancelled; then gives back what it was doing, and ends.
 

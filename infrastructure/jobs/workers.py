@@ -1,15 +1,16 @@
-"""The port `Workers`: the queue's heartbeats beside the orchestrator's open attempts."""
+"""The port `Workers`: the queue's heartbeats, the orchestrator's open attempts, the processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 from psycopg_pool import PoolTimeout
 
 from application.errors import Unavailable
-from application.ports.workers import OpenAttempt, WorkerView
+from application.ports.workers import OpenAttempt, ProcessView, WorkerView
 from infrastructure.postgres.pool import Connection, Pool
 
 MOST_WORKERS = 1000
@@ -18,8 +19,16 @@ MOST_ATTEMPTS = 10_000
 # The heartbeat is judged by the clock of the server, which also wrote it.
 _WORKERS = f"""
 SELECT w.id, w.last_heartbeat, w.last_heartbeat > now() - make_interval(secs => %s),
-  (SELECT count(*) FROM procrastinate_jobs j WHERE j.worker_id = w.id AND j.status = 'doing')
+  (SELECT count(*) FROM procrastinate_jobs j WHERE j.worker_id = w.id AND j.status = 'doing'),
+  (SELECT concat_ws('-', p.machine, p.pid, w.id) FROM orchestration.processes p
+   WHERE p.worker = w.id LIMIT 1)
 FROM procrastinate_workers w ORDER BY w.id LIMIT {MOST_WORKERS}"""  # noqa: S608
+
+_PROCESSES = f"""
+SELECT id, machine, pid, roles, version, started_at, seen_at,
+  seen_at > now() - make_interval(secs => %s), leads, worker
+FROM orchestration.processes ORDER BY machine, started_at, pid
+LIMIT {MOST_WORKERS}"""  # noqa: S608
 
 _ATTEMPTS = f"""
 SELECT m.worker, m.upload, m.batch, m.attempt, a.started_at, a.step, a.percent
@@ -37,14 +46,25 @@ class PostgresWorkers:
         self._dead_after = dead_after
 
     async def workers(self, *, owner: str | None) -> Sequence[WorkerView]:
+        async with self._connection() as connection:
+            held = await _held(connection, owner)
+            cursor = await connection.execute(_WORKERS, (self._dead_after,))
+            rows = await cursor.fetchall()
+        return [*_known(rows, held), *_gone(held)]
+
+    async def processes(self) -> Sequence[ProcessView]:
+        async with self._connection() as connection:
+            rows = await (await connection.execute(_PROCESSES, (self._dead_after,))).fetchall()
+        names = ProcessView.__struct_fields__
+        return [ProcessView(**dict(zip(names, row, strict=True))) for row in rows]
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
         try:
             async with self._pool.connection() as connection:
-                held = await _held(connection, owner)
-                cursor = await connection.execute(_WORKERS, (self._dead_after,))
-                rows = await cursor.fetchall()
+                yield connection
         except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
             raise Unavailable(f"the database cannot be reached: {error}") from error
-        return [*_known(rows, held), *_gone(held)]
 
 
 async def _held(connection: Connection, owner: str | None) -> dict[str, list[OpenAttempt]]:
@@ -69,11 +89,11 @@ def _known(
 ) -> Iterable[WorkerView]:
     """Workers that the queue knows; their attempts are taken out of `held`."""
     names = {name.rpartition("-")[2]: name for name in held}
-    for id, last_heartbeat, alive, jobs in rows:
+    for id, last_heartbeat, alive, jobs, told in rows:
         name = names.get(str(id))
         yield WorkerView(
             id=id,
-            name=name,
+            name=name or told,
             alive=alive,
             last_heartbeat=last_heartbeat,
             jobs=jobs,

@@ -22,6 +22,7 @@ from infrastructure.postgres.pool import Pool
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # the folder of the shared files; the library reads it itself
 FOLLOWERS = ("read_model", "orchestrator")
+ROLES = ("api", "orchestrator", "worker")
 NAN = float("nan")
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
@@ -29,16 +30,23 @@ _VITALS = """SELECT
     (SELECT coalesce(max(notification_id), 0) FROM stored_events),
     (SELECT notification_id FROM notification_tracking WHERE application_name = 'read_model'),
     (SELECT notification_id FROM notification_tracking WHERE application_name = 'orchestrator'),
-    (SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo')"""
+    (SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo'),
+    (SELECT coalesce(jsonb_object_agg(role, number), '{}') FROM (
+        SELECT role, count(*) AS number FROM orchestration.processes, unnest(roles) role
+        WHERE seen_at > now() - make_interval(secs => %s) GROUP BY role) alive)"""
 
 
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
-    """Positions of the log's head and of those who follow it, and jobs that wait for a worker."""
+    """Positions of the log's head and of those who follow it, and jobs that wait for a worker.
+
+    `processes` are those alive, on all machines, by role.
+    """
 
     head: int
     read_model: int
     orchestrator: int
     queued: int
+    processes: dict[str, int] = {}
 
 
 VitalSigns: TypeAlias = Callable[[], Awaitable[Vitals]]
@@ -46,20 +54,28 @@ VitalSigns: TypeAlias = Callable[[], Awaitable[Vitals]]
 
 
 class PostgresVitals:
-    """The vital signs, from the tables of the parts themselves."""
+    """The vital signs, from the tables of the parts themselves.
 
-    def __init__(self, pool: Pool) -> None:
+    `dead_after` is the silence, in seconds, after which a process counts as dead.
+    """
+
+    def __init__(self, pool: Pool, dead_after: float = 10.0) -> None:
         self._pool = pool
+        self._dead_after = dead_after
 
     async def __call__(self) -> Vitals:
         try:
             async with self._pool.connection() as connection:
-                row = await (await connection.execute(_VITALS)).fetchone()
+                row = await (await connection.execute(_VITALS, (self._dead_after,))).fetchone()
         except psycopg.OperationalError as error:
             raise Unavailable(str(error)) from error
-        head, read_model, orchestrator, queued = row or (0, 0, 0, 0)
+        head, read_model, orchestrator, queued, processes = row or (0, 0, 0, 0, {})
         return Vitals(
-            head=head, read_model=read_model or 0, orchestrator=orchestrator or 0, queued=queued
+            head=head,
+            read_model=read_model or 0,
+            orchestrator=orchestrator or 0,
+            queued=queued,
+            processes=processes,
         )
 
 
@@ -99,6 +115,13 @@ class Metrics:
             multiprocess_mode="mostrecent",
         )
         self._queued = self._gauge("uptrail_jobs_queued", "Jobs that wait for a worker")
+        self._processes = Gauge(
+            "uptrail_processes",
+            "Processes alive, on all machines",
+            ("role",),
+            registry=self.registry,
+            multiprocess_mode="mostrecent",
+        )
 
     def begin(self) -> None:
         self._under_way.inc()
@@ -115,6 +138,8 @@ class Metrics:
         self._lag.labels("read_model").set(max(0, vitals.head - vitals.read_model))
         self._lag.labels("orchestrator").set(max(0, vitals.head - vitals.orchestrator))
         self._queued.set(vitals.queued)
+        for role in ROLES:
+            self._processes.labels(role).set(vitals.processes.get(role, 0))
 
     def lose(self) -> None:
         """The other parts cannot be asked now: what they said last would mislead."""
@@ -122,6 +147,8 @@ class Metrics:
             gauge.set(NAN)
         for follower in FOLLOWERS:
             self._lag.labels(follower).set(NAN)
+        for role in ROLES:
+            self._processes.labels(role).set(NAN)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format: of all processes where several share a port."""

@@ -15,6 +15,11 @@ class Blobs(BlobStore, BlobInventory, Protocol):
     """What every blob store of ours is."""
 
 
+def blob_place(settings: Settings) -> str:
+    """Where the bytes are, for people: no setting of a bucket is shown beyond its name."""
+    return (settings.blob_bucket or str(settings.blob_dir)).partition("?")[0]
+
+
 @asynccontextmanager
 async def open_blobs(settings: Settings, database_url: str) -> AsyncIterator[Blobs]:
     """Ready to be used. Raises OSError, BadLocation, BadBlobStore."""

@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
 
 from infrastructure.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from infrastructure.postgres.migrate import migrate
 from infrastructure.settings import Settings
+from interfaces.bootstrap.role import Role
 
 LOOK = 0.5  # seconds between two looks at the embedded server
 
 _log = structlog.get_logger(__name__)
+
+
+class NoDatabase(Exception):
+    """This process was given no database, and there is none where it would look."""
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(f"no database was named, and there is none in {data_dir}")
+        self.hint = (
+            "name the one that the other machines use (--database-url or UPTRAIL_DATABASE_URL), or"
+            " the data folder of the server on this machine (--data-dir)"
+        )
+
+
+def require_database(settings: Settings, roles: Sequence[Role]) -> None:
+    """Raises NoDatabase where an embedded one, made anew, would leave this process alone with it.
+
+    A process that answers may be the first: uploads come to it. The others find what they are
+    to do in the database, and in a new one there is nothing.
+    """
+    embedded = settings.database_url is None
+    if embedded and Role.API not in roles and not (settings.data_dir / "postgres").exists():
+        raise NoDatabase(settings.data_dir)
+    if embedded and set(roles) != set(Role):
+        _log.warning(
+            "embedded_database",
+            advice="the other roles must run on this machine, with the same data folder",
+        )
 
 
 class Database:

@@ -7,6 +7,7 @@ from random import random
 
 from application.sweeping import Sweeper
 from infrastructure.blobs.notices import NotifiedElsewhere
+from infrastructure.postgres.presence import Presence, Standing
 from infrastructure.read_model import projector
 from infrastructure.read_model.rebuild import ensure_current
 from infrastructure.settings import Settings
@@ -40,13 +41,15 @@ def _reachable(settings: Settings, roles: Sequence[Role]) -> bool:
 
 def works_of(parts: Parts, roles: Sequence[Role]) -> dict[str, Work]:
     """The parts that run in the background for these roles, by name, but for the API's own."""
-    works: dict[str, Work] = {}
+    standing = Standing()
+    interval = parts.services.settings.worker_heartbeat
+    works: dict[str, Work] = {"presence": Presence(parts.pool, roles, standing, interval).run}
     if Role.ORCHESTRATOR in roles:
         works["projector"] = lambda: _project(parts)
-        works["orchestrator"] = lambda: _orchestrate(parts)
+        works["orchestrator"] = lambda: _orchestrate(parts, standing)
         works["sweeper"] = lambda: _sweep(parts)
     if Role.WORKER in roles:
-        works["worker"] = lambda: _work(parts)
+        works["worker"] = lambda: _work(parts, standing)
     return works
 
 
@@ -56,13 +59,14 @@ async def _project(parts: Parts) -> None:
     await projector.run(parts.database.url, parts.log, parts.listener.wakeups())
 
 
-async def _orchestrate(parts: Parts) -> None:
+async def _orchestrate(parts: Parts, standing: Standing) -> None:
     from infrastructure.jobs.orchestrator import Orchestrator
 
     services = parts.services
     orchestrator = Orchestrator(
         parts.database.url, parts.log, parts.listener.wakeups(), services.settings, services.now
     )
+    standing.leads = lambda: orchestrator.leading
     await orchestrator.run()
 
 
@@ -82,7 +86,7 @@ async def _sweep(parts: Parts) -> None:
     await sweeping.run(parts.database.url, sweeper)
 
 
-async def _work(parts: Parts) -> None:
+async def _work(parts: Parts, standing: Standing) -> None:
     from infrastructure.jobs.worker import Worker
     from infrastructure.processors.outbound import open_outbound
     from infrastructure.processors.registry import open_processors
@@ -107,4 +111,5 @@ async def _work(parts: Parts) -> None:
             services.now,
             random,
         )
+        standing.worker = lambda: worker.id
         await worker.run()

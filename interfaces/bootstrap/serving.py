@@ -12,7 +12,10 @@ import structlog
 
 from infrastructure.auth.admin_key import ensure_admin_key
 from infrastructure.auth.keys import PostgresKeys
+from infrastructure.blobs.belonging import require_belonging
 from infrastructure.settings import Settings
+from interfaces.bootstrap.blobs import blob_place
+from interfaces.bootstrap.database import require_database
 from interfaces.bootstrap.door import Door, announced, opened_door
 from interfaces.bootstrap.manager import tell_manager
 from interfaces.bootstrap.parts import Parts, open_parts
@@ -47,9 +50,10 @@ async def serve(
     Nothing new is accepted first; running transfers and attempts get `shutdown_grace` seconds,
     and keep what they have; the database goes last. A second signal ends the process at once.
     Raises BadSetting for a pipeline that cannot work, OSError for an address that is taken,
-    PartFailed for a part that cannot be kept alive.
+    NoDatabase, WrongBlobs, PartFailed for a part that cannot be kept alive.
     """
     check(settings, roles)
+    require_database(settings, roles)
     stopping = stop or asyncio.Event()
     with ExitStack() as stack:
         door = stack.enter_context(opened_door(settings)) if Role.API in roles else None
@@ -78,7 +82,12 @@ async def keep(
     up: Callable[[], None],
     stopping: asyncio.Event,
 ) -> None:
-    """Keeps what these roles run alive, calls `up` once it is, and ends it in good order."""
+    """Keeps what these roles run alive, calls `up` once it is, and ends it in good order.
+
+    Raises WrongBlobs for a store that is not that of the database, PartFailed.
+    """
+    async with parts.pool.connection() as connection:
+        await require_belonging(connection, parts.blobs, blob_place(parts.services.settings))
     works = works_of(parts, roles)
     works["database"] = parts.database.keep_running
     async with open_site(parts, sockets) as site:

@@ -49,7 +49,8 @@ async def open_site(parts: Parts, sockets: Sequence[socket.socket]) -> AsyncIter
         yield Site()
         return
     settings = parts.services.settings
-    app = build_app(parts.services, vitals=PostgresVitals(parts.pool))
+    vitals = PostgresVitals(parts.pool, settings.worker_dead_after)
+    app = build_app(parts.services, vitals=vitals)
     app[HUB] = FeedHub(
         PostgresFeed(parts.pool), parts.listener.wakeups(READ_MODEL), parts.keys, settings
     )

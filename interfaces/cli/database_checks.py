@@ -16,6 +16,7 @@ from infrastructure.postgres.migrate import heads
 from infrastructure.postgres.pool import Connection, connect
 from infrastructure.settings import Settings
 from interfaces.cli.checks import Finding, Level
+from interfaces.cli.machine_checks import machines
 
 OLDEST = 14  # major version of PostgreSQL that is tested with
 CLOCK_OFF = 2.0  # seconds
@@ -27,7 +28,8 @@ async def database(settings: Settings) -> list[Finding]:
     try:
         async with _reached(settings) as connection:
             if connection is None:
-                return [Finding(Level.OK, "database", "an embedded one, made at the first start")]
+                told = "none is named: an embedded one is made at the first start, for this machine"
+                return [Finding(Level.OK, "database", told)]
             return [
                 await _version(connection),
                 await _clock(connection),
@@ -89,6 +91,7 @@ async def _schema(connection: Connection, settings: Settings) -> list[Finding]:
         Finding(Level.OK, "schema", f"migration {', '.join(sorted(applied))}"),
         *[await _behind(connection, name) for name in ("read_model", "orchestrator")],
         await _jobs(connection, settings),
+        *await machines(connection, settings),
     ]
 
 

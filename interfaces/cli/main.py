@@ -29,6 +29,7 @@ _COMMANDS = (
     ("history", "history:app", _LOOK, "Read recorded events: who did what, and when."),
     ("verify", "records:verify", _LOOK, "Replay the log and compare every row of the read model."),
     ("projection", "records:app", _LOOK, "List or rebuild what was projected from the log."),
+    ("workers", "workers:workers", _KEEP, "List the processes of all machines, and their work."),
     ("key", "key:app", _KEEP, "Create, list and revoke API keys."),
     ("doctor", "doctor:doctor", _KEEP, "Check this machine and the server, with what to do."),
     ("config", "config:app", _KEEP, "Show every setting and where its value came from."),
@@ -106,6 +107,8 @@ def _known_errors() -> tuple[tuple[str, str, str, Exit], ...]:
         ("BadLocation", "{}", "check UPTRAIL_BLOBS or --blobs", Exit.USAGE),
         ("PartFailed", "{}", "", Exit.ERROR),
         ("NeverUp", "{}", "", Exit.ERROR),
+        ("NoDatabase", "{}", "", Exit.USAGE),
+        ("WrongBlobs", "{}", "", Exit.USAGE),
         ("NewerDatabase", "{}", "run the newer version of Uptrail", Exit.ERROR),
         (
             "OperationalError",

@@ -1,11 +1,11 @@
-"""`GET /v1/workers`: who works, when they were last heard of, and what they hold."""
+"""`GET /v1/workers`: which processes there are, who works, and what they hold."""
 
 from __future__ import annotations
 
 import msgspec
 from aiohttp import web
 
-from application.ports.workers import WorkerView
+from application.ports.workers import ProcessView, WorkerView
 from interfaces.rest.access import require, require_unlimited
 from interfaces.rest.answers import json_answer
 from interfaces.rest.params import Query
@@ -14,17 +14,22 @@ from interfaces.services import SERVICES
 
 
 class WorkersAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Every worker; to an operator, only with the attempts at uploads of their own owner."""
+    """Every worker; to an operator, only with the attempts at uploads of their own owner.
+
+    `processes` are those of every role, on every machine.
+    """
 
     workers: list[WorkerView]
+    processes: list[ProcessView]
 
 
 async def listing(request: web.Request) -> web.Response:
     principal = require(request, *OPERATORS)
     require_unlimited(principal)
     Query(request, ())
-    found = await request.app[SERVICES].workers.workers(owner=principal.sees)
-    return json_answer(WorkersAnswer(workers=list(found)))
+    port = request.app[SERVICES].workers
+    workers, processes = await port.workers(owner=principal.sees), await port.processes()
+    return json_answer(WorkersAnswer(workers=list(workers), processes=list(processes)))
 
 
 OPERATIONS = (
@@ -32,7 +37,7 @@ OPERATIONS = (
         method="GET",
         path="/v1/workers",
         handler=listing,
-        summary="List the workers and the attempts they hold",
+        summary="List the processes of all machines, the workers, and the attempts they hold",
         scopes=OPERATORS,
         answers={200: WorkersAnswer},
     ),

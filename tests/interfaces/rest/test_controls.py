@@ -153,6 +153,6 @@ def test_workers_are_listed_for_operators(database_url: str, tmp_path: Path) -> 
         async with serving(database_url, tmp_path) as server:
             answer = await server.get("/v1/workers")
 
-            assert (answer.status, answer.json) == (200, {"workers": []})
+            assert (answer.status, answer.json) == (200, {"workers": [], "processes": []})
 
     run(story())

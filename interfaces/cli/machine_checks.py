@@ -1,0 +1,55 @@
+"""What `uptrail doctor` asks about the machines together: who is there, and whose bytes it has."""
+
+from __future__ import annotations
+
+from application.errors import Unavailable
+from infrastructure.blobs.belonging import WrongBlobs, belongs
+from infrastructure.postgres.pool import Connection
+from infrastructure.settings import Settings
+from interfaces.cli.checks import Finding, Level
+
+ROLES = ("api", "orchestrator", "worker")
+
+_ALIVE = """
+SELECT role, count(*) FROM orchestration.processes, unnest(roles) role
+WHERE seen_at > now() - make_interval(secs => %s) GROUP BY role"""
+
+
+async def machines(connection: Connection, settings: Settings) -> list[Finding]:
+    """Who plays which role, and whether the blobs here are those of this database."""
+    return [await _roles(connection, settings), *await _blobs(connection, settings)]
+
+
+async def _roles(connection: Connection, settings: Settings) -> Finding:
+    cursor = await connection.execute(_ALIVE, (settings.worker_dead_after,))
+    alive: dict[str, int] = dict(await cursor.fetchall())
+    told = ", ".join(f"{role} {alive.get(role, 0)}" for role in ROLES)
+    missing = [role for role in ROLES if role not in alive]
+    if alive and missing:
+        advice = "start one: " + " ".join(
+            ["uptrail serve", *(f"--role {name}" for name in missing)]
+        )
+        return Finding(Level.WARN, "processes", told, advice)
+    return Finding(Level.OK, "processes", told)
+
+
+async def _blobs(connection: Connection, settings: Settings) -> list[Finding]:
+    """Nothing where neither can tell: no server has started on this database yet."""
+    from infrastructure.blobs.s3.failures import BadBlobStore
+    from infrastructure.blobs.s3.location import BadLocation
+    from interfaces.bootstrap.blobs import blob_place, open_blobs
+
+    if settings.blob_bucket is not None and settings.database_url is None:
+        return []
+    try:
+        async with open_blobs(settings, settings.database_url or "") as blobs:
+            same = await belongs(connection, blobs)
+    except (OSError, Unavailable, BadBlobStore, BadLocation):
+        return []  # another check tells why they cannot be used
+    place = blob_place(settings)
+    if same is False:
+        wrong = WrongBlobs(place, None)
+        return [
+            Finding(Level.FAIL, "same blobs", f"not those of this database: {place}", wrong.hint)
+        ]
+    return [] if same is None else [Finding(Level.OK, "same blobs", "those of this database")]
