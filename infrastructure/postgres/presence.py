@@ -25,9 +25,9 @@ INSERT INTO orchestration.processes (id, machine, pid, roles, version, worker, l
 VALUES (%(id)s, %(machine)s, %(pid)s, %(roles)s, %(version)s, %(worker)s, %(leads)s)
 ON CONFLICT (id) DO UPDATE
 SET seen_at = now(), worker = excluded.worker, leads = excluded.leads"""
-_FORGET = """
-DELETE FROM orchestration.processes
-WHERE id = %s OR seen_at < now() - make_interval(secs => %s)"""
+_FORGET = "DELETE FROM orchestration.processes WHERE id = %s"
+_FORGET_SILENT = """
+DELETE FROM orchestration.processes WHERE seen_at < now() - make_interval(secs => %s)"""
 
 _log = structlog.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class Presence:
         finally:
             with suppress(psycopg.Error, PoolTimeout, TimeoutError):
                 async with asyncio.timeout(PATIENCE), self._pool.connection() as connection:
-                    await connection.execute(_FORGET, (self._id, FORGOTTEN))
+                    await connection.execute(_FORGET, (self._id,))
 
     async def _touch(self) -> None:
         row = {
@@ -77,3 +77,4 @@ class Presence:
         }
         async with self._pool.connection() as connection:
             await connection.execute(_TOUCH, row)
+            await connection.execute(_FORGET_SILENT, (FORGOTTEN,))

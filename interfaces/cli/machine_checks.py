@@ -48,8 +48,6 @@ async def _blobs(connection: Connection, settings: Settings) -> list[Finding]:
         return []  # another check tells why they cannot be used
     place = blob_place(settings)
     if same is False:
-        wrong = WrongBlobs(place, None)
-        return [
-            Finding(Level.FAIL, "same blobs", f"not those of this database: {place}", wrong.hint)
-        ]
+        told = f"{place} does not hold the bytes of this database"
+        return [Finding(Level.FAIL, "same blobs", told, WrongBlobs(place, None).hint)]
     return [] if same is None else [Finding(Level.OK, "same blobs", "those of this database")]

@@ -1,0 +1,82 @@
+"""A process says that it is there, what it is at this moment, and that it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from infrastructure.jobs.workers import PostgresWorkers
+from infrastructure.postgres.pool import Pool, make_pool
+from infrastructure.postgres.presence import FORGOTTEN, Presence, Standing
+from infrastructure.tasks import end
+from tests.support import eventually, run
+
+FOREVER = 3600.0  # seconds
+
+
+def play(database_url: str, story: Callable[[Pool, PostgresWorkers], Awaitable[None]]) -> None:
+    async def playing() -> None:
+        async with make_pool(database_url, name="test", max_size=3) as pool:
+            await story(pool, PostgresWorkers(pool, dead_after=30))
+
+    run(playing())
+
+
+def test_a_process_is_listed_while_it_runs_with_what_it_is_now(database_url: str) -> None:
+    async def story(pool: Pool, workers: PostgresWorkers) -> None:
+        standing = Standing()
+        presence = Presence(pool, ("orchestrator", "worker"), standing, 0.01)
+        running = asyncio.create_task(presence.run())
+        (first,) = await eventually(workers.processes)
+
+        standing.leads, standing.worker = lambda: True, lambda: 7
+        (later,) = await eventually(lambda: with_worker(workers))
+        await end(running)
+
+        assert (first.roles, first.pid) == (["orchestrator", "worker"], os.getpid())
+        assert (first.alive, first.leads, first.worker) == (True, False, None)
+        assert (later.id, later.leads, later.started_at) == (first.id, True, first.started_at)
+        assert later.last_heartbeat > first.last_heartbeat
+        assert await workers.processes() == []
+
+    play(database_url, story)
+
+
+@pytest.mark.parametrize(("silence", "kept"), [(60, 1), (FORGOTTEN + 60, 0)])
+def test_a_silent_one_is_marked_and_forgotten_after_an_hour(
+    database_url: str, silence: float, kept: int
+) -> None:
+    async def story(pool: Pool, workers: PostgresWorkers) -> None:
+        async with pool.connection() as connection:
+            await connection.execute(
+                """INSERT INTO orchestration.processes (id, machine, pid, roles, version, leads,
+                seen_at) VALUES (gen_random_uuid(), 'gone', 1, '{api}', '0', false,
+                now() - make_interval(secs => %s))""",
+                (silence,),
+            )
+        running = asyncio.create_task(Presence(pool, ("api",), Standing(), FOREVER).run())
+        await eventually(lambda: alive(workers))
+
+        await eventually(lambda: count(workers, 1 + kept))
+        dead = [one.machine for one in await workers.processes() if not one.alive]
+        await end(running)
+
+        assert dead == ["gone"] * kept
+
+    play(database_url, story)
+
+
+async def with_worker(workers: PostgresWorkers) -> object:
+    found = await workers.processes()
+    return found if any(one.worker for one in found) else None
+
+
+async def alive(workers: PostgresWorkers) -> bool:
+    return any(one.alive for one in await workers.processes())
+
+
+async def count(workers: PostgresWorkers, wanted: int) -> bool:
+    return len(await workers.processes()) == wanted
