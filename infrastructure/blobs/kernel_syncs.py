@@ -2,38 +2,30 @@
 
 A trip to a thread costs a small file more than all its bytes do: the thread has to get hold of the
 interpreter's lock between every two system calls. Linux takes the same syncs as requests, and
-rings a bell when they are done.
-
-Source: io_submit(2), eventfd(2) and include/uapi/linux/aio_abi.h of Linux.
+tells when they are done (io_submit(2)).
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import platform
-import sys
 from collections.abc import Sequence
-from enum import IntEnum
-from struct import Struct
+from contextlib import suppress
+from enum import Enum
 from typing import NamedTuple
+
+from caio import linux_aio
 
 ROOM = 256  # syncs that may be under way
 
-# Their numbers are another on every kind of machine: setup, destroy, getevents, submit.
-_NUMBERS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
-
-_REQUEST = Struct("=QIIHhIQQqQII")  # struct iocb, where bytes lie as they do on these machines
-_EVENT = Struct("=QQqq")  # struct io_event
-_RING = 1  # IOCB_FLAG_RESFD
+_SIGN = 1 << 63  # results come as unsigned numbers: from here on they are an errno below 0
 
 
-class What(IntEnum):
-    """IOCB_CMD_FSYNC, which a folder needs, and IOCB_CMD_FDSYNC, which will do for bytes."""
+class What(Enum):
+    """A folder needs everything; for the bytes of a file the data will do (fdatasync(2))."""
 
-    EVERYTHING = 2
-    DATA = 3
+    EVERYTHING = "fsync"
+    DATA = "fdsync"
 
 
 class Sync(NamedTuple):
@@ -51,22 +43,27 @@ class _Waiting:
         self.left = left
         self.error = 0
 
+    def settle(self) -> None:
+        """A failed sync is told when the others are done, too."""
+        if self.left or self.outcome.done() or self.outcome.get_loop().is_closed():
+            return  # or its caller has gone away
+        if self.error:
+            self.outcome.set_exception(OSError(self.error, os.strerror(self.error)))
+        else:
+            self.outcome.set_result(None)
+
 
 class KernelSyncs:
     """For one event loop at a time. Raises OSError where the kernel does not offer this."""
 
     def __init__(self) -> None:
-        setup, *self._numbers = _numbers()
-        self._call = ctypes.CDLL(None, use_errno=True).syscall
-        self._call.restype = ctypes.c_long
-        self._context = ctypes.c_ulong(0)
-        if self._call(ctypes.c_long(setup), ctypes.c_uint(ROOM), ctypes.byref(self._context)):
-            raise OSError(ctypes.get_errno(), "io_setup")
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._events = ctypes.create_string_buffer(ROOM * _EVENT.size)
+        if linux_aio is None:
+            raise OSError("only Linux takes such requests")
+        try:
+            self._requests = linux_aio.Context(ROOM)
+        except (SystemError, OverflowError, ValueError, RuntimeError) as error:
+            raise OSError(f"the kernel takes no such requests: {error}") from error
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: dict[int, _Waiting] = {}
-        self._begun = 0
         self._under_way = 0
 
     def begin(self, syncs: Sequence[Sync]) -> asyncio.Future[None] | None:
@@ -78,66 +75,47 @@ class KernelSyncs:
             return None
         loop = asyncio.get_running_loop()
         self._listen_on(loop)
-        self._begun += 1
-        taken = self._submit(syncs)
-        self._under_way += max(taken, 0)
-        if taken < len(syncs):
-            return None
-        outcome = loop.create_future()
-        self._waiting[self._begun] = _Waiting(outcome, len(syncs))
-        return outcome
+        waiting = _Waiting(loop.create_future(), len(syncs))
+        taken = self._submit(syncs, waiting)
+        self._under_way += taken
+        return waiting.outcome if taken == len(syncs) else None
 
     def close(self) -> None:
         """Waits for what is under way, and tells nobody."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(self._bell)
-        self._call(ctypes.c_long(self._numbers[0]), self._context)
-        os.close(self._bell)
+            self._loop.remove_reader(self._requests.fileno)
+        while self._under_way:
+            self._requests.process_events(ROOM, 1, 1)
 
-    def _submit(self, syncs: Sequence[Sync]) -> int:
-        requests = ctypes.create_string_buffer(b"".join(map(self._request, syncs)))
-        first, size = ctypes.addressof(requests), _REQUEST.size
-        places = (ctypes.c_void_p * len(syncs))(*range(first, first + size * len(syncs), size))
-        number, count = ctypes.c_long(self._numbers[2]), ctypes.c_long(len(syncs))
-        return int(self._call(number, self._context, count, places))
+    def _submit(self, syncs: Sequence[Sync], waiting: _Waiting) -> int:
+        """How many of them the kernel took, the first ones."""
 
-    def _request(self, sync: Sync) -> bytes:
-        descriptor, what = sync
-        return _REQUEST.pack(self._begun, 0, 0, what, 0, descriptor, 0, 0, 0, 0, _RING, self._bell)
+        def done(result: int) -> None:
+            self._under_way -= 1
+            waiting.left -= 1
+            if result >= _SIGN:
+                waiting.error = waiting.error or 2 * _SIGN - result
+            waiting.settle()
+
+        operations = []
+        for descriptor, what in syncs:
+            operation = getattr(linux_aio.Operation, what.value)(descriptor)
+            operation.set_callback(done)
+            operations.append(operation)
+        try:
+            return int(self._requests.submit(*operations))
+        except (OverflowError, ValueError, SystemError):
+            return 0
 
     def _listen_on(self, loop: asyncio.AbstractEventLoop) -> None:
         if loop is not self._loop:
             self._loop = loop
-            loop.add_reader(self._bell, self._rung)
+            loop.add_reader(self._requests.fileno, self._rung)
 
     def _rung(self) -> None:
-        try:
-            os.eventfd_read(self._bell)
-        except BlockingIOError:
-            return
-        number, none = ctypes.c_long(self._numbers[1]), ctypes.c_long(0)
-        done = self._call(number, self._context, none, ctypes.c_long(ROOM), self._events, None)
-        for place in range(max(done, 0)):
-            begun, _, result, _ = _EVENT.unpack_from(self._events, place * _EVENT.size)
-            self._under_way -= 1
-            self._tell(begun, result)
-
-    def _tell(self, begun: int, result: int) -> None:
-        """A failed sync is told when the others are done, too; a result below 0 is an errno."""
-        waiting = self._waiting.get(begun)
-        if waiting is None:  # not all were taken
-            return
-        waiting.left -= 1
-        waiting.error = waiting.error or -result
-        if waiting.left:
-            return
-        del self._waiting[begun]
-        if waiting.outcome.done():  # its caller has gone away
-            return
-        if waiting.error:
-            waiting.outcome.set_exception(OSError(waiting.error, os.strerror(waiting.error)))
-        else:
-            waiting.outcome.set_result(None)
+        with suppress(BlockingIOError):
+            self._requests.poll()
+        self._requests.process_events(ROOM)
 
 
 def open_kernel_syncs() -> KernelSyncs | None:
@@ -146,10 +124,3 @@ def open_kernel_syncs() -> KernelSyncs | None:
         return KernelSyncs()
     except OSError:
         return None
-
-
-def _numbers() -> tuple[int, int, int, int]:
-    machine = platform.machine()
-    if sys.platform != "linux" or sys.maxsize < 2**32 or machine not in _NUMBERS:
-        raise OSError("no such requests are known here")
-    return _NUMBERS[machine]
