@@ -42,8 +42,8 @@ lint: setup ## ruff, mypy --strict, import-linter
 bench: setup ## measure us and the peers side by side, as ratios
 	@$(BIN)/python -m benchmarks
 
-chaos: setup ## kill processes at random for minutes and count what is left
-	@$(BIN)/python -m pytest -m chaos tests/chaos $(PYTEST)
+chaos: setup ## kill processes at random for CHAOS_SECONDS, and at every await; count what is left
+	@CHAOS_SECONDS=$${CHAOS_SECONDS:-300} $(BIN)/python -m pytest -s tests/chaos tests/crash $(PYTEST)
 
 lock: setup ## write requirements.lock anew from pyproject.toml
 	@$(PIP) install uv

@@ -26,6 +26,7 @@ from application.ports.event_log import EventLog
 from application.worker.attempts import Attempts
 from infrastructure.jobs.clearance import PostgresClearance
 from infrastructure.jobs.queue import QUEUE, TASK
+from infrastructure.jobs.registration import stay_known
 from infrastructure.postgres.pool import Pool, still_there
 from infrastructure.settings import Settings
 from infrastructure.tasks import end
@@ -133,6 +134,10 @@ class Worker:
             helpers = (
                 asyncio.create_task(attempts.keep(), name="attempts"),
                 asyncio.create_task(_prune(app), name="prune"),
+                asyncio.create_task(
+                    stay_known(app, lambda: incarnation.worker_id, self._settings.worker_heartbeat),
+                    name="registration",
+                ),
             )
             for helper in helpers:
                 helper.add_done_callback(incarnation.stop_without)

@@ -1,4 +1,4 @@
-"""A whole Uptrail in processes of its own, any of which may be killed at any time."""
+"""A whole Uptrail in processes of its own, any of which may be killed or stopped at any time."""
 
 from __future__ import annotations
 
@@ -7,98 +7,133 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psycopg
+
+from infrastructure.postgres.embedded import EmbeddedPostgres
+from tests.chaos import linger
+
 UPTRAIL = Path(sys.executable).parent / "uptrail"
+STARTING = 120.0  # seconds until a process that does not come up is a failed test
+UNREACHABLE = 5  # how a process ends that finds no database when it starts
+DROPPED = 0.5  # the share of connections that go when the network has a bad moment
 
-Role = str
-SERVER, WORKER, POSTGRES = "server", "worker", "postgres"
+API, ORCHESTRATOR, WORKER = "api", "orchestrator", "worker"
+NAMES = ("api-1", "api-2", "orchestrator-1", "orchestrator-2", "worker-1", "worker-2")
 
-_COMMANDS: Mapping[Role, tuple[str, ...]] = {
-    SERVER: ("serve", "--role", "api", "--role", "orchestrator"),
-    WORKER: ("worker",),
-}
+# Half of our connections, each by the toss of a coin; whoever asks is spared.
+_DROP = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE application_name LIKE 'uptrail-%%' AND pid <> pg_backend_pid() AND random() < %s"""
 
 
 class Plant:
-    """A server and a worker over one data directory with its embedded PostgreSQL."""
+    """Two of each role over one data directory with its embedded PostgreSQL."""
 
-    def __init__(self, data_dir: Path, settings: Mapping[str, str]) -> None:
-        self.data_dir = data_dir
-        self.port = _free_port()
+    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+        self.data_dir = folder / "data"
+        self.data_dir.mkdir()
+        self.ports = {name: _free_port() for name in NAMES if name.startswith(API)}
+        self._postgres = EmbeddedPostgres(self.data_dir)
         self._settings = {f"UPTRAIL_{name.upper()}": value for name, value in settings.items()}
-        self._processes: dict[Role, subprocess.Popen[bytes]] = {}
+        self._settings["PYTHONPATH"] = str(linger.installed(folder / "packages"))
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._turn = threading.Lock()  # who starts or kills processes
 
     @property
     def key(self) -> str:
         return (self.data_dir / "admin.key").read_text().strip()
 
-    def start(self, role: Role) -> None:
-        command = [str(UPTRAIL), *_COMMANDS[role], "--data-dir", str(self.data_dir)]
-        if role == SERVER:
-            command += ["--port", str(self.port)]
-        log = (self.data_dir.parent / f"{role}.log").open("ab")
-        with log:
-            self._processes[role] = subprocess.Popen(
+    @property
+    def url(self) -> str:
+        """Of the database, which is started if it is not running."""
+        return self._postgres.start()
+
+    def start(self, name: str) -> None:
+        role = name.partition("-")[0]
+        command = [str(UPTRAIL), "serve", "--role", role, "--data-dir", str(self.data_dir)]
+        command += ["--port", str(self.ports.get(name, 0))]
+        with (self.data_dir.parent / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
                 command, env=os.environ | self._settings, stdout=log, stderr=log
             )
 
-    def kill(self, role: Role) -> None:
-        """kill -9, and for our own processes the start that a supervisor would do."""
-        if role == POSTGRES:
-            if pid := self._postmaster():
-                with suppress(ProcessLookupError):  # its file outlives it
-                    os.kill(pid, signal.SIGKILL)
-            return
-        process = self._processes[role]
-        process.kill()
-        process.wait()
-        self.start(role)
+    def kill(self, name: str) -> None:
+        """kill -9, and the start that a supervisor would do."""
+        with self._turn:
+            self._processes[name].kill()
+            self._processes[name].wait()
+            self.start(name)
+
+    def stop_for(self, name: str, seconds: float) -> None:
+        """The process stands still, as in a machine that was suspended, and then goes on."""
+        process = self._processes[name]
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGCONT)
+
+    def kill_postgres(self) -> None:
+        with suppress(OSError, IndexError, ValueError):  # it may be between two starts
+            file = self.data_dir / "postgres" / "cluster" / "postmaster.pid"
+            os.kill(int(file.read_text().split()[0]), signal.SIGKILL)
+
+    def drop_connections(self) -> None:
+        with suppress(psycopg.Error), psycopg.connect(self.url, autocommit=True) as server:
+            server.execute(_DROP, (DROPPED,))
 
     def revive(self) -> None:
-        """Starts whatever of ours is not running."""
-        for role, process in list(self._processes.items()):
-            if process.poll() is not None:
-                self.start(role)
+        """What a supervisor does; nothing ends by itself but what met no database at its start."""
+        with self._turn:
+            for name, process in list(self._processes.items()):
+                if process.poll() is not None:
+                    assert process.returncode == UNREACHABLE, (name, process.returncode)
+                    self.start(name)
 
     def stop(self) -> None:
+        """Everybody ends in good order, and nobody takes for ever."""
         for process in self._processes.values():
             process.terminate()
-        for process in self._processes.values():
-            process.wait(60)
+        late = [name for name, process in self._processes.items() if not _ended(process)]
+        self._postgres.stop()
+        assert not late, f"{late} did not end"
 
     def logs(self) -> str:
         """The end of what the processes said, for a failed test."""
-        texts = [self.data_dir.parent / f"{role}.log" for role in _COMMANDS]
+        texts = [self.data_dir.parent / f"{name}.log" for name in NAMES]
         return "\n".join(f"--- {text.name}\n{text.read_text()[-4000:]}" for text in texts)
-
-    def _postmaster(self) -> int | None:
-        try:
-            pid = (self.data_dir / "postgres" / "cluster" / "postmaster.pid").read_text()
-            return int(pid.split()[0])
-        except (OSError, IndexError, ValueError):
-            return None
 
 
 @contextmanager
 def plant(folder: Path, **settings: str) -> Iterator[Plant]:
     """A running plant; everything it started is gone afterwards."""
-    (folder / "data").mkdir()
-    running = Plant(folder / "data", settings)
-    running.start(SERVER)
-    _wait_for(running.data_dir / "admin.key")
-    running.start(WORKER)
+    running = Plant(folder, settings)
+    running.start(NAMES[0])
     try:
+        _wait_for(running.data_dir / "admin.key")
+        for name in NAMES[1:]:
+            running.start(name)
         yield running
     finally:
         running.stop()
 
 
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False
+    return True
+
+
 def _wait_for(file: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + STARTING
     while not (file.exists() and file.read_text()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"{file} did not appear")

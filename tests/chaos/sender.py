@@ -4,26 +4,45 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 import time
 from base64 import b64encode
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 from tests.chaos.plant import Plant
 
 PATIENCE = 240.0  # seconds until a request that keeps failing is a failed test
 OCTETS = "application/offset+octet-stream"
+NOT_NOW = (404, 409)  # a command that does not fit what the batch, or the upload, has come to
+
+
+class Answer(NamedTuple):
+    """What the server said."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+class Gone(Exception):
+    """The upload takes no more bytes: its batch was called off."""
 
 
 class Sender:
-    """One connection's worth of requests, each repeated until it is answered."""
+    """One connection's worth of requests, to whichever API, each repeated until it is answered."""
 
-    def __init__(self, plant: Plant) -> None:
+    def __init__(self, plant: Plant, chance: random.Random) -> None:
         self._plant = plant
+        self._chance = chance
 
-    def send(self, batch: str, name: str, content: bytes, chunk: int) -> str:
-        """The path of the upload, once every byte of it was acknowledged."""
-        named = "filename " + b64encode(name.encode()).decode()
+    def send(self, batch: str, name: str, content: bytes, chunk: int, **metadata: str) -> str:
+        """The path of the upload, once every byte of it was acknowledged. Raises Gone."""
+        named = ",".join(
+            f"{key} {b64encode(value.encode()).decode()}"
+            for key, value in {"filename": name, **metadata}.items()
+        )
         created = {"Upload-Length": str(len(content)), "Upload-Metadata": named}
         if len(content) <= chunk:
             headers = created | {"Content-Type": OCTETS}
@@ -40,11 +59,16 @@ class Sender:
             offset = int(answer.headers["Upload-Offset"])
         return str(location)
 
-    def ask(self, method: str, path: str, body: object = None) -> Any:
-        """A JSON request, and its JSON answer."""
+    def ask(self, method: str, path: str, body: object = None, *, may_refuse: bool = False) -> Any:
+        """A JSON request, and its JSON answer; None for a refusal that is allowed."""
         content = None if body is None else json.dumps(body).encode()
-        answer = self._until_answered(method, path, {"Content-Type": "application/json"}, content)
-        assert answer.status < 300, (answer.status, answer.content)
+        headers = {"Content-Type": "application/json"}
+        if method == "POST":  # whatever is repeated was meant once
+            headers["Idempotency-Key"] = str(uuid4())
+        answer = self._until_answered(method, path, headers, content)
+        if may_refuse and answer.status in NOT_NOW:
+            return None
+        assert answer.status < 300, (method, path, answer.status, answer.content)
         return json.loads(answer.content)
 
     def content(self, location: str) -> bytes:
@@ -58,6 +82,9 @@ class Sender:
         answer = self._until_answered(
             method, path, {"Tus-Resumable": "1.0.0"} | dict(headers or {}), body
         )
+        gone = answer.status in (404, 410) or (answer.status == 409 and method != "PATCH")
+        if gone or (answer.status == 403 and b"not_now" in answer.content):
+            raise Gone(answer.content)
         assert answer.status in (200, 201, 204, 409), (method, answer.status, answer.content)
         return answer
 
@@ -68,7 +95,7 @@ class Sender:
         while True:
             try:
                 answer = self._once(method, path, headers, body)
-                if answer.status < 500:
+                if answer.status < 500 and answer.status != 423:
                     return answer
                 problem: object = answer.content
             except (OSError, http.client.HTTPException) as error:
@@ -82,7 +109,8 @@ class Sender:
     def _once(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self._plant.port, timeout=60)
+        port = self._chance.choice(list(self._plant.ports.values()))
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         try:
             own = {"Authorization": f"Bearer {self._plant.key}"} | dict(headers)
             connection.request(method, path, body=body, headers=own)
@@ -90,12 +118,3 @@ class Sender:
             return Answer(response.status, dict(response.headers), response.read())
         finally:
             connection.close()
-
-
-class Answer:
-    """What the server said: status, headers, content."""
-
-    def __init__(self, status: int, headers: dict[str, str], content: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self.content = content

@@ -65,6 +65,25 @@ def test_a_worker_that_was_silent_for_too_long_is_not_alive(
     play(database_url, tmp_path, story, pipelines=ONE_STEP, worker_heartbeat=60.0)
 
 
+def test_a_worker_that_the_queue_has_forgotten_comes_back_under_a_new_name(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        workers = PostgresWorkers(plant.pool, dead_after=30)
+
+        async def known() -> list[int | None]:
+            return [worker.id for worker in await workers.workers(owner=None)]
+
+        plant.work({"step": Gate()})
+        before = await plant.until(known)
+        await plant.fetch_none("DELETE FROM procrastinate_workers")
+        after = await plant.until(known)
+
+        assert after != before
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
 async def some(workers: PostgresWorkers) -> bool:
     return any(worker.attempts for worker in await workers.workers(owner=None))
 

@@ -1,0 +1,118 @@
+"""What is looked at once the assault is over: the log, the tables, the bytes, the connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, LiteralString
+
+from application.envelope import Recorded
+from domain.upload.events import UploadRegistered
+from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.postgres.pool import make_pool
+from infrastructure.read_model.verify import verify
+from tests.chaos.customers import Job
+from tests.chaos.plant import Plant
+from tests.chaos.sender import Sender
+from tests.laws import Broken, Standing, obeyed
+
+PAGE = 20_000  # events
+QUIET = 30.0  # seconds for queue and tables to be as they should, once all batches have ended
+MOST_CONNECTIONS = 70  # of six processes: 12 of a pool, and those they have one of each
+
+_JOBS = "SELECT status::text, count(*) FROM procrastinate_jobs WHERE status <> 'failed' GROUP BY 1"
+_MEMBERS = "SELECT upload, state, version FROM orchestration.members"
+_DIRTY = "SELECT count(*) FROM orchestration.batches WHERE dirty OR state <> 'completed'"
+_CONNECTIONS = """
+SELECT count(*), count(*) FILTER (WHERE state LIKE 'idle in transaction%') FROM pg_stat_activity
+WHERE application_name LIKE 'uptrail-%'"""
+
+
+async def inspect(plant: Plant, jobs: Sequence[Job]) -> Counter[str]:
+    """How many uploads ended in each state, once everything about them was found to be right."""
+    url = plant.url
+    async with (
+        make_pool(url, name="inspection") as pool,
+        GroupCommitter(url) as committer,
+        PostgresEventLog(pool, committer) as log,
+    ):
+        events = await _everything(log)
+        standing = obeyed(events)
+        total: Counter[str] = Counter()
+        for job in jobs:
+            total += _check_job(job, standing, events)
+        await _until_quiet(pool, standing, {r.stream: r.version for r in events})
+        verification = await verify(url, log)
+        assert verification.sound, verification
+    return total
+
+
+async def _everything(log: PostgresEventLog) -> list[Recorded]:
+    events: list[Recorded] = []
+    while page := await log.read(events[-1].position if events else 0, limit=PAGE):
+        events += page
+    return events
+
+
+def _check_job(job: Job, standing: Standing, events: Sequence[Recorded]) -> Counter[str]:
+    """Every acknowledged file is there, and each ended as its name and its customer say."""
+    assert standing.batches[job.id] == "completed", job.id
+    counts = standing.counts(job.id)
+    paths = {
+        recorded.event.path: recorded.stream
+        for recorded in events
+        if isinstance(recorded.event, UploadRegistered) and recorded.event.batch == job.id
+    }
+    assert set(job.sent) <= set(paths), set(job.sent) - set(paths)
+    for name, location in job.sent.items():
+        assert location.endswith(str(paths[name])), (name, location)
+    assert sum(counts.values()) == len(paths), (job.id, counts)
+    if job.cancelled:
+        assert standing.outcomes[job.id] == "cancelled"
+        return counts
+    assert len(paths) == len(job.files), (job.id, counts)
+    for name, upload in paths.items():
+        state = standing.uploads[upload]
+        allowed = {"plain": {"completed"}, "wrong": {"failed"}}
+        kind = name.removesuffix(".bin").rpartition("-")[2]
+        assert state in allowed.get(kind, {"completed", "failed"}), (job.id, name, state)
+    return counts
+
+
+async def _until_quiet(pool: Any, standing: Standing, versions: dict[Any, int]) -> None:
+    """The orchestrator has seen everything, no job is left, and nobody holds a transaction."""
+    deadline = asyncio.get_running_loop().time() + QUIET
+    while wrong := await _unquiet(pool, standing, versions):
+        if asyncio.get_running_loop().time() > deadline:
+            raise Broken(wrong)
+        await asyncio.sleep(0.2)
+
+
+async def _unquiet(pool: Any, standing: Standing, versions: dict[Any, int]) -> str:
+    # A job that met a lost connection is kept as failed: its uploads have long had another.
+    if jobs := await _rows(pool, _JOBS):
+        return f"jobs are left: {jobs}"
+    if (unfinished := (await _rows(pool, _DIRTY))[0][0]) != 0:
+        return f"{unfinished} batches are still to be looked at"
+    members = {upload: (state, version) for upload, state, version in await _rows(pool, _MEMBERS)}
+    told = {id: (state, versions[id]) for id, state in standing.uploads.items()}
+    if members != told:
+        return f"the orchestrator is wrong about {set(members.items()) ^ set(told.items())}"
+    connections, holding = (await _rows(pool, _CONNECTIONS))[0]
+    if connections > MOST_CONNECTIONS or holding:
+        return f"{connections} connections, {holding} of them in a transaction"
+    return ""
+
+
+async def _rows(pool: Any, query: LiteralString) -> list[tuple[Any, ...]]:
+    async with pool.connection() as connection:
+        return list(await (await connection.execute(query)).fetchall())
+
+
+def check_bytes(sender: Sender, jobs: Sequence[Job]) -> None:
+    """What was acknowledged can be read again, but for what was called off."""
+    for job in jobs:
+        for name, location in job.sent.items() if not job.cancelled else ():
+            assert sender.content(location) == job.files[name], (job.id, name)

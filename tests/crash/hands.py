@@ -1,0 +1,51 @@
+"""Processors whose path tells them how to end, and the settings of a plant in a hurry."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from application.pipeline import (
+    Permanent,
+    Pipeline,
+    Processor,
+    Quarantine,
+    Step,
+    Subject,
+    Workbench,
+)
+from domain.retry import RetryPolicy
+
+ATTEMPTS = 3
+SOON = RetryPolicy(attempts=ATTEMPTS, first_delay=0.001, longest_delay=0.001)
+
+SETTINGS: Mapping[str, Any] = {
+    "pipelines": {"default": Pipeline(steps=(Step(processor="step"),))},
+    "batch_progress_interval": 0.001,
+    "step_progress_interval": 0.005,
+    "worker_heartbeat": 0.1,
+    "worker_dead_after": 3600.0,  # nobody dies of a slow machine: tests let time pass
+}
+
+
+async def step(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+    """Passes, and leaves an artifact; unless the path asks for something else."""
+    if "slow" in subject.path:
+        for part in range(4):
+            await asyncio.sleep(0.01)
+            await bench.progress(part + 1, 4)
+    if "flaky" in subject.path and subject.attempt == 1:
+        raise ConnectionResetError("the scanner hung up")
+    if "hopeless" in subject.path:
+        raise ConnectionResetError("the scanner never answers")
+    if "bad" in subject.path:
+        raise Permanent("bad through and through")
+    if "virus" in subject.path:
+        raise Quarantine("EICAR")
+    content = b"".join([chunk async for chunk in bench.read()])
+    await bench.attach("copy", content)
+    return {"size": len(content)}
+
+
+PROCESSORS: Mapping[str, Processor] = {"step": step}

@@ -1,0 +1,68 @@
+"""A life that ends, or stands still, at a chosen await of whatever a process does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+
+class Life:
+    """Counts the awaits of its tasks; at number `ends_at` the process is killed, or stopped.
+
+    At an await everything the process wrote is on its way: the server may or may not come to do
+    what it was asked, and nobody here will hear of it. Nothing counts before `begin`.
+    """
+
+    def __init__(self, ends_at: int | None, *, stands_still: bool) -> None:
+        self.awaits = 0
+        self._ends_at = ends_at
+        self._signal = signal.SIGSTOP if stands_still else signal.SIGKILL
+        self._begun = False
+
+    def begin(self) -> None:
+        self._begun = True
+
+    def passed(self) -> None:
+        """One await."""
+        if self._begun:
+            self.awaits += 1
+            if self.awaits == self._ends_at:
+                os.kill(os.getpid(), self._signal)
+
+    def task(
+        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **more: Any
+    ) -> asyncio.Task[Any]:
+        """The task factory: every task of the loop is of this life."""
+        return asyncio.Task(_Counted(work, self.passed), loop=loop, **more)
+
+
+def beside(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """A task that looks on, and does not belong to the life."""
+    return asyncio.Task(work, loop=asyncio.get_running_loop())
+
+
+class _Counted(Coroutine[Any, Any, Any]):
+    """A coroutine of which each suspension is told."""
+
+    def __init__(self, inner: Coroutine[Any, Any, Any], passed: Callable[[], None]) -> None:
+        self._inner = inner
+        self._passed = passed
+
+    def send(self, value: Any) -> Any:
+        awaited = self._inner.send(value)
+        self._passed()
+        return awaited
+
+    def throw(self, *error: Any) -> Any:
+        awaited = self._inner.throw(*error)
+        self._passed()
+        return awaited
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __await__(self) -> Any:
+        return self._inner.__await__()

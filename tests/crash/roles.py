@@ -1,0 +1,200 @@
+"""What a process of the crash tests does: one role's real code, until it has nothing left to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from application import commands
+from application.handlers import batches, registering, transfers
+from application.handlers.deciding import Context
+from application.transfer.elsewhere import NobodyElse
+from application.transfer.errors import NotIncoming
+from application.transfer.transfers import Incoming, Limits, Speaker, Transfers
+from domain.errors import Refused
+from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.jobs import leadership, orchestrator, worker
+from infrastructure.postgres.pool import Pool, make_pool
+from infrastructure.read_model import projector
+from infrastructure.settings import Settings
+from tests.crash.hands import PROCESSORS, SETTINGS
+from tests.crash.mortal import Life, beside
+from tests.crash.nursery import Order
+
+# Nobody waits for anybody else here: what only spares the server is left out.
+orchestrator.PACE = leadership.STANDBY = worker.POLL = 0.005
+
+_NOTHING_DIRTY = "SELECT NOT EXISTS (SELECT FROM orchestration.batches WHERE dirty)"
+_LAST_WORKER = "SELECT coalesce(max(id), 0) FROM procrastinate_workers"
+_NOTHING_TO_DO = """
+SELECT EXISTS (SELECT FROM procrastinate_workers WHERE id > %(last)s) AND NOT EXISTS (
+  SELECT FROM procrastinate_jobs WHERE worker_id > %(last)s AND status = 'doing'
+  OR status = 'todo' AND coalesce(scheduled_at, now()) < now() + interval '1 s')"""
+
+
+class Parts:
+    """What the roles stand on, in one process."""
+
+    def __init__(self, order: Order, pool: Pool, log: PostgresEventLog) -> None:
+        self.pool = pool
+        self.log = log
+        self.blobs = LocalBlobStore(Path(order.folder) / "blobs", threads=2)
+        self.settings = Settings(**{**SETTINGS, **order.options.get("settings", {})})
+        self.later = timedelta(seconds=order.options.get("later", 0.0))
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.later
+
+    async def holds(self, question: Any, **about: object) -> bool:
+        async with self.pool.connection() as connection:
+            row = await (await connection.execute(question, about)).fetchone()
+        return bool(row and row[0])
+
+
+@asynccontextmanager
+async def opened(order: Order, life: Life) -> AsyncIterator[Parts]:
+    """The life begins once everything is open: to die earlier leaves nothing behind."""
+    async with (
+        make_pool(order.url, name="mortal", max_size=4) as pool,
+        GroupCommitter(order.url) as committer,
+        PostgresEventLog(pool, committer) as log,
+    ):
+        life.begin()
+        yield Parts(order, pool, log)
+
+
+class Quiet(BaseException):
+    """There is nothing left to do."""
+
+
+class UntilQuiet:
+    """The port `Wakeups` of an orchestrator that is to end when it has caught up."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def wait(self, after: int) -> None:
+        """Raises Quiet."""
+        if await self._parts.log.head() == after and await self._parts.holds(_NOTHING_DIRTY):
+            raise Quiet
+        await asyncio.sleep(0.002)
+
+
+async def orchestrate(order: Order, life: Life) -> None:
+    async with opened(order, life) as parts:
+        running = orchestrator.Orchestrator(
+            order.url, parts.log, UntilQuiet(parts), parts.settings, parts.now
+        )
+        try:
+            await running.run()
+        except Quiet:
+            return
+
+
+async def work(order: Order, life: Life) -> None:
+    async with opened(order, life) as parts:
+        async with parts.pool.connection() as connection:
+            row = await (await connection.execute(_LAST_WORKER)).fetchone()
+        last = row[0] if row else 0
+        running = asyncio.create_task(
+            worker.Worker(
+                order.url,
+                parts.pool,
+                parts.log,
+                parts.blobs,
+                PROCESSORS,
+                parts.settings,
+                parts.now,
+                lambda: 0.5,
+            ).run()
+        )
+        await beside(_until(lambda: parts.holds(_NOTHING_TO_DO, last=last)))
+        running.cancel()
+        await asyncio.wait((running,))
+
+
+async def project(order: Order, life: Life) -> None:
+    async with opened(order, life) as parts:
+        await projector.catch_up(order.url, parts.log)
+
+
+_HANDLERS: Mapping[str, tuple[type[commands.Command], Callable[..., Awaitable[Any]]]] = {
+    handler.__name__: (command, handler)
+    for command, handler in (
+        (commands.StartBatch, batches.start_batch),
+        (commands.SealBatch, batches.seal_batch),
+        (commands.PauseBatch, batches.pause_batch),
+        (commands.ResumeBatch, batches.resume_batch),
+        (commands.CancelBatch, batches.cancel_batch),
+        (commands.RetryBatch, batches.retry_batch),
+        (commands.PrioritizeBatch, batches.prioritize_batch),
+        (commands.AddUploads, registering.add_uploads),
+        (commands.CancelUpload, transfers.cancel_upload),
+        (commands.RetryUpload, transfers.retry_upload),
+        (commands.ReleaseUpload, transfers.release_upload),
+    )
+}
+
+
+async def command(order: Order, life: Life) -> str:
+    """Handles a command as an API process does; answers why it was refused, if it was."""
+    kind, handler = _HANDLERS[order.options["handler"]]
+    async with opened(order, life) as parts:
+        try:
+            asked = msgspec.convert(order.options["command"], kind)
+            await handler(parts.log, asked, Context("key:alice", parts.now()))
+        except Refused as refusal:
+            return str(refusal)
+    return ""
+
+
+async def receive(order: Order, life: Life) -> str:
+    """Takes in the bytes of an upload from where it stands; answers why not, if it was refused."""
+    async with opened(order, life) as parts:
+        upload, size = UUID(order.options["upload"]), int(order.options["size"])
+        receiving = Transfers(
+            parts.log,
+            parts.blobs,
+            NobodyElse(),
+            limits=Limits(
+                max_file_size=10**6, min_free_bytes=0, progress_interval=0.001, idle_timeout=60
+            ),
+            now=parts.now,
+            clock=asyncio.get_running_loop().time,
+        )
+        speaker = Speaker("key:alice")
+        try:
+            received = (await receiving.settle(upload, speaker)).received
+            incoming = Incoming(upload=upload, offset=received)
+            await receiving.receive(incoming, _pieces(received, size), speaker)
+        except NotIncoming as refusal:  # they had all arrived before
+            return str(refusal)
+        return ""
+
+
+def bytes_of(start: int, end: int) -> bytes:
+    """What every upload of these tests holds, each byte in a place of its own."""
+    return bytes(place % 251 for place in range(start, end))
+
+
+async def _pieces(start: int, end: int) -> AsyncIterator[bytes]:
+    for at in range(start, end, 10):
+        yield bytes_of(at, min(at + 10, end))
+        await asyncio.sleep(0.002)
+
+
+async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
+    while not await condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+ROLES = {role.__name__: role for role in (orchestrate, work, project, command, receive)}

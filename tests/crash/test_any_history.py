@@ -1,0 +1,198 @@
+"""Any history of people, clocks and processes that die at any await, by hypothesis."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from application import commands
+from application.handlers import batches, transfers
+from domain.file import FileDeclaration
+from infrastructure.read_model.rebuild import rebuild
+from tests.conftest import Databases
+from tests.crash.hands import SOON
+from tests.crash.nursery import DONE, Nursery
+from tests.crash.world import World, open_world
+from tests.support import with_database
+
+T = TypeVar("T")
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "0"))
+EXAMPLES = max(6, int(SECONDS / 3))
+STEPS = 14
+SIZE = 25  # bytes of a file that is sent piece by piece
+
+# In the suite always the same histories, so that a red test is somebody's own.
+PROFILE = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=STEPS if not SECONDS else 30,
+    derandomize=not SECONDS,
+    database=None,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+
+kinds = st.sampled_from(("plain", "plain", "flaky", "slow", "bad", "virus", "hopeless"))
+ends = st.one_of(st.none(), st.integers(1, 120))
+which = st.integers(0, 99)  # of those there are, by the remainder
+
+OF_BATCHES: dict[str, tuple[Any, Callable[[UUID], commands.Command]]] = {
+    "seal": (batches.seal_batch, lambda id: commands.SealBatch(batch=id)),
+    "pause": (batches.pause_batch, lambda id: commands.PauseBatch(batch=id)),
+    "resume": (batches.resume_batch, lambda id: commands.ResumeBatch(batch=id)),
+    "cancel": (batches.cancel_batch, lambda id: commands.CancelBatch(batch=id)),
+    "retry": (batches.retry_batch, lambda id: commands.RetryBatch(batch=id)),
+    "hurry": (batches.prioritize_batch, lambda id: commands.PrioritizeBatch(batch=id, priority=9)),
+}
+OF_UPLOADS: dict[str, tuple[Any, Callable[[UUID], commands.Command]]] = {
+    "cancel": (transfers.cancel_upload, lambda id: commands.CancelUpload(upload=id)),
+    "retry": (transfers.retry_upload, lambda id: commands.RetryUpload(upload=id)),
+    "release": (
+        transfers.release_upload,
+        lambda id: commands.ReleaseUpload(upload=id, reason="looked at it"),
+    ),
+}
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Rules are what may happen next; what must hold is looked at after each, and at the end."""
+
+    def __init__(self, databases: Databases, nursery: Nursery, folder: Path) -> None:
+        super().__init__()
+        self._databases = databases
+        self._name = databases.take()
+        self._folder = folder / self._name
+        self._folder.mkdir()
+        self._nursery = nursery
+        self._runner = asyncio.Runner()
+        self._open = AsyncExitStack()
+        self._batches: list[UUID] = []
+        self._uploads: list[UUID] = []
+        self._unsent: list[UUID] = []
+
+    @initialize()
+    def begin(self) -> None:
+        url = with_database(self._databases.server_url, self._name)
+        opening = open_world(url, self._nursery, self._folder)
+        self.world: World = self._run(self._open.enter_async_context(opening))
+
+    @rule(files=st.lists(kinds, min_size=1, max_size=3), seal=st.booleans())
+    def a_batch_arrives(self, files: list[str], seal: bool) -> None:
+        contents = {f"{number}-{kind}": b"x" * 9 for number, kind in enumerate(files)}
+        batch = self._run(self.world.plant.batch(contents, seal=seal, retry_policy=SOON))
+        self._batches.append(batch)
+        self._uploads += self._run(self.world.uploads_of(batch))
+
+    @rule(ends_at=ends)
+    def a_batch_is_announced(self, ends_at: int | None) -> None:
+        files = (FileDeclaration(path="later.txt", size=SIZE),)
+        asked = commands.StartBatch(id=uuid4(), owner="acme", files=files, retry_policy=SOON)
+        self._run(self.world.live("command", ends_at, handler="start_batch", command=asked))
+        assert self._run(self.world.ask(batches.start_batch, asked))
+        self._batches.append(asked.id)
+        self._unsent += self._run(self.world.uploads_of(asked.id))
+
+    @precondition(lambda self: self._unsent)
+    @rule(ends_at=ends)
+    def bytes_are_sent(self, ends_at: int | None) -> None:
+        report = self._run(self.world.live("receive", ends_at, upload=self._unsent[0], size=SIZE))
+        if report.ended == DONE:
+            self._uploads.append(self._unsent.pop(0))
+
+    @precondition(lambda self: self._batches)
+    @rule(name=st.sampled_from(sorted(OF_BATCHES)), one=which, ends_at=ends)
+    def a_batch_is_changed(self, name: str, one: int, ends_at: int | None) -> None:
+        handler, command = OF_BATCHES[name]
+        asked = command(self._batches[one % len(self._batches)])
+        self._run(self.world.live("command", ends_at, handler=handler.__name__, command=asked))
+
+    @precondition(lambda self: self._uploads)
+    @rule(name=st.sampled_from(sorted(OF_UPLOADS)), one=which)
+    def an_upload_is_changed(self, name: str, one: int) -> None:
+        handler, command = OF_UPLOADS[name]
+        self._run(self.world.ask(handler, command(self._uploads[one % len(self._uploads)])))
+
+    @rule(ends_at=ends, stands_still=st.booleans())
+    def an_orchestrator_lives(self, ends_at: int | None, stands_still: bool) -> None:
+        self._run(self.world.live("orchestrate", ends_at, stands_still=stands_still))
+
+    @rule(ends_at=st.one_of(st.none(), st.integers(1, 250)), stands_still=st.booleans())
+    def a_worker_lives(self, ends_at: int | None, stands_still: bool) -> None:
+        self._run(self.world.live("work", ends_at, stands_still=stands_still))
+
+    @precondition(lambda self: self.world.zombies)
+    @rule(one=which)
+    def a_zombie_goes_on(self, one: int) -> None:
+        self._run(self.world.wake(self.world.zombies[one % len(self.world.zombies)]))
+
+    @rule()
+    def time_passes(self) -> None:
+        self._run(self.world.let_time_pass())
+
+    @rule(ends_at=ends)
+    def a_projector_lives(self, ends_at: int | None) -> None:
+        self._run(self.world.live("project", ends_at))
+
+    @rule()
+    def the_read_model_is_built_anew(self) -> None:
+        self._run(rebuild(self.world.plant.url, self.world.plant.log))
+
+    @rule()
+    def everybody_has_forgotten_the_open_batches(self) -> None:
+        self._run(self.world.live("orchestrate", settings={"batch_expiry": 0.000_001}))
+
+    @invariant()
+    def the_log_is_lawful(self) -> None:
+        if hasattr(self, "world"):
+            self._run(self.world.check())
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "world"):
+                self._run(self._to_the_end())
+        finally:
+            self._runner.run(self._open.aclose())
+            self._runner.close()
+            self._databases.drop(self._name)
+
+    async def _to_the_end(self) -> None:
+        """People finish what they began; then nobody dies any more."""
+        for upload in self._unsent:
+            await self.world.ask(*_of(OF_UPLOADS["cancel"], upload))
+        for batch in self._batches:
+            await self.world.ask(*_of(OF_BATCHES["resume"], batch))
+            await self.world.ask(*_of(OF_BATCHES["seal"], batch))
+        await self.world.settle()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(work)
+
+
+def _of(request: tuple[Any, Callable[[UUID], commands.Command]], id: UUID) -> tuple[Any, Any]:
+    handler, command = request
+    return handler, command(id)
+
+
+@pytest.mark.timeout(int(SECONDS) * 10 + 300)
+def test_any_history_comes_to_its_end(
+    databases: Databases, nursery: Nursery, tmp_path: Path
+) -> None:
+    run_state_machine_as_test(lambda: AnyHistory(databases, nursery, tmp_path), settings=PROFILE)

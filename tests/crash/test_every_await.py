@@ -1,0 +1,73 @@
+"""A process is killed at its first await, the next one at its second, and so on to the last."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from itertools import count
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from application.commands import CancelBatch, PauseBatch, ResumeBatch, RetryBatch
+from application.handlers.batches import cancel_batch, pause_batch, resume_batch, retry_batch
+from domain.upload.events import UploadCompleted
+from tests.crash.hands import SOON
+from tests.crash.nursery import DONE, Nursery
+from tests.crash.world import World, open_world
+from tests.support import run
+
+# In the suite every so many awaits, from the first on; `make chaos` leaves none out.
+STRIDE = 1 if "CHAOS_SECONDS" in os.environ else 11
+
+FILES = {"plain.txt": b"x" * 100, "flaky.txt": b"y", "bad.txt": b"z"}
+
+
+@pytest.mark.timeout(1800)
+def test_orchestrators_and_workers_killed_at_every_await_lose_and_repeat_nothing(
+    database_url: str, nursery: Nursery, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with open_world(database_url, nursery, tmp_path) as world:
+            batches: list[UUID] = []
+            for ends_at in count(1, STRIDE):
+                batches.append(await world.plant.batch(FILES, retry_policy=SOON))
+                await _change_minds(world, batches)
+                await world.let_time_pass()
+                ends = [(await world.live(role, ends_at)).ended for role in ROLES]
+                if ends == [DONE, DONE]:
+                    break
+            standing = await world.settle()
+
+            uncancelled = [b for b in batches if standing.outcomes[b] != "cancelled"]
+            assert len(uncancelled) > len(batches) / 2
+            for batch in uncancelled:
+                assert standing.counts(batch) == {"completed": 2, "failed": 1}
+            completed = Counter(
+                recorded.stream
+                for recorded in await world.plant.events()
+                if isinstance(recorded.event, UploadCompleted)
+            )
+            assert set(completed.values()) == {1}
+
+    run(story())
+
+
+ROLES = ("orchestrate", "work")
+
+
+async def _change_minds(world: World, batches: list[UUID]) -> None:
+    """Now and then a batch of before is cancelled, held up for one life, or retried."""
+    last, one_before = batches[-1], batches[-2:][0]
+    match len(batches) % 6:
+        case 1:
+            await world.ask(cancel_batch, CancelBatch(batch=one_before))
+        case 3:
+            await world.ask(pause_batch, PauseBatch(batch=last))
+        case 4:
+            await world.ask(resume_batch, ResumeBatch(batch=one_before))
+        case 5:
+            await world.ask(retry_batch, RetryBatch(batch=one_before))
+        case _:
+            pass

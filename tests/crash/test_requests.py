@@ -1,0 +1,100 @@
+"""A process dies at any await of a request; it is asked again, and has done it once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from application.commands import AddUploads, CancelBatch, Command, SealBatch, StartBatch
+from application.handlers.batches import cancel_batch, seal_batch, start_batch
+from application.handlers.registering import add_uploads
+from application.transfer.names import blob_of
+from domain.file import FileDeclaration
+from tests.contracts.blob_store import content
+from tests.crash.nursery import DONE, Nursery
+from tests.crash.roles import bytes_of
+from tests.crash.world import open_world
+from tests.support import run
+
+SIZE = 45  # bytes, in five pieces
+STRIDE = 1 if "CHAOS_SECONDS" in os.environ else 4
+
+FILES = tuple(FileDeclaration(path=f"{number}.txt", size=SIZE) for number in range(3))
+
+STARTED = "start_batch"  # the only request that needs no batch
+REQUESTS: dict[str, tuple[Any, Callable[[UUID], Command]]] = {
+    "start_batch": (start_batch, lambda id: StartBatch(id=id, owner="acme", files=FILES)),
+    "add_uploads": (add_uploads, lambda id: AddUploads(batch=id, files=FILES, max_size=SIZE)),
+    "seal_batch": (seal_batch, lambda id: SealBatch(batch=id)),
+    "cancel_batch": (cancel_batch, lambda id: CancelBatch(batch=id)),
+}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_command_that_is_repeated_after_a_crash_happens_once(
+    database_url: str, nursery: Nursery, tmp_path: Path, name: str
+) -> None:
+    handler, command = REQUESTS[name]
+
+    async def story() -> None:
+        async with open_world(database_url, nursery, tmp_path) as world:
+            ended, ends_at = "", count(1, 1 + STRIDE // 2)
+            while ended != DONE:
+                batch = uuid4()
+                if name != STARTED:
+                    await world.ask(start_batch, StartBatch(id=batch, owner="acme"))
+                asked = {"handler": name, "command": command(batch)}
+                ended = (await world.live("command", next(ends_at), **asked)).ended
+                assert await world.ask(handler, command(batch)) is not None
+
+                topics = await world.plant.topics(batch)
+                assert len(topics) == len(set(topics)) == 2
+            await world.check()
+
+    run(story())
+
+
+@pytest.mark.timeout(600)
+def test_bytes_that_were_acknowledged_survive_a_crash_at_every_await(
+    database_url: str, nursery: Nursery, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with open_world(database_url, nursery, tmp_path) as world:
+            ended, ends_at = "", count(1, STRIDE)
+            while ended != DONE:
+                batch = uuid4()
+                started = StartBatch(id=batch, owner="acme", files=FILES[:1])
+                (upload,) = (await world.ask(start_batch, started)).uploads
+                sent = {"upload": upload, "size": SIZE}
+                ended = (await world.live("receive", next(ends_at), **sent)).ended
+                recorded = (await world.plant.upload(upload)).received
+                assert recorded <= await world.plant.blobs.size(blob_of(upload))
+                if ended != DONE:
+                    await world.live("receive", **sent)
+
+                assert (await world.plant.upload(upload)).received == SIZE
+                assert await content(world.plant.blobs, blob_of(upload)) == bytes_of(0, SIZE)
+            await world.check()
+
+    run(story())
+
+
+def test_rows_are_projected_once_however_often_the_projector_is_killed(
+    database_url: str, nursery: Nursery, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with open_world(database_url, nursery, tmp_path) as world:
+            ended, ends_at = "", count(1)
+            while ended != DONE:
+                await world.plant.batch({"a.txt": b"x"})
+                ended = (await world.live("project", next(ends_at))).ended
+            await world.settle()
+
+    run(story())
