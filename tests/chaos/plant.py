@@ -18,6 +18,7 @@ import psycopg
 from infrastructure.postgres.embedded import EmbeddedPostgres
 from tests.chaos import linger
 
+ROOT = Path(__file__).parents[2]
 UPTRAIL = Path(sys.executable).parent / "uptrail"
 STARTING = 120.0  # seconds until a process that does not come up is a failed test
 UNREACHABLE = 5  # how a process ends that finds no database when it starts
@@ -41,7 +42,8 @@ class Plant:
         self.ports = {name: _free_port() for name in NAMES if name.startswith(API)}
         self._postgres = EmbeddedPostgres(self.data_dir)
         self._settings = {f"UPTRAIL_{name.upper()}": value for name, value in settings.items()}
-        self._settings["PYTHONPATH"] = str(linger.installed(folder / "packages"))
+        packages = linger.installed(folder / "packages")
+        self._settings["PYTHONPATH"] = os.pathsep.join((str(packages), str(ROOT)))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._turn = threading.Lock()  # who starts or kills processes
 

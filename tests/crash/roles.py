@@ -31,7 +31,8 @@ from tests.crash.mortal import Life, beside
 from tests.crash.nursery import Order
 
 # Nobody waits for anybody else here: what only spares the server is left out.
-orchestrator.PACE = leadership.STANDBY = worker.POLL = 0.005
+orchestrator.PACE = leadership.STANDBY = 0.005
+worker.POLL = 0.02
 
 _NOTHING_DIRTY = "SELECT NOT EXISTS (SELECT FROM orchestration.batches WHERE dirty)"
 _LAST_WORKER = "SELECT coalesce(max(id), 0) FROM procrastinate_workers"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -27,6 +26,7 @@ from application.handlers import batches, transfers
 from domain.file import FileDeclaration
 from infrastructure.read_model.rebuild import rebuild
 from tests.conftest import Databases
+from tests.crash.awaits import SECONDS
 from tests.crash.hands import SOON
 from tests.crash.nursery import DONE, Nursery
 from tests.crash.world import World, open_world
@@ -34,7 +34,6 @@ from tests.support import with_database
 
 T = TypeVar("T")
 
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "0"))
 EXAMPLES = max(6, int(SECONDS / 3))
 STEPS = 14
 SIZE = 25  # bytes of a file that is sent piece by piece

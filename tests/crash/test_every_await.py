@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from itertools import count
 from pathlib import Path
 from uuid import UUID
 
@@ -13,13 +11,11 @@ import pytest
 from application.commands import CancelBatch, PauseBatch, ResumeBatch, RetryBatch
 from application.handlers.batches import cancel_batch, pause_batch, resume_batch, retry_batch
 from domain.upload.events import UploadCompleted
+from tests.crash.awaits import awaits
 from tests.crash.hands import SOON
 from tests.crash.nursery import DONE, Nursery
 from tests.crash.world import World, open_world
 from tests.support import run
-
-# In the suite every so many awaits, from the first on; `make chaos` leaves none out.
-STRIDE = 1 if "CHAOS_SECONDS" in os.environ else 11
 
 FILES = {"plain.txt": b"x" * 100, "flaky.txt": b"y", "bad.txt": b"z"}
 
@@ -31,7 +27,7 @@ def test_orchestrators_and_workers_killed_at_every_await_lose_and_repeat_nothing
     async def story() -> None:
         async with open_world(database_url, nursery, tmp_path) as world:
             batches: list[UUID] = []
-            for ends_at in count(1, STRIDE):
+            for ends_at in awaits(16, 11):
                 batches.append(await world.plant.batch(FILES, retry_policy=SOON))
                 await _change_minds(world, batches)
                 await world.let_time_pass()
