@@ -16,7 +16,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -34,7 +33,7 @@ from tests.support import with_database
 
 T = TypeVar("T")
 
-EXAMPLES = max(6, int(SECONDS / 3))
+EXAMPLES = max(6, int(SECONDS / 4))
 STEPS = 14
 SIZE = 25  # bytes of a file that is sent piece by piece
 
@@ -72,7 +71,11 @@ OF_UPLOADS: dict[str, tuple[Any, Callable[[UUID], commands.Command]]] = {
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """Rules are what may happen next; what must hold is looked at after each, and at the end."""
+    """Rules are what may happen next; what must hold is looked at after each, and at the end.
+
+    A rule whose subject is missing does nothing, rather than not be chosen: at which await a
+    process dies is chosen alike each time, what it had done by then is not.
+    """
 
     def __init__(self, databases: Databases, nursery: Nursery, folder: Path) -> None:
         super().__init__()
@@ -109,23 +112,26 @@ class AnyHistory(RuleBasedStateMachine):
         self._batches.append(asked.id)
         self._unsent += self._run(self.world.uploads_of(asked.id))
 
-    @precondition(lambda self: self._unsent)
     @rule(ends_at=ends)
     def bytes_are_sent(self, ends_at: int | None) -> None:
+        if not self._unsent:
+            return
         report = self._run(self.world.live("receive", ends_at, upload=self._unsent[0], size=SIZE))
         if report.ended == DONE:
             self._uploads.append(self._unsent.pop(0))
 
-    @precondition(lambda self: self._batches)
     @rule(name=st.sampled_from(sorted(OF_BATCHES)), one=which, ends_at=ends)
     def a_batch_is_changed(self, name: str, one: int, ends_at: int | None) -> None:
+        if not self._batches:
+            return
         handler, command = OF_BATCHES[name]
         asked = command(self._batches[one % len(self._batches)])
         self._run(self.world.live("command", ends_at, handler=handler.__name__, command=asked))
 
-    @precondition(lambda self: self._uploads)
     @rule(name=st.sampled_from(sorted(OF_UPLOADS)), one=which)
     def an_upload_is_changed(self, name: str, one: int) -> None:
+        if not self._uploads:
+            return
         handler, command = OF_UPLOADS[name]
         self._run(self.world.ask(handler, command(self._uploads[one % len(self._uploads)])))
 
@@ -137,9 +143,10 @@ class AnyHistory(RuleBasedStateMachine):
     def a_worker_lives(self, ends_at: int | None, stands_still: bool) -> None:
         self._run(self.world.live("work", ends_at, stands_still=stands_still))
 
-    @precondition(lambda self: self.world.zombies)
     @rule(one=which)
     def a_zombie_goes_on(self, one: int) -> None:
+        if not self.world.zombies:
+            return
         self._run(self.world.wake(self.world.zombies[one % len(self.world.zombies)]))
 
     @rule()
