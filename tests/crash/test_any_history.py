@@ -153,6 +153,12 @@ class AnyHistory(RuleBasedStateMachine):
     def time_passes(self) -> None:
         self._run(self.world.let_time_pass())
 
+    @rule()
+    def a_quiet_day(self) -> None:
+        """Nobody dies, so that histories get somewhere."""
+        for role in ("orchestrate", "work", "orchestrate"):
+            self._run(self.world.live(role))
+
     @rule(ends_at=ends)
     def a_projector_lives(self, ends_at: int | None) -> None:
         self._run(self.world.live("project", ends_at))
