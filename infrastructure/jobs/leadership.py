@@ -11,8 +11,10 @@ NAME = "orchestrator"  # its row in notification_tracking
 
 STANDBY = 0.5  # seconds between two tries to take the lead
 
-# An orchestrator that is stopped, or cut off, while it holds locks must not stop the others.
+# An orchestrator that is stopped, or cut off, while it holds locks must not stop the others. Rows
+# are found by index, also in a table that grew since it was last analyzed.
 _MANNERS = """
+SET enable_seqscan = off;
 SET idle_in_transaction_session_timeout = '10s';
 SET lock_timeout = '10s';
 SET client_connection_check_interval = '1s'"""

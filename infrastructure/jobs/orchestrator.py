@@ -12,6 +12,7 @@ import structlog
 from procrastinate.exceptions import ConnectorException
 
 from application.errors import Unavailable
+from application.orchestrator.suspecting import Suspects
 from application.ports.event_log import EventLog, Wakeups
 from infrastructure.jobs.leadership import Deposed, take_the_lead
 from infrastructure.jobs.queue import Dispatch
@@ -22,7 +23,8 @@ from infrastructure.settings import Settings
 
 EVENTS = 1000  # a round
 CHECK = 1.0  # seconds between two looks for dead workers and lost uploads
-PACE = 0.05  # seconds between two rounds, in which events gather
+PACE = 0.05  # seconds between two rounds, in which events gather; longer after a long round
+LONGEST_PACE = 0.2
 LONGEST_BACKOFF = 5.0  # seconds
 
 _LOST = (psycopg.Error, OSError, ConnectorException, Unavailable, Deposed)
@@ -81,6 +83,7 @@ class Orchestrator:
 
     async def _lead(self, connection: Connection) -> None:
         self._position = await take_the_lead(connection)
+        suspects = Suspects()
         self._leading = True
         _log.info("orchestrator_leads", position=self._position)
         checked = -CHECK
@@ -97,17 +100,22 @@ class Orchestrator:
                 events=events,
                 check=check,
                 at=self._now(),
+                suspects=suspects,
             )
             self._position = done.position
             checked = now if check else checked
             if not behind:
-                await self._rest(connection, done)
+                await self._rest(connection, done, asyncio.get_running_loop().time() - now)
 
-    async def _rest(self, connection: Connection, done: Done) -> None:
-        """Until something happens, a count is due, or it is time to look for the lost."""
+    async def _rest(self, connection: Connection, done: Done, worked: float) -> None:
+        """Until something happens, a count is due, or it is time to look for the lost.
+
+        A round that `worked` for long finds much to do next time: what it cost is then shared
+        by more.
+        """
         if done.more:
             return
-        await asyncio.sleep(PACE)
+        await asyncio.sleep(min(max(PACE, worked), LONGEST_PACE))
         patience = CHECK
         if due := await next_count(connection, self._settings.batch_progress_interval):
             patience = min(patience, (due - self._now()).total_seconds())

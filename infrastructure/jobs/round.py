@@ -22,6 +22,7 @@ from application.orchestrator.deciding import (
 from application.orchestrator.dispatching import into_jobs, retries
 from application.orchestrator.following import Changes, follow, streams_of
 from application.orchestrator.members import Followed, Member
+from application.orchestrator.suspecting import Suspects
 from domain.event import Event
 from domain.upload.state import UploadState
 from infrastructure.event_store.writing import write_group
@@ -81,11 +82,13 @@ async def run_round(
     events: Sequence[Recorded],
     check: bool,
     at: datetime,
+    suspects: Suspects | None = None,
 ) -> Done:
     """One transaction: the events after `position`, and everything that follows from them.
 
-    With `check`, workers that are dead and uploads that were lost are looked for as well.
-    The lock of the log is taken last. Raises Deposed, OutOfStep, psycopg.Error.
+    With `check`, workers that are dead and uploads that were lost are looked for as well; given
+    `suspects`, only who was one at their last look is lost. The lock of the log is taken last.
+    Raises Deposed, OutOfStep, psycopg.Error.
     """
     async with connection.transaction():
         await require_position(connection, position)
@@ -96,7 +99,8 @@ async def run_round(
         await _call_off(connection, plan, at)
         await _retry_failed(connection, plan, at)
         if check or changes.resumed:
-            await _find_lost(connection, plan, settings, at)
+            sure = None if changes.resumed else suspects
+            await _find_lost(connection, plan, settings, at, sure)
         if check:
             await _expire(connection, plan, settings, at)
         _try_again(plan, changes)
@@ -138,10 +142,17 @@ async def _expire(connection: Connection, plan: Plan, settings: Settings, at: da
         plan.expiring.add(batch.batch)
 
 
-async def _find_lost(connection: Connection, plan: Plan, settings: Settings, at: datetime) -> None:
+async def _find_lost(
+    connection: Connection,
+    plan: Plan,
+    settings: Settings,
+    at: datetime,
+    suspects: Suspects | None,
+) -> None:
     """A worker that is gone held jobs; an upload in flight that no job carries gets another."""
     await selection.bury_dead_workers(connection, settings.worker_dead_after)
-    for member in await selection.lost(connection):
+    found = await selection.lost(connection)
+    for member in found if suspects is None else suspects.confirmed(found):
         if member.state is UploadState.PROCESSING:
             plan.steps.append(Step(member, abandon(member, at=at), needs_job=True))
         else:

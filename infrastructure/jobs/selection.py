@@ -25,8 +25,9 @@ WITH live AS (
     SELECT count(*) FROM orchestration.members m
     WHERE m.owner = b.owner AND m.batch = b.batch AND m.state IN ('queued', 'processing')) AS room
   FROM orchestration.batches b
-  WHERE b.state IN ('open', 'sealed') AND NOT b.paused AND EXISTS (
-    SELECT FROM orchestration.members m WHERE m.batch = b.batch AND m.state = 'received')
+  WHERE b.state IN ('open', 'sealed') AND NOT b.paused AND (
+    SELECT true FROM orchestration.members m WHERE m.batch = b.batch AND m.state = 'received'
+    ORDER BY m.batch, m.upload LIMIT 1)
 ), owners AS (
   SELECT o.owner, %(per_owner)s::int - (
     SELECT count(*) FROM orchestration.members m
@@ -55,20 +56,21 @@ _UNFINISHED = """('registered', 'transferring', 'received',
 
 # To count a batch takes time in proportion to its uploads: a large one is counted less often.
 _DUE = """coalesce(b.progressed_at, b.started_at)
-    + make_interval(secs => %(interval)s * greatest(1, b.uploads / 20000.0))"""
+    + make_interval(secs => %(interval)s * greatest(1, b.uploads / 10000.0))"""
 
-# A batch whose last upload ended, or whose first began again, does not wait for its turn.
+# A batch whose last upload ended, or whose first began again, does not wait for its turn. One
+# unfinished upload tells; an EXISTS would have the planner gather all of them, of all batches.
 _TO_SETTLE = f"""
-WITH looked AS (
-  SELECT b.*, {_DUE} <= %(at)s AS due,
-    EXISTS (SELECT FROM orchestration.members m
-            WHERE m.batch = b.batch AND m.state IN {_UNFINISHED}) AS unfinished,
-    EXISTS (SELECT FROM orchestration.retries r WHERE r.batch = b.batch) AS retrying
-  FROM orchestration.batches b WHERE b.dirty
-)
-SELECT * FROM looked
-WHERE due OR (state IN ('sealed', 'cancelling') AND NOT unfinished)
-  OR (state = 'completed' AND unfinished)
+SELECT b.*, looked.due, looked.retrying
+FROM orchestration.batches b CROSS JOIN LATERAL (
+  SELECT {_DUE} <= %(at)s AS due,
+    (SELECT true FROM orchestration.members m
+     WHERE m.batch = b.batch AND m.state IN {_UNFINISHED} LIMIT 1) AS unfinished,
+    (SELECT true FROM orchestration.retries r WHERE r.batch = b.batch) IS NOT NULL AS retrying
+) looked
+WHERE b.dirty AND (looked.due
+  OR (b.state IN ('sealed', 'cancelling') AND looked.unfinished IS NULL)
+  OR (b.state = 'completed' AND looked.unfinished))
 LIMIT {BATCHES}"""  # noqa: S608
 
 _NEXT_DUE = f"SELECT min({_DUE}) FROM orchestration.batches b WHERE b.dirty"  # noqa: S608

@@ -19,6 +19,12 @@ _POSITION = "SELECT notification_id FROM notification_tracking WHERE application
 _VERSION = "SELECT version FROM projections WHERE name = %s"
 _REACHED = "UPDATE notification_tracking SET notification_id = %s WHERE application_name = %s"
 
+_MANNERS = """
+SET synchronous_commit = off;
+SET enable_seqscan = off;
+SET enable_mergejoin = off;
+SET enable_hashjoin = off"""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -30,12 +36,13 @@ async def connect_writer(url: str, *, name: str) -> Connection:
     """A connection for writing rows.
 
     Commits do not wait for the disk: rows and position stand or fall together, and what a
-    crash of the server takes is projected again from events, which never fall. Rows are found by
-    their keys, also in a table that grew since it was last analyzed: to the planner it is small.
+    crash of the server takes is projected again from events, which never fall. Rows are found
+    one by one by their keys, also in a table that grew since it was last analyzed: to the planner
+    that is small, and worth reading as a whole for each chunk.
     """
     connection = await connect(url, name=name)
     try:
-        await connection.execute("SET synchronous_commit = off; SET enable_seqscan = off")
+        await connection.execute(_MANNERS)
     except BaseException:
         await connection.close()
         raise

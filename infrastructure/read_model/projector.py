@@ -15,6 +15,7 @@ from infrastructure.read_model.targets import LIVE
 
 ACTIVE = 0x75707472_0005  # "uptr", 5: the advisory lock of the projector that works
 PACE = 0.02  # seconds from one round to the next: many small commits are projected together
+LONGEST_PACE = 0.1  # seconds of rest, which is as long as the last round took
 STANDBY = 1.0  # seconds between two looks at whether the active projector is still there
 LONGEST_BACKOFF = 5.0  # seconds between two tries after an error
 
@@ -54,7 +55,8 @@ async def _round(connection: Connection, log: EventLog, wakeups: Wakeups) -> Non
     loop = asyncio.get_running_loop()
     began = loop.time()
     position = await project(connection, log, LIVE)
-    await asyncio.sleep(began + PACE - loop.time())
+    worked = loop.time() - began
+    await asyncio.sleep(max(PACE - worked, min(worked, LONGEST_PACE)))
     await wakeups.wait(position)
 
 
