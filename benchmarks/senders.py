@@ -32,7 +32,7 @@ def send_stream(port: int, head: bytes, size: int) -> float:
         view = memoryview(_BLOCK)
         for start in range(0, size, len(_BLOCK)):
             connection.sendall(view[: min(len(_BLOCK), size - start)])
-        _read_answer(connection, bytearray())
+        read_answer(connection, bytearray())
         return size / (time.perf_counter() - begun)
 
 
@@ -40,7 +40,7 @@ def ask(port: int, request: bytes) -> bytes:
     """One request on its own connection; the answer's head."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(request)
-        return _read_answer(connection, bytearray())
+        return read_answer(connection, bytearray())
 
 
 def _send_share(port: int, requests: Sequence[bytes]) -> None:
@@ -49,10 +49,10 @@ def _send_share(port: int, requests: Sequence[bytes]) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for request in requests:
             connection.sendall(request)
-            _read_answer(connection, rest)
+            read_answer(connection, rest)
 
 
-def _read_answer(connection: socket.socket, rest: bytearray) -> bytes:
+def read_answer(connection: socket.socket, rest: bytearray) -> bytes:
     while (end := rest.find(b"\r\n\r\n")) < 0:
         received = connection.recv(65536)
         if not received:

@@ -107,7 +107,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 0
     max_manifest_files: Annotated[Count, Meta(description="most files in one manifest")] = 10_000
     max_metadata: Annotated[Bytes, Meta(description="largest Upload-Metadata header")] = 4 * KIB
-    read_buffer: Annotated[Bytes, Meta(description="bytes read ahead of one sender")] = MIB
+    read_buffer: Annotated[
+        Bytes, Meta(description="unread bytes of one sender from which no more are read ahead")
+    ] = 8 * KIB
     progress_interval: Annotated[
         Seconds, Meta(description="shortest time between two recorded steps of one transfer")
     ] = 0.5

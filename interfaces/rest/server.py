@@ -7,8 +7,11 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 
 import structlog
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
 
+from interfaces.rest.intake import Bodies, Intake
 from interfaces.rest.problems import Problem
 
 _log = structlog.get_logger(__name__)
@@ -76,14 +79,28 @@ class Connection(web.RequestHandler):
 
 
 class Server(web.Server):
-    """Makes a Connection of ours for each that is accepted."""
+    """Makes a Connection of ours for each that is accepted, and knows whose bodies arrive."""
 
     def __init__(self, server: Any, **kwargs: Any) -> None:
-        super().__init__(server.request_handler, request_factory=server.request_factory, **kwargs)
+        super().__init__(server.request_handler, request_factory=self._request, **kwargs)
         self._options = kwargs
+        self._make = server.request_factory
+        self.bodies = Bodies()
 
-    def __call__(self) -> web.RequestHandler:
-        return Connection(self, loop=self._loop, **self._options)
+    def __call__(self) -> Intake:  # type: ignore[override]
+        return Intake(Connection(self, loop=self._loop, **self._options), self.bodies)
+
+    def _request(
+        self,
+        message: RawRequestMessage,
+        body: StreamReader,
+        connection: web.RequestHandler,
+        writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        self.bodies.begin(connection, body)
+        request: web.BaseRequest = self._make(message, body, connection, writer, task)
+        return request
 
 
 class Runner(web.AppRunner):

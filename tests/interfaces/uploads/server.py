@@ -34,6 +34,7 @@ from interfaces.rest.correlation import correlation_middleware, finish_headers
 from interfaces.rest.cors import allow_origins
 from interfaces.rest.problems import problem_middleware
 from interfaces.rest.routes import add_operations
+from interfaces.rest.server import Runner
 from interfaces.services import SERVICES, Services
 from interfaces.uploads.routes import add_routes
 from interfaces.uploads.serving import TRANSFERS
@@ -137,7 +138,7 @@ async def _served(services: Services) -> AsyncIterator[Server]:
     app.on_response_prepare.append(allow_origins)
     add_routes(app)
     add_operations(app, (*starting.OPERATIONS, *adding.OPERATIONS, *batches.OPERATIONS))
-    runner = web.AppRunner(app, read_bufsize=services.settings.read_buffer, shutdown_timeout=5)
+    runner = Runner(app, read_bufsize=services.settings.read_buffer, shutdown_timeout=5)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
