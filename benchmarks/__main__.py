@@ -6,7 +6,7 @@ import argparse
 import os
 import platform
 
-from benchmarks import appends, bundles, control, processing, projection, uploads
+from benchmarks import appends, bundles, control, processing, projection, takeover, uploads
 from benchmarks.measure import Ratio, table
 
 BENCHMARKS = {
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "bundles": bundles.run,
     "processed": processing.run,
     "one-stream": uploads.one_stream,
+    "takeover": takeover.run,
 }
 
 

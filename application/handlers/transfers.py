@@ -53,6 +53,7 @@ async def interrupt_transfer(
             command.received, command.reason, at=context.at, by=context.by
         ),
         context,
+        fresh=False,
     )
 
 

@@ -20,7 +20,8 @@ from domain.upload.aggregate import Upload
 from domain.upload.state import INCOMING
 
 PATIENCE = 5.0  # seconds for another process to let go of an upload
-GLANCE = 0.01  # seconds between two looks whether it has
+GLANCE = 0.003  # seconds between two looks whether it has
+ASK_AGAIN = 0.25  # seconds after which another process is asked again
 
 
 class Claims:
@@ -44,7 +45,7 @@ class Claims:
         may have left anything in their place: the first write drops them. Where there are fewer,
         that is recorded as a loss and the upload goes back to what there is.
         """
-        deadline = self._clock() + PATIENCE
+        asking = _Asking(self._elsewhere, id, self._clock)
         while True:
             upload = await self._log.upload(id)
             if upload.state not in INCOMING:
@@ -56,7 +57,8 @@ class Claims:
                 await report_loss(self._log, loss, context())
                 continue
             except BlobBusy:
-                await self._ask_elsewhere(id, deadline)
+                await asking.wait()
+                self._log.forget(id)
                 continue
             try:
                 # Only now that nobody else can write is what the log says going to stay.
@@ -68,9 +70,23 @@ class Claims:
             finally:
                 await writer.close()
 
-    async def _ask_elsewhere(self, id: UUID, deadline: float) -> None:
-        if self._clock() > deadline:
-            raise Busy(f"another process is still receiving {id}; try again")
-        await self._elsewhere.stop(id)
+
+class _Asking:
+    """The other processes are asked to let go of an upload, and given time for it."""
+
+    def __init__(self, elsewhere: Elsewhere, upload: UUID, clock: Callable[[], float]) -> None:
+        self._elsewhere = elsewhere
+        self._upload = upload
+        self._clock = clock
+        self._deadline = clock() + PATIENCE
+        self._again: float | None = None
+
+    async def wait(self) -> None:
+        """Until it is time to look again. Raises Busy, Unavailable."""
+        now = self._clock()
+        if now > self._deadline:
+            raise Busy(f"another process is still receiving {self._upload}; try again")
+        if self._again is None or now >= self._again:
+            await self._elsewhere.stop(self._upload)
+            self._again = self._clock() + ASK_AGAIN
         await asyncio.sleep(GLANCE)
-        self._log.forget(id)

@@ -161,10 +161,10 @@ class Transfers:
     async def settle(self, id: UUID, speaker: Speaker) -> Upload:
         """The upload as it stands: a running transfer is ended and its bytes are counted.
 
-        Raises NotFound, Ended, Busy, Unavailable.
+        What the log remembers of it must have been forgotten since the question came. Raises
+        NotFound, Ended, Busy, Unavailable.
         """
         async with self.turns.take(id):
-            self.log.forget(id)
             upload = await self.log.upload(id)
             if upload.state not in INCOMING:
                 return upload

@@ -36,6 +36,7 @@ class LocalBlobWriter:
         self._descriptor = descriptor
         self._path = path
         self._size = offset
+        self._synced = offset  # bytes known to be durable
         self._excess = excess
         self._named = offset > 0  # whether the file's name is known to be durable
         self._threads = threads
@@ -56,7 +57,9 @@ class LocalBlobWriter:
 
     async def sync(self) -> int:
         size = self._size
-        await self._in_thread(self._sync)
+        if size > self._synced:  # a sender that fell silent was synced before: nothing to wait for
+            await self._in_thread(self._sync)
+            self._synced = max(self._synced, size)
         return size
 
     async def checkpoint(self) -> int:

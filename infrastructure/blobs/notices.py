@@ -12,7 +12,8 @@ from application.errors import Unavailable
 from infrastructure.postgres.listener import UPLOADS, Listener
 from infrastructure.postgres.pool import Pool
 
-_STOP = SQL("SELECT pg_notify(%s, %s)")
+# Nothing is recorded: whoever asks need not wait until the disk has it.
+_STOP = SQL("SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, %s)")
 
 
 class NotifiedElsewhere:

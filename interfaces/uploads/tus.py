@@ -75,7 +75,9 @@ async def create(request: web.Request) -> web.StreamResponse:
 async def tell_offset(request: web.Request) -> web.StreamResponse:
     """HEAD of an upload: how far it is. A transfer that still runs is ended, and counted."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
-    id = (await upload_of(request, id_in(request))).id
+    id = id_in(request)
+    request.app[SERVICES].log.forget(id)  # another process may have received more of it
+    await upload_of(request, id)
     upload = await request.app[TRANSFERS].settle(id, speaker_of(request, principal))
     if upload.state in GONE:
         raise gone(upload.state)
