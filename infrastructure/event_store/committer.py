@@ -11,14 +11,15 @@ import structlog
 
 from application.envelope import Append, Appended
 from application.errors import ApplicationError, Unavailable, Undetermined
+from infrastructure.event_store.at_once import Believed, believe
 from infrastructure.event_store.codec import CODEC, Codec
-from infrastructure.event_store.exchange import Exchange, Question, Statement
+from infrastructure.event_store.exchange import Answer, Exchange, Question, Statement
 from infrastructure.event_store.guard import refuse_database_functions
-from infrastructure.event_store.placing import Placed, encode
-from infrastructure.event_store.recovery import look_up
-from infrastructure.event_store.waiting import Pending, WaitingRoom
+from infrastructure.event_store.placing import Encoded, Placed, encode
+from infrastructure.event_store.recovery import begin_session, look_up
+from infrastructure.event_store.waiting import Pending, Sent, WaitingRoom
 from infrastructure.event_store.writing import insertions, place_group, results
-from infrastructure.postgres.pool import Connection, connect
+from infrastructure.postgres.pool import Connection, connect, has_news
 
 GROUP = 500  # events a transaction, unless a single append has more
 WAITING = 20_000  # events that may wait
@@ -51,6 +52,7 @@ class GroupCommitter:
         self._room = WaitingRoom(WAITING)
         self._connection: Connection | None = None
         self._exchange: Exchange | None = None
+        self._session = 0
         self._task: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -132,7 +134,7 @@ class GroupCommitter:
         """Looks up what may have been recorded before; returns what certainly was not."""
         sent = [(pending, pending.sent) for pending in group if pending.sent is not None]
         if sent:
-            outcomes = await look_up(connection, [placed for _, placed in sent])
+            outcomes = await look_up(connection, [sending for _, sending in sent])
             for (pending, _), outcome in zip(sent, outcomes, strict=True):
                 pending.sent = None
                 if outcome is not None:
@@ -140,25 +142,52 @@ class GroupCommitter:
         return [pending for pending in group if not pending.outcome.done()]
 
     async def _record(self, group: list[Pending]) -> list[Pending]:
-        """One transaction, in two exchanges with the server; nothing is left to do."""
+        """One transaction, or a second one if the writers were wrong; nothing is left to do."""
         if group:
-            for pending, result in zip(group, await self._transact(group), strict=True):
+            encoded = [pending.encoded for pending in group]
+            # To a server that has gone, as its last words may say, no rows are sent by mistake.
+            sure = self._connection is not None and not has_news(self._connection.fileno())
+            believed = believe(encoded) if sure else None
+            told = await self._take_their_word(group, believed) if believed else None
+            told = told or await self._judge(group, encoded)
+            for pending, result in zip(group, told, strict=True):
                 pending.resolve(result)
         return []
 
-    async def _transact(self, group: list[Pending]) -> Sequence[Appended | ApplicationError]:
+    async def _take_their_word(
+        self, group: list[Pending], believed: Believed
+    ) -> Sequence[Appended | ApplicationError] | None:
+        """None where something that was believed is wrong, so that nothing was recorded."""
         assert self._exchange is not None
-        ask = self._exchange.ask
-        encoded = [pending.encoded for pending in group]
-        verdicts = await place_group(ask, encoded, before=[Question(_BEGIN)])
-        for pending, verdict in zip(group, verdicts, strict=True):
-            pending.sent = verdict if isinstance(verdict, Placed) else None
-        *inserted, committed = await ask([*insertions(verdicts), Question(_COMMIT)])
+        questions = [Question(_BEGIN), *believed.questions()]
+        await self._exchange.prepare([*questions, Question(_COMMIT)])
+        self._send(group, believed.placed)
+        _, _, inserted, *_ = await self._committed(questions)
+        self._send(group, [None] * len(group))
+        return results(believed.placed, [inserted]) if inserted.rows else None
+
+    async def _judge(
+        self, group: list[Pending], encoded: Sequence[Encoded]
+    ) -> Sequence[Appended | ApplicationError]:
+        """In two exchanges with the server: what the log holds, and then what it is to hold."""
+        assert self._exchange is not None
+        verdicts = await place_group(self._exchange.ask, encoded, before=[Question(_BEGIN)])
+        self._send(group, [v if isinstance(v, Placed) else None for v in verdicts])
+        inserted = await self._committed(insertions(verdicts))
+        self._send(group, [None] * len(group))
+        return results(verdicts, inserted)
+
+    async def _committed(self, questions: Sequence[Question]) -> Sequence[Answer]:
+        assert self._exchange is not None
+        *answers, committed = await self._exchange.ask([*questions, Question(_COMMIT)])
         if committed.status != "COMMIT":
             raise psycopg.OperationalError(f"COMMIT was answered {committed.status}")
-        for pending in group:
-            pending.sent = None
-        return results(verdicts, inserted)
+        return answers
+
+    def _send(self, group: list[Pending], placed: Sequence[Placed | None]) -> None:
+        """Notes what the server is about to hear, or that it has answered."""
+        for pending, rows in zip(group, placed, strict=True):
+            pending.sent = Sent(rows, self._session) if rows else None
 
     async def _isolate(self, group: list[Pending], error: Exception) -> None:
         """Something in the group cannot be recorded at all: the others must not suffer."""
@@ -183,6 +212,7 @@ class GroupCommitter:
         if self._connection is None:
             self._connection = await connect(self._url, name="committer")
             await self._connection.execute(_MANNERS)
+            self._session = await begin_session(self._connection)
             self._exchange = Exchange(self._connection)
         return self._connection
 

@@ -85,11 +85,18 @@ class Exchange:
         After an error, and after being cancelled, the connection is good for nothing but to be
         closed. Raises psycopg.Error.
         """
+        await self.prepare(questions)
+        results = await self._converse([partial(self._send, question) for question in questions])
+        return [_answer(result) for result in results]
+
+    async def prepare(self, questions: Sequence[Question]) -> None:
+        """Tells the server the statements it does not know yet, but nothing of what they are about.
+
+        Raises psycopg.Error.
+        """
         if unknown := {question.statement for question in questions} - self._prepared:
             await self._converse([partial(self._prepare, statement) for statement in unknown])
             self._prepared |= unknown
-        results = await self._converse([partial(self._send, question) for question in questions])
-        return [_answer(result) for result in results]
 
     def _prepare(self, statement: Statement) -> None:
         self._server.send_prepare(statement.name.encode(), statement.text.encode())

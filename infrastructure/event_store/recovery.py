@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from secrets import randbits
 
 from application.envelope import Appended
 from infrastructure.event_store.arrays import bigints, uuids
 from infrastructure.event_store.placing import Placed
+from infrastructure.event_store.waiting import Sent
 from infrastructure.event_store.writing import LOCK
 from infrastructure.postgres.pool import Connection
+
+SESSIONS = 0x75707472  # "uptr": the advisory locks that sessions of committers hold, by number
+
+_END_SESSION = """
+SELECT pg_terminate_backend(pid) FROM pg_locks
+WHERE locktype = 'advisory' AND objsubid = 2 AND classid = %s AND objid = %s
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
 _FOUND = """
 SELECT e.notification_id, e.topic, e.state
@@ -21,15 +30,26 @@ ORDER BY place"""
 _ANSWERED = "SELECT position FROM command_answers WHERE command_id = %s AND fingerprint = %s"
 
 
-async def look_up(connection: Connection, sent: Sequence[Placed]) -> list[Appended | None]:
-    """What became of each append; None where it is certain that it was not recorded.
+async def begin_session(connection: Connection) -> int:
+    """The number of a lock that this session holds until it ends, however it does."""
+    session = randbits(31)
+    await connection.execute("SELECT pg_advisory_lock(%s, %s)", (SESSIONS, session))
+    return session
 
-    Rows were only ever sent by a transaction that held the lock of the log. Holding it now
-    proves that this transaction has ended, one way or the other. Raises psycopg.Error.
+
+async def look_up(connection: Connection, sent: Sequence[Sent]) -> list[Appended | None]:
+    """What became of each append; None where it is certain that it was not, and will not be,
+    recorded.
+
+    A server may have yet to read what a lost connection brought it. So the session is ended;
+    its lock proves that. Raises psycopg.Error.
     """
     async with connection.transaction():
+        for session in {sending.session for sending in sent}:
+            await connection.execute(_END_SESSION, (SESSIONS, session))
+            await connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (SESSIONS, session))
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-        return [await _outcome(connection, placed) for placed in sent]
+        return [await _outcome(connection, sending.placed) for sending in sent]
 
 
 async def _outcome(connection: Connection, placed: Placed) -> Appended | None:

@@ -11,6 +11,13 @@ from application.envelope import Appended
 from infrastructure.event_store.placing import Encoded, Placed
 
 
+class Sent(msgspec.Struct, frozen=True):
+    """Rows on their way to the server, and in which session; see `recovery.begin_session`."""
+
+    placed: Placed
+    session: int
+
+
 class Pending(msgspec.Struct):
     """An append on its way. `deadline` is in seconds of the event loop's clock.
 
@@ -21,7 +28,7 @@ class Pending(msgspec.Struct):
     encoded: Encoded
     outcome: asyncio.Future[Appended]
     deadline: float
-    sent: Placed | None = None
+    sent: Sent | None = None
 
     def resolve(self, result: Appended | BaseException) -> None:
         """Tells the caller, unless it has gone away."""

@@ -28,7 +28,7 @@ NO_ROW = Row(UUID(int=0), 0, "", b"")
 
 Verdicts: TypeAlias = list[Placed | ApplicationError]
 
-_TAKE_LOCK = Statement("lock", f"SELECT pg_advisory_xact_lock({LOCK})")
+TAKE_LOCK = Statement("lock", f"SELECT pg_advisory_xact_lock({LOCK})")
 
 _VERSIONS = Statement(
     "versions",
@@ -78,8 +78,9 @@ FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[], $5::bigint[])
     AS a (command_id, fingerprint, body, stream, version)""",
 )
 
-_NOTIFY = Statement(
-    "notify", "SELECT pg_notify(($1::text[])[1], max(notification_id)::text) FROM stored_events"
+NOTIFY = Statement(
+    "notify",
+    f"SELECT pg_notify('{LOG}', max(notification_id)::text) FROM stored_events",  # noqa: S608
 )
 
 
@@ -112,13 +113,13 @@ async def place_group(
     Everything is asked in one exchange with the server, after what is to come `before`.
     """
     streams = list(dict.fromkeys(stream for encoded in group for stream in encoded.streams))
-    guarded = _guarded(group)
+    guarded = guarded_streams(group)
     commands = {e.append.answer.command_id for e in group if e.append.answer is not None}
     _, versions, topics, answers = (
         await ask(
             [
                 *before,
-                Question(_TAKE_LOCK),
+                Question(TAKE_LOCK),
                 Question(_VERSIONS, (uuids(streams),)),
                 Question(_TOPICS, (uuids(guarded), bigints(guarded.values()))),
                 Question(_ANSWERS, (uuids(commands),)),
@@ -151,11 +152,13 @@ def insertions(verdicts: Verdicts) -> list[Question]:
     if answered := [append for append in placed if append.encoded.append.answer is not None]:
         questions.append(Question(_ANSWER, _answers(answered)))
     if rows:
-        questions.append(Question(_NOTIFY, (texts([LOG]),)))
+        questions.append(Question(NOTIFY))
     return questions
 
 
-def results(verdicts: Verdicts, inserted: Sequence[Answer]) -> list[Appended | ApplicationError]:
+def results(
+    verdicts: Sequence[Placed | ApplicationError], inserted: Sequence[Answer]
+) -> list[Appended | ApplicationError]:
     """What each append is told, given the answers to the insertions."""
     positions = inserted[0].rows if inserted else ()
     told: list[Appended | ApplicationError] = []
@@ -181,7 +184,7 @@ def _answers(answered: Sequence[Placed]) -> tuple[Array, ...]:
     )
 
 
-def _guarded(group: Sequence[Encoded]) -> dict[UUID, int]:
+def guarded_streams(group: Sequence[Encoded]) -> dict[UUID, int]:
     """The streams that must not have moved in some way, and since when."""
     since: dict[UUID, int] = {}
     for encoded in group:

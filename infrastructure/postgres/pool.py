@@ -90,11 +90,12 @@ async def still_there(connection: Connection) -> None:
     time would be as dear as most of what is asked next, and finds no more: to a server that
     vanished without a word neither question gets an answer.
     """
-    if _has_news(connection.fileno()):
+    if has_news(connection.fileno()):
         await Pool.check_connection(connection)
 
 
-def _has_news(descriptor: int) -> bool:
+def has_news(descriptor: int) -> bool:
+    """Whether an idle connection's server has said something; where that is unknown, it has."""
     if not hasattr(select, "poll"):  # Windows
         return True
     poll = select.poll()

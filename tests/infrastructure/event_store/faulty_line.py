@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from enum import Enum
 
 from psycopg.conninfo import conninfo_to_dict
+
+COMMIT = re.compile(rb"B.{4}\0COMMIT\0", re.DOTALL)
+"""The message Bind of the statement that was prepared as COMMIT, see PostgreSQL's manual, 54.7."""
 
 
 class Cut(Enum):
@@ -88,7 +92,7 @@ class FaultyLine:
     ) -> None:
         with suppress(OSError):
             while chunk := await reader.read(65536):
-                cut = self._armed if b"COMMIT\0" in chunk else None
+                cut = self._armed if COMMIT.search(chunk) else None
                 if cut is not None:
                     self._armed = None
                     self.cuts += 1

@@ -1,0 +1,111 @@
+"""Appends on their writers' word: recorded if it holds, judged one by one if it does not."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from application.envelope import Append, Unless, Write, one
+from application.errors import Conflict
+from domain.batch.events import CLOSING, BatchSealed
+from infrastructure.event_store.at_once import believe
+from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.placing import encode
+from infrastructure.event_store.recovery import begin_session, look_up
+from infrastructure.event_store.waiting import Sent
+from tests.infrastructure.event_store.log_support import (
+    connected,
+    done_in,
+    new_stream,
+    step,
+    steps,
+    whole_log,
+)
+from tests.stories import ALICE, NOON
+from tests.support import run
+
+
+def sealed(batch: UUID) -> Append:
+    return one(batch, None, BatchSealed(at=NOON, by=ALICE))
+
+
+def test_who_is_wrong_about_a_stream_does_not_spoil_the_group(database_url: str) -> None:
+    async def story() -> None:
+        known, fresh = new_stream(), new_stream()
+        async with GroupCommitter(database_url) as committer:
+            await committer.append(one(known, 0, step(0)))
+            wrong, right, after = await asyncio.gather(
+                committer.append(one(known, 0, step(1))),
+                committer.append(one(fresh, 0, step(2))),
+                committer.append(one(known, 1, step(3))),
+                return_exceptions=True,
+            )
+            assert isinstance(wrong, Conflict)
+            assert wrong.actual == 1
+            assert not isinstance(right, BaseException)
+            assert not isinstance(after, BaseException)
+            assert right.position < after.position
+        log = await whole_log(database_url)
+        assert (done_in(log, known), done_in(log, fresh)) == ([0, 3], [2])
+
+    run(story())
+
+
+@pytest.mark.parametrize("after", [0, 1], ids=["before-it-was-sealed", "since-it-was-sealed"])
+def test_what_may_not_have_happened_since_is_looked_for(database_url: str, after: int) -> None:
+    async def story() -> None:
+        batch, file = new_stream(), new_stream()
+        joining = Append((steps(file, 0, 1),), unless=(Unless(batch, after, CLOSING),))
+        async with GroupCommitter(database_url) as committer:
+            await committer.append(sealed(batch))
+            if after:
+                await committer.append(joining)
+            else:
+                with pytest.raises(Conflict):
+                    await committer.append(joining)
+        assert done_in(await whole_log(database_url), file) == [1] * after
+
+    run(story())
+
+
+def test_a_stream_that_ends_earlier_than_believed_is_not_gone_on_with(database_url: str) -> None:
+    async def story() -> None:
+        stream = new_stream()
+        async with GroupCommitter(database_url) as committer:
+            await committer.append(one(stream, 0, step(0)))
+            with pytest.raises(Conflict):
+                await committer.append(one(stream, 2, step(1)))
+        assert done_in(await whole_log(database_url), stream) == [0]
+
+    run(story())
+
+
+def test_only_a_group_that_says_all_and_agrees_is_taken_at_its_word() -> None:
+    stream = new_stream()
+    whatever = encode(one(stream, None, step(0)))
+    first, second, other = (encode(one(stream, n, step(n))) for n in (0, 1, 5))
+    nothing = encode(Append((Write(stream, 0, ()),)))
+    assert believe([whatever]) is None
+    assert believe([first, other]) is None
+    assert believe([first, nothing]) is None
+    believed = believe([first, second])
+    assert believed is not None
+    assert believed.versions == {stream: 0}
+    assert [row.version for placed in believed.placed for row in placed.rows] == [1, 2]
+
+
+def test_looking_up_ends_the_session_that_may_have_yet_to_read_the_rows(database_url: str) -> None:
+    async def story() -> None:
+        believed = believe([encode(one(new_stream(), 0, step(0)))])
+        assert believed is not None
+        async with connected(database_url) as lost, connected(database_url) as found:
+            session = await begin_session(lost)
+            (placed,) = believed.placed
+            assert await look_up(found, [Sent(placed, session)]) == [None]
+            with pytest.raises(psycopg.OperationalError):
+                await lost.execute("SELECT 1")
+
+    run(story())
