@@ -21,11 +21,24 @@ SERVER_FILE = "server.json"
 _log = structlog.get_logger(__name__)
 
 
+# Linux spreads connections evenly over the sockets that listen on one port. Where processes
+# accept from one socket, the one that happens to run takes most of them; systems that know
+# SO_REUSEPORT otherwise give all to one.
+SPREADS = sys.platform == "linux"
+
+
 class Door(msgspec.Struct, frozen=True):
     """The sockets to accept from, bound and not yet listening; `url` opens in a local browser."""
 
     sockets: tuple[socket.socket, ...]
     url: str
+
+    def for_a_member(self) -> tuple[socket.socket, ...]:
+        """Sockets on the same addresses for one process of several, to be closed here after it
+        has inherited them: when it dies its share of connections goes to the others."""
+        if not SPREADS:
+            return tuple(opened.dup() for opened in self.sockets)
+        return tuple(_shared(opened.family, opened.getsockname()) for opened in self.sockets)
 
 
 @contextmanager
@@ -34,9 +47,10 @@ def opened_door(settings: Settings) -> Iterator[Door]:
 
     Bound before anything else comes up: an address that is taken is told at once. Raises OSError.
     """
+    bound = _reserved if settings.processes > 1 and SPREADS else _bound
     with ExitStack() as stack:
         sockets = tuple(
-            stack.enter_context(_bound(family, address))
+            stack.enter_context(bound(family, address))
             for family, address in _addresses(settings.host, settings.port)
         )
         yield Door(sockets, _url(sockets[0].getsockname()))
@@ -65,11 +79,26 @@ def _addresses(host: str, port: int) -> Sequence[tuple[int, Any]]:
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
-def _bound(family: int, address: Any) -> socket.socket:
+def _reserved(family: int, address: Any) -> socket.socket:
+    """Bound so that our processes can share it, if nobody else listens there: that shows only
+    to a socket that does not share."""
+    with _bound(family, address) as alone:
+        free = alone.getsockname()
+    return _shared(family, free)
+
+
+def _shared(family: int, address: Any) -> socket.socket:
+    return _bound(family, address, socket.SO_REUSEPORT)
+
+
+def _bound(family: int, address: Any, *more: int) -> socket.socket:
+    """A socket on this address; `more` are options of sockets to set first."""
     opened = socket.socket(family, socket.SOCK_STREAM)
+    # On Windows it would let a second server take the same port.
+    options = more if sys.platform == "win32" else (socket.SO_REUSEADDR, *more)
     try:
-        if sys.platform != "win32":  # there it would let a second server take the same port
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for option in options:
+            opened.setsockopt(socket.SOL_SOCKET, option, 1)
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         opened.bind(address)

@@ -7,7 +7,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -15,6 +15,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from infrastructure.settings import Settings
 from infrastructure.tasks import end
+from interfaces.bootstrap.door import Door
 from interfaces.bootstrap.manager import VARIABLE
 from interfaces.bootstrap.role import Role
 from interfaces.bootstrap.supervision import NeverUp
@@ -34,7 +35,7 @@ class Order(msgspec.Struct, frozen=True):
     name: str
     settings: Settings
     roles: tuple[Role, ...]
-    sockets: tuple[int, ...]
+    sockets: tuple[int, ...] = ()
 
     def line(self) -> bytes:
         return msgspec.json.encode(self, enc_hook=str) + b"\n"
@@ -46,13 +47,17 @@ def read_order(line: bytes) -> Order:
 
 
 class Member:
-    """A process that the parent keeps; `metrics` is the folder in which those of all are added."""
+    """A process that the parent keeps; `metrics` is the folder in which those of all are added.
 
-    def __init__(self, order: Order, metrics: Path) -> None:
+    `door` is where it accepts, if it answers.
+    """
+
+    def __init__(self, order: Order, metrics: Path, door: Door | None) -> None:
         self.name = order.name
         self.up = asyncio.Event()
         self._order = order
         self._metrics = metrics
+        self._door = door
         self._process: Process | None = None
 
     async def live(self) -> None:
@@ -86,21 +91,26 @@ class Member:
 
     async def _start(self) -> Process:
         """In a session of its own: Ctrl-C is for the parent, which passes it on."""
-        self._process = process = await asyncio.create_subprocess_exec(
-            *COMMAND,
-            stdin=PIPE,
-            stdout=PIPE,
-            pass_fds=self._order.sockets,
-            start_new_session=True,
-            env=self._environment(),
-        )
+        with ExitStack() as stack:
+            sockets = self._door.for_a_member() if self._door else ()
+            for opened in sockets:
+                stack.enter_context(opened)
+            inherited = tuple(opened.fileno() for opened in sockets)
+            self._process = process = await asyncio.create_subprocess_exec(
+                *COMMAND,
+                stdin=PIPE,
+                stdout=PIPE,
+                pass_fds=inherited,
+                start_new_session=True,
+                env=self._environment(),
+            )
         assert process.stdin is not None
-        process.stdin.write(self._order.line())
+        process.stdin.write(msgspec.structs.replace(self._order, sockets=inherited).line())
         return process
 
     def _environment(self) -> Mapping[str, str]:
         own = {name: value for name, value in os.environ.items() if name != VARIABLE}
-        return own | ({METRICS: str(self._metrics)} if Role.API in self._order.roles else {})
+        return own | ({METRICS: str(self._metrics)} if self._door else {})
 
     async def _listen(self, process: Process) -> None:
         """Until the process says that it is up; what it says later is passed over."""

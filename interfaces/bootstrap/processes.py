@@ -1,7 +1,7 @@
 """Several processes that answer on one port, and one for the other roles, kept alive by a parent.
 
-The parent binds the port, keeps the database running and tells where the server is; it answers
-nothing itself. Each member is a process of its own that accepts from the inherited sockets.
+The parent reserves the port, keeps the database running and tells where the server is; it answers
+nothing itself. Each member is a process of its own that accepts from sockets it inherits.
 """
 
 from __future__ import annotations
@@ -72,13 +72,12 @@ async def serve_in_processes(
 def _members(settings: Settings, roles: Sequence[Role], door: Door, metrics: Path) -> list[Member]:
     """Those that answer, and one for whatever else there is to do."""
     others = tuple(role for role in roles if role is not Role.API)
-    fds = tuple(opened.fileno() for opened in door.sockets)
     members = [
-        Member(Order(f"api-{number}", settings, (Role.API,), fds), metrics)
+        Member(Order(f"api-{number}", settings, (Role.API,)), metrics, door)
         for number in range(1, settings.processes + 1)
     ]
     if others:
-        members.append(Member(Order("+".join(others), settings, others, ()), metrics))
+        members.append(Member(Order("+".join(others), settings, others), metrics, None))
     return members
 
 

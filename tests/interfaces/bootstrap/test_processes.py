@@ -234,6 +234,16 @@ def test_the_newest_request_wins_when_it_lands_on_the_other_process(crew: Crew) 
     run(story())
 
 
+def test_an_address_that_other_processes_share_is_taken(crew: Crew, settings: Settings) -> None:
+    port = crew.url.rpartition(":")[2]
+    options = ["--port", port, "--processes", "2", "--data-dir", str(settings.data_dir)]
+    command = [sys.executable, "-m", "interfaces.cli.main", "serve", *options]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+
+    assert ended.returncode == 1
+    assert "cannot listen on 127.0.0.1" in ended.stderr
+
+
 def test_one_that_dies_is_started_again_and_told_of_while_the_other_answers(crew: Crew) -> None:
     one, other = crew.answering
 

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -74,11 +75,22 @@ def get(data_dir: Path, path: str) -> int:
         return 0
 
 
+@pytest.fixture
+def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The line on which a service manager waits for news: sd_notify(3)."""
+    with TemporaryDirectory() as short, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
+        line.bind(f"{short}/notify")
+        line.settimeout(PATIENCE)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"{short}/notify")
+        yield line
+
+
 def test_it_tells_where_it_is_and_how_to_sign_in_and_ends_in_order(
-    settings: Settings,
+    settings: Settings, manager: socket.socket
 ) -> None:
     assert settings.database_url is not None
     with process("--database-url", settings.database_url, data_dir=settings.data_dir) as server:
+        assert manager.recv(100) == b"READY=1"
         told = (settings.data_dir.parent / "server.out").read_text
         wait_for(lambda: "sign in" in told(), "it does not tell")
         running = running_in(settings.data_dir)
@@ -91,6 +103,7 @@ def test_it_tells_where_it_is_and_how_to_sign_in_and_ends_in_order(
 
         server.send_signal(signal.SIGTERM)
 
+        assert manager.recv(100) == b"STOPPING=1"
         assert server.wait(PATIENCE) == 0
         assert running_in(settings.data_dir) is None
         assert not (settings.data_dir / "server.json").exists()
