@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from io import BytesIO
 from pathlib import Path
 
 import aiohttp
@@ -78,7 +79,7 @@ def elsewhere(running: Site, blobs: str) -> None:
 
 async def patch(client: aiohttp.ClientSession, url: str, offset: int, content: bytes) -> int:
     headers = {"Content-Type": OCTETS, "Upload-Offset": str(offset)}
-    async with client.patch(url, data=content, headers=headers) as answer:
+    async with client.patch(url, data=BytesIO(content), headers=headers) as answer:
         return answer.status
 
 
