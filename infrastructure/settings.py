@@ -135,10 +135,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = RetryPolicy()
     public_url: Annotated[
         Address | None,
-        Meta(description="address under which services that `http` steps ask reach this server"),
+        Meta(description="address under which `http` services and webhooks reach this server"),
     ] = None
     allow_private_addresses: Annotated[
-        bool, Meta(description="whether `http` steps may ask services at private addresses")
+        bool, Meta(description="whether `http` steps and webhooks may go to private addresses")
     ] = False
     worker_concurrency: Annotated[Count, Meta(description="uploads one worker runs at once")] = 16
     uploads_per_job: Annotated[Count, Meta(description="most uploads that travel in one job")] = 20
@@ -165,6 +165,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     in_flight_per_owner: Annotated[
         Count, Meta(description="uploads of one owner at the workers at once")
     ] = 400
+
+    # Webhooks.
+    webhook_timeout: Annotated[
+        Seconds, Meta(description="time a webhook's receiver has to answer")
+    ] = 15.0
+    webhook_disable_after: Annotated[
+        Seconds, Meta(description="time of nothing but failures after which a webhook is disabled")
+    ] = 5 * DAY
+    webhook_max_pending: Annotated[
+        Count, Meta(description="most deliveries that wait for one webhook; more are missed")
+    ] = 250_000
+    webhook_retention: Annotated[
+        Seconds, Meta(description="time for which deliveries that were made or given up are kept")
+    ] = 14 * DAY
 
     # Watching.
     feed_tick: Annotated[Seconds, Meta(description="shortest time between two frames")] = 0.1

@@ -15,6 +15,7 @@ from application.ports.event_log import EventLog, Wakeups
 from application.ports.keys import Keys
 from application.ports.read_model import History, Queries
 from application.ports.usage import Unmeasured, Usage
+from application.ports.webhooks import NoWebhooks, Webhooks
 from application.ports.workers import NobodyWorks, Workers
 from application.transfer.elsewhere import Elsewhere, NobodyElse
 from infrastructure.settings import Settings
@@ -37,6 +38,7 @@ class Services:
     errands: Errands = field(default_factory=NoErrands)
     usage: Usage = field(default_factory=Unmeasured)
     workers: Workers = field(default_factory=NobodyWorks)
+    webhooks: Webhooks = field(default_factory=NoWebhooks)
 
 
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)

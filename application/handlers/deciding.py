@@ -16,10 +16,11 @@ from domain.batch.aggregate import Batch
 from domain.errors import Refused
 from domain.event import Event
 from domain.upload.aggregate import Upload
+from domain.webhook.aggregate import Webhook
 
 TRIES = 8
 
-A = TypeVar("A", Batch, Upload)
+A = TypeVar("A", Batch, Upload, Webhook)
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -58,6 +59,13 @@ async def decide_upload(
 ) -> Decided[Upload]:
     """Likewise. Without `fresh` a remembered upload will do: the sender's own hot path."""
     return await _decide(log, log.upload, id, decide, context, fresh=fresh)
+
+
+async def decide_webhook(
+    log: EventLog, id: UUID, decide: Callable[[Webhook], tuple[Event, ...]], context: Context
+) -> Decided[Webhook]:
+    """Likewise."""
+    return await _decide(log, log.webhook, id, decide, context, fresh=True)
 
 
 async def _decide(

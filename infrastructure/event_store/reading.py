@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -25,6 +25,8 @@ _LOG_OF_TOPICS = f"""{_COLUMNS} FROM stored_events
 WHERE notification_id > %s AND topic = ANY(%s) ORDER BY notification_id LIMIT %s"""
 _BACKWARDS = f"""{_COLUMNS} FROM stored_events
 WHERE notification_id <= %s ORDER BY notification_id DESC LIMIT %s"""
+_FIRSTS = f"""{_COLUMNS} FROM stored_events
+WHERE originator_id = ANY(%s) AND originator_version = 1"""
 _HEAD = "SELECT coalesce(max(notification_id), 0) FROM stored_events"
 
 SKEW = 1000  # positions within which events may lie out of the order of their moments
@@ -55,6 +57,13 @@ async def read_log(
     if topics is None:
         return await _read(connection, codec, _LOG, after, limit)
     return await _read(connection, codec, _LOG_OF_TOPICS, after, list(topics), limit)
+
+
+async def read_firsts(
+    connection: Connection, streams: Collection[UUID], codec: Codec = CODEC
+) -> list[Recorded]:
+    """The event that each of these streams begins with, in any order. Raises UnreadableEvent."""
+    return await _read(connection, codec, _FIRSTS, list(streams)) if streams else []
 
 
 async def read_head(connection: Connection) -> int:

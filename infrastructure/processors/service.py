@@ -15,9 +15,9 @@ from msgspec import Meta
 from application.errors import Unavailable
 from application.pipeline import Permanent, Quarantine, Subject, Workbench
 from application.ports.errands import Errands, Report, Tickets
+from infrastructure.outbound.requests import AnswerTooLong, Outbound, PrivateAddress
+from infrastructure.outbound.signing import key_of, signed
 from infrastructure.processors.options import Options, read
-from infrastructure.processors.outbound import AnswerTooLong, Outbound, PrivateAddress
-from infrastructure.processors.signing import key_of, signed
 
 FIRST_LOOK, LONGEST_LOOK = 0.1, 1.0  # seconds between two looks at what a service has said
 MAX_TOLD = 500  # characters of an answer that an error repeats
@@ -100,7 +100,7 @@ class HttpService:
         now = self._now()
         body = self._request(subject, chosen, tickets, now)
         headers = signed(
-            key_of(chosen.secret), f"errand_{tickets.id.hex}", int(now.timestamp()), body
+            f"errand_{tickets.id.hex}", int(now.timestamp()), body, key_of(chosen.secret)
         )
         headers["Content-Type"] = "application/json"
         try:

@@ -21,7 +21,7 @@ from infrastructure.postgres.pool import Pool
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # the folder of the shared files; the library reads it itself
-FOLLOWERS = ("read_model", "orchestrator")
+FOLLOWERS = ("read_model", "orchestrator", "webhooks")
 ROLES = ("api", "orchestrator", "worker")
 NAN = float("nan")
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -33,20 +33,32 @@ _VITALS = """SELECT
     (SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo'),
     (SELECT coalesce(jsonb_object_agg(role, number), '{}') FROM (
         SELECT role, count(*) AS number FROM orchestration.processes, unnest(roles) role
-        WHERE seen_at > now() - make_interval(secs => %s) GROUP BY role) alive)"""
+        WHERE seen_at > now() - make_interval(secs => %s) GROUP BY role) alive),
+    (SELECT notification_id FROM notification_tracking WHERE application_name = 'webhooks'),
+    (SELECT count(*) FROM webhooks.deliveries WHERE state = 'pending'),
+    (SELECT count(*) FROM webhooks.endpoints e LEFT JOIN webhooks.health h ON h.webhook = e.id
+     WHERE NOT e.enabled OR h.failing_since IS NOT NULL),
+    (SELECT extract(epoch FROM now() - min(queued_at))::float8 FROM webhooks.deliveries
+     WHERE state = 'pending')"""
 
 
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
-    """Positions of the log's head and of those who follow it, and jobs that wait for a worker.
+    """Positions of the log's head and of those who follow it, and what waits.
 
-    `processes` are those alive, on all machines, by role.
+    `queued` are jobs for workers; `processes` are those alive, on all machines, by role.
+    `deliveries` are what webhooks are to be told; `oldest_delivery` is how many seconds the first
+    of those has waited, `webhooks_failing` counts disabled ones too.
     """
 
     head: int
-    read_model: int
-    orchestrator: int
+    read_model: int = 0
+    orchestrator: int = 0
     queued: int
     processes: dict[str, int] = {}
+    webhooks: int = 0
+    deliveries: int = 0
+    webhooks_failing: int = 0
+    oldest_delivery: float = 0.0
 
 
 VitalSigns: TypeAlias = Callable[[], Awaitable[Vitals]]
@@ -69,14 +81,8 @@ class PostgresVitals:
                 row = await (await connection.execute(_VITALS, (self._dead_after,))).fetchone()
         except psycopg.OperationalError as error:
             raise Unavailable(str(error)) from error
-        head, read_model, orchestrator, queued, processes = row or (0, 0, 0, 0, {})
-        return Vitals(
-            head=head,
-            read_model=read_model or 0,
-            orchestrator=orchestrator or 0,
-            queued=queued,
-            processes=processes,
-        )
+        named = zip(Vitals.__struct_fields__, row or (), strict=True)
+        return Vitals(**{name: value for name, value in named if value is not None})
 
 
 class Metrics:
@@ -122,6 +128,15 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="mostrecent",
         )
+        self._deliveries = self._gauge(
+            "uptrail_webhook_deliveries_pending", "Deliveries to webhooks that wait"
+        )
+        self._failing = self._gauge(
+            "uptrail_webhooks_failing", "Webhooks whose last delivery failed, or that are disabled"
+        )
+        self._oldest = self._gauge(
+            "uptrail_webhook_oldest_delivery_seconds", "How long the oldest delivery has waited"
+        )
 
     def begin(self) -> None:
         self._under_way.inc()
@@ -137,13 +152,17 @@ class Metrics:
         self._head.set(vitals.head)
         self._lag.labels("read_model").set(max(0, vitals.head - vitals.read_model))
         self._lag.labels("orchestrator").set(max(0, vitals.head - vitals.orchestrator))
+        self._lag.labels("webhooks").set(max(0, vitals.head - vitals.webhooks))
         self._queued.set(vitals.queued)
         for role in ROLES:
             self._processes.labels(role).set(vitals.processes.get(role, 0))
+        self._deliveries.set(vitals.deliveries)
+        self._failing.set(vitals.webhooks_failing)
+        self._oldest.set(vitals.oldest_delivery)
 
     def lose(self) -> None:
         """The other parts cannot be asked now: what they said last would mislead."""
-        for gauge in (self._head, self._queued):
+        for gauge in (self._head, self._queued, self._deliveries, self._failing, self._oldest):
             gauge.set(NAN)
         for follower in FOLLOWERS:
             self._lag.labels(follower).set(NAN)

@@ -21,6 +21,7 @@ from infrastructure.read_model.history import PostgresHistory
 from infrastructure.read_model.queries import PostgresQueries
 from infrastructure.read_model.usage import PostgresUsage
 from infrastructure.settings import Settings
+from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.bootstrap.blobs import Blobs, open_blobs
 from interfaces.bootstrap.database import Database, open_database
 from interfaces.services import Services
@@ -84,6 +85,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             errands=PostgresErrands(pool),
             usage=PostgresUsage(pool),
             workers=PostgresWorkers(pool, settings.worker_dead_after),
+            webhooks=PostgresWebhooks(pool),
         )
         yield Parts(
             services=services,

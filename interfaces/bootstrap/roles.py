@@ -14,6 +14,7 @@ from infrastructure.settings import Settings
 from infrastructure.settings_fields import BadSetting
 from infrastructure.sweeping import running as sweeping
 from infrastructure.sweeping.standings import PostgresStandings
+from interfaces.bootstrap import webhooks
 from interfaces.bootstrap.parts import Parts
 from interfaces.bootstrap.role import Role
 from interfaces.bootstrap.supervision import Work
@@ -39,6 +40,12 @@ def _reachable(settings: Settings, roles: Sequence[Role]) -> bool:
     return bool(settings.public_url or here)
 
 
+def _reach_us(settings: Settings, roles: Sequence[Role]) -> str:
+    """The address that messages link to; empty, for links without a host, where none is known."""
+    here = f"http://{settings.host}:{settings.port}" if _reachable(settings, roles) else ""
+    return settings.public_url or here
+
+
 def works_of(parts: Parts, roles: Sequence[Role]) -> dict[str, Work]:
     """The parts that run in the background for these roles, by name, but for the API's own."""
     standing = Standing()
@@ -48,6 +55,7 @@ def works_of(parts: Parts, roles: Sequence[Role]) -> dict[str, Work]:
         works["projector"] = lambda: _project(parts)
         works["orchestrator"] = lambda: _orchestrate(parts, standing)
         works["sweeper"] = lambda: _sweep(parts)
+        works |= webhooks.works_of(parts, _reach_us(parts.services.settings, roles))
     if Role.WORKER in roles:
         works["worker"] = lambda: _work(parts, standing)
     return works
@@ -88,7 +96,7 @@ async def _sweep(parts: Parts) -> None:
 
 async def _work(parts: Parts, standing: Standing) -> None:
     from infrastructure.jobs.worker import Worker
-    from infrastructure.processors.outbound import open_outbound
+    from infrastructure.outbound.requests import open_outbound
     from infrastructure.processors.registry import open_processors
     from infrastructure.processors.service import HttpService
 

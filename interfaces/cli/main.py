@@ -30,6 +30,12 @@ _COMMANDS = (
     ("verify", "records:verify", _LOOK, "Replay the log and compare every row of the read model."),
     ("projection", "records:app", _LOOK, "List or rebuild what was projected from the log."),
     ("workers", "workers:workers", _KEEP, "List the processes of all machines, and their work."),
+    (
+        "webhook",
+        "webhook_deliveries:app",
+        _KEEP,
+        "Tell your own systems what happened, and see what they heard.",
+    ),
     ("key", "key:app", _KEEP, "Create, list and revoke API keys."),
     ("doctor", "doctor:doctor", _KEEP, "Check this machine and the server, with what to do."),
     ("config", "config:app", _KEEP, "Show every setting and where its value came from."),

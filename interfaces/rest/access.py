@@ -12,6 +12,7 @@ from application.errors import NotFound
 from application.ports.keys import Principal, Scope
 from domain.batch.aggregate import Batch
 from domain.upload.aggregate import Upload
+from domain.webhook.aggregate import Webhook
 from interfaces.rest.forwarding import front_of
 from interfaces.rest.problems import Problem
 from interfaces.services import SERVICES
@@ -99,6 +100,17 @@ async def upload_of(request: web.Request, id: UUID) -> Upload:
     upload = await request.app[SERVICES].log.upload(id)
     owned(principal_of(request), owner=upload.owner, batch=upload.batch)
     return upload
+
+
+async def webhook_of(request: web.Request, id: UUID, *, also_removed: bool = False) -> Webhook:
+    """The webhook as the log has it, likewise; a key limited to a batch sees none."""
+    log, principal = request.app[SERVICES].log, principal_of(request)
+    log.forget(id)
+    webhook = await log.webhook(id)
+    hidden = webhook.removed and not also_removed
+    if hidden or principal.batch is not None or principal.sees not in (None, webhook.owner):
+        raise NotFound("there is no such webhook")
+    return webhook
 
 
 def unauthenticated(detail: str, *, error: str = "") -> Problem:

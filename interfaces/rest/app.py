@@ -13,6 +13,7 @@ from interfaces.rest import (
     batches,
     callbacks,
     controls,
+    deliveries,
     history,
     keys,
     login,
@@ -22,6 +23,8 @@ from interfaces.rest import (
     reports,
     starting,
     uploads,
+    webhook_controls,
+    webhooks,
     workers,
 )
 from interfaces.rest.access import access_middleware
@@ -45,6 +48,9 @@ OPERATIONS: tuple[Operation, ...] = (
     *history.OPERATIONS,
     *callbacks.OPERATIONS,
     *keys.OPERATIONS,
+    *webhooks.OPERATIONS,
+    *webhook_controls.OPERATIONS,
+    *deliveries.OPERATIONS,
     *login.OPERATIONS,
     *principal.OPERATIONS,
     *operations.OPERATIONS,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from application.ports.keys import Scope
 from domain.file import FileDeclaration
@@ -41,7 +42,8 @@ class NewBatch(Form, frozen=True, kw_only=True, omit_defaults=True):
     """A batch to start, with the files of its manifest if they are known.
 
     `owner` is for admins; `failure_threshold` is the share of failures (0 to 1) that stops the
-    batch; `seal` says that no more files will join.
+    batch; `notify` names a webhook that is told only on request, by its id or its address; `seal`
+    says that no more files will join.
     """
 
     label: str = ""
@@ -50,7 +52,7 @@ class NewBatch(Form, frozen=True, kw_only=True, omit_defaults=True):
     retry_policy: RetryOptions | None = None
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     failure_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
-    notify: Annotated[str, Meta(max_length=2000, pattern="^https?://[^\\s]+$")] | None = None
+    notify: Annotated[str, Meta(min_length=1, max_length=2000)] | None = None
     metadata: dict[str, str] = {}
     files: tuple[FileDeclaration, ...] = ()
     seal: bool = False
@@ -88,6 +90,43 @@ class NewKey(Form, frozen=True, kw_only=True):
     label: Text = ""
     batch: UUID | None = None
     expires_in: Annotated[float, Meta(gt=0, le=MAX_EXPIRY)] | None = None
+
+
+class NewWebhook(Form, frozen=True, kw_only=True, omit_defaults=True):
+    """A webhook to add; `owner` is for admins.
+
+    With `label`, only batches of that label are told of; with `on_request`, only batches whose
+    `notify` names it.
+    """
+
+    url: str
+    events: tuple[str, ...] = ("batch.completed",)
+    label: str | None = None
+    on_request: bool = False
+    description: str = ""
+    owner: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+
+
+class ChangedWebhook(Form, frozen=True, kw_only=True, omit_defaults=True):
+    """What is different from now on; what is left out stays as it is, a `label` of null ends."""
+
+    url: str | UnsetType = UNSET
+    events: tuple[str, ...] | UnsetType = UNSET
+    label: str | UnsetType | None = UNSET
+    on_request: bool | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+
+
+class Disabling(Form, frozen=True, kw_only=True):
+    """Why a webhook is told nothing for now: kept in the history."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=500)] = "disabled on request"
+
+
+class Redelivery(Form, frozen=True, kw_only=True):
+    """Deliveries that were given up at this time or later are made again."""
+
+    since: datetime
 
 
 class LoginCode(Form, frozen=True, kw_only=True):

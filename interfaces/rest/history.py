@@ -10,7 +10,13 @@ from aiohttp import hdrs, web
 
 from application.envelope import Recorded
 from domain.event import topic_of
-from interfaces.rest.access import batch_of, principal_of, require_unlimited, upload_of
+from interfaces.rest.access import (
+    batch_of,
+    principal_of,
+    require_unlimited,
+    upload_of,
+    webhook_of,
+)
 from interfaces.rest.answers import POSITION, HistoryItem, PageAnswer, json_answer
 from interfaces.rest.bodies import NDJSON, NDJSON_TYPES
 from interfaces.rest.params import MAX_POSITION, Query, id_in, reflected
@@ -50,6 +56,18 @@ async def of_batch(request: web.Request) -> web.StreamResponse:
             batch.id, owner=owner, after=after, limit=limit
         ),
     )
+
+
+async def of_webhook(request: web.Request) -> web.StreamResponse:
+    """Who added, changed, rotated, disabled and enabled it; also of one that was removed."""
+    webhook = await webhook_of(request, id_in(request), also_removed=True)
+    log = request.app[SERVICES].log
+
+    async def source(after: int, limit: int) -> Sequence[Recorded]:
+        events = await log.stream(webhook.id)
+        return [recorded for recorded in events if recorded.position > after][:limit]
+
+    return await _told(request, source)
 
 
 async def of_everything(request: web.Request) -> web.StreamResponse:
@@ -133,5 +151,6 @@ def _operation(path: str, handler: Any, what: str) -> Operation:
 OPERATIONS = (
     _operation("/v1/uploads/{id}/history", of_upload, "an upload"),
     _operation("/v1/batches/{id}/history", of_batch, "a batch and its uploads"),
+    _operation("/v1/webhooks/{id}/history", of_webhook, "a webhook"),
     _operation("/v1/history", of_everything, "everything"),
 )

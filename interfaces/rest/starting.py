@@ -36,7 +36,9 @@ async def start(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     form = await json_body(request, _decoder)
     check(form, services.settings)
-    owner, key = _owner(form, principal), idempotency_key(request)
+    owner, key = owner_of(form.owner, principal), idempotency_key(request)
+    if form.notify is not None and not await services.webhooks.named(owner, form.notify):
+        raise Faulty(Fault("notify", "must be the id or address of a webhook that was added"))
     command = StartBatch(
         id=batch_id_for(owner, key) if key else services.new_id(),
         owner=owner,
@@ -83,14 +85,15 @@ def check(form: NewBatch, settings: Settings) -> None:
         raise Faulty(*faults)
 
 
-def _owner(form: NewBatch, principal: Principal) -> str:
-    if form.owner in (None, principal.owner):
+def owner_of(wanted: str | None, principal: Principal) -> str:
+    """Whose the new thing will be; raises a 403 Problem where that is not for them to choose."""
+    if wanted in (None, principal.owner):
         return principal.owner
     if principal.scope is not Scope.ADMIN:
-        complaint = Complaint("/owner", "only an admin starts batches for other owners")
+        complaint = Complaint("/owner", "only an admin acts for other owners")
         raise Problem(403, "scope_missing", complaint.detail, errors=[complaint])
-    assert form.owner is not None
-    return form.owner
+    assert wanted is not None
+    return wanted
 
 
 def _answer(started: StartedBatch, form: NewBatch, position: int) -> StartedAnswer:

@@ -29,6 +29,7 @@ from infrastructure.read_model.history import PostgresHistory
 from infrastructure.read_model.queries import PostgresQueries
 from infrastructure.settings import Settings
 from infrastructure.telemetry.metrics import PostgresVitals
+from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.rest.app import build_app
 from interfaces.rest.server import Runner
 from interfaces.services import Services
@@ -123,6 +124,7 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
             now=lambda: datetime.now(UTC),
             new_id=uuid_utils.compat.uuid7,
             errands=PostgresErrands(pool),
+            webhooks=PostgresWebhooks(pool),
         )
         await enter(_projecting(url, pool, log, listener))
         yield await enter(_served(services, PostgresVitals(pool)))

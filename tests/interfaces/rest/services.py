@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 from aiohttp import web
 
 from application.pipeline import Pipeline, Processor, Step
+from infrastructure.outbound.requests import open_outbound
 from infrastructure.processors.errands import PostgresErrands
-from infrastructure.processors.outbound import open_outbound
 from infrastructure.processors.service import HttpService
 from tests.infrastructure.jobs.plant import Plant, now, open_plant
 from tests.interfaces.rest.server import Server, serving

@@ -50,7 +50,7 @@ def is_public(path: str) -> bool:
 
 
 def filled(path: str, id: object) -> str:
-    return path.replace("{id}", str(id)).replace("{name}", "a")
+    return path.replace("{id}", str(id)).replace("{name}", "a").replace("{position}", "1")
 
 
 def test_nothing_is_reached_without_a_key_but_what_is_public(

@@ -20,8 +20,8 @@ from domain.upload.events import (
     FileProgressed,
 )
 from domain.upload.state import UploadState
+from infrastructure.outbound.signing import key_of, signed
 from infrastructure.processors.errands import PostgresErrands
-from infrastructure.processors.signing import key_of, signed
 from tests.infrastructure.jobs.plant import Plant
 from tests.interfaces.rest.services import SECRET, Data, Service, world
 from tests.support import eventually, run
@@ -54,7 +54,7 @@ def test_a_service_gets_a_signed_request_and_its_answer_is_the_result(
         assert (data["path"], data["size"], data["attempt"]) == ("a/b.pdf", 5, 1)
         assert data["parameters"] == {"dpi": 90}
         expected = signed(
-            key_of(SECRET), headers["webhook-id"], int(headers["webhook-timestamp"]), body
+            headers["webhook-id"], int(headers["webhook-timestamp"]), body, key_of(SECRET)
         )
         assert headers["webhook-signature"] == expected["webhook-signature"]
 

@@ -9,11 +9,12 @@ from ipaddress import ip_address
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from infrastructure.processors.outbound import (
+from application.addresses import is_public
+from infrastructure.outbound.requests import (
     AnswerTooLong,
     PrivateAddress,
     PublicResolver,
-    is_public,
+    Reply,
     open_outbound,
 )
 from tests.support import run
@@ -119,6 +120,19 @@ def test_an_endless_answer_is_cut_off() -> None:
         async with listening(endless) as port, open_outbound(private=True) as outbound:
             with pytest.raises(AnswerTooLong):
                 await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 20.0)
+
+    run(story())
+
+
+def test_of_a_long_answer_the_beginning_is_kept_and_the_rest_not_waited_for() -> None:
+    async def long(writer: asyncio.StreamWriter) -> None:
+        head = b"HTTP/1.1 503 Later\r\nRetry-After: 7\r\nContent-Length: 10000000\r\n\r\n"
+        writer.write(head + b"a" * 100_000)
+
+    async def story() -> None:
+        async with listening(long) as port, open_outbound(private=True) as outbound:
+            reply = await outbound.send(f"http://127.0.0.1:{port}/", b"", {}, 20.0, most=10)
+            assert reply == Reply(503, b"a" * 10, whole=False, retry_after="7")
 
     run(story())
 

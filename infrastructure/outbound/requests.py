@@ -9,17 +9,18 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+import msgspec
 from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, ThreadedResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
+
+from application.addresses import is_public, literal_in
 
 CONNECTIONS = 64
 CONNECT = 10.0  # seconds
 MAX_ANSWER = 64 * 1024  # bytes
-
-_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last four bytes are an IPv4 address
 
 
 class PrivateAddress(Exception):
@@ -28,6 +29,18 @@ class PrivateAddress(Exception):
 
 class AnswerTooLong(Exception):
     """The service says more than anybody wants to know."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """An answer, redirects as they are; `whole` says whether `body` is all of it.
+
+    `retry_after` is the header of that name (RFC 9110 section 10.2.3), as it came.
+    """
+
+    status: int
+    body: bytes
+    whole: bool
+    retry_after: str | None = None
 
 
 class Outbound:
@@ -40,10 +53,21 @@ class Outbound:
     async def post(
         self, url: str, body: bytes, headers: dict[str, str], within: float
     ) -> tuple[int, bytes]:
-        """Status and body of the answer, redirects as they are.
+        """Status and body of the answer.
 
-        Raises PrivateAddress, AnswerTooLong, TimeoutError after `within` seconds,
-        aiohttp.ClientError.
+        Raises AnswerTooLong, and what `send` raises.
+        """
+        reply = await self.send(url, body, headers, within, most=MAX_ANSWER)
+        if not reply.whole:
+            raise AnswerTooLong(f"the answer has more than {MAX_ANSWER} bytes")
+        return reply.status, reply.body
+
+    async def send(
+        self, url: str, body: bytes, headers: dict[str, str], within: float, *, most: int
+    ) -> Reply:
+        """The answer with the first `most` bytes of its body; the rest is not waited for.
+
+        Raises PrivateAddress, TimeoutError after `within` seconds, aiohttp.ClientError.
         """
         if not self._private:
             _require_public_literal(url)
@@ -51,12 +75,14 @@ class Outbound:
         async with self._session.post(
             url, data=body, headers=headers, timeout=timeout, allow_redirects=False
         ) as response:
+            retry_after = response.headers.get("Retry-After")
             answer = bytearray()
             async for chunk in response.content.iter_any():
                 answer += chunk
-                if len(answer) > MAX_ANSWER:
-                    raise AnswerTooLong(f"the answer has more than {MAX_ANSWER} bytes")
-            return response.status, bytes(answer)
+                if len(answer) > most:
+                    response.close()  # the connection with it: nobody reads on
+                    return Reply(response.status, bytes(answer[:most]), False, retry_after)
+            return Reply(response.status, bytes(answer), True, retry_after)
 
 
 @asynccontextmanager
@@ -98,24 +124,8 @@ def require_public(address: str, host: str) -> None:
         )
 
 
-def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """By the registries of IANA; an IPv4 address inside of an IPv6 one counts as itself."""
-    if isinstance(address, IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if address in _NAT64:
-            inner = IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(inner)
-        if address.teredo is not None or address.is_site_local:
-            return False
-    return address.is_global and not address.is_multicast and not address.is_reserved
-
-
 def _require_public_literal(url: str) -> None:
     """A literal address needs no resolver, so the resolver cannot judge it."""
-    host = urlsplit(url).hostname or ""
-    try:
-        ip_address(host.partition("%")[0])
-    except ValueError:
-        return
-    require_public(host, host)
+    literal = literal_in(url)
+    if literal is not None:
+        require_public(str(literal), urlsplit(url).hostname or "")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from infrastructure.processors.signing import key_of, signed
+from infrastructure.outbound.signing import key_of, new_secret, signed
 
 
 def test_a_signature_is_that_of_the_specification() -> None:
@@ -10,7 +10,7 @@ def test_a_signature_is_that_of_the_specification() -> None:
     key = key_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     body = b'{"test": 2432232314}'
 
-    headers = signed(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
+    headers = signed("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body, key)
 
     assert headers == {
         "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
@@ -24,3 +24,13 @@ def test_a_secret_that_is_none_is_refused_without_being_shown(secret: str) -> No
     with pytest.raises(ValueError, match="must be whsec_ and 24 to 64 bytes in base64") as refused:
         key_of(secret)
     assert not secret.removeprefix("whsec_") or secret not in str(refused.value)
+
+
+def test_several_keys_sign_side_by_side() -> None:
+    keys = [key_of(new_secret()), key_of(new_secret())]
+
+    alone = [signed("a", 1, b"body", key)["webhook-signature"] for key in keys]
+    together = signed("a", 1, b"body", *keys)["webhook-signature"]
+
+    assert together == " ".join(alone)
+    assert len(set(alone)) == 2

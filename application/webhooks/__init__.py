@@ -1,0 +1,1 @@
+"""Webhooks: following the log for what is to be told, and telling it."""

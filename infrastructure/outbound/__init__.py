@@ -1,0 +1,1 @@
+"""Requests to addresses that people configured: guarded, bounded and signed."""

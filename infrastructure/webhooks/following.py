@@ -1,0 +1,197 @@
+"""Follows the log and queues what is to be told: each event once, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from uuid import UUID
+
+import psycopg
+import structlog
+
+from application.envelope import Recorded
+from application.ports.event_log import Wakeups
+from application.webhooks.following import (
+    Origin,
+    Roster,
+    Telling,
+    streams_of,
+    telling_of,
+    up_to_change,
+)
+from domain.batch.events import BatchStarted
+from domain.upload.events import UploadRegistered, UploadRejected
+from infrastructure.event_store.reading import read_firsts, read_head, read_log
+from infrastructure.postgres.pool import Connection, connect
+from infrastructure.webhooks import queueing
+from infrastructure.webhooks.rows import webhook_of
+
+ACTIVE = 0x75707472_0007  # "uptr", 7: the advisory lock of the follower that works
+NAME = "webhooks"  # its row in notification_tracking
+
+EVENTS = 1000  # a round
+PACE = 0.1  # seconds between two rounds, in which events gather
+STANDBY = 0.5  # seconds between two tries to take over
+LONGEST_BACKOFF = 5.0  # seconds between two tries after an error
+
+# Rows are found by their keys, also in tables that grew since they were analyzed.
+_MANNERS = """
+SET enable_seqscan = off;
+SET idle_in_transaction_session_timeout = '10s';
+SET lock_timeout = '10s'"""
+
+_TRACKED = "SELECT notification_id FROM notification_tracking WHERE application_name = %s"
+_REACHED = "UPDATE notification_tracking SET notification_id = %s WHERE application_name = %s"
+
+_log = structlog.get_logger(__name__)
+
+
+class Displaced(Exception):
+    """Somebody else has moved the place in the log: this follower is not the active one."""
+
+
+class Follower:
+    """Keeps the webhooks' tables as the log says; one is active, others stand by.
+
+    `bell` is rung when something was queued; `most` are the deliveries that may wait for one
+    webhook: beyond, events are counted as missed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        wakeups: Wakeups,
+        bell: asyncio.Event,
+        *,
+        most: int,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._url = url
+        self._wakeups = wakeups
+        self._bell = bell
+        self._most = most
+        self._now = now
+        self._position = 0
+        self._roster = Roster()
+
+    async def run(self) -> None:
+        """Follows for ever: an error is logged, and the round done again."""
+        backoff = 0.05
+        while True:
+            try:
+                async with await connect(self._url, name="webhooks") as connection:
+                    await self._take_over(connection)
+                    while True:
+                        await self._round(connection)
+                        backoff = 0.05
+            except (psycopg.Error, OSError, Displaced) as error:
+                _log.warning("webhooks_interrupted", error=str(error), retry_in=backoff)
+            except Exception:
+                _log.exception("webhooks_failed", position=self._position, retry_in=backoff)
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, LONGEST_BACKOFF)
+
+    async def _take_over(self, connection: Connection) -> None:
+        await connection.execute(_MANNERS)
+        while not await _try_lock(connection):  # noqa: ASYNC110
+            await asyncio.sleep(STANDBY)
+        self._position = await _tracked(connection)
+        cursor = await connection.execute("SELECT webhook FROM webhooks.endpoints")
+        self._roster = Roster([webhook_of(row[0]) async for row in cursor])
+
+    async def _round(self, connection: Connection) -> None:
+        """The events up to the next change of a webhook, or as many as fit; then a rest."""
+        head = await read_head(connection)
+        found = await read_log(connection, self._position, EVENTS, self._roster.topics())
+        events, change = up_to_change(found)
+        if change is not None:
+            through = change.position
+        else:
+            through = found[-1].position if len(found) == EVENTS else max(head, _last(found))
+        if through > self._position:
+            await self._take(connection, events, change, through)
+        if change is None and len(found) < EVENTS:
+            await asyncio.sleep(PACE)
+            await self._wakeups.wait(self._position)
+
+    async def _take(
+        self,
+        connection: Connection,
+        events: Sequence[Recorded],
+        change: Recorded | None,
+        through: int,
+    ) -> None:
+        """One transaction: what these events lead to, and the place after them."""
+        tellings = self._roster.tell(events, await _origins(connection, streams_of(events)))
+        at = self._now()
+        async with connection.transaction():
+            if await _tracked(connection, lock=True) != self._position:
+                raise Displaced(f"the place is not {self._position} any more")
+            rest = await self._within_bounds(connection, tellings)
+            if change is not None:
+                rest += [asked] if (asked := telling_of(change)) else []
+                await queueing.save(connection, self._roster.apply(change), change, at)
+            await queueing.put(connection, rest, at)
+            await connection.execute(_REACHED, (through, NAME))
+        self._position = through
+        if rest or change is not None:
+            self._bell.set()
+
+    async def _within_bounds(
+        self, connection: Connection, tellings: list[Telling]
+    ) -> list[Telling]:
+        """Those for which there is room; the others are counted, and told of in the log file."""
+        kept: list[Telling] = []
+        rooms = {
+            webhook: await queueing.room(connection, webhook, self._most)
+            for webhook in Counter(telling.webhook for telling in tellings)
+        }
+        missed: dict[UUID, list[int]] = {}
+        for telling in tellings:
+            if rooms[telling.webhook] > 0:
+                rooms[telling.webhook] -= 1
+                kept.append(telling)
+            else:
+                missed.setdefault(telling.webhook, []).append(telling.position)
+        for webhook, positions in missed.items():
+            await queueing.note_missed(connection, webhook, len(positions), positions[0] - 1)
+            _log.error("webhook_events_missed", webhook=str(webhook), count=len(positions))
+        return kept
+
+
+async def _origins(connection: Connection, streams: Collection[UUID]) -> dict[UUID, Origin]:
+    """What each of these streams belongs to, by its first event and that of its batch."""
+    batch_of = {
+        recorded.stream: recorded.event.batch
+        if isinstance(recorded.event, UploadRegistered | UploadRejected)
+        else recorded.stream
+        for recorded in await read_firsts(connection, streams)
+    }
+    origins: dict[UUID, Origin] = {}
+    for recorded in await read_firsts(connection, set(batch_of.values())):
+        event = recorded.event
+        if isinstance(event, BatchStarted):
+            origins[recorded.stream] = Origin(
+                recorded.stream, event.owner, event.label, event.notify
+            )
+    return {stream: origins[batch] for stream, batch in batch_of.items() if batch in origins}
+
+
+async def _tracked(connection: Connection, *, lock: bool = False) -> int:
+    cursor = await connection.execute(_TRACKED + (" FOR UPDATE" if lock else ""), (NAME,))
+    row = await cursor.fetchone()
+    if row is None:
+        raise LookupError(f"no position is tracked for {NAME}: is the database migrated?")
+    return int(row[0])
+
+
+async def _try_lock(connection: Connection) -> bool:
+    cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", (ACTIVE,))
+    row = await cursor.fetchone()
+    return bool(row and row[0])
+
+
+def _last(events: Sequence[Recorded]) -> int:
+    return events[-1].position if events else 0

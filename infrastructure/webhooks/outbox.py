@@ -1,0 +1,197 @@
+"""The port `Outbox` on PostgreSQL: leases on lanes, so that any number of processes deliver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from application.ports.webhooks import (
+    After,
+    Delivered,
+    Delivery,
+    DeliveryState,
+    Due,
+    GivenUp,
+    Try,
+    TryAgain,
+    Verdict,
+)
+from infrastructure.postgres.pool import Connection, Pool
+from infrastructure.webhooks.rows import DELIVERY, delivery_of, jsonb, reached, webhook_of
+
+PER_WEBHOOK = 4  # lanes of a webhook that are told at once; a few more by several processes
+WHILE_FAILING = 1  # likewise, of one whose last delivery failed
+MARGIN = 45.0  # seconds a lease lasts beyond the time that a request may take
+
+# Webhook by webhook, the one first whose turn came first: a lane is passed over that another
+# process takes at this moment. Disabled ones get their tests, and nothing else.
+_CLAIM = f"""
+WITH waiting AS (
+  SELECT e.id, e.enabled, first.due_at,
+    CASE WHEN h.failing_since IS NULL THEN {PER_WEBHOOK} ELSE {WHILE_FAILING} END
+      - (SELECT count(*) FROM webhooks.lanes l
+         WHERE l.webhook = e.id AND l.lease IS NOT NULL AND l.due_at > %(at)s) AS room
+  FROM webhooks.endpoints e
+  CROSS JOIN LATERAL (
+    SELECT l.due_at FROM webhooks.lanes l
+    WHERE l.webhook = e.id AND l.due_at <= %(at)s AND (e.enabled OR l.lane = e.id)
+    ORDER BY l.due_at LIMIT 1) first
+  LEFT JOIN webhooks.health h ON h.webhook = e.id),
+picked AS (
+  SELECT lane.webhook, lane.lane
+  FROM (SELECT * FROM waiting WHERE room > 0 ORDER BY due_at LIMIT %(most)s) w
+  CROSS JOIN LATERAL (
+    SELECT l.webhook, l.lane FROM webhooks.lanes l
+    WHERE l.webhook = w.id AND l.due_at <= %(at)s AND (w.enabled OR l.lane = w.id)
+    ORDER BY l.due_at LIMIT w.room FOR UPDATE SKIP LOCKED) lane
+  LIMIT %(most)s)
+UPDATE webhooks.lanes l SET lease = %(lease)s, due_at = %(until)s
+FROM picked WHERE l.webhook = picked.webhook AND l.lane = picked.lane
+RETURNING l.webhook, l.lane"""  # noqa: S608
+
+_HEADS = f"""
+SELECT {DELIVERY}, e.webhook,
+  (SELECT coalesce(jsonb_object_agg(s.id, s.secret), '{{}}') FROM webhooks.secrets s
+   WHERE s.webhook = e.id)
+FROM unnest(%s::uuid[], %s::uuid[]) AS taken (webhook, lane)
+JOIN webhooks.endpoints e ON e.id = taken.webhook AND (e.enabled OR taken.lane = e.id)
+CROSS JOIN LATERAL (
+  SELECT * FROM webhooks.deliveries p
+  WHERE p.webhook = taken.webhook AND p.lane = taken.lane AND p.state = 'pending'
+  ORDER BY p.position LIMIT 1) d"""  # noqa: S608
+
+_HOLD = """SELECT 1 FROM webhooks.lanes
+WHERE webhook = %s AND lane = %s AND lease = %s FOR UPDATE"""
+
+_RECORD = """UPDATE webhooks.deliveries SET state = %s, attempts = attempts + 1, failures = %s,
+  next_at = %s, ended_at = %s, last = %s
+WHERE webhook = %s AND position = %s"""
+
+_WELL = """UPDATE webhooks.health SET failing_since = NULL
+WHERE webhook = %s AND failing_since IS NOT NULL"""
+
+_ILL = """INSERT INTO webhooks.health AS h (webhook, failing_since, last_error) VALUES (%s, %s, %s)
+ON CONFLICT (webhook) DO UPDATE SET last_error = EXCLUDED.last_error,
+  failing_since = coalesce(h.failing_since, EXCLUDED.failing_since)
+RETURNING failing_since"""
+
+_KEEP = "UPDATE webhooks.lanes SET due_at = %s WHERE webhook = %s AND lane = %s"
+_FREE = "UPDATE webhooks.lanes SET lease = NULL, due_at = %s WHERE webhook = %s AND lane = %s"
+_DROP = "DELETE FROM webhooks.lanes WHERE webhook = %s AND lane = %s"
+_NEXT = """SELECT next_at FROM webhooks.deliveries
+WHERE webhook = %s AND lane = %s AND state = 'pending' ORDER BY position LIMIT 1"""
+
+
+class PostgresOutbox:
+    """A lease lasts for `timeout` seconds, which a request may take, and a margin."""
+
+    def __init__(self, pool: Pool, timeout: float) -> None:
+        self._pool = pool
+        self._lease = timedelta(seconds=timeout + MARGIN)
+
+    async def claim(self, most: int, *, at: datetime) -> Sequence[Due]:
+        lease = uuid4()
+        values = {"at": at, "until": at + self._lease, "lease": lease, "most": most}
+        async with reached(self._pool) as connection, connection.transaction():
+            cursor = await connection.execute(_CLAIM, values, prepare=True)
+            taken = await cursor.fetchall()
+            if not taken:
+                return []
+            heads = await _heads(connection, lease, taken)
+            found = {(due.delivery.webhook, due.delivery.lane) for due in heads}
+            for webhook, lane in taken:
+                if (webhook, lane) not in found:
+                    await _release(connection, webhook, lane, at)
+            return heads
+
+    async def settle(
+        self, due: Due, tried: Try, verdict: Verdict, *, at: datetime, go_on: bool
+    ) -> After | None:
+        delivery = due.delivery
+        webhook, lane = delivery.webhook, delivery.lane
+        async with reached(self._pool) as connection, connection.transaction():
+            # By itself, before anything is looked at: whoever queues more waits here, and is seen.
+            held = await connection.execute(_HOLD, (webhook, lane, due.lease), prepare=True)
+            if await held.fetchone() is None:
+                return None
+            await _record(connection, delivery, tried, verdict, at)
+            failing_since = await _note_health(connection, delivery, tried, verdict, at)
+            if isinstance(verdict, TryAgain):
+                await connection.execute(_FREE, (verdict.at, webhook, lane))
+                return After(None, failing_since)
+            ahead = await _heads(connection, due.lease, [(webhook, lane)]) if go_on else []
+            if not ahead or (ahead[0].delivery.next_at or at) > at:
+                await _release(connection, webhook, lane, at)
+                return After(None, failing_since)
+            await connection.execute(_KEEP, (at + self._lease, webhook, lane))
+            return After(ahead[0], failing_since)
+
+    async def give_back(self, dues: Sequence[Due], *, at: datetime) -> None:
+        async with reached(self._pool) as connection:
+            for due in dues:
+                webhook, lane = due.delivery.webhook, due.delivery.lane
+                async with connection.transaction():
+                    held = await connection.execute(_HOLD, (webhook, lane, due.lease))
+                    if await held.fetchone() is not None:
+                        await connection.execute(_FREE, (at, webhook, lane))
+
+
+async def _heads(
+    connection: Connection, lease: UUID, lanes: Sequence[tuple[Any, ...]]
+) -> list[Due]:
+    """The first delivery of each of these lanes that has one and may be used."""
+    webhooks, names = [lane[0] for lane in lanes], [lane[1] for lane in lanes]
+    cursor = await connection.execute(_HEADS, (webhooks, names), prepare=True)
+    return [
+        Due(
+            lease=lease,
+            delivery=delivery_of(row),
+            webhook=webhook_of(row[-2]),
+            secrets={UUID(id): text for id, text in row[-1].items()},
+        )
+        for row in await cursor.fetchall()
+    ]
+
+
+async def _record(
+    connection: Connection, delivery: Delivery, tried: Try, verdict: Verdict, at: datetime
+) -> None:
+    failures = delivery.failures + 1
+    match verdict:
+        case Delivered():
+            values: tuple[object, ...] = (DeliveryState.DELIVERED, 0, None, at)
+        case GivenUp():
+            values = (DeliveryState.FAILED, failures, None, at)
+        case TryAgain(at=next_at):
+            values = (DeliveryState.PENDING, failures, next_at, None)
+    subject = (jsonb(tried), delivery.webhook, delivery.position)
+    await connection.execute(_RECORD, (*values, *subject), prepare=True)
+
+
+async def _note_health(
+    connection: Connection, delivery: Delivery, tried: Try, verdict: Verdict, at: datetime
+) -> datetime | None:
+    """Since when the webhook has done nothing but fail; a failed test says nothing of that."""
+    if isinstance(verdict, Delivered):
+        await connection.execute(_WELL, (delivery.webhook,), prepare=True)
+        return None
+    if delivery.is_test:
+        return None
+    cursor = await connection.execute(_ILL, (delivery.webhook, at, tried.error), prepare=True)
+    row = await cursor.fetchone()
+    return row[0] if row else None
+
+
+async def _release(connection: Connection, webhook: UUID, lane: UUID, at: datetime) -> None:
+    """The lane is gone if nothing is left in it; else its next turn comes after those of others.
+
+    The caller holds its row: what is queued meanwhile makes it anew.
+    """
+    cursor = await connection.execute(_NEXT, (webhook, lane), prepare=True)
+    row = await cursor.fetchone()
+    if row is None:
+        await connection.execute(_DROP, (webhook, lane), prepare=True)
+    else:
+        await connection.execute(_FREE, (max(at, row[0] or at), webhook, lane), prepare=True)

@@ -1,0 +1,103 @@
+"""What can be done to a webhook over HTTP: rotate its secret, test, disable and enable it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from application.handlers.deciding import Decided
+from application.webhooks import commands, handling
+from domain.webhook.aggregate import Webhook
+from interfaces.rest.access import require, webhook_of
+from interfaces.rest.answers import json_answer
+from interfaces.rest.bodies import json_body
+from interfaces.rest.forms import Disabling
+from interfaces.rest.idempotency import context_of
+from interfaces.rest.params import Query, id_in
+from interfaces.rest.routes import OPERATORS, Operation
+from interfaces.rest.webhook_answers import SecretAnswer, TestRequestedAnswer, WebhookAnswer
+from interfaces.rest.webhooks import seen, shown
+from interfaces.services import SERVICES
+
+_disabling = msgspec.json.Decoder(Disabling)
+
+
+async def rotate(request: web.Request) -> web.Response:
+    """A new secret; the earlier ones sign as well for another day."""
+    require(request, *OPERATORS)
+    Query(request, ())
+    services = request.app[SERVICES]
+    webhook = await webhook_of(request, id_in(request))
+    secret = await services.webhooks.make_secret(webhook.id)
+    command = commands.RotateSecret(webhook=webhook.id, secret=secret.id)
+    rotated = await handling.rotate_secret(services.log, command, context_of(request))
+    shown_now = await shown(request, rotated.aggregate)
+    answer = SecretAnswer(webhook=shown_now, secret=secret.text, position=rotated.position)
+    return json_answer(answer, position=rotated.position)
+
+
+async def test(request: web.Request) -> web.Response:
+    """202: the delivery of that position tells what came of it."""
+    require(request, *OPERATORS)
+    Query(request, ())
+    webhook = await webhook_of(request, id_in(request))
+    command = commands.RequestTest(webhook=webhook.id)
+    asked = await handling.request_test(request.app[SERVICES].log, command, context_of(request))
+    answer = TestRequestedAnswer(webhook=webhook.id, position=asked.position)
+    return json_answer(answer, status=202, position=asked.position)
+
+
+async def disable(request: web.Request) -> web.Response:
+    """What happens meanwhile waits."""
+    require(request, *OPERATORS)
+    Query(request, ())
+    webhook = await webhook_of(request, id_in(request))
+    form = await json_body(request, _disabling) if request.can_read_body else Disabling()
+    command = commands.DisableWebhook(webhook=webhook.id, reason=form.reason)
+    log = request.app[SERVICES].log
+    return await _told(request, await handling.disable_webhook(log, command, context_of(request)))
+
+
+async def enable(request: web.Request) -> web.Response:
+    """What waits is sent at once."""
+    require(request, *OPERATORS)
+    Query(request, ())
+    command = commands.EnableWebhook(webhook=(await webhook_of(request, id_in(request))).id)
+    log = request.app[SERVICES].log
+    return await _told(request, await handling.enable_webhook(log, command, context_of(request)))
+
+
+async def _told(request: web.Request, decided: Decided[Webhook]) -> web.Response:
+    """The webhook after the command, once lists show it too."""
+    await seen(request.app[SERVICES], decided.position)
+    return json_answer(await shown(request, decided.aggregate))
+
+
+def _operation(
+    name: str,
+    handler: Callable[[web.Request], Awaitable[web.Response]],
+    summary: str,
+    status: int,
+    answer: Any,
+    body: Any = None,
+) -> Operation:
+    return Operation(
+        method="POST",
+        path=f"/v1/webhooks/{{id}}/{name}",
+        handler=handler,
+        summary=summary,
+        body=body,
+        scopes=OPERATORS,
+        answers={status: answer},
+    )
+
+
+OPERATIONS = (
+    _operation("rotate", rotate, "Give a webhook a new secret, shown this once", 200, SecretAnswer),
+    _operation("test", test, "Send a webhook a test", 202, TestRequestedAnswer),
+    _operation("disable", disable, "Stop telling a webhook", 200, WebhookAnswer, Disabling),
+    _operation("enable", enable, "Tell a webhook again, at once what waits", 200, WebhookAnswer),
+)

@@ -1,0 +1,208 @@
+"""Webhooks over HTTP: add, list, show, change, remove."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from aiohttp import web
+
+from application.addresses import is_public, literal_in
+from application.ports.webhooks import Standing
+from application.webhooks import commands, handling
+from domain.errors import Fault, Faulty
+from domain.file import control_character
+from domain.webhook.aggregate import Webhook
+from domain.webhook.subscription import Subscription, url_problem
+from interfaces.rest.access import require, webhook_of
+from interfaces.rest.answers import PageAnswer, json_answer
+from interfaces.rest.bodies import json_body
+from interfaces.rest.forms import ChangedWebhook, NewWebhook
+from interfaces.rest.idempotency import context_of
+from interfaces.rest.params import LONGEST_WAIT, Query, id_in
+from interfaces.rest.problems import RETRY_SOON, Problem
+from interfaces.rest.routes import OPERATORS, Operation
+from interfaces.rest.starting import owner_of
+from interfaces.rest.webhook_answers import (
+    SecretAnswer,
+    WebhookAnswer,
+    webhook_answer,
+)
+from interfaces.services import SERVICES, Services
+
+MOST_WEBHOOKS = 50  # of one owner
+SEEN_WITHIN = 2.0  # seconds at most until a new webhook is in the lists
+LIST = ("cursor", "limit", "min_position")
+LOOK = 0.02  # seconds between two looks at that
+
+_new = msgspec.json.Decoder(NewWebhook)
+_changed = msgspec.json.Decoder(ChangedWebhook)
+
+
+async def add(request: web.Request) -> web.Response:
+    """201 with the webhook and its secret, which is shown this once."""
+    principal = require(request, *OPERATORS)
+    Query(request, ())
+    services = request.app[SERVICES]
+    form = await json_body(request, _new)
+    owner = owner_of(form.owner, principal)
+    fields = msgspec.structs.asdict(form)
+    if control_character(fields.pop("owner") or ""):
+        raise Faulty(Fault("owner", "must not hold control characters"))
+    subscription = Subscription(**fields)
+    _require_reachable(subscription.url, services)
+    if await services.webhooks.count(owner) >= MOST_WEBHOOKS:
+        detail = f"an owner has at most {MOST_WEBHOOKS} webhooks: remove one first"
+        raise Problem(409, "too_many_webhooks", detail)
+    id = services.new_id()
+    # Kept before it is named: an event never speaks of a secret that is not there.
+    secret = await services.webhooks.make_secret(id)
+    command = commands.AddWebhook(id=id, owner=owner, subscription=subscription, secret=secret.id)
+    added = await handling.add_webhook(services.log, command, context_of(request))
+    await seen(services, added.position)
+    webhook = webhook_answer(added.aggregate, Standing(), services.now())
+    answer = SecretAnswer(webhook=webhook, secret=secret.text, position=added.position)
+    headers = {"Location": f"/v1/webhooks/{id}"}
+    return json_answer(answer, status=201, position=added.position, headers=headers)
+
+
+async def listing(request: web.Request) -> web.Response:
+    """The webhooks of the owner, newest first; an admin sees those of every owner."""
+    principal = require(request, *OPERATORS)
+    services, query = request.app[SERVICES], Query(request, LIST)
+    await _reflected(services, query.integer("min_position", 0))
+    page = await services.webhooks.all(
+        owner=principal.sees,
+        cursor=query.text("cursor"),
+        limit=query.integer("limit", 50, low=1, high=1000),
+    )
+    fares = await services.webhooks.standings([webhook.id for webhook in page.items])
+    items = [
+        webhook_answer(webhook, fares.get(webhook.id, Standing()), services.now())
+        for webhook in page.items
+    ]
+    answer = PageAnswer(items=items, next=page.next, position=page.position)
+    return json_answer(answer, position=page.position)
+
+
+async def show(request: web.Request) -> web.Response:
+    """As the log has it: what was just changed is seen."""
+    require(request, *OPERATORS)
+    Query(request, ())
+    return json_answer(await shown(request, await webhook_of(request, id_in(request))))
+
+
+async def change(request: web.Request) -> web.Response:
+    require(request, *OPERATORS)
+    Query(request, ())
+    services = request.app[SERVICES]
+    webhook = await webhook_of(request, id_in(request))
+    form = await json_body(request, _changed)
+    given = {
+        name: value
+        for name, value in msgspec.structs.asdict(form).items()
+        if value is not msgspec.UNSET
+    }
+    subscription = msgspec.structs.replace(webhook.subscription, **given)
+    _require_reachable(subscription.url, services)
+    command = commands.ChangeWebhook(webhook=webhook.id, subscription=subscription)
+    changed = await handling.change_webhook(services.log, command, context_of(request))
+    await seen(services, changed.position)
+    return json_answer(await shown(request, changed.aggregate))
+
+
+async def remove(request: web.Request) -> web.Response:
+    """204: nothing more is told, not even of what waits."""
+    require(request, *OPERATORS)
+    Query(request, ())
+    services = request.app[SERVICES]
+    command = commands.RemoveWebhook(webhook=(await webhook_of(request, id_in(request))).id)
+    removed = await handling.remove_webhook(services.log, command, context_of(request))
+    await seen(services, removed.position)
+    return web.Response(status=204)
+
+
+async def shown(request: web.Request, webhook: Webhook) -> WebhookAnswer:
+    """The webhook, and how it fares."""
+    services = request.app[SERVICES]
+    standings = await services.webhooks.standings([webhook.id])
+    return webhook_answer(webhook, standings.get(webhook.id, Standing()), services.now())
+
+
+async def seen(services: Services, position: int) -> None:
+    """Returns once lists show what was recorded there, or after a little while all the same."""
+    await _reached(services, position, SEEN_WITHIN)
+
+
+async def _reflected(services: Services, position: int) -> None:
+    """Raises a 504 Problem where lists do not show this position within a few seconds."""
+    if not await _reached(services, position, LONGEST_WAIT):
+        detail = f"position {position} is not reflected yet"
+        raise Problem(504, "position_not_reached", detail, headers=RETRY_SOON)
+
+
+async def _reached(services: Services, position: int, within: float) -> bool:
+    """Whether lists show this position, at the latest after so many seconds."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + within
+    while await services.webhooks.position() < position:
+        if loop.time() > end:
+            return False
+        await asyncio.sleep(LOOK)
+    return True
+
+
+def _require_reachable(url: str, services: Services) -> None:
+    """Raises Faulty for a private address; a name is judged each time that a request leaves."""
+    if services.settings.allow_private_addresses or url_problem(url):
+        return
+    literal = literal_in(url)
+    if literal is not None and not is_public(literal):
+        raise Faulty(Fault("url", "is a private address: `allow_private_addresses` is off"))
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/v1/webhooks",
+        handler=add,
+        summary="Add a webhook; its secret is shown this once",
+        body=NewWebhook,
+        scopes=OPERATORS,
+        answers={201: SecretAnswer},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/webhooks",
+        handler=listing,
+        summary="List webhooks, newest first",
+        query=LIST,
+        scopes=OPERATORS,
+        answers={200: PageAnswer[WebhookAnswer]},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/webhooks/{id}",
+        handler=show,
+        summary="Show a webhook, and how it fares",
+        scopes=OPERATORS,
+        answers={200: WebhookAnswer},
+    ),
+    Operation(
+        method="PATCH",
+        path="/v1/webhooks/{id}",
+        handler=change,
+        summary="Change what a webhook is told, or where",
+        body=ChangedWebhook,
+        scopes=OPERATORS,
+        answers={200: WebhookAnswer},
+    ),
+    Operation(
+        method="DELETE",
+        path="/v1/webhooks/{id}",
+        handler=remove,
+        summary="Remove a webhook, and what waits for it",
+        scopes=OPERATORS,
+        answers={204: None},
+    ),
+)

@@ -1,0 +1,146 @@
+"""What follows from events and answers, before anything is sent or stored."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from application.envelope import Recorded
+from application.webhooks.backoff import DELAYS, JITTER, LONGEST_WISH, next_try, wish_of
+from application.webhooks.following import Origin, Roster, telling_of, up_to_change
+from domain.batch.events import BatchCompleted, BatchReopened
+from domain.batch.state import Outcome
+from domain.event import Event
+from domain.webhook.events import (
+    WebhookAdded,
+    WebhookChanged,
+    WebhookRemoved,
+    WebhookTestRequested,
+)
+from domain.webhook.subscription import Subscription
+from tests.stories import ALICE, BATCH, NOON
+
+HOOK, SECRET = UUID(int=7), UUID(int=1)
+NOW = {"at": NOON, "by": ALICE}
+DONE = BatchCompleted(**NOW, outcome=Outcome.SUCCEEDED, counts={}, duration=1.0)
+AGAIN = BatchReopened(**NOW, reason="again")
+ORIGINS = {BATCH: Origin(BATCH, "acme", "photos", None)}
+
+
+def subscription(*events: str, **more: Any) -> Subscription:
+    return Subscription(url="https://a.example/", events=events or ("batch.completed",), **more)
+
+
+def at(position: int, event: Event, stream: UUID = BATCH) -> Recorded:
+    return Recorded(stream, position, position, event)  # type: ignore[arg-type]
+
+
+def added(*events: str, owner: str = "acme", **more: Any) -> WebhookAdded:
+    chosen = subscription(*events, **more)
+    return WebhookAdded(**NOW, owner=owner, subscription=chosen, secret=SECRET)
+
+
+def roster(*changes: Event) -> Roster:
+    found = Roster()
+    for position, change in enumerate(changes, start=1):
+        found.apply(at(position, change, HOOK))
+    return found
+
+
+def told(found: Roster, *events: Recorded) -> list[int]:
+    return [telling.position for telling in found.tell(events, ORIGINS)]
+
+
+def test_a_webhook_is_told_in_the_lane_of_the_batch() -> None:
+    (telling,) = roster(added()).tell([at(9, DONE)], ORIGINS)
+
+    assert (telling.webhook, telling.lane, telling.stream) == (HOOK, BATCH, BATCH)
+    assert (telling.position, telling.type) == (9, "batch.completed")
+
+
+def test_what_was_not_chosen_or_belongs_to_others_is_not_told() -> None:
+    assert told(roster(added()), at(9, AGAIN)) == []
+    assert told(roster(added(owner="globex")), at(9, DONE)) == []
+    assert told(roster(added(label="films")), at(9, DONE)) == []
+    assert told(roster(added()), at(9, DONE, UUID(int=99))) == []
+
+
+def test_changes_hold_from_where_they_are_in_the_log() -> None:
+    changed = WebhookChanged(**NOW, subscription=subscription("batch.reopened"))
+
+    assert told(roster(added(), changed), at(8, DONE), at(9, AGAIN)) == [9]
+    assert told(roster(added(), WebhookRemoved(**NOW)), at(9, DONE)) == []
+
+
+def test_only_what_somebody_chose_is_read_of_the_log() -> None:
+    nobody = set(Roster().topics())
+
+    assert all(topic.startswith("webhook.") for topic in nobody)
+    assert set(roster(added("upload.failed")).topics()) - nobody == {"upload.failed"}
+    assert set(roster(added(), WebhookRemoved(**NOW)).topics()) == nobody
+
+
+def test_a_change_ends_what_is_read_at_once() -> None:
+    change = at(3, added(), HOOK)
+
+    events, found = up_to_change([at(2, DONE), change, at(4, DONE)])
+
+    assert ([event.position for event in events], found) == ([2], change)
+    assert up_to_change([at(2, DONE)]) == ([at(2, DONE)], None)
+
+
+def test_a_test_is_told_to_its_own_webhook_in_a_lane_of_its_own() -> None:
+    telling = telling_of(at(5, WebhookTestRequested(**NOW), HOOK))
+
+    assert telling is not None
+    assert (telling.webhook, telling.lane) == (HOOK, HOOK)
+    assert telling_of(at(5, added(), HOOK)) is None
+
+
+@pytest.mark.parametrize("failures", range(1, len(DELAYS) + 1))
+def test_each_delay_is_spread_by_a_fifth(failures: int) -> None:
+    delay = DELAYS[failures - 1]
+    waits = []
+    for random in (0.0, 0.5, 1.0):
+        again = next_try(failures, at=NOON, random=random)
+        assert again is not None
+        waits.append((again - NOON).total_seconds())
+
+    assert waits == pytest.approx([delay * (1 - JITTER), delay, delay * (1 + JITTER)])
+
+
+def test_it_is_tried_for_about_three_days_from_seconds_to_half_days() -> None:
+    assert DELAYS[0] == 5.0
+    assert DELAYS[-1] == 12 * 3600.0
+    assert list(DELAYS) == sorted(DELAYS)
+    assert 3.0 < sum(DELAYS) / 86400 < 3.5
+    assert next_try(len(DELAYS) + 1, at=NOON, random=0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "wish"),
+    [
+        (None, 0.0),
+        ("", 0.0),
+        ("soon", 0.0),
+        ("-5", 0.0),
+        ("120", 120.0),
+        (" 7 ", 7.0),
+        ("999999", LONGEST_WISH),
+        ("9" * 400, LONGEST_WISH),
+        ("Thu, 01 Jan 2026 13:00:00 GMT", 3600.0),
+        ("Thu, 01 Jan 2026 11:00:00 GMT", 0.0),
+        ("Thu, 01 Jan 2099 11:00:00 GMT", LONGEST_WISH),
+    ],
+)
+def test_retry_after_is_understood_and_bounded(header: str | None, wish: float) -> None:
+    assert wish_of(header, NOON) == wish
+
+
+def test_a_wish_for_sooner_is_not_granted() -> None:
+    again = next_try(6, at=NOON, random=0.5, retry_after="1")
+
+    assert again is not None
+    assert (again - NOON).total_seconds() == DELAYS[5]

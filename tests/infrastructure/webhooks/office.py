@@ -1,0 +1,381 @@
+"""A post office on one database: a log to feed, receivers that listen, and a clock to turn."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
+from uuid import UUID, uuid4
+
+from aiohttp import web
+from standardwebhooks.webhooks import Webhook as Verifier
+
+from application.envelope import Append, Recorded, Write
+from application.handlers.deciding import Context
+from application.ports.webhooks import Delivery, DeliveryState
+from application.webhooks.commands import (
+    AddWebhook,
+    EnableWebhook,
+    RemoveWebhook,
+    RequestTest,
+    RotateSecret,
+)
+from application.webhooks.delivering import Deliverer
+from application.webhooks.handling import (
+    add_webhook,
+    enable_webhook,
+    remove_webhook,
+    request_test,
+    rotate_secret,
+)
+from application.webhooks.telling import Teller
+from domain.batch.events import BatchCompleted
+from domain.batch.state import Outcome
+from domain.event import Event
+from domain.ids import upload_id_for
+from domain.upload.events import FileReceived, UploadCompleted
+from domain.upload.state import UploadState
+from domain.webhook.events import WebhookDisabled
+from domain.webhook.subscription import Subscription
+from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.outbound.requests import open_outbound
+from infrastructure.postgres.listener import READ_MODEL, Listener
+from infrastructure.postgres.pool import Pool, make_pool
+from infrastructure.read_model.engine import make_engine
+from infrastructure.read_model.queries import PostgresQueries
+from infrastructure.tasks import end
+from infrastructure.webhooks.delivering import Deliveries
+from infrastructure.webhooks.following import Follower
+from infrastructure.webhooks.outbox import PostgresOutbox
+from infrastructure.webhooks.registry import PostgresWebhooks
+from infrastructure.webhooks.sender import HttpSender
+from tests.stories import ALICE, registered, started
+from tests.support import eventually, run
+
+DAY = 86400.0
+ENDED = ("batch.completed", "upload.completed")
+
+Answer: TypeAlias = Callable[["Request"], Awaitable[web.Response]]
+
+
+class Clock:
+    """The time, and then some: tests turn it on by hours and days."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
+    def skip(self, seconds: float) -> None:
+        self.ahead += timedelta(seconds=seconds)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a receiver was sent."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def id(self) -> str:
+        return self.headers["webhook-id"]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def position(self) -> int:
+        return int(self.json["data"]["position"])
+
+    def verify(self, secret: str) -> Any:
+        """What the reference library makes of it. Raises WebhookVerificationError."""
+        return Verifier(secret).verify(self.body, self.headers)
+
+    def signed_with(self, secret: str) -> bool:
+        """Whether one of the signatures is by this secret, whatever the time."""
+        at = datetime.fromtimestamp(int(self.headers["webhook-timestamp"]), UTC)
+        expected = Verifier(secret).sign(self.id, at, self.body.decode())
+        return expected in self.headers["webhook-signature"].split()
+
+
+async def thanks(_: Request) -> web.Response:
+    return web.Response(status=204)
+
+
+def always(status: int, text: str = "", **headers: str) -> Answer:
+    async def answer(_: Request) -> web.Response:
+        return web.Response(status=status, text=text, headers=headers)
+
+    return answer
+
+
+@dataclass
+class Receiver:
+    """Listens at `url`, remembers what came, and answers as the test says."""
+
+    url: str = ""
+    answer: Answer = thanks
+    requests: list[Request] = field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
+
+    async def handle(self, request: web.Request) -> web.Response:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        heard = Request(request.path, headers, await request.read())
+        self.requests.append(heard)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            return await self.answer(heard)
+        finally:
+            self.at_once -= 1
+
+    @property
+    def positions(self) -> list[int]:
+        return [request.position for request in self.requests]
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A webhook that was added, and its secret."""
+
+    id: UUID
+    secret: str
+
+
+class Office:
+    """What a test feeds and looks at. Followers and deliverers are started by the test."""
+
+    def __init__(
+        self, url: str, pool: Pool, listener: Listener, log: PostgresEventLog, teller: Teller
+    ) -> None:
+        self.url = url
+        self.pool = pool
+        self.log = log
+        self.teller = teller
+        self.webhooks = PostgresWebhooks(pool)
+        self.clock = Clock()
+        self.bell = asyncio.Event()
+        self.timeout = 5.0
+        self._listener = listener
+        self._stack = AsyncExitStack()
+        self._roles: list[asyncio.Task[None]] = []
+
+    # Roles.
+
+    def follow(self, most: int = 100_000) -> asyncio.Task[None]:
+        follower = Follower(
+            self.url, self._listener.wakeups(), self.bell, most=most, now=self.clock
+        )
+        return self._start(follower.run())
+
+    async def deliver(self, *, private: bool = True) -> asyncio.Task[None]:
+        outbound = await self._stack.enter_async_context(open_outbound(private))
+        outbox = PostgresOutbox(self.pool, self.timeout)
+        deliverer = Deliverer(
+            outbox,
+            HttpSender(outbound, self.timeout),
+            self.teller,
+            self.log,
+            disable_after=5 * DAY,
+            now=self.clock,
+            random=lambda: 0.5,
+        )
+        deliveries = Deliveries(
+            outbox, deliverer, self.pool, self.bell, retention=7 * DAY, now=self.clock
+        )
+        return self._start(deliveries.run())
+
+    async def open(self, **settings: Any) -> None:
+        """The usual: one follower and one deliverer."""
+        self.follow(**settings)
+        await self.deliver()
+
+    def _start(self, running: Any) -> asyncio.Task[None]:
+        role = asyncio.create_task(running)
+        self._roles.append(role)
+        return role
+
+    async def stop(self, *roles: asyncio.Task[None]) -> None:
+        await end(*(roles or self._roles))
+        if not roles:
+            await self._stack.aclose()
+
+    # Webhooks.
+
+    async def hook(self, url: str, *events: str, owner: str = "acme", **more: Any) -> Hook:
+        """A webhook that is told of these events, of the ends of things unless named."""
+        id = uuid4()
+        secret = await self.webhooks.make_secret(id)
+        subscription = Subscription(url=url, events=events or ENDED, **more)
+        command = AddWebhook(id=id, owner=owner, subscription=subscription, secret=secret.id)
+        await add_webhook(self.log, command, self.context())
+        return Hook(id, secret.text)
+
+    async def rotate(self, hook: Hook) -> Hook:
+        secret = await self.webhooks.make_secret(hook.id)
+        command = RotateSecret(webhook=hook.id, secret=secret.id)
+        await self.followed((await rotate_secret(self.log, command, self.context())).position)
+        return Hook(hook.id, secret.text)
+
+    async def enable(self, hook: Hook) -> None:
+        command = EnableWebhook(webhook=hook.id)
+        await self.followed((await enable_webhook(self.log, command, self.context())).position)
+
+    async def remove(self, hook: Hook) -> None:
+        command = RemoveWebhook(webhook=hook.id)
+        await self.followed((await remove_webhook(self.log, command, self.context())).position)
+
+    async def test(self, hook: Hook) -> Delivery:
+        """The delivery of a test, once it has ended."""
+        command = RequestTest(webhook=hook.id)
+        position = (await request_test(self.log, command, self.context())).position
+        return await self.ended(hook, position)
+
+    def context(self) -> Context:
+        return Context(by=ALICE, at=self.clock())
+
+    # Feeding.
+
+    async def batch(self, owner: str = "acme", **more: Any) -> UUID:
+        id = uuid4()
+        await self.record(id, started(owner=owner, **more), after=0)
+        return id
+
+    async def upload(self, batch: UUID, path: str, owner: str = "acme") -> int:
+        """An upload that has come to its good end; the position of that."""
+        id = upload_id_for(batch, path)
+        begun = registered(batch=batch, owner=owner, path=path)
+        arrived = FileReceived(at=begun.at, by=ALICE, size=100, blob=f"uploads/{id}")
+        return await self.record(id, begun, arrived, UploadCompleted(at=begun.at, by=ALICE))
+
+    async def many_uploads(self, batch: UUID, count: int) -> None:
+        """So many uploads that came to a good end, in one append."""
+        writes = []
+        for n in range(count):
+            begun = registered(batch=batch, path=str(n))
+            done = UploadCompleted(at=begun.at, by=ALICE)
+            writes.append(Write(upload_id_for(batch, str(n)), 0, (begun, done)))
+        await self.log.append(Append(tuple(writes)))
+
+    async def complete(self, batch: UUID) -> int:
+        ended = BatchCompleted(
+            at=self.clock(),
+            by="orchestrator",
+            outcome=Outcome.SUCCEEDED,
+            counts={UploadState.COMPLETED: 1},
+            duration=1.5,
+        )
+        return await self.record(batch, ended, after=None)
+
+    async def record(self, stream: UUID, *events: Event, after: int | None = 0) -> int:
+        appended = await self.log.append(Append((Write(stream, after, events),)))
+        return appended.position
+
+    def skip(self, seconds: float) -> None:
+        """Turns the clock on, and lets the deliverer look at it."""
+        self.clock.skip(seconds)
+        self.bell.set()
+
+    # Looking.
+
+    async def followed(self, position: int) -> None:
+        async def reached() -> bool:
+            return await self.webhooks.position() >= position
+
+        await eventually(reached)
+
+    async def ended(self, hook: Hook, position: int) -> Delivery:
+        async def over() -> Delivery | None:
+            for delivery in await self.webhooks.deliveries(hook.id, before=position + 1, limit=1):
+                if delivery.position == position and delivery.state is not DeliveryState.PENDING:
+                    return delivery
+            return None
+
+        found: Delivery = await eventually(over)
+        return found
+
+    async def tried(self, hook: Hook, position: int, attempts: int) -> Delivery:
+        """The delivery, once it has been attempted so many times."""
+
+        async def so_often() -> Delivery | None:
+            delivery = await self.webhooks.delivery(hook.id, position)
+            return delivery if delivery.attempts >= attempts else None
+
+        await self.followed(position)
+        found: Delivery = await eventually(so_often)
+        return found
+
+    async def disabled(self, hook: Hook) -> WebhookDisabled:
+        """The event that disabled it, once that has taken effect."""
+
+        async def recorded() -> WebhookDisabled | None:
+            for one in await self.events(hook):
+                if isinstance(one.event, WebhookDisabled):
+                    await self.followed(one.position)
+                    return one.event
+            return None
+
+        found: WebhookDisabled = await eventually(recorded)
+        return found
+
+    async def events(self, hook: Hook) -> Sequence[Recorded]:
+        return await self.log.stream(hook.id)
+
+    async def fetch(self, query: Any, *parameters: object) -> list[tuple[Any, ...]]:
+        async with self.pool.connection() as connection:
+            return await (await connection.execute(query, parameters)).fetchall()
+
+    async def execute(self, statement: Any) -> None:
+        async with self.pool.connection() as connection:
+            await connection.execute(statement)
+
+
+Story: TypeAlias = Callable[[Office], Awaitable[None]]
+
+
+def play(url: str, story: Story) -> None:
+    async def playing() -> None:
+        async with open_office(url) as office:
+            await story(office)
+
+    run(playing())
+
+
+@asynccontextmanager
+async def open_office(url: str) -> AsyncIterator[Office]:
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(make_pool(url, name="test", max_size=6))
+        listener = await stack.enter_async_context(Listener(url))
+        committer = await stack.enter_async_context(GroupCommitter(url))
+        log = await stack.enter_async_context(PostgresEventLog(pool, committer))
+        engine = make_engine(url)
+        stack.push_async_callback(engine.dispose)
+        queries = PostgresQueries(engine, listener.wakeups(READ_MODEL))
+        office = Office(url, pool, listener, log, Teller(log, queries, "https://up.example"))
+        stack.push_async_callback(office.stop)
+        yield office
+
+
+@asynccontextmanager
+async def receiving(answer: Answer = thanks) -> AsyncIterator[Receiver]:
+    receiver = Receiver(answer=answer)
+    app = web.Application()
+    app.router.add_post("/{path:.*}", receiver.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+        yield receiver
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,273 @@
+"""Receivers that fail: what waits for them, for how long, and what they hold up."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp import web
+
+from application.webhooks.backoff import DELAYS
+from infrastructure.webhooks.outbox import PER_WEBHOOK
+from tests.infrastructure.webhooks.office import (
+    DAY,
+    Office,
+    Request,
+    always,
+    play,
+    receiving,
+    thanks,
+)
+
+
+def test_what_fails_holds_up_its_own_batch_and_no_other(database_url: str) -> None:
+    async def story(office: Office) -> None:
+        batch, other = await office.batch(), await office.batch()
+
+        async def refuse_one(request: Request) -> web.Response:
+            failing = request.json["data"]["upload"]["path"] == "first"
+            return web.Response(status=500 if failing else 200, text="no room")
+
+        async with receiving(refuse_one) as receiver:
+            hook = await office.hook(receiver.url, "upload.completed")
+            await office.open()
+            first = await office.upload(batch, "first")
+            second = await office.upload(batch, "second")
+            apart = await office.upload(other, "apart")
+            await office.ended(hook, apart)
+            failed = await office.tried(hook, first, 1)
+
+            assert failed.last is not None
+            assert (failed.last.status, failed.last.excerpt) == (500, "no room")
+            assert failed.last.error == "it answered 500"
+            assert failed.next_at is not None
+            assert (await office.webhooks.delivery(hook.id, second)).attempts == 0
+            standing = (await office.webhooks.standings([hook.id]))[hook.id]
+            assert (standing.pending, standing.last_error) == (2, "it answered 500")
+
+            receiver.answer = thanks
+            office.skip(DELAYS[0])
+            await office.ended(hook, second)
+
+            assert receiver.positions[-2:] == [first, second]
+            standing = (await office.webhooks.standings([hook.id]))[hook.id]
+            assert (standing.pending, standing.failing_since) == (0, None)
+
+    play(database_url, story)
+
+
+def test_a_delivery_is_tried_for_three_days_and_then_given_up_and_the_next_goes_on(
+    database_url: str,
+) -> None:
+    async def story(office: Office) -> None:
+        async with receiving(always(503)) as receiver:
+            hook = await office.hook(receiver.url)
+            await office.open()
+            batch = await office.batch()
+            first, second = await office.upload(batch, "a"), await office.upload(batch, "b")
+            began = office.clock()
+
+            for number, delay in enumerate(DELAYS, start=1):
+                tried = await office.tried(hook, first, number)
+                assert tried.next_at is not None
+                assert tried.last is not None
+                waits = (tried.next_at - tried.last.at).total_seconds()
+                assert waits == pytest.approx(delay, abs=2.0)
+                office.skip(delay)
+            given_up = await office.ended(hook, first)
+            await office.tried(hook, second, 1)
+
+            assert (given_up.state, given_up.attempts) == ("failed", len(DELAYS) + 1)
+            assert 3 * DAY < (office.clock() - began).total_seconds() < 4 * DAY
+            assert len({request.id for request in receiver.requests}) == 2
+            assert len({request.body for request in receiver.requests}) == 2
+
+    play(database_url, story)
+
+
+def test_a_receiver_is_granted_the_time_it_asks_for(database_url: str) -> None:
+    async def story(office: Office) -> None:
+        async with receiving(always(429, **{"Retry-After": "3600"})) as receiver:
+            hook = await office.hook(receiver.url)
+            await office.open()
+            position = await office.complete(await office.batch())
+
+            tried = await office.tried(hook, position, 1)
+
+            assert tried.next_at is not None
+            assert tried.last is not None
+            assert (tried.next_at - tried.last.at).total_seconds() == pytest.approx(3600, abs=2.0)
+
+    play(database_url, story)
+
+
+def test_410_disables_on_record_and_what_waits_is_kept_until_somebody_enables_it(
+    database_url: str,
+) -> None:
+    async def story(office: Office) -> None:
+        async with receiving(always(410)) as receiver:
+            hook = await office.hook(receiver.url)
+            await office.open()
+            batch = await office.batch()
+            first = await office.upload(batch, "a")
+            disabled = await office.disabled(hook)
+            later = await office.complete(await office.batch())
+            await office.followed(later)
+            office.skip(DAY)
+
+            assert (disabled.reason, disabled.by) == ("it answered 410 Gone", "orchestrator")
+            (webhook,) = (await office.webhooks.all(owner="acme")).items
+            assert (webhook.enabled, webhook.reason) == (False, "it answered 410 Gone")
+            assert receiver.positions == [first]
+            assert (await office.webhooks.standings([hook.id]))[hook.id].pending == 2
+
+            receiver.answer = thanks
+            await office.enable(hook)
+            await office.ended(hook, first)
+            await office.ended(hook, later)
+
+            assert sorted(receiver.positions) == [first, first, later]
+
+    play(database_url, story)
+
+
+def test_days_of_nothing_but_failures_disable_with_the_last_reason(database_url: str) -> None:
+    async def story(office: Office) -> None:
+        async with receiving(always(500)) as receiver:
+            hook = await office.hook(receiver.url)
+            await office.open()
+            position = await office.complete(await office.batch())
+            await office.tried(hook, position, 1)
+            office.skip(4.9 * DAY)
+            await office.tried(hook, position, 2)
+            assert (await office.log.webhook(hook.id)).enabled
+            office.skip(0.2 * DAY)
+            disabled = await office.disabled(hook)
+
+            assert disabled.reason.startswith("nothing but failures since 20")
+            assert disabled.reason.endswith(": it answered 500")
+            assert len(receiver.requests) == 3
+
+    play(database_url, story)
+
+
+def test_one_success_ends_the_count_of_days(database_url: str) -> None:
+    async def story(office: Office) -> None:
+        async with receiving(always(500)) as receiver:
+            hook = await office.hook(receiver.url)
+            await office.open()
+            first = await office.complete(await office.batch())
+            await office.tried(hook, first, 1)
+            receiver.answer = thanks
+            office.skip(4 * DAY)
+            await office.ended(hook, first)
+            receiver.answer = always(500)
+            second = await office.complete(await office.batch())
+            await office.tried(hook, second, 1)
+            office.skip(4 * DAY)
+            await office.tried(hook, second, 2)
+
+            assert (await office.log.webhook(hook.id)).enabled
+
+    play(database_url, story)
+
+
+def test_a_receiver_that_does_not_answer_has_few_requests_and_holds_up_nobody_else(
+    database_url: str,
+) -> None:
+    async def story(office: Office) -> None:
+        answering = asyncio.Event()
+
+        async def hang(_: Request) -> web.Response:
+            await answering.wait()
+            return web.Response()
+
+        async with receiving(hang) as stuck, receiving() as quick:
+            slow, fast = await office.hook(stuck.url), await office.hook(quick.url)
+            await office.open()
+            positions = [await office.complete(await office.batch()) for _ in range(30)]
+            for position in positions:
+                await office.ended(fast, position)
+
+            assert sorted(quick.positions) == positions
+            assert stuck.most_at_once == PER_WEBHOOK
+
+            answering.set()
+            for position in positions:
+                await office.ended(slow, position)
+
+    play(database_url, story)
+
+
+def test_a_receiver_that_is_too_slow_is_given_up_for_now(database_url: str) -> None:
+    async def story(office: Office) -> None:
+        office.timeout = 0.2
+        never = asyncio.Event()
+
+        async def hang(_: Request) -> web.Response:
+            await never.wait()
+            return web.Response()
+
+        async with receiving(hang) as receiver:
+            hook = await office.hook(receiver.url)
+            await office.open()
+            tried = await office.tried(hook, await office.complete(await office.batch()), 1)
+            never.set()
+
+            assert tried.last is not None
+            assert (tried.last.status, tried.last.error) == (None, "it did not answer within 0.2 s")
+
+    play(database_url, story)
+
+
+def test_nobody_there_is_a_failure_like_any_other(database_url: str) -> None:
+    async def story(office: Office) -> None:
+        hook = await office.hook("http://127.0.0.1:1/")
+        await office.open()
+        tried = await office.tried(hook, await office.complete(await office.batch()), 1)
+
+        assert tried.last is not None
+        assert tried.last.error.startswith("it cannot be reached: ")
+
+    play(database_url, story)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (always(302, Location="http://169.254.169.254/"), "it answered 302: redirects are not"),
+        (always(400, text="x" * 100_000), "it answered 400"),
+        (always(500, text="\0"), "it answered 500"),
+    ],
+)
+def test_an_answer_is_not_followed_nor_kept_at_length(
+    database_url: str, answer: object, error: str
+) -> None:
+    async def story(office: Office) -> None:
+        async with receiving(answer) as receiver:  # type: ignore[arg-type]
+            hook = await office.hook(receiver.url)
+            await office.open()
+            tried = await office.tried(hook, await office.complete(await office.batch()), 1)
+
+            assert tried.last is not None
+            assert tried.last.error.startswith(error)
+            assert len(tried.last.excerpt) <= 500
+            assert len(receiver.requests) == 1
+
+    play(database_url, story)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"])
+def test_nothing_leaves_for_a_private_address(database_url: str, host: str) -> None:
+    async def story(office: Office) -> None:
+        async with receiving() as receiver:
+            hook = await office.hook(receiver.url.replace("127.0.0.1", host))
+            office.follow()
+            await office.deliver(private=False)
+            tried = await office.tried(hook, await office.complete(await office.batch()), 1)
+
+            assert tried.last is not None
+            assert "`allow_private_addresses` is off" in tried.last.error
+            assert receiver.requests == []
+
+    play(database_url, story)

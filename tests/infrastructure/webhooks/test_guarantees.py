@@ -1,0 +1,325 @@
+"""At least once, in order, from whatever number of processes, and within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tracemalloc
+
+import pytest
+from aiohttp import web
+
+from domain.webhook.aggregate import ROTATION
+from infrastructure.webhooks.delivering import SLOTS
+from infrastructure.webhooks.outbox import MARGIN
+from infrastructure.webhooks.sweeping import sweep
+from tests.infrastructure.webhooks.office import (
+    Office,
+    Request,
+    always,
+    play,
+    receiving,
+    thanks,
+)
+from tests.support import eventually
+
+# Ends the session of the follower, from within, the first three times it gets here.
+KILLER = """
+CREATE SEQUENCE kills;
+CREATE FUNCTION kill_the_follower() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF current_setting('application_name') = 'uptrail-webhooks' AND nextval('kills') <= 3 THEN
+    PERFORM pg_terminate_backend(pg_backend_pid());
+  END IF;
+  RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER killer AFTER INSERT OR UPDATE ON {table}
+DEFERRABLE INITIALLY {moment} FOR EACH ROW EXECUTE FUNCTION kill_the_follower()"""
+
+
+@pytest.mark.parametrize(
+    ("table", "moment"),
+    [
+        ("webhooks.deliveries", "IMMEDIATE"),
+        ("webhooks.endpoints", "IMMEDIATE"),
+        ("notification_tracking", "IMMEDIATE"),
+        ("webhooks.lanes", "DEFERRED"),  # while it commits
+    ],
+)
+def test_a_follower_that_is_cut_off_neither_loses_nor_repeats_an_event(
+    database_url: str, table: str, moment: str
+) -> None:
+    async def story(office: Office) -> None:
+        await office.execute(KILLER.format(table=table, moment=moment))
+        async with receiving() as receiver:
+            hook = await office.hook(receiver.url)
+            await office.open()
+            batch = await office.batch()
+            positions = [await office.upload(batch, str(n)) for n in range(10)]
+            await office.ended(hook, positions[-1])
+
+            assert receiver.positions == positions
+            assert (await office.fetch("SELECT last_value FROM kills"))[0][0] >= 1
+
+    play(database_url, story)
+
+
+def test_several_followers_and_deliverers_tell_everything_once_and_in_order(
+    database_url: str,
+) -> None:
+    async def story(office: Office) -> None:
+        async with receiving() as receiver:
+            hook = await office.hook(receiver.url)
+            first = office.follow()
+            office.follow()
+            for _ in range(3):
+                await office.deliver()
+            batches = [await office.batch() for _ in range(6)]
+            expected: dict[str, list[int]] = {str(batch): [] for batch in batches}
+            for round in range(8):
+                for batch in batches:
+                    expected[str(batch)].append(await office.upload(batch, str(round)))
+                if round == 3:
+                    await office.stop(first)
+            for positions in expected.values():
+                await office.ended(hook, positions[-1])
+
+            heard: dict[str, list[int]] = {str(batch): [] for batch in batches}
+            for request in receiver.requests:
+                heard[request.json["data"]["upload"]["batch"]].append(request.position)
+            assert heard == expected
+
+    play(database_url, story)
+
+
+def test_a_deliverer_that_is_killed_in_the_middle_leaves_nothing_untold(database_url: str) -> None:
+    async def story(office: Office) -> None:
+        hanging = asyncio.Event()
+
+        async def hang(_: Request) -> web.Response:
+            await hanging.wait()
+            return web.Response()
+
+        async with receiving(hang) as receiver:
+            hook = await office.hook(receiver.url)
+            office.follow()
+            batch = await office.batch()
+            first, second = await office.upload(batch, "a"), await office.upload(batch, "b")
+            await office.followed(second)
+            victim = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tests.infrastructure.webhooks.deliverer_process", office.url
+            )
+            await eventually(lambda: receiver.positions == [first], 60)
+            victim.kill()
+            await victim.wait()
+            hanging.set()
+            receiver.answer = thanks
+            await office.deliver()
+            assert (await office.webhooks.delivery(hook.id, first)).attempts == 0
+            office.skip(office.timeout + MARGIN + 1)  # the lease of the dead one ends
+            await office.ended(hook, second)
+
+            assert receiver.positions == [first, first, second]
+            assert receiver.requests[0].id == receiver.requests[1].id
+            assert receiver.requests[0].body == receiver.requests[1].body
+
+    play(database_url, story)
+
+
+def test_a_deliverer_that_stops_hands_its_deliveries_over_at_once(database_url: str) -> None:
+    async def story(office: Office) -> None:
+        hanging = asyncio.Event()
+
+        async def hang(_: Request) -> web.Response:
+            await hanging.wait()
+            return web.Response()
+
+        async with receiving(hang) as receiver:
+            hook = await office.hook(receiver.url)
+            office.follow()
+            leaving = await office.deliver()
+            position = await office.complete(await office.batch())
+            await eventually(lambda: receiver.positions == [position])
+            await office.stop(leaving)
+            receiver.answer = thanks
+            await office.deliver()
+            await office.ended(hook, position)
+            hanging.set()
+
+            assert receiver.positions == [position, position]
+
+    play(database_url, story)
+
+
+def test_cutting_every_connection_loses_nothing(database_url: str) -> None:
+    async def story(office: Office) -> None:
+        async with receiving() as receiver:
+            hook = await office.hook(receiver.url)
+            await office.open()
+            batch = await office.batch()
+            positions = []
+            for n in range(12):
+                positions.append(await office.upload(batch, str(n)))
+                if n % 4 == 3:
+                    await office.fetch(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                        " WHERE datname = current_database() AND application_name IN"
+                        " ('uptrail-webhooks', 'uptrail-listener')"
+                    )
+            await office.ended(hook, positions[-1])
+
+            assert receiver.positions == positions
+
+    play(database_url, story)
+
+
+def test_during_a_rotation_old_and_new_secret_sign_and_then_the_new_one_alone(
+    database_url: str,
+) -> None:
+    async def story(office: Office) -> None:
+        async with receiving() as receiver:
+            old = await office.hook(receiver.url)
+            await office.open()
+            new = await office.rotate(old)
+            await office.ended(new, await office.complete(await office.batch()))
+            both = receiver.requests[-1]
+            assert both.verify(old.secret) == both.verify(new.secret)
+            assert len(both.headers["webhook-signature"].split()) == 2
+
+            office.skip(ROTATION.total_seconds())
+            await office.ended(new, await office.complete(await office.batch()))
+            alone = receiver.requests[-1]
+
+            assert alone.signed_with(new.secret)
+            assert not alone.signed_with(old.secret)
+
+    play(database_url, story)
+
+
+def test_one_or_all_that_failed_since_are_told_again_before_what_came_later(
+    database_url: str,
+) -> None:
+    async def story(office: Office) -> None:
+        async with receiving(always(410)) as receiver:
+            hook = await office.hook(receiver.url)
+            await office.open()
+            batch = await office.batch()
+            positions = [await office.upload(batch, str(n)) for n in range(4)]
+            await office.followed(positions[-1])
+            await office.disabled(hook)
+            since = office.clock()
+            # Given up, as after days of trying.
+            await office.execute(
+                "UPDATE webhooks.deliveries SET state = 'failed', ended_at = now()"
+            )
+            assert await office.webhooks.redeliver_failed(hook.id, office.clock(), at=since) == 0
+            await office.webhooks.redeliver(hook.id, positions[2], at=since)
+            receiver.answer = thanks
+            await office.enable(hook)
+            await office.ended(hook, positions[2])
+            assert receiver.positions[1:] == [positions[2]]
+
+            again = await office.webhooks.redeliver_failed(
+                hook.id, since.replace(year=2000), at=office.clock()
+            )
+            office.bell.set()
+            await office.ended(hook, positions[3])
+
+            assert again == 3
+            assert receiver.positions[2:] == [positions[0], positions[1], positions[3]]
+            one = await office.webhooks.redeliver(hook.id, positions[0], at=office.clock())
+            assert one.state == "pending"
+
+    play(database_url, story)
+
+
+def test_no_more_wait_for_a_webhook_than_are_allowed_and_what_is_missed_is_told(
+    database_url: str,
+) -> None:
+    async def story(office: Office) -> None:
+        async with receiving() as receiver:
+            hook = await office.hook(receiver.url)
+            office.follow(most=5)
+            batch = await office.batch()
+            positions = [await office.upload(batch, str(n)) for n in range(8)]
+            await office.followed(positions[-1])
+
+            standing = (await office.webhooks.standings([hook.id]))[hook.id]
+            assert (standing.pending, standing.missed) == (5, 3)
+            assert standing.missed_after == positions[5] - 1
+            await office.deliver()
+            await office.ended(hook, positions[4])
+            later = await office.complete(batch)
+            await office.ended(hook, later)
+            assert receiver.positions == [*positions[:5], later]
+
+    play(database_url, story)
+
+
+def test_of_a_webhook_that_was_removed_nothing_is_left_to_tell(database_url: str) -> None:
+    async def story(office: Office) -> None:
+        async with receiving() as receiver:
+            hook, other = await office.hook(receiver.url), await office.hook(receiver.url)
+            office.follow()
+            await office.followed(await office.complete(await office.batch()))
+            await office.remove(hook)
+            last = await office.complete(await office.batch())
+            await office.deliver()
+            await office.ended(other, last)
+
+            assert len(receiver.requests) == 2
+            for table in ("endpoints", "secrets", "deliveries", "lanes"):
+                rows = await office.fetch(f"SELECT DISTINCT * FROM webhooks.{table}")
+                assert hook.id not in [value for row in rows for value in row], table
+
+    play(database_url, story)
+
+
+def test_old_deliveries_and_secrets_that_sign_no_more_are_not_kept(database_url: str) -> None:
+    async def story(office: Office) -> None:
+        async with receiving() as receiver:
+            hook = await office.hook(receiver.url)
+            await office.open()
+            await office.rotate(hook)
+            await office.webhooks.make_secret(hook.id)  # for a command that never came
+            old = await office.complete(await office.batch())
+            await office.ended(hook, old)
+            moment = office.clock()
+            new = await office.complete(await office.batch())
+            await office.ended(hook, new)
+            await office.execute("UPDATE webhooks.secrets SET made_at = now() - interval '2 days'")
+
+            assert await sweep(office.pool, moment) == 1
+            left = await office.webhooks.deliveries(hook.id)
+            assert [delivery.position for delivery in left] == [new]
+            assert (await office.fetch("SELECT count(*) FROM webhooks.secrets")) == [(2,)]
+
+    play(database_url, story)
+
+
+def test_ten_thousand_ends_at_once_are_queued_and_told_in_bounded_memory(
+    database_url: str,
+) -> None:
+    async def story(office: Office) -> None:
+        async with receiving() as receiver:
+            hook = await office.hook(receiver.url, "batch.completed", "upload.completed")
+            for _ in range(10):
+                batch = await office.batch()
+                await office.many_uploads(batch, 1000)
+            tracemalloc.start()
+            office.follow()
+            await office.deliver()
+
+            async def queued() -> bool:
+                standing = (await office.webhooks.standings([hook.id]))[hook.id]
+                return standing.pending + len(receiver.requests) >= 10_000
+
+            await eventually(queued, 60)
+            await eventually(lambda: len(receiver.requests) >= 100, 60)
+            held, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+
+            assert receiver.most_at_once <= SLOTS
+            assert most < 64 * 2**20, f"{held} bytes, {most} at most"
+            assert len(set(receiver.positions)) == len(receiver.positions)
+
+    play(database_url, story)

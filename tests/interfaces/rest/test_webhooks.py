@@ -1,0 +1,300 @@
+"""Webhooks over HTTP: an owner's own, their secrets shown once, their deliveries to look into."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from application.ports.keys import Scope
+from domain.webhook.subscription import TOLD
+from tests.infrastructure.webhooks.office import Receiver, always, open_office, receiving
+from tests.interfaces.rest.server import Answer, Server, serving
+from tests.support import eventually, run
+
+HOOK = {"url": "https://example.com/hook", "events": ["batch.started", "batch.completed"]}
+
+
+@dataclass(frozen=True)
+class World:
+    """An API, and a follower and a deliverer in what might be other processes."""
+
+    server: Server
+    receiver: Receiver
+
+    async def add(self, **fields: Any) -> dict[str, Any]:
+        form = {**HOOK, "url": self.receiver.url, **fields}
+        answer = await self.server.post("/v1/webhooks", json=form)
+        assert answer.status == 201, answer.body
+        found: dict[str, Any] = answer.json
+        return found
+
+    async def delivery(self, id: str, state: str) -> dict[str, Any]:
+        """The newest delivery of a webhook, once there is one in this state."""
+
+        async def there() -> Any:
+            found = await self.server.get(f"/v1/webhooks/{id}/deliveries", params={"state": state})
+            return found.json["items"] and found.json["items"][0]
+
+        newest: dict[str, Any] = await eventually(there)
+        return newest
+
+
+@asynccontextmanager
+async def world(url: str, folder: Path, **settings: Any) -> AsyncIterator[World]:
+    settings.setdefault("allow_private_addresses", True)
+    async with (
+        open_office(url) as office,
+        receiving() as receiver,
+        serving(url, folder, **settings) as server,
+    ):
+        await office.open()
+        yield World(server, receiver)
+
+
+def test_a_webhook_lives_from_its_addition_to_its_removal(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path) as all:
+            ask = all.server.ask
+            added = await all.add(description="our album")
+            path = f"/v1/webhooks/{added['webhook']['id']}"
+
+            (listed,) = (await ask("GET", "/v1/webhooks")).json["items"]
+            assert listed == (await ask("GET", path)).json
+            assert (listed["enabled"], listed["description"]) == (True, "our album")
+            changed = await ask("PATCH", path, json={"events": ["upload.failed"], "label": "x"})
+            assert (changed.json["events"], changed.json["label"]) == (["upload.failed"], "x")
+            assert changed.json["description"] == "our album"
+            assert (await ask("PATCH", path, json={"label": None})).json["label"] is None
+            disabled = await ask("POST", f"{path}/disable", json={"reason": "too loud"})
+            assert (disabled.json["enabled"], disabled.json["reason"]) == (False, "too loud")
+            assert (await ask("POST", f"{path}/enable")).json["enabled"]
+            assert (await ask("DELETE", path)).status == 204
+            assert (await ask("GET", path)).status == 404
+            assert (await ask("GET", "/v1/webhooks")).json["items"] == []
+
+            history = (await ask("GET", f"{path}/history")).json["items"]
+            assert [item["type"].removeprefix("webhook.") for item in history] == [
+                *("added", "changed", "changed", "disabled", "enabled", "removed")
+            ]
+            assert {item["by"] for item in history} == {listed["added_by"]}
+
+    run(story())
+
+
+def test_a_secret_is_shown_when_it_is_made_and_nowhere_else(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path) as all:
+            added = await all.add()
+            path = f"/v1/webhooks/{added['webhook']['id']}"
+            rotated = (await all.server.post(f"{path}/rotate")).json
+            secrets = [added["secret"], rotated["secret"]]
+
+            assert len({*secrets}) == 2
+            assert all_are_secrets(secrets)
+            assert rotated["webhook"]["earlier_secrets_until"] is not None
+            admin = await all.server.key_for(Scope.ADMIN)
+            for place in (path, "/v1/webhooks", f"{path}/history", "/v1/history", "/openapi.json"):
+                answer = await all.server.get(place, key=admin)
+                assert answer.status == 200
+                for secret in secrets:
+                    assert secret.removeprefix("whsec_").encode() not in answer.body
+
+    run(story())
+
+
+def all_are_secrets(texts: list[str]) -> bool:
+    return {text[:6] for text in texts} == {"whsec_"}
+
+
+def test_a_test_shows_whether_requests_arrive(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path) as all:
+            added = await all.add()
+            path = f"/v1/webhooks/{added['webhook']['id']}"
+            asked = await all.server.post(f"{path}/test")
+            told = await all.delivery(added["webhook"]["id"], "delivered")
+
+            assert asked.status == 202
+            assert (told["position"], told["batch"]) == (asked.json["position"], None)
+            assert told["last"]["status"] == 204
+            assert all.receiver.requests[0].verify(added["secret"])["type"] == told["type"]
+
+            all.receiver.answer = always(500, "not yet")
+            asked = await all.server.post(f"{path}/test")
+            failed = await all.delivery(added["webhook"]["id"], "failed")
+            assert (failed["attempts"], failed["last"]["excerpt"]) == (1, "not yet")
+            shown = (await all.server.get(path)).json
+            assert (shown["failed"], shown["failing_since"]) == (1, None)
+
+    run(story())
+
+
+def test_deliveries_are_listed_shown_and_made_again(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path) as all:
+            ask, id = all.server.ask, (await all.add(events=["batch.started"]))["webhook"]["id"]
+            path = f"/v1/webhooks/{id}/deliveries"
+            for _ in range(3):
+                await all.server.batch()
+            await eventually(lambda: len(all.receiver.requests) == 3)
+
+            async def page() -> Answer:
+                return await ask("GET", path, params={"limit": "2", "state": "delivered"})
+
+            async def full() -> bool:
+                return len((await page()).json["items"]) == 2 and (await page()).json["next"]
+
+            await eventually(full)
+            first = (await page()).json
+            rest = (await ask("GET", path, params={"cursor": first["next"]})).json
+            items = first["items"] + rest["items"]
+            assert rest["next"] is None
+            positions = [item["position"] for item in items]
+            assert positions == sorted(all.receiver.positions, reverse=True)
+            one = await ask("GET", f"{path}/{positions[0]}")
+            assert one.json == items[0]
+            again = await ask("POST", f"{path}/{positions[0]}/redeliver")
+            assert (again.status, again.json["state"]) == (202, "pending")
+            await eventually(lambda: len(all.receiver.requests) == 4)
+            assert len({request.id for request in all.receiver.requests}) == 3
+
+            since = {"since": "2026-01-01T00:00:00Z"}
+            none = await ask("POST", f"/v1/webhooks/{id}/redeliver", json=since)
+            assert (none.status, none.json["deliveries"]) == (202, 0)
+
+    run(story())
+
+
+def test_webhooks_of_another_owner_do_not_exist(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path) as all:
+            id = (await all.add())["webhook"]["id"]
+            batch = await all.server.batch()
+            told = await all.delivery(id, "delivered")
+            stranger = await all.server.key_for(Scope.OPERATOR, "globex")
+            viewer = await all.server.key_for(Scope.VIEWER)
+            path = f"/v1/webhooks/{id}"
+            position = told["position"]
+            asked: list[tuple[str, str, Any]] = [
+                ("GET", path, None),
+                ("PATCH", path, {"label": "x"}),
+                ("DELETE", path, None),
+                ("POST", f"{path}/rotate", None),
+                ("POST", f"{path}/test", None),
+                ("POST", f"{path}/disable", {"reason": "x"}),
+                ("POST", f"{path}/enable", None),
+                ("POST", f"{path}/redeliver", {"since": "2026-01-01T00:00:00Z"}),
+                ("GET", f"{path}/history", None),
+                ("GET", f"{path}/deliveries", None),
+                ("GET", f"{path}/deliveries/{position}", None),
+                ("POST", f"{path}/deliveries/{position}/redeliver", None),
+            ]
+            for method, target, body in asked:
+                theirs = await all.server.ask(method, target, key=stranger, json=body)
+                assert (theirs.status, theirs.code) == (404, "not_found"), target
+            for method, target, body in asked:
+                if not target.endswith("history"):
+                    refused = await all.server.ask(method, target, key=viewer, json=body)
+                    assert (refused.status, refused.code) == (403, "scope_missing"), target
+            assert (await all.server.get("/v1/webhooks", key=stranger)).json["items"] == []
+            for notify in (id, all.receiver.url):
+                named = await all.server.post("/v1/batches", key=stranger, json={"notify": notify})
+                assert (named.status, named.pointers) == (422, ["/notify"])
+            assert batch.status == 201
+            assert len(all.receiver.requests) == 1
+
+    run(story())
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"url": "ftp://example.com/"}, "/url"),
+    ({"url": "http://127.0.0.1/"}, "/url"),
+    ({"url": "http://[::1]:80/"}, "/url"),
+    ({"url": "http://169.254.169.254/latest"}, "/url"),
+    ({"url": "https://me:word@example.com/"}, "/url"),
+    ({"events": ["batch.progressed"]}, "/events/0"),
+    ({"events": []}, "/events"),
+    ({"events": "batch.completed"}, "/events"),
+    ({"label": "a\nb"}, "/label"),
+    ({"secret": "whsec_mine"}, "/secret"),
+    ({"owner": "a\0b"}, "/owner"),
+]
+
+
+def test_a_faulty_webhook_is_refused_and_the_fault_pointed_at(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            admin = await server.key_for(Scope.ADMIN)
+            for fields, pointer in FAULTS:
+                answer = await server.post("/v1/webhooks", key=admin, json={**HOOK, **fields})
+
+                assert answer.status == 422, (fields, answer.body)
+                assert answer.pointers == [pointer], fields
+            theirs = await server.post("/v1/webhooks", json={**HOOK, "owner": "globex"})
+            assert (theirs.status, theirs.pointers) == (403, ["/owner"])
+            assert await server.services.log.head() == 0
+
+    run(story())
+
+
+def test_an_owner_has_a_limited_number_of_webhooks(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interfaces.rest.webhooks.MOST_WEBHOOKS", 2)
+
+    async def story() -> None:
+        async with world(database_url, tmp_path) as all:
+            for _ in range(2):
+                await all.add()
+            refused = await all.server.post("/v1/webhooks", json=HOOK)
+
+            assert (refused.status, refused.code) == (409, "too_many_webhooks")
+
+    run(story())
+
+
+def test_a_batch_asks_for_a_webhook_that_is_told_on_request(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path) as all:
+            id = (await all.add(events=list(TOLD), on_request=True))["webhook"]["id"]
+            await all.server.batch()
+            asking = await all.server.batch(notify=id)
+            await all.delivery(id, "delivered")
+
+            (request,) = all.receiver.requests
+            assert request.json["data"]["batch"]["id"] == asking.json["id"]
+
+    run(story())
+
+
+def test_what_waits_is_measured(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path) as all:
+            all.receiver.answer = always(500)
+            await all.add(events=["batch.started"])
+            await all.server.batch()
+
+            async def measured() -> bool:
+                text = (await all.server.get("/metrics")).body.decode()
+                return (
+                    "uptrail_webhook_deliveries_pending 1.0" in text
+                    and "uptrail_webhooks_failing 1.0" in text
+                    and 'uptrail_lag{follower="webhooks"} 0.0' in text
+                )
+
+            await eventually(measured)
+
+    run(story())
