@@ -38,12 +38,14 @@ class StartBatch(Command, frozen=True, kw_only=True):
 class AddUploads(Command, frozen=True, kw_only=True):
     """Files join an open batch; each is judged by itself, and a known path is left as it is.
 
-    A file of more than `max_size` bytes is rejected.
+    A file of more than `max_size` bytes is rejected, and so is one that is `without_room`: by
+    path, the quota that would be exceeded.
     """
 
     batch: UUID
     files: tuple[FileDeclaration, ...]
     max_size: int
+    without_room: dict[str, str] = {}
 
 
 class SealBatch(Command, frozen=True, kw_only=True):

@@ -56,7 +56,7 @@ async def add_uploads(log: EventLog, command: AddUploads, context: Context) -> A
         batch = await log.batch(command.batch)
         try:
             batch.require_open()
-            judged = [_judge(batch, file, context, command.max_size) for file in command.files]
+            judged = [_judge(batch, file, context, command) for file in command.files]
         except NotNow:
             log.forget(batch.id)
             (await log.batch(batch.id)).require_open()
@@ -160,14 +160,16 @@ async def _known(log: EventLog, stream: UUID, file: FileDeclaration) -> Register
 _Judged: TypeAlias = tuple[UUID, tuple[UploadEvent, ...], AddedFile]
 
 
-def _judge(batch: Batch, file: FileDeclaration, context: Context, max_size: int) -> _Judged:
+def _judge(batch: Batch, file: FileDeclaration, context: Context, command: AddUploads) -> _Judged:
     """The stream, event and answer for one file of a list."""
     code, message = "", ""
     if faults := tuple(faults_of(file)):
         code, message = "invalid", f"{faults[0].field} {faults[0].message}"
         file = FileDeclaration(path=printable(file.path))
-    elif file.size is not None and file.size > max_size:
-        code, message = "too_large", f"size must be at most {max_size} bytes"
+    elif file.size is not None and file.size > command.max_size:
+        code, message = "too_large", f"size must be at most {command.max_size} bytes"
+    elif quota := command.without_room.get(file.path):
+        code, message = "quota_exceeded", quota
     if not code:
         stream, events = register(batch, file, at=context.at, by=context.by)
         return stream, events, AddedFile(file.path, stream, "added")

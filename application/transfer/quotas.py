@@ -7,8 +7,9 @@ process admits is added, so that several processes may together admit a little t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -68,24 +69,29 @@ class Quotas:
         """Whether there is nothing to ask for before a file is registered."""
         return self._owner.unlimited and self._batch.unlimited
 
-    async def admit(self, owner: str, batch: UUID | None, size: int) -> None:
-        """A file of `size` bytes is to be registered; `batch` is None where it gets its own.
+    async def admit(self, owner: str, batch: UUID | None, size: int, files: int = 1) -> None:
+        """So many files, of `size` bytes together, are to be registered, all or none of them.
 
-        Raises BatchFull, QuotaExceeded, Unavailable.
+        `batch` is None where a file gets its own. Raises BatchFull, QuotaExceeded, Unavailable.
+        """
+        if refusal := _refusal(await self._accounts(owner, batch), size, files):
+            raise refusal
+
+    async def admit_each(
+        self, owner: str, batch: UUID, sizes: Sequence[int]
+    ) -> list[BatchFull | QuotaExceeded | None]:
+        """What each of these files is refused for, in their order; None for those admitted.
+
+        Raises Unavailable.
         """
         accounts = await self._accounts(owner, batch)
-        for account, allowance, refusal in accounts:
-            if excess := allowance.exceeded_by(account.bytes + size, account.files + 1):
-                raise refusal(excess)
-        for account, _, _ in accounts:
-            account.bytes += size
-            account.files += 1
+        return [_refusal(accounts, size, 1) for size in sizes]
 
     async def require(self, owner: str, batch: UUID, more: int) -> None:
         """Bytes are to arrive for a file that is registered: `more` than it declared.
 
-        Files that came in a list were registered without asking: here it shows if they were too
-        many. Raises BatchFull, QuotaExceeded, Unavailable.
+        Here it shows if too much was admitted: by several processes at once, or before somebody
+        lowered the limits. Raises BatchFull, QuotaExceeded, Unavailable.
         """
         for account, allowance, refusal in await self._accounts(owner, batch):
             if excess := allowance.exceeded_by(account.bytes + more, account.files):
@@ -104,10 +110,8 @@ class Quotas:
             if not self._running[owner]:
                 del self._running[owner]
 
-    async def _accounts(
-        self, owner: str, batch: UUID | None
-    ) -> list[tuple[_Account, Allowance, Callable[[str], Exception]]]:
-        found: list[tuple[_Account, Allowance, Callable[[str], Exception]]] = []
+    async def _accounts(self, owner: str, batch: UUID | None) -> _Accounts:
+        found: _Accounts = []
         if batch is not None and not self._batch.unlimited:
             account = await self._account(batch, lambda: self._usage.of_batch(batch))
             found.append((account, self._batch, BatchFull))
@@ -135,3 +139,19 @@ class _Account(msgspec.Struct):
     bytes: int
     files: int
     until: float
+
+
+_Accounts: TypeAlias = list[
+    tuple[_Account, Allowance, Callable[[str], "BatchFull | QuotaExceeded"]]
+]
+
+
+def _refusal(accounts: _Accounts, size: int, files: int) -> BatchFull | QuotaExceeded | None:
+    """What keeps the files out; where nothing does they are counted from now on."""
+    for account, allowance, refusal in accounts:
+        if excess := allowance.exceeded_by(account.bytes + size, account.files + files):
+            return refusal(excess)
+    for account, _, _ in accounts:
+        account.bytes += size
+        account.files += files
+    return None

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from application.commands import AddUploads
 from application.handlers.registering import AddedFile, add_uploads
+from application.transfer.declaring import without_room
 from domain.errors import Fault, Faulty
 from domain.file import FileDeclaration
 from interfaces.rest.access import batch_of, require
@@ -23,6 +24,7 @@ from interfaces.rest.problems import Complaint, Problem
 from interfaces.rest.routes import SENDERS, Operation
 from interfaces.services import SERVICES
 from interfaces.uploads import bundles, resumable, tus
+from interfaces.uploads.serving import TRANSFERS
 
 CHUNK = 1000  # files recorded together
 MANIFESTS = 10  # a request of NDJSON may hold so many times the files of one manifest
@@ -68,12 +70,15 @@ class Adding:
         return self._services.settings.max_manifest_files
 
     async def record(self, files: list[FileDeclaration]) -> None:
+        largest, log = self._services.settings.max_file_size, self._services.log
+        quotas = self._request.app[TRANSFERS].quotas
         command = AddUploads(
             batch=self._batch,
             files=tuple(files),
-            max_size=self._services.settings.max_file_size,
+            max_size=largest,
+            without_room=await without_room(log, quotas, self._batch, files, largest),
         )
-        added = await add_uploads(self._services.log, command, context_of(self._request))
+        added = await add_uploads(log, command, context_of(self._request))
         self._results += added.files
         self.position = max(self.position, added.position)
 

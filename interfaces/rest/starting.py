@@ -8,6 +8,7 @@ from aiohttp import web
 from application.commands import StartBatch
 from application.handlers.batches import MAX_LABEL, StartedBatch, start_batch
 from application.ports.keys import Principal, Scope
+from application.transfer.errors import BatchFull, QuotaExceeded
 from domain.errors import Fault, Faulty
 from domain.file import control_character
 from domain.ids import batch_id_for, upload_id_for
@@ -22,6 +23,8 @@ from interfaces.rest.problems import Complaint, Problem
 from interfaces.rest.routes import SENDERS, Operation
 from interfaces.services import SERVICES
 from interfaces.uploads import forms
+from interfaces.uploads.refusals import refusal_of
+from interfaces.uploads.serving import TRANSFERS
 
 _decoder = msgspec.json.Decoder(NewBatch)
 
@@ -55,6 +58,7 @@ async def start(request: web.Request) -> web.Response:
         files=form.files,
         seal=form.seal,
     )
+    await _admit(request, command)
     started = await start_batch(services.log, command, context_of(request))
     position = started.position or await services.log.head()
     answer = _answer(started, form, position)
@@ -83,6 +87,20 @@ def check(form: NewBatch, settings: Settings) -> None:
         faults.append(Fault("owner", f"must be at most {MAX_LABEL} printable characters"))
     if faults:
         raise Faulty(*faults)
+
+
+async def _admit(request: web.Request, command: StartBatch) -> None:
+    """Raises a 413 Problem for more than a batch may hold, 507 for more than the owner may keep."""
+    quotas, log = request.app[TRANSFERS].quotas, request.app[SERVICES].log
+    if not command.files or quotas.unlimited:
+        return
+    if command.fingerprint and await log.versions([command.id]):
+        return  # answered before, and counted then
+    size = sum(file.size or 0 for file in command.files)
+    try:
+        await quotas.admit(command.owner, command.id, size, len(command.files))
+    except (BatchFull, QuotaExceeded) as error:
+        raise refusal_of(error) from error
 
 
 def owner_of(wanted: str | None, principal: Principal) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from base64 import b64encode
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -85,6 +86,79 @@ def test_a_batch_holds_no_more_than_is_allowed_however_its_files_were_declared(
             async with server.client.post(path, headers=headers) as answer:
                 location = answer.headers["Location"]
             assert await server.patch(location, 0, b"hello") == 413
+
+    run(story())
+
+
+async def _ask(server: Server, path: str, body: Any, **headers: str) -> tuple[int, Any]:
+    async with server.client.post(path, json=body, headers=headers) as answer:
+        return answer.status, await answer.json()
+
+
+def test_a_manifest_that_is_too_much_starts_no_batch_and_is_told_the_limit(
+    database_url: str, tmp_path: Path
+) -> None:
+    def files(*sizes: int) -> dict[str, Any]:
+        return {"files": [{"path": f"f{n}", "size": size} for n, size in enumerate(sizes)]}
+
+    limits = {"max_batch_files": 3, "max_owner_bytes": 100}
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path, **limits) as server:
+            head = await server.services.log.head()
+            status, problem = await _ask(server, "/v1/batches", files(1, 1, 1, 1))
+            assert (status, problem["code"]) == (413, "batch_full")
+            assert "3 files" in problem["detail"]
+            status, problem = await _ask(server, "/v1/batches", files(60, 41))
+            assert (status, problem["code"]) == (507, "quota_exceeded")
+            assert "100 bytes" in problem["detail"]
+            assert await server.services.log.head() == head
+
+            key = {"Idempotency-Key": "once"}
+            assert (await _ask(server, "/v1/batches", files(60, 40), **key))[0] == 201
+            assert (await _ask(server, "/v1/batches", files(60, 40), **key))[0] == 200
+            assert (await _ask(server, "/v1/batches", files(1)))[0] == 507
+
+    run(story())
+
+
+def test_files_of_a_list_are_admitted_one_by_one(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, max_owner_bytes=100) as server:
+            path = await _batch(server)
+            names = [("a", 60), ("b", 41), ("c", 40), ("d", 1), ("../e", 1), ("f", 0)]
+            files = [{"path": name, "size": size} for name, size in names]
+            status, answer = await _ask(server, path, files)
+
+            assert status == 200
+            told = [(file["status"], file.get("code")) for file in answer["files"]]
+            assert told == [
+                ("added", None),
+                ("rejected", "quota_exceeded"),
+                ("added", None),
+                ("rejected", "quota_exceeded"),
+                ("rejected", "invalid"),
+                ("added", None),
+            ]
+            assert "100 bytes" in answer["files"][1]["message"]
+            # What is known is counted already, and what was refused may come back.
+            _, again = await _ask(server, path, files[:3])
+            assert [file["status"] for file in again["files"]] == ["known", "rejected", "known"]
+
+    run(story())
+
+
+def test_lines_are_admitted_as_they_arrive(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path, max_batch_files=1500) as server:
+            path = await _batch(server)
+            lines = b"".join(b'{"path": "f%d"}\n' % number for number in range(2500))
+            kind = {"Content-Type": "application/x-ndjson"}
+            async with server.client.post(path, data=lines, headers=kind) as answer:
+                told = await answer.json()
+            assert (told["added"], told["rejected"]) == (1500, 1000)
+            assert told["files"][1499]["status"] == "added"
+            assert told["files"][1500]["code"] == "quota_exceeded"
 
     run(story())
 
