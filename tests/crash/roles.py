@@ -34,6 +34,8 @@ from tests.crash.nursery import Order
 orchestrator.PACE = leadership.STANDBY = 0.005
 worker.POLL = 0.02
 
+STILL = 100  # looks, a hundredth of a second and more from one to the next
+
 _NOTHING_DIRTY = "SELECT NOT EXISTS (SELECT FROM orchestration.batches WHERE dirty)"
 _LAST_WORKER = "SELECT coalesce(max(id), 0) FROM procrastinate_workers"
 _NOTHING_TO_DO = """
@@ -118,7 +120,7 @@ async def work(order: Order, life: Life) -> None:
                 lambda: 0.5,
             ).run()
         )
-        await beside(_until(lambda: parts.holds(_NOTHING_TO_DO, last=last)))
+        await beside(_until_idle(parts, last))
         running.cancel()
         await asyncio.wait((running,))
 
@@ -193,8 +195,12 @@ async def _pieces(start: int, end: int) -> AsyncIterator[bytes]:
         await asyncio.sleep(0.002)
 
 
-async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
-    while not await condition():  # noqa: ASYNC110
+async def _until_idle(parts: Parts, last: int) -> None:
+    """Returns when no job is left, or the ones that are have stood still, as those of a zombie."""
+    head, still = 0, 0
+    while not await parts.holds(_NOTHING_TO_DO, last=last) and still < STILL:
+        now = await parts.log.head()
+        head, still = now, still + 1 if now == head else 0
         await asyncio.sleep(0.01)
 
 
