@@ -10,14 +10,17 @@ LEADER = 0x75707472_0003  # "uptr", 3: the advisory lock of the active orchestra
 NAME = "orchestrator"  # its row in notification_tracking
 
 STANDBY = 0.5  # seconds between two tries to take the lead
+SILENCE = 10.0  # seconds after which the server ends the session of a leader that does nothing
 
-# An orchestrator that is stopped, or cut off, while it holds locks must not stop the others. Rows
-# are found by index, also in a table that grew since it was last analyzed.
+# An orchestrator that is stopped, or cut off, while it holds locks must not stop the others: one
+# that lives does something every second. Rows are found by index, also in a table that grew since
+# it was last analyzed.
 _MANNERS = """
-SET enable_seqscan = off;
-SET idle_in_transaction_session_timeout = '10s';
-SET lock_timeout = '10s';
-SET client_connection_check_interval = '1s'"""
+SELECT set_config('enable_seqscan', 'off', false),
+  set_config('idle_session_timeout', %(silence)s, false),
+  set_config('idle_in_transaction_session_timeout', %(silence)s, false),
+  set_config('lock_timeout', '10s', false),
+  set_config('client_connection_check_interval', '1s', false)"""
 
 _TRACKED = "SELECT notification_id FROM notification_tracking WHERE application_name = %s"
 
@@ -37,7 +40,7 @@ async def take_the_lead(connection: Connection) -> int:
     the last leader had begun is committed or gone when the next one begins. Asking again
     and again, instead of waiting in the server, holds no snapshot that VACUUM would respect.
     """
-    await connection.execute(_MANNERS)
+    await connection.execute(_MANNERS, {"silence": f"{SILENCE * 1000:.0f}ms"})
     while not await _try_lock(connection):  # noqa: ASYNC110
         await asyncio.sleep(STANDBY)
     await connection.execute(_BEGIN, (NAME,))

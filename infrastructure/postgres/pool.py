@@ -16,6 +16,11 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT = 10  # seconds
 
+# A machine that vanished without a word holds its locks until the server asks after it, which by
+# default takes two hours. See PostgreSQL's `tcp_keepalives_idle`.
+_ASK_AFTER_US = """
+SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"""
+
 
 class Pool(AsyncConnectionPool[Connection]):
     """A pool that keeps its connections, whenever those who borrow them are cancelled.
@@ -62,7 +67,13 @@ async def connect(url: str, *, name: str) -> Connection:
 
     Raises psycopg.OperationalError when the server cannot be reached.
     """
-    return await AsyncConnection.connect(url, **_options(name))
+    connection = await AsyncConnection.connect(url, **_options(name))
+    try:
+        await _introduce(connection)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
 
 
 def make_pool(url: str, *, name: str, min_size: int = 1, max_size: int = 8) -> Pool:
@@ -78,9 +89,14 @@ def make_pool(url: str, *, name: str, min_size: int = 1, max_size: int = 8) -> P
         max_size=max_size,
         open=False,
         check=still_there,
+        configure=_introduce,
         name=f"uptrail-{name}",
         timeout=30.0,
     )
+
+
+async def _introduce(connection: Connection) -> None:
+    await connection.execute(_ASK_AFTER_US)
 
 
 async def still_there(connection: Connection) -> None:

@@ -17,7 +17,13 @@ ACTIVE = 0x75707472_0005  # "uptr", 5: the advisory lock of the projector that w
 PACE = 0.02  # seconds from one round to the next: many small commits are projected together
 LONGEST_PACE = 0.1  # seconds of rest, which is as long as the last round took
 STANDBY = 1.0  # seconds between two looks at whether the active projector is still there
+SILENCE = 10.0  # seconds after which the server ends the session of one that does nothing
 LONGEST_BACKOFF = 5.0  # seconds between two tries after an error
+
+_SILENCE = """
+SELECT set_config('idle_session_timeout', silence, false),
+  set_config('idle_in_transaction_session_timeout', silence, false)
+FROM (SELECT %s::text) AS s (silence)"""
 
 _log = structlog.get_logger(__name__)
 
@@ -62,9 +68,13 @@ async def _round(connection: Connection, log: EventLog, wakeups: Wakeups) -> Non
 
 @asynccontextmanager
 async def _active(url: str) -> AsyncIterator[Connection]:
-    """The connection of the active projector, once this is the one."""
+    """The connection of the active projector, once this is the one.
+
+    One that is stopped, or cut off, must not stop the others: one that lives asks every second.
+    """
     connection = await connect_writer(url, name="projector")
     try:
+        await connection.execute(_SILENCE, (f"{SILENCE * 1000:.0f}ms",))
         while True:
             if await _took_over(connection):
                 break

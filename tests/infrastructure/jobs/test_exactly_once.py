@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from application.commands import CancelUpload
@@ -11,6 +12,7 @@ from domain.batch.events import BatchCompleted
 from domain.batch.state import Outcome
 from domain.event import topic_of
 from domain.upload.events import AttemptStarted, UploadCompleted, UploadQueued
+from infrastructure.jobs import leadership
 from infrastructure.jobs.leadership import track
 from infrastructure.jobs.queue import Dispatch
 from infrastructure.jobs.round import run_round
@@ -190,6 +192,25 @@ def test_a_second_orchestrator_stands_by_and_takes_over(database_url: str, tmp_p
 
         assert done.outcome is Outcome.SUCCEEDED
         assert len(await plant.all_of(BatchCompleted)) == 2
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_leader_that_stands_still_is_deposed_and_another_takes_over(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leadership, "SILENCE", 2.0)
+
+    async def story(plant: Plant) -> None:
+        async with await connect(database_url, name="orchestrator") as frozen:
+            await leadership.take_the_lead(frozen)
+
+            successor = plant.orchestrator()
+            plant.start(successor.run())
+            await plant.until(lambda: successor.leading)
+
+            with pytest.raises(psycopg.OperationalError):
+                await frozen.execute("SELECT 1")
 
     play(database_url, tmp_path, story, pipelines=ONE_STEP)
 

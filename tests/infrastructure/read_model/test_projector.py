@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from domain.batch.events import BatchEvent
 from domain.upload.events import FileProgressed, UploadEvent
 from infrastructure.postgres.listener import READ_MODEL
+from infrastructure.read_model import projector
 from infrastructure.read_model.projecting import OtherVersion, connect_writer, project
 from infrastructure.read_model.targets import LIVE
 from tests.infrastructure.read_model.support import (
@@ -115,6 +116,24 @@ def test_one_projector_works_and_the_next_takes_over_when_it_is_gone(database_ur
         async with opened(database_url) as model, projecting(model):
             async with projecting(model):
                 await model.queries.wait_for(await model.record(uuid4(), started()), timeout=20)
+            position = await model.record(uuid4(), started())
+            await model.queries.wait_for(position, timeout=20)
+
+    run(story())
+
+
+def test_a_projector_that_stands_still_does_not_keep_the_next_from_working(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projector, "SILENCE", 2.0)
+
+    async def story() -> None:
+        # It took over, and then its machine was suspended.
+        async with (
+            projector._active(database_url),
+            opened(database_url) as model,
+            projecting(model),
+        ):
             position = await model.record(uuid4(), started())
             await model.queries.wait_for(position, timeout=20)
 
