@@ -23,6 +23,7 @@ from infrastructure.blobs.local import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.jobs import leadership, orchestrator, worker
+from infrastructure.jobs.selection import lost
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.read_model import projector
 from infrastructure.settings import Settings
@@ -32,6 +33,7 @@ from tests.crash.nursery import Order
 
 # Nobody waits for anybody else here: what only spares the server is left out.
 orchestrator.PACE = leadership.STANDBY = 0.005
+orchestrator.CHECK = 0.01
 worker.POLL = 0.02
 
 STILL = 100  # looks, a hundredth of a second and more from one to the next
@@ -87,9 +89,15 @@ class UntilQuiet:
 
     async def wait(self, after: int) -> None:
         """Raises Quiet."""
-        if await self._parts.log.head() == after and await self._parts.holds(_NOTHING_DIRTY):
+        seen = await self._parts.log.head() == after
+        if seen and await self._parts.holds(_NOTHING_DIRTY) and not await self._lost():
             raise Quiet
         await asyncio.sleep(0.002)
+
+    async def _lost(self) -> bool:
+        """Whether uploads seem to be lost, which takes a second look."""
+        async with self._parts.pool.connection() as connection:
+            return bool(await lost(connection))
 
 
 async def orchestrate(order: Order, life: Life) -> None:
