@@ -103,7 +103,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Limit, Meta(description="most files kept for one owner; 0 is without limit")
     ] = 0
     max_owner_transfers: Annotated[
-        Limit, Meta(description="most transfers of one owner in one process at once; 0: any number")
+        Limit,
+        Meta(description="most transfers of one owner at once, in all processes; 0: any number"),
     ] = 0
     max_manifest_files: Annotated[Count, Meta(description="most files in one manifest")] = 10_000
     max_metadata: Annotated[Bytes, Meta(description="largest Upload-Metadata header")] = 4 * KIB

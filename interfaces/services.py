@@ -14,6 +14,7 @@ from application.ports.errands import Errands, NoErrands
 from application.ports.event_log import EventLog, Wakeups
 from application.ports.keys import Keys
 from application.ports.read_model import History, Queries
+from application.ports.slots import Slots, SlotsHere
 from application.ports.usage import Unmeasured, Usage
 from application.ports.webhooks import NoWebhooks, Webhooks
 from application.ports.workers import NobodyWorks, Workers
@@ -37,6 +38,7 @@ class Services:
     elsewhere: Elsewhere = field(default_factory=NobodyElse)
     errands: Errands = field(default_factory=NoErrands)
     usage: Usage = field(default_factory=Unmeasured)
+    slots: Slots = field(default_factory=SlotsHere)
     workers: Workers = field(default_factory=NobodyWorks)
     webhooks: Webhooks = field(default_factory=NoWebhooks)
 

@@ -70,7 +70,7 @@ class Arrivals:
         bytes already: then these are dropped. Raises what `announce` and `read` raise.
         """
         await self.admit(place, file)
-        with self._transfers.quotas.transferring(await self.owner_of(place)):
+        async with self._transfers.quotas.transferring(await self.owner_of(place)):
             content = await read()
         upload = upload_id_for(place.batch, file.path)
         blob = blob_of_whole(upload, self._new_id())

@@ -6,14 +6,14 @@ process admits is added, so that several processes may together admit a little t
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TypeAlias
 from uuid import UUID
 
 import msgspec
 
+from application.ports.slots import Slots, SlotsHere
 from application.ports.usage import Usage, Used
 from application.transfer.errors import BatchFull, QuotaExceeded, TooManyTransfers
 
@@ -55,6 +55,7 @@ class Quotas:
         owner: Allowance = WITHOUT_LIMIT,
         batch: Allowance = WITHOUT_LIMIT,
         transfers: int = 0,
+        slots: Slots | None = None,
     ) -> None:
         self._usage = usage
         self._clock = clock
@@ -62,7 +63,7 @@ class Quotas:
         self._batch = batch
         self._transfers = transfers
         self._known: dict[str | UUID, _Account] = {}
-        self._running: Counter[str] = Counter()
+        self._slots = slots or SlotsHere()
 
     @property
     def unlimited(self) -> bool:
@@ -97,18 +98,19 @@ class Quotas:
             if excess := allowance.exceeded_by(account.bytes + more, account.files):
                 raise refusal(excess)
 
-    @contextmanager
-    def transferring(self, owner: str) -> Iterator[None]:
-        """While a body of this owner arrives here. Raises TooManyTransfers."""
-        if self._transfers and self._running[owner] >= self._transfers:
+    @asynccontextmanager
+    async def transferring(self, owner: str) -> AsyncIterator[None]:
+        """While a body of this owner arrives here. Raises TooManyTransfers, Unavailable."""
+        if not self._transfers:
+            yield
+            return
+        slot = await self._slots.take(owner, self._transfers)
+        if slot is None:
             raise TooManyTransfers(self._transfers)
-        self._running[owner] += 1
         try:
             yield
         finally:
-            self._running[owner] -= 1
-            if not self._running[owner]:
-                del self._running[owner]
+            await slot.release()
 
     async def _accounts(self, owner: str, batch: UUID | None) -> _Accounts:
         found: _Accounts = []

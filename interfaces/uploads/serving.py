@@ -59,6 +59,7 @@ def _quotas(services: Services) -> Quotas:
         owner=Allowance(bytes=settings.max_owner_bytes, files=settings.max_owner_files),
         batch=Allowance(bytes=settings.max_batch_bytes, files=settings.max_batch_files),
         transfers=settings.max_owner_transfers,
+        slots=services.slots,
     )
 
 

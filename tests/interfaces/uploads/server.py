@@ -24,6 +24,7 @@ from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import make_pool
+from infrastructure.postgres.slots import PostgresSlots
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.queries import PostgresQueries
 from infrastructure.read_model.usage import PostgresUsage
@@ -125,6 +126,7 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
             new_id=uuid_utils.compat.uuid7,
             elsewhere=NotifiedElsewhere(pool, listener),
             usage=PostgresUsage(pool),
+            slots=await enter(PostgresSlots(url)),
         )
         yield await enter(_served(services))
 

@@ -182,11 +182,15 @@ def test_what_is_gone_does_not_count(database_url: str, tmp_path: Path) -> None:
     run(story())
 
 
-def test_only_so_many_transfers_of_an_owner_run_at_once(database_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["one process", "two processes"])
+def test_only_so_many_transfers_of_an_owner_run_at_once(
+    where: str, database_url: str, tmp_path: Path
+) -> None:
     async def story() -> None:
         async with (
             serving(database_url, tmp_path, max_owner_transfers=1) as server,
-            Sender(server) as sender,
+            serving(database_url, tmp_path, max_owner_transfers=1) as another,
+            Sender(server if where == "one process" else another) as sender,
         ):
             first, second = await server.create(10), await server.create(10)
             await sender.begin_patch(first, 0, 10, b"01234")

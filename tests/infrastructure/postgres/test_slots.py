@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+
+from application.ports.slots import Slot
+from infrastructure.postgres.slots import PostgresSlots
+from tests.support import run
+
+MOST = 2
+
+
+async def _taken(slots: PostgresSlots, owner: str = "acme", most: int = MOST) -> Slot:
+    slot = await slots.take(owner, most)
+    assert slot is not None
+    return slot
+
+
+def test_all_processes_together_have_so_many_places_for_an_owner(database_url: str) -> None:
+    async def story() -> None:
+        async with PostgresSlots(database_url) as here, PostgresSlots(database_url) as there:
+            first, second = await _taken(here), await _taken(there)
+            assert await here.take("acme", MOST) is None
+            assert await there.take("acme", MOST) is None
+            await _taken(there, "rival")
+
+            await first.release()
+            third = await _taken(there)
+            assert await here.take("acme", MOST) is None
+            await second.release()
+            await third.release()
+            await _taken(here)
+            await _taken(here)
+            assert await there.take("acme", MOST) is None
+
+    run(story())
+
+
+def test_many_at_once_get_as_many_places_as_there_are(database_url: str) -> None:
+    async def story() -> None:
+        async with PostgresSlots(database_url) as here, PostgresSlots(database_url) as there:
+            asked = [slots.take("acme", 7) for slots in (here, there) for _ in range(20)]
+            found = await asyncio.gather(*asked)
+            assert len([slot for slot in found if slot is not None]) == 7
+
+    run(story())
+
+
+def test_the_places_of_a_process_that_is_gone_are_free(database_url: str) -> None:
+    async def story() -> None:
+        async with PostgresSlots(database_url) as here:
+            async with PostgresSlots(database_url) as gone:
+                await _taken(gone)
+                await _taken(gone)
+                assert await here.take("acme", MOST) is None
+            await _taken(here)
+            await _taken(here)
+
+    run(story())
+
+
+def test_places_are_taken_again_when_the_connection_was_lost(database_url: str) -> None:
+    async def story() -> None:
+        async with PostgresSlots(database_url) as here, PostgresSlots(database_url) as there:
+            await _taken(here)
+            await asyncio.to_thread(_cut, database_url)
+            await (await _taken(here, "rival")).release()  # finds out, and connects again
+            await _taken(there)
+            assert await there.take("acme", MOST) is None
+
+    run(story())
+
+
+def _cut(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'uptrail-transfer-slots' AND datname = current_database()"
+        )
