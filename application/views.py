@@ -13,7 +13,10 @@ import msgspec
 
 
 class BatchView(msgspec.Struct, kw_only=True):
-    """One batch. `counts` holds how many uploads are in each state, `uploads` their sum."""
+    """One batch. `counts` holds how many uploads are in each state, `uploads` their sum.
+
+    `pause_reason` says why the orchestrator paused it; None where a person did.
+    """
 
     id: UUID
     owner: str
@@ -21,6 +24,7 @@ class BatchView(msgspec.Struct, kw_only=True):
     state: str = "open"
     outcome: str | None = None
     paused: bool = False
+    pause_reason: str | None = None
     pipeline: str = ""
     priority: int = 0
     metadata: dict[str, str] = {}

@@ -37,6 +37,8 @@ BATCH_EVENTS = (
     BatchCompleted,
 )
 
+_RUNNING: Columns = {"paused": False, "pause_reason": None}
+
 
 def batch_columns(event: BatchEvent) -> Columns:
     """States mirror `Batch.evolve`; numbers are those that the orchestrator counted."""
@@ -56,12 +58,12 @@ def batch_columns(event: BatchEvent) -> Columns:
             return {"priority": priority}
         case BatchSealed():
             return {"state": BatchState.SEALED, "sealed_at": event.at}
-        case BatchPaused():
-            return {"paused": True}
+        case BatchPaused(reason=reason):
+            return {"paused": True, "pause_reason": text(reason) or None}
         case BatchResumed():
-            return {"paused": False}
+            return _RUNNING
         case BatchCancelled() | BatchExpired():
-            return {"state": BatchState.CANCELLING, "paused": False}
+            return {"state": BatchState.CANCELLING, **_RUNNING}
         case BatchReopened():
             return {"state": BatchState.SEALED, "outcome": None, "completed_at": None}
         case BatchCompleted():

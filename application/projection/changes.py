@@ -17,7 +17,7 @@ from domain.ids import is_part
 from domain.upload.events import AttemptStarted, UploadRegistered, UploadRejected
 from domain.webhook.events import WEBHOOK_EVENTS
 
-VERSION = 1
+VERSION = 2
 
 Table: TypeAlias = Literal["batches", "uploads", "attempts"]
 Key: TypeAlias = UUID | tuple[UUID, int]

@@ -39,6 +39,7 @@ batches = Table(
     Column("state", Text, nullable=False),
     Column("outcome", Text),
     Column("paused", Boolean, nullable=False),
+    Column("pause_reason", Text),
     Column("pipeline", Text, nullable=False),
     Column("priority", BigInteger, nullable=False),
     Column("metadata", JSONB, nullable=False),

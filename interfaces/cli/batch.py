@@ -205,6 +205,8 @@ def _row(batch: BatchView) -> tuple[object, ...]:
 
 def _describe(batch: BatchView) -> None:
     output.say(f"{batch.label or 'batch'}: {output.standing(batch)}, {batch.percent:.0f} %")
+    if batch.pause_reason:
+        output.say(f"  paused   {batch.pause_reason}")
     output.say(f"  id       {batch.id}")
     output.say(f"  owner    {batch.owner}, started by {batch.started_by}")
     output.say(f"  started  {output.moment(batch.started_at)}")

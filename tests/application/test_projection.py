@@ -312,6 +312,14 @@ def test_pausing_and_resuming_show() -> None:
     assert not batch_after(started(), BatchPaused(**AT_5), BatchResumed(**AT_5)).paused
 
 
+def test_a_pause_by_the_orchestrator_says_why_until_the_batch_goes_on() -> None:
+    paused = BatchPaused(**AT_5, reason="9 uploads failed")
+
+    assert batch_after(started(), paused).pause_reason == "9 uploads failed"
+    assert batch_after(started(), paused, BatchResumed(**AT_5)).pause_reason is None
+    assert batch_after(started(), BatchPaused(**AT_5)).pause_reason is None
+
+
 def test_a_batch_that_is_called_off_is_cancelling_and_not_paused() -> None:
     row = batch_after(started(), BatchPaused(**AT_5), BatchCancelled(**AT_5, reason="enough"))
 

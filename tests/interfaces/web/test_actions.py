@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.async_api import Page, expect
 
 from application.ports.keys import Scope
-from domain.batch.events import BatchCancelled
+from domain.batch.events import BatchCancelled, BatchPaused
 from domain.upload.events import UploadQuarantined
 from tests.interfaces.feed.stage import stage
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
@@ -96,6 +96,24 @@ def test_an_operator_retries_a_failed_upload_and_releases_a_quarantined_one(
                 await detail.get_by_role("button", name="Release").click()
                 await answer(page, "Release", "our own test file")
                 await expect(quarantined).to_contain_text("Completed")
+
+    run(story())
+
+
+def test_a_batch_that_the_orchestrator_paused_says_why(database_url: str, tmp_path: Path) -> None:
+    chromium()
+
+    async def story() -> None:
+        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+            scene = Scene(on.log, "Summer", minutes_ago=1)
+            await scene.start()
+            why = "9 uploads failed, more than 25% of those processed"
+            await scene.record(scene.id, BatchPaused(**scene.at(60), by="orchestrator", reason=why))
+            async with signed_in(browser, on, scope=Scope.OPERATOR) as page:
+                await page.goto(f"{on.address}/#/batches/{scene.id}")
+                await expect(page.get_by_text(f"Paused: {why}")).to_be_visible()
+                await page.get_by_role("button", name="Resume").click()
+                await expect(page.get_by_text(why)).to_be_hidden()
 
     run(story())
 

@@ -48,6 +48,7 @@ export class BatchPage {
     this.name = h("h1");
     this.state = chip();
     this.meta = h("p.summary");
+    this.pause = h("p.pause");
     this.actions = batchActions();
     this.bar = batchBar();
     this.percent = h("p.figure");
@@ -57,7 +58,7 @@ export class BatchPage {
     this.why = h("section.why", { "aria-label": "Failures by reason" }, h("h2", {}, "What went wrong"), this.reasons);
     this.none = h("p.empty.small");
     this.content = h("div", {},
-      h("div.heading", {}, h("div", {}, this.name, this.meta), this.state.element),
+      h("div.heading", {}, h("div", {}, this.name, this.meta, this.pause), this.state.element),
       h("section.overall", {}, this.percent, h("div.grow", {}, this.bar.element, this.size)),
       this.actions.element,
       this.why, this.filters,
@@ -101,6 +102,8 @@ export class BatchPage {
       ? `took ${duration((Date.parse(batch.completed_at) - Date.parse(batch.started_at)) / 1000)}`
       : `started ${ago(batch.started_at)}`;
     text(this.meta, `${took}, by ${batch.started_by}, pipeline ${batch.pipeline}${batch.priority ? `, priority ${batch.priority}` : ""}`);
+    this.pause.hidden = !batch.pause_reason;
+    text(this.pause, `Paused: ${batch.pause_reason ?? ""}`);
     attribute(this.meta, "title", `Started ${calendar(batch.started_at)}`);
   }
 
