@@ -8,10 +8,9 @@ from time import perf_counter
 
 import msgspec
 
-from application.errors import NotFound
+from application.errors import NotFound, Unavailable
 from application.handlers.deciding import Context
-from application.ports.event_log import EventLog
-from application.ports.webhooks import (
+from application.ports.deliveries import (
     Delivered,
     Due,
     GivenUp,
@@ -23,6 +22,7 @@ from application.ports.webhooks import (
     Unsendable,
     Verdict,
 )
+from application.ports.event_log import EventLog
 from application.webhooks.backoff import next_try
 from application.webhooks.commands import DisableWebhook
 from application.webhooks.handling import disable_webhook
@@ -98,13 +98,16 @@ class Deliverer:
         return after.next
 
     async def _try(self, due: Due) -> Tried:
-        """Whatever goes wrong on the way is a failure of this try, and of nothing else."""
+        """Whatever goes wrong on the way is a failure of this try. Raises Unavailable."""
         at, began = self._now(), perf_counter()
         delivery = due.delivery
         try:
             body = await self._teller.body(delivery)
-        except NotFound as error:
-            return Tried(Try(at=at, duration=0.0, error=f"it cannot be told: {error}"), None)
+        except Unavailable:
+            raise
+        except Exception as error:  # it stays with this delivery, where people see it
+            reason = str(error) or type(error).__name__
+            return Tried(Try(at=at, duration=0.0, error=f"it cannot be told: {reason}"), None)
         secrets = [due.secrets[secret.id] for secret in due.webhook.signing(at)]
         url = due.webhook.subscription.url
         try:

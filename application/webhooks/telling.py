@@ -11,9 +11,9 @@ import msgspec
 
 from application.envelope import Recorded
 from application.errors import NotFound
+from application.ports.deliveries import Delivery
 from application.ports.event_log import EventLog
 from application.ports.read_model import Queries
-from application.ports.webhooks import Delivery
 from application.replay import batch_as_of, upload_as_of
 from application.views import BatchView, UploadView
 from domain.event import topic_of

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from application.errors import Unavailable
-from application.ports.webhooks import Due, Outbox
+from application.ports.deliveries import Due, Outbox
 from application.webhooks.delivering import Deliverer
 from infrastructure.postgres.pool import Pool
 from infrastructure.tasks import end

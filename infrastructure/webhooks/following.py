@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -14,18 +14,16 @@ import structlog
 from application.envelope import Recorded
 from application.ports.event_log import Wakeups
 from application.webhooks.following import (
-    Origin,
     Roster,
     Telling,
     streams_of,
     telling_of,
     up_to_change,
 )
-from domain.batch.events import BatchStarted
-from domain.upload.events import UploadRegistered, UploadRejected
-from infrastructure.event_store.reading import read_firsts, read_head, read_log
+from infrastructure.event_store.reading import read_head, read_log
 from infrastructure.postgres.pool import Connection, connect
 from infrastructure.webhooks import queueing
+from infrastructure.webhooks.origins import origins_of
 from infrastructure.webhooks.rows import webhook_of
 
 ACTIVE = 0x75707472_0007  # "uptr", 7: the advisory lock of the follower that works
@@ -33,12 +31,15 @@ NAME = "webhooks"  # its row in notification_tracking
 
 EVENTS = 1000  # a round
 PACE = 0.1  # seconds between two rounds, in which events gather
+KEPT_EVERY = 1.0  # seconds at most until a place is kept behind which nothing was to be told
 STANDBY = 0.5  # seconds between two tries to take over
 LONGEST_BACKOFF = 5.0  # seconds between two tries after an error
 
-# Rows are found by their keys, also in tables that grew since they were analyzed.
+# Rows are found by their keys, also in tables that grew since they were analyzed. Commits do not
+# wait for the disk: rows and place stand or fall together, and the log is there to read again.
 _MANNERS = """
 SET enable_seqscan = off;
+SET synchronous_commit = off;
 SET idle_in_transaction_session_timeout = '10s';
 SET lock_timeout = '10s'"""
 
@@ -73,7 +74,9 @@ class Follower:
         self._bell = bell
         self._most = most
         self._now = now
-        self._position = 0
+        self._position = 0  # up to which the log was read
+        self._kept = 0  # of that, what the database knows
+        self._keep_at = 0.0
         self._roster = Roster()
 
     async def run(self) -> None:
@@ -97,7 +100,7 @@ class Follower:
         await connection.execute(_MANNERS)
         while not await _try_lock(connection):  # noqa: ASYNC110
             await asyncio.sleep(STANDBY)
-        self._position = await _tracked(connection)
+        self._position = self._kept = await _tracked(connection)
         cursor = await connection.execute("SELECT webhook FROM webhooks.endpoints")
         self._roster = Roster([webhook_of(row[0]) async for row in cursor])
 
@@ -124,18 +127,23 @@ class Follower:
         through: int,
     ) -> None:
         """One transaction: what these events lead to, and the place after them."""
-        tellings = self._roster.tell(events, await _origins(connection, streams_of(events)))
+        tellings = self._roster.tell(events, await origins_of(connection, streams_of(events)))
+        clock = asyncio.get_running_loop().time()
+        if change is None and not tellings and clock < self._keep_at:
+            self._position = through
+            return
         at = self._now()
         async with connection.transaction():
-            if await _tracked(connection, lock=True) != self._position:
-                raise Displaced(f"the place is not {self._position} any more")
+            if await _tracked(connection, lock=True) != self._kept:
+                raise Displaced(f"the place is not {self._kept} any more")
             rest = await self._within_bounds(connection, tellings)
             if change is not None:
                 rest += [asked] if (asked := telling_of(change)) else []
                 await queueing.save(connection, self._roster.apply(change), change, at)
             await queueing.put(connection, rest, at)
             await connection.execute(_REACHED, (through, NAME))
-        self._position = through
+        self._position = self._kept = through
+        self._keep_at = clock + KEPT_EVERY
         if rest or change is not None:
             self._bell.set()
 
@@ -159,24 +167,6 @@ class Follower:
             await queueing.note_missed(connection, webhook, len(positions), positions[0] - 1)
             _log.error("webhook_events_missed", webhook=str(webhook), count=len(positions))
         return kept
-
-
-async def _origins(connection: Connection, streams: Collection[UUID]) -> dict[UUID, Origin]:
-    """What each of these streams belongs to, by its first event and that of its batch."""
-    batch_of = {
-        recorded.stream: recorded.event.batch
-        if isinstance(recorded.event, UploadRegistered | UploadRejected)
-        else recorded.stream
-        for recorded in await read_firsts(connection, streams)
-    }
-    origins: dict[UUID, Origin] = {}
-    for recorded in await read_firsts(connection, set(batch_of.values())):
-        event = recorded.event
-        if isinstance(event, BatchStarted):
-            origins[recorded.stream] = Origin(
-                recorded.stream, event.owner, event.label, event.notify
-            )
-    return {stream: origins[batch] for stream, batch in batch_of.items() if batch in origins}
 
 
 async def _tracked(connection: Connection, *, lock: bool = False) -> int:

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
-from application.ports.webhooks import (
-    After,
-    Delivered,
-    Delivery,
-    DeliveryState,
-    Due,
-    GivenUp,
-    Try,
-    TryAgain,
-    Verdict,
-)
-from infrastructure.postgres.pool import Connection, Pool
-from infrastructure.webhooks.rows import DELIVERY, delivery_of, jsonb, reached, webhook_of
+from application.ports.deliveries import After, Due, Try, TryAgain, Verdict
+from infrastructure.postgres.pool import Pool
+from infrastructure.webhooks.lanes import FREE, heads, note_health, record, release
+from infrastructure.webhooks.rows import reached
 
 PER_WEBHOOK = 4  # lanes of a webhook that are told at once; a few more by several processes
 WHILE_FAILING = 1  # likewise, of one whose last delivery failed
@@ -51,37 +41,10 @@ UPDATE webhooks.lanes l SET lease = %(lease)s, due_at = %(until)s
 FROM picked WHERE l.webhook = picked.webhook AND l.lane = picked.lane
 RETURNING l.webhook, l.lane"""  # noqa: S608
 
-_HEADS = f"""
-SELECT {DELIVERY}, e.webhook,
-  (SELECT coalesce(jsonb_object_agg(s.id, s.secret), '{{}}') FROM webhooks.secrets s
-   WHERE s.webhook = e.id)
-FROM unnest(%s::uuid[], %s::uuid[]) AS taken (webhook, lane)
-JOIN webhooks.endpoints e ON e.id = taken.webhook AND (e.enabled OR taken.lane = e.id)
-CROSS JOIN LATERAL (
-  SELECT * FROM webhooks.deliveries p
-  WHERE p.webhook = taken.webhook AND p.lane = taken.lane AND p.state = 'pending'
-  ORDER BY p.position LIMIT 1) d"""  # noqa: S608
-
 _HOLD = """SELECT 1 FROM webhooks.lanes
 WHERE webhook = %s AND lane = %s AND lease = %s FOR UPDATE"""
 
-_RECORD = """UPDATE webhooks.deliveries SET state = %s, attempts = attempts + 1, failures = %s,
-  next_at = %s, ended_at = %s, last = %s
-WHERE webhook = %s AND position = %s"""
-
-_WELL = """UPDATE webhooks.health SET failing_since = NULL
-WHERE webhook = %s AND failing_since IS NOT NULL"""
-
-_ILL = """INSERT INTO webhooks.health AS h (webhook, failing_since, last_error) VALUES (%s, %s, %s)
-ON CONFLICT (webhook) DO UPDATE SET last_error = EXCLUDED.last_error,
-  failing_since = coalesce(h.failing_since, EXCLUDED.failing_since)
-RETURNING failing_since"""
-
 _KEEP = "UPDATE webhooks.lanes SET due_at = %s WHERE webhook = %s AND lane = %s"
-_FREE = "UPDATE webhooks.lanes SET lease = NULL, due_at = %s WHERE webhook = %s AND lane = %s"
-_DROP = "DELETE FROM webhooks.lanes WHERE webhook = %s AND lane = %s"
-_NEXT = """SELECT next_at FROM webhooks.deliveries
-WHERE webhook = %s AND lane = %s AND state = 'pending' ORDER BY position LIMIT 1"""
 
 
 class PostgresOutbox:
@@ -99,12 +62,12 @@ class PostgresOutbox:
             taken = await cursor.fetchall()
             if not taken:
                 return []
-            heads = await _heads(connection, lease, taken)
-            found = {(due.delivery.webhook, due.delivery.lane) for due in heads}
+            first = await heads(connection, lease, taken)
+            found = {(due.delivery.webhook, due.delivery.lane) for due in first}
             for webhook, lane in taken:
                 if (webhook, lane) not in found:
-                    await _release(connection, webhook, lane, at)
-            return heads
+                    await release(connection, webhook, lane, at)
+            return first
 
     async def settle(
         self, due: Due, tried: Try, verdict: Verdict, *, at: datetime, go_on: bool
@@ -116,14 +79,12 @@ class PostgresOutbox:
             held = await connection.execute(_HOLD, (webhook, lane, due.lease), prepare=True)
             if await held.fetchone() is None:
                 return None
-            await _record(connection, delivery, tried, verdict, at)
-            failing_since = await _note_health(connection, delivery, tried, verdict, at)
-            if isinstance(verdict, TryAgain):
-                await connection.execute(_FREE, (verdict.at, webhook, lane))
-                return After(None, failing_since)
-            ahead = await _heads(connection, due.lease, [(webhook, lane)]) if go_on else []
+            await record(connection, delivery, tried, verdict, at)
+            failing_since = await note_health(connection, delivery, tried, verdict, at)
+            go_on &= not isinstance(verdict, TryAgain)
+            ahead = await heads(connection, due.lease, [(webhook, lane)]) if go_on else []
             if not ahead or (ahead[0].delivery.next_at or at) > at:
-                await _release(connection, webhook, lane, at)
+                await release(connection, webhook, lane, at)
                 return After(None, failing_since)
             await connection.execute(_KEEP, (at + self._lease, webhook, lane))
             return After(ahead[0], failing_since)
@@ -135,63 +96,4 @@ class PostgresOutbox:
                 async with connection.transaction():
                     held = await connection.execute(_HOLD, (webhook, lane, due.lease))
                     if await held.fetchone() is not None:
-                        await connection.execute(_FREE, (at, webhook, lane))
-
-
-async def _heads(
-    connection: Connection, lease: UUID, lanes: Sequence[tuple[Any, ...]]
-) -> list[Due]:
-    """The first delivery of each of these lanes that has one and may be used."""
-    webhooks, names = [lane[0] for lane in lanes], [lane[1] for lane in lanes]
-    cursor = await connection.execute(_HEADS, (webhooks, names), prepare=True)
-    return [
-        Due(
-            lease=lease,
-            delivery=delivery_of(row),
-            webhook=webhook_of(row[-2]),
-            secrets={UUID(id): text for id, text in row[-1].items()},
-        )
-        for row in await cursor.fetchall()
-    ]
-
-
-async def _record(
-    connection: Connection, delivery: Delivery, tried: Try, verdict: Verdict, at: datetime
-) -> None:
-    failures = delivery.failures + 1
-    match verdict:
-        case Delivered():
-            values: tuple[object, ...] = (DeliveryState.DELIVERED, 0, None, at)
-        case GivenUp():
-            values = (DeliveryState.FAILED, failures, None, at)
-        case TryAgain(at=next_at):
-            values = (DeliveryState.PENDING, failures, next_at, None)
-    subject = (jsonb(tried), delivery.webhook, delivery.position)
-    await connection.execute(_RECORD, (*values, *subject), prepare=True)
-
-
-async def _note_health(
-    connection: Connection, delivery: Delivery, tried: Try, verdict: Verdict, at: datetime
-) -> datetime | None:
-    """Since when the webhook has done nothing but fail; a failed test says nothing of that."""
-    if isinstance(verdict, Delivered):
-        await connection.execute(_WELL, (delivery.webhook,), prepare=True)
-        return None
-    if delivery.is_test:
-        return None
-    cursor = await connection.execute(_ILL, (delivery.webhook, at, tried.error), prepare=True)
-    row = await cursor.fetchone()
-    return row[0] if row else None
-
-
-async def _release(connection: Connection, webhook: UUID, lane: UUID, at: datetime) -> None:
-    """The lane is gone if nothing is left in it; else its next turn comes after those of others.
-
-    The caller holds its row: what is queued meanwhile makes it anew.
-    """
-    cursor = await connection.execute(_NEXT, (webhook, lane), prepare=True)
-    row = await cursor.fetchone()
-    if row is None:
-        await connection.execute(_DROP, (webhook, lane), prepare=True)
-    else:
-        await connection.execute(_FREE, (max(at, row[0] or at), webhook, lane), prepare=True)
+                        await connection.execute(FREE, (at, webhook, lane))

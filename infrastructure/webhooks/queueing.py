@@ -9,7 +9,7 @@ from uuid import UUID
 from application.envelope import Recorded
 from application.webhooks.following import Telling
 from domain.webhook.aggregate import Webhook
-from domain.webhook.events import WebhookEnabled
+from domain.webhook.events import WebhookChanged, WebhookEnabled
 from infrastructure.postgres.pool import Connection
 from infrastructure.webhooks.rows import jsonb
 
@@ -24,7 +24,7 @@ _REMOVE = (
     "DELETE FROM webhooks.secrets WHERE webhook = %s",
 )
 
-_HOPE = "DELETE FROM webhooks.health WHERE webhook = %s"
+_HOPE = "UPDATE webhooks.health SET failing_since = NULL WHERE webhook = %s"
 _HURRY = """UPDATE webhooks.deliveries SET next_at = NULL
 WHERE webhook = %s AND state = 'pending' AND next_at IS NOT NULL"""
 _WAKE = "UPDATE webhooks.lanes SET due_at = %s WHERE webhook = %s AND lease IS NULL"
@@ -59,6 +59,8 @@ async def save(connection: Connection, webhook: Webhook, change: Recorded, at: d
     await connection.execute(_SAVE, values)
     if isinstance(change.event, WebhookEnabled):
         await connection.execute(_HOPE, (webhook.id,))
+    if isinstance(change.event, WebhookEnabled | WebhookChanged):
+        # Somebody did something about it: there is no reason to wait for the next try.
         await connection.execute(_HURRY, (webhook.id,))
         await connection.execute(_WAKE, (at, webhook.id))
 

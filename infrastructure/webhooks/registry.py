@@ -10,8 +10,9 @@ from uuid import UUID, uuid4
 import msgspec
 
 from application.errors import NotFound
+from application.ports.deliveries import Delivery, DeliveryState
 from application.ports.read_model import BadCursor, Page
-from application.ports.webhooks import Delivery, DeliveryState, NewSecret, Standing
+from application.ports.webhooks import NewSecret, Standing
 from domain.webhook.aggregate import Webhook
 from infrastructure.outbound.signing import new_secret
 from infrastructure.postgres.pool import Pool

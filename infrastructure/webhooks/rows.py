@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import PoolTimeout
 
 from application.errors import Unavailable
-from application.ports.webhooks import Delivery, DeliveryState, Try
+from application.ports.deliveries import Delivery, DeliveryState, Try
 from domain.webhook.aggregate import Webhook
 from infrastructure.postgres.pool import Connection, Pool
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import aiohttp
 
-from application.ports.webhooks import MAX_EXCERPT, Reply, Unsendable
+from application.ports.deliveries import MAX_EXCERPT, Reply, Unsendable
 from infrastructure.outbound.requests import Outbound, PrivateAddress
 from infrastructure.outbound.signing import key_of, signed
 

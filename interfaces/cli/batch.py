@@ -25,7 +25,12 @@ Limit = Annotated[int, Parameter(validator=Number(gte=1))]
 
 @app.command
 def start(
-    *, label: str = "", pipeline: str = "default", priority: int = 0, common: Common | None = None
+    *,
+    label: str = "",
+    pipeline: str = "default",
+    priority: int = 0,
+    notify: str | None = None,
+    common: Common | None = None,
 ) -> None:
     """Start an empty batch, and print its id.
 
@@ -37,9 +42,13 @@ def start(
         What happens to each file.
     priority
         Batches of a higher one are released to the workers first.
+    notify
+        Id or address of a webhook that is told on request.
     """
     common = common or Common()
     options = {"label": label, "pipeline": pipeline, "priority": priority}
+    if notify is not None:
+        options["notify"] = notify
 
     async def run(client: Client) -> UUID:
         return (await client.start_batch(options, key=uuid4().hex)).id

@@ -47,7 +47,7 @@ def show(
     Parameters
     ----------
     id
-        Of an upload, or of a batch: then with everything about its uploads.
+        Of an upload, of a batch (then with everything about its uploads), or of a webhook.
     limit
         How many events at most.
     """
@@ -90,17 +90,17 @@ def export(*, after: int = 0, to: Path | None = None, common: Common | None = No
 
 
 async def events_of(client: Client, id: str | UUID, *, limit: int = 0) -> AsyncIterator[Event]:
-    """The history of an upload, or of a batch with this id. Raises Refusal."""
-    kind = "uploads"
-    try:
-        await client.upload(id)
-    except Refusal as refusal:
-        if refusal.status != 404:
-            raise
-        kind = "batches"
-    path = f"/v1/{kind}/{id}/history"
-    async for event in client.pages(path, Event, {}, limit=limit, cursor="after"):
-        yield event
+    """The history of the upload, batch or webhook with this id. Raises Refusal."""
+    kinds = ("uploads", "webhooks", "batches")
+    for kind in kinds:
+        path = f"/v1/{kind}/{id}/history"
+        try:
+            async for event in client.pages(path, Event, {}, limit=limit, cursor="after"):
+                yield event
+            return
+        except Refusal as refusal:
+            if refusal.status != 404 or kind == kinds[-1]:
+                raise
 
 
 def tell(events: list[Event]) -> None:

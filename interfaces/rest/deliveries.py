@@ -6,8 +6,8 @@ import msgspec
 from aiohttp import web
 
 from application.errors import NotFound
+from application.ports.deliveries import DeliveryState
 from application.ports.read_model import BadCursor
-from application.ports.webhooks import DeliveryState
 from interfaces.rest.access import require, webhook_of
 from interfaces.rest.answers import PageAnswer, json_answer
 from interfaces.rest.bodies import json_body

@@ -7,7 +7,8 @@ from uuid import UUID
 
 import msgspec
 
-from application.ports.webhooks import Delivery, Standing, Try
+from application.ports.deliveries import Delivery, Try
+from application.ports.webhooks import Standing
 from domain.webhook.aggregate import Webhook
 
 

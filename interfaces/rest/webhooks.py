@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import msgspec
 from aiohttp import web
 
@@ -12,15 +10,14 @@ from application.ports.webhooks import Standing
 from application.webhooks import commands, handling
 from domain.errors import Fault, Faulty
 from domain.file import control_character
-from domain.webhook.aggregate import Webhook
 from domain.webhook.subscription import Subscription, url_problem
 from interfaces.rest.access import require, webhook_of
 from interfaces.rest.answers import PageAnswer, json_answer
 from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import ChangedWebhook, NewWebhook
 from interfaces.rest.idempotency import context_of
-from interfaces.rest.params import LONGEST_WAIT, Query, id_in
-from interfaces.rest.problems import RETRY_SOON, Problem
+from interfaces.rest.params import Query, id_in
+from interfaces.rest.problems import Problem
 from interfaces.rest.routes import OPERATORS, Operation
 from interfaces.rest.starting import owner_of
 from interfaces.rest.webhook_answers import (
@@ -28,12 +25,11 @@ from interfaces.rest.webhook_answers import (
     WebhookAnswer,
     webhook_answer,
 )
+from interfaces.rest.webhook_lists import reflected, seen, shown
 from interfaces.services import SERVICES, Services
 
 MOST_WEBHOOKS = 50  # of one owner
-SEEN_WITHIN = 2.0  # seconds at most until a new webhook is in the lists
 LIST = ("cursor", "limit", "min_position")
-LOOK = 0.02  # seconds between two looks at that
 
 _new = msgspec.json.Decoder(NewWebhook)
 _changed = msgspec.json.Decoder(ChangedWebhook)
@@ -70,7 +66,7 @@ async def listing(request: web.Request) -> web.Response:
     """The webhooks of the owner, newest first; an admin sees those of every owner."""
     principal = require(request, *OPERATORS)
     services, query = request.app[SERVICES], Query(request, LIST)
-    await _reflected(services, query.integer("min_position", 0))
+    await reflected(services, query.integer("min_position", 0))
     page = await services.webhooks.all(
         owner=principal.sees,
         cursor=query.text("cursor"),
@@ -120,36 +116,6 @@ async def remove(request: web.Request) -> web.Response:
     removed = await handling.remove_webhook(services.log, command, context_of(request))
     await seen(services, removed.position)
     return web.Response(status=204)
-
-
-async def shown(request: web.Request, webhook: Webhook) -> WebhookAnswer:
-    """The webhook, and how it fares."""
-    services = request.app[SERVICES]
-    standings = await services.webhooks.standings([webhook.id])
-    return webhook_answer(webhook, standings.get(webhook.id, Standing()), services.now())
-
-
-async def seen(services: Services, position: int) -> None:
-    """Returns once lists show what was recorded there, or after a little while all the same."""
-    await _reached(services, position, SEEN_WITHIN)
-
-
-async def _reflected(services: Services, position: int) -> None:
-    """Raises a 504 Problem where lists do not show this position within a few seconds."""
-    if not await _reached(services, position, LONGEST_WAIT):
-        detail = f"position {position} is not reflected yet"
-        raise Problem(504, "position_not_reached", detail, headers=RETRY_SOON)
-
-
-async def _reached(services: Services, position: int, within: float) -> bool:
-    """Whether lists show this position, at the latest after so many seconds."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + within
-    while await services.webhooks.position() < position:
-        if loop.time() > end:
-            return False
-        await asyncio.sleep(LOOK)
-    return True
 
 
 def _require_reachable(url: str, services: Services) -> None:

@@ -12,13 +12,15 @@ from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
 from aiohttp import web
+from msgspec.structs import replace
 from standardwebhooks.webhooks import Webhook as Verifier
 
 from application.envelope import Append, Recorded, Write
 from application.handlers.deciding import Context
-from application.ports.webhooks import Delivery, DeliveryState
+from application.ports.deliveries import Delivery, DeliveryState
 from application.webhooks.commands import (
     AddWebhook,
+    ChangeWebhook,
     EnableWebhook,
     RemoveWebhook,
     RequestTest,
@@ -27,6 +29,7 @@ from application.webhooks.commands import (
 from application.webhooks.delivering import Deliverer
 from application.webhooks.handling import (
     add_webhook,
+    change_webhook,
     enable_webhook,
     remove_webhook,
     request_test,
@@ -231,6 +234,12 @@ class Office:
         command = EnableWebhook(webhook=hook.id)
         await self.followed((await enable_webhook(self.log, command, self.context())).position)
 
+    async def change(self, hook: Hook, url: str) -> None:
+        """The same webhook at another address."""
+        known = (await self.log.webhook(hook.id)).subscription
+        command = ChangeWebhook(webhook=hook.id, subscription=replace(known, url=url))
+        await self.followed((await change_webhook(self.log, command, self.context())).position)
+
     async def remove(self, hook: Hook) -> None:
         command = RemoveWebhook(webhook=hook.id)
         await self.followed((await remove_webhook(self.log, command, self.context())).position)
@@ -258,14 +267,14 @@ class Office:
         arrived = FileReceived(at=begun.at, by=ALICE, size=100, blob=f"uploads/{id}")
         return await self.record(id, begun, arrived, UploadCompleted(at=begun.at, by=ALICE))
 
-    async def many_uploads(self, batch: UUID, count: int) -> None:
-        """So many uploads that came to a good end, in one append."""
+    async def many_uploads(self, batch: UUID, count: int) -> int:
+        """So many uploads that came to a good end, in one append; the position of the last."""
         writes = []
         for n in range(count):
             begun = registered(batch=batch, path=str(n))
             done = UploadCompleted(at=begun.at, by=ALICE)
             writes.append(Write(upload_id_for(batch, str(n)), 0, (begun, done)))
-        await self.log.append(Append(tuple(writes)))
+        return (await self.log.append(Append(tuple(writes)))).position
 
     async def complete(self, batch: UUID) -> int:
         ended = BatchCompleted(

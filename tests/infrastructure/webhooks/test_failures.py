@@ -271,3 +271,38 @@ def test_nothing_leaves_for_a_private_address(database_url: str, host: str) -> N
             assert receiver.requests == []
 
     play(database_url, story)
+
+
+def test_a_new_address_is_tried_at_once(database_url: str) -> None:
+    async def story(office: Office) -> None:
+        async with receiving(always(404)) as wrong, receiving() as right:
+            hook = await office.hook(wrong.url)
+            await office.open()
+            position = await office.complete(await office.batch())
+            await office.tried(hook, position, 1)
+            await office.change(hook, right.url)
+            await office.ended(hook, position)
+
+            assert (wrong.positions, right.positions) == ([position], [position])
+
+    play(database_url, story)
+
+
+def test_what_cannot_be_told_fails_by_itself_and_stays_visible(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreadable(*_: object) -> bytes:
+        raise ValueError("position 7: no event has the topic 'x'")
+
+    async def story(office: Office) -> None:
+        async with receiving() as receiver:
+            hook = await office.hook(receiver.url)
+            monkeypatch.setattr(office.teller, "body", unreadable)
+            await office.open()
+            tried = await office.tried(hook, await office.complete(await office.batch()), 1)
+
+            assert tried.last is not None
+            assert tried.last.error == "it cannot be told: position 7: no event has the topic 'x'"
+            assert receiver.requests == []
+
+    play(database_url, story)
