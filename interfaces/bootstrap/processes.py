@@ -18,13 +18,14 @@ import structlog
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.postgres.pool import make_pool
 from infrastructure.settings import Settings
+from interfaces.bootstrap.checking import reach_us
 from interfaces.bootstrap.database import Database, open_database
 from interfaces.bootstrap.door import Door, announced
 from interfaces.bootstrap.exit import leave_at_once
+from interfaces.bootstrap.invitation import Ready, invite
 from interfaces.bootstrap.manager import tell_manager
 from interfaces.bootstrap.member import Member, Order
 from interfaces.bootstrap.role import Role
-from interfaces.bootstrap.serving import Ready, invite
 from interfaces.bootstrap.stopping import signals
 from interfaces.bootstrap.supervision import Work, cancel, first_end, supervise
 
@@ -51,7 +52,12 @@ async def serve_in_processes(
         async with make_pool(database.url, name="parent", max_size=1) as pool:
             login = await invite(PostgresKeys(pool), settings, door)
         metrics = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="uptrail-metrics-")))
-        given = msgspec.structs.replace(settings, database_url=database.url)
+        given = msgspec.structs.replace(
+            settings,
+            database_url=database.url,
+            # The process that tells services and receivers of it does not answer itself.
+            public_url=reach_us(settings, roles) or None,
+        )
         members = _members(given, roles, door, metrics)
 
         def at_once() -> None:

@@ -10,40 +10,15 @@ from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.postgres.presence import Presence, Standing
 from infrastructure.read_model import projector
 from infrastructure.read_model.rebuild import ensure_current
-from infrastructure.settings import Settings
-from infrastructure.settings_fields import BadSetting
 from infrastructure.sweeping import running as sweeping
 from infrastructure.sweeping.standings import PostgresStandings
 from interfaces.bootstrap import webhooks
+from interfaces.bootstrap.checking import reach_us
 from interfaces.bootstrap.parts import Parts
 from interfaces.bootstrap.role import Role
 from interfaces.bootstrap.supervision import Work
 
 ORPHAN_AGE = 3600.0  # seconds after which bytes that no event names are nobody's
-
-
-def check(settings: Settings, roles: Sequence[Role]) -> None:
-    """Raises BadSetting for pipelines that the worker of this process could not run."""
-    if Role.WORKER in roles:
-        from infrastructure.processors.checking import check_pipelines
-        from infrastructure.processors.registry import known_options
-
-        check_pipelines(settings.pipelines, known_options())
-        steps = [step for pipeline in settings.pipelines.values() for step in pipeline.steps]
-        if any(step.processor == "http" for step in steps) and not _reachable(settings, roles):
-            raise BadSetting("public_url must be set: `http` steps tell services to answer there")
-
-
-def _reachable(settings: Settings, roles: Sequence[Role]) -> bool:
-    """Whether services can find the API: where we were told, or on this machine."""
-    here = Role.API in roles and settings.port and settings.host in ("127.0.0.1", "localhost")
-    return bool(settings.public_url or here)
-
-
-def _reach_us(settings: Settings, roles: Sequence[Role]) -> str:
-    """The address that messages link to; empty, for links without a host, where none is known."""
-    here = f"http://{settings.host}:{settings.port}" if _reachable(settings, roles) else ""
-    return settings.public_url or here
 
 
 def works_of(parts: Parts, roles: Sequence[Role]) -> dict[str, Work]:
@@ -55,7 +30,7 @@ def works_of(parts: Parts, roles: Sequence[Role]) -> dict[str, Work]:
         works["projector"] = lambda: _project(parts)
         works["orchestrator"] = lambda: _orchestrate(parts, standing)
         works["sweeper"] = lambda: _sweep(parts)
-        works |= webhooks.works_of(parts, _reach_us(parts.services.settings, roles))
+        works |= webhooks.works_of(parts, reach_us(parts.services.settings, roles))
     if Role.WORKER in roles:
         works["worker"] = lambda: _work(parts, standing)
     return works

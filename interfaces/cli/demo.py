@@ -29,7 +29,7 @@ from interfaces.cli.uploading import Job, Report
 from interfaces.cli.uploading import upload as run_job
 
 if TYPE_CHECKING:
-    from interfaces.bootstrap.serving import Ready
+    from interfaces.bootstrap.invitation import Ready
 
 LOG = "demo.log"
 

@@ -11,9 +11,9 @@ from functools import partial
 import structlog
 
 from infrastructure.telemetry.logging import configure_logging
+from interfaces.bootstrap.alone import keep
 from interfaces.bootstrap.member import UP, Order, read_order
 from interfaces.bootstrap.parts import open_parts
-from interfaces.bootstrap.serving import keep
 from interfaces.bootstrap.stopping import signals
 from interfaces.cli.errors import Exit
 from interfaces.cli.main import guarded

@@ -19,7 +19,7 @@ from interfaces.cli.options import Place
 from interfaces.cli.running import run_fast
 
 if TYPE_CHECKING:
-    from interfaces.bootstrap.serving import Ready
+    from interfaces.bootstrap.invitation import Ready
 
 YOUNG_OBJECTS = 10_000  # allocated and not freed, before the youngest are looked through
 

@@ -15,8 +15,9 @@ import structlog
 
 from infrastructure.settings import Settings
 from infrastructure.telemetry.logging import configure_logging
+from interfaces.bootstrap.invitation import Ready
 from interfaces.bootstrap.role import ALL_ROLES
-from interfaces.bootstrap.serving import Ready, serve
+from interfaces.bootstrap.serving import serve
 from tests.support import run
 
 PATIENCE = 60.0  # seconds for a server to come up or to end

@@ -12,8 +12,8 @@ import pytest
 from application.pipeline import Pipeline, Step
 from infrastructure.settings import Settings
 from infrastructure.settings_fields import BadSetting
+from interfaces.bootstrap.checking import check
 from interfaces.bootstrap.role import ALL_ROLES, Role
-from interfaces.bootstrap.roles import check
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 

@@ -1,0 +1,33 @@
+"""What is judged before a server starts: settings that cannot work are told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from infrastructure.settings import Settings
+from infrastructure.settings_fields import BadSetting
+from interfaces.bootstrap.role import Role
+
+
+def check(settings: Settings, roles: Sequence[Role]) -> None:
+    """Raises BadSetting for pipelines that the worker of this process could not run."""
+    if Role.WORKER in roles:
+        from infrastructure.processors.checking import check_pipelines
+        from infrastructure.processors.registry import known_options
+
+        check_pipelines(settings.pipelines, known_options())
+        steps = [step for pipeline in settings.pipelines.values() for step in pipeline.steps]
+        if any(step.processor == "http" for step in steps) and not _reachable(settings, roles):
+            raise BadSetting("public_url must be set: `http` steps tell services to answer there")
+
+
+def _reachable(settings: Settings, roles: Sequence[Role]) -> bool:
+    """Whether services can find the API: where we were told, or on this machine."""
+    here = Role.API in roles and settings.port and settings.host in ("127.0.0.1", "localhost")
+    return bool(settings.public_url or here)
+
+
+def reach_us(settings: Settings, roles: Sequence[Role]) -> str:
+    """The address that messages link to; empty, for links without a host, where none is known."""
+    here = f"http://{settings.host}:{settings.port}" if _reachable(settings, roles) else ""
+    return settings.public_url or here
