@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from collections import Counter
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -46,6 +49,20 @@ def test_every_module_opens_with_a_docstring() -> None:
     ]
 
     assert silent == []
+
+
+def test_a_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
+    """As an image installs it: the development checkout finds its files whatever a wheel lacks."""
+    ours = {str(p.relative_to(ROOT)) for p in tracked() if p.relative_to(ROOT).parts[0] in PACKAGES}
+    for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    options = ["--no-index", "--no-build-isolation", "--no-deps", "--quiet", "-w", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(tmp_path)], check=True)
+
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        assert ours - set(opened.namelist()) == set()
 
 
 def test_every_advisory_lock_has_a_number_of_its_own() -> None:
