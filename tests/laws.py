@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from application.envelope import Recorded
+from domain.batch.events import BatchEvent
 from domain.event import Event, topic_of
 from domain.upload.events import UploadEvent
 
@@ -90,7 +91,7 @@ def obeyed(log: Sequence[Recorded]) -> Standing:
         if isinstance(first, UploadEvent):
             standing.uploads[stream] = _upload(history)
             standing.batch_of[stream] = first.batch
-        else:
+        elif isinstance(first, BatchEvent):  # of webhooks, the order is all there is to say
             standing.batches[stream] = _walk(history, _BATCH)
             standing.outcomes[stream] = _outcome(history)
     _verdicts(log, standing)

@@ -36,10 +36,13 @@ STANDBY = 0.5  # seconds between two tries to take over
 LONGEST_BACKOFF = 5.0  # seconds between two tries after an error
 
 # Rows are found by their keys, also in tables that grew since they were analyzed. Commits do not
-# wait for the disk: rows and place stand or fall together, and the log is there to read again.
+# wait for the disk: rows and place stand or fall together, and the log is there to read again. A
+# follower that stands still must not keep the others from following: one that lives asks every
+# second.
 _MANNERS = """
 SET enable_seqscan = off;
 SET synchronous_commit = off;
+SET idle_session_timeout = '10s';
 SET idle_in_transaction_session_timeout = '10s';
 SET lock_timeout = '10s'"""
 

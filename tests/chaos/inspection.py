@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, LiteralString
 
 from application.envelope import Recorded
+from domain.event import topic_of
 from domain.upload.events import UploadRegistered
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
@@ -15,11 +16,13 @@ from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.verify import verify
 from tests.chaos.customers import Job
 from tests.chaos.plant import Plant
+from tests.chaos.receiver import EVENTS, Receiver
 from tests.chaos.sender import Sender
 from tests.laws import Broken, Standing, obeyed
 
 PAGE = 20_000  # events
 QUIET = 30.0  # seconds for queue and tables to be as they should, once all batches have ended
+TELLING = 180.0  # seconds for the webhook: a deliverer that was killed keeps its lease so long
 MOST_CONNECTIONS = 70  # of six processes: 12 of a pool, and those they have one of each
 
 _JOBS = "SELECT status::text, count(*) FROM procrastinate_jobs WHERE status <> 'failed' GROUP BY 1"
@@ -30,7 +33,7 @@ SELECT count(*), count(*) FILTER (WHERE state LIKE 'idle in transaction%') FROM 
 WHERE application_name LIKE 'uptrail-%'"""
 
 
-async def inspect(plant: Plant, jobs: Sequence[Job]) -> Counter[str]:
+async def inspect(plant: Plant, jobs: Sequence[Job], receiver: Receiver) -> Counter[str]:
     """How many uploads ended in each state, once everything about them was found to be right."""
     url = plant.url
     async with (
@@ -44,6 +47,7 @@ async def inspect(plant: Plant, jobs: Sequence[Job]) -> Counter[str]:
         for job in jobs:
             total += _check_job(job, standing, events)
         await _until_quiet(pool, standing, {r.stream: r.version for r in events})
+        await _until_told(events, receiver)
         verification = await verify(url, log)
         assert verification.sound, verification
     return total
@@ -104,6 +108,21 @@ async def _unquiet(pool: Any, standing: Standing, versions: dict[Any, int]) -> s
     if connections > MOST_CONNECTIONS or holding:
         return f"{connections} connections, {holding} of them in a transaction"
     return ""
+
+
+async def _until_told(events: Sequence[Recorded], receiver: Receiver) -> None:
+    """Each event that the webhook chose was told at least once, and in the order of its batch."""
+    deadline = asyncio.get_running_loop().time() + TELLING
+    due = {recorded.position for recorded in events if topic_of(recorded.event) in EVENTS}
+    while untold := due - {heard.position for heard in receiver.heard}:
+        if asyncio.get_running_loop().time() > deadline:
+            raise Broken(f"the webhook was never told of the events at {sorted(untold)[:20]}")
+        await asyncio.sleep(0.2)
+    first_told = dict.fromkeys(receiver.heard)
+    for batch in {heard.batch for heard in first_told}:
+        told = [heard.position for heard in first_told if heard.batch == batch]
+        if told != sorted(told):
+            raise Broken(f"the webhook was told of batch {batch} in the order {told}")
 
 
 async def _rows(pool: Any, query: LiteralString) -> list[tuple[Any, ...]]:

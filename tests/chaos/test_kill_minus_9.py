@@ -15,6 +15,7 @@ from tests.chaos.assault import DEAD_AFTER, under_assault
 from tests.chaos.customers import Customer, Job
 from tests.chaos.inspection import check_bytes, inspect
 from tests.chaos.plant import Plant, plant
+from tests.chaos.receiver import EVENTS, listening
 from tests.chaos.sender import Sender
 from tests.support import run
 
@@ -25,6 +26,8 @@ IMPATIENT = {
     "worker_heartbeat": "0.5",
     "worker_dead_after": str(DEAD_AFTER),
     "step_progress_interval": "0.1",
+    "webhook_timeout": "2",
+    "allow_private_addresses": "true",
     "retry_policy": '{"attempts": 5, "first_delay": 0.1, "longest_delay": 1.0}',
     "pipelines": '{"default": {"steps": [{"processor": "checksum"}, {"processor": "linger"}]}}',
 }
@@ -35,11 +38,14 @@ IMPATIENT = {
 def test_nothing_is_lost_stuck_or_done_twice_whatever_is_killed(tmp_path: Path) -> None:
     seed = int(os.environ.get("CHAOS_SEED", str(time.time_ns() % 2**32)))
     print(f"CHAOS_SEED={seed} CHAOS_SECONDS={SECONDS:g}")
-    with plant(tmp_path, **IMPATIENT) as running:
+    with plant(tmp_path, **IMPATIENT) as running, listening(seed) as receiver:
         try:
+            hook = {"url": receiver.url, "events": EVENTS}
+            Sender(running, random.Random(seed)).ask("POST", "/v1/webhooks", hook)
             jobs, blows = besieged(running, seed)
             print(f"{sum(blows.values())} blows: {blows}; {len(jobs)} batches")
-            print(run(inspect(running, jobs)))
+            print(run(inspect(running, jobs, receiver)))
+            print(f"{len(receiver.heard)} messages, {len(set(receiver.heard))} of them different")
             check_bytes(Sender(running, random.Random(seed)), jobs)
         except BaseException:
             print(running.logs())
