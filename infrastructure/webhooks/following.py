@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from uuid import UUID
@@ -157,7 +156,7 @@ class Follower:
         kept: list[Telling] = []
         rooms = {
             webhook: await queueing.room(connection, webhook, self._most)
-            for webhook in Counter(telling.webhook for telling in tellings)
+            for webhook in {telling.webhook for telling in tellings}
         }
         missed: dict[UUID, list[int]] = {}
         for telling in tellings:

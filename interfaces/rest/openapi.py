@@ -15,6 +15,7 @@ from interfaces.rest.answers import POSITION
 from interfaces.rest.idempotency import HEADER
 from interfaces.rest.problems import CONTENT_TYPE, ProblemDocument
 from interfaces.rest.routes import Operation
+from interfaces.rest.webhook_messages import MESSAGES, described_webhooks
 
 DOCUMENT: web.AppKey[bytes] = web.AppKey("openapi", bytes)
 
@@ -49,7 +50,7 @@ def describe(app: web.Application, operations: Sequence[Operation]) -> None:
 
 def openapi(operations: Sequence[Operation]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of these operations."""
-    types = [*_types(operations), ProblemDocument]
+    types = [*_types(operations), ProblemDocument, *MESSAGES]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     schema_of = dict(zip(map(repr, types), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -62,6 +63,7 @@ def openapi(operations: Sequence[Operation]) -> dict[str, Any]:
         "servers": [{"url": "/"}],
         "security": [{"key": []}, {"session": []}],
         "paths": paths,
+        "webhooks": described_webhooks(schema_of),
         "components": {
             "schemas": components,
             "securitySchemes": {

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from application.ports.keys import Scope
 from domain.webhook.subscription import TOLD
+from interfaces.rest.webhook_messages import HEADERS, BatchMessage, UploadMessage
 from tests.infrastructure.webhooks.office import Receiver, always, open_office, receiving
 from tests.interfaces.rest.server import Answer, Server, serving
 from tests.support import eventually, run
@@ -296,5 +298,30 @@ def test_what_waits_is_measured(database_url: str, tmp_path: Path) -> None:
                 )
 
             await eventually(measured)
+
+    run(story())
+
+
+def test_messages_are_what_the_description_says(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(database_url, tmp_path) as all:
+            await all.add(events=["batch.started", "upload.rejected", "batch.sealed"])
+            started = await all.server.batch("a")
+            path = f"/v1/batches/{started.json['id']}"
+            await all.server.post(f"{path}/uploads", json=[{"path": "../x"}])
+            await all.server.post(f"{path}/seal")
+            await eventually(lambda: len(all.receiver.requests) == 3)
+            document = (await all.server.get("/openapi.json")).json
+
+            assert set(document["webhooks"]) == set(TOLD)
+            for request in all.receiver.requests:
+                kind = request.json["type"].split(".")[0]
+                message = BatchMessage if kind == "batch" else UploadMessage
+                decoded: Any = msgspec.json.decode(request.body, type=message)
+                assert decoded.data.links.batch.endswith(path)
+                schemas = document["components"]["schemas"]
+                shown = schemas["BatchView" if kind == "batch" else "Upload"]["properties"]
+                assert set(request.json["data"][kind]) == set(shown)
+                assert set(HEADERS) <= set(request.headers)
 
     run(story())
