@@ -4,10 +4,14 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import aiohttp
+import psycopg
 import pytest
 from msgspec.structs import replace
 
@@ -169,6 +173,30 @@ def test_what_a_replacement_left_aside_is_removed(tmp_path: Path) -> None:
 def impatient(settings: Settings) -> Iterator[LiveServer]:
     with whole_server(replace(settings, upload_expiry=1.0)) as live:
         yield live
+
+
+def test_each_byte_puts_the_expiry_off_and_a_question_does_not(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def said(server: Server, method: str, location: str, **more: Any) -> datetime:
+        headers = {**BYTES, "Upload-Offset": "0"} if method == "PATCH" else TUS
+        async with server.client.request(method, location, headers=headers, **more) as answer:
+            return parsedate_to_datetime(answer.headers["Upload-Expires"])
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path, upload_expiry=24 * HOUR) as server:
+            now, location = server.services.now(), await server.create(10)
+            await catch_up(database_url, server.services.log)
+            with psycopg.connect(database_url) as past:
+                past.execute(
+                    "UPDATE read_model.uploads SET updated_at = updated_at - interval '9 hours'"
+                )
+            left = await said(server, "HEAD", location) - now
+            assert timedelta(hours=14) < left < timedelta(hours=16)
+            left = await said(server, "PATCH", location, data=b"01234") - now
+            assert timedelta(hours=23) < left < timedelta(hours=25)
+
+    run(story())
 
 
 def test_an_upload_that_nobody_goes_on_with_expires(impatient: LiveServer) -> None:
