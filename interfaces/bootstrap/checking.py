@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from infrastructure.settings import Settings
@@ -10,7 +11,10 @@ from interfaces.bootstrap.role import Role
 
 
 def check(settings: Settings, roles: Sequence[Role]) -> None:
-    """Raises BadSetting for pipelines that the worker of this process could not run."""
+    """Raises BadSetting for pipelines that the worker of this process could not run, and for
+    several processes where none can inherit a socket."""
+    if settings.processes > 1 and sys.platform == "win32":
+        raise BadSetting("processes must be 1 on Windows")
     if Role.WORKER in roles:
         from infrastructure.processors.checking import check_pipelines
         from infrastructure.processors.registry import known_options

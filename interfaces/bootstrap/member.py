@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
+import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
 from infrastructure.settings import Settings
@@ -24,6 +25,11 @@ from interfaces.bootstrap.supervision import NeverUp
 COMMAND = (sys.executable, "-P", "-m", "interfaces.cli.member")
 METRICS = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
 UP = b"up\n"
+ALIVE = b"alive\n"
+SIGN = 5.0  # seconds between two signs of life
+SILENT = 60.0  # seconds without one, after which a process is stuck
+
+_log = structlog.get_logger(__name__)
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -113,11 +119,22 @@ class Member:
         return own | ({METRICS: str(self._metrics)} if self._door else {})
 
     async def _listen(self, process: Process) -> None:
-        """Until the process says that it is up; what it says later is passed over."""
+        """Hears that the process is up, and that it lives. One that is stuck is killed: the kernel
+        would go on giving it its share of the connections."""
         assert process.stdout is not None
-        while line := await process.stdout.readline():
-            if line == UP:
-                self.up.set()
+        up = False
+        try:
+            while True:
+                async with asyncio.timeout(SILENT if up else None):
+                    line = await process.stdout.readline()
+                if not line:
+                    return
+                if line == UP:
+                    up = True
+                    self.up.set()
+        except TimeoutError:
+            _log.error("process_stuck", process=self.name, pid=process.pid, silent_for=SILENT)
+            self.kill()
 
     def _forget(self, process: Process) -> None:
         """Requests that a dead process was answering are not under way any more."""

@@ -41,13 +41,17 @@ def choose(folder: Path | None) -> Chosen:
 
 
 def demo_settings(settings: Settings, chosen: Chosen) -> Settings:
-    """The given settings with a pipeline `demo`: the default one, with a rehearsed failure."""
+    """The given settings with a pipeline `demo`: the default one, with a rehearsed failure.
+
+    One process: it shows itself at work.
+    """
     rehearse = Step(
         processor="rehearse", options={"fail_first_attempt_of": [_literally(chosen.rehearsed)]}
     )
     pipeline = Pipeline(steps=(*DEFAULT_PIPELINE.steps, rehearse))
     return replace(
         settings,
+        processes=1,
         pipelines={**settings.pipelines, "demo": pipeline},
         retry_policy=RetryPolicy(first_delay=2.0),
     )

@@ -6,13 +6,15 @@ import asyncio
 import os
 import socket
 import sys
+from contextlib import suppress
 from functools import partial
 
 import structlog
 
+from infrastructure.tasks import end
 from infrastructure.telemetry.logging import configure_logging
 from interfaces.bootstrap.alone import keep
-from interfaces.bootstrap.member import UP, Order, read_order
+from interfaces.bootstrap.member import ALIVE, SIGN, UP, Order, read_order
 from interfaces.bootstrap.parts import open_parts
 from interfaces.bootstrap.stopping import signals
 from interfaces.cli.errors import Exit
@@ -38,9 +40,19 @@ async def _serve(order: Order) -> None:
     loop = asyncio.get_running_loop()
     loop.add_reader(sys.stdin.fileno(), partial(_orphaned, loop, stopping))
     sockets = [socket.socket(fileno=number) for number in order.sockets]
+    living: list[asyncio.Task[None]] = []
+
+    def up() -> None:
+        stop_revisiting()
+        os.write(sys.stdout.fileno(), UP)
+        living.append(asyncio.create_task(_live(), name="signs-of-life"))
+
     with signals(stopping):
         async with open_parts(order.settings) as parts:
-            await keep(parts, order.roles, sockets, _tell, stopping)
+            try:
+                await keep(parts, order.roles, sockets, up, stopping)
+            finally:
+                await end(*living)
 
 
 def _orphaned(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
@@ -49,9 +61,12 @@ def _orphaned(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
     stopping.set()
 
 
-def _tell() -> None:
-    stop_revisiting()
-    os.write(sys.stdout.fileno(), UP)
+async def _live() -> None:
+    """Says again and again that this process is not stuck; a parent that is gone does not hear."""
+    with suppress(BrokenPipeError):
+        while True:
+            await asyncio.sleep(SIGN)
+            os.write(sys.stdout.fileno(), ALIVE)
 
 
 if __name__ == "__main__":

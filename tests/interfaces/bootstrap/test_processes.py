@@ -17,8 +17,6 @@ import psutil
 import pytest
 
 from infrastructure.settings import Settings
-from interfaces.bootstrap.member import Order, read_order
-from interfaces.bootstrap.role import ALL_ROLES
 from interfaces.cli.options import running_in
 from tests.conftest import Databases
 from tests.interfaces.bootstrap.test_serving import process, wait_for
@@ -320,9 +318,3 @@ def test_processes_are_asked_for_where_something_answers() -> None:
 
     assert ended.returncode == 2
     assert "--processes counts those that answer on the port" in ended.stderr
-
-
-def test_an_order_arrives_as_it_was_given(tmp_path: Path) -> None:
-    order = Order("api-1", Settings(data_dir=tmp_path, processes=3), ALL_ROLES, (7, 8))
-
-    assert read_order(order.line()) == order
