@@ -6,7 +6,7 @@ import argparse
 import os
 import platform
 
-from benchmarks import appends, bundles, control, processing, projection, takeover, uploads
+from benchmarks import appends, bundles, control, growth, processing, projection, takeover, uploads
 from benchmarks.measure import Ratio, table
 
 BENCHMARKS = {
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "small-files": uploads.small_files,
     "bundles": bundles.run,
     "processed": processing.run,
+    "growth": growth.run,
     "one-stream": uploads.one_stream,
     "takeover": takeover.run,
 }

@@ -142,7 +142,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         bool, Meta(description="whether `http` steps and webhooks may go to private addresses")
     ] = False
     worker_concurrency: Annotated[Count, Meta(description="uploads one worker runs at once")] = 16
-    uploads_per_job: Annotated[Count, Meta(description="most uploads that travel in one job")] = 20
+    uploads_per_job: Annotated[Count, Meta(description="most uploads that travel in one job")] = 50
     worker_heartbeat: Annotated[
         Seconds, Meta(description="time between two signs of life of a worker")
     ] = 2.0

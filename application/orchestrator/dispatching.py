@@ -24,9 +24,10 @@ class Job(msgspec.Struct, frozen=True):
 def into_jobs(released: Sequence[Member], *, workers: int, most: int) -> list[Job]:
     """Jobs of up to `most` uploads, and of fewer where that gives every worker something.
 
-    The order of the jobs is that of the first upload of each: fair, if `released` is.
+    The order of the jobs is that of the first upload of each: fair, if `released` is. To a worker
+    that is alone, fewer and larger jobs are less work: it runs the uploads of a job side by side.
     """
-    share = -(-len(released) // (2 * max(1, workers)))
+    share = -(-len(released) // (2 * workers)) if workers > 1 else len(released)
     limit = max(1, min(most, share))
     filling: dict[UUID, list[Member]] = {}
     jobs: list[list[Member]] = []

@@ -11,6 +11,7 @@ from application.errors import Unavailable, Undetermined
 from application.ports.event_log import EventLog
 
 TOGETHER = 100  # writes of one append
+LINGER = 0.005  # seconds in which writes gather: attempts of small files end close together
 
 
 class _Waiting(NamedTuple):
@@ -19,7 +20,7 @@ class _Waiting(NamedTuple):
 
 
 class Scribe:
-    """Takes single writes, and gives the log all that have gathered since its last answer.
+    """Takes single writes, and gives the log all that have gathered in a moment.
 
     Every write keeps its own expected version and gets its own answer: one that is refused
     does not take the others with it. As many wait as there are attempts under way.
@@ -44,7 +45,7 @@ class Scribe:
     async def _write_all(self) -> None:
         try:
             while self._waiting:
-                await asyncio.sleep(0)  # lets those speak who have something to say just now
+                await asyncio.sleep(LINGER)
                 most = min(TOGETHER, len(self._waiting))
                 await self._write([self._waiting.popleft() for _ in range(most)])
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 import psycopg
@@ -11,7 +11,7 @@ from psycopg_pool import PoolTimeout
 from application.errors import Unavailable
 from application.ports.jobs import Cleared
 from domain.upload.aggregate import Upload
-from infrastructure.event_store.arrays import bigints, uuids
+from infrastructure.event_store.arrays import uuids
 from infrastructure.event_store.codec import CODEC
 from infrastructure.event_store.folding import Aggregate, fold
 from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS, decode_snapshot
@@ -30,11 +30,13 @@ ORDER BY originator_id, originator_version DESC"""
 
 # Stream by stream along the index, also while the planner takes the log for a small table.
 _EVENTS = """
-SELECT wanted.id, later.topic, later.state
-FROM unnest(%s, %s) AS wanted (id, after)
+SELECT wanted.id, later.originator_version, later.topic, later.state
+FROM unnest(%s::uuid[]) AS wanted (id)
 CROSS JOIN LATERAL (
     SELECT originator_version, topic, state FROM stored_events
-    WHERE originator_id = wanted.id AND originator_version > wanted.after
+    WHERE originator_id = wanted.id AND originator_version > coalesce(
+        (SELECT max(originator_version) FROM stored_snapshots
+         WHERE originator_id = wanted.id AND topic = ANY(%s)), 0)
     ORDER BY originator_version OFFSET 0) AS later
 ORDER BY wanted.id, later.originator_version"""
 
@@ -53,25 +55,30 @@ class PostgresClearance:
             raise Unavailable(f"the database cannot be reached: {error}") from error
 
     async def _cleared(self, connection: Connection, uploads: Sequence[UUID]) -> Sequence[Cleared]:
-        cursor = await connection.execute(_RUNNING, (uuids(uploads),), prepare=True)
-        due_at: dict[UUID, int | None] = dict(await cursor.fetchall())
-        loaded = await _load(connection, [upload for upload in uploads if upload in due_at])
-        return [Cleared(upload, retry_due=due_at[upload.id] == upload.version) for upload in loaded]
+        ids, topics = uuids(uploads), list(SNAPSHOT_TOPICS)
+        running, events, snapshots = (connection.cursor(binary=True) for _ in range(3))
+        async with connection.pipeline():
+            await running.execute(_RUNNING, (ids,), prepare=True)
+            await events.execute(_EVENTS, (ids, topics), prepare=True)
+            # After the events: a snapshot that was taken meanwhile is then newer, not missing.
+            await snapshots.execute(_SNAPSHOTS, (ids, topics), prepare=True)
+        due_at: dict[UUID, int | None] = dict(await running.fetchall())
+        known = _folded(await snapshots.fetchall(), await events.fetchall())
+        loaded = [known.get(upload) for upload in uploads if upload in due_at]
+        return [
+            Cleared(upload, retry_due=due_at[upload.id] == upload.version)
+            for upload in loaded
+            if isinstance(upload, Upload)
+        ]
 
 
-async def _load(connection: Connection, ids: Sequence[UUID]) -> list[Upload]:
-    """The uploads as of now, in the order asked for."""
-    snapshots = await connection.execute(
-        _SNAPSHOTS, (uuids(ids), list(SNAPSHOT_TOPICS)), prepare=True
-    )
-    known: dict[UUID, Aggregate] = {
-        id: decode_snapshot(state) for id, state in await snapshots.fetchall()
-    }
-    after = [known[id].version if id in known else 0 for id in ids]
-    events = connection.cursor(binary=True)
-    await events.execute(_EVENTS, (uuids(ids), bigints(after)), prepare=True)
-    for id, topic, state in await events.fetchall():
-        event, _ = CODEC.decode(topic, state)
-        known[id] = fold(id, known.get(id), event)
-    loaded = [known.get(id) for id in ids]
-    return [upload for upload in loaded if isinstance(upload, Upload)]
+def _folded(
+    snapshots: Iterable[tuple[UUID, bytes]], events: Iterable[tuple[UUID, int, str, bytes]]
+) -> dict[UUID, Aggregate]:
+    """The aggregates as of now."""
+    known: dict[UUID, Aggregate] = {id: decode_snapshot(state) for id, state in snapshots}
+    for id, version, topic, state in events:
+        before = known.get(id)
+        if before is None or version > before.version:
+            known[id] = fold(id, before, CODEC.decode(topic, state)[0])
+    return known

@@ -10,7 +10,7 @@ from application.orchestrator.members import Followed, Member
 from domain.batch.state import Outcome
 from infrastructure.jobs.rows import MEMBER, followed_of, member_of
 from infrastructure.jobs.selection import BATCHES, CHUNK
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.pool import Connection, Cursor
 
 # Batches share the chunk, so that a large one does not hold up the end of the others. What the
 # workers have comes first: that is what somebody who cancels wants to see stopped.
@@ -37,12 +37,16 @@ AND NOT EXISTS (SELECT FROM orchestration.members m WHERE m.batch = b.batch
 LIMIT {BATCHES}"""  # noqa: S608
 
 
-async def called_off(connection: Connection) -> list[tuple[Member, Outcome | None, str]]:
-    """Unfinished uploads of batches that were cancelled or that expired, and why that was."""
-    cursor = await connection.execute(_CALLED_OFF, prepare=True)
+async def ask_called_off(connection: Connection) -> Cursor:
+    """Unfinished uploads of batches that were cancelled or that expired; for `called_off`."""
+    return await connection.execute(_CALLED_OFF, prepare=True)
+
+
+async def called_off(asked: Cursor) -> list[tuple[Member, Outcome | None, str]]:
+    """These uploads, and why it was."""
     return [
         (member_of(row), Outcome(row[11]) if row[11] else None, row[12])
-        for row in await cursor.fetchall()
+        for row in await asked.fetchall()
     ]
 
 

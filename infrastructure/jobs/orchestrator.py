@@ -17,7 +17,6 @@ from application.ports.event_log import EventLog, Wakeups
 from infrastructure.jobs.leadership import Deposed, take_the_lead
 from infrastructure.jobs.queue import Dispatch
 from infrastructure.jobs.round import Done, run_round
-from infrastructure.jobs.selection import next_count
 from infrastructure.postgres.pool import Connection, connect
 from infrastructure.settings import Settings
 
@@ -105,9 +104,9 @@ class Orchestrator:
             self._position = done.position
             checked = now if check else checked
             if not behind:
-                await self._rest(connection, done, asyncio.get_running_loop().time() - now)
+                await self._rest(done, asyncio.get_running_loop().time() - now)
 
-    async def _rest(self, connection: Connection, done: Done, worked: float) -> None:
+    async def _rest(self, done: Done, worked: float) -> None:
         """Until something happens, a count is due, or it is time to look for the lost.
 
         A round that `worked` for long finds much to do next time: what it cost is then shared
@@ -117,8 +116,8 @@ class Orchestrator:
             return
         await asyncio.sleep(min(max(PACE, worked), LONGEST_PACE))
         patience = CHECK
-        if due := await next_count(connection, self._settings.batch_progress_interval):
-            patience = min(patience, (due - self._now()).total_seconds())
+        if done.count_due is not None:
+            patience = min(patience, (done.count_due - self._now()).total_seconds())
         if patience > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience):

@@ -8,7 +8,7 @@ from uuid import UUID
 from application.orchestrator.members import Member
 from infrastructure.jobs.rows import MEMBER, member_of
 from infrastructure.jobs.selection import CHUNK
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.pool import Connection, Cursor
 
 BATCHES = 10  # batches a round that share the chunk
 
@@ -41,13 +41,17 @@ async def begin(connection: Connection, batches: Iterable[UUID]) -> None:
         await connection.execute(_BEGIN, (wanted, _NOWHERE), prepare=True)
 
 
-async def go_on(connection: Connection) -> dict[UUID, list[Member]]:
+async def ask_pending(connection: Connection) -> Cursor:
+    """Whether there is anything to go on with; for `go_on`."""
+    return await connection.execute(_PENDING, prepare=True)
+
+
+async def go_on(connection: Connection, asked: Cursor) -> dict[UUID, list[Member]]:
     """The next failed uploads of each batch, in the order of their ids; none: it is done.
 
     Going by the ids, an upload is met once for each request: one that fails again stays failed.
     """
-    cursor = await connection.execute(_PENDING, prepare=True)
-    if not (pending := await cursor.fetchall()):
+    if not await asked.fetchone():
         return {}
     await connection.execute(_FORGET, prepare=True)
     cursor = await connection.execute(_PENDING, prepare=True)

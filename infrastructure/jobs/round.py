@@ -27,7 +27,8 @@ from domain.event import Event
 from domain.upload.state import UploadState
 from infrastructure.event_store.writing import write_group
 from infrastructure.jobs import ending, retrying, rows, selection
-from infrastructure.jobs.leadership import require_position, track
+from infrastructure.jobs.leadership import require_position
+from infrastructure.jobs.looking import Look, look
 from infrastructure.jobs.queue import Dispatch
 from infrastructure.postgres.pool import Connection
 from infrastructure.settings import Settings
@@ -52,25 +53,26 @@ class Plan(msgspec.Struct):
 
     `steps` are recorded as far as the log allows; `stranded` uploads get a new job as they are;
     `clean` batches have been counted; those that are `retrying` have yet to be, and those that
-    are `expiring` are not.
+    are `expiring` are not. `workers` is how many there are to share the work.
     """
 
+    workers: int
     steps: list[Step] = []
     stranded: dict[UUID, Member] = {}
     clean: list[Followed] = []
     retrying: set[UUID] = set()
     expiring: set[UUID] = set()
 
-    @property
-    def sends_work(self) -> bool:
-        return bool(self.stranded) or any(step.needs_job for step in self.steps)
-
 
 class Done(msgspec.Struct, frozen=True):
-    """Where the round ended, and whether it left more to do than it could take on."""
+    """Where the round ended, and whether it left more to do than it could take on.
+
+    `count_due` is when the next count of some batch is.
+    """
 
     position: int
     more: bool
+    count_due: datetime | None
 
 
 async def run_round(
@@ -94,43 +96,36 @@ async def run_round(
         await require_position(connection, position)
         changes = await _follow(connection, events)
         through = events[-1].position if events else position
-        await track(connection, through)
-        plan = Plan()
-        await _call_off(connection, plan, at)
-        await _retry_failed(connection, plan, at)
+        seen = await look(connection, changes, settings, through=through, at=at)
+        plan = Plan(workers=await selection.count_workers(seen.workers))
+        await _call_off(seen, plan, at)
+        await _retry_failed(connection, seen, plan, at)
         if check or changes.resumed:
             sure = None if changes.resumed else suspects
             await _find_lost(connection, plan, settings, at, sure)
         if check:
             await _expire(connection, plan, settings, at)
         _try_again(plan, changes)
-        await _release(connection, plan, settings, at)
-        await _settle(connection, plan, settings, through, at)
-        await _carry_out(connection, dispatch, plan, settings.uploads_per_job)
-    return Done(through, len(plan.steps) >= selection.CHUNK)
+        await _release(seen, plan, at)
+        await _settle(connection, seen, plan, through, at)
+        due = await _carry_out(connection, dispatch, plan, settings)
+    return Done(through, len(plan.steps) >= selection.CHUNK, due)
 
 
 async def _follow(connection: Connection, events: Sequence[Recorded]) -> Changes:
     if not events:
         return Changes()
-    uploads, batches = streams_of(events)
-    members = await rows.load_members(connection, uploads)
-    batches |= {member.batch for member in members.values()}
-    changes = follow(events, members, await rows.load_batches(connection, batches))
-    await rows.save_batches(connection, changes.batches.values())
-    await rows.save_members(connection, changes.members.values())
-    await retrying.begin(connection, changes.again)
-    return changes
+    return follow(events, *await rows.load(connection, *streams_of(events)))
 
 
-async def _call_off(connection: Connection, plan: Plan, at: datetime) -> None:
-    for member, outcome, reason in await ending.called_off(connection):
+async def _call_off(seen: Look, plan: Plan, at: datetime) -> None:
+    for member, outcome, reason in await ending.called_off(seen.called_off):
         plan.steps.append(Step(member, call_off(member, outcome, reason, at=at)))
 
 
-async def _retry_failed(connection: Connection, plan: Plan, at: datetime) -> None:
+async def _retry_failed(connection: Connection, seen: Look, plan: Plan, at: datetime) -> None:
     """The next failed uploads of batches that are retried; each is met once per request."""
-    for batch, failed in (await retrying.go_on(connection)).items():
+    for batch, failed in (await retrying.go_on(connection, seen.pending)).items():
         plan.retrying.add(batch)
         plan.steps.extend(Step(member, try_again(member, at=at)) for member in failed)
 
@@ -166,15 +161,15 @@ def _try_again(plan: Plan, changes: Changes) -> None:
         plan.stranded[upload] = changes.members[upload]
 
 
-async def _release(connection: Connection, plan: Plan, settings: Settings, at: datetime) -> None:
-    for member in await selection.ready(connection, settings):
+async def _release(seen: Look, plan: Plan, at: datetime) -> None:
+    for member in await selection.ready(seen.ready):
         plan.steps.append(Step(member, release(member, at=at), needs_job=True))
 
 
 async def _settle(
-    connection: Connection, plan: Plan, settings: Settings, through: int, at: datetime
+    connection: Connection, seen: Look, plan: Plan, through: int, at: datetime
 ) -> None:
-    looked = await selection.to_settle(connection, settings.batch_progress_interval, at)
+    looked = await selection.to_settle(seen.to_settle)
     tallies = await rows.tally(connection, looked) if looked else {}
     for id, (batch, due, pending) in looked.items():
         if id in plan.expiring:
@@ -186,9 +181,10 @@ async def _settle(
             plan.clean.append(batch.cleaned())
 
 
-async def _carry_out(connection: Connection, dispatch: Dispatch, plan: Plan, most: int) -> None:
-    """Records the steps; only what the log accepted has consequences."""
-    workers = await selection.count_workers(connection) if plan.sends_work else 0
+async def _carry_out(
+    connection: Connection, dispatch: Dispatch, plan: Plan, settings: Settings
+) -> datetime | None:
+    """Records the steps; only what the log accepted has consequences. When the next count is."""
     answers: Sequence[Appended | ApplicationError] = ()
     if plan.steps:
         answers = await write_group(connection, [step.append for step in plan.steps])
@@ -202,7 +198,8 @@ async def _carry_out(connection: Connection, dispatch: Dispatch, plan: Plan, mos
     stranded = list(plan.stranded.values())
     travelling += [member for member in stranded if member.state is UploadState.QUEUED]
     waiting = [member for member in stranded if member.state is UploadState.RETRY_SCHEDULED]
-    jobs = into_jobs(travelling, workers=workers, most=most) + retries(waiting)
+    jobs = into_jobs(travelling, workers=plan.workers, most=settings.uploads_per_job)
+    jobs += retries(waiting)
     carriers = await dispatch.defer(connection, jobs)
     changed = [member for member, _ in members] + stranded
     saved = [replace(m, job=carriers.get(m.upload, m.job)) for m in changed]
@@ -210,6 +207,8 @@ async def _carry_out(connection: Connection, dispatch: Dispatch, plan: Plan, mos
         await rows.save_members(connection, saved)
         await rows.save_batches(connection, [*batches, *plan.clean])
         await selection.mark_dirty(connection, {member.batch for member, _ in members})
+        due = await selection.ask_next_count(connection, settings.batch_progress_interval)
+    return await selection.next_count(due)
 
 
 def _evolved(

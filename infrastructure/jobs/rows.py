@@ -14,6 +14,7 @@ from application.orchestrator.members import Followed, Member, Tally
 from domain.batch.events import BatchProgressed
 from domain.batch.state import BatchState, Outcome, percent_of
 from domain.upload.state import UploadState
+from infrastructure.event_store.arrays import uuids
 from infrastructure.postgres.pool import Connection
 
 MEMBER = "m.upload, m.batch, m.owner, m.state, m.version, m.size, m.received, m.attempt, m.worker, "
@@ -21,7 +22,11 @@ MEMBER += "m.retry_at, m.job"
 
 _MEMBERS = f"SELECT {MEMBER} FROM orchestration.members m WHERE m.upload = ANY(%s)"  # noqa: S608
 
-_BATCHES = "SELECT * FROM orchestration.batches WHERE batch = ANY(%s)"
+# The batches named, and those of the uploads.
+_BATCHES = """
+SELECT * FROM orchestration.batches WHERE batch IN (
+  SELECT unnest(%s::uuid[])
+  UNION SELECT m.batch FROM orchestration.members m WHERE m.upload = ANY(%s))"""
 
 _SAVE_MEMBERS = """
 INSERT INTO orchestration.members
@@ -50,10 +55,18 @@ SELECT batch, state, count(*),
 FROM orchestration.members WHERE batch = ANY(%s) GROUP BY batch, state"""
 
 
-async def load_members(connection: Connection, uploads: Iterable[UUID]) -> Members:
-    """Those of these uploads that are known."""
-    cursor = await connection.execute(_MEMBERS, (list(uploads),), prepare=True, binary=True)
-    return {row[0]: member_of(row) for row in await cursor.fetchall()}
+async def load(
+    connection: Connection, uploads: Iterable[UUID], batches: Iterable[UUID]
+) -> tuple[Members, Batches]:
+    """Those of these uploads and batches that are known, and the batches of the uploads."""
+    ids = uuids(uploads)
+    async with connection.pipeline():
+        found = connection.cursor(binary=True)
+        await found.execute(_MEMBERS, (ids,), prepare=True)
+        theirs = connection.cursor(row_factory=dict_row)
+        await theirs.execute(_BATCHES, (uuids(batches), ids), prepare=True)
+    members = {row[0]: member_of(row) for row in await found.fetchall()}
+    return members, {row["batch"]: followed_of(row) for row in await theirs.fetchall()}
 
 
 def member_of(row: Sequence[Any]) -> Member:
@@ -76,7 +89,7 @@ def member_of(row: Sequence[Any]) -> Member:
 async def save_members(connection: Connection, members: Iterable[Member]) -> None:
     if rows := [_columns_of(member) for member in members]:
         columns = [list(column) for column in zip(*rows, strict=True)]
-        await connection.execute(_SAVE_MEMBERS, columns)
+        await connection.execute(_SAVE_MEMBERS, columns, prepare=True)
 
 
 def _columns_of(member: Member) -> tuple[object, ...]:
@@ -94,13 +107,6 @@ def _columns_of(member: Member) -> tuple[object, ...]:
         member.retry_at,
         member.job,
     )
-
-
-async def load_batches(connection: Connection, batches: Iterable[UUID]) -> Batches:
-    """Those of these batches that are known."""
-    async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(_BATCHES, (list(batches),), prepare=True)
-        return {row["batch"]: followed_of(row) for row in await cursor.fetchall()}
 
 
 def followed_of(row: dict[str, Any]) -> Followed:
@@ -140,10 +146,9 @@ def _progress_of(row: dict[str, Any]) -> BatchProgressed | None:
 
 
 async def save_batches(connection: Connection, batches: Iterable[Followed]) -> None:
-    rows = [_row_of(batch) for batch in batches]
-    if rows:
-        async with connection.cursor() as cursor:
-            await cursor.executemany(_SAVE_BATCH, rows)
+    """One statement each, which is little to somebody who has opened a pipeline."""
+    for batch in batches:
+        await connection.execute(_SAVE_BATCH, _row_of(batch), prepare=True)
 
 
 def _row_of(batch: Followed) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from psycopg.rows import dict_row
+from psycopg import AsyncCursor
+from psycopg.rows import DictRow, dict_row
 
 from application.orchestrator.members import Followed, Member
 from infrastructure.jobs.queue import TASK
 from infrastructure.jobs.rows import MEMBER, followed_of, member_of
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.pool import Connection, Cursor
 from infrastructure.settings import Settings
 
 CHUNK = 500  # uploads a round that are released, called off, or retried
@@ -58,15 +59,17 @@ _UNFINISHED = """('registered', 'transferring', 'received',
 _DUE = """coalesce(b.progressed_at, b.started_at)
     + make_interval(secs => %(interval)s * greatest(1, b.uploads / 10000.0))"""
 
-# A batch whose last upload ended, or whose first began again, does not wait for its turn. One
-# unfinished upload tells; an EXISTS would have the planner gather all of them, of all batches.
+# A batch whose last upload ended, or whose first began again, does not wait for its turn. What was
+# called off is not retried. One unfinished upload tells; an EXISTS would have the planner gather
+# all of them, of all batches.
 _TO_SETTLE = f"""
 SELECT b.*, looked.due, looked.retrying
 FROM orchestration.batches b CROSS JOIN LATERAL (
   SELECT {_DUE} <= %(at)s AS due,
     (SELECT true FROM orchestration.members m
      WHERE m.batch = b.batch AND m.state IN {_UNFINISHED} LIMIT 1) AS unfinished,
-    (SELECT true FROM orchestration.retries r WHERE r.batch = b.batch) IS NOT NULL AS retrying
+    b.state IN ('open', 'sealed')
+      AND EXISTS (SELECT FROM orchestration.retries r WHERE r.batch = b.batch) AS retrying
 ) looked
 WHERE b.dirty AND (looked.due
   OR (b.state IN ('sealed', 'cancelling') AND looked.unfinished IS NULL)
@@ -98,13 +101,16 @@ _MARK_DIRTY = "UPDATE orchestration.batches SET dirty = true WHERE batch = ANY(%
 _WORKERS = "SELECT count(*) FROM procrastinate_workers"
 
 
-async def ready(connection: Connection, settings: Settings) -> list[Member]:
+async def ask_ready(connection: Connection, settings: Settings) -> Cursor:
     """The next uploads to release: in turn among owners, then by priority, then among batches."""
     per_batch, per_owner = settings.in_flight_per_batch, settings.in_flight_per_owner
     windows = {"per_batch": per_batch, "per_owner": per_owner}
     steps = {"batch_step": max(1, per_batch // 4), "owner_step": max(1, per_owner // 4)}
-    cursor = await connection.execute(_READY, {**windows, **steps}, prepare=True)
-    return [member_of(row) for row in await cursor.fetchall()]
+    return await connection.execute(_READY, {**windows, **steps}, prepare=True)
+
+
+async def ready(asked: Cursor) -> list[Member]:
+    return [member_of(row) for row in await asked.fetchall()]
 
 
 class ToSettle(NamedTuple):
@@ -115,18 +121,26 @@ class ToSettle(NamedTuple):
     retrying: bool
 
 
-async def to_settle(connection: Connection, interval: float, at: datetime) -> dict[UUID, ToSettle]:
+async def ask_to_settle(
+    connection: Connection, interval: float, at: datetime
+) -> AsyncCursor[DictRow]:
     """Batches to look at; a count is due `interval` seconds after the last."""
-    async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(_TO_SETTLE, {"interval": interval, "at": at}, prepare=True)
-        rows = await cursor.fetchall()
+    cursor = connection.cursor(row_factory=dict_row)
+    return await cursor.execute(_TO_SETTLE, {"interval": interval, "at": at}, prepare=True)
+
+
+async def to_settle(asked: AsyncCursor[DictRow]) -> dict[UUID, ToSettle]:
+    rows = await asked.fetchall()
     return {row["batch"]: ToSettle(followed_of(row), row["due"], row["retrying"]) for row in rows}
 
 
-async def next_count(connection: Connection, interval: float) -> datetime | None:
+async def ask_next_count(connection: Connection, interval: float) -> Cursor:
     """When the next count of some batch is due; None where all have been counted."""
-    cursor = await connection.execute(_NEXT_DUE, {"interval": interval}, prepare=True)
-    row = await cursor.fetchone()
+    return await connection.execute(_NEXT_DUE, {"interval": interval}, prepare=True)
+
+
+async def next_count(asked: Cursor) -> datetime | None:
+    row = await asked.fetchone()
     return row[0] if row else None
 
 
@@ -143,9 +157,13 @@ async def lost(connection: Connection) -> list[Member]:
     return [member_of(row) for row in await cursor.fetchall()]
 
 
-async def count_workers(connection: Connection) -> int:
-    cursor = await connection.execute(_WORKERS, prepare=True)
-    row = await cursor.fetchone()
+async def ask_workers(connection: Connection) -> Cursor:
+    """How many workers there are."""
+    return await connection.execute(_WORKERS, prepare=True)
+
+
+async def count_workers(asked: Cursor) -> int:
+    row = await asked.fetchone()
     return int(row[0]) if row else 0
 
 

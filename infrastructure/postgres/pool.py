@@ -7,11 +7,12 @@ import select
 from collections.abc import Coroutine
 from typing import Any, TypeAlias, TypeVar
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 Connection: TypeAlias = AsyncConnection[TupleRow]
+Cursor: TypeAlias = AsyncCursor[TupleRow]
 T = TypeVar("T")
 
 CONNECT_TIMEOUT = 10  # seconds

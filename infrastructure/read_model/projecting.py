@@ -19,6 +19,8 @@ _POSITION = "SELECT notification_id FROM notification_tracking WHERE application
 _VERSION = "SELECT version FROM projections WHERE name = %s"
 _REACHED = "UPDATE notification_tracking SET notification_id = %s WHERE application_name = %s"
 
+_TELL = "SELECT pg_notify(%s, %s)"
+
 _MANNERS = """
 SET synchronous_commit = off;
 SET enable_seqscan = off;
@@ -87,10 +89,12 @@ async def _write(connection: Connection, target: Target, after: int, folded: Fol
             return False
         if target.live:
             await _require_version(connection)
-        missing = await write_rows(connection, target, folded)
-        await connection.execute(_REACHED, (folded.position, target.name))
-        if target.live:
-            await connection.execute("SELECT pg_notify(%s, %s)", (READ_MODEL, str(folded.position)))
+        async with connection.pipeline():
+            written = await write_rows(connection, target, folded)
+            await connection.execute(_REACHED, (folded.position, target.name))
+            if target.live:
+                await connection.execute(_TELL, (READ_MODEL, str(folded.position)))
+    missing = sum(rows.missing for rows in written)
     if missing and target.live:
         # The rest goes on; `uptrail verify` names the rows, a rebuild brings them back.
         _log.error("read_model_rows_missing", rows=missing, after=after, upto=folded.position)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 from sqlalchemy import Column
@@ -16,27 +16,38 @@ from sqlalchemy import Column
 from application.projection import Fold, Table
 from application.projection.columns import Columns
 from application.views import AttemptView, BatchView, UploadView
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.pool import Connection, Cursor
 from infrastructure.read_model.tables import SCHEMA, metadata
 from infrastructure.read_model.targets import POSTGRESQL, Target
 
 Statement: TypeAlias = tuple[bytes, list[Any]]
 """A statement, and the rows it takes as JSON."""
 
+
+class Written(NamedTuple):
+    """Rows that were sent; those to be updated may not all have been there."""
+
+    cursor: Cursor
+    sent: int
+
+    @property
+    def missing(self) -> int:
+        return self.sent - self.cursor.rowcount
+
+
 _VIEWS = {"batches": BatchView, "uploads": UploadView, "attempts": AttemptView}
 _encode = msgspec.json.Encoder().encode
 
 
-async def write_rows(connection: Connection, target: Target, folded: Fold) -> int:
-    """Writes every row; returns how many were to be updated but are not there.
+async def write_rows(connection: Connection, target: Target, folded: Fold) -> list[Written]:
+    """Writes every row; how many were there to be written is known once the pipeline ends.
 
-    The caller begins and commits. Raises psycopg.Error.
+    The caller begins and commits, and may have opened a pipeline. Raises psycopg.Error.
     """
-    missing = 0
-    for query, rows in _statements(target.schema, folded):
-        cursor = await connection.execute(query, (_encode(rows).decode(),))
-        missing += len(rows) - cursor.rowcount
-    return missing
+    return [
+        Written(await connection.execute(query, (_encode(rows).decode(),)), len(rows))
+        for query, rows in _statements(target.schema, folded)
+    ]
 
 
 def _statements(schema: str, folded: Fold) -> Iterator[Statement]:

@@ -33,6 +33,10 @@ def test_a_few_uploads_are_spread_over_the_workers() -> None:
     assert sizes([ready(n) for n in range(12)], workers=3) == [2] * 6
 
 
+def test_a_worker_that_is_alone_gets_them_in_one_job() -> None:
+    assert sizes([ready(n) for n in range(12)], workers=1) == [12]
+
+
 def test_a_job_holds_uploads_of_one_batch_only() -> None:
     released = [ready(n, batch) for n in range(10) for batch in (ONE, TWO)]
 
