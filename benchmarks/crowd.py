@@ -4,44 +4,72 @@ from __future__ import annotations
 
 import selectors
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from benchmarks.senders import BadAnswer, read_answer
 
+RAMP = 0.005  # seconds between two beginnings: a crowd gathers, it does not fall from the sky
 _SLICE = memoryview(bytes(64 * 1024))
 PATIENCE = 120.0  # seconds without a socket that takes or brings a byte
 
 
-def send_together(port: int, heads: Sequence[bytes], size: int) -> None:
+def send_together(port: int, heads: Sequence[bytes], size: int) -> int:
     """Sends a body of `size` zero bytes after each head, a slice to each in turn, to the end.
 
-    All requests are begun before the first slice is sent, and none ends long before the others.
-    Raises BadAnswer for an answer that is no success, TimeoutError where nothing moves.
+    All requests are begun before any gets its second half, and none ends long before the others.
+    Returns how many were asked to try again later, which an overloaded server may do.
+    Raises BadAnswer for any other answer that is no success, TimeoutError where nothing moves.
     """
+    put_off = 0
     with _connected(port, len(heads)) as connections, selectors.DefaultSelector() as selector:
         for connection, head in zip(connections, heads, strict=True):
             connection.sendall(head)
             connection.setblocking(False)
             selector.register(connection, selectors.EVENT_WRITE, size)
+            end = time.monotonic() + RAMP
+            while (left := end - time.monotonic()) > 0:
+                put_off += _go_on(selector, left, least=size // 2)
         while selector.get_map():
-            ready = selector.select(PATIENCE)
-            if not ready:
-                raise TimeoutError(f"{len(selector.get_map())} bodies did not end")
-            for key, _ in ready:
-                _go_on(selector, key)
+            put_off += _go_on(selector, PATIENCE)
+    return put_off
 
 
-def _go_on(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+def _go_on(selector: selectors.BaseSelector, patience: float, least: int = 0) -> int:
+    """A slice to each that can take one, as long as more than `least` bytes are left for it."""
+    put_off = 0
+    ready = selector.select(patience)
+    if not ready and not least:
+        raise TimeoutError(f"{len(selector.get_map())} bodies did not end")
+    for key, _ in ready:
+        if not key.data:
+            put_off += _finish(selector, key)
+        elif key.data > least:
+            _send(selector, key)
+    return put_off
+
+
+def _send(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
     connection = key.fileobj
     assert isinstance(connection, socket.socket)
-    if key.data:
-        left = key.data - connection.send(_SLICE[: key.data])
-        selector.modify(connection, selectors.EVENT_WRITE if left else selectors.EVENT_READ, left)
-        return
+    left = key.data - connection.send(_SLICE[: key.data])
+    selector.modify(connection, selectors.EVENT_WRITE if left else selectors.EVENT_READ, left)
+
+
+def _finish(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> bool:
+    """Whether the answer was to try again later."""
+    connection = key.fileobj
+    assert isinstance(connection, socket.socket)
     selector.unregister(connection)
     connection.setblocking(True)
-    read_answer(connection, bytearray())
+    try:
+        read_answer(connection, bytearray())
+    except BadAnswer as answer:
+        if not str(answer).startswith("HTTP/1.1 503"):
+            raise
+        return True
+    return False
 
 
 @contextmanager
@@ -54,6 +82,3 @@ def _connected(port: int, count: int) -> Iterator[list[socket.socket]]:
     finally:
         for connection in connections:
             connection.close()
-
-
-__all__ = ["BadAnswer", "send_together"]

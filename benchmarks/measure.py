@@ -1,9 +1,10 @@
-"""Rates taken in turn, so that a drifting machine drifts under both, and their ratios."""
+"""Rates taken in turn, so that a drifting machine drifts under all, and their ratios."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isnan, nan
 from statistics import median
 
 Rate = Callable[[], float]
@@ -11,8 +12,36 @@ Rate = Callable[[], float]
 
 
 @dataclass(frozen=True)
+class Run:
+    """One turn of one contender: things per second, and the server's CPU seconds for each."""
+
+    rate: float
+    cpu: float = nan
+
+
+@dataclass(frozen=True)
+class Sample:
+    """All turns of one contender."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def rate(self) -> float:
+        return median(run.rate for run in self.runs)
+
+    @property
+    def cpu(self) -> float:
+        return median(run.cpu for run in self.runs)
+
+    def __str__(self) -> str:
+        rates = [run.rate for run in self.runs]
+        spread = f"{self.rate:10,.0f}   ({min(rates):,.0f} to {max(rates):,.0f})"
+        return spread if isnan(self.cpu) else f"{spread:34} {1000 * self.cpu:8.2f}"
+
+
+@dataclass(frozen=True)
 class Ratio:
-    """Our rate over a peer's; `target` is the budget of the design."""
+    """Our rate over a peer's; `target` is the budget of the design, 0 where it names none."""
 
     what: str
     unit: str
@@ -34,6 +63,17 @@ def in_turn(rounds: int, ours: Rate, theirs: Rate) -> tuple[float, float]:
     return median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
 
 
+def in_rotation(rounds: int, turns: Mapping[str, Callable[[], Run]]) -> dict[str, Sample]:
+    """`rounds` runs of each, taken A B C, B C A, C A B; whoever runs warms up by itself."""
+    names = list(turns)
+    runs: dict[str, list[Run]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            runs[name].append(turns[name]())
+    return {name: Sample(tuple(found)) for name, found in runs.items()}
+
+
 def table(ratios: list[Ratio]) -> str:
     """The ratios as lines of text."""
     heading = f"{'':34} {'uptrail':>12} {'peer':>12}  {'ratio':>7} {'target':>7}"
@@ -41,8 +81,9 @@ def table(ratios: list[Ratio]) -> str:
 
 
 def _line(ratio: Ratio) -> str:
+    target = f"{ratio.target:7.2f}" if ratio.target else " " * 7
     return (
         f"{ratio.what:34} {ratio.ours:12,.0f} {ratio.theirs:12,.0f}  "
-        f"{ratio.value:7.2f} {ratio.target:7.2f}  {ratio.unit}, peer: {ratio.peer}"
+        f"{ratio.value:7.2f} {target}  {ratio.unit}, peer: {ratio.peer}"
         + (f"; {ratio.note}" if ratio.note else "")
     )

@@ -53,11 +53,9 @@ def _send_share(port: int, requests: Sequence[bytes]) -> None:
 
 
 def read_answer(connection: socket.socket, rest: bytearray) -> bytes:
+    """The head of the next answer; `rest` keeps what came behind it. Raises BadAnswer."""
     while (end := rest.find(b"\r\n\r\n")) < 0:
-        received = connection.recv(65536)
-        if not received:
-            raise BadAnswer("the connection was closed")
-        rest += received
+        _receive(connection, rest)
     head = bytes(rest[:end])
     if not head.startswith((b"HTTP/1.1 20",)):
         raise BadAnswer((head + rest[end:]).decode(errors="replace"))
@@ -65,7 +63,16 @@ def read_answer(connection: socket.socket, rest: bytearray) -> bytes:
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             length = int(line.split(b":")[1])
+        elif line == b"transfer-encoding: chunked":  # of nothing: no answer here says anything
+            length = len(b"0\r\n\r\n")
     while len(rest) < end + 4 + length:
-        rest += connection.recv(65536)
+        _receive(connection, rest)
     del rest[: end + 4 + length]
     return head
+
+
+def _receive(connection: socket.socket, rest: bytearray) -> None:
+    received = connection.recv(65536)
+    if not received:
+        raise BadAnswer("the connection was closed")
+    rest += received

@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.peers.installing import HERE, node_peer, python_peer
+
 START_UP = 60.0  # seconds
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,10 @@ class Server:
         line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
 
+    def cpu_seconds(self) -> float:
+        """What the process and those it started have used, ours with its PostgreSQL."""
+        return sum(_ticks(pid) for pid in _family(self.process.pid)) / TICKS
+
 
 @contextmanager
 def bare_receiver(folder: Path) -> Iterator[Server]:
@@ -41,15 +48,48 @@ def bare_receiver(folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def uptrail(folder: Path, *roles: str) -> Iterator[Server]:
-    """Uptrail on an embedded PostgreSQL in `folder`."""
+def sink(kind: str) -> Iterator[Server]:
+    """A server that drops what it receives, of a kind that `benchmarks.sink` knows."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.sink", str(port), kind]
+    with _running(command, port) as process:
+        yield Server(port, process)
+
+
+@contextmanager
+def uptrail(
+    folder: Path, *roles: str, settings: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Uptrail on an embedded PostgreSQL in `folder`; `settings` are of its environment."""
     port = free_port()
     command = [str(Path(sys.executable).parent / "uptrail"), "serve"]
     command += ["--port", str(port), "--data-dir", str(folder)]
     for role in roles:
         command += ["--role", role]
-    with _running(command, port) as process:
+    with _running(command, port, {"UPTRAIL_LOG_LEVEL": "error", **(settings or {})}) as process:
         yield Server(port, process, (folder / "admin.key").read_text().strip())
+
+
+@contextmanager
+def tuspyserver(folder: Path) -> Iterator[Server]:
+    """tuspyserver under uvicorn, one worker, with uvloop and httptools. Raises Missing."""
+    port = free_port()
+    folder.mkdir(parents=True)
+    command = [python_peer(), "-m", "uvicorn", "tuspy_server:app", "--app-dir", str(HERE)]
+    command += ["--port", str(port), "--loop", "uvloop", "--http", "httptools"]
+    command += ["--workers", "1", "--no-access-log", "--log-level", "warning"]
+    with _running(command, port, {"FILES": str(folder)}) as process:
+        yield Server(port, process)
+
+
+@contextmanager
+def tus_node_server(folder: Path) -> Iterator[Server]:
+    """@tus/server with @tus/file-store on Node.js. Raises Missing."""
+    port = free_port()
+    folder.mkdir(parents=True)
+    command = [node_peer(), str(HERE / "tus_server.mjs"), str(folder), str(port)]
+    with _running(command, port, {"NODE_ENV": "production"}) as process:
+        yield Server(port, process)
 
 
 def free_port() -> int:
@@ -59,15 +99,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def _running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    command: Sequence[str], port: int, more: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UPTRAIL_")}
+    environment |= more or {}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     try:
         _wait_for(port, process)
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(60)
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -82,3 +125,21 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
         else:
             return
     raise TimeoutError("the server did not open its port")
+
+
+def _family(pid: int) -> list[int]:
+    """The process, its children, theirs, and so on."""
+    family = [pid]
+    for member in family:
+        for listed in Path(f"/proc/{member}/task").glob("*/children"):
+            family += map(int, listed.read_text().split())
+    return family
+
+
+def _ticks(pid: int) -> int:
+    """User and system time of a process, and of its children that have ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:  # it has just ended; its parent counts it from now on
+        return 0
+    return sum(map(int, fields[11:15]))

@@ -1,73 +1,20 @@
-"""Uploads over HTTP: many small files, and one large one, against a bare aiohttp receiver."""
+"""What senders say: requests that upload a file, to ours, to tus servers, to the bare receiver."""
 
 from __future__ import annotations
 
+import io
+import tarfile
 from base64 import b64encode
-from itertools import count
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Iterable
 
-from benchmarks.measure import Ratio, in_turn
-from benchmarks.senders import ask, send_small, send_stream
-from benchmarks.servers import Server, bare_receiver, uptrail
+from benchmarks.senders import ask
+from benchmarks.servers import Server
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 SMALL = bytes(10 * KIB)
-
-
-def small_files(scale: float) -> list[Ratio]:
-    """10 KiB files, tus creation-with-upload into one batch, 8 at once, history on."""
-    files, numbers = int(4000 * scale), count()
-    with (
-        TemporaryDirectory() as folder,
-        uptrail(Path(folder) / "us", "api") as us,
-        bare_receiver(Path(folder) / "bare") as bare,
-    ):
-        batch = start_batch(us)
-        bare_requests = [bare_request(SMALL)] * files
-
-        def ours() -> float:
-            requests = [creation(us, batch, f"{next(numbers)}.bin") for _ in range(files)]
-            return send_small(us.port, requests)
-
-        mine, theirs = in_turn(3, ours, lambda: send_small(bare.port, bare_requests))
-    return [Ratio("10 KiB files", "files/s", mine, "bare aiohttp receiver", theirs, 0.7)]
-
-
-def one_stream(scale: float) -> list[Ratio]:
-    """1 GiB in one PATCH."""
-    size, numbers = int(GIB * scale), count()
-    with (
-        TemporaryDirectory() as folder,
-        uptrail(Path(folder) / "us", "api") as us,
-        bare_receiver(Path(folder) / "bare") as bare,
-    ):
-
-        def ours() -> float:
-            location = create(us, f"{next(numbers)}.bin", size)
-            rate = send_stream(us.port, patch(us, location, size), size)
-            _free(Path(folder) / "us" / "blobs")
-            return rate
-
-        def theirs() -> float:
-            rate = send_stream(bare.port, bare_head(size), size)
-            _free(Path(folder) / "bare")
-            return rate
-
-        mine, peers = in_turn(3, ours, theirs)
-        memory = us.peak_memory() / MIB
-    note = f"server peak memory {memory:.0f} MiB (budget 150)"
-    return [
-        Ratio(
-            "1 GiB in one stream",
-            "MiB/s",
-            mine / MIB,
-            "bare aiohttp receiver",
-            peers / MIB,
-            0.9,
-            note,
-        )
-    ]
+UPLOADS = "/v1/uploads"  # where ours takes uploads
+_TUS = {"Tus-Resumable": "1.0.0"}
+_BYTES = {"Content-Type": "application/offset+octet-stream"}
 
 
 def start_batch(server: Server) -> str:
@@ -77,35 +24,41 @@ def start_batch(server: Server) -> str:
     return _location(ask(server.port, head + body))
 
 
-def create(server: Server, name: str, size: int) -> str:
-    """A new upload of its own; its path."""
-    headers = {
-        "Tus-Resumable": "1.0.0",
-        "Upload-Length": str(size),
-        "Upload-Metadata": _named(name),
-    }
-    return _location(ask(server.port, head_of(server, "POST", "/v1/uploads", headers, 0)))
+def create(server: Server, name: str, size: int, collection: str = UPLOADS) -> str:
+    """A new upload of its own, on any tus server; its path."""
+    headers = {**_TUS, "Upload-Length": str(size), "Upload-Metadata": _named(name)}
+    return _location(ask(server.port, head_of(server, "POST", collection, headers, 0)))
 
 
 def creation(server: Server, batch: str, name: str, content: bytes = SMALL) -> bytes:
-    """A request that creates a small upload and carries its bytes."""
-    headers = {
-        "Tus-Resumable": "1.0.0",
-        "Upload-Length": str(len(content)),
-        "Upload-Metadata": _named(name),
-        "Content-Type": "application/offset+octet-stream",
-    }
-    return head_of(server, "POST", f"{batch}/uploads", headers, len(content)) + content
+    """A request that creates a small upload in a batch of ours and carries its bytes."""
+    return tus_creation(server, f"{batch}/uploads", name, content)
+
+
+def tus_creation(server: Server, collection: str, name: str, content: bytes = SMALL) -> bytes:
+    """The same for any tus server, that keeps its uploads under the path `collection`."""
+    headers = {"Upload-Length": str(len(content)), "Upload-Metadata": _named(name)}
+    headers |= _TUS | _BYTES
+    return head_of(server, "POST", collection, headers, len(content)) + content
 
 
 def patch(server: Server, location: str, size: int) -> bytes:
     """The head of a request that carries all bytes of an upload."""
-    headers = {
-        "Tus-Resumable": "1.0.0",
-        "Upload-Offset": "0",
-        "Content-Type": "application/offset+octet-stream",
-    }
+    headers = {"Upload-Offset": "0", **_TUS, **_BYTES}
     return head_of(server, "PATCH", location, headers, size)
+
+
+def bundle(server: Server, batch: str, names: Iterable[str]) -> bytes:
+    """A request that carries small files of a batch as a tar archive."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = len(SMALL)
+            tar.addfile(member, io.BytesIO(SMALL))
+    body = archive.getvalue()
+    headers = {"Content-Type": "application/x-tar"}
+    return head_of(server, "POST", f"{batch}/uploads", headers, len(body)) + body
 
 
 def bare_head(size: int) -> bytes:
@@ -117,9 +70,11 @@ def bare_request(body: bytes) -> bytes:
 
 
 def head_of(server: Server, method: str, path: str, headers: dict[str, str], length: int) -> bytes:
-    """The head of a request to ours."""
+    """The head of a request; with a key only where the server has one."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{server.port}"]
-    lines += [f"Authorization: Bearer {server.key}", f"Content-Length: {length}"]
+    if server.key:
+        lines.append(f"Authorization: Bearer {server.key}")
+    lines.append(f"Content-Length: {length}")
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
@@ -134,10 +89,3 @@ def _location(head: bytes) -> str:
             path = line.split(":", 1)[1].strip()
             return "/" + path.split("/", 3)[3] if path.startswith("http") else path
     raise LookupError(head.decode())
-
-
-def _free(folder: Path) -> None:
-    """Empties what was stored, so that the disk does not fill up between runs."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.unlink()
