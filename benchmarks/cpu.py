@@ -25,6 +25,18 @@ def of_family(pid: int) -> float:
     return ticks / _TICK
 
 
+def of_tree(pid: int) -> float:
+    """Seconds of the process, its children, theirs, and so on, those that have ended included."""
+    tree, ticks = [pid], 0
+    for member in tree:
+        try:
+            ticks += sum(_fields(member)[_UTIME : _UTIME + 4])
+            tree += _children(member)
+        except FileNotFoundError:
+            continue
+    return ticks / _TICK
+
+
 def parent(pid: int) -> int:
     return int(_fields(pid)[1])
 

@@ -124,7 +124,8 @@ def _seaweed(weed: str, folder: Path) -> Iterator[str]:
     command += [f"-filer.localSocket={folder}/filer.sock", f"-s3.port.grpc={free_port()}"]
     for part in ("master", "volume", "filer"):
         command += [f"-{part}.port={free_port()}", f"-{part}.port.grpc={free_port()}"]
-    process = subprocess.Popen(command, cwd=folder, stdout=-3, stderr=-3)
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=folder, stdout=quiet, stderr=quiet)
     try:
         _wait_for(f"http://127.0.0.1:{port}", process)
         yield f"http://127.0.0.1:{port}"

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import cpu
 from benchmarks.peers.installing import HERE, node_peer, python_peer
 
 START_UP = 60.0  # seconds
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """What the process and those it started have used, ours with its PostgreSQL."""
-        return sum(_ticks(pid) for pid in _family(self.process.pid)) / TICKS
+        return cpu.of_tree(self.process.pid)
 
 
 @contextmanager
@@ -125,21 +125,3 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
         else:
             return
     raise TimeoutError("the server did not open its port")
-
-
-def _family(pid: int) -> list[int]:
-    """The process, its children, theirs, and so on."""
-    family = [pid]
-    for member in family:
-        for listed in Path(f"/proc/{member}/task").glob("*/children"):
-            family += map(int, listed.read_text().split())
-    return family
-
-
-def _ticks(pid: int) -> int:
-    """User and system time of a process, and of its children that have ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:  # it has just ended; its parent counts it from now on
-        return 0
-    return sum(map(int, fields[11:15]))
