@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 
 UPTRAIL = (sys.executable, "-m", "interfaces.cli.main")
-PATIENCE = 60.0  # seconds
-HASTY = {"worker_heartbeat": "0.3", "worker_dead_after": "2", "log_format": "json"}
+PATIENCE = 120.0  # seconds
+HASTY = {"worker_heartbeat": "0.5", "worker_dead_after": "4", "log_format": "json"}
 
 
 class Machine:

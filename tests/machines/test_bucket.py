@@ -18,6 +18,8 @@ from tests.machines.site import Machine, Site, ask, run_command, site
 from tests.machines.uploader import OCTETS, TUS
 from tests.support import run
 
+pytestmark = pytest.mark.timeout(400)  # whole processes start, several times
+
 MIB = 1024 * 1024
 CONTENT = bytes(range(256)) * (12 * MIB // 256)
 HALF = 7 * MIB

@@ -8,6 +8,8 @@ import pytest
 
 from tests.machines.site import run_command, site
 
+pytestmark = pytest.mark.timeout(400)  # whole processes start, several times
+
 
 @pytest.mark.parametrize("role", ["worker", "orchestrator"])
 def test_a_role_that_finds_no_database_says_which_to_name(role: str, tmp_path: Path) -> None:

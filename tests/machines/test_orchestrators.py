@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from tests.machines.audit import check, completed, streams_of
-from tests.machines.site import Machine, Site, ask, site
+from tests.machines.site import PATIENCE, Machine, Site, ask, site
 from tests.machines.uploader import Uploader
 from tests.support import eventually, run
+
+pytestmark = pytest.mark.timeout(400)  # whole processes start, several times
 
 FILES = {f"{number}.txt": b"text %d" % number * 50 for number in range(60)}
 
@@ -29,7 +32,7 @@ def test_when_the_leading_orchestrator_is_killed_the_standby_leads_and_nothing_i
         async def story() -> None:
             headers = {"Authorization": f"Bearer {api.key}"}
             async with aiohttp.ClientSession(api.url, headers=headers) as client:
-                leader = await eventually(lambda: leading(client, running))
+                leader = await eventually(lambda: leading(client, running), PATIENCE)
                 started = await ask(client, "POST", "/v1/batches", {})
                 batch = f"/v1/batches/{started['id']}"
                 uploader = Uploader(client, [""], batch)
@@ -43,7 +46,7 @@ def test_when_the_leading_orchestrator_is_killed_the_standby_leads_and_nothing_i
                 view = await completed(client, batch)
                 assert (view["outcome"], view["counts"]) == ("succeeded", {"completed": len(FILES)})
                 check(await streams_of(client, batch), len(FILES))
-                successor = await eventually(lambda: leading(client, running, but=leader))
+                successor = await eventually(lambda: leading(client, running, but=leader), PATIENCE)
                 assert "orchestrator_leads" in successor.told
 
         run(story())

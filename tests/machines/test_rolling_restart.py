@@ -6,11 +6,14 @@ import asyncio
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from tests.machines.audit import check, completed, numbers_of, of_type, streams_of
 from tests.machines.site import Machine, ask, site
 from tests.machines.uploader import Uploader
 from tests.support import run
+
+pytestmark = pytest.mark.timeout(400)  # whole processes start, several times
 
 FILES = {f"{number}.bin": bytes([number]) * (number * 97 % 20_000) for number in range(200)}
 SENDERS = 4

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from aiohttp import web
 
 from tests.machines.audit import check, completed, numbers_of, of_type, streams_of
-from tests.machines.site import Site, ask, run_command, site
+from tests.machines.site import PATIENCE, Site, ask, run_command, site
 from tests.machines.uploader import Uploader
 from tests.support import eventually, run
+
+pytestmark = pytest.mark.timeout(400)  # whole processes start, several times
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 NAMES = ("a.txt", "b.txt", "c.txt")
@@ -87,18 +90,16 @@ def start(running: Site) -> None:
 
 async def survive(running: Site, client: aiohttp.ClientSession, gate: Gate) -> None:
     batch = await sent(client, NAMES)
-    await eventually(lambda: len(gate.asked) == 3)
-    holders = await eventually(lambda: holding(client))
+    await eventually(lambda: len(gate.asked) == 3, PATIENCE)
+    holders = await eventually(lambda: holding(client), PATIENCE)
     await shown_to_people(running, holders)
     killed, frozen, third = (running.named(pid) for pid in holders)
 
     killed.end(signal.SIGKILL)
     frozen.send(signal.SIGSTOP)
 
-    await eventually(lambda: abandoned(client, batch, 2))
-    listed = await ask(client, "GET", "/v1/workers")
-    silent = {one["pid"] for one in listed["processes"] if not one["alive"]}
-    assert silent == {killed.pid, frozen.pid}
+    await eventually(lambda: abandoned(client, batch, {killed.pid, frozen.pid}), PATIENCE)
+    await eventually(lambda: silent(client, {killed.pid, frozen.pid}), PATIENCE)
     gate.opened.set()
     view = await completed(client, batch)
     assert (view["outcome"], view["counts"]) == ("succeeded", {"completed": 3})
@@ -151,9 +152,16 @@ async def shown_to_people(running: Site, holders: list[int]) -> None:
     assert "leads" in told.stdout
 
 
-async def abandoned(client: aiohttp.ClientSession, batch: str, attempts: int) -> bool:
+async def abandoned(client: aiohttp.ClientSession, batch: str, pids: set[int]) -> bool:
+    """Whether the attempts of these processes are, on record."""
     lost = of_type(await everything(client, batch), "upload.attempt_abandoned")
-    return len(lost) == attempts
+    return all(any(f"-{pid}-" in event["data"]["worker"] for event in lost) for pid in pids)
+
+
+async def silent(client: aiohttp.ClientSession, pids: set[int]) -> bool:
+    """Whether these processes, and no others, are shown as such."""
+    listed = await ask(client, "GET", "/v1/workers")
+    return {one["pid"] for one in listed["processes"] if not one["alive"]} == pids
 
 
 async def everything(client: aiohttp.ClientSession, batch: str) -> list[dict[str, Any]]:
