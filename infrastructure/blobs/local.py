@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import monotonic, time
 from typing import TypeVar
@@ -28,7 +29,13 @@ from infrastructure.blobs.local_writer import LocalBlobWriter
 from infrastructure.blobs.many_files import write_files
 from infrastructure.blobs.naming import checked
 from infrastructure.blobs.pace import Pace
-from infrastructure.blobs.whole_files import begin_settling, create, replace, settle
+from infrastructure.blobs.whole_files import (
+    begin_settling,
+    create,
+    discard_unwanted,
+    replace,
+    settle,
+)
 from infrastructure.blobs.write_back import begin_write_back
 
 READ_CHUNK = 256 * 1024
@@ -145,12 +152,23 @@ class LocalBlobStore:
     async def _created(self, path: Path, content: bytes) -> int | None:
         """Writes a new file on the loop: small as it is, a trip to a thread would cost more."""
         if self._pace.slow:
-            return await self._run(lambda: create(path, content))
+            return await self._created_in_thread(path, content)
         began = monotonic()
         with told():
             created = create(path, content)
         self._pace.took_since(began)
         return created
+
+    async def _created_in_thread(self, path: Path, content: bytes) -> int | None:
+        """A caller that is cancelled meanwhile leaves neither the file nor its descriptor."""
+        loop = asyncio.get_running_loop()
+        creating = loop.run_in_executor(self._threads, create, path, content)
+        try:
+            with told():
+                return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            creating.add_done_callback(partial(discard_unwanted, path))
+            raise
 
     def _settled(self, descriptor: int, folder: Path) -> Awaitable[None]:
         """Durable, the name as well, and closed: by the kernel, or else in a thread.

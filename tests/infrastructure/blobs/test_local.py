@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from application.ports.blobs import BlobBusy
+from infrastructure.blobs import local, whole_files
 from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.pace import Pace
 from tests.contracts.blob_store import NAME, BlobStoreContract, Opener, appended, content
-from tests.support import run
+from tests.support import eventually, run
 
 
 class TestLocalBlobStore(BlobStoreContract):
@@ -123,6 +127,41 @@ def test_a_put_that_is_cancelled_leaves_no_file(tmp_path: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await put
         assert await store.size(NAME) == 0
+        store.close()
+
+    run(story())
+
+
+def test_a_put_to_a_slow_disk_that_is_cancelled_leaves_neither_file_nor_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, go_on = threading.Event(), threading.Event()
+    created: list[int | None] = []
+
+    def creates_slowly(path: Path, content: bytes) -> int | None:
+        created.append(whole_files.create(path, content))
+        written.set()
+        go_on.wait(20)
+        return created[0]
+
+    monkeypatch.setattr(local, "create", creates_slowly)
+    monkeypatch.setattr(Pace, "slow", True)
+
+    async def story() -> None:
+        store = LocalBlobStore(tmp_path)
+        put = asyncio.create_task(store.put(NAME, b"bytes"))
+        await eventually(written.is_set)
+        put.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await put
+        go_on.set()
+
+        async def nothing_is_left() -> bool:
+            return await store.size(NAME) == 0
+
+        await eventually(nothing_is_left)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(created[0] or -1)
         store.close()
 
     run(story())
