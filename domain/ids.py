@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import sha256
 from uuid import UUID, uuid5
 
@@ -22,6 +23,7 @@ def command_id_for(owner: str, idempotency_key: str) -> UUID:
     return _uuid8(digest.digest()[:16])
 
 
+@lru_cache(1024)  # asked several times of one file
 def upload_id_for(batch: UUID, path: str) -> UUID:
     """The upload of this path in this batch.
 

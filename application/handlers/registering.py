@@ -137,16 +137,17 @@ def _arrived(
     blob: str | None,
     context: Context,
 ) -> tuple[Upload, tuple[UploadEvent, ...]]:
-    """The upload with the bytes that came along with its registration."""
+    """The upload with the bytes that came along with its registration.
+
+    Of a file that came whole there is no progress to tell.
+    """
     upload = Upload.begin(stream, events[0])
     if received is None or blob is None:
         return upload, events
-    more: list[UploadEvent] = []
-    for event in upload.progress_transfer(received, at=context.at, by=context.by):
-        upload, more = upload.evolve(event), [*more, event]
-    for event in upload.receive(received, blob, at=context.at, by=context.by):
-        upload, more = upload.evolve(event), [*more, event]
-    return upload, (*events, *more)
+    arrived = upload.receive(received, blob, at=context.at, by=context.by)
+    for event in arrived:
+        upload = upload.evolve(event)
+    return upload, (*events, *arrived)
 
 
 async def _known(log: EventLog, stream: UUID, file: FileDeclaration) -> RegisteredUpload:

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from application.errors import StorageFull, Unavailable
@@ -20,12 +19,18 @@ sync_data = getattr(os, "fdatasync", os.fsync)
 """fdatasync makes the bytes and the size durable, which is all a blob has; macOS lacks it."""
 
 
-@contextmanager
-def told() -> Iterator[None]:
-    """Raises StorageFull for a full disk or quota, Unavailable for any other error of the disk."""
-    try:
-        yield
-    except OSError as error:
+class told:
+    """Raises StorageFull for a full disk or quota, Unavailable for any other error of the disk.
+
+    `with told(): ...`; every write passes through here, so that it is no generator.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
         if error.errno in _NO_ROOM:
             raise StorageFull("there is no room for the bytes") from error
         raise Unavailable(f"the blob store failed: {error.strerror}") from error

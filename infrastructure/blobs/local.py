@@ -29,6 +29,7 @@ from infrastructure.blobs.local_writer import LocalBlobWriter
 from infrastructure.blobs.many_files import write_files
 from infrastructure.blobs.naming import checked
 from infrastructure.blobs.pace import Pace
+from infrastructure.blobs.waves import Waves
 from infrastructure.blobs.whole_files import (
     begin_settling,
     create,
@@ -106,14 +107,15 @@ class LocalBlobStore:
 
     async def put(self, name: str, content: bytes) -> None:
         path = self._path(name)
-        await self._ensure_shard(path.parent)
+        folder = path.parent
+        await self._ensure_shard(folder)
         descriptor = await self._created(path, content)
         if descriptor is None:
             await self._run(lambda: replace(path, content))
             return
         try:
             with told():
-                await self._settled(descriptor, path.parent)
+                await self._settled(descriptor, folder)
         except BaseException:
             path.unlink()  # never acknowledged, and nobody else would ever free it
             raise
@@ -122,7 +124,10 @@ class LocalBlobStore:
         files = {self._path(name): content for name, content in blobs.items()}
         for shard in {path.parent for path in files}:
             await self._ensure_shard(shard)
-        await self._run(lambda: write_files(files))
+        if self._syncs is not None:
+            await Waves(self._syncs, self._threads).write(files)
+        else:
+            await self._run(lambda: write_files(files))
 
     async def delete(self, name: str) -> None:
         path = self._path(name)

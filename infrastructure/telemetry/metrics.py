@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import TypeAlias
 
 import msgspec
@@ -96,6 +97,7 @@ class Metrics:
             ("method", "route", "status"),
             registry=self.registry,
         )
+        self._series = lru_cache(1024)(self._make_series)
         self._seconds = Histogram(
             "uptrail_http_request_seconds",
             "Time from the request's head to the end of its answer",
@@ -144,9 +146,14 @@ class Metrics:
     def end(self, method: str, route: str, status: int, seconds: float, received: int) -> None:
         """A request is over; `received` is in bytes."""
         self._under_way.dec()
-        self._requests.labels(method, route, str(status)).inc()
-        self._seconds.labels(method, route).observe(seconds)
+        requests, times = self._series(method, route, status)
+        requests.inc()
+        times.observe(seconds)
         self._received.inc(received)
+
+    def _make_series(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        requests = self._requests.labels(method, route, str(status))
+        return requests, self._seconds.labels(method, route)
 
     def take(self, vitals: Vitals) -> None:
         self._head.set(vitals.head)

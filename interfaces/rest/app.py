@@ -37,10 +37,11 @@ from interfaces.rest.routes import Operation, add_operations
 from interfaces.services import SERVICES, Services
 from interfaces.uploads import routes as transfers
 
+# The router tries resources in this order: what small files are sent to comes first.
 OPERATIONS: tuple[Operation, ...] = (
+    *adding.OPERATIONS,
     *starting.OPERATIONS,
     *batches.OPERATIONS,
-    *adding.OPERATIONS,
     *uploads.OPERATIONS,
     *controls.OPERATIONS,
     *reports.OPERATIONS,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from uuid import uuid4
+from secrets import token_hex
 
-import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from structlog.contextvars import bind_contextvars, reset_contextvars
 
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 STARTED: web.RequestKey[bool] = web.RequestKey("response_started", bool)
@@ -23,9 +23,12 @@ _TRACEPARENT = re.compile(
 async def correlation_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives the request an id: the client's `X-Request-ID` where that is sane, else a new one."""
     given = request.headers.get("X-Request-ID", "")
-    request[REQUEST_ID] = given if _SANE.fullmatch(given) else uuid4().hex
-    with structlog.contextvars.bound_contextvars(request_id=request[REQUEST_ID]):
+    request[REQUEST_ID] = given if _SANE.fullmatch(given) else token_hex(16)
+    bound = bind_contextvars(request_id=request[REQUEST_ID])
+    try:
         return await handler(request)
+    finally:
+        reset_contextvars(**bound)
 
 
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:

@@ -54,7 +54,7 @@ def format(metadata: dict[str, str]) -> str:
 def declaration(metadata: dict[str, str], size: int | None, *, default: str) -> FileDeclaration:
     """The file that the metadata describes; `default` is its path where it names none."""
     return FileDeclaration(
-        path=_path(metadata) or default,
+        path=path_in(metadata) or default,
         size=size,
         media_type=_media_type(metadata),
         checksum=_checksum(metadata),
@@ -62,7 +62,8 @@ def declaration(metadata: dict[str, str], size: int | None, *, default: str) -> 
     )
 
 
-def _path(metadata: dict[str, str]) -> str | None:
+def path_in(metadata: dict[str, str]) -> str | None:
+    """What the metadata calls the file; None where it says nothing."""
     for key in PATHS:
         value = metadata.get(key, "")
         # Uppy sends "null" for a file without a folder, and a slash before one with a folder.

@@ -24,11 +24,11 @@ def add_routes(app: web.Application) -> None:
     """
     prepare(app)
     router, either = app.router, resumable.either
-    for path in (UPLOADS, BATCH_UPLOADS, UPLOAD):
-        router.add_route(hdrs.METH_OPTIONS, path, resumable.discover)
+    router.add_route(hdrs.METH_OPTIONS, UPLOADS, resumable.discover)
     router.add_route(
         hdrs.METH_POST, UPLOADS, either(tus.create, resumable.create), expect_handler=hold
     )
+    router.add_route(hdrs.METH_OPTIONS, UPLOAD, resumable.discover)
     router.add_route(hdrs.METH_HEAD, UPLOAD, either(tus.tell_offset, resumable.tell_offset))
     router.add_route(
         hdrs.METH_PATCH, UPLOAD, either(tus.append, resumable.append), expect_handler=hold
@@ -39,3 +39,5 @@ def add_routes(app: web.Application) -> None:
     )
     router.add_get(f"{UPLOAD}/content", content)
     router.add_get(f"{UPLOAD}/artifacts/{{name}}", artifact)
+    # The last one, so that the list of files in JSON joins it at the same place of the router.
+    router.add_route(hdrs.METH_OPTIONS, BATCH_UPLOADS, resumable.discover)

@@ -52,7 +52,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     size = declared_size(request)
     with_body = has_body(request)
     said = metadata.parse(only(request, METADATA) or "")
-    default = str(request.app[SERVICES].new_id())
+    default = "" if metadata.path_in(said) else str(request.app[SERVICES].new_id())
     file = metadata.declaration(said, size, default=default)
     arrivals = request.app[ARRIVALS]
     length = request.content_length

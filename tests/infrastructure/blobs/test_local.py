@@ -82,7 +82,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 async def main():
     store = LocalBlobStore(Path({str(tmp_path)!r}))
     writer = await store.append({NAME!r}, 0)
-    for write in (writer.write(b"x" * 150), store.put("uploads/b", b"x" * 150)):
+    long = b"x" * 150
+    together = store.put_many({{"uploads/b": b"fits", "uploads/c": long}})
+    for write in (writer.write(long), store.put("uploads/b", long), together):
         try:
             await write
         except StorageFull:
@@ -91,6 +93,7 @@ async def main():
     assert await writer.sync() == 100
     await writer.close()
     assert await store.size("uploads/b") == 0
+    assert await store.size("uploads/c") == 0
 
 asyncio.run(main())
 """
@@ -104,6 +107,18 @@ def test_many_small_files_at_once_are_all_stored(tmp_path: Path) -> None:
         await asyncio.gather(*(store.put(name, name.encode()) for name in names))
         for name in names:
             assert await content(store, name) == name.encode()
+        store.close()
+
+    run(story())
+
+
+def test_several_groups_of_small_files_at_once_are_all_stored(tmp_path: Path) -> None:
+    async def story() -> None:
+        store = LocalBlobStore(tmp_path)
+        groups = [[f"uploads/{g:02x}.{n:02x}" for n in range(100)] for g in range(6)]
+        await asyncio.gather(*(store.put_many({n: n.encode() for n in names}) for names in groups))
+        for names in groups:
+            assert [await content(store, name) for name in names] == [n.encode() for n in names]
         store.close()
 
     run(story())
