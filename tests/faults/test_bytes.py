@@ -162,7 +162,8 @@ def peak(site: Site) -> int:
 
 
 def stored(site: Site) -> Iterator[Path]:
-    return (file for file in (site.data_dir / "blobs").rglob("*") if file.is_file())
+    """The files in which bytes of uploads are kept."""
+    return (site.data_dir / "blobs").rglob("uploads_*")
 
 
 def transfers(site: Site) -> int:
