@@ -21,6 +21,7 @@ from application.ports.deliveries import Delivery, DeliveryState
 from application.webhooks.commands import (
     AddWebhook,
     ChangeWebhook,
+    DisableWebhook,
     EnableWebhook,
     RemoveWebhook,
     RequestTest,
@@ -30,6 +31,7 @@ from application.webhooks.delivering import Deliverer
 from application.webhooks.handling import (
     add_webhook,
     change_webhook,
+    disable_webhook,
     enable_webhook,
     remove_webhook,
     request_test,
@@ -229,6 +231,10 @@ class Office:
         command = RotateSecret(webhook=hook.id, secret=secret.id)
         await self.followed((await rotate_secret(self.log, command, self.context())).position)
         return Hook(hook.id, secret.text)
+
+    async def disable(self, hook: Hook) -> None:
+        command = DisableWebhook(webhook=hook.id)
+        await self.followed((await disable_webhook(self.log, command, self.context())).position)
 
     async def enable(self, hook: Hook) -> None:
         command = EnableWebhook(webhook=hook.id)

@@ -306,3 +306,30 @@ def test_what_cannot_be_told_fails_by_itself_and_stays_visible(
             assert receiver.requests == []
 
     play(database_url, story)
+
+
+def test_a_webhook_that_is_disabled_in_the_middle_of_a_turn_is_told_no_more(
+    database_url: str,
+) -> None:
+    async def story(office: Office) -> None:
+        async with receiving() as receiver:
+            hook = await office.hook(receiver.url)
+            office.follow()
+            batch = await office.batch()
+            first, second = await office.upload(batch, "a"), await office.upload(batch, "b")
+            await office.followed(second)
+
+            async def disable(_: Request) -> web.Response:
+                await office.disable(hook)
+                return web.Response()
+
+            receiver.answer = disable
+            await office.deliver()
+            await office.ended(hook, first)
+            told = await office.test(hook)  # by the same deliverer, so it has looked again
+
+            assert told.state == "delivered"
+            assert receiver.positions == [first, told.position]
+            assert (await office.webhooks.delivery(hook.id, second)).attempts == 0
+
+    play(database_url, story)
