@@ -21,7 +21,7 @@ from application.transfer.errors import ChecksumMismatch, Ended, Stopping, TooLo
 from application.transfer.turns import Turn
 from domain.upload.aggregate import Upload
 
-LAST_LOOKS = 8  # at what arrived, by a transfer that was ended
+LAST_LOOKS = 4  # at what arrived, by a transfer that was ended
 
 Here: TypeAlias = Callable[[], Awaitable[bytes]]
 """What of a body arrived and was not taken yet; its sender is not waited for."""

@@ -41,6 +41,7 @@ from infrastructure.blobs.write_back import begin_write_back
 
 READ_CHUNK = 256 * 1024
 THREADS = 8  # they wait for the disk; more of them than this only wait for each other
+WRITE_OUTS = 2  # threads for windows of large files, so that the others are free meanwhile
 SHARDS = 256
 
 Result = TypeVar("Result")
@@ -61,12 +62,15 @@ class LocalBlobStore:
         self._shards = [folder / f"{number:02x}" for number in range(SHARDS)]
         self._made: set[Path] = set()  # shards known to be durable
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
+        self._outgoing = ThreadPoolExecutor(WRITE_OUTS, thread_name_prefix="write-out")
+        self._writers: dict[str, LocalBlobWriter] = {}  # those that are open
         self._syncs = open_kernel_syncs() if kernel_syncs else None
         self._pace = Pace()
 
     def close(self) -> None:
         """Waits for what is being written, and lets the threads go."""
         self._threads.shutdown()
+        self._outgoing.shutdown()
         if self._syncs is not None:
             self._syncs.close()
 
@@ -75,9 +79,17 @@ class LocalBlobStore:
         if offset == 0:
             await self._ensure_shard(path.parent)
         descriptor, size = await self._opened(lambda: open_to_append(name, path, offset))
-        return LocalBlobWriter(
-            descriptor, path, offset, excess=size > offset, threads=self._threads, pace=self._pace
+        self._writers[name] = LocalBlobWriter(
+            descriptor,
+            path,
+            offset,
+            excess=size > offset,
+            threads=self._threads,
+            outgoing=self._outgoing,
+            pace=self._pace,
+            closed=lambda: self._writers.pop(name, None),
         )
+        return self._writers[name]
 
     async def size(self, name: str) -> int:
         path = self._path(name)
@@ -85,6 +97,8 @@ class LocalBlobStore:
 
     async def finish(self, name: str, size: int) -> None:
         path = self._path(name)
+        if writer := self._writers.get(name):  # it alone may have been told of an error
+            await writer.require_sound()
         await self._run(lambda: finish(name, path, size))
 
     async def read(self, name: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:

@@ -12,7 +12,9 @@ from typing import Any
 
 from application.errors import Unavailable
 from infrastructure.blobs.disk import sync_data, sync_folder, told, write_all
+from infrastructure.blobs.outgoing import Outgoing
 from infrastructure.blobs.pace import Pace
+from infrastructure.blobs.write_back import write_out
 
 
 class LocalBlobWriter:
@@ -31,8 +33,11 @@ class LocalBlobWriter:
         *,
         excess: bool,
         threads: Executor,
+        outgoing: Executor,
         pace: Pace,
+        closed: Callable[[], object],
     ) -> None:
+        """`outgoing` are threads for what may take long; `closed` is called once this is."""
         self._descriptor = descriptor
         self._path = path
         self._size = offset
@@ -40,7 +45,9 @@ class LocalBlobWriter:
         self._excess = excess
         self._named = offset > 0  # whether the file's name is known to be durable
         self._threads = threads
+        self._outgoing = Outgoing(offset, self._write_out, outgoing)
         self._pace = pace
+        self._on_close = closed
         self._working: set[asyncio.Future[Any]] = set()
         self._broken = False
         self._closed = False
@@ -54,6 +61,8 @@ class LocalBlobWriter:
             await self._in_thread(lambda: self._write(chunk))
         else:
             self._write(chunk)
+        if self._outgoing.due(self._size):
+            self._watch(asyncio.wrap_future(await self._outgoing.begin(self._size)))
 
     async def sync(self) -> int:
         size = self._size
@@ -65,10 +74,18 @@ class LocalBlobWriter:
     async def checkpoint(self) -> int:
         return await self.sync()
 
+    async def require_sound(self) -> None:
+        """Raises Unavailable, StorageFull where bytes could not be written out."""
+        await self._outgoing.settled()
+        if self._broken:
+            raise Unavailable("an earlier sync of this blob failed")
+
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
+        self._on_close()
+        self._outgoing.give_up()
         if not self._working:
             os.close(self._descriptor)
             return
@@ -86,6 +103,14 @@ class LocalBlobWriter:
                 self._size += written
         self._pace.took_since(began)
 
+    def _write_out(self, start: int, end: int) -> None:
+        try:
+            with told():
+                write_out(self._descriptor, start, end)
+        except BaseException:
+            self._broken = True
+            raise
+
     def _sync(self) -> None:
         if self._broken:  # the kernel reports a failed write-back once, then forgets it
             raise Unavailable("an earlier sync of this blob failed")
@@ -101,9 +126,13 @@ class LocalBlobWriter:
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
         future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        self._watch(future)
+        await asyncio.shield(future)
+
+    def _watch(self, future: asyncio.Future[Any]) -> None:
+        """The descriptor stays open for as long as a thread works with it."""
         self._working.add(future)
         future.add_done_callback(self._worked)
-        await asyncio.shield(future)
 
     def _worked(self, future: asyncio.Future[Any]) -> None:
         self._working.discard(future)

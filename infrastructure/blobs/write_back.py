@@ -1,27 +1,46 @@
-"""Asks the kernel to begin writing a file out, long before anybody waits for that."""
+"""Has the kernel write a file out long before anybody syncs it, so that a sync has little to do."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import errno
+import os
+from typing import Any
 
-_WRITE = 2  # SYNC_FILE_RANGE_WRITE: begin with the pages that are dirty, wait for none
+_WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4  # flags of sync_file_range(2)
 _TO_THE_END = 0
+_CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ESPIPE})  # as some file systems answer
 
 
-def _found() -> Callable[[int], None]:
-    """Linux has sync_file_range(2), and Python no name for it; elsewhere nothing is begun early."""
+def _found() -> Any:
+    """Linux has sync_file_range(2), and Python no name for it; None elsewhere."""
     try:
-        call = ctypes.CDLL(None).sync_file_range
+        call = ctypes.CDLL(None, use_errno=True).sync_file_range
     except (AttributeError, OSError, TypeError):
-        return lambda descriptor: None
+        return None
     call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return call
 
-    def begin(descriptor: int) -> None:
+
+_sync_file_range = _found()
+
+
+def begin_write_back(descriptor: int) -> None:
+    """Begins with what is dirty, and waits for none of it."""
+    if _sync_file_range is not None:
         # Of a hint nobody wants to know that it failed: the sync that follows tells of errors.
-        call(descriptor, 0, _TO_THE_END, _WRITE)
-
-    return begin
+        _sync_file_range(descriptor, 0, _TO_THE_END, _WRITE)
 
 
-begin_write_back = _found()
+def write_out(descriptor: int, start: int, end: int) -> None:
+    """Returns once these bytes are written out. They are not durable before they are synced.
+
+    Raises OSError where that failed: the kernel tells of it once, and no sync would any more.
+    """
+    if _sync_file_range is None:
+        return
+    flags = _WAIT_BEFORE | _WRITE | _WAIT_AFTER
+    if _sync_file_range(descriptor, start, end - start, flags) == 0:
+        return
+    if (number := ctypes.get_errno()) not in _CANNOT:
+        raise OSError(number, os.strerror(number))

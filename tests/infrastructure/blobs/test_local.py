@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from application.errors import Unavailable
 from application.ports.blobs import BlobBusy
-from infrastructure.blobs import local, whole_files
+from infrastructure.blobs import local, local_writer, whole_files
 from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.outgoing import WINDOW
 from infrastructure.blobs.pace import Pace
 from tests.contracts.blob_store import NAME, BlobStoreContract, Opener, appended, content
 from tests.support import eventually, run
@@ -98,6 +101,48 @@ async def main():
 asyncio.run(main())
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_large_file_is_written_out_as_it_comes(tmp_path: Path) -> None:
+    content_of_it = bytes(range(256)) * (11 * WINDOW // 256)
+
+    async def story() -> None:
+        store = LocalBlobStore(tmp_path)
+        writer = await store.append(NAME, 0)
+        for start in range(0, len(content_of_it), 300_000):
+            await writer.write(content_of_it[start : start + 300_000])
+        assert await writer.sync() == len(content_of_it)
+        await store.finish(NAME, len(content_of_it))
+        await writer.close()
+        assert await content(store, NAME) == content_of_it
+        again = await store.append(NAME, len(content_of_it))  # nobody holds the file any more
+        await again.close()
+        store.close()
+
+    run(story())
+
+
+def test_a_disk_that_loses_what_it_is_writing_out_never_looks_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of it once: whoever asks afterwards must hear it all the same."""
+
+    def failing(descriptor: int, start: int, end: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def story() -> None:
+        store = LocalBlobStore(tmp_path)
+        writer = await store.append(NAME, 0)
+        monkeypatch.setattr(local_writer, "write_out", failing)
+        await writer.write(bytes(WINDOW))
+        with pytest.raises(Unavailable):
+            await store.finish(NAME, WINDOW)
+        with pytest.raises(Unavailable):
+            await writer.sync()
+        await writer.close()
+        store.close()
+
+    run(story())
 
 
 def test_many_small_files_at_once_are_all_stored(tmp_path: Path) -> None:
