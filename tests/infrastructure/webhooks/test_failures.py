@@ -275,7 +275,8 @@ def test_nothing_leaves_for_a_private_address(database_url: str, host: str) -> N
 
 def test_a_new_address_is_tried_at_once(database_url: str) -> None:
     async def story(office: Office) -> None:
-        async with receiving(always(404)) as wrong, receiving() as right:
+        wait = {"Retry-After": "3600"}
+        async with receiving(always(404, **wait)) as wrong, receiving() as right:
             hook = await office.hook(wrong.url)
             await office.open()
             position = await office.complete(await office.batch())

@@ -9,8 +9,9 @@ import tracemalloc
 import pytest
 from aiohttp import web
 
+from application.ports.deliveries import After, Delivered, Due, Try
 from domain.webhook.aggregate import ROTATION
-from infrastructure.webhooks.outbox import MARGIN, PER_WEBHOOK
+from infrastructure.webhooks.outbox import MARGIN, PER_WEBHOOK, PostgresOutbox
 from infrastructure.webhooks.sweeping import sweep
 from tests.infrastructure.webhooks.office import (
     Office,
@@ -120,6 +121,31 @@ def test_a_deliverer_that_is_killed_in_the_middle_leaves_nothing_untold(database
             assert receiver.positions == [first, first, second]
             assert receiver.requests[0].id == receiver.requests[1].id
             assert receiver.requests[0].body == receiver.requests[1].body
+
+    play(database_url, story)
+
+
+def test_whoever_lost_the_lease_says_nothing_of_the_delivery(database_url: str) -> None:
+    async def story(office: Office) -> None:
+        hook = await office.hook("https://example.com/")
+        office.follow()
+        position = await office.complete(await office.batch())
+        await office.followed(position)
+        outbox = PostgresOutbox(office.pool, office.timeout)
+        (slow,) = await outbox.claim(5, at=office.clock())
+        assert await outbox.claim(5, at=office.clock()) == []
+        office.skip(office.timeout + MARGIN + 1)
+        (quick,) = await outbox.claim(5, at=office.clock())
+        tried = Try(at=office.clock(), duration=0.1, status=204)
+
+        async def settle(due: Due) -> After | None:
+            return await outbox.settle(due, tried, Delivered(), at=office.clock(), go_on=True)
+
+        assert await settle(slow) is None
+        assert (await office.webhooks.delivery(hook.id, position)).attempts == 0
+        assert await settle(quick) == After(None, None)
+        assert (await office.webhooks.delivery(hook.id, position)).state == "delivered"
+        assert await settle(quick) is None
 
     play(database_url, story)
 
