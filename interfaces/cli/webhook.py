@@ -32,7 +32,8 @@ Events = Annotated[list[str] | None, Parameter(name="--event", negative="")]
 
 @app.command
 def add(
-    url: str,
+    address: str,
+    /,
     *,
     event: Events = None,
     label: str | None = None,
@@ -45,8 +46,8 @@ def add(
 
     Parameters
     ----------
-    url
-        Where requests are sent.
+    address
+        Where requests are sent, such as https://example.com/hook.
     event
         What is told, such as upload.failed; may be given several times. By default
         batch.completed.
@@ -61,7 +62,7 @@ def add(
     """
     common = common or Common()
     given = {"events": event, "label": label, "owner": owner}
-    body: dict[str, Any] = {"url": url, "on_request": on_request, "description": description}
+    body: dict[str, Any] = {"url": address, "on_request": on_request, "description": description}
     body |= {name: value for name, value in given.items() if value is not None}
 
     async def run(client: Client) -> Secret:

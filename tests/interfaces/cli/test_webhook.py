@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from domain.webhook.subscription import TOLD
 from infrastructure.settings import Settings
 from tests.interfaces.cli.conftest import Command, Outcome
-from tests.interfaces.conftest import serving
+from tests.interfaces.conftest import LiveServer, serving
 
 EXAMPLE = Path(__file__).parents[3] / "docs/examples/webhook_receiver.py"
 PATIENCE = 30.0  # seconds
@@ -109,6 +111,25 @@ def test_a_webhook_is_disabled_rotated_enabled_listed_and_removed(uptrail: Comma
     assert (gone.code, "no such webhook" in gone.err) == (1, True)
     wrong = uptrail("webhook", "add", "https://example.com/", "--event", "batch.progressed")
     assert (wrong.code, "must be one of batch.started" in wrong.err) == (1, True)
+
+
+def test_the_address_of_a_webhook_is_not_that_of_the_server(
+    command: Command, server: LiveServer
+) -> None:
+    place = ("--data-dir", server.data_dir, "--url", server.url)
+    added = command("webhook", "add", "https://example.com/", "--json", *place)
+    history = command("history", "show", added.json["webhook"]["id"], *place)
+
+    assert added.json["webhook"]["url"] == "https://example.com/"
+    assert "webhook.added" in history.out
+
+
+def test_the_manual_names_every_event_and_shows_the_receiver_that_is_tested() -> None:
+    manual = (EXAMPLE.parents[1] / "webhooks.md").read_text()
+    (shown,) = re.findall(r"```python\n(.*?)```", manual, re.DOTALL)
+
+    assert shown in EXAMPLE.read_text()
+    assert set(re.findall(r"`((?:batch|upload)\.[a-z_]+)`", manual)) == set(TOLD)
 
 
 def _listens(port: int) -> bool:
