@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from application.transfer.names import blob_of
+from application.transfer.transfers import Speaker
 from tests.interfaces.uploads.raw import Sender
 from tests.interfaces.uploads.server import TUS, Server, serving, upload_in
 from tests.support import eventually, run
@@ -30,6 +31,27 @@ def test_asking_for_the_offset_ends_a_running_transfer_and_counts_its_bytes(
 
             assert await server.offset(location) == 3000
             assert (await sender.answer())[0] == 423
+
+    run(story())
+
+
+def test_who_is_overtaken_before_its_turn_puts_down_what_it_brought(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server, Sender(server) as sender:
+            location = await server.create(len(CONTENT))
+            id = upload_in(location)
+            async with server.transfers.turns.take(id) as first:
+                await sender.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
+                await eventually(lambda: first.ended)  # now the PATCH waits for its turn
+                asking = asyncio.create_task(server.transfers.settle(id, Speaker("test")))
+                await asyncio.sleep(0)  # and is overtaken
+
+            assert (await asking).received == 3000
+            assert (await sender.answer())[0] == 423
+            assert await server.patch(location, 3000, CONTENT[3000:]) == 204
+            assert await server.content(location) == CONTENT
 
     run(story())
 
