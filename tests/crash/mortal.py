@@ -25,8 +25,8 @@ class Life:
     def begin(self) -> None:
         self._begun = True
 
-    def passed(self) -> None:
-        """One await."""
+    def passed(self, awaited: Any) -> None:
+        """One await, of this future, or of nothing but another turn."""
         if self._begun:
             self.awaits += 1
             if self.awaits == self._ends_at:
@@ -47,18 +47,18 @@ def beside(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 class _Counted(Coroutine[Any, Any, Any]):
     """A coroutine of which each suspension is told."""
 
-    def __init__(self, inner: Coroutine[Any, Any, Any], passed: Callable[[], None]) -> None:
+    def __init__(self, inner: Coroutine[Any, Any, Any], passed: Callable[[Any], None]) -> None:
         self._inner = inner
         self._passed = passed
 
     def send(self, value: Any) -> Any:
         awaited = self._inner.send(value)
-        self._passed()
+        self._passed(awaited)
         return awaited
 
     def throw(self, *error: Any) -> Any:
         awaited = self._inner.throw(*error)
-        self._passed()
+        self._passed(awaited)
         return awaited
 
     def close(self) -> None:
@@ -66,3 +66,29 @@ class _Counted(Coroutine[Any, Any, Any]):
 
     def __await__(self) -> Any:
         return self._inner.__await__()
+
+
+class Interrupted:
+    """Work that is cancelled at its await number `at`; `late`: in the moment its answer comes."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], at: int, *, late: bool) -> None:
+        self._left = at
+        self._late = late
+        self._task = beside(_Counted(work, self._passed))
+
+    async def ended(self) -> bool:
+        """Whether the work came to its end before; raises what it raised."""
+        await asyncio.wait((self._task,))
+        if self._task.cancelled():
+            return False
+        self._task.result()
+        return self._left > 0
+
+    def _passed(self, awaited: Any) -> None:
+        self._left -= 1
+        if self._left:
+            return
+        if self._late and asyncio.isfuture(awaited):
+            awaited.add_done_callback(lambda _: self._task.cancel())
+        else:
+            self._task.cancel()

@@ -1,0 +1,179 @@
+"""Work that is cancelled at any await leaves nothing behind: no connection, lock, turn or file."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from application.commands import StartBatch
+from application.handlers.batches import start_batch
+from application.transfer.quotas import Allowance, Quotas
+from application.transfer.transfers import Incoming, Limits, Speaker, Transfers
+from domain.file import FileDeclaration
+from domain.ids import upload_id_for
+from infrastructure.read_model.projector import catch_up
+from infrastructure.read_model.rebuild import rebuild
+from infrastructure.read_model.verify import verify
+from infrastructure.settings import Settings
+from infrastructure.webhooks.outbox import PostgresOutbox
+from interfaces.bootstrap.parts import Parts, open_parts
+from tests.crash.mortal import Interrupted
+from tests.infrastructure.jobs.plant import context
+from tests.support import eventually, run
+
+BATCH, OWNER = uuid4(), "acme"
+FILES = (FileDeclaration(path="a.txt", size=30), FileDeclaration(path="b.txt", size=0))
+UPLOAD = upload_id_for(BATCH, "a.txt")
+SPEAKER = Speaker("key:alice")
+
+# What holds something while it waits. Slots and blobs are asked under their own names.
+_LEFT = """
+SELECT (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()),
+  (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+   AND state LIKE 'idle in transaction%%')"""
+
+Work = Callable[[Parts], Awaitable[Any]]
+
+
+async def _asks(parts: Parts) -> None:
+    services = parts.services
+    await services.queries.batches(owner=OWNER)
+    await services.queries.uploads(BATCH, owner=OWNER)
+    await services.history.of_batch(BATCH, owner=OWNER)
+    await services.workers.workers(owner=OWNER)
+    await services.usage.of_owner(OWNER)
+    await services.log.versions([UPLOAD])
+
+
+async def _reports(parts: Parts) -> None:
+    async with parts.services.queries.report(BATCH, owner=OWNER) as report:
+        assert [row.path async for row in report.files] == ["a.txt", "b.txt"]
+
+
+async def _commands(parts: Parts) -> None:
+    await start_batch(parts.log, StartBatch(id=uuid4(), owner=OWNER, files=FILES), context())
+
+
+async def _sends(parts: Parts) -> None:
+    id = uuid4()
+    await start_batch(parts.log, StartBatch(id=id, owner=OWNER, files=FILES), context())
+    incoming = Incoming(upload=upload_id_for(id, "a.txt"), offset=0)
+    await transfers(parts).receive(incoming, _pieces(), SPEAKER)
+
+
+async def _stores(parts: Parts) -> None:
+    name = f"artifacts/{uuid4()}"
+    await parts.blobs.put(name, b"bytes")
+    assert b"".join([chunk async for chunk in parts.blobs.read(name)]) == b"bytes"
+
+
+async def _verifies(parts: Parts) -> None:
+    await verify(parts.database.url, parts.log)
+
+
+async def _rebuilds(parts: Parts) -> None:
+    await rebuild(parts.database.url, parts.log)
+
+
+async def _delivers(parts: Parts) -> None:
+    await PostgresOutbox(parts.pool, 5.0).claim(5, at=parts.services.now())
+
+
+async def _runs_errands(parts: Parts) -> None:
+    tickets = await parts.services.errands.open(UPLOAD, 1, download_within=60)
+    await parts.services.errands.close(tickets.id)
+
+
+WORKS: dict[str, Work] = {
+    work.__name__.strip("_"): work
+    for work in (
+        _asks,
+        _reports,
+        _commands,
+        _sends,
+        _stores,
+        _verifies,
+        _rebuilds,
+        _delivers,
+        _runs_errands,
+    )
+}
+
+
+def transfers(parts: Parts) -> Transfers:
+    limits = Limits(max_file_size=100, min_free_bytes=0, progress_interval=9, idle_timeout=60)
+    services = parts.services
+    clock = asyncio.get_running_loop().time
+    nothing = Allowance(bytes=0, files=0)
+    quotas = Quotas(
+        services.usage, clock, owner=nothing, batch=nothing, transfers=3, slots=services.slots
+    )
+    return Transfers(
+        parts.log,
+        parts.blobs,
+        services.elsewhere,
+        quotas=quotas,
+        limits=limits,
+        now=services.now,
+        clock=clock,
+    )
+
+
+async def _pieces() -> AsyncIterator[bytes]:
+    for _ in range(3):
+        yield b"x"
+        await asyncio.sleep(0)
+
+
+# SQLAlchemy leaves the client's side of a server's cursor to the collector; the transaction ends.
+@pytest.mark.filterwarnings("ignore:.*AsyncServerCursor:ResourceWarning")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("late", [False, True], ids=["at-once", "with-the-answer"])
+@pytest.mark.parametrize("name", WORKS)
+def test_work_that_is_cancelled_at_any_await_leaves_nothing_behind(
+    database_url: str, tmp_path: Path, name: str, late: bool
+) -> None:
+    async def story() -> None:
+        settings = Settings(data_dir=tmp_path, database_url=database_url)
+        async with open_parts(settings) as parts:
+            await start_batch(parts.log, StartBatch(id=BATCH, owner=OWNER, files=FILES), context())
+            await catch_up(database_url, parts.log)
+            await WORKS[name](parts)
+            open_before, held_before = _descriptors(), await _held(parts)
+            for at in count(1):
+                if await Interrupted(WORKS[name](parts), at, late=late).ended():
+                    break
+
+            async def nothing_is_held() -> bool:
+                return await _held(parts) == held_before
+
+            gc.collect()
+            await eventually(nothing_is_held)
+            await eventually(lambda: _descriptors() <= open_before + SPARE)
+            await WORKS[name](parts)
+
+    run(story())
+
+
+SPARE = 12  # connections that pools may have opened, and keep
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def _held(parts: Parts) -> tuple[Any, ...]:
+    """Connections that are lent, locks, and open transactions."""
+    stats = parts.pool.get_stats()
+    lent = stats["pool_size"] - stats["pool_available"]
+    async with parts.pool.connection() as connection:
+        row = await (await connection.execute(_LEFT, ())).fetchone()
+    return lent, *(row or ())
