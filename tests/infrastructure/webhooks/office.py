@@ -63,6 +63,7 @@ from tests.stories import ALICE, registered, started
 from tests.support import eventually, run
 
 DAY = 86400.0
+PATIENCE = 60.0  # seconds, on a machine that has other things to do
 ENDED = ("batch.completed", "upload.completed")
 
 Answer: TypeAlias = Callable[["Request"], Awaitable[web.Response]]
@@ -307,7 +308,7 @@ class Office:
         async def reached() -> bool:
             return await self.webhooks.position() >= position
 
-        await eventually(reached)
+        await eventually(reached, PATIENCE)
 
     async def ended(self, hook: Hook, position: int) -> Delivery:
         async def over() -> Delivery | None:
@@ -316,7 +317,7 @@ class Office:
                     return delivery
             return None
 
-        found: Delivery = await eventually(over)
+        found: Delivery = await eventually(over, PATIENCE)
         return found
 
     async def tried(self, hook: Hook, position: int, attempts: int) -> Delivery:
@@ -327,7 +328,7 @@ class Office:
             return delivery if delivery.attempts >= attempts else None
 
         await self.followed(position)
-        found: Delivery = await eventually(so_often)
+        found: Delivery = await eventually(so_often, PATIENCE)
         return found
 
     async def disabled(self, hook: Hook) -> WebhookDisabled:
@@ -340,7 +341,7 @@ class Office:
                     return one.event
             return None
 
-        found: WebhookDisabled = await eventually(recorded)
+        found: WebhookDisabled = await eventually(recorded, PATIENCE)
         return found
 
     async def events(self, hook: Hook) -> Sequence[Recorded]:
