@@ -51,7 +51,7 @@ def test_a_resumed_batch_never_counts_a_file_twice(site: Site) -> None:
 
 
 def test_a_client_that_was_killed_never_sends_a_file_twice(site: Site, tmp_path: Path) -> None:
-    files = {f"{number:03}.bin": number.to_bytes(2) * 20_000 for number in range(150)}
+    files = {f"{number:03}.bin": number.to_bytes(2) * 40_000 for number in range(400)}  # 8 bundles
     folder = tmp_path / "photos"
     folder.mkdir()
     for path, content in files.items():
@@ -59,7 +59,7 @@ def test_a_client_that_was_killed_never_sends_a_file_twice(site: Site, tmp_path:
     words = ["upload", str(folder), "--wait", "--json", "--data-dir", str(site.data_dir)]
     before = received(site)
     with subprocess.Popen([str(UPTRAIL), *words], stdout=subprocess.DEVNULL) as first:
-        eventually(lambda: received(site) >= before + 5)
+        eventually(lambda: received(site) > before)
         first.kill()
     assert received(site) < before + len(files), "the client was too fast to be killed"
 
@@ -69,7 +69,7 @@ def test_a_client_that_was_killed_never_sends_a_file_twice(site: Site, tmp_path:
     done = ended(site.admin, batch)
     assert done["outcome"] == "succeeded"
     assert done["counts"] == {"completed": len(files)}
-    assert done["bytes_received"] == done["bytes_total"] == 40_000 * len(files)
+    assert done["bytes_received"] == done["bytes_total"] == 80_000 * len(files)
     every_count_is_that_of_the_set(site.admin.history(f"/v1/batches/{batch}"))
 
 
