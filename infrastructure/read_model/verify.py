@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from uuid import uuid4
 
 import msgspec
 from psycopg import IsolationLevel
@@ -17,6 +16,9 @@ from infrastructure.read_model.projecting import project, tracked
 from infrastructure.read_model.rebuild import CHUNK
 from infrastructure.read_model.streams import Break, broken_streams
 from infrastructure.read_model.targets import LIVE, Target, create, drop
+
+# One at a time works in it, who has the lock of maintenance; what a kill left there goes first.
+SCRATCH = Target("read_model_verify", "read_model_verify")
 
 MOST = 100  # differences and breaks that are named one by one
 
@@ -46,8 +48,7 @@ async def verify(url: str, log: EventLog) -> Verification:
 
     The scratch schema is dropped in any case. Raises psycopg.Error, Unavailable.
     """
-    scratch = f"read_model_verify_{uuid4().hex[:12]}"
-    target = Target(scratch, scratch)
+    target = SCRATCH
     async with maintenance(url, name="verify") as writer:
         try:
             await create(writer, target)

@@ -26,6 +26,8 @@ from infrastructure.jobs import leadership, orchestrator, worker
 from infrastructure.jobs.selection import lost
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.read_model import projector
+from infrastructure.read_model import rebuild as rebuilding
+from infrastructure.read_model import verify as verifying
 from infrastructure.settings import Settings
 from tests.crash.hands import PROCESSORS, SETTINGS
 from tests.crash.mortal import Life, beside
@@ -138,6 +140,16 @@ async def project(order: Order, life: Life) -> None:
         await projector.catch_up(order.url, parts.log)
 
 
+async def rebuild(order: Order, life: Life) -> None:
+    async with opened(order, life) as parts:
+        await rebuilding.rebuild(order.url, parts.log)
+
+
+async def verify(order: Order, life: Life) -> None:
+    async with opened(order, life) as parts:
+        await verifying.verify(order.url, parts.log)
+
+
 _HANDLERS: Mapping[str, tuple[type[commands.Command], Callable[..., Awaitable[Any]]]] = {
     handler.__name__: (command, handler)
     for command, handler in (
@@ -212,4 +224,6 @@ async def _until_idle(parts: Parts, last: int) -> None:
         await asyncio.sleep(0.01)
 
 
-ROLES = {role.__name__: role for role in (orchestrate, work, project, command, receive)}
+ROLES = {
+    role.__name__: role for role in (orchestrate, work, project, rebuild, verify, command, receive)
+}

@@ -14,6 +14,7 @@ from application.handlers.batches import cancel_batch, seal_batch, start_batch
 from application.handlers.registering import add_uploads
 from application.transfer.names import blob_of
 from domain.file import FileDeclaration
+from infrastructure.read_model.verify import verify
 from tests.contracts.blob_store import content
 from tests.crash.awaits import awaits
 from tests.crash.nursery import DONE, Nursery
@@ -98,3 +99,28 @@ def test_rows_are_projected_once_however_often_the_projector_is_killed(
             await world.settle()
 
     run(story())
+
+
+@pytest.mark.parametrize("work", ["rebuild", "verify"])
+def test_maintenance_that_is_killed_leaves_live_rows_alone_and_nothing_beside_them(
+    database_url: str, nursery: Nursery, tmp_path: Path, work: str
+) -> None:
+    async def story() -> None:
+        async with open_world(database_url, nursery, tmp_path) as world:
+            await world.plant.batch({"a.txt": b"x"})
+            await world.live("project")
+            for ends_at in awaits(6, 9):
+                if (await world.live(work, ends_at)).ended == DONE:
+                    break
+                assert (await verify(database_url, world.plant.log)).sound
+            await world.live(work)
+
+            assert await world.plant.fetch(BESIDE) == []
+
+    run(story())
+
+
+BESIDE = """
+SELECT nspname FROM pg_namespace WHERE nspname LIKE 'read_model_%%'
+UNION ALL SELECT application_name FROM notification_tracking
+WHERE application_name LIKE 'read_model_%%'"""
