@@ -19,7 +19,7 @@ CONNECT_TIMEOUT = 10  # seconds
 
 # A machine that vanished without a word holds its locks until the server asks after it, which by
 # default takes two hours. See PostgreSQL's `tcp_keepalives_idle`.
-_ASK_AFTER_US = """
+ASK_AFTER_US = """
 SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"""
 
 
@@ -97,7 +97,7 @@ def make_pool(url: str, *, name: str, min_size: int = 1, max_size: int = 8) -> P
 
 
 async def _introduce(connection: Connection) -> None:
-    await connection.execute(_ASK_AFTER_US)
+    await connection.execute(ASK_AFTER_US)
 
 
 async def still_there(connection: Connection) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection as Session
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from application.errors import Unavailable
-from infrastructure.postgres.pool import CONNECT_TIMEOUT
+from infrastructure.postgres.pool import ASK_AFTER_US, CONNECT_TIMEOUT
 from infrastructure.read_model.tables import attempts, batches, uploads
 
 # Taken before the snapshot of a transaction is: a rebuild that swaps the tables is then either
@@ -37,7 +37,7 @@ def make_engine(url: str, *, size: int = 4, overflow: int = 12) -> AsyncEngine:
             connect_timeout=CONNECT_TIMEOUT,
         )
         try:
-            await connection.execute("SET TIME ZONE 'UTC'")
+            await connection.execute(f"SET TIME ZONE 'UTC'; {ASK_AFTER_US}")
             await connection.set_autocommit(False)
         except BaseException:
             await connection.close()
