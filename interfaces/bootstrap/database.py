@@ -65,6 +65,8 @@ class Database:
         while True:
             await asyncio.sleep(LOOK)
             try:
+                if await asyncio.to_thread(self._embedded.runs):
+                    continue
                 url = await asyncio.to_thread(self._embedded.start)
             except EmbeddedPostgresError as error:
                 _log.error("postgres_not_started", error=str(error))

@@ -92,6 +92,17 @@ def is_orphaned(home: Home) -> bool:
     return postmaster is not None and not is_marked(postmaster.pid, home.mark)
 
 
+def runs(home: Home) -> bool:
+    """Whether a server that takes connections lives, and can be found."""
+    postmaster = Postmaster.read(home)
+    return (
+        postmaster is not None
+        and postmaster.is_ready
+        and is_marked(postmaster.pid, home.mark)
+        and Path(postmaster.socket_folder, SOCKET).exists()
+    )
+
+
 def is_writing_checkpoint(home: Home) -> bool:
     """True during the checkpoint at the end of a shutdown or of recovery."""
     return any("performing" in line for line in marked(home.mark).values())

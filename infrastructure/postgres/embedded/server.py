@@ -14,6 +14,7 @@ from infrastructure.postgres.embedded import account, lifecycle, locks
 from infrastructure.postgres.embedded.errors import EmbeddedPostgresError
 from infrastructure.postgres.embedded.home import Home, place_of, settle
 from infrastructure.postgres.embedded.membership import Membership
+from infrastructure.postgres.embedded.postmaster import runs
 
 
 class EmbeddedPostgres:
@@ -44,6 +45,15 @@ class EmbeddedPostgres:
                 return self._start()
             except OSError as error:
                 raise self._failed("start", error) from error
+
+    def runs(self) -> bool:
+        """
+        Whether the server that was started goes on, as its files and its process tell.
+
+        It is not asked: a connection would cost both sides ten milliseconds.
+        """
+        membership = self._membership
+        return membership is not None and membership.is_of_this_process and runs(membership.home)
 
     def stop(self) -> None:
         """

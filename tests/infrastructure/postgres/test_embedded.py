@@ -363,6 +363,21 @@ def test_a_postmaster_killed_before_the_end_leaves_nothing_behind(data_dir: Path
     assert locks.is_free(home_of(data_dir).running)
 
 
+def test_it_tells_without_being_asked_whether_it_goes_on(data_dir: Path) -> None:
+    server = EmbeddedPostgres(data_dir)
+    assert not server.runs()
+    server.start()
+    assert server.runs()
+
+    os.kill(postmaster_of(data_dir).pid, signal.SIGKILL)
+    until(lambda: not server.runs())
+
+    server.start()
+    assert server.runs()
+    server.stop()
+    assert not server.runs()
+
+
 def test_a_power_cut_loses_nothing_committed(data_dir: Path) -> None:
     with EmbeddedPostgres(data_dir) as url:
         execute(url, "CREATE TABLE kept AS SELECT 42 AS answer")
