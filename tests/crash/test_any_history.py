@@ -33,7 +33,7 @@ from tests.support import with_database
 
 T = TypeVar("T")
 
-EXAMPLES = max(6, int(SECONDS / 4))
+EXAMPLES = max(5, int(SECONDS / 4))
 STEPS = 14
 SIZE = 25  # bytes of a file that is sent piece by piece
 

@@ -27,7 +27,7 @@ def test_orchestrators_and_workers_killed_at_every_await_lose_and_repeat_nothing
     async def story() -> None:
         async with open_world(database_url, nursery, tmp_path) as world:
             batches: list[UUID] = []
-            for ends_at in awaits(16, 11):
+            for ends_at in awaits(10, 17):
                 batches.append(await world.plant.batch(FILES, retry_policy=SOON))
                 await _change_minds(world, batches)
                 await world.let_time_pass()

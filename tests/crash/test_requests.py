@@ -44,7 +44,7 @@ def test_a_command_that_is_repeated_after_a_crash_happens_once(
 
     async def story() -> None:
         async with open_world(database_url, nursery, tmp_path) as world:
-            for ends_at in awaits(8, 2):
+            for ends_at in awaits(5, 3):
                 batch = uuid4()
                 if name != STARTED:
                     await world.ask(start_batch, StartBatch(id=batch, owner="acme"))
@@ -67,7 +67,7 @@ def test_bytes_that_were_acknowledged_survive_a_crash_at_every_await(
 ) -> None:
     async def story() -> None:
         async with open_world(database_url, nursery, tmp_path) as world:
-            for ends_at in awaits(12, 4):
+            for ends_at in awaits(7, 7):
                 batch = uuid4()
                 started = StartBatch(id=batch, owner="acme", files=FILES[:1])
                 (upload,) = (await world.ask(start_batch, started)).uploads
@@ -92,7 +92,7 @@ def test_rows_are_projected_once_however_often_the_projector_is_killed(
 ) -> None:
     async def story() -> None:
         async with open_world(database_url, nursery, tmp_path) as world:
-            for ends_at in awaits(10, 3):
+            for ends_at in awaits(6, 5):
                 await world.plant.batch({"a.txt": b"x"})
                 if (await world.live("project", ends_at)).ended == DONE:
                     break
@@ -109,7 +109,7 @@ def test_maintenance_that_is_killed_leaves_live_rows_alone_and_nothing_beside_th
         async with open_world(database_url, nursery, tmp_path) as world:
             await world.plant.batch({"a.txt": b"x"})
             await world.live("project")
-            for ends_at in awaits(6, 9):
+            for ends_at in awaits(4, 13):
                 if (await world.live(work, ends_at)).ended == DONE:
                     break
                 assert (await verify(database_url, world.plant.log)).sound

@@ -23,7 +23,7 @@ def test_what_a_zombie_writes_is_refused(
 ) -> None:
     async def story() -> None:
         async with open_world(database_url, nursery, tmp_path) as world:
-            for ends_at in awaits(5, 37 if role == "work" else 17):
+            for ends_at in awaits(4, 43 if role == "work" else 23):
                 batch = await world.plant.batch(FILES, retry_policy=SOON)
                 if role == "work":
                     await world.live("orchestrate")
