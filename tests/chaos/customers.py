@@ -70,8 +70,7 @@ class Customer:
             self._command(job, "seal", surely=True)
         self._see_to_the_end(job)
         if not job.cancelled and self._chance.random() < 0.3:
-            self._command(job, "retry")
-            self._see_to_the_end(job)
+            self._see_to_the_end(job, since=self._command(job, "retry"))
 
     def _started(self) -> Job:
         body = {"label": "chaos", "priority": self._chance.randint(-5, 5)}
@@ -88,10 +87,13 @@ class Customer:
         except Gone:
             assert job.cancelled or not job.sent.get(name), f"{name} of {job.id} is gone"
 
-    def _command(self, job: Job, command: str, *, surely: bool = False) -> None:
-        self._sender.ask("POST", f"{job.path}/{command}", may_refuse=not surely)
+    def _command(self, job: Job, command: str, *, surely: bool = False) -> int:
+        """The position of what it led to; 0 where it was refused."""
+        answer = self._sender.ask("POST", f"{job.path}/{command}", may_refuse=not surely)
+        return answer["position"] if answer else 0
 
-    def _see_to_the_end(self, job: Job) -> None:
+    def _see_to_the_end(self, job: Job, since: int = 0) -> None:
+        """Returns when the batch is completed as of a position that is not before `since`."""
         deadline = time.monotonic() + PATIENCE
         view: dict[str, Any] = {}
         while view.get("state") != "completed":
@@ -99,7 +101,8 @@ class Customer:
                 raise AssertionError(f"the batch does not end: {view}")
             time.sleep(0.2)
             # A read model that is behind does not know the batch yet.
-            view = self._sender.ask("GET", job.path, may_refuse=True) or {}
+            path = f"{job.path}?min_position={since}"
+            view = self._sender.ask("GET", path, may_refuse=True) or {}
 
 
 def _contents(chance: random.Random) -> dict[str, bytes]:
