@@ -23,8 +23,10 @@ from interfaces.rest.pointers import locate
 from interfaces.rest.problems import Complaint, Problem
 from interfaces.rest.routes import SENDERS, Operation
 from interfaces.services import SERVICES
-from interfaces.uploads import bundles, resumable, tus
+from interfaces.uploads.bundles import request as bundles
+from interfaces.uploads.resumable import resource as resumable
 from interfaces.uploads.serving import TRANSFERS
+from interfaces.uploads.tus import resource as tus
 
 CHUNK = 1000  # files recorded together
 MANIFESTS = 10  # a request of NDJSON may hold so many times the files of one manifest

@@ -13,7 +13,6 @@ from interfaces.rest import (
     batches,
     callbacks,
     controls,
-    deliveries,
     history,
     keys,
     login,
@@ -23,8 +22,6 @@ from interfaces.rest import (
     reports,
     starting,
     uploads,
-    webhook_controls,
-    webhooks,
     workers,
 )
 from interfaces.rest.access import access_middleware
@@ -34,6 +31,9 @@ from interfaces.rest.measuring import METRICS, metrics_middleware
 from interfaces.rest.operations import VITALS
 from interfaces.rest.problems import problem_middleware
 from interfaces.rest.routes import Operation, add_operations
+from interfaces.rest.webhooks import controls as webhook_controls
+from interfaces.rest.webhooks import deliveries
+from interfaces.rest.webhooks import resource as webhooks
 from interfaces.services import SERVICES, Services
 from interfaces.uploads import routes as transfers
 

@@ -15,7 +15,7 @@ from interfaces.rest.answers import POSITION
 from interfaces.rest.idempotency import HEADER
 from interfaces.rest.problems import CONTENT_TYPE, ProblemDocument
 from interfaces.rest.routes import Operation
-from interfaces.rest.webhook_messages import MESSAGES, described_webhooks
+from interfaces.rest.webhooks.messages import MESSAGES, described_webhooks
 
 DOCUMENT: web.AppKey[bytes] = web.AppKey("openapi", bytes)
 

@@ -22,7 +22,7 @@ from interfaces.rest.params import Query
 from interfaces.rest.problems import Complaint, Problem
 from interfaces.rest.routes import SENDERS, Operation
 from interfaces.services import SERVICES
-from interfaces.uploads import forms
+from interfaces.uploads.forms import request as forms
 from interfaces.uploads.refusals import refusal_of
 from interfaces.uploads.serving import TRANSFERS
 

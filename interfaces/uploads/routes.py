@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from aiohttp import hdrs, web
 
-from interfaces.uploads import resumable, tus
 from interfaces.uploads.body import hold
 from interfaces.uploads.content import artifact, content
+from interfaces.uploads.resumable import resource as resumable
 from interfaces.uploads.serving import prepare
+from interfaces.uploads.tus import resource as tus
 
 UPLOADS = "/v1/uploads"
 UPLOAD = "/v1/uploads/{id}"

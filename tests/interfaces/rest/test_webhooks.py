@@ -13,7 +13,7 @@ import pytest
 
 from application.ports.keys import Scope
 from domain.webhook.subscription import TOLD
-from interfaces.rest.webhook_messages import HEADERS, BatchMessage, UploadMessage
+from interfaces.rest.webhooks.messages import HEADERS, BatchMessage, UploadMessage
 from tests.infrastructure.webhooks.office import Receiver, always, open_office, receiving
 from tests.interfaces.rest.server import Answer, Server, serving
 from tests.support import eventually, run
@@ -253,7 +253,7 @@ def test_a_faulty_webhook_is_refused_and_the_fault_pointed_at(
 def test_an_owner_has_a_limited_number_of_webhooks(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interfaces.rest.webhooks.MOST_WEBHOOKS", 2)
+    monkeypatch.setattr("interfaces.rest.webhooks.resource.MOST_WEBHOOKS", 2)
 
     async def story() -> None:
         async with world(database_url, tmp_path) as all:

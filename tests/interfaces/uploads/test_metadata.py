@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from domain.errors import Faulty
 from domain.file import faults_of
-from interfaces.uploads import metadata
+from interfaces.uploads.tus import metadata
 
 HEADERS = st.one_of(
     st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=80),

@@ -10,7 +10,7 @@ from application.ports.webhooks import Standing
 from domain.webhook.aggregate import Webhook
 from interfaces.rest.params import LONGEST_WAIT
 from interfaces.rest.problems import RETRY_SOON, Problem
-from interfaces.rest.webhook_answers import WebhookAnswer, webhook_answer
+from interfaces.rest.webhooks.answers import WebhookAnswer, webhook_answer
 from interfaces.services import SERVICES, Services
 
 SEEN_WITHIN = 2.0  # seconds at most until lists show what was changed

@@ -18,16 +18,20 @@ from interfaces.rest.access import require, upload_of
 from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
-from interfaces.uploads import tus
 from interfaces.uploads.body import Body, require_plain
 from interfaces.uploads.headers import only
 from interfaces.uploads.positions import placed, with_position
-from interfaces.uploads.resumable_answers import appended, stored
-from interfaces.uploads.resumable_creation import body_length, create, full_size, require_whole
-from interfaces.uploads.resumable_digests import CONTENT_DIGEST, digest_in
-from interfaces.uploads.resumable_interim import progressing
-from interfaces.uploads.resumable_problems import completed, inactive, inconsistent_length
-from interfaces.uploads.resumable_request import (
+from interfaces.uploads.resumable.answers import appended, stored
+from interfaces.uploads.resumable.creation import (
+    body_length,
+    create,
+    full_size,
+    require_whole,
+)
+from interfaces.uploads.resumable.digests import CONTENT_DIGEST, digest_in
+from interfaces.uploads.resumable.interim import progressing
+from interfaces.uploads.resumable.problems import completed, inactive, inconsistent_length
+from interfaces.uploads.resumable.request import (
     COMPLETE,
     LENGTH,
     LIMIT,
@@ -43,7 +47,8 @@ from interfaces.uploads.resumable_request import (
     speaks_ietf,
 )
 from interfaces.uploads.serving import TRANSFERS, speaker_of
-from interfaces.uploads.tus_request import OVERRIDE
+from interfaces.uploads.tus import resource as tus
+from interfaces.uploads.tus.request import OVERRIDE
 
 __all__ = [
     "append",

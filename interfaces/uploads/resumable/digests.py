@@ -9,7 +9,7 @@ from binascii import Error as NotBase64
 from aiohttp import web
 
 from application.transfer.checksums import Checksum
-from interfaces.uploads.resumable_problems import invalid_digest, unsupported_digest
+from interfaces.uploads.resumable.problems import invalid_digest, unsupported_digest
 
 CONTENT_DIGEST = "Content-Digest"
 REPR_DIGEST = "Repr-Digest"

@@ -15,7 +15,7 @@ from interfaces.rest.forms import Redelivery
 from interfaces.rest.params import MAX_POSITION, Query, id_in
 from interfaces.rest.problems import bad_parameter
 from interfaces.rest.routes import OPERATORS, Operation
-from interfaces.rest.webhook_answers import DeliveryAnswer, RedeliveryAnswer, delivery_answer
+from interfaces.rest.webhooks.answers import DeliveryAnswer, RedeliveryAnswer, delivery_answer
 from interfaces.services import SERVICES
 
 LIST = ("state", "cursor", "limit")

@@ -9,11 +9,11 @@ from application.transfer.checksums import Checksum
 from domain.file import FileDeclaration, faults_of
 from interfaces.rest.params import Query
 from interfaces.services import SERVICES
-from interfaces.uploads import metadata
 from interfaces.uploads.headers import only
-from interfaces.uploads.resumable_digests import declared
-from interfaces.uploads.resumable_request import PARTIAL
-from interfaces.uploads.tus_request import METADATA
+from interfaces.uploads.resumable.digests import declared
+from interfaces.uploads.resumable.request import PARTIAL
+from interfaces.uploads.tus import metadata
+from interfaces.uploads.tus.request import METADATA
 
 _TELL_NOTHING = frozenset(
     {PARTIAL, "application/octet-stream", "application/x-www-form-urlencoded"}

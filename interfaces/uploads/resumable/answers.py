@@ -10,7 +10,13 @@ from aiohttp import hdrs, web
 from domain.upload.aggregate import Upload
 from interfaces.rest.answers import json_answer
 from interfaces.rest.forwarding import outside
-from interfaces.uploads.resumable_request import COMPLETE, LIMIT, OFFSET, interop_of, limits
+from interfaces.uploads.resumable.request import (
+    COMPLETE,
+    LIMIT,
+    OFFSET,
+    interop_of,
+    limits,
+)
 
 
 class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True):

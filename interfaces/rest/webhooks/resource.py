@@ -20,12 +20,12 @@ from interfaces.rest.params import Query, id_in
 from interfaces.rest.problems import Problem
 from interfaces.rest.routes import OPERATORS, Operation
 from interfaces.rest.starting import owner_of
-from interfaces.rest.webhook_answers import (
+from interfaces.rest.webhooks.answers import (
     SecretAnswer,
     WebhookAnswer,
     webhook_answer,
 )
-from interfaces.rest.webhook_lists import reflected, seen, shown
+from interfaces.rest.webhooks.lists import reflected, seen, shown
 from interfaces.services import SERVICES, Services
 
 MOST_WEBHOOKS = 50  # of one owner

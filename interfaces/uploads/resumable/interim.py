@@ -9,7 +9,7 @@ from uuid import UUID
 from aiohttp import HttpVersion11, hdrs, web
 
 from interfaces.services import SERVICES
-from interfaces.uploads.resumable_request import INTEROP, LIMIT, OFFSET, interop_of, limits
+from interfaces.uploads.resumable.request import INTEROP, LIMIT, OFFSET, interop_of, limits
 
 EVERY = 1.0  # seconds between two words on how far it is, at least
 

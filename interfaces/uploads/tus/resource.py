@@ -20,16 +20,20 @@ from interfaces.rest.access import require, upload_of
 from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
-from interfaces.uploads import metadata
 from interfaces.uploads.body import Body, require_plain
-from interfaces.uploads.expiring import expires, expires_as_recorded
 from interfaces.uploads.headers import only
 from interfaces.uploads.positions import placed
 from interfaces.uploads.refusals import gone
 from interfaces.uploads.serving import TRANSFERS, speaker_of
-from interfaces.uploads.tus_concatenation import concat_of, create_concatenated, require_growing
-from interfaces.uploads.tus_creation import create_upload
-from interfaces.uploads.tus_request import (
+from interfaces.uploads.tus import metadata
+from interfaces.uploads.tus.concatenation import (
+    concat_of,
+    create_concatenated,
+    require_growing,
+)
+from interfaces.uploads.tus.creation import create_upload
+from interfaces.uploads.tus.expiring import expires, expires_as_recorded
+from interfaces.uploads.tus.request import (
     CONCAT,
     CONTENT_TYPE,
     DEFER,

@@ -18,11 +18,17 @@ from domain.ids import is_part, joined_batch_id_for
 from domain.upload.aggregate import Upload
 from interfaces.rest.access import require
 from interfaces.rest.problems import Problem, bad_parameter
-from interfaces.uploads import metadata
 from interfaces.uploads.headers import only
 from interfaces.uploads.serving import PARTS, speaker_of
-from interfaces.uploads.tus_creation import created, declared_size, first_bytes, has_body, place_of
-from interfaces.uploads.tus_request import CONCAT, METADATA, tus_request
+from interfaces.uploads.tus import metadata
+from interfaces.uploads.tus.creation import (
+    created,
+    declared_size,
+    first_bytes,
+    has_body,
+    place_of,
+)
+from interfaces.uploads.tus.request import CONCAT, METADATA, tus_request
 
 PARTIAL = "partial"
 FINAL = "final;"

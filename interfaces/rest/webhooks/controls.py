@@ -18,8 +18,8 @@ from interfaces.rest.forms import Disabling
 from interfaces.rest.idempotency import context_of
 from interfaces.rest.params import Query, id_in
 from interfaces.rest.routes import OPERATORS, Operation
-from interfaces.rest.webhook_answers import SecretAnswer, TestRequestedAnswer, WebhookAnswer
-from interfaces.rest.webhook_lists import seen, shown
+from interfaces.rest.webhooks.answers import SecretAnswer, TestRequestedAnswer, WebhookAnswer
+from interfaces.rest.webhooks.lists import seen, shown
 from interfaces.services import SERVICES
 
 _disabling = msgspec.json.Decoder(Disabling)

@@ -22,14 +22,14 @@ from interfaces.rest.forwarding import outside
 from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
-from interfaces.uploads import metadata
 from interfaces.uploads.body import Body, require_plain, whole
-from interfaces.uploads.expiring import expires
 from interfaces.uploads.headers import only
 from interfaces.uploads.positions import placed
 from interfaces.uploads.refusals import refusal_of
 from interfaces.uploads.serving import ARRIVALS, TRANSFERS, speaker_of
-from interfaces.uploads.tus_request import (
+from interfaces.uploads.tus import metadata
+from interfaces.uploads.tus.expiring import expires
+from interfaces.uploads.tus.request import (
     CONTENT_TYPE,
     DEFER,
     LENGTH,

@@ -14,7 +14,7 @@ from interfaces.rest.params import Query, id_in
 from interfaces.rest.routes import SENDERS
 from interfaces.services import SERVICES
 from interfaces.uploads.body import require_plain
-from interfaces.uploads.bundles_tar import Kind, Member, TarReader
+from interfaces.uploads.bundles.tar import Kind, Member, TarReader
 from interfaces.uploads.bytestream import stream_of
 from interfaces.uploads.intakes import intake_into, require_few
 from interfaces.uploads.serving import TRANSFERS

@@ -26,7 +26,7 @@ from interfaces.rest.routes import SENDERS
 from interfaces.services import SERVICES
 from interfaces.uploads.body import require_plain
 from interfaces.uploads.bytestream import stream_of
-from interfaces.uploads.forms_parts import MEDIA_TYPE, FormReader, Part, boundary_of
+from interfaces.uploads.forms.parts import MEDIA_TYPE, FormReader, Part, boundary_of
 from interfaces.uploads.intakes import intake_into, require_few
 from interfaces.uploads.serving import TRANSFERS
 

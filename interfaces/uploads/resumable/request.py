@@ -17,8 +17,12 @@ from interfaces.services import SERVICES
 from interfaces.uploads.body import HELD
 from interfaces.uploads.headers import only
 from interfaces.uploads.refusals import refusal_of
-from interfaces.uploads.resumable_problems import digest_mismatch, inactive, offset_mismatch
-from interfaces.uploads.tus_request import speaks_tus
+from interfaces.uploads.resumable.problems import (
+    digest_mismatch,
+    inactive,
+    offset_mismatch,
+)
+from interfaces.uploads.tus.request import speaks_tus
 
 INTEROP = "Upload-Draft-Interop-Version"
 COMPLETE = "Upload-Complete"

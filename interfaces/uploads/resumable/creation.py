@@ -18,12 +18,17 @@ from interfaces.rest.access import require
 from interfaces.rest.problems import bad_parameter
 from interfaces.uploads.body import Body, require_plain, whole
 from interfaces.uploads.positions import with_position
-from interfaces.uploads.resumable_answers import begun, location_of, stored
-from interfaces.uploads.resumable_digests import CONTENT_DIGEST, REPR_DIGEST, declared, digest_in
-from interfaces.uploads.resumable_interim import announce, progressing
-from interfaces.uploads.resumable_naming import declaration
-from interfaces.uploads.resumable_problems import inconsistent_length, unsupported_digest
-from interfaces.uploads.resumable_request import (
+from interfaces.uploads.resumable.answers import begun, location_of, stored
+from interfaces.uploads.resumable.digests import (
+    CONTENT_DIGEST,
+    REPR_DIGEST,
+    declared,
+    digest_in,
+)
+from interfaces.uploads.resumable.interim import announce, progressing
+from interfaces.uploads.resumable.naming import declaration
+from interfaces.uploads.resumable.problems import inconsistent_length, unsupported_digest
+from interfaces.uploads.resumable.request import (
     COMPLETE,
     complete_in,
     ietf_request,
@@ -31,7 +36,7 @@ from interfaces.uploads.resumable_request import (
     told,
 )
 from interfaces.uploads.serving import ARRIVALS, TRANSFERS, speaker_of
-from interfaces.uploads.tus_creation import SMALL, place_of
+from interfaces.uploads.tus.creation import SMALL, place_of
 
 
 @ietf_request

@@ -1,0 +1,1 @@
+"""Plain HTML forms with files in them."""

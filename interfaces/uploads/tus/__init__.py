@@ -1,0 +1,1 @@
+"""tus 1.0.0, with its extensions."""
