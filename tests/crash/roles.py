@@ -34,7 +34,7 @@ from tests.crash.mortal import Life, beside
 from tests.crash.nursery import Order
 
 # Nobody waits for anybody else here: what only spares the server is left out.
-orchestrator.PACE = leadership.STANDBY = 0.005
+orchestrator.PACE = orchestrator.LONGEST_PACE = leadership.STANDBY = 0.005
 orchestrator.CHECK = 0.01
 worker.POLL = 0.02
 
