@@ -19,7 +19,7 @@ from benchmarks.senders import send_small, send_stream
 from benchmarks.servers import Server
 from benchmarks.uploads import GIB, MIB, SMALL
 
-ROUNDS = 5
+ROUNDS = 3
 WARM_FILES, WARM_BYTES = 500, 64 * MIB
 
 
@@ -54,13 +54,21 @@ def _compare(
     ours, *others = [contender for contender in targets if not _missing(contender)]
     samples = in_rotation(ROUNDS, {c.name: partial(turn, c) for c in (ours, *others)})
     _print(row, unit, samples)
-    mine = samples[ours.name].rate
-    found = {c: samples[c.name].rate for c in others}
+    mine = samples[ours.name]
     return [
-        Ratio(row, unit, mine, c.name, found.get(c, nan), targets[c])
+        _ratio(row, unit, mine, c.name, samples.get(c.name), targets[c])
         for c in targets
         if c is not ours
     ]
+
+
+def _ratio(
+    row: str, unit: str, mine: Sample, peer: str, theirs: Sample | None, target: float
+) -> Ratio:
+    if theirs is None:
+        return Ratio(row, unit, mine.rate, peer, nan, target, "not measured")
+    note = f"CPU {mine.cpu / theirs.cpu:.2f} of its"
+    return Ratio(row, unit, mine.rate, peer, theirs.rate, target, note)
 
 
 def _missing(contender: Contender) -> bool:
