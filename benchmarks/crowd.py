@@ -19,7 +19,8 @@ def send_together(port: int, heads: Sequence[bytes], size: int) -> int:
     """Sends a body of `size` zero bytes after each head, a slice to each in turn, to the end.
 
     All requests are begun before any gets its second half, and none ends long before the others.
-    Returns how many were asked to try again later, which an overloaded server may do.
+    Returns how many were put off, by an answer to try again or by the end of the connection, as
+    an overloaded server may do.
     Raises BadAnswer for any other answer that is no success, TimeoutError where nothing moves.
     """
     put_off = 0
@@ -46,15 +47,21 @@ def _go_on(selector: selectors.BaseSelector, patience: float, least: int = 0) ->
         if not key.data:
             put_off += _finish(selector, key)
         elif key.data > least:
-            _send(selector, key)
+            put_off += _send(selector, key)
     return put_off
 
 
-def _send(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+def _send(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> bool:
+    """Whether the server has closed the connection: it answered before the body was whole."""
     connection = key.fileobj
     assert isinstance(connection, socket.socket)
-    left = key.data - connection.send(_SLICE[: key.data])
+    try:
+        left = key.data - connection.send(_SLICE[: key.data])
+    except ConnectionError:
+        selector.unregister(connection)
+        return True
     selector.modify(connection, selectors.EVENT_WRITE if left else selectors.EVENT_READ, left)
+    return False
 
 
 def _finish(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> bool:

@@ -34,7 +34,7 @@ def run(scale: float) -> list[Ratio]:
                 put_off = send_together(server.port, heads, EACH)
                 _tell(f"{of}, {senders:,} PATCHes of {EACH // MIB} MiB at once", server)
                 if put_off:
-                    print(f"  {put_off:,} of them were asked to try again later")
+                    print(f"  {put_off:,} of them were put off")
     return []
 
 
