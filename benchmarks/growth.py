@@ -33,7 +33,7 @@ from domain.batch.aggregate import Batch
 from domain.file import FileDeclaration
 from domain.upload.events import FileReceived
 from domain.upload.registration import register
-from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.postgres.pool import make_pool

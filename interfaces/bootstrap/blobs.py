@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from application.ports.blobs import BlobInventory, BlobStore
-from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.settings import Settings
 
 

@@ -19,7 +19,7 @@ from application.transfer.elsewhere import NobodyElse
 from application.transfer.errors import NotIncoming
 from application.transfer.transfers import Incoming, Limits, Speaker, Transfers
 from domain.errors import Refused
-from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.jobs import leadership, orchestrator, worker

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from application.ports.blobs import BlobMissing
-from infrastructure.blobs.at_hand import read_at_hand
-from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.local.at_hand import read_at_hand
+from infrastructure.blobs.local.store import LocalBlobStore
 from tests.support import run
 
 MOST = 1000

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infrastructure.blobs.belonging import MARK, WrongBlobs, belongs, require_belonging
-from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.postgres.pool import connect
 from tests.support import run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infrastructure.blobs.kernel_syncs import ROOM, KernelSyncs, Sync, What
+from infrastructure.blobs.local.kernel_syncs import ROOM, KernelSyncs, Sync, What
 from tests.support import eventually, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes such requests")

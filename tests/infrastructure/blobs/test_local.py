@@ -14,10 +14,12 @@ import pytest
 
 from application.errors import Unavailable
 from application.ports.blobs import BlobBusy
-from infrastructure.blobs import local, local_writer, whole_files
-from infrastructure.blobs.local import LocalBlobStore
-from infrastructure.blobs.outgoing import WINDOW
-from infrastructure.blobs.pace import Pace
+from infrastructure.blobs.local import store as local
+from infrastructure.blobs.local import whole_files
+from infrastructure.blobs.local import writer as local_writer
+from infrastructure.blobs.local.outgoing import WINDOW
+from infrastructure.blobs.local.pace import Pace
+from infrastructure.blobs.local.store import LocalBlobStore
 from tests.contracts.blob_store import NAME, BlobStoreContract, Opener, appended, content
 from tests.support import eventually, run
 
@@ -54,7 +56,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = f"""
 import asyncio, os
 from pathlib import Path
-from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.local.store import LocalBlobStore
 
 async def main():
     writer = await LocalBlobStore(Path({str(tmp_path)!r})).append({NAME!r}, 0)
@@ -79,7 +81,7 @@ def test_a_full_disk_is_told_and_keeps_what_fitted(tmp_path: Path) -> None:
 import asyncio, resource
 from pathlib import Path
 from application.errors import StorageFull
-from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.local.store import LocalBlobStore
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
 async def main():

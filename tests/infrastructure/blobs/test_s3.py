@@ -289,7 +289,7 @@ def test_access_that_is_denied_is_told_at_the_start(
 def test_who_keeps_bytes_on_a_disk_does_not_load_the_client_of_s3() -> None:
     code = """
 import sys
-import infrastructure.blobs.local, infrastructure.blobs.s3.opening, interfaces.bootstrap.parts
+import infrastructure.blobs.local.store, infrastructure.blobs.s3.opening, interfaces.bootstrap.parts
 sys.exit(any(name.startswith(("aiobotocore", "botocore")) for name in sys.modules))
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -22,7 +22,7 @@ from domain.file import FileDeclaration
 from domain.retry import RetryPolicy
 from domain.upload.aggregate import Upload
 from domain.upload.state import UploadState
-from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.jobs.orchestrator import Orchestrator

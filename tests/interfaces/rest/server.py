@@ -17,7 +17,7 @@ from aiohttp import ClientResponse, ClientSession, DummyCookieJar, web
 
 from application.ports.keys import Scope
 from infrastructure.auth.keys import PostgresKeys
-from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.postgres.listener import READ_MODEL, Listener

@@ -18,7 +18,7 @@ from application.ports.read_model import History
 from application.transfer.transfers import Transfers
 from domain.event import topic_of
 from infrastructure.auth.keys import PostgresKeys
-from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog

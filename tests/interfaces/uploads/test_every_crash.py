@@ -16,8 +16,8 @@ from application.transfer.names import blob_of
 from application.transfer.transfers import Incoming, Limits, Speaker, Transfers
 from domain.file import FileDeclaration
 from domain.ids import upload_id_for
-from infrastructure.blobs.local import LocalBlobStore
-from infrastructure.blobs.local_writer import LocalBlobWriter
+from infrastructure.blobs.local.store import LocalBlobStore
+from infrastructure.blobs.local.writer import LocalBlobWriter
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.postgres.pool import make_pool

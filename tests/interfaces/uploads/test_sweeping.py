@@ -21,7 +21,7 @@ from application.handlers.transfers import cancel_upload
 from application.sweeping import Sweeper
 from application.transfer.elsewhere import NobodyElse
 from application.transfer.names import blob_of, blob_of_whole
-from infrastructure.blobs.local import LocalBlobStore
+from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.projector import catch_up
 from infrastructure.settings import Settings

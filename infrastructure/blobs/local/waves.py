@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from application.errors import ApplicationError
-from infrastructure.blobs.disk import NEW_FILE, told, write_all
-from infrastructure.blobs.kernel_syncs import KernelSyncs, Sync, What
+from infrastructure.blobs.local.disk import NEW_FILE, told, write_all
+from infrastructure.blobs.local.kernel_syncs import KernelSyncs, Sync, What
 
 WAVE = 64  # files, or folders: with more at once the disk does no more
 

@@ -12,9 +12,9 @@ from time import monotonic, time
 from typing import TypeVar
 from zlib import crc32
 
-from infrastructure.blobs.at_hand import read_at_hand
-from infrastructure.blobs.disk import NEW_FOLDER, make_folder, told
-from infrastructure.blobs.files import (
+from infrastructure.blobs.local.at_hand import read_at_hand
+from infrastructure.blobs.local.disk import NEW_FOLDER, make_folder, told
+from infrastructure.blobs.local.files import (
     close_unwanted,
     delete,
     finish,
@@ -24,20 +24,20 @@ from infrastructure.blobs.files import (
     size_of,
     stale,
 )
-from infrastructure.blobs.kernel_syncs import open_kernel_syncs
-from infrastructure.blobs.local_writer import LocalBlobWriter
-from infrastructure.blobs.many_files import write_files
-from infrastructure.blobs.naming import checked
-from infrastructure.blobs.pace import Pace
-from infrastructure.blobs.waves import Waves
-from infrastructure.blobs.whole_files import (
+from infrastructure.blobs.local.kernel_syncs import open_kernel_syncs
+from infrastructure.blobs.local.many_files import write_files
+from infrastructure.blobs.local.pace import Pace
+from infrastructure.blobs.local.waves import Waves
+from infrastructure.blobs.local.whole_files import (
     begin_settling,
     create,
     discard_unwanted,
     replace,
     settle,
 )
-from infrastructure.blobs.write_back import begin_write_back
+from infrastructure.blobs.local.write_back import begin_write_back
+from infrastructure.blobs.local.writer import LocalBlobWriter
+from infrastructure.blobs.naming import checked
 
 READ_CHUNK = 256 * 1024
 THREADS = 8  # they wait for the disk; more of them than this only wait for each other

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from application.ports.blobs import BlobBusy, BlobMissing, BlobTooShort
-from infrastructure.blobs.disk import NEW_FILE, sync_data, sync_folder, try_lock
-from infrastructure.blobs.whole_files import ASIDE
+from infrastructure.blobs.local.disk import NEW_FILE, sync_data, sync_folder, try_lock
+from infrastructure.blobs.local.whole_files import ASIDE
 
 
 def open_to_append(name: str, path: Path, offset: int) -> tuple[int, int]:

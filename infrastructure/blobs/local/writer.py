@@ -11,10 +11,10 @@ from time import monotonic
 from typing import Any
 
 from application.errors import Unavailable
-from infrastructure.blobs.disk import sync_data, sync_folder, told, write_all
-from infrastructure.blobs.outgoing import Outgoing
-from infrastructure.blobs.pace import Pace
-from infrastructure.blobs.write_back import write_out
+from infrastructure.blobs.local.disk import sync_data, sync_folder, told, write_all
+from infrastructure.blobs.local.outgoing import Outgoing
+from infrastructure.blobs.local.pace import Pace
+from infrastructure.blobs.local.write_back import write_out
 
 
 class LocalBlobWriter:

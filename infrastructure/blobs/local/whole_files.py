@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
-from infrastructure.blobs.disk import NEW_FILE, sync_data, sync_folder, write_all
-from infrastructure.blobs.kernel_syncs import KernelSyncs, Sync, What
+from infrastructure.blobs.local.disk import NEW_FILE, sync_data, sync_folder, write_all
+from infrastructure.blobs.local.kernel_syncs import KernelSyncs, Sync, What
 
 ASIDE = "~"  # in the name of a file that is to replace another, and of no blob
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from infrastructure.blobs.disk import NEW_FILE, sync_data, sync_folder, write_all
-from infrastructure.blobs.write_back import begin_write_back
+from infrastructure.blobs.local.disk import NEW_FILE, sync_data, sync_folder, write_all
+from infrastructure.blobs.local.write_back import begin_write_back
 
 OPEN_AT_ONCE = 128
 
