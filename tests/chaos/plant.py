@@ -104,6 +104,10 @@ class Plant:
         self._postgres.stop()
         assert not late, f"{late} did not end"
 
+    def discard(self) -> None:
+        """Root's database does not lie in the folder of the test."""
+        self._postgres.discard()
+
     def logs(self) -> str:
         """The end of what the processes said, for a failed test."""
         texts = [self.data_dir.parent / f"{name}.log" for name in NAMES]
@@ -112,7 +116,7 @@ class Plant:
 
 @contextmanager
 def plant(folder: Path, **settings: str) -> Iterator[Plant]:
-    """A running plant; everything it started is gone afterwards."""
+    """A running plant; no process that it started is left afterwards."""
     running = Plant(folder, settings)
     running.start(NAMES[0])
     try:
@@ -120,8 +124,11 @@ def plant(folder: Path, **settings: str) -> Iterator[Plant]:
         for name in NAMES[1:]:
             running.start(name)
         yield running
-    finally:
+    except BaseException:  # its database stays, to be looked at
         running.stop()
+        raise
+    running.stop()
+    running.discard()
 
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:
