@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeAlias, TypeVar
 
 from psycopg import AsyncConnection, AsyncCursor
+from psycopg.pq import PipelineStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -44,6 +45,9 @@ class Pool(AsyncConnectionPool[Connection]):
             raise
 
     async def putconn(self, conn: Connection) -> None:
+        """A connection whose borrower was cancelled in the middle of a pipeline is let go."""
+        if conn.pgconn.pipeline_status != PipelineStatus.OFF:
+            await conn.close()  # what was asked and not yet read would mix with the next questions
         await asyncio.shield(self._start(super().putconn(conn)))
 
     async def close(self, timeout: float = 5.0) -> None:

@@ -81,11 +81,12 @@ class KernelSyncs:
         return waiting.outcome if taken == len(syncs) else None
 
     def close(self) -> None:
-        """Waits for what is under way, and tells nobody."""
+        """Waits for what is under way, tells nobody, and gives its room back to the kernel."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._requests.fileno)
         while self._under_way:
             self._requests.process_events(ROOM, 1, 1)
+        del self._requests
 
     def _submit(self, syncs: Sequence[Sync], waiting: _Waiting) -> int:
         """How many of them the kernel took, the first ones."""

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from infrastructure.blobs.local.kernel_syncs import ROOM, KernelSyncs, Sync, What
+from infrastructure.blobs.local.kernel_syncs import (
+    ROOM,
+    KernelSyncs,
+    Sync,
+    What,
+    open_kernel_syncs,
+)
 from tests.support import eventually, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes such requests")
@@ -15,7 +21,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux take
 
 @pytest.fixture
 def syncs() -> Iterator[KernelSyncs]:
-    syncs = KernelSyncs()
+    """The kernel has so much room for all processes, and takes a while to get back what was used."""
+    syncs = run(eventually(open_kernel_syncs))
     yield syncs
     syncs.close()
 
