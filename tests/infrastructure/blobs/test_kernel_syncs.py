@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux take
 
 @pytest.fixture
 def syncs() -> Iterator[KernelSyncs]:
-    """The kernel has so much room for all processes, and takes a while to get back what was used."""
+    """All processes share the kernel's room, and it takes a while to get back what was used."""
     syncs = run(eventually(open_kernel_syncs))
     yield syncs
     syncs.close()
