@@ -48,14 +48,14 @@ def patch(server: Server, location: str, size: int) -> bytes:
     return head_of(server, "PATCH", location, headers, size)
 
 
-def bundle(server: Server, batch: str, names: Iterable[str]) -> bytes:
+def bundle(server: Server, batch: str, names: Iterable[str], content: bytes = SMALL) -> bytes:
     """A request that carries small files of a batch as a tar archive."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for name in names:
             member = tarfile.TarInfo(name)
-            member.size = len(SMALL)
-            tar.addfile(member, io.BytesIO(SMALL))
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
     body = archive.getvalue()
     headers = {"Content-Type": "application/x-tar"}
     return head_of(server, "POST", f"{batch}/uploads", headers, len(body)) + body
