@@ -98,10 +98,3 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             log=log,
             blobs=blobs,
         )
-
-
-@asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
-    """Only what interfaces work with."""
-    async with open_parts(settings) as parts:
-        yield parts.services

@@ -25,7 +25,6 @@ from infrastructure.blobs.local.files import (
     stale,
 )
 from infrastructure.blobs.local.kernel_syncs import open_kernel_syncs
-from infrastructure.blobs.local.many_files import write_files
 from infrastructure.blobs.local.pace import Pace
 from infrastructure.blobs.local.waves import Waves
 from infrastructure.blobs.local.whole_files import (
@@ -138,10 +137,7 @@ class LocalBlobStore:
         files = {self._path(name): content for name, content in blobs.items()}
         for shard in {path.parent for path in files}:
             await self._ensure_shard(shard)
-        if self._syncs is not None:
-            await Waves(self._syncs, self._threads).write(files)
-        else:
-            await self._run(lambda: write_files(files))
+        await Waves(self._syncs, self._threads).write(files)
 
     async def delete(self, name: str) -> None:
         path = self._path(name)

@@ -1,4 +1,4 @@
-"""Many small files in one go: a wave of them is written in a thread, then synced by the kernel."""
+"""Many small files in one go: a wave of them is written in a thread, then synced all at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TypeAlias, TypeVar
 from application.errors import ApplicationError
 from infrastructure.blobs.local.disk import NEW_FILE, told, write_all
 from infrastructure.blobs.local.kernel_syncs import KernelSyncs, Sync, What
+from infrastructure.blobs.local.write_back import begin_write_back
 
 WAVE = 64  # files, or folders: with more at once the disk does no more
 
@@ -30,7 +31,8 @@ class Waves:
     Whoever is cancelled leaves files that nobody knows of: they are the sweeper's.
     """
 
-    def __init__(self, syncs: KernelSyncs, threads: Executor) -> None:
+    def __init__(self, syncs: KernelSyncs | None, threads: Executor) -> None:
+        """Without `syncs`, and where the kernel has its hands full, a thread waits for the disk."""
         self._syncs = syncs
         self._threads = threads
 
@@ -61,13 +63,16 @@ class Waves:
     async def _sync(self, descriptors: Descriptors, what: What) -> None:
         """Closes them as well."""
         with told():
-            syncing = self._syncs.begin([Sync(descriptor, what) for descriptor in descriptors])
+            syncing = self._begin([Sync(descriptor, what) for descriptor in descriptors])
             if syncing is not None:
                 _close(descriptors)
                 await syncing
             else:
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(self._threads, _settle, descriptors)
+
+    def _begin(self, syncs: Sequence[Sync]) -> asyncio.Future[None] | None:
+        return self._syncs.begin(syncs) if self._syncs is not None else None
 
 
 def _waves(items: Iterable[Item]) -> Iterable[list[Item]]:
@@ -100,8 +105,10 @@ def _look_into(folders: Sequence[Path]) -> Descriptors:
 
 
 def _settle(descriptors: Descriptors) -> None:
-    """The same by ourselves, where the kernel has its hands full."""
+    """The same by ourselves; writing begins for all of them before any is waited for."""
     try:
+        for descriptor in descriptors:
+            begin_write_back(descriptor)
         for descriptor in descriptors:
             os.fsync(descriptor)
     finally:

@@ -32,7 +32,6 @@ LIMIT = "Upload-Limit"
 PARTIAL = "application/partial-upload"
 
 VERSIONS = (5, 6, 8)
-LATEST = 8
 
 _INTEGER = re.compile(r"(\d{1,15})(?:\s*;.*)?", re.ASCII)  # RFC 9651 section 3.3.1, not negative
 _BOOLEAN = re.compile(r"\?([01])(?:\s*;.*)?", re.ASCII)
