@@ -1,9 +1,10 @@
-"""Ends tasks for certain."""
+"""Tasks that end for certain, and work whose results nobody loses."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -32,3 +33,20 @@ async def ending(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         await end(task)
         raise
+
+
+async def delivered(work: asyncio.Future[T], unwanted: Callable[[T], object]) -> T:
+    """What comes of the work; where the caller is cancelled meanwhile, it goes to `unwanted`.
+
+    The work goes on either way: to stop it half way would lose what it was about to hand over.
+    """
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        work.add_done_callback(partial(_pass_on, unwanted))
+        raise
+
+
+def _pass_on(unwanted: Callable[[T], object], work: asyncio.Future[T]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        unwanted(work.result())

@@ -12,6 +12,8 @@ from psycopg.pq import PipelineStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from infrastructure.tasks import delivered
+
 Connection: TypeAlias = AsyncConnection[TupleRow]
 Cursor: TypeAlias = AsyncCursor[TupleRow]
 T = TypeVar("T")
@@ -37,12 +39,7 @@ class Pool(AsyncConnectionPool[Connection]):
         super().__init__(url, **options)
 
     async def getconn(self, timeout: float | None = None) -> Connection:
-        taking = self._start(super().getconn(timeout))
-        try:
-            return await asyncio.shield(taking)
-        except asyncio.CancelledError:
-            taking.add_done_callback(self._take_back)
-            raise
+        return await delivered(self._start(super().getconn(timeout)), self._take_back)
 
     async def putconn(self, conn: Connection) -> None:
         """A connection whose borrower was cancelled in the middle of a pipeline is let go."""
@@ -55,10 +52,9 @@ class Pool(AsyncConnectionPool[Connection]):
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=timeout)
 
-    def _take_back(self, taking: asyncio.Task[Connection]) -> None:
+    def _take_back(self, connection: Connection) -> None:
         """Nobody waits for this connection any more."""
-        if not taking.cancelled() and taking.exception() is None:
-            self._start(super().putconn(taking.result()))
+        self._start(super().putconn(connection))
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -46,9 +45,8 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def close_unwanted(opening: asyncio.Future[tuple[int, int]]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        os.close(opening.result()[0])
+def close_unwanted(opened: tuple[int, int]) -> None:
+    os.close(opened[0])
 
 
 def open_to_read(name: str, path: Path) -> tuple[int, int]:

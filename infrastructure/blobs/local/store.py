@@ -37,6 +37,7 @@ from infrastructure.blobs.local.whole_files import (
 from infrastructure.blobs.local.write_back import begin_write_back
 from infrastructure.blobs.local.writer import LocalBlobWriter
 from infrastructure.blobs.naming import checked
+from infrastructure.tasks import delivered
 
 READ_CHUNK = 256 * 1024
 THREADS = 8  # they wait for the disk; more of them than this only wait for each other
@@ -178,12 +179,8 @@ class LocalBlobStore:
         """A caller that is cancelled meanwhile leaves neither the file nor its descriptor."""
         loop = asyncio.get_running_loop()
         creating = loop.run_in_executor(self._threads, create, path, content)
-        try:
-            with told():
-                return await asyncio.shield(creating)
-        except asyncio.CancelledError:
-            creating.add_done_callback(partial(discard_unwanted, path))
-            raise
+        with told():
+            return await delivered(creating, partial(discard_unwanted, path))
 
     def _settled(self, descriptor: int, folder: Path) -> Awaitable[None]:
         """Durable, the name as well, and closed: by the kernel, or else in a thread.
@@ -210,12 +207,8 @@ class LocalBlobStore:
     async def _opened(self, work: Callable[[], tuple[int, int]]) -> tuple[int, int]:
         """Opens a file in a thread; a caller that is cancelled meanwhile leaves nothing open."""
         opening = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            with told():
-                return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(close_unwanted)
-            raise
+        with told():
+            return await delivered(opening, close_unwanted)
 
     async def _run(self, work: Callable[[], Result]) -> Result:
         with told():

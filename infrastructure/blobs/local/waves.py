@@ -15,6 +15,7 @@ from application.errors import ApplicationError
 from infrastructure.blobs.local.disk import NEW_FILE, told, write_all
 from infrastructure.blobs.local.kernel_syncs import KernelSyncs, Sync, What
 from infrastructure.blobs.local.write_back import begin_write_back
+from infrastructure.tasks import delivered
 
 WAVE = 64  # files, or folders: with more at once the disk does no more
 
@@ -53,12 +54,8 @@ class Waves:
     async def _open(self, work: Callable[[], Descriptors]) -> Descriptors:
         """In a thread; a caller that is cancelled meanwhile leaves nothing open."""
         opening = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            with told():
-                return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close_unwanted)
-            raise
+        with told():
+            return await delivered(opening, _close)
 
     async def _sync(self, descriptors: Descriptors, what: What) -> None:
         """Closes them as well."""
@@ -118,11 +115,6 @@ def _settle(descriptors: Descriptors) -> None:
 def _close(descriptors: Descriptors) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
-
-
-def _close_unwanted(opening: asyncio.Future[Descriptors]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        _close(opening.result())
 
 
 def _remove(files: Iterable[Path]) -> None:

@@ -31,11 +31,9 @@ def create(path: Path, content: bytes) -> int | None:
     return descriptor
 
 
-def discard_unwanted(path: Path, creating: asyncio.Future[int | None]) -> None:
+def discard_unwanted(path: Path, descriptor: int | None) -> None:
     """What was created for somebody who has gone away: nobody else would ever free it."""
-    if creating.cancelled() or creating.exception() is not None:
-        return
-    if (descriptor := creating.result()) is not None:
+    if descriptor is not None:
         os.close(descriptor)
         path.unlink(missing_ok=True)
 
