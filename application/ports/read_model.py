@@ -79,10 +79,20 @@ class History(Protocol):
     ) -> Sequence[Recorded]:
         """Events of one upload beyond position `after`. Raises NotFound."""
 
+    async def of_upload_before(
+        self, id: UUID, before: int, *, owner: str | None, limit: int = 1000
+    ) -> Sequence[Recorded]:
+        """The last events of one upload before a position, oldest first. Raises NotFound."""
+
     async def of_batch(
         self, id: UUID, *, owner: str | None, after: int = 0, limit: int = 1000
     ) -> Sequence[Recorded]:
         """Events of a batch and of all its uploads, in total order. Raises NotFound."""
+
+    async def of_batch_before(
+        self, id: UUID, before: int, *, owner: str | None, limit: int = 1000
+    ) -> Sequence[Recorded]:
+        """The last ones of these before a position, oldest first. Raises NotFound."""
 
     async def of_everything(
         self, *, owner: str | None, after: int = 0, limit: int = 1000

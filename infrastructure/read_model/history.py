@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import and_, select
+from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from application.envelope import Recorded
@@ -33,29 +33,29 @@ class PostgresHistory:
     async def of_upload(
         self, id: UUID, *, owner: str | None, after: int = 0, limit: int = 1000
     ) -> Sequence[Recorded]:
-        its = and_(log.originator_id == uploads.c.id, log.notification_id > after)
-        query = (
-            select(*EVENT)
-            .select_from(uploads.outerjoin(stored_events, its))
-            .where(uploads.c.id == id, *([] if owner is None else [uploads.c.owner == owner]))
-            .order_by(log.originator_version)
-            .limit(limit)
-        )
-        async with answering(self._engine) as session:
-            rows = (await session.execute(query)).all()
-        if not rows:
-            raise NotFound(f"no upload {id}")
-        return [recorded(row, self._codec) for row in rows if row.notification_id is not None]
+        which = log.notification_id > after
+        return await self._of_stream(id, owner, which, log.originator_version.asc(), limit)
+
+    async def of_upload_before(
+        self, id: UUID, before: int, *, owner: str | None, limit: int = 1000
+    ) -> Sequence[Recorded]:
+        which = log.notification_id < before
+        found = await self._of_stream(id, owner, which, log.originator_version.desc(), limit)
+        return found[::-1]
 
     async def of_batch(
         self, id: UUID, *, owner: str | None, after: int = 0, limit: int = 1000
     ) -> Sequence[Recorded]:
-        exists = select(batches.c.owner).where(batches.c.id == id)
         async with one_moment(self._engine) as session:
-            found = (await session.execute(exists)).scalar_one_or_none()
-            if found is None or owner not in (None, found):
-                raise NotFound(f"no batch {id}")
+            await self._require_batch(session, id, owner)
             return await self._page(session, of_batch(id), after, limit)
+
+    async def of_batch_before(
+        self, id: UUID, before: int, *, owner: str | None, limit: int = 1000
+    ) -> Sequence[Recorded]:
+        async with one_moment(self._engine) as session:
+            await self._require_batch(session, id, owner)
+            return await (await self._scan(session, of_batch(id))).page_before(before, limit)
 
     async def of_everything(
         self, *, owner: str | None, after: int = 0, limit: int = 1000
@@ -75,5 +75,38 @@ class PostgresHistory:
     async def _page(
         self, session: AsyncConnection, scope: Scope, after: int, limit: int
     ) -> list[Recorded]:
+        return await (await self._scan(session, scope)).page(after, limit)
+
+    async def _scan(self, session: AsyncConnection, scope: Scope) -> Scan:
         reached = (await session.execute(_POSITION)).scalar_one()
-        return await Scan(session, scope, reached, self._codec).page(after, limit)
+        return Scan(session, scope, reached, self._codec)
+
+    async def _require_batch(self, session: AsyncConnection, id: UUID, owner: str | None) -> None:
+        """Raises NotFound."""
+        exists = select(batches.c.owner).where(batches.c.id == id)
+        found = (await session.execute(exists)).scalar_one_or_none()
+        if found is None or owner not in (None, found):
+            raise NotFound(f"no batch {id}")
+
+    async def _of_stream(
+        self,
+        id: UUID,
+        owner: str | None,
+        which: ColumnElement[bool],
+        order: ColumnElement[int],
+        limit: int,
+    ) -> list[Recorded]:
+        """Those events of an upload; raises NotFound where there is no such upload."""
+        its = and_(log.originator_id == uploads.c.id, which)
+        query = (
+            select(*EVENT)
+            .select_from(uploads.outerjoin(stored_events, its))
+            .where(uploads.c.id == id, *([] if owner is None else [uploads.c.owner == owner]))
+            .order_by(order)
+            .limit(limit)
+        )
+        async with answering(self._engine) as session:
+            rows = (await session.execute(query)).all()
+        if not rows:
+            raise NotFound(f"no upload {id}")
+        return [recorded(row, self._codec) for row in rows if row.notification_id is not None]

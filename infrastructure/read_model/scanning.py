@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import CTE, ColumnElement, Row, Select, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from application.envelope import Recorded
@@ -48,6 +48,13 @@ class Scan:
             return await self._gather(after, limit)
         return await self._look_through(after, limit)
 
+    async def page_before(self, before: int, limit: int) -> list[Recorded]:
+        """The last `limit` events before position `before`, oldest first."""
+        before = min(before, self._reached + 1)
+        if await self._has_few_streams(0):
+            return (await self._gather_back(before, limit))[::-1]
+        return (await self._look_back(before, limit))[::-1]
+
     async def _has_few_streams(self, after: int) -> bool:
         some = self._scope.streams(after).limit(FEW + 1).subquery()
         count = await self._session.scalar(select(func.count()).select_from(some))
@@ -74,17 +81,52 @@ class Scan:
                 return found + await self._gather(after, limit - len(found))
         return found
 
+    async def _look_back(self, before: int, limit: int) -> list[Recorded]:
+        """As `_look_through`, but towards the beginning; newest first."""
+        found: list[Recorded] = []
+        while len(found) < limit and before > 1:
+            start = max(1, before - WINDOW)
+            wanted = limit - len(found)
+            behind = await self._events(
+                select(*EVENT)
+                .where(
+                    log.notification_id >= start,
+                    log.notification_id < before,
+                    self._scope.includes(log.originator_id),
+                )
+                .order_by(log.notification_id.desc())
+                .limit(wanted)
+            )
+            found += behind
+            before = start
+            if len(behind) < min(SPARSE, wanted):
+                return found + await self._gather_back(before, limit - len(found))
+        return found
+
+    async def _gather_back(self, before: int, limit: int) -> list[Recorded]:
+        events = self._gathered(0, log.notification_id < before)
+        return await self._events(
+            select(events).order_by(events.c.notification_id.desc()).limit(limit)
+        )
+
     async def _gather(self, after: int, limit: int) -> list[Recorded]:
+        ahead = and_(log.notification_id > after, log.notification_id <= self._reached)
+        events = self._gathered(after, ahead)
+        return await self._events(select(events).order_by(events.c.notification_id).limit(limit))
+
+    def _gathered(self, after: int, which: ColumnElement[bool]) -> CTE:
+        """Those events of the streams that have some beyond a position.
+
+        Materialized, or the planner may walk the whole log for the sake of the order.
+        """
         streams = self._scope.streams(after).cte("streams").prefix_with("MATERIALIZED")
-        # Materialized, or the planner may walk the whole log for the sake of the order.
-        events = (
+        return (
             select(*EVENT)
             .join_from(streams, stored_events, log.originator_id == streams.c.id)
-            .where(log.notification_id > after, log.notification_id <= self._reached)
+            .where(which)
             .cte("events")
             .prefix_with("MATERIALIZED")
         )
-        return await self._events(select(events).order_by(events.c.notification_id).limit(limit))
 
     async def _events(self, query: Select[Any]) -> list[Recorded]:
         return [recorded(row, self._codec) for row in await self._session.execute(query)]

@@ -25,13 +25,14 @@ from interfaces.rest.routes import Operation
 from interfaces.services import SERVICES
 
 QUERY = ("after", "limit", "format", "min_position")
+BOTH_WAYS = ("after", "before", "limit", "format", "min_position")
 PAGE = 1000  # events in memory at a time
 
 # Where the bytes lie is nobody's business outside.
 _HIDDEN = frozenset({"type", "at", "by", "blob"})
 
 Source: TypeAlias = Callable[[int, int], Awaitable[Sequence[Recorded]]]
-"""Events beyond a position, at most so many."""
+"""Events beyond a position, or the last before one; at most so many."""
 
 _lines = msgspec.json.Encoder().encode_lines
 
@@ -44,6 +45,9 @@ async def of_upload(request: web.Request) -> web.StreamResponse:
         lambda after, limit: services.history.of_upload(
             upload.id, owner=owner, after=after, limit=limit
         ),
+        lambda before, limit: services.history.of_upload_before(
+            upload.id, before, owner=owner, limit=limit
+        ),
     )
 
 
@@ -54,6 +58,9 @@ async def of_batch(request: web.Request) -> web.StreamResponse:
         request,
         lambda after, limit: services.history.of_batch(
             batch.id, owner=owner, after=after, limit=limit
+        ),
+        lambda before, limit: services.history.of_batch_before(
+            batch.id, before, owner=owner, limit=limit
         ),
     )
 
@@ -96,15 +103,35 @@ def item_of(recorded: Recorded) -> HistoryItem:
     )
 
 
-async def _told(request: web.Request, source: Source) -> web.StreamResponse:
-    query = Query(request, QUERY)
+async def _told(
+    request: web.Request, source: Source, back: Source | None = None
+) -> web.StreamResponse:
+    """`back` is the source of what came before a position, where that may be asked for."""
+    query = Query(request, QUERY if back is None else BOTH_WAYS)
     position, after = await reflected(request, query), query.integer("after", 0)
+    if back is not None and "before" in request.query:
+        return await _told_back(request, query, back, position)
     if _format(request, query) == "ndjson":
         limit = query.integer("limit", MAX_POSITION, low=1)
         return await _streamed(request, source, after, limit, position)
     limit = query.integer("limit", 100, low=1, high=PAGE)
     events = await source(after, limit)
     next = events[-1].position if len(events) == limit else None
+    return _page(events, next, position)
+
+
+async def _told_back(
+    request: web.Request, query: Query, source: Source, position: int
+) -> web.Response:
+    """A page that ends before a position; `next` is the `before` of the page before it."""
+    if "after" in request.query or _format(request, query) == "ndjson":
+        raise bad_parameter("before", "goes neither with `after` nor with NDJSON")
+    limit = query.integer("limit", 100, low=1, high=PAGE)
+    events = await source(query.integer("before", MAX_POSITION, low=1), limit)
+    return _page(events, events[0].position if len(events) == limit else None, position)
+
+
+def _page(events: Sequence[Recorded], next: int | None, position: int) -> web.Response:
     items = [item_of(recorded) for recorded in events]
     return json_answer(PageAnswer(items=items, next=next, position=position), position=position)
 
@@ -137,20 +164,20 @@ def _format(request: web.Request, query: Query) -> Literal["json", "ndjson"]:
     return "ndjson" if any(kind in accept for kind in NDJSON_TYPES) else "json"
 
 
-def _operation(path: str, handler: Any, what: str) -> Operation:
+def _operation(path: str, handler: Any, what: str, query: tuple[str, ...] = QUERY) -> Operation:
     return Operation(
         method="GET",
         path=path,
         handler=handler,
         summary=f"Recorded events of {what}, oldest first",
-        query=QUERY,
+        query=query,
         answers={200: PageAnswer[HistoryItem]},
     )
 
 
 OPERATIONS = (
-    _operation("/v1/uploads/{id}/history", of_upload, "an upload"),
-    _operation("/v1/batches/{id}/history", of_batch, "a batch and its uploads"),
+    _operation("/v1/uploads/{id}/history", of_upload, "an upload", BOTH_WAYS),
+    _operation("/v1/batches/{id}/history", of_batch, "a batch and its uploads", BOTH_WAYS),
     _operation("/v1/webhooks/{id}/history", of_webhook, "a webhook"),
     _operation("/v1/history", of_everything, "everything"),
 )

@@ -29,6 +29,10 @@ _QUERY: dict[str, dict[str, Any]] = {
         "schema": {"type": "integer", "minimum": 0},
         "description": "events beyond this position",
     },
+    "before": {
+        "schema": {"type": "integer", "minimum": 1},
+        "description": "the last events before this position; `next` goes into it again",
+    },
     "limit": {"schema": {"type": "integer", "minimum": 1}},
     "min_position": {
         "schema": {"type": "integer", "minimum": 0},

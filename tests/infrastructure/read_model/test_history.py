@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from application.envelope import Recorded
+from application.errors import NotFound
 from domain.batch.events import BatchSealed
 from domain.ids import upload_id_for
 from infrastructure.read_model import scanning
@@ -59,6 +60,17 @@ def test_the_history_of_a_batch_is_its_own_and_its_uploads_in_total_order(
             )
             assert everything == expected
 
+            back: list[Recorded] = []
+            before = 10**9
+            while page := await model.history.of_batch_before(
+                ours,  # type: ignore[arg-type]
+                before,
+                owner="acme",
+                limit=4,
+            ):
+                back, before = [*page, *back], page[0].position
+            assert back == expected
+
     run(story())
 
 
@@ -92,6 +104,14 @@ def test_the_history_of_an_upload_is_complete_and_goes_on_after_a_position(
             assert list(rest) == [events[2]]
             assert await model.history.of_upload(upload, owner=None, after=1000) == []
 
+            last = events[-1].position
+            back = await model.history.of_upload_before(upload, last, owner="acme", limit=2)
+            assert list(back) == list(events[1:3])
+            with pytest.raises(NotFound):
+                await model.history.of_upload_before(upload, last, owner="globex")
+            with pytest.raises(NotFound):
+                await model.history.of_batch_before(batch, last, owner="globex")
+
     run(story())
 
 
@@ -105,6 +125,7 @@ def test_a_history_of_many_streams_never_runs_ahead_of_the_read_model(database_u
 
             seen = await model.history.of_batch(batch, owner="acme")
             assert seen[-1].position == reached
+            assert await model.history.of_batch_before(batch, reached + 9, owner="acme") == seen
             await model.catch_up()
             more = await model.history.of_batch(batch, owner="acme", after=reached)
             assert [event.position for event in more] == [reached + 1, reached + 2]

@@ -93,3 +93,27 @@ def test_the_history_of_an_upload_begins_where_it_was_left(
             assert (await server.ask("HEAD", path, params={"format": "ndjson"})).status == 200
 
     run(story())
+
+
+def test_a_history_is_read_towards_the_beginning(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            started = await server.batch(*(f"f{n}" for n in range(10)))
+            path = f"/v1/batches/{started.json['id']}/history"
+            all = (await server.get(path, params={"min_position": started.json["position"]})).json
+
+            back: list[dict[str, Any]] = []
+            before = all["items"][-1]["position"] + 1
+            while before is not None:
+                page = (await server.get(path, params={"before": before, "limit": 5})).json
+                back, before = [*page["items"], *back], page["next"]
+
+            assert back == all["items"]
+            upload = f"/v1/uploads/{started.json['uploads'][0]}/history"
+            assert (await server.get(upload, params={"before": 1})).json["items"] == []
+            for wrong in ({"after": 1}, {"format": "ndjson"}):
+                answer = await server.get(path, params={"before": 9, **wrong})
+                assert (answer.status, answer.json["errors"][0]["pointer"]) == (400, "before")
+            assert (await server.get("/v1/history", params={"before": 9})).status == 400
+
+    run(story())
