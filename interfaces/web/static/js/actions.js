@@ -1,13 +1,12 @@
 // What an operator can do with a batch or an upload, by its state; the server has the last word.
 
-import { post, principal, Refused } from "./api.js";
+import { OPERATORS, post, principal, Refused } from "./api.js";
 import { ask } from "./ask.js";
 import { arrange, glyph, h, text } from "./dom.js";
 import { batchName, files } from "./words.js";
 
 const RUNNING = new Set(["open", "sealed"]);
 const OVER = new Set(["completed", "failed", "quarantined", "rejected", "cancelled", "expired", "erased"]);
-const OPERATORS = new Set(["operator", "admin"]);
 const FOR_GOOD = new Set(["cancelled", "expired"]); // endings whose batch is not reopened
 
 const BATCH = [
@@ -88,8 +87,6 @@ const UPLOAD = [
 export const batchActions = () => new Actions(BATCH, "What to do with the batch");
 export const uploadActions = () => new Actions(UPLOAD, "What to do with the upload");
 
-let asked = null; // one question to the server for the whole page
-
 /** Buttons for what is possible now; `update(row)` as the row changes. Viewers see none. */
 class Actions {
   constructor(actions, label) {
@@ -100,8 +97,7 @@ class Actions {
     this.element = h("div.actions", {}, this.buttons, this.problem);
     this.made = new Map();
     this.allowed = false;
-    asked ??= principal();
-    asked.then((who) => {
+    principal().then((who) => {
       this.allowed = Boolean(who && OPERATORS.has(who.scope));
       if (this.row) this.update(this.row);
     });

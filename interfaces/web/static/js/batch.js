@@ -19,6 +19,7 @@ export class BatchPage {
   constructor(store, id) {
     this.store = store;
     this.id = id;
+    this.follows = [id];
     this.filter = { state: null, reason: null };
     this.sortedAt = -Infinity;
     this.draw = oncePerFrame(() => this.#draw());
@@ -192,9 +193,9 @@ export class BatchPage {
 function documents(id) {
   const at = `/v1/batches/${id}`;
   return h("span.documents", {},
+    h("a", { href: `#/batches/${id}/history` }, "History"),
     h("a", { href: `${at}/report.csv`, download: "" }, "Report (CSV)"),
-    h("a", { href: `${at}/report.csv?only=failed`, download: "" }, "Failed only (CSV)"),
-    h("a", { href: `${at}/history` }, "History (JSON)"));
+    h("a", { href: `${at}/report.csv?only=failed`, download: "" }, "Failed only (CSV)"));
 }
 
 function reasonOf(upload) {

@@ -15,6 +15,7 @@ const VIEWS = {
 
 export class Batches {
   title = "Batches";
+  follows = "*";
 
   constructor(store) {
     this.store = store;

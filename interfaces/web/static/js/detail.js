@@ -58,7 +58,7 @@ function links(upload) {
   const at = `/v1/uploads/${upload.id}`;
   return h("p.links", {},
     STORED.has(upload.state) ? h("a", { href: `${at}/content`, download: "" }, "Download") : null,
-    h("a", { href: `${at}/history` }, "History (JSON)"));
+    h("a", { href: `#/batches/${upload.batch}/uploads/${upload.id}/history` }, "History"));
 }
 
 function timeline(attempt) {

@@ -19,14 +19,17 @@ export class Feed {
     this.link = link;
     this.refused = refused;
     this.batches = "*";
+    this.refusal = null;
     addEventListener("online", () => this.#now());
     document.addEventListener("visibilitychange", () => {
       if (document.visibilityState === "visible") this.#now();
     });
   }
 
-  /** Follows these batches from now on, from a snapshot. */
+  /** Follows these batches from now on, from a snapshot, unless it does so already. */
   follow(batches) {
+    if (this.#socket && !this.refusal && String(batches) === String(this.batches)) return;
+    this.refusal = null;
     this.batches = batches;
     this.store.forget();
     if (this.#socket?.readyState === WebSocket.OPEN) this.#subscribe();
@@ -78,6 +81,7 @@ export class Feed {
         socket.send('{"type":"pong"}');
         break;
       case "error":
+        this.refusal = frame;
         this.refused(frame);
         break;
       case "snapshot":

@@ -1,9 +1,8 @@
 // The page: one connection, one view at a time, chosen by the address.
 
-import { BatchPage } from "./batch.js";
-import { Batches } from "./batches.js";
 import { h, text } from "./dom.js";
 import { Feed } from "./feed.js";
+import { viewAt } from "./routes.js";
 import { Store } from "./store.js";
 import { batchName, batchState } from "./words.js";
 
@@ -18,7 +17,7 @@ let countdown = null;
 const feed = new Feed(store, {
   changed(change) {
     announce(change);
-    view?.changed();
+    view?.changed(change);
     requestAnimationFrame(() => { document.title = `${view.title} · Uptrail`; });
   },
   link: showLink,
@@ -26,10 +25,9 @@ const feed = new Feed(store, {
 });
 
 function route() {
-  const batch = /^#\/batches\/([0-9a-f-]{36})$/i.exec(location.hash)?.[1]?.toLowerCase();
   view?.close();
-  feed.follow(batch ? [batch] : "*");
-  view = batch ? new BatchPage(store, batch) : new Batches(store);
+  view = viewAt(location.hash, store);
+  feed.follow(view.follows);
   document.title = `${view.title} · Uptrail`;
   if (state !== "signed-out") main.replaceChildren(view.element);
 }

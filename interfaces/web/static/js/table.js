@@ -34,6 +34,7 @@ export class VirtualList {
   show(rows) {
     this.#rows = rows;
     this.#index = new Map(rows.map((row, index) => [row.id, index]));
+    this.track.style.blockSize = `${rows.length * this.rowHeight}px`;
     this.draw();
   }
 
@@ -42,11 +43,16 @@ export class VirtualList {
     this.draw();
   }
 
+  /** Scrolls as little as it takes for the row to be seen. */
+  reveal(id) {
+    const index = this.#index.get(id);
+    if (index !== undefined) this.#reveal(index);
+  }
+
   #draw() {
     const { scrollTop, clientHeight } = this.element;
     const first = Math.max(0, Math.floor(scrollTop / this.rowHeight) - AHEAD);
     const last = Math.min(this.#rows.length, first + Math.ceil(clientHeight / this.rowHeight) + 2 * AHEAD);
-    this.track.style.blockSize = `${this.#rows.length * this.rowHeight}px`;
     const wanted = new Set();
     for (let index = first; index < last; index++) wanted.add(this.#rows[index].id);
     const spare = [...this.#pool].filter(([id]) => !wanted.has(id));

@@ -1,0 +1,99 @@
+// The state of a batch or an upload as it was then: rebuilt by the server from events alone.
+
+import { get, Refused } from "../api.js";
+import { chip, tally } from "../chip.js";
+import { attribute, h, text } from "../dom.js";
+import { batchBar, transferred, uploadBar } from "../progress.js";
+import { batchState, bytes, count, files, percent, STATES, uploadState } from "../words.js";
+
+/** One card; `show(id, position)` asks and draws, the newest question wins. */
+class Then {
+  #asking = null;
+
+  constructor(kind) {
+    this.kind = kind;
+    this.state = chip();
+    this.name = h("h2");
+    this.problem = h("p.problem");
+    this.element = h("section.then", {}, h("div.row", {}, this.name, this.state.element));
+    this.element.hidden = true;
+  }
+
+  async show(id, position) {
+    if (this.stamp === `${id}@${position}`) return;
+    this.stamp = `${id}@${position}`;
+    this.#asking?.abort();
+    this.#asking = new AbortController();
+    try {
+      const row = await get(`/v1/${this.kind}/${id}?at=${position}`, this.#asking.signal);
+      this.problem.remove();
+      this.state.update(this.stateOf(row));
+      this.draw(row);
+      this.element.dataset.position = position;
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      if (!(error instanceof Refused)) throw error;
+      text(this.problem, error.message);
+      this.element.append(this.problem);
+    }
+    this.element.hidden = false;
+  }
+
+  hide() {
+    this.#asking?.abort();
+    this.stamp = null;
+    this.element.hidden = true;
+  }
+}
+
+export class BatchThen extends Then {
+  constructor() {
+    super("batches");
+    text(this.name, "The batch then");
+    this.bar = batchBar();
+    this.percent = h("b.percent");
+    this.counts = h("ul.tally");
+    this.size = h("span");
+    attribute(this.bar.element, "aria-label", "Progress of the batch then");
+    this.element.append(
+      h("div.row.measure", {}, this.bar.element, this.percent),
+      h("div.row.foot", {}, this.counts, this.size));
+  }
+
+  stateOf(row) {
+    return batchState(row);
+  }
+
+  draw(row) {
+    this.bar.update(row);
+    text(this.percent, percent(row.percent));
+    text(this.size, row.uploads ? `${files(row.uploads)}, ${transferred(row)}` : "no count yet");
+    this.counts.replaceChildren(...tally(row.counts, uploadState, STATES, count));
+  }
+}
+
+export class UploadThen extends Then {
+  constructor() {
+    super("uploads");
+    this.bar = uploadBar();
+    this.facts = h("dl");
+    this.element.append(this.bar.element, this.facts);
+  }
+
+  stateOf(row) {
+    return uploadState(row.state);
+  }
+
+  draw(row) {
+    text(this.name, row.path);
+    this.bar.update(row);
+    const known = [
+      ["Received", `${bytes(row.received)}${row.size === null ? "" : ` of ${bytes(row.size)}`}`],
+      ["Step", row.phase && row.percent !== null ? `${row.phase}, ${percent(row.percent)}` : row.phase],
+      ["Attempt", row.attempt || null],
+      ["Error", row.error && `${row.error_step ? `${row.error_step}: ` : ""}${row.error}`],
+    ];
+    this.facts.replaceChildren(...known.filter(([, value]) => value)
+      .flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
+  }
+}
