@@ -20,7 +20,7 @@ def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
 
 
 async def eventually(
-    condition: Callable[[], Awaitable[object] | object], deadline: float = 20.0
+    condition: Callable[[], Awaitable[object] | object], deadline: float = 60.0
 ) -> Any:
     """Waits until the condition gives something true, and returns that.
 

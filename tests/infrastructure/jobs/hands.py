@@ -70,3 +70,25 @@ class Fails:
         if subject.attempt <= self._attempts:
             raise ConnectionResetError("the scanner hung up")
         return {}
+
+
+class Refusing:
+    """Fails for good as many attempts in all as it is allowed to; the others wait."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+        self._allowed = 0
+        self._changed = asyncio.Condition()
+
+    async def allow(self, failures: int) -> None:
+        async with self._changed:
+            self._allowed = failures
+            self._changed.notify_all()
+
+    async def __call__(
+        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.failed < self._allowed)
+            self.failed += 1
+        raise Permanent(f"{subject.path} is bad through and through")

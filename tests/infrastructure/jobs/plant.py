@@ -183,7 +183,7 @@ class Plant:
         """How many uploads of the batch are in this state, as the log has it."""
         return [upload.state for upload in (await self.uploads(batch)).values()].count(state)
 
-    async def completed(self, batch: UUID, deadline: float = 30.0) -> Batch:
+    async def completed(self, batch: UUID, deadline: float = 60.0) -> Batch:
         """The batch, once it has an outcome."""
 
         async def done() -> Batch | None:
@@ -211,7 +211,7 @@ class Plant:
         )
 
     async def until(
-        self, condition: Callable[[], Awaitable[object] | object], deadline: float = 20
+        self, condition: Callable[[], Awaitable[object] | object], deadline: float = 60.0
     ) -> Any:
         return await eventually(condition, deadline)
 

@@ -22,7 +22,13 @@ from application.handlers.batches import (
     retry_batch,
 )
 from application.handlers.transfers import release_upload
-from domain.batch.events import BatchCompleted, BatchExpired, BatchPaused, BatchReopened
+from domain.batch.events import (
+    BatchCompleted,
+    BatchExpired,
+    BatchPaused,
+    BatchProgressed,
+    BatchReopened,
+)
 from domain.batch.state import Outcome
 from domain.event import Event
 from domain.retry import RetryPolicy
@@ -30,7 +36,7 @@ from domain.upload.events import AttemptStarted, RetryRequested, UploadExpired, 
 from domain.upload.state import UploadState
 from infrastructure.jobs import retrying
 from tests.infrastructure.jobs.crowd import crowd
-from tests.infrastructure.jobs.hands import Fails, Gate, holds_back, passes, refuses
+from tests.infrastructure.jobs.hands import Fails, Gate, Refusing, holds_back, passes, refuses
 from tests.infrastructure.jobs.plant import Plant, context, pipeline, play
 from tests.infrastructure.jobs.test_exactly_once import KILLER
 
@@ -135,23 +141,33 @@ def test_too_many_failures_pause_a_batch_and_who_resumes_it_pardons_them(
     database_url: str, tmp_path: Path
 ) -> None:
     async def story(plant: Plant) -> None:
+        scanner = Refusing()
         plant.orchestrate()
-        plant.work({"step": refuses})
-        files = {f"bad{n}.txt": b"x" for n in range(40)}
+        plant.work({"step": scanner})
+        files = {f"{n}.txt": b"x" for n in range(40)}
         batch = await plant.batch(files, retry_policy=ONCE, failure_threshold=0.25)
 
+        await scanner.allow(6)  # more than a quarter of the twenty that are judged at least
         paused = (await plant.until(lambda: plant.all_of(BatchPaused, batch)))[0]
 
         assert paused.by == "orchestrator"
-        assert "more than 25%" in paused.reason
-        await settled(plant, batch)
-        # More than a quarter of the twenty that are judged at least; some were under way.
-        assert 6 <= await plant.count(batch, UploadState.FAILED) < 40
+        assert paused.reason == "6 uploads failed, more than 25% of those processed"
+        await scanner.allow(len(files))  # what had begun runs to its end
+        await plant.until(lambda: nothing_travels(plant))
+        assert scanner.failed < len(files)
+        await scanner.allow(known := scanner.failed)
+        await plant.until(lambda: counted(plant, batch, known))
         await resume_batch(plant.log, ResumeBatch(batch=batch), context())
+        await scanner.allow(known + 5)
+        await plant.until(lambda: counted(plant, batch, known + 5))
+        assert await pauses(plant, batch, 1)
+        await scanner.allow(known + 6)  # as many again
         await plant.until(lambda: pauses(plant, batch, 2))
-        assert await plant.count(batch, UploadState.FAILED) >= 12  # as many again
+        assert await plant.count(batch, UploadState.FAILED) == known + 6
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP, in_flight_per_batch=4)
+    patient = pipeline("step", timeout=600.0)
+    limits = {"in_flight_per_batch": 4, "worker_dead_after": 600.0}
+    play(database_url, tmp_path, story, pipelines=patient, **limits)
 
 
 def test_an_open_batch_that_nobody_goes_on_with_expires(database_url: str, tmp_path: Path) -> None:
@@ -306,13 +322,13 @@ async def begun(plant: Plant, count: int) -> bool:
     return bool((await plant.fetch(counted))[0][0] >= count)
 
 
-async def settled(plant: Plant, batch: UUID) -> None:
-    """Waits until nothing of a paused batch is at the workers any more."""
-    flying = (
-        "SELECT count(*) = 0 FROM orchestration.members WHERE batch = %s AND state = 'processing'"
-    )
+async def nothing_travels(plant: Plant) -> bool:
+    """Whether every job is over; those of a paused batch end without beginning anything."""
+    left = "SELECT count(*) = 0 FROM procrastinate_jobs WHERE status IN ('todo', 'doing')"
+    return await plant.fetch(left) == [(True,)]
 
-    async def landed() -> bool:
-        return await plant.fetch(flying, batch) == [(True,)]
 
-    await plant.until(landed)
+async def counted(plant: Plant, batch: UUID, failed: int) -> bool:
+    """Whether the last count on record has so many failures."""
+    progress = await plant.all_of(BatchProgressed, batch)
+    return bool(progress) and progress[-1].counts.get(UploadState.FAILED) == failed

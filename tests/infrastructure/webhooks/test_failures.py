@@ -11,6 +11,7 @@ from application.webhooks.backoff import DELAYS
 from infrastructure.webhooks.outbox import PER_WEBHOOK
 from tests.infrastructure.webhooks.office import (
     DAY,
+    PATIENCE,
     Office,
     Request,
     always,
@@ -23,10 +24,14 @@ from tests.infrastructure.webhooks.office import (
 def test_what_fails_holds_up_its_own_batch_and_no_other(database_url: str) -> None:
     async def story(office: Office) -> None:
         batch, other = await office.batch(), await office.batch()
+        office.timeout = PATIENCE  # the receiver answers when the test says so
+        refusing = asyncio.Event()
 
         async def refuse_one(request: Request) -> web.Response:
-            failing = request.json["data"]["upload"]["path"] == "first"
-            return web.Response(status=500 if failing else 200, text="no room")
+            if request.json["data"]["upload"]["path"] != "first":
+                return web.Response()
+            await refusing.wait()
+            return web.Response(status=500, text="no room")
 
         async with receiving(refuse_one) as receiver:
             hook = await office.hook(receiver.url, "upload.completed")
@@ -34,7 +39,8 @@ def test_what_fails_holds_up_its_own_batch_and_no_other(database_url: str) -> No
             first = await office.upload(batch, "first")
             second = await office.upload(batch, "second")
             apart = await office.upload(other, "apart")
-            await office.ended(hook, apart)
+            await office.ended(hook, apart)  # while the first has no answer yet
+            refusing.set()
             failed = await office.tried(hook, first, 1)
 
             assert failed.last is not None
