@@ -181,6 +181,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Seconds, Meta(description="time for which deliveries that were made or given up are kept")
     ] = 14 * DAY
 
+    # Sealing.
+    seal_interval: Annotated[
+        Seconds, Meta(description="time between two seals over what was recorded since")
+    ] = 60.0
+    seal_key: Annotated[
+        Path | None,
+        Meta(description="file with the private key of seals; without it, one in `data_dir`"),
+    ] = None
+
     # Watching.
     feed_tick: Annotated[Seconds, Meta(description="shortest time between two frames")] = 0.1
     feed_heartbeat: Annotated[Seconds, Meta(description="time between two pings")] = 15.0
@@ -206,3 +215,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def admin_key_file(self) -> Path:
         return self.data_dir / "admin.key"
+
+    @property
+    def seal_key_file(self) -> Path:
+        return self.seal_key or self.data_dir / "seal.key"

@@ -14,6 +14,7 @@ from application.ports.errands import Errands, NoErrands
 from application.ports.event_log import EventLog, Wakeups
 from application.ports.keys import Keys
 from application.ports.read_model import History, Queries
+from application.ports.seals import NoSeals, Seals
 from application.ports.slots import Slots, SlotsHere
 from application.ports.usage import Unmeasured, Usage
 from application.ports.webhooks import NoWebhooks, Webhooks
@@ -41,6 +42,7 @@ class Services:
     slots: Slots = field(default_factory=SlotsHere)
     workers: Workers = field(default_factory=NobodyWorks)
     webhooks: Webhooks = field(default_factory=NoWebhooks)
+    seals: Seals = field(default_factory=NoSeals)
 
 
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
+from infrastructure.audit.proofs import PostgresSeals
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.event_store.committer import GroupCommitter
@@ -88,6 +89,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             slots=await stack.enter_async_context(PostgresSlots(database.url)),
             workers=PostgresWorkers(pool, settings.worker_dead_after),
             webhooks=PostgresWebhooks(pool),
+            seals=PostgresSeals(pool),
         )
         yield Parts(
             services=services,

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from random import random
 
 from application.sweeping import Sweeper
+from infrastructure.audit import running as sealing
+from infrastructure.audit.sealing import sealer_of
 from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.postgres.presence import Presence, Standing
 from infrastructure.read_model import projector
@@ -30,6 +32,7 @@ def works_of(parts: Parts, roles: Sequence[Role]) -> dict[str, Work]:
         works["projector"] = lambda: _project(parts)
         works["orchestrator"] = lambda: _orchestrate(parts, standing)
         works["sweeper"] = lambda: _sweep(parts)
+        works["sealer"] = lambda: _seal(parts)
         works |= webhooks.works_of(parts, reach_us(parts.services.settings, roles))
     if Role.WORKER in roles:
         works["worker"] = lambda: _work(parts, standing)
@@ -67,6 +70,12 @@ async def _sweep(parts: Parts) -> None:
         now=services.now,
     )
     await sweeping.run(parts.database.url, sweeper)
+
+
+async def _seal(parts: Parts) -> None:
+    services = parts.services
+    sealer = sealer_of(services.settings, services.now)
+    await sealing.run(parts.database.url, sealer, services.settings.seal_interval)
 
 
 async def _work(parts: Parts, standing: Standing) -> None:

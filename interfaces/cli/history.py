@@ -16,7 +16,7 @@ from cyclopts.validators import Number
 
 from interfaces.cli import output
 from interfaces.cli.client import Client
-from interfaces.cli.errors import Refusal
+from interfaces.cli.errors import Refusal, UsageError
 from interfaces.cli.options import Common
 from interfaces.cli.running import PATIENCE, ask
 
@@ -64,29 +64,52 @@ def show(
 
 
 @app.command
-def export(*, after: int = 0, to: Path | None = None, common: Common | None = None) -> None:
-    """Write every event as NDJSON, one a line.
+def export(
+    *,
+    batch: UUID | None = None,
+    upload: UUID | None = None,
+    after: int = 0,
+    to: Path | None = None,
+    plain: Annotated[bool, Parameter(negative="")] = False,
+    common: Common | None = None,
+) -> None:
+    """Write events as NDJSON with what proves them; `uptrail verify --export` checks it.
 
     Parameters
     ----------
+    batch
+        Only the events of this batch and its uploads.
+    upload
+        Only the events of this upload.
     after
-        Only events beyond this position.
+        Only events beyond this position (of everything: from the seal on that reaches beyond it).
     to
         A file; by default standard output.
+    plain
+        For reading: the events as `history show --json` tells them, without seals and proofs.
     """
     common = common or Common()
+    if batch is not None and upload is not None:
+        raise UsageError("an export is of a batch or of an upload", "leave one of them out")
+    of = f"/batches/{batch}" if batch else f"/uploads/{upload}" if upload else ""
+    path, params = f"/v1{of}/history", {"after": str(after)}
 
     async def run(client: Client) -> int:
         count = 0
         with nullcontext(sys.stdout.buffer) if to is None else to.open("wb") as file:
-            params = {"after": str(after)}
-            async for event in client.pages("/v1/history", msgspec.Raw, params, cursor="after"):
-                file.write(bytes(event) + b"\n")
-                count += 1
+            if plain:
+                async for event in client.pages(path, msgspec.Raw, params, cursor="after"):
+                    file.write(bytes(event) + b"\n")
+                    count += 1
+                return count
+            # Cut off in the middle it would look like a shorter one: it is not tried again.
+            async for piece in client.download(f"{path}/export", params):
+                file.write(piece)
+                count += piece.count(b"\n")
         return count
 
     count = ask(common, run, patience=PATIENCE)
-    output.tell_people(f"{count} events")
+    output.tell_people(f"{count} {'events' if plain else 'lines'}")
 
 
 async def events_of(client: Client, id: str | UUID, *, limit: int = 0) -> AsyncIterator[Event]:

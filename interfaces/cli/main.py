@@ -27,7 +27,8 @@ _COMMANDS = (
     ("upload", "upload:app", _WORK, "Send files and folders as one batch; resumes after a kill."),
     ("batch", "batch:app", _WORK, "Start, list, show, watch and steer batches."),
     ("history", "history:app", _LOOK, "Read recorded events: who did what, and when."),
-    ("verify", "records:verify", _LOOK, "Replay the log and compare every row of the read model."),
+    ("verify", "verify:verify", _LOOK, "Check the log by its seals, and what is shown by the log."),
+    ("seal", "seal:app", _LOOK, "Read and make the signed seals over the log."),
     ("projection", "records:app", _LOOK, "List or rebuild what was projected from the log."),
     ("workers", "workers:workers", _KEEP, "List the processes of all machines, and their work."),
     (
@@ -115,6 +116,7 @@ def _known_errors() -> tuple[tuple[str, str, str, Exit], ...]:
         ("NeverUp", "{}", "", Exit.ERROR),
         ("NoDatabase", "{}", "", Exit.USAGE),
         ("WrongBlobs", "{}", "", Exit.USAGE),
+        ("BadKey", "{}", "", Exit.USAGE),
         ("NewerDatabase", "{}", "run the newer version of Uptrail", Exit.ERROR),
         (
             "OperationalError",

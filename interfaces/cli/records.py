@@ -1,4 +1,4 @@
-"""`uptrail verify` and `uptrail projection`: the read model against the log, in the database."""
+"""`uptrail projection`: what was projected from the log, in the database itself."""
 
 from __future__ import annotations
 
@@ -9,34 +9,15 @@ from typing import TYPE_CHECKING, TypeVar
 from cyclopts import App
 
 from interfaces.cli import output
-from interfaces.cli.errors import Exit
 from interfaces.cli.options import Common, Place
 from interfaces.cli.serve import Store
 
 if TYPE_CHECKING:
-    from infrastructure.read_model.verify import Verification
     from interfaces.bootstrap.parts import Parts
 
 T = TypeVar("T")
 
 app = App(name="projection", help="List or rebuild what was projected from the log.")
-
-
-def verify(*, store: Store | None = None, common: Common | None = None) -> int:
-    """Replay the log and compare every row of the read model with what it gives."""
-    common = common or Common()
-
-    async def run(parts: Parts) -> int:
-        from infrastructure.read_model.verify import verify as compare
-
-        found = await compare(parts.database.url, parts.log)
-        if common.json:
-            output.emit(found)
-        else:
-            _tell(found)
-        return Exit.OK if found.sound else Exit.ERROR
-
-    return with_parts(common, store, run)
 
 
 @app.command(name="list")
@@ -72,18 +53,6 @@ def rebuild(*, store: Store | None = None, common: Common | None = None) -> None
             output.say(f"the read model is rebuilt, up to position {rebuilt.position}")
 
     with_parts(common, store, run)
-
-
-def _tell(found: Verification) -> None:
-    rows = ", ".join(f"{count} {table}" for table, count in found.compared.items())
-    verdict = "the read model is what the log says" if found.sound else "they do not agree"
-    output.say(f"position {found.position}: compared {rows}; {verdict}")
-    for one in found.differences:
-        output.say(
-            f"  {one.table} {one.key}: {one.column} is {one.live}, the log says {one.replayed}"
-        )
-    for gap in found.breaks:
-        output.say(f"  {gap}")
 
 
 def with_parts(place: Place, store: Store | None, what: Callable[[Parts], Awaitable[T]]) -> T:

@@ -75,7 +75,7 @@ def test_history_tells_who_did_what(uptrail: Command, tmp_path: Path) -> None:
     kinds = [line.split()[3] for line in told.out.splitlines()[1:]]
     assert kinds[0] == "upload.registered"
     assert kinds[-1] == "upload.completed"
-    exported = uptrail("history", "export").out.splitlines()
+    exported = uptrail("history", "export", "--plain").out.splitlines()
     assert len(exported) == len(uptrail("history", "show", batch, "--json", "--limit", 1000).json)
 
 

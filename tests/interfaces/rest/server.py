@@ -16,6 +16,7 @@ import uuid_utils.compat
 from aiohttp import ClientResponse, ClientSession, DummyCookieJar, web
 
 from application.ports.keys import Scope
+from infrastructure.audit.proofs import PostgresSeals
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
@@ -125,6 +126,7 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
             new_id=uuid_utils.compat.uuid7,
             errands=PostgresErrands(pool),
             webhooks=PostgresWebhooks(pool),
+            seals=PostgresSeals(pool),
         )
         await enter(_projecting(url, pool, log, listener))
         yield await enter(_served(services, PostgresVitals(pool)))

@@ -1,0 +1,1 @@
+"""Seals made real: their keys, their rows, who writes them and who checks them."""

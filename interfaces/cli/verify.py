@@ -1,0 +1,175 @@
+"""`uptrail verify`: the log against its seals, the read model against the log, or an export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from cyclopts import Parameter
+
+from application.audit.chain import Finding
+from application.audit.examining import Examination, examine
+from application.audit.export import SealLine
+from application.audit.seal import Seal
+from interfaces.cli import output
+from interfaces.cli.errors import CommandError, Exit, UsageError
+from interfaces.cli.options import Common
+from interfaces.cli.records import with_parts
+from interfaces.cli.serve import Store
+
+if TYPE_CHECKING:
+    from infrastructure.audit.verifying import SealCheck
+    from infrastructure.read_model.verify import Verification
+    from interfaces.bootstrap.parts import Parts
+
+
+def verify(
+    *,
+    export: Annotated[Path | None, Parameter(name=["--export"])] = None,
+    public: Annotated[tuple[Path, ...], Parameter(name=["--public-key"], negative="")] = (),
+    seals: Path | None = None,
+    store: Store | None = None,
+    common: Common | None = None,
+) -> int:
+    """Check that nothing recorded was altered, and that every row shown is what was recorded.
+
+    Parameters
+    ----------
+    export
+        Check this export by itself, without any database; needs --public-key.
+    public
+        File with a public key to trust (PEM), as `uptrail seal keys --pem` prints it.
+    seals
+        Seals that were kept elsewhere (`uptrail seal list --json`, or an export): each must
+        still be there, as it was.
+    """
+    common = common or Common()
+    if export is not None:
+        if not public:
+            raise UsageError(
+                "an export is checked against a public key", "name it with --public-key FILE"
+            )
+        return _verify_export(export, public, common)
+
+    return with_parts(common, store, lambda parts: _verify_here(parts, public, seals, common))
+
+
+async def _verify_here(
+    parts: Parts, public: Sequence[Path], seals: Path | None, common: Common
+) -> int:
+    """The seals first: an event that was altered may be one that nobody can read any more."""
+    from infrastructure.event_store.codec import UnreadableEvent
+    from infrastructure.read_model.verify import verify as compare
+
+    sealed = await _check_seals(parts, _keys(public), seals)
+    if not common.json:
+        _tell_seals(sealed)
+    told: dict[str, object] = {"seals": sealed}
+    try:
+        found = await compare(parts.database.url, parts.log)
+    except UnreadableEvent as error:
+        sound, told = False, {**told, "unreadable": str(error)}
+        if not common.json:
+            output.say(f"the log cannot be replayed: {error}")
+    else:
+        sound, told = found.sound, {**msgspec.to_builtins(found, enc_hook=str), **told}
+        if not common.json:
+            _tell(found)
+    if common.json:
+        output.emit(told)
+    return Exit.OK if sound and sealed.sound else Exit.ERROR
+
+
+def _verify_export(export: Path, public: Sequence[Path], common: Common) -> int:
+    from infrastructure.audit.keys import signed
+
+    try:
+        with export.open("rb") as lines:
+            found = examine(lines, _keys(public), signed)
+    except OSError as error:
+        raise CommandError(f"{export} cannot be read: {error.strerror}") from None
+    if common.json:
+        output.emit(found)
+    else:
+        _tell_export(found)
+    return Exit.OK if found.sound else Exit.ERROR
+
+
+async def _check_seals(parts: Parts, trusted: list[bytes], seals: Path | None) -> SealCheck:
+    """Trusted are the keys that were named, and that with which this machine seals."""
+    from infrastructure.audit.keys import read_key
+    from infrastructure.audit.sealing import witness_of
+    from infrastructure.audit.verifying import check_seals
+
+    settings = parts.services.settings
+    with suppress(FileNotFoundError, PermissionError):
+        trusted.append(read_key(settings.seal_key_file).public)
+    async with parts.pool.connection() as connection:
+        return await check_seals(
+            connection,
+            trusted,
+            seen=witness_of(settings).seen(),
+            published=() if seals is None else _kept(seals),
+        )
+
+
+def _kept(file: Path) -> Iterator[Seal]:
+    """The seals among the lines of a file. Raises CommandError."""
+    try:
+        with file.open("rb") as lines:
+            for line in lines:
+                if b'"type":"seal"' in line[:20]:
+                    yield msgspec.json.decode(line, type=SealLine).seal
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CommandError(f"{file} holds no seals: {error}") from None
+
+
+def _keys(files: Sequence[Path]) -> list[bytes]:
+    from infrastructure.audit.keys import BadKey, read_public
+
+    try:
+        return [read_public(file.read_bytes()) for file in files]
+    except (OSError, BadKey) as error:
+        raise CommandError(f"the public key cannot be read: {error}") from None
+
+
+def _tell(found: Verification) -> None:
+    rows = ", ".join(f"{count} {table}" for table, count in found.compared.items())
+    verdict = "the read model is what the log says" if found.sound else "they do not agree"
+    output.say(f"position {found.position}: compared {rows}; {verdict}")
+    for one in found.differences:
+        output.say(
+            f"  {one.table} {one.key}: {one.column} is {one.live}, the log says {one.replayed}"
+        )
+    for gap in found.breaks:
+        output.say(f"  {gap}")
+
+
+def _tell_seals(found: SealCheck) -> None:
+    verdict = "the log is as it was sealed" if found.sound else "the log is not as it was sealed"
+    later = f"; {found.unsealed} later events are under no seal yet" if found.unsealed else ""
+    output.say(f"{found.seals} seals over {found.events} events: {verdict}{later}")
+    _tell_findings(found.findings)
+
+
+def _tell_export(found: Examination) -> None:
+    verdict = "nothing was altered" if found.sound else "this is not as it was sealed"
+    whole = "all" if found.whole else "some"
+    output.say(
+        f"{found.of}: {found.events} events ({whole} of seals {found.first_seal} to"
+        f" {found.last_seal}, {found.unsealed} under no seal yet); {verdict}"
+    )
+    if found.at is not None:
+        output.say(
+            f"the last seal is of {found.at.isoformat()}, up to position {found.through};"
+            " what came later is not proven"
+        )
+    _tell_findings(found.findings)
+
+
+def _tell_findings(findings: Sequence[Finding]) -> None:
+    for one in findings:
+        output.say(f"  position {one.position}: {one.kind.replace('_', ' ')}: {one.detail}")

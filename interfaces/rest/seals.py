@@ -1,0 +1,162 @@
+"""Seals over HTTP: the chain, its public keys, and histories with their proofs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import msgspec
+from aiohttp import hdrs, web
+
+from application.audit.export import Line, Opening
+from application.audit.seal import Seal
+from application.envelope import Recorded
+from application.ports.seals import SigningKey
+from interfaces.rest.access import (
+    batch_of,
+    principal_of,
+    require,
+    require_unlimited,
+    upload_of,
+)
+from interfaces.rest.answers import PageAnswer, json_answer
+from interfaces.rest.bodies import NDJSON
+from interfaces.rest.params import Query, id_in
+from interfaces.rest.routes import OPERATORS, Operation
+from interfaces.services import SERVICES
+
+PAGE = 1000  # seals, or events in memory at a time
+
+_lines = msgspec.json.Encoder().encode_lines
+
+
+async def listing(request: web.Request) -> web.Response:
+    """The chain of seals, oldest first: to be kept where we cannot reach it."""
+    query = Query(request, ("after", "limit"))
+    limit = query.integer("limit", 100, low=1, high=PAGE)
+    services = request.app[SERVICES]
+    seals = list(await services.seals.page(query.integer("after", 0), limit))
+    next = seals[-1].number if len(seals) == limit else None
+    position = await services.queries.position()
+    return json_answer(PageAnswer(items=seals, next=next, position=position))
+
+
+async def keys(request: web.Request) -> web.Response:
+    Query(request, ())
+    services = request.app[SERVICES]
+    found = list(await services.seals.keys())
+    position = await services.queries.position()
+    return json_answer(PageAnswer(items=found, next=None, position=position))
+
+
+async def export(request: web.Request) -> web.StreamResponse:
+    """Everything for an admin, who gets whole seals; for others what belongs to their owner."""
+    principal = require(request, *OPERATORS)
+    require_unlimited(principal)
+    after, services = Query(request, ("after",)).integer("after", 0), request.app[SERVICES]
+    if principal.sees is None:
+        opening = Opening(of="everything", whole=True, after=after)
+        return await _streamed(request, opening, services.seals.whole(after))
+    history, owner = services.history, principal.sees
+    return await _proven(
+        request,
+        Opening(of=f"owner {owner}", whole=False, after=after),
+        lambda after, limit: history.of_everything(owner=owner, after=after, limit=limit),
+    )
+
+
+async def export_of_batch(request: web.Request) -> web.StreamResponse:
+    require(request, *OPERATORS)
+    batch = await batch_of(request, id_in(request))
+    history, owner = request.app[SERVICES].history, principal_of(request).sees
+    return await _proven(
+        request,
+        Opening(
+            of=f"batch {batch.id}",
+            whole=False,
+            after=Query(request, ("after",)).integer("after", 0),
+        ),
+        lambda after, limit: history.of_batch(batch.id, owner=owner, after=after, limit=limit),
+    )
+
+
+async def export_of_upload(request: web.Request) -> web.StreamResponse:
+    require(request, *OPERATORS)
+    upload = await upload_of(request, id_in(request))
+    history, owner = request.app[SERVICES].history, principal_of(request).sees
+    return await _proven(
+        request,
+        Opening(
+            of=f"upload {upload.id}",
+            whole=False,
+            after=Query(request, ("after",)).integer("after", 0),
+        ),
+        lambda after, limit: history.of_upload(upload.id, owner=owner, after=after, limit=limit),
+    )
+
+
+async def _proven(
+    request: web.Request,
+    opening: Opening,
+    source: Callable[[int, int], Awaitable[Sequence[Recorded]]],
+) -> web.StreamResponse:
+    """The events that the source names, each with its place in the tree of its seal."""
+    prover = request.app[SERVICES].seals.proofs()
+
+    async def chunks() -> AsyncIterator[Sequence[Line]]:
+        after = opening.after
+        while events := await source(after, PAGE):
+            yield await prover.prove([recorded.position for recorded in events])
+            after = events[-1].position
+
+    return await _streamed(request, opening, chunks())
+
+
+async def _streamed(
+    request: web.Request, opening: Opening, chunks: AsyncIterator[Sequence[Line]]
+) -> web.StreamResponse:
+    """A line each, a chunk at a time, no faster than the client reads."""
+    first = await anext(chunks, ())  # before the answer begins: it may be refused
+    response = web.StreamResponse()
+    response.content_type = NDJSON
+    await response.prepare(request)
+    if request.method != hdrs.METH_HEAD:
+        await response.write(_lines([opening, *first]))
+        async for chunk in chunks:
+            await response.write(_lines(chunk))
+    await response.write_eof()
+    return response
+
+
+def _export(path: str, handler: Callable[..., Awaitable[web.StreamResponse]], of: str) -> Operation:
+    return Operation(
+        method="GET",
+        path=path,
+        handler=handler,
+        summary=f"Export {of} as stored, with what proves it",
+        query=("after",),
+        scopes=OPERATORS,
+        answers={200: Line},
+        media=NDJSON,
+    )
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/v1/seals",
+        handler=listing,
+        summary="The chain of seals, oldest first",
+        query=("after", "limit"),
+        answers={200: PageAnswer[Seal]},
+    ),
+    Operation(
+        method="GET",
+        path="/v1/seals/keys",
+        handler=keys,
+        summary="The public keys of seals, oldest first",
+        answers={200: PageAnswer[SigningKey]},
+    ),
+    _export("/v1/history/export", export, "everything"),
+    _export("/v1/batches/{id}/history/export", export_of_batch, "the events of a batch"),
+    _export("/v1/uploads/{id}/history/export", export_of_upload, "the events of an upload"),
+)

@@ -1,0 +1,75 @@
+"""What the tests of seals share: a log with a history, a sealer, and hands that alter the log."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import psycopg
+
+from application.audit.seal import Seal
+from application.envelope import Append
+from infrastructure.audit.keys import SealKey, read_key
+from infrastructure.audit.sealing import Sealer
+from infrastructure.audit.verifying import SealCheck, check_seals
+from infrastructure.audit.witness import Witness
+from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.postgres.pool import Connection
+from tests.infrastructure.event_store.log_support import connected, opened, steps
+from tests.stories import NOON
+
+
+@dataclass(frozen=True)
+class Notary:
+    """Records, seals and checks; the key is in `folder`."""
+
+    url: str
+    folder: Path
+    log: PostgresEventLog
+    connection: Connection
+    sealer: Sealer
+
+    async def record(self, *counts: int, stream: UUID | None = None) -> int:
+        """So many events in streams of their own, and the last position."""
+        position = 0
+        for count in counts:
+            writes = (steps(stream or uuid4(), None, *range(count)),)
+            position = (await self.log.append(Append(writes))).position
+        return position
+
+    async def seal(self) -> Seal:
+        made = await self.sealer.seal(self.connection)
+        assert made is not None
+        return made
+
+    async def check(
+        self, *, trusted: Iterable[bytes] = (), kept: Iterable[Seal] = (), remembers: bool = True
+    ) -> SealCheck:
+        """What a verification finds that trusts the key of this machine, unless told otherwise."""
+        return await check_seals(
+            self.connection,
+            list(trusted) or [self.key.public],
+            seen=self.sealer.witness.seen() if remembers else None,
+            published=kept,
+        )
+
+    @property
+    def key(self) -> SealKey:
+        return read_key(self.sealer.key_file)
+
+    def by_hand(self, statement: str, *parameters: object) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            assert connection.execute(statement.encode(), parameters).rowcount > 0
+
+
+@asynccontextmanager
+async def notary(url: str, folder: Path) -> AsyncIterator[Notary]:
+    async with opened(url) as log, connected(url) as connection:
+        yield Notary(url, folder, log, connection, sealer_in(folder))
+
+
+def sealer_in(folder: Path) -> Sealer:
+    return Sealer(folder / "seal.key", Witness(folder / "seal.last"), lambda: NOON)

@@ -1,0 +1,58 @@
+"""An auditor's way: seals are kept elsewhere, an export is checked by itself, the log in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.interfaces.cli.conftest import Command
+from tests.interfaces.conftest import LiveServer
+
+
+@pytest.fixture
+def store(server: LiveServer) -> tuple[str, str]:
+    assert server.settings.database_url is not None
+    return "--database-url", server.settings.database_url
+
+
+def test_an_export_is_checked_by_itself_and_an_altered_one_is_found_out(
+    uptrail: Command, command: Command, store: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    batch = uptrail("upload", tmp_path / "a.txt", "--wait", "--json").json["id"]
+    assert "events sealed" in uptrail("seal", "now", *store).out
+    key, file = tmp_path / "key.pem", tmp_path / "export.ndjson"
+    key.write_text(uptrail("seal", "keys", "--pem").out)
+
+    for of in ((), ("--batch", batch)):
+        uptrail("history", "export", *of, "--to", file)
+        checked = command("verify", "--export", file, "--public-key", key, "--json")
+        assert checked.code == 0, checked.out
+        assert checked.json["events"] > 5
+
+    file.write_text(file.read_text().replace("a.txt", "b.txt"))
+    found = command("verify", "--export", file, "--public-key", key)
+    assert (found.code, "altered: " in found.out) == (1, True)
+    assert command("verify", "--export", file).code == 2
+
+
+def test_verify_finds_what_was_done_to_the_log_and_to_its_seals(
+    uptrail: Command, store: tuple[str, str], tmp_path: Path
+) -> None:
+    uptrail("batch", "start")
+    uptrail("seal", "now", *store)
+    uptrail("seal", "rotate", *store)
+    kept = tmp_path / "seals.ndjson"
+    kept.write_text(uptrail("seal", "list", "--json").out)
+    assert uptrail("verify", *store, "--seals", kept).code == 0
+
+    with psycopg.connect(store[1], autocommit=True) as connection:
+        connection.execute("UPDATE stored_events SET topic = 'x' WHERE notification_id = 1")
+        connection.execute("DELETE FROM audit.seals WHERE number > 1")
+    found = uptrail("verify", *store, "--seals", kept)
+
+    assert found.code == 1
+    assert "position 1: altered: " in found.out
+    assert "are missing at the end" in found.out
