@@ -52,7 +52,11 @@ async def open_site(parts: Parts, sockets: Sequence[socket.socket]) -> AsyncIter
     vitals = PostgresVitals(parts.pool, settings.worker_dead_after)
     app = build_app(parts.services, vitals=vitals)
     app[HUB] = FeedHub(
-        PostgresFeed(parts.pool), parts.listener.wakeups(READ_MODEL), parts.keys, settings
+        PostgresFeed(parts.pool),
+        parts.listener.wakeups(READ_MODEL),
+        parts.keys,
+        settings,
+        parts.services.now,
     )
     runner = Runner(
         app,

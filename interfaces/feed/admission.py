@@ -7,9 +7,10 @@ import asyncio
 import msgspec
 from aiohttp import WSMsgType, hdrs, web
 
+from application.errors import Unavailable
 from application.ports.keys import Keys, Principal
 from interfaces.feed.encoding import Encoding
-from interfaces.feed.messages import AskForKey, Authenticate, CloseCode, Closed, decode
+from interfaces.feed.messages import AskForKey, Authenticate, CloseCode, Closed
 from interfaces.rest.access import PRINCIPAL, SESSION_COOKIE
 
 _LAST_WORDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
@@ -53,13 +54,16 @@ async def introduced(
     except TimeoutError:
         raise _refused(f"nobody said who this is within {within:g} s") from None
     try:
-        message = decode(text)
+        message = encoding.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise _refused("the first message must be authenticate") from None
     if not isinstance(message, Authenticate):
         raise _refused("the first message must be authenticate")
     credential = Credential(message.token)
-    principal = await principal_for(credential, keys)
+    try:
+        principal = await principal_for(credential, keys)
+    except Unavailable:
+        raise Closed(CloseCode.FAILED, "the database does not answer; connect again") from None
     if principal is None:
         raise _refused("the key is unknown, revoked or expired")
     return credential, principal

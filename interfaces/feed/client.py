@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 
 import msgspec
-from aiohttp import WSMsgType, web
 
 from application.ports.feed import Changes
 from application.ports.keys import Principal
 from interfaces.feed.admission import Credential
 from interfaces.feed.encoding import Encoding
-from interfaces.feed.messages import CloseCode, Closed
-from interfaces.feed.place import START, Head, Place
+from interfaces.feed.messages import CloseCode, Closed, Head, Reset
+from interfaces.feed.place import START, Place
 from interfaces.feed.subscription import Subscription
+from interfaces.feed.wire import Wire
 
 DRAIN_POLL = 0.05  # seconds between looks at a buffer that drains
-NEVER_PAUSED = 1 << 30  # bytes; see Wire
-
-
-class Wire:
-    """The socket's sending side, which never makes its writer wait.
-
-    The transport would pause a writer at 64 KiB; then one slow client would hold up the tick of
-    all others. So it is told not to, and whoever writes looks at `waiting` first.
-    """
-
-    def __init__(self, socket: web.WebSocketResponse, transport: asyncio.Transport) -> None:
-        transport.set_write_buffer_limits(high=NEVER_PAUSED)
-        self.socket = socket
-        self._transport = transport
-
-    @property
-    def waiting(self) -> int:
-        """Bytes that the client has not taken yet, beyond what the system buffers."""
-        return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()
-
-    async def send(self, frame: bytes, kind: WSMsgType) -> None:
-        """Raises ConnectionError when the client is gone."""
-        await self.socket.send_frame(frame, kind)
-
-    def cut(self) -> None:
-        """Ends the connection without a word; what waits is dropped."""
-        self._transport.abort()
 
 
 class FeedClient:
@@ -61,6 +35,7 @@ class FeedClient:
         self.is_new = False
         self.behind = asyncio.Event()
         self.heard_at = loop.time()
+        self.warned_of: datetime | None = None  # the end of the credential, once it was told
         self.ended: asyncio.Future[None] = loop.create_future()
 
     def follow(self, subscription: Subscription) -> None:
@@ -72,11 +47,12 @@ class FeedClient:
 
     async def say(self, frame: msgspec.Struct) -> None:
         """Sends a frame without rows. Raises ConnectionError."""
-        await self.wire.send(self.encoding.plain(frame), self.encoding.kind)
+        forgotten = "" if isinstance(frame, Reset) else None
+        await self.wire.send(self.encoding.plain(frame), forgotten)
 
     async def tell(self, head: Head, rows: bytes, reached: Place) -> None:
         """Sends a frame of rows, which brings the client to this place. Raises ConnectionError."""
-        await self.wire.send(self.encoding.frame(head, rows), self.encoding.kind)
+        await self.wire.send(self.encoding.frame(head, rows), reached.cursor)
         self.place = reached
 
     def rows_of(self, changes: Changes) -> bytes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from interfaces.feed.catch_up import PAUSE, CatchUp
 from interfaces.feed.client import FeedClient
 from interfaces.feed.encoding import Encoding
 from interfaces.feed.limits import Limits
-from interfaces.feed.messages import CloseCode
+from interfaces.feed.messages import CloseCode, Welcome
 from interfaces.feed.place import advance
 from interfaces.feed.roster import Roster
 from interfaces.feed.subscription import Subscription
@@ -40,6 +41,7 @@ class FeedHub:
         wakeups: Wakeups,
         keys: Keys,
         settings: Settings,
+        now: Callable[[], datetime],
         limits: Limits | None = None,
     ) -> None:
         self.limits = limits or Limits()
@@ -48,11 +50,12 @@ class FeedHub:
         self.roster = Roster(self.limits)
         self._source = source
         self._wakeups = wakeups
+        self._now = now
         self._catch_up = CatchUp(source, self.limits, settings.feed_buffer, self.roster.join)
 
     async def run(self) -> None:
         """Ticks, pings and rechecks until cancelled; while nobody watches it sleeps."""
-        vigil = Vigil(self.roster, self.keys, self.settings, self.limits)
+        vigil = Vigil(self.roster, self.keys, self.settings, self.limits, self._now)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(vigil.heartbeats(), name="feed-heartbeats")
             tasks.create_task(vigil.rechecks(), name="feed-rechecks")
@@ -66,6 +69,11 @@ class FeedHub:
         with suppress(TimeoutError):
             async with asyncio.timeout(2 * self.limits.farewell):
                 await self.roster.nobody.wait()
+
+    def welcome(self, client: FeedClient) -> Welcome:
+        """Who this client is taken for."""
+        known = client.principal
+        return Welcome(known.name, known.owner, self.settings.feed_heartbeat, known.expires_at)
 
     def follow(self, client: FeedClient, subscription: Subscription) -> None:
         """The client wants this from now on."""

@@ -20,6 +20,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     readers: int = 4  # clients that catch up at the same moment
     stuck: float = 30.0  # without draining at all, before the socket is closed
     recheck: float = 10.0  # between two looks whether a credential still holds
+    warning: float = 60.0  # before a credential ends, its holder is told
     farewell: float = 2.0  # for a client to answer our close
 
 

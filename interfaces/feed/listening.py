@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
-from aiohttp import WSMessage, WSMsgType
+from aiohttp import WSMessage, WSMsgType, web
 
 from interfaces.feed.client import FeedClient
 from interfaces.feed.hub import FeedHub
@@ -18,28 +18,28 @@ from interfaces.feed.messages import (
     Error,
     Ping,
     Subscribe,
-    decode,
 )
+from interfaces.feed.renewing import renew
 from interfaces.feed.subscription import settle
 
 ENDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
-async def listen(hub: FeedHub, client: FeedClient) -> None:
+async def listen(hub: FeedHub, client: FeedClient, socket: web.WebSocketResponse) -> None:
     """Takes what the client says, one after the other; returns when it leaves. Raises Closed."""
     loop = asyncio.get_running_loop()
     limits = hub.limits
     allowance = Allowance(limits.subscribe_burst, limits.subscribe_rate, loop.time())
     faults = 0
     while True:
-        message = await client.wire.socket.receive()
+        message = await socket.receive()
         client.heard_at = loop.time()
         if message.type in ENDS:
             return
         # Who does not read its answers is not listened to either.
         await client.drained(hub.settings.feed_buffer, limits.stuck)
         if message.type is WSMsgType.PING:
-            await client.wire.socket.pong(message.data)
+            await socket.pong(message.data)
         elif message.type is not WSMsgType.PONG:
             error = await _heed(hub, client, message, allowance)
             if error is not None:
@@ -58,7 +58,7 @@ async def _heed(
     if len(message.data) > hub.limits.message_size:
         return Error("too_large", f"a message has at most {hub.limits.message_size} bytes")
     try:
-        said = decode(message.data)
+        said = client.encoding.decode(message.data)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         return Error("malformed", str(error))
     match said:
@@ -71,5 +71,7 @@ async def _heed(
         case Ping():
             await client.say(Answer())
         case Authenticate():
-            return Error("already_known", f"this socket belongs to {client.principal.name}")
+            if not allowance.take(asyncio.get_running_loop().time()):
+                return Error("too_often", "authenticate less often; this key was not looked at")
+            return await renew(hub, client, said.token)
     return None

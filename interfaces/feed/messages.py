@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import IntEnum
 from typing import Literal, TypeAlias
 
@@ -13,7 +14,7 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fiel
 
 
 class Authenticate(Message, frozen=True, tag="authenticate"):
-    """Who speaks, where the request could not say so: an API key."""
+    """An API key: who speaks, where the request could not say so, or the key to go on with."""
 
     token: str
 
@@ -39,12 +40,9 @@ class Pong(Message, frozen=True, tag="pong"):
 
 ClientMessage: TypeAlias = Authenticate | Subscribe | Ping | Pong
 
-decode = msgspec.json.Decoder(ClientMessage).decode
-"""Raises msgspec.DecodeError, ValidationError included."""
-
 
 class Frame(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
-    """Something the server says, besides the frames that carry rows."""
+    """Something the server says."""
 
 
 class AskForKey(Frame, frozen=True, tag="authenticate"):
@@ -54,11 +52,23 @@ class AskForKey(Frame, frozen=True, tag="authenticate"):
 
 
 class Welcome(Frame, frozen=True, tag="welcome"):
-    """Who the server takes the client for. `heartbeat`: never longer silent, in seconds."""
+    """Who the server takes the client for, first and after each new key.
+
+    `heartbeat`: never longer silent, in seconds. `expires_at`: when the credential
+    ends, if it does.
+    """
 
     principal: str
     owner: str
     heartbeat: float
+    expires_at: datetime | None = None
+
+
+class Expiring(Frame, frozen=True, tag="expiring"):
+    """The credential ends soon, in so many seconds; say `authenticate` with another to stay."""
+
+    expires_at: datetime
+    within: float
 
 
 class Heartbeat(Frame, frozen=True, tag="ping"):
@@ -86,6 +96,44 @@ class Error(Frame, frozen=True, tag="error"):
     batch: str | None = None
 
 
+class SnapshotHead(Frame, frozen=True, tag="snapshot"):
+    """Rows as they are follow; part 1 replaces everything the client has.
+
+    `cursor` is None until the part that has no `more` after it.
+    """
+
+    part: int
+    position: int
+    more: bool
+    cursor: str | None
+
+
+class ChangesHead(Frame, frozen=True, tag="changes"):
+    """Rows that changed beyond `from`, up to `to`, follow: applied iff `from` <= position < `to`.
+
+    With `more`, the next frame follows at once, and `cursor` stays that of the last whole frame.
+    """
+
+    after: int = msgspec.field(name="from")
+    to: int
+    more: bool
+    cursor: str | None
+
+
+Head: TypeAlias = SnapshotHead | ChangesHead
+
+
+class Ended(Frame, frozen=True, tag="ended"):
+    """The last frame of an event stream, which has no close codes: why it ends.
+
+    `again`: whether to connect again.
+    """
+
+    code: int
+    reason: str
+    again: bool
+
+
 class CloseCode(IntEnum):
     """Why a socket ends. 4000 to 4099: connect again. 4500 to 4599: that would not help."""
 
@@ -97,6 +145,11 @@ class CloseCode(IntEnum):
     SIGNED_OUT = 4501
     MISUSED = 4502
     TOO_MANY_SOCKETS = 4503
+
+    @property
+    def again(self) -> bool:
+        """Whether connecting again would help."""
+        return self < 4500
 
 
 class Closed(Exception):

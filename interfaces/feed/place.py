@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from application.ports.feed import Changes
 from interfaces.feed.cursor import Cursor, parse
-from interfaces.feed.messages import Reset
+from interfaces.feed.messages import ChangesHead, Head, Reset, SnapshotHead
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -33,12 +31,6 @@ class Place(msgspec.Struct, frozen=True):
 
 
 START = Place()
-
-
-class Head(msgspec.Struct, frozen=True):
-    """What a frame says about itself; the rows follow it."""
-
-    fields: dict[str, Any]
 
 
 def resumed(after: str | None) -> tuple[Place, Reset | None]:
@@ -69,7 +61,6 @@ def advance(place: Place, changes: Changes) -> tuple[Head, Place]:
         whole=place.whole if changes.more else changes.to,
         part=place.part + 1 if place.part and changes.more else None,
     )
-    fields: dict[str, Any] = {"type": "changes", "from": place.position, "to": changes.to}
     if place.part is not None:
-        fields = {"type": "snapshot", "part": place.part, "position": changes.to}
-    return Head({**fields, "more": changes.more, "cursor": reached.cursor}), reached
+        return SnapshotHead(place.part, changes.to, changes.more, reached.cursor), reached
+    return ChangesHead(place.position, changes.to, changes.more, reached.cursor), reached

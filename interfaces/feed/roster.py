@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 
 from application.ports.feed import Changes
+from application.ports.keys import Principal
 from interfaces.feed.client import FeedClient
 from interfaces.feed.limits import Limits
 from interfaces.feed.messages import CloseCode, Closed
@@ -35,12 +36,24 @@ class Roster:
         """Counts the client in. Raises Closed for one too many, or too late."""
         if self.closing:
             raise Closed(CloseCode.RESTARTING, "the server is restarting")
-        name = client.principal.name
-        held = Counter(other.principal.name for other in self.clients)[name]
-        if held >= self._limits.sockets:
-            raise Closed(CloseCode.TOO_MANY_SOCKETS, f"{held} sockets are open for {name}")
+        self._require_room(client.principal.name)
         self.clients.add(client)
         self.nobody.clear()
+
+    def rename(self, client: FeedClient, principal: Principal) -> None:
+        """The client is this principal now. Raises Closed where that one has too many already."""
+        if client.principal.name != principal.name:
+            self._require_room(principal.name)
+        client.principal = principal
+
+    def _require_room(self, name: str) -> None:
+        if self._held[name] >= self._limits.sockets:
+            reason = f"{self._held[name]} are connected as {name}, which is the most"
+            raise Closed(CloseCode.TOO_MANY_SOCKETS, reason)
+
+    @property
+    def _held(self) -> Counter[str]:
+        return Counter(client.principal.name for client in self.clients)
 
     def dismiss(self, client: FeedClient) -> None:
         """Forgets the client: nothing of it stays."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from uuid import UUID
 
 import structlog
 
 from application.errors import Unavailable
-from application.ports.keys import Keys, Principal
+from application.ports.keys import Keys, Principal, Scope
 from infrastructure.settings import Settings
 from interfaces.feed.admission import Credential, principal_for
 from interfaces.feed.client import FeedClient
 from interfaces.feed.limits import Limits
-from interfaces.feed.messages import CloseCode, Heartbeat
+from interfaces.feed.messages import CloseCode, Expiring
 from interfaces.feed.place import advance
 from interfaces.feed.roster import Roster
 
@@ -24,12 +28,21 @@ _log = structlog.get_logger(__name__)
 class Vigil:
     """Runs beside the hub's ticks; one pass a while over all clients, not a timer for each."""
 
-    def __init__(self, roster: Roster, keys: Keys, settings: Settings, limits: Limits) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        keys: Keys,
+        settings: Settings,
+        limits: Limits,
+        now: Callable[[], datetime],
+    ) -> None:
         self._roster = roster
         self._keys = keys
         self._heartbeat = settings.feed_heartbeat
         self._bound = settings.feed_buffer // 2
         self._recheck_every = limits.recheck
+        self._warning = limits.warning
+        self._now = now
 
     async def heartbeats(self) -> None:
         """Pings everybody at intervals, and lets go of those who have not been heard for long."""
@@ -42,7 +55,10 @@ class Vigil:
                     self._roster.dismiss(client)
 
     async def rechecks(self) -> None:
-        """Sends away whose key was revoked or whose session is over. Each is asked for once."""
+        """Sends away whose key was revoked or whose session is over, and warns whose soon will be.
+
+        Each credential is asked for once, however many clients hold it.
+        """
         while True:
             await asyncio.sleep(self._recheck_every)
             holders: dict[Credential, list[FeedClient]] = {}
@@ -56,14 +72,13 @@ class Vigil:
             self._roster.fall_behind(client)  # which waits for it to drain, but not for ever
             return
         silent = asyncio.get_running_loop().time() - client.heard_at
-        if silent > SILENCE * self._heartbeat:
+        if client.wire.answers and silent > SILENCE * self._heartbeat:
             client.end(CloseCode.SILENT, f"nothing was heard for {silent:.0f} s")
             return
         if changes := self._roster.unsaid(client):
             head, reached = advance(client.place, changes)
             await client.tell(head, client.rows_of(changes), reached)
-        await client.say(Heartbeat())
-        await client.wire.socket.ping()
+        await client.wire.beat()
 
     async def _recheck(self, credential: Credential, clients: list[FeedClient]) -> None:
         try:
@@ -72,12 +87,25 @@ class Vigil:
             _log.warning("feed_cannot_check_keys", error=str(error))
             return
         for client in clients:
-            if not _same(client.principal, principal):
+            if client.credential != credential:  # it has gone on with another meanwhile
+                continue
+            if principal is None or _rights(client.principal) != _rights(principal):
                 client.end(CloseCode.SIGNED_OUT, "the key was revoked or the session is over")
+            else:
+                client.principal = principal  # its end may have been put off
+                await self._warn(client)
+
+    async def _warn(self, client: FeedClient) -> None:
+        """Tells a client once that its credential ends soon."""
+        ends = client.principal.expires_at
+        if ends is None or ends == client.warned_of:
+            return
+        within = (ends - self._now()).total_seconds()
+        if within <= self._warning:
+            client.warned_of = ends
+            with suppress(ConnectionError):  # its own task finds out as well, and cleans up
+                await client.say(Expiring(ends, max(0.0, round(within, 3))))
 
 
-def _same(known: Principal, now: Principal | None) -> bool:
-    """Whether the credential still gives the same rights; its end may have been put off."""
-    if now is None:
-        return False
-    return (known.owner, known.scope, known.batch) == (now.owner, now.scope, now.batch)
+def _rights(principal: Principal) -> tuple[str, Scope, UUID | None]:
+    return principal.owner, principal.scope, principal.batch

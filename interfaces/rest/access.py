@@ -141,7 +141,7 @@ async def _authenticated(request: web.Request) -> Principal | None:
 
 
 def require_own_origin(request: web.Request) -> None:
-    """Raises a 403 Problem where a browser acts for a page that is not ours.
+    """Raises a 403 Problem where a browser acts for a page that is not ours, or might.
 
     A proxy may have ended TLS before us: `https` of our own host is ours too.
     """
@@ -154,7 +154,21 @@ def require_own_origin(request: web.Request) -> None:
         "https",
         request.scheme,
     ):
-        raise Problem(403, "foreign_origin", "a session acts for our own pages only")
+        raise Problem(
+            403, "foreign_origin", "only our own pages may do this, and those of allowed_origins"
+        )
+
+
+def require_known_page(request: web.Request) -> None:
+    """Raises a 403 Problem where a page listens that may not read our answers either.
+
+    A browser does not apply CORS to a WebSocket, so this does. It says which page asks in Origin,
+    and cannot send Authorization there: who does is no page. `*` lets pages in that have a key.
+    """
+    if hdrs.ORIGIN not in request.headers or hdrs.AUTHORIZATION in request.headers:
+        return
+    if PRINCIPAL in request or "*" not in request.app[SERVICES].settings.allowed_origins:
+        require_own_origin(request)
 
 
 def _is_websocket(request: web.Request) -> bool:

@@ -24,17 +24,29 @@ class Connection(web.RequestHandler):
     itself only waits for the second one with a limit.
     """
 
-    __slots__ = ("_first",)
+    __slots__ = ("_first", "_lost")
 
     patience: ClassVar[float] = 30.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._first = asyncio.get_running_loop().call_later(self.patience, self._give_up)
+        loop = asyncio.get_running_loop()
+        self._first = loop.call_later(self.patience, self._give_up)
+        self._lost: asyncio.Future[None] | None = None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._first.cancel()
         super().connection_lost(exc)
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
+
+    def lost(self) -> asyncio.Future[None]:
+        """Done once the connection is, for who has nothing more to read on it."""
+        if self._lost is None:
+            self._lost = asyncio.get_running_loop().create_future()
+            if self.transport is None:
+                self._lost.set_result(None)
+        return self._lost
 
     def _give_up(self) -> None:
         if self._request_count == 0:
@@ -115,6 +127,13 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> Server:
         return Server(await super()._make_server(), **self._kwargs)
+
+
+def lost(request: web.Request) -> asyncio.Future[None]:
+    """Done once the client's connection is; cancelling it harms nobody."""
+    connection = request.protocol
+    assert isinstance(connection, Connection)
+    return connection.lost()
 
 
 def _unreadable(status: int) -> Problem:

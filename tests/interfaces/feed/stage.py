@@ -115,9 +115,7 @@ class Stage:
         async with self._session.ws_connect(
             f"{self.address}/v1/feed",
             headers={**headers, **more.pop("headers", {})},
-            protocols=("uptrail.v1.json",),
-            max_msg_size=0,
-            **more,
+            **{"protocols": ("uptrail.v1.json",), "max_msg_size": 0, **more},
         ) as socket:
             yield Viewer(socket)
 
@@ -131,7 +129,8 @@ async def stage(
     async with AsyncExitStack() as stack:
         parts = await stack.enter_async_context(open_parts(chosen))
         wakeups = parts.listener.wakeups(READ_MODEL)
-        hub = FeedHub(PostgresFeed(parts.pool), wakeups, parts.keys, chosen, limits=limits)
+        source = PostgresFeed(parts.pool)
+        hub = FeedHub(source, wakeups, parts.keys, chosen, parts.services.now, limits)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         made = Stage(parts, hub, session)
         app = build_app(parts.services)

@@ -15,7 +15,7 @@ from application.views import AttemptView, BatchView, UploadView
 from interfaces.feed.cursor import Cursor, parse
 from interfaces.feed.encoding import JSON
 from interfaces.feed.limits import Allowance
-from interfaces.feed.messages import Reset, Subscribe
+from interfaces.feed.messages import ChangesHead, Reset, SnapshotHead, Subscribe
 from interfaces.feed.place import START, Place, advance, refused, resumed
 from interfaces.feed.subscription import settle
 from interfaces.feed.tick import Tick
@@ -81,25 +81,20 @@ def test_what_was_never_given_out_resets(text: str) -> None:
 
 def test_a_snapshot_has_parts_and_a_cursor_once_it_is_whole() -> None:
     head, place = advance(START, changes(5, head=9, more=True))
-    assert (head.fields["type"], head.fields["part"], head.fields["cursor"]) == (
-        "snapshot",
-        1,
-        None,
-    )
+    assert head == SnapshotHead(1, 5, True, None)
     head, place = advance(place, changes(9, after=5))
-    assert (head.fields["part"], head.fields["more"]) == (2, False)
-    assert head.fields["cursor"] == "e:9"
+    assert head == SnapshotHead(2, 9, False, "e:9")
     head, place = advance(place, changes(12, after=9))
-    assert (head.fields["type"], head.fields["from"], head.fields["to"]) == ("changes", 9, 12)
+    assert head == ChangesHead(9, 12, False, "e:12")
     assert place == Place("e", 12, 12, None)
 
 
 def test_where_changes_stop_short_a_cut_client_resumes_from_before_them() -> None:
     whole = Place("e", 9, 9, None)
     head, place = advance(whole, changes(12, after=9, head=20, more=True))
-    assert (head.fields["cursor"], place.position) == ("e:9", 12)
+    assert (head.cursor, place.position) == ("e:9", 12)
     head, place = advance(place, changes(20, after=12))
-    assert head.fields["cursor"] == "e:20"
+    assert head.cursor == "e:20"
 
 
 def test_rows_of_another_life_or_of_the_past_do_not_follow() -> None:

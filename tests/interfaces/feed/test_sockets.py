@@ -100,6 +100,33 @@ def test_a_bad_key_and_a_foreign_page_get_no_socket(database_url: str, tmp_path:
     run(story())
 
 
+@pytest.mark.parametrize(
+    ("allowed", "origin", "expected"),
+    [
+        ((), "https://evil.example", 403),
+        ((), "null", 403),
+        ((), "", 101),
+        (("https://ok.example",), "https://evil.example", 403),
+        (("https://ok.example",), "https://ok.example", 101),
+        (("*",), "https://any.example", 101),
+    ],
+)
+def test_a_foreign_page_with_a_key_listens_only_where_it_may_ask(
+    database_url: str, tmp_path: Path, allowed: tuple[str, ...], origin: str, expected: int
+) -> None:
+    async def story() -> None:
+        async with stage(database_url, tmp_path, allowed_origins=allowed) as on:
+            try:
+                async with on.viewer(None, headers={"Origin": origin or on.address}) as viewer:
+                    assert (await viewer.frame())["type"] == "authenticate"
+                    status = 101
+            except aiohttp.WSServerHandshakeError as error:
+                status = error.status
+            assert status == expected
+
+    run(story())
+
+
 def test_a_revoked_key_and_an_ended_session_lose_their_sockets(
     database_url: str, tmp_path: Path
 ) -> None:

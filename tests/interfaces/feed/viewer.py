@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import aiohttp
+import msgspec
 
 
 class Viewer:
@@ -30,7 +31,10 @@ class Viewer:
         self.rows, self.position, self.cursor = before.rows, before.position, before.cursor
 
     async def say(self, **message: Any) -> None:
-        await self.socket.send_json(message)
+        if self.socket.protocol == "uptrail.v1.msgpack":
+            await self.socket.send_bytes(msgspec.msgpack.encode(message))
+        else:
+            await self.socket.send_json(message)
 
     async def subscribe(
         self, batches: Sequence[UUID | str] | str = "*", after: str | None = None
@@ -42,11 +46,14 @@ class Viewer:
         """The next frame of any type, applied. Raises AssertionError when the socket ends."""
         async with asyncio.timeout(deadline):
             message = await self.socket.receive()
-        assert message.type is aiohttp.WSMsgType.TEXT, (message, self.socket.close_code)
-        frame: dict[str, Any] = json.loads(message.data)
-        self.frames.append({**frame, "size": len(message.data)})
-        self._apply(frame)
+        frame = self._decoded(message)
+        self.take({**frame, "size": len(message.data)})
         return frame
+
+    def take(self, frame: dict[str, Any]) -> None:
+        """Keeps a frame and applies it, however it came."""
+        self.frames.append(frame)
+        self._apply(frame)
 
     async def until_frame(self, type: str) -> dict[str, Any]:
         while (frame := await self.frame())["type"] != type:
@@ -71,8 +78,7 @@ class Viewer:
                     return int(self.socket.close_code or 0)
                 if message.type is aiohttp.WSMsgType.PING:
                     continue
-                assert message.type is aiohttp.WSMsgType.TEXT, message
-                self.frames.append(json.loads(message.data))
+                self.frames.append(self._decoded(message))
 
     def positions(self) -> dict[str, dict[Any, int]]:
         return {
@@ -82,6 +88,13 @@ class Viewer:
 
     def of_type(self, type: str) -> list[dict[str, Any]]:
         return [frame for frame in self.frames if frame["type"] == type]
+
+    def _decoded(self, message: aiohttp.WSMessage) -> dict[str, Any]:
+        binary = self.socket.protocol == "uptrail.v1.msgpack"
+        kind = aiohttp.WSMsgType.BINARY if binary else aiohttp.WSMsgType.TEXT
+        assert message.type is kind, (message, self.socket.close_code)
+        frame: dict[str, Any] = (msgspec.msgpack.decode if binary else json.loads)(message.data)
+        return frame
 
     def _apply(self, frame: dict[str, Any]) -> None:
         match frame["type"]:
