@@ -18,6 +18,8 @@ from benchmarks.peers.installing import Missing
 from benchmarks.senders import send_small, send_stream
 from benchmarks.servers import Server
 from benchmarks.uploads import GIB, MIB, SMALL
+from infrastructure.blobs.local.packs.members import members
+from infrastructure.blobs.local.packs.naming import pack_of
 
 ROUNDS = 3
 WARM_FILES, WARM_BYTES = 500, 64 * MIB
@@ -120,5 +122,15 @@ def _served(contender: Contender) -> Iterator[tuple[Server, Path]]:
 
 def _require_stored(folder: Path, files: int, size: int) -> None:
     """Raises AssertionError where less is stored than was acknowledged."""
-    stored = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size == size]
+    stored = [found for found in _sizes(folder) if found == size]
     assert len(stored) >= files, f"{len(stored)} of {files} files of {size} bytes are there"
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    """Of all that is kept: a file each, or many in a pack of ours."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        if (pack := pack_of(path.name)) is None:
+            yield path.stat().st_size
+            continue
+        with path.open("rb") as file:
+            yield from (packed.place.size for packed in members(file.fileno(), pack))

@@ -29,7 +29,8 @@ class BlobWriter(Protocol):
 class BlobStore(Protocol):
     """Named bytes that grow by appending until they are finished.
 
-    A name is chosen by the caller from `a-z 0-9 - . /`.
+    A name is chosen by the caller from `a-z 0-9 - . /`. A store may go on from there where it
+    names blobs itself (`put_many`): behind an `@`, and for nobody else to read.
     """
 
     async def append(self, name: str, offset: int) -> BlobWriter:
@@ -54,8 +55,11 @@ class BlobStore(Protocol):
     async def put(self, name: str, content: bytes) -> None:
         """Stores a whole small blob, durably, in place of any of that name."""
 
-    async def put_many(self, blobs: Mapping[str, bytes]) -> None:
-        """Stores several small blobs of new names, durably; after an error none is to be used."""
+    async def put_many(self, blobs: Mapping[str, bytes]) -> Mapping[str, str]:
+        """Stores small blobs of new names, durably, and says by which name each is found.
+
+        That name is for `size`, `read` and `delete`. After an error none of them is to be used.
+        """
 
     async def delete(self, name: str) -> None:
         """Frees the bytes; a name that does not exist is fine."""

@@ -73,8 +73,8 @@ class Arrivals:
         async with self._transfers.quotas.transferring(await self.owner_of(place)):
             content = await read()
         upload = upload_id_for(place.batch, file.path)
-        blob = blob_of_whole(upload, self._new_id())
-        await self._transfers.blobs.put(blob, content)
+        chosen = blob_of_whole(upload, self._new_id())
+        blob = (await self._transfers.blobs.put_many({chosen: content}))[chosen]
         try:
             return await self.record(place, file, len(content), blob, speaker)
         except (Refused, ApplicationError) as error:

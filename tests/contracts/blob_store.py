@@ -121,10 +121,27 @@ class BlobStoreContract:
 
         async def story() -> None:
             async with opened() as store:
-                await store.put_many(blobs)
-                await store.put_many({})
-                for name, content in blobs.items():
-                    assert await store.size(name) == len(content)
+                names = await store.put_many(blobs)
+                assert await store.put_many({}) == {}
+            async with opened() as store:
+                for chosen, content_of_it in blobs.items():
+                    assert names[chosen].startswith(chosen)
+                    assert await store.size(names[chosen]) == len(content_of_it)
+                    assert await content(store, names[chosen]) == content_of_it
+
+        run(story())
+
+    def test_one_of_those_put_together_is_deleted_alone(self, opened: Opener) -> None:
+        async def story() -> None:
+            async with opened() as store:
+                names = await store.put_many({f"uploads/{n}": b"%d" % n for n in range(3)})
+                for _ in range(2):
+                    await store.delete(names["uploads/1"])
+                assert await store.size(names["uploads/1"]) == 0
+                with pytest.raises(BlobMissing):
+                    await content(store, names["uploads/1"])
+                assert await content(store, names["uploads/0"]) == b"0"
+                assert await content(store, names["uploads/2"]) == b"2"
 
         run(story())
 

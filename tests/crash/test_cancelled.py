@@ -75,6 +75,12 @@ async def _stores(parts: Parts) -> None:
     assert b"".join([chunk async for chunk in parts.blobs.read(name)]) == b"bytes"
 
 
+async def _packs(parts: Parts) -> None:
+    name = f"uploads/{uuid4()}"
+    packed = (await parts.blobs.put_many({name: b"bytes"}))[name]
+    assert b"".join([chunk async for chunk in parts.blobs.read(packed)]) == b"bytes"
+
+
 async def _verifies(parts: Parts) -> None:
     await verify(parts.database.url, parts.log)
 
@@ -100,6 +106,7 @@ WORKS: dict[str, Work] = {
         _commands,
         _sends,
         _stores,
+        _packs,
         _verifies,
         _rebuilds,
         _delivers,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ import pytest
 from tests.faults.client import OCTETS, Client
 from tests.faults.conftest import MakeSite
 from tests.faults.site import Site, eventually, steps
+from tests.stored import uploads_in
 
 MIB = 1024 * 1024
 SETTINGS = {"pipelines": {"default": steps("checksum")}}
@@ -99,7 +99,7 @@ def test_a_cut_upload_never_leaves_an_orphan(site: Site) -> None:
     for upload in client.uploads(batch).values():
         if upload["state"] in ("registered", "transferring"):
             client.tus("HEAD", f"/v1/uploads/{upload['id']}")  # ends what still runs
-    kept = {file.name.removeprefix("uploads_").partition(".")[0] for file in stored(site)}
+    kept = {name.removeprefix("uploads/").partition(".")[0] for name in stored(site)}
 
     assert gone.rpartition("/")[2] not in kept
     known = {row["id"] for row in client.pages(f"/v1/batches/{batch}/uploads?limit=100", "cursor")}
@@ -126,7 +126,7 @@ def test_a_file_that_is_too_large_is_never_read_first(make_site: MakeSite) -> No
         assert answer.startswith(b"HTTP/1.1 413")
         assert b"1048576" in answer
     assert site.head() == before
-    assert not list(stored(site))
+    assert not stored(site)
 
 
 def request_of(client: Client, method: str, path: str, **headers: str) -> bytes:
@@ -161,9 +161,9 @@ def peak(site: Site) -> int:
     return int(found[1]) * 1024
 
 
-def stored(site: Site) -> Iterator[Path]:
-    """The files in which bytes of uploads are kept."""
-    return (site.data_dir / "blobs").rglob("uploads_*")
+def stored(site: Site) -> dict[str, Path]:
+    """The blobs in which bytes of uploads are kept, and their files."""
+    return uploads_in(site.data_dir / "blobs")
 
 
 def transfers(site: Site) -> int:

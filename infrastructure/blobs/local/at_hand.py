@@ -25,12 +25,20 @@ def read_at_hand(name: str, path: Path, start: int, end: int | None, most: int) 
         length = max(0, (size if end is None else min(end, size)) - start)
         if not 0 < length <= most:
             return None if length else b""
-        content = bytearray(length)
+        return at_hand(descriptor, start, length)
+    finally:
+        os.close(descriptor)
+
+
+def at_hand(descriptor: int, start: int, length: int) -> bytes | None:
+    """So many bytes of an open file, if all are in memory. Raises OSError."""
+    if _NOWAIT is None:
+        return None
+    content = bytearray(length)
+    try:
         read = os.preadv(descriptor, [content], start, _NOWAIT)
-        return bytes(content) if read == length else None
     except OSError as error:
         if error.errno in _NOT_AT_HAND:
             return None
         raise
-    finally:
-        os.close(descriptor)
+    return bytes(content) if read == length else None

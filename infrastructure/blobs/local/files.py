@@ -8,6 +8,8 @@ from pathlib import Path
 
 from application.ports.blobs import BlobBusy, BlobMissing, BlobTooShort
 from infrastructure.blobs.local.disk import NEW_FILE, sync_data, sync_folder, try_lock
+from infrastructure.blobs.local.packs.freeing import left_in
+from infrastructure.blobs.local.packs.naming import pack_of
 from infrastructure.blobs.local.whole_files import ASIDE
 
 
@@ -88,7 +90,8 @@ def free_bytes(folder: Path) -> int:
 def stale(shard: Path, before: float) -> list[str]:
     """Names of the blobs in a shard whose files are older than `before`, in seconds since 1970.
 
-    A file put aside, to replace another, that is as old was left by a crash: it goes.
+    A file put aside, to replace another, that is as old was left by a crash: it goes. So does
+    a pack with nothing left in it.
     """
     found: list[str] = []
     with suppress(FileNotFoundError), os.scandir(shard) as entries:
@@ -98,6 +101,8 @@ def stale(shard: Path, before: float) -> list[str]:
                     continue
                 if ASIDE in entry.name:
                     os.unlink(entry.path)
+                elif pack := pack_of(entry.name):
+                    found += left_in(Path(entry.path), pack)
                 else:
                     found.append(entry.name.replace("_", "/"))
     return found

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from time import monotonic, time
 from typing import TypeVar
@@ -26,15 +25,9 @@ from infrastructure.blobs.local.files import (
 )
 from infrastructure.blobs.local.kernel_syncs import open_kernel_syncs
 from infrastructure.blobs.local.pace import Pace
-from infrastructure.blobs.local.waves import Waves
-from infrastructure.blobs.local.whole_files import (
-    begin_settling,
-    create,
-    discard_unwanted,
-    replace,
-    settle,
-)
-from infrastructure.blobs.local.write_back import begin_write_back
+from infrastructure.blobs.local.packs.naming import packed_in
+from infrastructure.blobs.local.packs.store import PackedBlobs
+from infrastructure.blobs.local.whole_files import replace
 from infrastructure.blobs.local.writer import LocalBlobWriter
 from infrastructure.blobs.naming import checked
 from infrastructure.tasks import delivered
@@ -52,7 +45,7 @@ class LocalBlobStore:
 
     `a/b/c` is kept as the file `a_b_c`, which no other name can become, in one of 256 folders.
     The folder follows from a checksum of the name: the ids in names open with the same bytes
-    for everything that was uploaded in the same hour.
+    for everything that was uploaded in the same hour. Small blobs share files (`packs`).
     """
 
     def __init__(self, folder: Path, *, threads: int = THREADS, kernel_syncs: bool = True) -> None:
@@ -66,11 +59,15 @@ class LocalBlobStore:
         self._writers: dict[str, LocalBlobWriter] = {}  # those that are open
         self._syncs = open_kernel_syncs() if kernel_syncs else None
         self._pace = Pace()
+        self._packs = PackedBlobs(
+            self._file, self._make_shard, threads=self._threads, syncs=self._syncs, pace=self._pace
+        )
 
     def close(self) -> None:
         """Waits for what is being written, and lets the threads go."""
         self._threads.shutdown()
         self._outgoing.shutdown()
+        self._packs.close()
         if self._syncs is not None:
             self._syncs.close()
 
@@ -92,6 +89,8 @@ class LocalBlobStore:
         return self._writers[name]
 
     async def size(self, name: str) -> int:
+        if packed := packed_in(name):
+            return await self._packs.size(packed)
         path = self._path(name)
         return await self._run(lambda: size_of(path))
 
@@ -102,6 +101,10 @@ class LocalBlobStore:
         await self._run(lambda: finish(name, path, size))
 
     async def read(self, name: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        if packed := packed_in(name):
+            if content := await self._packs.read(packed, start, end):
+                yield content
+            return
         path = self._path(name)
         if (found := self._at_hand(name, path, start, end)) is not None:
             if found:
@@ -121,28 +124,21 @@ class LocalBlobStore:
 
     async def put(self, name: str, content: bytes) -> None:
         path = self._path(name)
-        folder = path.parent
-        await self._ensure_shard(folder)
-        descriptor = await self._created(path, content)
-        if descriptor is None:
-            await self._run(lambda: replace(path, content))
-            return
-        try:
-            with told():
-                await self._settled(descriptor, folder)
-        except BaseException:
-            path.unlink()  # never acknowledged, and nobody else would ever free it
-            raise
+        await self._ensure_shard(path.parent)
+        loop = asyncio.get_running_loop()
+        putting = loop.run_in_executor(self._threads, replace, path, content)
+        with told():  # a caller that is cancelled meanwhile leaves nothing that nobody would free
+            await delivered(putting, lambda _: path.unlink(missing_ok=True))
 
-    async def put_many(self, blobs: Mapping[str, bytes]) -> None:
-        files = {self._path(name): content for name, content in blobs.items()}
-        for shard in {path.parent for path in files}:
-            await self._ensure_shard(shard)
-        await Waves(self._syncs, self._threads).write(files)
+    async def put_many(self, blobs: Mapping[str, bytes]) -> Mapping[str, str]:
+        return await self._packs.put({checked(name): content for name, content in blobs.items()})
 
     async def delete(self, name: str) -> None:
-        path = self._path(name)
-        await self._run(lambda: delete(path))
+        if packed := packed_in(name):
+            await self._packs.delete(packed)
+        else:
+            path = self._path(name)
+            await self._run(lambda: delete(path))
 
     async def free_bytes(self) -> int | None:
         return await self._run(lambda: free_bytes(self._folder))
@@ -165,43 +161,20 @@ class LocalBlobStore:
         self._pace.took_since(began)
         return found
 
-    async def _created(self, path: Path, content: bytes) -> int | None:
-        """Writes a new file on the loop: small as it is, a trip to a thread would cost more."""
-        if self._pace.slow:
-            return await self._created_in_thread(path, content)
-        began = monotonic()
-        with told():
-            created = create(path, content)
-        self._pace.took_since(began)
-        return created
-
-    async def _created_in_thread(self, path: Path, content: bytes) -> int | None:
-        """A caller that is cancelled meanwhile leaves neither the file nor its descriptor."""
-        loop = asyncio.get_running_loop()
-        creating = loop.run_in_executor(self._threads, create, path, content)
-        with told():
-            return await delivered(creating, partial(discard_unwanted, path))
-
-    def _settled(self, descriptor: int, folder: Path) -> Awaitable[None]:
-        """Durable, the name as well, and closed: by the kernel, or else in a thread.
-
-        Either way each file by itself: a disk that has many syncs to do at once joins them. Whoever
-        is cancelled leaves it to them to come to an end.
-        """
-        syncs = self._syncs
-        if syncs is not None and (settling := begin_settling(syncs, descriptor, folder)):
-            return settling
-        begin_write_back(descriptor)
-        in_thread = self._threads.submit(settle, descriptor, folder)
-        return asyncio.shield(asyncio.wrap_future(in_thread))
-
     def _path(self, name: str) -> Path:
         """Where the blob is kept. Raises ValueError for a name that no caller should choose."""
-        return self._shards[crc32(checked(name).encode()) & 0xFF] / name.replace("/", "_")
+        return self._file(checked(name))
+
+    def _file(self, name: str) -> Path:
+        return self._shards[crc32(name.encode()) & 0xFF] / name.replace("/", "_")
 
     async def _ensure_shard(self, shard: Path) -> None:
         if shard not in self._made:
-            await self._run(lambda: make_folder(shard))
+            await self._run(lambda: self._make_shard(shard))
+
+    def _make_shard(self, shard: Path) -> None:
+        if shard not in self._made:
+            make_folder(shard)
             self._made.add(shard)
 
     async def _opened(self, work: Callable[[], tuple[int, int]]) -> tuple[int, int]:

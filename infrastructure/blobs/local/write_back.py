@@ -8,7 +8,6 @@ import os
 from typing import Any
 
 _WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4  # flags of sync_file_range(2)
-_TO_THE_END = 0
 _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ESPIPE})  # as some file systems answer
 
 
@@ -23,13 +22,6 @@ def _found() -> Any:
 
 
 _sync_file_range = _found()
-
-
-def begin_write_back(descriptor: int) -> None:
-    """Begins with what is dirty, and waits for none of it."""
-    if _sync_file_range is not None:
-        # Of a hint nobody wants to know that it failed: the sync that follows tells of errors.
-        _sync_file_range(descriptor, 0, _TO_THE_END, _WRITE)
 
 
 def write_out(descriptor: int, start: int, end: int) -> None:

@@ -94,7 +94,7 @@ class S3BlobStore:
             # Acknowledged once both are done: a tail would hide the object.
             await asyncio.gather(self._bucket.delete(tail), self._bucket.put(name, content))
 
-    async def put_many(self, blobs: Mapping[str, bytes]) -> None:
+    async def put_many(self, blobs: Mapping[str, bytes]) -> Mapping[str, str]:
         """So many at once; the rest waits its turn, whatever one of them meets."""
         todo = iter(blobs.items())
 
@@ -103,6 +103,7 @@ class S3BlobStore:
                 await self.put(name, content)
 
         await asyncio.gather(*(put_some() for _ in range(PUTS_AT_ONCE)))
+        return {name: name for name in blobs}
 
     async def delete(self, name: str) -> None:
         """Frees the object, its tail and all parts, those that no tail names included."""

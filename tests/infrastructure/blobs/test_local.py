@@ -5,7 +5,6 @@ import errno
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,11 +13,8 @@ import pytest
 
 from application.errors import Unavailable
 from application.ports.blobs import BlobBusy
-from infrastructure.blobs.local import store as local
-from infrastructure.blobs.local import whole_files
 from infrastructure.blobs.local import writer as local_writer
 from infrastructure.blobs.local.outgoing import WINDOW
-from infrastructure.blobs.local.pace import Pace
 from infrastructure.blobs.local.store import LocalBlobStore
 from tests.contracts.blob_store import NAME, BlobStoreContract, Opener, appended, content
 from tests.support import eventually, run
@@ -98,7 +94,7 @@ async def main():
     assert await writer.sync() == 100
     await writer.close()
     assert await store.size("uploads/b") == 0
-    assert await store.size("uploads/c") == 0
+    assert not list(Path({str(tmp_path)!r}).rglob("@*"))
 
 asyncio.run(main())
 """
@@ -159,22 +155,10 @@ def test_many_small_files_at_once_are_all_stored(tmp_path: Path) -> None:
     run(story())
 
 
-def test_several_groups_of_small_files_at_once_are_all_stored(tmp_path: Path) -> None:
-    async def story() -> None:
-        store = LocalBlobStore(tmp_path)
-        groups = [[f"uploads/{g:02x}.{n:02x}" for n in range(100)] for g in range(6)]
-        await asyncio.gather(*(store.put_many({n: n.encode() for n in names}) for names in groups))
-        for names in groups:
-            assert [await content(store, name) for name in names] == [n.encode() for n in names]
-        store.close()
-
-    run(story())
-
-
 def test_one_store_serves_one_event_loop_after_the_other(tmp_path: Path) -> None:
     store = LocalBlobStore(tmp_path)
     for name in ("uploads/a", "uploads/b"):
-        run(store.put(name, b"bytes"))
+        run(store.put_many({name: b"bytes"}))
     store.close()
 
 
@@ -184,47 +168,12 @@ def test_a_put_that_is_cancelled_leaves_no_file(tmp_path: Path) -> None:
         await store.put(NAME, b"bytes")
         await store.delete(NAME)
         put = asyncio.create_task(store.put(NAME, b"bytes"))
-        await asyncio.sleep(0)  # now the file is written, and about to be durable
+        await asyncio.sleep(0)  # now it is being written
         put.cancel()
         with pytest.raises(asyncio.CancelledError):
             await put
-        assert await store.size(NAME) == 0
-        store.close()
-
-    run(story())
-
-
-def test_a_put_to_a_slow_disk_that_is_cancelled_leaves_neither_file_nor_descriptor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written, go_on = threading.Event(), threading.Event()
-    created: list[int | None] = []
-
-    def creates_slowly(path: Path, content: bytes) -> int | None:
-        created.append(whole_files.create(path, content))
-        written.set()
-        go_on.wait(20)
-        return created[0]
-
-    monkeypatch.setattr(local, "create", creates_slowly)
-    monkeypatch.setattr(Pace, "slow", True)
-
-    async def story() -> None:
-        store = LocalBlobStore(tmp_path)
-        put = asyncio.create_task(store.put(NAME, b"bytes"))
-        await eventually(written.is_set)
-        put.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await put
-        go_on.set()
-
-        async def nothing_is_left() -> bool:
-            return await store.size(NAME) == 0
-
-        await eventually(nothing_is_left)
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(created[0] or -1)
-        store.close()
+        store.close()  # waits for the thread
+        await eventually(lambda: not list(tmp_path.rglob("uploads_*")))
 
     run(story())
 
@@ -250,6 +199,7 @@ def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
     async def story() -> None:
         store = LocalBlobStore(tmp_path / "blobs")
         await store.put(NAME, b"bytes")
+        await store.put_many({f"{NAME}.b": b"bytes"})
         await appended(store, 0, b"bytes")
         store.close()
 

@@ -39,6 +39,7 @@ from interfaces.rest.server import Runner
 from interfaces.services import SERVICES, Services
 from interfaces.uploads.routes import add_routes
 from interfaces.uploads.serving import TRANSFERS
+from tests.stored import uploads_in
 
 OWNER = "acme"
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -94,8 +95,8 @@ class Server:
 
 
 def stored_files(folder: Path) -> list[Path]:
-    """Every file in which bytes of uploads are kept."""
-    return list(folder.rglob("uploads_*"))
+    """For every blob of an upload, the file in which its bytes are kept."""
+    return list(uploads_in(folder).values())
 
 
 def upload_in(location: str) -> UUID:
