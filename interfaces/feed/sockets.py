@@ -20,10 +20,8 @@ LARGEST_MESSAGE = 256 * 1024  # bytes; beyond it the WebSocket itself is closed,
 
 
 def can_serve(request: web.Request) -> bool:
-    """Whether this is the handshake of a WebSocket."""
-    return request.headers.get(hdrs.UPGRADE, "").lower() == "websocket" and bool(
-        web.WebSocketResponse().can_prepare(request)
-    )
+    """Whether this is meant as the handshake of a WebSocket."""
+    return request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
 
 
 async def serve(request: web.Request) -> web.StreamResponse:
@@ -38,6 +36,8 @@ async def serve(request: web.Request) -> web.StreamResponse:
         compress=hub.settings.feed_deflate,
         max_msg_size=LARGEST_MESSAGE,
     )
+    if not socket.can_prepare(request):
+        raise Problem(426, "upgrade_required", "this handshake is not that of a WebSocket")
     await socket.prepare(request)
     if request.transport is None:
         return socket

@@ -19,7 +19,9 @@ from interfaces.services import SERVICES
 
 SESSION_COOKIE = "uptrail_session"
 
-PUBLIC = frozenset({"/", "/favicon.ico", "/healthz", "/readyz", "/login", "/openapi.json"})
+PUBLIC = frozenset(
+    {"/", "/favicon.ico", "/healthz", "/readyz", "/login", "/openapi.json", "/asyncapi.json"}
+)
 PUBLIC_PREFIXES = ("/static/", "/v1/callbacks/{token}/")
 """What anybody may fetch: whether we live, how to ask, and the page's own files; never data.
 

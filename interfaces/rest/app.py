@@ -8,6 +8,7 @@ from aiohttp.typedefs import Handler
 from infrastructure.telemetry.metrics import Metrics, VitalSigns
 from interfaces import feed
 from interfaces import web as page
+from interfaces.feed import asyncapi
 from interfaces.rest import (
     adding,
     batches,
@@ -58,6 +59,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *principal.OPERATIONS,
     *operations.OPERATIONS,
     *openapi.OPERATIONS,
+    *asyncapi.OPERATIONS,
 )
 
 

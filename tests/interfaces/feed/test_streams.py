@@ -214,8 +214,7 @@ def test_a_stream_that_cannot_begin_is_refused_with_a_problem(
         ) as on:
             url, key = on.address, await on.key()
             assert await _status(url, None, "") == 401
-            upgrade = {"Upgrade": "websocket"}
-            assert await _status(url, None, "", **upgrade) == 401
+            assert await _status(url, None, "", Upgrade="websocket") == 426
             assert await _status(url, "up_x_y", "") == 401
             assert await _status(url, key, "?batch=*") == 400
             assert await _status(url, key, "?batches=a,b,c") == 400

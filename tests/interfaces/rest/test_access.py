@@ -78,6 +78,7 @@ def test_nothing_is_reached_without_a_key_but_what_is_public(
 def test_the_public_paths_are_these() -> None:
     assert {path for _, path in ROUTES if is_public(path)} <= {
         "/",
+        "/asyncapi.json",
         "/favicon.ico",
         "/v1/callbacks/{token}",  # a ticket in the path is the credential
         "/v1/callbacks/{token}/content",

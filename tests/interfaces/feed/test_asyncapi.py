@@ -1,0 +1,118 @@
+"""The description of the feed is AsyncAPI, is whole, and is true of what is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from interfaces.feed import Limits
+from interfaces.feed.asyncapi import SAID, STREAMED, TOLD, asyncapi
+from interfaces.feed.messages import ChangesHead, Frame, Message, SnapshotHead
+from tests.clients.installed import HERE, require_node, require_package
+from tests.interfaces.feed.stage import Stage, stage
+from tests.interfaces.feed.stream import streaming
+from tests.interfaces.feed.test_renewing import ends_in
+from tests.interfaces.rest.test_operations import references
+from tests.stories import attempt, queued, received
+from tests.support import run
+
+
+def test_every_frame_and_message_is_described_and_no_reference_leads_nowhere() -> None:
+    document = asyncapi()
+    for reference in references(document):
+        found: Any = document
+        for step in reference.removeprefix("#/").split("/"):
+            found = found[step]
+    frames = {
+        *Frame.__subclasses__(),
+        *SnapshotHead.__subclasses__(),
+        *ChangesHead.__subclasses__(),
+    }
+    assert frames - {SnapshotHead, ChangesHead} == {*TOLD, *STREAMED}
+    assert set(Message.__subclasses__()) == set(SAID)
+    assert "blob" not in document["components"]["schemas"]["Upload"]["properties"]
+    assert all(message["summary"] for message in document["components"]["messages"].values())
+
+
+def test_the_description_is_asyncapi_and_what_is_sent_is_as_described(
+    database_url: str, tmp_path: Path
+) -> None:
+    node = require_node()
+    for package in ("@asyncapi/specs", "ajv", "ajv-formats"):
+        require_package(package)
+
+    async def story() -> None:
+        limits = Limits(recheck=0.05)
+        async with stage(database_url, tmp_path, limits, feed_heartbeat=0.05) as on:
+            frames = [*await _told_on_a_socket(on), *await _streamed(on)]
+            async with (
+                aiohttp.ClientSession(on.address) as session,
+                session.get("/asyncapi.json") as answer,
+            ):
+                assert answer.status == 200
+                document = await answer.json()
+        assert document == json.loads(msgspec.json.encode(asyncapi()))
+
+        messages = document["components"]["messages"]
+        told = {messages[type.__name__]["name"]: type.__name__ for type in (*TOLD, *STREAMED)}
+        assert {frame["type"] for frame in frames} == set(told)
+        job = {"document": document, "frames": [_named(told, frame) for frame in frames]}
+        assert await _wrong(node, job) == []
+        job["frames"][0]["frame"]["type"] = "nonsense"
+        document["channels"]["socket"]["messages"] = []
+        assert len(await _wrong(node, job)) == 2
+
+    run(story())
+
+
+async def _told_on_a_socket(on: Stage) -> list[dict[str, Any]]:
+    """A frame of every type that a socket is told."""
+    batch, key = await on.batch(), await on.key(**ends_in(30))
+    upload = await on.upload(batch, "a.jpg")
+    await on.projected()
+    async with on.viewer(None) as viewer:
+        await viewer.until_frame("authenticate")
+        await viewer.say(type="authenticate", token=key)
+        await viewer.until_frame("expiring")
+        await viewer.subscribe([batch, "no-id"], after="never given out")
+        await viewer.until_frame("snapshot")
+        await on.record(upload, received(), queued(), attempt())
+        await viewer.until(lambda v: v.rows["attempts"])
+        await viewer.say(type="ping")
+        await viewer.until_frame("pong")
+        await viewer.until_frame("ping")
+        return viewer.frames
+
+
+async def _streamed(on: Stage) -> list[dict[str, Any]]:
+    async with streaming(on, await on.key()) as stream:
+        await stream.until_frame("snapshot")
+        closing = asyncio.create_task(on.hub.close())
+        await stream.ended()
+        await closing
+        return stream.frames
+
+
+def _named(told: dict[str, str], frame: dict[str, Any]) -> dict[str, Any]:
+    """The frame as it came, which the viewer has measured, and the name of its message."""
+    sent = {name: value for name, value in frame.items() if name != "size"}
+    return {"message": told[frame["type"]], "frame": sent}
+
+
+async def _wrong(node: str, job: dict[str, Any]) -> list[Any]:
+    process = await asyncio.create_subprocess_exec(
+        node,
+        str(HERE / "asyncapi.mjs"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    told, complaint = await process.communicate(json.dumps(job).encode())
+    assert process.returncode == 0, complaint.decode(errors="replace")
+    wrong: list[Any] = json.loads(told)
+    return wrong
