@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from application.ports.keys import Scope
 from tests.interfaces.feed.stage import Stage
@@ -23,6 +24,9 @@ FLAGS = (
     "--disable-quic",
 )
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+PATIENCE = 20_000  # milliseconds for what is waited for, on a machine that is busy
+expect.set_options(timeout=PATIENCE)
 
 
 def chromium() -> str:
@@ -62,7 +66,7 @@ async def signed_in(
     broken: list[str] = []
     page.on("pageerror", lambda error: broken.append(str(error)))
     page.on("console", lambda said: _note(said.type, said.text, broken))
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(PATIENCE)
     try:
         yield page
         assert not broken, f"the browser says: {broken}"
@@ -72,6 +76,13 @@ async def signed_in(
 
 def _note(kind: str, text: str, broken: list[str]) -> None:
     """A server that is being restarted may be complained about, and an answer that says no."""
-    expected = ("ERR_CONNECTION", "WebSocket", "status of 409")
+    expected = ("ERR_CONNECTION", "WebSocket", "status of 409", "status of 503")
     if kind in ("error", "warning") and not any(words in text for words in expected):
         broken.append(text)
+
+
+def free_port() -> int:
+    """For a server that is to come back at the same address."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from playwright.async_api import Page, expect
 
 from domain.upload.events import AttemptSucceeded, UploadCompleted
 from tests.interfaces.feed.stage import stage
-from tests.interfaces.web.browser import chromium, opened_browser, signed_in
+from tests.interfaces.web.browser import chromium, free_port, opened_browser, signed_in
 from tests.interfaces.web.scenes import WORKERS, Scene
 from tests.support import run
 
@@ -25,7 +24,7 @@ def test_a_batch_is_seen_to_begin_to_stumble_to_recover_and_to_survive_a_restart
     chromium()
 
     async def story() -> None:
-        port = _free_port()
+        port = free_port()
         async with opened_browser() as browser:
             async with stage(database_url, tmp_path, port=port) as on:
                 # The context outlives this server: it is closed with the browser.
@@ -174,9 +173,3 @@ def _frames_of(page: Page) -> list[dict[str, Any]]:
         lambda opened: opened.on("framereceived", lambda text: frames.append(json.loads(text))),
     )
     return frames
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

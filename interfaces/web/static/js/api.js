@@ -2,9 +2,10 @@
 
 /** What the server says no to, or the line that broke (status 0); `message` is for people. */
 export class Refused extends Error {
-  constructor(message, status = 0) {
+  constructor(message, status = 0, code = null) {
     super(message);
     this.status = status;
+    this.code = code;
   }
 }
 
@@ -57,5 +58,6 @@ async function answerOf(path, options) {
   }
   if (answer.ok) return answer;
   const said = await answer.json().catch(() => ({}));
-  throw new Refused(said.detail ?? said.title ?? `The server answered ${answer.status}.`, answer.status);
+  const words = said.detail ?? said.title ?? `The server answered ${answer.status}.`;
+  throw new Refused(words, answer.status, said.code);
 }

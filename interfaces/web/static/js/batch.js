@@ -1,6 +1,7 @@
 // One batch: its progress, what failed and why, and every upload with its attempts.
 
 import { batchActions } from "./actions.js";
+import { principal, SENDERS } from "./api.js";
 import { chip } from "./chip.js";
 import { Detail } from "./detail.js";
 import { arrange, attribute, glyph, h, oncePerFrame, text } from "./dom.js";
@@ -15,6 +16,7 @@ const RANK = new Map(STATES.map((state, rank) => [state, rank]));
 
 export class BatchPage {
   title = "Batch";
+  section = "batches";
 
   constructor(store, id) {
     this.store = store;
@@ -58,6 +60,10 @@ export class BatchPage {
     this.reasons = h("ul.reasons");
     this.why = h("section.why", { "aria-label": "Failures by reason" }, h("h2", {}, "What went wrong"), this.reasons);
     this.none = h("p.empty.small");
+    this.add = h("a", { href: `#/send?batch=${this.id}` }, "Add files");
+    this.documents = documents(this.id, this.add);
+    this.add.hidden = true;
+    principal().then((who) => { this.mayAdd = SENDERS.has(who?.scope); this.draw(); });
     this.content = h("div", {},
       h("div.heading", {}, h("div", {}, this.name, this.meta, this.pause), this.state.element),
       h("section.overall", {}, this.percent, h("div.grow", {}, this.bar.element, this.size)),
@@ -68,7 +74,7 @@ export class BatchPage {
       h("h2", {}, "No such batch"), h("p", {}, "It may belong to another owner, or has not been started yet. Should it be, it appears here."));
     this.element = h("section", {},
       h("p.crumbs", {}, h("a", { href: "#/" }, glyph("back"), "Batches"),
-        documents(this.id)),
+        this.documents),
       this.content, this.missing);
     this.draw();
   }
@@ -96,6 +102,7 @@ export class BatchPage {
     this.state.update(batchState(batch));
     this.bar.update(batch);
     this.actions.update(batch);
+    this.add.hidden = !this.mayAdd || batch.state !== "open";
     attribute(this.bar.element, "aria-label", "Progress of the batch");
     text(this.percent, percent(batch.percent));
     text(this.size, `${transferred(batch)}, ${count(ended(batch))} of ${files(batch.uploads)} ended`);
@@ -189,10 +196,11 @@ export class BatchPage {
   }
 }
 
-/** What there is to take away: the report, and who did what. */
-function documents(id) {
+/** What there is beside the batch itself: more files for it, who did what, and the report. */
+function documents(id, add) {
   const at = `/v1/batches/${id}`;
   return h("span.documents", {},
+    add,
     h("a", { href: `#/batches/${id}/history` }, "History"),
     h("a", { href: `${at}/report.csv`, download: "" }, "Report (CSV)"),
     h("a", { href: `${at}/report.csv?only=failed`, download: "" }, "Failed only (CSV)"));

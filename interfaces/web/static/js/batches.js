@@ -15,6 +15,7 @@ const VIEWS = {
 
 export class Batches {
   title = "Batches";
+  section = "batches";
   follows = "*";
 
   constructor(store) {
@@ -86,7 +87,7 @@ export class Batches {
     } else {
       this.empty.replaceChildren(
         h("h2", {}, "Nothing here yet"),
-        h("p", {}, "Start a batch, and it appears here by itself:"),
+        h("p", {}, "Start a batch, and it appears here by itself: ", h("a", { href: "#/send" }, "upload from this browser"), ", or in a terminal:"),
         h("pre", {}, h("code", {}, "uptrail upload ./folder --wait")));
     }
   }

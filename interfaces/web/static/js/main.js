@@ -1,14 +1,15 @@
 // The page: one connection, one view at a time, chosen by the address.
 
+import { announceBatches } from "./announce.js";
 import { h, text } from "./dom.js";
 import { Feed } from "./feed.js";
+import { Nav } from "./nav.js";
 import { viewAt } from "./routes.js";
 import { Store } from "./store.js";
-import { batchName, batchState } from "./words.js";
 
 const main = document.getElementById("main");
 const link = document.getElementById("link");
-const announcer = document.getElementById("announcer");
+const nav = new Nav(document.getElementById("nav"));
 const store = new Store();
 let view = null;
 let state = "";
@@ -16,7 +17,7 @@ let countdown = null;
 
 const feed = new Feed(store, {
   changed(change) {
-    announce(change);
+    announceBatches(store, change);
     view?.changed(change);
     requestAnimationFrame(() => { document.title = `${view.title} · Uptrail`; });
   },
@@ -28,6 +29,7 @@ function route() {
   view?.close();
   view = viewAt(location.hash, store);
   feed.follow(view.follows);
+  nav.at(view.section);
   document.title = `${view.title} · Uptrail`;
   if (state !== "signed-out") main.replaceChildren(view.element);
 }
@@ -65,19 +67,6 @@ function signIn() {
     h("pre", {}, h("code", {}, "uptrail serve")),
     h("p", {}, "A link works once, and for a few minutes. Starting the server again prints a new one."),
     h("p", {}, h("button", { type: "button", onclick: () => location.reload() }, "I have signed in")));
-}
-
-/** Says what happened to those who do not see it: a batch that began, changed its state or ended. */
-function announce({ before, live }) {
-  if (!live) return;
-  const news = [];
-  for (const [id, old] of before) {
-    const batch = store.batches.get(id);
-    const now = batchState(batch).word;
-    if (!old) news.push(`${batchName(batch)} started`);
-    else if (batchState(old).word !== now) news.push(`${batchName(batch)}: ${now}`);
-  }
-  if (news.length) text(announcer, news.slice(0, 3).join(". "));
 }
 
 addEventListener("hashchange", () => {

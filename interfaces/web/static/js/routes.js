@@ -3,12 +3,14 @@
 import { BatchPage } from "./batch.js";
 import { Batches } from "./batches.js";
 import { HistoryPage } from "./history/page.js";
+import { SendPage } from "./send/page.js";
 
 const ID = "([0-9a-f-]{36})";
 const VIEWS = [
   [`/batches/${ID}/uploads/${ID}/history`, (store, { ids, at }) => new HistoryPage(store, ids[0], ids[1], at)],
   [`/batches/${ID}/history`, (store, { ids, at }) => new HistoryPage(store, ids[0], null, at)],
   [`/batches/${ID}`, (store, { ids }) => new BatchPage(store, ids[0])],
+  ["/send", (store, { asked }) => new SendPage(store, idIn(asked, "batch"))],
 ].map(([pattern, make]) => [new RegExp(`^#${pattern}$`, "i"), make]);
 
 /** The view of an address, such as `#/batches/<id>/history?at=48`; anything else is the list. */
@@ -24,4 +26,8 @@ export function viewAt(hash, store) {
 
 function numberIn(asked, name) {
   return /^\d{1,15}$/.test(asked.get(name)) ? Number(asked.get(name)) : null;
+}
+
+function idIn(asked, name) {
+  return new RegExp(`^${ID}$`, "i").test(asked.get(name)) ? asked.get(name).toLowerCase() : null;
 }

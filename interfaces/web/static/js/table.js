@@ -3,6 +3,7 @@
 import { attribute, h, oncePerFrame } from "./dom.js";
 
 const AHEAD = 6; // rows kept above and below those in sight
+const AROUND = 3; // rows to be seen around one that is revealed
 
 export class VirtualList {
   #pool = new Map();
@@ -43,10 +44,12 @@ export class VirtualList {
     this.draw();
   }
 
-  /** Scrolls as little as it takes for the row to be seen. */
+  /** Scrolls as little as it takes for the row to be seen, with a few around it. */
   reveal(id) {
     const index = this.#index.get(id);
-    if (index !== undefined) this.#reveal(index);
+    if (index === undefined) return;
+    this.#reveal(Math.max(0, index - AROUND));
+    this.#reveal(Math.min(this.#rows.length - 1, index + AROUND));
   }
 
   #draw() {

@@ -16,6 +16,7 @@ const LOOK = 1000; // milliseconds between two looks at what is new
 
 export class HistoryPage {
   title = "History";
+  section = "batches";
 
   /** `upload` is null for the history of the whole batch; `at` is the position to begin at. */
   constructor(store, batch, upload, at) {
