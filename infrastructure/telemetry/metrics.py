@@ -139,6 +139,7 @@ class Metrics:
         self._oldest = self._gauge(
             "uptrail_webhook_oldest_delivery_seconds", "How long the oldest delivery has waited"
         )
+        self._room = self._gauge("uptrail_storage_free_bytes", "Room left where bytes are stored")
 
     def begin(self) -> None:
         self._under_way.inc()
@@ -166,6 +167,10 @@ class Metrics:
         self._deliveries.set(vitals.deliveries)
         self._failing.set(vitals.webhooks_failing)
         self._oldest.set(vitals.oldest_delivery)
+
+    def room(self, free: int | None) -> None:
+        """How many bytes there is room for; None where the store does not tell."""
+        self._room.set(NAN if free is None else free)
 
     def lose(self) -> None:
         """The other parts cannot be asked now: what they said last would mislead."""

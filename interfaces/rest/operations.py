@@ -51,7 +51,16 @@ async def metrics(request: web.Request) -> web.Response:
                 measured.take(await request.app[VITALS]())
         except (TimeoutError, Unavailable):
             measured.lose()
+    measured.room(await _room(request))
     return web.Response(body=measured.text(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def _room(request: web.Request) -> int | None:
+    """Room for bytes; None where that cannot be told, such as of a folder that is not there."""
+    try:
+        return await request.app[SERVICES].blobs.free_bytes()
+    except (OSError, Unavailable):
+        return None
 
 
 OPERATIONS = (

@@ -20,6 +20,7 @@ from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.read_model import projector
 from infrastructure.read_model.feed import PostgresFeed
 from infrastructure.settings import Settings
+from infrastructure.telemetry.metrics import PostgresVitals
 from interfaces.bootstrap.parts import Parts, open_parts
 from interfaces.feed import HUB, FeedHub, Limits
 from interfaces.rest.app import build_app
@@ -133,7 +134,7 @@ async def stage(
         hub = FeedHub(source, wakeups, parts.keys, chosen, parts.services.now, limits)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         made = Stage(parts, hub, session)
-        app = build_app(parts.services)
+        app = build_app(parts.services, vitals=PostgresVitals(parts.pool))
         app[HUB] = hub
         await stack.enter_async_context(made.projecting())
         await stack.enter_async_context(running(hub.run()))

@@ -74,6 +74,8 @@ def test_requests_are_measured_by_route_not_by_path(database_url: str, tmp_path:
             assert "uptrail_log_head 4.0" in text
             assert 'uptrail_lag{follower="orchestrator"} 4.0' in text
             assert "uptrail_jobs_queued 0.0" in text
+            room = next(line for line in text.splitlines() if line.startswith("uptrail_storage"))
+            assert float(room.split()[1]) > 0
             received = next(
                 line for line in text.splitlines() if line.startswith("uptrail_http_received")
             )

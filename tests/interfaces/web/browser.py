@@ -52,9 +52,14 @@ async def opened_browser() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def signed_in(
-    browser: Browser, on: Stage, owner: str = "default", scope: Scope = Scope.VIEWER
+    browser: Browser,
+    on: Stage,
+    owner: str = "default",
+    scope: Scope = Scope.VIEWER,
+    refused: int = 409,
 ) -> AsyncIterator[Page]:
-    """A page of a signed-in user; whatever the browser complains about fails the test."""
+    """A page of a signed-in user; whatever the browser complains about fails the test, but for
+    an answer of the status `refused`."""
     principal = await on.hub.keys.authenticate(await on.key(owner, scope))
     assert principal is not None
     token = await on.hub.keys.open_session(principal, lifetime=600)
@@ -65,7 +70,7 @@ async def signed_in(
     page = await context.new_page()
     broken: list[str] = []
     page.on("pageerror", lambda error: broken.append(str(error)))
-    page.on("console", lambda said: _note(said.type, said.text, broken))
+    page.on("console", lambda said: _note(said.type, said.text, refused, broken))
     page.set_default_timeout(PATIENCE)
     try:
         yield page
@@ -74,9 +79,9 @@ async def signed_in(
         await context.close()
 
 
-def _note(kind: str, text: str, broken: list[str]) -> None:
+def _note(kind: str, text: str, refused: int, broken: list[str]) -> None:
     """A server that is being restarted may be complained about, and an answer that says no."""
-    expected = ("ERR_CONNECTION", "WebSocket", "status of 409", "status of 503")
+    expected = ("ERR_CONNECTION", "WebSocket", f"status of {refused}", "status of 503")
     if kind in ("error", "warning") and not any(words in text for words in expected):
         broken.append(text)
 

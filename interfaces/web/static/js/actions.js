@@ -88,9 +88,11 @@ export const batchActions = () => new Actions(BATCH, "What to do with the batch"
 export const uploadActions = () => new Actions(UPLOAD, "What to do with the upload");
 
 /** Buttons for what is possible now; `update(row)` as the row changes. Viewers see none. */
-class Actions {
-  constructor(actions, label) {
+export class Actions {
+  /** `done()` is called after each, for what no feed tells. */
+  constructor(actions, label, done = () => {}) {
     this.actions = actions;
+    this.done = done;
     this.buttons = h("div.buttons", { role: "group", "aria-label": label });
     this.problem = h("p.problem", { role: "alert" });
     this.problem.hidden = true;
@@ -128,6 +130,7 @@ class Actions {
     this.problem.hidden = true;
     try {
       await action.act(row, answer);
+      this.done();
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
       text(this.problem, error.message);

@@ -1,6 +1,6 @@
 // The ways through the page, each for those whose key may go there.
 
-import { principal, SENDERS } from "./api.js";
+import { OPERATORS, principal, SENDERS } from "./api.js";
 import { attribute, h, text } from "./dom.js";
 import { desk } from "./send/desk.js";
 import { percent } from "./words.js";
@@ -9,6 +9,8 @@ const EVERYBODY = { has: () => true };
 const WAYS = [
   { name: "Batches", section: "batches", href: "#/", scopes: EVERYBODY },
   { name: "Upload", section: "send", href: "#/send", scopes: SENDERS },
+  { name: "Webhooks", section: "webhooks", href: "#/webhooks", scopes: OPERATORS },
+  { name: "System", section: "system", href: "#/system", scopes: OPERATORS },
 ];
 
 export class Nav {

@@ -4,6 +4,9 @@ import { BatchPage } from "./batch.js";
 import { Batches } from "./batches.js";
 import { HistoryPage } from "./history/page.js";
 import { SendPage } from "./send/page.js";
+import { SystemPage } from "./system/page.js";
+import { WebhooksPage } from "./webhooks/list.js";
+import { WebhookPage } from "./webhooks/page.js";
 
 const ID = "([0-9a-f-]{36})";
 const VIEWS = [
@@ -11,6 +14,9 @@ const VIEWS = [
   [`/batches/${ID}/history`, (store, { ids, at }) => new HistoryPage(store, ids[0], null, at)],
   [`/batches/${ID}`, (store, { ids }) => new BatchPage(store, ids[0])],
   ["/send", (store, { asked }) => new SendPage(store, idIn(asked, "batch"))],
+  [`/webhooks/${ID}`, (store, { ids }) => new WebhookPage(ids[0])],
+  ["/webhooks", () => new WebhooksPage()],
+  ["/system", () => new SystemPage()],
 ].map(([pattern, make]) => [new RegExp(`^#${pattern}$`, "i"), make]);
 
 /** The view of an address, such as `#/batches/<id>/history?at=48`; anything else is the list. */

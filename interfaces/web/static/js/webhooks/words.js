@@ -1,0 +1,33 @@
+// How webhooks and deliveries are said.
+
+import { ago, duration, until } from "../words.js";
+
+const DELIVERY = {
+  pending: { word: "Waiting", shape: "queued", tone: "quiet" },
+  retrying: { word: "Tried, and again", shape: "retry", tone: "warn" },
+  delivered: { word: "Delivered", shape: "done", tone: "good" },
+  failed: { word: "Given up", shape: "failed", tone: "bad" },
+};
+
+export function webhookState(webhook) {
+  if (!webhook.enabled) return { word: "Disabled", shape: "stopped", tone: "bad" };
+  if (webhook.failing_since) return { word: `Failing, first ${ago(webhook.failing_since)}`, shape: "danger", tone: "warn" };
+  return { word: "Enabled", shape: "done", tone: "good" };
+}
+
+export const deliveryState = ({ state, attempts }) =>
+  (state === "pending" && attempts ? DELIVERY.retrying : DELIVERY[state]) ?? { word: state, shape: "waiting", tone: "quiet" };
+
+/** What the last request came to, and when there is another. */
+export function outcomeOf({ last, next_at: next, state }) {
+  const parts = [];
+  if (last) parts.push(last.error || `answered ${last.status} after ${duration(last.duration)}`);
+  if (state === "pending" && next) parts.push(`again ${until(next)}`);
+  return parts.join(", ");
+}
+
+/** What is told, in one line. */
+export function toldOf({ events, label, on_request: onRequest }) {
+  const which = onRequest ? ", of batches that ask for it" : label ? `, of batches labelled ${label}` : "";
+  return `${events.join(", ")}${which}`;
+}
