@@ -12,7 +12,7 @@ export function processRow(process) {
   return h("tr", { "data-process": process.id },
     h("th", { scope: "row" }, `${process.machine}, ${process.pid}`),
     h("td", {}, said(process.alive ? ALIVE : SILENT)),
-    h("td", {}, process.roles.join(", "), process.leads ? said(LEADS) : null),
+    h("td.roles", {}, process.roles.join(", "), process.leads ? said(LEADS) : null),
     h("td", {}, process.version),
     h("td", { title: calendar(process.started_at) }, ago(process.started_at)),
     h("td", { title: calendar(process.last_heartbeat) }, ago(process.last_heartbeat)));

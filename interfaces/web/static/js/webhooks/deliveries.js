@@ -2,7 +2,7 @@
 
 import { get, Refused } from "../api.js";
 import { chip } from "../chip.js";
-import { glyph, h, text } from "../dom.js";
+import { arrange, glyph, h, text } from "../dom.js";
 import { calendar, count } from "../words.js";
 import { redeliver } from "./actions.js";
 import { deliveryState, outcomeOf } from "./words.js";
@@ -31,10 +31,12 @@ export class Deliveries {
     for (const delivery of items) {
       const stamp = JSON.stringify(delivery);
       const row = known.get(delivery.position);
-      this.rows.set(delivery.position, row?.stamp === stamp && delivery.state !== "pending" ? row : this.#row(delivery, stamp));
+      const same = row?.stamp === stamp ? row : this.#row(delivery, stamp);
+      text(same.outcome, outcomeOf(delivery)); // a retry comes nearer by itself
+      this.rows.set(delivery.position, same);
     }
     const focused = document.activeElement?.closest(".delivery")?.dataset.position;
-    this.list.replaceChildren(...[...this.rows.values()].map(({ element }) => element));
+    arrange(this.list, [...this.rows.values()].map(({ element }) => element));
     if (focused) this.list.querySelector(`[data-position="${focused}"] button`)?.focus();
     this.none.hidden = items.length > 0;
     this.more.hidden = next === null || this.limit >= MOST;
@@ -43,17 +45,18 @@ export class Deliveries {
   #row(delivery, stamp) {
     const state = chip();
     state.update(deliveryState(delivery));
+    const outcome = h("p.meta");
     const excerpt = delivery.last?.excerpt;
     const element = h("li.delivery", { "data-position": delivery.position },
       state.element,
       h("div", {},
         h("p", {}, h("b", {}, delivery.type), h("span.number", { title: calendar(delivery.queued_at) }, ` ${place(delivery)}`)),
-        h("p.meta", {}, outcomeOf(delivery)),
+        outcome,
         excerpt ? h("details", {}, h("summary", {}, "What it answered"), h("pre", {}, excerpt)) : null),
       h("span.tries", {}, delivery.attempts > 1 ? `${count(delivery.attempts)} attempts` : ""),
       delivery.batch ? h("a", { href: `#/batches/${delivery.batch}/history?at=${delivery.position}` }, "The event") : h("span"),
       delivery.state === "pending" ? h("span") : this.#again(delivery));
-    return { element, stamp };
+    return { element, outcome, stamp };
   }
 
   #again(delivery) {
