@@ -12,6 +12,7 @@ from benchmarks import (
     appends,
     control,
     growth,
+    large_batch,
     memory,
     processing,
     projection,
@@ -42,6 +43,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "appends": Benchmark(appends.run, "events a second, 128 appends at once"),
     "projection": Benchmark(projection.run, "the read model built from the log"),
     "control": Benchmark(control.run, "pause, resume, cancel, retry of 100,000 uploads"),
+    "large-batch": Benchmark(large_batch.run, "100,000 files come in; pages and control meanwhile"),
     "growth": Benchmark(growth.run, "what a file costs as the batch and the log grow"),
 }
 
