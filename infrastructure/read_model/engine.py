@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from application.errors import Unavailable
 from infrastructure.postgres.pool import ASK_AFTER_US, CONNECT_TIMEOUT
 from infrastructure.read_model.tables import attempts, batches, uploads
+from infrastructure.tasks import delivered
 
 # Taken before the snapshot of a transaction is: a rebuild that swaps the tables is then either
 # before all of its statements or after them. Without this the snapshot could be older than the
@@ -74,8 +76,23 @@ async def one_moment(engine: AsyncEngine) -> AsyncIterator[Session]:
 
 @asynccontextmanager
 async def _reached(engine: AsyncEngine) -> AsyncIterator[Session]:
+    """SQLAlchemy would lose a connection that it makes for somebody who is cancelled meanwhile."""
+    connecting = asyncio.create_task(engine.connect().start())
     try:
-        async with engine.connect() as session:
+        session = await delivered(connecting, _let_go)
+        try:
             yield session
+        finally:
+            await asyncio.shield(_let_go(session))
     except (OperationalError, InterfaceError, PoolTimeout) as error:
         raise Unavailable(f"the read model cannot be reached: {error}") from error
+
+
+def _let_go(session: Session) -> asyncio.Task[None]:
+    task = asyncio.create_task(session.close())
+    _LEAVING.add(task)  # the loop itself would not hold on to it
+    task.add_done_callback(_LEAVING.discard)
+    return task
+
+
+_LEAVING: set[asyncio.Task[None]] = set()
