@@ -26,6 +26,7 @@ from infrastructure.blobs.local.files import (
 from infrastructure.blobs.local.kernel_syncs import open_kernel_syncs
 from infrastructure.blobs.local.pace import Pace
 from infrastructure.blobs.local.packs.naming import packed_in
+from infrastructure.blobs.local.packs.packing import Packing
 from infrastructure.blobs.local.packs.store import PackedBlobs
 from infrastructure.blobs.local.whole_files import replace
 from infrastructure.blobs.local.writer import LocalBlobWriter
@@ -59,9 +60,10 @@ class LocalBlobStore:
         self._writers: dict[str, LocalBlobWriter] = {}  # those that are open
         self._syncs = open_kernel_syncs() if kernel_syncs else None
         self._pace = Pace()
-        self._packs = PackedBlobs(
+        packing = Packing(
             self._file, self._make_shard, threads=self._threads, syncs=self._syncs, pace=self._pace
         )
+        self._packs = PackedBlobs(packing, self._file, self._threads, self._pace)
 
     def close(self) -> None:
         """Waits for what is being written, and lets the threads go."""

@@ -10,7 +10,6 @@ from time import monotonic
 from typing import TypeVar
 
 from infrastructure.blobs.local.disk import told
-from infrastructure.blobs.local.kernel_syncs import KernelSyncs
 from infrastructure.blobs.local.pace import Pace
 from infrastructure.blobs.local.packs.freeing import free
 from infrastructure.blobs.local.packs.naming import Packed, file_of, packed_in
@@ -24,19 +23,13 @@ class PackedBlobs:
     """Blobs by where they are; packs of every process in one folder, and one that is added to."""
 
     def __init__(
-        self,
-        place: Callable[[str], Path],
-        make_folder: Callable[[Path], None],
-        *,
-        threads: Executor,
-        syncs: KernelSyncs | None,
-        pace: Pace,
+        self, packing: Packing, place: Callable[[str], Path], threads: Executor, pace: Pace
     ) -> None:
-        """`place` says where a file of a name goes, `make_folder` makes its folder, durably."""
+        """`place` says where a file of a name goes."""
+        self._packing = packing
         self._place = place
         self._threads = threads
         self._pace = pace
-        self._packing = Packing(place, make_folder, threads=threads, syncs=syncs, pace=pace)
 
     def close(self) -> None:
         self._packing.close()
