@@ -44,7 +44,10 @@ class HttpSite(Site):
 
 @asynccontextmanager
 async def open_site(parts: Parts, sockets: Sequence[socket.socket]) -> AsyncIterator[Site]:
-    """Listening on these sockets, of which there are none without the role api."""
+    """Listening on these sockets, of which there are none without the role api.
+
+    Raises OSError where somebody else has begun to listen there since they were bound.
+    """
     if not sockets:
         yield Site()
         return
@@ -67,6 +70,9 @@ async def open_site(parts: Parts, sockets: Sequence[socket.socket]) -> AsyncIter
     await runner.setup()
     try:
         for opened in sockets:
+            # By ourselves: where somebody else listens by now, uvloop would not say so, and
+            # whoever was told of the address would send their keys to a stranger.
+            opened.listen(BACKLOG)
             await web.SockSite(runner, opened, backlog=BACKLOG).start()
         yield HttpSite(runner, app[HUB])
     finally:

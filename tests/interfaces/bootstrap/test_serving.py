@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -27,11 +28,15 @@ from infrastructure.postgres.embedded.home import Home
 from infrastructure.postgres.embedded.postmaster import Postmaster
 from infrastructure.settings import Settings
 from infrastructure.settings_fields import fields
+from interfaces.bootstrap.alone import serve_alone
+from interfaces.bootstrap.door import opened_door
+from interfaces.bootstrap.invitation import Ready
+from interfaces.bootstrap.role import ALL_ROLES
 from interfaces.bootstrap.supervision import HOPELESS, PartFailed, supervise
 from interfaces.cli.options import running_in
 from tests.support import run
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
@@ -66,7 +71,7 @@ def get(data_dir: Path, path: str) -> int:
     key = (data_dir / "admin.key").read_text().strip()
     request = urllib.request.Request(running.url + path, headers={"Authorization": f"Bearer {key}"})
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         error.close()
@@ -129,6 +134,27 @@ def test_an_address_that_is_taken_is_told_in_one_sentence(settings: Settings) ->
     assert "Traceback" not in ended.stderr
 
 
+def test_an_address_that_somebody_takes_while_the_server_comes_up_is_told_to_nobody(
+    settings: Settings,
+) -> None:
+    told: list[Ready] = []
+
+    async def story() -> None:
+        stopping = asyncio.Event()
+        stopping.set()
+        with opened_door(settings) as door, socket.socket() as stranger:
+            # Two may bind an address with this option, as most servers do; one may listen.
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            stranger.bind(door.sockets[0].getsockname())
+            stranger.listen()
+            with pytest.raises(OSError, match="already in use"):
+                await serve_alone(settings, ALL_ROLES, door, told.append, stopping)
+
+    run(story())
+    assert told == []
+    assert running_in(settings.data_dir) is None
+
+
 def test_an_embedded_postgres_that_is_killed_comes_back_and_nothing_is_lost(
     tmp_path: Path,
 ) -> None:
@@ -181,7 +207,7 @@ def started_batch(data_dir: Path) -> str | None:
         headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=40) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             return str(msgspec.json.decode(response.read())["id"])
     except urllib.error.HTTPError as error:
         error.close()
