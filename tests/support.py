@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from random import SystemRandom
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+
+# Below those that a system picks by itself for whoever asks for any: Linux from 32768 on (ip(7),
+# ip_local_port_range), others from 49152 on (RFC 6335). No other test is given one of these.
+_PORTS = range(20_000, 32_000)
+_given: set[int] = set()
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -43,3 +51,18 @@ async def eventually(
 def with_database(url: str, name: str) -> str:
     """The same server and user, another database."""
     return re.sub(r"^(\w+://[^/?]*)(/[^?]*)?", rf"\1/{name}", url)
+
+
+def free_port() -> int:
+    """A port that nobody listens on, and that stays free until a server takes it, and between two.
+
+    Never the same twice for one process.
+    """
+    while True:
+        port = SystemRandom().choice(_PORTS)
+        if port in _given:
+            continue
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            _given.add(port)
+            return port

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import psycopg
 
 from infrastructure.postgres.embedded import EmbeddedPostgres
 from tests.chaos import linger
+from tests.support import free_port
 
 ROOT = Path(__file__).parents[2]
 UPTRAIL = Path(sys.executable).parent / "uptrail"
@@ -39,7 +39,7 @@ class Plant:
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         self.data_dir = folder / "data"
         self.data_dir.mkdir()
-        self.ports = {name: _free_port() for name in NAMES if name.startswith(API)}
+        self.ports = {name: free_port() for name in NAMES if name.startswith(API)}
         self._postgres = EmbeddedPostgres(self.data_dir)
         self._settings = {f"UPTRAIL_{name.upper()}": value for name, value in settings.items()}
         packages = linger.installed(folder / "packages")
@@ -147,9 +147,3 @@ def _wait_for(file: Path) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{file} did not appear")
         time.sleep(0.05)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

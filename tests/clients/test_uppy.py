@@ -16,7 +16,7 @@ from domain.upload.state import UploadState
 from infrastructure.read_model.projector import catch_up
 from tests.clients.installed import HERE, require_package
 from tests.interfaces.uploads.server import OWNER, Server, serving, upload_in
-from tests.interfaces.web.browser import opened_browser
+from tests.interfaces.web.browser import PATIENCE, opened_browser
 from tests.support import eventually, run
 
 
@@ -46,7 +46,7 @@ async def _site() -> AsyncIterator[str]:
 async def _opened(url: str) -> AsyncIterator[Page]:
     async with opened_browser() as browser:
         page = await browser.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(PATIENCE)
         await page.goto(url)
         yield page
 

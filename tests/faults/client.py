@@ -40,7 +40,7 @@ class Client:
     ) -> Answer:
         """One request on a connection of its own; refusals are answers too."""
         known = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             connection.request(method, path, body=body, headers={**known, **(headers or {})})
             response = connection.getresponse()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,10 +17,11 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 
 from tests.faults.client import Client
+from tests.support import free_port
 
 UPTRAIL = Path(sys.executable).parent / "uptrail"
 PROJECT = Path(__file__).parents[2]
-PATIENCE = 60.0  # seconds until something that must happen counts as not happening
+PATIENCE = 120.0  # seconds until something that must happen counts as not happening
 
 # Nothing of the machine's own configuration may reach the server under test.
 _INHERITED = {name: text for name, text in os.environ.items() if not name.startswith("UPTRAIL_")}
@@ -35,7 +35,7 @@ class Site:
     def __init__(self, database_url: str, folder: Path, settings: Mapping[str, Any]) -> None:
         self.database_url = database_url
         self.data_dir = folder / "data"
-        self.port = _free_port()
+        self.port = free_port()
         self._hands = write_hands(folder / "hands")
         self._environment = {
             **_INHERITED,
@@ -175,9 +175,3 @@ def write_hands(folder: Path) -> Path:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -57,13 +57,14 @@ def test_a_client_that_was_killed_never_sends_a_file_twice(site: Site, tmp_path:
     for path, content in files.items():
         (folder / path).write_bytes(content)
     words = ["upload", str(folder), "--wait", "--json", "--data-dir", str(site.data_dir)]
+    slowly = ["--jobs", "1"]  # bundle after bundle, so that there is time to kill it
     before = received(site)
-    with subprocess.Popen([str(UPTRAIL), *words], stdout=subprocess.DEVNULL) as first:
+    with subprocess.Popen([str(UPTRAIL), *words, *slowly], stdout=subprocess.DEVNULL) as first:
         eventually(lambda: received(site) > before)
         first.kill()
     assert received(site) < before + len(files), "the client was too fast to be killed"
 
-    again = subprocess.run([str(UPTRAIL), *words], capture_output=True, check=True, timeout=60)
+    again = subprocess.run([str(UPTRAIL), *words], capture_output=True, check=True, timeout=240)
 
     batch = json.loads(again.stdout)["id"]
     done = ended(site.admin, batch)
@@ -109,8 +110,12 @@ def cut_short(client: Client, batch: str, path: str, content: bytes) -> None:
             f"Tus-Resumable: 1.0.0\r\nUpload-Offset: 0\r\nContent-Type: {OCTETS}\r\n"
             f"Content-Length: {len(content)}\r\n\r\n".encode()
         )
-        while not client.answer("GET", location).json.get("received"):
-            line.sendall(next(pieces))
+
+        def some_counts() -> bool:
+            line.sendall(next(pieces, b""))
+            return bool(client.answer("GET", location).json.get("received"))
+
+        eventually(some_counts)
 
 
 def ended(client: Client, batch: str) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_a_window_is_never_overrun(make_site: MakeSite) -> None:
 
 def send_many(client: Client, batch: str, start: int) -> None:
     """A share of the big batch: empty files, one request each, on one connection."""
-    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=120)
     known = {"Authorization": f"Bearer {client.key}", "Tus-Resumable": "1.0.0"}
     for number in range(start, start + BIG // 4):
         name = "filename " + b64encode(f"{number:05}.txt".encode()).decode()

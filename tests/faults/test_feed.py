@@ -28,6 +28,7 @@ SETTINGS = {
     "pipelines": {"default": steps("checksum")},
     "feed_tick": 0.02,
     "feed_buffer": 64 * 1024,
+    "feed_heartbeat": 600,
 }
 FULL = 10 * 1024 * 1024  # bytes, which no narrow line holds: the system gives one 4 MiB at most
 FAT = {f"note {number}": "word " * 45 for number in range(16)}

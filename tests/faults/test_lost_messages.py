@@ -88,7 +88,7 @@ def test_an_event_that_nobody_was_there_to_see_is_never_missed(make_site: MakeSi
 
 def test_a_job_that_vanishes_never_leaves_a_batch_pending(make_site: MakeSite) -> None:
     """Somebody empties the queue behind our back."""
-    site = make_site(**SETTINGS, worker_heartbeat=0.2, worker_dead_after=1)
+    site = make_site(**SETTINGS)
     site.start("api", "orchestrator")
     batch = site.admin.send_batch(FILES)
     eventually(lambda: site.fetch("SELECT count(*) FROM procrastinate_jobs")[0][0])

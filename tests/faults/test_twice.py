@@ -39,7 +39,7 @@ class Hall:
         self.book.mkdir()
         pipeline = steps("hold", book=str(self.book), gate=str(self.gate))
         self.site = make_site(
-            pipelines={"default": pipeline}, worker_heartbeat=0.2, worker_dead_after=1.5
+            pipelines={"default": pipeline}, worker_heartbeat=0.2, worker_dead_after=5
         )
         self.site.start("api", "orchestrator")
 

@@ -18,9 +18,11 @@ from infrastructure.telemetry.logging import configure_logging
 from interfaces.bootstrap.invitation import Ready
 from interfaces.bootstrap.role import ALL_ROLES
 from interfaces.bootstrap.serving import serve
+from interfaces.rest import params
+from interfaces.rest.webhooks import lists
 from tests.support import run
 
-PATIENCE = 60.0  # seconds for a server to come up or to end
+PATIENCE = 120.0  # seconds for a server to come up or to end
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,14 @@ class LiveServer:
     data_dir: Path
     settings: Settings
     login: str
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for their own write waits for it as long as a slow machine takes."""
+    monkeypatch.setattr(params, "LONGEST_WAIT", PATIENCE)
+    monkeypatch.setattr(lists, "LONGEST_WAIT", PATIENCE)
+    monkeypatch.setattr(lists, "SEEN_WITHIN", PATIENCE)
 
 
 @pytest.fixture

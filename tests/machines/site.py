@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+from tests.support import free_port
 
 UPTRAIL = (sys.executable, "-m", "interfaces.cli.main")
 PATIENCE = 120.0  # seconds
@@ -150,9 +151,3 @@ async def ask(
         assert answer.status < 300, (url, answer.status, await answer.text())
         found: dict[str, Any] = await answer.json()
         return found
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from pathlib import Path
 
 from aiohttp import ClientSession, web
 from yarl import URL
+
+from tests.support import free_port
 
 KEY, SECRET = "uptrail-test", "no-secret-at-all"
 BUCKET = "uptrail-test"
@@ -34,7 +35,7 @@ DEADLINE = 60.0  # seconds for a server to start
 @contextmanager
 def moto(folder: Path) -> Iterator[str]:
     """The address of a moto server."""
-    port = _free_ports(1)[0]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with _running(command, f"http://127.0.0.1:{port}", folder) as url:
         yield url
@@ -49,7 +50,7 @@ def find_weed() -> str | None:
 def seaweed(folder: Path) -> Iterator[str]:
     """The address of a SeaweedFS: master, volume server, filer and S3 in one process."""
     names = ("master", "volume", "filer", "s3")
-    ports = dict(zip([n for m in names for n in (m, f"{m}.grpc")], _free_ports(8), strict=True))
+    ports = {port: free_port() for name in names for port in (name, f"{name}.grpc")}
     identity = {"accessKey": KEY, "secretKey": SECRET}
     rights = {"name": "test", "credentials": [identity], "actions": ["Admin", "Read", "Write"]}
     config = folder / "s3.json"
@@ -172,14 +173,3 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             time.sleep(0.05)
     raise AssertionError(f"no S3 at {url}: {log.read_text()[-2000:]}")
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

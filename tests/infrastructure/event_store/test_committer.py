@@ -83,7 +83,7 @@ def test_postgres_killed_and_recovered_neither_loses_nor_doubles(tmp_path: Path)
         migrate(url)
         streams = [new_stream() for _ in range(8)]
         enough = asyncio.Event()
-        async with GroupCommitter(url) as committer:
+        async with GroupCommitter(url, patience=600.0) as committer:
             tasks = [
                 asyncio.create_task(append_in_order(committer, stream, enough.is_set))
                 for stream in streams

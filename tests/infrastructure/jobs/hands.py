@@ -49,7 +49,6 @@ class Gate:
         self.most[id] = max(self.most.get(id, 0), self.inside.count(id))
         try:
             await self._open.wait()
-            await asyncio.sleep(options.get("pause", 0))
         except asyncio.CancelledError:
             self.sent_away.append(id)
             raise

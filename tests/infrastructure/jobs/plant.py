@@ -37,9 +37,9 @@ SOON = RetryPolicy(attempts=3, first_delay=0.05, longest_delay=0.2)
 
 
 def settings(**more: Any) -> Settings:
-    """Those of a plant that is in a hurry to notice things."""
-    quick: dict[str, Any] = {"worker_heartbeat": 0.2, "worker_dead_after": 1.5}
-    return Settings(**{**quick, **more})
+    """Those of a plant in which nobody is taken for dead because the machine is slow."""
+    usual: dict[str, Any] = {"worker_heartbeat": 0.2, "worker_dead_after": 600.0}
+    return Settings(**{**usual, **more})
 
 
 def pipeline(*processors: str, timeout: float = 30.0, **options: Any) -> dict[str, Pipeline]:

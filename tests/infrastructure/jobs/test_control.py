@@ -166,8 +166,7 @@ def test_too_many_failures_pause_a_batch_and_who_resumes_it_pardons_them(
         assert await plant.count(batch, UploadState.FAILED) == known + 6
 
     patient = pipeline("step", timeout=600.0)
-    limits = {"in_flight_per_batch": 4, "worker_dead_after": 600.0}
-    play(database_url, tmp_path, story, pipelines=patient, **limits)
+    play(database_url, tmp_path, story, pipelines=patient, in_flight_per_batch=4)
 
 
 def test_an_open_batch_that_nobody_goes_on_with_expires(database_url: str, tmp_path: Path) -> None:
@@ -193,14 +192,14 @@ def test_a_batch_with_work_under_way_or_on_hold_does_not_expire(
 ) -> None:
     async def story(plant: Plant) -> None:
         gate = Gate()
-        plant.orchestrate()
-        plant.work({"step": gate})
         busy = await plant.batch({"slow.txt": b"x"}, seal=False)
-        await plant.until(lambda: gate.inside)
         held = await plant.batch({}, seal=False)
         await plant.pause(held)
         idle = await plant.batch({}, seal=False)
+        plant.orchestrate()
+        plant.work({"step": gate})
 
+        await plant.until(lambda: gate.inside)
         await plant.completed(idle)
 
         assert await plant.all_of(BatchExpired, busy) == []
@@ -280,7 +279,7 @@ def test_a_batch_of_thousands_delays_ten_files_of_another_owner_by_no_more_than_
         plant.orchestrate()
         plant.work({"step": passes})
         await plant.until(lambda: begun(plant, 2 * window))
-        small = await plant.batch({f"{n}.txt": b"x" for n in range(10)}, owner="globex")
+        small = await crowd(plant, "globex", 10)  # there all at once
 
         assert (await plant.completed(small)).outcome is Outcome.SUCCEEDED
 

@@ -40,7 +40,7 @@ ROOT = os.geteuid() == 0
 REPOSITORY = Path(__file__).parents[3]
 as_root = pytest.mark.skipif(not ROOT, reason="only root runs the server as another user")
 PACKAGES = os.environ.get("PYTHONPATH")
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 # A process that uses the server until a line arrives. It may become another user first.
 USER = """

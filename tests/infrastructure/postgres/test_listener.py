@@ -37,7 +37,7 @@ def test_a_reader_is_woken_by_a_commit(database_url: str) -> None:
 def test_a_reader_looks_by_itself_when_nothing_is_heard(database_url: str) -> None:
     async def story() -> None:
         async with Listener(database_url) as listener:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await listener.wakeups(LOG).wait(0)
         await listener.wakeups(LOG).wait(0)  # and so it does after the listener closed
 

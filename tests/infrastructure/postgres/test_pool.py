@@ -37,7 +37,7 @@ def test_borrowers_cancelled_at_any_moment_take_no_connection_with_them(
                     for _ in range(2 * SIZE):
                         patience = moments.random() * LONGEST
                         borrowers.create_task(borrow_and_be_cancelled(pool, patience))
-            every = [await pool.getconn(timeout=20) for _ in range(SIZE)]
+            every = [await pool.getconn(timeout=60) for _ in range(SIZE)]
             for connection in every:
                 await pool.putconn(connection)
 
@@ -59,7 +59,7 @@ def test_a_connection_that_the_server_has_ended_is_not_handed_out(database_url: 
                 return await cursor.fetchone() == (0,)
 
             await eventually(are_gone)
-            every = [await pool.getconn(timeout=20) for _ in range(SIZE)]
+            every = [await pool.getconn(timeout=60) for _ in range(SIZE)]
             for connection in every:
                 cursor = await connection.execute("SELECT 1")
                 assert await cursor.fetchone() == (1,)

@@ -15,6 +15,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.support import free_port
+
 # In pieces, so that no scanner takes this file, or the repository, for infected.
 EICAR = "X5O!P%@AP[4\\PZX54(P^)7CC)7}$" + "EICAR-STANDARD-" + "ANTIVIRUS-TEST-FILE" + "!$H+H*"
 PATIENCE = 60.0  # seconds for clamd to come up
@@ -34,7 +36,7 @@ def running_clamd() -> Iterator[dict[str, str]]:
             raise AssertionError("clamd is not installed")
         pytest.skip("clamd is not installed")
     with TemporaryDirectory(prefix="clamd-") as folder:  # short: a socket's path has 107 bytes
-        config, port = Path(folder) / "clamd.conf", _free_port()
+        config, port = Path(folder) / "clamd.conf", free_port()
         config.write_text(_config(Path(folder), port))
         with (Path(folder) / "out").open("w+") as out:
             clamd = subprocess.Popen([program, f"--config-file={config}"], stdout=out, stderr=out)
@@ -78,9 +80,3 @@ def _answers(path: Path) -> bool:
             return client.recv(5) == b"PONG\0"
         except OSError:
             return False
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])

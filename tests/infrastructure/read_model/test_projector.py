@@ -78,7 +78,7 @@ def test_a_projector_follows_the_log_and_announces_each_position(database_url: s
             await a_batch(model, "a", "b")
             position = await model.record(uuid4(), started())
 
-            await model.queries.wait_for(position, timeout=20)
+            await model.queries.wait_for(position, timeout=60)
             await eventually(lambda: str(position) in heard)
             assert rows_in(database_url) == await model.replayed()
 
@@ -115,9 +115,9 @@ def test_one_projector_works_and_the_next_takes_over_when_it_is_gone(database_ur
     async def story() -> None:
         async with opened(database_url) as model, projecting(model):
             async with projecting(model):
-                await model.queries.wait_for(await model.record(uuid4(), started()), timeout=20)
+                await model.queries.wait_for(await model.record(uuid4(), started()), timeout=60)
             position = await model.record(uuid4(), started())
-            await model.queries.wait_for(position, timeout=20)
+            await model.queries.wait_for(position, timeout=60)
 
     run(story())
 
@@ -135,7 +135,7 @@ def test_a_projector_that_stands_still_does_not_keep_the_next_from_working(
             projecting(model),
         ):
             position = await model.record(uuid4(), started())
-            await model.queries.wait_for(position, timeout=20)
+            await model.queries.wait_for(position, timeout=60)
 
     run(story())
 
@@ -147,7 +147,7 @@ def test_a_projector_outlives_the_loss_of_its_connections(database_url: str) -> 
                 await a_batch(model, "a", "b")
                 await eventually(lambda: cut(database_url))
             position = await model.record(uuid4(), started())
-            await model.queries.wait_for(position, timeout=30)
+            await model.queries.wait_for(position, timeout=60)
 
             assert not task.done()
             assert rows_in(database_url) == await model.replayed()

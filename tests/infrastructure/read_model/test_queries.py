@@ -155,7 +155,7 @@ def test_a_writer_can_wait_to_read_what_it_wrote(database_url: str) -> None:
             for _ in range(5):
                 batch = uuid4()
                 position = await model.record(batch, started())
-                await model.queries.wait_for(position, timeout=20)
+                await model.queries.wait_for(position, timeout=60)
                 assert (await model.queries.batch(batch, owner="acme")).position == position
 
     run(story())

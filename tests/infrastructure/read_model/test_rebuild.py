@@ -57,7 +57,7 @@ def test_the_projector_and_readers_go_on_through_a_swap(database_url: str) -> No
     async def story() -> None:
         async with opened(database_url) as model, projecting(model):
             known = await a_batch(model, "a", "b")
-            await model.queries.wait_for(await model.log.head(), timeout=20)
+            await model.queries.wait_for(await model.log.head(), timeout=60)
             done = asyncio.Event()
 
             async def keep_asking() -> int:
@@ -83,7 +83,7 @@ def test_the_projector_and_readers_go_on_through_a_swap(database_url: str) -> No
             assert positions == sorted(positions)
             assert all(reader.result() for reader in readers)
             await a_batch(model, "after")
-            await model.queries.wait_for(await model.log.head(), timeout=20)
+            await model.queries.wait_for(await model.log.head(), timeout=60)
             assert rows_in(database_url) == await model.replayed()
 
     run(story())

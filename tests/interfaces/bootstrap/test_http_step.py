@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support import free_port
+
 EXAMPLE = Path(__file__).parents[3] / "docs/examples/http_service.py"
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-PATIENCE = 60.0  # seconds
+PATIENCE = 120.0  # seconds
 FILES = {"short.txt": "two words", "long.txt": "word " * 1000}
 
 CONFIG = """
@@ -35,7 +37,7 @@ steps = [{{ processor = "http", options = {{ url = "{service}", secret = "{secre
 def test_the_example_service_serves_a_worker_and_an_api_of_other_processes(
     database_url: str, tmp_path: Path
 ) -> None:
-    api, service = _free_port(), _free_port()
+    api, service = free_port(), free_port()
     config = tmp_path / "uptrail.toml"
     config.write_text(
         CONFIG.format(
@@ -115,9 +117,3 @@ def told(folder: Path) -> str:
 def _listens(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])

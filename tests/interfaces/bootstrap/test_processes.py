@@ -24,7 +24,7 @@ from tests.interfaces.feed.viewer import Viewer
 from tests.interfaces.uploads.server import BYTES, TUS
 from tests.support import eventually, run, with_database
 
-PATIENCE = 60.0  # seconds
+PATIENCE = 120.0  # seconds
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from domain.webhook.subscription import TOLD
 from infrastructure.settings import Settings
 from tests.interfaces.cli.conftest import Command, Outcome
 from tests.interfaces.conftest import LiveServer, serving
+from tests.support import free_port
 
 EXAMPLE = Path(__file__).parents[3] / "docs/examples/webhook_receiver.py"
-PATIENCE = 30.0  # seconds
+PATIENCE = 120.0  # seconds
 
 
 @pytest.fixture
@@ -37,9 +38,7 @@ def uptrail(command: Command, settings: Settings) -> Iterator[Command]:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    return free_port()
 
 
 @contextmanager

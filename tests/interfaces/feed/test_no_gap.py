@@ -158,7 +158,8 @@ def test_a_reader_that_sleeps_delays_nobody_and_catches_up(
     database_url: str, tmp_path: Path
 ) -> None:
     async def story() -> None:
-        async with stage(database_url, tmp_path, feed_buffer=20_000, feed_tick=0.01) as on:
+        settings = {"feed_buffer": 20_000, "feed_tick": 0.01, "feed_heartbeat": 3600.0}
+        async with stage(database_url, tmp_path, Limits(stuck=3600.0), **settings) as on:
             batch, key = await on.batch(), await on.key()
             ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
             await on.projected()

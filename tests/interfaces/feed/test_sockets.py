@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from interfaces.feed import Limits
+from interfaces.feed import Limits, vigil
 from tests.interfaces.feed.stage import stage
 from tests.support import eventually, run
 
@@ -228,7 +228,11 @@ def test_a_principal_has_so_many_sockets(database_url: str, tmp_path: Path) -> N
     run(story())
 
 
-def test_heartbeats_move_the_cursor_of_a_quiet_client(database_url: str, tmp_path: Path) -> None:
+def test_heartbeats_move_the_cursor_of_a_quiet_client(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vigil, "SILENCE", 10_000.0)  # who is busy elsewhere is not dead
+
     async def story() -> None:
         async with stage(database_url, tmp_path, feed_heartbeat=0.05) as on:
             mine = await on.batch()

@@ -42,7 +42,7 @@ class Viewer:
         names = batches if isinstance(batches, str) else [str(id) for id in batches]
         await self.say(type="subscribe", batches=names, after=after)
 
-    async def frame(self, deadline: float = 20.0) -> dict[str, Any]:
+    async def frame(self, deadline: float = 60.0) -> dict[str, Any]:
         """The next frame of any type, applied. Raises AssertionError when the socket ends."""
         async with asyncio.timeout(deadline):
             message = await self.socket.receive()
@@ -60,7 +60,7 @@ class Viewer:
             pass
         return frame
 
-    async def until(self, condition: Callable[[Viewer], object], deadline: float = 30.0) -> None:
+    async def until(self, condition: Callable[[Viewer], object], deadline: float = 60.0) -> None:
         async with asyncio.timeout(deadline):
             while not condition(self):
                 await self.frame(deadline)
@@ -71,7 +71,7 @@ class Viewer:
 
     async def closed(self) -> int:
         """Reads to the end, and returns the code."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 message = await self.socket.receive()
                 if message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSE):

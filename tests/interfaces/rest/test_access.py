@@ -108,7 +108,7 @@ def test_what_belongs_to_another_owner_does_not_exist(database_url: str, tmp_pat
         async with serving(database_url, tmp_path) as server:
             started = await server.batch("a")
             position = started.json["position"]
-            await server.services.queries.wait_for(position, timeout=10)
+            await server.services.queries.wait_for(position, timeout=60)
             stranger = await server.key_for(Scope.OPERATOR, "globex")
             others = [
                 await server.key_for(Scope.UPLOADER, "globex"),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from domain.batch.state import Outcome
+from domain.retry import RetryPolicy
 from domain.upload.events import (
     AttemptAbandoned,
     AttemptFailed,
@@ -24,7 +25,7 @@ from infrastructure.outbound.signing import key_of, signed
 from infrastructure.processors.errands import PostgresErrands
 from tests.infrastructure.jobs.plant import Plant
 from tests.interfaces.rest.services import SECRET, Data, Service, world
-from tests.support import eventually, run
+from tests.support import eventually, free_port, run
 
 EXAMPLE = Path(__file__).parents[3] / "docs/examples/http_service.py"
 
@@ -154,9 +155,10 @@ def test_a_service_that_stays_silent_costs_an_attempt_and_comes_too_late(
     database_url: str, tmp_path: Path
 ) -> None:
     async def story() -> None:
-        async with world(database_url, tmp_path, answering(202), timeout=0.5) as all:
+        async with world(database_url, tmp_path, answering(202), timeout=1.5) as all:
             all.work()
-            batch = await all.plant.batch({"a.txt": b"words"})
+            twice = RetryPolicy(attempts=2, first_delay=0.05)
+            batch = await all.plant.batch({"a.txt": b"words"}, retry_policy=twice)
             first = await all.asked(1)
             await all.asked(2)
 
@@ -298,9 +300,7 @@ def test_the_example_service_counts_words_at_once_and_later(
 
 @contextmanager
 def example_service() -> Iterator[str]:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    port = free_port()
     environ = {**os.environ, "SECRET": SECRET}
     with subprocess.Popen(
         [sys.executable, str(EXAMPLE), str(port)], env=environ, stderr=subprocess.DEVNULL

@@ -20,7 +20,7 @@ def test_health_and_readiness_are_told_to_anybody(database_url: str, tmp_path: P
     async def story() -> None:
         async with serving(database_url, tmp_path) as server:
             position = (await server.batch("a")).json["position"]
-            await server.services.queries.wait_for(position, timeout=10)
+            await server.services.queries.wait_for(position, timeout=60)
 
             assert (await server.get("/healthz", key=None)).json == {"status": "ok"}
             ready = await server.get("/readyz", key=None)
@@ -59,7 +59,9 @@ def test_without_its_database_a_server_lives_but_is_not_ready(
 def test_requests_are_measured_by_route_not_by_path(database_url: str, tmp_path: Path) -> None:
     async def story() -> None:
         async with serving(database_url, tmp_path) as server:
-            id = (await server.batch("a", "b")).json["id"]
+            started = await server.batch("a", "b")
+            id = started.json["id"]
+            await server.services.queries.wait_for(started.json["position"], timeout=60)
             for _ in range(3):
                 await server.get(f"/v1/batches/{id}")
             await server.get("/v1/made-up")

@@ -26,7 +26,7 @@ async def told(server: Server) -> str:
     await judged(server, uploads[0], "quarantined")
     await judged(server, uploads[2], "failed")
     position = await judged(server, uploads[3], "failed")
-    await server.services.queries.wait_for(position, timeout=10)
+    await server.services.queries.wait_for(position, timeout=60)
     return f"/v1/batches/{started.json['id']}"
 
 
@@ -73,11 +73,11 @@ def test_ndjson_is_one_file_a_line_and_the_same_moment_to_the_end(
             started = await server.batch(*(f"{n:04}" for n in range(1200)))
             id = UUID(started.json["id"])
             queries = server.services.queries
-            await queries.wait_for(started.json["position"], timeout=10)
+            await queries.wait_for(started.json["position"], timeout=60)
 
             async with queries.report(id, owner="acme") as report:
                 late = await judged(server, UUID(started.json["uploads"][-1]), "failed")
-                await queries.wait_for(late, timeout=10)
+                await queries.wait_for(late, timeout=60)
                 states = [row.state async for row in report.files]
 
             assert states == ["registered"] * 1200

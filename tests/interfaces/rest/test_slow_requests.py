@@ -33,7 +33,7 @@ def test_a_body_that_does_not_go_on_is_not_waited_for(
     database_url: str, tmp_path: Path, media_type: str
 ) -> None:
     async def story() -> None:
-        async with serving(database_url, tmp_path, transfer_idle_timeout=0.2) as server:
+        async with serving(database_url, tmp_path, transfer_idle_timeout=0.5) as server:
             batch = (await server.post("/v1/batches", json={})).json["id"]
             before = await server.services.log.head()
             path = f"/v1/batches/{batch}/uploads"
@@ -71,7 +71,7 @@ async def everything_said(server: Server, beginning: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:
         writer.write(beginning)
-        return await asyncio.wait_for(reader.read(), 20)
+        return await asyncio.wait_for(reader.read(), 60)
     finally:
         writer.close()
         await writer.wait_closed()

@@ -99,8 +99,8 @@ def test_a_bad_line_is_pointed_at_and_what_was_taken_is_said(
 ) -> None:
     async def story() -> None:
         async with serving(database_url, tmp_path) as server:
-            id = (await server.batch()).json["id"]
-            path = f"/v1/batches/{id}/uploads"
+            started = await server.batch()
+            path = f"/v1/batches/{started.json['id']}/uploads"
             good = b'{"path": "a"}\n'
             cases: list[tuple[bytes, int, str]] = [
                 (good + b'{"path": 1}\n', 422, "/1/path"),
@@ -115,7 +115,8 @@ def test_a_bad_line_is_pointed_at_and_what_was_taken_is_said(
                 assert answer.status == status
                 assert not pointer or answer.pointers == [pointer]
                 assert "the 0 files before" in answer.json["detail"]
-            assert (await server.get(path)).json["items"] == []
+            params = {"min_position": started.json["position"]}
+            assert (await server.get(path, params=params)).json["items"] == []
 
     run(story())
 

@@ -50,7 +50,7 @@ class Sender:
 
     async def answer(self) -> tuple[int, bytes]:
         """The status and the headers of the next answer."""
-        head = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), 20)
+        head = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), 60)
         return int(head.split(b" ", 2)[1]), head
 
     async def body(self, head: bytes) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -25,7 +24,7 @@ FLAGS = (
 )
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
-PATIENCE = 20_000  # milliseconds for what is waited for, on a machine that is busy
+PATIENCE = 60_000  # milliseconds for what is waited for, on a machine that is busy
 expect.set_options(timeout=PATIENCE)
 
 
@@ -84,10 +83,3 @@ def _note(kind: str, text: str, refused: int, broken: list[str]) -> None:
     expected = ("ERR_CONNECTION", "WebSocket", f"status of {refused}", "status of 503")
     if kind in ("error", "warning") and not any(words in text for words in expected):
         broken.append(text)
-
-
-def free_port() -> int:
-    """For a server that is to come back at the same address."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -11,9 +11,9 @@ from playwright.async_api import Page, expect
 
 from domain.upload.events import AttemptSucceeded, UploadCompleted
 from tests.interfaces.feed.stage import stage
-from tests.interfaces.web.browser import chromium, free_port, opened_browser, signed_in
+from tests.interfaces.web.browser import chromium, opened_browser, signed_in
 from tests.interfaces.web.scenes import WORKERS, Scene
-from tests.support import run
+from tests.support import free_port, run
 
 SIZE = 1_000_000
 

@@ -12,9 +12,9 @@ from application.ports.keys import Scope
 from domain.batch.events import BatchSealed
 from domain.ids import upload_id_for
 from tests.interfaces.feed.stage import Stage, stage
-from tests.interfaces.web.browser import chromium, free_port, opened_browser, signed_in
+from tests.interfaces.web.browser import chromium, opened_browser, signed_in
 from tests.interfaces.web.scenes import Scene
-from tests.support import run
+from tests.support import free_port, run
 
 MIB = 2**20
 
