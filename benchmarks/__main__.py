@@ -11,6 +11,7 @@ from typing import NamedTuple
 from benchmarks import (
     appends,
     control,
+    feed,
     growth,
     large_batch,
     memory,
@@ -44,6 +45,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "projection": Benchmark(projection.run, "the read model built from the log"),
     "control": Benchmark(control.run, "pause, resume, cancel, retry of 100,000 uploads"),
     "large-batch": Benchmark(large_batch.run, "100,000 files come in; pages and control meanwhile"),
+    "feed": Benchmark(feed.run, "1,000 sockets, and 20,000 progress events a second"),
     "growth": Benchmark(growth.run, "what a file costs as the batch and the log grow"),
 }
 

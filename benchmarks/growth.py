@@ -72,7 +72,7 @@ def run(scale: float) -> list[Ratio]:
         url = stack.enter_context(fresh_database())
         folder = Path(stack.enter_context(TemporaryDirectory()))
         meters: dict[str, Meter] = {
-            role: stack.enter_context(_role(role, url, folder))
+            role: stack.enter_context(running_role(role, url, folder))
             for role in ("orchestrator", "worker")
         }
         meters["PostgreSQL"] = _server_of(url)
@@ -97,7 +97,7 @@ def run(scale: float) -> list[Ratio]:
 
 
 @contextmanager
-def _role(role: str, url: str, folder: Path) -> Iterator[Meter]:
+def running_role(role: str, url: str, folder: Path) -> Iterator[Meter]:
     """A process that is nothing else; the orchestrator's holds the projector as well."""
     command = [str(Path(sys.executable).parent / "uptrail"), "serve", "--role", role]
     command += ["--database-url", url, "--blobs", str(folder / "blobs")]

@@ -11,13 +11,15 @@ from uuid import UUID
 
 import msgspec
 import psycopg
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
 from psycopg.sql import SQL, Composed, Identifier
 from psycopg_pool import PoolTimeout
 
 from application.errors import Unavailable
 from application.ports.feed import Changes, Selection
 from application.views import AttemptView, BatchView, UploadView
-from infrastructure.postgres.pool import Pool
+from infrastructure.postgres.pool import Connection, Pool
 
 ATTEMPTS_PER_UPLOAD = 10  # on average over a page; a fuller one is cut
 
@@ -70,16 +72,24 @@ _UPLOADS = SQL("SELECT {columns} FROM ({followed}) AS u ORDER BY u.position").fo
 # An attempt changes with its upload, whose row then has a position at least as high: all
 # attempts beyond a position are found at uploads beyond it.
 _ATTEMPTS = SQL("""
-    SELECT u.position, {columns} FROM ({followed}) AS u
+    SELECT {columns} FROM unnest(%(tried)s::uuid[]) WITH ORDINALITY AS tried (upload, place)
     CROSS JOIN LATERAL (
         SELECT * FROM read_model.attempts AS every
-        WHERE every.upload = u.id AND every.position > %(since)s
+        WHERE every.upload = tried.upload AND every.position > %(since)s
         OFFSET 0) AS a
-    ORDER BY u.position, a.number""").format(columns=_columns(AttemptView, "a"), followed=_FOLLOWED)
+    ORDER BY tried.place, a.number""").format(columns=_columns(AttemptView, "a"))
 
 _KNOWN = """
     SELECT id FROM read_model.batches
     WHERE id = ANY(%s) AND (%s::text IS NULL OR owner = %s)"""
+
+
+class _Jsonb(Loader):
+    """Most rows have nothing in most of these columns."""
+
+    def load(self, data: Buffer) -> Any:
+        text = bytes(data)
+        return {} if text == b"{}" else msgspec.json.decode(text)
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -124,43 +134,56 @@ class PostgresFeed:
 
     async def _changes(self, asked: _Asked) -> Changes:
         values = asked.values()
-        async with (
-            self._pool.connection() as connection,
-            connection.pipeline(),
-            connection.transaction(),
-        ):
-            for statement in (_ONE_MOMENT, _HOLD, _CHOICES):
-                await connection.execute(statement)
-            place = await connection.execute(_PLACE)
-            batches = await connection.execute(_BATCHES, values)
-            if not asked.selection.uploads_of:
-                return _page(asked, await place.fetchall(), await batches.fetchall())
-            uploads = await connection.execute(_UPLOADS, values)
-            attempts = await connection.execute(_ATTEMPTS, values)
+        async with self._pool.connection() as connection, connection.transaction():
+            async with connection.pipeline():
+                for statement in (_ONE_MOMENT, _HOLD, _CHOICES):
+                    await connection.execute(statement)
+                place = await connection.execute(_PLACE)
+                batches = await _ask(connection, _BATCHES, values)
+                uploads = None
+                if asked.selection.uploads_of:
+                    uploads = await _ask(connection, _UPLOADS, values)
+            found = [] if uploads is None else _views(UploadView, await uploads.fetchall())
+            # Most of what moves is being sent, and was never tried yet.
+            values["tried"] = [row.id for row in found if row.attempt]
+            attempts = None
+            if values["tried"]:
+                attempts = await _ask(connection, _ATTEMPTS, values)
             return _page(
                 asked,
                 await place.fetchall(),
-                await batches.fetchall(),
-                await uploads.fetchall(),
-                await attempts.fetchall(),
+                _views(BatchView, await batches.fetchall()),
+                found,
+                [] if attempts is None else _views(AttemptView, await attempts.fetchall()),
             )
+
+
+async def _ask(
+    connection: Connection, query: Composed, values: dict[str, Any]
+) -> psycopg.AsyncCursor[tuple[Any, ...]]:
+    cursor = connection.cursor()
+    cursor.adapters.register_loader("jsonb", _Jsonb)
+    return await cursor.execute(query, values)
 
 
 def _page(
     asked: _Asked,
     place: Rows,
-    batch_rows: Rows,
-    upload_rows: Rows = (),
-    attempt_rows: Rows = (),
+    batches: Sequence[BatchView],
+    uploads: Sequence[UploadView],
+    attempts: Sequence[AttemptView],
 ) -> Changes:
-    """The rows as views, up to the first position at which one of the lists is cut short."""
+    """What was found, up to the first position at which one of the lists is cut short.
+
+    Attempts are in the order of their uploads.
+    """
     [[head, epoch]] = place
     limit, most_attempts = asked.limit, asked.limit * ATTEMPTS_PER_UPLOAD
-    batches = _views(BatchView, batch_rows)
-    uploads = _views(UploadView, upload_rows)
     ends = [rows[limit - 1].position for rows in (batches, uploads) if len(rows) > limit]
-    if len(attempt_rows) > most_attempts:
-        ends.append(_last_whole_upload(attempt_rows, most_attempts))
+    reached_at = {row.id: row.position for row in uploads} if attempts else {}
+    told_at = [reached_at[row.upload] for row in attempts]
+    if len(attempts) > most_attempts:
+        ends.append(_last_whole_upload(told_at, most_attempts))
     to = min([head, *ends])
     return Changes(
         epoch=epoch,
@@ -171,14 +194,14 @@ def _page(
         more=bool(ends),
         batches=[row for row in batches if row.position <= to],
         uploads=[row for row in uploads if row.position <= to],
-        attempts=_views(AttemptView, [row[1:] for row in attempt_rows if row[0] <= to]),
+        attempts=[row for row, at in zip(attempts, told_at, strict=True) if at <= to],
     )
 
 
-def _last_whole_upload(rows: Rows, most: int) -> int:
+def _last_whole_upload(positions: Sequence[int], most: int) -> int:
     """The highest upload position up to which there are at most so many attempts, or the first."""
-    beyond: int = rows[most][0]
-    return max((row[0] for row in rows[:most] if row[0] < beyond), default=beyond)
+    beyond = positions[most]
+    return max((at for at in positions[:most] if at < beyond), default=beyond)
 
 
 def _views(view: type[View], rows: Iterable[Sequence[Any]]) -> list[View]:

@@ -33,6 +33,7 @@ class FeedClient:
         self.subscription: Subscription | None = None
         self.place: Place = START
         self.is_new = False
+        self.stay = object()  # another one each time the client joins the ticks
         self.behind = asyncio.Event()
         self.heard_at = loop.time()
         self.warned_of: datetime | None = None  # the end of the credential, once it was told

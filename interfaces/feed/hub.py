@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
-from typing import TypeAlias
-from uuid import UUID
 
 import structlog
 
 from application.errors import Unavailable
 from application.ports.event_log import Wakeups
-from application.ports.feed import Changes, FeedSource, Selection
+from application.ports.feed import Changes, FeedSource
 from application.ports.keys import Keys
 from infrastructure.settings import Settings
+from interfaces.feed.audience import Audience, in_parts, selection_of
 from interfaces.feed.catch_up import PAUSE, CatchUp
 from interfaces.feed.client import FeedClient
 from interfaces.feed.encoding import Encoding
@@ -27,7 +27,10 @@ from interfaces.feed.subscription import Subscription
 from interfaces.feed.tick import Tick
 from interfaces.feed.vigil import Vigil
 
-Audience: TypeAlias = dict[FeedClient, Subscription]
+# The tick adapts: where it takes more than its share of the processor, it comes less often.
+SHARE = 1 / 3
+SLOWEST = 0.4  # seconds between two ticks, unless the settings ask for more
+TURN = 100  # clients that are told before others in the process get a turn
 
 _log = structlog.get_logger(__name__)
 
@@ -89,25 +92,25 @@ class FeedHub:
         while True:
             await self.roster.anybody.wait()
             await self._wakeups.wait(self.roster.position)
-            started = loop.time()
+            started, spent = loop.time(), time.thread_time()
             try:
-                more = await self._tick()
+                while await self._tick():
+                    pass
             except Unavailable as error:
                 _log.warning("feed_waits_for_database", error=str(error))
                 await asyncio.sleep(PAUSE)
                 continue
-            if not more:
-                await asyncio.sleep(max(0.0, started + self.settings.feed_tick - loop.time()))
+            period = adapted(self.settings.feed_tick, time.thread_time() - spent)
+            await asyncio.sleep(started + period - loop.time())
 
     async def _tick(self) -> bool:
         """Reads once for all, and tells each what it follows; whether there is more to read."""
-        roster = self.roster
-        audience = {client: sub for client in roster.live if (sub := client.subscription)}
+        roster, audience = self.roster, self.roster.audience()
         changes = await self._source.changes(
-            _union(subscription.selection for subscription in audience.values()),
+            audience.selection,
             since=roster.whole,
             after=roster.position,
-            limit=self.limits.page,
+            limit=self.limits.tick,
         )
         if changes.epoch != roster.epoch or changes.head < roster.position:
             # The read model was rebuilt, or the log restored: each finds out by catching up.
@@ -115,28 +118,33 @@ class FeedHub:
                 roster.fall_behind(client)
             return False
         if changes.to > changes.after:
-            await self._deliver(changes, audience)
+            shares = audience.concerned(changes)
+            for part in in_parts(changes, shares.values(), self.limits.page):
+                await self._deliver(part, audience, shares)
             roster.position = changes.to
             roster.whole = roster.whole if changes.more else changes.to
         for client in tuple(roster.live):
-            # Whoever joined while this was read may need more of it than was read.
-            joined_late = audience.get(client) is not client.subscription
-            if joined_late and client.place.position < changes.to:
+            # Whoever joined while this was read, or told, may need more of it than it was told.
+            if client.place.position < changes.to and not audience.includes(client):
                 roster.fall_behind(client)
         return changes.more
 
-    async def _deliver(self, changes: Changes, audience: Audience) -> None:
+    async def _deliver(
+        self, changes: Changes, audience: Audience, clients: Iterable[FeedClient]
+    ) -> None:
+        """Tells each of these clients; others in the process get a turn in between."""
         ticks: dict[Encoding, Tick] = {}
-        for client, subscription in audience.items():
-            if client not in self.roster.live or client.subscription is not subscription:
-                continue
-            if client.encoding not in ticks:
-                ticks[client.encoding] = Tick(changes, client.encoding)
-            await self._tell(client, ticks[client.encoding], subscription.selection)
+        for number, client in enumerate(clients):
+            if client in self.roster.live and audience.includes(client):
+                if client.encoding not in ticks:
+                    ticks[client.encoding] = Tick(changes, client.encoding)
+                await self._tell(client, ticks[client.encoding])
+            if number % TURN == TURN - 1:
+                await asyncio.sleep(0)
 
-    async def _tell(self, client: FeedClient, tick: Tick, selection: Selection) -> None:
+    async def _tell(self, client: FeedClient, tick: Tick) -> None:
         """One frame for one client, unless it has not taken the last ones yet."""
-        rows = tick.rows_for(selection, client.place)
+        rows = tick.rows_for(selection_of(client), client.place)
         if rows is None:
             return
         if client.wire.waiting > self.settings.feed_buffer:
@@ -149,13 +157,6 @@ class FeedHub:
             self.roster.leave(client)
 
 
-def _union(selections: Iterable[Selection]) -> Selection:
-    """What all of them follow together, whoever owns it."""
-    everything = False
-    batches: set[UUID] = set()
-    uploads_of: set[UUID] = set()
-    for selection in selections:
-        uploads_of |= selection.uploads_of
-        everything = everything or selection.batches is None
-        batches |= selection.batches or frozenset()
-    return Selection(None, None if everything else frozenset(batches), frozenset(uploads_of))
+def adapted(tick: float, spent: float) -> float:
+    """Seconds from one tick to the next, when this one took so many of the processor."""
+    return max(tick, min(spent / SHARE, SLOWEST))

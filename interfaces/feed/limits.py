@@ -17,6 +17,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     subscribe_rate: float = 2.0  # a second, once the burst is used up
     faults: int = 10  # messages that make no sense, before the socket is closed
     page: int = 500  # uploads in one frame
+    tick: int = 5000  # uploads that are read at once for all clients together
     readers: int = 4  # clients that catch up at the same moment
     stuck: float = 30.0  # without draining at all, before the socket is closed
     recheck: float = 10.0  # between two looks whether a credential still holds

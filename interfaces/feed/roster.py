@@ -7,6 +7,7 @@ from collections import Counter
 
 from application.ports.feed import Changes
 from application.ports.keys import Principal
+from interfaces.feed.audience import Audience
 from interfaces.feed.client import FeedClient
 from interfaces.feed.limits import Limits
 from interfaces.feed.messages import CloseCode, Closed
@@ -31,6 +32,7 @@ class Roster:
         self.position = 0
         self.whole = 0  # the end of the last tick that did not stop short; see Changes.since
         self._limits = limits
+        self._audience: Audience | None = None
 
     def admit(self, client: FeedClient) -> None:
         """Counts the client in. Raises Closed for one too many, or too late."""
@@ -69,15 +71,25 @@ class Roster:
             self.position = self.whole = client.place.position
         elif client.place.position < self.position:
             return False
+        client.stay = object()
         self.live.add(client)
+        self._audience = None
         self.anybody.set()
         return True
 
     def leave(self, client: FeedClient) -> None:
         """Takes the client out of the ticks."""
-        self.live.discard(client)
+        if client in self.live:
+            self.live.remove(client)
+            self._audience = None
         if not self.live:
             self.anybody.clear()
+
+    def audience(self) -> Audience:
+        """The live clients, as they are now."""
+        if self._audience is None:
+            self._audience = Audience(self.live)
+        return self._audience
 
     def fall_behind(self, client: FeedClient) -> None:
         """Takes a live client out of the ticks until it has drained, and then caught up."""

@@ -1,0 +1,160 @@
+"""The feed under load: 1,000 sockets, each on a batch of its own, and 20,000 progress events/s.
+
+Ten uploads a batch move twice a second each, which is the fastest that a server records; before
+that, every two seconds. Nothing is compared: loss, the time from commit to client and the processor
+time of the API process are told, beside the budget of the design. Server, projector, database,
+events and clients share the cores: where those cannot keep the rate, the one that was reached is
+told, and the cost of an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+from uuid import UUID
+
+import uvloop
+
+from application.ports.keys import Scope
+from benchmarks import cpu
+from benchmarks.databases import fresh_database
+from benchmarks.feed_events import OWNER, Scene, pour, set_up
+from benchmarks.feed_watchers import Arrivals, Watchers
+from benchmarks.growth import Meter, running_role
+from benchmarks.measure import Ratio
+from benchmarks.servers import Server, uptrail
+from infrastructure.auth.keys import PostgresKeys
+from infrastructure.postgres.pool import make_pool
+
+SOCKETS = 1000
+UPLOADS = 10  # of each batch
+PACES = 0.5, 2.0  # events a second of each upload
+SECONDS = 20
+WARM_UP = 4
+PER_KEY = 200  # sockets
+PATIENCE = 60.0  # seconds for what is under way to arrive
+BUDGET = 500, 40  # milliseconds, percent of a core
+
+
+class Flow(NamedTuple):
+    """A run of events: when each was committed, what arrived, and how many never did."""
+
+    committed: array[float]
+    arrivals: Arrivals
+    lost: int
+
+
+def run(scale: float) -> list[Ratio]:
+    sockets = int(SOCKETS * scale)
+    with ExitStack() as stack:
+        url = stack.enter_context(fresh_database())
+        data = Path(stack.enter_context(TemporaryDirectory())) / "us"
+        settings = {"UPTRAIL_DATABASE_URL": url}
+        api = stack.enter_context(uptrail(data, "api", settings=settings))
+        others = stack.enter_context(running_role("orchestrator", url, data))
+        pourer = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+        uvloop.run(_run(url, api, others, sockets, pourer))
+    return []
+
+
+async def _run(
+    url: str, api: Server, others: Meter, sockets: int, pourer: ProcessPoolExecutor
+) -> None:
+    scene, keys = await set_up(url, sockets, UPLOADS), await _keys(url, sockets)
+    watchers = Watchers(scene.in_turn())
+    await watchers.connect(api.port, keys, scene.batches)
+    print(f"  {watchers.connected:,} sockets, {len(scene.in_turn()):,} uploads")
+    meters = [lambda: cpu.of_process(api.process.pid), others]
+    for pace in PACES:
+        await _flow(url, scene, watchers, pace, WARM_UP, pourer)
+        before = [meter() for meter in meters]
+        flow = await _flow(url, scene, watchers, pace, SECONDS, pourer)
+        spent = [meter() - at for meter, at in zip(meters, before, strict=True)]
+        _tell(flow, len(scene.in_turn()) * pace, *spent)
+    print(f"  {watchers.connected:,} sockets are still open; {api.peak_memory() >> 20} MiB at most")
+    watchers.close()
+
+
+async def _keys(url: str, sockets: int) -> list[str]:
+    async with make_pool(url, name="benchmark", max_size=1) as pool:
+        keys = PostgresKeys(pool)
+        needed = -(-sockets // PER_KEY)
+        made = [await keys.create(owner=OWNER, scope=Scope.VIEWER) for _ in range(needed)]
+    return [text for _, text in made]
+
+
+async def _flow(
+    url: str,
+    scene: Scene,
+    watchers: Watchers,
+    pace: float,
+    seconds: int,
+    pourer: ProcessPoolExecutor,
+) -> Flow:
+    """Records events for so long, and waits until the last of them has arrived."""
+    uploads = scene.in_turn()
+    steps, rate = int(seconds * pace), int(len(uploads) * pace)
+    watchers.arrivals = Arrivals(array("q"), array("q"), array("d"))
+    loop, first = asyncio.get_running_loop(), watchers.last[0]
+    committed = await loop.run_in_executor(pourer, _poured, url, uploads, rate, steps, first)
+    lost = await watchers.until([first + steps] * len(uploads), PATIENCE)
+    return Flow(committed, watchers.arrivals, lost)
+
+
+def _poured(url: str, uploads: Sequence[UUID], rate: int, events: int, before: int) -> array[float]:
+    return uvloop.run(pour(url, uploads, rate, events, before))
+
+
+def _tell(flow: Flow, rate: float, api: float, others: float) -> None:
+    events = len(flow.committed)
+    took = max(flow.committed) - min(flow.committed)
+    waits, replaced = _waits(flow)
+    reached = events / took
+    arrivals = flow.arrivals
+    print(f"  {reached:,.0f} events/s came, of {rate:,}; {flow.lost} uploads behind at the end")
+    print(
+        f"  commit to client: median {_share(waits, 0.5):,.0f} ms, 99 of 100 in"
+        f" {_share(waits, 0.99):,.0f} ms, worst {waits[-1]:,.0f} ms (budget: {BUDGET[0]} ms);"
+        f" {100 * replaced / events:.1f} % replaced by a later value first"
+    )
+    span = max(arrivals.at) - min(flow.committed)
+    print(
+        f"  API: {100 * api / span:.0f} % of a core (budget: {BUDGET[1]} %),"
+        f" {1e6 * api / events:.0f} us an event; {arrivals.frames / span:,.0f} frames/s,"
+        f" {arrivals.size / span / 2**20:.1f} MiB/s; projector and orchestrator:"
+        f" {100 * others / span:.0f} %, {1e6 * others / events:.0f} us",
+        flush=True,
+    )
+
+
+def _waits(flow: Flow) -> tuple[list[float], int]:
+    """Milliseconds from the commit of each event to the row that tells it, sorted.
+
+    A row tells every step of its upload up to its own: the earlier ones are counted as replaced.
+    """
+    uploads = 1 + max(flow.arrivals.upload)
+    told = [0] * uploads
+    waits, replaced = [], 0
+    first = min(flow.arrivals.done)  # of the first step, unless all of those were replaced
+    for upload, done, at in zip(
+        flow.arrivals.upload, flow.arrivals.done, flow.arrivals.at, strict=True
+    ):
+        step = done - first
+        if step < told[upload]:
+            continue
+        steps = range(told[upload], step + 1)
+        waits += [1000 * (at - flow.committed[s * uploads + upload]) for s in steps]
+        replaced += len(steps) - 1
+        told[upload] = step + 1
+    return sorted(waits), replaced
+
+
+def _share(waits: Sequence[float], share: float) -> float:
+    return waits[int(share * (len(waits) - 1))]
