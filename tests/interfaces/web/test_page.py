@@ -9,10 +9,11 @@ from typing import Any
 
 from playwright.async_api import Page, expect
 
-from domain.upload.events import AttemptSucceeded, UploadCompleted
+from domain.ids import upload_id_for
+from domain.upload.events import AttemptSucceeded, UploadCompleted, UploadFailed
 from tests.interfaces.feed.stage import stage
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
-from tests.interfaces.web.scenes import WORKERS, Scene
+from tests.interfaces.web.scenes import BY, WORKERS, Scene
 from tests.support import free_port, run
 
 SIZE = 1_000_000
@@ -106,6 +107,13 @@ def test_thousands_of_uploads_are_a_few_elements(database_url: str, tmp_path: Pa
                 await expect(options).to_have_count(1)
                 await page.get_by_role("button", name="Waiting").click()
                 await expect(options.first).to_contain_text("00000.bin")
+                for number in (17, 18):
+                    cut = UploadFailed(
+                        **scene.at(9), by=BY, step="thumbnail", message=f"cut {number}"
+                    )
+                    await scene.live(upload_id_for(scene.id, f"{number:05}.bin"), cut)
+                await page.get_by_role("button", name="thumbnail: cut #").click()
+                await expect(options).to_have_count(2)
 
     run(story())
 

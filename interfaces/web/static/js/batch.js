@@ -11,7 +11,7 @@ import { VirtualList } from "./table.js";
 import { ago, batchName, batchState, calendar, count, duration, ended, files, percent, STATES, UNHAPPY, uploadState } from "./words.js";
 
 const ROW = 44; // pixels; the style sheet knows it too
-const MANY = 2000; // rows beyond which the list is sorted once a second only
+const MANY = 2000; // rows beyond which list and reasons are made anew once a second only
 const RANK = new Map(STATES.map((state, rank) => [state, rank]));
 
 export class BatchPage {
@@ -91,7 +91,6 @@ export class BatchPage {
     if (!batch) return;
     this.title = `${batch.outcome ? batchState(batch).word : percent(batch.percent)}, ${batchName(batch)}`;
     this.#drawHead(batch);
-    this.#drawReasons();
     this.#drawRows();
     this.detail.show(this.store.uploads.get(this.chosen), this.store.attemptsOf(this.chosen));
     this.content.classList.toggle("with-detail", !this.detail.element.hidden);
@@ -143,26 +142,27 @@ export class BatchPage {
   }
 
   #drawReasons() {
-    const groups = new Map();
+    const groups = new Map(); // by reason: how many, and the words of all of them or a pattern
     for (const upload of this.store.uploads.values()) {
       if (!UNHAPPY.has(upload.state)) continue;
-      const reason = reasonOf(upload);
-      groups.set(reason, (groups.get(reason) ?? 0) + 1);
+      const [reason, words] = [reasonOf(upload), wordsOf(upload)];
+      const known = groups.get(reason);
+      groups.set(reason, { number: (known?.number ?? 0) + 1, words: !known || known.words === words ? words : reason });
     }
     const stamp = JSON.stringify([...groups, this.filter.reason]);
     this.why.hidden = !groups.size;
     if (stamp === this.reasonStamp) return;
     this.reasonStamp = stamp;
-    const most = [...groups].sort(([, a], [, b]) => b - a).slice(0, 8);
-    this.reasons.replaceChildren(...most.map(([reason, number]) => this.#reason(reason, number)));
+    const most = [...groups].sort(([, a], [, b]) => b.number - a.number).slice(0, 8);
+    this.reasons.replaceChildren(...most.map(([reason, group]) => this.#reason(reason, group)));
   }
 
-  #reason(reason, number) {
+  #reason(reason, { number, words }) {
     const pressed = this.filter.reason === reason;
     return h("li", {}, h("button", {
       type: "button", "aria-pressed": String(pressed),
       onclick: () => this.#narrow(null, pressed ? null : reason),
-    }, glyph("failed"), h("span.reason", {}, reason), h("span.number", {}, files(number))));
+    }, glyph("failed"), h("span.reason", {}, words), h("span.number", {}, files(number))));
   }
 
   #drawRows() {
@@ -170,6 +170,7 @@ export class BatchPage {
     const { uploads } = this.store;
     if (uploads.size > MANY && now - this.sortedAt < 1000) return this.#refresh();
     this.sortedAt = now;
+    this.#drawReasons();
     const counts = {};
     const rows = [];
     for (const upload of uploads.values()) {
@@ -206,7 +207,10 @@ function documents(id, add) {
     h("a", { href: `${at}/report.csv?only=failed`, download: "" }, "Failed only (CSV)"));
 }
 
-function reasonOf(upload) {
+/** Messages that differ in numbers alone are one reason, as they are in the report. */
+const reasonOf = (upload) => wordsOf(upload).replaceAll(/\d+/g, "#");
+
+function wordsOf(upload) {
   const step = upload.error_step ? `${upload.error_step}: ` : "";
   return `${step}${upload.error ?? uploadState(upload.state).word.toLowerCase()}`;
 }

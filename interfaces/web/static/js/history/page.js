@@ -73,6 +73,7 @@ export class HistoryPage {
 
   /** To a position (null: now): loads what is around it unless it is there. Latest wins. */
   async #go(position) {
+    clearTimeout(this.sliding);
     this.position = position;
     this.asking?.abort();
     this.problem.hidden = true;
@@ -101,6 +102,8 @@ export class HistoryPage {
     const { events } = this;
     if (step === "now") return this.#go(null);
     if (step === "first") return this.#go(events.first);
+    // A slider that has just been moved may be ahead of what is loaded.
+    if (this.position !== null && !events.covers(this.position)) await this.#go(this.position);
     const [here, way] = [this.#index(), step === "later" ? 1 : -1];
     if (!events.items.length) return;
     const { position } = events.items[here];

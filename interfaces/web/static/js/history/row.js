@@ -23,7 +23,7 @@ export function eventRow() {
     attribute(time, "datetime", item.at);
     text(time, moment(item.at));
     what.update(said);
-    text(path, item.path);
+    text(path, item.path.slice(item.path.lastIndexOf("/") + 1));
     attribute(path, "title", item.path || null);
     text(note, said.details);
     attribute(note, "title", said.details || null);

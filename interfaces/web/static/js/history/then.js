@@ -15,7 +15,7 @@ class Then {
     this.state = chip();
     this.name = h("h2");
     this.problem = h("p.problem");
-    this.element = h("section.then", {}, h("div.row", {}, this.name, this.state.element));
+    this.element = h("section.then", {}, this.name, this.state.element);
     this.element.hidden = true;
   }
 
