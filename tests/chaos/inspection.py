@@ -21,7 +21,7 @@ from tests.chaos.sender import Sender
 from tests.laws import Broken, Standing, obeyed
 
 PAGE = 20_000  # events
-QUIET = 30.0  # seconds for queue and tables to be as they should, once all batches have ended
+QUIET = 120.0  # seconds for queue and tables to be as they should, once all batches have ended
 TELLING = 180.0  # seconds for the webhook: a deliverer that was killed keeps its lease so long
 MOST_CONNECTIONS = 70  # of six processes: 12 of a pool, and those they have one of each
 

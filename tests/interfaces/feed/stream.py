@@ -29,7 +29,7 @@ class StreamViewer(Viewer):
         assert isinstance(before, StreamViewer)
         self.last_id = before.last_id
 
-    async def frame(self, deadline: float = 20.0) -> dict[str, Any]:
+    async def frame(self, deadline: float = 60.0) -> dict[str, Any]:
         async with asyncio.timeout(deadline):
             frame = await self._event()
         self.take(frame)
@@ -37,7 +37,7 @@ class StreamViewer(Viewer):
 
     async def ended(self) -> dict[str, Any]:
         """Reads to the end of the stream, and returns the last frame."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             try:
                 while True:
                     self.take(await self._event())

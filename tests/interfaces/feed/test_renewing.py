@@ -14,7 +14,7 @@ from tests.interfaces.feed.stage import Stage, stage
 from tests.interfaces.feed.viewer import Viewer
 from tests.support import run
 
-SOON = Limits(recheck=0.05)
+SOON = Limits(recheck=0.05, warning=600.0)
 
 
 def ends_in(seconds: float) -> dict[str, Any]:
@@ -28,12 +28,12 @@ def test_a_key_that_ends_soon_is_announced_once_and_replaced_without_a_gap(
         async with stage(database_url, tmp_path, SOON) as on:
             batch = await on.batch()
             await on.projected()
-            ending = ends_in(20)
+            ending = ends_in(300)
             async with on.viewer(await on.key(**ending)) as viewer:
                 assert "expires_at" in (await viewer.until_frame("welcome"))
                 await viewer.subscribe([batch])
                 warning = await viewer.until_frame("expiring")
-                assert 0 < warning["within"] <= 20
+                assert 0 < warning["within"] <= 300
                 assert datetime.fromisoformat(warning["expires_at"]) == ending["expires_at"]
 
                 next_key = await on.key()
@@ -60,7 +60,7 @@ def test_a_key_that_is_over_ends_its_socket(database_url: str, tmp_path: Path) -
     async def story() -> None:
         async with (
             stage(database_url, tmp_path, SOON) as on,
-            on.viewer(await on.key(**ends_in(1.5))) as viewer,
+            on.viewer(await on.key(**ends_in(4))) as viewer,
         ):
             assert await viewer.closed() == 4501
             assert len(viewer.of_type("expiring")) == 1
@@ -73,10 +73,10 @@ def test_a_session_that_ends_soon_is_announced(database_url: str, tmp_path: Path
         async with stage(database_url, tmp_path, SOON) as on:
             principal = await on.hub.keys.authenticate(await on.key())
             assert principal is not None
-            token = await on.hub.keys.open_session(principal, lifetime=30)
+            token = await on.hub.keys.open_session(principal, lifetime=300)
             headers = {"Cookie": f"uptrail_session={token}", "Origin": on.address}
             async with on.viewer(None, headers=headers) as viewer:
-                assert 0 < (await viewer.until_frame("expiring"))["within"] <= 30
+                assert 0 < (await viewer.until_frame("expiring"))["within"] <= 300
 
     run(story())
 
@@ -162,7 +162,7 @@ def test_without_a_database_a_new_key_is_neither_taken_nor_held_against_the_clie
     database_url: str, tmp_path: Path
 ) -> None:
     async def story() -> None:
-        async with stage(database_url, tmp_path) as on:
+        async with stage(database_url, tmp_path, Limits(first_message=600.0)) as on:
             next_key = await on.key()
             async with on.viewer(await on.key()) as viewer, on.viewer(None) as stranger:
                 await viewer.until_frame("welcome")
