@@ -14,6 +14,7 @@ from benchmarks import (
     feed,
     growth,
     large_batch,
+    long_log,
     memory,
     processing,
     projection,
@@ -47,6 +48,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "large-batch": Benchmark(large_batch.run, "100,000 files come in; pages and control meanwhile"),
     "feed": Benchmark(feed.run, "1,000 sockets, and 20,000 progress events a second"),
     "growth": Benchmark(growth.run, "what a file costs as the batch and the log grow"),
+    "growth": Benchmark(growth.run, "what a file costs as its batch grows"),
+    "long-log": Benchmark(long_log.run, "append, load and list beside 5,000,000 events"),
 }
 
 

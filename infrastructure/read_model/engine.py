@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 from psycopg import AsyncConnection
+from psycopg.types.json import set_json_loads
 from sqlalchemy import text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -38,6 +40,7 @@ def make_engine(url: str, *, size: int = 4, overflow: int = 12) -> AsyncEngine:
             application_name="uptrail-queries",
             connect_timeout=CONNECT_TIMEOUT,
         )
+        set_json_loads(msgspec.json.decode, connection)  # a page of uploads has hundreds of them
         try:
             await connection.execute(f"SET TIME ZONE 'UTC'; {ASK_AFTER_US}")
             await connection.set_autocommit(False)
