@@ -47,7 +47,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "control": Benchmark(control.run, "pause, resume, cancel, retry of 100,000 uploads"),
     "large-batch": Benchmark(large_batch.run, "100,000 files come in; pages and control meanwhile"),
     "feed": Benchmark(feed.run, "1,000 sockets, and 20,000 progress events a second"),
-    "growth": Benchmark(growth.run, "what a file costs as the batch and the log grow"),
     "growth": Benchmark(growth.run, "what a file costs as its batch grows"),
     "long-log": Benchmark(long_log.run, "append, load and list beside 5,000,000 events"),
 }
