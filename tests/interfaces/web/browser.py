@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from uuid import UUID
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
@@ -56,10 +57,11 @@ async def signed_in(
     owner: str = "default",
     scope: Scope = Scope.VIEWER,
     refused: int = 409,
+    batch: UUID | None = None,
 ) -> AsyncIterator[Page]:
     """A page of a signed-in user; whatever the browser complains about fails the test, but for
-    an answer of the status `refused`."""
-    principal = await on.hub.keys.authenticate(await on.key(owner, scope))
+    an answer of the status `refused`. `batch` is the only one that the user's key is for."""
+    principal = await on.hub.keys.authenticate(await on.key(owner, scope, batch=batch))
     assert principal is not None
     token = await on.hub.keys.open_session(principal, lifetime=600)
     context = await browser.new_context(viewport={"width": 1240, "height": 900})

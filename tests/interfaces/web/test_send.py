@@ -259,3 +259,25 @@ def test_who_may_only_look_is_not_asked_for_files(database_url: str, tmp_path: P
             await expect(ways.get_by_role("link")).to_have_count(1)
 
     run(story())
+
+
+def test_a_key_for_one_batch_sends_into_that_one(database_url: str, tmp_path: Path) -> None:
+    chromium()
+    album = folder(tmp_path / "album", faro=900)
+
+    async def story() -> None:
+        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+            scene = Scene(on.log, "Summer", minutes_ago=1)
+            await scene.start()
+            await on.projected()
+            limited = signed_in(browser, on, scope=Scope.UPLOADER, batch=scene.id)
+            async with limited as page:
+                await page.goto(f"{on.address}/#/send")
+                await choose(page, album)
+                await expect(page.get_by_label("Into")).to_have_value(str(scene.id))
+                assert await page.get_by_label("Into").locator("option").count() == 1
+                await page.get_by_role("button", name="Upload", exact=True).click()
+                await expect(page.get_by_text("Everything has arrived")).to_be_visible()
+            assert await stored(on, scene.id, "album/faro.bin") == b"faro" * 225
+
+    run(story())

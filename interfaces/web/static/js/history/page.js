@@ -5,6 +5,7 @@ import { arrange, glyph, h, oncePerFrame, text } from "../dom.js";
 import { VirtualList } from "../table.js";
 import { batchName, calendar, count } from "../words.js";
 import { Events } from "./events.js";
+import { Moments } from "./moments.js";
 import { eventRow } from "./row.js";
 import { Slider } from "./slider.js";
 import { told } from "./telling.js";
@@ -24,42 +25,39 @@ export class HistoryPage {
     this.follows = [batch];
     this.ids = { batch, upload };
     this.events = upload ? new Events("uploads", upload) : new Events("batches", batch);
-    this.position = at; // null: now, whatever happens
+    this.moments = new Moments(this.events, {
+      moved: (arrived) => this.#moved(arrived), failed: (error) => this.#complain(error),
+    });
     this.draw = oncePerFrame(() => this.#draw());
     this.#build();
-    this.#go(at);
-    this.clock = setInterval(() => this.#look(), LOOK);
+    this.moments.go(at);
+    this.clock = setInterval(() => this.moments.look(), LOOK);
   }
 
   close() {
     clearInterval(this.clock);
-    this.asking?.abort();
+    this.moments.close();
     this.list.close();
   }
 
   changed({ live }) {
-    this.stale ||= live;
+    if (live) this.moments.changed();
     this.draw();
   }
 
   #build() {
     const { batch, upload } = this.ids;
+    const { moments } = this;
     this.name = h("h1", {}, "History");
     this.about = h("p.summary");
     this.when = h("p.when");
-    this.slider = new Slider({ moved: (position) => this.#slide(position), stepped: (step) => this.#step(step) });
+    this.slider = new Slider({ moved: (position) => moments.slide(position), stepped: (step) => moments.step(step) });
     this.list = new VirtualList({
       label: "Events", rowHeight: ROW, make: eventRow,
-      chosen: (id) => id === null ? this.draw() : this.#go(Number(id)),
+      chosen: (id) => (id === null ? this.draw() : moments.go(Number(id))),
     });
     this.list.element.addEventListener("scroll", () => this.#fetchNear(), { passive: true });
     this.problem = h("p.problem", { role: "alert" });
-    this.batchThen = upload ? null : new BatchThen();
-    this.uploadThen = new UploadThen();
-    this.data = h("pre.data", { tabindex: 0, "aria-label": "The event as it is recorded" });
-    this.record = h("details", {}, h("summary", {}, "As recorded"), this.data);
-    this.side = h("aside.then-side", { "aria-label": "As of then" });
-    arrange(this.side, [this.batchThen?.element, this.uploadThen.element, this.record].filter(Boolean));
     const raw = `/v1/${upload ? `uploads/${upload}` : `batches/${batch}`}/history?format=ndjson`;
     this.element = h("section.history", {},
       h("p.crumbs", {}, h("a", { href: `#/batches/${batch}` }, glyph("back"), "Batch"),
@@ -68,118 +66,67 @@ export class HistoryPage {
           h("a", { href: raw }, "All events (NDJSON)"))),
       h("div.heading", {}, h("div", {}, this.name, this.about), this.when),
       this.slider.element, this.problem,
-      h("div.past", {}, h("div.list", {}, this.list.element), this.side));
+      h("div.past", {}, h("div.list", {}, this.list.element), this.#side()));
   }
 
-  /** To a position (null: now): loads what is around it unless it is there. Latest wins. */
-  async #go(position) {
-    clearTimeout(this.sliding);
-    this.position = position;
-    this.asking?.abort();
+  #side() {
+    this.batchThen = this.ids.upload ? null : new BatchThen();
+    this.uploadThen = new UploadThen();
+    this.data = h("pre.data", { tabindex: 0, "aria-label": "The event as it is recorded" });
+    const record = h("details", {}, h("summary", {}, "As recorded"), this.data);
+    const side = h("aside.then-side", { "aria-label": "As of then" });
+    arrange(side, [this.batchThen?.element, this.uploadThen.element, record].filter(Boolean));
+    return side;
+  }
+
+  /** The address of a page that has arrived leads back here, to this moment. */
+  #moved(arrived) {
     this.problem.hidden = true;
-    if (position === null || !this.events.covers(position)) {
-      this.asking = new AbortController();
-      try {
-        if (!(await this.events.around(position, this.asking.signal))) return;
-      } catch (error) {
-        if (error.name !== "AbortError") this.#complain(error);
-        return;
-      }
-    }
-    this.revealing = true;
+    this.revealing ||= arrived;
     this.draw();
-    this.#remember();
-  }
-
-  #slide(position) {
-    this.position = position;
-    this.draw();
-    clearTimeout(this.sliding);
-    this.sliding = setTimeout(() => this.#go(position), this.events.covers(position) ? 0 : 120);
-  }
-
-  async #step(step) {
-    const { events } = this;
-    if (step === "now") return this.#go(null);
-    if (step === "first") return this.#go(events.first);
-    // A slider that has just been moved may be ahead of what is loaded.
-    if (this.position !== null && !events.covers(this.position)) await this.#go(this.position);
-    const [here, way] = [this.#index(), step === "later" ? 1 : -1];
-    if (!events.items.length) return;
-    const { position } = events.items[here];
-    if (!events.items[here + way]) await this.#fetched(step);
-    const next = events.items[events.at(position) + way];
-    if (next) await this.#go(next.position);
-  }
-
-  #index() {
-    return this.position === null ? this.events.items.length - 1 : this.events.at(this.position);
+    const { position } = this.moments;
+    const address = `${location.hash.split("?")[0]}${position === null ? "" : `?at=${position}`}`;
+    if (arrived && location.hash !== address) history.replaceState(null, "", address);
   }
 
   /** More at the edge that the list has been scrolled to; the rows in sight stay where they are. */
   async #fetchNear() {
     const { scrollTop, scrollHeight, clientHeight } = this.list.element;
     if (scrollTop < NEAR * ROW && !this.events.atStart) {
-      const added = await this.#fetched("earlier");
+      const added = await this.moments.fetch("earlier");
       this.#draw();
       this.list.element.scrollTop += added * ROW;
     } else if (scrollTop + clientHeight > scrollHeight - NEAR * ROW && !this.events.atEnd) {
-      await this.#fetched("later");
+      await this.moments.fetch("later");
       this.draw();
-    }
-  }
-
-  /** What was recorded since; a page that shows now moves on with it. */
-  async #look() {
-    if (!this.stale || !this.events.items.length) return;
-    this.stale = false;
-    if (await this.#fetched("look")) this.revealing ||= this.position === null;
-    this.draw();
-  }
-
-  async #fetched(which) {
-    try {
-      return await this.events[which]();
-    } catch (error) {
-      this.#complain(error);
-      return 0;
     }
   }
 
   #complain(error) {
     if (!(error instanceof Refused)) throw error;
-    this.stale = true; // it is asked for again
     text(this.problem, error.message);
     this.problem.hidden = false;
   }
 
-  /** The address leads back here, to this moment. */
-  #remember() {
-    const address = `${location.hash.split("?")[0]}${this.position === null ? "" : `?at=${this.position}`}`;
-    if (location.hash !== address) history.replaceState(null, "", address);
-  }
-
   #draw() {
-    const { events, ids } = this;
+    const { events, ids, moments } = this;
     const batch = this.store.batches.get(ids.batch);
-    const path = ids.upload ? this.#pathOf(ids.upload) : null;
-    text(this.about, path ?? (batch ? batchName(batch) : ""));
+    text(this.about, ids.upload ? this.#pathOf(ids.upload) : batch ? batchName(batch) : "");
     this.title = `History of ${this.about.textContent}`;
     if (!events.items.length) return;
     this.list.show(events.items.map((item) => ({
       ...item, id: String(item.position), path: item.stream === ids.batch || ids.upload ? "" : this.#pathOf(item.stream),
     })));
-    const index = this.#index();
-    const item = events.items[index];
+    const item = events.items[moments.index];
     this.list.select(String(item.position));
     if (this.revealing) this.list.reveal(String(item.position));
     this.revealing = false;
-    this.#drawMoment(item, index);
-    if (this.position === null || this.events.covers(this.position)) this.#drawThen(item);
+    this.#drawMoment(item);
+    if (moments.known) this.#drawThen(item);
   }
 
-  #drawMoment(item, index) {
-    const { events, position } = this;
+  #drawMoment(item) {
+    const { events, moments: { index, position } } = this;
     const said = told(item);
     const words = `${said.word}${said.details ? `: ${said.details}` : ""}, ${calendar(item.at)}`;
     text(this.when, `${calendar(item.at)}, position ${count(item.position)}${position === null ? " (now)" : ""}`);

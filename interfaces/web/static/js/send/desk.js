@@ -33,6 +33,7 @@ class Desk extends EventTarget {
   }
 
   #changed() {
+    if (!this.sending) return; // a last word of what was dismissed
     this.#tell();
     this.dispatchEvent(new Event("change"));
   }

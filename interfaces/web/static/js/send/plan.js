@@ -6,7 +6,7 @@ import { recalled } from "./memory.js";
 
 const MOST_OFFERED = 50; // open batches
 
-/** `go(plan)` hears of the choice, `back()` that nothing is sent; `wanted` is the batch to propose. */
+/** `go(plan)` hears of the choice, `back()` that nothing is sent; `wanted` is the batch to propose, `limited` the only one that the key may add to. */
 export class Plan {
   constructor({ found, batches, wanted, limited, go, back }) {
     const bytesInAll = found.reduce((sum, { file }) => sum + (file?.size ?? 0), 0);
@@ -18,8 +18,9 @@ export class Plan {
     const offered = new Map(open(batches).map((batch) => [batch.id, batchName(batch)]));
     if (this.earlier && !limited) offered.set(this.earlier.batch, `${this.earlier.label || "the batch"} (go on with it)`);
     for (const [id, name] of offered) this.where.append(new Option(name, id));
-    if (wanted && !offered.has(wanted)) this.where.append(new Option(`Batch ${wanted.slice(-8)}`, wanted));
-    this.where.value = limited ?? wanted ?? this.earlier?.batch ?? "";
+    const proposed = limited ?? wanted;
+    if (proposed && !offered.has(proposed)) this.where.append(new Option(`Batch ${proposed.slice(-8)}`, proposed));
+    this.where.value = proposed ?? this.earlier?.batch ?? "";
     this.label = h("input", { name: "label", maxlength: 200, autocomplete: "off", value: this.root });
     this.named = h("label", {}, "Its name", this.label);
     this.seal = h("input", { type: "checkbox", name: "seal" });
