@@ -23,7 +23,9 @@ export class SendPage {
     this.problem = h("p.problem", { role: "alert" });
     this.earlier = h("ul.earlier", { "aria-label": "Not finished" });
     this.body = h("div");
-    this.element = h("section.send", {}, h("div.heading", {}, h("div", {}, h("h1", {}, "Upload"), this.summary = h("p.summary"))), this.problem, this.body);
+    this.summary = h("p.summary");
+    this.element = h("section.send", {},
+      h("div.heading", {}, h("div", {}, h("h1", {}, "Upload"), this.summary)), this.problem, this.body);
     this.listener = () => this.changed();
     desk.addEventListener("change", this.listener);
     principal().then((who) => {
@@ -41,7 +43,13 @@ export class SendPage {
 
   changed() {
     if (Boolean(desk.sending) !== this.shown) this.#show();
+    this.#sum();
     this.running.draw();
+  }
+
+  #sum() {
+    const going = desk.busy ? "It goes on while you look at other pages here. Keep this tab open." : "";
+    text(this.summary, desk.sending ? going : "A cut connection, a reload or a restart costs nothing: what has arrived is not sent again.");
   }
 
   #show() {
@@ -56,7 +64,7 @@ export class SendPage {
       arrange(this.body, [this.earlier, this.zone.element]);
     }
     this.zone.element.hidden = this.shown;
-    text(this.summary, this.shown ? "It goes on while you look at other pages here. Keep this tab open." : "A cut connection, a reload or a restart costs nothing: what has arrived is not sent again.");
+    this.#sum();
   }
 
   #refuse() {
