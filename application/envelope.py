@@ -39,11 +39,14 @@ class Write(msgspec.Struct, frozen=True):
 
     `expected` is the stream's version as the writer knows it (0: it does not exist yet).
     None appends at whatever version is current: for facts that commute with all others.
+    `owner` is whose stream it is: with their key personal fields are encrypted. Events that name
+    their owner need none.
     """
 
     stream: UUID
     expected: int | None
     events: tuple[Event, ...]
+    owner: str | None = None
 
 
 class Unless(msgspec.Struct, frozen=True):
@@ -81,6 +84,12 @@ class Appended(msgspec.Struct, frozen=True):
     versions: dict[UUID, int]
 
 
-def one(stream: UUID, expected: int | None, *events: Event, cause: Cause = NO_CAUSE) -> Append:
+def one(
+    stream: UUID,
+    expected: int | None,
+    *events: Event,
+    cause: Cause = NO_CAUSE,
+    owner: str | None = None,
+) -> Append:
     """An append to a single stream."""
-    return Append((Write(stream, expected, events),), cause=cause)
+    return Append((Write(stream, expected, events, owner),), cause=cause)

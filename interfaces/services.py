@@ -10,6 +10,7 @@ from uuid import UUID
 from aiohttp import web
 
 from application.ports.blobs import BlobStore
+from application.ports.erasures import Erasures, NoErasures
 from application.ports.errands import Errands, NoErrands
 from application.ports.event_log import EventLog, Wakeups
 from application.ports.keys import Keys
@@ -42,6 +43,7 @@ class Services:
     slots: Slots = field(default_factory=SlotsHere)
     workers: Workers = field(default_factory=NobodyWorks)
     webhooks: Webhooks = field(default_factory=NoWebhooks)
+    erasures: Erasures = field(default_factory=NoErasures)
     seals: Seals = field(default_factory=NoSeals)
 
 

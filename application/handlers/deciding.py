@@ -91,7 +91,7 @@ async def _decide(
             continue
         if not events:
             return Decided(aggregate, 0)
-        write = Write(id, aggregate.version, events)
+        write = Write(id, aggregate.version, events, aggregate.owner)
         try:
             appended = await log.append(
                 Append((write,), cause=context.cause, answer=context.answer)

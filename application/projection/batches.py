@@ -8,6 +8,7 @@ from application.projection.columns import Columns, text, tree
 from domain.batch.events import (
     BatchCancelled,
     BatchCompleted,
+    BatchErased,
     BatchEvent,
     BatchExpired,
     BatchPaused,
@@ -35,6 +36,7 @@ BATCH_EVENTS = (
     BatchExpired,
     BatchReopened,
     BatchCompleted,
+    BatchErased,
 )
 
 _RUNNING: Columns = {"paused": False, "pause_reason": None}
@@ -68,6 +70,8 @@ def batch_columns(event: BatchEvent) -> Columns:
             return {"state": BatchState.SEALED, "outcome": None, "completed_at": None}
         case BatchCompleted():
             return _completed(event)
+        case BatchErased():
+            return {"label": "", "metadata": {}, "pause_reason": None}
         case _:
             assert_never(event)
 

@@ -14,10 +14,15 @@ from application.projection.columns import Columns
 from application.projection.uploads import upload_columns
 from domain.batch.events import BatchStarted
 from domain.ids import is_part
-from domain.upload.events import AttemptStarted, UploadRegistered, UploadRejected
+from domain.upload.events import (
+    AttemptStarted,
+    UploadErased,
+    UploadRegistered,
+    UploadRejected,
+)
 from domain.webhook.events import WEBHOOK_EVENTS
 
-VERSION = 2
+VERSION = 3
 
 Table: TypeAlias = Literal["batches", "uploads", "attempts"]
 Key: TypeAlias = UUID | tuple[UUID, int]
@@ -51,6 +56,9 @@ def changes_of(recorded: Recorded) -> tuple[Change, ...]:
     if isinstance(event, WEBHOOK_EVENTS):  # whoever sends them keeps their rows
         return ()
     upload = Change("uploads", recorded.stream, upload_columns(event), creates)
+    if isinstance(event, UploadErased):
+        erased = (_attempt(recorded, n, {"message": None}) for n in range(1, event.attempts + 1))
+        return (_stamped(upload, recorded), *erased)
     attempt = attempt_columns(event)
     if attempt is None:
         return (_stamped(upload, recorded),)

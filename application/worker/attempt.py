@@ -91,7 +91,7 @@ class Attempt:
     async def _record(self, decide: Callable[[Upload], tuple[Event, ...]]) -> None:
         async with self._turn:
             events = decide(self.upload)
-            recorded = self._scribe.record(Write(self.upload.id, self.upload.version, events))
+            recorded = self._scribe.record(self._write(events))
             try:
                 await asyncio.wait((recorded,))
             finally:
@@ -99,6 +99,9 @@ class Attempt:
                 if not recorded.done():
                     await asyncio.wait((recorded,))
                 self._take(events, recorded)
+
+    def _write(self, events: tuple[Event, ...]) -> Write:
+        return Write(self.upload.id, self.upload.version, events, self.upload.owner)
 
     def _take(self, events: tuple[Event, ...], recorded: asyncio.Future[None]) -> None:
         try:

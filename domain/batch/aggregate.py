@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from domain.batch.events import (
     BatchCancelled,
     BatchCompleted,
+    BatchErased,
     BatchEvent,
     BatchExpired,
     BatchPaused,
@@ -64,6 +65,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
     outcome: Outcome | None = None
     progress: BatchProgressed | None = None
     pardoned: int = 0
+    erased: bool = False
 
     # Decide: say what happens next, or refuse.
 
@@ -166,6 +168,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         """Raises NotNow unless files may still join."""
         self._require(BatchState.OPEN)
 
+    def erase(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        """Saying it twice changes nothing."""
+        if self.erased:
+            return ()
+        self._require(BatchState.COMPLETED)
+        return (BatchErased(at=at, by=by),)
+
     # Evolve: take an event as fact.
 
     @classmethod
@@ -213,6 +222,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
                 )
             case BatchCompleted(outcome=outcome):
                 return replace(self, version=version, state=BatchState.COMPLETED, outcome=outcome)
+            case BatchErased():
+                return replace(self, version=version, label="", erased=True)
             case BatchStarted():
                 raise NotNow("a batch is started once")
             case _:

@@ -91,6 +91,10 @@ class BatchReopened(Event, frozen=True, kw_only=True, tag="batch.reopened"):
     reason: str
 
 
+class BatchErased(Event, frozen=True, kw_only=True, tag="batch.erased"):
+    """Its personal fields are gone, with those of its uploads; the history stays."""
+
+
 class BatchCompleted(Event, frozen=True, kw_only=True, tag="batch.completed"):
     """Every upload has ended; `duration` in seconds since the batch started."""
 
@@ -112,6 +116,7 @@ BatchEvent: TypeAlias = (
     | BatchExpired
     | BatchReopened
     | BatchCompleted
+    | BatchErased
 )
 
 CLOSING = frozenset(topic_of(event) for event in (BatchSealed, BatchCancelled, BatchExpired))

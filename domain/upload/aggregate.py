@@ -196,7 +196,7 @@ class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"
     def erase(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
         if not self.state.ended or self.state is UploadState.ERASED:
             raise NotNow(f"the upload is {self.state}")
-        return (UploadErased(at=at, by=by),)
+        return (UploadErased(at=at, by=by, attempts=self.attempt),)
 
     def _abandoned(self, reason: str, *, at: datetime, by: str) -> AttemptAbandoned:
         assert self.worker is not None

@@ -163,7 +163,9 @@ class UploadExpired(Event, frozen=True, kw_only=True, tag="upload.expired"):
 
 
 class UploadErased(Event, frozen=True, kw_only=True, tag="upload.erased"):
-    """Bytes and personal fields are gone; the history stays."""
+    """Bytes and personal fields are gone, also those of so many attempts; the history stays."""
+
+    attempts: int = 0
 
 
 UploadEvent: TypeAlias = (

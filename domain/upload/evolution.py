@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self, assert_never
+from typing import Any, Self, assert_never
 from uuid import UUID
 
 import msgspec
@@ -34,6 +34,9 @@ from domain.upload.events import (
     UploadReleased,
 )
 from domain.upload.state import UploadState
+
+_NOTHING: dict[str, Any] = {"path": "", "media_type": None, "checksum": None, "metadata": {}}
+"""What is left of a file that was erased."""
 
 
 class Evolving(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,7 +150,7 @@ class Evolving(msgspec.Struct, frozen=True, kw_only=True):
             case UploadExpired():
                 return self._moved(UploadState.EXPIRED)
             case UploadErased():
-                return self._moved(UploadState.ERASED)
+                return replace(self._moved(UploadState.ERASED), **_NOTHING)
             case UploadRegistered() | UploadRejected():
                 raise NotNow("an upload is registered once")
             case _:

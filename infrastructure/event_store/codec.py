@@ -1,14 +1,27 @@
-"""The bytes of an event: `{"v":2,"event":{"type":...},"command":...,"trace":...}`."""
+"""The bytes of an event: `{"v":2,"private":{...},"event":{"type":...},"command":...,"trace":...}`.
+
+`private` holds personal fields, encrypted; it stands first, so that its key is found at a glance.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, get_args
+from collections.abc import Iterable
+from typing import Any, get_args
 from uuid import UUID
 
 import msgspec
 
-from application.envelope import NO_CAUSE, Cause, DomainEvent
+from application.envelope import NO_CAUSE, Append, Cause, DomainEvent
 from domain.event import Event, topic_of
+from infrastructure.event_store.personal import (
+    BEGINNING,
+    PERSONAL,
+    Box,
+    Protection,
+    keys_in,
+    parted,
+    rejoined,
+)
 from infrastructure.event_store.upcasting import Upcasters
 
 TOPICS = frozenset(topic_of(event_class) for event_class in get_args(DomainEvent))
@@ -18,22 +31,11 @@ class UnreadableEvent(Exception):
     """A stored event that this version of the code cannot make sense of."""
 
 
-class Protection(Protocol):
-    """Where personal fields are turned into what may be stored, and back.
-
-    Both functions give an event of the same class; fields of an erased owner come back
-    as tombstones.
-    """
-
-    def protect(self, event: Event) -> Event: ...
-
-    def reveal(self, event: DomainEvent) -> DomainEvent: ...
-
-
 class _State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`v` is the version of the event's class, left out while it is 1."""
 
     v: int = 1
+    private: Box | None = None
     event: DomainEvent
     command: UUID | None = None
     trace: str | None = None
@@ -43,6 +45,7 @@ class _Written(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The same, as any event goes in."""
 
     v: int = 1
+    private: Box | None = None
     event: Event
     command: UUID | None = None
     trace: str | None = None
@@ -61,13 +64,44 @@ class Codec:
         self._upcasters = upcasters or Upcasters()
         self._protection = protection
 
-    def encode(self, event: Event, cause: Cause = NO_CAUSE) -> tuple[str, bytes]:
+    async def prepare(self, append: Append) -> None:
+        """To be awaited before `encode`: looks up the keys of the owners.
+
+        Raises NotNow, Unavailable, ValueError for personal fields of which nobody says whose.
+        """
+        if self._protection is None:
+            return
+        owners, beginning = set(), set()
+        for write in append.writes:
+            for event in write.events:
+                topic = topic_of(event)
+                if topic in PERSONAL:
+                    owner = _owner(event, write.owner)
+                    owners.add(owner)
+                    if topic in BEGINNING:
+                        beginning.add(owner)
+        if owners:
+            await self._protection.prepare(owners, beginning)
+
+    async def learn(self, states: Iterable[bytes]) -> None:
+        """To be awaited before `decode`: looks up the keys these name. Raises Unavailable."""
+        if self._protection is not None and (keys := keys_in(states)):
+            await self._protection.learn({UUID(key.decode()) for key in keys})
+
+    def encode(
+        self, event: Event, cause: Cause = NO_CAUSE, owner: str | None = None
+    ) -> tuple[str, bytes]:
         """The topic of the event, and the bytes to file under it."""
         topic = topic_of(event)
-        if self._protection is not None:
-            event = self._protection.protect(event)
+        box = None
+        if self._protection is not None and topic in PERSONAL:
+            bare, content = parted(event, topic)
+            if content is not None:
+                box = self._protection.close(_owner(event, owner), content)
+                event = bare
         state = _Written(
             v=self._upcasters.version(topic),
+            private=box,
             event=event,
             command=cause.command_id,
             trace=cause.traceparent,
@@ -85,16 +119,32 @@ class Codec:
         if topic_of(stored.event) != topic:
             raise UnreadableEvent(f"{topic_of(stored.event)} is filed under {topic}")
         event = stored.event
-        if self._protection is not None:
-            event = self._protection.reveal(event)
+        if stored.private is not None:
+            event = self._revealed(event, stored.private)
         if stored.command is None and stored.trace is None:
             return event, NO_CAUSE
         return event, Cause(stored.command, stored.trace)
+
+    def _revealed(self, event: DomainEvent, box: Box) -> DomainEvent:
+        if self._protection is None:
+            raise UnreadableEvent("its personal fields are encrypted, and there are no keys here")
+        try:
+            content = self._protection.open(box)
+            return event if content is None else rejoined(event, content)
+        except (LookupError, ValueError) as error:
+            raise UnreadableEvent(f"its personal fields cannot be read: {error}") from None
 
     def _upcast(self, topic: str, state: bytes) -> _State:
         raw: dict[str, Any] = msgspec.json.decode(state)
         raw["event"] = self._upcasters.upcast(topic, raw.get("v", 1), raw["event"])
         return msgspec.convert(raw, _State)
+
+
+def _owner(event: Event, owner: str | None) -> str:
+    named: str | None = getattr(event, "owner", owner)
+    if named is None:
+        raise ValueError(f"{topic_of(event)} has personal fields, and nobody says whose")
+    return named
 
 
 CODEC = Codec()

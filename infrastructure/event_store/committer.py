@@ -80,6 +80,7 @@ class GroupCommitter:
         """
         if self._closing or self._task is None:
             raise Unavailable("the log is closed")
+        await self._codec.prepare(append)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._patience
         pending = Pending(encode(append, self._codec), loop.create_future(), deadline)

@@ -12,6 +12,7 @@ from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
 from application.envelope import NO_CAUSE, Cause, DomainEvent
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.folding import Aggregate, fold
+from infrastructure.event_store.personal import Withheld
 from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS, decode_snapshot, encode_snapshot
 
 
@@ -43,16 +44,21 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class StructMapper(Mapper[UUID]):
-    """The library's Mapper for tagged Structs; its transcoder is never asked."""
+    """The library's Mapper for tagged Structs; its transcoder is never asked.
 
-    def __init__(self, codec: Codec = CODEC) -> None:
+    Without a codec that has keys, personal fields are read as if they had been erased, and
+    written in the clear.
+    """
+
+    def __init__(self, codec: Codec | None = None) -> None:
         super().__init__(JSONTranscoder())
-        self._codec = codec
+        self._writing = codec or CODEC
+        self._codec = codec or Codec(protection=Withheld())
 
     def to_stored_event(self, domain_event: DomainEventProtocol[UUID]) -> StoredEvent:
         match domain_event:
             case Fact(event=event, cause=cause):
-                topic, state = self._codec.encode(event, cause)
+                topic, state = self._writing.encode(event, cause)
             case Snapshot(state=aggregate):
                 topic, state = encode_snapshot(aggregate)
             case _:

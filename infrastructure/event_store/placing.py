@@ -52,7 +52,7 @@ class Placed(msgspec.Struct, frozen=True):
 def encode(append: Append, codec: Codec = CODEC) -> Encoded:
     """The append, with its events as bytes."""
     contents = tuple(
-        tuple(codec.encode(event, append.cause) for event in write.events)
+        tuple(codec.encode(event, append.cause, write.owner) for event in write.events)
         for write in append.writes
     )
     return Encoded(append, contents, sum(map(len, contents)))

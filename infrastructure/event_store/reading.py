@@ -102,6 +102,7 @@ async def _read(
     cursor = connection.cursor(binary=True)
     await cursor.execute(query, parameters, prepare=True)
     rows: list[StoredRow] = await cursor.fetchall()
+    await codec.learn(row[4] for row in rows)
     return [_recorded(codec, *row) for row in rows]
 
 

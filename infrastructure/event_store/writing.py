@@ -94,6 +94,8 @@ async def write_group(
     the caller commits. A refusal (Conflict, AlreadyHandled, KeyReused) is a result, and does
     not keep the other appends from being recorded. Raises psycopg.Error.
     """
+    for append in appends:
+        await codec.prepare(append)  # by a connection of its own, before any lock is taken
     ask = partial(ask_through_cursors, connection)
     verdicts = await place_group(ask, [encode(append, codec) for append in appends])
     return results(verdicts, await ask(insertions(verdicts)))

@@ -12,7 +12,7 @@ from application.errors import Unavailable
 from application.ports.jobs import Cleared
 from domain.upload.aggregate import Upload
 from infrastructure.event_store.arrays import uuids
-from infrastructure.event_store.codec import CODEC
+from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.folding import Aggregate, fold
 from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS, decode_snapshot
 from infrastructure.postgres.pool import Connection, Pool
@@ -44,8 +44,9 @@ ORDER BY wanted.id, later.originator_version"""
 class PostgresClearance:
     """Reads a whole job's uploads in one exchange, whatever their number."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, codec: Codec = CODEC) -> None:
         self._pool = pool
+        self._codec = codec
 
     async def cleared(self, uploads: Sequence[UUID]) -> Sequence[Cleared]:
         try:
@@ -63,7 +64,9 @@ class PostgresClearance:
             # After the events: a snapshot that was taken meanwhile is then newer, not missing.
             await snapshots.execute(_SNAPSHOTS, (ids, topics), prepare=True)
         due_at: dict[UUID, int | None] = dict(await running.fetchall())
-        known = _folded(await snapshots.fetchall(), await events.fetchall())
+        later = await events.fetchall()
+        await self._codec.learn(state for _, _, _, state in later)
+        known = _folded(self._codec, await snapshots.fetchall(), later)
         loaded = [known.get(upload) for upload in uploads if upload in due_at]
         return [
             Cleared(upload, retry_due=due_at[upload.id] == upload.version)
@@ -73,12 +76,14 @@ class PostgresClearance:
 
 
 def _folded(
-    snapshots: Iterable[tuple[UUID, bytes]], events: Iterable[tuple[UUID, int, str, bytes]]
+    codec: Codec,
+    snapshots: Iterable[tuple[UUID, bytes]],
+    events: Iterable[tuple[UUID, int, str, bytes]],
 ) -> dict[UUID, Aggregate]:
     """The aggregates as of now."""
     known: dict[UUID, Aggregate] = {id: decode_snapshot(state) for id, state in snapshots}
     for id, version, topic, state in events:
         before = known.get(id)
         if before is None or version > before.version:
-            known[id] = fold(id, before, CODEC.decode(topic, state)[0])
+            known[id] = fold(id, before, codec.decode(topic, state)[0])
     return known

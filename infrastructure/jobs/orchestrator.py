@@ -14,6 +14,7 @@ from procrastinate.exceptions import ConnectorException
 from application.errors import Unavailable
 from application.orchestrator.suspecting import Suspects
 from application.ports.event_log import EventLog, Wakeups
+from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.jobs.leadership import Deposed, take_the_lead
 from infrastructure.jobs.queue import Dispatch
 from infrastructure.jobs.round import Done, run_round
@@ -45,8 +46,10 @@ class Orchestrator:
         wakeups: Wakeups,
         settings: Settings,
         now: Callable[[], datetime],
+        codec: Codec = CODEC,
     ) -> None:
         self._url = url
+        self._codec = codec
         self._reader = log
         self._wakeups = wakeups
         self._settings = settings
@@ -100,6 +103,7 @@ class Orchestrator:
                 check=check,
                 at=self._now(),
                 suspects=suspects,
+                codec=self._codec,
             )
             self._position = done.position
             checked = now if check else checked

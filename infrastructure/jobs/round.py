@@ -25,6 +25,7 @@ from application.orchestrator.members import Followed, Member
 from application.orchestrator.suspecting import Suspects
 from domain.event import Event
 from domain.upload.state import UploadState
+from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.writing import write_group
 from infrastructure.jobs import ending, retrying, rows, selection
 from infrastructure.jobs.leadership import require_position
@@ -45,7 +46,7 @@ class Step(msgspec.Struct, frozen=True):
     def append(self) -> Append:
         subject = self.subject
         stream = subject.upload if isinstance(subject, Member) else subject.batch
-        return one(stream, subject.version, *self.events)
+        return one(stream, subject.version, *self.events, owner=subject.owner)
 
 
 class Plan(msgspec.Struct):
@@ -85,6 +86,7 @@ async def run_round(
     check: bool,
     at: datetime,
     suspects: Suspects | None = None,
+    codec: Codec = CODEC,
 ) -> Done:
     """One transaction: the events after `position`, and everything that follows from them.
 
@@ -108,7 +110,7 @@ async def run_round(
         _try_again(plan, changes)
         await _release(seen, plan, at)
         await _settle(connection, seen, plan, through, at)
-        due = await _carry_out(connection, dispatch, plan, settings)
+        due = await _carry_out(connection, dispatch, plan, settings, codec)
     return Done(through, len(plan.steps) >= selection.CHUNK, due)
 
 
@@ -182,12 +184,12 @@ async def _settle(
 
 
 async def _carry_out(
-    connection: Connection, dispatch: Dispatch, plan: Plan, settings: Settings
+    connection: Connection, dispatch: Dispatch, plan: Plan, settings: Settings, codec: Codec
 ) -> datetime | None:
     """Records the steps; only what the log accepted has consequences. When the next count is."""
     answers: Sequence[Appended | ApplicationError] = ()
     if plan.steps:
-        answers = await write_group(connection, [step.append for step in plan.steps])
+        answers = await write_group(connection, [step.append for step in plan.steps], codec)
     accepted = [
         step
         for step, answer in zip(plan.steps, answers, strict=True)

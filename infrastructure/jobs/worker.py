@@ -24,6 +24,7 @@ from application.pipeline import Processor
 from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog
 from application.worker.attempts import Attempts
+from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.jobs.clearance import PostgresClearance
 from infrastructure.jobs.queue import QUEUE, TASK
 from infrastructure.jobs.registration import stay_known
@@ -62,6 +63,7 @@ class Worker:
         settings: Settings,
         now: Callable[[], datetime],
         random: Callable[[], float],
+        codec: Codec = CODEC,
     ) -> None:
         logging.getLogger("procrastinate").setLevel(logging.WARNING)  # else a line for every job
         self._url = url
@@ -72,7 +74,7 @@ class Worker:
         self._make_attempts: Callable[[], Attempts] = lambda: Attempts(
             log,
             blobs,
-            PostgresClearance(pool),
+            PostgresClearance(pool, codec),
             processors,
             settings.pipelines,
             concurrency=settings.worker_concurrency,

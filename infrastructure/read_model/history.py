@@ -12,7 +12,7 @@ from application.envelope import Recorded
 from application.errors import NotFound
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.read_model.engine import answering, one_moment
-from infrastructure.read_model.scanning import EVENT, Scan, log, recorded
+from infrastructure.read_model.scanning import EVENT, Scan, all_recorded, log
 from infrastructure.read_model.scopes import Scope, of_batch, of_owner
 from infrastructure.read_model.tables import NAME, batches, stored_events, tracking, uploads
 
@@ -68,7 +68,7 @@ class PostgresHistory:
                 .limit(limit)
             )
             async with answering(self._engine) as session:
-                return [recorded(row, self._codec) for row in await session.execute(query)]
+                return await all_recorded((await session.execute(query)).all(), self._codec)
         async with one_moment(self._engine) as session:
             return await self._page(session, of_owner(owner), after, limit)
 
@@ -109,4 +109,5 @@ class PostgresHistory:
             rows = (await session.execute(query)).all()
         if not rows:
             raise NotFound(f"no upload {id}")
-        return [recorded(row, self._codec) for row in rows if row.notification_id is not None]
+        found = [row for row in rows if row.notification_id is not None]
+        return await all_recorded(found, self._codec)

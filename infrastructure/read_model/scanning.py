@@ -6,6 +6,7 @@ close ahead in the log, so that is looked through instead; unless it does not li
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import CTE, ColumnElement, Row, Select, and_, func, select
@@ -24,8 +25,13 @@ log = stored_events.c
 EVENT = (log.originator_id, log.originator_version, log.notification_id, log.topic, log.state)
 
 
-def recorded(row: Row[*tuple[Any, ...]], codec: Codec) -> Recorded:
-    """The event of a row of the columns EVENT. Raises UnreadableEvent."""
+async def all_recorded(rows: Sequence[Row[*tuple[Any, ...]]], codec: Codec) -> list[Recorded]:
+    """The events of rows of the columns EVENT. Raises UnreadableEvent, Unavailable."""
+    await codec.learn(row.state for row in rows)
+    return [_recorded(row, codec) for row in rows]
+
+
+def _recorded(row: Row[*tuple[Any, ...]], codec: Codec) -> Recorded:
     event, cause = codec.decode(row.topic, row.state)
     return Recorded(row.originator_id, row.originator_version, row.notification_id, event, cause)
 
@@ -129,4 +135,4 @@ class Scan:
         )
 
     async def _events(self, query: Select[Any]) -> list[Recorded]:
-        return [recorded(row, self._codec) for row in await self._session.execute(query)]
+        return await all_recorded((await self._session.execute(query)).all(), self._codec)

@@ -19,6 +19,7 @@ from application.webhooks.following import (
     telling_of,
     up_to_change,
 )
+from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.reading import read_head, read_log
 from infrastructure.postgres.pool import Connection, connect
 from infrastructure.webhooks import queueing
@@ -70,8 +71,10 @@ class Follower:
         *,
         most: int,
         now: Callable[[], datetime],
+        codec: Codec = CODEC,
     ) -> None:
         self._url = url
+        self._codec = codec
         self._wakeups = wakeups
         self._bell = bell
         self._most = most
@@ -109,7 +112,9 @@ class Follower:
     async def _round(self, connection: Connection) -> None:
         """The events up to the next change of a webhook, or as many as fit; then a rest."""
         head = await read_head(connection)
-        found = await read_log(connection, self._position, EVENTS, self._roster.topics())
+        found = await read_log(
+            connection, self._position, EVENTS, self._roster.topics(), self._codec
+        )
         events, change = up_to_change(found)
         if change is not None:
             through = change.position
@@ -129,7 +134,9 @@ class Follower:
         through: int,
     ) -> None:
         """One transaction: what these events lead to, and the place after them."""
-        tellings = self._roster.tell(events, await origins_of(connection, streams_of(events)))
+        tellings = self._roster.tell(
+            events, await origins_of(connection, streams_of(events), self._codec)
+        )
         clock = asyncio.get_running_loop().time()
         if change is None and not tellings and clock < self._keep_at:
             self._position = through

@@ -11,6 +11,9 @@ from uuid import UUID
 from infrastructure.audit.proofs import PostgresSeals
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.blobs.notices import NotifiedElsewhere
+from infrastructure.erasure.erasures import PostgresErasures
+from infrastructure.erasure.keyring import Keyring
+from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.jobs.workers import PostgresWorkers
@@ -42,6 +45,7 @@ class Parts:
     keys: PostgresKeys
     log: PostgresEventLog
     blobs: Blobs
+    codec: Codec
 
 
 def utc_now() -> datetime:
@@ -67,8 +71,10 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         pool = make_pool(database.url, name="server", min_size=2, max_size=POOL)
         await stack.enter_async_context(pool)
         listener = await stack.enter_async_context(Listener(database.url))
-        committer = await stack.enter_async_context(GroupCommitter(database.url))
-        log = await stack.enter_async_context(PostgresEventLog(pool, committer))
+        secrets = make_pool(database.url, name="keys", max_size=2)
+        codec = Codec(protection=Keyring(await stack.enter_async_context(secrets)))
+        committer = await stack.enter_async_context(GroupCommitter(database.url, codec=codec))
+        log = await stack.enter_async_context(PostgresEventLog(pool, committer, codec=codec))
         engine = make_engine(database.url)
         stack.push_async_callback(engine.dispose)
         blobs = await stack.enter_async_context(open_blobs(settings, database.url))
@@ -78,7 +84,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             log=log,
             wakeups=listener.wakeups(),
             queries=PostgresQueries(engine, listener.wakeups(READ_MODEL)),
-            history=PostgresHistory(engine),
+            history=PostgresHistory(engine, codec=codec),
             blobs=blobs,
             keys=keys,
             now=utc_now,
@@ -90,6 +96,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             workers=PostgresWorkers(pool, settings.worker_dead_after),
             webhooks=PostgresWebhooks(pool),
             seals=PostgresSeals(pool),
+            erasures=PostgresErasures(pool),
         )
         yield Parts(
             services=services,
@@ -99,4 +106,5 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             keys=keys,
             log=log,
             blobs=blobs,
+            codec=codec,
         )

@@ -9,6 +9,8 @@ from application.sweeping import Sweeper
 from infrastructure.audit import running as sealing
 from infrastructure.audit.sealing import sealer_of
 from infrastructure.blobs.notices import NotifiedElsewhere
+from infrastructure.erasure import running as erasing
+from infrastructure.erasure.eraser import Eraser
 from infrastructure.postgres.presence import Presence, Standing
 from infrastructure.read_model import projector
 from infrastructure.read_model.rebuild import ensure_current
@@ -32,6 +34,7 @@ def works_of(parts: Parts, roles: Sequence[Role]) -> dict[str, Work]:
         works["projector"] = lambda: _project(parts)
         works["orchestrator"] = lambda: _orchestrate(parts, standing)
         works["sweeper"] = lambda: _sweep(parts)
+        works["eraser"] = lambda: _erase(parts)
         works["sealer"] = lambda: _seal(parts)
         works |= webhooks.works_of(parts, reach_us(parts.services.settings, roles))
     if Role.WORKER in roles:
@@ -50,7 +53,12 @@ async def _orchestrate(parts: Parts, standing: Standing) -> None:
 
     services = parts.services
     orchestrator = Orchestrator(
-        parts.database.url, parts.log, parts.listener.wakeups(), services.settings, services.now
+        parts.database.url,
+        parts.log,
+        parts.listener.wakeups(),
+        services.settings,
+        services.now,
+        parts.codec,
     )
     standing.leads = lambda: orchestrator.leading
     await orchestrator.run()
@@ -70,6 +78,11 @@ async def _sweep(parts: Parts) -> None:
         now=services.now,
     )
     await sweeping.run(parts.database.url, sweeper)
+
+
+async def _erase(parts: Parts) -> None:
+    eraser = Eraser(parts.log, parts.services.blobs, parts.services.now)
+    await erasing.run(parts.database.url, eraser)
 
 
 async def _seal(parts: Parts) -> None:
@@ -102,6 +115,7 @@ async def _work(parts: Parts, standing: Standing) -> None:
             services.settings,
             services.now,
             random,
+            parts.codec,
         )
         standing.worker = lambda: worker.id
         await worker.run()

@@ -33,6 +33,7 @@ async def _follow(parts: Parts, bell: asyncio.Event) -> None:
         bell,
         most=services.settings.webhook_max_pending,
         now=services.now,
+        codec=parts.codec,
     )
     await follower.run()
 

@@ -38,6 +38,7 @@ _COMMANDS = (
         "Tell your own systems what happened, and see what they heard.",
     ),
     ("key", "key:app", _KEEP, "Create, list and revoke API keys."),
+    ("erase", "erase:app", _KEEP, "Destroy everything personal of an owner, for good."),
     ("doctor", "doctor:doctor", _KEEP, "Check this machine and the server, with what to do."),
     ("config", "config:app", _KEEP, "Show every setting and where its value came from."),
 )

@@ -92,6 +92,13 @@ class NewKey(Form, frozen=True, kw_only=True):
     expires_in: Annotated[float, Meta(gt=0, le=MAX_EXPIRY)] | None = None
 
 
+class NewErasure(Form, frozen=True, kw_only=True):
+    """Whose data is to be destroyed, and why, for the record."""
+
+    owner: Annotated[str, Meta(min_length=1, max_length=200)]
+    reason: Annotated[str, Meta(max_length=1000)] = ""
+
+
 class NewWebhook(Form, frozen=True, kw_only=True, omit_defaults=True):
     """A webhook to add; `owner` is for admins.
 

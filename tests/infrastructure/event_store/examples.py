@@ -8,6 +8,7 @@ from application.envelope import Cause, DomainEvent
 from domain.batch.events import (
     BatchCancelled,
     BatchCompleted,
+    BatchErased,
     BatchExpired,
     BatchPaused,
     BatchPrioritized,
@@ -167,6 +168,7 @@ EXAMPLES: tuple[DomainEvent, ...] = (
         counts=COUNTS,
         duration=61.5,
     ),
+    BatchErased(at=NOON, by=BY),
     WebhookAdded(
         at=NOON,
         by=BY,

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from application.envelope import Cause, DomainEvent
-from domain.event import Event, topic_of
-from domain.upload.events import SizeDeclared, UploadCancelled
+from domain.event import topic_of
+from domain.upload.events import SizeDeclared
 from infrastructure.event_store.codec import CODEC, Codec, UnreadableEvent
 from infrastructure.event_store.upcasting import Upcasters
 from tests.infrastructure.event_store.examples import CAUSE, EXAMPLES, GROWN
@@ -105,25 +105,3 @@ def test_an_event_whose_shape_changed_says_its_version() -> None:
 def test_an_event_of_a_later_version_is_refused() -> None:
     with pytest.raises(UnreadableEvent, match="later than 3"):
         EVOLVED.decode("upload.size_declared", b'{"v":4,"event":{}}')
-
-
-class Shouting:
-    """A protection that is easy to see: reasons are stored in capitals."""
-
-    def protect(self, event: Event) -> Event:
-        assert isinstance(event, UploadCancelled)
-        return msgspec.structs.replace(event, reason=event.reason.upper())
-
-    def reveal(self, event: DomainEvent) -> DomainEvent:
-        assert isinstance(event, UploadCancelled)
-        return msgspec.structs.replace(event, reason=event.reason.lower())
-
-
-def test_personal_fields_can_be_protected_on_their_way_to_the_log() -> None:
-    codec = Codec(protection=Shouting())
-    event = UploadCancelled(at=NOON, by=ALICE, reason="secret")
-
-    topic, state = codec.encode(event)
-
-    assert b"SECRET" in state
-    assert codec.decode(topic, state)[0] == event

@@ -14,6 +14,7 @@ const EVENTS = {
   "batch.cancelled": ["Batch cancelled", "stopped", "warn", (it) => it.reason],
   "batch.expired": ["Batch expired", "gone", "quiet"],
   "batch.reopened": ["Reopened", "retry", "warn", (it) => it.reason],
+  "batch.erased": ["Erased", "gone", "quiet"],
   "batch.completed": ["Batch completed", "done", "good", (it) => `${it.outcome.replaceAll("_", " ")}, after ${duration(it.duration)}`],
   "upload.registered": ["Registered", "waiting", "quiet", (it) => bytes(it.size)],
   "upload.rejected": ["Rejected", "refused", "bad", (it) => it.message],

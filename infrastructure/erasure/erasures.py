@@ -1,0 +1,88 @@
+"""The port `Erasures` on PostgreSQL, and what the eraser asks and tells."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from application.errors import NotFound, Unavailable
+from application.ports.erasures import Erasure
+from infrastructure.postgres.pool import Connection, Pool
+
+_COLUMNS = """SELECT id, owner, reason, requested_by, requested_at, finished_at, batches, uploads
+FROM audit.erasures"""
+_REQUEST = """INSERT INTO audit.erasures (id, owner, reason, requested_by, requested_at)
+VALUES (%s, %s, %s, %s, %s) ON CONFLICT (owner) WHERE finished_at IS NULL DO NOTHING"""
+_OPEN = f"{_COLUMNS} WHERE owner = %s AND finished_at IS NULL"
+_BY_ID = f"{_COLUMNS} WHERE id = %s"
+_PAGE = f"""{_COLUMNS} WHERE (%(owner)s::text IS NULL OR owner = %(owner)s)
+AND (%(after)s::uuid IS NULL OR (requested_at, id) > (
+    SELECT requested_at, id FROM audit.erasures WHERE id = %(after)s))
+ORDER BY requested_at, id LIMIT %(limit)s"""  # noqa: S608
+_UNFINISHED = f"{_COLUMNS} WHERE finished_at IS NULL ORDER BY requested_at, id LIMIT %s"
+_FINISH = "UPDATE audit.erasures SET finished_at = %s, batches = %s, uploads = %s WHERE id = %s"
+
+
+class PostgresErasures:
+    """Asks through the pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def request(self, erasure: Erasure) -> Erasure:
+        values = (
+            erasure.id,
+            erasure.owner,
+            erasure.reason,
+            erasure.requested_by,
+            erasure.requested_at,
+        )
+        async with asking(self._pool) as connection:
+            while True:  # one that was open may be finished between the two
+                await connection.execute(_REQUEST, values)
+                if found := await _erasures(connection, _OPEN, (erasure.owner,)):
+                    return found[0]
+
+    async def get(self, id: UUID) -> Erasure:
+        async with asking(self._pool) as connection:
+            if found := await _erasures(connection, _BY_ID, (id,)):
+                return found[0]
+        raise NotFound(f"no erasure {id}")
+
+    async def page(self, *, owner: str | None, after: UUID | None, limit: int) -> Sequence[Erasure]:
+        values = {"owner": owner, "after": after, "limit": limit}
+        async with asking(self._pool) as connection:
+            return await _erasures(connection, _PAGE, values)
+
+
+async def unfinished(connection: Connection, limit: int) -> list[Erasure]:
+    """What is to be carried out, the oldest first."""
+    return await _erasures(connection, _UNFINISHED, (limit,))
+
+
+async def finish(
+    connection: Connection, erasure: Erasure, at: datetime, batches: int, uploads: int
+) -> None:
+    await connection.execute(_FINISH, (at, batches, uploads, erasure.id))
+
+
+@asynccontextmanager
+async def asking(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection for questions. Raises Unavailable."""
+    try:
+        async with pool.connection() as connection:
+            yield connection
+    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+        raise Unavailable("the database cannot be reached") from error
+
+
+async def _erasures(connection: Connection, query: Any, values: Any) -> list[Erasure]:
+    names = Erasure.__struct_fields__
+    cursor = await connection.execute(query, values)
+    return [Erasure(**dict(zip(names, row, strict=True))) for row in await cursor.fetchall()]

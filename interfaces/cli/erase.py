@@ -1,0 +1,92 @@
+"""`uptrail erase`: destroys everything personal of an owner, for good."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from application.ports.erasures import Erasure
+from interfaces.cli import output
+from interfaces.cli.client import Client
+from interfaces.cli.errors import UsageError
+from interfaces.cli.options import Common
+from interfaces.cli.running import PATIENCE, ask
+
+LOOK = 0.5  # seconds between two looks at whether it is done
+
+app = App(name="erase", help="Destroy everything personal of an owner, for good.")
+
+
+@app.default
+def erase(
+    owner: str,
+    *,
+    reason: str = "",
+    yes: Annotated[bool, Parameter(negative="")] = False,
+    wait: Annotated[bool, Parameter(negative="")] = False,
+    common: Common | None = None,
+) -> None:
+    """Destroy the files and the personal fields of an owner; their history stays, without them.
+
+    Parameters
+    ----------
+    owner
+        Whose data.
+    reason
+        Why; it is kept on record.
+    yes
+        That it cannot be undone is understood.
+    wait
+        Until it is done.
+    """
+    common = common or Common()
+    if not yes:
+        raise UsageError(f"this destroys all files of {owner} for good", "say it with --yes")
+
+    async def run(client: Client) -> Erasure:
+        body = {"owner": owner, "reason": reason}
+        erasure = await client.ask("POST", "/v1/erasures", Erasure, json=body)
+        while wait and erasure.finished_at is None:
+            await asyncio.sleep(LOOK)
+            erasure = await client.ask("GET", f"/v1/erasures/{erasure.id}", Erasure)
+        return erasure
+
+    erasure = ask(common, run, patience=PATIENCE)
+    if common.json:
+        output.emit(erasure)
+    elif erasure.finished_at is not None:
+        output.say(f"erased: {erasure.batches} batches, {erasure.uploads} uploads")
+    else:
+        output.say(f"{erasure.id}: asked for; uptrail erase list tells when it is done")
+
+
+@app.command(name="list")
+def list_(*, owner: str | None = None, common: Common | None = None) -> None:
+    """List what was asked for, by whom, and when it was done."""
+    common = common or Common()
+    params = {} if owner is None else {"owner": owner}
+
+    async def run(client: Client) -> list[Erasure]:
+        return [row async for row in client.pages("/v1/erasures", Erasure, params)]
+
+    found = ask(common, run)
+    if common.json:
+        output.emit(found)
+    else:
+        head = ("id", "owner", "asked by", "at", "done", "batches", "uploads", "reason")
+        output.table(head, (_row(erasure) for erasure in found))
+
+
+def _row(erasure: Erasure) -> tuple[object, ...]:
+    return (
+        erasure.id,
+        erasure.owner,
+        erasure.requested_by,
+        output.moment(erasure.requested_at),
+        output.moment(erasure.finished_at),
+        erasure.batches,
+        erasure.uploads,
+        erasure.reason,
+    )

@@ -1,0 +1,150 @@
+"""The eraser is cut short anywhere and goes on; what it does twice is on record once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from application.ports.erasures import Erasure
+from domain.batch.events import BatchCompleted
+from domain.batch.state import Outcome
+from domain.event import topic_of
+from domain.ids import upload_id_for
+from domain.upload.events import UploadCompleted
+from domain.upload.state import UploadState
+from infrastructure.blobs.local.store import LocalBlobStore
+from infrastructure.erasure import eraser as module
+from infrastructure.erasure.eraser import Eraser
+from infrastructure.erasure.erasures import PostgresErasures
+from infrastructure.postgres.pool import make_pool
+from infrastructure.read_model.verify import verify
+from tests.infrastructure.event_store.log_support import connected
+from tests.infrastructure.read_model.support import Opened, opened, projecting
+from tests.stories import ALICE, NOON, attempt, queued, received, registered, started
+from tests.support import run
+
+ADMIN = "key:admin"
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FRESH", 0.0)
+    monkeypatch.setattr(module, "CHUNK", 2)
+
+
+async def a_finished_batch(model: Opened, *paths: str) -> UUID:
+    batch = uuid4()
+    await model.record(batch, started(label="secret"))
+    over = (UploadCompleted(at=NOON, by=ALICE),)
+    for path in paths:
+        first = registered(batch=batch, path=path)
+        stream = upload_id_for(batch, path)
+        await model.record(stream, first, received(), queued(), attempt(), *over)
+    counts = {UploadState.COMPLETED: len(paths)}
+    ended = BatchCompleted(
+        at=NOON, by=ALICE, outcome=Outcome.SUCCEEDED, counts=counts, duration=1.0
+    )
+    await model.record(batch, ended)
+    return batch
+
+
+async def finish(url: str, eraser: Eraser, erasure: Erasure) -> None:
+    async with connected(url) as connection, asyncio.timeout(30):
+        while not await eraser.step(connection, erasure):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def wanted() -> Erasure:
+    return Erasure(id=uuid4(), owner="acme", reason="", requested_by=ADMIN, requested_at=NOON)
+
+
+@pytest.mark.parametrize("turns", [1, 3, 10, 30, 100])
+def test_an_erasure_that_was_cut_short_is_carried_out_once(
+    database_url: str, tmp_path: Path, turns: int
+) -> None:
+    async def story() -> Counter[tuple[str, str]]:
+        blobs = LocalBlobStore(tmp_path)
+        async with opened(database_url) as model, make_pool(database_url, name="e") as pool:
+            await a_finished_batch(model, "a", "b", "c")
+            await a_finished_batch(model, "d")
+            await model.catch_up()
+            erasure = await PostgresErasures(pool).request(wanted())
+            eraser = Eraser(model.log, blobs, lambda: NOON, settle=0.0)
+            async with projecting(model):
+                cut = asyncio.create_task(finish(database_url, eraser, erasure))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                cut.cancel()
+                with suppress(asyncio.CancelledError):
+                    await cut
+                await finish(database_url, eraser, erasure)
+            assert (await verify(database_url, model.log)).sound
+            done = await PostgresErasures(pool).get(erasure.id)
+            assert (done.finished_at, done.batches, done.uploads) == (NOON, 2, 4)
+            events = await model.events()
+        blobs.close()
+        return Counter(
+            (topic_of(recorded.event), recorded.event.by)
+            for recorded in events
+            if topic_of(recorded.event).endswith(".erased")
+        )
+
+    assert run(story()) == {("upload.erased", ADMIN): 4, ("batch.erased", ADMIN): 2}
+
+
+def test_asked_for_again_it_is_the_same_erasure_until_it_is_done(database_url: str) -> None:
+    async def story() -> None:
+        async with make_pool(database_url, name="e") as pool:
+            erasures = PostgresErasures(pool)
+            first, second = wanted(), wanted()
+            assert await erasures.request(first) == first
+            assert await erasures.request(second) == first
+            assert await erasures.page(owner=None, after=None, limit=10) == [first]
+            assert await erasures.page(owner="acme", after=first.id, limit=10) == []
+
+    run(story())
+
+
+def test_an_owner_with_a_batch_that_runs_is_not_done_yet(database_url: str, tmp_path: Path) -> None:
+    """The batch is called off; that it ends is the orchestrator's, which does not run here."""
+
+    async def story() -> None:
+        blobs = LocalBlobStore(tmp_path)
+        async with (
+            opened(database_url) as model,
+            make_pool(database_url, name="e") as pool,
+            connected(database_url) as connection,
+        ):
+            await model.record(uuid4(), started())
+            await model.catch_up()
+            erasure = await PostgresErasures(pool).request(wanted())
+            eraser = Eraser(model.log, blobs, lambda: NOON, settle=0.0)
+            assert not await eraser.step(connection, erasure)
+        blobs.close()
+
+    run(story())
+
+
+def test_nothing_is_touched_before_everybody_has_heard(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        blobs = LocalBlobStore(tmp_path)
+        async with (
+            opened(database_url) as model,
+            make_pool(database_url, name="e") as pool,
+            connected(database_url) as connection,
+        ):
+            await a_finished_batch(model, "a")
+            await model.catch_up()
+            head = await model.log.head()
+            erasure = await PostgresErasures(pool).request(wanted())
+            eraser = Eraser(model.log, blobs, lambda: NOON)
+            assert not await eraser.step(connection, erasure)
+            assert await model.log.head() == head
+        blobs.close()
+
+    run(story())
