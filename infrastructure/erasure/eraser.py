@@ -32,7 +32,7 @@ from infrastructure.postgres.pool import Connection
 SETTLE = FRESH + PATIENCE + 5.0  # seconds
 
 LOOK = 0.05  # seconds between two looks at how far the read model is
-CHUNK = 200  # uploads, or batches, that one step takes on
+CHUNK = 500  # uploads, or batches, that one step takes on
 REASON = "the data of its owner is erased"
 
 _RUNNING = """SELECT batch, state FROM orchestration.batches

@@ -12,7 +12,7 @@ from infrastructure.postgres.pool import Connection, connect
 
 ACTIVE = 0x75707472_0010  # "uptr", 16: the advisory lock of the eraser that works
 
-PAUSE = 0.5  # seconds between two steps
+PAUSE = 0.25  # seconds between two steps
 LOOK = 2.0  # seconds between two looks at whether there is something to erase, or to stand in for
 LONGEST_BACKOFF = 60.0  # seconds between two tries after an error
 AT_ONCE = 100  # erasures that take turns

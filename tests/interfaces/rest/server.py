@@ -19,6 +19,7 @@ from application.ports.keys import Scope
 from infrastructure.audit.proofs import PostgresSeals
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.blobs.local.store import LocalBlobStore
+from infrastructure.erasure.erasures import PostgresErasures
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.postgres.listener import READ_MODEL, Listener
@@ -127,6 +128,7 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
             errands=PostgresErrands(pool),
             webhooks=PostgresWebhooks(pool),
             seals=PostgresSeals(pool),
+            erasures=PostgresErasures(pool),
         )
         await enter(_projecting(url, pool, log, listener))
         yield await enter(_served(services, PostgresVitals(pool)))
