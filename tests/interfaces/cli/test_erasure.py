@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
+from PIL import Image
 
 from infrastructure.erasure import eraser, keyring
 from tests.interfaces.cli.conftest import Command
@@ -39,10 +39,11 @@ def theirs(uptrail: Command, server: LiveServer) -> tuple[str, ...]:
 
 
 def sent(command: Command, theirs: tuple[str, ...], folder: Path) -> list[str]:
-    """A batch that succeeded in part, and one that is still open and was paused."""
+    """A batch that succeeded in part, and one that is still open."""
     (folder / "diary").mkdir(parents=True)
     (folder / "diary" / "monday.txt").write_text("alice@example.org")
     (folder / "diary" / "bad.png").write_text("no picture at all")
+    Image.new("RGB", (64, 64)).save(folder / "diary" / "good.png")
     whole = command("upload", folder / "diary", "--label", "tagebuch", "--wait", "--json", *theirs)
     running = command("batch", "start", "--label", "tagebuch 2", "--json", *theirs)
     return [whole.json["id"], running.json["id"]]
@@ -63,17 +64,19 @@ def test_nothing_of_an_erased_owner_is_left_and_the_history_stays(
     assert found_in(store[1]) >= {"read_model.uploads", "read_model.batches"}
     assert "stored_events" not in found_in(store[1])
 
+    assert len(left_in(server.data_dir / "blobs")) >= 2
+
     erased = uptrail("erase", OWNER, "--reason", "she asked", "--yes", "--wait", "--json").json
 
-    assert (erased["batches"], erased["uploads"], erased["reason"]) == (2, 2, "she asked")
+    assert (erased["batches"], erased["uploads"], erased["reason"]) == (2, 3, "she asked")
     assert erased["requested_by"].startswith("key:")
     assert found_in(store[1]) == set()
-    assert list(bytes_in(server.data_dir / "blobs")) == []
+    assert left_in(server.data_dir / "blobs") == set()
     uploads = uptrail("batch", "show", batches[0], "--json").json["uploads"]
     assert {row["state"] for row in uploads} == {"erased"}
     history = uptrail("history", "show", batches[0], "--json").json
     registered = [event for event in history if event["type"] == "upload.registered"]
-    assert [event["data"]["path"] for event in registered] == ["", ""]
+    assert [event["data"]["path"] for event in registered] == [""] * 3
     erasing = [event for event in history if event["type"].endswith(".erased")]
     assert {event["by"] for event in erasing} == {erased["requested_by"]}
     assert uptrail("history", "export", "--plain").out.count("\n") > before
@@ -135,13 +138,11 @@ def rows_of(connection: psycopg.Connection[Any], table: str) -> Iterator[str]:
         )
 
 
-def bytes_in(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and holds_upload(path.name))
-
-
-def holds_upload(name: str) -> bool:
-    try:
-        UUID(name.partition(".")[0])
-    except ValueError:
-        return False
-    return True
+def left_in(folder: Path) -> set[str]:
+    """Files that hold bytes of the owner's, and artifacts."""
+    return {
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file()
+        and (path.name.startswith("artifacts") or b"alice@example.org" in path.read_bytes())
+    }

@@ -42,7 +42,10 @@ def routes() -> list[tuple[str, str]]:
 
 
 ROUTES = routes()
-NAMED = [(method, path) for method, path in ROUTES if "{id}" in path and "keys" not in path]
+OF_ADMINS = ("/v1/keys/", "/v1/erasures/")  # whose things are nobody's own
+NAMED = [
+    (method, path) for method, path in ROUTES if "{id}" in path and not path.startswith(OF_ADMINS)
+]
 
 
 def is_public(path: str) -> bool:
