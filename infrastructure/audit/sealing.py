@@ -62,7 +62,10 @@ class Sealer:
         key = await asyncio.to_thread(ensure_key, self.key_file)
         async with connection.transaction():
             await connection.execute(_LOCK, (SEALING,))
-            end = await self._end(connection)
+            last = await rows.last(connection)
+            if last is not None and key.public != (last.next_key or last.key):
+                _log.warning("seal_key_is_another", after=last.number, file=str(self.key_file))
+            end = self._end(last)
             entries = await _entries_beyond(connection, end.through)
             if not entries and next_key is None and not empty:
                 return None
@@ -108,10 +111,10 @@ class Sealer:
         )
         return msgspec.structs.replace(seal, signature=key.sign(seal.statement()))
 
-    async def _end(self, connection: Connection) -> _End:
+    def _end(self, last: Seal | None) -> _End:
         """The last seal there is; or that which this machine made, if the database lost it: then
         the chain has a hole for ever, which is what happened."""
-        last, seen = await rows.last(connection), self.witness.seen()
+        seen = self.witness.seen()
         end = _End(last.number, last.digest, last.through) if last else _End(0, FIRST, 0)
         if seen is None or seen.number <= end.number:
             return end

@@ -71,7 +71,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         pool = make_pool(database.url, name="server", min_size=2, max_size=POOL)
         await stack.enter_async_context(pool)
         listener = await stack.enter_async_context(Listener(database.url))
-        secrets = make_pool(database.url, name="keys", max_size=2)
+        secrets = make_pool(database.url, name="keys", max_size=1)
         codec = Codec(protection=Keyring(await stack.enter_async_context(secrets)))
         committer = await stack.enter_async_context(GroupCommitter(database.url, codec=codec))
         log = await stack.enter_async_context(PostgresEventLog(pool, committer, codec=codec))

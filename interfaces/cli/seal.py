@@ -85,6 +85,12 @@ def _seal(store: Store | None, common: Common, *, rotate: bool) -> None:
         from infrastructure.audit.sealing import MOST, sealer_of
 
         sealer = sealer_of(parts.services.settings, parts.services.now)
+        file = parts.services.settings.seal_key_file
+        if not file.exists() and await parts.services.seals.page(0, 1):
+            raise CommandError(
+                f"the key that seals is not on this machine: there is no {file}",
+                "run it where the orchestrator runs, or name the file: UPTRAIL_SEAL_KEY",
+            )
         events = 0
         async with parts.pool.connection() as connection:
             if rotate:

@@ -10,6 +10,8 @@ from typing import Any, LiteralString
 from application.envelope import Recorded
 from domain.event import topic_of
 from domain.upload.events import UploadRegistered
+from infrastructure.erasure.keyring import Keyring
+from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.postgres.pool import make_pool
@@ -23,7 +25,7 @@ from tests.laws import Broken, Standing, obeyed
 PAGE = 20_000  # events
 QUIET = 120.0  # seconds for queue and tables to be as they should, once all batches have ended
 TELLING = 180.0  # seconds for the webhook: a deliverer that was killed keeps its lease so long
-MOST_CONNECTIONS = 70  # of six processes: 12 of a pool, and those they have one of each
+MOST_CONNECTIONS = 80  # of six processes: 12 of a pool, and those they have one of each
 
 _JOBS = "SELECT status::text, count(*) FROM procrastinate_jobs WHERE status <> 'failed' GROUP BY 1"
 _MEMBERS = "SELECT upload, state, version FROM orchestration.members"
@@ -38,8 +40,9 @@ async def inspect(plant: Plant, jobs: Sequence[Job], receiver: Receiver) -> Coun
     url = plant.url
     async with (
         make_pool(url, name="inspection") as pool,
-        GroupCommitter(url) as committer,
-        PostgresEventLog(pool, committer) as log,
+        make_pool(url, name="inspection-keys", max_size=1) as keys,
+        GroupCommitter(url, codec=(codec := Codec(protection=Keyring(keys)))) as committer,
+        PostgresEventLog(pool, committer, codec=codec) as log,
     ):
         events = await _everything(log)
         standing = obeyed(events)

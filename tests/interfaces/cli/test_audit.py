@@ -32,7 +32,7 @@ def test_an_export_is_checked_by_itself_and_an_altered_one_is_found_out(
         assert checked.code == 0, checked.out
         assert checked.json["events"] > 5
 
-    file.write_text(file.read_text().replace("a.txt", "b.txt"))
+    file.write_text(file.read_text().replace("upload.completed", "upload.failed"))
     found = command("verify", "--export", file, "--public-key", key)
     assert (found.code, "altered: " in found.out) == (1, True)
     assert command("verify", "--export", file).code == 2
@@ -56,3 +56,17 @@ def test_verify_finds_what_was_done_to_the_log_and_to_its_seals(
     assert found.code == 1
     assert "position 1: altered: " in found.out
     assert "are missing at the end" in found.out
+
+
+def test_a_machine_without_the_key_does_not_seal_with_another(
+    uptrail: Command, command: Command, store: tuple[str, str], tmp_path: Path
+) -> None:
+    uptrail("batch", "start")
+    uptrail("seal", "now", *store)
+
+    for what in ("now", "rotate"):
+        refused = command("seal", what, *store, "--data-dir", tmp_path / "elsewhere")
+        assert (refused.code, "the key that seals is not on this machine" in refused.err) == (
+            1,
+            True,
+        )
