@@ -71,9 +71,9 @@ def ensure_key(file: Path) -> SealKey:
 def read_key(file: Path) -> SealKey:
     """Raises FileNotFoundError, BadKey. A file that others may read is closed to them first."""
     if os.name == "posix" and file.stat().st_mode & 0o077:
-        _log.warning("seal_key_was_readable_by_others", file=str(file))
-        with suppress(OSError):  # a secret that is mounted read-only
+        with suppress(OSError):  # a secret that is mounted is as it is
             file.chmod(0o600)
+            _log.warning("seal_key_was_readable_by_others", file=str(file))
     try:
         private = load_pem_private_key(file.read_bytes(), password=None)
     except (ValueError, TypeError) as error:

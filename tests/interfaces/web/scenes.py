@@ -66,7 +66,7 @@ class Scene:
         await self.record(self.id, started)
 
     async def record(self, stream: UUID, *events: Event) -> None:
-        await self.log.append(Append((Write(stream, None, events),)))
+        await self.log.append(Append((Write(stream, None, events, self.owner),)))
 
     async def add(self, path: str, size: int, life: Sequence[UploadEvent] = ()) -> UUID:
         """A file, and what became of it so far."""
