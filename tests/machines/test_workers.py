@@ -55,7 +55,8 @@ class Gate:
 
     def settings(self) -> dict[str, str]:
         options = {"url": self.url, "secret": SECRET}
-        step = {"processor": "http", "options": options, "timeout": 60.0}
+        # Longer than the gate is shut, on a machine of any speed.
+        step = {"processor": "http", "options": options, "timeout": 600.0}
         return {
             "pipelines": json.dumps({"default": {"steps": [step]}}),
             "allow_private_addresses": "true",
