@@ -16,6 +16,7 @@ from typing import Any
 
 from tests.faults.client import OCTETS, Client
 from tests.faults.site import UPTRAIL, Site, eventually
+from tests.held_up import held_up
 
 SETTINGS = {"batch_progress_interval": 0.01, "progress_interval": 0.02}
 FILES = {f"folder/{number}.bin": bytes([number]) * 3000 for number in range(20)}
@@ -57,12 +58,17 @@ def test_a_client_that_was_killed_never_sends_a_file_twice(site: Site, tmp_path:
     for path, content in files.items():
         (folder / path).write_bytes(content)
     words = ["upload", str(folder), "--wait", "--json", "--data-dir", str(site.data_dir)]
-    slowly = ["--jobs", "1"]  # bundle after bundle, so that there is time to kill it
+    one_by_one = ["--jobs", "1"]
     before = received(site)
-    with subprocess.Popen([str(UPTRAIL), *words, *slowly], stdout=subprocess.DEVNULL) as first:
-        eventually(lambda: received(site) > before)
-        first.kill()
-    assert received(site) < before + len(files), "the client was too fast to be killed"
+    with (
+        held_up(site.database_url, files=100) as somebody_waits,
+        subprocess.Popen([str(UPTRAIL), *words, *one_by_one], stdout=subprocess.DEVNULL) as first,
+    ):
+        try:
+            eventually(somebody_waits)
+        finally:
+            first.kill()
+    assert before < received(site) < before + len(files)
 
     again = subprocess.run([str(UPTRAIL), *words], capture_output=True, check=True, timeout=240)
 

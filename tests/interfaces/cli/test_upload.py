@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.held_up import held_up
 from tests.interfaces.cli.conftest import Command
 from tests.interfaces.conftest import LiveServer
 
@@ -78,21 +79,18 @@ def test_a_killed_upload_goes_on_where_it_was_and_sends_nothing_twice(
     for number in range(300):
         (folder / f"{number:03}.bin").write_bytes(os.urandom(20_000))
     command = ["upload", str(folder), "--jobs", "1", "--data-dir", str(server.data_dir)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "interfaces.cli.main", *command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-    def some_arrived() -> bool:
-        batches = uptrail("batch", "list", "--json").json
-        return bool(batches) and batches[0]["bytes_received"] > 400_000
-
-    try:
-        wait_until(some_arrived)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    assert server.settings.database_url is not None
+    with held_up(server.settings.database_url, files=100) as somebody_waits:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "interfaces.cli.main", *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_until(somebody_waits)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
     (killed,) = uptrail("batch", "list", "--json").json
 
     done = uptrail("upload", folder, "--jobs", "1", "--wait", "--json")
