@@ -108,8 +108,8 @@ async def _flow(
     return Flow(committed, watchers.arrivals, lost)
 
 
-def _poured(url: str, uploads: Sequence[UUID], rate: int, events: int, before: int) -> array[float]:
-    return uvloop.run(pour(url, uploads, rate, events, before))
+def _poured(url: str, uploads: Sequence[UUID], rate: int, steps: int, before: int) -> array[float]:
+    return uvloop.run(pour(url, uploads, rate, steps * len(uploads), before))
 
 
 def _tell(flow: Flow, rate: float, api: float, others: float) -> None:
@@ -118,7 +118,7 @@ def _tell(flow: Flow, rate: float, api: float, others: float) -> None:
     waits, replaced = _waits(flow)
     reached = events / took
     arrivals = flow.arrivals
-    print(f"  {reached:,.0f} events/s came, of {rate:,}; {flow.lost} uploads behind at the end")
+    print(f"  {reached:,.0f} events/s came, of {rate:,.0f}; {flow.lost} uploads behind at the end")
     print(
         f"  commit to client: median {_share(waits, 0.5):,.0f} ms, 99 of 100 in"
         f" {_share(waits, 0.99):,.0f} ms, worst {waits[-1]:,.0f} ms (budget: {BUDGET[0]} ms);"
