@@ -171,7 +171,7 @@ class Office:
         self.webhooks = PostgresWebhooks(pool)
         self.clock = Clock()
         self.bell = asyncio.Event()
-        self.timeout = 5.0
+        self.timeout = PATIENCE  # a receiver that a test holds up is not given up
         self._listener = listener
         self._stack = AsyncExitStack()
         self._roles: list[asyncio.Task[None]] = []

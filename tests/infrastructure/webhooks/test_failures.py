@@ -11,7 +11,6 @@ from application.webhooks.backoff import DELAYS
 from infrastructure.webhooks.outbox import PER_WEBHOOK
 from tests.infrastructure.webhooks.office import (
     DAY,
-    PATIENCE,
     Office,
     Request,
     always,
@@ -24,7 +23,6 @@ from tests.infrastructure.webhooks.office import (
 def test_what_fails_holds_up_its_own_batch_and_no_other(database_url: str) -> None:
     async def story(office: Office) -> None:
         batch, other = await office.batch(), await office.batch()
-        office.timeout = PATIENCE  # the receiver answers when the test says so
         refusing = asyncio.Event()
 
         async def refuse_one(request: Request) -> web.Response:
