@@ -41,6 +41,7 @@ class Stage:
         self.hub = hub
         self.address = ""
         self._session = session
+        self._owners: dict[UUID, str] = {}  # of each stream
         self._projecting = AsyncExitStack()
 
     @asynccontextmanager
@@ -66,15 +67,18 @@ class Stage:
 
     async def record(self, stream: UUID, *events: Event) -> int:
         """Records the events at whatever version is current; returns the position."""
-        return (await self.log.append(one(stream, None, *events))).position
+        owner = self._owners.get(stream)
+        return (await self.log.append(one(stream, None, *events, owner=owner))).position
 
     async def batch(self, owner: str = "acme", **more: Any) -> UUID:
         id = uuid4()
+        self._owners[id] = owner
         await self.record(id, started(owner=owner, **more))
         return id
 
     async def upload(self, batch: UUID, path: str, owner: str = "acme", **more: Any) -> UUID:
         id = upload_id_for(batch, path)
+        self._owners[id] = owner
         await self.record(id, registered(batch=batch, path=path, owner=owner, **more))
         return id
 
