@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from infrastructure.allocator import share_one_arena
 from infrastructure.tasks import ending
 from interfaces.cli.client import Client
 from interfaces.cli.options import Common
@@ -26,7 +27,8 @@ def ask(common: Common, what: Callable[[Client], Awaitable[T]], *, patience: flo
 
 
 def run_fast(main: Coroutine[Any, Any, T]) -> T:
-    """Runs a server's coroutine on uvloop, where there is one."""
+    """Runs a server's coroutine on uvloop, where there is one, and with memory kept small."""
+    share_one_arena()
     try:
         import uvloop
     except ImportError:  # Windows
