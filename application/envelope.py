@@ -24,7 +24,7 @@ class Cause(msgspec.Struct, frozen=True):
 NO_CAUSE = Cause()
 
 
-class Recorded(msgspec.Struct, frozen=True):
+class Recorded(msgspec.Struct, frozen=True, gc=False):
     """An event at its place: `version` in its own stream, `position` in the total order."""
 
     stream: UUID
