@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from application.audit.seal import Seal
+from infrastructure.secret_files import write_secret
 
 _log = structlog.get_logger(__name__)
 
@@ -84,27 +84,8 @@ def read_key(file: Path) -> SealKey:
 
 
 def write_key(file: Path, key: SealKey, *, replace: bool) -> bool:
-    """Whether the file now holds this key: it appears whole, or is another's already.
-
-    The file is made with its final mode: there is no moment at which others could open it.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(key.pem())
-            opened.flush()
-            os.fsync(descriptor)
-        if replace:
-            draft.replace(file)
-        else:
-            os.link(draft, file)
-    except FileExistsError:
-        return False
-    finally:
-        draft.unlink(missing_ok=True)
-    return True
+    """Whether the file now holds this key: it appears whole, or is another's already."""
+    return write_secret(file, key.pem(), replace=replace)
 
 
 def public_pem(key: bytes) -> str:

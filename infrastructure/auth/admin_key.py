@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 import structlog
@@ -11,6 +10,7 @@ import structlog
 from application.ports.keys import Scope
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.auth.tokens import parse_key
+from infrastructure.secret_files import write_secret
 
 FIRST_OWNER = "default"
 
@@ -32,7 +32,7 @@ async def ensure_admin_key(keys: PostgresKeys, file: Path) -> str:
             _log.warning("admin_key_does_not_hold", file=str(file), key=parts.id)
             return text
     key, text = await keys.create(owner=FIRST_OWNER, scope=Scope.ADMIN, label="first start")
-    if _write(file, text, replace=stale):
+    if write_secret(file, f"{text}\n".encode(), replace=stale):
         _log.info("admin_key_written", file=str(file), key=key.id)
         return text
     await keys.revoke(key.id, owner=None)
@@ -48,27 +48,3 @@ def _read(file: Path) -> str | None:
         return file.read_text(errors="replace").strip()
     except FileNotFoundError:
         return None
-
-
-def _write(file: Path, text: str, *, replace: bool) -> bool:
-    """Whether the file now holds this text: it appears whole, or is somebody else's already.
-
-    The file is made with its final mode: there is no moment at which others could open it.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as opened:
-            opened.write(text + "\n")
-            opened.flush()
-            os.fsync(descriptor)
-        if replace:
-            draft.replace(file)
-            return True
-        os.link(draft, file)
-    except FileExistsError:
-        return False
-    finally:
-        draft.unlink(missing_ok=True)
-    return True
