@@ -52,14 +52,14 @@ async def export(request: web.Request) -> web.StreamResponse:
     """Everything for an admin, who gets whole seals; for others what belongs to their owner."""
     principal = require(request, *OPERATORS)
     require_unlimited(principal)
-    after, services = Query(request, ("after",)).integer("after", 0), request.app[SERVICES]
+    services = request.app[SERVICES]
     if principal.sees is None:
-        opening = Opening(of="everything", whole=True, after=after)
-        return await _streamed(request, opening, services.seals.whole(after))
+        opening = Opening(of="everything", whole=True, after=_after(request))
+        return await _streamed(request, opening, services.seals.whole(opening.after))
     history, owner = services.history, principal.sees
     return await _proven(
         request,
-        Opening(of=f"owner {owner}", whole=False, after=after),
+        f"owner {owner}",
         lambda after, limit: history.of_everything(owner=owner, after=after, limit=limit),
     )
 
@@ -70,11 +70,7 @@ async def export_of_batch(request: web.Request) -> web.StreamResponse:
     history, owner = request.app[SERVICES].history, principal_of(request).sees
     return await _proven(
         request,
-        Opening(
-            of=f"batch {batch.id}",
-            whole=False,
-            after=Query(request, ("after",)).integer("after", 0),
-        ),
+        f"batch {batch.id}",
         lambda after, limit: history.of_batch(batch.id, owner=owner, after=after, limit=limit),
     )
 
@@ -85,21 +81,18 @@ async def export_of_upload(request: web.Request) -> web.StreamResponse:
     history, owner = request.app[SERVICES].history, principal_of(request).sees
     return await _proven(
         request,
-        Opening(
-            of=f"upload {upload.id}",
-            whole=False,
-            after=Query(request, ("after",)).integer("after", 0),
-        ),
+        f"upload {upload.id}",
         lambda after, limit: history.of_upload(upload.id, owner=owner, after=after, limit=limit),
     )
 
 
 async def _proven(
     request: web.Request,
-    opening: Opening,
+    of: str,
     source: Callable[[int, int], Awaitable[Sequence[Recorded]]],
 ) -> web.StreamResponse:
     """The events that the source names, each with its place in the tree of its seal."""
+    opening = Opening(of=of, whole=False, after=_after(request))
     prover = request.app[SERVICES].seals.proofs()
 
     async def chunks() -> AsyncIterator[Sequence[Line]]:
@@ -109,6 +102,10 @@ async def _proven(
             after = events[-1].position
 
     return await _streamed(request, opening, chunks())
+
+
+def _after(request: web.Request) -> int:
+    return Query(request, ("after",)).integer("after", 0)
 
 
 async def _streamed(
