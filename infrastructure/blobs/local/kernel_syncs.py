@@ -11,28 +11,12 @@ import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from enum import Enum
-from typing import NamedTuple
 
 from caio import linux_aio
 
 ROOM = 256  # syncs that may be under way
 
 _SIGN = 1 << 63  # results come as unsigned numbers: from here on they are an errno below 0
-
-
-class What(Enum):
-    """A folder needs everything; for the bytes of a file the data will do (fdatasync(2))."""
-
-    EVERYTHING = "fsync"
-    DATA = "fdsync"
-
-
-class Sync(NamedTuple):
-    """An open descriptor, and how much of it is to be durable."""
-
-    descriptor: int
-    what: What
 
 
 class _Waiting:
@@ -66,19 +50,20 @@ class KernelSyncs:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._under_way = 0
 
-    def begin(self, syncs: Sequence[Sync]) -> asyncio.Future[None] | None:
-        """Done once all of them are; raises OSError if one failed. Descriptors may be closed now.
+    def begin(self, files: Sequence[int]) -> asyncio.Future[None] | None:
+        """Done once the bytes of all these open files are durable; they may be closed now.
 
+        Raises OSError if that failed for one.
         None where the kernel does not take them all, now or ever: sync them another way.
         """
-        if self._under_way + len(syncs) > ROOM:
+        if self._under_way + len(files) > ROOM:
             return None
         loop = asyncio.get_running_loop()
         self._listen_on(loop)
-        waiting = _Waiting(loop.create_future(), len(syncs))
-        taken = self._submit(syncs, waiting)
+        waiting = _Waiting(loop.create_future(), len(files))
+        taken = self._submit(files, waiting)
         self._under_way += taken
-        return waiting.outcome if taken == len(syncs) else None
+        return waiting.outcome if taken == len(files) else None
 
     def close(self) -> None:
         """Waits for what is under way, tells nobody, and gives its room back to the kernel."""
@@ -88,7 +73,7 @@ class KernelSyncs:
             self._requests.process_events(ROOM, 1, 1)
         del self._requests
 
-    def _submit(self, syncs: Sequence[Sync], waiting: _Waiting) -> int:
+    def _submit(self, files: Sequence[int], waiting: _Waiting) -> int:
         """How many of them the kernel took, the first ones."""
 
         def done(result: int) -> None:
@@ -99,8 +84,8 @@ class KernelSyncs:
             waiting.settle()
 
         operations = []
-        for descriptor, what in syncs:
-            operation = getattr(linux_aio.Operation, what.value)(descriptor)
+        for descriptor in files:
+            operation = linux_aio.Operation.fdsync(descriptor)
             operation.set_callback(done)
             operations.append(operation)
         try:

@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infrastructure.blobs.local.kernel_syncs import (
-    ROOM,
-    KernelSyncs,
-    Sync,
-    What,
-    open_kernel_syncs,
-)
+from infrastructure.blobs.local.kernel_syncs import ROOM, KernelSyncs, open_kernel_syncs
 from tests.support import eventually, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes such requests")
@@ -28,10 +22,10 @@ def syncs() -> Iterator[KernelSyncs]:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Iterator[Sync]:
+def file(tmp_path: Path) -> Iterator[int]:
     descriptor = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
     os.write(descriptor, b"bytes")
-    yield Sync(descriptor, What.DATA)
+    yield descriptor
     os.close(descriptor)
 
 
@@ -42,7 +36,7 @@ def test_a_file_and_its_folder_are_synced_and_may_be_closed_at_once(
         file = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
         os.write(file, b"bytes")
         folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-        syncing = syncs.begin([Sync(file, What.DATA), Sync(folder, What.EVERYTHING)])
+        syncing = syncs.begin([file, folder])
         os.close(file)
         os.close(folder)
         assert syncing is not None
@@ -52,7 +46,7 @@ def test_a_file_and_its_folder_are_synced_and_may_be_closed_at_once(
 
 
 def test_beyond_the_room_nothing_is_begun_until_some_are_done(
-    syncs: KernelSyncs, file: Sync
+    syncs: KernelSyncs, file: int
 ) -> None:
     async def story() -> None:
         first = syncs.begin([file] * ROOM)
@@ -67,13 +61,13 @@ def test_beyond_the_room_nothing_is_begun_until_some_are_done(
 
 
 def test_what_cannot_be_synced_is_not_begun_and_takes_no_room(
-    syncs: KernelSyncs, file: Sync
+    syncs: KernelSyncs, file: int
 ) -> None:
     """Of a pipe nothing can be made durable; the file before it is synced for nothing."""
 
     async def story() -> None:
         readable, writable = os.pipe()
-        assert syncs.begin([file, Sync(writable, What.DATA)]) is None
+        assert syncs.begin([file, writable]) is None
         os.close(readable)
         os.close(writable)
         await eventually(lambda: syncs.begin([file] * ROOM) is not None)
@@ -82,7 +76,7 @@ def test_what_cannot_be_synced_is_not_begun_and_takes_no_room(
 
 
 def test_a_caller_that_is_cancelled_does_not_keep_others_from_their_answers(
-    syncs: KernelSyncs, file: Sync
+    syncs: KernelSyncs, file: int
 ) -> None:
     async def story() -> None:
         gone, here = syncs.begin([file]), syncs.begin([file])
@@ -94,7 +88,7 @@ def test_a_caller_that_is_cancelled_does_not_keep_others_from_their_answers(
     run(story())
 
 
-def test_another_event_loop_goes_on_where_the_first_ended(syncs: KernelSyncs, file: Sync) -> None:
+def test_another_event_loop_goes_on_where_the_first_ended(syncs: KernelSyncs, file: int) -> None:
     async def begun() -> None:
         assert syncs.begin([file]) is not None
 

@@ -13,7 +13,7 @@ import msgspec
 
 from application.errors import ApplicationError, Unavailable
 from infrastructure.blobs.local.disk import sync_data, told
-from infrastructure.blobs.local.kernel_syncs import KernelSyncs, Sync, What
+from infrastructure.blobs.local.kernel_syncs import KernelSyncs
 from infrastructure.blobs.local.pace import Pace
 from infrastructure.blobs.local.packs.appending import Pack
 from infrastructure.blobs.local.packs.naming import Packed, file_of, new_pack
@@ -132,7 +132,7 @@ class Packing:
 
     async def _sync(self, descriptor: int) -> None:
         if self._syncs is not None:
-            syncing = self._syncs.begin([Sync(descriptor, What.DATA)])
+            syncing = self._syncs.begin([descriptor])
             if syncing is not None:
                 return await syncing
         await asyncio.get_running_loop().run_in_executor(self._threads, sync_data, descriptor)
