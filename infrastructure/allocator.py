@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import sys
 
+from infrastructure.libc import c_function
+
 _ARENA_MAX = -8  # M_ARENA_MAX (mallopt(3))
 
 
@@ -17,6 +19,6 @@ def share_one_arena() -> None:
     """
     if sys.platform != "linux":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = c_function("mallopt", ctypes.c_int, ctypes.c_int)
     if mallopt is not None:
         mallopt(_ARENA_MAX, 1)

@@ -5,23 +5,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from typing import Any
+
+from infrastructure.libc import c_function
 
 _WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4  # flags of sync_file_range(2)
 _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ESPIPE})  # as some file systems answer
 
 
-def _found() -> Any:
-    """Linux has sync_file_range(2), and Python no name for it; None elsewhere."""
-    try:
-        call = ctypes.CDLL(None, use_errno=True).sync_file_range
-    except (AttributeError, OSError, TypeError):
-        return None
-    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    return call
-
-
-_sync_file_range = _found()
+# Linux alone has sync_file_range(2).
+_sync_file_range = c_function(
+    "sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint
+)
 
 
 def write_out(descriptor: int, start: int, end: int) -> None:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from infrastructure.blobs.local.disk import sync_data, sync_folder, try_lock
 from infrastructure.blobs.local.packs.members import BLOCK, HEADER, blocks, is_there, members
 from infrastructure.blobs.local.packs.naming import Packed
+from infrastructure.libc import c_function
 
 _PUNCH_HOLE = 0x02 | 0x01  # and keep the size of the file (fallocate(2))
 _NOT_OFFERED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+
+_fallocate = (
+    c_function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if ctypes.sizeof(ctypes.c_long) == ctypes.sizeof(ctypes.c_int64)  # as wide as its offsets
+    else None
+)
 
 
 def free(path: Path, packed: Packed) -> None:
@@ -77,17 +83,3 @@ def _give_back(descriptor: int, start: int, length: int) -> None:
     if _fallocate is not None and (number := ctypes.get_errno()) not in _NOT_OFFERED:
         raise OSError(number, os.strerror(number))
     os.pwrite(descriptor, bytes(length), start)
-
-
-def _found_fallocate() -> Callable[[int, int, int, int], int] | None:
-    """Linux has it, with offsets as wide as a long; None elsewhere."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
-    if function is None or ctypes.sizeof(ctypes.c_long) < ctypes.sizeof(ctypes.c_int64):
-        return None
-    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    function.restype = ctypes.c_int
-    found: Callable[[int, int, int, int], int] = function
-    return found
-
-
-_fallocate = _found_fallocate()
