@@ -164,6 +164,8 @@ async def text(session: aiohttp.ClientSession, url: str) -> str:
 
 
 def test_a_browser_is_signed_in_with_both(crew: Crew) -> None:
+    wait_for(lambda: "sign in" in crew.told, "it does not tell")
+
     async def story() -> None:
         code = re.search(r"/login\?code=\S+", crew.told)
         assert code is not None
