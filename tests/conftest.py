@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Iterator
@@ -13,10 +14,20 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from infrastructure.postgres.migrate import migrate
-from tests.support import with_database
+from tests.support import run, with_database
 
 TRIES = 60  # of dropping a database
 PAUSE = 0.25  # seconds between two of them
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an `async def` test on the event loop of production."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """Requests to addresses that people configured: never to the inside of our own network (SSRF).
 
-Addresses are judged after their names were resolved, and the connection goes to the very
-address that was judged: a name cannot mean one thing to the check and another to the socket.
+A destination is judged three times: its normalised host before anything happens, every address
+that its name resolves to, and the address of each socket that is about to connect. Proxies of the
+environment are not used and redirects are not followed, so nothing else chooses where a request
+goes.
 """
 
 from __future__ import annotations
@@ -9,22 +11,30 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from ipaddress import ip_address
-from urllib.parse import urlsplit
+from typing import Any
 
 import msgspec
-from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, ThreadedResolver
+from aiohttp import (
+    AddrInfoType,
+    ClientConnectorError,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    TCPConnector,
+    ThreadedResolver,
+)
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
-from application.addresses import is_public, literal_in
+from infrastructure.outbound.destinations import (
+    PrivateAddress,
+    parse_destination,
+    require_public_address,
+)
 
 CONNECTIONS = 64
 CONNECT = 10.0  # seconds
 MAX_ANSWER = 64 * 1024  # bytes
-
-
-class PrivateAddress(Exception):
-    """The service is at an address inside of a network, which the settings do not allow."""
 
 
 class AnswerTooLong(Exception):
@@ -67,11 +77,23 @@ class Outbound:
     ) -> Reply:
         """The answer with the first `most` bytes of its body; the rest is not waited for.
 
-        Raises PrivateAddress, TimeoutError after `within` seconds, aiohttp.ClientError.
+        Raises BadDestination, PrivateAddress, TimeoutError after `within` seconds,
+        aiohttp.ClientError.
         """
+        destination = parse_destination(url)
         if not self._private:
-            _require_public_literal(url)
+            destination.require_public()
         timeout = ClientTimeout(total=within, sock_connect=CONNECT)
+        try:
+            return await self._exchange(destination.url, body, headers, timeout, most)
+        except ClientConnectorError as error:
+            if isinstance(error.os_error, PrivateAddress):
+                raise error.os_error from None
+            raise
+
+    async def _exchange(
+        self, url: URL, body: bytes, headers: dict[str, str], timeout: ClientTimeout, most: int
+    ) -> Reply:
         async with self._session.post(
             url, data=body, headers=headers, timeout=timeout, allow_redirects=False
         ) as response:
@@ -87,11 +109,19 @@ class Outbound:
 
 @asynccontextmanager
 async def open_outbound(private: bool) -> AsyncIterator[Outbound]:
-    resolver = ThreadedResolver() if private else PublicResolver(ThreadedResolver())
-    connector = TCPConnector(resolver=resolver, limit=CONNECTIONS)
+    connector = (
+        TCPConnector(resolver=ThreadedResolver(), limit=CONNECTIONS)
+        if private
+        else TCPConnector(
+            resolver=PublicResolver(ThreadedResolver()),
+            socket_factory=open_public_socket,
+            limit=CONNECTIONS,
+        )
+    )
     async with ClientSession(
         connector=connector,
         cookie_jar=DummyCookieJar(),
+        trust_env=False,  # a proxy would resolve and connect in our place
         auto_decompress=False,  # a small answer cannot turn into a large one
         headers={"User-Agent": "Uptrail", "Accept-Encoding": "identity"},
     ) as session:
@@ -99,7 +129,7 @@ async def open_outbound(private: bool) -> AsyncIterator[Outbound]:
 
 
 class PublicResolver(AbstractResolver):
-    """Resolves to addresses of the internet only. Raises PrivateAddress."""
+    """Resolver that refuses a name if any of its addresses is private. Raises PrivateAddress."""
 
     def __init__(self, inner: AbstractResolver) -> None:
         self._inner = inner
@@ -109,23 +139,22 @@ class PublicResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         found = await self._inner.resolve(host, port, family)
         for one in found:
-            require_public(one["host"], host)
+            require_public_address(one["host"], host)
         return found
 
     async def close(self) -> None:
         await self._inner.close()
 
 
-def require_public(address: str, host: str) -> None:
-    """Raises PrivateAddress for what is not on the internet: `host` is what people called it."""
-    if not is_public(ip_address(address.partition("%")[0])):
-        raise PrivateAddress(
-            f"{host} is at {address}, a private address: `allow_private_addresses` is off"
-        )
+def open_public_socket(info: AddrInfoType) -> socket.socket:
+    """Return a socket for an address about to be connected to. Raises PrivateAddress.
 
-
-def _require_public_literal(url: str) -> None:
-    """A literal address needs no resolver, so the resolver cannot judge it."""
-    literal = literal_in(url)
-    if literal is not None:
-        require_public(str(literal), urlsplit(url).hostname or "")
+    This is the last look, at what the kernel will be given: it holds whatever a parser, a cache or
+    a resolver made of the URL before.
+    """
+    family, kind, protocol, _, address = info
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        raise PrivateAddress("only addresses of the internet are connected to")
+    host: Any = address[0]
+    require_public_address(host, host)
+    return socket.socket(family=family, type=kind, proto=protocol)

@@ -8,11 +8,22 @@ from typing import Any
 import msgspec
 
 from application.pipeline import Pipeline, Step
+from infrastructure.outbound.destinations import (
+    BadDestination,
+    PrivateAddress,
+    parse_destination,
+)
 from infrastructure.processors.options import BadOption, read
+from infrastructure.processors.service import HttpOptions
 from infrastructure.settings_fields import BadSetting
 
 
-def check_pipelines(pipelines: Mapping[str, Pipeline], known: Mapping[str, Any]) -> None:
+def check_pipelines(
+    pipelines: Mapping[str, Pipeline],
+    known: Mapping[str, Any],
+    *,
+    allow_private_addresses: bool = False,
+) -> None:
     """Raises BadSetting for the first step that cannot work, with what could be written instead.
 
     `known` has the type of the options by processor; what is no msgspec Struct (an installed
@@ -20,7 +31,8 @@ def check_pipelines(pipelines: Mapping[str, Pipeline], known: Mapping[str, Any])
     """
     for name, pipeline in pipelines.items():
         for number, step in enumerate(pipeline.steps, 1):
-            if problem := _problem(step, known):
+            problem = _problem(step, known) or _url_problem(step, known, allow_private_addresses)
+            if problem:
                 raise BadSetting(f"pipelines.{name}, step {number} ({step.label}): {problem}")
 
 
@@ -34,4 +46,19 @@ def _problem(step: Step, known: Mapping[str, Any]) -> str:
             read(options, step.options)
         except BadOption as error:
             return str(error)
+    return ""
+
+
+def _url_problem(step: Step, known: Mapping[str, Any], allow_private_addresses: bool) -> str:
+    """Return why no request of an `http` step could ever leave; empty if one could."""
+    if known[step.processor] is not HttpOptions:
+        return ""
+    try:
+        destination = parse_destination(read(HttpOptions, step.options).url)
+        if not allow_private_addresses:
+            destination.require_public()
+    except BadDestination as error:
+        return f"the option `url` {error}"
+    except PrivateAddress as error:
+        return f"the option `url` leads to a private network: {error}"
     return ""

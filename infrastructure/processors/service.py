@@ -15,7 +15,8 @@ from msgspec import Meta
 from application.errors import Unavailable
 from application.pipeline import Permanent, Quarantine, Subject, Workbench
 from application.ports.errands import Errands, Report, Tickets
-from infrastructure.outbound.requests import AnswerTooLong, Outbound, PrivateAddress
+from infrastructure.outbound.destinations import BadDestination
+from infrastructure.outbound.requests import AnswerTooLong, Outbound
 from infrastructure.outbound.signing import key_of, signed
 from infrastructure.processors.options import Options, read
 
@@ -110,7 +111,9 @@ class HttpService:
         except TimeoutError:
             told = f"the service did not answer within {chosen.answer_within:g} s"
             raise ServiceFailed(told) from None
-        except (aiohttp.ClientError, AnswerTooLong, PrivateAddress, OSError) as error:
+        except BadDestination as error:
+            raise ServiceFailed(f"the service's `url` {error}") from None
+        except (aiohttp.ClientError, AnswerTooLong, OSError) as error:
             raise ServiceFailed(f"the service cannot be asked: {error}") from error
         return _report(status, answer)
 

@@ -8,7 +8,8 @@ from datetime import datetime
 import aiohttp
 
 from application.ports.deliveries import MAX_EXCERPT, Reply, Unsendable
-from infrastructure.outbound.requests import Outbound, PrivateAddress
+from infrastructure.outbound.destinations import BadDestination, PrivateAddress
+from infrastructure.outbound.requests import Outbound
 from infrastructure.outbound.signing import key_of, signed
 
 MOST = 4 * MAX_EXCERPT  # bytes read of an answer: a character takes 4 at most
@@ -32,6 +33,8 @@ class HttpSender:
             raise Unsendable(f"it did not answer within {self._timeout:g} s") from None
         except PrivateAddress as error:
             raise Unsendable(str(error)) from None
+        except BadDestination as error:
+            raise Unsendable(f"its address {error}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError is what aiohttp makes of an address or an answer that is none.
             raise Unsendable(f"it cannot be reached: {error or type(error).__name__}") from error

@@ -19,7 +19,11 @@ def check(settings: Settings, roles: Sequence[Role]) -> None:
         from infrastructure.processors.checking import check_pipelines
         from infrastructure.processors.registry import known_options
 
-        check_pipelines(settings.pipelines, known_options())
+        check_pipelines(
+            settings.pipelines,
+            known_options(),
+            allow_private_addresses=settings.allow_private_addresses,
+        )
         steps = [step for pipeline in settings.pipelines.values() for step in pipeline.steps]
         if any(step.processor == "http" for step in steps) and not _reachable(settings, roles):
             raise BadSetting("public_url must be set: `http` steps tell services to answer there")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from application.addresses import is_public, literal_in
 from application.ports.webhooks import Standing
 from application.webhooks import commands, handling
 from domain.errors import Fault, Faulty
 from domain.file import control_character
 from domain.webhook.subscription import Subscription, url_problem
+from infrastructure.outbound.destinations import (
+    BadDestination,
+    PrivateAddress,
+    parse_destination,
+)
 from interfaces.rest.access import require, webhook_of
 from interfaces.rest.answers import PageAnswer, json_answer
 from interfaces.rest.bodies import json_body
@@ -119,12 +123,20 @@ async def remove(request: web.Request) -> web.Response:
 
 
 def _require_reachable(url: str, services: Services) -> None:
-    """Raises Faulty for a private address; a name is judged each time that a request leaves."""
-    if services.settings.allow_private_addresses or url_problem(url):
-        return
-    literal = literal_in(url)
-    if literal is not None and not is_public(literal):
-        raise Faulty(Fault("url", "is a private address: `allow_private_addresses` is off"))
+    """Raise Faulty for a URL that no request could ever be sent to.
+
+    A name that resolves to a private address is refused each time that a request leaves.
+    """
+    if url_problem(url):
+        return  # the subscription's own rules report it
+    try:
+        destination = parse_destination(url)
+        if not services.settings.allow_private_addresses:
+            destination.require_public()
+    except BadDestination as error:
+        raise Faulty(Fault("url", str(error))) from None
+    except PrivateAddress as error:
+        raise Faulty(Fault("url", f"leads to a private network: {error}")) from None
 
 
 OPERATIONS = (

@@ -4,15 +4,14 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from ipaddress import ip_address
 
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from application.addresses import is_public
+from infrastructure.outbound import requests
+from infrastructure.outbound.destinations import BadDestination, PrivateAddress
 from infrastructure.outbound.requests import (
     AnswerTooLong,
-    PrivateAddress,
     PublicResolver,
     Reply,
     open_outbound,
@@ -20,44 +19,6 @@ from infrastructure.outbound.requests import (
 from tests.support import run
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.1",
-        "127.8.9.1",
-        "0.0.0.0",
-        "10.1.2.3",
-        "172.16.0.1",
-        "192.168.1.1",
-        "169.254.169.254",
-        "100.64.0.1",
-        "224.0.0.1",
-        "240.0.0.1",
-        "255.255.255.255",
-        "::1",
-        "::",
-        "fe80::1",
-        "fc00::1",
-        "fec0::1",
-        "ff02::1",
-        "::ffff:127.0.0.1",
-        "::ffff:10.0.0.1",
-        "64:ff9b::7f00:1",
-        "2002:7f00:1::",
-        "2001:0:4136:e378:8000:63bf:3fff:fdd2",
-    ],
-)
-def test_an_address_inside_of_a_network_is_not_public(address: str) -> None:
-    assert not is_public(ip_address(address))
-
-
-@pytest.mark.parametrize(
-    "address", ["1.1.1.1", "93.184.215.14", "2606:4700:4700::1111", "::ffff:1.1.1.1"]
-)
-def test_an_address_of_the_internet_is_public(address: str) -> None:
-    assert is_public(ip_address(address))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"])
@@ -73,17 +34,65 @@ def test_no_request_leaves_for_a_private_address(host: str) -> None:
     assert arrived == []
 
 
-@pytest.mark.parametrize("host", ["2130706433", "127.1", "0x7f000001", "0177.0.0.1"])
-def test_other_spellings_of_an_address_do_not_help(host: str) -> None:
+@pytest.mark.parametrize(
+    "host",
+    [
+        "①②⑦.⓪.⓪.①",
+        "１２７.0.0.1",
+        "127。0。0。1",
+        "ⓛⓞⓒⓐⓛⓗⓞⓢⓣ",
+        "LOCALHOST.",
+        "2130706433",
+        "127.1",
+        "0x7f000001",
+        "0x7f.1",
+        "0177.0.0.1",
+        "127.0.0.1.",
+        "127%2e0%2e0%2e1",
+        "[::ffff:7f00:1]",
+        "[::127.0.0.1]",
+        "[::1%25lo]",
+        "0",
+    ],
+)
+async def test_no_spelling_of_a_private_host_reaches_it(host: str) -> None:
+    arrived: list[str] = []
+    async with listening(_note(arrived)) as port, open_outbound(private=False) as outbound:
+        with pytest.raises((PrivateAddress, BadDestination)):
+            await outbound.post(f"http://{host}:{port}/", b"", {}, 5.0)
+    assert arrived == []
+
+
+@pytest.mark.parametrize("names", [("127.0.0.1",), ("127.0.0.1", "::1")])
+async def test_the_address_of_the_socket_is_judged_whatever_the_resolver_said(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A resolver that was judged before and is asked again answers otherwise: DNS rebinding.
+    monkeypatch.setattr(requests, "PublicResolver", lambda inner: Names(*names))
+    arrived: list[str] = []
+    async with listening(_note(arrived)) as port, open_outbound(private=False) as outbound:
+        with pytest.raises(OSError, match=r"a private address"):
+            await outbound.post(f"http://rebind.example:{port}/", b"", {}, 5.0)
+    assert arrived == []
+
+
+async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxied: list[str] = []
     arrived: list[str] = []
 
-    async def story() -> None:
-        async with listening(_note(arrived)) as port, open_outbound(private=False) as outbound:
-            with pytest.raises(Exception, match=r"private address|canonical|Cannot connect"):
-                await outbound.post(f"http://{host}:{port}/", b"", {}, 5.0)
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        arrived.append("request")
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
 
-    run(story())
-    assert arrived == []
+    async with (
+        listening(_note(proxied)) as proxy,
+        listening(answer) as port,
+        open_outbound(private=True) as outbound,
+    ):
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy}")
+        status, _ = await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 5.0)
+    assert (status, proxied, arrived) == (204, [], ["request"])
 
 
 def test_a_name_with_one_private_address_among_others_is_refused() -> None:
@@ -159,7 +168,14 @@ class Names(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         return [
-            ResolveResult(hostname=host, host=one, port=port, family=family, proto=0, flags=0)
+            ResolveResult(
+                hostname=host,
+                host=one,
+                port=port,
+                family=socket.AF_INET6 if ":" in one else socket.AF_INET,
+                proto=0,
+                flags=0,
+            )
             for one in self._addresses
         ]
 

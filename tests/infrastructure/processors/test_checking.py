@@ -83,6 +83,14 @@ def test_a_pipeline_of_the_settings_is_accepted_and_has_its_own_retries(tmp_path
             r"regex.*\$\.url",
         ),
         (
+            {"processor": "http", "options": {"url": "http://①⓪.1.2.3/", "secret": SECRET}},
+            "`url` leads to a private network: 10.1.2.3",
+        ),
+        (
+            {"processor": "http", "options": {"url": "http://0x7f.1/", "secret": SECRET}},
+            "`url` has a host that is no address of four decimal numbers",
+        ),
+        (
             {"processor": "http", "options": {"url": "https://a.example", "secret": "hush"}},
             "`secret` must be whsec_ and 24 to 64 bytes in base64$",
         ),
