@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -42,6 +42,16 @@ class Principal(msgspec.Struct, frozen=True):
         return None if self.scope is Scope.ADMIN else self.owner
 
 
+class Credential(msgspec.Struct, frozen=True):
+    """What a principal was authenticated by: an API key's text or a browser session's token."""
+
+    text: str
+    is_session: bool = False
+
+    def __repr__(self) -> str:
+        return "Credential(...)"
+
+
 class Key(msgspec.Struct, frozen=True, kw_only=True):
     """A key as listed: never its secret."""
 
@@ -77,6 +87,12 @@ class Keys(Protocol):
 
     async def revoke(self, id: str, *, owner: str | None) -> Key:
         """Ends a key at once, on every process. Raises NotFound."""
+
+    async def changed(self) -> None:
+        """Return when credentials may have ended, in any process; at the latest after a second."""
+
+    async def ended(self, credentials: Collection[Credential]) -> frozenset[Credential]:
+        """Return those that were revoked, have expired or were signed out. Raises Unavailable."""
 
     async def open_session(self, principal: Principal, *, lifetime: float) -> str:
         """A browser session's token for this principal, for so many seconds."""

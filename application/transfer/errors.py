@@ -15,6 +15,7 @@ How a transfer can end other than well. What arrived before is kept, unless it s
     - Stalled        the sender was silent for too long
       * TooSlow      the sender brought too little in a long time
     - Stopping       this process is shutting down
+    - AccessEnded    the sender's credential was revoked, or has expired
     - SenderGone     the connection broke, or the body was malformed
 """
 
@@ -120,6 +121,13 @@ class Stopping(Ended):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down")
+
+
+class AccessEnded(Ended):
+    """The sender's credential was revoked, or has expired."""
+
+    def __init__(self) -> None:
+        super().__init__("the key was revoked or has expired, or the session is over")
 
 
 class SenderGone(Ended):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from hmac import compare_digest
@@ -14,9 +14,11 @@ import psycopg
 from psycopg.sql import SQL, Composed
 
 from application.errors import NotFound, Unavailable
-from application.ports.keys import Key, Principal, Scope
+from application.ports.keys import Credential, Key, Principal, Scope
 from infrastructure.auth.passes import Passes
+from infrastructure.auth.revocations import Revocations
 from infrastructure.auth.tokens import hashed, new_key, parse_key
+from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Connection, Pool
 
 REMEMBERED_FOR = 1.0  # seconds: how long a revoked key may live on in another process
@@ -47,12 +49,13 @@ class PostgresKeys:
     """Keys, sessions and logins; of each secret only its hash is kept.
 
     A key that held is trusted for a second without asking again, so that a sender of small files
-    costs one query a second. Revoking it ends it at once in this process, and within that second
-    in the others. Every method raises Unavailable when the database cannot be reached.
+    costs one query a second. Revoking it ends it at once in every process that listens, and within
+    that second in the others. Every method raises Unavailable when the database cannot be reached.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, listener: Listener | None = None) -> None:
         self._pool = pool
+        self._revocations = Revocations(pool, listener, self._forget)
         self._sessions = Passes(pool, "browser_sessions")
         self._logins = Passes(pool, "login_codes")
         self._remembered: dict[bytes, tuple[float, Principal]] = {}
@@ -106,10 +109,20 @@ class PostgresKeys:
     async def revoke(self, id: str, *, owner: str | None) -> Key:
         """Ends a key and whatever was made from it. Revoking it again changes nothing."""
         row = await self._one(_REVOKE, (id, owner, owner))
-        self._remembered = {}
+        self._forget()
         if row is None:
             raise NotFound("there is no such key")
         return _key(row)
+
+    async def changed(self) -> None:
+        await self._revocations.changed()
+
+    async def ended(self, credentials: Collection[Credential]) -> frozenset[Credential]:
+        async with _unavailable():
+            return await self._revocations.ended(credentials)
+
+    def _forget(self) -> None:
+        self._remembered = {}
 
     async def open_session(self, principal: Principal, *, lifetime: float) -> str:
         async with _unavailable():

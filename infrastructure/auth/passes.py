@@ -16,7 +16,7 @@ _decode = msgspec.json.Decoder(Principal).decode
 _encode = msgspec.json.Encoder().encode
 
 # A pass falls with the key it was made from, whoever was faster.
-_HOLDS = SQL("""p.expires_at > now() AND NOT EXISTS (
+HOLDS = SQL("""p.expires_at > now() AND NOT EXISTS (
     SELECT FROM api_keys k WHERE k.id = p.key_id
     AND (k.revoked_at IS NOT NULL OR k.expires_at <= now()))""")
 
@@ -84,4 +84,4 @@ class Passes:
 
 
 def _on(table: str, query: LiteralString) -> Composed:
-    return SQL(query).format(table=Identifier(table), holds=_HOLDS)
+    return SQL(query).format(table=Identifier(table), holds=HOLDS)

@@ -16,7 +16,8 @@ from infrastructure.postgres.pool import Connection, connect
 LOG = "uptrail_log"  # payload: the last position of a commit
 READ_MODEL = "uptrail_read_model"  # payload: the position the read model has reached
 UPLOADS = "uptrail_uploads"  # payload: text, from one process to the others
-CHANNELS = (LOG, READ_MODEL, UPLOADS)
+CREDENTIALS = "uptrail_credentials"  # no payload: keys or sessions ended
+CHANNELS = (LOG, READ_MODEL, UPLOADS, CREDENTIALS)
 
 FALLBACK = 1.0  # seconds after which a reader looks by itself, whatever the listener heard
 PROBE = 10.0  # seconds of silence after which the connection is tried

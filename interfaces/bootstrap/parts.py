@@ -78,7 +78,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         engine = make_engine(database.url)
         stack.push_async_callback(engine.dispose)
         blobs = await stack.enter_async_context(open_blobs(settings, database.url))
-        keys = PostgresKeys(pool)
+        keys = PostgresKeys(pool, listener)
         services = Services(
             settings=settings,
             log=log,

@@ -5,25 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
-from aiohttp import WSMsgType, hdrs, web
+from aiohttp import WSMsgType, web
 
 from application.errors import Unavailable
-from application.ports.keys import Keys, Principal
+from application.ports.keys import Credential, Keys, Principal
 from interfaces.feed.encoding import Encoding
 from interfaces.feed.messages import AskForKey, Authenticate, CloseCode, Closed
-from interfaces.rest.access import PRINCIPAL, SESSION_COOKIE
+from interfaces.rest.access import CREDENTIAL, PRINCIPAL
 
 _LAST_WORDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
-
-
-class Credential(msgspec.Struct, frozen=True):
-    """What a principal was known by: an API key's text or a browser session's token."""
-
-    text: str
-    is_session: bool = False
-
-    def __repr__(self) -> str:
-        return "Credential(...)"
 
 
 async def principal_for(credential: Credential, keys: Keys) -> Principal | None:
@@ -37,10 +27,7 @@ def presented(request: web.Request) -> tuple[Credential, Principal] | None:
     """The credential the request came with, which the access middleware found good."""
     if PRINCIPAL not in request:
         return None
-    header = request.headers.get(hdrs.AUTHORIZATION)
-    if header is not None:
-        return Credential(header.partition(" ")[2].strip()), request[PRINCIPAL]
-    return Credential(request.cookies[SESSION_COOKIE], is_session=True), request[PRINCIPAL]
+    return request[CREDENTIAL], request[PRINCIPAL]
 
 
 async def introduced(

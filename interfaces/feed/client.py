@@ -8,8 +8,7 @@ from datetime import datetime
 import msgspec
 
 from application.ports.feed import Changes
-from application.ports.keys import Principal
-from interfaces.feed.admission import Credential
+from application.ports.keys import Credential, Principal
 from interfaces.feed.encoding import Encoding
 from interfaces.feed.messages import CloseCode, Closed, Head, Reset
 from interfaces.feed.place import START, Place
@@ -74,6 +73,10 @@ class FeedClient:
             elif loop.time() - since > patience:
                 raise Closed(CloseCode.TOO_SLOW, f"nothing was read for {patience:g} s")
             await asyncio.sleep(DRAIN_POLL)
+
+    def end_access(self) -> None:
+        """Ends the connection: its credential does not hold any more."""
+        self.end(CloseCode.SIGNED_OUT, "the key was revoked or the session is over")
 
     def end(self, code: CloseCode, reason: str) -> None:
         """Has the socket closed by its own task. The first reason given counts."""

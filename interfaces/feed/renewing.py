@@ -5,8 +5,8 @@ from __future__ import annotations
 from uuid import UUID
 
 from application.errors import Unavailable
-from application.ports.keys import Principal
-from interfaces.feed.admission import Credential, principal_for
+from application.ports.keys import Credential, Principal
+from interfaces.feed.admission import principal_for
 from interfaces.feed.client import FeedClient
 from interfaces.feed.hub import FeedHub
 from interfaces.feed.messages import Closed, Error

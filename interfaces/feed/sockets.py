@@ -15,6 +15,7 @@ from interfaces.feed.serving import HUB, served
 from interfaces.feed.wire import SocketWire
 from interfaces.rest.access import require_known_page
 from interfaces.rest.problems import Problem
+from interfaces.rest.running import RUNNING
 
 LARGEST_MESSAGE = 256 * 1024  # bytes; beyond it the WebSocket itself is closed, with 1009
 
@@ -49,9 +50,12 @@ async def serve(request: web.Request) -> web.StreamResponse:
         return socket
     except ConnectionError:
         return socket
+    running = request.app[RUNNING]
+    running.replace(request, client)
     try:
         await _close(wire, await served(hub, client, listen(hub, client, socket)))
     finally:
+        running.discard(client)
         hub.roster.dismiss(client)
     return socket
 

@@ -23,6 +23,7 @@ from interfaces.feed.wire import StreamWire
 from interfaces.rest.access import principal_of, require_known_page
 from interfaces.rest.params import Query
 from interfaces.rest.problems import RETRY_SOON, Problem, bad_parameter
+from interfaces.rest.running import RUNNING
 from interfaces.rest.server import lost
 
 MEDIA_TYPE = "text/event-stream"
@@ -49,12 +50,15 @@ async def serve(request: web.Request) -> web.StreamResponse:
     patience = max(hub.limits.stuck, SILENCE * hub.settings.feed_heartbeat)
     client = FeedClient(StreamWire(response, transport, patience), JSON, known[1], known[0])
     _admit(hub, client)
+    running = request.app[RUNNING]
+    running.replace(request, client)
     try:
         await response.prepare(request)
         await response.write(b"retry:%d\n\n" % (RETRY[0] + randbelow(RETRY[1] - RETRY[0])))
         hub.follow(client, settle(subscribe, client.principal))
         await _end(hub, client, response, await served(hub, client, gone))
     finally:
+        running.discard(client)
         hub.roster.dismiss(client)
     return response
 

@@ -11,9 +11,9 @@ from uuid import UUID
 import structlog
 
 from application.errors import Unavailable
-from application.ports.keys import Keys, Principal, Scope
+from application.ports.keys import Credential, Keys, Principal, Scope
 from infrastructure.settings import Settings
-from interfaces.feed.admission import Credential, principal_for
+from interfaces.feed.admission import principal_for
 from interfaces.feed.client import FeedClient
 from interfaces.feed.limits import Limits
 from interfaces.feed.messages import CloseCode, Expiring
@@ -90,7 +90,7 @@ class Vigil:
             if client.credential != credential:  # it has gone on with another meanwhile
                 continue
             if principal is None or _rights(client.principal) != _rights(principal):
-                client.end(CloseCode.SIGNED_OUT, "the key was revoked or the session is over")
+                client.end_access()
             else:
                 client.principal = principal  # its end may have been put off
                 await self._warn(client)

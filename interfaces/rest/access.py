@@ -9,12 +9,14 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from application.errors import NotFound
-from application.ports.keys import Principal, Scope
+from application.ports.keys import Credential, Principal, Scope
+from application.transfer.errors import AccessEnded
 from domain.batch.aggregate import Batch
 from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
 from interfaces.rest.forwarding import front_of
-from interfaces.rest.problems import Problem
+from interfaces.rest.problems import Problem, unauthenticated
+from interfaces.rest.running import RUNNING
 from interfaces.services import SERVICES
 
 SESSION_COOKIE = "uptrail_session"
@@ -32,6 +34,7 @@ FIRST_MESSAGE = frozenset({"/v1/feed"})
 """Where a WebSocket may authenticate by its first message: the handler sees to it."""
 
 PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
+CREDENTIAL: web.RequestKey[Credential] = web.RequestKey("credential", Credential)
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -44,12 +47,17 @@ async def access_middleware(request: web.Request, handler: Handler) -> web.Strea
     """
     if is_public(request) or request.method == hdrs.METH_OPTIONS:
         return await handler(request)
-    principal = await _authenticated(request)
-    if principal is not None:
-        request[PRINCIPAL] = principal
-    elif not (request.path in FIRST_MESSAGE and _is_websocket(request)):
-        raise unauthenticated("send Authorization: Bearer up_... or sign in")
-    return await handler(request)
+    known = await _authenticated(request)
+    if known is None:
+        if not (request.path in FIRST_MESSAGE and _is_websocket(request)):
+            raise unauthenticated("send Authorization: Bearer up_... or sign in")
+        return await handler(request)
+    request[CREDENTIAL], request[PRINCIPAL] = known
+    with request.app[RUNNING].running(request, request[CREDENTIAL]) as running:
+        response = await handler(request)
+    if running.ended and request.method in _SAFE and not response.prepared:
+        raise AccessEnded
+    return response
 
 
 def is_public(request: web.Request) -> bool:
@@ -115,22 +123,18 @@ async def webhook_of(request: web.Request, id: UUID, *, also_removed: bool = Fal
     return webhook
 
 
-def unauthenticated(detail: str, *, error: str = "") -> Problem:
-    """401, with the challenge of RFC 6750 section 3."""
-    challenge = 'Bearer realm="uptrail"' + (f', error="{error}"' if error else "")
-    return Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": challenge})
-
-
-async def _authenticated(request: web.Request) -> Principal | None:
-    """Who the credential names; None without one. A credential that does not hold is refused."""
+async def _authenticated(request: web.Request) -> tuple[Credential, Principal] | None:
+    """The credential and who it names; None without one. One that does not hold is refused."""
     keys = request.app[SERVICES].keys
     header = request.headers.get(hdrs.AUTHORIZATION)
     if header is not None:
         scheme, _, text = header.partition(" ")
-        known = await keys.authenticate(text.strip()) if scheme.lower() == "bearer" else None
+        credential = Credential(text.strip())
+        bearer = scheme.lower() == "bearer"
+        known = await keys.authenticate(credential.text) if bearer else None
         if known is None:
             raise unauthenticated("the key is unknown, revoked or expired", error="invalid_token")
-        return known
+        return credential, known
     token = request.cookies.get(SESSION_COOKIE)
     if token is None:
         return None
@@ -139,7 +143,7 @@ async def _authenticated(request: web.Request) -> Principal | None:
         raise unauthenticated("the session is over: sign in again", error="invalid_token")
     if request.method not in _SAFE or _is_websocket(request):
         require_own_origin(request)
-    return known
+    return Credential(token, is_session=True), known
 
 
 def require_own_origin(request: web.Request) -> None:

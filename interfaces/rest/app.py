@@ -34,6 +34,7 @@ from interfaces.rest.measuring import METRICS, metrics_middleware
 from interfaces.rest.operations import VITALS
 from interfaces.rest.problems import problem_middleware
 from interfaces.rest.routes import Operation, add_operations
+from interfaces.rest.running import watch_running_requests
 from interfaces.rest.webhooks import controls as webhook_controls
 from interfaces.rest.webhooks import deliveries
 from interfaces.rest.webhooks import resource as webhooks
@@ -81,6 +82,7 @@ def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Ap
     app = web.Application(middlewares=middlewares, client_max_size=services.settings.max_body)
     app[SERVICES] = services
     app[METRICS] = Metrics()
+    watch_running_requests(app, services.keys)
     app[reports.SEATS] = reports.Seats()
     if vitals is not None:
         app[VITALS] = vitals

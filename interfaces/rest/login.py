@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 from aiohttp import hdrs, web
 
-from interfaces.rest.access import SESSION_COOKIE, require_own_origin, unauthenticated
+from interfaces.rest.access import SESSION_COOKIE, require_own_origin
 from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import LoginCode
 from interfaces.rest.params import Query
-from interfaces.rest.problems import Problem, bad_parameter
+from interfaces.rest.problems import Problem, bad_parameter, unauthenticated
 from interfaces.rest.routes import Operation
 from interfaces.services import SERVICES
 

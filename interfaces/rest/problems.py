@@ -23,6 +23,7 @@ from application.errors import (
     Undetermined,
 )
 from application.ports.read_model import BadCursor
+from application.transfer.errors import AccessEnded
 from domain.errors import Faulty, NotNow, OutOfRange, Refused, Superseded
 from interfaces.rest.correlation import REQUEST_ID, STARTED
 from interfaces.rest.pointers import locate, pointer_of
@@ -152,6 +153,8 @@ def problem_of(error: Exception) -> Problem:
             return Problem(400, "malformed_json", str(error))
         case BadCursor():
             return bad_parameter("cursor", "was not given out by this list")
+        case AccessEnded():
+            return unauthenticated(str(error), error="invalid_token")
         case Unavailable() | psycopg.OperationalError():
             _log.warning("unavailable", error=str(error))
             return Problem(503, "unavailable", "try again soon", headers=RETRY_SOON)
@@ -165,6 +168,12 @@ def problem_of(error: Exception) -> Problem:
             return Problem(status, code, str(error), headers=headers)
     _log.error("request_failed", exc_info=error)
     return Problem(500, "internal_error", "the error is logged under the request id")
+
+
+def unauthenticated(detail: str, *, error: str = "") -> Problem:
+    """401, with the challenge of RFC 6750 section 3."""
+    challenge = 'Bearer realm="uptrail"' + (f', error="{error}"' if error else "")
+    return Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": challenge})
 
 
 def invalid(*complaints: Complaint, total: int | None = None) -> Problem:

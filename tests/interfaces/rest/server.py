@@ -122,7 +122,7 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
             queries=PostgresQueries(engine, listener.wakeups(READ_MODEL)),
             history=PostgresHistory(engine),
             blobs=blobs,
-            keys=PostgresKeys(pool),
+            keys=PostgresKeys(pool, listener),
             now=lambda: datetime.now(UTC),
             new_id=uuid_utils.compat.uuid7,
             errands=PostgresErrands(pool),

@@ -23,7 +23,7 @@ from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.postgres.listener import Listener
-from infrastructure.postgres.pool import make_pool
+from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.postgres.slots import PostgresSlots
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.queries import PostgresQueries
@@ -35,6 +35,7 @@ from interfaces.rest.correlation import correlation_middleware, finish_headers
 from interfaces.rest.cors import allow_origins
 from interfaces.rest.problems import problem_middleware
 from interfaces.rest.routes import add_operations
+from interfaces.rest.running import RUNNING, RunningRequests, watch_running_requests
 from interfaces.rest.server import Runner
 from interfaces.services import SERVICES, Services
 from interfaces.uploads.routes import add_routes
@@ -57,6 +58,8 @@ class Server:
     key: str
     client: ClientSession
     transfers: Transfers
+    running: RunningRequests
+    pool: Pool
 
     async def create(self, size: int, **headers: str) -> str:
         """Announces an upload and returns the path of its resource."""
@@ -122,21 +125,22 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
             queries=PostgresQueries(engine, listener.wakeups()),
             history=cast(History, None),  # no route here asks for history
             blobs=blobs,
-            keys=PostgresKeys(pool),
+            keys=PostgresKeys(pool, listener),
             now=lambda: datetime.now(UTC),
             new_id=uuid_utils.compat.uuid7,
             elsewhere=NotifiedElsewhere(pool, listener),
             usage=PostgresUsage(pool),
             slots=await enter(PostgresSlots(url)),
         )
-        yield await enter(_served(services))
+        yield await enter(_served(services, pool))
 
 
 @asynccontextmanager
-async def _served(services: Services) -> AsyncIterator[Server]:
+async def _served(services: Services, pool: Pool) -> AsyncIterator[Server]:
     middlewares = [correlation_middleware, problem_middleware, access_middleware]
     app = web.Application(middlewares=middlewares)
     app[SERVICES] = services
+    watch_running_requests(app, services.keys)
     app.on_response_prepare.append(finish_headers)
     app.on_response_prepare.append(allow_origins)
     add_routes(app)
@@ -151,6 +155,6 @@ async def _served(services: Services) -> AsyncIterator[Server]:
     headers = {"Authorization": f"Bearer {key}"}
     try:
         async with ClientSession(url, headers=headers) as client:
-            yield Server(services, url, port, key, client, app[TRANSFERS])
+            yield Server(services, url, port, key, client, app[TRANSFERS], app[RUNNING], pool)
     finally:
         await runner.cleanup()

@@ -17,7 +17,7 @@ CONTENT = bytes(range(256)) * 400  # 100 KiB
 
 
 @contextmanager
-def _server(folder: Path, url: str, blobs: Path) -> Iterator[tuple[str, str]]:
+def api_process(folder: Path, url: str, blobs: Path) -> Iterator[tuple[str, str]]:
     """A server process of its own: where it answers, and a key that any of them knows."""
     data = folder / "data"
     data.mkdir(parents=True)
@@ -33,8 +33,8 @@ def servers(database_url: str, tmp_path: Path) -> Iterator[tuple[str, str, str]]
     """Two processes on one database and one folder of blobs, and a key."""
     blobs = tmp_path / "blobs"
     with (
-        _server(tmp_path / "here", database_url, blobs) as (here, key),
-        _server(tmp_path / "there", database_url, blobs) as (there, _),
+        api_process(tmp_path / "here", database_url, blobs) as (here, key),
+        api_process(tmp_path / "there", database_url, blobs) as (there, _),
     ):
         yield here, there, key
 
