@@ -45,8 +45,12 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
         return cls._of(Upload.begin(id, event), None, None)
 
     def evolve(self, event: UploadEvent) -> Self:
-        retry_at = event.retry_at if isinstance(event, AttemptFailed) else None
-        return self._of(self.aggregate().evolve(event), retry_at, self.job)
+        return self.as_of(self.aggregate().evolve(event), event, self.job)
+
+    @classmethod
+    def as_of(cls, upload: Upload, last: object, job: int | None = None) -> Self:
+        """The row of an upload whose last event is this one."""
+        return cls._of(upload, last.retry_at if isinstance(last, AttemptFailed) else None, job)
 
     def aggregate(self) -> Upload:
         """The upload, with the fields that decide what may happen to it."""

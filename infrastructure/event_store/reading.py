@@ -103,12 +103,13 @@ async def _read(
     await cursor.execute(query, parameters, prepare=True)
     rows: list[StoredRow] = await cursor.fetchall()
     await codec.learn(row[4] for row in rows)
-    return [_recorded(codec, *row) for row in rows]
+    return [recorded_of(codec, *row) for row in rows]
 
 
-def _recorded(
+def recorded_of(
     codec: Codec, stream: UUID, version: int, position: int, topic: str, state: bytes
 ) -> Recorded:
+    """Decode a row whose key was learned before. Raises UnreadableEvent."""
     try:
         event, cause = codec.decode(topic, state)
     except UnreadableEvent as error:

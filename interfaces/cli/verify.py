@@ -11,6 +11,7 @@ import msgspec
 from cyclopts import Parameter
 
 from application.audit.chain import Finding
+from application.audit.derived import DerivedCheck
 from application.audit.examining import Examination, examine
 from application.audit.export import SealLine
 from application.audit.seal import Seal
@@ -34,7 +35,7 @@ def verify(
     store: Store | None = None,
     common: Common | None = None,
 ) -> int:
-    """Check that nothing recorded was altered, and that every row shown is what was recorded.
+    """Check that nothing recorded was altered, and that derived rows follow from what was recorded.
 
     Parameters
     ----------
@@ -61,6 +62,7 @@ async def _verify_here(
     parts: Parts, public: Sequence[Path], seals: Path | None, common: Common
 ) -> int:
     """The seals first: an event that was altered may be one that nobody can read any more."""
+    from infrastructure.audit.derived import check_derived
     from infrastructure.event_store.codec import UnreadableEvent
     from infrastructure.read_model.verify import verify as compare
 
@@ -70,14 +72,17 @@ async def _verify_here(
     told: dict[str, object] = {"seals": sealed}
     try:
         found = await compare(parts.database.url, parts.log)
+        derived = await check_derived(parts.database.url, parts.codec)
     except UnreadableEvent as error:
         sound, told = False, {**told, "unreadable": str(error)}
         if not common.json:
             output.say(f"the log cannot be replayed: {error}")
     else:
-        sound, told = found.sound, {**msgspec.to_builtins(found, enc_hook=str), **told}
+        sound = found.sound and derived.sound
+        told = {**msgspec.to_builtins(found, enc_hook=str), "derived": derived, **told}
         if not common.json:
             _tell(found)
+            _tell_derived(derived)
     if common.json:
         output.emit(told)
     return Exit.OK if sound and sealed.sound else Exit.ERROR
@@ -146,6 +151,14 @@ def _tell(found: Verification) -> None:
         )
     for gap in found.breaks:
         output.say(f"  {gap}")
+
+
+def _tell_derived(found: DerivedCheck) -> None:
+    rows = ", ".join(f"{count} {table}" for table, count in found.checked.items())
+    verdict = "they follow from the log" if found.sound else "they do not follow from the log"
+    output.say(f"position {found.head}: checked {rows}; {verdict}")
+    for one in found.findings:
+        output.say(f"  {one.table} {one.key}: {one.kind.replace('_', ' ')}: {one.detail}")
 
 
 def _tell_seals(found: SealCheck) -> None:

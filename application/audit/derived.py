@@ -1,0 +1,42 @@
+"""Findings about tables that are derived from the log, and positions of those who follow it."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+MAX_FINDINGS = 100  # named one by one
+
+DerivedKind: TypeAlias = Literal[
+    "snapshot_altered",
+    "tracking_moved",
+    "orchestration_altered",
+    "webhook_altered",
+    "answer_altered",
+    "stream_broken",
+]
+
+
+class DerivedFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of a derived table that does not follow from the log: which row, and what differs."""
+
+    kind: DerivedKind
+    table: str
+    key: str
+    detail: str
+
+
+class DerivedCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """What was compared with the log as of position `head`.
+
+    `checked` counts the rows of each table. `findings` names up to MAX_FINDINGS.
+    """
+
+    head: int
+    checked: dict[str, int]
+    findings: list[DerivedFinding]
+
+    @property
+    def sound(self) -> bool:
+        return not self.findings

@@ -1,0 +1,196 @@
+"""Compares the tables that are derived from the log with the log, all as of one moment.
+
+Events are read stream by stream, in the order of the primary key: one aggregate at a time is in
+memory, however long the log is. Compared are snapshots, the rows of the orchestrator, webhooks,
+idempotency records, and the tracking positions. `docs/audit.md` lists what is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, LiteralString
+from uuid import UUID
+
+from psycopg import IsolationLevel
+from psycopg.rows import dict_row
+
+from application.audit.derived import MAX_FINDINGS, DerivedCheck
+from infrastructure.audit.findings import Findings
+from infrastructure.audit.stream_check import Positions, Rows, StreamCheck
+from infrastructure.event_store.codec import Codec
+from infrastructure.event_store.reading import recorded_of
+from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS
+from infrastructure.jobs.leadership import NAME as ORCHESTRATOR
+from infrastructure.jobs.rows import MEMBER, followed_of, member_of
+from infrastructure.postgres.pool import Connection, connect
+from infrastructure.read_model.tables import NAME as READ_MODEL
+from infrastructure.webhooks.following import NAME as WEBHOOKS
+
+CHUNK = 2_000  # events in memory at a time
+
+_FIRST = UUID(int=0)
+
+_EVENTS = """SELECT originator_id, originator_version, notification_id, topic, state
+FROM stored_events WHERE (originator_id, originator_version) > (%s, %s)
+ORDER BY originator_id, originator_version LIMIT %s"""
+_MEMBERS = f"SELECT {MEMBER} FROM orchestration.members m WHERE m.upload = ANY(%s)"  # noqa: S608
+_BATCHES = "SELECT * FROM orchestration.batches WHERE batch = ANY(%s)"
+_ENDPOINTS = "SELECT id, owner, enabled, webhook FROM webhooks.endpoints WHERE id = ANY(%s)"
+_SNAPSHOTS = """SELECT originator_id, originator_version, topic, state FROM stored_snapshots
+WHERE originator_id = ANY(%s) AND topic = ANY(%s) ORDER BY 1, 2"""
+
+_TRACKED = "SELECT application_name, notification_id FROM notification_tracking"
+_HEAD = "SELECT coalesce(max(notification_id), 0) FROM stored_events"
+_NEWEST_ROW = """SELECT greatest((SELECT max(position) FROM read_model.batches),
+(SELECT max(position) FROM read_model.uploads), (SELECT max(position) FROM read_model.attempts))"""
+_LAST_DELIVERY = "SELECT max(position) FROM webhooks.deliveries"
+
+# Rows of derived tables whose stream has no event at all: the pass over the log does not meet them.
+_STRAYS: tuple[tuple[str, LiteralString], ...] = tuple(
+    (
+        table,
+        f"""SELECT DISTINCT t.{key}::text FROM {table} t WHERE NOT EXISTS (
+        SELECT FROM stored_events e WHERE e.originator_id = t.{key}) ORDER BY 1 LIMIT %s""",  # noqa: S608
+    )
+    for table, key in (
+        ("stored_snapshots", "originator_id"),
+        ("orchestration.members", "upload"),
+        ("orchestration.batches", "batch"),
+        ("webhooks.endpoints", "id"),
+    )
+)
+
+# A retry that nobody asked for would be carried out like any other.
+_RETRIES = """SELECT r.batch::text FROM orchestration.retries r WHERE NOT EXISTS (
+SELECT FROM stored_events e WHERE e.originator_id = r.batch AND e.topic = 'batch.retry_requested')
+ORDER BY 1 LIMIT %s"""
+
+_ANSWERS = """SELECT a.command_id::text, a.position FROM command_answers a
+LEFT JOIN stored_events e ON e.notification_id = a.position
+WHERE a.position <> 0 AND (e.state IS NULL
+    OR position(convert_to('"command":"' || a.command_id || '"', 'UTF8') IN e.state) = 0)
+ORDER BY 1 LIMIT %s"""
+
+_COUNTS = """SELECT (SELECT count(*) FROM stored_snapshots),
+(SELECT count(*) FROM orchestration.members), (SELECT count(*) FROM orchestration.batches),
+(SELECT count(*) FROM webhooks.endpoints), (SELECT count(*) FROM command_answers)"""
+_COUNTED = ("snapshots", "members", "batches", "webhooks", "answers")
+
+_KIND_OF_STRAY = {
+    "stored_snapshots": "snapshot_altered",
+    "orchestration.members": "orchestration_altered",
+    "orchestration.batches": "orchestration_altered",
+    "webhooks.endpoints": "webhook_altered",
+}
+
+
+async def check_derived(url: str, codec: Codec) -> DerivedCheck:
+    """Compare every derived row with what the log says of it.
+
+    Raises psycopg.Error, Unavailable, UnreadableEvent.
+    """
+    connection = await connect(url, name="verify-derived")
+    try:
+        await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+        async with connection.transaction():
+            return await _check(connection, codec)
+    finally:
+        await connection.close()
+
+
+async def _check(connection: Connection, codec: Codec) -> DerivedCheck:
+    findings = Findings()
+    tracked = dict(await _rows(connection, _TRACKED))
+    ((head,),) = await _rows(connection, _HEAD)
+    positions = Positions(tracked.get(ORCHESTRATOR), tracked.get(WEBHOOKS), tracked.get(READ_MODEL))
+    for name in (ORCHESTRATOR, WEBHOOKS, READ_MODEL):
+        if tracked.get(name, 0) > head:
+            detail = f"is at position {tracked[name]}, beyond the end of the log at {head}"
+            findings.add("tracking_moved", "notification_tracking", name, detail)
+    streams = StreamCheck(positions, findings)
+    async for events, rows in _pages(connection, codec):
+        streams.take(events, rows)
+    streams.end()
+    await _check_read_model(connection, findings, positions, streams.newest_row_event)
+    await _check_deliveries(connection, findings, positions)
+    await _check_strays(connection, findings)
+    (counts,) = await _rows(connection, _COUNTS)
+    return DerivedCheck(
+        head=head, checked=dict(zip(_COUNTED, counts, strict=True)), findings=findings.found
+    )
+
+
+async def _pages(connection: Connection, codec: Codec) -> AsyncIterator[tuple[Sequence[Any], Rows]]:
+    """Events in the order of their streams, with the derived rows of those streams."""
+    stream, version = _FIRST, -1
+    while True:
+        found = await _rows(connection, _EVENTS, stream, version, CHUNK)
+        if not found:
+            return
+        await codec.learn(row[4] for row in found)
+        streams = list(dict.fromkeys(row[0] for row in found))
+        yield [recorded_of(codec, *row) for row in found], await _derived(connection, streams)
+        stream, version = found[-1][:2]
+
+
+async def _derived(connection: Connection, streams: list[UUID]) -> Rows:
+    batches = connection.cursor(row_factory=dict_row)
+    await batches.execute(_BATCHES, (streams,))
+    snapshots: dict[UUID, dict[int, tuple[str, bytes]]] = {}
+    for id, version, topic, state in await _rows(
+        connection, _SNAPSHOTS, streams, list(SNAPSHOT_TOPICS)
+    ):
+        snapshots.setdefault(id, {})[version] = (topic, state)
+    return Rows(
+        members={row[0]: member_of(row) for row in await _rows(connection, _MEMBERS, streams)},
+        batches={row["batch"]: followed_of(row) for row in await batches.fetchall()},
+        webhooks={row[0]: row[1:] for row in await _rows(connection, _ENDPOINTS, streams)},
+        snapshots=snapshots,
+    )
+
+
+async def _check_read_model(
+    connection: Connection, findings: Findings, positions: Positions, newest_event: int
+) -> None:
+    """Every event of an upload or a batch leaves its position in a row, so that the newest row is
+    of the newest such event up to the tracked position."""
+    ((newest,),) = await _rows(connection, _NEWEST_ROW)
+    newest, tracked = newest or 0, positions.read_model
+    if tracked is None or newest > tracked or newest < newest_event:
+        at = "has no position" if tracked is None else f"is at position {tracked}"
+        detail = f"{at}, but its newest row is of position {newest}"
+        if tracked is not None and newest < newest_event:
+            detail += f", although position {newest_event} changes one too"
+        findings.add("tracking_moved", "notification_tracking", READ_MODEL, detail)
+
+
+async def _check_deliveries(
+    connection: Connection, findings: Findings, positions: Positions
+) -> None:
+    ((last,),) = await _rows(connection, _LAST_DELIVERY)
+    tracked = positions.webhooks
+    if tracked is None or (last or 0) > tracked:
+        at = "has no position" if tracked is None else f"is at position {tracked}"
+        detail = f"{at}, but the newest delivery is of position {last or 0}"
+        findings.add("tracking_moved", "notification_tracking", WEBHOOKS, detail)
+
+
+async def _check_strays(connection: Connection, findings: Findings) -> None:
+    for table, query in _STRAYS:
+        for (key,) in await _rows(connection, query, MAX_FINDINGS):
+            kind: Any = _KIND_OF_STRAY[table]
+            findings.add(kind, table, key, "no event in the log is of this stream")
+    for (key,) in await _rows(connection, _RETRIES, MAX_FINDINGS):
+        detail = "no retry of this batch was requested"
+        findings.add("orchestration_altered", "orchestration.retries", key, detail)
+    for key, position in await _rows(connection, _ANSWERS, MAX_FINDINGS):
+        detail = f"the event at position {position} was not recorded by this command"
+        findings.add("answer_altered", "command_answers", key, detail)
+
+
+async def _rows(
+    connection: Connection, query: LiteralString, *parameters: object
+) -> list[tuple[Any, ...]]:
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(query, parameters)
+    return await cursor.fetchall()

@@ -1,0 +1,16 @@
+"""Collects findings about derived tables, up to a bound."""
+
+from __future__ import annotations
+
+from application.audit.derived import MAX_FINDINGS, DerivedFinding, DerivedKind
+
+
+class Findings:
+    """The first MAX_FINDINGS findings; later ones are dropped."""
+
+    def __init__(self) -> None:
+        self.found: list[DerivedFinding] = []
+
+    def add(self, kind: DerivedKind, table: str, key: object, detail: str) -> None:
+        if len(self.found) < MAX_FINDINGS:
+            self.found.append(DerivedFinding(kind=kind, table=table, key=str(key), detail=detail))

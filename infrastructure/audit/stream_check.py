@@ -1,0 +1,320 @@
+"""Folds streams one after the other and compares the derived rows of each with the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from application.envelope import Recorded
+from application.orchestrator.deciding import BY
+from application.orchestrator.members import Followed, Member
+from application.projection.batches import BATCH_EVENTS
+from domain.batch.aggregate import Batch
+from domain.errors import Refused
+from domain.ids import is_part
+from domain.upload.aggregate import Upload
+from domain.webhook.aggregate import Webhook
+from infrastructure.audit.findings import Findings
+from infrastructure.event_store.folding import Aggregate, MixedStream, fold
+from infrastructure.event_store.snapshots import decode_snapshot, encode_snapshot
+from infrastructure.webhooks.rows import webhook_of
+
+# Working state that follows from no event: of the orchestrator (what to count, when to expire) and
+# of the job queue. Of `progress` the columns that are kept are compared one by one.
+_UNCOMPARED = frozenset({"job", "dirty", "active_at", "progress"})
+
+
+class Positions(msgspec.Struct, frozen=True):
+    """Up to which position each follower has read the log; None where it has no record of it."""
+
+    orchestrator: int | None
+    webhooks: int | None
+    read_model: int | None
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """Derived rows by stream; of webhooks the columns owner, enabled and webhook."""
+
+    members: Mapping[UUID, Member]
+    batches: Mapping[UUID, Followed]
+    webhooks: Mapping[UUID, tuple[Any, ...]]
+    snapshots: Mapping[UUID, Mapping[int, tuple[str, bytes]]]
+
+
+class _Extent:
+    """Positions between which a follower must be, as its rows show: `low` <= position < `high`.
+
+    Rows that are not where the tracked position says are kept back: where all rows agree with each
+    other, it is the position that was moved.
+    """
+
+    def __init__(self) -> None:
+        self.low = 0
+        self.high: int | None = None
+        self.off: list[tuple[str, UUID, str]] = []
+
+    def includes(self, position: int) -> None:
+        self.low = max(self.low, position)
+
+    def excludes(self, position: int) -> None:
+        self.high = position if self.high is None else min(self.high, position)
+
+    @property
+    def agrees(self) -> bool:
+        return self.high is None or self.low < self.high
+
+
+class StreamCheck:
+    """Takes events in the order of their streams, and compares what is derived from each stream."""
+
+    def __init__(self, positions: Positions, findings: Findings) -> None:
+        self.newest_row_event = 0  # up to the read model's position, of those that change a row
+        self._positions = positions
+        self._findings = findings
+        self._extent = _Extent()
+        self._stream: _Stream | None = None
+
+    def take(self, events: Iterable[Recorded], rows: Rows) -> None:
+        for recorded in events:
+            if self._stream is None or self._stream.id != recorded.stream:
+                self._finish()
+                self._stream = _Stream(recorded.stream, rows, self._positions, self._findings)
+            self._stream.take(recorded)
+
+    def end(self) -> None:
+        self._finish()
+        extent, tracked = self._extent, self._positions.orchestrator
+        if extent.off and extent.agrees:
+            end = "" if extent.high is None else f", before position {extent.high}"
+            at = "has no position" if tracked is None else f"is at position {tracked}"
+            self._findings.add(
+                "tracking_moved",
+                "notification_tracking",
+                "orchestrator",
+                f"{at}, but its rows are of position {extent.low} or later{end}",
+            )
+            return
+        for table, key, detail in extent.off:
+            self._findings.add("orchestration_altered", table, key, detail)
+
+    def _finish(self) -> None:
+        if self._stream is not None:
+            self._stream.finish(self._extent)
+            newest = self._stream.newest_row_event
+            self.newest_row_event = max(self.newest_row_event, newest)
+
+
+class _Stream:
+    """One stream, as far as it was read."""
+
+    def __init__(self, id: UUID, rows: Rows, positions: Positions, findings: Findings) -> None:
+        self.id = id
+        self.newest_row_event = 0
+        self._positions = positions
+        self._findings = findings
+        self._member = rows.members.get(id)
+        self._batch = rows.batches.get(id)
+        self._endpoint = rows.webhooks.get(id)
+        self._snapshots = dict(rows.snapshots.get(id, {}))
+        self._row = self._member or self._batch
+        self._aggregate: Aggregate | None = None
+        self._followed: Followed | None = None
+        self._expected: Member | Followed | None = None  # the row, as of its own version
+        self._webhook: Webhook | None = None  # as of the position of the webhooks' follower
+        self._at_position = 0  # the version at the orchestrator's position
+        self._foreign = 0  # position of the last event in the row that others recorded
+        self._foreign_ahead = False
+        self._next: int | None = None  # position of the first event that is not in the row
+        self._broken = False
+
+    def take(self, recorded: Recorded) -> None:
+        if self._broken:
+            return
+        try:
+            self._fold(recorded)
+        except (Refused, MixedStream) as error:
+            self._broken = True
+            detail = f"position {recorded.position} does not follow: {error}"
+            self._findings.add("stream_broken", "stored_events", self.id, detail)
+            return
+        self._compare_snapshot(recorded.version)
+        self._note_position(recorded)
+
+    def finish(self, extent: _Extent) -> None:
+        if self._broken:
+            return
+        for version in self._snapshots:
+            detail = f"the stream has no version {version}"
+            self._findings.add("snapshot_altered", "stored_snapshots", self.id, detail)
+        self._finish_row(extent)
+        self._finish_webhook()
+
+    def _fold(self, recorded: Recorded) -> None:
+        event = recorded.event
+        self._aggregate = fold(self.id, self._aggregate, event)
+        if isinstance(event, BATCH_EVENTS):
+            known = self._followed
+            self._followed = known.evolve(event) if known else Followed.begin(self.id, event)
+
+    def _compare_snapshot(self, version: int) -> None:
+        kept = self._snapshots.pop(version, None)
+        if kept is None:
+            return
+        assert self._aggregate is not None
+        topic, state = kept
+        try:
+            snapshot = decode_snapshot(state)
+        except (msgspec.MsgspecError, ValueError) as error:
+            detail = f"version {version} cannot be read: {error}"
+            self._findings.add("snapshot_altered", "stored_snapshots", self.id, detail)
+            return
+        if snapshot == self._aggregate and topic == encode_snapshot(self._aggregate)[0]:
+            return
+        names = ", ".join(_differing(snapshot, self._aggregate)) or "topic"
+        detail = f"version {version} differs from the log: {names}"
+        self._findings.add("snapshot_altered", "stored_snapshots", self.id, detail)
+
+    def _note_position(self, recorded: Recorded) -> None:
+        aggregate, position = self._aggregate, recorded.position
+        if isinstance(aggregate, Webhook):
+            if position <= (self._positions.webhooks or 0):
+                self._webhook = aggregate
+            return
+        if not self._followed_by_orchestrator:
+            return
+        if position <= (self._positions.read_model or 0):
+            self.newest_row_event = position
+        tracked = self._positions.orchestrator or 0
+        if position <= tracked:
+            self._at_position = recorded.version
+        if self._row is None or recorded.version > self._row.version:
+            self._next = self._next or position
+            return
+        if recorded.event.by != BY:
+            self._foreign = position
+            self._foreign_ahead |= position > tracked
+        if recorded.version == self._row.version:
+            self._expected = self._row_now(recorded)
+
+    @property
+    def _followed_by_orchestrator(self) -> bool:
+        return isinstance(self._aggregate, Upload | Batch) and not is_part(self.id)
+
+    def _row_now(self, recorded: Recorded) -> Member | Followed | None:
+        if isinstance(self._aggregate, Upload):
+            return Member.as_of(self._aggregate, recorded.event)
+        return self._followed
+
+    def _finish_row(self, extent: _Extent) -> None:
+        table = "orchestration.members"
+        if not isinstance(self._aggregate, Upload):
+            table = "orchestration.batches"
+        self._report_misplaced()
+        if not self._followed_by_orchestrator:
+            return
+        row = self._row
+        version = row.version if row else 0
+        extent.includes(self._foreign)
+        if self._next is not None:
+            extent.excludes(self._next)
+        if version < self._at_position:
+            at = f"is at version {version}" if row else "is missing"
+            detail = f"{at}, the log at the orchestrator's position has version {self._at_position}"
+            extent.off.append((table, self.id, detail))
+        elif row is not None and self._foreign_ahead:
+            detail = f"is at version {version}, which the orchestrator has not read yet"
+            extent.off.append((table, self.id, detail))
+        if row is None:
+            return
+        if self._expected is None:
+            detail = f"is at version {version}, which the stream does not have"
+            self._findings.add("orchestration_altered", table, self.id, detail)
+        elif differing := list(self._differing_columns(row, self._expected)):
+            detail = "differs from the log: " + ", ".join(differing)
+            self._findings.add("orchestration_altered", table, self.id, detail)
+
+    def _report_misplaced(self) -> None:
+        """A row in the table of another kind of stream."""
+        wrong: dict[str, bool] = {
+            "orchestration.members": self._member is not None
+            and not (isinstance(self._aggregate, Upload) and not is_part(self.id)),
+            "orchestration.batches": self._batch is not None
+            and not isinstance(self._aggregate, Batch),
+        }
+        for table, is_wrong in wrong.items():
+            if is_wrong:
+                detail = "the stream is of another kind"
+                self._findings.add("orchestration_altered", table, self.id, detail)
+
+    def _differing_columns(
+        self, row: Member | Followed, expected: Member | Followed
+    ) -> Iterator[str]:
+        for name in row.__struct_fields__:
+            if name in _UNCOMPARED or getattr(row, name) == getattr(expected, name):
+                continue
+            if name == "reason" and self._reason_may_be(row, expected):
+                continue
+            yield _difference(name, getattr(row, name), getattr(expected, name))
+        if isinstance(row, Followed) and isinstance(expected, Followed):
+            yield from _differing_progress(row, expected)
+
+    def _reason_may_be(self, row: Any, expected: Any) -> bool:
+        """An erasure empties it, and the column cannot hold NUL."""
+        erased = isinstance(self._aggregate, Batch) and self._aggregate.erased
+        kept: str = expected.reason.replace("\0", "\ufffd")
+        return bool(row.reason == kept or (erased and row.reason == ""))
+
+    def _finish_webhook(self) -> None:
+        endpoint, expected = self._endpoint, self._webhook
+        if endpoint is None:
+            if expected is not None and not expected.removed:
+                detail = "is missing: it was added and not removed"
+                self._findings.add("webhook_altered", "webhooks.endpoints", self.id, detail)
+            return
+        if expected is None or expected.removed:
+            detail = "the log at the position of the webhooks has no such webhook"
+            self._findings.add("webhook_altered", "webhooks.endpoints", self.id, detail)
+            return
+        owner, enabled, value = endpoint
+        try:
+            webhook = webhook_of(value)
+        except msgspec.ValidationError as error:
+            self._findings.add(
+                "webhook_altered", "webhooks.endpoints", self.id, f"cannot be read: {error}"
+            )
+            return
+        differing = list(_differing(webhook, expected))
+        differing += [] if owner == expected.owner else ["owner (column)"]
+        differing += [] if enabled == expected.enabled else ["enabled (column)"]
+        if differing:
+            detail = "differs from the log: " + ", ".join(differing)
+            self._findings.add("webhook_altered", "webhooks.endpoints", self.id, detail)
+
+
+def _differing(found: Any, expected: Any) -> Iterator[str]:
+    if type(found) is not type(expected):
+        yield "kind"
+        return
+    for name in found.__struct_fields__:
+        if getattr(found, name) != getattr(expected, name):
+            yield _difference(name, getattr(found, name), getattr(expected, name))
+
+
+def _differing_progress(row: Followed, expected: Followed) -> Iterator[str]:
+    """Of the last count, the columns that are kept: the states, the bytes and the moment."""
+    for name in ("at", "counts", "bytes_received", "bytes_total"):
+        found, known = getattr(row.progress, name, None), getattr(expected.progress, name, None)
+        if found != known:
+            yield _difference(f"progress.{name}", found, known)
+
+
+def _difference(name: str, found: object, expected: object) -> str:
+    return f"{name} is {_short(found)}, the log says {_short(expected)}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,343 @@
+"""Derived tables are changed with SQL, and verification names the row and what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier
+
+from application.audit.derived import DerivedCheck
+from application.envelope import Answer, Append, Cause, Write
+from domain.event import Event
+from domain.upload.events import FileProgressed
+from domain.webhook.aggregate import Webhook
+from domain.webhook.subscription import Subscription
+from infrastructure.audit.derived import check_derived
+from infrastructure.event_store.codec import CODEC
+from infrastructure.read_model import projector
+from infrastructure.webhooks.following import Follower
+from tests.conftest import Databases
+from tests.infrastructure.jobs.hands import passes
+from tests.infrastructure.jobs.plant import Plant, open_plant, pipeline
+from tests.stories import ALICE, NOON, registered
+from tests.support import eventually, run, with_database
+
+OTHER = "00000000-0000-0000-0000-0000000000aa"
+
+
+@pytest.fixture(scope="module")
+def history(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A database in which two batches, a long stream and two webhooks left their derived rows."""
+    name = databases.take()
+    url = with_database(databases.server_url, name)
+    run(_record(url, tmp_path_factory.mktemp("history")))
+    yield name
+    databases.drop(name)
+
+
+@pytest.fixture
+def altered(history: str, databases: Databases) -> Iterator[str]:
+    """A copy of that database, for one test to alter."""
+    name = f"uptrail_test_{uuid4().hex[:12]}"
+    with psycopg.connect(databases.server_url, autocommit=True) as server:
+        server.execute(
+            SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(history))
+        )
+    yield with_database(databases.server_url, name)
+    databases.drop(name)
+
+
+async def _record(url: str, folder: Path) -> None:
+    async with open_plant(url, folder, pipelines=pipeline("step")) as plant:
+        await _add_webhooks(plant)
+        plant.orchestrate()
+        plant.work({"step": passes})
+        batches = [await plant.batch({"a.txt": b"x", "b.txt": b"y"}) for _ in range(2)]
+        for batch in batches:
+            await plant.completed(batch)
+        await _long_stream(plant, await plant.batch(seal=False))
+        await plant.cancel(await plant.batch(seal=False), "no longer needed")
+        head = await eventually(lambda: _all_read(plant))
+        assert head > 100
+        await plant.stop()
+        await plant.fetch_none(  # it keeps its place only where it had something to queue
+            f"UPDATE notification_tracking SET notification_id = {head}"
+            " WHERE application_name = 'webhooks'"
+        )
+
+
+async def _add_webhooks(plant: Plant) -> None:
+    for number in (1, 2):
+        chosen = Subscription(url=f"https://hooks.example/{number}", events=("batch.completed",))
+        added = Webhook.add("acme", chosen, uuid4(), at=NOON, by=ALICE)
+        await plant.log.append(Append((Write(uuid4(), 0, added),)))
+    follower = Follower(plant.url, plant._listener.wakeups(), _Bell(), most=100, now=lambda: NOON)
+    plant.start(follower.run())
+
+
+class _Bell:
+    def set(self) -> None:
+        """Nobody delivers."""
+
+
+async def _long_stream(plant: Plant, batch: object) -> None:
+    """An upload with so many events that a snapshot is written, recorded by a command."""
+    stream, command = uuid4(), uuid4()
+    first: list[Event] = [registered(batch=batch, size=1000)]
+    first += [
+        FileProgressed(at=NOON, by=ALICE, phase="transfer", done=n, total=1000) for n in range(120)
+    ]
+    answer = Answer(command, "fingerprint", b"{}")
+    await plant.log.append(
+        Append((Write(stream, 0, tuple(first)),), cause=Cause(command), answer=answer)
+    )
+    await plant.log.upload(stream)
+    await plant.log.close()
+
+
+async def _all_read(plant: Plant) -> int:
+    """The end of the log, once every follower has read it."""
+    await projector.catch_up(plant.url, plant.log)
+    head = await plant.log.head()
+    tracked = dict(
+        await plant.fetch("SELECT application_name, notification_id FROM notification_tracking")
+    )
+    busy = await plant.fetch("SELECT FROM orchestration.batches WHERE state = 'cancelling'")
+    if busy or tracked["orchestrator"] < head:
+        return 0
+    return head
+
+
+def check(url: str) -> DerivedCheck:
+    return run(check_derived(url, CODEC))
+
+
+def by_hand(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        assert connection.execute(statement.encode()).rowcount > 0
+
+
+def test_rows_that_nobody_altered_follow_from_the_log(history: str, databases: Databases) -> None:
+    found = check(with_database(databases.server_url, history))
+
+    assert found.findings == []
+    assert found.checked == {
+        "snapshots": 1,
+        "members": 5,
+        "batches": 4,
+        "webhooks": 2,
+        "answers": 1,
+    }
+
+
+SNAPSHOT = "convert_from(state, 'UTF8')::jsonb"
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind", "table", "detail"),
+    [
+        (
+            f"UPDATE stored_snapshots SET state = convert_to(({SNAPSHOT}"
+            " || '{\"owner\": \"globex\"}')::text, 'UTF8')",
+            "snapshot_altered",
+            "stored_snapshots",
+            "owner is globex, the log says acme",
+        ),
+        (
+            "UPDATE stored_snapshots SET state = 'nothing'",
+            "snapshot_altered",
+            "stored_snapshots",
+            "cannot be read",
+        ),
+        (
+            "UPDATE stored_snapshots SET originator_version = 5000",
+            "snapshot_altered",
+            "stored_snapshots",
+            "has no version 5000",
+        ),
+        (
+            f"UPDATE stored_snapshots SET originator_id = '{OTHER}'",
+            "snapshot_altered",
+            "stored_snapshots",
+            "no event in the log",
+        ),
+        (
+            "UPDATE orchestration.batches SET owner = 'globex' WHERE state = 'completed'",
+            "orchestration_altered",
+            "orchestration.batches",
+            "owner is globex",
+        ),
+        (
+            "UPDATE orchestration.batches SET state = 'open' WHERE ending = 'cancelled'",
+            "orchestration_altered",
+            "orchestration.batches",
+            "state is open",
+        ),
+        (
+            "UPDATE orchestration.batches SET reason = 'mine' WHERE ending = 'cancelled'",
+            "orchestration_altered",
+            "orchestration.batches",
+            "reason is mine, the log says no longer needed",
+        ),
+        (
+            "UPDATE orchestration.batches SET bytes_received = 77 WHERE ending IS NULL"
+            " AND state = 'completed'",
+            "orchestration_altered",
+            "orchestration.batches",
+            "progress.bytes_received is 77",
+        ),
+        (
+            "UPDATE orchestration.batches SET failure_threshold = 0.5",
+            "orchestration_altered",
+            "orchestration.batches",
+            "failure_threshold is 0.5",
+        ),
+        (
+            "UPDATE orchestration.members SET state = 'received' WHERE state = 'completed'",
+            "orchestration_altered",
+            "orchestration.members",
+            "state is received, the log says completed",
+        ),
+        (
+            "UPDATE orchestration.members SET owner = 'globex'",
+            "orchestration_altered",
+            "orchestration.members",
+            "owner is globex",
+        ),
+        (
+            "UPDATE orchestration.members SET version = version + 1 WHERE state = 'completed'",
+            "orchestration_altered",
+            "orchestration.members",
+            "which the stream does not have",
+        ),
+        (
+            "DELETE FROM orchestration.members WHERE state = 'completed'",
+            "orchestration_altered",
+            "orchestration.members",
+            "is missing",
+        ),
+        (
+            f"UPDATE orchestration.members SET upload = '{OTHER}' WHERE state = 'transferring'",
+            "orchestration_altered",
+            "orchestration.members",
+            "no event in the log",
+        ),
+        (
+            "INSERT INTO orchestration.retries SELECT batch, gen_random_uuid()"
+            " FROM orchestration.batches LIMIT 1",
+            "orchestration_altered",
+            "orchestration.retries",
+            "no retry of this batch was requested",
+        ),
+        (
+            "UPDATE webhooks.endpoints SET webhook = jsonb_set(webhook, '{subscription,url}',"
+            " '\"https://evil.example/\"')",
+            "webhook_altered",
+            "webhooks.endpoints",
+            "https://evil.example/",
+        ),
+        (
+            "UPDATE webhooks.endpoints SET owner = 'globex'",
+            "webhook_altered",
+            "webhooks.endpoints",
+            "owner (column)",
+        ),
+        (
+            "UPDATE webhooks.endpoints SET enabled = false",
+            "webhook_altered",
+            "webhooks.endpoints",
+            "enabled (column)",
+        ),
+        (
+            "UPDATE webhooks.endpoints SET webhook = jsonb_set(webhook, '{subscription,events}',"
+            " '[\"upload.failed\"]')",
+            "webhook_altered",
+            "webhooks.endpoints",
+            "upload.failed",
+        ),
+        ("DELETE FROM webhooks.endpoints", "webhook_altered", "webhooks.endpoints", "is missing"),
+        (
+            f"UPDATE webhooks.endpoints SET id = '{OTHER}' WHERE webhook ->> 'id' ="
+            " (SELECT min(webhook ->> 'id') FROM webhooks.endpoints)",
+            "webhook_altered",
+            "webhooks.endpoints",
+            "no event in the log",
+        ),
+        (
+            "UPDATE command_answers SET position = 1",
+            "answer_altered",
+            "command_answers",
+            "was not recorded by this command",
+        ),
+    ],
+)
+def test_an_altered_row_is_named_with_what_differs(
+    altered: str, statement: str, kind: str, table: str, detail: str
+) -> None:
+    by_hand(altered, statement)
+
+    found = check(altered)
+
+    named = [one for one in found.findings if (one.kind, one.table) == (kind, table)]
+    assert any(detail in one.detail for one in named), found.findings
+
+
+@pytest.mark.parametrize("follower", ["orchestrator", "read_model", "webhooks"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE notification_tracking SET notification_id = notification_id + 1000",
+        "UPDATE notification_tracking SET notification_id = 1",
+        "DELETE FROM notification_tracking",
+    ],
+)
+def test_a_moved_tracking_position_is_named(altered: str, follower: str, change: str) -> None:
+    by_hand(altered, f"{change} WHERE application_name = '{follower}'")
+
+    found = check(altered)
+
+    assert {one.kind for one in found.findings} == {"tracking_moved"} or follower == "webhooks"
+    assert ("tracking_moved", follower) in [(one.kind, one.key) for one in found.findings]
+
+
+def test_a_position_moved_past_events_is_told_from_altered_rows(
+    altered: str, tmp_path: Path
+) -> None:
+    """An event is recorded that nobody has read; then the positions are moved over it."""
+
+    async def record() -> None:
+        async with open_plant(altered, tmp_path) as plant:
+            ((upload,),) = await plant.fetch(
+                "SELECT upload FROM orchestration.members WHERE state = 'transferring'"
+            )
+            event = FileProgressed(at=NOON, by=ALICE, phase="transfer", done=500, total=1000)
+            await plant.log.append(Append((Write(upload, None, (event,)),)))
+
+    run(record())
+    assert check(altered).sound  # events that nobody has read yet are no finding
+
+    by_hand(
+        altered,
+        "UPDATE notification_tracking SET notification_id = notification_id + 1"
+        " WHERE application_name IN ('orchestrator', 'read_model')",
+    )
+    found = check(altered)
+
+    assert {(one.kind, one.key) for one in found.findings} == {
+        ("tracking_moved", "orchestrator"),
+        ("tracking_moved", "read_model"),
+    }
+
+
+def test_pages_of_any_size_lead_to_the_same_findings(
+    altered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand(altered, "UPDATE orchestration.members SET owner = 'globex'")
+    at_once = check(altered)
+    monkeypatch.setattr("infrastructure.audit.derived.CHUNK", 7)
+
+    assert check(altered).findings == at_once.findings
