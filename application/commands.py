@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from uuid import UUID
 
 import msgspec
@@ -29,7 +30,7 @@ class StartBatch(Command, frozen=True, kw_only=True):
     priority: int = 0
     failure_threshold: float | None = None
     notify: str | None = None
-    metadata: dict[str, str] = {}
+    metadata: Mapping[str, str] = {}
     fingerprint: str = ""
     files: tuple[FileDeclaration, ...] = ()
     seal: bool = False
@@ -110,7 +111,7 @@ class RegisterPart(Command, frozen=True, kw_only=True):
     owner: str
     batch: UUID | None
     size: int | None = None
-    metadata: dict[str, str] = {}
+    metadata: Mapping[str, str] = {}
 
 
 class JoinPart(Command, frozen=True, kw_only=True):

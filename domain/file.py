@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from unicodedata import category
 
 import msgspec
@@ -32,7 +32,7 @@ class FileDeclaration(
     size: int | None = None
     media_type: str | None = None
     checksum: str | None = None
-    metadata: dict[str, str] = {}
+    metadata: Mapping[str, str] = {}
 
 
 def faults_of(file: FileDeclaration, *, at: str = "") -> Iterator[Fault]:
@@ -74,7 +74,7 @@ def path_problem(path: str) -> str | None:
     return None
 
 
-def metadata_problem(metadata: dict[str, str]) -> str | None:
+def metadata_problem(metadata: Mapping[str, str]) -> str | None:
     """What is wrong with free metadata, or None."""
     if len(metadata) > MAX_METADATA_ENTRIES:
         return f"must have at most {MAX_METADATA_ENTRIES} entries"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -42,7 +43,7 @@ class Field(msgspec.Struct, frozen=True):
 
 
 @cache
-def fields() -> dict[str, Field]:
+def fields() -> Mapping[str, Field]:
     """Every setting, in the order of the Struct."""
     hints = get_type_hints(Settings, include_extras=True)
     defaults = Settings()

@@ -159,6 +159,8 @@ _BATCH_COMMANDS: tuple[Command, ...] = (
     lambda b, draw, now: b.complete(draw(_ENDED_COUNTS), **now),
     lambda b, draw, now: b.reopen(draw(_TEXTS), **now),
 )
+# What does not end a batch is drawn more often: seal, pause, resume, progress.
+_USUAL_OF_BATCHES = (*_BATCH_COMMANDS[1:4], _BATCH_COMMANDS[9])
 
 
 @st.composite
@@ -178,7 +180,7 @@ def upload_histories(draw: Draw, batch: UUID = BATCH, path: str = "a.bin") -> li
 
 
 @st.composite
-def batch_histories(draw: Draw) -> list[BatchEvent]:
+def batch_histories(draw: Draw, *, fewest: int = 0) -> list[BatchEvent]:
     """Every event of a batch that people and the orchestrator did anything to."""
     thresholds = st.none() | st.floats(0, 1)
     first = started(
@@ -186,7 +188,8 @@ def batch_histories(draw: Draw) -> list[BatchEvent]:
         priority=draw(st.integers(-5, 5)),
         failure_threshold=draw(thresholds),
     )
-    commands = st.lists(st.sampled_from(_BATCH_COMMANDS), max_size=20)
+    kinds = st.sampled_from(_BATCH_COMMANDS + 4 * _USUAL_OF_BATCHES)
+    commands = st.lists(kinds, min_size=fewest, max_size=20)
     return [first, *_walk(Batch.begin(BATCH, first), draw(commands), draw)]
 
 

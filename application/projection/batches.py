@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import assert_never
 
 from application.projection.columns import Columns, text, tree
@@ -39,7 +40,7 @@ BATCH_EVENTS = (
     BatchErased,
 )
 
-_RUNNING: Columns = {"paused": False, "pause_reason": None}
+_RUNNING: Columns = MappingProxyType({"paused": False, "pause_reason": None})
 
 
 def batch_columns(event: BatchEvent) -> Columns:
@@ -100,6 +101,6 @@ def _completed(event: BatchCompleted) -> Columns:
 
 def _counted(counts: Counts) -> Columns:
     return {
-        "counts": counts,
+        "counts": dict(counts),
         "uploads": sum(counts.values()),
     }

@@ -22,7 +22,7 @@ from domain.upload.events import (
     UploadRejected,
 )
 
-VERSION = 3
+VERSION = 4
 
 Table: TypeAlias = Literal["batches", "uploads", "attempts"]
 Key: TypeAlias = UUID | tuple[UUID, int]
@@ -33,7 +33,10 @@ _CREATING = frozenset({UploadRegistered, UploadRejected})
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
-    """Columns to assign in one row, those of its key included; `creates`: the row begins here."""
+    """Columns to assign in one row, those of its key included; `creates`: the row begins here.
+
+    Nothing mutable in it is shared with the event, or with any other change.
+    """
 
     table: Table
     key: Key
@@ -54,35 +57,39 @@ def changes_of(recorded: Recorded) -> tuple[Change, ...]:
         return _of_upload(recorded, cast("UploadEvent", event))
     if isinstance(event, BATCH_EVENTS):
         creates = isinstance(event, BatchStarted)
-        batch = Change("batches", recorded.stream, batch_columns(event), creates)
-        return (_stamped(batch, recorded),)
+        return (_change("batches", recorded, batch_columns(event), creates),)
     return ()  # of webhooks, whose sender keeps their rows
 
 
 def _of_upload(recorded: Recorded, event: UploadEvent) -> tuple[Change, ...]:
     creates = type(event) in _CREATING
-    upload = Change("uploads", recorded.stream, upload_columns(event), creates)
+    upload = _change("uploads", recorded, upload_columns(event), creates)
     if isinstance(event, UploadErased):
         erased = (_attempt(recorded, n, {"message": None}) for n in range(1, event.attempts + 1))
-        return (_stamped(upload, recorded), *erased)
+        return (upload, *erased)
     attempt = attempt_columns(event)
     if attempt is None:
-        return (_stamped(upload, recorded),)
-    return _stamped(upload, recorded), _attempt(recorded, *attempt)
+        return (upload,)
+    return upload, _attempt(recorded, *attempt)
 
 
-def _stamped(change: Change, recorded: Recorded) -> Change:
-    columns = change.columns
-    columns["id"] = recorded.stream
-    columns["updated_at"] = recorded.event.at
-    columns["version"] = recorded.version
-    columns["position"] = recorded.position
-    return change
+def _change(table: Table, recorded: Recorded, columns: Columns, creates: bool) -> Change:
+    stamped = {
+        **columns,
+        "id": recorded.stream,
+        "updated_at": recorded.event.at,
+        "version": recorded.version,
+        "position": recorded.position,
+    }
+    return Change(table, recorded.stream, stamped, creates)
 
 
 def _attempt(recorded: Recorded, number: int, columns: Columns) -> Change:
-    columns["upload"] = recorded.stream
-    columns["number"] = number
-    columns["position"] = recorded.position
+    stamped = {
+        **columns,
+        "upload": recorded.stream,
+        "number": number,
+        "position": recorded.position,
+    }
     begins = isinstance(recorded.event, AttemptStarted)
-    return Change("attempts", (recorded.stream, number), columns, begins)
+    return Change("attempts", (recorded.stream, number), stamped, begins)

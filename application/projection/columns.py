@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import msgspec
 
-Columns: TypeAlias = dict[str, Any]
-"""Column names and what to assign to them."""
+Columns: TypeAlias = Mapping[str, Any]
+"""Column names and what to assign to them. Read-only: the fold merges into mappings of its own."""
 
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
 _NUL = "\0"
 _SHOWN = "\ufffd"
 
@@ -22,10 +24,16 @@ def text(value: str) -> str:
     return value.replace(_NUL, _SHOWN) if _NUL in value else value
 
 
-def tree(value: dict[str, Any]) -> dict[str, Any]:
-    """The same for JSON: a step's result comes from any processor."""
-    if b"\\u0000" not in _encode(value):  # far quicker than walking through it
-        return value
+def tree(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a JSON object, without NUL characters: a step's result comes from any processor.
+
+    A copy, so that a row never shares a mutable value with the event it came from.
+    """
+    if not value:
+        return {}
+    encoded = _encode(value)
+    if b"\\u0000" not in encoded:  # far quicker than walking through it
+        return _decode(encoded)
     cleaned: dict[str, Any] = _cleaned(value)
     return cleaned
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, TypeAlias
 
 import msgspec
 
 from application.envelope import Recorded
 from application.projection.changes import Key, Table, changes_of
-from application.projection.columns import Columns
+
+Merged: TypeAlias = dict[str, Any]
+"""The columns of one row, as merged so far: made by the fold, and known to nobody else."""
 
 
 class RowChanges(msgspec.Struct):
     """Rows of one table that begin, and rows that go on, each with its last assignments."""
 
-    created: dict[Key, Columns] = msgspec.field(default_factory=dict)
-    updated: dict[Key, Columns] = msgspec.field(default_factory=dict)
+    created: dict[Key, Merged] = msgspec.field(default_factory=dict)
+    updated: dict[Key, Merged] = msgspec.field(default_factory=dict)
 
 
 class Fold(msgspec.Struct):
@@ -32,7 +35,12 @@ class Fold(msgspec.Struct):
 
 
 def fold(events: Iterable[Recorded]) -> Fold:
-    """Merges the changes of the events row by row: of two assignments the later one stands."""
+    """Merge the changes of the events row by row: of two assignments the later one stands.
+
+    Every row is merged into a mapping made here. Merging into the columns of a change would write
+    into whatever that change shares, and what one event of one owner left there would reach the
+    rows of others (docs/decisions/0025-isolation-and-truth.md).
+    """
     folded = Fold()
     tables = folded.tables
     for recorded in events:
@@ -40,10 +48,9 @@ def fold(events: Iterable[Recorded]) -> Fold:
         for change in changes_of(recorded):
             rows, key = tables[change.table], change.key
             if change.creates:
-                rows.created[key] = change.columns
-                continue
-            columns = rows.created.get(key)
-            if columns is None:
-                columns = rows.updated.setdefault(key, change.columns)
-            columns.update(change.columns)
+                rows.created[key] = dict(change.columns)
+            elif (merged := rows.created.get(key) or rows.updated.get(key)) is not None:
+                merged.update(change.columns)
+            else:
+                rows.updated[key] = dict(change.columns)
     return folded

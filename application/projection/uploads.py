@@ -6,6 +6,7 @@ is set only while a retry is waited for; `phase` and `percent` are those of the 
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import assert_never
 
 from application.projection.columns import Columns, text, tree
@@ -82,25 +83,28 @@ def upload_columns(event: UploadEvent) -> Columns:
         case UploadExpired():
             return {**_ENDED, "state": UploadState.EXPIRED, "ended_at": event.at}
         case UploadErased():
-            return {"state": UploadState.ERASED, **_TOMBSTONE}
+            return {"state": UploadState.ERASED, **_tombstone()}
         case _:
             assert_never(event)
 
 
-_AT_REST: Columns = {"phase": None, "percent": None}
-_ENDED: Columns = {**_AT_REST, "retry_at": None}
-_TOMBSTONE: Columns = {
-    **_ENDED,
-    "path": "",
-    "media_type": None,
-    "checksum": None,
-    "metadata": {},
-    "results": {},
-    "artifacts": {},
-    "blob": None,
-    "error": None,
-    "error_step": None,
-}
+_AT_REST: Columns = MappingProxyType({"phase": None, "percent": None})
+_ENDED: Columns = MappingProxyType({**_AT_REST, "retry_at": None})
+
+
+def _tombstone() -> Columns:
+    return {
+        **_ENDED,
+        "path": "",
+        "media_type": None,
+        "checksum": None,
+        "metadata": {},
+        "results": {},
+        "artifacts": {},
+        "blob": None,
+        "error": None,
+        "error_step": None,
+    }
 
 
 def _error(step: str, message: str) -> Columns:

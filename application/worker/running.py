@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import msgspec
@@ -98,7 +99,9 @@ class Run:
         self._since, self._recorded = asyncio.get_running_loop().time(), None
         self._bench = bench
         try:
-            result = await _in_time(step, processor(subject(attempt, results), bench, step.options))
+            # A copy: the options belong to the pipeline, and a processor may change what it gets.
+            options = deepcopy(step.options)
+            result = await _in_time(step, processor(subject(attempt, results), bench, options))
         finally:
             self._bench = None
         if self._recorded is not None and bench.reported != self._recorded:
@@ -114,7 +117,10 @@ class Run:
 
 
 def subject(attempt: Attempt, results: dict[str, dict[str, Any]]) -> Subject:
-    """The upload as the next step sees it, with the results of the steps before."""
+    """The upload as the next step sees it, with copies of the results of the steps before.
+
+    A processor may change what it is given; that must not change what is recorded.
+    """
     upload = attempt.upload
     return Subject(
         upload=upload.id,
@@ -124,9 +130,9 @@ def subject(attempt: Attempt, results: dict[str, dict[str, Any]]) -> Subject:
         size=upload.received,
         media_type=upload.media_type,
         checksum=upload.checksum,
-        metadata=upload.metadata,
+        metadata=dict(upload.metadata),
         attempt=attempt.number,
-        results=results,
+        results=deepcopy(results),
     )
 
 
@@ -142,10 +148,11 @@ async def _in_time(step: Step, performing: Any) -> Any:
 
 
 def _checked(result: Any) -> dict[str, Any]:
+    """Return the result as it will be stored: a copy that the processor cannot change any more."""
     try:
-        size = len(msgspec.json.encode(result))
+        encoded = msgspec.json.encode(result)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BadResult(f"the result is not JSON: {error}") from None
-    if not isinstance(result, dict) or size > MAX_RESULT:
+    if not isinstance(result, dict) or len(encoded) > MAX_RESULT:
         raise BadResult(f"a result is an object of at most {MAX_RESULT} bytes of JSON")
-    return result
+    return msgspec.json.decode(encoded, type=dict[str, Any])

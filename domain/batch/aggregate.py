@@ -143,7 +143,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         progressed = BatchProgressed(
             at=at,
             by=by,
-            counts=counts,
+            counts=dict(counts),
             bytes_received=bytes_received,
             bytes_total=bytes_total,
             percent=percent_of(counts, bytes_received, bytes_total),
@@ -158,7 +158,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
             raise NotNow("uploads of the batch have not ended")
         duration = (at - self.started_at).total_seconds()
         outcome = outcome_of(counts, self.ending)
-        return (BatchCompleted(at=at, by=by, outcome=outcome, counts=counts, duration=duration),)
+        return (
+            BatchCompleted(at=at, by=by, outcome=outcome, counts=dict(counts), duration=duration),
+        )
 
     def reopen(self, reason: str, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
         self._require(BatchState.COMPLETED)

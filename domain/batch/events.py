@@ -6,6 +6,7 @@ The tags are stored and streamed: they never change, whatever the classes are ca
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 from domain.batch.state import Counts, Outcome
@@ -27,7 +28,7 @@ class BatchStarted(Event, frozen=True, kw_only=True, tag="batch.started"):
     priority: int = 0
     failure_threshold: float | None = None
     notify: str | None = None
-    metadata: dict[str, str] = {}
+    metadata: Mapping[str, str] = {}
     fingerprint: str = ""
 
 

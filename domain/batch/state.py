@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import TypeAlias
 
 from domain.upload.state import ENDED, UploadState
 
-Counts: TypeAlias = dict[UploadState, int]
+Counts: TypeAlias = Mapping[UploadState, int]
 """How many uploads are in each state; a state without uploads is absent."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import deepcopy
 from datetime import datetime
 from typing import Any
 
@@ -147,15 +149,21 @@ class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"
         self,
         number: int,
         *,
-        results: dict[str, dict[str, Any]],
-        artifacts: dict[str, str],
+        results: Mapping[str, Mapping[str, Any]],
+        artifacts: Mapping[str, str],
         duration: float,
         at: datetime,
         by: str,
     ) -> tuple[UploadEvent, ...]:
+        """`results` are copied: the processors that made them may keep and change them."""
         self._require_attempt(number)
         succeeded = AttemptSucceeded(
-            at=at, by=by, number=number, results=results, artifacts=artifacts, duration=duration
+            at=at,
+            by=by,
+            number=number,
+            results=deepcopy(dict(results)),
+            artifacts=dict(artifacts),
+            duration=duration,
         )
         return succeeded, UploadCompleted(at=at, by=by)
 

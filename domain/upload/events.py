@@ -7,6 +7,7 @@ Sizes are in bytes, durations in seconds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -26,7 +27,7 @@ class UploadRegistered(Event, frozen=True, kw_only=True, tag="upload.registered"
     size: int | None = None
     media_type: str | None = None
     checksum: str | None = None
-    metadata: dict[str, str] = {}
+    metadata: Mapping[str, str] = {}
     pipeline: str
     retry_policy: RetryPolicy = RetryPolicy()
 
@@ -119,8 +120,8 @@ class AttemptSucceeded(Event, frozen=True, kw_only=True, tag="upload.attempt_suc
     """Every step passed: `results` by step, `artifacts` as name to blob name."""
 
     number: int
-    results: dict[str, dict[str, Any]] = {}
-    artifacts: dict[str, str] = {}
+    results: Mapping[str, Mapping[str, Any]] = {}
+    artifacts: Mapping[str, str] = {}
     duration: float
 
 

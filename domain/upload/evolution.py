@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, assert_never
+from collections.abc import Mapping
+from typing import Self, assert_never
 from uuid import UUID
 
 import msgspec
@@ -35,9 +36,6 @@ from domain.upload.events import (
 )
 from domain.upload.state import UploadState
 
-_NOTHING: dict[str, Any] = {"path": "", "media_type": None, "checksum": None, "metadata": {}}
-"""What is left of a file that was erased."""
-
 
 class Evolving(msgspec.Struct, frozen=True, kw_only=True):
     """The facts about one upload, each event taken as it comes.
@@ -54,7 +52,7 @@ class Evolving(msgspec.Struct, frozen=True, kw_only=True):
     size: int | None = None
     media_type: str | None = None
     checksum: str | None = None
-    metadata: dict[str, str] = {}
+    metadata: Mapping[str, str] = {}
     pipeline: str = ""
     retry_policy: RetryPolicy = RetryPolicy()
     state: UploadState = UploadState.REGISTERED
@@ -150,7 +148,13 @@ class Evolving(msgspec.Struct, frozen=True, kw_only=True):
             case UploadExpired():
                 return self._moved(UploadState.EXPIRED)
             case UploadErased():
-                return replace(self._moved(UploadState.ERASED), **_NOTHING)
+                return replace(
+                    self._moved(UploadState.ERASED),
+                    path="",
+                    media_type=None,
+                    checksum=None,
+                    metadata={},
+                )
             case UploadRegistered() | UploadRejected():
                 raise NotNow("an upload is registered once")
             case _:

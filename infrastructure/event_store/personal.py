@@ -96,7 +96,8 @@ def parted(event: Event, topic: str) -> tuple[Event, bytes | None]:
     values = {name: getattr(event, name) for name in tombstones}
     if values == tombstones:
         return event, None
-    return msgspec.structs.replace(event, **tombstones), _encode(values)
+    blank = {name: {} if value == {} else value for name, value in tombstones.items()}
+    return msgspec.structs.replace(event, **blank), _encode(values)
 
 
 def rejoined(event: Any, content: bytes) -> Any:

@@ -177,12 +177,13 @@ def _row_of(batch: Followed) -> dict[str, Any]:
 
 async def tally(connection: Connection, batches: Iterable[UUID]) -> dict[UUID, Tally]:
     """The uploads of each batch, counted from its members."""
-    tallies = {batch: Tally({}) for batch in batches}
+    counts: dict[UUID, dict[UploadState, int]] = {batch: {} for batch in batches}
+    tallies = {batch: Tally(counts[batch]) for batch in counts}
     cursor = await connection.execute(_TALLIES, (list(tallies),), prepare=True)
     for batch, state, count, received, total in await cursor.fetchall():
         known = tallies[batch]
-        known.counts[UploadState(state)] = count
+        counts[batch][UploadState(state)] = count
         tallies[batch] = Tally(
-            known.counts, known.bytes_received + int(received), known.bytes_total + int(total)
+            counts[batch], known.bytes_received + int(received), known.bytes_total + int(total)
         )
     return tallies

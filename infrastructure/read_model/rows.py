@@ -6,7 +6,7 @@ process a fifth of what binding every value would (docs/decisions/0003-read-mode
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Column
 
 from application.projection import Fold, Table
-from application.projection.columns import Columns
+from application.projection.fold import Merged
 from application.views import AttemptView, BatchView, UploadView
 from infrastructure.postgres.pool import Connection, Cursor
 from infrastructure.read_model.tables import SCHEMA, metadata
@@ -60,9 +60,9 @@ def _statements(schema: str, folded: Fold) -> Iterator[Statement]:
             yield _update(schema, table, columns), rows
 
 
-def _alike(rows: Iterable[Columns]) -> Iterable[tuple[frozenset[str], list[Columns]]]:
+def _alike(rows: Iterable[Merged]) -> Iterable[tuple[frozenset[str], list[Merged]]]:
     """The rows by the columns they assign: a few dozen kinds, however many rows."""
-    groups: dict[frozenset[str], list[Columns]] = {}
+    groups: dict[frozenset[str], list[Merged]] = {}
     for row in rows:
         groups.setdefault(frozenset(row), []).append(row)
     return groups.items()
@@ -91,7 +91,7 @@ def _update(schema: str, table: Table, columns: frozenset[str]) -> bytes:
 
 
 @lru_cache
-def _types(table: Table) -> dict[str, str]:
+def _types(table: Table) -> Mapping[str, str]:
     columns = metadata.tables[f"{SCHEMA}.{table}"].columns
     return {column.name: _type(column) for column in columns}
 
@@ -105,5 +105,5 @@ def _key(table: Table) -> tuple[str, ...]:
     return tuple(column.name for column in metadata.tables[f"{SCHEMA}.{table}"].primary_key)
 
 
-def _declared(types: dict[str, str]) -> str:
+def _declared(types: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {type}" for name, type in types.items())

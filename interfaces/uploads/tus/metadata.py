@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
+from collections.abc import Mapping
 
 from domain.errors import Fault, Faulty
 from domain.file import FileDeclaration, control_character, faults_of
@@ -40,7 +41,7 @@ def parse(header: str) -> dict[str, str]:
     return pairs
 
 
-def format(metadata: dict[str, str]) -> str:
+def format(metadata: Mapping[str, str]) -> str:
     """The header to echo: as it was sent, or made from metadata that came another way."""
     if RAW in metadata:
         return metadata[RAW]

@@ -130,6 +130,40 @@ def test_a_mistake_in_the_settings_is_told_and_never_tried_for_ever(
     play(database_url, tmp_path, story, pipelines=pipelines)
 
 
+def test_a_processor_that_changes_what_it_is_given_changes_no_other_upload_and_no_result(
+    database_url: str, tmp_path: Path
+) -> None:
+    kept: dict[str, Any] = {}
+    seen: list[dict[str, Any]] = []
+
+    async def first(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+        kept["path"] = subject.path
+        return kept  # the same object for every upload
+
+    async def second(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+        seen.append(dict(options))
+        options["path"] = subject.path
+        subject.metadata["changed"] = "by a processor"
+        subject.results["first"]["path"] = "changed by a later step"
+        return {}
+
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"first": first, "second": second})
+        paths = [f"{number}.txt" for number in range(4)]
+        batch = await plant.batch(dict.fromkeys(paths, b"x"))
+
+        await plant.completed(batch)
+
+        uploads = await plant.uploads(batch)
+        for path in paths:
+            (succeeded,) = await plant.all_of(AttemptSucceeded, uploads[path].id)
+            assert succeeded.results["first"] == {"path": path}
+        assert seen == [{"limit": 1}] * 4
+
+    play(database_url, tmp_path, story, pipelines=pipeline("first", "second", limit=1))
+
+
 def test_cancelling_an_upload_stops_its_running_attempt(database_url: str, tmp_path: Path) -> None:
     async def story(plant: Plant) -> None:
         gate = Gate()

@@ -1,14 +1,24 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import uuid4
 
 import psycopg
 import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import NullPool, create_engine
 
+from application.envelope import Recorded
 from application.projection import VERSION
+from application.replay import replay
+from domain.batch.events import BatchPaused, BatchResumed, BatchSealed
+from infrastructure.event_store.codec import CODEC
+from infrastructure.postgres.migrate import MIGRATIONS, migrate
 from infrastructure.postgres.pool import connect
 from infrastructure.read_model import rebuild as rebuilding
 from infrastructure.read_model.rebuild import ensure_current, rebuild
+from infrastructure.read_model.verify import verify
 from tests.infrastructure.read_model.support import (
     a_batch,
     change_by_hand,
@@ -16,6 +26,7 @@ from tests.infrastructure.read_model.support import (
     projecting,
     rows_in,
 )
+from tests.stories import ALICE, later, recorded, started
 from tests.support import run
 
 
@@ -155,6 +166,86 @@ def test_a_rebuild_that_is_stopped_leaves_the_live_rows_and_nothing_else(
             assert schemas(database_url) == ["read_model"]
 
     run(story())
+
+
+def test_a_database_of_the_previous_version_with_foreign_values_is_rebuilt_at_the_next_start(
+    empty_database_url: str,
+) -> None:
+    ours, theirs = uuid4(), uuid4()
+    paused, resumed = BatchPaused(at=later(2), by=ALICE), BatchResumed(at=later(3), by=ALICE)
+    sealed = BatchSealed(at=later(4), by=ALICE)
+    log = [
+        *recorded(ours, [started(owner="acme"), paused, resumed]),
+        *recorded(theirs, [started(owner="umbrella"), paused, resumed, sealed], after=3),
+    ]
+    upgrade_to("0013", empty_database_url)
+    with psycopg.connect(empty_database_url) as connection:
+        for event in log:
+            write_event(connection, event)
+        for id, owner in ((ours, "acme"), (theirs, "umbrella")):
+            # What version 3 left: a batch that was resumed shows what became of another one.
+            connection.execute(FOREIGN_ROW, {"id": id, "owner": owner, "position": len(log)})
+        connection.execute("UPDATE projections SET version = 3")
+        connection.execute(
+            "UPDATE notification_tracking SET notification_id = %s"
+            " WHERE application_name = 'read_model'",
+            (len(log),),
+        )
+
+    migrate(empty_database_url)
+
+    async def story() -> None:
+        async with opened(empty_database_url) as model:
+            assert await ensure_current(empty_database_url, model.log) is not None
+            assert (await verify(empty_database_url, model.log)).sound
+            assert await ensure_current(empty_database_url, model.log) is None
+
+    run(story())
+    rows = rows_in(empty_database_url)
+    assert (rows.batches[ours].state, rows.batches[ours].sealed_at) == ("open", None)
+    assert (rows.batches[ours].paused, rows.batches[ours].owner) == (False, "acme")
+    assert (rows.batches[theirs].state, rows.batches[theirs].sealed_at) == ("sealed", later(4))
+    assert rows == replay(log)
+
+
+def test_an_empty_database_of_the_previous_version_needs_no_rebuild(
+    empty_database_url: str,
+) -> None:
+    upgrade_to("0013", empty_database_url)
+
+    migrate(empty_database_url)
+
+    with psycopg.connect(empty_database_url) as connection:
+        assert connection.execute("SELECT version FROM projections").fetchall() == [(VERSION,)]
+
+
+FOREIGN_ROW = """
+INSERT INTO read_model.batches (id, owner, label, state, paused, pipeline, priority, metadata,
+  uploads, counts, bytes_received, bytes_total, percent, started_at, started_by, sealed_at,
+  updated_at, version, position)
+VALUES (%(id)s, %(owner)s, '', 'sealed', true, 'default', 0, '{}', 0, '{}', 0, 0, 0,
+  now(), 'key:alice', now(), now(), 3, %(position)s)"""
+
+
+def upgrade_to(revision: str, url: str) -> None:
+    """Make the database as an earlier version did."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool
+    )
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def write_event(connection: psycopg.Connection, event: Recorded) -> None:
+    topic, state = CODEC.encode(event.event)
+    connection.execute(
+        "INSERT INTO stored_events (originator_id, originator_version, topic, state,"
+        " notification_id) VALUES (%s, %s, %s, %s, %s)",
+        (event.stream, event.version, topic, state, event.position),
+    )
 
 
 def schemas(url: str) -> list[str]:

@@ -1,0 +1,23 @@
+"""Rebuild the read model of existing databases: rows of version 3 may hold values of other streams.
+
+The projection of version 3 merged events into a mapping that all folds of a process shared
+(docs/decisions/0025-isolation-and-truth.md, "Shared state in the projection"). Which rows are
+wrong cannot be told from them, so all are made again from the log, at the next start.
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0015"
+down_revision = "0014"
+branch_labels = None
+depends_on = None
+
+# Rows of an empty log need no rebuild. Others keep version 3, which makes the next start rebuild
+# them, and keeps a process of the previous version from writing to them afterwards.
+_STATEMENT = "UPDATE projections SET version = 4 WHERE NOT EXISTS (SELECT FROM stored_events)"
+
+
+def upgrade() -> None:
+    op.execute(_STATEMENT)
