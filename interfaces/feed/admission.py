@@ -12,6 +12,7 @@ from application.ports.keys import Credential, Keys, Principal
 from interfaces.feed.encoding import Encoding
 from interfaces.feed.messages import AskForKey, Authenticate, CloseCode, Closed
 from interfaces.rest.access import CREDENTIAL, PRINCIPAL
+from interfaces.rest.attempts import ClientAttempts, TooManyAttempts
 
 _LAST_WORDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
@@ -31,7 +32,11 @@ def presented(request: web.Request) -> tuple[Credential, Principal] | None:
 
 
 async def introduced(
-    socket: web.WebSocketResponse, encoding: Encoding, keys: Keys, within: float
+    socket: web.WebSocketResponse,
+    encoding: Encoding,
+    keys: Keys,
+    within: float,
+    attempts: ClientAttempts,
 ) -> tuple[Credential, Principal]:
     """Asks for the first message and judges it. Raises Closed."""
     await socket.send_frame(encoding.plain(AskForKey(within)), encoding.kind)
@@ -48,9 +53,13 @@ async def introduced(
         raise _refused("the first message must be authenticate")
     credential = Credential(message.token)
     try:
-        principal = await principal_for(credential, keys)
+        principal = await attempts.checked(
+            "key", credential.text, lambda: principal_for(credential, keys)
+        )
     except Unavailable:
         raise Closed(CloseCode.FAILED, "the database does not answer; connect again") from None
+    except TooManyAttempts as error:
+        raise _refused(error.detail) from None
     if principal is None:
         raise _refused("the key is unknown, revoked or expired")
     return credential, principal

@@ -21,11 +21,17 @@ from interfaces.feed.messages import (
 )
 from interfaces.feed.renewing import renew
 from interfaces.feed.subscription import settle
+from interfaces.rest.attempts import ClientAttempts
 
 ENDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
-async def listen(hub: FeedHub, client: FeedClient, socket: web.WebSocketResponse) -> None:
+async def listen(
+    hub: FeedHub,
+    client: FeedClient,
+    socket: web.WebSocketResponse,
+    attempts: ClientAttempts,
+) -> None:
     """Takes what the client says, one after the other; returns when it leaves. Raises Closed."""
     loop = asyncio.get_running_loop()
     limits = hub.limits
@@ -41,7 +47,7 @@ async def listen(hub: FeedHub, client: FeedClient, socket: web.WebSocketResponse
         if message.type is WSMsgType.PING:
             await socket.pong(message.data)
         elif message.type is not WSMsgType.PONG:
-            error = await _heed(hub, client, message, allowance)
+            error = await _heed(hub, client, message, allowance, attempts)
             if error is not None:
                 await client.say(error)
                 faults += 1
@@ -50,7 +56,11 @@ async def listen(hub: FeedHub, client: FeedClient, socket: web.WebSocketResponse
 
 
 async def _heed(
-    hub: FeedHub, client: FeedClient, message: WSMessage, allowance: Allowance
+    hub: FeedHub,
+    client: FeedClient,
+    message: WSMessage,
+    allowance: Allowance,
+    attempts: ClientAttempts,
 ) -> Error | None:
     """Does what the message says, or answers why not."""
     if message.type is not client.encoding.kind:
@@ -73,5 +83,5 @@ async def _heed(
         case Authenticate():
             if not allowance.take(asyncio.get_running_loop().time()):
                 return Error("too_often", "authenticate less often; this key was not looked at")
-            return await renew(hub, client, said.token)
+            return await renew(hub, client, said.token, attempts)
     return None

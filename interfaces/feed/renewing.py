@@ -10,12 +10,15 @@ from interfaces.feed.admission import principal_for
 from interfaces.feed.client import FeedClient
 from interfaces.feed.hub import FeedHub
 from interfaces.feed.messages import Closed, Error
+from interfaces.rest.attempts import ClientAttempts, TooManyAttempts
 
 _REFUSED = "the key is unknown, revoked or expired; the credential before it still counts"
 _OTHER = "this key does not see what the one before it does: connect anew with it"
 
 
-async def renew(hub: FeedHub, client: FeedClient, token: str) -> Error | None:
+async def renew(
+    hub: FeedHub, client: FeedClient, token: str, attempts: ClientAttempts
+) -> Error | None:
     """Takes the key for the client's from now on, or answers why not. Raises ConnectionError.
 
     The key must see the very same: rows are told by what they were asked with, and a cursor says
@@ -23,7 +26,11 @@ async def renew(hub: FeedHub, client: FeedClient, token: str) -> Error | None:
     """
     credential = Credential(token)
     try:
-        principal = await principal_for(credential, hub.keys)
+        principal = await attempts.checked(
+            "key", token, lambda: principal_for(credential, hub.keys)
+        )
+    except TooManyAttempts as error:
+        return Error("too_many_attempts", error.detail)
     except Unavailable:
         await client.say(Error("unavailable", "the database does not answer; try again soon"))
         return None

@@ -14,6 +14,7 @@ from interfaces.feed.messages import CloseCode, Closed
 from interfaces.feed.serving import HUB, served
 from interfaces.feed.wire import SocketWire
 from interfaces.rest.access import require_known_page
+from interfaces.rest.attempts import attempts_of
 from interfaces.rest.problems import Problem
 from interfaces.rest.running import RUNNING
 
@@ -53,7 +54,9 @@ async def serve(request: web.Request) -> web.StreamResponse:
     running = request.app[RUNNING]
     running.replace(request, client)
     try:
-        await _close(wire, await served(hub, client, listen(hub, client, socket)))
+        await _close(
+            wire, await served(hub, client, listen(hub, client, socket, attempts_of(request)))
+        )
     finally:
         running.discard(client)
         hub.roster.dismiss(client)
@@ -80,7 +83,9 @@ async def _admitted(request: web.Request, wire: SocketWire, encoding: Encoding) 
             raise Closed(CloseCode.FAILED, "too many have not said who they are; try again")
         hub.roster.strangers += 1
         try:
-            known = await introduced(wire.socket, encoding, hub.keys, hub.limits.first_message)
+            known = await introduced(
+                wire.socket, encoding, hub.keys, hub.limits.first_message, attempts_of(request)
+            )
         finally:
             hub.roster.strangers -= 1
     credential, principal = known

@@ -14,6 +14,7 @@ from application.transfer.errors import AccessEnded
 from domain.batch.aggregate import Batch
 from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
+from interfaces.rest.attempts import attempts_of
 from interfaces.rest.forwarding import front_of
 from interfaces.rest.problems import Problem, unauthenticated
 from interfaces.rest.running import RUNNING
@@ -125,20 +126,24 @@ async def webhook_of(request: web.Request, id: UUID, *, also_removed: bool = Fal
 
 async def _authenticated(request: web.Request) -> tuple[Credential, Principal] | None:
     """The credential and who it names; None without one. One that does not hold is refused."""
-    keys = request.app[SERVICES].keys
+    keys, attempts = request.app[SERVICES].keys, attempts_of(request)
     header = request.headers.get(hdrs.AUTHORIZATION)
     if header is not None:
         scheme, _, text = header.partition(" ")
         credential = Credential(text.strip())
-        bearer = scheme.lower() == "bearer"
-        known = await keys.authenticate(credential.text) if bearer else None
+
+        async def holder() -> Principal | None:
+            is_bearer = scheme.lower() == "bearer"
+            return await keys.authenticate(credential.text) if is_bearer else None
+
+        known = await attempts.checked("key", credential.text, holder)
         if known is None:
             raise unauthenticated("the key is unknown, revoked or expired", error="invalid_token")
         return credential, known
     token = request.cookies.get(SESSION_COOKIE)
     if token is None:
         return None
-    known = await keys.session(token)
+    known = await attempts.checked("session", "", lambda: keys.session(token))
     if known is None:
         raise unauthenticated("the session is over: sign in again", error="invalid_token")
     if request.method not in _SAFE or _is_websocket(request):

@@ -28,6 +28,7 @@ from interfaces.rest import (
     workers,
 )
 from interfaces.rest.access import access_middleware
+from interfaces.rest.attempts import ATTEMPTS, FailedAttempts
 from interfaces.rest.correlation import correlation_middleware, finish_headers
 from interfaces.rest.cors import allow_origins
 from interfaces.rest.measuring import METRICS, metrics_middleware
@@ -82,6 +83,7 @@ def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Ap
     app = web.Application(middlewares=middlewares, client_max_size=services.settings.max_body)
     app[SERVICES] = services
     app[METRICS] = Metrics()
+    app[ATTEMPTS] = FailedAttempts()
     watch_running_requests(app, services.keys)
     app[reports.SEATS] = reports.Seats()
     if vitals is not None:

@@ -21,14 +21,16 @@ MAX_LINE = 64 * 1024  # bytes
 T = TypeVar("T")
 
 
-async def json_body(request: web.Request, decoder: msgspec.json.Decoder[T]) -> T:
-    """The body as the decoder's type.
+async def json_body(
+    request: web.Request, decoder: msgspec.json.Decoder[T], *, limit: int | None = None
+) -> T:
+    """The body as the decoder's type; at most `limit` bytes, by default `max_body`.
 
     Raises Problem: 415 for another media type, 413 beyond the limit, 400 where it is no JSON.
     Raises msgspec.ValidationError where it is JSON of another shape: a 422 with its pointer.
     """
     expect_media(request, "application/json")
-    return decode(await _whole(request), decoder)
+    return decode(await _whole(request, limit), decoder)
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
@@ -85,8 +87,8 @@ def too_large(limit: int) -> Problem:
     return Problem(413, "too_large", f"the body must be at most {limit} bytes")
 
 
-async def _whole(request: web.Request) -> bytes:
-    limit = request.app[SERVICES].settings.max_body
+async def _whole(request: web.Request, limit: int | None = None) -> bytes:
+    limit = request.app[SERVICES].settings.max_body if limit is None else limit
     if (request.content_length or 0) > limit:
         raise too_large(limit)
     await go_ahead(request)

@@ -6,6 +6,7 @@ Sources: RFC 7239 (Forwarded); X-Forwarded-Proto, -Host and -Prefix are what pro
 from __future__ import annotations
 
 import re
+from ipaddress import IPv6Address, IPv6Network, ip_address
 
 import msgspec
 from aiohttp import web
@@ -14,6 +15,7 @@ from interfaces.services import SERVICES
 
 _PAIR = re.compile(r'\s*([!#$%&\'*+.^_`|~\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;,"]*))\s*', re.ASCII)
 _HOST = re.compile(r"[\w.-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?", re.ASCII)
+_LAST_FOR = re.compile(r'for=(?:"([^"]*)"|([^\s;,"]*))[^,]*$', re.ASCII | re.IGNORECASE)
 _PREFIX = re.compile(r"(/[\w.~-]+)*", re.ASCII)
 
 
@@ -50,6 +52,47 @@ def outside(request: web.Request, path: str) -> str:
     that changes none, or the whole address where a proxy is believed."""
     front = front_of(request)
     return path if front is None else f"{front.url}{path}"
+
+
+def client_network(request: web.Request) -> str:
+    """The network that the client is in, for rate limits: an IPv4 address, or the /64 of an IPv6
+    one, which is what one subscriber has.
+
+    Behind a trusted proxy that is what the proxy appended: the last address, since those before it
+    are what the client sent. X-Forwarded-For goes first, because proxies that set only this one
+    pass a client's Forwarded on.
+    """
+    address = request.remote or ""
+    if request.app[SERVICES].settings.trust_forwarded:
+        address = _forwarded_for(request) or address
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address[:64]
+    if isinstance(parsed, IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(IPv6Network((parsed, 64), strict=False))
+    return str(parsed)
+
+
+def _forwarded_for(request: web.Request) -> str | None:
+    """The address that the nearest proxy was connected from, without a port."""
+    lines = request.headers.getall("X-Forwarded-For", [])
+    text = lines[-1].rpartition(",")[2] if lines else ""
+    if not lines:
+        elements = request.headers.getall("Forwarded", [""])[-1]
+        found = _LAST_FOR.search(elements)
+        text = (found[1] or found[2]) if found else ""
+    text = text.strip()
+    bracketed = text.startswith("[")
+    text = text[1:].partition("]")[0] if bracketed else text
+    if not bracketed and text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        return None
 
 
 def _forwarded(request: web.Request) -> dict[str, str]:

@@ -6,6 +6,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from interfaces.rest.access import SESSION_COOKIE, require_own_origin
+from interfaces.rest.attempts import attempts_of
 from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import LoginCode
 from interfaces.rest.params import Query
@@ -13,6 +14,7 @@ from interfaces.rest.problems import Problem, bad_parameter, unauthenticated
 from interfaces.rest.routes import Operation
 from interfaces.services import SERVICES
 
+MAX_BODY = 1024  # bytes: anybody may send one
 SESSION_LIFETIME = 12 * 3600.0  # seconds
 EXPIRED = "/?login=expired"  # where a browser learns how to get a new link
 
@@ -43,7 +45,7 @@ async def follow_link(request: web.Request) -> web.Response:
 async def sign_in(request: web.Request) -> web.Response:
     if hdrs.ORIGIN in request.headers:
         require_own_origin(request)
-    token = await _token(request, (await json_body(request, _decoder)).code)
+    token = await _token(request, (await json_body(request, _decoder, limit=MAX_BODY)).code)
     if token is None:
         raise unauthenticated("the code was used, or is too old")
     response = web.Response(status=204)
@@ -62,7 +64,9 @@ async def sign_out(request: web.Request) -> web.Response:
 async def _token(request: web.Request, code: str) -> str | None:
     """A new session for whom the code was issued; None for a code that holds no more."""
     keys = request.app[SERVICES].keys
-    principal = await keys.redeem_login(code)
+    principal = await attempts_of(request).checked(
+        "login code", "", lambda: keys.redeem_login(code)
+    )
     if principal is None:
         return None
     return await keys.open_session(principal, lifetime=SESSION_LIFETIME)

@@ -72,8 +72,10 @@ def test_nothing_is_reached_without_a_key_but_what_is_public(
                     await server.ask(method, target, key=made_up, headers=TUS),
                     await server.ask(method, target, key=None, headers=basic),
                 ):
-                    assert answer.status == 401, (method, path)
-                    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+                    # Those that come after too many failures are refused as such.
+                    assert answer.status in (401, 429), (method, path)
+                    if answer.status == 401:
+                        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
 
     run(story())
 

@@ -31,6 +31,7 @@ from infrastructure.read_model.usage import PostgresUsage
 from infrastructure.settings import Settings
 from interfaces.rest import adding, batches, starting
 from interfaces.rest.access import access_middleware
+from interfaces.rest.attempts import ATTEMPTS, FailedAttempts
 from interfaces.rest.correlation import correlation_middleware, finish_headers
 from interfaces.rest.cors import allow_origins
 from interfaces.rest.problems import problem_middleware
@@ -140,6 +141,7 @@ async def _served(services: Services, pool: Pool) -> AsyncIterator[Server]:
     middlewares = [correlation_middleware, problem_middleware, access_middleware]
     app = web.Application(middlewares=middlewares)
     app[SERVICES] = services
+    app[ATTEMPTS] = FailedAttempts()
     watch_running_requests(app, services.keys)
     app.on_response_prepare.append(finish_headers)
     app.on_response_prepare.append(allow_origins)
