@@ -10,10 +10,11 @@ from msgspec import Meta
 
 from application.pipeline import Permanent, Subject, Workbench
 from infrastructure.processors.copying import copy
-from infrastructure.processors.helpers import Helpers
+from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool
 from infrastructure.processors.options import Options, read
 
 MIB = 1024 * 1024
+INSPECT = "infrastructure.processors.archive_child:inspect"
 HEAD = 512  # bytes that tell what a file is
 
 _TAR_NAMES = (".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
@@ -55,10 +56,10 @@ class ArchiveFailed(Exception):
 
 
 class Archive:
-    """The processor, with the processes it keeps ready; `helpers` are closed by their owner."""
+    """The processor; its pool of decoders is closed by whoever opened it."""
 
-    def __init__(self, helpers: Helpers) -> None:
-        self._helpers = helpers
+    def __init__(self, decoders: DecoderPool) -> None:
+        self._decoders = decoders
 
     async def __call__(
         self, subject: Subject, bench: Workbench, options: dict[str, Any]
@@ -75,16 +76,15 @@ class Archive:
         with TemporaryDirectory(prefix="uptrail-archive-") as folder:
             source = Path(folder) / "source"
             await copy(bench, source)
-            answer = await self._helpers.ask(_order(source, kind, unsure, subject.size, chosen))
-        return _judged(kind, answer)
+            order = _order(kind, unsure, subject.size, chosen)
+            limits = DecoderLimits(memory=chosen.memory, seconds=chosen.seconds)
+            decoded = await self._decoders.run(INSPECT, source, order, limits)
+        return _judged(kind, decoded.answer)
 
 
-def _order(
-    source: Path, kind: str, unsure: bool, packed: int, chosen: ArchiveOptions
-) -> dict[str, Any]:
+def _order(kind: str, unsure: bool, packed: int, chosen: ArchiveOptions) -> dict[str, Any]:
     limits = {name: getattr(chosen, name) for name in chosen.__struct_fields__}
-    where = {"source": str(source), "kind": kind, "unsure": unsure, "packed": packed, "bytes": 0}
-    return {**limits, **where}
+    return {**limits, "kind": kind, "unsure": unsure, "packed": packed}
 
 
 def _judged(kind: str, answer: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Looks through archives in a process of its own: nothing is written, everything is counted.
+"""Decoder that looks through archives: nothing is written, everything is counted.
 
 Names, links and sizes are judged as they are listed; then every member is unpacked into nothing,
 because what an archive says of itself need not be true.
@@ -6,6 +6,7 @@ because what an archive says of itself need not be true.
 
 from __future__ import annotations
 
+import codecs
 import lzma
 import posixpath
 import stat
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from itertools import dropwhile
 from typing import IO
 
-from infrastructure.processors.forking import Answer, Order, serve
+from infrastructure.processors.decoder_server import Answer, Order
 
 CHUNK = 256 * 1024
 LONGEST_TARGET = 4096  # bytes of a link
@@ -89,12 +90,18 @@ class Tally:
             raise Refused(f"more than {self._order[limit]} {what}")
 
 
-def answer(order: Order) -> Answer:
+def prepare() -> None:
+    """Load the codecs of names, which a child could not: it can open nothing."""
+    for name in ("ascii", "cp437", "latin-1", "utf-8"):
+        codecs.lookup(name)
+
+
+def inspect(source: IO[bytes], order: Order) -> Answer:
     """What was counted, or what is wrong with the archive."""
-    look: dict[str, Callable[[Order, Tally], None]] = {"zip": _zip, "tar": _tar}
+    look: dict[str, Callable[[IO[bytes], Order, Tally], None]] = {"zip": _zip, "tar": _tar}
     tally = Tally(order)
     try:
-        look[order["kind"]](order, tally)
+        look[order["kind"]](source, order, tally)
         tally.end()
     except Refused as error:
         return {"refused": str(error)}
@@ -105,8 +112,8 @@ def answer(order: Order) -> Answer:
     return {"found": tally.found}
 
 
-def _zip(order: Order, tally: Tally) -> None:
-    with zipfile.ZipFile(order["source"]) as archive:
+def _zip(source: IO[bytes], order: Order, tally: Tally) -> None:
+    with zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
             tally.member(info.orig_filename, info.file_size)
         for info in archive.infolist():
@@ -119,8 +126,8 @@ def _zip(order: Order, tally: Tally) -> None:
                     tally.link(info.filename, head[:LONGEST_TARGET].decode())
 
 
-def _tar(order: Order, tally: Tally) -> None:
-    with tarfile.open(order["source"], "r:*") as archive:
+def _tar(source: IO[bytes], order: Order, tally: Tally) -> None:
+    with tarfile.open(fileobj=source, mode="r:*") as archive:
         for info in archive:
             tally.member(info.name, info.size)
             if info.issym():
@@ -153,7 +160,3 @@ def _require_inside(path: str, told: str, folder: str = "") -> None:
         depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
         if depth < 0:
             raise Refused(f"{told} {path!r}, which lies outside of it")
-
-
-if __name__ == "__main__":
-    serve(answer)

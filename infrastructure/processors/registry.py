@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -14,16 +13,13 @@ from application.pipeline import Processor
 from infrastructure.processors.antivirus import AntivirusOptions, antivirus
 from infrastructure.processors.archive import Archive, ArchiveOptions
 from infrastructure.processors.checksum import ChecksumOptions, checksum
-from infrastructure.processors.helpers import Helpers
+from infrastructure.processors.decoder_pool import DecoderPool
 from infrastructure.processors.media_type import MediaTypeOptions, media_type
 from infrastructure.processors.rehearse import RehearseOptions, rehearse
 from infrastructure.processors.service import HttpOptions
 from infrastructure.processors.thumbnail import Thumbnail, ThumbnailOptions
 
 GROUP = "uptrail.processors"
-
-_THUMBNAILS = Path(__file__).with_name("thumbnail_child.py")
-_ARCHIVES = Path(__file__).with_name("archive_child.py")
 
 _OWN = {
     "antivirus": AntivirusOptions,
@@ -44,14 +40,14 @@ async def open_processors(http: Processor | None = None) -> AsyncIterator[dict[s
 
     `http` is the one that asks services: it needs a way to hear them.
     """
-    async with Helpers(_THUMBNAILS) as thumbnails, Helpers(_ARCHIVES) as archives:
+    async with DecoderPool() as decoders:
         own: dict[str, Processor] = {
             "antivirus": antivirus,
-            "archive": Archive(archives),
+            "archive": Archive(decoders),
             "checksum": checksum,
             "media-type": media_type,
             "rehearse": rehearse,
-            "thumbnail": Thumbnail(thumbnails),
+            "thumbnail": Thumbnail(decoders),
         }
         if http is not None:
             own["http"] = http

@@ -10,12 +10,13 @@ from msgspec import Meta
 
 from application.pipeline import Permanent, Subject, Workbench
 from infrastructure.processors.copying import copy
-from infrastructure.processors.helpers import Helpers
+from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool
 from infrastructure.processors.options import Options, read
 from infrastructure.processors.sniffing import RASTER, raster_type, sniff
 
 MIB = 1024 * 1024
 
+MAKE = "infrastructure.processors.thumbnail_child:make"
 ARTIFACT = "thumbnail.webp"
 SIDE = 320  # pixels of the longer side
 QUALITY = 80
@@ -53,10 +54,10 @@ class ThumbnailFailed(Exception):
 
 
 class Thumbnail:
-    """The processor, with the processes it keeps ready; `helpers` are closed by their owner."""
+    """The processor; its pool of decoders is closed by whoever opened it."""
 
-    def __init__(self, helpers: Helpers) -> None:
-        self._helpers = helpers
+    def __init__(self, decoders: DecoderPool) -> None:
+        self._decoders = decoders
 
     async def __call__(
         self, subject: Subject, bench: Workbench, options: dict[str, Any]
@@ -77,16 +78,17 @@ class Thumbnail:
     async def _make(
         self, bench: Workbench, folder: Path, chosen: ThumbnailOptions
     ) -> dict[str, Any]:
-        source, target = folder / "source", folder / "target"
+        source = folder / "source"
         await copy(bench, source)
-        answer = await self._helpers.ask(_order(source, target, chosen))
+        limits = DecoderLimits(memory=chosen.memory, seconds=chosen.seconds, data=MAX_RESULT)
+        decoded = await self._decoders.run(MAKE, source, _order(chosen), limits)
+        answer, picture = decoded.answer, decoded.data
         if reason := answer.get("broken"):
             raise ImageBroken(reason)
         if reason := answer.get("limit"):
             raise ImageBeyondLimits(reason)
         if reason := answer.get("failed"):
             raise ThumbnailFailed(reason)
-        picture = target.read_bytes()
         await bench.attach(ARTIFACT, picture)
         (width, height), (full_width, full_height) = answer["made"], answer["of"]
         return {
@@ -97,15 +99,11 @@ class Thumbnail:
         }
 
 
-def _order(source: Path, target: Path, chosen: ThumbnailOptions) -> dict[str, Any]:
+def _order(chosen: ThumbnailOptions) -> dict[str, Any]:
     return {
-        "source": str(source),
-        "target": str(target),
         "side": chosen.side,
         "quality": chosen.quality,
         "pixels": chosen.max_pixels,
-        "memory": chosen.memory,
-        "seconds": chosen.seconds,
         "bytes": MAX_RESULT,
     }
 

@@ -33,6 +33,7 @@ def doctor(*, common: Common | None = None) -> int:
 async def _examine(common: Common) -> list[Finding]:
     from interfaces.cli.bucket_check import bucket
     from interfaces.cli.database_checks import database
+    from interfaces.cli.sandbox_check import sandbox
 
     settings = common.settings()
     found = [checks.python(), checks.data_dir(settings)]
@@ -41,6 +42,7 @@ async def _examine(common: Common) -> list[Finding]:
             found.append(await bucket(settings.blob_bucket))
         else:
             found += [checks.disk(settings), checks.blobs(settings)]
+    found.append(await sandbox())
     found += await database(settings)
     running = running_in(settings.data_dir)
     url = common.url or (running.url if running else None)

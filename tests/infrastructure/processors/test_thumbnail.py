@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +11,15 @@ from PIL import Image
 
 import infrastructure.processors.thumbnail as thumbnail
 from application.pipeline import Permanent
-from infrastructure.processors.helpers import HelperLost, Helpers
+from infrastructure.processors.decoder_pool import DecoderLost, DecoderPool
 from tests.infrastructure.processors.bench import Table, perform, subject
 from tests.infrastructure.processors.pictures import bomb, picture
 from tests.support import eventually, run
 
 SMALL = picture("PNG")
-SCRIPT = Path(thumbnail.__file__).with_name("thumbnail_child.py")
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
 def test_an_image_gets_a_small_picture(format: str) -> None:
     result, table = perform("thumbnail", picture(format), f"photos/a.{format.lower()}")
 
@@ -88,16 +86,16 @@ def test_an_image_that_wants_too_much_fails_for_good_with_the_reason(
         perform("thumbnail", picture("PNG", (9000, 9000)), "large.png", options)
 
 
-def test_a_helper_that_is_killed_at_work_is_told_and_replaced() -> None:
+def test_a_decoder_process_that_is_killed_at_work_is_reported_and_replaced() -> None:
     async def story() -> None:
         large = picture("PNG", (9000, 9000))
-        async with Helpers(SCRIPT, most=1) as helpers:
-            processor = thumbnail.Thumbnail(helpers)
+        async with DecoderPool(most=1) as decoders:
+            processor = thumbnail.Thumbnail(decoders)
             killed = asyncio.create_task(processor(subject(large, "a.png"), Table(large), {}))
-            helper = next(iter(await eventually(lambda: set(helpers.busy))))
-            os.killpg(helper.pid, signal.SIGKILL)
+            server = next(iter(await eventually(lambda: set(decoders.busy))))
+            os.killpg(server.process.pid, signal.SIGKILL)
 
-            with pytest.raises(HelperLost):
+            with pytest.raises(DecoderLost):
                 await killed
             result = await processor(subject(SMALL, "a.png"), Table(SMALL), {})
 
@@ -106,14 +104,14 @@ def test_a_helper_that_is_killed_at_work_is_told_and_replaced() -> None:
     run(story())
 
 
-def test_a_helper_that_is_killed_at_rest_troubles_nobody() -> None:
+def test_a_decoder_process_that_is_killed_while_idle_is_replaced() -> None:
     async def story() -> None:
-        async with Helpers(SCRIPT, most=1) as helpers:
-            processor = thumbnail.Thumbnail(helpers)
+        async with DecoderPool(most=1) as decoders:
+            processor = thumbnail.Thumbnail(decoders)
             await processor(subject(SMALL, "a.png"), Table(SMALL), {})
-            (helper,) = helpers.free
-            os.kill(helper.pid, signal.SIGKILL)
-            await eventually(lambda: helper.returncode is not None)
+            (server,) = decoders.free
+            os.kill(server.process.pid, signal.SIGKILL)
+            await eventually(lambda: server.process.returncode is not None)
 
             result = await processor(subject(SMALL, "a.png"), Table(SMALL), {})
 
@@ -125,14 +123,14 @@ def test_a_helper_that_is_killed_at_rest_troubles_nobody() -> None:
 def test_a_step_that_is_stopped_leaves_no_process_behind() -> None:
     async def story() -> None:
         large = picture("PNG", (9000, 9000))
-        async with Helpers(SCRIPT, most=1) as helpers:
-            processor = thumbnail.Thumbnail(helpers)
+        async with DecoderPool(most=1) as decoders:
+            processor = thumbnail.Thumbnail(decoders)
             stopped = asyncio.create_task(processor(subject(large, "a.png"), Table(large), {}))
-            helper = next(iter(await eventually(lambda: set(helpers.busy))))
+            server = next(iter(await eventually(lambda: set(decoders.busy))))
             stopped.cancel()
             await asyncio.wait((stopped,))
 
             with pytest.raises(ProcessLookupError):
-                os.killpg(helper.pid, 0)
+                os.killpg(server.process.pid, 0)
 
     run(story())

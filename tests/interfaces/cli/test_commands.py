@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,15 @@ def test_doctor_finds_a_running_server_well(
     levels = {finding["check"]: finding["level"] for finding in found.json}
     assert found.code == 0
     assert levels["server"] == levels["database"] == levels["jobs"] == "ok"
+
+
+def test_doctor_tries_the_sandbox_for_decoders(command: Command, tmp_path: Path) -> None:
+    found = command("doctor", "--json", "--data-dir", tmp_path / "data")
+
+    (decoders,) = (finding for finding in found.json if finding["check"] == "decoders")
+    filtered = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+    assert decoders["level"] == ("ok" if filtered else "warn")
+    assert "seccomp" in decoders["told"]
 
 
 def test_doctor_says_what_to_do_without_a_server_and_makes_nothing(
