@@ -136,7 +136,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = RetryPolicy()
     public_url: Annotated[
         Address | None,
-        Meta(description="address under which `http` services and webhooks reach this server"),
+        Meta(
+            description="address under which clients, `http` services and receivers of webhooks"
+            " reach this server"
+        ),
     ] = None
     allow_private_addresses: Annotated[
         bool, Meta(description="whether `http` steps and webhooks may go to private addresses")

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from random import SystemRandom
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 Result = TypeVar("Result")
 
@@ -46,6 +47,14 @@ async def eventually(
         if loop.time() > end:
             raise AssertionError(f"not so after {deadline} s: {condition}")
         await asyncio.sleep(0.01)
+
+
+def path_of(location: str) -> str:
+    """The path of an absolute `Location`."""
+    parts = urlsplit(location)
+    assert parts.scheme in ("http", "https"), location
+    assert parts.netloc, location
+    return parts.path
 
 
 def with_database(url: str, name: str) -> str:

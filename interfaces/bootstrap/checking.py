@@ -36,6 +36,11 @@ def _reachable(settings: Settings, roles: Sequence[Role]) -> bool:
 
 
 def reach_us(settings: Settings, roles: Sequence[Role]) -> str:
-    """The address that messages link to; empty, for links without a host, where none is known."""
-    here = f"http://{settings.host}:{settings.port}" if _reachable(settings, roles) else ""
-    return settings.public_url or here
+    """Return the public URL outside of a request: for callbacks of services, and links in webhooks.
+
+    Empty, for links without a host, where none is known. In answers to requests it is
+    `interfaces.rest.forwarding.public_url`, which has the request to go by.
+    """
+    if settings.public_url:
+        return settings.public_url.rstrip("/")
+    return f"http://{settings.host}:{settings.port}" if _reachable(settings, roles) else ""

@@ -28,4 +28,5 @@ async def invite(keys: PostgresKeys, settings: Settings, door: Door) -> str | No
     if principal is None:
         return None
     code = await keys.issue_login(principal, lifetime=LOGIN_LIFETIME)
-    return f"{door.url}/login?code={code}"
+    base_url = (settings.public_url or door.url).rstrip("/")
+    return f"{base_url}/login?code={code}"

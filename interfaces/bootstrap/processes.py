@@ -52,12 +52,7 @@ async def serve_in_processes(
         async with make_pool(database.url, name="parent", max_size=1) as pool:
             login = await invite(PostgresKeys(pool), settings, door)
         metrics = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="uptrail-metrics-")))
-        given = msgspec.structs.replace(
-            settings,
-            database_url=database.url,
-            # The process that tells services and receivers of it does not answer itself.
-            public_url=reach_us(settings, roles) or None,
-        )
+        given = msgspec.structs.replace(settings, database_url=database.url)
         members = _members(given, roles, door, metrics)
 
         def at_once() -> None:
@@ -83,7 +78,10 @@ def _members(settings: Settings, roles: Sequence[Role], door: Door, metrics: Pat
         for number in range(1, settings.processes + 1)
     ]
     if others:
-        members.append(Member(Order("+".join(others), settings, others), metrics, None))
+        # This process tells services and receivers of webhooks of an address it does not answer at.
+        base_url = reach_us(settings, roles) or None
+        told = msgspec.structs.replace(settings, public_url=base_url)
+        members.append(Member(Order("+".join(others), told, others), metrics, None))
     return members
 
 

@@ -38,7 +38,7 @@ def works_of(parts: Parts, roles: Sequence[Role]) -> dict[str, Work]:
         works["sealer"] = lambda: _seal(parts)
         works |= webhooks.works_of(parts, reach_us(parts.services.settings, roles))
     if Role.WORKER in roles:
-        works["worker"] = lambda: _work(parts, standing)
+        works["worker"] = lambda: _work(parts, roles, standing)
     return works
 
 
@@ -91,7 +91,7 @@ async def _seal(parts: Parts) -> None:
     await sealing.run(parts.database.url, sealer, services.settings.seal_interval)
 
 
-async def _work(parts: Parts, standing: Standing) -> None:
+async def _work(parts: Parts, roles: Sequence[Role], standing: Standing) -> None:
     from infrastructure.jobs.worker import Worker
     from infrastructure.outbound.requests import open_outbound
     from infrastructure.processors.registry import open_processors
@@ -99,11 +99,11 @@ async def _work(parts: Parts, standing: Standing) -> None:
 
     services = parts.services
     settings = services.settings
-    reach_us = settings.public_url or f"http://{settings.host}:{settings.port}"
+    base_url = reach_us(settings, roles)
     async with (
         open_outbound(settings.allow_private_addresses) as outbound,
         open_processors(
-            HttpService(outbound, services.errands, reach_us, services.now)
+            HttpService(outbound, services.errands, base_url, services.now)
         ) as processors,
     ):
         worker = Worker(

@@ -15,7 +15,7 @@ from domain.batch.aggregate import Batch
 from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
 from interfaces.rest.attempts import attempts_of
-from interfaces.rest.forwarding import front_of
+from interfaces.rest.forwarding import configured_origin, front_of
 from interfaces.rest.problems import Problem, unauthenticated
 from interfaces.rest.running import RUNNING
 from interfaces.services import SERVICES
@@ -161,6 +161,8 @@ def require_own_origin(request: web.Request) -> None:
         return
     parts, front = urlsplit(origin), front_of(request)
     host = request.host if front is None else front.host
+    if origin.lower() == configured_origin(request):
+        return
     if parts.netloc.lower() != host.lower() or parts.scheme not in (
         "https",
         request.scheme,

@@ -31,6 +31,7 @@ from interfaces.rest.access import access_middleware
 from interfaces.rest.attempts import ATTEMPTS, FailedAttempts
 from interfaces.rest.correlation import correlation_middleware, finish_headers
 from interfaces.rest.cors import allow_origins
+from interfaces.rest.forwarding import host_middleware
 from interfaces.rest.measuring import METRICS, metrics_middleware
 from interfaces.rest.operations import VITALS
 from interfaces.rest.problems import problem_middleware
@@ -76,6 +77,7 @@ def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Ap
         correlation_middleware,
         metrics_middleware,
         problem_middleware,
+        host_middleware,
         options_middleware,
         access_middleware,
     )

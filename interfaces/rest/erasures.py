@@ -14,6 +14,7 @@ from interfaces.rest.access import require
 from interfaces.rest.answers import PageAnswer, json_answer
 from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import NewErasure
+from interfaces.rest.forwarding import public_url
 from interfaces.rest.params import Query, id_in
 from interfaces.rest.problems import bad_parameter
 from interfaces.rest.routes import ADMINS, Operation
@@ -46,7 +47,8 @@ async def request_erasure(request: web.Request) -> web.Response:
             requested_at=services.now(),
         )
     )
-    return json_answer(erasure, status=202, headers={"Location": f"/v1/erasures/{erasure.id}"})
+    headers = {"Location": public_url(request, f"/v1/erasures/{erasure.id}")}
+    return json_answer(erasure, status=202, headers=headers)
 
 
 async def listing(request: web.Request) -> web.Response:

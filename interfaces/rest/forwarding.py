@@ -1,22 +1,32 @@
-"""How a request was sent to the proxy in front of us, where the settings say that there is one.
+"""The public URL of this server: the address under which a client reaches our paths.
 
-Sources: RFC 7239 (Forwarded); X-Forwarded-Proto, -Host and -Prefix are what proxies sent before.
+Sources: RFC 7239 (Forwarded); RFC 9112 section 3.2 (Host). X-Forwarded-Proto, -Host and -Prefix
+are what proxies send that do not know Forwarded.
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network, ip_address
 
 import msgspec
-from aiohttp import web
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+from yarl import URL
 
+from interfaces.rest.problems import bad_parameter
 from interfaces.services import SERVICES
 
 _PAIR = re.compile(r'\s*([!#$%&\'*+.^_`|~\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;,"]*))\s*', re.ASCII)
-_HOST = re.compile(r"[\w.-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?", re.ASCII)
+_HOST = re.compile(r"[\w.-]{1,255}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?", re.ASCII)
 _LAST_FOR = re.compile(r'for=(?:"([^"]*)"|([^\s;,"]*))[^,]*$', re.ASCII | re.IGNORECASE)
 _PREFIX = re.compile(r"(/[\w.~-]+)*", re.ASCII)
+_FORWARDING = ("Forwarded", "X-Forwarded-Proto", "X-Forwarded-Host")
+
+_log = structlog.get_logger(__name__)
+_warned = False
 
 
 class Front(msgspec.Struct, frozen=True):
@@ -31,27 +41,84 @@ class Front(msgspec.Struct, frozen=True):
         return f"{self.scheme}://{self.host}{self.prefix}"
 
 
+def public_url(request: web.Request, path: str) -> str:
+    """Return one of our paths as the absolute URL under which this client reaches it.
+
+    The base is the setting `public_url`; without it, what a trusted proxy forwards; without
+    that, the Host of the request; and for a client of HTTP/1.0 that sends none, the address of
+    the socket it is connected to.
+    """
+    configured = request.app[SERVICES].settings.public_url
+    if configured is not None:
+        return f"{_normalised(configured)}{path}"
+    front = front_of(request)
+    if front is not None:
+        return f"{front.url}{path}"
+    _warn_of_untrusted(request)
+    host = request.headers.get(hdrs.HOST) or _socket_address(request)
+    return f"{request.scheme}://{host}{path}" if host else path
+
+
+def configured_origin(request: web.Request) -> str | None:
+    """Return the origin of the setting `public_url`, None without it."""
+    configured = request.app[SERVICES].settings.public_url
+    return None if configured is None else str(URL(_normalised(configured)).origin())
+
+
+@web.middleware
+async def host_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse a Host that is none, as RFC 9112 section 3.2 demands: URLs are built from it."""
+    host = request.headers.get(hdrs.HOST)
+    if host and not _HOST.fullmatch(host):
+        raise bad_parameter("Host", "must be a host name or address, with or without a port")
+    return await handler(request)
+
+
 def front_of(request: web.Request) -> Front | None:
-    """What the proxy says, if proxies are to be believed and it says anything that makes sense.
+    """Return what a trusted proxy forwards; None where none is trusted or it makes no sense.
 
     Anybody can send these headers: they are read only where `trust_forwarded` is set.
     """
     if not request.app[SERVICES].settings.trust_forwarded:
         return None
     told = _forwarded(request) or _x_forwarded(request)
+    if not told:
+        return None
     scheme = told.get("proto", request.scheme).lower()
-    host = told.get("host") or request.host
+    host = told.get("host") or request.headers.get(hdrs.HOST) or _socket_address(request)
     prefix = told.get("prefix", "").rstrip("/")
     if scheme not in ("http", "https") or not _HOST.fullmatch(host):
         return None
     return Front(scheme, host, prefix if _PREFIX.fullmatch(prefix) else "")
 
 
-def outside(request: web.Request, path: str) -> str:
-    """One of our paths as the client can reach it: the path alone, which holds behind any proxy
-    that changes none, or the whole address where a proxy is believed."""
-    front = front_of(request)
-    return path if front is None else f"{front.url}{path}"
+@lru_cache(maxsize=8)
+def _normalised(url: str) -> str:
+    """ASCII only: an internationalised host in Punycode, a path percent-encoded."""
+    return str(URL(url)).rstrip("/")
+
+
+def _socket_address(request: web.Request) -> str:
+    """The address a client is connected to, empty for a connection that is gone."""
+    transport = request.transport
+    address = None if transport is None else transport.get_extra_info("sockname")
+    if not isinstance(address, tuple):
+        return ""
+    host, port = str(address[0]).partition("%")[0], address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _warn_of_untrusted(request: web.Request) -> None:
+    """Log once that a proxy forwards what the settings do not let us use."""
+    global _warned
+    if _warned or request.app[SERVICES].settings.trust_forwarded:
+        return
+    if any(header in request.headers for header in _FORWARDING):
+        _warned = True
+        _log.warning(
+            "forwarding_headers_ignored",
+            advice="behind a proxy set public_url, or trust_forwarded if it sets these headers",
+        )
 
 
 def client_network(request: web.Request) -> str:

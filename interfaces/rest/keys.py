@@ -15,6 +15,7 @@ from interfaces.rest.access import require
 from interfaces.rest.answers import NewKeyAnswer, PageAnswer, json_answer
 from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import NewKey
+from interfaces.rest.forwarding import public_url
 from interfaces.rest.params import Query
 from interfaces.rest.routes import ADMINS, Operation
 from interfaces.services import SERVICES, Services
@@ -33,7 +34,7 @@ async def create(request: web.Request) -> web.Response:
     key, text = await services.keys.create(
         owner=owner, scope=form.scope, label=form.label, batch=form.batch, expires_at=expires_at
     )
-    headers = {"Location": f"/v1/keys/{key.id}"}
+    headers = {"Location": public_url(request, f"/v1/keys/{key.id}")}
     return json_answer(NewKeyAnswer(key=key, text=text), status=201, headers=headers)
 
 

@@ -17,6 +17,7 @@ from interfaces.rest.access import require, require_unlimited
 from interfaces.rest.answers import StartedAnswer, json_answer
 from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import NewBatch, RetryOptions
+from interfaces.rest.forwarding import public_url
 from interfaces.rest.idempotency import context_of, fingerprint_of, idempotency_key
 from interfaces.rest.params import Query
 from interfaces.rest.problems import Complaint, Problem
@@ -62,7 +63,7 @@ async def start(request: web.Request) -> web.Response:
     started = await start_batch(services.log, command, context_of(request))
     position = started.position or await services.log.head()
     answer = _answer(started, form, position)
-    headers = {"Location": f"/v1/batches/{answer.id}"}
+    headers = {"Location": public_url(request, f"/v1/batches/{answer.id}")}
     status = 201 if started.created else 200
     return json_answer(answer, status=status, position=position, headers=headers)
 

@@ -13,6 +13,7 @@ from application.handlers.registering import AddedFile
 from application.ports.keys import Principal
 from application.transfer.intake import Intake
 from domain.errors import Refused
+from interfaces.rest.forwarding import public_url
 from interfaces.rest.problems import Problem, problem_of
 from interfaces.services import SERVICES
 from interfaces.uploads.refusals import refusal_of
@@ -37,7 +38,7 @@ async def intake_into(
         with suppress(ApplicationError, Refused):  # told already: it is why we are here
             taken = await intake.close()
         problem = problem_of(error) if isinstance(error, Refused) else refusal_of(error)
-        problem.headers.setdefault(hdrs.LOCATION, f"/v1/batches/{batch}")
+        problem.headers.setdefault(hdrs.LOCATION, public_url(request, f"/v1/batches/{batch}"))
         problem.detail += f"; {len(taken)} files were taken, send all again to go on"
         raise problem from error
     finally:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from tests.chaos.plant import Plant
+from tests.support import path_of
 
 PATIENCE = 240.0  # seconds until a request that keeps failing is a failed test
 OCTETS = "application/offset+octet-stream"
@@ -49,7 +50,7 @@ class Sender:
             answer = self._tus("POST", f"{batch}/uploads", headers, content)
         else:
             answer = self._tus("POST", f"{batch}/uploads", created)
-        location = answer.headers["Location"]
+        location = path_of(answer.headers["Location"])
         offset = int(answer.headers.get("Upload-Offset", 0))
         while offset < len(content):
             headers = {"Upload-Offset": str(offset), "Content-Type": OCTETS}
@@ -57,7 +58,7 @@ class Sender:
             if answer.status == 409:
                 answer = self._tus("HEAD", location)
             offset = int(answer.headers["Upload-Offset"])
-        return str(location)
+        return location
 
     def ask(self, method: str, path: str, body: object = None, *, may_refuse: bool = False) -> Any:
         """A JSON request, and its JSON answer; None for a refusal that is allowed."""

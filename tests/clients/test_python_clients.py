@@ -62,12 +62,9 @@ def test_a_chunk_that_tuspy_sees_corrupted_does_not_count(
     run(story())
 
 
-# aiotus wants a Location with a host, which we give where the proxy in front is believed.
-
-
 def test_aiotus_sends_one_file(database_url: str, tmp_path: Path) -> None:
     async def story() -> None:
-        async with serving(database_url, tmp_path, trust_forwarded=True) as server:
+        async with serving(database_url, tmp_path) as server:
             url = await aiotus.upload(
                 f"{server.url}/v1/uploads",
                 io.BytesIO(CONTENT),
@@ -84,7 +81,7 @@ def test_aiotus_sends_one_file(database_url: str, tmp_path: Path) -> None:
 
 def test_aiotus_makes_one_upload_of_several_files(database_url: str, tmp_path: Path) -> None:
     async def story() -> None:
-        async with serving(database_url, tmp_path, trust_forwarded=True) as server:
+        async with serving(database_url, tmp_path) as server:
             parts = [CONTENT[:1000], CONTENT[1000:400_000], CONTENT[400_000:]]
             url = await aiotus.upload_multiple(
                 f"{server.url}/v1/uploads",

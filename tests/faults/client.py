@@ -8,6 +8,8 @@ from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from tests.support import path_of
+
 OCTETS = "application/offset+octet-stream"
 
 
@@ -74,7 +76,7 @@ class Client:
         headers = {"Upload-Length": str(size), "Upload-Metadata": name}
         made = self.tus("POST", f"/v1/batches/{batch}/uploads", headers)
         assert made.status == 201, made
-        return made.headers["Location"]
+        return path_of(made.headers["Location"])
 
     def append(self, location: str, offset: int, body: bytes) -> Answer:
         headers = {"Upload-Offset": str(offset), "Content-Type": OCTETS}

@@ -16,7 +16,7 @@ from tests.infrastructure.blobs import s3_servers
 from tests.machines.audit import check, completed, streams_of
 from tests.machines.site import Machine, Site, ask, run_command, site
 from tests.machines.uploader import OCTETS, TUS
-from tests.support import run
+from tests.support import path_of, run
 
 pytestmark = pytest.mark.timeout(400)  # whole processes start, several times
 
@@ -52,7 +52,7 @@ async def story(here: Machine, there: Machine) -> None:
         batch = f"/v1/batches/{started['id']}"
         length = {"Upload-Length": str(len(CONTENT))}
         async with client.post(f"{here.url}{batch}/uploads", headers=length) as created:
-            location = created.headers["Location"]
+            location = path_of(created.headers["Location"])
         assert await patch(client, here.url + location, 0, CONTENT[:HALF]) == 204
 
         here.end(signal.SIGKILL)

@@ -9,7 +9,7 @@ from itertools import cycle
 import aiohttp
 
 from tests.machines.site import PATIENCE
-from tests.support import eventually
+from tests.support import eventually, path_of
 
 TUS = {"Tus-Resumable": "1.0.0"}
 OCTETS = "application/offset+octet-stream"
@@ -34,7 +34,7 @@ class Uploader:
         metadata = "filename " + b64encode(name.encode()).decode()
         headers = {"Upload-Length": str(len(content)), "Upload-Metadata": metadata}
         created = await self._until_answered("POST", f"{self._batch}/uploads", headers, b"")
-        location, offset = created["Location"], 0
+        location, offset = path_of(created["Location"]), 0
         while offset < len(content):
             headers = {"Upload-Offset": str(offset), "Content-Type": OCTETS}
             body = content[offset : offset + self._chunk]

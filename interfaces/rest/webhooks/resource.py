@@ -19,6 +19,7 @@ from interfaces.rest.access import require, webhook_of
 from interfaces.rest.answers import PageAnswer, json_answer
 from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import ChangedWebhook, NewWebhook
+from interfaces.rest.forwarding import public_url
 from interfaces.rest.idempotency import context_of
 from interfaces.rest.params import Query, id_in
 from interfaces.rest.problems import Problem
@@ -62,7 +63,7 @@ async def add(request: web.Request) -> web.Response:
     await seen(services, added.position)
     webhook = webhook_answer(added.aggregate, Standing(), services.now())
     answer = SecretAnswer(webhook=webhook, secret=secret.text, position=added.position)
-    headers = {"Location": f"/v1/webhooks/{id}"}
+    headers = {"Location": public_url(request, f"/v1/webhooks/{id}")}
     return json_answer(answer, status=201, position=added.position, headers=headers)
 
 

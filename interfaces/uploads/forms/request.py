@@ -20,6 +20,7 @@ from domain.ids import batch_id_for
 from interfaces.rest.access import require, require_unlimited
 from interfaces.rest.answers import json_answer
 from interfaces.rest.forms import NewBatch
+from interfaces.rest.forwarding import public_url
 from interfaces.rest.idempotency import context_of, fingerprint_of, idempotency_key
 from interfaces.rest.params import Query
 from interfaces.rest.routes import SENDERS
@@ -115,7 +116,7 @@ class _Sending:
             position=position,
         )
         status = 201 if self._started.created else 200
-        headers = {"Location": f"/v1/batches/{batch.id}"}
+        headers = {"Location": public_url(self._request, f"/v1/batches/{batch.id}")}
         return json_answer(answer, status=status, position=position, headers=headers)
 
     async def _take_field(self, name: str, reader: FormReader) -> None:

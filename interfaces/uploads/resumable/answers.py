@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 
 from domain.upload.aggregate import Upload
 from interfaces.rest.answers import json_answer
-from interfaces.rest.forwarding import outside
+from interfaces.rest.forwarding import public_url
 from interfaces.uploads.resumable.request import (
     COMPLETE,
     LIMIT,
@@ -30,7 +30,7 @@ class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def location_of(request: web.Request, id: UUID) -> str:
-    return outside(request, f"/v1/uploads/{id}")
+    return public_url(request, f"/v1/uploads/{id}")
 
 
 def stored(request: web.Request, upload: Upload) -> web.Response:

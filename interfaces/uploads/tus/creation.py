@@ -18,7 +18,7 @@ from application.transfer.errors import TooLong
 from application.transfer.transfers import Incoming, Speaker
 from domain.upload.aggregate import Upload
 from interfaces.rest.access import batch_of, require, require_unlimited
-from interfaces.rest.forwarding import outside
+from interfaces.rest.forwarding import public_url
 from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
@@ -119,7 +119,7 @@ async def created(request: web.Request, upload: Upload, position: int) -> web.Re
 
 
 def _location(request: web.Request, id: UUID) -> str:
-    return outside(request, f"/v1/uploads/{id}")
+    return public_url(request, f"/v1/uploads/{id}")
 
 
 def declared_size(request: web.Request) -> int | None:

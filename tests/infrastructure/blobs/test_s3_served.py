@@ -15,7 +15,7 @@ from interfaces.cli.bucket_check import bucket as checked_bucket
 from interfaces.cli.checks import Level
 from tests.infrastructure.blobs.test_s3 import noise, objects_in, uploads_in
 from tests.interfaces.conftest import LiveServer, serving
-from tests.support import eventually, run
+from tests.support import eventually, path_of, run
 
 TUS = {"Tus-Resumable": "1.0.0"}
 WHOLE = noise(12 * MIB)
@@ -59,7 +59,7 @@ def test_what_was_called_off_damaged_or_expired_leaves_nothing_in_the_bucket(
             await _deleted(live, await _begun(live))
             async with _client(live) as client:
                 async with client.post("/v1/batches", json={}) as answer:
-                    batch = answer.headers["Location"]
+                    batch = path_of(answer.headers["Location"])
                 await _begun(live, f"{batch}/uploads")
                 async with client.post(f"{batch}/cancel") as answer:
                     assert answer.status == 202
@@ -96,7 +96,7 @@ async def _created(client: ClientSession, collection: str) -> str:
     length = {"Upload-Length": str(len(WHOLE))}
     async with client.post(collection, headers=length) as answer:
         assert answer.status == 201, await answer.text()
-        return answer.headers["Location"]
+        return path_of(answer.headers["Location"])
 
 
 async def _patched(

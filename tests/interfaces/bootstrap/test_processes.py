@@ -202,12 +202,23 @@ def test_a_change_reaches_the_watchers_of_both(crew: Crew) -> None:
     run(story())
 
 
+def test_location_is_below_the_host_of_the_request_in_every_process(crew: Crew) -> None:
+    async def story() -> None:
+        async with connections_to_both(crew) as both:
+            for client, _ in both:
+                named = {**TUS, "Upload-Length": "9", "Host": "up.example"}
+                async with client.post(f"{crew.url}/v1/uploads", headers=named) as created:
+                    assert created.headers["Location"].startswith("http://up.example/v1/uploads/")
+
+    run(story())
+
+
 def test_the_newest_request_wins_when_it_lands_on_the_other_process(crew: Crew) -> None:
     async def story() -> None:
         async with connections_to_both(crew) as ((here, _), (there, _)):
             named = {**TUS, "Upload-Length": "9"}
             async with here.post(f"{crew.url}/v1/uploads", headers=named) as created:
-                location = crew.url + created.headers["Location"]
+                location = created.headers["Location"]
             silence, sent = asyncio.Event(), asyncio.Event()
 
             async def body() -> AsyncIterator[bytes]:

@@ -27,7 +27,7 @@ def test_a_batch_starts_with_its_files_and_is_read_back(database_url: str, tmp_p
             started = await server.batch("a.txt", "b/c.txt", label="photos", metadata={"k": "v"})
 
             id = UUID(started.json["id"])
-            assert started.headers["Location"] == f"/v1/batches/{id}"
+            assert started.headers["Location"] == f"{server.url}/v1/batches/{id}"
             assert started.json["state"] == "open"
             assert started.json["owner"] == "acme"
             assert started.json["uploads"] == [

@@ -22,7 +22,7 @@ def test_an_erasure_is_on_record_with_who_asked_and_why(database_url: str, tmp_p
 
             assert (asked.status, again.status) == (202, 202)
             assert asked.json == again.json
-            assert asked.headers["Location"] == f"/v1/erasures/{asked.json['id']}"
+            assert asked.headers["Location"] == f"{server.url}/v1/erasures/{asked.json['id']}"
             assert (asked.json["owner"], asked.json["reason"]) == ("acme", "asked by letter")
             assert asked.json["requested_by"] == f"key:{admin.split('_')[1]}"
             shown = await server.get(asked.headers["Location"], key=admin)

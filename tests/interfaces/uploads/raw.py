@@ -13,6 +13,14 @@ from typing import Any, Self
 from tests.interfaces.uploads.server import BYTES, Server
 
 
+def header(head: bytes, name: str) -> str | None:
+    for line in head.decode().split("\r\n")[1:]:
+        found, _, text = line.partition(": ")
+        if found.lower() == name.lower():
+            return text
+    return None
+
+
 class Sender:
     """One connection on which a request is sent by hand."""
 

@@ -34,6 +34,7 @@ from interfaces.rest.access import access_middleware
 from interfaces.rest.attempts import ATTEMPTS, FailedAttempts
 from interfaces.rest.correlation import correlation_middleware, finish_headers
 from interfaces.rest.cors import allow_origins
+from interfaces.rest.forwarding import host_middleware
 from interfaces.rest.problems import problem_middleware
 from interfaces.rest.routes import add_operations
 from interfaces.rest.running import RUNNING, RunningRequests, watch_running_requests
@@ -42,6 +43,7 @@ from interfaces.services import SERVICES, Services
 from interfaces.uploads.routes import add_routes
 from interfaces.uploads.serving import TRANSFERS
 from tests.stored import uploads_in
+from tests.support import path_of
 
 OWNER = "acme"
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -67,7 +69,7 @@ class Server:
         named = {**TUS, "Upload-Length": str(size), **headers}
         async with self.client.post("/v1/uploads", headers=named) as answer:
             assert answer.status == 201, await answer.text()
-            return answer.headers["Location"]
+            return path_of(answer.headers["Location"])
 
     async def offset(self, location: str) -> int:
         async with self.client.head(location, headers=TUS) as answer:
@@ -138,7 +140,12 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
 
 @asynccontextmanager
 async def _served(services: Services, pool: Pool) -> AsyncIterator[Server]:
-    middlewares = [correlation_middleware, problem_middleware, access_middleware]
+    middlewares = [
+        correlation_middleware,
+        problem_middleware,
+        host_middleware,
+        access_middleware,
+    ]
     app = web.Application(middlewares=middlewares)
     app[SERVICES] = services
     app[ATTEMPTS] = FailedAttempts()

@@ -11,7 +11,7 @@ import pytest
 from interfaces.cli.options import running_in
 from tests.interfaces.bootstrap.test_serving import process
 from tests.interfaces.uploads.server import BYTES, TUS, stored_files
-from tests.support import eventually, run
+from tests.support import eventually, path_of, run
 
 CONTENT = bytes(range(256)) * 400  # 100 KiB
 
@@ -67,7 +67,7 @@ async def _create(client: aiohttp.ClientSession, url: str) -> str:
     headers = {**TUS, "Upload-Length": str(len(CONTENT))}
     async with client.post(f"{url}/v1/uploads", headers=headers) as answer:
         assert answer.status == 201
-        return answer.headers["Location"]
+        return path_of(answer.headers["Location"])
 
 
 async def _offset(client: aiohttp.ClientSession, url: str) -> int:
