@@ -211,7 +211,7 @@ class GroupCommitter:
 
     async def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = await connect(self._url, name="committer")
+            self._connection = await connect(self._url, name="committer", patient=False)
             await self._connection.execute(_MANNERS)
             self._session = await begin_session(self._connection)
             self._exchange = Exchange(self._connection)

@@ -28,7 +28,7 @@ from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.jobs.clearance import PostgresClearance
 from infrastructure.jobs.queue import QUEUE, TASK
 from infrastructure.jobs.registration import stay_known
-from infrastructure.postgres.pool import Pool, still_there
+from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.settings import Settings
 from infrastructure.tasks import end
 
@@ -39,7 +39,7 @@ KEPT_HOURS = 72  # for which a job that failed is kept
 LONGEST_BACKOFF = 5.0  # seconds
 
 # The queue's own marks may be lost in a crash: a job is then delivered again, and dropped.
-_OPTIONS = "-c synchronous_commit=off"
+_QUEUE_SETTINGS = {"synchronous_commit": "off"}
 
 _LOST = (psycopg.Error, OSError, ConnectorException)
 
@@ -131,7 +131,8 @@ class Worker:
         incarnation = _Incarnation(app, attempts, self._settings)
         app.task(name=TASK, queue=QUEUE, retry=_GiveBack())(incarnation.process)
         # A pool of ours: the library's own, when cancelled while it opens, is never closed.
-        async with _pool(self._url) as pool, app.open_async(pool):
+        queue = make_pool(self._url, name="worker", max_size=CONNECTIONS, settings=_QUEUE_SETTINGS)
+        async with queue as pool, app.open_async(pool):
             await self._forget_last(app)
             helpers = (
                 asyncio.create_task(attempts.keep(), name="attempts"),
@@ -207,19 +208,6 @@ class _GiveBack(BaseRetryStrategy):
         if isinstance(exception, GivenBack | asyncio.CancelledError):
             return RetryDecision(retry_in={"seconds": 0})
         return None
-
-
-def _pool(url: str) -> Pool:
-    """Connections for the queue alone, to be opened with `async with`."""
-    return Pool(
-        url,
-        kwargs={"options": _OPTIONS, "autocommit": True, "application_name": "uptrail-worker"},
-        min_size=1,
-        max_size=CONNECTIONS,
-        open=False,
-        check=still_there,
-        name="uptrail-worker",
-    )
 
 
 async def _prune(app: procrastinate.App) -> Any:

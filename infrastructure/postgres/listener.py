@@ -126,7 +126,7 @@ class Listener:
         backoff = 0.05
         while True:
             try:
-                connection = await connect(self._url, name="listener")
+                connection = await connect(self._url, name="listener", patient=False)
                 try:
                     await self._listen(connection)
                 finally:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psycopg
 
+from infrastructure.postgres.connection import connect_blocking
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK = 0x75707472_0001  # "uptr", 1: the advisory lock of migrations
 
@@ -26,7 +28,7 @@ def migrate(url: str) -> None:
     which is the usual case, a few milliseconds pass and Alembic is not even imported.
     Raises NewerDatabase, psycopg.Error.
     """
-    with psycopg.connect(url, autocommit=True) as connection:
+    with connect_blocking(url, name="migration") as connection:
         if _is_current(connection):
             return
         connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
@@ -67,7 +69,9 @@ def _upgrade(url: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     engine = create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool
+        "postgresql+psycopg://",
+        creator=lambda: connect_blocking(url, name="migration", autocommit=False),
+        poolclass=NullPool,
     )
     with engine.begin() as connection:
         config.attributes["connection"] = connection

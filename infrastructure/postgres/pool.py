@@ -1,29 +1,34 @@
-"""Connections to PostgreSQL: one of one's own, or one out of a pool."""
+"""Pools of connections to PostgreSQL."""
 
 from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeAlias, TypeVar
 
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncCursor
 from psycopg.pq import PipelineStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from infrastructure.postgres.connection import (
+    STATEMENT_TIMEOUT,
+    Connection,
+    TimedConnection,
+    connect,
+    conninfo,
+    set_up,
+)
 from infrastructure.tasks import delivered
 
-Connection: TypeAlias = AsyncConnection[TupleRow]
+__all__ = ["Connection", "Cursor", "Pool", "connect", "has_news", "make_pool", "still_there"]
+
 Cursor: TypeAlias = AsyncCursor[TupleRow]
 T = TypeVar("T")
 
-CONNECT_TIMEOUT = 10  # seconds
-
-# A machine that vanished without a word holds its locks until the server asks after it, which by
-# default takes two hours. See PostgreSQL's `tcp_keepalives_idle`.
-ASK_AFTER_US = """
-SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"""
+POOL_TIMEOUT = 10.0  # seconds that a borrower waits for a connection
+RECONNECT_PAUSE = 1.0  # seconds between two attempts to connect, however long an outage lasts
 
 
 class Pool(AsyncConnectionPool[Connection]):
@@ -32,11 +37,22 @@ class Pool(AsyncConnectionPool[Connection]):
     In psycopg_pool a cancellation that arrives while a connection is being handed out or taken
     back loses that connection for good, and after as many of those nobody gets one any more. So
     both happen in tasks of their own here, which a cancelled borrower leaves behind.
+
+    It also connects again at a steady pace after an outage, where psycopg_pool waits twice as
+    long after each failure and gives up after a while; and when one connection was given up
+    because its server was silent, the others of that time are replaced, too.
     """
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, conninfo: str | Callable[[], str], **options: Any) -> None:
         self._under_way: set[asyncio.Task[Any]] = set()
-        super().__init__(url, **options)
+        self._waits: set[asyncio.Task[None]] = set()  # of those, what close() need not wait for
+        self._replaced_at = 0.0
+        super().__init__(
+            conninfo,
+            reconnect_timeout=RECONNECT_PAUSE,
+            reconnect_failed=lambda _: self._connect_later(),
+            **options,
+        )
 
     async def getconn(self, timeout: float | None = None) -> Connection:
         return await delivered(self._start(super().getconn(timeout)), self._take_back)
@@ -45,16 +61,43 @@ class Pool(AsyncConnectionPool[Connection]):
         """A connection whose borrower was cancelled in the middle of a pipeline is let go."""
         if conn.pgconn.pipeline_status != PipelineStatus.OFF:
             await conn.close()  # what was asked and not yet read would mix with the next questions
+        if isinstance(conn, TimedConnection) and conn.timed_out:
+            self._replace_older_than(conn)
         await asyncio.shield(self._start(super().putconn(conn)))
 
     async def close(self, timeout: float = 5.0) -> None:
         await super().close(timeout)
+        for task in self._waits:
+            task.cancel()
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=timeout)
 
     def _take_back(self, connection: Connection) -> None:
         """Nobody waits for this connection any more."""
         self._start(super().putconn(connection))
+
+    def _replace_older_than(self, silent: TimedConnection) -> None:
+        """Replace all connections, unless that was done since this one was made."""
+        if silent.made_at > self._replaced_at:
+            self._replaced_at = asyncio.get_running_loop().time()
+            self._start(self.drain())
+
+    def _connect_later(self) -> None:
+        task = self._start(self._connect_again())
+        self._waits.add(task)
+        task.add_done_callback(self._waits.discard)
+
+    async def _connect_again(self) -> None:
+        """Ask for a connection once more if the pool lacks one, or a borrower waits.
+
+        psycopg_pool itself does so only when the next borrower comes.
+        """
+        await asyncio.sleep(RECONNECT_PAUSE)
+        if self.closed:
+            return
+        async with self._lock:
+            if self._nconns < self.min_size or self._waiting:
+                self._maybe_grow_pool()
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -63,41 +106,37 @@ class Pool(AsyncConnectionPool[Connection]):
         return task
 
 
-async def connect(url: str, *, name: str) -> Connection:
-    """A connection of one's own, in autocommit mode; `name` tells it apart in pg_stat_activity.
-
-    Raises psycopg.OperationalError when the server cannot be reached.
-    """
-    connection = await AsyncConnection.connect(url, **_options(name))
-    try:
-        await _introduce(connection)
-    except BaseException:
-        await connection.close()
-        raise
-    return connection
-
-
-def make_pool(url: str, *, name: str, min_size: int = 1, max_size: int = 8) -> Pool:
+def make_pool(
+    url: str,
+    *,
+    name: str,
+    min_size: int = 1,
+    max_size: int = 8,
+    settings: Mapping[str, str] | None = None,
+) -> Pool:
     """A pool of autocommit connections, to be opened with `async with`.
 
     A connection is tried before it is handed out, so that a restart of the server costs a
-    caller nothing but time; nobody waits longer than 30 seconds (psycopg_pool.PoolTimeout).
+    caller nothing but time; nobody waits longer than POOL_TIMEOUT (psycopg_pool.PoolTimeout).
+    `settings` are of each session, besides those that every session states.
     """
+    stated = {"statement_timeout": STATEMENT_TIMEOUT, **(settings or {})}
+
+    async def configure(connection: Connection) -> None:
+        await set_up(connection, url, stated)
+
     return Pool(
-        url,
-        kwargs=_options(name),
+        lambda: conninfo(url, name),
+        connection_class=TimedConnection,
+        kwargs={"autocommit": True},
         min_size=min_size,
         max_size=max_size,
         open=False,
         check=still_there,
-        configure=_introduce,
+        configure=configure,
         name=f"uptrail-{name}",
-        timeout=30.0,
+        timeout=POOL_TIMEOUT,
     )
-
-
-async def _introduce(connection: Connection) -> None:
-    await connection.execute(ASK_AFTER_US)
 
 
 async def still_there(connection: Connection) -> None:
@@ -118,15 +157,3 @@ def has_news(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN | select.POLLERR | select.POLLHUP)
     return bool(poll.poll(0))
-
-
-def _options(name: str) -> dict[str, Any]:
-    return {
-        "autocommit": True,
-        "application_name": f"uptrail-{name}",
-        "connect_timeout": CONNECT_TIMEOUT,
-        # A server that vanished without a word is noticed after a minute, not after two hours.
-        "keepalives_idle": 30,
-        "keepalives_interval": 10,
-        "keepalives_count": 3,
-    }

@@ -101,7 +101,7 @@ class PostgresSlots:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = await connect(self._url, name="transfer-slots")
+            self._connection = await connect(self._url, name="transfer-slots", patient=False)
             await self._connection.execute(_TAKE_AGAIN, (list(self._held),))
         return self._connection
 

@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection as Session
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from application.errors import Unavailable
-from infrastructure.postgres.pool import ASK_AFTER_US, CONNECT_TIMEOUT
+from infrastructure.postgres.connection import STATEMENT_TIMEOUT, connect
+from infrastructure.postgres.pool import POOL_TIMEOUT
 from infrastructure.read_model.tables import attempts, batches, uploads
 from infrastructure.tasks import delivered
 
@@ -30,31 +31,24 @@ _HOLD = text(f"LOCK TABLE {batches}, {uploads}, {attempts} IN ACCESS SHARE MODE"
 def make_engine(url: str, *, size: int = 4, overflow: int = 12) -> AsyncEngine:
     """An engine of at most `size + overflow` connections; `await engine.dispose()` closes it.
 
-    Its connections speak UTC, and one that a restart of the server has cut is replaced.
+    A connection that a restart of the server has cut is replaced.
     """
 
-    async def connect(*_: Any, **__: Any) -> AsyncConnection:
-        connection = await AsyncConnection.connect(
-            url,
-            autocommit=True,
-            application_name="uptrail-queries",
-            connect_timeout=CONNECT_TIMEOUT,
+    async def make(*_: Any, **__: Any) -> AsyncConnection:
+        connection = await connect(
+            url, name="queries", settings={"statement_timeout": STATEMENT_TIMEOUT}, patient=False
         )
         set_json_loads(msgspec.json.decode, connection)  # a page of uploads has hundreds of them
-        try:
-            await connection.execute(f"SET TIME ZONE 'UTC'; {ASK_AFTER_US}")
-            await connection.set_autocommit(False)
-        except BaseException:
-            await connection.close()
-            raise
+        await connection.set_autocommit(False)
         return connection
 
     return create_async_engine(
         "postgresql+psycopg://",
-        async_creator=connect,
+        async_creator=make,
         pool_size=size,
         max_overflow=overflow,
         pool_pre_ping=True,
+        pool_timeout=POOL_TIMEOUT,
     )
 
 

@@ -11,6 +11,7 @@ import structlog
 
 from infrastructure.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from infrastructure.postgres.migrate import migrate
+from infrastructure.postgres.requirements import Grade, examine, require
 from infrastructure.settings import Settings
 from interfaces.bootstrap.role import Role
 
@@ -79,9 +80,10 @@ class Database:
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
     """Started and migrated; an embedded server is left last.
 
-    Raises EmbeddedPostgresError, NewerDatabase, psycopg.Error.
+    Raises EmbeddedPostgresError, NewerDatabase, BadDatabaseUrl, UnfitDatabase, psycopg.Error.
     """
     if settings.database_url is not None:
+        await _require_fit(settings.database_url)
         await asyncio.to_thread(migrate, settings.database_url)
         yield Database(settings.database_url, None)
         return
@@ -92,3 +94,12 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         yield Database(url, embedded)
     finally:
         await asyncio.to_thread(embedded.stop)
+
+
+async def _require_fit(url: str) -> None:
+    """Raises UnfitDatabase for one that cannot keep what is promised; warns where it may not."""
+    verdicts = await examine(url)
+    for verdict in verdicts:
+        if verdict.grade is Grade.WARN:
+            _log.warning("database_check", check=verdict.check, found=verdict.told)
+    require(verdicts)

@@ -11,14 +11,15 @@ from typing import Any
 import psycopg
 
 from infrastructure.event_store.guard import UnsafeWriter, refuse_database_functions
+from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.database_url import BadDatabaseUrl
 from infrastructure.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from infrastructure.postgres.migrate import heads
-from infrastructure.postgres.pool import Connection, connect
+from infrastructure.postgres.requirements import examine
 from infrastructure.settings import Settings
 from interfaces.cli.checks import Finding, Level
 from interfaces.cli.machine_checks import machines
 
-OLDEST = 14  # major version of PostgreSQL that is tested with
 CLOCK_OFF = 2.0  # seconds
 FAR_BEHIND = 10_000  # positions
 
@@ -26,44 +27,52 @@ FAR_BEHIND = 10_000  # positions
 async def database(settings: Settings) -> list[Finding]:
     """Everything the database can tell; one failed finding where it cannot be asked."""
     try:
-        async with _reached(settings) as connection:
-            if connection is None:
+        async with _reached(settings) as url:
+            if url is None:
                 told = "none is named: an embedded one is made at the first start, for this machine"
                 return [Finding(Level.OK, "database", told)]
-            return [
-                await _version(connection),
-                await _clock(connection),
-                *await _schema(connection, settings),
-            ]
-    except (psycopg.Error, EmbeddedPostgresError, OSError) as error:
+            return await _examined(url, settings)
+    except (psycopg.Error, EmbeddedPostgresError, OSError, BadDatabaseUrl) as error:
         advice = "check UPTRAIL_DATABASE_URL" if settings.database_url else "see what it says"
         return [Finding(Level.FAIL, "database", str(error).strip(), advice)]
 
 
+async def _examined(url: str, settings: Settings) -> list[Finding]:
+    """What every start requires first: where that fails, no more is asked."""
+    required = [
+        Finding(Level(verdict.grade), verdict.check, verdict.told, verdict.advice)
+        for verdict in await examine(url)
+    ]
+    if any(finding.level is Level.FAIL for finding in required):
+        return required
+    async with await connect(url, name="doctor") as connection:
+        return [
+            await _version(connection),
+            await _clock(connection),
+            *required,
+            *await _schema(connection, settings),
+        ]
+
+
 @asynccontextmanager
-async def _reached(settings: Settings) -> AsyncIterator[Connection | None]:
-    """A connection; None where an embedded server was never made: a look must not make one."""
+async def _reached(settings: Settings) -> AsyncIterator[str | None]:
+    """The URL; None where an embedded server was never made: a look must not make one."""
     if settings.database_url:
-        async with await connect(settings.database_url, name="doctor") as connection:
-            yield connection
+        yield settings.database_url
     elif not (settings.data_dir / "postgres").exists():
         yield None
     else:
         server = EmbeddedPostgres(settings.data_dir)
         url = await asyncio.to_thread(server.start)
         try:
-            async with await connect(url, name="doctor") as connection:
-                yield connection
+            yield url
         finally:
             await asyncio.to_thread(server.stop)
 
 
 async def _version(connection: Connection) -> Finding:
     number = connection.info.server_version
-    told = f"PostgreSQL {number // 10_000}.{number % 10_000}"
-    if number < OLDEST * 10_000:
-        return Finding(Level.WARN, "database", told, f"use PostgreSQL {OLDEST} or newer")
-    return Finding(Level.OK, "database", told)
+    return Finding(Level.OK, "database", f"PostgreSQL {number // 10_000}.{number % 10_000}")
 
 
 async def _clock(connection: Connection) -> Finding:

@@ -119,6 +119,9 @@ def _known_errors() -> tuple[tuple[str, str, str, Exit], ...]:
         ("WrongBlobs", "{}", "", Exit.USAGE),
         ("BadKey", "{}", "", Exit.USAGE),
         ("NewerDatabase", "{}", "run the newer version of Uptrail", Exit.ERROR),
+        ("BadDatabaseUrl", "{}", "", Exit.USAGE),
+        ("UnfitDatabase", "{}", "", Exit.ERROR),
+        ("ReadOnlyDatabase", "{}", "", Exit.UNREACHABLE),
         (
             "OperationalError",
             "the database cannot be reached: {}",

@@ -126,7 +126,7 @@ class PostgresLocks:
             except psycopg.Error:
                 await self._lost()
         self._taken.clear()
-        self._connection = await connect(self._url, name="blob-locks")
+        self._connection = await connect(self._url, name="blob-locks", patient=False)
         return self._connection
 
     async def _lost(self) -> None:

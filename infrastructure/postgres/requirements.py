@@ -1,0 +1,217 @@
+"""What a database must be like for Uptrail to keep its promises, checked at the start and by
+`uptrail doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from secrets import token_hex
+from typing import Any
+
+import msgspec
+import psycopg
+
+from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.database_url import DURABLE, REQUIRED
+
+OLDEST = 14  # major version of PostgreSQL
+ROUNDS = 3  # of the pooling probe
+WRITES = "writes"  # the check that may fail for a while only
+
+_SERVER = """SELECT current_setting('server_encoding'), current_setting('fsync'),
+current_setting('full_page_writes'), pg_is_in_recovery(), current_setting('transaction_read_only'),
+current_setting('session_replication_role'), current_schema(), current_setting('search_path')"""
+
+# Only a table of ours has this name; it lies where the first migration has put it.
+_OURS = """SELECT n.nspname, pg_table_is_visible(c.oid) FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relname = 'command_answers' AND c.relkind = 'r'"""
+
+_SETTINGS = """SELECT lower(name), setting, reset_val FROM pg_settings
+WHERE lower(name) = ANY(%s::text[])"""
+
+_MARK = "SELECT set_config('uptrail.probe', %s, false)"
+_MARKED = "SELECT coalesce(current_setting('uptrail.probe', true), '')"
+
+
+class UnfitDatabase(Exception):
+    """The database cannot keep what Uptrail promises; the text says why, `hint` what to do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ReadOnlyDatabase(UnfitDatabase):
+    """The database takes no writes at the moment."""
+
+
+class Grade(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The result of one check; `advice` says what to do where it is not ok."""
+
+    grade: Grade
+    check: str
+    told: str
+    advice: str = ""
+
+
+async def examine(url: str) -> list[Verdict]:
+    """Check server, database, role and the way to them. Raises psycopg.Error, BadDatabaseUrl."""
+    async with await connect(url, name="check", patient=False) as connection:
+        number = connection.info.server_version
+        if number < OLDEST * 10_000:
+            told = f"PostgreSQL {number // 10_000} is too old"
+            return [Verdict(Grade.FAIL, "database", told, f"use PostgreSQL {OLDEST} or newer")]
+        pooling = await _pooling(connection, url)
+        if pooling.grade is Grade.FAIL:  # what else a session says there may be another's
+            return [pooling]
+        return [pooling, *await _server(connection), await _session(connection)]
+
+
+def require(verdicts: Sequence[Verdict]) -> None:
+    """Raises UnfitDatabase for the first check that failed."""
+    for verdict in verdicts:
+        if verdict.grade is Grade.FAIL:
+            kind = ReadOnlyDatabase if verdict.check == WRITES else UnfitDatabase
+            raise kind(verdict.told, verdict.advice)
+
+
+async def _server(connection: Connection) -> list[Verdict]:
+    row = await (await connection.execute(_SERVER)).fetchone()
+    assert row is not None
+    encoding, fsync, whole_pages, standby, read_only, replication, schema, path = row
+    verdicts = [
+        _encoding(encoding),
+        _writable(standby, read_only == "on"),
+        _fsync(fsync == "on", whole_pages == "on"),
+        await _schema(connection, schema, path),
+    ]
+    if replication != "origin":
+        told = (
+            f"session_replication_role is {replication}, so that triggers of the queue do not run"
+        )
+        advice = "ALTER ROLE and ALTER DATABASE ... RESET session_replication_role"
+        verdicts.append(Verdict(Grade.FAIL, "triggers", told, advice))
+    return verdicts
+
+
+def _encoding(encoding: str) -> Verdict:
+    if encoding != "UTF8":
+        told = f"the database is encoded as {encoding}, which cannot hold every name of a file"
+        advice = "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+        return Verdict(Grade.FAIL, "encoding", told, advice)
+    return Verdict(Grade.OK, "encoding", encoding)
+
+
+def _writable(standby: bool, read_only: bool) -> Verdict:
+    if standby:
+        told = "the database is a standby, which takes no writes"
+        advice = "name the primary, or all servers as postgresql://one,other/name"
+        return Verdict(Grade.FAIL, WRITES, told, advice)
+    if read_only:
+        told = "the database takes no writes: default_transaction_read_only is on"
+        advice = "ALTER DATABASE, ALTER ROLE or ALTER SYSTEM RESET default_transaction_read_only"
+        return Verdict(Grade.FAIL, WRITES, told, advice)
+    return Verdict(Grade.OK, WRITES, "taken")
+
+
+def _fsync(fsync: bool, whole_pages: bool) -> Verdict:
+    if not fsync:
+        told = "fsync is off: a crash of the machine would lose what was acknowledged"
+        return Verdict(Grade.FAIL, "durability", told, "set fsync = on in postgresql.conf")
+    if not whole_pages:
+        told = "full_page_writes is off: safe only where the file system never tears a page"
+        advice = "set full_page_writes = on, unless the data is on ZFS or the like"
+        return Verdict(Grade.WARN, "durability", told, advice)
+    return Verdict(Grade.OK, "durability", "fsync and full_page_writes are on")
+
+
+async def _schema(connection: Connection, schema: str | None, path: str) -> Verdict:
+    if schema is None:
+        told = f"search_path is {path}, which names no schema that this role may use"
+        return Verdict(Grade.FAIL, "search_path", told, "CREATE SCHEMA, or correct search_path")
+    found = await (await connection.execute(_OURS)).fetchall()
+    if found and not any(visible for _, visible in found):
+        told = f"Uptrail's tables are in schema {found[0][0]}, which search_path {path} leaves out"
+        advice = "set the same search_path for every role that Uptrail connects as"
+        return Verdict(Grade.FAIL, "search_path", told, advice)
+    return Verdict(
+        Grade.OK, "search_path", f"tables are in schema {found[0][0] if found else schema}"
+    )
+
+
+async def _session(connection: Connection) -> Verdict:
+    """Each setting is as the session stated it; those that would be otherwise are named."""
+    wanted = {name.lower(): {value.lower()} for name, value in REQUIRED.items()}
+    wanted["synchronous_commit"] = set(DURABLE)
+    rows = await (await connection.execute(_SETTINGS, (list(wanted),))).fetchall()
+    wrong = [f"{name} = {now}" for name, now, _ in rows if now.lower() not in wanted[name]]
+    if wrong:
+        told = f"{', '.join(sorted(wrong))} cannot be changed by a session"
+        return Verdict(Grade.FAIL, "settings", told, "ALTER ROLE or ALTER DATABASE ... RESET ...")
+    told = f"{len(rows)} stated by every session"
+    if others := sorted(
+        f"{name} = {usual}" for name, _, usual in rows if usual.lower() not in wanted[name]
+    ):
+        told += f"; without that: {', '.join(others)}"
+    return Verdict(Grade.OK, "settings", told)
+
+
+async def _pooling(connection: Connection, url: str) -> Verdict:
+    """Whether the session keeps its server process, as in no mode of a pooler but session mode.
+
+    A session leaves a mark. It must be there in its next transactions, although others run
+    meanwhile, and no other session may see it. Where transactions share server processes, the
+    other session meets the mark in the process that was used last, or takes that process away.
+    """
+    direct = await _one(connection, "SELECT pg_backend_pid()") == connection.info.backend_pid
+    try:
+        async with await connect(url, name="probe", patient=False) as other:
+            shared = await _share_processes(connection, other)
+    except psycopg.errors.ConnectionTimeout:
+        told = "the pooler gave no second connection in time"
+        advice = "raise default_pool_size of pgbouncer: every session needs a connection of its own"
+        return Verdict(Grade.FAIL, "pooling", told, advice)
+    except psycopg.errors.ProtocolViolation as error:  # statement pooling refuses transactions
+        return _shared(str(error).strip())
+    if shared:
+        return _shared("transactions of different sessions share server processes")
+    told = "none: connections reach the server itself" if direct else "a pooler in session mode"
+    return Verdict(Grade.OK, "pooling", told)
+
+
+async def _share_processes(connection: Connection, other: Connection) -> bool:
+    mark = token_hex(8)
+    await connection.execute(_MARK, (mark,))
+    for _ in range(ROUNDS):
+        if await _one(connection, _MARKED) != mark:
+            return True
+        async with other.transaction():
+            if await _one(other, _MARKED) == mark:
+                return True
+            # The other session holds a process now: another must be free for this transaction.
+            if await _one(connection, _MARKED) != mark:
+                return True
+    await connection.execute(_MARK, ("",))
+    return False
+
+
+def _shared(reason: str) -> Verdict:
+    told = (
+        "the pooler is not in session mode, so that locks, notifications and settings of a session"
+        f" are lost ({reason})"
+    )
+    return Verdict(
+        Grade.FAIL, "pooling", told, "set pool_mode = session for this database in pgbouncer.ini"
+    )
+
+
+async def _one(connection: Connection, query: str) -> Any:
+    row = await (await connection.execute(query.encode())).fetchone()
+    return row[0] if row else None
