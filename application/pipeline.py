@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Protocol
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any, Protocol, runtime_checkable
 from uuid import UUID
 
 import msgspec
@@ -17,13 +18,15 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One step: which processor performs it, for how long at most (seconds), with what options.
 
     `concurrency` is how many uploads one worker has in this step at once; without it, as many as
-    the worker runs.
+    the worker runs. `memory` is the bytes of memory that the process of a Python step may use;
+    without it, the setting `step_memory`.
     """
 
     processor: str
     name: str = ""
     timeout: Annotated[float, Meta(gt=0)] = 300.0
     concurrency: Annotated[int, Meta(ge=1)] | None = None
+    memory: Annotated[int, Meta(ge=16 * 1024 * 1024)] | None = None
     options: dict[str, Any] = {}
 
     @property
@@ -87,6 +90,17 @@ class Processor(Protocol):
     async def __call__(
         self, subject: Subject, bench: Workbench, options: dict[str, Any]
     ) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class ReservableProcessor(Processor, Protocol):
+    """A processor of which only so many can run at once."""
+
+    def reserve(self, step: Step) -> AbstractAsyncContextManager[Processor]:
+        """Wait for what the step runs on, and hold it; the wait does not count against `timeout`.
+
+        Whatever the waiting raises is the step's error.
+        """
 
 
 class Permanent(Exception):

@@ -152,6 +152,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     worker_dead_after: Annotated[
         Seconds, Meta(description="silence after which a worker counts as dead")
     ] = 10.0
+    max_worker_losses: Annotated[
+        Count, Meta(description="workers lost while processing one file after which it is failed")
+    ] = 5
+    step_processes: Annotated[
+        Count, Meta(description="processes in which one worker runs steps of installed packages")
+    ] = 8
+    step_memory: Annotated[
+        int,
+        Meta(
+            ge=16 * MIB,
+            description="memory that the process of such a step may use",
+            extra={"unit": "bytes"},
+        ),
+    ] = 1024 * MIB
     step_progress_interval: Annotated[
         Seconds, Meta(description="shortest time between two recorded moves of one step")
     ] = 0.5

@@ -122,6 +122,8 @@ def _next(state: str, recorded: Recorded, table: Mapping[str, tuple[Iterable[str
         allowed, after = {"processing"}, "retry_scheduled" if event.retry_at else "given up"
     else:
         allowed, after = table[topic]
+        if topic == "upload.failed" and event.step == "worker":
+            allowed = {"queued"}  # right after the loss of one worker too many
     _require(state in allowed, recorded, f"{topic} of what is {state or 'unknown'}")
     return state if after == "=" else after
 

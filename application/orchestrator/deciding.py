@@ -87,10 +87,12 @@ def call_off(
     return upload.cancel(reason, at=at, by=BY)
 
 
-def abandon(member: Member, *, at: datetime) -> tuple[UploadEvent, ...]:
-    """The open attempt of a worker that is gone, or that lost sight of it."""
+def abandon(member: Member, *, max_losses: int, at: datetime) -> tuple[UploadEvent, ...]:
+    """End the open attempt of a lost worker; the upload fails with loss number `max_losses`."""
     reason = f"worker {member.worker} is gone"
-    return member.aggregate().abandon_attempt(member.attempt, reason, at=at, by=BY)
+    return member.aggregate().lose_worker(
+        member.attempt, reason, max_losses=max_losses, at=at, by=BY
+    )
 
 
 def release(member: Member, *, at: datetime) -> tuple[UploadEvent, ...]:

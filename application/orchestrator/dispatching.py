@@ -26,12 +26,16 @@ def into_jobs(released: Sequence[Member], *, workers: int, most: int) -> list[Jo
 
     The order of the jobs is that of the first upload of each: fair, if `released` is. To a worker
     that is alone, fewer and larger jobs are less work: it runs the uploads of a job side by side.
+    An upload whose processing has cost a worker before gets a job of its own.
     """
     share = -(-len(released) // (2 * workers)) if workers > 1 else len(released)
     limit = max(1, min(most, share))
     filling: dict[UUID, list[Member]] = {}
     jobs: list[list[Member]] = []
     for member in released:
+        if member.losses:
+            jobs.append([member])
+            continue
         job = filling.get(member.batch)
         if job is None or len(job) >= limit or _bytes(job) >= JOB_BYTES:
             job = filling[member.batch] = []

@@ -25,7 +25,8 @@ from domain.upload.state import UploadState
 class Member(msgspec.Struct, frozen=True, kw_only=True):
     """An upload as of `version` of its stream.
 
-    `job` is the job that carries it to the workers; `retry_at` is when its next attempt is due.
+    `job` is the job that carries it to the workers; `retry_at` is when its next attempt is due;
+    `losses` is how many workers were lost while they processed it, 0 once it has ended.
     """
 
     upload: UUID
@@ -39,6 +40,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     worker: str | None = None
     retry_at: datetime | None = None
     job: int | None = None
+    losses: int = 0
 
     @classmethod
     def begin(cls, id: UUID, event: UploadEvent) -> Self:
@@ -65,6 +67,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
             received=self.received,
             attempt=self.attempt,
             worker=self.worker,
+            losses=self.losses,
         )
 
     @classmethod
@@ -81,6 +84,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
             worker=upload.worker,
             retry_at=retry_at,
             job=None if upload.state.ended else job,
+            losses=0 if upload.state.ended else upload.losses,
         )
 
 

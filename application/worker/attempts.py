@@ -13,7 +13,7 @@ from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog
 from application.ports.jobs import Clearance, Cleared
 from application.worker.attempt import Attempt
-from application.worker.places import Places
+from application.worker.places import Places, Slots
 from application.worker.running import Run
 from application.worker.scribe import Scribe
 from application.worker.verdict import Passed, Verdict
@@ -27,7 +27,8 @@ class Attempts:
     """Runs the uploads of jobs, at most `concurrency` of them at once.
 
     `now` gives the time in UTC, `random` a number from 0 to 1 for the backoff.
-    `progress_interval` is in seconds.
+    `progress_interval` is in seconds. An upload whose next loss of a worker would be number
+    `max_losses`, its last, runs alone: if this worker dies as well, no other file is to blame.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Attempts:
         *,
         concurrency: int,
         progress_interval: float,
+        max_losses: int,
         now: Callable[[], datetime],
         random: Callable[[], float],
     ) -> None:
@@ -52,7 +54,8 @@ class Attempts:
         self._progress_interval = progress_interval
         self._now = now
         self._random = random
-        self._slots = asyncio.Semaphore(concurrency)
+        self._max_losses = max_losses
+        self._slots = Slots(concurrency)
         self._places = Places()
         self._running: dict[Run, asyncio.Task[Verdict]] = {}
         self._stopping = False
@@ -92,7 +95,8 @@ class Attempts:
     async def _attempt(self, cleared: Cleared, worker: str) -> bool:
         if not cleared.may_start:
             return True
-        async with self._slots:
+        losses = cleared.upload.losses
+        async with self._slots.slot(exclusive=0 < losses >= self._max_losses - 1):
             if self._stopping:
                 return False
             attempt = Attempt(self._log, cleared.upload, worker, self._now, self._scribe)

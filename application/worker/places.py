@@ -1,11 +1,35 @@
-"""Places in steps that only so many uploads of one worker may be in at once."""
+"""How many attempts one worker runs at once, in all and in limited steps."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from application.pipeline import Step
+
+
+class Slots:
+    """Semaphore of a worker's attempts, first come, first served; an exclusive one runs alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._free = asyncio.Semaphore(limit)
+        self._entrance = asyncio.Lock()  # whoever holds it is the next to get a slot
+
+    @asynccontextmanager
+    async def slot(self, *, exclusive: bool) -> AsyncIterator[None]:
+        """Hold one slot; with `exclusive` all of them, so that nothing else runs meanwhile."""
+        taken = 0
+        try:
+            async with self._entrance:
+                for _ in range(self._limit if exclusive else 1):
+                    await self._free.acquire()
+                    taken += 1
+            yield
+        finally:
+            for _ in range(taken):
+                self._free.release()
 
 
 class Places:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from copy import deepcopy
 from typing import Any
 
 import msgspec
 
-from application.pipeline import Permanent, Pipeline, Processor, Quarantine, Step, Subject
+from application.pipeline import (
+    Permanent,
+    Pipeline,
+    Processor,
+    ReservableProcessor,
+    Step,
+    Subject,
+)
 from application.ports.blobs import BlobStore
 from application.worker.attempt import Attempt
 from application.worker.bench import Bench, Reported
 from application.worker.places import Places
+from application.worker.results import encode_result
 from application.worker.source import Source
-from application.worker.verdict import Failed, Held, Passed, Verdict, failure_of
+from application.worker.verdict import Passed, Verdict, verdict_of
 from domain.errors import Superseded
-
-MAX_RESULT = 64 * 1024  # bytes of JSON
 
 
 class UnknownPipeline(Permanent):
@@ -27,10 +34,6 @@ class UnknownPipeline(Permanent):
 
 class UnknownProcessor(Permanent):
     """The pipeline names a processor that this worker does not have."""
-
-
-class BadResult(Permanent):
-    """A processor returned something that cannot be recorded."""
 
 
 class StepTimeout(Exception):
@@ -53,11 +56,15 @@ class Run:
         self._bench: Bench | None = None
         self._recorded: Reported | None = None
         self._since = 0.0
+        self._superseded: Superseded | None = None
 
     async def through(
         self, pipelines: Mapping[str, Pipeline], processors: Mapping[str, Processor]
     ) -> Verdict:
-        """Every error is a verdict; only cancellation and Superseded escape."""
+        """Run the steps. Whatever a step raises is a verdict, SystemExit and the like included.
+
+        Raises CancelledError where this run was cancelled, Superseded where the log refused.
+        """
         results: dict[str, dict[str, Any]] = {}
         self._label = "pipeline"
         try:
@@ -66,14 +73,10 @@ class Run:
                 # Waiting for a place is not part of the step: its time has not begun.
                 async with self._places.in_step(self.attempt.upload.pipeline, step):
                     results[step.label] = await self._perform(step, processors, results)
-        except Superseded:
-            raise
-        except Permanent as error:
-            return Failed(failure_of(self._label, error, permanent=True))
-        except Quarantine as error:
-            return Held(failure_of(self._label, error, permanent=True))
-        except Exception as error:
-            return Failed(failure_of(self._label, error))
+        except BaseException as error:
+            if _cancelled() or error is self._superseded:
+                raise
+            return verdict_of(self._label, error)
         return Passed(results, self.attempt.artifacts)
 
     async def record_progress(self, interval: float) -> None:
@@ -96,17 +99,28 @@ class Run:
             raise UnknownProcessor(f"there is no processor {step.processor!r}; known are {known}")
         attempt = self.attempt
         bench = Bench(self._source, self._blobs, attempt.upload, attempt.artifacts)
-        self._since, self._recorded = asyncio.get_running_loop().time(), None
-        self._bench = bench
-        try:
-            # A copy: the options belong to the pipeline, and a processor may change what it gets.
-            options = deepcopy(step.options)
-            result = await _in_time(step, processor(subject(attempt, results), bench, options))
-        finally:
-            self._bench = None
+        # Waiting for a process is not part of the step either.
+        async with _reserved(processor, step) as perform:
+            self._since, self._recorded = asyncio.get_running_loop().time(), None
+            self._bench = bench
+            try:
+                # A copy: the options belong to the pipeline, and a processor may change them.
+                options = deepcopy(step.options)
+                result = await _in_time(step, perform(subject(attempt, results), bench, options))
+            finally:
+                self._bench = None
+        # As it will be stored: a copy that the processor cannot change any more.
+        stored = msgspec.json.decode(encode_result(result), type=dict[str, Any])
         if self._recorded is not None and bench.reported != self._recorded:
-            await attempt.progress(step.label, bench.reported.done, bench.reported.total)
-        return _checked(result)
+            await self._record_last(step, bench.reported)
+        return stored
+
+    async def _record_last(self, step: Step, reported: Reported) -> None:
+        try:
+            await self.attempt.progress(step.label, reported.done, reported.total)
+        except Superseded as superseded:
+            self._superseded = superseded  # this one counts; one that a processor raises does not
+            raise
 
     def _pipeline(self, pipelines: Mapping[str, Pipeline]) -> Pipeline:
         name = self.attempt.upload.pipeline
@@ -147,12 +161,13 @@ async def _in_time(step: Step, performing: Any) -> Any:
         raise StepTimeout(f"{step.label} did not finish within {step.timeout:g} s") from None
 
 
-def _checked(result: Any) -> dict[str, Any]:
-    """Return the result as it will be stored: a copy that the processor cannot change any more."""
-    try:
-        encoded = msgspec.json.encode(result)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise BadResult(f"the result is not JSON: {error}") from None
-    if not isinstance(result, dict) or len(encoded) > MAX_RESULT:
-        raise BadResult(f"a result is an object of at most {MAX_RESULT} bytes of JSON")
-    return msgspec.json.decode(encoded, type=dict[str, Any])
+def _reserved(processor: Processor, step: Step) -> AbstractAsyncContextManager[Processor]:
+    if isinstance(processor, ReservableProcessor):
+        return processor.reserve(step)
+    return nullcontext(processor)
+
+
+def _cancelled() -> bool:
+    """Whether somebody asked to cancel the running task: a step may raise CancelledError too."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from application.worker.step_error import Kind, describe
 from domain.upload.failure import Failure
 
 
@@ -31,12 +32,13 @@ class Held(msgspec.Struct, frozen=True):
 Verdict: TypeAlias = Passed | Failed | Held
 
 
-def failure_of(step: str, error: BaseException, *, permanent: bool = False) -> Failure:
-    """The error as it was, in characters that can be stored."""
-    text = str(error) or repr(error)
-    return Failure(
+def verdict_of(step: str, error: BaseException) -> Failed | Held:
+    """The verdict that follows from the error which ended a step, whatever its class is."""
+    described = describe(error)
+    failure = Failure(
         step=step,
-        error_type=type(error).__name__,
-        message=text.encode("utf-8", "replace").decode(),
-        permanent=permanent,
+        error_type=described.error_type,
+        message=described.message,
+        permanent=described.kind is not Kind.RETRYABLE,
     )
+    return Held(failure) if described.kind is Kind.QUARANTINE else Failed(failure)

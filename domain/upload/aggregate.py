@@ -32,7 +32,7 @@ from domain.upload.events import (
     UploadReleased,
 )
 from domain.upload.evolution import Evolving
-from domain.upload.failure import Failure
+from domain.upload.failure import MAX_MESSAGE, Failure
 from domain.upload.state import INCOMING, UploadState
 
 
@@ -126,7 +126,7 @@ class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"
         retry_at = decision.at if isinstance(decision, RetryAt) else None
         failed = failure.as_event(number, duration=duration, retry_at=retry_at, at=at, by=by)
         if isinstance(decision, GiveUp):
-            return failed, UploadFailed(at=at, by=by, step=failure.step, message=failure.message)
+            return failed, UploadFailed(at=at, by=by, step=failure.step, message=failure.shown)
         return (failed,)
 
     def quarantine(
@@ -135,7 +135,7 @@ class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"
         self._require_attempt(number)
         return (
             failure.as_event(number, duration=duration, retry_at=None, at=at, by=by),
-            UploadQuarantined(at=at, by=by, step=failure.step, reason=failure.message),
+            UploadQuarantined(at=at, by=by, step=failure.step, reason=failure.shown),
         )
 
     def abandon_attempt(
@@ -144,6 +144,23 @@ class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"
         """The worker is gone; the upload is queued again and no attempt is used up."""
         self._require_attempt(number)
         return (self._abandoned(reason, at=at, by=by),)
+
+    def lose_worker(
+        self, number: int, reason: str, *, max_losses: int, at: datetime, by: str
+    ) -> tuple[UploadEvent, ...]:
+        """The worker is gone without a word. Loss number `max_losses` fails the upload.
+
+        A file that takes its worker down each time would otherwise be given to workers for ever.
+        """
+        self._require_attempt(number)
+        abandoned = self._abandoned(reason, at=at, by=by)
+        losses = self.evolve(abandoned).losses
+        if losses < max_losses:
+            return (abandoned,)
+        times = "a worker was lost" if losses == 1 else f"{losses} workers were lost"
+        message = f"{times} while processing this file; the last was {abandoned.worker}"
+        failed = UploadFailed(at=at, by=by, step="worker", message=message[:MAX_MESSAGE])
+        return abandoned, failed
 
     def succeed_attempt(
         self,

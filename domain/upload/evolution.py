@@ -41,7 +41,8 @@ class Evolving(msgspec.Struct, frozen=True, kw_only=True):
     """The facts about one upload, each event taken as it comes.
 
     `attempt` is the number of the last attempt, and `worker` holds it while it is open;
-    `failures` counts against the retry policy since the upload was last queued by a person.
+    `failures` counts against the retry policy since the upload was last queued by a person, and
+    `losses` the workers that were lost while they processed it since then.
     """
 
     id: UUID
@@ -61,6 +62,7 @@ class Evolving(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 0
     worker: str | None = None
     failures: int = 0
+    losses: int = 0
 
     @classmethod
     def begin(cls, id: UUID, event: UploadEvent) -> Self:
@@ -131,12 +133,18 @@ class Evolving(msgspec.Struct, frozen=True, kw_only=True):
                     failures=self.failures + 1,
                     state=UploadState.RETRY_SCHEDULED,
                 )
-            case UploadQueued() | AttemptAbandoned():
+            case UploadQueued():
                 return self._moved(UploadState.QUEUED)
+            case AttemptAbandoned(worker=worker, by=by):
+                # A worker that stops or is told to stop gives its attempt back itself.
+                losses = self.losses + (by != f"worker:{worker}")
+                return replace(self._moved(UploadState.QUEUED), losses=losses)
             case AttemptSucceeded():
                 return replace(self, version=version, worker=None)
             case RetryRequested():
-                return replace(self, version=version, failures=0, state=UploadState.RECEIVED)
+                return replace(
+                    self, version=version, failures=0, losses=0, state=UploadState.RECEIVED
+                )
             case UploadCompleted():
                 return self._moved(UploadState.COMPLETED)
             case UploadFailed():

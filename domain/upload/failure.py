@@ -8,7 +8,8 @@ import msgspec
 
 from domain.upload.events import AttemptFailed
 
-MAX_MESSAGE = 2000
+MAX_MESSAGE = 2000  # characters
+MAX_ERROR_TYPE = 200  # characters
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,6 +20,11 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     permanent: bool = False
 
+    @property
+    def shown(self) -> str:
+        """The message, cut to what an event holds."""
+        return self.message[:MAX_MESSAGE]
+
     def as_event(
         self, number: int, *, duration: float, retry_at: datetime | None, at: datetime, by: str
     ) -> AttemptFailed:
@@ -27,8 +33,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
             by=by,
             number=number,
             step=self.step,
-            error_type=self.error_type,
-            message=self.message[:MAX_MESSAGE],
+            error_type=self.error_type[:MAX_ERROR_TYPE],
+            message=self.shown,
             permanent=self.permanent,
             duration=duration,
             retry_at=retry_at,

@@ -45,7 +45,7 @@ async def ask_called_off(connection: Connection) -> Cursor:
 async def called_off(asked: Cursor) -> list[tuple[Member, Outcome | None, str]]:
     """These uploads, and why it was."""
     return [
-        (member_of(row), Outcome(row[11]) if row[11] else None, row[12])
+        (member_of(row), Outcome(row[12]) if row[12] else None, row[13])
         for row in await asked.fetchall()
     ]
 

@@ -151,7 +151,8 @@ async def _find_lost(
     found = await selection.lost(connection)
     for member in found if suspects is None else suspects.confirmed(found):
         if member.state is UploadState.PROCESSING:
-            plan.steps.append(Step(member, abandon(member, at=at), needs_job=True))
+            events = abandon(member, max_losses=settings.max_worker_losses, at=at)
+            plan.steps.append(Step(member, events, needs_job=len(events) == 1))
         else:
             plan.stranded[member.upload] = member
 

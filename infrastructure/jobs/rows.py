@@ -18,7 +18,7 @@ from infrastructure.event_store.arrays import uuids
 from infrastructure.postgres.pool import Connection
 
 MEMBER = "m.upload, m.batch, m.owner, m.state, m.version, m.size, m.received, m.attempt, m.worker, "
-MEMBER += "m.retry_at, m.job"
+MEMBER += "m.retry_at, m.job, m.losses"
 
 _MEMBERS = f"SELECT {MEMBER} FROM orchestration.members m WHERE m.upload = ANY(%s)"  # noqa: S608
 
@@ -31,10 +31,11 @@ SELECT * FROM orchestration.batches WHERE batch IN (
 _SAVE_MEMBERS = """
 INSERT INTO orchestration.members
 SELECT * FROM unnest(%s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::bigint[], %s::bigint[],
-    %s::bigint[], %s::integer[], %s::text[], %s::timestamptz[], %s::bigint[])
-ON CONFLICT (upload) DO UPDATE SET (state, version, size, received, attempt, worker, retry_at, job)
+    %s::bigint[], %s::integer[], %s::text[], %s::timestamptz[], %s::bigint[], %s::integer[])
+ON CONFLICT (upload) DO UPDATE SET (state, version, size, received, attempt, worker, retry_at, job,
+    losses)
   = (EXCLUDED.state, EXCLUDED.version, EXCLUDED.size, EXCLUDED.received, EXCLUDED.attempt,
-     EXCLUDED.worker, EXCLUDED.retry_at, EXCLUDED.job)"""
+     EXCLUDED.worker, EXCLUDED.retry_at, EXCLUDED.job, EXCLUDED.losses)"""
 
 _SAVE_BATCH = """
 INSERT INTO orchestration.batches
@@ -83,6 +84,7 @@ def member_of(row: Sequence[Any]) -> Member:
         worker=row[8],
         retry_at=row[9],
         job=row[10],
+        losses=row[11],
     )
 
 
@@ -106,6 +108,7 @@ def _columns_of(member: Member) -> tuple[object, ...]:
         member.worker,
         member.retry_at,
         member.job,
+        member.losses,
     )
 
 

@@ -79,6 +79,7 @@ class Worker:
             settings.pipelines,
             concurrency=settings.worker_concurrency,
             progress_interval=settings.step_progress_interval,
+            max_losses=settings.max_worker_losses,
             now=now,
             random=random,
         )

@@ -14,6 +14,7 @@ from infrastructure.outbound.destinations import (
     parse_destination,
 )
 from infrastructure.processors.options import BadOption, read
+from infrastructure.processors.registry import InstalledOptions
 from infrastructure.processors.service import HttpOptions
 from infrastructure.settings_fields import BadSetting
 
@@ -26,8 +27,7 @@ def check_pipelines(
 ) -> None:
     """Raises BadSetting for the first step that cannot work, with what could be written instead.
 
-    `known` has the type of the options by processor; what is no msgspec Struct (an installed
-    processor need not say what its options are) is not looked into.
+    `known` has what judges the options by processor, as `known_options` answers it.
     """
     for name, pipeline in pipelines.items():
         for number, step in enumerate(pipeline.steps, 1):
@@ -41,6 +41,8 @@ def _problem(step: Step, known: Mapping[str, Any]) -> str:
         names = ", ".join(sorted(known))
         return f"there is no processor {step.processor!r}; known are {names}"
     options = known[step.processor]
+    if isinstance(options, InstalledOptions):
+        return options.problem(step.options)
     if isinstance(options, type) and issubclass(options, msgspec.Struct):
         try:
             read(options, step.options)

@@ -7,8 +7,6 @@ from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
 from typing import Any
 
-import structlog
-
 from application.pipeline import Processor
 from infrastructure.processors.antivirus import AntivirusOptions, antivirus
 from infrastructure.processors.archive import Archive, ArchiveOptions
@@ -17,9 +15,12 @@ from infrastructure.processors.decoder_pool import DecoderPool
 from infrastructure.processors.media_type import MediaTypeOptions, media_type
 from infrastructure.processors.rehearse import RehearseOptions, rehearse
 from infrastructure.processors.service import HttpOptions
+from infrastructure.processors.step_pool import StepPool, installed_problems
 from infrastructure.processors.thumbnail import Thumbnail, ThumbnailOptions
 
 GROUP = "uptrail.processors"
+PROCESSES = 8
+MEMORY = 1 << 30  # bytes
 
 _OWN = {
     "antivirus": AntivirusOptions,
@@ -31,16 +32,17 @@ _OWN = {
     "thumbnail": ThumbnailOptions,
 }
 
-_log = structlog.get_logger(__name__)
-
 
 @asynccontextmanager
-async def open_processors(http: Processor | None = None) -> AsyncIterator[dict[str, Processor]]:
+async def open_processors(
+    http: Processor | None = None, *, processes: int = PROCESSES, memory: int = MEMORY
+) -> AsyncIterator[dict[str, Processor]]:
     """Processors by name, ready for use; what they keep running ends with the context.
 
-    `http` is the one that asks services: it needs a way to hear them.
+    `http` is the one that asks services: it needs a way to hear them. Installed packages are run
+    in so many `processes`, each of which may use so many bytes of `memory`.
     """
-    async with DecoderPool() as decoders:
+    async with DecoderPool() as decoders, StepPool(size=processes, memory=memory) as pool:
         own: dict[str, Processor] = {
             "antivirus": antivirus,
             "archive": Archive(decoders),
@@ -51,28 +53,32 @@ async def open_processors(http: Processor | None = None) -> AsyncIterator[dict[s
         }
         if http is not None:
             own["http"] = http
-        yield {**installed(), **own}
+        yield {**{name: pool.processor(name) for name in installed()}, **own}
+
+
+class InstalledOptions:
+    """The options of an installed processor, which only a process of its own may ask it about."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def problem(self, options: dict[str, Any]) -> str:
+        """What is wrong with these options, or with loading the processor; "" where nothing is.
+
+        The processor says what its options are with an attribute `options`, a msgspec Struct.
+        """
+        (found,) = installed_problems([(self._name, options)])
+        return found
 
 
 def known_options() -> dict[str, Any]:
-    """The type of the options by processor; None where an installed one does not say.
+    """What judges the options by processor: their type, or `InstalledOptions`."""
+    return {**{name: InstalledOptions(name) for name in installed()}, **_OWN}
 
-    It says so with an attribute `options`, which is a msgspec Struct.
+
+def installed() -> list[str]:
+    """Names of processors that other packages offer under the entry point group.
+
+    None is imported here: that runs their code, which may end the process.
     """
-    others = {name: getattr(found, "options", None) for name, found in installed().items()}
-    return {**others, **_OWN}
-
-
-def installed() -> dict[str, Processor]:
-    """Processors that other packages offer under the entry point group `uptrail.processors`.
-
-    One that cannot be imported is left out, and logged: a pipeline that names it is then
-    refused, with the list of those that are known.
-    """
-    found: dict[str, Processor] = {}
-    for entry in entry_points(group=GROUP):
-        try:
-            found[entry.name] = entry.load()
-        except Exception:
-            _log.exception("processor_not_loaded", processor=entry.name, value=entry.value)
-    return found
+    return sorted({entry.name for entry in entry_points(group=GROUP)})

@@ -66,8 +66,13 @@ async def keep(
     works["database"] = parts.database.keep_running
     async with open_site(parts, sockets) as site:
         works |= site.works
+        # A worker that cannot live must not end the API that runs beside it.
+        answers = bool(sockets)
         tasks = [
-            asyncio.create_task(supervise(name, work), name=name) for name, work in works.items()
+            asyncio.create_task(
+                supervise(name, work, essential=not (answers and name == "worker")), name=name
+            )
+            for name, work in works.items()
         ]
         try:
             up()

@@ -66,6 +66,11 @@ class Member:
         self._door = door
         self._process: Process | None = None
 
+    @property
+    def answers(self) -> bool:
+        """Whether it accepts requests."""
+        return self._door is not None
+
     async def live(self) -> None:
         """Starts the process and waits for its end, of which it tells by returning or raising.
 

@@ -108,7 +108,8 @@ async def _supervised(
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
     """Everything kept alive inside; at the end first the door, then the members, the database."""
     following = _task("database", database.keep_running)
-    tasks = [_task(member.name, member.live) for member in members]
+    # Those that answer go on without the one that works, however often it dies.
+    tasks = [_task(member.name, member.live, essential=member.answers) for member in members]
     try:
         yield [following, *tasks]
     finally:
@@ -123,5 +124,5 @@ async def _supervised(
         _log.info("stopped")
 
 
-def _task(name: str, work: Work) -> asyncio.Task[None]:
-    return asyncio.create_task(supervise(name, work), name=name)
+def _task(name: str, work: Work, *, essential: bool = True) -> asyncio.Task[None]:
+    return asyncio.create_task(supervise(name, work, essential=essential), name=name)

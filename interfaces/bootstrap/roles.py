@@ -103,7 +103,9 @@ async def _work(parts: Parts, roles: Sequence[Role], standing: Standing) -> None
     async with (
         open_outbound(settings.allow_private_addresses) as outbound,
         open_processors(
-            HttpService(outbound, services.errands, base_url, services.now)
+            HttpService(outbound, services.errands, base_url, services.now),
+            processes=settings.step_processes,
+            memory=settings.step_memory,
         ) as processors,
     ):
         worker = Worker(

@@ -35,8 +35,12 @@ class NeverUp(PartFailed):
         self.args = (f"{name} did not come up: {error}",)
 
 
-async def supervise(name: str, work: Work) -> None:
-    """Runs `work` until cancelled, however often it ends. Raises PartFailed when hopeless."""
+async def supervise(name: str, work: Work, *, essential: bool = True) -> None:
+    """Run `work` until cancelled, however often it ends.
+
+    Raises PartFailed when an `essential` one is hopeless: the server ends, and whoever runs it can
+    see that. Any other part is started again for ever, every LONGEST_PAUSE seconds.
+    """
     loop = asyncio.get_running_loop()
     deaths, pause = 0, FIRST_PAUSE
     while True:
@@ -51,7 +55,7 @@ async def supervise(name: str, work: Work) -> None:
             deaths, pause = 0, FIRST_PAUSE
         deaths += 1
         _log.error("part_died", part=name, deaths=deaths, restart_in=pause, exc_info=failure)
-        if deaths >= HOPELESS:
+        if essential and deaths >= HOPELESS:
             raise PartFailed(name, failure)
         await asyncio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)

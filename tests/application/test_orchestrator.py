@@ -297,7 +297,7 @@ class TestMovingUploads:
         assert [type(event) for event in events] == [UploadExpired]
 
     def test_a_dead_workers_attempt_is_abandoned_by_its_number(self) -> None:
-        (abandoned,) = abandon(member(received(), queued(), attempt()), at=later(1))
+        (abandoned,) = abandon(member(received(), queued(), attempt()), max_losses=2, at=later(1))
 
         assert isinstance(abandoned, AttemptAbandoned)
         assert (abandoned.number, abandoned.worker) == (1, WORKER)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from msgspec.structs import replace
+
 from application.orchestrator.dispatching import JOB_BYTES, into_jobs, retries
 from application.orchestrator.members import Member
 from domain.upload.state import UploadState
@@ -55,6 +57,15 @@ def test_one_big_batch_does_not_go_before_all_the_others() -> None:
 
 def test_big_files_travel_alone() -> None:
     assert sizes([ready(n, size=JOB_BYTES) for n in range(12)]) == [1] * 12
+
+
+def test_an_upload_that_has_cost_a_worker_travels_alone() -> None:
+    suspect = replace(ready(3), losses=1)
+
+    jobs = into_jobs([ready(1), ready(2), suspect, ready(4)], workers=1, most=20)
+
+    assert [len(job.uploads) for job in jobs] == [3, 1]
+    assert jobs[1].uploads == (suspect.upload,)
 
 
 def test_a_retry_is_a_job_for_the_moment_its_policy_chose() -> None:

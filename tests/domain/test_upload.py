@@ -23,6 +23,7 @@ from domain.upload.events import (
     UploadQueued,
     UploadReleased,
 )
+from domain.upload.failure import Failure
 from domain.upload.state import UploadState
 from tests.stories import (
     ALICE,
@@ -161,6 +162,47 @@ def test_an_abandoned_attempt_is_not_used_up() -> None:
     )
     assert (again.state, again.failures) == (UploadState.QUEUED, 0)
     assert again.start_attempt(WORKER, at=NOON, by=WORKER) == (attempt(2),)
+
+
+def test_only_workers_that_are_lost_are_counted_as_losses() -> None:
+    upload = processing()
+    (stopped,) = upload.abandon_attempt(1, "worker stopping", at=NOON, by=f"worker:{WORKER}")
+    (lost,) = upload.lose_worker(1, "gone", max_losses=2, at=NOON, by="orchestrator")
+
+    assert upload.evolve(stopped).losses == 0
+    assert upload.evolve(lost).losses == 1
+
+
+def test_the_last_worker_that_may_be_lost_fails_the_upload_and_a_retry_counts_anew() -> None:
+    upload = processing()
+    (first,) = upload.lose_worker(1, "gone", max_losses=2, at=NOON, by="orchestrator")
+    upload = upload.evolve(first).evolve(attempt(2))
+
+    events = upload.lose_worker(2, "gone", max_losses=2, at=NOON, by="orchestrator")
+
+    assert events[1] == UploadFailed(
+        at=NOON,
+        by="orchestrator",
+        step="worker",
+        message=f"2 workers were lost while processing this file; the last was {WORKER}",
+    )
+    failed = upload.evolve(events[0]).evolve(events[1])
+    assert (failed.state, failed.losses) == (UploadState.FAILED, 2)
+    (again,) = failed.request_retry(at=NOON, by="key:alice")
+    assert failed.evolve(again).losses == 0
+
+
+def test_messages_and_types_of_errors_are_cut() -> None:
+    long = Failure(step="step", error_type="T" * 9_000, message="m" * 9_000, permanent=True)
+
+    failed, end = processing().fail_attempt(1, long, duration=0.5, random=0.5, at=NOON, by=WORKER)
+    _, held = processing().quarantine(1, long, duration=0.5, at=NOON, by=WORKER)
+
+    assert isinstance(failed, AttemptFailed)
+    assert isinstance(end, UploadFailed)
+    assert isinstance(held, UploadQuarantined)
+    assert (failed.message, failed.error_type) == ("m" * 2_000, "T" * 200)
+    assert end.message == held.reason == "m" * 2_000
 
 
 def test_a_zombie_is_refused_once_its_attempt_was_abandoned() -> None:

@@ -169,6 +169,7 @@ def write_hands(folder: Path) -> Path:
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: uptrail-hands\nVersion: 1.0\n")
     offered = "\n".join(f"{name} = tests.faults.hands:{name}" for name in ("hold", "stumble"))
+    offered += "\npill = tests.crash.pills:pill"
     (about / "entry_points.txt").write_text(f"[uptrail.processors]\n{offered}\n")
     return folder
 

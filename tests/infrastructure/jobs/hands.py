@@ -71,6 +71,20 @@ class Fails:
         return {}
 
 
+class Raises:
+    """Raises one error of any kind in every attempt, unless the path says that it is `good`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    async def __call__(
+        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        if "good" in subject.path:
+            return {}
+        raise self._error
+
+
 class Refusing:
     """Fails for good as many attempts in all as it is allowed to; the others wait."""
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 from application.pipeline import Pipeline, Step, Subject, Workbench
+from application.worker.places import Slots
 from domain.batch.state import Outcome
 from domain.upload.events import AttemptStarted
 from tests.infrastructure.jobs.hands import Gate
 from tests.infrastructure.jobs.plant import Plant, play
+from tests.support import eventually, run
 
 PLACES = 2
 LIMITED = {"default": Pipeline(steps=(Step(processor="step", concurrency=PLACES),))}
@@ -33,6 +36,32 @@ def test_a_step_never_has_more_uploads_than_it_has_places(
         return len(await plant.all_of(AttemptStarted)) == 8
 
     play(database_url, tmp_path, story, pipelines=LIMITED)
+
+
+def test_an_exclusive_attempt_waits_for_the_others_and_holds_back_the_next() -> None:
+    async def story() -> None:
+        slots, order = Slots(2), []
+        gates = {name: asyncio.Event() for name in "abc"}
+
+        async def attempt(name: str, *, exclusive: bool = False) -> None:
+            async with slots.slot(exclusive=exclusive):
+                order.append(name)
+                await gates[name].wait()
+
+        tasks = [asyncio.create_task(attempt("a"))]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(attempt("b", exclusive=True)))
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(attempt("c")))
+        for name, following in (("a", "ab"), ("b", "abc"), ("c", "abc")):
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert order == list("abc"[: "abc".index(name) + 1])
+            gates[name].set()
+            await eventually(lambda: "".join(order) == following)  # noqa: B023
+        await asyncio.gather(*tasks)
+
+    run(story())
 
 
 class Crowd(Gate):

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -24,9 +25,10 @@ from domain.upload.events import (
     AttemptStarted,
     AttemptSucceeded,
     FileProgressed,
+    UploadFailed,
 )
 from domain.upload.state import UploadState
-from tests.infrastructure.jobs.hands import Fails, Gate, passes
+from tests.infrastructure.jobs.hands import Fails, Gate, Raises, passes
 from tests.infrastructure.jobs.plant import Plant, now, pipeline, play, settings
 from tests.infrastructure.jobs.plant import context as by_alice
 
@@ -130,6 +132,41 @@ def test_a_mistake_in_the_settings_is_told_and_never_tried_for_ever(
     play(database_url, tmp_path, story, pipelines=pipelines)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        asyncio.CancelledError(),
+        MemoryError(),
+        RecursionError(),
+        Superseded("the log said nothing of the kind"),
+        BaseExceptionGroup("several", [SystemExit(1), ValueError("x")]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_a_processor_raises_is_a_verdict(
+    database_url: str, tmp_path: Path, error: BaseException
+) -> None:
+    """Also for those that run in the worker's own process."""
+
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        worker = plant.work({"step": Raises(error)})
+        batch = await plant.batch({"bad.txt": b"x", "good.txt": b"x"})
+
+        done = await plant.completed(batch)
+
+        assert done.outcome is Outcome.COMPLETED_WITH_FAILURES
+        failures = await plant.all_of(AttemptFailed)
+        assert [failure.error_type for failure in failures] == [type(error).__name__] * 3
+        assert await plant.all_of(AttemptAbandoned) == []
+        assert not worker.done()
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
 def test_a_processor_that_changes_what_it_is_given_changes_no_other_upload_and_no_result(
     database_url: str, tmp_path: Path
 ) -> None:
@@ -217,14 +254,7 @@ def test_a_killed_worker_never_leaves_its_uploads_processing(
     async def story(plant: Plant) -> None:
         plant.orchestrate()
         batch = await plant.batch({f"{n}.txt": b"x" for n in range(10)})
-        doomed = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tests.infrastructure.jobs.worker_process",
-            database_url,
-            str(tmp_path),
-            cwd=HERE,
-        )
+        doomed = await _worker_process(database_url, tmp_path)
         await plant.until(lambda: plant.all_of(AttemptStarted))
 
         os.kill(doomed.pid, signal.SIGKILL)
@@ -242,6 +272,51 @@ def test_a_killed_worker_never_leaves_its_uploads_processing(
             assert upload.failures == 0
 
     play(database_url, tmp_path, story, pipelines=ONE_STEP, worker_dead_after=1.5)
+
+
+def test_a_file_that_costs_workers_fails_and_those_beside_it_complete(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        batch = await plant.batch({f"{n}.txt": b"x" for n in range(3)})
+
+        async def kill_a_worker(attempts: int) -> None:
+            doomed = await _worker_process(database_url, tmp_path)
+
+            async def begun() -> bool:
+                return len(await plant.all_of(AttemptStarted)) == attempts
+
+            await plant.until(begun)
+            os.kill(doomed.pid, signal.SIGKILL)
+            await doomed.wait()
+
+        async def lost(attempts: int) -> bool:
+            return len(await plant.all_of(AttemptAbandoned)) == attempts
+
+        await kill_a_worker(3)  # all of them are under suspicion
+        await plant.until(lambda: lost(3))
+        await _count_losses_as_the_migration_does(plant, 3)
+        await kill_a_worker(4)  # one runs alone: nothing else can be to blame
+        await plant.until(lambda: lost(4))
+        plant.work({"step": passes})
+        done = await plant.completed(batch)
+
+        assert done.outcome is Outcome.COMPLETED_WITH_FAILURES
+        uploads = (await plant.uploads(batch)).values()
+        states = sorted(upload.state for upload in uploads)
+        assert states == [UploadState.COMPLETED, UploadState.COMPLETED, UploadState.FAILED]
+        (failed,) = await plant.all_of(UploadFailed)
+        assert failed.message.startswith("2 workers were lost while processing this file")
+
+    play(
+        database_url,
+        tmp_path,
+        story,
+        pipelines=ONE_STEP,
+        worker_dead_after=1.5,
+        max_worker_losses=2,
+    )
 
 
 def test_what_a_zombie_says_is_refused(database_url: str, tmp_path: Path) -> None:
@@ -339,6 +414,30 @@ def test_a_worker_does_its_uploads_within_its_bound(database_url: str, tmp_path:
         assert len(started) == 2
 
     play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+async def _count_losses_as_the_migration_does(plant: Plant, uploads: int) -> None:
+    """Databases of earlier versions have the events, and no column."""
+    migration = import_module("infrastructure.postgres.migrations.versions.0016_losses")
+    total = "SELECT count(*) FROM orchestration.members WHERE losses = 1"
+    await plant.until(lambda: _has(plant, total, uploads))
+    async with plant.pool.connection() as connection, connection.transaction():
+        await connection.execute("UPDATE orchestration.members SET losses = 0")
+        counted = await connection.execute(migration._COUNT)
+        assert counted.rowcount == uploads
+    await plant.until(lambda: _has(plant, total, uploads))
+
+
+async def _has(plant: Plant, query: str, count: int) -> bool:
+    return await plant.fetch(query) == [(count,)]
+
+
+async def _worker_process(database_url: str, folder: Path) -> asyncio.subprocess.Process:
+    """A worker whose attempts never end, to be killed."""
+    module = "tests.infrastructure.jobs.worker_process"
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, database_url, str(folder), cwd=HERE
+    )
 
 
 async def _only(plant: Plant, batch: UUID) -> UUID:

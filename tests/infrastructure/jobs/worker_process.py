@@ -11,7 +11,9 @@ from tests.infrastructure.jobs.plant import open_plant, pipeline
 
 
 async def main(url: str, folder: str) -> None:
-    async with open_plant(url, Path(folder), pipelines=pipeline("step")) as plant:
+    async with open_plant(
+        url, Path(folder), pipelines=pipeline("step"), max_worker_losses=2
+    ) as plant:
         await plant.work({"step": Gate()})
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from application.worker.step_error import StepFailure
 from infrastructure.processors.registry import open_processors
 from infrastructure.processors.rehearse import Rehearsed
 from infrastructure.settings import Settings
@@ -43,7 +44,8 @@ def test_an_installed_package_brings_its_own_processors(
         async with open_processors() as processors:
             result = await processors["shout"](subject(b"", "a.txt"), Table(b""), {})
             assert result == {"shouted": "A.TXT"}
-            assert "lost" not in processors
+            with pytest.raises(StepFailure, match="No module named 'nowhere'"):
+                await processors["lost"](subject(b"", "a.txt"), Table(b""), {})
 
     run(story())
 

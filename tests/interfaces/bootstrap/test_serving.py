@@ -34,7 +34,7 @@ from interfaces.bootstrap.invitation import Ready
 from interfaces.bootstrap.role import ALL_ROLES
 from interfaces.bootstrap.supervision import HOPELESS, PartFailed, supervise
 from interfaces.cli.options import running_in
-from tests.support import run
+from tests.support import eventually, run
 
 PATIENCE = 120.0
 
@@ -194,6 +194,26 @@ def test_a_part_that_dies_is_started_again_and_a_hopeless_one_ends_the_server(
     with pytest.raises(PartFailed, match="mill keeps failing"):
         run(supervise("mill", work))
     assert len(runs) == HOPELESS
+
+
+def test_a_part_that_is_not_essential_is_started_again_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("interfaces.bootstrap.supervision.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("interfaces.bootstrap.supervision.LONGEST_PAUSE", 0.001)
+    runs = []
+
+    async def work() -> None:
+        runs.append(len(runs))
+        raise ZeroDivisionError
+
+    async def story() -> None:
+        supervising = asyncio.create_task(supervise("worker", work, essential=False))
+        await eventually(lambda: len(runs) > HOPELESS)
+        supervising.cancel()
+        await asyncio.wait((supervising,))
+
+    run(story())
 
 
 def started_batch(data_dir: Path) -> str | None:

@@ -1,0 +1,73 @@
+"""The error that ended a step, in words that can be stored, whatever its class does."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from application.pipeline import Permanent, Quarantine
+from domain.upload.failure import MAX_ERROR_TYPE, MAX_MESSAGE
+
+
+class Kind(StrEnum):
+    """What follows an error: another attempt, the end, or quarantine."""
+
+    RETRYABLE = "retryable"
+    PERMANENT = "permanent"
+    QUARANTINE = "quarantine"
+
+
+class StepError(msgspec.Struct, frozen=True):
+    """An error as values: the name of its class, its message, and what follows."""
+
+    error_type: str
+    message: str
+    kind: Kind = Kind.RETRYABLE
+
+
+class StepFailure(Exception):
+    """A step ended with `error` in another process, or took its process with it."""
+
+    def __init__(self, error: StepError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def describe(error: BaseException) -> StepError:
+    """Describe an error without trusting its class: its methods may raise, or never end a text."""
+    if issubclass(type(error), StepFailure):
+        assert isinstance(error, StepFailure)
+        return error.error
+    return StepError(_type_name(error), _message(error), _kind(error))
+
+
+def _kind(error: BaseException) -> Kind:
+    # By its type: `isinstance` asks the error for its `__class__`, which may raise.
+    if issubclass(type(error), Permanent):
+        return Kind.PERMANENT
+    if issubclass(type(error), Quarantine):
+        return Kind.QUARANTINE
+    return Kind.RETRYABLE
+
+
+def _type_name(error: BaseException) -> str:
+    try:
+        return storable(type(error).__name__, MAX_ERROR_TYPE)
+    except BaseException:
+        return "Exception"
+
+
+def _message(error: BaseException) -> str:
+    for text_of in (str, repr):
+        try:
+            if text := text_of(error):
+                return storable(text, MAX_MESSAGE)
+        except BaseException:  # noqa: S112 - whatever it raises: the next way is tried
+            continue
+    return "the error has no message that can be read"
+
+
+def storable(text: str, longest: int) -> str:
+    """The first characters of a text; those that UTF-8 cannot hold are replaced."""
+    return str.encode(str.__getitem__(text, slice(longest)), "utf-8", "replace").decode()

@@ -1,0 +1,116 @@
+"""What a worker and the process of a step send each other: frames of msgpack on two pipes."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from application.pipeline import Subject
+from application.worker.step_error import StepError
+
+LENGTH = 4  # bytes, big-endian, in front of each frame
+MAX_FRAME = 17 * 1024 * 1024  # bytes: the largest artifact, and what is around it
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """One frame."""
+
+
+# From the worker.
+
+
+class Load(Message, frozen=True):
+    """Import the processor of this name. The answer is Loaded or Failed."""
+
+    name: str
+
+
+class Perform(Message, frozen=True):
+    """Run the processor; `memory` is in bytes. The last answer is Finished or Failed."""
+
+    name: str
+    subject: Subject
+    options: dict[str, Any]
+    memory: int
+
+
+class Chunk(Message, frozen=True):
+    """The answer to Read: the next bytes; None where there are no more."""
+
+    data: bytes | None
+
+
+class Attached(Message, frozen=True):
+    """The answer to Attach."""
+
+
+class Refused(Message, frozen=True):
+    """The answer to Read or Attach where the worker met an error."""
+
+    error: StepError
+
+
+Order: TypeAlias = Load | Perform
+Reply: TypeAlias = Chunk | Attached | Refused
+
+# From the process.
+
+
+class Loaded(Message, frozen=True):
+    """The processor is there."""
+
+
+class Read(Message, frozen=True):
+    """Ask for the next chunk of reader number `reader`, which covers `start` to `end`."""
+
+    reader: int
+    start: int
+    end: int | None
+
+
+class CloseReader(Message, frozen=True):
+    """Nothing more is wanted of this reader; there is no answer."""
+
+    reader: int
+
+
+class Progress(Message, frozen=True):
+    """How far the step is; there is no answer."""
+
+    done: int
+    total: int | None
+
+
+class Attach(Message, frozen=True):
+    """Keep an artifact."""
+
+    name: str
+    content: bytes
+
+
+class Finished(Message, frozen=True):
+    """The step's result as JSON; `clean` is whether the process may run another step."""
+
+    result: bytes
+    clean: bool
+
+
+class Failed(Message, frozen=True):
+    """The error that ended the step, or the import."""
+
+    error: StepError
+    clean: bool
+
+
+Report: TypeAlias = Loaded | Read | CloseReader | Progress | Attach | Finished | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+decode_order = msgspec.msgpack.Decoder(Order | Reply).decode
+decode_report = msgspec.msgpack.Decoder(Report).decode
+
+
+def frame(message: Message) -> bytes:
+    """The message with its length in front. Raises TypeError for what msgpack cannot hold."""
+    encoded = _encoder.encode(message)
+    return len(encoded).to_bytes(LENGTH, "big") + encoded

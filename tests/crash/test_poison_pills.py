@@ -1,0 +1,223 @@
+"""Files that take down whatever processes them fail by themselves, and take no other with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from application.pipeline import Pipeline, Step
+from domain.batch.state import Outcome
+from domain.retry import RetryPolicy
+from domain.upload.events import AttemptAbandoned, AttemptFailed, AttemptSucceeded, UploadFailed
+from domain.upload.failure import MAX_MESSAGE
+from domain.upload.state import UploadState
+from infrastructure.processors.checking import check_pipelines
+from infrastructure.processors.registry import known_options, open_processors
+from infrastructure.settings_fields import BadSetting
+from tests.crash.pills import HARMLESS, PILLS, installed
+from tests.faults.site import eventually as until
+from tests.faults.site import open_site, steps
+from tests.infrastructure.jobs.plant import Plant, pipeline, play
+from tests.support import eventually
+
+ABANDONED = "upload.attempt_abandoned"
+TWICE = RetryPolicy(attempts=2, first_delay=0.01, longest_delay=0.02)
+MEMORY = 256 * 1024 * 1024
+CONTENT = b"abcdefgh" * 50_000  # several chunks
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An installed package; processes of steps are left nowhere after the test."""
+    folder = installed(tmp_path / "packages")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PILLS_FOLDER", str(tmp_path))
+    yield tmp_path
+    left = [
+        process
+        for process in psutil.process_iter()
+        if str(tmp_path) in "".join(_environment(process).values())
+    ]
+    assert left == []
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        found: dict[str, str] = process.environ()
+    except psutil.Error:
+        return {}
+    return {} if process.pid == os.getpid() else found
+
+
+@pytest.mark.timeout(180)
+def test_each_way_to_die_is_a_verdict_and_harmless_files_complete(
+    database_url: str, package: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        async with open_processors(processes=4, memory=MEMORY) as processors:
+            plant.orchestrate()
+            worker = plant.work(processors)
+            files = {f"{name}.bin": b"x" for name in PILLS}
+            harmless = [f"{name}.bin" for name in HARMLESS] + [f"{n}.txt" for n in range(20)]
+            batch = await plant.batch(files | dict.fromkeys(harmless, CONTENT), retry_policy=TWICE)
+            done = await plant.completed(batch, deadline=150)
+            await plant.stop(worker)
+
+        assert done.outcome is Outcome.COMPLETED_WITH_FAILURES
+        uploads = await plant.uploads(batch)
+        for path in harmless:
+            assert uploads[path].state is UploadState.COMPLETED, path
+            assert len(await plant.all_of(AttemptSucceeded, uploads[path].id)) == 1
+        for name, (_, error_type) in PILLS.items():
+            id = uploads[f"{name}.bin"].id
+            failures = await plant.all_of(AttemptFailed, id)
+            assert {failure.error_type for failure in failures} == {error_type}, (name, failures)
+            assert len(failures) == 2
+            assert all(0 < len(failure.message) <= MAX_MESSAGE for failure in failures)
+            (failed,) = await plant.all_of(UploadFailed, id)
+            assert failed.message == failures[-1].message
+        assert await plant.all_of(AttemptAbandoned) == []  # the worker lived through all of it
+
+    play(database_url, package, story, pipelines=pipeline("pill", timeout=3.0))
+
+
+def test_a_plain_function_reads_reports_and_attaches(database_url: str, package: Path) -> None:
+    async def story(plant: Plant) -> None:
+        async with open_processors(processes=1) as processors:
+            plant.orchestrate()
+            worker = plant.work(processors)
+            batch = await plant.batch({"a.txt": CONTENT, "b.txt": b""})
+            await plant.completed(batch)
+            await plant.stop(worker)
+
+        uploads = await plant.uploads(batch)
+        for path, content in (("a.txt", CONTENT), ("b.txt", b"")):
+            (succeeded,) = await plant.all_of(AttemptSucceeded, uploads[path].id)
+            assert succeeded.results == {"plain": {"size": len(content)}}
+            blob = succeeded.artifacts["size.txt"]
+            kept = b"".join([chunk async for chunk in plant.blobs.read(blob)])
+            assert kept == str(len(content)).encode()
+
+    play(database_url, package, story, pipelines=pipeline("plain"))
+
+
+def test_a_workbench_in_another_process_refuses_what_the_worker_refuses(
+    database_url: str, package: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        async with open_processors(processes=1) as processors:
+            plant.orchestrate()
+            worker = plant.work(processors)
+            batch = await plant.batch({"a.txt": b"abcdefgh", "b.txt": b"abcdefgh"})
+            await plant.completed(batch)
+            await plant.stop(worker)
+
+        succeeded = await plant.all_of(AttemptSucceeded)
+        results = [event.results["reads"] for event in succeeded]
+        assert len(results) == 2
+        assert len({result.pop("pid") for result in results}) == 1  # a clean process is used again
+        for result in results:
+            assert result["first"] == "defgh"
+            assert result["parts"] == ["abcd", "efgh"]
+            unnamed, taken = result["refusals"]
+            assert "no name for an artifact" in unnamed
+            assert "attached already" in taken
+
+    play(database_url, package, story, pipelines=pipeline("reads"))
+
+
+def test_a_cancelled_step_may_clean_up_and_its_process_is_gone(
+    database_url: str, package: Path
+) -> None:
+    async def story(plant: Plant) -> None:
+        async with open_processors(processes=1) as processors:
+            plant.orchestrate()
+            worker = plant.work(processors)
+            batch = await plant.batch({"a.txt": b"x"})
+            pid = int(await eventually(lambda: _text(package / "began")))
+
+            await plant.cancel(batch)
+
+            await plant.completed(batch)
+            await eventually(lambda: not psutil.pid_exists(pid))
+            assert (package / "cleaned").exists()
+            await plant.stop(worker)
+
+    play(database_url, package, story, pipelines=pipeline("polite"))
+
+
+def test_an_interrupted_worker_does_not_count_as_a_loss(database_url: str, package: Path) -> None:
+    async def story(plant: Plant) -> None:
+        async with open_processors(processes=1) as processors:
+            plant.orchestrate()
+            batch = await plant.batch({"a.txt": b"x"})
+            for _ in range(3):
+                (package / "began").unlink(missing_ok=True)
+                worker = plant.work(processors)
+                await eventually(lambda: _text(package / "began"))
+                await plant.stop(worker)
+
+            (upload,) = (await plant.uploads(batch)).values()
+            assert (upload.state, upload.losses) == (UploadState.QUEUED, 0)
+            assert len(await plant.all_of(AttemptAbandoned)) == 3
+
+    play(database_url, package, story, pipelines=pipeline("polite"), max_worker_losses=1)
+
+
+def test_a_processor_that_cannot_be_imported_is_named_at_the_start(package: Path) -> None:
+    pipelines = {"texts": Pipeline(steps=(Step(processor="missing"),))}
+
+    with pytest.raises(BadSetting, match=r"cannot be loaded: ModuleNotFoundError: .*nowhere"):
+        check_pipelines(pipelines, known_options())
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_dying_steps_never_end_the_server(
+    database_url: str, tmp_path: Path, processes: int
+) -> None:
+    chosen = {"pipelines": {"default": steps("pill")}, "processes": processes}
+    quick = {"attempts": 2, "first_delay": 0.01, "longest_delay": 0.02}
+    with open_site(database_url, tmp_path, retry_policy=quick, **chosen) as site:
+        server = site.start()
+        pills = {f"{name}.bin": b"x" for name in ("exit", "sigkill", "segfault", "system-exit")}
+
+        batch = site.admin.send_batch(pills | {f"{n}.txt": b"fine" for n in range(8)})
+
+        until(lambda: site.admin.batch(batch)["outcome"] == "completed_with_failures")
+        assert server.poll() is None
+        states = {path: upload["state"] for path, upload in site.admin.uploads(batch).items()}
+        assert {states.pop(path) for path in pills} == {"failed"}
+        assert set(states.values()) == {"completed"}
+        assert site.fetch("SELECT count(*) FROM stored_events WHERE topic = %s", ABANDONED) == [
+            (0,)
+        ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
+@pytest.mark.timeout(240)
+def test_a_file_that_kills_the_worker_itself_fails_and_the_api_goes_on(
+    database_url: str, tmp_path: Path
+) -> None:
+    chosen = {"pipelines": {"default": steps("pill")}, "processes": 2}
+    hasty = {"worker_heartbeat": 0.2, "worker_dead_after": 2, "max_worker_losses": 2}
+    with open_site(database_url, tmp_path, **chosen, **hasty) as site:
+        server = site.start()
+
+        batch = site.admin.send_batch(
+            {"kill-worker.bin": b"x", **{f"{n}.txt": b"fine" for n in range(8)}}
+        )
+
+        until(lambda: site.admin.batch(batch)["outcome"] == "completed_with_failures")
+        assert server.poll() is None
+        uploads = site.admin.uploads(batch)
+        assert "2 workers were lost" in uploads.pop("kill-worker.bin")["error"]
+        assert {upload["state"] for upload in uploads.values()} == {"completed"}
