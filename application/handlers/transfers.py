@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from uuid import UUID
+
 from application.commands import (
     CancelUpload,
     DeclareSize,
@@ -11,8 +14,12 @@ from application.commands import (
     ReportLoss,
     RetryUpload,
 )
-from application.handlers.deciding import Context, Decided, decide_upload
+from application.envelope import Append, Unless, Write
+from application.errors import Busy, Conflict
+from application.handlers.deciding import TRIES, Context, Decided, decide_upload
 from application.ports.event_log import EventLog
+from domain.batch.aggregate import Batch
+from domain.batch.events import COMPLETING
 from domain.event import Event
 from domain.upload.aggregate import Upload
 
@@ -76,10 +83,12 @@ async def cancel_upload(log: EventLog, command: CancelUpload, context: Context) 
 
 
 async def retry_upload(log: EventLog, command: RetryUpload, context: Context) -> Decided[Upload]:
-    return await decide_upload(
+    """Process a failed upload again; the verdict on its batch ends at the same moment."""
+    return await _reopening(
         log,
         command.upload,
         lambda upload: upload.request_retry(at=context.at, by=context.by),
+        lambda batch: batch.reopen_for_retry(at=context.at, by=context.by),
         context,
     )
 
@@ -87,9 +96,46 @@ async def retry_upload(log: EventLog, command: RetryUpload, context: Context) ->
 async def release_upload(
     log: EventLog, command: ReleaseUpload, context: Context
 ) -> Decided[Upload]:
-    return await decide_upload(
+    """Complete a quarantined upload; the verdict on its batch ends at the same moment."""
+    return await _reopening(
         log,
         command.upload,
         lambda upload: upload.release(command.reason, at=context.at, by=context.by),
+        lambda batch: batch.reopen_for_release(at=context.at, by=context.by),
         context,
     )
+
+
+async def _reopening(
+    log: EventLog,
+    id: UUID,
+    decide: Callable[[Upload], tuple[Event, ...]],
+    reopen: Callable[[Batch], tuple[Event, ...]],
+    context: Context,
+) -> Decided[Upload]:
+    """Record a decision on an upload together with the end of the verdict on its batch.
+
+    Were the batch reopened a moment later, by the orchestrator, whoever asks in between would be
+    told the verdict of before. Raises NotFound, Refused, Busy, Unavailable.
+    """
+    for _ in range(TRIES):
+        log.forget(id)
+        upload = await log.upload(id)
+        events = decide(upload)
+        log.forget(upload.batch)
+        batch = await log.batch(upload.batch)
+        writes: tuple[Write, ...] = (Write(id, upload.version, events, upload.owner),)
+        unless: tuple[Unless, ...] = ()
+        if reopened := reopen(batch):
+            writes = (*writes, Write(batch.id, batch.version, reopened, batch.owner))
+        else:  # it must not have completed meanwhile; that it made progress does not matter
+            unless = (Unless(batch.id, batch.version, COMPLETING),)
+        append = Append(writes, unless, context.cause, context.answer)
+        try:
+            appended = await log.append(append)
+        except Conflict:
+            continue
+        for event in events:
+            upload = upload.evolve(event)  # type: ignore[arg-type]
+        return Decided(upload, appended.position)
+    raise Busy(f"{id} is changing too fast; try again")

@@ -56,5 +56,8 @@ class FeedSource(Protocol):
         upload alone has more). Raises Unavailable when the database cannot be reached now.
         """
 
+    async def reach(self) -> tuple[int, int]:
+        """Return the position that rows reflect, and that of the end of the log."""
+
     async def known(self, ids: frozenset[UUID], *, owner: str | None) -> frozenset[UUID]:
         """Those of these batches that exist and may be seen. Raises Unavailable."""

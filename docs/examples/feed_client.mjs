@@ -45,11 +45,15 @@ export class FeedClient {
       case "welcome":
         if (this.subscribed !== this.socket) {
           this.subscribed = this.socket;
-          this.say({ type: "subscribe", batches: this.batches, after: this.cursor });
+          const least = this.cursor ? null : "latest"; // no verdict of before what was just asked for
+          this.say({ type: "subscribe", batches: this.batches, after: this.cursor, min_position: least });
         }
         return;
       case "ping":
         return this.say({ type: "pong" });
+      case "error": // the server is behind with what it shows: ask again, from the start
+        if (frame.code === "position_not_reached") this.socket.close();
+        return;
       case "reset":
         return this.forget();
       case "snapshot":

@@ -166,6 +166,18 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         self._require(BatchState.COMPLETED)
         return (BatchReopened(at=at, by=by, reason=reason),)
 
+    def reopen_for_retry(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        """The verdict ends where one of the uploads is to be processed again."""
+        if self.state is not BatchState.COMPLETED:
+            return ()
+        return self.reopen("an upload is to be processed again", at=at, by=by)
+
+    def reopen_for_release(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        """The verdict ends where an upload of it was released; that of a cancelled batch stands."""
+        if self.state is not BatchState.COMPLETED or self.ending is not None:
+            return ()
+        return self.reopen("an upload was released from quarantine", at=at, by=by)
+
     def require_open(self) -> None:
         """Raises NotNow unless files may still join."""
         self._require(BatchState.OPEN)

@@ -120,5 +120,8 @@ BatchEvent: TypeAlias = (
     | BatchErased
 )
 
+COMPLETING = frozenset({topic_of(BatchCompleted)})
+"""Topics of a verdict."""
+
 CLOSING = frozenset(topic_of(event) for event in (BatchSealed, BatchCancelled, BatchExpired))
 """Topics after which no file may join."""

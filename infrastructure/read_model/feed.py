@@ -79,6 +79,11 @@ _ATTEMPTS = SQL("""
         OFFSET 0) AS a
     ORDER BY tried.place, a.number""").format(columns=_columns(AttemptView, "a"))
 
+_REACH = """
+    SELECT coalesce((SELECT notification_id FROM notification_tracking
+                     WHERE application_name = 'read_model'), 0),
+           coalesce((SELECT max(notification_id) FROM stored_events), 0)"""
+
 _KNOWN = """
     SELECT id FROM read_model.batches
     WHERE id = ANY(%s) AND (%s::text IS NULL OR owner = %s)"""
@@ -122,6 +127,16 @@ class PostgresFeed:
             return await self._changes(_Asked(selection, since, after, limit))
         except (psycopg.OperationalError, PoolTimeout) as error:
             raise Unavailable(str(error)) from error
+
+    async def reach(self) -> tuple[int, int]:
+        """See the port. Raises Unavailable."""
+        try:
+            async with self._pool.connection() as connection:
+                row = await (await connection.execute(_REACH)).fetchone()
+        except (psycopg.OperationalError, PoolTimeout) as error:
+            raise Unavailable(str(error)) from error
+        assert row is not None  # the query always answers
+        return int(row[0]), int(row[1])
 
     async def known(self, ids: frozenset[UUID], *, owner: str | None) -> frozenset[UUID]:
         """See the port. Raises Unavailable."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import UUID
@@ -15,6 +16,7 @@ from application.views import AttemptView, BatchView, UploadView
 from domain.file import FileDeclaration
 from interfaces.cli.errors import Refusal, Unreachable
 from interfaces.cli.options import Server
+from interfaces.cli.output import tell_people
 
 T = TypeVar("T")
 
@@ -22,6 +24,8 @@ JSON = {"Content-Type": "application/json"}
 PAGE = 500  # rows a request asks for
 PASSING = frozenset({429, 502, 503, 504})  # worth asking again a little later
 LONGEST_WAIT = 5.0
+LATEST = "latest"  # as `min_position`: whatever was recorded before the request, by whomever
+LAG_PATIENCE = 30.0  # seconds that a read waits for the server to show what was recorded
 
 
 class StartedBatch(msgspec.Struct, frozen=True):
@@ -61,6 +65,7 @@ class _Problem(msgspec.Struct):
     title: str = ""
     detail: str = ""
     errors: list[_Complaint] = []
+    min_position: int | None = None
 
 
 class Client:
@@ -99,13 +104,13 @@ class Client:
         return added.files
 
     async def batch(self, id: UUID | str, *, at: str | None = None) -> BatchView:
-        return await self.ask("GET", f"/v1/batches/{id}", BatchView, params=_without_none(at=at))
+        return await self._as_of(f"/v1/batches/{id}", BatchView, at)
 
     async def batches(
         self, *, limit: int, state: str | None, label: str | None
     ) -> AsyncIterator[BatchView]:
         params = _without_none(state=state, label=label)
-        async for row in self.pages("/v1/batches", BatchView, params, limit=limit):
+        async for row in self.pages("/v1/batches", BatchView, params, limit=limit, latest=True):
             yield row
 
     async def command(self, path: str, body: Mapping[str, Any] | None = None) -> None:
@@ -113,7 +118,20 @@ class Client:
         await self.ask("POST", path, msgspec.Raw, json=body)
 
     async def download(self, path: str, params: Mapping[str, str]) -> AsyncIterator[bytes]:
-        """The bytes of an answer as they come, at one go. Raises Refusal, Unreachable."""
+        """The bytes of an answer as they come, at one go, read as `read` does.
+
+        Raises Refusal, Unreachable.
+        """
+        lag = _Lag()
+        while True:
+            try:
+                async for piece in self._download(path, {**params, **lag.params}):
+                    yield piece
+                return
+            except Refusal as refusal:
+                lag.wait_longer(refusal)
+
+    async def _download(self, path: str, params: Mapping[str, str]) -> AsyncIterator[bytes]:
         try:
             async with self.session.get(self.server.url + path, params=params) as response:
                 if response.status >= 400:
@@ -126,19 +144,19 @@ class Client:
     # Uploads.
 
     async def upload(self, id: UUID | str, *, at: str | None = None) -> UploadView:
-        return await self.ask("GET", f"/v1/uploads/{id}", UploadView, params=_without_none(at=at))
+        return await self._as_of(f"/v1/uploads/{id}", UploadView, at)
 
     async def uploads(
         self, batch: UUID | str, *, state: str | None = None, limit: int = 0
     ) -> AsyncIterator[UploadView]:
         params = _without_none(state=state)
         path = f"/v1/batches/{batch}/uploads"
-        async for row in self.pages(path, UploadView, params, limit=limit):
+        async for row in self.pages(path, UploadView, params, limit=limit, latest=True):
             yield row
 
     async def attempts(self, upload: UUID | str) -> list[AttemptView]:
         path = f"/v1/uploads/{upload}/attempts"
-        return [row async for row in self.pages(path, AttemptView, {})]
+        return [row async for row in self.pages(path, AttemptView, {}, latest=True)]
 
     # Anything.
 
@@ -150,23 +168,44 @@ class Client:
         *,
         limit: int = 0,
         cursor: str = "cursor",
+        latest: bool = False,
     ) -> AsyncIterator[T]:
         """Rows of a list, page by page; all of them where `limit` is 0.
 
-        `cursor` names the parameter that asks for the next page.
+        `cursor` names the parameter that asks for the next page; `latest` reads as `read` does.
         """
+        ask = self.read if latest else partial(self.ask, "GET")
         place: dict[str, str] = {}
         left = limit or None
         while True:
             size = str(min(PAGE, left) if left else PAGE)
             query = {**params, **place, "limit": size}
-            page = await self.ask("GET", path, Page, params=query)
+            page = await ask(path, Page, params=query)
             for item in page.items:
                 yield msgspec.json.decode(item, type=row)
             left = left - len(page.items) if left else None
             if page.next is None or left == 0:
                 return
             place = {cursor: str(page.next)}
+
+    async def read(self, path: str, type: type[T], *, params: Mapping[str, str]) -> T:
+        """Ask for what reflects everything that was recorded before.
+
+        That holds for what another command, terminal or user did as well, so that no state is
+        kept here. Raises Refusal, Unreachable.
+        """
+        lag = _Lag()
+        while True:
+            try:
+                return await self.ask("GET", path, type, params={**params, **lag.params})
+            except Refusal as refusal:
+                lag.wait_longer(refusal)
+
+    async def _as_of(self, path: str, type: type[T], at: str | None) -> T:
+        """A row as it is, or as it was: that follows from the log alone."""
+        if at is not None:
+            return await self.ask("GET", path, type, params={"at": at})
+        return await self.read(path, type, params={})
 
     async def ask(
         self,
@@ -191,7 +230,7 @@ class Client:
                     if response.status < 400:
                         return msgspec.json.decode(answer or b"null", type=type)
                     refusal = refusal_of(response.status, answer)
-                    if response.status not in PASSING:
+                    if response.status not in PASSING or refusal.min_position is not None:
                         raise refusal
                     await waits.next(refusal, response.headers.get("Retry-After"))
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
@@ -204,6 +243,23 @@ class Client:
         return Unreachable(
             f"{self.server.url} does not answer: {reason}", "is it running? uptrail doctor tells"
         )
+
+
+class _Lag:
+    """The parameters of a read, while what the server shows is behind what was recorded."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.time() + LAG_PATIENCE
+        self.params = {"min_position": LATEST}
+
+    def wait_longer(self, refusal: Refusal) -> None:
+        """Ask for the same position again, not for a later one. Raises the refusal in the end."""
+        if refusal.min_position is None or self._loop.time() > self._end:
+            raise refusal
+        if self.params["min_position"] == LATEST:
+            tell_people(f"waiting until the server shows position {refusal.min_position}")
+        self.params = {"min_position": str(refusal.min_position)}
 
 
 class Waits:
@@ -237,7 +293,8 @@ def refusal_of(status: int, answer: bytes) -> Refusal:
     details = tuple(f"{one.pointer} {one.detail}".strip() for one in problem.errors)
     text = problem.detail or problem.title or f"the server answered {status}"
     repeated = all(one.detail in text for one in problem.errors)
-    return Refusal(status, problem.code, text, () if repeated else details)
+    errors = () if repeated else details
+    return Refusal(status, problem.code, text, errors, problem.min_position)
 
 
 def _without_none(**values: str | None) -> dict[str, str]:

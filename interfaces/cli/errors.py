@@ -48,16 +48,26 @@ class Interrupted(CommandError):
 class Refusal(CommandError):
     """The server refused, with a problem document."""
 
-    def __init__(self, status: int, code: str, detail: str, errors: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        errors: tuple[str, ...] = (),
+        min_position: int | None = None,
+    ) -> None:
+        """`min_position` is what a read waited for that the server does not show yet."""
         super().__init__("; ".join((detail or code, *errors[:5])), _HINTS.get(code, ""))
         self.status = status
         self.problem = code
+        self.min_position = min_position
 
 
 _HINTS = {
     "unauthenticated": "pass a key with --key or UPTRAIL_KEY",
     "scope_missing": "use a key with more rights: uptrail key create --scope operator",
     "not_found": "look for it with: uptrail batch list",
+    "position_not_reached": "the server is behind with what it shows: try again in a while",
     "storage_full": "free some space on the server, then run the same command again",
 }
 EXIT_OF_OUTCOME = {

@@ -98,7 +98,8 @@ def export(
         count = 0
         with nullcontext(sys.stdout.buffer) if to is None else to.open("wb") as file:
             if plain:
-                async for event in client.pages(path, msgspec.Raw, params, cursor="after"):
+                pages = client.pages(path, msgspec.Raw, params, cursor="after", latest=True)
+                async for event in pages:
                     file.write(bytes(event) + b"\n")
                     count += 1
                 return count
@@ -118,7 +119,8 @@ async def events_of(client: Client, id: str | UUID, *, limit: int = 0) -> AsyncI
     for kind in kinds:
         path = f"/v1/{kind}/{id}/history"
         try:
-            async for event in client.pages(path, Event, {}, limit=limit, cursor="after"):
+            pages = client.pages(path, Event, {}, limit=limit, cursor="after", latest=True)
+            async for event in pages:
                 yield event
             return
         except Refusal as refusal:

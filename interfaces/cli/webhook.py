@@ -77,7 +77,7 @@ def list_(*, common: Common | None = None) -> None:
     common = common or Common()
 
     async def run(client: Client) -> list[Webhook]:
-        return [row async for row in client.pages("/v1/webhooks", Webhook, {})]
+        return [row async for row in client.pages("/v1/webhooks", Webhook, {}, latest=True)]
 
     webhooks = ask(common, run)
     if common.json:
@@ -192,4 +192,4 @@ def _tell_secret(common: Common, made: Secret) -> None:
 
 async def _newest(client: Client, id: str, limit: int) -> list[Delivery]:
     path = f"/v1/webhooks/{id}/deliveries"
-    return [row async for row in client.pages(path, Delivery, {}, limit=limit)]
+    return [row async for row in client.pages(path, Delivery, {}, limit=limit, latest=True)]

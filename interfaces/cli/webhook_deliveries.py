@@ -42,7 +42,7 @@ def deliveries(
 
     async def run(client: Client) -> list[Delivery]:
         path = f"/v1/webhooks/{id}/deliveries"
-        return [row async for row in client.pages(path, Delivery, params, limit=limit)]
+        return [row async for row in client.pages(path, Delivery, params, limit=limit, latest=True)]
 
     found = ask(common, run)
     if common.json:

@@ -65,6 +65,10 @@ _QUERY: dict[str, Any] = {
     "properties": {
         "batches": {"type": "string", "description": "ids with commas between them, or *"},
         "after": {"type": "string", "description": "the cursor of the last frame applied"},
+        "min_position": {
+            "type": "string",
+            "description": "a position, or latest: no rows before they reflect it, or a 504",
+        },
     },
 }
 

@@ -11,8 +11,12 @@ from application.errors import Unavailable
 from application.ports.feed import FeedSource
 from interfaces.feed.client import FeedClient
 from interfaces.feed.limits import Limits
+from interfaces.feed.messages import Error
 from interfaces.feed.place import START, advance, refused
 from interfaces.feed.subscription import Subscription, unknown_among
+
+LONGEST_WAIT = 5.0  # seconds that a client is kept waiting for a position
+LOOK = 0.02  # seconds between two looks at whether it is reached
 
 PAUSE = 0.5  # seconds until a database that does not answer is asked again
 
@@ -78,6 +82,8 @@ class CatchUp:
 
     async def _greet(self, client: FeedClient, subscription: Subscription) -> bool:
         """Says what of the subscription cannot be had; False if it was replaced meanwhile."""
+        if not await self._is_reflected(client, subscription):
+            return False
         async with self._readers:
             known = await self._source.known(subscription.asked, owner=subscription.selection.owner)
         if client.subscription is not subscription:
@@ -85,4 +91,27 @@ class CatchUp:
         client.is_new = False
         for frame in (*subscription.first, *unknown_among(subscription.asked, known)):
             await client.say(frame)
+        return True
+
+    async def _is_reflected(self, client: FeedClient, subscription: Subscription) -> bool:
+        """Wait until rows reflect the position asked for.
+
+        False if the subscription was replaced meanwhile, or ended because that takes too long.
+        """
+        if not subscription.least:
+            return True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + LONGEST_WAIT
+        reached, head = await self._source.reach()
+        least = head if subscription.least == "latest" else subscription.least
+        while reached < least:
+            if loop.time() > end:
+                detail = f"position {least} is not reflected yet, only {reached}; subscribe again"
+                client.subscription = None
+                await client.say(Error("position_not_reached", detail))
+                return False
+            await asyncio.sleep(LOOK)
+            if client.subscription is not subscription:
+                return False
+            reached, _ = await self._source.reach()
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import IntEnum
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -24,10 +24,15 @@ class Subscribe(Message, frozen=True, tag="subscribe"):
 
     `batches` names batches to follow with their uploads and attempts; `*` follows the batch rows
     of all. `after` is the cursor of the last frame applied for this very list.
+
+    With `min_position` no rows come before they reflect that position, or with `latest` whatever
+    was recorded before the server read this message; after a few seconds that is an error of the
+    code `position_not_reached`, and nothing is followed.
     """
 
     batches: list[str] | Literal["*"]
     after: str | None = None
+    min_position: Annotated[int, msgspec.Meta(ge=0)] | Literal["latest"] | None = None
 
 
 class Ping(Message, frozen=True, tag="ping"):

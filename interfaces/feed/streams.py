@@ -21,7 +21,7 @@ from interfaces.feed.subscription import settle
 from interfaces.feed.vigil import SILENCE
 from interfaces.feed.wire import StreamWire
 from interfaces.rest.access import principal_of, require_known_page
-from interfaces.rest.params import Query
+from interfaces.rest.params import Query, reflected
 from interfaces.rest.problems import RETRY_SOON, Problem, bad_parameter
 from interfaces.rest.running import RUNNING
 from interfaces.rest.server import lost
@@ -35,9 +35,11 @@ _REFUSALS = {CloseCode.RESTARTING: 503, CloseCode.TOO_MANY_SOCKETS: 429}
 
 async def serve(request: web.Request) -> web.StreamResponse:
     """Serves one stream. Raises Problem where it cannot begin."""
-    hub, subscribe = request.app[HUB], _asked(request, request.app[HUB])
+    hub, query = request.app[HUB], Query(request, ("batches", "after", "min_position"))
+    subscribe = _asked(request, query, request.app[HUB])
     principal_of(request)
     require_known_page(request)
+    await reflected(request, query)
     known = presented(request)
     assert known is not None
     response = web.StreamResponse(headers={"X-Accel-Buffering": "no"})  # nginx passes it on at once
@@ -63,9 +65,8 @@ async def serve(request: web.Request) -> web.StreamResponse:
     return response
 
 
-def _asked(request: web.Request, hub: FeedHub) -> Subscribe:
+def _asked(request: web.Request, query: Query, hub: FeedHub) -> Subscribe:
     """What the query asks to follow; a stream that is taken up again says where it was cut."""
-    query = Query(request, ("batches", "after"))
     after = request.headers.get(LAST_EVENT_ID) or query.text("after")
     named = request.query.get("batches", "*")
     if named == "*":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 from uuid import UUID
 
 import msgspec
@@ -18,13 +19,14 @@ UNKNOWN = "there is no such batch, or not yet; should it be started, it will app
 class Subscription(msgspec.Struct, frozen=True):
     """One request to follow, settled: replaced as a whole by the next one.
 
-    `first` are the frames that answer it before any rows.
+    `first` are the frames that answer it before any rows, which come once they reflect `least`.
     """
 
     selection: Selection
     place: Place
     first: tuple[msgspec.Struct, ...] = ()
     asked: frozenset[UUID] = frozenset()
+    least: int | Literal["latest"] = 0
 
 
 def settle(message: Subscribe, principal: Principal) -> Subscription:
@@ -35,9 +37,10 @@ def settle(message: Subscribe, principal: Principal) -> Subscription:
     """
     place, reset = resumed(message.after)
     first: list[msgspec.Struct] = [reset] if reset else []
+    least = message.min_position or 0
     if message.batches == "*":
         limited = None if principal.batch is None else frozenset({principal.batch})
-        return Subscription(Selection(principal.sees, limited), place, tuple(first))
+        return Subscription(Selection(principal.sees, limited), place, tuple(first), least=least)
     asked: set[UUID] = set()
     for text in message.batches:
         id = _parsed(text)
@@ -46,7 +49,7 @@ def settle(message: Subscribe, principal: Principal) -> Subscription:
         else:
             asked.add(id)
     ids = frozenset(asked)
-    return Subscription(Selection(principal.sees, ids, ids), place, tuple(first), ids)
+    return Subscription(Selection(principal.sees, ids, ids), place, tuple(first), ids, least)
 
 
 def unknown(batch: str) -> Error:

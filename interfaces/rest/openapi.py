@@ -13,6 +13,7 @@ from aiohttp import web
 from application.ports.keys import Scope
 from interfaces.rest.answers import POSITION
 from interfaces.rest.idempotency import HEADER
+from interfaces.rest.params import LATEST
 from interfaces.rest.problems import CONTENT_TYPE, ProblemDocument
 from interfaces.rest.routes import Operation
 from interfaces.rest.webhooks.messages import MESSAGES, described_webhooks
@@ -35,8 +36,9 @@ _QUERY: dict[str, dict[str, Any]] = {
     },
     "limit": {"schema": {"type": "integer", "minimum": 1}},
     "min_position": {
-        "schema": {"type": "integer", "minimum": 0},
-        "description": "wait, a few seconds, until the answer reflects this position",
+        "schema": {"oneOf": [{"type": "integer", "minimum": 0}, {"const": LATEST}]},
+        "description": "wait, a few seconds, until the answer reflects this position, or with"
+        " `latest` whatever was recorded before the request; then it is a 504",
     },
     "format": {"schema": {"enum": ["json", "ndjson"]}},
     "only": {"schema": {"enum": ["failed"]}, "description": "failed, quarantined and rejected"},

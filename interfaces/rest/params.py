@@ -11,10 +11,13 @@ from aiohttp import web
 
 from application.errors import NotFound
 from domain.file import control_character
-from interfaces.rest.problems import Problem, bad_parameter
+from interfaces.rest.problems import RETRY_SOON, Problem, bad_parameter
 from interfaces.services import SERVICES
 
 MAX_POSITION = 2**63 - 1
+LATEST = "latest"
+"""As `min_position`: everything that was recorded, by whomever, before this request arrived."""
+
 LONGEST_WAIT = 5.0  # seconds that a reader is kept waiting for its own write
 MAX_TEXT = 1024
 
@@ -84,20 +87,40 @@ def id_in(request: web.Request, name: str = "id") -> UUID:
 
 
 async def reflected(request: web.Request, query: Query) -> int:
-    """The position the read model has reached, once that is `min_position` at least.
+    """Return the position the read model has reached, once that is `min_position` at least.
 
     Raises a 504 Problem after a few seconds.
     """
     queries = request.app[SERVICES].queries
-    least = query.integer("min_position", 0)
+    least = await least_position(request, query)
     if least:
         try:
             await queries.wait_for(least, timeout=LONGEST_WAIT)
         except TimeoutError:
-            raise Problem(
-                504,
-                "position_not_reached",
-                f"position {least} is not reflected yet",
-                headers={"Retry-After": "1"},
-            ) from None
+            raise not_reached(least, await queries.position()) from None
     return await queries.position()
+
+
+async def least_position(request: web.Request, query: Query) -> int:
+    """Return the position that the answer must reflect; 0 where the request names none.
+
+    `latest` is resolved to the end of the log, once, so that waiting for it ends.
+    """
+    text = query.text("min_position")
+    if text == LATEST:
+        return await request.app[SERVICES].log.head()
+    if text is not None and not (text.isascii() and text.isdecimal()):
+        what = f"must be a position (a whole number from 0 to {MAX_POSITION}), or {LATEST}"
+        raise bad_parameter("min_position", what)
+    return query.integer("min_position", 0)
+
+
+def not_reached(least: int, reached: int) -> Problem:
+    """The 504 Problem; its member `min_position` is what to ask for again."""
+    return Problem(
+        504,
+        "position_not_reached",
+        f"position {least} is not reflected yet, only {reached}; ask again with it as min_position",
+        headers=RETRY_SOON,
+        members={"min_position": least, "position": reached},
+    )

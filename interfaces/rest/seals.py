@@ -20,10 +20,11 @@ from interfaces.rest.access import (
 )
 from interfaces.rest.answers import PageAnswer, json_answer
 from interfaces.rest.bodies import NDJSON
-from interfaces.rest.params import Query, id_in
+from interfaces.rest.params import Query, id_in, reflected
 from interfaces.rest.routes import OPERATORS, Operation
 from interfaces.services import SERVICES
 
+EXPORT = ("after", "min_position")
 PAGE = 1000  # seals, or events in memory at a time
 
 _lines = msgspec.json.Encoder().encode_lines
@@ -54,7 +55,7 @@ async def export(request: web.Request) -> web.StreamResponse:
     require_unlimited(principal)
     services = request.app[SERVICES]
     if principal.sees is None:
-        opening = Opening(of="everything", whole=True, after=_after(request))
+        opening = Opening(of="everything", whole=True, after=await _after(request))
         return await _streamed(request, opening, services.seals.whole(opening.after))
     history, owner = services.history, principal.sees
     return await _proven(
@@ -92,7 +93,7 @@ async def _proven(
     source: Callable[[int, int], Awaitable[Sequence[Recorded]]],
 ) -> web.StreamResponse:
     """The events that the source names, each with its place in the tree of its seal."""
-    opening = Opening(of=of, whole=False, after=_after(request))
+    opening = Opening(of=of, whole=False, after=await _after(request))
     prover = request.app[SERVICES].seals.proofs()
 
     async def chunks() -> AsyncIterator[Sequence[Line]]:
@@ -104,8 +105,11 @@ async def _proven(
     return await _streamed(request, opening, chunks())
 
 
-def _after(request: web.Request) -> int:
-    return Query(request, ("after",)).integer("after", 0)
+async def _after(request: web.Request) -> int:
+    """Return `after`, once the read model, which knows whose events these are, is far enough."""
+    query = Query(request, EXPORT)
+    await reflected(request, query)
+    return query.integer("after", 0)
 
 
 async def _streamed(
@@ -130,7 +134,7 @@ def _export(path: str, handler: Callable[..., Awaitable[web.StreamResponse]], of
         path=path,
         handler=handler,
         summary=f"Export {of} as stored, with what proves it",
-        query=("after",),
+        query=EXPORT,
         scopes=OPERATORS,
         answers={200: Line},
         media=NDJSON,

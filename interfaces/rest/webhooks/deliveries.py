@@ -16,9 +16,10 @@ from interfaces.rest.params import MAX_POSITION, Query, id_in
 from interfaces.rest.problems import bad_parameter
 from interfaces.rest.routes import OPERATORS, Operation
 from interfaces.rest.webhooks.answers import DeliveryAnswer, RedeliveryAnswer, delivery_answer
+from interfaces.rest.webhooks.lists import reflected
 from interfaces.services import SERVICES
 
-LIST = ("state", "cursor", "limit")
+LIST = ("state", "cursor", "limit", "min_position")
 
 _redelivery = msgspec.json.Decoder(Redelivery)
 
@@ -28,6 +29,7 @@ async def listing(request: web.Request) -> web.Response:
     require(request, *OPERATORS)
     query, webhooks = Query(request, LIST), request.app[SERVICES].webhooks
     webhook = await webhook_of(request, id_in(request))
+    await reflected(request, query)
     limit = query.integer("limit", 50, low=1, high=1000)
     position = await webhooks.position()
     found = await webhooks.deliveries(

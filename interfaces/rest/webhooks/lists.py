@@ -8,8 +8,7 @@ from aiohttp import web
 
 from application.ports.webhooks import Standing
 from domain.webhook.aggregate import Webhook
-from interfaces.rest.params import LONGEST_WAIT
-from interfaces.rest.problems import RETRY_SOON, Problem
+from interfaces.rest.params import LONGEST_WAIT, Query, least_position, not_reached
 from interfaces.rest.webhooks.answers import WebhookAnswer, webhook_answer
 from interfaces.services import SERVICES, Services
 
@@ -29,11 +28,12 @@ async def seen(services: Services, position: int) -> None:
     await _reached(services, position, SEEN_WITHIN)
 
 
-async def reflected(services: Services, position: int) -> None:
-    """Raises a 504 Problem where lists do not show this position within a few seconds."""
-    if not await _reached(services, position, LONGEST_WAIT):
-        detail = f"position {position} is not reflected yet"
-        raise Problem(504, "position_not_reached", detail, headers=RETRY_SOON)
+async def reflected(request: web.Request, query: Query) -> None:
+    """Return once lists show `min_position`. Raises a 504 Problem after a few seconds."""
+    services = request.app[SERVICES]
+    least = await least_position(request, query)
+    if least and not await _reached(services, least, LONGEST_WAIT):
+        raise not_reached(least, await services.webhooks.position())
 
 
 async def _reached(services: Services, position: int, within: float) -> bool:

@@ -71,7 +71,7 @@ async def listing(request: web.Request) -> web.Response:
     """The webhooks of the owner, newest first; an admin sees those of every owner."""
     principal = require(request, *OPERATORS)
     services, query = request.app[SERVICES], Query(request, LIST)
-    await reflected(services, query.integer("min_position", 0))
+    await reflected(request, query)
     page = await services.webhooks.all(
         owner=principal.sees,
         cursor=query.text("cursor"),

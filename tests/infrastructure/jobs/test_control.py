@@ -222,7 +222,8 @@ def test_a_release_from_quarantine_changes_the_verdict(database_url: str, tmp_pa
         await release_upload(plant.log, command, context())
         await plant.until(lambda: verdicts(plant, batch, 2))
 
-        assert (await plant.all_of(BatchReopened, batch))[0].by == "orchestrator"
+        (reopened,) = await plant.all_of(BatchReopened, batch)
+        assert reopened.by == context().by  # with the release, not a moment later
         assert (await plant.all_of(BatchCompleted, batch))[-1].outcome is Outcome.SUCCEEDED
         assert (await plant.upload(held.id)).attempt == 1
 

@@ -10,6 +10,7 @@ import pytest
 
 from interfaces.cli.main import run
 from tests.interfaces.conftest import LiveServer
+from tests.late_projector import delay_projector
 
 
 class Outcome(NamedTuple):
@@ -25,6 +26,12 @@ class Outcome(NamedTuple):
 
 
 Command: TypeAlias = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True)
+def _late_projector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are late, as on a busy server: a command that reads must wait for what was recorded."""
+    delay_projector(monkeypatch)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from application.ports.keys import Scope
 from domain.upload.events import FileProgressed
 from tests.interfaces.feed.stage import stage
+from tests.late_projector import delay_projector
 from tests.stories import ALICE, NOON, attempt, queued, received
 from tests.support import run
 
@@ -258,5 +259,57 @@ def test_rows_carry_the_columns_of_the_views(database_url: str, tmp_path: Path) 
                 assert row["metadata"] == {"trip": "Rome"}
                 assert row["id"] == str(batch)
                 assert row["started_at"] == "2026-01-01T12:00:00Z"
+
+    run(story())
+
+
+def test_a_subscription_with_latest_shows_no_rows_from_before_what_was_recorded(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delay_projector(monkeypatch)
+
+    async def story() -> None:
+        async with stage(database_url, tmp_path) as on, on.viewer(await on.key()) as viewer:
+            batch = await on.batch(label="new")
+            upload = await on.upload(batch, "a.jpg")
+
+            await viewer.subscribe([batch], min_position="latest")
+
+            snapshot = await viewer.until_frame("snapshot")
+            assert [row["label"] for row in snapshot["batches"]] == ["new"]
+            assert [row["id"] for row in snapshot["uploads"]] == [str(upload)]
+            assert viewer.of_type("error") == []
+
+            position = await on.record(upload, received(), queued())
+            await viewer.subscribe([batch], min_position=position)
+            snapshot = await viewer.until_frame("snapshot")
+            assert snapshot["uploads"][0]["state"] == "queued"
+
+    run(story())
+
+
+def test_a_subscription_that_waits_for_too_long_is_told_so_and_may_be_made_again(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interfaces.feed.catch_up.LONGEST_WAIT", 0.1)
+
+    async def story() -> None:
+        async with stage(database_url, tmp_path) as on:
+            batch = await on.batch()
+            await on.projected()
+            async with on.viewer(await on.key()) as viewer:
+                await viewer.subscribe([batch], min_position=10**9)
+                error = await viewer.until_frame("error")
+                assert error["code"] == "position_not_reached"
+                assert viewer.of_type("snapshot") == []
+
+                await viewer.subscribe([batch])
+                await viewer.until_frame("snapshot")
+                assert list(viewer.rows["batches"]) == [str(batch)]
+
+                await viewer.socket.send_json(
+                    {"type": "subscribe", "batches": "*", "min_position": -1}
+                )
+                assert (await viewer.until_frame("error"))["code"] == "malformed"
 
     run(story())

@@ -16,6 +16,7 @@ from tests.interfaces.feed.stream import StreamViewer, streaming
 from tests.interfaces.feed.test_no_gap import agree, busy, moved
 from tests.interfaces.feed.test_renewing import ends_in
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
+from tests.late_projector import delay_projector
 from tests.stories import attempt, queued, received
 from tests.support import eventually, run
 
@@ -46,6 +47,22 @@ def test_a_stream_tells_what_a_socket_tells(database_url: str, tmp_path: Path) -
                 kinds = [[f["type"] for f in v.frames[:4]] for v in (stream, socket)]
                 assert kinds == [["welcome", "error", "error", "snapshot"]] * 2
                 assert 1000 <= stream.retry < 3000
+
+    run(story())
+
+
+def test_a_stream_with_latest_shows_no_rows_from_before_what_was_recorded(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delay_projector(monkeypatch)
+
+    async def story() -> None:
+        async with stage(database_url, tmp_path) as on:
+            key, batch = await on.key(), await on.batch(label="new")
+            query = f"?batches={batch}&min_position=latest"
+            async with streaming(on, key, query) as stream:
+                snapshot = await stream.until_frame("snapshot")
+                assert [row["label"] for row in snapshot["batches"]] == ["new"]
 
     run(story())
 

@@ -37,10 +37,10 @@ class Viewer:
             await self.socket.send_json(message)
 
     async def subscribe(
-        self, batches: Sequence[UUID | str] | str = "*", after: str | None = None
+        self, batches: Sequence[UUID | str] | str = "*", after: str | None = None, **more: Any
     ) -> None:
         names = batches if isinstance(batches, str) else [str(id) for id in batches]
-        await self.say(type="subscribe", batches=names, after=after)
+        await self.say(type="subscribe", batches=names, after=after, **more)
 
     async def frame(self, deadline: float = 60.0) -> dict[str, Any]:
         """The next frame of any type, applied. Raises AssertionError when the socket ends."""

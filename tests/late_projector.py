@@ -1,0 +1,36 @@
+"""A projector that is late, or held: for tests of those who read what was just recorded."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from application.ports.event_log import EventLog
+from infrastructure.postgres.pool import Connection
+from infrastructure.read_model import projector
+from infrastructure.read_model.projecting import project, tracked
+from infrastructure.read_model.targets import Target
+
+DELAY = 0.3  # seconds
+
+
+def delay_projector(monkeypatch: pytest.MonkeyPatch, seconds: float = DELAY) -> None:
+    """Project every event so many seconds after it was recorded, at the earliest."""
+
+    async def late(connection: Connection, log: EventLog, target: Target) -> int:
+        head = await log.head()
+        await asyncio.sleep(seconds)
+        return await project(connection, log, target, upto=head)
+
+    monkeypatch.setattr(projector, "project", late)
+
+
+def hold_projector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Project nothing any more."""
+
+    async def held(connection: Connection, log: EventLog, target: Target) -> int:
+        await asyncio.sleep(0.01)
+        return await tracked(connection, target)
+
+    monkeypatch.setattr(projector, "project", held)
