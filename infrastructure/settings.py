@@ -21,6 +21,13 @@ Bytes: TypeAlias = Annotated[int, Meta(ge=0, extra={"unit": "bytes"})]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, extra={"unit": "seconds"})]
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 Limit: TypeAlias = Annotated[int, Meta(ge=0)]
+TusPath: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"^$|^(?!/(v1|static|login|logout|healthz|readyz|metrics|openapi\.json|asyncapi\.json"
+        r"|favicon\.ico)(/|$))(/(?!\.\.?(/|$))[A-Za-z0-9_.~-]+)+/?$"
+    ),
+]
 Address: TypeAlias = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$")]
 
 DEFAULT_PIPELINE = Pipeline(
@@ -76,6 +83,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     trust_forwarded: Annotated[
         bool, Meta(description="whether a proxy in front sets Forwarded or X-Forwarded-*")
     ] = False
+    tus_path: Annotated[
+        TusPath,
+        Meta(description="path of the tus endpoint that behaves as tusd's; empty for none"),
+    ] = "/files/"
     max_body: Annotated[Bytes, Meta(description="largest JSON or NDJSON request")] = 16 * MIB
     shutdown_grace: Annotated[
         Seconds, Meta(description="time that running work gets when the server stops")

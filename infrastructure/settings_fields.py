@@ -119,8 +119,10 @@ def _allowed(type: inspect.Type, unit: str | None) -> str:
             if unit == "bytes":
                 return number
             return f"{number} from {least}" + (f" to {most}" if most is not None else " on")
-        case inspect.StrType(pattern=str()):
-            return "an address such as https://example.com"
+        case inspect.StrType(pattern=str(pattern)):
+            if pattern.startswith("^http"):
+                return "an address such as https://example.com"
+            return "a path such as /files/ that is not one of our own, or empty"
         case inspect.BoolType():
             return "true or false"
         case inspect.FloatType():

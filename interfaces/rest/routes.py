@@ -3,7 +3,7 @@ all read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -38,7 +38,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     media: str = "application/json"
 
 
-def add_operations(app: web.Application, operations: Iterable[Operation]) -> None:
+def add_operations(app: web.Application, operations: Sequence[Operation]) -> None:
     for operation in operations:
         expect = hold if operation.body is not None else None
         app.router.add_route(
@@ -46,7 +46,14 @@ def add_operations(app: web.Application, operations: Iterable[Operation]) -> Non
         )
         if operation.method == "GET" and operation.path not in NO_HEAD:
             app.router.add_route("HEAD", operation.path, operation.handler)
+    for operation in operations:
+        if operation.path in WITH_SLASH:
+            expect = hold if operation.body is not None else None
+            path = f"{operation.path}/"
+            app.router.add_route(operation.method, path, operation.handler, expect_handler=expect)
 
 
+# Clients of tus add a slash to an endpoint, and keep it where they find it.
+WITH_SLASH = frozenset({"/v1/uploads/{id}", "/v1/batches/{id}/uploads"})
 # The tus protocol asks HEAD of an upload; what can be used once is used up by GET alone.
 NO_HEAD = frozenset({"/v1/uploads/{id}", "/login", "/v1/callbacks/{token}/content"})

@@ -11,9 +11,11 @@ import structlog
 from aiohttp import hdrs, web
 
 from application.errors import NotFound
+from application.ports.blobs import BlobMissing
 from application.ports.keys import Scope
+from application.transfer.names import blob_of
 from domain.upload.aggregate import Upload
-from domain.upload.state import GONE, UploadState
+from domain.upload.state import GONE, INCOMING, UploadState
 from interfaces.rest.access import principal_of, upload_of
 from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem
@@ -21,30 +23,92 @@ from interfaces.services import SERVICES
 from interfaces.uploads.ranges import Part, Unsatisfiable, part_of
 from interfaces.uploads.refusals import gone
 
+SHOWN_TYPES = frozenset(
+    {
+        "text/plain",
+        *(f"image/{name}" for name in ("png", "jpeg", "gif", "bmp", "webp")),
+        *(f"audio/{name}" for name in ("wave", "wav", "x-wav", "x-pn-wav", "webm", "ogg")),
+        *(f"video/{name}" for name in ("webm", "ogg")),
+        "application/ogg",
+    }
+)
+"""What tusd sends `inline`; anything else, HTML, SVG and PDF included, is an attachment."""
+
 _log = structlog.get_logger(__name__)
 
 
 async def content(request: web.Request) -> web.StreamResponse:
     """GET of an upload's bytes, for whoever may see the upload; Range is understood."""
+    return await _send_stored(request, await _current(request))
+
+
+async def download(request: web.Request) -> web.StreamResponse:
+    """GET of an upload as tusd answers it: the bytes, or those that are here so far.
+
+    Source: GetFile in tusd's unrouted_handler.go. Its stores differ where a file is not
+    complete: a folder gives what it has, S3 refuses.
+    """
+    upload = await _current(request)
+    if upload.state not in INCOMING:
+        return await _send_stored(request, upload, inline=_shown_by_browsers(upload))
+    if upload.received == 0:
+        return web.Response(status=204)
+    return await _send_incomplete(request, upload)
+
+
+async def _current(request: web.Request) -> Upload:
+    """The upload that the path names. Raises NotFound."""
     upload = await upload_of(request, id_in(request))
     if upload.blob is None:  # remembered from a moment ago: another process may have received it
         request.app[SERVICES].log.forget(upload.id)
         upload = await upload_of(request, upload.id)
+    return upload
+
+
+async def _send_stored(
+    request: web.Request, upload: Upload, *, inline: bool = False
+) -> web.StreamResponse:
     if upload.state is UploadState.EXPIRED:
         raise gone(upload.state)
     if upload.blob is None or upload.state in GONE:
         raise NotFound("there are no stored bytes")
     _require_harmless(request, upload)
-    return await send_content(request, upload)
+    return await send_content(request, upload, inline=inline)
 
 
-async def send_content(request: web.Request, upload: Upload) -> web.StreamResponse:
+async def send_content(
+    request: web.Request, upload: Upload, *, inline: bool = False
+) -> web.StreamResponse:
     """The bytes of an upload that has them; whoever calls has seen that they may be sent."""
     assert upload.blob is not None
     # Only the type proper: parameters are the sender's, and nobody checked them.
     media_type = (upload.media_type or "application/octet-stream").partition(";")[0]
     name = PurePosixPath(upload.path).name
-    return await _serve(request, upload.blob, upload.received, name, media_type)
+    disposition = _disposition(name, inline=inline)
+    return await _serve(request, upload.blob, upload.received, disposition, media_type)
+
+
+def _shown_by_browsers(upload: Upload) -> bool:
+    """Whether tusd lets browsers show a file of this type: none that can hold scripts."""
+    return (upload.media_type or "") in SHOWN_TYPES
+
+
+async def _send_incomplete(request: web.Request, upload: Upload) -> web.StreamResponse:
+    """The bytes on record. Raises a 400 Problem where the store reads no unfinished blob."""
+    blob, blobs = blob_of(upload.id), request.app[SERVICES].blobs
+    try:
+        async for _ in blobs.read(blob, 0, 1):
+            pass
+    except BlobMissing:
+        detail = "not all bytes of this upload are here yet"
+        raise Problem(400, "incomplete_upload", detail) from None
+    name = PurePosixPath(upload.path).name
+    headers: dict[str, str] = {
+        hdrs.CONTENT_TYPE: "application/octet-stream",
+        hdrs.CONTENT_DISPOSITION: _disposition(name),
+    }
+    response = web.StreamResponse(headers=headers)
+    return await _stream(request, response, blob, Part(0, upload.received, upload.received))
 
 
 async def artifact(request: web.Request) -> web.StreamResponse:
@@ -57,7 +121,7 @@ async def artifact(request: web.Request) -> web.StreamResponse:
     if blob is None or upload.state in GONE:
         raise NotFound("there is no such artifact")
     size = await services.blobs.size(blob)
-    return await _serve(request, blob, size, name, "application/octet-stream")
+    return await _serve(request, blob, size, _disposition(name), "application/octet-stream")
 
 
 def _require_harmless(request: web.Request, upload: Upload) -> None:
@@ -70,7 +134,7 @@ def _require_harmless(request: web.Request, upload: Upload) -> None:
 
 
 async def _serve(
-    request: web.Request, blob: str, size: int, name: str, media_type: str
+    request: web.Request, blob: str, size: int, disposition: str, media_type: str
 ) -> web.StreamResponse:
     etag = f'"{sha256(f"{blob} {size}".encode()).hexdigest()[:32]}"'
     headers: dict[str, str] = {
@@ -81,7 +145,7 @@ async def _serve(
     if _names(request.headers.get(hdrs.IF_NONE_MATCH, ""), etag):
         return web.Response(status=304, headers=headers)
     headers[hdrs.CONTENT_TYPE] = media_type
-    headers[hdrs.CONTENT_DISPOSITION] = _attachment(name)
+    headers[hdrs.CONTENT_DISPOSITION] = disposition
     headers["X-Content-Type-Options"] = "nosniff"
     headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
     part = _asked_for(request, etag, size)
@@ -132,10 +196,11 @@ def _names(header: str, etag: str) -> bool:
     return etag in tags or header.strip() == "*"
 
 
-def _attachment(name: str) -> str:
+def _disposition(name: str, *, inline: bool = False) -> str:
     """A download under the file's own name (RFC 6266): plain ASCII for old clients, then all."""
     plain = "".join(
         character if character.isascii() and character.isprintable() else "_" for character in name
     )
     plain = plain.replace("\\", "_").replace('"', "_").replace("%", "_")
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+    kind = "inline" if inline else "attachment"
+    return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"

@@ -40,16 +40,27 @@ def require_node() -> str:
 
 async def tus_js(job: dict[str, Any]) -> dict[str, Any]:
     """What tus-js-client made of the job; raises AssertionError with its complaint."""
-    node = require_node()
     require_package("tus-js-client")
+    answer: dict[str, Any] = await run_script("tus.mjs", json.dumps(job))
+    return answer
+
+
+async def run_script(name: str, *arguments: str) -> Any:
+    """Run a script of this folder and return the JSON that it prints.
+
+    Raises AssertionError with its complaint.
+    """
     process = await asyncio.create_subprocess_exec(
-        node,
-        str(HERE / "tus.mjs"),
-        json.dumps(job),
+        require_node(),
+        str(HERE / name),
+        *arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    told, complaint = await asyncio.wait_for(process.communicate(), 90)
+    try:
+        told, complaint = await asyncio.wait_for(process.communicate(), 90)
+    finally:
+        if process.returncode is None:
+            process.kill()
     assert process.returncode == 0, complaint.decode(errors="replace")
-    answer: dict[str, Any] = json.loads(told)
-    return answer
+    return json.loads(told)

@@ -9,7 +9,7 @@ from application.commands import StartBatch
 from application.handlers.batches import start_batch
 from application.handlers.deciding import Context
 from domain.ids import is_part
-from tests.clients.installed import tus_js
+from tests.clients.installed import require_package, run_script, tus_js
 from tests.interfaces.uploads.server import OWNER, TUS, Server, serving, stored_files, upload_in
 from tests.support import run
 
@@ -124,5 +124,17 @@ def test_parallel_parts_join_a_batch_as_one_upload(
 
             assert (await services.log.upload(upload_in(location))).batch == batch.id
             assert await server.content(location) == CONTENT
+
+    run(story())
+
+
+def test_the_clients_own_end_to_end_specification_passes_against_files(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        require_package("tus-js-client")
+        async with serving(database_url, tmp_path / "data") as server:
+            urls = await run_script("end_to_end.mjs", f"{server.url}/files/", server.key)
+            assert len(set(urls)) == 3
 
     run(story())

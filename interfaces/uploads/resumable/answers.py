@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 
 from domain.upload.aggregate import Upload
 from interfaces.rest.answers import json_answer
-from interfaces.rest.forwarding import public_url
+from interfaces.uploads.endpoints import upload_url
 from interfaces.uploads.resumable.request import (
     COMPLETE,
     LIMIT,
@@ -29,10 +29,6 @@ class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True):
     state: str
 
 
-def location_of(request: web.Request, id: UUID) -> str:
-    return public_url(request, f"/v1/uploads/{id}")
-
-
 def stored(request: web.Request, upload: Upload) -> web.Response:
     """The final response. It follows from the upload alone, so that it can be given again."""
     answer = StoredAnswer(
@@ -43,7 +39,7 @@ def stored(request: web.Request, upload: Upload) -> web.Response:
         state=upload.state,
     )
     headers = {
-        hdrs.LOCATION: location_of(request, upload.id),
+        hdrs.LOCATION: upload_url(request, upload.id),
         COMPLETE: "?1",
         OFFSET: str(upload.received),
     }
@@ -52,7 +48,7 @@ def stored(request: web.Request, upload: Upload) -> web.Response:
 
 def begun(request: web.Request, upload: Upload) -> web.Response:
     """An upload was created, and its file is not complete."""
-    headers = {hdrs.LOCATION: location_of(request, upload.id), **_so_far(request, upload)}
+    headers = {hdrs.LOCATION: upload_url(request, upload.id), **_so_far(request, upload)}
     return web.Response(status=201, headers=headers)
 
 

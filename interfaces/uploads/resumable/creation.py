@@ -17,8 +17,9 @@ from domain.upload.state import INCOMING
 from interfaces.rest.access import require
 from interfaces.rest.problems import bad_parameter
 from interfaces.uploads.body import Body, require_plain, whole
+from interfaces.uploads.endpoints import upload_url
 from interfaces.uploads.positions import with_position
-from interfaces.uploads.resumable.answers import begun, location_of, stored
+from interfaces.uploads.resumable.answers import begun, stored
 from interfaces.uploads.resumable.digests import (
     CONTENT_DIGEST,
     REPR_DIGEST,
@@ -55,11 +56,11 @@ async def create(request: web.Request) -> web.StreamResponse:
     if complete and size is not None and size <= SMALL and request.content.is_eof():
         read = partial(_arrived, request, checksum)
         arrived = await arrivals.arrive(place, file, read, speaker)
-        await announce(request, location_of(request, arrived.upload.id))
+        await announce(request, upload_url(request, arrived.upload.id))
         return await with_position(request, stored(request, arrived.upload), arrived.position)
     registered = await arrivals.announce(place, file, speaker)
     id = registered.upload.id
-    await announce(request, location_of(request, id))
+    await announce(request, upload_url(request, id))
     try:
         decided = await _first_bytes(
             request, registered, incoming(upload=id, size=size, checksum=checksum), speaker
@@ -68,7 +69,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         return await with_position(request, answer, decided.position)
     except Exception as error:
         problem = told(error)
-        problem.headers[hdrs.LOCATION] = location_of(request, id)
+        problem.headers[hdrs.LOCATION] = upload_url(request, id)
         raise problem from error
 
 

@@ -9,6 +9,7 @@ from application.transfer.checksums import Checksum
 from domain.file import FileDeclaration, faults_of
 from interfaces.rest.params import Query
 from interfaces.services import SERVICES
+from interfaces.uploads.endpoints import is_tus_endpoint
 from interfaces.uploads.headers import only
 from interfaces.uploads.resumable.digests import declared
 from interfaces.uploads.resumable.request import PARTIAL
@@ -27,12 +28,18 @@ def declaration(request: web.Request, size: int | None, digest: Checksum | None)
     default = str(request.app[SERVICES].new_id())
     file = metadata.declaration(said, size, default=default)
     return FileDeclaration(
-        path=Query(request, ("path",)).text("path") or _filename(request) or file.path,
+        path=_query(request).text("path") or _filename(request) or file.path,
         size=size,
         media_type=_media_type(request) or file.media_type,
         checksum=declared(digest) or file.checksum,
         metadata=said,
     )
+
+
+def _query(request: web.Request) -> Query:
+    """The query; a tus endpoint takes whatever else its clients add to it."""
+    others = tuple(request.query) if is_tus_endpoint(request) else ()
+    return Query(request, ("path", *others))
 
 
 def _filename(request: web.Request) -> str | None:

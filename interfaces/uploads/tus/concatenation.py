@@ -5,8 +5,6 @@ Source of the rules: https://tus.io/protocols/resumable-upload, section Concaten
 
 from __future__ import annotations
 
-import re
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from aiohttp import web
@@ -18,6 +16,7 @@ from domain.ids import is_part, joined_batch_id_for
 from domain.upload.aggregate import Upload
 from interfaces.rest.access import require
 from interfaces.rest.problems import Problem, bad_parameter
+from interfaces.uploads.endpoints import upload_at
 from interfaces.uploads.headers import only
 from interfaces.uploads.serving import PARTS, speaker_of
 from interfaces.uploads.tus import metadata
@@ -32,8 +31,6 @@ from interfaces.uploads.tus.request import CONCAT, METADATA, tus_request
 
 PARTIAL = "partial"
 FINAL = "final;"
-
-_UPLOAD_PATH = re.compile(r"(?:.*/)?v1/uploads/([0-9a-f-]{36})/?")
 
 
 @tus_request
@@ -78,7 +75,7 @@ async def _announce(request: web.Request) -> web.StreamResponse:
 async def _join(request: web.Request, concat: str) -> web.StreamResponse:
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     place = await place_of(request, principal.owner)
-    parts = [_part_at(address) for address in concat.removeprefix(FINAL).split()]
+    parts = [_part_at(request, address) for address in concat.removeprefix(FINAL).split()]
     if not parts or len(set(parts)) < len(parts):
         raise bad_parameter(CONCAT, "must name one or more parts, each once")
     if isinstance(place, Alone):  # the same parts make the same upload, however often it is asked
@@ -90,10 +87,9 @@ async def _join(request: web.Request, concat: str) -> web.StreamResponse:
     return await created(request, joined.upload, joined.position)
 
 
-def _part_at(address: str) -> UUID:
-    """The part that an address names, absolute or relative, behind whatever prefix of a proxy."""
-    found = _UPLOAD_PATH.fullmatch(urlsplit(address).path)
-    try:
-        return UUID(found.group(1) if found else "")
-    except ValueError:
-        raise bad_parameter(CONCAT, f"names {address[:200]!r}, which is no upload here") from None
+def _part_at(request: web.Request, address: str) -> UUID:
+    """The part that an address names. Raises a 400 Problem."""
+    part = upload_at(request, address)
+    if part is None:
+        raise bad_parameter(CONCAT, f"names {address[:200]!r}, which is no upload here")
+    return part

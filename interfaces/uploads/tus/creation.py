@@ -18,11 +18,11 @@ from application.transfer.errors import TooLong
 from application.transfer.transfers import Incoming, Speaker
 from domain.upload.aggregate import Upload
 from interfaces.rest.access import batch_of, require, require_unlimited
-from interfaces.rest.forwarding import public_url
 from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
 from interfaces.uploads.body import Body, require_plain, whole
+from interfaces.uploads.endpoints import upload_url
 from interfaces.uploads.headers import only
 from interfaces.uploads.positions import placed
 from interfaces.uploads.refusals import refusal_of
@@ -107,19 +107,15 @@ async def _located(request: web.Request, id: UUID) -> AsyncIterator[None]:
         raise
     except Exception as error:
         problem = refusal_of(error)
-        problem.headers[hdrs.LOCATION] = _location(request, id)
+        problem.headers[hdrs.LOCATION] = upload_url(request, id)
         raise problem from error
 
 
 async def created(request: web.Request, upload: Upload, position: int) -> web.Response:
     """`position` is that of what was recorded, 0 where the upload was there already."""
-    headers = {hdrs.LOCATION: _location(request, upload.id), OFFSET: str(upload.received)}
+    headers = {hdrs.LOCATION: upload_url(request, upload.id), OFFSET: str(upload.received)}
     headers |= expires(request, upload) | await placed(request, position)
     return web.Response(status=201, headers=headers)
-
-
-def _location(request: web.Request, id: UUID) -> str:
-    return public_url(request, f"/v1/uploads/{id}")
 
 
 def declared_size(request: web.Request) -> int | None:

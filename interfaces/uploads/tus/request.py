@@ -8,12 +8,13 @@ from __future__ import annotations
 from base64 import b64decode
 from binascii import Error as NotBase64
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from application.transfer.checksums import ALGORITHMS, Checksum
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.uploads.body import HELD
+from interfaces.uploads.endpoints import is_tus_endpoint
 from interfaces.uploads.headers import only
 from interfaces.uploads.refusals import refusal_of
 
@@ -44,7 +45,7 @@ def tus_request(handler: Handler) -> Handler:
 
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
-            if only(request, RESUMABLE) != VERSION:
+            if only(request, RESUMABLE) != VERSION and not _may_be_no_client(request):
                 detail = f"this server speaks {RESUMABLE}: {VERSION}"
                 raise Problem(412, "tus_version", detail, headers={"Tus-Version": VERSION})
             response = await handler(request)
@@ -58,6 +59,12 @@ def tus_request(handler: Handler) -> Handler:
         return response
 
     return answer
+
+
+def _may_be_no_client(request: web.Request) -> bool:
+    """Whether to answer without a version: tusd does a HEAD, by which programs look at a file."""
+    asks = request.method == hdrs.METH_HEAD and is_tus_endpoint(request)
+    return asks and RESUMABLE not in request.headers
 
 
 def number_in(request: web.Request, header: str) -> int | None:
