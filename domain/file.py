@@ -16,7 +16,14 @@ MAX_METADATA_ENTRIES = 32
 MAX_METADATA_BYTES = 4096
 MAX_SIZE = 2**53 - 1  # the largest integer every JSON reader keeps whole (RFC 8259 section 6)
 
+PARTS_KEY = "tus-concat"
+"""The metadata key under which an upload that was joined from parts keeps what named them.
+
+It is bounded by itself: what names a thousand parts is larger than metadata may be.
+"""
+
 _MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}(;.{0,200})?", re.ASCII)
+_PARTS = re.compile(r"[ -~]{0,65536}")
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -45,7 +52,10 @@ def faults_of(file: FileDeclaration, *, at: str = "") -> Iterator[Fault]:
         yield Fault(f"{at}media_type", "must look like image/png")
     if file.checksum is not None and not _CHECKSUM.fullmatch(file.checksum):
         yield Fault(f"{at}checksum", "must be sha256: followed by 64 lowercase hex digits")
-    if problem := metadata_problem(file.metadata):
+    metadata = dict(file.metadata)
+    if not _PARTS.fullmatch(metadata.pop(PARTS_KEY, "")):
+        yield Fault(f"{at}metadata/{PARTS_KEY}", "must name parts, in printable ASCII of 64 KiB")
+    if problem := metadata_problem(metadata):
         yield Fault(f"{at}metadata", problem)
 
 

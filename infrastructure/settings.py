@@ -80,6 +80,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[str, ...],
         Meta(description="origins whose pages may upload and watch; `*` for any, by key alone"),
     ] = ()
+    cors_allowed_headers: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="request headers of those pages besides the usual ones and those of"
+            " uploads; `*` for any they ask for"
+        ),
+    ] = ("*",)
     trust_forwarded: Annotated[
         bool, Meta(description="whether a proxy in front sets Forwarded or X-Forwarded-*")
     ] = False

@@ -6,6 +6,7 @@ process admits is added, so that several processes may together admit a little t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeAlias
@@ -13,12 +14,16 @@ from uuid import UUID
 
 import msgspec
 
-from application.ports.slots import Slots, SlotsHere
+from application.ports.slots import Slot, Slots, SlotsHere
 from application.ports.usage import Usage, Used
 from application.transfer.errors import BatchFull, QuotaExceeded, TooManyTransfers
 
 KEPT = 2.0  # seconds at least for which figures are not asked for again
 WORTH = 50  # times as long as it took to ask for them, they are kept
+SLOT_WAIT = 5.0  # seconds that a transfer waits for one of its owner to end
+SLOT_POLL = 0.25  # seconds between two looks: a transfer may end in another process
+SLOT_LOOK = 0.05  # seconds between two looks at whether the wait is still wanted
+MAX_WAITING = 64  # transfers of this process that wait; more are refused at once
 REMEMBERED = 4096  # owners and batches at most whose figures are remembered
 
 
@@ -64,6 +69,7 @@ class Quotas:
         self._transfers = transfers
         self._known: dict[str | UUID, _Account] = {}
         self._slots = slots or SlotsHere()
+        self._waiting = 0
 
     @property
     def unlimited(self) -> bool:
@@ -99,18 +105,42 @@ class Quotas:
                 raise refusal(excess)
 
     @asynccontextmanager
-    async def transferring(self, owner: str) -> AsyncIterator[None]:
-        """While a body of this owner arrives here. Raises TooManyTransfers, Unavailable."""
+    async def transferring(
+        self, owner: str, still_wanted: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[None]:
+        """While a body of this owner arrives here.
+
+        Waits a few seconds for another transfer to end: clients of tus try only a few times.
+        `still_wanted` raises where the wait is not, and is asked every SLOT_LOOK seconds. Raises
+        TooManyTransfers, Unavailable.
+        """
         if not self._transfers:
             yield
             return
         slot = await self._slots.take(owner, self._transfers)
+        if slot is None and self._waiting < MAX_WAITING:
+            slot = await self._wait_for_slot(owner, still_wanted)
         if slot is None:
             raise TooManyTransfers(self._transfers)
         try:
             yield
         finally:
             await slot.release()
+
+    async def _wait_for_slot(self, owner: str, still_wanted: Callable[[], None]) -> Slot | None:
+        """A slot that became free within SLOT_WAIT seconds, or None."""
+        self._waiting += 1
+        try:
+            for _ in range(round(SLOT_WAIT / SLOT_POLL)):
+                for _ in range(round(SLOT_POLL / SLOT_LOOK)):
+                    still_wanted()
+                    await asyncio.sleep(SLOT_LOOK)
+                still_wanted()
+                if slot := await self._slots.take(owner, self._transfers):
+                    return slot
+            return None
+        finally:
+            self._waiting -= 1
 
     async def _accounts(self, owner: str, batch: UUID | None) -> _Accounts:
         found: _Accounts = []

@@ -5,18 +5,25 @@ Source of the rules: https://fetch.spec.whatwg.org, section 3.3 (CORS protocol).
 
 from __future__ import annotations
 
+import re
+
 from aiohttp import hdrs, web
 
 from interfaces.services import SERVICES
 
 ANY = "*"
+MAX_CUSTOM = 64  # headers of a preflight that are allowed because they are asked for
 MAX_AGE = "86400"  # seconds for which a browser need not ask again; some cap it at less
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110 section 5.6.2
 
 METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
 SENT = ", ".join(
     (
         "Accept",
         "Authorization",
+        "Baggage",
+        "Cache-Control",
         "Content-Digest",
         "Content-Type",
         "Idempotency-Key",
@@ -27,6 +34,7 @@ SENT = ", ".join(
         "Range",
         "Repr-Digest",
         "Traceparent",
+        "Tracestate",
         "Tus-Resumable",
         "Upload-Checksum",
         "Upload-Complete",
@@ -38,9 +46,11 @@ SENT = ", ".join(
         "Upload-Metadata",
         "Upload-Offset",
         "Want-Repr-Digest",
+        "X-CSRF-Token",
         "X-HTTP-Method-Override",
         "X-Request-ID",
         "X-Requested-With",
+        "X-XSRF-Token",
     )
 )
 READ = ", ".join(
@@ -96,5 +106,22 @@ async def allow_origins(request: web.Request, response: web.StreamResponse) -> N
     headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = READ
     if hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
         headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = METHODS
-        headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = SENT
+        headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = _allowed_headers(request)
+        headers[hdrs.VARY] += f", {hdrs.ACCESS_CONTROL_REQUEST_HEADERS}"
         headers[hdrs.ACCESS_CONTROL_MAX_AGE] = MAX_AGE
+
+
+def _allowed_headers(request: web.Request) -> str:
+    """Those of our protocols and of the settings; with `*` also whatever the browser asks for.
+
+    A literal `*` would not do: it means none where a page sends credentials, and never means
+    Authorization (Fetch standard, section 3.3.3).
+    """
+    configured = request.app[SERVICES].settings.cors_allowed_headers
+    more = [name for name in configured if name != ANY]
+    if ANY in configured:
+        asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "").split(",")
+        more += [name.strip() for name in asked[:MAX_CUSTOM] if _TOKEN.fullmatch(name.strip())]
+    known = {name.lower() for name in SENT.split(", ")}
+    custom = {name.lower(): name for name in more if name.lower() not in known}
+    return ", ".join((SENT, *custom.values()))

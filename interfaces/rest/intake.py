@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from aiohttp import StreamReader, web
+
+if TYPE_CHECKING:
+    from interfaces.rest.server import Connection
 
 LEAST = 24 * 1024  # bytes: a head, and the whole of a small file
 MOST = 512 * 1024  # bytes: from 32 to 512 KiB each doubling saves CPU, beyond it hardly any
@@ -26,6 +30,9 @@ class Bodies:
 
     def __len__(self) -> int:
         return len(self._arriving)
+
+    def __contains__(self, connection: web.RequestHandler) -> bool:
+        return connection in self._arriving
 
     def begin(self, connection: web.RequestHandler, body: StreamReader) -> None:
         """Counts a request's body, until its last byte or the end of its connection."""
@@ -51,7 +58,7 @@ class Bodies:
 class Intake(asyncio.BufferedProtocol):
     """Stands between a socket and its connection, and says how much is read at once."""
 
-    def __init__(self, connection: web.RequestHandler, bodies: Bodies) -> None:
+    def __init__(self, connection: Connection, bodies: Bodies) -> None:
         self._connection = connection
         self._bodies = bodies
         self._piece = memoryview(b"")
@@ -61,7 +68,8 @@ class Intake(asyncio.BufferedProtocol):
         return self._piece
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._connection.data_received(bytes(self._piece[:nbytes]))
+        in_body = self._connection in self._bodies
+        self._connection.data_received(bytes(self._piece[:nbytes]), in_body=in_body)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._connection.connection_made(transport)

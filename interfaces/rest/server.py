@@ -9,10 +9,27 @@ from typing import Any, ClassVar
 import structlog
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 
 from interfaces.rest.intake import Bodies, Intake
-from interfaces.rest.problems import Problem
+from interfaces.rest.problems import CONTENT_TYPE, Problem
+
+MAX_HEAD = 256 * 1024
+"""Bytes of the head of a request, and of any header in it: a concatenation of 1,000 parts names
+as many URLs in one header, of some 100 bytes each."""
+
+_TOO_LARGE = (
+    f"a request line must be at most 8190 bytes, all headers together at most {MAX_HEAD} bytes"
+)
+_DOCUMENT = (
+    '{"type":"/problems/head_too_large","title":"Request Header Fields Too Large","status":431,'
+    f'"code":"head_too_large","detail":"{_TOO_LARGE}"}}'
+)
+_HEAD_TOO_LARGE = (
+    f"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: {CONTENT_TYPE}\r\n"
+    f"Content-Length: {len(_DOCUMENT)}\r\nConnection: close\r\n\r\n{_DOCUMENT}"
+).encode()
 
 _log = structlog.get_logger(__name__)
 
@@ -24,7 +41,7 @@ class Connection(web.RequestHandler):
     itself only waits for the second one with a limit.
     """
 
-    __slots__ = ("_first", "_lost")
+    __slots__ = ("_first", "_lost", "head_bytes")
 
     patience: ClassVar[float] = 30.0
 
@@ -33,6 +50,21 @@ class Connection(web.RequestHandler):
         loop = asyncio.get_running_loop()
         self._first = loop.call_later(self.patience, self._give_up)
         self._lost: asyncio.Future[None] | None = None
+        self.head_bytes = 0
+
+    def data_received(self, data: bytes, *, in_body: bool = False) -> None:
+        """Bound the head as a whole: aiohttp limits a header, and how many there are."""
+        heads = self._request_count
+        super().data_received(data)
+        if in_body or self._upgraded or self._request_count != heads:
+            self.head_bytes = 0
+            return
+        self.head_bytes += len(data)
+        if self.head_bytes > MAX_HEAD and self.transport is not None:
+            _log.info("head_too_large", bytes=self.head_bytes)
+            if self._current_request is None:
+                self.transport.write(_HEAD_TOO_LARGE)
+            self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._first.cancel()
@@ -65,7 +97,7 @@ class Connection(web.RequestHandler):
             answer = exc.response(request)
         else:
             self._tell(request, status, exc, message)
-            answer = _unreadable(status).response(request)
+            answer = _unreadable(status, exc).response(request)
         answer.headers["X-Content-Type-Options"] = "nosniff"
         answer.headers["Cache-Control"] = "no-store"
         answer.force_close()
@@ -123,7 +155,8 @@ class Runner(web.AppRunner):
     """
 
     def __init__(self, app: web.Application, **kwargs: Any) -> None:
-        super().__init__(app, **{"auto_decompress": False, "access_log": None, **kwargs})
+        limits = {"auto_decompress": False, "access_log": None, "max_field_size": MAX_HEAD}
+        super().__init__(app, **{**limits, **kwargs})
 
     async def _make_server(self) -> Server:
         return Server(await super()._make_server(), **self._kwargs)
@@ -136,7 +169,9 @@ def lost(request: web.Request) -> asyncio.Future[None]:
     return connection.lost()
 
 
-def _unreadable(status: int) -> Problem:
+def _unreadable(status: int, exc: BaseException | None = None) -> Problem:
+    if isinstance(exc, LineTooLong):
+        return Problem(431, "head_too_large", _TOO_LARGE)
     if status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return Problem(status, "malformed_request", "this cannot be read as an HTTP request")
     return Problem(status, "internal_error", "the error is logged")

@@ -1,7 +1,8 @@
 """How the end of a transfer is told to an upload client.
 
-Clients of tus repeat a request after 409, 423, 429 and 5xx, and give up after any other 4xx:
-so these statuses go where a repetition helps, and only there.
+Clients repeat a request after 409, 423 and 5xx, and give up after any other 4xx, 408 and 429
+included (tus-js-client, `shouldRetry` in lib/upload.js): so where a repetition helps it is one of
+these statuses.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ def refusal_of(error: Exception) -> Problem:
         case QuotaExceeded():
             return Problem(507, "quota_exceeded", str(error))
         case TooManyTransfers():
-            return Problem(429, "too_many_transfers", str(error), headers=RETRY_SOON)
+            return Problem(503, "too_many_transfers", str(error), headers=RETRY_SOON)
         case Overtaken():
             return Problem(423, "overtaken", str(error), headers=RETRY_SOON)
         case Stalled():
-            return Problem(408, "stalled", str(error))
+            return Problem(503, "stalled", str(error), headers=RETRY_SOON)
         case Stopping():
             return Problem(503, "stopping", str(error), headers=RETRY_SOON)
         case SenderGone():  # as a rule nobody reads this

@@ -8,6 +8,7 @@ import pytest
 from application.commands import StartBatch
 from application.handlers.batches import start_batch
 from application.handlers.deciding import Context
+from application.transfer import quotas
 from domain.ids import is_part
 from tests.clients.installed import require_package, run_script, tus_js
 from tests.interfaces.uploads.server import OWNER, TUS, Server, serving, stored_files, upload_in
@@ -136,5 +137,21 @@ def test_the_clients_own_end_to_end_specification_passes_against_files(
         async with serving(database_url, tmp_path / "data") as server:
             urls = await run_script("end_to_end.mjs", f"{server.url}/files/", server.key)
             assert len(set(urls)) == 3
+
+    run(story())
+
+
+def test_four_files_at_once_arrive_where_one_transfer_is_allowed_at_a_time(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "SLOT_WAIT", 0.25)  # so that refusals are met, too
+
+    async def story() -> None:
+        require_package("tus-js-client")
+        async with serving(database_url, tmp_path / "data", max_owner_transfers=1) as server:
+            urls = await run_script("together.mjs", f"{server.url}/files/", server.key, "4")
+            for number, url in enumerate(urls):
+                async with server.client.get(url) as answer:
+                    assert await answer.read() == bytes([number]) * 300_000
 
     run(story())

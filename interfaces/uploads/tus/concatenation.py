@@ -5,6 +5,8 @@ Source of the rules: https://tus.io/protocols/resumable-upload, section Concaten
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from uuid import UUID
 
 from aiohttp import web
@@ -16,7 +18,7 @@ from domain.ids import is_part, joined_batch_id_for
 from domain.upload.aggregate import Upload
 from interfaces.rest.access import require
 from interfaces.rest.problems import Problem, bad_parameter
-from interfaces.uploads.endpoints import upload_at
+from interfaces.uploads.endpoints import UPLOADS, upload_at
 from interfaces.uploads.headers import only
 from interfaces.uploads.serving import PARTS, speaker_of
 from interfaces.uploads.tus import metadata
@@ -31,6 +33,10 @@ from interfaces.uploads.tus.request import CONCAT, METADATA, tus_request
 
 PARTIAL = "partial"
 FINAL = "final;"
+
+MAX_PARTS = 2500  # of one upload: as many URLs of 100 bytes fit into one header
+MAX_KEPT = 2048  # bytes of a header that is kept as it was sent
+_MANY = "many;"
 
 
 @tus_request
@@ -48,8 +54,8 @@ def concat_of(upload: Upload) -> dict[str, str]:
     """The header by which HEAD tells a part, and an upload joined from parts, from others."""
     if is_part(upload.id):
         return {CONCAT: PARTIAL}
-    said = upload.metadata.get(metadata.CONCAT)
-    return {CONCAT: said} if said else {}
+    stored = upload.metadata.get(metadata.CONCAT)
+    return {CONCAT: _expanded(stored)} if stored else {}
 
 
 def require_growing(upload: Upload) -> None:
@@ -75,16 +81,48 @@ async def _announce(request: web.Request) -> web.StreamResponse:
 async def _join(request: web.Request, concat: str) -> web.StreamResponse:
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     place = await place_of(request, principal.owner)
-    parts = [_part_at(request, address) for address in concat.removeprefix(FINAL).split()]
+    addresses = concat.removeprefix(FINAL).split()
+    if len(addresses) > MAX_PARTS:
+        raise bad_parameter(CONCAT, f"must name at most {MAX_PARTS} parts, not {len(addresses)}")
+    parts = [_part_at(request, address) for address in addresses]
     if not parts or len(set(parts)) < len(parts):
         raise bad_parameter(CONCAT, "must name one or more parts, each once")
     if isinstance(place, Alone):  # the same parts make the same upload, however often it is asked
         place = replace(place, batch=joined_batch_id_for(parts))
     said = metadata.parse(only(request, METADATA) or "")
     file = metadata.declaration(said, None, default=str(joined_batch_id_for(parts)))
-    file = replace(file, metadata={**file.metadata, metadata.CONCAT: concat})
+    file = replace(file, metadata={**file.metadata, metadata.CONCAT: _compacted(addresses, parts)})
     joined = await request.app[PARTS].join(place, file, parts, speaker_of(request, principal))
     return await created(request, joined.upload, joined.position)
+
+
+def _compacted(addresses: Sequence[str], parts: Sequence[UUID]) -> str:
+    """The header as it is kept: exactly as it was sent while it is short.
+
+    Of many parts only their ids are kept, and what all addresses have before them. Addresses that
+    do not begin alike are kept as paths.
+    """
+    concat = FINAL + " ".join(addresses)
+    if len(concat) <= MAX_KEPT:
+        return concat
+    base = addresses[0].partition(str(parts[0]))[0]
+    named = zip(addresses, parts, strict=True)
+    if any(address != f"{base}{part}" for address, part in named) or len(base) > MAX_KEPT:
+        base = f"{UPLOADS}/"
+    return f"{_MANY}{base} {b64encode(b''.join(part.bytes for part in parts)).decode()}"
+
+
+def _expanded(stored: str) -> str:
+    """The header to echo."""
+    if not stored.startswith(_MANY):
+        return stored
+    base, _, encoded = stored.removeprefix(_MANY).partition(" ")
+    try:
+        octets = b64decode(encoded, validate=True)
+        ids = [UUID(bytes=octets[at : at + 16]) for at in range(0, len(octets), 16)]
+    except ValueError:  # metadata of a manifest that happens to have this key
+        return stored
+    return FINAL + " ".join(f"{base}{id}" for id in ids)
 
 
 def _part_at(request: web.Request, address: str) -> UUID:

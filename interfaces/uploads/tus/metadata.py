@@ -7,12 +7,12 @@ from binascii import Error as NotBase64
 from collections.abc import Mapping
 
 from domain.errors import Fault, Faulty
-from domain.file import FileDeclaration, control_character, faults_of
+from domain.file import PARTS_KEY, FileDeclaration, control_character, faults_of
 
 RAW = "tus-metadata"
 """The key under which a header is kept that its pairs alone would not give back byte for byte."""
 
-CONCAT = "tus-concat"
+CONCAT = PARTS_KEY
 """The key under which an upload that was joined from parts keeps the header that named them."""
 
 _RESERVED = (RAW, CONCAT)

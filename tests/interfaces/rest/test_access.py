@@ -101,9 +101,9 @@ async def body_for(server: Server, method: str, path: str, key: str, id: object)
     if method == "PATCH":
         headers |= {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
         options["data"] = b"x"
-    if method == "POST" and path.endswith("/uploads"):
+    if method == "POST" and path.rstrip("/").endswith("/uploads"):
         options["json"] = {"files": [{"path": "intruder"}]}
-    if method == "POST" and path == "/v1/uploads/{id}":
+    if method == "POST" and path.rstrip("/") in ("/v1/uploads/{id}", "/files/{id}"):
         headers |= {**TUS, "X-HTTP-Method-Override": "DELETE"}
     return await server.ask(method, filled(path, id), key=key, headers=headers, **options)
 

@@ -74,6 +74,29 @@ def test_with_a_star_any_page_may_ask_but_not_in_the_name_of_a_session(
     run(story())
 
 
+@pytest.mark.parametrize(
+    ("configured", "custom"), [(None, True), (("*",), True), (("X-Custom",), True), ((), False)]
+)
+def test_request_headers_that_pages_may_send_are_a_setting(
+    configured: tuple[str, ...] | None, custom: bool, database_url: str, tmp_path: Path
+) -> None:
+    asked = "tracestate,traceparent,baggage,cache-control,x-csrf-token,x-requested-with,x-custom"
+    settings = {} if configured is None else {"cors_allowed_headers": configured}
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path, allowed_origins=(PAGE,), **settings) as server:
+            evil = {**PREFLIGHT, "Access-Control-Request-Headers": f"{asked},bad header,é"}
+            async with server.client.options("/files/", headers=evil) as answer:
+                allowed = answer.headers["Access-Control-Allow-Headers"].lower().split(", ")
+                assert {*asked.split(",")} - {*allowed} == (set() if custom else {"x-custom"})
+                assert len(allowed) == len(set(allowed))
+                assert all(name.isascii() and " " not in name for name in allowed)
+                assert "*" not in allowed
+                assert "Access-Control-Request-Headers" in answer.headers["Vary"]
+
+    run(story())
+
+
 def test_every_header_that_upload_protocols_use_is_allowed() -> None:
     root = Path(__file__).parents[3] / "interfaces" / "uploads"
     used = set()

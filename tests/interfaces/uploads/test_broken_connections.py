@@ -137,7 +137,7 @@ def test_a_silent_sender_is_given_up_and_its_bytes_are_kept(
             location = await server.create(100)
             async with Sender(server) as sender:
                 await sender.begin_patch(location, 0, 100, b"x" * 30)
-                assert (await sender.answer())[0] == 408
+                assert (await sender.answer())[0] == 503
 
             assert await server.offset(location) == 30
 

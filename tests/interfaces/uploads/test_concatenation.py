@@ -233,3 +233,72 @@ def test_parts_are_counted_and_processed_nowhere(server: LiveServer) -> None:
                 assert answer.status == 404
 
     run(story())
+
+
+def test_a_thousand_parts_by_their_whole_urls_are_one_upload(
+    database_url: str, tmp_path: Path
+) -> None:
+    texts = [b"%d," % number for number in range(1000)]
+    base = "https://uploads.example.com/some/prefix"
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path, public_url=base) as server:
+            parts = [""] * len(texts)
+            numbers = iter(range(len(texts)))
+
+            async def announce_some() -> None:
+                for number in numbers:
+                    parts[number] = await _part(server, texts[number])
+
+            await asyncio.gather(*(announce_some() for _ in range(16)))
+            status, location = await _join(server, *parts, **_named("joined.bin"))
+            assert status == 201
+            path = f"/v1/uploads/{upload_in(location)}"
+            assert await server.content(path) == b"".join(texts)
+            assert len(stored_files(tmp_path)) == 1
+
+            # The header comes back as it was sent, and again from the events alone.
+            url, headers = f"{server.url}{path}", {**TUS, **server.as_(server.key)}
+            async with aiohttp.ClientSession(max_field_size=1 << 20) as client:
+                for _ in range(2):
+                    async with client.head(url, headers=headers) as answer:
+                        assert answer.headers["Upload-Concat"] == f"final;{' '.join(parts)}"
+                    server.services.log.forget(upload_in(location))
+            assert (await _join(server, *parts, **_named("joined.bin")))[0] == 201
+
+    run(story())
+
+
+def test_more_parts_than_one_header_may_name_are_refused_by_number(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            parts = [f"/files/{UUID(int=number)}" for number in range(2501)]
+            said = {**TUS, "Upload-Concat": f"final;{' '.join(parts)}"}
+            async with server.client.post("/v1/uploads", headers=said) as answer:
+                assert answer.status == 400
+                assert "at most 2500 parts, not 2501" in (await answer.json())["detail"]
+
+    run(story())
+
+
+@pytest.mark.parametrize("key", ["tus-concat", "other"])
+def test_metadata_of_a_manifest_is_bounded_whatever_its_keys_are(
+    key: str, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            batch = await _batch(server)
+            values = {"many;x": "added", "x" * 70_000: "rejected"}
+            for number, (value, status) in enumerate(values.items()):
+                file = {"path": f"{number}.bin", "size": 5, "metadata": {key: value}}
+                async with server.client.post(f"/v1/batches/{batch}/uploads", json=[file]) as made:
+                    answer = await made.json()
+                assert answer["files"][0]["status"] == status
+                if status == "added":
+                    upload = f"/v1/uploads/{answer['files'][0]['upload']}"
+                    async with server.client.head(upload, headers=TUS) as head:
+                        assert head.status == 200
+
+    run(story())

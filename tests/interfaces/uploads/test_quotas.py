@@ -185,8 +185,10 @@ def test_what_is_gone_does_not_count(database_url: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["one process", "two processes"])
 def test_only_so_many_transfers_of_an_owner_run_at_once(
-    where: str, database_url: str, tmp_path: Path
+    where: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("application.transfer.quotas.SLOT_WAIT", 0.25)
+
     async def story() -> None:
         async with (
             serving(database_url, tmp_path, max_owner_transfers=1) as server,
@@ -204,10 +206,41 @@ def test_only_so_many_transfers_of_an_owner_run_at_once(
             async with server.client.patch(
                 second, headers={**BYTES, "Upload-Offset": "0"}, data=b"0123456789"
             ) as answer:
-                assert answer.status == 429
+                assert answer.status == 503
                 assert int(answer.headers["Retry-After"]) > 0
             assert await server.offset(first) == 5  # the newest request still wins
             assert await server.patch(second, 0, b"0123456789") == 204
+
+    run(story())
+
+
+def test_a_transfer_waits_a_moment_for_another_one_of_its_owner_to_end(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with (
+            serving(database_url, tmp_path, max_owner_transfers=1) as server,
+            Sender(server) as sender,
+        ):
+            first, second = await server.create(10), await server.create(10)
+            await sender.begin_patch(first, 0, 10, b"01234")
+            blob = f"uploads/{upload_in(first)}"
+
+            async def arrived() -> bool:
+                return await server.services.blobs.size(blob) == 5
+
+            await eventually(arrived)
+            waiting = asyncio.create_task(server.patch(second, 0, b"0123456789"))
+            await eventually(lambda: len(server.transfers.turns) == 2)
+            # Somebody newer does not wait for one that waits.
+            assert await server.offset(second) == 0
+            assert await waiting == 423
+
+            waiting = asyncio.create_task(server.patch(second, 0, b"0123456789"))
+            await eventually(lambda: len(server.transfers.turns) == 2)
+            await sender.send(b"56789")
+            assert (await sender.answer())[0] == 204
+            assert await waiting == 204
 
     run(story())
 
@@ -229,7 +262,7 @@ def test_a_sender_that_drips_is_given_up_and_its_bytes_are_kept(
                     sent += 1
                 await asyncio.sleep(0.02)
             status, _ = await answer
-            assert status == 408
+            assert status == 503
             assert 0 < await server.offset(location) <= sent
             assert "upload.transfer_interrupted" in await server.topics(location)
 
