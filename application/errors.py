@@ -60,4 +60,8 @@ class Undetermined(ApplicationError):
 
 
 class StorageFull(ApplicationError):
-    """There is no room for the bytes."""
+    """There is no room for the bytes; `free` is how many more may be stored, if known."""
+
+    def __init__(self, message: str, free: int | None = None) -> None:
+        super().__init__(message)
+        self.free = free

@@ -143,7 +143,8 @@ class Gathering:
         await self._transfers.room.require(sum(len(one.small.content) for one in missing))
         names = {one.id: blob_of_whole(one.id, self._new_id()) for one in missing}
         contents = {names[one.id]: one.small.content for one in missing}
-        found = await self._transfers.blobs.put_many(contents)
+        async with self._transfers.room.told():
+            found = await self._transfers.blobs.put_many(contents)
         blobs |= {id: found[name] for id, name in names.items()}
 
     async def _free(self, blobs: dict[UUID, str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from application.errors import StorageFull
 from application.ports.blobs import BlobStore
@@ -26,4 +27,16 @@ class Room:
         if self._asked is None or now - self._asked > REMEMBERED:
             self._free, self._asked = await self._blobs.free_bytes(), now
         if self._free is not None and self._free < size + self._reserve:
-            raise StorageFull(f"there is no room for {size} bytes")
+            free = max(0, self._free - self._reserve)
+            raise StorageFull(f"there is no room for {size} bytes: {free} may be stored", free)
+
+    @asynccontextmanager
+    async def told(self) -> AsyncIterator[None]:
+        """Completes a StorageFull from the store itself with what is free."""
+        try:
+            yield
+        except StorageFull as full:
+            if full.free is None:
+                free = await self._blobs.free_bytes()
+                full.free = None if free is None else max(0, free - self._reserve)
+            raise

@@ -136,7 +136,8 @@ class Transfers:
                 self._check(upload, incoming)
                 await self._require_room(upload, incoming)
                 reception = self._reception(upload, writer, incoming, turn, context)
-                async with self.quotas.transferring(upload.owner, turn.go_on):
+                transferring = self.quotas.transferring(upload.owner, turn.go_on)
+                async with transferring, self.room.told():
                     return await reception.run(chunks, here, ahead)
 
     def _reception(

@@ -139,6 +139,7 @@ def watch(id: str, *, common: Common | None = None) -> int:
 
     async def run(client: Client) -> BatchView:
         known = await client.batch(id)
+        client.connection.note = screen.note
         with screen:
             return await until_outcome(client, known.id, screen)
 

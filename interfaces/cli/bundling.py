@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from io import BytesIO
 from uuid import UUID
 
-import aiohttp
 import msgspec
 
-from interfaces.cli.client import AddedFile, Client, Waits, refusal_of
+from interfaces.cli.client import LOST, AddedFile, Client, refusal_of
 from interfaces.cli.tus import AGAIN
+from interfaces.cli.waiting import Waits
 from interfaces.cli.walking import Found
 
 SMALL = 256 * 1024  # bytes of a file that travels with others
@@ -82,11 +82,12 @@ async def send_packed(client: Client, batch: UUID, body: bytes) -> list[AddedFil
 
     Raises Refusal, Unreachable.
     """
-    waits = Waits(client.patience)
+    waits = Waits(client.connection)
     url = f"{client.server.url}/v1/batches/{batch}/uploads"
     while True:
         try:
-            async with client.session.post(url, data=BytesIO(body), headers=HEADERS) as response:
+            request = client.session.post(url, data=BytesIO(body), headers=HEADERS)
+            async with client.connection.answer(request) as response:
                 answer = await response.read()
             if response.status < 400:
                 return msgspec.json.decode(answer, type=_Taken).files
@@ -94,8 +95,8 @@ async def send_packed(client: Client, batch: UUID, body: bytes) -> list[AddedFil
             if response.status not in AGAIN:
                 raise refusal
             await waits.next(refusal, response.headers.get("Retry-After"))
-        except (aiohttp.ClientError, OSError) as error:
-            await waits.next(client.unreachable(error))
+        except LOST as error:
+            await waits.lost(error)
 
 
 async def received_already(client: Client, batch: UUID) -> frozenset[UUID]:

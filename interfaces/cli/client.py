@@ -14,16 +14,18 @@ import msgspec
 
 from application.views import AttemptView, BatchView, UploadView
 from domain.file import FileDeclaration
-from interfaces.cli.errors import Refusal, Unreachable
-from interfaces.cli.options import Server
+from interfaces.cli.errors import OutOfService, Refusal
+from interfaces.cli.options import CONNECT_TIMEOUT, Server
 from interfaces.cli.output import tell_people
+from interfaces.cli.waiting import Connection, Waits
 
 T = TypeVar("T")
 
 JSON = {"Content-Type": "application/json"}
 PAGE = 500  # rows a request asks for
 PASSING = frozenset({429, 502, 503, 504})  # worth asking again a little later
-LONGEST_WAIT = 5.0
+LOST = (aiohttp.ClientError, OSError)
+"""What a request ends with that got no answer, or not all of one."""
 LATEST = "latest"  # as `min_position`: whatever was recorded before the request, by whomever
 LAG_PATIENCE = 30.0  # seconds that a read waits for the server to show what was recorded
 
@@ -66,14 +68,17 @@ class _Problem(msgspec.Struct):
     detail: str = ""
     errors: list[_Complaint] = []
     min_position: int | None = None
+    free: int | None = None
 
 
 class Client:
     """Asks one server with one key; `patience` is how many seconds of silence it puts up with."""
 
-    def __init__(self, server: Server, *, patience: float = 0.0) -> None:
+    def __init__(
+        self, server: Server, *, patience: float = 0.0, connect_timeout: float = CONNECT_TIMEOUT
+    ) -> None:
         self.server = server
-        self.patience = patience
+        self.connection = Connection(server.url, patience=patience, connect_timeout=connect_timeout)
 
     async def __aenter__(self) -> Self:
         self.session = aiohttp.ClientSession(
@@ -132,14 +137,22 @@ class Client:
                 lag.wait_longer(refusal)
 
     async def _download(self, path: str, params: Mapping[str, str]) -> AsyncIterator[bytes]:
-        try:
-            async with self.session.get(self.server.url + path, params=params) as response:
-                if response.status >= 400:
-                    raise refusal_of(response.status, await response.read())
-                async for piece in response.content.iter_any():
-                    yield piece
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
-            raise self.unreachable(error) from error
+        waits = Waits(self.connection)
+        begun = False
+        while True:
+            request = self.session.get(self.server.url + path, params=params)
+            try:
+                async with self.connection.answer(request) as response:
+                    if response.status >= 400:
+                        raise refusal_of(response.status, await response.read())
+                    begun = True
+                    async for piece in response.content.iter_any():
+                        yield piece
+                    return
+            except LOST as error:
+                if begun:
+                    raise self.connection.unreachable(error) from error
+                await waits.lost(error)
 
     # Uploads.
 
@@ -220,29 +233,25 @@ class Client:
         """One request and its decoded answer. Raises Refusal, Unreachable."""
         body = None if json is None else msgspec.json.encode(json)
         sent = {**({} if body is None else JSON), **(headers or {})}
-        waits = Waits(self.patience)
+        waits = Waits(self.connection)
+        repeatable = method == "GET" or self.connection.patience > 0
         while True:
+            request = self.session.request(
+                method, self.server.url + path, data=body, params=params, headers=sent
+            )
             try:
-                async with self.session.request(
-                    method, self.server.url + path, data=body, params=params, headers=sent
-                ) as response:
+                async with self.connection.answer(request) as response:
                     answer = await response.read()
                     if response.status < 400:
                         return msgspec.json.decode(answer or b"null", type=type)
                     refusal = refusal_of(response.status, answer)
-                    if response.status not in PASSING or refusal.min_position is not None:
+                    passing = response.status in PASSING and refusal.min_position is None
+                    if not (passing and repeatable):
                         raise refusal
-                    await waits.next(refusal, response.headers.get("Retry-After"))
-            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
-                await waits.next(self.unreachable(error))
-
-    def unreachable(self, error: BaseException) -> Unreachable:
-        if isinstance(error, aiohttp.ClientConnectorError):
-            error = error.os_error
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return Unreachable(
-            f"{self.server.url} does not answer: {reason}", "is it running? uptrail doctor tells"
-        )
+                    retry_after = response.headers.get("Retry-After")
+                await waits.next(refusal, retry_after)
+            except LOST as error:
+                await waits.lost(error, repeatable=repeatable)
 
 
 class _Lag:
@@ -262,28 +271,6 @@ class _Lag:
         self.params = {"min_position": str(refusal.min_position)}
 
 
-class Waits:
-    """Growing pauses between tries, until patience ends."""
-
-    def __init__(self, patience: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._patience = patience
-        self.calm()
-
-    def calm(self) -> None:
-        """Something went well: patience begins anew."""
-        self._end = self._loop.time() + self._patience
-        self._pause = 0.1
-
-    async def next(self, error: Exception, retry_after: str | None = None) -> None:
-        """Waits before another try, or raises the error when there is no patience left."""
-        pause = float(retry_after) if retry_after and retry_after.isdecimal() else self._pause
-        if self._loop.time() + pause > self._end:
-            raise error
-        await asyncio.sleep(pause)
-        self._pause = min(2 * self._pause, LONGEST_WAIT)
-
-
 def refusal_of(status: int, answer: bytes) -> Refusal:
     """The refusal that a problem document tells; any other body is quoted as it is."""
     try:
@@ -294,7 +281,11 @@ def refusal_of(status: int, answer: bytes) -> Refusal:
     text = problem.detail or problem.title or f"the server answered {status}"
     repeated = all(one.detail in text for one in problem.errors)
     errors = () if repeated else details
-    return Refusal(status, problem.code, text, errors, problem.min_position)
+    passing = status in (502, 503, 504) and problem.min_position is None
+    kind = OutOfService if passing else Refusal
+    refusal = kind(status, problem.code, text, errors, problem.min_position)
+    refusal.free = problem.free
+    return refusal
 
 
 def _without_none(**values: str | None) -> dict[str, str]:

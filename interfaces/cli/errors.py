@@ -61,6 +61,14 @@ class Refusal(CommandError):
         self.status = status
         self.problem = code
         self.min_position = min_position
+        self.free: int | None = None
+        """Bytes that may still be stored, where the server said so."""
+
+
+class OutOfService(Refusal):
+    """The server, or what stands before it, cannot answer now: 502, 503 or 504."""
+
+    code = Exit.UNREACHABLE
 
 
 _HINTS = {
@@ -69,6 +77,7 @@ _HINTS = {
     "not_found": "look for it with: uptrail batch list",
     "position_not_reached": "the server is behind with what it shows: try again in a while",
     "storage_full": "free some space on the server, then run the same command again",
+    "quota_exceeded": "delete files or raise the limit, then run the same command again",
 }
 EXIT_OF_OUTCOME = {
     "succeeded": Exit.OK,

@@ -10,8 +10,9 @@ import aiohttp
 import msgspec
 
 from application.views import AttemptView, BatchView, UploadView
-from interfaces.cli.client import Client, Waits
+from interfaces.cli.client import LOST, Client
 from interfaces.cli.errors import CommandError
+from interfaces.cli.waiting import Waits
 
 SUBPROTOCOL = "uptrail.v1.json"
 MAX_FRAME = 64 * 1024 * 1024
@@ -46,12 +47,13 @@ async def follow(client: Client, batches: Sequence[UUID | str] | None) -> AsyncI
     A cut is resumed from the last cursor. Raises FeedEnded, Unreachable.
     """
     place = _Place([str(id) for id in batches] if batches is not None else "*")
-    waits = Waits(client.patience)
+    waits = Waits(client.connection)
     while True:
         try:
             async with client.session.ws_connect(
                 f"{client.server.url}/v1/feed", protocols=(SUBPROTOCOL,), max_msg_size=MAX_FRAME
             ) as socket:
+                client.connection.answered()
                 await socket.send_str(place.subscription())
                 async for frame in _frames(socket):
                     waits.calm()
@@ -59,15 +61,15 @@ async def follow(client: Client, batches: Sequence[UUID | str] | None) -> AsyncI
                         yield frame
                 if socket.close_code in FINAL:
                     raise FeedEnded(f"the feed ended with code {socket.close_code}")
-            await waits.next(client.unreachable(ConnectionError("the feed was cut")))
+            await waits.lost(ConnectionError("the feed was cut"))
         except aiohttp.WSServerHandshakeError as error:
             if error.status in (401, 403):
                 raise FeedEnded(
                     "the key is refused", "pass another with --key or UPTRAIL_KEY"
                 ) from None
-            await waits.next(client.unreachable(error))
-        except (aiohttp.ClientError, OSError) as error:
-            await waits.next(client.unreachable(error))
+            await waits.next(client.connection.unreachable(error))
+        except LOST as error:
+            await waits.lost(error)
 
 
 class _Place:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 from cyclopts import Group, Parameter
+from cyclopts.validators import Number
 
 from infrastructure.settings import Settings
 from infrastructure.settings_sources import Sourced, load
 from interfaces.cli.errors import CommandError, Unreachable, UsageError
 
+CONNECT_TIMEOUT = 10.0  # seconds
+
+_ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.%]+\]|[^\s/?#@:\[\]]+)(:\d{1,5})?(/[^\s?#]*)?")
 _COMMON = Group("Common options", sort_key=100)
 
 
@@ -59,6 +64,9 @@ class Common(Place):
         None
     )
     json: Annotated[bool, Parameter(help="Print JSON.", negative="")] = False
+    connect_timeout: Annotated[
+        float, Parameter(help="Seconds for the server to answer first.", validator=Number(gt=0))
+    ] = CONNECT_TIMEOUT
 
     def server(self) -> Server:
         """The server to ask. Raises Unreachable, UsageError, CommandError."""
@@ -74,6 +82,8 @@ class Common(Place):
         if url is None and running is not None:
             url = running.url
         assert url is not None
+        if not _ADDRESS.fullmatch(url):
+            raise UsageError(f"{url!r} is no address of a server", "it is like http://host:8080")
         if key is None:
             # The admin key goes to our own server only, never to an address somebody typed.
             if running is None or url.rstrip("/") != running.url:

@@ -20,7 +20,8 @@ def ask(common: Common, what: Callable[[Client], Awaitable[T]], *, patience: flo
     """Runs `what` with a client of the server these options mean. Raises CommandError."""
 
     async def asking() -> T:
-        async with Client(common.server(), patience=patience) as client:
+        server, timeout = common.server(), common.connect_timeout
+        async with Client(server, patience=patience, connect_timeout=timeout) as client:
             return await what(client)
 
     return asyncio.run(ending(asking()))

@@ -14,7 +14,7 @@ from domain.file import FileDeclaration
 from interfaces.cli.bundling import SMALL, Bundle, Task, pack, received_already, send_packed
 from interfaces.cli.client import AddedFile, Client
 from interfaces.cli.errors import CommandError, Refusal
-from interfaces.cli.tus import FileChanged, Source, send
+from interfaces.cli.tus import AGAIN, FileChanged, Source, send
 from interfaces.cli.walking import Entry, Found, Skipped, walk
 
 LIST = 500  # files announced in one request
@@ -24,7 +24,10 @@ Trouble = Callable[[str, str], None]
 
 
 class Tally(msgspec.Struct):
-    """How far it is. `sent_bytes` counts those that count as sent, now or by an earlier run."""
+    """How far it is. `sent_bytes` counts those that count as sent, now or by an earlier run.
+
+    `stopped` is why the rest was not sent, where that may change: another run goes on with it.
+    """
 
     files: int = 0
     size: int = 0
@@ -32,6 +35,16 @@ class Tally(msgspec.Struct):
     sent_bytes: int = 0
     failures: int = 0
     reasons: list[tuple[str, str]] = []
+    stopped: Refusal | None = None
+
+    @property
+    def unsent_files(self) -> int:
+        """How many files another run would have to send."""
+        return max(0, self.files - self.sent_files - self.failures)
+
+    def stop(self, refusal: Refusal) -> None:
+        """Nothing more is sent: the first reason stands for all files."""
+        self.stopped = self.stopped or refusal
 
     def fail(self, path: str, reason: str) -> None:
         """Counts a failure, and keeps the first of them to be shown."""
@@ -76,7 +89,7 @@ class Sender:
 
     async def _announce(self) -> None:
         entries = walk(self._roots)
-        while listed := await asyncio.to_thread(_next_list, entries):
+        while not self.tally.stopped and (listed := await asyncio.to_thread(_next_list, entries)):
             for entry in listed:
                 if isinstance(entry, Skipped):
                     self._fail(str(entry.path), entry.reason)
@@ -112,6 +125,8 @@ class Sender:
 
     async def _transfer(self) -> None:
         while work := await self._queue.get():
+            if self.tally.stopped:
+                continue  # taken, so that whoever fills the queue comes to its end
             if isinstance(work, Bundle):
                 await self._send_together(work.tasks)
             else:
@@ -124,14 +139,11 @@ class Sender:
         try:
             answers = await send_packed(self._client, self._batch, packed.body)
         except Refusal as refusal:
-            if refusal.status in (401, 403):
-                raise
-            for task in packed.tasks:
-                self._fail(task.file.name, str(refusal))
+            await self._refused(packed.tasks, refusal)
             return
         for task, answer in zip(packed.tasks, answers, strict=True):
             if answer.status == "rejected":
-                self._fail(task.file.name, answer.message or "rejected by the server")
+                await self._give_up(task, answer.message or "rejected by the server")
             else:
                 self._sent(task)
 
@@ -147,9 +159,22 @@ class Sender:
         except FileNotFoundError:
             await self._give_up(task, "it vanished from the disk before it was sent")
         except Refusal as refusal:
-            if refusal.status in (401, 403):
-                raise
-            self._fail(task.file.name, str(refusal))
+            await self._refused([task], refusal)
+
+    async def _refused(self, tasks: list[Task], refusal: Refusal) -> None:
+        """The server took none of these. Raises the refusal where it is about the whole batch.
+
+        What may be different later, such as a full disk, ends the sending; what was announced
+        waits in the open batch for another run. Otherwise it would be sealed with files that
+        never come.
+        """
+        if refusal.status in (401, 403):
+            raise refusal
+        if refusal.status >= 500 or refusal.status in AGAIN:
+            self.tally.stop(refusal)
+            return
+        for task in tasks:
+            await self._give_up(task, str(refusal))
 
     async def _give_up(self, task: Task, reason: str) -> None:
         """Cancels the announced upload, so that the batch does not wait for it for ever."""

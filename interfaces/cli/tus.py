@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from uuid import UUID
 
-import aiohttp
-
-from interfaces.cli.client import PASSING, Client, Waits, refusal_of
+from interfaces.cli.client import LOST, PASSING, Client, refusal_of
 from interfaces.cli.errors import Refusal
+from interfaces.cli.waiting import Waits
 
 VERSION = {"Tus-Resumable": "1.0.0"}
 CHUNK = 1024 * 1024
@@ -71,7 +70,7 @@ async def send(client: Client, upload: UUID, source: Source, *, fresh: bool) -> 
     A fresh upload begins at 0 without asking; otherwise, and after any interruption, the server
     says where to go on. Raises FileChanged, Refusal, Unreachable.
     """
-    waits = Waits(client.patience)
+    waits = Waits(client.connection)
     known = fresh
     while True:
         try:
@@ -85,10 +84,10 @@ async def send(client: Client, upload: UUID, source: Source, *, fresh: bool) -> 
             known = False
             await _patch(client, upload, source)
             return
-        except (aiohttp.ClientError, OSError) as error:
+        except LOST as error:
             if source.changed:
                 raise FileChanged from None
-            await waits.next(client.unreachable(error))
+            await waits.lost(error)
         except Refusal as refusal:
             if refusal.status not in AGAIN:
                 raise
@@ -98,7 +97,8 @@ async def send(client: Client, upload: UUID, source: Source, *, fresh: bool) -> 
 async def offset_of(client: Client, upload: UUID) -> int:
     """How many bytes the server has. Raises Refusal, aiohttp.ClientError."""
     url = f"{client.server.url}/v1/uploads/{upload}"
-    async with client.session.head(url, headers=VERSION) as response:
+    request = client.session.head(url, headers=VERSION)
+    async with client.connection.answer(request) as response:
         if response.status >= 400:
             raise refusal_of(response.status, b"")
         return int(response.headers["Upload-Offset"])
@@ -113,7 +113,8 @@ async def _patch(client: Client, upload: UUID, source: Source) -> None:
         "Content-Type": "application/offset+octet-stream",
         "Content-Length": str(source.size - source.offset),
     }
-    async with client.session.patch(url, data=source.rest(), headers=headers) as response:
+    request = client.session.patch(url, data=source.rest(), headers=headers)
+    async with client.connection.answer(request) as response:
         answer = await response.read()
         if response.status >= 400:
             raise refusal_of(response.status, answer)

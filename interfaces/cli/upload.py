@@ -61,6 +61,7 @@ def upload(
     common.server()  # none at all is another mistake than one that goes away
 
     async def run(client: Client) -> Report:
+        client.connection.note = screen.note
         with screen:
             return await run_job(client, job, data_dir, screen)
 
@@ -72,8 +73,10 @@ def upload(
         raise Unreachable(str(error), RESUME) from None
     if common.json:
         output.emit(report)
-    else:
+    elif not report.error:
         _tell(report)
+    if report.error:
+        output.tell_people(f"uptrail: {report.error}")
     return report.exit
 
 

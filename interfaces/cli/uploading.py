@@ -12,7 +12,7 @@ import msgspec
 
 from application.views import BatchView, UploadView
 from interfaces.cli.client import Client, StartedBatch
-from interfaces.cli.errors import EXIT_OF_OUTCOME, CommandError, Exit
+from interfaces.cli.errors import EXIT_OF_OUTCOME, CommandError, Exit, Refusal
 from interfaces.cli.output import size
 from interfaces.cli.resuming import Memory, Remembered, memory_of
 from interfaces.cli.screens import Screen
@@ -41,7 +41,10 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What became of the job; `batch` is its row where the outcome was waited for."""
+    """What became of the job; `batch` is its row where the outcome was waited for.
+
+    `error` says why the batch is not sealed yet, and how to go on with it.
+    """
 
     id: UUID
     files: int
@@ -49,9 +52,12 @@ class Report(msgspec.Struct, frozen=True):
     failures: list[Failure]
     failed: int
     batch: BatchView | None = None
+    error: str = ""
 
     @property
     def exit(self) -> Exit:
+        if self.error:
+            return Exit.ERROR
         outcome = self.batch.outcome if self.batch else None
         verdict = EXIT_OF_OUTCOME.get(outcome or "", Exit.OK)
         return Exit.FAILURES if verdict is Exit.OK and self.failed else verdict
@@ -68,13 +74,50 @@ async def upload(client: Client, job: Job, data_dir: Path, screen: Screen) -> Re
         try:
             async with asyncio.TaskGroup() as group:
                 sending = group.create_task(_send(client, job, batch, screen))
-                if job.wait:
-                    watching = group.create_task(until_outcome(client, batch.id, screen))
+                watching = group.create_task(_watch(client, job, batch, sending, screen))
         except* CommandError as several:
             raise first_of(several) from None
+        tally = sending.result()
+        if tally.stopped:
+            return _unfinished(batch.id, tally, tally.stopped)
         memory.forget()
-    ended = watching.result() if job.wait else None
-    return await _report(client, batch.id, sending.result(), ended)
+    return await _report(client, batch.id, tally, watching.result())
+
+
+async def _watch(
+    client: Client, job: Job, batch: StartedBatch, sending: asyncio.Task[Tally], screen: Screen
+) -> BatchView | None:
+    """The batch with its outcome, if that is waited for and there is going to be one."""
+    if not job.wait:
+        return None
+    watching = asyncio.create_task(until_outcome(client, batch.id, screen))
+    try:
+        await asyncio.wait((sending, watching), return_when=asyncio.FIRST_COMPLETED)
+        if sending.done() and sending.result().stopped:
+            return None
+        return await watching
+    finally:
+        watching.cancel()
+        await asyncio.wait((watching,))
+
+
+def _unfinished(id: UUID, tally: Tally, refusal: Refusal) -> Report:
+    failures = [Failure(path, reason) for path, reason in tally.reasons]
+    failed = tally.failures + tally.unsent_files
+    return Report(id, tally.files, tally.size, failures, failed, error=_why_not(tally, refusal))
+
+
+def _why_not(tally: Tally, refusal: Refusal) -> str:
+    """One sentence for all files that were not sent, and what to do."""
+    files = f"{tally.unsent_files} file{'' if tally.unsent_files == 1 else 's'} failed"
+    again = "run the same command again to resume"
+    if refusal.problem == "storage_full":
+        free = "" if refusal.free is None else f", {size(refusal.free)} free"
+        needs = f"needs {size(tally.size - tally.sent_bytes)}{free}"
+        return f"{files}: not enough disk space ({needs}). Free space and {again}."
+    if refusal.problem == "quota_exceeded":
+        return f"{files}: {refusal}. Delete files or raise the limit, and {again}."
+    return f"{files}: {refusal}. {again.capitalize()}."
 
 
 async def _start(
@@ -116,6 +159,8 @@ async def _send(client: Client, job: Job, batch: StartedBatch, screen: Screen) -
         with suppress(asyncio.CancelledError):
             await showing
         screen.sending(sender.tally)
+    if tally.stopped:
+        return tally
     await client.command(f"/v1/batches/{batch.id}/seal")
     screen.note(f"sent {tally.sent_files} files, {size(tally.sent_bytes)}; sealed")
     return tally

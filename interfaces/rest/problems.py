@@ -112,7 +112,6 @@ _PLAIN: tuple[tuple[type[Exception], int, str, Mapping[str, str]], ...] = (
     (Refused, 409, "refused", {}),
     (Busy, 409, "busy", RETRY_SOON),
     (Conflict, 409, "conflict", RETRY_SOON),
-    (StorageFull, 507, "storage_full", {}),
 )
 
 
@@ -161,6 +160,9 @@ def problem_of(error: Exception) -> Problem:
         case Undetermined():
             _log.error("undetermined", error=str(error))
             return Problem(503, "undetermined", UNDETERMINED, headers=RETRY_SOON)
+        case StorageFull(free=free):
+            members = {} if free is None else {"free": free}
+            return Problem(507, "storage_full", str(error), members=members)
         case HttpProcessingError() | web.RequestPayloadError():
             return Problem(400, "malformed_request", "the body cannot be read as it was sent")
     for kind, status, code, headers in _PLAIN:

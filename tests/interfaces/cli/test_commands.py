@@ -148,6 +148,9 @@ def test_doctor_says_what_to_do_without_a_server_and_makes_nothing(
     assert not (tmp_path / "data" / "postgres").exists()
 
 
+REFUSED = ("batch", "list", "--url", "http://127.0.0.1:9", "--key", "up_a_b")
+
+
 @pytest.mark.parametrize(
     ("tokens", "code"),
     [
@@ -157,7 +160,9 @@ def test_doctor_says_what_to_do_without_a_server_and_makes_nothing(
         (["serve", "--port", "99999"], 2),
         (["serve", "--role", "king"], 2),
         (["upload", "--jobs", "many"], 2),
-        (["batch", "list", "--url", "http://127.0.0.1:9", "--key", "up_a_b"], 5),
+        ([*REFUSED, "--connect-timeout", "0.1"], 5),
+        ([*REFUSED, "--connect-timeout", "0"], 2),
+        (["batch", "list", "--url", "127.0.0.1:9", "--key", "up_a_b"], 2),
         (["batch", "list"], 5),
         (["verify", "--database-url", "postgresql://nobody@127.0.0.1:9/none"], 5),
     ],

@@ -1,0 +1,195 @@
+"""Servers that do not answer: told at once, tried again, given up in time with exit code 5."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.interfaces.cli.conftest import Command, Outcome
+from tests.support import free_port
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+COMMANDS = (
+    ("batch", "list"),
+    ("upload", "."),
+    ("batch", "watch", "00000000-0000-0000-0000-000000000000"),
+    ("batch", "retry", "00000000-0000-0000-0000-000000000000"),
+    ("key", "list"),
+    ("history", "show", "00000000-0000-0000-0000-000000000000"),
+)
+PROBLEM = b'{"code":"unavailable","detail":"try again soon"}'
+
+
+class Ask:
+    """One command against an address, given half a second."""
+
+    def __init__(self, command: Command, data_dir: Path) -> None:
+        self._command = command
+        self._data_dir = data_dir
+
+    def __call__(self, url: str, *tokens: str, timeout: float = 0.5) -> Outcome:
+        place = ("--url", url, "--key", "up_a_b", "--data-dir", self._data_dir)
+        return self._command(*tokens, *place, "--connect-timeout", timeout)
+
+
+@pytest.fixture
+def ask(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").write_text("x")
+    return Ask(command, tmp_path / "data")
+
+
+@contextmanager
+def listening(handler: Handler, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """A server in a thread; gives its address."""
+    loop = asyncio.new_event_loop()
+    up = threading.Event()
+    ports: list[int] = []
+    stop = asyncio.Event()
+
+    async def main() -> None:
+        server = await asyncio.start_server(handler, "127.0.0.1", 0, ssl=tls)
+        ports.append(server.sockets[0].getsockname()[1])
+        up.set()
+        await stop.wait()
+        server.close()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
+    thread.start()
+    assert up.wait(60)
+    try:
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{ports[0]}"
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(60)
+        loop.close()
+
+
+@pytest.mark.parametrize("tokens", COMMANDS, ids=" ".join)
+def test_a_refused_connection_is_told_at_once_tried_again_and_given_up(
+    ask: Ask, tokens: tuple[str, ...]
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+
+    failed = ask(url, *tokens)
+
+    first, *_ = failed.err.splitlines()
+    assert failed.code == 5
+    assert f"{url} does not answer: connection refused; trying again in 0.25 s" in first
+    assert f"uptrail: {url} does not answer: connection refused\n" in failed.err
+
+
+def test_a_server_that_comes_up_in_time_is_used(ask: Ask) -> None:
+    port = free_port()
+
+    def come_up() -> None:
+        time.sleep(0.3)
+        with socket.create_server(("127.0.0.1", port)) as server:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                body = b'{"items":[]}'
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
+                connection.sendall(head.encode() + body)
+
+    thread = threading.Thread(target=come_up)
+    thread.start()
+    listed = ask(f"http://127.0.0.1:{port}", "batch", "list", timeout=60)
+    thread.join()
+
+    assert listed.code == 0
+    assert "trying again" in listed.err
+    assert "answers again" in listed.err
+
+
+@pytest.mark.parametrize("tokens", COMMANDS[:4], ids=" ".join)
+def test_a_server_that_accepts_and_never_answers_is_given_up(
+    ask: Ask, tokens: tuple[str, ...]
+) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    with listening(silent) as url:
+        failed = ask(url, *tokens, timeout=1.0)
+
+    assert failed.code == 5
+    assert f"waiting for {url} to answer, for 1 s at most" in failed.err.splitlines()[0]
+    assert "no answer within 1 s (--connect-timeout)" in failed.err
+
+
+def test_a_name_that_does_not_exist_is_final_at_once(ask: Ask) -> None:
+    failed = ask("http://no-such-host.invalid", "batch", "list", timeout=60)
+
+    assert failed.code == 5
+    assert "trying again" not in failed.err or "Temporary failure" in failed.err
+
+
+def test_a_certificate_that_nobody_trusts_is_final_at_once(ask: Ask, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    made = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1")
+    files = ("-keyout", str(key), "-out", str(certificate))
+    subprocess.run([*made, *files, *subject], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    async def nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    with listening(nothing, context) as url:
+        failed = ask(url, "upload", ".", timeout=60)
+
+    assert failed.code == 5
+    assert "trying again" not in failed.err
+    assert "certificate" in failed.err
+
+
+@pytest.mark.parametrize(("answer", "told"), [(b"+PONG\r\n", "does not speak HTTP")])
+def test_what_does_not_speak_http_is_final_at_once(ask: Ask, answer: bytes, told: str) -> None:
+    async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    with listening(other) as url:
+        failed = ask(url, "batch", "list", timeout=60)
+
+    assert failed.code == 5
+    assert told in failed.err
+    assert "trying again" not in failed.err
+
+
+@pytest.mark.parametrize("tokens", [("batch", "list"), ("upload", ".")], ids=" ".join)
+def test_a_server_that_is_not_ready_is_asked_again_when_it_says(
+    ask: Ask, tokens: tuple[str, ...]
+) -> None:
+    asked: list[float] = []
+
+    async def busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.append(time.monotonic())
+        head = f"Retry-After: 1\r\nContent-Length: {len(PROBLEM)}\r\nConnection: close"
+        writer.write(f"HTTP/1.1 503 Busy\r\n{head}\r\n\r\n".encode() + PROBLEM)
+        await writer.drain()
+        writer.close()
+
+    with listening(busy) as url:
+        failed = ask(url, *tokens, timeout=2.5)
+
+    assert failed.code == 5
+    assert re.search(r"try again soon; trying again in 1 s", failed.err)
+    assert len(asked) >= 2
+    assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(asked))
