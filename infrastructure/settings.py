@@ -94,6 +94,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         TusPath,
         Meta(description="path of the tus endpoint that behaves as tusd's; empty for none"),
     ] = "/files/"
+    interim_responses: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="whether IETF clients are sent 104 while a body arrives; `auto`: not behind"
+            " a proxy"
+        ),
+    ] = "auto"
     max_body: Annotated[Bytes, Meta(description="largest JSON or NDJSON request")] = 16 * MIB
     shutdown_grace: Annotated[
         Seconds, Meta(description="time that running work gets when the server stops")

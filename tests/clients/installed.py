@@ -45,15 +45,18 @@ async def tus_js(job: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-async def run_script(name: str, *arguments: str) -> Any:
+async def run_script(name: str, *arguments: str, trust: Path | None = None) -> Any:
     """Run a script of this folder and return the JSON that it prints.
 
-    Raises AssertionError with its complaint.
+    `trust` is a file with certificates that Node.js is to trust. Raises AssertionError with the
+    script's complaint.
     """
+    environ = {**os.environ, "NODE_EXTRA_CA_CERTS": str(trust)} if trust else None
     process = await asyncio.create_subprocess_exec(
         require_node(),
         str(HERE / name),
         *arguments,
+        env=environ,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -14,6 +14,28 @@ from interfaces.uploads.resumable.request import INTEROP, LIMIT, OFFSET, interop
 EVERY = 1.0  # seconds between two words on how far it is, at least
 
 
+PROXIED = (
+    "Via",
+    "Forwarded",
+    "X-Forwarded-For",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Host",
+    "X-Real-IP",
+)
+"""Headers that show a proxy: nginx takes 104 for the final response, Go fails after five."""
+
+
+def is_carried(request: web.Request) -> bool:
+    """Whether an interim response reaches the client, by the setting `interim_responses`.
+
+    `auto` sends none where a proxy is in front, by the settings or by what the request shows.
+    """
+    settings = request.app[SERVICES].settings
+    if settings.interim_responses != "auto":
+        return settings.interim_responses == "on"
+    return not settings.trust_forwarded and not any(name in request.headers for name in PROXIED)
+
+
 async def announce(request: web.Request, location: str) -> None:
     """Tells the client where the upload is, so that it can go on after a cut."""
     await _send(request, {hdrs.LOCATION: location, LIMIT: limits(request)})
@@ -38,7 +60,7 @@ async def progressing(
 async def _send(request: web.Request, headers: dict[str, str]) -> None:
     """Nothing to a client of another version, as all drafts demand, nor to one of HTTP/1.0."""
     version = interop_of(request)
-    if version is None or request.version < HttpVersion11:
+    if version is None or request.version < HttpVersion11 or not is_carried(request):
         return
     lines = [f"{name}: {value}" for name, value in {INTEROP: str(version), **headers}.items()]
     head = "\r\n".join(["HTTP/1.1 104 Upload Resumption Supported", *lines, "", ""])
