@@ -53,7 +53,7 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """The upload a step works on."""
+    """The upload a step works on; `step` is the label of the step."""
 
     upload: UUID
     batch: UUID
@@ -65,6 +65,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str]
     attempt: int
     results: dict[str, dict[str, Any]]
+    step: str = ""
 
 
 class Workbench(Protocol):

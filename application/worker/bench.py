@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from application.errors import StorageFull
 from application.pipeline import Permanent
 from application.ports.blobs import BlobStore
 from application.worker.source import Source
@@ -55,4 +56,8 @@ class Bench:
             raise Permanent(f"artifact {name!r} is larger than {MAX_ARTIFACT} bytes")
         blob = f"artifacts/{self._upload.id}/{self._upload.attempt}/{name}"
         self._artifacts[name] = blob  # before the bytes, so that no failure leaves an orphan
-        await self._blobs.put(blob, content)
+        try:
+            await self._blobs.put(blob, content)
+        except StorageFull:  # certain that nothing is stored: a step may go on without it
+            del self._artifacts[name]
+            raise

@@ -106,7 +106,12 @@ class Run:
             try:
                 # A copy: the options belong to the pipeline, and a processor may change them.
                 options = deepcopy(step.options)
-                result = await _in_time(step, perform(subject(attempt, results), bench, options))
+                given = subject(attempt, results, step.label)
+                result = await _in_time(step, perform(given, bench, options))
+            except StepTimeout as error:
+                if not getattr(processor, "optional", False):
+                    raise
+                result = {"skipped": str(error)}
             finally:
                 self._bench = None
         # As it will be stored: a copy that the processor cannot change any more.
@@ -130,7 +135,7 @@ class Run:
         return pipeline
 
 
-def subject(attempt: Attempt, results: dict[str, dict[str, Any]]) -> Subject:
+def subject(attempt: Attempt, results: dict[str, dict[str, Any]], step: str = "") -> Subject:
     """The upload as the next step sees it, with copies of the results of the steps before.
 
     A processor may change what it is given; that must not change what is recorded.
@@ -147,6 +152,7 @@ def subject(attempt: Attempt, results: dict[str, dict[str, Any]]) -> Subject:
         metadata=dict(upload.metadata),
         attempt=attempt.number,
         results=deepcopy(results),
+        step=step,
     )
 
 

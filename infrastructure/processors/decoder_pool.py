@@ -24,6 +24,7 @@ SERVER = Path(__file__).with_name("decoder_server.py")
 
 DECODERS = (
     "infrastructure.processors.archive_child",
+    "infrastructure.processors.libmagic_child",
     "infrastructure.processors.sandbox_probe",
     "infrastructure.processors.thumbnail_child",
 )

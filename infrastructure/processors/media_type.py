@@ -1,24 +1,55 @@
-"""`media-type`: what the bytes are, against what was declared and what is allowed."""
+"""`media-type`: the type of a file's bytes, against what was declared and what is allowed."""
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
+import codecs
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from application.pipeline import Permanent, Subject, Workbench
-from infrastructure.processors.options import Options, read
-from infrastructure.processors.sniffing import (
+from infrastructure.processors.copying import copy
+from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool
+from infrastructure.processors.media_types import (
+    ACTIVE,
     EMPTY,
-    HEAD,
+    HTML,
     RASTER,
+    SVG,
     TEXT,
+    TEXT_NAMES,
     UNKNOWN,
-    pixels,
+    XHTML,
+    XML,
+    are_compatible,
+    canonical,
+    extension,
+    is_text,
+    lineage,
+    matches,
     raster_type,
-    sniff,
 )
+from infrastructure.processors.options import Options, read
+from infrastructure.processors.sniffing import HEAD, conclude, second_range, sniff
 
-MAX_PIXELS = 100_000_000
+MIB = 1024 * 1024
+
+MAX_PIXELS = 250_000_000  # phones have sensors of 200 megapixels
+IDENTIFY = "infrastructure.processors.libmagic_child:identify"
+MEASURE = "infrastructure.processors.thumbnail_child:measure"
+IDENTIFY_LIMITS = DecoderLimits(memory=512 * MIB, seconds=5)
+MEASURE_LIMITS = DecoderLimits(memory=1024 * MIB, seconds=20)
+
+# What makes a browser run a part of an XML document: elements of scripts and of pages, handlers of
+# events, addresses that are scripts, stylesheets, and entities that could hide any of these.
+_SCRIPT = re.compile(
+    r"<(?:[\w.-]+:)?(?:script|iframe|foreignobject|embed|object|handler)\b|\bon[a-z]+\s*=|javascript:"
+    r"|http://www\.w3\.org/1999/xhtml|<\?xml-stylesheet|<!entity",
+    re.IGNORECASE,
+)
+_OVERLAP = 64  # characters of the longest marker that could be cut by the end of a chunk
 
 
 class MediaTypeOptions(Options, frozen=True, kw_only=True):
@@ -45,58 +76,145 @@ class ImageTooLarge(Permanent):
     """The image would unpack to more pixels than are allowed."""
 
 
-async def media_type(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns `sniffed`, `declared`, whether they agree, and the pixels of an image.
+class MediaType:
+    """The processor; its pool of decoders is closed by whoever opened it."""
 
-    Unless the pipeline is `strict`, only a file that is declared as an image, or named like one,
-    must be one: bytes of another kind under that name are a mistake or an attack. Raises the
-    errors above.
+    def __init__(self, decoders: DecoderPool) -> None:
+        self._decoders = decoders
+
+    async def __call__(
+        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return `sniffed`, `declared`, whether they agree, and the pixels of an image.
+
+        Unless the pipeline is `strict`, only a file that is declared as an image, or named like
+        one, must be one: bytes of another kind under that name are a mistake or an attack. An
+        image whose pixels cannot be counted passes, with the reason as `unmeasured`. Raises the
+        errors above, DecoderLost, BadOption.
+        """
+        chosen = read(MediaTypeOptions, options)
+        claims = _claims(subject)
+        sniffed = await self._sniff(subject, bench, claims)
+        await _require_allowed(sniffed, claims, chosen, bench)
+        agrees = _agree(sniffed, subject.media_type)
+        expected = raster_type(subject.path, subject.media_type)
+        if expected is not None and not sniffed.startswith("image/"):
+            raise MediaTypeMismatch(f"this is no {expected}: {_described(sniffed)}")
+        if chosen.strict and not agrees:
+            raise MediaTypeMismatch(f"declared as {subject.media_type}: {_described(sniffed)}")
+        result = {"sniffed": sniffed, "declared": subject.media_type, "agrees": agrees}
+        return result | await self._measure(sniffed, bench, chosen)
+
+    async def _sniff(self, subject: Subject, bench: Workbench, claims: Sequence[str]) -> str:
+        head = await _bytes(bench, 0, HEAD)
+        other = second_range(head, subject.size)
+        second = await _bytes(bench, *other) if other else b""
+        if found := sniff(head, second, subject.size, claims):
+            return found
+        decoded = await self._decoders.run(IDENTIFY, head, {}, IDENTIFY_LIMITS)
+        verdict = decoded.answer.get("type", UNKNOWN)
+        if not isinstance(verdict, str):
+            verdict = UNKNOWN
+        return conclude(verdict, head, subject.size, claims)
+
+    async def _measure(
+        self, sniffed: str, bench: Workbench, chosen: MediaTypeOptions
+    ) -> dict[str, Any]:
+        """Return `width` and `height` of an image, found by the decoder that makes thumbnails."""
+        if sniffed not in RASTER.values():
+            return {}
+        with TemporaryDirectory(prefix="uptrail-media-type-") as folder:
+            source = Path(folder) / "source"
+            await copy(bench, source)
+            order = {"type": sniffed}
+            decoded = await self._decoders.run(MEASURE, source, order, MEASURE_LIMITS)
+        match decoded.answer:
+            case {"size": [int(width), int(height)]}:
+                if width * height > chosen.max_pixels:
+                    told = f"{width} x {height} pixels are more than {chosen.max_pixels}"
+                    raise ImageTooLarge(told)
+                return {"width": width, "height": height}
+            case {"broken": str(reason)} | {"limit": str(reason)} | {"failed": str(reason)}:
+                return {"unmeasured": reason}
+        return {"unmeasured": "the decoder's answer makes no sense"}
+
+
+def _claims(subject: Subject) -> list[str]:
+    """Return the canonical types that a file is declared as and named like, if they tell any."""
+    declared = canonical(subject.media_type or "")
+    named = TEXT_NAMES.get(extension(subject.path), "")
+    return [claim for claim in (declared, named) if claim not in ("", UNKNOWN, TEXT)]
+
+
+async def _bytes(bench: Workbench, start: int, end: int) -> bytes:
+    return b"".join([chunk async for chunk in bench.read(start, end)])
+
+
+async def _require_allowed(
+    sniffed: str, claims: Sequence[str], chosen: MediaTypeOptions, bench: Workbench
+) -> None:
+    """Raise MediaTypeRefused where `deny` names a file's type or `allow` does not.
+
+    `deny` holds for everything that a file may be taken for: its type, the containers that the
+    type is kept in, and, where the bytes do not tell, what it is declared as or named like.
     """
-    chosen = read(MediaTypeOptions, options)
-    head = await _head(bench)
-    sniffed = sniff(head)
-    _refuse(sniffed, chosen)
-    agrees = _agree(sniffed, subject.media_type)
-    expected = raster_type(subject.path, subject.media_type)
-    if expected is not None and not sniffed.startswith("image/"):
-        raise MediaTypeMismatch(f"this is no {expected}: {_described(sniffed)}")
-    if chosen.strict and not agrees:
-        raise MediaTypeMismatch(f"declared as {subject.media_type}: {_described(sniffed)}")
-    result: dict[str, Any] = {"sniffed": sniffed, "declared": subject.media_type, "agrees": agrees}
-    if size := pixels(head, sniffed):
-        if size[0] * size[1] > chosen.max_pixels:
-            raise ImageTooLarge(f"{size[0]} x {size[1]} pixels are more than {chosen.max_pixels}")
-        result |= {"width": size[0], "height": size[1]}
-    return result
-
-
-async def _head(bench: Workbench) -> bytes:
-    head = bytearray()
-    async for chunk in bench.read(0, HEAD):
-        head += chunk
-    return bytes(head)
-
-
-def _refuse(sniffed: str, chosen: MediaTypeOptions) -> None:
+    possible = list(lineage(sniffed))
+    if sniffed == UNKNOWN or is_text(sniffed):
+        possible += [claim for claim in claims if sniffed == UNKNOWN or is_text(claim)]
+    for found in possible:
+        if any(matches(found, pattern) for pattern in chosen.deny):
+            raise MediaTypeRefused(f"files of type {found} are denied")
+    denies_pages = any(matches(HTML, pattern) for pattern in chosen.deny)
+    if denies_pages and XML in possible and (sniffed == XHTML or await _has_scripts(bench)):
+        raise MediaTypeRefused(f"files of type {HTML} are denied: this {sniffed} runs scripts")
     allow = chosen.allow
-    if any(fnmatchcase(sniffed, pattern) for pattern in chosen.deny):
-        raise MediaTypeRefused(f"files of type {sniffed} are denied")
-    if allow is not None and not any(fnmatchcase(sniffed, pattern) for pattern in allow):
+    if allow is not None and not any(_allows(pattern, sniffed) for pattern in allow):
         raise MediaTypeRefused(f"files of type {sniffed} are not among {', '.join(allow)}")
 
 
+def _allows(pattern: str, sniffed: str) -> bool:
+    """Return whether a pattern admits a type: by itself, or as the container that holds it.
+
+    What runs in a browser or a shell is text as well, but never allowed as mere text.
+    """
+    if matches(sniffed, pattern):
+        return True
+    return sniffed not in ACTIVE and any(matches(kind, pattern) for kind in lineage(sniffed))
+
+
+async def _has_scripts(bench: Workbench) -> bool:
+    """Return whether an XML document has anything in it that a browser would run."""
+    decoder: codecs.IncrementalDecoder | None = None
+    rest = ""
+    async for chunk in bench.read():
+        if decoder is None:
+            wide = chunk.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in chunk[:4]
+            little = not chunk.startswith(b"\xfe\xff") and chunk[:1] != b"\0"
+            name = ("utf-16-le" if little else "utf-16-be") if wide else "latin-1"
+            decoder = codecs.getincrementaldecoder(name)("replace")
+        text = rest + decoder.decode(chunk)
+        if _SCRIPT.search(text):
+            return True
+        rest = text[-_OVERLAP:]
+    return False
+
+
 def _agree(sniffed: str, declared: str | None) -> bool:
-    """Whether the bytes may be what was declared: they tell few types apart for certain."""
+    """Return whether the bytes may be what was declared: they tell few types apart for certain."""
     if declared is None:
         return True
-    kind = declared.partition(";")[0].strip().lower()
-    if sniffed in (kind, EMPTY, UNKNOWN):
-        return kind not in RASTER.values() or sniffed == kind
-    if sniffed == TEXT:
-        return not kind.startswith(("image/", "audio/", "video/")) or kind.endswith("+xml")
+    kind = canonical(declared)
+    if kind == TEXT and sniffed in (HTML, XHTML, SVG):
+        return False  # it is text, but a browser would run what is in it
+    if kind == UNKNOWN or are_compatible(sniffed, kind):
+        return True
+    if sniffed in (EMPTY, UNKNOWN):
+        return kind not in RASTER.values()
+    if sniffed in (TEXT, SVG, XML):
+        return not kind.startswith(("image/", "audio/", "video/"))
     if sniffed == "application/zip":
         return kind.startswith("application/")
-    return kind == UNKNOWN
+    return False
 
 
 def _described(sniffed: str) -> str:

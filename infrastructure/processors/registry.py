@@ -12,7 +12,7 @@ from infrastructure.processors.antivirus import AntivirusOptions, antivirus
 from infrastructure.processors.archive import Archive, ArchiveOptions
 from infrastructure.processors.checksum import ChecksumOptions, checksum
 from infrastructure.processors.decoder_pool import DecoderPool
-from infrastructure.processors.media_type import MediaTypeOptions, media_type
+from infrastructure.processors.media_type import MediaType, MediaTypeOptions
 from infrastructure.processors.rehearse import RehearseOptions, rehearse
 from infrastructure.processors.service import HttpOptions
 from infrastructure.processors.step_pool import StepPool, installed_problems
@@ -47,7 +47,7 @@ async def open_processors(
             "antivirus": antivirus,
             "archive": Archive(decoders),
             "checksum": checksum,
-            "media-type": media_type,
+            "media-type": MediaType(decoders),
             "rehearse": rehearse,
             "thumbnail": Thumbnail(decoders),
         }

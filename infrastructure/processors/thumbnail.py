@@ -1,36 +1,45 @@
-"""`thumbnail`: a small WebP picture of an image, made where a hostile file can do no harm."""
+"""`thumbnail`: a small WebP picture of an image, made where a hostile file can do no harm.
+
+A thumbnail is an optional result: whatever keeps it from being made is the reason of a skipped step
+and never an error. Files that are not what they claim to be are for `media-type` to refuse.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
+from zlib import crc32
 
 from msgspec import Meta
 
-from application.pipeline import Permanent, Subject, Workbench
+from application.errors import StorageFull
+from application.pipeline import Subject, Workbench
 from infrastructure.processors.copying import copy
-from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool
+from infrastructure.processors.decoder_pool import DecoderLimits, DecoderLost, DecoderPool
+from infrastructure.processors.media_types import RASTER
 from infrastructure.processors.options import Options, read
-from infrastructure.processors.sniffing import RASTER, raster_type, sniff
+from infrastructure.processors.sniffing import sniff
 
 MIB = 1024 * 1024
 
 MAKE = "infrastructure.processors.thumbnail_child:make"
-ARTIFACT = "thumbnail.webp"
+STEP = "thumbnail"
 SIDE = 320  # pixels of the longer side
 QUALITY = 80
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 250_000_000  # phones have sensors of 200 megapixels
 MAX_SOURCE = 256 * MIB
 MAX_RESULT = 2 * MIB
 MEMORY = 1024 * MIB
 SECONDS = 20  # of processor time
+TRIES = 2  # where the decoder's process ends for no reason that the image gives
 
 
 class ThumbnailOptions(Options, frozen=True, kw_only=True):
     """`side` in pixels, `quality` 1 to 100, `max_bytes` of the file, `seconds` of processor time.
 
-    `memory` is in bytes.
+    `memory` is in bytes. An image beyond any of these limits gets no thumbnail.
     """
 
     side: Annotated[int, Meta(ge=1, le=4096)] = SIDE
@@ -41,20 +50,15 @@ class ThumbnailOptions(Options, frozen=True, kw_only=True):
     seconds: int = SECONDS
 
 
-class ImageBroken(Permanent):
-    """The image cannot be read: truncated, malformed, or not an image at all."""
-
-
-class ImageBeyondLimits(Permanent):
-    """The image takes more memory or time than it is given."""
-
-
-class ThumbnailFailed(Exception):
-    """The process that makes thumbnails was ended by something else than the image."""
+class _Skipped(Exception):
+    """There will be no thumbnail, for the reason that is the message."""
 
 
 class Thumbnail:
     """The processor; its pool of decoders is closed by whoever opened it."""
+
+    optional = True
+    """Whether a step that does not end in time is skipped instead of failed."""
 
     def __init__(self, decoders: DecoderPool) -> None:
         self._decoders = decoders
@@ -62,45 +66,52 @@ class Thumbnail:
     async def __call__(
         self, subject: Subject, bench: Workbench, options: dict[str, Any]
     ) -> dict[str, Any]:
-        """Returns the size of the thumbnail, or `{"skipped": why}` for what is no image."""
+        """Return the size of the thumbnail, or `{"skipped": reason}`. Raises BadOption."""
         chosen = read(ThumbnailOptions, options)
-        expected = raster_type(subject.path, subject.media_type)
-        sniffed = await _sniffed(subject, bench)
-        if sniffed not in RASTER.values() and (expected is None or sniffed.startswith("image/")):
-            return {"skipped": f"no picture can be made of {sniffed}"}
-        if subject.size == 0:
-            raise ImageBroken(f"an empty file is no {expected}")
-        if subject.size > chosen.max_bytes:
-            return {"skipped": f"larger than {chosen.max_bytes} bytes"}
-        with TemporaryDirectory(prefix="uptrail-thumbnail-") as folder:
-            return await self._make(bench, Path(folder), chosen)
+        try:
+            media_type = await _raster_type(subject, bench)
+            if subject.size > chosen.max_bytes:
+                raise _Skipped(f"larger than {chosen.max_bytes} bytes")
+            made, picture = await self._make(bench, media_type, chosen)
+            await _attach(bench, subject.step or STEP, picture)
+        except _Skipped as error:
+            return {"skipped": str(error)}
+        return made
 
     async def _make(
-        self, bench: Workbench, folder: Path, chosen: ThumbnailOptions
-    ) -> dict[str, Any]:
-        source = folder / "source"
+        self, bench: Workbench, media_type: str, chosen: ThumbnailOptions
+    ) -> tuple[dict[str, Any], bytes]:
+        """Return the result of the step and the picture; a lost decoder is replaced once."""
+        reason = ""
+        for _ in range(TRIES):
+            try:
+                with TemporaryDirectory(prefix="uptrail-thumbnail-") as folder:
+                    return await self._decode(bench, Path(folder) / "source", media_type, chosen)
+            except (DecoderLost, OSError) as error:
+                reason = str(error) or type(error).__name__
+        raise _Skipped(reason)
+
+    async def _decode(
+        self, bench: Workbench, source: Path, media_type: str, chosen: ThumbnailOptions
+    ) -> tuple[dict[str, Any], bytes]:
         await copy(bench, source)
         limits = DecoderLimits(memory=chosen.memory, seconds=chosen.seconds, data=MAX_RESULT)
-        decoded = await self._decoders.run(MAKE, source, _order(chosen), limits)
-        answer, picture = decoded.answer, decoded.data
-        if reason := answer.get("broken"):
-            raise ImageBroken(reason)
-        if reason := answer.get("limit"):
-            raise ImageBeyondLimits(reason)
-        if reason := answer.get("failed"):
-            raise ThumbnailFailed(reason)
-        await bench.attach(ARTIFACT, picture)
-        (width, height), (full_width, full_height) = answer["made"], answer["of"]
-        return {
-            "width": width,
-            "height": height,
-            "bytes": len(picture),
-            "of": {"width": full_width, "height": full_height},
-        }
+        decoded = await self._decoders.run(MAKE, source, _order(media_type, chosen), limits)
+        match decoded.answer:
+            case {"made": [int(width), int(height)], "of": [int(full_width), int(full_height)]}:
+                full = {"width": full_width, "height": full_height}
+                size = len(decoded.data)
+                return {"width": width, "height": height, "bytes": size, "of": full}, decoded.data
+            case {"broken": str(reason)} | {"limit": str(reason)}:
+                raise _Skipped(reason)
+            case {"failed": str(reason)}:
+                raise DecoderLost(reason)
+        raise DecoderLost("the decoder's answer makes no sense")
 
 
-def _order(chosen: ThumbnailOptions) -> dict[str, Any]:
+def _order(media_type: str, chosen: ThumbnailOptions) -> dict[str, Any]:
     return {
+        "type": media_type,
         "side": chosen.side,
         "quality": chosen.quality,
         "pixels": chosen.max_pixels,
@@ -108,12 +119,25 @@ def _order(chosen: ThumbnailOptions) -> dict[str, Any]:
     }
 
 
-async def _sniffed(subject: Subject, bench: Workbench) -> str:
-    """What the `media-type` step found, if the pipeline has one, else a look of our own."""
-    for result in subject.results.values():
-        if isinstance(found := result.get("sniffed"), str):
-            return found
-    head = b""
-    async for chunk in bench.read(0, 64):
-        head += chunk
-    return sniff(head)
+async def _raster_type(subject: Subject, bench: Workbench) -> str:
+    """Return the type that the `media-type` step found, or that our own rules find; or skip."""
+    found = next(
+        (name for r in subject.results.values() if isinstance(name := r.get("sniffed"), str)), None
+    )
+    if found is None:
+        head = b"".join([chunk async for chunk in bench.read(0, 4096)])
+        found = sniff(head, b"", subject.size) or "an unknown type"
+    if found in RASTER.values():
+        return found
+    raise _Skipped(f"no picture can be made of {found}")
+
+
+async def _attach(bench: Workbench, step: str, picture: bytes) -> None:
+    """Attach the picture under the name of its step, so that two steps keep one each."""
+    name = re.sub(r"[^a-z0-9-]+", "-", step.lower()).strip("-")[:64] or STEP
+    if name != step:  # labels that look alike must not share a name
+        name = f"{name}-{crc32(step.encode()):08x}"
+    try:
+        await bench.attach(f"{name}.webp", picture)
+    except StorageFull as error:
+        raise _Skipped(f"the thumbnail could not be stored: {error}") from None

@@ -1,49 +1,212 @@
-"""Decoder that makes thumbnails; it runs in the sandbox of `decoder_server`."""
+"""Decoder that makes thumbnails and measures images; it runs in the sandbox of `decoder_server`."""
 
 from __future__ import annotations
 
+import math
+import re
+import struct
 from io import BytesIO
-from typing import IO
+from typing import IO, Any
 
-from PIL import AvifImagePlugin, Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from infrastructure.processors.decoder_server import Answer, Order
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")  # never one that runs a program
+# Formats by media type: those that the sniffer tells apart, never one that runs a program.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "image/jpeg": ("JPEG",),  # also MPO, which Pillow finds out by itself
+    "image/png": ("PNG",),
+    "image/gif": ("GIF",),
+    "image/webp": ("WEBP",),
+    "image/bmp": ("BMP",),
+    "image/tiff": ("TIFF",),
+    "image/avif": ("AVIF",),
+    "image/vnd.microsoft.icon": ("ICO",),
+    "image/jp2": ("JPEG2000",),
+    "image/j2c": ("JPEG2000",),
+}
+MAX_PAGES = 1000  # pages of a TIFF or pictures of an MPO that are measured
+MAX_TEXT = 512 * 1024 * 1024  # bytes of text in a PNG; the limit of memory is lower
+GENTLE = 32 * 1024 * 1024  # pixels up to which colours are made plain before they are scaled
+
+Size = tuple[int, int]
 
 
 def prepare() -> None:
     """Load the decoders, which a child could not: it can open nothing."""
     Image.init()
+    ImageCms.createProfile("sRGB")
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # a child can start no threads either
+    Image.MAX_IMAGE_PIXELS = None  # the order says how many, before anything is unpacked
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT
+
+
+def measure(source: IO[bytes], order: Order) -> Answer:
+    """Return the `size` of the largest page or frame of an image; no pixel is unpacked."""
+    claimed = _claimed_size(source, order["type"])
+    try:
+        with Image.open(source, formats=FORMATS[order["type"]]) as image:
+            sizes = [*_sizes(image), *([claimed] if claimed else [])]
+    except Exception as error:  # Pillow raises whatever a malformed file makes it meet
+        return {"size": claimed} if claimed else {"broken": _reason(error)}
+    except MemoryError:
+        if not claimed:
+            raise
+        return {"size": claimed}
+    return {"size": max(sizes, key=math.prod)}
 
 
 def make(source: IO[bytes], order: Order) -> tuple[Answer, bytes]:
     """Return the thumbnail's and the image's sizes and the thumbnail, or what is wrong."""
     try:
+        claimed = _claimed_size(source, order["type"])
+        if claimed and math.prod(claimed) > order["pixels"]:
+            return {"broken": _too_many(claimed, order["pixels"])}, b""
         return _make(source, order)
-    except UnidentifiedImageError:
-        return {"broken": "it is no image that can be read"}, b""
-    except Image.DecompressionBombError as error:
-        return {"broken": str(error)}, b""
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        return {"broken": str(error)}, b""  # how Pillow reports truncated and malformed files
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises whatever a malformed file makes it meet
+        return {"broken": _reason(error)}, b""
 
 
 def _make(source: IO[bytes], order: Order) -> tuple[Answer, bytes]:
-    Image.MAX_IMAGE_PIXELS = None  # judged below, before anything is unpacked
-    with Image.open(source, formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > order["pixels"]:
-            told = f"{width} x {height} pixels are more than {order['pixels']}"
-            return {"broken": told}, b""
-        side = order["side"]
-        image.draft("RGB", (side, side))  # lets a JPEG be unpacked at an eighth of its size
-        image.thumbnail((side, side), Image.Resampling.BILINEAR)
-        turned = ImageOps.exif_transpose(image)
-        plain = turned.convert("RGBA" if turned.has_transparency_data else "RGB")
+    with Image.open(source, formats=FORMATS[order["type"]]) as image:
+        size = max(_icon_sizes(image) or [image.size], key=math.prod)
+        if math.prod(size) > order["pixels"]:
+            return {"broken": _too_many(size, order["pixels"])}, b""
+        profile = image.info.get("icc_profile")
+        small = _scaled(image, order["side"])
+        plain = _oriented(_standard_colours(small, profile))
         target = BytesIO()
-        plain.save(target, "WEBP", quality=order["quality"], method=2)
+        plain.save(target, "WEBP", quality=order["quality"], method=2, icc_profile=b"", exif=b"")
         if target.tell() > order["bytes"]:
             return {"limit": f"its thumbnail has more than {order['bytes']} bytes"}, b""
-        return {"made": [plain.width, plain.height], "of": [width, height]}, target.getvalue()
+        return {"made": [plain.width, plain.height], "of": [*size]}, target.getvalue()
+
+
+def _scaled(image: Image.Image, side: int) -> Image.Image:
+    """Return the image scaled down into a square; its colours are averaged, not picked."""
+    image.draft("RGB", (side, side))  # lets a JPEG be unpacked at an eighth of its size
+    image.load()
+    exif = image.getexif()
+    plain: Image.Image = image
+    if image.mode.startswith("I") or image.mode == "F":
+        plain = _eight_bit(image)
+    elif image.mode in ("P", "PA", "1") and math.prod(image.size) <= GENTLE:
+        plain = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    plain.thumbnail((side, side), Image.Resampling.BILINEAR)
+    plain.getexif().update(exif)
+    return plain
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Return deep grey as 8 bits a pixel: scaled, where Pillow's conversion clips.
+
+    Unsigned 16-bit samples use their whole range (TIFF 6.0 section 8, PNG section 13.12). Deeper
+    ones have no range that is agreed on: one from 0 to 1 or to 255 or 65535 if they fit into it,
+    else their own.
+    """
+    if image.mode.startswith("I;16"):  # 257 = 65535 / 255
+        return image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
+    low, high = _extremes(image)
+    if low >= 0:
+        known = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        if peak := next((peak for peak in known if high <= peak), None):
+            low, high = 0.0, peak
+    scale = 255.0 / (high - low) if high > low else 0.0
+    return image.convert("F").point(lambda value: value * scale + (0.5 - low * scale)).convert("L")
+
+
+def _extremes(image: Image.Image) -> tuple[float, float]:
+    extremes: Any = image.getextrema()  # of the only band
+    low, high = (float(value) for value in extremes)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("it has values that are no numbers")
+    return low, high
+
+
+def _standard_colours(image: Image.Image, profile: Any) -> Image.Image:
+    """Return the image in sRGB, with an alpha channel if it needs one.
+
+    A profile that is broken, or of another kind of pixels, is as good as none.
+    """
+    has_alpha = image.has_transparency_data
+    if image.mode == "LAB":
+        source: Any = ImageCms.createProfile("LAB")
+    else:
+        source = BytesIO(profile) if isinstance(profile, bytes) and profile else None
+    if image.mode not in ("RGB", "RGBA", "L", "CMYK", "LAB"):
+        image = image.convert("RGBA" if has_alpha else "RGB")
+    if source is not None:
+        try:
+            standard = ImageCms.createProfile("sRGB")
+            opened = source if image.mode == "LAB" else ImageCms.ImageCmsProfile(source)
+            mode = "RGBA" if image.mode == "RGBA" else "RGB"
+            converted = ImageCms.profileToProfile(image, opened, standard, outputMode=mode)
+            if converted is not None:
+                converted.getexif().update(image.getexif())
+                return converted
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass
+    return image.convert("RGBA" if has_alpha else "RGB")
+
+
+def _oriented(image: Image.Image) -> Image.Image:
+    """Return the image as its EXIF data say that it is to be shown; broken data say nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _sizes(image: Image.Image) -> list[Size]:
+    """Return the sizes of the pages of a TIFF, the pictures of an MPO or ICO, or the image."""
+    if icons := _icon_sizes(image):
+        return icons
+    sizes: list[Size] = [image.size]
+    if image.format in ("TIFF", "MPO"):
+        for page in range(1, MAX_PAGES):
+            try:
+                image.seek(page)
+            except Exception:  # there is no further page, or it cannot be read
+                break
+            sizes.append(image.size)
+    return sizes
+
+
+def _icon_sizes(image: Image.Image) -> list[Size]:
+    """Return the true sizes of an ICO's pictures: its directory need not tell the truth."""
+    if image.format != "ICO":
+        return []
+    icons: Any = image
+    return [icons.ico.frame(number).size for number in range(len(icons.ico.entry))]
+
+
+def _claimed_size(source: IO[bytes], media_type: str) -> Size | None:
+    """Return the size in the header of formats whose decoder allocates it, or refuses it, at once.
+
+    Sources: RFC 9649 section 2.7 (VP8X), ISO/IEC 23008-12 section 6.5.3 (`ispe`).
+    """
+    found: Size | None = None
+    if media_type == "image/webp":
+        head = source.read(30)
+        if head[12:16] == b"VP8X" and len(head) == 30:
+            width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
+            found = width, height
+    elif media_type == "image/avif":
+        head = source.read(1024 * 1024)
+        boxes = [match.end() for match in re.finditer(rb"ispe\0\0\0\0", head)]
+        claims = [struct.unpack_from(">II", head, at) for at in boxes if at + 8 <= len(head)]
+        found = max(claims, key=math.prod, default=None)
+    source.seek(0)
+    return found
+
+
+def _too_many(size: Size, most: int) -> str:
+    return f"{size[0]} x {size[1]} pixels are more than {most}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image that can be read"
+    return f"it cannot be read: {str(error)[:500] or type(error).__name__}"

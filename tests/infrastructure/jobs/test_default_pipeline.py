@@ -6,11 +6,12 @@ from domain.batch.state import Outcome
 from domain.upload.events import AttemptFailed, AttemptSucceeded
 from domain.upload.state import UploadState
 from infrastructure.processors.registry import open_processors
+from tests.corpus import images
 from tests.infrastructure.jobs.plant import Plant, play
 from tests.infrastructure.processors.pictures import picture
 
 
-def test_ordinary_files_pass_and_broken_ones_fail_once_with_the_reason(
+def test_ordinary_files_pass_and_those_that_are_not_what_they_claim_fail_once(
     database_url: str, tmp_path: Path
 ) -> None:
     sound = {
@@ -19,8 +20,14 @@ def test_ordinary_files_pass_and_broken_ones_fail_once_with_the_reason(
         "paper.pdf": b"%PDF-1.7\n%\xe2\xe3",
         "table.csv": b"a;b\n1;2\n",
         "photo.jpg": picture("JPEG"),
+        "cut.jpg": picture("JPEG")[:3000],
+        "108-megapixels.jpg": images.large_jpeg(),
+        "float.tif": images.float_tiff(),
+        "IMG_0001.CR2": images.canon_cr2(),
+        "text.png": images.png_with_text(),
+        "IMG_0002.HEIC": images.heic(),
     }
-    broken = {"cut.jpg": picture("JPEG")[:3000], "empty.png": b""}
+    broken = {"page.png": b"<html>", "empty.png": b""}
 
     async def story(plant: Plant) -> None:
         async with open_processors() as processors:
@@ -39,5 +46,13 @@ def test_ordinary_files_pass_and_broken_ones_fail_once_with_the_reason(
         assert all(failure.permanent for failure in failures)
         (photo,) = await plant.all_of(AttemptSucceeded, uploads["photo.jpg"].id)
         assert await plant.blobs.size(photo.artifacts["thumbnail.webp"]) > 0
+        reasons = {}
+        for path in sound:
+            (attempt,) = await plant.all_of(AttemptSucceeded, uploads[path].id)
+            reasons[path] = attempt.results["thumbnail"].get("skipped")
+        made = {"photo.jpg", "108-megapixels.jpg", "float.tif", "text.png"}
+        assert {path for path, reason in reasons.items() if reason is None} == made
+        assert reasons["IMG_0001.CR2"] == "no picture can be made of image/x-canon-cr2"
+        assert "truncated" in reasons["cut.jpg"]
 
     play(database_url, tmp_path, story)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 from uuid import UUID
 
 from application.pipeline import Processor, Subject
 from infrastructure.processors.registry import open_processors
-from tests.support import run
 
 CHUNK = 100_000
 
@@ -49,16 +50,52 @@ def subject(content: bytes, path: str = "notes.txt", **more: Any) -> Subject:
     return Subject(**{**known, **more})
 
 
+class KeptProcessors:
+    """All processors on an event loop of their own, kept from one call to the next."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner(loop_factory=_new_loop)
+        self._opened = AsyncExitStack()
+        self.processors: dict[str, Processor] = self._runner.run(
+            self._opened.enter_async_context(open_processors())
+        )
+
+    def close(self) -> None:
+        self._runner.run(self._opened.aclose())
+        self._runner.close()
+
+    def perform(self, name: str, given: Subject, table: Table, options: Any) -> dict[str, Any]:
+        async def performing() -> dict[str, Any]:
+            return await self.processors[name](given, table, options)
+
+        return self._runner.run(performing())
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+_kept: list[KeptProcessors] = []
+
+
+def close_kept_processors() -> None:
+    while _kept:
+        _kept.pop().close()
+
+
 def perform(
     name: str, content: bytes, path: str = "notes.txt", options: Any = None, **more: Any
 ) -> tuple[dict[str, Any], Table]:
-    """The result of one step over these bytes, and its table afterwards."""
+    """The result of one step over these bytes, and its table afterwards.
 
-    async def performing() -> tuple[dict[str, Any], Table]:
-        table = Table(content)
-        async with open_processors() as processors:
-            processor: Processor = processors[name]
-            result = await processor(subject(content, path, **more), table, options or {})
-        return result, table
-
-    return run(performing())
+    The processors stay open for the next call: `close_kept_processors` ends them.
+    """
+    if not _kept:
+        _kept.append(KeptProcessors())
+    table = Table(content)
+    given = subject(content, path, **more)
+    return _kept[0].perform(name, given, table, options or {}), table

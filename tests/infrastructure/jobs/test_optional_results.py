@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from application.errors import StorageFull
+from application.pipeline import Pipeline, Step, Subject, Workbench
+from domain.batch.state import Outcome
+from domain.upload.events import AttemptFailed, AttemptSucceeded
+from infrastructure.processors.registry import open_processors
+from tests.infrastructure.jobs.plant import Plant, play
+from tests.infrastructure.processors.pictures import picture
+
+
+def test_an_optional_step_that_does_not_end_in_time_is_skipped(
+    database_url: str, tmp_path: Path
+) -> None:
+    class Endless:
+        optional = True
+
+        async def __call__(
+            self, subject: Subject, bench: Workbench, options: dict[str, Any]
+        ) -> dict[str, Any]:
+            await asyncio.Event().wait()
+            return {}
+
+    async def last(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+        return {"before": subject.results}
+
+    steps = (Step(processor="endless", timeout=0.2), Step(processor="last"))
+
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        worker = plant.work({"endless": Endless(), "last": last})
+        done = await plant.completed(await plant.batch({"a.txt": b"words"}))
+        await plant.stop(worker)
+
+        assert done.outcome is Outcome.SUCCEEDED
+        (attempt,) = await plant.all_of(AttemptSucceeded)
+        skipped = {"skipped": "endless did not finish within 0.2 s"}
+        assert attempt.results["endless"] == skipped
+        assert attempt.results["last"] == {"before": {"endless": skipped}}
+        assert await plant.all_of(AttemptFailed) == []
+
+    play(database_url, tmp_path, story, pipelines={"default": Pipeline(steps=steps)})
+
+
+def test_a_full_disk_costs_a_file_its_thumbnail_and_nothing_else(
+    database_url: str, tmp_path: Path
+) -> None:
+    steps = (Step(processor="checksum"), Step(processor="thumbnail"))
+
+    async def story(plant: Plant) -> None:
+        put = plant.blobs.put
+
+        async def put_without_room(name: str, content: bytes) -> None:
+            if name.startswith("artifacts/"):
+                raise StorageFull("no space left on device")
+            await put(name, content)
+
+        plant.blobs.put = put_without_room  # type: ignore[method-assign]
+        async with open_processors() as processors:
+            plant.orchestrate()
+            worker = plant.work(processors)
+            done = await plant.completed(await plant.batch({"a.png": picture("PNG")}))
+            await plant.stop(worker)
+
+        assert done.outcome is Outcome.SUCCEEDED
+        (attempt,) = await plant.all_of(AttemptSucceeded)
+        assert "no space left on device" in attempt.results["thumbnail"]["skipped"]
+        assert attempt.artifacts == {}
+
+    play(database_url, tmp_path, story, pipelines={"default": Pipeline(steps=steps)})
+
+
+def test_two_thumbnail_steps_of_one_pipeline_keep_a_picture_each(
+    database_url: str, tmp_path: Path
+) -> None:
+    steps = (
+        Step(processor="thumbnail", options={"side": 200}),
+        Step(processor="thumbnail", name="preview", options={"side": 400}),
+    )
+
+    async def story(plant: Plant) -> None:
+        async with open_processors() as processors:
+            plant.orchestrate()
+            worker = plant.work(processors)
+            done = await plant.completed(await plant.batch({"a.png": picture("PNG")}))
+            await plant.stop(worker)
+
+        assert done.outcome is Outcome.SUCCEEDED
+        (attempt,) = await plant.all_of(AttemptSucceeded)
+        assert attempt.artifacts.keys() == {"thumbnail.webp", "preview.webp"}
+        widths = [attempt.results[step]["width"] for step in ("thumbnail", "preview")]
+        assert widths == [200, 400]
+
+    play(database_url, tmp_path, story, pipelines={"default": Pipeline(steps=steps)})
