@@ -36,11 +36,16 @@ class Conflict(ApplicationError):
 
 
 class AlreadyHandled(ApplicationError):
-    """The command id was answered before; `body` is that answer."""
+    """The command id was answered before; `body` is that answer.
 
-    def __init__(self, body: bytes) -> None:
+    `position` is that of the last event it recorded, 0 where it recorded none, None while that is
+    not known: the first request is being recorded at this moment.
+    """
+
+    def __init__(self, body: bytes, position: int | None) -> None:
         super().__init__("the command was handled before")
         self.body = body
+        self.position = position
 
 
 class KeyReused(ApplicationError):

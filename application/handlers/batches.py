@@ -23,6 +23,7 @@ from domain.batch.aggregate import Batch
 from domain.batch.events import BatchEvent, BatchStarted
 from domain.errors import Fault, Faulty
 from domain.file import FileDeclaration, control_character, faults_of, metadata_problem
+from domain.ids import upload_id_for
 from domain.upload.registration import register
 
 MAX_LABEL = 200
@@ -114,7 +115,17 @@ async def _known(log: EventLog, command: StartBatch) -> StartedBatch:
     batch = await log.batch(command.id)
     if batch.fingerprint != command.fingerprint:
         raise KeyReused("this Idempotency-Key started another batch; send a new key")
-    return StartedBatch(batch, (), False, 0)
+    return StartedBatch(batch, (), False, await _position_of_start(log, command))
+
+
+async def _position_of_start(log: EventLog, command: StartBatch) -> int:
+    """The position that the first request was answered with: of the last event it recorded."""
+    if command.files:
+        id, version = upload_id_for(command.id, command.files[-1].path), 1
+    else:
+        id, version = command.id, 2 if command.seal else 1
+    recorded = await log.stream(id, limit=version)
+    return recorded[-1].position if recorded else 0
 
 
 def _started(command: StartBatch, context: Context) -> BatchStarted:

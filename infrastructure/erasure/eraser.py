@@ -52,6 +52,9 @@ UNION ALL SELECT u.id FROM read_model.batches b JOIN read_model.uploads u ON u.b
 WHERE b.owner = %(owner)s"""
 _SCRUB = (
     f"DELETE FROM stored_snapshots WHERE originator_id IN ({_STREAMS})",  # noqa: S608
+    # Hashes of what was asked for, such as the reason of a cancellation, could be guessed.
+    f"""DELETE FROM command_answers
+    WHERE (convert_from(body, 'UTF8')::jsonb ->> 'id')::uuid IN ({_STREAMS})""",  # noqa: S608
     f"DELETE FROM errands WHERE upload IN ({_STREAMS})",  # noqa: S608
     "UPDATE orchestration.batches SET reason = '' WHERE owner = %(owner)s AND reason <> ''",
     """DELETE FROM webhooks.deliveries d USING webhooks.endpoints e
@@ -60,7 +63,12 @@ _SCRUB = (
     WHERE owner = %(owner)s AND key IS NOT NULL""",
 )
 # What was overwritten is still there until then.
-_SWEEP_UP = ("VACUUM audit.owner_keys", "VACUUM stored_snapshots", "VACUUM errands")
+_SWEEP_UP = (
+    "VACUUM audit.owner_keys",
+    "VACUUM stored_snapshots",
+    "VACUUM command_answers",
+    "VACUUM errands",
+)
 
 _FIRST = UUID(int=0)
 

@@ -62,12 +62,13 @@ class Ledger(msgspec.Struct):
     """What the log holds of the streams a group touches, moved on by each append placed.
 
     `versions` has every such stream (0: it does not exist), `topics` what was recorded in
-    guarded streams lately as version and topic, `answers` fingerprint and body by command.
+    guarded streams lately as version and topic, `answers` fingerprint, body and position by command
+    (None: it is part of this group).
     """
 
     versions: dict[UUID, int]
     topics: dict[UUID, list[tuple[int, str]]]
-    answers: dict[UUID, tuple[str, bytes]]
+    answers: dict[UUID, tuple[str, bytes, int | None]]
 
     def place(self, encoded: Encoded) -> Placed | ApplicationError:
         """The verdict on one append; a refused one leaves the ledger as it was."""
@@ -85,10 +86,10 @@ class Ledger(msgspec.Struct):
         known = self.answers.get(append.answer.command_id)
         if known is None:
             return None
-        fingerprint, body = known
+        fingerprint, body, position = known
         if fingerprint != append.answer.fingerprint:
             return KeyReused("the command id was used before for another request")
-        return AlreadyHandled(body)
+        return AlreadyHandled(body, position)
 
     def _guarded(self, append: Append) -> Conflict | None:
         for unless in append.unless:
@@ -121,4 +122,4 @@ class Ledger(msgspec.Struct):
             if row.stream in self.topics:
                 self.topics[row.stream].append((row.version, row.topic))
         if answer := placed.encoded.append.answer:
-            self.answers[answer.command_id] = (answer.fingerprint, answer.body)
+            self.answers[answer.command_id] = (answer.fingerprint, answer.body, None)

@@ -53,7 +53,9 @@ CROSS JOIN LATERAL (
 
 _ANSWERS = Statement(
     "answers",
-    "SELECT command_id, fingerprint, body FROM command_answers WHERE command_id = ANY($1::uuid[])",
+    """
+SELECT command_id, fingerprint, body, position FROM command_answers
+WHERE command_id = ANY($1::uuid[])""",
 )
 
 # The default of notification_id is evaluated above the sort: positions rise in this order.
@@ -132,7 +134,7 @@ async def place_group(
     ledger = Ledger(
         versions=dict(zip(streams, current, strict=True)),
         topics={stream: [] for stream in guarded},
-        answers={command: (fingerprint, body) for command, fingerprint, body in answers.rows},
+        answers={row[0]: (row[1], row[2], row[3]) for row in answers.rows},
     )
     for stream, version, topic in topics.rows:
         ledger.topics[stream].append((version, topic))

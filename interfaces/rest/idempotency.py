@@ -60,7 +60,7 @@ async def once(
     parts: tuple[object, ...],
     act: Callable[[Context], Awaitable[int]],
 ) -> CommandAnswer:
-    """Acts, unless this key was acted on before: then its first answer is given again.
+    """Acts, unless this key was acted on before: then its very first answer is given again.
 
     `act` returns the position of what it recorded, 0 for nothing; `predicted` is what the
     command leads to if it is not refused, `parts` what is asked for. Raises KeyReused.
@@ -72,14 +72,20 @@ async def once(
     command = command_id_for(principal_of(request).owner, key)
     asked = fingerprint_of(request.method, request.path, *parts)
     answer = Answer(command, asked, _encode(predicted))
-    try:
-        await _refuse_repetition(log, predicted.id, answer)
-        position = await act(context_of(request, answer))
-        if not position:  # nothing was to be recorded but that the key is used
-            await log.append(Append((), answer=answer))
-    except AlreadyHandled as known:
-        predicted, position = _decode(known.body), 0
-    return await _placed(log, predicted, position)
+    while True:
+        try:
+            await _refuse_repetition(log, predicted.id, answer)
+            position = await act(context_of(request, answer))
+            if not position:  # nothing was to be recorded but that the key is used
+                predicted = await _placed(log, predicted, 0)
+                await log.append(Append((), answer=Answer(command, asked, _encode(predicted))))
+                return predicted
+        except AlreadyHandled as known:
+            if known.position is None:
+                continue  # the first request is being recorded: its position is there in a moment
+            first = _decode(known.body)
+            return await _placed(log, first, first.position or known.position)
+        return await _placed(log, predicted, position)
 
 
 async def _refuse_repetition(log: EventLog, stream: UUID, answer: Answer) -> None:

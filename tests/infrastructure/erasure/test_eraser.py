@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from application.envelope import Answer, Append
 from application.ports.erasures import Erasure
 from domain.batch.events import BatchCompleted
 from domain.batch.state import Outcome
@@ -95,6 +96,32 @@ def test_an_erasure_that_was_cut_short_is_carried_out_once(
         )
 
     assert run(story()) == {("upload.erased", ADMIN): 4, ("batch.erased", ADMIN): 2}
+
+
+def test_answers_kept_for_commands_of_the_owner_are_erased_and_no_others(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        blobs = LocalBlobStore(tmp_path)
+        other = uuid4()
+        async with opened(database_url) as model, make_pool(database_url, name="e") as pool:
+            batch = await a_finished_batch(model, "a")
+            for id in (batch, upload_id_for(batch, "a"), other):
+                answer = Answer(uuid4(), "hash of a reason", b'{"id":"%s"}' % str(id).encode())
+                await model.log.append(Append((), answer=answer))
+            await model.catch_up()
+            erasure = await PostgresErasures(pool).request(wanted())
+            async with projecting(model):
+                await finish(
+                    database_url, Eraser(model.log, blobs, lambda: NOON, settle=0.0), erasure
+                )
+            async with pool.connection() as connection:
+                cursor = await connection.execute("SELECT body FROM command_answers")
+                left = await cursor.fetchall()
+        blobs.close()
+        assert left == [(b'{"id":"%s"}' % str(other).encode(),)]
+
+    run(story())
 
 
 def test_asked_for_again_it_is_the_same_erasure_until_it_is_done(database_url: str) -> None:

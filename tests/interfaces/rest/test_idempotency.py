@@ -1,0 +1,166 @@
+"""A command that is sent again with its key: the first answer, for seven days."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from application.commands import RegisterUpload
+from application.envelope import Append, Write
+from application.handlers.deciding import Context
+from application.handlers.registering import register_upload
+from domain.file import FileDeclaration
+from domain.upload.events import AttemptFailed, AttemptStarted, UploadFailed, UploadQuarantined
+from domain.upload.events import UploadQueued as Queued
+from infrastructure.postgres.pool import connect
+from infrastructure.sweeping.running import FORGOTTEN, KEPT_DAYS, forget_answers
+from interfaces.bootstrap.parts import utc_now
+from tests.interfaces.rest.server import Server, serving
+from tests.support import run
+
+BATCH = [
+    ("pause", None, {}),
+    ("resume", None, {}),
+    ("seal", None, {}),
+    ("cancel", None, {"json": {"reason": "enough"}}),
+    ("retry", "sealed", {}),
+    ("priority", None, {"json": {"priority": 3}}),
+]
+UPLOAD = [
+    ("cancel", None, {}),
+    ("retry", "failed", {}),
+    ("release", "quarantined", {"json": {"reason": "it is fine"}}),
+]
+
+
+async def same_twice(server: Server, path: str, more: dict[str, Any]) -> None:
+    """Between the two requests somebody else records something."""
+    key = {"Idempotency-Key": "once"}
+    first = await server.post(path, headers=key, **more)
+    assert first.status == 202, first.json
+    await server.batch("other")
+
+    again = await server.post(path, headers=key, **more)
+
+    assert (again.status, again.json) == (first.status, first.json)
+    assert again.headers["Uptrail-Position"] == first.headers["Uptrail-Position"]
+    assert first.json["position"] == int(first.headers["Uptrail-Position"])
+
+
+@pytest.mark.parametrize(("verb", "state", "more"), BATCH, ids=lambda value: str(value))
+def test_every_command_to_a_batch_is_answered_alike_when_it_is_sent_again(
+    database_url: str, tmp_path: Path, verb: str, state: str | None, more: dict[str, Any]
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            batch = (await server.batch("a", seal=state == "sealed")).json["id"]
+            await same_twice(server, f"/v1/batches/{batch}/{verb}", more)
+
+    run(story())
+
+
+@pytest.mark.parametrize(("verb", "state", "more"), UPLOAD, ids=lambda value: str(value))
+def test_every_command_to_an_upload_is_answered_alike_when_it_is_sent_again(
+    database_url: str, tmp_path: Path, verb: str, state: str | None, more: dict[str, Any]
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            batch = (await server.batch()).json["id"]
+            upload = await _upload(server, UUID(batch), state)
+            await same_twice(server, f"/v1/uploads/{upload}/{verb}", more)
+
+    run(story())
+
+
+def test_a_command_that_changes_nothing_is_answered_alike_when_it_is_sent_again(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            batch = (await server.batch("a", seal=True)).json["id"]
+            await same_twice(server, f"/v1/batches/{batch}/seal", {})
+
+    run(story())
+
+
+@pytest.mark.parametrize(("files", "seal"), [((), False), ((), True), (("a", "b"), True)])
+def test_a_batch_that_is_started_again_is_told_the_position_of_its_start(
+    database_url: str, tmp_path: Path, files: tuple[str, ...], seal: bool
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            body = {"files": [{"path": path, "size": 1} for path in files], "seal": seal}
+            key = {"Idempotency-Key": "monday"}
+            first = await server.post("/v1/batches", json=body, headers=key)
+            await server.batch("other")
+            again = await server.post("/v1/batches", json=body, headers=key)
+
+            assert (first.status, again.status) == (201, 200)
+            assert again.json["position"] == first.json["position"]
+
+    run(story())
+
+
+def test_requests_with_one_key_at_once_get_one_answer(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            path = f"/v1/batches/{(await server.batch('a')).json['id']}/pause"
+            key = {"Idempotency-Key": "once"}
+            answers = await asyncio.gather(*(server.post(path, headers=key) for _ in range(20)))
+
+            assert {answer.status for answer in answers} == {202}
+            assert len({answer.json["position"] for answer in answers}) == 1
+
+    run(story())
+
+
+def test_answers_are_forgotten_after_their_time_a_bounded_number_at_once(
+    database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            path = f"/v1/batches/{(await server.batch('a')).json['id']}/pause"
+            await server.post(path, headers={"Idempotency-Key": "new"})
+            async with await connect(database_url, name="test") as connection:
+                await connection.execute(
+                    "INSERT INTO command_answers SELECT gen_random_uuid(), '', '{}', 0,"
+                    " now() - make_interval(days => %s, secs => 1)"
+                    " FROM generate_series(1, %s)",
+                    (KEPT_DAYS, FORGOTTEN + 10),
+                )
+                left = []
+                more = True
+                while more:
+                    more = await forget_answers(connection)
+                    cursor = await connection.execute("SELECT count(*) FROM command_answers")
+                    left.append(await cursor.fetchone())
+
+            assert left == [(11,), (1,)]
+
+    run(story())
+
+
+async def _upload(server: Server, batch: UUID, state: str | None) -> UUID:
+    """An upload of the batch that has come to this state."""
+    log, at = server.services.log, utc_now()
+    command = RegisterUpload(
+        batch=batch, file=FileDeclaration(path="a", size=1), received=1, blob=f"uploads/{uuid4()}"
+    )
+    context = Context("test", at)
+    upload = (await register_upload(log, command, context)).upload
+    if state is None:
+        return upload.id
+    by = "worker:w"
+    failed = AttemptFailed(
+        at=at, by=by, number=1, step="s", error_type="E", message="m", permanent=True, duration=0.1
+    )
+    end: Any = UploadFailed(at=at, by=by, step="s", message="m")
+    if state == "quarantined":
+        end = UploadQuarantined(at=at, by=by, step="s", reason="m")
+    events = (Queued(at=at, by=by), AttemptStarted(at=at, by=by, number=1, worker="w"), failed, end)
+    await log.append(Append((Write(upload.id, upload.version, events, upload.owner),)))
+    return upload.id
