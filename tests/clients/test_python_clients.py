@@ -96,3 +96,25 @@ def test_aiotus_makes_one_upload_of_several_files(database_url: str, tmp_path: P
             assert len(stored_files(tmp_path)) == 1
 
     run(story())
+
+
+def test_tuspy_and_aiotus_with_their_defaults_send_to_the_tus_endpoint(
+    database_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "film.bin"
+    file.write_bytes(CONTENT)
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path / "data") as server:
+            headers = server.as_(server.key)
+            client = TusClient(f"{server.url}/files/", headers=headers)
+            uploader = client.uploader(file_stream=io.BytesIO(CONTENT))
+            await asyncio.to_thread(uploader.upload)
+            with file.open("rb") as opened:
+                url = await aiotus.upload(f"{server.url}/files/", opened, headers=headers)
+            for location in (str(uploader.url), str(url)):
+                assert location.startswith(f"{server.url}/files/")
+                async with server.client.get(location) as answer:
+                    assert await answer.read() == CONTENT
+
+    run(story())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,37 @@ def test_a_file_arrives_as_it_was(
             assert len(stored_files(tmp_path / "data")) == 1
 
     run(story())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"removeFingerprintOnSuccess": True, "metadataForPartialUploads": {"a": "b"}},
+        {"parallelUploads": 2, "headers": {"X-Custom": "1"}, "addRequestId": True},
+        {"parallelUploads": 2, "parallelUploadBoundaries": [
+            {"start": 0, "end": 1000}, {"start": 1000, "end": len(CONTENT)},
+        ]},
+        {"protocol": "ietf-draft-05"},
+        {"protocol": "ietf-draft-05", "chunkSize": 300_000, "uploadDataDuringCreation": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_documented_options_work_at_the_tus_endpoint(
+    options: dict[str, Any], file: Path, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path / "data") as server:
+            endpoint = f"{server.url}/files/"
+            storage = str(tmp_path / "urls.json")
+            job = _job(server, file, options=options, endpoint=endpoint, storage=storage)
+            told = await tus_js(job)
+            assert told["url"].startswith(endpoint)
+            async with server.client.get(told["url"]) as answer:
+                assert await answer.read() == CONTENT
+
+    run(story())
+    kept = json.loads((tmp_path / "urls.json").read_text() or "{}")
+    assert (not kept) == bool(options.get("removeFingerprintOnSuccess"))
 
 
 def test_a_stream_whose_length_is_known_at_its_end(

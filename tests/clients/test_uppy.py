@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 from playwright.async_api import Page
 
@@ -107,6 +108,49 @@ def test_a_folder_of_200_files_and_an_empty_one_joins_a_batch(
     run(story())
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"parallelUploads": 3},
+        {
+            "chunkSize": 100_000,
+            "uploadDataDuringCreation": True,
+            "removeFingerprintOnSuccess": True,
+        },
+        {"chunkSize": 100_000, "overridePatchMethod": True, "addRequestId": True},
+        {"headers": {"X-Custom": "1", "X-CSRF-Token": "2", "Baggage": "a=b", "Tracestate": "c=d"}},
+        {"allowedMetaFields": ["name"], "limit": 1, "retryDelays": [], "chunkSize": 150_000},
+    ],
+    ids=str,
+)
+def test_a_page_with_documented_options_sends_to_the_tus_endpoint(
+    options: dict[str, Any], database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with (
+            _site() as origin,
+            serving(database_url, tmp_path, allowed_origins=(origin,)) as server,
+            _opened(origin) as page,
+        ):
+            begun = {"endpoint": f"{server.url}/files/", "key": server.key, "tus": options}
+            await page.evaluate("begin", begun)
+            for number in range(3):
+                await page.evaluate(f"add('photo {number}.txt', 300000, {number})")
+            told = await page.evaluate("send()")
+
+            assert told["failed"] == []
+            found = {}
+            for url in told["successful"]:
+                assert url.startswith(f"{server.url}/files/")
+                upload = await server.services.log.upload(upload_in(url))
+                found[upload.path] = await server.content(f"/v1/uploads/{upload.id}")
+            expected = {f"photo {number}.txt": _content(300_000, number) for number in range(3)}
+            assert found == expected
+
+    run(story())
+
+
 def test_what_a_closed_page_left_goes_on_when_it_is_opened_again(
     database_url: str, tmp_path: Path
 ) -> None:
@@ -119,7 +163,7 @@ def test_what_a_closed_page_left_goes_on_when_it_is_opened_again(
             _opened(origin) as page,
         ):
             batch = await _batch(server)
-            await _begin(page, server, batch, chunkSize=200_000)
+            await _begin(page, server, batch, tus={"chunkSize": 200_000})
             await page.evaluate("add('holiday/film.txt', 3000000, 5)")
             await page.evaluate("void send()")
 
@@ -133,7 +177,7 @@ def test_what_a_closed_page_left_goes_on_when_it_is_opened_again(
             location = f"/v1/uploads/{id}"
             kept = await server.offset(location)
             assert 0 < kept < size
-            await _begin(page, server, batch, chunkSize=200_000)
+            await _begin(page, server, batch, tus={"chunkSize": 200_000})
             await page.evaluate("add('holiday/film.txt', 3000000, 5)")
             told = await page.evaluate("send()")
 
@@ -153,7 +197,7 @@ def test_a_page_of_an_origin_that_is_not_allowed_gets_nowhere(
             serving(database_url, tmp_path, allowed_origins=("https://other.example",)) as server,
             _opened(origin) as page,
         ):
-            await _begin(page, server, await _batch(server))
+            await _begin(page, server, await _batch(server), tus={"retryDelays": []})
             head = await server.services.log.head()
             await page.evaluate("add('a.txt', 10, 1)")
             told = await page.evaluate("send()")

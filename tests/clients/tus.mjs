@@ -14,8 +14,6 @@ const source = job.stream
 function begin(settle, fail) {
   const upload = new Upload(source, {
     endpoint: job.endpoint,
-    headers: { Authorization: `Bearer ${job.key}` },
-    retryDelays: [0, 100, 300, 1000],
     urlStorage: job.storage ? new FileUrlStorage(job.storage) : undefined,
     storeFingerprintForResuming: Boolean(job.storage),
     onSuccess: () => settle(upload),
@@ -24,6 +22,7 @@ function begin(settle, fail) {
       if (job.how === 'abort' && accepted > 0) upload.abort().then(() => settle(upload), fail)
     },
     ...job.options,
+    headers: { Authorization: `Bearer ${job.key}`, ...job.options?.headers },
   })
   return upload
 }
