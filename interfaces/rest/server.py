@@ -171,7 +171,10 @@ def lost(request: web.Request) -> asyncio.Future[None]:
 
 def _unreadable(status: int, exc: BaseException | None = None) -> Problem:
     if isinstance(exc, LineTooLong):
-        return Problem(431, "head_too_large", _TOO_LARGE)
+        limit = exc.args[1]
+        if str(limit) == str(MAX_HEAD):
+            return Problem(431, "head_too_large", _TOO_LARGE)
+        return Problem(414, "uri_too_long", _TOO_LARGE)
     if status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return Problem(status, "malformed_request", "this cannot be read as an HTTP request")
     return Problem(status, "internal_error", "the error is logged")
