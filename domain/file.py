@@ -10,8 +10,8 @@ import msgspec
 
 from domain.errors import Fault
 
-MAX_PATH_BYTES = 1024
-MAX_SEGMENT_BYTES = 255
+MAX_PATH_BYTES = 2048  # with batch and state it must fit into an index entry (2704 bytes)
+MAX_NAME_UNITS = 255  # of UTF-16: what NTFS, APFS and exFAT allow for one name
 MAX_METADATA_ENTRIES = 32
 MAX_METADATA_BYTES = 4096
 MAX_SIZE = 2**53 - 1  # the largest integer every JSON reader keeps whole (RFC 8259 section 6)
@@ -73,14 +73,15 @@ def path_problem(path: str) -> str | None:
     if len(encoded) > MAX_PATH_BYTES:
         return f"must be at most {MAX_PATH_BYTES} bytes long"
     if control_character(path):
-        return "must not hold control characters"
+        found = next(character for character in path if control_character(character))
+        return f"must not hold control characters (U+{ord(found):04X} is one)"
     if "\\" in path:
         return "must use / between folders"
     segments = path.split("/")
     if any(segment in ("", ".", "..") for segment in segments):
         return "must be relative, without empty, . or .. segments"
-    if any(len(segment.encode()) > MAX_SEGMENT_BYTES for segment in segments):
-        return f"must have names of at most {MAX_SEGMENT_BYTES} bytes"
+    if any(len(segment.encode("utf-16-le")) > 2 * MAX_NAME_UNITS for segment in segments):
+        return f"must have names of at most {MAX_NAME_UNITS} characters (UTF-16 units)"
     return None
 
 
@@ -100,11 +101,18 @@ def metadata_problem(metadata: Mapping[str, str]) -> str | None:
 
 
 def control_character(text: str) -> bool:
-    """Whether the text holds a control, format-override or surrogate character."""
+    """Whether the text holds a character that controls: what is shown must be what there is.
+
+    That is a control or surrogate character, a line or paragraph separator, or one that
+    overrides, embeds or isolates the direction of text (Unicode Standard Annex 9). Marks and
+    joiners, which names in many languages need, are none.
+    """
     if text.isprintable():  # says so of no such character, and is quick
         return False
     return any(
-        category(character) in ("Cc", "Cs") or "\u202a" <= character <= "\u202e"
+        category(character) in ("Cc", "Cs", "Zl", "Zp")
+        or "\u202a" <= character <= "\u202e"
+        or "\u2066" <= character <= "\u2069"
         for character in text
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
+from unicodedata import normalize
 from uuid import UUID, uuid5
 
 _PARTS = UUID("6f0d1c1e-98a5-5d0b-9a53-51a3c5f0b9c2")  # the namespace of parts
@@ -28,8 +29,14 @@ def upload_id_for(batch: UUID, path: str) -> UUID:
     """The upload of this path in this batch.
 
     It opens with the batch's own first bytes, so that a batch's streams lie side by side
-    in the index however many millions of others there are.
+    in the index however many millions of others there are. Spellings of a path that look alike
+    (é as one character or as two, Unicode Standard Annex 15) are one upload.
     """
+    return unnormalised_upload_id_for(batch, normalize("NFC", path))
+
+
+def unnormalised_upload_id_for(batch: UUID, path: str) -> UUID:
+    """The id that version 0.1 derived for a path, from its spelling."""
     digest = sha256(b"upload\0" + batch.bytes + path.encode()).digest()
     return _uuid8(batch.bytes[:_TIME] + digest[:10])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from unicodedata import normalize
 from uuid import UUID
 
 import msgspec
@@ -158,8 +159,9 @@ def _faults(command: StartBatch) -> list[Fault]:
 def repeated_paths(files: tuple[FileDeclaration, ...]) -> list[Fault]:
     """A fault for every path that an earlier file has taken."""
     first: dict[str, int] = {}
+    paths = [normalize("NFC", file.path) for file in files]
     return [
-        Fault(f"files/{index}/path", f"is the same as that of files/{first[file.path]}")
-        for index, file in enumerate(files)
-        if first.setdefault(file.path, index) != index
+        Fault(f"files/{index}/path", f"is the same as that of files/{first[path]}")
+        for index, path in enumerate(paths)
+        if first.setdefault(path, index) != index
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TypeAlias
+from unicodedata import is_normalized
 from uuid import UUID
 
 import msgspec
@@ -16,7 +17,7 @@ from domain.batch.aggregate import Batch
 from domain.batch.events import CLOSING, BatchSealed, BatchStarted
 from domain.errors import Faulty, NotNow
 from domain.file import FileDeclaration, faults_of, printable
-from domain.ids import upload_id_for
+from domain.ids import unnormalised_upload_id_for, upload_id_for
 from domain.upload.aggregate import Upload
 from domain.upload.events import UploadEvent
 from domain.upload.registration import register, reject
@@ -61,6 +62,7 @@ async def add_uploads(log: EventLog, command: AddUploads, context: Context) -> A
             log.forget(batch.id)
             (await log.batch(batch.id)).require_open()
             continue
+        judged = [await _as_spelled(log, batch, one) for one in judged]
         known = await log.versions([stream for stream, _, _ in judged])
         added, writes = _sorted_out(judged, known)
         if not writes:
@@ -80,6 +82,8 @@ async def register_upload(
     """Raises Faulty, NotFound, NotNow, Busy, Unavailable."""
     if faults := tuple(faults_of(command.file)):
         raise Faulty(*faults)
+    if earlier := await upload_of_spelling(log, command.batch, command.file.path):
+        return await _known(log, earlier, command.file)
     for attempt in range(TRIES):
         if attempt:
             log.forget(command.batch)
@@ -107,6 +111,14 @@ async def register_upload(
             continue
         return RegisteredUpload(upload, True, appended.position)
     raise Busy(f"batch {command.batch} is changing too fast; try again")
+
+
+async def upload_of_spelling(log: EventLog, batch: UUID, path: str) -> UUID | None:
+    """The upload that version 0.1 registered for a path that is not in NFC, by its old id."""
+    if is_normalized("NFC", path):
+        return None
+    earlier = unnormalised_upload_id_for(batch, path)
+    return earlier if earlier in await log.versions([earlier]) else None
 
 
 async def upload_alone(log: EventLog, command: UploadAlone, context: Context) -> RegisteredUpload:
@@ -176,6 +188,15 @@ def _judge(batch: Batch, file: FileDeclaration, context: Context, command: AddUp
         return stream, events, AddedFile(file.path, stream, "added")
     stream, events = reject(batch, file, code, message, at=context.at, by=context.by)
     return stream, events, AddedFile(file.path, stream, "rejected", code, message)
+
+
+async def _as_spelled(log: EventLog, batch: Batch, one: _Judged) -> _Judged:
+    """The same, at the upload that an earlier version registered for this spelling."""
+    _, events, answer = one
+    if answer.status != "added":
+        return one
+    earlier = await upload_of_spelling(log, batch.id, answer.path)
+    return one if earlier is None else (earlier, events, answer)
 
 
 def _sorted_out(

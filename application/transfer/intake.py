@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from uuid import UUID
 
 from application.handlers.receiving import TurnedAway
-from application.handlers.registering import AddedFile
+from application.handlers.registering import AddedFile, upload_of_spelling
 from application.transfer.arriving import Arrivals
 from application.transfer.gathering import Gathered, Gathering, Small, Unfinished
 from application.transfer.one_of_many import OneOfMany
@@ -116,7 +116,12 @@ class Intake:
         if len(content) > limit:
             await self.turn_away(file, "too_large", _too_large(limit))
         else:
-            await self._add(Small(upload_id_for(self._batch, file.path), file, content))
+            await self._add(Small(await self._id_of(file), file, content))
+
+    async def _id_of(self, file: FileDeclaration) -> UUID:
+        log = self._transfers.log
+        earlier = await upload_of_spelling(log, self._batch, file.path)
+        return earlier or upload_id_for(self._batch, file.path)
 
     def _place(self) -> int:
         """Where the answer for the next file goes."""

@@ -20,6 +20,7 @@ LATEST = "latest"
 
 LONGEST_WAIT = 5.0  # seconds that a reader is kept waiting for its own write
 MAX_TEXT = 1024
+MAX_CURSOR = 4096  # of a list of uploads: it holds a path
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -36,10 +37,10 @@ class Query:
             if len(self._values.getall(name)) > 1:
                 raise bad_parameter(name, "is given more than once")
 
-    def text(self, name: str) -> str | None:
+    def text(self, name: str, *, most: int = MAX_TEXT) -> str | None:
         value = self._values.get(name)
-        if value is not None and (len(value) > MAX_TEXT or control_character(value)):
-            raise bad_parameter(name, f"must be at most {MAX_TEXT} printable characters")
+        if value is not None and (len(value) > most or control_character(value)):
+            raise bad_parameter(name, f"must be at most {most} printable characters")
         return value
 
     def integer(self, name: str, default: int, *, low: int = 0, high: int = MAX_POSITION) -> int:

@@ -25,7 +25,7 @@ from interfaces.rest.answers import (
 from interfaces.rest.batches import SHOW, reason_in
 from interfaces.rest.forms import Cancellation
 from interfaces.rest.idempotency import once
-from interfaces.rest.params import Query, id_in, reflected
+from interfaces.rest.params import MAX_CURSOR, Query, id_in, reflected
 from interfaces.rest.routes import OPERATORS, SENDERS, Operation
 from interfaces.services import SERVICES
 from interfaces.uploads.refusals import refusal_of
@@ -44,7 +44,7 @@ async def listing(request: web.Request) -> web.Response:
         batch,
         owner=principal.sees,
         state=query.choice("state", UploadState),
-        cursor=query.text("cursor"),
+        cursor=query.text("cursor", most=MAX_CURSOR),
         limit=query.integer("limit", 100, low=1, high=1000),
     )
     items = [public(upload) for upload in page.items]

@@ -25,7 +25,11 @@ from tests.stories import BATCH
         "a\\b",
         "evil\u202egpj.exe",
         "x" * 256,
-        "/".join(["x" * 200] * 6),
+        "写" * 256,
+        "😀" * 128,
+        "a\u2066b",
+        "a\u2028b",
+        "/".join(["x" * 200] * 11),
         "\ud800",
     ],
 )
@@ -34,7 +38,18 @@ def test_a_path_that_leaves_its_batch_or_hides_something_is_a_fault(path: str) -
 
 
 @pytest.mark.parametrize(
-    "path", ["a", "a/b.txt", "Fotos/Übersicht 2026.jpg", "...", "a..b", "写真"]
+    "path",
+    [
+        "a",
+        "a/b.txt",
+        "Fotos/Übersicht 2026.jpg",
+        "...",
+        "a..b",
+        "写真",
+        "写" * 255,
+        "😀" * 127,
+        "a\u200db",
+    ],
 )
 def test_an_ordinary_path_is_sound(path: str) -> None:
     assert path_problem(path) is None

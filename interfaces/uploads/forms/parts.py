@@ -6,7 +6,8 @@ Source of the rules: RFC 7578, RFC 2046 section 5.1, and the encoding of names i
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from urllib.parse import unquote
 
 import msgspec
 from aiohttp import hdrs, web
@@ -22,6 +23,8 @@ MAX_EPILOGUE = 64 * 1024  # bytes that nobody reads
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _PARAMETER = re.compile(r';\s*([\w*]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))\s*')
+_EXTENDED = re.compile(r"(utf-8|iso-8859-1)'[^']*'(.*)", re.IGNORECASE)  # RFC 8187 section 3.2
+_ENCODED = re.compile(r"(?:[A-Za-z0-9_.~-]|%[0-9A-Fa-f]{2})*")
 _PLAIN = frozenset({"7bit", "8bit", "binary"})
 
 
@@ -42,8 +45,10 @@ class FormReader:
     The stream must begin with CRLF, which in front of the first boundary is not sent.
     """
 
-    def __init__(self, stream: ByteStream, boundary: str) -> None:
+    def __init__(self, stream: ByteStream, boundary: str, *, percent_encoded: bool = False) -> None:
+        """`percent_encoded` tells that file names are, all of them."""
         self._stream = stream
+        self._percent_encoded = percent_encoded
         self._mark = b"\r\n--" + boundary.encode()
         self._within = True  # at first: within whatever stands in front of the first boundary
 
@@ -58,7 +63,7 @@ class FormReader:
         if behind != b"\r\n" and (behind + await self._stream.line(MAX_PADDING)).strip(b" \t"):
             raise Malformed("a boundary has something behind it")
         self._within = True
-        return _part(await self._headers())
+        return _part(await self._headers(), percent_encoded=self._percent_encoded)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The bytes of the part at hand."""
@@ -105,29 +110,64 @@ def boundary_of(request: web.Request) -> str:
     """What stands between the parts. Raises a 400 Problem."""
     content_type = request.headers.get(hdrs.CONTENT_TYPE, "")
     _, semicolon, rest = content_type.partition(";")
-    boundary = _parameters(semicolon + rest).get("boundary", "")
+    boundary = header_parameters(semicolon + rest).get("boundary", "")
     if not _BOUNDARY.fullmatch(boundary):
         raise Problem(400, "malformed_body", "Content-Type must name the boundary of the parts")
     return boundary
 
 
-def _part(headers: dict[str, str]) -> Part:
+def _part(headers: dict[str, str], *, percent_encoded: bool) -> Part:
     kind, semicolon, rest = headers.get("content-disposition", "").partition(";")
-    parameters = _parameters(semicolon + rest)
+    parameters = header_parameters(semicolon + rest)
     if kind.strip().lower() != "form-data" or "name" not in parameters:
         raise Malformed("a part has no Content-Disposition: form-data with a name")
     coding = headers.get("content-transfer-encoding", "binary").lower()
     if coding not in _PLAIN or headers.get("content-encoding", "identity") != "identity":
         raise Malformed("parts must be sent as they are, without an encoding")
-    return Part(
-        parameters["name"], parameters.get("filename"), headers.get("content-type", "").strip()
-    )
+    media_type = headers.get("content-type", "").strip()
+    filename = file_name(parameters, percent_encoded=percent_encoded)
+    return Part(_unescaped(parameters["name"]), filename, media_type)
 
 
-def _parameters(text: str) -> dict[str, str]:
-    """Parameters of a header. Browsers write quotes in names as %22, curl with a backslash."""
-    found = {}
+def names_are_percent_encoded(request: web.Request) -> bool:
+    """Whether the client percent-encodes all of a file's name, without a mark on the name itself.
+
+    aiohttp's does (`quote_fields`, on by default): "My Photo.jpg" comes as "My%20Photo.jpg".
+    """
+    return "aiohttp/" in request.headers.get(hdrs.USER_AGENT, "")
+
+
+def file_name(parameters: Mapping[str, str], *, percent_encoded: bool = False) -> str | None:
+    """The name of a file in Content-Disposition; None where there is none.
+
+    `filename*` goes before `filename`, as RFC 6266 section 4.3 has it. Bytes that are not text in
+    the charset stay as surrogates, for the name to be refused.
+    """
+    extended = _EXTENDED.fullmatch(parameters.get("filename*", ""))
+    if extended is not None:
+        return unquote(extended[2], encoding=extended[1], errors="surrogateescape")
+    filename = parameters.get("filename")
+    if filename is None and "filename*" in parameters:
+        return parameters["filename*"]  # not as RFC 8187 has it: whole, if it is a name at all
+    if filename is None:
+        return None
+    if percent_encoded and _ENCODED.fullmatch(filename):
+        return unquote(filename, errors="surrogateescape")
+    return _unescaped(filename)
+
+
+def header_parameters(text: str) -> dict[str, str]:
+    """Parameters of a header; the first of several alike."""
+    found: dict[str, str] = {}
     for match in _PARAMETER.finditer(text):
-        quoted = re.sub(r'\\(["\\])', r"\1", match[2] or "").replace("%22", '"')
-        found[match[1].lower()] = match[3] or quoted
+        quoted = re.sub(r'\\(["\\])', r"\1", match[2] or "")
+        found.setdefault(match[1].lower(), match[3] or quoted)
     return found
+
+
+def _unescaped(name: str) -> str:
+    """What browsers, curl, requests and httpx escape in a name, and nothing else.
+
+    Source: https://html.spec.whatwg.org, multipart/form-data encoding algorithm.
+    """
+    return name.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")

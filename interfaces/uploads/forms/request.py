@@ -27,7 +27,13 @@ from interfaces.rest.routes import SENDERS
 from interfaces.services import SERVICES
 from interfaces.uploads.body import require_plain
 from interfaces.uploads.bytestream import stream_of
-from interfaces.uploads.forms.parts import MEDIA_TYPE, FormReader, Part, boundary_of
+from interfaces.uploads.forms.parts import (
+    MEDIA_TYPE,
+    FormReader,
+    Part,
+    boundary_of,
+    names_are_percent_encoded,
+)
 from interfaces.uploads.intakes import intake_into, require_few
 from interfaces.uploads.serving import TRANSFERS
 
@@ -66,7 +72,8 @@ async def start(request: web.Request) -> web.Response:
     require_plain(request)
     idle = request.app[TRANSFERS].limits.idle_timeout
     stream = stream_of(request, idle_timeout=idle, ahead=b"\r\n")
-    reader = FormReader(stream, boundary_of(request))
+    encoded = names_are_percent_encoded(request)
+    reader = FormReader(stream, boundary_of(request), percent_encoded=encoded)
     async with AsyncExitStack() as stack:
         sending = _Sending(request, principal, stack)
         while (part := await reader.next()) is not None:

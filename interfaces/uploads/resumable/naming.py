@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote_plus, unquote_to_bytes
+
 from aiohttp import hdrs, web
-from aiohttp.multipart import content_disposition_filename, parse_content_disposition
 
 from application.transfer.checksums import Checksum
-from domain.file import FileDeclaration, faults_of
+from domain.errors import Fault, Faulty
+from domain.file import FileDeclaration, faults_of, path_problem
 from interfaces.rest.params import Query
 from interfaces.services import SERVICES
 from interfaces.uploads.endpoints import is_tus_endpoint
+from interfaces.uploads.forms.parts import file_name, header_parameters
 from interfaces.uploads.headers import only
 from interfaces.uploads.resumable.digests import declared
 from interfaces.uploads.resumable.request import PARTIAL
@@ -23,12 +26,15 @@ _TELL_NOTHING = frozenset(
 
 
 def declaration(request: web.Request, size: int | None, digest: Checksum | None) -> FileDeclaration:
-    """The file: its path is `?path=`, else the name in Content-Disposition or Upload-Metadata."""
+    """The file: its path is `?path=`, else the name in Content-Disposition or Upload-Metadata.
+
+    Raises Faulty for a name that no file may have.
+    """
     said = metadata.parse(only(request, METADATA) or "")
     default = str(request.app[SERVICES].new_id())
     file = metadata.declaration(said, size, default=default)
     return FileDeclaration(
-        path=_query(request).text("path") or _filename(request) or file.path,
+        path=_path(request) or _filename(request) or file.path,
         size=size,
         media_type=_media_type(request) or file.media_type,
         checksum=declared(digest) or file.checksum,
@@ -36,18 +42,36 @@ def declaration(request: web.Request, size: int | None, digest: Checksum | None)
     )
 
 
-def _query(request: web.Request) -> Query:
-    """The query; a tus endpoint takes whatever else its clients add to it."""
+def _path(request: web.Request) -> str | None:
+    """The parameter `path`; a tus endpoint takes whatever else its clients add to the query."""
     others = tuple(request.query) if is_tus_endpoint(request) else ()
-    return Query(request, ("path", *others))
+    Query(request, ("path", *others))
+    for pair in request.rel_url.raw_query_string.split("&"):
+        name, _, value = pair.partition("=")
+        if unquote_plus(name) == "path":  # as bytes: what is not UTF-8 must not become another name
+            return _sound("path", unquote_to_bytes(value.replace("+", " ")))
+    return None
 
 
 def _filename(request: web.Request) -> str | None:
     """The last segment: a name that is a path is not to be trusted (RFC 6266 section 4.3)."""
-    header = request.headers.get(hdrs.CONTENT_DISPOSITION)
-    _, parameters = parse_content_disposition(header)
-    name = content_disposition_filename(parameters) or ""
-    return name.replace("\\", "/").rpartition("/")[2] or None
+    header = only(request, hdrs.CONTENT_DISPOSITION)
+    if header is None:
+        return None
+    _, semicolon, rest = header.partition(";")
+    name = file_name(header_parameters(semicolon + rest))
+    last = (name or "").replace("\\", "/").rpartition("/")[2]
+    return _sound("Content-Disposition", last.encode("utf-8", "surrogateescape"))
+
+
+def _sound(field: str, encoded: bytes) -> str | None:
+    """A path that a file may have; None for an empty one. Raises Faulty that names the field."""
+    if not encoded:
+        return None
+    path = encoded.decode("utf-8", "surrogateescape")
+    if problem := path_problem(path):
+        raise Faulty(Fault(field, problem))
+    return path
 
 
 def _media_type(request: web.Request) -> str | None:

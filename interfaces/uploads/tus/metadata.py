@@ -7,7 +7,7 @@ from binascii import Error as NotBase64
 from collections.abc import Mapping
 
 from domain.errors import Fault, Faulty
-from domain.file import PARTS_KEY, FileDeclaration, control_character, faults_of
+from domain.file import PARTS_KEY, FileDeclaration, control_character, faults_of, path_problem
 
 RAW = "tus-metadata"
 """The key under which a header is kept that its pairs alone would not give back byte for byte."""
@@ -24,18 +24,25 @@ MEDIA_TYPES = ("filetype", "type", "content-type")
 def parse(header: str) -> dict[str, str]:
     """The pairs of the header, and the header itself if it is not their canonical form.
 
-    A value that is not text is left to the header. Raises Faulty for what tus does not allow.
+    A value that is not text is left to the header, unless it would be the name of the file: that
+    is refused. Raises Faulty, also for what tus does not allow.
     """
     pairs: dict[str, str] = {}
+    problems: dict[str, str] = {}
     seen = set()
     for element in header.split(",") if header.strip() else ():
         key, _, encoded = element.strip().partition(" ")
         if not key or not key.isascii() or key in seen:
             raise _faulty("must have unique, non-empty ASCII keys")
         seen.add(key)
-        text = _text(encoded)
-        if text is not None and key not in _RESERVED:
+        text, problem = _text(encoded)
+        if problem:
+            problems[key] = problem
+        elif key not in _RESERVED:
             pairs[key] = text
+    named = next((key for key in PATHS if key in problems or _path_under(key, pairs)), "")
+    if named in problems:
+        raise Faulty(Fault(f"Upload-Metadata/{named}", problems[named]))
     if header and format(pairs) != header:
         pairs[RAW] = header
     return pairs
@@ -53,9 +60,16 @@ def format(metadata: Mapping[str, str]) -> str:
 
 
 def declaration(metadata: dict[str, str], size: int | None, *, default: str) -> FileDeclaration:
-    """The file that the metadata describes; `default` is its path where it names none."""
+    """The file that the metadata describes; `default` is its path where it names none.
+
+    Raises Faulty for a name that no file may have.
+    """
+    key = next((key for key in PATHS if _path_under(key, metadata)), None)
+    path = _path_under(key, metadata) if key else default
+    if key and (problem := path_problem(path)):
+        raise Faulty(Fault(f"Upload-Metadata/{key}", problem))
     return FileDeclaration(
-        path=path_in(metadata) or default,
+        path=path,
         size=size,
         media_type=_media_type(metadata),
         checksum=_checksum(metadata),
@@ -65,14 +79,16 @@ def declaration(metadata: dict[str, str], size: int | None, *, default: str) -> 
 
 def path_in(metadata: dict[str, str]) -> str | None:
     """What the metadata calls the file; None where it says nothing."""
-    for key in PATHS:
-        value = metadata.get(key, "")
-        # Uppy sends "null" for a file without a folder, and a slash before one with a folder.
-        if key == "relativePath":
-            value = "" if value == "null" else value.removeprefix("/")
-        if value:
-            return value
-    return None
+    return next((path for key in PATHS if (path := _path_under(key, metadata))), None)
+
+
+def _path_under(key: str, metadata: Mapping[str, str]) -> str:
+    """What the pair of this key calls the file; empty where it says nothing."""
+    value = metadata.get(key, "")
+    # Uppy sends "null" for a file without a folder, and a slash before one with a folder.
+    if key == "relativePath":
+        return "" if value == "null" else value.removeprefix("/")
+    return value
 
 
 def _media_type(metadata: dict[str, str]) -> str | None:
@@ -89,14 +105,17 @@ def _checksum(metadata: dict[str, str]) -> str | None:
     return value if value.startswith("sha256:") else None
 
 
-def _text(encoded: str) -> str | None:
+def _text(encoded: str) -> tuple[str, str]:
+    """A value, and why it is none that is kept as text; either is empty."""
     try:
         text = b64decode(encoded.strip(), validate=True).decode()
     except NotBase64:
         raise _faulty("must have values in Base64") from None
     except UnicodeDecodeError:
-        return None
-    return None if control_character(text) else text
+        return "", "must be UTF-8"
+    if control_character(text):
+        return "", path_problem(text) or "must not hold control characters"
+    return text, ""
 
 
 def _faulty(message: str) -> Faulty:

@@ -1,0 +1,345 @@
+"""One answer for names, whichever way a file comes: it is taken as it is, or refused by reason."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from base64 import b64encode
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from unicodedata import normalize
+from urllib.parse import quote
+from uuid import UUID
+
+import aiohttp
+import pytest
+
+from application.commands import RegisterUpload, StartBatch
+from application.handlers.batches import start_batch
+from application.handlers.deciding import Context
+from application.handlers.registering import register_upload
+from domain.file import FileDeclaration
+from domain.ids import upload_id_for
+from infrastructure.read_model.projector import catch_up
+from tests.interfaces.uploads.server import BYTES, OWNER, TUS, Server, serving, upload_in
+from tests.support import run
+
+BODY = b"hello"
+
+
+class Answered(NamedTuple):
+    """What became of a file: its path, or the reason with the field it names."""
+
+    path: str | None
+    reason: str = ""
+
+
+async def _batch(server: Server) -> UUID:
+    command = StartBatch(id=server.services.new_id(), owner=OWNER)
+    await start_batch(server.services.log, command, Context("key:test", server.services.now()))
+    return command.id
+
+
+async def _alone(server: Server, answer: aiohttp.ClientResponse) -> Answered:
+    """Of a protocol that sends one file."""
+    if answer.status == 201:
+        upload = await server.services.log.upload(upload_in(answer.headers["Location"]))
+        return Answered(upload.path)
+    problem = await answer.json(content_type=None)
+    assert (answer.status, problem["code"]) == (422, "invalid"), problem
+    return Answered(None, problem["detail"])
+
+
+async def _listed(answer: aiohttp.ClientResponse) -> Answered:
+    """Of a request with a list of files: the last one's."""
+    told = await answer.json(content_type=None)
+    if answer.status >= 400:
+        return Answered(None, told["detail"])
+    file = told["files"][-1]
+    if file["status"] == "rejected":
+        return Answered(None, file["message"])
+    return Answered(file["path"])
+
+
+async def by_tus(server: Server, batch: UUID, name: bytes) -> Answered:
+    said = {**TUS, "Upload-Length": "5"}
+    said["Upload-Metadata"] = f"filename {b64encode(name).decode()}"
+    path = f"/v1/batches/{batch}/uploads"
+    async with server.client.post(path, headers=said) as answer:
+        return await _alone(server, answer)
+
+
+async def by_tus_with_bytes(server: Server, batch: UUID, name: bytes) -> Answered:
+    said = {**BYTES, "Upload-Length": "5"}
+    said["Upload-Metadata"] = f"relativePath {b64encode(b'null').decode()},"
+    said["Upload-Metadata"] += f"name {b64encode(name).decode()}"
+    path = f"/v1/batches/{batch}/uploads/"
+    async with server.client.post(path, headers=said, data=BODY) as answer:
+        return await _alone(server, answer)
+
+
+async def by_query(server: Server, batch: UUID, name: bytes) -> Answered:
+    from yarl import URL
+
+    url = f"{server.url}/v1/batches/{batch}/uploads?path={quote(name, safe='')}"
+    async with server.client.post(
+        URL(url, encoded=True), headers={"Upload-Complete": "?1"}, data=BODY
+    ) as answer:
+        return await _alone(server, answer)
+
+
+async def by_disposition(server: Server, batch: UUID, name: bytes) -> Answered:
+    said = {"Upload-Complete": "?1"}
+    said["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
+    path = f"/v1/batches/{batch}/uploads"
+    async with server.client.post(path, headers=said, data=BODY) as answer:
+        return await _alone(server, answer)
+
+
+async def by_tar(server: Server, batch: UUID, name: bytes) -> Answered:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        member = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
+        member.size = len(BODY)
+        tar.addfile(member, io.BytesIO(BODY))
+    said = {"Content-Type": "application/x-tar"}
+    path = f"/v1/batches/{batch}/uploads"
+    async with server.client.post(path, headers=said, data=archive.getvalue()) as answer:
+        return await _listed(answer)
+
+
+async def by_list(server: Server, batch: UUID, name: bytes) -> Answered:
+    file = {"path": name.decode(), "size": 5}
+    async with server.client.post(f"/v1/batches/{batch}/uploads", json=[file]) as answer:
+        return await _listed(answer)
+
+
+def _form(*dispositions: bytes) -> bytes:
+    parts = [
+        b"--b\r\nContent-Disposition: form-data; name=file; %b\r\n\r\nhello\r\n" % disposition
+        for disposition in dispositions
+    ]
+    return b"".join(parts) + b"--b--\r\n"
+
+
+async def _sent_form(server: Server, body: bytes, agent: str = "curl/8") -> list[dict[str, Any]]:
+    said = {"Content-Type": "multipart/form-data; boundary=b", "User-Agent": agent}
+    async with server.client.post("/v1/batches", headers=said, data=body) as answer:
+        assert answer.status == 201, await answer.text()
+        files: list[dict[str, Any]] = (await answer.json())["files"]
+        return files
+
+
+async def by_form(server: Server, batch: UUID, name: bytes) -> Answered:
+    """A batch of its own each time; beside a file that is well."""
+    body = _form(b'filename="well.txt"', b'filename="%b"' % name)
+    file = (await _sent_form(server, body))[-1]
+    if file["status"] == "rejected":
+        return Answered(None, file["message"])
+    return Answered(file["path"])
+
+
+Way = Callable[[Server, UUID, bytes], Awaitable[Answered]]
+WAYS: tuple[Way, ...] = (
+    by_tus,
+    by_tus_with_bytes,
+    by_query,
+    by_disposition,
+    by_tar,
+    by_list,
+    by_form,
+)
+
+REFUSED = {
+    "report\u202egnp.exe": "control characters (U+202E is one)",
+    "\u202aC-photo.jpg": "control characters (U+202A is one)",
+    "a\u2066b.txt": "control characters (U+2066 is one)",
+    "a\u2028b.txt": "control characters (U+2028 is one)",
+    "a\x7fb.txt": "control characters (U+007F is one)",
+    "写" * 256: "names of at most 255 characters",
+    "😀" * 128: "names of at most 255 characters",
+    "/".join(["写" * 200] * 4): "at most 2048 bytes",
+    "a/../b": "without empty, . or .. segments",
+}
+TAKEN = (
+    "写" * 255,
+    "😀" * 127 + "x",
+    "é" * 255,
+    "/".join(["写" * 200] * 3),
+    "شعار\u200f.png",
+    "👩\u200d👩\u200d👧.jpg",
+    "می\u200cخواهم.txt",
+    "100%25 sure.txt",
+    "a 'quoted' + plus & more;.txt",
+)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: str(way.__name__))
+def test_a_name_is_taken_or_refused_whichever_way_it_comes(
+    way: Way, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            batch = await _batch(server)
+            for name in TAKEN:
+                if way is by_disposition and "/" in name:
+                    continue  # the last segment is all that this header may say
+                assert await way(server, batch, name.encode()) == Answered(name), name
+            head = await server.services.log.head()
+            for name, reason in REFUSED.items():
+                if way is by_disposition and "/" in name:
+                    continue
+                path, told = await way(server, batch, name.encode())
+                assert (path, reason in told) == (None, True), (name, told)
+                assert await way(server, batch, name.encode()) == (path, told)
+            if way in (by_tus, by_tus_with_bytes, by_query, by_disposition):
+                assert await server.services.log.head() == head
+
+    run(story())
+
+
+FIELDS = {
+    by_tus: "Upload-Metadata/filename",
+    by_tus_with_bytes: "Upload-Metadata/name",
+    by_query: "path",
+    by_disposition: "Content-Disposition",
+    by_tar: "path",
+    by_form: "path",
+}
+
+
+@pytest.mark.parametrize("way", FIELDS, ids=lambda way: str(way.__name__))
+def test_a_name_that_is_no_utf_8_is_refused_and_never_another_name(
+    way: Way, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            batch = await _batch(server)
+            for name in (b"caf\xe9.txt", b"\xff\xfe.bin"):
+                for _ in range(2):  # sent again, it is refused again
+                    path, told = await way(server, batch, name)
+                    assert path is None
+                    assert FIELDS[way] in told, told
+            known = await server.services.log.batch(batch)
+            await catch_up(database_url, server.services.log)
+            rows = await server.services.queries.uploads(known.id, owner=OWNER)
+            assert {row.state for row in rows.items} <= {"rejected"}
+
+    run(story())
+
+
+def test_two_spellings_of_a_name_are_one_upload_of_a_batch(
+    database_url: str, tmp_path: Path
+) -> None:
+    composed, decomposed = "caf\u00e9/\u00fc.txt", normalize("NFD", "café/ü.txt")
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            for first, second in ((composed, decomposed), (decomposed, composed)):
+                for way in (by_tus, by_tus_with_bytes, by_query, by_tar, by_list):
+                    batch = await _batch(server)
+                    assert (await way(server, batch, first.encode())).path == first
+                    for again in (by_tus, by_query, by_tar, by_list):
+                        await again(server, batch, second.encode())
+                    await catch_up(database_url, server.services.log)
+                    rows = await server.services.queries.uploads(batch, owner=OWNER)
+                    assert [row.path for row in rows.items] == [first]  # as it was spelled first
+            both = [{"path": composed}, {"path": decomposed}]
+            async with server.client.post("/v1/batches", json={"files": both}) as answer:
+                assert answer.status == 422
+                assert "is the same as that of files/0" in (await answer.json())["detail"]
+
+    run(story())
+
+
+def test_an_upload_that_an_earlier_version_registered_is_found_by_its_spelling(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decomposed = normalize("NFD", "Übung.txt")
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            for way in (by_tus, by_tus_with_bytes, by_query, by_tar, by_list):
+                batch = await _batch(server)
+                with monkeypatch.context() as before:  # ids as version 0.1 derived them
+                    before.setattr("domain.ids.normalize", lambda form, path: path)
+                    upload_id_for.cache_clear()
+                    command = RegisterUpload(
+                        batch=batch, file=FileDeclaration(path=decomposed, size=5)
+                    )
+                    context = Context("key:test", server.services.now())
+                    registered = await register_upload(server.services.log, command, context)
+                upload_id_for.cache_clear()
+                assert upload_id_for(batch, decomposed) != registered.upload.id
+
+                await way(server, batch, decomposed.encode())
+                await catch_up(database_url, server.services.log)
+                rows = await server.services.queries.uploads(batch, owner=OWNER)
+                assert [row.id for row in rows.items] == [registered.upload.id]
+
+    run(story())
+
+
+AIOHTTP = "Python/3.11 aiohttp/3.14.5"
+
+
+@pytest.mark.parametrize(
+    ("disposition", "agent", "path"),
+    [
+        # Browsers, curl 7.81 and newer, requests, httpx: WHATWG.
+        ('filename="My%20Photo.jpg"', "Mozilla/5.0", "My%20Photo.jpg"),
+        ('filename="say %22hi%22.txt"', "curl/8", 'say "hi".txt'),
+        ('filename="é 100%.txt"', "python-requests/2.32", "é 100%.txt"),
+        # curl before 7.81, and httpx: a backslash.
+        (r'filename="say \"hi\".txt"', "curl/7.68", 'say "hi".txt'),
+        # aiohttp says so by its name alone.
+        ('filename="My%20Photo%20%C3%A9.jpg"', AIOHTTP, "My Photo é.jpg"),
+        ('filename="dir%2Fa.jpg"', AIOHTTP, "dir/a.jpg"),
+        ('filename="My%20Photo é.jpg"', AIOHTTP, "My%20Photo é.jpg"),  # quote_fields=False
+        # RFC 8187.
+        ("filename=\"x.jpg\"; filename*=UTF-8''%C3%A9.jpg", "any", "é.jpg"),
+        ("filename*=utf-8'en'%e2%82%ac%20rates.txt; filename=\"x.jpg\"", "any", "€ rates.txt"),
+        ("filename*=UTF-8''only.jpg", "any", "only.jpg"),
+        ("filename*=iso-8859-1''caf%E9.txt", "any", "café.txt"),
+        ("filename*=koi8-r''%C1.txt; filename=\"plain.txt\"", "any", "plain.txt"),
+    ],
+)
+def test_a_form_names_its_files_as_its_client_means_them(
+    disposition: str, agent: str, path: str, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            (file,) = await _sent_form(server, _form(disposition.encode()), agent)
+            assert (file["status"], file["path"]) == ("received", path)
+
+    run(story())
+
+
+@pytest.mark.parametrize("disposition", ['filename="a%0D%0Ab.txt"', "filename*=UTF-8''caf%E9.txt"])
+def test_a_form_with_a_name_that_cannot_be_is_refused_file_by_file(
+    disposition: str, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            body = _form(b'filename="well.txt"', disposition.encode())
+            well, ill = await _sent_form(server, body)
+            assert (well["status"], ill["status"]) == ("received", "rejected")
+            assert ill["message"].startswith("path must")
+
+    run(story())
+
+
+def test_a_form_of_aiohttp_keeps_the_name_of_its_file(database_url: str, tmp_path: Path) -> None:
+    """The client with its defaults; one file whose name has what others encode, too."""
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            form = aiohttp.FormData()
+            names = ["My Photo é 100%.jpg", "a/b%20c.txt", 'say "hi".txt']
+            for name in names:
+                form.add_field("file", BODY, filename=name)
+            async with server.client.post("/v1/batches", data=form) as answer:
+                assert [file["path"] for file in (await answer.json())["files"]] == names
+
+    run(story())
