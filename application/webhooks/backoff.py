@@ -1,7 +1,8 @@
-"""How soon a delivery that failed is tried again: within seconds at first, over days in the end.
+"""How soon a delivery that failed is tried again: at once at first, over days in the end.
 
 Source of the rule: the Standard Webhooks specification, version 1, "Deliverability and
-reliability", whose schedule this is, drawn out to three days.
+reliability", whose schedule this is, drawn out to three days. It begins with two tries within two
+seconds: most failures pass, and the later deliveries of a batch wait for the first one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from email.utils import parsedate_to_datetime
 MINUTE, HOUR = 60.0, 3600.0
 
 DELAYS = (
-    *(5.0, 30.0, 2 * MINUTE, 10 * MINUTE, 30 * MINUTE),
+    *(0.25, 1.0, 5.0, 30.0, 2 * MINUTE, 10 * MINUTE, 30 * MINUTE),
     *(HOUR, 2 * HOUR, 4 * HOUR, 8 * HOUR),
     *(12 * HOUR,) * 5,
 )

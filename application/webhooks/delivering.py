@@ -76,26 +76,32 @@ class Deliverer:
         self._now = now
         self._random = random
 
-    async def take_turn(self, due: Due) -> None:
-        """Makes this delivery, and those behind it as long as they arrive. Raises Unavailable."""
+    async def take_turn(self, due: Due) -> datetime | None:
+        """Makes this delivery, and those behind it as long as they arrive.
+
+        Returns when the one that failed is tried again, if one did. Raises Unavailable.
+        """
         following: Due | None = due
         left = TURN
         while following is not None and left:
             left -= 1
-            following = await self._deliver(following, go_on=left > 0)
+            following, again = await self._deliver(following, go_on=left > 0)
+            if again is not None:
+                return again
+        return None
 
-    async def _deliver(self, due: Due, *, go_on: bool) -> Due | None:
-        """The next delivery of the same turn."""
+    async def _deliver(self, due: Due, *, go_on: bool) -> tuple[Due | None, datetime | None]:
+        """The next delivery of the same turn, and when this one is tried again."""
         tried = await self._try(due)
         at = self._now()
         verdict = self._judge(due, tried, at)
         after = await self._outbox.settle(due, tried.told, verdict, at=at, go_on=go_on)
         if after is None:
-            return None
+            return None, None
         if reason := self._hopeless(tried, after.failing_since, at):
             await self._disable(due, reason, at)
-            return None
-        return after.next
+            return None, None
+        return after.next, verdict.at if isinstance(verdict, TryAgain) else None
 
     async def _try(self, due: Due) -> Tried:
         """Whatever goes wrong on the way is a failure of this try. Raises Unavailable."""

@@ -18,6 +18,7 @@ from infrastructure.webhooks.sweeping import sweep
 
 SLOTS = 32  # turns at once in one process
 LOOK = 0.5  # seconds between two looks at what is due, unless the bell is rung
+SOON = 2.0  # seconds within which a retry is waited for to the moment
 SWEEP = 600.0  # seconds between two looks at what need not be kept any longer
 PAUSE = 1.0  # seconds before another try where the database cannot be reached
 
@@ -78,7 +79,10 @@ class Deliveries:
     async def _take(self, due: Due) -> None:
         """A turn that breaks off leaves its lease: when that ends, the delivery is made again."""
         try:
-            await self._deliverer.take_turn(due)
+            again = await self._deliverer.take_turn(due)
+            if again is not None and (left := (again - self._now()).total_seconds()) < SOON:
+                # Looking for what is due every LOOK seconds would be late by half of that.
+                asyncio.get_running_loop().call_later(max(0.0, left), self._bell.set)
         except Unavailable as error:
             _log.warning("delivery_interrupted", delivery=due.delivery.id, error=str(error))
         except Exception:

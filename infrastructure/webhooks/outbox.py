@@ -12,7 +12,8 @@ from infrastructure.webhooks.lanes import FREE, heads, note_health, record, rele
 from infrastructure.webhooks.rows import reached
 
 PER_WEBHOOK = 4  # lanes of a webhook that are told at once; a few more by several processes
-WHILE_FAILING = 1  # likewise, of one whose last delivery failed
+WHILE_FAILING = 1  # likewise, of one that has done nothing but fail for a while
+FAILING_AFTER = 5.0  # seconds of nothing but failures: a single one means little
 MARGIN = 45.0  # seconds a lease lasts beyond the time that a request may take
 
 # Webhook by webhook, the one first whose turn came first: a lane is passed over that another
@@ -20,7 +21,7 @@ MARGIN = 45.0  # seconds a lease lasts beyond the time that a request may take
 _CLAIM = f"""
 WITH waiting AS (
   SELECT e.id, e.enabled, first.due_at,
-    CASE WHEN h.failing_since IS NULL THEN {PER_WEBHOOK} ELSE {WHILE_FAILING} END
+    CASE WHEN h.failing_since < %(failing)s THEN {WHILE_FAILING} ELSE {PER_WEBHOOK} END
       - (SELECT count(*) FROM webhooks.lanes l
          WHERE l.webhook = e.id AND l.lease IS NOT NULL AND l.due_at > %(at)s) AS room
   FROM webhooks.endpoints e
@@ -56,7 +57,13 @@ class PostgresOutbox:
 
     async def claim(self, most: int, *, at: datetime) -> Sequence[Due]:
         lease = uuid4()
-        values = {"at": at, "until": at + self._lease, "lease": lease, "most": most}
+        values = {
+            "at": at,
+            "failing": at - timedelta(seconds=FAILING_AFTER),
+            "until": at + self._lease,
+            "lease": lease,
+            "most": most,
+        }
         async with reached(self._pool) as connection, connection.transaction():
             cursor = await connection.execute(_CLAIM, values, prepare=True)
             taken = await cursor.fetchall()

@@ -18,6 +18,7 @@ from tests.infrastructure.webhooks.office import (
     receiving,
     thanks,
 )
+from tests.support import eventually
 
 
 def test_what_fails_holds_up_its_own_batch_and_no_other(database_url: str) -> None:
@@ -199,6 +200,36 @@ def test_a_receiver_that_does_not_answer_has_few_requests_and_holds_up_nobody_el
             answering.set()
             for position in positions:
                 await office.ended(slow, position)
+
+    play(database_url, story)
+
+
+def test_a_single_failure_is_tried_again_by_itself_and_takes_no_lanes_away(
+    database_url: str,
+) -> None:
+    async def story(office: Office) -> None:
+        answering = asyncio.Event()
+        refused: list[int] = []
+
+        async def refuse_the_first(request: Request) -> web.Response:
+            if not refused:
+                refused.append(request.position)
+                return web.Response(status=500)
+            await answering.wait()
+            return web.Response()
+
+        async with receiving(refuse_the_first) as receiver:
+            hook = await office.hook(receiver.url)
+            await office.open()
+            positions = [await office.complete(await office.batch()) for _ in range(20)]
+            await eventually(lambda: receiver.at_once == PER_WEBHOOK)
+            answering.set()
+            for position in positions:
+                await office.ended(hook, position)
+
+            # Nobody turned the clock on.
+            assert receiver.positions.count(refused[0]) == 2
+            assert sorted(set(receiver.positions)) == positions
 
     play(database_url, story)
 
