@@ -6,12 +6,13 @@ from uuid import UUID
 
 import msgspec
 
+from domain.access.events import AccessEvent
 from domain.batch.events import BatchEvent
 from domain.event import Event
 from domain.upload.events import UploadEvent
 from domain.webhook.events import WebhookEvent
 
-DomainEvent = UploadEvent | BatchEvent | WebhookEvent
+DomainEvent = UploadEvent | BatchEvent | WebhookEvent | AccessEvent
 
 
 class Cause(msgspec.Struct, frozen=True):

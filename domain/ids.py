@@ -68,6 +68,16 @@ def rejection_id_for(batch: UUID, path: str, reason: str) -> UUID:
     return _uuid8(batch.bytes[:_TIME] + digest.digest()[:10])
 
 
+def key_stream_for(key: str) -> UUID:
+    """The stream of an API key, by the key's public id."""
+    return _uuid8(sha256(b"key\0" + key.encode()).digest()[:16])
+
+
+def sign_in_stream_for(kind: str, token_hash: bytes) -> UUID:
+    """The stream of a login link or a browser session, by the hash that its token is checked by."""
+    return _uuid8(sha256(kind.encode() + b"\0" + token_hash).digest()[:16])
+
+
 def _uuid8(octets: bytes) -> UUID:
     number = int.from_bytes(octets, "big")
     number = number & ~(0xF << 76) | 0x8 << 76

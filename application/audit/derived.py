@@ -14,6 +14,10 @@ DerivedKind: TypeAlias = Literal[
     "orchestration_altered",
     "webhook_altered",
     "answer_altered",
+    "key_altered",
+    "sign_in_altered",
+    "erasure_altered",
+    "owner_key_altered",
     "stream_broken",
 ]
 

@@ -10,6 +10,9 @@ from uuid import UUID
 
 import msgspec
 
+SYSTEM = "system"
+"""Who acts where a process acts by itself, as at its first start."""
+
 
 class Scope(StrEnum):
     """What a key may do; each includes reading its owner's batches.
@@ -76,8 +79,9 @@ class Keys(Protocol):
         label: str = "",
         batch: UUID | None = None,
         expires_at: datetime | None = None,
+        by: str = SYSTEM,
     ) -> tuple[Key, str]:
-        """The new key and its text `up_<id>_<secret>`."""
+        """The new key and its text `up_<id>_<secret>`; that `by` made it is recorded."""
 
     async def authenticate(self, text: str) -> Principal | None:
         """Who holds this key; None if it is unknown, revoked or expired."""
@@ -85,8 +89,8 @@ class Keys(Protocol):
     async def all(self, *, owner: str | None) -> Sequence[Key]:
         """Keys of an owner, or of all, newest first."""
 
-    async def revoke(self, id: str, *, owner: str | None) -> Key:
-        """Ends a key at once, on every process. Raises NotFound."""
+    async def revoke(self, id: str, *, owner: str | None, by: str = SYSTEM) -> Key:
+        """Ends a key at once, on every process, and records who did. Raises NotFound."""
 
     async def changed(self) -> None:
         """Return when credentials may have ended, in any process; at the latest after a second."""

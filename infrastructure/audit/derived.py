@@ -15,9 +15,11 @@ from psycopg import IsolationLevel
 from psycopg.rows import dict_row
 
 from application.audit.derived import MAX_FINDINGS, DerivedCheck
+from infrastructure.audit.access_check import AccessCheck
 from infrastructure.audit.findings import Findings
 from infrastructure.audit.stream_check import Positions, Rows, StreamCheck
 from infrastructure.event_store.codec import Codec
+from infrastructure.event_store.personal import key_of
 from infrastructure.event_store.reading import recorded_of
 from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS
 from infrastructure.jobs.leadership import NAME as ORCHESTRATOR
@@ -108,16 +110,26 @@ async def _check(connection: Connection, codec: Codec) -> DerivedCheck:
             detail = f"is at position {tracked[name]}, beyond the end of the log at {head}"
             findings.add("tracking_moved", "notification_tracking", name, detail)
     streams = StreamCheck(positions, findings)
+    access = AccessCheck(connection, codec, findings)
     async for events, rows in _pages(connection, codec):
         streams.take(events, rows)
+        await _check_access(access, streams)
     streams.end()
+    await _check_access(access, streams)
     await _check_read_model(connection, findings, positions, streams.newest_row_event)
     await _check_deliveries(connection, findings, positions)
     await _check_strays(connection, findings)
     (counts,) = await _rows(connection, _COUNTS)
-    return DerivedCheck(
-        head=head, checked=dict(zip(_COUNTED, counts, strict=True)), findings=findings.found
-    )
+    checked = dict(zip(_COUNTED, counts, strict=True)) | await access.end()
+    return DerivedCheck(head=head, checked=checked, findings=findings.found)
+
+
+async def _check_access(access: AccessCheck, streams: StreamCheck) -> None:
+    for key, owner in streams.boxes:
+        access.met_box(key, owner)
+    await access.met(streams.access)
+    streams.boxes.clear()
+    streams.access.clear()
 
 
 async def _pages(connection: Connection, codec: Codec) -> AsyncIterator[tuple[Sequence[Any], Rows]]:
@@ -129,7 +141,8 @@ async def _pages(connection: Connection, codec: Codec) -> AsyncIterator[tuple[Se
             return
         await codec.learn(row[4] for row in found)
         streams = list(dict.fromkeys(row[0] for row in found))
-        yield [recorded_of(codec, *row) for row in found], await _derived(connection, streams)
+        events = [(recorded_of(codec, *row), key_of(row[4])) for row in found]
+        yield events, await _derived(connection, streams)
         stream, version = found[-1][:2]
 
 

@@ -14,3 +14,13 @@ class Findings:
     def add(self, kind: DerivedKind, table: str, key: object, detail: str) -> None:
         if len(self.found) < MAX_FINDINGS:
             self.found.append(DerivedFinding(kind=kind, table=table, key=str(key), detail=detail))
+
+
+def difference(name: str, found: object, expected: object) -> str:
+    """What one column holds, and what the log says."""
+    return f"{name} is {_short(found)}, the log says {_short(expected)}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

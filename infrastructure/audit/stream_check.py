@@ -12,12 +12,13 @@ from application.envelope import Recorded
 from application.orchestrator.deciding import BY
 from application.orchestrator.members import Followed, Member
 from application.projection.batches import BATCH_EVENTS
+from domain.access.records import RecordedErasure, RecordedKey
 from domain.batch.aggregate import Batch
 from domain.errors import Refused
 from domain.ids import is_part
 from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
-from infrastructure.audit.findings import Findings
+from infrastructure.audit.findings import Findings, difference
 from infrastructure.event_store.folding import Aggregate, MixedStream, fold
 from infrastructure.event_store.snapshots import decode_snapshot, encode_snapshot
 from infrastructure.webhooks.rows import webhook_of
@@ -72,17 +73,22 @@ class StreamCheck:
 
     def __init__(self, positions: Positions, findings: Findings) -> None:
         self.newest_row_event = 0  # up to the read model's position, of those that change a row
+        self.access: list[Aggregate] = []  # keys, sign-ins and erasures, folded to their ends
+        self.boxes: list[tuple[UUID, str]] = []  # keys of owners that events name, and the owner
         self._positions = positions
         self._findings = findings
         self._extent = _Extent()
         self._stream: _Stream | None = None
 
-    def take(self, events: Iterable[Recorded], rows: Rows) -> None:
-        for recorded in events:
+    def take(self, events: Iterable[tuple[Recorded, UUID | None]], rows: Rows) -> None:
+        """Take the next events, each with the id of the key that it is encrypted with."""
+        for recorded, key in events:
             if self._stream is None or self._stream.id != recorded.stream:
                 self._finish()
                 self._stream = _Stream(recorded.stream, rows, self._positions, self._findings)
             self._stream.take(recorded)
+            if key is not None and (owner := self._stream.owner) is not None:
+                self.boxes.append((key, owner))
 
     def end(self) -> None:
         self._finish()
@@ -105,6 +111,7 @@ class StreamCheck:
             self._stream.finish(self._extent)
             newest = self._stream.newest_row_event
             self.newest_row_event = max(self.newest_row_event, newest)
+            self.access += self._stream.access
 
 
 class _Stream:
@@ -142,6 +149,15 @@ class _Stream:
             return
         self._compare_snapshot(recorded.version)
         self._note_position(recorded)
+
+    @property
+    def owner(self) -> str | None:
+        return getattr(self._aggregate, "owner", None)
+
+    @property
+    def access(self) -> list[Aggregate]:
+        known = self._aggregate
+        return [known] if isinstance(known, RecordedKey | RecordedErasure) else []
 
     def finish(self, extent: _Extent) -> None:
         if self._broken:
@@ -257,7 +273,7 @@ class _Stream:
                 continue
             if name == "reason" and self._reason_may_be(row, expected):
                 continue
-            yield _difference(name, getattr(row, name), getattr(expected, name))
+            yield difference(name, getattr(row, name), getattr(expected, name))
         if isinstance(row, Followed) and isinstance(expected, Followed):
             yield from _differing_progress(row, expected)
 
@@ -300,7 +316,7 @@ def _differing(found: Any, expected: Any) -> Iterator[str]:
         return
     for name in found.__struct_fields__:
         if getattr(found, name) != getattr(expected, name):
-            yield _difference(name, getattr(found, name), getattr(expected, name))
+            yield difference(name, getattr(found, name), getattr(expected, name))
 
 
 def _differing_progress(row: Followed, expected: Followed) -> Iterator[str]:
@@ -308,13 +324,4 @@ def _differing_progress(row: Followed, expected: Followed) -> Iterator[str]:
     for name in ("at", "counts", "bytes_received", "bytes_total"):
         found, known = getattr(row.progress, name, None), getattr(expected.progress, name, None)
         if found != known:
-            yield _difference(f"progress.{name}", found, known)
-
-
-def _difference(name: str, found: object, expected: object) -> str:
-    return f"{name} is {_short(found)}, the log says {_short(expected)}"
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+            yield difference(f"progress.{name}", found, known)

@@ -14,8 +14,9 @@ import psycopg
 from psycopg.sql import SQL, Composed
 
 from application.errors import NotFound, Unavailable
-from application.ports.keys import Credential, Key, Principal, Scope
-from infrastructure.auth.passes import Passes
+from application.ports.keys import SYSTEM, Credential, Key, Principal, Scope
+from infrastructure.auth.passes import LOGINS, SESSIONS, Passes
+from infrastructure.auth.recording import record_created, record_revoked
 from infrastructure.auth.revocations import Revocations
 from infrastructure.auth.tokens import hashed, new_key, parse_key
 from infrastructure.postgres.listener import Listener
@@ -39,10 +40,10 @@ _LIST = SQL(
     """SELECT {} FROM api_keys WHERE %s::text IS NULL OR owner = %s
     ORDER BY created_at DESC, id LIMIT {}"""
 ).format(_COLUMNS, MOST_LISTED)
-_REVOKE = SQL(
-    """UPDATE api_keys SET revoked_at = coalesce(revoked_at, now())
-    WHERE id = %s AND (%s::text IS NULL OR owner = %s) RETURNING {}"""
+_LOCK = SQL(
+    "SELECT {} FROM api_keys WHERE id = %s AND (%s::text IS NULL OR owner = %s) FOR UPDATE"
 ).format(_COLUMNS)
+_REVOKE = SQL("UPDATE api_keys SET revoked_at = now() WHERE id = %s RETURNING {}").format(_COLUMNS)
 
 
 class PostgresKeys:
@@ -56,8 +57,8 @@ class PostgresKeys:
     def __init__(self, pool: Pool, listener: Listener | None = None) -> None:
         self._pool = pool
         self._revocations = Revocations(pool, listener, self._forget)
-        self._sessions = Passes(pool, "browser_sessions")
-        self._logins = Passes(pool, "login_codes")
+        self._sessions = Passes(pool, SESSIONS)
+        self._logins = Passes(pool, LOGINS)
         self._remembered: dict[bytes, tuple[float, Principal]] = {}
 
     async def create(
@@ -68,12 +69,17 @@ class PostgresKeys:
         label: str = "",
         batch: UUID | None = None,
         expires_at: datetime | None = None,
+        by: str = SYSTEM,
     ) -> tuple[Key, str]:
         text = new_key()
-        values = (text.id, hashed(text.secret), owner, scope, label, batch, expires_at)
-        row = await self._one(_INSERT, values)
-        assert row is not None
-        return _key(row), str(text)
+        secret_hash = hashed(text.secret)
+        values = (text.id, secret_hash, owner, scope, label, batch, expires_at)
+        async with self._reached() as connection, connection.transaction():
+            row = await (await connection.execute(_INSERT, values)).fetchone()
+            assert row is not None
+            key = _key(row)
+            await record_created(connection, key, secret_hash, by)
+        return key, str(text)
 
     async def authenticate(self, text: str) -> Principal | None:
         parts = parse_key(text)
@@ -106,13 +112,22 @@ class PostgresKeys:
             cursor = await connection.execute(_LIST, (owner, owner))
             return [_key(row) for row in await cursor.fetchall()]
 
-    async def revoke(self, id: str, *, owner: str | None) -> Key:
+    async def revoke(self, id: str, *, owner: str | None, by: str = SYSTEM) -> Key:
         """Ends a key and whatever was made from it. Revoking it again changes nothing."""
-        row = await self._one(_REVOKE, (id, owner, owner))
-        self._forget()
-        if row is None:
-            raise NotFound("there is no such key")
-        return _key(row)
+        try:
+            async with self._reached() as connection, connection.transaction():
+                row = await (await connection.execute(_LOCK, (id, owner, owner))).fetchone()
+                if row is None:
+                    raise NotFound("there is no such key")
+                key = _key(row)
+                if key.revoked_at is None:
+                    row = await (await connection.execute(_REVOKE, (id,))).fetchone()
+                    assert row is not None
+                    key = _key(row)
+                    await record_revoked(connection, key, by)
+        finally:
+            self._forget()
+        return key
 
     async def changed(self) -> None:
         await self._revocations.changed()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import LiteralString
+from typing import LiteralString, NamedTuple
+from uuid import UUID
 
 import msgspec
 from psycopg.sql import SQL, Composed, Identifier
 
+from application.envelope import one
 from application.ports.keys import Principal
+from domain.access.events import LoginIssued, LoginUsed, SessionClosed, SessionOpened
+from domain.ids import sign_in_stream_for
 from infrastructure.auth.tokens import hashed, is_token, new_token
+from infrastructure.event_store.writing import append_in
 from infrastructure.postgres.pool import Pool
 
 _decode = msgspec.json.Decoder(Principal).decode
@@ -21,16 +26,31 @@ HOLDS = SQL("""p.expires_at > now() AND NOT EXISTS (
     AND (k.revoked_at IS NOT NULL OR k.expires_at <= now()))""")
 
 
+class PassKind(NamedTuple):
+    """Where passes of a kind are kept, and the events that record their beginning and their end."""
+
+    table: str
+    stream: str
+    begun: type[LoginIssued] | type[SessionOpened]
+    ended: type[LoginUsed] | type[SessionClosed]
+
+
+LOGINS = PassKind("login_codes", "login", LoginIssued, LoginUsed)
+SESSIONS = PassKind("browser_sessions", "session", SessionOpened, SessionClosed)
+
+
 class Passes:
     """The passes kept in one table; `lifetime` is in seconds."""
 
-    def __init__(self, pool: Pool, table: str) -> None:
+    def __init__(self, pool: Pool, kind: PassKind) -> None:
         self._pool = pool
+        self._kind = kind
+        table = kind.table
         self._insert = _on(
             table,
             """INSERT INTO {table} (token_hash, principal, key_id, expires_at)
             SELECT %s, %s::jsonb, (SELECT id FROM api_keys WHERE id = %s),
-            least(now() + make_interval(secs => %s), %s)""",
+            least(now() + make_interval(secs => %s), %s) RETURNING now(), expires_at""",
         )
         self._sweep = _on(table, "DELETE FROM {table} WHERE expires_at <= now()")
         self._select = _on(
@@ -41,9 +61,13 @@ class Passes:
         self._take = _on(
             table,
             """DELETE FROM {table} p WHERE p.token_hash = %s AND {holds}
-            RETURNING p.principal::text, p.expires_at""",
+            RETURNING p.principal::text, p.expires_at, now()""",
         )
-        self._delete = _on(table, "DELETE FROM {table} WHERE token_hash = %s")
+        self._delete = _on(
+            table,
+            """DELETE FROM {table} WHERE token_hash = %s
+            RETURNING principal::text, expires_at, now()""",
+        )
 
     async def issue(self, principal: Principal, lifetime: float) -> str:
         """A new token; it ends with its principal if that is sooner. Old ones are swept out."""
@@ -57,7 +81,19 @@ class Passes:
         )
         async with self._pool.connection() as connection, connection.transaction():
             await connection.execute(self._sweep)
-            await connection.execute(self._insert, values)
+            row = await (await connection.execute(self._insert, values)).fetchone()
+            assert row is not None
+            at, expires_at = row
+            event = self._kind.begun(
+                at=at,
+                by=principal.name,
+                principal=principal.name,
+                owner=principal.owner,
+                scope=principal.scope.value,
+                batch=principal.batch,
+                expires_at=expires_at,
+            )
+            await append_in(connection, one(self._stream(token), 0, event))
         return token
 
     async def holder(self, token: str) -> Principal | None:
@@ -67,12 +103,23 @@ class Passes:
 
     async def take(self, token: str) -> Principal | None:
         """Who the token stood for: from now on, it is nobody's."""
-        found = await self._one(self._take, token)
-        return None if found is None else found[0]
+        return await self._end(self._take, token) if is_token(token) else None
 
     async def drop(self, token: str) -> None:
-        async with self._pool.connection() as connection:
-            await connection.execute(self._delete, (hashed(token),))
+        await self._end(self._delete, token)
+
+    async def _end(self, query: Composed, token: str) -> Principal | None:
+        async with self._pool.connection() as connection, connection.transaction():
+            row = await (await connection.execute(query, (hashed(token),))).fetchone()
+            if row is None:
+                return None
+            principal = _decode(row[0])
+            event = self._kind.ended(at=row[2], by=principal.name)
+            await append_in(connection, one(self._stream(token), None, event))
+        return principal
+
+    def _stream(self, token: str) -> UUID:
+        return sign_in_stream_for(self._kind.stream, hashed(token))
 
     async def _one(self, query: Composed, token: str) -> tuple[Principal, datetime] | None:
         if not is_token(token):

@@ -11,8 +11,11 @@ from uuid import UUID
 import psycopg
 from psycopg_pool import PoolTimeout
 
+from application.envelope import one
 from application.errors import NotFound, Unavailable
 from application.ports.erasures import Erasure
+from domain.access.events import ErasureFinished, ErasureRequested
+from infrastructure.event_store.writing import append_in
 from infrastructure.postgres.pool import Connection, Pool
 
 _COLUMNS = """SELECT id, owner, reason, requested_by, requested_at, finished_at, batches, uploads
@@ -26,7 +29,12 @@ AND (%(after)s::uuid IS NULL OR (requested_at, id) > (
     SELECT requested_at, id FROM audit.erasures WHERE id = %(after)s))
 ORDER BY requested_at, id LIMIT %(limit)s"""  # noqa: S608
 _UNFINISHED = f"{_COLUMNS} WHERE finished_at IS NULL ORDER BY requested_at, id LIMIT %s"
-_FINISH = "UPDATE audit.erasures SET finished_at = %s, batches = %s, uploads = %s WHERE id = %s"
+_FINISH = """UPDATE audit.erasures SET finished_at = %s, batches = %s, uploads = %s
+WHERE id = %s AND finished_at IS NULL"""
+_DESTROYED = """SELECT id FROM audit.owner_keys WHERE owner = %s AND destroyed_at IS NOT NULL
+ORDER BY made_at, id"""
+
+BY = "eraser"  # who finishes an erasure
 
 
 class PostgresErasures:
@@ -45,7 +53,10 @@ class PostgresErasures:
         )
         async with asking(self._pool) as connection:
             while True:  # one that was open may be finished between the two
-                await connection.execute(_REQUEST, values)
+                async with connection.transaction():
+                    inserted = await connection.execute(_REQUEST, values)
+                    if inserted.rowcount:
+                        await append_in(connection, one(erasure.id, 0, _requested(erasure)))
                 if found := await _erasures(connection, _OPEN, (erasure.owner,)):
                     return found[0]
 
@@ -69,7 +80,24 @@ async def unfinished(connection: Connection, limit: int) -> list[Erasure]:
 async def finish(
     connection: Connection, erasure: Erasure, at: datetime, batches: int, uploads: int
 ) -> None:
-    await connection.execute(_FINISH, (at, batches, uploads, erasure.id))
+    """Mark it as done, and record that with the keys that were destroyed."""
+    async with connection.transaction():
+        finished = await connection.execute(_FINISH, (at, batches, uploads, erasure.id))
+        if not finished.rowcount:
+            return
+        cursor = await connection.execute(_DESTROYED, (erasure.owner,))
+        keys = tuple(row[0] for row in await cursor.fetchall())
+        event = ErasureFinished(at=at, by=BY, batches=batches, uploads=uploads, keys=keys)
+        await append_in(connection, one(erasure.id, None, event))
+
+
+def _requested(erasure: Erasure) -> ErasureRequested:
+    return ErasureRequested(
+        at=erasure.requested_at,
+        by=erasure.requested_by,
+        owner=erasure.owner,
+        reason=erasure.reason,
+    )
 
 
 @asynccontextmanager

@@ -6,6 +6,8 @@ from typing import TypeAlias, get_args
 from uuid import UUID
 
 from application.envelope import DomainEvent
+from domain.access.events import ErasureEvent, KeyEvent, SignInEvent
+from domain.access.records import RecordedErasure, RecordedKey, RecordedSignIn
 from domain.batch.aggregate import Batch
 from domain.batch.events import BatchEvent
 from domain.upload.aggregate import Upload
@@ -13,7 +15,8 @@ from domain.upload.events import UploadEvent
 from domain.webhook.aggregate import Webhook
 from domain.webhook.events import WEBHOOK_EVENTS
 
-Aggregate: TypeAlias = Upload | Batch | Webhook
+Snapshotted: TypeAlias = Upload | Batch | Webhook
+Aggregate: TypeAlias = Snapshotted | RecordedKey | RecordedSignIn | RecordedErasure
 
 _BATCH_EVENTS: tuple[type[BatchEvent], ...] = get_args(BatchEvent)
 _UPLOAD_EVENTS: tuple[type[UploadEvent], ...] = get_args(UploadEvent)
@@ -42,5 +45,20 @@ def fold(id: UUID, aggregate: Aggregate | None, event: DomainEvent) -> Aggregate
         if aggregate is None:
             return Webhook.begin(id, event)
         if isinstance(aggregate, Webhook):
+            return aggregate.evolve(event)
+    elif isinstance(event, KeyEvent):
+        if aggregate is None:
+            return RecordedKey.begin(id, event)
+        if isinstance(aggregate, RecordedKey):
+            return aggregate.evolve(event)
+    elif isinstance(event, SignInEvent):
+        if aggregate is None:
+            return RecordedSignIn.begin(id, event)
+        if isinstance(aggregate, RecordedSignIn):
+            return aggregate.evolve(event)
+    elif isinstance(event, ErasureEvent):
+        if aggregate is None:
+            return RecordedErasure.begin(id, event)
+        if isinstance(aggregate, RecordedErasure):
             return aggregate.evolve(event)
     raise MixedStream(f"{type(event).__name__} in the stream of {aggregate!r}")

@@ -20,7 +20,7 @@ from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.folding import Aggregate, fold
+from infrastructure.event_store.folding import Aggregate, Snapshotted, fold
 from infrastructure.event_store.reading import last_position_at, read_head, read_log, read_stream
 from infrastructure.event_store.remembered import Known, Remembered
 from infrastructure.event_store.snapshots import last_snapshot, save_snapshot
@@ -150,14 +150,16 @@ class PostgresEventLog:
 
     def _snapshot_if_due(self, known: Known) -> None:
         """Writes the snapshot beside the caller's way, unless enough are being written."""
-        due = known.aggregate.version - known.snapshot >= SNAPSHOT_EVERY
-        if due and len(self._snapshots) < SNAPSHOTS_AT_ONCE:
-            known.snapshot = known.aggregate.version
-            task = asyncio.create_task(self._snapshot(known.aggregate), name="snapshot")
+        aggregate = known.aggregate
+        due = aggregate.version - known.snapshot >= SNAPSHOT_EVERY
+        room = len(self._snapshots) < SNAPSHOTS_AT_ONCE
+        if due and room and isinstance(aggregate, Snapshotted):
+            known.snapshot = aggregate.version
+            task = asyncio.create_task(self._snapshot(aggregate), name="snapshot")
             self._snapshots.add(task)
             task.add_done_callback(self._snapshots.discard)
 
-    async def _snapshot(self, aggregate: Aggregate) -> None:
+    async def _snapshot(self, aggregate: Snapshotted) -> None:
         try:
             async with self._connection() as connection:
                 await save_snapshot(connection, aggregate)

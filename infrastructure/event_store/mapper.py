@@ -11,7 +11,7 @@ from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
 
 from application.envelope import NO_CAUSE, Cause, DomainEvent
 from infrastructure.event_store.codec import CODEC, Codec
-from infrastructure.event_store.folding import Aggregate, fold
+from infrastructure.event_store.folding import Aggregate, Snapshotted, fold
 from infrastructure.event_store.personal import Withheld
 from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS, decode_snapshot, encode_snapshot
 
@@ -33,10 +33,10 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     originator_id: UUID
     originator_version: int
-    state: Aggregate
+    state: Snapshotted
 
     @classmethod
-    def take(cls, aggregate: Aggregate) -> Snapshot:
+    def take(cls, aggregate: Snapshotted) -> Snapshot:
         return cls(aggregate.id, aggregate.version, aggregate)
 
     def mutate(self, _: Aggregate | None) -> Aggregate:

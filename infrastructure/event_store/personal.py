@@ -108,3 +108,9 @@ def rejoined(event: Any, content: bytes) -> Any:
 def keys_in(states: Iterable[bytes]) -> set[bytes]:
     """The ids of the keys that these stored events name, as they are written there."""
     return {found[1] for state in states if (found := _KEY(state)) is not None}
+
+
+def key_of(state: bytes) -> UUID | None:
+    """The id of the key that a stored event is encrypted with; None for one in the clear."""
+    found = _KEY(state)
+    return None if found is None else UUID(found[1].decode())

@@ -103,6 +103,17 @@ async def write_group(
     return results(verdicts, await ask(insertions(verdicts)))
 
 
+async def append_in(connection: Connection, append: Append, codec: Codec = CODEC) -> Appended:
+    """Record one append in the caller's transaction, which should end soon after.
+
+    Raises Conflict, AlreadyHandled, KeyReused, psycopg.Error.
+    """
+    (result,) = await write_group(connection, [append], codec)
+    if isinstance(result, ApplicationError):
+        raise result
+    return result
+
+
 async def stream_versions(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, int]:
     """The current version of each of these streams; 0 where it does not exist."""
     (versions,) = await ask_through_cursors(connection, [Question(_VERSIONS, (uuids(ids),))])

@@ -32,7 +32,12 @@ async def create(request: web.Request) -> web.Response:
     owner = await _owner(services, principal, form)
     expires_at = services.now() + timedelta(seconds=form.expires_in) if form.expires_in else None
     key, text = await services.keys.create(
-        owner=owner, scope=form.scope, label=form.label, batch=form.batch, expires_at=expires_at
+        owner=owner,
+        scope=form.scope,
+        label=form.label,
+        batch=form.batch,
+        expires_at=expires_at,
+        by=principal.name,
     )
     headers = {"Location": public_url(request, f"/v1/keys/{key.id}")}
     return json_answer(NewKeyAnswer(key=key, text=text), status=201, headers=headers)
@@ -49,10 +54,10 @@ async def listing(request: web.Request) -> web.Response:
 
 async def revoke(request: web.Request) -> web.Response:
     """Ends a key at once, with the sessions made from it."""
-    require(request)
+    principal = require(request)
     Query(request, ())
-    id = request.match_info["id"]
-    return json_answer(await request.app[SERVICES].keys.revoke(id, owner=None))
+    id, keys = request.match_info["id"], request.app[SERVICES].keys
+    return json_answer(await keys.revoke(id, owner=None, by=principal.name))
 
 
 async def _owner(services: Services, principal: Principal, form: NewKey) -> str:

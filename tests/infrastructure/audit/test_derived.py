@@ -131,6 +131,11 @@ def test_rows_that_nobody_altered_follow_from_the_log(history: str, databases: D
         "batches": 4,
         "webhooks": 2,
         "answers": 1,
+        "keys": 0,
+        "sessions": 0,
+        "logins": 0,
+        "erasures": 0,
+        "owner keys": 0,
     }
 
 

@@ -167,8 +167,8 @@ def test_nothing_is_touched_before_everybody_has_heard(database_url: str, tmp_pa
         ):
             await a_finished_batch(model, "a")
             await model.catch_up()
-            head = await model.log.head()
             erasure = await PostgresErasures(pool).request(wanted())
+            head = await model.log.head()
             eraser = Eraser(model.log, blobs, lambda: NOON)
             assert not await eraser.step(connection, erasure)
             assert await model.log.head() == head

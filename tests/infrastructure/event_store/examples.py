@@ -5,6 +5,18 @@ from __future__ import annotations
 from uuid import UUID
 
 from application.envelope import Cause, DomainEvent
+from domain.access.events import (
+    ErasureFinished,
+    ErasureImported,
+    ErasureRequested,
+    KeyCreated,
+    KeyImported,
+    KeyRevoked,
+    LoginIssued,
+    LoginUsed,
+    SessionClosed,
+    SessionOpened,
+)
 from domain.batch.events import (
     BatchCancelled,
     BatchCompleted,
@@ -192,6 +204,64 @@ EXAMPLES: tuple[DomainEvent, ...] = (
     WebhookDisabled(at=NOON, by="orchestrator", reason="it answered 410"),
     WebhookEnabled(at=NOON, by=BY),
     WebhookRemoved(at=NOON, by=BY),
+    KeyCreated(
+        at=NOON,
+        by=BY,
+        key="0123456789abcdef",
+        owner="acme",
+        scope="uploader",
+        secret_digest=SUM,
+        label="camera",
+        batch=BATCH,
+        expires_at=later(60),
+    ),
+    KeyImported(
+        at=NOON,
+        by="migration",
+        key="0123456789abcdef",
+        owner="acme",
+        scope="uploader",
+        secret_digest=SUM,
+        created_at=NOON,
+        label="camera",
+        batch=BATCH,
+        expires_at=later(60),
+        revoked_at=later(30),
+    ),
+    KeyRevoked(at=NOON, by=BY),
+    LoginIssued(
+        at=NOON,
+        by=BY,
+        principal=BY,
+        owner="acme",
+        scope="viewer",
+        batch=BATCH,
+        expires_at=later(60),
+    ),
+    LoginUsed(at=NOON, by=BY),
+    SessionOpened(
+        at=NOON,
+        by=BY,
+        principal=BY,
+        owner="acme",
+        scope="viewer",
+        batch=BATCH,
+        expires_at=later(60),
+    ),
+    SessionClosed(at=NOON, by=BY),
+    ErasureRequested(at=NOON, by=BY, owner="acme", reason="asked for by letter"),
+    ErasureImported(
+        at=NOON,
+        by="migration",
+        owner="acme",
+        requested_by=BY,
+        requested_at=NOON,
+        reason="asked for by letter",
+        finished_at=later(60),
+        batches=2,
+        uploads=3,
+    ),
+    ErasureFinished(at=NOON, by="eraser", batches=2, uploads=3, keys=(UUID(int=1),)),
 )
 
 # Events that got a field later: the example above shows the bytes from before.

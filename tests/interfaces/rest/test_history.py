@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from application.ports.keys import Scope
+from domain.ids import key_stream_for
 from tests.interfaces.rest.server import Server, serving
 from tests.support import run
 
@@ -115,5 +117,63 @@ def test_a_history_is_read_towards_the_beginning(database_url: str, tmp_path: Pa
                 answer = await server.get(path, params={"before": 9, **wrong})
                 assert (answer.status, answer.json["errors"][0]["pointer"]) == (400, "before")
             assert (await server.get("/v1/history", params={"before": 9})).status == 400
+
+    run(story())
+
+
+def test_an_admin_reads_who_made_and_revoked_keys(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            admin = await server.key_for(Scope.ADMIN)
+            body = {"scope": "viewer", "owner": "globex", "label": "auditor"}
+            made = (await server.post("/v1/keys", key=admin, json=body)).json
+            await server.ask("DELETE", f"/v1/keys/{made['key']['id']}", key=admin)
+
+            events = await lines(
+                server, "/v1/history", key=admin, headers={"Accept": "application/x-ndjson"}
+            )
+
+            created, revoked = events[-2:]
+            assert (created["type"], revoked["type"]) == ("key.created", "key.revoked")
+            assert created["by"] == revoked["by"] == f"key:{admin.split('_')[1]}"
+            assert created["data"]["owner"] == "globex"
+            assert created["stream"] == revoked["stream"]
+            assert not any(made["text"].split("_", 2)[2] in str(event) for event in events)
+
+    run(story())
+
+
+@pytest.mark.parametrize("owner", ["acme", "globex"])
+def test_the_history_of_an_owner_tells_of_no_key_or_erasure(
+    database_url: str, tmp_path: Path, owner: str
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            admin = await server.key_for(Scope.ADMIN)
+            viewer = await server.key_for(Scope.VIEWER, owner)
+            started = await server.batch("a")
+            await server.post("/v1/erasures", key=admin, json={"owner": "gone"})
+            head = await server.services.log.head()
+            params = {"min_position": head}
+
+            answer = await server.get("/v1/history", key=viewer, params=params)
+
+            types = {item["type"].partition(".")[0] for item in answer.json["items"]}
+            assert types == ({"batch", "upload"} if owner == "acme" else set())
+            assert started.status == 201
+
+    run(story())
+
+
+@pytest.mark.parametrize("kind", ["batches", "uploads", "webhooks"])
+def test_the_stream_of_a_key_is_no_batch_upload_or_webhook(
+    database_url: str, tmp_path: Path, kind: str
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            stream = key_stream_for(server.key.split("_")[1])
+
+            assert (await server.get(f"/v1/{kind}/{stream}")).status == 404
+            assert (await server.get(f"/v1/{kind}/{stream}/history")).status == 404
 
     run(story())
