@@ -232,6 +232,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(description="file with the private key of seals; without it, one in `data_dir`"),
     ] = None
 
+    # Erasing.
+    master_keys: Annotated[
+        Path | None,
+        Meta(
+            description="folder with the keys that encrypt owners' keys, the same for all machines"
+        ),
+    ] = None
+    master_key_command: Annotated[
+        tuple[str, ...],
+        Meta(description="command that keeps those keys instead, as for a KMS (docs/audit.md)"),
+    ] = ()
+
     # Watching.
     feed_tick: Annotated[Seconds, Meta(description="shortest time between two frames")] = 0.1
     feed_heartbeat: Annotated[Seconds, Meta(description="time between two pings")] = 15.0
@@ -264,3 +276,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def seal_key_file(self) -> Path:
         return self.seal_key or self.data_dir / "seal.key"
+
+    @property
+    def master_key_folder(self) -> Path:
+        return self.master_keys or self.data_dir / "master-keys"

@@ -35,14 +35,14 @@ FROM stored_events WHERE originator_id = ANY(%s) ORDER BY originator_id, origina
 _KNOWN_KEYS = "SELECT id FROM api_keys WHERE id = ANY(%s)"
 _KNOWN_ERASURES = "SELECT id FROM audit.erasures WHERE id = ANY(%s)"
 
-_OWNER_KEYS = """SELECT wanted.id, k.owner, k.key IS NULL, k.made_at, k.destroyed_at
+_OWNER_KEYS = """SELECT wanted.id, k.owner, coalesce(k.wrapped, k.unwrapped) IS NULL, k.destroyed_at
 FROM unnest(%s::uuid[]) AS wanted (id) LEFT JOIN audit.owner_keys k ON k.id = wanted.id"""
 _UNREQUESTED = """SELECT k.id::text, k.owner FROM audit.owner_keys k
-WHERE (k.key IS NULL OR k.destroyed_at IS NOT NULL) AND NOT EXISTS (
+WHERE k.destroyed_at IS NOT NULL AND NOT EXISTS (
     SELECT FROM audit.erasures e WHERE e.owner = k.owner AND e.requested_at <= k.destroyed_at)
 ORDER BY 1 LIMIT %s"""
 _SURVIVING = """SELECT k.id::text, k.owner FROM audit.owner_keys k
-WHERE k.key IS NOT NULL AND EXISTS (SELECT FROM audit.erasures e
+WHERE k.destroyed_at IS NULL AND EXISTS (SELECT FROM audit.erasures e
     WHERE e.owner = k.owner AND e.finished_at IS NOT NULL AND e.requested_at > k.made_at)
 ORDER BY 1 LIMIT %s"""
 
@@ -149,7 +149,7 @@ class AccessCheck:
         wanted = list({*self._owner_keys, *self._destroyed})
         for start in range(0, len(wanted), PAGE):
             rows = await self._rows(_OWNER_KEYS, wanted[start : start + PAGE])
-            for id, owner, is_null, _, destroyed_at in rows:
+            for id, owner, is_null, destroyed_at in rows:
                 self._check_owner_key(id, owner, is_null, destroyed_at)
         for query, detail in (
             (_UNREQUESTED, "was destroyed, and no erasure of {} was requested before"),

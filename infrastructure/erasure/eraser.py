@@ -1,7 +1,8 @@
 """Carries an erasure out, step by step: each may be done again, and a crash anywhere harms nothing.
 
 Batches are called off and end; bytes go, and every upload and batch says so on record; the keys are
-destroyed, and with them what the log says in confidence; then copies that others kept.
+destroyed, with the master key that encrypted them, and so what the log says in confidence; then
+copies that others kept.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from application.ports.event_log import EventLog
 from domain.errors import NotNow
 from infrastructure.erasure.erasures import finish
 from infrastructure.erasure.keyring import FRESH
+from infrastructure.erasure.master_keys import MasterKeys
+from infrastructure.erasure.wrapping import destroy_masters_of
 from infrastructure.event_store.committer import PATIENCE
 from infrastructure.postgres.pool import Connection
 
@@ -59,8 +62,8 @@ _SCRUB = (
     "UPDATE orchestration.batches SET reason = '' WHERE owner = %(owner)s AND reason <> ''",
     """DELETE FROM webhooks.deliveries d USING webhooks.endpoints e
     WHERE e.id = d.webhook AND e.owner = %(owner)s AND d.state <> 'pending'""",
-    """UPDATE audit.owner_keys SET key = NULL, destroyed_at = now()
-    WHERE owner = %(owner)s AND key IS NOT NULL""",
+    """UPDATE audit.owner_keys SET wrapped = NULL, unwrapped = NULL, destroyed_at = now()
+    WHERE owner = %(owner)s AND destroyed_at IS NULL""",
 )
 # What was overwritten is still there until then.
 _SWEEP_UP = (
@@ -82,17 +85,19 @@ class Eraser:
         self,
         log: EventLog,
         blobs: BlobStore,
+        masters: MasterKeys,
         now: Callable[[], datetime],
         *,
         settle: float | None = None,
     ) -> None:
         self._log = log
         self._blobs = blobs
+        self._masters = masters
         self._now = now
         self._settle = timedelta(seconds=SETTLE if settle is None else settle)
 
     async def step(self, connection: Connection, erasure: Erasure) -> bool:
-        """Whether the erasure is finished. Raises Busy, Unavailable, psycopg.Error."""
+        """Whether the erasure is finished. Raises Busy, Unavailable, NoMasterKey, psycopg.Error."""
         if self._now() < erasure.requested_at + self._settle:
             return False
         ended = not await self._call_off(connection, erasure)
@@ -106,6 +111,8 @@ class Eraser:
         await self._scrub(connection, erasure)
         if not await self._reflected(connection) or await self._left(connection, erasure):
             return False
+        # What is left of the keys, in free space, in the WAL, in copies: nothing opens it any more.
+        await destroy_masters_of(connection, self._masters, erasure.owner)
         cursor = await connection.execute(_COUNTS, {"owner": erasure.owner})
         batches, uploads = await cursor.fetchone() or (0, 0)
         await finish(connection, erasure, self._now(), batches, uploads)

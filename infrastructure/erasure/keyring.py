@@ -1,7 +1,8 @@
 """The keys of owners, as far as this process needs them at the moment.
 
-AES-256-GCM (NIST SP 800-38D) with a random nonce of 12 bytes before each ciphertext: one key may do
-so for some 2^32 events.
+In the database they are encrypted with a master key (`master_keys`). Events are encrypted with
+AES-256-GCM (NIST SP 800-38D), a random nonce of 12 bytes before each ciphertext: one key may do so
+for some 2^32 events.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Generic, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
@@ -21,6 +22,8 @@ from psycopg_pool import PoolTimeout
 
 from application.errors import Unavailable
 from domain.errors import NotNow
+from infrastructure.erasure.master_keys import MasterKeys, NoMasterKey
+from infrastructure.erasure.wrapping import current_master, opened_for, sealed_with
 from infrastructure.event_store.personal import Box
 from infrastructure.postgres.pool import Connection, Pool
 
@@ -28,16 +31,26 @@ FRESH = 5.0  # seconds after which a key is asked for anew: it may have been des
 KNOWN = 10_000  # owners, and keys, that are remembered
 NONCE = 12  # bytes
 
-_NEW = """INSERT INTO audit.owner_keys (id, owner, key)
-SELECT * FROM unnest(%s::uuid[], %s::text[], %s::bytea[])
-ON CONFLICT (owner) WHERE key IS NOT NULL DO NOTHING"""
+# Refused where the master key was replaced meanwhile: then it is tried again with the new one.
+_NEW = """WITH master AS (
+    SELECT id FROM audit.master_keys WHERE id = %s AND current FOR SHARE)
+INSERT INTO audit.owner_keys (id, owner, wrapped, master)
+SELECT new.id, new.owner, new.wrapped, master.id
+FROM unnest(%s::uuid[], %s::text[], %s::bytea[]) AS new (id, owner, wrapped), master
+ON CONFLICT (owner) WHERE destroyed_at IS NULL DO NOTHING"""
 
-_OF_OWNERS = """SELECT wanted.owner, k.id, k.key, e.id IS NOT NULL
+_OF_OWNERS = """SELECT wanted.owner, k.id, k.wrapped, k.master, e.id IS NOT NULL
 FROM unnest(%s::text[]) AS wanted (owner)
-LEFT JOIN audit.owner_keys k ON k.owner = wanted.owner AND k.key IS NOT NULL
+LEFT JOIN audit.owner_keys k ON k.owner = wanted.owner AND k.destroyed_at IS NULL
 LEFT JOIN audit.erasures e ON e.owner = wanted.owner AND e.finished_at IS NULL"""
 
-_BY_ID = "SELECT id, key FROM audit.owner_keys WHERE id = ANY(%s)"
+_BY_ID = """SELECT id, wrapped, master FROM audit.owner_keys
+WHERE id = ANY(%s) AND destroyed_at IS NULL"""
+_DESTROYED = """SELECT id FROM audit.owner_keys
+WHERE id = ANY(%s) AND destroyed_at IS NOT NULL"""
+
+TRIES = 5  # of looking up keys while their master key is being replaced
+RETRY_PAUSE = 0.2  # seconds
 
 _log = structlog.get_logger(__name__)
 
@@ -51,6 +64,14 @@ class _Owner(NamedTuple):
     id: UUID
     key: AESGCM
     erasing: bool
+
+
+class _Wrapped(NamedTuple):
+    """A key of an owner as it is in the database."""
+
+    id: UUID
+    content: bytes
+    master: str
 
 
 class _Memory(Generic[K, V]):
@@ -80,15 +101,17 @@ class Keyring:
     """The port `Protection` on PostgreSQL; the pool is its own, since its callers hold
     connections of theirs while they wait for a key."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, masters: MasterKeys) -> None:
         self._pool = pool
+        self._masters = masters
         clock = asyncio.get_running_loop().time
         self._owners: _Memory[str, _Owner] = _Memory(clock)
         self._keys: _Memory[UUID, AESGCM | None] = _Memory(clock)
+        self._opened: OrderedDict[UUID, tuple[bytes, AESGCM]] = OrderedDict()
 
     async def prepare(self, owners: Collection[str], beginning: Collection[str]) -> None:
         if stale := self._owners.stale(owners):
-            await self._look_up(stale)
+            await self._trying(lambda connection: self._look_up(connection, stale))
         for owner in beginning:
             if self._owners[owner].erasing:
                 raise NotNow("the data of this owner is being erased: try again when that is done")
@@ -98,19 +121,8 @@ class Keyring:
         return Box(known.id, nonce + known.key.encrypt(nonce, content, None))
 
     async def learn(self, keys: Collection[UUID]) -> None:
-        if not (stale := self._keys.stale(keys)):
-            return
-        try:
-            async with self._pool.connection() as connection:
-                cursor = await connection.execute(_BY_ID, (stale,), binary=True)
-                found: dict[UUID, bytes | None] = dict(await cursor.fetchall())
-        except _LOST as error:
-            raise Unavailable(f"the keys of owners cannot be reached: {error}") from error
-        for id in stale:
-            if id not in found:  # what it encrypted reads as erased, which nobody asked for
-                _log.error("owner_key_is_missing", key=str(id))
-            key = found.get(id)
-            self._keys.hear(id, None if key is None else AESGCM(key))
+        if stale := self._keys.stale(keys):
+            await self._trying(lambda connection: self._look_at(connection, stale))
 
     def open(self, box: Box) -> bytes | None:
         key = self._keys[box.key]
@@ -121,29 +133,79 @@ class Keyring:
         except InvalidTag:
             raise ValueError("they are not what was encrypted") from None
 
-    async def _look_up(self, owners: list[str]) -> None:
+    async def _trying(self, look: Callable[[Connection], Awaitable[None]]) -> None:
+        """Again where a master key is missing: it may have been replaced since its id was read.
+
+        Raises Unavailable.
+        """
+        for left in reversed(range(TRIES)):
+            try:
+                async with self._pool.connection() as connection:
+                    await look(connection)
+                return
+            except _LOST as error:
+                raise Unavailable(f"the keys of owners cannot be reached: {error}") from error
+            except NoMasterKey as error:
+                if not left:
+                    _log.error("master_key_is_missing", error=str(error))
+                    raise Unavailable(f"the keys of owners cannot be opened: {error}") from error
+            await asyncio.sleep(RETRY_PAUSE)
+
+    async def _look_up(self, connection: Connection, owners: list[str]) -> None:
         """Whoever has no key gets one; of two processes that make one at once, both use the
         first."""
-        try:
-            async with self._pool.connection() as connection:
-                while missing := await self._heard(connection, owners):
-                    keys = [AESGCM.generate_key(256) for _ in missing]
-                    ids = [uuid4() for _ in missing]
-                    await connection.execute(_NEW, (ids, missing, keys))
-                    owners = missing
-        except _LOST as error:
-            raise Unavailable(f"the keys of owners cannot be reached: {error}") from error
+        while missing := await self._heard(connection, owners):
+            master = await current_master(connection)
+            ids = [uuid4() for _ in missing]
+            keys = [sealed_with(id, AESGCM.generate_key(256)) for id in ids]
+            wrapped = await self._masters.encrypt(master, keys)
+            await connection.execute(_NEW, (master, ids, missing, wrapped))
+            owners = missing
 
     async def _heard(self, connection: Connection, owners: list[str]) -> list[str]:
         """Takes note of the owners' keys, and returns the owners that have none."""
         cursor = await connection.execute(_OF_OWNERS, (owners,), binary=True)
+        rows = await cursor.fetchall()
+        opened = await self._unwrapped(
+            [_Wrapped(id, wrapped, master) for _, id, wrapped, master, _ in rows if id is not None]
+        )
         missing = []
-        for owner, id, key, erasing in await cursor.fetchall():
-            if key is None:
+        for owner, id, _, _, erasing in rows:
+            if id is None:
                 missing.append(owner)
             else:
-                self._owners.hear(owner, _Owner(id, AESGCM(key), erasing))
+                self._owners.hear(owner, _Owner(id, opened[id], erasing))
         return missing
+
+    async def _look_at(self, connection: Connection, ids: list[UUID]) -> None:
+        cursor = await connection.execute(_BY_ID, (ids,), binary=True)
+        found = await self._unwrapped([_Wrapped(*row) for row in await cursor.fetchall()])
+        gone = [id for id in ids if id not in found]
+        if gone:
+            cursor = await connection.execute(_DESTROYED, (gone,), binary=True)
+            destroyed = {row[0] for row in await cursor.fetchall()}
+            for id in gone:
+                if id not in destroyed:  # it reads as erased, which nobody asked for
+                    _log.error("owner_key_is_missing", key=str(id))
+        for id in ids:
+            self._keys.hear(id, found.get(id))
+        for id in gone:
+            self._opened.pop(id, None)
+
+    async def _unwrapped(self, wrapped: Sequence[_Wrapped]) -> dict[UUID, AESGCM]:
+        """The keys; one that is in the database as it was is not decrypted again."""
+        by_master: dict[str, list[_Wrapped]] = {}
+        for key in wrapped:
+            if self._opened.get(key.id, (None,))[0] != key.content:
+                by_master.setdefault(key.master, []).append(key)
+        for master, keys in by_master.items():
+            contents = await self._masters.decrypt(master, [key.content for key in keys])
+            for key, content in zip(keys, contents, strict=True):
+                self._opened[key.id] = (key.content, AESGCM(opened_for(key.id, content)))
+        found = {key.id: self._opened[key.id][1] for key in wrapped}
+        while len(self._opened) > KNOWN:
+            self._opened.popitem(last=False)
+        return found
 
 
 _LOST = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)

@@ -13,6 +13,8 @@ from infrastructure.auth.keys import PostgresKeys
 from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.erasure.erasures import PostgresErasures
 from infrastructure.erasure.keyring import Keyring
+from infrastructure.erasure.master_keys import MasterKeys, master_keys_of
+from infrastructure.erasure.wrapping import ensure_master_key
 from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
@@ -46,6 +48,7 @@ class Parts:
     log: PostgresEventLog
     blobs: Blobs
     codec: Codec
+    masters: MasterKeys
 
 
 def utc_now() -> datetime:
@@ -63,7 +66,7 @@ def new_id() -> UUID:
 async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     """Database, listener, log, read model, blobs and keys, ready to be used.
 
-    Raises what `open_database` and `open_blobs` raise, UnsafeWriter, OSError.
+    Raises what `open_database` and `open_blobs` raise, UnsafeWriter, NoMasterKey, OSError.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with AsyncExitStack() as stack:
@@ -72,7 +75,11 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         await stack.enter_async_context(pool)
         listener = await stack.enter_async_context(Listener(database.url))
         secrets = make_pool(database.url, name="keys", max_size=1)
-        codec = Codec(protection=Keyring(await stack.enter_async_context(secrets)))
+        await stack.enter_async_context(secrets)
+        masters = master_keys_of(settings)
+        async with pool.connection() as connection:
+            await ensure_master_key(connection, masters)
+        codec = Codec(protection=Keyring(secrets, masters))
         committer = await stack.enter_async_context(GroupCommitter(database.url, codec=codec))
         log = await stack.enter_async_context(PostgresEventLog(pool, committer, codec=codec))
         engine = make_engine(database.url)
@@ -107,4 +114,5 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             log=log,
             blobs=blobs,
             codec=codec,
+            masters=masters,
         )

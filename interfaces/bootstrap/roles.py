@@ -81,7 +81,7 @@ async def _sweep(parts: Parts) -> None:
 
 
 async def _erase(parts: Parts) -> None:
-    eraser = Eraser(parts.log, parts.services.blobs, parts.services.now)
+    eraser = Eraser(parts.log, parts.services.blobs, parts.masters, parts.services.now)
     await erasing.run(parts.database.url, eraser)
 
 

@@ -117,6 +117,7 @@ def _known_errors() -> tuple[tuple[str, str, str, Exit], ...]:
         ("NeverUp", "{}", "", Exit.ERROR),
         ("NoDatabase", "{}", "", Exit.USAGE),
         ("WrongBlobs", "{}", "", Exit.USAGE),
+        ("NoMasterKey", "{}", "", Exit.USAGE),
         ("BadKey", "{}", "", Exit.USAGE),
         ("NewerDatabase", "{}", "run the newer version of Uptrail", Exit.ERROR),
         ("BadDatabaseUrl", "{}", "", Exit.USAGE),

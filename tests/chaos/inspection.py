@@ -11,6 +11,7 @@ from application.envelope import Recorded
 from domain.event import topic_of
 from domain.upload.events import UploadRegistered
 from infrastructure.erasure.keyring import Keyring
+from infrastructure.erasure.master_keys import FileMasterKeys
 from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
@@ -38,10 +39,11 @@ WHERE application_name LIKE 'uptrail-%'"""
 async def inspect(plant: Plant, jobs: Sequence[Job], receiver: Receiver) -> Counter[str]:
     """How many uploads ended in each state, once everything about them was found to be right."""
     url = plant.url
+    masters = FileMasterKeys(plant.data_dir / "master-keys")
     async with (
         make_pool(url, name="inspection") as pool,
         make_pool(url, name="inspection-keys", max_size=1) as keys,
-        GroupCommitter(url, codec=(codec := Codec(protection=Keyring(keys)))) as committer,
+        GroupCommitter(url, codec=(codec := Codec(protection=Keyring(keys, masters)))) as committer,
         PostgresEventLog(pool, committer, codec=codec) as log,
     ):
         events = await _everything(log)

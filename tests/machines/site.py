@@ -88,7 +88,8 @@ class Site:
 
     def __init__(self, folder: Path, database_url: str, settings: Mapping[str, str]) -> None:
         self.folder = folder
-        shared = {"database_url": database_url, "blobs": str(folder / "blobs"), **HASTY, **settings}
+        places = {"blobs": str(folder / "blobs"), "master_keys": str(folder / "master-keys")}
+        shared = {"database_url": database_url, **places, **HASTY, **settings}
         self.environment = {f"UPTRAIL_{name.upper()}": value for name, value in shared.items()}
         self._machines: dict[str, Machine] = {}
 

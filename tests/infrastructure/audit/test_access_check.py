@@ -17,11 +17,11 @@ from application.ports.keys import Scope
 from infrastructure.audit.derived import check_derived
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.erasure.erasures import PostgresErasures, finish
-from infrastructure.erasure.keyring import Keyring
 from infrastructure.event_store.codec import Codec
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model import projector
 from tests.conftest import Databases
+from tests.infrastructure.erasure.memory_master_keys import keyring_on
 from tests.infrastructure.erasure.test_keyring import opened
 from tests.infrastructure.event_store.log_support import connected
 from tests.stories import registered, started
@@ -74,9 +74,12 @@ async def _record(url: str) -> None:
         )
         await PostgresErasures(pool).request(erasure)
         async with connected(url) as connection:
-            await connection.execute("CREATE TABLE kept AS SELECT id, key FROM audit.owner_keys")
             await connection.execute(
-                "UPDATE audit.owner_keys SET key = NULL, destroyed_at = now() WHERE owner = 'gone'"
+                "CREATE TABLE kept AS SELECT id, wrapped FROM audit.owner_keys"
+            )
+            await connection.execute(
+                "UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()"
+                " WHERE owner = 'gone'"
             )
             await finish(connection, erasure, datetime.now(UTC), 1, 1)
         await projector.catch_up(url, log)
@@ -92,7 +95,7 @@ def check(url: str) -> list[DerivedFinding]:
 
     async def story() -> DerivedCheck:
         async with make_pool(url, name="keys", max_size=1) as pool:
-            return await check_derived(url, Codec(protection=Keyring(pool)))
+            return await check_derived(url, Codec(protection=await keyring_on(pool)))
 
     found = run(story())
     kinds = {"key_altered", "sign_in_altered", "erasure_altered", "owner_key_altered"}
@@ -202,14 +205,14 @@ def test_rows_that_nobody_altered_follow_from_the_log(history: str, databases: D
             "no event in the log is of it",
         ),
         (
-            "UPDATE audit.owner_keys k SET key = kept.key, destroyed_at = NULL FROM kept"
+            "UPDATE audit.owner_keys k SET wrapped = kept.wrapped, destroyed_at = NULL FROM kept"
             " WHERE kept.id = k.id AND owner = 'gone'",
             "owner_key_altered",
             "audit.owner_keys",
             "although an erasure destroyed it",
         ),
         (
-            "UPDATE audit.owner_keys SET key = NULL, destroyed_at = now() WHERE owner = 'acme'",
+            "UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now() WHERE owner = 'acme'",
             "owner_key_altered",
             "audit.owner_keys",
             "no erasure of acme was requested",

@@ -24,6 +24,7 @@ from infrastructure.erasure.eraser import Eraser
 from infrastructure.erasure.erasures import PostgresErasures
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.verify import verify
+from tests.infrastructure.erasure.memory_master_keys import MASTERS
 from tests.infrastructure.event_store.log_support import connected
 from tests.infrastructure.read_model.support import Opened, opened, projecting
 from tests.stories import ALICE, NOON, attempt, queued, received, registered, started
@@ -75,7 +76,7 @@ def test_an_erasure_that_was_cut_short_is_carried_out_once(
             await a_finished_batch(model, "d")
             await model.catch_up()
             erasure = await PostgresErasures(pool).request(wanted())
-            eraser = Eraser(model.log, blobs, lambda: NOON, settle=0.0)
+            eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
             async with projecting(model):
                 cut = asyncio.create_task(finish(database_url, eraser, erasure))
                 for _ in range(turns):
@@ -150,7 +151,7 @@ def test_an_owner_with_a_batch_that_runs_is_not_done_yet(database_url: str, tmp_
             await model.record(uuid4(), started())
             await model.catch_up()
             erasure = await PostgresErasures(pool).request(wanted())
-            eraser = Eraser(model.log, blobs, lambda: NOON, settle=0.0)
+            eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
             assert not await eraser.step(connection, erasure)
         blobs.close()
 
@@ -169,7 +170,7 @@ def test_nothing_is_touched_before_everybody_has_heard(database_url: str, tmp_pa
             await model.catch_up()
             erasure = await PostgresErasures(pool).request(wanted())
             head = await model.log.head()
-            eraser = Eraser(model.log, blobs, lambda: NOON)
+            eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON)
             assert not await eraser.step(connection, erasure)
             assert await model.log.head() == head
         blobs.close()

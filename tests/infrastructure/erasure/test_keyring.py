@@ -13,13 +13,13 @@ from application.envelope import Append, Recorded, Write
 from domain.errors import NotNow
 from domain.upload.events import AttemptFailed, UploadRegistered
 from infrastructure.erasure import keyring
-from infrastructure.erasure.keyring import Keyring
 from infrastructure.event_store.codec import CODEC, Codec, UnreadableEvent
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.event_store.mapper import Fact, StructMapper
 from infrastructure.event_store.reading import read_log
 from infrastructure.postgres.pool import make_pool
+from tests.infrastructure.erasure.memory_master_keys import keyring_on
 from tests.infrastructure.event_store.log_support import connected
 from tests.stories import NOON, WORKER, registered
 from tests.support import run
@@ -45,7 +45,7 @@ async def opened(url: str) -> AsyncIterator[PostgresEventLog]:
     async with (
         make_pool(url, name="keys", max_size=2) as keys,
         make_pool(url, name="test", max_size=4) as pool,
-        GroupCommitter(url, codec=(codec := Codec(protection=Keyring(keys)))) as committer,
+        GroupCommitter(url, codec=(codec := Codec(protection=await keyring_on(keys)))) as committer,
         PostgresEventLog(pool, committer, codec=codec) as log,
     ):
         yield log
@@ -117,7 +117,7 @@ def test_what_a_destroyed_key_encrypted_reads_as_erased(database_url: str) -> No
         assert (failed.message, failed.step) == ("", "archive")
 
     after(database_url, lambda log: record(log, STREAM))
-    by_hand(database_url, "UPDATE audit.owner_keys SET key = NULL")
+    by_hand(database_url, "UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()")
     after(database_url, story)
 
 
@@ -129,7 +129,7 @@ def test_a_process_notices_soon_that_a_key_was_destroyed(
     async def story(log: PostgresEventLog) -> None:
         await record(log)
         assert await events(log) == [FILE, FAILED]
-        by_hand(database_url, "UPDATE audit.owner_keys SET key = NULL")
+        by_hand(database_url, "UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()")
         assert await events(log) != [FILE, FAILED]
         await record(log)  # with a new key
         assert (await events(log))[2:] == [FILE, FAILED]

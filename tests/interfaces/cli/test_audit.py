@@ -59,10 +59,16 @@ def test_verify_finds_what_was_done_to_the_log_and_to_its_seals(
 
 
 def test_a_machine_without_the_key_does_not_seal_with_another(
-    uptrail: Command, command: Command, store: tuple[str, str], tmp_path: Path
+    uptrail: Command,
+    command: Command,
+    server: LiveServer,
+    store: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uptrail("batch", "start")
     uptrail("seal", "now", *store)
+    monkeypatch.setenv("UPTRAIL_MASTER_KEYS", str(server.settings.master_key_folder))
 
     for what in ("now", "rotate"):
         refused = command("seal", what, *store, "--data-dir", tmp_path / "elsewhere")

@@ -11,6 +11,7 @@ from infrastructure.settings import Settings
 from interfaces.rest.access import PUBLIC, PUBLIC_PREFIXES
 from interfaces.rest.app import OPERATIONS, build_app
 from interfaces.services import Services
+from tests.interfaces.last_position import last_position
 from tests.interfaces.rest.server import Answer, Server, serving
 from tests.support import run
 
@@ -129,7 +130,7 @@ def test_what_belongs_to_another_owner_does_not_exist(database_url: str, tmp_pat
                     # A scope that does not allow the act is told so, whatever it is aimed at.
                     lacking = answer.json["code"] if answer.json else answer.status
                     assert answer.status == 404 or lacking in (403, "scope_missing"), (method, path)
-            assert await server.services.log.head() == position
+            assert await last_position(server.services.log) == position
 
     run(story())
 
@@ -189,7 +190,7 @@ def test_a_viewer_changes_nothing(database_url: str, tmp_path: Path) -> None:
                 answer = await body_for(server, method, path, viewer, id)
 
                 assert (answer.status, answer.code) == (403, "scope_missing"), (method, path)
-            assert await server.services.log.head() == started.json["position"]
+            assert await last_position(server.services.log) == started.json["position"]
 
     run(story())
 

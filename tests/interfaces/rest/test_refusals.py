@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from interfaces.rest.problems import CONTENT_TYPE
+from tests.interfaces.last_position import last_position
 from tests.interfaces.rest.server import Server, serving
 from tests.support import run
 
@@ -70,7 +71,7 @@ def test_a_faulty_batch_is_refused_whole_and_the_fault_pointed_at(
                 assert answer.status == 422, (what, answer.body)
                 assert pointer in answer.pointers, what
                 expect_problem(answer)
-            assert await server.services.log.head() == 0
+            assert await last_position(server.services.log) == 0
 
     run(story())
 
@@ -121,7 +122,7 @@ def test_what_is_no_batch_is_never_an_error_of_ours(database_url: str, tmp_path:
                 assert answer.status == status, (what, answer.body)
                 assert where in answer.json["detail"], what
                 expect_problem(answer)
-            assert await server.services.log.head() == 0
+            assert await last_position(server.services.log) == 0
 
     run(story())
 
@@ -142,7 +143,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(
             for answer in (declared, streamed):
                 assert (answer.status, answer.code) == (413, "too_large")
                 assert "1000 bytes" in answer.json["detail"]
-            assert await server.services.log.head() == 0
+            assert await last_position(server.services.log) == 0
 
     run(story())
 

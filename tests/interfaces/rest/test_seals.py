@@ -33,7 +33,10 @@ async def seal(server: Server, url: str, folder: Path, *, rotate: bool = False) 
 
 
 class Exports:
-    """Three batches, of which the first two are sealed, exported in every way."""
+    """Three batches, of which the first two are sealed, exported in every way.
+
+    The log begins with the key of whoever asks.
+    """
 
     def __init__(self, url: str, folder: Path) -> None:
         run(self._take(url, folder))
@@ -91,12 +94,12 @@ def exports(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> E
 def test_what_is_exported_is_proven_by_the_file_and_the_public_key_alone(exports: Exports) -> None:
     whole = exports.examined(exports.whole)
     assert whole.sound, whole.findings
-    assert (whole.whole, whole.events, whole.unsealed) == (True, 11, 3)
-    assert (whole.first_seal, whole.last_seal, whole.through) == (1, 2, 8)
+    assert (whole.whole, whole.events, whole.unsealed) == (True, 14, 4)
+    assert (whole.first_seal, whole.last_seal, whole.through) == (1, 2, 10)
 
     later = exports.examined(exports.later)
     assert later.sound, later.findings
-    assert (later.first_seal, later.events) == (2, 7)
+    assert (later.first_seal, later.events) == (2, 9)
 
     owner = exports.examined(exports.owner)
     assert owner.sound, owner.findings
@@ -123,7 +126,7 @@ def test_an_export_is_for_those_whose_it_is(exports: Exports) -> None:
 def test_seals_are_listed_page_by_page_with_the_key_that_signed(exports: Exports) -> None:
     (first,) = exports.seals["items"]
 
-    assert (first["number"], first["through"], exports.seals["next"]) == (1, 4, 1)
+    assert (first["number"], first["through"], exports.seals["next"]) == (1, 5, 1)
     assert [key["first_seal"] for key in exports.keys] == [1]
     assert b64decode(first["key"]) == exports.key
 
@@ -144,7 +147,7 @@ def event(lines: Lines, position: int) -> dict[str, Any]:
 
 
 def rewrite(lines: Lines) -> None:
-    line = event(lines, 3)
+    line = event(lines, 4)
     line["state"] = line["state"].replace("acme", "evil")
 
 
@@ -155,7 +158,7 @@ def swap(lines: Lines) -> None:
 
 
 def remove(lines: Lines) -> None:
-    lines.remove(event(lines, 3))
+    lines.remove(event(lines, 4))
 
 
 def drop_seal(lines: Lines) -> None:
@@ -176,10 +179,10 @@ def forge_seal(lines: Lines) -> None:
 @pytest.mark.parametrize(
     ("forge", "kind", "position"),
     [
-        (rewrite, "altered", 3),
+        (rewrite, "altered", 4),
         (swap, "reordered", 3),
-        (remove, "removed", 3),
-        (drop_seal, "seal_missing", 5),
+        (remove, "removed", 4),
+        (drop_seal, "seal_missing", 6),
         (forge_entries, "list_altered", 1),
         (forge_seal, "seal_altered", 1),
     ],
@@ -197,11 +200,11 @@ def test_what_was_altered_in_a_whole_export_is_named(
 
 
 def claim_another_place(lines: Lines) -> None:
-    event(lines, 3)["index"] = 0
+    event(lines, 4)["index"] = 0
 
 
 def shorten_path(lines: Lines) -> None:
-    event(lines, 3)["path"].pop()
+    event(lines, 4)["path"].pop()
 
 
 @pytest.mark.parametrize("forge", [rewrite, claim_another_place, shorten_path])
@@ -211,7 +214,7 @@ def test_what_was_altered_in_the_export_of_a_batch_is_named(exports: Exports, fo
 
     (finding,) = exports.examined(forged).findings
 
-    assert (finding.kind, finding.position) == ("altered", 3)
+    assert (finding.kind, finding.position) == ("altered", 4)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import FormData
 
 from domain.ids import batch_id_for, upload_id_for
+from tests.interfaces.last_position import last_position
 from tests.interfaces.uploads.raw import Sender
 from tests.interfaces.uploads.server import OWNER, Server, serving
 from tests.support import eventually, run
@@ -200,7 +201,7 @@ def test_what_is_no_sound_form_is_refused_and_starts_nothing(
                 assert told in problem["detail"], (body[:60], problem)
             unnamed = {"Content-Type": "multipart/form-data"}
             assert "boundary" in (await send(server, END, 400, **unnamed))["detail"]
-            assert await server.services.log.head() == 0
+            assert await last_position(server.services.log) == 0
 
     run(story())
 

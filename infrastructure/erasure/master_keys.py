@@ -1,0 +1,200 @@
+"""Master keys: outside of the database, they encrypt the keys of owners that are in it.
+
+A copy of the database's files, of its WAL or of a backup of it opens nothing without them. Each has
+an id; which one is current is in the database. To destroy a master key is to destroy every copy,
+wherever it is, of what it encrypted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from infrastructure.secret_files import write_secret
+from infrastructure.settings import Settings
+
+NONCE = 12  # bytes
+COMMAND_TIMEOUT = 30.0  # seconds for one run of the user's command
+MAX_ID = 200  # characters
+
+_log = structlog.get_logger(__name__)
+
+
+class NoMasterKey(Exception):
+    """A master key that is needed is not here, or does not open what it should."""
+
+    hint = (
+        "set master_keys to the folder that the first process used (share it between machines), or"
+        " master_key_command to the same command: see docs/audit.md, Erase"
+    )
+
+
+class MasterKeys(Protocol):
+    """Where master keys are kept. All raise NoMasterKey."""
+
+    async def create(self) -> str:
+        """Make a key, durably, and return its id."""
+
+    async def encrypt(self, id: str, contents: Sequence[bytes]) -> list[bytes]:
+        """Encrypt each with the key of this id."""
+
+    async def decrypt(self, id: str, contents: Sequence[bytes]) -> list[bytes]:
+        """Decrypt each with the key of this id."""
+
+    async def destroy(self, id: str) -> None:
+        """Destroy the key for good; done again, it changes nothing."""
+
+
+class FileMasterKeys:
+    """One file a key (AES-256-GCM, NIST SP 800-38D), mode 0600, in a folder of mode 0700."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    async def create(self) -> str:
+        return await asyncio.to_thread(self._create)
+
+    async def encrypt(self, id: str, contents: Sequence[bytes]) -> list[bytes]:
+        key = await asyncio.to_thread(self._read, id)
+        nonces = (os.urandom(NONCE) for _ in contents)
+        return [
+            nonce + key.encrypt(nonce, content, None)
+            for nonce, content in zip(nonces, contents, strict=False)
+        ]
+
+    async def decrypt(self, id: str, contents: Sequence[bytes]) -> list[bytes]:
+        key = await asyncio.to_thread(self._read, id)
+        try:
+            return [key.decrypt(content[:NONCE], content[NONCE:], None) for content in contents]
+        except (InvalidTag, ValueError):
+            raise NoMasterKey(f"the master key {id} does not open what it encrypted") from None
+
+    async def destroy(self, id: str) -> None:
+        await asyncio.to_thread(self._destroy, id)
+
+    def _create(self) -> str:
+        id = secrets.token_hex(8)
+        try:
+            content = b64encode(AESGCM.generate_key(256)) + b"\n"
+            write_secret(self._file(id), content, replace=False)
+            _sync(self.folder)
+        except OSError as error:
+            raise NoMasterKey(f"no master key can be made in {self.folder}: {error}") from error
+        _log.info("master_key_made", id=id, folder=str(self.folder))
+        return id
+
+    def _read(self, id: str) -> AESGCM:
+        try:
+            return AESGCM(b64decode(self._file(id).read_bytes(), validate=False))
+        except FileNotFoundError:
+            raise NoMasterKey(f"the master key {id} is not in {self.folder}") from None
+        except (OSError, ValueError) as error:
+            raise NoMasterKey(f"{self._file(id)} cannot be used: {error}") from error
+
+    def _destroy(self, id: str) -> None:
+        """Overwrite the file before it goes: its blocks may be there for long afterwards."""
+        file = self._file(id)
+        try:
+            with suppress(FileNotFoundError):
+                with file.open("r+b") as opened:
+                    size = opened.seek(0, os.SEEK_END)
+                    opened.seek(0)
+                    opened.write(b"\0" * size)
+                    opened.flush()
+                    os.fsync(opened.fileno())
+                file.unlink()
+            _sync(self.folder)
+        except OSError as error:
+            raise NoMasterKey(f"{file} cannot be destroyed: {error}") from error
+        _log.info("master_key_destroyed", id=id, folder=str(self.folder))
+
+    def _file(self, id: str) -> Path:
+        if not id.isalnum():
+            raise NoMasterKey(f"{id!r} is no id of a master key in a file")
+        return self.folder / f"{id}.key"
+
+
+class CommandMasterKeys:
+    """A user's command, for a KMS or an HSM. It is run as `COMMAND ACTION [ID]`.
+
+    `create` prints the id of a new key; `encrypt ID` and `decrypt ID` read lines of base64 and
+    print as many; `destroy ID` destroys, also what is destroyed already. Exit code 0 is success.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = tuple(command)
+
+    async def create(self) -> str:
+        id = (await self._run("create")).decode(errors="replace").strip()
+        if not id or len(id) > MAX_ID or not id.isprintable():
+            raise NoMasterKey(f"`{self._command[0]} create` must print the id of a key")
+        return id
+
+    async def encrypt(self, id: str, contents: Sequence[bytes]) -> list[bytes]:
+        return await self._convert("encrypt", id, contents)
+
+    async def decrypt(self, id: str, contents: Sequence[bytes]) -> list[bytes]:
+        return await self._convert("decrypt", id, contents)
+
+    async def destroy(self, id: str) -> None:
+        await self._run("destroy", id)
+
+    async def _convert(self, action: str, id: str, contents: Sequence[bytes]) -> list[bytes]:
+        lines = b"".join(b64encode(content) + b"\n" for content in contents)
+        printed = (await self._run(action, id, stdin=lines)).split()
+        try:
+            if len(printed) != len(contents):
+                raise ValueError(f"it printed {len(printed)} lines for {len(contents)}")
+            return [b64decode(line, validate=True) for line in printed]
+        except ValueError as error:
+            raise NoMasterKey(f"`{self._command[0]} {action}` answers wrongly: {error}") from None
+
+    async def _run(self, *arguments: str, stdin: bytes = b"") -> bytes:
+        name = f"`{self._command[0]} {arguments[0]}`"
+        pipe = asyncio.subprocess.PIPE
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command, *arguments, stdin=pipe, stdout=pipe, stderr=pipe
+            )
+        except OSError as error:
+            raise NoMasterKey(f"{name} cannot be run: {error}") from error
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT):
+                printed, complaint = await process.communicate(stdin)
+        except TimeoutError:
+            raise NoMasterKey(f"{name} did not end within {COMMAND_TIMEOUT:g} s") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            why = complaint.decode(errors="replace").strip()[-500:]
+            raise NoMasterKey(f"{name} failed with exit code {process.returncode}: {why}")
+        return printed
+
+
+def master_keys_of(settings: Settings) -> MasterKeys:
+    """The command where one is set, else files."""
+    if settings.master_key_command:
+        return CommandMasterKeys(settings.master_key_command)
+    return FileMasterKeys(settings.master_key_folder)
+
+
+def _sync(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,166 @@
+"""The keys of owners, encrypted with the current master key; and its replacement after an erasure.
+
+Every step commits by itself and may be done again, so that a crash between any two is made good by
+whoever goes on. The order keeps what lives readable: a new master key is durable before the
+database names it, and an old one is destroyed only when no living key is encrypted with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, LiteralString
+from uuid import UUID
+
+import structlog
+
+from infrastructure.erasure.master_keys import MasterKeys, NoMasterKey
+from infrastructure.postgres.pool import Connection
+
+CHUNK = 500  # keys of owners that are encrypted anew in one transaction
+
+_PROOF = b"uptrail master key"
+
+_CURRENT = "SELECT id, proof FROM audit.master_keys WHERE current"
+_REGISTER = """INSERT INTO audit.master_keys (id, proof, current) VALUES (%s, %s, true)
+ON CONFLICT DO NOTHING"""
+
+# Refused where the master key is not the current one any more, which stays so until the commit.
+_STILL_CURRENT = "SELECT FROM audit.master_keys WHERE id = %s AND current FOR SHARE"
+
+_UNWRAPPED = """SELECT id, unwrapped FROM audit.owner_keys
+WHERE unwrapped IS NOT NULL ORDER BY id LIMIT %s FOR UPDATE"""
+_OTHERWISE = """SELECT id, wrapped, master FROM audit.owner_keys
+WHERE destroyed_at IS NULL AND master <> %s ORDER BY id LIMIT %s FOR UPDATE"""
+_WRAP = """UPDATE audit.owner_keys k SET wrapped = w.wrapped, master = %s, unwrapped = NULL
+FROM unnest(%s::uuid[], %s::bytea[]) AS w (id, wrapped) WHERE k.id = w.id"""
+
+_RETIRE = """UPDATE audit.master_keys SET current = false, retired_at = now()
+WHERE id = %s AND current"""
+_WRAPPED_ERASED = """SELECT DISTINCT m.id, m.current FROM audit.owner_keys k
+JOIN audit.master_keys m ON m.id = k.master
+WHERE k.owner = %s AND k.destroyed_at IS NOT NULL AND m.destroyed_at IS NULL"""
+_UNUSED = """SELECT m.id FROM audit.master_keys m
+WHERE NOT m.current AND m.destroyed_at IS NULL AND NOT EXISTS (
+    SELECT FROM audit.owner_keys k WHERE k.master = m.id AND k.destroyed_at IS NULL)"""
+_DESTROYED = "UPDATE audit.master_keys SET destroyed_at = now() WHERE id = %s"
+
+_log = structlog.get_logger(__name__)
+
+
+def sealed_with(id: UUID, key: bytes) -> bytes:
+    """What is encrypted of an owner's key: with its id, so that no other can be put in its row."""
+    return id.bytes + key
+
+
+def opened_for(id: UUID, content: bytes) -> bytes:
+    """The owner's key. Raises NoMasterKey for what was encrypted as another's."""
+    if content[:16] != id.bytes:
+        raise NoMasterKey(f"the key of an owner, {id}, is that of another row")
+    return content[16:]
+
+
+async def ensure_master_key(connection: Connection, masters: MasterKeys) -> None:
+    """Make the first master key of a database, or make sure that its current one is here.
+
+    Keys of owners from before there were master keys are encrypted with it. Raises NoMasterKey,
+    psycopg.Error.
+    """
+    found = await _rows(connection, _CURRENT)
+    if not found:
+        id = await masters.create()
+        (proof,) = await masters.encrypt(id, [_PROOF])
+        registered = await connection.execute(_REGISTER, (id, proof))
+        if not registered.rowcount:  # another process was faster, perhaps on another machine
+            await masters.destroy(id)
+        found = await _rows(connection, _CURRENT)
+    ((id, proof),) = found
+    if await masters.decrypt(id, [proof]) != [_PROOF]:
+        raise NoMasterKey(f"the master key {id} does not open what it encrypted")
+    await _wrap_all(connection, masters)
+
+
+async def current_master(connection: Connection) -> str:
+    """The id of the master key that new keys are encrypted with."""
+    ((id, _),) = await _rows(connection, _CURRENT)
+    return str(id)
+
+
+async def destroy_masters_of(connection: Connection, masters: MasterKeys, owner: str) -> None:
+    """Destroy every master key with which a destroyed key of this owner was encrypted.
+
+    The keys of the others are encrypted with a new one first. Raises NoMasterKey, psycopg.Error.
+    """
+    pending = await _rows(connection, _WRAPPED_ERASED, owner)
+    if not pending:
+        return
+    for id, is_current in pending:
+        if is_current:
+            await _replace(connection, masters, id)
+    new = await current_master(connection)
+    while await _rewrap(connection, masters, new):
+        pass
+    for (id,) in await _rows(connection, _UNUSED):
+        await masters.destroy(id)
+        await connection.execute(_DESTROYED, (id,))
+
+
+async def _replace(connection: Connection, masters: MasterKeys, old: str) -> None:
+    new = await masters.create()
+    (proof,) = await masters.encrypt(new, [_PROOF])
+    async with connection.transaction():
+        retired = await connection.execute(_RETIRE, (old,))
+        if retired.rowcount:
+            await connection.execute(_REGISTER, (new, proof))
+    if not retired.rowcount:
+        await masters.destroy(new)
+        return
+    _log.info("master_key_replaced", old=old, new=new)
+
+
+async def _rewrap(connection: Connection, masters: MasterKeys, new: str) -> bool:
+    """Encrypt the next keys with the new master key; return whether there were any."""
+    async with connection.transaction():
+        found = await _rows(connection, _OTHERWISE, new, CHUNK)
+        by_master: dict[str, list[tuple[UUID, bytes]]] = {}
+        for id, wrapped, master in found:
+            by_master.setdefault(master, []).append((id, wrapped))
+        for master, keys in by_master.items():
+            contents = await masters.decrypt(master, [wrapped for _, wrapped in keys])
+            await _save(connection, masters, new, [id for id, _ in keys], contents)
+    return bool(found)
+
+
+async def _wrap_all(connection: Connection, masters: MasterKeys) -> None:
+    wrapped = 0
+    while True:
+        async with connection.transaction():
+            found = await _rows(connection, _UNWRAPPED, CHUNK)
+            if not found:
+                break
+            master = await current_master(connection)
+            if await _rows(connection, _STILL_CURRENT, master):
+                contents = [sealed_with(id, key) for id, key in found]
+                await _save(connection, masters, master, [id for id, _ in found], contents)
+                wrapped += len(found)
+    if wrapped:
+        await connection.execute("VACUUM FULL audit.owner_keys")  # they are in its free space
+        _log.info("owner_keys_wrapped", keys=wrapped)
+
+
+async def _save(
+    connection: Connection,
+    masters: MasterKeys,
+    master: str,
+    ids: Sequence[UUID],
+    contents: Sequence[bytes],
+) -> None:
+    wrapped = await masters.encrypt(master, contents)
+    await connection.execute(_WRAP, (master, list(ids), wrapped))
+
+
+async def _rows(
+    connection: Connection, query: LiteralString, *parameters: object
+) -> list[tuple[Any, ...]]:
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(query, parameters)
+    return await cursor.fetchall()
