@@ -30,6 +30,7 @@ _COMMANDS = (
     ("verify", "verify:verify", _LOOK, "Check the log by its seals, and what is shown by the log."),
     ("seal", "seal:app", _LOOK, "Read and make the signed seals over the log."),
     ("projection", "records:app", _LOOK, "List or rebuild what was projected from the log."),
+    ("database", "database:app", _LOOK, "Migrate the database, and limit the role that serves."),
     ("workers", "workers:workers", _KEEP, "List the processes of all machines, and their work."),
     (
         "webhook",
@@ -118,6 +119,13 @@ def _known_errors() -> tuple[tuple[str, str, str, Exit], ...]:
         ("NoDatabase", "{}", "", Exit.USAGE),
         ("WrongBlobs", "{}", "", Exit.USAGE),
         ("NoMasterKey", "{}", "", Exit.USAGE),
+        ("BadRole", "{}", "", Exit.USAGE),
+        (
+            "InsufficientPrivilege",
+            "the database refuses: {}",
+            "migrate as its owner: uptrail database migrate --database-url OWNERS_URL",
+            Exit.ERROR,
+        ),
         ("BadKey", "{}", "", Exit.USAGE),
         ("NewerDatabase", "{}", "run the newer version of Uptrail", Exit.ERROR),
         ("BadDatabaseUrl", "{}", "", Exit.USAGE),
