@@ -8,7 +8,7 @@ copies that others kept.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -65,13 +65,6 @@ _SCRUB = (
     """UPDATE audit.owner_keys SET wrapped = NULL, unwrapped = NULL, destroyed_at = now()
     WHERE owner = %(owner)s AND destroyed_at IS NULL""",
 )
-# What was overwritten is still there until then.
-_SWEEP_UP = (
-    "VACUUM audit.owner_keys",
-    "VACUUM stored_snapshots",
-    "VACUUM command_answers",
-    "VACUUM errands",
-)
 
 _FIRST = UUID(int=0)
 
@@ -89,15 +82,28 @@ class Eraser:
         now: Callable[[], datetime],
         *,
         settle: float | None = None,
+        rewrite: Callable[[Connection], Awaitable[None]] | None = None,
     ) -> None:
         self._log = log
+        self._rewrite = rewrite
         self._blobs = blobs
         self._masters = masters
         self._now = now
         self._settle = timedelta(seconds=SETTLE if settle is None else settle)
 
-    async def step(self, connection: Connection, erasure: Erasure) -> bool:
-        """Whether the erasure is finished. Raises Busy, Unavailable, NoMasterKey, psycopg.Error."""
+    async def step(self, connection: Connection, *erasures: Erasure) -> bool:
+        """Whether all of them are finished. Tables are rewritten once for all that are that far.
+
+        Raises Busy, Unavailable, NoMasterKey, psycopg.Error.
+        """
+        ready = [erasure for erasure in erasures if await self._prepare(connection, erasure)]
+        if ready and self._rewrite is not None:
+            await self._rewrite(connection)
+        finished = [erasure for erasure in ready if await self._finish(connection, erasure)]
+        return len(finished) == len(erasures)
+
+    async def _prepare(self, connection: Connection, erasure: Erasure) -> bool:
+        """Whether nothing of the owner's is left that can be read."""
         if self._now() < erasure.requested_at + self._settle:
             return False
         ended = not await self._call_off(connection, erasure)
@@ -109,7 +115,11 @@ class Eraser:
         # Until then others may still have the keys at hand, and write down what they know.
         await asyncio.sleep(FRESH)
         await self._scrub(connection, erasure)
-        if not await self._reflected(connection) or await self._left(connection, erasure):
+        return await self._reflected(connection) and not await self._left(connection, erasure)
+
+    async def _finish(self, connection: Connection, erasure: Erasure) -> bool:
+        """Whether it is finished: not where something came while tables were rewritten."""
+        if await self._left(connection, erasure):
             return False
         # What is left of the keys, in free space, in the WAL, in copies: nothing opens it any more.
         await destroy_masters_of(connection, self._masters, erasure.owner)
@@ -172,8 +182,6 @@ class Eraser:
         """The keys last: then nothing is left that they would open."""
         for statement in _SCRUB:
             await connection.execute(statement, {"owner": erasure.owner})
-        for statement in _SWEEP_UP:
-            await connection.execute(statement)
 
     async def _left(self, connection: Connection, erasure: Erasure) -> bool:
         """Whether something came after all while the rest was erased."""

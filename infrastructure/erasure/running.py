@@ -41,8 +41,7 @@ async def run(url: str, eraser: Eraser) -> None:
 async def _round(connection: Connection, eraser: Eraser) -> bool:
     """One step of each; whether any is left."""
     erasures = await unfinished(connection, AT_ONCE)
-    finished = [await eraser.step(connection, erasure) for erasure in erasures]
-    return not all(finished)
+    return not await eraser.step(connection, *erasures)
 
 
 async def _take_over(connection: Connection) -> None:

@@ -11,6 +11,7 @@ from infrastructure.audit.sealing import sealer_of
 from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.erasure import running as erasing
 from infrastructure.erasure.eraser import Eraser
+from infrastructure.erasure.rewriting import rewrite
 from infrastructure.postgres.presence import Presence, Standing
 from infrastructure.read_model import projector
 from infrastructure.read_model.rebuild import ensure_current
@@ -81,7 +82,14 @@ async def _sweep(parts: Parts) -> None:
 
 
 async def _erase(parts: Parts) -> None:
-    eraser = Eraser(parts.log, parts.services.blobs, parts.masters, parts.services.now)
+    url, log = parts.database.url, parts.log
+    eraser = Eraser(
+        log,
+        parts.services.blobs,
+        parts.masters,
+        parts.services.now,
+        rewrite=lambda connection: rewrite(connection, url, log),
+    )
     await erasing.run(parts.database.url, eraser)
 
 

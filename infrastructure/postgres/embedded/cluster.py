@@ -29,6 +29,11 @@ _FIRST_STATEMENTS = f"""\
 CREATE ROLE {NAME} LOGIN CREATEDB PASSWORD '{{password}}' IN ROLE pg_monitor
 CREATE DATABASE {NAME} OWNER {NAME}
 """
+# So that an erasure can have removed what is left of old rows (`infrastructure.erasure.rewriting`).
+_UPKEEP = (
+    f"GRANT pg_maintain, pg_checkpoint TO {NAME}",
+    f"GRANT EXECUTE ON FUNCTION pg_switch_wal() TO {NAME}",
+)
 _NEW_PASSWORD = f"ALTER ROLE {NAME} PASSWORD '{{password}}'"
 
 
@@ -50,6 +55,9 @@ class Cluster(msgspec.Struct, frozen=True):
         if not os.path.lexists(self.home.cluster):
             self._make()
         self._require_our_version()
+        if not self.home.upkeep.exists():  # a cluster of an earlier version
+            self._grant_upkeep(self.home.cluster)
+            write_whole(self.home.upkeep, "granted\n", mode=0o644)
         if not self.home.password.exists():  # lost: whoever can read the files may set another
             password = _new_password(self.home)
             self._execute(self.home.cluster, _NEW_PASSWORD.format(password=password))
@@ -63,6 +71,8 @@ class Cluster(msgspec.Struct, frozen=True):
         password = _new_password(self.home)
         self._initdb(unfinished)
         self._execute(unfinished / "data", _FIRST_STATEMENTS.format(password=password))
+        self._grant_upkeep(unfinished / "data")
+        write_whole(self.home.upkeep, "granted\n", mode=0o644)
         (unfinished / "data").rename(self.home.cluster)
         sync(self.home.path)
         shutil.rmtree(unfinished)
@@ -86,14 +96,18 @@ class Cluster(msgspec.Struct, frozen=True):
             *options(INITIAL),
         )
 
-    def _execute(self, cluster: Path, statements: str) -> None:
+    def _grant_upkeep(self, cluster: Path) -> None:
+        """Functions are granted in each database by itself."""
+        self._execute(cluster, "\n".join(_UPKEEP) + "\n", NAME)
+
+    def _execute(self, cluster: Path, statements: str, database: str = "postgres") -> None:
         """Run statements, one a line, as superuser in a server that nobody else can reach."""
         quiet = {
             "exit_on_error": "on",
             "log_checkpoints": "off",
             "log_min_error_statement": "panic",
         }
-        arguments = ("--single", *options(quiet), "-D", str(cluster), "postgres")
+        arguments = ("--single", *options(quiet), "-D", str(cluster), database)
         self._run("postgres", *arguments, stdin=statements.encode())
 
     def _run(self, program: str, *arguments: str, stdin: bytes = b"") -> None:

@@ -39,6 +39,11 @@ class Home(msgspec.Struct, frozen=True):
         return self.path / "password"
 
     @property
+    def upkeep(self) -> Path:
+        """Mark: the cluster's role may do what an erasure takes."""
+        return self.path / "upkeep"
+
+    @property
     def access_rules(self) -> Path:
         return self.path / "pg_hba.conf"
 

@@ -503,6 +503,21 @@ def test_the_role_can_make_databases_but_not_run_programs(running_url: str) -> N
         execute(running_url, "COPY (SELECT 1) TO PROGRAM 'cat'")
 
 
+MAY = """SELECT pg_has_role('pg_maintain', 'USAGE'), pg_has_role('pg_checkpoint', 'USAGE'),
+has_function_privilege('pg_switch_wal()', 'EXECUTE'),
+(SELECT rolsuper FROM pg_roles WHERE rolname = current_user)"""
+
+
+def test_the_role_may_remove_what_is_left_of_old_rows(data_dir: Path) -> None:
+    """Also in a cluster that an earlier version made, whose role could not."""
+    with EmbeddedPostgres(data_dir) as url:
+        assert execute(url, MAY) == [(True, True, True, False)]
+    home_of(data_dir).upkeep.unlink()
+
+    with EmbeddedPostgres(data_dir) as url:
+        assert execute(url, MAY) == [(True, True, True, False)]
+
+
 def test_nothing_listens_on_a_network(running: Path, running_url: str) -> None:
     assert execute(running_url, "SHOW listen_addresses") == [("",)]
     connected = {each.pid for each in psutil.net_connections(kind="inet")}
