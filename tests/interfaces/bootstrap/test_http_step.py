@@ -88,7 +88,8 @@ def _words(api: int, key: str) -> set[int]:
 
 @contextmanager
 def process(command: list[str], out: Path) -> Iterator[None]:
-    environ = {**os.environ, "SECRET": SECRET}
+    shared = {"UPTRAIL_MASTER_KEYS": str(out.parent / "master-keys")}
+    environ = {**os.environ, **shared, "SECRET": SECRET}
     with (
         out.open("w") as file,
         subprocess.Popen(command, env=environ, stdout=file, stderr=file) as running,
