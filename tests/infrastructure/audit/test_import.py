@@ -14,7 +14,7 @@ from tests.infrastructure.event_store.log_support import whole_log
 from tests.infrastructure.postgres.older import migrate_to
 from tests.support import run
 
-BEFORE = "0016"
+BEFORE = "0017"
 HASH = "decode(repeat('ab', 32), 'hex')"
 OLD_ROWS = (
     f"""INSERT INTO api_keys VALUES

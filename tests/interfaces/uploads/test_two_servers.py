@@ -21,6 +21,8 @@ def api_process(folder: Path, url: str, blobs: Path) -> Iterator[tuple[str, str]
     """A server process of its own: where it answers, and a key that any of them knows."""
     data = folder / "data"
     data.mkdir(parents=True)
+    shared = folder.parent / "master-keys"
+    (data / "uptrail.toml").write_text(f'master_keys = "{shared}"\n')
     options = ("--database-url", url, "--blobs", str(blobs), "--role", "api")
     with process(*options, data_dir=data):
         running = running_in(data)
