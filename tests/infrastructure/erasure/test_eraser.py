@@ -113,9 +113,8 @@ def test_answers_kept_for_commands_of_the_owner_are_erased_and_no_others(
             await model.catch_up()
             erasure = await PostgresErasures(pool).request(wanted())
             async with projecting(model):
-                await finish(
-                    database_url, Eraser(model.log, blobs, lambda: NOON, settle=0.0), erasure
-                )
+                eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
+                await finish(database_url, eraser, erasure)
             async with pool.connection() as connection:
                 cursor = await connection.execute("SELECT body FROM command_answers")
                 left = await cursor.fetchall()
