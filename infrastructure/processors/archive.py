@@ -9,6 +9,9 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from application.pipeline import Permanent, Subject, Workbench
+from infrastructure.processors.archive_child import ZIP
+from infrastructure.processors.archive_streams import format_of, zstd
+from infrastructure.processors.archive_tar import is_header
 from infrastructure.processors.copying import copy
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool
 from infrastructure.processors.options import Options, read
@@ -17,8 +20,10 @@ MIB = 1024 * 1024
 INSPECT = "infrastructure.processors.archive_child:inspect"
 HEAD = 512  # bytes that tell what a file is
 
-_TAR_NAMES = (".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
+_TAR_NAMES = (
+    *(".tar", ".tgz", ".tar.gz", ".tbz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz"),
+    *((".tzst", ".tar.zst") if zstd() else ()),
+)
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -27,13 +32,14 @@ class ArchiveOptions(Options, frozen=True, kw_only=True):
     """How much an archive may hold; sizes in bytes, `seconds` of processor time.
 
     `max_ratio` is how many times the file's own size it may unpack to, `max_nested` how many
-    of its members may be archives themselves.
+    of its members may be archives themselves, `max_depth` how deep archives may be in archives.
     """
 
     max_members: Positive = 10_000
     max_bytes: Positive = 1024 * MIB
     max_ratio: Positive = 200
     max_nested: Annotated[int, Meta(ge=0)] = 100
+    max_depth: Annotated[int, Meta(ge=0, le=50)] = 5
     allow_encrypted: bool = False
     memory: Positive = 512 * MIB
     seconds: Positive = 60
@@ -105,10 +111,8 @@ async def _kind(subject: Subject, bench: Workbench) -> tuple[str | None, bool]:
     """What to take the file for, by its bytes first; and whether it may be no archive after all."""
     head = b"".join([chunk async for chunk in bench.read(0, HEAD)])
     name = subject.path.lower()
-    if head.startswith((b"PK\3\4", b"PK\5\6")):
+    if head.startswith(ZIP) or name.endswith(".zip"):
         return "zip", False
-    if head[257:262] == b"ustar" or name.endswith(_TAR_NAMES):
+    if is_header(head) or head[257:262] == b"ustar" or name.endswith(_TAR_NAMES):
         return "tar", False
-    if head.startswith(_COMPRESSED):
-        return "tar", True
-    return ("zip", False) if name.endswith(".zip") else (None, False)
+    return ("tar", True) if format_of(head) else (None, False)

@@ -1,93 +1,56 @@
 """Decoder that looks through archives: nothing is written, everything is counted.
 
-Names, links and sizes are judged as they are listed; then every member is unpacked into nothing,
-because what an archive says of itself need not be true.
+Names, links and sizes are judged as every common extractor may read them; then every member is
+unpacked into nothing, because what an archive says of itself need not be true. Archives inside are
+unpacked, too, as far as memory allows: they count against the limits, but their names are not
+judged.
 """
 
 from __future__ import annotations
 
 import codecs
-import lzma
-import posixpath
-import stat
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable
-from itertools import dropwhile
+from io import BytesIO
 from typing import IO
 
+from infrastructure.processors.archive_rules import (
+    Broken,
+    LimitExceeded,
+    Reader,
+    Refused,
+    Tally,
+)
+from infrastructure.processors.archive_streams import Stream, format_of
+from infrastructure.processors.archive_tar import BLOCK, inspect_tar, is_header
+from infrastructure.processors.archive_zip import inspect_zip
 from infrastructure.processors.decoder_server import Answer, Order
 
-CHUNK = 256 * 1024
-LONGEST_TARGET = 4096  # bytes of a link
-HARMLESS = 1024 * 1024  # bytes below which no ratio makes a bomb
-BROKEN = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,  # among them NotImplementedError, for a method of compression
+ZIP = (b"PK\3\4", b"PK\5\6")
+LOCKED = (b"7z\xbc\xaf", b"Rar!")  # archives that are counted and cannot be opened here
+MOST_HELD = 1 / 8  # of the memory, for a zip inside: it is not read in order
+
+# What a zip begins with that people take for one document or program, not for an archive: OOXML,
+# ODF and EPUB, Java, Android, XPS, 3MF, iWork, KMZ.
+_DOCUMENTS = (
+    *(b"[Content_Types].xml", b"_rels/", b"docProps/", b"word/", b"xl/", b"ppt/", b"mimetype"),
+    *(b"META-INF/", b"AndroidManifest.xml", b"customXml/", b"FixedDoc", b"3D/", b"Index/"),
+    b"doc.kml",
 )
 
-_NESTED = (b"PK\3\4", b"PK\5\6", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"7z\xbc\xaf", b"Rar!")
 
+class _Joined:
+    """Reader of bytes that were read already, then of the rest."""
 
-class Refused(Exception):
-    """The archive breaks a rule of the pipeline."""
+    def __init__(self, head: bytes, rest: Reader) -> None:
+        self._head = head
+        self._rest = rest
 
-
-class Tally:
-    """What was found so far, held against the limits of the order. Raises Refused."""
-
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        self.found = {"members": 0, "bytes": 0, "nested": 0, "encrypted": 0, "links": 0}
-        self._names: list[str] = []
-        self._links: set[str] = set()
-
-    def member(self, name: str, size: int) -> None:
-        _require_inside(name, "a member is named")
-        self._names.append(name)
-        self.found["members"] += 1
-        self.found["bytes"] += size
-        self._require("members", "max_members", "members")
-        self._require("bytes", "max_bytes", "bytes when unpacked")
-        total, packed = self.found["bytes"], self._order["packed"]
-        if total > HARMLESS and total > self._order["max_ratio"] * packed:
-            ratio = self._order["max_ratio"]
-            raise Refused(f"{packed} bytes unpack to more than {total}: over {ratio} times as much")
-
-    def link(self, name: str, target: str) -> None:
-        self.found["links"] += 1
-        self._links.add(posixpath.normpath(name))
-        up = target.replace("\\", "/").split("/")
-        if ".." in dropwhile("..".__eq__, up):
-            raise Refused(f"a link leads back and forth: {target!r}")
-        _require_inside(target, "a link leads to", posixpath.dirname(name))
-
-    def encrypted(self, name: str) -> None:
-        self.found["encrypted"] += 1
-        if not self._order["allow_encrypted"]:
-            raise Refused(f"{name!r} is encrypted: nobody can tell what it holds")
-
-    def end(self) -> None:
-        """Nothing may lie behind a link: where it would land, names do not tell."""
-        for name in self._names if self._links else ():
-            while name := posixpath.dirname(posixpath.normpath(name)):
-                if name in self._links:
-                    raise Refused(f"a member lies behind the link {name!r}")
-
-    def head(self, content: bytes) -> None:
-        self.found["nested"] += content.startswith(_NESTED) or content[257:262] == b"ustar"
-        self._require("nested", "max_nested", "archives inside")
-
-    def _require(self, counted: str, limit: str, what: str) -> None:
-        if self.found[counted] > self._order[limit]:
-            raise Refused(f"more than {self._order[limit]} {what}")
+    def read(self, size: int = -1, /) -> bytes:
+        if not self._head:
+            return self._rest.read(size)
+        found = self._head if size < 0 else self._head[:size]
+        self._head = self._head[len(found) :]
+        wanted = -1 if size < 0 else size - len(found)
+        return found + self._rest.read(wanted) if wanted else found
 
 
 def prepare() -> None:
@@ -97,66 +60,72 @@ def prepare() -> None:
 
 
 def inspect(source: IO[bytes], order: Order) -> Answer:
-    """What was counted, or what is wrong with the archive."""
-    look: dict[str, Callable[[IO[bytes], Order, Tally], None]] = {"zip": _zip, "tar": _tar}
+    """Return what was counted, or what is wrong with the archive."""
     tally = Tally(order)
     try:
-        look[order["kind"]](source, order, tally)
+        if order["kind"] == "zip":
+            inspect_zip(source, order["packed"], tally, look_inside)
+        elif (stream := _tar_stream(source, order, tally)) is not None:
+            inspect_tar(stream, tally, look_inside)
+        else:
+            return {"skipped": "it is compressed, and no archive"}
         tally.end()
     except Refused as error:
         return {"refused": str(error)}
-    except BROKEN as error:
-        if order["unsure"] and not tally.found["members"]:
-            return {"skipped": "it is compressed, and no archive"}
-        return {"broken": str(error) or type(error).__name__}
+    except Broken as error:
+        return {"broken": str(error)}
     return {"found": tally.found}
 
 
-def _zip(source: IO[bytes], order: Order, tally: Tally) -> None:
-    with zipfile.ZipFile(source) as archive:
-        for info in archive.infolist():
-            tally.member(info.orig_filename, info.file_size)
-        for info in archive.infolist():
-            if info.flag_bits & 1:
-                tally.encrypted(info.filename)
-            elif not info.is_dir():
-                with archive.open(info) as content:
-                    head = _read_all(content, tally)
-                if stat.S_ISLNK(info.external_attr >> 16):
-                    tally.link(info.filename, head[:LONGEST_TARGET].decode())
+def look_inside(content: Reader, head: bytes, tally: Tally) -> None:
+    """Count what an archive inside of the archive unpacks to, however broken it is.
+
+    Raises LimitExceeded.
+    """
+    try:
+        _look_inside(content, head, tally)
+    except LimitExceeded:
+        raise
+    except (Refused, Broken):
+        return
 
 
-def _tar(source: IO[bytes], order: Order, tally: Tally) -> None:
-    with tarfile.open(fileobj=source, mode="r:*") as archive:
-        for info in archive:
-            tally.member(info.name, info.size)
-            if info.issym():
-                tally.link(info.name, info.linkname)
-            elif info.islnk():
-                tally.link("", info.linkname)  # counted from the top of the archive
-            elif info.isfile():
-                with archive.extractfile(info) as content:  # type: ignore[union-attr]
-                    _read_all(content, tally)
-            elif not info.isdir():
-                raise Refused(f"{info.name!r} is a device, and no file")
+def _look_inside(content: Reader, head: bytes, tally: Tally) -> None:
+    whole = _Joined(head, content)
+    if head.startswith(ZIP):
+        if not head[30:].startswith(_DOCUMENTS):
+            tally.nested()
+        most = int(tally.limits["memory"] * MOST_HELD)
+        held = whole.read(most)
+        if len(held) < most:
+            inspect_zip(BytesIO(held), len(held), tally.inside(), look_inside)
+    elif is_header(head):
+        tally.nested()
+        inspect_tar(whole, tally.inside(), look_inside)
+    elif (magic := format_of(head)) is not None:
+        inner = tally.inside()
+        stream = Stream(whole, magic, inner, names=False)
+        block = stream.read(BLOCK)
+        if is_header(block):
+            tally.nested()
+            inspect_tar(_Joined(block, stream), inner, look_inside)
+    elif head.startswith(LOCKED):
+        tally.nested()
 
 
-def _read_all(content: IO[bytes], tally: Tally) -> bytes:
-    """Unpacks a member to its end; returns how it begins."""
-    head = content.read(CHUNK)
-    tally.head(head)
-    while content.read(CHUNK):
-        pass
-    return head
-
-
-def _require_inside(path: str, told: str, folder: str = "") -> None:
-    """Judged as the strictest system would: by both separators, with drives."""
-    parts = path.replace("\\", "/").split("/")
-    if "\0" in path or parts[0] == "" or parts[0][1:2] == ":":
-        raise Refused(f"{told} {path!r}, which lies outside of it")
-    depth = 0
-    for part in (*folder.replace("\\", "/").split("/"), *parts):
-        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
-        if depth < 0:
-            raise Refused(f"{told} {path!r}, which lies outside of it")
+def _tar_stream(source: IO[bytes], order: Order, tally: Tally) -> Reader | None:
+    """The bytes of the tar; None where the file may be no tar, and is none."""
+    magic = format_of(source.read(BLOCK))
+    source.seek(0)
+    if magic is None:
+        return source
+    stream = Stream(source, magic, tally)
+    try:
+        block = stream.read(BLOCK)
+    except (Refused, Broken):
+        if order["unsure"]:
+            return None
+        raise
+    if order["unsure"] and not is_header(block):
+        return None
+    return _Joined(block, stream)

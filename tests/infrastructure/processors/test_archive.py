@@ -122,12 +122,33 @@ def test_encrypted_members_are_refused_unless_allowed() -> None:
         (zipped(FILES)[:200_000], "cut.zip"),
         (tarred(FILES)[:200_000], "cut.tar.gz"),
         (tarred(FILES, mode="w")[:200_000], "cut.tar"),
-        (lying(10), "lying.zip"),
     ],
 )
 def test_a_broken_archive_fails_for_good(content: bytes, path: str) -> None:
     with pytest.raises(Permanent, match="cannot be read"):
         perform("archive", content, path)
+
+
+def test_a_zip_whose_headers_differ_on_a_size_is_refused() -> None:
+    with pytest.raises(Permanent, match=r"the two headers of 'a.txt' differ"):
+        perform("archive", lying(10), "lying.zip")
+
+
+def test_a_file_named_like_a_zip_is_judged_as_one_whatever_it_begins_with() -> None:
+    for content in (tarred(FILES, mode="w"), tarred(FILES)):
+        with pytest.raises(Permanent, match="no zip"):
+            perform("archive", content, "a.zip")
+        with pytest.raises(Permanent, match="data before"):
+            perform("archive", content + zipped(FILES), "a.zip")
+
+
+def test_a_tar_without_magic_is_found_by_its_checksum() -> None:
+    content = bytearray(tarred(FILES, mode="w"))
+    content[257:265] = bytes(8)
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+
+    assert perform("archive", bytes(content), "backup.bin")[0]["members"] == 2
 
 
 def test_a_device_is_refused() -> None:
