@@ -139,6 +139,9 @@ def test_a_key_of_one_batch_never_opens_another(site: Site, two: Two) -> None:
     assert limited.send(other, "mine.txt", b"x")
 
 
+# 429: whoever fails often is limited, and the tests share an address. It opens nothing either.
+REFUSED = (400, 401, 429)
+
 GUESSES = [
     None, "", "admin", "secret", "changeme", "password", "uptrail", "null", "undefined", "up__",
     "up_admin_admin", "up_default_default", "up_0000000000000000_", "Bearer", "*", "\x00",
@@ -153,11 +156,11 @@ def test_no_default_secret_opens_anything(site: Site, two: Two) -> None:
         stranger = Client(site.port, guess)
         for path in ("/v1/batches", f"/v1/uploads/{two.done}/content", "/v1/keys", "/metrics"):
             answer = stranger.answer("GET", path)
-            assert answer.status in (400, 401), (guess, path, answer)
+            assert answer.status in REFUSED, (guess, path, answer)
             assert SECRET not in answer.content
     for name, value in (("Cookie", "uptrail_session=admin"), ("X-Api-Key", site.key)):
         answer = Client(site.port, None).answer("GET", "/v1/batches", headers={name: value})
-        assert answer.status == 401
+        assert answer.status in REFUSED
 
 
 def test_a_key_of_one_installation_never_opens_another(site: Site, make_site: MakeSite) -> None:
@@ -165,8 +168,8 @@ def test_a_key_of_one_installation_never_opens_another(site: Site, make_site: Ma
     other.start("api")
 
     assert other.key != site.key
-    assert Client(site.port, other.key).answer("GET", "/v1/batches").status == 401
-    assert Client(other.port, site.key).answer("GET", "/v1/batches").status == 401
+    assert Client(site.port, other.key).answer("GET", "/v1/batches").status in REFUSED
+    assert Client(other.port, site.key).answer("GET", "/v1/batches").status in REFUSED
 
 
 def test_a_revoked_key_never_opens_anything_again(site: Site) -> None:
@@ -177,7 +180,7 @@ def test_a_revoked_key_never_opens_anything_again(site: Site) -> None:
 
     assert site.admin.answer("DELETE", f"/v1/keys/{id}").status == 200
 
-    assert gone.answer("GET", "/v1/batches").status == 401
+    assert gone.answer("GET", "/v1/batches").status in REFUSED
 
 
 def test_the_key_file_is_never_readable_by_others(make_site: MakeSite) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from interfaces.rest.webhooks import lists
 from tests.interfaces.rest import server as api
 from tests.interfaces.uploads.raw import Sender, header
 from tests.interfaces.uploads.server import BYTES, TUS, Server, serving
@@ -77,7 +78,7 @@ def test_the_setting_public_url_beats_whatever_the_request_says(
     public_url: str, begins: str, database_url: str, tmp_path: Path
 ) -> None:
     async def story() -> None:
-        settings = {"public_url": public_url, "trust_forwarded": True}
+        settings = {"public_url": public_url, "trust_forwarded": True, "interim_responses": "on"}
         async with serving(database_url, tmp_path, **settings) as server:
             said = {**TUS, "Upload-Length": "5", "X-Forwarded-Host": "other.example"}
             async with server.client.post("/v1/uploads", headers=said) as answer:
@@ -178,8 +179,10 @@ def test_a_final_upload_takes_parts_by_whatever_address_they_were_given_out(
 
 
 def test_every_route_that_creates_something_answers_with_an_absolute_location(
-    database_url: str, tmp_path: Path
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lists, "SEEN_WITHIN", 0.0)  # no follower of webhooks runs here
+
     async def story() -> None:
         async with api.serving(database_url, tmp_path, public_url="https://up.example") as server:
             admin = await server.key_for(api.Scope.ADMIN)
