@@ -35,6 +35,7 @@ _OFFICE_PARTS = (
     ("visio/", "application/vnd.ms-visio.drawing", "application/vnd.ms-visio.drawing"),
 )
 _MAX_MEMBERS = 20_000
+_MAX_BOXES = 1000
 
 _STREAMS = (
     ("WordDocument", "application/msword"),
@@ -58,7 +59,35 @@ _SUBFILE, _PHOTOMETRIC, _MAKE, _SUB_DIRECTORIES, _DNG_VERSION = 254, 262, 271, 3
 _SENSOR = (32803, 34892)  # photometric interpretations of raw data: CFA, LinearRaw
 
 
-def iso_media_type(head: bytes) -> str:
+def first_box_beyond(head: bytes) -> int:
+    """Return where the first top-level box of an ISO base media file begins beyond the head.
+
+    What describes the tracks is often there, behind the media data.
+    """
+    at = 0
+    for _ in range(_MAX_BOXES):
+        if at + 16 > len(head):
+            break
+        length = int.from_bytes(head[at : at + 4], "big")
+        if length == 1:  # a length of 64 bits follows
+            length = int.from_bytes(head[at + 8 : at + 16], "big")
+        if length < 8:
+            break
+        at += length
+    return at
+
+
+def _is_sound_only(part: bytes) -> bool:
+    """Return whether a part of a file has the whole description of its tracks, and sound alone."""
+    at = part.find(b"moov")
+    if at < 4:
+        return False
+    movie = part[at - 4 : at - 4 + int.from_bytes(part[at - 4 : at], "big")]
+    is_whole = len(movie) == int.from_bytes(part[at - 4 : at], "big")
+    return is_whole and b"soun" in movie and b"vide" not in movie
+
+
+def iso_media_type(head: bytes, second: bytes) -> str:
     """Return the type of an ISO base media file by its brands, the major one first."""
     length = min(int.from_bytes(head[:4], "big"), 1024)
     brands = [head[8:12], *(head[at : at + 4] for at in range(16, max(length, 16), 4))]
@@ -68,9 +97,7 @@ def iso_media_type(head: bytes) -> str:
         return next(images, _STILL[major])
     if found := _brand(major):
         return found
-    if b"soun" in head and b"vide" not in head and b"moov" in head:
-        return "audio/mp4"
-    return "video/mp4"
+    return "audio/mp4" if _is_sound_only(head) or _is_sound_only(second) else "video/mp4"
 
 
 def _brand(brand: bytes) -> str | None:
@@ -172,6 +199,9 @@ def compound_type(head: bytes, second: bytes) -> str:
         names.add(directory[at : at + max(length - 2, 0)].decode("utf-16-le", "replace"))
     for stream, media_type in _STREAMS:
         if stream in names:
+            return media_type
+    for stream, media_type in _STREAMS:  # a directory in pieces is not all in one place
+        if stream.encode("utf-16-le") + b"\0\0" in head:
             return media_type
     return "application/x-msi" if _INSTALLER in (head[8:24], directory[80:96]) else COMPOUND
 

@@ -48,7 +48,6 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\0\0\0\x0cJXL \r\n\x87\n", "image/jxl"),
     (0, b"\0\0\x01\0", "image/vnd.microsoft.icon"),
     (0, b"%PDF-", "application/pdf"),
-    (0, b"ID3", "audio/mpeg"),
     (0, b"fLaC", "audio/flac"),
     (0, b"\x1f\x8b", "application/gzip"),
     (0, b"\0asm", "application/wasm"),
@@ -114,6 +113,8 @@ def sniff(head: bytes, second: bytes, size: int, claims: Sequence[str] = ()) -> 
         return EMPTY
     if (text := decode_text(head)) is not None:
         return _kind_of_text(text, len(head) >= size, claims)
+    if (found := _disguised_markup(head)) is not None:
+        return found
     for offset, signature, media_type in _SIGNATURES:
         if head.startswith(signature, offset):
             return media_type
@@ -130,10 +131,12 @@ def conclude(verdict: str, head: bytes, size: int, claims: Sequence[str] = ()) -
     """Return the canonical media type of a file that only libmagic has a verdict on."""
     found = canonical(verdict)
     if found in _DISBELIEVED:
-        return UNKNOWN
+        found = UNKNOWN
     if (found == UNKNOWN or is_text(found)) and not _has_binary(head):  # some other encoding
         return _kind_of_text(head.decode("latin-1"), len(head) >= size, claims)
-    return UNKNOWN if is_text(found) else found
+    if found == UNKNOWN or is_text(found):
+        return _late_stream_type(head)
+    return found
 
 
 def second_range(head: bytes, size: int) -> tuple[int, int] | None:
@@ -145,6 +148,9 @@ def second_range(head: bytes, size: int) -> tuple[int, int] | None:
     if head.startswith(containers.COMPOUND_SIGNATURE):
         start = containers.compound_directory(head)
         return (start, min(start + 4096, size)) if len(head) <= start < size else None
+    if head[4:8] == b"ftyp":
+        start = containers.first_box_beyond(head)
+        return (start, min(start + HEAD, size)) if start < size else None
     return None
 
 
@@ -165,6 +171,19 @@ def decode_text(head: bytes) -> str | None:
         if error.start < len(head) - 3:
             return None
         return head[: error.start].decode("utf-8-sig")  # a character cut in two by the end
+
+
+def _disguised_markup(head: bytes) -> str | None:
+    """Return the kind of markup that bytes begin with, although there is binary data in them.
+
+    Browsers look for markup before they look for binary data (WHATWG MIME Sniffing section 7.1).
+    """
+    encoding = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}.get(head[:2], "latin-1")
+    start = head.decode(encoding, "replace").lstrip("\ufeff\xef\xbb\xbf \t\n\f\r")
+    if not start.startswith("<"):
+        return None
+    found = _markup_type(start)
+    return None if found == TEXT else found
 
 
 def _plain(text: str) -> str | None:
@@ -309,7 +328,7 @@ def _container_type(head: bytes, second: bytes, size: int) -> str | None:
     if head.startswith(containers.COMPOUND_SIGNATURE):
         return containers.compound_type(head, second)
     if head[4:8] == b"ftyp":
-        return containers.iso_media_type(head)
+        return containers.iso_media_type(head, second)
     if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return containers.tiff_type(head)
     if head.startswith(b"\x1aE\xdf\xa3"):
@@ -331,24 +350,65 @@ def _riff_type(head: bytes, second: bytes, size: int) -> str | None:
 def _stream_type(head: bytes, second: bytes, size: int) -> str | None:
     """Return the type of streams that have no header, only frames that follow each other."""
     for packet, first in ((188, 0), (192, 4), (204, 0)):
-        syncs = head[first : first + 8 * packet : packet]
-        if len(syncs) >= 3 and not syncs.strip(b"\x47"):
+        if _is_transport_stream(head, packet, first, 3):
             return "video/mp2t"
     start = len(head) - len(head.lstrip(b"\0"))  # cut and streamed files begin with padding
-    if head[start : start + 1] == b"\xff":
-        if _frames(head, start, _adts_length) >= 3:
-            return "audio/aac"
-        if _frames(head, start, _mpeg_audio_length) >= 3:
-            return "audio/mpeg"
-    return None
+    if head.startswith(b"ID3") and len(head) >= 10:  # ID3v2.4 section 3.1: four times 7 bits
+        a, b, c, d = head[6:10]
+        start = 10 + (a << 21 | b << 14 | c << 7 | d)
+        if head[start : start + 4] == b"fLaC":
+            return "audio/flac"
+        return _frames_type(head, start, 2) or "audio/mpeg"
+    return _frames_type(head, start, 3)
 
 
-def _frames(head: bytes, at: int, length_of: Callable[[bytes, int], int]) -> int:
-    """Return how many frames follow each other without a gap, at most 3."""
-    count = 0
-    while count < 3 and at + 7 <= len(head) and (length := length_of(head, at)):
-        at, count = at + length, count + 1
-    return count
+def _late_stream_type(head: bytes) -> str:
+    """Return the type of a stream that was cut, so that its first frame is not at its start."""
+    for packet in (188, 192, 204):
+        for first in range(packet):
+            if _is_transport_stream(head, packet, first, 6):
+                return "video/mp2t"
+    at = head.find(b"\xff")
+    while 0 <= at < _LATEST_FRAME:
+        try:
+            if found := _frames_type(head, at, 5):
+                return found
+        except IndexError:
+            return UNKNOWN
+        at = head.find(b"\xff", at + 1)
+    return UNKNOWN
+
+
+_LATEST_FRAME = 4096  # bytes before the first frame of a cut stream
+
+
+def _is_transport_stream(head: bytes, packet: int, first: int, least: int) -> bool:
+    """Return whether packets of this length begin with a sync byte each (ISO/IEC 13818-1)."""
+    syncs = head[first : first + 8 * packet : packet]
+    if len(syncs) < least or syncs.strip(b"\x47"):
+        return False
+    flags = head[first + 1 : first + 8 * packet : packet]  # no error is indicated
+    return not any(flag & 0x80 for flag in flags)
+
+
+def _frames_type(head: bytes, start: int, least: int) -> str | None:
+    if head[start : start + 1] != b"\xff":
+        return None
+    if _frames(head, start, _adts_length, least):
+        return "audio/aac"
+    return "audio/mpeg" if _frames(head, start, _mpeg_audio_length, least) else None
+
+
+def _frames(head: bytes, at: int, length_of: Callable[[bytes, int], int], least: int) -> bool:
+    """Return whether so many frames of one kind follow each other without a gap."""
+    kind = head[at + 1 : at + 2]
+    for _ in range(least):
+        if head[at + 1 : at + 2] != kind or at + 7 > len(head):
+            return False
+        if not (length := length_of(head, at)):
+            return False
+        at += length
+    return True
 
 
 # ISO/IEC 11172-3 and 13818-3, section 2.4.2.3: kbit/s by layer and bit rate index.

@@ -8,9 +8,19 @@ import struct
 from io import BytesIO
 from typing import IO, Any
 
-from PIL import AvifImagePlugin, Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    IcoImagePlugin,
+    Image,
+    ImageCms,
+    PngImagePlugin,
+    UnidentifiedImageError,
+)
 
 from infrastructure.processors.decoder_server import Answer, Order
+
+ICON = "image/vnd.microsoft.icon"
 
 # Formats by media type: those that the sniffer tells apart, never one that runs a program.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -21,13 +31,25 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "image/bmp": ("BMP",),
     "image/tiff": ("TIFF",),
     "image/avif": ("AVIF",),
-    "image/vnd.microsoft.icon": ("ICO",),
+    ICON: ("ICO",),
     "image/jp2": ("JPEG2000",),
     "image/j2c": ("JPEG2000",),
 }
 MAX_PAGES = 1000  # pages of a TIFF or pictures of an MPO that are measured
 MAX_TEXT = 512 * 1024 * 1024  # bytes of text in a PNG; the limit of memory is lower
+MAX_HEADER = 1024 * 1024  # bytes in which a header claims a size
 GENTLE = 32 * 1024 * 1024  # pixels up to which colours are made plain before they are scaled
+
+ORIENTATION = 0x0112  # tag of EXIF
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Size = tuple[int, int]
 
@@ -43,24 +65,28 @@ def prepare() -> None:
 
 def measure(source: IO[bytes], order: Order) -> Answer:
     """Return the `size` of the largest page or frame of an image; no pixel is unpacked."""
-    claimed = _claimed_size(source, order["type"])
+    sizes: list[Size] = []
     try:
-        with Image.open(source, formats=FORMATS[order["type"]]) as image:
-            sizes = [*_sizes(image), *([claimed] if claimed else [])]
+        sizes += _claimed_sizes(source, order["type"])
+        if order["type"] != ICON:
+            with Image.open(source, formats=FORMATS[order["type"]]) as image:
+                sizes += _sizes(image)
     except Exception as error:  # Pillow raises whatever a malformed file makes it meet
-        return {"size": claimed} if claimed else {"broken": _reason(error)}
+        if not sizes:
+            return {"broken": _reason(error)}
     except MemoryError:
-        if not claimed:
+        if not sizes:
             raise
-        return {"size": claimed}
+    if not sizes:
+        return {"broken": "it is no image that can be read"}
     return {"size": max(sizes, key=math.prod)}
 
 
 def make(source: IO[bytes], order: Order) -> tuple[Answer, bytes]:
     """Return the thumbnail's and the image's sizes and the thumbnail, or what is wrong."""
     try:
-        claimed = _claimed_size(source, order["type"])
-        if claimed and math.prod(claimed) > order["pixels"]:
+        claimed = max(_claimed_sizes(source, order["type"]), key=math.prod, default=(0, 0))
+        if math.prod(claimed) > order["pixels"]:
             return {"broken": _too_many(claimed, order["pixels"])}, b""
         return _make(source, order)
     except MemoryError:
@@ -71,12 +97,12 @@ def make(source: IO[bytes], order: Order) -> tuple[Answer, bytes]:
 
 def _make(source: IO[bytes], order: Order) -> tuple[Answer, bytes]:
     with Image.open(source, formats=FORMATS[order["type"]]) as image:
-        size = max(_icon_sizes(image) or [image.size], key=math.prod)
+        size = image.size
         if math.prod(size) > order["pixels"]:
             return {"broken": _too_many(size, order["pixels"])}, b""
         profile = image.info.get("icc_profile")
         small = _scaled(image, order["side"])
-        plain = _oriented(_standard_colours(small, profile))
+        plain = _upright(_standard_colours(small, profile), _orientation(image))
         target = BytesIO()
         plain.save(target, "WEBP", quality=order["quality"], method=2, icc_profile=b"", exif=b"")
         if target.tell() > order["bytes"]:
@@ -88,14 +114,12 @@ def _scaled(image: Image.Image, side: int) -> Image.Image:
     """Return the image scaled down into a square; its colours are averaged, not picked."""
     image.draft("RGB", (side, side))  # lets a JPEG be unpacked at an eighth of its size
     image.load()
-    exif = image.getexif()
     plain: Image.Image = image
     if image.mode.startswith("I") or image.mode == "F":
         plain = _eight_bit(image)
     elif image.mode in ("P", "PA", "1") and math.prod(image.size) <= GENTLE:
         plain = image.convert("RGBA" if image.has_transparency_data else "RGB")
     plain.thumbnail((side, side), Image.Resampling.BILINEAR)
-    plain.getexif().update(exif)
     return plain
 
 
@@ -144,25 +168,30 @@ def _standard_colours(image: Image.Image, profile: Any) -> Image.Image:
             mode = "RGBA" if image.mode == "RGBA" else "RGB"
             converted = ImageCms.profileToProfile(image, opened, standard, outputMode=mode)
             if converted is not None:
-                converted.getexif().update(image.getexif())
                 return converted
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             pass
     return image.convert("RGBA" if has_alpha else "RGB")
 
 
-def _oriented(image: Image.Image) -> Image.Image:
-    """Return the image as its EXIF data say that it is to be shown; broken data say nothing."""
+def _orientation(image: Image.Image) -> Any:
+    """Return the EXIF orientation of a loaded image; broken EXIF data have none.
+
+    Pillow turns a TIFF when it loads it, and then says that it is upright.
+    """
     try:
-        return ImageOps.exif_transpose(image)
+        return image.getexif().get(ORIENTATION)
     except Exception:
-        return image
+        return None
+
+
+def _upright(image: Image.Image, orientation: Any) -> Image.Image:
+    method = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
 
 
 def _sizes(image: Image.Image) -> list[Size]:
-    """Return the sizes of the pages of a TIFF, the pictures of an MPO or ICO, or the image."""
-    if icons := _icon_sizes(image):
-        return icons
+    """Return the sizes of the pages of a TIFF, the pictures of an MPO, or the image."""
     sizes: list[Size] = [image.size]
     if image.format in ("TIFF", "MPO"):
         for page in range(1, MAX_PAGES):
@@ -174,32 +203,43 @@ def _sizes(image: Image.Image) -> list[Size]:
     return sizes
 
 
-def _icon_sizes(image: Image.Image) -> list[Size]:
-    """Return the true sizes of an ICO's pictures: its directory need not tell the truth."""
-    if image.format != "ICO":
-        return []
-    icons: Any = image
-    return [icons.ico.frame(number).size for number in range(len(icons.ico.entry))]
+def _claimed_sizes(source: IO[bytes], media_type: str) -> list[Size]:
+    """Return the sizes in headers of formats whose decoder acts on them as soon as it is opened.
 
-
-def _claimed_size(source: IO[bytes], media_type: str) -> Size | None:
-    """Return the size in the header of formats whose decoder allocates it, or refuses it, at once.
-
-    Sources: RFC 9649 section 2.7 (VP8X), ISO/IEC 23008-12 section 6.5.3 (`ispe`).
+    It allocates the canvas (WebP), refuses the file (AVIF) or unpacks the pixels (ICO, whose
+    directory need not tell the truth about its pictures). Sources: RFC 9649 section 2.7 (VP8X),
+    ISO/IEC 23008-12 section 6.5.3 (`ispe`).
     """
-    found: Size | None = None
-    if media_type == "image/webp":
-        head = source.read(30)
-        if head[12:16] == b"VP8X" and len(head) == 30:
+    try:
+        if media_type == ICON:
+            return _icon_sizes(source)
+        head = source.read(MAX_HEADER)
+        if media_type == "image/webp" and head[12:16] == b"VP8X":
             width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
-            found = width, height
-    elif media_type == "image/avif":
-        head = source.read(1024 * 1024)
-        boxes = [match.end() for match in re.finditer(rb"ispe\0\0\0\0", head)]
-        claims = [struct.unpack_from(">II", head, at) for at in boxes if at + 8 <= len(head)]
-        found = max(claims, key=math.prod, default=None)
-    source.seek(0)
-    return found
+            return [(width, height)]
+        if media_type == "image/avif":
+            boxes = [match.end() for match in re.finditer(rb"ispe\0\0\0\0", head)]
+            return [struct.unpack_from(">II", head, at) for at in boxes if at + 8 <= len(head)]
+        return []
+    finally:
+        source.seek(0)
+
+
+def _icon_sizes(source: IO[bytes]) -> list[Size]:
+    sizes: list[Size] = []
+    for entry in IcoImagePlugin.IcoFile(source).entry[:MAX_PAGES]:
+        source.seek(entry.offset)
+        is_png = source.read(8) == b"\x89PNG\r\n\x1a\n"
+        source.seek(entry.offset)
+        try:
+            if is_png:
+                sizes.append(PngImagePlugin.PngImageFile(source).size)
+            else:  # twice as high: a mask follows the picture
+                width, height = BmpImagePlugin.DibImageFile(source).size
+                sizes.append((width, height // 2))
+        except Exception:  # one of its pictures cannot be read
+            sizes.append(entry.dim)
+    return sizes
 
 
 def _too_many(size: Size, most: int) -> str:

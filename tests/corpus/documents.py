@@ -142,6 +142,16 @@ def compound(*streams: str, storage: bytes = b"") -> bytes:
     )
 
 
+def far_compound(*streams: str) -> bytes:
+    """An OLE2 file whose directory lies 200 KB behind its start."""
+    content = bytearray(compound(*streams))
+    start = 512 * 400  # of sector 399
+    content[48:52] = struct.pack("<I", 399)
+    directory = bytes(content[1024:2048])
+    content[1024:2048] = bytes(1024)
+    return bytes(content).ljust(start, b"\0") + directory
+
+
 def sqlite() -> bytes:
     with TemporaryDirectory() as folder:
         path = f"{folder}/a.db"

@@ -230,6 +230,31 @@ def apng() -> bytes:
     return encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
 
 
+def png_with_two_headers() -> bytes:
+    """A PNG that says 64 x 48 first and 60000 x 60000 then; decoders believe the last one."""
+    second = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0))
+    return png_of((64, 48), second)
+
+
+def ico_bomb() -> bytes:
+    """An ICO whose directory says 16 x 16, and whose picture is a PNG of 60000 x 60000."""
+    inside = png_bomb()
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
+
+
+def mpo_bomb() -> bytes:
+    """An MPO whose second picture claims 60000 x 60000 pixels."""
+    content = animated("MPO")
+    at = content.index(b"\xff\xc0", content.index(b"\xff\xd9\xff\xd8"))
+    return content[: at + 5] + struct.pack(">HH", 60_000, 60_000) + content[at + 9 :]
+
+
+def rotated_grey_16_tiff() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(Image.new("I;16", (64, 48), 1000), "TIFF", exif=exif)
+
+
 def bmp_bomb() -> bytes:
     content = bytearray(picture("BMP"))
     content[18:26] = struct.pack("<ii", 60_000, 60_000)

@@ -14,9 +14,13 @@ def mp3_frames(count: int = 40, header: bytes = b"\xff\xfb\x90\x00") -> bytes:
     return (header + bytes(413)) * count
 
 
-def mp3_with_id3() -> bytes:
+def id3_tag() -> bytes:
     tag = b"TIT2" + struct.pack(">I", 6) + bytes(2) + b"\0Title"
-    return b"ID3\x03\0\0" + bytes((0, 0, 0, len(tag))) + tag + mp3_frames()
+    return b"ID3\x03\0\0" + bytes((0, 0, 0, len(tag))) + tag
+
+
+def mp3_with_id3() -> bytes:
+    return id3_tag() + mp3_frames()
 
 
 def mp3_padded() -> bytes:
@@ -124,18 +128,19 @@ def mov_moov_first() -> bytes:
     return moov() + box(b"mdat", bytes(range(256)) * 4)
 
 
-def ebml(doctype: bytes) -> bytes:
+def recorded(handler: bytes, size: int = 200_000) -> bytes:
+    """An MP4 as recorders write it: the description of its only track behind the media data."""
+    track = box(b"trak", box(b"mdia", box(b"hdlr", bytes(8) + handler + bytes(13))))
+    movie = box(b"moov", box(b"mvhd", bytes(100)) + track)
+    return brands(b"mp42", b"isom", then=box(b"mdat", bytes(range(250)) * (size // 250)) + movie)
+
+
+def ebml(doctype: bytes, codecs: bytes = b"V_VP8") -> bytes:
     inner = b"\x42\x86\x81\x01\x42\xf7\x81\x01\x42\xf2\x81\x04\x42\xf3\x81\x08"
-    inner += (
-        b"\x42\x82" + bytes((0x80 | len(doctype),)) + doctype + b"\x42\x87\x81\x04\x42\x85\x81\x02"
-    )
-    return (
-        b"\x1aE\xdf\xa3"
-        + bytes((0x80 | len(inner),))
-        + inner
-        + b"\x18S\x80g\x01\xff\xff\xff\xff\xff\xff\xff"
-        + bytes(512)
-    )
+    inner += b"\x42\x82" + bytes((0x80 | len(doctype),)) + doctype
+    inner += b"\x42\x87\x81\x04\x42\x85\x81\x02"
+    head = b"\x1aE\xdf\xa3" + bytes((0x80 | len(inner),)) + inner
+    return head + b"\x18S\x80g\x01" + b"\xff" * 7 + bytes(64) + codecs + bytes(512)
 
 
 def avi() -> bytes:
