@@ -14,6 +14,7 @@ from typing import IO
 
 from infrastructure.processors.archive_rules import (
     Broken,
+    LeadsOutside,
     LimitExceeded,
     Reader,
     Refused,
@@ -122,8 +123,8 @@ def _tar_stream(source: IO[bytes], order: Order, tally: Tally) -> Reader | None:
     stream = Stream(source, magic, tally)
     try:
         block = stream.read(BLOCK)
-    except (Refused, Broken):
-        if order["unsure"]:
+    except (Refused, Broken) as error:
+        if order["unsure"] and not isinstance(error, LeadsOutside):
             return None
         raise
     if order["unsure"] and not is_header(block):

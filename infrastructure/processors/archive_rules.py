@@ -27,6 +27,10 @@ class Refused(Exception):
     """The archive breaks a rule of the pipeline, or extractors would not agree on it."""
 
 
+class LeadsOutside(Refused):
+    """A name or link leads out of the folder into which the archive is extracted."""
+
+
 class LimitExceeded(Refused):
     """The archive holds more than the pipeline allows."""
 
@@ -157,15 +161,15 @@ class Tally:
 
 
 def require_inside(path: str, told: str, folder: str = "") -> None:
-    """Raise Refused for a path that leads out of the folder into which the archive is extracted."""
+    """Raise LeadsOutside for a path out of the folder into which the archive is extracted."""
     parts = _parts(path)
     if not path or "\0" in path or parts[0] == "" or _DRIVE.match(path):
-        raise Refused(f"{told} {path!r}, which lies outside of it")
+        raise LeadsOutside(f"{told} {path!r}, which lies outside of it")
     depth = 0
     for part in (*_parts(folder), *parts):
         depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
         if depth < 0:
-            raise Refused(f"{told} {path!r}, which lies outside of it")
+            raise LeadsOutside(f"{told} {path!r}, which lies outside of it")
 
 
 def _parts(path: str) -> list[str]:

@@ -21,6 +21,7 @@ from infrastructure.processors.archive_rules import (
 
 BLOCK = 512
 MOST_PAX = 1024 * 1024  # bytes of an extended header: libarchive takes no more
+MOST_CUT = 99  # bytes of a header's name from which on it may be only the beginning of one
 MOST_NAME = 64 * 1024  # bytes of a GNU long name
 LARGE = 8 * 1024**3  # sizes that the field in the header cannot hold
 
@@ -99,7 +100,7 @@ def _member(
     kind = block[156:157]
     headers = _header_names(block)
     names = pending.names or headers
-    tally.member(names, *headers)
+    tally.member(names, *map(_whole, headers if pending.names else ()))
     name = names[-1]
     for told in pending.sizes:
         if told != size and told < LARGE:
@@ -137,6 +138,15 @@ def _header_names(block: bytes) -> list[str]:
         return [name]
     joined = f"{prefix}/{name}"
     return [joined] if block[257:265] == _POSIX else [name, joined]
+
+
+def _whole(name: str) -> str:
+    """A name of a header without its last component where that may be cut off: `..x` to `..`."""
+    return (
+        name
+        if len(name.encode(errors="surrogateescape")) < MOST_CUT
+        else name.rpartition("/")[0] or "x"
+    )
 
 
 def _file(

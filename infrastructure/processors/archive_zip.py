@@ -153,7 +153,7 @@ def _read_directory(source: IO[bytes], directory: _Directory) -> Iterator[_Entry
 
 def _member(source: IO[bytes], entry: _Entry, end: int, tally: Tally, inspect: Inspect) -> int:
     """Judge, unpack and count one member; return where its bytes end."""
-    start, local = _local_header(source, entry)
+    start, flags, local = _local_header(source, entry)
     names = _names(entry.raw_name, entry.flags, entry.extra, local)
     name = names[0]
     tally.member(names)
@@ -177,11 +177,11 @@ def _member(source: IO[bytes], entry: _Entry, end: int, tally: Tally, inspect: I
         else:
             inspect(content, head, tally)
         content.finish()
-    return _descriptor_end(source, entry, start + entry.packed, 0x0001 in local)
+    return _descriptor_end(source, entry, start + entry.packed, flags)
 
 
-def _local_header(source: IO[bytes], entry: _Entry) -> tuple[int, dict[int, bytes]]:
-    """Where the content begins, and the extra fields. Raises Refused where headers differ."""
+def _local_header(source: IO[bytes], entry: _Entry) -> tuple[int, int, dict[int, bytes]]:
+    """Where the content begins, flags, extra fields. Raises Refused where headers differ."""
     at = entry.offset
     header = _read_at(source, at, at + _LOCAL_FIELDS.size)
     if len(header) < _LOCAL_FIELDS.size or not header.startswith(_LOCAL):
@@ -196,14 +196,14 @@ def _local_header(source: IO[bytes], entry: _Entry) -> tuple[int, dict[int, byte
     if tail[:name] != entry.raw_name:
         other = tail[:name].decode(errors="replace")
         raise Refused(f"{_name(entry)!r} is named {other!r} in its other header")
-    agreed = _ENCRYPTED | _STREAMED | _STRONG | _MASKED
+    agreed = _ENCRYPTED | _STRONG | _MASKED
     told, known = (crc, packed, size), (entry.crc, entry.packed, entry.size)
     streamed = flags & _STREAMED and all(a in (0, b) for a, b in zip(told, known, strict=True))
     if method != entry.method or (flags ^ entry.flags) & agreed or not (told == known or streamed):
         raise Refused(f"the two headers of {_name(entry)!r} differ")
     if flags & (_STRONG | _MASKED) and not flags & _ENCRYPTED:
         raise Refused(f"{_name(entry)!r} is encrypted and does not say so")
-    return at + name + more, extra
+    return at + name + more, flags, extra
 
 
 class _Content:
@@ -323,9 +323,9 @@ def _decompressor(method: int) -> Decompressor | None:
     return known[method]()
 
 
-def _descriptor_end(source: IO[bytes], entry: _Entry, at: int, zip64: bool) -> int:
+def _descriptor_end(source: IO[bytes], entry: _Entry, at: int, flags: int) -> int:
     """Skip the descriptor that follows a streamed member, with or without its signature."""
-    if not entry.flags & _STREAMED:
+    if not (entry.flags | flags) & _STREAMED:
         return at
     data = _read_at(source, at, at + 24)
     for layout in ("<4sLQQ", "<4sLLL", "<LQQ", "<LLL"):
@@ -337,7 +337,9 @@ def _descriptor_end(source: IO[bytes], entry: _Entry, at: int, zip64: bool) -> i
             continue
         if fields[-3:] == (entry.crc, entry.packed, entry.size):
             return at + length
-    raise Refused(f"the two headers of {_name(entry)!r} differ")
+    if entry.flags & flags & _STREAMED:
+        raise Refused(f"the descriptor of {_name(entry)!r} differs from its headers")
+    return at  # one header says that it was streamed, the other that it was not
 
 
 def _require_empty(source: IO[bytes], start: int, end: int) -> None:

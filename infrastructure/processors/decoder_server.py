@@ -18,6 +18,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -101,7 +102,7 @@ def _answer(channel: socket.socket, request: _Request, decode: Decode) -> None:
         _be_the_child(request, decode, writing)
     os.close(writing)
     most = request.order["most"]
-    reply = _read_frame(reading, most)
+    reply = _read_frame(reading, most, channel)
     if reply is None:  # too much, or no frame: whatever it is doing, it is not decoding
         os.kill(child, signal.SIGKILL)
     os.close(reading)
@@ -109,10 +110,18 @@ def _answer(channel: socket.socket, request: _Request, decode: Decode) -> None:
     channel.sendall(reply or _frame(_ended(status, request.order)))
 
 
-def _read_frame(pipe: int, most: int) -> bytes | None:
-    """Return one frame of at most `most` bytes; None where a child wrote something else."""
+def _read_frame(pipe: int, most: int, channel: socket.socket) -> bytes | None:
+    """Return one frame of at most `most` bytes; None where a child wrote something else.
+
+    None, too, where the process that asked is gone: the child must not outlive it.
+    """
     content = bytearray()
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    poll.register(channel, select.POLLIN)  # nothing is sent meanwhile: readable is closed
     while len(content) <= HEADER.size + most:
+        if any(ready == channel.fileno() for ready, _ in poll.poll()):
+            return None
         if not (chunk := os.read(pipe, 256 * 1024)):
             break
         content += chunk

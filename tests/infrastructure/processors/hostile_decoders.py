@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import IO
 
 from infrastructure.processors.decoder_server import HEADER, Answer, Order
@@ -30,6 +31,11 @@ def data(source: IO[bytes], order: Order) -> tuple[Answer, bytes]:
 def spins(source: IO[bytes], order: Order) -> Answer:
     while True:
         pass
+
+
+def sleeps(source: IO[bytes], order: Order) -> Answer:
+    time.sleep(3600)
+    return {}
 
 
 def hoards(source: IO[bytes], order: Order) -> Answer:

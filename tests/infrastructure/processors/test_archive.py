@@ -142,6 +142,16 @@ def test_a_file_named_like_a_zip_is_judged_as_one_whatever_it_begins_with() -> N
             perform("archive", content + zipped(FILES), "a.zip")
 
 
+def test_a_compressed_file_whose_header_names_a_file_outside_is_refused() -> None:
+    content = bytearray(gzip.compress(b"words", mtime=0))
+    content[3] |= 8
+    content[10:10] = b"../../evil.txt\0"
+
+    for path in ("notes.gz", "notes.tar.gz"):
+        with pytest.raises(Permanent, match=r"named '../../evil.txt', which lies outside"):
+            perform("archive", bytes(content), path)
+
+
 def test_a_tar_without_magic_is_found_by_its_checksum() -> None:
     content = bytearray(tarred(FILES, mode="w"))
     content[257:265] = bytes(8)

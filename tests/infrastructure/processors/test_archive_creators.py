@@ -18,6 +18,7 @@ from tests.infrastructure.processors.hostile_archives import (
     END,
     archive_zip,
     end_of,
+    extended,
     header,
     member,
     unicode_path,
@@ -189,6 +190,13 @@ def test_a_zip_of_python_is_accepted(
         (archive_zip(b"1:1 notes.txt"), "colon.zip", 1),
         (header("label", kind=b"V") + member("x") + END, "label.tar", 2),
         (member("x"), "no end.tar", 1),
+        (
+            extended(path="d/" * 48 + "a/" + "..data/x")
+            + member(("d/" * 48 + "a/" + "..data/x")[:100])
+            + END,
+            "cut in two.tar",
+            1,
+        ),
         (member("x") + END + bytes(20 * 512), "much padding.tar", 1),
         (archive_zip(b"gr\x81\xe1e.txt"), "cp437.zip", 1),
         (

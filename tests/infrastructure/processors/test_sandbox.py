@@ -18,6 +18,7 @@ from infrastructure.processors.decoder_pool import (
     DecoderLimits,
     DecoderPool,
 )
+from tests.support import eventually
 
 MIB = 1024 * 1024
 PROBE = "infrastructure.processors.sandbox_probe:probe"
@@ -150,6 +151,40 @@ async def test_a_decoder_returns_data_up_to_its_limit() -> None:
             decoded = await decoders.run(f"{HOSTILE}:data", b"", {"size": size}, limits)
             assert (len(decoded.data) == size) is arrives
             assert ("failed" in decoded.answer) is not arrives
+
+
+async def test_a_decoder_does_not_outlive_the_process_that_asked(tmp_path: Path) -> None:
+    script = f"""
+import asyncio
+from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool
+async def main():
+    pool = DecoderPool([{HOSTILE!r}], most=1)
+    work = asyncio.create_task(
+        pool.run({HOSTILE + ":sleeps"!r}, b"", {{}}, DecoderLimits(memory=2**29, seconds=60))
+    )
+    while not pool.busy:
+        await asyncio.sleep(0.01)
+    (server,) = pool.busy
+    print(server.process.pid, flush=True)
+    await work
+asyncio.run(main())
+"""
+    asking = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE
+    )
+    assert asking.stdout is not None
+    server = int(await asking.stdout.readline())
+    asking.kill()
+    await asking.wait()
+
+    def ended() -> bool:
+        try:
+            os.killpg(server, 0)  # the server's session, its child included
+        except ProcessLookupError:
+            return True
+        return False
+
+    await eventually(ended)
 
 
 async def test_only_functions_of_loaded_modules_are_called() -> None:
