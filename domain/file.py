@@ -22,8 +22,12 @@ PARTS_KEY = "tus-concat"
 It is bounded by itself: what names a thousand parts is larger than metadata may be.
 """
 
+HEADER_KEY = "tus-metadata"
+"""The metadata key under which an Upload-Metadata header is kept beside its pairs, likewise."""
+
 _MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}(;.{0,200})?", re.ASCII)
 _PARTS = re.compile(r"[ -~]{0,65536}")
+_HEADER = re.compile(r"[ -~]{0,8192}")
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -55,6 +59,8 @@ def faults_of(file: FileDeclaration, *, at: str = "") -> Iterator[Fault]:
     metadata = dict(file.metadata)
     if not _PARTS.fullmatch(metadata.pop(PARTS_KEY, "")):
         yield Fault(f"{at}metadata/{PARTS_KEY}", "must name parts, in printable ASCII of 64 KiB")
+    if not _HEADER.fullmatch(metadata.pop(HEADER_KEY, "")):
+        yield Fault(f"{at}metadata/{HEADER_KEY}", "must be a header, in printable ASCII of 8 KiB")
     if problem := metadata_problem(metadata):
         yield Fault(f"{at}metadata", problem)
 

@@ -28,6 +28,7 @@ TusPath: TypeAlias = Annotated[
         r"|favicon\.ico)(/|$))(/(?!\.\.?(/|$))[A-Za-z0-9_.~-]+)+/?$"
     ),
 ]
+HeaderName: TypeAlias = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$")]
 Address: TypeAlias = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$")]
 
 DEFAULT_PIPELINE = Pipeline(
@@ -81,7 +82,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(description="origins whose pages may upload and watch; `*` for any, by key alone"),
     ] = ()
     cors_allowed_headers: Annotated[
-        tuple[str, ...],
+        tuple[HeaderName, ...],
         Meta(
             description="request headers of those pages besides the usual ones and those of"
             " uploads; `*` for any they ask for"
@@ -132,7 +133,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(description="most transfers of one owner at once, in all processes; 0: any number"),
     ] = 0
     max_manifest_files: Annotated[Count, Meta(description="most files in one manifest")] = 10_000
-    max_metadata: Annotated[Bytes, Meta(description="largest Upload-Metadata header")] = 4 * KIB
+    max_metadata: Annotated[Bytes, Meta(description="largest Upload-Metadata header")] = 16 * KIB
     read_buffer: Annotated[
         Bytes, Meta(description="unread bytes of one sender from which no more are read ahead")
     ] = 8 * KIB

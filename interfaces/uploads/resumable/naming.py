@@ -17,7 +17,7 @@ from interfaces.uploads.headers import only
 from interfaces.uploads.resumable.digests import declared
 from interfaces.uploads.resumable.request import PARTIAL
 from interfaces.uploads.tus import metadata
-from interfaces.uploads.tus.request import METADATA
+from interfaces.uploads.tus.request import metadata_in
 
 _TELL_NOTHING = frozenset(
     {PARTIAL, "application/octet-stream", "application/x-www-form-urlencoded"}
@@ -30,7 +30,7 @@ def declaration(request: web.Request, size: int | None, digest: Checksum | None)
 
     Raises Faulty for a name that no file may have.
     """
-    said = metadata.parse(only(request, METADATA) or "")
+    said = metadata_in(request)
     default = str(request.app[SERVICES].new_id())
     file = metadata.declaration(said, size, default=default)
     return FileDeclaration(

@@ -29,7 +29,7 @@ from interfaces.uploads.tus.creation import (
     has_body,
     place_of,
 )
-from interfaces.uploads.tus.request import CONCAT, METADATA, tus_request
+from interfaces.uploads.tus.request import CONCAT, metadata_in, tus_request
 
 PARTIAL = "partial"
 FINAL = "final;"
@@ -70,7 +70,7 @@ async def _announce(request: web.Request) -> web.StreamResponse:
     speaker = speaker_of(request, principal)
     place = await place_of(request, principal.owner)
     size, with_body = declared_size(request), has_body(request)
-    said = metadata.parse(only(request, METADATA) or "")
+    said = metadata_in(request)
     file = replace(metadata.declaration(said, size, default=PARTIAL), path=PARTIAL)
     part = await request.app[PARTS].announce(place, file, speaker)
     if with_body or size == 0:
@@ -89,7 +89,7 @@ async def _join(request: web.Request, concat: str) -> web.StreamResponse:
         raise bad_parameter(CONCAT, "must name one or more parts, each once")
     if isinstance(place, Alone):  # the same parts make the same upload, however often it is asked
         place = replace(place, batch=joined_batch_id_for(parts))
-    said = metadata.parse(only(request, METADATA) or "")
+    said = metadata_in(request)
     file = metadata.declaration(said, None, default=str(joined_batch_id_for(parts)))
     file = replace(file, metadata={**file.metadata, metadata.CONCAT: _compacted(addresses, parts)})
     joined = await request.app[PARTS].join(place, file, parts, speaker_of(request, principal))

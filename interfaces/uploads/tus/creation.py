@@ -33,9 +33,9 @@ from interfaces.uploads.tus.request import (
     CONTENT_TYPE,
     DEFER,
     LENGTH,
-    METADATA,
     OFFSET,
     checksum_in,
+    metadata_in,
     number_in,
     tus_request,
 )
@@ -51,7 +51,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     place = await place_of(request, principal.owner)
     size = declared_size(request)
     with_body = has_body(request)
-    said = metadata.parse(only(request, METADATA) or "")
+    said = metadata_in(request)
     default = "" if metadata.path_in(said) else str(request.app[SERVICES].new_id())
     file = metadata.declaration(said, size, default=default)
     arrivals = request.app[ARRIVALS]

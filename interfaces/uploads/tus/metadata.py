@@ -7,9 +7,16 @@ from binascii import Error as NotBase64
 from collections.abc import Mapping
 
 from domain.errors import Fault, Faulty
-from domain.file import PARTS_KEY, FileDeclaration, control_character, faults_of, path_problem
+from domain.file import (
+    HEADER_KEY,
+    PARTS_KEY,
+    FileDeclaration,
+    control_character,
+    faults_of,
+    path_problem,
+)
 
-RAW = "tus-metadata"
+RAW = HEADER_KEY
 """The key under which a header is kept that its pairs alone would not give back byte for byte."""
 
 CONCAT = PARTS_KEY

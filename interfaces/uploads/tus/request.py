@@ -13,10 +13,12 @@ from aiohttp.typedefs import Handler
 
 from application.transfer.checksums import ALGORITHMS, Checksum
 from interfaces.rest.problems import Problem, bad_parameter
+from interfaces.services import SERVICES
 from interfaces.uploads.body import HELD
 from interfaces.uploads.endpoints import is_tus_endpoint
 from interfaces.uploads.headers import only
 from interfaces.uploads.refusals import refusal_of
+from interfaces.uploads.tus import metadata
 
 VERSION = "1.0.0"
 EXTENSIONS = (
@@ -75,6 +77,14 @@ def number_in(request: web.Request, header: str) -> int | None:
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
         raise bad_parameter(header, "must be a whole number of bytes, 0 or more")
     return int(text)
+
+
+def metadata_in(request: web.Request) -> dict[str, str]:
+    """Upload-Metadata. Raises Faulty, and a 400 Problem for a header beyond `max_metadata`."""
+    header, limit = only(request, METADATA) or "", request.app[SERVICES].settings.max_metadata
+    if len(header) > limit:
+        raise bad_parameter(METADATA, f"must be at most {limit} bytes, not {len(header)}")
+    return metadata.parse(header)
 
 
 def checksum_in(request: web.Request) -> Checksum | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from infrastructure.settings_fields import BadSetting, read_value
 from interfaces.rest import cors
 from tests.interfaces.uploads.server import BYTES, TUS, serving
 from tests.support import run
@@ -105,3 +106,9 @@ def test_every_header_that_upload_protocols_use_is_allowed() -> None:
 
     known = set(cors.SENT.split(", ")) | set(cors.READ.split(", "))
     assert used <= known
+
+
+@pytest.mark.parametrize("name", ["a b", "a\r\nEvil: 1", "é", ""])
+def test_a_setting_that_is_no_header_is_refused_at_the_start(name: str) -> None:
+    with pytest.raises(BadSetting, match="cors_allowed_headers must be a list of texts"):
+        read_value("cors_allowed_headers", [name], "test")

@@ -343,3 +343,33 @@ def test_a_form_of_aiohttp_keeps_the_name_of_its_file(database_url: str, tmp_pat
                 assert [file["path"] for file in (await answer.json())["files"]] == names
 
     run(story())
+
+
+def test_a_long_name_comes_with_all_that_uppy_says_of_its_file(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Its header is kept beside its pairs where an empty value makes it differ from these."""
+    name, folder = "写" * 251 + ".txt", "画" * 200
+
+    def pair(key: str, value: str) -> str:
+        return f"{key} {b64encode(value.encode()).decode()}"
+
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            pairs = {"relativePath": f"/{folder}/{name}", "name": name, "filename": name}
+            said = ",".join([pair("caption", ""), *(pair(*item) for item in pairs.items())])
+            headers = {**TUS, "Upload-Length": "5", "Upload-Metadata": said}
+            async with server.client.post("/files/", headers=headers) as answer:
+                assert answer.status == 201, await answer.text()
+                location = answer.headers["Location"]
+            upload = await server.services.log.upload(upload_in(location))
+            assert upload.path == f"{folder}/{name}"
+            async with server.client.head(location, headers=TUS) as answer:
+                assert answer.headers["Upload-Metadata"] == said
+
+            headers["Upload-Metadata"] = pair("a", "x" * 20_000)
+            async with server.client.post("/files/", headers=headers) as answer:
+                assert answer.status == 400
+                assert "at most 16384 bytes" in (await answer.json())["detail"]
+
+    run(story())
