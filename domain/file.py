@@ -58,9 +58,9 @@ def faults_of(file: FileDeclaration, *, at: str = "") -> Iterator[Fault]:
         yield Fault(f"{at}checksum", "must be sha256: followed by 64 lowercase hex digits")
     metadata = dict(file.metadata)
     if not _PARTS.fullmatch(metadata.pop(PARTS_KEY, "")):
-        yield Fault(f"{at}metadata/{PARTS_KEY}", "must name parts, in printable ASCII of 64 KiB")
+        yield Fault(f"{at}metadata", f"must have {PARTS_KEY} in printable ASCII of 64 KiB")
     if not _HEADER.fullmatch(metadata.pop(HEADER_KEY, "")):
-        yield Fault(f"{at}metadata/{HEADER_KEY}", "must be a header, in printable ASCII of 8 KiB")
+        yield Fault(f"{at}metadata", f"must have {HEADER_KEY} in printable ASCII of 8 KiB")
     if problem := metadata_problem(metadata):
         yield Fault(f"{at}metadata", problem)
 
