@@ -42,7 +42,7 @@ lint: setup ## ruff, mypy --strict, import-linter
 bench: setup ## measure us and the peers side by side, as ratios
 	@$(BIN)/python -m benchmarks
 
-chaos: setup ## kill processes at random for CHAOS_SECONDS, and at every await; count what is left
+chaos: setup ## kill processes at random for CHAOS_SECONDS, and at every await; fail over; count what is left
 	@CHAOS_SECONDS=$${CHAOS_SECONDS:-300} $(BIN)/python -m pytest -s tests/chaos tests/crash $(PYTEST)
 
 lock: setup ## write requirements.lock anew from pyproject.toml

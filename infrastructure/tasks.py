@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+from application.errors import Unavailable
+
 T = TypeVar("T")
 
+TURN = 10.0  # seconds to wait for others that use the same connection
 AGAIN = 0.2  # seconds until a task that goes on is cancelled once more
 
 
@@ -50,3 +54,17 @@ async def delivered(work: asyncio.Future[T], unwanted: Callable[[T], object]) ->
 def _pass_on(unwanted: Callable[[T], object], work: asyncio.Future[T]) -> None:
     if not work.cancelled() and work.exception() is None:
         unwanted(work.result())
+
+
+@asynccontextmanager
+async def in_turn(lock: asyncio.Lock) -> AsyncIterator[None]:
+    """Holds the lock, for which a request does not wait longer than TURN. Raises Unavailable."""
+    try:
+        async with asyncio.timeout(TURN):
+            await lock.acquire()
+    except TimeoutError:
+        raise Unavailable("too many requests wait for the same connection") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-import psycopg
-from psycopg_pool import PoolTimeout
-
 from application.audit.entries import Stored, unpacked
 from application.audit.export import EventLine, Line, SealLine, event_line
 from application.audit.seal import Seal
 from application.audit.tree import Tree
-from application.errors import Unavailable
 from application.ports.seals import Prover, SigningKey
 from infrastructure.audit import rows
 from infrastructure.audit.keys import public_pem
-from infrastructure.postgres.pool import Connection, Pool
+from infrastructure.postgres.pool import Connection, Pool, borrowed
 
 CHUNK = 1_000  # events in memory at a time
 PAGE = 100  # seals
@@ -125,8 +121,5 @@ class _Prover:
 @asynccontextmanager
 async def asking(pool: Pool) -> AsyncIterator[Connection]:
     """A connection for questions. Raises Unavailable."""
-    try:
-        async with pool.connection() as connection:
-            yield connection
-    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
-        raise Unavailable("the database cannot be reached") from error
+    async with borrowed(pool) as connection:
+        yield connection

@@ -8,6 +8,7 @@ import structlog
 
 from infrastructure.audit.sealing import MOST, Sealer
 from infrastructure.postgres.pool import Connection, connect
+from infrastructure.unusable import longer_backoff
 
 ACTIVE = 0x75707472_0008  # "uptr", 8: the advisory lock of the sealer that works
 
@@ -35,7 +36,7 @@ async def run(url: str, sealer: Sealer, interval: float) -> None:
         except Exception as error:  # whatever it was: a sealer that gives up helps nobody
             _log.warning("sealer_interrupted", error=repr(error), retry_in=backoff)
             await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, LONGEST_BACKOFF)
+            backoff = longer_backoff(backoff, error, LONGEST_BACKOFF)
 
 
 async def _round(connection: Connection, sealer: Sealer, interval: float) -> None:

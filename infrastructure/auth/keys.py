@@ -10,17 +10,17 @@ from hmac import compare_digest
 from typing import Any
 from uuid import UUID
 
-import psycopg
 from psycopg.sql import SQL, Composed
 
-from application.errors import NotFound, Unavailable
+from application.errors import NotFound
 from application.ports.keys import SYSTEM, Credential, Key, Principal, Scope
 from infrastructure.auth.passes import LOGINS, SESSIONS, Passes
 from infrastructure.auth.recording import record_created, record_revoked
 from infrastructure.auth.revocations import Revocations
 from infrastructure.auth.tokens import hashed, new_key, parse_key
 from infrastructure.postgres.listener import Listener
-from infrastructure.postgres.pool import Connection, Pool
+from infrastructure.postgres.pool import Connection, Pool, borrowed
+from infrastructure.unusable import as_unavailable
 
 REMEMBERED_FOR = 1.0  # seconds: how long a revoked key may live on in another process
 MOST_REMEMBERED = 4096
@@ -133,30 +133,30 @@ class PostgresKeys:
         await self._revocations.changed()
 
     async def ended(self, credentials: Collection[Credential]) -> frozenset[Credential]:
-        async with _unavailable():
+        with as_unavailable():
             return await self._revocations.ended(credentials)
 
     def _forget(self) -> None:
         self._remembered = {}
 
     async def open_session(self, principal: Principal, *, lifetime: float) -> str:
-        async with _unavailable():
+        with as_unavailable():
             return await self._sessions.issue(principal, lifetime)
 
     async def session(self, token: str) -> Principal | None:
-        async with _unavailable():
+        with as_unavailable():
             return await self._sessions.holder(token)
 
     async def close_session(self, token: str) -> None:
-        async with _unavailable():
+        with as_unavailable():
             await self._sessions.drop(token)
 
     async def issue_login(self, principal: Principal, *, lifetime: float) -> str:
-        async with _unavailable():
+        with as_unavailable():
             return await self._logins.issue(principal, lifetime)
 
     async def redeem_login(self, code: str) -> Principal | None:
-        async with _unavailable():
+        with as_unavailable():
             return await self._logins.take(code)
 
     async def _one(self, query: Composed, values: tuple[object, ...]) -> tuple[Any, ...] | None:
@@ -165,17 +165,8 @@ class PostgresKeys:
 
     @asynccontextmanager
     async def _reached(self) -> AsyncIterator[Connection]:
-        async with _unavailable(), self._pool.connection() as connection:
+        async with borrowed(self._pool) as connection:
             yield connection
-
-
-@asynccontextmanager
-async def _unavailable() -> AsyncIterator[None]:
-    """Says in the port's own words that the database cannot be reached."""
-    try:
-        yield
-    except psycopg.OperationalError as error:
-        raise Unavailable(str(error)) from error
 
 
 def _key(row: tuple[Any, ...]) -> Key:

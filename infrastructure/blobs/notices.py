@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from uuid import UUID, uuid4
 
-import psycopg
 from psycopg.sql import SQL
 
-from application.errors import Unavailable
 from infrastructure.postgres.listener import UPLOADS, Listener
-from infrastructure.postgres.pool import Pool
+from infrastructure.postgres.pool import Pool, borrowed
 
 # Nothing is recorded: whoever asks need not wait until the disk has it.
 _STOP = SQL("SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, %s)")
@@ -25,11 +23,8 @@ class NotifiedElsewhere:
         self._process = uuid4().hex
 
     async def stop(self, upload: UUID) -> None:
-        try:
-            async with self._pool.connection() as connection:
-                await connection.execute(_STOP, (UPLOADS, f"{self._process} {upload}"))
-        except psycopg.OperationalError as error:
-            raise Unavailable(str(error)) from error
+        async with borrowed(self._pool) as connection:
+            await connection.execute(_STOP, (UPLOADS, f"{self._process} {upload}"))
 
     def on_stop(self, callback: Callable[[UUID], None]) -> None:
         def heard(payload: str) -> None:

@@ -8,15 +8,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import psycopg
-from psycopg_pool import PoolTimeout
-
 from application.envelope import one
-from application.errors import NotFound, Unavailable
+from application.errors import NotFound
 from application.ports.erasures import Erasure
 from domain.access.events import ErasureFinished, ErasureRequested
 from infrastructure.event_store.writing import append_in
-from infrastructure.postgres.pool import Connection, Pool
+from infrastructure.postgres.pool import Connection, Pool, borrowed
 
 _COLUMNS = """SELECT id, owner, reason, requested_by, requested_at, finished_at, batches, uploads
 FROM audit.erasures"""
@@ -103,11 +100,8 @@ def _requested(erasure: Erasure) -> ErasureRequested:
 @asynccontextmanager
 async def asking(pool: Pool) -> AsyncIterator[Connection]:
     """A connection for questions. Raises Unavailable."""
-    try:
-        async with pool.connection() as connection:
-            yield connection
-    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
-        raise Unavailable("the database cannot be reached") from error
+    async with borrowed(pool) as connection:
+        yield connection
 
 
 async def _erasures(connection: Connection, query: Any, values: Any) -> list[Erasure]:

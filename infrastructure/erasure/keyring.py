@@ -14,18 +14,16 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Generic, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
-import psycopg
 import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from psycopg_pool import PoolTimeout
 
 from application.errors import Unavailable
 from domain.errors import NotNow
 from infrastructure.erasure.master_keys import MasterKeys, NoMasterKey
 from infrastructure.erasure.wrapping import current_master, opened_for, sealed_with
 from infrastructure.event_store.personal import Box
-from infrastructure.postgres.pool import Connection, Pool
+from infrastructure.postgres.pool import Connection, Pool, borrowed
 
 FRESH = 5.0  # seconds after which a key is asked for anew: it may have been destroyed elsewhere
 KNOWN = 10_000  # owners, and keys, that are remembered
@@ -140,11 +138,9 @@ class Keyring:
         """
         for left in reversed(range(TRIES)):
             try:
-                async with self._pool.connection() as connection:
+                async with borrowed(self._pool, "the keys of owners cannot be read") as connection:
                     await look(connection)
                 return
-            except _LOST as error:
-                raise Unavailable(f"the keys of owners cannot be reached: {error}") from error
             except NoMasterKey as error:
                 if not left:
                     _log.error("master_key_is_missing", error=str(error))
@@ -206,6 +202,3 @@ class Keyring:
         while len(self._opened) > KNOWN:
             self._opened.popitem(last=False)
         return found
-
-
-_LOST = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)

@@ -9,6 +9,7 @@ import structlog
 from infrastructure.erasure.eraser import Eraser
 from infrastructure.erasure.erasures import unfinished
 from infrastructure.postgres.pool import Connection, connect
+from infrastructure.unusable import longer_backoff
 
 ACTIVE = 0x75707472_0010  # "uptr", 16: the advisory lock of the eraser that works
 
@@ -35,7 +36,7 @@ async def run(url: str, eraser: Eraser) -> None:
         except Exception as error:  # whatever it was: an erasure that was asked for is owed
             _log.warning("eraser_interrupted", error=repr(error), retry_in=backoff)
             await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, LONGEST_BACKOFF)
+            backoff = longer_backoff(backoff, error, LONGEST_BACKOFF)
 
 
 async def _round(connection: Connection, eraser: Eraser) -> bool:

@@ -20,10 +20,12 @@ from infrastructure.event_store.recovery import begin_session, look_up
 from infrastructure.event_store.waiting import Pending, Sent, WaitingRoom
 from infrastructure.event_store.writing import insertions, place_group, results
 from infrastructure.postgres.pool import Connection, connect, has_news
+from infrastructure.unusable import is_unusable
 
 GROUP = 500  # events a transaction, unless a single append has more
 WAITING = 20_000  # events that may wait
-PATIENCE = 30.0  # seconds an append waits for a log that cannot be reached
+PATIENCE = 25.0  # seconds an append waits for a log that cannot be reached, or is silent
+READ_ONLY_PATIENCE = 5.0  # seconds likewise, for a log that takes no writes
 LONGEST_BACKOFF = 1.0  # seconds
 
 # A process that is stopped while it holds the lock of the log must not stop the others.
@@ -32,11 +34,14 @@ _MANNERS = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = 
 _BEGIN = Statement("BEGIN", "BEGIN ISOLATION LEVEL READ COMMITTED")
 _COMMIT = Statement("COMMIT", "COMMIT")
 
-_LOST = (
-    psycopg.OperationalError,
-    psycopg.InterfaceError,
-    psycopg.errors.ReadOnlySqlTransaction,  # a server that became, or is not yet, the primary
-    OSError,
+# Errors that a server reports of a statement, and then ends the transaction without a commit.
+_ROLLED_BACK = (
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.DiskFull,
+    psycopg.errors.OutOfMemory,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.DeadlockDetected,
 )
 
 _log = structlog.get_logger(__name__)
@@ -88,7 +93,13 @@ class GroupCommitter:
             await self._room.enter(pending)
         except TimeoutError:
             raise Unavailable("the log has no room for more, or was closed") from None
-        return await pending.outcome
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await pending.outcome
+        except TimeoutError:
+            if pending.outcome.done() and not pending.outcome.cancelled():
+                return pending.outcome.result()
+            raise _given_up(pending) from None
 
     async def close(self) -> None:
         """Records what waits, then ends; new appends are refused meanwhile."""
@@ -119,17 +130,22 @@ class GroupCommitter:
                 connection = await self._connected()
                 group = await self._settle(connection, group)
                 group = await self._record(group)
-            except (*_LOST, psycopg.errors.UniqueViolation) as error:
+            except Exception as error:
+                for pending in group:
+                    if isinstance(error, _ROLLED_BACK):
+                        pending.sent = None
+                    pending.recording = pending.sent is not None
                 # A UniqueViolation is somebody who writes without the lock: judge again.
+                again = isinstance(error, psycopg.errors.UniqueViolation | OSError)
+                if not again and not is_unusable(error):
+                    await self._disconnect()
+                    await self._isolate(group, error)
+                    return
                 _log.warning("log_unreachable", error=str(error), appends=len(group))
                 await self._disconnect()
-                group = self._give_up_late(group)
+                group = self._give_up_late(group, self._spare(error))
                 await asyncio.sleep(backoff)
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
-            except Exception as error:
-                await self._disconnect()
-                await self._isolate(group, error)
-                return
 
     async def _settle(self, connection: Connection, group: list[Pending]) -> list[Pending]:
         """Looks up what may have been recorded before; returns what certainly was not."""
@@ -145,6 +161,8 @@ class GroupCommitter:
     async def _record(self, group: list[Pending]) -> list[Pending]:
         """One transaction, or a second one if the writers were wrong; nothing is left to do."""
         if group:
+            for pending in group:
+                pending.recording = True
             encoded = [pending.encoded for pending in group]
             # To a server that has gone, as its last words may say, no rows are sent by mistake.
             sure = self._connection is not None and not has_news(self._connection.fileno())
@@ -199,14 +217,16 @@ class GroupCommitter:
             else:
                 await self._commit([pending])
 
-    def _give_up_late(self, group: list[Pending]) -> list[Pending]:
-        now = asyncio.get_running_loop().time()
+    def _spare(self, error: Exception) -> float:
+        """The seconds by which appends are given up before their deadline."""
+        read_only = isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
+        return max(0.0, self._patience - READ_ONLY_PATIENCE) if read_only else 0.0
+
+    def _give_up_late(self, group: list[Pending], spare: float) -> list[Pending]:
+        now = asyncio.get_running_loop().time() + spare
         late = [pending for pending in group if pending.deadline <= now]
         for pending in (*late, *self._room.take_late(now)):
-            if pending.sent is None:
-                pending.resolve(Unavailable("the log cannot be reached"))
-            else:
-                pending.resolve(Undetermined("the log was lost while it recorded"))
+            pending.resolve(_given_up(pending))
         return [pending for pending in group if not pending.outcome.done()]
 
     async def _connected(self) -> Connection:
@@ -221,3 +241,10 @@ class GroupCommitter:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+
+def _given_up(pending: Pending) -> ApplicationError:
+    """What a caller learns whose append has waited for too long."""
+    if pending.recording:
+        return Undetermined("the log was lost while it recorded")
+    return Unavailable("the log cannot be reached")

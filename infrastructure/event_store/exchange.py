@@ -15,12 +15,15 @@ from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 from psycopg import AsyncRawCursor, OperationalError
-from psycopg.errors import error_from_result
+from psycopg.errors import ConnectionTimeout, error_from_result
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGconn, PGresult
 
 from infrastructure.event_store.arrays import Array
 from infrastructure.postgres.pool import Connection
+
+# Longer than lock_timeout of a committer, shorter than what a request may take.
+EXCHANGE_TIMEOUT = 12.0  # seconds
 
 _FAILED = frozenset({ExecStatus.FATAL_ERROR, ExecStatus.PIPELINE_ABORTED})
 _BIGINT = Struct("!q").unpack
@@ -112,7 +115,14 @@ class Exchange:
         )
 
     async def _converse(self, commands: Sequence[Callable[[], None]]) -> list[PGresult]:
-        """The result of each command."""
+        """The result of each command. Raises ConnectionTimeout where the server is silent."""
+        try:
+            async with asyncio.timeout(EXCHANGE_TIMEOUT):
+                return await self._results(commands)
+        except TimeoutError:
+            raise ConnectionTimeout(f"the server was silent for {EXCHANGE_TIMEOUT:g} s") from None
+
+    async def _results(self, commands: Sequence[Callable[[], None]]) -> list[PGresult]:
         self._server.enter_pipeline_mode()
         for command in commands:
             command()

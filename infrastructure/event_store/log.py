@@ -9,12 +9,10 @@ from datetime import datetime
 from typing import Self
 from uuid import UUID
 
-import psycopg
 import structlog
-from psycopg_pool import PoolTimeout
 
 from application.envelope import Append, Appended, Recorded
-from application.errors import NotFound, Unavailable
+from application.errors import NotFound
 from domain.batch.aggregate import Batch
 from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
@@ -25,7 +23,7 @@ from infrastructure.event_store.reading import last_position_at, read_head, read
 from infrastructure.event_store.remembered import Known, Remembered
 from infrastructure.event_store.snapshots import last_snapshot, save_snapshot
 from infrastructure.event_store.writing import stream_versions
-from infrastructure.postgres.pool import Connection, Pool
+from infrastructure.postgres.pool import Connection, Pool, borrowed
 
 REMEMBERED = 20_000  # aggregates
 FRESH = 1.0  # seconds for which an aggregate is taken as current without looking
@@ -169,8 +167,5 @@ class PostgresEventLog:
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
         """Raises Unavailable when the server cannot be reached."""
-        try:
-            async with self._pool.connection() as connection:
-                yield connection
-        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
-            raise Unavailable(f"the log cannot be reached: {error}") from error
+        async with borrowed(self._pool, "the log cannot be read") as connection:
+            yield connection

@@ -14,10 +14,13 @@ from infrastructure.postgres.pool import Connection
 
 SESSIONS = 0x75707472  # "uptr": the advisory locks that sessions of committers hold, by number
 
+# Not one that waits for a synchronous standby: that would only end the waiting, and show to others
+# what the standby does not have.
 _END_SESSION = """
-SELECT pg_terminate_backend(pid) FROM pg_locks
+SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity a USING (pid)
 WHERE locktype = 'advisory' AND objsubid = 2 AND classid = %s AND objid = %s
-AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+AND a.wait_event IS DISTINCT FROM 'SyncRep' AND pg_locks.database
+    = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
 _FOUND = """
 SELECT e.notification_id, e.topic, e.state
@@ -26,6 +29,9 @@ LEFT JOIN LATERAL (
     SELECT * FROM stored_events
     WHERE originator_id = sent.stream AND originator_version = sent.version OFFSET 0) AS e ON true
 ORDER BY place"""
+
+# A commit that has something to write waits for the synchronous standby, and for all before it.
+_WRITE_SOMETHING = "SELECT pg_logical_emit_message(true, 'uptrail', '')"
 
 _ANSWERED = "SELECT position FROM command_answers WHERE command_id = %s AND fingerprint = %s"
 
@@ -49,7 +55,12 @@ async def look_up(connection: Connection, sent: Sequence[Sent]) -> list[Appended
             await connection.execute(_END_SESSION, (SESSIONS, session))
             await connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (SESSIONS, session))
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-        return [await _outcome(connection, sending.placed) for sending in sent]
+        outcomes = [await _outcome(connection, sending.placed) for sending in sent]
+        if any(outcomes):
+            # What is visible may have been recovered from the disk of a server that crashed while
+            # it waited for its standby: it is acknowledged only when the standby has it, too.
+            await connection.execute(_WRITE_SOMETHING)
+    return outcomes
 
 
 async def _outcome(connection: Connection, placed: Placed) -> Appended | None:

@@ -22,13 +22,15 @@ class Pending(msgspec.Struct):
     """An append on its way. `deadline` is in seconds of the event loop's clock.
 
     `sent` is what was sent to the server when the connection was lost: until that is looked
-    up, nobody knows whether it was recorded.
+    up, nobody knows whether it was recorded. `recording` is true from the moment at which it may
+    be sent until it is certain that nothing was.
     """
 
     encoded: Encoded
     outcome: asyncio.Future[Appended]
     deadline: float
     sent: Sent | None = None
+    recording: bool = False
 
     def resolve(self, result: Appended | BaseException) -> None:
         """Tells the caller, unless it has gone away."""

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
-import psycopg
-from psycopg_pool import PoolTimeout
-
-from application.errors import Unavailable
 from application.ports.jobs import Cleared
 from domain.upload.aggregate import Upload
 from infrastructure.event_store.arrays import uuids
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.folding import Aggregate, fold
 from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS, decode_snapshot
-from infrastructure.postgres.pool import Connection, Pool
+from infrastructure.postgres.pool import Connection, Pool, borrowed
 
 # The version counts: a retry that was due for an earlier failure says nothing of a later one.
 _RUNNING = """
@@ -49,11 +45,8 @@ class PostgresClearance:
         self._codec = codec
 
     async def cleared(self, uploads: Sequence[UUID]) -> Sequence[Cleared]:
-        try:
-            async with self._pool.connection() as connection:
-                return await self._cleared(connection, uploads)
-        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
-            raise Unavailable(f"the database cannot be reached: {error}") from error
+        async with borrowed(self._pool) as connection:
+            return await self._cleared(connection, uploads)
 
     async def _cleared(self, connection: Connection, uploads: Sequence[UUID]) -> Sequence[Cleared]:
         ids, topics = uuids(uploads), list(SNAPSHOT_TOPICS)

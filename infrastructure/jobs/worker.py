@@ -185,6 +185,15 @@ class _Incarnation(procrastinate.worker.Worker):
         self._attempts.stop()
         super().stop()  # type: ignore[no-untyped-call]
 
+    async def _persist_job_status(self, *job: Any, **more: Any) -> None:
+        """Mark the end of a job. Where that fails, another incarnation begins: the queue then knows
+        that the job has no worker, and it is given to one again."""
+        try:
+            await super()._persist_job_status(*job, **more)
+        except _LOST as error:
+            _log.warning("job_not_marked", error=str(error))
+            self.stop()
+
     def stop_without(self, helper: asyncio.Task[Any]) -> None:
         """Ends this incarnation when something it cannot do without has failed."""
         if not helper.cancelled() and (error := helper.exception()):

@@ -6,12 +6,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import psycopg
-from psycopg_pool import PoolTimeout
-
-from application.errors import Unavailable
 from application.ports.workers import OpenAttempt, ProcessView, WorkerView
-from infrastructure.postgres.pool import Connection, Pool
+from infrastructure.postgres.pool import Connection, Pool, borrowed
 
 MOST_WORKERS = 1000
 MOST_ATTEMPTS = 10_000
@@ -60,11 +56,8 @@ class PostgresWorkers:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        try:
-            async with self._pool.connection() as connection:
-                yield connection
-        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
-            raise Unavailable(f"the database cannot be reached: {error}") from error
+        async with borrowed(self._pool) as connection:
+            yield connection
 
 
 async def _held(connection: Connection, owner: str | None) -> dict[str, list[OpenAttempt]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
+import structlog
 from psycopg import AsyncConnection, BaseConnection
 from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
@@ -26,8 +27,8 @@ Connection: TypeAlias = AsyncConnection[TupleRow]
 T = TypeVar("T")
 
 # A request that needs an answer gets one or is refused; no statement of a request takes so long.
-ANSWER_TIMEOUT = 20.0  # seconds until a connection whose server is silent is given up
-STATEMENT_TIMEOUT = "15s"  # after which a server that lives ends the statement itself
+ANSWER_TIMEOUT = 15.0  # seconds until a connection whose server is silent is given up
+STATEMENT_TIMEOUT = "12s"  # after which a server that lives ends the statement itself
 PROBE_INTERVAL = 15.0  # seconds of silence after which the server of a long statement is probed
 
 # A client that vanished without a word holds its locks until the server asks after it, which by
@@ -51,6 +52,8 @@ _REFUSED = (  # by the server, for a setting that cannot be applied
     psycopg.errors.CantChangeRuntimeParam,
 )
 
+_log = structlog.get_logger(__name__)
+
 _last_host: dict[str, tuple[str, str, str]] = {}  # by URL: where the last connection was made
 
 
@@ -60,12 +63,12 @@ class TimedConnection(AsyncConnection[TupleRow]):
     TCP cannot tell: the kernel of a server whose processes are stopped still acknowledges.
     """
 
-    answer_timeout: ClassVar[float] = ANSWER_TIMEOUT
+    answer_timeout = ANSWER_TIMEOUT
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.made_at = asyncio.get_running_loop().time()
-        self.timed_out = False
+        self.is_outdated = False  # what holds for it holds for others made before
 
     async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Consume a generator as psycopg does, with a deadline where the caller sets none.
@@ -84,12 +87,12 @@ class TimedConnection(AsyncConnection[TupleRow]):
         raise ConnectionTimeout(f"the server was silent for {self.answer_timeout:g} s")
 
     def _give_up(self) -> None:
-        self.timed_out = True
+        self.is_outdated = True
         self.pgconn.finish()
 
 
 class PatientConnection(TimedConnection):
-    """A connection for long statements: it is given up only when its server does not accept
+    """A connection for long statements: it is given up only when its server does not respond to
     another connection either."""
 
     answer_timeout = PROBE_INTERVAL
@@ -98,9 +101,11 @@ class PatientConnection(TimedConnection):
         while True:
             try:
                 await self._probe()
-            except psycopg.Error as error:
+            except ConnectionTimeout as error:
                 self._give_up()
                 raise ConnectionTimeout(f"the server does not respond: {error}") from error
+            except psycopg.Error as error:  # it responds, if only to say that it is full
+                _log.debug("probe_refused", error=str(error))
             try:
                 return await super(TimedConnection, self).wait(gen, interval, PROBE_INTERVAL)
             except _WaitTimeout:
@@ -122,16 +127,24 @@ class PatientConnection(TimedConnection):
 
 
 async def connect(
-    url: str, *, name: str, settings: Mapping[str, str] | None = None, patient: bool = True
+    url: str,
+    *,
+    name: str,
+    settings: Mapping[str, str] | None = None,
+    patient: bool = True,
+    answer_timeout: float | None = None,
 ) -> Connection:
     """A connection in autocommit mode; `name` tells it apart in pg_stat_activity.
 
     `settings` are of this session, besides those that every session states. A connection that is
-    not `patient` is given up after ANSWER_TIMEOUT, whether or not its server lives.
+    not `patient` is given up after ANSWER_TIMEOUT, or `answer_timeout` seconds, whether or not its
+    server lives.
     Raises psycopg.Error when the server cannot be reached, BadDatabaseUrl.
     """
     kind = PatientConnection if patient else TimedConnection
     connection = await kind.connect(conninfo(url, name), autocommit=True)
+    if answer_timeout is not None:
+        connection.answer_timeout = answer_timeout
     try:
         await set_up(connection, url, settings)
     except BaseException:

@@ -11,6 +11,7 @@ import psycopg
 import structlog
 from psycopg.sql import SQL, Identifier
 
+from infrastructure.postgres.database_url import BadDatabaseUrl
 from infrastructure.postgres.pool import Connection, connect
 
 LOG = "uptrail_log"  # payload: the last position of a commit
@@ -131,7 +132,7 @@ class Listener:
                     await self._listen(connection)
                 finally:
                     await connection.close()
-            except (psycopg.Error, OSError) as error:
+            except (psycopg.Error, OSError, BadDatabaseUrl) as error:
                 if self._listening.is_set():
                     backoff = 0.05
                 self._listening.clear()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, TypeAlias, TypeVar
 
 from psycopg import AsyncCursor
+from psycopg.errors import ReadOnlySqlTransaction
 from psycopg.pq import PipelineStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
@@ -21,13 +23,14 @@ from infrastructure.postgres.connection import (
     set_up,
 )
 from infrastructure.tasks import delivered
+from infrastructure.unusable import as_unavailable
 
-__all__ = ["Connection", "Cursor", "Pool", "connect", "has_news", "make_pool", "still_there"]
+__all__ = ["Connection", "Cursor", "Pool", "borrowed", "connect", "has_news", "make_pool"]
 
 Cursor: TypeAlias = AsyncCursor[TupleRow]
 T = TypeVar("T")
 
-POOL_TIMEOUT = 10.0  # seconds that a borrower waits for a connection
+POOL_TIMEOUT = 20.0  # seconds that a borrower waits for a connection
 RECONNECT_PAUSE = 1.0  # seconds between two attempts to connect, however long an outage lasts
 
 
@@ -40,7 +43,7 @@ class Pool(AsyncConnectionPool[Connection]):
 
     It also connects again at a steady pace after an outage, where psycopg_pool waits twice as
     long after each failure and gives up after a while; and when one connection was given up
-    because its server was silent, the others of that time are replaced, too.
+    because its server was silent or read-only, the others of that time are replaced, too.
     """
 
     def __init__(self, conninfo: str | Callable[[], str], **options: Any) -> None:
@@ -54,6 +57,19 @@ class Pool(AsyncConnectionPool[Connection]):
             **options,
         )
 
+    @asynccontextmanager
+    async def connection(self, timeout: float | None = None) -> AsyncIterator[Connection]:
+        """A connection of the pool. One whose session is read-only is not used again: it stays so
+        when the database takes writes again."""
+        async with super().connection(timeout) as connection:
+            try:
+                yield connection
+            except ReadOnlySqlTransaction:
+                if isinstance(connection, TimedConnection):
+                    connection.is_outdated = True
+                await connection.close()
+                raise
+
     async def getconn(self, timeout: float | None = None) -> Connection:
         return await delivered(self._start(super().getconn(timeout)), self._take_back)
 
@@ -61,7 +77,7 @@ class Pool(AsyncConnectionPool[Connection]):
         """A connection whose borrower was cancelled in the middle of a pipeline is let go."""
         if conn.pgconn.pipeline_status != PipelineStatus.OFF:
             await conn.close()  # what was asked and not yet read would mix with the next questions
-        if isinstance(conn, TimedConnection) and conn.timed_out:
+        if isinstance(conn, TimedConnection) and conn.is_outdated:
             self._replace_older_than(conn)
         await asyncio.shield(self._start(super().putconn(conn)))
 
@@ -76,9 +92,9 @@ class Pool(AsyncConnectionPool[Connection]):
         """Nobody waits for this connection any more."""
         self._start(super().putconn(connection))
 
-    def _replace_older_than(self, silent: TimedConnection) -> None:
+    def _replace_older_than(self, outdated: TimedConnection) -> None:
         """Replace all connections, unless that was done since this one was made."""
-        if silent.made_at > self._replaced_at:
+        if outdated.made_at > self._replaced_at:
             self._replaced_at = asyncio.get_running_loop().time()
             self._start(self.drain())
 
@@ -102,8 +118,13 @@ class Pool(AsyncConnectionPool[Connection]):
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._under_way.add(task)  # the loop itself would not hold on to it
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # the one who waits for it learns of it, if anybody does
 
 
 def make_pool(
@@ -137,6 +158,16 @@ def make_pool(
         name=f"uptrail-{name}",
         timeout=POOL_TIMEOUT,
     )
+
+
+@asynccontextmanager
+async def borrowed(
+    pool: Pool, what: str = "the database cannot be used"
+) -> AsyncIterator[Connection]:
+    """A connection of the pool. Raises Unavailable."""
+    with as_unavailable(what):
+        async with pool.connection() as connection:
+            yield connection
 
 
 async def still_there(connection: Connection) -> None:

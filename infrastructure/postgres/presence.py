@@ -16,6 +16,7 @@ import structlog
 from psycopg_pool import PoolTimeout
 
 from infrastructure.postgres.pool import Pool
+from infrastructure.unusable import is_unusable
 
 FORGOTTEN = 3600.0  # seconds of silence after which a row goes
 PATIENCE = 1.0  # seconds to take the own row away
@@ -57,7 +58,9 @@ class Presence:
             while True:
                 try:
                     await self._touch()
-                except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+                except Exception as error:
+                    if not is_unusable(error):
+                        raise
                     _log.warning("presence_not_told", error=str(error))
                 await asyncio.sleep(self._interval)
         finally:

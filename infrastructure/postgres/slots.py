@@ -14,6 +14,7 @@ from psycopg.sql import SQL
 
 from application.errors import Unavailable
 from infrastructure.postgres.pool import Connection, connect
+from infrastructure.tasks import in_turn
 
 HELD = 2000  # by one process: PostgreSQL has room for 64 locks times its connections, of everybody
 PLACES = 1 << 16  # of one owner at most
@@ -65,12 +66,12 @@ class PostgresSlots:
         await asyncio.shield(releasing)
 
     async def _take(self, owner: int, most: int) -> PostgresSlot | None:
-        async with self._turn:
+        async with in_turn(self._turn):
             if len(self._held) >= HELD:
                 return None
             try:
                 place = await self._place(owner, most)
-            except psycopg.OperationalError:  # that the connection is lost shows when it is used
+            except psycopg.Error:  # that the connection is lost shows when it is used
                 await self._disconnect()
                 try:
                     place = await self._place(owner, most)

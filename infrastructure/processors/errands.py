@@ -7,12 +7,10 @@ from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 import msgspec
-import psycopg
 
-from application.errors import Unavailable
 from application.ports.errands import Errand, Reached, Report, Tickets
 from infrastructure.auth.tokens import hashed, is_token, new_token
-from infrastructure.postgres.pool import Pool
+from infrastructure.postgres.pool import Pool, borrowed
 
 KEPT_DAYS = 7  # for which the errand of a worker that died is kept
 
@@ -76,11 +74,8 @@ class PostgresErrands:
         return _errand(await self._rows(query, hashed(ticket))) if is_token(ticket) else None
 
     async def _rows(self, query: LiteralString, *values: object) -> Sequence[tuple[Any, ...]]:
-        try:
-            async with self._pool.connection() as connection:
-                return await (await connection.execute(query, values)).fetchall()
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            raise Unavailable(str(error)) from error
+        async with borrowed(self._pool) as connection:
+            return await (await connection.execute(query, values)).fetchall()
 
 
 def _errand(rows: Sequence[tuple[Any, ...]]) -> Errand | None:

@@ -11,16 +11,14 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.types.json import set_json_loads
 from sqlalchemy import text
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection as Session
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from application.errors import Unavailable
 from infrastructure.postgres.connection import STATEMENT_TIMEOUT, connect
 from infrastructure.postgres.pool import POOL_TIMEOUT
 from infrastructure.read_model.tables import attempts, batches, uploads
 from infrastructure.tasks import delivered
+from infrastructure.unusable import as_unavailable
 
 # Taken before the snapshot of a transaction is: a rebuild that swaps the tables is then either
 # before all of its statements or after them. Without this the snapshot could be older than the
@@ -75,21 +73,25 @@ async def one_moment(engine: AsyncEngine) -> AsyncIterator[Session]:
 async def _reached(engine: AsyncEngine) -> AsyncIterator[Session]:
     """SQLAlchemy would lose a connection that it makes for somebody who is cancelled meanwhile."""
     connecting = asyncio.create_task(engine.connect().start())
-    try:
+    with as_unavailable("the read model cannot be read"):
         session = await delivered(connecting, _let_go)
         try:
             yield session
         finally:
             await asyncio.shield(_let_go(session))
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
-        raise Unavailable(f"the read model cannot be reached: {error}") from error
 
 
 def _let_go(session: Session) -> asyncio.Task[None]:
     task = asyncio.create_task(session.close())
     _LEAVING.add(task)  # the loop itself would not hold on to it
-    task.add_done_callback(_LEAVING.discard)
+    task.add_done_callback(_left)
     return task
+
+
+def _left(task: asyncio.Task[None]) -> None:
+    _LEAVING.discard(task)
+    if not task.cancelled():
+        task.exception()  # a connection that is lost need not be given back in good order
 
 
 _LEAVING: set[asyncio.Task[None]] = set()

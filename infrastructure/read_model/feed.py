@@ -14,12 +14,11 @@ import psycopg
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.sql import SQL, Composed, Identifier
-from psycopg_pool import PoolTimeout
 
-from application.errors import Unavailable
 from application.ports.feed import Changes, Selection
 from application.views import AttemptView, BatchView, UploadView
-from infrastructure.postgres.pool import Connection, Pool
+from infrastructure.postgres.pool import Connection, Pool, borrowed
+from infrastructure.unusable import as_unavailable
 
 ATTEMPTS_PER_UPLOAD = 10  # on average over a page; a fuller one is cut
 
@@ -123,29 +122,21 @@ class PostgresFeed:
 
     async def changes(self, selection: Selection, *, since: int, after: int, limit: int) -> Changes:
         """See the port. Raises Unavailable."""
-        try:
+        with as_unavailable():
             return await self._changes(_Asked(selection, since, after, limit))
-        except (psycopg.OperationalError, PoolTimeout) as error:
-            raise Unavailable(str(error)) from error
 
     async def reach(self) -> tuple[int, int]:
         """See the port. Raises Unavailable."""
-        try:
-            async with self._pool.connection() as connection:
-                row = await (await connection.execute(_REACH)).fetchone()
-        except (psycopg.OperationalError, PoolTimeout) as error:
-            raise Unavailable(str(error)) from error
+        async with borrowed(self._pool) as connection:
+            row = await (await connection.execute(_REACH)).fetchone()
         assert row is not None  # the query always answers
         return int(row[0]), int(row[1])
 
     async def known(self, ids: frozenset[UUID], *, owner: str | None) -> frozenset[UUID]:
         """See the port. Raises Unavailable."""
-        try:
-            async with self._pool.connection() as connection:
-                cursor = await connection.execute(_KNOWN, (list(ids), owner, owner))
-                return frozenset(row[0] for row in await cursor.fetchall())
-        except (psycopg.OperationalError, PoolTimeout) as error:
-            raise Unavailable(str(error)) from error
+        async with borrowed(self._pool) as connection:
+            cursor = await connection.execute(_KNOWN, (list(ids), owner, owner))
+            return frozenset(row[0] for row in await cursor.fetchall())
 
     async def _changes(self, asked: _Asked) -> Changes:
         values = asked.values()

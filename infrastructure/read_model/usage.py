@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-import psycopg
-
-from application.errors import Unavailable
 from application.ports.usage import Used
 from domain.upload.state import GONE
-from infrastructure.postgres.pool import Pool
+from infrastructure.postgres.pool import Pool, borrowed
 
 _GONE = ", ".join(f"'{state}'" for state in sorted(GONE))
 
@@ -38,9 +35,6 @@ class PostgresUsage:
         return await self._used(_OF_BATCH, batch)
 
     async def _used(self, query: Any, key: object) -> Used:
-        try:
-            async with self._pool.connection() as connection:
-                row = await (await connection.execute(query, (key,))).fetchone()
-        except psycopg.OperationalError as error:
-            raise Unavailable(str(error)) from error
+        async with borrowed(self._pool) as connection:
+            row = await (await connection.execute(query, (key,))).fetchone()
         return Used(*row) if row else Used()

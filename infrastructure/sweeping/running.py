@@ -9,6 +9,7 @@ import structlog
 
 from application.sweeping import Cleared, Sweeper
 from infrastructure.postgres.pool import Connection, connect
+from infrastructure.unusable import longer_backoff
 
 ACTIVE = 0x75707472_0006  # "uptr", 6: the advisory lock of the sweeper that works
 NAME = "sweeper"  # its row in notification_tracking
@@ -46,7 +47,7 @@ async def run(url: str, sweeper: Sweeper) -> None:
         except Exception as error:  # whatever it was: a sweeper that gives up helps nobody
             _log.warning("sweeper_interrupted", error=repr(error), retry_in=backoff)
             await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, LONGEST_BACKOFF)
+            backoff = longer_backoff(backoff, error, LONGEST_BACKOFF)
 
 
 async def _take_over(connection: Connection) -> None:

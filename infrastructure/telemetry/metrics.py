@@ -12,13 +12,11 @@ from functools import lru_cache
 from typing import TypeAlias
 
 import msgspec
-import psycopg
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from application.errors import Unavailable
-from infrastructure.postgres.pool import Pool
+from infrastructure.postgres.pool import Pool, borrowed
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # the folder of the shared files; the library reads it itself
@@ -77,11 +75,8 @@ class PostgresVitals:
         self._dead_after = dead_after
 
     async def __call__(self) -> Vitals:
-        try:
-            async with self._pool.connection() as connection:
-                row = await (await connection.execute(_VITALS, (self._dead_after,))).fetchone()
-        except psycopg.OperationalError as error:
-            raise Unavailable(str(error)) from error
+        async with borrowed(self._pool) as connection:
+            row = await (await connection.execute(_VITALS, (self._dead_after,))).fetchone()
         named = zip(Vitals.__struct_fields__, row or (), strict=True)
         return Vitals(**{name: value for name, value in named if value is not None})
 

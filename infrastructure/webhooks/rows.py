@@ -7,14 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
-import psycopg
 from psycopg.types.json import Jsonb
-from psycopg_pool import PoolTimeout
 
-from application.errors import Unavailable
 from application.ports.deliveries import Delivery, DeliveryState, Try
 from domain.webhook.aggregate import Webhook
-from infrastructure.postgres.pool import Connection, Pool
+from infrastructure.postgres.pool import Connection, Pool, borrowed
 
 DELIVERY = (
     "d.webhook, d.position, d.lane, d.stream, d.version, d.type, d.state, d.attempts,"
@@ -25,11 +22,8 @@ DELIVERY = (
 @asynccontextmanager
 async def reached(pool: Pool) -> AsyncIterator[Connection]:
     """A connection of the pool. Raises Unavailable."""
-    try:
-        async with pool.connection() as connection:
-            yield connection
-    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
-        raise Unavailable(f"the database cannot be reached: {error}") from error
+    async with borrowed(pool) as connection:
+        yield connection
 
 
 def webhook_of(value: Any) -> Webhook:

@@ -12,6 +12,7 @@ import structlog
 from infrastructure.blobs.belonging import require_belonging
 from infrastructure.settings import Settings
 from interfaces.bootstrap.blobs import blob_place
+from interfaces.bootstrap.connections import require_connections
 from interfaces.bootstrap.door import Door, announced
 from interfaces.bootstrap.invitation import Ready, invite
 from interfaces.bootstrap.manager import tell_manager
@@ -34,10 +35,14 @@ async def serve_alone(
     ready: Callable[[Ready], None],
     stopping: asyncio.Event,
 ) -> None:
-    """Serves these roles in this process; raises what `open_parts` and `keep` raise."""
+    """Serves these roles in this process.
+
+    Raises what `require_connections`, `open_parts` and `keep` raise.
+    """
     with ExitStack() as stack:
         stack.enter_context(signals(stopping))
-        async with open_parts(settings) as parts:
+        pools = await require_connections(settings, roles)
+        async with open_parts(settings, pools) as parts:
             login = None if door is None else await invite(parts.keys, settings, door)
 
             def up() -> None:

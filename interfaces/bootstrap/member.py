@@ -16,6 +16,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from infrastructure.settings import Settings
 from infrastructure.tasks import end
+from interfaces.bootstrap.connections import PoolSizes
 from interfaces.bootstrap.door import Door
 from interfaces.bootstrap.manager import VARIABLE
 from interfaces.bootstrap.role import Role
@@ -42,6 +43,7 @@ class Order(msgspec.Struct, frozen=True):
     settings: Settings
     roles: tuple[Role, ...]
     sockets: tuple[int, ...] = ()
+    pools: PoolSizes = PoolSizes()
 
     def line(self) -> bytes:
         return msgspec.json.encode(self, enc_hook=str) + b"\n"

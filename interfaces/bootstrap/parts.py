@@ -30,10 +30,9 @@ from infrastructure.read_model.usage import PostgresUsage
 from infrastructure.settings import Settings
 from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.bootstrap.blobs import Blobs, open_blobs
+from interfaces.bootstrap.connections import PoolSizes
 from interfaces.bootstrap.database import Database, open_database
 from interfaces.services import Services
-
-POOL = 12  # connections for reading, of one process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +62,16 @@ def new_id() -> UUID:
 
 
 @asynccontextmanager
-async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
+async def open_parts(settings: Settings, pools: PoolSizes | None = None) -> AsyncIterator[Parts]:
     """Database, listener, log, read model, blobs and keys, ready to be used.
 
     Raises what `open_database` and `open_blobs` raise, UnsafeWriter, NoMasterKey, OSError.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    pools = pools or PoolSizes()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
-        pool = make_pool(database.url, name="server", min_size=2, max_size=POOL)
+        pool = make_pool(database.url, name="server", min_size=2, max_size=pools.reads)
         await stack.enter_async_context(pool)
         listener = await stack.enter_async_context(Listener(database.url))
         secrets = make_pool(database.url, name="keys", max_size=1)
@@ -82,7 +82,9 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         codec = Codec(protection=Keyring(secrets, masters))
         committer = await stack.enter_async_context(GroupCommitter(database.url, codec=codec))
         log = await stack.enter_async_context(PostgresEventLog(pool, committer, codec=codec))
-        engine = make_engine(database.url)
+        engine = make_engine(
+            database.url, size=min(4, pools.queries), overflow=max(0, pools.queries - 4)
+        )
         stack.push_async_callback(engine.dispose)
         blobs = await stack.enter_async_context(open_blobs(settings, database.url))
         keys = PostgresKeys(pool, listener)

@@ -19,6 +19,7 @@ from infrastructure.auth.keys import PostgresKeys
 from infrastructure.postgres.pool import make_pool
 from infrastructure.settings import Settings
 from interfaces.bootstrap.checking import reach_us
+from interfaces.bootstrap.connections import PoolSizes, require_connections
 from interfaces.bootstrap.database import Database, open_database
 from interfaces.bootstrap.door import Door, announced
 from interfaces.bootstrap.exit import leave_at_once
@@ -43,17 +44,18 @@ async def serve_in_processes(
 ) -> None:
     """Serves until told to stop; `ready` is called once every member is up.
 
-    Raises what `open_database` raises, NeverUp for a member that cannot begin, PartFailed for
-    one that cannot be kept alive.
+    Raises what `require_connections` and `open_database` raise, NeverUp for a member that cannot
+    begin, PartFailed for one that cannot be kept alive.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with AsyncExitStack() as stack:
+        pools = await require_connections(settings, roles)
         database = await stack.enter_async_context(open_database(settings))
         async with make_pool(database.url, name="parent", max_size=1) as pool:
             login = await invite(PostgresKeys(pool), settings, door)
         metrics = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="uptrail-metrics-")))
         given = msgspec.structs.replace(settings, database_url=database.url)
-        members = _members(given, roles, door, metrics)
+        members = _members(given, roles, pools, door, metrics)
 
         def at_once() -> None:
             for member in members:
@@ -70,18 +72,20 @@ async def serve_in_processes(
                 await first_end(stopping, tasks)
 
 
-def _members(settings: Settings, roles: Sequence[Role], door: Door, metrics: Path) -> list[Member]:
+def _members(
+    settings: Settings, roles: Sequence[Role], pools: PoolSizes, door: Door, metrics: Path
+) -> list[Member]:
     """Those that answer, and one for whatever else there is to do."""
     others = tuple(role for role in roles if role is not Role.API)
     members = [
-        Member(Order(f"api-{number}", settings, (Role.API,)), metrics, door)
+        Member(Order(f"api-{number}", settings, (Role.API,), pools=pools), metrics, door)
         for number in range(1, settings.processes + 1)
     ]
     if others:
         # This process tells services and receivers of webhooks of an address it does not answer at.
         base_url = reach_us(settings, roles) or None
         told = msgspec.structs.replace(settings, public_url=base_url)
-        members.append(Member(Order("+".join(others), told, others), metrics, None))
+        members.append(Member(Order("+".join(others), told, others, pools=pools), metrics, None))
     return members
 
 

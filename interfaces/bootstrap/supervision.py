@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 import structlog
 
+from infrastructure.unusable import is_unusable, longer_backoff
+
 Work: TypeAlias = Callable[[], Awaitable[None]]
 
 FIRST_PAUSE = 0.2  # seconds before the first new start
@@ -39,7 +41,8 @@ async def supervise(name: str, work: Work, *, essential: bool = True) -> None:
     """Run `work` until cancelled, however often it ends.
 
     Raises PartFailed when an `essential` one is hopeless: the server ends, and whoever runs it can
-    see that. Any other part is started again for ever, every LONGEST_PAUSE seconds.
+    see that. Any other part is started again for ever, every LONGEST_PAUSE seconds. An end for want
+    of the database is no death: the part is started again for as long as it takes.
     """
     loop = asyncio.get_running_loop()
     deaths, pause = 0, FIRST_PAUSE
@@ -53,6 +56,11 @@ async def supervise(name: str, work: Work, *, essential: bool = True) -> None:
             failure = error
         if loop.time() - began > STEADY:
             deaths, pause = 0, FIRST_PAUSE
+        if failure is not None and is_unusable(failure):
+            _log.warning("part_waits", part=name, error=str(failure), restart_in=pause)
+            await asyncio.sleep(pause)
+            pause = longer_backoff(pause, failure, LONGEST_PAUSE)
+            continue
         deaths += 1
         _log.error("part_died", part=name, deaths=deaths, restart_in=pause, exc_info=failure)
         if essential and deaths >= HOPELESS:

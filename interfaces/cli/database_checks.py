@@ -12,11 +12,14 @@ import psycopg
 
 from infrastructure.event_store.guard import UnsafeWriter, refuse_database_functions
 from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.connection_limits import tightest_limit
 from infrastructure.postgres.database_url import BadDatabaseUrl
 from infrastructure.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from infrastructure.postgres.migrate import heads
 from infrastructure.postgres.requirements import examine
 from infrastructure.settings import Settings
+from interfaces.bootstrap.connections import needs_of_server
+from interfaces.bootstrap.role import ALL_ROLES
 from interfaces.cli.checks import Finding, Level
 from interfaces.cli.machine_checks import machines
 
@@ -50,6 +53,7 @@ async def _examined(url: str, settings: Settings) -> list[Finding]:
             await _version(connection),
             await _clock(connection),
             *required,
+            await _connections(connection, settings),
             *await _schema(connection, settings),
         ]
 
@@ -73,6 +77,20 @@ async def _reached(settings: Settings) -> AsyncIterator[str | None]:
 async def _version(connection: Connection) -> Finding:
     number = connection.info.server_version
     return Finding(Level.OK, "database", f"PostgreSQL {number // 10_000}.{number % 10_000}")
+
+
+async def _connections(connection: Connection, settings: Settings) -> Finding:
+    """Whether the limits leave room for a server with every role: those in use may be its own."""
+    needs = needs_of_server(settings, ALL_ROLES)
+    least, most = sum(need.least for need in needs), sum(need.most for need in needs)
+    limit = await tightest_limit(connection)
+    told = f"{limit.source}, {limit.used} in use; a server needs {least} to {most}"
+    advice = limit.remedy.format(most)
+    if limit.most < least:
+        return Finding(Level.FAIL, "connections", told, advice)
+    if limit.most < most:
+        return Finding(Level.WARN, "connections", told, advice)
+    return Finding(Level.OK, "connections", told)
 
 
 async def _clock(connection: Connection) -> Finding:

@@ -130,6 +130,7 @@ def _known_errors() -> tuple[tuple[str, str, str, Exit], ...]:
         ("NewerDatabase", "{}", "run the newer version of Uptrail", Exit.ERROR),
         ("BadDatabaseUrl", "{}", "", Exit.USAGE),
         ("UnfitDatabase", "{}", "", Exit.ERROR),
+        ("TooFewConnections", "{}", "", Exit.ERROR),
         ("ReadOnlyDatabase", "{}", "", Exit.UNREACHABLE),
         (
             "OperationalError",

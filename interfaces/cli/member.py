@@ -48,7 +48,7 @@ async def _serve(order: Order) -> None:
         living.append(asyncio.create_task(_live(), name="signs-of-life"))
 
     with signals(stopping):
-        async with open_parts(order.settings) as parts:
+        async with open_parts(order.settings, order.pools) as parts:
             try:
                 await keep(parts, order.roles, sockets, up, stopping)
             finally:

@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-import psycopg
 import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -19,12 +18,12 @@ from application.errors import (
     KeyReused,
     NotFound,
     StorageFull,
-    Unavailable,
     Undetermined,
 )
 from application.ports.read_model import BadCursor
 from application.transfer.errors import AccessEnded
 from domain.errors import Faulty, NotNow, OutOfRange, Refused, Superseded
+from infrastructure.unusable import is_unusable
 from interfaces.rest.correlation import REQUEST_ID, STARTED
 from interfaces.rest.pointers import locate, pointer_of
 
@@ -154,15 +153,15 @@ def problem_of(error: Exception) -> Problem:
             return bad_parameter("cursor", "was not given out by this list")
         case AccessEnded():
             return unauthenticated(str(error), error="invalid_token")
-        case Unavailable() | psycopg.OperationalError():
-            _log.warning("unavailable", error=str(error))
-            return Problem(503, "unavailable", "try again soon", headers=RETRY_SOON)
         case Undetermined():
             _log.error("undetermined", error=str(error))
             return Problem(503, "undetermined", UNDETERMINED, headers=RETRY_SOON)
         case StorageFull(free=free):
             members = {} if free is None else {"free": free}
             return Problem(507, "storage_full", str(error), members=members)
+        case _ if is_unusable(error) and not isinstance(error, OSError):
+            _log.warning("unavailable", error=str(error))
+            return Problem(503, "unavailable", "try again soon", headers=RETRY_SOON)
         case HttpProcessingError() | web.RequestPayloadError():
             return Problem(400, "malformed_request", "the body cannot be read as it was sent")
     for kind, status, code, headers in _PLAIN:

@@ -15,6 +15,7 @@ import psycopg
 
 from application.errors import Unavailable
 from infrastructure.postgres.pool import Connection, connect
+from infrastructure.tasks import in_turn
 
 
 class Lock(Protocol):
@@ -103,7 +104,7 @@ class PostgresLocks:
                 await connection.close()  # whatever it held is free again
 
     async def _take(self, name: str) -> Lock | None:
-        async with self._turn:
+        async with in_turn(self._turn):
             try:
                 connection = await self._connected()
                 if name in self._taken:  # the server would give a session its own lock again

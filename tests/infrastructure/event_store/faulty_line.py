@@ -17,6 +17,7 @@ COMMIT = re.compile(rb"B.{4}\0COMMIT\0", re.DOTALL)
 class Cut(Enum):
     BEFORE_COMMIT = "before the server hears of it"
     AFTER_COMMIT = "before the client hears of it"
+    SILENCE = "not at all, but the client never hears of it"
 
 
 class FaultyLine:
@@ -100,6 +101,9 @@ class FaultyLine:
                 if cut is not Cut.BEFORE_COMMIT:
                     server.write(chunk)
                     await server.drain()
+                if cut is Cut.SILENCE:
+                    while await reader.read(65536):
+                        pass
                 if cut is not None:
                     return
 

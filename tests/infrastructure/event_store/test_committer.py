@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from application.envelope import Append, one
 from application.errors import Conflict, Unavailable, Undetermined
@@ -109,7 +110,11 @@ def postmaster(data_dir: Path) -> int:
 
 
 @pytest.mark.parametrize("cut", list(Cut), ids=lambda cut: cut.value)
-def test_a_connection_cut_during_commit_is_looked_up(database_url: str, cut: Cut) -> None:
+def test_a_connection_cut_during_commit_is_looked_up(
+    database_url: str, cut: Cut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infrastructure.event_store.exchange.EXCHANGE_TIMEOUT", 1.0)
+
     async def story() -> None:
         stream = new_stream()
         async with (
@@ -177,6 +182,43 @@ def test_what_may_have_been_recorded_is_never_called_unavailable(database_url: s
             line.down()
             with pytest.raises(Undetermined):
                 await pending
+
+    run(story())
+
+
+def test_no_caller_waits_longer_than_its_deadline_for_a_server_that_is_silent(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infrastructure.event_store.exchange.EXCHANGE_TIMEOUT", 3.0)
+
+    async def story() -> None:
+        async with (
+            FaultyLine(database_url).running() as line,
+            GroupCommitter(line.url, patience=0.5) as committer,
+        ):
+            line.arm(Cut.SILENCE)
+            sent = asyncio.create_task(committer.append(one(new_stream(), 0, step(0))))
+            await eventually(lambda: line.cuts)
+            with pytest.raises(Unavailable):  # it waits behind the other, and is never sent
+                await committer.append(one(new_stream(), 0, step(1)))
+            with pytest.raises(Undetermined):
+                await sent
+            assert committer._exchange is not None  # still silent: nobody waited for its end
+        assert len(await whole_log(database_url)) == 1
+
+    run(story())
+
+
+def test_a_log_that_takes_no_writes_is_refused_sooner(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infrastructure.event_store.committer.READ_ONLY_PATIENCE", 0.1)
+    read_only = make_conninfo(database_url, options="-c default_transaction_read_only=on")
+
+    async def story() -> None:
+        async with GroupCommitter(read_only, patience=3600.0) as committer:
+            with pytest.raises(Unavailable):
+                await committer.append(one(new_stream(), 0, step(0)))
 
     run(story())
 

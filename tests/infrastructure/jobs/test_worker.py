@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -414,6 +415,36 @@ def test_a_worker_does_its_uploads_within_its_bound(database_url: str, tmp_path:
         assert len(started) == 2
 
     play(database_url, tmp_path, story, pipelines=ONE_STEP)
+
+
+def test_a_job_whose_end_cannot_be_marked_is_given_to_a_worker_again(
+    database_url: str, tmp_path: Path
+) -> None:
+    """The disk of the database is full for a moment, just when a job is over."""
+    full_once = """
+    CREATE SEQUENCE tries;
+    CREATE FUNCTION full_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF nextval('tries') = 1 THEN RAISE 'no space' USING ERRCODE = '53100'; END IF;
+        RETURN OLD;
+    END $$;
+    CREATE TRIGGER full_once BEFORE DELETE ON procrastinate_jobs
+    FOR EACH ROW EXECUTE FUNCTION full_once()"""
+    unheard: list[dict[str, Any]] = []
+
+    async def story(plant: Plant) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: unheard.append(told))
+        async with plant.pool.connection() as connection:
+            await connection.execute(full_once)
+        plant.orchestrate()
+        plant.work({"step": passes})
+        batch = await plant.batch({"a.txt": b"x"})
+        assert (await plant.completed(batch)).outcome is Outcome.SUCCEEDED
+        left = "SELECT count(*) FROM procrastinate_jobs"
+        await plant.until(lambda: _has(plant, left, 0))
+
+    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+    gc.collect()  # a task whose error nobody retrieved tells of it when it is collected
+    assert unheard == []
 
 
 async def _count_losses_as_the_migration_does(plant: Plant, uploads: int) -> None:

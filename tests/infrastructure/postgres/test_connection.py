@@ -79,7 +79,7 @@ def test_a_session_states_every_setting_that_its_database_or_role_sets_otherwise
         with connect_blocking(database_url, name="test") as blocking:
             for name, value in wanted.items():
                 assert blocking.execute(f"SHOW {name}".encode()).fetchone() == (value,)
-        wanted["statement_timeout"] = "15s"
+        wanted["statement_timeout"] = "12s"
         async with make_pool(database_url, name="test") as pool, pool.connection() as connection:
             assert {name: await setting(connection, name) for name in wanted} == wanted
         engine = make_engine(database_url)

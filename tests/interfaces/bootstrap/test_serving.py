@@ -173,6 +173,7 @@ def test_an_embedded_postgres_that_is_killed_comes_back_and_nothing_is_lost(
         server.send_signal(signal.SIGTERM)
         assert server.wait(PATIENCE) == 0
     assert postmaster_of(data_dir) is None
+    assert "never retrieved" not in (data_dir.parent / "server.out").read_text()
     EmbeddedPostgres(data_dir).discard()
 
 

@@ -1,0 +1,128 @@
+"""One definition of a database that is unusable for now, and of what passes by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import SimpleNamespace
+
+import psycopg
+import pytest
+import sqlalchemy.exc
+from procrastinate.exceptions import ConnectorException
+from psycopg_pool import PoolClosed, PoolTimeout
+
+from application.errors import NotFound, Unavailable, Undetermined
+from infrastructure.postgres.connection import connect
+from infrastructure.postgres.pool import make_pool
+from infrastructure.unusable import as_unavailable, is_unusable
+from interfaces.bootstrap import supervision
+from interfaces.rest.problems import problem_of
+from tests.support import run
+
+
+def of_state(state: str) -> psycopg.Error:
+    return psycopg.errors.lookup(state)("told by the server")
+
+
+def wrapped(error: Exception) -> ConnectorException:
+    outer = ConnectorException()
+    outer.__cause__ = error
+    return outer
+
+
+PASSING = [
+    *map(of_state, ("08006", "08P01", "53100", "53200", "53300", "57014", "57P01", "57P02")),
+    *map(of_state, ("57P03", "57P05", "58030", "25006", "25P03", "40001", "40P01", "55P03")),
+    psycopg.OperationalError("connection refused"),
+    psycopg.errors.ConnectionTimeout("the server was silent"),
+    psycopg.InterfaceError("the connection is closed"),
+    PoolTimeout(),
+    PoolClosed(),
+    Unavailable("no"),
+    Undetermined("no"),
+    ConnectionResetError(),
+    TimeoutError(),
+    socket.gaierror(),
+    wrapped(of_state("25006")),
+    sqlalchemy.exc.InternalError("SELECT", {}, of_state("25006")),
+    sqlalchemy.exc.OperationalError("SELECT", {}, of_state("57P01")),
+    sqlalchemy.exc.TimeoutError(),
+    ExceptionGroup("all", [TimeoutError(), of_state("53300")]),
+]
+
+LASTING = [
+    *map(of_state, ("23505", "42P01", "42501", "42601", "22001", "0A000", "XX000")),
+    psycopg.DataError("a NUL byte"),
+    wrapped(of_state("42P01")),
+    sqlalchemy.exc.ProgrammingError("SELECT", {}, of_state("42P01")),
+    OSError(28, "No space left on device"),
+    NotFound("no"),
+    ValueError(),
+    ExceptionGroup("some", [TimeoutError(), ValueError()]),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=lambda error: f"{type(error).__name__}")
+def test_what_passes_by_itself_is_unusable_for_now(error: Exception) -> None:
+    assert is_unusable(error)
+    if not isinstance(error, OSError):
+        problem = problem_of(error)
+        assert problem.status == 503
+        assert problem.headers["Retry-After"]
+
+
+@pytest.mark.parametrize("error", LASTING, ids=lambda error: f"{type(error).__name__}")
+def test_what_does_not_pass_by_itself_is_an_error(error: Exception) -> None:
+    assert not is_unusable(error)
+    with pytest.raises(type(error)), as_unavailable():
+        raise error
+
+
+def test_an_unknown_outcome_is_not_told_as_nothing_recorded() -> None:
+    with pytest.raises(Undetermined), as_unavailable():
+        raise Undetermined("the log was lost while it recorded")
+
+
+def test_a_part_that_waits_for_the_database_is_never_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervision, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(supervision, "LONGEST_PAUSE", 0.001)
+    starts = SimpleNamespace(count=0)
+
+    async def waiting() -> None:
+        starts.count += 1
+        if starts.count <= 3 * supervision.HOPELESS:
+            raise of_state("25006")
+        await asyncio.Event().wait()
+
+    async def story() -> None:
+        part = asyncio.create_task(supervision.supervise("part", waiting))
+        while starts.count <= 3 * supervision.HOPELESS:
+            await asyncio.sleep(0.001)
+            assert not part.done()
+        part.cancel()
+
+    run(story())
+
+
+def test_a_connection_that_is_one_too_many_is_unusable_for_now(database_url: str) -> None:
+    name = database_url.partition("?")[0].rpartition("/")[2]
+
+    async def story() -> None:
+        async with await connect(database_url, name="test") as own:
+            await own.execute(f"ALTER DATABASE {name} CONNECTION LIMIT 1".encode())
+            try:
+                async with make_pool(database_url, name="late", min_size=0) as pool:
+                    with pytest.raises(Unavailable), as_unavailable():
+                        await pool.getconn(timeout=0.5)
+                    # The pool is there again as soon as the database is, without a new borrower.
+                    waiting = asyncio.create_task(pool.getconn(timeout=60))
+                    await asyncio.sleep(0)
+                    await own.execute(f"ALTER DATABASE {name} CONNECTION LIMIT -1".encode())
+                    await pool.putconn(await waiting)
+            finally:
+                await own.execute(f"ALTER DATABASE {name} CONNECTION LIMIT -1".encode())
+
+    run(story())

@@ -1,0 +1,78 @@
+"""A server says at the start how many connections it needs, and works with as many as it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier
+
+from infrastructure.settings import Settings
+from interfaces.bootstrap.connections import needs_of, needs_of_server
+from interfaces.bootstrap.role import ALL_ROLES, Role
+from tests.faults.site import eventually, open_site
+from tests.machines.site import run_command
+from tests.pgbouncer import needs_pgbouncer, pgbouncer
+
+pytestmark = pytest.mark.timeout(300)
+
+LEAST = needs_of(Settings(), ALL_ROLES).least
+
+
+def limit_connections(url: str, number: int) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        name = Identifier(connection.info.dbname)
+        limit = SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(name, SQL(str(number)))  # type: ignore[arg-type]
+        connection.execute(limit)
+
+
+def test_too_few_connections_are_refused_with_how_many_are_needed(
+    database_url: str, tmp_path: Path
+) -> None:
+    limit_connections(database_url, 10)
+    place = ("--data-dir", str(tmp_path / "data"))
+    told = {"UPTRAIL_DATABASE_URL": database_url}
+    server = run_command("serve", "--port", "0", *place, environment=told)
+    doctor = run_command("doctor", *place, environment=told)
+    assert server.returncode == 1
+    assert "has CONNECTION LIMIT 10, of which 10 are free" in server.stderr
+    assert f"needs {LEAST} connections at least" in server.stderr
+    assert "CONNECTION LIMIT 41" in server.stderr
+    assert "Traceback" not in server.stderr
+    assert doctor.returncode == 1
+    assert "FAIL  connections" in doctor.stdout
+
+
+def test_a_server_works_with_as_few_connections_as_it_says(
+    database_url: str, tmp_path: Path
+) -> None:
+    limit_connections(database_url, LEAST)
+    with open_site(database_url, tmp_path) as site:
+        site.start()
+        assert "few_connections" in site.said()
+        batches = [site.admin.send_batch({"a.txt": b"a", "b.txt": b"b"}) for _ in range(3)]
+        for batch in batches:
+            eventually(lambda batch=batch: site.admin.batch(batch)["outcome"] == "succeeded")
+        assert "part_died" not in site.said()
+
+
+@needs_pgbouncer
+def test_a_pooler_that_gives_too_few_connections_is_refused(
+    database_url: str, tmp_path: Path
+) -> None:
+    with pgbouncer(database_url, "session", default_pool_size=5) as url:
+        told = {"UPTRAIL_DATABASE_URL": url}
+        server = run_command(
+            "serve", "--port", "0", "--data-dir", str(tmp_path / "data"), environment=told
+        )
+    assert server.returncode == 1
+    assert f"the pooler gives 5 connections at once; this server needs {LEAST}" in server.stderr
+    assert "default_pool_size" in server.stderr
+
+
+def test_several_processes_need_the_connections_of_each() -> None:
+    settings = Settings(processes=3)
+    each = needs_of_server(settings, ALL_ROLES)
+    api = needs_of(settings, [Role.API])
+    assert each == [api, api, api, needs_of(settings, [Role.ORCHESTRATOR, Role.WORKER])]
