@@ -39,11 +39,25 @@ _OWNER_KEYS = """SELECT wanted.id, k.owner, coalesce(k.wrapped, k.unwrapped) IS 
 FROM unnest(%s::uuid[]) AS wanted (id) LEFT JOIN audit.owner_keys k ON k.id = wanted.id"""
 _UNREQUESTED = """SELECT k.id::text, k.owner FROM audit.owner_keys k
 WHERE k.destroyed_at IS NOT NULL AND NOT EXISTS (
-    SELECT FROM audit.erasures e WHERE e.owner = k.owner AND e.requested_at <= k.destroyed_at)
+    SELECT FROM audit.erasures e WHERE e.owner = k.owner AND (e.requested_at >= k.made_at
+        OR k.destroyed_at BETWEEN e.requested_at AND coalesce(e.finished_at, now())))
 ORDER BY 1 LIMIT %s"""
 _SURVIVING = """SELECT k.id::text, k.owner FROM audit.owner_keys k
 WHERE k.destroyed_at IS NULL AND EXISTS (SELECT FROM audit.erasures e
     WHERE e.owner = k.owner AND e.finished_at IS NOT NULL AND e.requested_at > k.made_at)
+ORDER BY 1 LIMIT %s"""
+
+# A key that lives under a master key that is destroyed, or unknown, could not be opened; one of an
+# owner who was erased must not have been encrypted with a master key that is still there.
+_UNOPENABLE = """SELECT k.id::text, k.master FROM audit.owner_keys k
+LEFT JOIN audit.master_keys m ON m.id = k.master
+WHERE k.destroyed_at IS NULL AND k.wrapped IS NOT NULL
+    AND (m.id IS NULL OR m.destroyed_at IS NOT NULL)
+ORDER BY 1 LIMIT %s"""
+_UNDESTROYED = """SELECT k.id::text, k.master FROM audit.owner_keys k
+JOIN audit.master_keys m ON m.id = k.master
+WHERE k.destroyed_at IS NOT NULL AND m.destroyed_at IS NULL AND NOT EXISTS (
+    SELECT FROM audit.erasures e WHERE e.owner = k.owner AND e.finished_at IS NULL)
 ORDER BY 1 LIMIT %s"""
 
 _COUNTS = """SELECT (SELECT count(*) FROM api_keys), (SELECT count(*) FROM browser_sessions),
@@ -152,13 +166,13 @@ class AccessCheck:
             for id, owner, is_null, destroyed_at in rows:
                 self._check_owner_key(id, owner, is_null, destroyed_at)
         for query, detail in (
-            (_UNREQUESTED, "was destroyed, and no erasure of {} was requested before"),
+            (_UNREQUESTED, "was destroyed, and no erasure of {} was requested"),
             (_SURVIVING, "is there, although {} was erased since it was made"),
+            (_UNOPENABLE, "is encrypted with the master key {}, which is destroyed or unknown"),
+            (_UNDESTROYED, "was destroyed, but not the master key {} that encrypted it"),
         ):
-            for id, owner in await self._rows(query, PAGE):
-                self._findings.add(
-                    "owner_key_altered", "audit.owner_keys", id, detail.format(owner)
-                )
+            for id, name in await self._rows(query, PAGE):
+                self._findings.add("owner_key_altered", "audit.owner_keys", id, detail.format(name))
 
     def _check_owner_key(self, id: UUID, owner: str, is_null: bool, destroyed_at: object) -> None:
         expected = self._owner_keys.get(id, owner)

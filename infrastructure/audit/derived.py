@@ -73,6 +73,13 @@ WHERE a.position <> 0 AND (e.state IS NULL
     OR position(convert_to('"command":"' || a.command_id || '"', 'UTF8') IN e.state) = 0)
 ORDER BY 1 LIMIT %s"""
 
+# A secret that is gone could not sign; one of another webhook would sign for it.
+_SECRETS = """SELECT e.id::text, named.secret ->> 'id' FROM webhooks.endpoints e
+CROSS JOIN LATERAL jsonb_array_elements(e.webhook -> 'secrets') AS named (secret)
+WHERE NOT EXISTS (SELECT FROM webhooks.secrets s
+    WHERE s.id::text = named.secret ->> 'id' AND s.webhook = e.id)
+ORDER BY 1 LIMIT %s"""
+
 _COUNTS = """SELECT (SELECT count(*) FROM stored_snapshots),
 (SELECT count(*) FROM orchestration.members), (SELECT count(*) FROM orchestration.batches),
 (SELECT count(*) FROM webhooks.endpoints), (SELECT count(*) FROM command_answers)"""
@@ -196,6 +203,9 @@ async def _check_strays(connection: Connection, findings: Findings) -> None:
     for (key,) in await _rows(connection, _RETRIES, MAX_FINDINGS):
         detail = "no retry of this batch was requested"
         findings.add("orchestration_altered", "orchestration.retries", key, detail)
+    for key, secret in await _rows(connection, _SECRETS, MAX_FINDINGS):
+        detail = f"its secret {secret} is missing"
+        findings.add("webhook_altered", "webhooks.secrets", key, detail)
     for key, position in await _rows(connection, _ANSWERS, MAX_FINDINGS):
         detail = f"the event at position {position} was not recorded by this command"
         findings.add("answer_altered", "command_answers", key, detail)

@@ -24,6 +24,7 @@ from application.ports.erasures import Erasure
 from application.ports.event_log import EventLog
 from domain.errors import NotNow
 from infrastructure.erasure.erasures import finish
+from infrastructure.erasure.key_copies import OwnerKeyCopies
 from infrastructure.erasure.keyring import FRESH
 from infrastructure.erasure.master_keys import MasterKeys
 from infrastructure.erasure.wrapping import destroy_masters_of
@@ -83,8 +84,10 @@ class Eraser:
         *,
         settle: float | None = None,
         rewrite: Callable[[Connection], Awaitable[None]] | None = None,
+        copies: OwnerKeyCopies | None = None,
     ) -> None:
         self._log = log
+        self._copies = copies
         self._rewrite = rewrite
         self._blobs = blobs
         self._masters = masters
@@ -122,7 +125,7 @@ class Eraser:
         if await self._left(connection, erasure):
             return False
         # What is left of the keys, in free space, in the WAL, in copies: nothing opens it any more.
-        await destroy_masters_of(connection, self._masters, erasure.owner)
+        await destroy_masters_of(connection, self._masters, erasure.owner, self._copies)
         cursor = await connection.execute(_COUNTS, {"owner": erasure.owner})
         batches, uploads = await cursor.fetchone() or (0, 0)
         await finish(connection, erasure, self._now(), batches, uploads)

@@ -42,8 +42,10 @@ FROM unnest(%s::text[]) AS wanted (owner)
 LEFT JOIN audit.owner_keys k ON k.owner = wanted.owner AND k.destroyed_at IS NULL
 LEFT JOIN audit.erasures e ON e.owner = wanted.owner AND e.finished_at IS NULL"""
 
-_BY_ID = """SELECT id, wrapped, master FROM audit.owner_keys
-WHERE id = ANY(%s) AND destroyed_at IS NULL"""
+# What a destroyed master key encrypted is destroyed as well, also where its row was put back.
+_BY_ID = """SELECT k.id, k.wrapped, k.master FROM audit.owner_keys k
+JOIN audit.master_keys m ON m.id = k.master AND m.destroyed_at IS NULL
+WHERE k.id = ANY(%s) AND k.destroyed_at IS NULL"""
 _DESTROYED = """SELECT id FROM audit.owner_keys
 WHERE id = ANY(%s) AND destroyed_at IS NOT NULL"""
 

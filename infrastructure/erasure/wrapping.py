@@ -7,12 +7,14 @@ database names it, and an old one is destroyed only when no living key is encryp
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, LiteralString
 from uuid import UUID
 
 import structlog
 
+from infrastructure.erasure.key_copies import OwnerKeyCopies, OwnerKeyCopy
 from infrastructure.erasure.master_keys import MasterKeys, NoMasterKey
 from infrastructure.postgres.pool import Connection
 
@@ -44,6 +46,12 @@ WHERE NOT m.current AND m.destroyed_at IS NULL AND NOT EXISTS (
     SELECT FROM audit.owner_keys k WHERE k.master = m.id AND k.destroyed_at IS NULL)"""
 _DESTROYED = "UPDATE audit.master_keys SET destroyed_at = now() WHERE id = %s"
 
+_LIVING = """SELECT id, wrapped FROM audit.owner_keys
+WHERE destroyed_at IS NULL AND master = %s ORDER BY id"""
+_WRAP_LIVING = f"{_WRAP} AND k.destroyed_at IS NULL"
+_DESTROY_OTHERS = """UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()
+WHERE destroyed_at IS NULL AND wrapped IS NOT NULL AND master <> %s"""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -59,11 +67,14 @@ def opened_for(id: UUID, content: bytes) -> bytes:
     return content[16:]
 
 
-async def ensure_master_key(connection: Connection, masters: MasterKeys) -> None:
+async def ensure_master_key(
+    connection: Connection, masters: MasterKeys, copies: OwnerKeyCopies | None = None
+) -> None:
     """Make the first master key of a database, or make sure that its current one is here.
 
-    Keys of owners from before there were master keys are encrypted with it. Raises NoMasterKey,
-    psycopg.Error.
+    A database restored from before an erasure names a master key that is destroyed: it gets the
+    owners' keys of the copy that was made when that was replaced. Keys of owners from before there
+    were master keys are encrypted with the current one. Raises NoMasterKey, psycopg.Error.
     """
     found = await _rows(connection, _CURRENT)
     if not found:
@@ -72,11 +83,51 @@ async def ensure_master_key(connection: Connection, masters: MasterKeys) -> None
         registered = await connection.execute(_REGISTER, (id, proof))
         if not registered.rowcount:  # another process was faster, perhaps on another machine
             await masters.destroy(id)
-        found = await _rows(connection, _CURRENT)
-    ((id, proof),) = found
-    if await masters.decrypt(id, [proof]) != [_PROOF]:
-        raise NoMasterKey(f"the master key {id} does not open what it encrypted")
+    try:
+        await require_master_key(connection, masters)
+    except NoMasterKey:
+        if copies is None or not await _adopt(connection, masters, copies):
+            raise
     await _wrap_all(connection, masters)
+
+
+async def require_master_key(connection: Connection, masters: MasterKeys) -> str | None:
+    """The id of the current master key, once it was tried out; None where there is none yet.
+
+    Raises NoMasterKey, psycopg.Error.
+    """
+    for id, proof in await _rows(connection, _CURRENT):
+        if await masters.decrypt(id, [proof]) != [_PROOF]:
+            raise NoMasterKey(f"the master key {id} does not open what it encrypted")
+        return str(id)
+    return None
+
+
+async def _adopt(connection: Connection, masters: MasterKeys, copies: OwnerKeyCopies) -> bool:
+    """Whether a copy replaced the database's master key, and its owners' keys are here now.
+
+    Owners that the copy does not have were erased since.
+    """
+    ((old, _),) = await _rows(connection, _CURRENT)
+    copy = await asyncio.to_thread(copies.replacing, old)
+    if copy is None or await masters.decrypt(copy.master, [copy.proof]) != [_PROOF]:
+        return False
+    async with connection.transaction():
+        if not (await connection.execute(_RETIRE, (old,))).rowcount:
+            return True  # another process was faster
+        await connection.execute(_DESTROYED, (old,))
+        await connection.execute(_REGISTER, (copy.master, copy.proof))
+        ids = [id for id, _ in copy.keys]
+        wrapped = [content for _, content in copy.keys]
+        await connection.execute(_WRAP_LIVING, (copy.master, ids, wrapped))
+        erased = await connection.execute(_DESTROY_OTHERS, (copy.master,))
+    _log.warning(
+        "owner_keys_restored",
+        master=copy.master,
+        erased_since=erased.rowcount,
+        advice="ask again for the erasures since the backup",
+    )
+    return True
 
 
 async def current_master(connection: Connection) -> str:
@@ -85,10 +136,13 @@ async def current_master(connection: Connection) -> str:
     return str(id)
 
 
-async def destroy_masters_of(connection: Connection, masters: MasterKeys, owner: str) -> None:
+async def destroy_masters_of(
+    connection: Connection, masters: MasterKeys, owner: str, copies: OwnerKeyCopies | None = None
+) -> None:
     """Destroy every master key with which a destroyed key of this owner was encrypted.
 
-    The keys of the others are encrypted with a new one first. Raises NoMasterKey, psycopg.Error.
+    The keys of the others are encrypted with a new one first, and copied beside it: a backup of the
+    database from before can be read with them. Raises NoMasterKey, OSError, psycopg.Error.
     """
     pending = await _rows(connection, _WRAPPED_ERASED, owner)
     if not pending:
@@ -99,9 +153,18 @@ async def destroy_masters_of(connection: Connection, masters: MasterKeys, owner:
     new = await current_master(connection)
     while await _rewrap(connection, masters, new):
         pass
+    if copies is not None:
+        await asyncio.to_thread(copies.write, await _copy(connection))
     for (id,) in await _rows(connection, _UNUSED):
         await masters.destroy(id)
         await connection.execute(_DESTROYED, (id,))
+
+
+async def _copy(connection: Connection) -> OwnerKeyCopy:
+    ((master, proof),) = await _rows(connection, _CURRENT)
+    replaced = await _rows(connection, "SELECT id FROM audit.master_keys WHERE NOT current")
+    keys = await _rows(connection, _LIVING, master)
+    return OwnerKeyCopy(master, proof, [row[0] for row in replaced], [(id, w) for id, w in keys])
 
 
 async def _replace(connection: Connection, masters: MasterKeys, old: str) -> None:

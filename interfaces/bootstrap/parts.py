@@ -12,6 +12,7 @@ from infrastructure.audit.proofs import PostgresSeals
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.erasure.erasures import PostgresErasures
+from infrastructure.erasure.key_copies import OwnerKeyCopies
 from infrastructure.erasure.keyring import Keyring
 from infrastructure.erasure.master_keys import MasterKeys, master_keys_of
 from infrastructure.erasure.wrapping import ensure_master_key
@@ -78,7 +79,8 @@ async def open_parts(settings: Settings, pools: PoolSizes | None = None) -> Asyn
         await stack.enter_async_context(secrets)
         masters = master_keys_of(settings)
         async with pool.connection() as connection:
-            await ensure_master_key(connection, masters)
+            copies = OwnerKeyCopies(settings.master_key_folder)
+            await ensure_master_key(connection, masters, copies)
         codec = Codec(protection=Keyring(secrets, masters))
         committer = await stack.enter_async_context(GroupCommitter(database.url, codec=codec))
         log = await stack.enter_async_context(PostgresEventLog(pool, committer, codec=codec))

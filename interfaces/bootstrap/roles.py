@@ -11,6 +11,7 @@ from infrastructure.audit.sealing import sealer_of
 from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.erasure import running as erasing
 from infrastructure.erasure.eraser import Eraser
+from infrastructure.erasure.key_copies import OwnerKeyCopies
 from infrastructure.erasure.rewriting import rewrite
 from infrastructure.postgres.presence import Presence, Standing
 from infrastructure.read_model import projector
@@ -89,6 +90,7 @@ async def _erase(parts: Parts) -> None:
         parts.masters,
         parts.services.now,
         rewrite=lambda connection: rewrite(connection, url, log),
+        copies=OwnerKeyCopies(parts.services.settings.master_key_folder),
     )
     await erasing.run(parts.database.url, eraser)
 

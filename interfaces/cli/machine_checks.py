@@ -16,8 +16,21 @@ WHERE seen_at > now() - make_interval(secs => %s) GROUP BY role"""
 
 
 async def machines(connection: Connection, settings: Settings) -> list[Finding]:
-    """Who plays which role, and whether the blobs here are those of this database."""
-    return [await _roles(connection, settings), *await _blobs(connection, settings)]
+    """Who plays which role, and whether blobs and master keys here are those of this database."""
+    roles, blobs = await _roles(connection, settings), await _blobs(connection, settings)
+    return [roles, *blobs, *await _master_key(connection, settings)]
+
+
+async def _master_key(connection: Connection, settings: Settings) -> list[Finding]:
+    """Nothing where no server has started on this database yet."""
+    from infrastructure.erasure.master_keys import NoMasterKey, master_keys_of
+    from infrastructure.erasure.wrapping import require_master_key
+
+    try:
+        id = await require_master_key(connection, master_keys_of(settings))
+    except NoMasterKey as error:
+        return [Finding(Level.FAIL, "master key", str(error), error.hint)]
+    return [] if id is None else [Finding(Level.OK, "master key", f"{id} opens owners' keys")]
 
 
 async def _roles(connection: Connection, settings: Settings) -> Finding:

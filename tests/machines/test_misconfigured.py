@@ -44,3 +44,25 @@ def test_a_worker_without_the_shared_folder_does_not_start_and_doctor_tells_why(
     assert "those of this database" in sound.stdout
     assert "api 1, orchestrator 0, worker 0" in sound.stdout
     assert "uptrail serve --role orchestrator --role worker" in sound.stdout
+
+
+def test_a_machine_without_the_master_key_does_not_start_and_doctor_tells_why(
+    database_url: str, tmp_path: Path
+) -> None:
+    with site(tmp_path, database_url) as running:
+        running.machine("api", "api")
+        running.wait_until_up()
+        other = {**running.environment, "UPTRAIL_MASTER_KEYS": str(tmp_path / "not-shared")}
+        place = ("--data-dir", str(tmp_path / "worker"))
+
+        worker = run_command("worker", *place, environment=other)
+        doctor = run_command("doctor", *place, environment=other)
+        sound = run_command("doctor", *place, environment=running.environment)
+
+    assert worker.returncode == 2
+    assert f"is not in {tmp_path / 'not-shared'}" in worker.stderr
+    assert "set master_keys to the folder that the first process used" in worker.stderr
+    assert not (tmp_path / "not-shared").exists()
+    assert doctor.returncode == 1
+    assert f"is not in {tmp_path / 'not-shared'}" in doctor.stdout
+    assert "opens owners' keys" in sound.stdout

@@ -17,11 +17,12 @@ from application.ports.keys import Scope
 from infrastructure.audit.derived import check_derived
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.erasure.erasures import PostgresErasures, finish
+from infrastructure.erasure.wrapping import destroy_masters_of
 from infrastructure.event_store.codec import Codec
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model import projector
 from tests.conftest import Databases
-from tests.infrastructure.erasure.memory_master_keys import keyring_on
+from tests.infrastructure.erasure.memory_master_keys import MASTERS, keyring_on
 from tests.infrastructure.erasure.test_keyring import opened
 from tests.infrastructure.event_store.log_support import connected
 from tests.stories import registered, started
@@ -81,6 +82,7 @@ async def _record(url: str) -> None:
                 "UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()"
                 " WHERE owner = 'gone'"
             )
+            await destroy_masters_of(connection, MASTERS, "gone")
             await finish(connection, erasure, datetime.now(UTC), 1, 1)
         await projector.catch_up(url, log)
         async with connected(url) as connection:  # the followers that do not run here
@@ -216,6 +218,18 @@ def test_rows_that_nobody_altered_follow_from_the_log(history: str, databases: D
             "owner_key_altered",
             "audit.owner_keys",
             "no erasure of acme was requested",
+        ),
+        (
+            "UPDATE audit.master_keys SET destroyed_at = now() WHERE current",
+            "owner_key_altered",
+            "audit.owner_keys",
+            "which is destroyed or unknown",
+        ),
+        (
+            "UPDATE audit.master_keys SET destroyed_at = NULL WHERE NOT current",
+            "owner_key_altered",
+            "audit.owner_keys",
+            "was destroyed, but not the master key",
         ),
         (
             "DELETE FROM audit.owner_keys WHERE owner = 'acme'",

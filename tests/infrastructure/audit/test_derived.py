@@ -20,6 +20,7 @@ from infrastructure.audit.derived import check_derived
 from infrastructure.event_store.codec import CODEC
 from infrastructure.read_model import projector
 from infrastructure.webhooks.following import Follower
+from infrastructure.webhooks.registry import PostgresWebhooks
 from tests.conftest import Databases
 from tests.infrastructure.jobs.hands import passes
 from tests.infrastructure.jobs.plant import Plant, open_plant, pipeline
@@ -73,8 +74,10 @@ async def _record(url: str, folder: Path) -> None:
 async def _add_webhooks(plant: Plant) -> None:
     for number in (1, 2):
         chosen = Subscription(url=f"https://hooks.example/{number}", events=("batch.completed",))
-        added = Webhook.add("acme", chosen, uuid4(), at=NOON, by=ALICE)
-        await plant.log.append(Append((Write(uuid4(), 0, added),)))
+        id = uuid4()
+        secret = await PostgresWebhooks(plant.pool).make_secret(id)
+        added = Webhook.add("acme", chosen, secret.id, at=NOON, by=ALICE)
+        await plant.log.append(Append((Write(id, 0, added),)))
     follower = Follower(plant.url, plant._listener.wakeups(), _Bell(), most=100, now=lambda: NOON)
     plant.start(follower.run())
 
@@ -263,6 +266,12 @@ SNAPSHOT = "convert_from(state, 'UTF8')::jsonb"
             "webhook_altered",
             "webhooks.endpoints",
             "upload.failed",
+        ),
+        (
+            "DELETE FROM webhooks.secrets",
+            "webhook_altered",
+            "webhooks.secrets",
+            "is missing",
         ),
         ("DELETE FROM webhooks.endpoints", "webhook_altered", "webhooks.endpoints", "is missing"),
         (

@@ -19,6 +19,7 @@ from application.envelope import Append, Write
 from application.errors import Unavailable
 from infrastructure.erasure import keyring as keyring_module
 from infrastructure.erasure import wrapping
+from infrastructure.erasure.key_copies import OwnerKeyCopies, OwnerKeyCopy
 from infrastructure.erasure.keyring import Keyring
 from infrastructure.erasure.master_keys import (
     CommandMasterKeys,
@@ -397,3 +398,68 @@ def test_keys_of_an_older_database_are_encrypted_at_the_first_start(
         assert content[:16] == id.bytes
     left = "SELECT count(*) FROM audit.owner_keys WHERE unwrapped IS NOT NULL OR wrapped IS NULL"
     assert rows(empty_database_url, left) == [(1,)]
+
+
+BACK_UP = (
+    "CREATE TABLE backup_masters AS SELECT * FROM audit.master_keys",
+    "CREATE TABLE backup_keys AS SELECT * FROM audit.owner_keys",
+)
+RESTORE = (
+    "DELETE FROM audit.owner_keys",
+    "DELETE FROM audit.master_keys",
+    "INSERT INTO audit.master_keys SELECT * FROM backup_masters",
+    "INSERT INTO audit.owner_keys SELECT * FROM backup_keys",
+)
+
+
+@pytest.mark.parametrize("kept", [in_files, by_command])
+def test_a_backup_from_before_erasures_is_readable_but_for_who_was_erased(
+    database_url: str, tmp_path: Path, kept: Callable[[Path], MasterKeys]
+) -> None:
+    """Two owners are erased after it was made; one of those who stay came before, one after."""
+
+    async def erase(masters: MasterKeys, copies: OwnerKeyCopies, owner: str) -> None:
+        by_hand(database_url, DESTROY, owner)
+        async with connected(database_url) as connection:
+            await destroy_masters_of(connection, masters, owner, copies)
+
+    async def story() -> None:
+        masters, copies = kept(tmp_path), OwnerKeyCopies(tmp_path / "master-keys")
+        await recorded(database_url, masters, "acme", "globex", "gone", "gone too")
+        for statement in BACK_UP:
+            by_hand(database_url, statement)
+        await erase(masters, copies, "gone")
+        await recorded(database_url, masters, "later")
+        await erase(masters, copies, "gone too")
+        for statement in RESTORE:
+            by_hand(database_url, statement)
+        by_hand(
+            database_url,
+            "DELETE FROM stored_events WHERE position('later' IN encode(state, 'escape')) > 0",
+        )
+
+        with pytest.raises(NoMasterKey):
+            async with opened(database_url, masters):
+                pass  # a machine without the copy
+        async with connected(database_url) as connection:
+            await ensure_master_key(connection, masters, copies)
+
+        assert await paths(database_url, masters) == {"", "secret of acme", "secret of globex"}
+        await recorded(database_url, masters, "gone")
+        assert "secret of gone" in await paths(database_url, masters)
+
+    run(story())
+
+
+def test_one_copy_is_kept_and_it_is_its_owners_alone(tmp_path: Path) -> None:
+    copies = OwnerKeyCopies(tmp_path / "master-keys")
+    for number in range(3):
+        copies.write(OwnerKeyCopy(f"new-{number}", b"proof", ["old"], [(uuid4(), b"key")]))
+
+    (file,) = (tmp_path / "master-keys").iterdir()
+    assert file.name == "new-2.owners"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    found = copies.replacing("old")
+    assert found is not None
+    assert found.master == "new-2"
+    assert copies.replacing("unknown") is None

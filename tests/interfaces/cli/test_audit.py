@@ -58,6 +58,42 @@ def test_verify_finds_what_was_done_to_the_log_and_to_its_seals(
     assert "are missing at the end" in found.out
 
 
+def test_verify_names_what_was_done_to_derived_tables(
+    uptrail: Command, store: tuple[str, str], tmp_path: Path
+) -> None:
+    """An admin key is put in, a webhook's address changed, an erasure and a position removed."""
+    uptrail("batch", "start")
+    uptrail("webhook", "add", "https://hooks.example/")
+    erasure = uptrail("erase", "nobody", "--yes", "--json").json["id"]
+    sound = uptrail("verify", *store)
+    assert (sound.code, "they follow from the log" in sound.out) == (0, True), sound.out
+
+    with psycopg.connect(store[1], autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO api_keys (id, secret_hash, owner, scope, label) VALUES"
+            " ('0123456789abcdef', decode(repeat('ab', 32), 'hex'), 'default', 'admin', '')"
+        )
+        connection.execute(
+            "UPDATE webhooks.endpoints SET webhook ="
+            " jsonb_set(webhook, '{subscription,url}', '\"https://evil.example/\"')"
+        )
+        connection.execute("DELETE FROM audit.erasures")
+        connection.execute("UPDATE orchestration.batches SET owner = 'globex'")
+    found = uptrail("verify", *store)
+    told = uptrail("verify", "--json", *store)
+
+    assert found.code == told.code == 1
+    for expected in (
+        "api_keys 0123456789abcdef: key altered: no event in the log is of it",
+        "webhook altered: differs from the log: subscription is",
+        f"audit.erasures {erasure}: erasure altered: is missing",
+        "orchestration altered: differs from the log: owner is globex, the log says default",
+    ):
+        assert expected in found.out
+    kinds = {one["kind"] for one in told.json["derived"]["findings"]}
+    assert kinds >= {"key_altered", "webhook_altered", "erasure_altered", "orchestration_altered"}
+
+
 def test_a_machine_without_the_key_does_not_seal_with_another(
     uptrail: Command,
     command: Command,
