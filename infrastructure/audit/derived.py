@@ -73,11 +73,12 @@ WHERE a.position <> 0 AND (e.state IS NULL
     OR position(convert_to('"command":"' || a.command_id || '"', 'UTF8') IN e.state) = 0)
 ORDER BY 1 LIMIT %s"""
 
-# A secret that is gone could not sign; one of another webhook would sign for it.
+# A secret that signs and is gone could not; those that sign no more are swept.
 _SECRETS = """SELECT e.id::text, named.secret ->> 'id' FROM webhooks.endpoints e
 CROSS JOIN LATERAL jsonb_array_elements(e.webhook -> 'secrets') AS named (secret)
 WHERE NOT EXISTS (SELECT FROM webhooks.secrets s
     WHERE s.id::text = named.secret ->> 'id' AND s.webhook = e.id)
+AND coalesce((named.secret ->> 'until')::timestamptz > now(), true)
 ORDER BY 1 LIMIT %s"""
 
 _COUNTS = """SELECT (SELECT count(*) FROM stored_snapshots),
