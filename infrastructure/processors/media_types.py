@@ -220,6 +220,8 @@ _SAME_CONTAINER = (
     {"image/jp2", "image/j2c"},
     {"image/tiff", "image/x-adobe-dng", "image/x-canon-cr2", "image/x-nikon-nef"},
     {"text/csv", "application/vnd.ms-excel"},  # Windows with Excel declares csv so
+    {HTML, XHTML},
+    {HTML, "text/markdown"},  # which may begin with markup
 )
 
 # Formats that a thumbnail can be made of, by the names their files go under.

@@ -35,7 +35,15 @@ _NDJSON = "application/x-ndjson"
 _TABLES = {"text/csv": ",;\t|", "text/tab-separated-values": "\t"}
 
 # libmagic's weakest rules: a few zero bytes are enough for them.
-_DISBELIEVED = frozenset(("image/x-tga", "application/x-dbf", "image/x-pcx", "image/x-award-bmp"))
+_DISBELIEVED = frozenset(
+    (
+        "image/x-tga",
+        "application/x-dbf",
+        "image/x-pcx",
+        "image/x-award-bmp",
+        "application/x-adobe-aco",
+    )
+)
 
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "image/jpeg"),
@@ -66,6 +74,7 @@ _TEXT_SIGNATURES = (
     ("{\\rtf", "application/rtf"),
     ("%!PS", "application/postscript"),
     ("#?RADIANCE", "image/vnd.radiance"),
+    ("/* XPM */", "image/x-xpixmap"),
     ("BEGIN:VCALENDAR", "text/calendar"),
     ("BEGIN:VCARD", "text/vcard"),
     ("d8:announce", "application/x-bittorrent"),
@@ -203,6 +212,8 @@ def _kind_of_text(text: str, whole: bool, claims: Sequence[str]) -> str:
         return _claimed_text(text, whole, claims)
     if found == XML:
         return next((claim for claim in claims if _is_vocabulary(claim)), XML)
+    if found == XHTML and HTML in claims:
+        return HTML  # most pages written as XML are served, and read, as HTML
     return found
 
 
@@ -305,19 +316,23 @@ def _is_ndjson(text: str, whole: bool) -> bool:
 def _is_table(text: str, whole: bool, delimiters: str) -> bool:
     """Return whether most rows have the same number of columns, as RFC 4180 asks of all.
 
-    Titles and totals around a table are common. A table of one column has no delimiter anywhere.
+    Titles and totals around a table are common, and so are rows that end before the last column.
+    A table of one column has no delimiter anywhere.
     """
     lines = text.lstrip("\ufeff").splitlines(keepends=True)
     lines = (lines if whole else lines[:-1])[:200]
     for delimiter in delimiters:
         try:
-            widths = Counter(len(row) for row in csv.reader(lines, delimiter=delimiter) if row)
+            widths = [len(row) for row in csv.reader(lines, delimiter=delimiter) if row]
         except csv.Error:
             continue
-        if widths:
-            width, rows = widths.most_common(1)[0]
-            if width > 1 and rows >= 0.6 * widths.total():
-                return True
+        if not widths:
+            continue
+        width, rows = Counter(widths).most_common(1)[0]
+        if width > 1 and rows >= 0.6 * len(widths):
+            return True
+        if sum(1 < width <= widths[0] for width in widths) >= 0.9 * len(widths):
+            return True
     filled = [line for line in lines if line.strip()]
     return len(filled) > 1 and not any(mark in line for line in filled for mark in delimiters)
 
@@ -339,7 +354,7 @@ def _container_type(head: bytes, second: bytes, size: int) -> str | None:
 
 
 def _riff_type(head: bytes, second: bytes, size: int) -> str | None:
-    if head[:4] == b"RIFF":
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
         kinds = {b"WEBP": "image/webp", b"WAVE": "audio/wav", b"AVI ": "video/x-msvideo"}
         return kinds.get(head[8:12])
     if head[:2] == b"BM" and unpack_from("<I", head, 14)[0] in (12, 40, 52, 56, 64, 108, 124):

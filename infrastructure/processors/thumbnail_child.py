@@ -51,6 +51,30 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_BLANK = Image.new("RGB", (16, 16))
+_TWICE: dict[str, Any] = {"save_all": True, "append_images": [_BLANK]}
+_SAMPLES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("image/jpeg", "RGB", {}),
+    ("image/jpeg", "CMYK", {}),
+    ("image/jpeg", "RGB", {**_TWICE, "format": "MPO"}),
+    ("image/png", "RGB", {}),
+    ("image/png", "P", {"transparency": 0}),
+    ("image/png", "I;16", {}),
+    ("image/png", "RGB", _TWICE),
+    ("image/gif", "P", {"transparency": 0}),
+    ("image/gif", "RGB", _TWICE),
+    ("image/webp", "RGBA", {"lossless": True}),
+    ("image/webp", "RGB", _TWICE),
+    ("image/bmp", "RGB", {}),
+    ("image/tiff", "RGB", {"compression": "tiff_lzw"}),
+    ("image/tiff", "RGB", {"compression": "jpeg"}),
+    ("image/tiff", "F", {}),
+    ("image/avif", "RGB", {"max_threads": 1, "speed": 10}),
+    (ICON, "RGBA", {}),
+    (ICON, "P", {"bitmap_format": "bmp"}),
+    ("image/jp2", "RGB", {}),
+)
+
 Size = tuple[int, int]
 
 
@@ -61,6 +85,31 @@ def prepare() -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # a child can start no threads either
     Image.MAX_IMAGE_PIXELS = None  # the order says how many, before anything is unpacked
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT
+    for media_type, mode, options in _SAMPLES:
+        _practise(media_type, mode, options)
+
+
+def _practise(media_type: str, mode: str, options: dict[str, Any]) -> None:
+    """Make a thumbnail of a sample: Pillow imports much of itself only when it meets a format."""
+    if mode in ("I;16", "F"):
+        image = Image.new(mode, _BLANK.size)
+    else:
+        image = Image.linear_gradient("L").resize(_BLANK.size).convert("RGB").convert(mode)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    more: dict[str, Any] = {"format": FORMATS[media_type][0], **options}
+    if media_type in ("image/jpeg", "image/png", "image/tiff"):
+        more |= {"exif": exif} | ({"icc_profile": profile} if mode == "RGB" else {})
+    sample = BytesIO()
+    try:
+        image.save(sample, **more)
+    except (OSError, KeyError):
+        return  # this Pillow was built without the format
+    order = {"type": media_type, "side": 8, "quality": 80, "pixels": 1024, "bytes": 65536}
+    for decode in (measure, make):
+        sample.seek(0)
+        decode(sample, order)
 
 
 def measure(source: IO[bytes], order: Order) -> Answer:

@@ -243,6 +243,7 @@ MEDIA = (
     binary("radio.mp2", m.mp2, "audio/mpeg"),
     binary("song.aac", m.aac_adts, "audio/aac"),
     binary("song.wav", m.wav, "audio/wav"),
+    binary("big-endian.wav", lambda: b"RIFX" + m.wav()[4:], "audio/wav"),
     binary("song.flac", m.flac, "audio/flac"),
     binary("song.ogg", m.ogg_vorbis, "audio/ogg"),
     binary("song.opus", m.ogg_opus, "audio/ogg"),
@@ -400,6 +401,14 @@ TEXTS = (
     text("script.sh", b"#!/bin/sh\nexit 0\n", "text/x-shellscript"),
     text("page.php", b"<?php echo 1; ?>\n", "text/x-php"),
     text("data.xml", b"<?xml version='1.0'?>\n<a/>", "application/xml", "text/xml"),
+    text("served.html", XHTML, "text/html"),
+    text(
+        "README.md", b"<!-- badges -->\n<p align=center>\n\n# Notes\n", "text/html", "text/markdown"
+    ),
+    text("icon.xpm", b'/* XPM */\nstatic char *a[] = {"1 1 1 1"};\n', "image/x-xpixmap"),
+    text("short-rows.csv", b"a,b,c,d\n1,2\n1,2,3\n1,2,3,4\n1,2,3\n1,2\n", "text/csv"),
+    text("bank.csv", b"Account;1\n\n" + b"Day;Text;Sum\n" * 9 + b"Total\n", "text/csv"),
+    text("prose.csv", b"Dear all,\n\nwe, who are here, write.\nYours\n", "text/plain", "text/csv"),
     text("feed.rss", b"<?xml version='1.0'?>\n<rss version='2.0'/>", "application/rss+xml"),
     text("page.html", HTML, "text/html"),
     text("space.html", b"\n\t  <html><body>a</body></html>", "text/html"),
