@@ -9,6 +9,7 @@ from uuid import UUID
 
 import msgspec
 
+from application.activity import show_activity_then
 from application.envelope import Recorded
 from application.errors import NotFound
 from application.ports.event_log import EventLog
@@ -55,10 +56,26 @@ async def upload_as_of(log: EventLog, id: UUID, at: Moment, *, owner: str | None
     return _owned(rows.uploads.get(id), owner)
 
 
-async def batch_as_of(log: EventLog, id: UUID, at: Moment, *, owner: str | None) -> BatchView:
-    """The batch, likewise."""
+async def batch_as_of(
+    log: EventLog, id: UUID, at: Moment, *, owner: str | None, now: datetime | None = None
+) -> BatchView:
+    """The batch, likewise, with what it was doing then; no moment is later than `now`."""
     rows = await _rows_of(log, id, at)
-    return _owned(rows.batches.get(id), owner)
+    batch = _owned(rows.batches.get(id), owner)
+    then = await _time_of(log, at, batch, now)
+    return show_activity_then(batch, then if now is None else min(then, now))
+
+
+async def _time_of(log: EventLog, at: Moment, batch: BatchView, now: datetime | None) -> datetime:
+    """The time of a moment; of a position, that of the event there, or of the next one."""
+    if isinstance(at, datetime):
+        return at
+    if at == batch.position:
+        return batch.updated_at
+    events = await log.read(max(at - 1, 0), limit=1)
+    if not events:  # beyond the end of the log
+        return now or batch.updated_at
+    return max(batch.updated_at, events[0].event.at)
 
 
 async def _rows_of(log: EventLog, stream: UUID, at: Moment) -> Rows:

@@ -6,16 +6,34 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
 
+class Activity(StrEnum):
+    """What an unfinished batch is doing."""
+
+    RECEIVING = "receiving"
+    PROCESSING = "processing"
+    WAITING_FOR_FILES = "waiting_for_files"
+    WAITING_FOR_SEAL = "waiting_for_seal"
+    WAITING_FOR_RETRY = "waiting_for_retry"
+    STALLED = "stalled"
+    PAUSED = "paused"
+
+
 class BatchView(msgspec.Struct, kw_only=True):
     """One batch. `counts` holds how many uploads are in each state, `uploads` their sum.
 
-    `pause_reason` says why the orchestrator paused it; None where a person did.
+    `pause_reason` says why the orchestrator paused it; None where a person did. `active_at` is when
+    its work last moved, `arrived_at` when bytes or a whole file last arrived.
+
+    `activity` is what it is doing now; null once it is cancelling or completed, which `state`
+    says. It waits, has stalled or was paused since `activity_since`. At `activity_until` it is
+    another one although nothing is recorded: ask again then.
     """
 
     id: UUID
@@ -40,6 +58,16 @@ class BatchView(msgspec.Struct, kw_only=True):
     updated_at: datetime
     version: int
     position: int
+    active_at: datetime
+    arrived_at: datetime | None = None
+    paused_at: datetime | None = None
+    activity: Activity | None = None
+    activity_since: datetime | None = None
+    activity_until: datetime | None = None
+
+
+DERIVED = ("activity", "activity_since", "activity_until")
+"""Fields of a batch that no row has: they follow from the others and the time, when asked."""
 
 
 class UploadView(msgspec.Struct, kw_only=True):

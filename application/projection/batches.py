@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from types import MappingProxyType
 from typing import assert_never
 
@@ -22,7 +23,7 @@ from domain.batch.events import (
     BatchStarted,
     UploadsAdded,
 )
-from domain.batch.state import BatchState, Counts, percent_of
+from domain.batch.state import BatchState, Counts, Outcome, arrived_of, percent_of
 
 BATCH_EVENTS = (
     BatchProgressed,
@@ -40,7 +41,7 @@ BATCH_EVENTS = (
     BatchErased,
 )
 
-_RUNNING: Columns = MappingProxyType({"paused": False, "pause_reason": None})
+_RUNNING: Columns = MappingProxyType({"paused": False, "pause_reason": None, "paused_at": None})
 
 
 def batch_columns(event: BatchEvent) -> Columns:
@@ -52,23 +53,26 @@ def batch_columns(event: BatchEvent) -> Columns:
                 "bytes_received": event.bytes_received,
                 "bytes_total": event.bytes_total,
                 "percent": event.percent,
+                "active_at": event.at,
+                "arrived_at": _arrived_at(event),
             }
         case BatchStarted():
             return _started(event)
         case UploadsAdded() | BatchRetryRequested():
-            return {}  # the next BatchProgressed counts them
+            return {"active_at": event.at}  # the next BatchProgressed counts them
         case BatchPrioritized(priority=priority):
             return {"priority": priority}
         case BatchSealed():
-            return {"state": BatchState.SEALED, "sealed_at": event.at}
+            return {"state": BatchState.SEALED, "sealed_at": event.at, "active_at": event.at}
         case BatchPaused(reason=reason):
-            return {"paused": True, "pause_reason": text(reason) or None}
+            return {"paused": True, "pause_reason": text(reason) or None, "paused_at": event.at}
         case BatchResumed():
-            return _RUNNING
+            return {**_RUNNING, "active_at": event.at}
         case BatchCancelled() | BatchExpired():
             return {"state": BatchState.CANCELLING, **_RUNNING}
         case BatchReopened():
-            return {"state": BatchState.SEALED, "outcome": None, "completed_at": None}
+            reopened: Columns = {"outcome": None, "completed_at": None, "active_at": event.at}
+            return {"state": BatchState.SEALED, **reopened}
         case BatchCompleted():
             return _completed(event)
         case BatchErased():
@@ -86,16 +90,26 @@ def _started(event: BatchStarted) -> Columns:
         "metadata": tree(event.metadata),
         "started_at": event.at,
         "started_by": event.by,
+        "active_at": event.at,
     }
 
 
+def _arrived_at(event: BatchProgressed) -> datetime | None:
+    """For events of before this was recorded, when whatever has arrived was counted."""
+    if event.arrived_at is None and (event.bytes_received or arrived_of(event.counts)):
+        return event.at
+    return event.arrived_at
+
+
 def _completed(event: BatchCompleted) -> Columns:
+    called_off = event.outcome in (Outcome.CANCELLED, Outcome.EXPIRED)
     return {
         **_counted(event.counts),
         "state": BatchState.COMPLETED,
         "outcome": event.outcome,
-        "percent": percent_of(event.counts, 0, 0),
+        "percent": percent_of(event.counts, 0, 0, called_off=called_off),
         "completed_at": event.at,
+        "active_at": event.at,
     }
 
 

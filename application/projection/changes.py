@@ -22,7 +22,7 @@ from domain.upload.events import (
     UploadRejected,
 )
 
-VERSION = 4
+VERSION = 5
 
 Table: TypeAlias = Literal["batches", "uploads", "attempts"]
 Key: TypeAlias = UUID | tuple[UUID, int]

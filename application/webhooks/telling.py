@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from application.activity import show_activity_then
 from application.envelope import Recorded
 from application.errors import NotFound
 from application.ports.deliveries import Delivery
@@ -71,7 +72,7 @@ class Teller:
         except NotFound:  # it is projected a moment later
             row = None
         if row is not None and row.version == delivery.version:
-            return row
+            return show_activity_then(row, row.updated_at)
         return await batch_as_of(self._log, delivery.stream, delivery.position, owner=None)
 
     async def _upload(self, delivery: Delivery) -> UploadView:

@@ -30,6 +30,7 @@ from domain.batch.state import (
     Counts,
     Outcome,
     all_ended,
+    arrived_of,
     failed_of,
     failing,
     outcome_of,
@@ -146,8 +147,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
             counts=dict(counts),
             bytes_received=bytes_received,
             bytes_total=bytes_total,
-            percent=percent_of(counts, bytes_received, bytes_total),
+            percent=percent_of(
+                counts, bytes_received, bytes_total, called_off=self.ending is not None
+            ),
             through=through,
+            arrived_at=self._arrived_at(counts, bytes_received, at),
         )
         return () if self._stands_at(progressed) else (progressed,)
 
@@ -252,6 +256,18 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
             paused=False,
             ending=outcome,
         )
+
+    def _arrived_at(self, counts: Counts, bytes_received: int, at: datetime) -> datetime | None:
+        """When bytes or a whole file last arrived, if these numbers are counted at `at`."""
+        last = self.progress
+        arrived = arrived_of(counts)
+        if last is None:
+            return at if arrived or bytes_received else None
+        if arrived > arrived_of(last.counts) or bytes_received > last.bytes_received:
+            return at
+        if last.arrived_at is None and (arrived or bytes_received):
+            return last.at  # counted by a version that did not keep it
+        return last.arrived_at
 
     def _stands_at(self, progressed: BatchProgressed) -> bool:
         last = self.progress

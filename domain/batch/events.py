@@ -7,6 +7,7 @@ The tags are stored and streamed: they never change, whatever the classes are ca
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TypeAlias
 
 from domain.batch.state import Counts, Outcome
@@ -44,13 +45,17 @@ class BatchSealed(Event, frozen=True, kw_only=True, tag="batch.sealed"):
 
 
 class BatchProgressed(Event, frozen=True, kw_only=True, tag="batch.progressed"):
-    """The state of the whole set, counted from its uploads as of position `through`."""
+    """The state of the whole set, counted from its uploads as of position `through`.
+
+    `arrived_at` is when bytes, or a whole file, had last arrived; None while nothing has.
+    """
 
     counts: Counts
     bytes_received: int
     bytes_total: int
     percent: float
     through: int
+    arrived_at: datetime | None = None
 
 
 class BatchPaused(Event, frozen=True, kw_only=True, tag="batch.paused"):

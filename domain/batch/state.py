@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import TypeAlias
 
-from domain.upload.state import ENDED, UploadState
+from domain.upload.state import ARRIVED, ENDED, UploadState
 
 Counts: TypeAlias = Mapping[UploadState, int]
 """How many uploads are in each state; a state without uploads is absent."""
@@ -29,6 +29,14 @@ class Outcome(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
+
+
+_CALLED_OFF = frozenset({UploadState.CANCELLED, UploadState.EXPIRED})
+
+
+def arrived_of(counts: Counts) -> int:
+    """How many files are there, every byte of them."""
+    return sum(count for state, count in counts.items() if state in ARRIVED)
 
 
 def all_ended(counts: Counts) -> bool:
@@ -64,11 +72,17 @@ def failing(counts: Counts, threshold: float, *, pardoned: int, sealed: bool) ->
     return failed > threshold * max(judged, fewest)
 
 
-def percent_of(counts: Counts, bytes_received: int, bytes_total: int) -> float:
-    """How far the set is, 0 to 100: half for bytes that arrived, half for uploads that ended."""
+def percent_of(
+    counts: Counts, bytes_received: int, bytes_total: int, *, called_off: bool = False
+) -> float:
+    """How far the set is, 0 to 100: half for bytes that arrived, half for uploads that ended.
+
+    In a batch that was `called_off`, uploads that ended by that have not got anywhere.
+    """
     uploads = sum(counts.values())
     if not uploads:
         return 0.0
-    ended = sum(count for state, count in counts.items() if state in ENDED) / uploads
+    undone = _CALLED_OFF if called_off else frozenset()
+    ended = sum(count for state, count in counts.items() if state in ENDED - undone) / uploads
     arrived = min(1.0, bytes_received / bytes_total) if bytes_total else ended
     return 100.0 if ended == 1.0 else round(min(99.9, 50 * arrived + 50 * ended), 1)

@@ -38,6 +38,18 @@ ENDED = frozenset(
     }
 )
 INCOMING = (UploadState.REGISTERED, UploadState.TRANSFERRING)
+ARRIVED = frozenset(
+    {
+        UploadState.RECEIVED,
+        UploadState.QUEUED,
+        UploadState.PROCESSING,
+        UploadState.RETRY_SCHEDULED,
+        UploadState.COMPLETED,
+        UploadState.FAILED,
+        UploadState.QUARANTINED,
+    }
+)
+"""States of uploads of which every byte has arrived."""
 GONE = frozenset(
     {UploadState.REJECTED, UploadState.CANCELLED, UploadState.EXPIRED, UploadState.ERASED}
 )

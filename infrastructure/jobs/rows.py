@@ -41,13 +41,14 @@ _SAVE_BATCH = """
 INSERT INTO orchestration.batches
 VALUES (%(batch)s, %(owner)s, %(state)s, %(paused)s, %(ending)s, %(reason)s, %(priority)s,
     %(version)s, %(started_at)s, %(counts)s, %(uploads)s, %(bytes_received)s, %(bytes_total)s,
-    %(progressed_at)s, %(dirty)s, %(active_at)s, %(failure_threshold)s, %(pardoned)s)
+    %(progressed_at)s, %(dirty)s, %(active_at)s, %(failure_threshold)s, %(pardoned)s,
+    %(arrived_at)s)
 ON CONFLICT (batch) DO UPDATE SET (state, paused, ending, reason, priority, version, counts,
-    uploads, bytes_received, bytes_total, progressed_at, dirty, active_at, pardoned)
+    uploads, bytes_received, bytes_total, progressed_at, dirty, active_at, pardoned, arrived_at)
   = (EXCLUDED.state, EXCLUDED.paused, EXCLUDED.ending, EXCLUDED.reason, EXCLUDED.priority,
      EXCLUDED.version, EXCLUDED.counts, EXCLUDED.uploads, EXCLUDED.bytes_received,
      EXCLUDED.bytes_total, EXCLUDED.progressed_at, EXCLUDED.dirty, EXCLUDED.active_at,
-     EXCLUDED.pardoned)"""
+     EXCLUDED.pardoned, EXCLUDED.arrived_at)"""
 
 _TALLIES = """
 SELECT batch, state, count(*),
@@ -145,6 +146,7 @@ def _progress_of(row: dict[str, Any]) -> BatchProgressed | None:
         bytes_total=total,
         percent=percent_of(counts, received, total),
         through=0,
+        arrived_at=row["arrived_at"],
     )
 
 
@@ -175,6 +177,7 @@ def _row_of(batch: Followed) -> dict[str, Any]:
         "active_at": batch.active_at,
         "failure_threshold": batch.failure_threshold,
         "pardoned": batch.pardoned,
+        "arrived_at": progress.arrived_at if progress else None,
     }
 
 

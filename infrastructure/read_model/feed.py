@@ -5,7 +5,8 @@ Plain psycopg rather than SQLAlchemy: this runs ten times a second for as long a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -15,8 +16,9 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.sql import SQL, Composed, Identifier
 
+from application.activity import show_activity, utc_now
 from application.ports.feed import Changes, Selection
-from application.views import AttemptView, BatchView, UploadView
+from application.views import DERIVED, AttemptView, BatchView, UploadView
 from infrastructure.postgres.pool import Connection, Pool, borrowed
 from infrastructure.unusable import as_unavailable
 
@@ -27,7 +29,7 @@ Rows: TypeAlias = Sequence[Sequence[Any]]
 
 
 def _columns(view: type[msgspec.Struct], table: str) -> Composed:
-    names = (Identifier(table, name) for name in view.__struct_fields__)
+    names = (Identifier(table, name) for name in view.__struct_fields__ if name not in DERIVED)
     return SQL(", ").join(names)
 
 
@@ -115,10 +117,11 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 class PostgresFeed:
-    """The read model, asked what is new in it."""
+    """The read model, asked what is new in it, and as of `now` what batches are doing."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, now: Callable[[], datetime] = utc_now) -> None:
         self._pool = pool
+        self._now = now
 
     async def changes(self, selection: Selection, *, since: int, after: int, limit: int) -> Changes:
         """See the port. Raises Unavailable."""
@@ -139,7 +142,7 @@ class PostgresFeed:
             return frozenset(row[0] for row in await cursor.fetchall())
 
     async def _changes(self, asked: _Asked) -> Changes:
-        values = asked.values()
+        values, now = asked.values(), self._now()
         async with self._pool.connection() as connection, connection.transaction():
             async with connection.pipeline():
                 for statement in (_ONE_MOMENT, _HOLD, _CHOICES):
@@ -158,7 +161,7 @@ class PostgresFeed:
             return _page(
                 asked,
                 await place.fetchall(),
-                _views(BatchView, await batches.fetchall()),
+                [show_activity(row, now) for row in _views(BatchView, await batches.fetchall())],
                 found,
                 [] if attempts is None else _views(AttemptView, await attempts.fetchall()),
             )
@@ -211,5 +214,5 @@ def _last_whole_upload(positions: Sequence[int], most: int) -> int:
 
 
 def _views(view: type[View], rows: Iterable[Sequence[Any]]) -> list[View]:
-    names = view.__struct_fields__
+    names = [name for name in view.__struct_fields__ if name not in DERIVED]
     return [view(**dict(zip(names, row, strict=True))) for row in rows]

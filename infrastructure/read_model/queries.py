@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, RowMapping, Select, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from application.activity import show_activity, utc_now
 from application.errors import NotFound
 from application.ports.event_log import Wakeups
 from application.ports.read_model import Page
@@ -32,12 +34,16 @@ View = TypeVar("View", BatchView, UploadView, AttemptView)
 class PostgresQueries:
     """Asks through the engine; `wakeups` are those of the channel `uptrail_read_model`.
 
-    Every question raises Unavailable when the database cannot be reached.
+    What a batch is doing is derived as of `now`, when it is asked for. Every question raises
+    Unavailable when the database cannot be reached.
     """
 
-    def __init__(self, engine: AsyncEngine, wakeups: Wakeups) -> None:
+    def __init__(
+        self, engine: AsyncEngine, wakeups: Wakeups, now: Callable[[], datetime] = utc_now
+    ) -> None:
         self._engine = engine
         self._wakeups = wakeups
+        self._now = now
 
     async def position(self) -> int:
         async with answering(self._engine) as session:
@@ -56,7 +62,7 @@ class PostgresQueries:
 
     async def batch(self, id: UUID, *, owner: str | None) -> BatchView:
         query = select(batches).where(batches.c.id == id, *_owned_by(batches.c.owner, owner))
-        return _only(BatchView, await self._rows(query), "batch", id)
+        return show_activity(_only(BatchView, await self._rows(query), "batch", id), self._now())
 
     async def batches(
         self,
@@ -82,7 +88,9 @@ class PostgresQueries:
             found = _views(BatchView, (await session.execute(query)).mappings().all())
             items, more = found[:limit], len(found) > limit
             next = to_cursor(AfterBatch(items[-1].started_at, items[-1].id)) if more else None
-            return Page(items, next, await _position(session))
+            now = self._now()
+            shown = [show_activity(batch, now) for batch in items]
+            return Page(shown, next, await _position(session))
 
     async def upload(self, id: UUID, *, owner: str | None) -> UploadView:
         query = select(uploads).where(uploads.c.id == id, *_owned_by(uploads.c.owner, owner))
@@ -129,7 +137,9 @@ class PostgresQueries:
     def report(
         self, batch: UUID, *, owner: str | None, only_failed: bool = False
     ) -> AbstractAsyncContextManager[Report]:
-        return open_report(self._engine, batch, owner=owner, only_failed=only_failed)
+        return open_report(
+            self._engine, batch, owner=owner, only_failed=only_failed, now=self._now()
+        )
 
     async def _rows(self, query: Select[Any]) -> Sequence[RowMapping]:
         async with answering(self._engine) as session:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from application.activity import show_activity
 from application.errors import NotFound
 from application.reporting import FAILURES, MOST_REASONS, Reason, Report, ReportRow
 from application.views import BatchView
@@ -43,7 +45,7 @@ _COUNT = func.count().label("uploads")
 
 @asynccontextmanager
 async def open_report(
-    engine: AsyncEngine, id: UUID, *, owner: str | None, only_failed: bool
+    engine: AsyncEngine, id: UUID, *, owner: str | None, only_failed: bool, now: datetime
 ) -> AsyncIterator[Report]:
     """See `application.reporting.Reports`."""
     mine = [] if owner is None else [batches.c.owner == owner]
@@ -55,7 +57,7 @@ async def open_report(
         position = (await session.execute(_POSITION)).scalar_one()
         reasons = (await session.execute(_reasons(id))).mappings().all()
         yield Report(
-            batch=BatchView(**batch),
+            batch=show_activity(BatchView(**batch), now),
             position=position,
             reasons=[Reason(**row) for row in reasons],
             files=_files(session, id, only_failed),

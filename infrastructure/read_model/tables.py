@@ -1,6 +1,6 @@
-"""The tables of the read model: one column per field of `application.views`.
+"""The tables of the read model: one column per field of `application.views` that is not derived.
 
-Every row is written whole when it begins, so that no column needs a default here.
+Every row is written whole when it begins, so that columns need no default here.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ batches = Table(
     Column("updated_at", _TIME, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("position", BigInteger, nullable=False),
+    # With a default, so that a projector of the version before can write until it is replaced.
+    Column("active_at", _TIME, nullable=False, server_default=text("now()")),
+    Column("arrived_at", _TIME),
+    Column("paused_at", _TIME),
     PrimaryKeyConstraint("id", name="batches_pkey"),
     Index("batches_owner_started_at_id_idx", "owner", "started_at", "id"),
     Index("batches_started_at_id_idx", "started_at", "id"),  # for who sees every owner

@@ -65,9 +65,14 @@ def instant(at: datetime) -> str:
 
 
 def standing(batch: BatchView) -> str:
-    """The state of a batch in a word or two."""
-    state = batch.outcome or batch.state
-    return f"{state.replace('_', ' ')}{' (paused)' if batch.paused else ''}"
+    """The outcome of a batch, or its state and what it is doing."""
+    state = (batch.outcome or batch.state).replace("_", " ")
+    if batch.activity is None:
+        return state
+    doing = batch.activity.replace("_", " ")
+    if batch.activity in ("stalled", "paused") and batch.activity_since is not None:
+        doing = f"{doing} since {moment(batch.activity_since)}"
+    return f"{state}, {doing}"
 
 
 def counted(counts: dict[str, int]) -> str:

@@ -38,8 +38,9 @@ async def show(request: web.Request) -> web.Response:
     if at is None:
         view = await services.queries.batch(id, owner=principal.sees)
     else:
-        view = await batch_as_of(services.log, id, at, owner=principal.sees)
-    etag = f'W/"{view.version}-{view.position}"'
+        now = services.now()
+        view = await batch_as_of(services.log, id, at, owner=principal.sees, now=now)
+    etag = f'W/"{view.version}-{view.position}-{view.activity}"'  # time alone changes what it does
     if etag in (tag.strip() for tag in request.headers.get("If-None-Match", "").split(",")):
         return web.Response(status=304, headers={"ETag": etag, POSITION: str(position)})
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}

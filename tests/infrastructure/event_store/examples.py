@@ -266,5 +266,15 @@ EXAMPLES: tuple[DomainEvent, ...] = (
 
 # Events that got a field later: the example above shows the bytes from before.
 GROWN: dict[str, DomainEvent] = {
+    "batch.progressed with arrival": BatchProgressed(
+        at=NOON,
+        by="orchestrator",
+        counts=COUNTS,
+        bytes_received=400,
+        bytes_total=400,
+        percent=87.5,
+        through=12,
+        arrived_at=later(-3),
+    ),
     "batch.paused with reason": BatchPaused(at=NOON, by=BY, reason="11 uploads failed"),
 }

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID, uuid4
 
 import pytest
 
+from application.views import Activity, BatchView
+from domain.file import FileDeclaration
+from interfaces.cli.client import Client
+from interfaces.cli.feed import Frame
 from interfaces.cli.main import run
+from interfaces.cli.options import Server
+from interfaces.cli.output import moment, standing
+from interfaces.cli.screens import Plain
+from interfaces.cli.sending import Tally
+from interfaces.cli.watching import until_outcome
 from tests.interfaces.cli.conftest import Command
 from tests.interfaces.conftest import LiveServer
+from tests.support import eventually
+from tests.support import run as run_story
 
 
 def test_a_batch_is_started_sealed_listed_and_watched_to_its_end(uptrail: Command) -> None:
@@ -225,3 +239,71 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.split() == ["uptrail", version("uptrail")]
+
+
+def test_a_batch_is_listed_shown_and_watched_by_what_it_is_doing(
+    uptrail: Command, server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("application.activity.STALLED_AFTER", timedelta(seconds=4))
+    id = uptrail("batch", "start", "--label", "slow").out.strip()
+    assert uptrail("batch", "show", id).out.startswith("slow: open, waiting for files, 0 %")
+
+    async def send_half_and_watch() -> list[str]:
+        async with Client(Server(server.url, server.key)) as client:
+            (file,) = await client.add_files(UUID(id), [FileDeclaration(path="a.bin", size=10)])
+            headers = {
+                "Tus-Resumable": "1.0.0",
+                "Upload-Offset": "0",
+                "Content-Type": "application/offset+octet-stream",
+            }
+            path = f"{server.url}/v1/uploads/{file.upload}"
+            async with client.session.patch(path, data=b"12345", headers=headers) as answer:
+                assert answer.status == 204
+            seen: list[str] = []
+            screen = Seen(seen)
+            watching = asyncio.create_task(until_outcome(client, UUID(id), screen))
+            await eventually(lambda: "stalled" in seen)
+            await client.command(f"/v1/batches/{id}/cancel")
+            await watching
+            return seen
+
+    seen = run_story(send_half_and_watch())
+
+    assert seen.index("receiving") < seen.index("stalled")
+    listed = uptrail("batch", "list").out
+    assert "cancelled" in listed
+    assert "100 %" not in listed
+
+
+class Seen(Plain):
+    """A screen that keeps what the batch was doing."""
+
+    def __init__(self, seen: list[str]) -> None:
+        self._seen = seen
+
+    def note(self, line: str) -> None:
+        pass
+
+    def sending(self, tally: Tally) -> None:
+        pass
+
+    def frame(self, frame: Frame) -> None:
+        self._seen += [batch.activity or batch.state for batch in frame.batches]
+
+
+def test_a_stalled_batch_says_since_when() -> None:
+    since = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    batch = BatchView(
+        id=uuid4(),
+        owner="acme",
+        started_at=since,
+        started_by="key:a",
+        updated_at=since,
+        version=1,
+        position=1,
+        active_at=since,
+        activity=Activity.STALLED,
+        activity_since=since,
+    )
+
+    assert standing(batch) == f"open, stalled since {moment(since)}"

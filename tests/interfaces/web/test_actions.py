@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import UUID
 
-from playwright.async_api import Page, expect
+import pytest
+from playwright.async_api import Locator, Page, expect
 
 from application.ports.keys import Scope
 from domain.batch.events import BatchCancelled, BatchPaused
+from domain.event import topic_of
 from domain.upload.events import UploadQuarantined
-from tests.interfaces.feed.stage import stage
+from tests.interfaces.feed.stage import Stage, stage
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
 from tests.interfaces.web.scenes import Scene
 from tests.support import run
@@ -41,7 +44,7 @@ def test_an_operator_pauses_resumes_ranks_and_cancels_a_batch(
                 await page.get_by_role("button", name="Pause").click()
                 await expect(heading).to_contain_text("Paused")
                 await page.get_by_role("button", name="Resume").click()
-                await expect(heading).to_contain_text("Running")
+                await expect(heading).to_contain_text("Waiting for seal")
 
                 await page.get_by_role("button", name="Priority").click()
                 priority = page.get_by_role("dialog").get_by_role("spinbutton")
@@ -54,11 +57,11 @@ def test_an_operator_pauses_resumes_ranks_and_cancels_a_batch(
 
                 await page.get_by_role("button", name="Seal").click()
                 await answer(page, "Seal")
-                await expect(page.get_by_role("button", name="Seal")).to_have_count(0)
+                await expect(page.get_by_role("button", name="Seal")).to_be_disabled()
                 await page.get_by_role("button", name="Cancel").click()
                 await answer(page, "Cancel the batch", "sent by mistake")
                 await expect(heading).to_contain_text("Cancelling")
-                await expect(page.get_by_role("button", name="Pause")).to_have_count(0)
+                await expect(page.get_by_role("button", name="Pause")).to_be_disabled()
             *_, last = (recorded.event for recorded in await on.log.read(0, limit=100))
             assert isinstance(last, BatchCancelled)
             assert last.reason == "sent by mistake"
@@ -89,7 +92,7 @@ def test_an_operator_retries_a_failed_upload_and_releases_a_quarantined_one(
                 await failed.click()
                 await detail.get_by_role("button", name="Retry").click()
                 await expect(failed).to_contain_text("Received")
-                await expect(detail.get_by_role("button", name="Retry")).to_have_count(0)
+                await expect(detail.get_by_role("button", name="Retry")).to_be_disabled()
 
                 quarantined = page.get_by_role("option").filter(has_text="held.jpg")
                 await quarantined.click()
@@ -128,7 +131,7 @@ def test_what_the_server_refuses_is_said_in_its_words(database_url: str, tmp_pat
             async with signed_in(browser, on, scope=Scope.OPERATOR) as page:
                 await page.goto(f"{on.address}/#/batches/{scene.id}")
                 pause = page.get_by_role("button", name="Pause")
-                await expect(pause).to_be_visible()
+                await expect(pause).to_be_enabled()
                 await on.hold()  # the page does not hear of what comes now
                 cancelled = BatchCancelled(**scene.at(60), by="key:other", reason="over")
                 await scene.record(scene.id, cancelled)
@@ -157,5 +160,133 @@ def test_a_viewer_sees_no_buttons_but_may_take_the_report(
                 report = await (await download.value).path()
                 assert "a.jpg" in report.read_text()
                 assert await page.get_by_role("button", name="Pause").count() == 0
+
+    run(story())
+
+
+async def double_click(page: Page, button: Locator) -> None:
+    """Two clicks at the same place, as fast as a person's."""
+    await expect(button).to_be_enabled()
+    box = await button.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    await page.mouse.move(x, y)
+    for _ in range(2):
+        await page.mouse.down()
+        await page.mouse.up()
+        await page.wait_for_timeout(250)
+
+
+async def places(page: Page) -> list[tuple[str, float, float]]:
+    found = []
+    for button in await page.locator(".actions button:visible").all():
+        box = await button.bounding_box()
+        assert box is not None
+        found.append((await button.inner_text(), box["x"], box["y"]))
+    return found
+
+
+async def recorded_types(on: Stage, batch: UUID) -> list[str]:
+    return [topic_of(event.event) for event in await on.log.stream(batch)]
+
+
+@pytest.mark.parametrize(
+    ("name", "recorded"),
+    [
+        ("Retry failed", ["batch.reopened", "batch.retry_requested"]),
+        ("Pause", ["batch.paused"]),
+    ],
+)
+def test_a_second_click_at_the_same_place_does_nothing_else(
+    database_url: str, tmp_path: Path, name: str, recorded: list[str]
+) -> None:
+    chromium()
+
+    async def story() -> None:
+        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+            scene = Scene(on.log, "Summer", minutes_ago=1)
+            await scene.start()
+            await scene.add("a.jpg", SIZE, tuple(scene.failed(SIZE, 1)))
+            if name == "Pause":
+                await scene.progress()
+            else:
+                await scene.finish(1)
+            before = await recorded_types(on, scene.id)
+            async with signed_in(browser, on, scope=Scope.OPERATOR) as page:
+                await page.goto(f"{on.address}/#/batches/{scene.id}")
+                button = page.get_by_role("button", name=name)
+                await expect(button).to_be_enabled()
+                at_first = await places(page)
+
+                await double_click(page, button)
+
+                other = "Resume" if name == "Pause" else "Pause"
+                await expect(page.get_by_role("button", name=other)).to_be_enabled()
+                await expect(page.locator(".buttons").first).not_to_have_attribute(
+                    "aria-busy", "true"
+                )
+                assert await places(page) == at_first
+                assert await recorded_types(on, scene.id) == before + recorded
+
+    run(story())
+
+
+def test_an_action_in_flight_is_disabled_where_it_is_until_the_page_shows_what_came_of_it(
+    database_url: str, tmp_path: Path
+) -> None:
+    chromium()
+
+    async def story() -> None:
+        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+            scene = Scene(on.log, "Summer", minutes_ago=1)
+            await scene.start()
+            await scene.add("a.jpg", SIZE, tuple(scene.queued(SIZE)))
+            await scene.progress()
+            async with signed_in(browser, on, scope=Scope.OPERATOR) as page:
+                await page.goto(f"{on.address}/#/batches/{scene.id}")
+                pause = page.get_by_role("button", name="Pause")
+                await expect(pause).to_be_enabled()
+                at_first = await places(page)
+                await on.hold()  # the answer comes, and the feed does not tell of it yet
+                async with page.expect_response("**/pause"):
+                    await pause.click()
+
+                for button in await page.locator(".actions button:visible").all():
+                    await expect(button).to_be_disabled()
+                assert await places(page) == at_first
+                await on.resume()
+                await expect(page.get_by_role("button", name="Resume")).to_be_enabled()
+                await expect(pause).to_be_disabled()
+                assert await places(page) == at_first
+
+    run(story())
+
+
+def test_the_buttons_of_an_upload_keep_their_places(database_url: str, tmp_path: Path) -> None:
+    chromium()
+
+    async def story() -> None:
+        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+            scene = Scene(on.log, "Summer", minutes_ago=1)
+            await scene.start()
+            upload = await scene.add("a.jpg", SIZE, tuple(scene.failed(SIZE, 1)))
+            await scene.finish(1)
+            async with signed_in(browser, on, scope=Scope.OPERATOR) as page:
+                await page.goto(f"{on.address}/#/batches/{scene.id}")
+                await page.get_by_role("option").filter(has_text="a.jpg").click()
+                detail = page.get_by_role("complementary", name="Upload")
+                await expect(detail).to_contain_text("Error")
+                retry = detail.get_by_role("button", name="Retry")
+                at_first = await retry.bounding_box()
+
+                await double_click(page, retry)
+
+                await expect(detail).not_to_contain_text("Error")
+                await expect(detail.get_by_role("button", name="Cancel")).to_be_enabled()
+                assert await retry.bounding_box() == at_first
+                assert await page.get_by_role("dialog").count() == 0
+                types = await recorded_types(on, upload)
+                assert types.count("upload.retry_requested") == 1
+                assert types[-1] == "upload.retry_requested"
 
     run(story())

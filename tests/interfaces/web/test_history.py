@@ -52,7 +52,7 @@ def test_the_keyboard_steps_through_a_batch_and_shows_its_state_as_of_each_event
                 for event in ("Sealed", "Counted", "Completed", "Attempt succeeded"):
                     await page.keyboard.press("ArrowLeft")
                     await shows(page, event)
-                await expect(then).to_contain_text("Running")
+                await expect(then).to_contain_text("Processing")
                 await expect(then).to_contain_text("20 %")
                 await expect(then.get_by_role("heading", name="a.jpg")).to_be_visible()
                 await expect(then).to_contain_text("Processing")

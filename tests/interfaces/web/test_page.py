@@ -44,7 +44,7 @@ def test_a_batch_is_seen_to_begin_to_stumble_to_recover_and_to_survive_a_restart
                 await expect(card.get_by_role("progressbar")).to_have_attribute(
                     "aria-valuenow", "20"
                 )
-                await expect(page.locator("#announcer")).to_contain_text("Summer: Running")
+                await expect(page.locator("#announcer")).to_contain_text("Summer: Receiving")
 
                 await card.get_by_role("link", name="Summer").click()
                 row = page.get_by_role("option").filter(has_text="a.jpg")

@@ -236,7 +236,7 @@ def test_what_the_server_does_not_take_is_said_file_by_file(
             batch = await batch_on(page)
             assert (await on.log.batch(batch)).state == "open"
             await page.get_by_role("button", name="Seal without them").click()
-            await expect(page.get_by_role("button", name="Seal without them")).to_be_hidden()
+            await expect(page.get_by_role("button", name="Seal without them")).to_be_disabled()
             on.log.forget(batch)
             assert (await on.log.batch(batch)).state == "sealed"
 
@@ -279,5 +279,26 @@ def test_a_key_for_one_batch_sends_into_that_one(database_url: str, tmp_path: Pa
                 await page.get_by_role("button", name="Upload", exact=True).click()
                 await expect(page.get_by_text("Everything has arrived")).to_be_visible()
             assert await stored(on, scene.id, "album/faro.bin") == b"faro" * 225
+
+    run(story())
+
+
+def test_where_nothing_arrived_nothing_is_said_to_have(database_url: str, tmp_path: Path) -> None:
+    chromium()
+    album = folder(tmp_path / "album", large=5000)
+
+    async def story() -> None:
+        async with (
+            stage(database_url, tmp_path, max_file_size=1000) as on,
+            opened_browser() as browser,
+            signed_in(browser, on, scope=Scope.UPLOADER) as page,
+        ):
+            await page.goto(f"{on.address}/#/send")
+            await choose(page, album)
+            await page.get_by_role("button", name="Upload", exact=True).click()
+            await expect(page.get_by_text("1 file refused; nothing has arrived")).to_be_visible()
+            bar = page.get_by_role("progressbar", name="Sent")
+            await expect(bar).to_have_attribute("aria-valuenow", "0")
+            await expect(page.locator("body")).not_to_contain_text("everything else has arrived")
 
     run(story())

@@ -2,8 +2,11 @@
 
 import { OPERATORS, post, principal, Refused } from "./api.js";
 import { ask } from "./ask.js";
-import { arrange, glyph, h, text } from "./dom.js";
+import { attribute, glyph, h, text } from "./dom.js";
 import { batchName, files } from "./words.js";
+
+const AT_LEAST = 800; // milliseconds that buttons stay disabled: a double click is one click
+const LONGEST = 10_000; // milliseconds after an answer, should the feed not tell of it
 
 const RUNNING = new Set(["open", "sealed"]);
 const OVER = new Set(["completed", "failed", "quarantined", "rejected", "cancelled", "expired", "erased"]);
@@ -87,37 +90,58 @@ const UPLOAD = [
 export const batchActions = () => new Actions(BATCH, "What to do with the batch");
 export const uploadActions = () => new Actions(UPLOAD, "What to do with the upload");
 
-/** Buttons for what is possible now; `update(row)` as the row changes. Viewers see none. */
+/**
+ * A button for each action, always in the same place: what is not possible now is disabled there,
+ * so that a second click never meets another action. `update(row, position)` as the row changes.
+ * Viewers see none.
+ */
 export class Actions {
-  /** `done()` is called after each, for what no feed tells. */
+  #flight = null; // {answered, position, until}: an action, until the page shows what came of it
+
+  /** `done(answer)` is called after each, for what no feed tells. */
   constructor(actions, label, done = () => {}) {
-    this.actions = actions;
     this.done = done;
     this.buttons = h("div.buttons", { role: "group", "aria-label": label });
     this.problem = h("p.problem", { role: "alert" });
     this.problem.hidden = true;
     this.element = h("div.actions", {}, this.buttons, this.problem);
-    this.made = new Map();
-    this.allowed = false;
+    this.made = new Map(actions.map((action) => [action, this.#button(action)]));
     principal().then((who) => {
-      this.allowed = Boolean(who && OPERATORS.has(who.scope));
-      if (this.row) this.update(this.row);
+      if (who && OPERATORS.has(who.scope)) this.buttons.replaceChildren(...this.made.values());
     });
   }
 
-  update(row) {
-    if (this.row && this.row.id !== row.id) this.problem.hidden = true;
+  /** `position` is how far the page has been told; without one, the row is up to date. */
+  update(row, position = Infinity) {
+    if (this.row && this.row.id !== row.id) {
+      this.problem.hidden = true;
+      this.#flight = null;
+    }
     this.row = row;
-    const offered = this.allowed ? this.actions.filter((action) => action.offered(row)) : [];
-    arrange(this.buttons, offered.map((action) => this.#button(action)));
+    this.position = position;
+    if (this.#flight && this.#isOver(this.#flight)) this.#flight = null;
+    this.#draw();
+  }
+
+  #isOver({ answered, position, until }) {
+    return answered && this.position >= position && performance.now() >= until;
+  }
+
+  /** `aria-disabled` rather than `disabled`, which would take the keyboard's focus away. */
+  #draw() {
+    attribute(this.buttons, "aria-busy", this.#flight ? "true" : null);
+    for (const [action, button] of this.made) {
+      attribute(button, "aria-disabled", this.#flight || !action.offered(this.row) ? "true" : null);
+    }
   }
 
   #button(action) {
-    if (!this.made.has(action)) {
-      this.made.set(action, h("button", { type: "button", onclick: () => this.#perform(action) },
-        glyph(action.shape), action.question ? `${action.name}…` : action.name));
-    }
-    return this.made.get(action);
+    const button = h("button", { type: "button", "aria-disabled": "true" },
+      glyph(action.shape), action.question ? `${action.name}…` : action.name);
+    button.addEventListener("click", () => {
+      if (!button.hasAttribute("aria-disabled")) this.#perform(action);
+    });
+    return button;
   }
 
   /** The feed shows what came of it; only a refusal is told here. */
@@ -125,18 +149,29 @@ export class Actions {
     const row = this.row;
     const answer = action.question ? await ask(action.question(row)) : "";
     if (answer === null) return;
-    const button = this.made.get(action);
-    button.disabled = true;
     this.problem.hidden = true;
+    const flight = { answered: false, position: 0, until: performance.now() + AT_LEAST };
+    this.#flight = flight;
+    this.#draw();
     try {
-      await action.act(row, answer);
-      this.done();
+      const done = await action.act(row, answer);
+      flight.position = done?.position ?? 0;
+      this.done(done);
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
       text(this.problem, error.message);
       this.problem.hidden = false;
     } finally {
-      button.disabled = false;
+      flight.answered = true;
+      setTimeout(() => this.update(this.row, this.position), AT_LEAST);
+      setTimeout(() => this.#giveUp(flight), LONGEST);
     }
+  }
+
+  /** The feed has not told of it: there may have been nothing to tell. */
+  #giveUp(flight) {
+    if (this.#flight !== flight) return;
+    flight.position = 0;
+    this.update(this.row, this.position);
   }
 }

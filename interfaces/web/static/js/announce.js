@@ -18,15 +18,19 @@ export function announce(words) {
   over = setTimeout(() => { said = []; }, TOGETHER);
 }
 
+/** Receiving and processing take turns, which is no news. */
+const goesOn = ({ tone }) => tone === "active";
+
 /** A batch that began, changed its state or ended. */
 export function announceBatches(store, { before, live }) {
   if (!live) return;
   const news = [];
   for (const [id, old] of before) {
     const batch = store.batches.get(id);
-    const now = batchState(batch).word;
+    const now = batchState(batch);
+    const before = old && batchState(old);
     if (!old) news.push(`${batchName(batch)} started`);
-    else if (batchState(old).word !== now) news.push(`${batchName(batch)}: ${now}`);
+    else if (before.word !== now.word && !(goesOn(before) && goesOn(now))) news.push(`${batchName(batch)}: ${now.word}`);
   }
   if (news.length) announce(news.slice(0, 3).join(". "));
 }

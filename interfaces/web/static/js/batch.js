@@ -8,7 +8,7 @@ import { arrange, attribute, glyph, h, oncePerFrame, text } from "./dom.js";
 import { batchBar, transferred } from "./progress.js";
 import { uploadRow } from "./row.js";
 import { VirtualList } from "./table.js";
-import { ago, batchName, batchState, calendar, count, duration, ended, files, percent, STATES, UNHAPPY, uploadState } from "./words.js";
+import { activityNote, ago, batchName, batchState, calendar, count, duration, ended, files, percent, STATES, UNHAPPY, uploadState } from "./words.js";
 
 const ROW = 44; // pixels; the style sheet knows it too
 const MANY = 2000; // rows beyond which list and reasons are made anew once a second only
@@ -50,25 +50,27 @@ export class BatchPage {
   #build() {
     this.name = h("h1");
     this.state = chip();
-    this.meta = h("p.summary");
-    this.pause = h("p.pause");
+    this.meta = h("p.summary.line");
+    this.note = h("p.pause");
     this.actions = batchActions();
     this.bar = batchBar();
     this.percent = h("p.figure");
     this.size = h("p.beside");
     this.filters = h("div.filters", { role: "group", "aria-label": "Show uploads by state" });
     this.reasons = h("ul.reasons");
-    this.why = h("section.why", { "aria-label": "Failures by reason" }, h("h2", {}, "What went wrong"), this.reasons);
+    this.noReasons = h("p.meta", {}, "Nothing any more.");
+    this.why = h("section.why", { "aria-label": "Failures by reason" }, h("h2", {}, "What went wrong"), this.reasons, this.noReasons);
+    this.why.hidden = true;
     this.none = h("p.empty.small");
     this.add = h("a", { href: `#/send?batch=${this.id}` }, "Add files");
     this.documents = documents(this.id, this.add);
-    this.add.hidden = true;
+    this.add.classList.add("gone");
     principal().then((who) => { this.mayAdd = SENDERS.has(who?.scope); this.draw(); });
     this.content = h("div", {},
-      h("div.heading", {}, h("div", {}, this.name, this.meta, this.pause), this.state.element),
+      h("div.heading", {}, h("div", {}, this.name, this.meta), this.state.element),
       h("section.overall", {}, this.percent, h("div.grow", {}, this.bar.element, this.size)),
-      this.actions.element,
-      this.why, this.filters,
+      this.actions.element, // nothing above them comes and goes: they keep their places
+      this.note, this.why, this.filters,
       h("div.split", {}, h("div.list", {}, this.list.element, this.none), this.detail.element));
     this.missing = h("div.empty", {},
       h("h2", {}, "No such batch"), h("p", {}, "It may belong to another owner, or has not been started yet. Should it be, it appears here."));
@@ -92,7 +94,7 @@ export class BatchPage {
     this.title = `${batch.outcome ? batchState(batch).word : percent(batch.percent)}, ${batchName(batch)}`;
     this.#drawHead(batch);
     this.#drawRows();
-    this.detail.show(this.store.uploads.get(this.chosen), this.store.attemptsOf(this.chosen));
+    this.detail.show(this.store.uploads.get(this.chosen), this.store.attemptsOf(this.chosen), this.store.position);
     this.content.classList.toggle("with-detail", !this.detail.element.hidden);
   }
 
@@ -100,8 +102,8 @@ export class BatchPage {
     text(this.name, batchName(batch));
     this.state.update(batchState(batch));
     this.bar.update(batch);
-    this.actions.update(batch);
-    this.add.hidden = !this.mayAdd || batch.state !== "open";
+    this.actions.update(batch, this.store.position);
+    this.add.classList.toggle("gone", !this.mayAdd || batch.state !== "open");
     attribute(this.bar.element, "aria-label", "Progress of the batch");
     text(this.percent, percent(batch.percent));
     text(this.size, `${transferred(batch)}, ${count(ended(batch))} of ${files(batch.uploads)} ended`);
@@ -109,8 +111,7 @@ export class BatchPage {
       ? `took ${duration((Date.parse(batch.completed_at) - Date.parse(batch.started_at)) / 1000)}`
       : `started ${ago(batch.started_at)}`;
     text(this.meta, `${took}, by ${batch.started_by}, pipeline ${batch.pipeline}${batch.priority ? `, priority ${batch.priority}` : ""}`);
-    this.pause.hidden = !batch.pause_reason;
-    text(this.pause, `Paused: ${batch.pause_reason ?? ""}`);
+    text(this.note, activityNote(batch));
     attribute(this.meta, "title", `Started ${calendar(batch.started_at)}`);
   }
 
@@ -150,9 +151,12 @@ export class BatchPage {
       groups.set(reason, { number: (known?.number ?? 0) + 1, words: !known || known.words === words ? words : reason });
     }
     const stamp = JSON.stringify([...groups, this.filter.reason]);
-    this.why.hidden = !groups.size;
     if (stamp === this.reasonStamp) return;
     this.reasonStamp = stamp;
+    // Once there, it never gets smaller: what is below keeps its place while somebody clicks there.
+    if (!this.why.hidden) this.why.style.minBlockSize = `${this.why.getBoundingClientRect().height}px`;
+    this.why.hidden &&= !groups.size;
+    this.noReasons.hidden = groups.size > 0;
     const most = [...groups].sort(([, a], [, b]) => b.number - a.number).slice(0, 8);
     this.reasons.replaceChildren(...most.map(([reason, group]) => this.#reason(reason, group)));
   }

@@ -8,7 +8,7 @@ import { ago, batchName, batchState, calendar, count, failures, files, percent, 
 const PAGE = 50;
 const VIEWS = {
   all: ["All", () => true],
-  running: ["Running", (batch) => !batch.outcome],
+  unfinished: ["Unfinished", (batch) => !batch.outcome],
   attention: ["With failures", (batch) => failures(batch) > 0],
   finished: ["Finished", (batch) => Boolean(batch.outcome)],
 };
@@ -70,8 +70,8 @@ export class Batches {
     }
     const [, wanted] = VIEWS[this.view];
     const shown = all.filter(wanted).sort(newestFirst);
-    const running = all.filter((batch) => !batch.outcome).length;
-    text(this.summary, all.length ? `${count(running)} running, ${count(all.length - running)} finished` : "");
+    const unfinished = all.filter((batch) => !batch.outcome).length;
+    text(this.summary, all.length ? `${count(unfinished)} unfinished, ${count(all.length - unfinished)} finished` : "");
     arrange(this.list, shown.slice(0, this.limit).map((batch) => this.#card(batch)));
     this.more.hidden = shown.length <= this.limit;
     this.#drawEmpty(all.length, shown.length);
@@ -116,9 +116,10 @@ class Card {
   }
 
   update(batch) {
-    text(this.meta, `${files(batch.uploads)}, started ${ago(batch.started_at)} by ${batch.started_by}`);
-    if (this.position === batch.position) return;
-    this.position = batch.position;
+    const stalled = batch.activity === "stalled" ? `last activity ${ago(batch.activity_since)}, ` : "";
+    text(this.meta, `${stalled}${files(batch.uploads)}, started ${ago(batch.started_at)} by ${batch.started_by}`);
+    if (this.batch === batch) return;
+    this.batch = batch;
     text(this.name, batchName(batch));
     this.state.update(batchState(batch));
     this.bar.update(batch);

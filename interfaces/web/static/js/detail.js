@@ -2,15 +2,23 @@
 
 import { uploadActions } from "./actions.js";
 import { chip } from "./chip.js";
-import { glyph, h } from "./dom.js";
+import { glyph, h, text } from "./dom.js";
 import { attemptState, bytes, calendar, clock, duration, percent, until, uploadState } from "./words.js";
 
 const STORED = new Set(["received", "queued", "processing", "retry_scheduled", "completed", "failed"]);
 
 export class Detail {
   constructor(close) {
-    this.body = h("div.detail-body");
     this.actions = uploadActions();
+    this.state = chip();
+    this.path = h("h2");
+    this.facts = h("dl");
+    this.links = h("p.links");
+    this.tries = h("h3");
+    this.attempts = h("ol.attempts");
+    // Nothing above the actions comes and goes: they keep their places.
+    this.body = h("div.detail-body", {}, this.state.element, this.path, this.actions.element,
+      this.facts, this.links, this.tries, this.attempts);
     this.element = h("aside.detail", { "aria-label": "Upload" },
       h("button.icon", { type: "button", "aria-label": "Close", title: "Close", onclick: close }, glyph("close")),
       this.body);
@@ -18,18 +26,18 @@ export class Detail {
   }
 
   /** Draws anew only what changed: the rows are the same objects until a frame replaces them. */
-  show(upload, attempts) {
+  show(upload, attempts, position) {
     this.element.hidden = !upload;
+    if (upload) this.actions.update(upload, position);
     const stamp = upload && [upload.id, upload.position, waiting(upload, attempts)].join();
     if (!upload || stamp === this.stamp) return;
     this.stamp = stamp;
-    const state = chip();
-    state.update(uploadState(upload.state));
-    this.actions.update(upload);
-    this.body.replaceChildren(
-      state.element, h("h2", {}, upload.path), facts(upload), links(upload), this.actions.element,
-      h("h3", {}, attempts.length === 1 ? "1 attempt" : `${attempts.length || "No"} attempts`),
-      h("ol.attempts", {}, ...attempts.map(timeline)));
+    this.state.update(uploadState(upload.state));
+    text(this.path, upload.path);
+    this.facts.replaceChildren(...facts(upload));
+    this.links.replaceChildren(...links(upload));
+    text(this.tries, attempts.length === 1 ? "1 attempt" : `${attempts.length || "No"} attempts`);
+    this.attempts.replaceChildren(...attempts.map(timeline));
   }
 }
 
@@ -50,15 +58,14 @@ function facts(upload) {
     ["Next attempt", waiting(upload) && `${until(upload.retry_at)}, at ${clock(upload.retry_at)}`],
     ["Error", ["failed", "quarantined", "rejected"].includes(upload.state) ? upload.error : null],
   ];
-  return h("dl", {}, ...known.filter(([, value]) => value)
-    .flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  return known.filter(([, value]) => value)
+    .flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]);
 }
 
 function links(upload) {
   const at = `/v1/uploads/${upload.id}`;
-  return h("p.links", {},
-    STORED.has(upload.state) ? h("a", { href: `${at}/content`, download: "" }, "Download") : null,
-    h("a", { href: `#/batches/${upload.batch}/uploads/${upload.id}/history` }, "History"));
+  const history = h("a", { href: `#/batches/${upload.batch}/uploads/${upload.id}/history` }, "History");
+  return STORED.has(upload.state) ? [h("a", { href: `${at}/content`, download: "" }, "Download"), history] : [history];
 }
 
 function timeline(attempt) {

@@ -64,7 +64,8 @@ export class Feed {
 
   #subscribe() {
     const after = this.store.cursor;
-    this.#socket.send(JSON.stringify({ type: "subscribe", batches: this.batches, after }));
+    const least = after ? null : "latest"; // a batch that was just started is there
+    this.#socket.send(JSON.stringify({ type: "subscribe", batches: this.batches, after, min_position: least }));
   }
 
   #hear(socket, frame) {
@@ -81,6 +82,10 @@ export class Feed {
         socket.send('{"type":"pong"}');
         break;
       case "error":
+        if (frame.code === "position_not_reached") { // nothing is followed yet: ask again
+          setTimeout(() => { if (socket === this.#socket) this.#subscribe(); }, FIRST_WAIT);
+          break;
+        }
         this.refusal = frame;
         this.refused(frame);
         break;

@@ -1,5 +1,6 @@
 // The page: one connection, one view at a time, chosen by the address.
 
+import { ActivityClock } from "./activity.js";
 import { announceBatches } from "./announce.js";
 import { h, text } from "./dom.js";
 import { Feed } from "./feed.js";
@@ -15,15 +16,19 @@ let view = null;
 let state = "";
 let countdown = null;
 
+function changed(change) {
+  announceBatches(store, change);
+  view?.changed(change);
+  requestAnimationFrame(() => { document.title = `${view.title} · Uptrail`; });
+}
+
 const feed = new Feed(store, {
-  changed(change) {
-    announceBatches(store, change);
-    view?.changed(change);
-    requestAnimationFrame(() => { document.title = `${view.title} · Uptrail`; });
-  },
+  changed,
   link: showLink,
   refused(error) { view?.refused?.(error); },
 });
+
+new ActivityClock(store, changed);
 
 function route() {
   view?.close();

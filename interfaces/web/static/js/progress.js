@@ -1,7 +1,7 @@
 // A bar that says how far, and how much of it went wrong, in length, pattern and words.
 
 import { attribute, h } from "./dom.js";
-import { bytes, ended, failures, percent } from "./words.js";
+import { batchState, bytes, ended, failures, percent } from "./words.js";
 
 /** The bar of a batch; `update(batch)` moves it. */
 export function batchBar() {
@@ -14,7 +14,9 @@ export function batchBar() {
     bad.style.inlineSize = done ? `${(100 * failures(batch)) / done}%` : "0";
     attribute(bar, "aria-valuenow", Math.floor(batch.percent));
     attribute(bar, "aria-valuetext", `${percent(batch.percent)}, ${transferred(batch)}`);
-    bar.classList.toggle("moving", !batch.outcome && !batch.paused);
+    const { tone } = batchState(batch);
+    attribute(bar, "data-tone", tone);
+    bar.classList.toggle("moving", tone === "active");
   };
   return { element: bar, update };
 }

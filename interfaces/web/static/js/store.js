@@ -30,6 +30,14 @@ export class Store {
     return this.#take(frame);
   }
 
+  /** Takes a batch row that was asked for, unless the feed has told another one meanwhile. */
+  refresh(row) {
+    const known = this.batches.get(row.id);
+    if (known?.position !== row.position) return null;
+    this.batches.set(row.id, row);
+    return { before: new Map([[row.id, known]]), live: true };
+  }
+
   attemptsOf(upload) {
     const known = this.attempts.get(upload);
     return known ? [...known.values()].sort((a, b) => a.number - b.number) : [];

@@ -24,6 +24,17 @@ const OUTCOME = {
   expired: ["Expired", "gone", "quiet"],
 };
 
+/** What an unfinished batch is doing, as the server derives it (`activity`). */
+const ACTIVITY = {
+  receiving: ["Receiving", "transfer", "active"],
+  processing: ["Processing", "processing", "active"],
+  waiting_for_files: ["Waiting for files", "waiting", "quiet"],
+  waiting_for_seal: ["Waiting for seal", "waiting", "warn"],
+  waiting_for_retry: ["Waiting for retry", "retry", "warn"],
+  stalled: ["Stalled", "stopped", "warn"],
+  paused: ["Paused", "paused", "warn"],
+};
+
 const ATTEMPT = {
   running: ["Running", "processing", "active"],
   succeeded: ["Succeeded", "done", "good"],
@@ -47,10 +58,17 @@ export const attemptState = (state) => said(ATTEMPT[state] ?? plain(state));
 
 export function batchState(batch) {
   if (batch.outcome) return said(OUTCOME[batch.outcome] ?? plain(batch.outcome));
-  if (batch.paused) return said(["Paused", "paused", "warn"]);
-  if (batch.state === "cancelling") return said(["Cancelling", "stopped", "warn"]);
-  if (batch.state === "open" && !batch.uploads) return said(["Waiting for files", "waiting", "quiet"]);
-  return said(["Running", "processing", "active"]);
+  if (batch.activity) return said(ACTIVITY[batch.activity] ?? plain(batch.activity));
+  return said(batch.state === "cancelling" ? ["Cancelling", "stopped", "warn"] : plain(batch.state));
+}
+
+/** More about what a batch is doing, where its word alone leaves a question; empty otherwise. */
+export function activityNote(batch) {
+  const since = batch.activity_since && `since ${calendar(batch.activity_since)}, ${ago(batch.activity_since)}`;
+  if (batch.activity === "stalled") return `Nothing has moved ${since}`;
+  if (batch.activity === "paused") return [batch.pause_reason ? `Paused: ${batch.pause_reason}` : "Paused", since].filter(Boolean).join(", ");
+  if (batch.activity === "waiting_for_seal") return "Every file it has is done. It completes once it is sealed; more files may join until then.";
+  return "";
 }
 
 export const count = (number) => new Intl.NumberFormat("en").format(number);

@@ -54,19 +54,22 @@ class Desk extends EventTarget {
 }
 
 const ending = ({ sent, there, refused }) =>
-  `Sent: ${files(sent + there)}${refused ? `; refused: ${files(refused)}` : ""}`;
+  `Sent: ${sent + there ? files(sent + there) : "nothing"}${refused ? `; refused: ${files(refused)}` : ""}`;
 
 export const desk = new Desk();
 
 /** How many items are in each state, and how many bytes have gone. */
 export function tallyOf(sending) {
-  const tally = { declaring: 0, waiting: 0, sending: 0, sent: 0, there: 0, refused: 0, bytes: 0 };
+  const tally = { declaring: 0, waiting: 0, sending: 0, sent: 0, there: 0, refused: 0, bytes: 0, total: sending.total };
   for (const item of sending.items) {
     tally[item.state] += 1;
-    tally.bytes += item.state === "refused" ? item.size : item.sent; // of refused ones nothing is to come
+    if (item.state === "refused") tally.total -= item.size; // of these nothing is to come
+    else tally.bytes += item.sent;
   }
   const open = tally.declaring + tally.waiting + tally.sending;
-  tally.percent = !open ? 100 : Math.min(99, sending.total ? (100 * tally.bytes) / sending.total : 0);
+  const arrived = tally.sent + tally.there;
+  if (open) tally.percent = Math.min(99, tally.total ? (100 * tally.bytes) / tally.total : 0);
+  else tally.percent = tally.refused ? Math.min(99, (100 * arrived) / (arrived + tally.refused)) : 100;
   return tally;
 }
 

@@ -76,24 +76,26 @@ export class Running {
 
   #offer({ state, sealed, batch, plan }, now) {
     const over = state === "done";
-    this.buttons.pause.hidden = !desk.busy;
-    this.buttons.resume.hidden = state !== "paused";
-    this.buttons.again.hidden = !over || !now.refused || sealed;
-    this.buttons.seal.hidden = !over || !now.refused || sealed || !plan.seal || !batch;
-    this.buttons.leave.hidden = desk.busy;
+    // Disabled where they are, never moved: a second click must not meet another button.
+    this.buttons.pause.disabled = !desk.busy;
+    this.buttons.resume.disabled = state !== "paused";
+    this.buttons.again.disabled = !over || !now.refused || sealed;
+    this.buttons.seal.disabled = !over || !now.refused || sealed || !plan.seal || !batch;
+    this.buttons.leave.disabled = desk.busy;
     text(this.buttons.leave.lastChild, over ? "Upload more" : "Leave it");
   }
 
-  #said({ state, hitch, total, sealed, plan }, now) {
+  #said({ state, hitch, sealed, plan }, now) {
     if (state === "preparing") return hitch ?? "Asking what is there already";
-    const sent = `${bytes(Math.min(now.bytes, total))} of ${bytes(total)}`;
+    const sent = `${bytes(Math.min(now.bytes, now.total))} of ${bytes(now.total)}`;
     if (state === "done") {
-      if (now.refused) return `${files(now.refused)} refused; everything else has arrived`;
+      const arrived = now.sent + now.there;
+      if (now.refused) return `${files(now.refused)} refused; ${arrived ? `${files(arrived)} arrived` : "nothing has arrived"}`;
       return plan.seal || sealed ? "Everything has arrived, and the batch is sealed" : "Everything has arrived";
     }
     if (state === "paused") return `${sent}, paused: what has arrived is kept`;
     if (hitch) return `${sent}. ${hitch} Trying again`;
-    const { rate, left } = this.pace.at(now.bytes, total);
+    const { rate, left } = this.pace.at(now.bytes, now.total);
     return rate ? `${sent}, ${bytes(rate)}/s, ${duration(Math.max(1, left))} left` : sent;
   }
 

@@ -23,9 +23,9 @@ export class Deliveries {
     this.element = h("section", {}, h("h2", {}, "Deliveries"), this.problem, h("div.list", {}, this.list, this.none), this.more);
   }
 
-  /** Raises Refused. */
-  async look() {
-    const { items, next } = await get(`/v1/webhooks/${this.webhook}/deliveries?limit=${this.limit}`);
+  /** As of the position `least` at least. Raises Refused. */
+  async look(least = 0) {
+    const { items, next } = await get(`/v1/webhooks/${this.webhook}/deliveries?limit=${this.limit}&min_position=${least}`);
     const known = this.rows;
     this.rows = new Map();
     for (const delivery of items) {

@@ -24,7 +24,7 @@ export class WebhookPage {
     this.facts = h("dl.facts");
     this.problem = h("p.problem", { role: "alert" });
     this.deliveries = new Deliveries(id);
-    this.actions = webhookActions(() => this.poll.now());
+    this.actions = webhookActions((answer) => { this.least = answer?.position ?? 0; this.poll.now(); });
     this.element = h("section.webhook", {},
       h("p.crumbs", {}, h("a", { href: "#/webhooks" }, glyph("back"), "Webhooks"),
         h("span.documents", {}, h("a", { href: `/v1/webhooks/${id}/history` }, "Who changed it (JSON)"))),
@@ -40,7 +40,8 @@ export class WebhookPage {
   changed() {} // the feed tells nothing of this
 
   async #ask() {
-    const [webhook] = await Promise.all([get(`/v1/webhooks/${this.id}`), this.deliveries.look()]);
+    const [webhook] = await Promise.all([get(`/v1/webhooks/${this.id}`), this.deliveries.look(this.least ?? 0)]);
+    this.least = 0; // seen: from now on what there is will do
     this.title = webhook.url;
     text(this.name, webhook.url);
     text(this.about, toldOf(webhook));

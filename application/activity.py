@@ -1,0 +1,94 @@
+"""What a batch is doing, derived from its row and the time: once, for everybody who shows it.
+
+The row holds recorded facts: counts, when its work last moved, when files last arrived. That
+nothing has moved for long is no event; it follows when somebody asks.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from application.views import Activity, BatchView
+from domain.batch.state import BatchState
+from domain.upload.state import ENDED, INCOMING, UploadState
+
+STALLED_AFTER = timedelta(seconds=60)
+"""A batch that should be moving, and did not for so long, is stalled.
+
+Transfers under way record progress every few seconds at the latest, so it is far above that.
+"""
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Doing(msgspec.Struct, frozen=True):
+    """An activity: since when it has waited, stalled or been paused, and how long this holds.
+
+    At `until` it is another one, although nothing was recorded.
+    """
+
+    activity: Activity | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+def show_activity(batch: BatchView, now: datetime) -> BatchView:
+    """Fill in what the batch is doing, and return it."""
+    doing = activity_of(batch, now)
+    batch.activity = doing.activity
+    batch.activity_since = doing.since
+    batch.activity_until = doing.until
+    return batch
+
+
+def show_activity_then(batch: BatchView, then: datetime) -> BatchView:
+    """Fill in what the batch was doing at a moment of the past, and return it."""
+    batch = show_activity(batch, then)
+    batch.activity_until = None
+    return batch
+
+
+def activity_of(batch: BatchView, now: datetime) -> Doing:
+    """Derive what the batch is doing; nothing where its state says that it ends, or has ended."""
+    if batch.state not in (BatchState.OPEN, BatchState.SEALED):
+        return Doing()
+    if batch.paused:
+        return Doing(Activity.PAUSED, batch.paused_at)
+    incoming, working = _sum(batch, *INCOMING), _sum(batch, *_WORKING)
+    arrival = batch.arrived_at
+    if incoming and arrival is not None and now < arrival + STALLED_AFTER:
+        return Doing(Activity.RECEIVING, until=arrival + STALLED_AFTER)
+    if _sum(batch, UploadState.PROCESSING):  # a worker that is gone is found out by its heartbeat
+        return Doing(Activity.PROCESSING)
+    if working:
+        return _moving(batch, now)
+    if incoming:
+        if arrival is not None:
+            return Doing(Activity.STALLED, arrival)
+        return Doing(Activity.WAITING_FOR_FILES, batch.active_at)
+    if _sum(batch, UploadState.RETRY_SCHEDULED):
+        return Doing(Activity.WAITING_FOR_RETRY, batch.active_at)
+    if batch.state == BatchState.SEALED:  # everything has ended: the verdict is about to be found
+        return _moving(batch, now)
+    if _sum(batch, *ENDED):
+        return Doing(Activity.WAITING_FOR_SEAL, batch.active_at)
+    return Doing(Activity.WAITING_FOR_FILES, batch.active_at)
+
+
+_WORKING = (UploadState.RECEIVED, UploadState.QUEUED, UploadState.PROCESSING)
+
+
+def _moving(batch: BatchView, now: datetime) -> Doing:
+    """Work is there; where nothing has come of it for long, it is stalled."""
+    end = batch.active_at + STALLED_AFTER
+    if now < end:
+        return Doing(Activity.PROCESSING, until=end)
+    return Doing(Activity.STALLED, batch.active_at)
+
+
+def _sum(batch: BatchView, *states: UploadState) -> int:
+    return sum(batch.counts.get(state, 0) for state in states)

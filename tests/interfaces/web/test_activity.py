@@ -1,0 +1,202 @@
+"""What a batch is doing, as the page shows it in a real browser, and as the API does."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import pytest
+from playwright.async_api import Locator, Page, expect
+
+from application.ports.keys import Scope
+from domain.batch.events import (
+    BatchCancelled,
+    BatchCompleted,
+    BatchPaused,
+    BatchProgressed,
+    BatchSealed,
+)
+from domain.batch.state import Outcome, percent_of
+from domain.upload.state import UploadState
+from tests.interfaces.feed.stage import Stage, stage
+from tests.interfaces.web.browser import chromium, opened_browser, signed_in
+from tests.interfaces.web.scenes import Scene
+from tests.support import run
+
+SIZE = 1_000_000
+
+
+def ago(seconds: float) -> datetime:
+    return datetime.now(UTC) - timedelta(seconds=seconds)
+
+
+async def counted(
+    scene: Scene, counts: dict[str, int], *, seconds_ago: float = 0, arrived: float | None = None
+) -> None:
+    """The orchestrator's count of a batch whose files have this state."""
+    states = {UploadState(state): count for state, count in counts.items()}
+    received = SIZE // 2 if arrived is not None else 0
+    event = BatchProgressed(
+        at=ago(seconds_ago),
+        by="orchestrator",
+        counts=states,
+        bytes_received=received,
+        bytes_total=SIZE,
+        percent=percent_of(states, received, SIZE),
+        through=1,
+        arrived_at=None if arrived is None else ago(arrived),
+    )
+    await scene.record(scene.id, event)
+
+
+async def a_scene(on: Stage, label: str) -> Scene:
+    scene = Scene(on.log, label, minutes_ago=30)
+    await scene.start()
+    return scene
+
+
+async def batches_of_every_kind(on: Stage) -> dict[str, UUID]:
+    """One batch for each activity, and one that was cancelled, by what the page calls it."""
+    made = {}
+    scene = await a_scene(on, "gone sender")
+    await counted(scene, {"transferring": 1, "registered": 9}, seconds_ago=900, arrived=900)
+    made["Stalled"] = scene.id
+    scene = await a_scene(on, "none arrived")
+    await counted(scene, {"registered": 100_000}, seconds_ago=900)
+    made["Waiting for files"] = scene.id
+    scene = await a_scene(on, "not sealed")
+    await counted(scene, {"completed": 5}, seconds_ago=900, arrived=900)
+    made["Waiting for seal"] = scene.id
+    scene = await a_scene(on, "all retry")
+    await counted(scene, {"retry_scheduled": 5}, seconds_ago=900, arrived=900)
+    made["Waiting for retry"] = scene.id
+    scene = await a_scene(on, "at work")
+    await counted(scene, {"processing": 1, "completed": 4}, seconds_ago=900, arrived=900)
+    made["Processing"] = scene.id
+    scene = await a_scene(on, "arriving")
+    await counted(scene, {"transferring": 2, "registered": 3}, arrived=0)
+    made["Receiving"] = scene.id
+    scene = await a_scene(on, "held")
+    await counted(scene, {"queued": 5}, arrived=0)
+    await scene.record(scene.id, BatchPaused(at=ago(60), by="key:studio"))
+    made["Paused"] = scene.id
+    scene = await a_scene(on, "called off")
+    await counted(scene, {"registered": 20}, seconds_ago=99)
+    ended = {UploadState.CANCELLED: 20}
+    await scene.record(
+        scene.id,
+        BatchCancelled(at=ago(90), by="key:studio", reason="no"),
+        BatchCompleted(
+            at=ago(89), by="orchestrator", outcome=Outcome.CANCELLED, counts=ended, duration=9.0
+        ),
+    )
+    made["Cancelled"] = scene.id
+    return made
+
+
+async def api(on: Stage, path: str) -> Any:
+    key = await on.key("default", Scope.VIEWER)
+    headers = {"Authorization": f"Bearer {key}"}
+    async with (
+        aiohttp.ClientSession(on.address, headers=headers) as session,
+        session.get(path) as answer,
+    ):
+        assert answer.status == 200
+        return await answer.json()
+
+
+def card_of(page: Page, batch: UUID) -> Locator:
+    return page.locator(f'[data-batch="{batch}"]')
+
+
+def test_every_batch_is_called_what_it_is_doing(database_url: str, tmp_path: Path) -> None:
+    chromium()
+
+    async def story() -> None:
+        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+            made = await batches_of_every_kind(on)
+            await on.projected()
+            async with signed_in(browser, on, scope=Scope.OPERATOR) as page:
+                await page.goto(on.address)
+                for word, batch in made.items():
+                    chip = card_of(page, batch).locator(".chip")
+                    await expect(chip).to_have_text(word)
+                await expect(page.locator("body")).not_to_contain_text("Running")
+                stalled = card_of(page, made["Stalled"])
+                await expect(stalled).to_contain_text("last activity 15 min ago")
+
+                for word, batch in made.items():
+                    shown = await api(on, f"/v1/batches/{batch}")
+                    expected = None if word == "Cancelled" else word.lower().replace(" ", "_")
+                    assert shown["activity"] == expected
+                await page.goto(f"{on.address}/#/batches/{made['Stalled']}")
+                await expect(page.locator(".heading .chip")).to_have_text("Stalled")
+                await expect(page.get_by_text("Nothing has moved since")).to_be_visible()
+
+    run(story())
+
+
+def test_a_cancelled_batch_is_no_full_green_bar(database_url: str, tmp_path: Path) -> None:
+    chromium()
+
+    async def story() -> None:
+        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+            batch = (await batches_of_every_kind(on))["Cancelled"]
+            await on.projected()
+            async with signed_in(browser, on) as page:
+                await page.goto(on.address)
+                card = card_of(page, batch)
+                await expect(card.get_by_role("progressbar")).to_have_attribute(
+                    "aria-valuenow", "0"
+                )
+                await expect(card.locator(".percent")).to_have_text("0 %")
+                accent, fill = await page.evaluate(
+                    """(bar) => {
+                      const probe = document.createElement("i");
+                      probe.style.color = "var(--accent)";
+                      document.body.append(probe);
+                      return [getComputedStyle(probe).color,
+                              getComputedStyle(bar.firstChild).backgroundColor];
+                    }""",
+                    await card.get_by_role("progressbar").element_handle(),
+                )
+                assert fill != accent
+            assert (await api(on, f"/v1/batches/{batch}"))["percent"] == 0.0
+
+    run(story())
+
+
+def test_a_transfer_that_stops_is_stalled_by_time_alone(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chromium()
+    monkeypatch.setattr("application.activity.STALLED_AFTER", timedelta(seconds=8))
+
+    async def story() -> None:
+        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+            scene = await a_scene(on, "Summer")
+            async with signed_in(browser, on) as page:
+                await page.goto(on.address)
+                chip = card_of(page, scene.id).locator(".chip")
+                await counted(scene, {"transferring": 1}, arrived=0)
+                await on.projected()
+                await expect(chip).to_have_text("Receiving")
+                head = await on.log.head()
+
+                await expect(chip).to_have_text("Stalled")
+
+                assert await on.log.head() == head
+                shown = await api(on, f"/v1/batches/{scene.id}")
+                assert shown["activity"] == "stalled"
+                assert shown["activity_since"] == shown["arrived_at"]
+                then = await api(on, f"/v1/batches/{scene.id}?at={head}")
+                assert then["activity"] == "receiving"
+                await counted(scene, {"completed": 1}, arrived=0)
+                await expect(chip).to_have_text("Waiting for seal")
+                await scene.record(scene.id, BatchSealed(at=ago(0), by="key:studio"))
+                await expect(chip).to_have_text("Processing")
+
+    run(story())
