@@ -18,7 +18,7 @@ from tests.deploy.proxies import PROXIES, Proxy
 from tests.interfaces.uploads.server import BYTES, TUS, Server, serving, upload_in
 from tests.support import eventually, path_of, run
 
-CONTENT = bytes(range(256)) * 4096  # 1 MiB
+CONTENT = bytes(range(256)) * 12_288  # 3 MiB: curl asks before it sends so much
 VERSIONS = ("--http1.1", "--http2")
 IETF = {"Upload-Draft-Interop-Version": "8"}
 
@@ -85,7 +85,8 @@ def test_an_ietf_client_uploads_through_a_proxy(
                 url = f"{proxy.url}/v1/uploads?path=film.bin"
                 whole = {**IETF, "Upload-Complete": "?1"}
                 said = await _curl(proxy, server, version, "POST", url, file, **whole)
-                assert said.statuses == [f"HTTP/{number} 201" + " Created" * (number == "1.1")]
+                assert said.statuses[-1].startswith(f"HTTP/{number} 201")
+                assert not any(" 104" in status for status in said.statuses)
                 assert said.headers["location"].startswith(f"{proxy.url}/v1/uploads/")
                 assert await server.content(path_of(said.headers["location"])) == CONTENT
 
