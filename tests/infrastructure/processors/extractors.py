@@ -126,7 +126,7 @@ def _around(top: Path, out: Path) -> dict[str, tuple[int, int]]:
 
 
 def _leads_out(name: str) -> bool:
-    return name.startswith(("/", "\\")) or os.path.normpath(name).startswith("..")
+    return name.startswith(("/", "\\")) or os.path.normpath(name).split("/")[0] == ".."
 
 
 def _run(command: list[str], archive: Path, out: Path) -> subprocess.CompletedProcess[bytes]:
