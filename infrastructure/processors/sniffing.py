@@ -123,7 +123,7 @@ def sniff(head: bytes, second: bytes, size: int, claims: Sequence[str] = ()) -> 
     if (text := decode_text(head)) is not None:
         return _kind_of_text(text, len(head) >= size, claims)
     if (found := _disguised_markup(head)) is not None:
-        return found
+        return _claimed_markup(found, claims)
     for offset, signature, media_type in _SIGNATURES:
         if head.startswith(signature, offset):
             return media_type
@@ -210,6 +210,10 @@ def _kind_of_text(text: str, whole: bool, claims: Sequence[str]) -> str:
     found = _text_type(text)
     if found == TEXT:
         return _claimed_text(text, whole, claims)
+    return _claimed_markup(found, claims)
+
+
+def _claimed_markup(found: str, claims: Sequence[str]) -> str:
     if found == XML:
         return next((claim for claim in claims if _is_vocabulary(claim)), XML)
     if found == XHTML and HTML in claims:

@@ -405,6 +405,7 @@ TEXTS = (
     text(
         "README.md", b"<!-- badges -->\n<p align=center>\n\n# Notes\n", "text/html", "text/markdown"
     ),
+    text("latin-1-served.html", XHTML + "<!-- Köln -->".encode("latin-1"), "text/html"),
     text("icon.xpm", b'/* XPM */\nstatic char *a[] = {"1 1 1 1"};\n', "image/x-xpixmap"),
     text("short-rows.csv", b"a,b,c,d\n1,2\n1,2,3\n1,2,3,4\n1,2,3\n1,2\n", "text/csv"),
     text("bank.csv", b"Account;1\n\n" + b"Day;Text;Sum\n" * 9 + b"Total\n", "text/csv"),
