@@ -321,7 +321,7 @@ def _differing(found: Any, expected: Any) -> Iterator[str]:
 
 def _differing_progress(row: Followed, expected: Followed) -> Iterator[str]:
     """Of the last count, the columns that are kept: the states, the bytes and the moment."""
-    for name in ("at", "counts", "bytes_received", "bytes_total"):
+    for name in ("at", "counts", "bytes_received", "bytes_total", "arrived_at"):
         found, known = getattr(row.progress, name, None), getattr(expected.progress, name, None)
         if found != known:
             yield difference(f"progress.{name}", found, known)

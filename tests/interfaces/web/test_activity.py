@@ -24,7 +24,7 @@ from domain.upload.state import UploadState
 from tests.interfaces.feed.stage import Stage, stage
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
 from tests.interfaces.web.scenes import Scene
-from tests.support import run
+from tests.support import eventually, run
 
 SIZE = 1_000_000
 
@@ -108,6 +108,14 @@ async def api(on: Stage, path: str) -> Any:
         return await answer.json()
 
 
+async def until_there(locator: Locator, *, seconds: float) -> bool:
+    try:
+        await expect(locator).to_be_visible(timeout=1000 * seconds)
+    except AssertionError:
+        return False
+    return True
+
+
 def card_of(page: Page, batch: UUID) -> Locator:
     return page.locator(f'[data-batch="{batch}"]')
 
@@ -181,9 +189,15 @@ def test_a_transfer_that_stops_is_stalled_by_time_alone(
             async with signed_in(browser, on) as page:
                 await page.goto(on.address)
                 chip = card_of(page, scene.id).locator(".chip")
-                await counted(scene, {"transferring": 1}, arrived=0)
-                await on.projected()
-                await expect(chip).to_have_text("Receiving")
+
+                async def arrives() -> bool:
+                    """Again, where this machine took longer to show it than it holds."""
+                    await counted(scene, {"transferring": 1}, arrived=0)
+                    await on.projected()
+                    shown = chip.filter(has_text="Receiving")
+                    return await until_there(shown, seconds=6)
+
+                await eventually(arrives)
                 head = await on.log.head()
 
                 await expect(chip).to_have_text("Stalled")
