@@ -13,6 +13,7 @@ DerivedKind: TypeAlias = Literal[
     "tracking_moved",
     "orchestration_altered",
     "webhook_altered",
+    "delivery_altered",
     "answer_altered",
     "key_altered",
     "sign_in_altered",

@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 
 from application.audit.derived import MAX_FINDINGS, DerivedCheck
 from infrastructure.audit.access_check import AccessCheck
+from infrastructure.audit.delivery_check import check_deliveries
 from infrastructure.audit.findings import Findings
 from infrastructure.audit.stream_check import Positions, Rows, StreamCheck
 from infrastructure.event_store.codec import Codec
@@ -29,6 +30,7 @@ from infrastructure.read_model.tables import NAME as READ_MODEL
 from infrastructure.webhooks.following import NAME as WEBHOOKS
 
 CHUNK = 2_000  # events in memory at a time
+RETENTION = 14 * 24 * 3600.0  # seconds: the default of webhook_retention
 
 _FIRST = UUID(int=0)
 
@@ -94,8 +96,10 @@ _KIND_OF_STRAY = {
 }
 
 
-async def check_derived(url: str, codec: Codec) -> DerivedCheck:
+async def check_derived(url: str, codec: Codec, *, retention: float = RETENTION) -> DerivedCheck:
     """Compare every derived row with what the log says of it.
+
+    `retention` is for how many seconds deliveries of webhooks are kept.
 
     Raises psycopg.Error, Unavailable, UnreadableEvent.
     """
@@ -103,12 +107,12 @@ async def check_derived(url: str, codec: Codec) -> DerivedCheck:
     try:
         await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
         async with connection.transaction():
-            return await _check(connection, codec)
+            return await _check(connection, codec, retention)
     finally:
         await connection.close()
 
 
-async def _check(connection: Connection, codec: Codec) -> DerivedCheck:
+async def _check(connection: Connection, codec: Codec, retention: float) -> DerivedCheck:
     findings = Findings()
     tracked = dict(await _rows(connection, _TRACKED))
     ((head,),) = await _rows(connection, _HEAD)
@@ -126,6 +130,14 @@ async def _check(connection: Connection, codec: Codec) -> DerivedCheck:
     await _check_access(access, streams)
     await _check_read_model(connection, findings, positions, streams.newest_row_event)
     await _check_deliveries(connection, findings, positions)
+    await check_deliveries(
+        connection,
+        codec,
+        findings,
+        streams.webhook_events,
+        through=min(positions.webhooks or 0, head),
+        retention=retention,
+    )
     await _check_strays(connection, findings)
     (counts,) = await _rows(connection, _COUNTS)
     checked = dict(zip(_COUNTED, counts, strict=True)) | await access.end()

@@ -18,6 +18,7 @@ from domain.errors import Refused
 from domain.ids import is_part
 from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
+from domain.webhook.events import WEBHOOK_EVENTS
 from infrastructure.audit.findings import Findings, difference
 from infrastructure.event_store.folding import Aggregate, MixedStream, fold
 from infrastructure.event_store.snapshots import decode_snapshot, encode_snapshot
@@ -74,6 +75,7 @@ class StreamCheck:
     def __init__(self, positions: Positions, findings: Findings) -> None:
         self.newest_row_event = 0  # up to the read model's position, of those that change a row
         self.access: list[Aggregate] = []  # keys, sign-ins and erasures, folded to their ends
+        self.webhook_events: list[Recorded] = []
         self.boxes: list[tuple[UUID, str]] = []  # keys of owners that events name, and the owner
         self._positions = positions
         self._findings = findings
@@ -87,6 +89,8 @@ class StreamCheck:
                 self._finish()
                 self._stream = _Stream(recorded.stream, rows, self._positions, self._findings)
             self._stream.take(recorded)
+            if isinstance(recorded.event, WEBHOOK_EVENTS):
+                self.webhook_events.append(recorded)
             if key is not None and (owner := self._stream.owner) is not None:
                 self.boxes.append((key, owner))
 

@@ -72,7 +72,8 @@ async def _verify_here(
     told: dict[str, object] = {"seals": sealed}
     try:
         found = await compare(parts.database.url, parts.log)
-        derived = await check_derived(parts.database.url, parts.codec)
+        retention = parts.services.settings.webhook_retention
+        derived = await check_derived(parts.database.url, parts.codec, retention=retention)
     except UnreadableEvent as error:
         sound, told = False, {**told, "unreadable": str(error)}
         if not common.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,8 +13,11 @@ from psycopg.sql import SQL, Identifier
 
 from application.audit.derived import DerivedCheck
 from application.envelope import Answer, Append, Cause, Write
+from domain.batch.events import BatchCompleted
+from domain.batch.state import Outcome
 from domain.event import Event
 from domain.upload.events import FileProgressed
+from domain.upload.state import UploadState
 from domain.webhook.aggregate import Webhook
 from domain.webhook.subscription import Subscription
 from infrastructure.audit.derived import check_derived
@@ -24,7 +28,7 @@ from infrastructure.webhooks.registry import PostgresWebhooks
 from tests.conftest import Databases
 from tests.infrastructure.jobs.hands import passes
 from tests.infrastructure.jobs.plant import Plant, open_plant, pipeline
-from tests.stories import ALICE, NOON, registered
+from tests.stories import ALICE, NOON, registered, started
 from tests.support import eventually, run, with_database
 
 OTHER = "00000000-0000-0000-0000-0000000000aa"
@@ -110,7 +114,11 @@ async def _all_read(plant: Plant) -> int:
         await plant.fetch("SELECT application_name, notification_id FROM notification_tracking")
     )
     busy = await plant.fetch("SELECT FROM orchestration.batches WHERE state = 'cancelling'")
-    if busy or tracked["orchestrator"] < head:
+    ((deliveries, ended),) = await plant.fetch(
+        "SELECT (SELECT count(*) FROM webhooks.deliveries),"
+        " (SELECT count(*) FROM stored_events WHERE topic = 'batch.completed')"
+    )
+    if busy or tracked["orchestrator"] < head or deliveries < 2 * ended:
         return 0
     return head
 
@@ -282,6 +290,20 @@ SNAPSHOT = "convert_from(state, 'UTF8')::jsonb"
             "no event in the log",
         ),
         (
+            "DELETE FROM webhooks.deliveries",
+            "delivery_altered",
+            "webhooks.deliveries",
+            "is missing, or was passed over",
+        ),
+        (
+            "INSERT INTO webhooks.deliveries (webhook, position, lane, stream, version, type,"
+            " queued_at) SELECT webhook, position - 1, lane, stream, version, type, queued_at"
+            " FROM webhooks.deliveries",
+            "delivery_altered",
+            "webhooks.deliveries",
+            "is not to be delivered to it",
+        ),
+        (
             "UPDATE command_answers SET position = 1",
             "answer_altered",
             "command_answers",
@@ -345,6 +367,33 @@ def test_a_position_moved_past_events_is_told_from_altered_rows(
         ("tracking_moved", "orchestrator"),
         ("tracking_moved", "read_model"),
     }
+
+
+def test_a_webhooks_position_moved_past_an_event_is_found_by_its_delivery(
+    altered: str, tmp_path: Path
+) -> None:
+    async def record() -> None:
+        async with open_plant(altered, tmp_path) as plant:
+            batch = uuid4()
+            counts = {UploadState.COMPLETED: 1}
+            at = datetime.now(UTC)
+            ended = BatchCompleted(
+                at=at, by=ALICE, outcome=Outcome.SUCCEEDED, counts=counts, duration=1.0
+            )
+            await plant.log.append(Append((Write(batch, 0, (started(), ended)),)))
+
+    run(record())
+    before = check(altered).findings
+    by_hand(
+        altered,
+        "UPDATE notification_tracking SET notification_id = notification_id + 2"
+        " WHERE application_name = 'webhooks'",
+    )
+
+    found = [one for one in check(altered).findings if one not in before]
+
+    assert {one.kind for one in found} == {"delivery_altered"}
+    assert len(found) == 2  # of either webhook
 
 
 def test_pages_of_any_size_lead_to_the_same_findings(

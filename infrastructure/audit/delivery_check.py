@@ -1,0 +1,95 @@
+"""Compares the webhooks' outbox with what the log says is to be delivered.
+
+A delivery that was put in would send one owner's event to another's receiver; one that is missing,
+or that the follower was moved past, is never made. Deliveries are kept for a while only, so that
+this is about lately recorded events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString
+from uuid import UUID
+
+from application.envelope import Recorded
+from application.webhooks.following import Roster, Telling, streams_of, telling_of, up_to_change
+from infrastructure.audit.findings import Findings
+from infrastructure.event_store.codec import Codec
+from infrastructure.event_store.reading import last_position_at, read_log
+from infrastructure.postgres.pool import Connection
+from infrastructure.webhooks.origins import origins_of
+
+EVENTS = 1_000  # in memory at a time
+
+_ROWS = """SELECT webhook, position FROM webhooks.deliveries
+WHERE position > %s AND position <= %s"""
+# Whose deliveries may be gone: removed webhooks, erased owners, those with more than may wait.
+_KEPT = """SELECT e.id, CASE WHEN coalesce(h.missed, 0) > 0 THEN h.missed_after END
+FROM webhooks.endpoints e LEFT JOIN webhooks.health h ON h.webhook = e.id
+WHERE NOT EXISTS (SELECT FROM audit.erasures r WHERE r.owner = e.owner)"""
+
+
+async def check_deliveries(
+    connection: Connection,
+    codec: Codec,
+    findings: Findings,
+    changes: Sequence[Recorded],
+    *,
+    through: int,
+    retention: float,
+) -> int:
+    """Check the deliveries of events up to this position, and return from which one on.
+
+    `changes` are all events of webhooks. Raises psycopg.Error, Unavailable, UnreadableEvent.
+    """
+    # Half of it: an event is recorded before its delivery is queued, and clocks differ.
+    since = datetime.now(UTC) - timedelta(seconds=retention / 2)
+    start = position = await last_position_at(connection, since, codec)
+    roster = Roster()
+    for earlier in sorted(changes, key=lambda one: one.position):
+        if earlier.position <= start:
+            roster.apply(earlier)
+    kept = dict(await _rows(connection, _KEPT))
+    while position < through:
+        found = await read_log(connection, position, EVENTS, roster.topics(), codec)
+        found = [recorded for recorded in found if recorded.position <= through]
+        events, change = up_to_change(found)
+        expected = roster.tell(events, await origins_of(connection, streams_of(events), codec))
+        if change is not None:
+            end = change.position
+            expected += [asked] if (asked := telling_of(change)) else []
+            roster.apply(change)
+        else:
+            end = found[-1].position if len(found) == EVENTS else through
+        await _compare(connection, findings, kept, expected, position, end)
+        position = end
+    return start
+
+
+async def _compare(
+    connection: Connection,
+    findings: Findings,
+    kept: dict[UUID, int | None],
+    expected: Sequence[Telling],
+    after: int,
+    through: int,
+) -> None:
+    there = set(await _rows(connection, _ROWS, after, through))
+    wanted = {(telling.webhook, telling.position) for telling in expected}
+    for webhook, position in sorted(there - wanted):
+        detail = f"the event at position {position} is not to be delivered to it"
+        findings.add("delivery_altered", "webhooks.deliveries", webhook, detail)
+    for webhook, position in sorted(wanted - there):
+        missed_after = kept.get(webhook)
+        if webhook in kept and (missed_after is None or position <= missed_after):
+            detail = f"the delivery of position {position} is missing, or was passed over"
+            findings.add("delivery_altered", "webhooks.deliveries", webhook, detail)
+
+
+async def _rows(
+    connection: Connection, query: LiteralString, *parameters: object
+) -> list[tuple[Any, ...]]:
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(query, parameters)
+    return await cursor.fetchall()
