@@ -116,6 +116,8 @@ def zip_type(head: bytes, tail: bytes) -> str:
     names = {*_local_names(head), *_directory_names(tail or head)}
     if declared := _declared_type(head):
         return declared
+    if {"mimetype", "META-INF/container.xml"} <= names:  # packed by a tool that does not know EPUB
+        return "application/epub+zip"
     if "[Content_Types].xml" in names:
         return _office_type(names)
     if "AndroidManifest.xml" in names and names & {"classes.dex", "resources.arsc"}:

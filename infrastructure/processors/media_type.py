@@ -16,6 +16,8 @@ from infrastructure.processors.media_types import (
     ACTIVE,
     EMPTY,
     HTML,
+    OFFICE,
+    OPEN_DOCUMENT,
     RASTER,
     SVG,
     TEXT,
@@ -23,6 +25,7 @@ from infrastructure.processors.media_types import (
     UNKNOWN,
     XHTML,
     XML,
+    ZIP,
     are_compatible,
     canonical,
     extension,
@@ -49,6 +52,7 @@ _SCRIPT = re.compile(
     r"|http://www\.w3\.org/1999/xhtml|<\?xml-stylesheet|<!entity",
     re.IGNORECASE,
 )
+_TOLD_FROM_ZIP = (OFFICE, OPEN_DOCUMENT, "application/epub+zip")  # zip files that always show it
 _OVERLAP = 64  # characters of the longest marker that could be cut by the end of a chunk
 
 
@@ -206,13 +210,15 @@ def _agree(sniffed: str, declared: str | None) -> bool:
     kind = canonical(declared)
     if kind == TEXT and sniffed in (HTML, XHTML, SVG):
         return False  # it is text, but a browser would run what is in it
+    if sniffed == ZIP and kind.startswith(_TOLD_FROM_ZIP):
+        return False
     if kind == UNKNOWN or are_compatible(sniffed, kind):
         return True
     if sniffed in (EMPTY, UNKNOWN):
         return kind not in RASTER.values()
     if sniffed in (TEXT, SVG, XML):
         return not kind.startswith(("image/", "audio/", "video/"))
-    if sniffed == "application/zip":
+    if sniffed == ZIP:
         return kind.startswith("application/")
     return False
 

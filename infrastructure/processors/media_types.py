@@ -321,7 +321,7 @@ def are_compatible(one: str, other: str) -> bool:
     if one in lineage(other) or other in lineage(one):
         return True
     if one.startswith(OFFICE) and other.startswith(OFFICE):  # documents, templates, slide shows
-        return one.split(".")[2:4] == other.split(".")[2:4]
+        return one.split(".")[2] == other.split(".")[2]
     return any(one in group and other in group for group in _SAME_CONTAINER)
 
 

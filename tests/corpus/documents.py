@@ -74,6 +74,12 @@ def with_mimetype(media_type: str, **more: bytes) -> bytes:
     return zipped({"mimetype": media_type.encode(), "content.xml": b"<office/>", **more})
 
 
+def epub_by_hand() -> bytes:
+    """An EPUB from a general zip tool: `mimetype` is compressed, and not the first member."""
+    container = {"META-INF/container.xml": b"<container/>", "mimetype": b"application/epub+zip"}
+    return zipped(container, stored=())
+
+
 def jar() -> bytes:
     return zipped({"META-INF/MANIFEST.MF": b"Manifest-Version: 1.0\n", "a/B.class": java_class()})
 

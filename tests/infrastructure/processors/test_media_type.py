@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from application.pipeline import Permanent
@@ -294,6 +295,32 @@ def test_a_page_is_not_what_was_declared_as_text() -> None:
             perform("media-type", content, "a.txt", {"strict": True}, media_type="text/plain")
 
 
+@pytest.mark.parametrize(
+    ("path", "declared", "agrees"),
+    [
+        ("plain.zip", OFFICE + "wordprocessingml.document", False),
+        ("plain.zip", "application/epub+zip", False),
+        ("table.xlsx", OFFICE + "wordprocessingml.document", False),
+        ("letter.docx", OFFICE + "wordprocessingml.template", True),
+        ("letter.docx", "application/zip", True),
+        ("plain.zip", "application/java-archive", True),
+        ("other.ole", "application/msword", True),
+        ("IMG_0001.HEIC", "image/jpeg", False),
+        ("plain.jpg", "image/png", False),
+    ],
+)
+def test_what_a_strict_pipeline_takes_for_what_was_declared(
+    path: str, declared: str, agrees: bool
+) -> None:
+    content = next(row for row in ROWS if row.path == path).build()
+    result, _ = perform("media-type", content, "upload", media_type=declared)
+
+    assert result["agrees"] is agrees
+    if not agrees:
+        with pytest.raises(Permanent, match=f"declared as {re.escape(declared)}: its bytes are"):
+            perform("media-type", content, "upload", {"strict": True}, media_type=declared)
+
+
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "ICO"])
 def test_the_limit_of_pixels_holds_for_every_format_a_thumbnail_is_made_of(format: str) -> None:
     sizes = {"sizes": [(200, 100)]} if format == "ICO" else {}
@@ -339,6 +366,7 @@ def test_hostile_text_is_sniffed_in_no_time() -> None:
         assert time.process_time() - begun < 2.0
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from(PREFIXES), st.binary(max_size=300))
 def test_any_bytes_have_a_type_or_none(more: bytes, prefix: bytes, second: bytes) -> None:
     content = prefix + more
