@@ -58,6 +58,7 @@ SINCE_17: Mapping[str, str] = MappingProxyType({"transaction_timeout": "0"})
 # Commits are never weaker than `on`; `remote_apply` is stronger, and the operator's choice.
 DURABLE = ("on", "remote_apply")
 
+_OPTIONS = "options of database_url or PGOPTIONS"
 _OF_URL = "a database URL such as postgresql://user@host:5432/name"
 _ENVIRONMENT = {
     "connect_timeout": "PGCONNECT_TIMEOUT",
@@ -148,10 +149,10 @@ def _settings(options: str) -> Iterator[tuple[str, str]]:
         elif word.startswith(("-c", "--")):
             pair = word[2:]
         else:
-            raise BadDatabaseUrl(f"database_url: of its options {word!r} cannot be applied")
+            raise BadDatabaseUrl(f"{_OPTIONS}: {word!r} cannot be applied")
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise BadDatabaseUrl(f"database_url: its option {pair!r} is not name=value")
+            raise BadDatabaseUrl(f"{_OPTIONS}: {pair!r} is not name=value")
         name = name.replace("-", "_")
         _require_compatible(name, value)
         yield name, value
@@ -172,7 +173,7 @@ def _require_compatible(name: str, value: str) -> None:
         fits = value.lower() == wanted.lower()
     if not fits:
         raise BadDatabaseUrl(
-            f"database_url: the option {name}={value} contradicts {name}={wanted}, which Uptrail"
+            f"{_OPTIONS}: {name}={value} contradicts {name}={wanted}, which Uptrail"
             " relies on: leave it out"
         )
 
