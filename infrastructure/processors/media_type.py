@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from application.pipeline import Permanent, Subject, Workbench
-from infrastructure.processors.copying import copy
+from infrastructure.processors.copying import copy, copy_ends
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool
 from infrastructure.processors.media_types import (
     ACTIVE,
@@ -39,6 +39,7 @@ from infrastructure.processors.sniffing import HEAD, conclude, second_range, sni
 
 MIB = 1024 * 1024
 
+MAX_COPY = 256 * MIB  # bytes of a picture that are copied to count its pixels
 MAX_PIXELS = 250_000_000  # phones have sensors of 200 megapixels
 IDENTIFY = "infrastructure.processors.libmagic_child:identify"
 MEASURE = "infrastructure.processors.thumbnail_child:measure"
@@ -107,7 +108,7 @@ class MediaType:
         if chosen.strict and not agrees:
             raise MediaTypeMismatch(f"declared as {subject.media_type}: {_described(sniffed)}")
         result = {"sniffed": sniffed, "declared": subject.media_type, "agrees": agrees}
-        return result | await self._measure(sniffed, bench, chosen)
+        return result | await self._measure(sniffed, subject, bench, chosen)
 
     async def _sniff(self, subject: Subject, bench: Workbench, claims: Sequence[str]) -> str:
         head = await _bytes(bench, 0, HEAD)
@@ -122,14 +123,17 @@ class MediaType:
         return conclude(verdict, head, subject.size, claims)
 
     async def _measure(
-        self, sniffed: str, bench: Workbench, chosen: MediaTypeOptions
+        self, sniffed: str, subject: Subject, bench: Workbench, chosen: MediaTypeOptions
     ) -> dict[str, Any]:
         """Return `width` and `height` of an image, found by the decoder that makes thumbnails."""
         if sniffed not in RASTER.values():
             return {}
         with TemporaryDirectory(prefix="uptrail-media-type-") as folder:
             source = Path(folder) / "source"
-            await copy(bench, source)
+            if subject.size > MAX_COPY:
+                await copy_ends(bench, source, subject.size, MAX_COPY // 2)
+            else:
+                await copy(bench, source)
             order = {"type": sniffed}
             decoded = await self._decoders.run(MEASURE, source, order, MEASURE_LIMITS)
         match decoded.answer:

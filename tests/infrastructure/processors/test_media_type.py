@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from application.pipeline import Permanent
-from infrastructure.processors import thumbnail_child
+from infrastructure.processors import media_type, thumbnail_child
 from infrastructure.processors.media_types import OFFICE, RASTER, canonical
 from infrastructure.processors.sniffing import HEAD, conclude, sniff
 from tests.corpus import images
@@ -329,6 +330,16 @@ def test_the_limit_of_pixels_holds_for_every_format_a_thumbnail_is_made_of(forma
     perform("media-type", content, "picture", {"max_pixels": 20_000})
     with pytest.raises(Permanent, match="200 x 100 pixels are more than 19999"):
         perform("media-type", content, "picture", {"max_pixels": 19_999})
+
+
+@pytest.mark.parametrize("build", [images.tiff_bomb, images.jpeg_app_bomb, images.png_bomb])
+def test_pixels_are_counted_at_the_ends_of_a_picture_that_is_too_large_to_copy(
+    build: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = build() + bytes(1000)
+    monkeypatch.setattr(media_type, "MAX_COPY", len(content) - 500)
+    with pytest.raises(Permanent, match="60000 x 60000 pixels are more than"):
+        perform("media-type", content, "large")
 
 
 def test_every_format_a_thumbnail_is_made_of_has_a_bomb_in_the_corpus() -> None:
