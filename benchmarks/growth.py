@@ -104,6 +104,7 @@ def running_role(role: str, url: str, folder: Path) -> Iterator[Meter]:
     command += ["--data-dir", str(folder / role)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UPTRAIL_")}
     environment["UPTRAIL_LOG_LEVEL"] = "warning"
+    environment["UPTRAIL_MASTER_KEYS"] = str(folder / "master-keys")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     try:
         yield lambda: cpu.of_process(process.pid)
