@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol
 from uuid import UUID
 
 import msgspec
@@ -93,7 +93,6 @@ class Processor(Protocol):
     ) -> dict[str, Any]: ...
 
 
-@runtime_checkable
 class ReservableProcessor(Processor, Protocol):
     """A processor of which only so many can run at once."""
 

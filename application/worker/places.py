@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from application.pipeline import Step
 
@@ -17,19 +16,42 @@ class Slots:
         self._free = asyncio.Semaphore(limit)
         self._entrance = asyncio.Lock()  # whoever holds it is the next to get a slot
 
-    @asynccontextmanager
-    async def slot(self, *, exclusive: bool) -> AsyncIterator[None]:
+    def slot(self, *, exclusive: bool) -> _Slot:
         """Hold one slot; with `exclusive` all of them, so that nothing else runs meanwhile."""
-        taken = 0
+        return _Slot(self, self._limit if exclusive else 1)
+
+    async def take(self) -> None:
+        await self._free.acquire()
+
+    def give_back(self, count: int) -> None:
+        for _ in range(count):
+            self._free.release()
+
+    @property
+    def entrance(self) -> asyncio.Lock:
+        return self._entrance
+
+
+class _Slot:
+    """An async context manager; no generator, since every file passes through one."""
+
+    def __init__(self, slots: Slots, wanted: int) -> None:
+        self._slots = slots
+        self._wanted = wanted
+        self._taken = 0
+
+    async def __aenter__(self) -> None:
         try:
-            async with self._entrance:
-                for _ in range(self._limit if exclusive else 1):
-                    await self._free.acquire()
-                    taken += 1
-            yield
-        finally:
-            for _ in range(taken):
-                self._free.release()
+            async with self._slots.entrance:
+                while self._taken < self._wanted:
+                    await self._slots.take()
+                    self._taken += 1
+        except BaseException:
+            self._slots.give_back(self._taken)
+            raise
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._slots.give_back(self._taken)
 
 
 class Places:

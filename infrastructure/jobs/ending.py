@@ -19,21 +19,21 @@ SELECT {MEMBER}, b.ending, b.reason
 FROM (SELECT *, greatest(1, {CHUNK} / count(*) OVER ()) AS share
       FROM orchestration.batches WHERE state = 'cancelling' LIMIT {CHUNK}) b
 CROSS JOIN LATERAL (
-  SELECT * FROM (
-    (SELECT * FROM orchestration.members
-     WHERE owner = b.owner AND batch = b.batch
-     AND state IN ('queued', 'processing', 'retry_scheduled'))
+  SELECT upload FROM (
+    (SELECT upload FROM orchestration.active_members
+     WHERE batch = b.batch AND kind IN ('flight', 'retry'))
     UNION ALL
-    (SELECT * FROM orchestration.members
-     WHERE batch = b.batch AND state IN ('registered', 'transferring', 'received'))
-  ) unfinished LIMIT b.share) m"""  # noqa: S608
+    (SELECT upload FROM orchestration.active_members
+     WHERE batch = b.batch AND kind IN ('incoming', 'received'))
+  ) unfinished LIMIT b.share) first
+JOIN orchestration.members m ON m.upload = first.upload"""  # noqa: S608
 
 # A file that has arrived is processed to its end first, whatever its batch has come to.
 _IDLE = f"""
 SELECT b.* FROM orchestration.batches b
 WHERE b.state = 'open' AND NOT b.paused AND b.active_at < %s
-AND NOT EXISTS (SELECT FROM orchestration.members m WHERE m.batch = b.batch
-                AND m.state IN ('received', 'queued', 'processing', 'retry_scheduled'))
+AND NOT EXISTS (SELECT FROM orchestration.active_members m WHERE m.batch = b.batch
+                AND m.kind IN ('received', 'flight', 'retry'))
 LIMIT {BATCHES}"""  # noqa: S608
 
 

@@ -26,9 +26,11 @@ WHERE b.batch = r.batch AND b.state NOT IN ('open', 'sealed')"""
 _PENDING = f"SELECT batch, after FROM orchestration.retries ORDER BY batch LIMIT {BATCHES}"  # noqa: S608
 
 _FAILED = f"""
-SELECT {MEMBER} FROM orchestration.members m
-WHERE m.batch = %s AND m.state = 'failed' AND m.upload > %s
-ORDER BY m.batch, m.upload LIMIT %s"""  # noqa: S608
+SELECT {MEMBER} FROM (
+  SELECT upload FROM orchestration.active_members
+  WHERE batch = %s AND kind = 'failed' AND upload > %s
+  ORDER BY batch, kind, upload LIMIT %s) failed
+JOIN orchestration.members m ON m.upload = failed.upload ORDER BY m.upload"""  # noqa: S608
 
 _REACHED = "UPDATE orchestration.retries SET after = %s WHERE batch = %s"
 

@@ -23,25 +23,27 @@ BATCHES = 200  # batches a round that are looked at
 _READY = f"""
 WITH live AS (
   SELECT b.batch, b.owner, b.priority, %(per_batch)s::int - (
-    SELECT count(*) FROM orchestration.members m
-    WHERE m.owner = b.owner AND m.batch = b.batch AND m.state IN ('queued', 'processing')) AS room
+    SELECT count(*) FROM orchestration.active_members m
+    WHERE m.owner = b.owner AND m.batch = b.batch AND m.kind = 'flight') AS room
   FROM orchestration.batches b
   WHERE b.state IN ('open', 'sealed') AND NOT b.paused AND (
-    SELECT true FROM orchestration.members m WHERE m.batch = b.batch AND m.state = 'received'
-    ORDER BY m.batch, m.upload LIMIT 1)
+    SELECT true FROM orchestration.active_members m
+    WHERE m.batch = b.batch AND m.kind = 'received'
+    ORDER BY m.batch, m.kind, m.upload LIMIT 1)
 ), owners AS (
   SELECT o.owner, %(per_owner)s::int - (
-    SELECT count(*) FROM orchestration.members m
-    WHERE m.owner = o.owner AND m.state IN ('queued', 'processing')) AS room
+    SELECT count(*) FROM orchestration.active_members m
+    WHERE m.owner = o.owner AND m.kind = 'flight') AS room
   FROM (SELECT DISTINCT owner FROM live) o
 ), ready AS (
   SELECT {MEMBER}, live.priority, live.room AS batch_room,
     row_number() OVER (PARTITION BY m.batch ORDER BY m.upload) AS turn,
     count(*) OVER (PARTITION BY m.batch) AS found
   FROM live CROSS JOIN LATERAL (
-    SELECT * FROM orchestration.members
-    WHERE batch = live.batch AND state = 'received'
-    ORDER BY batch, upload LIMIT greatest(live.room, 0) + 1) m
+    SELECT upload FROM orchestration.active_members
+    WHERE batch = live.batch AND kind = 'received'
+    ORDER BY batch, kind, upload LIMIT greatest(live.room, 0) + 1) waiting
+  JOIN orchestration.members m ON m.upload = waiting.upload
 ), ranked AS (
   SELECT *, row_number() OVER (PARTITION BY owner ORDER BY priority DESC, turn, batch) AS place,
     count(*) OVER (PARTITION BY owner) AS owner_found
@@ -52,8 +54,7 @@ SELECT {MEMBER} FROM ranked m JOIN owners o USING (owner)
 WHERE place <= o.room AND (owner_found <= o.room OR o.room >= %(owner_step)s)
 ORDER BY place, owner LIMIT {CHUNK}"""  # noqa: S608
 
-_UNFINISHED = """('registered', 'transferring', 'received',
-    'queued', 'processing', 'retry_scheduled')"""
+_UNFINISHED = "('incoming', 'received', 'flight', 'retry')"
 
 # To count a batch takes time in proportion to its uploads: a large one is counted less often.
 _DUE = """coalesce(b.progressed_at, b.started_at)
@@ -66,8 +67,8 @@ _TO_SETTLE = f"""
 SELECT b.*, looked.due, looked.retrying
 FROM orchestration.batches b CROSS JOIN LATERAL (
   SELECT {_DUE} <= %(at)s AS due,
-    (SELECT true FROM orchestration.members m
-     WHERE m.batch = b.batch AND m.state IN {_UNFINISHED} LIMIT 1) AS unfinished,
+    (SELECT true FROM orchestration.active_members m
+     WHERE m.batch = b.batch AND m.kind IN {_UNFINISHED} LIMIT 1) AS unfinished,
     b.state IN ('open', 'sealed')
       AND EXISTS (SELECT FROM orchestration.retries r WHERE r.batch = b.batch) AS retrying
 ) looked
@@ -89,10 +90,11 @@ DELETE FROM procrastinate_workers WHERE last_heartbeat < now() - make_interval(s
 """
 
 _LOST = f"""
-SELECT {MEMBER} FROM orchestration.members m
+SELECT {MEMBER} FROM orchestration.active_members a
+JOIN orchestration.members m ON m.upload = a.upload
 JOIN orchestration.batches b ON b.batch = m.batch
 LEFT JOIN procrastinate_jobs j ON j.id = m.job AND j.status IN ('todo', 'doing')
-WHERE m.state IN ('queued', 'processing', 'retry_scheduled') AND j.id IS NULL
+WHERE a.kind IN ('flight', 'retry') AND j.id IS NULL
 AND b.state IN ('open', 'sealed') AND (m.state = 'processing' OR NOT b.paused)
 LIMIT {CHUNK}"""  # noqa: S608
 

@@ -28,9 +28,11 @@ LIMIT {MOST_WORKERS}"""  # noqa: S608
 
 _ATTEMPTS = f"""
 SELECT m.worker, m.upload, m.batch, m.attempt, a.started_at, a.step, a.percent
-FROM orchestration.members m
+FROM orchestration.active_members v
+JOIN orchestration.members m ON m.upload = v.upload
 LEFT JOIN read_model.attempts a ON a.upload = m.upload AND a.number = m.attempt
-WHERE m.state = 'processing' AND (m.owner = %(owner)s OR %(owner)s::text IS NULL)
+WHERE v.kind = 'flight' AND m.state = 'processing'
+  AND (m.owner = %(owner)s OR %(owner)s::text IS NULL)
 ORDER BY m.worker, m.upload LIMIT {MOST_ATTEMPTS}"""  # noqa: S608
 
 

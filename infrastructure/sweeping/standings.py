@@ -9,10 +9,11 @@ from uuid import UUID
 from application.ports.sweeping import Idle, Standing
 from infrastructure.postgres.pool import Pool
 
-# The orchestrator's index of unfinished uploads leads to the few rows that say since when.
+# The orchestrator's index of incoming uploads leads to the few rows that say since when.
 _IDLE = """
-SELECT u.id, u.version FROM orchestration.members m JOIN read_model.uploads u ON u.id = m.upload
-WHERE m.state IN ('registered', 'transferring') AND u.state IN ('registered', 'transferring')
+SELECT u.id, u.version
+FROM orchestration.active_members m JOIN read_model.uploads u ON u.id = m.upload
+WHERE m.kind = 'incoming' AND u.state IN ('registered', 'transferring')
 AND u.updated_at < %s LIMIT %s"""
 
 _OF = "SELECT id, state, blob FROM read_model.uploads WHERE id = ANY(%s)"

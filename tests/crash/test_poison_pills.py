@@ -24,6 +24,7 @@ from tests.faults.site import open_site, steps
 from tests.infrastructure.jobs.plant import Plant, pipeline, play
 from tests.support import eventually
 
+TIMEOUT = "StepTimeout"
 ABANDONED = "upload.attempt_abandoned"
 TWICE = RetryPolicy(attempts=2, first_delay=0.01, longest_delay=0.02)
 MEMORY = 256 * 1024 * 1024
@@ -61,7 +62,8 @@ def test_each_way_to_die_is_a_verdict_and_harmless_files_complete(
         async with open_processors(processes=4, memory=MEMORY) as processors:
             plant.orchestrate()
             worker = plant.work(processors)
-            files = {f"{name}.bin": b"x" for name in PILLS}
+            pills = {name: error for name, (_, error) in PILLS.items() if error != TIMEOUT}
+            files = {f"{name}.bin": b"x" for name in pills}
             harmless = [f"{name}.bin" for name in HARMLESS] + [f"{n}.txt" for n in range(20)]
             batch = await plant.batch(files | dict.fromkeys(harmless, CONTENT), retry_policy=TWICE)
             done = await plant.completed(batch, deadline=150)
@@ -72,7 +74,7 @@ def test_each_way_to_die_is_a_verdict_and_harmless_files_complete(
         for path in harmless:
             assert uploads[path].state is UploadState.COMPLETED, path
             assert len(await plant.all_of(AttemptSucceeded, uploads[path].id)) == 1
-        for name, (_, error_type) in PILLS.items():
+        for name, error_type in pills.items():
             id = uploads[f"{name}.bin"].id
             failures = await plant.all_of(AttemptFailed, id)
             assert {failure.error_type for failure in failures} == {error_type}, (name, failures)
@@ -82,7 +84,24 @@ def test_each_way_to_die_is_a_verdict_and_harmless_files_complete(
             assert failed.message == failures[-1].message
         assert await plant.all_of(AttemptAbandoned) == []  # the worker lived through all of it
 
-    play(database_url, package, story, pipelines=pipeline("pill", timeout=3.0))
+    play(database_url, package, story, pipelines=pipeline("pill", timeout=120.0))
+
+
+def test_a_step_that_never_ends_is_ended_whatever_it_does(database_url: str, package: Path) -> None:
+    async def story(plant: Plant) -> None:
+        async with open_processors(processes=4, memory=MEMORY) as processors:
+            plant.orchestrate()
+            worker = plant.work(processors)
+            endless = [name for name, (_, error) in PILLS.items() if error == TIMEOUT]
+            batch = await plant.batch({f"{name}.bin": b"x" for name in endless}, retry_policy=TWICE)
+            await plant.completed(batch, deadline=150)
+            await plant.stop(worker)
+
+        failures = await plant.all_of(AttemptFailed)
+        assert [failure.error_type for failure in failures] == [TIMEOUT] * 2 * len(endless)
+        assert await plant.all_of(AttemptAbandoned) == []
+
+    play(database_url, package, story, pipelines=pipeline("pill", timeout=1.0))
 
 
 def test_a_plain_function_reads_reports_and_attaches(database_url: str, package: Path) -> None:

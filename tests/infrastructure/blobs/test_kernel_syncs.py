@@ -16,7 +16,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux take
 @pytest.fixture
 def syncs() -> Iterator[KernelSyncs]:
     """All processes share the kernel's room, and it takes a while to get back what was used."""
-    syncs = run(eventually(open_kernel_syncs))
+    try:
+        syncs = run(eventually(open_kernel_syncs))
+    except AssertionError:
+        used, most = (
+            int(Path(f"/proc/sys/fs/aio-{name}").read_text()) for name in ("nr", "max-nr")
+        )
+        if used + 2 * ROOM <= most:
+            raise
+        pytest.skip(f"other processes use the kernel's room: fs.aio-nr is {used} of {most}")
     yield syncs
     syncs.close()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from application.envelope import Append, Write
-from domain.upload.events import UploadQueued
+from domain.upload.events import UploadFailed, UploadQueued
 from infrastructure.jobs.leadership import take_the_lead
 from infrastructure.jobs.queue import Dispatch
 from infrastructure.jobs.round import run_round
@@ -14,12 +14,16 @@ from infrastructure.postgres.pool import Connection, connect
 from infrastructure.read_model.projecting import connect_writer, project
 from infrastructure.read_model.targets import LIVE
 from tests.infrastructure.jobs.crowd import crowd
-from tests.infrastructure.jobs.plant import ALICE, Plant, now, play
+from tests.infrastructure.jobs.hands import passes, refuses
+from tests.infrastructure.jobs.plant import ALICE, Plant, now, pipeline, play
 
 CROWD = 2000  # uploads
 WINDOW = 10
 ROUNDS = 5
 FEW = 200  # rows read
+FILES = 300
+HOT = 0.5  # the share of updates that write no index; all of them where nothing else runs
+TABLES = ("members", "active_members")
 OFTEN = 16  # times that a statement is executed until its plan is kept
 
 # The statistics of a session are those of all once it has sent them.
@@ -38,13 +42,14 @@ def test_a_round_reads_what_it_needs_however_large_the_batch(
             while events := await plant.log.read(position, limit=1000):
                 await one_round(plant, connection, position)
                 position = events[-1].position
-            before = await reads(plant, connection, "orchestration", "members")
+            before = [await reads(plant, connection, "orchestration", table) for table in TABLES]
             for _ in range(ROUNDS):
                 await one_round(plant, connection, position)
-            after = await reads(plant, connection, "orchestration", "members")
+            after = [await reads(plant, connection, "orchestration", table) for table in TABLES]
 
         assert await plant.fetch("SELECT count(*) FROM orchestration.members") == [(CROWD,)]
-        assert (after - before) / ROUNDS < FEW
+        for earlier, later in zip(before, after, strict=True):
+            assert (later - earlier) / ROUNDS < FEW
 
     async def one_round(plant: Plant, connection: Connection, position: int) -> None:
         events = await plant.log.read(position, limit=1000)
@@ -66,6 +71,59 @@ def test_a_round_reads_what_it_needs_however_large_the_batch(
         in_flight_per_owner=WINDOW,
         batch_progress_interval=3600.0,
     )
+
+
+def test_updates_of_members_write_no_index(database_url: str, tmp_path: Path) -> None:
+    """Heap-only updates (HOT): no index depends on what changes, and pages have room."""
+    updates = """SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables
+        WHERE schemaname = 'orchestration' AND relname = 'members'"""
+
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"step": passes})
+        batch = await plant.batch({f"{n:03}.txt": b"x" for n in range(FILES)})
+        await plant.completed(batch)
+
+        async def counted() -> tuple[int, int] | None:
+            ((all_of_them, hot),) = await plant.fetch(updates)
+            return (all_of_them, hot) if all_of_them >= 2 * FILES else None
+
+        all_of_them, hot = await plant.until(counted)
+        assert hot / all_of_them > HOT
+
+    play(database_url, tmp_path, story, pipelines=pipeline("step"))
+
+
+def test_what_is_kept_of_active_members_follows_from_their_states(
+    database_url: str, tmp_path: Path
+) -> None:
+    differing = """
+        SELECT upload, orchestration.kind_of(m.state), a.kind FROM orchestration.members m
+        FULL JOIN orchestration.active_members a USING (upload)
+        WHERE orchestration.kind_of(m.state) IS DISTINCT FROM a.kind"""
+
+    async def story(plant: Plant) -> None:
+        plant.orchestrate()
+        plant.work({"step": refuses})
+        open_batch = await plant.batch({"good.txt": b"x", "bad.txt": b"x"}, seal=False)
+        await plant.declared(open_batch, "never.txt")
+        sealed = await plant.batch({f"{n}.txt": b"x" for n in range(20)})
+        await plant.completed(sealed)
+        await plant.until(lambda: plant.all_of(UploadFailed))
+
+        kinds = "SELECT kind, count(*) FROM orchestration.active_members GROUP BY kind ORDER BY 1"
+        await plant.until(lambda: _is(plant, kinds, [("failed", 1), ("incoming", 1)]))
+        assert await plant.fetch(differing) == []
+        await plant.cancel(open_batch)
+        await plant.completed(open_batch)
+        await plant.until(lambda: _is(plant, kinds, [("failed", 1)]))
+        assert await plant.fetch(differing) == []
+
+    play(database_url, tmp_path, story, pipelines=pipeline("step"))
+
+
+async def _is(plant: Plant, query: str, rows: list[tuple[Any, ...]]) -> bool:
+    return await plant.fetch(query) == rows
 
 
 def test_a_chunk_reads_the_rows_it_changes_however_many_there_are(
