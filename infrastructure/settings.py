@@ -102,6 +102,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             " a proxy"
         ),
     ] = "auto"
+    keep_alive_timeout: Annotated[
+        Seconds, Meta(description="time that a connection without a request is kept open")
+    ] = 75.0
     max_body: Annotated[Bytes, Meta(description="largest JSON or NDJSON request")] = 16 * MIB
     shutdown_grace: Annotated[
         Seconds, Meta(description="time that running work gets when the server stops")
@@ -141,10 +144,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Seconds, Meta(description="shortest time between two recorded steps of one transfer")
     ] = 0.5
     transfer_idle_timeout: Annotated[
-        Seconds, Meta(description="silence after which a sender counts as gone")
+        Seconds, Meta(description="silence in a request body after which its sender counts as gone")
     ] = 60.0
     min_transfer_rate: Annotated[
-        Bytes, Meta(description="bytes a second a sender must bring over `transfer_idle_timeout`")
+        Bytes,
+        Meta(description="bytes a second that a body must bring over `transfer_idle_timeout`"),
     ] = 128
     upload_expiry: Annotated[
         Seconds, Meta(description="time after its last byte that an unfinished upload is kept")

@@ -42,11 +42,9 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     limit: int
     last: bool
-    idle_timeout: float
     pace: Callable[[], float]
     context: Callable[[], Context]
     checksum: Checksum | None = None
-    min_rate: float = 0.0
 
 
 class Reception:
@@ -82,8 +80,7 @@ class Reception:
         StorageFull, Refused, NotFound, Busy, Unavailable.
         """
         try:
-            with self._turn.impatient(self._terms.idle_timeout, self._terms.min_rate):
-                await self._take_in(chunks, here, ahead)
+            await self._take_in(chunks, here, ahead)
             await self._checkpoints.settled()
             self._verify()
         except (TooLong, ChecksumMismatch) as error:

@@ -40,8 +40,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_file_size: int
     min_free_bytes: int
     progress_interval: float
-    idle_timeout: float
-    min_rate: float = 0.0
 
 
 class Speaker(msgspec.Struct, frozen=True):
@@ -151,8 +149,6 @@ class Transfers:
         terms = Terms(
             limit=self._limit(upload),
             last=incoming.last and upload.size is None,
-            idle_timeout=self.limits.idle_timeout,
-            min_rate=self.limits.min_rate,
             pace=self._pace,
             context=context,
             checksum=incoming.checksum,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from uuid import UUID
 
-from application.transfer.errors import Ended, Overtaken, Stalled, TooSlow
+from application.transfer.errors import Ended, Overtaken
 
 
 class Turn:
@@ -17,10 +17,6 @@ class Turn:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ending: Exception | None = None
         self._waiting: asyncio.Task[object] | None = None
-        self._waiting_since = 0.0
-        self._taken = 0  # bytes of the sender so far
-        self._measured = (0.0, 0)  # when the rate was measured last, and what was taken by then
-        self._look: asyncio.TimerHandle | None = None
 
     @property
     def ended(self) -> bool:
@@ -47,53 +43,15 @@ class Turn:
         """
         self.go_on()
         task = asyncio.current_task()
-        self._waiting, self._waiting_since = task, asyncio.get_running_loop().time()
+        self._waiting = task
         try:
-            chunk = await anext(chunks, None)
+            return await anext(chunks, None)
         except asyncio.CancelledError:
             if self._ending is None or task is None or task.uncancel() > 0:
                 raise
             raise self._ending from None
         finally:
             self._waiting = None
-        if chunk is not None:
-            self._taken += len(chunk)
-        return chunk
-
-    @contextmanager
-    def impatient(self, seconds: float, rate: float = 0.0) -> Iterator[None]:
-        """Ends the turn when the sender is waited for longer than this, or is slower than `rate`.
-
-        The rate, in bytes a second, is measured over as many seconds.
-        """
-        self._measured = asyncio.get_running_loop().time(), self._taken
-        self._look_again(seconds, seconds, rate)
-        try:
-            yield
-        finally:
-            if self._look is not None:
-                self._look.cancel()
-
-    def _look_again(self, after: float, patience: float, rate: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._look = loop.call_later(after, self._look_at_sender, patience, rate)
-
-    def _look_at_sender(self, patience: float, rate: float) -> None:
-        now = asyncio.get_running_loop().time()
-        silent = now - self._waiting_since if self._waiting else 0.0
-        if silent >= patience:
-            self.end(Stalled(patience))
-        elif self._waiting and self._is_slow(now, patience, rate):
-            self.end(TooSlow(rate))
-        else:
-            self._look_again(patience - silent, patience, rate)
-
-    def _is_slow(self, now: float, patience: float, rate: float) -> bool:
-        since, taken = self._measured
-        if now - since < patience:
-            return False
-        self._measured = now, self._taken
-        return self._taken - taken < rate * (now - since)
 
 
 class Turns:

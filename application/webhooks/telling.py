@@ -17,6 +17,7 @@ from application.ports.event_log import EventLog
 from application.ports.read_model import Queries
 from application.replay import batch_as_of, upload_as_of
 from application.views import BatchView, UploadView
+from application.webhooks.addresses import masked
 from domain.event import topic_of
 
 # Of an event: what stands beside it, and where the bytes lie, which is nobody's business outside.
@@ -42,6 +43,8 @@ class Teller:
         recorded = await self._event(delivery)
         fields: dict[str, Any] = msgspec.to_builtins(recorded.event)
         own = {name: value for name, value in fields.items() if name not in _HIDDEN}
+        if own.get("notify"):  # another receiver must not get the address of this one
+            own["notify"] = masked(own["notify"])
         data = {"position": delivery.position, "event": own, **await self._subject(delivery)}
         return _encode({"type": delivery.type, "timestamp": fields["at"], "data": data})
 

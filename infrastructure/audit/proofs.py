@@ -14,7 +14,7 @@ from infrastructure.audit import rows
 from infrastructure.audit.keys import public_pem
 from infrastructure.postgres.pool import Connection, Pool, borrowed
 
-CHUNK = 1_000  # events in memory at a time
+CHUNK = 250  # events in memory at a time
 PAGE = 100  # seals
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import structlog
 
@@ -13,6 +12,7 @@ from interfaces.feed.client import FeedClient
 from interfaces.feed.limits import Limits
 from interfaces.feed.messages import Error
 from interfaces.feed.place import START, advance, refused
+from interfaces.feed.roster import Roster
 from interfaces.feed.subscription import Subscription, unknown_among
 
 LONGEST_WAIT = 5.0  # seconds that a client is kept waiting for a position
@@ -33,20 +33,20 @@ class CatchUp:
         self,
         source: FeedSource,
         limits: Limits,
+        roster: Roster,
         buffer: int,
-        join: Callable[[FeedClient], bool],
     ) -> None:
         self._source = source
         self._limits = limits
-        self._bound = buffer // 2
-        self._join = join
+        self._roster = roster
+        self._buffer = buffer
         self._readers = asyncio.Semaphore(limits.readers)
 
     async def keep_up(self, client: FeedClient) -> None:
         """Runs as long as the client is connected. Raises Closed, ConnectionError."""
         while True:
             await client.behind.wait()
-            await client.drained(self._bound, self._limits.stuck)
+            await client.drained(self._roster.bound(client, self._buffer) // 2, self._limits.stuck)
             try:
                 await self._step(client)
             except Unavailable as error:
@@ -77,7 +77,7 @@ class CatchUp:
             return
         head, reached = advance(place, changes)
         await client.tell(head, client.rows_of(changes), reached)
-        if not changes.more and self._join(client):
+        if not changes.more and self._roster.join(client):
             client.behind.clear()
 
     async def _greet(self, client: FeedClient, subscription: Subscription) -> bool:

@@ -54,7 +54,7 @@ class FeedHub:
         self._source = source
         self._wakeups = wakeups
         self._now = now
-        self._catch_up = CatchUp(source, self.limits, settings.feed_buffer, self.roster.join)
+        self._catch_up = CatchUp(source, self.limits, self.roster, settings.feed_buffer)
 
     async def run(self) -> None:
         """Ticks, pings and rechecks until cancelled; while nobody watches it sleeps."""
@@ -147,7 +147,7 @@ class FeedHub:
         rows = tick.rows_for(selection_of(client), client.place)
         if rows is None:
             return
-        if client.wire.waiting > self.settings.feed_buffer:
+        if client.wire.waiting > self.roster.bound(client, self.settings.feed_buffer):
             self.roster.fall_behind(client)
             return
         head, reached = advance(client.place, tick.changes)

@@ -12,6 +12,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     batches: int = 256  # followed at once on one socket
     sockets: int = 256  # open at once for one principal
     strangers: int = 64  # sockets that have not said yet who they are
+    principal_buffer: int = 16 * 1024 * 1024  # that wait for all sockets of one principal
     first_message: float = 5.0  # for them to say so
     subscribe_burst: int = 20
     subscribe_rate: float = 2.0  # a second, once the burst is used up

@@ -43,7 +43,7 @@ async def listen(
         if message.type in ENDS:
             return
         # Who does not read its answers is not listened to either.
-        await client.drained(hub.settings.feed_buffer, limits.stuck)
+        await client.drained(hub.roster.bound(client, hub.settings.feed_buffer), limits.stuck)
         if message.type is WSMsgType.PING:
             await socket.pong(message.data)
         elif message.type is not WSMsgType.PONG:

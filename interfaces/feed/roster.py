@@ -32,6 +32,7 @@ class Roster:
         self.position = 0
         self.whole = 0  # the end of the last tick that did not stop short; see Changes.since
         self._limits = limits
+        self._held: Counter[str] = Counter()  # connections by the name of their principal
         self._audience: Audience | None = None
 
     def admit(self, client: FeedClient) -> None:
@@ -40,12 +41,16 @@ class Roster:
             raise Closed(CloseCode.RESTARTING, "the server is restarting")
         self._require_room(client.principal.name)
         self.clients.add(client)
+        self._held[client.principal.name] += 1
         self.nobody.clear()
 
     def rename(self, client: FeedClient, principal: Principal) -> None:
         """The client is this principal now. Raises Closed where that one has too many already."""
         if client.principal.name != principal.name:
             self._require_room(principal.name)
+            if client in self.clients:
+                self._release(client.principal.name)
+                self._held[principal.name] += 1
         client.principal = principal
 
     def _require_room(self, name: str) -> None:
@@ -53,14 +58,22 @@ class Roster:
             reason = f"{self._held[name]} are connected as {name}, which is the most"
             raise Closed(CloseCode.TOO_MANY_SOCKETS, reason)
 
-    @property
-    def _held(self) -> Counter[str]:
-        return Counter(client.principal.name for client in self.clients)
+    def _release(self, name: str) -> None:
+        self._held[name] -= 1
+        if not self._held[name]:
+            del self._held[name]
+
+    def bound(self, client: FeedClient, buffer: int) -> int:
+        """Bytes that may wait for the client: `buffer`, or its part of those of its principal."""
+        held = self._held[client.principal.name] or 1
+        return min(buffer, self._limits.principal_buffer // held)
 
     def dismiss(self, client: FeedClient) -> None:
         """Forgets the client: nothing of it stays."""
         self.leave(client)
-        self.clients.discard(client)
+        if client in self.clients:
+            self.clients.remove(client)
+            self._release(client.principal.name)
         if not self.clients:
             self.nobody.set()
 

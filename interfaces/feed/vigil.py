@@ -39,7 +39,7 @@ class Vigil:
         self._roster = roster
         self._keys = keys
         self._heartbeat = settings.feed_heartbeat
-        self._bound = settings.feed_buffer // 2
+        self._buffer = settings.feed_buffer
         self._recheck_every = limits.recheck
         self._warning = limits.warning
         self._now = now
@@ -68,7 +68,7 @@ class Vigil:
                 await self._recheck(credential, clients)
 
     async def _beat(self, client: FeedClient) -> None:
-        if client.wire.waiting > self._bound:
+        if client.wire.waiting > self._roster.bound(client, self._buffer) // 2:
             self._roster.fall_behind(client)  # which waits for it to drain, but not for ever
             return
         silent = asyncio.get_running_loop().time() - client.heard_at

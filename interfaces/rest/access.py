@@ -18,6 +18,7 @@ from interfaces.rest.attempts import attempts_of
 from interfaces.rest.forwarding import configured_origin, front_of
 from interfaces.rest.problems import Problem, unauthenticated
 from interfaces.rest.running import RUNNING
+from interfaces.rest.streams import LARGE, STREAMS, Stream
 from interfaces.services import SERVICES
 
 SESSION_COOKIE = "uptrail_session"
@@ -58,7 +59,15 @@ async def access_middleware(request: web.Request, handler: Handler) -> web.Strea
         response = await handler(request)
     if running.ended and request.method in _SAFE and not response.prepared:
         raise AccessEnded
+    if request.method == hdrs.METH_GET and _is_large(response):
+        request.app[STREAMS].open(request, known[1].name, Stream.DOCUMENT)
     return response
+
+
+def _is_large(response: web.StreamResponse) -> bool:
+    """Whether it is one document that a client could keep in memory by not reading it."""
+    body = response.body if isinstance(response, web.Response) else None
+    return isinstance(body, bytes) and len(body) >= LARGE
 
 
 def is_public(request: web.Request) -> bool:

@@ -37,6 +37,7 @@ from interfaces.rest.operations import VITALS
 from interfaces.rest.problems import problem_middleware
 from interfaces.rest.routes import Operation, add_operations
 from interfaces.rest.running import watch_running_requests
+from interfaces.rest.streams import STREAMS, Streams
 from interfaces.rest.webhooks import controls as webhook_controls
 from interfaces.rest.webhooks import deliveries
 from interfaces.rest.webhooks import resource as webhooks
@@ -86,6 +87,7 @@ def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Ap
     app[SERVICES] = services
     app[METRICS] = Metrics()
     app[ATTEMPTS] = FailedAttempts()
+    app[STREAMS] = Streams()
     watch_running_requests(app, services.keys)
     app[reports.SEATS] = reports.Seats()
     if vitals is not None:

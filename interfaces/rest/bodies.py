@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
@@ -101,17 +100,8 @@ async def _whole(request: web.Request, limit: int | None = None) -> bytes:
 
 
 async def _arriving(request: web.Request) -> AsyncIterator[bytes]:
-    """The body as it comes; a 408 Problem for a sender that is silent for too long."""
-    idle = request.app[SERVICES].settings.transfer_idle_timeout
-    while True:
-        try:
-            async with asyncio.timeout(idle):
-                chunk = await request.content.readany()
-        except TimeoutError:
-            detail = f"no byte of the body came for {idle:g} seconds"
-            raise Problem(408, "request_timeout", detail) from None
-        if not chunk:
-            return
+    """The body as it comes. Raises Stalled for a sender that is silent, or slow, for too long."""
+    while chunk := await request.content.readany():
         yield chunk
 
 

@@ -9,10 +9,13 @@ import msgspec
 from aiohttp import hdrs, web
 
 from application.envelope import Recorded
+from application.ports.keys import Principal, Scope
+from application.webhooks.addresses import masked
 from domain.event import topic_of
 from interfaces.rest.access import (
     batch_of,
     principal_of,
+    require,
     require_unlimited,
     upload_of,
     webhook_of,
@@ -21,12 +24,15 @@ from interfaces.rest.answers import POSITION, HistoryItem, PageAnswer, json_answ
 from interfaces.rest.bodies import NDJSON, NDJSON_TYPES
 from interfaces.rest.params import MAX_POSITION, Query, id_in, reflected
 from interfaces.rest.problems import bad_parameter
-from interfaces.rest.routes import Operation
+from interfaces.rest.routes import ANYBODY, OPERATORS, Operation
+from interfaces.rest.streams import STREAMS, Stream, write_in_pieces
 from interfaces.services import SERVICES
 
 QUERY = ("after", "limit", "format", "min_position")
 BOTH_WAYS = ("after", "before", "limit", "format", "min_position")
-PAGE = 1000  # events in memory at a time
+PAGE = 1000  # events
+MAX_PAGE_BYTES = 256 * 1024  # about: of a page, which a client may be slow to read
+STREAMED = 250  # events in memory at a time
 
 # Where the bytes lie is nobody's business outside.
 _HIDDEN = frozenset({"type", "at", "by", "blob"})
@@ -34,6 +40,7 @@ _HIDDEN = frozenset({"type", "at", "by", "blob"})
 Source: TypeAlias = Callable[[int, int], Awaitable[Sequence[Recorded]]]
 """Events beyond a position, or the last before one; at most so many."""
 
+_encode = msgspec.json.Encoder().encode
 _lines = msgspec.json.Encoder().encode_lines
 
 
@@ -66,7 +73,11 @@ async def of_batch(request: web.Request) -> web.StreamResponse:
 
 
 async def of_webhook(request: web.Request) -> web.StreamResponse:
-    """Who added, changed, rotated, disabled and enabled it; also of one that was removed."""
+    """Who added, changed, rotated, disabled and enabled it; also of one that was removed.
+
+    For operators alone, as everything of webhooks: their addresses may hold tokens.
+    """
+    require(request, *OPERATORS)
     webhook = await webhook_of(request, id_in(request), also_removed=True)
     log = request.app[SERVICES].log
 
@@ -87,9 +98,14 @@ async def of_everything(request: web.Request) -> web.StreamResponse:
     )
 
 
-def item_of(recorded: Recorded) -> HistoryItem:
-    """The event as clients see it, with what is common to all events beside its own data."""
+def item_of(recorded: Recorded, reader: Principal) -> HistoryItem:
+    """The event as clients see it, with what is common to all events beside its own data.
+
+    The address of a webhook is for operators: `notify` of a batch may be one.
+    """
     fields: dict[str, Any] = msgspec.to_builtins(recorded.event)
+    if fields.get("notify") and reader.scope not in (Scope.ADMIN, Scope.OPERATOR):
+        fields["notify"] = masked(fields["notify"])
     return HistoryItem(
         position=recorded.position,
         version=recorded.version,
@@ -115,9 +131,10 @@ async def _told(
         limit = query.integer("limit", MAX_POSITION, low=1)
         return await _streamed(request, source, after, limit, position)
     limit = query.integer("limit", 100, low=1, high=PAGE)
-    events = await source(after, limit)
-    next = events[-1].position if len(events) == limit else None
-    return _page(events, next, position)
+    found = await source(after, limit)
+    events = found[: _fitting(request, found)]
+    is_last = len(events) == len(found) < limit
+    return _page(request, events, None if is_last else events[-1].position, position)
 
 
 async def _told_back(
@@ -127,29 +144,47 @@ async def _told_back(
     if "after" in request.query or _format(request, query) == "ndjson":
         raise bad_parameter("before", "goes neither with `after` nor with NDJSON")
     limit = query.integer("limit", 100, low=1, high=PAGE)
-    events = await source(query.integer("before", MAX_POSITION, low=1), limit)
-    return _page(events, events[0].position if len(events) == limit else None, position)
+    found = await source(query.integer("before", MAX_POSITION, low=1), limit)
+    events = found[len(found) - _fitting(request, found[::-1]) :]
+    is_first = len(events) == len(found) < limit
+    return _page(request, events, None if is_first else events[0].position, position)
 
 
-def _page(events: Sequence[Recorded], next: int | None, position: int) -> web.Response:
-    items = [item_of(recorded) for recorded in events]
+def _page(
+    request: web.Request, events: Sequence[Recorded], next: int | None, position: int
+) -> web.Response:
+    items = [item_of(recorded, principal_of(request)) for recorded in events]
     return json_answer(PageAnswer(items=items, next=next, position=position), position=position)
+
+
+def _fitting(request: web.Request, events: Sequence[Recorded]) -> int:
+    """How many of the events, at least one, fit into a page."""
+    size = 0
+    for count, recorded in enumerate(events):
+        size += len(_encode(item_of(recorded, principal_of(request))))
+        if size > MAX_PAGE_BYTES and count:
+            return count
+    return len(events)
 
 
 async def _streamed(
     request: web.Request, source: Source, after: int, limit: int, position: int
 ) -> web.StreamResponse:
     """One event a line, page by page, no faster than the client reads."""
-    events = await source(after, min(limit, PAGE))  # before the answer begins: it may be refused
+    reader = principal_of(request)
+    request.app[STREAMS].open(request, reader.name, Stream.HISTORY)
+    # Before the answer begins: it may be refused.
+    events = await source(after, min(limit, STREAMED))
     response = web.StreamResponse(headers={POSITION: str(position)})
     response.content_type = NDJSON
     await response.prepare(request)
     while events and request.method != hdrs.METH_HEAD:
-        await response.write(_lines([item_of(recorded) for recorded in events]))
-        limit -= len(events)
+        lines = _lines([item_of(recorded, reader) for recorded in events])
+        limit, last, events = limit - len(events), events[-1].position, ()
+        await write_in_pieces(response, lines)
         if limit <= 0:
             break
-        events = await source(events[-1].position, min(limit, PAGE))
+        events = await source(last, min(limit, STREAMED))
     await response.write_eof()
     return response
 
@@ -164,13 +199,20 @@ def _format(request: web.Request, query: Query) -> Literal["json", "ndjson"]:
     return "ndjson" if any(kind in accept for kind in NDJSON_TYPES) else "json"
 
 
-def _operation(path: str, handler: Any, what: str, query: tuple[str, ...] = QUERY) -> Operation:
+def _operation(
+    path: str,
+    handler: Any,
+    what: str,
+    query: tuple[str, ...] = QUERY,
+    scopes: tuple[Scope, ...] = ANYBODY,
+) -> Operation:
     return Operation(
         method="GET",
         path=path,
         handler=handler,
         summary=f"Recorded events of {what}, oldest first",
         query=query,
+        scopes=scopes,
         answers={200: PageAnswer[HistoryItem]},
     )
 
@@ -178,6 +220,6 @@ def _operation(path: str, handler: Any, what: str, query: tuple[str, ...] = QUER
 OPERATIONS = (
     _operation("/v1/uploads/{id}/history", of_upload, "an upload", BOTH_WAYS),
     _operation("/v1/batches/{id}/history", of_batch, "a batch and its uploads", BOTH_WAYS),
-    _operation("/v1/webhooks/{id}/history", of_webhook, "a webhook"),
+    _operation("/v1/webhooks/{id}/history", of_webhook, "a webhook", scopes=OPERATORS),
     _operation("/v1/history", of_everything, "everything"),
 )

@@ -21,7 +21,7 @@ from application.errors import (
     Undetermined,
 )
 from application.ports.read_model import BadCursor
-from application.transfer.errors import AccessEnded
+from application.transfer.errors import AccessEnded, Stalled
 from domain.errors import Faulty, NotNow, OutOfRange, Refused, Superseded
 from infrastructure.unusable import is_unusable
 from interfaces.rest.correlation import REQUEST_ID, STARTED
@@ -127,14 +127,18 @@ async def problem_middleware(request: web.Request, handler: Handler) -> web.Stre
         if error.status < 400:
             raise
         problem = _of_aiohttp(error)
-    except ConnectionError:  # the client is gone, there is nobody to answer
-        raise
     except Exception as error:
+        if isinstance(error, ConnectionError) and (request.get(STARTED) or _is_gone(request)):
+            raise  # nobody can be answered
         problem = problem_of(error)
     if request.get(STARTED):
         _log.warning("answer_cut_short", code=problem.code, path=request.path)
         raise ConnectionResetError("the answer cannot be completed")
     return problem.response(request)
+
+
+def _is_gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
 
 
 def problem_of(error: Exception) -> Problem:
@@ -153,6 +157,8 @@ def problem_of(error: Exception) -> Problem:
             return bad_parameter("cursor", "was not given out by this list")
         case AccessEnded():
             return unauthenticated(str(error), error="invalid_token")
+        case Stalled():
+            return Problem(408, "stalled", str(error))
         case Undetermined():
             _log.error("undetermined", error=str(error))
             return Problem(503, "undetermined", UNDETERMINED, headers=RETRY_SOON)

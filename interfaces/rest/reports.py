@@ -17,6 +17,7 @@ from interfaces.rest.params import Query, id_in, reflected
 from interfaces.rest.problems import Problem
 from interfaces.rest.report_formats import Format, ReportDocument, as_csv, as_json, as_ndjson
 from interfaces.rest.routes import Operation
+from interfaces.rest.streams import STREAMS, Stream
 from interfaces.services import SERVICES
 
 QUERY = ("only", "min_position")
@@ -59,6 +60,7 @@ async def _answer(
     only = query.choice("only", Only)
     await reflected(request, query)
     queries = request.app[SERVICES].queries
+    request.app[STREAMS].open(request, principal.name, Stream.REPORT)
     with request.app[SEATS]:
         async with queries.report(id, owner=principal.sees, only_failed=only is not None) as report:
             response = web.StreamResponse(headers={POSITION: str(report.position)})

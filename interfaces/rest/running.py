@@ -14,6 +14,7 @@ from application.errors import Unavailable
 from application.ports.keys import Credential, Keys
 from application.transfer.errors import AccessEnded
 from interfaces.rest.correlation import STARTED
+from interfaces.rest.server import connection_of
 
 _log = structlog.get_logger(__name__)
 
@@ -45,15 +46,9 @@ class RunningRequest:
             return
         self.ended = True
         request = self._request
-        if not request.content.is_eof():
-            request.content.set_exception(AccessEnded())
+        connection_of(request).fail_body(AccessEnded())
         if request.get(STARTED) and request.transport is not None:
             request.transport.abort()
-
-    def close(self) -> None:
-        """Makes the body readable again: aiohttp reads what is left of it, and drops it."""
-        if self.ended and isinstance(self._request.content.exception(), AccessEnded):
-            self._request.content.set_exception(None)  # type: ignore[arg-type]
 
 
 class RunningRequests:
@@ -75,7 +70,6 @@ class RunningRequests:
             yield entry
         finally:
             self._holders.discard(entry)
-            entry.close()
 
     def replace(self, request: web.Request, holder: Holder) -> None:
         """Watches `holder` from now on, instead of the request that it serves; see `discard`."""

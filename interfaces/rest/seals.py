@@ -22,10 +22,12 @@ from interfaces.rest.answers import PageAnswer, json_answer
 from interfaces.rest.bodies import NDJSON
 from interfaces.rest.params import Query, id_in, reflected
 from interfaces.rest.routes import OPERATORS, Operation
+from interfaces.rest.streams import STREAMS, Stream, write_in_pieces
 from interfaces.services import SERVICES
 
 EXPORT = ("after", "min_position")
-PAGE = 1000  # seals, or events in memory at a time
+PAGE = 1000  # seals
+STREAMED = 250  # events in memory at a time
 
 _lines = msgspec.json.Encoder().encode_lines
 
@@ -98,9 +100,10 @@ async def _proven(
 
     async def chunks() -> AsyncIterator[Sequence[Line]]:
         after = opening.after
-        while events := await source(after, PAGE):
-            yield await prover.prove([recorded.position for recorded in events])
-            after = events[-1].position
+        while events := await source(after, STREAMED):
+            positions = [recorded.position for recorded in events]
+            after, events = positions[-1], ()
+            yield await prover.prove(positions)
 
     return await _streamed(request, opening, chunks())
 
@@ -116,14 +119,21 @@ async def _streamed(
     request: web.Request, opening: Opening, chunks: AsyncIterator[Sequence[Line]]
 ) -> web.StreamResponse:
     """A line each, a chunk at a time, no faster than the client reads."""
-    first = await anext(chunks, ())  # before the answer begins: it may be refused
+    request.app[STREAMS].open(request, principal_of(request).name, Stream.EXPORT)
+    # Before the answer begins: it may be refused. A default of `()` would be a SystemError: CPython
+    # takes it for the arguments of StopIteration.
+    first: Sequence[Line] = await anext(chunks, [])
     response = web.StreamResponse()
     response.content_type = NDJSON
     await response.prepare(request)
     if request.method != hdrs.METH_HEAD:
-        await response.write(_lines([opening, *first]))
+        lines = _lines([opening, *first])
+        del first
+        await write_in_pieces(response, lines)
         async for chunk in chunks:
-            await response.write(_lines(chunk))
+            lines = _lines(chunk)
+            del chunk
+            await write_in_pieces(response, lines)
     await response.write_eof()
     return response
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import structlog
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 
+from application.transfer.errors import Ended, Stalled, TooSlow
+from interfaces.rest.deadlines import Deadlines, Fault, Progress, Sweep
 from interfaces.rest.intake import Bodies, Intake
 from interfaces.rest.problems import CONTENT_TYPE, Problem
+from interfaces.services import SERVICES
 
 MAX_HEAD = 256 * 1024
 """Bytes of the head of a request, and of any header in it: a concatenation of 1,000 parts names
@@ -31,46 +36,78 @@ _HEAD_TOO_LARGE = (
     f"Content-Length: {len(_DOCUMENT)}\r\nConnection: close\r\n\r\n{_DOCUMENT}"
 ).encode()
 
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
+_OF_THE_CLIENT = (ConnectionError, HttpProcessingError, web.RequestPayloadError, Ended)
+
 _log = structlog.get_logger(__name__)
 
 
 class Connection(web.RequestHandler):
-    """A connection whose unreadable requests get a problem document too.
+    """A connection with deadlines, whose unreadable requests get a problem document too.
 
-    One that has not sent a whole head of a request within `patience` seconds is closed: aiohttp
-    itself only waits for the second one with a limit.
+    aiohttp itself only closes connections on which no request is under way, and after an hour.
     """
 
-    __slots__ = ("_first", "_lost", "head_bytes")
+    __slots__ = (
+        "_bodies",
+        "_body",
+        "_body_is_held",
+        "_body_progress",
+        "_deadlines",
+        "_head_since",
+        "_line",
+        "_lost",
+        "_response_progress",
+        "_sweep",
+        "_writer",
+        "_written",
+        "head_bytes",
+    )
 
-    patience: ClassVar[float] = 30.0
+    def __init__(self, server: Server, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._deadlines, self._sweep, self._bodies = server.deadlines, server.sweep, server.bodies
+        self._head_since: float | None = None  # on the sweep's clock; None: no byte of it yet
+        self._body: StreamReader | None = None  # of the request under way
+        self._body_is_held = False
+        self._body_progress = Progress()
+        self._writer: AbstractStreamWriter | None = None  # of the request under way
+        self._written = 0  # bytes of the responses before
+        self._response_progress = Progress()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        loop = asyncio.get_running_loop()
-        self._first = loop.call_later(self.patience, self._give_up)
+        # aiohttp forgets its transport as soon as it asks it to close.
+        self._line: asyncio.Transport | None = cast(asyncio.Transport, transport)
         self._lost: asyncio.Future[None] | None = None
+        self._head_since = self._sweep.now
+        self._sweep.wake()
         self.head_bytes = 0
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._line = None
+        super().connection_lost(exc)
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
 
     def data_received(self, data: bytes, *, in_body: bool = False) -> None:
         """Bound the head as a whole: aiohttp limits a header, and how many there are."""
-        heads = self._request_count
+        waits_for_head, heads = self._is_idle, self._request_count
         super().data_received(data)
         if in_body or self._upgraded or self._request_count != heads:
             self.head_bytes = 0
             return
+        if waits_for_head and self._head_since is None and data:
+            self._head_since = self._sweep.now
         self.head_bytes += len(data)
         if self.head_bytes > MAX_HEAD and self.transport is not None:
             _log.info("head_too_large", bytes=self.head_bytes)
             if self._current_request is None:
                 self.transport.write(_HEAD_TOO_LARGE)
             self.force_close()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._first.cancel()
-        super().connection_lost(exc)
-        if self._lost is not None and not self._lost.done():
-            self._lost.set_result(None)
 
     def lost(self) -> asyncio.Future[None]:
         """Done once the connection is, for who has nothing more to read on it."""
@@ -80,10 +117,92 @@ class Connection(web.RequestHandler):
                 self._lost.set_result(None)
         return self._lost
 
-    def _give_up(self) -> None:
-        if self._request_count == 0:
-            _log.info("connection_without_a_request", seconds=self.patience)
+    def begin(self, body: StreamReader, writer: AbstractStreamWriter) -> None:
+        """A request is under way, its head is complete."""
+        self._head_since = None
+        self._body = None if body.is_eof() else body
+        if self._body is None:  # that of the request before may have failed, and not have ended
+            self._bodies.end(self)
+        self._body_is_held = False
+        self._body_progress.restart()
+        self._writer = writer
+
+    def hold_body(self) -> None:
+        """The client waits to be asked for the body: its deadline begins with `release_body`."""
+        self._body_is_held = True
+
+    def release_body(self) -> None:
+        self._body_is_held = False
+
+    def fail_body(self, error: Ended) -> None:
+        """Makes whoever reads the body, now or later, get this error instead of more bytes."""
+        if self._body is not None and not self._body.is_eof():
+            self._body.set_exception(error)
+
+    def look(self, now: float) -> None:
+        """Ends what is beyond its deadline. A WebSocket has deadlines of its own."""
+        if self._line is None or self._payload_parser is not None:
+            return
+        self._look_at_response(self._line, now)
+        if self._is_idle:
+            self._look_at_head(now)
+        elif self._body is not None:
+            self._look_at_body(self._body, now)
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether the next head is waited for."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def _look_at_head(self, now: float) -> None:
+        since, patience = self._head_since, self._deadlines.head
+        if since is not None and now - since >= patience:
+            _log.info("connection_without_a_request", seconds=patience)
             self.force_close()
+
+    def _look_at_body(self, body: StreamReader, now: float) -> None:
+        if body.is_eof() or body.exception() is not None:
+            self._body = None
+        elif self._body_is_held or self._reading_paused or self._buffer_paused:
+            self._body_progress.restart()  # it is the server that does not read
+        else:
+            window, rate = self._deadlines.body, self._deadlines.min_rate
+            fault = self._body_progress.fault(now, body.total_bytes, window, rate)
+            if fault is not None:
+                _log.info("request_body_too_slow", fault=fault.value, bytes=body.total_bytes)
+                self.fail_body(Stalled(window) if fault is Fault.SILENT else TooSlow(rate))
+
+    def _look_at_response(self, line: asyncio.Transport, now: float) -> None:
+        """Cuts off a client that does not take its response.
+
+        Bytes count once its system has acknowledged them: the buffer of the system alone can hold
+        more than a slow client takes in half a minute.
+        """
+        waiting = line.get_write_buffer_size()
+        if not waiting:
+            self._response_progress.restart()
+            return
+        current = 0 if self._writer is None else self._writer.output_size
+        taken = self._written + current - waiting - unacknowledged(line)
+        window, rate = self._deadlines.response, self._deadlines.min_rate
+        fault = self._response_progress.fault(now, taken, window, rate)
+        if fault is not None:
+            _log.info("response_not_read", fault=fault.value, waiting=waiting)
+            line.abort()
+
+    async def _handle_request(
+        self, request: web.BaseRequest, start_time: float | None, request_handler: Any
+    ) -> tuple[web.StreamResponse, bool]:
+        try:
+            return await super()._handle_request(request, start_time, request_handler)
+        finally:
+            self._written += request.writer.output_size
+            self._writer = self._body = None
+            if isinstance(request.content.exception(), Ended):
+                # aiohttp reads what is left, for a while, and must not meet it.
+                request.content.set_exception(None)  # type: ignore[arg-type]
+            for callback in request.get(_FINISHED, ()):
+                callback()
 
     def handle_error(
         self,
@@ -92,7 +211,13 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answers what cannot be read as HTTP, or failed before any middleware; then closes."""
+        """Answers what cannot be read as HTTP, or failed before any middleware; then closes.
+
+        Raises ConnectionError where the client is gone.
+        """
+        if isinstance(exc, ConnectionError) and (is_gone(request) or request.writer.output_size):
+            _log.info("client_gone", path=request.path, error=type(exc).__name__)
+            raise exc
         if isinstance(exc, Problem):
             answer = exc.response(request)
         else:
@@ -102,6 +227,14 @@ class Connection(web.RequestHandler):
         answer.headers["Cache-Control"] = "no-store"
         answer.force_close()
         return answer
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """What a client does to its connection is no error of ours."""
+        error = kw.get("exc_info")
+        if isinstance(error, _OF_THE_CLIENT):
+            _log.info("request_unreadable", error=type(error).__name__)
+        else:
+            super().log_exception(*args, **kw)
 
     def _tell(
         self,
@@ -125,14 +258,20 @@ class Connection(web.RequestHandler):
 class Server(web.Server):
     """Makes a Connection of ours for each that is accepted, and knows whose bodies arrive."""
 
-    def __init__(self, server: Any, **kwargs: Any) -> None:
+    def __init__(self, server: Any, deadlines: Deadlines, **kwargs: Any) -> None:
         super().__init__(server.request_handler, request_factory=self._request, **kwargs)
         self._options = kwargs
         self._make = server.request_factory
         self.bodies = Bodies()
+        self.deadlines = deadlines
+        self.sweep = Sweep(deadlines.interval, lambda: cast(list[Connection], self.connections))
 
     def __call__(self) -> Intake:  # type: ignore[override]
         return Intake(Connection(self, loop=self._loop, **self._options), self.bodies)
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        await super().shutdown(timeout)
+        self.sweep.close()
 
     def _request(
         self,
@@ -143,6 +282,7 @@ class Server(web.Server):
         task: asyncio.Task[None],
     ) -> web.BaseRequest:
         self.bodies.begin(connection, body)
+        cast(Connection, connection).begin(body, writer)
         request: web.BaseRequest = self._make(message, body, connection, writer, task)
         return request
 
@@ -151,22 +291,65 @@ class Runner(web.AppRunner):
     """`web.AppRunner` with connections of ours; takes the same arguments.
 
     A body is never unpacked on the way in: sizes and offsets count bytes as they were sent, and
-    a small body cannot turn into a large one.
+    a small body cannot turn into a large one. Deadlines are those of the settings, unless given.
     """
 
-    def __init__(self, app: web.Application, **kwargs: Any) -> None:
-        limits = {"auto_decompress": False, "access_log": None, "max_field_size": MAX_HEAD}
-        super().__init__(app, **{**limits, **kwargs})
+    def __init__(
+        self, app: web.Application, *, deadlines: Deadlines | None = None, **kwargs: Any
+    ) -> None:
+        services = app.get(SERVICES)
+        of_settings = Deadlines() if services is None else Deadlines.of(services.settings)
+        self._deadlines = deadlines or of_settings
+        options = {
+            "auto_decompress": False,
+            "access_log": None,
+            "max_field_size": MAX_HEAD,
+            "keepalive_timeout": self._deadlines.keep_alive,
+        }
+        super().__init__(app, **{**options, **kwargs})
 
     async def _make_server(self) -> Server:
-        return Server(await super()._make_server(), **self._kwargs)
+        return Server(await super()._make_server(), self._deadlines, **self._kwargs)
+
+
+_FINISHED: web.RequestKey[list[Callable[[], None]]] = web.RequestKey("on_finished", list)
+
+
+def on_finished(request: web.Request, callback: Callable[[], None]) -> None:
+    """Calls back once the response has been sent, or cannot be."""
+    if _FINISHED not in request:
+        request[_FINISHED] = []
+    request[_FINISHED].append(callback)
+
+
+def connection_of(request: web.Request) -> Connection:
+    assert isinstance(request.protocol, Connection)
+    return request.protocol
 
 
 def lost(request: web.Request) -> asyncio.Future[None]:
     """Done once the client's connection is; cancelling it harms nobody."""
-    connection = request.protocol
-    assert isinstance(connection, Connection)
-    return connection.lost()
+    return connection_of(request).lost()
+
+
+def is_gone(request: web.BaseRequest) -> bool:
+    """Whether the client's connection is closed, or is about to be."""
+    return request.transport is None or request.transport.is_closing()
+
+
+def unacknowledged(line: asyncio.Transport) -> int:
+    """Bytes that the system holds, until the other one acknowledges them; 0 where it does not say.
+
+    Source: Linux tcp(7), SIOCOUTQ, which has the number of TIOCOUTQ.
+    """
+    if sys.platform != "linux":
+        return 0
+    opened = line.get_extra_info("socket")
+    try:
+        answer = fcntl.ioctl(opened.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+    except OSError:
+        return 0
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def _unreadable(status: int, exc: BaseException | None = None) -> Problem:

@@ -8,8 +8,9 @@ from typing import Self
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from application.transfer.errors import SenderGone, Stalled
+from application.transfer.errors import SenderGone
 from interfaces.rest.problems import Problem
+from interfaces.rest.server import connection_of
 
 HELD: web.RequestKey[bool] = web.RequestKey("waits_for_100_continue", bool)
 
@@ -22,12 +23,14 @@ async def hold(request: web.Request) -> None:
     if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
         raise Problem(417, "expectation_failed", "only Expect: 100-continue is understood")
     request[HELD] = True
+    connection_of(request).hold_body()
 
 
 async def go_ahead(request: web.Request) -> None:
     """Asks the client for the body, if it waits to be asked."""
     if request.get(HELD):
         request[HELD] = False
+        connection_of(request).release_body()
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the answer proper has not begun
 
@@ -40,7 +43,10 @@ def require_plain(request: web.Request) -> None:
 
 
 class Body:
-    """The body as it arrives, uncopied; raises SenderGone after the last byte there is."""
+    """The body as it arrives, uncopied; raises SenderGone after the last byte there is.
+
+    Raises Stalled and AccessEnded as well, as the connection says.
+    """
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
@@ -81,17 +87,9 @@ class Body:
         return rest
 
 
-async def whole(request: web.Request, *, idle_timeout: float) -> bytes:
-    """All of a body that is known to be small. Raises SenderGone, Stalled."""
+async def whole(request: web.Request) -> bytes:
+    """All of a body that is known to be small. Raises Ended."""
     if request.content.is_eof():  # it came along with the headers: there is nothing to wait for
         return await request.content.read()
-    parts = []
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(idle_timeout) as patience:
-            async for chunk in Body(request):
-                parts.append(chunk)
-                patience.reschedule(loop.time() + idle_timeout)
-    except TimeoutError:
-        raise Stalled(idle_timeout) from None
+    parts = [chunk async for chunk in Body(request)]
     return parts[0] if len(parts) == 1 else b"".join(parts)

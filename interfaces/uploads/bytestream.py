@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
-from application.transfer.errors import Stalled
 from interfaces.rest.problems import Problem
 from interfaces.uploads.body import Body
 
@@ -24,10 +23,9 @@ class Malformed(Problem):
 class ByteStream:
     """Bytes of a body in order. Memory: the chunk at hand and a line or mark that it cuts."""
 
-    def __init__(self, source: Source, *, idle_timeout: float, ahead: bytes = b"") -> None:
+    def __init__(self, source: Source, *, ahead: bytes = b"") -> None:
         self._source = source
         self._chunks = source()
-        self._idle_timeout = idle_timeout
         self._buffer = ahead
         self._at = 0
 
@@ -91,18 +89,15 @@ class ByteStream:
         self._at = 0
 
     async def _next(self) -> bytes:
-        """The next chunk, none at the end. Raises SenderGone, Stalled."""
+        """The next chunk, none at the end. Raises Ended."""
         try:
-            async with asyncio.timeout(self._idle_timeout):
-                return await anext(self._chunks, b"")
-        except TimeoutError:
-            raise Stalled(self._idle_timeout) from None
+            return await anext(self._chunks, b"")
         except asyncio.CancelledError:
             # Whoever waited for one file was called off: the body goes on for the next one.
             self._chunks = self._source()
             raise
 
 
-def stream_of(request: web.Request, *, idle_timeout: float, ahead: bytes = b"") -> ByteStream:
+def stream_of(request: web.Request, *, ahead: bytes = b"") -> ByteStream:
     """The body of a request."""
-    return ByteStream(lambda: Body(request), idle_timeout=idle_timeout, ahead=ahead)
+    return ByteStream(lambda: Body(request), ahead=ahead)

@@ -16,9 +16,10 @@ from application.ports.keys import Scope
 from application.transfer.names import blob_of
 from domain.upload.aggregate import Upload
 from domain.upload.state import GONE, INCOMING, UploadState
-from interfaces.rest.access import principal_of, upload_of
+from interfaces.rest.access import PRINCIPAL, principal_of, upload_of
 from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem
+from interfaces.rest.streams import STREAMS, Stream
 from interfaces.services import SERVICES
 from interfaces.uploads.ranges import Part, Unsatisfiable, part_of
 from interfaces.uploads.refusals import gone
@@ -163,6 +164,9 @@ async def _serve(
 async def _stream(
     request: web.Request, response: web.StreamResponse, blob: str, part: Part
 ) -> web.StreamResponse:
+    principal = request.get(PRINCIPAL)
+    name = "callback" if principal is None else principal.name
+    request.app[STREAMS].open(request, name, Stream.DOWNLOAD)
     response.content_length = part.end - part.start
     await response.prepare(request)
     if request.method != hdrs.METH_HEAD and part.end > part.start:

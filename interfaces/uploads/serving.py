@@ -33,8 +33,6 @@ def prepare(app: web.Application) -> None:
         max_file_size=settings.max_file_size,
         min_free_bytes=settings.min_free_bytes,
         progress_interval=settings.progress_interval,
-        idle_timeout=settings.transfer_idle_timeout,
-        min_rate=settings.min_transfer_rate,
     )
     app[TRANSFERS] = Transfers(
         services.log,

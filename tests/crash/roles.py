@@ -188,9 +188,7 @@ async def receive(order: Order, life: Life) -> str:
             parts.log,
             parts.blobs,
             NobodyElse(),
-            limits=Limits(
-                max_file_size=10**6, min_free_bytes=0, progress_interval=0.001, idle_timeout=60
-            ),
+            limits=Limits(max_file_size=10**6, min_free_bytes=0, progress_interval=0.001),
             now=parts.now,
             clock=asyncio.get_running_loop().time,
         )

@@ -119,7 +119,7 @@ LONG = ("verifies", "rebuilds")  # of many awaits, between which tables are made
 
 
 def transfers(parts: Parts) -> Transfers:
-    limits = Limits(max_file_size=100, min_free_bytes=0, progress_interval=9, idle_timeout=60)
+    limits = Limits(max_file_size=100, min_free_bytes=0, progress_interval=9)
     services = parts.services
     clock = asyncio.get_running_loop().time
     nothing = Allowance(bytes=0, files=0)

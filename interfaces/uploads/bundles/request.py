@@ -17,7 +17,6 @@ from interfaces.uploads.body import require_plain
 from interfaces.uploads.bundles.tar import Kind, Member, TarReader
 from interfaces.uploads.bytestream import stream_of
 from interfaces.uploads.intakes import intake_into, require_few
-from interfaces.uploads.serving import TRANSFERS
 
 TYPES = frozenset({"application/x-tar", "application/tar"})
 
@@ -45,7 +44,7 @@ async def unpack(request: web.Request) -> web.Response:
     Query(request, ())
     require_plain(request)
     batch = (await batch_of(request, id_in(request))).id
-    stream = stream_of(request, idle_timeout=request.app[TRANSFERS].limits.idle_timeout)
+    stream = stream_of(request)
     reader = TarReader(stream)
     async with intake_into(request, batch, principal) as intake:
         while (member := await reader.next()) is not None:

@@ -35,7 +35,6 @@ from interfaces.uploads.forms.parts import (
     names_are_percent_encoded,
 )
 from interfaces.uploads.intakes import intake_into, require_few
-from interfaces.uploads.serving import TRANSFERS
 
 FIELDS = frozenset({"label", "pipeline", "metadata"})
 IGNORED = frozenset({"_charset_"})  # what a browser adds by itself
@@ -70,8 +69,7 @@ async def start(request: web.Request) -> web.Response:
     require_unlimited(principal)
     Query(request, ())
     require_plain(request)
-    idle = request.app[TRANSFERS].limits.idle_timeout
-    stream = stream_of(request, idle_timeout=idle, ahead=b"\r\n")
+    stream = stream_of(request, ahead=b"\r\n")
     encoded = names_are_percent_encoded(request)
     reader = FormReader(stream, boundary_of(request), percent_encoded=encoded)
     async with AsyncExitStack() as stack:

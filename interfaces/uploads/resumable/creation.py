@@ -108,7 +108,7 @@ def _digests(request: web.Request, complete: bool) -> tuple[Checksum | None, Che
 
 async def _arrived(request: web.Request, checksum: Checksum | None) -> bytes:
     """A body that came along with the headers. Raises ChecksumMismatch, SenderGone, Stalled."""
-    content = await whole(request, idle_timeout=request.app[TRANSFERS].limits.idle_timeout)
+    content = await whole(request)
     if checksum is not None:
         checksum.verify(content)
     return content

@@ -82,8 +82,7 @@ async def place_of(request: web.Request, owner: str) -> Alone | Joining:
 
 async def _whole(request: web.Request, checksum: Checksum | None) -> bytes:
     """A small body, checked. Raises ChecksumMismatch and what `whole` raises."""
-    idle = request.app[TRANSFERS].limits.idle_timeout
-    content = await whole(request, idle_timeout=idle)
+    content = await whole(request)
     if checksum is not None:
         checksum.verify(content)
     return content

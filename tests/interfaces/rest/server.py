@@ -33,6 +33,7 @@ from infrastructure.settings import Settings
 from infrastructure.telemetry.metrics import PostgresVitals
 from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.rest.app import build_app
+from interfaces.rest.deadlines import Deadlines
 from interfaces.rest.server import Runner
 from interfaces.services import Services
 from tests.support import eventually
@@ -68,6 +69,14 @@ class Server:
     port: int
     key: str
     client: ClientSession
+    runner: Runner
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of responses that wait in this process for clients to take them."""
+        assert self.runner.server is not None
+        lines = [connection.transport for connection in self.runner.server.connections]
+        return sum(line.get_write_buffer_size() for line in lines if line is not None)
 
     async def ask(self, method: str, path: str, *, key: str | None = "", **options: Any) -> Answer:
         headers = dict(options.pop("headers", {}))
@@ -104,7 +113,9 @@ async def _read(response: ClientResponse) -> Answer:
 
 
 @asynccontextmanager
-async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Server]:
+async def serving(
+    url: str, folder: Path, *, deadlines: Deadlines | None = None, **settings: Any
+) -> AsyncIterator[Server]:
     """A server on a free port, as the composition root would make it, with its projector."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -131,13 +142,15 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
             erasures=PostgresErasures(pool),
         )
         await enter(_projecting(url, pool, log, listener))
-        yield await enter(_served(services, PostgresVitals(pool)))
+        yield await enter(_served(services, PostgresVitals(pool), deadlines))
 
 
 @asynccontextmanager
-async def _served(services: Services, vitals: PostgresVitals) -> AsyncIterator[Server]:
+async def _served(
+    services: Services, vitals: PostgresVitals, deadlines: Deadlines | None
+) -> AsyncIterator[Server]:
     app = build_app(services, vitals=vitals)
-    runner = Runner(app, access_log=None, shutdown_timeout=5)
+    runner = Runner(app, access_log=None, shutdown_timeout=5, deadlines=deadlines)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -145,7 +158,7 @@ async def _served(services: Services, vitals: PostgresVitals) -> AsyncIterator[S
         url = f"http://127.0.0.1:{port}"
         _, key = await services.keys.create(owner=OWNER, scope=Scope.OPERATOR)
         async with ClientSession(url, cookie_jar=DummyCookieJar()) as client:
-            yield Server(services, app, url, port, key, client)
+            yield Server(services, app, url, port, key, client, runner)
     finally:
         await runner.cleanup()
 

@@ -252,3 +252,22 @@ def test_a_rotated_key_is_followed_by_an_export_of_one_batch(
     assert found.sound, found.findings
     assert (found.first_seal, found.last_seal, found.events) == (1, 3, 3)
     assert first != second
+
+
+@pytest.mark.parametrize("scope", [Scope.ADMIN, Scope.OPERATOR])
+def test_an_export_without_events_has_its_first_line_alone(
+    scope: Scope, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            key = await server.key_for(scope)
+            for path in ("/v1/history/export", "/v1/history/export?after=1000"):
+                answer = await server.get(path, key=key)
+                assert (answer.status, answer.headers["Content-Type"]) == (
+                    200,
+                    "application/x-ndjson",
+                )
+                (line,) = answer.body.splitlines()
+                assert json.loads(line)["format"] == 1
+
+    run(story())

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from application.ports.keys import Scope
+from application.webhooks.addresses import masked
 from domain.webhook.subscription import TOLD
 from interfaces.rest.webhooks.messages import HEADERS, BatchMessage, UploadMessage
 from tests.infrastructure.webhooks.office import Receiver, always, open_office, receiving
@@ -330,3 +331,57 @@ def test_messages_are_what_the_description_says(database_url: str, tmp_path: Pat
                 assert set(HEADERS) <= set(request.headers)
 
     run(story())
+
+
+TOKEN = "T0KEN"
+
+
+def test_addresses_of_webhooks_are_for_operators_alone(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            url = f"https://hooks.example.com/{TOKEN}?token={TOKEN}"
+            added = await server.post("/v1/webhooks", json={"url": url, "on_request": True})
+            id = added.json["webhook"]["id"]
+            batch = (await server.batch("a.txt", notify=url)).json
+            position = f"min_position={batch['position']}"
+            paths = [
+                "/v1/webhooks",
+                f"/v1/webhooks/{id}",
+                f"/v1/webhooks/{id}/history",
+                f"/v1/webhooks/{id}/history?format=ndjson",
+                f"/v1/webhooks/{id}/deliveries",
+                f"/v1/history?{position}",
+                f"/v1/history?{position}&format=ndjson",
+                f"/v1/batches/{batch['id']}?{position}",
+                f"/v1/batches/{batch['id']}/history?{position}",
+                f"/v1/batches/{batch['id']}/history?{position}&before=1000000",
+                f"/v1/batches/{batch['id']}/history/export",
+                f"/v1/batches/{batch['id']}/report.json?{position}",
+                "/v1/history/export",
+            ]
+            for scope in (Scope.VIEWER, Scope.UPLOADER):
+                key = await server.key_for(scope)
+                for path in paths:
+                    answer = await server.get(path, key=key)
+                    assert TOKEN.encode() not in answer.body, (scope, path)
+                    if "/webhooks" in path:
+                        assert (answer.status, answer.code) == (403, "scope_missing"), path
+                history = await server.get(f"/v1/batches/{batch['id']}/history", key=key)
+                assert history.json["items"][0]["data"]["notify"] == "https://hooks.example.com/..."
+            mine = await server.get(f"/v1/webhooks/{id}/history")
+            assert TOKEN in mine.json["items"][0]["data"]["subscription"]["url"]
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("notify", "shown"),
+    [
+        ("https://user:T0KEN@h.example:8443/T0KEN", "https://h.example/..."),
+        ("01a22d99-b08d-7052-badb-c285b0a790fb", "01a22d99-b08d-7052-badb-c285b0a790fb"),
+        ("https://[broken/T0KEN", "..."),
+        ("T0KEN", "..."),
+    ],
+)
+def test_a_masked_address_shows_the_host_at_most(notify: str, shown: str) -> None:
+    assert masked(notify) == shown

@@ -39,6 +39,7 @@ from interfaces.rest.problems import problem_middleware
 from interfaces.rest.routes import add_operations
 from interfaces.rest.running import RUNNING, RunningRequests, watch_running_requests
 from interfaces.rest.server import Runner
+from interfaces.rest.streams import STREAMS, Streams
 from interfaces.services import SERVICES, Services
 from interfaces.uploads.routes import add_routes
 from interfaces.uploads.serving import TRANSFERS
@@ -149,6 +150,7 @@ async def _served(services: Services, pool: Pool) -> AsyncIterator[Server]:
     app = web.Application(middlewares=middlewares)
     app[SERVICES] = services
     app[ATTEMPTS] = FailedAttempts()
+    app[STREAMS] = Streams()
     watch_running_requests(app, services.keys)
     app.on_response_prepare.append(finish_headers)
     app.on_response_prepare.append(allow_origins)

@@ -75,9 +75,7 @@ async def _process(url: str, folder: Path, life: Life) -> AsyncIterator[Transfer
     async with make_pool(url, name="test") as pool, GroupCommitter(url) as committer:
         log, blobs = MortalLog(pool, committer), MortalStore(folder)
         log.life = blobs.life = life
-        limits = Limits(
-            max_file_size=1_000, min_free_bytes=0, progress_interval=60, idle_timeout=60
-        )
+        limits = Limits(max_file_size=1_000, min_free_bytes=0, progress_interval=60)
         yield Transfers(
             log, blobs, NobodyElse(), limits=limits, now=lambda: datetime.now(UTC), clock=lambda: 0
         )

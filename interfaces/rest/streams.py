@@ -1,0 +1,62 @@
+"""Responses that a slow client could keep in memory: how many at once, and in what pieces."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import Enum
+
+from aiohttp import web
+
+from interfaces.rest.problems import Problem
+from interfaces.rest.server import on_finished
+
+PIECE = 64 * 1024  # bytes written before the client has to take some
+LARGE = 64 * 1024  # bytes from which a response in one piece is counted
+
+
+class Stream(Enum):
+    """Kinds of responses, each with how many one principal may read at once in one process."""
+
+    DOWNLOAD = 64  # holds a chunk of the file
+    HISTORY = 8  # holds a page of events
+    EXPORT = 4  # holds a page of events, and the tree of a log seal
+    REPORT = 2  # holds a snapshot of the database
+    DOCUMENT = 16  # a large response in one piece, such as a page of a list
+
+
+class Streams:
+    """The responses that are being read from this process."""
+
+    def __init__(self) -> None:
+        self._open: Counter[tuple[str, Stream]] = Counter()
+
+    def __len__(self) -> int:
+        return self._open.total()
+
+    def open(self, request: web.Request, principal: str, kind: Stream) -> None:
+        """Counts the response in until it has been sent. Raises a 429 Problem for one too many."""
+        key = principal, kind
+        if self._open[key] >= kind.value:
+            raise Problem(
+                429,
+                "too_many_streams",
+                f"{kind.value} responses of this kind ({kind.name.lower()}) are being read by"
+                f" {principal}, which is the most; read or close one of them first",
+                headers={"Retry-After": "1"},
+            )
+        self._open[key] += 1
+        on_finished(request, lambda: self._close(key))
+
+    def _close(self, key: tuple[str, Stream]) -> None:
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
+
+
+STREAMS: web.AppKey[Streams] = web.AppKey("streams", Streams)
+
+
+async def write_in_pieces(response: web.StreamResponse, content: bytes) -> None:
+    """Writes the content no faster than the client reads. Raises ConnectionError."""
+    for start in range(0, len(content), PIECE):
+        await response.write(content[start : start + PIECE])
