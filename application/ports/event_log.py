@@ -7,10 +7,19 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
+import msgspec
+
 from application.envelope import Append, Appended, Recorded
 from domain.batch.aggregate import Batch
 from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Whose a stream is, by its first event; `batch` is that of an upload."""
+
+    owner: str
+    batch: UUID | None = None
 
 
 class EventLog(Protocol):
@@ -38,6 +47,12 @@ class EventLog(Protocol):
 
     async def webhook(self, id: UUID) -> Webhook:
         """The webhook, likewise; also one that was removed."""
+
+    def remembered(self, id: UUID) -> Upload | Batch | Webhook | None:
+        """The aggregate of this stream if it is in memory; asks nobody, and may be old."""
+
+    async def origin(self, id: UUID) -> Origin | None:
+        """Whose the stream is; None if there is none. One statement in either case."""
 
     def forget(self, *ids: UUID) -> None:
         """Drops what is remembered of these streams, so that the next load reads the log."""

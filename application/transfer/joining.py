@@ -90,14 +90,17 @@ class Parts:
 
     async def _whole_part(self, id: UUID, place: Alone | Joining) -> Upload:
         """The part, if it is all here, and of the same owner and batch as the place."""
-        self._transfers.log.forget(id)
+        owner, log = await self._arrivals.owner_of(place), self._transfers.log
+        origin = await log.origin(id)
+        # Before anything is loaded: a foreign part costs what an absent one does.
+        if origin is None or origin.owner != owner or not is_part(id):
+            raise PartMissing(id)
+        log.forget(id)
         try:
-            part = await self._transfers.log.upload(id)
+            part = await log.upload(id)
         except NotFound:
             raise PartMissing(id) from None
         batch = place.batch if isinstance(place, Joining) else id
-        if not is_part(id) or part.owner != await self._arrivals.owner_of(place):
-            raise PartMissing(id)
         if part.batch != batch or part.state not in (UploadState.RECEIVED, UploadState.COMPLETED):
             raise PartMissing(id)
         return part

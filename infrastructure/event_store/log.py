@@ -13,13 +13,20 @@ import structlog
 
 from application.envelope import Append, Appended, Recorded
 from application.errors import NotFound
+from application.ports.event_log import Origin
 from domain.batch.aggregate import Batch
 from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.folding import Aggregate, Snapshotted, fold
-from infrastructure.event_store.reading import last_position_at, read_head, read_log, read_stream
+from infrastructure.event_store.reading import (
+    last_position_at,
+    read_head,
+    read_log,
+    read_origin,
+    read_stream,
+)
 from infrastructure.event_store.remembered import Known, Remembered
 from infrastructure.event_store.snapshots import last_snapshot, save_snapshot
 from infrastructure.event_store.writing import stream_versions
@@ -89,6 +96,14 @@ class PostgresEventLog:
         if isinstance(aggregate, Webhook):
             return aggregate
         raise NotFound(f"no webhook {id}")
+
+    def remembered(self, id: UUID) -> Aggregate | None:
+        known = self._remembered.get(id)
+        return None if known is None else known.aggregate
+
+    async def origin(self, id: UUID) -> Origin | None:
+        async with self._connection() as connection:
+            return await read_origin(connection, id)
 
     def forget(self, *ids: UUID) -> None:
         for id in ids:

@@ -7,7 +7,10 @@ from datetime import datetime
 from typing import Any, TypeAlias
 from uuid import UUID
 
+import msgspec
+
 from application.envelope import Recorded
+from application.ports.event_log import Origin
 from infrastructure.event_store.codec import CODEC, Codec, UnreadableEvent
 from infrastructure.postgres.pool import Connection
 
@@ -27,7 +30,21 @@ _BACKWARDS = f"""{_COLUMNS} FROM stored_events
 WHERE notification_id <= %s ORDER BY notification_id DESC LIMIT %s"""
 _FIRSTS = f"""{_COLUMNS} FROM stored_events
 WHERE originator_id = ANY(%s) AND originator_version = 1"""
+_STATE_OF_FIRST = """SELECT state FROM stored_events
+WHERE originator_id = %s AND originator_version = 1"""
 _HEAD = "SELECT coalesce(max(notification_id), 0) FROM stored_events"
+
+
+class _First(msgspec.Struct):
+    owner: str = ""
+    batch: UUID | None = None
+
+
+class _StateOfFirst(msgspec.Struct):
+    event: _First
+
+
+_decode_first = msgspec.json.Decoder(_StateOfFirst).decode
 
 SKEW = 1000  # positions within which events may lie out of the order of their moments
 
@@ -64,6 +81,18 @@ async def read_firsts(
 ) -> list[Recorded]:
     """The event that each of these streams begins with, in any order. Raises UnreadableEvent."""
     return await _read(connection, codec, _FIRSTS, list(streams)) if streams else []
+
+
+async def read_origin(connection: Connection, id: UUID) -> Origin | None:
+    """The owner that the first event of this stream names, and the batch if it is an upload's.
+
+    Nothing of it is decrypted.
+    """
+    row = await (await connection.execute(_STATE_OF_FIRST, (id,), prepare=True)).fetchone()
+    if row is None:
+        return None
+    first = _decode_first(row[0]).event
+    return Origin(first.owner, first.batch)
 
 
 async def read_head(connection: Connection) -> int:

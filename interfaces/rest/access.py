@@ -103,13 +103,35 @@ def require_unlimited(principal: Principal) -> None:
 
 
 def owned(principal: Principal, *, owner: str, batch: UUID) -> None:
-    """Raises NotFound for what belongs to somebody else, or to another batch than the key's."""
-    if principal.sees not in (None, owner) or principal.batch not in (None, batch):
-        raise NotFound("there is no such thing")
+    """Raises NotFound for what belongs to another owner, or to another batch than the key's."""
+    if not _sees(principal, owner, batch):
+        raise NotFound("not owned")
+
+
+async def require_visible(request: web.Request, id: UUID) -> None:
+    """Raises NotFound for a stream that is absent, or that the principal may not see.
+
+    An absent stream and a foreign one cost the same: one statement, whether or not the foreign one
+    is in memory, and nothing of it is loaded. What is in memory and visible costs none.
+    """
+    principal, log = principal_of(request), request.app[SERVICES].log
+    known = log.remembered(id)
+    if known is not None:
+        batch = known.batch if isinstance(known, Upload) else id
+        if _sees(principal, known.owner, batch):
+            return
+    origin = await log.origin(id)
+    if origin is None or not _sees(principal, origin.owner, origin.batch or id):
+        raise NotFound("absent, or not owned")
+
+
+def _sees(principal: Principal, owner: str, batch: UUID) -> bool:
+    return principal.sees in (None, owner) and principal.batch in (None, batch)
 
 
 async def batch_of(request: web.Request, id: UUID) -> Batch:
     """The batch as the log has it, if the one who asks may touch it. Raises NotFound."""
+    await require_visible(request, id)
     batch = await request.app[SERVICES].log.batch(id)
     owned(principal_of(request), owner=batch.owner, batch=batch.id)
     return batch
@@ -117,6 +139,7 @@ async def batch_of(request: web.Request, id: UUID) -> Batch:
 
 async def upload_of(request: web.Request, id: UUID) -> Upload:
     """The upload as the log has it, likewise. Raises NotFound."""
+    await require_visible(request, id)
     upload = await request.app[SERVICES].log.upload(id)
     owned(principal_of(request), owner=upload.owner, batch=upload.batch)
     return upload
@@ -125,11 +148,12 @@ async def upload_of(request: web.Request, id: UUID) -> Upload:
 async def webhook_of(request: web.Request, id: UUID, *, also_removed: bool = False) -> Webhook:
     """The webhook as the log has it, likewise; a key limited to a batch sees none."""
     log, principal = request.app[SERVICES].log, principal_of(request)
+    await require_visible(request, id)
     log.forget(id)
     webhook = await log.webhook(id)
     hidden = webhook.removed and not also_removed
     if hidden or principal.batch is not None or principal.sees not in (None, webhook.owner):
-        raise NotFound("there is no such webhook")
+        raise NotFound("absent, or not owned")
     return webhook
 
 

@@ -14,7 +14,14 @@ from application.ports.event_log import EventLog
 from application.replay import batch_as_of
 from application.views import BatchView
 from domain.batch.state import BatchState
-from interfaces.rest.access import batch_of, owned, principal_of, require, require_unlimited
+from interfaces.rest.access import (
+    batch_of,
+    owned,
+    principal_of,
+    require,
+    require_unlimited,
+    require_visible,
+)
 from interfaces.rest.answers import POSITION, CommandAnswer, PageAnswer, json_answer
 from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import Cancellation
@@ -38,6 +45,7 @@ async def show(request: web.Request) -> web.Response:
     if at is None:
         view = await services.queries.batch(id, owner=principal.sees)
     else:
+        await require_visible(request, id)
         now = services.now()
         view = await batch_as_of(services.log, id, at, owner=principal.sees, now=now)
     etag = f'W/"{view.version}-{view.position}-{view.activity}"'  # time alone changes what it does

@@ -103,7 +103,6 @@ class Problem(Exception):
 
 
 _PLAIN: tuple[tuple[type[Exception], int, str, Mapping[str, str]], ...] = (
-    (NotFound, 404, "not_found", {}),
     (KeyReused, 422, "idempotency_key_reused", {}),
     (NotNow, 409, "not_now", {}),
     (OutOfRange, 409, "out_of_range", {}),
@@ -155,6 +154,8 @@ def problem_of(error: Exception) -> Problem:
             return Problem(400, "malformed_json", str(error))
         case BadCursor():
             return bad_parameter("cursor", "was not given out by this list")
+        case NotFound():
+            return not_found()
         case AccessEnded():
             return unauthenticated(str(error), error="invalid_token")
         case Stalled():
@@ -175,6 +176,11 @@ def problem_of(error: Exception) -> Problem:
             return Problem(status, code, str(error), headers=headers)
     _log.error("request_failed", exc_info=error)
     return Problem(500, "internal_error", "the error is logged under the request id")
+
+
+def not_found() -> Problem:
+    """404, in the same words for what does not exist and for what belongs to another owner."""
+    return Problem(404, "not_found", "this does not exist, or is not yours")
 
 
 def unauthenticated(detail: str, *, error: str = "") -> Problem:

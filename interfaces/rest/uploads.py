@@ -14,7 +14,7 @@ from application.replay import upload_as_of
 from application.transfer.errors import Ended
 from application.views import AttemptView
 from domain.upload.state import UploadState
-from interfaces.rest.access import owned, principal_of, require, upload_of
+from interfaces.rest.access import owned, principal_of, require, require_visible, upload_of
 from interfaces.rest.answers import (
     CommandAnswer,
     PageAnswer,
@@ -60,6 +60,7 @@ async def show(request: web.Request) -> web.Response:
     if at is None:
         view = await services.queries.upload(id, owner=principal.sees)
     else:
+        await require_visible(request, id)
         view = await upload_as_of(services.log, id, at, owner=principal.sees)
     owned(principal, owner=view.owner, batch=view.batch)
     return json_answer(public(view), position=position)

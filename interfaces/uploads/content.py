@@ -10,7 +10,6 @@ from urllib.parse import quote
 import structlog
 from aiohttp import hdrs, web
 
-from application.errors import NotFound
 from application.ports.blobs import BlobMissing
 from application.ports.keys import Scope
 from application.transfer.names import blob_of
@@ -72,7 +71,7 @@ async def _send_stored(
     if upload.state is UploadState.EXPIRED:
         raise gone(upload.state)
     if upload.blob is None or upload.state in GONE:
-        raise NotFound("there are no stored bytes")
+        raise _no_bytes()
     _require_harmless(request, upload)
     return await send_content(request, upload, inline=inline)
 
@@ -120,9 +119,14 @@ async def artifact(request: web.Request) -> web.StreamResponse:
     view = await services.queries.upload(upload.id, owner=principal_of(request).sees)
     blob = view.artifacts.get(name)
     if blob is None or upload.state in GONE:
-        raise NotFound("there is no such artifact")
+        raise Problem(404, "not_found", "the upload has no such artifact")
     size = await services.blobs.size(blob)
     return await _serve(request, blob, size, _disposition(name), "application/octet-stream")
+
+
+def _no_bytes() -> Problem:
+    """For who may see the upload."""
+    return Problem(404, "not_found", "the upload has no stored bytes")
 
 
 def _require_harmless(request: web.Request, upload: Upload) -> None:
@@ -131,7 +135,7 @@ def _require_harmless(request: web.Request, upload: Upload) -> None:
         Scope.ADMIN,
         Scope.OPERATOR,
     ):
-        raise NotFound("there are no stored bytes")
+        raise _no_bytes()
 
 
 async def _serve(

@@ -14,7 +14,7 @@ from application.ports.keys import Scope
 from application.transfer.errors import NotIncoming, OffsetMismatch, TooLong
 from application.transfer.transfers import Incoming
 from domain.upload.state import GONE, INCOMING
-from interfaces.rest.access import require, upload_of
+from interfaces.rest.access import require, require_visible, upload_of
 from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
@@ -75,8 +75,8 @@ async def tell_offset(request: web.Request) -> web.StreamResponse:
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     _require_bare(request)
     id = id_in(request)
+    await require_visible(request, id)
     request.app[SERVICES].log.forget(id)  # another process may have received more of it
-    await upload_of(request, id)
     upload = await request.app[TRANSFERS].settle(id, speaker_of(request, principal))
     if upload.state in GONE:
         raise inactive(upload.state)

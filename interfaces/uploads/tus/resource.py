@@ -16,7 +16,7 @@ from application.transfer.errors import NotIncoming, OffsetMismatch, TooLong
 from application.transfer.transfers import Incoming
 from domain.upload.aggregate import Upload
 from domain.upload.state import GONE
-from interfaces.rest.access import require, upload_of
+from interfaces.rest.access import require, require_visible, upload_of
 from interfaces.rest.params import id_in
 from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
@@ -80,8 +80,8 @@ async def tell_offset(request: web.Request) -> web.StreamResponse:
     """HEAD of an upload: how far it is. A transfer that still runs is ended, and counted."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     id = id_in(request)
+    await require_visible(request, id)
     request.app[SERVICES].log.forget(id)  # another process may have received more of it
-    await upload_of(request, id)
     upload = await request.app[TRANSFERS].settle(id, speaker_of(request, principal))
     if upload.state in GONE:
         raise gone(upload.state)

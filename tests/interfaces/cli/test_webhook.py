@@ -107,7 +107,7 @@ def test_a_webhook_is_disabled_rotated_enabled_listed_and_removed(uptrail: Comma
     assert uptrail("webhook", "remove", id).code == 0
     assert uptrail("webhook", "list", "--json").json == []
     gone = uptrail("webhook", "show", id)
-    assert (gone.code, "no such webhook" in gone.err) == (1, True)
+    assert (gone.code, "does not exist" in gone.err) == (1, True)
     wrong = uptrail("webhook", "add", "https://example.com/", "--event", "batch.progressed")
     assert (wrong.code, "must be one of batch.started" in wrong.err) == (1, True)
 
