@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 from uuid import UUID
 
@@ -56,12 +56,14 @@ async def open_report(
             raise NotFound(f"no batch {id}")
         position = (await session.execute(_POSITION)).scalar_one()
         reasons = (await session.execute(_reasons(id))).mappings().all()
-        yield Report(
-            batch=show_activity(BatchView(**batch), now),
-            position=position,
-            reasons=[Reason(**row) for row in reasons],
-            files=_files(session, id, only_failed),
-        )
+        # Closed here, where a reader gives up in the middle: it holds a cursor.
+        async with aclosing(_files(session, id, only_failed)) as files:
+            yield Report(
+                batch=show_activity(BatchView(**batch), now),
+                position=position,
+                reasons=[Reason(**row) for row in reasons],
+                files=files,
+            )
 
 
 def _reasons(id: UUID) -> Select[tuple[str, str, str, int, str, str]]:
@@ -78,7 +80,9 @@ def _reasons(id: UUID) -> Select[tuple[str, str, str, int, str, str]]:
     )
 
 
-async def _files(session: AsyncConnection, id: UUID, only_failed: bool) -> AsyncIterator[ReportRow]:
+async def _files(
+    session: AsyncConnection, id: UUID, only_failed: bool
+) -> AsyncGenerator[ReportRow, None]:
     query = select(*_FILES).where(uploads.c.batch == id)
     if only_failed:
         query = query.where(uploads.c.state.in_(FAILURES))

@@ -16,6 +16,7 @@ import uuid_utils.compat
 from application.ports.keys import Scope
 from tests.interfaces.rest.server import Answer, Server, serving
 from tests.interfaces.rest.test_access import NAMED, body_for
+from tests.interfaces.rest.test_webhooks import world
 from tests.support import run
 
 WORDS = "this does not exist, or is not yours"
@@ -35,6 +36,12 @@ class Statements:
             return await execute(cursor, query, *args, **more)
 
         monkeypatch.setattr(psycopg.AsyncCursor, "execute", counting)
+
+
+def kind_of(path: str) -> str:
+    """What a path is about; the tus endpoint of its own has uploads."""
+    kind = path.split("/")[2]
+    return kind if kind in ("batches", "webhooks") else "uploads"
 
 
 def comparable(answer: Answer) -> tuple[Any, ...]:
@@ -62,10 +69,10 @@ def test_absent_and_foreign_things_are_answered_alike_with_as_many_statements(
     statements = Statements(monkeypatch)
 
     async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
+        async with world(database_url, tmp_path) as all:
+            server = all.server
             started = await server.batch("a")
-            hook = {"url": "https://example.com/hook"}
-            webhook = (await server.post("/v1/webhooks", json=hook)).json["webhook"]["id"]
+            webhook = (await all.add())["webhook"]["id"]
             await server.services.queries.wait_for(started.json["position"], timeout=60)
             foreign = {
                 "batches": started.json["id"],
@@ -78,7 +85,7 @@ def test_absent_and_foreign_things_are_answered_alike_with_as_many_statements(
             ]
             routes = [*NAMED, ("GET", "/v1/batches/{id}?at=1"), ("GET", "/v1/uploads/{id}?at=1")]
             for method, path in routes:
-                id = foreign[path.split("/")[2]]
+                id = foreign[kind_of(path)]
                 for key in keys:
                     absent, request = await asked(
                         server, method, path, key, uuid_utils.compat.uuid7()
@@ -106,7 +113,7 @@ async def remember(server: Server, path: str, id: UUID) -> None:
     """The owner has just used it."""
     log = server.services.log
     load = {"batches": log.batch, "uploads": log.upload, "webhooks": log.webhook}
-    await load[path.split("/")[2]](id)
+    await load[kind_of(path)](id)
     assert log.remembered(id) is not None
 
 

@@ -23,6 +23,7 @@ from tests.support import eventually, run
 
 MIB = 1024 * 1024
 PER_READER = 512 * 1024  # bytes
+LONG = "/".join(["x" * 200] * 4)
 FILES = 4000  # of which the history is larger than what sockets buffer
 IMPATIENT = Deadlines(response=0.5, min_rate=1000)
 
@@ -30,7 +31,7 @@ IMPATIENT = Deadlines(response=0.5, min_rate=1000)
 async def large_batch(server: Server) -> str:
     """A batch whose history, report and exports have many megabytes."""
     files = [
-        {"path": f"{number:05}/{'x' * 200}", "size": 1, "metadata": {"note": "y" * 3000}}
+        {"path": f"{number:05}/{LONG}", "size": 1, "metadata": {"note": "y" * 2000}}
         for number in range(FILES)
     ]
     body = io.BytesIO(json.dumps({"files": files}).encode())

@@ -109,7 +109,8 @@ def test_a_body_that_drips_is_refused_on_every_route(
             head, start = await begun(server, kind, framing)
             writer.write(head + chunk(start, framing))
             answer = await dripping(reader, writer, chunk(b"x", framing), until=b"}")
-            assert b"HTTP/1.1 408" in answer  # after 104, for an IETF client
+            status = b"408" if kind in ("login", "json", "command", "ndjson") else b"503"
+            assert b"HTTP/1.1 " + status in answer  # after 104, for an IETF client
             assert b'"code":"stalled"' in answer
 
     run(story())

@@ -26,9 +26,6 @@ STAGES = {
     "half-a-body": JSON + "Content-Length: 100\r\n\r\n{",
     "half-a-chunk": JSON + "Transfer-Encoding: chunked\r\n\r\n5\r\n{",
     "a-bad-chunk": JSON + "Transfer-Encoding: chunked\r\n\r\nzz\r\n",
-    "a-bad-chunk-that-nobody-reads": (
-        "GET /v1/batches HTTP/1.1\r\n" + HEAD + "Transfer-Encoding: chunked\r\n\r\n|zz\r\n"
-    ),
     "expect": JSON + "Content-Length: 2\r\nExpect: 100-continue\r\n\r\n",
     "expect-and-continue": JSON + "Content-Length: 2\r\nExpect: 100-continue\r\n\r\n|{",
     "a-stream": "GET /v1/history?format=ndjson HTTP/1.1\r\n" + HEAD + "\r\n|",

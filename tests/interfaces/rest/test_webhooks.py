@@ -338,10 +338,10 @@ TOKEN = "T0KEN"
 
 def test_addresses_of_webhooks_are_for_operators_alone(database_url: str, tmp_path: Path) -> None:
     async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
+        async with world(database_url, tmp_path) as all:
+            server = all.server
             url = f"https://hooks.example.com/{TOKEN}?token={TOKEN}"
-            added = await server.post("/v1/webhooks", json={"url": url, "on_request": True})
-            id = added.json["webhook"]["id"]
+            id = (await all.add(url=url, on_request=True))["webhook"]["id"]
             batch = (await server.batch("a.txt", notify=url)).json
             position = f"min_position={batch['position']}"
             paths = [
