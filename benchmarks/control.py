@@ -155,7 +155,7 @@ def _chunk(batch: Batch, numbers: range, history: tuple[Event, ...]) -> Append:
     writes = []
     for number in numbers:
         file = FileDeclaration(path=f"{number:06}.bin", size=1)
-        upload, registered = register(batch, file, at=at, by=BY)
+        upload, registered = register(batch, file, b"", at=at, by=BY)
         writes.append(Write(upload, 0, (*registered, *history)))
     return Append(tuple(writes))
 

@@ -45,7 +45,7 @@ async def set_up(url: str, batches: int, uploads: int) -> Scene:
             at, id = datetime.now(UTC), uuid4()
             begun = BatchStarted(at=at, by=BY, owner=OWNER, pipeline="default")
             files = [FileDeclaration(path=f"{n:03}.bin", size=SIZE) for n in range(uploads)]
-            members = [register(Batch.begin(id, begun), file, at=at, by=BY) for file in files]
+            members = [register(Batch.begin(id, begun), file, b"", at=at, by=BY) for file in files]
             writes = [Write(id, 0, (begun,)), *(Write(upload, 0, e) for upload, e in members)]
             await committer.append(Append(tuple(writes)))
             scene.batches.append(id)

@@ -156,7 +156,7 @@ def _arrived(batch: Batch, numbers: range) -> Append:
     writes = []
     for number in numbers:
         file = FileDeclaration(path=f"{number:06}.txt", size=len(TEXT))
-        upload, registered = register(batch, file, at=at, by=BY)
+        upload, registered = register(batch, file, b"", at=at, by=BY)
         writes.append(Write(upload, 0, (*registered, arrived)))
     return Append(tuple(writes))
 

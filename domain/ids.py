@@ -1,7 +1,12 @@
-"""Identities that follow from what they name, so that saying a thing twice names it once."""
+"""Deterministic ids, so that repeating a creation is idempotent.
+
+`secret` is that of the database: owner and path without it do not lead to an id. It is empty for
+databases that were made before there was one; their ids stay as they are.
+"""
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
@@ -12,10 +17,10 @@ _PARTS = UUID("6f0d1c1e-98a5-5d0b-9a53-51a3c5f0b9c2")  # the namespace of parts
 _TIME = 6  # bytes of a UUIDv7 that hold its creation time
 
 
-def batch_id_for(owner: str, idempotency_key: str) -> UUID:
+def batch_id_for(owner: str, idempotency_key: str, secret: bytes) -> UUID:
     """The batch that this owner means by this key (UUIDv8, RFC 9562 section 5.8)."""
-    digest = sha256(b"batch\0" + owner.encode() + b"\0" + idempotency_key.encode())
-    return _uuid8(digest.digest()[:16])
+    named = b"batch\0" + owner.encode() + b"\0" + idempotency_key.encode()
+    return _uuid8(_digest(named, secret)[:16])
 
 
 def command_id_for(owner: str, idempotency_key: str) -> UUID:
@@ -25,19 +30,19 @@ def command_id_for(owner: str, idempotency_key: str) -> UUID:
 
 
 @lru_cache(1024)  # asked several times of one file
-def upload_id_for(batch: UUID, path: str) -> UUID:
+def upload_id_for(batch: UUID, path: str, secret: bytes) -> UUID:
     """The upload of this path in this batch.
 
     It opens with the batch's own first bytes, so that a batch's streams lie side by side
     in the index however many millions of others there are. Spellings of a path that look alike
     (é as one character or as two, Unicode Standard Annex 15) are one upload.
     """
-    return unnormalised_upload_id_for(batch, normalize("NFC", path))
+    return unnormalised_upload_id_for(batch, normalize("NFC", path), secret)
 
 
-def unnormalised_upload_id_for(batch: UUID, path: str) -> UUID:
+def unnormalised_upload_id_for(batch: UUID, path: str, secret: bytes) -> UUID:
     """The id that version 0.1 derived for a path, from its spelling."""
-    digest = sha256(b"upload\0" + batch.bytes + path.encode()).digest()
+    digest = _digest(b"upload\0" + batch.bytes + path.encode(), secret)
     return _uuid8(batch.bytes[:_TIME] + digest[:10])
 
 
@@ -56,16 +61,21 @@ def is_part(stream: UUID) -> bool:
     return (stream.int >> 76) & 0xF == 5
 
 
-def joined_batch_id_for(parts: Sequence[UUID]) -> UUID:
+def joined_batch_id_for(parts: Sequence[UUID], secret: bytes) -> UUID:
     """The batch of an upload that is joined from these parts, in this order, and stands alone."""
-    digest = sha256(b"joined\0" + b"".join(part.bytes for part in parts)).digest()
-    return _uuid8(digest[:16])
+    named = b"joined\0" + b"".join(part.bytes for part in parts)
+    return _uuid8(_digest(named, secret)[:16])
 
 
-def rejection_id_for(batch: UUID, path: str, reason: str) -> UUID:
+def rejection_id_for(batch: UUID, path: str, reason: str, secret: bytes) -> UUID:
     """The refusal of this path for this reason; the path itself stays free to be added."""
-    digest = sha256(b"rejected\0" + batch.bytes + path.encode() + b"\0" + reason.encode())
-    return _uuid8(batch.bytes[:_TIME] + digest.digest()[:10])
+    named = b"rejected\0" + batch.bytes + path.encode() + b"\0" + reason.encode()
+    return _uuid8(batch.bytes[:_TIME] + _digest(named, secret)[:10])
+
+
+def _digest(named: bytes, secret: bytes) -> bytes:
+    """HMAC-SHA-256 (RFC 2104); without a secret plain SHA-256, as in version 0.1."""
+    return hmac.digest(secret, named, "sha256") if secret else sha256(named).digest()
 
 
 def key_stream_for(key: str) -> UUID:

@@ -32,7 +32,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BATCH = UUID("019b0000-0000-7000-8000-000000000001")
 WORKER = "worker:one"
 ALICE = "key:alice"
-FILE = upload_id_for(BATCH, "photos/a.jpg")
+FILE = upload_id_for(BATCH, "photos/a.jpg", b"")
 
 
 def later(seconds: float) -> datetime:

@@ -51,7 +51,7 @@ async def start_batch(log: EventLog, command: StartBatch, context: Context) -> S
     writes: list[Write] = []
     own: list[BatchEvent] = [started]
     for file in command.files:
-        upload, events = register(batch, file, at=context.at, by=context.by)
+        upload, events = register(batch, file, log.id_secret, at=context.at, by=context.by)
         writes.append(Write(upload, 0, events))
     size = sum(file.size or 0 for file in command.files)
     for event in batch.add_uploads(len(command.files), size, at=context.at, by=context.by):
@@ -122,7 +122,7 @@ async def _known(log: EventLog, command: StartBatch) -> StartedBatch:
 async def _position_of_start(log: EventLog, command: StartBatch) -> int:
     """The position that the first request was answered with: of the last event it recorded."""
     if command.files:
-        id, version = upload_id_for(command.id, command.files[-1].path), 1
+        id, version = upload_id_for(command.id, command.files[-1].path, log.id_secret), 1
     else:
         id, version = command.id, 2 if command.seal else 1
     recorded = await log.stream(id, limit=version)

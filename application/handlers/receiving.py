@@ -50,11 +50,11 @@ async def receive_files(
     answers, writes, joined = [], [], []
     for file in files:
         if isinstance(file, Stored):
-            writes.append(_received(batch, file, context))
+            writes.append(_received(batch, file, context, log.id_secret))
             answers.append(AddedFile(file.file.path, writes[-1].stream, "received"))
             joined += [] if file.known else [file.size]
         else:
-            writes.append(_refused(batch, file, context))
+            writes.append(_refused(batch, file, context, log.id_secret))
             answers.append(file.answer(writes[-1].stream))
     fresh = await _without_repetitions(log, writes, answers)
     return tuple(answers), await _append(log, batch, fresh, joined, context)
@@ -84,18 +84,20 @@ async def _append(
     return (await log.append(append)).position
 
 
-def _refused(batch: Batch, file: TurnedAway, context: Context) -> Write:
+def _refused(batch: Batch, file: TurnedAway, context: Context, secret: bytes) -> Write:
     named = FileDeclaration(path=printable(file.file.path))
-    stream, events = reject(batch, named, file.code, file.message, at=context.at, by=context.by)
+    stream, events = reject(
+        batch, named, file.code, file.message, secret, at=context.at, by=context.by
+    )
     return Write(stream, 0, events)
 
 
-def _received(batch: Batch, stored: Stored, context: Context) -> Write:
+def _received(batch: Batch, stored: Stored, context: Context, secret: bytes) -> Write:
     """What is recorded of one file: that it was registered, if it is new, and is all there."""
     events: tuple[UploadEvent, ...] = ()
     upload = stored.known
     if upload is None:
-        stream, events = register(batch, stored.file, at=context.at, by=context.by)
+        stream, events = register(batch, stored.file, secret, at=context.at, by=context.by)
         upload = Upload.begin(stream, events[0])
     received = upload.receive(stored.size, stored.blob, at=context.at, by=context.by)
     version = stored.known.version if stored.known else 0

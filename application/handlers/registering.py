@@ -57,7 +57,9 @@ async def add_uploads(log: EventLog, command: AddUploads, context: Context) -> A
         batch = await log.batch(command.batch)
         try:
             batch.require_open()
-            judged = [_judge(batch, file, context, command) for file in command.files]
+            judged = [
+                _judge(batch, file, context, command, log.id_secret) for file in command.files
+            ]
         except NotNow:
             log.forget(batch.id)
             (await log.batch(batch.id)).require_open()
@@ -89,9 +91,11 @@ async def register_upload(
             log.forget(command.batch)
         batch = await log.batch(command.batch)
         try:
-            stream, events = register(batch, command.file, at=context.at, by=context.by)
+            stream, events = register(
+                batch, command.file, log.id_secret, at=context.at, by=context.by
+            )
         except NotNow:
-            stream = upload_id_for(command.batch, command.file.path)
+            stream = upload_id_for(command.batch, command.file.path, log.id_secret)
             if stream in await log.versions([stream]):
                 return await _known(log, stream, command.file)
             if attempt:
@@ -117,7 +121,7 @@ async def upload_of_spelling(log: EventLog, batch: UUID, path: str) -> UUID | No
     """The upload that version 0.1 registered for a path that is not in NFC, by its old id."""
     if is_normalized("NFC", path):
         return None
-    earlier = unnormalised_upload_id_for(batch, path)
+    earlier = unnormalised_upload_id_for(batch, path, log.id_secret)
     return earlier if earlier in await log.versions([earlier]) else None
 
 
@@ -134,7 +138,7 @@ async def upload_alone(log: EventLog, command: UploadAlone, context: Context) ->
         retry_policy=command.retry_policy,
     )
     batch = Batch.begin(command.id, started)
-    stream, events = register(batch, command.file, at=context.at, by=context.by)
+    stream, events = register(batch, command.file, log.id_secret, at=context.at, by=context.by)
     upload, events = _arrived(stream, events, command.received, command.blob, context)
     sealed = BatchSealed(at=context.at, by=context.by)
     writes = (Write(batch.id, 0, (started, sealed)), Write(stream, 0, events))
@@ -173,7 +177,9 @@ async def _known(log: EventLog, stream: UUID, file: FileDeclaration) -> Register
 _Judged: TypeAlias = tuple[UUID, tuple[UploadEvent, ...], AddedFile]
 
 
-def _judge(batch: Batch, file: FileDeclaration, context: Context, command: AddUploads) -> _Judged:
+def _judge(
+    batch: Batch, file: FileDeclaration, context: Context, command: AddUploads, secret: bytes
+) -> _Judged:
     """The stream, event and answer for one file of a list."""
     code, message = "", ""
     if faults := tuple(faults_of(file)):
@@ -184,9 +190,9 @@ def _judge(batch: Batch, file: FileDeclaration, context: Context, command: AddUp
     elif quota := command.without_room.get(file.path):
         code, message = "quota_exceeded", quota
     if not code:
-        stream, events = register(batch, file, at=context.at, by=context.by)
+        stream, events = register(batch, file, secret, at=context.at, by=context.by)
         return stream, events, AddedFile(file.path, stream, "added")
-    stream, events = reject(batch, file, code, message, at=context.at, by=context.by)
+    stream, events = reject(batch, file, code, message, secret, at=context.at, by=context.by)
     return stream, events, AddedFile(file.path, stream, "rejected", code, message)
 
 

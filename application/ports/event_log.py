@@ -25,6 +25,10 @@ class Origin(msgspec.Struct, frozen=True):
 class EventLog(Protocol):
     """Facts in one total order, and the aggregates that follow from them."""
 
+    @property
+    def id_secret(self) -> bytes:
+        """What keys the derived ids of this database (`domain.ids`); the same in every process."""
+
     async def append(self, append: Append) -> Appended:
         """Records all writes of the append, or none; durable when this returns.
 

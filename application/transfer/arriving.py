@@ -72,7 +72,7 @@ class Arrivals:
         await self.admit(place, file)
         async with self._transfers.quotas.transferring(await self.owner_of(place)):
             content = await read()
-        upload = upload_id_for(place.batch, file.path)
+        upload = upload_id_for(place.batch, file.path, self._transfers.log.id_secret)
         chosen = blob_of_whole(upload, self._new_id())
         blob = (await self._transfers.blobs.put_many({chosen: content}))[chosen]
         try:
@@ -124,7 +124,7 @@ class Arrivals:
 
     async def _knows(self, place: Alone | Joining, file: FileDeclaration) -> bool:
         """Whether the file was declared before, and is counted already."""
-        upload = upload_id_for(place.batch, file.path)
+        upload = upload_id_for(place.batch, file.path, self._transfers.log.id_secret)
         return isinstance(place, Joining) and bool(await self._transfers.log.versions([upload]))
 
     async def _register(

@@ -22,7 +22,7 @@ async def without_room(
     if quotas.unlimited:
         return {}
     sound = {
-        upload_id_for(batch, file.path): file
+        upload_id_for(batch, file.path, log.id_secret): file
         for file in files
         if (file.size or 0) <= max_size and not any(faults_of(file))
     }

@@ -120,7 +120,7 @@ class Gathering:
             if isinstance(file, Small) and file.id in known:
                 judged.append(_of_known(await log.upload(file.id), file))
             elif batch.state is not BatchState.OPEN:
-                judged.append(_too_late(batch, file))
+                judged.append(_too_late(batch, file, log.id_secret))
             else:
                 judged.append(await self._admit(batch, file))
         return judged
@@ -167,9 +167,9 @@ def _fact(one: _Taken | TurnedAway, blobs: dict[UUID, str]) -> Stored | TurnedAw
     return Stored(one.small.file, len(one.small.content), blobs[one.id], one.known)
 
 
-def _too_late(batch: Batch, file: Small | TurnedAway) -> AddedFile:
+def _too_late(batch: Batch, file: Small | TurnedAway, secret: bytes) -> AddedFile:
     refused = TurnedAway(file.file, "not_now", f"the batch is {batch.state}")
-    return refused.answer(upload_id_for(batch.id, file.file.path))
+    return refused.answer(upload_id_for(batch.id, file.file.path, secret))
 
 
 def _of_known(upload: Upload, small: Small) -> _Taken | AddedFile | Unfinished:

@@ -105,7 +105,7 @@ class Intake:
         limit = self._transfers.limits.max_file_size
         if (file.size or 0) > limit:
             return "too_large", _too_large(limit)
-        id = upload_id_for(self._batch, file.path)
+        id = upload_id_for(self._batch, file.path, self._transfers.log.id_secret)
         if id in self._seen:
             return "repeated", "another file of the same path came earlier in this request"
         self._seen.add(id)
@@ -121,7 +121,7 @@ class Intake:
     async def _id_of(self, file: FileDeclaration) -> UUID:
         log = self._transfers.log
         earlier = await upload_of_spelling(log, self._batch, file.path)
-        return earlier or upload_id_for(self._batch, file.path)
+        return earlier or upload_id_for(self._batch, file.path, log.id_secret)
 
     def _place(self) -> int:
         """Where the answer for the next file goes."""

@@ -67,7 +67,7 @@ class Parts:
         `Arrivals.arrive` raises.
         """
         pieces = [await self._whole_part(id, place) for id in parts]
-        upload = upload_id_for(place.batch, file.path)
+        upload = upload_id_for(place.batch, file.path, self._transfers.log.id_secret)
         if any(piece.state is UploadState.COMPLETED for piece in pieces):
             return RegisteredUpload(await self._joined_before(upload, pieces), False, 0)
         size = sum(piece.received for piece in pieces)

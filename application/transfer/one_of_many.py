@@ -47,10 +47,10 @@ class OneOfMany:
         try:
             upload = (await self._announce(batch, file)).upload
         except Refused as refused:  # the batch is closed, or knows the path with another size
-            id = upload_id_for(batch, file.path)
+            id = upload_id_for(batch, file.path, self._transfers.log.id_secret)
             return TurnedAway(file, "not_now", str(refused)).answer(id)
         except (BatchFull, QuotaExceeded) as error:
-            id = upload_id_for(batch, file.path)
+            id = upload_id_for(batch, file.path, self._transfers.log.id_secret)
             return TurnedAway(file, "quota_exceeded", str(error)).answer(id)
         if upload.state not in INCOMING:
             return AddedFile(file.path, upload.id, "known")

@@ -12,9 +12,12 @@ from domain.upload.events import UploadEvent, UploadRegistered, UploadRejected
 
 
 def register(
-    batch: Batch, file: FileDeclaration, *, at: datetime, by: str
+    batch: Batch, file: FileDeclaration, secret: bytes, *, at: datetime, by: str
 ) -> tuple[UUID, tuple[UploadEvent, ...]]:
-    """The stream and the first event of a file that joins this batch."""
+    """The stream and the first event of a file that joins this batch.
+
+    `secret` is that of the ids of the database.
+    """
     batch.require_open()
     registered = UploadRegistered(
         at=at,
@@ -29,7 +32,7 @@ def register(
         pipeline=batch.pipeline,
         retry_policy=batch.retry_policy,
     )
-    return upload_id_for(batch.id, file.path), (registered,)
+    return upload_id_for(batch.id, file.path, secret), (registered,)
 
 
 def register_part(
@@ -53,7 +56,14 @@ def register_part(
 
 
 def reject(
-    batch: Batch, file: FileDeclaration, code: str, message: str, *, at: datetime, by: str
+    batch: Batch,
+    file: FileDeclaration,
+    code: str,
+    message: str,
+    secret: bytes,
+    *,
+    at: datetime,
+    by: str,
 ) -> tuple[UUID, tuple[UploadEvent, ...]]:
     """The stream and the only event of a file that a rule of the batch turns away."""
     batch.require_open()
@@ -68,4 +78,4 @@ def reject(
         code=code,
         message=message,
     )
-    return rejection_id_for(batch.id, file.path, code), (rejected,)
+    return rejection_id_for(batch.id, file.path, code, secret), (rejected,)

@@ -23,6 +23,7 @@ from infrastructure.event_store.folding import Aggregate, Snapshotted, fold
 from infrastructure.event_store.reading import (
     last_position_at,
     read_head,
+    read_id_secret,
     read_log,
     read_origin,
     read_stream,
@@ -53,8 +54,12 @@ class PostgresEventLog:
         self._codec = codec
         self._remembered = Remembered(REMEMBERED)
         self._snapshots: set[asyncio.Task[None]] = set()
+        self._id_secret: bytes | None = None
 
     async def __aenter__(self) -> Self:
+        """Raises Unavailable."""
+        async with self._connection() as connection:
+            self._id_secret = await read_id_secret(connection)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -64,6 +69,11 @@ class PostgresEventLog:
         """Waits for the snapshots under way."""
         while self._snapshots:
             await asyncio.wait(self._snapshots)
+
+    @property
+    def id_secret(self) -> bytes:
+        assert self._id_secret is not None, "the log is not open"
+        return self._id_secret
 
     async def append(self, append: Append) -> Appended:
         """Besides the errors of the port, raises Undetermined; see GroupCommitter.append."""
@@ -97,9 +107,10 @@ class PostgresEventLog:
             return aggregate
         raise NotFound(f"no webhook {id}")
 
-    def remembered(self, id: UUID) -> Aggregate | None:
+    def remembered(self, id: UUID) -> Snapshotted | None:
         known = self._remembered.get(id)
-        return None if known is None else known.aggregate
+        aggregate = None if known is None else known.aggregate
+        return aggregate if isinstance(aggregate, Snapshotted) else None
 
     async def origin(self, id: UUID) -> Origin | None:
         async with self._connection() as connection:

@@ -95,6 +95,17 @@ async def read_origin(connection: Connection, id: UUID) -> Origin | None:
     return Origin(first.owner, first.batch)
 
 
+async def read_id_secret(connection: Connection) -> bytes:
+    """What keys the derived ids of this database; empty if it was made before there was one.
+
+    Raises LookupError where the row was deleted: other ids would make every resend a new upload.
+    """
+    row = await (await connection.execute("SELECT secret FROM derived_ids")).fetchone()
+    if row is None:
+        raise LookupError("the table derived_ids has lost its row; restore it from a backup")
+    return bytes(row[0])
+
+
 async def read_head(connection: Connection) -> int:
     """The last position, 0 for an empty log."""
     row = await (await connection.execute(_HEAD, prepare=True)).fetchone()

@@ -44,7 +44,7 @@ async def start(request: web.Request) -> web.Response:
     if form.notify is not None and not await services.webhooks.named(owner, form.notify):
         raise Faulty(Fault("notify", "must be the id or address of a webhook that was added"))
     command = StartBatch(
-        id=batch_id_for(owner, key) if key else services.new_id(),
+        id=batch_id_for(owner, key, services.log.id_secret) if key else services.new_id(),
         owner=owner,
         label=form.label,
         pipeline=form.pipeline,
@@ -62,7 +62,7 @@ async def start(request: web.Request) -> web.Response:
     await _admit(request, command)
     started = await start_batch(services.log, command, context_of(request))
     position = started.position or await services.log.head()
-    answer = _answer(started, form, position)
+    answer = _answer(started, form, position, services.log.id_secret)
     headers = {"Location": public_url(request, f"/v1/batches/{answer.id}")}
     status = 201 if started.created else 200
     return json_answer(answer, status=status, position=position, headers=headers)
@@ -115,7 +115,7 @@ def owner_of(wanted: str | None, principal: Principal) -> str:
     return wanted
 
 
-def _answer(started: StartedBatch, form: NewBatch, position: int) -> StartedAnswer:
+def _answer(started: StartedBatch, form: NewBatch, position: int, secret: bytes) -> StartedAnswer:
     batch = started.batch
     return StartedAnswer(
         id=batch.id,
@@ -127,7 +127,7 @@ def _answer(started: StartedBatch, form: NewBatch, position: int) -> StartedAnsw
         started_at=batch.started_at,
         version=batch.version,
         # The ids follow from the paths: a repeated request is told the same ones.
-        uploads=tuple(upload_id_for(batch.id, file.path) for file in form.files),
+        uploads=tuple(upload_id_for(batch.id, file.path, secret) for file in form.files),
         position=position,
     )
 

@@ -68,7 +68,7 @@ def logs(draw: Draw) -> tuple[list[Stream], list[Recorded]]:
         streams.append(Stream(batch, _of_owner(draw(batch_histories(fewest=6)), owner=owner)))
         for path in ("a.bin", "b.bin")[: draw(st.integers(0, 2))]:
             history = draw(upload_histories(batch=batch, path=path))
-            streams.append(Stream(upload_id_for(batch, path), _of_owner(history, owner=owner)))
+            streams.append(Stream(upload_id_for(batch, path, b""), _of_owner(history, owner=owner)))
     turns = [stream for stream in streams for _ in stream.events]
     draw(st.randoms(use_true_random=False)).shuffle(turns)
     return streams, _interleaved(turns)

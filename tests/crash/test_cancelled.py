@@ -31,7 +31,7 @@ from tests.support import eventually, run
 
 BATCH, OWNER = uuid4(), "acme"
 FILES = (FileDeclaration(path="a.txt", size=30), FileDeclaration(path="b.txt", size=0))
-UPLOAD = upload_id_for(BATCH, "a.txt")
+UPLOAD = upload_id_for(BATCH, "a.txt", b"")
 SPEAKER = Speaker("key:alice")
 
 # What holds something while it waits. Slots and blobs are asked under their own names.
@@ -65,7 +65,7 @@ async def _commands(parts: Parts) -> None:
 async def _sends(parts: Parts) -> None:
     id = uuid4()
     await start_batch(parts.log, StartBatch(id=id, owner=OWNER, files=FILES), context())
-    incoming = Incoming(upload=upload_id_for(id, "a.txt"), offset=0)
+    incoming = Incoming(upload=upload_id_for(id, "a.txt", parts.log.id_secret), offset=0)
     await transfers(parts).receive(incoming, _pieces(), SPEAKER)
 
 

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.file import FileDeclaration, faults_of, path_problem, printable
-from domain.ids import batch_id_for, upload_id_for
+from domain.ids import (
+    batch_id_for,
+    joined_batch_id_for,
+    part_id_for,
+    rejection_id_for,
+    upload_id_for,
+)
 from tests.stories import BATCH
 
 
@@ -88,13 +96,41 @@ def test_what_is_printable_has_no_control_characters(text: str) -> None:
 def test_one_path_is_one_upload(first: str, second: str) -> None:
     first, second = printable(first), printable(second)
 
-    assert (upload_id_for(BATCH, first) == upload_id_for(BATCH, second)) == (first == second)
+    assert (upload_id_for(BATCH, first, b"") == upload_id_for(BATCH, second, b"")) == (
+        first == second
+    )
 
 
 def test_a_derived_id_is_a_uuid_of_version_8_beside_its_batch() -> None:
-    upload = upload_id_for(BATCH, "a")
+    upload = upload_id_for(BATCH, "a", b"")
 
     assert upload.version == 8
     assert upload.bytes[:6] == BATCH.bytes[:6]
-    assert batch_id_for("acme", "k").version == 8
-    assert batch_id_for("acme", "k") != batch_id_for("other", "k")
+    assert batch_id_for("acme", "k", b"").version == 8
+    assert batch_id_for("acme", "k", b"") != batch_id_for("other", "k", b"")
+
+
+def test_without_a_secret_ids_are_those_of_version_0_1() -> None:
+    batch = UUID("01a22d99-b08d-7052-badb-c285b0a790fb")
+    assert str(batch_id_for("acme", "k", b"")) == "295b7d1a-e1b5-89ba-9572-211195b3fce7"
+    assert str(upload_id_for(batch, "a/b.txt", b"")) == "01a22d99-b08d-88b5-9051-0949bca2def8"
+    rejected = rejection_id_for(batch, "a", "invalid", b"")
+    assert str(rejected) == "01a22d99-b08d-843c-a4ba-21974ae01c0d"
+    joined = joined_batch_id_for([batch, part_id_for(batch)], b"")
+    assert str(joined) == "285fd07f-611b-806b-b85e-a7faf0e69b05"
+
+
+def test_ids_under_a_secret_cannot_be_computed_without_it() -> None:
+    derived = [
+        {
+            batch_id_for("acme", "k", secret),
+            upload_id_for(BATCH, "a", secret),
+            rejection_id_for(BATCH, "a", "invalid", secret),
+            joined_batch_id_for([BATCH], secret),
+        }
+        for secret in (b"", b"1" * 32, b"2" * 32)
+    ]
+    assert len(set.union(*derived)) == 12
+    upload = upload_id_for(BATCH, "a", b"1" * 32)
+    assert upload == upload_id_for(BATCH, "a", b"1" * 32)
+    assert (upload.version, upload.bytes[:6]) == (8, BATCH.bytes[:6])

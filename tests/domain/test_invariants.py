@@ -54,7 +54,7 @@ class UploadsOfABatch(RuleBasedStateMachine):
     def register(self, size: int | None) -> UUID | None:
         file = FileDeclaration(path=f"file-{len(self.states)}", size=size)
         try:
-            id, events = register(self.batch, file, at=NOON, by=ALICE)
+            id, events = register(self.batch, file, b"", at=NOON, by=ALICE)
         except Refused:
             return None
         self.states[id] = Upload.begin(id, events[0])

@@ -140,7 +140,7 @@ class _Sending:
         form = self._form()
         owner, key = self._principal.owner, idempotency_key(self._request)
         command = StartBatch(
-            id=batch_id_for(owner, key) if key else services.new_id(),
+            id=batch_id_for(owner, key, services.log.id_secret) if key else services.new_id(),
             owner=owner,
             label=form.label,
             pipeline=form.pipeline,

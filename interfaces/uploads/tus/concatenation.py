@@ -18,6 +18,7 @@ from domain.ids import is_part, joined_batch_id_for
 from domain.upload.aggregate import Upload
 from interfaces.rest.access import require
 from interfaces.rest.problems import Problem, bad_parameter
+from interfaces.services import SERVICES
 from interfaces.uploads.endpoints import UPLOADS, upload_at
 from interfaces.uploads.headers import only
 from interfaces.uploads.serving import PARTS, speaker_of
@@ -87,10 +88,11 @@ async def _join(request: web.Request, concat: str) -> web.StreamResponse:
     parts = [_part_at(request, address) for address in addresses]
     if not parts or len(set(parts)) < len(parts):
         raise bad_parameter(CONCAT, "must name one or more parts, each once")
+    secret = request.app[SERVICES].log.id_secret
     if isinstance(place, Alone):  # the same parts make the same upload, however often it is asked
-        place = replace(place, batch=joined_batch_id_for(parts))
+        place = replace(place, batch=joined_batch_id_for(parts, secret))
     said = metadata_in(request)
-    file = metadata.declaration(said, None, default=str(joined_batch_id_for(parts)))
+    file = metadata.declaration(said, None, default=str(joined_batch_id_for(parts, secret)))
     file = replace(file, metadata={**file.metadata, metadata.CONCAT: _compacted(addresses, parts)})
     joined = await request.app[PARTS].join(place, file, parts, speaker_of(request, principal))
     return await created(request, joined.upload, joined.position)

@@ -45,7 +45,7 @@ async def a_finished_batch(model: Opened, *paths: str) -> UUID:
     over = (UploadCompleted(at=NOON, by=ALICE),)
     for path in paths:
         first = registered(batch=batch, path=path)
-        stream = upload_id_for(batch, path)
+        stream = upload_id_for(batch, path, b"")
         await model.record(stream, first, received(), queued(), attempt(), *over)
     counts = {UploadState.COMPLETED: len(paths)}
     ended = BatchCompleted(
@@ -107,7 +107,7 @@ def test_answers_kept_for_commands_of_the_owner_are_erased_and_no_others(
         other = uuid4()
         async with opened(database_url) as model, make_pool(database_url, name="e") as pool:
             batch = await a_finished_batch(model, "a")
-            for id in (batch, upload_id_for(batch, "a"), other):
+            for id in (batch, upload_id_for(batch, "a", b""), other):
                 answer = Answer(uuid4(), "hash of a reason", b'{"id":"%s"}' % str(id).encode())
                 await model.log.append(Append((), answer=answer))
             await model.catch_up()

@@ -27,7 +27,7 @@ async def crowd(plant: Plant, owner: str, count: int) -> UUID:
         writes = []
         for number in range(start, min(start + AT_ONCE, count)):
             file = FileDeclaration(path=f"{number:06}.txt", size=1)
-            upload, registered = register(batch, file, at=at, by=ALICE)
+            upload, registered = register(batch, file, b"", at=at, by=ALICE)
             writes.append(Write(upload, 0, (*registered, arrived)))
         await plant.log.append(Append(tuple(writes)))
     await plant.seal(batch.id)

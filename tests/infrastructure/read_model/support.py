@@ -84,7 +84,7 @@ async def a_batch(model: Opened, *paths: str, owner: str = "acme", **more: Any) 
     await model.record(batch, started(owner=owner, **more))
     for path in paths:
         first = registered(batch=batch, path=path, owner=owner)
-        await model.record(upload_id_for(batch, path), first, received(), queued(), attempt())
+        await model.record(upload_id_for(batch, path, b""), first, received(), queued(), attempt())
     return batch
 
 

@@ -18,9 +18,9 @@ async def interleaved(model: Opened) -> tuple[object, object]:
     """Two batches of two owners, a piece of each in turn, then sealed."""
     ours, theirs = await a_batch(model, "a", "b"), await a_batch(model, "a", owner="globex")
     for path in ("c", "d", "e"):
-        await model.record(upload_id_for(ours, path), registered(batch=ours, path=path))
+        await model.record(upload_id_for(ours, path, b""), registered(batch=ours, path=path))
         await model.record(
-            upload_id_for(theirs, path), registered(batch=theirs, path=path, owner="globex")
+            upload_id_for(theirs, path, b""), registered(batch=theirs, path=path, owner="globex")
         )
     for batch in (ours, theirs):
         await model.record(batch, BatchSealed(at=NOON, by=ALICE))
@@ -47,7 +47,7 @@ def test_the_history_of_a_batch_is_its_own_and_its_uploads_in_total_order(
     async def story() -> None:
         async with opened(database_url) as model:
             ours, _ = await interleaved(model)
-            theirs = {ours, *(upload_id_for(ours, path) for path in "abcde")}  # type: ignore[arg-type]
+            theirs = {ours, *(upload_id_for(ours, path, b"") for path in "abcde")}  # type: ignore[arg-type]
             expected = [event for event in await model.events() if event.stream in theirs]
 
             seen = await all_pages(
@@ -93,7 +93,7 @@ def test_the_history_of_an_upload_is_complete_and_goes_on_after_a_position(
     async def story() -> None:
         async with opened(database_url) as model:
             batch = await a_batch(model, "a")
-            upload = upload_id_for(batch, "a")
+            upload = upload_id_for(batch, "a", b"")
             await model.catch_up()
 
             events = await model.history.of_upload(upload, owner="acme")
@@ -120,7 +120,7 @@ def test_a_history_of_many_streams_never_runs_ahead_of_the_read_model(database_u
         async with opened(database_url) as model:
             batch = await a_batch(model, "a")
             reached = await model.catch_up()
-            await model.record(upload_id_for(batch, "b"), registered(batch=batch, path="b"))
+            await model.record(upload_id_for(batch, "b", b""), registered(batch=batch, path="b"))
             await model.record(batch, BatchSealed(at=NOON, by=ALICE))
 
             seen = await model.history.of_batch(batch, owner="acme")

@@ -43,7 +43,7 @@ def test_uploads_can_be_asked_for_by_state(database_url: str) -> None:
     async def story() -> None:
         async with opened(database_url) as model:
             batch = await a_batch(model, "a", "b")
-            await model.record(upload_id_for(batch, "c"), registered(batch=batch, path="c"))
+            await model.record(upload_id_for(batch, "c", b""), registered(batch=batch, path="c"))
             await model.catch_up()
 
             page = await model.queries.uploads(batch, owner="acme", state="registered")
@@ -98,7 +98,7 @@ def test_what_belongs_to_somebody_else_does_not_exist(database_url: str) -> None
     async def story() -> None:
         async with opened(database_url) as model:
             batch = await a_batch(model, "a", owner="acme")
-            upload = upload_id_for(batch, "a")
+            upload = upload_id_for(batch, "a", b"")
             await model.catch_up()
             queries, history = model.queries, model.history
 
@@ -129,12 +129,12 @@ def test_attempts_come_first_to_last(database_url: str) -> None:
     async def story() -> None:
         async with opened(database_url) as model:
             batch = await a_batch(model, "a")
-            upload = upload_id_for(batch, "a")
+            upload = upload_id_for(batch, "a", b"")
             what = failure("reset by peer")
             failed = what.as_event(1, duration=0.5, retry_at=later(2), at=NOON, by=ALICE)
             await model.record(upload, failed, attempt(2))
             waiting = await model.record(
-                upload_id_for(batch, "b"), registered(batch=batch, path="b")
+                upload_id_for(batch, "b", b""), registered(batch=batch, path="b")
             )
             await model.catch_up()
 
@@ -144,7 +144,7 @@ def test_attempts_come_first_to_last(database_url: str) -> None:
                 (2, "running", None),
             ]
             assert waiting
-            assert await model.queries.attempts(upload_id_for(batch, "b"), owner="acme") == []
+            assert await model.queries.attempts(upload_id_for(batch, "b", b""), owner="acme") == []
 
     run(story())
 

@@ -19,7 +19,7 @@ def test_rows_can_be_seen_as_they_were_at_a_position_or_a_time(database_url: str
     async def story() -> None:
         async with opened(database_url) as model:
             batch = uuid4()
-            upload = upload_id_for(batch, "a")
+            upload = upload_id_for(batch, "a", b"")
             began = await model.record(batch, started(at=later(0)))
             joined = await model.record(upload, registered(batch=batch, path="a", at=later(10)))
             arrived = await model.record(

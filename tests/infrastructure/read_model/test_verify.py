@@ -137,7 +137,7 @@ def test_verification_agrees_while_uploads_go_on(database_url: str) -> None:
             async def keep_recording() -> None:
                 while not done.is_set():
                     batch = await a_batch(model, "a", "b")
-                    assert upload_id_for(batch, "a")
+                    assert upload_id_for(batch, "a", b"")
 
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(keep_recording())

@@ -269,7 +269,7 @@ class Office:
 
     async def upload(self, batch: UUID, path: str, owner: str = "acme") -> int:
         """An upload that has come to its good end; the position of that."""
-        id = upload_id_for(batch, path)
+        id = upload_id_for(batch, path, b"")
         begun = registered(batch=batch, owner=owner, path=path)
         arrived = FileReceived(at=begun.at, by=ALICE, size=100, blob=f"uploads/{id}")
         return await self.record(id, begun, arrived, UploadCompleted(at=begun.at, by=ALICE))
@@ -280,7 +280,7 @@ class Office:
         for n in range(count):
             begun = registered(batch=batch, path=str(n))
             done = UploadCompleted(at=begun.at, by=ALICE)
-            writes.append(Write(upload_id_for(batch, str(n)), 0, (begun, done)))
+            writes.append(Write(upload_id_for(batch, str(n), b""), 0, (begun, done)))
         return (await self.log.append(Append(tuple(writes)))).position
 
     async def complete(self, batch: UUID) -> int:

@@ -51,7 +51,7 @@ def test_a_message_shows_what_it_is_about_as_it_stood_right_after_the_event(
             await office.upload(batch, "a.jpg")
             position = await office.complete(batch)
             # Both go on before anybody is told.
-            upload = upload_id_for(batch, "a.jpg")
+            upload = upload_id_for(batch, "a.jpg", b"")
             await office.record(upload, RetryRequested(at=NOON, by=ALICE), after=None)
             await office.record(batch, BatchReopened(at=NOON, by=ALICE, reason="again"), after=None)
             await office.open()

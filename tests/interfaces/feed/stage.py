@@ -77,7 +77,7 @@ class Stage:
         return id
 
     async def upload(self, batch: UUID, path: str, owner: str = "acme", **more: Any) -> UUID:
-        id = upload_id_for(batch, path)
+        id = upload_id_for(batch, path, b"")
         self._owners[id] = owner
         await self.record(id, registered(batch=batch, path=path, owner=owner, **more))
         return id

@@ -14,6 +14,8 @@ import structlog
 import uuid_utils.compat
 
 from application.ports.keys import Scope
+from domain.ids import batch_id_for
+from infrastructure.postgres.migrate import migrate
 from tests.interfaces.rest.server import Answer, Server, serving
 from tests.interfaces.rest.test_access import NAMED, body_for
 from tests.interfaces.rest.test_webhooks import world
@@ -166,5 +168,34 @@ def test_an_idempotency_key_of_another_owner_says_nothing(
                 path = f"/v1/batches/{id}/seal"
                 answer = await server.post(path, headers=headers, key=stranger)
                 assert (answer.status, answer.json["detail"]) == (404, WORDS)
+
+    run(story())
+
+
+def test_processes_of_one_database_derive_the_same_ids_and_others_do_not(
+    database_url: str, empty_database_url: str, tmp_path: Path
+) -> None:
+    migrate(empty_database_url)
+
+    async def story() -> None:
+        async with (
+            serving(database_url, tmp_path / "a") as here,
+            serving(database_url, tmp_path / "b") as there,
+            serving(empty_database_url, tmp_path / "c") as elsewhere,
+        ):
+            ids = []
+            for server in (here, there, elsewhere):
+                headers = {"Idempotency-Key": "nightly"}
+                form = {"files": [{"path": "a.txt", "size": 1}]}
+                answer = await server.post("/v1/batches", json=form, headers=headers)
+                ids.append((answer.json["id"], answer.json["uploads"][0]))
+                status = 200 if server is there else 201
+                assert answer.status == status
+            assert ids[0] == ids[1]
+            assert not {*ids[0]} & {*ids[2]}
+            secret = here.services.log.id_secret
+            assert len(secret) == 32
+            assert str(batch_id_for("acme", "nightly", secret)) == ids[0][0]
+            assert str(batch_id_for("acme", "nightly", b"")) != ids[0][0]
 
     run(story())

@@ -31,8 +31,8 @@ def test_a_batch_starts_with_its_files_and_is_read_back(database_url: str, tmp_p
             assert started.json["state"] == "open"
             assert started.json["owner"] == "acme"
             assert started.json["uploads"] == [
-                str(upload_id_for(id, "a.txt")),
-                str(upload_id_for(id, "b/c.txt")),
+                str(upload_id_for(id, "a.txt", server.services.log.id_secret)),
+                str(upload_id_for(id, "b/c.txt", server.services.log.id_secret)),
             ]
             assert started.headers["Uptrail-Position"] == str(started.json["position"])
             batch = await read_own(server, f"/v1/batches/{id}", started)

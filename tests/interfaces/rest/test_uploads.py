@@ -65,7 +65,9 @@ def test_each_file_of_a_list_is_judged_by_itself(database_url: str, tmp_path: Pa
                 ]
                 assert answer.json["rejected"] == 2
             assert results[0] == ("known", None)
-            assert answer.json["files"][0]["upload"] == str(upload_id_for(UUID(id), "new"))
+            assert answer.json["files"][0]["upload"] == str(
+                upload_id_for(UUID(id), "new", server.services.log.id_secret)
+            )
             params = {"min_position": answer.json["position"], "state": "rejected"}
             page = await server.get(f"/v1/batches/{id}/uploads", params=params)
             assert {upload["path"] for upload in page.json["items"]} == {"../out", "huge"}

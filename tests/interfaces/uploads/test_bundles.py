@@ -43,7 +43,9 @@ def outcomes(answer: Any) -> list[tuple[str, str, str | None]]:
 
 
 async def content(server: Server, batch: UUID, path: str) -> bytes:
-    return await server.content(f"/v1/uploads/{upload_id_for(batch, path)}")
+    return await server.content(
+        f"/v1/uploads/{upload_id_for(batch, path, server.services.log.id_secret)}"
+    )
 
 
 def test_every_file_of_a_bundle_is_an_upload_of_its_own(database_url: str, tmp_path: Path) -> None:
@@ -65,7 +67,9 @@ def test_every_file_of_a_bundle_is_an_upload_of_its_own(database_url: str, tmp_p
                 assert (answer["received"], answer["known"], answer["rejected"]) == (5, 0, 0)
                 for name, whole in files.items():
                     assert await content(server, batch, name) == whole
-                events = await server.topics(f"/{upload_id_for(batch, 'a.txt')}")
+                events = await server.topics(
+                    f"/{upload_id_for(batch, 'a.txt', server.services.log.id_secret)}"
+                )
                 assert events == ["upload.registered", "upload.file_received"]
 
     run(story())
@@ -153,7 +157,14 @@ def test_files_declared_or_begun_before_are_completed(database_url: str, tmp_pat
         async with serving(database_url, tmp_path) as server:
             files = [{"path": "a", "size": 3}, {"path": "b", "size": 4}, {"path": "c", "size": 9}]
             batch = await open_batch(server, files=[*files, {"path": "d"}], seal=True)
-            assert await server.patch(f"/v1/uploads/{upload_id_for(batch, 'b')}", 0, b"wh") == 204
+            assert (
+                await server.patch(
+                    f"/v1/uploads/{upload_id_for(batch, 'b', server.services.log.id_secret)}",
+                    0,
+                    b"wh",
+                )
+                == 204
+            )
             bundle = tar_of({"a": b"abc", "b": b"what", "c": b"other", "d": b"dd", "new": b"n"})
             answer = await send(server, batch, bundle)
 
@@ -183,7 +194,7 @@ def test_what_arrived_whole_is_kept_when_the_connection_breaks(
                 path = f"/v1/batches/{batch}/uploads"
                 await sender.begin("POST", path, headers, bundle[: 2 * 1536 + 512 + 100])
                 sender.reset()
-            ids = [upload_id_for(batch, name) for name in "abc"]
+            ids = [upload_id_for(batch, name, server.services.log.id_secret) for name in "abc"]
 
             async def kept() -> bool:
                 return set(await server.services.log.versions(ids)) == set(ids[:2])

@@ -15,7 +15,6 @@ from application.transfer.elsewhere import NobodyElse
 from application.transfer.names import blob_of
 from application.transfer.transfers import Incoming, Limits, Speaker, Transfers
 from domain.file import FileDeclaration
-from domain.ids import upload_id_for
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.blobs.local.writer import LocalBlobWriter
 from infrastructure.event_store.committer import GroupCommitter
@@ -72,14 +71,17 @@ class MortalStore(LocalBlobStore):
 
 @asynccontextmanager
 async def _process(url: str, folder: Path, life: Life) -> AsyncIterator[Transfers]:
-    async with make_pool(url, name="test") as pool, GroupCommitter(url) as committer:
-        log, blobs = MortalLog(pool, committer), MortalStore(folder)
+    async with (
+        make_pool(url, name="test") as pool,
+        GroupCommitter(url) as committer,
+        MortalLog(pool, committer) as log,
+    ):
+        blobs = MortalStore(folder)
         log.life = blobs.life = life
         limits = Limits(max_file_size=1_000, min_free_bytes=0, progress_interval=60)
         yield Transfers(
             log, blobs, NobodyElse(), limits=limits, now=lambda: datetime.now(UTC), clock=lambda: 0
         )
-        await log.close()
         blobs.close()
 
 
@@ -91,10 +93,10 @@ async def _sent(start: int, end: int) -> AsyncIterator[bytes]:
 async def _dies_after(steps: int, url: str, folder: Path) -> bool:
     """Whether the process died before it was through; checks what the next one finds."""
     batch, acknowledged = uuid4(), 0
-    upload = upload_id_for(batch, "a")
     file = FileDeclaration(path="a", size=len(CONTENT))
     async with _process(url, folder, Life(NO_END)) as transfers:
-        await Arrivals(transfers, uuid4).announce(Alone(batch=batch, owner="a"), file, SPEAKER)
+        place = Alone(batch=batch, owner="a")
+        upload = (await Arrivals(transfers, uuid4).announce(place, file, SPEAKER)).upload.id
     died = False
     async with _process(url, folder, Life(steps)) as transfers:
         try:

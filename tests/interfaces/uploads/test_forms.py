@@ -52,7 +52,9 @@ def outcomes(answer: Any) -> list[tuple[str, str, str | None]]:
 
 
 async def content(server: Server, batch: UUID | str, path: str) -> bytes:
-    return await server.content(f"/v1/uploads/{upload_id_for(UUID(str(batch)), path)}")
+    return await server.content(
+        f"/v1/uploads/{upload_id_for(UUID(str(batch)), path, server.services.log.id_secret)}"
+    )
 
 
 def test_a_form_is_a_whole_batch(database_url: str, tmp_path: Path) -> None:
@@ -136,8 +138,8 @@ def test_a_form_cut_short_goes_on_with_its_key(database_url: str, tmp_path: Path
 
     async def story() -> None:
         async with serving(database_url, tmp_path, progress_interval=0.05) as server:
-            batch = batch_id_for(OWNER, "monday")
-            film = upload_id_for(batch, "film")
+            batch = batch_id_for(OWNER, "monday", server.services.log.id_secret)
+            film = upload_id_for(batch, "film", server.services.log.id_secret)
             async with Sender(server) as sender:
                 headers = {**FORM, **key, "Content-Length": str(len(body))}
                 await sender.begin("POST", "/v1/batches", headers, body[:400_000])
@@ -145,7 +147,9 @@ def test_a_form_cut_short_goes_on_with_its_key(database_url: str, tmp_path: Path
 
             async def cut() -> bool:
                 topics = await server.topics(f"/{film}")
-                topics += await server.topics(f"/{upload_id_for(batch, 'a')}")
+                topics += await server.topics(
+                    f"/{upload_id_for(batch, 'a', server.services.log.id_secret)}"
+                )
                 return {"upload.transfer_interrupted", "upload.file_received"} <= set(topics)
 
             assert await eventually(cut)

@@ -165,7 +165,9 @@ def test_every_kind_of_body_is_answered_401_once_its_key_is_revoked(
                     status, problem = await request
             assert (status, problem["code"]) == (401, "unauthenticated")
             if kind == "bundle":
-                upload = await server.services.log.upload(upload_id_for(UUID(batch), "first.txt"))
+                upload = await server.services.log.upload(
+                    upload_id_for(UUID(batch), "first.txt", server.services.log.id_secret)
+                )
                 assert upload.received == 5
 
     run(story())

@@ -65,7 +65,7 @@ class Line:
 
 
 async def stored(on: Stage, batch: UUID, path: str) -> bytes:
-    upload = await on.log.upload(upload_id_for(batch, path))
+    upload = await on.log.upload(upload_id_for(batch, path, on.log.id_secret))
     assert upload.blob is not None
     return b"".join([chunk async for chunk in on.parts.services.blobs.read(upload.blob)])
 
