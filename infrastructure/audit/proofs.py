@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeAlias
+from weakref import WeakValueDictionary
 
-from application.audit.entries import Stored, unpacked
+from application.audit.entries import Entry, Stored, unpacked
 from application.audit.export import EventLine, Line, SealLine, event_line
 from application.audit.seal import Seal
 from application.audit.tree import Tree
@@ -23,6 +25,8 @@ class PostgresSeals:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        # While they are in use: exports that go on at the same time are likely to share them.
+        self._trees: Trees = WeakValueDictionary()
 
     async def page(self, after: int, limit: int) -> Sequence[Seal]:
         async with asking(self._pool) as connection:
@@ -58,7 +62,7 @@ class PostgresSeals:
             yield [event_line(stored) for stored in found]
 
     def proofs(self) -> Prover:
-        return _Prover(self._pool)
+        return _Prover(self._pool, self._trees)
 
     async def _events(self, after: int, through: int) -> AsyncIterator[list[Stored]]:
         while after < through:
@@ -70,14 +74,25 @@ class PostgresSeals:
             after = found[-1].position
 
 
+class _SealTree:
+    """The tree of a seal and the places of events in it: memory in proportion to the seal."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.tree = Tree(map(bytes, entries))
+        self.places = {entry.position: index for index, entry in enumerate(entries)}
+
+
+Trees: TypeAlias = WeakValueDictionary[int, _SealTree]
+
+
 class _Prover:
     """Keeps the tree of the last seal: the next event is likely to be under it as well."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, trees: Trees) -> None:
         self._pool = pool
+        self._trees = trees
         self._seal: Seal | None = None
-        self._tree = Tree(())
-        self._places: dict[int, int] = {}
+        self._under = _SealTree(())
         self._told = 0  # the last seal that was told
         self._sealed = True  # until an event is under no seal yet, and then those after it
 
@@ -97,9 +112,11 @@ class _Prover:
         if seal is None:
             self._sealed = False
             return []
-        entries = list(unpacked(await rows.entries_of(connection, seal.number)))
-        self._tree = Tree(map(bytes, entries))
-        self._places = {entry.position: index for index, entry in enumerate(entries)}
+        under = self._trees.get(seal.number)
+        if under is None:
+            under = _SealTree(list(unpacked(await rows.entries_of(connection, seal.number))))
+            self._trees[seal.number] = under
+        self._under = under
         told: list[Seal] = []
         while page := await rows.rotations(connection, self._told, seal.number, PAGE):
             told += page
@@ -110,8 +127,8 @@ class _Prover:
     def _line(self, stored: Stored) -> EventLine:
         if self._seal is None:
             return event_line(stored)
-        index = self._places.get(stored.position)
-        path = () if index is None else self._tree.path(index)
+        index = self._under.places.get(stored.position)
+        path = () if index is None else self._under.tree.path(index)
         # One that was put in later has no place: it is told as what it is, and does not hold.
         return event_line(
             stored, seal=self._seal.number, index=-1 if index is None else index, path=path

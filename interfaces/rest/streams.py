@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from enum import Enum
+from enum import StrEnum
 
 from aiohttp import web
 
@@ -14,14 +14,24 @@ PIECE = 64 * 1024  # bytes written before the client has to take some
 LARGE = 64 * 1024  # bytes from which a response in one piece is counted
 
 
-class Stream(Enum):
-    """Kinds of responses, each with how many one principal may read at once in one process."""
+class Stream(StrEnum):
+    """Kinds of responses, by what a reader that does not go on keeps in memory."""
 
-    DOWNLOAD = 64  # holds a chunk of the file
-    HISTORY = 8  # holds a page of events
-    EXPORT = 4  # holds a page of events, and the tree of a log seal
-    REPORT = 2  # holds a snapshot of the database
-    DOCUMENT = 16  # a large response in one piece, such as a page of a list
+    DOWNLOAD = "download"  # a chunk of the file
+    HISTORY = "history"  # a page of events
+    EXPORT = "export"  # a page of events, and the tree of a log seal
+    REPORT = "report"  # a snapshot of the database
+    DOCUMENT = "document"  # a large response in one piece, such as a page of a list
+
+
+MOST = {
+    Stream.DOWNLOAD: 64,
+    Stream.HISTORY: 8,
+    Stream.EXPORT: 2,
+    Stream.REPORT: 2,
+    Stream.DOCUMENT: 16,
+}
+"""How many one principal may read at once from one process."""
 
 
 class Streams:
@@ -36,11 +46,11 @@ class Streams:
     def open(self, request: web.Request, principal: str, kind: Stream) -> None:
         """Counts the response in until it has been sent. Raises a 429 Problem for one too many."""
         key = principal, kind
-        if self._open[key] >= kind.value:
+        if self._open[key] >= MOST[kind]:
             raise Problem(
                 429,
                 "too_many_streams",
-                f"{kind.value} responses of this kind ({kind.name.lower()}) are being read by"
+                f"{MOST[kind]} responses of this kind ({kind}) are being read by"
                 f" {principal}, which is the most; read or close one of them first",
                 headers={"Retry-After": "1"},
             )
