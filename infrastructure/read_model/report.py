@@ -88,5 +88,8 @@ async def _files(
         query = query.where(uploads.c.state.in_(FAILURES))
     query = query.order_by(uploads.c.path, uploads.c.id).execution_options(yield_per=AT_ONCE)
     async with session.stream(query) as result:
-        async for row in result.mappings():
-            yield ReportRow(**row)
+        try:
+            async for row in result.mappings():
+                yield ReportRow(**row)
+        finally:  # SQLAlchemy leaves the cursor open where the reader gives up
+            await result.close()

@@ -277,7 +277,7 @@ def test_an_unexpected_error_tells_nothing_of_our_insides(
             async def broken(self: Any, id: Any) -> Any:
                 raise RuntimeError("secret detail")
 
-            monkeypatch.setattr(type(server.services.log), "batch", broken)
+            monkeypatch.setattr(type(server.services.log), "origin", broken)
             id = "00000000-0000-0000-0000-000000000001"
             answer = await server.post(
                 f"/v1/batches/{id}/seal", headers={"X-Request-ID": "my-request"}
