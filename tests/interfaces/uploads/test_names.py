@@ -271,7 +271,8 @@ def test_an_upload_that_an_earlier_version_registered_is_found_by_its_spelling(
                     context = Context("key:test", server.services.now())
                     registered = await register_upload(server.services.log, command, context)
                 upload_id_for.cache_clear()
-                assert upload_id_for(batch, decomposed) != registered.upload.id
+                secret = server.services.log.id_secret
+                assert upload_id_for(batch, decomposed, secret) != registered.upload.id
 
                 await way(server, batch, decomposed.encode())
                 await catch_up(database_url, server.services.log)
