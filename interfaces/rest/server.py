@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -20,6 +22,8 @@ from interfaces.rest.intake import Bodies, Intake
 from interfaces.rest.problems import CONTENT_TYPE, Problem
 from interfaces.services import SERVICES
 
+_TCP_NOTSENT_LOWAT = 25  # linux/tcp.h; socket has it from Python 3.12 on
+MAX_UNSENT = 256 * 1024  # bytes of a response in the system, besides those on their way
 MAX_HEAD = 256 * 1024
 """Bytes of the head of a request, and of any header in it: a concatenation of 1,000 parts names
 as many URLs in one header, of some 100 bytes each."""
@@ -83,6 +87,7 @@ class Connection(web.RequestHandler):
         # aiohttp forgets its transport as soon as it asks it to close.
         self._line: asyncio.Transport | None = cast(asyncio.Transport, transport)
         self._lost: asyncio.Future[None] | None = None
+        limit_unsent(self._line)
         self._head_since = self._sweep.now
         self._sweep.wake()
         self.head_bytes = 0
@@ -335,6 +340,17 @@ def lost(request: web.Request) -> asyncio.Future[None]:
 def is_gone(request: web.BaseRequest) -> bool:
     """Whether the client's connection is closed, or is about to be."""
     return request.transport is None or request.transport.is_closing()
+
+
+def limit_unsent(line: asyncio.Transport) -> None:
+    """Bounds what the system takes for a client that does not read: by itself, megabytes.
+
+    Source: Documentation/networking/ip-sysctl.rst of Linux, tcp_notsent_lowat.
+    """
+    opened = line.get_extra_info("socket")
+    if sys.platform == "linux" and opened is not None and opened.family != socket.AF_UNIX:
+        with suppress(OSError):
+            opened.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, MAX_UNSENT)
 
 
 def unacknowledged(line: asyncio.Transport) -> int:

@@ -261,7 +261,10 @@ def test_an_export_without_events_has_its_first_line_alone(
     async def story() -> None:
         async with serving(database_url, tmp_path) as server:
             key = await server.key_for(scope)
-            for path in ("/v1/history/export", "/v1/history/export?after=1000"):
+            paths = ["/v1/history/export?after=1000"]
+            if scope is not Scope.ADMIN:  # who sees that keys were made
+                paths.append("/v1/history/export")
+            for path in paths:
                 answer = await server.get(path, key=key)
                 assert (answer.status, answer.headers["Content-Type"]) == (
                     200,
