@@ -29,7 +29,7 @@ MOST = {
     Stream.HISTORY: 8,
     Stream.EXPORT: 2,
     Stream.REPORT: 2,
-    Stream.DOCUMENT: 16,
+    Stream.DOCUMENT: 8,
 }
 """How many one principal may read at once from one process."""
 

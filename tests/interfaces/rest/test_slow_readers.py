@@ -99,7 +99,7 @@ def test_a_client_that_does_not_read_is_cut_off(
                     assert b" 200 " in head.splitlines()[0]
 
                     def cut() -> bool:
-                        assert server.unsent <= PER_READER + (2 * MIB if kind == "page" else 0)
+                        assert server.unsent <= PER_READER + (6 * MIB if kind == "page" else 0)
                         return any(log["event"] == "response_not_read" for log in logs)
 
                     if kind != "page" or server.unsent:  # a page may fit into the sockets
