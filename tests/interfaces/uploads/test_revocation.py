@@ -21,7 +21,7 @@ from tests.interfaces.uploads.server import BYTES, TUS, serving, stored_files
 from tests.interfaces.uploads.test_two_servers import api_process
 from tests.support import eventually, run
 
-PATIENCE = 20.0  # seconds; a revocation takes effect within one, on a machine that is not busy
+PATIENCE = 60.0  # seconds; a revocation takes effect within one, on a machine that is not busy
 FORM = "multipart/form-data; boundary=x"
 
 
