@@ -18,7 +18,6 @@ down_revision = "0017"
 branch_labels = None
 depends_on = None
 
-_LOCK_LOG = 0x75707472_0002  # the advisory lock of whoever writes to the log
 _BY = "migration"
 
 # Nobody makes or revokes one between the copy and the commit.
@@ -37,13 +36,14 @@ Found: TypeAlias = Iterator[tuple[UUID, Any]]
 
 def upgrade() -> None:
     from infrastructure.event_store.codec import CODEC
+    from infrastructure.event_store.writing import LOCK
 
     connection = op.get_bind().connection
     cursor = connection.cursor()
     cursor.execute(_HOLD)
     found = [*_keys(cursor), *_sign_ins(cursor), *_erasures(cursor)]
     if found:
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK_LOG,))
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
         for stream, event in found:
             cursor.execute(_APPEND, (stream, *CODEC.encode(event)))
     cursor.close()
