@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -169,11 +170,12 @@ class PooledProcessor:
 class _StepProcess:
     """One keeper with its child; `reusable` while nothing speaks against another step."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, orders: asyncio.StreamWriter) -> None:
         self.loaded: set[str] = set()
         self.steps = 0
         self.reusable = True
         self._process = process
+        self._orders = orders
 
     @property
     def alive(self) -> bool:
@@ -246,9 +248,8 @@ class _StepProcess:
                 await self._gone()
 
     async def _gone(self) -> None:
-        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        self._orders.close()
         while await self._process.stdout.read(STREAM):
             pass  # the end of the process shows only once its output was read
         await self._process.wait()
@@ -257,10 +258,9 @@ class _StepProcess:
         self.reusable = clean and self.steps < STEPS_PER_PROCESS
 
     async def _send(self, message: Message) -> None:
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(frame(message))
-            await self._process.stdin.drain()
+            self._orders.write(frame(message))
+            await self._orders.drain()
         except (OSError, RuntimeError):  # the latter is uvloop's word for a closed pipe
             raise await self._lost() from None
 
@@ -312,15 +312,25 @@ def installed_problems(steps: Sequence[tuple[str, dict[str, Any]]]) -> list[str]
 
 
 async def _start() -> _StepProcess:
-    process = await asyncio.create_subprocess_exec(
-        *_command(),
-        stdin=PIPE,
-        stdout=PIPE,
-        limit=STREAM,
-        start_new_session=True,  # Ctrl-C is for the worker, which ends its steps in good order
-        env=_environment(),
-    )
-    return _StepProcess(process)
+    # Not stdin=PIPE: that is a socket pair, too, but one whose transport cannot receive. uvloop
+    # reports "Fatal error on transport" with a stack trace once a step writes to its end of it.
+    # What a step writes there is received and ignored; the stream's limit bounds it.
+    ours, theirs = socket.socketpair()
+    with theirs:
+        _, orders = await asyncio.open_unix_connection(sock=ours)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *_command(),
+                stdin=theirs.fileno(),
+                stdout=PIPE,
+                limit=STREAM,
+                start_new_session=True,  # Ctrl-C is for the worker, which ends its steps itself
+                env=_environment(),
+            )
+        except BaseException:
+            orders.close()
+            raise
+    return _StepProcess(process, orders)
 
 
 def _command() -> tuple[str, ...]:

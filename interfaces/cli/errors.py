@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -69,6 +71,25 @@ class OutOfService(Refusal):
     """The server, or what stands before it, cannot answer now: 502, 503 or 504."""
 
     code = Exit.UNREACHABLE
+
+
+@contextmanager
+def one_command_error() -> Iterator[None]:
+    """Raise the first CommandError of a group instead of the group.
+
+    When the server goes away, all tasks of a group fail for the same reason. Not done with
+    `except*`: before Python 3.11.4, what is raised in such a block comes out of it in a group.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        errors, others = group.split(CommandError)
+        if errors is None or others is not None:
+            raise
+        error: BaseException = errors
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
 
 
 _HINTS = {

@@ -13,7 +13,7 @@ import msgspec
 from domain.file import FileDeclaration
 from interfaces.cli.bundling import SMALL, Bundle, Task, pack, received_already, send_packed
 from interfaces.cli.client import AddedFile, Client
-from interfaces.cli.errors import CommandError, Refusal
+from interfaces.cli.errors import Refusal, one_command_error
 from interfaces.cli.tus import AGAIN, FileChanged, Source, send
 from interfaces.cli.walking import Entry, Found, Skipped, walk
 
@@ -78,13 +78,11 @@ class Sender:
 
     async def run(self) -> Tally:
         """Raises Refusal, Unreachable when the batch itself cannot go on."""
-        try:
+        with one_command_error():
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._jobs):
                     group.create_task(self._transfer())
                 group.create_task(self._announce())
-        except* CommandError as several:
-            raise first_of(several) from None
         return self.tally
 
     async def _announce(self) -> None:
@@ -196,12 +194,6 @@ class Sender:
     def _fail(self, name: str, reason: str) -> None:
         self.tally.fail(name, reason)
         self._trouble(name, reason)
-
-
-def first_of(group: BaseExceptionGroup[CommandError]) -> CommandError:
-    """One error out of a group: when the server goes away, all senders say the same."""
-    first = group.exceptions[0]
-    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def _next_list(entries: Iterator[Entry]) -> list[Entry]:

@@ -12,11 +12,11 @@ import msgspec
 
 from application.views import BatchView, UploadView
 from interfaces.cli.client import Client, StartedBatch
-from interfaces.cli.errors import EXIT_OF_OUTCOME, CommandError, Exit, Refusal
+from interfaces.cli.errors import EXIT_OF_OUTCOME, Exit, Refusal, one_command_error
 from interfaces.cli.output import size
 from interfaces.cli.resuming import Memory, Remembered, memory_of
 from interfaces.cli.screens import Screen
-from interfaces.cli.sending import SHOWN_FAILURES, Sender, Tally, first_of
+from interfaces.cli.sending import SHOWN_FAILURES, Sender, Tally
 from interfaces.cli.watching import until_outcome
 
 REFRESH = 0.1  # seconds between two looks at the tally
@@ -71,12 +71,10 @@ async def upload(client: Client, job: Job, data_dir: Path, screen: Screen) -> Re
     names = (client.server.url, list(job.roots.values()), job.label, job.pipeline)
     with memory_of(data_dir, *names) as (memory, remembered, again):
         batch = await _start(client, job, memory, remembered, again, screen)
-        try:
+        with one_command_error():
             async with asyncio.TaskGroup() as group:
                 sending = group.create_task(_send(client, job, batch, screen))
                 watching = group.create_task(_watch(client, job, batch, sending, screen))
-        except* CommandError as several:
-            raise first_of(several) from None
         tally = sending.result()
         if tally.stopped:
             return _unfinished(batch.id, tally, tally.stopped)

@@ -41,6 +41,7 @@ class Connection:
         self.note: Callable[[str], None] = lambda line: tell_people(f"uptrail: {line}")
         self._began: float | None = None
         self._troubled = False
+        self._noted_until = 0.0  # by the loop's clock
 
     @property
     def deadline(self) -> float | None:
@@ -74,10 +75,18 @@ class Connection:
         self.reached = True
         if self._troubled:
             self._troubled = False
+            self._noted_until = 0.0
             self.note(f"{self.url} answers again")
 
     def retrying(self, error: Exception, pause: float, left: float) -> None:
-        """Tell people why the command waits, and for how long."""
+        """Tell people why the command waits, and for how long.
+
+        Requests that are sent side by side fail side by side: one line stands for all of them.
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._noted_until:
+            return
+        self._noted_until = now + pause
         again = f"trying again in {pause:.2g} s"
         if not self._troubled:
             again += f", for {max(left, pause):.0f} s at most"

@@ -56,7 +56,7 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 
 @pytest.mark.timeout(180)
 def test_each_way_to_die_is_a_verdict_and_harmless_files_complete(
-    database_url: str, package: Path
+    database_url: str, package: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story(plant: Plant) -> None:
         async with open_processors(processes=4, memory=MEMORY) as processors:
@@ -83,6 +83,7 @@ def test_each_way_to_die_is_a_verdict_and_harmless_files_complete(
             (failed,) = await plant.all_of(UploadFailed, id)
             assert failed.message == failures[-1].message
         assert await plant.all_of(AttemptAbandoned) == []  # the worker lived through all of it
+        assert [record for record in caplog.records if record.name == "asyncio"] == []
 
     play(database_url, package, story, pipelines=pipeline("pill", timeout=120.0))
 

@@ -13,9 +13,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
+import msgspec
 import pytest
 
+from interfaces.cli.bundling import SMALL
 from tests.interfaces.cli.conftest import Command, Outcome
 from tests.support import free_port
 
@@ -193,3 +196,43 @@ def test_a_server_that_is_not_ready_is_asked_again_when_it_says(
     assert re.search(r"try again soon; trying again in 1 s", failed.err)
     assert len(asked) >= 2
     assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(asked))
+
+
+def test_a_server_that_goes_away_under_several_transfers_is_told_of_once_and_ends_with_5(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interfaces.cli.upload.PATIENCE", 1.0)
+    names = [f"{number}.bin" for number in range(4)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x" * (SMALL + 1))
+    batch = "00000000-0000-0000-0000-000000000000"
+    known = [
+        {"path": name, "upload": str(UUID(int=n)), "status": "added"}
+        for n, name in enumerate(names)
+    ]
+    answers = {
+        b"POST /v1/batches ": {"id": batch, "state": "open"},
+        b"POST /v1/batches/" + batch.encode(): {"files": known},
+    }
+
+    async def going_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        for start, answer in answers.items():
+            if head.startswith(start):
+                length = re.search(rb"Content-Length: (\d+)", head)
+                assert length is not None
+                await reader.readexactly(int(length[1]))
+                body = msgspec.json.encode(answer)
+                head = f"Content-Length: {len(body)}\r\nConnection: close".encode()
+                writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + body)
+                await writer.drain()
+        writer.close()
+
+    with listening(going_away) as url:
+        failed = ask(url, "upload", *names, timeout=60)
+
+    assert failed.code == 5
+    assert f"uptrail: {url} does not answer" in failed.err
+    assert "run the same command again to go on from there" in failed.err
+    tries = [line for line in failed.err.splitlines() if "trying again" in line]
+    assert 1 <= len(tries) <= 3  # pauses of 0.25 and 0.5 s, of four transfers
