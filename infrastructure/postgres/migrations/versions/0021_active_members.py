@@ -48,26 +48,27 @@ _STATEMENTS = (
             FROM added WHERE orchestration.kind_of(state) IS NOT NULL;
         RETURN NULL;
     END $$""",
+    # Nothing is joined with a transition table: a plan that was made for a few rows is kept, and
+    # takes time in proportion to the square of many.
     """CREATE FUNCTION orchestration.note_updated() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        DELETE FROM orchestration.active_members m USING after a
-            WHERE m.upload = a.upload AND orchestration.kind_of(a.state) IS NULL;
-        INSERT INTO orchestration.active_members
-            SELECT a.upload, a.batch, a.owner, orchestration.kind_of(a.state)
-            FROM after a JOIN before b ON b.upload = a.upload
-            WHERE orchestration.kind_of(a.state) IS NOT NULL
-            AND orchestration.kind_of(a.state) IS DISTINCT FROM orchestration.kind_of(b.state)
-            ON CONFLICT (upload) DO UPDATE SET kind = EXCLUDED.kind;
+        DELETE FROM orchestration.active_members WHERE upload = ANY (ARRAY(
+            SELECT upload FROM after WHERE orchestration.kind_of(state) IS NULL));
+        INSERT INTO orchestration.active_members AS m
+            SELECT upload, batch, owner, orchestration.kind_of(state)
+            FROM after WHERE orchestration.kind_of(state) IS NOT NULL
+            ON CONFLICT (upload) DO UPDATE SET kind = EXCLUDED.kind WHERE m.kind <> EXCLUDED.kind;
         RETURN NULL;
     END $$""",
     """CREATE FUNCTION orchestration.note_deleted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        DELETE FROM orchestration.active_members m USING gone WHERE m.upload = gone.upload;
+        DELETE FROM orchestration.active_members WHERE upload = ANY (ARRAY(
+            SELECT upload FROM gone));
         RETURN NULL;
     END $$""",
     """CREATE TRIGGER members_inserted AFTER INSERT ON orchestration.members
         REFERENCING NEW TABLE AS added
         FOR EACH STATEMENT EXECUTE FUNCTION orchestration.note_inserted()""",
     """CREATE TRIGGER members_updated AFTER UPDATE ON orchestration.members
-        REFERENCING OLD TABLE AS before NEW TABLE AS after
+        REFERENCING NEW TABLE AS after
         FOR EACH STATEMENT EXECUTE FUNCTION orchestration.note_updated()""",
     """CREATE TRIGGER members_deleted AFTER DELETE ON orchestration.members
         REFERENCING OLD TABLE AS gone
