@@ -34,6 +34,7 @@ def batch(id: UUID, position: int, owner: str = "acme") -> BatchView:
         updated_at=NOW,
         version=1,
         position=position,
+        active_at=NOW,
     )
 
 
