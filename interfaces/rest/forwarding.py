@@ -16,7 +16,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from yarl import URL
 
-from interfaces.rest.problems import bad_parameter
+from interfaces.rest.problems import Problem, bad_parameter
 from interfaces.services import SERVICES
 
 _PAIR = re.compile(r'\s*([!#$%&\'*+.^_`|~\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;,"]*))\s*', re.ASCII)
@@ -67,10 +67,17 @@ def configured_origin(request: web.Request) -> str | None:
 
 @web.middleware
 async def host_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse a Host that is none, as RFC 9112 section 3.2 demands: URLs are built from it."""
+    """Refuse a Host that is none, as RFC 9112 section 3.2 demands: URLs are built from it.
+
+    And a transfer coding besides chunked, as section 6.1 does: aiohttp takes its bytes as they are,
+    so that a compressed file would be stored, and acknowledged, as if it were the file.
+    """
     host = request.headers.get(hdrs.HOST)
     if host and not _HOST.fullmatch(host):
         raise bad_parameter("Host", "must be a host name or address, with or without a port")
+    coding = request.headers.get(hdrs.TRANSFER_ENCODING)
+    if coding is not None and coding.strip().lower() != "chunked":
+        raise Problem(501, "transfer_coding", "send the body with Transfer-Encoding: chunked alone")
     return await handler(request)
 
 

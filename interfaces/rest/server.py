@@ -15,6 +15,7 @@ from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
+from aiohttp.web_protocol import _ErrInfo
 
 from application.transfer.errors import Ended, Stalled, TooSlow
 from interfaces.rest.deadlines import Deadlines, Fault, Progress, Sweep
@@ -102,6 +103,8 @@ class Connection(web.RequestHandler):
         """Bound the head as a whole: aiohttp limits a header, and how many there are."""
         waits_for_head, heads = self._is_idle, self._request_count
         super().data_received(data)
+        if self._request_count != heads:
+            self._fail_broken_body()
         if in_body or self._upgraded or self._request_count != heads:
             self.head_bytes = 0
             return
@@ -113,6 +116,17 @@ class Connection(web.RequestHandler):
             if self._current_request is None:
                 self.transport.write(_HEAD_TOO_LARGE)
             self.force_close()
+
+    def _fail_broken_body(self) -> None:
+        """End a body that cannot be parsed on: aiohttp leaves its reader waiting for more.
+
+        The parser reports the fault as one more message, behind the request that it belongs to.
+        """
+        if not self._messages or not isinstance(self._messages[-1][0], _ErrInfo):
+            return
+        body = self._messages[-2][1] if len(self._messages) > 1 else self._body
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(web.RequestPayloadError("the body is malformed"))
 
     def lost(self) -> asyncio.Future[None]:
         """Done once the connection is, for who has nothing more to read on it."""

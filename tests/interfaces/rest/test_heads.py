@@ -10,7 +10,7 @@ import pytest
 
 from interfaces.rest.server import MAX_HEAD
 from tests.interfaces.uploads.raw import Sender, header
-from tests.interfaces.uploads.server import serving
+from tests.interfaces.uploads.server import BYTES, serving
 from tests.support import run
 
 ONE = f"Upload-Concat: final;{'x' * (MAX_HEAD + 1000)}\r\n"
@@ -57,6 +57,22 @@ def test_bodies_and_many_requests_on_one_connection_are_no_large_head(
                 await sender.begin("POST", "/files/", sent, body)
                 status, head = await sender.answer()
                 assert status == 201, (number, head)
+
+    run(story())
+
+
+@pytest.mark.parametrize("coding", ["gzip, chunked", "GZIP,chunked", "identity, chunked"])
+def test_a_body_in_another_transfer_coding_is_refused_and_not_stored(
+    coding: str, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server, Sender(server) as sender:
+            location = await server.create(5)
+            headers = {**BYTES, "Upload-Offset": "0", "Transfer-Encoding": coding}
+            await sender.begin("PATCH", location, headers, b"5\r\nhello\r\n0\r\n\r\n")
+            status, _ = await sender.answer()
+            assert status == 501
+            assert await server.offset(location) == 0
 
     run(story())
 

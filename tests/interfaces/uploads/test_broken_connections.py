@@ -59,6 +59,45 @@ def test_bytes_that_arrived_before_a_cut_are_kept(
     run(story())
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [b"zz\r\nabc\r\n", b"5\r\nhelloX\r\n", b"-1\r\n", b"0\r\nno trailer\r\n\r\n"],
+    ids=["no size", "no line end", "negative", "trailer"],
+)
+def test_a_body_that_stops_being_http_ends_at_once_and_what_came_before_is_kept(
+    rest: bytes, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            location = await server.create(len(CONTENT))
+            async with Sender(server) as sender:
+                headers = {**BYTES, "Upload-Offset": "0", "Transfer-Encoding": "chunked"}
+                await sender.begin("PATCH", location, headers, b"5\r\n" + CONTENT[:5] + b"\r\n")
+                await _arrived(server, location, 5)
+                await sender.send(rest)
+                # Far below the 60 s after which a silent sender is given up.
+                status, _ = await asyncio.wait_for(sender.answer(), 30)
+                assert status == 400
+            offset = await server.offset(location)
+            assert 5 <= offset <= 10
+            assert await server.patch(location, offset, CONTENT[offset:]) == 204
+
+    run(story())
+
+
+def test_a_list_that_stops_being_http_is_refused_at_once(database_url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server, Sender(server) as sender:
+            headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}
+            await sender.begin("POST", "/v1/batches", headers, b"1\r\n{\r\n")
+            await asyncio.sleep(0)
+            await sender.send(b"zz\r\n}\r\n")
+            status, _ = await asyncio.wait_for(sender.answer(), 30)
+            assert status == 400
+
+    run(story())
+
+
 def test_a_body_that_arrived_whole_counts_although_its_sender_is_gone(
     database_url: str, tmp_path: Path
 ) -> None:
