@@ -49,7 +49,7 @@ def test_an_operator_tests_a_webhook_tells_it_again_and_turns_it_off_and_on(
             deliveries = page.get_by_role("list", name="Deliveries").get_by_role("listitem")
             await page.get_by_role("button", name="Send a test").click()
             await expect(deliveries).to_contain_text("answered 204")
-            await deliveries.get_by_role("button", name="Redeliver").click()
+            await deliveries.get_by_role("button", name="Redeliver").dblclick()
             await expect(deliveries).to_contain_text("2 attempts")
             await expect(deliveries).to_contain_text("Delivered")
 
@@ -58,6 +58,8 @@ def test_an_operator_tests_a_webhook_tells_it_again_and_turns_it_off_and_on(
             await expect(state).to_contain_text("Failing")
             await expect(deliveries.first).to_contain_text("Tried, and again")
             await expect(deliveries.first).to_contain_text("again in")
+            again = deliveries.first.get_by_role("button", name="Redeliver")
+            await expect(again).to_be_disabled()  # in its place: it is pending already
             await deliveries.first.get_by_text("What it answered").click()
             await expect(page.get_by_text("not today")).to_be_visible()
 

@@ -2,19 +2,21 @@
 
 import { get, Refused } from "../api.js";
 import { chip } from "../chip.js";
-import { arrange, glyph, h, text } from "../dom.js";
+import { arrange, attribute, glyph, h, text } from "../dom.js";
 import { calendar, count } from "../words.js";
 import { redeliver } from "./actions.js";
 import { deliveryState, outcomeOf } from "./words.js";
 
 const PAGE = 50;
 const MOST = 500; // shown at most
+const AT_LEAST = 800; // milliseconds that a button stays disabled: a double click is one click
 
 export class Deliveries {
   constructor(webhook) {
     this.webhook = webhook;
     this.limit = PAGE;
     this.rows = new Map();
+    this.inFlight = new Set(); // positions of deliveries that are being queued again
     this.list = h("ol.deliveries", { "aria-label": "Deliveries" });
     this.none = h("p.empty.small", {}, "It has not been told anything yet. Send it a test.");
     this.more = h("button.more", { type: "button", onclick: () => { this.limit = Math.min(MOST, this.limit + PAGE); this.look(); } }, "Show more");
@@ -47,6 +49,7 @@ export class Deliveries {
     state.update(deliveryState(delivery));
     const outcome = h("p.meta");
     const excerpt = delivery.last?.excerpt;
+    const button = this.#again(delivery);
     const element = h("li.delivery", { "data-position": delivery.position },
       state.element,
       h("div", {},
@@ -55,28 +58,50 @@ export class Deliveries {
         excerpt ? h("details", {}, h("summary", {}, "What it answered"), h("pre", {}, excerpt)) : null),
       h("span.tries", {}, delivery.attempts > 1 ? `${count(delivery.attempts)} attempts` : ""),
       delivery.batch ? h("a", { href: `#/batches/${delivery.batch}/history?at=${delivery.position}` }, "The event") : h("span"),
-      delivery.state === "pending" ? h("span") : this.#again(delivery));
-    return { element, outcome, stamp };
+      button);
+    const row = { element, outcome, stamp, delivery, button };
+    this.#draw(row);
+    return row;
+  }
+
+  /** A button keeps its place: what is pending cannot be redelivered, and has it disabled. */
+  #draw({ button, delivery }) {
+    const off = delivery.state === "pending" || this.inFlight.has(delivery.position);
+    attribute(button, "aria-disabled", off ? "true" : null);
   }
 
   #again(delivery) {
     const button = h("button", {
       type: "button", "aria-label": `Redeliver ${delivery.type} of position ${delivery.position}`,
-      onclick: async () => {
-        button.disabled = true;
-        try {
-          await redeliver(this.webhook, delivery.position);
-          await this.look();
-        } catch (error) {
-          if (!(error instanceof Refused)) throw error;
-          text(this.problem, error.message);
-          this.problem.hidden = false;
-        } finally {
-          button.disabled = false;
-        }
-      },
     }, glyph("retry"), "Redeliver");
+    button.addEventListener("click", () => {
+      if (!button.hasAttribute("aria-disabled")) this.#redeliver(delivery.position);
+    });
     return button;
+  }
+
+  async #redeliver(position) {
+    const over = new Promise((resolve) => { setTimeout(resolve, AT_LEAST); });
+    this.#setInFlight(position, true);
+    this.problem.hidden = true;
+    try {
+      await redeliver(this.webhook, position);
+      await this.look();
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      text(this.problem, error.message);
+      this.problem.hidden = false;
+    } finally {
+      await over;
+      this.#setInFlight(position, false);
+    }
+  }
+
+  #setInFlight(position, on) {
+    if (on) this.inFlight.add(position);
+    else this.inFlight.delete(position);
+    const row = this.rows.get(position);
+    if (row) this.#draw(row);
   }
 }
 
