@@ -22,7 +22,9 @@ MAX_PADDING = 256  # bytes of blanks behind a boundary
 MAX_EPILOGUE = 64 * 1024  # bytes that nobody reads
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
-_PARAMETER = re.compile(r';\s*([\w*]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))\s*')
+_PARAMETER = re.compile(
+    r"""\s*;\s*(?:([\w!#$%&'*+.^`|~-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))\s*)?"""
+)
 _EXTENDED = re.compile(r"(utf-8|iso-8859-1)'[^']*'(.*)", re.IGNORECASE)  # RFC 8187 section 3.2
 _ENCODED = re.compile(r"(?:[A-Za-z0-9_.~-]|%[0-9A-Fa-f]{2})*")
 _PLAIN = frozenset({"7bit", "8bit", "binary"})
@@ -93,9 +95,10 @@ class FormReader:
             lines += 1
             if not colon or lines > MAX_HEADERS:
                 raise Malformed("the headers of a part cannot be read")
-            headers[name.decode("latin-1").lower()] = value.strip().decode(
-                "utf-8", "surrogateescape"
-            )
+            known = name.decode("latin-1").lower()
+            text = value.strip().decode("utf-8", "surrogateescape")
+            if headers.setdefault(known, text) != text:
+                raise Malformed(f"a part has the header {known} twice, each time otherwise")
         return headers
 
     async def _skip_epilogue(self) -> None:
@@ -110,7 +113,7 @@ def boundary_of(request: web.Request) -> str:
     """What stands between the parts. Raises a 400 Problem."""
     content_type = request.headers.get(hdrs.CONTENT_TYPE, "")
     _, semicolon, rest = content_type.partition(";")
-    boundary = header_parameters(semicolon + rest).get("boundary", "")
+    boundary = (header_parameters(semicolon + rest) or {}).get("boundary", "")
     if not _BOUNDARY.fullmatch(boundary):
         raise Problem(400, "malformed_body", "Content-Type must name the boundary of the parts")
     return boundary
@@ -119,6 +122,8 @@ def boundary_of(request: web.Request) -> str:
 def _part(headers: dict[str, str], *, percent_encoded: bool) -> Part:
     kind, semicolon, rest = headers.get("content-disposition", "").partition(";")
     parameters = header_parameters(semicolon + rest)
+    if parameters is None:
+        raise Malformed(UNREADABLE_PARAMETERS)
     if kind.strip().lower() != "form-data" or "name" not in parameters:
         raise Malformed("a part has no Content-Disposition: form-data with a name")
     coding = headers.get("content-transfer-encoding", "binary").lower()
@@ -144,9 +149,9 @@ def file_name(parameters: Mapping[str, str], *, percent_encoded: bool = False) -
     the charset stay as surrogates, for the name to be refused.
     """
     extended = _EXTENDED.fullmatch(parameters.get("filename*", ""))
-    if extended is not None:
-        return unquote(extended[2], encoding=extended[1], errors="surrogateescape")
     filename = parameters.get("filename")
+    if extended is not None and (extended[2] or filename is None):
+        return unquote(extended[2], encoding=extended[1], errors="surrogateescape")
     if filename is None and "filename*" in parameters:
         return parameters["filename*"]  # not as RFC 8187 has it: whole, if it is a name at all
     if filename is None:
@@ -156,13 +161,26 @@ def file_name(parameters: Mapping[str, str], *, percent_encoded: bool = False) -
     return _unescaped(filename)
 
 
-def header_parameters(text: str) -> dict[str, str]:
-    """Parameters of a header; the first of several alike."""
+UNREADABLE_PARAMETERS = (
+    "Content-Disposition cannot be read: put a name with blanks in quotes, and escape quotes in it"
+)
+
+
+def header_parameters(text: str) -> dict[str, str] | None:
+    """Parameters of a header; None where some of it is none, or two alike differ.
+
+    Reading on behind what is not understood would make another name of a file's.
+    """
     found: dict[str, str] = {}
-    for match in _PARAMETER.finditer(text):
-        quoted = re.sub(r'\\(["\\])', r"\1", match[2] or "")
-        found.setdefault(match[1].lower(), match[3] or quoted)
-    return found
+    place = 0
+    while match := _PARAMETER.match(text, place):
+        place = match.end()
+        if match[1] is None:  # ";" alone
+            continue
+        value = match[3] or re.sub(r'\\(["\\])', r"\1", match[2] or "")
+        if found.setdefault(match[1].lower(), value) != value:
+            return None
+    return found if not text[place:].strip() else None
 
 
 def _unescaped(name: str) -> str:

@@ -26,7 +26,7 @@ from interfaces.rest.params import Query
 from interfaces.rest.routes import SENDERS
 from interfaces.services import SERVICES
 from interfaces.uploads.body import require_plain
-from interfaces.uploads.bytestream import stream_of
+from interfaces.uploads.bytestream import Malformed, stream_of
 from interfaces.uploads.forms.parts import (
     MEDIA_TYPE,
     FormReader,
@@ -98,7 +98,8 @@ class _Sending:
             require_few(self._request, intake)
             await intake.take(_declared(part), reader.chunks())
         else:
-            await reader.text(0)  # a browser sends an empty part where no file was chosen
+            async for _ in reader.chunks():  # a browser sends an empty part for no file
+                raise Malformed("a file must have a name, its filename is empty")
 
     async def seal(self) -> web.Response:
         if self._intake is None or self._started is None:

@@ -12,7 +12,7 @@ from domain.file import FileDeclaration, faults_of, path_problem
 from interfaces.rest.params import Query
 from interfaces.services import SERVICES
 from interfaces.uploads.endpoints import is_tus_endpoint
-from interfaces.uploads.forms.parts import file_name, header_parameters
+from interfaces.uploads.forms.parts import UNREADABLE_PARAMETERS, file_name, header_parameters
 from interfaces.uploads.headers import only
 from interfaces.uploads.resumable.digests import declared
 from interfaces.uploads.resumable.request import PARTIAL
@@ -59,7 +59,10 @@ def _filename(request: web.Request) -> str | None:
     if header is None:
         return None
     _, semicolon, rest = header.partition(";")
-    name = file_name(header_parameters(semicolon + rest))
+    parameters = header_parameters(semicolon + rest)
+    if parameters is None:
+        raise Faulty(Fault("Content-Disposition", UNREADABLE_PARAMETERS))
+    name = file_name(parameters)
     last = (name or "").replace("\\", "/").rpartition("/")[2]
     return _sound("Content-Disposition", last.encode("utf-8", "surrogateescape"))
 

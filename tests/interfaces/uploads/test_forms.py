@@ -190,7 +190,7 @@ def test_what_is_no_sound_form_is_refused_and_starts_nothing(
         (part('name="label"', b"x" * 20_000) + file + END, 400, "at most 16384"),
         (part('name="label"', b"\xff") + file + END, 400, "UTF-8"),
         (part('filename="a"', b"x") + END, 400, "with a name"),
-        (part('name="f"; filename=""', b"x") + END, 400, "at most 0 bytes"),
+        (part('name="f"; filename=""', b"x") + END, 400, "must have a name"),
         (b"--cut\r\n" + b"X: y\r\n" * 20 + b"\r\n\r\n" + END, 400, "headers of a part"),
         (b"--cut\r\nX: " + b"y" * 9000 + b"\r\n\r\n" + END, 400, "at most 8192"),
         (b"--cut trailing\r\n" + END, 400, "behind it"),

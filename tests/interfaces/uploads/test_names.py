@@ -304,6 +304,9 @@ AIOHTTP = "Python/3.11 aiohttp/3.14.5"
         ("filename*=UTF-8''only.jpg", "any", "only.jpg"),
         ("filename*=iso-8859-1''caf%E9.txt", "any", "café.txt"),
         ("filename*=koi8-r''%C1.txt; filename=\"plain.txt\"", "any", "plain.txt"),
+        ("filename*=UTF-8''; filename=\"plain.txt\"", "any", "plain.txt"),
+        # Parameters that are nothing to us, and a semicolon too many.
+        ('filename="a.txt"; creation-date="Mon; \\"1\\""; size=3;', "any", "a.txt"),
     ],
 )
 def test_a_form_names_its_files_as_its_client_means_them(
@@ -313,6 +316,48 @@ def test_a_form_names_its_files_as_its_client_means_them(
         async with serving(database_url, tmp_path) as server:
             (file,) = await _sent_form(server, _form(disposition.encode()), agent)
             assert (file["status"], file["path"]) == ("received", path)
+
+    run(story())
+
+
+UNREADABLE = [
+    "filename=My Photo.jpg",
+    'filename="a"b.jpg"',
+    'filename="a.jpg"; filename="b.jpg"',
+    'filename="a.jpg',
+    'filename="a.jpg" b.jpg',
+    'filename="a.jpg"\r\nContent-Disposition: form-data; name="file"; filename="b.jpg"',
+]
+
+
+@pytest.mark.parametrize("disposition", UNREADABLE)
+def test_a_form_whose_names_cannot_be_read_is_refused_and_no_other_name_is_made_of_them(
+    disposition: str, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            headers = {"Content-Type": "multipart/form-data; boundary=b"}
+            body = _form(disposition.encode())
+            async with server.client.post("/v1/batches", data=body, headers=headers) as answer:
+                problem = await answer.json()
+            assert answer.status == 400, problem
+            assert "Content-Disposition" in problem["detail"] or "twice" in problem["detail"]
+
+    run(story())
+
+
+@pytest.mark.parametrize("disposition", UNREADABLE[:5])
+def test_a_disposition_that_cannot_be_read_is_refused_by_the_ietf_protocol(
+    disposition: str, database_url: str, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with serving(database_url, tmp_path) as server:
+            headers = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": "8"}
+            headers["Content-Disposition"] = f"attachment; {disposition}"
+            async with server.client.post("/v1/uploads", data=b"x", headers=headers) as answer:
+                problem = await answer.json()
+            assert answer.status == 422, problem
+            assert problem["errors"][0]["pointer"] == "/Content-Disposition"
 
     run(story())
 
