@@ -88,7 +88,9 @@ def front_of(request: web.Request) -> Front | None:
     """
     if not request.app[SERVICES].settings.trust_forwarded:
         return None
-    told = _forwarded(request) or _x_forwarded(request)
+    # Each fact by itself: a proxy that sets X-Forwarded-Proto may pass a client's Forwarded on.
+    forwarded = {name: text for name, text in _forwarded(request).items() if text}
+    told = {**_x_forwarded(request), **forwarded}
     if not told:
         return None
     scheme = told.get("proto", request.scheme).lower()

@@ -32,6 +32,16 @@ OWN = "http://127.0.0.1:"
             "https://up.example/files/v1/",
         ),
         ({"X-Forwarded-Proto": "https"}, "https://127.0.0.1:"),
+        # What a client's own proxy said of itself, passed on by ours.
+        (
+            {
+                "Forwarded": "for=10.0.0.1",
+                "X-Forwarded-Proto": "https",
+                "X-Forwarded-Host": "up.example",
+            },
+            "https://up.example/v1/",
+        ),
+        ({"Forwarded": "proto=;host=", "X-Forwarded-Proto": "https"}, "https://127.0.0.1:"),
         ({"X-Forwarded-Proto": "javascript", "X-Forwarded-Host": "up.example"}, OWN),
         ({"X-Forwarded-Host": "up.example/evil"}, OWN),
         ({"X-Forwarded-Host": "user@up.example"}, OWN),
