@@ -94,9 +94,10 @@ class _Bell:
 async def _long_stream(plant: Plant, batch: object) -> None:
     """An upload with so many events that a snapshot is written, recorded by a command."""
     stream, command = uuid4(), uuid4()
-    first: list[Event] = [registered(batch=batch, size=1000)]
+    now = datetime.now(UTC)  # a batch in which nothing happened for months would expire
+    first: list[Event] = [registered(batch=batch, size=1000, at=now)]
     first += [
-        FileProgressed(at=NOON, by=ALICE, phase="transfer", done=n, total=1000) for n in range(120)
+        FileProgressed(at=now, by=ALICE, phase="transfer", done=n, total=1000) for n in range(120)
     ]
     answer = Answer(command, "fingerprint", b"{}")
     await plant.log.append(
@@ -107,18 +108,22 @@ async def _long_stream(plant: Plant, batch: object) -> None:
 
 
 async def _all_read(plant: Plant) -> int:
-    """The end of the log, once every follower has read it."""
-    await projector.catch_up(plant.url, plant.log)
+    """The end of the log, once every follower has read it and nobody adds to it."""
     head = await plant.log.head()
+    await projector.catch_up(plant.url, plant.log)
     tracked = dict(
         await plant.fetch("SELECT application_name, notification_id FROM notification_tracking")
     )
-    busy = await plant.fetch("SELECT FROM orchestration.batches WHERE state = 'cancelling'")
+    # A batch that is dirty has progress to be recorded, which moves the end of the log.
+    busy = await plant.fetch(
+        "SELECT FROM orchestration.batches WHERE state = 'cancelling' OR dirty"
+    )
     ((deliveries, ended),) = await plant.fetch(
         "SELECT (SELECT count(*) FROM webhooks.deliveries),"
         " (SELECT count(*) FROM stored_events WHERE topic = 'batch.completed')"
     )
-    if busy or tracked["orchestrator"] < head or deliveries < 2 * ended:
+    moved = tracked["orchestrator"] != head or await plant.log.head() != head
+    if busy or moved or deliveries < 2 * ended:
         return 0
     return head
 
