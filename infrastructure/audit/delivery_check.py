@@ -14,7 +14,7 @@ from uuid import UUID
 
 from application.envelope import Recorded
 from application.webhooks.following import Roster, Telling, streams_of, telling_of, up_to_change
-from infrastructure.audit.findings import Findings
+from infrastructure.audit.findings import Findings, difference
 from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.reading import last_position_at, read_log
 from infrastructure.postgres.pool import Connection
@@ -22,8 +22,9 @@ from infrastructure.webhooks.origins import origins_of
 
 EVENTS = 1_000  # in memory at a time
 
-_ROWS = """SELECT webhook, position FROM webhooks.deliveries
+_ROWS = """SELECT webhook, position, lane, stream, version, type FROM webhooks.deliveries
 WHERE position > %s AND position <= %s"""
+_COLUMNS = ("lane", "stream", "version", "type")  # stream and version say which event is sent
 # Whose deliveries may be gone: removed webhooks, erased owners, those with more than may wait.
 _KEPT = """SELECT e.id, CASE WHEN coalesce(h.missed, 0) > 0 THEN h.missed_after END
 FROM webhooks.endpoints e LEFT JOIN webhooks.health h ON h.webhook = e.id
@@ -75,12 +76,18 @@ async def _compare(
     after: int,
     through: int,
 ) -> None:
-    there = set(await _rows(connection, _ROWS, after, through))
-    wanted = {(telling.webhook, telling.position) for telling in expected}
-    for webhook, position in sorted(there - wanted):
+    rows = await _rows(connection, _ROWS, after, through)
+    there = {(webhook, position): columns for webhook, position, *columns in rows}
+    wanted = {(telling.webhook, telling.position): telling for telling in expected}
+    for key in sorted(there.keys() & wanted.keys()):
+        for name, found in zip(_COLUMNS, there[key], strict=True):
+            if found != (logged := getattr(wanted[key], name)):
+                detail = f"of position {key[1]}: {difference(name, found, logged)}"
+                findings.add("delivery_altered", "webhooks.deliveries", key[0], detail)
+    for webhook, position in sorted(there.keys() - wanted.keys()):
         detail = f"the event at position {position} is not to be delivered to it"
         findings.add("delivery_altered", "webhooks.deliveries", webhook, detail)
-    for webhook, position in sorted(wanted - there):
+    for webhook, position in sorted(wanted.keys() - there.keys()):
         missed_after = kept.get(webhook)
         if webhook in kept and (missed_after is None or position <= missed_after):
             detail = f"the delivery of position {position} is missing, or was passed over"

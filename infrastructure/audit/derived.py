@@ -7,8 +7,8 @@ idempotency records, and the tracking positions. `docs/audit.md` lists what is n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, LiteralString
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, LiteralString, TypeVar
 from uuid import UUID
 
 from psycopg import IsolationLevel
@@ -28,6 +28,9 @@ from infrastructure.jobs.rows import MEMBER, followed_of, member_of
 from infrastructure.postgres.pool import Connection, connect
 from infrastructure.read_model.tables import NAME as READ_MODEL
 from infrastructure.webhooks.following import NAME as WEBHOOKS
+
+Row = TypeVar("Row")
+T = TypeVar("T")
 
 CHUNK = 2_000  # events in memory at a time
 RETENTION = 14 * 24 * 3600.0  # seconds: the default of webhook_retention
@@ -67,6 +70,14 @@ _STRAYS: tuple[tuple[str, LiteralString], ...] = tuple(
 # A retry that nobody asked for would be carried out like any other.
 _RETRIES = """SELECT r.batch::text FROM orchestration.retries r WHERE NOT EXISTS (
 SELECT FROM stored_events e WHERE e.originator_id = r.batch AND e.topic = 'batch.retry_requested')
+ORDER BY 1 LIMIT %s"""
+
+# Which uploads are selected, and whether a batch may end, is read there instead of in `members`.
+_ACTIVE = """SELECT coalesce(a.upload, m.upload)::text, a.kind, m.kind
+FROM orchestration.active_members a FULL JOIN (
+    SELECT upload, batch, owner, orchestration.kind_of(state) AS kind FROM orchestration.members
+    WHERE orchestration.kind_of(state) IS NOT NULL) m USING (upload)
+WHERE (a.batch, a.owner, a.kind) IS DISTINCT FROM (m.batch, m.owner, m.kind)
 ORDER BY 1 LIMIT %s"""
 
 _ANSWERS = """SELECT a.command_id::text, a.position FROM command_answers a
@@ -123,7 +134,7 @@ async def _check(connection: Connection, codec: Codec, retention: float) -> Deri
             findings.add("tracking_moved", "notification_tracking", name, detail)
     streams = StreamCheck(positions, findings)
     access = AccessCheck(connection, codec, findings)
-    async for events, rows in _pages(connection, codec):
+    async for events, rows in _pages(connection, codec, findings):
         streams.take(events, rows)
         await _check_access(access, streams)
     streams.end()
@@ -152,7 +163,9 @@ async def _check_access(access: AccessCheck, streams: StreamCheck) -> None:
     streams.access.clear()
 
 
-async def _pages(connection: Connection, codec: Codec) -> AsyncIterator[tuple[Sequence[Any], Rows]]:
+async def _pages(
+    connection: Connection, codec: Codec, findings: Findings
+) -> AsyncIterator[tuple[Sequence[Any], Rows]]:
     """Events in the order of their streams, with the derived rows of those streams."""
     stream, version = _FIRST, -1
     while True:
@@ -162,11 +175,11 @@ async def _pages(connection: Connection, codec: Codec) -> AsyncIterator[tuple[Se
         await codec.learn(row[4] for row in found)
         streams = list(dict.fromkeys(row[0] for row in found))
         events = [(recorded_of(codec, *row), key_of(row[4])) for row in found]
-        yield events, await _derived(connection, streams)
+        yield events, await _derived(connection, streams, findings)
         stream, version = found[-1][:2]
 
 
-async def _derived(connection: Connection, streams: list[UUID]) -> Rows:
+async def _derived(connection: Connection, streams: list[UUID], findings: Findings) -> Rows:
     batches = connection.cursor(row_factory=dict_row)
     await batches.execute(_BATCHES, (streams,))
     snapshots: dict[UUID, dict[int, tuple[str, bytes]]] = {}
@@ -174,12 +187,28 @@ async def _derived(connection: Connection, streams: list[UUID]) -> Rows:
         connection, _SNAPSHOTS, streams, list(SNAPSHOT_TOPICS)
     ):
         snapshots.setdefault(id, {})[version] = (topic, state)
+    members = {row[0]: row for row in await _rows(connection, _MEMBERS, streams)}
+    followed = {row["batch"]: row for row in await batches.fetchall()}
     return Rows(
-        members={row[0]: member_of(row) for row in await _rows(connection, _MEMBERS, streams)},
-        batches={row["batch"]: followed_of(row) for row in await batches.fetchall()},
+        members=_readable(members, member_of, "orchestration.members", findings),
+        batches=_readable(followed, followed_of, "orchestration.batches", findings),
         webhooks={row[0]: row[1:] for row in await _rows(connection, _ENDPOINTS, streams)},
         snapshots=snapshots,
     )
+
+
+def _readable(
+    rows: Mapping[UUID, Row], read: Callable[[Row], T], table: str, findings: Findings
+) -> dict[UUID, T]:
+    """Rows as the orchestrator reads them; those it could not read are findings."""
+    found = {}
+    for key, row in rows.items():
+        try:
+            found[key] = read(row)
+        except (ValueError, TypeError, AttributeError) as error:
+            detail = f"holds what nothing writes there: {error}"
+            findings.add("orchestration_altered", table, key, detail)
+    return found
 
 
 async def _check_read_model(
@@ -216,6 +245,13 @@ async def _check_strays(connection: Connection, findings: Findings) -> None:
     for (key,) in await _rows(connection, _RETRIES, MAX_FINDINGS):
         detail = "no retry of this batch was requested"
         findings.add("orchestration_altered", "orchestration.retries", key, detail)
+    for key, found, expected in await _rows(connection, _ACTIVE, MAX_FINDINGS):
+        detail = f"differs from orchestration.members: {found or 'missing'}, not {expected}"
+        if expected is None:
+            detail = "nothing may be done with this upload any more"
+        elif found == expected:
+            detail = "is of another batch or owner than in orchestration.members"
+        findings.add("orchestration_altered", "orchestration.active_members", key, detail)
     for key, secret in await _rows(connection, _SECRETS, MAX_FINDINGS):
         detail = f"its secret {secret} is missing"
         findings.add("webhook_altered", "webhooks.secrets", key, detail)

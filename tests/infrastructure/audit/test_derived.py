@@ -248,6 +248,61 @@ SNAPSHOT = "convert_from(state, 'UTF8')::jsonb"
             "no event in the log",
         ),
         (
+            "UPDATE orchestration.members SET state = 'nonsense' WHERE state = 'completed'",
+            "orchestration_altered",
+            "orchestration.members",
+            "'nonsense' is not a valid UploadState",
+        ),
+        (
+            "UPDATE orchestration.batches SET progressed_at = now(), counts = NULL",
+            "orchestration_altered",
+            "orchestration.batches",
+            "holds what nothing writes there",
+        ),
+        (
+            "DELETE FROM orchestration.active_members",
+            "orchestration_altered",
+            "orchestration.active_members",
+            "missing, not incoming",
+        ),
+        (
+            "UPDATE orchestration.active_members SET kind = 'received'",
+            "orchestration_altered",
+            "orchestration.active_members",
+            "received, not incoming",
+        ),
+        (
+            "UPDATE orchestration.active_members SET owner = 'globex'",
+            "orchestration_altered",
+            "orchestration.active_members",
+            "is of another batch or owner",
+        ),
+        (
+            "INSERT INTO orchestration.active_members SELECT upload, batch, owner, 'flight'"
+            " FROM orchestration.members WHERE state = 'completed' LIMIT 1",
+            "orchestration_altered",
+            "orchestration.active_members",
+            "nothing may be done with this upload any more",
+        ),
+        (
+            f"UPDATE webhooks.deliveries SET stream = '{OTHER}'",
+            "delivery_altered",
+            "webhooks.deliveries",
+            f"stream is {OTHER}",
+        ),
+        (
+            "UPDATE webhooks.deliveries SET version = version + 1",
+            "delivery_altered",
+            "webhooks.deliveries",
+            "version is",
+        ),
+        (
+            "UPDATE webhooks.deliveries SET type = 'batch.started'",
+            "delivery_altered",
+            "webhooks.deliveries",
+            "type is batch.started, the log says batch.completed",
+        ),
+        (
             "INSERT INTO orchestration.retries SELECT batch, gen_random_uuid()"
             " FROM orchestration.batches LIMIT 1",
             "orchestration_altered",
