@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
@@ -21,7 +21,7 @@ from application.errors import (
     Undetermined,
 )
 from application.ports.read_model import BadCursor
-from application.transfer.errors import AccessEnded, Stalled
+from application.transfer.errors import AccessEnded, SenderGone, Stalled
 from domain.errors import Faulty, NotNow, OutOfRange, Refused, Superseded
 from infrastructure.unusable import is_unusable
 from interfaces.rest.correlation import REQUEST_ID, STARTED
@@ -160,6 +160,8 @@ def problem_of(error: Exception) -> Problem:
             return unauthenticated(str(error), error="invalid_token")
         case Stalled():
             return Problem(408, "stalled", str(error))
+        case SenderGone() | ClientConnectionResetError():  # as a rule nobody reads this
+            return Problem(400, "body_cut_short", "the connection broke before the request ended")
         case Undetermined():
             _log.error("undetermined", error=str(error))
             return Problem(503, "undetermined", UNDETERMINED, headers=RETRY_SOON)

@@ -61,16 +61,22 @@ async def _answer(
     await reflected(request, query)
     queries = request.app[SERVICES].queries
     request.app[STREAMS].open(request, principal.name, Stream.REPORT)
+    lost: ConnectionError | None = None  # the client's: within, it would pass for the database's
     with request.app[SEATS]:
         async with queries.report(id, owner=principal.sees, only_failed=only is not None) as report:
             response = web.StreamResponse(headers={POSITION: str(report.position)})
             response.headers[hdrs.CONTENT_TYPE] = media
             name = f"report-{id}{'-failed' if only else ''}.{ending}"
             response.headers[hdrs.CONTENT_DISPOSITION] = f'attachment; filename="{name}"'
-            await response.prepare(request)
-            if request.method != hdrs.METH_HEAD:
-                async for piece in format(report):
-                    await _write(response, piece)
+            try:
+                await response.prepare(request)
+                if request.method != hdrs.METH_HEAD:
+                    async for piece in format(report):
+                        await _write(response, piece)
+            except ConnectionError as error:
+                lost = error
+    if lost is not None:
+        raise lost
     await response.write_eof()
     return response
 

@@ -56,8 +56,8 @@ class Body:
         return self
 
     async def __anext__(self) -> bytes:
-        await go_ahead(self._request)
         try:
+            await go_ahead(self._request)
             # aiohttp does not tell of a connection that broke before it had begun the request.
             if self._request.transport is None and not self._stream.is_eof():
                 raise ConnectionResetError("the connection was lost")

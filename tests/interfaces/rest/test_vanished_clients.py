@@ -18,6 +18,23 @@ from tests.support import eventually, run
 HEAD = "Host: x\r\nAuthorization: Bearer {key}\r\n"
 JSON = "POST /v1/batches HTTP/1.1\r\n" + HEAD + "Content-Type: application/json\r\n"
 
+FORM = (
+    "POST /v1/batches HTTP/1.1\r\nContent-Length: 1000\r\n"
+    "Content-Type: multipart/form-data; boundary=x\r\n" + HEAD
+)
+TAR = (
+    "POST /v1/batches/{batch}/uploads HTTP/1.1\r\nContent-Length: 1000\r\n"
+    "Content-Type: application/x-tar\r\n" + HEAD
+)
+TUS = (
+    "POST /v1/uploads HTTP/1.1\r\nContent-Length: 1000\r\nTus-Resumable: 1.0.0\r\n"
+    "Upload-Length: 1000\r\nContent-Type: application/offset+octet-stream\r\n" + HEAD
+)
+IETF = (
+    "POST /v1/uploads HTTP/1.1\r\nContent-Length: 1000\r\nUpload-Complete: ?1\r\n"
+    "Upload-Draft-Interop-Version: 8\r\n" + HEAD
+)
+
 # What a client sends before it vanishes; `|` is where it waits for the server to answer something.
 STAGES = {
     "nothing": "",
@@ -30,6 +47,14 @@ STAGES = {
     "expect-and-continue": JSON + "Content-Length: 2\r\nExpect: 100-continue\r\n\r\n|{",
     "a-stream": "GET /v1/history?format=ndjson HTTP/1.1\r\n" + HEAD + "\r\n|",
     "an-export": "GET /v1/history/export HTTP/1.1\r\n" + HEAD + "\r\n|",
+    "a-report": "GET /v1/batches/{batch}/report.csv HTTP/1.1\r\n" + HEAD + "\r\n",
+    "a-form": FORM + "\r\n--x\r\nContent-Dispos",
+    "a-form-before-its-body": FORM + "Expect: 100-continue\r\n\r\n",
+    "a-tar": TAR + "\r\na",
+    "a-tus-creation": TUS + "\r\nabc",
+    "a-tus-creation-before-its-body": TUS + "Expect: 100-continue\r\n\r\n",
+    "an-ietf-creation": IETF + "\r\nabc",
+    "an-ietf-creation-before-its-body": IETF + "Expect: 100-continue\r\n\r\n",
     "a-login": "POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{",
 }
 
@@ -45,15 +70,17 @@ def test_a_client_that_vanishes_leaves_no_stack_trace(
 ) -> None:
     async def story() -> None:
         async with serving(database_url, tmp_path) as server:
-            await server.batch("a.txt")
+            batch = (await server.batch("a.txt")).json["id"]
             hold_up(server)
             with capture_logs() as logs, caplog.at_level(logging.WARNING):
                 for _ in range(3):
-                    await vanish(server, STAGES[stage].replace("{key}", server.key), reset)
+                    said = STAGES[stage].replace("{key}", server.key)
+                    await vanish(server, said.replace("{batch}", batch), reset)
                 await eventually(lambda: connections(server) == 1)  # that of the server's client
                 assert (await server.get("/v1/batches")).status == 200
             assert not [log for log in logs if log["log_level"] in ("error", "critical")]
             assert not [log for log in logs if "exc_info" in log]
+            assert not [log for log in logs if log["event"] == "unavailable"]
             assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
     run(story())
