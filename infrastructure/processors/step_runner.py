@@ -282,7 +282,10 @@ class _Runner:
             os._exit(0)  # a child that the processor forked, and let return
         with suppress(BaseException):
             sys.stdout.flush()
-        clean = self._is_clean(order.memory)
+        try:
+            clean = self._is_clean(order.memory)
+        except Exception:  # such as a step that has left no file descriptor free
+            clean = False
         bench.flush()
         return Failed(ended, clean) if isinstance(ended, StepError) else Finished(ended, clean)
 

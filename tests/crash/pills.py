@@ -190,6 +190,14 @@ def _alarm_left() -> None:
     raise ValueError("an alarm is left")
 
 
+def _descriptors() -> None:
+    while True:
+        _files.append(os.open(os.devnull, os.O_RDONLY))
+
+
+_files: list[int] = []
+
+
 def _exit_in_a_task() -> None:
     async def leave() -> None:
         raise SystemExit(4)
@@ -226,6 +234,7 @@ PILLS: dict[str, tuple[Callable[[], None], str]] = {
     "daemon-left": (_daemon_left_by_the_dead, "StepProcessDied"),
     "thread-left": (_thread_left, "ValueError"),
     "alarm-left": (_alarm_left, "ValueError"),
+    "descriptors": (_descriptors, "OSError"),
     "exit-in-a-task": (_exit_in_a_task, "SystemExit"),
 }
 DEADLY: dict[str, Callable[[], None]] = {"kill-worker": _kill_worker}
