@@ -95,7 +95,7 @@ def one_command_error() -> Iterator[None]:
 _HINTS = {
     "unauthenticated": "pass a key with --key or UPTRAIL_KEY",
     "scope_missing": "use a key with more rights: uptrail key create --scope operator",
-    "not_found": "look for it with: uptrail batch list",
+    "not_found": "look for it with: uptrail batch list, webhook list or key list",
     "position_not_reached": "the server is behind with what it shows: try again in a while",
     "storage_full": "free some space on the server, then run the same command again",
     "quota_exceeded": "delete files or raise the limit, then run the same command again",
