@@ -1,4 +1,4 @@
-"""The one definition of a database that is unusable for now, and what is made of it."""
+"""Classification of errors of a database that is temporarily unusable."""
 
 from __future__ import annotations
 

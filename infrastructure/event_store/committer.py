@@ -244,7 +244,7 @@ class GroupCommitter:
 
 
 def _given_up(pending: Pending) -> ApplicationError:
-    """What a caller learns whose append has waited for too long."""
+    """Return the error for an append that has exceeded its timeout."""
     if pending.recording:
         return Undetermined("the log was lost while it recorded")
     return Unavailable("the log cannot be reached")

@@ -21,8 +21,8 @@ class Sent(msgspec.Struct, frozen=True):
 class Pending(msgspec.Struct):
     """An append on its way. `deadline` is in seconds of the event loop's clock.
 
-    `sent` is what was sent to the server when the connection was lost: until that is looked
-    up, nobody knows whether it was recorded. `recording` is true from the moment at which it may
+    `sent` is what was sent to the server when the connection was lost: whether it was recorded
+    is unknown until it is looked up. `recording` is true from the moment at which it may
     be sent until it is certain that nothing was.
     """
 

@@ -1,4 +1,4 @@
-"""The one way to connect to PostgreSQL: every connection of Uptrail is made and set up here."""
+"""Connection factory for PostgreSQL: every connection of Uptrail is opened and configured here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ANSWER_TIMEOUT = 15.0  # seconds until a connection whose server is silent is gi
 STATEMENT_TIMEOUT = "12s"  # after which a server that lives ends the statement itself
 PROBE_INTERVAL = 15.0  # seconds of silence after which the server of a long statement is probed
 
-# A client that vanished without a word holds its locks until the server asks after it, which by
+# A client that vanished holds its locks until the server probes the connection, which by
 # default takes two hours. See PostgreSQL's `tcp_keepalives_idle` and `tcp_user_timeout`.
 _KEEPALIVES = {
     "tcp_keepalives_idle": "20",
@@ -60,7 +60,7 @@ _last_host: dict[str, tuple[str, str, str]] = {}  # by URL: where the last conne
 class TimedConnection(AsyncConnection[TupleRow]):
     """A connection that does not wait for ever for a server that is silent.
 
-    TCP cannot tell: the kernel of a server whose processes are stopped still acknowledges.
+    TCP cannot detect this: the kernel of a server whose processes are stopped still acknowledges.
     """
 
     answer_timeout = ANSWER_TIMEOUT
@@ -134,7 +134,7 @@ async def connect(
     patient: bool = True,
     answer_timeout: float | None = None,
 ) -> Connection:
-    """A connection in autocommit mode; `name` tells it apart in pg_stat_activity.
+    """Open a connection in autocommit mode; `name` is its application_name.
 
     `settings` are of this session, besides those that every session states. A connection that is
     not `patient` is given up after ANSWER_TIMEOUT, or `answer_timeout` seconds, whether or not its

@@ -1,4 +1,4 @@
-"""How many more connections PostgreSQL, or a pooler in front of it, leaves to this role."""
+"""Number of connections that PostgreSQL, or a pooler in front of it, still allows this role."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def tightest_limit(connection: Connection) -> ConnectionLimit:
 
 
 async def is_pooled(connection: Connection) -> bool:
-    """Whether a pooler is in between, whose own limits no query can tell."""
+    """Return whether connections go through a pooler, whose own limits cannot be queried."""
     row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
     return row is None or row[0] != connection.info.backend_pid
 

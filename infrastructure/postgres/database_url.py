@@ -1,4 +1,4 @@
-"""What a database URL says: where to connect, and the settings to apply to each session."""
+"""Parsed database URL: where to connect, and the settings to apply to each session."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class DatabaseUrl(msgspec.Struct, frozen=True):
         return list(zip(*filled, strict=True))
 
     def conninfo(self, name: str, first: tuple[str, str, str] | None = None) -> str:
-        """The connection string for libpq; `name` tells the connection apart on the server.
+        """Return the connection string for libpq; `name` becomes the application_name.
 
         `first` is tried before the other hosts, if it is one of several.
         """
@@ -121,8 +121,8 @@ def parse_database_url(url: str) -> DatabaseUrl:
     try:
         parameters = {key: str(value) for key, value in conninfo_to_dict(url).items()}
     except psycopg.Error as error:
-        told = re.sub(r'"[^"]*"', '"..."', str(error).strip())  # it may quote the password
-        raise BadDatabaseUrl(f"database_url is not {_OF_URL}: {told}") from None
+        reason = re.sub(r'"[^"]*"', '"..."', str(error).strip())  # it may quote the password
+        raise BadDatabaseUrl(f"database_url is not {_OF_URL}: {reason}") from None
     service = parameters.pop("service", None) or os.environ.get("PGSERVICE")
     if service:
         parameters = _service(service) | parameters

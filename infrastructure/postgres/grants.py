@@ -1,4 +1,4 @@
-"""What a serving role may do that owns nothing: everything but to alter the log and its seals.
+"""Grants for a serving role that owns nothing: all rights except to alter the log and its seals.
 
 The owner migrates and rebuilds; the role that serves inserts into the log and reads it. What the
 database fills in, positions above all, is not its to choose.

@@ -124,7 +124,7 @@ class Pool(AsyncConnectionPool[Connection]):
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
         if not task.cancelled():
-            task.exception()  # the one who waits for it learns of it, if anybody does
+            task.exception()  # marked as retrieved; a waiting caller, if any, gets it
 
 
 def make_pool(
@@ -138,7 +138,7 @@ def make_pool(
     """A pool of autocommit connections, to be opened with `async with`.
 
     A connection is tried before it is handed out, so that a restart of the server costs a
-    caller nothing but time; nobody waits longer than POOL_TIMEOUT (psycopg_pool.PoolTimeout).
+    caller nothing but time; no caller waits longer than POOL_TIMEOUT (psycopg_pool.PoolTimeout).
     `settings` are of each session, besides those that every session states.
     """
     stated = {"statement_timeout": STATEMENT_TIMEOUT, **(settings or {})}

@@ -1,5 +1,4 @@
-"""What a database must be like for Uptrail to keep its promises, checked at the start and by
-`uptrail doctor`."""
+"""Requirements for the database, checked at the start of a server and by `uptrail doctor`."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ _MARKED = "SELECT coalesce(current_setting('uptrail.probe', true), '')"
 
 
 class UnfitDatabase(Exception):
-    """The database cannot keep what Uptrail promises; the text says why, `hint` what to do."""
+    """Raised for a database that does not meet a requirement; `hint` is what to do about it."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -53,11 +52,11 @@ class Grade(StrEnum):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """The result of one check; `advice` says what to do where it is not ok."""
+    """Result of one check; `advice` is what to do unless the grade is ok."""
 
     grade: Grade
     check: str
-    told: str
+    detail: str
     advice: str = ""
 
 
@@ -66,10 +65,10 @@ async def examine(url: str) -> list[Verdict]:
     async with await connect(url, name="check", patient=False) as connection:
         number = connection.info.server_version
         if number < OLDEST * 10_000:
-            told = f"PostgreSQL {number // 10_000} is too old"
-            return [Verdict(Grade.FAIL, "database", told, f"use PostgreSQL {OLDEST} or newer")]
+            detail = f"PostgreSQL {number // 10_000} is too old"
+            return [Verdict(Grade.FAIL, "database", detail, f"use PostgreSQL {OLDEST} or newer")]
         pooling = await _pooling(connection, url)
-        if pooling.grade is Grade.FAIL:  # what else a session says there may be another's
+        if pooling.grade is Grade.FAIL:  # other settings read here may be another session's
             return [pooling]
         return [pooling, *await _server(connection), await _session(connection)]
 
@@ -79,7 +78,7 @@ def require(verdicts: Sequence[Verdict]) -> None:
     for verdict in verdicts:
         if verdict.grade is Grade.FAIL:
             kind = ReadOnlyDatabase if verdict.check == WRITES else UnfitDatabase
-            raise kind(verdict.told, verdict.advice)
+            raise kind(verdict.detail, verdict.advice)
 
 
 async def _server(connection: Connection) -> list[Verdict]:
@@ -93,54 +92,56 @@ async def _server(connection: Connection) -> list[Verdict]:
         await _schema(connection, schema, path),
     ]
     if replication != "origin":
-        told = (
+        detail = (
             f"session_replication_role is {replication}, so that triggers of the queue do not run"
         )
         advice = "ALTER ROLE and ALTER DATABASE ... RESET session_replication_role"
-        verdicts.append(Verdict(Grade.FAIL, "triggers", told, advice))
+        verdicts.append(Verdict(Grade.FAIL, "triggers", detail, advice))
     return verdicts
 
 
 def _encoding(encoding: str) -> Verdict:
     if encoding != "UTF8":
-        told = f"the database is encoded as {encoding}, which cannot hold every name of a file"
+        detail = f"the database is encoded as {encoding}, which cannot hold every name of a file"
         advice = "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
-        return Verdict(Grade.FAIL, "encoding", told, advice)
+        return Verdict(Grade.FAIL, "encoding", detail, advice)
     return Verdict(Grade.OK, "encoding", encoding)
 
 
 def _writable(standby: bool, read_only: bool) -> Verdict:
     if standby:
-        told = "the database is a standby, which takes no writes"
+        detail = "the database is a standby, which takes no writes"
         advice = "name the primary, or all servers as postgresql://one,other/name"
-        return Verdict(Grade.FAIL, WRITES, told, advice)
+        return Verdict(Grade.FAIL, WRITES, detail, advice)
     if read_only:
-        told = "the database takes no writes: default_transaction_read_only is on"
+        detail = "the database takes no writes: default_transaction_read_only is on"
         advice = "ALTER DATABASE, ALTER ROLE or ALTER SYSTEM RESET default_transaction_read_only"
-        return Verdict(Grade.FAIL, WRITES, told, advice)
+        return Verdict(Grade.FAIL, WRITES, detail, advice)
     return Verdict(Grade.OK, WRITES, "taken")
 
 
 def _fsync(fsync: bool, whole_pages: bool) -> Verdict:
     if not fsync:
-        told = "fsync is off: a crash of the machine would lose what was acknowledged"
-        return Verdict(Grade.FAIL, "durability", told, "set fsync = on in postgresql.conf")
+        detail = "fsync is off: a crash of the machine would lose what was acknowledged"
+        return Verdict(Grade.FAIL, "durability", detail, "set fsync = on in postgresql.conf")
     if not whole_pages:
-        told = "full_page_writes is off: safe only where the file system never tears a page"
+        detail = "full_page_writes is off: safe only where the file system never tears a page"
         advice = "set full_page_writes = on, unless the data is on ZFS or the like"
-        return Verdict(Grade.WARN, "durability", told, advice)
+        return Verdict(Grade.WARN, "durability", detail, advice)
     return Verdict(Grade.OK, "durability", "fsync and full_page_writes are on")
 
 
 async def _schema(connection: Connection, schema: str | None, path: str) -> Verdict:
     if schema is None:
-        told = f"search_path is {path}, which names no schema that this role may use"
-        return Verdict(Grade.FAIL, "search_path", told, "CREATE SCHEMA, or correct search_path")
+        detail = f"search_path is {path}, which names no schema that this role may use"
+        return Verdict(Grade.FAIL, "search_path", detail, "CREATE SCHEMA, or correct search_path")
     found = await (await connection.execute(_OURS)).fetchall()
     if found and not any(visible for _, visible in found):
-        told = f"Uptrail's tables are in schema {found[0][0]}, which search_path {path} leaves out"
+        detail = (
+            f"Uptrail's tables are in schema {found[0][0]}, which search_path {path} leaves out"
+        )
         advice = "set the same search_path for every role that Uptrail connects as"
-        return Verdict(Grade.FAIL, "search_path", told, advice)
+        return Verdict(Grade.FAIL, "search_path", detail, advice)
     return Verdict(
         Grade.OK, "search_path", f"tables are in schema {found[0][0] if found else schema}"
     )
@@ -153,14 +154,14 @@ async def _session(connection: Connection) -> Verdict:
     rows = await (await connection.execute(_SETTINGS, (list(wanted),))).fetchall()
     wrong = [f"{name} = {now}" for name, now, _ in rows if now.lower() not in wanted[name]]
     if wrong:
-        told = f"{', '.join(sorted(wrong))} cannot be changed by a session"
-        return Verdict(Grade.FAIL, "settings", told, "ALTER ROLE or ALTER DATABASE ... RESET ...")
-    told = f"{len(rows)} stated by every session"
+        detail = f"{', '.join(sorted(wrong))} cannot be changed by a session"
+        return Verdict(Grade.FAIL, "settings", detail, "ALTER ROLE or ALTER DATABASE ... RESET ...")
+    detail = f"{len(rows)} stated by every session"
     if others := sorted(
         f"{name} = {usual}" for name, _, usual in rows if usual.lower() not in wanted[name]
     ):
-        told += f"; without that: {', '.join(others)}"
-    return Verdict(Grade.OK, "settings", told)
+        detail += f"; without that: {', '.join(others)}"
+    return Verdict(Grade.OK, "settings", detail)
 
 
 async def _pooling(connection: Connection, url: str) -> Verdict:
@@ -175,15 +176,15 @@ async def _pooling(connection: Connection, url: str) -> Verdict:
         async with await connect(url, name="probe", patient=False) as other:
             shared = await _share_processes(connection, other)
     except psycopg.errors.ConnectionTimeout:
-        told = "the pooler gave no second connection in time"
+        detail = "the pooler gave no second connection in time"
         advice = "raise default_pool_size of pgbouncer: every session needs a connection of its own"
-        return Verdict(Grade.FAIL, "pooling", told, advice)
+        return Verdict(Grade.FAIL, "pooling", detail, advice)
     except psycopg.errors.ProtocolViolation as error:  # statement pooling refuses transactions
         return _shared(str(error).strip())
     if shared:
         return _shared("transactions of different sessions share server processes")
-    told = "none: connections reach the server itself" if direct else "a pooler in session mode"
-    return Verdict(Grade.OK, "pooling", told)
+    detail = "none: connections reach the server itself" if direct else "a pooler in session mode"
+    return Verdict(Grade.OK, "pooling", detail)
 
 
 async def _share_processes(connection: Connection, other: Connection) -> bool:
@@ -203,12 +204,12 @@ async def _share_processes(connection: Connection, other: Connection) -> bool:
 
 
 def _shared(reason: str) -> Verdict:
-    told = (
+    detail = (
         "the pooler is not in session mode, so that locks, notifications and settings of a session"
         f" are lost ({reason})"
     )
     return Verdict(
-        Grade.FAIL, "pooling", told, "set pool_mode = session for this database in pgbouncer.ini"
+        Grade.FAIL, "pooling", detail, "set pool_mode = session for this database in pgbouncer.ini"
     )
 
 

@@ -101,5 +101,5 @@ async def _require_fit(url: str) -> None:
     verdicts = await examine(url)
     for verdict in verdicts:
         if verdict.grade is Grade.WARN:
-            _log.warning("database_check", check=verdict.check, found=verdict.told)
+            _log.warning("database_check", check=verdict.check, found=verdict.detail)
     require(verdicts)

@@ -43,7 +43,7 @@ async def database(settings: Settings) -> list[Finding]:
 async def _examined(url: str, settings: Settings) -> list[Finding]:
     """What every start requires first: where that fails, no more is asked."""
     required = [
-        Finding(Level(verdict.grade), verdict.check, verdict.told, verdict.advice)
+        Finding(Level(verdict.grade), verdict.check, verdict.detail, verdict.advice)
         for verdict in await examine(url)
     ]
     if any(finding.level is Level.FAIL for finding in required):
@@ -84,13 +84,13 @@ async def _connections(connection: Connection, settings: Settings) -> Finding:
     needs = needs_of_server(settings, ALL_ROLES)
     least, most = sum(need.least for need in needs), sum(need.most for need in needs)
     limit = await tightest_limit(connection)
-    told = f"{limit.source}, {limit.used} in use; a server needs {least} to {most}"
+    detail = f"{limit.source}, {limit.used} in use; a server needs {least} to {most}"
     advice = limit.remedy.format(most)
     if limit.most < least:
-        return Finding(Level.FAIL, "connections", told, advice)
+        return Finding(Level.FAIL, "connections", detail, advice)
     if limit.most < most:
-        return Finding(Level.WARN, "connections", told, advice)
-    return Finding(Level.OK, "connections", told)
+        return Finding(Level.WARN, "connections", detail, advice)
+    return Finding(Level.OK, "connections", detail)
 
 
 async def _clock(connection: Connection) -> Finding:

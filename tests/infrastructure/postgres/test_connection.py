@@ -91,7 +91,7 @@ def test_a_session_states_every_setting_that_its_database_or_role_sets_otherwise
             await engine.dispose()
         verdicts = {verdict.check: verdict for verdict in await examine(database_url)}
         assert verdicts["settings"].grade is Grade.OK
-        assert "synchronous_commit = off" in verdicts["settings"].told
+        assert "synchronous_commit = off" in verdicts["settings"].detail
 
     run(story())
 
@@ -111,7 +111,7 @@ def test_a_stronger_commit_stays_as_the_operator_chose_it(database_url: str) -> 
 def test_a_database_that_takes_no_writes_is_refused_in_one_sentence(database_url: str) -> None:
     set_otherwise(database_url, "database", {"default_transaction_read_only": "on"})
     [verdict] = run(failed(database_url))
-    assert "default_transaction_read_only" in verdict.told
+    assert "default_transaction_read_only" in verdict.detail
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
@@ -125,7 +125,7 @@ def test_a_database_with_another_encoding_is_refused(server_url: str, encoding: 
         )
         try:
             [verdict] = run(failed(with_database(server_url, name)))
-            assert encoding in verdict.told
+            assert encoding in verdict.detail
         finally:
             server.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
 
@@ -133,11 +133,11 @@ def test_a_database_with_another_encoding_is_refused(server_url: str, encoding: 
 def test_a_search_path_that_hides_the_tables_is_refused(database_url: str) -> None:
     set_otherwise(database_url, "database", {"search_path": "nowhere"})
     [verdict] = run(failed(database_url))
-    assert "names no schema" in verdict.told
+    assert "names no schema" in verdict.detail
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("CREATE SCHEMA nowhere")
     [verdict] = run(failed(database_url))
-    assert "schema public" in verdict.told
+    assert "schema public" in verdict.detail
 
 
 def test_the_search_path_of_the_url_holds_for_every_connection(empty_database_url: str) -> None:
@@ -166,15 +166,15 @@ def test_the_search_path_of_the_url_holds_for_every_connection(empty_database_ur
         finally:
             await engine.dispose()
         assert await failed(url) == []
-        # Whoever forgets the option is not given a second set of tables.
+        # Without the option, no second set of tables is made.
         [verdict] = await failed(empty_database_url)
-        assert "schema app" in verdict.told
+        assert "schema app" in verdict.detail
 
     run(story())
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "detail"),
     [
         ("-csynchronous_commit=off", "synchronous_commit=off contradicts"),
         ("--statement-timeout=5", "statement_timeout=5 contradicts"),
@@ -183,8 +183,8 @@ def test_the_search_path_of_the_url_holds_for_every_connection(empty_database_ur
         ("-c work_mem", "'work_mem' is not name=value"),
     ],
 )
-def test_options_that_cannot_be_honoured_are_refused(options: str, told: str) -> None:
-    with pytest.raises(BadDatabaseUrl, match=told):
+def test_options_that_cannot_be_honoured_are_refused(options: str, detail: str) -> None:
+    with pytest.raises(BadDatabaseUrl, match=detail):
         parse_database_url(make_conninfo("", host="db", options=options))
 
 
@@ -264,7 +264,7 @@ def test_a_pooler_that_shares_server_processes_is_refused(
             # Some processes are idle there, as behind a pooler that others use.
             await asyncio.gather(*(_use(url) for _ in range(4)))
             [verdict] = await failed(url)
-            assert "not in session mode" in verdict.told
+            assert "not in session mode" in verdict.detail
             assert "pool_mode" in verdict.advice
 
     run(story())
@@ -284,6 +284,6 @@ def test_a_pooler_in_session_mode_is_accepted(database_url: str) -> None:
                 assert await setting(connection, "work_mem") == "6MB"
             assert await failed(options) == []
             [pooling] = [each for each in await examine(url) if each.check == "pooling"]
-            assert pooling.told == "a pooler in session mode"
+            assert pooling.detail == "a pooler in session mode"
 
     run(story())

@@ -32,14 +32,14 @@ def test_a_server_with_its_defaults_is_fit(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "grade", "told"),
+    ("setting", "grade", "detail"),
     [
         ("fsync", Grade.FAIL, "fsync is off"),
         ("full_page_writes", Grade.WARN, "full_page_writes is off"),
     ],
 )
 def test_a_server_that_does_not_keep_what_it_commits_is_told(
-    server: Server, setting: str, grade: Grade, told: str
+    server: Server, setting: str, grade: Grade, detail: str
 ) -> None:
     server.execute(f"ALTER SYSTEM SET {setting} = off")
     server.execute("SELECT pg_reload_conf()")
@@ -53,7 +53,7 @@ def test_a_server_that_does_not_keep_what_it_commits_is_told(
     while server.execute(f"SHOW {setting}") != [("on",)]:
         pass
     assert verdict.grade is grade
-    assert told in verdict.told
+    assert detail in verdict.detail
 
 
 def test_a_role_whose_triggers_do_not_run_is_refused(server: Server) -> None:
@@ -63,7 +63,7 @@ def test_a_role_whose_triggers_do_not_run_is_refused(server: Server) -> None:
     finally:
         server.execute("ALTER ROLE guest RESET session_replication_role")
     assert verdict.grade is Grade.FAIL
-    assert "session_replication_role is replica" in verdict.told
+    assert "session_replication_role is replica" in verdict.detail
 
 
 def test_the_tightest_limit_is_that_of_role_database_or_server(server: Server) -> None:
@@ -89,7 +89,7 @@ def test_a_standby_is_refused_as_one_that_may_be_promoted_later(server: Server) 
     (server.folder / "standby.signal").touch()
     server.start()
     [verdict] = complaints(server.url)
-    assert "standby" in verdict.told
+    assert "standby" in verdict.detail
     with pytest.raises(ReadOnlyDatabase):
         require([verdict])
     server.promote()

@@ -1,4 +1,4 @@
-"""Notify every process when keys or browser sessions end, whoever ends them."""
+"""Notify every process when a key or browser session is revoked, by trigger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bring keys, sign-ins and erasures that exist already under the log.
+"""Record an event for every existing key, sign-in and erasure.
 
 From here on each is recorded in the transaction that changes its row. A row without an event
 is then one that was put in, which is why this happens once, and not at every start.
@@ -20,7 +20,7 @@ depends_on = None
 
 _BY = "migration"
 
-# Nobody makes or revokes one between the copy and the commit.
+# No process makes or revokes one between the copy and the commit.
 _HOLD = "LOCK TABLE api_keys, browser_sessions, login_codes, audit.erasures IN SHARE MODE"
 
 _KEYS = """SELECT id, owner, scope, secret_hash, created_at, label, batch, expires_at, revoked_at

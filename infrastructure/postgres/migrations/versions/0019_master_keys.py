@@ -15,7 +15,7 @@ branch_labels = None
 depends_on = None
 
 _STATEMENTS = (
-    # `proof` is a known text, encrypted: whoever has the key can tell.
+    # `proof` is a known text, encrypted: a process checks its master key with it.
     """CREATE TABLE audit.master_keys (
         id text PRIMARY KEY,
         proof bytea NOT NULL,
