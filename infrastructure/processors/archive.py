@@ -62,7 +62,7 @@ class ArchiveFailed(Exception):
 
 
 class Archive:
-    """The processor; its pool of decoders is closed by whoever opened it."""
+    """The processor; the caller that opened the pool of decoders closes it."""
 
     def __init__(self, decoders: DecoderPool) -> None:
         self._decoders = decoders

@@ -1,9 +1,9 @@
 """Decoder that looks through archives: nothing is written, everything is counted.
 
 Names, links and sizes are judged as every common extractor may read them; then every member is
-unpacked into nothing, because what an archive says of itself need not be true. Archives inside are
-unpacked, too, as far as memory allows: they count against the limits, but their names are not
-judged.
+decompressed and discarded, because the sizes that an archive declares may be false. Nested
+archives are unpacked as well, as far as memory allows: they count against the limits, but their
+names are not judged.
 """
 
 from __future__ import annotations

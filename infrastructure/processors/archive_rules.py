@@ -1,4 +1,4 @@
-"""Rules that hold for every archive: what names may say, how much it may unpack to.
+"""Rules for every archive: allowed names of members, and limits on what it unpacks to.
 
 A name is judged as the strictest system would read it: both separators, drive letters, names that
 are equal after Unicode normalisation or without regard to case.
@@ -107,7 +107,7 @@ class Tally:
     def encrypted(self, name: str) -> None:
         self.found["encrypted"] += 1
         if self._outer is None and not self.limits["allow_encrypted"]:
-            raise Refused(f"{name!r} is encrypted: nobody can tell what it holds")
+            raise Refused(f"{name!r} is encrypted: its content cannot be checked")
 
     def content(self, size: int) -> None:
         """Count bytes that an extractor writes, before they are unpacked."""
@@ -160,16 +160,16 @@ class Tally:
             raise LimitExceeded(f"more than {self.limits[limit]} {what}")
 
 
-def require_inside(path: str, told: str, folder: str = "") -> None:
+def require_inside(path: str, description: str, folder: str = "") -> None:
     """Raise LeadsOutside for a path out of the folder into which the archive is extracted."""
     parts = _parts(path)
     if not path or "\0" in path or parts[0] == "" or _DRIVE.match(path):
-        raise LeadsOutside(f"{told} {path!r}, which lies outside of it")
+        raise LeadsOutside(f"{description} {path!r}, which lies outside of it")
     depth = 0
     for part in (*_parts(folder), *parts):
         depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
         if depth < 0:
-            raise LeadsOutside(f"{told} {path!r}, which lies outside of it")
+            raise LeadsOutside(f"{description} {path!r}, which lies outside of it")
 
 
 def _parts(path: str) -> list[str]:

@@ -52,12 +52,12 @@ def is_header(block: bytes) -> bool:
     if len(block) < BLOCK or not block.strip(b"\0"):
         return False
     try:
-        told = _number(block[148:156], "checksum")
+        stored = _number(block[148:156], "checksum")
     except Broken:
         return False
     blank = block[:148] + b" " * 8 + block[156:BLOCK]
     signed = sum(byte - 256 if byte > 127 else byte for byte in blank)
-    return told in (sum(blank), signed)
+    return stored in (sum(blank), signed)
 
 
 def inspect_tar(source: Reader, tally: Tally, inspect: Inspect) -> None:
@@ -102,10 +102,10 @@ def _member(
     names = pending.names or headers
     tally.member(names, *map(_whole, headers if pending.names else ()))
     name = names[-1]
-    for told in pending.sizes:
-        if told != size and told < LARGE:
-            raise Refused(f"{name!r} has two sizes, {size} and {told}")
-        size = told
+    for declared in pending.sizes:
+        if declared != size and declared < LARGE:
+            raise Refused(f"{name!r} has two sizes, {size} and {declared}")
+        size = declared
     folder = name.endswith("/") and kind in _REGULAR
     if size and (folder or kind in (b"1", b"2", b"5", b"V")):
         raise Refused(f"{name!r} is no file but has content: readers differ on where it ends")
@@ -233,7 +233,7 @@ def _read_pax(data: bytes, pending: _Pending, everywhere: bool) -> None:
 
 
 def _records(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The records `length key=value` of an extended header, each exactly as long as it says."""
+    """Yield the records `length key=value` of an extended header; each length must be exact."""
     at = 0
     while at < len(data):
         if not data[at:].strip(b"\0"):
@@ -241,7 +241,7 @@ def _records(data: bytes) -> Iterator[tuple[str, bytes]]:
         found = _RECORD.match(data, at)
         end = at + int(found[1]) if found else 0
         if not found or not found.end() < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise Refused("an extended header is malformed: readers differ on what it says")
+            raise Refused("an extended header is malformed: readers interpret it differently")
         yield found[2].decode(errors="surrogateescape"), data[found.end() : end - 1]
         at = end
 

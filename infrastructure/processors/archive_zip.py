@@ -27,7 +27,7 @@ from infrastructure.processors.archive_rules import (
 from infrastructure.processors.archive_streams import ERRORS, Decompressor, Inflate, zstd
 from infrastructure.processors.archive_tar import Inspect
 
-HEAD = 512  # bytes of a member by which an archive inside is told
+HEAD = 512  # bytes of a member by which a nested archive is detected
 MOST_PADDING = 64 * 1024  # bytes of zeros after the end
 
 _LOCAL, _ENTRY, _END = b"PK\3\4", b"PK\1\2", b"PK\5\6"
@@ -98,14 +98,14 @@ def _find_directory(source: IO[bytes], size: int) -> _Directory:
         plain = (disk, first_disk, here, count, length, offset)
         most = (_MAX16, _MAX16, _MAX16, _MAX16, _MAX32, _MAX32)
         at, large = _read_end64(source, end, locator)
-        for told, limit, told64 in zip(plain, most, large, strict=True):
-            if told not in (limit, told64):
+        for value, limit, value64 in zip(plain, most, large, strict=True):
+            if value not in (limit, value64):
                 raise Refused("its two ends differ on where the directory is")
         disk, first_disk, here, count, length, offset = large
     if disk or first_disk or here != count:
         raise Refused("it is one part of several")
     if offset + length != at:
-        raise Refused("its directory is not where it says: there is data before or between")
+        raise Refused("its directory is not at its declared offset: data precedes or follows it")
     return _Directory(offset, length, count)
 
 
@@ -121,7 +121,7 @@ def _read_end64(
     _, disk, at, disks = _LOCATOR64_FIELDS.unpack(locator)
     record = _read_at(source, at, end - _LOCATOR64_FIELDS.size)
     if disk or disks > 1 or len(record) < _END64_FIELDS.size or not record.startswith(_END64):
-        raise Refused("its zip64 end is not where it says")
+        raise Refused("its zip64 end record is not at the declared offset")
     fields = _END64_FIELDS.unpack_from(record)
     if fields[1] + 12 != len(record):
         raise Refused("there is data after its zip64 end")
@@ -148,7 +148,7 @@ def _read_directory(source: IO[bytes], directory: _Directory) -> Iterator[_Entry
             raise Refused("it is one part of several")
         yield _Entry(name, flags, method, crc, packed, size, offset, outer >> 16, more)
     if at != len(data):
-        raise Refused("its directory has more than it says")
+        raise Refused("its directory is longer than its entries")
 
 
 def _member(source: IO[bytes], entry: _Entry, end: int, tally: Tally, inspect: Inspect) -> int:
@@ -168,7 +168,7 @@ def _member(source: IO[bytes], entry: _Entry, end: int, tally: Tally, inspect: I
     if entry.flags & _ENCRYPTED:
         tally.encrypted(name)
         if kind == stat.S_IFLNK:
-            raise Refused(f"{name!r} is an encrypted link: nobody can tell where it leads")
+            raise Refused(f"{name!r} is an encrypted link: its target cannot be checked")
     else:
         content = _Content(source, entry, start)
         head = content.read(LONGEST_TARGET if kind == stat.S_IFLNK else HEAD)
@@ -185,7 +185,7 @@ def _local_header(source: IO[bytes], entry: _Entry) -> tuple[int, int, dict[int,
     at = entry.offset
     header = _read_at(source, at, at + _LOCAL_FIELDS.size)
     if len(header) < _LOCAL_FIELDS.size or not header.startswith(_LOCAL):
-        raise Broken(f"{_name(entry)!r} is not where the directory says")
+        raise Broken(f"{_name(entry)!r} is not at the offset in the directory")
     _, _, flags, method, _, _, crc, packed, size, name, more = _LOCAL_FIELDS.unpack(header)
     at += _LOCAL_FIELDS.size
     tail = _read_at(source, at, at + name + more)
@@ -197,9 +197,13 @@ def _local_header(source: IO[bytes], entry: _Entry) -> tuple[int, int, dict[int,
         other = tail[:name].decode(errors="replace")
         raise Refused(f"{_name(entry)!r} is named {other!r} in its other header")
     agreed = _ENCRYPTED | _STRONG | _MASKED
-    told, known = (crc, packed, size), (entry.crc, entry.packed, entry.size)
-    streamed = flags & _STREAMED and all(a in (0, b) for a, b in zip(told, known, strict=True))
-    if method != entry.method or (flags ^ entry.flags) & agreed or not (told == known or streamed):
+    local, central = (crc, packed, size), (entry.crc, entry.packed, entry.size)
+    streamed = flags & _STREAMED and all(a in (0, b) for a, b in zip(local, central, strict=True))
+    if (
+        method != entry.method
+        or (flags ^ entry.flags) & agreed
+        or not (local == central or streamed)
+    ):
         raise Refused(f"the two headers of {_name(entry)!r} differ")
     if flags & (_STRONG | _MASKED) and not flags & _ENCRYPTED:
         raise Refused(f"{_name(entry)!r} is encrypted and does not say so")
@@ -239,7 +243,7 @@ class _Content:
         while self.read(CHUNK):
             pass
         if self._size != self._entry.size or self._crc != self._entry.crc:
-            raise Broken(f"{self._name!r} is not what its header says")
+            raise Broken(f"{self._name!r} does not match its header")
         if self._at != self._end:
             raise Refused(f"there is data after the end of {self._name!r}")
 
@@ -258,7 +262,7 @@ class _Content:
                 raise Refused(f"there is data after the end of {self._name!r}")
         self._size += len(chunk)
         if self._size > self._entry.size:
-            raise Broken(f"{self._name!r} has more bytes than its header says")
+            raise Broken(f"{self._name!r} has more bytes than its header declares")
         self._crc = zlib.crc32(chunk, self._crc)
         return chunk
 
@@ -339,7 +343,7 @@ def _descriptor_end(source: IO[bytes], entry: _Entry, at: int, flags: int) -> in
             return at + length
     if entry.flags & flags & _STREAMED:
         raise Refused(f"the descriptor of {_name(entry)!r} differs from its headers")
-    return at  # one header says that it was streamed, the other that it was not
+    return at  # only one of the two headers has the flag for streaming
 
 
 def _require_empty(source: IO[bytes], start: int, end: int) -> None:
@@ -398,7 +402,7 @@ def _names(raw: bytes, flags: int, *extras: dict[int, bytes]) -> list[str]:
         text = raw.decode()
     except UnicodeDecodeError:
         if flags & _UTF8:
-            raise Broken("a name is not in the encoding that it says") from None
+            raise Broken("a name is not in its declared encoding") from None
         names = [raw.decode("cp437")]
     else:
         names = [text] if flags & _UTF8 or raw.isascii() else [text, raw.decode("cp437")]

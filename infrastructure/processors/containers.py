@@ -130,7 +130,7 @@ def zip_type(head: bytes, tail: bytes) -> str:
 
 
 def _declared_type(head: bytes) -> str | None:
-    """Return what the stored first member `mimetype` says.
+    """Return the media type in the stored first member `mimetype`.
 
     Sources: OpenDocument 1.3 part 2, section 3.3; EPUB 3.3, section 4.2.6.3.
     """
@@ -155,7 +155,7 @@ def _office_type(names: set[str]) -> str:
 
 
 def _local_names(head: bytes) -> list[str]:
-    """Return the names of members that follow each other from the start, as far as sizes tell."""
+    """Return the names of the first members, up to the first without a size in its header."""
     names: list[str] = []
     at = 0
     while head[at : at + 4] == b"PK\3\4" and len(names) < _MAX_MEMBERS and at + 30 <= len(head):

@@ -1,4 +1,4 @@
-"""Decoder that asks libmagic for the media type of a file's head; it runs in the sandbox."""
+"""Sandboxed decoder that detects the media type of a file's first bytes with libmagic."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class ImageTooLarge(Permanent):
 
 
 class MediaType:
-    """The processor; its pool of decoders is closed by whoever opened it."""
+    """The processor; the caller that opened the pool of decoders closes it."""
 
     def __init__(self, decoders: DecoderPool) -> None:
         self._decoders = decoders
@@ -139,8 +139,8 @@ class MediaType:
         match decoded.answer:
             case {"size": [int(width), int(height)]}:
                 if width * height > chosen.max_pixels:
-                    told = f"{width} x {height} pixels are more than {chosen.max_pixels}"
-                    raise ImageTooLarge(told)
+                    message = f"{width} x {height} pixels are more than {chosen.max_pixels}"
+                    raise ImageTooLarge(message)
                 return {"width": width, "height": height}
             case {"broken": str(reason)} | {"limit": str(reason)} | {"failed": str(reason)}:
                 return {"unmeasured": reason}
@@ -148,7 +148,7 @@ class MediaType:
 
 
 def _claims(subject: Subject) -> list[str]:
-    """Return the canonical types that a file is declared as and named like, if they tell any."""
+    """Return the canonical types of a file's declared type and extension, where known."""
     declared = canonical(subject.media_type or "")
     named = TEXT_NAMES.get(extension(subject.path), "")
     return [claim for claim in (declared, named) if claim not in ("", UNKNOWN, TEXT)]
@@ -164,7 +164,7 @@ async def _require_allowed(
     """Raise MediaTypeRefused where `deny` names a file's type or `allow` does not.
 
     `deny` holds for everything that a file may be taken for: its type, the containers that the
-    type is kept in, and, where the bytes do not tell, what it is declared as or named like.
+    type is kept in, and, for types that bytes do not determine, its declared type and extension.
     """
     possible = list(lineage(sniffed))
     if sniffed == UNKNOWN or is_text(sniffed):
@@ -208,7 +208,7 @@ async def _has_scripts(bench: Workbench) -> bool:
 
 
 def _agree(sniffed: str, declared: str | None) -> bool:
-    """Return whether the bytes may be what was declared: they tell few types apart for certain."""
+    """Return whether the bytes may be of the declared type; few types can be excluded."""
     if declared is None:
         return True
     kind = canonical(declared)

@@ -243,7 +243,7 @@ RASTER = {
     "j2k": "image/j2c",
 }
 
-# Types of text that bytes alone do not tell apart, by the names their files go under.
+# Text types that cannot be distinguished by their bytes, by file extension.
 TEXT_NAMES = {
     "csv": "text/csv",
     "tsv": "text/tab-separated-values",

@@ -39,8 +39,8 @@ async def open_processors(
 ) -> AsyncIterator[dict[str, Processor]]:
     """Processors by name, ready for use; what they keep running ends with the context.
 
-    `http` is the one that asks services: it needs a way to hear them. Installed packages are run
-    in so many `processes`, each of which may use so many bytes of `memory`.
+    `http` is the one that calls services: it needs a way to receive their results. Steps of
+    installed packages run in `processes` processes, each with at most `memory` bytes of memory.
     """
     async with DecoderPool() as decoders, StepPool(size=processes, memory=memory) as pool:
         own: dict[str, Processor] = {
@@ -65,7 +65,7 @@ class InstalledOptions:
     def problem(self, options: dict[str, Any]) -> str:
         """What is wrong with these options, or with loading the processor; "" where nothing is.
 
-        The processor says what its options are with an attribute `options`, a msgspec Struct.
+        A processor declares its options in an attribute `options`, a msgspec Struct.
         """
         (found,) = installed_problems([(self._name, options)])
         return found

@@ -219,7 +219,7 @@ def _filter(machine: _Machine) -> bytes:
         lines += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     for number, answer in machine.answers.items():
         lines += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | answer)]
-    lines += [  # how the C library asks for the state of an open file
+    lines += [  # how the C library stats an open file
         (_JUMP_EQUAL, 0, 4, machine.newfstatat),
         (_LOAD, 0, 0, _FLAGS_OF_FSTATAT),
         (_JUMP_EQUAL, 0, 1, _AT_EMPTY_PATH),

@@ -149,7 +149,7 @@ def conclude(verdict: str, head: bytes, size: int, claims: Sequence[str] = ()) -
 
 
 def second_range(head: bytes, size: int) -> tuple[int, int] | None:
-    """Return the other range of a file that tells its type: where a container has its directory."""
+    """Return the second range needed to detect a type: where a container has its directory."""
     if size <= len(head):
         return None
     if head.startswith(b"PK\3\4"):
@@ -222,7 +222,7 @@ def _claimed_markup(found: str, claims: Sequence[str]) -> str:
 
 
 def _is_vocabulary(claim: str) -> bool:
-    """Return whether a type is XML that only its declaration tells from other XML."""
+    """Return whether a type is XML recognised only by its declaration or root element."""
     return claim.endswith("+xml") and claim not in (SVG, XHTML)
 
 
@@ -241,7 +241,7 @@ def _text_type(text: str) -> str:
 
 
 def _markup_type(text: str) -> str:
-    """Return what a text that begins with `<` is, told by its prolog and first element."""
+    """Return the type of a text that begins with `<`, from its prolog and first element."""
     at, is_xml, commented, doctype = 0, False, False, ""
     while match := _PROLOG.match(text, at):
         if match["php"]:
@@ -318,7 +318,7 @@ def _is_ndjson(text: str, whole: bool) -> bool:
 
 
 def _is_table(text: str, whole: bool, delimiters: str) -> bool:
-    """Return whether most rows have the same number of columns, as RFC 4180 asks of all.
+    """Return whether most rows have the same number of columns, as RFC 4180 requires of all.
 
     Titles and totals around a table are common, and so are rows that end before the last column.
     A table of one column has no delimiter anywhere.

@@ -1,9 +1,9 @@
-"""The script of a step's process: a keeper, and its child that runs the steps.
+"""Supervisor process of one step runner: starts it as a child and cleans up after it.
 
 Called with the module search path of the worker, as JSON. The child runs code of installed
 packages, which may end it in any way. The keeper survives that, kills whatever the code left
-running, and ends as the child did: by the same signal or exit code. It also ends the child when it
-is told to (SIGTERM), and when the worker is gone, of which it learns because standard input closes.
+running, and ends as the child did: by the same signal or exit code. It also ends the child
+on SIGTERM and when the worker has died, which closes standard input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import NoReturn
 
-GRACE = 0.5  # seconds in which a step that is told to stop may clean up
+GRACE = 0.5  # seconds in which a cancelled step may clean up
 CLEANING = 5.0  # seconds in which everything a step has left running is killed
 LOOK = 0.2  # seconds between two looks, where the kernel cannot wait for both child and worker
 OOM_SCORE = "500"  # the kernel, short of memory, ends a step's process before the worker
@@ -145,7 +145,7 @@ def _kill_left(child: int) -> None:
 
 
 def _children(parent: int) -> Iterator[int]:
-    """Processes whose parent this is; none where the kernel does not tell (no /proc)."""
+    """Return the child processes of this process; none without /proc."""
     try:
         names = os.listdir("/proc")
     except OSError:

@@ -1,4 +1,4 @@
-"""What a worker and the process of a step send each other: frames of msgpack on two pipes."""
+"""Protocol between a worker and a step process: frames of msgpack on two pipes."""
 
 from __future__ import annotations
 

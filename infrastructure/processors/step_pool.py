@@ -1,4 +1,4 @@
-"""Subprocess pool for the steps of installed packages: whatever their code does, the worker lives.
+"""Subprocess pool for the steps of installed packages: their crashes do not end the worker.
 
 Each process runs one step at a time. A step that takes too long, or is cancelled, ends with its
 process and everything it has started; a process that dies is the error of the step that it ran.

@@ -1,4 +1,4 @@
-"""The child that runs steps of installed packages, one at a time, for a worker at the other end.
+"""Child process that runs steps of installed packages for a worker, one at a time.
 
 A processor is an async function, or a plain one that may block: this process has nothing else to
 do. Whatever it raises is reported; whatever it leaves behind (threads, tasks, processes, alarms)
@@ -410,7 +410,7 @@ def _has_children(pid: int, keeper: int) -> bool:
 
 
 def _children(parent: int) -> set[int]:
-    """Empty where the kernel does not tell."""
+    """Return an empty result where the kernel does not report it."""
     found: set[int] = set()
     for tasks in Path(f"/proc/{parent}/task").glob("*/children"):
         with suppress(OSError):

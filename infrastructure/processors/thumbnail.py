@@ -55,7 +55,7 @@ class _Skipped(Exception):
 
 
 class Thumbnail:
-    """The processor; its pool of decoders is closed by whoever opened it."""
+    """The processor; the caller that opened the pool of decoders closes it."""
 
     optional = True
     """Whether a step that does not end in time is skipped instead of failed."""

@@ -22,7 +22,7 @@ from infrastructure.processors.decoder_server import Answer, Order
 
 ICON = "image/vnd.microsoft.icon"
 
-# Formats by media type: those that the sniffer tells apart, never one that runs a program.
+# Formats by media type: those that the sniffer detects, never one that runs a program.
 FORMATS: dict[str, tuple[str, ...]] = {
     "image/jpeg": ("JPEG",),  # also MPO, which Pillow finds out by itself
     "image/png": ("PNG",),
@@ -83,7 +83,7 @@ def prepare() -> None:
     Image.init()
     ImageCms.createProfile("sRGB")
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # a child can start no threads either
-    Image.MAX_IMAGE_PIXELS = None  # the order says how many, before anything is unpacked
+    Image.MAX_IMAGE_PIXELS = None  # limited by the order, before decompression
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT
     for media_type, mode, options in _SAMPLES:
         _practise(media_type, mode, options)
@@ -226,7 +226,7 @@ def _standard_colours(image: Image.Image, profile: Any) -> Image.Image:
 def _orientation(image: Image.Image) -> Any:
     """Return the EXIF orientation of a loaded image; broken EXIF data have none.
 
-    Pillow turns a TIFF when it loads it, and then says that it is upright.
+    Pillow rotates a TIFF when it loads it, and resets its orientation.
     """
     try:
         return image.getexif().get(ORIENTATION)
@@ -256,7 +256,7 @@ def _claimed_sizes(source: IO[bytes], media_type: str) -> list[Size]:
     """Return the sizes in headers of formats whose decoder acts on them as soon as it is opened.
 
     It allocates the canvas (WebP), refuses the file (AVIF) or unpacks the pixels (ICO, whose
-    directory need not tell the truth about its pictures). Sources: RFC 9649 section 2.7 (VP8X),
+    directory may declare false sizes of its pictures). Sources: RFC 9649 section 2.7 (VP8X),
     ISO/IEC 23008-12 section 6.5.3 (`ispe`).
     """
     try:

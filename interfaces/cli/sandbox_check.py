@@ -1,4 +1,4 @@
-"""Check of `uptrail doctor`: what the sandbox for decoders of untrusted files holds back here."""
+"""Check of `uptrail doctor`: restrictions that the decoder sandbox has on this machine."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _PATIENCE = 30.0  # seconds
 async def sandbox() -> Finding:
     """Try, from inside a decoder's sandbox, what a hostile file would want to do."""
     if sys.platform == "win32":
-        told = "no sandbox on this system"
-        return Finding(Level.WARN, CHECK, told, "let workers run on Linux")
+        detail = "no sandbox on this system"
+        return Finding(Level.WARN, CHECK, detail, "let workers run on Linux")
     try:
         async with DecoderPool(most=1) as decoders, asyncio.timeout(_PATIENCE):
             answer = (await decoders.run(_PROBE, b"", {}, _LIMITS)).answer
         return describe(answer)
     except (DecoderLost, OSError, KeyError, TimeoutError) as error:
-        told = f"no decoder can be run: {error or type(error).__name__}"
-        return Finding(Level.FAIL, CHECK, told, "the server's log tells why")
+        detail = f"no decoder can be run: {error or type(error).__name__}"
+        return Finding(Level.FAIL, CHECK, detail, "see the server's log for the reason")
 
 
 def describe(answer: dict[str, Any]) -> Finding:
@@ -39,12 +39,12 @@ def describe(answer: dict[str, Any]) -> Finding:
     for name, value in (("seccomp", applied["seccomp"]), ("Landlock", applied["landlock"])):
         version = f" {value}" if value and name == "Landlock" else ""
         (active if value else absent).append(name + version)
-    told = ", ".join(active) + (f"; not in this kernel: {', '.join(absent)}" if absent else "")
+    detail = ", ".join(active) + (f"; not in this kernel: {', '.join(absent)}" if absent else "")
     possible = [name.replace("_", " ") for name, refused in attempts.items() if refused is None]
     if answer["uid"] == 0:
         advice = "run uptrail as another user than root, or with the capability to change users"
-        return Finding(Level.WARN, CHECK, f"{told}; decoders run as root", advice)
+        return Finding(Level.WARN, CHECK, f"{detail}; decoders run as root", advice)
     if possible:
         advice = "a kernel with seccomp or Landlock (Linux 5.13) denies it; see docs/operating.md"
-        return Finding(Level.WARN, CHECK, f"{told}; can still {', '.join(possible)}", advice)
-    return Finding(Level.OK, CHECK, f"{told}; a probe could do nothing but decode")
+        return Finding(Level.WARN, CHECK, f"{detail}; can still {', '.join(possible)}", advice)
+    return Finding(Level.OK, CHECK, f"{detail}; a probe could do nothing but decode")

@@ -69,7 +69,7 @@ def jpeg_app_bomb() -> bytes:
 
 
 def ycck_jpeg() -> bytes:
-    """A CMYK JPEG whose Adobe segment says that it is YCCK (transform 2)."""
+    """A CMYK JPEG whose Adobe segment declares YCCK (transform 2)."""
     content = bytearray(picture("JPEG", "CMYK"))
     content[content.index(b"Adobe") + 11] = 2
     return bytes(content)
@@ -231,13 +231,13 @@ def apng() -> bytes:
 
 
 def png_with_two_headers() -> bytes:
-    """A PNG that says 64 x 48 first and 60000 x 60000 then; decoders believe the last one."""
+    """A PNG with two sizes, 64 x 48 and then 60000 x 60000; decoders use the last one."""
     second = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0))
     return png_of((64, 48), second)
 
 
 def ico_bomb() -> bytes:
-    """An ICO whose directory says 16 x 16, and whose picture is a PNG of 60000 x 60000."""
+    """An ICO whose directory declares 16 x 16 for a PNG of 60000 x 60000."""
     inside = png_bomb()
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
 

@@ -25,7 +25,7 @@ def header(
     magic: bytes = POSIX,
     prefix: str | bytes = b"",
 ) -> bytes:
-    """One header of a tar, with a right checksum whatever else it says."""
+    """One header of a tar, with a correct checksum; other fields may be invalid."""
     block = bytearray(BLOCK)
     for at, length, value in ((0, 100, name), (157, 100, link), (345, 155, prefix)):
         raw = value.encode() if isinstance(value, str) else value

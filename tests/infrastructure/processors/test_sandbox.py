@@ -1,4 +1,4 @@
-"""What a decoder can do that a hostile file has taken over: nothing but decode."""
+"""A decoder taken over by a hostile file can do nothing but decode."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_nothing_of_the_environment_reaches_a_decoder(
 
 
 @pytest.mark.parametrize(
-    ("function", "key", "told"),
+    ("function", "key", "message"),
     [
         ("spins", "limit", "more than 1 s of processor time"),
         ("hoards", "limit", "bytes of memory"),
@@ -132,14 +132,14 @@ async def test_nothing_of_the_environment_reaches_a_decoder(
     ],
 )
 async def test_a_decoder_that_goes_wrong_is_reported_and_the_next_one_is_well(
-    function: str, key: str, told: str
+    function: str, key: str, message: str
 ) -> None:
     limits = DecoderLimits(memory=400 * MIB, seconds=1)
     async with DecoderPool([HOSTILE], most=1) as decoders:
         decoded = await decoders.run(f"{HOSTILE}:{function}", b"", {}, limits)
         after = await decoders.run(f"{HOSTILE}:echo", b"x" * 5, {"a": 1}, limits)
 
-    assert told in decoded.answer[key]
+    assert message in decoded.answer[key]
     assert len(decoded.answer[key]) < 2000
     assert (after.answer["order"]["a"], after.answer["read"]) == (1, 5)
 

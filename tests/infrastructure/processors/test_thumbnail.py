@@ -40,7 +40,7 @@ def large() -> bytes:
 
 
 def thumbnail_of(content: bytes) -> Image.Image:
-    """The thumbnail that the step makes of an image whose type its bytes tell."""
+    """Return the thumbnail of an image whose type is detected from its bytes."""
     result, table = perform("thumbnail", content, "image")
     assert "skipped" not in result
     return Image.open(BytesIO(table.attached["thumbnail.webp"]))

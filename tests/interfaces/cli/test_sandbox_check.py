@@ -16,7 +16,7 @@ def answer(
 
 
 @pytest.mark.parametrize(
-    ("found", "level", "told"),
+    ("found", "level", "detail"),
     [
         (answer(), Level.OK, "uid 65534, resource limits, seccomp, Landlock 7; a probe could do"),
         (answer(1000, user=False), Level.OK, "uid 1000 (the server's own user)"),
@@ -30,9 +30,9 @@ def answer(
     ],
 )
 def test_a_finding_names_what_is_active_and_what_a_decoder_could_still_do(
-    found: dict[str, Any], level: Level, told: str
+    found: dict[str, Any], level: Level, detail: str
 ) -> None:
     finding = describe(found)
 
     assert (finding.level, bool(finding.advice)) == (level, level is Level.WARN)
-    assert told in finding.told
+    assert detail in finding.told
