@@ -1,7 +1,8 @@
-"""What a batch is doing, derived from its row and the time: once, for everybody who shows it.
+"""Activity of a batch, derived from its row and the current time.
 
-The row holds recorded facts: counts, when its work last moved, when files last arrived. That
-nothing has moved for long is no event; it follows when somebody asks.
+The row holds recorded facts: counts, when its work last moved, when files last arrived. A
+stall is not recorded as an event: it is derived from these facts when a batch is read. API, feed,
+command line and page all use this function.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def show_activity_then(batch: BatchView, then: datetime) -> BatchView:
 
 
 def activity_of(batch: BatchView, now: datetime) -> Doing:
-    """Derive what the batch is doing; nothing where its state says that it ends, or has ended."""
+    """Derive the activity of a batch; an empty Activity for one that is ending or has ended."""
     if batch.state not in (BatchState.OPEN, BatchState.SEALED):
         return Doing()
     if batch.paused:

@@ -28,12 +28,12 @@ class Activity(StrEnum):
 class BatchView(msgspec.Struct, kw_only=True):
     """One batch. `counts` holds how many uploads are in each state, `uploads` their sum.
 
-    `pause_reason` says why the orchestrator paused it; None where a person did. `active_at` is when
-    its work last moved, `arrived_at` when bytes or a whole file last arrived.
+    `pause_reason` is the reason of the orchestrator's pause; None for a person's. `active_at` is
+    when its work last moved, `arrived_at` when bytes or a whole file last arrived.
 
-    `activity` is what it is doing now; null once it is cancelling or completed, which `state`
-    says. It waits, has stalled or was paused since `activity_since`. At `activity_until` it is
-    another one although nothing is recorded: ask again then.
+    `activity` is what it is doing now; null once `state` is cancelling or
+    completed. It waits, has stalled or was paused since `activity_since`. At `activity_until` the
+    activity changes without a recorded event: read the batch again then.
     """
 
     id: UUID

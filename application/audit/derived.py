@@ -1,4 +1,4 @@
-"""Findings about tables that are derived from the log, and positions of those who follow it."""
+"""Findings of verification about tables and tracking positions that are derived from the log."""
 
 from __future__ import annotations
 

@@ -115,8 +115,8 @@ async def _reopening(
 ) -> Decided[Upload]:
     """Record a decision on an upload together with the end of the verdict on its batch.
 
-    Were the batch reopened a moment later, by the orchestrator, whoever asks in between would be
-    told the verdict of before. Raises NotFound, Refused, Busy, Unavailable.
+    If the orchestrator reopened the batch later instead, a read in between would return the
+    outdated verdict. Raises NotFound, Refused, Busy, Unavailable.
     """
     for _ in range(TRIES):
         log.forget(id)

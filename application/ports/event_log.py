@@ -53,7 +53,7 @@ class EventLog(Protocol):
         """The webhook, likewise; also one that was removed."""
 
     def remembered(self, id: UUID) -> Upload | Batch | Webhook | None:
-        """The aggregate of this stream if it is in memory; asks nobody, and may be old."""
+        """Return the cached aggregate of this stream, if any, without a query; it may be stale."""
 
     async def origin(self, id: UUID) -> Origin | None:
         """Whose the stream is; None if there is none. One statement in either case."""

@@ -11,7 +11,7 @@ from application.envelope import Recorded
 from application.projection.changes import Key, Table, changes_of
 
 Merged: TypeAlias = dict[str, Any]
-"""The columns of one row, as merged so far: made by the fold, and known to nobody else."""
+"""Columns of one row as merged so far; owned by the fold and never shared."""
 
 
 class RowChanges(msgspec.Struct):

@@ -143,7 +143,7 @@ class Gathering:
         await self._transfers.room.require(sum(len(one.small.content) for one in missing))
         names = {one.id: blob_of_whole(one.id, self._new_id()) for one in missing}
         contents = {names[one.id]: one.small.content for one in missing}
-        async with self._transfers.room.told():
+        async with self._transfers.room.with_free_bytes():
             found = await self._transfers.blobs.put_many(contents)
         blobs |= {id: found[name] for id, name in names.items()}
 

@@ -31,8 +31,8 @@ class Room:
             raise StorageFull(f"there is no room for {size} bytes: {free} may be stored", free)
 
     @asynccontextmanager
-    async def told(self) -> AsyncIterator[None]:
-        """Completes a StorageFull from the store itself with what is free."""
+    async def with_free_bytes(self) -> AsyncIterator[None]:
+        """Add the free space to a StorageFull that the store raises in this context."""
         try:
             yield
         except StorageFull as full:

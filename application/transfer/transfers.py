@@ -135,7 +135,7 @@ class Transfers:
                 await self._require_room(upload, incoming)
                 reception = self._reception(upload, writer, incoming, turn, context)
                 transferring = self.quotas.transferring(upload.owner, turn.go_on)
-                async with transferring, self.room.told():
+                async with transferring, self.room.with_free_bytes():
                     return await reception.run(chunks, here, ahead)
 
     def _reception(

@@ -1,4 +1,4 @@
-"""Addresses of webhooks for those who must not have them: they may hold a token."""
+"""Masking of webhook addresses, which may contain a token, for readers without access to them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from uuid import UUID
 
 
 def masked(notify: str) -> str:
-    """What a batch's `notify` names, without secret parts: an id as it is, of a URL the host."""
+    """Return a batch's `notify` without secret parts: an id unchanged, only the host of a URL."""
     try:
         return str(UUID(notify))
     except ValueError:

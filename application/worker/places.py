@@ -14,7 +14,7 @@ class Slots:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._free = asyncio.Semaphore(limit)
-        self._entrance = asyncio.Lock()  # whoever holds it is the next to get a slot
+        self._entrance = asyncio.Lock()  # its holder is the next to get a slot
 
     def slot(self, *, exclusive: bool) -> _Slot:
         """Hold one slot; with `exclusive` all of them, so that nothing else runs meanwhile."""

@@ -1,4 +1,4 @@
-"""What a step may return: an object of JSON, of limited size."""
+"""Validation of what a step returns: a JSON object of limited size."""
 
 from __future__ import annotations
 

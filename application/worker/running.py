@@ -174,6 +174,6 @@ def _reserved(processor: Processor, step: Step) -> AbstractAsyncContextManager[P
 
 
 def _cancelled() -> bool:
-    """Whether somebody asked to cancel the running task: a step may raise CancelledError too."""
+    """Return whether the running task was cancelled: a step may raise CancelledError as well."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,4 +1,4 @@
-"""The error that ended a step, in words that can be stored, whatever its class does."""
+"""Classification and safe text of the error that ended a step, also if its class misbehaves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def describe(error: BaseException) -> StepError:
 
 
 def _kind(error: BaseException) -> Kind:
-    # By its type: `isinstance` asks the error for its `__class__`, which may raise.
+    # By its type: `isinstance` reads the error's `__class__`, which may raise.
     if issubclass(type(error), Permanent):
         return Kind.PERMANENT
     if issubclass(type(error), Quarantine):

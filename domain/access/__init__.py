@@ -1,1 +1,1 @@
-"""Access and erasure: keys, sign-ins, and erasures of owners, as recorded facts."""
+"""Events and records of API keys, sign-ins and erasures of owners."""

@@ -1,5 +1,5 @@
 """
-Who may act, who signed in, and whose data was erased.
+Events of API keys, sign-ins and erasures of owners.
 
 The tags are stored and streamed: they never change, whatever the classes are called. No event holds
 a secret, nor what a secret is checked against: `secret_digest` is the hash of the stored hash.

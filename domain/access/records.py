@@ -1,6 +1,6 @@
-"""Keys, sign-ins and erasures as their events leave them.
+"""State of keys, sign-ins and erasures, folded from their events.
 
-Tables that requests are checked against hold the same; verification compares the two.
+The tables used for authentication hold the same state; verification compares the two.
 """
 
 from __future__ import annotations

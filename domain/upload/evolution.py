@@ -136,7 +136,7 @@ class Evolving(msgspec.Struct, frozen=True, kw_only=True):
             case UploadQueued():
                 return self._moved(UploadState.QUEUED)
             case AttemptAbandoned(worker=worker, by=by):
-                # A worker that stops or is told to stop gives its attempt back itself.
+                # A worker that shuts down or is preempted releases its attempt itself.
                 losses = self.losses + (by != f"worker:{worker}")
                 return replace(self._moved(UploadState.QUEUED), losses=losses)
             case AttemptSucceeded():

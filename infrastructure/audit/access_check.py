@@ -1,7 +1,7 @@
-"""Compares keys, sign-ins, erasures and the keys of owners with what the log says of them.
+"""Verification of API keys, sign-ins, erasures and owners' keys against the log.
 
-Rows and events of these change in one transaction, so that in one snapshot of the database each row
-is exactly what its stream leads to.
+A row and its event are written in one transaction, so that in one database snapshot each row must
+equal the state folded from its stream.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Compares the webhooks' outbox with what the log says is to be delivered.
+"""Verification of the webhook outbox against the deliveries that follow from the log.
 
-A delivery that was put in would send one owner's event to another's receiver; one that is missing,
-or that the follower was moved past, is never made. Deliveries are kept for a while only, so that
-this is about lately recorded events.
+An inserted delivery would send one owner's event to another owner's receiver; a deleted delivery,
+or one that the follower's position was moved past, would never be sent. Deliveries are removed
+after the retention time, so only events recorded since then are checked.
 """
 
 from __future__ import annotations

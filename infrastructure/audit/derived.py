@@ -1,4 +1,4 @@
-"""Compares the tables that are derived from the log with the log, all as of one moment.
+"""Verification of the tables derived from the log, in one database snapshot.
 
 Events are read stream by stream, in the order of the primary key: one aggregate at a time is in
 memory, however long the log is. Compared are snapshots, the rows of the orchestrator, webhooks,
@@ -67,7 +67,7 @@ _STRAYS: tuple[tuple[str, LiteralString], ...] = tuple(
     )
 )
 
-# A retry that nobody asked for would be carried out like any other.
+# A forged retry row would be carried out like a requested one.
 _RETRIES = """SELECT r.batch::text FROM orchestration.retries r WHERE NOT EXISTS (
 SELECT FROM stored_events e WHERE e.originator_id = r.batch AND e.topic = 'batch.retry_requested')
 ORDER BY 1 LIMIT %s"""
@@ -108,7 +108,7 @@ _KIND_OF_STRAY = {
 
 
 async def check_derived(url: str, codec: Codec, *, retention: float = RETENTION) -> DerivedCheck:
-    """Compare every derived row with what the log says of it.
+    """Compare every derived row with the state that follows from the log.
 
     `retention` is for how many seconds deliveries of webhooks are kept.
 

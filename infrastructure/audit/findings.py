@@ -1,4 +1,4 @@
-"""Collects findings about derived tables, up to a bound."""
+"""Bounded collection of findings about derived tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Findings:
 
 
 def difference(name: str, found: object, expected: object) -> str:
-    """What one column holds, and what the log says."""
+    """Return the text for a column that differs: its value and the value from the log."""
     return f"{name} is {_short(found)}, the log says {_short(expected)}"
 
 

@@ -1,4 +1,4 @@
-"""Folds streams one after the other and compares the derived rows of each with the result."""
+"""Stream-by-stream comparison of derived rows with the folded aggregate."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Rows(msgspec.Struct, frozen=True):
 
 
 class _Extent:
-    """Positions between which a follower must be, as its rows show: `low` <= position < `high`.
+    """Range in which a follower's position must be, from its rows: `low` <= position < `high`.
 
-    Rows that are not where the tracked position says are kept back: where all rows agree with each
-    other, it is the position that was moved.
+    Rows that do not match the tracked position are collected first: if all rows are consistent with
+    each other, the position was moved and not the rows.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Record what happens to keys and sign-ins, in the transaction in which their rows change."""
+"""Record events of keys and sign-ins in the transaction that changes their rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find out which credentials have ended, soon after any process ended them."""
+"""Notification of revoked, expired and signed-out credentials across processes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _ENDED_SESSIONS = SQL(
 
 
 class Revocations:
-    """Changes of credentials in the database, for one waiting task of this process.
+    """Wake-up of one waiting task of this process when credentials change in the database.
 
     The triggers of `api_keys` and `browser_sessions` notify. A notification can be lost with the
-    listener's connection, and no notification tells that a key expires: so the wait also ends
-    after a second.
+    listener's connection, and an expiry sends no notification: so the wait also ends after a
+    second.
     """
 
     def __init__(

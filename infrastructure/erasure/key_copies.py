@@ -1,4 +1,4 @@
-"""Copies of owners' keys, encrypted with the master key beside which they are kept.
+"""Backup copies of owners' keys, encrypted with and stored next to a master key.
 
 A master key is destroyed when an owner is erased, so that backups of the database from before
 cannot be read by themselves. The copy made at that moment has the same keys, but the erased

@@ -183,7 +183,7 @@ class Keyring:
             cursor = await connection.execute(_DESTROYED, (gone,), binary=True)
             destroyed = {row[0] for row in await cursor.fetchall()}
             for id in gone:
-                if id not in destroyed:  # it reads as erased, which nobody asked for
+                if id not in destroyed:  # an erased key without a requested erasure
                     _log.error("owner_key_is_missing", key=str(id))
         for id in ids:
             self._keys.hear(id, found.get(id))

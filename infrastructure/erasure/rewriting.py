@@ -1,4 +1,4 @@
-"""Rewrite what held personal fields in the clear, after they were overwritten or deleted.
+"""Rewrite tables and indexes that held personal fields in the clear, after an erasure.
 
 PostgreSQL leaves old rows in the free space of their pages, entries in indexes, samples of values
 in its statistics, and all of it in the WAL. Tables and indexes that are written anew, with new
@@ -19,7 +19,7 @@ from application.ports.event_log import EventLog
 from infrastructure.postgres.pool import Connection
 from infrastructure.read_model.rebuild import rebuild
 
-# Small tables, of which a new copy is made while nobody uses them for that moment.
+# Small tables, rewritten under an exclusive lock that is held only briefly.
 TABLES: tuple[LiteralString, ...] = (
     "stored_snapshots",
     "errands",

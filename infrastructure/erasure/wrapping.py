@@ -1,7 +1,7 @@
-"""The keys of owners, encrypted with the current master key; and its replacement after an erasure.
+"""Encryption of owners' keys with the current master key, and its rotation after an erasure.
 
-Every step commits by itself and may be done again, so that a crash between any two is made good by
-whoever goes on. The order keeps what lives readable: a new master key is durable before the
+Every step commits by itself and is idempotent: after a crash between any two steps, the next
+process repeats them. The order keeps living keys readable: a new master key is durable before the
 database names it, and an old one is destroyed only when no living key is encrypted with it.
 """
 

@@ -1,4 +1,4 @@
-"""The host that a configured URL leads to, as the HTTP client will read it.
+"""Validation of the host in a configured URL, parsed exactly as the HTTP client parses it.
 
 Everything is decided on what `yarl` makes of the URL (IDNA, NFKC and percent-encoding applied),
 and the very same `yarl.URL` is handed to the client, so that both mean one host.
@@ -89,5 +89,5 @@ def _ipv4_address(host: str) -> IPv4Address:
     try:
         return IPv4Address(host)  # refuses leading zeros, fewer parts and other bases
     except ValueError:
-        told = f"has a host that is no address of four decimal numbers: {host!r}"
-        raise BadDestination(told) from None
+        message = f"has a host that is no address of four decimal numbers: {host!r}"
+        raise BadDestination(message) from None
