@@ -1,4 +1,4 @@
-"""The connections to PostgreSQL that a server needs, by its roles, and whether it gets them."""
+"""Number of PostgreSQL connections that a server needs, by role, checked at its start."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ async def require_connections(settings: Settings, roles: Sequence[Role]) -> Pool
             f"raise default_pool_size of pgbouncer to {most}",
         )
     if limit.free < most:
-        told = f"{limit.source}, of which {limit.free} are free"
-        _log.warning("few_connections", limit=told, needed=most, at_least=least)
+        available = f"{limit.source}, of which {limit.free} are free"
+        _log.warning("few_connections", limit=available, needed=most, at_least=least)
     return _sizes(limit, least, most)
 
 

@@ -82,10 +82,10 @@ def _members(
         for number in range(1, settings.processes + 1)
     ]
     if others:
-        # This process tells services and receivers of webhooks of an address it does not answer at.
+        # This process passes services and webhook receivers a URL that another process serves.
         base_url = reach_us(settings, roles) or None
-        told = msgspec.structs.replace(settings, public_url=base_url)
-        members.append(Member(Order("+".join(others), told, others, pools=pools), metrics, None))
+        changed = msgspec.structs.replace(settings, public_url=base_url)
+        members.append(Member(Order("+".join(others), changed, others, pools=pools), metrics, None))
     return members
 
 

@@ -40,9 +40,9 @@ class NeverUp(PartFailed):
 async def supervise(name: str, work: Work, *, essential: bool = True) -> None:
     """Run `work` until cancelled, however often it ends.
 
-    Raises PartFailed when an `essential` one is hopeless: the server ends, and whoever runs it can
-    see that. Any other part is started again for ever, every LONGEST_PAUSE seconds. An end for want
-    of the database is no death: the part is started again for as long as it takes.
+    If an `essential` part ends too often, raises PartFailed, which ends the server. Any other part
+    is restarted without limit, every LONGEST_PAUSE seconds. An end because the database is unusable
+    does not count: the part is restarted for as long as that takes.
     """
     loop = asyncio.get_running_loop()
     deaths, pause = 0, FIRST_PAUSE

@@ -185,7 +185,7 @@ class Client:
     ) -> AsyncIterator[T]:
         """Rows of a list, page by page; all of them where `limit` is 0.
 
-        `cursor` names the parameter that asks for the next page; `latest` reads as `read` does.
+        `cursor` names the parameter of the next page's cursor; `latest` reads as `read` does.
         """
         ask = self.read if latest else partial(self.ask, "GET")
         place: dict[str, str] = {}

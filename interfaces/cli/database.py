@@ -1,4 +1,4 @@
-"""`uptrail database`: what the owner of the database does, where another role serves."""
+"""`uptrail database`: tasks of the database's owner if the server uses another role."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class Sender:
     async def _transfer(self) -> None:
         while work := await self._queue.get():
             if self.tally.stopped:
-                continue  # taken, so that whoever fills the queue comes to its end
+                continue  # dropped, so that the producer of the queue is not blocked
             if isinstance(work, Bundle):
                 await self._send_together(work.tasks)
             else:

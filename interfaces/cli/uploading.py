@@ -41,9 +41,9 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What became of the job; `batch` is its row where the outcome was waited for.
+    """Result of an upload; `batch` is its row if the command waited for the outcome.
 
-    `error` says why the batch is not sealed yet, and how to go on with it.
+    `error` is why the batch is not sealed yet, and how to resume it.
     """
 
     id: UUID

@@ -1,4 +1,4 @@
-"""How long a command waits for its server, and what people see meanwhile."""
+"""Connection of a command to its server: waiting, retries, and the notes printed meanwhile."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import aiohttp
 from interfaces.cli.errors import Unreachable
 from interfaces.cli.output import tell_people
 
-QUIET = 0.5  # seconds without an answer after which people are told that the command waits
+QUIET = 0.5  # seconds without an answer after which the command reports that it waits
 FIRST_PAUSE = 0.25  # seconds between two tries
 LONGEST_PAUSE = 5.0
 
 _NO_SUCH_NAME = frozenset(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)
 )
-_NOBODY = (502, 503)  # answered for a server that does not, or not yet
+_PROXY_ERRORS = (502, 503)  # sent by a proxy whose server does not respond, or not yet
 _BY_NUMBER = (OSError, ConnectionRefusedError, ConnectionResetError, BrokenPipeError)
-"""Errors whose own text says less than the system's text for their number."""
+"""Errors reported by the system's text for their number, which is clearer than their own."""
 
 
 class Connection:
-    """Whether one server has answered yet, and the notes about it that people see.
+    """State of the connection to one server, and the notes about it on the terminal.
 
     Until the first answer, tries go on for `connect_timeout` seconds in all. From then on the
     `patience` of each request counts, in seconds of silence.
@@ -64,7 +64,7 @@ class Connection:
                 clock.reschedule(None)
                 if waiting is not None:
                     waiting.cancel()
-                if response.status not in _NOBODY:
+                if response.status not in _PROXY_ERRORS:
                     self.answered()
                 yield response
         finally:
@@ -79,9 +79,9 @@ class Connection:
             self.note(f"{self.url} answers again")
 
     def retrying(self, error: Exception, pause: float, left: float) -> None:
-        """Tell people why the command waits, and for how long.
+        """Report why the command waits, and for how long.
 
-        Requests that are sent side by side fail side by side: one line stands for all of them.
+        Concurrent requests fail together: one line is printed for all of them.
         """
         now = asyncio.get_running_loop().time()
         if now < self._noted_until:
@@ -94,7 +94,7 @@ class Connection:
         self.note(f"{error}; {again}")
 
     def unreachable(self, error: BaseException) -> Unreachable:
-        """The error in a sentence."""
+        """Return the error as one sentence with its reason."""
         if isinstance(error, aiohttp.ClientConnectorError):
             error = error.os_error
         if isinstance(error, TimeoutError) and not self.reached:
@@ -106,7 +106,7 @@ class Connection:
         else:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return Unreachable(
-            f"{self.url} does not answer: {reason}", "is it running? uptrail doctor tells"
+            f"{self.url} does not answer: {reason}", "is it running? check with: uptrail doctor"
         )
 
     def _tell_waiting(self) -> None:

@@ -32,7 +32,7 @@ async def until_outcome(client: Client, batch: UUID, screen: Screen) -> BatchVie
 
 
 class _Clock:
-    """Asks for a batch when it is doing something else by time alone, which no frame tells."""
+    """Polling of a batch at `activity_until`, when its activity changes without a feed frame."""
 
     def __init__(self, client: Client, screen: Screen) -> None:
         self._client = client
@@ -66,6 +66,6 @@ class _Clock:
             await asyncio.sleep(left if left > 0 else AGAIN)
             try:
                 row = await self._client.batch(row.id)
-            except CommandError:  # the feed finds out as well, and says so
+            except CommandError:  # the feed fails as well, and reports it
                 return
             self._screen.frame(Frame(type="changes", batches=[row]))

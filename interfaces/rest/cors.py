@@ -112,7 +112,7 @@ async def allow_origins(request: web.Request, response: web.StreamResponse) -> N
 
 
 def _allowed_headers(request: web.Request) -> str:
-    """Those of our protocols and of the settings; with `*` also whatever the browser asks for.
+    """Return the headers of our protocols and settings; with `*` also those the browser requests.
 
     A literal `*` would not do: it means none where a page sends credentials, and never means
     Authorization (Fetch standard, section 3.3.3).

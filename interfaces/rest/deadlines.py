@@ -1,4 +1,4 @@
-"""Deadlines of every connection: heads, bodies and responses, looked at in one periodic sweep.
+"""Deadlines for request heads, bodies and responses, checked in one periodic sweep.
 
 Nothing here is on the path of a byte: a sweep compares counters with those of the sweep before.
 """

@@ -84,18 +84,18 @@ async def host_middleware(request: web.Request, handler: Handler) -> web.StreamR
 def front_of(request: web.Request) -> Front | None:
     """Return what a trusted proxy forwards; None where none is trusted or it makes no sense.
 
-    Anybody can send these headers: they are read only where `trust_forwarded` is set.
+    Any client can send these headers: they are read only where `trust_forwarded` is set.
     """
     if not request.app[SERVICES].settings.trust_forwarded:
         return None
     # Each fact by itself: a proxy that sets X-Forwarded-Proto may pass a client's Forwarded on.
     forwarded = {name: text for name, text in _forwarded(request).items() if text}
-    told = {**_x_forwarded(request), **forwarded}
-    if not told:
+    values = {**_x_forwarded(request), **forwarded}
+    if not values:
         return None
-    scheme = told.get("proto", request.scheme).lower()
-    host = told.get("host") or request.headers.get(hdrs.HOST) or _socket_address(request)
-    prefix = told.get("prefix", "").rstrip("/")
+    scheme = values.get("proto", request.scheme).lower()
+    host = values.get("host") or request.headers.get(hdrs.HOST) or _socket_address(request)
+    prefix = values.get("prefix", "").rstrip("/")
     if scheme not in ("http", "https") or not _HOST.fullmatch(host):
         return None
     return Front(scheme, host, prefix if _PREFIX.fullmatch(prefix) else "")

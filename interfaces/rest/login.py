@@ -14,7 +14,7 @@ from interfaces.rest.problems import Problem, bad_parameter, unauthenticated
 from interfaces.rest.routes import Operation
 from interfaces.services import SERVICES
 
-MAX_BODY = 1024  # bytes: anybody may send one
+MAX_BODY = 1024  # bytes: clients need no credential to send one
 SESSION_LIFETIME = 12 * 3600.0  # seconds
 EXPIRED = "/?login=expired"  # where a browser learns how to get a new link
 

@@ -128,7 +128,7 @@ async def problem_middleware(request: web.Request, handler: Handler) -> web.Stre
         problem = _of_aiohttp(error)
     except Exception as error:
         if isinstance(error, ConnectionError) and (request.get(STARTED) or _is_gone(request)):
-            raise  # nobody can be answered
+            raise  # the connection is gone: no response can be sent
         problem = problem_of(error)
     if request.get(STARTED):
         _log.warning("answer_cut_short", code=problem.code, path=request.path)

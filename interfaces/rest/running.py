@@ -90,7 +90,7 @@ class RunningRequests:
                 _log.warning("cannot_check_credentials", error=str(error))
 
     async def check(self) -> None:
-        """Asks once for all credentials. Raises Unavailable."""
+        """End the holders of ended credentials, with one query for all. Raises Unavailable."""
         credentials = {holder.credential for holder in self._holders}
         if not credentials:
             return

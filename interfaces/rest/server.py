@@ -85,7 +85,7 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        # aiohttp forgets its transport as soon as it asks it to close.
+        # aiohttp drops its reference to the transport as soon as it begins to close it.
         self._line: asyncio.Transport | None = cast(asyncio.Transport, transport)
         self._lost: asyncio.Future[None] | None = None
         limit_unsent(self._line)
@@ -154,7 +154,7 @@ class Connection(web.RequestHandler):
         self._body_is_held = False
 
     def fail_body(self, error: Ended) -> None:
-        """Makes whoever reads the body, now or later, get this error instead of more bytes."""
+        """Make every current or later read of the body raise this error."""
         if self._body is not None and not self._body.is_eof():
             self._body.set_exception(error)
 

@@ -1,4 +1,4 @@
-"""Responses that a slow client could keep in memory: how many at once, and in what pieces."""
+"""Limits on responses to slow clients: how many are buffered at once, and in what pieces."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def require_plain(request: web.Request) -> None:
 class Body:
     """The body as it arrives, uncopied; raises SenderGone after the last byte there is.
 
-    Raises Stalled and AccessEnded as well, as the connection says.
+    Also raises Stalled and AccessEnded, if the connection's deadline or credential ended.
     """
 
     def __init__(self, request: web.Request) -> None:

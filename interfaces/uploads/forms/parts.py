@@ -48,7 +48,7 @@ class FormReader:
     """
 
     def __init__(self, stream: ByteStream, boundary: str, *, percent_encoded: bool = False) -> None:
-        """`percent_encoded` tells that file names are, all of them."""
+        """Read the parts of `stream`; with `percent_encoded`, every file name is decoded."""
         self._stream = stream
         self._percent_encoded = percent_encoded
         self._mark = b"\r\n--" + boundary.encode()

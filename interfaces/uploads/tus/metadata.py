@@ -90,7 +90,7 @@ def path_in(metadata: dict[str, str]) -> str | None:
 
 
 def _path_under(key: str, metadata: Mapping[str, str]) -> str:
-    """What the pair of this key calls the file; empty where it says nothing."""
+    """Return the file's path from the pair of this key; empty if the pair has none."""
     value = metadata.get(key, "")
     # Uppy sends "null" for a file without a folder, and a slash before one with a folder.
     if key == "relativePath":

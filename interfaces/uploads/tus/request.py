@@ -65,8 +65,8 @@ def tus_request(handler: Handler) -> Handler:
 
 def _may_be_no_client(request: web.Request) -> bool:
     """Whether to answer without a version: tusd does a HEAD, by which programs look at a file."""
-    asks = request.method == hdrs.METH_HEAD and is_tus_endpoint(request)
-    return asks and RESUMABLE not in request.headers
+    reads_offset = request.method == hdrs.METH_HEAD and is_tus_endpoint(request)
+    return reads_offset and RESUMABLE not in request.headers
 
 
 def number_in(request: web.Request, header: str) -> int | None:

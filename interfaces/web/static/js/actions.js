@@ -6,7 +6,7 @@ import { attribute, glyph, h, text } from "./dom.js";
 import { batchName, files } from "./words.js";
 
 const AT_LEAST = 800; // milliseconds that buttons stay disabled: a double click is one click
-const LONGEST = 10_000; // milliseconds after an answer, should the feed not tell of it
+const LONGEST = 10_000; // milliseconds to wait after a response for the feed to deliver the change
 
 const RUNNING = new Set(["open", "sealed"]);
 const OVER = new Set(["completed", "failed", "quarantined", "rejected", "cancelled", "expired", "erased"]);
@@ -96,9 +96,9 @@ export const uploadActions = () => new Actions(UPLOAD, "What to do with the uplo
  * Viewers see none.
  */
 export class Actions {
-  #flight = null; // {answered, position, until}: an action, until the page shows what came of it
+  #flight = null; // {answered, position, until}: an action, until the page shows its result
 
-  /** `done(answer)` is called after each, for what no feed tells. */
+  /** `done(answer)` is called after each action, for changes that the feed does not deliver. */
   constructor(actions, label, done = () => {}) {
     this.done = done;
     this.buttons = h("div.buttons", { role: "group", "aria-label": label });
@@ -111,7 +111,7 @@ export class Actions {
     });
   }
 
-  /** `position` is how far the page has been told; without one, the row is up to date. */
+  /** `position` is the last position of the feed; without one, the row is up to date. */
   update(row, position = Infinity) {
     if (this.row && this.row.id !== row.id) {
       this.problem.hidden = true;
@@ -168,7 +168,7 @@ export class Actions {
     }
   }
 
-  /** The feed has not told of it: there may have been nothing to tell. */
+  /** Stop waiting for the feed: the action may have changed nothing. */
   #giveUp(flight) {
     if (this.#flight !== flight) return;
     flight.position = 0;

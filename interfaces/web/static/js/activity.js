@@ -1,4 +1,4 @@
-// What a batch is doing changes with time alone, too: then no frame comes, and the server is asked.
+// The activity of a batch can change with time alone: no frame is sent then, so the page polls.
 
 import { get, Refused } from "./api.js";
 
@@ -10,7 +10,7 @@ export class ActivityClock {
   #asked = new Map();
   #busy = false;
 
-  /** `changed(change)` hears of each row whose activity is another one now. */
+  /** `changed(change)` is called for each row whose activity has changed. */
   constructor(store, changed) {
     this.store = store;
     this.changed = changed;
@@ -41,7 +41,7 @@ export class ActivityClock {
       const change = this.store.refresh(await get(`/v1/batches/${id}`));
       if (change) this.changed(change);
     } catch (error) {
-      if (!(error instanceof Refused)) throw error; // the feed says that the line is broken
+      if (!(error instanceof Refused)) throw error; // the feed reports the lost connection
     }
   }
 }

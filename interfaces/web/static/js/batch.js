@@ -153,7 +153,7 @@ export class BatchPage {
     const stamp = JSON.stringify([...groups, this.filter.reason]);
     if (stamp === this.reasonStamp) return;
     this.reasonStamp = stamp;
-    // Once there, it never gets smaller: what is below keeps its place while somebody clicks there.
+    // Once shown, it never shrinks: content below must not move under the pointer during a click.
     if (!this.why.hidden) this.why.style.minBlockSize = `${this.why.getBoundingClientRect().height}px`;
     this.why.hidden &&= !groups.size;
     this.noReasons.hidden = groups.size > 0;

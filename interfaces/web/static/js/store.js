@@ -30,7 +30,7 @@ export class Store {
     return this.#take(frame);
   }
 
-  /** Takes a batch row that was asked for, unless the feed has told another one meanwhile. */
+  /** Apply a requested batch row, unless the feed has delivered a newer one meanwhile. */
   refresh(row) {
     const known = this.batches.get(row.id);
     if (known?.position !== row.position) return null;
