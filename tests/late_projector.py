@@ -1,4 +1,4 @@
-"""A projector that is late, or held: for tests of those who read what was just recorded."""
+"""Delayed or stopped projector, for tests of read-your-writes."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ wal_sender_timeout = 0
 
 
 class Server:
-    """One server, whose superuser is `postgres`; anybody on this machine may connect."""
+    """One server with superuser `postgres`; every local user may connect."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""What a batch is doing: told apart from recorded facts and the time, the same for everybody."""
+"""The activity of a batch is derived from recorded facts and the time, equally for all readers."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ CASES: dict[str, tuple[tuple[BatchEvent, ...], float, str | None, float | None]]
         "stalled",
         0,
     ),
-    "everything is done and nobody sealed it": (
+    "every file is done and the batch is not sealed": (
         (progressed(0, {"completed": 3}, received=5, arrived=0),),
         1,
         "waiting_for_seal",

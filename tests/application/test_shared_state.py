@@ -178,7 +178,7 @@ def test_a_batch_is_resumed_also_after_another_was_paused_in_an_earlier_fold() -
 
 
 def _mutables(value: Any) -> Iterator[Any]:
-    """Every object reachable from the value that somebody could change."""
+    """Return every mutable object reachable from the value."""
     if isinstance(value, msgspec.Struct):
         if not value.__struct_config__.frozen:
             yield value

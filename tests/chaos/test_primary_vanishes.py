@@ -17,7 +17,7 @@ from tests.faults.site import Site, eventually, open_site
 from tests.postgres_servers import Server, needs_postgres, primary_and_standby
 
 WRITERS = 3
-FAILOVER = 2.0  # seconds that somebody takes to notice, and to promote the standby
+FAILOVER = 2.0  # seconds until an operator notices and promotes the standby
 BACK_WITHIN = 30.0  # seconds from the promotion to the first acknowledged write
 ANSWER_WITHIN = 30.0  # seconds for any request
 BEFORE = 50  # writes acknowledged before the primary vanishes

@@ -61,9 +61,9 @@ async def run_script(name: str, *arguments: str, trust: Path | None = None) -> A
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        told, complaint = await asyncio.wait_for(process.communicate(), 90)
+        output, complaint = await asyncio.wait_for(process.communicate(), 90)
     finally:
         if process.returncode is None:
             process.kill()
     assert process.returncode == 0, complaint.decode(errors="replace")
-    return json.loads(told)
+    return json.loads(output)

@@ -1,4 +1,4 @@
-"""Companion, Uppy's server for files that come from elsewhere, sends to us with its defaults."""
+"""Companion, Uppy's server for files from cloud storage, uploads with its defaults."""
 
 from __future__ import annotations
 

@@ -85,9 +85,9 @@ def test_documented_options_work_at_the_tus_endpoint(
             endpoint = f"{server.url}/files/"
             storage = str(tmp_path / "urls.json")
             job = _job(server, file, options=options, endpoint=endpoint, storage=storage)
-            told = await tus_js(job)
-            assert told["url"].startswith(endpoint)
-            async with server.client.get(told["url"]) as answer:
+            result = await tus_js(job)
+            assert result["url"].startswith(endpoint)
+            async with server.client.get(result["url"]) as answer:
                 assert await answer.read() == CONTENT
 
     run(story())

@@ -137,11 +137,11 @@ def test_a_page_with_documented_options_sends_to_the_tus_endpoint(
             await page.evaluate("begin", begun)
             for number in range(3):
                 await page.evaluate(f"add('photo {number}.txt', 300000, {number})")
-            told = await page.evaluate("send()")
+            result = await page.evaluate("send()")
 
-            assert told["failed"] == []
+            assert result["failed"] == []
             found = {}
-            for url in told["successful"]:
+            for url in result["successful"]:
                 assert url.startswith(f"{server.url}/files/")
                 upload = await server.services.log.upload(upload_in(url))
                 found[upload.path] = await server.content(f"/v1/uploads/{upload.id}")

@@ -219,7 +219,7 @@ PILLS: dict[str, tuple[Callable[[], None], str]] = {
     "generator-exit": (_generator_exit, "GeneratorExit"),
     "cancelled": (_cancelled, "CancelledError"),
     "unspeakable": (_unspeakable, "Unspeakable"),
-    "shapeless": (_shapeless, "SystemExit"),  # asyncio asks for its class
+    "shapeless": (_shapeless, "SystemExit"),  # asyncio reads its __class__
     "long": (_long, "T" * 200),
     "odd-characters": (_odd_characters, "ValueError"),
     "recursion": (_recursion, "RecursionError"),
@@ -244,7 +244,7 @@ HARMLESS: dict[str, Callable[[], None]] = {"fork": _fork_and_return}
 
 
 async def pill(subject: Any, bench: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Do what the path says; any other file is processed."""
+    """Run the fault that the path names; process any other file."""
     name = subject.path.partition(".")[0]
     if name in PILLS:
         PILLS[name][0]()
@@ -290,7 +290,7 @@ async def reads(subject: Any, bench: Any, options: dict[str, Any]) -> dict[str, 
 
 
 async def polite(subject: Any, bench: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Waits, and cleans up when it is told to stop."""
+    """Wait, and clean up when cancelled."""
     folder = Path(os.environ["PILLS_FOLDER"])
     (folder / "began").write_text(str(os.getpid()))
     try:

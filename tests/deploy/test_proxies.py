@@ -18,7 +18,7 @@ from tests.deploy.proxies import PROXIES, Proxy
 from tests.interfaces.uploads.server import BYTES, TUS, Server, serving, upload_in
 from tests.support import eventually, path_of, run
 
-CONTENT = bytes(range(256)) * 12_288  # 3 MiB: curl asks before it sends so much
+CONTENT = bytes(range(256)) * 12_288  # 3 MiB: curl sends Expect: 100-continue for such a body
 VERSIONS = ("--http1.1", "--http2")
 IETF = {"Upload-Draft-Interop-Version": "8"}
 

@@ -139,7 +139,7 @@ def test_a_key_of_one_batch_never_opens_another(site: Site, two: Two) -> None:
     assert limited.send(other, "mine.txt", b"x")
 
 
-# 429: whoever fails often is limited, and the tests share an address. It opens nothing either.
+# 429: failed authentication is rate limited, and the tests share an address. Access is denied.
 REFUSED = (400, 401, 429)
 
 GUESSES = [

@@ -22,7 +22,7 @@ from tests.support import run
 
 
 def of_state(state: str) -> psycopg.Error:
-    return psycopg.errors.lookup(state)("told by the server")
+    return psycopg.errors.lookup(state)("reported by the server")
 
 
 def wrapped(error: Exception) -> ConnectorException:

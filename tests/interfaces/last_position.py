@@ -1,4 +1,4 @@
-"""How far a log reaches that also records the keys a test makes."""
+"""Last position of a log that also holds the events of the keys a test makes."""
 
 from __future__ import annotations
 

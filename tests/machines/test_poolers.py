@@ -40,9 +40,9 @@ def test_a_server_behind_another_kind_of_pooling_does_not_start(
 ) -> None:
     with pgbouncer(empty_database_url, mode) as url:
         place = ("--data-dir", str(tmp_path / "data"))
-        told = {"UPTRAIL_DATABASE_URL": url}
-        server = run_command("serve", "--port", "0", *place, environment=told)
-        doctor = run_command("doctor", *place, environment=told)
+        environment = {"UPTRAIL_DATABASE_URL": url}
+        server = run_command("serve", "--port", "0", *place, environment=environment)
+        doctor = run_command("doctor", *place, environment=environment)
     assert server.returncode == 1
     assert "the pooler is not in session mode" in server.stderr
     assert "set pool_mode = session" in server.stderr

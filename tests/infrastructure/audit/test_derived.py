@@ -88,7 +88,7 @@ async def _add_webhooks(plant: Plant) -> None:
 
 class _Bell:
     def set(self) -> None:
-        """Nobody delivers."""
+        """Do nothing: no delivery runs here."""
 
 
 async def _long_stream(plant: Plant, batch: object) -> None:
@@ -108,7 +108,7 @@ async def _long_stream(plant: Plant, batch: object) -> None:
 
 
 async def _all_read(plant: Plant) -> int:
-    """The end of the log, once every follower has read it and nobody adds to it."""
+    """Return the end of the log after every follower has read it and appends have stopped."""
     head = await plant.log.head()
     await projector.catch_up(plant.url, plant.log)
     tracked = dict(
@@ -403,7 +403,7 @@ def test_a_moved_tracking_position_is_named(altered: str, follower: str, change:
 def test_a_position_moved_past_events_is_told_from_altered_rows(
     altered: str, tmp_path: Path
 ) -> None:
-    """An event is recorded that nobody has read; then the positions are moved over it."""
+    """Append an event that no follower reads, then move the positions past it."""
 
     async def record() -> None:
         async with open_plant(altered, tmp_path) as plant:
@@ -414,7 +414,7 @@ def test_a_position_moved_past_events_is_told_from_altered_rows(
             await plant.log.append(Append((Write(upload, None, (event,)),)))
 
     run(record())
-    assert check(altered).sound  # events that nobody has read yet are no finding
+    assert check(altered).sound  # events that no follower has read yet are no finding
 
     by_hand(
         altered,

@@ -203,7 +203,7 @@ def test_no_caller_waits_longer_than_its_deadline_for_a_server_that_is_silent(
                 await committer.append(one(new_stream(), 0, step(1)))
             with pytest.raises(Undetermined):
                 await sent
-            assert committer._exchange is not None  # still silent: nobody waited for its end
+            assert committer._exchange is not None  # still silent: no caller waited for its end
         assert len(await whole_log(database_url)) == 1
 
     run(story())

@@ -29,7 +29,7 @@ def test_what_the_standby_does_not_have_is_never_acknowledged(
                 stream = new_stream()
                 with pytest.raises(Undetermined):
                     await committer.append(one(stream, 0, step(0)))
-                # Its session goes on waiting: nobody sees what a failover would take back.
+                # Its session goes on waiting: no reader sees what a failover would lose.
                 assert server.execute(visible) == [(0,)]
                 server.execute("ALTER SYSTEM RESET synchronous_standby_names")
                 server.execute("SELECT pg_reload_conf()")

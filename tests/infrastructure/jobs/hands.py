@@ -72,7 +72,7 @@ class Fails:
 
 
 class Raises:
-    """Raises one error of any kind in every attempt, unless the path says that it is `good`."""
+    """Raises one error of any kind in every attempt, unless the path begins with `good`."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error

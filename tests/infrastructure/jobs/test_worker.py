@@ -432,7 +432,7 @@ def test_a_job_whose_end_cannot_be_marked_is_given_to_a_worker_again(
     unheard: list[dict[str, Any]] = []
 
     async def story(plant: Plant) -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, told: unheard.append(told))
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
         async with plant.pool.connection() as connection:
             await connection.execute(full_once)
         plant.orchestrate()
@@ -443,7 +443,7 @@ def test_a_job_whose_end_cannot_be_marked_is_given_to_a_worker_again(
         await plant.until(lambda: _has(plant, left, 0))
 
     play(database_url, tmp_path, story, pipelines=ONE_STEP)
-    gc.collect()  # a task whose error nobody retrieved tells of it when it is collected
+    gc.collect()  # a task whose error was not retrieved reports it when it is collected
     assert unheard == []
 
 

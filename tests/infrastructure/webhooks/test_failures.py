@@ -227,7 +227,7 @@ def test_a_single_failure_is_tried_again_by_itself_and_takes_no_lanes_away(
             for position in positions:
                 await office.ended(hook, position)
 
-            # Nobody turned the clock on.
+            # The clock was not advanced.
             assert receiver.positions.count(refused[0]) == 2
             assert sorted(set(receiver.positions)) == positions
 

@@ -1,4 +1,4 @@
-"""A server says at the start how many connections it needs, and works with as many as it says."""
+"""A server reports at the start how many connections it needs, and runs with that number."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def test_too_few_connections_are_refused_with_how_many_are_needed(
 ) -> None:
     limit_connections(database_url, 10)
     place = ("--data-dir", str(tmp_path / "data"))
-    told = {"UPTRAIL_DATABASE_URL": database_url}
-    server = run_command("serve", "--port", "0", *place, environment=told)
-    doctor = run_command("doctor", *place, environment=told)
+    environment = {"UPTRAIL_DATABASE_URL": database_url}
+    server = run_command("serve", "--port", "0", *place, environment=environment)
+    doctor = run_command("doctor", *place, environment=environment)
     assert server.returncode == 1
     assert "has CONNECTION LIMIT 10, of which 10 are free" in server.stderr
     assert f"needs {LEAST} connections at least" in server.stderr
@@ -62,9 +62,9 @@ def test_a_pooler_that_gives_too_few_connections_is_refused(
     database_url: str, tmp_path: Path
 ) -> None:
     with pgbouncer(database_url, "session", default_pool_size=5) as url:
-        told = {"UPTRAIL_DATABASE_URL": url}
+        environment = {"UPTRAIL_DATABASE_URL": url}
         server = run_command(
-            "serve", "--port", "0", "--data-dir", str(tmp_path / "data"), environment=told
+            "serve", "--port", "0", "--data-dir", str(tmp_path / "data"), environment=environment
         )
     assert server.returncode == 1
     assert f"the pooler gives 5 connections at once; this server needs {LEAST}" in server.stderr

@@ -80,9 +80,9 @@ def test_verify_names_what_was_done_to_derived_tables(
         connection.execute("DELETE FROM audit.erasures")
         connection.execute("UPDATE orchestration.batches SET owner = 'globex'")
     found = uptrail("verify", *store)
-    told = uptrail("verify", "--json", *store)
+    as_json = uptrail("verify", "--json", *store)
 
-    assert found.code == told.code == 1
+    assert found.code == as_json.code == 1
     for expected in (
         "api_keys 0123456789abcdef: key altered: no event in the log is of it",
         "webhook altered: differs from the log: subscription is",
@@ -90,7 +90,7 @@ def test_verify_names_what_was_done_to_derived_tables(
         "orchestration altered: differs from the log: owner is globex, the log says default",
     ):
         assert expected in found.out
-    kinds = {one["kind"] for one in told.json["derived"]["findings"]}
+    kinds = {one["kind"] for one in as_json.json["derived"]["findings"]}
     assert kinds >= {"key_altered", "webhook_altered", "erasure_altered", "orchestration_altered"}
 
 

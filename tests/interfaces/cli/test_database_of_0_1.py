@@ -57,7 +57,7 @@ def foreign_values(server: LiveServer) -> bool:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one process there is learns soon that an owner is being erased."""
+    """Shorten the time until the only process is notified of an erasure."""
     monkeypatch.setattr(eraser, "SETTLE", 0.0)
     for module in (eraser, keyring):
         monkeypatch.setattr(module, "FRESH", 0.3)

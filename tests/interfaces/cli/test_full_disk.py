@@ -56,7 +56,7 @@ def batches(uptrail: Command, *place: object) -> list[dict[str, object]]:
 
 
 def messages(outcome: Outcome) -> list[str]:
-    """Lines that tell of failures."""
+    """Return the lines that report failures."""
     return [line for line in outcome.err.splitlines() if "fail" in line or "room" in line]
 
 
@@ -76,8 +76,8 @@ def test_a_full_disk_seals_nothing_and_the_same_command_resumes_the_same_batch(
         again = command(*upload, "--json")
         assert len(batches(command, *place)) == 1
     assert full.code == again.code == 1
-    (told,) = messages(full)
-    found = FULL.fullmatch(told)
+    (message,) = messages(full)
+    found = FULL.fullmatch(message)
     assert found is not None
     assert (int(found[1]), found[3]) == (files, "0 B")
     assert batch["state"] == "open"
@@ -109,8 +109,8 @@ def test_a_disk_that_fills_up_on_the_way_keeps_what_has_arrived(
             resumed = command("upload", folder, "--wait", "--json", *place)
 
     assert full.code == 1
-    (told,) = messages(full)
-    assert FULL.fullmatch(told)
+    (message,) = messages(full)
+    assert FULL.fullmatch(message)
     assert batch["state"] == "open"
     assert resumed.code == 0
     assert resumed.json["id"] == batch["id"]

@@ -1,4 +1,4 @@
-"""Servers that do not answer: told at once, tried again, given up in time with exit code 5."""
+"""Unreachable servers: reported at once, retried, then exit code 5 after the timeout."""
 
 from __future__ import annotations
 
@@ -159,8 +159,8 @@ def test_a_certificate_that_nobody_trusts_is_final_at_once(ask: Ask, tmp_path: P
     assert "certificate" in failed.err
 
 
-@pytest.mark.parametrize(("answer", "told"), [(b"+PONG\r\n", "does not speak HTTP")])
-def test_what_does_not_speak_http_is_final_at_once(ask: Ask, answer: bytes, told: str) -> None:
+@pytest.mark.parametrize(("answer", "message"), [(b"+PONG\r\n", "does not speak HTTP")])
+def test_what_does_not_speak_http_is_final_at_once(ask: Ask, answer: bytes, message: str) -> None:
     async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(10)
         writer.write(answer)
@@ -171,7 +171,7 @@ def test_what_does_not_speak_http_is_final_at_once(ask: Ask, answer: bytes, told
         failed = ask(url, "batch", "list", timeout=60)
 
     assert failed.code == 5
-    assert told in failed.err
+    assert message in failed.err
     assert "trying again" not in failed.err
 
 

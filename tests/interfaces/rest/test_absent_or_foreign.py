@@ -181,10 +181,10 @@ def test_processes_of_one_database_derive_the_same_ids_and_others_do_not(
         async with (
             serving(database_url, tmp_path / "a") as here,
             serving(database_url, tmp_path / "b") as there,
-            serving(empty_database_url, tmp_path / "c") as elsewhere,
+            serving(empty_database_url, tmp_path / "c") as other_database,
         ):
             ids = []
-            for server in (here, there, elsewhere):
+            for server in (here, there, other_database):
                 headers = {"Idempotency-Key": "nightly"}
                 form = {"files": [{"path": "a.txt", "size": 1}]}
                 answer = await server.post("/v1/batches", json=form, headers=headers)

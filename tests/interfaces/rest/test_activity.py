@@ -91,7 +91,7 @@ def test_a_batch_of_then_is_doing_what_it_did_then(database_url: str, tmp_path: 
             batch, path = started.json["id"], f"/v1/batches/{started.json['id']}"
             await count_arrival(server, batch, seconds_ago=900)
             counted = await server.services.log.head()
-            other = await server.batch("b")  # fifteen minutes later, elsewhere
+            other = await server.batch("b")  # fifteen minutes later, another batch
 
             async def activity(at: Any) -> Any:
                 answer = await server.get(path, params={"at": str(at)})

@@ -38,7 +38,7 @@ UPLOAD = [
 
 
 async def same_twice(server: Server, path: str, more: dict[str, Any]) -> None:
-    """Between the two requests somebody else records something."""
+    """Another client records an event between the two requests."""
     key = {"Idempotency-Key": "once"}
     first = await server.post(path, headers=key, **more)
     assert first.status == 202, first.json

@@ -1,4 +1,4 @@
-"""`min_position`: whoever reads sees what was recorded before, however late the projector is."""
+"""Read-your-writes with `min_position`, however late the projector is."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_latest_reflects_what_was_recorded_before_whoever_recorded_it(
 def test_every_read_that_takes_a_position_takes_latest(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interfaces.rest.webhooks.lists.SEEN_WITHIN", 0.0)  # nobody follows
+    monkeypatch.setattr("interfaces.rest.webhooks.lists.SEEN_WITHIN", 0.0)  # no follower runs
 
     async def story() -> None:
         async with serving(database_url, tmp_path) as server:

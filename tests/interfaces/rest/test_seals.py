@@ -35,7 +35,7 @@ async def seal(server: Server, url: str, folder: Path, *, rotate: bool = False) 
 class Exports:
     """Three batches, of which the first two are sealed, exported in every way.
 
-    The log begins with the key of whoever asks.
+    The log begins with the event of the key that the requests use.
     """
 
     def __init__(self, url: str, folder: Path) -> None:

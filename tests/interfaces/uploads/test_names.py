@@ -1,4 +1,4 @@
-"""One answer for names, whichever way a file comes: it is taken as it is, or refused by reason."""
+"""File names are accepted unchanged or refused with a reason, equally in every upload protocol."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ async def _alone(server: Server, answer: aiohttp.ClientResponse) -> Answered:
 
 async def _listed(answer: aiohttp.ClientResponse) -> Answered:
     """Of a request with a list of files: the last one's."""
-    told = await answer.json(content_type=None)
+    body = await answer.json(content_type=None)
     if answer.status >= 400:
-        return Answered(None, told["detail"])
-    file = told["files"][-1]
+        return Answered(None, body["detail"])
+    file = body["files"][-1]
     if file["status"] == "rejected":
         return Answered(None, file["message"])
     return Answered(file["path"])
@@ -190,9 +190,9 @@ def test_a_name_is_taken_or_refused_whichever_way_it_comes(
             for name, reason in REFUSED.items():
                 if way is by_disposition and "/" in name:
                     continue
-                path, told = await way(server, batch, name.encode())
-                assert (path, reason in told) == (None, True), (name, told)
-                assert await way(server, batch, name.encode()) == (path, told)
+                path, detail = await way(server, batch, name.encode())
+                assert (path, reason in detail) == (None, True), (name, detail)
+                assert await way(server, batch, name.encode()) == (path, detail)
             if way in (by_tus, by_tus_with_bytes, by_query, by_disposition):
                 assert await server.services.log.head() == head
 
@@ -218,9 +218,9 @@ def test_a_name_that_is_no_utf_8_is_refused_and_never_another_name(
             batch = await _batch(server)
             for name in (b"caf\xe9.txt", b"\xff\xfe.bin"):
                 for _ in range(2):  # sent again, it is refused again
-                    path, told = await way(server, batch, name)
+                    path, detail = await way(server, batch, name)
                     assert path is None
-                    assert FIELDS[way] in told, told
+                    assert FIELDS[way] in detail, detail
             known = await server.services.log.batch(batch)
             await catch_up(database_url, server.services.log)
             rows = await server.services.queries.uploads(known.id, owner=OWNER)
@@ -294,7 +294,7 @@ AIOHTTP = "Python/3.11 aiohttp/3.14.5"
         ('filename="é 100%.txt"', "python-requests/2.32", "é 100%.txt"),
         # curl before 7.81, and httpx: a backslash.
         (r'filename="say \"hi\".txt"', "curl/7.68", 'say "hi".txt'),
-        # aiohttp says so by its name alone.
+        # aiohttp is recognised by its User-Agent alone.
         ('filename="My%20Photo%20%C3%A9.jpg"', AIOHTTP, "My Photo é.jpg"),
         ('filename="dir%2Fa.jpg"', AIOHTTP, "dir/a.jpg"),
         ('filename="My%20Photo é.jpg"', AIOHTTP, "My%20Photo é.jpg"),  # quote_fields=False

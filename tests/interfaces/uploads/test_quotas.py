@@ -232,7 +232,7 @@ def test_a_transfer_waits_a_moment_for_another_one_of_its_owner_to_end(
             await eventually(arrived)
             waiting = asyncio.create_task(server.patch(second, 0, b"0123456789"))
             await eventually(lambda: len(server.transfers.turns) == 2)
-            # Somebody newer does not wait for one that waits.
+            # A newer request does not wait behind a waiting one.
             assert await server.offset(second) == 0
             assert await waiting == 423
 

@@ -1,4 +1,4 @@
-"""A revoked, expired or signed-out credential ends what runs in its name, in every process."""
+"""A revoked, expired or signed-out credential ends its running requests in every process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/files/` behaves as tusd does: its clients find there what they know."""
+"""`/files/` behaves as tusd does, so that tus clients work unchanged."""
 
 from __future__ import annotations
 

@@ -249,7 +249,7 @@ def test_an_action_in_flight_is_disabled_where_it_is_until_the_page_shows_what_c
                 pause = page.get_by_role("button", name="Pause")
                 await expect(pause).to_be_enabled()
                 at_first = await places(page)
-                await on.hold()  # the answer comes, and the feed does not tell of it yet
+                await on.hold()  # the response arrives before the feed delivers the change
                 async with page.expect_response("**/pause"):
                     await pause.click()
 
