@@ -40,7 +40,7 @@ class Broken(Exception):
 
 
 class Reader(Protocol):
-    """Something that bytes are read from, in order."""
+    """Sequential source of bytes."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
@@ -144,7 +144,7 @@ class Tally:
         self.require("nested", "max_nested", "archives inside")
 
     def end(self) -> None:
-        """Nothing may lie behind a link: where it would land, names do not say."""
+        """Refuse members below a link: where they would be written is undefined."""
         for name in self._names if self._links else ():
             for length in range(1, len(name)):
                 if (link := self._links.get(name[:length])) is not None:

@@ -105,7 +105,7 @@ def _find_directory(source: IO[bytes], size: int) -> _Directory:
     if disk or first_disk or here != count:
         raise Refused("it is one part of several")
     if offset + length != at:
-        raise Refused("its directory is not at its declared offset: data precedes or follows it")
+        raise Refused("its directory is not where declared: there is data before or between")
     return _Directory(offset, length, count)
 
 

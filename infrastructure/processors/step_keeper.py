@@ -24,7 +24,7 @@ LOOK = 0.2  # seconds between two looks, where the kernel cannot wait for both c
 OOM_SCORE = "500"  # the kernel, short of memory, ends a step's process before the worker
 
 
-class _Told(Exception):
+class _Terminated(Exception):
     """SIGTERM: end the child."""
 
 
@@ -77,7 +77,7 @@ def _keep(child: int) -> NoReturn:
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 1)  # or the worker would not see the child's end close
         status = _ended(child, None)
-    except _Told:
+    except _Terminated:
         status = None
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if status is None:
@@ -93,11 +93,11 @@ def _keep(child: int) -> NoReturn:
 
 
 def _tell(*_: object) -> NoReturn:
-    raise _Told
+    raise _Terminated
 
 
 def _ended(child: int, within: float | None) -> int | None:
-    """The status of the child; None if the worker is gone, or time has run out, before it ends."""
+    """Return the child's status; None if the worker exits or the time limit passes first."""
     deadline = None if within is None else time.monotonic() + within
     poll = select.poll()
     if within is None:
@@ -127,7 +127,7 @@ def _pidfd(child: int) -> int | None:
 
 
 def _kill_left(child: int) -> None:
-    """Kill what the child has started: it belongs to the keeper now, however it was started."""
+    """Kill all descendants of the child: as subreaper the keeper is their parent now."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)
     deadline = time.monotonic() + CLEANING

@@ -120,7 +120,7 @@ class StepPool:
                 self._slots.release()
 
     async def _ready(self, name: str) -> _StepProcess:
-        """A free process, best one that knows the processor, or a new one."""
+        """Return a free process, preferably with the processor loaded, or a new one."""
         for process in [*self._free]:
             if not process.alive:
                 self._free.remove(process)
@@ -278,7 +278,7 @@ class _StepProcess:
             raise _unreadable() from None
 
     async def _lost(self) -> StepFailure:
-        """The error of a step whose process is gone, or has closed its end of the pipe."""
+        """Return the error of a step whose process has exited, or has closed its pipe."""
         text = "closed its connection to the worker"
         with suppress(TimeoutError):
             async with asyncio.timeout(EXITING):
@@ -287,7 +287,7 @@ class _StepProcess:
 
 
 def installed_problems(steps: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """What is wrong with options of installed processors, or with loading them; "" where nothing.
+    """Return problems with installed processors or their options; "" if there are none.
 
     Judged in a process of its own, since that imports the packages.
     """

@@ -158,7 +158,7 @@ def _failure(error: StepError) -> StepFailure:
 
 
 class _Bench:
-    """What both kinds of workbench are made of: requests to the worker, which block."""
+    """Base of both workbenches: blocking requests to the worker."""
 
     def __init__(self, channel: _Channel) -> None:
         self._channel = channel
@@ -252,7 +252,7 @@ class _Chunks:
 
 
 class _Done:
-    """What may be awaited, and has happened already."""
+    """Awaitable of a value that is already available."""
 
     def __await__(self) -> Generator[None, None, None]:
         yield from ()
@@ -331,7 +331,7 @@ class _Runner:
             self._loop.remove_signal_handler(signal.SIGTERM)
 
     def _is_clean(self, memory: int) -> bool:
-        """Whether the step has left nothing that could touch the next one."""
+        """Return whether the step left nothing behind that could affect the next step."""
         pending = [task for task in asyncio.all_tasks(self._loop) if not task.done()]
         return not (
             pending
@@ -385,7 +385,7 @@ def _memory(limit: int) -> Iterator[None]:
 
 
 def _peak() -> int:
-    """The most memory that this process has had, in bytes; 0 where that is not known."""
+    """Return the peak memory of this process in bytes; 0 if unknown."""
     try:
         import resource
     except ImportError:
