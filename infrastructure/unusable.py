@@ -48,7 +48,7 @@ _ALWAYS = (
 
 
 def is_unusable(error: BaseException | None) -> bool:
-    """Whether the database, or the way to it, failed in a way that passes by itself.
+    """Return whether an error of the database or the connection is temporary.
 
     An error of a library counts as what it wraps. A full disk of the blobs, say, is not one.
     """
@@ -65,7 +65,7 @@ def is_unusable(error: BaseException | None) -> bool:
 
 
 def _of_library(error: BaseException | None) -> bool:
-    """Libraries that wrap errors, where they are imported: not every process needs them."""
+    """Return wrapping error classes of libraries that this process has imported."""
     sqlalchemy = sys.modules.get("sqlalchemy.exc")
     if sqlalchemy is not None and isinstance(error, sqlalchemy.DBAPIError):
         return is_unusable(error.orig)
@@ -79,7 +79,7 @@ def _of_library(error: BaseException | None) -> bool:
 
 @contextmanager
 def as_unavailable(what: str = "the database cannot be used") -> Iterator[None]:
-    """Raises Unavailable instead of an error that `is_unusable`."""
+    """Convert errors that are `is_unusable` to Unavailable."""
     try:
         yield
     except ApplicationError:

@@ -58,7 +58,7 @@ _last_host: dict[str, tuple[str, str, str]] = {}  # by URL: where the last conne
 
 
 class TimedConnection(AsyncConnection[TupleRow]):
-    """A connection that does not wait for ever for a server that is silent.
+    """Connection with a deadline for every response of the server.
 
     TCP cannot detect this: the kernel of a server whose processes are stopped still acknowledges.
     """
@@ -169,14 +169,14 @@ def connect_blocking(url: str, *, name: str, autocommit: bool = True) -> psycopg
 
 
 def conninfo(url: str, name: str) -> str:
-    """What libpq is to connect with; of several hosts the last that was reached comes first."""
+    """Return the connection string for libpq, with the host last reached first."""
     return parse_database_url(url).conninfo(name, _last_host.get(url))
 
 
 async def set_up(
     connection: Connection, url: str, settings: Mapping[str, str] | None = None
 ) -> None:
-    """State what Uptrail relies on in a new session. Raises BadDatabaseUrl, psycopg.Error."""
+    """Set the parameters of a new session. Raises BadDatabaseUrl, psycopg.Error."""
     with _refusals():
         for query, values in _statements(url, connection, settings):
             await connection.execute(query, values)
@@ -194,7 +194,7 @@ def _refusals() -> Iterator[None]:
 def _statements(
     url: str, connection: BaseConnection[Any], settings: Mapping[str, str] | None
 ) -> Iterator[tuple[bytes, tuple[Any, ...] | None]]:
-    """Queries and their values. What the URL sets comes first, what this session sets last."""
+    """Return queries and their values: settings of the URL first, of this session last."""
     wanted = {**parse_database_url(url).session, **REQUIRED, **_KEEPALIVES}
     if connection.info.server_version >= 170000:
         wanted |= SINCE_17

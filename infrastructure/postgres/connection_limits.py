@@ -28,7 +28,7 @@ WHERE r.rolname = session_user AND d.datname = current_database()"""
 
 
 class ConnectionLimit(msgspec.Struct, frozen=True):
-    """The tightest limit: `source` names it, `remedy` is how to raise it to a number."""
+    """The tightest connection limit: `source` names it, `remedy` is how to raise it."""
 
     source: str
     most: int
@@ -41,7 +41,7 @@ class ConnectionLimit(msgspec.Struct, frozen=True):
 
 
 async def tightest_limit(connection: Connection) -> ConnectionLimit:
-    """The limit that leaves the fewest connections; this connection does not count as used."""
+    """Return the limit with the fewest free connections, not counting this one as used."""
     row = await (await connection.execute(_LIMITS)).fetchone()
     assert row is not None
     role, database, superuser, of_role, of_database, most, reserved, *used = row
@@ -72,7 +72,7 @@ async def is_pooled(connection: Connection) -> bool:
 
 
 async def open_at_once(url: str, number: int) -> int:
-    """How many of so many connections are there at the same time; they are closed again."""
+    """Return how many of `number` connections can be open at once; close them again."""
     async with AsyncExitStack() as stack:
 
         async def add() -> None:

@@ -141,7 +141,7 @@ def _is_said(said: Mapping[str, str], key: str) -> bool:
 
 
 def _settings(options: str) -> Iterator[tuple[str, str]]:
-    """The settings that PostgreSQL's command line options name. Raises BadDatabaseUrl."""
+    """Return the settings in PostgreSQL's command line options. Raises BadDatabaseUrl."""
     words = iter(_words(options))
     for word in words:
         if word == "-c":
@@ -159,7 +159,7 @@ def _settings(options: str) -> Iterator[tuple[str, str]]:
 
 
 def _words(options: str) -> list[str]:
-    """Split as PostgreSQL does (pg_split_opts): at spaces that no backslash precedes."""
+    """Split options as PostgreSQL does (pg_split_opts): at spaces without a backslash."""
     return [re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^\s\\])+", options)]
 
 

@@ -45,7 +45,7 @@ class BadRole(Exception):
 
 
 def grant_serving(connection: psycopg.Connection, role: str) -> None:
-    """Let this role serve, and not alter the log, in one transaction; as the owner.
+    """Grant a role the rights to serve, but not to alter the log, in one transaction.
 
     Raises BadRole, psycopg.Error.
     """

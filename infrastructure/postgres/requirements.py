@@ -61,7 +61,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 async def examine(url: str) -> list[Verdict]:
-    """Check server, database, role and the way to them. Raises psycopg.Error, BadDatabaseUrl."""
+    """Check server, database, role and connection. Raises psycopg.Error, BadDatabaseUrl."""
     async with await connect(url, name="check", patient=False) as connection:
         number = connection.info.server_version
         if number < OLDEST * 10_000:
@@ -148,7 +148,7 @@ async def _schema(connection: Connection, schema: str | None, path: str) -> Verd
 
 
 async def _session(connection: Connection) -> Verdict:
-    """Each setting is as the session stated it; those that would be otherwise are named."""
+    """Check that each setting has the value that the session set, and list overridden ones."""
     wanted = {name.lower(): {value.lower()} for name, value in REQUIRED.items()}
     wanted["synchronous_commit"] = set(DURABLE)
     rows = await (await connection.execute(_SETTINGS, (list(wanted),))).fetchall()
@@ -165,7 +165,7 @@ async def _session(connection: Connection) -> Verdict:
 
 
 async def _pooling(connection: Connection, url: str) -> Verdict:
-    """Whether the session keeps its server process, as in no mode of a pooler but session mode.
+    """Check that the session keeps its server process: a pooler must be in session mode.
 
     A session leaves a mark. It must be there in its next transactions, although others run
     meanwhile, and no other session may see it. Where transactions share server processes, the
