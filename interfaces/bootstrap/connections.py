@@ -39,7 +39,7 @@ class PoolSizes(msgspec.Struct, frozen=True):
 
 
 class Needs(msgspec.Struct, frozen=True):
-    """Connections without which nothing works, and as many as there may be under load."""
+    """Numbers of connections: the minimum to work, and the maximum under load."""
 
     least: int
     most: int
@@ -50,7 +50,7 @@ class TooFewConnections(UnfitDatabase):
 
 
 def needs_of(settings: Settings, roles: Sequence[Role]) -> Needs:
-    """What one process with these roles needs."""
+    """Return the connections that one process with these roles needs."""
     held = EVERY_PROCESS
     held += settings.max_owner_transfers > 0  # places of owners
     held += settings.blob_bucket is not None  # locks of blobs
@@ -64,7 +64,7 @@ def needs_of(settings: Settings, roles: Sequence[Role]) -> Needs:
 
 
 def needs_of_server(settings: Settings, roles: Sequence[Role]) -> list[Needs]:
-    """What each process of a server needs."""
+    """Return the connections that each process of a server needs."""
     if Role.API not in roles or settings.processes == 1:
         return [needs_of(settings, roles)]
     others = [role for role in roles if role is not Role.API]
@@ -73,7 +73,7 @@ def needs_of_server(settings: Settings, roles: Sequence[Role]) -> list[Needs]:
 
 
 async def require_connections(settings: Settings, roles: Sequence[Role]) -> PoolSizes:
-    """The pool sizes with which every process of this server gets what it needs.
+    """Return the pool sizes for every process of this server.
 
     An embedded database has enough. Raises TooFewConnections, psycopg.Error, BadDatabaseUrl.
     """
@@ -107,7 +107,7 @@ async def require_connections(settings: Settings, roles: Sequence[Role]) -> Pool
 
 
 def _sizes(limit: ConnectionLimit, least: int, most: int) -> PoolSizes:
-    """Where there are not enough for the full load, every pool that grows gets its share."""
+    """Divide the available connections among the pools if there are too few for full load."""
     sizes = PoolSizes()
     share = min(1.0, (limit.free - least) / max(1, most - least))
     return PoolSizes(

@@ -45,7 +45,7 @@ class Connection:
 
     @property
     def deadline(self) -> float | None:
-        """When to give up, by the loop's clock; None once the server has answered."""
+        """Return when to give up, by the loop's clock; None once the server has responded."""
         if self.reached:
             return None
         if self._began is None:
@@ -116,7 +116,7 @@ class Connection:
 
 
 class Waits:
-    """Growing pauses between the tries of one request, until patience ends."""
+    """Backoff between the attempts of one request, until its time limit."""
 
     def __init__(self, connection: Connection) -> None:
         self._loop = asyncio.get_running_loop()
@@ -124,12 +124,12 @@ class Waits:
         self.calm()
 
     def calm(self) -> None:
-        """Something went well: patience begins anew."""
+        """Reset the time limit after progress."""
         self._end = self._loop.time() + self._connection.patience
         self._pause = FIRST_PAUSE
 
     async def lost(self, cause: BaseException, *, repeatable: bool = True) -> None:
-        """Wait after a request without an answer. Raises Unreachable when that is no use.
+        """Wait after a request without a response. Raises Unreachable if a retry is useless.
 
         A request that is not `repeatable` may have been carried out, unless it was never sent.
         """
@@ -141,7 +141,7 @@ class Waits:
         await self.next(error)
 
     async def next(self, error: Exception, retry_after: str | None = None) -> None:
-        """Wait before another try, or raise the error when there is no patience left."""
+        """Wait before the next attempt, or raise the error after the time limit."""
         pause = float(retry_after) if retry_after and retry_after.isdecimal() else self._pause
         end = self._connection.deadline or self._end
         left = end - self._loop.time()
@@ -153,7 +153,7 @@ class Waits:
 
 
 def _is_final(error: BaseException, *, reached: bool) -> bool:
-    """Whether trying again cannot help: a certificate, no HTTP, a name that does not exist.
+    """Return whether retries are useless: bad certificate, no HTTP, unknown host name.
 
     A name that has existed before is missing only for a while, as without a network.
     """

@@ -36,7 +36,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """So many failures at once, then one every `interval` seconds."""
+    """Rate limit: a burst of failures, then one every `interval` seconds."""
 
     burst: int
     interval: float
@@ -47,7 +47,7 @@ PER_KEY = Rate(10, 10.0)
 
 
 class TooManyAttempts(Problem):
-    """A credential does not hold, and neither did too many before it."""
+    """Raised for an invalid credential after too many failed ones."""
 
     def __init__(self, seconds: float) -> None:
         after = max(1, math.ceil(seconds))
@@ -86,7 +86,7 @@ class _Buckets:
 
 
 class FailedAttempts:
-    """The failures of one process. `clock` gives seconds."""
+    """Rate limiter for failed authentication in one process. `clock` returns seconds."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class FailedAttempts:
     async def checked(
         self, address: str, kind: str, text: str, check: Callable[[], Awaitable[T | None]]
     ) -> T | None:
-        """Returns what `check` finds, None for a credential that does not hold.
+        """Return the result of `check`; None for an invalid credential.
 
         `kind` is for the log; of `text` only the public id of a key is looked at. Raises
         TooManyAttempts instead of returning None beyond the limit.
@@ -165,7 +165,7 @@ class FailedAttempts:
 
 
 class ClientAttempts:
-    """The attempts of one client."""
+    """Authentication attempts of one client."""
 
     def __init__(self, attempts: FailedAttempts, address: str) -> None:
         self._attempts = attempts

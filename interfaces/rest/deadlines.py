@@ -55,7 +55,7 @@ class Fault(Enum):
 
 
 class Progress:
-    """How a growing total of bytes moves: measured over windows of time, one after the other."""
+    """Transfer rate of a growing byte count, measured over consecutive time windows."""
 
     __slots__ = ("_last", "_moved_at", "_since", "_start")
 
@@ -63,11 +63,11 @@ class Progress:
         self._since: float | None = None
 
     def restart(self) -> None:
-        """Forgets what was measured: the other side is not to blame for the time until now."""
+        """Restart the measurement: the time until now was not the peer's delay."""
         self._since = None
 
     def fault(self, now: float, total: int, window: float, rate: float) -> Fault | None:
-        """What is wrong with it, if anything; `now` and `window` in seconds."""
+        """Return the fault of the transfer, if any; `now` and `window` in seconds."""
         if self._since is None:
             self._since = self._moved_at = now
             self._start = self._last = total
@@ -85,14 +85,14 @@ class Progress:
 
 
 class Swept(Protocol):
-    """A connection, as the sweep sees it."""
+    """Interface of a connection for the sweep."""
 
     def look(self, now: float) -> None:
-        """Ends what is beyond its deadline."""
+        """End what has exceeded its deadline."""
 
 
 class Sweep:
-    """Looks at all connections periodically, while there are any.
+    """Periodic check of all connections, while there are any.
 
     `now` is a clock that only advances while the event loop runs: a loop that was blocked has not
     read from its sockets meanwhile, and must not take their senders for silent.
@@ -107,7 +107,7 @@ class Sweep:
         self._timer: asyncio.TimerHandle | None = None
 
     def wake(self) -> None:
-        """There is a connection."""
+        """Start the sweep if it is idle."""
         if self._timer is None:
             self._looked_at = self._loop.time()
             self._schedule()

@@ -20,12 +20,12 @@ _log = structlog.get_logger(__name__)
 
 
 class Holder(Protocol):
-    """Work that goes on in the name of a credential."""
+    """Running work that depends on a credential."""
 
     credential: Credential
 
     def end_access(self) -> None:
-        """Ends the work: the credential does not hold any more."""
+        """End the work: the credential is no longer valid."""
 
 
 class RunningRequest:
@@ -52,7 +52,7 @@ class RunningRequest:
 
 
 class RunningRequests:
-    """Everything that runs in this process in the name of a credential."""
+    """Registry of requests and feed connections of this process, by credential."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
@@ -63,7 +63,7 @@ class RunningRequests:
 
     @contextmanager
     def running(self, request: web.Request, credential: Credential) -> Iterator[RunningRequest]:
-        """Counts the request in until the block ends."""
+        """Register the request until the block ends."""
         entry = request[RUNNING_REQUEST] = RunningRequest(request, credential)
         self._holders.add(entry)
         try:
@@ -72,7 +72,7 @@ class RunningRequests:
             self._holders.discard(entry)
 
     def replace(self, request: web.Request, holder: Holder) -> None:
-        """Watches `holder` from now on, instead of the request that it serves; see `discard`."""
+        """Register `holder` in place of the request that it serves; see `discard`."""
         if RUNNING_REQUEST in request:
             self._holders.discard(request[RUNNING_REQUEST])
         self._holders.add(holder)
@@ -81,7 +81,7 @@ class RunningRequests:
         self._holders.discard(holder)
 
     async def watch(self) -> None:
-        """Ends what runs in the name of ended credentials, until cancelled."""
+        """End requests and connections of ended credentials, until cancelled."""
         while True:
             await self._keys.changed()
             try:
@@ -105,7 +105,7 @@ RUNNING_REQUEST: web.RequestKey[RunningRequest] = web.RequestKey("running_reques
 
 
 def watch_running_requests(app: web.Application, keys: Keys) -> None:
-    """Gives the application its RUNNING, watched from its start to its end."""
+    """Give the application its RUNNING registry, and watch it while the application runs."""
     app[RUNNING] = RunningRequests(keys)
     app.cleanup_ctx.append(_watched)
 

@@ -15,7 +15,7 @@ LARGE = 64 * 1024  # bytes from which a response in one piece is counted
 
 
 class Stream(StrEnum):
-    """Kinds of responses, by what a reader that does not go on keeps in memory."""
+    """Kinds of responses, by the memory that a slow reader occupies."""
 
     DOWNLOAD = "download"  # a chunk of the file
     HISTORY = "history"  # a page of events
@@ -35,7 +35,7 @@ MOST = {
 
 
 class Streams:
-    """The responses that are being read from this process."""
+    """Limiter of concurrent responses of this process."""
 
     def __init__(self) -> None:
         self._open: Counter[tuple[str, Stream]] = Counter()
@@ -44,7 +44,7 @@ class Streams:
         return self._open.total()
 
     def open(self, request: web.Request, principal: str, kind: Stream) -> None:
-        """Counts the response in until it has been sent. Raises a 429 Problem for one too many."""
+        """Count the response until it has been sent. Raises a 429 Problem for one too many."""
         key = principal, kind
         if self._open[key] >= MOST[kind]:
             raise Problem(
