@@ -27,7 +27,7 @@ def utc_now() -> datetime:
 
 
 class Doing(msgspec.Struct, frozen=True):
-    """An activity: since when it has waited, stalled or been paused, and how long this holds.
+    """Activity of a batch, with its beginning and the time at which it changes by itself.
 
     At `until` it is another one, although nothing was recorded.
     """
@@ -38,7 +38,7 @@ class Doing(msgspec.Struct, frozen=True):
 
 
 def show_activity(batch: BatchView, now: datetime) -> BatchView:
-    """Fill in what the batch is doing, and return it."""
+    """Return the batch with its current activity."""
     doing = activity_of(batch, now)
     batch.activity = doing.activity
     batch.activity_since = doing.since
@@ -47,7 +47,7 @@ def show_activity(batch: BatchView, now: datetime) -> BatchView:
 
 
 def show_activity_then(batch: BatchView, then: datetime) -> BatchView:
-    """Fill in what the batch was doing at a moment of the past, and return it."""
+    """Return the batch with its activity at a time in the past."""
     batch = show_activity(batch, then)
     batch.activity_until = None
     return batch
@@ -84,7 +84,7 @@ _WORKING = (UploadState.RECEIVED, UploadState.QUEUED, UploadState.PROCESSING)
 
 
 def _moving(batch: BatchView, now: datetime) -> Doing:
-    """Work is there; where nothing has come of it for long, it is stalled."""
+    """Return the activity of a batch with work to do: active, or stalled after long inactivity."""
     end = batch.active_at + STALLED_AFTER
     if now < end:
         return Doing(Activity.PROCESSING, until=end)

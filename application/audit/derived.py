@@ -24,7 +24,7 @@ DerivedKind: TypeAlias = Literal[
 
 
 class DerivedFinding(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of a derived table that does not follow from the log: which row, and what differs."""
+    """Finding: a row of a derived table that differs from the log, with the difference."""
 
     kind: DerivedKind
     table: str
@@ -33,7 +33,7 @@ class DerivedFinding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DerivedCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """What was compared with the log as of position `head`.
+    """Result of the comparison with the log as of position `head`.
 
     `checked` counts the rows of each table. `findings` names up to MAX_FINDINGS.
     """

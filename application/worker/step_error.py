@@ -11,7 +11,7 @@ from domain.upload.failure import MAX_ERROR_TYPE, MAX_MESSAGE
 
 
 class Kind(StrEnum):
-    """What follows an error: another attempt, the end, or quarantine."""
+    """Consequence of an error: another attempt, failure, or quarantine."""
 
     RETRYABLE = "retryable"
     PERMANENT = "permanent"
@@ -19,7 +19,7 @@ class Kind(StrEnum):
 
 
 class StepError(msgspec.Struct, frozen=True):
-    """An error as values: the name of its class, its message, and what follows."""
+    """Error as plain values: the name of its class, its message, and its consequence."""
 
     error_type: str
     message: str
@@ -27,7 +27,7 @@ class StepError(msgspec.Struct, frozen=True):
 
 
 class StepFailure(Exception):
-    """A step ended with `error` in another process, or took its process with it."""
+    """Raised for a step that failed in another process, or crashed that process."""
 
     def __init__(self, error: StepError) -> None:
         super().__init__(error.message)
@@ -35,7 +35,7 @@ class StepFailure(Exception):
 
 
 def describe(error: BaseException) -> StepError:
-    """Describe an error without trusting its class: its methods may raise, or never end a text."""
+    """Describe an error without trusting its class: methods may raise or return huge texts."""
     if issubclass(type(error), StepFailure):
         assert isinstance(error, StepFailure)
         return error.error

@@ -55,7 +55,7 @@ class LoginIssued(Event, frozen=True, kw_only=True, tag="login.issued"):
 
 
 class LoginUsed(Event, frozen=True, kw_only=True, tag="login.used"):
-    """The login link was followed; it cannot be used again."""
+    """The login link was used; it cannot be used again."""
 
 
 class SessionOpened(Event, frozen=True, kw_only=True, tag="session.opened"):
@@ -73,7 +73,7 @@ class SessionClosed(Event, frozen=True, kw_only=True, tag="session.closed"):
 
 
 class ErasureRequested(Event, frozen=True, kw_only=True, tag="erasure.requested"):
-    """An admin asked that everything personal of an owner be destroyed."""
+    """An admin requested the destruction of an owner's personal data."""
 
     owner: str
     reason: str = ""
@@ -92,7 +92,7 @@ class ErasureImported(Event, frozen=True, kw_only=True, tag="erasure.imported"):
 
 
 class ErasureFinished(Event, frozen=True, kw_only=True, tag="erasure.finished"):
-    """It is done, with so many batches and uploads; `keys` are those that were destroyed."""
+    """The erasure is done. Numbers of batches and uploads erased; ids of the destroyed `keys`."""
 
     batches: int
     uploads: int

@@ -67,7 +67,7 @@ COUNTED = ("keys", "sessions", "logins", "erasures", "owner keys")
 
 
 class AccessCheck:
-    """Checks rows against their streams, and streams that were met in the log against rows."""
+    """Comparison of rows with their streams, and of streams in the log with their rows."""
 
     def __init__(self, connection: Connection, codec: Codec, findings: Findings) -> None:
         self._connection = connection
@@ -77,7 +77,7 @@ class AccessCheck:
         self._destroyed: set[UUID] = set()  # keys that a finished erasure names
 
     def met_box(self, key: UUID, owner: str) -> None:
-        """An event of a stream of this owner is encrypted with this key."""
+        """Note that an event of this owner's stream is encrypted with this key."""
         known = self._owner_keys.setdefault(key, owner)
         if known != owner:
             detail = f"encrypts events of {known} and of {owner}"
@@ -85,7 +85,7 @@ class AccessCheck:
             self._owner_keys[key] = owner
 
     async def met(self, aggregates: Sequence[Aggregate]) -> None:
-        """Streams that were folded to their ends: each key and erasure must have its row."""
+        """Note completely folded streams: each key and erasure must have its row."""
         keys = {one.key: one for one in aggregates if isinstance(one, RecordedKey)}
         erasures = {one.id: one for one in aggregates if isinstance(one, RecordedErasure)}
         for erasure in erasures.values():
@@ -159,7 +159,7 @@ class AccessCheck:
                 )
 
     async def _check_owner_keys(self) -> None:
-        """A key that is gone reads as an erasure, so each must be there or have been erased."""
+        """Check that owner keys exist unless the owner was erased: a lost key reads as erased."""
         wanted = list({*self._owner_keys, *self._destroyed})
         for start in range(0, len(wanted), PAGE):
             rows = await self._rows(_OWNER_KEYS, wanted[start : start + PAGE])

@@ -6,7 +6,7 @@ from application.audit.derived import MAX_FINDINGS, DerivedFinding, DerivedKind
 
 
 class Findings:
-    """The first MAX_FINDINGS findings; later ones are dropped."""
+    """Collector of the first MAX_FINDINGS findings; later ones are dropped."""
 
     def __init__(self) -> None:
         self.found: list[DerivedFinding] = []

@@ -70,7 +70,7 @@ class _Extent:
 
 
 class StreamCheck:
-    """Takes events in the order of their streams, and compares what is derived from each stream."""
+    """Comparison of derived rows with events, which are passed stream by stream."""
 
     def __init__(self, positions: Positions, findings: Findings) -> None:
         self.newest_row_event = 0  # up to the read model's position, of those that change a row
@@ -257,7 +257,7 @@ class _Stream:
             self._findings.add("orchestration_altered", table, self.id, detail)
 
     def _report_misplaced(self) -> None:
-        """A row in the table of another kind of stream."""
+        """Report a row in the table of another kind of stream."""
         wrong: dict[str, bool] = {
             "orchestration.members": self._member is not None
             and not (isinstance(self._aggregate, Upload) and not is_part(self.id)),
@@ -324,7 +324,7 @@ def _differing(found: Any, expected: Any) -> Iterator[str]:
 
 
 def _differing_progress(row: Followed, expected: Followed) -> Iterator[str]:
-    """Of the last count, the columns that are kept: the states, the bytes and the moment."""
+    """Return the differing columns of the last count: states, bytes and time."""
     for name in ("at", "counts", "bytes_received", "bytes_total", "arrived_at"):
         found, known = getattr(row.progress, name, None), getattr(expected.progress, name, None)
         if found != known:

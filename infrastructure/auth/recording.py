@@ -14,7 +14,7 @@ from infrastructure.postgres.pool import Connection
 
 
 def digest_of(secret_hash: bytes) -> str:
-    """Hash of the hash that a secret is checked against: it proves the row and opens nothing."""
+    """Return the hash of a stored secret hash: it identifies the row and grants no access."""
     return "sha256:" + sha256(secret_hash).hexdigest()
 
 

@@ -48,7 +48,7 @@ class Revocations:
         self._notified.clear()
 
     async def ended(self, credentials: Collection[Credential]) -> frozenset[Credential]:
-        """Return those of the credentials that do not hold any more, in at most two queries."""
+        """Return the credentials that are no longer valid, with at most two queries."""
         keys: dict[str, list[Credential]] = {}
         sessions: dict[bytes, Credential] = {}
         for credential in credentials:

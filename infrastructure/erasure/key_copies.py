@@ -27,7 +27,7 @@ class OwnerKeyCopy(msgspec.Struct, frozen=True):
 
 
 class OwnerKeyCopies:
-    """The newest copy, in the folder of the master keys."""
+    """Storage of the newest copy, in the folder of the master keys."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -41,7 +41,7 @@ class OwnerKeyCopies:
                 earlier.unlink(missing_ok=True)
 
     def replacing(self, master: str) -> OwnerKeyCopy | None:
-        """The copy whose master key replaced this one, at once or later."""
+        """Return the copy whose master key directly or indirectly replaced this one."""
         for file in self._folder.glob(f"*{SUFFIX}"):
             try:
                 copy = msgspec.json.decode(file.read_bytes(), type=OwnerKeyCopy)
@@ -53,5 +53,5 @@ class OwnerKeyCopies:
 
 
 def sanitized(id: str) -> str:
-    """An id of a KMS as part of a file name."""
+    """Return a key id of a KMS as part of a file name."""
     return "".join(letter if letter.isalnum() else "-" for letter in id)[-100:]

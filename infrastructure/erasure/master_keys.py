@@ -31,7 +31,7 @@ _log = structlog.get_logger(__name__)
 
 
 class NoMasterKey(Exception):
-    """A master key that is needed is not here, or does not open what it should."""
+    """Raised if a required master key is missing, or does not decrypt its data."""
 
     hint = (
         "set master_keys to the folder that the first process used (share it between machines), or"
@@ -40,7 +40,7 @@ class NoMasterKey(Exception):
 
 
 class MasterKeys(Protocol):
-    """Where master keys are kept. All raise NoMasterKey."""
+    """Store of master keys. All methods raise NoMasterKey."""
 
     async def create(self) -> str:
         """Make a key, durably, and return its id."""
@@ -56,7 +56,7 @@ class MasterKeys(Protocol):
 
 
 class FileMasterKeys:
-    """One file a key (AES-256-GCM, NIST SP 800-38D), mode 0600, in a folder of mode 0700."""
+    """Master keys (AES-256-GCM, NIST SP 800-38D) in files (0600) of a folder (0700)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -125,7 +125,9 @@ class FileMasterKeys:
 
 
 class CommandMasterKeys:
-    """A user's command, for a KMS or an HSM. It is run as `COMMAND ACTION [ID]`.
+    """Master keys in a KMS or HSM, used with a configured command.
+
+    The command is run as `COMMAND ACTION [ID]`.
 
     `create` prints the id of a new key; `encrypt ID` and `decrypt ID` read lines of base64 and
     print as many; `destroy ID` destroys, also what is destroyed already. Exit code 0 is success.
@@ -184,7 +186,7 @@ class CommandMasterKeys:
 
 
 def master_keys_of(settings: Settings) -> MasterKeys:
-    """The command where one is set, else files."""
+    """Return the configured command's store, or the folder's if none is set."""
     if settings.master_key_command:
         return CommandMasterKeys(settings.master_key_command)
     return FileMasterKeys(settings.master_key_folder)

@@ -72,7 +72,7 @@ async def rewrite(connection: Connection, url: str, log: EventLog) -> None:
 
 
 async def _rewrite_read_model(connection: Connection, url: str, log: EventLog) -> None:
-    """Beside the live one, which readers and the projector go on using until it is swapped."""
+    """Rebuild the read model beside the live one, which stays in use until the swap."""
     try:
         await rebuild(url, log)
     except psycopg.errors.InsufficientPrivilege:
@@ -91,7 +91,7 @@ async def _rewrite_table(connection: Connection, table: LiteralString) -> None:
 
 
 async def _patiently(connection: Connection, statement: LiteralString) -> bool:
-    """Whether it was done: each try waits for others briefly, and gives way."""
+    """Retry with a short lock timeout; return whether it succeeded."""
     for _ in range(TRIES):
         try:
             async with _lock_timeout(connection):
@@ -116,7 +116,7 @@ async def _lock_timeout(connection: Connection) -> AsyncIterator[None]:
 
 
 async def _overwrite_wal(connection: Connection) -> None:
-    """Go on to new segments until each that was there, used or kept for later, was overwritten.
+    """Switch WAL segments until every existing one, used or recycled, is overwritten.
 
     The rest of a segment that is left is filled with zeros. Segments that hold old rows now become
     ones that are kept for later at the next checkpoint: a second round overwrites those.

@@ -56,12 +56,12 @@ _log = structlog.get_logger(__name__)
 
 
 def sealed_with(id: UUID, key: bytes) -> bytes:
-    """What is encrypted of an owner's key: with its id, so that no other can be put in its row."""
+    """Return the plaintext of an owner's key with its id, which prevents swapping rows."""
     return id.bytes + key
 
 
 def opened_for(id: UUID, content: bytes) -> bytes:
-    """The owner's key. Raises NoMasterKey for what was encrypted as another's."""
+    """Return the owner's key. Raises NoMasterKey for a key encrypted with another id."""
     if content[:16] != id.bytes:
         raise NoMasterKey(f"the key of an owner, {id}, is that of another row")
     return content[16:]
@@ -70,7 +70,7 @@ def opened_for(id: UUID, content: bytes) -> bytes:
 async def ensure_master_key(
     connection: Connection, masters: MasterKeys, copies: OwnerKeyCopies | None = None
 ) -> None:
-    """Make the first master key of a database, or make sure that its current one is here.
+    """Create the first master key of a database, or check that its current one is available.
 
     A database restored from before an erasure names a master key that is destroyed: it gets the
     owners' keys of the copy that was made when that was replaced. Keys of owners from before there
@@ -92,7 +92,7 @@ async def ensure_master_key(
 
 
 async def require_master_key(connection: Connection, masters: MasterKeys) -> str | None:
-    """The id of the current master key, once it was tried out; None where there is none yet.
+    """Return the id of the current master key after a test, or None if there is none yet.
 
     Raises NoMasterKey, psycopg.Error.
     """
@@ -104,7 +104,7 @@ async def require_master_key(connection: Connection, masters: MasterKeys) -> str
 
 
 async def _adopt(connection: Connection, masters: MasterKeys, copies: OwnerKeyCopies) -> bool:
-    """Whether a copy replaced the database's master key, and its owners' keys are here now.
+    """Restore the owners' keys from a copy; return whether there was one.
 
     Owners that the copy does not have were erased since.
     """
@@ -131,7 +131,7 @@ async def _adopt(connection: Connection, masters: MasterKeys, copies: OwnerKeyCo
 
 
 async def current_master(connection: Connection) -> str:
-    """The id of the master key that new keys are encrypted with."""
+    """Return the id of the master key that encrypts new keys."""
     ((id, _),) = await _rows(connection, _CURRENT)
     return str(id)
 
