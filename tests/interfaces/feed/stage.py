@@ -77,7 +77,7 @@ class Stage:
         return id
 
     async def upload(self, batch: UUID, path: str, owner: str = "acme", **more: Any) -> UUID:
-        id = upload_id_for(batch, path, b"")
+        id = upload_id_for(batch, path, self.log.id_secret)
         self._owners[id] = owner
         await self.record(id, registered(batch=batch, path=path, owner=owner, **more))
         return id

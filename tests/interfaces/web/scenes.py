@@ -70,7 +70,7 @@ class Scene:
 
     async def add(self, path: str, size: int, life: Sequence[UploadEvent] = ()) -> UUID:
         """A file, and what became of it so far."""
-        id = upload_id_for(self.id, path, b"")
+        id = upload_id_for(self.id, path, self.log.id_secret)
         registered = UploadRegistered(
             at=self.began,
             by=BY,

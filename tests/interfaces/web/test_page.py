@@ -111,7 +111,8 @@ def test_thousands_of_uploads_are_a_few_elements(database_url: str, tmp_path: Pa
                     cut = UploadFailed(
                         **scene.at(9), by=BY, step="thumbnail", message=f"cut {number}"
                     )
-                    await scene.live(upload_id_for(scene.id, f"{number:05}.bin", b""), cut)
+                    path = f"{number:05}.bin"
+                    await scene.live(upload_id_for(scene.id, path, on.log.id_secret), cut)
                 await page.get_by_role("button", name="thumbnail: cut #").click()
                 await expect(options).to_have_count(2)
 
