@@ -1,7 +1,7 @@
 """Carries an erasure out, step by step: each may be done again, and a crash anywhere harms nothing.
 
 Batches are called off and end; bytes go, and every upload and batch says so on record; the keys are
-destroyed, with the master key that encrypted them, and so what the log says in confidence; then
+destroyed, with the master key that encrypted them, so encrypted fields become unreadable; then
 copies that others kept.
 """
 

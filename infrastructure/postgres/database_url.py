@@ -96,9 +96,9 @@ class DatabaseUrl(msgspec.Struct, frozen=True):
         hosts = self.hosts
         if len(hosts) > 1:
             defaults |= SEVERAL_HOSTS
-        said = self.parameters
-        chosen = {key: value for key, value in defaults.items() if not _is_said(said, key)} | said
-        if len(hosts) > 1 and first in hosts and "load_balance_hosts" not in said:
+        given = self.parameters
+        chosen = {key: value for key, value in defaults.items() if not _is_set(given, key)} | given
+        if len(hosts) > 1 and first in hosts and "load_balance_hosts" not in given:
             rest = [host for host in hosts if host != first]
             columns = zip(*[first, *rest], strict=True)
             for key, column in zip(_PLACE, columns, strict=True):
@@ -136,8 +136,8 @@ def parse_database_url(url: str) -> DatabaseUrl:
     return parsed
 
 
-def _is_said(said: Mapping[str, str], key: str) -> bool:
-    return key in said or bool(os.environ.get(_ENVIRONMENT.get(key, ""), ""))
+def _is_set(given: Mapping[str, str], key: str) -> bool:
+    return key in given or bool(os.environ.get(_ENVIRONMENT.get(key, ""), ""))
 
 
 def _settings(options: str) -> Iterator[tuple[str, str]]:
