@@ -23,7 +23,7 @@ VERSIONS = ("--http1.1", "--http2")
 IETF = {"Upload-Draft-Interop-Version": "8"}
 
 
-class Said(NamedTuple):
+class Response(NamedTuple):
     """What curl was answered: the status lines of all heads, and the last head."""
 
     statuses: list[str]
@@ -44,13 +44,13 @@ async def _behind(
 async def _curl(
     proxy: Proxy, server: Server, version: str, method: str, url: str, file: Path | None = None, /,
     **headers: str,
-) -> Said:  # fmt: skip
+) -> Response:  # fmt: skip
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    said = {**server.as_(server.key), **{k.replace("_", "-"): v for k, v in headers.items()}}
+    sent = {**server.as_(server.key), **{k.replace("_", "-"): v for k, v in headers.items()}}
     command = ["curl", "-s", "-i", version, "--max-time", "60", "--cacert", str(proxy.certificate)]
     command += ["--head"] if method == "HEAD" else ["-X", method]
-    for header in said.items():
+    for header in sent.items():
         command += ["-H", ": ".join(header)]
     if file is not None:
         command += ["--data-binary", f"@{file}"]
@@ -64,7 +64,7 @@ async def _curl(
         head, _, text = text.partition("\r\n\r\n")
         statuses.append(head.split("\r\n")[0].strip())
     pairs = (line.partition(": ")[::2] for line in head.split("\r\n")[1:])
-    return Said(statuses, {name.lower(): value for name, value in pairs}, text)
+    return Response(statuses, {name.lower(): value for name, value in pairs}, text)
 
 
 @pytest.mark.parametrize("name", PROXIES)
@@ -84,21 +84,21 @@ def test_an_ietf_client_uploads_through_a_proxy(
                 number = version.removeprefix("--http")
                 url = f"{proxy.url}/v1/uploads?path=film.bin"
                 whole = {**IETF, "Upload-Complete": "?1"}
-                said = await _curl(proxy, server, version, "POST", url, file, **whole)
-                assert said.statuses[-1].startswith(f"HTTP/{number} 201")
-                assert not any(" 104" in status for status in said.statuses)
-                assert said.headers["location"].startswith(f"{proxy.url}/v1/uploads/")
-                assert await server.content(path_of(said.headers["location"])) == CONTENT
+                reply = await _curl(proxy, server, version, "POST", url, file, **whole)
+                assert reply.statuses[-1].startswith(f"HTTP/{number} 201")
+                assert not any(" 104" in status for status in reply.statuses)
+                assert reply.headers["location"].startswith(f"{proxy.url}/v1/uploads/")
+                assert await server.content(path_of(reply.headers["location"])) == CONTENT
 
                 begun = {**IETF, "Upload-Complete": "?0"}
-                said = await _curl(proxy, server, version, "POST", url, half, **begun)
-                location = said.headers["location"]
-                said = await _curl(proxy, server, version, "HEAD", location, **IETF)
-                assert said.headers["upload-offset"] == str(len(CONTENT) // 2)
-                ended = {**whole, "Upload-Offset": said.headers["upload-offset"]}
+                reply = await _curl(proxy, server, version, "POST", url, half, **begun)
+                location = reply.headers["location"]
+                reply = await _curl(proxy, server, version, "HEAD", location, **IETF)
+                assert reply.headers["upload-offset"] == str(len(CONTENT) // 2)
+                ended = {**whole, "Upload-Offset": reply.headers["upload-offset"]}
                 ended["Content-Type"] = "application/partial-upload"
-                said = await _curl(proxy, server, version, "PATCH", location, rest, **ended)
-                assert said.headers["upload-complete"] == "?1"
+                reply = await _curl(proxy, server, version, "PATCH", location, rest, **ended)
+                assert reply.headers["upload-complete"] == "?1"
                 assert await server.content(path_of(location)) == CONTENT
 
     run(story())
@@ -114,21 +114,21 @@ def test_a_tus_client_uploads_through_a_proxy(name: str, database_url: str, tmp_
         require_package("tus-js-client")
         async with _behind(name, database_url, tmp_path) as (server, proxy):
             for version in VERSIONS:
-                said = await _curl(
+                reply = await _curl(
                     proxy, server, version, "POST", f"{proxy.url}/files/",
                     **TUS, Upload_Length=str(len(CONTENT)),
                 )  # fmt: skip
-                location = said.headers["location"]
+                location = reply.headers["location"]
                 assert location.startswith(f"{proxy.url}/files/")
                 sent = {**BYTES, "Upload-Offset": "0"}
-                said = await _curl(proxy, server, version, "PATCH", location, file, **sent)
-                assert said.headers["upload-offset"] == str(len(CONTENT))
+                reply = await _curl(proxy, server, version, "PATCH", location, file, **sent)
+                assert reply.headers["upload-offset"] == str(len(CONTENT))
                 content = await server.content(f"/v1/uploads/{upload_in(location)}")
                 assert content == CONTENT
                 # 48 KB of URLs in one header are judged by us, not by the proxy.
                 many = {**TUS, "Upload-Concat": f"final;{names}"}
-                said = await _curl(proxy, server, version, "POST", f"{proxy.url}/files/", **many)
-                assert json.loads(said.body)["code"] == "bad_parameter", said
+                reply = await _curl(proxy, server, version, "POST", f"{proxy.url}/files/", **many)
+                assert json.loads(reply.body)["code"] == "bad_parameter", reply
             urls = await run_script(
                 "end_to_end.mjs", f"{proxy.url}/files/", server.key, trust=proxy.certificate
             )
@@ -149,13 +149,13 @@ def test_104_is_sent_where_nothing_shows_a_proxy(
     async def story() -> None:
         async with serving(database_url, tmp_path, interim_responses=setting) as server:
             direct = Proxy(server.url, file)
-            said = await _curl(
+            reply = await _curl(
                 direct, server, "--http1.1", "POST", f"{server.url}/v1/uploads", file,
                 **IETF, Upload_Complete="?1", **headers,
             )  # fmt: skip
             expected = setting == "on" or (setting == "auto" and not headers)
-            assert any(" 104 " in status for status in said.statuses) == expected
-            assert " 201 " in said.statuses[-1]
+            assert any(" 104 " in status for status in reply.statuses) == expected
+            assert " 201 " in reply.statuses[-1]
 
     run(story())
 

@@ -400,9 +400,7 @@ def test_a_moved_tracking_position_is_named(altered: str, follower: str, change:
     assert ("tracking_moved", follower) in [(one.kind, one.key) for one in found.findings]
 
 
-def test_a_position_moved_past_events_is_told_from_altered_rows(
-    altered: str, tmp_path: Path
-) -> None:
+def test_a_moved_position_is_distinguished_from_altered_rows(altered: str, tmp_path: Path) -> None:
     """Append an event that no follower reads, then move the positions past it."""
 
     async def record() -> None:

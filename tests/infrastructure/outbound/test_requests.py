@@ -64,7 +64,7 @@ async def test_no_spelling_of_a_private_host_reaches_it(host: str) -> None:
 
 
 @pytest.mark.parametrize("names", [("127.0.0.1",), ("127.0.0.1", "::1")])
-async def test_the_address_of_the_socket_is_judged_whatever_the_resolver_said(
+async def test_the_address_of_the_socket_is_checked_independently_of_the_resolver(
     names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A resolver that was judged before and is asked again answers otherwise: DNS rebinding.

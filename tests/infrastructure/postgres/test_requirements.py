@@ -38,7 +38,7 @@ def test_a_server_with_its_defaults_is_fit(server: Server) -> None:
         ("full_page_writes", Grade.WARN, "full_page_writes is off"),
     ],
 )
-def test_a_server_that_does_not_keep_what_it_commits_is_told(
+def test_a_server_without_durable_commits_is_reported(
     server: Server, setting: str, grade: Grade, detail: str
 ) -> None:
     server.execute(f"ALTER SYSTEM SET {setting} = off")

@@ -44,7 +44,7 @@ def test_too_few_connections_are_refused_with_how_many_are_needed(
     assert "FAIL  connections" in doctor.stdout
 
 
-def test_a_server_works_with_as_few_connections_as_it_says(
+def test_a_server_works_with_the_reported_number_of_connections(
     database_url: str, tmp_path: Path
 ) -> None:
     limit_connections(database_url, LEAST)

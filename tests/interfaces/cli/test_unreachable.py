@@ -176,7 +176,7 @@ def test_what_does_not_speak_http_is_final_at_once(ask: Ask, answer: bytes, mess
 
 
 @pytest.mark.parametrize("tokens", [("batch", "list"), ("upload", ".")], ids=" ".join)
-def test_a_server_that_is_not_ready_is_asked_again_when_it_says(
+def test_a_server_that_is_not_ready_is_retried_after_its_retry_after(
     ask: Ask, tokens: tuple[str, ...]
 ) -> None:
     asked: list[float] = []

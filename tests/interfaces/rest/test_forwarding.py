@@ -84,7 +84,7 @@ def test_anybody_else_who_claims_to_be_a_proxy_is_not(database_url: str, tmp_pat
         ("https://bücher.example/ü", "https://xn--bcher-kva.example/%C3%BC/v1/uploads/"),
     ],
 )
-def test_the_setting_public_url_beats_whatever_the_request_says(
+def test_the_setting_public_url_overrides_the_request(
     public_url: str, begins: str, database_url: str, tmp_path: Path
 ) -> None:
     async def story() -> None:

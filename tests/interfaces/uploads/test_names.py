@@ -391,7 +391,7 @@ def test_a_form_of_aiohttp_keeps_the_name_of_its_file(database_url: str, tmp_pat
     run(story())
 
 
-def test_a_long_name_comes_with_all_that_uppy_says_of_its_file(
+def test_a_long_name_is_accepted_with_all_metadata_of_uppy(
     database_url: str, tmp_path: Path
 ) -> None:
     """Its header is kept beside its pairs where an empty value makes it differ from these."""
