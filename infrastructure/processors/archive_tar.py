@@ -35,7 +35,7 @@ _SIZES = ("GNU.sparse.size", "GNU.sparse.realsize", "SCHILY.realsize")
 
 
 class _Pending:
-    """What extended headers say about the member that follows them."""
+    """Values of extended headers for the member that follows them."""
 
     def __init__(self) -> None:
         self.any = False

@@ -50,7 +50,7 @@ class _Directory(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """A member, as the central directory has it."""
+    """Entry of the central directory."""
 
     raw_name: bytes
     flags: int

@@ -25,7 +25,7 @@ OOM_SCORE = "500"  # the kernel, short of memory, ends a step's process before t
 
 
 class _Terminated(Exception):
-    """SIGTERM: end the child."""
+    """Raised on SIGTERM, to end the child."""
 
 
 def main() -> NoReturn:
@@ -72,7 +72,7 @@ def _private_pipe() -> int:
 
 
 def _keep(child: int) -> NoReturn:
-    signal.signal(signal.SIGTERM, _tell)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 1)  # or the worker would not see the child's end close
@@ -92,7 +92,7 @@ def _keep(child: int) -> NoReturn:
     _end_as(status)
 
 
-def _tell(*_: object) -> NoReturn:
+def _terminate(*_: object) -> NoReturn:
     raise _Terminated
 
 

@@ -70,13 +70,13 @@ class Read(Message, frozen=True):
 
 
 class CloseReader(Message, frozen=True):
-    """Nothing more is wanted of this reader; there is no answer."""
+    """Close this reader; there is no response."""
 
     reader: int
 
 
 class Progress(Message, frozen=True):
-    """How far the step is; there is no answer."""
+    """Progress of the step; there is no response."""
 
     done: int
     total: int | None

@@ -150,7 +150,7 @@ class _Channel:
 
 
 class _PermanentFailure(StepFailure, Permanent):
-    """An error of the worker's that another attempt would meet again."""
+    """Raised for an error of the worker that a retry would not resolve."""
 
 
 def _failure(error: StepError) -> StepFailure:
@@ -402,7 +402,7 @@ def _has_alarm() -> bool:
 
 
 def _has_children(pid: int, keeper: int) -> bool:
-    """Whether processes are left that the step started; orphans among them are the keeper's."""
+    """Return whether the step left child processes; the keeper is the parent of orphans."""
     left = _children(pid)
     if keeper:
         left |= _children(keeper)

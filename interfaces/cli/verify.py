@@ -83,7 +83,7 @@ async def _verify_here(
         told = {**msgspec.to_builtins(found, enc_hook=str), "derived": derived, **told}
         if not common.json:
             _tell(found)
-            _tell_derived(derived)
+            _print_derived(derived)
     if common.json:
         output.emit(told)
     return Exit.OK if sound and sealed.sound else Exit.ERROR
@@ -154,7 +154,7 @@ def _tell(found: Verification) -> None:
         output.say(f"  {gap}")
 
 
-def _tell_derived(found: DerivedCheck) -> None:
+def _print_derived(found: DerivedCheck) -> None:
     rows = ", ".join(f"{count} {table}" for table, count in found.checked.items())
     verdict = "they follow from the log" if found.sound else "they do not follow from the log"
     output.say(f"position {found.head}: checked {rows}; {verdict}")

@@ -58,7 +58,7 @@ class Connection:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The response to a request. Raises TimeoutError where none ever came in time."""
         loop = asyncio.get_running_loop()
-        waiting = None if self.reached else loop.call_later(QUIET, self._tell_waiting)
+        waiting = None if self.reached else loop.call_later(QUIET, self._report_waiting)
         try:
             async with asyncio.timeout_at(self.deadline) as clock, request as response:
                 clock.reschedule(None)
@@ -109,7 +109,7 @@ class Connection:
             f"{self.url} does not answer: {reason}", "is it running? check with: uptrail doctor"
         )
 
-    def _tell_waiting(self) -> None:
+    def _report_waiting(self) -> None:
         if not self._troubled:
             self._troubled = True
             self.note(f"waiting for {self.url} to answer, for {self.connect_timeout:g} s at most")

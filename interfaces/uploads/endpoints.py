@@ -24,7 +24,7 @@ def tus_collection(request: web.Request) -> str | None:
 
 
 def is_tus_endpoint(request: web.Request) -> bool:
-    """Whether the request came to that endpoint, or to an upload below it."""
+    """Return whether the request is for that endpoint, or an upload below it."""
     return _COLLECTION in request
 
 
