@@ -16,7 +16,7 @@ DELAY = 0.3  # seconds
 
 
 def delay_projector(monkeypatch: pytest.MonkeyPatch, seconds: float = DELAY) -> None:
-    """Project every event so many seconds after it was recorded, at the earliest."""
+    """Delay the projection of every event by at least `seconds`."""
 
     async def late(connection: Connection, log: EventLog, target: Target) -> int:
         head = await log.head()
@@ -27,7 +27,7 @@ def delay_projector(monkeypatch: pytest.MonkeyPatch, seconds: float = DELAY) -> 
 
 
 def hold_projector(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Project nothing any more."""
+    """Stop the projector."""
 
     async def held(connection: Connection, log: EventLog, target: Target) -> int:
         await asyncio.sleep(0.01)

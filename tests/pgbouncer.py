@@ -58,7 +58,7 @@ def pgbouncer(server_url: str, pool_mode: str, **settings: object) -> Iterator[s
 
 
 def _owner(host: str) -> int | None:
-    """Whom pgbouncer runs as where the tests run as root, which it refuses to be."""
+    """Return the user id for pgbouncer if the tests run as root, which pgbouncer refuses."""
     if os.geteuid() != 0:
         return None
     import pwd

@@ -80,13 +80,13 @@ class Server:
                 process.kill()
 
     def freeze(self) -> None:
-        """Every process stops; the kernel goes on to accept what is sent to them."""
+        """Stop every process; the kernel still accepts and acknowledges data."""
         for process in self._processes():
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGSTOP)
 
     def drop_packets(self) -> None:
-        """What is sent to this server, or by it, is lost without a word."""
+        """Drop all packets to and from this server."""
         for rule in self._rules():
             subprocess.run(["iptables", "-I", "INPUT", *rule], check=True)
         self._dropped = True

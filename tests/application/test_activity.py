@@ -216,7 +216,7 @@ CASES: dict[str, tuple[tuple[BatchEvent, ...], float, str | None, float | None]]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_activity_is_told_from_facts_and_the_time(name: str) -> None:
+def test_an_activity_is_derived_from_facts_and_the_time(name: str) -> None:
     events, now, activity, since = CASES[name]
 
     doing = activity_of(row(*events), later(now))
@@ -226,9 +226,7 @@ def test_an_activity_is_told_from_facts_and_the_time(name: str) -> None:
 
 @settings(deadline=None)
 @given(batch_histories(), st.integers(0, 400))
-def test_an_activity_holds_until_it_says_and_changes_then(
-    history: list[BatchEvent], seconds: int
-) -> None:
+def test_an_activity_changes_at_its_until(history: list[BatchEvent], seconds: int) -> None:
     batch = replay(recorded(BATCH, history)).batches[BATCH]
     now = later(seconds)
 

@@ -35,7 +35,7 @@ VANISH: dict[str, Callable[[Server], None]] = {
 
 
 class Requests:
-    """Threads that send one request after another; what came of each, and how long it took."""
+    """Threads that send requests in sequence, with the result and duration of each."""
 
     def __init__(self) -> None:
         self.over = threading.Event()
@@ -69,7 +69,7 @@ class Requests:
 
 @contextmanager
 def under_load(site: Site) -> Iterator[tuple[Requests, Requests]]:
-    """Writers and a reader, of whom each waits for its answer."""
+    """Run writers and a reader, each with one request at a time."""
     client = site.admin
     writes, reads = Requests(), Requests()
     headers = {"Content-Type": "application/json"}

@@ -39,7 +39,7 @@ def installed(folder: Path) -> Path:
 
 
 class Unspeakable(Exception):
-    """Its text cannot be had."""
+    """Error whose text cannot be read."""
 
     def __str__(self) -> str:
         raise SystemExit("no")
@@ -48,7 +48,7 @@ class Unspeakable(Exception):
 
 
 class Shapeless(Exception):
-    """Asking for its class raises."""
+    """Error whose `__class__` raises."""
 
     @property
     def __class__(self) -> Any:

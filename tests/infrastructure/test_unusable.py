@@ -79,7 +79,7 @@ def test_what_does_not_pass_by_itself_is_an_error(error: Exception) -> None:
         raise error
 
 
-def test_an_unknown_outcome_is_not_told_as_nothing_recorded() -> None:
+def test_an_unknown_outcome_is_not_reported_as_nothing_recorded() -> None:
     with pytest.raises(Undetermined), as_unavailable():
         raise Undetermined("the log was lost while it recorded")
 

@@ -46,7 +46,7 @@ def test_a_worker_without_the_shared_folder_does_not_start_and_doctor_tells_why(
     assert "uptrail serve --role orchestrator --role worker" in sound.stdout
 
 
-def test_a_machine_without_the_master_key_does_not_start_and_doctor_tells_why(
+def test_a_machine_without_the_master_key_does_not_start_and_doctor_reports_why(
     database_url: str, tmp_path: Path
 ) -> None:
     with site(tmp_path, database_url) as running:

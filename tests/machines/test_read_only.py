@@ -31,7 +31,7 @@ def alter(url: str, change: str) -> None:
 
 
 def require_reads_only(site: Site, batch: str) -> None:
-    """Reads come back, and writes are refused in time, again and again."""
+    """Check repeatedly that reads succeed and writes are refused in time."""
     eventually(lambda: site.admin.answer("GET", f"/v1/batches/{batch}").status == 200)
     began = time.monotonic()
     answer = site.admin.answer("POST", "/v1/batches", body=b"{}", headers=JSON)
@@ -87,7 +87,7 @@ def test_a_server_that_becomes_a_standby_is_waited_for(tmp_path: Path) -> None:
 
 
 def require_recovery(site: Site) -> None:
-    """Every role is back by itself: what is sent now is processed to its end."""
+    """Check that every role has recovered: a new upload is processed to its end."""
     eventually(
         lambda: site.admin.answer("POST", "/v1/batches", body=b"{}", headers=JSON).status == 201
     )

@@ -104,7 +104,7 @@ def check(url: str) -> list[DerivedFinding]:
     return [one for one in found.findings if one.kind in kinds]
 
 
-def test_rows_that_nobody_altered_follow_from_the_log(history: str, databases: Databases) -> None:
+def test_unaltered_rows_follow_from_the_log(history: str, databases: Databases) -> None:
     assert check(with_database(databases.server_url, history)) == []
 
 

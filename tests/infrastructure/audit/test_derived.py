@@ -137,7 +137,7 @@ def by_hand(url: str, statement: str) -> None:
         assert connection.execute(statement.encode()).rowcount > 0
 
 
-def test_rows_that_nobody_altered_follow_from_the_log(history: str, databases: Databases) -> None:
+def test_unaltered_rows_follow_from_the_log(history: str, databases: Databases) -> None:
     found = check(with_database(databases.server_url, history))
 
     assert found.findings == []

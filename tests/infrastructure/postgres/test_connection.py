@@ -203,7 +203,7 @@ def test_a_url_that_is_none_is_refused_without_showing_its_password(url: str) ->
     assert "secret" not in str(refused.value)
 
 
-def test_what_the_url_says_about_the_connection_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_of_the_url_override_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     url = "postgresql://u:p%40%2Fw@one,two/name?application_name=mine&connect_timeout=3"
     url += "&keepalives_idle=7&target_session_attrs=read-write&sslmode=require"
     said = conninfo_to_dict(parse_database_url(url).conninfo("test"))
@@ -220,7 +220,7 @@ def test_what_the_url_says_about_the_connection_wins(monkeypatch: pytest.MonkeyP
     )
 
 
-def test_several_hosts_are_asked_for_the_primary_and_the_last_one_reached_comes_first() -> None:
+def test_the_primary_among_several_hosts_is_used_and_the_last_one_reached_comes_first() -> None:
     parsed = parse_database_url("postgresql://one:1,two:2,three:3/name")
     said = conninfo_to_dict(parsed.conninfo("test", first=("two", "", "2")))
     assert (said["host"], said["port"]) == ("two,one,three", "2,1,3")

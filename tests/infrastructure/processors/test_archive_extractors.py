@@ -43,7 +43,7 @@ ESCAPING = {
 
 
 def verdict(content: bytes, name: str, **options: Any) -> dict[str, Any]:
-    """What the decoder answers, in this process."""
+    """Run the decoder in this process and return its verdict."""
     chosen = ArchiveOptions(**options)
     order = {field: getattr(chosen, field) for field in chosen.__struct_fields__}
     kind = "zip" if name.endswith(".zip") else "tar"

@@ -153,7 +153,7 @@ async def test_a_decoder_returns_data_up_to_its_limit() -> None:
             assert ("failed" in decoded.answer) is not arrives
 
 
-async def test_a_decoder_does_not_outlive_the_process_that_asked(tmp_path: Path) -> None:
+async def test_a_decoder_does_not_outlive_its_caller(tmp_path: Path) -> None:
     script = f"""
 import asyncio
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool

@@ -19,7 +19,7 @@ __all__ = ["command"]
 
 
 class Roles(NamedTuple):
-    """One database as its owner and as a role that serves connect to it."""
+    """URLs of one database for its owner and for a serving role."""
 
     owner: str
     serving: str
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def granted(roles: Roles, folder: Path) -> Roles:
-    """As docs/operating.md has it."""
+    """Grant the roles as in docs/operating.md."""
     store = ("--database-url", roles.owner, "--data-dir", str(folder))
     assert run(["database", "migrate", *store]) == 0
     assert run(["database", "grant", "serving", *store]) == 0

@@ -292,7 +292,7 @@ class Seen(Plain):
         self._seen += [batch.activity or batch.state for batch in frame.batches]
 
 
-def test_a_stalled_batch_says_since_when() -> None:
+def test_a_stalled_batch_shows_since_when() -> None:
     since = datetime(2026, 1, 1, 12, tzinfo=UTC)
     batch = BatchView(
         id=uuid4(),

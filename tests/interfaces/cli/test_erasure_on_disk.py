@@ -64,7 +64,7 @@ def test_no_file_of_the_database_holds_what_was_erased(
 
 
 async def _analyzed(settings: Settings) -> list[bytes]:
-    """Makes all of it reach the disk, statistics as well; the owner's key, in the clear."""
+    """Write everything to disk, including statistics; return the owner's key in the clear."""
     async with open_database(settings) as database:
         with psycopg.connect(database.url, autocommit=True) as connection:
             connection.execute("ANALYZE")
@@ -77,7 +77,7 @@ async def _analyzed(settings: Settings) -> list[bytes]:
 
 
 def files_with(settings: Settings, secrets: list[bytes]) -> set[str]:
-    """The files of the cluster, and of the master keys, in which one of these stands."""
+    """Return files of the cluster and the master keys that contain one of the values."""
     found = set()
     cluster = Path(os.path.realpath(settings.data_dir / "postgres"))
     for place in (cluster, settings.master_key_folder):

@@ -80,7 +80,7 @@ def listening(handler: Handler, tls: ssl.SSLContext | None = None) -> Iterator[s
 
 
 @pytest.mark.parametrize("tokens", COMMANDS, ids=" ".join)
-def test_a_refused_connection_is_told_at_once_tried_again_and_given_up(
+def test_a_refused_connection_is_reported_at_once_retried_and_given_up(
     ask: Ask, tokens: tuple[str, ...]
 ) -> None:
     url = f"http://127.0.0.1:{free_port()}"
@@ -139,7 +139,7 @@ def test_a_name_that_does_not_exist_is_final_at_once(ask: Ask) -> None:
     assert "trying again" not in failed.err or "Temporary failure" in failed.err
 
 
-def test_a_certificate_that_nobody_trusts_is_final_at_once(ask: Ask, tmp_path: Path) -> None:
+def test_an_untrusted_certificate_is_final_at_once(ask: Ask, tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subject = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
     made = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1")
@@ -198,7 +198,7 @@ def test_a_server_that_is_not_ready_is_retried_after_its_retry_after(
     assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(asked))
 
 
-def test_a_server_that_goes_away_under_several_transfers_is_told_of_once_and_ends_with_5(
+def test_a_server_lost_during_several_transfers_is_reported_once_and_exits_with_5(
     ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("interfaces.cli.upload.PATIENCE", 1.0)

@@ -288,7 +288,7 @@ def test_a_subscription_with_latest_shows_no_rows_from_before_what_was_recorded(
     run(story())
 
 
-def test_a_subscription_that_waits_for_too_long_is_told_so_and_may_be_made_again(
+def test_a_subscription_that_waits_for_too_long_is_refused_and_may_be_retried(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("interfaces.feed.catch_up.LONGEST_WAIT", 0.1)

@@ -47,7 +47,7 @@ def kind_of(path: str) -> str:
 
 
 def comparable(answer: Answer) -> tuple[Any, ...]:
-    """All of an answer but what names the request."""
+    """Return a response without its request id."""
     problem = dict(answer.json or {})
     for name in ("request_id", "instance"):
         problem.pop(name, None)
@@ -112,14 +112,14 @@ def test_absent_and_foreign_things_are_answered_alike_with_as_many_statements(
 
 
 async def remember(server: Server, path: str, id: UUID) -> None:
-    """The owner has just used it."""
+    """Load the aggregate into the cache, as its owner."""
     log = server.services.log
     load = {"batches": log.batch, "uploads": log.upload, "webhooks": log.webhook}
     await load[kind_of(path)](id)
     assert log.remembered(id) is not None
 
 
-def test_parts_of_others_cannot_be_told_from_absent_ones(
+def test_parts_of_others_cannot_be_distinguished_from_absent_ones(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     statements = Statements(monkeypatch)
@@ -152,7 +152,7 @@ def test_parts_of_others_cannot_be_told_from_absent_ones(
     run(story())
 
 
-def test_an_idempotency_key_of_another_owner_says_nothing(
+def test_an_idempotency_key_of_another_owner_reveals_nothing(
     database_url: str, tmp_path: Path
 ) -> None:
     async def story() -> None:

@@ -35,7 +35,7 @@ async def count_arrival(server: Server, batch: str, *, seconds_ago: float) -> No
     await server.services.log.append(one(UUID(batch), None, progressed))
 
 
-def test_one_batch_the_list_and_the_report_say_the_same(database_url: str, tmp_path: Path) -> None:
+def test_one_batch_the_list_and_the_report_show_the_same(database_url: str, tmp_path: Path) -> None:
     async def story() -> None:
         async with serving(database_url, tmp_path) as server:
             batch = (await server.batch("a")).json["id"]
@@ -64,7 +64,7 @@ def test_an_etag_ends_when_the_batch_does_something_else_by_time_alone(
             path = f"/v1/batches/{batch}"
 
             async def arrives() -> Answer | None:
-                """Again, where this machine took longer to answer than it holds."""
+                """Retry if this machine responded too late for the activity to hold."""
                 await count_arrival(server, batch, seconds_ago=0)
                 answer = await server.get(path, params=LATEST)
                 return answer if answer.json["activity"] == "receiving" else None
@@ -108,7 +108,7 @@ def test_a_batch_of_then_is_doing_what_it_did_then(database_url: str, tmp_path: 
     run(story())
 
 
-def test_the_feed_says_what_a_batch_is_doing(database_url: str, tmp_path: Path) -> None:
+def test_the_feed_contains_the_activity_of_a_batch(database_url: str, tmp_path: Path) -> None:
     async def story() -> None:
         async with stage(database_url, tmp_path) as on:
             batch = await on.batch()

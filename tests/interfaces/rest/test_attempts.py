@@ -32,7 +32,7 @@ async def holds() -> str:
 
 
 async def fail(attempts: FailedAttempts, address: str, key: str = "") -> float:
-    """Seconds to wait after a failed attempt; 0 if it was answered as unknown."""
+    """Return the Retry-After of a failed attempt; 0 for an attempt below the limit."""
     try:
         assert await attempts.checked(address, "key", key, fails) is None
     except TooManyAttempts as error:
@@ -41,7 +41,7 @@ async def fail(attempts: FailedAttempts, address: str, key: str = "") -> float:
 
 
 async def use_up(server: Server, **options: Any) -> list[int]:
-    """The statuses of as many wrong keys as are allowed, and two more."""
+    """Return the statuses of the allowed number of wrong keys, and of two more."""
     return [
         (await server.get("/v1/batches", key=wrong_key(), **options)).status
         for _ in range(BURST + 2)

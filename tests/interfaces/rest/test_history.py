@@ -144,7 +144,7 @@ def test_an_admin_reads_who_made_and_revoked_keys(database_url: str, tmp_path: P
 
 
 @pytest.mark.parametrize("owner", ["acme", "globex"])
-def test_the_history_of_an_owner_tells_of_no_key_or_erasure(
+def test_the_history_of_an_owner_contains_no_key_or_erasure(
     database_url: str, tmp_path: Path, owner: str
 ) -> None:
     async def story() -> None:

@@ -88,7 +88,7 @@ def test_a_command_that_changes_nothing_is_answered_alike_when_it_is_sent_again(
 
 
 @pytest.mark.parametrize(("files", "seal"), [((), False), ((), True), (("a", "b"), True)])
-def test_a_batch_that_is_started_again_is_told_the_position_of_its_start(
+def test_a_batch_that_is_started_again_returns_the_position_of_its_start(
     database_url: str, tmp_path: Path, files: tuple[str, ...], seal: bool
 ) -> None:
     async def story() -> None:

@@ -48,7 +48,7 @@ async def failed_batch(server: Server, end: Event, counts: dict[UploadState, int
     return batch, upload
 
 
-def test_latest_reflects_what_was_recorded_before_whoever_recorded_it(
+def test_latest_reflects_earlier_writes_of_every_client(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delay_projector(monkeypatch)
@@ -114,7 +114,7 @@ def test_every_read_that_takes_a_position_takes_latest(
     run(story())
 
 
-def test_a_position_that_is_not_reached_is_named_to_be_asked_for_again(
+def test_a_position_that_is_not_reached_is_named_for_a_retry(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("interfaces.rest.params.LONGEST_WAIT", 0.2)

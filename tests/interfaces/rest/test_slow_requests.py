@@ -156,7 +156,9 @@ def test_nothing_is_recorded_of_a_body_that_does_not_go_on(
     run(story())
 
 
-def test_a_sender_that_waits_to_be_asked_is_not_silent(database_url: str, tmp_path: Path) -> None:
+def test_a_sender_that_waits_for_100_continue_is_not_silent(
+    database_url: str, tmp_path: Path
+) -> None:
     deadlines = Deadlines(body=0.3)
 
     async def story() -> None:

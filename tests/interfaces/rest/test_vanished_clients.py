@@ -87,7 +87,7 @@ def test_a_client_that_vanishes_leaves_no_stack_trace(
 
 
 def hold_up(server: Server) -> None:
-    """Lets the client be gone by the time its key is known."""
+    """Delay authentication until the client has disconnected."""
     authenticate = server.services.keys.authenticate
 
     async def later(text: str) -> Principal | None:

@@ -29,7 +29,7 @@ BODY = b"hello"
 
 
 class Answered(NamedTuple):
-    """What became of a file: its path, or the reason with the field it names."""
+    """Result for a file: its path, or the reason for its refusal."""
 
     path: str | None
     reason: str = ""
@@ -42,7 +42,7 @@ async def _batch(server: Server) -> UUID:
 
 
 async def _alone(server: Server, answer: aiohttp.ClientResponse) -> Answered:
-    """Of a protocol that sends one file."""
+    """Return the result from a protocol that sends one file."""
     if answer.status == 201:
         upload = await server.services.log.upload(upload_in(answer.headers["Location"]))
         return Answered(upload.path)
@@ -52,7 +52,7 @@ async def _alone(server: Server, answer: aiohttp.ClientResponse) -> Answered:
 
 
 async def _listed(answer: aiohttp.ClientResponse) -> Answered:
-    """Of a request with a list of files: the last one's."""
+    """Return the result of the last file in a response that lists files."""
     body = await answer.json(content_type=None)
     if answer.status >= 400:
         return Answered(None, body["detail"])
@@ -132,7 +132,7 @@ async def _sent_form(server: Server, body: bytes, agent: str = "curl/8") -> list
 
 
 async def by_form(server: Server, batch: UUID, name: bytes) -> Answered:
-    """A batch of its own each time; beside a file that is well."""
+    """Upload with a valid second file, into a new batch each time."""
     body = _form(b'filename="well.txt"', b'filename="%b"' % name)
     file = (await _sent_form(server, body))[-1]
     if file["status"] == "rejected":

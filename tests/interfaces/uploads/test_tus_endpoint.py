@@ -169,7 +169,9 @@ def test_an_incomplete_upload_gives_the_bytes_that_are_on_record(
     run(story())
 
 
-def test_nobody_reads_or_writes_there_what_is_not_theirs(database_url: str, tmp_path: Path) -> None:
+def test_uploads_of_other_owners_cannot_be_read_or_written_there(
+    database_url: str, tmp_path: Path
+) -> None:
     async def story() -> None:
         async with serving(database_url, tmp_path) as server:
             location = await _stored(server, filename="a.txt")

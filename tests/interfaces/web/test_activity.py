@@ -191,7 +191,7 @@ def test_a_transfer_that_stops_is_stalled_by_time_alone(
                 chip = card_of(page, scene.id).locator(".chip")
 
                 async def arrives() -> bool:
-                    """Again, where this machine took longer to show it than it holds."""
+                    """Retry if this machine showed the activity too late for it to hold."""
                     await counted(scene, {"transferring": 1}, arrived=0)
                     await on.projected()
                     shown = chip.filter(has_text="Receiving")

@@ -283,7 +283,9 @@ def test_a_key_for_one_batch_sends_into_that_one(database_url: str, tmp_path: Pa
     run(story())
 
 
-def test_where_nothing_arrived_nothing_is_said_to_have(database_url: str, tmp_path: Path) -> None:
+def test_the_page_reports_no_arrival_where_nothing_arrived(
+    database_url: str, tmp_path: Path
+) -> None:
     chromium()
     album = folder(tmp_path / "album", large=5000)
 
