@@ -19,6 +19,7 @@ from infrastructure.auth.recording import digest_of
 from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.folding import Aggregate, MixedStream, fold
 from infrastructure.event_store.reading import recorded_of
+from infrastructure.postgres.connection import fetch_rows
 from infrastructure.postgres.pool import Connection
 
 PAGE = 500  # rows in memory at a time
@@ -91,12 +92,15 @@ class AccessCheck:
         for erasure in erasures.values():
             self._destroyed.update(erasure.keys)
         if keys:
-            known = {row[0] for row in await self._rows(_KNOWN_KEYS, list(keys))}
+            known = {row[0] for row in await fetch_rows(self._connection, _KNOWN_KEYS, list(keys))}
             for id in keys.keys() - known:
                 detail = f"is missing: it was created for {keys[id].owner}"
                 self._findings.add("key_altered", "api_keys", id, detail)
         if erasures:
-            there = {row[0] for row in await self._rows(_KNOWN_ERASURES, list(erasures))}
+            there = {
+                row[0]
+                for row in await fetch_rows(self._connection, _KNOWN_ERASURES, list(erasures))
+            }
             for stream in erasures.keys() - there:
                 detail = f"is missing: {erasures[stream].requested_by} requested it"
                 self._findings.add("erasure_altered", "audit.erasures", stream, detail)
@@ -108,7 +112,7 @@ class AccessCheck:
             await self._check_passes(kind)
         await self._check_erasures()
         await self._check_owner_keys()
-        (counts,) = await self._rows(_COUNTS)
+        (counts,) = await fetch_rows(self._connection, _COUNTS)
         return dict(zip(COUNTED, counts, strict=True))
 
     async def _check_keys(self) -> None:
@@ -162,7 +166,7 @@ class AccessCheck:
         """Check that owner keys exist unless the owner was erased: a lost key reads as erased."""
         wanted = list({*self._owner_keys, *self._destroyed})
         for start in range(0, len(wanted), PAGE):
-            rows = await self._rows(_OWNER_KEYS, wanted[start : start + PAGE])
+            rows = await fetch_rows(self._connection, _OWNER_KEYS, wanted[start : start + PAGE])
             for id, owner, is_null, destroyed_at in rows:
                 self._check_owner_key(id, owner, is_null, destroyed_at)
         for query, detail in (
@@ -171,7 +175,7 @@ class AccessCheck:
             (_UNOPENABLE, "is encrypted with the master key {}, which is destroyed or unknown"),
             (_UNDESTROYED, "was destroyed, but not the master key {} that encrypted it"),
         ):
-            for id, name in await self._rows(query, PAGE):
+            for id, name in await fetch_rows(self._connection, query, PAGE):
                 self._findings.add("owner_key_altered", "audit.owner_keys", id, detail.format(name))
 
     def _check_owner_key(self, id: UUID, owner: str, is_null: bool, destroyed_at: object) -> None:
@@ -210,7 +214,7 @@ class AccessCheck:
 
     async def _streams(self, ids: list[UUID]) -> dict[UUID, Aggregate]:
         found: dict[UUID, Aggregate] = {}
-        rows = await self._rows(_EVENTS, ids)
+        rows = await fetch_rows(self._connection, _EVENTS, ids)
         await self._codec.learn(row[4] for row in rows)
         for recorded in (recorded_of(self._codec, *row) for row in rows):
             try:
@@ -225,11 +229,6 @@ class AccessCheck:
         self, query: LiteralString, first: object
     ) -> AsyncIterator[list[tuple[Any, ...]]]:
         last = first
-        while rows := await self._rows(query, last, PAGE):
+        while rows := await fetch_rows(self._connection, query, last, PAGE):
             yield rows
             last = rows[-1][0]
-
-    async def _rows(self, query: LiteralString, *parameters: object) -> list[tuple[Any, ...]]:
-        cursor = self._connection.cursor(binary=True)
-        await cursor.execute(query, parameters)
-        return await cursor.fetchall()

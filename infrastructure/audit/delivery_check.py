@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, LiteralString
 from uuid import UUID
 
 from application.envelope import Recorded
@@ -17,6 +16,7 @@ from application.webhooks.following import Roster, Telling, streams_of, telling_
 from infrastructure.audit.findings import Findings, difference
 from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.reading import last_position_at, read_log
+from infrastructure.postgres.connection import fetch_rows
 from infrastructure.postgres.pool import Connection
 from infrastructure.webhooks.origins import origins_of
 
@@ -51,7 +51,7 @@ async def check_deliveries(
     for earlier in sorted(changes, key=lambda one: one.position):
         if earlier.position <= start:
             roster.apply(earlier)
-    kept = dict(await _rows(connection, _KEPT))
+    kept = dict(await fetch_rows(connection, _KEPT))
     while position < through:
         found = await read_log(connection, position, EVENTS, roster.topics(), codec)
         found = [recorded for recorded in found if recorded.position <= through]
@@ -76,7 +76,7 @@ async def _compare(
     after: int,
     through: int,
 ) -> None:
-    rows = await _rows(connection, _ROWS, after, through)
+    rows = await fetch_rows(connection, _ROWS, after, through)
     there = {(webhook, position): columns for webhook, position, *columns in rows}
     wanted = {(telling.webhook, telling.position): telling for telling in expected}
     for key in sorted(there.keys() & wanted.keys()):
@@ -92,11 +92,3 @@ async def _compare(
         if webhook in kept and (missed_after is None or position <= missed_after):
             detail = f"the delivery of position {position} is missing, or was passed over"
             findings.add("delivery_altered", "webhooks.deliveries", webhook, detail)
-
-
-async def _rows(
-    connection: Connection, query: LiteralString, *parameters: object
-) -> list[tuple[Any, ...]]:
-    cursor = connection.cursor(binary=True)
-    await cursor.execute(query, parameters)
-    return await cursor.fetchall()

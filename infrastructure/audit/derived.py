@@ -25,6 +25,7 @@ from infrastructure.event_store.reading import recorded_of
 from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS
 from infrastructure.jobs.leadership import NAME as ORCHESTRATOR
 from infrastructure.jobs.rows import MEMBER, followed_of, member_of
+from infrastructure.postgres.connection import fetch_rows
 from infrastructure.postgres.pool import Connection, connect
 from infrastructure.read_model.tables import NAME as READ_MODEL
 from infrastructure.webhooks.following import NAME as WEBHOOKS
@@ -125,8 +126,8 @@ async def check_derived(url: str, codec: Codec, *, retention: float = RETENTION)
 
 async def _check(connection: Connection, codec: Codec, retention: float) -> DerivedCheck:
     findings = Findings()
-    tracked = dict(await _rows(connection, _TRACKED))
-    ((head,),) = await _rows(connection, _HEAD)
+    tracked = dict(await fetch_rows(connection, _TRACKED))
+    ((head,),) = await fetch_rows(connection, _HEAD)
     positions = Positions(tracked.get(ORCHESTRATOR), tracked.get(WEBHOOKS), tracked.get(READ_MODEL))
     for name in (ORCHESTRATOR, WEBHOOKS, READ_MODEL):
         if tracked.get(name, 0) > head:
@@ -150,7 +151,7 @@ async def _check(connection: Connection, codec: Codec, retention: float) -> Deri
         retention=retention,
     )
     await _check_strays(connection, findings)
-    (counts,) = await _rows(connection, _COUNTS)
+    (counts,) = await fetch_rows(connection, _COUNTS)
     checked = dict(zip(_COUNTED, counts, strict=True)) | await access.end()
     return DerivedCheck(head=head, checked=checked, findings=findings.found)
 
@@ -169,7 +170,7 @@ async def _pages(
     """Events in the order of their streams, with the derived rows of those streams."""
     stream, version = _FIRST, -1
     while True:
-        found = await _rows(connection, _EVENTS, stream, version, CHUNK)
+        found = await fetch_rows(connection, _EVENTS, stream, version, CHUNK)
         if not found:
             return
         await codec.learn(row[4] for row in found)
@@ -183,16 +184,16 @@ async def _derived(connection: Connection, streams: list[UUID], findings: Findin
     batches = connection.cursor(row_factory=dict_row)
     await batches.execute(_BATCHES, (streams,))
     snapshots: dict[UUID, dict[int, tuple[str, bytes]]] = {}
-    for id, version, topic, state in await _rows(
+    for id, version, topic, state in await fetch_rows(
         connection, _SNAPSHOTS, streams, list(SNAPSHOT_TOPICS)
     ):
         snapshots.setdefault(id, {})[version] = (topic, state)
-    members = {row[0]: row for row in await _rows(connection, _MEMBERS, streams)}
+    members = {row[0]: row for row in await fetch_rows(connection, _MEMBERS, streams)}
     followed = {row["batch"]: row for row in await batches.fetchall()}
     return Rows(
         members=_readable(members, member_of, "orchestration.members", findings),
         batches=_readable(followed, followed_of, "orchestration.batches", findings),
-        webhooks={row[0]: row[1:] for row in await _rows(connection, _ENDPOINTS, streams)},
+        webhooks={row[0]: row[1:] for row in await fetch_rows(connection, _ENDPOINTS, streams)},
         snapshots=snapshots,
     )
 
@@ -216,7 +217,7 @@ async def _check_read_model(
 ) -> None:
     """Every event of an upload or a batch leaves its position in a row, so that the newest row is
     of the newest such event up to the tracked position."""
-    ((newest,),) = await _rows(connection, _NEWEST_ROW)
+    ((newest,),) = await fetch_rows(connection, _NEWEST_ROW)
     newest, tracked = newest or 0, positions.read_model
     if tracked is None or newest > tracked or newest < newest_event:
         at = "has no position" if tracked is None else f"is at position {tracked}"
@@ -229,7 +230,7 @@ async def _check_read_model(
 async def _check_deliveries(
     connection: Connection, findings: Findings, positions: Positions
 ) -> None:
-    ((last,),) = await _rows(connection, _LAST_DELIVERY)
+    ((last,),) = await fetch_rows(connection, _LAST_DELIVERY)
     tracked = positions.webhooks
     if tracked is None or (last or 0) > tracked:
         at = "has no position" if tracked is None else f"is at position {tracked}"
@@ -239,30 +240,22 @@ async def _check_deliveries(
 
 async def _check_strays(connection: Connection, findings: Findings) -> None:
     for table, query in _STRAYS:
-        for (key,) in await _rows(connection, query, MAX_FINDINGS):
+        for (key,) in await fetch_rows(connection, query, MAX_FINDINGS):
             kind: Any = _KIND_OF_STRAY[table]
             findings.add(kind, table, key, "no event in the log is of this stream")
-    for (key,) in await _rows(connection, _RETRIES, MAX_FINDINGS):
+    for (key,) in await fetch_rows(connection, _RETRIES, MAX_FINDINGS):
         detail = "no retry of this batch was requested"
         findings.add("orchestration_altered", "orchestration.retries", key, detail)
-    for key, found, expected in await _rows(connection, _ACTIVE, MAX_FINDINGS):
+    for key, found, expected in await fetch_rows(connection, _ACTIVE, MAX_FINDINGS):
         detail = f"differs from orchestration.members: {found or 'missing'}, not {expected}"
         if expected is None:
             detail = "nothing may be done with this upload any more"
         elif found == expected:
             detail = "is of another batch or owner than in orchestration.members"
         findings.add("orchestration_altered", "orchestration.active_members", key, detail)
-    for key, secret in await _rows(connection, _SECRETS, MAX_FINDINGS):
+    for key, secret in await fetch_rows(connection, _SECRETS, MAX_FINDINGS):
         detail = f"its secret {secret} is missing"
         findings.add("webhook_altered", "webhooks.secrets", key, detail)
-    for key, position in await _rows(connection, _ANSWERS, MAX_FINDINGS):
+    for key, position in await fetch_rows(connection, _ANSWERS, MAX_FINDINGS):
         detail = f"the event at position {position} was not recorded by this command"
         findings.add("answer_altered", "command_answers", key, detail)
-
-
-async def _rows(
-    connection: Connection, query: LiteralString, *parameters: object
-) -> list[tuple[Any, ...]]:
-    cursor = connection.cursor(binary=True)
-    await cursor.execute(query, parameters)
-    return await cursor.fetchall()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, LiteralString
 from uuid import UUID
 
 import structlog
 
 from infrastructure.erasure.key_copies import OwnerKeyCopies, OwnerKeyCopy
 from infrastructure.erasure.master_keys import MasterKeys, NoMasterKey
+from infrastructure.postgres.connection import fetch_rows
 from infrastructure.postgres.pool import Connection
 
 CHUNK = 500  # keys of owners that are encrypted anew in one transaction
@@ -76,7 +76,7 @@ async def ensure_master_key(
     owners' keys of the copy that was made when that was replaced. Keys of owners from before there
     were master keys are encrypted with the current one. Raises NoMasterKey, psycopg.Error.
     """
-    found = await _rows(connection, _CURRENT)
+    found = await fetch_rows(connection, _CURRENT)
     if not found:
         id = await masters.create()
         (proof,) = await masters.encrypt(id, [_PROOF])
@@ -96,7 +96,7 @@ async def require_master_key(connection: Connection, masters: MasterKeys) -> str
 
     Raises NoMasterKey, psycopg.Error.
     """
-    for id, proof in await _rows(connection, _CURRENT):
+    for id, proof in await fetch_rows(connection, _CURRENT):
         if await masters.decrypt(id, [proof]) != [_PROOF]:
             raise NoMasterKey(f"the master key {id} does not open what it encrypted")
         return str(id)
@@ -108,7 +108,7 @@ async def _adopt(connection: Connection, masters: MasterKeys, copies: OwnerKeyCo
 
     Owners that the copy does not have were erased since.
     """
-    ((old, _),) = await _rows(connection, _CURRENT)
+    ((old, _),) = await fetch_rows(connection, _CURRENT)
     copy = await asyncio.to_thread(copies.replacing, old)
     if copy is None or await masters.decrypt(copy.master, [copy.proof]) != [_PROOF]:
         return False
@@ -132,7 +132,7 @@ async def _adopt(connection: Connection, masters: MasterKeys, copies: OwnerKeyCo
 
 async def current_master(connection: Connection) -> str:
     """Return the id of the master key that encrypts new keys."""
-    ((id, _),) = await _rows(connection, _CURRENT)
+    ((id, _),) = await fetch_rows(connection, _CURRENT)
     return str(id)
 
 
@@ -144,7 +144,7 @@ async def destroy_masters_of(
     The keys of the others are encrypted with a new one first, and copied beside it: a backup of the
     database from before can be read with them. Raises NoMasterKey, OSError, psycopg.Error.
     """
-    pending = await _rows(connection, _WRAPPED_ERASED, owner)
+    pending = await fetch_rows(connection, _WRAPPED_ERASED, owner)
     if not pending:
         return
     for id, is_current in pending:
@@ -155,15 +155,15 @@ async def destroy_masters_of(
         pass
     if copies is not None:
         await asyncio.to_thread(copies.write, await _copy(connection))
-    for (id,) in await _rows(connection, _UNUSED):
+    for (id,) in await fetch_rows(connection, _UNUSED):
         await masters.destroy(id)
         await connection.execute(_DESTROYED, (id,))
 
 
 async def _copy(connection: Connection) -> OwnerKeyCopy:
-    ((master, proof),) = await _rows(connection, _CURRENT)
-    replaced = await _rows(connection, "SELECT id FROM audit.master_keys WHERE NOT current")
-    keys = await _rows(connection, _LIVING, master)
+    ((master, proof),) = await fetch_rows(connection, _CURRENT)
+    replaced = await fetch_rows(connection, "SELECT id FROM audit.master_keys WHERE NOT current")
+    keys = await fetch_rows(connection, _LIVING, master)
     return OwnerKeyCopy(master, proof, [row[0] for row in replaced], [(id, w) for id, w in keys])
 
 
@@ -183,7 +183,7 @@ async def _replace(connection: Connection, masters: MasterKeys, old: str) -> Non
 async def _rewrap(connection: Connection, masters: MasterKeys, new: str) -> bool:
     """Encrypt the next keys with the new master key; return whether there were any."""
     async with connection.transaction():
-        found = await _rows(connection, _OTHERWISE, new, CHUNK)
+        found = await fetch_rows(connection, _OTHERWISE, new, CHUNK)
         by_master: dict[str, list[tuple[UUID, bytes]]] = {}
         for id, wrapped, master in found:
             by_master.setdefault(master, []).append((id, wrapped))
@@ -197,11 +197,11 @@ async def _wrap_all(connection: Connection, masters: MasterKeys) -> None:
     wrapped = 0
     while True:
         async with connection.transaction():
-            found = await _rows(connection, _UNWRAPPED, CHUNK)
+            found = await fetch_rows(connection, _UNWRAPPED, CHUNK)
             if not found:
                 break
             master = await current_master(connection)
-            if await _rows(connection, _STILL_CURRENT, master):
+            if await fetch_rows(connection, _STILL_CURRENT, master):
                 contents = [sealed_with(id, key) for id, key in found]
                 await _save(connection, masters, master, [id for id, _ in found], contents)
                 wrapped += len(found)
@@ -219,11 +219,3 @@ async def _save(
 ) -> None:
     wrapped = await masters.encrypt(master, contents)
     await connection.execute(_WRAP, (master, list(ids), wrapped))
-
-
-async def _rows(
-    connection: Connection, query: LiteralString, *parameters: object
-) -> list[tuple[Any, ...]]:
-    cursor = connection.cursor(binary=True)
-    await cursor.execute(query, parameters)
-    return await cursor.fetchall()

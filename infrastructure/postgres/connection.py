@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, LiteralString, TypeAlias, TypeVar
 
 import psycopg
 import structlog
@@ -166,6 +166,18 @@ def connect_blocking(url: str, *, name: str, autocommit: bool = True) -> psycopg
         raise
     _note_host(url, connection)
     return connection
+
+
+async def fetch_rows(
+    connection: Connection, query: LiteralString, *parameters: object
+) -> list[tuple[Any, ...]]:
+    """Return every row of a query, transferred in PostgreSQL's binary format.
+
+    Raises psycopg.Error.
+    """
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(query, parameters)
+    return await cursor.fetchall()
 
 
 def conninfo(url: str, name: str) -> str:
