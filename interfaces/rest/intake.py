@@ -68,8 +68,7 @@ class Intake(asyncio.BufferedProtocol):
         return self._piece
 
     def buffer_updated(self, nbytes: int) -> None:
-        in_body = self._connection in self._bodies
-        self._connection.data_received(bytes(self._piece[:nbytes]), in_body=in_body)
+        self._connection.data_received(bytes(self._piece[:nbytes]))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._connection.connection_made(transport)

@@ -65,6 +65,7 @@ class Connection(web.RequestHandler):
         "_head_since",
         "_line",
         "_lost",
+        "_newest_body",
         "_response_progress",
         "_sweep",
         "_writer",
@@ -77,6 +78,7 @@ class Connection(web.RequestHandler):
         self._deadlines, self._sweep, self._bodies = server.deadlines, server.sweep, server.bodies
         self._head_since: float | None = None  # on the sweep's clock; None: no byte of it yet
         self._body: StreamReader | None = None  # of the request under way
+        self._newest_body: StreamReader | None = None  # of the last head that is complete
         self._body_is_held = False
         self._body_progress = Progress()
         self._writer: AbstractStreamWriter | None = None  # of the request under way
@@ -99,11 +101,17 @@ class Connection(web.RequestHandler):
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
 
-    def data_received(self, data: bytes, *, in_body: bool = False) -> None:
-        """Bound the head as a whole: aiohttp limits a header, and how many there are."""
-        waits_for_head, heads = self._is_idle, self._request_count
+    def data_received(self, data: bytes) -> None:
+        """Bound the head as a whole: aiohttp limits a header, and how many there are.
+
+        One readiness event of uvloop can deliver up to 32 reads before the task that handles the
+        request runs, so the body is known from the parser's messages, not from that task.
+        """
+        waits_for_head, heads, body = self._is_idle, self._request_count, self._newest_body
+        in_body = body is not None and not body.is_eof()
         super().data_received(data)
         if self._request_count != heads:
+            self._newest_body = self._messages[-1][1]
             self._fail_broken_body()
         if in_body or self._upgraded or self._request_count != heads:
             self.head_bytes = 0

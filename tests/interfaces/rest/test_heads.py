@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from interfaces.rest.server import MAX_HEAD
+from tests.interfaces.rest import server as api
 from tests.interfaces.uploads.raw import Sender, header
 from tests.interfaces.uploads.server import BYTES, serving
 from tests.support import run
@@ -59,6 +60,34 @@ def test_bodies_and_many_requests_on_one_connection_are_no_large_head(
                 assert status == 201, (number, head)
 
     run(story())
+
+
+async def test_a_body_received_before_its_request_is_handled_is_no_part_of_a_head(
+    database_url: str, tmp_path: Path
+) -> None:
+    """A connection handles one request at a time, and receives the next meanwhile."""
+    async with api.serving(database_url, tmp_path) as server:
+        started = await server.batch("a")
+        later = started.json["position"] + 1
+        files = [{"path": f"folder/{number}.bin", "size": 10} for number in range(10_000)]
+        body = json.dumps({"files": files}).encode()
+        assert len(body) > MAX_HEAD
+        fields = f"Host: x\r\nAuthorization: Bearer {server.key}\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        # Answered once the position after it is projected: that of the request behind it at most.
+        writer.write(f"GET /v1/batches?min_position={later} HTTP/1.1\r\n{fields}\r\n".encode())
+        writer.write(f"POST /v1/batches HTTP/1.1\r\n{fields}".encode())
+        writer.write(
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        )
+        writer.write(body)
+        await writer.drain()
+        await server.batch("b")
+        for status in (b"200", b"201"):
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
+            assert head.split()[1] == status, head
+            await reader.readexactly(int(header(head, "Content-Length") or "0"))
+        writer.close()
 
 
 @pytest.mark.parametrize("coding", ["gzip, chunked", "GZIP,chunked", "identity, chunked"])
