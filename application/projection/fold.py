@@ -39,7 +39,7 @@ def fold(events: Iterable[Recorded]) -> Fold:
 
     Every row is merged into a mapping made here. Merging into the columns of a change would write
     into whatever that change shares, and what one event of one owner left there would reach the
-    rows of others (docs/decisions/0025-isolation-and-truth.md).
+    rows of others (docs/decisions/0025-tenant-isolation-and-verification.md).
     """
     folded = Fold()
     tables = folded.tables

@@ -1,7 +1,7 @@
 """Rebuild the read model of existing databases: rows of version 3 may hold values of other streams.
 
 The projection of version 3 merged events into a mapping that all folds of a process shared
-(docs/decisions/0025-isolation-and-truth.md, "Shared state in the projection"). Wrong
+(docs/decisions/0025-tenant-isolation-and-verification.md, "Shared state in the projection"). Wrong
 rows cannot be recognised, so the next start rebuilds all of them from the log.
 """
 
