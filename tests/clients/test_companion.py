@@ -6,19 +6,15 @@ from pathlib import Path
 
 from tests.clients.installed import require_package, run_script
 from tests.interfaces.uploads.server import serving, upload_in
-from tests.support import run
 
 SIZE = 3_000_000
 
 
-def test_companion_brings_a_file_from_a_url(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        require_package("@uppy/companion")
-        async with serving(database_url, tmp_path) as server:
-            url = await run_script("companion.mjs", f"{server.url}/files/", server.key, str(SIZE))
-            async with server.client.get(url) as answer:
-                assert await answer.read() == (b"Companion " * SIZE)[:SIZE]
-            upload = await server.services.log.upload(upload_in(url))
-            assert (upload.path, upload.media_type) == ("notes é.txt", "text/plain")
-
-    run(story())
+async def test_companion_brings_a_file_from_a_url(database_url: str, tmp_path: Path) -> None:
+    require_package("@uppy/companion")
+    async with serving(database_url, tmp_path) as server:
+        url = await run_script("companion.mjs", f"{server.url}/files/", server.key, str(SIZE))
+        async with server.client.get(url) as answer:
+            assert await answer.read() == (b"Companion " * SIZE)[:SIZE]
+        upload = await server.services.log.upload(upload_in(url))
+        assert (upload.path, upload.media_type) == ("notes é.txt", "text/plain")

@@ -13,7 +13,6 @@ from application.transfer import quotas
 from domain.ids import is_part
 from tests.clients.installed import require_package, run_script, tus_js
 from tests.interfaces.uploads.server import OWNER, TUS, Server, serving, stored_files, upload_in
-from tests.support import run
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 METADATA = {"filename": "film é.bin", "filetype": "video/mp4"}
@@ -47,21 +46,18 @@ def file(tmp_path: Path) -> Path:
     ],
     ids=str,
 )
-def test_a_file_arrives_as_it_was(
+async def test_a_file_arrives_as_it_was(
     options: dict[str, Any], file: Path, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path / "data") as server:
-            told = await tus_js(_job(server, file, options=options))
+    async with serving(database_url, tmp_path / "data") as server:
+        told = await tus_js(_job(server, file, options=options))
 
-            location = told["url"].removeprefix(server.url)
-            upload = await server.services.log.upload(upload_in(location))
-            assert await server.content(location) == CONTENT
-            assert (upload.path, upload.media_type) == ("film é.bin", "video/mp4")
-            assert not is_part(upload.id)
-            assert len(stored_files(tmp_path / "data")) == 1
-
-    run(story())
+        location = told["url"].removeprefix(server.url)
+        upload = await server.services.log.upload(upload_in(location))
+        assert await server.content(location) == CONTENT
+        assert (upload.path, upload.media_type) == ("film é.bin", "video/mp4")
+        assert not is_part(upload.id)
+        assert len(stored_files(tmp_path / "data")) == 1
 
 
 @pytest.mark.parametrize(
@@ -77,113 +73,92 @@ def test_a_file_arrives_as_it_was(
     ],
     ids=str,
 )  # fmt: skip
-def test_documented_options_work_at_the_tus_endpoint(
+async def test_documented_options_work_at_the_tus_endpoint(
     options: dict[str, Any], file: Path, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path / "data") as server:
-            endpoint = f"{server.url}/files/"
-            storage = str(tmp_path / "urls.json")
-            job = _job(server, file, options=options, endpoint=endpoint, storage=storage)
-            result = await tus_js(job)
-            assert result["url"].startswith(endpoint)
-            async with server.client.get(result["url"]) as answer:
-                assert await answer.read() == CONTENT
-
-    run(story())
+    async with serving(database_url, tmp_path / "data") as server:
+        endpoint = f"{server.url}/files/"
+        storage = str(tmp_path / "urls.json")
+        job = _job(server, file, options=options, endpoint=endpoint, storage=storage)
+        result = await tus_js(job)
+        assert result["url"].startswith(endpoint)
+        async with server.client.get(result["url"]) as answer:
+            assert await answer.read() == CONTENT
     kept = json.loads((tmp_path / "urls.json").read_text() or "{}")
     assert (not kept) == bool(options.get("removeFingerprintOnSuccess"))
 
 
-def test_a_stream_whose_length_is_known_at_its_end(
+async def test_a_stream_whose_length_is_known_at_its_end(
     file: Path, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path / "data") as server:
-            options = {"uploadLengthDeferred": True, "chunkSize": 300_000}
-            told = await tus_js(_job(server, file, options=options, stream=True))
-            assert await server.content(told["url"].removeprefix(server.url)) == CONTENT
-
-    run(story())
+    async with serving(database_url, tmp_path / "data") as server:
+        options = {"uploadLengthDeferred": True, "chunkSize": 300_000}
+        told = await tus_js(_job(server, file, options=options, stream=True))
+        assert await server.content(told["url"].removeprefix(server.url)) == CONTENT
 
 
 @pytest.mark.parametrize("options", [{"chunkSize": 200_000}, {"chunkSize": 200_000, "p": 2}])
-def test_what_was_aborted_goes_on_where_it_stood(
+async def test_what_was_aborted_goes_on_where_it_stood(
     options: dict[str, Any], file: Path, database_url: str, tmp_path: Path
 ) -> None:
     parallel = {"parallelUploads": options["p"]} if "p" in options else {}
     options = {"chunkSize": options["chunkSize"], **parallel}
     storage = str(tmp_path / "urls.json")
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path / "data") as server:
-            begun = _job(server, file, options=options, storage=storage, how="abort")
-            await tus_js(begun)
-            uploads = len(stored_files(tmp_path / "data"))
-            told = await tus_js({**begun, "how": "resume"})
+    async with serving(database_url, tmp_path / "data") as server:
+        begun = _job(server, file, options=options, storage=storage, how="abort")
+        await tus_js(begun)
+        uploads = len(stored_files(tmp_path / "data"))
+        told = await tus_js({**begun, "how": "resume"})
 
-            assert told["resumed"]
-            location = told["url"].removeprefix(server.url)
-            assert await server.content(location) == CONTENT
-            assert uploads >= 1
-            assert len(stored_files(tmp_path / "data")) == 1
-
-    run(story())
+        assert told["resumed"]
+        location = told["url"].removeprefix(server.url)
+        assert await server.content(location) == CONTENT
+        assert uploads >= 1
+        assert len(stored_files(tmp_path / "data")) == 1
 
 
-def test_what_is_terminated_is_gone(file: Path, database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path / "data") as server:
-            told = await tus_js(_job(server, file, how="terminate"))
-            location = told["url"].removeprefix(server.url)
-            async with server.client.head(location, headers=TUS) as answer:
-                assert answer.status == 410
-            assert stored_files(tmp_path / "data") == []
-
-    run(story())
+async def test_what_is_terminated_is_gone(file: Path, database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path / "data") as server:
+        told = await tus_js(_job(server, file, how="terminate"))
+        location = told["url"].removeprefix(server.url)
+        async with server.client.head(location, headers=TUS) as answer:
+            assert answer.status == 410
+        assert stored_files(tmp_path / "data") == []
 
 
-def test_parallel_parts_join_a_batch_as_one_upload(
+async def test_parallel_parts_join_a_batch_as_one_upload(
     file: Path, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path / "data") as server:
-            services = server.services
-            batch = StartBatch(id=services.new_id(), owner=OWNER)
-            await start_batch(services.log, batch, Context("key:test", services.now()))
-            endpoint = f"{server.url}/v1/batches/{batch.id}/uploads"
-            job = _job(server, file, options={"parallelUploads": 4}, endpoint=endpoint)
-            location = (await tus_js(job))["url"].removeprefix(server.url)
+    async with serving(database_url, tmp_path / "data") as server:
+        services = server.services
+        batch = StartBatch(id=services.new_id(), owner=OWNER)
+        await start_batch(services.log, batch, Context("key:test", services.now()))
+        endpoint = f"{server.url}/v1/batches/{batch.id}/uploads"
+        job = _job(server, file, options={"parallelUploads": 4}, endpoint=endpoint)
+        location = (await tus_js(job))["url"].removeprefix(server.url)
 
-            assert (await services.log.upload(upload_in(location))).batch == batch.id
-            assert await server.content(location) == CONTENT
-
-    run(story())
+        assert (await services.log.upload(upload_in(location))).batch == batch.id
+        assert await server.content(location) == CONTENT
 
 
-def test_the_clients_own_end_to_end_specification_passes_against_files(
+async def test_the_clients_own_end_to_end_specification_passes_against_files(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        require_package("tus-js-client")
-        async with serving(database_url, tmp_path / "data") as server:
-            urls = await run_script("end_to_end.mjs", f"{server.url}/files/", server.key)
-            assert len(set(urls)) == 3
-
-    run(story())
+    require_package("tus-js-client")
+    async with serving(database_url, tmp_path / "data") as server:
+        urls = await run_script("end_to_end.mjs", f"{server.url}/files/", server.key)
+        assert len(set(urls)) == 3
 
 
-def test_four_files_at_once_arrive_where_one_transfer_is_allowed_at_a_time(
+async def test_four_files_at_once_arrive_where_one_transfer_is_allowed_at_a_time(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quotas, "SLOT_WAIT", 0.25)  # so that refusals are met, too
 
-    async def story() -> None:
-        require_package("tus-js-client")
-        async with serving(database_url, tmp_path / "data", max_owner_transfers=1) as server:
-            urls = await run_script("together.mjs", f"{server.url}/files/", server.key, "4")
-            for number, url in enumerate(urls):
-                async with server.client.get(url) as answer:
-                    assert await answer.read() == bytes([number]) * 300_000
-
-    run(story())
+    require_package("tus-js-client")
+    async with serving(database_url, tmp_path / "data", max_owner_transfers=1) as server:
+        urls = await run_script("together.mjs", f"{server.url}/files/", server.key, "4")
+        for number, url in enumerate(urls):
+            async with server.client.get(url) as answer:
+                assert await answer.read() == bytes([number]) * 300_000

@@ -9,7 +9,6 @@ import pytest
 
 from tests.clients.installed import tus_js
 from tests.interfaces.uploads.server import Server, serving, upload_in
-from tests.support import run
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 METADATA = {"filename": "film é.bin", "filetype": "video/mp4"}
@@ -48,45 +47,38 @@ def _job(server: Server, file: Path, draft: str, how: str = "send", **more: Any)
     ],
     ids=str,
 )
-def test_a_file_arrives_as_it_was(
+async def test_a_file_arrives_as_it_was(
     more: dict[str, Any], draft: str, file: Path, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path / "data") as server:
-            told = await tus_js(_job(server, file, draft, **more))
+    async with serving(database_url, tmp_path / "data") as server:
+        told = await tus_js(_job(server, file, draft, **more))
 
-            location = told["url"].removeprefix(server.url)
-            assert await server.content(location) == CONTENT
-            upload = await server.services.log.upload(upload_in(location))
-            assert (upload.path, upload.media_type) == ("film é.bin", "video/mp4")
-
-    run(story())
+        location = told["url"].removeprefix(server.url)
+        assert await server.content(location) == CONTENT
+        upload = await server.services.log.upload(upload_in(location))
+        assert (upload.path, upload.media_type) == ("film é.bin", "video/mp4")
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_an_aborted_upload_is_resumed_by_another_process(
+async def test_an_aborted_upload_is_resumed_by_another_process(
     draft: str, file: Path, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path / "data") as server:
-            kept = {"storage": str(tmp_path / "urls.json"), "options": {"chunkSize": 300_000}}
-            begun = await tus_js(_job(server, file, draft, "abort", **kept))
-            location = begun["url"].removeprefix(server.url)
-            assert (await server.services.log.upload(upload_in(location))).received == 300_000
+    async with serving(database_url, tmp_path / "data") as server:
+        kept = {"storage": str(tmp_path / "urls.json"), "options": {"chunkSize": 300_000}}
+        begun = await tus_js(_job(server, file, draft, "abort", **kept))
+        location = begun["url"].removeprefix(server.url)
+        assert (await server.services.log.upload(upload_in(location))).received == 300_000
 
-            ended = await tus_js(_job(server, file, draft, "resume", **kept))
-            assert (ended["url"], ended["resumed"]) == (begun["url"], True)
-            assert await server.content(location) == CONTENT
-
-    run(story())
+        ended = await tus_js(_job(server, file, draft, "resume", **kept))
+        assert (ended["url"], ended["resumed"]) == (begun["url"], True)
+        assert await server.content(location) == CONTENT
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_an_upload_is_terminated(draft: str, file: Path, database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path / "data") as server:
-            ended = await tus_js(_job(server, file, draft, "terminate"))
-            location = ended["url"].removeprefix(server.url)
-            assert (await server.topics(location))[-1] == "upload.cancelled"
-
-    run(story())
+async def test_an_upload_is_terminated(
+    draft: str, file: Path, database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path / "data") as server:
+        ended = await tus_js(_job(server, file, draft, "terminate"))
+        location = ended["url"].removeprefix(server.url)
+        assert (await server.topics(location))[-1] == "upload.cancelled"

@@ -18,7 +18,7 @@ from infrastructure.read_model.projector import catch_up
 from tests.clients.installed import HERE, require_package
 from tests.interfaces.uploads.server import OWNER, Server, serving, upload_in
 from tests.interfaces.web.browser import PATIENCE, opened_browser
-from tests.support import eventually, run
+from tests.support import eventually
 
 
 @asynccontextmanager
@@ -68,44 +68,41 @@ def _content(size: int, seed: int) -> bytes:
     return bytes((index * 31 + seed) & 255 for index in range(size))
 
 
-def test_a_folder_of_200_files_and_an_empty_one_joins_a_batch(
+async def test_a_folder_of_200_files_and_an_empty_one_joins_a_batch(
     database_url: str, tmp_path: Path
 ) -> None:
     sizes = {f"holiday/day {n % 7}/photo {n}.txt": 500 + 13 * n for n in range(200)}
     sizes["holiday/empty.txt"] = 0
 
-    async def story() -> None:
-        async with (
-            _site() as origin,
-            serving(database_url, tmp_path, allowed_origins=(origin,)) as server,
-            _opened(origin) as page,
-        ):
-            batch = await _batch(server)
-            await _begin(page, server, batch)
-            files = [[path, size, seed] for seed, (path, size) in enumerate(sizes.items())]
-            await page.evaluate("files => files.forEach((file) => add(...file))", files)
-            told = await page.evaluate("send()")
+    async with (
+        _site() as origin,
+        serving(database_url, tmp_path, allowed_origins=(origin,)) as server,
+        _opened(origin) as page,
+    ):
+        batch = await _batch(server)
+        await _begin(page, server, batch)
+        files = [[path, size, seed] for seed, (path, size) in enumerate(sizes.items())]
+        await page.evaluate("files => files.forEach((file) => add(...file))", files)
+        told = await page.evaluate("send()")
 
-            assert told["failed"] == []
-            assert len(set(told["successful"])) == len(sizes)
-            await catch_up(database_url, server.services.log)
-            queries, found = server.services.queries, {}
-            cursor = None
-            while True:
-                rows = await queries.uploads(
-                    upload_in(f"/{batch}"), owner=OWNER, cursor=cursor, limit=100
-                )
-                found |= {row.path: row for row in rows.items}
-                if (cursor := rows.next) is None:
-                    break
-            assert {path: row.size for path, row in found.items()} == sizes
-            assert {row.state for row in found.values()} == {UploadState.RECEIVED}
-            for seed in (0, 77, 200):
-                path = list(sizes)[seed]
-                sent = await server.content(f"/v1/uploads/{found[path].id}")
-                assert sent == _content(sizes[path], seed)
-
-    run(story())
+        assert told["failed"] == []
+        assert len(set(told["successful"])) == len(sizes)
+        await catch_up(database_url, server.services.log)
+        queries, found = server.services.queries, {}
+        cursor = None
+        while True:
+            rows = await queries.uploads(
+                upload_in(f"/{batch}"), owner=OWNER, cursor=cursor, limit=100
+            )
+            found |= {row.path: row for row in rows.items}
+            if (cursor := rows.next) is None:
+                break
+        assert {path: row.size for path, row in found.items()} == sizes
+        assert {row.state for row in found.values()} == {UploadState.RECEIVED}
+        for seed in (0, 77, 200):
+            path = list(sizes)[seed]
+            sent = await server.content(f"/v1/uploads/{found[path].id}")
+            assert sent == _content(sizes[path], seed)
 
 
 @pytest.mark.parametrize(
@@ -124,86 +121,77 @@ def test_a_folder_of_200_files_and_an_empty_one_joins_a_batch(
     ],
     ids=str,
 )
-def test_a_page_with_documented_options_sends_to_the_tus_endpoint(
+async def test_a_page_with_documented_options_sends_to_the_tus_endpoint(
     options: dict[str, Any], database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with (
-            _site() as origin,
-            serving(database_url, tmp_path, allowed_origins=(origin,)) as server,
-            _opened(origin) as page,
-        ):
-            begun = {"endpoint": f"{server.url}/files/", "key": server.key, "tus": options}
-            await page.evaluate("begin", begun)
-            for number in range(3):
-                await page.evaluate(f"add('photo {number}.txt', 300000, {number})")
-            result = await page.evaluate("send()")
+    async with (
+        _site() as origin,
+        serving(database_url, tmp_path, allowed_origins=(origin,)) as server,
+        _opened(origin) as page,
+    ):
+        begun = {"endpoint": f"{server.url}/files/", "key": server.key, "tus": options}
+        await page.evaluate("begin", begun)
+        for number in range(3):
+            await page.evaluate(f"add('photo {number}.txt', 300000, {number})")
+        result = await page.evaluate("send()")
 
-            assert result["failed"] == []
-            found = {}
-            for url in result["successful"]:
-                assert url.startswith(f"{server.url}/files/")
-                upload = await server.services.log.upload(upload_in(url))
-                found[upload.path] = await server.content(f"/v1/uploads/{upload.id}")
-            expected = {f"photo {number}.txt": _content(300_000, number) for number in range(3)}
-            assert found == expected
-
-    run(story())
+        assert result["failed"] == []
+        found = {}
+        for url in result["successful"]:
+            assert url.startswith(f"{server.url}/files/")
+            upload = await server.services.log.upload(upload_in(url))
+            found[upload.path] = await server.content(f"/v1/uploads/{upload.id}")
+        expected = {f"photo {number}.txt": _content(300_000, number) for number in range(3)}
+        assert found == expected
 
 
-def test_what_a_closed_page_left_goes_on_when_it_is_opened_again(
+async def test_what_a_closed_page_left_goes_on_when_it_is_opened_again(
     database_url: str, tmp_path: Path
 ) -> None:
     size = 3_000_000
 
-    async def story() -> None:
-        async with (
-            _site() as origin,
-            serving(database_url, tmp_path, allowed_origins=(origin,)) as server,
-            _opened(origin) as page,
-        ):
-            batch = await _batch(server)
-            await _begin(page, server, batch, tus={"chunkSize": 200_000})
-            await page.evaluate("add('holiday/film.txt', 3000000, 5)")
-            await page.evaluate("void send()")
+    async with (
+        _site() as origin,
+        serving(database_url, tmp_path, allowed_origins=(origin,)) as server,
+        _opened(origin) as page,
+    ):
+        batch = await _batch(server)
+        await _begin(page, server, batch, tus={"chunkSize": 200_000})
+        await page.evaluate("add('holiday/film.txt', 3000000, 5)")
+        await page.evaluate("void send()")
 
-            async def begun() -> str | None:
-                events = await server.services.log.read(0, limit=1000)
-                moved = [e for e in events if type(e.event).__name__ == "FileProgressed"]
-                return str(moved[-1].stream) if moved else None
+        async def begun() -> str | None:
+            events = await server.services.log.read(0, limit=1000)
+            moved = [e for e in events if type(e.event).__name__ == "FileProgressed"]
+            return str(moved[-1].stream) if moved else None
 
-            id = await eventually(begun)
-            await page.reload()
-            location = f"/v1/uploads/{id}"
-            kept = await server.offset(location)
-            assert 0 < kept < size
-            await _begin(page, server, batch, tus={"chunkSize": 200_000})
-            await page.evaluate("add('holiday/film.txt', 3000000, 5)")
-            told = await page.evaluate("send()")
+        id = await eventually(begun)
+        await page.reload()
+        location = f"/v1/uploads/{id}"
+        kept = await server.offset(location)
+        assert 0 < kept < size
+        await _begin(page, server, batch, tus={"chunkSize": 200_000})
+        await page.evaluate("add('holiday/film.txt', 3000000, 5)")
+        told = await page.evaluate("send()")
 
-            assert told["failed"] == []
-            assert told["successful"] == [f"{server.url}{location}"]
-            assert await server.content(location) == await asyncio.to_thread(_content, size, 5)
-
-    run(story())
+        assert told["failed"] == []
+        assert told["successful"] == [f"{server.url}{location}"]
+        assert await server.content(location) == await asyncio.to_thread(_content, size, 5)
 
 
-def test_a_page_of_an_origin_that_is_not_allowed_gets_nowhere(
+async def test_a_page_of_an_origin_that_is_not_allowed_gets_nowhere(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with (
-            _site() as origin,
-            serving(database_url, tmp_path, allowed_origins=("https://other.example",)) as server,
-            _opened(origin) as page,
-        ):
-            await _begin(page, server, await _batch(server), tus={"retryDelays": []})
-            head = await server.services.log.head()
-            await page.evaluate("add('a.txt', 10, 1)")
-            told = await page.evaluate("send()")
+    async with (
+        _site() as origin,
+        serving(database_url, tmp_path, allowed_origins=("https://other.example",)) as server,
+        _opened(origin) as page,
+    ):
+        await _begin(page, server, await _batch(server), tus={"retryDelays": []})
+        head = await server.services.log.head()
+        await page.evaluate("add('a.txt', 10, 1)")
+        told = await page.evaluate("send()")
 
-            assert told["successful"] == []
-            assert len(told["failed"]) == 1
-            assert await server.services.log.head() == head
-
-    run(story())
+        assert told["successful"] == []
+        assert len(told["failed"]) == 1
+        assert await server.services.log.head() == head

@@ -27,7 +27,7 @@ from interfaces.bootstrap.parts import Parts, open_parts
 from tests.crash.awaits import awaits
 from tests.crash.mortal import Interrupted
 from tests.infrastructure.jobs.plant import context
-from tests.support import eventually, run
+from tests.support import eventually
 
 BATCH, OWNER = uuid4(), "acme"
 FILES = (FileDeclaration(path="a.txt", size=30), FileDeclaration(path="b.txt", size=0))
@@ -147,30 +147,27 @@ async def _pieces() -> AsyncIterator[bytes]:
 @pytest.mark.filterwarnings("ignore:.*AsyncServerCursor:ResourceWarning")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", WORKS)
-def test_work_that_is_cancelled_at_any_await_leaves_nothing_behind(
+async def test_work_that_is_cancelled_at_any_await_leaves_nothing_behind(
     database_url: str, tmp_path: Path, name: str
 ) -> None:
-    async def story() -> None:
-        settings = Settings(data_dir=tmp_path, database_url=database_url)
-        async with open_parts(settings) as parts:
-            await start_batch(parts.log, StartBatch(id=BATCH, owner=OWNER, files=FILES), context())
-            await catch_up(database_url, parts.log)
-            await WORKS[name](parts)
-            open_before = _descriptors()
-            for late in (False, True):
-                for at in awaits(1000, 13 if name in LONG else 1):
-                    if await Interrupted(WORKS[name](parts), at, late=late).ended():
-                        break
+    settings = Settings(data_dir=tmp_path, database_url=database_url)
+    async with open_parts(settings) as parts:
+        await start_batch(parts.log, StartBatch(id=BATCH, owner=OWNER, files=FILES), context())
+        await catch_up(database_url, parts.log)
+        await WORKS[name](parts)
+        open_before = _descriptors()
+        for late in (False, True):
+            for at in awaits(1000, 13 if name in LONG else 1):
+                if await Interrupted(WORKS[name](parts), at, late=late).ended():
+                    break
 
-            async def nothing_is_held() -> bool:
-                return _lent(parts) == 0 and await _held(parts) == OF_THE_COMMITTER
+        async def nothing_is_held() -> bool:
+            return _lent(parts) == 0 and await _held(parts) == OF_THE_COMMITTER
 
-            gc.collect()
-            await eventually(nothing_is_held)
-            await eventually(lambda: _descriptors() <= open_before + SPARE)
-            await WORKS[name](parts)
-
-    run(story())
+        gc.collect()
+        await eventually(nothing_is_held)
+        await eventually(lambda: _descriptors() <= open_before + SPARE)
+        await WORKS[name](parts)
 
 
 OF_THE_COMMITTER = (1, 0)  # the lock of its session

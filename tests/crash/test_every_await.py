@@ -15,39 +15,35 @@ from tests.crash.awaits import awaits
 from tests.crash.hands import SOON
 from tests.crash.nursery import DONE, Nursery
 from tests.crash.world import World, open_world
-from tests.support import run
 
 FILES = {"plain.txt": b"x" * 100, "flaky.txt": b"y", "bad.txt": b"z"}
 
 
 @pytest.mark.timeout(1800)
-def test_orchestrators_and_workers_killed_at_every_await_lose_and_repeat_nothing(
+async def test_orchestrators_and_workers_killed_at_every_await_lose_and_repeat_nothing(
     database_url: str, nursery: Nursery, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with open_world(database_url, nursery, tmp_path) as world:
-            batches: list[UUID] = []
-            for ends_at in awaits(10, 17):
-                batches.append(await world.plant.batch(FILES, retry_policy=SOON))
-                await _change_minds(world, batches)
-                await world.let_time_pass()
-                ends = [(await world.live(role, ends_at)).ended for role in ROLES]
-                if ends == [DONE, DONE]:
-                    break
-            standing = await world.settle()
+    async with open_world(database_url, nursery, tmp_path) as world:
+        batches: list[UUID] = []
+        for ends_at in awaits(10, 17):
+            batches.append(await world.plant.batch(FILES, retry_policy=SOON))
+            await _change_minds(world, batches)
+            await world.let_time_pass()
+            ends = [(await world.live(role, ends_at)).ended for role in ROLES]
+            if ends == [DONE, DONE]:
+                break
+        standing = await world.settle()
 
-            uncancelled = [b for b in batches if standing.outcomes[b] != "cancelled"]
-            assert len(uncancelled) > len(batches) / 2
-            for batch in uncancelled:
-                assert standing.counts(batch) == {"completed": 2, "failed": 1}
-            completed = Counter(
-                recorded.stream
-                for recorded in await world.plant.events()
-                if isinstance(recorded.event, UploadCompleted)
-            )
-            assert set(completed.values()) == {1}
-
-    run(story())
+        uncancelled = [b for b in batches if standing.outcomes[b] != "cancelled"]
+        assert len(uncancelled) > len(batches) / 2
+        for batch in uncancelled:
+            assert standing.counts(batch) == {"completed": 2, "failed": 1}
+        completed = Counter(
+            recorded.stream
+            for recorded in await world.plant.events()
+            if isinstance(recorded.event, UploadCompleted)
+        )
+        assert set(completed.values()) == {1}
 
 
 ROLES = ("orchestrate", "work")

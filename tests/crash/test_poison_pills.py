@@ -21,7 +21,7 @@ from infrastructure.settings_fields import BadSetting
 from tests.crash.pills import HARMLESS, PILLS, installed
 from tests.faults.site import eventually as until
 from tests.faults.site import open_site, steps
-from tests.infrastructure.jobs.plant import Plant, pipeline, play
+from tests.infrastructure.jobs.plant import open_plant, pipeline
 from tests.support import eventually
 
 TIMEOUT = "StepTimeout"
@@ -55,10 +55,12 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 
 
 @pytest.mark.timeout(180)
-def test_each_way_to_die_is_a_verdict_and_harmless_files_complete(
+async def test_each_way_to_die_is_a_verdict_and_harmless_files_complete(
     database_url: str, package: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(
+        database_url, package, pipelines=pipeline("pill", timeout=120.0)
+    ) as plant:
         async with open_processors(processes=4, memory=MEMORY) as processors:
             plant.orchestrate()
             worker = plant.work(processors)
@@ -85,11 +87,11 @@ def test_each_way_to_die_is_a_verdict_and_harmless_files_complete(
         assert await plant.all_of(AttemptAbandoned) == []  # the worker lived through all of it
         assert [record for record in caplog.records if record.name == "asyncio"] == []
 
-    play(database_url, package, story, pipelines=pipeline("pill", timeout=120.0))
 
-
-def test_a_step_that_never_ends_is_ended_whatever_it_does(database_url: str, package: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_a_step_that_never_ends_is_ended_whatever_it_does(
+    database_url: str, package: Path
+) -> None:
+    async with open_plant(database_url, package, pipelines=pipeline("pill", timeout=1.0)) as plant:
         async with open_processors(processes=4, memory=MEMORY) as processors:
             plant.orchestrate()
             worker = plant.work(processors)
@@ -102,11 +104,11 @@ def test_a_step_that_never_ends_is_ended_whatever_it_does(database_url: str, pac
         assert [failure.error_type for failure in failures] == [TIMEOUT] * 2 * len(endless)
         assert await plant.all_of(AttemptAbandoned) == []
 
-    play(database_url, package, story, pipelines=pipeline("pill", timeout=1.0))
 
-
-def test_a_plain_function_reads_reports_and_attaches(database_url: str, package: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_a_plain_function_reads_reports_and_attaches(
+    database_url: str, package: Path
+) -> None:
+    async with open_plant(database_url, package, pipelines=pipeline("plain")) as plant:
         async with open_processors(processes=1) as processors:
             plant.orchestrate()
             worker = plant.work(processors)
@@ -122,13 +124,11 @@ def test_a_plain_function_reads_reports_and_attaches(database_url: str, package:
             kept = b"".join([chunk async for chunk in plant.blobs.read(blob)])
             assert kept == str(len(content)).encode()
 
-    play(database_url, package, story, pipelines=pipeline("plain"))
 
-
-def test_a_workbench_in_another_process_refuses_what_the_worker_refuses(
+async def test_a_workbench_in_another_process_refuses_what_the_worker_refuses(
     database_url: str, package: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, package, pipelines=pipeline("reads")) as plant:
         async with open_processors(processes=1) as processors:
             plant.orchestrate()
             worker = plant.work(processors)
@@ -147,45 +147,47 @@ def test_a_workbench_in_another_process_refuses_what_the_worker_refuses(
             assert "no name for an artifact" in unnamed
             assert "attached already" in taken
 
-    play(database_url, package, story, pipelines=pipeline("reads"))
 
-
-def test_a_cancelled_step_may_clean_up_and_its_process_is_gone(
+async def test_a_cancelled_step_may_clean_up_and_its_process_is_gone(
     database_url: str, package: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
-        async with open_processors(processes=1) as processors:
-            plant.orchestrate()
+    async with (
+        open_plant(database_url, package, pipelines=pipeline("polite")) as plant,
+        open_processors(processes=1) as processors,
+    ):
+        plant.orchestrate()
+        worker = plant.work(processors)
+        batch = await plant.batch({"a.txt": b"x"})
+        pid = int(await eventually(lambda: _text(package / "began")))
+
+        await plant.cancel(batch)
+
+        await plant.completed(batch)
+        await eventually(lambda: not psutil.pid_exists(pid))
+        assert (package / "cleaned").exists()
+        await plant.stop(worker)
+
+
+async def test_an_interrupted_worker_does_not_count_as_a_loss(
+    database_url: str, package: Path
+) -> None:
+    async with (
+        open_plant(
+            database_url, package, pipelines=pipeline("polite"), max_worker_losses=1
+        ) as plant,
+        open_processors(processes=1) as processors,
+    ):
+        plant.orchestrate()
+        batch = await plant.batch({"a.txt": b"x"})
+        for _ in range(3):
+            (package / "began").unlink(missing_ok=True)
             worker = plant.work(processors)
-            batch = await plant.batch({"a.txt": b"x"})
-            pid = int(await eventually(lambda: _text(package / "began")))
-
-            await plant.cancel(batch)
-
-            await plant.completed(batch)
-            await eventually(lambda: not psutil.pid_exists(pid))
-            assert (package / "cleaned").exists()
+            await eventually(lambda: _text(package / "began"))
             await plant.stop(worker)
 
-    play(database_url, package, story, pipelines=pipeline("polite"))
-
-
-def test_an_interrupted_worker_does_not_count_as_a_loss(database_url: str, package: Path) -> None:
-    async def story(plant: Plant) -> None:
-        async with open_processors(processes=1) as processors:
-            plant.orchestrate()
-            batch = await plant.batch({"a.txt": b"x"})
-            for _ in range(3):
-                (package / "began").unlink(missing_ok=True)
-                worker = plant.work(processors)
-                await eventually(lambda: _text(package / "began"))
-                await plant.stop(worker)
-
-            (upload,) = (await plant.uploads(batch)).values()
-            assert (upload.state, upload.losses) == (UploadState.QUEUED, 0)
-            assert len(await plant.all_of(AttemptAbandoned)) == 3
-
-    play(database_url, package, story, pipelines=pipeline("polite"), max_worker_losses=1)
+        (upload,) = (await plant.uploads(batch)).values()
+        assert (upload.state, upload.losses) == (UploadState.QUEUED, 0)
+        assert len(await plant.all_of(AttemptAbandoned)) == 3
 
 
 def test_a_processor_that_cannot_be_imported_is_named_at_the_start(package: Path) -> None:

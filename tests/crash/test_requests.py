@@ -20,7 +20,6 @@ from tests.crash.awaits import awaits
 from tests.crash.nursery import DONE, Nursery
 from tests.crash.roles import bytes_of
 from tests.crash.world import open_world
-from tests.support import run
 
 SIZE = 45  # bytes, in five pieces
 
@@ -37,87 +36,75 @@ REQUESTS: dict[str, tuple[Any, Callable[[UUID], Command]]] = {
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_command_that_is_repeated_after_a_crash_happens_once(
+async def test_a_command_that_is_repeated_after_a_crash_happens_once(
     database_url: str, nursery: Nursery, tmp_path: Path, name: str
 ) -> None:
     handler, command = REQUESTS[name]
 
-    async def story() -> None:
-        async with open_world(database_url, nursery, tmp_path) as world:
-            for ends_at in awaits(5, 3):
-                batch = uuid4()
-                if name != STARTED:
-                    await world.ask(start_batch, StartBatch(id=batch, owner="acme"))
-                asked = {"handler": name, "command": command(batch)}
-                ended = (await world.live("command", ends_at, **asked)).ended
-                assert await world.ask(handler, command(batch)) is not None
+    async with open_world(database_url, nursery, tmp_path) as world:
+        for ends_at in awaits(5, 3):
+            batch = uuid4()
+            if name != STARTED:
+                await world.ask(start_batch, StartBatch(id=batch, owner="acme"))
+            asked = {"handler": name, "command": command(batch)}
+            ended = (await world.live("command", ends_at, **asked)).ended
+            assert await world.ask(handler, command(batch)) is not None
 
-                topics = await world.plant.topics(batch)
-                assert len(topics) == len(set(topics)) == 2
-                if ended == DONE:
-                    break
-            await world.check()
-
-    run(story())
+            topics = await world.plant.topics(batch)
+            assert len(topics) == len(set(topics)) == 2
+            if ended == DONE:
+                break
+        await world.check()
 
 
 @pytest.mark.timeout(600)
-def test_bytes_that_were_acknowledged_survive_a_crash_at_every_await(
+async def test_bytes_that_were_acknowledged_survive_a_crash_at_every_await(
     database_url: str, nursery: Nursery, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with open_world(database_url, nursery, tmp_path) as world:
-            for ends_at in awaits(7, 7):
-                batch = uuid4()
-                started = StartBatch(id=batch, owner="acme", files=FILES[:1])
-                (upload,) = (await world.ask(start_batch, started)).uploads
-                sent = {"upload": upload, "size": SIZE}
-                ended = (await world.live("receive", ends_at, **sent)).ended
-                recorded = (await world.plant.upload(upload)).received
-                assert recorded <= await world.plant.blobs.size(blob_of(upload))
-                if ended != DONE:
-                    await world.live("receive", **sent)
+    async with open_world(database_url, nursery, tmp_path) as world:
+        for ends_at in awaits(7, 7):
+            batch = uuid4()
+            started = StartBatch(id=batch, owner="acme", files=FILES[:1])
+            (upload,) = (await world.ask(start_batch, started)).uploads
+            sent = {"upload": upload, "size": SIZE}
+            ended = (await world.live("receive", ends_at, **sent)).ended
+            recorded = (await world.plant.upload(upload)).received
+            assert recorded <= await world.plant.blobs.size(blob_of(upload))
+            if ended != DONE:
+                await world.live("receive", **sent)
 
-                assert (await world.plant.upload(upload)).received == SIZE
-                assert await content(world.plant.blobs, blob_of(upload)) == bytes_of(0, SIZE)
-                if ended == DONE:
-                    break
-            await world.check()
-
-    run(story())
+            assert (await world.plant.upload(upload)).received == SIZE
+            assert await content(world.plant.blobs, blob_of(upload)) == bytes_of(0, SIZE)
+            if ended == DONE:
+                break
+        await world.check()
 
 
-def test_rows_are_projected_once_however_often_the_projector_is_killed(
+async def test_rows_are_projected_once_however_often_the_projector_is_killed(
     database_url: str, nursery: Nursery, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with open_world(database_url, nursery, tmp_path) as world:
-            for ends_at in awaits(6, 5):
-                await world.plant.batch({"a.txt": b"x"})
-                if (await world.live("project", ends_at)).ended == DONE:
-                    break
-            await world.settle()
-
-    run(story())
+    async with open_world(database_url, nursery, tmp_path) as world:
+        for ends_at in awaits(6, 5):
+            await world.plant.batch({"a.txt": b"x"})
+            if (await world.live("project", ends_at)).ended == DONE:
+                break
+        await world.settle()
 
 
 @pytest.mark.parametrize("work", ["rebuild", "verify"])
-def test_maintenance_that_is_killed_leaves_live_rows_alone_and_nothing_beside_them(
+async def test_maintenance_that_is_killed_leaves_live_rows_alone_and_nothing_beside_them(
     database_url: str, nursery: Nursery, tmp_path: Path, work: str
 ) -> None:
-    async def story() -> None:
-        async with open_world(database_url, nursery, tmp_path) as world:
-            await world.plant.batch({"a.txt": b"x"})
-            await world.live("project")
-            for ends_at in awaits(4, 13):
-                if (await world.live(work, ends_at)).ended == DONE:
-                    break
-                assert (await verify(database_url, world.plant.log)).sound
-            await world.live(work)
+    async with open_world(database_url, nursery, tmp_path) as world:
+        await world.plant.batch({"a.txt": b"x"})
+        await world.live("project")
+        for ends_at in awaits(4, 13):
+            if (await world.live(work, ends_at)).ended == DONE:
+                break
+            assert (await verify(database_url, world.plant.log)).sound
+        await world.live(work)
 
-            assert await world.plant.fetch(BESIDE) == []
-
-    run(story())
+        assert await world.plant.fetch(BESIDE) == []
 
 
 BESIDE = """

@@ -22,7 +22,7 @@ from tests.faults.client import Client
 from tests.faults.conftest import MakeSite
 from tests.faults.site import Site, steps
 from tests.interfaces.feed.viewer import Viewer
-from tests.support import eventually, run
+from tests.support import eventually
 
 SETTINGS = {
     "pipelines": {"default": steps("checksum")},
@@ -34,91 +34,81 @@ FULL = 10 * 1024 * 1024  # bytes, which no narrow line holds: the system gives o
 FAT = {f"note {number}": "word " * 45 for number in range(16)}
 
 
-def test_a_message_missed_while_away_is_never_lost(make_site: MakeSite) -> None:
+async def test_a_message_missed_while_away_is_never_lost(make_site: MakeSite) -> None:
     """The client is away, the server is killed and comes back, and both have missed something."""
 
-    async def story(site: Site) -> None:
-        server = await asyncio.to_thread(site.start)
-        client = site.admin
-        batch = await asyncio.to_thread(start_and_send, client, range(5))
-        async with viewing(site) as viewer:
-            await viewer.subscribe([batch])
-            await viewer.until(lambda seen: len(seen.rows["uploads"]) == 5)
-            viewer.socket._response.close()  # gone without a farewell
-        cursor = viewer.cursor
-
-        await asyncio.to_thread(send, client, batch, range(5, 10))
-        site.kill(server)
-        await asyncio.to_thread(site.start)
-        await asyncio.to_thread(send, client, batch, range(10, 15))
-        await asyncio.to_thread(client.post, f"/v1/batches/{batch}/seal")
-
-        async with viewing(site) as back:
-            back.go_on_from(viewer)
-            await back.subscribe([batch], after=cursor)
-            await back.until(lambda seen: outcome(seen, batch) == "succeeded")
-            assert not back.of_type("snapshot")  # it went on from where it was
-            assert not back.of_type("reset")
-        await shows_what_is(site, back, batch)
-
     site = make_site(**SETTINGS)
-    run(story(site))
+    server = await asyncio.to_thread(site.start)
+    client = site.admin
+    batch = await asyncio.to_thread(start_and_send, client, range(5))
+    async with viewing(site) as viewer:
+        await viewer.subscribe([batch])
+        await viewer.until(lambda seen: len(seen.rows["uploads"]) == 5)
+        viewer.socket._response.close()  # gone without a farewell
+    cursor = viewer.cursor
+
+    await asyncio.to_thread(send, client, batch, range(5, 10))
+    site.kill(server)
+    await asyncio.to_thread(site.start)
+    await asyncio.to_thread(send, client, batch, range(10, 15))
+    await asyncio.to_thread(client.post, f"/v1/batches/{batch}/seal")
+
+    async with viewing(site) as back:
+        back.go_on_from(viewer)
+        await back.subscribe([batch], after=cursor)
+        await back.until(lambda seen: outcome(seen, batch) == "succeeded")
+        assert not back.of_type("snapshot")  # it went on from where it was
+        assert not back.of_type("reset")
+    await shows_what_is(site, back, batch)
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", "other-epoch:3", "", "0:0", "1:99999999999999"])
-def test_a_cursor_that_cannot_be_resumed_is_never_met_with_silence(site: Site, cursor: str) -> None:
-    async def story() -> None:
-        batch = await asyncio.to_thread(start_and_send, site.admin, range(3))
-        async with viewing(site) as viewer:
-            await viewer.subscribe([batch], after=cursor)
-            assert (await viewer.until_frame("reset"))["reason"]
-            await viewer.until(lambda seen: len(seen.rows["uploads"]) == 3)
-            assert viewer.of_type("snapshot")
-
-    run(story())
-
-
-def test_a_slow_reader_never_stalls_the_others(site: Site) -> None:
-    async def story() -> None:
-        client = site.admin
-        batch = await asyncio.to_thread(start_and_send, client, ())
-        async with viewing(site, narrow=True) as slow, viewing(site) as quick:
-            for viewer in (slow, quick):
-                await viewer.subscribe([batch])
-                await viewer.until_frame("snapshot")
-            await asyncio.to_thread(add, client, batch, range(1500), FAT)
-            await quick.until(lambda seen: len(seen.rows["uploads"]) == 1500)
-            await asyncio.to_thread(send, client, batch, range(20))
-            await quick.until(lambda seen: states(seen).count("completed") == 20)
-            await asyncio.to_thread(client.post, f"/v1/batches/{batch}/cancel")
-            await quick.until(lambda seen: outcome(seen, batch) == "cancelled")
-
-            assert told(quick) > FULL, "too little for the slow reader to be in anybody's way"
-
-            # It reads at last, and nothing is missing.
-            await slow.until(lambda seen: outcome(seen, batch) == "cancelled")
-            await shows_what_is(site, quick, batch)
-            await shows_what_is(site, slow, batch)
-
-    run(story())
+async def test_a_cursor_that_cannot_be_resumed_is_never_met_with_silence(
+    site: Site, cursor: str
+) -> None:
+    batch = await asyncio.to_thread(start_and_send, site.admin, range(3))
+    async with viewing(site) as viewer:
+        await viewer.subscribe([batch], after=cursor)
+        assert (await viewer.until_frame("reset"))["reason"]
+        await viewer.until(lambda seen: len(seen.rows["uploads"]) == 3)
+        assert viewer.of_type("snapshot")
 
 
-def test_a_closed_socket_never_leaks(site: Site) -> None:
-    async def story() -> None:
-        batch = await asyncio.to_thread(start_and_send, site.admin, range(3))
-        (server,) = site.running()
-        before = sockets(server)
-        for told in range(3):
-            for number in range(20):
-                async with viewing(site) as viewer:
-                    await viewer.subscribe([batch] if number % 2 else "*")
-                    if told:
-                        await viewer.until_frame("snapshot")
-                    if number % 3:
-                        viewer.socket._response.close()  # gone without a farewell
-        await eventually(lambda: sockets(server) <= before)
+async def test_a_slow_reader_never_stalls_the_others(site: Site) -> None:
+    client = site.admin
+    batch = await asyncio.to_thread(start_and_send, client, ())
+    async with viewing(site, narrow=True) as slow, viewing(site) as quick:
+        for viewer in (slow, quick):
+            await viewer.subscribe([batch])
+            await viewer.until_frame("snapshot")
+        await asyncio.to_thread(add, client, batch, range(1500), FAT)
+        await quick.until(lambda seen: len(seen.rows["uploads"]) == 1500)
+        await asyncio.to_thread(send, client, batch, range(20))
+        await quick.until(lambda seen: states(seen).count("completed") == 20)
+        await asyncio.to_thread(client.post, f"/v1/batches/{batch}/cancel")
+        await quick.until(lambda seen: outcome(seen, batch) == "cancelled")
 
-    run(story())
+        assert told(quick) > FULL, "too little for the slow reader to be in anybody's way"
+
+        # It reads at last, and nothing is missing.
+        await slow.until(lambda seen: outcome(seen, batch) == "cancelled")
+        await shows_what_is(site, quick, batch)
+        await shows_what_is(site, slow, batch)
+
+
+async def test_a_closed_socket_never_leaks(site: Site) -> None:
+    batch = await asyncio.to_thread(start_and_send, site.admin, range(3))
+    (server,) = site.running()
+    before = sockets(server)
+    for told in range(3):
+        for number in range(20):
+            async with viewing(site) as viewer:
+                await viewer.subscribe([batch] if number % 2 else "*")
+                if told:
+                    await viewer.until_frame("snapshot")
+                if number % 3:
+                    viewer.socket._response.close()  # gone without a farewell
+    await eventually(lambda: sockets(server) <= before)
 
 
 @asynccontextmanager

@@ -21,7 +21,6 @@ from tests.faults.client import OCTETS, Client
 from tests.faults.conftest import MakeSite
 from tests.faults.site import Site, eventually
 from tests.interfaces.feed.viewer import Viewer
-from tests.support import run
 
 SECRET = b"nobody else may read this"
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -101,29 +100,26 @@ def test_lists_and_histories_never_hold_anything_of_another_owner(two: Two) -> N
     assert two.acme.get("/v1/history")["items"]
 
 
-def test_another_owner_never_sees_a_frame(site: Site, two: Two) -> None:
-    async def story() -> None:
-        headers = {"Authorization": f"Bearer {two.rival.key}"}
-        async with aiohttp.ClientSession(headers=headers) as session:
-            named = Viewer(await session.ws_connect(f"{site.url}/v1/feed"))
-            all_of_them = Viewer(await session.ws_connect(f"{site.url}/v1/feed"))
-            await named.subscribe([two.batch])
-            await all_of_them.subscribe("*")
-            for viewer in (named, all_of_them):
-                await viewer.until_frame("snapshot")
-            assert named.of_type("error")[0]["batch"] == two.batch
+async def test_another_owner_never_sees_a_frame(site: Site, two: Two) -> None:
+    headers = {"Authorization": f"Bearer {two.rival.key}"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        named = Viewer(await session.ws_connect(f"{site.url}/v1/feed"))
+        all_of_them = Viewer(await session.ws_connect(f"{site.url}/v1/feed"))
+        await named.subscribe([two.batch])
+        await all_of_them.subscribe("*")
+        for viewer in (named, all_of_them):
+            await viewer.until_frame("snapshot")
+        assert named.of_type("error")[0]["batch"] == two.batch
 
-            await asyncio.to_thread(two.acme.send, two.batch, "later.txt", SECRET)
-            own = await asyncio.to_thread(two.rival.send_batch, {"own.txt": b"x"})
-            await all_of_them.until(lambda seen: list(seen.rows["batches"]) == [own])
-            await named.say(type="ping")
-            await named.until_frame("pong")
+        await asyncio.to_thread(two.acme.send, two.batch, "later.txt", SECRET)
+        own = await asyncio.to_thread(two.rival.send_batch, {"own.txt": b"x"})
+        await all_of_them.until(lambda seen: list(seen.rows["batches"]) == [own])
+        await named.say(type="ping")
+        await named.until_frame("pong")
 
-            assert "later.txt" not in str(named.frames + all_of_them.frames)
-            assert two.batch not in str(all_of_them.frames)
-            assert not any(named.rows.values())
-
-    run(story())
+        assert "later.txt" not in str(named.frames + all_of_them.frames)
+        assert two.batch not in str(all_of_them.frames)
+        assert not any(named.rows.values())
 
 
 def test_a_key_of_one_batch_never_opens_another(site: Site, two: Two) -> None:

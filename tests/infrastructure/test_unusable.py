@@ -18,7 +18,6 @@ from infrastructure.postgres.pool import make_pool
 from infrastructure.unusable import as_unavailable, is_unusable
 from interfaces.bootstrap import supervision
 from interfaces.rest.problems import problem_of
-from tests.support import run
 
 
 def of_state(state: str) -> psycopg.Error:
@@ -84,7 +83,7 @@ def test_an_unknown_outcome_is_not_reported_as_nothing_recorded() -> None:
         raise Undetermined("the log was lost while it recorded")
 
 
-def test_a_part_that_waits_for_the_database_is_never_given_up(
+async def test_a_part_that_waits_for_the_database_is_never_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(supervision, "FIRST_PAUSE", 0.001)
@@ -97,32 +96,26 @@ def test_a_part_that_waits_for_the_database_is_never_given_up(
             raise of_state("25006")
         await asyncio.Event().wait()
 
-    async def story() -> None:
-        part = asyncio.create_task(supervision.supervise("part", waiting))
-        while starts.count <= 3 * supervision.HOPELESS:
-            await asyncio.sleep(0.001)
-            assert not part.done()
-        part.cancel()
-
-    run(story())
+    part = asyncio.create_task(supervision.supervise("part", waiting))
+    while starts.count <= 3 * supervision.HOPELESS:
+        await asyncio.sleep(0.001)
+        assert not part.done()
+    part.cancel()
 
 
-def test_a_connection_that_is_one_too_many_is_unusable_for_now(database_url: str) -> None:
+async def test_a_connection_that_is_one_too_many_is_unusable_for_now(database_url: str) -> None:
     name = database_url.partition("?")[0].rpartition("/")[2]
 
-    async def story() -> None:
-        async with await connect(database_url, name="test") as own:
-            await own.execute(f"ALTER DATABASE {name} CONNECTION LIMIT 1".encode())
-            try:
-                async with make_pool(database_url, name="late", min_size=0) as pool:
-                    with pytest.raises(Unavailable), as_unavailable():
-                        await pool.getconn(timeout=0.5)
-                    # The pool is there again as soon as the database is, without a new borrower.
-                    waiting = asyncio.create_task(pool.getconn(timeout=60))
-                    await asyncio.sleep(0)
-                    await own.execute(f"ALTER DATABASE {name} CONNECTION LIMIT -1".encode())
-                    await pool.putconn(await waiting)
-            finally:
+    async with await connect(database_url, name="test") as own:
+        await own.execute(f"ALTER DATABASE {name} CONNECTION LIMIT 1".encode())
+        try:
+            async with make_pool(database_url, name="late", min_size=0) as pool:
+                with pytest.raises(Unavailable), as_unavailable():
+                    await pool.getconn(timeout=0.5)
+                # The pool is there again as soon as the database is, without a new borrower.
+                waiting = asyncio.create_task(pool.getconn(timeout=60))
+                await asyncio.sleep(0)
                 await own.execute(f"ALTER DATABASE {name} CONNECTION LIMIT -1".encode())
-
-    run(story())
+                await pool.putconn(await waiting)
+        finally:
+            await own.execute(f"ALTER DATABASE {name} CONNECTION LIMIT -1".encode())

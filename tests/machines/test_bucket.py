@@ -16,7 +16,7 @@ from tests.infrastructure.blobs import s3_servers
 from tests.machines.audit import check, completed, streams_of
 from tests.machines.site import Machine, Site, ask, run_command, site
 from tests.machines.uploader import OCTETS, TUS
-from tests.support import path_of, run
+from tests.support import path_of
 
 pytestmark = pytest.mark.timeout(400)  # whole processes start, several times
 
@@ -25,7 +25,7 @@ CONTENT = bytes(range(256)) * (12 * MIB // 256)
 HALF = 7 * MIB
 
 
-def test_an_upload_outlives_its_machine_and_is_processed_by_a_third(
+async def test_an_upload_outlives_its_machine_and_is_processed_by_a_third(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if s3_servers.find_weed() is None and os.environ.get("UPTRAIL_REQUIRE_ALL") != "1":
@@ -34,18 +34,18 @@ def test_an_upload_outlives_its_machine_and_is_processed_by_a_third(
         monkeypatch.setenv(name, value)
     (tmp_path / "s3").mkdir()
     with s3_servers.seaweed(tmp_path / "s3") as endpoint:
-        run(make_bucket(endpoint))
+        await make_bucket(endpoint)
         blobs = f"s3://{s3_servers.BUCKET}/shared?endpoint={endpoint}&style=path"
         with site(tmp_path, database_url, blobs=blobs) as running:
             here = running.machine("here", "api")
             there = running.machine("there", "api")
             running.machine("back", "orchestrator", "worker")
             running.wait_until_up()
-            run(story(here, there))
+            await upload_through_both(here, there)
             elsewhere(running, blobs)
 
 
-async def story(here: Machine, there: Machine) -> None:
+async def upload_through_both(here: Machine, there: Machine) -> None:
     headers = {**TUS, "Authorization": f"Bearer {here.key}"}
     async with aiohttp.ClientSession(headers=headers) as client:
         started = await ask(client, "POST", f"{here.url}/v1/batches", {})

@@ -11,7 +11,6 @@ import pytest
 from tests.machines.audit import check, completed, numbers_of, of_type, streams_of
 from tests.machines.site import Machine, ask, site
 from tests.machines.uploader import Uploader
-from tests.support import run
 
 pytestmark = pytest.mark.timeout(400)  # whole processes start, several times
 
@@ -19,7 +18,7 @@ FILES = {f"{number}.bin": bytes([number]) * (number * 97 % 20_000) for number in
 SENDERS = 4
 
 
-def test_restarting_every_process_loses_nothing_fails_nothing_and_uses_up_no_attempt(
+async def test_restarting_every_process_loses_nothing_fails_nothing_and_uses_up_no_attempt(
     database_url: str, tmp_path: Path
 ) -> None:
     with site(tmp_path, database_url) as running:
@@ -30,10 +29,10 @@ def test_restarting_every_process_loses_nothing_fails_nothing_and_uses_up_no_att
             running.machine("back-2", "orchestrator", "worker"),
         ]
         running.wait_until_up()
-        run(story(machines))
+        await restart_each_while_sending(machines)
 
 
-async def story(machines: list[Machine]) -> None:
+async def restart_each_while_sending(machines: list[Machine]) -> None:
     apis = machines[:2]
     headers = {"Authorization": f"Bearer {apis[0].key}"}
     async with aiohttp.ClientSession(headers=headers) as client:

@@ -18,7 +18,7 @@ from aiohttp import web
 from tests.machines.audit import check, completed, numbers_of, of_type, streams_of
 from tests.machines.site import PATIENCE, Site, ask, run_command, site
 from tests.machines.uploader import Uploader
-from tests.support import eventually, run
+from tests.support import eventually
 
 pytestmark = pytest.mark.timeout(400)  # whole processes start, several times
 
@@ -66,20 +66,17 @@ class Gate:
         }
 
 
-def test_a_killed_and_a_frozen_workers_attempts_are_done_by_another_and_the_zombie_is_refused(
+async def test_a_killed_and_a_frozen_workers_attempts_are_done_by_another_and_the_zombie_is_refused(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        gate = Gate()
-        async with gate.serving():
-            with site(tmp_path, database_url, **gate.settings()) as running:
-                await asyncio.to_thread(start, running)
-                api = running.named(running.pids["api"])
-                headers = {"Authorization": f"Bearer {api.key}"}
-                async with aiohttp.ClientSession(api.url, headers=headers) as client:
-                    await survive(running, client, gate)
-
-    run(story())
+    gate = Gate()
+    async with gate.serving():
+        with site(tmp_path, database_url, **gate.settings()) as running:
+            await asyncio.to_thread(start, running)
+            api = running.named(running.pids["api"])
+            headers = {"Authorization": f"Bearer {api.key}"}
+            async with aiohttp.ClientSession(api.url, headers=headers) as client:
+                await survive(running, client, gate)
 
 
 def start(running: Site) -> None:

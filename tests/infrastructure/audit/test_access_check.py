@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from application.audit.derived import DerivedCheck, DerivedFinding
+from application.audit.derived import DerivedFinding
 from application.envelope import Append, Write
 from application.ports.erasures import Erasure
 from application.ports.keys import Scope
@@ -92,20 +92,16 @@ async def _record(url: str) -> None:
             )
 
 
-def check(url: str) -> list[DerivedFinding]:
+async def check(url: str) -> list[DerivedFinding]:
     """The findings, but for those about followers, which did not run."""
-
-    async def story() -> DerivedCheck:
-        async with make_pool(url, name="keys", max_size=1) as pool:
-            return await check_derived(url, Codec(protection=await keyring_on(pool)))
-
-    found = run(story())
+    async with make_pool(url, name="keys", max_size=1) as pool:
+        found = await check_derived(url, Codec(protection=await keyring_on(pool)))
     kinds = {"key_altered", "sign_in_altered", "erasure_altered", "owner_key_altered"}
     return [one for one in found.findings if one.kind in kinds]
 
 
-def test_unaltered_rows_follow_from_the_log(history: str, databases: Databases) -> None:
-    assert check(with_database(databases.server_url, history)) == []
+async def test_unaltered_rows_follow_from_the_log(history: str, databases: Databases) -> None:
+    assert await check(with_database(databases.server_url, history)) == []
 
 
 @pytest.mark.parametrize(
@@ -245,38 +241,35 @@ def test_unaltered_rows_follow_from_the_log(history: str, databases: Databases) 
         ),
     ],
 )
-def test_an_altered_row_is_named_with_what_differs(
+async def test_an_altered_row_is_named_with_what_differs(
     altered: str, statement: str, kind: str, table: str, detail: str
 ) -> None:
     with psycopg.connect(altered, autocommit=True) as connection:
         assert connection.execute(statement.encode()).rowcount > 0
 
-    found = check(altered)
+    found = await check(altered)
 
     named = [one for one in found if (one.kind, one.table) == (kind, table)]
     assert any(detail in one.detail for one in named), found
 
 
-def test_a_login_link_that_was_used_cannot_be_put_back(altered: str) -> None:
+async def test_a_login_link_that_was_used_cannot_be_put_back(altered: str) -> None:
     """Its row is copied before it is used, and inserted again afterwards."""
 
-    async def story() -> None:
-        async with make_pool(altered, name="test") as pool:
-            keys = PostgresKeys(pool)
-            _, text = await keys.create(owner="acme", scope=Scope.ADMIN)
-            principal = await keys.authenticate(text)
-            assert principal is not None
-            code = await keys.issue_login(principal, lifetime=3600)
-            async with pool.connection() as connection:
-                await connection.execute("CREATE TABLE used AS SELECT * FROM login_codes")
-                await keys.redeem_login(code)
-                await connection.execute(
-                    "INSERT INTO login_codes SELECT * FROM used ON CONFLICT DO NOTHING"
-                )
+    async with make_pool(altered, name="test") as pool:
+        keys = PostgresKeys(pool)
+        _, text = await keys.create(owner="acme", scope=Scope.ADMIN)
+        principal = await keys.authenticate(text)
+        assert principal is not None
+        code = await keys.issue_login(principal, lifetime=3600)
+        async with pool.connection() as connection:
+            await connection.execute("CREATE TABLE used AS SELECT * FROM login_codes")
+            await keys.redeem_login(code)
+            await connection.execute(
+                "INSERT INTO login_codes SELECT * FROM used ON CONFLICT DO NOTHING"
+            )
 
-    run(story())
-
-    (found,) = check(altered)
+    (found,) = await check(altered)
     assert (found.table, found.detail) == (
         "login_codes",
         "differs from the log: ended is False, the log says True",

@@ -128,8 +128,8 @@ async def _all_read(plant: Plant) -> int:
     return head
 
 
-def check(url: str) -> DerivedCheck:
-    return run(check_derived(url, CODEC))
+async def check(url: str) -> DerivedCheck:
+    return await check_derived(url, CODEC)
 
 
 def by_hand(url: str, statement: str) -> None:
@@ -137,8 +137,8 @@ def by_hand(url: str, statement: str) -> None:
         assert connection.execute(statement.encode()).rowcount > 0
 
 
-def test_unaltered_rows_follow_from_the_log(history: str, databases: Databases) -> None:
-    found = check(with_database(databases.server_url, history))
+async def test_unaltered_rows_follow_from_the_log(history: str, databases: Databases) -> None:
+    found = await check(with_database(databases.server_url, history))
 
     assert found.findings == []
     assert found.checked == {
@@ -371,12 +371,12 @@ SNAPSHOT = "convert_from(state, 'UTF8')::jsonb"
         ),
     ],
 )
-def test_an_altered_row_is_named_with_what_differs(
+async def test_an_altered_row_is_named_with_what_differs(
     altered: str, statement: str, kind: str, table: str, detail: str
 ) -> None:
     by_hand(altered, statement)
 
-    found = check(altered)
+    found = await check(altered)
 
     named = [one for one in found.findings if (one.kind, one.table) == (kind, table)]
     assert any(detail in one.detail for one in named), found.findings
@@ -391,35 +391,34 @@ def test_an_altered_row_is_named_with_what_differs(
         "DELETE FROM notification_tracking",
     ],
 )
-def test_a_moved_tracking_position_is_named(altered: str, follower: str, change: str) -> None:
+async def test_a_moved_tracking_position_is_named(altered: str, follower: str, change: str) -> None:
     by_hand(altered, f"{change} WHERE application_name = '{follower}'")
 
-    found = check(altered)
+    found = await check(altered)
 
     assert {one.kind for one in found.findings} == {"tracking_moved"} or follower == "webhooks"
     assert ("tracking_moved", follower) in [(one.kind, one.key) for one in found.findings]
 
 
-def test_a_moved_position_is_distinguished_from_altered_rows(altered: str, tmp_path: Path) -> None:
+async def test_a_moved_position_is_distinguished_from_altered_rows(
+    altered: str, tmp_path: Path
+) -> None:
     """Append an event that no follower reads, then move the positions past it."""
 
-    async def record() -> None:
-        async with open_plant(altered, tmp_path) as plant:
-            ((upload,),) = await plant.fetch(
-                "SELECT upload FROM orchestration.members WHERE state = 'transferring'"
-            )
-            event = FileProgressed(at=NOON, by=ALICE, phase="transfer", done=500, total=1000)
-            await plant.log.append(Append((Write(upload, None, (event,)),)))
-
-    run(record())
-    assert check(altered).sound  # events that no follower has read yet are no finding
+    async with open_plant(altered, tmp_path) as plant:
+        ((upload,),) = await plant.fetch(
+            "SELECT upload FROM orchestration.members WHERE state = 'transferring'"
+        )
+        event = FileProgressed(at=NOON, by=ALICE, phase="transfer", done=500, total=1000)
+        await plant.log.append(Append((Write(upload, None, (event,)),)))
+    assert (await check(altered)).sound  # events that no follower has read yet are no finding
 
     by_hand(
         altered,
         "UPDATE notification_tracking SET notification_id = notification_id + 1"
         " WHERE application_name IN ('orchestrator', 'read_model')",
     )
-    found = check(altered)
+    found = await check(altered)
 
     assert {(one.kind, one.key) for one in found.findings} == {
         ("tracking_moved", "orchestrator"),
@@ -427,38 +426,35 @@ def test_a_moved_position_is_distinguished_from_altered_rows(altered: str, tmp_p
     }
 
 
-def test_a_webhooks_position_moved_past_an_event_is_found_by_its_delivery(
+async def test_a_webhooks_position_moved_past_an_event_is_found_by_its_delivery(
     altered: str, tmp_path: Path
 ) -> None:
-    async def record() -> None:
-        async with open_plant(altered, tmp_path) as plant:
-            batch = uuid4()
-            counts = {UploadState.COMPLETED: 1}
-            at = datetime.now(UTC)
-            ended = BatchCompleted(
-                at=at, by=ALICE, outcome=Outcome.SUCCEEDED, counts=counts, duration=1.0
-            )
-            await plant.log.append(Append((Write(batch, 0, (started(), ended)),)))
-
-    run(record())
-    before = check(altered).findings
+    async with open_plant(altered, tmp_path) as plant:
+        batch = uuid4()
+        counts = {UploadState.COMPLETED: 1}
+        at = datetime.now(UTC)
+        ended = BatchCompleted(
+            at=at, by=ALICE, outcome=Outcome.SUCCEEDED, counts=counts, duration=1.0
+        )
+        await plant.log.append(Append((Write(batch, 0, (started(), ended)),)))
+    before = (await check(altered)).findings
     by_hand(
         altered,
         "UPDATE notification_tracking SET notification_id = notification_id + 2"
         " WHERE application_name = 'webhooks'",
     )
 
-    found = [one for one in check(altered).findings if one not in before]
+    found = [one for one in (await check(altered)).findings if one not in before]
 
     assert {one.kind for one in found} == {"delivery_altered"}
     assert len(found) == 2  # of either webhook
 
 
-def test_pages_of_any_size_lead_to_the_same_findings(
+async def test_pages_of_any_size_lead_to_the_same_findings(
     altered: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_hand(altered, "UPDATE orchestration.members SET owner = 'globex'")
-    at_once = check(altered)
+    at_once = await check(altered)
     monkeypatch.setattr("infrastructure.audit.derived.CHUNK", 7)
 
-    assert check(altered).findings == at_once.findings
+    assert (await check(altered)).findings == at_once.findings

@@ -12,7 +12,6 @@ from infrastructure.postgres.pool import make_pool
 from tests.infrastructure.audit.test_access_check import check
 from tests.infrastructure.event_store.log_support import whole_log
 from tests.infrastructure.postgres.older import migrate_to
-from tests.support import run
 
 BEFORE = "0017"
 HASH = "decode(repeat('ab', 32), 'hex')"
@@ -36,46 +35,45 @@ def by_hand(url: str, *statements: str) -> None:
             connection.execute(statement.encode())
 
 
-def topics(url: str) -> list[str]:
-    return [topic_of(recorded.event) for recorded in run(whole_log(url))]
+async def topics(url: str) -> list[str]:
+    return [topic_of(recorded.event) for recorded in await whole_log(url)]
 
 
-def test_rows_of_an_older_database_verify_after_its_migration(empty_database_url: str) -> None:
+async def test_rows_of_an_older_database_verify_after_its_migration(
+    empty_database_url: str,
+) -> None:
     migrate_to(empty_database_url, BEFORE)
     by_hand(empty_database_url, *OLD_ROWS)
 
     migrate(empty_database_url)
 
     imported = ["key.imported", "key.imported", "session.opened"]
-    assert topics(empty_database_url) == [*imported, "erasure.imported", "erasure.imported"]
-    assert check(empty_database_url) == []
+    assert await topics(empty_database_url) == [*imported, "erasure.imported", "erasure.imported"]
+    assert await check(empty_database_url) == []
 
 
-def test_an_imported_key_is_revoked_like_any_other(empty_database_url: str) -> None:
+async def test_an_imported_key_is_revoked_like_any_other(empty_database_url: str) -> None:
     migrate_to(empty_database_url, BEFORE)
     by_hand(empty_database_url, *OLD_ROWS)
     migrate(empty_database_url)
 
-    async def story() -> None:
-        async with make_pool(empty_database_url, name="test") as pool:
-            keys = PostgresKeys(pool)
-            await keys.revoke("aaaaaaaaaaaaaaaa", owner=None, by="key:cccc")
-            await keys.revoke("bbbbbbbbbbbbbbbb", owner=None)  # it was revoked before
-            await keys.create(owner="acme", scope=Scope.VIEWER)
-
-    run(story())
-    assert topics(empty_database_url)[5:] == ["key.revoked", "key.created"]
-    assert check(empty_database_url) == []
+    async with make_pool(empty_database_url, name="test") as pool:
+        keys = PostgresKeys(pool)
+        await keys.revoke("aaaaaaaaaaaaaaaa", owner=None, by="key:cccc")
+        await keys.revoke("bbbbbbbbbbbbbbbb", owner=None)  # it was revoked before
+        await keys.create(owner="acme", scope=Scope.VIEWER)
+    assert (await topics(empty_database_url))[5:] == ["key.revoked", "key.created"]
+    assert await check(empty_database_url) == []
 
 
-def test_a_key_put_in_after_the_migration_is_not_imported(empty_database_url: str) -> None:
+async def test_a_key_put_in_after_the_migration_is_not_imported(empty_database_url: str) -> None:
     migrate(empty_database_url)
     by_hand(empty_database_url, OLD_ROWS[0])
 
     migrate(empty_database_url)
 
-    assert topics(empty_database_url) == []
-    assert {(one.kind, one.key) for one in check(empty_database_url)} == {
+    assert await topics(empty_database_url) == []
+    assert {(one.kind, one.key) for one in await check(empty_database_url)} == {
         ("key_altered", "aaaaaaaaaaaaaaaa"),
         ("key_altered", "bbbbbbbbbbbbbbbb"),
     }

@@ -12,86 +12,70 @@ from infrastructure.audit.keys import BadKey, ensure_key, read_key, signed
 from infrastructure.audit.rows import page
 from tests.infrastructure.audit.notary import Notary, notary, sealer_in
 from tests.infrastructure.event_store.log_support import connected
-from tests.support import eventually, run
+from tests.support import eventually
 
 
-def told(url: str, folder: Path) -> list[Seal]:
-    async def story() -> list[Seal]:
-        async with connected(url) as connection:
-            return await page(connection, 0, 100)
-
-    return run(story())
+async def told(url: str) -> list[Seal]:
+    async with connected(url) as connection:
+        return await page(connection, 0, 100)
 
 
-def test_a_seal_covers_what_was_recorded_since_the_last(database_url: str, tmp_path: Path) -> None:
-    async def story() -> tuple[Seal, Seal]:
-        async with notary(database_url, tmp_path) as it:
-            await it.record(4, 5)
-            first = await it.seal()
-            await it.record(6)
-            return first, await it.seal()
-
-    first, second = run(story())
+async def test_a_seal_covers_what_was_recorded_since_the_last(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with notary(database_url, tmp_path) as it:
+        await it.record(4, 5)
+        first = await it.seal()
+        await it.record(6)
+        second = await it.seal()
 
     assert (first.number, first.after, first.through, first.count) == (1, 0, 9, 9)
     assert (second.number, second.after, second.through, second.count) == (2, 9, 15, 6)
     assert second.previous == first.digest
     assert signed(first)
     assert signed(second)
-    assert told(database_url, tmp_path) == [first, second]
+    assert await told(database_url) == [first, second]
 
 
-def test_nothing_new_makes_no_seal(database_url: str, tmp_path: Path) -> None:
-    async def story() -> Seal | None:
-        async with notary(database_url, tmp_path) as it:
-            await it.record(1)
-            await it.seal()
-            return await it.sealer.seal(it.connection)
-
-    assert run(story()) is None
+async def test_nothing_new_makes_no_seal(database_url: str, tmp_path: Path) -> None:
+    async with notary(database_url, tmp_path) as it:
+        await it.record(1)
+        await it.seal()
+        assert await it.sealer.seal(it.connection) is None
 
 
-def test_work_for_one_seal_is_bounded(
+async def test_work_for_one_seal_is_bounded(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sealing, "MOST", 4)
     monkeypatch.setattr(sealing, "CHUNK", 3)
 
-    async def story() -> list[int]:
-        async with notary(database_url, tmp_path) as it:
-            await it.record(9)
-            return [(await it.seal()).count for _ in range(3)]
-
-    assert run(story()) == [4, 4, 1]
+    async with notary(database_url, tmp_path) as it:
+        await it.record(9)
+        assert [(await it.seal()).count for _ in range(3)] == [4, 4, 1]
 
 
-def test_an_append_does_not_wait_for_a_seal_that_is_being_made(
+async def test_an_append_does_not_wait_for_a_seal_that_is_being_made(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> int:
-        async with notary(database_url, tmp_path) as it:
-            await it.record(1)
-            async with it.connection.transaction():
-                await it.sealer.seal(it.connection)  # not committed yet
-                return await it.record(1)
-
-    assert run(story()) == 2
+    async with notary(database_url, tmp_path) as it:
+        await it.record(1)
+        async with it.connection.transaction():
+            await it.sealer.seal(it.connection)  # not committed yet
+            assert await it.record(1) == 2
 
 
-def test_two_that_seal_at_once_make_one_chain(database_url: str, tmp_path: Path) -> None:
-    async def story() -> bool:
-        async with notary(database_url, tmp_path) as it, connected(database_url) as other:
-            for _ in range(5):
-                await it.record(2)
-                again = sealer_in(tmp_path)
-                await asyncio.gather(it.sealer.seal(it.connection), again.seal(other))
-            return (await it.check()).sound
-
-    assert run(story())
-    assert [seal.number for seal in told(database_url, tmp_path)] == [1, 2, 3, 4, 5]
+async def test_two_that_seal_at_once_make_one_chain(database_url: str, tmp_path: Path) -> None:
+    async with notary(database_url, tmp_path) as it, connected(database_url) as other:
+        for _ in range(5):
+            await it.record(2)
+            again = sealer_in(tmp_path)
+            await asyncio.gather(it.sealer.seal(it.connection), again.seal(other))
+        assert (await it.check()).sound
+    assert [seal.number for seal in await told(database_url)] == [1, 2, 3, 4, 5]
 
 
-def test_one_of_many_machines_seals_and_another_takes_over(
+async def test_one_of_many_machines_seals_and_another_takes_over(
     database_url: str, tmp_path: Path
 ) -> None:
     async def sealed(it: Notary, through: int) -> None:
@@ -101,22 +85,19 @@ def test_one_of_many_machines_seals_and_another_takes_over(
 
         await eventually(reaches)
 
-    async def story() -> bool:
-        async with notary(database_url, tmp_path) as it:
-            sealers = [
-                asyncio.create_task(running.run(database_url, sealer_in(tmp_path), 0.01))
-                for _ in range(2)
-            ]
-            try:
-                await sealed(it, await it.record(2))
-                sealers[0].cancel()
-                await sealed(it, await it.record(2))
-            finally:
-                sealers[1].cancel()
-                await asyncio.gather(*sealers, return_exceptions=True)
-            return (await it.check()).sound
-
-    assert run(story())
+    async with notary(database_url, tmp_path) as it:
+        sealers = [
+            asyncio.create_task(running.run(database_url, sealer_in(tmp_path), 0.01))
+            for _ in range(2)
+        ]
+        try:
+            await sealed(it, await it.record(2))
+            sealers[0].cancel()
+            await sealed(it, await it.record(2))
+        finally:
+            sealers[1].cancel()
+            await asyncio.gather(*sealers, return_exceptions=True)
+        assert (await it.check()).sound
 
 
 def test_the_key_is_made_once_and_is_nobody_elses_to_read(tmp_path: Path) -> None:
@@ -149,56 +130,49 @@ def test_a_file_without_a_key_is_refused_by_name(tmp_path: Path) -> None:
         ensure_key(file)
 
 
-def test_a_rotated_key_signs_from_the_next_seal_on(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with notary(database_url, tmp_path) as it:
-            await it.record(2)
-            first = await it.seal()
-            first_of_new = await it.sealer.rotate(it.connection)
-            _, last_of_old, _ = await page(it.connection, 0, 10)
+async def test_a_rotated_key_signs_from_the_next_seal_on(database_url: str, tmp_path: Path) -> None:
+    async with notary(database_url, tmp_path) as it:
+        await it.record(2)
+        first = await it.seal()
+        first_of_new = await it.sealer.rotate(it.connection)
+        _, last_of_old, _ = await page(it.connection, 0, 10)
 
-            assert last_of_old.key == first.key
-            assert last_of_old.next_key == first_of_new.key == it.key.public
-            assert first_of_new.key != first.key
-            assert (await it.check()).sound
-            await it.record(2)
-            await it.seal()
-            assert (await it.check(trusted=[first.key])).sound
-            assert (await it.check(trusted=[first_of_new.key])).sound
-
-    run(story())
+        assert last_of_old.key == first.key
+        assert last_of_old.next_key == first_of_new.key == it.key.public
+        assert first_of_new.key != first.key
+        assert (await it.check()).sound
+        await it.record(2)
+        await it.seal()
+        assert (await it.check(trusted=[first.key])).sound
+        assert (await it.check(trusted=[first_of_new.key])).sound
 
 
-def test_a_key_that_the_last_one_did_not_name_is_told(database_url: str, tmp_path: Path) -> None:
-    async def story() -> list[tuple[str, int]]:
-        async with notary(database_url, tmp_path) as it:
-            await it.record(2)
-            first = await it.seal()
-            it.sealer.key_file.unlink()
-            await it.record(2)
-            await it.seal()
-            found = await it.check(trusted=[first.key])
-            return [(one.kind, one.seal) for one in found.findings]
+async def test_a_key_that_the_last_one_did_not_name_is_told(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with notary(database_url, tmp_path) as it:
+        await it.record(2)
+        first = await it.seal()
+        it.sealer.key_file.unlink()
+        await it.record(2)
+        await it.seal()
+        found = await it.check(trusted=[first.key])
+        assert [(one.kind, one.seal) for one in found.findings] == [("key_unknown", 2)]
 
-    assert run(story()) == [("key_unknown", 2)]
 
-
-def test_a_seal_that_the_database_lost_leaves_a_hole_for_ever(
+async def test_a_seal_that_the_database_lost_leaves_a_hole_for_ever(
     database_url: str, tmp_path: Path
 ) -> None:
     """Whoever takes the last seal away cannot have the next one made in its place."""
 
-    async def story() -> list[str]:
-        async with notary(database_url, tmp_path) as it:
-            await it.record(2)
-            await it.seal()
-            await it.record(2)
-            await it.seal()
-            it.by_hand("DELETE FROM audit.seals WHERE number = 2")
-            await it.record(2)
-            third = await it.seal()
-            assert (third.number, third.after, third.count) == (3, 2, 4)
-            found = await it.check(remembers=False)
-            return [one.detail for one in found.findings]
-
-    assert run(story()) == ["seal 2 is missing"]
+    async with notary(database_url, tmp_path) as it:
+        await it.record(2)
+        await it.seal()
+        await it.record(2)
+        await it.seal()
+        it.by_hand("DELETE FROM audit.seals WHERE number = 2")
+        await it.record(2)
+        third = await it.seal()
+        assert (third.number, third.after, third.count) == (3, 2, 4)
+        found = await it.check(remembers=False)
+        assert [one.detail for one in found.findings] == ["seal 2 is missing"]

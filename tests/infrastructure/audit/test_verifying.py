@@ -10,22 +10,17 @@ from application.audit.entries import packed
 from infrastructure.audit import rows, sealing, verifying
 from infrastructure.audit.verifying import SealCheck
 from tests.infrastructure.audit.notary import Notary, notary
-from tests.support import run
 
 EVENTS = (4, 5, 6)  # of the streams that are recorded before and between the seals
 
 
-def checked_after(url: str, folder: Path, *statements: str) -> SealCheck:
+async def checked_after(url: str, folder: Path, *statements: str) -> SealCheck:
     """Positions 1 to 15 are sealed, 1 to 9 and 10 to 15; then this is done by hand."""
-
-    async def story() -> SealCheck:
-        async with notary(url, folder) as it:
-            await two_seals(it)
-            for statement in statements:
-                it.by_hand(statement)
-            return await it.check()
-
-    return run(story())
+    async with notary(url, folder) as it:
+        await two_seals(it)
+        for statement in statements:
+            it.by_hand(statement)
+        return await it.check()
 
 
 async def two_seals(it: Notary) -> None:
@@ -39,23 +34,20 @@ def told(found: SealCheck) -> list[tuple[str, int, int]]:
     return [(one.kind, one.position, one.seal) for one in found.findings]
 
 
-def test_an_untouched_log_is_as_it_was_sealed(database_url: str, tmp_path: Path) -> None:
-    found = checked_after(database_url, tmp_path)
+async def test_an_untouched_log_is_as_it_was_sealed(database_url: str, tmp_path: Path) -> None:
+    found = await checked_after(database_url, tmp_path)
 
     assert found.sound
     assert (found.seals, found.events, found.through, found.unsealed) == (2, 15, 15, 0)
 
 
-def test_events_after_the_last_seal_are_counted_and_not_vouched_for(
+async def test_events_after_the_last_seal_are_counted_and_not_vouched_for(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> SealCheck:
-        async with notary(database_url, tmp_path) as it:
-            await two_seals(it)
-            await it.record(3)
-            return await it.check()
-
-    found = run(story())
+    async with notary(database_url, tmp_path) as it:
+        await two_seals(it)
+        await it.record(3)
+        found = await it.check()
 
     assert found.sound
     assert (found.through, found.unsealed) == (15, 3)
@@ -70,8 +62,10 @@ def test_events_after_the_last_seal_are_counted_and_not_vouched_for(
         "originator_version = 99",
     ],
 )
-def test_an_event_that_was_altered_is_named(database_url: str, tmp_path: Path, change: str) -> None:
-    found = checked_after(
+async def test_an_event_that_was_altered_is_named(
+    database_url: str, tmp_path: Path, change: str
+) -> None:
+    found = await checked_after(
         database_url,
         tmp_path,
         f"UPDATE stored_events SET {change} WHERE notification_id = 7",
@@ -80,8 +74,8 @@ def test_an_event_that_was_altered_is_named(database_url: str, tmp_path: Path, c
     assert told(found) == [("altered", 7, 1)]
 
 
-def test_an_event_that_was_removed_is_named(database_url: str, tmp_path: Path) -> None:
-    found = checked_after(
+async def test_an_event_that_was_removed_is_named(database_url: str, tmp_path: Path) -> None:
+    found = await checked_after(
         database_url, tmp_path, "DELETE FROM stored_events WHERE notification_id = 12"
     )
 
@@ -89,17 +83,17 @@ def test_an_event_that_was_removed_is_named(database_url: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("position", [-5, 0])
-def test_an_event_that_was_put_before_the_first_is_named(
+async def test_an_event_that_was_put_before_the_first_is_named(
     database_url: str, tmp_path: Path, position: int
 ) -> None:
-    found = checked_after(database_url, tmp_path, put_in(position))
+    found = await checked_after(database_url, tmp_path, put_in(position))
 
     assert told(found) == [("inserted", position, 1)]
 
 
-def test_an_event_that_was_put_in_is_named(database_url: str, tmp_path: Path) -> None:
+async def test_an_event_that_was_put_in_is_named(database_url: str, tmp_path: Path) -> None:
     """Positions are dense here, so that room has to be made: the neighbour moves, and is named."""
-    found = checked_after(
+    found = await checked_after(
         database_url,
         tmp_path,
         "DELETE FROM stored_events WHERE notification_id = 12",
@@ -109,21 +103,18 @@ def test_an_event_that_was_put_in_is_named(database_url: str, tmp_path: Path) ->
     assert told(found) == [("altered", 12, 2)]
 
 
-def test_an_event_between_two_positions_is_named(database_url: str, tmp_path: Path) -> None:
-    async def story() -> SealCheck:
-        async with notary(database_url, tmp_path) as it:
-            await it.record(3)
-            it.by_hand("SELECT setval('stored_events_notification_id_seq', 10)")
-            await it.record(3)
-            await it.seal()
-            it.by_hand(put_in(7))
-            return await it.check()
-
-    assert told(run(story())) == [("inserted", 7, 1)]
+async def test_an_event_between_two_positions_is_named(database_url: str, tmp_path: Path) -> None:
+    async with notary(database_url, tmp_path) as it:
+        await it.record(3)
+        it.by_hand("SELECT setval('stored_events_notification_id_seq', 10)")
+        await it.record(3)
+        await it.seal()
+        it.by_hand(put_in(7))
+        assert told(await it.check()) == [("inserted", 7, 1)]
 
 
-def test_events_that_changed_places_are_named(database_url: str, tmp_path: Path) -> None:
-    found = checked_after(
+async def test_events_that_changed_places_are_named(database_url: str, tmp_path: Path) -> None:
+    found = await checked_after(
         database_url,
         tmp_path,
         "UPDATE stored_events SET notification_id = -1 WHERE notification_id = 11",
@@ -134,19 +125,19 @@ def test_events_that_changed_places_are_named(database_url: str, tmp_path: Path)
     assert told(found) == [("reordered", 11, 2), ("reordered", 13, 2)]
 
 
-def test_the_first_fault_is_told_first_and_the_others_up_to_a_bound(
+async def test_the_first_fault_is_told_first_and_the_others_up_to_a_bound(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verifying, "MOST", 3)
 
-    found = checked_after(
+    found = await checked_after(
         database_url, tmp_path, "UPDATE stored_events SET topic = 'x' WHERE notification_id > 5"
     )
 
     assert told(found) == [("altered", 6, 1), ("altered", 7, 1), ("altered", 8, 1)]
 
 
-def test_many_seals_and_pages_are_walked_to_the_end(
+async def test_many_seals_and_pages_are_walked_to_the_end(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (sealing, verifying):
@@ -154,53 +145,49 @@ def test_many_seals_and_pages_are_walked_to_the_end(
     monkeypatch.setattr(verifying, "PAGE", 2)
     monkeypatch.setattr(sealing, "MOST", 3)
 
-    async def story() -> SealCheck:
-        async with notary(database_url, tmp_path) as it:
-            await it.record(8, 6)
-            while await it.sealer.seal(it.connection):
-                pass
-            it.by_hand("DELETE FROM stored_events WHERE notification_id = 14")
-            return await it.check()
-
-    found = run(story())
+    async with notary(database_url, tmp_path) as it:
+        await it.record(8, 6)
+        while await it.sealer.seal(it.connection):
+            pass
+        it.by_hand("DELETE FROM stored_events WHERE notification_id = 14")
+        found = await it.check()
 
     assert (found.seals, found.events) == (5, 14)
     assert told(found) == [("removed", 14, 5)]
 
 
-def test_a_seal_that_was_altered_is_named(database_url: str, tmp_path: Path) -> None:
-    found = checked_after(
+async def test_a_seal_that_was_altered_is_named(database_url: str, tmp_path: Path) -> None:
+    found = await checked_after(
         database_url, tmp_path, "UPDATE audit.seals SET at = now() WHERE number = 2"
     )
 
     assert ("seal_altered", 10, 2) in told(found)
 
 
-def test_a_seal_that_was_taken_out_is_named(database_url: str, tmp_path: Path) -> None:
-    found = checked_after(database_url, tmp_path, "DELETE FROM audit.seals WHERE number = 1")
+async def test_a_seal_that_was_taken_out_is_named(database_url: str, tmp_path: Path) -> None:
+    found = await checked_after(database_url, tmp_path, "DELETE FROM audit.seals WHERE number = 1")
 
     assert [one.detail for one in found.findings] == ["seal 1 is missing"]
 
 
-def test_the_list_of_a_seal_does_not_hide_an_altered_event(
+async def test_the_list_of_a_seal_does_not_hide_an_altered_event(
     database_url: str, tmp_path: Path
 ) -> None:
     """The event and what the seal's list says of it are changed to fit: the root does not."""
 
-    async def story() -> SealCheck:
-        async with notary(database_url, tmp_path) as it:
-            await two_seals(it)
-            it.by_hand("UPDATE stored_events SET topic = 'x' WHERE notification_id = 7")
-            await forge_list(it)
-            return await it.check()
-
-    (finding,) = run(story()).findings
+    async with notary(database_url, tmp_path) as it:
+        await two_seals(it)
+        it.by_hand("UPDATE stored_events SET topic = 'x' WHERE notification_id = 7")
+        await forge_list(it)
+        (finding,) = (await it.check()).findings
     assert (finding.kind, finding.seal) == ("list_altered", 1)
     assert "events at positions 1 to 9 were altered" in finding.detail
 
 
-def test_a_list_that_was_altered_alone_accuses_no_event(database_url: str, tmp_path: Path) -> None:
-    found = checked_after(
+async def test_a_list_that_was_altered_alone_accuses_no_event(
+    database_url: str, tmp_path: Path
+) -> None:
+    found = await checked_after(
         database_url, tmp_path, "UPDATE audit.seals SET entries = '' WHERE number = 1"
     )
 
@@ -208,49 +195,45 @@ def test_a_list_that_was_altered_alone_accuses_no_event(database_url: str, tmp_p
     assert any("the events are those it covers" in one.detail for one in found.findings)
 
 
-def test_the_last_seal_is_missed_by_the_machine_that_made_it(
+async def test_the_last_seal_is_missed_by_the_machine_that_made_it(
     database_url: str, tmp_path: Path
 ) -> None:
-    found = checked_after(database_url, tmp_path, "DELETE FROM audit.seals WHERE number = 2")
+    found = await checked_after(database_url, tmp_path, "DELETE FROM audit.seals WHERE number = 2")
 
     (finding,) = found.findings
     assert (finding.kind, finding.position, finding.seal) == ("seal_missing", 10, 2)
 
 
-def test_the_last_seal_is_missed_by_whoever_kept_it(database_url: str, tmp_path: Path) -> None:
-    async def story() -> tuple[SealCheck, SealCheck]:
-        async with notary(database_url, tmp_path) as it:
-            await it.record(3)
-            kept = [await it.seal()]
-            await it.record(3)
-            kept.append(await it.seal())
-            it.by_hand("DELETE FROM audit.seals WHERE number = 2")
-            it.by_hand("DELETE FROM stored_events WHERE notification_id > 3")
-            nobody = await it.check(remembers=False)
-            return nobody, await it.check(remembers=False, kept=kept)
+async def test_the_last_seal_is_missed_by_whoever_kept_it(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with notary(database_url, tmp_path) as it:
+        await it.record(3)
+        kept = [await it.seal()]
+        await it.record(3)
+        kept.append(await it.seal())
+        it.by_hand("DELETE FROM audit.seals WHERE number = 2")
+        it.by_hand("DELETE FROM stored_events WHERE notification_id > 3")
+        alone = await it.check(remembers=False)
+        beside = await it.check(remembers=False, kept=kept)
 
-    nobody, somebody = run(story())
-
-    assert nobody.sound  # which is why seals are to be kept elsewhere
-    assert told(somebody) == [("seal_missing", 4, 2)]
+    assert alone.sound  # which is why seals are to be kept elsewhere
+    assert told(beside) == [("seal_missing", 4, 2)]
 
 
-def test_a_chain_that_was_made_anew_is_not_that_which_was_kept(
+async def test_a_chain_that_was_made_anew_is_not_that_which_was_kept(
     database_url: str, tmp_path: Path
 ) -> None:
     """Somebody with the key itself rewrites the whole chain: only who kept it can tell."""
 
-    async def story() -> tuple[SealCheck, SealCheck]:
-        async with notary(database_url, tmp_path) as it:
-            await it.record(3)
-            kept = [await it.seal()]
-            it.by_hand("DELETE FROM audit.seals")
-            it.by_hand("UPDATE stored_events SET topic = 'x' WHERE notification_id = 2")
-            (tmp_path / "seal.last").unlink()
-            await it.seal()
-            return await it.check(), await it.check(kept=kept)
-
-    alone, beside = run(story())
+    async with notary(database_url, tmp_path) as it:
+        await it.record(3)
+        kept = [await it.seal()]
+        it.by_hand("DELETE FROM audit.seals")
+        it.by_hand("UPDATE stored_events SET topic = 'x' WHERE notification_id = 2")
+        (tmp_path / "seal.last").unlink()
+        await it.seal()
+        alone, beside = await it.check(), await it.check(kept=kept)
 
     assert alone.sound
     assert told(beside) == [("seal_altered", 1, 1)]

@@ -8,7 +8,6 @@ import pytest
 from application.ports.blobs import BlobMissing
 from infrastructure.blobs.local.at_hand import read_at_hand
 from infrastructure.blobs.local.store import LocalBlobStore
-from tests.support import run
 
 MOST = 1000
 CONTENT = bytes(range(200))
@@ -41,16 +40,13 @@ def test_what_is_missing_is_said_to_be_missing(tmp_path: Path) -> None:
         read_at_hand("blob", tmp_path / "blob", 0, None, MOST)
 
 
-def test_bytes_that_left_the_memory_are_read_all_the_same(tmp_path: Path) -> None:
-    async def story() -> None:
-        store = LocalBlobStore(tmp_path)
-        await store.put("blob", CONTENT)
-        _drop_from_memory(tmp_path)
+async def test_bytes_that_left_the_memory_are_read_all_the_same(tmp_path: Path) -> None:
+    store = LocalBlobStore(tmp_path)
+    await store.put("blob", CONTENT)
+    _drop_from_memory(tmp_path)
 
-        assert b"".join([chunk async for chunk in store.read("blob")]) == CONTENT
-        store.close()
-
-    run(story())
+    assert b"".join([chunk async for chunk in store.read("blob")]) == CONTENT
+    store.close()
 
 
 def _drop_from_memory(folder: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 from infrastructure.blobs.belonging import MARK, WrongBlobs, belongs, require_belonging
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.postgres.pool import connect
-from tests.support import run
 
 
 @contextmanager
@@ -34,10 +33,10 @@ async def same(url: str, blobs: LocalBlobStore) -> bool | None:
         return await belongs(connection, blobs)
 
 
-def test_the_first_process_marks_both_and_the_others_find_the_mark(
+async def test_the_first_process_marks_both_and_the_others_find_the_mark(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(blobs: LocalBlobStore) -> None:
+    with store(tmp_path) as blobs:
         assert await same(database_url, blobs) is None
 
         await asyncio.gather(*(require(database_url, blobs) for _ in range(4)))
@@ -45,14 +44,11 @@ def test_the_first_process_marks_both_and_the_others_find_the_mark(
         assert await same(database_url, blobs) is True
         await require(database_url, blobs)
 
-    with store(tmp_path) as blobs:
-        run(story(blobs))
 
-
-def test_a_folder_that_is_not_mounted_is_refused_and_left_as_it_is(
+async def test_a_folder_that_is_not_mounted_is_refused_and_left_as_it_is(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(blobs: LocalBlobStore, empty: LocalBlobStore) -> None:
+    with store(tmp_path / "one") as blobs, store(tmp_path / "empty") as empty:
         await require(database_url, blobs)
 
         with pytest.raises(WrongBlobs, match="not in /somewhere, which holds none of them") as told:
@@ -62,41 +58,32 @@ def test_a_folder_that_is_not_mounted_is_refused_and_left_as_it_is(
         assert await same(database_url, empty) is False
         assert list((tmp_path / "empty").rglob(f"*{MARK}*")) == []
 
-    with store(tmp_path / "one") as blobs, store(tmp_path / "empty") as empty:
-        run(story(blobs, empty))
 
-
-def test_the_folder_of_another_database_is_refused(
+async def test_the_folder_of_another_database_is_refused(
     database_url: str, empty_database_url: str, tmp_path: Path
 ) -> None:
     from infrastructure.postgres.migrate import migrate
 
     migrate(empty_database_url)
 
-    async def story(ours: LocalBlobStore, theirs: LocalBlobStore) -> None:
+    with store(tmp_path / "ours") as ours, store(tmp_path / "theirs") as theirs:
         await require(database_url, ours)
         await require(empty_database_url, theirs)
 
         with pytest.raises(WrongBlobs, match="holds those of another database"):
             await require(database_url, theirs)
 
-    with store(tmp_path / "ours") as ours, store(tmp_path / "theirs") as theirs:
-        run(story(ours, theirs))
 
-
-def test_a_new_database_takes_the_mark_of_a_folder_that_has_one(
+async def test_a_new_database_takes_the_mark_of_a_folder_that_has_one(
     database_url: str, empty_database_url: str, tmp_path: Path
 ) -> None:
     from infrastructure.postgres.migrate import migrate
 
     migrate(empty_database_url)
 
-    async def story(blobs: LocalBlobStore) -> None:
+    with store(tmp_path) as blobs:
         await require(database_url, blobs)
         await require(empty_database_url, blobs)
 
         assert await same(database_url, blobs) is True
         assert await same(empty_database_url, blobs) is True
-
-    with store(tmp_path) as blobs:
-        run(story(blobs))

@@ -37,73 +37,57 @@ def file(tmp_path: Path) -> Iterator[int]:
     os.close(descriptor)
 
 
-def test_a_file_and_its_folder_are_synced_and_may_be_closed_at_once(
+async def test_a_file_and_its_folder_are_synced_and_may_be_closed_at_once(
     syncs: KernelSyncs, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        file = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
-        os.write(file, b"bytes")
-        folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-        syncing = syncs.begin([file, folder])
-        os.close(file)
-        os.close(folder)
-        assert syncing is not None
-        await syncing
-
-    run(story())
+    file = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    os.write(file, b"bytes")
+    folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    syncing = syncs.begin([file, folder])
+    os.close(file)
+    os.close(folder)
+    assert syncing is not None
+    await syncing
 
 
-def test_beyond_the_room_nothing_is_begun_until_some_are_done(
+async def test_beyond_the_room_nothing_is_begun_until_some_are_done(
     syncs: KernelSyncs, file: int
 ) -> None:
-    async def story() -> None:
-        first = syncs.begin([file] * ROOM)
-        assert first is not None
-        assert syncs.begin([file]) is None
-        await first
-        again = syncs.begin([file])
-        assert again is not None
-        await again
-
-    run(story())
+    first = syncs.begin([file] * ROOM)
+    assert first is not None
+    assert syncs.begin([file]) is None
+    await first
+    again = syncs.begin([file])
+    assert again is not None
+    await again
 
 
-def test_what_cannot_be_synced_is_not_begun_and_takes_no_room(
+async def test_what_cannot_be_synced_is_not_begun_and_takes_no_room(
     syncs: KernelSyncs, file: int
 ) -> None:
     """Of a pipe nothing can be made durable; the file before it is synced for nothing."""
 
-    async def story() -> None:
-        readable, writable = os.pipe()
-        assert syncs.begin([file, writable]) is None
-        os.close(readable)
-        os.close(writable)
-        await eventually(lambda: syncs.begin([file] * ROOM) is not None)
-
-    run(story())
+    readable, writable = os.pipe()
+    assert syncs.begin([file, writable]) is None
+    os.close(readable)
+    os.close(writable)
+    await eventually(lambda: syncs.begin([file] * ROOM) is not None)
 
 
-def test_a_caller_that_is_cancelled_does_not_keep_others_from_their_answers(
+async def test_a_caller_that_is_cancelled_does_not_keep_others_from_their_answers(
     syncs: KernelSyncs, file: int
 ) -> None:
-    async def story() -> None:
-        gone, here = syncs.begin([file]), syncs.begin([file])
-        assert gone is not None
-        assert here is not None
-        gone.cancel()
-        await here
-
-    run(story())
+    gone, here = syncs.begin([file]), syncs.begin([file])
+    assert gone is not None
+    assert here is not None
+    gone.cancel()
+    await here
 
 
-def test_another_event_loop_goes_on_where_the_first_ended(syncs: KernelSyncs, file: int) -> None:
-    async def begun() -> None:
-        assert syncs.begin([file]) is not None
-
-    async def awaited() -> None:
-        syncing = syncs.begin([file])
-        assert syncing is not None
-        await syncing
-
-    run(begun())
-    run(awaited())
+async def test_another_event_loop_goes_on_where_the_first_ended(
+    syncs: KernelSyncs, file: int
+) -> None:
+    assert syncs.begin([file]) is not None
+    syncing = syncs.begin([file])
+    assert syncing is not None
+    await syncing

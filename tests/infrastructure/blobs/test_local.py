@@ -34,21 +34,18 @@ class TestLocalBlobStore(BlobStoreContract):
         return opened
 
 
-def test_a_blob_that_somebody_appends_to_is_nobody_elses(tmp_path: Path) -> None:
-    async def story() -> None:
-        here, there = LocalBlobStore(tmp_path), LocalBlobStore(tmp_path)
-        writer = await here.append(NAME, 0)
-        with pytest.raises(BlobBusy):
-            await there.append(NAME, 0)
-        await writer.close()
-        await appended(there, 0, b"bytes")
-        here.close()
-        there.close()
-
-    run(story())
+async def test_a_blob_that_somebody_appends_to_is_nobody_elses(tmp_path: Path) -> None:
+    here, there = LocalBlobStore(tmp_path), LocalBlobStore(tmp_path)
+    writer = await here.append(NAME, 0)
+    with pytest.raises(BlobBusy):
+        await there.append(NAME, 0)
+    await writer.close()
+    await appended(there, 0, b"bytes")
+    here.close()
+    there.close()
 
 
-def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+async def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = f"""
 import asyncio, os
 from pathlib import Path
@@ -64,12 +61,9 @@ asyncio.run(main())
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
 
-    async def story() -> None:
-        store = LocalBlobStore(tmp_path)
-        assert await appended(store, 5, b" and more") == 14
-        store.close()
-
-    run(story())
+    store = LocalBlobStore(tmp_path)
+    assert await appended(store, 5, b" and more") == 14
+    store.close()
 
 
 def test_a_full_disk_is_told_and_keeps_what_fitted(tmp_path: Path) -> None:
@@ -101,26 +95,23 @@ asyncio.run(main())
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_large_file_is_written_out_as_it_comes(tmp_path: Path) -> None:
+async def test_a_large_file_is_written_out_as_it_comes(tmp_path: Path) -> None:
     content_of_it = bytes(range(256)) * (11 * WINDOW // 256)
 
-    async def story() -> None:
-        store = LocalBlobStore(tmp_path)
-        writer = await store.append(NAME, 0)
-        for start in range(0, len(content_of_it), 300_000):
-            await writer.write(content_of_it[start : start + 300_000])
-        assert await writer.sync() == len(content_of_it)
-        await store.finish(NAME, len(content_of_it))
-        await writer.close()
-        assert await content(store, NAME) == content_of_it
-        again = await store.append(NAME, len(content_of_it))  # nobody holds the file any more
-        await again.close()
-        store.close()
-
-    run(story())
+    store = LocalBlobStore(tmp_path)
+    writer = await store.append(NAME, 0)
+    for start in range(0, len(content_of_it), 300_000):
+        await writer.write(content_of_it[start : start + 300_000])
+    assert await writer.sync() == len(content_of_it)
+    await store.finish(NAME, len(content_of_it))
+    await writer.close()
+    assert await content(store, NAME) == content_of_it
+    again = await store.append(NAME, len(content_of_it))  # nobody holds the file any more
+    await again.close()
+    store.close()
 
 
-def test_a_disk_that_loses_what_it_is_writing_out_never_looks_sound(
+async def test_a_disk_that_loses_what_it_is_writing_out_never_looks_sound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel tells of it once: whoever asks afterwards must hear it all the same."""
@@ -128,31 +119,25 @@ def test_a_disk_that_loses_what_it_is_writing_out_never_looks_sound(
     def failing(descriptor: int, start: int, end: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    async def story() -> None:
-        store = LocalBlobStore(tmp_path)
-        writer = await store.append(NAME, 0)
-        monkeypatch.setattr(local_writer, "write_out", failing)
-        await writer.write(bytes(WINDOW))
-        with pytest.raises(Unavailable):
-            await store.finish(NAME, WINDOW)
-        with pytest.raises(Unavailable):
-            await writer.sync()
-        await writer.close()
-        store.close()
-
-    run(story())
+    store = LocalBlobStore(tmp_path)
+    writer = await store.append(NAME, 0)
+    monkeypatch.setattr(local_writer, "write_out", failing)
+    await writer.write(bytes(WINDOW))
+    with pytest.raises(Unavailable):
+        await store.finish(NAME, WINDOW)
+    with pytest.raises(Unavailable):
+        await writer.sync()
+    await writer.close()
+    store.close()
 
 
-def test_many_small_files_at_once_are_all_stored(tmp_path: Path) -> None:
-    async def story() -> None:
-        store = LocalBlobStore(tmp_path)
-        names = [f"uploads/{n:04x}" for n in range(300)]
-        await asyncio.gather(*(store.put(name, name.encode()) for name in names))
-        for name in names:
-            assert await content(store, name) == name.encode()
-        store.close()
-
-    run(story())
+async def test_many_small_files_at_once_are_all_stored(tmp_path: Path) -> None:
+    store = LocalBlobStore(tmp_path)
+    names = [f"uploads/{n:04x}" for n in range(300)]
+    await asyncio.gather(*(store.put(name, name.encode()) for name in names))
+    for name in names:
+        assert await content(store, name) == name.encode()
+    store.close()
 
 
 def test_one_store_serves_one_event_loop_after_the_other(tmp_path: Path) -> None:
@@ -162,47 +147,38 @@ def test_one_store_serves_one_event_loop_after_the_other(tmp_path: Path) -> None
     store.close()
 
 
-def test_a_put_that_is_cancelled_leaves_no_file(tmp_path: Path) -> None:
-    async def story() -> None:
-        store = LocalBlobStore(tmp_path)
-        await store.put(NAME, b"bytes")
-        await store.delete(NAME)
-        put = asyncio.create_task(store.put(NAME, b"bytes"))
-        await asyncio.sleep(0)  # now it is being written
-        put.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await put
-        store.close()  # waits for the thread
-        await eventually(lambda: not list(tmp_path.rglob("uploads_*")))
-
-    run(story())
+async def test_a_put_that_is_cancelled_leaves_no_file(tmp_path: Path) -> None:
+    store = LocalBlobStore(tmp_path)
+    await store.put(NAME, b"bytes")
+    await store.delete(NAME)
+    put = asyncio.create_task(store.put(NAME, b"bytes"))
+    await asyncio.sleep(0)  # now it is being written
+    put.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await put
+    store.close()  # waits for the thread
+    await eventually(lambda: not list(tmp_path.rglob("uploads_*")))
 
 
-def test_a_writer_that_is_cancelled_in_a_sync_lets_go_of_its_file(tmp_path: Path) -> None:
-    async def story() -> None:
-        store = LocalBlobStore(tmp_path)
-        writer = await store.append(NAME, 0)
-        await writer.write(b"x" * 1_000_000)
-        sync = asyncio.create_task(writer.sync())
-        await asyncio.sleep(0)
-        sync.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await sync
-        await writer.close()
-        await appended(store, 1_000_000, b"y")
-        store.close()
-
-    run(story())
+async def test_a_writer_that_is_cancelled_in_a_sync_lets_go_of_its_file(tmp_path: Path) -> None:
+    store = LocalBlobStore(tmp_path)
+    writer = await store.append(NAME, 0)
+    await writer.write(b"x" * 1_000_000)
+    sync = asyncio.create_task(writer.sync())
+    await asyncio.sleep(0)
+    sync.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sync
+    await writer.close()
+    await appended(store, 1_000_000, b"y")
+    store.close()
 
 
-def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
-    async def story() -> None:
-        store = LocalBlobStore(tmp_path / "blobs")
-        await store.put(NAME, b"bytes")
-        await store.put_many({f"{NAME}.b": b"bytes"})
-        await appended(store, 0, b"bytes")
-        store.close()
-
-    run(story())
+async def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
+    store = LocalBlobStore(tmp_path / "blobs")
+    await store.put(NAME, b"bytes")
+    await store.put_many({f"{NAME}.b": b"bytes"})
+    await appended(store, 0, b"bytes")
+    store.close()
     found = [tmp_path / "blobs", *(tmp_path / "blobs").rglob("*")]
     assert {path.stat().st_mode & 0o077 for path in found} == {0}

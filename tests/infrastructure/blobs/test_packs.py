@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -36,14 +36,6 @@ async def opened(folder: Path, *, kernel_syncs: bool = True) -> AsyncIterator[Lo
         store.close()
 
 
-def play(folder: Path, story: Callable[[LocalBlobStore], Awaitable[None]]) -> None:
-    async def playing() -> None:
-        async with opened(folder) as store:
-            await story(store)
-
-    run(playing())
-
-
 def packs_in(folder: Path) -> list[Path]:
     return list(folder.rglob("@*"))
 
@@ -59,8 +51,8 @@ async def listed(store: LocalBlobStore) -> list[str]:
     return [name for part in range(store.parts) for name in await store.stale(part, 3600)]
 
 
-def test_blobs_that_come_together_are_one_file(tmp_path: Path) -> None:
-    async def story(store: LocalBlobStore) -> None:
+async def test_blobs_that_come_together_are_one_file(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
         blobs = {named(n): os.urandom(n * 37) for n in range(200)}
         names = await store.put_many(blobs)
         assert len(packs_in(tmp_path)) == 1
@@ -68,11 +60,9 @@ def test_blobs_that_come_together_are_one_file(tmp_path: Path) -> None:
             assert await content(store, name) == blobs[chosen]
             assert await store.size(name) == len(blobs[chosen])
 
-    play(tmp_path, story)
 
-
-def test_blobs_of_many_callers_at_once_are_not_mixed_up(tmp_path: Path) -> None:
-    async def story(store: LocalBlobStore) -> None:
+async def test_blobs_of_many_callers_at_once_are_not_mixed_up(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
         groups = [
             {f"uploads/{g}.{n}": f"{g}.{n}".encode() * n for n in range(20)} for g in range(40)
         ]
@@ -82,53 +72,45 @@ def test_blobs_of_many_callers_at_once_are_not_mixed_up(tmp_path: Path) -> None:
             for chosen, name in names.items():
                 assert await content(store, name) == group[chosen]
 
-    play(tmp_path, story)
-
 
 @pytest.mark.parametrize(("start", "end"), [(0, None), (1, 4), (3, 3), (6, 99), (99, None)])
 @pytest.mark.parametrize("slow", [False, True])
-def test_any_range_of_a_packed_blob_is_read(
+async def test_any_range_of_a_packed_blob_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, end: int | None, slow: bool
 ) -> None:
-    async def story(store: LocalBlobStore) -> None:
+    async with opened(tmp_path) as store:
         names = await store.put_many({named(n): b"%d123456" % n for n in range(5)})
         monkeypatch.setattr(type(store._pace), "slow", slow)
         assert await content(store, names[named(3)], start, end) == b"3123456"[start:end]
 
-    play(tmp_path, story)
 
-
-def test_packed_blobs_are_there_when_the_store_is_opened_again(tmp_path: Path) -> None:
+async def test_packed_blobs_are_there_when_the_store_is_opened_again(tmp_path: Path) -> None:
     names: dict[str, str] = {}
 
-    async def before(store: LocalBlobStore) -> None:
+    async with opened(tmp_path) as store:
         names.update(await store.put_many({named(n): named(n).encode() for n in range(3)}))
-
-    async def after(store: LocalBlobStore) -> None:
+    async with opened(tmp_path) as store:
         more = await store.put_many({named(9): b"in a pack of its own"})
         for chosen, name in names.items():
             assert await content(store, name) == chosen.encode()
         assert await content(store, more[named(9)]) == b"in a pack of its own"
-
-    play(tmp_path, before)
-    play(tmp_path, after)
     assert len(packs_in(tmp_path)) == 2
 
 
-def test_a_full_pack_is_added_to_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_pack_is_added_to_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(appending, "FULL", 3 * BLOCK)
 
-    async def story(store: LocalBlobStore) -> None:
+    async with opened(tmp_path) as store:
         names = [await store.put_many({named(n): bytes([n]) * 2 * BLOCK}) for n in range(4)]
         assert len(packs_in(tmp_path)) == 4
         for n, found in enumerate(names):
             assert await content(store, found[named(n)]) == bytes([n]) * 2 * BLOCK
 
-    play(tmp_path, story)
 
-
-def test_a_freed_blob_is_gone_and_those_beside_it_are_not(tmp_path: Path) -> None:
-    async def story(store: LocalBlobStore) -> None:
+async def test_a_freed_blob_is_gone_and_those_beside_it_are_not(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
         names = await store.put_many({named(n): bytes([65 + n]) * 9000 for n in range(3)})
         await store.delete(names[named(1)])
         await store.delete(names[named(1)])
@@ -140,11 +122,9 @@ def test_a_freed_blob_is_gone_and_those_beside_it_are_not(tmp_path: Path) -> Non
         (pack,) = packs_in(tmp_path)
         assert b"B" not in pack.read_bytes()
 
-    play(tmp_path, story)
 
-
-def test_room_is_given_back_member_by_member(tmp_path: Path) -> None:
-    async def story(store: LocalBlobStore) -> None:
+async def test_room_is_given_back_member_by_member(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
         names = await store.put_many({named(n): b"x" * 100_000 for n in range(8)})
         (pack,) = packs_in(tmp_path)
         before = pack.stat().st_blocks
@@ -152,11 +132,9 @@ def test_room_is_given_back_member_by_member(tmp_path: Path) -> None:
             await store.delete(names[named(n)])
         assert pack.stat().st_blocks < before / 4
 
-    play(tmp_path, story)
-
 
 @pytest.mark.parametrize("holes", [True, False], ids=["holes", "no-holes"])
-def test_a_pack_goes_with_its_last_member(
+async def test_a_pack_goes_with_its_last_member(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holes: bool
 ) -> None:
     """At once, or when the inventory comes by, where a file system knows no holes."""
@@ -164,10 +142,9 @@ def test_a_pack_goes_with_its_last_member(
         monkeypatch.setattr(freeing, "_fallocate", None)
     names: dict[str, str] = {}
 
-    async def before(store: LocalBlobStore) -> None:
+    async with opened(tmp_path) as store:
         names.update(await store.put_many({named(n): b"x" * 5000 for n in range(3)}))
-
-    async def after(store: LocalBlobStore) -> None:
+    async with opened(tmp_path) as store:
         for name in names.values():
             assert len(packs_in(tmp_path)) == 1
             await store.delete(name)
@@ -175,12 +152,9 @@ def test_a_pack_goes_with_its_last_member(
         assert await listed(store) == []
         assert packs_in(tmp_path) == []
 
-    play(tmp_path, before)
-    play(tmp_path, after)
 
-
-def test_a_pack_that_is_added_to_stays_though_it_is_empty(tmp_path: Path) -> None:
-    async def story(store: LocalBlobStore) -> None:
+async def test_a_pack_that_is_added_to_stays_though_it_is_empty(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
         name = (await store.put_many({named(1): b"bytes"}))[named(1)]
         await store.delete(name)
         aged(tmp_path)
@@ -189,17 +163,15 @@ def test_a_pack_that_is_added_to_stays_though_it_is_empty(tmp_path: Path) -> Non
         name = (await store.put_many({named(2): b"more"}))[named(2)]
         assert await content(store, name) == b"more"
 
-    play(tmp_path, story)
-
 
 @pytest.mark.parametrize("holes", [True, False], ids=["holes", "no-holes"])
-def test_the_inventory_lists_what_is_left_by_the_names_that_free_it(
+async def test_the_inventory_lists_what_is_left_by_the_names_that_free_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holes: bool
 ) -> None:
     if not holes:
         monkeypatch.setattr(freeing, "_fallocate", None)
 
-    async def story(store: LocalBlobStore) -> None:
+    async with opened(tmp_path) as store:
         names = await store.put_many({named(n): b"\0" * 10_000 for n in range(20)})
         gone = [names.pop(named(n)) for n in (0, 3, 4, 5, 19)]
         for name in gone:
@@ -208,27 +180,23 @@ def test_the_inventory_lists_what_is_left_by_the_names_that_free_it(
         aged(tmp_path)
         assert sorted(await listed(store)) == sorted(names.values())
 
-    play(tmp_path, story)
 
-
-def test_what_a_crash_left_half_written_hides_nothing_that_was_promised(tmp_path: Path) -> None:
+async def test_what_a_crash_left_half_written_hides_nothing_that_was_promised(
+    tmp_path: Path,
+) -> None:
     names: dict[str, str] = {}
 
-    async def before(store: LocalBlobStore) -> None:
+    async with opened(tmp_path) as store:
         names.update(await store.put_many({named(n): b"kept" for n in range(3)}))
-
-    async def after(store: LocalBlobStore) -> None:
-        aged(tmp_path)
-        assert sorted(await listed(store)) == sorted(names.values())
-
-    play(tmp_path, before)
     (pack,) = packs_in(tmp_path)
     with pack.open("ab") as file:
         file.write(b"torn" * 3000)
-    play(tmp_path, after)
+    async with opened(tmp_path) as store:
+        aged(tmp_path)
+        assert sorted(await listed(store)) == sorted(names.values())
 
 
-def test_what_a_killed_process_promised_is_there(tmp_path: Path) -> None:
+async def test_what_a_killed_process_promised_is_there(tmp_path: Path) -> None:
     code = f"""
 import asyncio, os
 from pathlib import Path
@@ -247,18 +215,16 @@ asyncio.run(main())
     assert killed.returncode == -9
     name = killed.stdout.strip()
 
-    async def story(store: LocalBlobStore) -> None:
+    async with opened(tmp_path) as store:
         assert await content(store, name) == b"bytes"
         await store.delete(name)  # nobody adds to this pack any more
         assert packs_in(tmp_path) == []
 
-    play(tmp_path, story)
 
-
-def test_a_disk_that_fails_once_is_told_and_what_comes_next_begins_another_pack(
+async def test_a_disk_that_fails_once_is_told_and_what_comes_next_begins_another_pack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def story(store: LocalBlobStore) -> None:
+    async with opened(tmp_path, kernel_syncs=False) as store:
         kept = await store.put_many({named(1): b"kept"})
         with monkeypatch.context() as patch:
             patch.setattr(packing, "sync_data", _fails)
@@ -270,19 +236,13 @@ def test_a_disk_that_fails_once_is_told_and_what_comes_next_begins_another_pack(
         assert len(packs_in(tmp_path)) == 2
         assert not any(b"never promised" in pack.read_bytes() for pack in packs_in(tmp_path))
 
-    async def playing() -> None:
-        async with opened(tmp_path, kernel_syncs=False) as store:
-            await story(store)
-
-    run(playing())
-
 
 def _fails(descriptor: int) -> None:
     raise OSError(5, os.strerror(5))
 
 
-def test_what_was_put_for_a_caller_that_went_away_is_freed(tmp_path: Path) -> None:
-    async def story(store: LocalBlobStore) -> None:
+async def test_what_was_put_for_a_caller_that_went_away_is_freed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
         putting = asyncio.create_task(store.put_many({named(1): b"unwanted"}))
         await asyncio.sleep(0)
         putting.cancel()
@@ -293,11 +253,9 @@ def test_what_was_put_for_a_caller_that_went_away_is_freed(tmp_path: Path) -> No
             lambda: not any(b"unwanted" in pack.read_bytes() for pack in packs_in(tmp_path))
         )
 
-    play(tmp_path, story)
 
-
-def test_nobody_who_reads_while_a_blob_is_freed_takes_zeros_for_it(tmp_path: Path) -> None:
-    async def story(store: LocalBlobStore) -> None:
+async def test_nobody_who_reads_while_a_blob_is_freed_takes_zeros_for_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
         names = await store.put_many({named(n): b"x" * 200_000 for n in range(30)})
 
         async def read(name: str) -> bytes | None:
@@ -311,22 +269,18 @@ def test_nobody_who_reads_while_a_blob_is_freed_takes_zeros_for_it(tmp_path: Pat
             await store.delete(name)
             assert {await each for each in reads} <= {b"x" * 200_000, None}
 
-    play(tmp_path, story)
-
 
 @pytest.mark.parametrize(
     "place", ["", "1-2", "0123456789abcdef-1-", "../../x", "0123456789ABCDEF-1-2"]
 )
-def test_a_name_with_no_sound_place_is_refused(tmp_path: Path, place: str) -> None:
-    async def story(store: LocalBlobStore) -> None:
+async def test_a_name_with_no_sound_place_is_refused(tmp_path: Path, place: str) -> None:
+    async with opened(tmp_path) as store:
         with pytest.raises(ValueError, match="no place in a pack"):
             await store.size(f"{named(1)}@{place}")
 
-    play(tmp_path, story)
 
-
-def test_a_name_whose_place_is_somebody_elses_finds_and_frees_nothing(tmp_path: Path) -> None:
-    async def story(store: LocalBlobStore) -> None:
+async def test_a_name_whose_place_is_somebody_elses_finds_and_frees_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
         name = (await store.put_many({named(1): b"mine"}))[named(1)]
         found = packed_in(name)
         assert found is not None
@@ -337,25 +291,19 @@ def test_a_name_whose_place_is_somebody_elses_finds_and_frees_nothing(tmp_path: 
             await store.delete(wrong)
         assert await content(store, name) == b"mine"
 
-    play(tmp_path, story)
 
-
-def test_a_caller_chooses_no_place(tmp_path: Path) -> None:
-    async def story(store: LocalBlobStore) -> None:
+async def test_a_caller_chooses_no_place(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
         with pytest.raises(ValueError, match="no name for a blob"):
             await store.put_many({f"{named(1)}@0123456789abcdef-0-1": b"bytes"})
 
-    play(tmp_path, story)
 
-
-def test_no_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int, frames: bytes) -> None:
         raise OSError(28, os.strerror(28))
 
-    async def story(store: LocalBlobStore) -> None:
+    async with opened(tmp_path) as store:
         monkeypatch.setattr(appending.Pack, "write", full)
         with pytest.raises(StorageFull):
             await store.put_many({named(1): b"bytes"})
         assert packs_in(tmp_path) == []
-
-    play(tmp_path, story)

@@ -24,7 +24,7 @@ from infrastructure.blobs.s3.store import S3BlobStore
 from tests.contracts.blob_store import NAME, appended, content
 from tests.infrastructure.blobs.s3_servers import Line
 from tests.infrastructure.blobs.test_s3 import GIB, noise, objects_in, opened_at, uploads_in
-from tests.support import eventually, run
+from tests.support import eventually
 
 WHOLE = noise(11 * MIB + 5)
 NO_END = 1_000_000
@@ -92,21 +92,18 @@ async def _killed_after(requests: int, location: Location) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_acknowledged_bytes_outlive_a_process_killed_between_any_two_requests(
+async def test_acknowledged_bytes_outlive_a_process_killed_between_any_two_requests(
     location: Location,
 ) -> None:
-    async def story() -> None:
-        requests = 0
-        while await _killed_after(
-            requests, replace(location, prefix=f"{location.prefix}-{requests}")
-        ):
-            requests += 1
-        assert requests > 10
-
-    run(story())
+    requests = 0
+    while await _killed_after(requests, replace(location, prefix=f"{location.prefix}-{requests}")):
+        requests += 1
+    assert requests > 10
 
 
-def test_another_process_goes_on_after_kill_minus_9(location: Location, database_url: str) -> None:
+async def test_another_process_goes_on_after_kill_minus_9(
+    location: Location, database_url: str
+) -> None:
     code = f"""
 import asyncio, os
 from infrastructure.blobs.s3.location import Location
@@ -128,97 +125,82 @@ asyncio.run(main())
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
 
-    async def story() -> None:
-        async with (
-            PostgresLocks(database_url) as locks,
-            opened_at(location, locks) as store,
-            open_bucket(location) as bucket,
-        ):
-            assert await store.size(NAME) == 7_000_000
-            await appended(store, 7_000_000, b"x" * 6_000_000)
-            await store.finish(NAME, 13_000_000)
-            assert await content(store, NAME) == bytes(7_000_000) + b"x" * 6_000_000
-            assert await uploads_in(bucket) == []
-
-    run(story())
+    async with (
+        PostgresLocks(database_url) as locks,
+        opened_at(location, locks) as store,
+        open_bucket(location) as bucket,
+    ):
+        assert await store.size(NAME) == 7_000_000
+        await appended(store, 7_000_000, b"x" * 6_000_000)
+        await store.finish(NAME, 13_000_000)
+        assert await content(store, NAME) == bytes(7_000_000) + b"x" * 6_000_000
+        assert await uploads_in(bucket) == []
 
 
-def test_a_server_that_is_slow_down_for_a_while_costs_only_time(location: Location) -> None:
-    async def story() -> None:
-        async with failing(location) as (line, store):
-            tries: dict[str, int] = {}
+async def test_a_server_that_is_slow_down_for_a_while_costs_only_time(location: Location) -> None:
+    async with failing(location) as (line, store):
+        tries: dict[str, int] = {}
 
-            def fault(request: web.BaseRequest) -> str | None:
-                """Every request fails once, one way or the other."""
-                what = f"{request.method} {request.raw_path}"
-                tries[what] = tries.get(what, 0) + 1
-                if tries[what] > 1:
-                    return None
-                return "lost" if request.method == "PUT" else "error"
+        def fault(request: web.BaseRequest) -> str | None:
+            """Every request fails once, one way or the other."""
+            what = f"{request.method} {request.raw_path}"
+            tries[what] = tries.get(what, 0) + 1
+            if tries[what] > 1:
+                return None
+            return "lost" if request.method == "PUT" else "error"
 
-            line.fault = fault
-            await appended(store, 0, WHOLE[: 6 * MIB])
-            await appended(store, 6 * MIB, WHOLE[6 * MIB :])
-            await store.finish(NAME, len(WHOLE))
-            assert await content(store, NAME) == WHOLE
-
-    run(story())
+        line.fault = fault
+        await appended(store, 0, WHOLE[: 6 * MIB])
+        await appended(store, 6 * MIB, WHOLE[6 * MIB :])
+        await store.finish(NAME, len(WHOLE))
+        assert await content(store, NAME) == WHOLE
 
 
-def test_a_part_that_cannot_be_stored_is_told_and_what_was_durable_stays(
+async def test_a_part_that_cannot_be_stored_is_told_and_what_was_durable_stays(
     location: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infrastructure.blobs.s3.opening.TRIES", 2)
 
-    async def story() -> None:
-        async with failing(location) as (line, store):
-            await appended(store, 0, WHOLE[: 6 * MIB])
-            line.fault = lambda request: "error" if "partNumber" in request.raw_path else None
-            writer = await store.append(NAME, 6 * MIB)
-            with pytest.raises(Unavailable):
-                await writer.write(WHOLE[6 * MIB :])
-                await writer.sync()
-            with pytest.raises(Unavailable):
-                await writer.sync()
-            with pytest.raises(Unavailable):
-                await store.finish(NAME, len(WHOLE))
-            await writer.close()
-            line.fault = lambda request: None
-            assert await store.size(NAME) == 6 * MIB
-            await appended(store, 6 * MIB, WHOLE[6 * MIB :])
+    async with failing(location) as (line, store):
+        await appended(store, 0, WHOLE[: 6 * MIB])
+        line.fault = lambda request: "error" if "partNumber" in request.raw_path else None
+        writer = await store.append(NAME, 6 * MIB)
+        with pytest.raises(Unavailable):
+            await writer.write(WHOLE[6 * MIB :])
+            await writer.sync()
+        with pytest.raises(Unavailable):
+            await writer.sync()
+        with pytest.raises(Unavailable):
             await store.finish(NAME, len(WHOLE))
-            assert await content(store, NAME) == WHOLE
-
-    run(story())
-
-
-def test_a_download_goes_on_where_its_connection_broke(location: Location) -> None:
-    async def story() -> None:
-        async with opened_at(location) as store:
-            await store.put(NAME, WHOLE)
-        async with failing(location) as (line, store):
-            line.cut_after = 4 * MIB
-            assert await content(store, NAME) == WHOLE
-            assert sum(one.startswith("GET") and NAME in one for one in line.seen) == 3
-
-    run(story())
+        await writer.close()
+        line.fault = lambda request: None
+        assert await store.size(NAME) == 6 * MIB
+        await appended(store, 6 * MIB, WHOLE[6 * MIB :])
+        await store.finish(NAME, len(WHOLE))
+        assert await content(store, NAME) == WHOLE
 
 
-def test_a_writer_that_was_overtaken_never_stores_over_the_other(location: Location) -> None:
+async def test_a_download_goes_on_where_its_connection_broke(location: Location) -> None:
+    async with opened_at(location) as store:
+        await store.put(NAME, WHOLE)
+    async with failing(location) as (line, store):
+        line.cut_after = 4 * MIB
+        assert await content(store, NAME) == WHOLE
+        assert sum(one.startswith("GET") and NAME in one for one in line.seen) == 3
+
+
+async def test_a_writer_that_was_overtaken_never_stores_over_the_other(location: Location) -> None:
     """Its lock was lost with the connection to the database, and it has not noticed yet."""
 
-    async def story() -> None:
-        async with opened_at(location) as one, opened_at(location) as other:
-            zombie = await one.append(NAME, 0)
-            await zombie.write(b"old")
-            await appended(other, 0, b"new, and longer")
-            with pytest.raises(Unavailable):
-                await zombie.sync()
-            await zombie.close()
-            await other.finish(NAME, 15)
-            assert await content(other, NAME) == b"new, and longer"
-
-    run(story())
+    async with opened_at(location) as one, opened_at(location) as other:
+        zombie = await one.append(NAME, 0)
+        await zombie.write(b"old")
+        await appended(other, 0, b"new, and longer")
+        with pytest.raises(Unavailable):
+            await zombie.sync()
+        await zombie.close()
+        await other.finish(NAME, 15)
+        assert await content(other, NAME) == b"new, and longer"
 
 
 async def _free(locks: PostgresLocks) -> bool:
@@ -228,27 +210,24 @@ async def _free(locks: PostgresLocks) -> bool:
     return lock is not None
 
 
-def test_a_writer_whose_lock_was_lost_stores_nothing_more(
+async def test_a_writer_whose_lock_was_lost_stores_nothing_more(
     location: Location, database_url: str
 ) -> None:
-    async def story() -> None:
-        async with (
-            PostgresLocks(database_url) as locks,
-            PostgresLocks(database_url) as others,
-            opened_at(location, locks) as store,
-            opened_at(location, others) as other,
-        ):
-            writer = await store.append(NAME, 0)
-            await writer.write(b"old")
-            assert locks._connection is not None
-            await locks._connection.close()
-            await eventually(lambda: _free(others))
-            await appended(other, 0, b"new")
-            for attempt in (writer.sync(), store.finish(NAME, 3)):
-                with pytest.raises(Unavailable):
-                    await attempt
-            await writer.close()
-            await other.finish(NAME, 3)
-            assert await content(other, NAME) == b"new"
-
-    run(story())
+    async with (
+        PostgresLocks(database_url) as locks,
+        PostgresLocks(database_url) as others,
+        opened_at(location, locks) as store,
+        opened_at(location, others) as other,
+    ):
+        writer = await store.append(NAME, 0)
+        await writer.write(b"old")
+        assert locks._connection is not None
+        await locks._connection.close()
+        await eventually(lambda: _free(others))
+        await appended(other, 0, b"new")
+        for attempt in (writer.sync(), store.finish(NAME, 3)):
+            with pytest.raises(Unavailable):
+                await attempt
+        await writer.close()
+        await other.finish(NAME, 3)
+        assert await content(other, NAME) == b"new"

@@ -54,7 +54,7 @@ def test_what_was_called_off_damaged_or_expired_leaves_nothing_in_the_bucket(
         data_dir=tmp_path, database_url=database_url, port=0, blobs=where, upload_expiry=8.0
     )
 
-    async def story(live: LiveServer) -> None:
+    async def abandon_uploads(live: LiveServer) -> None:
         async with open_bucket(location) as bucket:
             await _deleted(live, await _begun(live))
             async with _client(live) as client:
@@ -76,7 +76,7 @@ def test_what_was_called_off_damaged_or_expired_leaves_nothing_in_the_bucket(
             await eventually(nothing, 60)
 
     with serving(settings) as live:
-        run(story(live))
+        run(abandon_uploads(live))
 
 
 def _client(live: LiveServer) -> ClientSession:

@@ -28,7 +28,6 @@ from tests.infrastructure.erasure.memory_master_keys import MASTERS
 from tests.infrastructure.event_store.log_support import connected
 from tests.infrastructure.read_model.support import Opened, opened, projecting
 from tests.stories import ALICE, NOON, attempt, queued, received, registered, started
-from tests.support import run
 
 ADMIN = "key:admin"
 
@@ -66,112 +65,101 @@ def wanted() -> Erasure:
 
 
 @pytest.mark.parametrize("turns", [1, 3, 10, 30, 100])
-def test_an_erasure_that_was_cut_short_is_carried_out_once(
+async def test_an_erasure_that_was_cut_short_is_carried_out_once(
     database_url: str, tmp_path: Path, turns: int
 ) -> None:
-    async def story() -> Counter[tuple[str, str]]:
-        blobs = LocalBlobStore(tmp_path)
-        async with opened(database_url) as model, make_pool(database_url, name="e") as pool:
-            await a_finished_batch(model, "a", "b", "c")
-            await a_finished_batch(model, "d")
-            await model.catch_up()
-            erasure = await PostgresErasures(pool).request(wanted())
-            eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
-            async with projecting(model):
-                cut = asyncio.create_task(finish(database_url, eraser, erasure))
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                cut.cancel()
-                with suppress(asyncio.CancelledError):
-                    await cut
-                await finish(database_url, eraser, erasure)
-            assert (await verify(database_url, model.log)).sound
-            done = await PostgresErasures(pool).get(erasure.id)
-            assert (done.finished_at, done.batches, done.uploads) == (NOON, 2, 4)
-            events = await model.events()
-        blobs.close()
-        return Counter(
-            (topic_of(recorded.event), recorded.event.by)
-            for recorded in events
-            if topic_of(recorded.event).endswith(".erased")
-        )
-
-    assert run(story()) == {("upload.erased", ADMIN): 4, ("batch.erased", ADMIN): 2}
+    blobs = LocalBlobStore(tmp_path)
+    async with opened(database_url) as model, make_pool(database_url, name="e") as pool:
+        await a_finished_batch(model, "a", "b", "c")
+        await a_finished_batch(model, "d")
+        await model.catch_up()
+        erasure = await PostgresErasures(pool).request(wanted())
+        eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
+        async with projecting(model):
+            cut = asyncio.create_task(finish(database_url, eraser, erasure))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            cut.cancel()
+            with suppress(asyncio.CancelledError):
+                await cut
+            await finish(database_url, eraser, erasure)
+        assert (await verify(database_url, model.log)).sound
+        done = await PostgresErasures(pool).get(erasure.id)
+        assert (done.finished_at, done.batches, done.uploads) == (NOON, 2, 4)
+        events = await model.events()
+    blobs.close()
+    assert Counter(
+        (topic_of(recorded.event), recorded.event.by)
+        for recorded in events
+        if topic_of(recorded.event).endswith(".erased")
+    ) == {("upload.erased", ADMIN): 4, ("batch.erased", ADMIN): 2}
 
 
-def test_answers_kept_for_commands_of_the_owner_are_erased_and_no_others(
+async def test_answers_kept_for_commands_of_the_owner_are_erased_and_no_others(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        blobs = LocalBlobStore(tmp_path)
-        other = uuid4()
-        async with opened(database_url) as model, make_pool(database_url, name="e") as pool:
-            batch = await a_finished_batch(model, "a")
-            for id in (batch, upload_id_for(batch, "a", b""), other):
-                answer = Answer(uuid4(), "hash of a reason", b'{"id":"%s"}' % str(id).encode())
-                await model.log.append(Append((), answer=answer))
-            await model.catch_up()
-            erasure = await PostgresErasures(pool).request(wanted())
-            async with projecting(model):
-                eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
-                await finish(database_url, eraser, erasure)
-            async with pool.connection() as connection:
-                cursor = await connection.execute("SELECT body FROM command_answers")
-                left = await cursor.fetchall()
-        blobs.close()
-        assert left == [(b'{"id":"%s"}' % str(other).encode(),)]
-
-    run(story())
+    blobs = LocalBlobStore(tmp_path)
+    other = uuid4()
+    async with opened(database_url) as model, make_pool(database_url, name="e") as pool:
+        batch = await a_finished_batch(model, "a")
+        for id in (batch, upload_id_for(batch, "a", b""), other):
+            answer = Answer(uuid4(), "hash of a reason", b'{"id":"%s"}' % str(id).encode())
+            await model.log.append(Append((), answer=answer))
+        await model.catch_up()
+        erasure = await PostgresErasures(pool).request(wanted())
+        async with projecting(model):
+            eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
+            await finish(database_url, eraser, erasure)
+        async with pool.connection() as connection:
+            cursor = await connection.execute("SELECT body FROM command_answers")
+            left = await cursor.fetchall()
+    blobs.close()
+    assert left == [(b'{"id":"%s"}' % str(other).encode(),)]
 
 
-def test_asked_for_again_it_is_the_same_erasure_until_it_is_done(database_url: str) -> None:
-    async def story() -> None:
-        async with make_pool(database_url, name="e") as pool:
-            erasures = PostgresErasures(pool)
-            first, second = wanted(), wanted()
-            assert await erasures.request(first) == first
-            assert await erasures.request(second) == first
-            assert await erasures.page(owner=None, after=None, limit=10) == [first]
-            assert await erasures.page(owner="acme", after=first.id, limit=10) == []
-
-    run(story())
+async def test_asked_for_again_it_is_the_same_erasure_until_it_is_done(database_url: str) -> None:
+    async with make_pool(database_url, name="e") as pool:
+        erasures = PostgresErasures(pool)
+        first, second = wanted(), wanted()
+        assert await erasures.request(first) == first
+        assert await erasures.request(second) == first
+        assert await erasures.page(owner=None, after=None, limit=10) == [first]
+        assert await erasures.page(owner="acme", after=first.id, limit=10) == []
 
 
-def test_an_owner_with_a_batch_that_runs_is_not_done_yet(database_url: str, tmp_path: Path) -> None:
+async def test_an_owner_with_a_batch_that_runs_is_not_done_yet(
+    database_url: str, tmp_path: Path
+) -> None:
     """The batch is called off; that it ends is the orchestrator's, which does not run here."""
 
-    async def story() -> None:
-        blobs = LocalBlobStore(tmp_path)
-        async with (
-            opened(database_url) as model,
-            make_pool(database_url, name="e") as pool,
-            connected(database_url) as connection,
-        ):
-            await model.record(uuid4(), started())
-            await model.catch_up()
-            erasure = await PostgresErasures(pool).request(wanted())
-            eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
-            assert not await eraser.step(connection, erasure)
-        blobs.close()
-
-    run(story())
+    blobs = LocalBlobStore(tmp_path)
+    async with (
+        opened(database_url) as model,
+        make_pool(database_url, name="e") as pool,
+        connected(database_url) as connection,
+    ):
+        await model.record(uuid4(), started())
+        await model.catch_up()
+        erasure = await PostgresErasures(pool).request(wanted())
+        eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
+        assert not await eraser.step(connection, erasure)
+    blobs.close()
 
 
-def test_nothing_is_touched_before_everybody_has_heard(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        blobs = LocalBlobStore(tmp_path)
-        async with (
-            opened(database_url) as model,
-            make_pool(database_url, name="e") as pool,
-            connected(database_url) as connection,
-        ):
-            await a_finished_batch(model, "a")
-            await model.catch_up()
-            erasure = await PostgresErasures(pool).request(wanted())
-            head = await model.log.head()
-            eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON)
-            assert not await eraser.step(connection, erasure)
-            assert await model.log.head() == head
-        blobs.close()
-
-    run(story())
+async def test_nothing_is_touched_before_everybody_has_heard(
+    database_url: str, tmp_path: Path
+) -> None:
+    blobs = LocalBlobStore(tmp_path)
+    async with (
+        opened(database_url) as model,
+        make_pool(database_url, name="e") as pool,
+        connected(database_url) as connection,
+    ):
+        await a_finished_batch(model, "a")
+        await model.catch_up()
+        erasure = await PostgresErasures(pool).request(wanted())
+        head = await model.log.head()
+        eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON)
+        assert not await eraser.step(connection, erasure)
+        assert await model.log.head() == head
+    blobs.close()

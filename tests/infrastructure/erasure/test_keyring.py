@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from eventsourcing.persistence import StoredEvent
 
-from application.envelope import Append, Recorded, Write
+from application.envelope import Append, Write
 from domain.errors import NotNow
 from domain.upload.events import AttemptFailed, UploadRegistered
 from infrastructure.erasure import keyring
@@ -22,7 +22,6 @@ from infrastructure.postgres.pool import make_pool
 from tests.infrastructure.erasure.memory_master_keys import keyring_on
 from tests.infrastructure.event_store.log_support import connected
 from tests.stories import NOON, WORKER, registered
-from tests.support import run
 
 STREAM = UUID("019b0000-0000-7000-8000-0000000000aa")
 SECRET = "diary of alice.txt"
@@ -51,12 +50,9 @@ async def opened(url: str) -> AsyncIterator[PostgresEventLog]:
         yield log
 
 
-def after(url: str, story: Callable[[PostgresEventLog], Awaitable[object]]) -> None:
-    async def told() -> None:
-        async with opened(url) as log:
-            await story(log)
-
-    run(told())
+async def record_at(url: str) -> None:
+    async with opened(url) as log:
+        await record(log)
 
 
 async def record(log: PostgresEventLog, stream: UUID | None = None) -> None:
@@ -80,12 +76,12 @@ def by_hand(url: str, statement: str) -> None:
         connection.execute(statement.encode())
 
 
-def test_personal_fields_are_stored_encrypted_and_read_as_they_were(database_url: str) -> None:
-    async def story(log: PostgresEventLog) -> None:
+async def test_personal_fields_are_stored_encrypted_and_read_as_they_were(
+    database_url: str,
+) -> None:
+    async with opened(database_url) as log:
         await record(log)
         assert await events(log) == [FILE, FAILED]
-
-    after(database_url, story)
 
     for _, state in stored(database_url):
         assert b"diary" not in state
@@ -94,39 +90,35 @@ def test_personal_fields_are_stored_encrypted_and_read_as_they_were(database_url
         assert b"acme" in state or b"archive" in state  # what is not personal can be read
 
 
-def test_another_process_reads_them_with_the_same_key(database_url: str) -> None:
-    async def another(log: PostgresEventLog) -> None:
+async def test_another_process_reads_them_with_the_same_key(database_url: str) -> None:
+    async with opened(database_url), opened(database_url) as one, opened(database_url) as two:
+        await asyncio.gather(record(one), record(two))
+    async with opened(database_url) as log:
         assert await events(log) == [FILE, FAILED, FILE, FAILED]
-
-    async def story(_: PostgresEventLog) -> None:
-        async with opened(database_url) as one, opened(database_url) as two:
-            await asyncio.gather(record(one), record(two))
-
-    after(database_url, story)
-    after(database_url, another)
     with psycopg.connect(database_url) as connection:
         assert connection.execute("SELECT count(*) FROM audit.owner_keys").fetchone() == (1,)
 
 
-def test_what_a_destroyed_key_encrypted_reads_as_erased(database_url: str) -> None:
-    async def story(log: PostgresEventLog) -> None:
-        file, failed = await events(log)
-        assert isinstance(file, UploadRegistered)
-        assert isinstance(failed, AttemptFailed)
-        assert (file.path, file.metadata, file.checksum, file.owner) == ("", {}, None, "acme")
-        assert (failed.message, failed.step) == ("", "archive")
-
-    after(database_url, lambda log: record(log, STREAM))
+async def test_what_a_destroyed_key_encrypted_reads_as_erased(database_url: str) -> None:
+    async with opened(database_url) as log:
+        await record(log, STREAM)
     by_hand(database_url, "UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()")
-    after(database_url, story)
+
+    async with opened(database_url) as log:
+        file, failed = await events(log)
+
+    assert isinstance(file, UploadRegistered)
+    assert isinstance(failed, AttemptFailed)
+    assert (file.path, file.metadata, file.checksum, file.owner) == ("", {}, None, "acme")
+    assert (failed.message, failed.step) == ("", "archive")
 
 
-def test_a_process_notices_soon_that_a_key_was_destroyed(
+async def test_a_process_notices_soon_that_a_key_was_destroyed(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keyring, "FRESH", -1.0)
 
-    async def story(log: PostgresEventLog) -> None:
+    async with opened(database_url) as log:
         await record(log)
         assert await events(log) == [FILE, FAILED]
         by_hand(database_url, "UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()")
@@ -134,59 +126,47 @@ def test_a_process_notices_soon_that_a_key_was_destroyed(
         await record(log)  # with a new key
         assert (await events(log))[2:] == [FILE, FAILED]
 
-    after(database_url, story)
 
-
-def test_nothing_begins_while_its_owner_is_being_erased(database_url: str) -> None:
+async def test_nothing_begins_while_its_owner_is_being_erased(database_url: str) -> None:
     by_hand(
         database_url,
         "INSERT INTO audit.erasures (id, owner, reason, requested_by, requested_at)"
         " VALUES (gen_random_uuid(), 'acme', '', 'key:admin', now())",
     )
 
-    async def story(log: PostgresEventLog) -> None:
+    async with opened(database_url) as log:
         with pytest.raises(NotNow, match="is being erased"):
             await record(log)
         await log.append(Append((Write(uuid4(), 0, (FAILED,), "acme"),)))  # what runs goes on
         assert len(await events(log)) == 1
 
-    after(database_url, story)
 
-
-def test_an_event_whose_owner_nobody_names_is_not_stored_in_the_clear(database_url: str) -> None:
-    async def story(log: PostgresEventLog) -> None:
+async def test_an_event_whose_owner_nobody_names_is_not_stored_in_the_clear(
+    database_url: str,
+) -> None:
+    async with opened(database_url) as log:
         with pytest.raises(ValueError, match="nobody says whose"):
             await log.append(Append((Write(uuid4(), 0, (FAILED,)),)))
-
-    after(database_url, story)
     assert stored(database_url) == []
 
 
-def test_events_from_before_there_were_keys_stay_readable(database_url: str) -> None:
-    async def in_the_clear() -> None:
-        async with GroupCommitter(database_url) as committer:
-            await committer.append(Append((Write(uuid4(), 0, (FILE, FAILED)),)))
-
-    async def story(log: PostgresEventLog) -> None:
+async def test_events_from_before_there_were_keys_stay_readable(database_url: str) -> None:
+    async with GroupCommitter(database_url) as committer:
+        await committer.append(Append((Write(uuid4(), 0, (FILE, FAILED)),)))
+    async with opened(database_url) as log:
         assert await events(log) == [FILE, FAILED]
 
-    run(in_the_clear())
-    after(database_url, story)
+
+async def test_who_has_no_keys_is_told_so_instead_of_a_half_read_event(database_url: str) -> None:
+    await record_at(database_url)
+
+    async with connected(database_url) as connection:
+        with pytest.raises(UnreadableEvent, match="there are no keys here"):
+            await read_log(connection, 0, 10, None, CODEC)
 
 
-def test_who_has_no_keys_is_told_so_instead_of_a_half_read_event(database_url: str) -> None:
-    async def without_keys() -> list[Recorded]:
-        async with connected(database_url) as connection:
-            return await read_log(connection, 0, 10, None, CODEC)
-
-    after(database_url, record)
-
-    with pytest.raises(UnreadableEvent, match="there are no keys here"):
-        run(without_keys())
-
-
-def test_the_librarys_tools_read_what_an_erasure_would_leave(database_url: str) -> None:
-    after(database_url, record)
+async def test_the_librarys_tools_read_what_an_erasure_would_leave(database_url: str) -> None:
+    await record_at(database_url)
     topic, state = stored(database_url)[0]
 
     stored_event = StoredEvent(originator_id=STREAM, originator_version=1, topic=topic, state=state)
@@ -197,8 +177,8 @@ def test_the_librarys_tools_read_what_an_erasure_would_leave(database_url: str) 
     assert fact.event.path == ""
 
 
-def test_a_box_that_was_altered_is_not_read(database_url: str) -> None:
-    after(database_url, record)
+async def test_a_box_that_was_altered_is_not_read(database_url: str) -> None:
+    await record_at(database_url)
     topic, state = stored(database_url)[0]
     place = state.index(b'"box":"') + 30
     other = b"A" if state[place : place + 1] != b"A" else b"B"
@@ -206,8 +186,6 @@ def test_a_box_that_was_altered_is_not_read(database_url: str) -> None:
         query = "UPDATE stored_events SET state = %s WHERE topic = %s"
         connection.execute(query, (state[:place] + other + state[place + 1 :], topic))
 
-    async def story(log: PostgresEventLog) -> None:
+    async with opened(database_url) as log:
         with pytest.raises(UnreadableEvent, match="not what was encrypted"):
             await events(log)
-
-    after(database_url, story)

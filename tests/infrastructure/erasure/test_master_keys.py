@@ -37,7 +37,6 @@ from tests.infrastructure.erasure.memory_master_keys import MemoryMasterKeys
 from tests.infrastructure.event_store.log_support import connected
 from tests.infrastructure.postgres.older import migrate_to
 from tests.stories import registered
-from tests.support import run
 
 DESTROY = """UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()
 WHERE owner = %s AND destroyed_at IS NULL"""
@@ -117,45 +116,42 @@ def by_hand(url: str, statement: str, *parameters: object) -> None:
 
 
 @pytest.mark.parametrize("kept", [in_files, by_command])
-def test_an_erasure_replaces_the_master_key_and_leaves_the_others_readable(
+async def test_an_erasure_replaces_the_master_key_and_leaves_the_others_readable(
     database_url: str, tmp_path: Path, kept: Callable[[Path], MasterKeys]
 ) -> None:
-    async def story() -> None:
-        masters = kept(tmp_path)
-        await recorded(database_url, masters, "acme", "globex")
-        before = rows(database_url, "SELECT id, wrapped, master FROM audit.owner_keys")
-        by_hand(database_url, DESTROY, "acme")
+    masters = kept(tmp_path)
+    await recorded(database_url, masters, "acme", "globex")
+    before = rows(database_url, "SELECT id, wrapped, master FROM audit.owner_keys")
+    by_hand(database_url, DESTROY, "acme")
 
-        async with connected(database_url) as connection:
-            await destroy_masters_of(connection, masters, "acme")
+    async with connected(database_url) as connection:
+        await destroy_masters_of(connection, masters, "acme")
 
-        assert await paths(database_url, masters) == {"", "secret of globex"}
-        for _, wrapped, master in before:  # what lies in old pages, in the WAL, in a backup
-            with pytest.raises(NoMasterKey):
-                await masters.decrypt(master, [wrapped])
-        await recorded(database_url, masters, "acme")  # with a new key
-        assert await paths(database_url, masters) == {"", "secret of globex", "secret of acme"}
-
-    run(story())
+    assert await paths(database_url, masters) == {"", "secret of globex"}
+    for _, wrapped, master in before:  # what lies in old pages, in the WAL, in a backup
+        with pytest.raises(NoMasterKey):
+            await masters.decrypt(master, [wrapped])
+    await recorded(database_url, masters, "acme")  # with a new key
+    assert await paths(database_url, masters) == {"", "secret of globex", "secret of acme"}
 
 
-def test_no_key_of_an_owner_is_in_the_database(database_url: str, tmp_path: Path) -> None:
-    run(recorded(database_url, in_files(tmp_path), "acme"))
+async def test_no_key_of_an_owner_is_in_the_database(database_url: str, tmp_path: Path) -> None:
+    await recorded(database_url, in_files(tmp_path), "acme")
 
     ((id, unwrapped, wrapped, master),) = rows(
         database_url, "SELECT id, unwrapped, wrapped, master FROM audit.owner_keys"
     )
-    (content,) = run(in_files(tmp_path).decrypt(master, [wrapped]))
+    (content,) = await in_files(tmp_path).decrypt(master, [wrapped])
     assert unwrapped is None
     assert content.startswith(id.bytes)
     assert content[16:] not in wrapped
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
-def test_a_master_key_in_a_file_is_its_owners_alone(tmp_path: Path) -> None:
+async def test_a_master_key_in_a_file_is_its_owners_alone(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "master-keys"
 
-    id = run(FileMasterKeys(folder).create())
+    id = await FileMasterKeys(folder).create()
 
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert [file.name for file in folder.iterdir()] == [f"{id}.key"]
@@ -198,22 +194,19 @@ class Fragile:
         return Wrapped()
 
 
-def test_a_replacement_that_is_killed_anywhere_is_finished_by_the_next(
+async def test_a_replacement_that_is_killed_anywhere_is_finished_by_the_next(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before and after each statement and each use of a master key."""
     monkeypatch.setattr(wrapping, "CHUNK", 2)
 
-    async def story() -> int:
-        masters, kills = MemoryMasterKeys(), 0
-        async with make_pool(database_url, name="test", max_size=2) as pool:
-            async with pool.connection() as connection:
-                await ensure_master_key(connection, masters)
-            while await _killed_once(database_url, pool, masters, kills):
-                kills += 1
-        return kills
-
-    assert run(story()) > 15
+    masters, kills = MemoryMasterKeys(), 0
+    async with make_pool(database_url, name="test", max_size=2) as pool:
+        async with pool.connection() as connection:
+            await ensure_master_key(connection, masters)
+        while await _killed_once(database_url, pool, masters, kills):
+            kills += 1
+    assert kills > 15
 
 
 async def _killed_once(url: str, pool: Pool, masters: MemoryMasterKeys, kills: int) -> bool:
@@ -253,88 +246,75 @@ async def _destroy(url: str, fragile: Fragile, masters: MemoryMasterKeys, owner:
         await destroy_masters_of(breaking, keys, owner)
 
 
-def test_keys_that_are_made_during_a_replacement_stay_readable(
+async def test_keys_that_are_made_during_a_replacement_stay_readable(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keyring_module, "FRESH", -1.0)
 
-    async def story() -> None:
-        masters = MemoryMasterKeys()
-        async with opened(database_url, masters) as log, connected(database_url) as connection:
+    masters = MemoryMasterKeys()
+    async with opened(database_url, masters) as log, connected(database_url) as connection:
 
-            async def record(number: int) -> None:
-                event = registered(owner=f"owner-{number}", path=f"path {number}")
-                await log.append(Append((Write(uuid4(), 0, (event,)),)))
+        async def record(number: int) -> None:
+            event = registered(owner=f"owner-{number}", path=f"path {number}")
+            await log.append(Append((Write(uuid4(), 0, (event,)),)))
 
-            async def replace() -> None:
-                for number in range(5):
-                    by_hand(database_url, DESTROY, f"owner-{number}")
-                    await destroy_masters_of(connection, masters, f"owner-{number}")
+        async def replace() -> None:
+            for number in range(5):
+                by_hand(database_url, DESTROY, f"owner-{number}")
+                await destroy_masters_of(connection, masters, f"owner-{number}")
 
-            await asyncio.gather(*(record(number) for number in range(5)))
-            await asyncio.gather(replace(), *(record(number) for number in range(5, 45)))
+        await asyncio.gather(*(record(number) for number in range(5)))
+        await asyncio.gather(replace(), *(record(number) for number in range(5, 45)))
 
-        assert await paths(database_url, masters) == {"", *(f"path {n}" for n in range(5, 45))}
-        assert len(masters.keys) == 1
-
-    run(story())
+    assert await paths(database_url, masters) == {"", *(f"path {n}" for n in range(5, 45))}
+    assert len(masters.keys) == 1
 
 
-def test_a_machine_without_the_master_key_does_not_start(database_url: str, tmp_path: Path) -> None:
-    async def story(masters: MasterKeys) -> None:
-        async with connected(database_url) as connection:
+async def test_a_machine_without_the_master_key_does_not_start(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with connected(database_url) as connection:
+        await ensure_master_key(connection, in_files(tmp_path))
+        await ensure_master_key(connection, in_files(tmp_path))
+        with pytest.raises(NoMasterKey, match=r"is not in .*elsewhere"):
+            await ensure_master_key(connection, in_files(tmp_path / "elsewhere"))
+
+
+async def test_a_file_with_another_key_is_refused(database_url: str, tmp_path: Path) -> None:
+    masters = in_files(tmp_path)
+    async with connected(database_url) as connection:
+        await ensure_master_key(connection, masters)
+        (file,) = masters.folder.iterdir()
+        other = await masters.create()
+        (masters.folder / f"{other}.key").replace(file)
+        with pytest.raises(NoMasterKey, match="does not open"):
             await ensure_master_key(connection, masters)
 
-    run(story(in_files(tmp_path)))
-    run(story(in_files(tmp_path)))
-    with pytest.raises(NoMasterKey, match=r"is not in .*elsewhere"):
-        run(story(in_files(tmp_path / "elsewhere")))
 
-
-def test_a_file_with_another_key_is_refused(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        masters = in_files(tmp_path)
-        async with connected(database_url) as connection:
-            await ensure_master_key(connection, masters)
-            (file,) = masters.folder.iterdir()
-            other = await masters.create()
-            (masters.folder / f"{other}.key").replace(file)
-            with pytest.raises(NoMasterKey, match="does not open"):
-                await ensure_master_key(connection, masters)
-
-    run(story())
-
-
-def test_processes_that_start_at_once_share_one_master_key(
+async def test_processes_that_start_at_once_share_one_master_key(
     database_url: str, tmp_path: Path
 ) -> None:
     async def start(connection: Connection) -> None:
         await ensure_master_key(connection, in_files(tmp_path))
 
-    async def story() -> None:
-        async with connected(database_url) as one, connected(database_url) as two:
-            await asyncio.gather(start(one), start(two))
-
-    run(story())
+    async with connected(database_url) as one, connected(database_url) as two:
+        await asyncio.gather(start(one), start(two))
     ((id,),) = rows(database_url, "SELECT id FROM audit.master_keys")
     assert [file.stem for file in (tmp_path / "master-keys").iterdir()] == [id]
 
 
-def test_a_master_key_that_is_lost_makes_events_unavailable_and_not_erased(
+async def test_a_master_key_that_is_lost_makes_events_unavailable_and_not_erased(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keyring_module, "RETRY_PAUSE", 0.0)
     masters = in_files(tmp_path)
-    run(recorded(database_url, masters, "acme"))
+    await recorded(database_url, masters, "acme")
 
-    async def story() -> None:
-        async with opened(database_url, masters) as log:
-            for file in masters.folder.iterdir():
-                file.unlink()
-            with pytest.raises(Unavailable, match="cannot be opened"):
-                await log.read(0, limit=10)
-
-    run(story())
+    async with opened(database_url, masters) as log:
+        for file in masters.folder.iterdir():
+            file.unlink()
+        with pytest.raises(Unavailable, match="cannot be opened"):
+            await log.read(0, limit=10)
 
 
 @pytest.mark.parametrize(
@@ -345,19 +325,19 @@ def test_a_master_key_that_is_lost_makes_events_unavailable_and_not_erased(
         ((sys.executable, "-c", ""), "must print the id"),
     ],
 )
-def test_a_command_that_fails_is_quoted(command: tuple[str, ...], problem: str) -> None:
+async def test_a_command_that_fails_is_quoted(command: tuple[str, ...], problem: str) -> None:
     with pytest.raises(NoMasterKey, match=problem):
-        run(CommandMasterKeys(command).create())
+        await CommandMasterKeys(command).create()
 
 
-def test_a_command_that_prints_too_little_is_refused() -> None:
+async def test_a_command_that_prints_too_little_is_refused() -> None:
     silent = CommandMasterKeys((sys.executable, "-c", "print('YQ==')"))
 
     with pytest.raises(NoMasterKey, match="1 lines for 2"):
-        run(silent.decrypt("a", [b"x", b"y"]))
+        await silent.decrypt("a", [b"x", b"y"])
 
 
-def test_keys_of_an_older_database_are_encrypted_at_the_first_start(
+async def test_keys_of_an_older_database_are_encrypted_at_the_first_start(
     empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One owner was erased there already; the start is cut short in the middle, and done again."""
@@ -386,14 +366,14 @@ def test_keys_of_an_older_database_are_encrypted_at_the_first_start(
 
     for kill in (0, 2, 4, 5, 6):
         with suppress(Crash):
-            run(start(kill))
-    run(start(None))
+            await start(kill)
+    await start(None)
 
     for id, wrapped, master in rows(
         empty_database_url,
         "SELECT id, wrapped, master FROM audit.owner_keys WHERE destroyed_at IS NULL",
     ):
-        (content,) = run(masters.decrypt(master, [wrapped]))
+        (content,) = await masters.decrypt(master, [wrapped])
         assert (UUID(bytes=content[:16]), content[16:]) in living.values()
         assert content[:16] == id.bytes
     left = "SELECT count(*) FROM audit.owner_keys WHERE unwrapped IS NOT NULL OR wrapped IS NULL"
@@ -413,7 +393,7 @@ RESTORE = (
 
 
 @pytest.mark.parametrize("kept", [in_files, by_command])
-def test_a_backup_from_before_erasures_is_readable_but_for_who_was_erased(
+async def test_a_backup_from_before_erasures_is_readable_but_for_who_was_erased(
     database_url: str, tmp_path: Path, kept: Callable[[Path], MasterKeys]
 ) -> None:
     """Two owners are erased after it was made; one of those who stay came before, one after."""
@@ -423,32 +403,29 @@ def test_a_backup_from_before_erasures_is_readable_but_for_who_was_erased(
         async with connected(database_url) as connection:
             await destroy_masters_of(connection, masters, owner, copies)
 
-    async def story() -> None:
-        masters, copies = kept(tmp_path), OwnerKeyCopies(tmp_path / "master-keys")
-        await recorded(database_url, masters, "acme", "globex", "gone", "gone too")
-        for statement in BACK_UP:
-            by_hand(database_url, statement)
-        await erase(masters, copies, "gone")
-        await recorded(database_url, masters, "later")
-        await erase(masters, copies, "gone too")
-        for statement in RESTORE:
-            by_hand(database_url, statement)
-        by_hand(
-            database_url,
-            "DELETE FROM stored_events WHERE position('later' IN encode(state, 'escape')) > 0",
-        )
+    masters, copies = kept(tmp_path), OwnerKeyCopies(tmp_path / "master-keys")
+    await recorded(database_url, masters, "acme", "globex", "gone", "gone too")
+    for statement in BACK_UP:
+        by_hand(database_url, statement)
+    await erase(masters, copies, "gone")
+    await recorded(database_url, masters, "later")
+    await erase(masters, copies, "gone too")
+    for statement in RESTORE:
+        by_hand(database_url, statement)
+    by_hand(
+        database_url,
+        "DELETE FROM stored_events WHERE position('later' IN encode(state, 'escape')) > 0",
+    )
 
-        with pytest.raises(NoMasterKey):
-            async with opened(database_url, masters):
-                pass  # a machine without the copy
-        async with connected(database_url) as connection:
-            await ensure_master_key(connection, masters, copies)
+    with pytest.raises(NoMasterKey):
+        async with opened(database_url, masters):
+            pass  # a machine without the copy
+    async with connected(database_url) as connection:
+        await ensure_master_key(connection, masters, copies)
 
-        assert await paths(database_url, masters) == {"", "secret of acme", "secret of globex"}
-        await recorded(database_url, masters, "gone")
-        assert "secret of gone" in await paths(database_url, masters)
-
-    run(story())
+    assert await paths(database_url, masters) == {"", "secret of acme", "secret of globex"}
+    await recorded(database_url, masters, "gone")
+    assert "secret of gone" in await paths(database_url, masters)
 
 
 def test_one_copy_is_kept_and_it_is_its_owners_alone(tmp_path: Path) -> None:

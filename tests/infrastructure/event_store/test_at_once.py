@@ -25,62 +25,56 @@ from tests.infrastructure.event_store.log_support import (
     whole_log,
 )
 from tests.stories import ALICE, NOON
-from tests.support import run
 
 
 def sealed(batch: UUID) -> Append:
     return one(batch, None, BatchSealed(at=NOON, by=ALICE))
 
 
-def test_who_is_wrong_about_a_stream_does_not_spoil_the_group(database_url: str) -> None:
-    async def story() -> None:
-        known, fresh = new_stream(), new_stream()
-        async with GroupCommitter(database_url) as committer:
-            await committer.append(one(known, 0, step(0)))
-            wrong, right, after = await asyncio.gather(
-                committer.append(one(known, 0, step(1))),
-                committer.append(one(fresh, 0, step(2))),
-                committer.append(one(known, 1, step(3))),
-                return_exceptions=True,
-            )
-            assert isinstance(wrong, Conflict)
-            assert wrong.actual == 1
-            assert not isinstance(right, BaseException)
-            assert not isinstance(after, BaseException)
-            assert right.position < after.position
-        log = await whole_log(database_url)
-        assert (done_in(log, known), done_in(log, fresh)) == ([0, 3], [2])
-
-    run(story())
+async def test_who_is_wrong_about_a_stream_does_not_spoil_the_group(database_url: str) -> None:
+    known, fresh = new_stream(), new_stream()
+    async with GroupCommitter(database_url) as committer:
+        await committer.append(one(known, 0, step(0)))
+        wrong, right, after = await asyncio.gather(
+            committer.append(one(known, 0, step(1))),
+            committer.append(one(fresh, 0, step(2))),
+            committer.append(one(known, 1, step(3))),
+            return_exceptions=True,
+        )
+        assert isinstance(wrong, Conflict)
+        assert wrong.actual == 1
+        assert not isinstance(right, BaseException)
+        assert not isinstance(after, BaseException)
+        assert right.position < after.position
+    log = await whole_log(database_url)
+    assert (done_in(log, known), done_in(log, fresh)) == ([0, 3], [2])
 
 
 @pytest.mark.parametrize("after", [0, 1], ids=["before-it-was-sealed", "since-it-was-sealed"])
-def test_what_may_not_have_happened_since_is_looked_for(database_url: str, after: int) -> None:
-    async def story() -> None:
-        batch, file = new_stream(), new_stream()
-        joining = Append((steps(file, 0, 1),), unless=(Unless(batch, after, CLOSING),))
-        async with GroupCommitter(database_url) as committer:
-            await committer.append(sealed(batch))
-            if after:
-                await committer.append(joining)
-            else:
-                with pytest.raises(Conflict):
-                    await committer.append(joining)
-        assert done_in(await whole_log(database_url), file) == [1] * after
-
-    run(story())
-
-
-def test_a_stream_that_ends_earlier_than_believed_is_not_gone_on_with(database_url: str) -> None:
-    async def story() -> None:
-        stream = new_stream()
-        async with GroupCommitter(database_url) as committer:
-            await committer.append(one(stream, 0, step(0)))
+async def test_what_may_not_have_happened_since_is_looked_for(
+    database_url: str, after: int
+) -> None:
+    batch, file = new_stream(), new_stream()
+    joining = Append((steps(file, 0, 1),), unless=(Unless(batch, after, CLOSING),))
+    async with GroupCommitter(database_url) as committer:
+        await committer.append(sealed(batch))
+        if after:
+            await committer.append(joining)
+        else:
             with pytest.raises(Conflict):
-                await committer.append(one(stream, 2, step(1)))
-        assert done_in(await whole_log(database_url), stream) == [0]
+                await committer.append(joining)
+    assert done_in(await whole_log(database_url), file) == [1] * after
 
-    run(story())
+
+async def test_a_stream_that_ends_earlier_than_believed_is_not_gone_on_with(
+    database_url: str,
+) -> None:
+    stream = new_stream()
+    async with GroupCommitter(database_url) as committer:
+        await committer.append(one(stream, 0, step(0)))
+        with pytest.raises(Conflict):
+            await committer.append(one(stream, 2, step(1)))
+    assert done_in(await whole_log(database_url), stream) == [0]
 
 
 def test_only_a_group_that_says_all_and_agrees_is_taken_at_its_word() -> None:
@@ -97,15 +91,14 @@ def test_only_a_group_that_says_all_and_agrees_is_taken_at_its_word() -> None:
     assert [row.version for placed in believed.placed for row in placed.rows] == [1, 2]
 
 
-def test_looking_up_ends_the_session_that_may_have_yet_to_read_the_rows(database_url: str) -> None:
-    async def story() -> None:
-        believed = believe([encode(one(new_stream(), 0, step(0)))])
-        assert believed is not None
-        async with connected(database_url) as lost, connected(database_url) as found:
-            session = await begin_session(lost)
-            (placed,) = believed.placed
-            assert await look_up(found, [Sent(placed, session)]) == [None]
-            with pytest.raises(psycopg.OperationalError):
-                await lost.execute("SELECT 1")
-
-    run(story())
+async def test_looking_up_ends_the_session_that_may_have_yet_to_read_the_rows(
+    database_url: str,
+) -> None:
+    believed = believe([encode(one(new_stream(), 0, step(0)))])
+    assert believed is not None
+    async with connected(database_url) as lost, connected(database_url) as found:
+        session = await begin_session(lost)
+        (placed,) = believed.placed
+        assert await look_up(found, [Sent(placed, session)]) == [None]
+        with pytest.raises(psycopg.OperationalError):
+            await lost.execute("SELECT 1")

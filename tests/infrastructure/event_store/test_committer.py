@@ -31,7 +31,7 @@ from tests.infrastructure.event_store.log_support import (
     steps,
     whole_log,
 )
-from tests.support import eventually, run
+from tests.support import eventually
 
 KILL = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE application_name = 'uptrail-committer' AND datname = current_database()"""
@@ -56,31 +56,28 @@ async def everything_once(url: str, counts: dict[UUID, int]) -> None:
     }
 
 
-def test_a_killed_connection_neither_loses_nor_doubles_an_append(database_url: str) -> None:
-    async def story() -> None:
-        streams = [new_stream() for _ in range(8)]
-        kills = 0
-        async with GroupCommitter(database_url) as committer, connected(database_url) as killer:
-            tasks = [
-                asyncio.create_task(append_in_order(committer, stream, lambda: kills >= 15))
-                for stream in streams
-            ]
-            while kills < 15:
-                await asyncio.sleep(random.uniform(0.0, 0.05))
-                row = await (await killer.execute(KILL)).fetchone()
-                kills += row[0] if row else 0
-            counts = dict(zip(streams, await asyncio.gather(*tasks), strict=True))
-        await everything_once(database_url, counts)
-        assert sum(counts.values()) > 0
-
-    run(story())
+async def test_a_killed_connection_neither_loses_nor_doubles_an_append(database_url: str) -> None:
+    streams = [new_stream() for _ in range(8)]
+    kills = 0
+    async with GroupCommitter(database_url) as committer, connected(database_url) as killer:
+        tasks = [
+            asyncio.create_task(append_in_order(committer, stream, lambda: kills >= 15))
+            for stream in streams
+        ]
+        while kills < 15:
+            await asyncio.sleep(random.uniform(0.0, 0.05))
+            row = await (await killer.execute(KILL)).fetchone()
+            kills += row[0] if row else 0
+        counts = dict(zip(streams, await asyncio.gather(*tasks), strict=True))
+    await everything_once(database_url, counts)
+    assert sum(counts.values()) > 0
 
 
-def test_postgres_killed_and_recovered_neither_loses_nor_doubles(tmp_path: Path) -> None:
+async def test_postgres_killed_and_recovered_neither_loses_nor_doubles(tmp_path: Path) -> None:
     server = EmbeddedPostgres(tmp_path)
     url = server.start()
 
-    async def story() -> None:
+    try:
         migrate(url)
         streams = [new_stream() for _ in range(8)]
         enough = asyncio.Event()
@@ -97,9 +94,6 @@ def test_postgres_killed_and_recovered_neither_loses_nor_doubles(tmp_path: Path)
             enough.set()
             counts = dict(zip(streams, await asyncio.gather(*tasks), strict=True))
         await everything_once(url, counts)
-
-    try:
-        run(story())
     finally:
         server.discard()
 
@@ -110,236 +104,195 @@ def postmaster(data_dir: Path) -> int:
 
 
 @pytest.mark.parametrize("cut", list(Cut), ids=lambda cut: cut.value)
-def test_a_connection_cut_during_commit_is_looked_up(
+async def test_a_connection_cut_during_commit_is_looked_up(
     database_url: str, cut: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infrastructure.event_store.exchange.EXCHANGE_TIMEOUT", 1.0)
 
-    async def story() -> None:
-        stream = new_stream()
-        async with (
-            FaultyLine(database_url).running() as line,
-            GroupCommitter(line.url) as committer,
-        ):
-            line.arm(cut)
-            first = await committer.append(one(stream, 0, step(0)))
-            second = await committer.append(one(stream, 1, step(1)))
-            assert line.cuts == 1
-            assert (first.versions, second.versions) == ({stream: 1}, {stream: 2})
-        log = await whole_log(database_url)
-        assert done_in(log, stream) == [0, 1]
-        assert [first.position, second.position] == [recorded.position for recorded in log]
-
-    run(story())
+    stream = new_stream()
+    async with FaultyLine(database_url).running() as line, GroupCommitter(line.url) as committer:
+        line.arm(cut)
+        first = await committer.append(one(stream, 0, step(0)))
+        second = await committer.append(one(stream, 1, step(1)))
+        assert line.cuts == 1
+        assert (first.versions, second.versions) == ({stream: 1}, {stream: 2})
+    log = await whole_log(database_url)
+    assert done_in(log, stream) == [0, 1]
+    assert [first.position, second.position] == [recorded.position for recorded in log]
 
 
-def test_a_version_taken_by_somebody_else_is_not_mistaken_for_ours(database_url: str) -> None:
-    async def story() -> None:
-        stream = new_stream()
-        async with (
-            FaultyLine(database_url).running() as line,
-            GroupCommitter(line.url, patience=20.0) as ours,
-            GroupCommitter(database_url) as theirs,
-        ):
-            line.arm(Cut.BEFORE_COMMIT)
-            line_down = asyncio.create_task(ours.append(one(stream, 0, step(1))))
-            await eventually(lambda: line.cuts)
-            line.down()
-            await theirs.append(one(stream, 0, step(2)))
-            line.down(False)
-            with pytest.raises(Conflict):
-                await line_down
-        assert done_in(await whole_log(database_url), stream) == [2]
-
-    run(story())
+async def test_a_version_taken_by_somebody_else_is_not_mistaken_for_ours(database_url: str) -> None:
+    stream = new_stream()
+    async with (
+        FaultyLine(database_url).running() as line,
+        GroupCommitter(line.url, patience=20.0) as ours,
+        GroupCommitter(database_url) as theirs,
+    ):
+        line.arm(Cut.BEFORE_COMMIT)
+        line_down = asyncio.create_task(ours.append(one(stream, 0, step(1))))
+        await eventually(lambda: line.cuts)
+        line.down()
+        await theirs.append(one(stream, 0, step(2)))
+        line.down(False)
+        with pytest.raises(Conflict):
+            await line_down
+    assert done_in(await whole_log(database_url), stream) == [2]
 
 
-def test_what_could_not_be_sent_is_unavailable_and_not_recorded(database_url: str) -> None:
-    async def story() -> None:
-        async with (
-            FaultyLine(database_url).running() as line,
-            GroupCommitter(line.url, patience=0.3) as committer,
-        ):
-            line.down()
-            with pytest.raises(Unavailable):
-                await committer.append(one(new_stream(), 0, step(0)))
-            line.down(False)
-            await committer.append(one(new_stream(), 0, step(1)))
-        assert len(await whole_log(database_url)) == 1
-
-    run(story())
+async def test_what_could_not_be_sent_is_unavailable_and_not_recorded(database_url: str) -> None:
+    async with (
+        FaultyLine(database_url).running() as line,
+        GroupCommitter(line.url, patience=0.3) as committer,
+    ):
+        line.down()
+        with pytest.raises(Unavailable):
+            await committer.append(one(new_stream(), 0, step(0)))
+        line.down(False)
+        await committer.append(one(new_stream(), 0, step(1)))
+    assert len(await whole_log(database_url)) == 1
 
 
-def test_what_may_have_been_recorded_is_never_called_unavailable(database_url: str) -> None:
-    async def story() -> None:
-        async with (
-            FaultyLine(database_url).running() as line,
-            GroupCommitter(line.url, patience=0.5) as committer,
-        ):
-            line.arm(Cut.AFTER_COMMIT)
-            pending = asyncio.create_task(committer.append(one(new_stream(), 0, step(0))))
-            await eventually(lambda: line.cuts)
-            line.down()
-            with pytest.raises(Undetermined):
-                await pending
-
-    run(story())
+async def test_what_may_have_been_recorded_is_never_called_unavailable(database_url: str) -> None:
+    async with (
+        FaultyLine(database_url).running() as line,
+        GroupCommitter(line.url, patience=0.5) as committer,
+    ):
+        line.arm(Cut.AFTER_COMMIT)
+        pending = asyncio.create_task(committer.append(one(new_stream(), 0, step(0))))
+        await eventually(lambda: line.cuts)
+        line.down()
+        with pytest.raises(Undetermined):
+            await pending
 
 
-def test_no_caller_waits_longer_than_its_deadline_for_a_server_that_is_silent(
+async def test_no_caller_waits_longer_than_its_deadline_for_a_server_that_is_silent(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infrastructure.event_store.exchange.EXCHANGE_TIMEOUT", 3.0)
 
-    async def story() -> None:
-        async with (
-            FaultyLine(database_url).running() as line,
-            GroupCommitter(line.url, patience=0.5) as committer,
-        ):
-            line.arm(Cut.SILENCE)
-            sent = asyncio.create_task(committer.append(one(new_stream(), 0, step(0))))
-            await eventually(lambda: line.cuts)
-            with pytest.raises(Unavailable):  # it waits behind the other, and is never sent
-                await committer.append(one(new_stream(), 0, step(1)))
-            with pytest.raises(Undetermined):
-                await sent
-            assert committer._exchange is not None  # still silent: no caller waited for its end
-        assert len(await whole_log(database_url)) == 1
-
-    run(story())
+    async with (
+        FaultyLine(database_url).running() as line,
+        GroupCommitter(line.url, patience=0.5) as committer,
+    ):
+        line.arm(Cut.SILENCE)
+        sent = asyncio.create_task(committer.append(one(new_stream(), 0, step(0))))
+        await eventually(lambda: line.cuts)
+        with pytest.raises(Unavailable):  # it waits behind the other, and is never sent
+            await committer.append(one(new_stream(), 0, step(1)))
+        with pytest.raises(Undetermined):
+            await sent
+        assert committer._exchange is not None  # still silent: no caller waited for its end
+    assert len(await whole_log(database_url)) == 1
 
 
-def test_a_log_that_takes_no_writes_is_refused_sooner(
+async def test_a_log_that_takes_no_writes_is_refused_sooner(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infrastructure.event_store.committer.READ_ONLY_PATIENCE", 0.1)
     read_only = make_conninfo(database_url, options="-c default_transaction_read_only=on")
 
-    async def story() -> None:
-        async with GroupCommitter(read_only, patience=3600.0) as committer:
-            with pytest.raises(Unavailable):
-                await committer.append(one(new_stream(), 0, step(0)))
-
-    run(story())
+    async with GroupCommitter(read_only, patience=3600.0) as committer:
+        with pytest.raises(Unavailable):
+            await committer.append(one(new_stream(), 0, step(0)))
 
 
-def test_a_full_waiting_room_makes_appenders_wait_outside(
+async def test_a_full_waiting_room_makes_appenders_wait_outside(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infrastructure.event_store.committer.WAITING", 10)
     monkeypatch.setattr("infrastructure.event_store.committer.GROUP", 10)
 
-    async def story() -> None:
-        async with GroupCommitter(database_url) as committer:
-            streams = [new_stream() for _ in range(100)]
-            sizes = [1 + number % 7 for number in range(99)] + [400]
-            await asyncio.gather(
-                *(
-                    committer.append(Append((steps(stream, 0, *range(size)),)))
-                    for stream, size in zip(streams, sizes, strict=True)
-                )
+    async with GroupCommitter(database_url) as committer:
+        streams = [new_stream() for _ in range(100)]
+        sizes = [1 + number % 7 for number in range(99)] + [400]
+        await asyncio.gather(
+            *(
+                committer.append(Append((steps(stream, 0, *range(size)),)))
+                for stream, size in zip(streams, sizes, strict=True)
             )
-        await everything_once(database_url, dict(zip(streams, sizes, strict=True)))
-
-    run(story())
-
-
-def test_a_caller_that_goes_away_leaves_the_others_alone(database_url: str) -> None:
-    async def story() -> None:
-        async with GroupCommitter(database_url) as committer:
-            streams = [new_stream() for _ in range(40)]
-            tasks = [
-                asyncio.create_task(committer.append(one(stream, 0, step(0)))) for stream in streams
-            ]
-            await asyncio.sleep(0)
-            for task in tasks[::2]:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        log = await whole_log(database_url)
-        for stream, result in zip(streams, results, strict=True):
-            if not isinstance(result, BaseException):
-                assert done_in(log, stream) == [0]
-        assert sum(isinstance(result, BaseException) for result in results) == 20
-
-    run(story())
-
-
-def test_an_append_that_cannot_be_stored_does_not_spoil_its_group(database_url: str) -> None:
-    async def story() -> None:
-        poisonous = msgspec.structs.replace(
-            one(UUID(int=1), 0, step(0)), writes=(steps(UUID(int=1), 2**63 - 1, 1),)
         )
-        with psycopg.connect(database_url) as connection:
-            connection.execute(
-                "INSERT INTO stored_events VALUES (%s, %s, 'upload.queued', '')",
-                (UUID(int=1), 2**63 - 1),
-            )
-        good = new_stream()
-        async with GroupCommitter(database_url) as committer:
-            bad, fine = await asyncio.gather(
-                committer.append(poisonous),
-                committer.append(one(good, 0, step(0))),
-                return_exceptions=True,
-            )
-        assert isinstance(bad, Exception)
-        assert not isinstance(fine, BaseException)
-        assert fine.versions == {good: 1}
-
-    run(story())
+    await everything_once(database_url, dict(zip(streams, sizes, strict=True)))
 
 
-def test_closing_records_what_waits_and_refuses_what_comes(database_url: str) -> None:
-    async def story() -> None:
-        committer = GroupCommitter(database_url)
-        await committer.start()
-        stream = new_stream()
-        waiting = asyncio.gather(
-            *(committer.append(one(stream, None, step(number))) for number in range(2000))
-        )
+async def test_a_caller_that_goes_away_leaves_the_others_alone(database_url: str) -> None:
+    async with GroupCommitter(database_url) as committer:
+        streams = [new_stream() for _ in range(40)]
+        tasks = [
+            asyncio.create_task(committer.append(one(stream, 0, step(0)))) for stream in streams
+        ]
         await asyncio.sleep(0)
-        await committer.close()
-        assert len(await waiting) == 2000
-        with pytest.raises(Unavailable):
-            await committer.append(one(stream, None, step(0)))
-        await everything_once(database_url, {stream: 2000})
+        for task in tasks[::2]:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    log = await whole_log(database_url)
+    for stream, result in zip(streams, results, strict=True):
+        if not isinstance(result, BaseException):
+            assert done_in(log, stream) == [0]
+    assert sum(isinstance(result, BaseException) for result in results) == 20
 
-    run(story())
+
+async def test_an_append_that_cannot_be_stored_does_not_spoil_its_group(database_url: str) -> None:
+    poisonous = msgspec.structs.replace(
+        one(UUID(int=1), 0, step(0)), writes=(steps(UUID(int=1), 2**63 - 1, 1),)
+    )
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO stored_events VALUES (%s, %s, 'upload.queued', '')",
+            (UUID(int=1), 2**63 - 1),
+        )
+    good = new_stream()
+    async with GroupCommitter(database_url) as committer:
+        bad, fine = await asyncio.gather(
+            committer.append(poisonous),
+            committer.append(one(good, 0, step(0))),
+            return_exceptions=True,
+        )
+    assert isinstance(bad, Exception)
+    assert not isinstance(fine, BaseException)
+    assert fine.versions == {good: 1}
 
 
-def test_whoever_waits_outside_while_the_log_closes_hears_of_it(
+async def test_closing_records_what_waits_and_refuses_what_comes(database_url: str) -> None:
+    committer = GroupCommitter(database_url)
+    await committer.start()
+    stream = new_stream()
+    waiting = asyncio.gather(
+        *(committer.append(one(stream, None, step(number))) for number in range(2000))
+    )
+    await asyncio.sleep(0)
+    await committer.close()
+    assert len(await waiting) == 2000
+    with pytest.raises(Unavailable):
+        await committer.append(one(stream, None, step(0)))
+    await everything_once(database_url, {stream: 2000})
+
+
+async def test_whoever_waits_outside_while_the_log_closes_hears_of_it(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infrastructure.event_store.committer.WAITING", 3)
     monkeypatch.setattr("infrastructure.event_store.committer.GROUP", 3)
 
-    async def story() -> None:
-        committer = GroupCommitter(database_url)
-        await committer.start()
-        streams = [new_stream() for _ in range(60)]
-        tasks = [
-            asyncio.create_task(committer.append(one(stream, 0, step(0)))) for stream in streams
-        ]
-        await asyncio.sleep(0)
-        for task in tasks[:3]:
-            task.cancel()
-        await committer.close()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        log = await whole_log(database_url)
-        for stream, result in zip(streams[3:], results[3:], strict=True):
-            assert done_in(log, stream) == ([] if isinstance(result, Unavailable) else [0])
-
-    run(story())
+    committer = GroupCommitter(database_url)
+    await committer.start()
+    streams = [new_stream() for _ in range(60)]
+    tasks = [asyncio.create_task(committer.append(one(stream, 0, step(0)))) for stream in streams]
+    await asyncio.sleep(0)
+    for task in tasks[:3]:
+        task.cancel()
+    await committer.close()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    log = await whole_log(database_url)
+    for stream, result in zip(streams[3:], results[3:], strict=True):
+        assert done_in(log, stream) == ([] if isinstance(result, Unavailable) else [0])
 
 
-def test_a_database_that_can_record_out_of_order_is_refused(database_url: str) -> None:
+async def test_a_database_that_can_record_out_of_order_is_refused(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         connection.execute(
             "CREATE FUNCTION es_insert_events_uuid(events stored_event_uuid[]) "
             "RETURNS SETOF bigint LANGUAGE sql AS 'SELECT 1::bigint'"
         )
 
-    async def story() -> None:
-        with pytest.raises(UnsafeWriter, match="DROP FUNCTION es_insert_events_uuid"):
-            await GroupCommitter(database_url).start()
-
-    run(story())
+    with pytest.raises(UnsafeWriter, match="DROP FUNCTION es_insert_events_uuid"):
+        await GroupCommitter(database_url).start()

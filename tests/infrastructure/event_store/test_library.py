@@ -27,7 +27,6 @@ from tests.infrastructure.event_store.log_support import (
     whole_log,
 )
 from tests.stories import ALICE, BATCH, FILE, NOON, received, registered, started
-from tests.support import run
 
 
 class StockApplication(Application[UUID]):
@@ -59,13 +58,10 @@ def stock(url: str) -> Iterator[StockApplication]:
         yield application
 
 
-def test_the_library_reads_every_event_we_record(database_url: str) -> None:
-    async def story() -> None:
-        async with GroupCommitter(database_url) as committer:
-            for event in EXAMPLES:
-                await committer.append(one(new_stream(), 0, event, cause=CAUSE))
-
-    run(story())
+async def test_the_library_reads_every_event_we_record(database_url: str) -> None:
+    async with GroupCommitter(database_url) as committer:
+        for event in EXAMPLES:
+            await committer.append(one(new_stream(), 0, event, cause=CAUSE))
     with stock(database_url) as application:
         notifications: list[Notification] = []
         while page := application.notification_log.select(
@@ -75,34 +71,28 @@ def test_the_library_reads_every_event_we_record(database_url: str) -> None:
         mapper = StructMapper()
         facts = [mapper.to_domain_event(notified) for notified in notifications]
     assert [(fact.event, fact.cause) for fact in facts] == [(event, CAUSE) for event in EXAMPLES]
-    log = run(whole_log(database_url))
+    log = await whole_log(database_url)
     assert [notified.id for notified in notifications] == [item.position for item in log]
 
 
-def test_the_library_rebuilds_an_aggregate_from_our_events(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as log:
-            await log.append(one(FILE, 0, registered(), received()))
-            expected = await log.upload(FILE)
-            with stock(database_url) as application:
-                assert application.repository.get(FILE) == expected
-                assert application.repository.get(FILE, version=1).version == 1
-
-    run(story())
+async def test_the_library_rebuilds_an_aggregate_from_our_events(database_url: str) -> None:
+    async with opened(database_url) as log:
+        await log.append(one(FILE, 0, registered(), received()))
+        expected = await log.upload(FILE)
+        with stock(database_url) as application:
+            assert application.repository.get(FILE) == expected
+            assert application.repository.get(FILE, version=1).version == 1
 
 
-def test_the_library_starts_from_our_snapshots(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as log:
-            await log.append(one(BATCH, 0, started(), *(progress(number) for number in range(150))))
-            expected = await log.batch(BATCH)
-            await log.close()
-            with psycopg.connect(database_url) as connection:
-                connection.execute("DELETE FROM stored_events WHERE originator_version < 151")
-            with stock(database_url) as application:
-                assert application.repository.get(BATCH) == expected
-
-    run(story())
+async def test_the_library_starts_from_our_snapshots(database_url: str) -> None:
+    async with opened(database_url) as log:
+        await log.append(one(BATCH, 0, started(), *(progress(number) for number in range(150))))
+        expected = await log.batch(BATCH)
+        await log.close()
+        with psycopg.connect(database_url) as connection:
+            connection.execute("DELETE FROM stored_events WHERE originator_version < 151")
+        with stock(database_url) as application:
+            assert application.repository.get(BATCH) == expected
 
 
 def progress(number: int) -> BatchProgressed:
@@ -111,24 +101,21 @@ def progress(number: int) -> BatchProgressed:
     )
 
 
-def test_the_library_can_write_beside_us_and_nobody_is_harmed(database_url: str) -> None:
+async def test_the_library_can_write_beside_us_and_nobody_is_harmed(database_url: str) -> None:
     ours, theirs = new_stream(), new_stream()
 
     def save_fifty(application: StockApplication) -> None:
         for number in range(50):
             application.save(Fact(theirs, number + 1, step(number)))
 
-    async def story() -> None:
-        with stock(database_url) as application:
-            async with GroupCommitter(database_url) as committer:
-                saving = asyncio.create_task(asyncio.to_thread(save_fifty, application))
-                for number in range(50):
-                    await committer.append(one(ours, number, step(number)))
-                await saving
-        log = await whole_log(database_url)
-        assert done_in(log, ours) == done_in(log, theirs) == list(range(50))
-
-    run(story())
+    with stock(database_url) as application:
+        async with GroupCommitter(database_url) as committer:
+            saving = asyncio.create_task(asyncio.to_thread(save_fifty, application))
+            for number in range(50):
+                await committer.append(one(ours, number, step(number)))
+            await saving
+    log = await whole_log(database_url)
+    assert done_in(log, ours) == done_in(log, theirs) == list(range(50))
 
 
 def test_the_library_accepts_our_tracking_table(database_url: str) -> None:
@@ -142,15 +129,12 @@ def test_the_library_accepts_our_tracking_table(database_url: str) -> None:
         assert connection.execute(backups).fetchone() == (0,)
 
 
-def test_a_fact_stored_by_the_library_is_a_fact_of_ours(database_url: str) -> None:
-    async def story() -> None:
-        with stock(database_url) as application:
-            application.save(Fact(FILE, 1, registered(), CAUSE), Fact(FILE, 2, received(), CAUSE))
-        async with opened(database_url) as log:
-            assert (await log.upload(FILE)).received == 100
-            recorded = await log.stream(FILE)
-            assert [item.cause for item in recorded] == [CAUSE, CAUSE]
-            await log.append(one(FILE, 2, step(100)))
-            assert (await log.upload(FILE)).version == 3
-
-    run(story())
+async def test_a_fact_stored_by_the_library_is_a_fact_of_ours(database_url: str) -> None:
+    with stock(database_url) as application:
+        application.save(Fact(FILE, 1, registered(), CAUSE), Fact(FILE, 2, received(), CAUSE))
+    async with opened(database_url) as log:
+        assert (await log.upload(FILE)).received == 100
+        recorded = await log.stream(FILE)
+        assert [item.cause for item in recorded] == [CAUSE, CAUSE]
+        await log.append(one(FILE, 2, step(100)))
+        assert (await log.upload(FILE)).version == 3

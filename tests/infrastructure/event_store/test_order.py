@@ -18,7 +18,6 @@ from tests.infrastructure.event_store.log_support import (
     steps,
     whole_log,
 )
-from tests.support import run
 
 WRITERS = 8
 SIZES = (1, 1, 400, 1, 1, 1, 400, 1, 1, 400)
@@ -80,31 +79,29 @@ def assert_in_order(seen: list[Recorded], log: list[Recorded]) -> None:
     assert list(versions.values()) == [list(range(1, sum(SIZES) + 1))] * WRITERS
 
 
-def test_a_tailing_reader_misses_nothing_of_writers_on_many_connections(database_url: str) -> None:
+async def test_a_tailing_reader_misses_nothing_of_writers_on_many_connections(
+    database_url: str,
+) -> None:
     async def committing(stream: UUID) -> None:
         async with GroupCommitter(database_url) as committer:
             await write_mixed(committer, stream)
 
-    async def story() -> None:
-        reader = asyncio.create_task(tail(database_url, TOTAL))
-        writers = [committing(new_stream()) for _ in range(WRITERS - 2)]
-        foreign = [write_in_foreign_transactions(database_url, new_stream()) for _ in range(2)]
-        await asyncio.gather(*writers, *foreign)
-        assert_in_order(await reader, await whole_log(database_url))
-
-    run(story())
+    reader = asyncio.create_task(tail(database_url, TOTAL))
+    writers = [committing(new_stream()) for _ in range(WRITERS - 2)]
+    foreign = [write_in_foreign_transactions(database_url, new_stream()) for _ in range(2)]
+    await asyncio.gather(*writers, *foreign)
+    assert_in_order(await reader, await whole_log(database_url))
 
 
-def test_a_tailing_reader_misses_nothing_of_writers_in_other_processes(database_url: str) -> None:
+async def test_a_tailing_reader_misses_nothing_of_writers_in_other_processes(
+    database_url: str,
+) -> None:
     async def process() -> None:
         writer = await asyncio.create_subprocess_exec(
             sys.executable, "-c", WRITER_PROCESS, database_url
         )
         assert await writer.wait() == 0
 
-    async def story() -> None:
-        reader = asyncio.create_task(tail(database_url, TOTAL))
-        await asyncio.gather(*(process() for _ in range(WRITERS // 2)))
-        assert_in_order(await reader, await whole_log(database_url))
-
-    run(story())
+    reader = asyncio.create_task(tail(database_url, TOTAL))
+    await asyncio.gather(*(process() for _ in range(WRITERS // 2)))
+    assert_in_order(await reader, await whole_log(database_url))

@@ -10,11 +10,10 @@ from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.postgres.migrate import migrate
 from tests.infrastructure.event_store.log_support import new_stream, step
 from tests.postgres_servers import needs_postgres, one_server
-from tests.support import run
 
 
 @needs_postgres
-def test_what_the_standby_does_not_have_is_never_acknowledged(
+async def test_what_the_standby_does_not_have_is_never_acknowledged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("infrastructure.event_store.exchange.EXCHANGE_TIMEOUT", 1.0)
@@ -24,16 +23,13 @@ def test_what_the_standby_does_not_have_is_never_acknowledged(
         server.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")  # there is none
         server.execute("SELECT pg_reload_conf()")
 
-        async def story() -> None:
-            async with GroupCommitter(server.url, patience=4.0) as committer:
-                stream = new_stream()
-                with pytest.raises(Undetermined):
-                    await committer.append(one(stream, 0, step(0)))
-                # Its session goes on waiting: no reader sees what a failover would lose.
-                assert server.execute(visible) == [(0,)]
-                server.execute("ALTER SYSTEM RESET synchronous_standby_names")
-                server.execute("SELECT pg_reload_conf()")
-                await committer.append(one(stream, 1, step(1)))
-            assert server.execute(visible) == [(2,)]
-
-        run(story())
+        async with GroupCommitter(server.url, patience=4.0) as committer:
+            stream = new_stream()
+            with pytest.raises(Undetermined):
+                await committer.append(one(stream, 0, step(0)))
+            # Its session goes on waiting: no reader sees what a failover would lose.
+            assert server.execute(visible) == [(0,)]
+            server.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            server.execute("SELECT pg_reload_conf()")
+            await committer.append(one(stream, 1, step(1)))
+        assert server.execute(visible) == [(2,)]

@@ -22,36 +22,31 @@ from tests.infrastructure.event_store.log_support import (
     whole_log,
 )
 from tests.stories import ALICE, BATCH, NOON, registered, started
-from tests.support import run
 
 A, B, C = UUID(int=1), UUID(int=2), UUID(int=3)
 SEALING = frozenset({"batch.sealed", "batch.cancelled"})
 
 
-def group(url: str, *appends: Append) -> list[Appended | ApplicationError]:
+async def group(url: str, *appends: Append) -> list[Appended | ApplicationError]:
     """What becomes of these appends in one transaction."""
-
-    async def write() -> list[Appended | ApplicationError]:
-        async with connected(url) as connection, connection.transaction():
-            return await write_group(connection, appends)
-
-    return run(write())
+    async with connected(url) as connection, connection.transaction():
+        return await write_group(connection, appends)
 
 
-def verdicts(url: str, *appends: Append) -> list[type[object]]:
-    return [type(result) for result in group(url, *appends)]
+async def verdicts(url: str, *appends: Append) -> list[type[object]]:
+    return [type(result) for result in await group(url, *appends)]
 
 
-def test_positions_rise_in_the_order_given(database_url: str) -> None:
+async def test_positions_rise_in_the_order_given(database_url: str) -> None:
     streams = [new_stream() for _ in range(50)]
     appends = [
         Append(tuple(steps(stream, 0, *range(n % 5)) for stream in streams[n::10]))
         for n in range(10)
     ]
 
-    results = [appended(result) for result in group(database_url, *appends)]
+    results = [appended(result) for result in await group(database_url, *appends)]
 
-    log = run(whole_log(database_url))
+    log = await whole_log(database_url)
     written = [
         (write.stream, number)
         for append in appends
@@ -65,8 +60,8 @@ def test_positions_rise_in_the_order_given(database_url: str) -> None:
     assert results[-1].position == positions[-1]
 
 
-def test_a_conflict_inside_the_group_hits_only_the_later_append(database_url: str) -> None:
-    first, second, other = group(
+async def test_a_conflict_inside_the_group_hits_only_the_later_append(database_url: str) -> None:
+    first, second, other = await group(
         database_url,
         Append((steps(A, 0, 1),)),
         Append((steps(B, 0, 1), steps(A, 0, 2))),
@@ -77,31 +72,31 @@ def test_a_conflict_inside_the_group_hits_only_the_later_append(database_url: st
     assert isinstance(second, Conflict)
     assert (second.stream, second.expected, second.actual) == (A, 0, 1)
     assert appended(other).versions == {A: 2}
-    log = run(whole_log(database_url))
+    log = await whole_log(database_url)
     assert done_in(log, A) == [1, 3]
     assert done_in(log, B) == []  # all writes of an append are recorded, or none
 
 
-def test_a_version_from_before_the_group_conflicts(database_url: str) -> None:
-    group(database_url, Append((steps(A, 0, 1, 2),)))
+async def test_a_version_from_before_the_group_conflicts(database_url: str) -> None:
+    await group(database_url, Append((steps(A, 0, 1, 2),)))
 
-    assert verdicts(database_url, Append((steps(A, 1, 9),)), Append((steps(A, 2, 3),))) == [
+    assert await verdicts(database_url, Append((steps(A, 1, 9),)), Append((steps(A, 2, 3),))) == [
         Conflict,
         Appended,
     ]
 
 
-def test_facts_that_commute_are_appended_at_any_version(database_url: str) -> None:
-    results = group(database_url, *(Append((steps(A, None, number),)) for number in range(5)))
+async def test_facts_that_commute_are_appended_at_any_version(database_url: str) -> None:
+    results = await group(database_url, *(Append((steps(A, None, number),)) for number in range(5)))
 
     assert [appended(result).versions[A] for result in results] == [1, 2, 3, 4, 5]
 
 
-def test_one_append_may_write_a_stream_twice(database_url: str) -> None:
-    (result,) = group(database_url, Append((steps(A, 0, 1), steps(B, 0, 7), steps(A, 1, 2))))
+async def test_one_append_may_write_a_stream_twice(database_url: str) -> None:
+    (result,) = await group(database_url, Append((steps(A, 0, 1), steps(B, 0, 7), steps(A, 1, 2))))
 
     assert appended(result).versions == {A: 2, B: 1}
-    assert done_in(run(whole_log(database_url)), A) == [1, 2]
+    assert done_in(await whole_log(database_url), A) == [1, 2]
 
 
 def batch(*events: Event, expected: int | None = None) -> Append:
@@ -119,30 +114,32 @@ PROGRESS = BatchProgressed(
 SEALED = BatchSealed(at=NOON, by=ALICE)
 
 
-def test_nothing_joins_a_batch_that_was_sealed_meanwhile(database_url: str) -> None:
-    group(database_url, batch(started()), batch(SEALED))
+async def test_nothing_joins_a_batch_that_was_sealed_meanwhile(database_url: str) -> None:
+    await group(database_url, batch(started()), batch(SEALED))
 
-    (late,) = group(database_url, joining(A, after=1))
+    (late,) = await group(database_url, joining(A, after=1))
 
     assert isinstance(late, Conflict)
     assert (late.stream, late.expected, late.actual) == (BATCH, 1, 2)
-    assert len(run(whole_log(database_url))) == 2
+    assert len(await whole_log(database_url)) == 2
 
 
-def test_progress_of_the_batch_does_not_keep_a_file_from_joining(database_url: str) -> None:
-    group(database_url, batch(started()), batch(PROGRESS))
+async def test_progress_of_the_batch_does_not_keep_a_file_from_joining(database_url: str) -> None:
+    await group(database_url, batch(started()), batch(PROGRESS))
 
-    assert verdicts(database_url, joining(A, after=1), batch(PROGRESS), joining(B, after=1)) == [
+    assert await verdicts(
+        database_url, joining(A, after=1), batch(PROGRESS), joining(B, after=1)
+    ) == [
         Appended,
         Appended,
         Appended,
     ]
 
 
-def test_a_seal_earlier_in_the_same_group_counts(database_url: str) -> None:
-    group(database_url, batch(started()))
+async def test_a_seal_earlier_in_the_same_group_counts(database_url: str) -> None:
+    await group(database_url, batch(started()))
 
-    assert verdicts(
+    assert await verdicts(
         database_url, joining(A, after=1), batch(SEALED), joining(B, after=1), joining(C, after=2)
     ) == [Appended, Appended, Conflict, Appended]
 
@@ -152,7 +149,9 @@ def asked(command: UUID, fingerprint: str, body: bytes, *writes: Write) -> Appen
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one group", "one after another"])
-def test_a_command_sent_twice_gets_its_first_answer(database_url: str, together: bool) -> None:
+async def test_a_command_sent_twice_gets_its_first_answer(
+    database_url: str, together: bool
+) -> None:
     command = uuid4()
     appends = (
         asked(command, "same", b"first", steps(A, 0, 1)),
@@ -161,20 +160,20 @@ def test_a_command_sent_twice_gets_its_first_answer(database_url: str, together:
     )
 
     if together:
-        first, second, third = group(database_url, *appends)
+        first, second, third = await group(database_url, *appends)
     else:
-        first, second, third = (group(database_url, append)[0] for append in appends)
+        first, second, third = [(await group(database_url, append))[0] for append in appends]
 
     assert appended(first).versions == {A: 1}
     assert isinstance(second, AlreadyHandled)
     assert second.body == b"first"
     assert isinstance(third, KeyReused)
-    assert len(run(whole_log(database_url))) == 1
+    assert len(await whole_log(database_url)) == 1
 
 
-def test_an_answer_is_kept_with_its_position_even_without_events(database_url: str) -> None:
+async def test_an_answer_is_kept_with_its_position_even_without_events(database_url: str) -> None:
     with_events, without = uuid4(), uuid4()
-    result, nothing = group(
+    result, nothing = await group(
         database_url,
         asked(with_events, "f", b"1", steps(A, 0, 1, 2)),
         asked(without, "f", b"2"),
@@ -186,58 +185,54 @@ def test_an_answer_is_kept_with_its_position_even_without_events(database_url: s
     assert appended(nothing).versions == {}
 
 
-def test_a_group_inside_a_foreign_transaction_vanishes_with_it(database_url: str) -> None:
-    async def story() -> dict[UUID, int]:
-        async with connected(database_url) as connection:
-            with pytest.raises(ZeroDivisionError):
-                async with connection.transaction():
-                    command = asked(uuid4(), "f", b"", steps(A, 0, 1))
-                    (result,) = await write_group(connection, [command])
-                    assert appended(result).versions == {A: 1}
-                    assert await stream_versions(connection, [A, B]) == {A: 1, B: 0}
-                    raise ZeroDivisionError
-            return await stream_versions(connection, [A, B])
-
-    assert run(story()) == {A: 0, B: 0}
+async def test_a_group_inside_a_foreign_transaction_vanishes_with_it(database_url: str) -> None:
+    async with connected(database_url) as connection:
+        with pytest.raises(ZeroDivisionError):
+            async with connection.transaction():
+                command = asked(uuid4(), "f", b"", steps(A, 0, 1))
+                (result,) = await write_group(connection, [command])
+                assert appended(result).versions == {A: 1}
+                assert await stream_versions(connection, [A, B]) == {A: 1, B: 0}
+                raise ZeroDivisionError
+        assert await stream_versions(connection, [A, B]) == {A: 0, B: 0}
     with psycopg.connect(database_url) as connection:
         assert connection.execute("SELECT count(*) FROM command_answers").fetchone() == (0,)
 
 
-def test_readers_are_woken_with_the_last_position_of_the_commit(database_url: str) -> None:
+async def test_readers_are_woken_with_the_last_position_of_the_commit(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as listener:
         listener.execute("LISTEN uptrail_log")
-        results = group(database_url, Append((steps(A, 0, 1),)), Append((steps(B, 0, 1, 2),)))
+        results = await group(database_url, Append((steps(A, 0, 1),)), Append((steps(B, 0, 1, 2),)))
         (notice,) = listener.notifies(timeout=10, stop_after=1)
 
     assert notice.payload == str(appended(results[-1]).position)
 
 
-def test_writers_do_not_read_through_a_log_that_grew_since_they_planned(database_url: str) -> None:
+async def test_writers_do_not_read_through_a_log_that_grew_since_they_planned(
+    database_url: str,
+) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("ALTER TABLE stored_events SET (autovacuum_enabled = false)")
 
-    async def story() -> int:
-        async with connected(database_url) as connection:
+    async with connected(database_url) as connection:
 
-            async def record(*appends: Append) -> None:
-                async with connection.transaction():
-                    for result in await write_group(connection, appends):
-                        appended(result)
+        async def record(*appends: Append) -> None:
+            async with connection.transaction():
+                for result in await write_group(connection, appends):
+                    appended(result)
 
-            async def record_some() -> None:
-                for _ in range(10):
-                    joining = steps(new_stream(), 0, 1)
-                    commanded = asked(uuid4(), "f", b"", steps(new_stream(), 0, 1))
-                    await record(Append((joining,), unless=(Unless(A, 1, SEALING),)), commanded)
+        async def record_some() -> None:
+            for _ in range(10):
+                joining = steps(new_stream(), 0, 1)
+                commanded = asked(uuid4(), "f", b"", steps(new_stream(), 0, 1))
+                await record(Append((joining,), unless=(Unless(A, 1, SEALING),)), commanded)
 
-            await record(Append((steps(A, 0, 1),)))
-            await record_some()
-            await record(Append((steps(B, 0, *range(5000)),)))
-            before = await scans(connection)
-            await record_some()
-            return await scans(connection) - before
-
-    assert run(story()) == 0
+        await record(Append((steps(A, 0, 1),)))
+        await record_some()
+        await record(Append((steps(B, 0, *range(5000)),)))
+        before = await scans(connection)
+        await record_some()
+        assert await scans(connection) - before == 0
 
 
 async def scans(connection: Connection) -> int:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import UUID, uuid4
 
 from application.commands import CancelBatch, PauseBatch, RegisterUpload, SealBatch, StartBatch
@@ -30,7 +30,7 @@ from infrastructure.jobs.worker import Worker
 from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.settings import Settings
-from tests.support import eventually, run
+from tests.support import eventually
 
 ALICE = "key:alice"
 SOON = RetryPolicy(attempts=3, first_delay=0.05, longest_delay=0.2)
@@ -222,19 +222,6 @@ def now() -> datetime:
 
 def context() -> Context:
     return Context(by=ALICE, at=now())
-
-
-Story: TypeAlias = Callable[[Plant], Awaitable[None]]
-
-
-def play(url: str, folder: Path, story: Story, **more: Any) -> None:
-    """Runs a story on a plant of its own; `more` are settings."""
-
-    async def playing() -> None:
-        async with open_plant(url, folder, **more) as plant:
-            await story(plant)
-
-    run(playing())
 
 
 @asynccontextmanager

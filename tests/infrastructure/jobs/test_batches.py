@@ -15,7 +15,7 @@ from domain.retry import RetryPolicy
 from domain.upload.events import AttemptStarted, UploadQueued
 from domain.upload.state import UploadState
 from tests.infrastructure.jobs.hands import Fails, Gate, passes, refuses
-from tests.infrastructure.jobs.plant import Plant, context, pipeline, play
+from tests.infrastructure.jobs.plant import Plant, context, open_plant, pipeline
 
 ONE_STEP = pipeline("step")
 
@@ -29,10 +29,10 @@ ONE_STEP = pipeline("step")
         (["bad.txt", "worse-bad.txt"], Outcome.FAILED),
     ],
 )
-def test_a_batch_ends_once_with_the_outcome_of_its_uploads(
+async def test_a_batch_ends_once_with_the_outcome_of_its_uploads(
     database_url: str, tmp_path: Path, files: list[str], outcome: Outcome
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         plant.work({"step": refuses})
         batch = await plant.batch(dict.fromkeys(files, b"x"))
@@ -46,11 +46,11 @@ def test_a_batch_ends_once_with_the_outcome_of_its_uploads(
         if files:
             assert (await plant.topics(batch))[-2:] == ["batch.progressed", "batch.completed"]
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_batch_with_a_file_on_its_way_never_completes(database_url: str, tmp_path: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_a_batch_with_a_file_on_its_way_never_completes(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         plant.work({"step": passes})
         still_open = await plant.batch({"a.txt": b"x"}, seal=False)
@@ -60,13 +60,11 @@ def test_a_batch_with_a_file_on_its_way_never_completes(database_url: str, tmp_p
         await plant.seal(still_open)
         assert (await plant.completed(still_open)).outcome is Outcome.SUCCEEDED
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_counts_never_exceed_the_uploads_of_a_batch_that_failed_and_went_on(
+async def test_counts_never_exceed_the_uploads_of_a_batch_that_failed_and_went_on(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         worker = plant.work({"step": Fails(attempts=1)})
         batch = await plant.batch({f"{n}.txt": b"x" * n for n in range(60)})
@@ -83,11 +81,11 @@ def test_counts_never_exceed_the_uploads_of_a_batch_that_failed_and_went_on(
         assert counts[-1].counts == {UploadState.COMPLETED: 60}
         assert {u.state for u in (await plant.uploads(batch)).values()} == {UploadState.COMPLETED}
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_counts_are_recorded_at_most_four_times_a_second(database_url: str, tmp_path: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_counts_are_recorded_at_most_four_times_a_second(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         plant.work({"step": passes})
         batch = await plant.batch(seal=False)
@@ -105,13 +103,11 @@ def test_counts_are_recorded_at_most_four_times_a_second(database_url: str, tmp_
         gaps = [later.at - sooner.at for sooner, later in pairwise(counts)]
         assert min(gap.total_seconds() for gap in gaps) >= 0.25
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_cancelling_a_batch_ends_every_upload_and_stops_what_runs(
+async def test_cancelling_a_batch_ends_every_upload_and_stops_what_runs(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         gate = Gate()
         plant.orchestrate()
         plant.work({"step": gate})
@@ -132,13 +128,11 @@ def test_cancelling_a_batch_ends_every_upload_and_stops_what_runs(
                 "upload.cancelled",
             ]
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_no_reason_that_people_give_stops_the_orchestrator(
+async def test_no_reason_that_people_give_stops_the_orchestrator(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         batch = await plant.batch({"a.txt": b"x"})
 
@@ -146,13 +140,11 @@ def test_no_reason_that_people_give_stops_the_orchestrator(
 
         assert (await plant.completed(batch)).outcome is Outcome.CANCELLED
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_paused_batch_starts_nothing_and_goes_on_when_resumed(
+async def test_a_paused_batch_starts_nothing_and_goes_on_when_resumed(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         waiting = await plant.batch({f"{n}.txt": b"x" for n in range(10)})
         await plant.until(lambda: _queued(plant, waiting, 10))
@@ -171,11 +163,11 @@ def test_a_paused_batch_starts_nothing_and_goes_on_when_resumed(
         await resume_batch(plant.log, ResumeBatch(batch=waiting), context())
         assert (await plant.completed(waiting)).outcome is Outcome.SUCCEEDED
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_one_big_batch_never_blocks_another_owner(database_url: str, tmp_path: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_one_big_batch_never_blocks_another_owner(database_url: str, tmp_path: Path) -> None:
+    async with open_plant(
+        database_url, tmp_path, pipelines=ONE_STEP, in_flight_per_batch=10
+    ) as plant:
         big = await plant.batch({f"{n}.txt": b"x" for n in range(100)}, owner="acme")
         small = await plant.batch({f"{n}.txt": b"x" for n in range(5)}, owner="globex")
         plant.orchestrate()
@@ -190,13 +182,13 @@ def test_one_big_batch_never_blocks_another_owner(database_url: str, tmp_path: P
         ends = [r.stream for r in await plant.events() if isinstance(r.event, BatchCompleted)]
         assert ends.index(small) < ends.index(big)
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP, in_flight_per_batch=10)
 
-
-def test_an_owner_with_many_batches_stays_within_one_window(
+async def test_an_owner_with_many_batches_stays_within_one_window(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(
+        database_url, tmp_path, pipelines=ONE_STEP, in_flight_per_owner=15
+    ) as plant:
         files = {f"{n}.txt": b"x" for n in range(10)}
         usual = [await plant.batch(files, owner="acme") for _ in range(3)]
         urgent = await plant.batch(files, owner="acme", priority=5)
@@ -208,11 +200,9 @@ def test_an_owner_with_many_batches_stays_within_one_window(
 
         assert sorted(released) == [1, 2, 2]  # what the urgent one leaves, in turn
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP, in_flight_per_owner=15)
 
-
-def test_a_retry_reopens_a_batch_that_was_over(database_url: str, tmp_path: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_a_retry_reopens_a_batch_that_was_over(database_url: str, tmp_path: Path) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         plant.work({"step": Fails(attempts=1)})
         once = RetryPolicy(attempts=1)
@@ -226,8 +216,6 @@ def test_a_retry_reopens_a_batch_that_was_over(database_url: str, tmp_path: Path
         verdicts = await plant.all_of(BatchCompleted, batch)
         assert [event.outcome for event in verdicts] == [Outcome.FAILED, Outcome.SUCCEEDED]
         assert len(await plant.all_of(BatchReopened, batch)) == 1
-
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
 
 async def _released(plant: Plant, batch: UUID) -> list[UUID]:

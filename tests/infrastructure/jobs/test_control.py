@@ -37,19 +37,19 @@ from domain.upload.state import UploadState
 from infrastructure.jobs import retrying
 from tests.infrastructure.jobs.crowd import crowd
 from tests.infrastructure.jobs.hands import Fails, Gate, Refusing, holds_back, passes, refuses
-from tests.infrastructure.jobs.plant import Plant, context, pipeline, play
+from tests.infrastructure.jobs.plant import Plant, context, open_plant, pipeline
 from tests.infrastructure.jobs.test_exactly_once import KILLER
 
 ONE_STEP = pipeline("step")
 ONCE = RetryPolicy(attempts=1)
 
 
-def test_every_failed_upload_of_a_batch_is_retried_once_per_request(
+async def test_every_failed_upload_of_a_batch_is_retried_once_per_request(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retrying, "CHUNK", 7)  # rounds smaller than the batch
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         plant.work({"step": Fails(attempts=2)})
         batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)}, retry_policy=ONCE)
@@ -67,15 +67,13 @@ def test_every_failed_upload_of_a_batch_is_retried_once_per_request(
         assert {u.attempt for u in (await plant.uploads(batch)).values()} == {3}
         assert await plant.fetch("SELECT count(*) FROM orchestration.retries") == [(0,)]
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_crash_in_the_middle_of_a_retry_neither_forgets_nor_repeats_an_upload(
+async def test_a_crash_in_the_middle_of_a_retry_neither_forgets_nor_repeats_an_upload(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retrying, "CHUNK", 7)
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         plant.work({"step": Fails(attempts=1)})
         batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)}, retry_policy=ONCE)
@@ -90,11 +88,9 @@ def test_a_crash_in_the_middle_of_a_retry_neither_forgets_nor_repeats_an_upload(
         assert {u.attempt for u in (await plant.uploads(batch)).values()} == {2}
         assert await plant.fetch("SELECT last_value >= 3 FROM kills") == [(True,)]
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_retry_leaves_what_did_not_fail_as_it_is(database_url: str, tmp_path: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_a_retry_leaves_what_did_not_fail_as_it_is(database_url: str, tmp_path: Path) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         plant.work({"step": refuses})
         batch = await plant.batch({"good.txt": b"x", "bad.txt": b"x"})
@@ -109,15 +105,13 @@ def test_a_retry_leaves_what_did_not_fail_as_it_is(database_url: str, tmp_path: 
             "bad.txt": 2,
         }
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_cancelled_batch_is_retried_no_further(
+async def test_a_cancelled_batch_is_retried_no_further(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retrying, "CHUNK", 1)
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         leader = plant.orchestrate()
         plant.work({"step": refuses})
         bad = {f"bad{n}.txt": b"x" for n in range(20)}
@@ -134,13 +128,14 @@ def test_a_cancelled_batch_is_retried_no_further(
         assert await plant.all_of(RetryRequested) == []
         assert await plant.fetch("SELECT count(*) FROM orchestration.retries") == [(0,)]
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_too_many_failures_pause_a_batch_and_who_resumes_it_pardons_them(
+async def test_too_many_failures_pause_a_batch_and_who_resumes_it_pardons_them(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    patient = pipeline("step", timeout=600.0)
+    async with open_plant(
+        database_url, tmp_path, pipelines=patient, in_flight_per_batch=4
+    ) as plant:
         scanner = Refusing()
         plant.orchestrate()
         plant.work({"step": scanner})
@@ -165,12 +160,11 @@ def test_too_many_failures_pause_a_batch_and_who_resumes_it_pardons_them(
         await plant.until(lambda: pauses(plant, batch, 2))
         assert await plant.count(batch, UploadState.FAILED) == known + 6
 
-    patient = pipeline("step", timeout=600.0)
-    play(database_url, tmp_path, story, pipelines=patient, in_flight_per_batch=4)
 
-
-def test_an_open_batch_that_nobody_goes_on_with_expires(database_url: str, tmp_path: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_an_open_batch_that_nobody_goes_on_with_expires(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP, batch_expiry=1.0) as plant:
         left = await plant.batch({"done.txt": b"x"}, seal=False)
         waiting = await plant.declared(left, "never.txt")
         plant.orchestrate()
@@ -184,13 +178,11 @@ def test_an_open_batch_that_nobody_goes_on_with_expires(database_url: str, tmp_p
         states = {path: u.state for path, u in (await plant.uploads(left)).items()}
         assert states == {"done.txt": UploadState.COMPLETED, "never.txt": UploadState.EXPIRED}
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP, batch_expiry=1.0)
 
-
-def test_a_batch_with_work_under_way_or_on_hold_does_not_expire(
+async def test_a_batch_with_work_under_way_or_on_hold_does_not_expire(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP, batch_expiry=1.0) as plant:
         gate = Gate()
         busy = await plant.batch({"slow.txt": b"x"}, seal=False)
         held = await plant.batch({}, seal=False)
@@ -207,11 +199,11 @@ def test_a_batch_with_work_under_way_or_on_hold_does_not_expire(
         gate.open()
         assert (await plant.completed(busy)).outcome is Outcome.EXPIRED
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP, batch_expiry=1.0)
 
-
-def test_a_release_from_quarantine_changes_the_verdict(database_url: str, tmp_path: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_a_release_from_quarantine_changes_the_verdict(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         plant.work({"step": holds_back})
         batch = await plant.batch({"eicar.txt": b"x", "good.txt": b"x"})
@@ -227,13 +219,13 @@ def test_a_release_from_quarantine_changes_the_verdict(database_url: str, tmp_pa
         assert (await plant.all_of(BatchCompleted, batch))[-1].outcome is Outcome.SUCCEEDED
         assert (await plant.upload(held.id)).attempt == 1
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_batch_that_is_given_priority_goes_before_the_others_of_its_owner(
+async def test_a_batch_that_is_given_priority_goes_before_the_others_of_its_owner(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(
+        database_url, tmp_path, pipelines=ONE_STEP, in_flight_per_owner=5
+    ) as plant:
         files = {f"{n}.txt": b"x" for n in range(10)}
         usual, urgent = await plant.batch(files), await plant.batch(files)
         command = PrioritizeBatch(batch=urgent, priority=5)
@@ -248,13 +240,11 @@ def test_a_batch_that_is_given_priority_goes_before_the_others_of_its_owner(
         first = {upload.id for upload in (await plant.uploads(urgent)).values()}
         assert set(queued[:10]) == first
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP, in_flight_per_owner=5)
 
-
-def test_a_large_batch_that_is_cancelled_does_not_hold_up_the_end_of_a_small_one(
+async def test_a_large_batch_that_is_cancelled_does_not_hold_up_the_end_of_a_small_one(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         big = await crowd(plant, "acme", 3000)
         small = await crowd(plant, "globex", 10)
         await plant.cancel(big)
@@ -267,15 +257,14 @@ def test_a_large_batch_that_is_cancelled_does_not_hold_up_the_end_of_a_small_one
         ends = [r.stream for r in await plant.events() if isinstance(r.event, BatchCompleted)]
         assert ends == [small, big]
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_batch_of_thousands_delays_ten_files_of_another_owner_by_no_more_than_its_window(
+async def test_a_batch_of_thousands_delays_ten_files_of_another_owner_by_no_more_than_its_window(
     database_url: str, tmp_path: Path
 ) -> None:
     window = 50
 
-    async def story(plant: Plant) -> None:
+    windows = {"in_flight_per_batch": window, "in_flight_per_owner": window}
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP, **windows) as plant:
         big = await crowd(plant, "acme", 5000)
         plant.orchestrate()
         plant.work({"step": passes})
@@ -294,9 +283,6 @@ def test_a_batch_of_thousands_delays_ten_files_of_another_owner_by_no_more_than_
         assert len([r for r in between if of(r, AttemptStarted, theirs)]) <= 2 * window
         plant.log.forget(big)
         assert (await plant.log.batch(big)).outcome is None
-
-    windows = {"in_flight_per_batch": window, "in_flight_per_owner": window}
-    play(database_url, tmp_path, story, pipelines=ONE_STEP, **windows)
 
 
 def of(recorded: Recorded, kind: type[Event], uploads: set[UUID]) -> bool:

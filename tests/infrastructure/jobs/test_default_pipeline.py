@@ -7,11 +7,11 @@ from domain.upload.events import AttemptFailed, AttemptSucceeded
 from domain.upload.state import UploadState
 from infrastructure.processors.registry import open_processors
 from tests.corpus import images
-from tests.infrastructure.jobs.plant import Plant, play
+from tests.infrastructure.jobs.plant import open_plant
 from tests.infrastructure.processors.pictures import picture
 
 
-def test_ordinary_files_pass_and_those_that_are_not_what_they_claim_fail_once(
+async def test_ordinary_files_pass_and_those_that_are_not_what_they_claim_fail_once(
     database_url: str, tmp_path: Path
 ) -> None:
     sound = {
@@ -29,7 +29,7 @@ def test_ordinary_files_pass_and_those_that_are_not_what_they_claim_fail_once(
     }
     broken = {"page.png": b"<html>", "empty.png": b""}
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path) as plant:
         async with open_processors() as processors:
             plant.orchestrate()
             worker = plant.work(processors)
@@ -54,5 +54,3 @@ def test_ordinary_files_pass_and_those_that_are_not_what_they_claim_fail_once(
         assert {path for path, reason in reasons.items() if reason is None} == made
         assert reasons["IMG_0001.CR2"] == "no picture can be made of image/x-canon-cr2"
         assert "truncated" in reasons["cut.jpg"]
-
-    play(database_url, tmp_path, story)

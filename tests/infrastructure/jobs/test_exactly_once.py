@@ -18,7 +18,7 @@ from infrastructure.jobs.queue import Dispatch
 from infrastructure.jobs.round import run_round
 from infrastructure.postgres.pool import connect
 from tests.infrastructure.jobs.hands import Gate, passes
-from tests.infrastructure.jobs.plant import Plant, context, now, pipeline, play
+from tests.infrastructure.jobs.plant import Plant, context, now, open_plant, pipeline
 
 ONE_STEP = pipeline("step")
 
@@ -45,10 +45,10 @@ DEFERRABLE INITIALLY {moment} FOR EACH ROW EXECUTE FUNCTION kill_the_orchestrato
         ("procrastinate_jobs", "DEFERRED"),  # while it commits
     ],
 )
-def test_a_crash_in_the_middle_of_a_round_neither_loses_nor_repeats_anything(
+async def test_a_crash_in_the_middle_of_a_round_neither_loses_nor_repeats_anything(
     database_url: str, tmp_path: Path, table: str, moment: str
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         await plant.fetch_none(KILLER.format(table=table, moment=moment))
         batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)})
 
@@ -60,13 +60,11 @@ def test_a_crash_in_the_middle_of_a_round_neither_loses_nor_repeats_anything(
         assert await plant.fetch("SELECT last_value FROM kills") >= [(3,)]
         await every_step_happened_once(plant, 30)
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_cutting_every_connection_at_random_loses_nothing(
+async def test_cutting_every_connection_at_random_loses_nothing(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         plant.work({"step": Gate(opened=True)})
         batch = await plant.batch({f"{n}.txt": b"x" for n in range(200)})
@@ -86,13 +84,11 @@ def test_cutting_every_connection_at_random_loses_nothing(
         assert len(await plant.all_of(BatchCompleted)) == 1
         await attempts_are_numbered(plant)
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_redelivered_job_never_runs_the_same_upload_twice_at_once(
+async def test_a_redelivered_job_never_runs_the_same_upload_twice_at_once(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         gate = Gate()
         plant.orchestrate()
         batch = await plant.batch({f"{n}.txt": b"x" for n in range(6)})
@@ -114,13 +110,11 @@ def test_a_redelivered_job_never_runs_the_same_upload_twice_at_once(
         assert set(gate.most.values()) == {1}
         assert len(await plant.all_of(AttemptStarted)) == 6
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_job_never_carries_an_upload_whose_release_was_refused(
+async def test_a_job_never_carries_an_upload_whose_release_was_refused(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         batch = await plant.batch(seal=False)
         kept = await plant.receive(batch, "kept.txt", b"x")
         gone = await plant.receive(batch, "gone.txt", b"x")
@@ -145,13 +139,11 @@ def test_a_job_never_carries_an_upload_whose_release_was_refused(
         carried = "SELECT args -> 'uploads' FROM procrastinate_jobs"
         assert await plant.fetch(carried) == [([str(kept)],)]
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_an_orchestrator_that_was_overtaken_changes_nothing(
+async def test_an_orchestrator_that_was_overtaken_changes_nothing(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         batch = await plant.batch({"a.txt": b"x"})
         await plant.fetch_none("INSERT INTO notification_tracking VALUES ('orchestrator', 0)")
         events = await plant.events()
@@ -173,11 +165,11 @@ def test_an_orchestrator_that_was_overtaken_changes_nothing(
         assert await plant.fetch("SELECT count(*) FROM procrastinate_jobs") == [(0,)]
         assert "batch.completed" not in await plant.topics(batch)
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_second_orchestrator_stands_by_and_takes_over(database_url: str, tmp_path: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_a_second_orchestrator_stands_by_and_takes_over(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         one, two = plant.orchestrator(), plant.orchestrator()
         first = plant.start(one.run())
         await plant.until(lambda: one.leading)
@@ -193,26 +185,24 @@ def test_a_second_orchestrator_stands_by_and_takes_over(database_url: str, tmp_p
         assert done.outcome is Outcome.SUCCEEDED
         assert len(await plant.all_of(BatchCompleted)) == 2
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_leader_that_stands_still_is_deposed_and_another_takes_over(
+async def test_a_leader_that_stands_still_is_deposed_and_another_takes_over(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leadership, "SILENCE", 2.0)
 
-    async def story(plant: Plant) -> None:
-        async with await connect(database_url, name="orchestrator") as frozen:
-            await leadership.take_the_lead(frozen)
+    async with (
+        open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant,
+        await connect(database_url, name="orchestrator") as frozen,
+    ):
+        await leadership.take_the_lead(frozen)
 
-            successor = plant.orchestrator()
-            plant.start(successor.run())
-            await plant.until(lambda: successor.leading)
+        successor = plant.orchestrator()
+        plant.start(successor.run())
+        await plant.until(lambda: successor.leading)
 
-            with pytest.raises(psycopg.OperationalError):
-                await frozen.execute("SELECT 1")
-
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
+        with pytest.raises(psycopg.OperationalError):
+            await frozen.execute("SELECT 1")
 
 
 async def every_step_happened_once(plant: Plant, uploads: int) -> None:

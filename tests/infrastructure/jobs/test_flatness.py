@@ -15,7 +15,7 @@ from infrastructure.read_model.projecting import connect_writer, project
 from infrastructure.read_model.targets import LIVE
 from tests.infrastructure.jobs.crowd import crowd
 from tests.infrastructure.jobs.hands import passes, refuses
-from tests.infrastructure.jobs.plant import ALICE, Plant, now, pipeline, play
+from tests.infrastructure.jobs.plant import ALICE, Plant, now, open_plant, pipeline
 
 CROWD = 2000  # uploads
 WINDOW = 10
@@ -32,10 +32,28 @@ SELECT coalesce(idx_tup_fetch, 0) + coalesce(seq_tup_read, 0) FROM pg_stat_user_
 WHERE schemaname = %s AND relname = %s"""
 
 
-def test_a_round_reads_what_it_needs_however_large_the_batch(
+async def test_a_round_reads_what_it_needs_however_large_the_batch(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async def one_round(plant: Plant, connection: Connection, position: int) -> None:
+        events = await plant.log.read(position, limit=1000)
+        await run_round(
+            connection,
+            Dispatch(),
+            plant.settings,
+            position=position,
+            events=events,
+            check=not events,
+            at=now(),
+        )
+
+    async with open_plant(
+        database_url,
+        tmp_path,
+        in_flight_per_batch=WINDOW,
+        in_flight_per_owner=WINDOW,
+        batch_progress_interval=3600.0,
+    ) as plant:
         await crowd(plant, "acme", CROWD)
         async with await connect(database_url, name="orchestrator") as connection:
             position = await take_the_lead(connection)
@@ -51,34 +69,13 @@ def test_a_round_reads_what_it_needs_however_large_the_batch(
         for earlier, later in zip(before, after, strict=True):
             assert (later - earlier) / ROUNDS < FEW
 
-    async def one_round(plant: Plant, connection: Connection, position: int) -> None:
-        events = await plant.log.read(position, limit=1000)
-        await run_round(
-            connection,
-            Dispatch(),
-            plant.settings,
-            position=position,
-            events=events,
-            check=not events,
-            at=now(),
-        )
 
-    play(
-        database_url,
-        tmp_path,
-        story,
-        in_flight_per_batch=WINDOW,
-        in_flight_per_owner=WINDOW,
-        batch_progress_interval=3600.0,
-    )
-
-
-def test_updates_of_members_write_no_index(database_url: str, tmp_path: Path) -> None:
+async def test_updates_of_members_write_no_index(database_url: str, tmp_path: Path) -> None:
     """Heap-only updates (HOT): no index depends on what changes, and pages have room."""
     updates = """SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables
         WHERE schemaname = 'orchestration' AND relname = 'members'"""
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=pipeline("step")) as plant:
         plant.orchestrate()
         plant.work({"step": passes})
         batch = await plant.batch({f"{n:03}.txt": b"x" for n in range(FILES)})
@@ -91,10 +88,8 @@ def test_updates_of_members_write_no_index(database_url: str, tmp_path: Path) ->
         all_of_them, hot = await plant.until(counted)
         assert hot / all_of_them > HOT
 
-    play(database_url, tmp_path, story, pipelines=pipeline("step"))
 
-
-def test_what_is_kept_of_active_members_follows_from_their_states(
+async def test_what_is_kept_of_active_members_follows_from_their_states(
     database_url: str, tmp_path: Path
 ) -> None:
     differing = """
@@ -102,7 +97,7 @@ def test_what_is_kept_of_active_members_follows_from_their_states(
         FULL JOIN orchestration.active_members a USING (upload)
         WHERE orchestration.kind_of(m.state) IS DISTINCT FROM a.kind"""
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=pipeline("step")) as plant:
         plant.orchestrate()
         plant.work({"step": refuses})
         open_batch = await plant.batch({"good.txt": b"x", "bad.txt": b"x"}, seal=False)
@@ -119,17 +114,19 @@ def test_what_is_kept_of_active_members_follows_from_their_states(
         await plant.until(lambda: _is(plant, kinds, [("failed", 1)]))
         assert await plant.fetch(differing) == []
 
-    play(database_url, tmp_path, story, pipelines=pipeline("step"))
-
 
 async def _is(plant: Plant, query: str, rows: list[tuple[Any, ...]]) -> bool:
     return await plant.fetch(query) == rows
 
 
-def test_a_chunk_reads_the_rows_it_changes_however_many_there_are(
+async def test_a_chunk_reads_the_rows_it_changes_however_many_there_are(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async def go_on(plant: Plant, some: list[tuple[Any, ...]]) -> None:
+        queued = UploadQueued(at=now(), by=ALICE)
+        await plant.log.append(Append(tuple(Write(id, None, (queued,)) for (id,) in some)))
+
+    async with open_plant(database_url, tmp_path) as plant:
         async with await connect_writer(database_url, name="projector") as connection:
             await crowd(plant, "acme", WINDOW)
             for _ in range(ROUNDS):
@@ -146,12 +143,6 @@ def test_a_chunk_reads_the_rows_it_changes_however_many_there_are(
             after = await reads(plant, connection, "read_model", "uploads")
 
         assert WINDOW <= after - before < FEW
-
-    async def go_on(plant: Plant, some: list[tuple[Any, ...]]) -> None:
-        queued = UploadQueued(at=now(), by=ALICE)
-        await plant.log.append(Append(tuple(Write(id, None, (queued,)) for (id,) in some)))
-
-    play(database_url, tmp_path, story)
 
 
 async def reads(plant: Plant, connection: Connection, schema: str, table: str) -> int:

@@ -9,11 +9,11 @@ from application.pipeline import Pipeline, Step, Subject, Workbench
 from domain.batch.state import Outcome
 from domain.upload.events import AttemptFailed, AttemptSucceeded
 from infrastructure.processors.registry import open_processors
-from tests.infrastructure.jobs.plant import Plant, play
+from tests.infrastructure.jobs.plant import open_plant
 from tests.infrastructure.processors.pictures import picture
 
 
-def test_an_optional_step_that_does_not_end_in_time_is_skipped(
+async def test_an_optional_step_that_does_not_end_in_time_is_skipped(
     database_url: str, tmp_path: Path
 ) -> None:
     class Endless:
@@ -30,7 +30,9 @@ def test_an_optional_step_that_does_not_end_in_time_is_skipped(
 
     steps = (Step(processor="endless", timeout=0.2), Step(processor="last"))
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(
+        database_url, tmp_path, pipelines={"default": Pipeline(steps=steps)}
+    ) as plant:
         plant.orchestrate()
         worker = plant.work({"endless": Endless(), "last": last})
         done = await plant.completed(await plant.batch({"a.txt": b"words"}))
@@ -43,15 +45,15 @@ def test_an_optional_step_that_does_not_end_in_time_is_skipped(
         assert attempt.results["last"] == {"before": {"endless": skipped}}
         assert await plant.all_of(AttemptFailed) == []
 
-    play(database_url, tmp_path, story, pipelines={"default": Pipeline(steps=steps)})
 
-
-def test_a_full_disk_costs_a_file_its_thumbnail_and_nothing_else(
+async def test_a_full_disk_costs_a_file_its_thumbnail_and_nothing_else(
     database_url: str, tmp_path: Path
 ) -> None:
     steps = (Step(processor="checksum"), Step(processor="thumbnail"))
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(
+        database_url, tmp_path, pipelines={"default": Pipeline(steps=steps)}
+    ) as plant:
         put = plant.blobs.put
 
         async def put_without_room(name: str, content: bytes) -> None:
@@ -71,10 +73,8 @@ def test_a_full_disk_costs_a_file_its_thumbnail_and_nothing_else(
         assert "no space left on device" in attempt.results["thumbnail"]["skipped"]
         assert attempt.artifacts == {}
 
-    play(database_url, tmp_path, story, pipelines={"default": Pipeline(steps=steps)})
 
-
-def test_two_thumbnail_steps_of_one_pipeline_keep_a_picture_each(
+async def test_two_thumbnail_steps_of_one_pipeline_keep_a_picture_each(
     database_url: str, tmp_path: Path
 ) -> None:
     steps = (
@@ -82,7 +82,9 @@ def test_two_thumbnail_steps_of_one_pipeline_keep_a_picture_each(
         Step(processor="thumbnail", name="preview", options={"side": 400}),
     )
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(
+        database_url, tmp_path, pipelines={"default": Pipeline(steps=steps)}
+    ) as plant:
         async with open_processors() as processors:
             plant.orchestrate()
             worker = plant.work(processors)
@@ -94,5 +96,3 @@ def test_two_thumbnail_steps_of_one_pipeline_keep_a_picture_each(
         assert attempt.artifacts.keys() == {"thumbnail.webp", "preview.webp"}
         widths = [attempt.results[step]["width"] for step in ("thumbnail", "preview")]
         assert widths == [200, 400]
-
-    play(database_url, tmp_path, story, pipelines={"default": Pipeline(steps=steps)})

@@ -9,19 +9,22 @@ from application.worker.places import Slots
 from domain.batch.state import Outcome
 from domain.upload.events import AttemptStarted
 from tests.infrastructure.jobs.hands import Gate
-from tests.infrastructure.jobs.plant import Plant, play
-from tests.support import eventually, run
+from tests.infrastructure.jobs.plant import Plant, open_plant
+from tests.support import eventually
 
 PLACES = 2
 LIMITED = {"default": Pipeline(steps=(Step(processor="step", concurrency=PLACES),))}
 
 
-def test_a_step_never_has_more_uploads_than_it_has_places(
+async def test_a_step_never_has_more_uploads_than_it_has_places(
     database_url: str, tmp_path: Path
 ) -> None:
     gate = Crowd()
 
-    async def story(plant: Plant) -> None:
+    async def all_started(plant: Plant) -> bool:
+        return len(await plant.all_of(AttemptStarted)) == 8
+
+    async with open_plant(database_url, tmp_path, pipelines=LIMITED) as plant:
         plant.orchestrate()
         plant.work({"step": gate})
         batch = await plant.batch({f"{n}.txt": b"x" for n in range(8)})
@@ -32,36 +35,28 @@ def test_a_step_never_has_more_uploads_than_it_has_places(
         assert (await plant.completed(batch)).outcome is Outcome.SUCCEEDED
         assert gate.largest == PLACES
 
-    async def all_started(plant: Plant) -> bool:
-        return len(await plant.all_of(AttemptStarted)) == 8
 
-    play(database_url, tmp_path, story, pipelines=LIMITED)
+async def test_an_exclusive_attempt_waits_for_the_others_and_holds_back_the_next() -> None:
+    slots, order = Slots(2), []
+    gates = {name: asyncio.Event() for name in "abc"}
 
+    async def attempt(name: str, *, exclusive: bool = False) -> None:
+        async with slots.slot(exclusive=exclusive):
+            order.append(name)
+            await gates[name].wait()
 
-def test_an_exclusive_attempt_waits_for_the_others_and_holds_back_the_next() -> None:
-    async def story() -> None:
-        slots, order = Slots(2), []
-        gates = {name: asyncio.Event() for name in "abc"}
-
-        async def attempt(name: str, *, exclusive: bool = False) -> None:
-            async with slots.slot(exclusive=exclusive):
-                order.append(name)
-                await gates[name].wait()
-
-        tasks = [asyncio.create_task(attempt("a"))]
-        await asyncio.sleep(0)
-        tasks.append(asyncio.create_task(attempt("b", exclusive=True)))
-        await asyncio.sleep(0)
-        tasks.append(asyncio.create_task(attempt("c")))
-        for name, following in (("a", "ab"), ("b", "abc"), ("c", "abc")):
-            for _ in range(10):
-                await asyncio.sleep(0)
-            assert order == list("abc"[: "abc".index(name) + 1])
-            gates[name].set()
-            await eventually(lambda: "".join(order) == following)  # noqa: B023
-        await asyncio.gather(*tasks)
-
-    run(story())
+    tasks = [asyncio.create_task(attempt("a"))]
+    await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(attempt("b", exclusive=True)))
+    await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(attempt("c")))
+    for name, following in (("a", "ab"), ("b", "abc"), ("c", "abc")):
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert order == list("abc"[: "abc".index(name) + 1])
+        gates[name].set()
+        await eventually(lambda: "".join(order) == following)  # noqa: B023
+    await asyncio.gather(*tasks)
 
 
 class Crowd(Gate):

@@ -9,7 +9,7 @@ from application.errors import Conflict
 from application.worker.scribe import Scribe
 from domain.upload.aggregate import Upload
 from domain.upload.events import UploadCancelled
-from tests.infrastructure.jobs.plant import ALICE, Plant, now, play
+from tests.infrastructure.jobs.plant import ALICE, Plant, now, open_plant
 
 
 class Counting:
@@ -25,8 +25,8 @@ class Counting:
         return appended
 
 
-def test_what_comes_together_is_one_append(database_url: str, tmp_path: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_what_comes_together_is_one_append(database_url: str, tmp_path: Path) -> None:
+    async with open_plant(database_url, tmp_path) as plant:
         log, uploads = await _ready(plant)
         scribe: Any = Scribe(log)  # type: ignore[arg-type]
 
@@ -36,11 +36,9 @@ def test_what_comes_together_is_one_append(database_url: str, tmp_path: Path) ->
         for upload in uploads:
             assert (await plant.topics(upload.id))[-1] == "upload.cancelled"
 
-    play(database_url, tmp_path, story)
 
-
-def test_a_write_that_is_refused_is_refused_alone(database_url: str, tmp_path: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_a_write_that_is_refused_is_refused_alone(database_url: str, tmp_path: Path) -> None:
+    async with open_plant(database_url, tmp_path) as plant:
         log, uploads = await _ready(plant)
         scribe: Any = Scribe(log)  # type: ignore[arg-type]
         one, two, three = (_cancelling(upload) for upload in uploads)
@@ -54,8 +52,6 @@ def test_a_write_that_is_refused_is_refused_alone(database_url: str, tmp_path: P
         ends = [(await plant.topics(upload.id))[-1] for upload in uploads]
         assert ends == ["upload.cancelled", "upload.file_received", "upload.cancelled"]
         assert len(await plant.all_of(UploadCancelled)) == 2
-
-    play(database_url, tmp_path, story)
 
 
 async def _ready(plant: Plant) -> tuple[Counting, list[Upload]]:

@@ -30,17 +30,17 @@ from domain.upload.events import (
 )
 from domain.upload.state import UploadState
 from tests.infrastructure.jobs.hands import Fails, Gate, Raises, passes
-from tests.infrastructure.jobs.plant import Plant, now, pipeline, play, settings
+from tests.infrastructure.jobs.plant import Plant, now, open_plant, pipeline, settings
 from tests.infrastructure.jobs.plant import context as by_alice
 
 ONE_STEP = pipeline("step")
 HERE = Path(__file__).parents[3]
 
 
-def test_a_retry_waits_for_its_moment_and_keeps_the_real_error(
+async def test_a_retry_waits_for_its_moment_and_keeps_the_real_error(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         plant.work({"step": Fails(attempts=2)})
         batch = await plant.batch({"a.txt": b"x"})
@@ -59,13 +59,11 @@ def test_a_retry_waits_for_its_moment_and_keeps_the_real_error(
             assert not failure.permanent
             assert following.at >= failure.retry_at
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_the_last_error_is_never_overwritten_by_a_general_one(
+async def test_the_last_error_is_never_overwritten_by_a_general_one(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         plant.work({"step": Fails(attempts=99)})
         batch = await plant.batch({"a.txt": b"x"})
@@ -78,13 +76,11 @@ def test_the_last_error_is_never_overwritten_by_a_general_one(
         last = (await plant.events(upload))[-1].event
         assert getattr(last, "message", "") == "the scanner hung up"
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_step_that_takes_too_long_fails_by_name_and_may_be_tried_again(
+async def test_a_step_that_takes_too_long_fails_by_name_and_may_be_tried_again(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=pipeline("step", timeout=0.1)) as plant:
         plant.orchestrate()
         plant.work({"step": Gate()})
         batch = await plant.batch({"a.txt": b"x"})
@@ -94,8 +90,6 @@ def test_a_step_that_takes_too_long_fails_by_name_and_may_be_tried_again(
         failures = await plant.all_of(AttemptFailed)
         assert [failure.error_type for failure in failures] == ["StepTimeout"] * 3
         assert failures[0].message == "step did not finish within 0.1 s"
-
-    play(database_url, tmp_path, story, pipelines=pipeline("step", timeout=0.1))
 
 
 async def _wordy(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +104,7 @@ async def _wordy(subject: Subject, bench: Workbench, options: dict[str, Any]) ->
         (ONE_STEP, {"step": _wordy}, "step", "BadResult", "not JSON"),
     ],
 )
-def test_a_mistake_in_the_settings_is_told_and_never_tried_for_ever(
+async def test_a_mistake_in_the_settings_is_told_and_never_tried_for_ever(
     database_url: str,
     tmp_path: Path,
     pipelines: dict[str, Any],
@@ -119,7 +113,7 @@ def test_a_mistake_in_the_settings_is_told_and_never_tried_for_ever(
     error: str,
     message: str,
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=pipelines) as plant:
         plant.orchestrate()
         plant.work(processors)
 
@@ -129,8 +123,6 @@ def test_a_mistake_in_the_settings_is_told_and_never_tried_for_ever(
         (failure,) = await plant.all_of(AttemptFailed)
         assert (failure.step, failure.error_type, failure.permanent) == (step, error, True)
         assert message in failure.message
-
-    play(database_url, tmp_path, story, pipelines=pipelines)
 
 
 @pytest.mark.parametrize(
@@ -147,12 +139,12 @@ def test_a_mistake_in_the_settings_is_told_and_never_tried_for_ever(
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_whatever_a_processor_raises_is_a_verdict(
+async def test_whatever_a_processor_raises_is_a_verdict(
     database_url: str, tmp_path: Path, error: BaseException
 ) -> None:
     """Also for those that run in the worker's own process."""
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         worker = plant.work({"step": Raises(error)})
         batch = await plant.batch({"bad.txt": b"x", "good.txt": b"x"})
@@ -165,10 +157,8 @@ def test_whatever_a_processor_raises_is_a_verdict(
         assert await plant.all_of(AttemptAbandoned) == []
         assert not worker.done()
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_processor_that_changes_what_it_is_given_changes_no_other_upload_and_no_result(
+async def test_a_processor_that_changes_what_it_is_given_changes_no_other_upload_and_no_result(
     database_url: str, tmp_path: Path
 ) -> None:
     kept: dict[str, Any] = {}
@@ -185,7 +175,9 @@ def test_a_processor_that_changes_what_it_is_given_changes_no_other_upload_and_n
         subject.results["first"]["path"] = "changed by a later step"
         return {}
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(
+        database_url, tmp_path, pipelines=pipeline("first", "second", limit=1)
+    ) as plant:
         plant.orchestrate()
         plant.work({"first": first, "second": second})
         paths = [f"{number}.txt" for number in range(4)]
@@ -199,11 +191,11 @@ def test_a_processor_that_changes_what_it_is_given_changes_no_other_upload_and_n
             assert succeeded.results["first"] == {"path": path}
         assert seen == [{"limit": 1}] * 4
 
-    play(database_url, tmp_path, story, pipelines=pipeline("first", "second", limit=1))
 
-
-def test_cancelling_an_upload_stops_its_running_attempt(database_url: str, tmp_path: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_cancelling_an_upload_stops_its_running_attempt(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         gate = Gate()
         plant.orchestrate()
         plant.work({"step": gate})
@@ -220,13 +212,11 @@ def test_cancelling_an_upload_stops_its_running_attempt(database_url: str, tmp_p
         assert done.outcome is Outcome.COMPLETED_WITH_FAILURES
         assert (await plant.upload(gone)).state is UploadState.CANCELLED
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_worker_that_stops_gives_its_work_back_and_uses_up_no_attempt(
+async def test_a_worker_that_stops_gives_its_work_back_and_uses_up_no_attempt(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         gate = Gate()
         plant.orchestrate()
         stopping = plant.work({"step": gate})
@@ -246,13 +236,13 @@ def test_a_worker_that_stops_gives_its_work_back_and_uses_up_no_attempt(
         workers = {event.worker for event in await plant.all_of(AttemptStarted)}
         assert len(workers) == 2
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_killed_worker_never_leaves_its_uploads_processing(
+async def test_a_killed_worker_never_leaves_its_uploads_processing(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(
+        database_url, tmp_path, pipelines=ONE_STEP, worker_dead_after=1.5
+    ) as plant:
         plant.orchestrate()
         batch = await plant.batch({f"{n}.txt": b"x" for n in range(10)})
         doomed = await _worker_process(database_url, tmp_path)
@@ -272,13 +262,13 @@ def test_a_killed_worker_never_leaves_its_uploads_processing(
             assert numbers == list(range(1, len(numbers) + 1))
             assert upload.failures == 0
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP, worker_dead_after=1.5)
 
-
-def test_a_file_that_costs_workers_fails_and_those_beside_it_complete(
+async def test_a_file_that_costs_workers_fails_and_those_beside_it_complete(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(
+        database_url, tmp_path, pipelines=ONE_STEP, worker_dead_after=1.5, max_worker_losses=2
+    ) as plant:
         plant.orchestrate()
         batch = await plant.batch({f"{n}.txt": b"x" for n in range(3)})
 
@@ -310,18 +300,9 @@ def test_a_file_that_costs_workers_fails_and_those_beside_it_complete(
         (failed,) = await plant.all_of(UploadFailed)
         assert failed.message.startswith("2 workers were lost while processing this file")
 
-    play(
-        database_url,
-        tmp_path,
-        story,
-        pipelines=ONE_STEP,
-        worker_dead_after=1.5,
-        max_worker_losses=2,
-    )
 
-
-def test_what_a_zombie_says_is_refused(database_url: str, tmp_path: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_what_a_zombie_says_is_refused(database_url: str, tmp_path: Path) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         batch = await plant.batch({"a.txt": b"x"})
         plant.orchestrate()
         upload = await _only(plant, batch)
@@ -342,13 +323,14 @@ def test_what_a_zombie_says_is_refused(database_url: str, tmp_path: Path) -> Non
         assert succeeded.number == 2
         assert succeeded.by == "worker:heir"
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_fast_step_leaves_no_progress_in_the_log_and_a_slow_one_does(
+async def test_a_fast_step_leaves_no_progress_in_the_log_and_a_slow_one_does(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(
+        database_url, tmp_path, pipelines=pipeline("step", "slow"), step_progress_interval=0.1
+    ) as plant:
+
         async def slow(_: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
             for step in range(1, 11):
                 await bench.progress(step, 20)
@@ -367,16 +349,8 @@ def test_a_fast_step_leaves_no_progress_in_the_log_and_a_slow_one_does(
         assert [(event.phase, event.done) for event in steps] == [("slow", 10), ("slow", 20)]
         assert steps[-1].percent == 100.0
 
-    play(
-        database_url,
-        tmp_path,
-        story,
-        pipelines=pipeline("step", "slow"),
-        step_progress_interval=0.1,
-    )
 
-
-def test_artifacts_of_an_attempt_that_failed_leave_no_orphans(
+async def test_artifacts_of_an_attempt_that_failed_leave_no_orphans(
     database_url: str, tmp_path: Path
 ) -> None:
     async def draws(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
@@ -385,7 +359,7 @@ def test_artifacts_of_an_attempt_that_failed_leave_no_orphans(
             raise OSError("the brush broke")
         return {}
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
         plant.work({"step": draws})
         batch = await plant.batch({"a.txt": b"x"})
@@ -397,11 +371,11 @@ def test_artifacts_of_an_attempt_that_failed_leave_no_orphans(
         assert b"".join([chunk async for chunk in plant.blobs.read(blob)]) == b"pixels"
         assert await plant.blobs.size(blob.replace("/2/", "/1/")) == 0
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_worker_does_its_uploads_within_its_bound(database_url: str, tmp_path: Path) -> None:
-    async def story(plant: Plant) -> None:
+async def test_a_worker_does_its_uploads_within_its_bound(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         gate = Gate()
         plant.orchestrate()
         plant.work({"step": gate}, settings=settings(pipelines=ONE_STEP, worker_concurrency=2))
@@ -414,10 +388,8 @@ def test_a_worker_does_its_uploads_within_its_bound(database_url: str, tmp_path:
 
         assert len(started) == 2
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_job_whose_end_cannot_be_marked_is_given_to_a_worker_again(
+async def test_a_job_whose_end_cannot_be_marked_is_given_to_a_worker_again(
     database_url: str, tmp_path: Path
 ) -> None:
     """The disk of the database is full for a moment, just when a job is over."""
@@ -431,7 +403,7 @@ def test_a_job_whose_end_cannot_be_marked_is_given_to_a_worker_again(
     FOR EACH ROW EXECUTE FUNCTION full_once()"""
     unheard: list[dict[str, Any]] = []
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
         async with plant.pool.connection() as connection:
             await connection.execute(full_once)
@@ -441,8 +413,6 @@ def test_a_job_whose_end_cannot_be_marked_is_given_to_a_worker_again(
         assert (await plant.completed(batch)).outcome is Outcome.SUCCEEDED
         left = "SELECT count(*) FROM procrastinate_jobs"
         await plant.until(lambda: _has(plant, left, 0))
-
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
     gc.collect()  # a task whose error was not retrieved reports it when it is collected
     assert unheard == []
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from infrastructure.jobs.workers import PostgresWorkers
 from tests.infrastructure.jobs.hands import Gate
-from tests.infrastructure.jobs.plant import Plant, pipeline, play
+from tests.infrastructure.jobs.plant import open_plant, pipeline
 
 ONE_STEP = pipeline("step")
 
 
-def test_a_worker_is_listed_with_what_it_holds_of_the_owner_who_asks(
+async def test_a_worker_is_listed_with_what_it_holds_of_the_owner_who_asks(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         gate = Gate()
         plant.orchestrate()
         plant.work({"step": gate})
@@ -37,13 +37,13 @@ def test_a_worker_is_listed_with_what_it_holds_of_the_owner_who_asks(
         assert (await held("acme"), await held("nobody")) == (1, 0)
         gate.open()
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
-
-def test_a_worker_that_was_silent_for_too_long_is_not_alive(
+async def test_a_worker_that_was_silent_for_too_long_is_not_alive(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(
+        database_url, tmp_path, pipelines=ONE_STEP, worker_heartbeat=60.0
+    ) as plant:
         gate = Gate()
         leader = plant.orchestrate()
         plant.work({"step": gate})
@@ -62,13 +62,11 @@ def test_a_worker_that_was_silent_for_too_long_is_not_alive(
         assert (gone.id, gone.alive, gone.last_heartbeat) == (None, False, None)
         assert gone.attempts == silent.attempts
 
-    play(database_url, tmp_path, story, pipelines=ONE_STEP, worker_heartbeat=60.0)
 
-
-def test_a_worker_that_the_queue_has_forgotten_comes_back_under_a_new_name(
+async def test_a_worker_that_the_queue_has_forgotten_comes_back_under_a_new_name(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         workers = PostgresWorkers(plant.pool, dead_after=30)
 
         async def known() -> list[int | None]:
@@ -80,8 +78,6 @@ def test_a_worker_that_the_queue_has_forgotten_comes_back_under_a_new_name(
         after = await plant.until(known)
 
         assert after != before
-
-    play(database_url, tmp_path, story, pipelines=ONE_STEP)
 
 
 async def some(workers: PostgresWorkers) -> bool:

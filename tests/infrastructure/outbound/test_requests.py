@@ -16,21 +16,17 @@ from infrastructure.outbound.requests import (
     Reply,
     open_outbound,
 )
-from tests.support import run
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"])
-def test_no_request_leaves_for_a_private_address(host: str) -> None:
+async def test_no_request_leaves_for_a_private_address(host: str) -> None:
     arrived: list[str] = []
 
-    async def story() -> None:
-        async with listening(_note(arrived)) as port, open_outbound(private=False) as outbound:
-            with pytest.raises(PrivateAddress, match="`allow_private_addresses` is off"):
-                await outbound.post(f"http://{host}:{port}/", b"", {}, 5.0)
-
-    run(story())
+    async with listening(_note(arrived)) as port, open_outbound(private=False) as outbound:
+        with pytest.raises(PrivateAddress, match="`allow_private_addresses` is off"):
+            await outbound.post(f"http://{host}:{port}/", b"", {}, 5.0)
     assert arrived == []
 
 
@@ -95,67 +91,52 @@ async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.Monkey
     assert (status, proxied, arrived) == (204, [], ["request"])
 
 
-def test_a_name_with_one_private_address_among_others_is_refused() -> None:
-    async def story() -> None:
-        resolver = PublicResolver(Names("1.1.1.1", "10.0.0.1"))
-        with pytest.raises(PrivateAddress, match=r"rebind.example is at 10\.0\.0\.1"):
-            await resolver.resolve("rebind.example", 80)
-        assert len(await PublicResolver(Names("1.1.1.1")).resolve("good.example", 80)) == 1
-
-    run(story())
+async def test_a_name_with_one_private_address_among_others_is_refused() -> None:
+    resolver = PublicResolver(Names("1.1.1.1", "10.0.0.1"))
+    with pytest.raises(PrivateAddress, match=r"rebind.example is at 10\.0\.0\.1"):
+        await resolver.resolve("rebind.example", 80)
+    assert len(await PublicResolver(Names("1.1.1.1")).resolve("good.example", 80)) == 1
 
 
-def test_a_redirect_is_not_followed() -> None:
+async def test_a_redirect_is_not_followed() -> None:
     arrived: list[str] = []
 
     async def redirect(writer: asyncio.StreamWriter) -> None:
         arrived.append("redirect")
         writer.write(b"HTTP/1.1 307 Moved\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n")
 
-    async def story() -> None:
-        async with listening(redirect) as port, open_outbound(private=True) as outbound:
-            status, _ = await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 5.0)
-            assert status == 307
-
-    run(story())
+    async with listening(redirect) as port, open_outbound(private=True) as outbound:
+        status, _ = await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 5.0)
+        assert status == 307
     assert arrived == ["redirect"]
 
 
-def test_an_endless_answer_is_cut_off() -> None:
+async def test_an_endless_answer_is_cut_off() -> None:
     async def endless(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n" + bytes(100_000))
 
-    async def story() -> None:
-        async with listening(endless) as port, open_outbound(private=True) as outbound:
-            with pytest.raises(AnswerTooLong):
-                await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 20.0)
-
-    run(story())
+    async with listening(endless) as port, open_outbound(private=True) as outbound:
+        with pytest.raises(AnswerTooLong):
+            await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 20.0)
 
 
-def test_of_a_long_answer_the_beginning_is_kept_and_the_rest_not_waited_for() -> None:
+async def test_of_a_long_answer_the_beginning_is_kept_and_the_rest_not_waited_for() -> None:
     async def long(writer: asyncio.StreamWriter) -> None:
         head = b"HTTP/1.1 503 Later\r\nRetry-After: 7\r\nContent-Length: 10000000\r\n\r\n"
         writer.write(head + b"a" * 100_000)
 
-    async def story() -> None:
-        async with listening(long) as port, open_outbound(private=True) as outbound:
-            reply = await outbound.send(f"http://127.0.0.1:{port}/", b"", {}, 20.0, most=10)
-            assert reply == Reply(503, b"a" * 10, whole=False, retry_after="7")
-
-    run(story())
+    async with listening(long) as port, open_outbound(private=True) as outbound:
+        reply = await outbound.send(f"http://127.0.0.1:{port}/", b"", {}, 20.0, most=10)
+        assert reply == Reply(503, b"a" * 10, whole=False, retry_after="7")
 
 
-def test_a_service_that_never_answers_is_given_up() -> None:
+async def test_a_service_that_never_answers_is_given_up() -> None:
     async def silent(writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
-    async def story() -> None:
-        async with listening(silent) as port, open_outbound(private=True) as outbound:
-            with pytest.raises(TimeoutError):
-                await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 0.2)
-
-    run(story())
+    async with listening(silent) as port, open_outbound(private=True) as outbound:
+        with pytest.raises(TimeoutError):
+            await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 0.2)
 
 
 class Names(AbstractResolver):

@@ -19,7 +19,7 @@ from infrastructure.postgres.pool import make_pool
 from infrastructure.postgres.requirements import Grade, Verdict, examine
 from infrastructure.read_model.engine import make_engine
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
-from tests.support import run, with_database
+from tests.support import with_database
 
 OTHERWISE = {
     "synchronous_commit": "off",
@@ -66,56 +66,55 @@ async def failed(url: str) -> list[Verdict]:
 
 
 @pytest.mark.parametrize("whose", ["database", "role"])
-def test_a_session_states_every_setting_that_its_database_or_role_sets_otherwise(
+async def test_a_session_states_every_setting_that_its_database_or_role_sets_otherwise(
     database_url: str, whose: str
 ) -> None:
     assert set(OTHERWISE) >= set(REQUIRED) - {"default_table_access_method"}
     set_otherwise(database_url, whose, OTHERWISE)
 
-    async def story() -> None:
-        wanted = {**REQUIRED, "synchronous_commit": "on"}
-        async with await connect(database_url, name="test") as connection:
-            assert {name: await setting(connection, name) for name in wanted} == wanted
-        with connect_blocking(database_url, name="test") as blocking:
+    wanted = {**REQUIRED, "synchronous_commit": "on"}
+    async with await connect(database_url, name="test") as connection:
+        assert {name: await setting(connection, name) for name in wanted} == wanted
+    with connect_blocking(database_url, name="test") as blocking:
+        for name, value in wanted.items():
+            assert blocking.execute(f"SHOW {name}".encode()).fetchone() == (value,)
+    wanted["statement_timeout"] = "12s"
+    async with make_pool(database_url, name="test") as pool, pool.connection() as connection:
+        assert {name: await setting(connection, name) for name in wanted} == wanted
+    engine = make_engine(database_url)
+    try:
+        async with engine.connect() as session:
             for name, value in wanted.items():
-                assert blocking.execute(f"SHOW {name}".encode()).fetchone() == (value,)
-        wanted["statement_timeout"] = "12s"
-        async with make_pool(database_url, name="test") as pool, pool.connection() as connection:
-            assert {name: await setting(connection, name) for name in wanted} == wanted
-        engine = make_engine(database_url)
-        try:
-            async with engine.connect() as session:
-                for name, value in wanted.items():
-                    assert (await session.execute(text(f"SHOW {name}"))).scalar_one() == value
-        finally:
-            await engine.dispose()
-        verdicts = {verdict.check: verdict for verdict in await examine(database_url)}
-        assert verdicts["settings"].grade is Grade.OK
-        assert "synchronous_commit = off" in verdicts["settings"].detail
-
-    run(story())
+                assert (await session.execute(text(f"SHOW {name}"))).scalar_one() == value
+    finally:
+        await engine.dispose()
+    verdicts = {verdict.check: verdict for verdict in await examine(database_url)}
+    assert verdicts["settings"].grade is Grade.OK
+    assert "synchronous_commit = off" in verdicts["settings"].detail
 
 
-def test_a_stronger_commit_stays_as_the_operator_chose_it(database_url: str) -> None:
+async def test_a_stronger_commit_stays_as_the_operator_chose_it(database_url: str) -> None:
     async def chosen() -> str:
         async with await connect(database_url, name="test") as connection:
             return await setting(connection, "synchronous_commit")
 
     for weaker in ("off", "local", "remote_write"):
         set_otherwise(database_url, "database", {"synchronous_commit": weaker})
-        assert run(chosen()) == "on"
+        assert await chosen() == "on"
     set_otherwise(database_url, "database", {"synchronous_commit": "remote_apply"})
-    assert run(chosen()) == "remote_apply"
+    assert await chosen() == "remote_apply"
 
 
-def test_a_database_that_takes_no_writes_is_refused_in_one_sentence(database_url: str) -> None:
+async def test_a_database_that_takes_no_writes_is_refused_in_one_sentence(
+    database_url: str,
+) -> None:
     set_otherwise(database_url, "database", {"default_transaction_read_only": "on"})
-    [verdict] = run(failed(database_url))
+    [verdict] = await failed(database_url)
     assert "default_transaction_read_only" in verdict.detail
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
-def test_a_database_with_another_encoding_is_refused(server_url: str, encoding: str) -> None:
+async def test_a_database_with_another_encoding_is_refused(server_url: str, encoding: str) -> None:
     name = f"uptrail_test_{uuid4().hex[:12]}"
     with psycopg.connect(server_url, autocommit=True) as server:
         server.execute(
@@ -124,53 +123,52 @@ def test_a_database_with_another_encoding_is_refused(server_url: str, encoding: 
             )
         )
         try:
-            [verdict] = run(failed(with_database(server_url, name)))
+            [verdict] = await failed(with_database(server_url, name))
             assert encoding in verdict.detail
         finally:
             server.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
 
 
-def test_a_search_path_that_hides_the_tables_is_refused(database_url: str) -> None:
+async def test_a_search_path_that_hides_the_tables_is_refused(database_url: str) -> None:
     set_otherwise(database_url, "database", {"search_path": "nowhere"})
-    [verdict] = run(failed(database_url))
+    [verdict] = await failed(database_url)
     assert "names no schema" in verdict.detail
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("CREATE SCHEMA nowhere")
-    [verdict] = run(failed(database_url))
+    [verdict] = await failed(database_url)
     assert "schema public" in verdict.detail
 
 
-def test_the_search_path_of_the_url_holds_for_every_connection(empty_database_url: str) -> None:
+async def test_the_search_path_of_the_url_holds_for_every_connection(
+    empty_database_url: str,
+) -> None:
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         connection.execute("CREATE SCHEMA app")
     joint = "&" if "?" in empty_database_url else "?"
     url = f"{empty_database_url}{joint}options=-csearch_path%3Dapp%20--work-mem%3D5MB"
     migrate(url)
 
-    async def story() -> None:
-        query = "SELECT to_regclass('procrastinate_jobs')::text, to_regclass('app.stored_events')"
-        async with (
-            await connect(url, name="test") as own,
-            make_pool(url, name="test", settings={"synchronous_commit": "off"}) as pool,
-            pool.connection() as pooled,
-        ):
-            for connection in (own, pooled):
-                assert await setting(connection, "work_mem") == "5MB"
-                row = await (await connection.execute(query)).fetchone()
-                assert row is not None
-                assert None not in row
-        engine = make_engine(url)
-        try:
-            async with engine.connect() as session:
-                assert (await session.execute(text("SHOW search_path"))).scalar_one() == "app"
-        finally:
-            await engine.dispose()
-        assert await failed(url) == []
-        # Without the option, no second set of tables is made.
-        [verdict] = await failed(empty_database_url)
-        assert "schema app" in verdict.detail
-
-    run(story())
+    query = "SELECT to_regclass('procrastinate_jobs')::text, to_regclass('app.stored_events')"
+    async with (
+        await connect(url, name="test") as own,
+        make_pool(url, name="test", settings={"synchronous_commit": "off"}) as pool,
+        pool.connection() as pooled,
+    ):
+        for connection in (own, pooled):
+            assert await setting(connection, "work_mem") == "5MB"
+            row = await (await connection.execute(query)).fetchone()
+            assert row is not None
+            assert None not in row
+    engine = make_engine(url)
+    try:
+        async with engine.connect() as session:
+            assert (await session.execute(text("SHOW search_path"))).scalar_one() == "app"
+    finally:
+        await engine.dispose()
+    assert await failed(url) == []
+    # Without the option, no second set of tables is made.
+    [verdict] = await failed(empty_database_url)
+    assert "schema app" in verdict.detail
 
 
 @pytest.mark.parametrize(
@@ -188,10 +186,10 @@ def test_options_that_cannot_be_honoured_are_refused(options: str, detail: str) 
         parse_database_url(make_conninfo("", host="db", options=options))
 
 
-def test_an_unknown_option_is_refused_in_one_sentence(database_url: str) -> None:
+async def test_an_unknown_option_is_refused_in_one_sentence(database_url: str) -> None:
     url = make_conninfo(database_url, options="-c no_such_setting=1")
     with pytest.raises(BadDatabaseUrl, match="no_such_setting"):
-        run(failed(url))
+        await failed(url)
 
 
 @pytest.mark.parametrize(
@@ -256,18 +254,15 @@ def test_a_service_file_is_read_for_its_options_as_well(
         ("statement", {"default_pool_size": 5}),
     ],
 )
-def test_a_pooler_that_shares_server_processes_is_refused(
+async def test_a_pooler_that_shares_server_processes_is_refused(
     database_url: str, mode: str, settings: dict[str, object]
 ) -> None:
-    async def story() -> None:
-        with pgbouncer(database_url, mode, **settings) as url:
-            # Some processes are idle there, as behind a pooler that others use.
-            await asyncio.gather(*(_use(url) for _ in range(4)))
-            [verdict] = await failed(url)
-            assert "not in session mode" in verdict.detail
-            assert "pool_mode" in verdict.advice
-
-    run(story())
+    with pgbouncer(database_url, mode, **settings) as url:
+        # Some processes are idle there, as behind a pooler that others use.
+        await asyncio.gather(*(_use(url) for _ in range(4)))
+        [verdict] = await failed(url)
+        assert "not in session mode" in verdict.detail
+        assert "pool_mode" in verdict.advice
 
 
 async def _use(url: str) -> None:
@@ -276,14 +271,11 @@ async def _use(url: str) -> None:
 
 
 @needs_pgbouncer
-def test_a_pooler_in_session_mode_is_accepted(database_url: str) -> None:
-    async def story() -> None:
-        with pgbouncer(database_url, "session") as url:
-            options = make_conninfo(url, options="-c work_mem=6MB")
-            async with make_pool(options, name="test") as pool, pool.connection() as connection:
-                assert await setting(connection, "work_mem") == "6MB"
-            assert await failed(options) == []
-            [pooling] = [each for each in await examine(url) if each.check == "pooling"]
-            assert pooling.detail == "a pooler in session mode"
-
-    run(story())
+async def test_a_pooler_in_session_mode_is_accepted(database_url: str) -> None:
+    with pgbouncer(database_url, "session") as url:
+        options = make_conninfo(url, options="-c work_mem=6MB")
+        async with make_pool(options, name="test") as pool, pool.connection() as connection:
+            assert await setting(connection, "work_mem") == "6MB"
+        assert await failed(options) == []
+        [pooling] = [each for each in await examine(url) if each.check == "pooling"]
+        assert pooling.detail == "a pooler in session mode"

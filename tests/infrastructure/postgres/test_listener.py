@@ -9,7 +9,7 @@ import psycopg
 from application.envelope import one
 from infrastructure.postgres.listener import LOG, READ_MODEL, UPLOADS, Listener, Notices
 from tests.infrastructure.event_store.log_support import connected, new_stream, opened, step
-from tests.support import eventually, run
+from tests.support import eventually
 
 KILL = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE application_name = 'uptrail-listener' AND datname = current_database()"""
@@ -21,47 +21,40 @@ async def kill_listener(url: str) -> bool:
         return bool(row and row[0])
 
 
-def test_a_reader_is_woken_by_a_commit(database_url: str) -> None:
-    async def story() -> None:
-        async with Listener(database_url) as listener, opened(database_url) as log:
-            wakeups = listener.wakeups(LOG)
-            waiting = asyncio.create_task(wakeups.wait(0))
-            result = await log.append(one(new_stream(), 0, step(1)))
-            await waiting
-            await eventually(lambda: wakeups.position == result.position)
-            assert listener.wakeups(READ_MODEL).position == 0
-
-    run(story())
+async def test_a_reader_is_woken_by_a_commit(database_url: str) -> None:
+    async with Listener(database_url) as listener, opened(database_url) as log:
+        wakeups = listener.wakeups(LOG)
+        waiting = asyncio.create_task(wakeups.wait(0))
+        result = await log.append(one(new_stream(), 0, step(1)))
+        await waiting
+        await eventually(lambda: wakeups.position == result.position)
+        assert listener.wakeups(READ_MODEL).position == 0
 
 
-def test_a_reader_looks_by_itself_when_nothing_is_heard(database_url: str) -> None:
-    async def story() -> None:
-        async with Listener(database_url) as listener:
-            async with asyncio.timeout(60):
-                await listener.wakeups(LOG).wait(0)
-        await listener.wakeups(LOG).wait(0)  # and so it does after the listener closed
-
-    run(story())
+async def test_a_reader_looks_by_itself_when_nothing_is_heard(database_url: str) -> None:
+    async with Listener(database_url) as listener:
+        async with asyncio.timeout(60):
+            await listener.wakeups(LOG).wait(0)
+    await listener.wakeups(LOG).wait(0)  # and so it does after the listener closed
 
 
-def test_a_killed_listener_comes_back_and_hears_again(database_url: str) -> None:
-    async def story() -> None:
-        heard: list[str] = []
-        async with Listener(database_url) as listener, connected(database_url) as speaker:
-            listener.subscribe(UPLOADS, heard.append)
-            for number in range(5):
-                await eventually(lambda: kill_listener(database_url))
+async def test_a_killed_listener_comes_back_and_hears_again(database_url: str) -> None:
+    heard: list[str] = []
+    async with Listener(database_url) as listener, connected(database_url) as speaker:
+        listener.subscribe(UPLOADS, heard.append)
+        for number in range(5):
+            await eventually(lambda: kill_listener(database_url))
 
-                async def says_and_is_heard(text: str = f"notice {number}") -> bool:
-                    await speaker.execute("SELECT pg_notify(%s, %s)", (UPLOADS, text))
-                    return text in heard
+            async def says_and_is_heard(text: str = f"notice {number}") -> bool:
+                await speaker.execute("SELECT pg_notify(%s, %s)", (UPLOADS, text))
+                return text in heard
 
-                await eventually(says_and_is_heard)
-
-    run(story())
+            await eventually(says_and_is_heard)
 
 
-def test_a_subscription_misses_nothing_while_its_listener_is_killed(database_url: str) -> None:
+async def test_a_subscription_misses_nothing_while_its_listener_is_killed(
+    database_url: str,
+) -> None:
     async def follow(listener: Listener, total: int) -> list[int]:
         positions: list[int] = []
         async with opened(database_url) as log:
@@ -73,47 +66,38 @@ def test_a_subscription_misses_nothing_while_its_listener_is_killed(database_url
                     await listener.wakeups(LOG).wait(after)
         return positions
 
-    async def story() -> None:
-        async with Listener(database_url) as listener, opened(database_url) as log:
-            following = asyncio.create_task(follow(listener, 300))
-            for number in range(300):
-                if number % 60 == 0:
-                    await kill_listener(database_url)
-                await log.append(one(new_stream(), 0, step(number)))
-            positions = await following
-            assert positions == [item.position for item in await log.read(0, limit=1000)]
-
-    run(story())
+    async with Listener(database_url) as listener, opened(database_url) as log:
+        following = asyncio.create_task(follow(listener, 300))
+        for number in range(300):
+            if number % 60 == 0:
+                await kill_listener(database_url)
+            await log.append(one(new_stream(), 0, step(number)))
+        positions = await following
+        assert positions == [item.position for item in await log.read(0, limit=1000)]
 
 
-def test_notices_of_a_slow_consumer_are_bounded_and_the_latest_are_kept() -> None:
-    async def story() -> None:
-        notices = Notices(3)
-        for number in range(10):
-            notices.put(str(number))
-        assert [await notices.next() for _ in range(3)] == ["7", "8", "9"]
-        assert notices.missed == 7
-
-    run(story())
+async def test_notices_of_a_slow_consumer_are_bounded_and_the_latest_are_kept() -> None:
+    notices = Notices(3)
+    for number in range(10):
+        notices.put(str(number))
+    assert [await notices.next() for _ in range(3)] == ["7", "8", "9"]
+    assert notices.missed == 7
 
 
-def test_a_callback_that_fails_does_not_silence_the_others(database_url: str) -> None:
-    async def story() -> None:
-        heard: list[str] = []
+async def test_a_callback_that_fails_does_not_silence_the_others(database_url: str) -> None:
+    heard: list[str] = []
 
-        def failing(payload: str) -> None:
-            raise ValueError(payload)
+    def failing(payload: str) -> None:
+        raise ValueError(payload)
 
-        async with Listener(database_url) as listener:
-            listener.subscribe(UPLOADS, failing)
-            unsubscribe = listener.subscribe(UPLOADS, heard.append)
-            with psycopg.connect(database_url, autocommit=True) as connection:
-                connection.execute("SELECT pg_notify(%s, 'a')", (UPLOADS,))
-                await eventually(lambda: heard == ["a"])
-                unsubscribe()
-                connection.execute("SELECT pg_notify(%s, 'b')", (UPLOADS,))
-                connection.execute("SELECT pg_notify(%s, '5')", (READ_MODEL,))
-                await eventually(lambda: listener.wakeups(READ_MODEL).position == 5)
-            assert heard == ["a"]
-
-    run(story())
+    async with Listener(database_url) as listener:
+        listener.subscribe(UPLOADS, failing)
+        unsubscribe = listener.subscribe(UPLOADS, heard.append)
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute("SELECT pg_notify(%s, 'a')", (UPLOADS,))
+            await eventually(lambda: heard == ["a"])
+            unsubscribe()
+            connection.execute("SELECT pg_notify(%s, 'b')", (UPLOADS,))
+            connection.execute("SELECT pg_notify(%s, '5')", (READ_MODEL,))
+            await eventually(lambda: listener.wakeups(READ_MODEL).position == 5)
+        assert heard == ["a"]

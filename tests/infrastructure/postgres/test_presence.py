@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
 
 import pytest
 
 from infrastructure.jobs.workers import PostgresWorkers
-from infrastructure.postgres.pool import Pool, make_pool
+from infrastructure.postgres.pool import make_pool
 from infrastructure.postgres.presence import FORGOTTEN, Presence, Standing
 from infrastructure.tasks import end
-from tests.support import eventually, run
+from tests.support import eventually
 
 FOREVER = 3600.0  # seconds
 
 
-def play(database_url: str, story: Callable[[Pool, PostgresWorkers], Awaitable[None]]) -> None:
-    async def playing() -> None:
-        async with make_pool(database_url, name="test", max_size=3) as pool:
-            await story(pool, PostgresWorkers(pool, dead_after=30))
-
-    run(playing())
-
-
-def test_a_process_is_listed_while_it_runs_with_what_it_is_now(database_url: str) -> None:
-    async def story(pool: Pool, workers: PostgresWorkers) -> None:
+async def test_a_process_is_listed_while_it_runs_with_what_it_is_now(database_url: str) -> None:
+    async with make_pool(database_url, name="test", max_size=3) as pool:
+        workers = PostgresWorkers(pool, dead_after=30)
         standing = Standing()
         presence = Presence(pool, ("orchestrator", "worker"), standing, 0.01)
         running = asyncio.create_task(presence.run())
@@ -42,14 +34,13 @@ def test_a_process_is_listed_while_it_runs_with_what_it_is_now(database_url: str
         assert later.last_heartbeat > first.last_heartbeat
         assert await workers.processes() == []
 
-    play(database_url, story)
-
 
 @pytest.mark.parametrize(("silence", "kept"), [(60, 1), (FORGOTTEN + 60, 0)])
-def test_a_silent_one_is_marked_and_forgotten_after_an_hour(
+async def test_a_silent_one_is_marked_and_forgotten_after_an_hour(
     database_url: str, silence: float, kept: int
 ) -> None:
-    async def story(pool: Pool, workers: PostgresWorkers) -> None:
+    async with make_pool(database_url, name="test", max_size=3) as pool:
+        workers = PostgresWorkers(pool, dead_after=30)
         async with pool.connection() as connection:
             await connection.execute(
                 """INSERT INTO orchestration.processes (id, machine, pid, roles, version, leads,
@@ -65,8 +56,6 @@ def test_a_silent_one_is_marked_and_forgotten_after_an_hour(
         await end(running)
 
         assert dead == ["gone"] * kept
-
-    play(database_url, story)
 
 
 async def with_worker(workers: PostgresWorkers) -> object:

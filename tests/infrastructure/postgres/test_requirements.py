@@ -11,7 +11,6 @@ from infrastructure.postgres.connection import connect
 from infrastructure.postgres.connection_limits import ConnectionLimit, tightest_limit
 from infrastructure.postgres.requirements import Grade, ReadOnlyDatabase, Verdict, examine, require
 from tests.postgres_servers import Server, needs_postgres, one_server
-from tests.support import run
 
 pytestmark = needs_postgres
 
@@ -23,12 +22,12 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def complaints(url: str) -> list[Verdict]:
-    return [verdict for verdict in run(examine(url)) if verdict.grade is not Grade.OK]
+async def complaints(url: str) -> list[Verdict]:
+    return [verdict for verdict in await examine(url) if verdict.grade is not Grade.OK]
 
 
-def test_a_server_with_its_defaults_is_fit(server: Server) -> None:
-    assert complaints(server.url) == []
+async def test_a_server_with_its_defaults_is_fit(server: Server) -> None:
+    assert await complaints(server.url) == []
 
 
 @pytest.mark.parametrize(
@@ -38,7 +37,7 @@ def test_a_server_with_its_defaults_is_fit(server: Server) -> None:
         ("full_page_writes", Grade.WARN, "full_page_writes is off"),
     ],
 )
-def test_a_server_without_durable_commits_is_reported(
+async def test_a_server_without_durable_commits_is_reported(
     server: Server, setting: str, grade: Grade, detail: str
 ) -> None:
     server.execute(f"ALTER SYSTEM SET {setting} = off")
@@ -46,7 +45,7 @@ def test_a_server_without_durable_commits_is_reported(
     try:
         while server.execute(f"SHOW {setting}") != [("off",)]:
             pass
-        [verdict] = complaints(server.url)
+        [verdict] = await complaints(server.url)
     finally:
         server.execute(f"ALTER SYSTEM RESET {setting}")
         server.execute("SELECT pg_reload_conf()")
@@ -56,41 +55,41 @@ def test_a_server_without_durable_commits_is_reported(
     assert detail in verdict.detail
 
 
-def test_a_role_whose_triggers_do_not_run_is_refused(server: Server) -> None:
+async def test_a_role_whose_triggers_do_not_run_is_refused(server: Server) -> None:
     server.execute("ALTER ROLE guest SET session_replication_role = replica")
     try:
-        [verdict] = complaints(make_conninfo(server.url, user="guest"))
+        [verdict] = await complaints(make_conninfo(server.url, user="guest"))
     finally:
         server.execute("ALTER ROLE guest RESET session_replication_role")
     assert verdict.grade is Grade.FAIL
     assert "session_replication_role is replica" in verdict.detail
 
 
-def test_the_tightest_limit_is_that_of_role_database_or_server(server: Server) -> None:
+async def test_the_tightest_limit_is_that_of_role_database_or_server(server: Server) -> None:
     async def limit(user: str) -> ConnectionLimit:
         url = make_conninfo(server.url, user=user)
         async with await connect(url, name="test") as connection:
             return await tightest_limit(connection)
 
-    assert run(limit("guest")).most == 97  # 3 of 100 are for superusers
-    assert run(limit("postgres")).most == 100
+    assert (await limit("guest")).most == 97  # 3 of 100 are for superusers
+    assert (await limit("postgres")).most == 100
     server.execute("ALTER ROLE guest CONNECTION LIMIT 12")
     server.execute("ALTER DATABASE postgres CONNECTION LIMIT 20")
-    assert run(limit("guest")).source == "role guest has CONNECTION LIMIT 12"
+    assert (await limit("guest")).source == "role guest has CONNECTION LIMIT 12"
     server.execute("ALTER DATABASE postgres CONNECTION LIMIT 11")
-    found = run(limit("guest"))
+    found = await limit("guest")
     assert found.source == "database postgres has CONNECTION LIMIT 11"
     assert found.remedy.format(41) == "ALTER DATABASE postgres CONNECTION LIMIT 41"
-    assert run(limit("postgres")).most == 100
+    assert (await limit("postgres")).most == 100
 
 
-def test_a_standby_is_refused_as_one_that_may_be_promoted_later(server: Server) -> None:
+async def test_a_standby_is_refused_as_one_that_may_be_promoted_later(server: Server) -> None:
     server.stop()
     (server.folder / "standby.signal").touch()
     server.start()
-    [verdict] = complaints(server.url)
+    [verdict] = await complaints(server.url)
     assert "standby" in verdict.detail
     with pytest.raises(ReadOnlyDatabase):
         require([verdict])
     server.promote()
-    assert complaints(server.url) == []
+    assert await complaints(server.url) == []

@@ -12,10 +12,9 @@ from domain.upload.events import UploadQuarantined
 from domain.upload.state import UploadState
 from infrastructure.processors.antivirus import antivirus
 from infrastructure.processors.clamd import ScannerUnavailable
-from tests.infrastructure.jobs.plant import Plant, pipeline, play
+from tests.infrastructure.jobs.plant import open_plant, pipeline
 from tests.infrastructure.processors.bench import Table, perform, subject
 from tests.infrastructure.processors.clamav import LARGEST, eicar, running_clamd
-from tests.support import run
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def test_a_scanner_that_is_not_there_is_worth_another_attempt(address: str) -> N
         (None, "said nothing for 0.2 s"),
     ],
 )
-def test_a_scanner_without_a_verdict_is_worth_another_attempt(
+async def test_a_scanner_without_a_verdict_is_worth_another_attempt(
     says: bytes | None, told: str
 ) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -72,14 +71,11 @@ def test_a_scanner_without_a_verdict_is_worth_another_attempt(
         writer.write(says or b"")
         writer.close()
 
-    async def story() -> None:
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-            address = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            options = {"address": address, "silence": 0.2 if says is None else 20.0}
-            with pytest.raises(ScannerUnavailable, match=told):
-                await antivirus(subject(b"words"), Table(b"words"), options)
-
-    run(story())
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        address = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        options = {"address": address, "silence": 0.2 if says is None else 20.0}
+        with pytest.raises(ScannerUnavailable, match=told):
+            await antivirus(subject(b"words"), Table(b"words"), options)
 
 
 @pytest.mark.parametrize("address", ["clamd", "tcp://host", "tcp://host:x", "http://host:1"])
@@ -88,10 +84,12 @@ def test_an_address_that_is_none_is_told(address: str) -> None:
         perform("antivirus", b"", options={"address": address})
 
 
-def test_an_infected_upload_goes_to_quarantine_with_the_name_of_the_signature(
+async def test_an_infected_upload_goes_to_quarantine_with_the_name_of_the_signature(
     database_url: str, tmp_path: Path, clamd: dict[str, str]
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(
+        database_url, tmp_path, pipelines=pipeline("antivirus", address=clamd["unix"])
+    ) as plant:
         plant.orchestrate()
         plant.work({"antivirus": antivirus})
         batch = await plant.batch({"virus.com": eicar(), "notes.txt": b"words"})
@@ -102,5 +100,3 @@ def test_an_infected_upload_goes_to_quarantine_with_the_name_of_the_signature(
         assert uploads["virus.com"].state is UploadState.QUARANTINED
         (held,) = await plant.all_of(UploadQuarantined)
         assert "Eicar-Test" in held.reason
-
-    play(database_url, tmp_path, story, pipelines=pipeline("antivirus", address=clamd["unix"]))

@@ -17,7 +17,7 @@ from domain.upload.state import UploadState
 from infrastructure.processors.checking import check_pipelines
 from infrastructure.processors.registry import known_options, open_processors
 from infrastructure.settings_fields import BadSetting
-from tests.infrastructure.jobs.plant import Plant, pipeline, play
+from tests.infrastructure.jobs.plant import open_plant, pipeline
 
 EXAMPLE = Path(__file__).parents[3] / "docs/examples/uptrail-words"
 TEXT = b"the quick brown fox jumps over the lazy dog\n" * 20_000  # several chunks
@@ -47,10 +47,10 @@ def installed(target: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_worker_runs_the_processor_of_an_installed_package(
+async def test_a_worker_runs_the_processor_of_an_installed_package(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=pipeline("words", top=2)) as plant:
         async with open_processors() as processors:
             plant.orchestrate()
             worker = plant.work(processors)
@@ -67,8 +67,6 @@ def test_a_worker_runs_the_processor_of_an_installed_package(
         assert uploads["odd.bin"].state is UploadState.FAILED
         (failed,) = await plant.all_of(AttemptFailed)
         assert (failed.permanent, failed.message) == (True, "this is no text in UTF-8")
-
-    play(database_url, tmp_path, story, pipelines=pipeline("words", top=2))
 
 
 @pytest.mark.usefixtures("installed")

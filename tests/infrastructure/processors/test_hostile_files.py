@@ -8,7 +8,7 @@ from domain.batch.state import Outcome
 from domain.upload.events import AttemptFailed, AttemptStarted
 from domain.upload.state import UploadState
 from infrastructure.processors.registry import open_processors
-from tests.infrastructure.jobs.plant import Plant, pipeline, play
+from tests.infrastructure.jobs.plant import open_plant, pipeline
 from tests.infrastructure.processors.archives import tarred, zipped
 from tests.infrastructure.processors.pictures import bomb, picture
 
@@ -26,13 +26,13 @@ SOUND = {
 }
 
 
-def test_hostile_files_fail_for_good_with_the_reason_and_harm_nobody(
+async def test_hostile_files_fail_for_good_with_the_reason_and_harm_nobody(
     database_url: str, tmp_path: Path
 ) -> None:
     steps = pipeline("checksum", "media-type", "thumbnail", "archive")
     files = {path: content for path, (content, _) in HOSTILE.items()}
 
-    async def story(plant: Plant) -> None:
+    async with open_plant(database_url, tmp_path, pipelines=steps) as plant:
         async with open_processors() as processors:
             plant.orchestrate()
             worker = plant.work(processors)
@@ -50,5 +50,3 @@ def test_hostile_files_fail_for_good_with_the_reason_and_harm_nobody(
             assert reason in failure.message
             assert failure.permanent
             assert len(await plant.all_of(AttemptStarted, uploads[path].id)) == 1
-
-    play(database_url, tmp_path, story, pipelines=steps)

@@ -10,7 +10,6 @@ from infrastructure.processors.registry import open_processors
 from infrastructure.processors.rehearse import Rehearsed
 from infrastructure.settings import Settings
 from tests.infrastructure.processors.bench import Table, perform, subject
-from tests.support import run
 
 PLUGIN = """
 async def shout(subject, bench, options):
@@ -18,17 +17,14 @@ async def shout(subject, bench, options):
 """
 
 
-def test_every_step_of_the_default_pipeline_is_known() -> None:
-    async def story() -> None:
-        async with open_processors() as processors:
-            steps = Settings().pipelines["default"].steps
-            assert {step.processor for step in steps} <= set(processors)
-            assert "rehearse" not in {step.processor for step in steps}
-
-    run(story())
+async def test_every_step_of_the_default_pipeline_is_known() -> None:
+    async with open_processors() as processors:
+        steps = Settings().pipelines["default"].steps
+        assert {step.processor for step in steps} <= set(processors)
+        assert "rehearse" not in {step.processor for step in steps}
 
 
-def test_an_installed_package_brings_its_own_processors(
+async def test_an_installed_package_brings_its_own_processors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "shouting.py").write_text(PLUGIN)
@@ -40,14 +36,11 @@ def test_an_installed_package_brings_its_own_processors(
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
 
-    async def story() -> None:
-        async with open_processors() as processors:
-            result = await processors["shout"](subject(b"", "a.txt"), Table(b""), {})
-            assert result == {"shouted": "A.TXT"}
-            with pytest.raises(StepFailure, match="No module named 'nowhere'"):
-                await processors["lost"](subject(b"", "a.txt"), Table(b""), {})
-
-    run(story())
+    async with open_processors() as processors:
+        result = await processors["shout"](subject(b"", "a.txt"), Table(b""), {})
+        assert result == {"shouted": "A.TXT"}
+        with pytest.raises(StepFailure, match="No module named 'nowhere'"):
+            await processors["lost"](subject(b"", "a.txt"), Table(b""), {})
 
 
 def test_a_rehearsed_failure_happens_once() -> None:

@@ -19,7 +19,7 @@ from infrastructure.processors.registry import open_processors
 from tests.corpus import images
 from tests.infrastructure.processors.bench import Table, perform, subject
 from tests.infrastructure.processors.pictures import bomb, picture
-from tests.support import eventually, run
+from tests.support import eventually
 
 SMALL = picture("PNG")
 
@@ -229,61 +229,53 @@ def test_two_thumbnail_steps_keep_a_picture_each() -> None:
     assert re.fullmatch(r"large-one-[0-9a-f]{8}\.webp", name)
 
 
-def test_a_thumbnail_that_finds_no_room_is_skipped_with_the_reason() -> None:
+async def test_a_thumbnail_that_finds_no_room_is_skipped_with_the_reason() -> None:
     class FullTable(Table):
         async def attach(self, name: str, content: bytes) -> None:
             raise StorageFull("no space left")
 
-    async def story() -> dict[str, Any]:
-        async with open_processors() as processors:
-            return await processors["thumbnail"](subject(SMALL, "a.png"), FullTable(SMALL), {})
+    async with open_processors() as processors:
+        found = await processors["thumbnail"](subject(SMALL, "a.png"), FullTable(SMALL), {})
 
-    assert "could not be stored: no space left" in run(story())["skipped"]
-
-
-def test_a_decoder_process_that_is_killed_at_work_is_replaced_and_the_thumbnail_made() -> None:
-    async def story() -> None:
-        content = large()
-        async with DecoderPool(most=1) as decoders:
-            processor = thumbnail.Thumbnail(decoders)
-            killed = asyncio.create_task(processor(subject(content, "a.png"), Table(content), {}))
-            server = next(iter(await eventually(lambda: set(decoders.busy))))
-            os.killpg(server.process.pid, signal.SIGKILL)
-
-            result = await killed
-
-        assert result["width"] == 320
-
-    run(story())
+    assert "could not be stored: no space left" in found["skipped"]
 
 
-def test_a_decoder_process_that_is_killed_while_idle_is_replaced() -> None:
-    async def story() -> None:
-        async with DecoderPool(most=1) as decoders:
-            processor = thumbnail.Thumbnail(decoders)
-            await processor(subject(SMALL, "a.png"), Table(SMALL), {})
-            (server,) = decoders.free
-            os.kill(server.process.pid, signal.SIGKILL)
-            await eventually(lambda: server.process.returncode is not None)
+async def test_a_decoder_process_that_is_killed_at_work_is_replaced_and_the_thumbnail_made() -> (
+    None
+):
+    content = large()
+    async with DecoderPool(most=1) as decoders:
+        processor = thumbnail.Thumbnail(decoders)
+        killed = asyncio.create_task(processor(subject(content, "a.png"), Table(content), {}))
+        server = next(iter(await eventually(lambda: set(decoders.busy))))
+        os.killpg(server.process.pid, signal.SIGKILL)
 
-            result = await processor(subject(SMALL, "a.png"), Table(SMALL), {})
+        result = await killed
 
-        assert result["width"] == 320
-
-    run(story())
+    assert result["width"] == 320
 
 
-def test_a_step_that_is_stopped_leaves_no_process_behind() -> None:
-    async def story() -> None:
-        content = large()
-        async with DecoderPool(most=1) as decoders:
-            processor = thumbnail.Thumbnail(decoders)
-            stopped = asyncio.create_task(processor(subject(content, "a.png"), Table(content), {}))
-            server = next(iter(await eventually(lambda: set(decoders.busy))))
-            stopped.cancel()
-            await asyncio.wait((stopped,))
+async def test_a_decoder_process_that_is_killed_while_idle_is_replaced() -> None:
+    async with DecoderPool(most=1) as decoders:
+        processor = thumbnail.Thumbnail(decoders)
+        await processor(subject(SMALL, "a.png"), Table(SMALL), {})
+        (server,) = decoders.free
+        os.kill(server.process.pid, signal.SIGKILL)
+        await eventually(lambda: server.process.returncode is not None)
 
-            with pytest.raises(ProcessLookupError):
-                os.killpg(server.process.pid, 0)
+        result = await processor(subject(SMALL, "a.png"), Table(SMALL), {})
 
-    run(story())
+    assert result["width"] == 320
+
+
+async def test_a_step_that_is_stopped_leaves_no_process_behind() -> None:
+    content = large()
+    async with DecoderPool(most=1) as decoders:
+        processor = thumbnail.Thumbnail(decoders)
+        stopped = asyncio.create_task(processor(subject(content, "a.png"), Table(content), {}))
+        server = next(iter(await eventually(lambda: set(decoders.busy))))
+        stopped.cancel()
+        await asyncio.wait((stopped,))
+
+        with pytest.raises(ProcessLookupError):
+            os.killpg(server.process.pid, 0)

@@ -11,7 +11,6 @@ from domain.ids import upload_id_for
 from infrastructure.read_model import scanning
 from tests.infrastructure.read_model.support import Opened, a_batch, opened
 from tests.stories import ALICE, NOON, registered
-from tests.support import run
 
 
 async def interleaved(model: Opened) -> tuple[object, object]:
@@ -36,7 +35,7 @@ async def all_pages(page: Callable[[int], Awaitable[Sequence[Recorded]]]) -> lis
 
 
 @pytest.mark.parametrize(("few", "window"), [(2000, 20_000), (0, 3), (0, 20_000), (3, 1)])
-def test_the_history_of_a_batch_is_its_own_and_its_uploads_in_total_order(
+async def test_the_history_of_a_batch_is_its_own_and_its_uploads_in_total_order(
     database_url: str, monkeypatch: pytest.MonkeyPatch, few: int, window: int
 ) -> None:
     """However the events are found: gathered stream by stream, or picked out of the log."""
@@ -44,90 +43,80 @@ def test_the_history_of_a_batch_is_its_own_and_its_uploads_in_total_order(
     monkeypatch.setattr(scanning, "WINDOW", window)
     monkeypatch.setattr(scanning, "SPARSE", max(1, window // 100))
 
-    async def story() -> None:
-        async with opened(database_url) as model:
-            ours, _ = await interleaved(model)
-            theirs = {ours, *(upload_id_for(ours, path, b"") for path in "abcde")}  # type: ignore[arg-type]
-            expected = [event for event in await model.events() if event.stream in theirs]
+    async with opened(database_url) as model:
+        ours, _ = await interleaved(model)
+        theirs = {ours, *(upload_id_for(ours, path, b"") for path in "abcde")}  # type: ignore[arg-type]
+        expected = [event for event in await model.events() if event.stream in theirs]
 
-            seen = await all_pages(
-                lambda after: model.history.of_batch(ours, owner="acme", after=after, limit=4)  # type: ignore[arg-type]
-            )
-            assert seen == expected
+        seen = await all_pages(
+            lambda after: model.history.of_batch(ours, owner="acme", after=after, limit=4)  # type: ignore[arg-type]
+        )
+        assert seen == expected
 
-            everything = await all_pages(
-                lambda after: model.history.of_everything(owner="acme", after=after, limit=4)
-            )
-            assert everything == expected
+        everything = await all_pages(
+            lambda after: model.history.of_everything(owner="acme", after=after, limit=4)
+        )
+        assert everything == expected
 
-            back: list[Recorded] = []
-            before = 10**9
-            while page := await model.history.of_batch_before(
-                ours,  # type: ignore[arg-type]
-                before,
-                owner="acme",
-                limit=4,
-            ):
-                back, before = [*page, *back], page[0].position
-            assert back == expected
-
-    run(story())
+        back: list[Recorded] = []
+        before = 10**9
+        while page := await model.history.of_batch_before(
+            ours,  # type: ignore[arg-type]
+            before,
+            owner="acme",
+            limit=4,
+        ):
+            back, before = [*page, *back], page[0].position
+        assert back == expected
 
 
-def test_an_admin_sees_the_history_of_everybody(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model:
-            await interleaved(model)
+async def test_an_admin_sees_the_history_of_everybody(database_url: str) -> None:
+    async with opened(database_url) as model:
+        await interleaved(model)
 
-            seen = await all_pages(
-                lambda after: model.history.of_everything(owner=None, after=after, limit=7)
-            )
-            assert seen == list(await model.events())
-
-    run(story())
+        seen = await all_pages(
+            lambda after: model.history.of_everything(owner=None, after=after, limit=7)
+        )
+        assert seen == list(await model.events())
 
 
-def test_the_history_of_an_upload_is_complete_and_goes_on_after_a_position(
+async def test_the_history_of_an_upload_is_complete_and_goes_on_after_a_position(
     database_url: str,
 ) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model:
-            batch = await a_batch(model, "a")
-            upload = upload_id_for(batch, "a", b"")
-            await model.catch_up()
+    async with opened(database_url) as model:
+        batch = await a_batch(model, "a")
+        upload = upload_id_for(batch, "a", b"")
+        await model.catch_up()
 
-            events = await model.history.of_upload(upload, owner="acme")
-            assert [event.version for event in events] == [1, 2, 3, 4]
-            rest = await model.history.of_upload(
-                upload, owner="acme", after=events[1].position, limit=1
-            )
-            assert list(rest) == [events[2]]
-            assert await model.history.of_upload(upload, owner=None, after=1000) == []
+        events = await model.history.of_upload(upload, owner="acme")
+        assert [event.version for event in events] == [1, 2, 3, 4]
+        rest = await model.history.of_upload(
+            upload, owner="acme", after=events[1].position, limit=1
+        )
+        assert list(rest) == [events[2]]
+        assert await model.history.of_upload(upload, owner=None, after=1000) == []
 
-            last = events[-1].position
-            back = await model.history.of_upload_before(upload, last, owner="acme", limit=2)
-            assert list(back) == list(events[1:3])
-            with pytest.raises(NotFound):
-                await model.history.of_upload_before(upload, last, owner="globex")
-            with pytest.raises(NotFound):
-                await model.history.of_batch_before(batch, last, owner="globex")
-
-    run(story())
+        last = events[-1].position
+        back = await model.history.of_upload_before(upload, last, owner="acme", limit=2)
+        assert list(back) == list(events[1:3])
+        with pytest.raises(NotFound):
+            await model.history.of_upload_before(upload, last, owner="globex")
+        with pytest.raises(NotFound):
+            await model.history.of_batch_before(batch, last, owner="globex")
 
 
-def test_a_history_of_many_streams_never_runs_ahead_of_the_read_model(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model:
-            batch = await a_batch(model, "a")
-            reached = await model.catch_up()
-            await model.record(upload_id_for(batch, "b", b""), registered(batch=batch, path="b"))
-            await model.record(batch, BatchSealed(at=NOON, by=ALICE))
+async def test_a_history_of_many_streams_never_runs_ahead_of_the_read_model(
+    database_url: str,
+) -> None:
+    async with opened(database_url) as model:
+        batch = await a_batch(model, "a")
+        reached = await model.catch_up()
+        await model.record(upload_id_for(batch, "b", b""), registered(batch=batch, path="b"))
+        await model.record(batch, BatchSealed(at=NOON, by=ALICE))
 
-            seen = await model.history.of_batch(batch, owner="acme")
-            assert seen[-1].position == reached
-            assert await model.history.of_batch_before(batch, reached + 9, owner="acme") == seen
-            await model.catch_up()
-            more = await model.history.of_batch(batch, owner="acme", after=reached)
-            assert [event.position for event in more] == [reached + 1, reached + 2]
-
-    run(story())
+        seen = await model.history.of_batch(batch, owner="acme")
+        assert seen[-1].position == reached
+        assert await model.history.of_batch_before(batch, reached + 9, owner="acme") == seen
+        await model.catch_up()
+        more = await model.history.of_batch(batch, owner="acme", after=reached)
+        assert [event.position for event in more] == [reached + 1, reached + 2]

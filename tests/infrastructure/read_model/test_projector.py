@@ -53,7 +53,7 @@ def test_stored_rows_are_what_the_log_folds_to(
     batch: list[BatchEvent],
     shuffle: random.Random,
 ) -> None:
-    async def story() -> None:
+    async def compare() -> None:
         async with opened(database_url) as model:
             histories: list[list[Any]] = [*uploads, list(batch)]
             lives = [(uuid4(), list(events)) for events in histories]
@@ -67,156 +67,131 @@ def test_stored_rows_are_what_the_log_folds_to(
 
             assert rows_in(database_url) == await model.replayed()
 
-    run(story())
+    run(compare())
 
 
-def test_a_projector_follows_the_log_and_announces_each_position(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model, projecting(model):
-            heard: list[str] = []
-            model.listener.subscribe(READ_MODEL, heard.append)
-            await a_batch(model, "a", "b")
-            position = await model.record(uuid4(), started())
+async def test_a_projector_follows_the_log_and_announces_each_position(database_url: str) -> None:
+    async with opened(database_url) as model, projecting(model):
+        heard: list[str] = []
+        model.listener.subscribe(READ_MODEL, heard.append)
+        await a_batch(model, "a", "b")
+        position = await model.record(uuid4(), started())
 
-            await model.queries.wait_for(position, timeout=60)
-            await eventually(lambda: str(position) in heard)
-            assert rows_in(database_url) == await model.replayed()
-
-    run(story())
+        await model.queries.wait_for(position, timeout=60)
+        await eventually(lambda: str(position) in heard)
+        assert rows_in(database_url) == await model.replayed()
 
 
-def test_two_projectors_never_apply_an_event_twice(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model:
-            connections = [await connect_writer(database_url, name="test") for _ in range(3)]
-            done = asyncio.Event()
+async def test_two_projectors_never_apply_an_event_twice(database_url: str) -> None:
+    async with opened(database_url) as model:
+        connections = [await connect_writer(database_url, name="test") for _ in range(3)]
+        done = asyncio.Event()
 
-            async def keep_projecting(connection: psycopg.AsyncConnection) -> None:
-                while not done.is_set():
-                    await project(connection, model.log, LIVE, size=3)
+        async def keep_projecting(connection: psycopg.AsyncConnection) -> None:
+            while not done.is_set():
+                await project(connection, model.log, LIVE, size=3)
 
-            async with asyncio.TaskGroup() as tasks:
-                for connection in connections:
-                    tasks.create_task(keep_projecting(connection))
-                for _ in range(10):
-                    await a_batch(model, "a", "b", "c")
-                done.set()
-            await model.catch_up()
+        async with asyncio.TaskGroup() as tasks:
             for connection in connections:
-                await connection.close()
+                tasks.create_task(keep_projecting(connection))
+            for _ in range(10):
+                await a_batch(model, "a", "b", "c")
+            done.set()
+        await model.catch_up()
+        for connection in connections:
+            await connection.close()
 
-            # A creation applied twice would have met the primary key.
-            assert rows_in(database_url) == await model.replayed()
-
-    run(story())
-
-
-def test_one_projector_works_and_the_next_takes_over_when_it_is_gone(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model, projecting(model):
-            async with projecting(model):
-                await model.queries.wait_for(await model.record(uuid4(), started()), timeout=60)
-            position = await model.record(uuid4(), started())
-            await model.queries.wait_for(position, timeout=60)
-
-    run(story())
+        # A creation applied twice would have met the primary key.
+        assert rows_in(database_url) == await model.replayed()
 
 
-def test_a_projector_that_stands_still_does_not_keep_the_next_from_working(
+async def test_one_projector_works_and_the_next_takes_over_when_it_is_gone(
+    database_url: str,
+) -> None:
+    async with opened(database_url) as model, projecting(model):
+        async with projecting(model):
+            await model.queries.wait_for(await model.record(uuid4(), started()), timeout=60)
+        position = await model.record(uuid4(), started())
+        await model.queries.wait_for(position, timeout=60)
+
+
+async def test_a_projector_that_stands_still_does_not_keep_the_next_from_working(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(projector, "SILENCE", 2.0)
 
-    async def story() -> None:
-        # It took over, and then its machine was suspended.
-        async with (
-            projector._active(database_url),
-            opened(database_url) as model,
-            projecting(model),
-        ):
-            position = await model.record(uuid4(), started())
-            await model.queries.wait_for(position, timeout=60)
-
-    run(story())
+    # It took over, and then its machine was suspended.
+    async with projector._active(database_url), opened(database_url) as model, projecting(model):
+        position = await model.record(uuid4(), started())
+        await model.queries.wait_for(position, timeout=60)
 
 
-def test_a_projector_outlives_the_loss_of_its_connections(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model, projecting(model) as task:
-            for _ in range(4):
-                await a_batch(model, "a", "b")
-                await eventually(lambda: cut(database_url))
-            position = await model.record(uuid4(), started())
-            await model.queries.wait_for(position, timeout=60)
+async def test_a_projector_outlives_the_loss_of_its_connections(database_url: str) -> None:
+    async with opened(database_url) as model, projecting(model) as task:
+        for _ in range(4):
+            await a_batch(model, "a", "b")
+            await eventually(lambda: cut(database_url))
+        position = await model.record(uuid4(), started())
+        await model.queries.wait_for(position, timeout=60)
 
-            assert not task.done()
-            assert rows_in(database_url) == await model.replayed()
-
-    run(story())
+        assert not task.done()
+        assert rows_in(database_url) == await model.replayed()
 
 
-def test_an_error_message_that_no_row_can_hold_does_not_stop_the_projection(
+async def test_an_error_message_that_no_row_can_hold_does_not_stop_the_projection(
     database_url: str,
 ) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model:
-            upload, what = uuid4(), failure("bad \0 byte", permanent=True)
-            failed = what.as_event(1, duration=0.1, retry_at=None, at=NOON, by=ALICE)
-            await model.record(upload, registered(), received(), queued(), attempt(), failed)
+    async with opened(database_url) as model:
+        upload, what = uuid4(), failure("bad \0 byte", permanent=True)
+        failed = what.as_event(1, duration=0.1, retry_at=None, at=NOON, by=ALICE)
+        await model.record(upload, registered(), received(), queued(), attempt(), failed)
+        await model.catch_up()
+
+        row = await model.queries.upload(upload, owner="acme")
+        assert row.error == "bad \ufffd byte"
+
+
+async def test_a_row_that_was_removed_by_hand_is_reported_and_stops_nothing(
+    database_url: str,
+) -> None:
+    async with opened(database_url) as model:
+        batch = await a_batch(model, "a")
+        upload = await only_upload(model, batch)
+        change_by_hand(database_url, "DELETE FROM read_model.uploads WHERE id = %s", upload)
+        await model.record(upload, step(1))
+        other = await a_batch(model, "b")
+
+        with capture_logs() as logs:
             await model.catch_up()
 
-            row = await model.queries.upload(upload, owner="acme")
-            assert row.error == "bad \ufffd byte"
-
-    run(story())
+        assert [entry["rows"] for entry in logs if "missing" in entry["event"]] == [1]
+        assert (await model.queries.batch(other, owner="acme")).id == other
 
 
-def test_a_row_that_was_removed_by_hand_is_reported_and_stops_nothing(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model:
-            batch = await a_batch(model, "a")
-            upload = await only_upload(model, batch)
-            change_by_hand(database_url, "DELETE FROM read_model.uploads WHERE id = %s", upload)
-            await model.record(upload, step(1))
-            other = await a_batch(model, "b")
+async def test_rows_of_another_version_of_the_code_are_left_alone(database_url: str) -> None:
+    async with opened(database_url) as model:
+        await a_batch(model, "a")
+        change_by_hand(database_url, "UPDATE projections SET version = version + 1")
 
-            with capture_logs() as logs:
-                await model.catch_up()
-
-            assert [entry["rows"] for entry in logs if "missing" in entry["event"]] == [1]
-            assert (await model.queries.batch(other, owner="acme")).id == other
-
-    run(story())
-
-
-def test_rows_of_another_version_of_the_code_are_left_alone(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model:
-            await a_batch(model, "a")
-            change_by_hand(database_url, "UPDATE projections SET version = version + 1")
-
-            with pytest.raises(OtherVersion):
-                await model.catch_up()
-
-            assert await model.queries.position() == 0
-            assert rows_in(database_url).batches == {}
-
-    run(story())
-
-
-def test_progress_that_came_meanwhile_is_one_row_at_its_last_position(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model:
-            batch = await a_batch(model, "a")
-            upload = await only_upload(model, batch)
-            for done in range(1, 51):
-                position = await model.record(upload, step(done))
+        with pytest.raises(OtherVersion):
             await model.catch_up()
 
-            row = await model.queries.upload(upload, owner="acme")
-            assert (row.percent, row.position, row.version) == (50.0, position, 54)
+        assert await model.queries.position() == 0
+        assert rows_in(database_url).batches == {}
 
-    run(story())
+
+async def test_progress_that_came_meanwhile_is_one_row_at_its_last_position(
+    database_url: str,
+) -> None:
+    async with opened(database_url) as model:
+        batch = await a_batch(model, "a")
+        upload = await only_upload(model, batch)
+        for done in range(1, 51):
+            position = await model.record(upload, step(done))
+        await model.catch_up()
+
+        row = await model.queries.upload(upload, owner="acme")
+        assert (row.percent, row.position, row.version) == (50.0, position, 54)
 
 
 def cut(url: str) -> int:

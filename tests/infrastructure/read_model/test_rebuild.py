@@ -27,148 +27,127 @@ from tests.infrastructure.read_model.support import (
     rows_in,
 )
 from tests.stories import ALICE, later, recorded, started
-from tests.support import run
 
 
-def test_rebuilt_rows_equal_the_live_ones_in_a_new_epoch(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model:
-            for _ in range(3):
-                await a_batch(model, "a", "b", "c")
-            position = await model.catch_up()
-            before, epoch = rows_in(database_url), await model.queries.epoch()
+async def test_rebuilt_rows_equal_the_live_ones_in_a_new_epoch(database_url: str) -> None:
+    async with opened(database_url) as model:
+        for _ in range(3):
+            await a_batch(model, "a", "b", "c")
+        position = await model.catch_up()
+        before, epoch = rows_in(database_url), await model.queries.epoch()
 
-            rebuilt = await rebuild(database_url, model.log)
+        rebuilt = await rebuild(database_url, model.log)
 
-            assert rebuilt.position == position == await model.queries.position()
-            assert rows_in(database_url) == before
-            assert rebuilt.epoch == await model.queries.epoch() != epoch
-            assert schemas(database_url) == ["read_model"]
-
-    run(story())
+        assert rebuilt.position == position == await model.queries.position()
+        assert rows_in(database_url) == before
+        assert rebuilt.epoch == await model.queries.epoch() != epoch
+        assert schemas(database_url) == ["read_model"]
 
 
-def test_rows_that_were_changed_by_hand_are_put_right(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model:
-            await a_batch(model, "a")
-            await model.catch_up()
-            before = rows_in(database_url)
-            change_by_hand(database_url, "UPDATE read_model.uploads SET path = 'forged'")
-            change_by_hand(database_url, "DELETE FROM read_model.attempts")
+async def test_rows_that_were_changed_by_hand_are_put_right(database_url: str) -> None:
+    async with opened(database_url) as model:
+        await a_batch(model, "a")
+        await model.catch_up()
+        before = rows_in(database_url)
+        change_by_hand(database_url, "UPDATE read_model.uploads SET path = 'forged'")
+        change_by_hand(database_url, "DELETE FROM read_model.attempts")
 
-            await rebuild(database_url, model.log)
+        await rebuild(database_url, model.log)
 
-            assert rows_in(database_url) == before
-
-    run(story())
+        assert rows_in(database_url) == before
 
 
-def test_the_projector_and_readers_go_on_through_a_swap(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model, projecting(model):
-            known = await a_batch(model, "a", "b")
-            await model.queries.wait_for(await model.log.head(), timeout=60)
-            done = asyncio.Event()
+async def test_the_projector_and_readers_go_on_through_a_swap(database_url: str) -> None:
+    async with opened(database_url) as model, projecting(model):
+        known = await a_batch(model, "a", "b")
+        await model.queries.wait_for(await model.log.head(), timeout=60)
+        done = asyncio.Event()
 
-            async def keep_asking() -> int:
-                answers = 0
-                while not done.is_set():
-                    assert (await model.queries.batch(known, owner="acme")).id == known
-                    page = await model.queries.uploads(known, owner="acme")
-                    assert [row.path for row in page.items] == ["a", "b"]
-                    assert len(await model.history.of_batch(known, owner="acme")) >= 9
-                    answers += 1
-                return answers
+        async def keep_asking() -> int:
+            answers = 0
+            while not done.is_set():
+                assert (await model.queries.batch(known, owner="acme")).id == known
+                page = await model.queries.uploads(known, owner="acme")
+                assert [row.path for row in page.items] == ["a", "b"]
+                assert len(await model.history.of_batch(known, owner="acme")) >= 9
+                answers += 1
+            return answers
 
-            async def keep_recording() -> None:
-                while not done.is_set():
-                    await a_batch(model, "x", "y")
+        async def keep_recording() -> None:
+            while not done.is_set():
+                await a_batch(model, "x", "y")
 
-            async with asyncio.TaskGroup() as tasks:
-                readers = [tasks.create_task(keep_asking()) for _ in range(3)]
-                tasks.create_task(keep_recording())
-                positions = [(await rebuild(database_url, model.log)).position for _ in range(4)]
-                done.set()
+        async with asyncio.TaskGroup() as tasks:
+            readers = [tasks.create_task(keep_asking()) for _ in range(3)]
+            tasks.create_task(keep_recording())
+            positions = [(await rebuild(database_url, model.log)).position for _ in range(4)]
+            done.set()
 
-            assert positions == sorted(positions)
-            assert all(reader.result() for reader in readers)
-            await a_batch(model, "after")
-            await model.queries.wait_for(await model.log.head(), timeout=60)
-            assert rows_in(database_url) == await model.replayed()
-
-    run(story())
+        assert positions == sorted(positions)
+        assert all(reader.result() for reader in readers)
+        await a_batch(model, "after")
+        await model.queries.wait_for(await model.log.head(), timeout=60)
+        assert rows_in(database_url) == await model.replayed()
 
 
-def test_a_reader_that_holds_the_tables_delays_the_swap_and_breaks_nothing(
+async def test_a_reader_that_holds_the_tables_delays_the_swap_and_breaks_nothing(
     database_url: str,
 ) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model:
-            await a_batch(model, "a")
-            await model.catch_up()
-            reader = await connect(database_url, name="test")
-            async with reader.transaction():
-                await reader.execute("SELECT FROM read_model.uploads")
-                swap = asyncio.create_task(rebuild(database_url, model.log))
-                waiting, _ = await asyncio.wait([swap], timeout=1.0)
-                await reader.execute("SELECT FROM read_model.batches")
-            assert waiting == set()
-            await swap
-            await reader.close()
+    async with opened(database_url) as model:
+        await a_batch(model, "a")
+        await model.catch_up()
+        reader = await connect(database_url, name="test")
+        async with reader.transaction():
+            await reader.execute("SELECT FROM read_model.uploads")
+            swap = asyncio.create_task(rebuild(database_url, model.log))
+            waiting, _ = await asyncio.wait([swap], timeout=1.0)
+            await reader.execute("SELECT FROM read_model.batches")
+        assert waiting == set()
+        await swap
+        await reader.close()
 
-            assert rows_in(database_url) == await model.replayed()
-
-    run(story())
+        assert rows_in(database_url) == await model.replayed()
 
 
-def test_rows_made_by_another_version_are_rebuilt_at_start_and_only_then(
+async def test_rows_made_by_another_version_are_rebuilt_at_start_and_only_then(
     database_url: str,
 ) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model:
-            await a_batch(model, "a")
-            assert await ensure_current(database_url, model.log) is None
-            change_by_hand(database_url, "UPDATE projections SET version = %s", VERSION + 1)
+    async with opened(database_url) as model:
+        await a_batch(model, "a")
+        assert await ensure_current(database_url, model.log) is None
+        change_by_hand(database_url, "UPDATE projections SET version = %s", VERSION + 1)
 
-            rebuilt = await asyncio.gather(
-                *(ensure_current(database_url, model.log) for _ in range(3))
-            )
+        rebuilt = await asyncio.gather(*(ensure_current(database_url, model.log) for _ in range(3)))
 
-            assert len([one for one in rebuilt if one is not None]) == 1
-            assert rows_in(database_url) == await model.replayed()
-            assert await model.queries.position() == await model.log.head()
-
-    run(story())
+        assert len([one for one in rebuilt if one is not None]) == 1
+        assert rows_in(database_url) == await model.replayed()
+        assert await model.queries.position() == await model.log.head()
 
 
-def test_a_rebuild_that_is_stopped_leaves_the_live_rows_and_nothing_else(
+async def test_a_rebuild_that_is_stopped_leaves_the_live_rows_and_nothing_else(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuilding, "TRIES", 1_000_000)
 
-    async def story() -> None:
-        async with opened(database_url) as model:
-            await a_batch(model, "a")
-            await model.catch_up()
-            before = rows_in(database_url)
-            reader = await connect(database_url, name="test")
-            async with reader.transaction():
-                await reader.execute("SELECT FROM read_model.uploads")
-                stuck = asyncio.create_task(rebuild(database_url, model.log))
-                await asyncio.wait([stuck], timeout=0.7)
-                stuck.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await stuck
-            await reader.close()
+    async with opened(database_url) as model:
+        await a_batch(model, "a")
+        await model.catch_up()
+        before = rows_in(database_url)
+        reader = await connect(database_url, name="test")
+        async with reader.transaction():
+            await reader.execute("SELECT FROM read_model.uploads")
+            stuck = asyncio.create_task(rebuild(database_url, model.log))
+            await asyncio.wait([stuck], timeout=0.7)
+            stuck.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await stuck
+        await reader.close()
 
-            assert rows_in(database_url) == before
-            assert schemas(database_url) == ["read_model"]
-
-    run(story())
+        assert rows_in(database_url) == before
+        assert schemas(database_url) == ["read_model"]
 
 
-def test_a_database_of_the_previous_version_with_foreign_values_is_rebuilt_at_the_next_start(
+async def test_a_database_of_the_previous_version_with_foreign_values_is_rebuilt_at_the_next_start(
     empty_database_url: str,
 ) -> None:
     ours, theirs = uuid4(), uuid4()
@@ -194,13 +173,10 @@ def test_a_database_of_the_previous_version_with_foreign_values_is_rebuilt_at_th
 
     migrate(empty_database_url)
 
-    async def story() -> None:
-        async with opened(empty_database_url) as model:
-            assert await ensure_current(empty_database_url, model.log) is not None
-            assert (await verify(empty_database_url, model.log)).sound
-            assert await ensure_current(empty_database_url, model.log) is None
-
-    run(story())
+    async with opened(empty_database_url) as model:
+        assert await ensure_current(empty_database_url, model.log) is not None
+        assert (await verify(empty_database_url, model.log)).sound
+        assert await ensure_current(empty_database_url, model.log) is None
     rows = rows_in(empty_database_url)
     assert (rows.batches[ours].state, rows.batches[ours].sealed_at) == ("open", None)
     assert (rows.batches[ours].paused, rows.batches[ours].owner) == (False, "acme")

@@ -12,7 +12,7 @@ from application.views import DERIVED, AttemptView, BatchView, UploadView
 from infrastructure.postgres.pool import connect
 from infrastructure.read_model.tables import attempts, batches, metadata, projections, uploads
 from infrastructure.read_model.targets import NEXT, create, create_indexes
-from tests.support import run, with_database
+from tests.support import with_database
 
 
 @pytest.mark.parametrize(
@@ -28,16 +28,13 @@ def test_the_migration_makes_the_tables_that_the_code_describes(database_url: st
     assert differences(database_url, projections.metadata, None) == []
 
 
-def test_a_rebuild_makes_the_same_tables(database_url: str) -> None:
-    async def build() -> None:
-        connection = await connect(database_url, name="test")
-        await create(connection, NEXT)
-        await create_indexes(connection, NEXT)
-        await connection.execute("DROP SCHEMA read_model CASCADE")
-        await connection.execute("ALTER SCHEMA read_model_next RENAME TO read_model")
-        await connection.close()
-
-    run(build())
+async def test_a_rebuild_makes_the_same_tables(database_url: str) -> None:
+    connection = await connect(database_url, name="test")
+    await create(connection, NEXT)
+    await create_indexes(connection, NEXT)
+    await connection.execute("DROP SCHEMA read_model CASCADE")
+    await connection.execute("ALTER SCHEMA read_model_next RENAME TO read_model")
+    await connection.close()
 
     assert differences(database_url, metadata, "read_model") == []
 

@@ -12,35 +12,30 @@ from tests.infrastructure.read_model.support import (
     opened,
     projecting,
 )
-from tests.support import run
 
 
-def verified_after(url: str, statement: str, *parameters: object) -> Verification:
+async def verified_after(url: str, statement: str, *parameters: object) -> Verification:
     """What verification finds once this was done by hand to a batch of two uploads."""
-
-    async def story() -> Verification:
-        async with opened(url) as model:
-            await a_batch(model, "a", "b")
-            await model.catch_up()
-            if statement:
-                change_by_hand(url, statement, *parameters)
-            return await verify(url, model.log)
-
-    found = run(story())
+    async with opened(url) as model:
+        await a_batch(model, "a", "b")
+        await model.catch_up()
+        if statement:
+            change_by_hand(url, statement, *parameters)
+        found = await verify(url, model.log)
     assert scratch_schemas(url) == []
     return found
 
 
-def test_an_untouched_read_model_is_sound(database_url: str) -> None:
-    found = verified_after(database_url, "")
+async def test_an_untouched_read_model_is_sound(database_url: str) -> None:
+    found = await verified_after(database_url, "")
 
     assert found.sound
     assert found.compared == {"batches": 1, "uploads": 2, "attempts": 2}
     assert found.position == 9
 
 
-def test_a_value_that_was_changed_by_hand_is_found(database_url: str) -> None:
-    found = verified_after(
+async def test_a_value_that_was_changed_by_hand_is_found(database_url: str) -> None:
+    found = await verified_after(
         database_url, "UPDATE read_model.uploads SET size = 7, error = 'x' WHERE path = 'b'"
     )
 
@@ -52,8 +47,8 @@ def test_a_value_that_was_changed_by_hand_is_found(database_url: str) -> None:
     ]
 
 
-def test_a_row_that_is_missing_is_found(database_url: str) -> None:
-    found = verified_after(database_url, "DELETE FROM read_model.uploads WHERE path = 'b'")
+async def test_a_row_that_is_missing_is_found(database_url: str) -> None:
+    found = await verified_after(database_url, "DELETE FROM read_model.uploads WHERE path = 'b'")
 
     (difference,) = found.differences
     assert (difference.table, difference.column, difference.live) == ("uploads", None, None)
@@ -61,8 +56,8 @@ def test_a_row_that_is_missing_is_found(database_url: str) -> None:
     assert found.compared["uploads"] == 2
 
 
-def test_a_row_that_no_event_explains_is_found(database_url: str) -> None:
-    found = verified_after(
+async def test_a_row_that_no_event_explains_is_found(database_url: str) -> None:
+    found = await verified_after(
         database_url,
         "INSERT INTO read_model.attempts (upload, number, worker, state, started_at, position)"
         " SELECT upload, 2, worker, state, started_at, position FROM read_model.attempts LIMIT 1",
@@ -73,8 +68,8 @@ def test_a_row_that_no_event_explains_is_found(database_url: str) -> None:
     assert difference.key.endswith("/2")
 
 
-def test_an_event_that_was_deleted_is_found(database_url: str) -> None:
-    found = verified_after(
+async def test_an_event_that_was_deleted_is_found(database_url: str) -> None:
+    found = await verified_after(
         database_url,
         "DELETE FROM stored_events WHERE originator_version = 2"
         " AND originator_id = (SELECT id FROM read_model.uploads WHERE path = 'a')",
@@ -85,8 +80,8 @@ def test_an_event_that_was_deleted_is_found(database_url: str) -> None:
     assert (gap.version_before, gap.version) == (1, 3)
 
 
-def test_a_stream_whose_beginning_was_deleted_is_found(database_url: str) -> None:
-    found = verified_after(
+async def test_a_stream_whose_beginning_was_deleted_is_found(database_url: str) -> None:
+    found = await verified_after(
         database_url,
         "DELETE FROM stored_events WHERE originator_version = 1 AND topic = 'batch.started'",
     )
@@ -95,8 +90,8 @@ def test_a_stream_whose_beginning_was_deleted_is_found(database_url: str) -> Non
     assert found.differing["batches"] == 1
 
 
-def test_events_whose_order_was_swapped_are_found(database_url: str) -> None:
-    found = verified_after(
+async def test_events_whose_order_was_swapped_are_found(database_url: str) -> None:
+    found = await verified_after(
         database_url,
         "UPDATE stored_events SET notification_id = notification_id + 1000"
         " WHERE originator_version = 2 AND topic = 'upload.file_received'",
@@ -106,8 +101,8 @@ def test_events_whose_order_was_swapped_are_found(database_url: str) -> None:
     assert found.differing["uploads"] == 2
 
 
-def test_reordered_events_within_the_position_are_a_break(database_url: str) -> None:
-    found = verified_after(
+async def test_reordered_events_within_the_position_are_a_break(database_url: str) -> None:
+    found = await verified_after(
         database_url,
         "UPDATE stored_events SET notification_id = -notification_id"
         " WHERE originator_version = 3 AND topic = 'upload.queued'",
@@ -116,38 +111,32 @@ def test_reordered_events_within_the_position_are_a_break(database_url: str) -> 
     assert {(one.version, one.version_before) for one in found.breaks} == {(3, 2)}
 
 
-def test_many_differences_are_all_counted_and_some_named(database_url: str) -> None:
-    async def story() -> Verification:
-        async with opened(database_url) as model:
-            await a_batch(model, *(f"{number:03}" for number in range(120)))
-            await model.catch_up()
-            change_by_hand(database_url, "UPDATE read_model.uploads SET received = 1")
-            return await verify(database_url, model.log)
-
-    found = run(story())
+async def test_many_differences_are_all_counted_and_some_named(database_url: str) -> None:
+    async with opened(database_url) as model:
+        await a_batch(model, *(f"{number:03}" for number in range(120)))
+        await model.catch_up()
+        change_by_hand(database_url, "UPDATE read_model.uploads SET received = 1")
+        found = await verify(database_url, model.log)
     assert found.differing["uploads"] == 120
     assert len(found.differences) == 100
 
 
-def test_verification_agrees_while_uploads_go_on(database_url: str) -> None:
-    async def story() -> None:
-        async with opened(database_url) as model, projecting(model):
-            done = asyncio.Event()
+async def test_verification_agrees_while_uploads_go_on(database_url: str) -> None:
+    async with opened(database_url) as model, projecting(model):
+        done = asyncio.Event()
 
-            async def keep_recording() -> None:
-                while not done.is_set():
-                    batch = await a_batch(model, "a", "b")
-                    assert upload_id_for(batch, "a", b"")
+        async def keep_recording() -> None:
+            while not done.is_set():
+                batch = await a_batch(model, "a", "b")
+                assert upload_id_for(batch, "a", b"")
 
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(keep_recording())
-                for _ in range(3):
-                    found = await verify(database_url, model.log)
-                    assert found.sound, found
-                done.set()
-        assert scratch_schemas(database_url) == []
-
-    run(story())
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(keep_recording())
+            for _ in range(3):
+                found = await verify(database_url, model.log)
+                assert found.sound, found
+            done.set()
+    assert scratch_schemas(database_url) == []
 
 
 def scratch_schemas(url: str) -> list[str]:

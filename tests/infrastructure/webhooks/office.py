@@ -60,7 +60,7 @@ from infrastructure.webhooks.outbox import PostgresOutbox
 from infrastructure.webhooks.registry import PostgresWebhooks
 from infrastructure.webhooks.sender import HttpSender
 from tests.stories import ALICE, registered, started
-from tests.support import eventually, run
+from tests.support import eventually
 
 DAY = 86400.0
 PATIENCE = 120.0  # seconds, on a machine that has other things to do
@@ -354,17 +354,6 @@ class Office:
     async def execute(self, statement: Any) -> None:
         async with self.pool.connection() as connection:
             await connection.execute(statement)
-
-
-Story: TypeAlias = Callable[[Office], Awaitable[None]]
-
-
-def play(url: str, story: Story) -> None:
-    async def playing() -> None:
-        async with open_office(url) as office:
-            await story(office)
-
-    run(playing())
 
 
 @asynccontextmanager

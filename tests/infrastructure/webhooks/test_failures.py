@@ -11,18 +11,17 @@ from application.webhooks.backoff import DELAYS
 from infrastructure.webhooks.outbox import PER_WEBHOOK
 from tests.infrastructure.webhooks.office import (
     DAY,
-    Office,
     Request,
     always,
-    play,
+    open_office,
     receiving,
     thanks,
 )
 from tests.support import eventually
 
 
-def test_what_fails_holds_up_its_own_batch_and_no_other(database_url: str) -> None:
-    async def story(office: Office) -> None:
+async def test_what_fails_holds_up_its_own_batch_and_no_other(database_url: str) -> None:
+    async with open_office(database_url) as office:
         batch, other = await office.batch(), await office.batch()
         refusing = asyncio.Event()
 
@@ -58,129 +57,115 @@ def test_what_fails_holds_up_its_own_batch_and_no_other(database_url: str) -> No
             standing = (await office.webhooks.standings([hook.id]))[hook.id]
             assert (standing.pending, standing.failing_since) == (0, None)
 
-    play(database_url, story)
 
-
-def test_a_delivery_is_tried_for_three_days_and_then_given_up_and_the_next_goes_on(
+async def test_a_delivery_is_tried_for_three_days_and_then_given_up_and_the_next_goes_on(
     database_url: str,
 ) -> None:
-    async def story(office: Office) -> None:
-        async with receiving(always(503)) as receiver:
-            hook = await office.hook(receiver.url)
-            await office.open()
-            batch = await office.batch()
-            first, second = await office.upload(batch, "a"), await office.upload(batch, "b")
-            began = office.clock()
+    async with open_office(database_url) as office, receiving(always(503)) as receiver:
+        hook = await office.hook(receiver.url)
+        await office.open()
+        batch = await office.batch()
+        first, second = await office.upload(batch, "a"), await office.upload(batch, "b")
+        began = office.clock()
 
-            for number, delay in enumerate(DELAYS, start=1):
-                tried = await office.tried(hook, first, number)
-                assert tried.next_at is not None
-                assert tried.last is not None
-                waits = (tried.next_at - tried.last.at).total_seconds()
-                assert waits == pytest.approx(delay, abs=2.0)
-                office.skip(delay)
-            given_up = await office.ended(hook, first)
-            await office.tried(hook, second, 1)
-
-            assert (given_up.state, given_up.attempts) == ("failed", len(DELAYS) + 1)
-            assert 3 * DAY < (office.clock() - began).total_seconds() < 4 * DAY
-            assert len({request.id for request in receiver.requests}) == 2
-            assert len({request.body for request in receiver.requests}) == 2
-
-    play(database_url, story)
-
-
-def test_a_receiver_is_granted_the_time_it_asks_for(database_url: str) -> None:
-    async def story(office: Office) -> None:
-        async with receiving(always(429, **{"Retry-After": "3600"})) as receiver:
-            hook = await office.hook(receiver.url)
-            await office.open()
-            position = await office.complete(await office.batch())
-
-            tried = await office.tried(hook, position, 1)
-
+        for number, delay in enumerate(DELAYS, start=1):
+            tried = await office.tried(hook, first, number)
             assert tried.next_at is not None
             assert tried.last is not None
-            assert (tried.next_at - tried.last.at).total_seconds() == pytest.approx(3600, abs=2.0)
+            waits = (tried.next_at - tried.last.at).total_seconds()
+            assert waits == pytest.approx(delay, abs=2.0)
+            office.skip(delay)
+        given_up = await office.ended(hook, first)
+        await office.tried(hook, second, 1)
 
-    play(database_url, story)
+        assert (given_up.state, given_up.attempts) == ("failed", len(DELAYS) + 1)
+        assert 3 * DAY < (office.clock() - began).total_seconds() < 4 * DAY
+        assert len({request.id for request in receiver.requests}) == 2
+        assert len({request.body for request in receiver.requests}) == 2
 
 
-def test_410_disables_on_record_and_what_waits_is_kept_until_somebody_enables_it(
+async def test_a_receiver_is_granted_the_time_it_asks_for(database_url: str) -> None:
+    async with (
+        open_office(database_url) as office,
+        receiving(always(429, **{"Retry-After": "3600"})) as receiver,
+    ):
+        hook = await office.hook(receiver.url)
+        await office.open()
+        position = await office.complete(await office.batch())
+
+        tried = await office.tried(hook, position, 1)
+
+        assert tried.next_at is not None
+        assert tried.last is not None
+        assert (tried.next_at - tried.last.at).total_seconds() == pytest.approx(3600, abs=2.0)
+
+
+async def test_410_disables_on_record_and_what_waits_is_kept_until_somebody_enables_it(
     database_url: str,
 ) -> None:
-    async def story(office: Office) -> None:
-        async with receiving(always(410)) as receiver:
-            hook = await office.hook(receiver.url)
-            await office.open()
-            batch = await office.batch()
-            first = await office.upload(batch, "a")
-            disabled = await office.disabled(hook)
-            later = await office.complete(await office.batch())
-            await office.followed(later)
-            office.skip(DAY)
+    async with open_office(database_url) as office, receiving(always(410)) as receiver:
+        hook = await office.hook(receiver.url)
+        await office.open()
+        batch = await office.batch()
+        first = await office.upload(batch, "a")
+        disabled = await office.disabled(hook)
+        later = await office.complete(await office.batch())
+        await office.followed(later)
+        office.skip(DAY)
 
-            assert (disabled.reason, disabled.by) == ("it answered 410 Gone", "orchestrator")
-            (webhook,) = (await office.webhooks.all(owner="acme")).items
-            assert (webhook.enabled, webhook.reason) == (False, "it answered 410 Gone")
-            assert receiver.positions == [first]
-            assert (await office.webhooks.standings([hook.id]))[hook.id].pending == 2
+        assert (disabled.reason, disabled.by) == ("it answered 410 Gone", "orchestrator")
+        (webhook,) = (await office.webhooks.all(owner="acme")).items
+        assert (webhook.enabled, webhook.reason) == (False, "it answered 410 Gone")
+        assert receiver.positions == [first]
+        assert (await office.webhooks.standings([hook.id]))[hook.id].pending == 2
 
-            receiver.answer = thanks
-            await office.enable(hook)
-            await office.ended(hook, first)
-            await office.ended(hook, later)
+        receiver.answer = thanks
+        await office.enable(hook)
+        await office.ended(hook, first)
+        await office.ended(hook, later)
 
-            assert sorted(receiver.positions) == [first, first, later]
-
-    play(database_url, story)
+        assert sorted(receiver.positions) == [first, first, later]
 
 
-def test_days_of_nothing_but_failures_disable_with_the_last_reason(database_url: str) -> None:
-    async def story(office: Office) -> None:
-        async with receiving(always(500)) as receiver:
-            hook = await office.hook(receiver.url)
-            await office.open()
-            position = await office.complete(await office.batch())
-            await office.tried(hook, position, 1)
-            office.skip(4.9 * DAY)
-            await office.tried(hook, position, 2)
-            assert (await office.log.webhook(hook.id)).enabled
-            office.skip(0.2 * DAY)
-            disabled = await office.disabled(hook)
+async def test_days_of_nothing_but_failures_disable_with_the_last_reason(database_url: str) -> None:
+    async with open_office(database_url) as office, receiving(always(500)) as receiver:
+        hook = await office.hook(receiver.url)
+        await office.open()
+        position = await office.complete(await office.batch())
+        await office.tried(hook, position, 1)
+        office.skip(4.9 * DAY)
+        await office.tried(hook, position, 2)
+        assert (await office.log.webhook(hook.id)).enabled
+        office.skip(0.2 * DAY)
+        disabled = await office.disabled(hook)
 
-            assert disabled.reason.startswith("nothing but failures since 20")
-            assert disabled.reason.endswith(": it answered 500")
-            assert len(receiver.requests) == 3
-
-    play(database_url, story)
+        assert disabled.reason.startswith("nothing but failures since 20")
+        assert disabled.reason.endswith(": it answered 500")
+        assert len(receiver.requests) == 3
 
 
-def test_one_success_ends_the_count_of_days(database_url: str) -> None:
-    async def story(office: Office) -> None:
-        async with receiving(always(500)) as receiver:
-            hook = await office.hook(receiver.url)
-            await office.open()
-            first = await office.complete(await office.batch())
-            await office.tried(hook, first, 1)
-            receiver.answer = thanks
-            office.skip(4 * DAY)
-            await office.ended(hook, first)
-            receiver.answer = always(500)
-            second = await office.complete(await office.batch())
-            await office.tried(hook, second, 1)
-            office.skip(4 * DAY)
-            await office.tried(hook, second, 2)
+async def test_one_success_ends_the_count_of_days(database_url: str) -> None:
+    async with open_office(database_url) as office, receiving(always(500)) as receiver:
+        hook = await office.hook(receiver.url)
+        await office.open()
+        first = await office.complete(await office.batch())
+        await office.tried(hook, first, 1)
+        receiver.answer = thanks
+        office.skip(4 * DAY)
+        await office.ended(hook, first)
+        receiver.answer = always(500)
+        second = await office.complete(await office.batch())
+        await office.tried(hook, second, 1)
+        office.skip(4 * DAY)
+        await office.tried(hook, second, 2)
 
-            assert (await office.log.webhook(hook.id)).enabled
-
-    play(database_url, story)
+        assert (await office.log.webhook(hook.id)).enabled
 
 
-def test_a_receiver_that_does_not_answer_has_few_requests_and_holds_up_nobody_else(
+async def test_a_receiver_that_does_not_answer_has_few_requests_and_holds_up_nobody_else(
     database_url: str,
 ) -> None:
-    async def story(office: Office) -> None:
+    async with open_office(database_url) as office:
         answering = asyncio.Event()
 
         async def hang(_: Request) -> web.Response:
@@ -201,13 +186,11 @@ def test_a_receiver_that_does_not_answer_has_few_requests_and_holds_up_nobody_el
             for position in positions:
                 await office.ended(slow, position)
 
-    play(database_url, story)
 
-
-def test_a_single_failure_is_tried_again_by_itself_and_takes_no_lanes_away(
+async def test_a_single_failure_is_tried_again_by_itself_and_takes_no_lanes_away(
     database_url: str,
 ) -> None:
-    async def story(office: Office) -> None:
+    async with open_office(database_url) as office:
         answering = asyncio.Event()
         refused: list[int] = []
 
@@ -231,11 +214,9 @@ def test_a_single_failure_is_tried_again_by_itself_and_takes_no_lanes_away(
             assert receiver.positions.count(refused[0]) == 2
             assert sorted(set(receiver.positions)) == positions
 
-    play(database_url, story)
 
-
-def test_a_receiver_that_is_too_slow_is_given_up_for_now(database_url: str) -> None:
-    async def story(office: Office) -> None:
+async def test_a_receiver_that_is_too_slow_is_given_up_for_now(database_url: str) -> None:
+    async with open_office(database_url) as office:
         office.timeout = 0.2
         never = asyncio.Event()
 
@@ -252,19 +233,15 @@ def test_a_receiver_that_is_too_slow_is_given_up_for_now(database_url: str) -> N
             assert tried.last is not None
             assert (tried.last.status, tried.last.error) == (None, "it did not answer within 0.2 s")
 
-    play(database_url, story)
 
-
-def test_nobody_there_is_a_failure_like_any_other(database_url: str) -> None:
-    async def story(office: Office) -> None:
+async def test_nobody_there_is_a_failure_like_any_other(database_url: str) -> None:
+    async with open_office(database_url) as office:
         hook = await office.hook("http://127.0.0.1:1/")
         await office.open()
         tried = await office.tried(hook, await office.complete(await office.batch()), 1)
 
         assert tried.last is not None
         assert tried.last.error.startswith("it cannot be reached: ")
-
-    play(database_url, story)
 
 
 @pytest.mark.parametrize(
@@ -275,41 +252,38 @@ def test_nobody_there_is_a_failure_like_any_other(database_url: str) -> None:
         (always(500, text="\0"), "it answered 500"),
     ],
 )
-def test_an_answer_is_not_followed_nor_kept_at_length(
+async def test_an_answer_is_not_followed_nor_kept_at_length(
     database_url: str, answer: object, error: str
 ) -> None:
-    async def story(office: Office) -> None:
-        async with receiving(answer) as receiver:  # type: ignore[arg-type]
-            hook = await office.hook(receiver.url)
-            await office.open()
-            tried = await office.tried(hook, await office.complete(await office.batch()), 1)
+    async with (
+        open_office(database_url) as office,
+        receiving(answer) as receiver,  # type: ignore[arg-type]
+    ):
+        hook = await office.hook(receiver.url)
+        await office.open()
+        tried = await office.tried(hook, await office.complete(await office.batch()), 1)
 
-            assert tried.last is not None
-            assert tried.last.error.startswith(error)
-            assert len(tried.last.excerpt) <= 500
-            assert len(receiver.requests) == 1
-
-    play(database_url, story)
+        assert tried.last is not None
+        assert tried.last.error.startswith(error)
+        assert len(tried.last.excerpt) <= 500
+        assert len(receiver.requests) == 1
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "①②⑦.⓪.⓪.①"])
-def test_nothing_leaves_for_a_private_address(database_url: str, host: str) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook = await office.hook(receiver.url.replace("127.0.0.1", host))
-            office.follow()
-            await office.deliver(private=False)
-            tried = await office.tried(hook, await office.complete(await office.batch()), 1)
+async def test_nothing_leaves_for_a_private_address(database_url: str, host: str) -> None:
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook = await office.hook(receiver.url.replace("127.0.0.1", host))
+        office.follow()
+        await office.deliver(private=False)
+        tried = await office.tried(hook, await office.complete(await office.batch()), 1)
 
-            assert tried.last is not None
-            assert "`allow_private_addresses` is off" in tried.last.error
-            assert receiver.requests == []
-
-    play(database_url, story)
+        assert tried.last is not None
+        assert "`allow_private_addresses` is off" in tried.last.error
+        assert receiver.requests == []
 
 
-def test_a_new_address_is_tried_at_once(database_url: str) -> None:
-    async def story(office: Office) -> None:
+async def test_a_new_address_is_tried_at_once(database_url: str) -> None:
+    async with open_office(database_url) as office:
         wait = {"Retry-After": "3600"}
         async with receiving(always(404, **wait)) as wrong, receiving() as right:
             hook = await office.hook(wrong.url)
@@ -321,51 +295,43 @@ def test_a_new_address_is_tried_at_once(database_url: str) -> None:
 
             assert (wrong.positions, right.positions) == ([position], [position])
 
-    play(database_url, story)
 
-
-def test_what_cannot_be_told_fails_by_itself_and_stays_visible(
+async def test_what_cannot_be_told_fails_by_itself_and_stays_visible(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def unreadable(*_: object) -> bytes:
         raise ValueError("position 7: no event has the topic 'x'")
 
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook = await office.hook(receiver.url)
-            monkeypatch.setattr(office.teller, "body", unreadable)
-            await office.open()
-            tried = await office.tried(hook, await office.complete(await office.batch()), 1)
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook = await office.hook(receiver.url)
+        monkeypatch.setattr(office.teller, "body", unreadable)
+        await office.open()
+        tried = await office.tried(hook, await office.complete(await office.batch()), 1)
 
-            assert tried.last is not None
-            assert tried.last.error == "it cannot be told: position 7: no event has the topic 'x'"
-            assert receiver.requests == []
-
-    play(database_url, story)
+        assert tried.last is not None
+        assert tried.last.error == "it cannot be told: position 7: no event has the topic 'x'"
+        assert receiver.requests == []
 
 
-def test_a_webhook_that_is_disabled_in_the_middle_of_a_turn_is_told_no_more(
+async def test_a_webhook_that_is_disabled_in_the_middle_of_a_turn_is_told_no_more(
     database_url: str,
 ) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook = await office.hook(receiver.url)
-            office.follow()
-            batch = await office.batch()
-            first, second = await office.upload(batch, "a"), await office.upload(batch, "b")
-            await office.followed(second)
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook = await office.hook(receiver.url)
+        office.follow()
+        batch = await office.batch()
+        first, second = await office.upload(batch, "a"), await office.upload(batch, "b")
+        await office.followed(second)
 
-            async def disable(_: Request) -> web.Response:
-                await office.disable(hook)
-                return web.Response()
+        async def disable(_: Request) -> web.Response:
+            await office.disable(hook)
+            return web.Response()
 
-            receiver.answer = disable
-            await office.deliver()
-            await office.ended(hook, first)
-            told = await office.test(hook)  # by the same deliverer, so it has looked again
+        receiver.answer = disable
+        await office.deliver()
+        await office.ended(hook, first)
+        told = await office.test(hook)  # by the same deliverer, so it has looked again
 
-            assert told.state == "delivered"
-            assert receiver.positions == [first, told.position]
-            assert (await office.webhooks.delivery(hook.id, second)).attempts == 0
-
-    play(database_url, story)
+        assert told.state == "delivered"
+        assert receiver.positions == [first, told.position]
+        assert (await office.webhooks.delivery(hook.id, second)).attempts == 0

@@ -14,10 +14,9 @@ from domain.webhook.aggregate import ROTATION
 from infrastructure.webhooks.outbox import MARGIN, PER_WEBHOOK, PostgresOutbox
 from infrastructure.webhooks.sweeping import sweep
 from tests.infrastructure.webhooks.office import (
-    Office,
     Request,
     always,
-    play,
+    open_office,
     receiving,
     thanks,
 )
@@ -45,10 +44,10 @@ DEFERRABLE INITIALLY {moment} FOR EACH ROW EXECUTE FUNCTION kill_the_follower()"
         ("webhooks.lanes", "DEFERRED"),  # while it commits
     ],
 )
-def test_a_follower_that_is_cut_off_neither_loses_nor_repeats_an_event(
+async def test_a_follower_that_is_cut_off_neither_loses_nor_repeats_an_event(
     database_url: str, table: str, moment: str
 ) -> None:
-    async def story(office: Office) -> None:
+    async with open_office(database_url) as office:
         await office.execute(KILLER.format(table=table, moment=moment))
         async with receiving() as receiver:
             hook = await office.hook(receiver.url)
@@ -60,39 +59,36 @@ def test_a_follower_that_is_cut_off_neither_loses_nor_repeats_an_event(
             assert receiver.positions == positions
             assert (await office.fetch("SELECT last_value FROM kills"))[0][0] >= 1
 
-    play(database_url, story)
 
-
-def test_several_followers_and_deliverers_tell_everything_once_and_in_order(
+async def test_several_followers_and_deliverers_tell_everything_once_and_in_order(
     database_url: str,
 ) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook = await office.hook(receiver.url)
-            first = office.follow()
-            office.follow()
-            for _ in range(3):
-                await office.deliver()
-            batches = [await office.batch() for _ in range(6)]
-            expected: dict[str, list[int]] = {str(batch): [] for batch in batches}
-            for round in range(8):
-                for batch in batches:
-                    expected[str(batch)].append(await office.upload(batch, str(round)))
-                if round == 3:
-                    await office.stop(first)
-            for positions in expected.values():
-                await office.ended(hook, positions[-1])
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook = await office.hook(receiver.url)
+        first = office.follow()
+        office.follow()
+        for _ in range(3):
+            await office.deliver()
+        batches = [await office.batch() for _ in range(6)]
+        expected: dict[str, list[int]] = {str(batch): [] for batch in batches}
+        for round in range(8):
+            for batch in batches:
+                expected[str(batch)].append(await office.upload(batch, str(round)))
+            if round == 3:
+                await office.stop(first)
+        for positions in expected.values():
+            await office.ended(hook, positions[-1])
 
-            heard: dict[str, list[int]] = {str(batch): [] for batch in batches}
-            for request in receiver.requests:
-                heard[request.json["data"]["upload"]["batch"]].append(request.position)
-            assert heard == expected
-
-    play(database_url, story)
+        heard: dict[str, list[int]] = {str(batch): [] for batch in batches}
+        for request in receiver.requests:
+            heard[request.json["data"]["upload"]["batch"]].append(request.position)
+        assert heard == expected
 
 
-def test_a_deliverer_that_is_killed_in_the_middle_leaves_nothing_untold(database_url: str) -> None:
-    async def story(office: Office) -> None:
+async def test_a_deliverer_that_is_killed_in_the_middle_leaves_nothing_untold(
+    database_url: str,
+) -> None:
+    async with open_office(database_url) as office:
         hanging = asyncio.Event()
 
         async def hang(_: Request) -> web.Response:
@@ -122,11 +118,9 @@ def test_a_deliverer_that_is_killed_in_the_middle_leaves_nothing_untold(database
             assert receiver.requests[0].id == receiver.requests[1].id
             assert receiver.requests[0].body == receiver.requests[1].body
 
-    play(database_url, story)
 
-
-def test_whoever_lost_the_lease_says_nothing_of_the_delivery(database_url: str) -> None:
-    async def story(office: Office) -> None:
+async def test_whoever_lost_the_lease_says_nothing_of_the_delivery(database_url: str) -> None:
+    async with open_office(database_url) as office:
         hook = await office.hook("https://example.com/")
         office.follow()
         position = await office.complete(await office.batch())
@@ -147,11 +141,9 @@ def test_whoever_lost_the_lease_says_nothing_of_the_delivery(database_url: str) 
         assert (await office.webhooks.delivery(hook.id, position)).state == "delivered"
         assert await settle(quick) is None
 
-    play(database_url, story)
 
-
-def test_a_deliverer_that_stops_hands_its_deliveries_over_at_once(database_url: str) -> None:
-    async def story(office: Office) -> None:
+async def test_a_deliverer_that_stops_hands_its_deliveries_over_at_once(database_url: str) -> None:
+    async with open_office(database_url) as office:
         hanging = asyncio.Event()
 
         async def hang(_: Request) -> web.Response:
@@ -172,174 +164,149 @@ def test_a_deliverer_that_stops_hands_its_deliveries_over_at_once(database_url: 
 
             assert receiver.positions == [position, position]
 
-    play(database_url, story)
+
+async def test_cutting_every_connection_loses_nothing(database_url: str) -> None:
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook = await office.hook(receiver.url)
+        await office.open()
+        batch = await office.batch()
+        positions = []
+        for n in range(12):
+            positions.append(await office.upload(batch, str(n)))
+            if n % 4 == 3:
+                await office.fetch(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND application_name IN"
+                    " ('uptrail-webhooks', 'uptrail-listener')"
+                )
+        await office.ended(hook, positions[-1])
+
+        assert receiver.positions == positions
 
 
-def test_cutting_every_connection_loses_nothing(database_url: str) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook = await office.hook(receiver.url)
-            await office.open()
-            batch = await office.batch()
-            positions = []
-            for n in range(12):
-                positions.append(await office.upload(batch, str(n)))
-                if n % 4 == 3:
-                    await office.fetch(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                        " WHERE datname = current_database() AND application_name IN"
-                        " ('uptrail-webhooks', 'uptrail-listener')"
-                    )
-            await office.ended(hook, positions[-1])
-
-            assert receiver.positions == positions
-
-    play(database_url, story)
-
-
-def test_during_a_rotation_old_and_new_secret_sign_and_then_the_new_one_alone(
+async def test_during_a_rotation_old_and_new_secret_sign_and_then_the_new_one_alone(
     database_url: str,
 ) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            old = await office.hook(receiver.url)
-            await office.open()
-            new = await office.rotate(old)
-            await office.ended(new, await office.complete(await office.batch()))
-            both = receiver.requests[-1]
-            assert both.verify(old.secret) == both.verify(new.secret)
-            assert len(both.headers["webhook-signature"].split()) == 2
+    async with open_office(database_url) as office, receiving() as receiver:
+        old = await office.hook(receiver.url)
+        await office.open()
+        new = await office.rotate(old)
+        await office.ended(new, await office.complete(await office.batch()))
+        both = receiver.requests[-1]
+        assert both.verify(old.secret) == both.verify(new.secret)
+        assert len(both.headers["webhook-signature"].split()) == 2
 
-            office.skip(ROTATION.total_seconds())
-            await office.ended(new, await office.complete(await office.batch()))
-            alone = receiver.requests[-1]
+        office.skip(ROTATION.total_seconds())
+        await office.ended(new, await office.complete(await office.batch()))
+        alone = receiver.requests[-1]
 
-            assert alone.signed_with(new.secret)
-            assert not alone.signed_with(old.secret)
-
-    play(database_url, story)
+        assert alone.signed_with(new.secret)
+        assert not alone.signed_with(old.secret)
 
 
-def test_one_or_all_that_failed_since_are_told_again_before_what_came_later(
+async def test_one_or_all_that_failed_since_are_told_again_before_what_came_later(
     database_url: str,
 ) -> None:
-    async def story(office: Office) -> None:
-        async with receiving(always(410)) as receiver:
-            hook = await office.hook(receiver.url)
-            await office.open()
-            batch = await office.batch()
-            positions = [await office.upload(batch, str(n)) for n in range(4)]
-            await office.followed(positions[-1])
-            await office.disabled(hook)
-            since = office.clock()
-            # Given up, as after days of trying.
-            await office.execute(
-                "UPDATE webhooks.deliveries SET state = 'failed', ended_at = now()"
-            )
-            assert await office.webhooks.redeliver_failed(hook.id, office.clock(), at=since) == 0
-            await office.webhooks.redeliver(hook.id, positions[2], at=since)
-            receiver.answer = thanks
-            await office.enable(hook)
-            await office.ended(hook, positions[2])
-            assert receiver.positions[1:] == [positions[2]]
+    async with open_office(database_url) as office, receiving(always(410)) as receiver:
+        hook = await office.hook(receiver.url)
+        await office.open()
+        batch = await office.batch()
+        positions = [await office.upload(batch, str(n)) for n in range(4)]
+        await office.followed(positions[-1])
+        await office.disabled(hook)
+        since = office.clock()
+        # Given up, as after days of trying.
+        await office.execute("UPDATE webhooks.deliveries SET state = 'failed', ended_at = now()")
+        assert await office.webhooks.redeliver_failed(hook.id, office.clock(), at=since) == 0
+        await office.webhooks.redeliver(hook.id, positions[2], at=since)
+        receiver.answer = thanks
+        await office.enable(hook)
+        await office.ended(hook, positions[2])
+        assert receiver.positions[1:] == [positions[2]]
 
-            again = await office.webhooks.redeliver_failed(
-                hook.id, since.replace(year=2000), at=office.clock()
-            )
-            office.bell.set()
-            await office.ended(hook, positions[3])
+        again = await office.webhooks.redeliver_failed(
+            hook.id, since.replace(year=2000), at=office.clock()
+        )
+        office.bell.set()
+        await office.ended(hook, positions[3])
 
-            assert again == 3
-            assert receiver.positions[2:] == [positions[0], positions[1], positions[3]]
-            one = await office.webhooks.redeliver(hook.id, positions[0], at=office.clock())
-            assert one.state == "pending"
-
-    play(database_url, story)
+        assert again == 3
+        assert receiver.positions[2:] == [positions[0], positions[1], positions[3]]
+        one = await office.webhooks.redeliver(hook.id, positions[0], at=office.clock())
+        assert one.state == "pending"
 
 
-def test_no_more_wait_for_a_webhook_than_are_allowed_and_what_is_missed_is_told(
+async def test_no_more_wait_for_a_webhook_than_are_allowed_and_what_is_missed_is_told(
     database_url: str,
 ) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook = await office.hook(receiver.url)
-            office.follow(most=5)
-            batch = await office.batch()
-            positions = [await office.upload(batch, str(n)) for n in range(8)]
-            await office.followed(positions[-1])
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook = await office.hook(receiver.url)
+        office.follow(most=5)
+        batch = await office.batch()
+        positions = [await office.upload(batch, str(n)) for n in range(8)]
+        await office.followed(positions[-1])
 
-            standing = (await office.webhooks.standings([hook.id]))[hook.id]
-            assert (standing.pending, standing.missed) == (5, 3)
-            assert standing.missed_after == positions[5] - 1
-            await office.deliver()
-            await office.ended(hook, positions[4])
-            later = await office.complete(batch)
-            await office.ended(hook, later)
-            assert receiver.positions == [*positions[:5], later]
-
-    play(database_url, story)
+        standing = (await office.webhooks.standings([hook.id]))[hook.id]
+        assert (standing.pending, standing.missed) == (5, 3)
+        assert standing.missed_after == positions[5] - 1
+        await office.deliver()
+        await office.ended(hook, positions[4])
+        later = await office.complete(batch)
+        await office.ended(hook, later)
+        assert receiver.positions == [*positions[:5], later]
 
 
-def test_of_a_webhook_that_was_removed_nothing_is_left_to_tell(database_url: str) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook, other = await office.hook(receiver.url), await office.hook(receiver.url)
-            office.follow()
-            await office.followed(await office.complete(await office.batch()))
-            await office.remove(hook)
-            last = await office.complete(await office.batch())
-            await office.deliver()
-            await office.ended(other, last)
+async def test_of_a_webhook_that_was_removed_nothing_is_left_to_tell(database_url: str) -> None:
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook, other = await office.hook(receiver.url), await office.hook(receiver.url)
+        office.follow()
+        await office.followed(await office.complete(await office.batch()))
+        await office.remove(hook)
+        last = await office.complete(await office.batch())
+        await office.deliver()
+        await office.ended(other, last)
 
-            assert len(receiver.requests) == 2
-            for table in ("endpoints", "secrets", "deliveries", "lanes"):
-                rows = await office.fetch(f"SELECT DISTINCT * FROM webhooks.{table}")
-                assert hook.id not in [value for row in rows for value in row], table
-
-    play(database_url, story)
+        assert len(receiver.requests) == 2
+        for table in ("endpoints", "secrets", "deliveries", "lanes"):
+            rows = await office.fetch(f"SELECT DISTINCT * FROM webhooks.{table}")
+            assert hook.id not in [value for row in rows for value in row], table
 
 
-def test_old_deliveries_and_secrets_that_sign_no_more_are_not_kept(database_url: str) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook = await office.hook(receiver.url)
-            await office.open()
-            await office.rotate(hook)
-            await office.webhooks.make_secret(hook.id)  # for a command that never came
-            old = await office.complete(await office.batch())
-            await office.ended(hook, old)
-            moment = office.clock()
-            new = await office.complete(await office.batch())
-            await office.ended(hook, new)
-            await office.execute("UPDATE webhooks.secrets SET made_at = now() - interval '2 days'")
+async def test_old_deliveries_and_secrets_that_sign_no_more_are_not_kept(database_url: str) -> None:
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook = await office.hook(receiver.url)
+        await office.open()
+        await office.rotate(hook)
+        await office.webhooks.make_secret(hook.id)  # for a command that never came
+        old = await office.complete(await office.batch())
+        await office.ended(hook, old)
+        moment = office.clock()
+        new = await office.complete(await office.batch())
+        await office.ended(hook, new)
+        await office.execute("UPDATE webhooks.secrets SET made_at = now() - interval '2 days'")
 
-            assert await sweep(office.pool, moment) == 1
-            left = await office.webhooks.deliveries(hook.id)
-            assert [delivery.position for delivery in left] == [new]
-            assert (await office.fetch("SELECT count(*) FROM webhooks.secrets")) == [(2,)]
-
-    play(database_url, story)
+        assert await sweep(office.pool, moment) == 1
+        left = await office.webhooks.deliveries(hook.id)
+        assert [delivery.position for delivery in left] == [new]
+        assert (await office.fetch("SELECT count(*) FROM webhooks.secrets")) == [(2,)]
 
 
-def test_ten_thousand_ends_at_once_are_queued_and_told_in_bounded_memory(
+async def test_ten_thousand_ends_at_once_are_queued_and_told_in_bounded_memory(
     database_url: str,
 ) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook = await office.hook(receiver.url, "upload.completed")
-            for _ in range(10):
-                last = await office.many_uploads(await office.batch(), 1000)
-            tracemalloc.start()
-            office.follow()
-            await office.followed(last)
-            await office.deliver()
-            await eventually(lambda: len(receiver.requests) >= 40)
-            _, most = tracemalloc.get_traced_memory()
-            tracemalloc.stop()
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook = await office.hook(receiver.url, "upload.completed")
+        for _ in range(10):
+            last = await office.many_uploads(await office.batch(), 1000)
+        tracemalloc.start()
+        office.follow()
+        await office.followed(last)
+        await office.deliver()
+        await eventually(lambda: len(receiver.requests) >= 40)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
 
-            waiting = (await office.webhooks.standings([hook.id]))[hook.id].pending
-            assert 10_000 - len(receiver.requests) <= waiting < 10_000
-            assert receiver.most_at_once <= PER_WEBHOOK
-            assert most < 32 * 2**20, f"{most} bytes"
-
-    play(database_url, story)
+        waiting = (await office.webhooks.standings([hook.id]))[hook.id].pending
+        assert 10_000 - len(receiver.requests) <= waiting < 10_000
+        assert receiver.most_at_once <= PER_WEBHOOK
+        assert most < 32 * 2**20, f"{most} bytes"

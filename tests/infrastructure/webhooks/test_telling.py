@@ -13,169 +13,150 @@ from domain.ids import part_id_for, upload_id_for
 from domain.upload.events import RetryRequested, UploadCompleted
 from infrastructure.outbound.signing import new_secret
 from infrastructure.read_model.projector import catch_up
-from tests.infrastructure.webhooks.office import Office, play, receiving
+from tests.infrastructure.webhooks.office import open_office, receiving
 from tests.stories import ALICE, NOON, registered
 from tests.support import eventually
 
 
-def test_ends_are_told_in_their_order_by_signed_requests(database_url: str) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook = await office.hook(receiver.url)
-            await office.open()
-            batch = await office.batch(label="photos", metadata={"album": "2026"})
-            positions = [await office.upload(batch, f"{n}.jpg") for n in range(3)]
-            positions.append(await office.complete(batch))
+async def test_ends_are_told_in_their_order_by_signed_requests(database_url: str) -> None:
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook = await office.hook(receiver.url)
+        await office.open()
+        batch = await office.batch(label="photos", metadata={"album": "2026"})
+        positions = [await office.upload(batch, f"{n}.jpg") for n in range(3)]
+        positions.append(await office.complete(batch))
 
-            await office.ended(hook, positions[-1])
+        await office.ended(hook, positions[-1])
 
-            assert receiver.positions == positions
-            told = [request.verify(hook.secret) for request in receiver.requests]
-            assert [message["type"] for message in told] == ["upload.completed"] * 3 + [
-                "batch.completed"
-            ]
-            assert len({request.id for request in receiver.requests}) == 4
-            with pytest.raises(WebhookVerificationError):
-                receiver.requests[0].verify(new_secret())
-
-    play(database_url, story)
+        assert receiver.positions == positions
+        told = [request.verify(hook.secret) for request in receiver.requests]
+        assert [message["type"] for message in told] == ["upload.completed"] * 3 + [
+            "batch.completed"
+        ]
+        assert len({request.id for request in receiver.requests}) == 4
+        with pytest.raises(WebhookVerificationError):
+            receiver.requests[0].verify(new_secret())
 
 
-def test_a_message_shows_what_it_is_about_as_it_stood_right_after_the_event(
+async def test_a_message_shows_what_it_is_about_as_it_stood_right_after_the_event(
     database_url: str,
 ) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook = await office.hook(receiver.url)
-            batch = await office.batch(label="photos")
-            await office.upload(batch, "a.jpg")
-            position = await office.complete(batch)
-            # Both go on before anybody is told.
-            upload = upload_id_for(batch, "a.jpg", b"")
-            await office.record(upload, RetryRequested(at=NOON, by=ALICE), after=None)
-            await office.record(batch, BatchReopened(at=NOON, by=ALICE, reason="again"), after=None)
-            await office.open()
-            await office.ended(hook, position)
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook = await office.hook(receiver.url)
+        batch = await office.batch(label="photos")
+        await office.upload(batch, "a.jpg")
+        position = await office.complete(batch)
+        # Both go on before anybody is told.
+        upload = upload_id_for(batch, "a.jpg", b"")
+        await office.record(upload, RetryRequested(at=NOON, by=ALICE), after=None)
+        await office.record(batch, BatchReopened(at=NOON, by=ALICE, reason="again"), after=None)
+        await office.open()
+        await office.ended(hook, position)
 
-            first, second = (request.json for request in receiver.requests)
-            assert set(first) == set(second) == {"type", "timestamp", "data"}
-            told = first["data"]["upload"]
-            assert (told["path"], told["state"], told["size"]) == ("a.jpg", "completed", 100)
-            assert (told["batch"], told["position"]) == (str(batch), first["data"]["position"])
-            assert "blob" not in json.dumps(first)
-            links = first["data"]["links"]
-            assert links["upload"] == f"https://up.example/v1/uploads/{upload}"
-            assert links["report"] == f"https://up.example/v1/batches/{batch}/report.json"
+        first, second = (request.json for request in receiver.requests)
+        assert set(first) == set(second) == {"type", "timestamp", "data"}
+        told = first["data"]["upload"]
+        assert (told["path"], told["state"], told["size"]) == ("a.jpg", "completed", 100)
+        assert (told["batch"], told["position"]) == (str(batch), first["data"]["position"])
+        assert "blob" not in json.dumps(first)
+        links = first["data"]["links"]
+        assert links["upload"] == f"https://up.example/v1/uploads/{upload}"
+        assert links["report"] == f"https://up.example/v1/batches/{batch}/report.json"
 
-            shown, event = second["data"]["batch"], second["data"]["event"]
-            assert (shown["outcome"], shown["counts"]) == ("succeeded", {"completed": 1})
-            assert (shown["label"], shown["position"]) == ("photos", position)
-            assert (event["outcome"], event["duration"]) == ("succeeded", 1.5)
-            assert event["by"] == "orchestrator"
-
-    play(database_url, story)
+        shown, event = second["data"]["batch"], second["data"]["event"]
+        assert (shown["outcome"], shown["counts"]) == ("succeeded", {"completed": 1})
+        assert (shown["label"], shown["position"]) == ("photos", position)
+        assert (event["outcome"], event["duration"]) == ("succeeded", 1.5)
+        assert event["by"] == "orchestrator"
 
 
-def test_a_body_is_the_same_from_the_read_model_and_from_the_log(database_url: str) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook = await office.hook(receiver.url)
-            office.follow()
-            batch = await office.batch()
-            await office.upload(batch, "a.jpg")
-            await office.followed(await office.complete(batch))
-            deliveries = await office.webhooks.deliveries(hook.id)
+async def test_a_body_is_the_same_from_the_read_model_and_from_the_log(database_url: str) -> None:
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook = await office.hook(receiver.url)
+        office.follow()
+        batch = await office.batch()
+        await office.upload(batch, "a.jpg")
+        await office.followed(await office.complete(batch))
+        deliveries = await office.webhooks.deliveries(hook.id)
 
-            folded = [await office.teller.body(delivery) for delivery in deliveries]
-            await catch_up(office.url, office.log)
-            read = [await office.teller.body(delivery) for delivery in deliveries]
+        folded = [await office.teller.body(delivery) for delivery in deliveries]
+        await catch_up(office.url, office.log)
+        read = [await office.teller.body(delivery) for delivery in deliveries]
 
-            assert [json.loads(body) for body in folded] == [json.loads(body) for body in read]
-            assert len(folded) == 2
-
-    play(database_url, story)
+        assert [json.loads(body) for body in folded] == [json.loads(body) for body in read]
+        assert len(folded) == 2
 
 
-def test_a_webhook_is_told_what_it_chose_of_its_own_owner_and_nothing_from_before(
+async def test_a_webhook_is_told_what_it_chose_of_its_own_owner_and_nothing_from_before(
     database_url: str,
 ) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            await office.complete(await office.batch())  # before there was a webhook
-            everything = await office.hook(f"{receiver.url}/all")
-            await office.hook(f"{receiver.url}/batches", "batch.started", "batch.completed")
-            await office.hook(f"{receiver.url}/photos", label="photos")
-            await office.hook(f"{receiver.url}/asked", on_request=True)
-            await office.hook(f"{receiver.url}/others", owner="globex")
-            await office.open()
-            plain = await office.batch(label="films")
-            asked = await office.batch(label="photos", notify=f"{receiver.url}/asked")
-            await office.upload(plain, "a")
-            await office.complete(plain)
-            last = await office.complete(asked)
+    async with open_office(database_url) as office, receiving() as receiver:
+        await office.complete(await office.batch())  # before there was a webhook
+        everything = await office.hook(f"{receiver.url}/all")
+        await office.hook(f"{receiver.url}/batches", "batch.started", "batch.completed")
+        await office.hook(f"{receiver.url}/photos", label="photos")
+        await office.hook(f"{receiver.url}/asked", on_request=True)
+        await office.hook(f"{receiver.url}/others", owner="globex")
+        await office.open()
+        plain = await office.batch(label="films")
+        asked = await office.batch(label="photos", notify=f"{receiver.url}/asked")
+        await office.upload(plain, "a")
+        await office.complete(plain)
+        last = await office.complete(asked)
 
-            await office.ended(everything, last)
+        await office.ended(everything, last)
 
-            async def told() -> bool:
-                return (
-                    await office.fetch("SELECT FROM webhooks.deliveries WHERE state = 'pending'")
-                    == []
-                )
+        async def told() -> bool:
+            return (
+                await office.fetch("SELECT FROM webhooks.deliveries WHERE state = 'pending'") == []
+            )
 
-            await eventually(told)
-            heard: dict[str, list[str]] = {}
-            for request in receiver.requests:
-                name = request.path.removeprefix("/hook/")
-                heard.setdefault(name, []).append(request.json["type"])
-            assert {name: sorted(types) for name, types in heard.items()} == {
-                "all": ["batch.completed", "batch.completed", "upload.completed"],
-                "batches": ["batch.completed"] * 2 + ["batch.started"] * 2,
-                "photos": ["batch.completed"],
-                "asked": ["batch.completed"],
-            }
-
-    play(database_url, story)
+        await eventually(told)
+        heard: dict[str, list[str]] = {}
+        for request in receiver.requests:
+            name = request.path.removeprefix("/hook/")
+            heard.setdefault(name, []).append(request.json["type"])
+        assert {name: sorted(types) for name, types in heard.items()} == {
+            "all": ["batch.completed", "batch.completed", "upload.completed"],
+            "batches": ["batch.completed"] * 2 + ["batch.started"] * 2,
+            "photos": ["batch.completed"],
+            "asked": ["batch.completed"],
+        }
 
 
-def test_nobody_is_told_of_the_parts_of_an_upload(database_url: str) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook = await office.hook(receiver.url)
-            await office.open()
-            batch = await office.batch()
-            part = part_id_for(batch)
-            done = UploadCompleted(at=NOON, by=ALICE)
-            await office.record(part, registered(batch=batch), done)
-            last = await office.complete(batch)
+async def test_nobody_is_told_of_the_parts_of_an_upload(database_url: str) -> None:
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook = await office.hook(receiver.url)
+        await office.open()
+        batch = await office.batch()
+        part = part_id_for(batch)
+        done = UploadCompleted(at=NOON, by=ALICE)
+        await office.record(part, registered(batch=batch), done)
+        last = await office.complete(batch)
 
-            await office.ended(hook, last)
+        await office.ended(hook, last)
 
-            assert receiver.positions == [last]
-
-    play(database_url, story)
+        assert receiver.positions == [last]
 
 
-def test_a_test_is_told_once_also_while_the_webhook_is_disabled(database_url: str) -> None:
-    async def story(office: Office) -> None:
-        async with receiving() as receiver:
-            hook = await office.hook(receiver.url)
-            await office.open()
+async def test_a_test_is_told_once_also_while_the_webhook_is_disabled(database_url: str) -> None:
+    async with open_office(database_url) as office, receiving() as receiver:
+        hook = await office.hook(receiver.url)
+        await office.open()
 
-            delivery = await office.test(hook)
+        delivery = await office.test(hook)
 
-            assert delivery.last is not None
-            assert (delivery.state, delivery.last.status) == ("delivered", 204)
-            (request,) = receiver.requests
-            message = request.verify(hook.secret)
-            assert message["type"] == "webhook.test_requested"
-            assert message["data"]["webhook"] == str(hook.id)
-            assert message["data"]["event"]["by"] == ALICE
-
-    play(database_url, story)
+        assert delivery.last is not None
+        assert (delivery.state, delivery.last.status) == ("delivered", 204)
+        (request,) = receiver.requests
+        message = request.verify(hook.secret)
+        assert message["type"] == "webhook.test_requested"
+        assert message["data"]["webhook"] == str(hook.id)
+        assert message["data"]["event"]["by"] == ALICE
 
 
-def test_the_secret_is_in_no_event_and_in_no_text_of_ours(database_url: str) -> None:
-    async def story(office: Office) -> None:
+async def test_the_secret_is_in_no_event_and_in_no_text_of_ours(database_url: str) -> None:
+    async with open_office(database_url) as office:
         hook = await office.hook("https://example.com/")
         secret = await office.webhooks.make_secret(hook.id)
         (added,) = await office.events(hook)
@@ -185,5 +166,3 @@ def test_the_secret_is_in_no_event_and_in_no_text_of_ours(database_url: str) -> 
         found = await office.fetch("SELECT state FROM stored_events")
         assert not [state for (state,) in found if bare in state]
         assert secret.text not in repr(secret)
-
-    play(database_url, story)

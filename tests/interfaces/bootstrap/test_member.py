@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -15,57 +14,46 @@ from interfaces.bootstrap import member as module
 from interfaces.bootstrap.member import Died, Member, Order, read_order
 from interfaces.bootstrap.role import ALL_ROLES, Role
 from interfaces.bootstrap.supervision import NeverUp
-from tests.support import run
-
-Story = Callable[[Member], Awaitable[None]]
 
 
-def play(script: str, folder: Path, patch: pytest.MonkeyPatch, story: Story) -> None:
-    """A story about a process that runs this script instead of a server."""
+def member_running(script: str, folder: Path, patch: pytest.MonkeyPatch) -> Member:
+    """A member whose process runs this script instead of a server."""
     patch.setattr(module, "COMMAND", (sys.executable, "-c", script))
-
-    async def playing() -> None:
-        order = Order("work", Settings(data_dir=folder), (Role.WORKER,))
-        await story(Member(order, folder, None))
-
-    run(playing())
+    return Member(Order("work", Settings(data_dir=folder), (Role.WORKER,)), folder, None)
 
 
-def test_one_that_ends_before_it_is_up_is_hopeless(
+async def test_one_that_ends_before_it_is_up_is_hopeless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def story(member: Member) -> None:
-        with pytest.raises(NeverUp, match=r"work did not come up: process \d+ ended with exit"):
+    member = member_running("raise SystemExit(3)", tmp_path, monkeypatch)
+
+    with pytest.raises(NeverUp, match=r"work did not come up: process \d+ ended with exit"):
+        await member.live()
+
+
+async def test_one_that_was_up_and_ends_has_died_and_may_live_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = member_running("print('up', flush=True)", tmp_path, monkeypatch)
+
+    for _ in range(2):
+        with pytest.raises(Died, match="ended with exit code 0"):
             await member.live()
-
-    play("raise SystemExit(3)", tmp_path, monkeypatch, story)
-
-
-def test_one_that_was_up_and_ends_has_died_and_may_live_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def story(member: Member) -> None:
-        for _ in range(2):
-            with pytest.raises(Died, match="ended with exit code 0"):
-                await member.live()
-            assert member.up.is_set()
-
-    play("print('up', flush=True)", tmp_path, monkeypatch, story)
+        assert member.up.is_set()
 
 
-def test_one_that_gives_no_sign_of_life_is_killed(
+async def test_one_that_gives_no_sign_of_life_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SILENT", 0.05)
 
-    async def story(member: Member) -> None:
-        with pytest.raises(Died, match="ended with signal 9"):
-            await member.live()
+    member = member_running("print('up', flush=True); input(); input()", tmp_path, monkeypatch)
 
-    play("print('up', flush=True); input(); input()", tmp_path, monkeypatch, story)
+    with pytest.raises(Died, match="ended with signal 9"):
+        await member.live()
 
 
-def test_one_that_gives_signs_of_life_is_left_alone_until_it_is_told_to_stop(
+async def test_one_that_gives_signs_of_life_is_left_alone_until_it_is_told_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SILENT", 5.0)
@@ -82,16 +70,15 @@ while True:
     time.sleep(0.05)
 """
 
-    async def story(member: Member) -> None:
-        living = asyncio.create_task(member.live())
-        await member.up.wait()
+    member = member_running(script, tmp_path, monkeypatch)
 
-        await end(living)
+    living = asyncio.create_task(member.live())
+    await member.up.wait()
 
-        assert living.cancelled()
-        assert ended.exists()
+    await end(living)
 
-    play(script, tmp_path, monkeypatch, story)
+    assert living.cancelled()
+    assert ended.exists()
 
 
 def test_an_order_arrives_as_it_was_given(tmp_path: Path) -> None:

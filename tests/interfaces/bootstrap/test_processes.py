@@ -22,7 +22,7 @@ from tests.conftest import Databases
 from tests.interfaces.bootstrap.test_serving import process, wait_for
 from tests.interfaces.feed.viewer import Viewer
 from tests.interfaces.uploads.server import BYTES, TUS
-from tests.support import eventually, run, with_database
+from tests.support import eventually, with_database
 
 PATIENCE = 120.0  # seconds
 
@@ -137,23 +137,19 @@ def test_a_file_goes_all_the_way_through(crew: Crew, tmp_path: Path) -> None:
     assert sent.returncode == 0, sent.stdout + sent.stderr
 
 
-def test_numbers_of_both_are_added_up_whichever_is_asked(crew: Crew) -> None:
-    async def story() -> None:
-        async with connections_to_both(crew) as (one, other):
-            for session, _ in (one, other):
-                for _ in range(3):
-                    (await session.get(f"{crew.url}/v1/keys")).release()
-            texts = [
-                await (await session.get(f"{crew.url}/metrics")).text()
-                for session, _ in (one, other)
-            ]
+async def test_numbers_of_both_are_added_up_whichever_is_asked(crew: Crew) -> None:
+    async with connections_to_both(crew) as (one, other):
+        for session, _ in (one, other):
+            for _ in range(3):
+                (await session.get(f"{crew.url}/v1/keys")).release()
+        texts = [
+            await (await session.get(f"{crew.url}/metrics")).text() for session, _ in (one, other)
+        ]
 
-        counted = 'uptrail_http_requests_total{method="GET",route="/v1/keys",status="200"} 6.0'
-        assert all(counted in text for text in texts), texts
-        assert all("uptrail_http_requests_under_way 1.0" in text for text in texts)
-        assert all(text.count("\nuptrail_log_head ") == 1 for text in texts)
-
-    run(story())
+    counted = 'uptrail_http_requests_total{method="GET",route="/v1/keys",status="200"} 6.0'
+    assert all(counted in text for text in texts), texts
+    assert all("uptrail_http_requests_under_way 1.0" in text for text in texts)
+    assert all(text.count("\nuptrail_log_head ") == 1 for text in texts)
 
 
 async def text(session: aiohttp.ClientSession, url: str) -> str:
@@ -163,86 +159,74 @@ async def text(session: aiohttp.ClientSession, url: str) -> str:
         return await answer.text()
 
 
-def test_a_browser_is_signed_in_with_both(crew: Crew) -> None:
+async def test_a_browser_is_signed_in_with_both(crew: Crew) -> None:
     wait_for(lambda: "sign in" in crew.told, "it does not tell")
 
-    async def story() -> None:
-        code = re.search(r"/login\?code=\S+", crew.told)
-        assert code is not None
+    code = re.search(r"/login\?code=\S+", crew.told)
+    assert code is not None
+    async with (
+        aiohttp.ClientSession() as browser,
+        browser.get(crew.url + code[0], allow_redirects=False) as answer,
+    ):
+        assert answer.status == 303
+        cookie = answer.headers["Set-Cookie"].partition(";")[0]
+    signed_in = {"Cookie": cookie}
+    async with connections_to_both(crew, "/v1/batches", signed_in) as both:
+        assert [answer.status for _, answer in both] == [200, 200]
+
+
+async def test_a_change_reaches_the_watchers_of_both(crew: Crew) -> None:
+    async with AsyncExitStack() as stack, connections_to_both(crew) as both:
+        viewers = []
+        for session, _ in both:
+            socket = await stack.enter_async_context(session.ws_connect(f"{crew.url}/v1/feed"))
+            viewers.append(Viewer(socket))
+            await viewers[-1].subscribe()
+            await viewers[-1].until_frame("snapshot")
         async with (
-            aiohttp.ClientSession() as browser,
-            browser.get(crew.url + code[0], allow_redirects=False) as answer,
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {crew.key}"}) as client,
+            client.post(f"{crew.url}/v1/batches", json={"label": "seen"}) as answer,
         ):
-            assert answer.status == 303
-            cookie = answer.headers["Set-Cookie"].partition(";")[0]
-        signed_in = {"Cookie": cookie}
-        async with connections_to_both(crew, "/v1/batches", signed_in) as both:
-            assert [answer.status for _, answer in both] == [200, 200]
-
-    run(story())
+            id = (await answer.json())["id"]
+        for viewer in viewers:
+            await viewer.until(lambda v: id in map(str, v.rows["batches"]))
 
 
-def test_a_change_reaches_the_watchers_of_both(crew: Crew) -> None:
-    async def story() -> None:
-        async with AsyncExitStack() as stack, connections_to_both(crew) as both:
-            viewers = []
-            for session, _ in both:
-                socket = await stack.enter_async_context(session.ws_connect(f"{crew.url}/v1/feed"))
-                viewers.append(Viewer(socket))
-                await viewers[-1].subscribe()
-                await viewers[-1].until_frame("snapshot")
-            async with (
-                aiohttp.ClientSession(headers={"Authorization": f"Bearer {crew.key}"}) as client,
-                client.post(f"{crew.url}/v1/batches", json={"label": "seen"}) as answer,
-            ):
-                id = (await answer.json())["id"]
-            for viewer in viewers:
-                await viewer.until(lambda v: id in map(str, v.rows["batches"]))
-
-    run(story())
+async def test_location_is_below_the_host_of_the_request_in_every_process(crew: Crew) -> None:
+    async with connections_to_both(crew) as both:
+        for client, _ in both:
+            named = {**TUS, "Upload-Length": "9", "Host": "up.example"}
+            async with client.post(f"{crew.url}/v1/uploads", headers=named) as created:
+                assert created.headers["Location"].startswith("http://up.example/v1/uploads/")
 
 
-def test_location_is_below_the_host_of_the_request_in_every_process(crew: Crew) -> None:
-    async def story() -> None:
-        async with connections_to_both(crew) as both:
-            for client, _ in both:
-                named = {**TUS, "Upload-Length": "9", "Host": "up.example"}
-                async with client.post(f"{crew.url}/v1/uploads", headers=named) as created:
-                    assert created.headers["Location"].startswith("http://up.example/v1/uploads/")
+async def test_the_newest_request_wins_when_it_lands_on_the_other_process(crew: Crew) -> None:
+    async with connections_to_both(crew) as ((here, _), (there, _)):
+        named = {**TUS, "Upload-Length": "9"}
+        async with here.post(f"{crew.url}/v1/uploads", headers=named) as created:
+            location = created.headers["Location"]
+        silence, sent = asyncio.Event(), asyncio.Event()
 
-    run(story())
+        async def body() -> AsyncIterator[bytes]:
+            yield b"stuck"
+            sent.set()
+            await silence.wait()
 
+        async def patch() -> int:
+            said = {**BYTES, "Upload-Offset": "0"}
+            async with here.patch(location, headers=said, data=body()) as answer:
+                return answer.status
 
-def test_the_newest_request_wins_when_it_lands_on_the_other_process(crew: Crew) -> None:
-    async def story() -> None:
-        async with connections_to_both(crew) as ((here, _), (there, _)):
-            named = {**TUS, "Upload-Length": "9"}
-            async with here.post(f"{crew.url}/v1/uploads", headers=named) as created:
-                location = created.headers["Location"]
-            silence, sent = asyncio.Event(), asyncio.Event()
-
-            async def body() -> AsyncIterator[bytes]:
-                yield b"stuck"
-                sent.set()
-                await silence.wait()
-
-            async def patch() -> int:
-                said = {**BYTES, "Upload-Offset": "0"}
-                async with here.patch(location, headers=said, data=body()) as answer:
-                    return answer.status
-
-            stuck = asyncio.create_task(patch())
-            await sent.wait()
-            stored = f"uploads_{location.rpartition('/')[2]}"
-            await eventually(
-                lambda: [file.stat().st_size for file in crew.data_dir.rglob(stored)] == [5]
-            )
-            async with there.head(location, headers=TUS) as answer:
-                assert answer.headers["Upload-Offset"] == "5"
-            assert await stuck == 423
-            silence.set()
-
-    run(story())
+        stuck = asyncio.create_task(patch())
+        await sent.wait()
+        stored = f"uploads_{location.rpartition('/')[2]}"
+        await eventually(
+            lambda: [file.stat().st_size for file in crew.data_dir.rglob(stored)] == [5]
+        )
+        async with there.head(location, headers=TUS) as answer:
+            assert answer.headers["Upload-Offset"] == "5"
+        assert await stuck == 423
+        silence.set()
 
 
 def test_an_address_that_other_processes_share_is_taken(crew: Crew, settings: Settings) -> None:
@@ -255,24 +239,21 @@ def test_an_address_that_other_processes_share_is_taken(crew: Crew, settings: Se
     assert "cannot listen on 127.0.0.1" in ended.stderr
 
 
-def test_one_that_dies_is_started_again_and_told_of_while_the_other_answers(crew: Crew) -> None:
+async def test_one_that_dies_is_started_again_and_told_of_while_the_other_answers(
+    crew: Crew,
+) -> None:
     one, other = crew.answering
 
     one.kill()
 
-    async def story() -> None:
-        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {crew.key}"}) as client:
-            for _ in range(20):
-                async with client.get(
-                    f"{crew.url}/v1/batches", headers={"Connection": "close"}
-                ) as a:
-                    assert a.status == 200
-            await eventually(lambda: len(crew.answering) == 2, PATIENCE)
-            async with connections_to_both(crew):
-                measured = await text(client, f"{crew.url}/metrics")
-                assert "uptrail_http_requests_under_way 1.0" in measured
-
-    run(story())
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {crew.key}"}) as client:
+        for _ in range(20):
+            async with client.get(f"{crew.url}/v1/batches", headers={"Connection": "close"}) as a:
+                assert a.status == 200
+        await eventually(lambda: len(crew.answering) == 2, PATIENCE)
+        async with connections_to_both(crew):
+            measured = await text(client, f"{crew.url}/metrics")
+            assert "uptrail_http_requests_under_way 1.0" in measured
     assert {child.pid for child in crew.answering} > {other.pid}
     assert '"event": "part_died"' in crew.told
     assert f"process {one.pid} ended with signal 9" in crew.told

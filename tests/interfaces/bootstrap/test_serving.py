@@ -34,7 +34,7 @@ from interfaces.bootstrap.invitation import Ready
 from interfaces.bootstrap.role import ALL_ROLES
 from interfaces.bootstrap.supervision import HOPELESS, PartFailed, supervise
 from interfaces.cli.options import running_in
-from tests.support import eventually, run
+from tests.support import eventually
 
 PATIENCE = 120.0
 
@@ -134,23 +134,20 @@ def test_an_address_that_is_taken_is_told_in_one_sentence(settings: Settings) ->
     assert "Traceback" not in ended.stderr
 
 
-def test_an_address_that_somebody_takes_while_the_server_comes_up_is_told_to_nobody(
+async def test_an_address_that_somebody_takes_while_the_server_comes_up_is_told_to_nobody(
     settings: Settings,
 ) -> None:
     told: list[Ready] = []
 
-    async def story() -> None:
-        stopping = asyncio.Event()
-        stopping.set()
-        with opened_door(settings) as door, socket.socket() as stranger:
-            # Two may bind an address with this option, as most servers do; one may listen.
-            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            stranger.bind(door.sockets[0].getsockname())
-            stranger.listen()
-            with pytest.raises(OSError, match="already in use"):
-                await serve_alone(settings, ALL_ROLES, door, told.append, stopping)
-
-    run(story())
+    stopping = asyncio.Event()
+    stopping.set()
+    with opened_door(settings) as door, socket.socket() as stranger:
+        # Two may bind an address with this option, as most servers do; one may listen.
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        stranger.bind(door.sockets[0].getsockname())
+        stranger.listen()
+        with pytest.raises(OSError, match="already in use"):
+            await serve_alone(settings, ALL_ROLES, door, told.append, stopping)
     assert told == []
     assert running_in(settings.data_dir) is None
 
@@ -181,23 +178,20 @@ def test_authentication_cannot_be_switched_off() -> None:
     assert not [name for name in fields() if "auth" in name or "anonymous" in name]
 
 
-def test_a_part_that_dies_is_started_again_and_a_hopeless_one_ends_the_server(
+async def test_a_part_that_dies_is_started_again_and_a_hopeless_one_ends_the_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("interfaces.bootstrap.supervision.FIRST_PAUSE", 0.001)
     monkeypatch.setattr("interfaces.bootstrap.supervision.LONGEST_PAUSE", 0.001)
     runs = []
 
-    async def work() -> None:
+    with pytest.raises(PartFailed, match="mill keeps failing"):
         runs.append(len(runs))
         raise ZeroDivisionError
-
-    with pytest.raises(PartFailed, match="mill keeps failing"):
-        run(supervise("mill", work))
     assert len(runs) == HOPELESS
 
 
-def test_a_part_that_is_not_essential_is_started_again_for_ever(
+async def test_a_part_that_is_not_essential_is_started_again_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("interfaces.bootstrap.supervision.FIRST_PAUSE", 0.001)
@@ -208,13 +202,10 @@ def test_a_part_that_is_not_essential_is_started_again_for_ever(
         runs.append(len(runs))
         raise ZeroDivisionError
 
-    async def story() -> None:
-        supervising = asyncio.create_task(supervise("worker", work, essential=False))
-        await eventually(lambda: len(runs) > HOPELESS)
-        supervising.cancel()
-        await asyncio.wait((supervising,))
-
-    run(story())
+    supervising = asyncio.create_task(supervise("worker", work, essential=False))
+    await eventually(lambda: len(runs) > HOPELESS)
+    supervising.cancel()
+    await asyncio.wait((supervising,))
 
 
 def started_batch(data_dir: Path) -> str | None:

@@ -19,7 +19,6 @@ from tests.interfaces.feed.stream import streaming
 from tests.interfaces.feed.test_renewing import ends_in
 from tests.interfaces.rest.test_operations import references
 from tests.stories import attempt, queued, received
-from tests.support import run
 
 
 def test_every_frame_and_message_is_described_and_no_reference_leads_nowhere() -> None:
@@ -39,35 +38,32 @@ def test_every_frame_and_message_is_described_and_no_reference_leads_nowhere() -
     assert all(message["summary"] for message in document["components"]["messages"].values())
 
 
-def test_the_description_is_asyncapi_and_what_is_sent_is_as_described(
+async def test_the_description_is_asyncapi_and_what_is_sent_is_as_described(
     database_url: str, tmp_path: Path
 ) -> None:
     node = require_node()
     for package in ("@asyncapi/specs", "ajv", "ajv-formats"):
         require_package(package)
 
-    async def story() -> None:
-        limits = Limits(recheck=0.05)
-        async with stage(database_url, tmp_path, limits, feed_heartbeat=0.05) as on:
-            frames = [*await _told_on_a_socket(on), *await _streamed(on)]
-            async with (
-                aiohttp.ClientSession(on.address) as session,
-                session.get("/asyncapi.json") as answer,
-            ):
-                assert answer.status == 200
-                document = await answer.json()
-        assert document == json.loads(msgspec.json.encode(asyncapi()))
+    limits = Limits(recheck=0.05)
+    async with stage(database_url, tmp_path, limits, feed_heartbeat=0.05) as on:
+        frames = [*await _told_on_a_socket(on), *await _streamed(on)]
+        async with (
+            aiohttp.ClientSession(on.address) as session,
+            session.get("/asyncapi.json") as answer,
+        ):
+            assert answer.status == 200
+            document = await answer.json()
+    assert document == json.loads(msgspec.json.encode(asyncapi()))
 
-        messages = document["components"]["messages"]
-        told = {messages[type.__name__]["name"]: type.__name__ for type in (*TOLD, *STREAMED)}
-        assert {frame["type"] for frame in frames} == set(told)
-        job = {"document": document, "frames": [_named(told, frame) for frame in frames]}
-        assert await _wrong(node, job) == []
-        job["frames"][0]["frame"]["type"] = "nonsense"
-        document["channels"]["socket"]["messages"] = []
-        assert len(await _wrong(node, job)) == 2
-
-    run(story())
+    messages = document["components"]["messages"]
+    told = {messages[type.__name__]["name"]: type.__name__ for type in (*TOLD, *STREAMED)}
+    assert {frame["type"] for frame in frames} == set(told)
+    job = {"document": document, "frames": [_named(told, frame) for frame in frames]}
+    assert await _wrong(node, job) == []
+    job["frames"][0]["frame"]["type"] = "nonsense"
+    document["channels"]["socket"]["messages"] = []
+    assert len(await _wrong(node, job)) == 2
 
 
 async def _told_on_a_socket(on: Stage) -> list[dict[str, Any]]:

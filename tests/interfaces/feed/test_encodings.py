@@ -16,7 +16,6 @@ from tests.interfaces.feed.stage import stage
 from tests.interfaces.feed.test_place import NOW, ONE, attempt, batch, upload
 from tests.stories import attempt as attempted
 from tests.stories import queued, received
-from tests.support import run
 
 PACKED = ENCODINGS["uptrail.v1.msgpack"]
 
@@ -41,78 +40,70 @@ def test_both_encodings_say_the_same(rows: int) -> None:
         assert as_json["batches"][0]["started_at"] == NOW.isoformat().replace("+00:00", "Z")
 
 
-def test_a_client_that_speaks_message_pack_is_told_in_it(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on:
-            batch_id, key = await on.batch(metadata={"trip": "Rome"}), await on.key()
-            upload_id = await on.upload(batch_id, "ä.jpg")
-            await on.projected()
-            packed = ("morse", "uptrail.v1.msgpack", "uptrail.v1.json")
-            async with on.viewer(key, protocols=packed) as one, on.viewer(key) as two:
-                assert one.socket.protocol == "uptrail.v1.msgpack"
-                for viewer in (one, two):
-                    await viewer.subscribe([batch_id, "no-id"])
-                    await viewer.until_frame("snapshot")
-                await on.record(upload_id, received(), queued(), attempted())
-                for viewer in (one, two):
-                    await viewer.until(lambda v: v.rows["attempts"])
-                assert one.rows == two.rows
-                assert one.of_type("error")[0]["code"] == "unknown_batch"
+async def test_a_client_that_speaks_message_pack_is_told_in_it(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with stage(database_url, tmp_path) as on:
+        batch_id, key = await on.batch(metadata={"trip": "Rome"}), await on.key()
+        upload_id = await on.upload(batch_id, "ä.jpg")
+        await on.projected()
+        packed = ("morse", "uptrail.v1.msgpack", "uptrail.v1.json")
+        async with on.viewer(key, protocols=packed) as one, on.viewer(key) as two:
+            assert one.socket.protocol == "uptrail.v1.msgpack"
+            for viewer in (one, two):
+                await viewer.subscribe([batch_id, "no-id"])
+                await viewer.until_frame("snapshot")
+            await on.record(upload_id, received(), queued(), attempted())
+            for viewer in (one, two):
+                await viewer.until(lambda v: v.rows["attempts"])
+            assert one.rows == two.rows
+            assert one.of_type("error")[0]["code"] == "unknown_batch"
 
-                await one.socket.send_str('{"type":"ping"}')
-                await one.socket.send_bytes(b"\xc1")
-                for _ in range(2):
-                    assert (await one.until_frame("error"))["code"] == "malformed"
-                await one.say(type="ping")
-                await one.until_frame("pong")
-
-    run(story())
+            await one.socket.send_str('{"type":"ping"}')
+            await one.socket.send_bytes(b"\xc1")
+            for _ in range(2):
+                assert (await one.until_frame("error"))["code"] == "malformed"
+            await one.say(type="ping")
+            await one.until_frame("pong")
 
 
-def test_a_stranger_may_say_who_it_is_in_message_pack(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        packed = {"protocols": ("uptrail.v1.msgpack",)}
-        async with stage(database_url, tmp_path) as on:
-            async with on.viewer(None, **packed) as viewer:
-                assert (await viewer.frame())["type"] == "authenticate"
-                await viewer.say(type="authenticate", token=await on.key())
-                await viewer.until_frame("welcome")
-            async with on.viewer(None, **packed) as viewer:
-                await viewer.socket.send_str('{"type":"authenticate","token":"up_x_y"}')
-                assert await viewer.closed() == 4500
-
-    run(story())
+async def test_a_stranger_may_say_who_it_is_in_message_pack(
+    database_url: str, tmp_path: Path
+) -> None:
+    packed = {"protocols": ("uptrail.v1.msgpack",)}
+    async with stage(database_url, tmp_path) as on:
+        async with on.viewer(None, **packed) as viewer:
+            assert (await viewer.frame())["type"] == "authenticate"
+            await viewer.say(type="authenticate", token=await on.key())
+            await viewer.until_frame("welcome")
+        async with on.viewer(None, **packed) as viewer:
+            await viewer.socket.send_str('{"type":"authenticate","token":"up_x_y"}')
+            assert await viewer.closed() == 4500
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_frames_are_compressed_where_the_settings_allow_it_and_the_client_asks(
+async def test_frames_are_compressed_where_the_settings_allow_it_and_the_client_asks(
     database_url: str, tmp_path: Path, allowed: bool
 ) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path, feed_deflate=allowed) as on:
-            key, batch_id = await on.key(), await on.batch()
-            for n in range(30):
-                await on.upload(batch_id, f"{n}.jpg")
-            await on.projected()
-            async with on.viewer(key, compress=15) as asks, on.viewer(key) as plain:
-                for viewer in (asks, plain):
-                    await viewer.subscribe([batch_id])
-                    await viewer.until_frame("snapshot")
-                assert bool(asks.socket.compress) is allowed
-                assert not plain.socket.compress
-                assert asks.rows == plain.rows
-
-    run(story())
+    async with stage(database_url, tmp_path, feed_deflate=allowed) as on:
+        key, batch_id = await on.key(), await on.batch()
+        for n in range(30):
+            await on.upload(batch_id, f"{n}.jpg")
+        await on.projected()
+        async with on.viewer(key, compress=15) as asks, on.viewer(key) as plain:
+            for viewer in (asks, plain):
+                await viewer.subscribe([batch_id])
+                await viewer.until_frame("snapshot")
+            assert bool(asks.socket.compress) is allowed
+            assert not plain.socket.compress
+            assert asks.rows == plain.rows
 
 
-def test_a_socket_that_is_asked_for_in_no_language_we_speak_is_refused(
+async def test_a_socket_that_is_asked_for_in_no_language_we_speak_is_refused(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on:
-            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-                async with on.viewer(await on.key(), protocols=("uptrail.v2.json",)):
-                    pass
-            assert refused.value.status == 400
-
-    run(story())
+    async with stage(database_url, tmp_path) as on:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            async with on.viewer(await on.key(), protocols=("uptrail.v2.json",)):
+                pass
+        assert refused.value.status == 400

@@ -16,76 +16,70 @@ from tests.clients.installed import require_node
 from tests.interfaces.feed.stage import Stage, stage
 from tests.interfaces.feed.test_feed import progress
 from tests.stories import ALICE, NOON, received
-from tests.support import eventually, run
+from tests.support import eventually
 
 DOCS = Path(__file__).parents[3] / "docs"
 MANUAL = (DOCS / "feed.md").read_text()
 
 
-def test_the_javascript_client_applies_every_change_once_through_a_cut(
+async def test_the_javascript_client_applies_every_change_once_through_a_cut(
     database_url: str, tmp_path: Path
 ) -> None:
     node = require_node()
 
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on:
-            batch = await on.batch()
-            upload = await on.upload(batch, "a.jpg")
-            await on.projected()
-            client = await _started(
-                node,
-                "--no-warnings",
-                "--experimental-websocket",
-                str(DOCS / "examples/feed_client.mjs"),
-                on.address,
-                await on.key(),
-                str(batch),
-            )
-            await eventually(lambda: on.hub.roster.live)
-            await on.record(upload, progress(40))
-            await _told(client, "upload a.jpg transferring 40")
-            for gone in tuple(on.hub.roster.clients):
-                gone.wire.cut()
-            await on.record(upload, progress(80))
-            await _told(client, "upload a.jpg transferring 80")
-            await on.record(upload, received())
-            await _end(on, batch)
-            told, complaint = await client.communicate()
-            assert client.returncode == 0, complaint.decode()
-            lines = told.decode().splitlines()
-            assert "upload a.jpg transferring 80" not in lines  # it was told, and not again
-            assert lines.count("upload a.jpg received 100") == 1
-            assert lines.count(f"batch {batch} completed succeeded") == 1
-
-    run(story())
+    async with stage(database_url, tmp_path) as on:
+        batch = await on.batch()
+        upload = await on.upload(batch, "a.jpg")
+        await on.projected()
+        client = await _started(
+            node,
+            "--no-warnings",
+            "--experimental-websocket",
+            str(DOCS / "examples/feed_client.mjs"),
+            on.address,
+            await on.key(),
+            str(batch),
+        )
+        await eventually(lambda: on.hub.roster.live)
+        await on.record(upload, progress(40))
+        await _told(client, "upload a.jpg transferring 40")
+        for gone in tuple(on.hub.roster.clients):
+            gone.wire.cut()
+        await on.record(upload, progress(80))
+        await _told(client, "upload a.jpg transferring 80")
+        await on.record(upload, received())
+        await _end(on, batch)
+        told, complaint = await client.communicate()
+        assert client.returncode == 0, complaint.decode()
+        lines = told.decode().splitlines()
+        assert "upload a.jpg transferring 80" not in lines  # it was told, and not again
+        assert lines.count("upload a.jpg received 100") == 1
+        assert lines.count(f"batch {batch} completed succeeded") == 1
 
 
-def test_the_python_and_the_curl_example_show_what_happens(
+async def test_the_python_and_the_curl_example_show_what_happens(
     database_url: str, tmp_path: Path
 ) -> None:
     curl = shutil.which("curl")
     script = tmp_path / "watch.py"
     script.write_text(MANUAL.split("```python\n")[1].split("```")[0])
 
-    async def story() -> None:
-        async with stage(database_url, tmp_path / "data") as on, AsyncExitStack() as clients:
-            batch, key = await on.batch(), await on.key()
-            await on.projected()
-            started = [await _started(sys.executable, str(script), on.address, key, str(batch))]
-            if curl is not None:
-                line = next(line for line in MANUAL.splitlines() if line.startswith("curl -N"))
-                known = {"$KEY": key, "$URL": on.address, "$BATCH": str(batch)}
-                for name, value in known.items():
-                    line = line.replace(name, value)
-                started.append(await _started(curl, "-s", *shlex.split(line)[1:]))
-            for client in started:
-                clients.callback(client.terminate)
-            await eventually(lambda: len(on.hub.roster.live) == len(started))
-            await on.upload(batch, "a.jpg")
-            for client in started:
-                await _told(client, "a.jpg")
-
-    run(story())
+    async with stage(database_url, tmp_path / "data") as on, AsyncExitStack() as clients:
+        batch, key = await on.batch(), await on.key()
+        await on.projected()
+        started = [await _started(sys.executable, str(script), on.address, key, str(batch))]
+        if curl is not None:
+            line = next(line for line in MANUAL.splitlines() if line.startswith("curl -N"))
+            known = {"$KEY": key, "$URL": on.address, "$BATCH": str(batch)}
+            for name, value in known.items():
+                line = line.replace(name, value)
+            started.append(await _started(curl, "-s", *shlex.split(line)[1:]))
+        for client in started:
+            clients.callback(client.terminate)
+        await eventually(lambda: len(on.hub.roster.live) == len(started))
+        await on.upload(batch, "a.jpg")
+        for client in started:
+            await _told(client, "a.jpg")
 
 
 async def _started(*command: str) -> Process:

@@ -24,7 +24,7 @@ from interfaces.feed import Limits
 from tests.interfaces.feed.stage import Stage, stage
 from tests.interfaces.feed.viewer import Viewer
 from tests.stories import ALICE, NOON, WORKER, attempt, queued, received
-from tests.support import eventually, run
+from tests.support import eventually
 
 
 def a_life() -> Sequence[Event]:
@@ -74,59 +74,53 @@ async def agree(on: Stage, viewer: Viewer, batch: UUID) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_clients_that_come_at_any_moment_agree_with_the_read_model(
+async def test_clients_that_come_at_any_moment_agree_with_the_read_model(
     database_url: str, tmp_path: Path, seed: int
 ) -> None:
-    async def story() -> None:
-        chance = random.Random(seed)
-        # Small pages and a fast tick: as many seams as possible.
-        limits = Limits(page=7)
-        async with (
-            stage(database_url, tmp_path, limits, feed_tick=0.005) as on,
-            AsyncExitStack() as viewers,
-        ):
-            batch, key = await on.batch(), await on.key()
-            writing = asyncio.create_task(busy(on, batch, 40, chance))
-            reading = []
-            for _ in range(8):
-                await asyncio.sleep(chance.random() * 0.05)
-                viewer = await viewers.enter_async_context(on.viewer(key))
-                await viewer.subscribe([batch])
-                reading.append(asyncio.create_task(_until_done(viewer, 40)))
-            await writing
-            await on.projected()
-            for task in reading:
-                await agree(on, await task, batch)
-
-    run(story())
+    chance = random.Random(seed)
+    # Small pages and a fast tick: as many seams as possible.
+    limits = Limits(page=7)
+    async with (
+        stage(database_url, tmp_path, limits, feed_tick=0.005) as on,
+        AsyncExitStack() as viewers,
+    ):
+        batch, key = await on.batch(), await on.key()
+        writing = asyncio.create_task(busy(on, batch, 40, chance))
+        reading = []
+        for _ in range(8):
+            await asyncio.sleep(chance.random() * 0.05)
+            viewer = await viewers.enter_async_context(on.viewer(key))
+            await viewer.subscribe([batch])
+            reading.append(asyncio.create_task(_until_done(viewer, 40)))
+        await writing
+        await on.projected()
+        for task in reading:
+            await agree(on, await task, batch)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_client_cut_and_resumed_again_and_again_agrees_with_one_that_was_not(
+async def test_a_client_cut_and_resumed_again_and_again_agrees_with_one_that_was_not(
     database_url: str, tmp_path: Path, seed: int
 ) -> None:
-    async def story() -> None:
-        chance = random.Random(seed)
-        limits = Limits(page=7)
-        async with stage(database_url, tmp_path, limits, feed_tick=0.005) as on:
-            batch, key = await on.batch(), await on.key()
-            writing = asyncio.create_task(busy(on, batch, 40, chance))
-            viewer, snapshots, cuts = None, 0, 0
-            while not writing.done() or cuts < 5:
-                viewer = await _resumed(on, key, batch, viewer, frames=chance.randrange(1, 8))
-                snapshots += len([f for f in viewer.of_type("snapshot") if f["part"] == 1])
-                assert not viewer.of_type("reset")
-                cuts += 1
-            await writing
-            await on.projected()
-            assert viewer is not None
-            async with on.viewer(key) as last:
-                last.go_on_from(viewer)
-                await last.subscribe([batch], after=viewer.cursor)
-                await agree(on, last, batch)
-            assert snapshots == 1
-
-    run(story())
+    chance = random.Random(seed)
+    limits = Limits(page=7)
+    async with stage(database_url, tmp_path, limits, feed_tick=0.005) as on:
+        batch, key = await on.batch(), await on.key()
+        writing = asyncio.create_task(busy(on, batch, 40, chance))
+        viewer, snapshots, cuts = None, 0, 0
+        while not writing.done() or cuts < 5:
+            viewer = await _resumed(on, key, batch, viewer, frames=chance.randrange(1, 8))
+            snapshots += len([f for f in viewer.of_type("snapshot") if f["part"] == 1])
+            assert not viewer.of_type("reset")
+            cuts += 1
+        await writing
+        await on.projected()
+        assert viewer is not None
+        async with on.viewer(key) as last:
+            last.go_on_from(viewer)
+            await last.subscribe([batch], after=viewer.cursor)
+            await agree(on, last, batch)
+        assert snapshots == 1
 
 
 async def _resumed(on: Stage, key: str, batch: UUID, before: Viewer | None, frames: int) -> Viewer:
@@ -154,53 +148,47 @@ async def _until_done(viewer: Viewer, uploads: int) -> Viewer:
     return viewer
 
 
-def test_a_reader_that_sleeps_delays_nobody_and_catches_up(
+async def test_a_reader_that_sleeps_delays_nobody_and_catches_up(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        settings = {"feed_buffer": 20_000, "feed_tick": 0.01, "feed_heartbeat": 3600.0}
-        async with stage(database_url, tmp_path, Limits(stuck=3600.0), **settings) as on:
-            batch, key = await on.batch(), await on.key()
-            ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
-            await on.projected()
-            async with on.viewer(key) as slow, on.viewer(key) as quick:
-                for viewer in (slow, quick):
-                    await viewer.subscribe([batch])
-                    await viewer.until_frame("snapshot")
-                _transport(slow).pause_reading()
-                rounds = 0
-                # Until more was told than all buffers in between hold, the quick one sees it all.
-                while len(on.hub.roster.live) > 1:
-                    rounds += 1
-                    await asyncio.gather(*(on.record(id, moved(rounds)) for id in ids))
-                    await quick.until(partial(_received, rounds))
-                _transport(slow).resume_reading()
-                await slow.until(partial(_received, rounds))
-                assert slow.positions() == quick.positions() == await on.positions(batch)
-                await eventually(lambda: len(on.hub.roster.live) == 2)
-
-    run(story())
-
-
-def test_a_reader_that_never_wakes_is_sent_away_in_the_end(
-    database_url: str, tmp_path: Path
-) -> None:
-    async def story() -> None:
-        limits = Limits(stuck=0.3, farewell=0.1)
-        async with stage(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
-            batch = await on.batch()
-            ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
-            await on.projected()
-            async with on.viewer(await on.key()) as viewer:
+    settings = {"feed_buffer": 20_000, "feed_tick": 0.01, "feed_heartbeat": 3600.0}
+    async with stage(database_url, tmp_path, Limits(stuck=3600.0), **settings) as on:
+        batch, key = await on.batch(), await on.key()
+        ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
+        await on.projected()
+        async with on.viewer(key) as slow, on.viewer(key) as quick:
+            for viewer in (slow, quick):
                 await viewer.subscribe([batch])
                 await viewer.until_frame("snapshot")
-                _transport(viewer).pause_reading()
-                done = 0
-                while on.hub.roster.clients:
-                    done += 1
-                    await asyncio.gather(*(on.record(id, moved(done)) for id in ids))
+            _transport(slow).pause_reading()
+            rounds = 0
+            # Until more was told than all buffers in between hold, the quick one sees it all.
+            while len(on.hub.roster.live) > 1:
+                rounds += 1
+                await asyncio.gather(*(on.record(id, moved(rounds)) for id in ids))
+                await quick.until(partial(_received, rounds))
+            _transport(slow).resume_reading()
+            await slow.until(partial(_received, rounds))
+            assert slow.positions() == quick.positions() == await on.positions(batch)
+            await eventually(lambda: len(on.hub.roster.live) == 2)
 
-    run(story())
+
+async def test_a_reader_that_never_wakes_is_sent_away_in_the_end(
+    database_url: str, tmp_path: Path
+) -> None:
+    limits = Limits(stuck=0.3, farewell=0.1)
+    async with stage(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
+        batch = await on.batch()
+        ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
+        await on.projected()
+        async with on.viewer(await on.key()) as viewer:
+            await viewer.subscribe([batch])
+            await viewer.until_frame("snapshot")
+            _transport(viewer).pause_reading()
+            done = 0
+            while on.hub.roster.clients:
+                done += 1
+                await asyncio.gather(*(on.record(id, moved(done)) for id in ids))
 
 
 def moved(done: int) -> FileProgressed:

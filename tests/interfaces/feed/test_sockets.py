@@ -12,45 +12,39 @@ import pytest
 
 from interfaces.feed import Limits, vigil
 from tests.interfaces.feed.stage import stage
-from tests.support import eventually, run
+from tests.support import eventually
 
 
-def test_closed_sockets_leave_nothing_behind(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on:
-            batch, key = await on.batch(), await on.key()
-            before = len(asyncio.all_tasks())
-            for told in range(3):
-                async with AsyncExitStack() as sockets:
-                    for number in range(20):
-                        viewer = await sockets.enter_async_context(on.viewer(key))
-                        await viewer.subscribe([batch] if number % 2 else "*")
-                        if number < 10 * told:
-                            await viewer.until_frame("snapshot")
-                        if number % 3:
-                            viewer.socket._response.close()  # gone without a farewell
-            await eventually(lambda: not on.hub.roster.clients)
-            assert not on.hub.roster.live
-            assert on.hub.roster.strangers == 0
-            await eventually(lambda: len(asyncio.all_tasks()) <= before)
-
-    run(story())
+async def test_closed_sockets_leave_nothing_behind(database_url: str, tmp_path: Path) -> None:
+    async with stage(database_url, tmp_path) as on:
+        batch, key = await on.batch(), await on.key()
+        before = len(asyncio.all_tasks())
+        for told in range(3):
+            async with AsyncExitStack() as sockets:
+                for number in range(20):
+                    viewer = await sockets.enter_async_context(on.viewer(key))
+                    await viewer.subscribe([batch] if number % 2 else "*")
+                    if number < 10 * told:
+                        await viewer.until_frame("snapshot")
+                    if number % 3:
+                        viewer.socket._response.close()  # gone without a farewell
+        await eventually(lambda: not on.hub.roster.clients)
+        assert not on.hub.roster.live
+        assert on.hub.roster.strangers == 0
+        await eventually(lambda: len(asyncio.all_tasks()) <= before)
 
 
-def test_a_key_in_the_first_message(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on:
-            batch = await on.batch()
-            await on.projected()
-            async with on.viewer(None) as viewer:
-                assert (await viewer.frame())["type"] == "authenticate"
-                await viewer.say(type="authenticate", token=await on.key())
-                await viewer.subscribe("*")
-                assert (await viewer.until_frame("welcome"))["owner"] == "acme"
-                await viewer.until_frame("snapshot")
-                assert list(viewer.rows["batches"]) == [str(batch)]
-
-    run(story())
+async def test_a_key_in_the_first_message(database_url: str, tmp_path: Path) -> None:
+    async with stage(database_url, tmp_path) as on:
+        batch = await on.batch()
+        await on.projected()
+        async with on.viewer(None) as viewer:
+            assert (await viewer.frame())["type"] == "authenticate"
+            await viewer.say(type="authenticate", token=await on.key())
+            await viewer.subscribe("*")
+            assert (await viewer.until_frame("welcome"))["owner"] == "acme"
+            await viewer.until_frame("snapshot")
+            assert list(viewer.rows["batches"]) == [str(batch)]
 
 
 @pytest.mark.parametrize(
@@ -62,42 +56,40 @@ def test_a_key_in_the_first_message(database_url: str, tmp_path: Path) -> None:
         "",
     ],
 )
-def test_a_stranger_is_sent_away_for_good(database_url: str, tmp_path: Path, first: str) -> None:
-    async def story() -> None:
-        limits = Limits(first_message=0.2)
-        async with stage(database_url, tmp_path, limits) as on, on.viewer(None) as viewer:
-            if first:
-                await viewer.socket.send_str(first)
-            assert await viewer.closed() == 4500
-            assert not on.hub.roster.clients
+async def test_a_stranger_is_sent_away_for_good(
+    database_url: str, tmp_path: Path, first: str
+) -> None:
+    limits = Limits(first_message=0.2)
+    async with stage(database_url, tmp_path, limits) as on, on.viewer(None) as viewer:
+        if first:
+            await viewer.socket.send_str(first)
+        assert await viewer.closed() == 4500
+        assert not on.hub.roster.clients
 
-    run(story())
 
+async def test_a_bad_key_and_a_foreign_page_get_no_socket(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with stage(database_url, tmp_path, allowed_origins=("https://ok.example",)) as on:
+        text = await on.key()
+        principal = await on.hub.keys.authenticate(text)
+        assert principal is not None
+        token = await on.hub.keys.open_session(principal, lifetime=60)
+        cookie = {"Cookie": f"uptrail_session={token}"}
 
-def test_a_bad_key_and_a_foreign_page_get_no_socket(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path, allowed_origins=("https://ok.example",)) as on:
-            text = await on.key()
-            principal = await on.hub.keys.authenticate(text)
-            assert principal is not None
-            token = await on.hub.keys.open_session(principal, lifetime=60)
-            cookie = {"Cookie": f"uptrail_session={token}"}
+        async def status(headers: dict[str, str]) -> int:
+            try:
+                async with on.viewer(None, headers=headers):
+                    return 101
+            except aiohttp.WSServerHandshakeError as error:
+                return error.status
 
-            async def status(headers: dict[str, str]) -> int:
-                try:
-                    async with on.viewer(None, headers=headers):
-                        return 101
-                except aiohttp.WSServerHandshakeError as error:
-                    return error.status
-
-            assert await status({"Authorization": "Bearer up_x_y"}) == 401
-            assert await status({"Cookie": "uptrail_session=stale"}) == 401
-            assert await status({**cookie, "Origin": "https://evil.example"}) == 403
-            assert await status(cookie) == 403
-            assert await status({**cookie, "Origin": on.address}) == 101
-            assert await status({**cookie, "Origin": "https://ok.example"}) == 101
-
-    run(story())
+        assert await status({"Authorization": "Bearer up_x_y"}) == 401
+        assert await status({"Cookie": "uptrail_session=stale"}) == 401
+        assert await status({**cookie, "Origin": "https://evil.example"}) == 403
+        assert await status(cookie) == 403
+        assert await status({**cookie, "Origin": on.address}) == 101
+        assert await status({**cookie, "Origin": "https://ok.example"}) == 101
 
 
 @pytest.mark.parametrize(
@@ -111,45 +103,39 @@ def test_a_bad_key_and_a_foreign_page_get_no_socket(database_url: str, tmp_path:
         (("*",), "https://any.example", 101),
     ],
 )
-def test_a_foreign_page_with_a_key_listens_only_where_it_may_ask(
+async def test_a_foreign_page_with_a_key_listens_only_where_it_may_ask(
     database_url: str, tmp_path: Path, allowed: tuple[str, ...], origin: str, expected: int
 ) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path, allowed_origins=allowed) as on:
-            try:
-                async with on.viewer(None, headers={"Origin": origin or on.address}) as viewer:
-                    assert (await viewer.frame())["type"] == "authenticate"
-                    status = 101
-            except aiohttp.WSServerHandshakeError as error:
-                status = error.status
-            assert status == expected
-
-    run(story())
+    async with stage(database_url, tmp_path, allowed_origins=allowed) as on:
+        try:
+            async with on.viewer(None, headers={"Origin": origin or on.address}) as viewer:
+                assert (await viewer.frame())["type"] == "authenticate"
+                status = 101
+        except aiohttp.WSServerHandshakeError as error:
+            status = error.status
+        assert status == expected
 
 
-def test_a_revoked_key_and_an_ended_session_lose_their_sockets(
+async def test_a_revoked_key_and_an_ended_session_lose_their_sockets(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path, Limits(recheck=0.05)) as on:
-            text, other = await on.key(), await on.key()
-            principal = await on.hub.keys.authenticate(other)
-            assert principal is not None
-            token = await on.hub.keys.open_session(principal, lifetime=60)
-            headers = {"Cookie": f"uptrail_session={token}", "Origin": on.address}
-            async with (
-                on.viewer(text) as by_key,
-                on.viewer(None, headers=headers) as by_session,
-                on.viewer(other) as stays,
-            ):
-                await on.hub.keys.revoke(text.split("_")[1], owner=None)
-                assert await by_key.closed() == 4501
-                await on.hub.keys.close_session(token)
-                assert await by_session.closed() == 4501
-                await stays.say(type="ping")
-                await stays.until_frame("pong")
-
-    run(story())
+    async with stage(database_url, tmp_path, Limits(recheck=0.05)) as on:
+        text, other = await on.key(), await on.key()
+        principal = await on.hub.keys.authenticate(other)
+        assert principal is not None
+        token = await on.hub.keys.open_session(principal, lifetime=60)
+        headers = {"Cookie": f"uptrail_session={token}", "Origin": on.address}
+        async with (
+            on.viewer(text) as by_key,
+            on.viewer(None, headers=headers) as by_session,
+            on.viewer(other) as stays,
+        ):
+            await on.hub.keys.revoke(text.split("_")[1], owner=None)
+            assert await by_key.closed() == 4501
+            await on.hub.keys.close_session(token)
+            assert await by_session.closed() == 4501
+            await stays.say(type="ping")
+            await stays.until_frame("pong")
 
 
 NONSENSE: list[str | bytes] = [
@@ -172,80 +158,67 @@ NONSENSE: list[str | bytes] = [
 
 
 @pytest.mark.parametrize("said", NONSENSE, ids=range(len(NONSENSE)))
-def test_nonsense_is_answered_and_the_socket_goes_on(
+async def test_nonsense_is_answered_and_the_socket_goes_on(
     database_url: str, tmp_path: Path, said: str | bytes
 ) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on, on.viewer(await on.key()) as viewer:
-            if isinstance(said, bytes):
-                await viewer.socket.send_bytes(said)
-            else:
-                await viewer.socket.send_str(said)
-            await viewer.say(type="ping")
-            first = await viewer.until_frame("error")
-            await viewer.until_frame("pong")
-            assert first["message"]
-
-    run(story())
+    async with stage(database_url, tmp_path) as on, on.viewer(await on.key()) as viewer:
+        if isinstance(said, bytes):
+            await viewer.socket.send_bytes(said)
+        else:
+            await viewer.socket.send_str(said)
+        await viewer.say(type="ping")
+        first = await viewer.until_frame("error")
+        await viewer.until_frame("pong")
+        assert first["message"]
 
 
-def test_too_much_nonsense_ends_the_socket_for_good(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on, on.viewer(await on.key()) as viewer:
-            for _ in range(20):
-                await viewer.socket.send_str("{")
-            assert await viewer.closed() == 4502
-
-    run(story())
-
-
-def test_who_subscribes_too_often_is_told_so(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        limits = Limits(subscribe_burst=3, subscribe_rate=0.001)
-        async with (
-            stage(database_url, tmp_path, limits) as on,
-            on.viewer(await on.key()) as viewer,
-        ):
-            for _ in range(4):
-                await viewer.subscribe("*")
-            assert (await viewer.until_frame("error"))["code"] == "too_often"
-
-    run(story())
+async def test_too_much_nonsense_ends_the_socket_for_good(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with stage(database_url, tmp_path) as on, on.viewer(await on.key()) as viewer:
+        for _ in range(20):
+            await viewer.socket.send_str("{")
+        assert await viewer.closed() == 4502
 
 
-def test_a_principal_has_so_many_sockets(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path, Limits(sockets=2)) as on:
-            key = await on.key()
-            async with on.viewer(key) as one, on.viewer(key) as two:
-                for viewer in (one, two):
-                    await viewer.until_frame("welcome")
-                async with on.viewer(key) as third:
-                    assert await third.closed() == 4503
-                async with on.viewer(await on.key()) as other:
-                    await other.until_frame("welcome")
-
-    run(story())
+async def test_who_subscribes_too_often_is_told_so(database_url: str, tmp_path: Path) -> None:
+    limits = Limits(subscribe_burst=3, subscribe_rate=0.001)
+    async with (
+        stage(database_url, tmp_path, limits) as on,
+        on.viewer(await on.key()) as viewer,
+    ):
+        for _ in range(4):
+            await viewer.subscribe("*")
+        assert (await viewer.until_frame("error"))["code"] == "too_often"
 
 
-def test_heartbeats_move_the_cursor_of_a_quiet_client(
+async def test_a_principal_has_so_many_sockets(database_url: str, tmp_path: Path) -> None:
+    async with stage(database_url, tmp_path, Limits(sockets=2)) as on:
+        key = await on.key()
+        async with on.viewer(key) as one, on.viewer(key) as two:
+            for viewer in (one, two):
+                await viewer.until_frame("welcome")
+            async with on.viewer(key) as third:
+                assert await third.closed() == 4503
+            async with on.viewer(await on.key()) as other:
+                await other.until_frame("welcome")
+
+
+async def test_heartbeats_move_the_cursor_of_a_quiet_client(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vigil, "SILENCE", 10_000.0)  # who is busy elsewhere is not dead
 
-    async def story() -> None:
-        async with stage(database_url, tmp_path, feed_heartbeat=0.05) as on:
-            mine = await on.batch()
-            await on.projected()
-            async with on.viewer(await on.key()) as viewer:
-                await viewer.subscribe([mine])
-                await viewer.until_frame("snapshot")
-                end = (await on.log.append(_elsewhere())).position
-                await viewer.until_position(end)
-                assert viewer.positions() == await on.positions(mine)
-                await viewer.until_frame("ping")
-
-    run(story())
+    async with stage(database_url, tmp_path, feed_heartbeat=0.05) as on:
+        mine = await on.batch()
+        await on.projected()
+        async with on.viewer(await on.key()) as viewer:
+            await viewer.subscribe([mine])
+            await viewer.until_frame("snapshot")
+            end = (await on.log.append(_elsewhere())).position
+            await viewer.until_position(end)
+            assert viewer.positions() == await on.positions(mine)
+            await viewer.until_frame("ping")
 
 
 def _elsewhere() -> Any:
@@ -257,45 +230,38 @@ def _elsewhere() -> Any:
     return one(uuid4(), 0, started(owner="rival"))
 
 
-def test_a_peer_that_says_nothing_any_more_is_let_go(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with (
-            stage(database_url, tmp_path, Limits(farewell=0.1), feed_heartbeat=0.05) as on,
-            on.viewer(await on.key(), autoping=False) as viewer,
-        ):
-            assert await viewer.closed() == 4002
-            await eventually(lambda: not on.hub.roster.clients)
-
-    run(story())
-
-
-def test_a_server_that_stops_asks_to_connect_again(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on:
-            async with on.viewer(await on.key()) as viewer:
-                await viewer.subscribe("*")
-                await viewer.until_frame("snapshot")
-                closing = asyncio.create_task(on.hub.close())
-                assert await viewer.closed() == 4000
-                await closing
-            async with on.viewer(await on.key()) as late:
-                assert await late.closed() == 4000
-
-    run(story())
-
-
-def test_what_is_no_websocket_or_speaks_otherwise_gets_a_problem(
+async def test_a_peer_that_says_nothing_any_more_is_let_go(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on:
-            headers = {"Authorization": f"Bearer {await on.key()}"}
-            async with aiohttp.ClientSession(on.address, headers=headers) as session:
-                async with session.get("/v1/feed") as plain:
-                    assert plain.status == 426
-                    assert plain.content_type == "application/problem+json"
-                with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-                    await session.ws_connect("/v1/feed", protocols=("morse",))
-                assert refused.value.status == 400
+    async with (
+        stage(database_url, tmp_path, Limits(farewell=0.1), feed_heartbeat=0.05) as on,
+        on.viewer(await on.key(), autoping=False) as viewer,
+    ):
+        assert await viewer.closed() == 4002
+        await eventually(lambda: not on.hub.roster.clients)
 
-    run(story())
+
+async def test_a_server_that_stops_asks_to_connect_again(database_url: str, tmp_path: Path) -> None:
+    async with stage(database_url, tmp_path) as on:
+        async with on.viewer(await on.key()) as viewer:
+            await viewer.subscribe("*")
+            await viewer.until_frame("snapshot")
+            closing = asyncio.create_task(on.hub.close())
+            assert await viewer.closed() == 4000
+            await closing
+        async with on.viewer(await on.key()) as late:
+            assert await late.closed() == 4000
+
+
+async def test_what_is_no_websocket_or_speaks_otherwise_gets_a_problem(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with stage(database_url, tmp_path) as on:
+        headers = {"Authorization": f"Bearer {await on.key()}"}
+        async with aiohttp.ClientSession(on.address, headers=headers) as session:
+            async with session.get("/v1/feed") as plain:
+                assert plain.status == 426
+                assert plain.content_type == "application/problem+json"
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await session.ws_connect("/v1/feed", protocols=("morse",))
+            assert refused.value.status == 400

@@ -18,240 +18,212 @@ from tests.interfaces.feed.test_renewing import ends_in
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
 from tests.late_projector import delay_projector
 from tests.stories import attempt, queued, received
-from tests.support import eventually, run
+from tests.support import eventually
 
 FAT = {f"note {number}": "word " * 45 for number in range(16)}
 
 
-def test_a_stream_tells_what_a_socket_tells(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on:
-            batch, theirs, key = await on.batch(), await on.batch(owner="rival"), await on.key()
-            upload = await on.upload(batch, "a.jpg")
-            await on.projected()
-            names = [batch, theirs, "no-id"]
-            query = f"?batches={','.join(map(str, names))}"
-            async with streaming(on, key, query) as stream, on.viewer(key) as socket:
-                await socket.subscribe(names)
-                for viewer in (stream, socket):
-                    await viewer.until_frame("snapshot")
-                assert stream.last_id == stream.cursor
-                await on.upload(theirs, "secret.txt", owner="rival")
-                await on.record(upload, received(), queued(), attempt())
-                for viewer in (stream, socket):
-                    await viewer.until(lambda v: v.rows["attempts"])
-                assert stream.rows == socket.rows
-                assert stream.positions() == await on.positions(batch)
-                assert stream.last_id == stream.cursor
-                assert "secret" not in str(stream.frames)
-                kinds = [[f["type"] for f in v.frames[:4]] for v in (stream, socket)]
-                assert kinds == [["welcome", "error", "error", "snapshot"]] * 2
-                assert 1000 <= stream.retry < 3000
-
-    run(story())
+async def test_a_stream_tells_what_a_socket_tells(database_url: str, tmp_path: Path) -> None:
+    async with stage(database_url, tmp_path) as on:
+        batch, theirs, key = await on.batch(), await on.batch(owner="rival"), await on.key()
+        upload = await on.upload(batch, "a.jpg")
+        await on.projected()
+        names = [batch, theirs, "no-id"]
+        query = f"?batches={','.join(map(str, names))}"
+        async with streaming(on, key, query) as stream, on.viewer(key) as socket:
+            await socket.subscribe(names)
+            for viewer in (stream, socket):
+                await viewer.until_frame("snapshot")
+            assert stream.last_id == stream.cursor
+            await on.upload(theirs, "secret.txt", owner="rival")
+            await on.record(upload, received(), queued(), attempt())
+            for viewer in (stream, socket):
+                await viewer.until(lambda v: v.rows["attempts"])
+            assert stream.rows == socket.rows
+            assert stream.positions() == await on.positions(batch)
+            assert stream.last_id == stream.cursor
+            assert "secret" not in str(stream.frames)
+            kinds = [[f["type"] for f in v.frames[:4]] for v in (stream, socket)]
+            assert kinds == [["welcome", "error", "error", "snapshot"]] * 2
+            assert 1000 <= stream.retry < 3000
 
 
-def test_a_stream_with_latest_shows_no_rows_from_before_what_was_recorded(
+async def test_a_stream_with_latest_shows_no_rows_from_before_what_was_recorded(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delay_projector(monkeypatch)
 
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on:
-            key, batch = await on.key(), await on.batch(label="new")
-            query = f"?batches={batch}&min_position=latest"
-            async with streaming(on, key, query) as stream:
-                snapshot = await stream.until_frame("snapshot")
-                assert [row["label"] for row in snapshot["batches"]] == ["new"]
-
-    run(story())
+    async with stage(database_url, tmp_path) as on:
+        key, batch = await on.key(), await on.batch(label="new")
+        query = f"?batches={batch}&min_position=latest"
+        async with streaming(on, key, query) as stream:
+            snapshot = await stream.until_frame("snapshot")
+            assert [row["label"] for row in snapshot["batches"]] == ["new"]
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_stream_cut_and_resumed_again_and_again_misses_nothing(
+async def test_a_stream_cut_and_resumed_again_and_again_misses_nothing(
     database_url: str, tmp_path: Path, seed: int
 ) -> None:
-    async def story() -> None:
-        chance = random.Random(seed)
-        async with stage(database_url, tmp_path, Limits(page=7), feed_tick=0.005) as on:
-            batch, key = await on.batch(), await on.key()
-            writing = asyncio.create_task(busy(on, batch, 25, chance))
-            before: StreamViewer | None = None
-            snapshots = cuts = 0
-            while not writing.done() or cuts < 5:
-                headers = {"Last-Event-ID": before.last_id} if before and before.last_id else {}
-                async with streaming(on, key, f"?batches={batch}", **headers) as stream:
-                    if before is not None:
-                        stream.go_on_from(before)
-                    await stream.until(lambda v: v.position >= 0)
-                    for _ in range(chance.randrange(1, 8)):
-                        try:
-                            await stream.frame(deadline=0.2)
-                        except TimeoutError:
-                            break
-                assert not stream.of_type("reset")
-                snapshots += len([f for f in stream.of_type("snapshot") if f["part"] == 1])
-                before, cuts = stream, cuts + 1
-            await writing
-            await on.projected()
-            assert before is not None
-            headers = {"Last-Event-ID": before.last_id}
-            async with streaming(on, key, f"?batches={batch}", **headers) as last:
-                last.go_on_from(before)
-                await agree(on, last, batch)
-            assert snapshots == 1
-            await eventually(lambda: not on.hub.roster.clients)
-
-    run(story())
+    chance = random.Random(seed)
+    async with stage(database_url, tmp_path, Limits(page=7), feed_tick=0.005) as on:
+        batch, key = await on.batch(), await on.key()
+        writing = asyncio.create_task(busy(on, batch, 25, chance))
+        before: StreamViewer | None = None
+        snapshots = cuts = 0
+        while not writing.done() or cuts < 5:
+            headers = {"Last-Event-ID": before.last_id} if before and before.last_id else {}
+            async with streaming(on, key, f"?batches={batch}", **headers) as stream:
+                if before is not None:
+                    stream.go_on_from(before)
+                await stream.until(lambda v: v.position >= 0)
+                for _ in range(chance.randrange(1, 8)):
+                    try:
+                        await stream.frame(deadline=0.2)
+                    except TimeoutError:
+                        break
+            assert not stream.of_type("reset")
+            snapshots += len([f for f in stream.of_type("snapshot") if f["part"] == 1])
+            before, cuts = stream, cuts + 1
+        await writing
+        await on.projected()
+        assert before is not None
+        headers = {"Last-Event-ID": before.last_id}
+        async with streaming(on, key, f"?batches={batch}", **headers) as last:
+            last.go_on_from(before)
+            await agree(on, last, batch)
+        assert snapshots == 1
+        await eventually(lambda: not on.hub.roster.clients)
 
 
-def test_last_event_id_counts_before_after_and_a_reset_forgets_it(
+async def test_last_event_id_counts_before_after_and_a_reset_forgets_it(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on:
-            batch, key = await on.batch(), await on.key()
-            await on.projected()
+    async with stage(database_url, tmp_path) as on:
+        batch, key = await on.batch(), await on.key()
+        await on.projected()
+        async with streaming(on, key) as stream:
+            await stream.until_frame("snapshot")
+        good = stream.last_id
+        await on.upload(batch, "a.jpg")
+        query = f"?batches=*&after={good}"
+        for headers in ({}, {"Last-Event-ID": good}):
+            async with streaming(on, key, query, **headers) as stream:
+                await on.batch()
+                await stream.until_frame("changes")
+                assert not stream.of_type("snapshot")
+        async with streaming(on, key, query, **{"Last-Event-ID": "rubbish"}) as stream:
+            assert (await stream.until_frame("reset"))["reason"] == "unreadable"
+            assert stream.last_id == ""
+            await stream.until_frame("snapshot")
+            assert stream.last_id == stream.cursor
+
+
+async def test_heartbeats_are_comments_and_move_the_cursor(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with stage(database_url, tmp_path, feed_heartbeat=0.05) as on:
+        mine = await on.batch()
+        await on.projected()
+        async with streaming(on, await on.key(), f"?batches={mine}") as stream:
+            await stream.until_frame("snapshot")
+            await on.batch(owner="rival")
+            end = await on.projected()
+            await stream.until_position(end)
+            assert stream.last_id.endswith(f":{end}")
+            # Many heartbeats without a word from the client, and it is still there.
+            await on.upload(mine, "a.jpg")
+            await stream.until(lambda v: v.rows["uploads"])
+            assert not stream.of_type("ping")
+            assert stream.comments > 0
+
+
+async def test_whoever_goes_is_forgotten_at_once(database_url: str, tmp_path: Path) -> None:
+    async with stage(database_url, tmp_path, feed_heartbeat=3600.0) as on:
+        key, before = await on.key(), len(asyncio.all_tasks())
+        for number in range(10):
             async with streaming(on, key) as stream:
-                await stream.until_frame("snapshot")
-            good = stream.last_id
-            await on.upload(batch, "a.jpg")
-            query = f"?batches=*&after={good}"
-            for headers in ({}, {"Last-Event-ID": good}):
-                async with streaming(on, key, query, **headers) as stream:
-                    await on.batch()
-                    await stream.until_frame("changes")
-                    assert not stream.of_type("snapshot")
-            async with streaming(on, key, query, **{"Last-Event-ID": "rubbish"}) as stream:
-                assert (await stream.until_frame("reset"))["reason"] == "unreadable"
-                assert stream.last_id == ""
-                await stream.until_frame("snapshot")
-                assert stream.last_id == stream.cursor
-
-    run(story())
-
-
-def test_heartbeats_are_comments_and_move_the_cursor(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path, feed_heartbeat=0.05) as on:
-            mine = await on.batch()
-            await on.projected()
-            async with streaming(on, await on.key(), f"?batches={mine}") as stream:
-                await stream.until_frame("snapshot")
-                await on.batch(owner="rival")
-                end = await on.projected()
-                await stream.until_position(end)
-                assert stream.last_id.endswith(f":{end}")
-                # Many heartbeats without a word from the client, and it is still there.
-                await on.upload(mine, "a.jpg")
-                await stream.until(lambda v: v.rows["uploads"])
-                assert not stream.of_type("ping")
-                assert stream.comments > 0
-
-    run(story())
-
-
-def test_whoever_goes_is_forgotten_at_once(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path, feed_heartbeat=3600.0) as on:
-            key, before = await on.key(), len(asyncio.all_tasks())
-            for number in range(10):
-                async with streaming(on, key) as stream:
-                    if number % 2:
-                        await stream.until_frame("snapshot")
-            # Nothing is told that would find out: no tick, and no heartbeat for an hour.
-            await eventually(lambda: not on.hub.roster.clients)
-            await eventually(lambda: len(asyncio.all_tasks()) <= before)
-
-    run(story())
+                if number % 2:
+                    await stream.until_frame("snapshot")
+        # Nothing is told that would find out: no tick, and no heartbeat for an hour.
+        await eventually(lambda: not on.hub.roster.clients)
+        await eventually(lambda: len(asyncio.all_tasks()) <= before)
 
 
 @pytest.mark.parametrize("reads_again", [True, False])
-def test_a_stream_that_is_not_read_delays_nobody_and_is_bounded(
+async def test_a_stream_that_is_not_read_delays_nobody_and_is_bounded(
     database_url: str, tmp_path: Path, reads_again: bool
 ) -> None:
-    async def story() -> None:
-        limits = Limits(farewell=0.1, stuck=3600.0 if reads_again else 0.3)
-        async with stage(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
-            batch, key = await on.batch(), await on.key()
-            ids = [await on.upload(batch, f"{n:04}.jpg", metadata=FAT) for n in range(60)]
-            await on.projected()
-            async with streaming(on, key, f"?batches={batch}") as slow:
-                await slow.until_frame("snapshot")
-                connection = slow.response.connection
-                assert connection is not None
-                assert connection.transport is not None
-                connection.transport.pause_reading()
-                rounds, most = 0, 0
-                while on.hub.roster.clients and (on.hub.roster.live or not reads_again):
-                    rounds += 1
-                    await asyncio.gather(*(on.record(id, moved(rounds)) for id in ids))
-                    most = max([most, *(c.wire.waiting for c in on.hub.roster.clients)])
-                # Its bound, and one frame.
-                assert most < 10_000 + 60 * 8_000
-                if reads_again:
-                    connection.transport.resume_reading()
-                    await slow.until(
-                        lambda v: all(r["received"] == rounds for r in v.rows["uploads"].values())
-                    )
-                    assert slow.positions() == await on.positions(batch)
-
-    run(story())
+    limits = Limits(farewell=0.1, stuck=3600.0 if reads_again else 0.3)
+    async with stage(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
+        batch, key = await on.batch(), await on.key()
+        ids = [await on.upload(batch, f"{n:04}.jpg", metadata=FAT) for n in range(60)]
+        await on.projected()
+        async with streaming(on, key, f"?batches={batch}") as slow:
+            await slow.until_frame("snapshot")
+            connection = slow.response.connection
+            assert connection is not None
+            assert connection.transport is not None
+            connection.transport.pause_reading()
+            rounds, most = 0, 0
+            while on.hub.roster.clients and (on.hub.roster.live or not reads_again):
+                rounds += 1
+                await asyncio.gather(*(on.record(id, moved(rounds)) for id in ids))
+                most = max([most, *(c.wire.waiting for c in on.hub.roster.clients)])
+            # Its bound, and one frame.
+            assert most < 10_000 + 60 * 8_000
+            if reads_again:
+                connection.transport.resume_reading()
+                await slow.until(
+                    lambda v: all(r["received"] == rounds for r in v.rows["uploads"].values())
+                )
+                assert slow.positions() == await on.positions(batch)
 
 
-def test_a_stream_says_why_it_ends(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path, Limits(recheck=0.05, warning=600.0)) as on:
-            key = await on.key()
-            async with (
-                streaming(on, key) as revoked,
-                streaming(on, await on.key(**ends_in(300))) as ending,
-            ):
-                await revoked.until_frame("snapshot")
-                await ending.until_frame("expiring")
-                await on.hub.keys.revoke(key.split("_")[1], owner=None)
-                last = await revoked.ended()
-                assert (last["type"], last["code"], last["again"]) == ("ended", 4501, False)
-                closing = asyncio.create_task(on.hub.close())
-                last = await ending.ended()
-                assert (last["type"], last["code"], last["again"]) == ("ended", 4000, True)
-                await closing
-            assert await _status(on.address, await on.key(), "") == 503
-
-    run(story())
+async def test_a_stream_says_why_it_ends(database_url: str, tmp_path: Path) -> None:
+    async with stage(database_url, tmp_path, Limits(recheck=0.05, warning=600.0)) as on:
+        key = await on.key()
+        async with (
+            streaming(on, key) as revoked,
+            streaming(on, await on.key(**ends_in(300))) as ending,
+        ):
+            await revoked.until_frame("snapshot")
+            await ending.until_frame("expiring")
+            await on.hub.keys.revoke(key.split("_")[1], owner=None)
+            last = await revoked.ended()
+            assert (last["type"], last["code"], last["again"]) == ("ended", 4501, False)
+            closing = asyncio.create_task(on.hub.close())
+            last = await ending.ended()
+            assert (last["type"], last["code"], last["again"]) == ("ended", 4000, True)
+            await closing
+        assert await _status(on.address, await on.key(), "") == 503
 
 
-def test_a_stream_that_cannot_begin_is_refused_with_a_problem(
+async def test_a_stream_that_cannot_begin_is_refused_with_a_problem(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        limits = Limits(sockets=1, batches=2)
-        async with stage(
-            database_url, tmp_path, limits, allowed_origins=("https://ok.example",)
-        ) as on:
-            url, key = on.address, await on.key()
-            assert await _status(url, None, "") == 401
-            assert await _status(url, None, "", Upgrade="websocket") == 426
-            assert await _status(url, "up_x_y", "") == 401
-            assert await _status(url, key, "?batch=*") == 400
-            assert await _status(url, key, "?batches=a,b,c") == 400
-            async with streaming(on, key) as stream:
+    limits = Limits(sockets=1, batches=2)
+    async with stage(database_url, tmp_path, limits, allowed_origins=("https://ok.example",)) as on:
+        url, key = on.address, await on.key()
+        assert await _status(url, None, "") == 401
+        assert await _status(url, None, "", Upgrade="websocket") == 426
+        assert await _status(url, "up_x_y", "") == 401
+        assert await _status(url, key, "?batch=*") == 400
+        assert await _status(url, key, "?batches=a,b,c") == 400
+        async with streaming(on, key) as stream:
+            await stream.until_frame("snapshot")
+            assert await _status(url, key, "") == 429
+
+        principal = await on.hub.keys.authenticate(await on.key())
+        assert principal is not None
+        cookie = {
+            "Cookie": "uptrail_session=" + await on.hub.keys.open_session(principal, lifetime=60)
+        }
+        assert await _status(url, None, "", **cookie, Origin="https://evil.example") == 403
+        for origin in ({}, {"Origin": url}, {"Origin": "https://ok.example"}):
+            async with streaming(on, None, **cookie, **origin) as stream:
                 await stream.until_frame("snapshot")
-                assert await _status(url, key, "") == 429
-
-            principal = await on.hub.keys.authenticate(await on.key())
-            assert principal is not None
-            cookie = {
-                "Cookie": "uptrail_session="
-                + await on.hub.keys.open_session(principal, lifetime=60)
-            }
-            assert await _status(url, None, "", **cookie, Origin="https://evil.example") == 403
-            for origin in ({}, {"Origin": url}, {"Origin": "https://ok.example"}):
-                async with streaming(on, None, **cookie, **origin) as stream:
-                    await stream.until_frame("snapshot")
-                await eventually(lambda: not on.hub.roster.clients)
-
-    run(story())
+            await eventually(lambda: not on.hub.roster.clients)
 
 
 async def _status(url: str, key: str | None, query: str, **headers: str) -> int:
@@ -282,29 +254,26 @@ IN_A_PAGE = """(batch) => {
 }"""
 
 
-def test_a_browsers_event_source_goes_on_by_itself_where_it_was_sent_away(
+async def test_a_browsers_event_source_goes_on_by_itself_where_it_was_sent_away(
     database_url: str, tmp_path: Path
 ) -> None:
     chromium()
 
-    async def story() -> None:
-        async with (
-            opened_browser() as browser,
-            stage(database_url, tmp_path) as on,
-            signed_in(browser, on) as page,
-        ):
-            batch = await on.batch(owner="default")
-            await on.projected()
-            await page.goto(f"{on.address}/favicon.ico")
-            await page.evaluate(IN_A_PAGE, str(batch))
-            await eventually(lambda: page.evaluate("seen.types.includes('snapshot')"))
-            for client in tuple(on.hub.roster.clients):
-                client.end(CloseCode.RESTARTING, "as it does")
-            await on.upload(batch, "meanwhile.jpg", owner="default")
-            back = "seen.opened === 2 && 'meanwhile.jpg' in seen.uploads"
-            await eventually(lambda: page.evaluate(back))
-            types = await page.evaluate("seen.types")
-            assert types.count("snapshot") == 1
-            assert "reset" not in types
-
-    run(story())
+    async with (
+        opened_browser() as browser,
+        stage(database_url, tmp_path) as on,
+        signed_in(browser, on) as page,
+    ):
+        batch = await on.batch(owner="default")
+        await on.projected()
+        await page.goto(f"{on.address}/favicon.ico")
+        await page.evaluate(IN_A_PAGE, str(batch))
+        await eventually(lambda: page.evaluate("seen.types.includes('snapshot')"))
+        for client in tuple(on.hub.roster.clients):
+            client.end(CloseCode.RESTARTING, "as it does")
+        await on.upload(batch, "meanwhile.jpg", owner="default")
+        back = "seen.opened === 2 && 'meanwhile.jpg' in seen.uploads"
+        await eventually(lambda: page.evaluate(back))
+        types = await page.evaluate("seen.types")
+        assert types.count("snapshot") == 1
+        assert "reset" not in types

@@ -13,7 +13,6 @@ from interfaces.rest.app import OPERATIONS, build_app
 from interfaces.services import Services
 from tests.interfaces.last_position import last_position
 from tests.interfaces.rest.server import Answer, Server, serving
-from tests.support import run
 
 TUS = {"Tus-Resumable": "1.0.0"}
 
@@ -57,28 +56,25 @@ def filled(path: str, id: object) -> str:
     return path.replace("{id}", str(id)).replace("{name}", "a").replace("{position}", "1")
 
 
-def test_nothing_is_reached_without_a_key_but_what_is_public(
+async def test_nothing_is_reached_without_a_key_but_what_is_public(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        made_up = f"up_{'0' * 16}_{'a' * 43}"
-        basic = {**TUS, "Authorization": "Basic YTpi"}
-        async with serving(database_url, tmp_path) as server:
-            for method, path in ROUTES:
-                if is_public(path):
-                    continue
-                target = filled(path, UUID(int=1))
-                for answer in (
-                    await server.ask(method, target, key=None, headers=TUS),
-                    await server.ask(method, target, key=made_up, headers=TUS),
-                    await server.ask(method, target, key=None, headers=basic),
-                ):
-                    # Those that come after too many failures are refused as such.
-                    assert answer.status in (401, 429), (method, path)
-                    if answer.status == 401:
-                        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-
-    run(story())
+    made_up = f"up_{'0' * 16}_{'a' * 43}"
+    basic = {**TUS, "Authorization": "Basic YTpi"}
+    async with serving(database_url, tmp_path) as server:
+        for method, path in ROUTES:
+            if is_public(path):
+                continue
+            target = filled(path, UUID(int=1))
+            for answer in (
+                await server.ask(method, target, key=None, headers=TUS),
+                await server.ask(method, target, key=made_up, headers=TUS),
+                await server.ask(method, target, key=None, headers=basic),
+            ):
+                # Those that come after too many failures are refused as such.
+                assert answer.status in (401, 429), (method, path)
+                if answer.status == 401:
+                    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
 
 
 def test_the_public_paths_are_these() -> None:
@@ -109,68 +105,65 @@ async def body_for(server: Server, method: str, path: str, key: str, id: object)
     return await server.ask(method, filled(path, id), key=key, headers=headers, **options)
 
 
-def test_what_belongs_to_another_owner_does_not_exist(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            started = await server.batch("a")
-            position = started.json["position"]
-            await server.services.queries.wait_for(position, timeout=60)
-            stranger = await server.key_for(Scope.OPERATOR, "globex")
-            others = [
-                await server.key_for(Scope.UPLOADER, "globex"),
-                await server.key_for(Scope.UPLOADER, "acme", batch=UUID(int=1)),
-                await server.key_for(Scope.VIEWER, "globex"),
-            ]
-            for method, path in NAMED:
-                id = started.json["id"] if "batches" in path else started.json["uploads"][0]
-                answer = await body_for(server, method, path, stranger, id)
-                assert answer.status == 404, (method, path, answer)
-                for other in others:
-                    answer = await body_for(server, method, path, other, id)
-                    # A scope that does not allow the act is told so, whatever it is aimed at.
-                    lacking = answer.json["code"] if answer.json else answer.status
-                    assert answer.status == 404 or lacking in (403, "scope_missing"), (method, path)
-            assert await last_position(server.services.log) == position
-
-    run(story())
-
-
-def test_lists_and_histories_hold_nothing_of_others(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            position = (await server.batch("a")).json["position"]
-            stranger = await server.key_for(Scope.OPERATOR, "globex")
-            admin = await server.key_for(Scope.ADMIN, "default")
-            for path in ("/v1/batches", "/v1/history"):
-                params = {"min_position": position}
-                theirs = await server.get(path, params=params, key=stranger)
-                all = await server.get(path, params=params, key=admin)
-
-                assert theirs.json["items"] == []
-                assert all.json["items"]
-
-    run(story())
+async def test_what_belongs_to_another_owner_does_not_exist(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch("a")
+        position = started.json["position"]
+        await server.services.queries.wait_for(position, timeout=60)
+        stranger = await server.key_for(Scope.OPERATOR, "globex")
+        others = [
+            await server.key_for(Scope.UPLOADER, "globex"),
+            await server.key_for(Scope.UPLOADER, "acme", batch=UUID(int=1)),
+            await server.key_for(Scope.VIEWER, "globex"),
+        ]
+        for method, path in NAMED:
+            id = started.json["id"] if "batches" in path else started.json["uploads"][0]
+            answer = await body_for(server, method, path, stranger, id)
+            assert answer.status == 404, (method, path, answer)
+            for other in others:
+                answer = await body_for(server, method, path, other, id)
+                # A scope that does not allow the act is told so, whatever it is aimed at.
+                lacking = answer.json["code"] if answer.json else answer.status
+                assert answer.status == 404 or lacking in (403, "scope_missing"), (method, path)
+        assert await last_position(server.services.log) == position
 
 
-def test_a_key_limited_to_a_batch_sees_that_one_alone(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            mine, other = await server.batch("a"), await server.batch("b")
-            id = mine.json["id"]
-            limited = await server.key_for(Scope.UPLOADER, batch=UUID(id))
-            params = {"min_position": other.json["position"]}
+async def test_lists_and_histories_hold_nothing_of_others(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        position = (await server.batch("a")).json["position"]
+        stranger = await server.key_for(Scope.OPERATOR, "globex")
+        admin = await server.key_for(Scope.ADMIN, "default")
+        for path in ("/v1/batches", "/v1/history"):
+            params = {"min_position": position}
+            theirs = await server.get(path, params=params, key=stranger)
+            all = await server.get(path, params=params, key=admin)
 
-            assert (await server.get(f"/v1/batches/{id}", params=params, key=limited)).status == 200
-            other_path = f"/v1/batches/{other.json['id']}"
-            assert (await server.get(other_path, params=params, key=limited)).status == 404
-            upload = other.json["uploads"][0]
-            assert (await server.get(f"/v1/uploads/{upload}", key=limited)).status == 404
-            for path in ("/v1/batches", "/v1/history"):
-                refused = await server.get(path, key=limited)
-                assert (refused.status, refused.code) == (403, "limited_key")
-            assert (await server.post("/v1/batches", json={}, key=limited)).status == 403
+            assert theirs.json["items"] == []
+            assert all.json["items"]
 
-    run(story())
+
+async def test_a_key_limited_to_a_batch_sees_that_one_alone(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        mine, other = await server.batch("a"), await server.batch("b")
+        id = mine.json["id"]
+        limited = await server.key_for(Scope.UPLOADER, batch=UUID(id))
+        params = {"min_position": other.json["position"]}
+
+        assert (await server.get(f"/v1/batches/{id}", params=params, key=limited)).status == 200
+        other_path = f"/v1/batches/{other.json['id']}"
+        assert (await server.get(other_path, params=params, key=limited)).status == 404
+        upload = other.json["uploads"][0]
+        assert (await server.get(f"/v1/uploads/{upload}", key=limited)).status == 404
+        for path in ("/v1/batches", "/v1/history"):
+            refused = await server.get(path, key=limited)
+            assert (refused.status, refused.code) == (403, "limited_key")
+        assert (await server.post("/v1/batches", json={}, key=limited)).status == 403
 
 
 ACTS = [
@@ -180,43 +173,34 @@ ACTS = [
 ]
 
 
-def test_a_viewer_changes_nothing(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            started = await server.batch("a")
-            viewer = await server.key_for(Scope.VIEWER)
-            for method, path in ACTS:
-                id = started.json["id"] if "batches" in path else started.json["uploads"][0]
-                answer = await body_for(server, method, path, viewer, id)
+async def test_a_viewer_changes_nothing(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch("a")
+        viewer = await server.key_for(Scope.VIEWER)
+        for method, path in ACTS:
+            id = started.json["id"] if "batches" in path else started.json["uploads"][0]
+            answer = await body_for(server, method, path, viewer, id)
 
-                assert (answer.status, answer.code) == (403, "scope_missing"), (method, path)
-            assert await last_position(server.services.log) == started.json["position"]
-
-    run(story())
+            assert (answer.status, answer.code) == (403, "scope_missing"), (method, path)
+        assert await last_position(server.services.log) == started.json["position"]
 
 
-def test_every_answer_tells_browsers_to_be_careful(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            for path in ("/healthz", "/v1/batches", "/v1/nothing", "/v1/history?format=ndjson"):
-                headers = (await server.get(path)).headers
+async def test_every_answer_tells_browsers_to_be_careful(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path) as server:
+        for path in ("/healthz", "/v1/batches", "/v1/nothing", "/v1/history?format=ndjson"):
+            headers = (await server.get(path)).headers
 
-                assert headers["X-Content-Type-Options"] == "nosniff"
-                assert headers["Cache-Control"] == "no-store"
-                assert headers["Referrer-Policy"] == "no-referrer"
-                assert "aiohttp" not in headers["Server"]
-
-    run(story())
+            assert headers["X-Content-Type-Options"] == "nosniff"
+            assert headers["Cache-Control"] == "no-store"
+            assert headers["Referrer-Policy"] == "no-referrer"
+            assert "aiohttp" not in headers["Server"]
 
 
-def test_head_and_options_are_answered(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            head = await server.ask("HEAD", "/v1/batches")
-            options = await server.ask("OPTIONS", "/v1/batches", key=None)
+async def test_head_and_options_are_answered(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path) as server:
+        head = await server.ask("HEAD", "/v1/batches")
+        options = await server.ask("OPTIONS", "/v1/batches", key=None)
 
-            assert (head.status, head.body) == (200, b"")
-            assert options.status == 204
-            assert options.headers["Allow"] == "GET, HEAD, OPTIONS, POST"
-
-    run(story())
+        assert (head.status, head.body) == (200, b"")
+        assert options.status == 204
+        assert options.headers["Allow"] == "GET, HEAD, OPTIONS, POST"

@@ -15,7 +15,7 @@ from domain.batch.events import BatchProgressed
 from domain.upload.state import UploadState
 from tests.interfaces.feed.stage import stage
 from tests.interfaces.rest.server import Answer, Server, serving
-from tests.support import eventually, run
+from tests.support import eventually
 
 LATEST = {"min_position": "latest"}
 
@@ -35,104 +35,94 @@ async def count_arrival(server: Server, batch: str, *, seconds_ago: float) -> No
     await server.services.log.append(one(UUID(batch), None, progressed))
 
 
-def test_one_batch_the_list_and_the_report_show_the_same(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            batch = (await server.batch("a")).json["id"]
-            await count_arrival(server, batch, seconds_ago=900)
-            path = f"/v1/batches/{batch}"
+async def test_one_batch_the_list_and_the_report_show_the_same(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        batch = (await server.batch("a")).json["id"]
+        await count_arrival(server, batch, seconds_ago=900)
+        path = f"/v1/batches/{batch}"
 
-            shown = (await server.get(path, params=LATEST)).json
-            (listed,) = (await server.get("/v1/batches", params=LATEST)).json["items"]
-            reported = (await server.get(f"{path}/report.json", params=LATEST)).json["batch"]
+        shown = (await server.get(path, params=LATEST)).json
+        (listed,) = (await server.get("/v1/batches", params=LATEST)).json["items"]
+        reported = (await server.get(f"{path}/report.json", params=LATEST)).json["batch"]
 
-            assert shown == listed == reported
-            assert (shown["activity"], shown["activity_until"]) == ("stalled", None)
-            assert shown["activity_since"] == shown["arrived_at"]
-
-    run(story())
+        assert shown == listed == reported
+        assert (shown["activity"], shown["activity_until"]) == ("stalled", None)
+        assert shown["activity_since"] == shown["arrived_at"]
 
 
-def test_an_etag_ends_when_the_batch_does_something_else_by_time_alone(
+async def test_an_etag_ends_when_the_batch_does_something_else_by_time_alone(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("application.activity.STALLED_AFTER", timedelta(seconds=5))
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            batch = (await server.batch("a")).json["id"]
-            path = f"/v1/batches/{batch}"
+    async with serving(database_url, tmp_path) as server:
+        batch = (await server.batch("a")).json["id"]
+        path = f"/v1/batches/{batch}"
 
-            async def arrives() -> Answer | None:
-                """Retry if this machine responded too late for the activity to hold."""
-                await count_arrival(server, batch, seconds_ago=0)
-                answer = await server.get(path, params=LATEST)
-                return answer if answer.json["activity"] == "receiving" else None
+        async def arrives() -> Answer | None:
+            """Retry if this machine responded too late for the activity to hold."""
+            await count_arrival(server, batch, seconds_ago=0)
+            answer = await server.get(path, params=LATEST)
+            return answer if answer.json["activity"] == "receiving" else None
 
-            first = await eventually(arrives)
-            known = {"If-None-Match": first.headers["ETag"]}
+        first = await eventually(arrives)
+        known = {"If-None-Match": first.headers["ETag"]}
 
-            until = datetime.fromisoformat(first.json["activity_until"])
-            await asyncio.sleep(max(0.0, (until - datetime.now(UTC)).total_seconds()))
+        until = datetime.fromisoformat(first.json["activity_until"])
+        await asyncio.sleep(max(0.0, (until - datetime.now(UTC)).total_seconds()))
 
-            again = await server.get(path, headers=known)
-            assert (again.status, again.json["activity"]) == (200, "stalled")
-            assert again.json["position"] == first.json["position"]
-            known = {"If-None-Match": again.headers["ETag"]}
-            assert (await server.get(path, headers=known)).status == 304
-
-    run(story())
+        again = await server.get(path, headers=known)
+        assert (again.status, again.json["activity"]) == (200, "stalled")
+        assert again.json["position"] == first.json["position"]
+        known = {"If-None-Match": again.headers["ETag"]}
+        assert (await server.get(path, headers=known)).status == 304
 
 
-def test_a_batch_of_then_is_doing_what_it_did_then(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            started = await server.batch("a")
-            batch, path = started.json["id"], f"/v1/batches/{started.json['id']}"
-            await count_arrival(server, batch, seconds_ago=900)
-            counted = await server.services.log.head()
-            other = await server.batch("b")  # fifteen minutes later, another batch
+async def test_a_batch_of_then_is_doing_what_it_did_then(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch("a")
+        batch, path = started.json["id"], f"/v1/batches/{started.json['id']}"
+        await count_arrival(server, batch, seconds_ago=900)
+        counted = await server.services.log.head()
+        other = await server.batch("b")  # fifteen minutes later, another batch
 
-            async def activity(at: Any) -> Any:
-                answer = await server.get(path, params={"at": str(at)})
-                assert answer.status == 200, answer.body
-                assert answer.json["activity_until"] is None
-                return answer.json["activity"]
+        async def activity(at: Any) -> Any:
+            answer = await server.get(path, params={"at": str(at)})
+            assert answer.status == 200, answer.body
+            assert answer.json["activity_until"] is None
+            return answer.json["activity"]
 
-            assert await activity(started.json["position"]) == "waiting_for_files"
-            assert await activity(counted) == "receiving"
-            assert await activity(other.json["position"]) == "stalled"
-            assert await activity(10**9) == "stalled"
-            assert await activity("2099-01-01T00:00:00Z") == "stalled"
-
-    run(story())
+        assert await activity(started.json["position"]) == "waiting_for_files"
+        assert await activity(counted) == "receiving"
+        assert await activity(other.json["position"]) == "stalled"
+        assert await activity(10**9) == "stalled"
+        assert await activity("2099-01-01T00:00:00Z") == "stalled"
 
 
-def test_the_feed_contains_the_activity_of_a_batch(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on:
-            batch = await on.batch()
-            async with on.viewer(await on.key()) as viewer:
-                await viewer.subscribe([batch], min_position="latest")
-                snapshot = await viewer.until_frame("snapshot")
-                assert snapshot["batches"][0]["activity"] == "waiting_for_files"
-                at = datetime.now(UTC)
-                await on.record(
-                    batch,
-                    BatchProgressed(
-                        at=at,
-                        by="orchestrator",
-                        counts={UploadState.TRANSFERRING: 1},
-                        bytes_received=5,
-                        bytes_total=10,
-                        percent=25.0,
-                        through=1,
-                        arrived_at=at,
-                    ),
-                )
-                changes = await viewer.until_frame("changes")
-                (row,) = changes["batches"]
-                assert (row["activity"], row["activity_since"]) == ("receiving", None)
-                assert row["activity_until"] is not None
-
-    run(story())
+async def test_the_feed_contains_the_activity_of_a_batch(database_url: str, tmp_path: Path) -> None:
+    async with stage(database_url, tmp_path) as on:
+        batch = await on.batch()
+        async with on.viewer(await on.key()) as viewer:
+            await viewer.subscribe([batch], min_position="latest")
+            snapshot = await viewer.until_frame("snapshot")
+            assert snapshot["batches"][0]["activity"] == "waiting_for_files"
+            at = datetime.now(UTC)
+            await on.record(
+                batch,
+                BatchProgressed(
+                    at=at,
+                    by="orchestrator",
+                    counts={UploadState.TRANSFERRING: 1},
+                    bytes_received=5,
+                    bytes_total=10,
+                    percent=25.0,
+                    through=1,
+                    arrived_at=at,
+                ),
+            )
+            changes = await viewer.until_frame("changes")
+            (row,) = changes["batches"]
+            assert (row["activity"], row["activity_since"]) == ("receiving", None)
+            assert row["activity_until"] is not None

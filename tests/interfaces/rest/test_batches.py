@@ -11,7 +11,6 @@ import pytest
 from application.ports.keys import Scope
 from domain.ids import upload_id_for
 from tests.interfaces.rest.server import Answer, Server, serving
-from tests.support import run
 
 
 async def read_own(server: Server, path: str, written: Answer) -> Any:
@@ -21,69 +20,64 @@ async def read_own(server: Server, path: str, written: Answer) -> Any:
     return answer.json
 
 
-def test_a_batch_starts_with_its_files_and_is_read_back(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            started = await server.batch("a.txt", "b/c.txt", label="photos", metadata={"k": "v"})
+async def test_a_batch_starts_with_its_files_and_is_read_back(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch("a.txt", "b/c.txt", label="photos", metadata={"k": "v"})
 
-            id = UUID(started.json["id"])
-            assert started.headers["Location"] == f"{server.url}/v1/batches/{id}"
-            assert started.json["state"] == "open"
-            assert started.json["owner"] == "acme"
-            assert started.json["uploads"] == [
-                str(upload_id_for(id, "a.txt", server.services.log.id_secret)),
-                str(upload_id_for(id, "b/c.txt", server.services.log.id_secret)),
-            ]
-            assert started.headers["Uptrail-Position"] == str(started.json["position"])
-            batch = await read_own(server, f"/v1/batches/{id}", started)
-            assert (batch["label"], batch["metadata"]) == ("photos", {"k": "v"})
-            page = await read_own(server, f"/v1/batches/{id}/uploads", started)
-            assert [upload["path"] for upload in page["items"]] == ["a.txt", "b/c.txt"]
-            assert not [upload for upload in page["items"] if "blob" in upload]
-
-    run(story())
-
-
-def test_the_same_idempotency_key_starts_one_batch(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            key = {"Idempotency-Key": "monday"}
-            body = {"label": "x", "files": [{"path": "a", "size": 1}]}
-            first = await server.post("/v1/batches", json=body, headers=key)
-            again = await server.post(
-                "/v1/batches",
-                data=b'{"files": [{"size": 1, "path": "a"}],   "label": "x"}',
-                headers={**key, "Content-Type": "application/json"},
-            )
-            other = await server.post("/v1/batches", json={"label": "y"}, headers=key)
-
-            assert (first.status, again.status) == (201, 200)
-            assert first.json["id"] == again.json["id"]
-            assert first.json["uploads"] == again.json["uploads"]
-            assert (other.status, other.code) == (422, "idempotency_key_reused")
-            rival = await server.key_for(Scope.OPERATOR, "globex")
-            theirs = await server.post("/v1/batches", json=body, headers=key, key=rival)
-            assert theirs.status == 201
-            assert theirs.json["id"] != first.json["id"]
-
-    run(story())
+        id = UUID(started.json["id"])
+        assert started.headers["Location"] == f"{server.url}/v1/batches/{id}"
+        assert started.json["state"] == "open"
+        assert started.json["owner"] == "acme"
+        assert started.json["uploads"] == [
+            str(upload_id_for(id, "a.txt", server.services.log.id_secret)),
+            str(upload_id_for(id, "b/c.txt", server.services.log.id_secret)),
+        ]
+        assert started.headers["Uptrail-Position"] == str(started.json["position"])
+        batch = await read_own(server, f"/v1/batches/{id}", started)
+        assert (batch["label"], batch["metadata"]) == ("photos", {"k": "v"})
+        page = await read_own(server, f"/v1/batches/{id}/uploads", started)
+        assert [upload["path"] for upload in page["items"]] == ["a.txt", "b/c.txt"]
+        assert not [upload for upload in page["items"] if "blob" in upload]
 
 
-def test_ten_thousand_files_are_accepted_in_one_request(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            started = await server.batch(*(f"folder/{n}.bin" for n in range(10_000)), seal=True)
+async def test_the_same_idempotency_key_starts_one_batch(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path) as server:
+        key = {"Idempotency-Key": "monday"}
+        body = {"label": "x", "files": [{"path": "a", "size": 1}]}
+        first = await server.post("/v1/batches", json=body, headers=key)
+        again = await server.post(
+            "/v1/batches",
+            data=b'{"files": [{"size": 1, "path": "a"}],   "label": "x"}',
+            headers={**key, "Content-Type": "application/json"},
+        )
+        other = await server.post("/v1/batches", json={"label": "y"}, headers=key)
 
-            assert started.json["state"] == "sealed"
-            assert len(set(started.json["uploads"])) == 10_000
-            path = f"/v1/batches/{started.json['id']}/uploads"
-            page = await server.get(
-                path, params={"min_position": started.json["position"], "limit": 1000}
-            )
-            assert len(page.json["items"]) == 1000
-            assert page.json["next"]
+        assert (first.status, again.status) == (201, 200)
+        assert first.json["id"] == again.json["id"]
+        assert first.json["uploads"] == again.json["uploads"]
+        assert (other.status, other.code) == (422, "idempotency_key_reused")
+        rival = await server.key_for(Scope.OPERATOR, "globex")
+        theirs = await server.post("/v1/batches", json=body, headers=key, key=rival)
+        assert theirs.status == 201
+        assert theirs.json["id"] != first.json["id"]
 
-    run(story())
+
+async def test_ten_thousand_files_are_accepted_in_one_request(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch(*(f"folder/{n}.bin" for n in range(10_000)), seal=True)
+
+        assert started.json["state"] == "sealed"
+        assert len(set(started.json["uploads"])) == 10_000
+        path = f"/v1/batches/{started.json['id']}/uploads"
+        page = await server.get(
+            path, params={"min_position": started.json["position"], "limit": 1000}
+        )
+        assert len(page.json["items"]) == 1000
+        assert page.json["next"]
 
 
 COMMANDS = [
@@ -95,195 +89,169 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("command", "leads_to"), COMMANDS)
-def test_a_command_answers_what_it_leads_to(
+async def test_a_command_answers_what_it_leads_to(
     database_url: str, tmp_path: Path, command: str, leads_to: dict[str, Any]
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            started = await server.batch("a")
-            path = f"/v1/batches/{started.json['id']}"
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch("a")
+        path = f"/v1/batches/{started.json['id']}"
 
-            done = await server.post(f"{path}/{command}")
+        done = await server.post(f"{path}/{command}")
 
-            assert done.status == 202
-            assert leads_to.items() <= done.json.items()
-            batch = await read_own(server, path, done)
-            assert leads_to.items() <= batch.items()
-
-    run(story())
+        assert done.status == 202
+        assert leads_to.items() <= done.json.items()
+        batch = await read_own(server, path, done)
+        assert leads_to.items() <= batch.items()
 
 
-def test_a_repeated_command_gets_its_first_answer_even_when_it_is_illegal_by_now(
+async def test_a_repeated_command_gets_its_first_answer_even_when_it_is_illegal_by_now(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            path = f"/v1/batches/{(await server.batch('a')).json['id']}"
-            key = {"Idempotency-Key": "1"}
-            first = await server.post(f"{path}/pause", headers=key)
-            assert (await server.post(f"{path}/cancel")).status == 202
-            assert (await server.post(f"{path}/pause")).status == 409
+    async with serving(database_url, tmp_path) as server:
+        path = f"/v1/batches/{(await server.batch('a')).json['id']}"
+        key = {"Idempotency-Key": "1"}
+        first = await server.post(f"{path}/pause", headers=key)
+        assert (await server.post(f"{path}/cancel")).status == 202
+        assert (await server.post(f"{path}/pause")).status == 409
 
-            again = await server.post(f"{path}/pause", headers=key)
+        again = await server.post(f"{path}/pause", headers=key)
 
-            assert (again.status, again.json["paused"]) == (202, True)
-            assert first.json["id"] == again.json["id"]
-            seen = {"min_position": again.json["position"]}
-            events = (await server.get(f"{path}/history", params=seen)).json["items"]
-            assert [event["type"] for event in events].count("batch.paused") == 1
-            reused = await server.post(f"{path}/resume", headers=key)
-            assert (reused.status, reused.code) == (422, "idempotency_key_reused")
-
-    run(story())
+        assert (again.status, again.json["paused"]) == (202, True)
+        assert first.json["id"] == again.json["id"]
+        seen = {"min_position": again.json["position"]}
+        events = (await server.get(f"{path}/history", params=seen)).json["items"]
+        assert [event["type"] for event in events].count("batch.paused") == 1
+        reused = await server.post(f"{path}/resume", headers=key)
+        assert (reused.status, reused.code) == (422, "idempotency_key_reused")
 
 
-def test_a_command_that_changed_nothing_uses_up_its_key_too(
+async def test_a_command_that_changed_nothing_uses_up_its_key_too(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            path = f"/v1/batches/{(await server.batch('a')).json['id']}"
-            key = {"Idempotency-Key": "1"}
-            await server.post(f"{path}/pause")
-            assert (await server.post(f"{path}/pause", headers=key)).status == 202
-            await server.post(f"{path}/resume")
+    async with serving(database_url, tmp_path) as server:
+        path = f"/v1/batches/{(await server.batch('a')).json['id']}"
+        key = {"Idempotency-Key": "1"}
+        await server.post(f"{path}/pause")
+        assert (await server.post(f"{path}/pause", headers=key)).status == 202
+        await server.post(f"{path}/resume")
 
-            assert (await server.post(f"{path}/pause", headers=key)).status == 202
+        assert (await server.post(f"{path}/pause", headers=key)).status == 202
 
-            batch = await server.services.log.batch(UUID(path.rpartition("/")[2]))
-            assert not batch.paused
-
-    run(story())
+        batch = await server.services.log.batch(UUID(path.rpartition("/")[2]))
+        assert not batch.paused
 
 
-def test_an_illegal_move_is_a_conflict(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            path = f"/v1/batches/{(await server.batch('a')).json['id']}"
-            assert (await server.post(f"{path}/cancel")).status == 202
+async def test_an_illegal_move_is_a_conflict(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path) as server:
+        path = f"/v1/batches/{(await server.batch('a')).json['id']}"
+        assert (await server.post(f"{path}/cancel")).status == 202
 
-            refused = await server.post(f"{path}/seal")
+        refused = await server.post(f"{path}/seal")
 
-            assert (refused.status, refused.code) == (409, "not_now")
-            assert "cancelling" in refused.json["detail"]
-
-    run(story())
+        assert (refused.status, refused.code) == (409, "not_now")
+        assert "cancelling" in refused.json["detail"]
 
 
-def test_a_batch_is_shown_as_of_a_position_and_a_time(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            started = await server.batch("a")
-            path = f"/v1/batches/{started.json['id']}"
-            sealed = await server.post(f"{path}/seal")
-            assert (await read_own(server, path, sealed))["state"] == "sealed"
-
-            then = await server.get(path, params={"at": started.json["position"]})
-            by_time = await server.get(path, params={"at": started.json["started_at"]})
-            before = await server.get(path, params={"at": "2020-01-01T00:00:00Z"})
-
-            assert then.json["state"] == "open"
-            assert by_time.json["state"] == "open"
-            assert (before.status, before.code) == (404, "not_found")
-
-    run(story())
-
-
-def test_asking_again_for_an_unchanged_batch_costs_no_body(
+async def test_a_batch_is_shown_as_of_a_position_and_a_time(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            started = await server.batch("a")
-            path = f"/v1/batches/{started.json['id']}"
-            params = {"min_position": started.json["position"]}
-            etag = (await server.get(path, params=params)).headers["ETag"]
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch("a")
+        path = f"/v1/batches/{started.json['id']}"
+        sealed = await server.post(f"{path}/seal")
+        assert (await read_own(server, path, sealed))["state"] == "sealed"
 
-            same = await server.get(path, headers={"If-None-Match": f'"x", {etag}'})
-            sealed = await server.post(f"{path}/seal")
-            params = {"min_position": sealed.json["position"]}
-            changed = await server.get(path, params=params, headers={"If-None-Match": etag})
+        then = await server.get(path, params={"at": started.json["position"]})
+        by_time = await server.get(path, params={"at": started.json["started_at"]})
+        before = await server.get(path, params={"at": "2020-01-01T00:00:00Z"})
 
-            assert (same.status, same.body) == (304, b"")
-            assert changed.status == 200
-            assert changed.headers["ETag"] != etag
-
-    run(story())
+        assert then.json["state"] == "open"
+        assert by_time.json["state"] == "open"
+        assert (before.status, before.code) == (404, "not_found")
 
 
-def test_batches_are_listed_newest_first_page_by_page(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            for n in range(5):
-                last = await server.batch("a", label=f"n{n}")
-            params: dict[str, Any] = {"limit": 2, "min_position": last.json["position"]}
-            labels, pages = [], 0
-            while True:
-                page = (await server.get("/v1/batches", params=params)).json
-                labels += [batch["label"] for batch in page["items"]]
-                pages += 1
-                if page["next"] is None:
-                    break
-                params["cursor"] = page["next"]
-
-            assert (labels, pages) == (["n4", "n3", "n2", "n1", "n0"], 3)
-            only = await server.get("/v1/batches", params={"label": "n2", "state": "open"})
-            assert [batch["label"] for batch in only.json["items"]] == ["n2"]
-            bad = await server.get("/v1/batches", params={"cursor": "made-up"})
-            assert (bad.status, bad.code, bad.pointers) == (400, "bad_parameter", ["cursor"])
-
-    run(story())
-
-
-def test_an_admin_starts_batches_for_others_and_an_operator_does_not(
+async def test_asking_again_for_an_unchanged_batch_costs_no_body(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            admin = await server.key_for(Scope.ADMIN, "default")
-            body = {"owner": "globex"}
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch("a")
+        path = f"/v1/batches/{started.json['id']}"
+        params = {"min_position": started.json["position"]}
+        etag = (await server.get(path, params=params)).headers["ETag"]
 
-            mine = await server.post("/v1/batches", json=body, key=admin)
-            refused = await server.post("/v1/batches", json=body)
+        same = await server.get(path, headers={"If-None-Match": f'"x", {etag}'})
+        sealed = await server.post(f"{path}/seal")
+        params = {"min_position": sealed.json["position"]}
+        changed = await server.get(path, params=params, headers={"If-None-Match": etag})
 
-            assert (mine.status, mine.json["owner"]) == (201, "globex")
-            assert (refused.status, refused.pointers) == (403, ["/owner"])
-
-    run(story())
-
-
-def test_a_trace_is_kept_with_the_events_it_caused(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-            good = await server.post("/v1/batches", json={}, headers={"traceparent": trace})
-            bad = await server.post("/v1/batches", json={}, headers={"traceparent": "00-0-0-zz"})
-            params = {"min_position": bad.json["position"]}
-
-            traces = [
-                (await server.get(f"/v1/batches/{one.json['id']}/history", params=params)).json[
-                    "items"
-                ][0]
-                for one in (good, bad)
-            ]
-
-            assert traces[0]["trace"] == trace
-            assert UUID(traces[0]["command"])
-            assert traces[1].get("trace") is None
-
-    run(story())
+        assert (same.status, same.body) == (304, b"")
+        assert changed.status == 200
+        assert changed.headers["ETag"] != etag
 
 
-def test_waiting_for_a_position_that_never_comes_ends(
+async def test_batches_are_listed_newest_first_page_by_page(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        for n in range(5):
+            last = await server.batch("a", label=f"n{n}")
+        params: dict[str, Any] = {"limit": 2, "min_position": last.json["position"]}
+        labels, pages = [], 0
+        while True:
+            page = (await server.get("/v1/batches", params=params)).json
+            labels += [batch["label"] for batch in page["items"]]
+            pages += 1
+            if page["next"] is None:
+                break
+            params["cursor"] = page["next"]
+
+        assert (labels, pages) == (["n4", "n3", "n2", "n1", "n0"], 3)
+        only = await server.get("/v1/batches", params={"label": "n2", "state": "open"})
+        assert [batch["label"] for batch in only.json["items"]] == ["n2"]
+        bad = await server.get("/v1/batches", params={"cursor": "made-up"})
+        assert (bad.status, bad.code, bad.pointers) == (400, "bad_parameter", ["cursor"])
+
+
+async def test_an_admin_starts_batches_for_others_and_an_operator_does_not(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        admin = await server.key_for(Scope.ADMIN, "default")
+        body = {"owner": "globex"}
+
+        mine = await server.post("/v1/batches", json=body, key=admin)
+        refused = await server.post("/v1/batches", json=body)
+
+        assert (mine.status, mine.json["owner"]) == (201, "globex")
+        assert (refused.status, refused.pointers) == (403, ["/owner"])
+
+
+async def test_a_trace_is_kept_with_the_events_it_caused(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path) as server:
+        trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        good = await server.post("/v1/batches", json={}, headers={"traceparent": trace})
+        bad = await server.post("/v1/batches", json={}, headers={"traceparent": "00-0-0-zz"})
+        params = {"min_position": bad.json["position"]}
+
+        traces = [
+            (await server.get(f"/v1/batches/{one.json['id']}/history", params=params)).json[
+                "items"
+            ][0]
+            for one in (good, bad)
+        ]
+
+        assert traces[0]["trace"] == trace
+        assert UUID(traces[0]["command"])
+        assert traces[1].get("trace") is None
+
+
+async def test_waiting_for_a_position_that_never_comes_ends(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("interfaces.rest.params.LONGEST_WAIT", 0.2)
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            answer = await server.get("/v1/batches", params={"min_position": 10**9})
+    async with serving(database_url, tmp_path) as server:
+        answer = await server.get("/v1/batches", params={"min_position": 10**9})
 
-            assert (answer.status, answer.code) == (504, "position_not_reached")
-            assert answer.headers["Retry-After"] == "1"
-
-    run(story())
+        assert (answer.status, answer.code) == (504, "position_not_reached")
+        assert answer.headers["Retry-After"] == "1"

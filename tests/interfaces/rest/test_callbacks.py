@@ -5,8 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from infrastructure.outbound.signing import key_of, signed
 from infrastructure.processors.errands import PostgresErrands
 from tests.infrastructure.jobs.plant import Plant
 from tests.interfaces.rest.services import SECRET, Data, Service, world
-from tests.support import eventually, free_port, run
+from tests.support import eventually, free_port
 
 EXAMPLE = Path(__file__).parents[3] / "docs/examples/http_service.py"
 
@@ -37,64 +37,58 @@ def answering(status: int, said: Any = None) -> Service:
     return Service(answer)
 
 
-def test_a_service_gets_a_signed_request_and_its_answer_is_the_result(
+async def test_a_service_gets_a_signed_request_and_its_answer_is_the_result(
     database_url: str, tmp_path: Path
 ) -> None:
     service = answering(200, {"result": {"pages": 3}})
 
-    async def story() -> None:
-        async with world(database_url, tmp_path, service, parameters={"dpi": 90}) as all:
-            all.work()
-            done = await all.plant.completed(await all.plant.batch({"a/b.pdf": b"%PDF-"}))
+    async with world(database_url, tmp_path, service, parameters={"dpi": 90}) as all:
+        all.work()
+        done = await all.plant.completed(await all.plant.batch({"a/b.pdf": b"%PDF-"}))
 
-            assert done.outcome is Outcome.SUCCEEDED
-            (succeeded,) = await all.plant.all_of(AttemptSucceeded)
-            assert succeeded.results == {"http": {"pages": 3}}
+        assert done.outcome is Outcome.SUCCEEDED
+        (succeeded,) = await all.plant.all_of(AttemptSucceeded)
+        assert succeeded.results == {"http": {"pages": 3}}
 
-        (data,), (headers,), (body,) = service.asked, service.headers, service.bodies
-        assert (data["path"], data["size"], data["attempt"]) == ("a/b.pdf", 5, 1)
-        assert data["parameters"] == {"dpi": 90}
-        expected = signed(
-            headers["webhook-id"], int(headers["webhook-timestamp"]), body, key_of(SECRET)
-        )
-        assert headers["webhook-signature"] == expected["webhook-signature"]
-
-    run(story())
+    (data,), (headers,), (body,) = service.asked, service.headers, service.bodies
+    assert (data["path"], data["size"], data["attempt"]) == ("a/b.pdf", 5, 1)
+    assert data["parameters"] == {"dpi": 90}
+    expected = signed(
+        headers["webhook-id"], int(headers["webhook-timestamp"]), body, key_of(SECRET)
+    )
+    assert headers["webhook-signature"] == expected["webhook-signature"]
 
 
-def test_a_service_may_take_its_time_report_progress_and_answer_once(
+async def test_a_service_may_take_its_time_report_progress_and_answer_once(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path, answering(202)) as all:
-            all.work()
-            batch = await all.plant.batch({"a.txt": b"words"})
-            data = await all.asked(1)
-
-            # To ask what is there does not use the link up; to fetch it does.
-            head = await all.server.ask("HEAD", data["content_url"], key=None)
-            assert head.status >= 400
-            assert await all.fetch(data) == (200, b"words")
-            assert (await all.fetch(data))[0] == 410
-            assert await all.say(data, progress={"done": 1, "total": 4}) == 204
-            await all.plant.until(lambda: progress_of(all.plant))
-            assert await all.say(data, result={"words": 1}) == 204
-            assert await all.say(data, result={"words": 2}) in (409, 410)
-            assert await all.say(data, progress={"done": 2}) in (409, 410)
-
-            assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
-            (succeeded,) = await all.plant.all_of(AttemptSucceeded)
-            assert succeeded.results == {"http": {"words": 1}}
-            progressed = (await progress_of(all.plant))[0]
-            assert (progressed.done, progressed.total) == (1, 4)
-            assert await all.say(data, result={"words": 3}) == 410
-            assert await all.plant.fetch("SELECT 1 FROM errands") == []
-
     async def progress_of(plant: Plant) -> list[FileProgressed]:
         events = await plant.all_of(FileProgressed)
         return [event for event in events if event.phase == "http" and event.done]
 
-    run(story())
+    async with world(database_url, tmp_path, answering(202)) as all:
+        all.work()
+        batch = await all.plant.batch({"a.txt": b"words"})
+        data = await all.asked(1)
+
+        # To ask what is there does not use the link up; to fetch it does.
+        head = await all.server.ask("HEAD", data["content_url"], key=None)
+        assert head.status >= 400
+        assert await all.fetch(data) == (200, b"words")
+        assert (await all.fetch(data))[0] == 410
+        assert await all.say(data, progress={"done": 1, "total": 4}) == 204
+        await all.plant.until(lambda: progress_of(all.plant))
+        assert await all.say(data, result={"words": 1}) == 204
+        assert await all.say(data, result={"words": 2}) in (409, 410)
+        assert await all.say(data, progress={"done": 2}) in (409, 410)
+
+        assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
+        (succeeded,) = await all.plant.all_of(AttemptSucceeded)
+        assert succeeded.results == {"http": {"words": 1}}
+        progressed = (await progress_of(all.plant))[0]
+        assert (progressed.done, progressed.total) == (1, 4)
+        assert await all.say(data, result={"words": 3}) == 410
+        assert await all.plant.fetch("SELECT 1 FROM errands") == []
 
 
 @pytest.mark.parametrize(
@@ -105,22 +99,19 @@ def test_a_service_may_take_its_time_report_progress_and_answer_once(
         ("quarantine", UploadState.QUARANTINED, 1),
     ],
 )
-def test_an_error_says_what_is_to_become_of_the_file(
+async def test_an_error_says_what_is_to_become_of_the_file(
     database_url: str, tmp_path: Path, kind: str, state: UploadState, attempts: int
 ) -> None:
     service = answering(200, {"error": {"message": "page 7 is odd", "kind": kind}})
 
-    async def story() -> None:
-        async with world(database_url, tmp_path, service) as all:
-            all.work()
-            batch = await all.plant.batch({"a.txt": b"words"})
-            await all.plant.completed(batch)
+    async with world(database_url, tmp_path, service) as all:
+        all.work()
+        batch = await all.plant.batch({"a.txt": b"words"})
+        await all.plant.completed(batch)
 
-            assert (await all.plant.uploads(batch))["a.txt"].state is state
-            failures = await all.plant.all_of(AttemptFailed)
-            assert [failure.message for failure in failures] == ["page 7 is odd"] * attempts
-
-    run(story())
+        assert (await all.plant.uploads(batch))["a.txt"].state is state
+        failures = await all.plant.all_of(AttemptFailed)
+        assert [failure.message for failure in failures] == ["page 7 is odd"] * attempts
 
 
 @pytest.mark.parametrize(
@@ -133,106 +124,88 @@ def test_an_error_says_what_is_to_become_of_the_file(
         (Service(answering(200).answer, url="http://127.0.0.1:1/"), "the service cannot be asked"),
     ],
 )
-def test_a_service_that_does_not_do_its_part_is_asked_again(
+async def test_a_service_that_does_not_do_its_part_is_asked_again(
     database_url: str, tmp_path: Path, service: Service, told: str
 ) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path, service) as all:
-            all.work()
-            await all.plant.completed(await all.plant.batch({"a.txt": b"words"}))
+    async with world(database_url, tmp_path, service) as one:
+        one.work()
+        await one.plant.completed(await one.plant.batch({"a.txt": b"words"}))
 
-            failures = await all.plant.all_of(AttemptFailed)
-            assert len(failures) == 3
-            assert all_tell(failures, told)
-
-    def all_tell(failures: Any, told: str) -> bool:
-        return all(told in failure.message and not failure.permanent for failure in failures)
-
-    run(story())
+        failures = await one.plant.all_of(AttemptFailed)
+        assert len(failures) == 3
+        assert all(told in failure.message and not failure.permanent for failure in failures)
 
 
-def test_a_service_that_stays_silent_costs_an_attempt_and_comes_too_late(
+async def test_a_service_that_stays_silent_costs_an_attempt_and_comes_too_late(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path, answering(202), timeout=1.5) as all:
-            all.work()
-            twice = RetryPolicy(attempts=2, first_delay=0.05)
-            batch = await all.plant.batch({"a.txt": b"words"}, retry_policy=twice)
-            first = await all.asked(1)
-            await all.asked(2)
+    async with world(database_url, tmp_path, answering(202), timeout=1.5) as all:
+        all.work()
+        twice = RetryPolicy(attempts=2, first_delay=0.05)
+        batch = await all.plant.batch({"a.txt": b"words"}, retry_policy=twice)
+        first = await all.asked(1)
+        await all.asked(2)
 
-            assert await all.say(first, result={}) == 410
-            assert (await all.fetch(first))[0] == 410
-            assert (await all.plant.completed(batch)).outcome is Outcome.FAILED
-            failures = await all.plant.all_of(AttemptFailed)
-            assert {failure.error_type for failure in failures} == {"StepTimeout"}
-
-    run(story())
+        assert await all.say(first, result={}) == 410
+        assert (await all.fetch(first))[0] == 410
+        assert (await all.plant.completed(batch)).outcome is Outcome.FAILED
+        failures = await all.plant.all_of(AttemptFailed)
+        assert {failure.error_type for failure in failures} == {"StepTimeout"}
 
 
-def test_a_late_word_for_an_abandoned_attempt_is_refused_and_the_next_one_counts(
+async def test_a_late_word_for_an_abandoned_attempt_is_refused_and_the_next_one_counts(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path, answering(202)) as all:
-            worker = all.work()
-            batch = await all.plant.batch({"a.txt": b"words"})
-            first = await all.asked(1)
-            await all.plant.stop(worker)
-            await all.plant.until(lambda: all.plant.all_of(AttemptAbandoned))
+    async with world(database_url, tmp_path, answering(202)) as all:
+        worker = all.work()
+        batch = await all.plant.batch({"a.txt": b"words"})
+        first = await all.asked(1)
+        await all.plant.stop(worker)
+        await all.plant.until(lambda: all.plant.all_of(AttemptAbandoned))
 
-            assert await all.say(first, result={"from": 1}) == 410
-            all.work()
-            second = await all.asked(2)
-            assert await all.say(first, result={"from": 1}) == 410
-            assert await all.say(second, result={"from": 2}) == 204
+        assert await all.say(first, result={"from": 1}) == 410
+        all.work()
+        second = await all.asked(2)
+        assert await all.say(first, result={"from": 1}) == 410
+        assert await all.say(second, result={"from": 2}) == 204
 
-            assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
-            (succeeded,) = await all.plant.all_of(AttemptSucceeded)
-            assert succeeded.results == {"http": {"from": 2}}
-
-    run(story())
+        assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
+        (succeeded,) = await all.plant.all_of(AttemptSucceeded)
+        assert succeeded.results == {"http": {"from": 2}}
 
 
-def test_the_errand_of_a_worker_that_was_killed_is_fenced_by_the_log(
+async def test_the_errand_of_a_worker_that_was_killed_is_fenced_by_the_log(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path, answering(200, {"result": {}})) as all:
-            all.work()
-            batch = await all.plant.batch({"a.txt": b"words"})
-            await all.plant.completed(batch)
-            upload = (await all.plant.uploads(batch))["a.txt"].id
-            # What a worker leaves that had no time to close it.
-            left = await PostgresErrands(all.plant.pool).open(upload, 1, download_within=60)
-            data = {
-                "callback_url": f"/v1/callbacks/{left.callback}",
-                "content_url": f"/v1/callbacks/{left.download}/content",
-            }
+    async with world(database_url, tmp_path, answering(200, {"result": {}})) as all:
+        all.work()
+        batch = await all.plant.batch({"a.txt": b"words"})
+        await all.plant.completed(batch)
+        upload = (await all.plant.uploads(batch))["a.txt"].id
+        # What a worker leaves that had no time to close it.
+        left = await PostgresErrands(all.plant.pool).open(upload, 1, download_within=60)
+        data = {
+            "callback_url": f"/v1/callbacks/{left.callback}",
+            "content_url": f"/v1/callbacks/{left.download}/content",
+        }
 
-            assert await all.say(data, result={}) == 410
-            assert (await all.fetch(data))[0] == 410
-
-    run(story())
+        assert await all.say(data, result={}) == 410
+        assert (await all.fetch(data))[0] == 410
 
 
-def test_a_download_link_ends_by_itself(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path, answering(202), download_within=0.01) as all:
-            all.work()
-            await all.plant.batch({"a.txt": b"words"})
-            data = await all.asked(1)
+async def test_a_download_link_ends_by_itself(database_url: str, tmp_path: Path) -> None:
+    async with world(database_url, tmp_path, answering(202), download_within=0.01) as all:
+        all.work()
+        await all.plant.batch({"a.txt": b"words"})
+        data = await all.asked(1)
 
-            async def over() -> bool:
-                return bool(await all.plant.fetch("SELECT 1 WHERE now() > %s", data_until))
+        async def over() -> bool:
+            return bool(await all.plant.fetch("SELECT 1 WHERE now() > %s", data_until))
 
-            ((data_until,),) = await all.plant.fetch("SELECT download_until FROM errands")
-            await eventually(over)
-            assert (await all.fetch(data))[0] == 410
-            assert await all.say(data, result={}) == 204
-
-    run(story())
+        ((data_until,),) = await all.plant.fetch("SELECT download_until FROM errands")
+        await eventually(over)
+        assert (await all.fetch(data))[0] == 410
+        assert await all.say(data, result={}) == 204
 
 
 @pytest.mark.parametrize(
@@ -248,65 +221,56 @@ def test_a_download_link_ends_by_itself(database_url: str, tmp_path: Path) -> No
         ({"outcome": "fine"}, 422),
     ],
 )
-def test_a_report_of_no_sense_is_refused_and_may_be_said_better(
+async def test_a_report_of_no_sense_is_refused_and_may_be_said_better(
     database_url: str, tmp_path: Path, report: Any, status: int
 ) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path, answering(202)) as all:
-            all.work()
-            batch = await all.plant.batch({"a.txt": b"words"})
-            data = await all.asked(1)
+    async with world(database_url, tmp_path, answering(202)) as all:
+        all.work()
+        batch = await all.plant.batch({"a.txt": b"words"})
+        data = await all.asked(1)
 
-            assert await all.say(data, **report) == status
-            assert await all.say(data, result={}) == 204
-            assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
-
-    run(story())
+        assert await all.say(data, **report) == status
+        assert await all.say(data, result={}) == 204
+        assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
 
 
 @pytest.mark.parametrize("token", ["x", "a" * 43, "6ad56b4c-0de4-4c0f-9f1e-2f8e4d4a7c11"])
-def test_a_made_up_ticket_opens_nothing(database_url: str, tmp_path: Path, token: str) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path, answering(202)) as all:
-            data = {
-                "callback_url": f"/v1/callbacks/{token}",
-                "content_url": f"/v1/callbacks/{token}/content",
-            }
-            assert await all.say(data, result={}) == 410
-            assert (await all.fetch(data))[0] == 410
+async def test_a_made_up_ticket_opens_nothing(
+    database_url: str, tmp_path: Path, token: str
+) -> None:
+    async with world(database_url, tmp_path, answering(202)) as all:
+        data = {
+            "callback_url": f"/v1/callbacks/{token}",
+            "content_url": f"/v1/callbacks/{token}/content",
+        }
+        assert await all.say(data, result={}) == 410
+        assert (await all.fetch(data))[0] == 410
 
-    run(story())
 
-
-def test_the_example_service_counts_words_at_once_and_later(
+async def test_the_example_service_counts_words_at_once_and_later(
     database_url: str, tmp_path: Path
 ) -> None:
     files = {"short.txt": b"two words", "long.txt": b"word " * 1000, "none.txt": b""}
+    service = answering(500)
 
-    async def story(url: str) -> None:
-        service = answering(500)
-        service.url = url
-        async with world(database_url, tmp_path, service) as all:
-            all.work()
-            batch = await all.plant.batch(files)
-            assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
-            for path, upload in (await all.plant.uploads(batch)).items():
-                (succeeded,) = await all.plant.all_of(AttemptSucceeded, upload.id)
-                assert succeeded.results["http"] == {"words": len(files[path].split())}
-
-    with example_service() as url:
-        run(story(url))
+    async with example_service() as service.url, world(database_url, tmp_path, service) as all:
+        all.work()
+        batch = await all.plant.batch(files)
+        assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
+        for path, upload in (await all.plant.uploads(batch)).items():
+            (succeeded,) = await all.plant.all_of(AttemptSucceeded, upload.id)
+            assert succeeded.results["http"] == {"words": len(files[path].split())}
 
 
-@contextmanager
-def example_service() -> Iterator[str]:
+@asynccontextmanager
+async def example_service() -> AsyncIterator[str]:
     port = free_port()
     environ = {**os.environ, "SECRET": SECRET}
     with subprocess.Popen(
         [sys.executable, str(EXAMPLE), str(port)], env=environ, stderr=subprocess.DEVNULL
     ) as process:
         try:
-            run(_answers(port))
+            await _answers(port)
             yield f"http://127.0.0.1:{port}/"
         finally:
             process.send_signal(signal.SIGKILL)

@@ -13,7 +13,6 @@ from domain.batch.state import Outcome
 from domain.upload.failure import Failure
 from tests.interfaces.rest.server import Server, serving
 from tests.stories import later
-from tests.support import run
 
 NOW: dict[str, Any] = {"at": later(0), "by": "worker:w1"}
 FAILURE = Failure(step="antivirus", error_type="Infected", message="EICAR", permanent=True)
@@ -55,104 +54,89 @@ async def completed(server: Server, batch: UUID, counts: dict[Any, int]) -> None
     await log.append(one(batch, found.version, *progressed, *done))
 
 
-def test_a_batch_that_is_over_begins_again_with_its_failed_uploads(
+async def test_a_batch_that_is_over_begins_again_with_its_failed_uploads(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            started = await server.batch("a", seal=True)
-            path, id = f"/v1/batches/{started.json['id']}", UUID(started.json["id"])
-            await judged(server, UUID(started.json["uploads"][0]), "failed")
-            await completed(server, id, {"failed": 1})
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch("a", seal=True)
+        path, id = f"/v1/batches/{started.json['id']}", UUID(started.json["id"])
+        await judged(server, UUID(started.json["uploads"][0]), "failed")
+        await completed(server, id, {"failed": 1})
 
-            answer = await server.post(f"{path}/retry")
+        answer = await server.post(f"{path}/retry")
 
-            assert (answer.status, answer.json["state"]) == (202, "sealed")
-            params = {"min_position": answer.json["position"]}
-            shown = (await server.get(path, params=params)).json
-            assert (shown["state"], shown["outcome"]) == ("sealed", None)
-            kinds = [e["type"] for e in (await server.get(f"{path}/history")).json["items"]]
-            assert kinds[-2:] == ["batch.reopened", "batch.retry_requested"]
-
-    run(story())
+        assert (answer.status, answer.json["state"]) == (202, "sealed")
+        params = {"min_position": answer.json["position"]}
+        shown = (await server.get(path, params=params)).json
+        assert (shown["state"], shown["outcome"]) == ("sealed", None)
+        kinds = [e["type"] for e in (await server.get(f"{path}/history")).json["items"]]
+        assert kinds[-2:] == ["batch.reopened", "batch.retry_requested"]
 
 
 @pytest.mark.parametrize(
     ("outcome", "why"), [(Outcome.SUCCEEDED, "none of its uploads failed"), ("cancelled", "was")]
 )
-def test_a_retry_that_makes_no_sense_is_refused_and_says_why(
+async def test_a_retry_that_makes_no_sense_is_refused_and_says_why(
     database_url: str, tmp_path: Path, outcome: str, why: str
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            started = await server.batch(seal=True)
-            path, id = f"/v1/batches/{started.json['id']}", UUID(started.json["id"])
-            if outcome == "cancelled":
-                await server.post(f"{path}/cancel")
-                early = await server.post(f"{path}/retry")
-                assert (early.status, early.json["detail"]) == (409, "the batch is cancelling")
-            await completed(server, id, {})
-
-            answer = await server.post(f"{path}/retry")
-
-            assert (answer.status, answer.code) == (409, "not_now")
-            assert why in answer.json["detail"]
-
-    run(story())
-
-
-def test_the_priority_of_a_batch_is_changed_while_it_runs(
-    database_url: str, tmp_path: Path
-) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            path = f"/v1/batches/{(await server.batch('a')).json['id']}"
-
-            answer = await server.post(f"{path}/priority", json={"priority": 7})
-            wrong = await server.post(f"{path}/priority", json={"priority": 1000})
-
-            assert (answer.status, answer.json["priority"]) == (202, 7)
-            assert (wrong.status, wrong.pointers) == (422, ["/priority"])
-            params = {"min_position": answer.json["position"]}
-            assert (await server.get(path, params=params)).json["priority"] == 7
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch(seal=True)
+        path, id = f"/v1/batches/{started.json['id']}", UUID(started.json["id"])
+        if outcome == "cancelled":
             await server.post(f"{path}/cancel")
-            late = await server.post(f"{path}/priority", json={"priority": 8})
-            assert (late.status, late.json["detail"]) == (409, "the batch is cancelling")
+            early = await server.post(f"{path}/retry")
+            assert (early.status, early.json["detail"]) == (409, "the batch is cancelling")
+        await completed(server, id, {})
 
-    run(story())
+        answer = await server.post(f"{path}/retry")
+
+        assert (answer.status, answer.code) == (409, "not_now")
+        assert why in answer.json["detail"]
 
 
-def test_a_quarantined_file_is_released_with_a_reason_and_can_be_read(
+async def test_the_priority_of_a_batch_is_changed_while_it_runs(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            started = await server.batch("a")
-            upload = UUID(started.json["uploads"][0])
-            path = f"/v1/uploads/{upload}"
-            early = await server.post(f"{path}/release", json={"reason": "x"})
-            assert (early.status, early.json["detail"]) == (409, "the upload is registered")
-            await judged(server, upload, "quarantined")
+    async with serving(database_url, tmp_path) as server:
+        path = f"/v1/batches/{(await server.batch('a')).json['id']}"
 
-            without = await server.post(f"{path}/release", json={})
-            released = await server.post(f"{path}/release", json={"reason": "a test file"})
+        answer = await server.post(f"{path}/priority", json={"priority": 7})
+        wrong = await server.post(f"{path}/priority", json={"priority": 1000})
 
-            assert (without.status, released.status) == (422, 202)
-            params = {"min_position": released.json["position"]}
-            shown = (await server.get(path, params=params)).json
-            assert (shown["state"], shown["error"]) == ("completed", None)
-            events = (await server.get(f"{path}/history")).json["items"]
-            assert [e["type"] for e in events][-2:] == ["upload.released", "upload.completed"]
-            assert events[-2]["data"] == {"reason": "a test file"}
-
-    run(story())
+        assert (answer.status, answer.json["priority"]) == (202, 7)
+        assert (wrong.status, wrong.pointers) == (422, ["/priority"])
+        params = {"min_position": answer.json["position"]}
+        assert (await server.get(path, params=params)).json["priority"] == 7
+        await server.post(f"{path}/cancel")
+        late = await server.post(f"{path}/priority", json={"priority": 8})
+        assert (late.status, late.json["detail"]) == (409, "the batch is cancelling")
 
 
-def test_workers_are_listed_for_operators(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            answer = await server.get("/v1/workers")
+async def test_a_quarantined_file_is_released_with_a_reason_and_can_be_read(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch("a")
+        upload = UUID(started.json["uploads"][0])
+        path = f"/v1/uploads/{upload}"
+        early = await server.post(f"{path}/release", json={"reason": "x"})
+        assert (early.status, early.json["detail"]) == (409, "the upload is registered")
+        await judged(server, upload, "quarantined")
 
-            assert (answer.status, answer.json) == (200, {"workers": [], "processes": []})
+        without = await server.post(f"{path}/release", json={})
+        released = await server.post(f"{path}/release", json={"reason": "a test file"})
 
-    run(story())
+        assert (without.status, released.status) == (422, 202)
+        params = {"min_position": released.json["position"]}
+        shown = (await server.get(path, params=params)).json
+        assert (shown["state"], shown["error"]) == ("completed", None)
+        events = (await server.get(f"{path}/history")).json["items"]
+        assert [e["type"] for e in events][-2:] == ["upload.released", "upload.completed"]
+        assert events[-2]["data"] == {"reason": "a test file"}
+
+
+async def test_workers_are_listed_for_operators(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path) as server:
+        answer = await server.get("/v1/workers")
+
+        assert (answer.status, answer.json) == (200, {"workers": [], "processes": []})

@@ -8,7 +8,6 @@ import pytest
 from infrastructure.settings_fields import BadSetting, read_value
 from interfaces.rest import cors
 from tests.interfaces.uploads.server import BYTES, TUS, serving
-from tests.support import run
 
 PAGE = "https://page.example"
 PREFLIGHT = {
@@ -18,84 +17,72 @@ PREFLIGHT = {
 }
 
 
-def test_a_page_of_an_allowed_origin_may_ask_send_and_read(
+async def test_a_page_of_an_allowed_origin_may_ask_send_and_read(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path, allowed_origins=(PAGE,)) as server:
-            async with server.client.options("/v1/uploads", headers=PREFLIGHT) as answer:
-                assert answer.status == 204
-                assert answer.headers["Access-Control-Allow-Origin"] == PAGE
-                assert answer.headers["Access-Control-Allow-Credentials"] == "true"
-                assert "PATCH" in answer.headers["Access-Control-Allow-Methods"]
-                sent = answer.headers["Access-Control-Allow-Headers"].lower().split(", ")
-                assert set(PREFLIGHT["Access-Control-Request-Headers"].split(",")) <= set(sent)
-                assert int(answer.headers["Access-Control-Max-Age"]) > 0
-                assert "Origin" in answer.headers["Vary"]
-            headers = {**BYTES, "Origin": PAGE, "Upload-Length": "5"}
-            async with server.client.post("/v1/uploads", headers=headers, data=b"hello") as answer:
-                assert answer.status == 201
-                assert answer.headers["Access-Control-Allow-Origin"] == PAGE
-                read = answer.headers["Access-Control-Expose-Headers"]
-                assert {"Location", "Upload-Offset", "Tus-Resumable"} <= set(read.split(", "))
-            refused = {**TUS, "Origin": PAGE, "Upload-Length": "many"}
-            async with server.client.post("/v1/uploads", headers=refused) as answer:
-                assert answer.status == 400
-                assert answer.headers["Access-Control-Allow-Origin"] == PAGE
-
-    run(story())
+    async with serving(database_url, tmp_path, allowed_origins=(PAGE,)) as server:
+        async with server.client.options("/v1/uploads", headers=PREFLIGHT) as answer:
+            assert answer.status == 204
+            assert answer.headers["Access-Control-Allow-Origin"] == PAGE
+            assert answer.headers["Access-Control-Allow-Credentials"] == "true"
+            assert "PATCH" in answer.headers["Access-Control-Allow-Methods"]
+            sent = answer.headers["Access-Control-Allow-Headers"].lower().split(", ")
+            assert set(PREFLIGHT["Access-Control-Request-Headers"].split(",")) <= set(sent)
+            assert int(answer.headers["Access-Control-Max-Age"]) > 0
+            assert "Origin" in answer.headers["Vary"]
+        headers = {**BYTES, "Origin": PAGE, "Upload-Length": "5"}
+        async with server.client.post("/v1/uploads", headers=headers, data=b"hello") as answer:
+            assert answer.status == 201
+            assert answer.headers["Access-Control-Allow-Origin"] == PAGE
+            read = answer.headers["Access-Control-Expose-Headers"]
+            assert {"Location", "Upload-Offset", "Tus-Resumable"} <= set(read.split(", "))
+        refused = {**TUS, "Origin": PAGE, "Upload-Length": "many"}
+        async with server.client.post("/v1/uploads", headers=refused) as answer:
+            assert answer.status == 400
+            assert answer.headers["Access-Control-Allow-Origin"] == PAGE
 
 
 @pytest.mark.parametrize("allowed", [(), ("https://other.example",)])
-def test_any_other_page_learns_nothing(
+async def test_any_other_page_learns_nothing(
     allowed: tuple[str, ...], database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with (
-            serving(database_url, tmp_path, allowed_origins=allowed) as server,
-            server.client.options("/v1/uploads", headers=PREFLIGHT) as answer,
-        ):
-            assert not [name for name in answer.headers if name.startswith("Access-Control")]
-            assert ("Vary" in answer.headers) == bool(allowed)
-
-    run(story())
+    async with (
+        serving(database_url, tmp_path, allowed_origins=allowed) as server,
+        server.client.options("/v1/uploads", headers=PREFLIGHT) as answer,
+    ):
+        assert not [name for name in answer.headers if name.startswith("Access-Control")]
+        assert ("Vary" in answer.headers) == bool(allowed)
 
 
-def test_with_a_star_any_page_may_ask_but_not_in_the_name_of_a_session(
+async def test_with_a_star_any_page_may_ask_but_not_in_the_name_of_a_session(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with (
-            serving(database_url, tmp_path, allowed_origins=("*",)) as server,
-            server.client.options("/v1/uploads", headers=PREFLIGHT) as answer,
-        ):
-            assert answer.headers["Access-Control-Allow-Origin"] == "*"
-            assert "Access-Control-Allow-Credentials" not in answer.headers
-
-    run(story())
+    async with (
+        serving(database_url, tmp_path, allowed_origins=("*",)) as server,
+        server.client.options("/v1/uploads", headers=PREFLIGHT) as answer,
+    ):
+        assert answer.headers["Access-Control-Allow-Origin"] == "*"
+        assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
 @pytest.mark.parametrize(
     ("configured", "custom"), [(None, True), (("*",), True), (("X-Custom",), True), ((), False)]
 )
-def test_request_headers_that_pages_may_send_are_a_setting(
+async def test_request_headers_that_pages_may_send_are_a_setting(
     configured: tuple[str, ...] | None, custom: bool, database_url: str, tmp_path: Path
 ) -> None:
     asked = "tracestate,traceparent,baggage,cache-control,x-csrf-token,x-requested-with,x-custom"
     settings = {} if configured is None else {"cors_allowed_headers": configured}
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path, allowed_origins=(PAGE,), **settings) as server:
-            evil = {**PREFLIGHT, "Access-Control-Request-Headers": f"{asked},bad header,é"}
-            async with server.client.options("/files/", headers=evil) as answer:
-                allowed = answer.headers["Access-Control-Allow-Headers"].lower().split(", ")
-                assert {*asked.split(",")} - {*allowed} == (set() if custom else {"x-custom"})
-                assert len(allowed) == len(set(allowed))
-                assert all(name.isascii() and " " not in name for name in allowed)
-                assert "*" not in allowed
-                assert "Access-Control-Request-Headers" in answer.headers["Vary"]
-
-    run(story())
+    async with serving(database_url, tmp_path, allowed_origins=(PAGE,), **settings) as server:
+        evil = {**PREFLIGHT, "Access-Control-Request-Headers": f"{asked},bad header,é"}
+        async with server.client.options("/files/", headers=evil) as answer:
+            allowed = answer.headers["Access-Control-Allow-Headers"].lower().split(", ")
+            assert {*asked.split(",")} - {*allowed} == (set() if custom else {"x-custom"})
+            assert len(allowed) == len(set(allowed))
+            assert all(name.isascii() and " " not in name for name in allowed)
+            assert "*" not in allowed
+            assert "Access-Control-Request-Headers" in answer.headers["Vary"]
 
 
 def test_every_header_that_upload_protocols_use_is_allowed() -> None:

@@ -9,7 +9,7 @@ from interfaces.rest.webhooks import lists
 from tests.interfaces.rest import server as api
 from tests.interfaces.uploads.raw import Sender, header
 from tests.interfaces.uploads.server import BYTES, TUS, Server, serving
-from tests.support import path_of, run
+from tests.support import path_of
 
 OWN = "http://127.0.0.1:"
 
@@ -52,28 +52,24 @@ OWN = "http://127.0.0.1:"
         ),
     ],
 )
-def test_a_proxy_that_is_believed_says_where_uploads_are_found(
+async def test_a_proxy_that_is_believed_says_where_uploads_are_found(
     headers: dict[str, str], begins: str, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path, trust_forwarded=True) as server:
-            said = {**TUS, **headers, "Upload-Length": "5"}
-            async with server.client.post("/v1/uploads", headers=said) as answer:
-                assert answer.status == 201
-                assert answer.headers["Location"].startswith(begins)
-
-    run(story())
+    async with serving(database_url, tmp_path, trust_forwarded=True) as server:
+        said = {**TUS, **headers, "Upload-Length": "5"}
+        async with server.client.post("/v1/uploads", headers=said) as answer:
+            assert answer.status == 201
+            assert answer.headers["Location"].startswith(begins)
 
 
-def test_anybody_else_who_claims_to_be_a_proxy_is_not(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            claims = {"Forwarded": "host=evil.example", "X-Forwarded-Host": "evil.example"}
-            said = {**TUS, **claims, "Upload-Length": "5"}
-            async with server.client.post("/v1/uploads", headers=said) as answer:
-                assert answer.headers["Location"].startswith(f"{server.url}/v1/uploads/")
-
-    run(story())
+async def test_anybody_else_who_claims_to_be_a_proxy_is_not(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        claims = {"Forwarded": "host=evil.example", "X-Forwarded-Host": "evil.example"}
+        said = {**TUS, **claims, "Upload-Length": "5"}
+        async with server.client.post("/v1/uploads", headers=said) as answer:
+            assert answer.headers["Location"].startswith(f"{server.url}/v1/uploads/")
 
 
 @pytest.mark.parametrize(
@@ -84,24 +80,21 @@ def test_anybody_else_who_claims_to_be_a_proxy_is_not(database_url: str, tmp_pat
         ("https://bücher.example/ü", "https://xn--bcher-kva.example/%C3%BC/v1/uploads/"),
     ],
 )
-def test_the_setting_public_url_overrides_the_request(
+async def test_the_setting_public_url_overrides_the_request(
     public_url: str, begins: str, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        settings = {"public_url": public_url, "trust_forwarded": True, "interim_responses": "on"}
-        async with serving(database_url, tmp_path, **settings) as server:
-            said = {**TUS, "Upload-Length": "5", "X-Forwarded-Host": "other.example"}
-            async with server.client.post("/v1/uploads", headers=said) as answer:
-                assert answer.headers["Location"].startswith(begins)
-            # Also where the upload is announced while its body arrives.
-            said = {"Upload-Draft-Interop-Version": "8", "Upload-Complete": "?1"}
-            async with Sender(server) as sender:
-                await sender.begin("POST", "/v1/uploads", {**said, "Content-Length": "5"}, b"hello")
-                status, head = await sender.answer()
-                assert status == 104
-                assert (header(head, "Location") or "").startswith(begins)
-
-    run(story())
+    settings = {"public_url": public_url, "trust_forwarded": True, "interim_responses": "on"}
+    async with serving(database_url, tmp_path, **settings) as server:
+        said = {**TUS, "Upload-Length": "5", "X-Forwarded-Host": "other.example"}
+        async with server.client.post("/v1/uploads", headers=said) as answer:
+            assert answer.headers["Location"].startswith(begins)
+        # Also where the upload is announced while its body arrives.
+        said = {"Upload-Draft-Interop-Version": "8", "Upload-Complete": "?1"}
+        async with Sender(server) as sender:
+            await sender.begin("POST", "/v1/uploads", {**said, "Content-Length": "5"}, b"hello")
+            status, head = await sender.answer()
+            assert status == 104
+            assert (header(head, "Location") or "").startswith(begins)
 
 
 async def _created_with(server: Server, host: str | None, version: str = "1.1") -> tuple[int, str]:
@@ -129,112 +122,97 @@ async def _created_with(server: Server, host: str | None, version: str = "1.1") 
         (None, OWN),
     ],
 )
-def test_location_is_below_the_host_that_the_client_named(
+async def test_location_is_below_the_host_that_the_client_named(
     host: str | None, begins: str, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            version = "1.0" if host is None else "1.1"
-            status, location = await _created_with(server, host, version)
-            assert (status, location.startswith(begins)) == (201, True), location
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        version = "1.0" if host is None else "1.1"
+        status, location = await _created_with(server, host, version)
+        assert (status, location.startswith(begins)) == (201, True), location
 
 
-def test_a_host_that_is_none_is_refused_before_anything_is_recorded(
+async def test_a_host_that_is_none_is_refused_before_anything_is_recorded(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            head = await server.services.log.head()
-            for host in (
-                "up.example/evil",
-                "user@up.example",
-                "up example",
-                "up.example:port",
-                "up.example\x80",
-                "<script>",
-                "a?b#c",
-                "[::1",
-                "up.example, evil.example",
-                "up.example\r\nHost: evil.example",
-            ):
-                status, location = await _created_with(server, host)
-                assert (status, location) == (400, ""), host
-            assert await server.services.log.head() == head
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        head = await server.services.log.head()
+        for host in (
+            "up.example/evil",
+            "user@up.example",
+            "up example",
+            "up.example:port",
+            "up.example\x80",
+            "<script>",
+            "a?b#c",
+            "[::1",
+            "up.example, evil.example",
+            "up.example\r\nHost: evil.example",
+        ):
+            status, location = await _created_with(server, host)
+            assert (status, location) == (400, ""), host
+        assert await server.services.log.head() == head
 
 
-def test_a_final_upload_takes_parts_by_whatever_address_they_were_given_out(
+async def test_a_final_upload_takes_parts_by_whatever_address_they_were_given_out(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        settings = {"public_url": "https://up.example/files"}
-        async with serving(database_url, tmp_path, **settings) as server:
-            parts = []
-            for content in (b"hello, ", b"world"):
-                said = {**BYTES, "Upload-Concat": "partial", "Upload-Length": str(len(content))}
-                async with server.client.post("/v1/uploads", headers=said, data=content) as made:
-                    assert made.status == 201
-                    parts.append(made.headers["Location"])
-            assert parts[0].startswith("https://up.example/files/v1/uploads/")
-            said = {**TUS, "Upload-Concat": "final;" + " ".join(parts)}
-            async with server.client.post("/v1/uploads", headers=said) as made:
+    settings = {"public_url": "https://up.example/files"}
+    async with serving(database_url, tmp_path, **settings) as server:
+        parts = []
+        for content in (b"hello, ", b"world"):
+            said = {**BYTES, "Upload-Concat": "partial", "Upload-Length": str(len(content))}
+            async with server.client.post("/v1/uploads", headers=said, data=content) as made:
                 assert made.status == 201
-                path = path_of(made.headers["Location"]).removeprefix("/files")
-            assert await server.content(path) == b"hello, world"
+                parts.append(made.headers["Location"])
+        assert parts[0].startswith("https://up.example/files/v1/uploads/")
+        said = {**TUS, "Upload-Concat": "final;" + " ".join(parts)}
+        async with server.client.post("/v1/uploads", headers=said) as made:
+            assert made.status == 201
+            path = path_of(made.headers["Location"]).removeprefix("/files")
+        assert await server.content(path) == b"hello, world"
 
-    run(story())
 
-
-def test_every_route_that_creates_something_answers_with_an_absolute_location(
+async def test_every_route_that_creates_something_answers_with_an_absolute_location(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lists, "SEEN_WITHIN", 0.0)  # no follower of webhooks runs here
 
-    async def story() -> None:
-        async with api.serving(database_url, tmp_path, public_url="https://up.example") as server:
-            admin = await server.key_for(api.Scope.ADMIN)
-            boundary = {"Content-Type": "multipart/form-data; boundary=b"}
-            form = (
-                b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
-                b"hello\r\n--b--\r\n"
-            )
-            hook = {"url": "https://hooks.example/", "events": ["batch.completed"]}
-            for path, options in {
-                "/v1/batches": {"json": {"label": "seen"}},
-                "/v1/batches?": {"data": form, "headers": boundary},
-                "/v1/keys": {"json": {"scope": "viewer", "owner": "acme"}},
-                "/v1/webhooks": {"json": hook},
-                "/v1/erasures": {"json": {"owner": "nobody", "reason": "asked"}},
-                "/v1/uploads": {"headers": {**TUS, "Upload-Length": "5"}},
-            }.items():
-                answer = await server.post(path, key=admin, **options)
-                assert answer.status in (201, 202), (path, answer.body)
-                collection = path.rstrip("?")
-                assert answer.headers["Location"].startswith(f"https://up.example{collection}/")
-                if answer.json is not None:
-                    assert answer.headers["Location"].rpartition("/")[2] in json.dumps(answer.json)
-
-    run(story())
+    async with api.serving(database_url, tmp_path, public_url="https://up.example") as server:
+        admin = await server.key_for(api.Scope.ADMIN)
+        boundary = {"Content-Type": "multipart/form-data; boundary=b"}
+        form = (
+            b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+            b"hello\r\n--b--\r\n"
+        )
+        hook = {"url": "https://hooks.example/", "events": ["batch.completed"]}
+        for path, options in {
+            "/v1/batches": {"json": {"label": "seen"}},
+            "/v1/batches?": {"data": form, "headers": boundary},
+            "/v1/keys": {"json": {"scope": "viewer", "owner": "acme"}},
+            "/v1/webhooks": {"json": hook},
+            "/v1/erasures": {"json": {"owner": "nobody", "reason": "asked"}},
+            "/v1/uploads": {"headers": {**TUS, "Upload-Length": "5"}},
+        }.items():
+            answer = await server.post(path, key=admin, **options)
+            assert answer.status in (201, 202), (path, answer.body)
+            collection = path.rstrip("?")
+            assert answer.headers["Location"].startswith(f"https://up.example{collection}/")
+            if answer.json is not None:
+                assert answer.headers["Location"].rpartition("/")[2] in json.dumps(answer.json)
 
 
-def test_a_page_below_public_url_is_one_of_our_own(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with api.serving(database_url, tmp_path, public_url="https://up.example") as server:
-            principal = await server.services.keys.authenticate(server.key)
-            assert principal is not None
-            code = await server.services.keys.issue_login(principal, lifetime=60.0)
-            signed_in = await server.post("/login", json={"code": code}, key=None)
-            cookie = {"Cookie": signed_in.headers["Set-Cookie"].partition(";")[0]}
-            for origin, status in {
-                "https://up.example": 201,
-                "https://evil.example": 403,
-                "http://up.example": 403,
-            }.items():
-                headers = {**cookie, "Origin": origin}
-                answer = await server.post("/v1/batches", json={}, headers=headers, key=None)
-                assert answer.status == status, origin
-
-    run(story())
+async def test_a_page_below_public_url_is_one_of_our_own(database_url: str, tmp_path: Path) -> None:
+    async with api.serving(database_url, tmp_path, public_url="https://up.example") as server:
+        principal = await server.services.keys.authenticate(server.key)
+        assert principal is not None
+        code = await server.services.keys.issue_login(principal, lifetime=60.0)
+        signed_in = await server.post("/login", json={"code": code}, key=None)
+        cookie = {"Cookie": signed_in.headers["Set-Cookie"].partition(";")[0]}
+        for origin, status in {
+            "https://up.example": 201,
+            "https://evil.example": 403,
+            "http://up.example": 403,
+        }.items():
+            headers = {**cookie, "Origin": origin}
+            answer = await server.post("/v1/batches", json={}, headers=headers, key=None)
+            assert answer.status == status, origin

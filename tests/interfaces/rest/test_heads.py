@@ -12,54 +12,45 @@ from interfaces.rest.server import MAX_HEAD
 from tests.interfaces.rest import server as api
 from tests.interfaces.uploads.raw import Sender, header
 from tests.interfaces.uploads.server import BYTES, serving
-from tests.support import run
 
 ONE = f"Upload-Concat: final;{'x' * (MAX_HEAD + 1000)}\r\n"
 MANY = "".join(f"X-{number}: {'x' * 8000}\r\n" for number in range(100))
 
 
 @pytest.mark.parametrize("headers", [ONE, MANY], ids=["one header", "many headers"])
-def test_a_head_beyond_the_limit_is_refused_by_name(
+async def test_a_head_beyond_the_limit_is_refused_by_name(
     headers: str, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            # No more than shows that it is too much: unread bytes would reset the connection.
-            request = f"POST /files/ HTTP/1.1\r\nHost: x\r\n{headers}".encode()
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            for at in range(0, MAX_HEAD + 1, 8192):
-                writer.write(request[at : at + 8192])
-                await writer.drain()
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
-            status = int(head.split()[1])
-            assert status == 431
-            assert header(head, "Content-Type") == "application/problem+json"
-            problem = json.loads(
-                await reader.readexactly(int(header(head, "Content-Length") or "0"))
-            )
-            writer.close()
-            assert problem["code"] == "head_too_large"
-            assert str(MAX_HEAD) in problem["detail"]
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        # No more than shows that it is too much: unread bytes would reset the connection.
+        request = f"POST /files/ HTTP/1.1\r\nHost: x\r\n{headers}".encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for at in range(0, MAX_HEAD + 1, 8192):
+            writer.write(request[at : at + 8192])
+            await writer.drain()
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
+        status = int(head.split()[1])
+        assert status == 431
+        assert header(head, "Content-Type") == "application/problem+json"
+        problem = json.loads(await reader.readexactly(int(header(head, "Content-Length") or "0")))
+        writer.close()
+        assert problem["code"] == "head_too_large"
+        assert str(MAX_HEAD) in problem["detail"]
 
 
-def test_bodies_and_many_requests_on_one_connection_are_no_large_head(
+async def test_bodies_and_many_requests_on_one_connection_are_no_large_head(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server, Sender(server) as sender:
-            said = {"Tus-Resumable": "1.0.0", "X-Padding": "x" * 50_000}
-            for number in range(12):
-                body = bytes(400_000 if number % 2 else 0)
-                sent = {**said, "Upload-Length": str(len(body)), "Content-Length": str(len(body))}
-                if body:
-                    sent["Content-Type"] = "application/offset+octet-stream"
-                await sender.begin("POST", "/files/", sent, body)
-                status, head = await sender.answer()
-                assert status == 201, (number, head)
-
-    run(story())
+    async with serving(database_url, tmp_path) as server, Sender(server) as sender:
+        said = {"Tus-Resumable": "1.0.0", "X-Padding": "x" * 50_000}
+        for number in range(12):
+            body = bytes(400_000 if number % 2 else 0)
+            sent = {**said, "Upload-Length": str(len(body)), "Content-Length": str(len(body))}
+            if body:
+                sent["Content-Type"] = "application/offset+octet-stream"
+            await sender.begin("POST", "/files/", sent, body)
+            status, head = await sender.answer()
+            assert status == 201, (number, head)
 
 
 async def test_a_body_received_before_its_request_is_handled_is_no_part_of_a_head(
@@ -91,19 +82,16 @@ async def test_a_body_received_before_its_request_is_handled_is_no_part_of_a_hea
 
 
 @pytest.mark.parametrize("coding", ["gzip, chunked", "GZIP,chunked", "identity, chunked"])
-def test_a_body_in_another_transfer_coding_is_refused_and_not_stored(
+async def test_a_body_in_another_transfer_coding_is_refused_and_not_stored(
     coding: str, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server, Sender(server) as sender:
-            location = await server.create(5)
-            headers = {**BYTES, "Upload-Offset": "0", "Transfer-Encoding": coding}
-            await sender.begin("PATCH", location, headers, b"5\r\nhello\r\n0\r\n\r\n")
-            status, _ = await sender.answer()
-            assert status == 501
-            assert await server.offset(location) == 0
-
-    run(story())
+    async with serving(database_url, tmp_path) as server, Sender(server) as sender:
+        location = await server.create(5)
+        headers = {**BYTES, "Upload-Offset": "0", "Transfer-Encoding": coding}
+        await sender.begin("PATCH", location, headers, b"5\r\nhello\r\n0\r\n\r\n")
+        status, _ = await sender.answer()
+        assert status == 501
+        assert await server.offset(location) == 0
 
 
 def test_the_refusal_without_a_request_is_a_problem_document() -> None:

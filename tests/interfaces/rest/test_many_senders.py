@@ -13,7 +13,7 @@ from aiohttp import StreamReader, web
 from infrastructure.settings import Settings
 from interfaces.rest.intake import LEAST, MOST, TOGETHER, Bodies
 from interfaces.rest.server import Runner
-from tests.support import eventually, run
+from tests.support import eventually
 
 SENDERS = 50
 BODY = bytes(range(256)) * 8 * 1024  # 2 MiB
@@ -22,7 +22,7 @@ READ_BUFFER = Settings().read_buffer
 Handler = Callable[[web.Request], Any]
 
 
-def test_bodies_that_nobody_takes_are_not_read_ahead() -> None:
+async def test_bodies_that_nobody_takes_are_not_read_ahead() -> None:
     taken, gate = list[web.Request](), asyncio.Event()
 
     async def handle(request: web.Request) -> web.Response:
@@ -30,60 +30,49 @@ def test_bodies_that_nobody_takes_are_not_read_ahead() -> None:
         await gate.wait()
         return web.Response(text=str(await request.content.read() == BODY))
 
-    async def story() -> None:
-        async with listening(handle) as (port, bodies):
-            sending = [asyncio.create_task(send(port, BODY)) for _ in range(SENDERS)]
-            await eventually(
-                lambda: (
-                    len([r for r in taken if r.content.total_bytes > 2 * READ_BUFFER]) == SENDERS
-                )
-            )
+    async with listening(handle) as (port, bodies):
+        sending = [asyncio.create_task(send(port, BODY)) for _ in range(SENDERS)]
+        await eventually(
+            lambda: len([r for r in taken if r.content.total_bytes > 2 * READ_BUFFER]) == SENDERS
+        )
 
-            assert len(bodies) == SENDERS
-            assert max(r.content.total_bytes for r in taken) <= 2 * READ_BUFFER + LEAST
-            gate.set()
-            answers = await asyncio.gather(*sending)
+        assert len(bodies) == SENDERS
+        assert max(r.content.total_bytes for r in taken) <= 2 * READ_BUFFER + LEAST
+        gate.set()
+        answers = await asyncio.gather(*sending)
 
-            assert all(answer.endswith(b"True") for answer in answers)
-            assert len(bodies) == 0
-
-    run(story())
+        assert all(answer.endswith(b"True") for answer in answers)
+        assert len(bodies) == 0
 
 
 @pytest.mark.parametrize("abort", [False, True], ids=["closed", "reset"])
-def test_a_sender_that_is_gone_takes_no_share(abort: bool) -> None:
+async def test_a_sender_that_is_gone_takes_no_share(abort: bool) -> None:
     async def handle(request: web.Request) -> web.Response:
         return web.Response(text=str(len(await request.content.read())))
 
-    async def story() -> None:
-        async with listening(handle) as (port, bodies):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(head(100) + b"some of it")
-            await eventually(lambda: len(bodies) == 1)
-            writer.transport.abort() if abort else writer.close()
+    async with listening(handle) as (port, bodies):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head(100) + b"some of it")
+        await eventually(lambda: len(bodies) == 1)
+        writer.transport.abort() if abort else writer.close()
 
-            await eventually(lambda: len(bodies) == 0)
-
-    run(story())
+        await eventually(lambda: len(bodies) == 0)
 
 
-def test_the_pieces_shrink_as_senders_come_and_grow_as_they_go() -> None:
-    async def story() -> None:
-        loop, bodies = asyncio.get_running_loop(), Bodies()
-        server = web.Server(web.Response)  # type: ignore[arg-type]
-        stranger, *connections = [server() for _ in range(2_000)]
-        for one in connections:
-            bodies.begin(one, StreamReader(one, 1, loop=loop))
-            piece = len(bodies.piece(one))
-            assert piece * len(bodies) <= TOGETHER or piece == LEAST
+async def test_the_pieces_shrink_as_senders_come_and_grow_as_they_go() -> None:
+    loop, bodies = asyncio.get_running_loop(), Bodies()
+    server = web.Server(web.Response)  # type: ignore[arg-type]
+    stranger, *connections = [server() for _ in range(2_000)]
+    for one in connections:
+        bodies.begin(one, StreamReader(one, 1, loop=loop))
+        piece = len(bodies.piece(one))
+        assert piece * len(bodies) <= TOGETHER or piece == LEAST
 
-        assert len(bodies.piece(connections[0])) == LEAST
-        for one in connections[1:]:
-            bodies.end(one)
-        assert len(bodies.piece(connections[0])) == MOST
-        assert len(bodies.piece(stranger)) == LEAST
-
-    run(story())
+    assert len(bodies.piece(connections[0])) == LEAST
+    for one in connections[1:]:
+        bodies.end(one)
+    assert len(bodies.piece(connections[0])) == MOST
+    assert len(bodies.piece(stranger)) == LEAST
 
 
 def head(size: int) -> bytes:

@@ -14,7 +14,6 @@ from application.reporting import FAILURES
 from interfaces.rest.reports import AT_ONCE, SEATS
 from tests.interfaces.rest.server import Server, serving
 from tests.interfaces.rest.test_controls import judged
-from tests.support import run
 
 PATHS = ("=cmd|' /C calc'!A0", "a, b.txt", "bad 1.jpg", "bad 2.jpg")
 
@@ -30,94 +29,81 @@ async def told(server: Server) -> str:
     return f"/v1/batches/{started.json['id']}"
 
 
-def test_json_holds_the_batch_the_reasons_and_every_file(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            path = await told(server)
-
-            whole = await server.get(f"{path}/report.json")
-            failed = await server.get(f"{path}/report.json", params={"only": "failed"})
-
-            assert whole.headers["Content-Disposition"].startswith('attachment; filename="report-')
-            assert [upload["path"] for upload in whole.json["uploads"]] == sorted(PATHS)
-            assert {upload["state"] for upload in failed.json["uploads"]} <= set(FAILURES)
-            assert len(failed.json["uploads"]) == 3
-            assert whole.json["batch"]["id"] in path
-            assert [(r["state"], r["reason"], r["uploads"]) for r in whole.json["reasons"]] == [
-                ("failed", "EICAR", 2),
-                ("quarantined", "EICAR", 1),
-            ]
-
-    run(story())
-
-
-def test_csv_runs_no_formula(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            answer = await server.get(f"{await told(server)}/report.csv")
-
-            heading, *rows = csv.reader(io.StringIO(answer.body.decode(), newline=""))
-            paths = [row[heading.index("path")] for row in rows]
-            assert paths == [f"'{PATHS[0]}", *PATHS[1:]]
-            assert answer.headers["Content-Type"].startswith("text/csv")
-            assert answer.headers["Content-Disposition"].endswith('.csv"')
-
-    run(story())
-
-
-def test_ndjson_is_one_file_a_line_and_the_same_moment_to_the_end(
+async def test_json_holds_the_batch_the_reasons_and_every_file(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            started = await server.batch(*(f"{n:04}" for n in range(1200)))
-            id = UUID(started.json["id"])
-            queries = server.services.queries
-            await queries.wait_for(started.json["position"], timeout=60)
+    async with serving(database_url, tmp_path) as server:
+        path = await told(server)
 
-            async with queries.report(id, owner="acme") as report:
-                late = await judged(server, UUID(started.json["uploads"][-1]), "failed")
-                await queries.wait_for(late, timeout=60)
-                states = [row.state async for row in report.files]
+        whole = await server.get(f"{path}/report.json")
+        failed = await server.get(f"{path}/report.json", params={"only": "failed"})
 
-            assert states == ["registered"] * 1200
-            answer = await server.get(f"/v1/batches/{id}/report.ndjson?only=failed")
-            assert [json.loads(line)["path"] for line in answer.body.splitlines()] == ["1199"]
-
-    run(story())
+        assert whole.headers["Content-Disposition"].startswith('attachment; filename="report-')
+        assert [upload["path"] for upload in whole.json["uploads"]] == sorted(PATHS)
+        assert {upload["state"] for upload in failed.json["uploads"]} <= set(FAILURES)
+        assert len(failed.json["uploads"]) == 3
+        assert whole.json["batch"]["id"] in path
+        assert [(r["state"], r["reason"], r["uploads"]) for r in whole.json["reasons"]] == [
+            ("failed", "EICAR", 2),
+            ("quarantined", "EICAR", 1),
+        ]
 
 
-def test_reports_that_are_being_read_are_few(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            path = await told(server)
-            server.app[SEATS].free = 0
+async def test_csv_runs_no_formula(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path) as server:
+        answer = await server.get(f"{await told(server)}/report.csv")
 
-            refused = await server.get(f"{path}/report.json")
-            server.app[SEATS].free = AT_ONCE
-            answers = [await server.get(f"{path}/report.json") for _ in range(2 * AT_ONCE)]
+        heading, *rows = csv.reader(io.StringIO(answer.body.decode(), newline=""))
+        paths = [row[heading.index("path")] for row in rows]
+        assert paths == [f"'{PATHS[0]}", *PATHS[1:]]
+        assert answer.headers["Content-Type"].startswith("text/csv")
+        assert answer.headers["Content-Disposition"].endswith('.csv"')
 
-            assert (refused.status, refused.code) == (503, "too_many_reports")
-            assert {answer.status for answer in answers} == {200}
-            assert server.app[SEATS].free == AT_ONCE
 
-    run(story())
+async def test_ndjson_is_one_file_a_line_and_the_same_moment_to_the_end(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch(*(f"{n:04}" for n in range(1200)))
+        id = UUID(started.json["id"])
+        queries = server.services.queries
+        await queries.wait_for(started.json["position"], timeout=60)
+
+        async with queries.report(id, owner="acme") as report:
+            late = await judged(server, UUID(started.json["uploads"][-1]), "failed")
+            await queries.wait_for(late, timeout=60)
+            states = [row.state async for row in report.files]
+
+        assert states == ["registered"] * 1200
+        answer = await server.get(f"/v1/batches/{id}/report.ndjson?only=failed")
+        assert [json.loads(line)["path"] for line in answer.body.splitlines()] == ["1199"]
+
+
+async def test_reports_that_are_being_read_are_few(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path) as server:
+        path = await told(server)
+        server.app[SEATS].free = 0
+
+        refused = await server.get(f"{path}/report.json")
+        server.app[SEATS].free = AT_ONCE
+        answers = [await server.get(f"{path}/report.json") for _ in range(2 * AT_ONCE)]
+
+        assert (refused.status, refused.code) == (503, "too_many_reports")
+        assert {answer.status for answer in answers} == {200}
+        assert server.app[SEATS].free == AT_ONCE
 
 
 @pytest.mark.parametrize("ending", ["json", "ndjson", "csv"])
-def test_a_report_of_an_empty_batch_is_whole(
+async def test_a_report_of_an_empty_batch_is_whole(
     database_url: str, tmp_path: Path, ending: str
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            started = await server.batch()
-            params = {"min_position": started.json["position"]}
-            path = f"/v1/batches/{started.json['id']}/report.{ending}"
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch()
+        params = {"min_position": started.json["position"]}
+        path = f"/v1/batches/{started.json['id']}/report.{ending}"
 
-            answer = await server.get(path, params=params)
-            head = await server.ask("HEAD", path)
+        answer = await server.get(path, params=params)
+        head = await server.ask("HEAD", path)
 
-            assert (answer.status, head.status, head.body) == (200, 200, b"")
-            assert ending != "json" or answer.json["uploads"] == []
-
-    run(story())
+        assert (answer.status, head.status, head.body) == (200, 200, b"")
+        assert ending != "json" or answer.json["uploads"] == []

@@ -228,23 +228,20 @@ def test_a_file_that_is_no_export_proves_nothing(lines: Lines) -> None:
     assert [one.kind for one in found.findings] == ["malformed"]
 
 
-def test_a_rotated_key_is_followed_by_an_export_of_one_batch(
+async def test_a_rotated_key_is_followed_by_an_export_of_one_batch(
     database_url: str, tmp_path: Path
 ) -> None:
     """The auditor holds the first key only; the seal that named the second comes along."""
 
-    async def story() -> tuple[Lines, list[dict[str, Any]]]:
-        async with serving(database_url, tmp_path) as server:
-            await server.batch("a")
-            await seal(server, database_url, tmp_path, rotate=True)
-            batch = await server.batch("b")
-            await seal(server, database_url, tmp_path)
-            path = f"/v1/batches/{batch.json['id']}"
-            await server.get(path, params={"min_position": batch.json["position"]})
-            keys = (await server.get("/v1/seals/keys")).json["items"]
-            return await exported(server, f"{path}/history/export"), keys
-
-    lines, keys = run(story())
+    async with serving(database_url, tmp_path) as server:
+        await server.batch("a")
+        await seal(server, database_url, tmp_path, rotate=True)
+        batch = await server.batch("b")
+        await seal(server, database_url, tmp_path)
+        path = f"/v1/batches/{batch.json['id']}"
+        await server.get(path, params={"min_position": batch.json["position"]})
+        keys = (await server.get("/v1/seals/keys")).json["items"]
+        lines, keys = await exported(server, f"{path}/history/export"), keys
     first, second = (read_public(key["pem"].encode()) for key in keys)
 
     found = examine((json.dumps(line).encode() for line in lines), [first], signed)
@@ -254,19 +251,13 @@ def test_a_rotated_key_is_followed_by_an_export_of_one_batch(
     assert first != second
 
 
-def test_an_export_without_events_has_its_first_line_alone(
+async def test_an_export_without_events_has_its_first_line_alone(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            key = await server.key_for(Scope.OPERATOR)
-            for path in ("/v1/history/export", "/v1/history/export?after=1000"):
-                answer = await server.get(path, key=key)
-                assert (answer.status, answer.headers["Content-Type"]) == (
-                    200,
-                    "application/x-ndjson",
-                )
-                (line,) = answer.body.splitlines()
-                assert json.loads(line)["format"] == 1
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        key = await server.key_for(Scope.OPERATOR)
+        for path in ("/v1/history/export", "/v1/history/export?after=1000"):
+            answer = await server.get(path, key=key)
+            assert (answer.status, answer.headers["Content-Type"]) == (200, "application/x-ndjson")
+            (line,) = answer.body.splitlines()
+            assert json.loads(line)["format"] == 1

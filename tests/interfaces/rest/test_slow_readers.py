@@ -19,7 +19,7 @@ from interfaces.rest.deadlines import Deadlines
 from interfaces.rest.streams import MOST, STREAMS, Stream
 from tests.interfaces.feed.stage import stage
 from tests.interfaces.rest.server import Server, serving
-from tests.support import eventually, run
+from tests.support import eventually
 
 MIB = 1024 * 1024
 PER_READER = 512 * 1024  # bytes
@@ -79,117 +79,104 @@ async def reader_of(
 
 
 @pytest.mark.parametrize("kind", ["history", "export", "report", "download", "page"])
-def test_a_client_that_does_not_read_is_cut_off(
+async def test_a_client_that_does_not_read_is_cut_off(
     kind: str, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path, deadlines=IMPATIENT) as server:
-            if kind == "download":
-                path = f"{await large_file(server)}/content"
-            else:
-                batch = f"/v1/batches/{await large_batch(server)}"
-                path = {
-                    "history": f"{batch}/history?format=ndjson",
-                    "export": f"{batch}/history/export",
-                    "report": f"{batch}/report.ndjson",
-                    "page": f"{batch}/uploads?limit=1000",
-                }[kind]
-            with capture_logs() as logs:
-                async with reader_of(server, path) as (_, head):
-                    assert b" 200 " in head.splitlines()[0]
+    async with serving(database_url, tmp_path, deadlines=IMPATIENT) as server:
+        if kind == "download":
+            path = f"{await large_file(server)}/content"
+        else:
+            batch = f"/v1/batches/{await large_batch(server)}"
+            path = {
+                "history": f"{batch}/history?format=ndjson",
+                "export": f"{batch}/history/export",
+                "report": f"{batch}/report.ndjson",
+                "page": f"{batch}/uploads?limit=1000",
+            }[kind]
+        with capture_logs() as logs:
+            async with reader_of(server, path) as (_, head):
+                assert b" 200 " in head.splitlines()[0]
 
-                    def cut() -> bool:
-                        assert server.unsent <= PER_READER + (6 * MIB if kind == "page" else 0)
-                        return any(log["event"] == "response_not_read" for log in logs)
+                def cut() -> bool:
+                    assert server.unsent <= PER_READER + (6 * MIB if kind == "page" else 0)
+                    return any(log["event"] == "response_not_read" for log in logs)
 
-                    if kind != "page" or server.unsent:  # a page may fit into the sockets
-                        await eventually(cut)
-                await eventually(lambda: len(server.app[STREAMS]) == 0)
-            assert not any("exc_info" in log for log in logs)
-
-    run(story())
-
-
-def test_a_client_that_reads_slowly_gets_all_of_its_response(
-    database_url: str, tmp_path: Path
-) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path, deadlines=IMPATIENT) as server:
-            location = await large_file(server)
-            async with reader_of(server, f"{location}/content") as (reader, _):
-                received = 0
-                while received < 16 * MIB:
-                    received += len(await reader.read(8192))
-                    if received < 200_000:
-                        await asyncio.sleep(0.05)
-
-    run(story())
-
-
-def test_one_principal_reads_so_many_streams_at_once_and_no_more(
-    database_url: str, tmp_path: Path
-) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server, AsyncExitStack() as stack:
-            path = f"/v1/batches/{await large_batch(server)}/history?format=ndjson"
-            other = await server.key_for(Scope.VIEWER)
-            for key in ("", other):
-                for number in range(MOST[Stream.HISTORY]):
-                    _, head = await stack.enter_async_context(reader_of(server, path, key))
-                    assert b" 200 " in head.splitlines()[0], number
-            refused = await server.get(path)
-            assert (refused.status, refused.code) == (429, "too_many_streams")
-            assert int(refused.headers["Retry-After"]) >= 1
-            assert (await server.get(path.partition("?")[0])).status == 200  # a page still is read
-
-            assert server.unsent <= 2 * MOST[Stream.HISTORY] * PER_READER
-            await stack.aclose()
+                if kind != "page" or server.unsent:  # a page may fit into the sockets
+                    await eventually(cut)
             await eventually(lambda: len(server.app[STREAMS]) == 0)
-            assert (await server.get(f"{path}&limit=1")).status == 200
-
-    run(story())
+        assert not any("exc_info" in log for log in logs)
 
 
-def test_a_page_of_a_history_is_bounded_in_bytes_and_leads_to_the_next(
+async def test_a_client_that_reads_slowly_gets_all_of_its_response(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            path = f"/v1/batches/{await large_batch(server)}/history?limit=1000"
-            forward: list[int] = []
-            after = 0
-            while after is not None:
-                answer = await server.get(f"{path}&after={after}")
-                assert len(answer.body) < 400 * 1024
-                forward += [item["position"] for item in answer.json["items"]]
-                after = answer.json["next"]
-            backward: list[int] = []
-            before = 2**60
-            while before is not None:
-                answer = await server.get(f"{path}&before={before}")
-                assert len(answer.body) < 400 * 1024
-                backward = [item["position"] for item in answer.json["items"]] + backward
-                before = answer.json["next"]
-            assert len(forward) > FILES
-            assert forward == sorted(set(forward)) == backward
-
-    run(story())
+    async with serving(database_url, tmp_path, deadlines=IMPATIENT) as server:
+        location = await large_file(server)
+        async with reader_of(server, f"{location}/content") as (reader, _):
+            received = 0
+            while received < 16 * MIB:
+                received += len(await reader.read(8192))
+                if received < 200_000:
+                    await asyncio.sleep(0.05)
 
 
-def test_feed_clients_of_one_principal_share_a_buffer(database_url: str, tmp_path: Path) -> None:
+async def test_one_principal_reads_so_many_streams_at_once_and_no_more(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server, AsyncExitStack() as stack:
+        path = f"/v1/batches/{await large_batch(server)}/history?format=ndjson"
+        other = await server.key_for(Scope.VIEWER)
+        for key in ("", other):
+            for number in range(MOST[Stream.HISTORY]):
+                _, head = await stack.enter_async_context(reader_of(server, path, key))
+                assert b" 200 " in head.splitlines()[0], number
+        refused = await server.get(path)
+        assert (refused.status, refused.code) == (429, "too_many_streams")
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert (await server.get(path.partition("?")[0])).status == 200  # a page still is read
+
+        assert server.unsent <= 2 * MOST[Stream.HISTORY] * PER_READER
+        await stack.aclose()
+        await eventually(lambda: len(server.app[STREAMS]) == 0)
+        assert (await server.get(f"{path}&limit=1")).status == 200
+
+
+async def test_a_page_of_a_history_is_bounded_in_bytes_and_leads_to_the_next(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        path = f"/v1/batches/{await large_batch(server)}/history?limit=1000"
+        forward: list[int] = []
+        after = 0
+        while after is not None:
+            answer = await server.get(f"{path}&after={after}")
+            assert len(answer.body) < 400 * 1024
+            forward += [item["position"] for item in answer.json["items"]]
+            after = answer.json["next"]
+        backward: list[int] = []
+        before = 2**60
+        while before is not None:
+            answer = await server.get(f"{path}&before={before}")
+            assert len(answer.body) < 400 * 1024
+            backward = [item["position"] for item in answer.json["items"]] + backward
+            before = answer.json["next"]
+        assert len(forward) > FILES
+        assert forward == sorted(set(forward)) == backward
+
+
+async def test_feed_clients_of_one_principal_share_a_buffer(
+    database_url: str, tmp_path: Path
+) -> None:
     limits = Limits(principal_buffer=200_000)
 
-    async def story() -> None:
-        async with stage(database_url, tmp_path, limits) as on:
-            key = await on.key()
-            for sockets in (1, 4):
-                async with AsyncExitStack() as stack:
-                    for _ in range(sockets):
-                        await stack.enter_async_context(on.viewer(key))
-                    await eventually(lambda: len(on.hub.roster.clients) == sockets)  # noqa: B023
-                    (client, *_) = on.hub.roster.clients
-                    assert on.hub.roster.bound(client, 1 << 20) == 200_000 // sockets
-                    assert on.hub.roster.bound(client, 1000) == 1000
-                await eventually(lambda: not on.hub.roster.clients)
-
-    run(story())
+    async with stage(database_url, tmp_path, limits) as on:
+        key = await on.key()
+        for sockets in (1, 4):
+            async with AsyncExitStack() as stack:
+                for _ in range(sockets):
+                    await stack.enter_async_context(on.viewer(key))
+                await eventually(lambda: len(on.hub.roster.clients) == sockets)  # noqa: B023
+                (client, *_) = on.hub.roster.clients
+                assert on.hub.roster.bound(client, 1 << 20) == 200_000 // sockets
+                assert on.hub.roster.bound(client, 1000) == 1000
+            await eventually(lambda: not on.hub.roster.clients)

@@ -18,7 +18,7 @@ from application.ports.keys import Principal, Scope
 from interfaces.rest.deadlines import Deadlines, Fault, Progress, Sweep
 from tests.interfaces.feed.stage import stage
 from tests.interfaces.rest.server import Server, serving
-from tests.support import eventually, run
+from tests.support import eventually
 
 SHORT = Deadlines(head=0.3, keep_alive=0.5, body=0.4, min_rate=1000)
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
@@ -46,74 +46,62 @@ BODIES = {
 @pytest.mark.parametrize(
     "beginning", [b"", b"GET / HT", b"GET /v1/batches HTTP/1.1\r\nHost: x\r\nX-Slow: "]
 )
-def test_a_request_that_never_begins_is_not_waited_for(
+async def test_a_request_that_never_begins_is_not_waited_for(
     database_url: str, tmp_path: Path, beginning: bytes
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path, deadlines=SHORT) as server:
-            assert await everything_said(server, beginning) == b""
-
-    run(story())
+    async with serving(database_url, tmp_path, deadlines=SHORT) as server:
+        assert await everything_said(server, beginning) == b""
 
 
 @pytest.mark.parametrize(
     "beginning",
     [HEAD, b"GET /v1/feed HTTP/1.1\r\nUpgrade: websocket\r\n", b"\r\nGET / HTTP/1.1\r\n"],
 )
-def test_a_second_head_on_a_connection_has_the_same_deadline(
+async def test_a_second_head_on_a_connection_has_the_same_deadline(
     database_url: str, tmp_path: Path, beginning: bytes
 ) -> None:
     deadlines = Deadlines(head=0.3, keep_alive=600)
 
-    async def story() -> None:
-        async with (
-            serving(database_url, tmp_path, deadlines=deadlines) as server,
-            connection_to(server) as (reader, writer),
-        ):
-            writer.write(HEAD + b"\r\n")
-            await reader.readuntil(b'"ok"}')
-            writer.write(beginning + b"X")
-            assert await dripping(reader, writer) == b""
-
-    run(story())
+    async with (
+        serving(database_url, tmp_path, deadlines=deadlines) as server,
+        connection_to(server) as (reader, writer),
+    ):
+        writer.write(HEAD + b"\r\n")
+        await reader.readuntil(b'"ok"}')
+        writer.write(beginning + b"X")
+        assert await dripping(reader, writer) == b""
 
 
-def test_an_idle_connection_is_closed(database_url: str, tmp_path: Path) -> None:
+async def test_an_idle_connection_is_closed(database_url: str, tmp_path: Path) -> None:
     deadlines = Deadlines(head=600, keep_alive=0.3)
 
-    async def story() -> None:
-        async with (
-            serving(database_url, tmp_path, deadlines=deadlines) as server,
-            connection_to(server) as (reader, writer),
-        ):
-            for _ in range(2):
-                writer.write(HEAD + b"\r\n")
-                await reader.readuntil(b'"ok"}')
-            assert await asyncio.wait_for(reader.read(), 60) == b""
-
-    run(story())
+    async with (
+        serving(database_url, tmp_path, deadlines=deadlines) as server,
+        connection_to(server) as (reader, writer),
+    ):
+        for _ in range(2):
+            writer.write(HEAD + b"\r\n")
+            await reader.readuntil(b'"ok"}')
+        assert await asyncio.wait_for(reader.read(), 60) == b""
 
 
 @pytest.mark.parametrize(
     ("kind", "framing"),
     [*((kind, "length") for kind in BODIES), ("tus", "chunked"), ("json", "chunked")],
 )
-def test_a_body_that_drips_is_refused_on_every_route(
+async def test_a_body_that_drips_is_refused_on_every_route(
     kind: str, framing: str, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with (
-            serving(database_url, tmp_path, deadlines=SHORT) as server,
-            connection_to(server) as (reader, writer),
-        ):
-            head, start = await begun(server, kind, framing)
-            writer.write(head + chunk(start, framing))
-            answer = await dripping(reader, writer, chunk(b"x", framing), until=b"}")
-            status = b"408" if kind in ("login", "json", "command", "ndjson") else b"503"
-            assert b"HTTP/1.1 " + status in answer  # after 104, for an IETF client
-            assert b'"code":"stalled"' in answer
-
-    run(story())
+    async with (
+        serving(database_url, tmp_path, deadlines=SHORT) as server,
+        connection_to(server) as (reader, writer),
+    ):
+        head, start = await begun(server, kind, framing)
+        writer.write(head + chunk(start, framing))
+        answer = await dripping(reader, writer, chunk(b"x", framing), until=b"}")
+        status = b"408" if kind in ("login", "json", "command", "ndjson") else b"503"
+        assert b"HTTP/1.1 " + status in answer  # after 104, for an IETF client
+        assert b'"code":"stalled"' in answer
 
 
 @pytest.mark.parametrize(
@@ -124,84 +112,72 @@ def test_a_body_that_drips_is_refused_on_every_route(
         pytest.param(b"0\r\nX: ", id="trailers"),
     ],
 )
-def test_a_chunked_body_that_never_ends_is_refused(
+async def test_a_chunked_body_that_never_ends_is_refused(
     rest: bytes, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with (
-            serving(database_url, tmp_path, deadlines=SHORT) as server,
-            connection_to(server) as (reader, writer),
-        ):
-            head, _ = await begun(server, "json", "chunked")
-            writer.write(head + chunk(b"{}", "chunked") + rest)
-            answer = await dripping(reader, writer, b"a" if rest else b"", until=b"}")
-            assert answer.startswith((b"HTTP/1.1 408", b"HTTP/1.1 400")), answer
-
-    run(story())
+    async with (
+        serving(database_url, tmp_path, deadlines=SHORT) as server,
+        connection_to(server) as (reader, writer),
+    ):
+        head, _ = await begun(server, "json", "chunked")
+        writer.write(head + chunk(b"{}", "chunked") + rest)
+        answer = await dripping(reader, writer, b"a" if rest else b"", until=b"}")
+        assert answer.startswith((b"HTTP/1.1 408", b"HTTP/1.1 400")), answer
 
 
-def test_nothing_is_recorded_of_a_body_that_does_not_go_on(
+async def test_nothing_is_recorded_of_a_body_that_does_not_go_on(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path, transfer_idle_timeout=0.5) as server:
-            head, start = await begun(server, "ndjson", "length")
-            before = await server.services.log.head()
-            async with connection_to(server) as (reader, writer):
-                writer.write(head + start)
-                answer = await asyncio.wait_for(reader.readuntil(b"}"), 60)
-            assert answer.startswith(b"HTTP/1.1 408")
-            assert await server.services.log.head() == before
-
-    run(story())
+    async with serving(database_url, tmp_path, transfer_idle_timeout=0.5) as server:
+        head, start = await begun(server, "ndjson", "length")
+        before = await server.services.log.head()
+        async with connection_to(server) as (reader, writer):
+            writer.write(head + start)
+            answer = await asyncio.wait_for(reader.readuntil(b"}"), 60)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert await server.services.log.head() == before
 
 
-def test_a_sender_that_waits_for_100_continue_is_not_silent(
+async def test_a_sender_that_waits_for_100_continue_is_not_silent(
     database_url: str, tmp_path: Path
 ) -> None:
     deadlines = Deadlines(body=0.3)
 
-    async def story() -> None:
-        async with (
-            serving(database_url, tmp_path, deadlines=deadlines) as server,
-            connection_to(server) as (reader, writer),
-        ):
-            authenticate = server.services.keys.authenticate
+    async with (
+        serving(database_url, tmp_path, deadlines=deadlines) as server,
+        connection_to(server) as (reader, writer),
+    ):
+        authenticate = server.services.keys.authenticate
 
-            async def slowly(text: str) -> Principal | None:
-                await asyncio.sleep(4 * deadlines.body)  # nothing was asked of the client so far
-                return await authenticate(text)
+        async def slowly(text: str) -> Principal | None:
+            await asyncio.sleep(4 * deadlines.body)  # nothing was asked of the client so far
+            return await authenticate(text)
 
-            server.services.keys.authenticate = slowly  # type: ignore[method-assign]
-            writer.write(
-                f"POST /v1/batches HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\n"
-                "Content-Type: application/json\r\nContent-Length: 2\r\n"
-                "Expect: 100-continue\r\n\r\n".encode()
-            )
-            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-            writer.write(b"{}")
-            assert (await reader.readline()).startswith(b"HTTP/1.1 201")
-
-    run(story())
+        server.services.keys.authenticate = slowly  # type: ignore[method-assign]
+        writer.write(
+            f"POST /v1/batches HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\n"
+            "Content-Type: application/json\r\nContent-Length: 2\r\n"
+            "Expect: 100-continue\r\n\r\n".encode()
+        )
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"{}")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 201")
 
 
-def test_a_socket_of_the_feed_outlives_the_deadlines_of_requests(
+async def test_a_socket_of_the_feed_outlives_the_deadlines_of_requests(
     database_url: str, tmp_path: Path
 ) -> None:
     short: dict[str, Any] = {"transfer_idle_timeout": 0.2, "keep_alive_timeout": 0.2}
 
-    async def story() -> None:
-        async with (
-            stage(database_url, tmp_path, **short) as on,
-            on.viewer(await on.key(scope=Scope.VIEWER)) as viewer,
-        ):
-            await viewer.until_frame("welcome")
-            for _ in range(5):
-                await asyncio.sleep(0.2)
-                await viewer.say(type="ping")
-                await viewer.until_frame("pong")
-
-    run(story())
+    async with (
+        stage(database_url, tmp_path, **short) as on,
+        on.viewer(await on.key(scope=Scope.VIEWER)) as viewer,
+    ):
+        await viewer.until_frame("welcome")
+        for _ in range(5):
+            await asyncio.sleep(0.2)
+            await viewer.say(type="ping")
+            await viewer.until_frame("pong")
 
 
 def test_progress_is_judged_by_windows() -> None:
@@ -225,7 +201,7 @@ def test_time_in_which_the_server_does_not_read_is_not_counted() -> None:
     assert progress.fault(159, 10, 60.0, 128) is None
 
 
-def test_the_clock_of_the_deadlines_stands_while_the_loop_is_blocked() -> None:
+async def test_the_clock_of_the_deadlines_stands_while_the_loop_is_blocked() -> None:
     class Blocking:
         looks = 0
 
@@ -234,33 +210,27 @@ def test_the_clock_of_the_deadlines_stands_while_the_loop_is_blocked() -> None:
             if self.looks == 2:
                 time.sleep(0.5)
 
-    async def story() -> None:
-        blocking = Blocking()
-        sweep = Sweep(0.02, lambda: [blocking])
-        sweep.wake()
-        await eventually(lambda: blocking.looks == 2)
-        blocked_at = sweep.now
-        await eventually(lambda: blocking.looks == 3)
-        assert sweep.now - blocked_at < 0.1
-        sweep.close()
-
-    run(story())
+    blocking = Blocking()
+    sweep = Sweep(0.02, lambda: [blocking])
+    sweep.wake()
+    await eventually(lambda: blocking.looks == 2)
+    blocked_at = sweep.now
+    await eventually(lambda: blocking.looks == 3)
+    assert sweep.now - blocked_at < 0.1
+    sweep.close()
 
 
-def test_what_a_stranger_sends_fills_no_log_with_stack_traces(
+async def test_what_a_stranger_sends_fills_no_log_with_stack_traces(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            with structlog.testing.capture_logs() as logs:
-                said = await everything_said(server, b"\x16\x03\x01 this is TLS\r\n\r\n")
-                said += await everything_said(server, b"GET /\xe9 HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with serving(database_url, tmp_path) as server:
+        with structlog.testing.capture_logs() as logs:
+            said = await everything_said(server, b"\x16\x03\x01 this is TLS\r\n\r\n")
+            said += await everything_said(server, b"GET /\xe9 HTTP/1.1\r\nHost: x\r\n\r\n")
 
-            assert said.count(b"HTTP/1.0 400") == 2
-            assert [log["log_level"] for log in logs] == ["info", "info"]
-            assert not any("exc_info" in log for log in logs)
-
-    run(story())
+        assert said.count(b"HTTP/1.0 400") == 2
+        assert [log["log_level"] for log in logs] == ["info", "info"]
+        assert not any("exc_info" in log for log in logs)
 
 
 @asynccontextmanager

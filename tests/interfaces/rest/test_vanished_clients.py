@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from application.ports.keys import Principal
 from tests.interfaces.rest.server import Server, serving
-from tests.support import eventually, run
+from tests.support import eventually
 
 HEAD = "Host: x\r\nAuthorization: Bearer {key}\r\n"
 JSON = "POST /v1/batches HTTP/1.1\r\n" + HEAD + "Content-Type: application/json\r\n"
@@ -61,29 +61,26 @@ STAGES = {
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-def test_a_client_that_vanishes_leaves_no_stack_trace(
+async def test_a_client_that_vanishes_leaves_no_stack_trace(
     stage: str,
     reset: bool,
     database_url: str,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            batch = (await server.batch("a.txt")).json["id"]
-            hold_up(server)
-            with capture_logs() as logs, caplog.at_level(logging.WARNING):
-                for _ in range(3):
-                    said = STAGES[stage].replace("{key}", server.key)
-                    await vanish(server, said.replace("{batch}", batch), reset)
-                await eventually(lambda: connections(server) == 1)  # that of the server's client
-                assert (await server.get("/v1/batches")).status == 200
-            assert not [log for log in logs if log["log_level"] in ("error", "critical")]
-            assert not [log for log in logs if "exc_info" in log]
-            assert not [log for log in logs if log["event"] == "unavailable"]
-            assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        batch = (await server.batch("a.txt")).json["id"]
+        hold_up(server)
+        with capture_logs() as logs, caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                said = STAGES[stage].replace("{key}", server.key)
+                await vanish(server, said.replace("{batch}", batch), reset)
+            await eventually(lambda: connections(server) == 1)  # that of the server's client
+            assert (await server.get("/v1/batches")).status == 200
+        assert not [log for log in logs if log["log_level"] in ("error", "critical")]
+        assert not [log for log in logs if "exc_info" in log]
+        assert not [log for log in logs if log["event"] == "unavailable"]
+        assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def hold_up(server: Server) -> None:

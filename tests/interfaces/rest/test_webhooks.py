@@ -18,7 +18,7 @@ from interfaces.rest.webhooks.messages import HEADERS, BatchMessage, UploadMessa
 from tests.infrastructure.webhooks.office import Receiver, always, open_office, receiving
 from tests.interfaces.last_position import last_position
 from tests.interfaces.rest.server import Answer, Server, serving
-from tests.support import eventually, run
+from tests.support import eventually
 
 HOOK = {"url": "https://example.com/hook", "events": ["batch.started", "batch.completed"]}
 
@@ -60,163 +60,150 @@ async def world(url: str, folder: Path, **settings: Any) -> AsyncIterator[World]
         yield World(server, receiver)
 
 
-def test_a_webhook_lives_from_its_addition_to_its_removal(
+async def test_a_webhook_lives_from_its_addition_to_its_removal(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path) as all:
-            ask = all.server.ask
-            added = await all.add(description="our album")
-            path = f"/v1/webhooks/{added['webhook']['id']}"
+    async with world(database_url, tmp_path) as all:
+        ask = all.server.ask
+        added = await all.add(description="our album")
+        path = f"/v1/webhooks/{added['webhook']['id']}"
 
-            (listed,) = (await ask("GET", "/v1/webhooks")).json["items"]
-            assert listed == (await ask("GET", path)).json
-            assert (listed["enabled"], listed["description"]) == (True, "our album")
-            changed = await ask("PATCH", path, json={"events": ["upload.failed"], "label": "x"})
-            assert (changed.json["events"], changed.json["label"]) == (["upload.failed"], "x")
-            assert changed.json["description"] == "our album"
-            assert (await ask("PATCH", path, json={"label": None})).json["label"] is None
-            disabled = await ask("POST", f"{path}/disable", json={"reason": "too loud"})
-            assert (disabled.json["enabled"], disabled.json["reason"]) == (False, "too loud")
-            assert (await ask("POST", f"{path}/enable")).json["enabled"]
-            assert (await ask("DELETE", path)).status == 204
-            assert (await ask("GET", path)).status == 404
-            assert (await ask("GET", "/v1/webhooks")).json["items"] == []
+        (listed,) = (await ask("GET", "/v1/webhooks")).json["items"]
+        assert listed == (await ask("GET", path)).json
+        assert (listed["enabled"], listed["description"]) == (True, "our album")
+        changed = await ask("PATCH", path, json={"events": ["upload.failed"], "label": "x"})
+        assert (changed.json["events"], changed.json["label"]) == (["upload.failed"], "x")
+        assert changed.json["description"] == "our album"
+        assert (await ask("PATCH", path, json={"label": None})).json["label"] is None
+        disabled = await ask("POST", f"{path}/disable", json={"reason": "too loud"})
+        assert (disabled.json["enabled"], disabled.json["reason"]) == (False, "too loud")
+        assert (await ask("POST", f"{path}/enable")).json["enabled"]
+        assert (await ask("DELETE", path)).status == 204
+        assert (await ask("GET", path)).status == 404
+        assert (await ask("GET", "/v1/webhooks")).json["items"] == []
 
-            history = (await ask("GET", f"{path}/history")).json["items"]
-            assert [item["type"].removeprefix("webhook.") for item in history] == [
-                *("added", "changed", "changed", "disabled", "enabled", "removed")
-            ]
-            assert {item["by"] for item in history} == {listed["added_by"]}
-
-    run(story())
+        history = (await ask("GET", f"{path}/history")).json["items"]
+        assert [item["type"].removeprefix("webhook.") for item in history] == [
+            *("added", "changed", "changed", "disabled", "enabled", "removed")
+        ]
+        assert {item["by"] for item in history} == {listed["added_by"]}
 
 
-def test_a_secret_is_shown_when_it_is_made_and_nowhere_else(
+async def test_a_secret_is_shown_when_it_is_made_and_nowhere_else(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path) as all:
-            added = await all.add()
-            path = f"/v1/webhooks/{added['webhook']['id']}"
-            rotated = (await all.server.post(f"{path}/rotate")).json
-            secrets = [added["secret"], rotated["secret"]]
+    async with world(database_url, tmp_path) as all:
+        added = await all.add()
+        path = f"/v1/webhooks/{added['webhook']['id']}"
+        rotated = (await all.server.post(f"{path}/rotate")).json
+        secrets = [added["secret"], rotated["secret"]]
 
-            assert len({*secrets}) == 2
-            assert all_are_secrets(secrets)
-            assert rotated["webhook"]["earlier_secrets_until"] is not None
-            admin = await all.server.key_for(Scope.ADMIN)
-            for place in (path, "/v1/webhooks", f"{path}/history", "/v1/history", "/openapi.json"):
-                answer = await all.server.get(place, key=admin)
-                assert answer.status == 200
-                for secret in secrets:
-                    assert secret.removeprefix("whsec_").encode() not in answer.body
-
-    run(story())
+        assert len({*secrets}) == 2
+        assert all_are_secrets(secrets)
+        assert rotated["webhook"]["earlier_secrets_until"] is not None
+        admin = await all.server.key_for(Scope.ADMIN)
+        for place in (path, "/v1/webhooks", f"{path}/history", "/v1/history", "/openapi.json"):
+            answer = await all.server.get(place, key=admin)
+            assert answer.status == 200
+            for secret in secrets:
+                assert secret.removeprefix("whsec_").encode() not in answer.body
 
 
 def all_are_secrets(texts: list[str]) -> bool:
     return {text[:6] for text in texts} == {"whsec_"}
 
 
-def test_a_test_shows_whether_requests_arrive(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path) as all:
-            added = await all.add()
-            path = f"/v1/webhooks/{added['webhook']['id']}"
-            asked = await all.server.post(f"{path}/test")
-            told = await all.delivery(added["webhook"]["id"], "delivered")
+async def test_a_test_shows_whether_requests_arrive(database_url: str, tmp_path: Path) -> None:
+    async with world(database_url, tmp_path) as all:
+        added = await all.add()
+        path = f"/v1/webhooks/{added['webhook']['id']}"
+        asked = await all.server.post(f"{path}/test")
+        told = await all.delivery(added["webhook"]["id"], "delivered")
 
-            assert asked.status == 202
-            assert (told["position"], told["batch"]) == (asked.json["position"], None)
-            assert told["last"]["status"] == 204
-            assert all.receiver.requests[0].verify(added["secret"])["type"] == told["type"]
+        assert asked.status == 202
+        assert (told["position"], told["batch"]) == (asked.json["position"], None)
+        assert told["last"]["status"] == 204
+        assert all.receiver.requests[0].verify(added["secret"])["type"] == told["type"]
 
-            all.receiver.answer = always(500, "not yet")
-            asked = await all.server.post(f"{path}/test")
-            failed = await all.delivery(added["webhook"]["id"], "failed")
-            assert (failed["attempts"], failed["last"]["excerpt"]) == (1, "not yet")
-            shown = (await all.server.get(path)).json
-            assert (shown["failed"], shown["failing_since"]) == (1, None)
-
-    run(story())
+        all.receiver.answer = always(500, "not yet")
+        asked = await all.server.post(f"{path}/test")
+        failed = await all.delivery(added["webhook"]["id"], "failed")
+        assert (failed["attempts"], failed["last"]["excerpt"]) == (1, "not yet")
+        shown = (await all.server.get(path)).json
+        assert (shown["failed"], shown["failing_since"]) == (1, None)
 
 
-def test_deliveries_are_listed_shown_and_made_again(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path) as all:
-            ask, id = all.server.ask, (await all.add(events=["batch.started"]))["webhook"]["id"]
-            path = f"/v1/webhooks/{id}/deliveries"
-            for _ in range(3):
-                await all.server.batch()
-            await eventually(lambda: len(all.receiver.requests) == 3)
+async def test_deliveries_are_listed_shown_and_made_again(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with world(database_url, tmp_path) as all:
+        ask, id = all.server.ask, (await all.add(events=["batch.started"]))["webhook"]["id"]
+        path = f"/v1/webhooks/{id}/deliveries"
+        for _ in range(3):
+            await all.server.batch()
+        await eventually(lambda: len(all.receiver.requests) == 3)
 
-            async def page() -> Answer:
-                return await ask("GET", path, params={"limit": "2", "state": "delivered"})
+        async def page() -> Answer:
+            return await ask("GET", path, params={"limit": "2", "state": "delivered"})
 
-            async def full() -> bool:
-                return len((await page()).json["items"]) == 2 and (await page()).json["next"]
+        async def full() -> bool:
+            return len((await page()).json["items"]) == 2 and (await page()).json["next"]
 
-            await eventually(full)
-            first = (await page()).json
-            rest = (await ask("GET", path, params={"cursor": first["next"]})).json
-            items = first["items"] + rest["items"]
-            assert rest["next"] is None
-            positions = [item["position"] for item in items]
-            assert positions == sorted(all.receiver.positions, reverse=True)
-            one = await ask("GET", f"{path}/{positions[0]}")
-            assert one.json == items[0]
-            again = await ask("POST", f"{path}/{positions[0]}/redeliver")
-            assert (again.status, again.json["state"]) == (202, "pending")
-            await eventually(lambda: len(all.receiver.requests) == 4)
-            assert len({request.id for request in all.receiver.requests}) == 3
+        await eventually(full)
+        first = (await page()).json
+        rest = (await ask("GET", path, params={"cursor": first["next"]})).json
+        items = first["items"] + rest["items"]
+        assert rest["next"] is None
+        positions = [item["position"] for item in items]
+        assert positions == sorted(all.receiver.positions, reverse=True)
+        one = await ask("GET", f"{path}/{positions[0]}")
+        assert one.json == items[0]
+        again = await ask("POST", f"{path}/{positions[0]}/redeliver")
+        assert (again.status, again.json["state"]) == (202, "pending")
+        await eventually(lambda: len(all.receiver.requests) == 4)
+        assert len({request.id for request in all.receiver.requests}) == 3
 
-            since = {"since": "2026-01-01T00:00:00Z"}
-            none = await ask("POST", f"/v1/webhooks/{id}/redeliver", json=since)
-            assert (none.status, none.json["deliveries"]) == (202, 0)
-
-    run(story())
+        since = {"since": "2026-01-01T00:00:00Z"}
+        none = await ask("POST", f"/v1/webhooks/{id}/redeliver", json=since)
+        assert (none.status, none.json["deliveries"]) == (202, 0)
 
 
-def test_webhooks_of_another_owner_do_not_exist(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path) as all:
-            id = (await all.add())["webhook"]["id"]
-            batch = await all.server.batch()
-            told = await all.delivery(id, "delivered")
-            stranger = await all.server.key_for(Scope.OPERATOR, "globex")
-            viewer = await all.server.key_for(Scope.VIEWER)
-            path = f"/v1/webhooks/{id}"
-            position = told["position"]
-            asked: list[tuple[str, str, Any]] = [
-                ("GET", path, None),
-                ("PATCH", path, {"label": "x"}),
-                ("DELETE", path, None),
-                ("POST", f"{path}/rotate", None),
-                ("POST", f"{path}/test", None),
-                ("POST", f"{path}/disable", {"reason": "x"}),
-                ("POST", f"{path}/enable", None),
-                ("POST", f"{path}/redeliver", {"since": "2026-01-01T00:00:00Z"}),
-                ("GET", f"{path}/history", None),
-                ("GET", f"{path}/deliveries", None),
-                ("GET", f"{path}/deliveries/{position}", None),
-                ("POST", f"{path}/deliveries/{position}/redeliver", None),
-            ]
-            for method, target, body in asked:
-                theirs = await all.server.ask(method, target, key=stranger, json=body)
-                assert (theirs.status, theirs.code) == (404, "not_found"), target
-            for method, target, body in asked:
-                if not target.endswith("history"):
-                    refused = await all.server.ask(method, target, key=viewer, json=body)
-                    assert (refused.status, refused.code) == (403, "scope_missing"), target
-            assert (await all.server.get("/v1/webhooks", key=stranger)).json["items"] == []
-            for notify in (id, all.receiver.url):
-                named = await all.server.post("/v1/batches", key=stranger, json={"notify": notify})
-                assert (named.status, named.pointers) == (422, ["/notify"])
-            assert batch.status == 201
-            assert len(all.receiver.requests) == 1
-
-    run(story())
+async def test_webhooks_of_another_owner_do_not_exist(database_url: str, tmp_path: Path) -> None:
+    async with world(database_url, tmp_path) as all:
+        id = (await all.add())["webhook"]["id"]
+        batch = await all.server.batch()
+        told = await all.delivery(id, "delivered")
+        stranger = await all.server.key_for(Scope.OPERATOR, "globex")
+        viewer = await all.server.key_for(Scope.VIEWER)
+        path = f"/v1/webhooks/{id}"
+        position = told["position"]
+        asked: list[tuple[str, str, Any]] = [
+            ("GET", path, None),
+            ("PATCH", path, {"label": "x"}),
+            ("DELETE", path, None),
+            ("POST", f"{path}/rotate", None),
+            ("POST", f"{path}/test", None),
+            ("POST", f"{path}/disable", {"reason": "x"}),
+            ("POST", f"{path}/enable", None),
+            ("POST", f"{path}/redeliver", {"since": "2026-01-01T00:00:00Z"}),
+            ("GET", f"{path}/history", None),
+            ("GET", f"{path}/deliveries", None),
+            ("GET", f"{path}/deliveries/{position}", None),
+            ("POST", f"{path}/deliveries/{position}/redeliver", None),
+        ]
+        for method, target, body in asked:
+            theirs = await all.server.ask(method, target, key=stranger, json=body)
+            assert (theirs.status, theirs.code) == (404, "not_found"), target
+        for method, target, body in asked:
+            if not target.endswith("history"):
+                refused = await all.server.ask(method, target, key=viewer, json=body)
+                assert (refused.status, refused.code) == (403, "scope_missing"), target
+        assert (await all.server.get("/v1/webhooks", key=stranger)).json["items"] == []
+        for notify in (id, all.receiver.url):
+            named = await all.server.post("/v1/batches", key=stranger, json={"notify": notify})
+            assert (named.status, named.pointers) == (422, ["/notify"])
+        assert batch.status == 201
+        assert len(all.receiver.requests) == 1
 
 
 FAULTS: list[tuple[dict[str, Any], str]] = [
@@ -238,140 +225,124 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_a_faulty_webhook_is_refused_and_the_fault_pointed_at(
+async def test_a_faulty_webhook_is_refused_and_the_fault_pointed_at(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            admin = await server.key_for(Scope.ADMIN)
-            for fields, pointer in FAULTS:
-                answer = await server.post("/v1/webhooks", key=admin, json={**HOOK, **fields})
+    async with serving(database_url, tmp_path) as server:
+        admin = await server.key_for(Scope.ADMIN)
+        for fields, pointer in FAULTS:
+            answer = await server.post("/v1/webhooks", key=admin, json={**HOOK, **fields})
 
-                assert answer.status == 422, (fields, answer.body)
-                assert answer.pointers == [pointer], fields
-            theirs = await server.post("/v1/webhooks", json={**HOOK, "owner": "globex"})
-            assert (theirs.status, theirs.pointers) == (403, ["/owner"])
-            assert await last_position(server.services.log) == 0
-
-    run(story())
+            assert answer.status == 422, (fields, answer.body)
+            assert answer.pointers == [pointer], fields
+        theirs = await server.post("/v1/webhooks", json={**HOOK, "owner": "globex"})
+        assert (theirs.status, theirs.pointers) == (403, ["/owner"])
+        assert await last_position(server.services.log) == 0
 
 
-def test_an_owner_has_a_limited_number_of_webhooks(
+async def test_an_owner_has_a_limited_number_of_webhooks(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("interfaces.rest.webhooks.resource.MOST_WEBHOOKS", 2)
 
-    async def story() -> None:
-        async with world(database_url, tmp_path) as all:
-            for _ in range(2):
-                await all.add()
-            refused = await all.server.post("/v1/webhooks", json=HOOK)
+    async with world(database_url, tmp_path) as all:
+        for _ in range(2):
+            await all.add()
+        refused = await all.server.post("/v1/webhooks", json=HOOK)
 
-            assert (refused.status, refused.code) == (409, "too_many_webhooks")
-
-    run(story())
+        assert (refused.status, refused.code) == (409, "too_many_webhooks")
 
 
-def test_a_batch_asks_for_a_webhook_that_is_told_on_request(
+async def test_a_batch_asks_for_a_webhook_that_is_told_on_request(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path) as all:
-            id = (await all.add(events=list(TOLD), on_request=True))["webhook"]["id"]
-            await all.server.batch()
-            asking = await all.server.batch(notify=id)
-            await all.delivery(id, "delivered")
+    async with world(database_url, tmp_path) as all:
+        id = (await all.add(events=list(TOLD), on_request=True))["webhook"]["id"]
+        await all.server.batch()
+        asking = await all.server.batch(notify=id)
+        await all.delivery(id, "delivered")
 
-            (request,) = all.receiver.requests
-            assert request.json["data"]["batch"]["id"] == asking.json["id"]
-
-    run(story())
+        (request,) = all.receiver.requests
+        assert request.json["data"]["batch"]["id"] == asking.json["id"]
 
 
-def test_what_waits_is_measured(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path) as all:
-            all.receiver.answer = always(500)
-            await all.add(events=["batch.started"])
-            await all.server.batch()
+async def test_what_waits_is_measured(database_url: str, tmp_path: Path) -> None:
+    async with world(database_url, tmp_path) as all:
+        all.receiver.answer = always(500)
+        await all.add(events=["batch.started"])
+        await all.server.batch()
 
-            async def measured() -> bool:
-                text = (await all.server.get("/metrics")).body.decode()
-                return (
-                    "uptrail_webhook_deliveries_pending 1.0" in text
-                    and "uptrail_webhooks_failing 1.0" in text
-                    and 'uptrail_lag{follower="webhooks"} 0.0' in text
-                )
+        async def measured() -> bool:
+            text = (await all.server.get("/metrics")).body.decode()
+            return (
+                "uptrail_webhook_deliveries_pending 1.0" in text
+                and "uptrail_webhooks_failing 1.0" in text
+                and 'uptrail_lag{follower="webhooks"} 0.0' in text
+            )
 
-            await eventually(measured)
-
-    run(story())
+        await eventually(measured)
 
 
-def test_messages_are_what_the_description_says(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path) as all:
-            await all.add(events=["batch.started", "upload.rejected", "batch.sealed"])
-            started = await all.server.batch("a")
-            path = f"/v1/batches/{started.json['id']}"
-            await all.server.post(f"{path}/uploads", json=[{"path": "../x"}])
-            await all.server.post(f"{path}/seal")
-            await eventually(lambda: len(all.receiver.requests) == 3)
-            document = (await all.server.get("/openapi.json")).json
+async def test_messages_are_what_the_description_says(database_url: str, tmp_path: Path) -> None:
+    async with world(database_url, tmp_path) as all:
+        await all.add(events=["batch.started", "upload.rejected", "batch.sealed"])
+        started = await all.server.batch("a")
+        path = f"/v1/batches/{started.json['id']}"
+        await all.server.post(f"{path}/uploads", json=[{"path": "../x"}])
+        await all.server.post(f"{path}/seal")
+        await eventually(lambda: len(all.receiver.requests) == 3)
+        document = (await all.server.get("/openapi.json")).json
 
-            assert set(document["webhooks"]) == set(TOLD)
-            for request in all.receiver.requests:
-                kind = request.json["type"].split(".")[0]
-                message = BatchMessage if kind == "batch" else UploadMessage
-                decoded: Any = msgspec.json.decode(request.body, type=message)
-                assert decoded.data.links.batch.endswith(path)
-                schemas = document["components"]["schemas"]
-                shown = schemas["BatchView" if kind == "batch" else "Upload"]["properties"]
-                assert set(request.json["data"][kind]) == set(shown)
-                assert set(HEADERS) <= set(request.headers)
-
-    run(story())
+        assert set(document["webhooks"]) == set(TOLD)
+        for request in all.receiver.requests:
+            kind = request.json["type"].split(".")[0]
+            message = BatchMessage if kind == "batch" else UploadMessage
+            decoded: Any = msgspec.json.decode(request.body, type=message)
+            assert decoded.data.links.batch.endswith(path)
+            schemas = document["components"]["schemas"]
+            shown = schemas["BatchView" if kind == "batch" else "Upload"]["properties"]
+            assert set(request.json["data"][kind]) == set(shown)
+            assert set(HEADERS) <= set(request.headers)
 
 
 TOKEN = "T0KEN"
 
 
-def test_addresses_of_webhooks_are_for_operators_alone(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with world(database_url, tmp_path) as all:
-            server = all.server
-            url = f"https://hooks.example.com/{TOKEN}?token={TOKEN}"
-            id = (await all.add(url=url, on_request=True))["webhook"]["id"]
-            batch = (await server.batch("a.txt", notify=url)).json
-            position = f"min_position={batch['position']}"
-            paths = [
-                "/v1/webhooks",
-                f"/v1/webhooks/{id}",
-                f"/v1/webhooks/{id}/history",
-                f"/v1/webhooks/{id}/history?format=ndjson",
-                f"/v1/webhooks/{id}/deliveries",
-                f"/v1/history?{position}",
-                f"/v1/history?{position}&format=ndjson",
-                f"/v1/batches/{batch['id']}?{position}",
-                f"/v1/batches/{batch['id']}/history?{position}",
-                f"/v1/batches/{batch['id']}/history?{position}&before=1000000",
-                f"/v1/batches/{batch['id']}/history/export",
-                f"/v1/batches/{batch['id']}/report.json?{position}",
-                "/v1/history/export",
-            ]
-            for scope in (Scope.VIEWER, Scope.UPLOADER):
-                key = await server.key_for(scope)
-                for path in paths:
-                    answer = await server.get(path, key=key)
-                    assert TOKEN.encode() not in answer.body, (scope, path)
-                    if "/webhooks" in path:
-                        assert (answer.status, answer.code) == (403, "scope_missing"), path
-                history = await server.get(f"/v1/batches/{batch['id']}/history", key=key)
-                assert history.json["items"][0]["data"]["notify"] == "https://hooks.example.com/..."
-            mine = await server.get(f"/v1/webhooks/{id}/history")
-            assert TOKEN in mine.json["items"][0]["data"]["subscription"]["url"]
-
-    run(story())
+async def test_addresses_of_webhooks_are_for_operators_alone(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with world(database_url, tmp_path) as all:
+        server = all.server
+        url = f"https://hooks.example.com/{TOKEN}?token={TOKEN}"
+        id = (await all.add(url=url, on_request=True))["webhook"]["id"]
+        batch = (await server.batch("a.txt", notify=url)).json
+        position = f"min_position={batch['position']}"
+        paths = [
+            "/v1/webhooks",
+            f"/v1/webhooks/{id}",
+            f"/v1/webhooks/{id}/history",
+            f"/v1/webhooks/{id}/history?format=ndjson",
+            f"/v1/webhooks/{id}/deliveries",
+            f"/v1/history?{position}",
+            f"/v1/history?{position}&format=ndjson",
+            f"/v1/batches/{batch['id']}?{position}",
+            f"/v1/batches/{batch['id']}/history?{position}",
+            f"/v1/batches/{batch['id']}/history?{position}&before=1000000",
+            f"/v1/batches/{batch['id']}/history/export",
+            f"/v1/batches/{batch['id']}/report.json?{position}",
+            "/v1/history/export",
+        ]
+        for scope in (Scope.VIEWER, Scope.UPLOADER):
+            key = await server.key_for(scope)
+            for path in paths:
+                answer = await server.get(path, key=key)
+                assert TOKEN.encode() not in answer.body, (scope, path)
+                if "/webhooks" in path:
+                    assert (answer.status, answer.code) == (403, "scope_missing"), path
+            history = await server.get(f"/v1/batches/{batch['id']}/history", key=key)
+            assert history.json["items"][0]["data"]["notify"] == "https://hooks.example.com/..."
+        mine = await server.get(f"/v1/webhooks/{id}/history")
+        assert TOKEN in mine.json["items"][0]["data"]["subscription"]["url"]
 
 
 @pytest.mark.parametrize(

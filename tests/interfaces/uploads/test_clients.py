@@ -8,7 +8,6 @@ from shutil import which
 import pytest
 
 from tests.interfaces.uploads.server import Server, serving, upload_in
-from tests.support import run
 
 CONTENT = bytes(range(256)) * 3000
 
@@ -35,48 +34,44 @@ async def _curl(*arguments: str) -> str:
     return output.decode(errors="replace")
 
 
-def test_a_tus_client_uploads_and_goes_on_after_a_pause(database_url: str, tmp_path: Path) -> None:
+async def test_a_tus_client_uploads_and_goes_on_after_a_pause(
+    database_url: str, tmp_path: Path
+) -> None:
     file = tmp_path / "film.bin"
     file.write_bytes(CONTENT)
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path / "data") as server:
-            url = await asyncio.to_thread(_send, server, file, url=None, everything=False)
-            location = url.removeprefix(server.url)
-            assert await server.offset(location) == 100_000
-            await asyncio.to_thread(_send, server, file, url=url, everything=True)
+    async with serving(database_url, tmp_path / "data") as server:
+        url = await asyncio.to_thread(_send, server, file, url=None, everything=False)
+        location = url.removeprefix(server.url)
+        assert await server.offset(location) == 100_000
+        await asyncio.to_thread(_send, server, file, url=url, everything=True)
 
-            assert await server.content(location) == CONTENT
-            assert (await server.services.log.upload(upload_in(location))).path == "film.bin"
-
-    run(story())
+        assert await server.content(location) == CONTENT
+        assert (await server.services.log.upload(upload_in(location))).path == "film.bin"
 
 
 @pytest.mark.skipif(which("curl") is None, reason="curl is not installed")
-def test_curl_alone_can_upload(database_url: str, tmp_path: Path) -> None:
+async def test_curl_alone_can_upload(database_url: str, tmp_path: Path) -> None:
     file = tmp_path / "film.bin"
     file.write_bytes(CONTENT)
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path / "data") as server:
-            tus = ["-H", f"Authorization: Bearer {server.key}", "-H", "Tus-Resumable: 1.0.0"]
-            head = await _curl(
-                *tus, "-i", "-X", "POST", "-H", f"Upload-Length: {len(CONTENT)}",
-                f"{server.url}/v1/uploads",
-            )  # fmt: skip
-            location = next(line[10:] for line in head.splitlines() if line.startswith("Location"))
-            await _curl(
-                *tus, "-X", "PATCH", "-H", "Upload-Offset: 0",
-                "-H", "Content-Type: application/offset+octet-stream",
-                "-T", str(file), location,
-            )  # fmt: skip
+    async with serving(database_url, tmp_path / "data") as server:
+        tus = ["-H", f"Authorization: Bearer {server.key}", "-H", "Tus-Resumable: 1.0.0"]
+        head = await _curl(
+            *tus, "-i", "-X", "POST", "-H", f"Upload-Length: {len(CONTENT)}",
+            f"{server.url}/v1/uploads",
+        )  # fmt: skip
+        location = next(line[10:] for line in head.splitlines() if line.startswith("Location"))
+        await _curl(
+            *tus, "-X", "PATCH", "-H", "Upload-Offset: 0",
+            "-H", "Content-Type: application/offset+octet-stream",
+            "-T", str(file), location,
+        )  # fmt: skip
 
-            assert await server.content(location) == CONTENT
-
-    run(story())
+        assert await server.content(location) == CONTENT
 
 
-def test_memory_does_not_grow_with_the_file(database_url: str, tmp_path: Path) -> None:
+async def test_memory_does_not_grow_with_the_file(database_url: str, tmp_path: Path) -> None:
     """The client is another process: only what the server keeps counts."""
     psutil = pytest.importorskip("psutil")
     size = 200 * 1024 * 1024
@@ -84,18 +79,15 @@ def test_memory_does_not_grow_with_the_file(database_url: str, tmp_path: Path) -
     with file.open("wb") as hollow:
         hollow.truncate(size)
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path / "data") as server:
-            location = await server.create(size)
-            before = psutil.Process(os.getpid()).memory_info().rss
-            await _curl(
-                "-H", f"Authorization: Bearer {server.key}", "-H", "Tus-Resumable: 1.0.0",
-                "-H", "Content-Type: application/offset+octet-stream", "-H", "Upload-Offset: 0",
-                "-X", "PATCH", "-T", str(file), f"{server.url}{location}",
-            )  # fmt: skip
-            grown = psutil.Process(os.getpid()).memory_info().rss - before
+    async with serving(database_url, tmp_path / "data") as server:
+        location = await server.create(size)
+        before = psutil.Process(os.getpid()).memory_info().rss
+        await _curl(
+            "-H", f"Authorization: Bearer {server.key}", "-H", "Tus-Resumable: 1.0.0",
+            "-H", "Content-Type: application/offset+octet-stream", "-H", "Upload-Offset: 0",
+            "-X", "PATCH", "-T", str(file), f"{server.url}{location}",
+        )  # fmt: skip
+        grown = psutil.Process(os.getpid()).memory_info().rss - before
 
-            assert await server.offset(location) == size
-            assert grown < 50 * 1024 * 1024
-
-    run(story())
+        assert await server.offset(location) == size
+        assert grown < 50 * 1024 * 1024

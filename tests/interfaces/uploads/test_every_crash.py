@@ -21,7 +21,6 @@ from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.postgres.pool import make_pool
 from tests.contracts.blob_store import content
-from tests.support import run
 
 CONTENT = b"0123456789" * 3
 PIECE = 10
@@ -119,13 +118,10 @@ async def _dies_after(steps: int, url: str, folder: Path) -> bool:
     return died
 
 
-def test_acknowledged_bytes_survive_a_death_after_any_step(
+async def test_acknowledged_bytes_survive_a_death_after_any_step(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        deaths = 0
-        while await _dies_after(deaths, database_url, tmp_path):
-            deaths += 1
-        assert deaths == 3 * 4  # three pieces: write, write, sync or finish, append
-
-    run(story())
+    deaths = 0
+    while await _dies_after(deaths, database_url, tmp_path):
+        deaths += 1
+    assert deaths == 3 * 4  # three pieces: write, write, sync or finish, append

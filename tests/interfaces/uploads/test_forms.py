@@ -14,7 +14,7 @@ from domain.ids import batch_id_for, upload_id_for
 from tests.interfaces.last_position import last_position
 from tests.interfaces.uploads.raw import Sender
 from tests.interfaces.uploads.server import OWNER, Server, serving
-from tests.support import eventually, run
+from tests.support import eventually
 
 LARGE = bytes(range(256)) * 2000
 FORM = {"Content-Type": "multipart/form-data; boundary=cut"}
@@ -57,48 +57,42 @@ async def content(server: Server, batch: UUID | str, path: str) -> bytes:
     )
 
 
-def test_a_form_is_a_whole_batch(database_url: str, tmp_path: Path) -> None:
+async def test_a_form_is_a_whole_batch(database_url: str, tmp_path: Path) -> None:
     files = {"a.txt": b"hello", "empty": b"", "film.bin": LARGE, "dir/Übung.txt": b"\r\n--cu\r\n"}
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            fields = {"label": "photos", "metadata": '{"from":"a form"}'}
-            answer = await send(server, form_of(files, **fields))
+    async with serving(database_url, tmp_path) as server:
+        fields = {"label": "photos", "metadata": '{"from":"a form"}'}
+        answer = await send(server, form_of(files, **fields))
 
-            assert outcomes(answer) == [(name, "received", None) for name in files]
-            assert answer["state"] == "sealed"
-            batch = await server.services.log.batch(UUID(answer["id"]))
-            assert (batch.label, batch.sealed) == ("photos", True)
-            for name, whole in files.items():
-                assert await content(server, answer["id"], name) == whole
-            upload = await server.services.log.upload(UUID(answer["files"][0]["upload"]))
-            assert upload.media_type == "text/plain"
-
-    run(story())
+        assert outcomes(answer) == [(name, "received", None) for name in files]
+        assert answer["state"] == "sealed"
+        batch = await server.services.log.batch(UUID(answer["id"]))
+        assert (batch.label, batch.sealed) == ("photos", True)
+        for name, whole in files.items():
+            assert await content(server, answer["id"], name) == whole
+        upload = await server.services.log.upload(UUID(answer["files"][0]["upload"]))
+        assert upload.media_type == "text/plain"
 
 
 @pytest.mark.skipif(which("curl") is None, reason="curl is not installed")
-def test_curl_sends_a_form(database_url: str, tmp_path: Path) -> None:
+async def test_curl_sends_a_form(database_url: str, tmp_path: Path) -> None:
     (tmp_path / "film.bin").write_bytes(LARGE * 5)
     (tmp_path / 'odd "name".txt').write_bytes(b"quoted")
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path / "data") as server:
-            process = await asyncio.create_subprocess_exec(
-                "curl", "-sS", "-H", f"Authorization: Bearer {server.key}",
-                "-F", "label=from curl", "-F", f"file=@{tmp_path}/film.bin",
-                "-F", f'file=@"{tmp_path}/odd \\"name\\".txt"', f"{server.url}/v1/batches",
-                stdout=asyncio.subprocess.PIPE,
-            )  # fmt: skip
-            answer = json.loads((await process.communicate())[0])
+    async with serving(database_url, tmp_path / "data") as server:
+        process = await asyncio.create_subprocess_exec(
+            "curl", "-sS", "-H", f"Authorization: Bearer {server.key}",
+            "-F", "label=from curl", "-F", f"file=@{tmp_path}/film.bin",
+            "-F", f'file=@"{tmp_path}/odd \\"name\\".txt"', f"{server.url}/v1/batches",
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        answer = json.loads((await process.communicate())[0])
 
-            assert [file["path"] for file in answer["files"]] == ["film.bin", 'odd "name".txt']
-            assert await content(server, answer["id"], "film.bin") == LARGE * 5
-
-    run(story())
+        assert [file["path"] for file in answer["files"]] == ["film.bin", 'odd "name".txt']
+        assert await content(server, answer["id"], "film.bin") == LARGE * 5
 
 
-def test_each_file_is_judged_by_itself(database_url: str, tmp_path: Path) -> None:
+async def test_each_file_is_judged_by_itself(database_url: str, tmp_path: Path) -> None:
     body = b"".join(
         [
             file_part("good", b"1"),
@@ -111,73 +105,61 @@ def test_each_file_is_judged_by_itself(database_url: str, tmp_path: Path) -> Non
         ]
     )
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path, max_file_size=1000) as server:
-            answer = await send(server, body + END, 201, **FORM)
-            assert outcomes(answer) == [
-                ("good", "received", None),
-                ("../escape", "rejected", "invalid"),
-                ("good", "rejected", "repeated"),
-                ("big", "rejected", "too_large"),
-                ("huge", "rejected", "too_large"),
-                ("last", "received", None),
-            ]
-            assert await content(server, answer["id"], "good") == b"1"
-            topics = await server.topics(f"/{answer['files'][3]['upload']}")
-            assert topics == ["upload.rejected"]
-            huge = await server.topics(f"/{answer['files'][4]['upload']}")
-            assert huge[-1] == "upload.cancelled"
-
-    run(story())
+    async with serving(database_url, tmp_path, max_file_size=1000) as server:
+        answer = await send(server, body + END, 201, **FORM)
+        assert outcomes(answer) == [
+            ("good", "received", None),
+            ("../escape", "rejected", "invalid"),
+            ("good", "rejected", "repeated"),
+            ("big", "rejected", "too_large"),
+            ("huge", "rejected", "too_large"),
+            ("last", "received", None),
+        ]
+        assert await content(server, answer["id"], "good") == b"1"
+        topics = await server.topics(f"/{answer['files'][3]['upload']}")
+        assert topics == ["upload.rejected"]
+        huge = await server.topics(f"/{answer['files'][4]['upload']}")
+        assert huge[-1] == "upload.cancelled"
 
 
-def test_a_form_cut_short_goes_on_with_its_key(database_url: str, tmp_path: Path) -> None:
+async def test_a_form_cut_short_goes_on_with_its_key(database_url: str, tmp_path: Path) -> None:
     parts = [file_part("a", b"1" * 500), file_part("film", LARGE), file_part("c", b"3")]
     body = part('name="label"', b"cut") + b"".join(parts) + END
     key = {"Idempotency-Key": "monday"}
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path, progress_interval=0.05) as server:
-            batch = batch_id_for(OWNER, "monday", server.services.log.id_secret)
-            film = upload_id_for(batch, "film", server.services.log.id_secret)
-            async with Sender(server) as sender:
-                headers = {**FORM, **key, "Content-Length": str(len(body))}
-                await sender.begin("POST", "/v1/batches", headers, body[:400_000])
-                await sender.leave()
+    async with serving(database_url, tmp_path, progress_interval=0.05) as server:
+        batch = batch_id_for(OWNER, "monday", server.services.log.id_secret)
+        film = upload_id_for(batch, "film", server.services.log.id_secret)
+        async with Sender(server) as sender:
+            headers = {**FORM, **key, "Content-Length": str(len(body))}
+            await sender.begin("POST", "/v1/batches", headers, body[:400_000])
+            await sender.leave()
 
-            async def cut() -> bool:
-                topics = await server.topics(f"/{film}")
-                topics += await server.topics(
-                    f"/{upload_id_for(batch, 'a', server.services.log.id_secret)}"
-                )
-                return {"upload.transfer_interrupted", "upload.file_received"} <= set(topics)
-
-            assert await eventually(cut)
-            before = await server.services.log.upload(film)
-            assert 0 < before.received < len(LARGE)
-            assert await content(server, batch, "a") == b"1" * 500
-            assert not (await server.services.log.batch(batch)).sealed
-
-            answer = await send(server, body, 200, **FORM, **key)
-            assert [status for _, status, _ in outcomes(answer)] == [
-                "known",
-                "received",
-                "received",
-            ]
-            assert answer["state"] == "sealed"
-            assert await content(server, batch, "film") == LARGE
-            again = await send(server, body, 200, **FORM, **key)
-            assert [status for _, status, _ in outcomes(again)] == ["known"] * 3
-
-            other = part('name="label"', b"another") + b"".join(parts) + END
-            assert (await send(server, other, 422, **FORM, **key))["code"] == (
-                "idempotency_key_reused"
+        async def cut() -> bool:
+            topics = await server.topics(f"/{film}")
+            topics += await server.topics(
+                f"/{upload_id_for(batch, 'a', server.services.log.id_secret)}"
             )
+            return {"upload.transfer_interrupted", "upload.file_received"} <= set(topics)
 
-    run(story())
+        assert await eventually(cut)
+        before = await server.services.log.upload(film)
+        assert 0 < before.received < len(LARGE)
+        assert await content(server, batch, "a") == b"1" * 500
+        assert not (await server.services.log.batch(batch)).sealed
+
+        answer = await send(server, body, 200, **FORM, **key)
+        assert [status for _, status, _ in outcomes(answer)] == ["known", "received", "received"]
+        assert answer["state"] == "sealed"
+        assert await content(server, batch, "film") == LARGE
+        again = await send(server, body, 200, **FORM, **key)
+        assert [status for _, status, _ in outcomes(again)] == ["known"] * 3
+
+        other = part('name="label"', b"another") + b"".join(parts) + END
+        assert (await send(server, other, 422, **FORM, **key))["code"] == ("idempotency_key_reused")
 
 
-def test_what_is_no_sound_form_is_refused_and_starts_nothing(
+async def test_what_is_no_sound_form_is_refused_and_starts_nothing(
     database_url: str, tmp_path: Path
 ) -> None:
     file = file_part("a", b"1")
@@ -198,30 +180,24 @@ def test_what_is_no_sound_form_is_refused_and_starts_nothing(
         (part('name="f"; filename="a"', b"x", "Content-Transfer-Encoding: base64"), 400, "encod"),
     ]
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            for body, status, told in cases:
-                problem = await send(server, body, status, **FORM)
-                assert told in problem["detail"], (body[:60], problem)
-            unnamed = {"Content-Type": "multipart/form-data"}
-            assert "boundary" in (await send(server, END, 400, **unnamed))["detail"]
-            assert await last_position(server.services.log) == 0
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        for body, status, told in cases:
+            problem = await send(server, body, status, **FORM)
+            assert told in problem["detail"], (body[:60], problem)
+        unnamed = {"Content-Type": "multipart/form-data"}
+        assert "boundary" in (await send(server, END, 400, **unnamed))["detail"]
+        assert await last_position(server.services.log) == 0
 
 
-def test_what_comes_too_late_leaves_the_batch_open(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path, max_manifest_files=1) as server:
-            late = file_part("a", b"1") + part('name="label"', b"late") + END
-            for body, status in ((late, 422), (file_part("a", b"1") + b"--cut", 400)):
-                async with server.client.post("/v1/batches", data=body, headers=FORM) as answer:
-                    problem = await answer.json()
-                    assert (answer.status, problem["detail"].endswith("to go on")) == (status, True)
-                    batch = UUID(answer.headers["Location"].rpartition("/")[2])
-                assert await content(server, batch, "a") == b"1"
-                assert not (await server.services.log.batch(batch)).sealed
-            many = file_part("a", b"1") + file_part("b", b"2") + END
-            assert "at most 1 files" in (await send(server, many, 413, **FORM))["detail"]
-
-    run(story())
+async def test_what_comes_too_late_leaves_the_batch_open(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path, max_manifest_files=1) as server:
+        late = file_part("a", b"1") + part('name="label"', b"late") + END
+        for body, status in ((late, 422), (file_part("a", b"1") + b"--cut", 400)):
+            async with server.client.post("/v1/batches", data=body, headers=FORM) as answer:
+                problem = await answer.json()
+                assert (answer.status, problem["detail"].endswith("to go on")) == (status, True)
+                batch = UUID(answer.headers["Location"].rpartition("/")[2])
+            assert await content(server, batch, "a") == b"1"
+            assert not (await server.services.log.batch(batch)).sealed
+        many = file_part("a", b"1") + file_part("b", b"2") + END
+        assert "at most 1 files" in (await send(server, many, 413, **FORM))["detail"]

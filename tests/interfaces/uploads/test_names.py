@@ -23,7 +23,6 @@ from domain.file import FileDeclaration
 from domain.ids import upload_id_for
 from infrastructure.read_model.projector import catch_up
 from tests.interfaces.uploads.server import BYTES, OWNER, TUS, Server, serving, upload_in
-from tests.support import run
 
 BODY = b"hello"
 
@@ -176,27 +175,24 @@ TAKEN = (
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: str(way.__name__))
-def test_a_name_is_taken_or_refused_whichever_way_it_comes(
+async def test_a_name_is_taken_or_refused_whichever_way_it_comes(
     way: Way, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            batch = await _batch(server)
-            for name in TAKEN:
-                if way is by_disposition and "/" in name:
-                    continue  # the last segment is all that this header may say
-                assert await way(server, batch, name.encode()) == Answered(name), name
-            head = await server.services.log.head()
-            for name, reason in REFUSED.items():
-                if way is by_disposition and "/" in name:
-                    continue
-                path, detail = await way(server, batch, name.encode())
-                assert (path, reason in detail) == (None, True), (name, detail)
-                assert await way(server, batch, name.encode()) == (path, detail)
-            if way in (by_tus, by_tus_with_bytes, by_query, by_disposition):
-                assert await server.services.log.head() == head
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        batch = await _batch(server)
+        for name in TAKEN:
+            if way is by_disposition and "/" in name:
+                continue  # the last segment is all that this header may say
+            assert await way(server, batch, name.encode()) == Answered(name), name
+        head = await server.services.log.head()
+        for name, reason in REFUSED.items():
+            if way is by_disposition and "/" in name:
+                continue
+            path, detail = await way(server, batch, name.encode())
+            assert (path, reason in detail) == (None, True), (name, detail)
+            assert await way(server, batch, name.encode()) == (path, detail)
+        if way in (by_tus, by_tus_with_bytes, by_query, by_disposition):
+            assert await server.services.log.head() == head
 
 
 FIELDS = {
@@ -210,76 +206,65 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("way", FIELDS, ids=lambda way: str(way.__name__))
-def test_a_name_that_is_no_utf_8_is_refused_and_never_another_name(
+async def test_a_name_that_is_no_utf_8_is_refused_and_never_another_name(
     way: Way, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            batch = await _batch(server)
-            for name in (b"caf\xe9.txt", b"\xff\xfe.bin"):
-                for _ in range(2):  # sent again, it is refused again
-                    path, detail = await way(server, batch, name)
-                    assert path is None
-                    assert FIELDS[way] in detail, detail
-            known = await server.services.log.batch(batch)
-            await catch_up(database_url, server.services.log)
-            rows = await server.services.queries.uploads(known.id, owner=OWNER)
-            assert {row.state for row in rows.items} <= {"rejected"}
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        batch = await _batch(server)
+        for name in (b"caf\xe9.txt", b"\xff\xfe.bin"):
+            for _ in range(2):  # sent again, it is refused again
+                path, detail = await way(server, batch, name)
+                assert path is None
+                assert FIELDS[way] in detail, detail
+        known = await server.services.log.batch(batch)
+        await catch_up(database_url, server.services.log)
+        rows = await server.services.queries.uploads(known.id, owner=OWNER)
+        assert {row.state for row in rows.items} <= {"rejected"}
 
 
-def test_two_spellings_of_a_name_are_one_upload_of_a_batch(
+async def test_two_spellings_of_a_name_are_one_upload_of_a_batch(
     database_url: str, tmp_path: Path
 ) -> None:
     composed, decomposed = "caf\u00e9/\u00fc.txt", normalize("NFD", "café/ü.txt")
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            for first, second in ((composed, decomposed), (decomposed, composed)):
-                for way in (by_tus, by_tus_with_bytes, by_query, by_tar, by_list):
-                    batch = await _batch(server)
-                    assert (await way(server, batch, first.encode())).path == first
-                    for again in (by_tus, by_query, by_tar, by_list):
-                        await again(server, batch, second.encode())
-                    await catch_up(database_url, server.services.log)
-                    rows = await server.services.queries.uploads(batch, owner=OWNER)
-                    assert [row.path for row in rows.items] == [first]  # as it was spelled first
-            both = [{"path": composed}, {"path": decomposed}]
-            async with server.client.post("/v1/batches", json={"files": both}) as answer:
-                assert answer.status == 422
-                assert "is the same as that of files/0" in (await answer.json())["detail"]
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        for first, second in ((composed, decomposed), (decomposed, composed)):
+            for way in (by_tus, by_tus_with_bytes, by_query, by_tar, by_list):
+                batch = await _batch(server)
+                assert (await way(server, batch, first.encode())).path == first
+                for again in (by_tus, by_query, by_tar, by_list):
+                    await again(server, batch, second.encode())
+                await catch_up(database_url, server.services.log)
+                rows = await server.services.queries.uploads(batch, owner=OWNER)
+                assert [row.path for row in rows.items] == [first]  # as it was spelled first
+        both = [{"path": composed}, {"path": decomposed}]
+        async with server.client.post("/v1/batches", json={"files": both}) as answer:
+            assert answer.status == 422
+            assert "is the same as that of files/0" in (await answer.json())["detail"]
 
 
-def test_an_upload_that_an_earlier_version_registered_is_found_by_its_spelling(
+async def test_an_upload_that_an_earlier_version_registered_is_found_by_its_spelling(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decomposed = normalize("NFD", "Übung.txt")
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            for way in (by_tus, by_tus_with_bytes, by_query, by_tar, by_list):
-                batch = await _batch(server)
-                with monkeypatch.context() as before:  # ids as version 0.1 derived them
-                    before.setattr("domain.ids.normalize", lambda form, path: path)
-                    upload_id_for.cache_clear()
-                    command = RegisterUpload(
-                        batch=batch, file=FileDeclaration(path=decomposed, size=5)
-                    )
-                    context = Context("key:test", server.services.now())
-                    registered = await register_upload(server.services.log, command, context)
+    async with serving(database_url, tmp_path) as server:
+        for way in (by_tus, by_tus_with_bytes, by_query, by_tar, by_list):
+            batch = await _batch(server)
+            with monkeypatch.context() as before:  # ids as version 0.1 derived them
+                before.setattr("domain.ids.normalize", lambda form, path: path)
                 upload_id_for.cache_clear()
-                secret = server.services.log.id_secret
-                assert upload_id_for(batch, decomposed, secret) != registered.upload.id
+                command = RegisterUpload(batch=batch, file=FileDeclaration(path=decomposed, size=5))
+                context = Context("key:test", server.services.now())
+                registered = await register_upload(server.services.log, command, context)
+            upload_id_for.cache_clear()
+            secret = server.services.log.id_secret
+            assert upload_id_for(batch, decomposed, secret) != registered.upload.id
 
-                await way(server, batch, decomposed.encode())
-                await catch_up(database_url, server.services.log)
-                rows = await server.services.queries.uploads(batch, owner=OWNER)
-                assert [row.id for row in rows.items] == [registered.upload.id]
-
-    run(story())
+            await way(server, batch, decomposed.encode())
+            await catch_up(database_url, server.services.log)
+            rows = await server.services.queries.uploads(batch, owner=OWNER)
+            assert [row.id for row in rows.items] == [registered.upload.id]
 
 
 AIOHTTP = "Python/3.11 aiohttp/3.14.5"
@@ -309,15 +294,12 @@ AIOHTTP = "Python/3.11 aiohttp/3.14.5"
         ('filename="a.txt"; creation-date="Mon; \\"1\\""; size=3;', "any", "a.txt"),
     ],
 )
-def test_a_form_names_its_files_as_its_client_means_them(
+async def test_a_form_names_its_files_as_its_client_means_them(
     disposition: str, agent: str, path: str, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            (file,) = await _sent_form(server, _form(disposition.encode()), agent)
-            assert (file["status"], file["path"]) == ("received", path)
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        (file,) = await _sent_form(server, _form(disposition.encode()), agent)
+        assert (file["status"], file["path"]) == ("received", path)
 
 
 UNREADABLE = [
@@ -331,67 +313,57 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("disposition", UNREADABLE)
-def test_a_form_whose_names_cannot_be_read_is_refused_and_no_other_name_is_made_of_them(
+async def test_a_form_whose_names_cannot_be_read_is_refused_and_no_other_name_is_made_of_them(
     disposition: str, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            headers = {"Content-Type": "multipart/form-data; boundary=b"}
-            body = _form(disposition.encode())
-            async with server.client.post("/v1/batches", data=body, headers=headers) as answer:
-                problem = await answer.json()
-            assert answer.status == 400, problem
-            assert "Content-Disposition" in problem["detail"] or "twice" in problem["detail"]
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        body = _form(disposition.encode())
+        async with server.client.post("/v1/batches", data=body, headers=headers) as answer:
+            problem = await answer.json()
+        assert answer.status == 400, problem
+        assert "Content-Disposition" in problem["detail"] or "twice" in problem["detail"]
 
 
 @pytest.mark.parametrize("disposition", UNREADABLE[:5])
-def test_a_disposition_that_cannot_be_read_is_refused_by_the_ietf_protocol(
+async def test_a_disposition_that_cannot_be_read_is_refused_by_the_ietf_protocol(
     disposition: str, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            headers = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": "8"}
-            headers["Content-Disposition"] = f"attachment; {disposition}"
-            async with server.client.post("/v1/uploads", data=b"x", headers=headers) as answer:
-                problem = await answer.json()
-            assert answer.status == 422, problem
-            assert problem["errors"][0]["pointer"] == "/Content-Disposition"
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        headers = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": "8"}
+        headers["Content-Disposition"] = f"attachment; {disposition}"
+        async with server.client.post("/v1/uploads", data=b"x", headers=headers) as answer:
+            problem = await answer.json()
+        assert answer.status == 422, problem
+        assert problem["errors"][0]["pointer"] == "/Content-Disposition"
 
 
 @pytest.mark.parametrize("disposition", ['filename="a%0D%0Ab.txt"', "filename*=UTF-8''caf%E9.txt"])
-def test_a_form_with_a_name_that_cannot_be_is_refused_file_by_file(
+async def test_a_form_with_a_name_that_cannot_be_is_refused_file_by_file(
     disposition: str, database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            body = _form(b'filename="well.txt"', disposition.encode())
-            well, ill = await _sent_form(server, body)
-            assert (well["status"], ill["status"]) == ("received", "rejected")
-            assert ill["message"].startswith("path must")
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        body = _form(b'filename="well.txt"', disposition.encode())
+        well, ill = await _sent_form(server, body)
+        assert (well["status"], ill["status"]) == ("received", "rejected")
+        assert ill["message"].startswith("path must")
 
 
-def test_a_form_of_aiohttp_keeps_the_name_of_its_file(database_url: str, tmp_path: Path) -> None:
+async def test_a_form_of_aiohttp_keeps_the_name_of_its_file(
+    database_url: str, tmp_path: Path
+) -> None:
     """The client with its defaults; one file whose name has what others encode, too."""
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            form = aiohttp.FormData()
-            names = ["My Photo é 100%.jpg", "a/b%20c.txt", 'say "hi".txt']
-            for name in names:
-                form.add_field("file", BODY, filename=name)
-            async with server.client.post("/v1/batches", data=form) as answer:
-                assert [file["path"] for file in (await answer.json())["files"]] == names
-
-    run(story())
+    async with serving(database_url, tmp_path) as server:
+        form = aiohttp.FormData()
+        names = ["My Photo é 100%.jpg", "a/b%20c.txt", 'say "hi".txt']
+        for name in names:
+            form.add_field("file", BODY, filename=name)
+        async with server.client.post("/v1/batches", data=form) as answer:
+            assert [file["path"] for file in (await answer.json())["files"]] == names
 
 
-def test_a_long_name_is_accepted_with_all_metadata_of_uppy(
+async def test_a_long_name_is_accepted_with_all_metadata_of_uppy(
     database_url: str, tmp_path: Path
 ) -> None:
     """Its header is kept beside its pairs where an empty value makes it differ from these."""
@@ -400,22 +372,19 @@ def test_a_long_name_is_accepted_with_all_metadata_of_uppy(
     def pair(key: str, value: str) -> str:
         return f"{key} {b64encode(value.encode()).decode()}"
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path) as server:
-            pairs = {"relativePath": f"/{folder}/{name}", "name": name, "filename": name}
-            said = ",".join([pair("caption", ""), *(pair(*item) for item in pairs.items())])
-            headers = {**TUS, "Upload-Length": "5", "Upload-Metadata": said}
-            async with server.client.post("/files/", headers=headers) as answer:
-                assert answer.status == 201, await answer.text()
-                location = answer.headers["Location"]
-            upload = await server.services.log.upload(upload_in(location))
-            assert upload.path == f"{folder}/{name}"
-            async with server.client.head(location, headers=TUS) as answer:
-                assert answer.headers["Upload-Metadata"] == said
+    async with serving(database_url, tmp_path) as server:
+        pairs = {"relativePath": f"/{folder}/{name}", "name": name, "filename": name}
+        said = ",".join([pair("caption", ""), *(pair(*item) for item in pairs.items())])
+        headers = {**TUS, "Upload-Length": "5", "Upload-Metadata": said}
+        async with server.client.post("/files/", headers=headers) as answer:
+            assert answer.status == 201, await answer.text()
+            location = answer.headers["Location"]
+        upload = await server.services.log.upload(upload_in(location))
+        assert upload.path == f"{folder}/{name}"
+        async with server.client.head(location, headers=TUS) as answer:
+            assert answer.headers["Upload-Metadata"] == said
 
-            headers["Upload-Metadata"] = pair("a", "x" * 20_000)
-            async with server.client.post("/files/", headers=headers) as answer:
-                assert answer.status == 400
-                assert "at most 16384 bytes" in (await answer.json())["detail"]
-
-    run(story())
+        headers["Upload-Metadata"] = pair("a", "x" * 20_000)
+        async with server.client.post("/files/", headers=headers) as answer:
+            assert answer.status == 400
+            assert "at most 16384 bytes" in (await answer.json())["detail"]

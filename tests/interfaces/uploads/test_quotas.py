@@ -22,7 +22,7 @@ from infrastructure.read_model.projector import catch_up
 from infrastructure.read_model.usage import PostgresUsage
 from tests.interfaces.uploads.raw import Sender
 from tests.interfaces.uploads.server import BYTES, OWNER, TUS, Server, serving, upload_in
-from tests.support import eventually, run
+from tests.support import eventually
 
 BATCH = UUID(int=1)
 
@@ -43,52 +43,43 @@ async def _send(server: Server, path: str, name: str, body: bytes, **more: str) 
         return answer.status
 
 
-def test_an_owner_keeps_no_more_than_is_allowed(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path, max_owner_bytes=100) as server:
-            assert await _send(server, "/v1/uploads", "a", bytes(60)) == 201
-            assert await _send(server, "/v1/uploads", "b", bytes(41)) == 507
-            assert await _send(server, "/v1/uploads", "c", bytes(40)) == 201
-            assert await _send(server, "/v1/uploads", "d", b"x") == 507
-            rival = server.as_(await server.key_with(Scope.UPLOADER, owner="rival"))
-            assert await _send(server, "/v1/uploads", "a", bytes(60), **rival) == 201
-
-    run(story())
+async def test_an_owner_keeps_no_more_than_is_allowed(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path, max_owner_bytes=100) as server:
+        assert await _send(server, "/v1/uploads", "a", bytes(60)) == 201
+        assert await _send(server, "/v1/uploads", "b", bytes(41)) == 507
+        assert await _send(server, "/v1/uploads", "c", bytes(40)) == 201
+        assert await _send(server, "/v1/uploads", "d", b"x") == 507
+        rival = server.as_(await server.key_with(Scope.UPLOADER, owner="rival"))
+        assert await _send(server, "/v1/uploads", "a", bytes(60), **rival) == 201
 
 
-def test_bytes_of_unknown_number_are_measured_as_they_are_announced(
+async def test_bytes_of_unknown_number_are_measured_as_they_are_announced(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path, max_owner_bytes=100) as server:
-            headers = {**TUS, "Upload-Defer-Length": "1"}
-            async with server.client.post("/v1/uploads", headers=headers) as answer:
-                location = answer.headers["Location"]
-            assert await server.patch(location, 0, bytes(101)) == 507
-            assert await server.patch(location, 0, bytes(100)) == 204
-
-    run(story())
+    async with serving(database_url, tmp_path, max_owner_bytes=100) as server:
+        headers = {**TUS, "Upload-Defer-Length": "1"}
+        async with server.client.post("/v1/uploads", headers=headers) as answer:
+            location = answer.headers["Location"]
+        assert await server.patch(location, 0, bytes(101)) == 507
+        assert await server.patch(location, 0, bytes(100)) == 204
 
 
-def test_a_batch_holds_no_more_than_is_allowed_however_its_files_were_declared(
+async def test_a_batch_holds_no_more_than_is_allowed_however_its_files_were_declared(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path, max_batch_files=2) as server:
-            names = [FileDeclaration(path=name, size=5) for name in ("a", "b")]
-            path = await _batch(server, *names)
-            await catch_up(database_url, server.services.log)
-            assert await _send(server, path, "a", b"hello") == 201
-            assert await _send(server, path, "b", b"hello") == 201
-            assert await _send(server, path, "c", b"hello") == 413
-            path = await _batch(server, *names, FileDeclaration(path="c", size=5))
-            await catch_up(database_url, server.services.log)
-            headers = {**TUS, "Upload-Length": "5", "Upload-Metadata": "filename Yw=="}
-            async with server.client.post(path, headers=headers) as answer:
-                location = answer.headers["Location"]
-            assert await server.patch(location, 0, b"hello") == 413
-
-    run(story())
+    async with serving(database_url, tmp_path, max_batch_files=2) as server:
+        names = [FileDeclaration(path=name, size=5) for name in ("a", "b")]
+        path = await _batch(server, *names)
+        await catch_up(database_url, server.services.log)
+        assert await _send(server, path, "a", b"hello") == 201
+        assert await _send(server, path, "b", b"hello") == 201
+        assert await _send(server, path, "c", b"hello") == 413
+        path = await _batch(server, *names, FileDeclaration(path="c", size=5))
+        await catch_up(database_url, server.services.log)
+        headers = {**TUS, "Upload-Length": "5", "Upload-Metadata": "filename Yw=="}
+        async with server.client.post(path, headers=headers) as answer:
+            location = answer.headers["Location"]
+        assert await server.patch(location, 0, b"hello") == 413
 
 
 async def _ask(server: Server, path: str, body: Any, **headers: str) -> tuple[int, Any]:
@@ -96,7 +87,7 @@ async def _ask(server: Server, path: str, body: Any, **headers: str) -> tuple[in
         return answer.status, await answer.json()
 
 
-def test_a_manifest_that_is_too_much_starts_no_batch_and_is_told_the_limit(
+async def test_a_manifest_that_is_too_much_starts_no_batch_and_is_told_the_limit(
     database_url: str, tmp_path: Path
 ) -> None:
     def files(*sizes: int) -> dict[str, Any]:
@@ -104,169 +95,148 @@ def test_a_manifest_that_is_too_much_starts_no_batch_and_is_told_the_limit(
 
     limits = {"max_batch_files": 3, "max_owner_bytes": 100}
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path, **limits) as server:
-            head = await server.services.log.head()
-            status, problem = await _ask(server, "/v1/batches", files(1, 1, 1, 1))
-            assert (status, problem["code"]) == (413, "batch_full")
-            assert "3 files" in problem["detail"]
-            status, problem = await _ask(server, "/v1/batches", files(60, 41))
-            assert (status, problem["code"]) == (507, "quota_exceeded")
-            assert "100 bytes" in problem["detail"]
-            assert await server.services.log.head() == head
+    async with serving(database_url, tmp_path, **limits) as server:
+        head = await server.services.log.head()
+        status, problem = await _ask(server, "/v1/batches", files(1, 1, 1, 1))
+        assert (status, problem["code"]) == (413, "batch_full")
+        assert "3 files" in problem["detail"]
+        status, problem = await _ask(server, "/v1/batches", files(60, 41))
+        assert (status, problem["code"]) == (507, "quota_exceeded")
+        assert "100 bytes" in problem["detail"]
+        assert await server.services.log.head() == head
 
-            key = {"Idempotency-Key": "once"}
-            assert (await _ask(server, "/v1/batches", files(60, 40), **key))[0] == 201
-            assert (await _ask(server, "/v1/batches", files(60, 40), **key))[0] == 200
-            assert (await _ask(server, "/v1/batches", files(1)))[0] == 507
-
-    run(story())
+        key = {"Idempotency-Key": "once"}
+        assert (await _ask(server, "/v1/batches", files(60, 40), **key))[0] == 201
+        assert (await _ask(server, "/v1/batches", files(60, 40), **key))[0] == 200
+        assert (await _ask(server, "/v1/batches", files(1)))[0] == 507
 
 
-def test_files_of_a_list_are_admitted_one_by_one(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path, max_owner_bytes=100) as server:
-            path = await _batch(server)
-            names = [("a", 60), ("b", 41), ("c", 40), ("d", 1), ("../e", 1), ("f", 0)]
-            files = [{"path": name, "size": size} for name, size in names]
-            status, answer = await _ask(server, path, files)
+async def test_files_of_a_list_are_admitted_one_by_one(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path, max_owner_bytes=100) as server:
+        path = await _batch(server)
+        names = [("a", 60), ("b", 41), ("c", 40), ("d", 1), ("../e", 1), ("f", 0)]
+        files = [{"path": name, "size": size} for name, size in names]
+        status, answer = await _ask(server, path, files)
 
-            assert status == 200
-            told = [(file["status"], file.get("code")) for file in answer["files"]]
-            assert told == [
-                ("added", None),
-                ("rejected", "quota_exceeded"),
-                ("added", None),
-                ("rejected", "quota_exceeded"),
-                ("rejected", "invalid"),
-                ("added", None),
-            ]
-            assert "100 bytes" in answer["files"][1]["message"]
-            # What is known is counted already, and what was refused may come back.
-            _, again = await _ask(server, path, files[:3])
-            assert [file["status"] for file in again["files"]] == ["known", "rejected", "known"]
-
-    run(story())
+        assert status == 200
+        told = [(file["status"], file.get("code")) for file in answer["files"]]
+        assert told == [
+            ("added", None),
+            ("rejected", "quota_exceeded"),
+            ("added", None),
+            ("rejected", "quota_exceeded"),
+            ("rejected", "invalid"),
+            ("added", None),
+        ]
+        assert "100 bytes" in answer["files"][1]["message"]
+        # What is known is counted already, and what was refused may come back.
+        _, again = await _ask(server, path, files[:3])
+        assert [file["status"] for file in again["files"]] == ["known", "rejected", "known"]
 
 
-def test_lines_are_admitted_as_they_arrive(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with serving(database_url, tmp_path, max_batch_files=1500) as server:
-            path = await _batch(server)
-            lines = b"".join(b'{"path": "f%d"}\n' % number for number in range(2500))
-            kind = {"Content-Type": "application/x-ndjson"}
-            async with server.client.post(path, data=lines, headers=kind) as answer:
-                told = await answer.json()
-            assert (told["added"], told["rejected"]) == (1500, 1000)
-            assert told["files"][1499]["status"] == "added"
-            assert told["files"][1500]["code"] == "quota_exceeded"
-
-    run(story())
+async def test_lines_are_admitted_as_they_arrive(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path, max_batch_files=1500) as server:
+        path = await _batch(server)
+        lines = b"".join(b'{"path": "f%d"}\n' % number for number in range(2500))
+        kind = {"Content-Type": "application/x-ndjson"}
+        async with server.client.post(path, data=lines, headers=kind) as answer:
+            told = await answer.json()
+        assert (told["added"], told["rejected"]) == (1500, 1000)
+        assert told["files"][1499]["status"] == "added"
+        assert told["files"][1500]["code"] == "quota_exceeded"
 
 
-def test_what_is_gone_does_not_count(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with (
-            serving(database_url, tmp_path) as server,
-            make_pool(database_url, name="usage", max_size=1) as pool,
-        ):
-            kept, gone = await server.create(10), await server.create(20)
-            async with server.client.delete(gone, headers=TUS) as answer:
-                assert answer.status == 204
-            await catch_up(database_url, server.services.log)
-            usage = PostgresUsage(pool)
-            assert await usage.of_owner(OWNER) == Used(10, 1)
-            assert await usage.of_owner("rival") == Used()
-            batch = (await server.services.log.upload(upload_in(kept))).batch
-            assert await usage.of_batch(batch) == Used(10, 1)
-
-    run(story())
+async def test_what_is_gone_does_not_count(database_url: str, tmp_path: Path) -> None:
+    async with (
+        serving(database_url, tmp_path) as server,
+        make_pool(database_url, name="usage", max_size=1) as pool,
+    ):
+        kept, gone = await server.create(10), await server.create(20)
+        async with server.client.delete(gone, headers=TUS) as answer:
+            assert answer.status == 204
+        await catch_up(database_url, server.services.log)
+        usage = PostgresUsage(pool)
+        assert await usage.of_owner(OWNER) == Used(10, 1)
+        assert await usage.of_owner("rival") == Used()
+        batch = (await server.services.log.upload(upload_in(kept))).batch
+        assert await usage.of_batch(batch) == Used(10, 1)
 
 
 @pytest.mark.parametrize("where", ["one process", "two processes"])
-def test_only_so_many_transfers_of_an_owner_run_at_once(
+async def test_only_so_many_transfers_of_an_owner_run_at_once(
     where: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("application.transfer.quotas.SLOT_WAIT", 0.25)
 
-    async def story() -> None:
-        async with (
-            serving(database_url, tmp_path, max_owner_transfers=1) as server,
-            serving(database_url, tmp_path, max_owner_transfers=1) as another,
-            Sender(server if where == "one process" else another) as sender,
-        ):
-            first, second = await server.create(10), await server.create(10)
-            await sender.begin_patch(first, 0, 10, b"01234")
-            blob = f"uploads/{upload_in(first)}"
+    async with (
+        serving(database_url, tmp_path, max_owner_transfers=1) as server,
+        serving(database_url, tmp_path, max_owner_transfers=1) as another,
+        Sender(server if where == "one process" else another) as sender,
+    ):
+        first, second = await server.create(10), await server.create(10)
+        await sender.begin_patch(first, 0, 10, b"01234")
+        blob = f"uploads/{upload_in(first)}"
 
-            async def arrived() -> bool:
-                return await server.services.blobs.size(blob) == 5
+        async def arrived() -> bool:
+            return await server.services.blobs.size(blob) == 5
 
-            await eventually(arrived)
-            async with server.client.patch(
-                second, headers={**BYTES, "Upload-Offset": "0"}, data=b"0123456789"
-            ) as answer:
-                assert answer.status == 503
-                assert int(answer.headers["Retry-After"]) > 0
-            assert await server.offset(first) == 5  # the newest request still wins
-            assert await server.patch(second, 0, b"0123456789") == 204
-
-    run(story())
+        await eventually(arrived)
+        async with server.client.patch(
+            second, headers={**BYTES, "Upload-Offset": "0"}, data=b"0123456789"
+        ) as answer:
+            assert answer.status == 503
+            assert int(answer.headers["Retry-After"]) > 0
+        assert await server.offset(first) == 5  # the newest request still wins
+        assert await server.patch(second, 0, b"0123456789") == 204
 
 
-def test_a_transfer_waits_a_moment_for_another_one_of_its_owner_to_end(
+async def test_a_transfer_waits_a_moment_for_another_one_of_its_owner_to_end(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
-        async with (
-            serving(database_url, tmp_path, max_owner_transfers=1) as server,
-            Sender(server) as sender,
-        ):
-            first, second = await server.create(10), await server.create(10)
-            await sender.begin_patch(first, 0, 10, b"01234")
-            blob = f"uploads/{upload_in(first)}"
+    async with (
+        serving(database_url, tmp_path, max_owner_transfers=1) as server,
+        Sender(server) as sender,
+    ):
+        first, second = await server.create(10), await server.create(10)
+        await sender.begin_patch(first, 0, 10, b"01234")
+        blob = f"uploads/{upload_in(first)}"
 
-            async def arrived() -> bool:
-                return await server.services.blobs.size(blob) == 5
+        async def arrived() -> bool:
+            return await server.services.blobs.size(blob) == 5
 
-            await eventually(arrived)
-            waiting = asyncio.create_task(server.patch(second, 0, b"0123456789"))
-            await eventually(lambda: len(server.transfers.turns) == 2)
-            # A newer request does not wait behind a waiting one.
-            assert await server.offset(second) == 0
-            assert await waiting == 423
+        await eventually(arrived)
+        waiting = asyncio.create_task(server.patch(second, 0, b"0123456789"))
+        await eventually(lambda: len(server.transfers.turns) == 2)
+        # A newer request does not wait behind a waiting one.
+        assert await server.offset(second) == 0
+        assert await waiting == 423
 
-            waiting = asyncio.create_task(server.patch(second, 0, b"0123456789"))
-            await eventually(lambda: len(server.transfers.turns) == 2)
-            await sender.send(b"56789")
-            assert (await sender.answer())[0] == 204
-            assert await waiting == 204
-
-    run(story())
+        waiting = asyncio.create_task(server.patch(second, 0, b"0123456789"))
+        await eventually(lambda: len(server.transfers.turns) == 2)
+        await sender.send(b"56789")
+        assert (await sender.answer())[0] == 204
+        assert await waiting == 204
 
 
-def test_a_sender_that_drips_is_given_up_and_its_bytes_are_kept(
+async def test_a_sender_that_drips_is_given_up_and_its_bytes_are_kept(
     database_url: str, tmp_path: Path
 ) -> None:
     limits = {"transfer_idle_timeout": 0.3, "min_transfer_rate": 1000}
 
-    async def story() -> None:
-        async with serving(database_url, tmp_path, **limits) as server, Sender(server) as sender:
-            location = await server.create(1000)
-            await sender.begin_patch(location, 0, 1000, b"x")
-            answer = asyncio.create_task(sender.answer())
-            sent = 1
-            while not answer.done():
-                with suppress(ConnectionError):  # the answer may be read after it was closed
-                    await sender.send(b"x")
-                    sent += 1
-                await asyncio.sleep(0.02)
-            status, _ = await answer
-            assert status == 503
-            assert 0 < await server.offset(location) <= sent
-            assert "upload.transfer_interrupted" in await server.topics(location)
-
-    run(story())
+    async with serving(database_url, tmp_path, **limits) as server, Sender(server) as sender:
+        location = await server.create(1000)
+        await sender.begin_patch(location, 0, 1000, b"x")
+        answer = asyncio.create_task(sender.answer())
+        sent = 1
+        while not answer.done():
+            with suppress(ConnectionError):  # the answer may be read after it was closed
+                await sender.send(b"x")
+                sent += 1
+            await asyncio.sleep(0.02)
+        status, _ = await answer
+        assert status == 503
+        assert 0 < await server.offset(location) <= sent
+        assert "upload.transfer_interrupted" in await server.topics(location)
 
 
 class _Scripted:
@@ -285,23 +255,19 @@ class _Scripted:
         return self.used
 
 
-def test_figures_are_remembered_for_a_moment_and_what_was_admitted_is_added() -> None:
+async def test_figures_are_remembered_for_a_moment_and_what_was_admitted_is_added() -> None:
     usage, now = _Scripted(Used(50, 1)), 0.0
     quotas = Quotas(
         usage, lambda: now, owner=Allowance(bytes=100), batch=Allowance(files=3), transfers=0
     )
 
-    async def story() -> None:
-        nonlocal now
-        await quotas.admit("acme", BATCH, 30)
-        with pytest.raises(QuotaExceeded, match="100 bytes"):
-            await quotas.admit("acme", BATCH, 21)
-        await quotas.admit("acme", BATCH, 20)
-        with pytest.raises(BatchFull, match="3 files"):
-            await quotas.admit("acme", BATCH, 0)
-        assert usage.asked == 2
-        usage.used, now = Used(10, 1), 10.0
-        await quotas.admit("acme", BATCH, 90)
-        assert usage.asked == 4
-
-    run(story())
+    await quotas.admit("acme", BATCH, 30)
+    with pytest.raises(QuotaExceeded, match="100 bytes"):
+        await quotas.admit("acme", BATCH, 21)
+    await quotas.admit("acme", BATCH, 20)
+    with pytest.raises(BatchFull, match="3 files"):
+        await quotas.admit("acme", BATCH, 0)
+    assert usage.asked == 2
+    usage.used, now = Used(10, 1), 10.0
+    await quotas.admit("acme", BATCH, 90)
+    assert usage.asked == 4

@@ -11,7 +11,7 @@ import pytest
 from interfaces.cli.options import running_in
 from tests.interfaces.bootstrap.test_serving import process
 from tests.interfaces.uploads.server import BYTES, TUS, stored_files
-from tests.support import eventually, path_of, run
+from tests.support import eventually, path_of
 
 CONTENT = bytes(range(256)) * 400  # 100 KiB
 
@@ -78,38 +78,31 @@ async def _offset(client: aiohttp.ClientSession, url: str) -> int:
         return int(answer.headers["Upload-Offset"])
 
 
-def test_the_newest_request_takes_the_upload_over_from_another_process(
+async def test_the_newest_request_takes_the_upload_over_from_another_process(
     servers: tuple[str, str, str], tmp_path: Path
 ) -> None:
     here, there, key = servers
 
-    async def story() -> None:
-        headers = {"Authorization": f"Bearer {key}"}
-        async with aiohttp.ClientSession(headers=headers) as client:
-            location = await _create(client, here)
-            async with _sending(client, here + location, CONTENT[:30_000]) as stuck:
-                await eventually(
-                    lambda: [f.stat().st_size for f in stored_files(tmp_path)] == [30_000]
-                )
-                other = await _create(client, here)  # nobody else is held up by the stuck one
-                said = {**BYTES, "Upload-Offset": "0"}
-                async with client.patch(here + other, headers=said, data=CONTENT) as answer:
-                    assert answer.status == 204
-
-                assert await _offset(client, there + location) == 30_000
-                assert await stuck == 423
-            said = {**BYTES, "Upload-Offset": "30000"}
-            async with client.patch(
-                there + location, headers=said, data=CONTENT[30_000:]
-            ) as answer:
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(headers=headers) as client:
+        location = await _create(client, here)
+        async with _sending(client, here + location, CONTENT[:30_000]) as stuck:
+            await eventually(lambda: [f.stat().st_size for f in stored_files(tmp_path)] == [30_000])
+            other = await _create(client, here)  # nobody else is held up by the stuck one
+            said = {**BYTES, "Upload-Offset": "0"}
+            async with client.patch(here + other, headers=said, data=CONTENT) as answer:
                 assert answer.status == 204
-            async with client.get(f"{here}{location}/content") as answer:
-                assert await answer.read() == CONTENT
 
-    run(story())
+            assert await _offset(client, there + location) == 30_000
+            assert await stuck == 423
+        said = {**BYTES, "Upload-Offset": "30000"}
+        async with client.patch(there + location, headers=said, data=CONTENT[30_000:]) as answer:
+            assert answer.status == 204
+        async with client.get(f"{here}{location}/content") as answer:
+            assert await answer.read() == CONTENT
 
 
-def test_patches_to_both_processes_at_once_leave_the_file_as_it_was_sent(
+async def test_patches_to_both_processes_at_once_leave_the_file_as_it_was_sent(
     servers: tuple[str, str, str],
 ) -> None:
     here, there, key = servers
@@ -119,38 +112,32 @@ def test_patches_to_both_processes_at_once_leave_the_file_as_it_was_sent(
         async with client.patch(url, headers=headers, data=CONTENT) as answer:
             return answer.status
 
-    async def story() -> None:
-        headers = {"Authorization": f"Bearer {key}"}
-        async with aiohttp.ClientSession(headers=headers) as client:
-            location = await _create(client, here)
-            urls = [here + location, there + location] * 4
-            statuses = await asyncio.gather(*(patch(client, url) for url in urls))
-            assert set(statuses) <= {204, 409, 413, 423}
-            offset = await _offset(client, there + location)
-            if offset < len(CONTENT):
-                said = {**BYTES, "Upload-Offset": str(offset)}
-                async with client.patch(here + location, headers=said, data=CONTENT[offset:]) as a:
-                    assert a.status == 204
-            async with client.get(f"{there}{location}/content") as answer:
-                assert await answer.read() == CONTENT
-
-    run(story())
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(headers=headers) as client:
+        location = await _create(client, here)
+        urls = [here + location, there + location] * 4
+        statuses = await asyncio.gather(*(patch(client, url) for url in urls))
+        assert set(statuses) <= {204, 409, 413, 423}
+        offset = await _offset(client, there + location)
+        if offset < len(CONTENT):
+            said = {**BYTES, "Upload-Offset": str(offset)}
+            async with client.patch(here + location, headers=said, data=CONTENT[offset:]) as a:
+                assert a.status == 204
+        async with client.get(f"{there}{location}/content") as answer:
+            assert await answer.read() == CONTENT
 
 
-def test_what_one_process_calls_off_the_other_stops_receiving(
+async def test_what_one_process_calls_off_the_other_stops_receiving(
     servers: tuple[str, str, str], tmp_path: Path
 ) -> None:
     here, there, key = servers
 
-    async def story() -> None:
-        headers = {"Authorization": f"Bearer {key}"}
-        async with aiohttp.ClientSession(headers=headers) as client:
-            location = await _create(client, here)
-            async with _sending(client, here + location, CONTENT[:30_000]) as stuck:
-                await eventually(lambda: stored_files(tmp_path))
-                async with client.delete(there + location, headers=TUS) as answer:
-                    assert answer.status == 204
-                assert await stuck in (403, 410, 423)
-            assert stored_files(tmp_path) == []
-
-    run(story())
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(headers=headers) as client:
+        location = await _create(client, here)
+        async with _sending(client, here + location, CONTENT[:30_000]) as stuck:
+            await eventually(lambda: stored_files(tmp_path))
+            async with client.delete(there + location, headers=TUS) as answer:
+                assert answer.status == 204
+            assert await stuck in (403, 410, 423)
+        assert stored_files(tmp_path) == []

@@ -24,7 +24,7 @@ from domain.upload.state import UploadState
 from tests.interfaces.feed.stage import Stage, stage
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
 from tests.interfaces.web.scenes import Scene
-from tests.support import eventually, run
+from tests.support import eventually
 
 SIZE = 1_000_000
 
@@ -120,97 +120,86 @@ def card_of(page: Page, batch: UUID) -> Locator:
     return page.locator(f'[data-batch="{batch}"]')
 
 
-def test_every_batch_is_called_what_it_is_doing(database_url: str, tmp_path: Path) -> None:
+async def test_every_batch_is_called_what_it_is_doing(database_url: str, tmp_path: Path) -> None:
     chromium()
 
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-            made = await batches_of_every_kind(on)
-            await on.projected()
-            async with signed_in(browser, on, scope=Scope.OPERATOR) as page:
-                await page.goto(on.address)
-                for word, batch in made.items():
-                    chip = card_of(page, batch).locator(".chip")
-                    await expect(chip).to_have_text(word)
-                await expect(page.locator("body")).not_to_contain_text("Running")
-                stalled = card_of(page, made["Stalled"])
-                await expect(stalled).to_contain_text("last activity 15 min ago")
+    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+        made = await batches_of_every_kind(on)
+        await on.projected()
+        async with signed_in(browser, on, scope=Scope.OPERATOR) as page:
+            await page.goto(on.address)
+            for word, batch in made.items():
+                chip = card_of(page, batch).locator(".chip")
+                await expect(chip).to_have_text(word)
+            await expect(page.locator("body")).not_to_contain_text("Running")
+            stalled = card_of(page, made["Stalled"])
+            await expect(stalled).to_contain_text("last activity 15 min ago")
 
-                for word, batch in made.items():
-                    shown = await api(on, f"/v1/batches/{batch}")
-                    expected = None if word == "Cancelled" else word.lower().replace(" ", "_")
-                    assert shown["activity"] == expected
-                await page.goto(f"{on.address}/#/batches/{made['Stalled']}")
-                await expect(page.locator(".heading .chip")).to_have_text("Stalled")
-                await expect(page.get_by_text("Nothing has moved since")).to_be_visible()
-
-    run(story())
+            for word, batch in made.items():
+                shown = await api(on, f"/v1/batches/{batch}")
+                expected = None if word == "Cancelled" else word.lower().replace(" ", "_")
+                assert shown["activity"] == expected
+            await page.goto(f"{on.address}/#/batches/{made['Stalled']}")
+            await expect(page.locator(".heading .chip")).to_have_text("Stalled")
+            await expect(page.get_by_text("Nothing has moved since")).to_be_visible()
 
 
-def test_a_cancelled_batch_is_no_full_green_bar(database_url: str, tmp_path: Path) -> None:
+async def test_a_cancelled_batch_is_no_full_green_bar(database_url: str, tmp_path: Path) -> None:
     chromium()
 
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-            batch = (await batches_of_every_kind(on))["Cancelled"]
-            await on.projected()
-            async with signed_in(browser, on) as page:
-                await page.goto(on.address)
-                card = card_of(page, batch)
-                await expect(card.get_by_role("progressbar")).to_have_attribute(
-                    "aria-valuenow", "0"
-                )
-                await expect(card.locator(".percent")).to_have_text("0 %")
-                accent, fill = await page.evaluate(
-                    """(bar) => {
+    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+        batch = (await batches_of_every_kind(on))["Cancelled"]
+        await on.projected()
+        async with signed_in(browser, on) as page:
+            await page.goto(on.address)
+            card = card_of(page, batch)
+            await expect(card.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "0")
+            await expect(card.locator(".percent")).to_have_text("0 %")
+            accent, fill = await page.evaluate(
+                """(bar) => {
                       const probe = document.createElement("i");
                       probe.style.color = "var(--accent)";
                       document.body.append(probe);
                       return [getComputedStyle(probe).color,
                               getComputedStyle(bar.firstChild).backgroundColor];
                     }""",
-                    await card.get_by_role("progressbar").element_handle(),
-                )
-                assert fill != accent
-            assert (await api(on, f"/v1/batches/{batch}"))["percent"] == 0.0
-
-    run(story())
+                await card.get_by_role("progressbar").element_handle(),
+            )
+            assert fill != accent
+        assert (await api(on, f"/v1/batches/{batch}"))["percent"] == 0.0
 
 
-def test_a_transfer_that_stops_is_stalled_by_time_alone(
+async def test_a_transfer_that_stops_is_stalled_by_time_alone(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chromium()
     monkeypatch.setattr("application.activity.STALLED_AFTER", timedelta(seconds=8))
 
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-            scene = await a_scene(on, "Summer")
-            async with signed_in(browser, on) as page:
-                await page.goto(on.address)
-                chip = card_of(page, scene.id).locator(".chip")
+    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = await a_scene(on, "Summer")
+        async with signed_in(browser, on) as page:
+            await page.goto(on.address)
+            chip = card_of(page, scene.id).locator(".chip")
 
-                async def arrives() -> bool:
-                    """Retry if this machine showed the activity too late for it to hold."""
-                    await counted(scene, {"transferring": 1}, arrived=0)
-                    await on.projected()
-                    shown = chip.filter(has_text="Receiving")
-                    return await until_there(shown, seconds=6)
+            async def arrives() -> bool:
+                """Retry if this machine showed the activity too late for it to hold."""
+                await counted(scene, {"transferring": 1}, arrived=0)
+                await on.projected()
+                shown = chip.filter(has_text="Receiving")
+                return await until_there(shown, seconds=6)
 
-                await eventually(arrives)
-                head = await on.log.head()
+            await eventually(arrives)
+            head = await on.log.head()
 
-                await expect(chip).to_have_text("Stalled")
+            await expect(chip).to_have_text("Stalled")
 
-                assert await on.log.head() == head
-                shown = await api(on, f"/v1/batches/{scene.id}")
-                assert shown["activity"] == "stalled"
-                assert shown["activity_since"] == shown["arrived_at"]
-                then = await api(on, f"/v1/batches/{scene.id}?at={head}")
-                assert then["activity"] == "receiving"
-                await counted(scene, {"completed": 1}, arrived=0)
-                await expect(chip).to_have_text("Waiting for seal")
-                await scene.record(scene.id, BatchSealed(at=ago(0), by="key:studio"))
-                await expect(chip).to_have_text("Processing")
-
-    run(story())
+            assert await on.log.head() == head
+            shown = await api(on, f"/v1/batches/{scene.id}")
+            assert shown["activity"] == "stalled"
+            assert shown["activity_since"] == shown["arrived_at"]
+            then = await api(on, f"/v1/batches/{scene.id}?at={head}")
+            assert then["activity"] == "receiving"
+            await counted(scene, {"completed": 1}, arrived=0)
+            await expect(chip).to_have_text("Waiting for seal")
+            await scene.record(scene.id, BatchSealed(at=ago(0), by="key:studio"))
+            await expect(chip).to_have_text("Processing")

@@ -10,37 +10,32 @@ import pytest
 
 from interfaces.web.pages import STATIC
 from tests.interfaces.feed.stage import stage
-from tests.support import run
 
 SCRIPTS = sorted((STATIC / "js").rglob("*.js"))
 STYLES = sorted(STATIC.glob("*.css"))
 
 
-def test_the_page_is_public_and_says_what_it_may_do(database_url: str, tmp_path: Path) -> None:
-    async def story() -> None:
-        async with (
-            stage(database_url, tmp_path) as on,
-            aiohttp.ClientSession(on.address) as session,
-        ):
-            async with session.get("/") as answer:
-                assert answer.status == 200
-                assert answer.content_type == "text/html"
-                policy = answer.headers["Content-Security-Policy"]
-                assert "default-src 'none'" in policy
-                assert "unsafe" not in policy
-                assert answer.headers["Cache-Control"] == "no-cache"
-            tag = answer.headers["ETag"]
-            async with session.get("/", headers={"If-None-Match": tag}) as again:
-                assert (again.status, await again.read()) == (304, b"")
-            async with session.get("/static/js/main.js") as script:
-                assert (script.status, script.content_type) == (200, "text/javascript")
-            async with session.get("/favicon.ico") as icon:
-                assert (icon.status, icon.content_type) == (200, "image/svg+xml")
-            for path in ("/static/nothing.js", "/static/../pages.py", "/static/%2e%2e/pages.py"):
-                async with session.get(path) as missing:
-                    assert missing.status in (401, 404)
-
-    run(story())
+async def test_the_page_is_public_and_says_what_it_may_do(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with stage(database_url, tmp_path) as on, aiohttp.ClientSession(on.address) as session:
+        async with session.get("/") as answer:
+            assert answer.status == 200
+            assert answer.content_type == "text/html"
+            policy = answer.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert answer.headers["Cache-Control"] == "no-cache"
+        tag = answer.headers["ETag"]
+        async with session.get("/", headers={"If-None-Match": tag}) as again:
+            assert (again.status, await again.read()) == (304, b"")
+        async with session.get("/static/js/main.js") as script:
+            assert (script.status, script.content_type) == (200, "text/javascript")
+        async with session.get("/favicon.ico") as icon:
+            assert (icon.status, icon.content_type) == (200, "image/svg+xml")
+        for path in ("/static/nothing.js", "/static/../pages.py", "/static/%2e%2e/pages.py"):
+            async with session.get(path) as missing:
+                assert missing.status in (401, 404)
 
 
 def test_the_page_brings_everything_itself() -> None:

@@ -12,7 +12,6 @@ from domain.batch.events import BatchPaused
 from tests.interfaces.feed.stage import stage
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
 from tests.interfaces.web.scenes import Scene
-from tests.support import run
 
 SIZE = 1_000_000
 
@@ -26,117 +25,110 @@ async def shows(page: Page, event: str) -> None:
     await expect(slider).to_have_attribute("aria-valuetext", re.compile(f"^{event}"))
 
 
-def test_the_keyboard_steps_through_a_batch_and_shows_its_state_as_of_each_event(
+async def test_the_keyboard_steps_through_a_batch_and_shows_its_state_as_of_each_event(
     database_url: str, tmp_path: Path
 ) -> None:
     chromium()
 
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-            scene = Scene(on.log, "Summer", minutes_ago=1)
-            await scene.start()
-            photo = await scene.add("a.jpg", SIZE, tuple(scene.transferring(SIZE, 0.4)))
-            await scene.progress()
-            await scene.live(photo, *list(scene.completed(SIZE))[1:])
-            await scene.finish(1)
-            await on.projected()
-            async with signed_in(browser, on) as page:
-                await page.goto(f"{on.address}/#/batches/{scene.id}")
-                await page.get_by_role("link", name="History", exact=True).click()
-                await shows(page, "Batch completed")
-                then = page.get_by_role("complementary", name="As of then")
-                await expect(then).to_contain_text("Succeeded")
+    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = Scene(on.log, "Summer", minutes_ago=1)
+        await scene.start()
+        photo = await scene.add("a.jpg", SIZE, tuple(scene.transferring(SIZE, 0.4)))
+        await scene.progress()
+        await scene.live(photo, *list(scene.completed(SIZE))[1:])
+        await scene.finish(1)
+        await on.projected()
+        async with signed_in(browser, on) as page:
+            await page.goto(f"{on.address}/#/batches/{scene.id}")
+            await page.get_by_role("link", name="History", exact=True).click()
+            await shows(page, "Batch completed")
+            then = page.get_by_role("complementary", name="As of then")
+            await expect(then).to_contain_text("Succeeded")
 
-                slider = page.get_by_role("slider", name="Moment")
-                await slider.focus()
-                for event in ("Sealed", "Counted", "Completed", "Attempt succeeded"):
-                    await page.keyboard.press("ArrowLeft")
-                    await shows(page, event)
-                await expect(then).to_contain_text("Processing")
-                await expect(then).to_contain_text("20 %")
-                await expect(then.get_by_role("heading", name="a.jpg")).to_be_visible()
-                await expect(then).to_contain_text("Processing")
-                assert "?at=" in page.url
-
-                await page.reload()
-                await shows(page, "Attempt succeeded")
-                await page.get_by_role("slider").focus()
-                await page.keyboard.press("ArrowRight")
-                await shows(page, "Completed")
-                await page.get_by_role("button", name="First event").click()
-                await shows(page, "Batch started")
-                await expect(then).to_contain_text("Waiting for files")
-                await expect(then.get_by_role("heading", name="a.jpg")).to_be_hidden()
-                await page.get_by_role("option").filter(has_text="Progressed").click()
-                await shows(page, "Progressed")
-                await expect(then).to_contain_text("400 KB of 1.0 MB")
-                await page.get_by_role("button", name="Now").click()
-                await shows(page, "Batch completed")
-
-    run(story())
-
-
-def test_what_happens_is_added_and_only_a_page_at_now_moves_with_it(
-    database_url: str, tmp_path: Path
-) -> None:
-    chromium()
-
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-            scene = Scene(on.log, "Summer", minutes_ago=1)
-            await scene.start()
-            photo = await scene.add("a.jpg", SIZE, tuple(scene.transferring(SIZE, 0.4)))
-            await on.projected()
-            async with signed_in(browser, on) as page:
-                await page.goto(f"{on.address}/#/batches/{scene.id}")
-                await page.get_by_role("option").filter(has_text="a.jpg").click()
-                detail = page.get_by_role("complementary", name="Upload")
-                await detail.get_by_role("link", name="History").click()
-                await shows(page, "Progressed")
-                await expect(page.get_by_role("status")).to_have_text("Live")
-                await scene.live(photo, *list(scene.queued(SIZE))[1:])
-                await shows(page, "Queued")
-                await page.get_by_role("button", name="Earlier").click()
-                await shows(page, "Received")
-                await scene.live(photo, scene.attempt(1, 52))
-                await expect(page.get_by_role("option")).to_have_count(5)
-                await shows(page, "Received")
-                then = page.get_by_role("complementary", name="As of then")
-                await expect(then).to_contain_text("Received")
-
-    run(story())
-
-
-def test_a_long_history_is_loaded_around_the_moment(database_url: str, tmp_path: Path) -> None:
-    chromium()
-
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-            scene = Scene(on.log, "Many", minutes_ago=1)
-            await scene.start()
-            await asyncio.gather(*(scene.add(f"{number:04}.bin", 10) for number in range(700)))
-            why = "9 uploads failed"
-            await scene.record(scene.id, BatchPaused(**scene.at(9), by="orchestrator", reason=why))
-            await on.projected()
-            async with signed_in(browser, on) as page:
-                await page.goto(f"{on.address}/#/batches/{scene.id}/history")
-                await shows(page, "Paused")
-                options = page.get_by_role("option")
-                await expect(options.last).to_have_attribute("aria-setsize", "200")
-                assert await options.count() < 60
-                await page.get_by_role("slider").focus()
-                await page.keyboard.press("Home")
-                await page.keyboard.press("ArrowRight")
-                await page.wait_for_url("**/history?at=2")
-                await shows(page, "Registered")
+            slider = page.get_by_role("slider", name="Moment")
+            await slider.focus()
+            for event in ("Sealed", "Counted", "Completed", "Attempt succeeded"):
                 await page.keyboard.press("ArrowLeft")
-                await shows(page, "Batch started")
-                await page.get_by_role("listbox").focus()
-                await page.keyboard.press("End")
-                await expect(options.last).to_have_attribute("aria-setsize", "401")
-                await page.get_by_role("slider").fill("350")
-                await shows(page, "Registered")
-                then = page.get_by_role("complementary", name="As of then")
-                await expect(then.locator("[data-position='350']")).to_have_count(2)
+                await shows(page, event)
+            await expect(then).to_contain_text("Processing")
+            await expect(then).to_contain_text("20 %")
+            await expect(then.get_by_role("heading", name="a.jpg")).to_be_visible()
+            await expect(then).to_contain_text("Processing")
+            assert "?at=" in page.url
 
-    run(story())
+            await page.reload()
+            await shows(page, "Attempt succeeded")
+            await page.get_by_role("slider").focus()
+            await page.keyboard.press("ArrowRight")
+            await shows(page, "Completed")
+            await page.get_by_role("button", name="First event").click()
+            await shows(page, "Batch started")
+            await expect(then).to_contain_text("Waiting for files")
+            await expect(then.get_by_role("heading", name="a.jpg")).to_be_hidden()
+            await page.get_by_role("option").filter(has_text="Progressed").click()
+            await shows(page, "Progressed")
+            await expect(then).to_contain_text("400 KB of 1.0 MB")
+            await page.get_by_role("button", name="Now").click()
+            await shows(page, "Batch completed")
+
+
+async def test_what_happens_is_added_and_only_a_page_at_now_moves_with_it(
+    database_url: str, tmp_path: Path
+) -> None:
+    chromium()
+
+    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = Scene(on.log, "Summer", minutes_ago=1)
+        await scene.start()
+        photo = await scene.add("a.jpg", SIZE, tuple(scene.transferring(SIZE, 0.4)))
+        await on.projected()
+        async with signed_in(browser, on) as page:
+            await page.goto(f"{on.address}/#/batches/{scene.id}")
+            await page.get_by_role("option").filter(has_text="a.jpg").click()
+            detail = page.get_by_role("complementary", name="Upload")
+            await detail.get_by_role("link", name="History").click()
+            await shows(page, "Progressed")
+            await expect(page.get_by_role("status")).to_have_text("Live")
+            await scene.live(photo, *list(scene.queued(SIZE))[1:])
+            await shows(page, "Queued")
+            await page.get_by_role("button", name="Earlier").click()
+            await shows(page, "Received")
+            await scene.live(photo, scene.attempt(1, 52))
+            await expect(page.get_by_role("option")).to_have_count(5)
+            await shows(page, "Received")
+            then = page.get_by_role("complementary", name="As of then")
+            await expect(then).to_contain_text("Received")
+
+
+async def test_a_long_history_is_loaded_around_the_moment(
+    database_url: str, tmp_path: Path
+) -> None:
+    chromium()
+
+    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = Scene(on.log, "Many", minutes_ago=1)
+        await scene.start()
+        await asyncio.gather(*(scene.add(f"{number:04}.bin", 10) for number in range(700)))
+        why = "9 uploads failed"
+        await scene.record(scene.id, BatchPaused(**scene.at(9), by="orchestrator", reason=why))
+        await on.projected()
+        async with signed_in(browser, on) as page:
+            await page.goto(f"{on.address}/#/batches/{scene.id}/history")
+            await shows(page, "Paused")
+            options = page.get_by_role("option")
+            await expect(options.last).to_have_attribute("aria-setsize", "200")
+            assert await options.count() < 60
+            await page.get_by_role("slider").focus()
+            await page.keyboard.press("Home")
+            await page.keyboard.press("ArrowRight")
+            await page.wait_for_url("**/history?at=2")
+            await shows(page, "Registered")
+            await page.keyboard.press("ArrowLeft")
+            await shows(page, "Batch started")
+            await page.get_by_role("listbox").focus()
+            await page.keyboard.press("End")
+            await expect(options.last).to_have_attribute("aria-setsize", "401")
+            await page.get_by_role("slider").fill("350")
+            await shows(page, "Registered")
+            then = page.get_by_role("complementary", name="As of then")
+            await expect(then.locator("[data-position='350']")).to_have_count(2)

@@ -14,7 +14,7 @@ from domain.ids import upload_id_for
 from tests.interfaces.feed.stage import Stage, stage
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
 from tests.interfaces.web.scenes import Scene
-from tests.support import free_port, run
+from tests.support import free_port
 
 MIB = 2**20
 LARGE = 30 * MIB  # half a minute at a mebibyte a second: time to look at it on its way
@@ -75,104 +75,93 @@ async def batch_on(page: Page) -> UUID:
     return UUID((await link.get_attribute("href") or "").rpartition("/")[2])
 
 
-def test_a_folder_is_sent_into_a_batch_of_its_own_and_sealed(
+async def test_a_folder_is_sent_into_a_batch_of_its_own_and_sealed(
     database_url: str, tmp_path: Path
 ) -> None:
     chromium()
     album = folder(tmp_path / "album", lisbon=300_000, porto=0, faro=9)
     folder(album / "raw", sintra=2 * MIB)
 
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-            async with signed_in(browser, on, scope=Scope.UPLOADER) as page:
-                await page.goto(on.address)
-                await page.get_by_role("link", name="Upload", exact=True).click()
-                await expect(page.get_by_role("button", name="Choose files")).to_be_visible()
-                await drop(page, album)
-                await expect(page.get_by_role("heading", name="4 files")).to_be_visible()
-                await expect(page.get_by_label("Its name")).to_have_value("album")
-                await page.get_by_role("button", name="Upload", exact=True).click()
-                await expect(page.get_by_text("Everything has arrived")).to_be_visible()
-                await expect(page.locator("#announcer")).to_contain_text("Sent: 4 files")
-                batch = await batch_on(page)
-                await page.get_by_role("link", name="See the batch").click()
-                await expect(page.get_by_role("heading", name="album")).to_be_visible()
-                await expect(row(page, "sintra.bin")).to_contain_text("Received")
-            assert await stored(on, batch, "album/raw/sintra.bin") == b"sintra" * (2 * MIB // 6)
-            assert await stored(on, batch, "album/porto.bin") == b""
-            sealed = [recorded.event for recorded in await on.log.stream(batch)][-1]
-            assert isinstance(sealed, BatchSealed)
-
-    run(story())
+    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+        async with signed_in(browser, on, scope=Scope.UPLOADER) as page:
+            await page.goto(on.address)
+            await page.get_by_role("link", name="Upload", exact=True).click()
+            await expect(page.get_by_role("button", name="Choose files")).to_be_visible()
+            await drop(page, album)
+            await expect(page.get_by_role("heading", name="4 files")).to_be_visible()
+            await expect(page.get_by_label("Its name")).to_have_value("album")
+            await page.get_by_role("button", name="Upload", exact=True).click()
+            await expect(page.get_by_text("Everything has arrived")).to_be_visible()
+            await expect(page.locator("#announcer")).to_contain_text("Sent: 4 files")
+            batch = await batch_on(page)
+            await page.get_by_role("link", name="See the batch").click()
+            await expect(page.get_by_role("heading", name="album")).to_be_visible()
+            await expect(row(page, "sintra.bin")).to_contain_text("Received")
+        assert await stored(on, batch, "album/raw/sintra.bin") == b"sintra" * (2 * MIB // 6)
+        assert await stored(on, batch, "album/porto.bin") == b""
+        sealed = [recorded.event for recorded in await on.log.stream(batch)][-1]
+        assert isinstance(sealed, BatchSealed)
 
 
-def test_files_join_an_open_batch_which_keeps_what_it_has(
+async def test_files_join_an_open_batch_which_keeps_what_it_has(
     database_url: str, tmp_path: Path
 ) -> None:
     chromium()
     more = folder(tmp_path / "more", known=12, other=700, new=900)
 
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-            scene = Scene(on.log, "Summer", minutes_ago=1)
-            await scene.start()
-            size = (more / "known.bin").stat().st_size
-            await scene.add("known.bin", size, tuple(scene.completed(size)))
-            await scene.add("other.bin", 3)
-            await on.projected()
-            async with signed_in(browser, on, scope=Scope.OPERATOR) as page:
-                await page.goto(f"{on.address}/#/batches/{scene.id}")
-                await page.get_by_role("link", name="Add files").click()
-                await drop(page, *more.iterdir())
-                await expect(page.get_by_label("Into")).to_have_value(str(scene.id))
-                await page.get_by_role("button", name="Upload", exact=True).click()
-                await expect(row(page, "known.bin")).to_contain_text("Already there")
-                await expect(row(page, "new.bin")).to_contain_text("Sent")
-                await expect(row(page, "other.bin")).to_contain_text("another file of this path")
-                await expect(page.get_by_text("1 file refused")).to_be_visible()
-            assert await stored(on, scene.id, "new.bin") == b"new" * 300
-            assert (await on.log.batch(scene.id)).state == "open"
-
-    run(story())
+    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = Scene(on.log, "Summer", minutes_ago=1)
+        await scene.start()
+        size = (more / "known.bin").stat().st_size
+        await scene.add("known.bin", size, tuple(scene.completed(size)))
+        await scene.add("other.bin", 3)
+        await on.projected()
+        async with signed_in(browser, on, scope=Scope.OPERATOR) as page:
+            await page.goto(f"{on.address}/#/batches/{scene.id}")
+            await page.get_by_role("link", name="Add files").click()
+            await drop(page, *more.iterdir())
+            await expect(page.get_by_label("Into")).to_have_value(str(scene.id))
+            await page.get_by_role("button", name="Upload", exact=True).click()
+            await expect(row(page, "known.bin")).to_contain_text("Already there")
+            await expect(row(page, "new.bin")).to_contain_text("Sent")
+            await expect(row(page, "other.bin")).to_contain_text("another file of this path")
+            await expect(page.get_by_text("1 file refused")).to_be_visible()
+        assert await stored(on, scene.id, "new.bin") == b"new" * 300
+        assert (await on.log.batch(scene.id)).state == "open"
 
 
-def test_a_reload_costs_nothing_that_had_arrived(database_url: str, tmp_path: Path) -> None:
+async def test_a_reload_costs_nothing_that_had_arrived(database_url: str, tmp_path: Path) -> None:
     chromium()
     album = folder(tmp_path / "album", lisbon=LARGE, porto=1000)
 
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-            async with signed_in(browser, on, scope=Scope.UPLOADER) as page:
-                offsets: list[int] = []
-                page.on("request", lambda asked: _note_offset(asked.headers, offsets))
-                await page.goto(f"{on.address}/#/send")
-                line = await Line.of(page)
-                await line.carries(MIB)
-                await choose(page, album)
-                await page.get_by_role("button", name="Upload", exact=True).click()
-                await expect(row(page, "porto.bin")).to_contain_text("Sent")
-                await expect(row(page, "lisbon.bin")).to_contain_text(
-                    re.compile(r"[1-9]\d*\.\d MB of")
-                )
-                batch = await batch_on(page)
-                await page.reload()
-                await line.carries(-1)
-                await expect(page.get_by_text("was not finished")).to_be_visible()
-                offsets.clear()
-                await choose(page, album)
-                await expect(page.get_by_label("Into")).to_have_value(str(batch))
-                await page.get_by_role("button", name="Upload", exact=True).click()
-                await expect(row(page, "porto.bin")).to_contain_text("Already there")
-                await expect(page.get_by_text("Everything has arrived")).to_be_visible()
-                await expect(row(page, "lisbon.bin")).to_contain_text("Sent")
-                [offset] = offsets
-                assert offset > 0
-                await page.get_by_role("button", name="Upload more").click()
-                await expect(page.get_by_role("button", name="Choose files")).to_be_visible()
-                await expect(page.get_by_text("was not finished")).to_have_count(0)
-            assert await stored(on, batch, "album/lisbon.bin") == b"lisbon" * (LARGE // 6)
-
-    run(story())
+    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+        async with signed_in(browser, on, scope=Scope.UPLOADER) as page:
+            offsets: list[int] = []
+            page.on("request", lambda asked: _note_offset(asked.headers, offsets))
+            await page.goto(f"{on.address}/#/send")
+            line = await Line.of(page)
+            await line.carries(MIB)
+            await choose(page, album)
+            await page.get_by_role("button", name="Upload", exact=True).click()
+            await expect(row(page, "porto.bin")).to_contain_text("Sent")
+            await expect(row(page, "lisbon.bin")).to_contain_text(re.compile(r"[1-9]\d*\.\d MB of"))
+            batch = await batch_on(page)
+            await page.reload()
+            await line.carries(-1)
+            await expect(page.get_by_text("was not finished")).to_be_visible()
+            offsets.clear()
+            await choose(page, album)
+            await expect(page.get_by_label("Into")).to_have_value(str(batch))
+            await page.get_by_role("button", name="Upload", exact=True).click()
+            await expect(row(page, "porto.bin")).to_contain_text("Already there")
+            await expect(page.get_by_text("Everything has arrived")).to_be_visible()
+            await expect(row(page, "lisbon.bin")).to_contain_text("Sent")
+            [offset] = offsets
+            assert offset > 0
+            await page.get_by_role("button", name="Upload more").click()
+            await expect(page.get_by_role("button", name="Choose files")).to_be_visible()
+            await expect(page.get_by_text("was not finished")).to_have_count(0)
+        assert await stored(on, batch, "album/lisbon.bin") == b"lisbon" * (LARGE // 6)
 
 
 def _note_offset(headers: dict[str, str], offsets: list[int]) -> None:
@@ -180,127 +169,112 @@ def _note_offset(headers: dict[str, str], offsets: list[int]) -> None:
         offsets.append(int(headers["upload-offset"]))
 
 
-def test_a_pause_and_a_restart_of_the_server_are_gone_on_after(
+async def test_a_pause_and_a_restart_of_the_server_are_gone_on_after(
     database_url: str, tmp_path: Path
 ) -> None:
     chromium()
     album = folder(tmp_path / "album", lisbon=LARGE)
     port = free_port()
 
-    async def story() -> None:
-        async with opened_browser() as browser:
-            async with stage(database_url, tmp_path, port=port) as on:
-                # The context outlives this server: it is closed with the browser.
-                visitor = signed_in(browser, on, scope=Scope.UPLOADER)
-                page = await visitor.__aenter__()
-                await page.goto(f"{on.address}/#/send")
-                line = await Line.of(page)
-                await line.carries(MIB)
-                await choose(page, album)
-                await page.get_by_role("button", name="Upload", exact=True).click()
-                await expect(row(page, "lisbon.bin")).to_contain_text(re.compile(r"\d MB of"))
-                await page.get_by_role("button", name="Pause").click()
-                await expect(page.get_by_text("paused: what has arrived is kept")).to_be_visible()
-                await page.get_by_role("button", name="Go on").click()
-                await expect(row(page, "lisbon.bin")).to_contain_text("Sending")
-            await expect(page.get_by_text("Trying again")).to_be_visible()
-            await line.carries(-1)
-            async with stage(database_url, tmp_path, port=port) as on:
-                await expect(page.get_by_text("Everything has arrived")).to_be_visible()
-                batch = await batch_on(page)
-                assert await stored(on, batch, "album/lisbon.bin") == b"lisbon" * (LARGE // 6)
-                await visitor.__aexit__(None, None, None)
-
-    run(story())
+    async with opened_browser() as browser:
+        async with stage(database_url, tmp_path, port=port) as on:
+            # The context outlives this server: it is closed with the browser.
+            visitor = signed_in(browser, on, scope=Scope.UPLOADER)
+            page = await visitor.__aenter__()
+            await page.goto(f"{on.address}/#/send")
+            line = await Line.of(page)
+            await line.carries(MIB)
+            await choose(page, album)
+            await page.get_by_role("button", name="Upload", exact=True).click()
+            await expect(row(page, "lisbon.bin")).to_contain_text(re.compile(r"\d MB of"))
+            await page.get_by_role("button", name="Pause").click()
+            await expect(page.get_by_text("paused: what has arrived is kept")).to_be_visible()
+            await page.get_by_role("button", name="Go on").click()
+            await expect(row(page, "lisbon.bin")).to_contain_text("Sending")
+        await expect(page.get_by_text("Trying again")).to_be_visible()
+        await line.carries(-1)
+        async with stage(database_url, tmp_path, port=port) as on:
+            await expect(page.get_by_text("Everything has arrived")).to_be_visible()
+            batch = await batch_on(page)
+            assert await stored(on, batch, "album/lisbon.bin") == b"lisbon" * (LARGE // 6)
+            await visitor.__aexit__(None, None, None)
 
 
-def test_what_the_server_does_not_take_is_said_file_by_file(
+async def test_what_the_server_does_not_take_is_said_file_by_file(
     database_url: str, tmp_path: Path
 ) -> None:
     chromium()
     album = folder(tmp_path / "album", large=5000, small=500)
 
-    async def story() -> None:
-        async with (
-            stage(database_url, tmp_path, max_file_size=1000) as on,
-            opened_browser() as browser,
-            signed_in(browser, on, scope=Scope.UPLOADER) as page,
-        ):
-            await page.goto(f"{on.address}/#/send")
-            await choose(page, album)
-            await page.get_by_role("button", name="Upload", exact=True).click()
-            await expect(row(page, "small.bin")).to_contain_text("Sent")
-            await expect(row(page, "large.bin")).to_contain_text("1000")
-            why = page.get_by_role("region", name="Why files were refused")
-            await expect(why).to_contain_text("at most 1000 bytes")
-            batch = await batch_on(page)
-            assert (await on.log.batch(batch)).state == "open"
-            await page.get_by_role("button", name="Seal without them").click()
-            await expect(page.get_by_role("button", name="Seal without them")).to_be_disabled()
-            on.log.forget(batch)
-            assert (await on.log.batch(batch)).state == "sealed"
-
-    run(story())
+    async with (
+        stage(database_url, tmp_path, max_file_size=1000) as on,
+        opened_browser() as browser,
+        signed_in(browser, on, scope=Scope.UPLOADER) as page,
+    ):
+        await page.goto(f"{on.address}/#/send")
+        await choose(page, album)
+        await page.get_by_role("button", name="Upload", exact=True).click()
+        await expect(row(page, "small.bin")).to_contain_text("Sent")
+        await expect(row(page, "large.bin")).to_contain_text("1000")
+        why = page.get_by_role("region", name="Why files were refused")
+        await expect(why).to_contain_text("at most 1000 bytes")
+        batch = await batch_on(page)
+        assert (await on.log.batch(batch)).state == "open"
+        await page.get_by_role("button", name="Seal without them").click()
+        await expect(page.get_by_role("button", name="Seal without them")).to_be_disabled()
+        on.log.forget(batch)
+        assert (await on.log.batch(batch)).state == "sealed"
 
 
-def test_who_may_only_look_is_not_asked_for_files(database_url: str, tmp_path: Path) -> None:
+async def test_who_may_only_look_is_not_asked_for_files(database_url: str, tmp_path: Path) -> None:
     chromium()
 
-    async def story() -> None:
-        async with (
-            stage(database_url, tmp_path) as on,
-            opened_browser() as browser,
-            signed_in(browser, on) as page,
-        ):
-            await page.goto(f"{on.address}/#/send")
-            await expect(page.get_by_text("Your key may look")).to_be_visible()
-            ways = page.get_by_role("navigation")
-            await expect(ways.get_by_role("link", name="Batches")).to_be_visible()
-            await expect(ways.get_by_role("link")).to_have_count(1)
-
-    run(story())
+    async with (
+        stage(database_url, tmp_path) as on,
+        opened_browser() as browser,
+        signed_in(browser, on) as page,
+    ):
+        await page.goto(f"{on.address}/#/send")
+        await expect(page.get_by_text("Your key may look")).to_be_visible()
+        ways = page.get_by_role("navigation")
+        await expect(ways.get_by_role("link", name="Batches")).to_be_visible()
+        await expect(ways.get_by_role("link")).to_have_count(1)
 
 
-def test_a_key_for_one_batch_sends_into_that_one(database_url: str, tmp_path: Path) -> None:
+async def test_a_key_for_one_batch_sends_into_that_one(database_url: str, tmp_path: Path) -> None:
     chromium()
     album = folder(tmp_path / "album", faro=900)
 
-    async def story() -> None:
-        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-            scene = Scene(on.log, "Summer", minutes_ago=1)
-            await scene.start()
-            await on.projected()
-            limited = signed_in(browser, on, scope=Scope.UPLOADER, batch=scene.id)
-            async with limited as page:
-                await page.goto(f"{on.address}/#/send")
-                await choose(page, album)
-                await expect(page.get_by_label("Into")).to_have_value(str(scene.id))
-                assert await page.get_by_label("Into").locator("option").count() == 1
-                await page.get_by_role("button", name="Upload", exact=True).click()
-                await expect(page.get_by_text("Everything has arrived")).to_be_visible()
-            assert await stored(on, scene.id, "album/faro.bin") == b"faro" * 225
-
-    run(story())
+    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = Scene(on.log, "Summer", minutes_ago=1)
+        await scene.start()
+        await on.projected()
+        limited = signed_in(browser, on, scope=Scope.UPLOADER, batch=scene.id)
+        async with limited as page:
+            await page.goto(f"{on.address}/#/send")
+            await choose(page, album)
+            await expect(page.get_by_label("Into")).to_have_value(str(scene.id))
+            assert await page.get_by_label("Into").locator("option").count() == 1
+            await page.get_by_role("button", name="Upload", exact=True).click()
+            await expect(page.get_by_text("Everything has arrived")).to_be_visible()
+        assert await stored(on, scene.id, "album/faro.bin") == b"faro" * 225
 
 
-def test_the_page_reports_no_arrival_where_nothing_arrived(
+async def test_the_page_reports_no_arrival_where_nothing_arrived(
     database_url: str, tmp_path: Path
 ) -> None:
     chromium()
     album = folder(tmp_path / "album", large=5000)
 
-    async def story() -> None:
-        async with (
-            stage(database_url, tmp_path, max_file_size=1000) as on,
-            opened_browser() as browser,
-            signed_in(browser, on, scope=Scope.UPLOADER) as page,
-        ):
-            await page.goto(f"{on.address}/#/send")
-            await choose(page, album)
-            await page.get_by_role("button", name="Upload", exact=True).click()
-            await expect(page.get_by_text("1 file refused; nothing has arrived")).to_be_visible()
-            bar = page.get_by_role("progressbar", name="Sent")
-            await expect(bar).to_have_attribute("aria-valuenow", "0")
-            await expect(page.locator("body")).not_to_contain_text("everything else has arrived")
-
-    run(story())
+    async with (
+        stage(database_url, tmp_path, max_file_size=1000) as on,
+        opened_browser() as browser,
+        signed_in(browser, on, scope=Scope.UPLOADER) as page,
+    ):
+        await page.goto(f"{on.address}/#/send")
+        await choose(page, album)
+        await page.get_by_role("button", name="Upload", exact=True).click()
+        await expect(page.get_by_text("1 file refused; nothing has arrived")).to_be_visible()
+        bar = page.get_by_role("progressbar", name="Sent")
+        await expect(bar).to_have_attribute("aria-valuenow", "0")
+        await expect(page.locator("body")).not_to_contain_text("everything else has arrived")

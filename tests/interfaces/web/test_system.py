@@ -10,61 +10,56 @@ from application.ports.keys import Scope
 from infrastructure.postgres.presence import Presence, Standing
 from tests.interfaces.feed.stage import running, stage
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
-from tests.support import run
 
 GONE = """INSERT INTO orchestration.processes (id, machine, pid, roles, version, leads, seen_at)
 VALUES (gen_random_uuid(), 'willow', 7, '{worker}', '0.0.1', false, now() - interval '60 s')
 RETURNING machine"""
 
 
-def test_processes_their_leader_and_what_lags_are_seen(database_url: str, tmp_path: Path) -> None:
-    chromium()
-
-    async def story() -> None:
-        standing = Standing()
-        standing.leads = lambda: True
-        async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-            here = Presence(on.parts.pool, ("api", "orchestrator"), standing, 0.1)
-            async with (
-                running(here.run()),
-                signed_in(browser, on, scope=Scope.OPERATOR) as page,
-            ):
-                await on.rows(GONE)
-                await page.goto(on.address)
-                await page.get_by_role("link", name="System").click()
-                processes = page.get_by_role("region", name="Processes").get_by_role("row")
-                alive = processes.filter(has_text="api, orchestrator")
-                await expect(alive).to_contain_text("Alive")
-                await expect(alive).to_contain_text("Leads")
-                await expect(processes.filter(has_text="willow")).to_contain_text("Silent")
-                await expect(page.get_by_text("1 process alive")).to_contain_text("leads")
-                await expect(page.get_by_text("No worker: what arrives waits")).to_be_visible()
-                room = page.locator(".tile").filter(has_text="Room for bytes")
-                await expect(room).to_contain_text("GB")
-
-                follower = page.locator(".tile").filter(has_text="Read model")
-                await expect(follower).to_contain_text("Level")
-                await on.hold()
-                await on.batch()
-                await expect(follower).to_contain_text("1 behind")
-                await on.resume()
-                await expect(follower).to_contain_text("Level")
-
-    run(story())
-
-
-def test_who_may_not_see_the_system_is_told_what_it_takes(
+async def test_processes_their_leader_and_what_lags_are_seen(
     database_url: str, tmp_path: Path
 ) -> None:
     chromium()
 
-    async def story() -> None:
+    standing = Standing()
+    standing.leads = lambda: True
+    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+        here = Presence(on.parts.pool, ("api", "orchestrator"), standing, 0.1)
         async with (
-            stage(database_url, tmp_path) as on,
-            opened_browser() as browser,
-            signed_in(browser, on, refused=403) as page,
+            running(here.run()),
+            signed_in(browser, on, scope=Scope.OPERATOR) as page,
         ):
-            await page.goto(f"{on.address}/#/system")
-            await expect(page.get_by_role("alert")).to_contain_text("the scope operator")
+            await on.rows(GONE)
+            await page.goto(on.address)
+            await page.get_by_role("link", name="System").click()
+            processes = page.get_by_role("region", name="Processes").get_by_role("row")
+            alive = processes.filter(has_text="api, orchestrator")
+            await expect(alive).to_contain_text("Alive")
+            await expect(alive).to_contain_text("Leads")
+            await expect(processes.filter(has_text="willow")).to_contain_text("Silent")
+            await expect(page.get_by_text("1 process alive")).to_contain_text("leads")
+            await expect(page.get_by_text("No worker: what arrives waits")).to_be_visible()
+            room = page.locator(".tile").filter(has_text="Room for bytes")
+            await expect(room).to_contain_text("GB")
 
-    run(story())
+            follower = page.locator(".tile").filter(has_text="Read model")
+            await expect(follower).to_contain_text("Level")
+            await on.hold()
+            await on.batch()
+            await expect(follower).to_contain_text("1 behind")
+            await on.resume()
+            await expect(follower).to_contain_text("Level")
+
+
+async def test_who_may_not_see_the_system_is_told_what_it_takes(
+    database_url: str, tmp_path: Path
+) -> None:
+    chromium()
+
+    async with (
+        stage(database_url, tmp_path) as on,
+        opened_browser() as browser,
+        signed_in(browser, on, refused=403) as page,
+    ):
+        await page.goto(f"{on.address}/#/system")
+        await expect(page.get_by_role("alert")).to_contain_text("the scope operator")

@@ -11,7 +11,6 @@ from application.webhooks.backoff import DELAYS
 from tests.infrastructure.webhooks.office import always, open_office, receiving, thanks
 from tests.interfaces.feed.stage import stage
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
-from tests.support import run
 
 
 async def say(page: Page, button: str, yes: str, reason: str | None = None) -> None:
@@ -22,85 +21,79 @@ async def say(page: Page, button: str, yes: str, reason: str | None = None) -> N
     await dialog.get_by_role("button", name=yes).click()
 
 
-def test_an_operator_tests_a_webhook_tells_it_again_and_turns_it_off_and_on(
+async def test_an_operator_tests_a_webhook_tells_it_again_and_turns_it_off_and_on(
     database_url: str, tmp_path: Path
 ) -> None:
     chromium()
 
-    async def story() -> None:
-        async with (
-            stage(database_url, tmp_path, allow_private_addresses=True) as on,
-            open_office(database_url) as office,
-            receiving() as receiver,
-            opened_browser() as browser,
-            signed_in(browser, on, scope=Scope.OPERATOR) as page,
-        ):
-            await office.open()
-            await page.goto(f"{on.address}/#/webhooks")
-            await expect(page.get_by_text("Nobody is told")).to_be_visible()
-            await office.hook(receiver.url, "batch.completed", owner="default", description="album")
-            await office.hook("https://example.com/theirs", owner="rival")
-            card = page.locator("li.card")
-            await expect(card).to_have_count(1)
-            await expect(card).to_contain_text("Enabled")
-            await card.get_by_role("link").click()
+    async with (
+        stage(database_url, tmp_path, allow_private_addresses=True) as on,
+        open_office(database_url) as office,
+        receiving() as receiver,
+        opened_browser() as browser,
+        signed_in(browser, on, scope=Scope.OPERATOR) as page,
+    ):
+        await office.open()
+        await page.goto(f"{on.address}/#/webhooks")
+        await expect(page.get_by_text("Nobody is told")).to_be_visible()
+        await office.hook(receiver.url, "batch.completed", owner="default", description="album")
+        await office.hook("https://example.com/theirs", owner="rival")
+        card = page.locator("li.card")
+        await expect(card).to_have_count(1)
+        await expect(card).to_contain_text("Enabled")
+        await card.get_by_role("link").click()
 
-            state = page.locator(".heading")
-            deliveries = page.get_by_role("list", name="Deliveries").get_by_role("listitem")
-            await page.get_by_role("button", name="Send a test").click()
-            await expect(deliveries).to_contain_text("answered 204")
-            await deliveries.get_by_role("button", name="Redeliver").dblclick()
-            await expect(deliveries).to_contain_text("2 attempts")
-            await expect(deliveries).to_contain_text("Delivered")
+        state = page.locator(".heading")
+        deliveries = page.get_by_role("list", name="Deliveries").get_by_role("listitem")
+        await page.get_by_role("button", name="Send a test").click()
+        await expect(deliveries).to_contain_text("answered 204")
+        await deliveries.get_by_role("button", name="Redeliver").dblclick()
+        await expect(deliveries).to_contain_text("2 attempts")
+        await expect(deliveries).to_contain_text("Delivered")
 
-            receiver.answer = always(503, "not today")
-            await office.complete(await office.batch(owner="default"))
-            await expect(state).to_contain_text("Failing")
-            await expect(deliveries.first).to_contain_text("Tried, and again")
-            await expect(deliveries.first).to_contain_text("again in")
-            again = deliveries.first.get_by_role("button", name="Redeliver")
-            await expect(again).to_be_disabled()  # in its place: it is pending already
-            await deliveries.first.get_by_text("What it answered").click()
-            await expect(page.get_by_text("not today")).to_be_visible()
+        receiver.answer = always(503, "not today")
+        await office.complete(await office.batch(owner="default"))
+        await expect(state).to_contain_text("Failing")
+        await expect(deliveries.first).to_contain_text("Tried, and again")
+        await expect(deliveries.first).to_contain_text("again in")
+        again = deliveries.first.get_by_role("button", name="Redeliver")
+        await expect(again).to_be_disabled()  # in its place: it is pending already
+        await deliveries.first.get_by_text("What it answered").click()
+        await expect(page.get_by_text("not today")).to_be_visible()
 
-            await say(page, "Disable", "Disable", "too loud")
-            await expect(state).to_contain_text("Disabled")
-            await expect(page.locator(".facts")).to_contain_text("too loud")
-            receiver.answer = thanks
-            await page.get_by_role("button", name="Enable").click()
-            await expect(deliveries.first).to_contain_text("Delivered")
-            await expect(state).to_contain_text("Enabled")
-
-    run(story())
+        await say(page, "Disable", "Disable", "too loud")
+        await expect(state).to_contain_text("Disabled")
+        await expect(page.locator(".facts")).to_contain_text("too loud")
+        receiver.answer = thanks
+        await page.get_by_role("button", name="Enable").click()
+        await expect(deliveries.first).to_contain_text("Delivered")
+        await expect(state).to_contain_text("Enabled")
 
 
-def test_what_was_given_up_is_all_told_again(database_url: str, tmp_path: Path) -> None:
+async def test_what_was_given_up_is_all_told_again(database_url: str, tmp_path: Path) -> None:
     chromium()
 
-    async def story() -> None:
-        async with (
-            stage(database_url, tmp_path, allow_private_addresses=True) as on,
-            open_office(database_url) as office,
-            receiving(always(503)) as receiver,
-            opened_browser() as browser,
-            signed_in(browser, on, scope=Scope.OPERATOR) as page,
-        ):
-            await office.open()
-            hook = await office.hook(receiver.url, "batch.started", owner="default")
-            await office.batch(owner="default")
-            position = await on.log.head()
-            for number, delay in enumerate(DELAYS, start=1):
-                await office.tried(hook, position, number)
-                office.skip(delay)
-            await office.ended(hook, position)
-            receiver.answer = thanks
-            await page.goto(f"{on.address}/#/webhooks/{hook.id}")
-            deliveries = page.get_by_role("list", name="Deliveries").get_by_role("listitem")
-            await expect(deliveries).to_contain_text("Given up")
-            await say(page, "Redeliver what was given up", "Redeliver")
-            await expect(deliveries).to_contain_text("Delivered")
-            await expect(page.get_by_role("button", name="given up")).to_be_disabled()
-            await deliveries.get_by_role("link", name="The event").click()
-            await expect(page.locator(".event[aria-selected=true]")).to_contain_text("started")
-
-    run(story())
+    async with (
+        stage(database_url, tmp_path, allow_private_addresses=True) as on,
+        open_office(database_url) as office,
+        receiving(always(503)) as receiver,
+        opened_browser() as browser,
+        signed_in(browser, on, scope=Scope.OPERATOR) as page,
+    ):
+        await office.open()
+        hook = await office.hook(receiver.url, "batch.started", owner="default")
+        await office.batch(owner="default")
+        position = await on.log.head()
+        for number, delay in enumerate(DELAYS, start=1):
+            await office.tried(hook, position, number)
+            office.skip(delay)
+        await office.ended(hook, position)
+        receiver.answer = thanks
+        await page.goto(f"{on.address}/#/webhooks/{hook.id}")
+        deliveries = page.get_by_role("list", name="Deliveries").get_by_role("listitem")
+        await expect(deliveries).to_contain_text("Given up")
+        await say(page, "Redeliver what was given up", "Redeliver")
+        await expect(deliveries).to_contain_text("Delivered")
+        await expect(page.get_by_role("button", name="given up")).to_be_disabled()
+        await deliveries.get_by_role("link", name="The event").click()
+        await expect(page.locator(".event[aria-selected=true]")).to_contain_text("started")
