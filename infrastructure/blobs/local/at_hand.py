@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from infrastructure.blobs.local.files import open_to_read
+from infrastructure.blobs.local.disk import open_to_read
 
 _NOWAIT = getattr(os, "RWF_NOWAIT", None)  # Linux alone has it (man 2 preadv2)
 _NOT_AT_HAND = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from application.errors import StorageFull, Unavailable
+from application.ports.blobs import BlobMissing
 
 NEW_FILE = 0o600
 NEW_FOLDER = 0o700
@@ -73,3 +74,12 @@ def write_all(descriptor: int, chunk: bytes | bytearray | memoryview) -> Iterato
             written = os.write(descriptor, rest)
             yield written
             rest = rest[written:]
+
+
+def open_to_read(name: str, path: Path) -> tuple[int, int]:
+    """Open the file of a blob; return its descriptor and size. Raises BlobMissing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return descriptor, os.fstat(descriptor).st_size
+    except FileNotFoundError:
+        raise BlobMissing(f"no blob {name} is stored") from None

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from application.ports.blobs import BlobBusy, BlobMissing, BlobTooShort
+from application.ports.blobs import BlobBusy, BlobTooShort
 from infrastructure.blobs.local.disk import NEW_FILE, sync_data, sync_folder, try_lock
 from infrastructure.blobs.local.packs.freeing import left_in
 from infrastructure.blobs.local.packs.naming import pack_of
@@ -49,14 +49,6 @@ def size_of(path: Path) -> int:
 
 def close_unwanted(opened: tuple[int, int]) -> None:
     os.close(opened[0])
-
-
-def open_to_read(name: str, path: Path) -> tuple[int, int]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        return descriptor, os.fstat(descriptor).st_size
-    except FileNotFoundError:
-        raise BlobMissing(f"no blob {name} is stored") from None
 
 
 def finish(name: str, path: Path, size: int) -> None:

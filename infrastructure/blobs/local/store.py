@@ -12,14 +12,13 @@ from typing import TypeVar
 from zlib import crc32
 
 from infrastructure.blobs.local.at_hand import read_at_hand
-from infrastructure.blobs.local.disk import NEW_FOLDER, make_folder, told
+from infrastructure.blobs.local.disk import NEW_FOLDER, make_folder, open_to_read, told
 from infrastructure.blobs.local.files import (
     close_unwanted,
     delete,
     finish,
     free_bytes,
     open_to_append,
-    open_to_read,
     size_of,
     stale,
 )
