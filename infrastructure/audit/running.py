@@ -1,57 +1,28 @@
-"""Seals for ever: one process at a time, whatever number of machines have the role."""
+"""Log seals at intervals, made by the leader of all processes with the role."""
 
 from __future__ import annotations
 
 import asyncio
 
-import structlog
-
 from infrastructure.audit.sealing import MOST, Sealer
-from infrastructure.postgres.pool import Connection, connect
-from infrastructure.unusable import longer_backoff
-
-ACTIVE = 0x75707472_0008  # "uptr", 8: the advisory lock of the sealer that works
-
-STANDBY = 2.0  # seconds between two looks at whether the active sealer is still there
-LONGEST_BACKOFF = 60.0  # seconds between two tries after an error
-
-_TRY = "SELECT pg_try_advisory_lock(%s)"
-
-_log = structlog.get_logger(__name__)
+from infrastructure.postgres.locks import SEALER_LOCK, run_as_leader
+from infrastructure.postgres.pool import Connection
 
 
-async def run(url: str, sealer: Sealer, interval: float) -> None:
-    """A seal every `interval` seconds, if anything was recorded; sooner while the log is ahead.
+async def seal_at_intervals(url: str, sealer: Sealer, interval: float) -> None:
+    """Lead, and make a seal every `interval` seconds if anything was recorded; sooner while the
+    log is ahead.
 
-    An error is logged and the seal tried again: what is not sealed yet is sealed later.
+    What an error leaves unsealed is sealed later. Raises psycopg.Error, BadKey, OSError.
     """
-    backoff = 1.0
-    while True:
-        try:
-            async with await connect(url, name="sealer") as connection:
-                await _take_over(connection)
-                while True:
-                    await _round(connection, sealer, interval)
-                    backoff = 1.0
-        except Exception as error:  # whatever it was: a sealer that gives up helps nobody
-            _log.warning("sealer_interrupted", error=repr(error), retry_in=backoff)
-            await asyncio.sleep(backoff)
-            backoff = longer_backoff(backoff, error, LONGEST_BACKOFF)
 
+    async def lead(connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            seal = await sealer.seal(connection)
+            full = seal is not None and seal.count == MOST
+            # A log of millions of events that was never sealed costs half a core at most.
+            await asyncio.sleep(loop.time() - began if full else interval)
 
-async def _round(connection: Connection, sealer: Sealer, interval: float) -> None:
-    """One seal, and a rest: as long as the work took where there is more, so that a log of
-    millions that was never sealed costs half a core at most."""
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    seal = await sealer.seal(connection)
-    full = seal is not None and seal.count == MOST
-    await asyncio.sleep(loop.time() - began if full else interval)
-
-
-async def _take_over(connection: Connection) -> None:
-    while True:
-        row = await (await connection.execute(_TRY, (ACTIVE,))).fetchone()
-        if row and row[0]:
-            return
-        await asyncio.sleep(STANDBY)
+    await run_as_leader(url, SEALER_LOCK, lead, name="sealer")

@@ -17,17 +17,14 @@ from application.audit.tree import root_of
 from infrastructure.audit import rows
 from infrastructure.audit.keys import SealKey, ensure_key, write_key
 from infrastructure.audit.witness import Witness
+from infrastructure.postgres.locks import SEAL_LOCK
 from infrastructure.postgres.pool import Connection
 from infrastructure.settings import Settings
-
-SEALING = 0x75707472_0009  # "uptr", 9: the advisory lock of the transaction that makes a seal
 
 MOST = 16_384  # events under one seal
 CHUNK = 500  # events that are read and hashed at a time
 
 WITNESS_FILE = "seal.last"
-
-_LOCK = "SELECT pg_advisory_xact_lock(%s)"
 
 _log = structlog.get_logger(__name__)
 
@@ -61,7 +58,7 @@ class Sealer:
         """
         key = await asyncio.to_thread(ensure_key, self.key_file)
         async with connection.transaction():
-            await connection.execute(_LOCK, (SEALING,))
+            await SEAL_LOCK.acquire_in_transaction(connection)
             last = await rows.last(connection)
             if last is not None and key.public != (last.next_key or last.key):
                 _log.warning("seal_key_is_another", after=last.number, file=str(self.key_file))

@@ -18,9 +18,9 @@ from infrastructure.auth.passes import LOGINS, SESSIONS, Passes
 from infrastructure.auth.recording import record_created, record_revoked
 from infrastructure.auth.revocations import Revocations
 from infrastructure.auth.tokens import hashed, new_key, parse_key
+from infrastructure.database_errors import transient_as_unavailable
 from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Connection, Pool, borrowed
-from infrastructure.unusable import as_unavailable
 
 REMEMBERED_FOR = 1.0  # seconds: how long a revoked key may live on in another process
 MOST_REMEMBERED = 4096
@@ -133,30 +133,30 @@ class PostgresKeys:
         await self._revocations.changed()
 
     async def ended(self, credentials: Collection[Credential]) -> frozenset[Credential]:
-        with as_unavailable():
+        with transient_as_unavailable():
             return await self._revocations.ended(credentials)
 
     def _forget(self) -> None:
         self._remembered = {}
 
     async def open_session(self, principal: Principal, *, lifetime: float) -> str:
-        with as_unavailable():
+        with transient_as_unavailable():
             return await self._sessions.issue(principal, lifetime)
 
     async def session(self, token: str) -> Principal | None:
-        with as_unavailable():
+        with transient_as_unavailable():
             return await self._sessions.holder(token)
 
     async def close_session(self, token: str) -> None:
-        with as_unavailable():
+        with transient_as_unavailable():
             await self._sessions.drop(token)
 
     async def issue_login(self, principal: Principal, *, lifetime: float) -> str:
-        with as_unavailable():
+        with transient_as_unavailable():
             return await self._logins.issue(principal, lifetime)
 
     async def redeem_login(self, code: str) -> Principal | None:
-        with as_unavailable():
+        with transient_as_unavailable():
             return await self._logins.take(code)
 
     async def _one(self, query: Composed, values: tuple[object, ...]) -> tuple[Any, ...] | None:

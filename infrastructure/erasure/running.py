@@ -1,53 +1,29 @@
-"""Erases for ever: one process at a time, whatever number of machines have the role."""
+"""Erasures, carried out by the leader of all processes with the role."""
 
 from __future__ import annotations
 
 import asyncio
 
-import structlog
-
 from infrastructure.erasure.eraser import Eraser
 from infrastructure.erasure.erasures import unfinished
-from infrastructure.postgres.pool import Connection, connect
-from infrastructure.unusable import longer_backoff
+from infrastructure.postgres.locks import ERASER_LOCK, run_as_leader
+from infrastructure.postgres.pool import Connection
 
-ACTIVE = 0x75707472_0010  # "uptr", 16: the advisory lock of the eraser that works
-
-PAUSE = 0.25  # seconds between two steps
-LOOK = 2.0  # seconds between two looks at whether there is something to erase, or to stand in for
-LONGEST_BACKOFF = 60.0  # seconds between two tries after an error
-AT_ONCE = 100  # erasures that take turns
-
-_TRY = "SELECT pg_try_advisory_lock(%s)"
-
-_log = structlog.get_logger(__name__)
+STEP_PAUSE = 0.25  # seconds between two steps of erasures
+POLL_INTERVAL = 2.0  # seconds between two queries for erasures that were requested
+MAX_CONCURRENT_ERASURES = 100
 
 
-async def run(url: str, eraser: Eraser) -> None:
-    """An error is logged and the step done again: what was begun is finished."""
-    backoff = 1.0
-    while True:
-        try:
-            async with await connect(url, name="eraser") as connection:
-                await _take_over(connection)
-                while True:
-                    await asyncio.sleep(PAUSE if await _round(connection, eraser) else LOOK)
-                    backoff = 1.0
-        except Exception as error:  # whatever it was: an erasure that was asked for is owed
-            _log.warning("eraser_interrupted", error=repr(error), retry_in=backoff)
-            await asyncio.sleep(backoff)
-            backoff = longer_backoff(backoff, error, LONGEST_BACKOFF)
+async def erase_continuously(url: str, eraser: Eraser) -> None:
+    """Lead, and carry out erasures step by step; what an error interrupts is begun again.
 
+    Raises psycopg.Error, Unavailable, OSError.
+    """
 
-async def _round(connection: Connection, eraser: Eraser) -> bool:
-    """One step of each; whether any is left."""
-    erasures = await unfinished(connection, AT_ONCE)
-    return not await eraser.step(connection, *erasures)
+    async def lead(connection: Connection) -> None:
+        while True:
+            erasures = await unfinished(connection, MAX_CONCURRENT_ERASURES)
+            idle = await eraser.step(connection, *erasures)
+            await asyncio.sleep(POLL_INTERVAL if idle else STEP_PAUSE)
 
-
-async def _take_over(connection: Connection) -> None:
-    while True:
-        row = await (await connection.execute(_TRY, (ACTIVE,))).fetchone()
-        if row and row[0]:
-            return
-        await asyncio.sleep(LOOK)
+    await run_as_leader(url, ERASER_LOCK, lead, name="eraser")

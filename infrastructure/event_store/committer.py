@@ -11,6 +11,7 @@ import structlog
 
 from application.envelope import Append, Appended
 from application.errors import ApplicationError, Unavailable, Undetermined
+from infrastructure.database_errors import is_transient
 from infrastructure.event_store.at_once import Believed, believe
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.exchange import Answer, Exchange, Question, Statement
@@ -20,7 +21,6 @@ from infrastructure.event_store.recovery import begin_session, look_up
 from infrastructure.event_store.waiting import Pending, Sent, WaitingRoom
 from infrastructure.event_store.writing import insertions, place_group, results
 from infrastructure.postgres.pool import Connection, connect, has_news
-from infrastructure.unusable import is_unusable
 
 GROUP = 500  # events a transaction, unless a single append has more
 WAITING = 20_000  # events that may wait
@@ -137,7 +137,7 @@ class GroupCommitter:
                     pending.recording = pending.sent is not None
                 # A UniqueViolation is somebody who writes without the lock: judge again.
                 again = isinstance(error, psycopg.errors.UniqueViolation | OSError)
-                if not again and not is_unusable(error):
+                if not again and not is_transient(error):
                     await self._disconnect()
                     await self._isolate(group, error)
                     return

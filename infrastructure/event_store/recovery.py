@@ -9,10 +9,8 @@ from application.envelope import Appended
 from infrastructure.event_store.arrays import bigints, uuids
 from infrastructure.event_store.placing import Placed
 from infrastructure.event_store.waiting import Sent
-from infrastructure.event_store.writing import LOCK
+from infrastructure.postgres.locks import COMMITTER_SESSIONS, LOG_LOCK
 from infrastructure.postgres.pool import Connection
-
-SESSIONS = 0x75707472  # "uptr": the advisory locks that sessions of committers hold, by number
 
 # Not one that waits for a synchronous standby: that would only end the waiting, and show to others
 # what the standby does not have.
@@ -21,6 +19,8 @@ SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity a USING (pi
 WHERE locktype = 'advisory' AND objsubid = 2 AND classid = %s AND objid = %s
 AND a.wait_event IS DISTINCT FROM 'SyncRep' AND pg_locks.database
     = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+
+_AWAIT_END = "SELECT pg_advisory_xact_lock(%s, %s)"
 
 _FOUND = """
 SELECT e.notification_id, e.topic, e.state
@@ -39,7 +39,7 @@ _ANSWERED = "SELECT position FROM command_answers WHERE command_id = %s AND fing
 async def begin_session(connection: Connection) -> int:
     """The number of a lock that this session holds until it ends, however it does."""
     session = randbits(31)
-    await connection.execute("SELECT pg_advisory_lock(%s, %s)", (SESSIONS, session))
+    await connection.execute("SELECT pg_advisory_lock(%s, %s)", (COMMITTER_SESSIONS, session))
     return session
 
 
@@ -52,9 +52,11 @@ async def look_up(connection: Connection, sent: Sequence[Sent]) -> list[Appended
     """
     async with connection.transaction():
         for session in {sending.session for sending in sent}:
-            await connection.execute(_END_SESSION, (SESSIONS, session))
-            await connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (SESSIONS, session))
-        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+            await connection.execute(_END_SESSION, (COMMITTER_SESSIONS, session))
+            await connection.execute(
+                "SELECT pg_advisory_xact_lock(%s, %s)", (COMMITTER_SESSIONS, session)
+            )
+        await LOG_LOCK.acquire_in_transaction(connection)
         outcomes = [await _outcome(connection, sending.placed) for sending in sent]
         if any(outcomes):
             # What is visible may have been recovered from the disk of a server that crashed while

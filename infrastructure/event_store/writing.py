@@ -20,15 +20,14 @@ from infrastructure.event_store.exchange import (
 )
 from infrastructure.event_store.placing import Encoded, Ledger, Placed, Row, encode
 from infrastructure.postgres.listener import LOG
+from infrastructure.postgres.locks import LOG_LOCK
 from infrastructure.postgres.pool import Connection
-
-LOCK = 0x75707472_0002  # "uptr", 2: whoever holds this advisory lock may write to the log
 
 NO_ROW = Row(UUID(int=0), 0, "", b"")
 
 Verdicts: TypeAlias = list[Placed | ApplicationError]
 
-TAKE_LOCK = Statement("lock", f"SELECT pg_advisory_xact_lock({LOCK})")
+TAKE_LOCK = Statement("lock", f"SELECT pg_advisory_xact_lock({LOG_LOCK.key})")
 
 _VERSIONS = Statement(
     "versions",

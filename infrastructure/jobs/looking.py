@@ -10,7 +10,7 @@ from psycopg.rows import DictRow
 
 from application.orchestrator.following import Changes
 from infrastructure.jobs import ending, retrying, rows, selection
-from infrastructure.jobs.leadership import track
+from infrastructure.jobs.leadership import save_position
 from infrastructure.postgres.pool import Connection, Cursor
 from infrastructure.settings import Settings
 
@@ -33,7 +33,7 @@ async def look(
         await rows.save_batches(connection, changes.batches.values())
         await rows.save_members(connection, changes.members.values())
         await retrying.begin(connection, changes.again)
-        await track(connection, through)
+        await save_position(connection, through)
         return Look(
             called_off=await ending.ask_called_off(connection),
             pending=await retrying.ask_pending(connection),

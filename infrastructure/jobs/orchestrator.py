@@ -7,27 +7,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
-import psycopg
 import structlog
-from procrastinate.exceptions import ConnectorException
 
-from application.errors import Unavailable
 from application.orchestrator.suspecting import Suspects
 from application.ports.event_log import EventLog, Wakeups
 from infrastructure.event_store.codec import CODEC, Codec
-from infrastructure.jobs.leadership import Deposed, take_the_lead
+from infrastructure.jobs.leadership import POLL_INTERVAL, SESSION_SETTINGS, load_position
 from infrastructure.jobs.queue import Dispatch
 from infrastructure.jobs.round import Done, run_round
-from infrastructure.postgres.pool import Connection, connect
+from infrastructure.postgres.locks import ORCHESTRATOR_LOCK, run_as_leader
+from infrastructure.postgres.pool import Connection
 from infrastructure.settings import Settings
 
 EVENTS = 1000  # a round
 CHECK = 1.0  # seconds between two looks for dead workers and lost uploads
 PACE = 0.05  # seconds between two rounds, in which events gather; longer after a long round
 LONGEST_PACE = 0.2
-LONGEST_BACKOFF = 5.0  # seconds
-
-_LOST = (psycopg.Error, OSError, ConnectorException, Unavailable, Deposed)
 
 _log = structlog.get_logger(__name__)
 
@@ -69,22 +64,25 @@ class Orchestrator:
         return self._position
 
     async def run(self) -> None:
-        """Stands by, leads, and begins again after whatever went wrong; until cancelled."""
-        backoff = 0.05
-        while True:
-            try:
-                async with await connect(self._url, name="orchestrator") as connection:
-                    await self._lead(connection)
-            except _LOST as error:
-                _log.warning("orchestrator_interrupted", error=str(error), retry_in=backoff)
-            except Exception:
-                _log.exception("orchestrator_failed", position=self._position, retry_in=backoff)
-            backoff = 0.05 if self._leading else min(2 * backoff, LONGEST_BACKOFF)
+        """Stand by until this one leads, and lead until cancelled.
+
+        Raises what interrupts it, LeadershipLost, psycopg.Error or Unavailable as a rule: it goes
+        on from the saved position when it is run again.
+        """
+        try:
+            await run_as_leader(
+                self._url,
+                ORCHESTRATOR_LOCK,
+                self._lead,
+                name="orchestrator",
+                settings=SESSION_SETTINGS,
+                poll_interval=POLL_INTERVAL,
+            )
+        finally:
             self._leading = False
-            await asyncio.sleep(backoff)
 
     async def _lead(self, connection: Connection) -> None:
-        self._position = await take_the_lead(connection)
+        self._position = await load_position(connection)
         suspects = Suspects()
         self._leading = True
         _log.info("orchestrator_leads", position=self._position)

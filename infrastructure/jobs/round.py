@@ -92,7 +92,7 @@ async def run_round(
 
     With `check`, workers that are dead and uploads that were lost are looked for as well; given
     `suspects`, only who was one at their last look is lost. The lock of the log is taken last.
-    Raises Deposed, OutOfStep, psycopg.Error.
+    Raises LeadershipLost, OutOfStep, psycopg.Error.
     """
     async with connection.transaction():
         await require_position(connection, position)

@@ -1,4 +1,4 @@
-"""Brings a database to the schema this version of the code needs, once, whoever starts first."""
+"""Migrations that bring a database to the schema of this version, run by the first process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import psycopg
 
 from infrastructure.postgres.connection import connect_blocking
+from infrastructure.postgres.locks import MIGRATION_LOCK
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-LOCK = 0x75707472_0001  # "uptr", 1: the advisory lock of migrations
 
 _REVISION = re.compile(r'^revision\b.*= "(\w+)"$', re.MULTILINE)
 _AFTER = re.compile(r"^down_revision\b.*= (.+)$", re.MULTILINE)
@@ -22,22 +22,22 @@ class NewerDatabase(Exception):
 
 
 def migrate(url: str) -> None:
-    """Applies what is missing of `migrations/versions`, all of it or nothing.
+    """Apply the migrations of `migrations/versions` that are missing, in one transaction.
 
-    Two processes that start at once do it one after the other. When nothing is missing,
-    which is the usual case, a few milliseconds pass and Alembic is not even imported.
+    Processes that start at the same time take turns. When nothing is missing, which is the usual
+    case, a few milliseconds pass and Alembic is not even imported.
     Raises NewerDatabase, psycopg.Error.
     """
     with connect_blocking(url, name="migration") as connection:
         if _is_current(connection):
             return
-        connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
+        MIGRATION_LOCK.acquire_blocking(connection)
         if not _is_current(connection):
             _upgrade(url)
 
 
 def heads() -> set[str]:
-    """The revisions that no other builds on."""
+    """Return the revisions that no other one follows."""
     lines = [line for text in _scripts() for line in _AFTER.findall(text)]
     return _known() - {revision for line in lines for revision in _QUOTED.findall(line)}
 

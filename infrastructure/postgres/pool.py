@@ -14,6 +14,7 @@ from psycopg.pq import PipelineStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from infrastructure.database_errors import transient_as_unavailable
 from infrastructure.postgres.connection import (
     STATEMENT_TIMEOUT,
     Connection,
@@ -23,7 +24,6 @@ from infrastructure.postgres.connection import (
     set_up,
 )
 from infrastructure.tasks import delivered
-from infrastructure.unusable import as_unavailable
 
 __all__ = ["Connection", "Cursor", "Pool", "borrowed", "connect", "has_news", "make_pool"]
 
@@ -165,7 +165,7 @@ async def borrowed(
     pool: Pool, what: str = "the database cannot be used"
 ) -> AsyncIterator[Connection]:
     """A connection of the pool. Raises Unavailable."""
-    with as_unavailable(what):
+    with transient_as_unavailable(what):
         async with pool.connection() as connection:
             yield connection
 

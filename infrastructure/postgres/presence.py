@@ -15,8 +15,8 @@ import psycopg
 import structlog
 from psycopg_pool import PoolTimeout
 
+from infrastructure.database_errors import is_transient
 from infrastructure.postgres.pool import Pool
-from infrastructure.unusable import is_unusable
 
 FORGOTTEN = 3600.0  # seconds of silence after which a row goes
 PATIENCE = 1.0  # seconds to take the own row away
@@ -59,7 +59,7 @@ class Presence:
                 try:
                     await self._touch()
                 except Exception as error:
-                    if not is_unusable(error):
+                    if not is_transient(error):
                         raise
                     _log.warning("presence_not_told", error=str(error))
                 await asyncio.sleep(self._interval)

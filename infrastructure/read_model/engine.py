@@ -14,11 +14,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection as Session
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from infrastructure.database_errors import transient_as_unavailable
 from infrastructure.postgres.connection import STATEMENT_TIMEOUT, connect
 from infrastructure.postgres.pool import POOL_TIMEOUT
 from infrastructure.read_model.tables import attempts, batches, uploads
 from infrastructure.tasks import delivered
-from infrastructure.unusable import as_unavailable
 
 # Taken before the snapshot of a transaction is: a rebuild that swaps the tables is then either
 # before all of its statements or after them. Without this the snapshot could be older than the
@@ -73,7 +73,7 @@ async def one_moment(engine: AsyncEngine) -> AsyncIterator[Session]:
 async def _reached(engine: AsyncEngine) -> AsyncIterator[Session]:
     """SQLAlchemy would lose a connection that it makes for somebody who is cancelled meanwhile."""
     connecting = asyncio.create_task(engine.connect().start())
-    with as_unavailable("the read model cannot be read"):
+    with transient_as_unavailable("the read model cannot be read"):
         session = await delivered(connecting, _let_go)
         try:
             yield session

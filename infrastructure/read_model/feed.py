@@ -19,8 +19,8 @@ from psycopg.sql import SQL, Composed, Identifier
 from application.activity import show_activity, utc_now
 from application.ports.feed import Changes, Selection
 from application.views import DERIVED, AttemptView, BatchView, UploadView
+from infrastructure.database_errors import transient_as_unavailable
 from infrastructure.postgres.pool import Connection, Pool, borrowed
-from infrastructure.unusable import as_unavailable
 
 ATTEMPTS_PER_UPLOAD = 10  # on average over a page; a fuller one is cut
 
@@ -125,7 +125,7 @@ class PostgresFeed:
 
     async def changes(self, selection: Selection, *, since: int, after: int, limit: int) -> Changes:
         """See the port. Raises Unavailable."""
-        with as_unavailable():
+        with transient_as_unavailable():
             return await self._changes(_Asked(selection, since, after, limit))
 
     async def reach(self) -> tuple[int, int]:

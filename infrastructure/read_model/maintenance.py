@@ -1,22 +1,22 @@
-"""One rebuild or verification at a time, whichever process it runs in."""
+"""Exclusive access for a rebuild or a verification of the read model."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from infrastructure.postgres.locks import MAINTENANCE_LOCK
 from infrastructure.postgres.pool import Connection
 from infrastructure.read_model.projecting import connect_writer
 
-MAINTENANCE = 0x75707472_0004  # "uptr", 4: the advisory lock
-
 
 @asynccontextmanager
-async def maintenance(url: str, *, name: str) -> AsyncIterator[Connection]:
-    """A connection for writing rows, once nobody else maintains the read model."""
+async def exclusive_maintenance(url: str, *, name: str) -> AsyncIterator[Connection]:
+    """Wait for other rebuilds and verifications of any process, and return a connection for writing
+    rows."""
     connection = await connect_writer(url, name=name)
     try:
-        await connection.execute("SELECT pg_advisory_lock(%s)", (MAINTENANCE,))
+        await MAINTENANCE_LOCK.acquire(connection)
         yield connection
     finally:
         await connection.close()

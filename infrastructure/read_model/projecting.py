@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import aclosing
+from types import MappingProxyType
 
 import structlog
 
@@ -21,11 +23,18 @@ _REACHED = "UPDATE notification_tracking SET notification_id = %s WHERE applicat
 
 _TELL = "SELECT pg_notify(%s, %s)"
 
-_MANNERS = """
-SET synchronous_commit = off;
-SET enable_seqscan = off;
-SET enable_mergejoin = off;
-SET enable_hashjoin = off"""
+# Commits do not wait for the disk: rows and position stand or fall together, and what a crash of
+# the server takes is projected again from events, which are durable. Rows are found one by one by
+# their keys, also in a table that grew since it was last analyzed: to the planner that is small,
+# and worth reading as a whole for each chunk.
+WRITER_SETTINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "synchronous_commit": "off",
+        "enable_seqscan": "off",
+        "enable_mergejoin": "off",
+        "enable_hashjoin": "off",
+    }
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -35,20 +44,8 @@ class OtherVersion(Exception):
 
 
 async def connect_writer(url: str, *, name: str) -> Connection:
-    """A connection for writing rows.
-
-    Commits do not wait for the disk: rows and position stand or fall together, and what a
-    crash of the server takes is projected again from events, which never fall. Rows are found
-    one by one by their keys, also in a table that grew since it was last analyzed: to the planner
-    that is small, and worth reading as a whole for each chunk.
-    """
-    connection = await connect(url, name=name)
-    try:
-        await connection.execute(_MANNERS)
-    except BaseException:
-        await connection.close()
-        raise
-    return connection
+    """Open a connection for writing rows. Raises psycopg.Error."""
+    return await connect(url, name=name, settings=WRITER_SETTINGS)
 
 
 async def project(

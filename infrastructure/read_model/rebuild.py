@@ -13,7 +13,7 @@ from application.ports.event_log import EventLog
 from application.projection import VERSION
 from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.postgres.pool import Connection
-from infrastructure.read_model.maintenance import maintenance
+from infrastructure.read_model.maintenance import exclusive_maintenance
 from infrastructure.read_model.projecting import connect_writer, project, tracked
 from infrastructure.read_model.tables import NAME, SCHEMA
 from infrastructure.read_model.targets import LIVE, NEXT, create, create_indexes, drop
@@ -43,7 +43,7 @@ async def rebuild(url: str, log: EventLog) -> Rebuilt:
     Should it be killed on the way, the live rows stay as they were. Raises psycopg.Error,
     Unavailable.
     """
-    async with maintenance(url, name="rebuild") as connection:
+    async with exclusive_maintenance(url, name="rebuild") as connection:
         return await _rebuild(connection, log)
 
 
@@ -55,7 +55,7 @@ async def ensure_current(url: str, log: EventLog) -> Rebuilt | None:
             return None
     finally:
         await connection.close()
-    async with maintenance(url, name="rebuild") as connection:
+    async with exclusive_maintenance(url, name="rebuild") as connection:
         found = await _version(connection)
         if found == VERSION:  # another process was faster
             return None

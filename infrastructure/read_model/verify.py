@@ -11,7 +11,7 @@ from psycopg import IsolationLevel
 from application.ports.event_log import EventLog
 from infrastructure.postgres.pool import Connection, connect
 from infrastructure.read_model.comparing import TABLES, Difference, compare
-from infrastructure.read_model.maintenance import maintenance
+from infrastructure.read_model.maintenance import exclusive_maintenance
 from infrastructure.read_model.projecting import project, tracked
 from infrastructure.read_model.streams import Break, broken_streams
 from infrastructure.read_model.targets import LIVE, Target, create, drop
@@ -52,7 +52,7 @@ async def verify(url: str, log: EventLog) -> Verification:
     The scratch schema is dropped in any case. Raises psycopg.Error, Unavailable.
     """
     target = SCRATCH
-    async with maintenance(url, name="verify") as writer:
+    async with exclusive_maintenance(url, name="verify") as writer:
         try:
             await create(writer, target)
             # No further than the live rows: the log may be ahead of their projector.

@@ -1,4 +1,4 @@
-"""Runs the sweeper: one at a time, whatever number of processes have one, until cancelled."""
+"""Sweeps at intervals, made by the leader of all processes with the role."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from itertools import cycle
 import structlog
 
 from application.sweeping import Cleared, Sweeper
-from infrastructure.postgres.pool import Connection, connect
-from infrastructure.unusable import longer_backoff
+from infrastructure.postgres.locks import SWEEPER_LOCK, run_as_leader
+from infrastructure.postgres.pool import Connection
 
-ACTIVE = 0x75707472_0006  # "uptr", 6: the advisory lock of the sweeper that works
 NAME = "sweeper"  # its row in notification_tracking
 
 ROUND = 1.0  # seconds between two looks at what has ended
@@ -20,8 +19,6 @@ EXPIRE = 60.0  # seconds at most between two looks for uploads that nobody goes 
 FORGET = 60.0  # seconds between two looks for idempotency records that are too old
 KEPT_DAYS = 7  # for which they are kept
 FORGOTTEN = 1000  # of them that one step deletes
-STANDBY = 2.0  # seconds between two looks at whether the active sweeper is still there
-LONGEST_BACKOFF = 60.0  # seconds between two tries after an error
 SHOWN = 20  # names at most in one line of the log
 
 _BEGIN = "INSERT INTO notification_tracking VALUES (%s, 0) ON CONFLICT DO NOTHING"
@@ -30,37 +27,23 @@ _TRACK = "UPDATE notification_tracking SET notification_id = %s WHERE applicatio
 _FORGET = """DELETE FROM command_answers WHERE command_id IN (
     SELECT command_id FROM command_answers
     WHERE answered_at < now() - make_interval(days => %s) ORDER BY answered_at LIMIT %s)"""
-_LOCK = "SELECT pg_try_advisory_lock(%s)"
 
 _log = structlog.get_logger(__name__)
 
 
-async def run(url: str, sweeper: Sweeper) -> None:
-    """Sweeps for ever. An error is logged, and the work tried again: nothing depends on when."""
-    backoff = ROUND
-    while True:
-        try:
-            async with await connect(url, name="sweeper") as connection:
-                await _take_over(connection)
-                backoff = ROUND
-                await _sweep(connection, sweeper)
-        except Exception as error:  # whatever it was: a sweeper that gives up helps nobody
-            _log.warning("sweeper_interrupted", error=repr(error), retry_in=backoff)
-            await asyncio.sleep(backoff)
-            backoff = longer_backoff(backoff, error, LONGEST_BACKOFF)
+async def sweep_continuously(url: str, sweeper: Sweeper) -> None:
+    """Lead, and sweep: what an error interrupts is done later. Raises psycopg.Error, Unavailable,
+    OSError."""
 
+    async def lead(connection: Connection) -> None:
+        await _sweep(connection, sweeper)
 
-async def _take_over(connection: Connection) -> None:
-    while True:
-        row = await (await connection.execute(_LOCK, (ACTIVE,))).fetchone()
-        if row and row[0]:
-            break
-        await asyncio.sleep(STANDBY)
-    await connection.execute(_BEGIN, (NAME,))
+    await run_as_leader(url, SWEEPER_LOCK, lead, name="sweeper")
 
 
 async def _sweep(connection: Connection, sweeper: Sweeper) -> None:
     loop = asyncio.get_running_loop()
+    await connection.execute(_BEGIN, (NAME,))
     row = await (await connection.execute(_TRACKED, (NAME,))).fetchone()
     position = int(row[0]) if row else 0
     parts = cycle(range(sweeper.parts))

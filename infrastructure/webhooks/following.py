@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from uuid import UUID
 
-import psycopg
 import structlog
 
 from application.envelope import Recorded
@@ -19,41 +18,35 @@ from application.webhooks.following import (
     telling_of,
     up_to_change,
 )
+from infrastructure.database_errors import LeadershipLost
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.reading import read_head, read_log
-from infrastructure.postgres.pool import Connection, connect
+from infrastructure.postgres.locks import LEADER_TIMEOUTS, WEBHOOKS_LOCK, run_as_leader
+from infrastructure.postgres.pool import Connection
 from infrastructure.webhooks import queueing
 from infrastructure.webhooks.origins import origins_of
 from infrastructure.webhooks.rows import webhook_of
 
-ACTIVE = 0x75707472_0007  # "uptr", 7: the advisory lock of the follower that works
 NAME = "webhooks"  # its row in notification_tracking
 
 EVENTS = 1000  # a round
 PACE = 0.1  # seconds between two rounds, in which events gather
 KEPT_EVERY = 1.0  # seconds at most until a place is kept behind which nothing was to be told
-STANDBY = 0.5  # seconds between two tries to take over
-LONGEST_BACKOFF = 5.0  # seconds between two tries after an error
+POLL_INTERVAL = 0.5  # seconds between two attempts of a standby to become the leader
 
 # Rows are found by their keys, also in tables that grew since they were analyzed. Commits do not
-# wait for the disk: rows and place stand or fall together, and the log is there to read again. A
-# follower that stands still must not keep the others from following: one that lives asks every
-# second.
-_MANNERS = """
-SET enable_seqscan = off;
-SET synchronous_commit = off;
-SET idle_session_timeout = '10s';
-SET idle_in_transaction_session_timeout = '10s';
-SET lock_timeout = '10s'"""
+# wait for the disk: rows and position stand or fall together, and the log is there to read again.
+_SESSION_SETTINGS = {
+    **LEADER_TIMEOUTS,
+    "enable_seqscan": "off",
+    "synchronous_commit": "off",
+    "lock_timeout": "10s",
+}
 
 _TRACKED = "SELECT notification_id FROM notification_tracking WHERE application_name = %s"
 _REACHED = "UPDATE notification_tracking SET notification_id = %s WHERE application_name = %s"
 
 _log = structlog.get_logger(__name__)
-
-
-class Displaced(Exception):
-    """Somebody else has moved the place in the log: this follower is not the active one."""
 
 
 class Follower:
@@ -85,29 +78,25 @@ class Follower:
         self._roster = Roster()
 
     async def run(self) -> None:
-        """Follows for ever: an error is logged, and the round done again."""
-        backoff = 0.05
-        while True:
-            try:
-                async with await connect(self._url, name="webhooks") as connection:
-                    await self._take_over(connection)
-                    while True:
-                        await self._round(connection)
-                        backoff = 0.05
-            except (psycopg.Error, OSError, Displaced) as error:
-                _log.warning("webhooks_interrupted", error=str(error), retry_in=backoff)
-            except Exception:
-                _log.exception("webhooks_failed", position=self._position, retry_in=backoff)
-            await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, LONGEST_BACKOFF)
+        """Lead, and follow the log until cancelled: what an error interrupts is done again.
 
-    async def _take_over(self, connection: Connection) -> None:
-        await connection.execute(_MANNERS)
-        while not await _try_lock(connection):  # noqa: ASYNC110
-            await asyncio.sleep(STANDBY)
+        Raises psycopg.Error, LeadershipLost.
+        """
+        await run_as_leader(
+            self._url,
+            WEBHOOKS_LOCK,
+            self._lead,
+            name="webhooks",
+            settings=_SESSION_SETTINGS,
+            poll_interval=POLL_INTERVAL,
+        )
+
+    async def _lead(self, connection: Connection) -> None:
         self._position = self._kept = await _tracked(connection)
         cursor = await connection.execute("SELECT webhook FROM webhooks.endpoints")
         self._roster = Roster([webhook_of(row[0]) async for row in cursor])
+        while True:
+            await self._round(connection)
 
     async def _round(self, connection: Connection) -> None:
         """The events up to the next change of a webhook, or as many as fit; then a rest."""
@@ -144,7 +133,7 @@ class Follower:
         at = self._now()
         async with connection.transaction():
             if await _tracked(connection, lock=True) != self._kept:
-                raise Displaced(f"the place is not {self._kept} any more")
+                raise LeadershipLost(f"the place is not {self._kept} any more")
             rest = await self._within_bounds(connection, tellings)
             if change is not None:
                 rest += [asked] if (asked := telling_of(change)) else []
@@ -184,12 +173,6 @@ async def _tracked(connection: Connection, *, lock: bool = False) -> int:
     if row is None:
         raise LookupError(f"no position is tracked for {NAME}: is the database migrated?")
     return int(row[0])
-
-
-async def _try_lock(connection: Connection) -> bool:
-    cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", (ACTIVE,))
-    row = await cursor.fetchone()
-    return bool(row and row[0])
 
 
 def _last(events: Sequence[Recorded]) -> int:

@@ -18,7 +18,7 @@ from interfaces.bootstrap.invitation import Ready, invite
 from interfaces.bootstrap.manager import tell_manager
 from interfaces.bootstrap.parts import Parts, open_parts
 from interfaces.bootstrap.role import Role
-from interfaces.bootstrap.roles import works_of
+from interfaces.bootstrap.roles import LED_PARTS, works_of
 from interfaces.bootstrap.site import Site, open_site
 from interfaces.bootstrap.stopping import signals
 from interfaces.bootstrap.supervision import cancel, first_end, supervise
@@ -72,11 +72,9 @@ async def keep(
     async with open_site(parts, sockets) as site:
         works |= site.works
         # A worker that cannot live must not end the API that runs beside it.
-        answers = bool(sockets)
+        optional = {*LED_PARTS, "worker"} if sockets else LED_PARTS
         tasks = [
-            asyncio.create_task(
-                supervise(name, work, essential=not (answers and name == "worker")), name=name
-            )
+            asyncio.create_task(supervise(name, work, essential=name not in optional), name=name)
             for name, work in works.items()
         ]
         try:

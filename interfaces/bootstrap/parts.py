@@ -22,7 +22,7 @@ from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.jobs.workers import PostgresWorkers
 from infrastructure.postgres.listener import READ_MODEL, Listener
 from infrastructure.postgres.pool import Pool, make_pool
-from infrastructure.postgres.slots import PostgresSlots
+from infrastructure.postgres.transfer_limiter import PostgresTransferLimiter
 from infrastructure.processors.errands import PostgresErrands
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.history import PostgresHistory
@@ -99,7 +99,7 @@ async def open_parts(settings: Settings, pools: PoolSizes | None = None) -> Asyn
             elsewhere=NotifiedElsewhere(pool, listener),
             errands=PostgresErrands(pool),
             usage=PostgresUsage(pool),
-            slots=await stack.enter_async_context(PostgresSlots(database.url)),
+            slots=await stack.enter_async_context(PostgresTransferLimiter(database.url)),
             workers=PostgresWorkers(pool, settings.worker_dead_after),
             webhooks=PostgresWebhooks(pool),
             seals=PostgresSeals(pool),

@@ -6,23 +6,27 @@ from collections.abc import Sequence
 from random import random
 
 from application.sweeping import Sweeper
-from infrastructure.audit import running as sealing
+from infrastructure.audit.running import seal_at_intervals
 from infrastructure.audit.sealing import sealer_of
 from infrastructure.blobs.notices import NotifiedElsewhere
-from infrastructure.erasure import running as erasing
 from infrastructure.erasure.eraser import Eraser
 from infrastructure.erasure.key_copies import OwnerKeyCopies
 from infrastructure.erasure.rewriting import rewrite
+from infrastructure.erasure.running import erase_continuously
 from infrastructure.postgres.presence import Presence, Standing
 from infrastructure.read_model import projector
 from infrastructure.read_model.rebuild import ensure_current
-from infrastructure.sweeping import running as sweeping
+from infrastructure.sweeping.running import sweep_continuously
 from infrastructure.sweeping.standings import PostgresStandings
 from interfaces.bootstrap import webhooks
 from interfaces.bootstrap.checking import reach_us
 from interfaces.bootstrap.parts import Parts
 from interfaces.bootstrap.role import Role
 from interfaces.bootstrap.supervision import Work
+
+# Parts that one process leads. An error of theirs never ends the server: what they have not done is
+# done later, and requests are served meanwhile.
+LED_PARTS = frozenset({"projector", "orchestrator", "sweeper", "eraser", "sealer", "webhooks"})
 
 ORPHAN_AGE = 3600.0  # seconds after which bytes that no event names are nobody's
 
@@ -79,7 +83,7 @@ async def _sweep(parts: Parts) -> None:
         orphan_age=ORPHAN_AGE,
         now=services.now,
     )
-    await sweeping.run(parts.database.url, sweeper)
+    await sweep_continuously(parts.database.url, sweeper)
 
 
 async def _erase(parts: Parts) -> None:
@@ -92,13 +96,13 @@ async def _erase(parts: Parts) -> None:
         rewrite=lambda connection: rewrite(connection, url, log),
         copies=OwnerKeyCopies(parts.services.settings.master_key_folder),
     )
-    await erasing.run(parts.database.url, eraser)
+    await erase_continuously(parts.database.url, eraser)
 
 
 async def _seal(parts: Parts) -> None:
     services = parts.services
     sealer = sealer_of(services.settings, services.now)
-    await sealing.run(parts.database.url, sealer, services.settings.seal_interval)
+    await seal_at_intervals(parts.database.url, sealer, services.settings.seal_interval)
 
 
 async def _work(parts: Parts, roles: Sequence[Role], standing: Standing) -> None:

@@ -8,13 +8,16 @@ from typing import TypeAlias
 
 import structlog
 
-from infrastructure.unusable import is_unusable, longer_backoff
+from infrastructure.backoff import Backoff
+from infrastructure.database_errors import is_transient
 
 Work: TypeAlias = Callable[[], Awaitable[None]]
 
 FIRST_PAUSE = 0.2  # seconds before the first new start
 LONGEST_PAUSE = 10.0
+LONGEST_OUTAGE_PAUSE = 5.0  # while the database is unusable: every part is back soon after it
 STEADY = 30.0  # seconds of running after which earlier deaths are forgotten
+RECOVERED = 1.0  # seconds of running after which an outage counts as over
 AGAIN = 0.5  # seconds until a part that goes on is cancelled once more
 HOPELESS = 8  # deaths, none of them after a steady run
 
@@ -38,14 +41,16 @@ class NeverUp(PartFailed):
 
 
 async def supervise(name: str, work: Work, *, essential: bool = True) -> None:
-    """Run `work` until cancelled, however often it ends.
+    """Run `work` until cancelled, however often it ends: the one loop that restarts a part.
 
     If an `essential` part ends too often, raises PartFailed, which ends the server. Any other part
     is restarted without limit, every LONGEST_PAUSE seconds. An end because the database is unusable
-    does not count: the part is restarted for as long as that takes.
+    or because another process leads does not count: the part is restarted for as long as that
+    takes.
     """
     loop = asyncio.get_running_loop()
-    deaths, pause = 0, FIRST_PAUSE
+    deaths, restarts = 0, Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+    outage = Backoff(FIRST_PAUSE, LONGEST_OUTAGE_PAUSE)
     while True:
         began, failure = loop.time(), None
         try:
@@ -54,19 +59,23 @@ async def supervise(name: str, work: Work, *, essential: bool = True) -> None:
             raise
         except Exception as error:
             failure = error
-        if loop.time() - began > STEADY:
-            deaths, pause = 0, FIRST_PAUSE
-        if failure is not None and is_unusable(failure):
+        lasted = loop.time() - began
+        if lasted > STEADY:
+            deaths = 0
+            restarts.reset()
+        if lasted > RECOVERED:
+            outage.reset()
+        if failure is not None and is_transient(failure):
+            pause = outage.next_pause()
             _log.warning("part_waits", part=name, error=str(failure), restart_in=pause)
             await asyncio.sleep(pause)
-            pause = longer_backoff(pause, failure, LONGEST_PAUSE)
             continue
         deaths += 1
+        pause = restarts.next_pause()
         _log.error("part_died", part=name, deaths=deaths, restart_in=pause, exc_info=failure)
         if essential and deaths >= HOPELESS:
             raise PartFailed(name, failure)
         await asyncio.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 async def first_end(stopping: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -23,7 +23,7 @@ from application.errors import (
 from application.ports.read_model import BadCursor
 from application.transfer.errors import AccessEnded, SenderGone, Stalled
 from domain.errors import Faulty, NotNow, OutOfRange, Refused, Superseded
-from infrastructure.unusable import is_unusable
+from infrastructure.database_errors import is_transient
 from interfaces.rest.correlation import REQUEST_ID, STARTED
 from interfaces.rest.pointers import locate, pointer_of
 
@@ -168,7 +168,7 @@ def problem_of(error: Exception) -> Problem:
         case StorageFull(free=free):
             members = {} if free is None else {"free": free}
             return Problem(507, "storage_full", str(error), members=members)
-        case _ if is_unusable(error) and not isinstance(error, OSError):
+        case _ if is_transient(error) and not isinstance(error, OSError):
             _log.warning("unavailable", error=str(error))
             return Problem(503, "unavailable", "try again soon", headers=RETRY_SOON)
         case HttpProcessingError() | web.RequestPayloadError():

@@ -22,19 +22,20 @@ from domain.errors import Refused
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
-from infrastructure.jobs import leadership, orchestrator, worker
+from infrastructure.jobs import orchestrator, worker
 from infrastructure.jobs.selection import lost
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.read_model import projector
 from infrastructure.read_model import rebuild as rebuilding
 from infrastructure.read_model import verify as verifying
 from infrastructure.settings import Settings
+from interfaces.bootstrap.supervision import supervise
 from tests.crash.hands import PROCESSORS, SETTINGS
 from tests.crash.mortal import Life, beside
 from tests.crash.nursery import Order
 
 # Nobody waits for anybody else here: what only spares the server is left out.
-orchestrator.PACE = orchestrator.LONGEST_PACE = leadership.STANDBY = 0.005
+orchestrator.PACE = orchestrator.LONGEST_PACE = orchestrator.POLL_INTERVAL = 0.005
 orchestrator.CHECK = 0.01
 worker.POLL = 0.02
 
@@ -108,7 +109,7 @@ async def orchestrate(order: Order, life: Life) -> None:
             order.url, parts.log, UntilQuiet(parts), parts.settings, parts.now
         )
         try:
-            await running.run()
+            await supervise("orchestrator", running.run, essential=False)
         except Quiet:
             return
 

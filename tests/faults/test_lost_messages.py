@@ -68,7 +68,7 @@ def test_a_lost_message_never_leaves_a_batch_pending(
 
 def test_a_cut_connection_is_never_reported_as_a_bug_of_ours(deadly_site: Site) -> None:
     """What passes by itself is a warning without a stack trace."""
-    assert deadly_site.said().count("orchestrator_interrupted") >= 12
+    assert deadly_site.said().count("part_waits") >= 12
     assert "Traceback" not in deadly_site.said()
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from hashlib import blake2b
 from typing import Protocol
 
 import psycopg
 
 from application.errors import Unavailable
+from infrastructure.postgres.locks import blob_lock
 from infrastructure.postgres.pool import Connection, connect
 from infrastructure.tasks import in_turn
 
@@ -99,7 +99,7 @@ class PostgresLocks:
                 return
             del self._taken[name]
             try:
-                await connection.execute("SELECT pg_advisory_unlock(%s)", (_number(name),))
+                await blob_lock(name).release(connection)
             except psycopg.Error:
                 await connection.close()  # whatever it held is free again
 
@@ -109,7 +109,7 @@ class PostgresLocks:
                 connection = await self._connected()
                 if name in self._taken:  # the server would give a session its own lock again
                     return None
-                given = await _try_lock(connection, name)
+                given = await blob_lock(name).try_acquire(connection)
             except psycopg.Error as error:
                 await self._lost()
                 raise Unavailable(f"no lock for {name}: {error}") from error
@@ -147,15 +147,3 @@ class _HeldInPostgres:
 
     async def release(self) -> None:
         await self._locks.release(self._name, self._connection)
-
-
-async def _try_lock(connection: Connection, name: str) -> bool:
-    asked = await connection.execute("SELECT pg_try_advisory_lock(%s)", (_number(name),))
-    row = await asked.fetchone()
-    return row is not None and bool(row[0])
-
-
-def _number(name: str) -> int:
-    """The key of the lock: 64 bits that no other part of Uptrail is likely to use."""
-    digest = blake2b(name.encode(), digest_size=8, person=b"uptrail blob").digest()
-    return int.from_bytes(digest, "big", signed=True)

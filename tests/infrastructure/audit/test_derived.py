@@ -25,6 +25,7 @@ from infrastructure.event_store.codec import CODEC
 from infrastructure.read_model import projector
 from infrastructure.webhooks.following import Follower
 from infrastructure.webhooks.registry import PostgresWebhooks
+from interfaces.bootstrap.supervision import supervise
 from tests.conftest import Databases
 from tests.infrastructure.jobs.hands import passes
 from tests.infrastructure.jobs.plant import Plant, open_plant, pipeline
@@ -83,7 +84,7 @@ async def _add_webhooks(plant: Plant) -> None:
         added = Webhook.add("acme", chosen, secret.id, at=NOON, by=ALICE)
         await plant.log.append(Append((Write(id, 0, added),)))
     follower = Follower(plant.url, plant._listener.wakeups(), _Bell(), most=100, now=lambda: NOON)
-    plant.start(follower.run())
+    plant.start(supervise("webhooks", follower.run, essential=False))
 
 
 class _Bell:

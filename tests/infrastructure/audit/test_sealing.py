@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from application.audit.seal import Seal
-from infrastructure.audit import running, sealing
+from infrastructure.audit import sealing
 from infrastructure.audit.keys import BadKey, ensure_key, read_key, signed
 from infrastructure.audit.rows import page
+from infrastructure.audit.running import seal_at_intervals
 from tests.infrastructure.audit.notary import Notary, notary, sealer_in
 from tests.infrastructure.event_store.log_support import connected
 from tests.support import eventually
@@ -87,7 +88,7 @@ async def test_one_of_many_machines_seals_and_another_takes_over(
 
     async with notary(database_url, tmp_path) as it:
         sealers = [
-            asyncio.create_task(running.run(database_url, sealer_in(tmp_path), 0.01))
+            asyncio.create_task(seal_at_intervals(database_url, sealer_in(tmp_path), 0.01))
             for _ in range(2)
         ]
         try:

@@ -30,6 +30,7 @@ from infrastructure.jobs.worker import Worker
 from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.settings import Settings
+from interfaces.bootstrap.supervision import supervise
 from tests.support import eventually
 
 ALICE = "key:alice"
@@ -74,7 +75,7 @@ class Plant:
         return Orchestrator(self.url, self.log, self._listener.wakeups(), self.settings, now)
 
     def orchestrate(self) -> asyncio.Task[None]:
-        return self.start(self.orchestrator().run())
+        return self.start(supervise("orchestrator", self.orchestrator().run, essential=False))
 
     def work(self, processors: Mapping[str, Processor], **more: Any) -> asyncio.Task[None]:
         chosen = more.pop("settings", self.settings)

@@ -12,11 +12,12 @@ from domain.batch.events import BatchCompleted
 from domain.batch.state import Outcome
 from domain.event import topic_of
 from domain.upload.events import AttemptStarted, UploadCompleted, UploadQueued
-from infrastructure.jobs import leadership
-from infrastructure.jobs.leadership import track
+from infrastructure.jobs.leadership import SESSION_SETTINGS, save_position
 from infrastructure.jobs.queue import Dispatch
 from infrastructure.jobs.round import run_round
+from infrastructure.postgres.locks import ORCHESTRATOR_LOCK
 from infrastructure.postgres.pool import connect
+from interfaces.bootstrap.supervision import supervise
 from tests.infrastructure.jobs.hands import Gate, passes
 from tests.infrastructure.jobs.plant import Plant, context, now, open_plant, pipeline
 
@@ -149,7 +150,7 @@ async def test_an_orchestrator_that_was_overtaken_changes_nothing(
         events = await plant.events()
         async with await connect(database_url, name="overtaken") as connection:
             async with plant.pool.connection() as other:
-                await track(other, events[-1].position)
+                await save_position(other, events[-1].position)
             with pytest.raises(Exception, match="not at 0"):
                 await run_round(
                     connection,
@@ -171,9 +172,9 @@ async def test_a_second_orchestrator_stands_by_and_takes_over(
 ) -> None:
     async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         one, two = plant.orchestrator(), plant.orchestrator()
-        first = plant.start(one.run())
+        first = plant.start(supervise("one", one.run, essential=False))
         await plant.until(lambda: one.leading)
-        plant.start(two.run())
+        plant.start(supervise("two", two.run, essential=False))
         plant.work({"step": passes})
         await plant.completed(await plant.batch({"a.txt": b"x"}))
         assert not two.leading
@@ -187,18 +188,18 @@ async def test_a_second_orchestrator_stands_by_and_takes_over(
 
 
 async def test_a_leader_that_stands_still_is_deposed_and_another_takes_over(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(leadership, "SILENCE", 2.0)
+    settings = {**SESSION_SETTINGS, "idle_session_timeout": "2s"}
 
     async with (
         open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant,
-        await connect(database_url, name="orchestrator") as frozen,
+        await connect(database_url, name="orchestrator", settings=settings) as frozen,
     ):
-        await leadership.take_the_lead(frozen)
+        await ORCHESTRATOR_LOCK.acquire(frozen)
 
         successor = plant.orchestrator()
-        plant.start(successor.run())
+        plant.start(supervise("successor", successor.run, essential=False))
         await plant.until(lambda: successor.leading)
 
         with pytest.raises(psycopg.OperationalError):

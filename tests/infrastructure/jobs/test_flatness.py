@@ -7,7 +7,7 @@ from typing import Any
 
 from application.envelope import Append, Write
 from domain.upload.events import UploadFailed, UploadQueued
-from infrastructure.jobs.leadership import take_the_lead
+from infrastructure.jobs.leadership import SESSION_SETTINGS, load_position
 from infrastructure.jobs.queue import Dispatch
 from infrastructure.jobs.round import run_round
 from infrastructure.postgres.pool import Connection, connect
@@ -55,8 +55,10 @@ async def test_a_round_reads_what_it_needs_however_large_the_batch(
         batch_progress_interval=3600.0,
     ) as plant:
         await crowd(plant, "acme", CROWD)
-        async with await connect(database_url, name="orchestrator") as connection:
-            position = await take_the_lead(connection)
+        async with await connect(
+            database_url, name="orchestrator", settings=SESSION_SETTINGS
+        ) as connection:
+            position = await load_position(connection)
             while events := await plant.log.read(position, limit=1000):
                 await one_round(plant, connection, position)
                 position = events[-1].position

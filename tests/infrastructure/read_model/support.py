@@ -24,6 +24,7 @@ from infrastructure.read_model import projector
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.history import PostgresHistory
 from infrastructure.read_model.queries import PostgresQueries
+from interfaces.bootstrap.supervision import supervise
 from tests.stories import attempt, queued, received, registered, started
 
 
@@ -68,8 +69,11 @@ async def opened(url: str) -> AsyncIterator[Opened]:
 @asynccontextmanager
 async def projecting(model: Opened) -> AsyncIterator[asyncio.Task[None]]:
     """A projector at work."""
-    running = projector.run(model.url, model.log, model.listener.wakeups())
-    task = asyncio.create_task(running)
+
+    async def work() -> None:
+        await projector.run(model.url, model.log, model.listener.wakeups())
+
+    task = asyncio.create_task(supervise("projector", work, essential=False))
     try:
         yield task
     finally:

@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 from domain.batch.events import BatchEvent
 from domain.upload.events import FileProgressed, UploadEvent
 from infrastructure.postgres.listener import READ_MODEL
-from infrastructure.read_model import projector
+from infrastructure.postgres.locks import PROJECTOR_LOCK
+from infrastructure.postgres.pool import connect
 from infrastructure.read_model.projecting import OtherVersion, connect_writer, project
 from infrastructure.read_model.targets import LIVE
 from tests.infrastructure.read_model.support import (
@@ -116,14 +117,18 @@ async def test_one_projector_works_and_the_next_takes_over_when_it_is_gone(
 
 
 async def test_a_projector_that_stands_still_does_not_keep_the_next_from_working(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str,
 ) -> None:
-    monkeypatch.setattr(projector, "SILENCE", 2.0)
-
-    # It took over, and then its machine was suspended.
-    async with projector._active(database_url), opened(database_url) as model, projecting(model):
-        position = await model.record(uuid4(), started())
-        await model.queries.wait_for(position, timeout=60)
+    timeouts = {"idle_session_timeout": "2s"}
+    async with (
+        await connect(database_url, name="projector", settings=timeouts) as frozen,
+        opened(database_url) as model,
+    ):
+        # It was the leader, and then its machine was suspended.
+        await PROJECTOR_LOCK.acquire(frozen)
+        async with projecting(model):
+            position = await model.record(uuid4(), started())
+            await model.queries.wait_for(position, timeout=60)
 
 
 async def test_a_projector_outlives_the_loss_of_its_connections(database_url: str) -> None:

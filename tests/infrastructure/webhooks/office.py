@@ -59,6 +59,7 @@ from infrastructure.webhooks.following import Follower
 from infrastructure.webhooks.outbox import PostgresOutbox
 from infrastructure.webhooks.registry import PostgresWebhooks
 from infrastructure.webhooks.sender import HttpSender
+from interfaces.bootstrap.supervision import supervise
 from tests.stories import ALICE, registered, started
 from tests.support import eventually
 
@@ -182,7 +183,7 @@ class Office:
         follower = Follower(
             self.url, self._listener.wakeups(), self.bell, most=most, now=self.clock
         )
-        return self._start(follower.run())
+        return self._start(supervise("webhooks", follower.run, essential=False))
 
     async def deliver(self, *, private: bool = True) -> asyncio.Task[None]:
         outbound = await self._stack.enter_async_context(open_outbound(private))

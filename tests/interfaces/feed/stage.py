@@ -22,6 +22,7 @@ from infrastructure.read_model.feed import PostgresFeed
 from infrastructure.settings import Settings
 from infrastructure.telemetry.metrics import PostgresVitals
 from interfaces.bootstrap.parts import Parts, open_parts
+from interfaces.bootstrap.supervision import supervise
 from interfaces.feed import HUB, FeedHub, Limits
 from interfaces.rest.app import build_app
 from interfaces.rest.server import Runner
@@ -58,8 +59,12 @@ class Stage:
 
     async def resume(self) -> None:
         url, wakeups = self.parts.database.url, self.parts.listener.wakeups()
-        work = projector.run(url, self.log, wakeups)
-        await self._projecting.enter_async_context(running(work))
+
+        async def work() -> None:
+            await projector.run(url, self.log, wakeups)
+
+        supervising = supervise("projector", work, essential=False)
+        await self._projecting.enter_async_context(running(supervising))
 
     async def key(self, owner: str = "acme", scope: Scope = Scope.VIEWER, **more: Any) -> str:
         _, text = await self.hub.keys.create(owner=owner, scope=scope, **more)

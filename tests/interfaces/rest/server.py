@@ -23,6 +23,7 @@ from infrastructure.erasure.erasures import PostgresErasures
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.postgres.listener import READ_MODEL, Listener
+from infrastructure.postgres.locks import PROJECTOR_LOCK
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.processors.errands import PostgresErrands
 from infrastructure.read_model import projector
@@ -32,6 +33,7 @@ from infrastructure.read_model.queries import PostgresQueries
 from infrastructure.settings import Settings
 from infrastructure.telemetry.metrics import PostgresVitals
 from infrastructure.webhooks.registry import PostgresWebhooks
+from interfaces.bootstrap.supervision import supervise
 from interfaces.rest.app import build_app
 from interfaces.rest.deadlines import Deadlines
 from interfaces.rest.server import Runner
@@ -168,12 +170,16 @@ async def _projecting(
     url: str, pool: Pool, log: PostgresEventLog, listener: Listener
 ) -> AsyncIterator[None]:
     """A projector, from when it has taken over until it is told to stop."""
-    task = asyncio.create_task(projector.run(url, log, listener.wakeups()))
+
+    async def work() -> None:
+        await projector.run(url, log, listener.wakeups())
+
+    task = asyncio.create_task(supervise("projector", work, essential=False))
 
     async def at_work() -> bool:
         query = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = %s)"
         async with pool.connection() as connection:
-            row = await (await connection.execute(query, (projector.ACTIVE % 2**32,))).fetchone()
+            row = await (await connection.execute(query, (PROJECTOR_LOCK.key % 2**32,))).fetchone()
         return row == (True,)
 
     try:

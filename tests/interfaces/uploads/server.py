@@ -24,7 +24,7 @@ from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Pool, make_pool
-from infrastructure.postgres.slots import PostgresSlots
+from infrastructure.postgres.transfer_limiter import PostgresTransferLimiter
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.queries import PostgresQueries
 from infrastructure.read_model.usage import PostgresUsage
@@ -134,7 +134,7 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
             new_id=uuid_utils.compat.uuid7,
             elsewhere=NotifiedElsewhere(pool, listener),
             usage=PostgresUsage(pool),
-            slots=await enter(PostgresSlots(url)),
+            slots=await enter(PostgresTransferLimiter(url)),
         )
         yield await enter(_served(services, pool))
 

@@ -36,14 +36,14 @@ Found: TypeAlias = Iterator[tuple[UUID, Any]]
 
 def upgrade() -> None:
     from infrastructure.event_store.codec import CODEC
-    from infrastructure.event_store.writing import LOCK
+    from infrastructure.postgres.locks import LOG_LOCK
 
     connection = op.get_bind().connection
     cursor = connection.cursor()
     cursor.execute(_HOLD)
     found = [*_keys(cursor), *_sign_ins(cursor), *_erasures(cursor)]
     if found:
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (LOG_LOCK.key,))
         for stream, event in found:
             cursor.execute(_APPEND, (stream, *CODEC.encode(event)))
     cursor.close()

@@ -5,20 +5,23 @@ import asyncio
 import psycopg
 
 from application.ports.slots import Slot
-from infrastructure.postgres.slots import PostgresSlots
+from infrastructure.postgres.transfer_limiter import PostgresTransferLimiter
 from tests.support import eventually
 
 MOST = 2
 
 
-async def _taken(slots: PostgresSlots, owner: str = "acme", most: int = MOST) -> Slot:
+async def _taken(slots: PostgresTransferLimiter, owner: str = "acme", most: int = MOST) -> Slot:
     slot = await slots.take(owner, most)
     assert slot is not None
     return slot
 
 
 async def test_all_processes_together_have_so_many_places_for_an_owner(database_url: str) -> None:
-    async with PostgresSlots(database_url) as here, PostgresSlots(database_url) as there:
+    async with (
+        PostgresTransferLimiter(database_url) as here,
+        PostgresTransferLimiter(database_url) as there,
+    ):
         first, second = await _taken(here), await _taken(there)
         assert await here.take("acme", MOST) is None
         assert await there.take("acme", MOST) is None
@@ -35,15 +38,18 @@ async def test_all_processes_together_have_so_many_places_for_an_owner(database_
 
 
 async def test_many_at_once_get_as_many_places_as_there_are(database_url: str) -> None:
-    async with PostgresSlots(database_url) as here, PostgresSlots(database_url) as there:
+    async with (
+        PostgresTransferLimiter(database_url) as here,
+        PostgresTransferLimiter(database_url) as there,
+    ):
         asked = [slots.take("acme", 7) for slots in (here, there) for _ in range(20)]
         found = await asyncio.gather(*asked)
         assert len([slot for slot in found if slot is not None]) == 7
 
 
 async def test_the_places_of_a_process_that_is_gone_are_free(database_url: str) -> None:
-    async with PostgresSlots(database_url) as here:
-        async with PostgresSlots(database_url) as gone:
+    async with PostgresTransferLimiter(database_url) as here:
+        async with PostgresTransferLimiter(database_url) as gone:
             await _taken(gone)
             await _taken(gone)
             assert await here.take("acme", MOST) is None
@@ -53,7 +59,10 @@ async def test_the_places_of_a_process_that_is_gone_are_free(database_url: str) 
 
 
 async def test_places_are_taken_again_when_the_connection_was_lost(database_url: str) -> None:
-    async with PostgresSlots(database_url) as here, PostgresSlots(database_url) as there:
+    async with (
+        PostgresTransferLimiter(database_url) as here,
+        PostgresTransferLimiter(database_url) as there,
+    ):
         await _taken(here)
         await asyncio.to_thread(_cut, database_url)
         await (await _taken(here, "rival")).release()  # finds out, and connects again

@@ -13,9 +13,9 @@ from procrastinate.exceptions import ConnectorException
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from application.errors import NotFound, Unavailable, Undetermined
+from infrastructure.database_errors import is_transient, transient_as_unavailable
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.pool import make_pool
-from infrastructure.unusable import as_unavailable, is_unusable
 from interfaces.bootstrap import supervision
 from interfaces.rest.problems import problem_of
 
@@ -63,8 +63,8 @@ LASTING = [
 
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: f"{type(error).__name__}")
-def test_what_passes_by_itself_is_unusable_for_now(error: Exception) -> None:
-    assert is_unusable(error)
+def test_what_passes_by_itself_is_transient_for_now(error: Exception) -> None:
+    assert is_transient(error)
     if not isinstance(error, OSError):
         problem = problem_of(error)
         assert problem.status == 503
@@ -73,13 +73,13 @@ def test_what_passes_by_itself_is_unusable_for_now(error: Exception) -> None:
 
 @pytest.mark.parametrize("error", LASTING, ids=lambda error: f"{type(error).__name__}")
 def test_what_does_not_pass_by_itself_is_an_error(error: Exception) -> None:
-    assert not is_unusable(error)
-    with pytest.raises(type(error)), as_unavailable():
+    assert not is_transient(error)
+    with pytest.raises(type(error)), transient_as_unavailable():
         raise error
 
 
 def test_an_unknown_outcome_is_not_reported_as_nothing_recorded() -> None:
-    with pytest.raises(Undetermined), as_unavailable():
+    with pytest.raises(Undetermined), transient_as_unavailable():
         raise Undetermined("the log was lost while it recorded")
 
 
@@ -87,7 +87,7 @@ async def test_a_part_that_waits_for_the_database_is_never_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(supervision, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(supervision, "LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr(supervision, "LONGEST_OUTAGE_PAUSE", 0.001)
     starts = SimpleNamespace(count=0)
 
     async def waiting() -> None:
@@ -103,14 +103,14 @@ async def test_a_part_that_waits_for_the_database_is_never_given_up(
     part.cancel()
 
 
-async def test_a_connection_that_is_one_too_many_is_unusable_for_now(database_url: str) -> None:
+async def test_a_connection_that_is_one_too_many_is_transient_for_now(database_url: str) -> None:
     name = database_url.partition("?")[0].rpartition("/")[2]
 
     async with await connect(database_url, name="test") as own:
         await own.execute(f"ALTER DATABASE {name} CONNECTION LIMIT 1".encode())
         try:
             async with make_pool(database_url, name="late", min_size=0) as pool:
-                with pytest.raises(Unavailable), as_unavailable():
+                with pytest.raises(Unavailable), transient_as_unavailable():
                     await pool.getconn(timeout=0.5)
                 # The pool is there again as soon as the database is, without a new borrower.
                 waiting = asyncio.create_task(pool.getconn(timeout=60))

@@ -1,4 +1,4 @@
-"""Classification of errors of a database that is temporarily unusable."""
+"""Errors of the database: which are transient, and their translation to Unavailable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from application.errors import ApplicationError, Unavailable, Undetermined
 
-LONGEST_BACKOFF = 5.0  # seconds between two attempts of a part that waits for the database
+DATABASE_UNAVAILABLE = "the database cannot be used"
 
 # PostgreSQL manual, appendix A: what passes without anything being wrong with the statement.
 CLASSES = frozenset(
@@ -34,7 +34,14 @@ STATES = frozenset(
         "72000",  # snapshot too old
     }
 )
+
+
+class LeadershipLost(Exception):
+    """Another process has taken over: what this one read is outdated, and was not saved."""
+
+
 _ALWAYS = (
+    LeadershipLost,
     Unavailable,
     Undetermined,
     PoolTimeout,
@@ -47,10 +54,11 @@ _ALWAYS = (
 )
 
 
-def is_unusable(error: BaseException | None) -> bool:
-    """Return whether an error of the database or the connection is temporary.
+def is_transient(error: BaseException | None) -> bool:
+    """Return whether the same work may succeed later, because the database is unusable now.
 
-    An error of a library counts as what it wraps. A full disk of the blobs, say, is not one.
+    An error of a library counts as the error it wraps. A full disk of the blob store, for example,
+    is no error of the database.
     """
     if isinstance(error, _ALWAYS):
         return True
@@ -60,37 +68,31 @@ def is_unusable(error: BaseException | None) -> bool:
             return isinstance(error, psycopg.OperationalError)
         return state[:2] in CLASSES or state in STATES
     if isinstance(error, BaseExceptionGroup):
-        return all(map(is_unusable, error.exceptions))
+        return all(map(is_transient, error.exceptions))
     return _of_library(error)
 
 
 def _of_library(error: BaseException | None) -> bool:
-    """Return wrapping error classes of libraries that this process has imported."""
+    """Return whether a library wraps a transient error; those not imported here raise none."""
     sqlalchemy = sys.modules.get("sqlalchemy.exc")
     if sqlalchemy is not None and isinstance(error, sqlalchemy.DBAPIError):
-        return is_unusable(error.orig)
+        return is_transient(error.orig)
     if sqlalchemy is not None and isinstance(error, sqlalchemy.TimeoutError):  # of its pool
         return True
     procrastinate = sys.modules.get("procrastinate.exceptions")
     if procrastinate is not None and isinstance(error, procrastinate.ConnectorException):
-        return is_unusable(error.__cause__)
+        return is_transient(error.__cause__)
     return False
 
 
 @contextmanager
-def as_unavailable(what: str = "the database cannot be used") -> Iterator[None]:
-    """Convert errors that are `is_unusable` to Unavailable."""
+def transient_as_unavailable(message: str = DATABASE_UNAVAILABLE) -> Iterator[None]:
+    """Raise Unavailable in place of transient errors; `message` is how its text begins."""
     try:
         yield
     except ApplicationError:
         raise
     except Exception as error:
-        if not is_unusable(error):
+        if not is_transient(error):
             raise
-        raise Unavailable(f"{what}: {error}") from error
-
-
-def longer_backoff(backoff: float, error: BaseException, longest: float) -> float:
-    """The next pause in seconds: at most `longest`, or LONGEST_BACKOFF while the database is
-    unusable, so that every part is back soon after it."""
-    return min(2 * backoff, min(longest, LONGEST_BACKOFF) if is_unusable(error) else longest)
+        raise Unavailable(f"{message}: {error}") from error
