@@ -1,15 +1,15 @@
 """
-Everything a use case can answer besides success.
+Errors of use cases.
 
 * ApplicationError
-  + NotFound          there is no such thing, or it belongs to somebody else
-  + Conflict          a stream moved on since the writer read it
-  + AlreadyHandled    the command id was answered before; carries that answer
-  + KeyReused         the command id was used before for another request
-  + Busy              the same stream moved on too often; try again
-  + Unavailable       the log or the store cannot be reached now; nothing was recorded
-  + Undetermined      the log was lost while it recorded; whether it did is not known
-  + StorageFull       there is no room for the bytes
+  + NotFound              the object does not exist, or belongs to another owner
+  + Conflict              a stream has moved on since the writer read it
+  + AlreadyHandled        the command id was handled before; carries the recorded response
+  + IdempotencyKeyReused  the command id was used before for another request
+  + TooManyConflicts      every attempt met a conflict; the command may be repeated
+  + Unavailable           the log or the store cannot be reached; nothing was recorded
+  + OutcomeUnknown        the log was lost during an append; whether it was recorded is unknown
+  + StorageFull           not enough free space for the bytes
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from uuid import UUID
 
 
 class ApplicationError(Exception):
-    """A use case could not do what was asked."""
+    """Base class: a use case could not be carried out."""
 
 
 class NotFound(ApplicationError):
-    """There is no such thing, or it belongs to somebody else."""
+    """The object does not exist, or belongs to another owner."""
 
 
 class Conflict(ApplicationError):
-    """A stream moved on since the writer read it."""
+    """A stream has moved on since the writer read it."""
 
     def __init__(self, stream: UUID, expected: int | None, actual: int) -> None:
         super().__init__(f"stream {stream} is at version {actual}, not {expected}")
@@ -36,10 +36,10 @@ class Conflict(ApplicationError):
 
 
 class AlreadyHandled(ApplicationError):
-    """The command id was answered before; `body` is that answer.
+    """The command id was handled before; `body` is the recorded response.
 
-    `position` is that of the last event it recorded, 0 where it recorded none, None while that is
-    not known: the first request is being recorded at this moment.
+    `position` is that of the last event the command recorded: 0 if it recorded none, None while it
+    is unknown because the first request is being recorded at this moment.
     """
 
     def __init__(self, body: bytes, position: int | None) -> None:
@@ -48,24 +48,24 @@ class AlreadyHandled(ApplicationError):
         self.position = position
 
 
-class KeyReused(ApplicationError):
+class IdempotencyKeyReused(ApplicationError):
     """The idempotency key was used before for another request."""
 
 
-class Busy(ApplicationError):
-    """The same stream moved on too often; the command may be sent again."""
+class TooManyConflicts(ApplicationError):
+    """Every attempt to append met a conflict; the command may be repeated."""
 
 
 class Unavailable(ApplicationError):
-    """The log or the store cannot be reached now; nothing was recorded."""
+    """The log or the store cannot be reached; nothing was recorded."""
 
 
-class Undetermined(ApplicationError):
-    """The log was lost while it recorded, for too long to find out whether it did."""
+class OutcomeUnknown(ApplicationError):
+    """The log was lost during an append, for too long to find out whether it was recorded."""
 
 
 class StorageFull(ApplicationError):
-    """There is no room for the bytes; `free` is how many more may be stored, if known."""
+    """Not enough free space; `free` is how many more bytes fit, if known."""
 
     def __init__(self, message: str, free: int | None = None) -> None:
         super().__init__(message)

@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 
 from application.activity import show_activity_then
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.errors import NotFound
 from application.ports.event_log import EventLog
 from application.projection import Key, RowChanges, fold
@@ -32,7 +32,7 @@ class Rows(msgspec.Struct):
     uploads: dict[Key, UploadView] = msgspec.field(default_factory=dict)
     attempts: dict[Key, AttemptView] = msgspec.field(default_factory=dict)
 
-    def apply(self, events: Iterable[Recorded]) -> None:
+    def apply(self, events: Iterable[RecordedEvent]) -> None:
         """Takes in more events, which follow those taken before."""
         folded = fold(events)
         _apply(folded.tables["batches"], self.batches, BatchView)
@@ -40,7 +40,7 @@ class Rows(msgspec.Struct):
         _apply(folded.tables["attempts"], self.attempts, AttemptView)
 
 
-def replay(events: Iterable[Recorded]) -> Rows:
+def replay(events: Iterable[RecordedEvent]) -> Rows:
     """The rows that these events, from the first of each stream on, lead to."""
     rows = Rows()
     rows.apply(events)

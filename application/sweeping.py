@@ -9,25 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from functools import partial
 from uuid import UUID
 
 import msgspec
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
+from application.commands import ExpireUpload
 from application.errors import NotFound
-from application.handlers.deciding import Context, decide_upload
+from application.handlers.execute import CommandContext, execute
 from application.ports.blobs import BlobInventory, BlobStore
 from application.ports.event_log import EventLog
-from application.ports.sweeping import Idle, Standing, Standings
+from application.ports.sweeping import Standing, Standings
 from application.transfer.elsewhere import Elsewhere
 from application.transfer.names import blob_of, upload_named_in
 from domain.errors import Refused
-from domain.event import Event, topic_of
+from domain.event import topic_of
 from domain.ids import is_part
-from domain.upload.aggregate import Upload
 from domain.upload.events import UploadCancelled, UploadErased, UploadExpired
-from domain.upload.state import GONE, INCOMING, UploadState
+from domain.upload.state import GONE, UploadState
 
 BY = "sweeper"
 CHUNK = 500  # uploads at most that one step takes on
@@ -80,15 +79,14 @@ class Sweeper:
     async def expire(self) -> int:
         """Records UploadExpired for uploads that nobody went on with, and returns how many.
 
-        Raises Busy, Unavailable.
+        Raises TooManyConflicts, Unavailable.
         """
         found = await self._standings.idle(self._now() - timedelta(seconds=self.expiry), CHUNK)
         expired = 0
         for idle in found:
-            context = Context(BY, self._now())
-            decide = partial(_expire, idle=idle, context=context)
-            decided = await decide_upload(self._log, idle.upload, decide, context)
-            expired += decided.position > 0
+            context = CommandContext(BY, self._now())
+            command = ExpireUpload(upload=idle.upload, idle_since=idle.version)
+            expired += (await execute(self._log, command, context)).position > 0
         return expired
 
     async def free_ended(self, after: int) -> int:
@@ -123,7 +121,7 @@ class Sweeper:
         await self._expire_parts(part, named)
         return Cleared(tuple(ended), tuple(orphans))
 
-    async def _free(self, recorded: Recorded) -> None:
+    async def _free(self, recorded: RecordedEvent) -> None:
         if recorded.version <= _UNTOUCHED:
             return
         self._log.forget(recorded.stream)
@@ -141,10 +139,9 @@ class Sweeper:
             id = upload_named_in(name)
             if id is None or not is_part(id):
                 continue
-            context = Context(BY, self._now())
+            context = CommandContext(BY, self._now())
             with suppress(NotFound, Refused):  # unknown, or joined or cancelled meanwhile
-                expire = partial(Upload.expire, at=context.at, by=context.by)
-                await decide_upload(self._log, id, expire, context)
+                await execute(self._log, ExpireUpload(upload=id), context)
 
     async def _suspects(self, named: Sequence[tuple[str, UUID]]) -> list[tuple[str, UUID]]:
         known = await self._standings.of([id for _, id in named])
@@ -162,13 +159,6 @@ class Sweeper:
             return True
         wanted = upload.blob or blob_of(id)
         return None if name == wanted else False
-
-
-def _expire(upload: Upload, *, idle: Idle, context: Context) -> tuple[Event, ...]:
-    """Nothing where the upload has moved on since it was found idle."""
-    if upload.version != idle.version or upload.state not in INCOMING:
-        return ()
-    return upload.expire(at=context.at, by=context.by)
 
 
 def _in_order(name: str, id: UUID, standing: Standing | None) -> bool:

@@ -12,7 +12,7 @@ import uvloop
 from eventsourcing.application import Application
 from eventsourcing.domain import Aggregate
 
-from application.envelope import one
+from application.append import append_to_stream
 from benchmarks.databases import empty_database, fresh_database
 from benchmarks.measure import Ratio, in_turn
 from domain.batch.events import BatchStarted
@@ -44,7 +44,7 @@ async def append(url: str, events: int) -> float:
 
         async def appender() -> None:
             for _ in range(events // AT_ONCE):
-                await committer.append(one(uuid4(), 0, happened))
+                await committer.append(append_to_stream(uuid4(), 0, happened))
 
         begun = time.perf_counter()
         await asyncio.gather(*(appender() for _ in range(AT_ONCE)))

@@ -14,16 +14,10 @@ from uuid import UUID, uuid4
 
 import uvloop
 
+from application.append import Append, StreamAppend
 from application.commands import CancelBatch, PauseBatch, ResumeBatch, RetryBatch, StartBatch
-from application.envelope import Append, Write
-from application.handlers.batches import (
-    cancel_batch,
-    pause_batch,
-    resume_batch,
-    retry_batch,
-    start_batch,
-)
-from application.handlers.deciding import Context
+from application.handlers.batches import start_batch
+from application.handlers.execute import CommandContext, execute
 from benchmarks.databases import fresh_database
 from benchmarks.measure import Ratio
 from domain.batch.aggregate import Batch
@@ -84,13 +78,13 @@ async def _pause_and_cancel(pool: Pool, log: PostgresEventLog, uploads: int) -> 
     id = await _batch(pool, log, uploads, _arrived)
     paused = f"SELECT paused FROM orchestration.batches WHERE batch = '{id}'"
     flying = f"SELECT count(*) = 0 FROM orchestration.members WHERE batch = '{id}' AND state IN "
-    await _timed(pool, "pause", pause_batch(log, PauseBatch(batch=id), _context()), paused)
+    await _timed(pool, "pause", execute(log, PauseBatch(batch=id), _context()), paused)
     running = paused.replace("paused", "NOT paused", 1)
-    await _timed(pool, "resume", resume_batch(log, ResumeBatch(batch=id), _context()), running)
+    await _timed(pool, "resume", execute(log, ResumeBatch(batch=id), _context()), running)
     await _timed(
         pool,
         "cancel",
-        cancel_batch(log, CancelBatch(batch=id), _context()),
+        execute(log, CancelBatch(batch=id), _context()),
         flying + "('queued', 'processing')",
         f"SELECT state = 'completed' FROM orchestration.batches WHERE batch = '{id}'",
     )
@@ -104,7 +98,7 @@ async def _retry(pool: Pool, log: PostgresEventLog, uploads: int) -> None:
     await _timed(
         pool,
         "retry",
-        retry_batch(log, RetryBatch(batch=id), _context()),
+        execute(log, RetryBatch(batch=id), _context()),
         f"SELECT count(*) > 0 FROM orchestration.members WHERE batch = '{id}' AND state = 'queued'",
         f"SELECT count(*) = 0 FROM orchestration.retries WHERE batch = '{id}'",
     )
@@ -142,7 +136,7 @@ async def _batch(
     for start in range(0, uploads, AT_ONCE):
         await log.append(_chunk(batch, range(start, min(start + AT_ONCE, uploads)), history()))
     sealed = batch.seal(at=_now(), by=BY)
-    await log.append(Append((Write(batch.id, None, sealed),)))
+    await log.append(Append((StreamAppend(batch.id, None, sealed),)))
     await _until(
         pool,
         f"SELECT count(*) = {uploads} FROM orchestration.members WHERE batch = '{batch.id}'",
@@ -156,7 +150,7 @@ def _chunk(batch: Batch, numbers: range, history: tuple[Event, ...]) -> Append:
     for number in numbers:
         file = FileDeclaration(path=f"{number:06}.bin", size=1)
         upload, registered = register(batch, file, b"", at=at, by=BY)
-        writes.append(Write(upload, 0, (*registered, *history)))
+        writes.append(StreamAppend(upload, 0, (*registered, *history)))
     return Append(tuple(writes))
 
 
@@ -186,8 +180,8 @@ def _failed() -> tuple[Event, ...]:
     )
 
 
-def _context() -> Context:
-    return Context(by=BY, at=_now())
+def _context() -> CommandContext:
+    return CommandContext(by=BY, at=_now())
 
 
 def _now() -> datetime:

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from application.envelope import Append, Write
+from application.append import Append, StreamAppend
 from domain.batch.aggregate import Batch
 from domain.batch.events import BatchStarted
 from domain.event import Event
@@ -46,7 +46,10 @@ async def set_up(url: str, batches: int, uploads: int) -> Scene:
             begun = BatchStarted(at=at, by=BY, owner=OWNER, pipeline="default")
             files = [FileDeclaration(path=f"{n:03}.bin", size=SIZE) for n in range(uploads)]
             members = [register(Batch.begin(id, begun), file, b"", at=at, by=BY) for file in files]
-            writes = [Write(id, 0, (begun,)), *(Write(upload, 0, e) for upload, e in members)]
+            writes = [
+                StreamAppend(id, 0, (begun,)),
+                *(StreamAppend(upload, 0, e) for upload, e in members),
+            ]
             await committer.append(Append(tuple(writes)))
             scene.batches.append(id)
             scene.uploads.append([upload for upload, _ in members])
@@ -84,10 +87,10 @@ async def pour(
     return committed
 
 
-def _step(uploads: Sequence[UUID], number: int, before: int, at: datetime) -> Write:
+def _step(uploads: Sequence[UUID], number: int, before: int, at: datetime) -> StreamAppend:
     done = before + number // len(uploads) + 1
     percent = 100 * done / SIZE
     moved: Event = FileProgressed(
         at=at, by=BY, phase="transfer", done=done, total=SIZE, percent=percent
     )
-    return Write(uploads[number % len(uploads)], None, (moved,))
+    return StreamAppend(uploads[number % len(uploads)], None, (moved,))

@@ -22,10 +22,10 @@ from uuid import UUID, uuid4
 import psycopg
 import uvloop
 
+from application.append import Append, StreamAppend
 from application.commands import StartBatch
-from application.envelope import Append, Write
 from application.handlers.batches import start_batch
-from application.handlers.deciding import Context
+from application.handlers.execute import CommandContext
 from benchmarks import cpu
 from benchmarks.databases import fresh_database
 from benchmarks.measure import Ratio
@@ -141,11 +141,11 @@ async def _batch(url: str, folder: Path, files: int) -> None:
         GroupCommitter(url) as committer,
         PostgresEventLog(pool, committer) as log,
     ):
-        context = Context(by=BY, at=_now())
+        context = CommandContext(by=BY, at=_now())
         batch = (await start_batch(log, StartBatch(id=uuid4(), owner=BY), context)).batch
         for start in range(0, files, AT_ONCE):
             await log.append(_arrived(batch, range(start, min(start + AT_ONCE, files))))
-        await log.append(Append((Write(batch.id, None, batch.seal(at=_now(), by=BY)),)))
+        await log.append(Append((StreamAppend(batch.id, None, batch.seal(at=_now(), by=BY)),)))
         await _until_done(url, batch.id)
 
 
@@ -157,7 +157,7 @@ def _arrived(batch: Batch, numbers: range) -> Append:
     for number in numbers:
         file = FileDeclaration(path=f"{number:06}.txt", size=len(TEXT))
         upload, registered = register(batch, file, b"", at=at, by=BY)
-        writes.append(Write(upload, 0, (*registered, arrived)))
+        writes.append(StreamAppend(upload, 0, (*registered, arrived)))
     return Append(tuple(writes))
 
 

@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 import psycopg
 import uvloop
 
-from application.envelope import Append, Write
+from application.append import Append, StreamAppend
 from benchmarks.appends import append
 from benchmarks.databases import fresh_database
 from benchmarks.measure import Ratio, Run, in_rotation
@@ -80,8 +80,8 @@ async def _fill(url: str, events: int) -> Ids:
             started = BatchStarted(
                 at=datetime.now(UTC), by="benchmark", owner=OWNER, label="", pipeline="default"
             )
-            lives = [Write(upload, 0, life(batch, n)) for n, upload in enumerate(uploads)]
-            await log.append(Append((Write(batch, 0, (started,)), *lives)))
+            lives = [StreamAppend(upload, 0, life(batch, n)) for n, upload in enumerate(uploads)]
+            await log.append(Append((StreamAppend(batch, 0, (started,)), *lives)))
             ids.append((batch, random.choice(uploads)))
         await rebuild(url, log)
     with psycopg.connect(url, autocommit=True) as connection:

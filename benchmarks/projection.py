@@ -16,7 +16,7 @@ from eventsourcing.projection import Projection, ProjectionRunner
 from psycopg import conninfo
 from psycopg.sql import SQL
 
-from application.envelope import Append, Write
+from application.append import Append, StreamAppend
 from benchmarks.databases import fresh_database
 from benchmarks.measure import Ratio, in_turn
 from domain.event import Event
@@ -58,7 +58,7 @@ async def fill(url: str, uploads: int) -> None:
     async with GroupCommitter(url) as committer:
         for start in range(0, uploads, 1000):
             count = min(1000, uploads - start)
-            writes = [Write(uuid4(), 0, life(batch, start + n)) for n in range(count)]
+            writes = [StreamAppend(uuid4(), 0, life(batch, start + n)) for n in range(count)]
             await committer.append(Append(tuple(writes)))
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
-from application.errors import ApplicationError, Unavailable, Undetermined
+from application.errors import ApplicationError, OutcomeUnknown, Unavailable
 
 DATABASE_UNAVAILABLE = "the database cannot be used"
 
@@ -43,7 +43,7 @@ class LeadershipLost(Exception):
 _ALWAYS = (
     LeadershipLost,
     Unavailable,
-    Undetermined,
+    OutcomeUnknown,
     PoolTimeout,
     PoolClosed,
     TooManyRequests,

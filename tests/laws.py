@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from domain.batch.events import BatchEvent
 from domain.event import Event, topic_of
 from domain.upload.events import UploadEvent
@@ -79,9 +79,9 @@ class Standing(NamedTuple):
         )
 
 
-def obeyed(log: Sequence[Recorded]) -> Standing:
+def obeyed(log: Sequence[RecordedEvent]) -> Standing:
     """Where the streams of a log stand. Raises Broken."""
-    streams: dict[UUID, list[Recorded]] = {}
+    streams: dict[UUID, list[RecordedEvent]] = {}
     for recorded in log:
         streams.setdefault(recorded.stream, []).append(recorded)
     standing = Standing({}, {}, {}, {})
@@ -98,21 +98,23 @@ def obeyed(log: Sequence[Recorded]) -> Standing:
     return standing
 
 
-def _in_order(history: Sequence[Recorded]) -> None:
+def _in_order(history: Sequence[RecordedEvent]) -> None:
     for place, recorded in enumerate(history, 1):
         _require(recorded.version == place, recorded, f"version {recorded.version} at {place}")
     positions = [recorded.position for recorded in history]
     _require(positions == sorted(set(positions)), history[0], "positions do not rise")
 
 
-def _walk(history: Sequence[Recorded], table: Mapping[str, tuple[Iterable[str], str]]) -> str:
+def _walk(history: Sequence[RecordedEvent], table: Mapping[str, tuple[Iterable[str], str]]) -> str:
     state = ""
     for recorded in history:
         state = _next(state, recorded, table)
     return state
 
 
-def _next(state: str, recorded: Recorded, table: Mapping[str, tuple[Iterable[str], str]]) -> str:
+def _next(
+    state: str, recorded: RecordedEvent, table: Mapping[str, tuple[Iterable[str], str]]
+) -> str:
     event: Any = recorded.event
     topic = topic_of(event)
     if topic == "upload.file_progressed":
@@ -128,7 +130,7 @@ def _next(state: str, recorded: Recorded, table: Mapping[str, tuple[Iterable[str
     return state if after == "=" else after
 
 
-def _upload(history: Sequence[Recorded]) -> str:
+def _upload(history: Sequence[RecordedEvent]) -> str:
     """Attempts are numbered without a gap; only the one that is open speaks."""
     state, number, worker = "", 0, None
     for recorded in history:
@@ -144,13 +146,13 @@ def _upload(history: Sequence[Recorded]) -> str:
     return state
 
 
-def _speaker(event: Event, worker: str | None, recorded: Recorded) -> None:
+def _speaker(event: Event, worker: str | None, recorded: RecordedEvent) -> None:
     """An attempt is spoken for by its own worker; others can only abandon it."""
     own = event.by == f"worker:{worker}"
     _require(own or topic_of(event) == "upload.attempt_abandoned", recorded, f"{event.by} spoke")
 
 
-def _outcome(history: Sequence[Recorded]) -> str:
+def _outcome(history: Sequence[RecordedEvent]) -> str:
     """The last verdict of a batch, empty where it has none."""
     for recorded in reversed(history):
         event: Any = recorded.event
@@ -161,7 +163,7 @@ def _outcome(history: Sequence[Recorded]) -> str:
     return ""
 
 
-def _verdicts(log: Sequence[Recorded], standing: Standing) -> None:
+def _verdicts(log: Sequence[RecordedEvent], standing: Standing) -> None:
     """A verdict counts all uploads that had joined, each once, and finds all of them ended."""
     joined: Counter[UUID] = Counter()
     for recorded in log:
@@ -182,7 +184,7 @@ def _verdicts(log: Sequence[Recorded], standing: Standing) -> None:
             raise Broken(f"upload {upload} belongs to no batch")
 
 
-def _require(lawful: bool, recorded: Recorded, otherwise: str) -> None:
+def _require(lawful: bool, recorded: RecordedEvent, otherwise: str) -> None:
     if not lawful:
         place = f"stream {recorded.stream}, version {recorded.version}"
         raise Broken(f"{place}, position {recorded.position}: {otherwise}")

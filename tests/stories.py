@@ -9,7 +9,7 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from application.envelope import DomainEvent, Recorded
+from application.append import DomainEvent, RecordedEvent
 from domain.batch.aggregate import Batch
 from domain.batch.events import BatchEvent, BatchStarted
 from domain.batch.state import Counts
@@ -90,10 +90,10 @@ def given_batch(first: BatchStarted, *history: BatchEvent, id: UUID = BATCH) -> 
     return batch
 
 
-def recorded(stream: UUID, events: Iterable[DomainEvent], *, after: int = 0) -> list[Recorded]:
+def recorded(stream: UUID, events: Iterable[DomainEvent], *, after: int = 0) -> list[RecordedEvent]:
     """The events of one stream at consecutive positions beyond `after`."""
     return [
-        Recorded(stream, version, after + version, event)
+        RecordedEvent(stream, version, after + version, event)
         for version, event in enumerate(events, start=1)
     ]
 

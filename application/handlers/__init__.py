@@ -1,1 +1,1 @@
-"""One function a command: load, decide, append."""
+"""Handlers of commands: load, decide, append."""

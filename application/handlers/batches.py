@@ -1,4 +1,7 @@
-"""Commands to a batch: start, seal, pause, resume, retry, prioritize, cancel."""
+"""The handler that starts a batch, with its manifest.
+
+Commands to an existing batch are executed by `application.handlers.execute`.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,10 @@ from uuid import UUID
 
 import msgspec
 
-from application.commands import (
-    CancelBatch,
-    PauseBatch,
-    PrioritizeBatch,
-    ResumeBatch,
-    RetryBatch,
-    SealBatch,
-    StartBatch,
-)
-from application.envelope import Append, Write
-from application.errors import Conflict, KeyReused
-from application.handlers.deciding import Context, Decided, decide_batch
+from application.append import Append, StreamAppend
+from application.commands import StartBatch
+from application.errors import Conflict, IdempotencyKeyReused
+from application.handlers.execute import CommandContext
 from application.ports.event_log import EventLog
 from domain.batch.aggregate import Batch
 from domain.batch.events import BatchEvent, BatchStarted
@@ -27,11 +22,11 @@ from domain.file import FileDeclaration, control_character, faults_of, metadata_
 from domain.ids import upload_id_for
 from domain.upload.registration import register
 
-MAX_LABEL = 200
+MAX_LABEL = 200  # characters
 
 
 class StartedBatch(msgspec.Struct, frozen=True):
-    """The batch after the command; `created` is False where the key was answered before."""
+    """The batch after the command; `created` is False if its key had started it before."""
 
     batch: Batch
     uploads: tuple[UUID, ...]
@@ -39,88 +34,42 @@ class StartedBatch(msgspec.Struct, frozen=True):
     position: int
 
 
-async def start_batch(log: EventLog, command: StartBatch, context: Context) -> StartedBatch:
-    """All or nothing: one fault in the manifest and no batch is started.
+async def start_batch(log: EventLog, command: StartBatch, context: CommandContext) -> StartedBatch:
+    """Start a batch with all files of its manifest, or none: one fault and nothing is recorded.
 
-    Raises Faulty, KeyReused, Unavailable.
+    Raises Faulty, IdempotencyKeyReused, Unavailable.
     """
     if faults := _faults(command):
         raise Faulty(*faults)
-    started = _started(command, context)
+    started = _started_event(command, context)
     batch = Batch.begin(command.id, started)
-    writes: list[Write] = []
+    writes: list[StreamAppend] = []
     own: list[BatchEvent] = [started]
     for file in command.files:
         upload, events = register(batch, file, log.id_secret, at=context.at, by=context.by)
-        writes.append(Write(upload, 0, events))
+        writes.append(StreamAppend(upload, 0, events))
     size = sum(file.size or 0 for file in command.files)
     for event in batch.add_uploads(len(command.files), size, at=context.at, by=context.by):
         batch, own = batch.evolve(event), [*own, event]
     for event in batch.seal(at=context.at, by=context.by) if command.seal else ():
         batch, own = batch.evolve(event), [*own, event]
-    append = Append((Write(command.id, 0, tuple(own)), *writes), cause=context.cause)
+    append = Append((StreamAppend(command.id, 0, tuple(own)), *writes), cause=context.cause)
     try:
         appended = await log.append(append)
     except Conflict:
-        return await _known(log, command)
+        return await _load_started(log, command)
     return StartedBatch(batch, tuple(write.stream for write in writes), True, appended.position)
 
 
-async def seal_batch(log: EventLog, command: SealBatch, context: Context) -> Decided[Batch]:
-    return await decide_batch(
-        log, command.batch, lambda batch: batch.seal(at=context.at, by=context.by), context
-    )
-
-
-async def pause_batch(log: EventLog, command: PauseBatch, context: Context) -> Decided[Batch]:
-    return await decide_batch(
-        log, command.batch, lambda batch: batch.pause(at=context.at, by=context.by), context
-    )
-
-
-async def resume_batch(log: EventLog, command: ResumeBatch, context: Context) -> Decided[Batch]:
-    return await decide_batch(
-        log, command.batch, lambda batch: batch.resume(at=context.at, by=context.by), context
-    )
-
-
-async def retry_batch(log: EventLog, command: RetryBatch, context: Context) -> Decided[Batch]:
-    """Asks for it; the orchestrator then retries each failed upload."""
-    return await decide_batch(
-        log, command.batch, lambda batch: batch.request_retry(at=context.at, by=context.by), context
-    )
-
-
-async def prioritize_batch(
-    log: EventLog, command: PrioritizeBatch, context: Context
-) -> Decided[Batch]:
-    return await decide_batch(
-        log,
-        command.batch,
-        lambda batch: batch.prioritize(command.priority, at=context.at, by=context.by),
-        context,
-    )
-
-
-async def cancel_batch(log: EventLog, command: CancelBatch, context: Context) -> Decided[Batch]:
-    """Calls the batch off; the orchestrator then cancels each unfinished upload."""
-    return await decide_batch(
-        log,
-        command.batch,
-        lambda batch: batch.cancel(command.reason, at=context.at, by=context.by),
-        context,
-    )
-
-
-async def _known(log: EventLog, command: StartBatch) -> StartedBatch:
+async def _load_started(log: EventLog, command: StartBatch) -> StartedBatch:
     batch = await log.batch(command.id)
     if batch.fingerprint != command.fingerprint:
-        raise KeyReused("this Idempotency-Key started another batch; send a new key")
+        raise IdempotencyKeyReused("this Idempotency-Key started another batch; send a new key")
     return StartedBatch(batch, (), False, await _position_of_start(log, command))
 
 
 async def _position_of_start(log: EventLog, command: StartBatch) -> int:
-    """The position that the first request was answered with: of the last event it recorded."""
+    """Return the position in the first response: that of the last event which it recorded."""
     if command.files:
         id, version = upload_id_for(command.id, command.files[-1].path, log.id_secret), 1
     else:
@@ -129,7 +78,7 @@ async def _position_of_start(log: EventLog, command: StartBatch) -> int:
     return recorded[-1].position if recorded else 0
 
 
-def _started(command: StartBatch, context: Context) -> BatchStarted:
+def _started_event(command: StartBatch, context: CommandContext) -> BatchStarted:
     return BatchStarted(
         at=context.at,
         by=context.by,
@@ -153,11 +102,11 @@ def _faults(command: StartBatch) -> list[Fault]:
         faults.append(Fault("metadata", problem))
     for index, file in enumerate(command.files):
         faults.extend(faults_of(file, at=f"files/{index}/"))
-    return faults + repeated_paths(command.files)
+    return faults + duplicate_path_faults(command.files)
 
 
-def repeated_paths(files: tuple[FileDeclaration, ...]) -> list[Fault]:
-    """A fault for every path that an earlier file has taken."""
+def duplicate_path_faults(files: tuple[FileDeclaration, ...]) -> list[Fault]:
+    """Return a fault for every path that an earlier file of the list has."""
     first: dict[str, int] = {}
     paths = [normalize("NFC", file.path) for file in files]
     return [

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.orchestrator.members import Followed, Member
 from domain.batch.events import BatchEvent, BatchResumed, BatchRetryRequested
 from domain.ids import is_part
@@ -39,7 +39,7 @@ class Changes(msgspec.Struct):
     resumed: bool = False
 
 
-def streams_of(events: Iterable[Recorded]) -> tuple[set[UUID], set[UUID]]:
+def streams_of(events: Iterable[RecordedEvent]) -> tuple[set[UUID], set[UUID]]:
     """The uploads and the batches that these events are about."""
     uploads: set[UUID] = set()
     batches: set[UUID] = set()
@@ -56,7 +56,9 @@ def streams_of(events: Iterable[Recorded]) -> tuple[set[UUID], set[UUID]]:
 
 
 def follow(
-    events: Iterable[Recorded], members: Mapping[UUID, Member], batches: Mapping[UUID, Followed]
+    events: Iterable[RecordedEvent],
+    members: Mapping[UUID, Member],
+    batches: Mapping[UUID, Followed],
 ) -> Changes:
     """What is new, given what is known of the streams concerned.
 
@@ -77,7 +79,7 @@ def follow(
 
 def _follow_upload(
     changes: Changes,
-    recorded: Recorded,
+    recorded: RecordedEvent,
     event: UploadEvent,
     members: Mapping[UUID, Member],
     batches: Mapping[UUID, Followed],
@@ -98,7 +100,7 @@ def _follow_upload(
 
 
 def _follow_batch(
-    changes: Changes, recorded: Recorded, event: BatchEvent, batches: Mapping[UUID, Followed]
+    changes: Changes, recorded: RecordedEvent, event: BatchEvent, batches: Mapping[UUID, Followed]
 ) -> None:
     id = recorded.stream
     known = changes.batches.get(id) or batches.get(id)
@@ -110,7 +112,7 @@ def _follow_batch(
         changes.again.add(id)
 
 
-def _is_new(recorded: Recorded, known: int) -> bool:
+def _is_new(recorded: RecordedEvent, known: int) -> bool:
     if recorded.version > known + 1:
         raise OutOfStep(
             f"stream {recorded.stream} has version {recorded.version} after {known}, "

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from application.envelope import Append, Appended, Recorded
+from application.append import Append, AppendResult, RecordedEvent
 from domain.batch.aggregate import Batch
 from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
@@ -29,15 +29,15 @@ class EventLog(Protocol):
     def id_secret(self) -> bytes:
         """What keys the derived ids of this database (`domain.ids`); the same in every process."""
 
-    async def append(self, append: Append) -> Appended:
+    async def append(self, append: Append) -> AppendResult:
         """Records all writes of the append, or none; durable when this returns.
 
         Positions rise in the order of commits, so that a reader never passes a gap.
 
-        Raises Conflict where a stream is not at its expected version or an `unless` no longer
-        holds, AlreadyHandled and KeyReused for a known command id, Unavailable when the log
-        cannot be reached (and it is certain that nothing was recorded), Undetermined when the
-        log was lost in the middle and did not come back in time to be asked.
+        Raises Conflict if a stream is not at its expected version or a condition no longer holds,
+        AlreadyHandled and IdempotencyKeyReused for a known command id, Unavailable if the log
+        cannot be reached (and it is certain that nothing was recorded), OutcomeUnknown if the log
+        was lost during the append and did not come back in time to be asked.
         """
 
     async def upload(self, id: UUID) -> Upload:
@@ -66,12 +66,12 @@ class EventLog(Protocol):
 
     async def stream(
         self, id: UUID, *, after: int = 0, upto_position: int | None = None, limit: int = 10_000
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         """Events of one stream with versions beyond `after`, oldest first."""
 
     async def read(
         self, after: int, *, limit: int, topics: Sequence[str] | None = None
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         """Events with positions beyond `after`, in order; at most `limit`."""
 
     async def head(self) -> int:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.reporting import Reports
 from application.views import AttemptView, BatchView, UploadView
 
@@ -76,27 +76,27 @@ class History(Protocol):
 
     async def of_upload(
         self, id: UUID, *, owner: str | None, after: int = 0, limit: int = 1000
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         """Events of one upload beyond position `after`. Raises NotFound."""
 
     async def of_upload_before(
         self, id: UUID, before: int, *, owner: str | None, limit: int = 1000
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         """The last events of one upload before a position, oldest first. Raises NotFound."""
 
     async def of_batch(
         self, id: UUID, *, owner: str | None, after: int = 0, limit: int = 1000
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         """Events of a batch and of all its uploads, in total order. Raises NotFound."""
 
     async def of_batch_before(
         self, id: UUID, before: int, *, owner: str | None, limit: int = 1000
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         """The last ones of these before a position, oldest first. Raises NotFound."""
 
     async def of_everything(
         self, *, owner: str | None, after: int = 0, limit: int = 1000
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         """All events of an owner, or of all owners, in total order."""
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import msgspec
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.projection.attempts import attempt_columns
 from application.projection.batches import BATCH_EVENTS, batch_columns
 from application.projection.columns import Columns
@@ -44,7 +44,7 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     creates: bool = False
 
 
-def changes_of(recorded: Recorded) -> tuple[Change, ...]:
+def changes_of(recorded: RecordedEvent) -> tuple[Change, ...]:
     """The rows one event changes.
 
     Columns are assigned from this event alone, never incremented and never read: applying
@@ -61,7 +61,7 @@ def changes_of(recorded: Recorded) -> tuple[Change, ...]:
     return ()  # of webhooks, whose sender keeps their rows
 
 
-def _of_upload(recorded: Recorded, event: UploadEvent) -> tuple[Change, ...]:
+def _of_upload(recorded: RecordedEvent, event: UploadEvent) -> tuple[Change, ...]:
     creates = type(event) in _CREATING
     upload = _change("uploads", recorded, upload_columns(event), creates)
     if isinstance(event, UploadErased):
@@ -73,7 +73,7 @@ def _of_upload(recorded: Recorded, event: UploadEvent) -> tuple[Change, ...]:
     return upload, _attempt(recorded, *attempt)
 
 
-def _change(table: Table, recorded: Recorded, columns: Columns, creates: bool) -> Change:
+def _change(table: Table, recorded: RecordedEvent, columns: Columns, creates: bool) -> Change:
     stamped = {
         **columns,
         "id": recorded.stream,
@@ -84,7 +84,7 @@ def _change(table: Table, recorded: Recorded, columns: Columns, creates: bool) -
     return Change(table, recorded.stream, stamped, creates)
 
 
-def _attempt(recorded: Recorded, number: int, columns: Columns) -> Change:
+def _attempt(recorded: RecordedEvent, number: int, columns: Columns) -> Change:
     stamped = {
         **columns,
         "upload": recorded.stream,

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.projection.changes import Key, Table, changes_of
 
 Merged: TypeAlias = dict[str, Any]
@@ -34,7 +34,7 @@ class Fold(msgspec.Struct):
     )
 
 
-def fold(events: Iterable[Recorded]) -> Fold:
+def fold(events: Iterable[RecordedEvent]) -> Fold:
     """Merge the changes of the events row by row: of two assignments the later one stands.
 
     Every row is merged into a mapping made here. Merging into the columns of a change would write

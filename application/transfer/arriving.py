@@ -7,10 +7,10 @@ from uuid import UUID
 
 import msgspec
 
-from application.commands import ProgressTransfer, RegisterUpload, UploadAlone
-from application.errors import ApplicationError, Undetermined
-from application.handlers.registering import RegisteredUpload, register_upload, upload_alone
-from application.handlers.transfers import progress_transfer
+from application.commands import CreateStandaloneUpload, ProgressTransfer, RegisterUpload
+from application.errors import ApplicationError, OutcomeUnknown
+from application.handlers.execute import execute
+from application.handlers.uploads import RegisteredUpload, create_standalone_upload, register_upload
 from application.transfer.errors import TooLong
 from application.transfer.names import blob_of_whole
 from application.transfer.transfers import Speaker, Transfers
@@ -48,7 +48,7 @@ class Arrivals:
     ) -> RegisteredUpload:
         """Registers a file whose bytes are to come.
 
-        Raises Faulty, TooLong, StorageFull, NotFound, NotNow, Busy, Unavailable.
+        Raises Faulty, TooLong, StorageFull, NotFound, NotNow, TooManyConflicts, Unavailable.
         """
         await self.admit(place, file)
         registered = await self._register(place, file, speaker)
@@ -79,7 +79,7 @@ class Arrivals:
             return await self.record(place, file, len(content), blob, speaker)
         except (Refused, ApplicationError) as error:
             # Once it is certain that nothing was recorded, nobody will ever ask for this blob.
-            if not isinstance(error, Undetermined):
+            if not isinstance(error, OutcomeUnknown):
                 await self._transfers.blobs.delete(blob)
             raise
 
@@ -89,7 +89,7 @@ class Arrivals:
         """Records that a file whose bytes are stored under `blob` was registered and received.
 
         Where the path is known and its upload has bytes already, those of `blob` are deleted.
-        Raises Faulty, NotFound, NotNow, Busy, Unavailable, Undetermined.
+        Raises Faulty, NotFound, NotNow, TooManyConflicts, Unavailable, OutcomeUnknown.
         """
         registered = await self._register(place, file, speaker, size, blob)
         if registered.created:
@@ -139,7 +139,7 @@ class Arrivals:
         if isinstance(place, Joining):
             joining = RegisterUpload(batch=place.batch, file=file, received=received, blob=blob)
             return await register_upload(log, joining, context)
-        alone = UploadAlone(
+        alone = CreateStandaloneUpload(
             id=place.batch,
             owner=place.owner,
             file=file,
@@ -148,7 +148,7 @@ class Arrivals:
             received=received,
             blob=blob,
         )
-        return await upload_alone(log, alone, context)
+        return await create_standalone_upload(log, alone, context)
 
     async def _hand_over(
         self, known: RegisteredUpload, size: int, blob: str, speaker: Speaker
@@ -162,5 +162,5 @@ class Arrivals:
                 return RegisteredUpload(upload, False, 0)
             command = ProgressTransfer(upload=upload.id, received=size, blob=blob, complete=True)
             context = self._transfers.context(speaker)
-            decided = await progress_transfer(self._transfers.log, command, context)
+            decided = await execute(self._transfers.log, command, context)
             return RegisteredUpload(decided.aggregate, False, decided.position)

@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from uuid import UUID
 
-from application.commands import ReportLoss
-from application.errors import Busy
-from application.handlers.deciding import Context
-from application.handlers.transfers import report_loss
+from application.commands import RecordDataLoss
+from application.errors import TooManyConflicts
+from application.handlers.execute import CommandContext, execute
 from application.ports.blobs import BlobBusy, BlobStore, BlobTooShort, BlobWriter
 from application.ports.event_log import EventLog
 from application.transfer.elsewhere import Elsewhere
@@ -37,7 +36,7 @@ class Claims:
 
     @asynccontextmanager
     async def claimed(
-        self, id: UUID, context: Callable[[], Context]
+        self, id: UUID, context: Callable[[], CommandContext]
     ) -> AsyncIterator[tuple[Upload, BlobWriter]]:
         """The upload, and its blob opened for us alone at the recorded offset.
 
@@ -53,8 +52,8 @@ class Claims:
             try:
                 writer = await self._blobs.append(blob_of(id), upload.received)
             except BlobTooShort as short:
-                loss = ReportLoss(upload=id, stored=short.stored)
-                await report_loss(self._log, loss, context())
+                loss = RecordDataLoss(upload=id, stored=short.stored)
+                await execute(self._log, loss, context())
                 continue
             except BlobBusy:
                 await asking.wait()
@@ -82,10 +81,10 @@ class _Asking:
         self._again: float | None = None
 
     async def wait(self) -> None:
-        """Until it is time to look again. Raises Busy, Unavailable."""
+        """Until it is time to look again. Raises TooManyConflicts, Unavailable."""
         now = self._clock()
         if now > self._deadline:
-            raise Busy(f"another process is still receiving {self._upload}; try again")
+            raise TooManyConflicts(f"another process is still receiving {self._upload}; try again")
         if self._again is None or now >= self._again:
             await self._elsewhere.stop(self._upload)
             self._again = self._clock() + ASK_AGAIN

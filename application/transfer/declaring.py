@@ -11,10 +11,10 @@ from domain.file import FileDeclaration, faults_of
 from domain.ids import upload_id_for
 
 
-async def without_room(
+async def files_over_quota(
     log: EventLog, quotas: Quotas, batch: UUID, files: Sequence[FileDeclaration], max_size: int
 ) -> dict[str, str]:
-    """By path, why a quota has no room for a file. The others are counted from now on.
+    """Return, by path, the quota that a file would exceed. The others are counted from now on.
 
     A file that the batch knows is counted already; one that will be rejected anyway is not.
     Raises NotFound, Unavailable.

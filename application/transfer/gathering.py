@@ -7,10 +7,9 @@ from uuid import UUID
 
 import msgspec
 
-from application.errors import ApplicationError, Busy, Conflict, Undetermined
-from application.handlers.deciding import TRIES
-from application.handlers.receiving import Stored, TurnedAway, receive_files
-from application.handlers.registering import AddedFile
+from application.errors import ApplicationError, Conflict, OutcomeUnknown, TooManyConflicts
+from application.handlers.execute import MAX_ATTEMPTS
+from application.handlers.uploads import FileResult, RejectedFile, StoredFile, record_received_files
 from application.transfer.errors import BatchFull, QuotaExceeded
 from application.transfer.names import blob_of_whole
 from application.transfer.transfers import Speaker, Transfers
@@ -41,7 +40,7 @@ class Unfinished(msgspec.Struct, frozen=True):
 class Gathered(msgspec.Struct, frozen=True):
     """What became of each file of a group, in its order; `position` is 0 if nothing was new."""
 
-    outcomes: tuple[AddedFile | Unfinished, ...]
+    outcomes: tuple[FileResult | Unfinished, ...]
     position: int
 
 
@@ -53,19 +52,19 @@ class Gathering:
         self._new_id = new_id
 
     async def record(
-        self, batch: UUID, files: Sequence[Small | TurnedAway], speaker: Speaker
+        self, batch: UUID, files: Sequence[Small | RejectedFile], speaker: Speaker
     ) -> Gathered:
         """Nothing of the group is answered before its bytes and events are durable.
 
-        The paths of small files must differ. Raises NotFound, StorageFull, Busy, Unavailable,
-        Undetermined.
+        The paths of small files must differ. Raises NotFound, StorageFull, TooManyConflicts,
+        Unavailable, OutcomeUnknown.
         """
         blobs: dict[UUID, str] = {}
         try:
             gathered = await self._record(batch, files, speaker, blobs)
         except (Refused, ApplicationError) as error:
             # Once it is certain that nothing was recorded, nobody will ever ask for these.
-            if not isinstance(error, Undetermined):
+            if not isinstance(error, OutcomeUnknown):
                 await self._free(blobs)
             raise
         await self._free(blobs)  # of those that somebody else was faster with
@@ -74,22 +73,22 @@ class Gathering:
     async def _record(
         self,
         batch: UUID,
-        files: Sequence[Small | TurnedAway],
+        files: Sequence[Small | RejectedFile],
         speaker: Speaker,
         blobs: dict[UUID, str],
     ) -> Gathered:
-        for _ in range(TRIES):
+        for _ in range(MAX_ATTEMPTS):
             try:
                 return await self._try(batch, files, speaker, blobs)
             except Conflict:
                 streams = [file.id for file in files if isinstance(file, Small)]
                 self._transfers.log.forget(batch, *streams)
-        raise Busy(f"batch {batch} is changing too fast; try again")
+        raise TooManyConflicts(f"batch {batch} is changing too fast; try again")
 
     async def _try(
         self,
         id: UUID,
-        files: Sequence[Small | TurnedAway],
+        files: Sequence[Small | RejectedFile],
         speaker: Speaker,
         blobs: dict[UUID, str],
     ) -> Gathered:
@@ -98,24 +97,24 @@ class Gathering:
         batch = await log.batch(id)
         judged = await self._judge(batch, files)
         await self._store([one for one in judged if isinstance(one, _Taken)], blobs)
-        facts = [_fact(one, blobs) for one in judged if isinstance(one, _Taken | TurnedAway)]
+        facts = [_fact(one, blobs) for one in judged if isinstance(one, _Taken | RejectedFile)]
         context = self._transfers.context(speaker)
-        recorded, position = await receive_files(log, batch, facts, context)
+        recorded, position = await record_received_files(log, batch, facts, context)
         answers = iter(recorded)
-        outcomes: list[AddedFile | Unfinished] = []
+        outcomes: list[FileResult | Unfinished] = []
         for one in judged:
             if isinstance(one, _Taken):
                 del blobs[one.id]
-            outcomes.append(next(answers) if isinstance(one, _Taken | TurnedAway) else one)
+            outcomes.append(next(answers) if isinstance(one, _Taken | RejectedFile) else one)
         return Gathered(tuple(outcomes), position)
 
     async def _judge(
-        self, batch: Batch, files: Sequence[Small | TurnedAway]
-    ) -> list[_Taken | TurnedAway | AddedFile | Unfinished]:
+        self, batch: Batch, files: Sequence[Small | RejectedFile]
+    ) -> list[_Taken | RejectedFile | FileResult | Unfinished]:
         """What is to be done with each: store it, refuse it, leave it, or go on with it."""
         log = self._transfers.log
         known = await log.versions([file.id for file in files if isinstance(file, Small)])
-        judged: list[_Taken | TurnedAway | AddedFile | Unfinished] = []
+        judged: list[_Taken | RejectedFile | FileResult | Unfinished] = []
         for file in files:
             if isinstance(file, Small) and file.id in known:
                 judged.append(_of_known(await log.upload(file.id), file))
@@ -125,16 +124,16 @@ class Gathering:
                 judged.append(await self._admit(batch, file))
         return judged
 
-    async def _admit(self, batch: Batch, file: Small | TurnedAway) -> _Taken | TurnedAway:
+    async def _admit(self, batch: Batch, file: Small | RejectedFile) -> _Taken | RejectedFile:
         """A new file, unless its batch or its owner has had enough."""
         quotas = self._transfers.quotas
-        if isinstance(file, TurnedAway):
+        if isinstance(file, RejectedFile):
             return file
         if not quotas.unlimited:
             try:
                 await quotas.admit(batch.owner, batch.id, len(file.content))
             except (BatchFull, QuotaExceeded) as error:
-                return TurnedAway(file.file, "quota_exceeded", str(error))
+                return RejectedFile(file.file, "quota_exceeded", str(error))
         return _Taken(file.id, file)
 
     async def _store(self, taken: Sequence[_Taken], blobs: dict[UUID, str]) -> None:
@@ -160,26 +159,26 @@ class _Taken(msgspec.Struct, frozen=True):
     known: Upload | None = None
 
 
-def _fact(one: _Taken | TurnedAway, blobs: dict[UUID, str]) -> Stored | TurnedAway:
+def _fact(one: _Taken | RejectedFile, blobs: dict[UUID, str]) -> StoredFile | RejectedFile:
     """What is to be recorded of it."""
-    if isinstance(one, TurnedAway):
+    if isinstance(one, RejectedFile):
         return one
-    return Stored(one.small.file, len(one.small.content), blobs[one.id], one.known)
+    return StoredFile(one.small.file, len(one.small.content), blobs[one.id], one.known)
 
 
-def _too_late(batch: Batch, file: Small | TurnedAway, secret: bytes) -> AddedFile:
-    refused = TurnedAway(file.file, "not_now", f"the batch is {batch.state}")
-    return refused.answer(upload_id_for(batch.id, file.file.path, secret))
+def _too_late(batch: Batch, file: Small | RejectedFile, secret: bytes) -> FileResult:
+    refused = RejectedFile(file.file, "invalid_state", f"the batch is {batch.state}")
+    return refused.result(upload_id_for(batch.id, file.file.path, secret))
 
 
-def _of_known(upload: Upload, small: Small) -> _Taken | AddedFile | Unfinished:
+def _of_known(upload: Upload, small: Small) -> _Taken | FileResult | Unfinished:
     """What to do with the bytes of a file that the batch knows."""
     size, file = len(small.content), small.file
     if upload.size not in (None, size):
         message = f"is in the batch already, with {upload.size} bytes"
-        return TurnedAway(file, "other_size", message).answer(upload.id)
+        return RejectedFile(file, "other_size", message).result(upload.id)
     if upload.state is UploadState.REGISTERED:
         return _Taken(upload.id, small, upload)
     if upload.state is UploadState.TRANSFERRING:
         return Unfinished(upload, small.content)
-    return AddedFile(file.path, upload.id, "known")
+    return FileResult(file.path, upload.id, "known")

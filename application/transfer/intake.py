@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from application.handlers.receiving import TurnedAway
-from application.handlers.registering import AddedFile, upload_of_spelling
+from application.handlers.uploads import FileResult, RejectedFile, find_unnormalised_upload
 from application.transfer.arriving import Arrivals
 from application.transfer.gathering import Gathered, Gathering, Small, Unfinished
 from application.transfer.one_of_many import OneOfMany
@@ -41,11 +40,11 @@ class Intake:
         self._batch = batch
         self._speaker = speaker
         self._seen: set[UUID] = set()
-        self._group: list[Small | TurnedAway] = []
+        self._group: list[Small | RejectedFile] = []
         self._places: list[int] = []  # in `_answers`, of the files of the group
         self._bytes = 0
         self._recording: asyncio.Task[None] | None = None
-        self._answers: list[AddedFile | None] = []
+        self._answers: list[FileResult | None] = []
         self._position = 0  # of the groups
 
     @property
@@ -62,7 +61,7 @@ class Intake:
         """Takes one file in. Whatever of its chunks is left unread after this is not wanted.
 
         A file without a size ends where its chunks do. Raises Ended where the sender is gone or
-        silent, StorageFull, NotFound, Busy, Unavailable, Undetermined; then `close`.
+        silent, StorageFull, NotFound, TooManyConflicts, Unavailable, OutcomeUnknown; then `close`.
         """
         if refusal := self._judge(file):
             await self.turn_away(file, *refusal)
@@ -84,9 +83,9 @@ class Intake:
     async def turn_away(self, file: FileDeclaration, code: str, message: str) -> None:
         """Refuses a file, on record."""
         named = FileDeclaration(path=printable(file.path))
-        await self._add(TurnedAway(named, code, message))
+        await self._add(RejectedFile(named, code, message))
 
-    async def close(self) -> tuple[AddedFile, ...]:
+    async def close(self) -> tuple[FileResult, ...]:
         """Records what is left; one answer for each file that came whole, in their order."""
         await self._flush()
         await self._recorded()
@@ -120,7 +119,7 @@ class Intake:
 
     async def _id_of(self, file: FileDeclaration) -> UUID:
         log = self._transfers.log
-        earlier = await upload_of_spelling(log, self._batch, file.path)
+        earlier = await find_unnormalised_upload(log, self._batch, file.path)
         return earlier or upload_id_for(self._batch, file.path, log.id_secret)
 
     def _place(self) -> int:
@@ -128,7 +127,7 @@ class Intake:
         self._answers.append(None)
         return len(self._answers) - 1
 
-    async def _add(self, file: Small | TurnedAway) -> None:
+    async def _add(self, file: Small | RejectedFile) -> None:
         self._places.append(self._place())
         self._group.append(file)
         self._bytes += len(file.content) if isinstance(file, Small) else 0
@@ -148,7 +147,7 @@ class Intake:
             await asyncio.shield(recording)
             self._recording = None
 
-    async def _record(self, group: list[Small | TurnedAway], places: list[int]) -> None:
+    async def _record(self, group: list[Small | RejectedFile], places: list[int]) -> None:
         gathered: Gathered = await self._gathering.record(self._batch, group, self._speaker)
         self._position = max(self._position, gathered.position)
         for place, outcome in zip(places, gathered.outcomes, strict=True):

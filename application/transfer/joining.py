@@ -8,11 +8,10 @@ from uuid import UUID
 
 from msgspec.structs import replace
 
-from application.commands import JoinPart, RegisterPart
-from application.errors import ApplicationError, Busy, NotFound, Undetermined
-from application.handlers.deciding import Decided
-from application.handlers.parts import join_part, register_part
-from application.handlers.registering import RegisteredUpload
+from application.commands import MarkPartialConcatenated, RegisterPartialUpload
+from application.errors import ApplicationError, NotFound, OutcomeUnknown, TooManyConflicts
+from application.handlers.execute import CommandResult, execute
+from application.handlers.uploads import RegisteredUpload, register_partial_upload
 from application.ports.blobs import BlobMissing
 from application.transfer.arriving import Alone, Arrivals, Joining
 from application.transfer.errors import PartMissing, TooLong
@@ -37,13 +36,13 @@ class Parts:
 
     async def announce(
         self, place: Alone | Joining, file: FileDeclaration, speaker: Speaker
-    ) -> Decided[Upload]:
+    ) -> CommandResult[Upload]:
         """Registers a part of `file.size` bytes. Raises what `Arrivals.announce` raises."""
         await self._arrivals.examine(file)
         owner = await self._arrivals.owner_of(place)
         # The upload is counted when it is joined; a part only has to leave room for itself.
         await self._transfers.quotas.require(owner, place.batch, file.size or 0)
-        command = RegisterPart(
+        command = RegisterPartialUpload(
             id=part_id_for(self._new_id()),
             owner=owner,
             batch=place.batch if isinstance(place, Joining) else None,
@@ -51,7 +50,7 @@ class Parts:
             metadata=file.metadata,
         )
         context = self._transfers.context(speaker)
-        return await register_part(self._transfers.log, command, context)
+        return await register_partial_upload(self._transfers.log, command, context)
 
     async def join(
         self,
@@ -82,7 +81,7 @@ class Parts:
             if registered.upload.state in INCOMING:
                 raise NotNow(f"{file.path} is being received another way")
         except (Refused, ApplicationError) as error:
-            if not isinstance(error, Undetermined):
+            if not isinstance(error, OutcomeUnknown):
                 await self._transfers.blobs.delete(blob)
             raise
         await self._free(pieces, speaker)
@@ -117,7 +116,7 @@ class Parts:
         return known
 
     async def _copy(self, pieces: Sequence[Upload], blob: str) -> None:
-        """Raises Busy where the parts are being freed: somebody else has joined them just now."""
+        """Raises TooManyConflicts where the parts are being freed: another request joined them."""
         blobs = self._transfers.blobs
         writer = await blobs.append(blob, 0)
         try:
@@ -132,7 +131,7 @@ class Parts:
             await writer.sync()
             await blobs.finish(blob, writer.size)
         except BlobMissing as missing:
-            raise Busy(f"{missing}; try again") from missing
+            raise TooManyConflicts(f"{missing}; try again") from missing
         finally:
             await writer.close()
 
@@ -140,5 +139,5 @@ class Parts:
         """Parts that were joined; what a crash leaves of this, the sweeper finds."""
         for piece in pieces:
             context = self._transfers.context(speaker)
-            await join_part(self._transfers.log, JoinPart(part=piece.id), context)
+            await execute(self._transfers.log, MarkPartialConcatenated(upload=piece.id), context)
             await self._transfers.free(piece)

@@ -8,8 +8,7 @@ from uuid import UUID
 
 from application.commands import CancelUpload
 from application.errors import NotFound
-from application.handlers.receiving import TurnedAway
-from application.handlers.registering import AddedFile, RegisteredUpload
+from application.handlers.uploads import FileResult, RegisteredUpload, RejectedFile
 from application.transfer.arriving import Arrivals, Joining
 from application.transfer.errors import (
     BatchFull,
@@ -30,8 +29,8 @@ from domain.upload.state import INCOMING
 class OneOfMany:
     """Takes single files of a request in, from where their uploads stand.
 
-    Raises Ended where the sender is gone or silent, StorageFull, Busy, Unavailable, Undetermined:
-    what ends the whole request. Anything else is the answer for the file.
+    Raises Ended where the sender is gone or silent, StorageFull, TooManyConflicts, Unavailable,
+    OutcomeUnknown: what ends the whole request. Anything else is the answer for the file.
     """
 
     def __init__(self, transfers: Transfers, arrivals: Arrivals, speaker: Speaker) -> None:
@@ -42,23 +41,23 @@ class OneOfMany:
 
     async def stream(
         self, batch: UUID, file: FileDeclaration, chunks: AsyncIterator[bytes]
-    ) -> AddedFile:
+    ) -> FileResult:
         """Registers the file, then takes its bytes in as they come; one known goes on."""
         try:
             upload = (await self._announce(batch, file)).upload
         except Refused as refused:  # the batch is closed, or knows the path with another size
             id = upload_id_for(batch, file.path, self._transfers.log.id_secret)
-            return TurnedAway(file, "not_now", str(refused)).answer(id)
+            return RejectedFile(file, "invalid_state", str(refused)).result(id)
         except (BatchFull, QuotaExceeded) as error:
             id = upload_id_for(batch, file.path, self._transfers.log.id_secret)
-            return TurnedAway(file, "quota_exceeded", str(error)).answer(id)
+            return RejectedFile(file, "quota_exceeded", str(error)).result(id)
         if upload.state not in INCOMING:
-            return AddedFile(file.path, upload.id, "known")
+            return FileResult(file.path, upload.id, "known")
         return await self.go_on(upload, chunks, size=file.size)
 
     async def go_on(
         self, upload: Upload, chunks: AsyncIterator[bytes], *, size: int | None
-    ) -> AddedFile:
+    ) -> FileResult:
         """Takes in what is missing of an upload; `chunks` are the file from its beginning."""
         incoming = Incoming(upload=upload.id, offset=upload.received, size=size, last=True)
         rest = _beyond(upload.received, chunks)
@@ -68,12 +67,12 @@ class OneOfMany:
             await self._call_off(upload, str(error))
             return _refused(upload, "too_large", str(error))
         except (Refused, NotFound, NotIncoming, OffsetMismatch, Overtaken) as error:
-            return _refused(upload, "not_now", str(error))
+            return _refused(upload, "invalid_state", str(error))
         self.position, received = max(self.position, decided.position), decided.aggregate
         if received.state in INCOMING:
             message = f"ended after {received.received} of {received.size} bytes"
             return _refused(upload, "too_short", message)
-        return AddedFile(upload.path, upload.id, "received")
+        return FileResult(upload.path, upload.id, "received")
 
     async def _announce(self, batch: UUID, file: FileDeclaration) -> RegisteredUpload:
         return await self._arrivals.announce(Joining(batch=batch), file, self._speaker)
@@ -85,8 +84,8 @@ class OneOfMany:
             await self._transfers.cancel(command, self._transfers.context(self._speaker))
 
 
-def _refused(upload: Upload, code: str, message: str) -> AddedFile:
-    return TurnedAway(FileDeclaration(path=upload.path), code, message).answer(upload.id)
+def _refused(upload: Upload, code: str, message: str) -> FileResult:
+    return RejectedFile(FileDeclaration(path=upload.path), code, message).result(upload.id)
 
 
 async def _beyond(offset: int, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

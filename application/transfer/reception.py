@@ -11,8 +11,7 @@ import msgspec
 
 from application.commands import InterruptTransfer, ProgressTransfer
 from application.errors import StorageFull, Unavailable
-from application.handlers.deciding import Context, Decided
-from application.handlers.transfers import interrupt_transfer, progress_transfer
+from application.handlers.execute import CommandContext, CommandResult, execute
 from application.ports.blobs import BlobStore, BlobWriter
 from application.ports.event_log import EventLog
 from application.transfer.checkpoints import Checkpoints
@@ -43,7 +42,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     limit: int
     last: bool
     pace: Callable[[], float]
-    context: Callable[[], Context]
+    context: Callable[[], CommandContext]
     checksum: Checksum | None = None
 
 
@@ -73,11 +72,11 @@ class Reception:
 
     async def run(
         self, chunks: AsyncIterator[bytes], here: Here = nothing_here, ahead: bytes = b""
-    ) -> Decided[Upload]:
+    ) -> CommandResult[Upload]:
         """The upload after the body; raises what ended it early, its bytes being recorded.
 
         `ahead` was taken from the body before. Raises Ended, TooLong, ChecksumMismatch,
-        StorageFull, Refused, NotFound, Busy, Unavailable.
+        StorageFull, Refused, NotFound, TooManyConflicts, Unavailable.
         """
         try:
             await self._take_in(chunks, here, ahead)
@@ -150,22 +149,22 @@ class Reception:
             return False
         return True
 
-    async def _complete(self) -> Decided[Upload]:
+    async def _complete(self) -> CommandResult[Upload]:
         await self._checkpoints.settled()
         size = self._writer.size
         await self._blobs.finish(self._blob, size)
         return await self._record(size, complete=True)
 
-    async def _progressed(self) -> Decided[Upload]:
+    async def _progressed(self) -> CommandResult[Upload]:
         return await self._record(await self._writer.sync())
 
-    async def _record(self, received: int, *, complete: bool = False) -> Decided[Upload]:
+    async def _record(self, received: int, *, complete: bool = False) -> CommandResult[Upload]:
         command = ProgressTransfer(
             upload=self._upload.id, received=received, blob=self._blob, complete=complete
         )
-        decided = await progress_transfer(self._log, command, self._terms.context())
+        decided = await execute(self._log, command, self._terms.context())
         self._position = max(self._position, decided.position)
-        return Decided(decided.aggregate, self._position)
+        return CommandResult(decided.aggregate, self._position)
 
     async def _interrupted(self, error: BaseException, *, keep: bool) -> None:
         """Records how far the bytes are; without `keep`, no further than was recorded before."""
@@ -176,4 +175,4 @@ class Reception:
                 received = await self._writer.sync()
         reason = str(error) or str(Stopping())
         command = InterruptTransfer(upload=self._upload.id, received=received, reason=reason)
-        await interrupt_transfer(self._log, command, self._terms.context())
+        await execute(self._log, command, self._terms.context())

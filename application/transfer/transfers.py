@@ -10,10 +10,9 @@ from uuid import UUID
 
 import msgspec
 
+from application.append import NO_CAUSE, Causation
 from application.commands import CancelUpload, DeclareSize
-from application.envelope import NO_CAUSE, Cause
-from application.handlers.deciding import Context, Decided
-from application.handlers.transfers import cancel_upload, declare_size
+from application.handlers.execute import CommandContext, CommandResult, execute
 from application.ports.blobs import BlobStore, BlobWriter
 from application.ports.event_log import EventLog
 from application.ports.usage import Unmeasured
@@ -46,7 +45,7 @@ class Speaker(msgspec.Struct, frozen=True):
     """In whose name events are recorded, and in answer to what."""
 
     name: str
-    cause: Cause = NO_CAUSE
+    cause: Causation = NO_CAUSE
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,8 +102,8 @@ class Transfers:
             await asyncio.sleep(GLANCE)
         self.turns.close(Stopping())
 
-    def context(self, speaker: Speaker) -> Context:
-        return Context(speaker.name, self._now(), speaker.cause)
+    def context(self, speaker: Speaker) -> CommandContext:
+        return CommandContext(speaker.name, self._now(), speaker.cause)
 
     async def receive(
         self,
@@ -112,7 +111,7 @@ class Transfers:
         chunks: AsyncIterator[bytes],
         speaker: Speaker,
         here: Here = nothing_here,
-    ) -> Decided[Upload]:
+    ) -> CommandResult[Upload]:
         """Appends the body to the upload. When this returns its bytes are durable and recorded.
 
         A transfer of the same upload that is still running is ended first. Bytes that arrived
@@ -120,7 +119,7 @@ class Transfers:
         those that are `here` when somebody newer asks, also before this one had its turn.
 
         Raises NotFound, NotIncoming, OffsetMismatch, TooLong, ChecksumMismatch, Ended, StorageFull,
-        BatchFull, QuotaExceeded, TooManyTransfers, Refused, Busy, Unavailable.
+        BatchFull, QuotaExceeded, TooManyTransfers, Refused, TooManyConflicts, Unavailable.
         """
         context = partial(self.context, speaker)
         async with self.turns.take(incoming.upload, late=True) as turn:
@@ -144,7 +143,7 @@ class Transfers:
         writer: BlobWriter,
         incoming: Incoming,
         turn: Turn,
-        context: Callable[[], Context],
+        context: Callable[[], CommandContext],
     ) -> Reception:
         terms = Terms(
             limit=self._limit(upload),
@@ -159,7 +158,7 @@ class Transfers:
         """The upload as it stands: a running transfer is ended and its bytes are counted.
 
         What the log remembers of it must have been forgotten since the question came. Raises
-        NotFound, Ended, Busy, Unavailable.
+        NotFound, Ended, TooManyConflicts, Unavailable.
         """
         async with self.turns.take(id):
             upload = await self.log.upload(id)
@@ -177,25 +176,28 @@ class Transfers:
     async def declare(self, id: UUID, size: int, speaker: Speaker) -> Upload:
         """The size of an upload that was registered without one; saying it twice is fine.
 
-        Raises NotFound, TooLong, Refused where another size was declared, Busy, Unavailable.
+        Raises NotFound, TooLong, Refused where another size was declared, TooManyConflicts,
+        Unavailable.
         """
         if size > self.limits.max_file_size:
             raise TooLong(self.limits.max_file_size)
         command = DeclareSize(upload=id, size=size)
-        return (await declare_size(self.log, command, self.context(speaker))).aggregate
+        return (await execute(self.log, command, self.context(speaker))).aggregate
 
-    async def cancel(self, command: CancelUpload, context: Context) -> Decided[Upload]:
+    async def cancel(self, command: CancelUpload, context: CommandContext) -> CommandResult[Upload]:
         """Calls the upload off and frees its bytes.
 
-        Raises NotFound, Refused when it has ended already, Ended, Busy, Unavailable.
+        Raises NotFound, Refused when it has ended already, Ended, TooManyConflicts, Unavailable.
         """
         async with self.turns.take(command.upload):
-            decided = await cancel_upload(self.log, command, context)
+            decided = await execute(self.log, command, context)
             await self._elsewhere.stop(command.upload)
             await self.free(decided.aggregate)
             return decided
 
-    async def terminate(self, command: CancelUpload, context: Context) -> Decided[Upload]:
+    async def terminate(
+        self, command: CancelUpload, context: CommandContext
+    ) -> CommandResult[Upload]:
         """The same for its sender, who is told NotIncoming of one that is gone already."""
         try:
             return await self.cancel(command, context)

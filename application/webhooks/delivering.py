@@ -8,8 +8,9 @@ from time import perf_counter
 
 import msgspec
 
+from application.commands import DisableWebhook
 from application.errors import NotFound, Unavailable
-from application.handlers.deciding import Context
+from application.handlers.execute import CommandContext, execute
 from application.ports.deliveries import (
     Delivered,
     Due,
@@ -24,8 +25,6 @@ from application.ports.deliveries import (
 )
 from application.ports.event_log import EventLog
 from application.webhooks.backoff import next_try
-from application.webhooks.commands import DisableWebhook
-from application.webhooks.handling import disable_webhook
 from application.webhooks.telling import Teller
 from domain.errors import NotNow
 
@@ -154,7 +153,7 @@ class Deliverer:
     async def _disable(self, due: Due, reason: str, at: datetime) -> None:
         command = DisableWebhook(webhook=due.webhook.id, reason=reason)
         try:
-            await disable_webhook(self._log, command, Context(by=BY, at=at))
+            await execute(self._log, command, CommandContext(by=BY, at=at))
         except (NotFound, NotNow):
             return  # it was removed meanwhile
 

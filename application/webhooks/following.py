@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from domain.event import topic_of
 from domain.ids import is_part
 from domain.webhook.aggregate import Webhook
@@ -60,7 +60,7 @@ class Roster:
         }
         return sorted(_CHANGES | chosen)
 
-    def apply(self, change: Recorded) -> Webhook:
+    def apply(self, change: RecordedEvent) -> Webhook:
         """Takes in an event of a webhook; returns the webhook after it."""
         event = change.event
         assert isinstance(event, WEBHOOK_EVENTS)
@@ -73,7 +73,7 @@ class Roster:
             self._put(webhook)
         return webhook
 
-    def tell(self, events: Iterable[Recorded], origins: Origins) -> list[Telling]:
+    def tell(self, events: Iterable[RecordedEvent], origins: Origins) -> list[Telling]:
         """The deliveries of these events; of a part of an upload nobody is told."""
         return [
             Telling(
@@ -96,7 +96,9 @@ class Roster:
         self._owner_of[webhook.id] = webhook.owner
 
 
-def up_to_change(events: Sequence[Recorded]) -> tuple[Sequence[Recorded], Recorded | None]:
+def up_to_change(
+    events: Sequence[RecordedEvent],
+) -> tuple[Sequence[RecordedEvent], RecordedEvent | None]:
     """The events before the first change of a webhook, and that change.
 
     What comes after it has to be read anew: it may be that other topics are wanted from there on.
@@ -107,7 +109,7 @@ def up_to_change(events: Sequence[Recorded]) -> tuple[Sequence[Recorded], Record
     return events, None
 
 
-def telling_of(change: Recorded) -> Telling | None:
+def telling_of(change: RecordedEvent) -> Telling | None:
     """The delivery that this change asks for, if it is a test."""
     if not isinstance(change.event, WebhookTestRequested):
         return None
@@ -116,7 +118,7 @@ def telling_of(change: Recorded) -> Telling | None:
     return Telling(webhook, change.position, webhook, webhook, change.version, topic)
 
 
-def streams_of(events: Iterable[Recorded]) -> set[UUID]:
+def streams_of(events: Iterable[RecordedEvent]) -> set[UUID]:
     """The batches and uploads that these events are about."""
     return {recorded.stream for recorded in events if not is_part(recorded.stream)}
 

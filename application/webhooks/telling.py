@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from application.activity import show_activity_then
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.errors import NotFound
 from application.ports.deliveries import Delivery
 from application.ports.event_log import EventLog
@@ -48,7 +48,7 @@ class Teller:
         data = {"position": delivery.position, "event": own, **await self._subject(delivery)}
         return _encode({"type": delivery.type, "timestamp": fields["at"], "data": data})
 
-    async def _event(self, delivery: Delivery) -> Recorded:
+    async def _event(self, delivery: Delivery) -> RecordedEvent:
         events = await self._log.read(delivery.position - 1, limit=1)
         if not events or events[0].position != delivery.position:
             raise NotFound(f"no event at position {delivery.position}")

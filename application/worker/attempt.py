@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
-from application.envelope import Write
-from application.errors import Conflict, Unavailable, Undetermined
+from application.append import StreamAppend
+from application.errors import Conflict, OutcomeUnknown, Unavailable
 from application.ports.event_log import EventLog
 from application.worker.scribe import Scribe
 from application.worker.verdict import Failed, Held, Passed, Verdict
@@ -83,7 +83,7 @@ class Attempt:
         while True:
             try:
                 return await self._record(decide)
-            except (Unavailable, Undetermined):
+            except (Unavailable, OutcomeUnknown):
                 await asyncio.sleep(AGAIN)
                 if await self._completed_after_all():
                     return None
@@ -100,8 +100,8 @@ class Attempt:
                     await asyncio.wait((recorded,))
                 self._take(events, recorded)
 
-    def _write(self, events: tuple[Event, ...]) -> Write:
-        return Write(self.upload.id, self.upload.version, events, self.upload.owner)
+    def _write(self, events: tuple[Event, ...]) -> StreamAppend:
+        return StreamAppend(self.upload.id, self.upload.version, events, self.upload.owner)
 
     def _take(self, events: tuple[Event, ...], recorded: asyncio.Future[None]) -> None:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
-from application.errors import Unavailable, Undetermined
+from application.errors import OutcomeUnknown, Unavailable
 from application.pipeline import Pipeline, Processor
 from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog
@@ -104,7 +104,7 @@ class Attempts:
                 await attempt.begin()
             except (Superseded, Refused):
                 return True  # somebody was faster, or it was called off
-            except (Unavailable, Undetermined):
+            except (Unavailable, OutcomeUnknown):
                 return False
             verdict = await self._run(Run(attempt, self._blobs, self._places))
         return await self._conclude(attempt, verdict)
@@ -157,7 +157,7 @@ class Attempts:
     async def _record_progress(self, run: Run) -> None:
         try:
             await run.record_progress(self._progress_interval)
-        except (Unavailable, Undetermined):
+        except (Unavailable, OutcomeUnknown):
             pass  # it is only progress: the next look tries again
         except Superseded:
             if task := self._running.get(run):

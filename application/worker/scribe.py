@@ -6,8 +6,8 @@ import asyncio
 from collections import deque
 from typing import NamedTuple
 
-from application.envelope import Append, Write
-from application.errors import Unavailable, Undetermined
+from application.append import Append, StreamAppend
+from application.errors import OutcomeUnknown, Unavailable
 from application.ports.event_log import EventLog
 
 TOGETHER = 100  # writes of one append
@@ -15,7 +15,7 @@ LINGER = 0.005  # seconds in which writes gather: attempts of small files end cl
 
 
 class _Waiting(NamedTuple):
-    write: Write
+    write: StreamAppend
     recorded: asyncio.Future[None]
 
 
@@ -31,7 +31,7 @@ class Scribe:
         self._waiting: deque[_Waiting] = deque()
         self._writing: asyncio.Task[None] | None = None
 
-    def record(self, write: Write) -> asyncio.Future[None]:
+    def record(self, write: StreamAppend) -> asyncio.Future[None]:
         """Done once the write is recorded, or fails with what `EventLog.append` raises.
 
         Nobody can call it back: who stops waiting for the answer does not stop the write.
@@ -55,7 +55,7 @@ class Scribe:
         try:
             await self._log.append(Append(tuple(waiting.write for waiting in group)))
         except Exception as error:
-            if len(group) == 1 or isinstance(error, Unavailable | Undetermined):
+            if len(group) == 1 or isinstance(error, Unavailable | OutcomeUnknown):
                 _answer(group, error)
             else:  # something in it is refused: which, and what else, each finds out by itself
                 await asyncio.gather(*(self._write([waiting]) for waiting in group))

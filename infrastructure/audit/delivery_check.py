@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.webhooks.following import Roster, Telling, streams_of, telling_of, up_to_change
 from infrastructure.audit.findings import Findings, difference
 from infrastructure.event_store.codec import Codec
@@ -35,7 +35,7 @@ async def check_deliveries(
     connection: Connection,
     codec: Codec,
     findings: Findings,
-    changes: Sequence[Recorded],
+    changes: Sequence[RecordedEvent],
     *,
     through: int,
     retention: float,

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.orchestrator.deciding import BY
 from application.orchestrator.members import Followed, Member
 from application.projection.batches import BATCH_EVENTS
@@ -75,14 +75,14 @@ class StreamCheck:
     def __init__(self, positions: Positions, findings: Findings) -> None:
         self.newest_row_event = 0  # up to the read model's position, of those that change a row
         self.access: list[Aggregate] = []  # keys, sign-ins and erasures, folded to their ends
-        self.webhook_events: list[Recorded] = []
+        self.webhook_events: list[RecordedEvent] = []
         self.boxes: list[tuple[UUID, str]] = []  # keys of owners that events name, and the owner
         self._positions = positions
         self._findings = findings
         self._extent = _Extent()
         self._stream: _Stream | None = None
 
-    def take(self, events: Iterable[tuple[Recorded, UUID | None]], rows: Rows) -> None:
+    def take(self, events: Iterable[tuple[RecordedEvent, UUID | None]], rows: Rows) -> None:
         """Take the next events, each with the id of the key that it is encrypted with."""
         for recorded, key in events:
             if self._stream is None or self._stream.id != recorded.stream:
@@ -141,7 +141,7 @@ class _Stream:
         self._next: int | None = None  # position of the first event that is not in the row
         self._broken = False
 
-    def take(self, recorded: Recorded) -> None:
+    def take(self, recorded: RecordedEvent) -> None:
         if self._broken:
             return
         try:
@@ -172,7 +172,7 @@ class _Stream:
         self._finish_row(extent)
         self._finish_webhook()
 
-    def _fold(self, recorded: Recorded) -> None:
+    def _fold(self, recorded: RecordedEvent) -> None:
         event = recorded.event
         self._aggregate = fold(self.id, self._aggregate, event)
         if isinstance(event, BATCH_EVENTS):
@@ -197,7 +197,7 @@ class _Stream:
         detail = f"version {version} differs from the log: {names}"
         self._findings.add("snapshot_altered", "stored_snapshots", self.id, detail)
 
-    def _note_position(self, recorded: Recorded) -> None:
+    def _note_position(self, recorded: RecordedEvent) -> None:
         aggregate, position = self._aggregate, recorded.position
         if isinstance(aggregate, Webhook):
             if position <= (self._positions.webhooks or 0):
@@ -223,7 +223,7 @@ class _Stream:
     def _followed_by_orchestrator(self) -> bool:
         return isinstance(self._aggregate, Upload | Batch) and not is_part(self.id)
 
-    def _row_now(self, recorded: Recorded) -> Member | Followed | None:
+    def _row_now(self, recorded: RecordedEvent) -> Member | Followed | None:
         if isinstance(self._aggregate, Upload):
             return Member.as_of(self._aggregate, recorded.event)
         return self._followed

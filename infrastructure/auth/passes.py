@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 from psycopg.sql import SQL, Composed, Identifier
 
-from application.envelope import one
+from application.append import append_to_stream
 from application.ports.keys import Principal
 from domain.access.events import LoginIssued, LoginUsed, SessionClosed, SessionOpened
 from domain.ids import sign_in_stream_for
@@ -93,7 +93,7 @@ class Passes:
                 batch=principal.batch,
                 expires_at=expires_at,
             )
-            await append_in(connection, one(self._stream(token), 0, event))
+            await append_in(connection, append_to_stream(self._stream(token), 0, event))
         return token
 
     async def holder(self, token: str) -> Principal | None:
@@ -115,7 +115,7 @@ class Passes:
                 return None
             principal = _decode(row[0])
             event = self._kind.ended(at=row[2], by=principal.name)
-            await append_in(connection, one(self._stream(token), None, event))
+            await append_in(connection, append_to_stream(self._stream(token), None, event))
         return principal
 
     def _stream(self, token: str) -> UUID:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from hashlib import sha256
 
-from application.envelope import one
+from application.append import append_to_stream
 from application.ports.keys import Key
 from domain.access.events import KeyCreated, KeyRevoked
 from domain.ids import key_stream_for
@@ -30,10 +30,12 @@ async def record_created(connection: Connection, key: Key, secret_hash: bytes, b
         batch=key.batch,
         expires_at=key.expires_at,
     )
-    await append_in(connection, one(key_stream_for(key.id), 0, event))
+    await append_in(connection, append_to_stream(key_stream_for(key.id), 0, event))
 
 
 async def record_revoked(connection: Connection, key: Key, by: str) -> None:
     at: datetime | None = key.revoked_at
     assert at is not None
-    await append_in(connection, one(key_stream_for(key.id), None, KeyRevoked(at=at, by=by)))
+    await append_in(
+        connection, append_to_stream(key_stream_for(key.id), None, KeyRevoked(at=at, by=by))
+    )

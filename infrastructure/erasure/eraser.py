@@ -16,9 +16,8 @@ from uuid import UUID
 
 import structlog
 
-from application.commands import CancelBatch
-from application.handlers.batches import cancel_batch
-from application.handlers.deciding import Context, decide_batch, decide_upload
+from application.commands import CancelBatch, EraseBatch, EraseUpload
+from application.handlers.execute import CommandContext, execute
 from application.ports.blobs import BlobStore
 from application.ports.erasures import Erasure
 from application.ports.event_log import EventLog
@@ -97,7 +96,7 @@ class Eraser:
     async def step(self, connection: Connection, *erasures: Erasure) -> bool:
         """Whether all of them are finished. Tables are rewritten once for all that are that far.
 
-        Raises Busy, Unavailable, NoMasterKey, psycopg.Error.
+        Raises TooManyConflicts, Unavailable, NoMasterKey, psycopg.Error.
         """
         ready = [erasure for erasure in erasures if await self._prepare(connection, erasure)]
         if ready and self._rewrite is not None:
@@ -140,7 +139,7 @@ class Eraser:
             if state != "cancelling":
                 with suppress(NotNow):  # it ended meanwhile
                     command = CancelBatch(batch=id, reason=REASON)
-                    await cancel_batch(self._log, command, self._context(erasure))
+                    await execute(self._log, command, self._context(erasure))
         return bool(running)
 
     async def _erase_uploads(self, connection: Connection, erasure: Erasure) -> bool:
@@ -153,9 +152,7 @@ class Eraser:
                 await self._blobs.delete(str(name))
             context = self._context(erasure)
             with suppress(NotNow):  # it is on record already
-                await decide_upload(
-                    self._log, id, lambda it: it.erase(at=context.at, by=context.by), context
-                )
+                await execute(self._log, EraseUpload(upload=id), context)
 
         await _all(erase(id, blob, artifacts) for id, _, blob, artifacts in found)
         return bool(found)
@@ -167,9 +164,7 @@ class Eraser:
         async def erase(id: UUID) -> None:
             nonlocal all_ended
             try:
-                await decide_batch(
-                    self._log, id, lambda it: it.erase(at=context.at, by=context.by), context
-                )
+                await execute(self._log, EraseBatch(batch=id), context)
             except NotNow:
                 all_ended = False
 
@@ -205,9 +200,9 @@ class Eraser:
             await asyncio.sleep(LOOK)
         return False
 
-    def _context(self, erasure: Erasure) -> Context:
+    def _context(self, erasure: Erasure) -> CommandContext:
         """Whoever asked for it did it."""
-        return Context(erasure.requested_by, self._now())
+        return CommandContext(erasure.requested_by, self._now())
 
 
 async def _all(works: Any) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from application.envelope import one
+from application.append import append_to_stream
 from application.errors import NotFound
 from application.ports.erasures import Erasure
 from domain.access.events import ErasureFinished, ErasureRequested
@@ -53,7 +53,9 @@ class PostgresErasures:
                 async with connection.transaction():
                     inserted = await connection.execute(_REQUEST, values)
                     if inserted.rowcount:
-                        await append_in(connection, one(erasure.id, 0, _requested(erasure)))
+                        await append_in(
+                            connection, append_to_stream(erasure.id, 0, _requested(erasure))
+                        )
                 if found := await _erasures(connection, _OPEN, (erasure.owner,)):
                     return found[0]
 
@@ -85,7 +87,7 @@ async def finish(
         cursor = await connection.execute(_DESTROYED, (erasure.owner,))
         keys = tuple(row[0] for row in await cursor.fetchall())
         event = ErasureFinished(at=at, by=BY, batches=batches, uploads=uploads, keys=keys)
-        await append_in(connection, one(erasure.id, None, event))
+        await append_in(connection, append_to_stream(erasure.id, None, event))
 
 
 def _requested(erasure: Erasure) -> ErasureRequested:

@@ -70,10 +70,10 @@ def believe(group: Sequence[Encoded]) -> Believed | None:
     appends = [encoded.append for encoded in group]
     versions: dict[UUID, int] = {}
     for write in (write for append in appends for write in append.writes):
-        if write.expected is None:
+        if write.expected_version is None:
             return None
-        versions.setdefault(write.stream, write.expected)
-    if any(append.answer is not None for append in appends):
+        versions.setdefault(write.stream, write.expected_version)
+    if any(append.idempotency is not None for append in appends):
         return None
     guarded = guarded_streams(group)
     ledger = Ledger(dict(versions), {stream: [] for stream in guarded}, {})
@@ -81,5 +81,7 @@ def believe(group: Sequence[Encoded]) -> Believed | None:
     placed = [verdict for verdict in verdicts if isinstance(verdict, Placed) and verdict.rows]
     if len(placed) < len(verdicts):
         return None
-    topics = frozenset(t for append in appends for unless in append.unless for t in unless.topics)
+    topics = frozenset(
+        t for append in appends for condition in append.conditions for t in condition.topics
+    )
     return Believed(placed, versions, guarded, topics)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from application.envelope import NO_CAUSE, Append, Cause, DomainEvent
+from application.append import NO_CAUSE, Append, Causation, DomainEvent
 from domain.event import Event, topic_of
 from infrastructure.event_store.personal import (
     BEGINNING,
@@ -90,7 +90,7 @@ class Codec:
             await self._protection.learn({UUID(key.decode()) for key in keys})
 
     def encode(
-        self, event: Event, cause: Cause = NO_CAUSE, owner: str | None = None
+        self, event: Event, cause: Causation = NO_CAUSE, owner: str | None = None
     ) -> tuple[str, bytes]:
         """The topic of the event, and the bytes to file under it."""
         topic = topic_of(event)
@@ -109,7 +109,7 @@ class Codec:
         )
         return topic, _encode(state)
 
-    def decode(self, topic: str, state: bytes) -> tuple[DomainEvent, Cause]:
+    def decode(self, topic: str, state: bytes) -> tuple[DomainEvent, Causation]:
         """Raises UnreadableEvent for a topic or bytes that are none of ours."""
         if topic not in TOPICS:
             raise UnreadableEvent(f"no event has the topic {topic!r}")
@@ -124,7 +124,7 @@ class Codec:
             event = self._revealed(event, stored.private)
         if stored.command is None and stored.trace is None:
             return event, NO_CAUSE
-        return event, Cause(stored.command, stored.trace)
+        return event, Causation(stored.command, stored.trace)
 
     def _revealed(self, event: DomainEvent, box: Box) -> DomainEvent:
         if self._protection is None:

@@ -9,8 +9,8 @@ from typing import Self
 import psycopg
 import structlog
 
-from application.envelope import Append, Appended
-from application.errors import ApplicationError, Unavailable, Undetermined
+from application.append import Append, AppendResult
+from application.errors import ApplicationError, OutcomeUnknown, Unavailable
 from infrastructure.database_errors import is_transient
 from infrastructure.event_store.at_once import Believed, believe
 from infrastructure.event_store.codec import CODEC, Codec
@@ -77,10 +77,10 @@ class GroupCommitter:
             raise
         self._task = asyncio.create_task(self._commit_for_ever(), name="committer")
 
-    async def append(self, append: Append) -> Appended:
+    async def append(self, append: Append) -> AppendResult:
         """Records the append, durably, or not at all; see the port `EventLog` for the errors.
 
-        Raises Undetermined when the server was lost during COMMIT and did not come back in
+        Raises OutcomeUnknown when the server was lost during COMMIT and did not come back in
         time to be asked. A caller that is cancelled does not know either.
         """
         if self._closing or self._task is None:
@@ -175,7 +175,7 @@ class GroupCommitter:
 
     async def _take_their_word(
         self, group: list[Pending], believed: Believed
-    ) -> Sequence[Appended | ApplicationError] | None:
+    ) -> Sequence[AppendResult | ApplicationError] | None:
         """None where something that was believed is wrong, so that nothing was recorded."""
         assert self._exchange is not None
         questions = [Question(_BEGIN), *believed.questions()]
@@ -187,7 +187,7 @@ class GroupCommitter:
 
     async def _judge(
         self, group: list[Pending], encoded: Sequence[Encoded]
-    ) -> Sequence[Appended | ApplicationError]:
+    ) -> Sequence[AppendResult | ApplicationError]:
         """In two exchanges with the server: what the log holds, and then what it is to hold."""
         assert self._exchange is not None
         verdicts = await place_group(self._exchange.ask, encoded, before=[Question(_BEGIN)])
@@ -246,5 +246,5 @@ class GroupCommitter:
 def _given_up(pending: Pending) -> ApplicationError:
     """Return the error for an append that has exceeded its timeout."""
     if pending.recording:
-        return Undetermined("the log was lost while it recorded")
+        return OutcomeUnknown("the log was lost while it recorded")
     return Unavailable("the log cannot be reached")

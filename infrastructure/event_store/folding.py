@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias, get_args
 from uuid import UUID
 
-from application.envelope import DomainEvent
+from application.append import DomainEvent
 from domain.access.events import ErasureEvent, KeyEvent, SignInEvent
 from domain.access.records import RecordedErasure, RecordedKey, RecordedSignIn
 from domain.batch.aggregate import Batch

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from application.envelope import Append, Appended, Recorded
+from application.append import Append, AppendResult, RecordedEvent
 from application.errors import NotFound
 from application.ports.event_log import Origin
 from domain.batch.aggregate import Batch
@@ -75,14 +75,14 @@ class PostgresEventLog:
         assert self._id_secret is not None, "the log is not open"
         return self._id_secret
 
-    async def append(self, append: Append) -> Appended:
-        """Besides the errors of the port, raises Undetermined; see GroupCommitter.append."""
+    async def append(self, append: Append) -> AppendResult:
+        """Besides the errors of the port, raises OutcomeUnknown; see GroupCommitter.append."""
         try:
             appended = await self._committer.append(append)
         except BaseException:
             # Whatever it was, what is remembered may be wrong: the next load finds out.
             self.forget(*(write.stream for write in append.writes))
-            self.forget(*(unless.stream for unless in append.unless))
+            self.forget(*(condition.stream for condition in append.conditions))
             raise
         now = asyncio.get_running_loop().time()
         for write in append.writes:
@@ -127,13 +127,13 @@ class PostgresEventLog:
 
     async def stream(
         self, id: UUID, *, after: int = 0, upto_position: int | None = None, limit: int = PAGE
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         async with self._connection() as connection:
             return await read_stream(connection, id, after, upto_position, limit, self._codec)
 
     async def read(
         self, after: int, *, limit: int, topics: Sequence[str] | None = None
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         async with self._connection() as connection:
             return await read_log(connection, after, limit, topics, self._codec)
 

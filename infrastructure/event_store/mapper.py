@@ -9,7 +9,7 @@ import msgspec
 from eventsourcing.domain import DomainEventProtocol
 from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
 
-from application.envelope import NO_CAUSE, Cause, DomainEvent
+from application.append import NO_CAUSE, Causation, DomainEvent
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.folding import Aggregate, Snapshotted, fold
 from infrastructure.event_store.personal import Withheld
@@ -22,7 +22,7 @@ class Fact(msgspec.Struct, frozen=True):
     originator_id: UUID
     originator_version: int
     event: DomainEvent
-    cause: Cause = NO_CAUSE
+    cause: Causation = NO_CAUSE
 
     def mutate(self, aggregate: Aggregate | None) -> Aggregate:
         return fold(self.originator_id, aggregate, self.event)

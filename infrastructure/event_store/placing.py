@@ -8,8 +8,8 @@ from uuid import UUID
 
 import msgspec
 
-from application.envelope import Append, Unless
-from application.errors import AlreadyHandled, ApplicationError, Conflict, KeyReused
+from application.append import Append, AppendCondition
+from application.errors import AlreadyHandled, ApplicationError, Conflict, IdempotencyKeyReused
 from infrastructure.event_store.codec import CODEC, Codec
 
 
@@ -37,8 +37,8 @@ class Encoded(msgspec.Struct, frozen=True):
         """The streams it writes or guards; some more than once."""
         for write in self.append.writes:
             yield write.stream
-        for unless in self.append.unless:
-            yield unless.stream
+        for condition in self.append.conditions:
+            yield condition.stream
 
 
 class Placed(msgspec.Struct, frozen=True):
@@ -81,26 +81,26 @@ class Ledger(msgspec.Struct):
         return placed
 
     def _repeated(self, append: Append) -> ApplicationError | None:
-        if append.answer is None:
+        if append.idempotency is None:
             return None
-        known = self.answers.get(append.answer.command_id)
+        known = self.answers.get(append.idempotency.command_id)
         if known is None:
             return None
         fingerprint, body, position = known
-        if fingerprint != append.answer.fingerprint:
-            return KeyReused("the command id was used before for another request")
+        if fingerprint != append.idempotency.fingerprint:
+            return IdempotencyKeyReused("the command id was used before for another request")
         return AlreadyHandled(body, position)
 
     def _guarded(self, append: Append) -> Conflict | None:
-        for unless in append.unless:
-            if self._violates(unless):
-                return Conflict(unless.stream, unless.after, self.versions[unless.stream])
+        for condition in append.conditions:
+            if self._violates(condition):
+                return Conflict(condition.stream, condition.after, self.versions[condition.stream])
         return None
 
-    def _violates(self, unless: Unless) -> bool:
+    def _violates(self, condition: AppendCondition) -> bool:
         return any(
-            version > unless.after and topic in unless.topics
-            for version, topic in self.topics.get(unless.stream, ())
+            version > condition.after and topic in condition.topics
+            for version, topic in self.topics.get(condition.stream, ())
         )
 
     def _number(self, encoded: Encoded) -> Placed | Conflict:
@@ -108,8 +108,8 @@ class Ledger(msgspec.Struct):
         versions: dict[UUID, int] = {}
         for write, content in zip(encoded.append.writes, encoded.contents, strict=True):
             current = versions.get(write.stream, self.versions[write.stream])
-            if write.expected is not None and write.expected != current:
-                return Conflict(write.stream, write.expected, current)
+            if write.expected_version is not None and write.expected_version != current:
+                return Conflict(write.stream, write.expected_version, current)
             for topic, state in content:
                 current += 1
                 rows.append(Row(write.stream, current, topic, state))
@@ -121,5 +121,5 @@ class Ledger(msgspec.Struct):
         for row in placed.rows:
             if row.stream in self.topics:
                 self.topics[row.stream].append((row.version, row.topic))
-        if answer := placed.encoded.append.answer:
+        if answer := placed.encoded.append.idempotency:
             self.answers[answer.command_id] = (answer.fingerprint, answer.body, None)

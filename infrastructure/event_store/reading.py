@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.ports.event_log import Origin
 from infrastructure.event_store.codec import CODEC, Codec, UnreadableEvent
 from infrastructure.postgres.pool import Connection
@@ -56,7 +56,7 @@ async def read_stream(
     upto_position: int | None,
     limit: int,
     codec: Codec = CODEC,
-) -> list[Recorded]:
+) -> list[RecordedEvent]:
     """Events of one stream beyond version `after`, oldest first. Raises UnreadableEvent."""
     if upto_position is None:
         return await _read(connection, codec, _STREAM, id, after, limit)
@@ -69,7 +69,7 @@ async def read_log(
     limit: int,
     topics: Sequence[str] | None,
     codec: Codec = CODEC,
-) -> list[Recorded]:
+) -> list[RecordedEvent]:
     """Events beyond position `after`, in order. Raises UnreadableEvent."""
     if topics is None:
         return await _read(connection, codec, _LOG, after, limit)
@@ -78,7 +78,7 @@ async def read_log(
 
 async def read_firsts(
     connection: Connection, streams: Collection[UUID], codec: Codec = CODEC
-) -> list[Recorded]:
+) -> list[RecordedEvent]:
     """The event that each of these streams begins with, in any order. Raises UnreadableEvent."""
     return await _read(connection, codec, _FIRSTS, list(streams)) if streams else []
 
@@ -138,7 +138,7 @@ async def last_position_at(connection: Connection, moment: datetime, codec: Code
 
 async def _read(
     connection: Connection, codec: Codec, query: Any, *parameters: object
-) -> list[Recorded]:
+) -> list[RecordedEvent]:
     cursor = connection.cursor(binary=True)
     await cursor.execute(query, parameters, prepare=True)
     rows: list[StoredRow] = await cursor.fetchall()
@@ -148,10 +148,10 @@ async def _read(
 
 def recorded_of(
     codec: Codec, stream: UUID, version: int, position: int, topic: str, state: bytes
-) -> Recorded:
+) -> RecordedEvent:
     """Decode a row whose key was learned before. Raises UnreadableEvent."""
     try:
         event, cause = codec.decode(topic, state)
     except UnreadableEvent as error:
         raise UnreadableEvent(f"position {position}, {stream} version {version}: {error}") from None
-    return Recorded(stream, version, position, event, cause)
+    return RecordedEvent(stream, version, position, event, cause)

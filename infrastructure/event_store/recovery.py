@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from secrets import randbits
 
-from application.envelope import Appended
+from application.append import AppendResult
 from infrastructure.event_store.arrays import bigints, uuids
 from infrastructure.event_store.placing import Placed
 from infrastructure.event_store.waiting import Sent
@@ -43,7 +43,7 @@ async def begin_session(connection: Connection) -> int:
     return session
 
 
-async def look_up(connection: Connection, sent: Sequence[Sent]) -> list[Appended | None]:
+async def look_up(connection: Connection, sent: Sequence[Sent]) -> list[AppendResult | None]:
     """What became of each append; None where it is certain that it was not, and will not be,
     recorded.
 
@@ -65,7 +65,7 @@ async def look_up(connection: Connection, sent: Sequence[Sent]) -> list[Appended
     return outcomes
 
 
-async def _outcome(connection: Connection, placed: Placed) -> Appended | None:
+async def _outcome(connection: Connection, placed: Placed) -> AppendResult | None:
     if not placed.rows:
         return await _answered(connection, placed)
     streams = uuids(row.stream for row in placed.rows)
@@ -76,14 +76,14 @@ async def _outcome(connection: Connection, placed: Placed) -> Appended | None:
         (topic, state) == (row.topic, row.state)
         for (_, topic, state), row in zip(found, placed.rows, strict=True)
     ]
-    return Appended(found[-1][0], placed.versions) if all(same) else None
+    return AppendResult(found[-1][0], placed.versions) if all(same) else None
 
 
-async def _answered(connection: Connection, placed: Placed) -> Appended | None:
+async def _answered(connection: Connection, placed: Placed) -> AppendResult | None:
     """An append without events is known by its answer; one without either changed nothing."""
-    answer = placed.encoded.append.answer
+    answer = placed.encoded.append.idempotency
     if answer is None:
-        return Appended(0, placed.versions)
+        return AppendResult(0, placed.versions)
     known = (answer.command_id, answer.fingerprint)
     row = await (await connection.execute(_ANSWERED, known)).fetchone()
-    return None if row is None else Appended(row[0], placed.versions)
+    return None if row is None else AppendResult(row[0], placed.versions)

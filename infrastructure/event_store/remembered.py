@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from application.envelope import DomainEvent, Write
+from application.append import DomainEvent, StreamAppend
 from domain.errors import Refused
 from infrastructure.event_store.folding import Aggregate, MixedStream, fold
 
@@ -54,7 +54,7 @@ class Remembered:
     def forget(self, id: UUID) -> None:
         self._known.pop(id, None)
 
-    def recorded(self, write: Write, version: int, at: float) -> None:
+    def recorded(self, write: StreamAppend, version: int, at: float) -> None:
         """Moves an aggregate on by events of our own that brought its stream to `version`."""
         known = self._known.get(write.stream)
         before = version - len(write.events)
@@ -74,7 +74,7 @@ class Remembered:
             self.put(Known(aggregate, at, known.snapshot if known else 0))
 
 
-def _after(write: Write, aggregate: Aggregate | None) -> Aggregate | None:
+def _after(write: StreamAppend, aggregate: Aggregate | None) -> Aggregate | None:
     for event in write.events:
         aggregate = fold(write.stream, aggregate, cast("DomainEvent", event))
     return aggregate

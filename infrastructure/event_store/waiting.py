@@ -7,7 +7,7 @@ from collections import deque
 
 import msgspec
 
-from application.envelope import Appended
+from application.append import AppendResult
 from infrastructure.event_store.placing import Encoded, Placed
 
 
@@ -27,12 +27,12 @@ class Pending(msgspec.Struct):
     """
 
     encoded: Encoded
-    outcome: asyncio.Future[Appended]
+    outcome: asyncio.Future[AppendResult]
     deadline: float
     sent: Sent | None = None
     recording: bool = False
 
-    def resolve(self, result: Appended | BaseException) -> None:
+    def resolve(self, result: AppendResult | BaseException) -> None:
         """Tells the caller, unless it has gone away."""
         if self.outcome.done():
             return

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeAlias
 from uuid import UUID
 
-from application.envelope import Append, Appended
+from application.append import Append, AppendResult
 from application.errors import ApplicationError
 from infrastructure.event_store.arrays import Array, bigints, byteas, texts, uuids
 from infrastructure.event_store.codec import CODEC, Codec
@@ -87,13 +87,13 @@ NOTIFY = Statement(
 
 async def write_group(
     connection: Connection, appends: Sequence[Append], codec: Codec = CODEC
-) -> list[Appended | ApplicationError]:
+) -> list[AppendResult | ApplicationError]:
     """Records what may be recorded, and says of each append what became of it.
 
     Runs in the caller's READ COMMITTED transaction, and holds the lock of the log until
     that ends: call it last, commit soon. Nothing is durable, and no reader is woken, before
-    the caller commits. A refusal (Conflict, AlreadyHandled, KeyReused) is a result, and does
-    not keep the other appends from being recorded. Raises psycopg.Error.
+    the caller commits. A refusal (Conflict, AlreadyHandled, IdempotencyKeyReused) is a result, and
+    does not keep the other appends from being recorded. Raises psycopg.Error.
     """
     for append in appends:
         await codec.prepare(append)  # by a connection of its own, before any lock is taken
@@ -102,10 +102,10 @@ async def write_group(
     return results(verdicts, await ask(insertions(verdicts)))
 
 
-async def append_in(connection: Connection, append: Append, codec: Codec = CODEC) -> Appended:
+async def append_in(connection: Connection, append: Append, codec: Codec = CODEC) -> AppendResult:
     """Record one append in the caller's transaction, which should end soon after.
 
-    Raises Conflict, AlreadyHandled, KeyReused, psycopg.Error.
+    Raises Conflict, AlreadyHandled, IdempotencyKeyReused, psycopg.Error.
     """
     (result,) = await write_group(connection, [append], codec)
     if isinstance(result, ApplicationError):
@@ -128,7 +128,7 @@ async def place_group(
     """
     streams = list(dict.fromkeys(stream for encoded in group for stream in encoded.streams))
     guarded = guarded_streams(group)
-    commands = {e.append.answer.command_id for e in group if e.append.answer is not None}
+    commands = {e.append.idempotency.command_id for e in group if e.append.idempotency is not None}
     _, versions, topics, answers = (
         await ask(
             [
@@ -163,7 +163,7 @@ def insertions(verdicts: Verdicts) -> list[Question]:
         streams, versions, kinds, states = zip(*rows, strict=True)
         columns = (uuids(streams), bigints(versions), texts(kinds), byteas(states))
         questions.append(Question(_INSERT, columns))
-    if answered := [append for append in placed if append.encoded.append.answer is not None]:
+    if answered := [append for append in placed if append.encoded.append.idempotency is not None]:
         questions.append(Question(_ANSWER, _answers(answered)))
     if rows:
         questions.append(Question(NOTIFY))
@@ -172,22 +172,22 @@ def insertions(verdicts: Verdicts) -> list[Question]:
 
 def results(
     verdicts: Sequence[Placed | ApplicationError], inserted: Sequence[Answer]
-) -> list[Appended | ApplicationError]:
+) -> list[AppendResult | ApplicationError]:
     """What each append is told, given the answers to the insertions."""
     positions = inserted[0].rows if inserted else ()
-    told: list[Appended | ApplicationError] = []
+    told: list[AppendResult | ApplicationError] = []
     end = 0
     for verdict in verdicts:
         if isinstance(verdict, Placed):
             end += len(verdict.rows)
-            told.append(Appended(positions[end - 1][0] if end else 0, verdict.versions))
+            told.append(AppendResult(positions[end - 1][0] if end else 0, verdict.versions))
         else:
             told.append(verdict)
     return told
 
 
 def _answers(answered: Sequence[Placed]) -> tuple[Array, ...]:
-    answers = [append.encoded.append.answer for append in answered]
+    answers = [append.encoded.append.idempotency for append in answered]
     ends = [append.rows[-1] if append.rows else NO_ROW for append in answered]
     return (
         uuids(answer.command_id for answer in answers if answer),
@@ -202,6 +202,8 @@ def guarded_streams(group: Sequence[Encoded]) -> dict[UUID, int]:
     """The streams that must not have moved in some way, and since when."""
     since: dict[UUID, int] = {}
     for encoded in group:
-        for unless in encoded.append.unless:
-            since[unless.stream] = min(unless.after, since.get(unless.stream, unless.after))
+        for condition in encoded.append.conditions:
+            since[condition.stream] = min(
+                condition.after, since.get(condition.stream, condition.after)
+            )
     return since

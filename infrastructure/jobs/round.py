@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from application.envelope import Append, Appended, Recorded, one
+from application.append import Append, AppendResult, RecordedEvent, append_to_stream
 from application.errors import ApplicationError
 from application.orchestrator.deciding import (
     abandon,
@@ -46,7 +46,7 @@ class Step(msgspec.Struct, frozen=True):
     def append(self) -> Append:
         subject = self.subject
         stream = subject.upload if isinstance(subject, Member) else subject.batch
-        return one(stream, subject.version, *self.events, owner=subject.owner)
+        return append_to_stream(stream, subject.version, *self.events, owner=subject.owner)
 
 
 class Plan(msgspec.Struct):
@@ -82,7 +82,7 @@ async def run_round(
     settings: Settings,
     *,
     position: int,
-    events: Sequence[Recorded],
+    events: Sequence[RecordedEvent],
     check: bool,
     at: datetime,
     suspects: Suspects | None = None,
@@ -114,7 +114,7 @@ async def run_round(
     return Done(through, len(plan.steps) >= selection.CHUNK, due)
 
 
-async def _follow(connection: Connection, events: Sequence[Recorded]) -> Changes:
+async def _follow(connection: Connection, events: Sequence[RecordedEvent]) -> Changes:
     if not events:
         return Changes()
     return follow(events, *await rows.load(connection, *streams_of(events)))
@@ -188,13 +188,13 @@ async def _carry_out(
     connection: Connection, dispatch: Dispatch, plan: Plan, settings: Settings, codec: Codec
 ) -> datetime | None:
     """Records the steps; only what the log accepted has consequences. When the next count is."""
-    answers: Sequence[Appended | ApplicationError] = ()
+    answers: Sequence[AppendResult | ApplicationError] = ()
     if plan.steps:
         answers = await write_group(connection, [step.append for step in plan.steps], codec)
     accepted = [
         step
         for step, answer in zip(plan.steps, answers, strict=True)
-        if isinstance(answer, Appended)
+        if isinstance(answer, AppendResult)
     ]
     members, batches = _evolved(accepted, plan.expiring)
     travelling = [member for member, needs_job in members if needs_job]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.ports.event_log import EventLog
 
 CHUNK = 2_000  # events
@@ -14,7 +14,7 @@ CHUNK = 2_000  # events
 
 async def chunks(
     log: EventLog, after: int, *, upto: int | None = None, size: int = CHUNK
-) -> AsyncGenerator[Sequence[Recorded], None]:
+) -> AsyncGenerator[Sequence[RecordedEvent], None]:
     """Every event beyond position `after` up to `upto`, or to the end as of now, in order.
 
     Close it (`contextlib.aclosing`) when leaving early. Raises what `EventLog.read` raises.
@@ -37,8 +37,8 @@ async def chunks(
             await ahead
 
 
-def _reading(log: EventLog, after: int, size: int) -> asyncio.Task[Sequence[Recorded]]:
-    async def read() -> Sequence[Recorded]:
+def _reading(log: EventLog, after: int, size: int) -> asyncio.Task[Sequence[RecordedEvent]]:
+    async def read() -> Sequence[RecordedEvent]:
         return await log.read(after, limit=size)
 
     return asyncio.create_task(read(), name="read_log_ahead")

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.errors import NotFound
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.read_model.engine import answering, one_moment
@@ -32,34 +32,34 @@ class PostgresHistory:
 
     async def of_upload(
         self, id: UUID, *, owner: str | None, after: int = 0, limit: int = 1000
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         which = log.notification_id > after
         return await self._of_stream(id, owner, which, log.originator_version.asc(), limit)
 
     async def of_upload_before(
         self, id: UUID, before: int, *, owner: str | None, limit: int = 1000
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         which = log.notification_id < before
         found = await self._of_stream(id, owner, which, log.originator_version.desc(), limit)
         return found[::-1]
 
     async def of_batch(
         self, id: UUID, *, owner: str | None, after: int = 0, limit: int = 1000
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         async with one_moment(self._engine) as session:
             await self._require_batch(session, id, owner)
             return await self._page(session, of_batch(id), after, limit)
 
     async def of_batch_before(
         self, id: UUID, before: int, *, owner: str | None, limit: int = 1000
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         async with one_moment(self._engine) as session:
             await self._require_batch(session, id, owner)
             return await (await self._scan(session, of_batch(id))).page_before(before, limit)
 
     async def of_everything(
         self, *, owner: str | None, after: int = 0, limit: int = 1000
-    ) -> Sequence[Recorded]:
+    ) -> Sequence[RecordedEvent]:
         if owner is None:
             query = (
                 select(*EVENT)
@@ -74,7 +74,7 @@ class PostgresHistory:
 
     async def _page(
         self, session: AsyncConnection, scope: Scope, after: int, limit: int
-    ) -> list[Recorded]:
+    ) -> list[RecordedEvent]:
         return await (await self._scan(session, scope)).page(after, limit)
 
     async def _scan(self, session: AsyncConnection, scope: Scope) -> Scan:
@@ -95,7 +95,7 @@ class PostgresHistory:
         which: ColumnElement[bool],
         order: ColumnElement[int],
         limit: int,
-    ) -> list[Recorded]:
+    ) -> list[RecordedEvent]:
         """Those events of an upload; raises NotFound where there is no such upload."""
         its = and_(log.originator_id == uploads.c.id, which)
         query = (

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import CTE, ColumnElement, Row, Select, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from infrastructure.event_store.codec import Codec
 from infrastructure.read_model.scopes import Scope
 from infrastructure.read_model.tables import stored_events
@@ -25,15 +25,17 @@ log = stored_events.c
 EVENT = (log.originator_id, log.originator_version, log.notification_id, log.topic, log.state)
 
 
-async def all_recorded(rows: Sequence[Row[*tuple[Any, ...]]], codec: Codec) -> list[Recorded]:
+async def all_recorded(rows: Sequence[Row[*tuple[Any, ...]]], codec: Codec) -> list[RecordedEvent]:
     """The events of rows of the columns EVENT. Raises UnreadableEvent, Unavailable."""
     await codec.learn(row.state for row in rows)
     return [_recorded(row, codec) for row in rows]
 
 
-def _recorded(row: Row[*tuple[Any, ...]], codec: Codec) -> Recorded:
+def _recorded(row: Row[*tuple[Any, ...]], codec: Codec) -> RecordedEvent:
     event, cause = codec.decode(row.topic, row.state)
-    return Recorded(row.originator_id, row.originator_version, row.notification_id, event, cause)
+    return RecordedEvent(
+        row.originator_id, row.originator_version, row.notification_id, event, cause
+    )
 
 
 class Scan:
@@ -48,13 +50,13 @@ class Scan:
         self._reached = reached
         self._codec = codec
 
-    async def page(self, after: int, limit: int) -> list[Recorded]:
+    async def page(self, after: int, limit: int) -> list[RecordedEvent]:
         """The first `limit` events beyond position `after`."""
         if await self._has_few_streams(after):
             return await self._gather(after, limit)
         return await self._look_through(after, limit)
 
-    async def page_before(self, before: int, limit: int) -> list[Recorded]:
+    async def page_before(self, before: int, limit: int) -> list[RecordedEvent]:
         """The last `limit` events before position `before`, oldest first."""
         before = min(before, self._reached + 1)
         if await self._has_few_streams(0):
@@ -66,8 +68,8 @@ class Scan:
         count = await self._session.scalar(select(func.count()).select_from(some))
         return count is not None and count <= FEW
 
-    async def _look_through(self, after: int, limit: int) -> list[Recorded]:
-        found: list[Recorded] = []
+    async def _look_through(self, after: int, limit: int) -> list[RecordedEvent]:
+        found: list[RecordedEvent] = []
         while len(found) < limit and after < self._reached:
             end = min(after + WINDOW, self._reached)
             wanted = limit - len(found)
@@ -87,9 +89,9 @@ class Scan:
                 return found + await self._gather(after, limit - len(found))
         return found
 
-    async def _look_back(self, before: int, limit: int) -> list[Recorded]:
+    async def _look_back(self, before: int, limit: int) -> list[RecordedEvent]:
         """As `_look_through`, but towards the beginning; newest first."""
-        found: list[Recorded] = []
+        found: list[RecordedEvent] = []
         while len(found) < limit and before > 1:
             start = max(1, before - WINDOW)
             wanted = limit - len(found)
@@ -109,13 +111,13 @@ class Scan:
                 return found + await self._gather_back(before, limit - len(found))
         return found
 
-    async def _gather_back(self, before: int, limit: int) -> list[Recorded]:
+    async def _gather_back(self, before: int, limit: int) -> list[RecordedEvent]:
         events = self._gathered(0, log.notification_id < before)
         return await self._events(
             select(events).order_by(events.c.notification_id.desc()).limit(limit)
         )
 
-    async def _gather(self, after: int, limit: int) -> list[Recorded]:
+    async def _gather(self, after: int, limit: int) -> list[RecordedEvent]:
         ahead = and_(log.notification_id > after, log.notification_id <= self._reached)
         events = self._gathered(after, ahead)
         return await self._events(select(events).order_by(events.c.notification_id).limit(limit))
@@ -134,5 +136,5 @@ class Scan:
             .prefix_with("MATERIALIZED")
         )
 
-    async def _events(self, query: Select[Any]) -> list[Recorded]:
+    async def _events(self, query: Select[Any]) -> list[RecordedEvent]:
         return await all_recorded((await self._session.execute(query)).all(), self._codec)

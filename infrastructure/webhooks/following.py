@@ -9,7 +9,7 @@ from uuid import UUID
 
 import structlog
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.ports.event_log import Wakeups
 from application.webhooks.following import (
     Roster,
@@ -118,8 +118,8 @@ class Follower:
     async def _take(
         self,
         connection: Connection,
-        events: Sequence[Recorded],
-        change: Recorded | None,
+        events: Sequence[RecordedEvent],
+        change: RecordedEvent | None,
         through: int,
     ) -> None:
         """One transaction: what these events lead to, and the place after them."""
@@ -175,5 +175,5 @@ async def _tracked(connection: Connection, *, lock: bool = False) -> int:
     return int(row[0])
 
 
-def _last(events: Sequence[Recorded]) -> int:
+def _last(events: Sequence[RecordedEvent]) -> int:
     return events[-1].position if events else 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.webhooks.following import Telling
 from domain.webhook.aggregate import Webhook
 from domain.webhook.events import WebhookChanged, WebhookEnabled
@@ -49,7 +49,9 @@ ON CONFLICT (webhook) DO UPDATE SET missed = h.missed + EXCLUDED.missed,
   missed_after = coalesce(h.missed_after, EXCLUDED.missed_after)"""
 
 
-async def save(connection: Connection, webhook: Webhook, change: Recorded, at: datetime) -> None:
+async def save(
+    connection: Connection, webhook: Webhook, change: RecordedEvent, at: datetime
+) -> None:
     """The webhook after this change; whatever was kept for one that was removed is gone."""
     if webhook.removed:
         for statement in _REMOVE:

@@ -9,8 +9,8 @@ import msgspec
 from aiohttp import web
 
 from application.commands import AddUploads
-from application.handlers.registering import AddedFile, add_uploads
-from application.transfer.declaring import without_room
+from application.handlers.uploads import FileResult, add_uploads
+from application.transfer.declaring import files_over_quota
 from domain.errors import Fault, Faulty
 from domain.file import FileDeclaration
 from interfaces.rest.access import batch_of, require
@@ -63,7 +63,7 @@ class Adding:
         self._services = request.app[SERVICES]
         self._request = request
         self._batch = batch
-        self._results: list[AddedFile] = []
+        self._results: list[FileResult] = []
         self.position = 0
 
     @property
@@ -78,7 +78,7 @@ class Adding:
             batch=self._batch,
             files=tuple(files),
             max_size=largest,
-            without_room=await without_room(log, quotas, self._batch, files, largest),
+            over_quota=await files_over_quota(log, quotas, self._batch, files, largest),
         )
         added = await add_uploads(log, command, context_of(self._request))
         self._results += added.files

@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from application.handlers.registering import AddedFile
+from application.handlers.uploads import FileResult
 from application.ports.keys import Key
 from application.views import UploadView
 
@@ -49,7 +49,7 @@ class CommandAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class AddedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What became of each file of a list, in its order."""
 
-    files: list[AddedFile]
+    files: list[FileResult]
     added: int
     known: int
     rejected: int

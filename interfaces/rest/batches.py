@@ -8,8 +8,7 @@ import msgspec
 from aiohttp import web
 
 from application.commands import CancelBatch, PauseBatch, ResumeBatch, SealBatch
-from application.handlers.batches import cancel_batch, pause_batch, resume_batch, seal_batch
-from application.handlers.deciding import Context
+from application.handlers.execute import CommandContext, execute
 from application.ports.event_log import EventLog
 from application.replay import batch_as_of
 from application.views import BatchView
@@ -75,8 +74,8 @@ async def seal(request: web.Request) -> web.Response:
     require(request, *SENDERS)
     predicted = CommandAnswer(id=id_in(request), state="sealed")
 
-    async def act(log: EventLog, context: Context) -> int:
-        return (await seal_batch(log, SealBatch(batch=predicted.id), context)).position
+    async def act(log: EventLog, context: CommandContext) -> int:
+        return (await execute(log, SealBatch(batch=predicted.id), context)).position
 
     return await commanded(request, predicted, act)
 
@@ -85,8 +84,8 @@ async def pause(request: web.Request) -> web.Response:
     require(request, *OPERATORS)
     predicted = CommandAnswer(id=id_in(request), paused=True)
 
-    async def act(log: EventLog, context: Context) -> int:
-        return (await pause_batch(log, PauseBatch(batch=predicted.id), context)).position
+    async def act(log: EventLog, context: CommandContext) -> int:
+        return (await execute(log, PauseBatch(batch=predicted.id), context)).position
 
     return await commanded(request, predicted, act)
 
@@ -95,8 +94,8 @@ async def resume(request: web.Request) -> web.Response:
     require(request, *OPERATORS)
     predicted = CommandAnswer(id=id_in(request), paused=False)
 
-    async def act(log: EventLog, context: Context) -> int:
-        return (await resume_batch(log, ResumeBatch(batch=predicted.id), context)).position
+    async def act(log: EventLog, context: CommandContext) -> int:
+        return (await execute(log, ResumeBatch(batch=predicted.id), context)).position
 
     return await commanded(request, predicted, act)
 
@@ -106,9 +105,9 @@ async def cancel(request: web.Request) -> web.Response:
     reason = await reason_in(request)
     predicted = CommandAnswer(id=id_in(request), state="cancelling")
 
-    async def act(log: EventLog, context: Context) -> int:
+    async def act(log: EventLog, context: CommandContext) -> int:
         command = CancelBatch(batch=predicted.id, reason=reason)
-        return (await cancel_batch(log, command, context)).position
+        return (await execute(log, command, context)).position
 
     return await commanded(request, predicted, act, reason)
 
@@ -123,7 +122,7 @@ async def reason_in(request: web.Request) -> str:
 async def commanded(
     request: web.Request,
     predicted: CommandAnswer,
-    act: Callable[[EventLog, Context], Awaitable[int]],
+    act: Callable[[EventLog, CommandContext], Awaitable[int]],
     *parts: object,
 ) -> web.Response:
     """Acts once on what the requester may touch, and answers what that leads to."""

@@ -6,9 +6,7 @@ import msgspec
 from aiohttp import web
 
 from application.commands import PrioritizeBatch, ReleaseUpload, RetryBatch
-from application.handlers.batches import prioritize_batch, retry_batch
-from application.handlers.deciding import Context
-from application.handlers.transfers import release_upload
+from application.handlers.execute import CommandContext, execute
 from application.ports.event_log import EventLog
 from domain.batch.state import BatchState
 from domain.upload.state import UploadState
@@ -31,8 +29,8 @@ async def retry(request: web.Request) -> web.Response:
     state = BatchState.OPEN if batch.state is BatchState.OPEN else BatchState.SEALED
     predicted = CommandAnswer(id=batch.id, state=state)
 
-    async def act(log: EventLog, context: Context) -> int:
-        return (await retry_batch(log, RetryBatch(batch=batch.id), context)).position
+    async def act(log: EventLog, context: CommandContext) -> int:
+        return (await execute(log, RetryBatch(batch=batch.id), context)).position
 
     return await batches.commanded(request, predicted, act)
 
@@ -44,9 +42,9 @@ async def prioritize(request: web.Request) -> web.Response:
     priority = (await json_body(request, _priority)).priority
     predicted = CommandAnswer(id=batch.id, priority=priority)
 
-    async def act(log: EventLog, context: Context) -> int:
+    async def act(log: EventLog, context: CommandContext) -> int:
         command = PrioritizeBatch(batch=predicted.id, priority=priority)
-        return (await prioritize_batch(log, command, context)).position
+        return (await execute(log, command, context)).position
 
     return await batches.commanded(request, predicted, act, priority)
 
@@ -58,9 +56,9 @@ async def release(request: web.Request) -> web.Response:
     reason = (await json_body(request, _release)).reason
     predicted = CommandAnswer(id=upload.id, state=UploadState.COMPLETED)
 
-    async def act(log: EventLog, context: Context) -> int:
+    async def act(log: EventLog, context: CommandContext) -> int:
         command = ReleaseUpload(upload=predicted.id, reason=reason)
-        return (await release_upload(log, command, context)).position
+        return (await execute(log, command, context)).position
 
     return await uploads.commanded(request, predicted, act, reason)
 

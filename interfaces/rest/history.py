@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from aiohttp import hdrs, web
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.ports.keys import Principal, Scope
 from application.webhooks.addresses import masked
 from domain.event import topic_of
@@ -37,7 +37,7 @@ STREAMED = 250  # events in memory at a time
 # Where the bytes lie is nobody's business outside.
 _HIDDEN = frozenset({"type", "at", "by", "blob"})
 
-Source: TypeAlias = Callable[[int, int], Awaitable[Sequence[Recorded]]]
+Source: TypeAlias = Callable[[int, int], Awaitable[Sequence[RecordedEvent]]]
 """Events beyond a position, or the last before one; at most so many."""
 
 _encode = msgspec.json.Encoder().encode
@@ -81,7 +81,7 @@ async def of_webhook(request: web.Request) -> web.StreamResponse:
     webhook = await webhook_of(request, id_in(request), also_removed=True)
     log = request.app[SERVICES].log
 
-    async def source(after: int, limit: int) -> Sequence[Recorded]:
+    async def source(after: int, limit: int) -> Sequence[RecordedEvent]:
         events = await log.stream(webhook.id)
         return [recorded for recorded in events if recorded.position > after][:limit]
 
@@ -98,7 +98,7 @@ async def of_everything(request: web.Request) -> web.StreamResponse:
     )
 
 
-def item_of(recorded: Recorded, reader: Principal) -> HistoryItem:
+def item_of(recorded: RecordedEvent, reader: Principal) -> HistoryItem:
     """The event as clients see it, with what is common to all events beside its own data.
 
     The address of a webhook is for operators: `notify` of a batch may be one.
@@ -151,13 +151,13 @@ async def _told_back(
 
 
 def _page(
-    request: web.Request, events: Sequence[Recorded], next: int | None, position: int
+    request: web.Request, events: Sequence[RecordedEvent], next: int | None, position: int
 ) -> web.Response:
     items = [item_of(recorded, principal_of(request)) for recorded in events]
     return json_answer(PageAnswer(items=items, next=next, position=position), position=position)
 
 
-def _fitting(request: web.Request, events: Sequence[Recorded]) -> int:
+def _fitting(request: web.Request, events: Sequence[RecordedEvent]) -> int:
     """How many of the events, at least one, fit into a page."""
     size = 0
     for count, recorded in enumerate(events):

@@ -13,9 +13,9 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from application.envelope import Answer, Append, Cause, Write
+from application.append import Append, Causation, IdempotencyRecord, StreamAppend
 from application.errors import AlreadyHandled, Conflict
-from application.handlers.deciding import Context
+from application.handlers.execute import CommandContext
 from application.ports.event_log import EventLog
 from domain.ids import command_id_for
 from interfaces.rest.access import principal_of
@@ -46,24 +46,24 @@ def fingerprint_of(*parts: object) -> str:
     return sha256(_encode(parts)).hexdigest()
 
 
-def context_of(request: web.Request, answer: Answer | None = None) -> Context:
+def context_of(request: web.Request, answer: IdempotencyRecord | None = None) -> CommandContext:
     """Who commands, when and why; each command has an id, the client's key's or a new one."""
     services = request.app[SERVICES]
     command = answer.command_id if answer else services.new_id()
-    cause = Cause(command, traceparent_of(request))
-    return Context(principal_of(request).name, services.now(), cause, answer)
+    cause = Causation(command, traceparent_of(request))
+    return CommandContext(principal_of(request).name, services.now(), cause, answer)
 
 
 async def once(
     request: web.Request,
     predicted: CommandAnswer,
     parts: tuple[object, ...],
-    act: Callable[[Context], Awaitable[int]],
+    act: Callable[[CommandContext], Awaitable[int]],
 ) -> CommandAnswer:
     """Acts, unless this key was acted on before: then its very first answer is given again.
 
     `act` returns the position of what it recorded, 0 for nothing; `predicted` is what the
-    command leads to if it is not refused, `parts` what is asked for. Raises KeyReused.
+    command leads to if it is not refused, `parts` what is asked for. Raises IdempotencyKeyReused.
     """
     log, key = request.app[SERVICES].log, idempotency_key(request)
     if key is None:
@@ -71,14 +71,16 @@ async def once(
         return await _placed(log, predicted, position)
     command = command_id_for(principal_of(request).owner, key)
     asked = fingerprint_of(request.method, request.path, *parts)
-    answer = Answer(command, asked, _encode(predicted))
+    answer = IdempotencyRecord(command, asked, _encode(predicted))
     while True:
         try:
             await _refuse_repetition(log, predicted.id, answer)
             position = await act(context_of(request, answer))
             if not position:  # nothing was to be recorded but that the key is used
                 predicted = await _placed(log, predicted, 0)
-                await log.append(Append((), answer=Answer(command, asked, _encode(predicted))))
+                await log.append(
+                    Append((), idempotency=IdempotencyRecord(command, asked, _encode(predicted)))
+                )
                 return predicted
         except AlreadyHandled as known:
             if known.position is None:
@@ -88,13 +90,13 @@ async def once(
         return await _placed(log, predicted, position)
 
 
-async def _refuse_repetition(log: EventLog, stream: UUID, answer: Answer) -> None:
-    """Raises AlreadyHandled or KeyReused for a known key, whatever the state is by now.
+async def _refuse_repetition(log: EventLog, stream: UUID, answer: IdempotencyRecord) -> None:
+    """Raises AlreadyHandled or IdempotencyKeyReused for a known key, whatever the state is by now.
 
     The log judges the key before the version, and this version is never right.
     """
     try:
-        await log.append(Append((Write(stream, _NEVER, ()),), answer=answer))
+        await log.append(Append((StreamAppend(stream, _NEVER, ()),), idempotency=answer))
     except Conflict:
         return
 

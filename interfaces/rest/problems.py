@@ -13,12 +13,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from application.errors import (
-    Busy,
     Conflict,
-    KeyReused,
+    IdempotencyKeyReused,
     NotFound,
+    OutcomeUnknown,
     StorageFull,
-    Undetermined,
+    TooManyConflicts,
 )
 from application.ports.read_model import BadCursor
 from application.transfer.errors import AccessEnded, SenderGone, Stalled
@@ -103,12 +103,12 @@ class Problem(Exception):
 
 
 _PLAIN: tuple[tuple[type[Exception], int, str, Mapping[str, str]], ...] = (
-    (KeyReused, 422, "idempotency_key_reused", {}),
-    (NotNow, 409, "not_now", {}),
+    (IdempotencyKeyReused, 422, "idempotency_key_reused", {}),
+    (NotNow, 409, "invalid_state", {}),
     (OutOfRange, 409, "out_of_range", {}),
     (Superseded, 409, "superseded", {}),
     (Refused, 409, "refused", {}),
-    (Busy, 409, "busy", RETRY_SOON),
+    (TooManyConflicts, 409, "busy", RETRY_SOON),
     (Conflict, 409, "conflict", RETRY_SOON),
 )
 
@@ -162,7 +162,7 @@ def problem_of(error: Exception) -> Problem:
             return Problem(408, "stalled", str(error))
         case SenderGone() | ClientConnectionResetError():  # as a rule nobody reads this
             return Problem(400, "body_cut_short", "the connection broke before the request ended")
-        case Undetermined():
+        case OutcomeUnknown():
             _log.error("undetermined", error=str(error))
             return Problem(503, "undetermined", UNDETERMINED, headers=RETRY_SOON)
         case StorageFull(free=free):

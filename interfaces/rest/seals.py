@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import msgspec
 from aiohttp import hdrs, web
 
+from application.append import RecordedEvent
 from application.audit.export import Line, Opening
 from application.audit.seal import Seal
-from application.envelope import Recorded
 from application.ports.seals import SigningKey
 from interfaces.rest.access import (
     batch_of,
@@ -92,7 +92,7 @@ async def export_of_upload(request: web.Request) -> web.StreamResponse:
 async def _proven(
     request: web.Request,
     of: str,
-    source: Callable[[int, int], Awaitable[Sequence[Recorded]]],
+    source: Callable[[int, int], Awaitable[Sequence[RecordedEvent]]],
 ) -> web.StreamResponse:
     """The events that the source names, each with its place in the tree of its seal."""
     opening = Opening(of=of, whole=False, after=await _after(request))

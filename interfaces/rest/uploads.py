@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from application.commands import CancelUpload, RetryUpload
-from application.handlers.deciding import Context
-from application.handlers.transfers import retry_upload
+from application.handlers.execute import CommandContext, execute
 from application.ports.event_log import EventLog
 from application.replay import upload_as_of
 from application.transfer.errors import Ended
@@ -90,7 +89,7 @@ async def cancel(request: web.Request) -> web.Response:
     reason = await reason_in(request)
     predicted = CommandAnswer(id=id_in(request), state=UploadState.CANCELLED)
 
-    async def act(log: EventLog, context: Context) -> int:
+    async def act(log: EventLog, context: CommandContext) -> int:
         command = CancelUpload(upload=predicted.id, reason=reason)
         try:
             return (await request.app[TRANSFERS].cancel(command, context)).position
@@ -105,8 +104,8 @@ async def retry(request: web.Request) -> web.Response:
     require(request, *OPERATORS)
     predicted = CommandAnswer(id=id_in(request), state=UploadState.RECEIVED)
 
-    async def act(log: EventLog, context: Context) -> int:
-        return (await retry_upload(log, RetryUpload(upload=predicted.id), context)).position
+    async def act(log: EventLog, context: CommandContext) -> int:
+        return (await execute(log, RetryUpload(upload=predicted.id), context)).position
 
     return await commanded(request, predicted, act)
 
@@ -114,7 +113,7 @@ async def retry(request: web.Request) -> web.Response:
 async def commanded(
     request: web.Request,
     predicted: CommandAnswer,
-    act: Callable[[EventLog, Context], Awaitable[int]],
+    act: Callable[[EventLog, CommandContext], Awaitable[int]],
     *parts: object,
 ) -> web.Response:
     """Acts once on what the requester may touch, and answers what that leads to."""

@@ -9,7 +9,7 @@ from uuid import UUID
 from aiohttp import hdrs, web
 
 from application.errors import ApplicationError
-from application.handlers.registering import AddedFile
+from application.handlers.uploads import FileResult
 from application.ports.keys import Principal
 from application.transfer.intake import Intake
 from domain.errors import Refused
@@ -34,7 +34,7 @@ async def intake_into(
     try:
         yield intake
     except (Problem, Refused, ApplicationError) as error:
-        taken: tuple[AddedFile, ...] = ()
+        taken: tuple[FileResult, ...] = ()
         with suppress(ApplicationError, Refused):  # told already: it is why we are here
             taken = await intake.close()
         problem = problem_of(error) if isinstance(error, Refused) else refusal_of(error)

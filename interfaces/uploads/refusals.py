@@ -40,7 +40,7 @@ def refusal_of(error: Exception) -> Problem:
         case PartMissing():
             return Problem(400, "part_missing", str(error))
         case NotIncoming(state=state):
-            return gone(state) if state in GONE else Problem(403, "not_now", str(error))
+            return gone(state) if state in GONE else Problem(403, "invalid_state", str(error))
         case BatchFull():
             return Problem(413, "batch_full", str(error))
         case QuotaExceeded():
@@ -56,7 +56,7 @@ def refusal_of(error: Exception) -> Problem:
         case SenderGone():  # as a rule nobody reads this
             return Problem(400, "body_cut_short", str(error))
         case Refused() if not isinstance(error, Faulty):
-            return Problem(403, "not_now", str(error))
+            return Problem(403, "invalid_state", str(error))
     return problem_of(error)
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from application.envelope import Cause
+from application.append import Causation
 from application.ports.keys import Principal
 from application.transfer.arriving import Arrivals
 from application.transfer.gathering import Gathering
@@ -70,4 +70,4 @@ async def _end_transfers(app: web.Application) -> None:
 
 
 def speaker_of(request: web.Request, principal: Principal) -> Speaker:
-    return Speaker(principal.name, Cause(None, traceparent_of(request)))
+    return Speaker(principal.name, Causation(None, traceparent_of(request)))

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.orchestrator.deciding import abandon, call_off, release, settle
 from application.orchestrator.following import Changes, OutOfStep, follow
 from application.orchestrator.members import Followed, Member, Tally
@@ -52,14 +52,14 @@ from tests.stories import (
 SEALED = BatchSealed(at=NOON, by=ALICE)
 
 
-def history(**streams: Sequence[Event]) -> list[Recorded]:
+def history(**streams: Sequence[Event]) -> list[RecordedEvent]:
     """Events of the batch, then of uploads, each stream from its first version on."""
     ids = {"batch": BATCH, "file": FILE}
-    recorded: list[Recorded] = []
+    recorded: list[RecordedEvent] = []
     for name, events in streams.items():
         stream = ids.get(name) or UUID(int=len(name))
         for version, event in enumerate(events, 1):
-            recorded.append(Recorded(stream, version, len(recorded) + 1, event))  # type: ignore[arg-type]
+            recorded.append(RecordedEvent(stream, version, len(recorded) + 1, event))  # type: ignore[arg-type]
     return recorded
 
 
@@ -106,7 +106,7 @@ class TestFollowing:
 
     def test_an_event_it_has_missed_stops_it(self) -> None:
         first = known(batch=[started()], file=[registered()])
-        skipped = Recorded(FILE, 3, 9, queued())
+        skipped = RecordedEvent(FILE, 3, 9, queued())
 
         with pytest.raises(OutOfStep, match="version 3 after 1"):
             follow([skipped], first.members, first.batches)
@@ -115,7 +115,7 @@ class TestFollowing:
         first = known(batch=[started()], file=[registered()])
         clean = {BATCH: first.batches[BATCH].cleaned()}
 
-        changes = follow([Recorded(FILE, 2, 9, received())], first.members, clean)
+        changes = follow([RecordedEvent(FILE, 2, 9, received())], first.members, clean)
 
         assert changes.batches[BATCH].dirty
         assert changes.members[FILE].state is UploadState.RECEIVED

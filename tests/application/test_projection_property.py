@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.projection import changes_of, fold
 from application.replay import Rows, replay
 from domain.batch.aggregate import Batch
@@ -138,7 +138,7 @@ def test_no_text_holds_what_the_database_cannot_store(history: list[UploadEvent]
 
 
 def test_a_fold_of_nothing_changes_nothing() -> None:
-    nothing: list[Recorded] = []
+    nothing: list[RecordedEvent] = []
     folded = fold(nothing)
 
     assert folded.position == 0

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import application.activity
-import application.envelope
+import application.append
 import application.orchestrator
 import application.projection
 import application.replay
 import application.views
 import domain
-from application.envelope import DomainEvent, Recorded
+from application.append import DomainEvent, RecordedEvent
 from application.projection import changes_of, fold
 from application.replay import Rows, replay
 from domain.batch.aggregate import Batch
@@ -60,7 +60,7 @@ class Stream(NamedTuple):
 
 
 @st.composite
-def logs(draw: Draw) -> tuple[list[Stream], list[Recorded]]:
+def logs(draw: Draw) -> tuple[list[Stream], list[RecordedEvent]]:
     """A few batches of different owners with uploads, as one log."""
     streams = []
     for number in range(draw(st.integers(1, 3))):
@@ -79,18 +79,18 @@ def _of_owner(history: Sequence[DomainEvent], *, owner: str) -> list[DomainEvent
     return [msgspec.structs.replace(first, owner=owner), *history[1:]]
 
 
-def _interleaved(turns: Sequence[Stream]) -> list[Recorded]:
+def _interleaved(turns: Sequence[Stream]) -> list[RecordedEvent]:
     """The next event of each stream whose turn it is, at rising positions."""
     versions: dict[UUID, int] = {}
     log = []
     for position, stream in enumerate(turns, start=1):
         version = versions.get(stream.id, 0) + 1
         versions[stream.id] = version
-        log.append(Recorded(stream.id, version, position, stream.events[version - 1]))
+        log.append(RecordedEvent(stream.id, version, position, stream.events[version - 1]))
     return log
 
 
-def _rows_in_chunks(log: Sequence[Recorded], sizes: Sequence[int]) -> Rows:
+def _rows_in_chunks(log: Sequence[RecordedEvent], sizes: Sequence[int]) -> Rows:
     rows, start = Rows(), 0
     for size in cycle(sizes):
         rows.apply(log[start : start + size])
@@ -103,7 +103,7 @@ def _rows_in_chunks(log: Sequence[Recorded], sizes: Sequence[int]) -> Rows:
 @settings(deadline=None)
 @given(logs(), st.lists(st.integers(1, 12), min_size=1, max_size=4))
 def test_rows_of_any_interleaving_in_any_chunks_are_those_of_each_stream_alone(
-    drawn: tuple[list[Stream], list[Recorded]], sizes: list[int]
+    drawn: tuple[list[Stream], list[RecordedEvent]], sizes: list[int]
 ) -> None:
     streams, log = drawn
     for _ in range(2):  # what an earlier fold left behind in this process must not show
@@ -220,7 +220,7 @@ def test_the_changes_of_an_event_share_nothing_mutable_with_it_or_with_those_of_
     event: DomainEvent,
 ) -> None:
     one, other = (
-        Recorded(id, 2, 7, e) for id, e in zip((FILE, OTHER), _read_twice(event), strict=True)
+        RecordedEvent(id, 2, 7, e) for id, e in zip((FILE, OTHER), _read_twice(event), strict=True)
     )
     changes, again, others = changes_of(one), changes_of(one), changes_of(other)
 
@@ -234,7 +234,7 @@ def test_a_fold_of_two_streams_shares_nothing_mutable_between_their_rows(
     event: DomainEvent,
 ) -> None:
     one, other = _read_twice(event)
-    folded = fold([Recorded(FILE, 2, 7, one), Recorded(OTHER, 2, 8, other)])
+    folded = fold([RecordedEvent(FILE, 2, 7, one), RecordedEvent(OTHER, 2, 8, other)])
     rows = [
         columns
         for changes in folded.tables.values()
@@ -303,7 +303,7 @@ _PURE = [
     *_modules(application.projection),
     *_modules(application.orchestrator),
     application.activity,
-    application.envelope,
+    application.append,
     application.replay,
     application.views,
 ]

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.webhooks.backoff import DELAYS, JITTER, LONGEST_WISH, next_try, wish_of
 from application.webhooks.following import Origin, Roster, telling_of, up_to_change
 from domain.batch.events import BatchCompleted, BatchReopened
@@ -34,8 +34,8 @@ def subscription(*events: str, **more: Any) -> Subscription:
     return Subscription(url="https://a.example/", events=events or ("batch.completed",), **more)
 
 
-def at(position: int, event: Event, stream: UUID = BATCH) -> Recorded:
-    return Recorded(stream, position, position, event)  # type: ignore[arg-type]
+def at(position: int, event: Event, stream: UUID = BATCH) -> RecordedEvent:
+    return RecordedEvent(stream, position, position, event)  # type: ignore[arg-type]
 
 
 def added(*events: str, owner: str = "acme", **more: Any) -> WebhookAdded:
@@ -50,7 +50,7 @@ def roster(*changes: Event) -> Roster:
     return found
 
 
-def told(found: Roster, *events: Recorded) -> list[int]:
+def told(found: Roster, *events: RecordedEvent) -> list[int]:
     return [telling.position for telling in found.tell(events, ORIGINS)]
 
 

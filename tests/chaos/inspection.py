@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, LiteralString
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from domain.event import topic_of
 from domain.upload.events import UploadRegistered
 from infrastructure.erasure.keyring import Keyring
@@ -58,14 +58,14 @@ async def inspect(plant: Plant, jobs: Sequence[Job], receiver: Receiver) -> Coun
     return total
 
 
-async def _everything(log: PostgresEventLog) -> list[Recorded]:
-    events: list[Recorded] = []
+async def _everything(log: PostgresEventLog) -> list[RecordedEvent]:
+    events: list[RecordedEvent] = []
     while page := await log.read(events[-1].position if events else 0, limit=PAGE):
         events += page
     return events
 
 
-def _check_job(job: Job, standing: Standing, events: Sequence[Recorded]) -> Counter[str]:
+def _check_job(job: Job, standing: Standing, events: Sequence[RecordedEvent]) -> Counter[str]:
     """Every acknowledged file is there, and each ended as its name and its customer say."""
     assert standing.batches[job.id] == "completed", job.id
     counts = standing.counts(job.id)
@@ -115,7 +115,7 @@ async def _unquiet(pool: Any, standing: Standing, versions: dict[Any, int]) -> s
     return ""
 
 
-async def _until_told(events: Sequence[Recorded], receiver: Receiver) -> None:
+async def _until_told(events: Sequence[RecordedEvent], receiver: Receiver) -> None:
     """Each event that the webhook chose was told at least once, and in the order of its batch."""
     deadline = asyncio.get_running_loop().time() + TELLING
     due = {recorded.position for recorded in events if topic_of(recorded.event) in EVENTS}

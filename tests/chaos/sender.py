@@ -84,7 +84,7 @@ class Sender:
             method, path, {"Tus-Resumable": "1.0.0"} | dict(headers or {}), body
         )
         gone = answer.status in (404, 410) or (answer.status == 409 and method != "PATCH")
-        if gone or (answer.status == 403 and b"not_now" in answer.content):
+        if gone or (answer.status == 403 and b"invalid_state" in answer.content):
             raise Gone(answer.content)
         assert answer.status in (200, 201, 204, 409), (method, answer.status, answer.content)
         return answer

@@ -8,7 +8,7 @@ import pytest
 
 from application.commands import StartBatch
 from application.handlers.batches import start_batch
-from application.handlers.deciding import Context
+from application.handlers.execute import CommandContext
 from application.transfer import quotas
 from domain.ids import is_part
 from tests.clients.installed import require_package, run_script, tus_js
@@ -133,7 +133,7 @@ async def test_parallel_parts_join_a_batch_as_one_upload(
     async with serving(database_url, tmp_path / "data") as server:
         services = server.services
         batch = StartBatch(id=services.new_id(), owner=OWNER)
-        await start_batch(services.log, batch, Context("key:test", services.now()))
+        await start_batch(services.log, batch, CommandContext("key:test", services.now()))
         endpoint = f"{server.url}/v1/batches/{batch.id}/uploads"
         job = _job(server, file, options={"parallelUploads": 4}, endpoint=endpoint)
         location = (await tus_js(job))["url"].removeprefix(server.url)

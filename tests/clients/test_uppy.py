@@ -12,7 +12,7 @@ from playwright.async_api import Page
 
 from application.commands import StartBatch
 from application.handlers.batches import start_batch
-from application.handlers.deciding import Context
+from application.handlers.execute import CommandContext
 from domain.upload.state import UploadState
 from infrastructure.read_model.projector import catch_up
 from tests.clients.installed import HERE, require_package
@@ -55,7 +55,7 @@ async def _opened(url: str) -> AsyncIterator[Page]:
 async def _batch(server: Server) -> str:
     services = server.services
     command = StartBatch(id=services.new_id(), owner=OWNER)
-    await start_batch(services.log, command, Context("key:test", services.now()))
+    await start_batch(services.log, command, CommandContext("key:test", services.now()))
     return str(command.id)
 
 

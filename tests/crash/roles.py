@@ -13,8 +13,8 @@ from uuid import UUID
 import msgspec
 
 from application import commands
-from application.handlers import batches, registering, transfers
-from application.handlers.deciding import Context
+from application.handlers import batches, uploads
+from application.handlers.execute import CommandContext, execute
 from application.transfer.elsewhere import NobodyElse
 from application.transfer.errors import NotIncoming
 from application.transfer.transfers import Incoming, Limits, Speaker, Transfers
@@ -151,31 +151,20 @@ async def verify(order: Order, life: Life) -> None:
         await verifying.verify(order.url, parts.log)
 
 
-_HANDLERS: Mapping[str, tuple[type[commands.Command], Callable[..., Awaitable[Any]]]] = {
-    handler.__name__: (command, handler)
-    for command, handler in (
-        (commands.StartBatch, batches.start_batch),
-        (commands.SealBatch, batches.seal_batch),
-        (commands.PauseBatch, batches.pause_batch),
-        (commands.ResumeBatch, batches.resume_batch),
-        (commands.CancelBatch, batches.cancel_batch),
-        (commands.RetryBatch, batches.retry_batch),
-        (commands.PrioritizeBatch, batches.prioritize_batch),
-        (commands.AddUploads, registering.add_uploads),
-        (commands.CancelUpload, transfers.cancel_upload),
-        (commands.RetryUpload, transfers.retry_upload),
-        (commands.ReleaseUpload, transfers.release_upload),
-    )
+_HANDLERS: Mapping[type[commands.Command], Callable[..., Awaitable[Any]]] = {
+    commands.StartBatch: batches.start_batch,
+    commands.AddUploads: uploads.add_uploads,
 }
 
 
 async def command(order: Order, life: Life) -> str:
     """Handles a command as an API process does; answers why it was refused, if it was."""
-    kind, handler = _HANDLERS[order.options["handler"]]
+    kind = getattr(commands, order.options["kind"])
+    handler = _HANDLERS.get(kind, execute)
     async with opened(order, life) as parts:
         try:
             asked = msgspec.convert(order.options["command"], kind)
-            await handler(parts.log, asked, Context("key:alice", parts.now()))
+            await handler(parts.log, asked, CommandContext("key:alice", parts.now()))
         except Refused as refusal:
             return str(refusal)
     return ""

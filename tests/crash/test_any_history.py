@@ -21,7 +21,8 @@ from hypothesis.stateful import (
 )
 
 from application import commands
-from application.handlers import batches, transfers
+from application.handlers.batches import start_batch
+from application.handlers.execute import execute
 from domain.file import FileDeclaration
 from infrastructure.read_model.rebuild import rebuild
 from tests.conftest import Databases
@@ -52,21 +53,18 @@ kinds = st.sampled_from(("plain", "plain", "flaky", "slow", "bad", "virus", "hop
 ends = st.one_of(st.none(), st.integers(1, 120))
 which = st.integers(0, 99)  # of those there are, by the remainder
 
-OF_BATCHES: dict[str, tuple[Any, Callable[[UUID], commands.Command]]] = {
-    "seal": (batches.seal_batch, lambda id: commands.SealBatch(batch=id)),
-    "pause": (batches.pause_batch, lambda id: commands.PauseBatch(batch=id)),
-    "resume": (batches.resume_batch, lambda id: commands.ResumeBatch(batch=id)),
-    "cancel": (batches.cancel_batch, lambda id: commands.CancelBatch(batch=id)),
-    "retry": (batches.retry_batch, lambda id: commands.RetryBatch(batch=id)),
-    "hurry": (batches.prioritize_batch, lambda id: commands.PrioritizeBatch(batch=id, priority=9)),
+OF_BATCHES: dict[str, Callable[[UUID], commands.Command]] = {
+    "seal": lambda id: commands.SealBatch(batch=id),
+    "pause": lambda id: commands.PauseBatch(batch=id),
+    "resume": lambda id: commands.ResumeBatch(batch=id),
+    "cancel": lambda id: commands.CancelBatch(batch=id),
+    "retry": lambda id: commands.RetryBatch(batch=id),
+    "hurry": lambda id: commands.PrioritizeBatch(batch=id, priority=9),
 }
-OF_UPLOADS: dict[str, tuple[Any, Callable[[UUID], commands.Command]]] = {
-    "cancel": (transfers.cancel_upload, lambda id: commands.CancelUpload(upload=id)),
-    "retry": (transfers.retry_upload, lambda id: commands.RetryUpload(upload=id)),
-    "release": (
-        transfers.release_upload,
-        lambda id: commands.ReleaseUpload(upload=id, reason="looked at it"),
-    ),
+OF_UPLOADS: dict[str, Callable[[UUID], commands.Command]] = {
+    "cancel": lambda id: commands.CancelUpload(upload=id),
+    "retry": lambda id: commands.RetryUpload(upload=id),
+    "release": lambda id: commands.ReleaseUpload(upload=id, reason="looked at it"),
 }
 
 
@@ -107,8 +105,8 @@ class AnyHistory(RuleBasedStateMachine):
     def a_batch_is_announced(self, ends_at: int | None) -> None:
         files = (FileDeclaration(path="later.txt", size=SIZE),)
         asked = commands.StartBatch(id=uuid4(), owner="acme", files=files, retry_policy=SOON)
-        self._run(self.world.live("command", ends_at, handler="start_batch", command=asked))
-        assert self._run(self.world.ask(batches.start_batch, asked))
+        self._run(self.world.live("command", ends_at, kind="StartBatch", command=asked))
+        assert self._run(self.world.ask(start_batch, asked))
         self._batches.append(asked.id)
         self._unsent += self._run(self.world.uploads_of(asked.id))
 
@@ -124,16 +122,16 @@ class AnyHistory(RuleBasedStateMachine):
     def a_batch_is_changed(self, name: str, one: int, ends_at: int | None) -> None:
         if not self._batches:
             return
-        handler, command = OF_BATCHES[name]
-        asked = command(self._batches[one % len(self._batches)])
-        self._run(self.world.live("command", ends_at, handler=handler.__name__, command=asked))
+        asked = OF_BATCHES[name](self._batches[one % len(self._batches)])
+        kind = type(asked).__name__
+        self._run(self.world.live("command", ends_at, kind=kind, command=asked))
 
     @rule(name=st.sampled_from(sorted(OF_UPLOADS)), one=which)
     def an_upload_is_changed(self, name: str, one: int) -> None:
         if not self._uploads:
             return
-        handler, command = OF_UPLOADS[name]
-        self._run(self.world.ask(handler, command(self._uploads[one % len(self._uploads)])))
+        command = OF_UPLOADS[name]
+        self._run(self.world.ask(execute, command(self._uploads[one % len(self._uploads)])))
 
     @rule(ends_at=ends, stands_still=st.booleans())
     def an_orchestrator_lives(self, ends_at: int | None, stands_still: bool) -> None:
@@ -198,7 +196,7 @@ class AnyHistory(RuleBasedStateMachine):
         return self._runner.run(work)
 
 
-def _of(request: tuple[Any, Callable[[UUID], commands.Command]], id: UUID) -> tuple[Any, Any]:
+def _of(request: Callable[[UUID], commands.Command], id: UUID) -> tuple[Any, Any]:
     handler, command = request
     return handler, command(id)
 

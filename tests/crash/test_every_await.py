@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from application.commands import CancelBatch, PauseBatch, ResumeBatch, RetryBatch
-from application.handlers.batches import cancel_batch, pause_batch, resume_batch, retry_batch
+from application.handlers.execute import execute
 from domain.upload.events import UploadCompleted
 from tests.crash.awaits import awaits
 from tests.crash.hands import SOON
@@ -54,12 +54,12 @@ async def _change_minds(world: World, batches: list[UUID]) -> None:
     last, one_before = batches[-1], batches[-2:][0]
     match len(batches) % 6:
         case 1:
-            await world.ask(cancel_batch, CancelBatch(batch=one_before))
+            await world.ask(execute, CancelBatch(batch=one_before))
         case 3:
-            await world.ask(pause_batch, PauseBatch(batch=last))
+            await world.ask(execute, PauseBatch(batch=last))
         case 4:
-            await world.ask(resume_batch, ResumeBatch(batch=one_before))
+            await world.ask(execute, ResumeBatch(batch=one_before))
         case 5:
-            await world.ask(retry_batch, RetryBatch(batch=one_before))
+            await world.ask(execute, RetryBatch(batch=one_before))
         case _:
             pass

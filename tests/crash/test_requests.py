@@ -10,8 +10,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from application.commands import AddUploads, CancelBatch, Command, SealBatch, StartBatch
-from application.handlers.batches import cancel_batch, seal_batch, start_batch
-from application.handlers.registering import add_uploads
+from application.handlers.batches import start_batch
+from application.handlers.execute import execute
+from application.handlers.uploads import add_uploads
 from application.transfer.names import blob_of
 from domain.file import FileDeclaration
 from infrastructure.read_model.verify import verify
@@ -29,8 +30,8 @@ STARTED = "start_batch"  # the only request that needs no batch
 REQUESTS: dict[str, tuple[Any, Callable[[UUID], Command]]] = {
     "start_batch": (start_batch, lambda id: StartBatch(id=id, owner="acme", files=FILES)),
     "add_uploads": (add_uploads, lambda id: AddUploads(batch=id, files=FILES, max_size=SIZE)),
-    "seal_batch": (seal_batch, lambda id: SealBatch(batch=id)),
-    "cancel_batch": (cancel_batch, lambda id: CancelBatch(batch=id)),
+    "seal_batch": (execute, lambda id: SealBatch(batch=id)),
+    "cancel_batch": (execute, lambda id: CancelBatch(batch=id)),
 }
 
 
@@ -46,7 +47,7 @@ async def test_a_command_that_is_repeated_after_a_crash_happens_once(
             batch = uuid4()
             if name != STARTED:
                 await world.ask(start_batch, StartBatch(id=batch, owner="acme"))
-            asked = {"handler": name, "command": command(batch)}
+            asked = {"kind": type(command(batch)).__name__, "command": command(batch)}
             ended = (await world.live("command", ends_at, **asked)).ended
             assert await world.ask(handler, command(batch)) is not None
 

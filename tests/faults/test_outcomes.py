@@ -15,7 +15,7 @@ from uuid import UUID
 
 import pytest
 
-from application.envelope import one
+from application.append import append_to_stream
 from domain.batch.events import BatchExpired
 from domain.event import Event
 from infrastructure.event_store.committer import GroupCommitter
@@ -116,6 +116,8 @@ def verdicts_of(client: Client, batch: str) -> list[dict[str, Any]]:
 def record(site: Site, stream: str, event: Event) -> None:
     async def recording() -> None:
         async with GroupCommitter(site.database_url) as committer:
-            await asyncio.wait_for(committer.append(one(UUID(stream), None, event)), 20)
+            await asyncio.wait_for(
+                committer.append(append_to_stream(UUID(stream), None, event)), 20
+            )
 
     run(recording())

@@ -12,7 +12,7 @@ import sqlalchemy.exc
 from procrastinate.exceptions import ConnectorException
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from application.errors import NotFound, Unavailable, Undetermined
+from application.errors import NotFound, OutcomeUnknown, Unavailable
 from infrastructure.database_errors import is_transient, transient_as_unavailable
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.pool import make_pool
@@ -39,7 +39,7 @@ PASSING = [
     PoolTimeout(),
     PoolClosed(),
     Unavailable("no"),
-    Undetermined("no"),
+    OutcomeUnknown("no"),
     ConnectionResetError(),
     TimeoutError(),
     socket.gaierror(),
@@ -79,8 +79,8 @@ def test_what_does_not_pass_by_itself_is_an_error(error: Exception) -> None:
 
 
 def test_an_unknown_outcome_is_not_reported_as_nothing_recorded() -> None:
-    with pytest.raises(Undetermined), transient_as_unavailable():
-        raise Undetermined("the log was lost while it recorded")
+    with pytest.raises(OutcomeUnknown), transient_as_unavailable():
+        raise OutcomeUnknown("the log was lost while it recorded")
 
 
 async def test_a_part_that_waits_for_the_database_is_never_given_up(

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from application.handlers.deciding import Decided
-from application.webhooks import commands, handling
+from application import commands
+from application.handlers.execute import CommandResult, execute
 from domain.webhook.aggregate import Webhook
 from interfaces.rest.access import require, webhook_of
 from interfaces.rest.answers import json_answer
@@ -33,7 +33,7 @@ async def rotate(request: web.Request) -> web.Response:
     webhook = await webhook_of(request, id_in(request))
     secret = await services.webhooks.make_secret(webhook.id)
     command = commands.RotateSecret(webhook=webhook.id, secret=secret.id)
-    rotated = await handling.rotate_secret(services.log, command, context_of(request))
+    rotated = await execute(services.log, command, context_of(request))
     shown_now = await shown(request, rotated.aggregate)
     answer = SecretAnswer(webhook=shown_now, secret=secret.text, position=rotated.position)
     return json_answer(answer, position=rotated.position)
@@ -45,7 +45,7 @@ async def test(request: web.Request) -> web.Response:
     Query(request, ())
     webhook = await webhook_of(request, id_in(request))
     command = commands.RequestTest(webhook=webhook.id)
-    asked = await handling.request_test(request.app[SERVICES].log, command, context_of(request))
+    asked = await execute(request.app[SERVICES].log, command, context_of(request))
     answer = TestRequestedAnswer(webhook=webhook.id, position=asked.position)
     return json_answer(answer, status=202, position=asked.position)
 
@@ -58,7 +58,7 @@ async def disable(request: web.Request) -> web.Response:
     form = await json_body(request, _disabling) if request.can_read_body else Disabling()
     command = commands.DisableWebhook(webhook=webhook.id, reason=form.reason)
     log = request.app[SERVICES].log
-    return await _told(request, await handling.disable_webhook(log, command, context_of(request)))
+    return await _told(request, await execute(log, command, context_of(request)))
 
 
 async def enable(request: web.Request) -> web.Response:
@@ -67,10 +67,10 @@ async def enable(request: web.Request) -> web.Response:
     Query(request, ())
     command = commands.EnableWebhook(webhook=(await webhook_of(request, id_in(request))).id)
     log = request.app[SERVICES].log
-    return await _told(request, await handling.enable_webhook(log, command, context_of(request)))
+    return await _told(request, await execute(log, command, context_of(request)))
 
 
-async def _told(request: web.Request, decided: Decided[Webhook]) -> web.Response:
+async def _told(request: web.Request, decided: CommandResult[Webhook]) -> web.Response:
     """The webhook after the command, once lists show it too."""
     await seen(request.app[SERVICES], decided.position)
     return json_answer(await shown(request, decided.aggregate))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
+from application import commands
+from application.handlers.execute import execute
+from application.handlers.webhooks import add_webhook
 from application.ports.webhooks import Standing
-from application.webhooks import commands, handling
 from domain.errors import Fault, Faulty
 from domain.file import control_character
 from domain.webhook.subscription import Subscription, url_problem
@@ -59,7 +61,7 @@ async def add(request: web.Request) -> web.Response:
     # Kept before it is named: an event never speaks of a secret that is not there.
     secret = await services.webhooks.make_secret(id)
     command = commands.AddWebhook(id=id, owner=owner, subscription=subscription, secret=secret.id)
-    added = await handling.add_webhook(services.log, command, context_of(request))
+    added = await add_webhook(services.log, command, context_of(request))
     await seen(services, added.position)
     webhook = webhook_answer(added.aggregate, Standing(), services.now())
     answer = SecretAnswer(webhook=webhook, secret=secret.text, position=added.position)
@@ -107,7 +109,7 @@ async def change(request: web.Request) -> web.Response:
     subscription = msgspec.structs.replace(webhook.subscription, **given)
     _require_reachable(subscription.url, services)
     command = commands.ChangeWebhook(webhook=webhook.id, subscription=subscription)
-    changed = await handling.change_webhook(services.log, command, context_of(request))
+    changed = await execute(services.log, command, context_of(request))
     await seen(services, changed.position)
     return json_answer(await shown(request, changed.aggregate))
 
@@ -118,7 +120,7 @@ async def remove(request: web.Request) -> web.Response:
     Query(request, ())
     services = request.app[SERVICES]
     command = commands.RemoveWebhook(webhook=(await webhook_of(request, id_in(request))).id)
-    removed = await handling.remove_webhook(services.log, command, context_of(request))
+    removed = await execute(services.log, command, context_of(request))
     await seen(services, removed.position)
     return web.Response(status=204)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from application.handlers.registering import AddedFile
+from application.handlers.uploads import FileResult
 from application.transfer.intake import Intake
 from domain.file import FileDeclaration
 from interfaces.rest.access import batch_of, require
@@ -27,7 +27,7 @@ class TakenAnswer(msgspec.Struct, frozen=True, kw_only=True):
     A file is `received`, `known` (all of it was there), or `rejected` for what its `code` says.
     """
 
-    files: tuple[AddedFile, ...]
+    files: tuple[FileResult, ...]
     received: int
     known: int
     rejected: int
@@ -55,12 +55,14 @@ async def unpack(request: web.Request) -> web.Response:
     return await answer(request, files, intake.position)
 
 
-async def answer(request: web.Request, files: tuple[AddedFile, ...], position: int) -> web.Response:
+async def answer(
+    request: web.Request, files: tuple[FileResult, ...], position: int
+) -> web.Response:
     position = position or await request.app[SERVICES].log.head()
     return json_answer(taken(files, position), position=position)
 
 
-def taken(files: tuple[AddedFile, ...], position: int) -> TakenAnswer:
+def taken(files: tuple[FileResult, ...], position: int) -> TakenAnswer:
     statuses = [file.status for file in files]
     return TakenAnswer(
         files=files,

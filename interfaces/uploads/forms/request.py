@@ -9,8 +9,9 @@ import msgspec
 from aiohttp import web
 
 from application.commands import SealBatch, StartBatch
-from application.handlers.batches import StartedBatch, seal_batch, start_batch
-from application.handlers.registering import AddedFile
+from application.handlers.batches import StartedBatch, start_batch
+from application.handlers.execute import execute
+from application.handlers.uploads import FileResult
 from application.ports.keys import Principal
 from application.transfer.intake import Intake
 from domain.batch.state import BatchState
@@ -48,7 +49,7 @@ class SentAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     id: UUID
     state: str
-    files: tuple[AddedFile, ...]
+    files: tuple[FileResult, ...]
     received: int
     known: int
     rejected: int
@@ -109,7 +110,7 @@ class _Sending:
         sealed = batch
         if batch.state is BatchState.OPEN:
             command = SealBatch(batch=batch.id)
-            sealed = (await seal_batch(log, command, context_of(self._request))).aggregate
+            sealed = (await execute(log, command, context_of(self._request))).aggregate
         position = await log.head()
         statuses = [file.status for file in files]
         answer = SentAnswer(

@@ -6,8 +6,8 @@ from functools import partial
 
 from aiohttp import hdrs, web
 
-from application.handlers.deciding import Decided
-from application.handlers.registering import RegisteredUpload
+from application.handlers.execute import CommandResult
+from application.handlers.uploads import RegisteredUpload
 from application.ports.keys import Scope
 from application.transfer.checksums import Checksum
 from application.transfer.errors import OffsetMismatch, TooLong
@@ -116,9 +116,9 @@ async def _arrived(request: web.Request, checksum: Checksum | None) -> bytes:
 
 async def _first_bytes(
     request: web.Request, registered: RegisteredUpload, incoming: Incoming, speaker: Speaker
-) -> Decided[Upload]:
+) -> CommandResult[Upload]:
     """The upload with the body; one that the batch had all of already stays as it is."""
-    upload, unchanged = registered.upload, Decided(registered.upload, registered.position)
+    upload, unchanged = registered.upload, CommandResult(registered.upload, registered.position)
     if upload.state not in INCOMING:
         return unchanged
     if upload.received:

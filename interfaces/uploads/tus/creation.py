@@ -10,7 +10,7 @@ from uuid import UUID
 from aiohttp import hdrs, web
 
 from application.errors import NotFound
-from application.handlers.deciding import Decided
+from application.handlers.execute import CommandResult
 from application.ports.keys import Scope
 from application.transfer.arriving import Alone, Joining
 from application.transfer.checksums import Checksum
@@ -88,7 +88,9 @@ async def _whole(request: web.Request, checksum: Checksum | None) -> bytes:
     return content
 
 
-async def first_bytes(request: web.Request, upload: Upload, speaker: Speaker) -> Decided[Upload]:
+async def first_bytes(
+    request: web.Request, upload: Upload, speaker: Speaker
+) -> CommandResult[Upload]:
     """The body of a creation. A client that learns of an error learns where to go on, too."""
     incoming = Incoming(
         upload=upload.id, offset=0, length=request.content_length, checksum=checksum_in(request)

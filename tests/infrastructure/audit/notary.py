@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 
 import psycopg
 
+from application.append import Append
 from application.audit.seal import Seal
-from application.envelope import Append
 from infrastructure.audit.keys import SealKey, read_key
 from infrastructure.audit.sealing import Sealer
 from infrastructure.audit.verifying import SealCheck, check_seals

@@ -10,8 +10,8 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
+from application.append import Append, StreamAppend
 from application.audit.derived import DerivedFinding
-from application.envelope import Append, Write
 from application.ports.erasures import Erasure
 from application.ports.keys import Scope
 from infrastructure.audit.derived import check_derived
@@ -56,9 +56,9 @@ async def _record(url: str) -> None:
     async with opened(url) as log, make_pool(url, name="test") as pool:
         for owner in ("acme", "gone"):
             batch = uuid4()
-            await log.append(Append((Write(batch, 0, (started(owner=owner, label="x"),)),)))
+            await log.append(Append((StreamAppend(batch, 0, (started(owner=owner, label="x"),)),)))
             file = registered(batch=batch, owner=owner)
-            await log.append(Append((Write(uuid4(), 0, (file,)),)))
+            await log.append(Append((StreamAppend(uuid4(), 0, (file,)),)))
         keys = PostgresKeys(pool)
         for label in ("kept", "ended"):
             key, text = await keys.create(owner="acme", scope=Scope.VIEWER, label=label, by="me")

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
+from application.append import Append, Causation, IdempotencyRecord, StreamAppend
 from application.audit.derived import DerivedCheck
-from application.envelope import Answer, Append, Cause, Write
 from domain.batch.events import BatchCompleted
 from domain.batch.state import Outcome
 from domain.event import Event
@@ -82,7 +82,7 @@ async def _add_webhooks(plant: Plant) -> None:
         id = uuid4()
         secret = await PostgresWebhooks(plant.pool).make_secret(id)
         added = Webhook.add("acme", chosen, secret.id, at=NOON, by=ALICE)
-        await plant.log.append(Append((Write(id, 0, added),)))
+        await plant.log.append(Append((StreamAppend(id, 0, added),)))
     follower = Follower(plant.url, plant._listener.wakeups(), _Bell(), most=100, now=lambda: NOON)
     plant.start(supervise("webhooks", follower.run, essential=False))
 
@@ -100,9 +100,11 @@ async def _long_stream(plant: Plant, batch: object) -> None:
     first += [
         FileProgressed(at=now, by=ALICE, phase="transfer", done=n, total=1000) for n in range(120)
     ]
-    answer = Answer(command, "fingerprint", b"{}")
+    answer = IdempotencyRecord(command, "fingerprint", b"{}")
     await plant.log.append(
-        Append((Write(stream, 0, tuple(first)),), cause=Cause(command), answer=answer)
+        Append(
+            (StreamAppend(stream, 0, tuple(first)),), cause=Causation(command), idempotency=answer
+        )
     )
     await plant.log.upload(stream)
     await plant.log.close()
@@ -411,7 +413,7 @@ async def test_a_moved_position_is_distinguished_from_altered_rows(
             "SELECT upload FROM orchestration.members WHERE state = 'transferring'"
         )
         event = FileProgressed(at=NOON, by=ALICE, phase="transfer", done=500, total=1000)
-        await plant.log.append(Append((Write(upload, None, (event,)),)))
+        await plant.log.append(Append((StreamAppend(upload, None, (event,)),)))
     assert (await check(altered)).sound  # events that no follower has read yet are no finding
 
     by_hand(
@@ -437,7 +439,7 @@ async def test_a_webhooks_position_moved_past_an_event_is_found_by_its_delivery(
         ended = BatchCompleted(
             at=at, by=ALICE, outcome=Outcome.SUCCEEDED, counts=counts, duration=1.0
         )
-        await plant.log.append(Append((Write(batch, 0, (started(), ended)),)))
+        await plant.log.append(Append((StreamAppend(batch, 0, (started(), ended)),)))
     before = (await check(altered)).findings
     by_hand(
         altered,

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from application.envelope import Answer, Append
+from application.append import Append, IdempotencyRecord
 from application.ports.erasures import Erasure
 from domain.batch.events import BatchCompleted
 from domain.batch.state import Outcome
@@ -103,8 +103,10 @@ async def test_answers_kept_for_commands_of_the_owner_are_erased_and_no_others(
     async with opened(database_url) as model, make_pool(database_url, name="e") as pool:
         batch = await a_finished_batch(model, "a")
         for id in (batch, upload_id_for(batch, "a", b""), other):
-            answer = Answer(uuid4(), "hash of a reason", b'{"id":"%s"}' % str(id).encode())
-            await model.log.append(Append((), answer=answer))
+            answer = IdempotencyRecord(
+                uuid4(), "hash of a reason", b'{"id":"%s"}' % str(id).encode()
+            )
+            await model.log.append(Append((), idempotency=answer))
         await model.catch_up()
         erasure = await PostgresErasures(pool).request(wanted())
         async with projecting(model):

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from eventsourcing.persistence import StoredEvent
 
-from application.envelope import Append, Write
+from application.append import Append, StreamAppend
 from domain.errors import NotNow
 from domain.upload.events import AttemptFailed, UploadRegistered
 from infrastructure.erasure import keyring
@@ -57,7 +57,7 @@ async def record_at(url: str) -> None:
 
 async def record(log: PostgresEventLog, stream: UUID | None = None) -> None:
     """A file of acme's, and what became of it."""
-    write = Write(stream or uuid4(), 0, (FILE, FAILED), "acme")
+    write = StreamAppend(stream or uuid4(), 0, (FILE, FAILED), "acme")
     await log.append(Append((write,)))
 
 
@@ -137,7 +137,9 @@ async def test_nothing_begins_while_its_owner_is_being_erased(database_url: str)
     async with opened(database_url) as log:
         with pytest.raises(NotNow, match="is being erased"):
             await record(log)
-        await log.append(Append((Write(uuid4(), 0, (FAILED,), "acme"),)))  # what runs goes on
+        await log.append(
+            Append((StreamAppend(uuid4(), 0, (FAILED,), "acme"),))
+        )  # what runs goes on
         assert len(await events(log)) == 1
 
 
@@ -146,13 +148,13 @@ async def test_an_event_whose_owner_nobody_names_is_not_stored_in_the_clear(
 ) -> None:
     async with opened(database_url) as log:
         with pytest.raises(ValueError, match="nobody says whose"):
-            await log.append(Append((Write(uuid4(), 0, (FAILED,)),)))
+            await log.append(Append((StreamAppend(uuid4(), 0, (FAILED,)),)))
     assert stored(database_url) == []
 
 
 async def test_events_from_before_there_were_keys_stay_readable(database_url: str) -> None:
     async with GroupCommitter(database_url) as committer:
-        await committer.append(Append((Write(uuid4(), 0, (FILE, FAILED)),)))
+        await committer.append(Append((StreamAppend(uuid4(), 0, (FILE, FAILED)),)))
     async with opened(database_url) as log:
         assert await events(log) == [FILE, FAILED]
 

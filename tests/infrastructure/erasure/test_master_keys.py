@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from application.envelope import Append, Write
+from application.append import Append, StreamAppend
 from application.errors import Unavailable
 from infrastructure.erasure import keyring as keyring_module
 from infrastructure.erasure import wrapping
@@ -75,7 +75,7 @@ async def recorded(url: str, masters: MasterKeys, *owners: str) -> None:
     async with opened(url, masters) as log:
         for owner in owners:
             event = registered(owner=owner, path=f"secret of {owner}")
-            await log.append(Append((Write(uuid4(), 0, (event,)),)))
+            await log.append(Append((StreamAppend(uuid4(), 0, (event,)),)))
 
 
 async def paths(url: str, masters: MasterKeys) -> set[str]:
@@ -256,7 +256,7 @@ async def test_keys_that_are_made_during_a_replacement_stay_readable(
 
         async def record(number: int) -> None:
             event = registered(owner=f"owner-{number}", path=f"path {number}")
-            await log.append(Append((Write(uuid4(), 0, (event,)),)))
+            await log.append(Append((StreamAppend(uuid4(), 0, (event,)),)))
 
         async def replace() -> None:
             for number in range(5):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from application.envelope import Cause, DomainEvent
+from application.append import Causation, DomainEvent
 from domain.access.events import (
     ErasureFinished,
     ErasureImported,
@@ -69,7 +69,7 @@ from domain.webhook.events import (
 from domain.webhook.subscription import Subscription
 from tests.stories import BATCH, NOON, later
 
-CAUSE = Cause(
+CAUSE = Causation(
     UUID("019b0000-0000-7000-8000-00000000000c"),
     "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 )

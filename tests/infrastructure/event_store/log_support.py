@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
-from application.envelope import Appended, Recorded, Write
+from application.append import AppendResult, RecordedEvent, StreamAppend
 from application.errors import ApplicationError
 from domain.upload.events import FileProgressed
 from infrastructure.event_store.committer import GroupCommitter
@@ -35,7 +35,7 @@ async def connected(url: str) -> AsyncIterator[Connection]:
         await connection.close()
 
 
-async def whole_log(url: str) -> list[Recorded]:
+async def whole_log(url: str) -> list[RecordedEvent]:
     async with connected(url) as connection:
         return await read_log(connection, 0, 1_000_000, None)
 
@@ -45,15 +45,15 @@ def step(done: int) -> FileProgressed:
     return FileProgressed(at=NOON, by=ALICE, phase="transfer", done=done)
 
 
-def steps(stream: UUID, expected: int | None, *done: int) -> Write:
-    return Write(stream, expected, tuple(step(number) for number in done))
+def steps(stream: UUID, expected: int | None, *done: int) -> StreamAppend:
+    return StreamAppend(stream, expected, tuple(step(number) for number in done))
 
 
 def new_stream() -> UUID:
     return uuid4()
 
 
-def done_in(events: list[Recorded], stream: UUID) -> list[int]:
+def done_in(events: list[RecordedEvent], stream: UUID) -> list[int]:
     return [
         recorded.event.done
         for recorded in events
@@ -61,6 +61,6 @@ def done_in(events: list[Recorded], stream: UUID) -> list[int]:
     ]
 
 
-def appended(result: Appended | ApplicationError) -> Appended:
-    assert isinstance(result, Appended), result
+def appended(result: AppendResult | ApplicationError) -> AppendResult:
+    assert isinstance(result, AppendResult), result
     return result

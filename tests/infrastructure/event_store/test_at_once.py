@@ -8,7 +8,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from application.envelope import Append, Unless, Write, one
+from application.append import Append, AppendCondition, StreamAppend, append_to_stream
 from application.errors import Conflict
 from domain.batch.events import CLOSING, BatchSealed
 from infrastructure.event_store.at_once import believe
@@ -28,17 +28,17 @@ from tests.stories import ALICE, NOON
 
 
 def sealed(batch: UUID) -> Append:
-    return one(batch, None, BatchSealed(at=NOON, by=ALICE))
+    return append_to_stream(batch, None, BatchSealed(at=NOON, by=ALICE))
 
 
 async def test_who_is_wrong_about_a_stream_does_not_spoil_the_group(database_url: str) -> None:
     known, fresh = new_stream(), new_stream()
     async with GroupCommitter(database_url) as committer:
-        await committer.append(one(known, 0, step(0)))
+        await committer.append(append_to_stream(known, 0, step(0)))
         wrong, right, after = await asyncio.gather(
-            committer.append(one(known, 0, step(1))),
-            committer.append(one(fresh, 0, step(2))),
-            committer.append(one(known, 1, step(3))),
+            committer.append(append_to_stream(known, 0, step(1))),
+            committer.append(append_to_stream(fresh, 0, step(2))),
+            committer.append(append_to_stream(known, 1, step(3))),
             return_exceptions=True,
         )
         assert isinstance(wrong, Conflict)
@@ -55,7 +55,7 @@ async def test_what_may_not_have_happened_since_is_looked_for(
     database_url: str, after: int
 ) -> None:
     batch, file = new_stream(), new_stream()
-    joining = Append((steps(file, 0, 1),), unless=(Unless(batch, after, CLOSING),))
+    joining = Append((steps(file, 0, 1),), conditions=(AppendCondition(batch, after, CLOSING),))
     async with GroupCommitter(database_url) as committer:
         await committer.append(sealed(batch))
         if after:
@@ -71,17 +71,17 @@ async def test_a_stream_that_ends_earlier_than_believed_is_not_gone_on_with(
 ) -> None:
     stream = new_stream()
     async with GroupCommitter(database_url) as committer:
-        await committer.append(one(stream, 0, step(0)))
+        await committer.append(append_to_stream(stream, 0, step(0)))
         with pytest.raises(Conflict):
-            await committer.append(one(stream, 2, step(1)))
+            await committer.append(append_to_stream(stream, 2, step(1)))
     assert done_in(await whole_log(database_url), stream) == [0]
 
 
 def test_only_a_group_that_says_all_and_agrees_is_taken_at_its_word() -> None:
     stream = new_stream()
-    whatever = encode(one(stream, None, step(0)))
-    first, second, other = (encode(one(stream, n, step(n))) for n in (0, 1, 5))
-    nothing = encode(Append((Write(stream, 0, ()),)))
+    whatever = encode(append_to_stream(stream, None, step(0)))
+    first, second, other = (encode(append_to_stream(stream, n, step(n))) for n in (0, 1, 5))
+    nothing = encode(Append((StreamAppend(stream, 0, ()),)))
     assert believe([whatever]) is None
     assert believe([first, other]) is None
     assert believe([first, nothing]) is None
@@ -94,7 +94,7 @@ def test_only_a_group_that_says_all_and_agrees_is_taken_at_its_word() -> None:
 async def test_looking_up_ends_the_session_that_may_have_yet_to_read_the_rows(
     database_url: str,
 ) -> None:
-    believed = believe([encode(one(new_stream(), 0, step(0)))])
+    believed = believe([encode(append_to_stream(new_stream(), 0, step(0)))])
     assert believed is not None
     async with connected(database_url) as lost, connected(database_url) as found:
         session = await begin_session(lost)

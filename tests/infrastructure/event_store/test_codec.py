@@ -9,7 +9,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from application.envelope import Cause, DomainEvent
+from application.append import Causation, DomainEvent
 from domain.event import topic_of
 from domain.upload.events import SizeDeclared
 from infrastructure.event_store.codec import CODEC, Codec, UnreadableEvent
@@ -29,7 +29,7 @@ def test_topic_and_bytes_of_an_event_never_change(event: DomainEvent) -> None:
     topic, state = CODEC.encode(event)
 
     assert GOLDEN[topic].encode() == state
-    assert CODEC.decode(topic, state) == (event, Cause())
+    assert CODEC.decode(topic, state) == (event, Causation())
 
 
 @pytest.mark.parametrize("name", GROWN)
@@ -37,7 +37,7 @@ def test_a_field_that_came_later_stands_beside_the_bytes_without_it(name: str) -
     topic, state = CODEC.encode(GROWN[name])
 
     assert GOLDEN[name].encode() == state
-    assert CODEC.decode(topic, state) == (GROWN[name], Cause())
+    assert CODEC.decode(topic, state) == (GROWN[name], Causation())
 
 
 def test_no_golden_event_was_dropped() -> None:

@@ -15,8 +15,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from application.envelope import Append, one
-from application.errors import Conflict, Unavailable, Undetermined
+from application.append import Append, append_to_stream
+from application.errors import Conflict, OutcomeUnknown, Unavailable
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.guard import UnsafeWriter
 from infrastructure.postgres.embedded import EmbeddedPostgres
@@ -43,7 +43,7 @@ async def append_in_order(
     """Appends 0, 1, 2... each at the version the one before left; returns how many."""
     number = 0
     while not until():
-        appended = await committer.append(one(stream, number, step(number)))
+        appended = await committer.append(append_to_stream(stream, number, step(number)))
         number += 1
         assert appended.versions == {stream: number}
     return number
@@ -87,10 +87,10 @@ async def test_postgres_killed_and_recovered_neither_loses_nor_doubles(tmp_path:
                 for stream in streams
             ]
             for _ in range(2):
-                await committer.append(one(new_stream(), 0, step(0)))
+                await committer.append(append_to_stream(new_stream(), 0, step(0)))
                 os.kill(postmaster(tmp_path), signal.SIGKILL)
                 await asyncio.to_thread(server.start)
-                await committer.append(one(new_stream(), 0, step(0)))
+                await committer.append(append_to_stream(new_stream(), 0, step(0)))
             enough.set()
             counts = dict(zip(streams, await asyncio.gather(*tasks), strict=True))
         await everything_once(url, counts)
@@ -112,8 +112,8 @@ async def test_a_connection_cut_during_commit_is_looked_up(
     stream = new_stream()
     async with FaultyLine(database_url).running() as line, GroupCommitter(line.url) as committer:
         line.arm(cut)
-        first = await committer.append(one(stream, 0, step(0)))
-        second = await committer.append(one(stream, 1, step(1)))
+        first = await committer.append(append_to_stream(stream, 0, step(0)))
+        second = await committer.append(append_to_stream(stream, 1, step(1)))
         assert line.cuts == 1
         assert (first.versions, second.versions) == ({stream: 1}, {stream: 2})
     log = await whole_log(database_url)
@@ -129,10 +129,10 @@ async def test_a_version_taken_by_somebody_else_is_not_mistaken_for_ours(databas
         GroupCommitter(database_url) as theirs,
     ):
         line.arm(Cut.BEFORE_COMMIT)
-        line_down = asyncio.create_task(ours.append(one(stream, 0, step(1))))
+        line_down = asyncio.create_task(ours.append(append_to_stream(stream, 0, step(1))))
         await eventually(lambda: line.cuts)
         line.down()
-        await theirs.append(one(stream, 0, step(2)))
+        await theirs.append(append_to_stream(stream, 0, step(2)))
         line.down(False)
         with pytest.raises(Conflict):
             await line_down
@@ -146,9 +146,9 @@ async def test_what_could_not_be_sent_is_unavailable_and_not_recorded(database_u
     ):
         line.down()
         with pytest.raises(Unavailable):
-            await committer.append(one(new_stream(), 0, step(0)))
+            await committer.append(append_to_stream(new_stream(), 0, step(0)))
         line.down(False)
-        await committer.append(one(new_stream(), 0, step(1)))
+        await committer.append(append_to_stream(new_stream(), 0, step(1)))
     assert len(await whole_log(database_url)) == 1
 
 
@@ -158,10 +158,10 @@ async def test_what_may_have_been_recorded_is_never_called_unavailable(database_
         GroupCommitter(line.url, patience=0.5) as committer,
     ):
         line.arm(Cut.AFTER_COMMIT)
-        pending = asyncio.create_task(committer.append(one(new_stream(), 0, step(0))))
+        pending = asyncio.create_task(committer.append(append_to_stream(new_stream(), 0, step(0))))
         await eventually(lambda: line.cuts)
         line.down()
-        with pytest.raises(Undetermined):
+        with pytest.raises(OutcomeUnknown):
             await pending
 
 
@@ -175,11 +175,11 @@ async def test_no_caller_waits_longer_than_its_deadline_for_a_server_that_is_sil
         GroupCommitter(line.url, patience=0.5) as committer,
     ):
         line.arm(Cut.SILENCE)
-        sent = asyncio.create_task(committer.append(one(new_stream(), 0, step(0))))
+        sent = asyncio.create_task(committer.append(append_to_stream(new_stream(), 0, step(0))))
         await eventually(lambda: line.cuts)
         with pytest.raises(Unavailable):  # it waits behind the other, and is never sent
-            await committer.append(one(new_stream(), 0, step(1)))
-        with pytest.raises(Undetermined):
+            await committer.append(append_to_stream(new_stream(), 0, step(1)))
+        with pytest.raises(OutcomeUnknown):
             await sent
         assert committer._exchange is not None  # still silent: no caller waited for its end
     assert len(await whole_log(database_url)) == 1
@@ -193,7 +193,7 @@ async def test_a_log_that_takes_no_writes_is_refused_sooner(
 
     async with GroupCommitter(read_only, patience=3600.0) as committer:
         with pytest.raises(Unavailable):
-            await committer.append(one(new_stream(), 0, step(0)))
+            await committer.append(append_to_stream(new_stream(), 0, step(0)))
 
 
 async def test_a_full_waiting_room_makes_appenders_wait_outside(
@@ -218,7 +218,8 @@ async def test_a_caller_that_goes_away_leaves_the_others_alone(database_url: str
     async with GroupCommitter(database_url) as committer:
         streams = [new_stream() for _ in range(40)]
         tasks = [
-            asyncio.create_task(committer.append(one(stream, 0, step(0)))) for stream in streams
+            asyncio.create_task(committer.append(append_to_stream(stream, 0, step(0))))
+            for stream in streams
         ]
         await asyncio.sleep(0)
         for task in tasks[::2]:
@@ -233,7 +234,7 @@ async def test_a_caller_that_goes_away_leaves_the_others_alone(database_url: str
 
 async def test_an_append_that_cannot_be_stored_does_not_spoil_its_group(database_url: str) -> None:
     poisonous = msgspec.structs.replace(
-        one(UUID(int=1), 0, step(0)), writes=(steps(UUID(int=1), 2**63 - 1, 1),)
+        append_to_stream(UUID(int=1), 0, step(0)), writes=(steps(UUID(int=1), 2**63 - 1, 1),)
     )
     with psycopg.connect(database_url) as connection:
         connection.execute(
@@ -244,7 +245,7 @@ async def test_an_append_that_cannot_be_stored_does_not_spoil_its_group(database
     async with GroupCommitter(database_url) as committer:
         bad, fine = await asyncio.gather(
             committer.append(poisonous),
-            committer.append(one(good, 0, step(0))),
+            committer.append(append_to_stream(good, 0, step(0))),
             return_exceptions=True,
         )
     assert isinstance(bad, Exception)
@@ -257,13 +258,13 @@ async def test_closing_records_what_waits_and_refuses_what_comes(database_url: s
     await committer.start()
     stream = new_stream()
     waiting = asyncio.gather(
-        *(committer.append(one(stream, None, step(number))) for number in range(2000))
+        *(committer.append(append_to_stream(stream, None, step(number))) for number in range(2000))
     )
     await asyncio.sleep(0)
     await committer.close()
     assert len(await waiting) == 2000
     with pytest.raises(Unavailable):
-        await committer.append(one(stream, None, step(0)))
+        await committer.append(append_to_stream(stream, None, step(0)))
     await everything_once(database_url, {stream: 2000})
 
 
@@ -276,7 +277,10 @@ async def test_whoever_waits_outside_while_the_log_closes_hears_of_it(
     committer = GroupCommitter(database_url)
     await committer.start()
     streams = [new_stream() for _ in range(60)]
-    tasks = [asyncio.create_task(committer.append(one(stream, 0, step(0)))) for stream in streams]
+    tasks = [
+        asyncio.create_task(committer.append(append_to_stream(stream, 0, step(0))))
+        for stream in streams
+    ]
     await asyncio.sleep(0)
     for task in tasks[:3]:
         task.cancel()

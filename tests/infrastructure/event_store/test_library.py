@@ -14,7 +14,7 @@ from eventsourcing.postgres import PostgresFactory
 from eventsourcing.utils import Environment
 from psycopg.conninfo import conninfo_to_dict
 
-from application.envelope import one
+from application.append import append_to_stream
 from domain.batch.events import BatchProgressed
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.mapper import Fact, StructMapper
@@ -61,7 +61,7 @@ def stock(url: str) -> Iterator[StockApplication]:
 async def test_the_library_reads_every_event_we_record(database_url: str) -> None:
     async with GroupCommitter(database_url) as committer:
         for event in EXAMPLES:
-            await committer.append(one(new_stream(), 0, event, cause=CAUSE))
+            await committer.append(append_to_stream(new_stream(), 0, event, cause=CAUSE))
     with stock(database_url) as application:
         notifications: list[Notification] = []
         while page := application.notification_log.select(
@@ -77,7 +77,7 @@ async def test_the_library_reads_every_event_we_record(database_url: str) -> Non
 
 async def test_the_library_rebuilds_an_aggregate_from_our_events(database_url: str) -> None:
     async with opened(database_url) as log:
-        await log.append(one(FILE, 0, registered(), received()))
+        await log.append(append_to_stream(FILE, 0, registered(), received()))
         expected = await log.upload(FILE)
         with stock(database_url) as application:
             assert application.repository.get(FILE) == expected
@@ -86,7 +86,9 @@ async def test_the_library_rebuilds_an_aggregate_from_our_events(database_url: s
 
 async def test_the_library_starts_from_our_snapshots(database_url: str) -> None:
     async with opened(database_url) as log:
-        await log.append(one(BATCH, 0, started(), *(progress(number) for number in range(150))))
+        await log.append(
+            append_to_stream(BATCH, 0, started(), *(progress(number) for number in range(150)))
+        )
         expected = await log.batch(BATCH)
         await log.close()
         with psycopg.connect(database_url) as connection:
@@ -112,7 +114,7 @@ async def test_the_library_can_write_beside_us_and_nobody_is_harmed(database_url
         async with GroupCommitter(database_url) as committer:
             saving = asyncio.create_task(asyncio.to_thread(save_fifty, application))
             for number in range(50):
-                await committer.append(one(ours, number, step(number)))
+                await committer.append(append_to_stream(ours, number, step(number)))
             await saving
     log = await whole_log(database_url)
     assert done_in(log, ours) == done_in(log, theirs) == list(range(50))
@@ -136,5 +138,5 @@ async def test_a_fact_stored_by_the_library_is_a_fact_of_ours(database_url: str)
         assert (await log.upload(FILE)).received == 100
         recorded = await log.stream(FILE)
         assert [item.cause for item in recorded] == [CAUSE, CAUSE]
-        await log.append(one(FILE, 2, step(100)))
+        await log.append(append_to_stream(FILE, 2, step(100)))
         assert (await log.upload(FILE)).version == 3

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 
-from application.envelope import Append, one
+from application.append import Append, append_to_stream
 from application.errors import Conflict, NotFound, Unavailable
 from domain.batch.events import BatchProgressed, BatchSealed
 from infrastructure.event_store import log as log_module
@@ -44,9 +44,9 @@ def progress(number: int) -> BatchProgressed:
 
 async def test_an_aggregate_is_what_its_events_make_of_it(database_url: str) -> None:
     async with opened(database_url) as log:
-        await log.append(one(FILE, 0, registered(), received()))
-        await log.append(one(FILE, 2, queued()))
-        await log.append(one(BATCH, 0, started()))
+        await log.append(append_to_stream(FILE, 0, registered(), received()))
+        await log.append(append_to_stream(FILE, 2, queued()))
+        await log.append(append_to_stream(BATCH, 0, started()))
         assert await log.upload(FILE) == given(registered(), received(), queued())
         assert await log.batch(BATCH) == given_batch(started())
 
@@ -60,7 +60,7 @@ async def test_what_does_not_exist_is_not_found_and_neither_is_the_other_kind(
     database_url: str,
 ) -> None:
     async with opened(database_url) as log:
-        await log.append(one(FILE, 0, registered()))
+        await log.append(append_to_stream(FILE, 0, registered()))
         for find, id in ((log.upload, BATCH), (log.batch, BATCH), (log.batch, FILE)):
             with pytest.raises(NotFound):
                 await find(id)
@@ -68,19 +68,19 @@ async def test_what_does_not_exist_is_not_found_and_neither_is_the_other_kind(
 
 async def test_a_stale_aggregate_is_forgotten_when_its_append_conflicts(database_url: str) -> None:
     async with opened(database_url) as log, opened(database_url) as elsewhere:
-        await log.append(one(FILE, 0, registered()))
-        await elsewhere.append(one(FILE, 1, received()))
+        await log.append(append_to_stream(FILE, 0, registered()))
+        await elsewhere.append(append_to_stream(FILE, 1, received()))
         stale = await log.upload(FILE)
         with pytest.raises(Conflict):
-            await log.append(one(FILE, stale.version, received()))
+            await log.append(append_to_stream(FILE, stale.version, received()))
 
         assert (await log.upload(FILE)).version == 2
 
 
 async def test_what_others_append_is_seen_after_a_moment(database_url: str) -> None:
     async with opened(database_url) as log, opened(database_url) as elsewhere:
-        await log.append(one(BATCH, 0, started()))
-        await elsewhere.append(one(BATCH, None, SEALED))
+        await log.append(append_to_stream(BATCH, 0, started()))
+        await elsewhere.append(append_to_stream(BATCH, None, SEALED))
 
         async def sealed() -> bool:
             return (await log.batch(BATCH)).sealed
@@ -92,9 +92,9 @@ async def test_a_snapshot_equals_a_full_replay(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(database_url) as log:
-        await log.append(one(BATCH, 0, started()))
+        await log.append(append_to_stream(BATCH, 0, started()))
         for number in range(250):
-            await log.append(one(BATCH, None, progress(number)))
+            await log.append(append_to_stream(BATCH, None, progress(number)))
             await log.batch(BATCH)
         replayed = given_batch(started(), *(progress(number) for number in range(250)))
         assert await log.batch(BATCH) == replayed
@@ -121,7 +121,7 @@ async def test_a_snapshot_of_another_shape_is_passed_over(database_url: str) -> 
         )
 
     async with opened(database_url) as log:
-        await log.append(one(BATCH, 0, started()))
+        await log.append(append_to_stream(BATCH, 0, started()))
         log.forget(BATCH)
         assert await log.batch(BATCH) == given_batch(started())
 
@@ -132,7 +132,9 @@ async def test_a_stream_longer_than_a_page_is_loaded_whole(
     monkeypatch.setattr(log_module, "PAGE", 3)
 
     async with opened(database_url) as log:
-        await log.append(one(BATCH, 0, started(), *(progress(number) for number in range(8))))
+        await log.append(
+            append_to_stream(BATCH, 0, started(), *(progress(number) for number in range(8)))
+        )
         log.forget(BATCH)
         assert (await log.batch(BATCH)).version == 9
 
@@ -144,8 +146,8 @@ async def test_memory_of_aggregates_is_bounded(
 
     async with opened(database_url) as log:
         for _ in range(30):
-            await log.append(one(new_stream(), 0, registered()))
-        await log.append(one(FILE, 0, registered()))
+            await log.append(append_to_stream(new_stream(), 0, registered()))
+        await log.append(append_to_stream(FILE, 0, registered()))
         assert len(log._remembered) == 10
         assert await log.upload(FILE) == given(registered())
 
@@ -154,7 +156,7 @@ async def test_streams_and_the_log_are_read_in_parts(database_url: str) -> None:
     async with opened(database_url) as log:
         one_stream, other = new_stream(), new_stream()
         first = await log.append(Append((steps(one_stream, 0, 1, 2),), cause=CAUSE))
-        await log.append(one(other, 0, registered()))
+        await log.append(append_to_stream(other, 0, registered()))
         last = await log.append(Append((steps(one_stream, 2, 3, 4),)))
 
         stream = await log.stream(one_stream)
@@ -183,7 +185,7 @@ async def test_a_moment_finds_its_position_although_neighbours_lie_out_of_order(
     async with opened(database_url) as log:
         assert await log.position_at(NOON) == 0
         events = [replace(step(number), at=later(number)) for number in seconds]
-        await log.append(one(new_stream(), 0, *events))
+        await log.append(append_to_stream(new_stream(), 0, *events))
         everything = await log.read(0, limit=1000)
         for moment in (-1, 0, 17, 40, 41, 42, 43, 44.5, 89, 500):
             upto = [item.position for item in everything if item.event.at <= later(moment)]

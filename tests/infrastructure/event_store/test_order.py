@@ -6,7 +6,7 @@ import asyncio
 import sys
 from uuid import UUID
 
-from application.envelope import Append, Recorded
+from application.append import Append, RecordedEvent
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.reading import read_log
 from infrastructure.event_store.writing import write_group
@@ -57,9 +57,9 @@ async def write_in_foreign_transactions(url: str, stream: UUID) -> None:
             version = appended(result).versions[stream]
 
 
-async def tail(url: str, total: int) -> list[Recorded]:
+async def tail(url: str, total: int) -> list[RecordedEvent]:
     """Follows the log from its start, as a projector does, until it has seen everything."""
-    seen: list[Recorded] = []
+    seen: list[RecordedEvent] = []
     async with Listener(url) as listener, connected(url) as connection:
         wakeups = listener.wakeups(LOG)
         while len(seen) < total:
@@ -71,7 +71,7 @@ async def tail(url: str, total: int) -> list[Recorded]:
     return seen
 
 
-def assert_in_order(seen: list[Recorded], log: list[Recorded]) -> None:
+def assert_in_order(seen: list[RecordedEvent], log: list[RecordedEvent]) -> None:
     assert [recorded.position for recorded in seen] == [recorded.position for recorded in log]
     versions: dict[UUID, list[int]] = {}
     for recorded in seen:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from application.envelope import one
-from application.errors import Undetermined
+from application.append import append_to_stream
+from application.errors import OutcomeUnknown
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.postgres.migrate import migrate
 from tests.infrastructure.event_store.log_support import new_stream, step
@@ -25,11 +25,11 @@ async def test_what_the_standby_does_not_have_is_never_acknowledged(
 
         async with GroupCommitter(server.url, patience=4.0) as committer:
             stream = new_stream()
-            with pytest.raises(Undetermined):
-                await committer.append(one(stream, 0, step(0)))
+            with pytest.raises(OutcomeUnknown):
+                await committer.append(append_to_stream(stream, 0, step(0)))
             # Its session goes on waiting: no reader sees what a failover would lose.
             assert server.execute(visible) == [(0,)]
             server.execute("ALTER SYSTEM RESET synchronous_standby_names")
             server.execute("SELECT pg_reload_conf()")
-            await committer.append(one(stream, 1, step(1)))
+            await committer.append(append_to_stream(stream, 1, step(1)))
         assert server.execute(visible) == [(2,)]

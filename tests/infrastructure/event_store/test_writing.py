@@ -7,8 +7,14 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from application.envelope import Answer, Append, Appended, Unless, Write
-from application.errors import AlreadyHandled, ApplicationError, Conflict, KeyReused
+from application.append import (
+    Append,
+    AppendCondition,
+    AppendResult,
+    IdempotencyRecord,
+    StreamAppend,
+)
+from application.errors import AlreadyHandled, ApplicationError, Conflict, IdempotencyKeyReused
 from domain.batch.events import BatchProgressed, BatchSealed
 from domain.event import Event
 from infrastructure.event_store.writing import stream_versions, write_group
@@ -27,7 +33,7 @@ A, B, C = UUID(int=1), UUID(int=2), UUID(int=3)
 SEALING = frozenset({"batch.sealed", "batch.cancelled"})
 
 
-async def group(url: str, *appends: Append) -> list[Appended | ApplicationError]:
+async def group(url: str, *appends: Append) -> list[AppendResult | ApplicationError]:
     """What becomes of these appends in one transaction."""
     async with connected(url) as connection, connection.transaction():
         return await write_group(connection, appends)
@@ -82,7 +88,7 @@ async def test_a_version_from_before_the_group_conflicts(database_url: str) -> N
 
     assert await verdicts(database_url, Append((steps(A, 1, 9),)), Append((steps(A, 2, 3),))) == [
         Conflict,
-        Appended,
+        AppendResult,
     ]
 
 
@@ -100,12 +106,15 @@ async def test_one_append_may_write_a_stream_twice(database_url: str) -> None:
 
 
 def batch(*events: Event, expected: int | None = None) -> Append:
-    return Append((Write(BATCH, expected, events),))
+    return Append((StreamAppend(BATCH, expected, events),))
 
 
 def joining(upload: UUID, after: int) -> Append:
     """A registration that saw the batch at version `after`, still open."""
-    return Append((Write(upload, 0, (registered(),)),), unless=(Unless(BATCH, after, SEALING),))
+    return Append(
+        (StreamAppend(upload, 0, (registered(),)),),
+        conditions=(AppendCondition(BATCH, after, SEALING),),
+    )
 
 
 PROGRESS = BatchProgressed(
@@ -130,9 +139,9 @@ async def test_progress_of_the_batch_does_not_keep_a_file_from_joining(database_
     assert await verdicts(
         database_url, joining(A, after=1), batch(PROGRESS), joining(B, after=1)
     ) == [
-        Appended,
-        Appended,
-        Appended,
+        AppendResult,
+        AppendResult,
+        AppendResult,
     ]
 
 
@@ -141,11 +150,11 @@ async def test_a_seal_earlier_in_the_same_group_counts(database_url: str) -> Non
 
     assert await verdicts(
         database_url, joining(A, after=1), batch(SEALED), joining(B, after=1), joining(C, after=2)
-    ) == [Appended, Appended, Conflict, Appended]
+    ) == [AppendResult, AppendResult, Conflict, AppendResult]
 
 
-def asked(command: UUID, fingerprint: str, body: bytes, *writes: Write) -> Append:
-    return Append(writes, answer=Answer(command, fingerprint, body))
+def asked(command: UUID, fingerprint: str, body: bytes, *writes: StreamAppend) -> Append:
+    return Append(writes, idempotency=IdempotencyRecord(command, fingerprint, body))
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one group", "one after another"])
@@ -167,7 +176,7 @@ async def test_a_command_sent_twice_gets_its_first_answer(
     assert appended(first).versions == {A: 1}
     assert isinstance(second, AlreadyHandled)
     assert second.body == b"first"
-    assert isinstance(third, KeyReused)
+    assert isinstance(third, IdempotencyKeyReused)
     assert len(await whole_log(database_url)) == 1
 
 
@@ -225,7 +234,9 @@ async def test_writers_do_not_read_through_a_log_that_grew_since_they_planned(
             for _ in range(10):
                 joining = steps(new_stream(), 0, 1)
                 commanded = asked(uuid4(), "f", b"", steps(new_stream(), 0, 1))
-                await record(Append((joining,), unless=(Unless(A, 1, SEALING),)), commanded)
+                await record(
+                    Append((joining,), conditions=(AppendCondition(A, 1, SEALING),)), commanded
+                )
 
         await record(Append((steps(A, 0, 1),)))
         await record_some()

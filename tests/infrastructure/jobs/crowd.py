@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID, uuid4
 
+from application.append import Append, StreamAppend
 from application.commands import StartBatch
-from application.envelope import Append, Write
 from application.handlers.batches import start_batch
 from domain.file import FileDeclaration
 from domain.upload.events import FileReceived
@@ -28,7 +28,7 @@ async def crowd(plant: Plant, owner: str, count: int) -> UUID:
         for number in range(start, min(start + AT_ONCE, count)):
             file = FileDeclaration(path=f"{number:06}.txt", size=1)
             upload, registered = register(batch, file, b"", at=at, by=ALICE)
-            writes.append(Write(upload, 0, (*registered, arrived)))
+            writes.append(StreamAppend(upload, 0, (*registered, arrived)))
         await plant.log.append(Append(tuple(writes)))
     await plant.seal(batch.id)
     return batch.id

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+from application.append import RecordedEvent
 from application.commands import CancelBatch, PauseBatch, RegisterUpload, SealBatch, StartBatch
-from application.envelope import Recorded
-from application.handlers.batches import cancel_batch, pause_batch, seal_batch, start_batch
-from application.handlers.deciding import Context
-from application.handlers.registering import register_upload
+from application.handlers.batches import start_batch
+from application.handlers.execute import CommandContext, execute
+from application.handlers.uploads import register_upload
 from application.pipeline import Pipeline, Processor, Step
 from domain.batch.aggregate import Batch
 from domain.event import Event, topic_of
@@ -143,17 +143,17 @@ class Plant:
         return (await register_upload(self.log, command, context())).upload.id
 
     async def seal(self, batch: UUID) -> None:
-        await seal_batch(self.log, SealBatch(batch=batch), context())
+        await execute(self.log, SealBatch(batch=batch), context())
 
     async def pause(self, batch: UUID) -> None:
-        await pause_batch(self.log, PauseBatch(batch=batch), context())
+        await execute(self.log, PauseBatch(batch=batch), context())
 
     async def cancel(self, batch: UUID, reason: str = "changed my mind") -> None:
-        await cancel_batch(self.log, CancelBatch(batch=batch, reason=reason), context())
+        await execute(self.log, CancelBatch(batch=batch, reason=reason), context())
 
     # Looking.
 
-    async def events(self, stream: UUID | None = None) -> Sequence[Recorded]:
+    async def events(self, stream: UUID | None = None) -> Sequence[RecordedEvent]:
         if stream is not None:
             return await self.log.stream(stream)
         return await self.log.read(0, limit=1_000_000)
@@ -221,8 +221,8 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def context() -> Context:
-    return Context(by=ALICE, at=now())
+def context() -> CommandContext:
+    return CommandContext(by=ALICE, at=now())
 
 
 @asynccontextmanager

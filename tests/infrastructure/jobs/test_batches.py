@@ -7,8 +7,7 @@ from uuid import UUID
 import pytest
 
 from application.commands import PauseBatch, ResumeBatch, RetryUpload
-from application.handlers.batches import pause_batch, resume_batch
-from application.handlers.transfers import retry_upload
+from application.handlers.execute import execute
 from domain.batch.events import BatchCompleted, BatchProgressed, BatchReopened
 from domain.batch.state import Outcome
 from domain.retry import RetryPolicy
@@ -148,9 +147,9 @@ async def test_a_paused_batch_starts_nothing_and_goes_on_when_resumed(
         plant.orchestrate()
         waiting = await plant.batch({f"{n}.txt": b"x" for n in range(10)})
         await plant.until(lambda: _queued(plant, waiting, 10))
-        await pause_batch(plant.log, PauseBatch(batch=waiting), context())
+        await execute(plant.log, PauseBatch(batch=waiting), context())
         more = await plant.batch({f"{n}.txt": b"x" for n in range(10)}, seal=False)
-        await pause_batch(plant.log, PauseBatch(batch=more), context())
+        await execute(plant.log, PauseBatch(batch=more), context())
         paused = "SELECT count(*) FROM orchestration.batches WHERE paused"
         await plant.until(lambda: _is(plant, paused, 2))
         late = await plant.receive(more, "late.txt", b"x")
@@ -160,7 +159,7 @@ async def test_a_paused_batch_starts_nothing_and_goes_on_when_resumed(
 
         assert len(await plant.all_of(AttemptStarted)) == 1  # of the other batch
         assert "upload.queued" not in await plant.topics(late)
-        await resume_batch(plant.log, ResumeBatch(batch=waiting), context())
+        await execute(plant.log, ResumeBatch(batch=waiting), context())
         assert (await plant.completed(waiting)).outcome is Outcome.SUCCEEDED
 
 
@@ -210,7 +209,7 @@ async def test_a_retry_reopens_a_batch_that_was_over(database_url: str, tmp_path
         assert (await plant.completed(batch)).outcome is Outcome.FAILED
 
         (upload,) = (await plant.uploads(batch)).values()
-        await retry_upload(plant.log, RetryUpload(upload=upload.id), context())
+        await execute(plant.log, RetryUpload(upload=upload.id), context())
         await plant.until(lambda: _completions(plant, batch, 2))
 
         verdicts = await plant.all_of(BatchCompleted, batch)

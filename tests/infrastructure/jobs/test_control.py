@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from application.append import RecordedEvent
 from application.commands import (
     CancelBatch,
     PrioritizeBatch,
@@ -14,14 +15,7 @@ from application.commands import (
     ResumeBatch,
     RetryBatch,
 )
-from application.envelope import Recorded
-from application.handlers.batches import (
-    cancel_batch,
-    prioritize_batch,
-    resume_batch,
-    retry_batch,
-)
-from application.handlers.transfers import release_upload
+from application.handlers.execute import execute
 from domain.batch.events import (
     BatchCompleted,
     BatchExpired,
@@ -55,10 +49,10 @@ async def test_every_failed_upload_of_a_batch_is_retried_once_per_request(
         batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)}, retry_policy=ONCE)
         assert (await plant.completed(batch)).outcome is Outcome.FAILED
 
-        await retry_batch(plant.log, RetryBatch(batch=batch), context())
+        await execute(plant.log, RetryBatch(batch=batch), context())
         await plant.until(lambda: verdicts(plant, batch, 2))
         assert len(await plant.all_of(RetryRequested)) == 30
-        await retry_batch(plant.log, RetryBatch(batch=batch), context())
+        await execute(plant.log, RetryBatch(batch=batch), context())
         await plant.until(lambda: verdicts(plant, batch, 3))
 
         outcomes = [event.outcome for event in await plant.all_of(BatchCompleted, batch)]
@@ -81,7 +75,7 @@ async def test_a_crash_in_the_middle_of_a_retry_neither_forgets_nor_repeats_an_u
         killer = KILLER.format(table="orchestration.retries", moment="IMMEDIATE")
         await plant.fetch_none(killer)
 
-        await retry_batch(plant.log, RetryBatch(batch=batch), context())
+        await execute(plant.log, RetryBatch(batch=batch), context())
         await plant.until(lambda: verdicts(plant, batch, 2), deadline=60)
 
         assert len(await plant.all_of(RetryRequested)) == 30
@@ -96,7 +90,7 @@ async def test_a_retry_leaves_what_did_not_fail_as_it_is(database_url: str, tmp_
         batch = await plant.batch({"good.txt": b"x", "bad.txt": b"x"})
         await plant.completed(batch)
 
-        await retry_batch(plant.log, RetryBatch(batch=batch), context())
+        await execute(plant.log, RetryBatch(batch=batch), context())
         await plant.until(lambda: verdicts(plant, batch, 2))
 
         uploads = await plant.uploads(batch)
@@ -118,8 +112,8 @@ async def test_a_cancelled_batch_is_retried_no_further(
         batch = await plant.batch(bad, retry_policy=ONCE, seal=False)
         await plant.until(lambda: ended(plant, batch, 20))
         await plant.stop(leader)
-        await retry_batch(plant.log, RetryBatch(batch=batch), context())
-        await cancel_batch(plant.log, CancelBatch(batch=batch), context())
+        await execute(plant.log, RetryBatch(batch=batch), context())
+        await execute(plant.log, CancelBatch(batch=batch), context())
 
         plant.orchestrate()
         done = await plant.completed(batch)
@@ -152,7 +146,7 @@ async def test_too_many_failures_pause_a_batch_and_who_resumes_it_pardons_them(
         assert scanner.failed < len(files)
         await scanner.allow(known := scanner.failed)
         await plant.until(lambda: counted(plant, batch, known))
-        await resume_batch(plant.log, ResumeBatch(batch=batch), context())
+        await execute(plant.log, ResumeBatch(batch=batch), context())
         await scanner.allow(known + 5)
         await plant.until(lambda: counted(plant, batch, known + 5))
         assert await pauses(plant, batch, 1)
@@ -211,7 +205,7 @@ async def test_a_release_from_quarantine_changes_the_verdict(
         held = (await plant.uploads(batch))["eicar.txt"]
 
         command = ReleaseUpload(upload=held.id, reason="a test file")
-        await release_upload(plant.log, command, context())
+        await execute(plant.log, command, context())
         await plant.until(lambda: verdicts(plant, batch, 2))
 
         (reopened,) = await plant.all_of(BatchReopened, batch)
@@ -229,7 +223,7 @@ async def test_a_batch_that_is_given_priority_goes_before_the_others_of_its_owne
         files = {f"{n}.txt": b"x" for n in range(10)}
         usual, urgent = await plant.batch(files), await plant.batch(files)
         command = PrioritizeBatch(batch=urgent, priority=5)
-        await prioritize_batch(plant.log, command, context())
+        await execute(plant.log, command, context())
 
         plant.orchestrate()
         plant.work({"step": passes})
@@ -285,7 +279,7 @@ async def test_a_batch_of_thousands_delays_ten_files_of_another_owner_by_no_more
         assert (await plant.log.batch(big)).outcome is None
 
 
-def of(recorded: Recorded, kind: type[Event], uploads: set[UUID]) -> bool:
+def of(recorded: RecordedEvent, kind: type[Event], uploads: set[UUID]) -> bool:
     return isinstance(recorded.event, kind) and recorded.stream in uploads
 
 

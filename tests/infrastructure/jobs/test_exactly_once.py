@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from application.commands import CancelUpload
-from application.handlers.transfers import cancel_upload
+from application.handlers.execute import execute
 from domain.batch.events import BatchCompleted
 from domain.batch.state import Outcome
 from domain.event import topic_of
@@ -120,7 +120,7 @@ async def test_a_job_never_carries_an_upload_whose_release_was_refused(
         kept = await plant.receive(batch, "kept.txt", b"x")
         gone = await plant.receive(batch, "gone.txt", b"x")
         events = await plant.events()
-        await cancel_upload(plant.log, CancelUpload(upload=gone), context())
+        await execute(plant.log, CancelUpload(upload=gone), context())
 
         # A round that has not seen the cancellation yet.
         async with await connect(database_url, name="orchestrator") as connection:

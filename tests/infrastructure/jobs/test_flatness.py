@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from application.envelope import Append, Write
+from application.append import Append, StreamAppend
 from domain.upload.events import UploadFailed, UploadQueued
 from infrastructure.jobs.leadership import SESSION_SETTINGS, load_position
 from infrastructure.jobs.queue import Dispatch
@@ -126,7 +126,7 @@ async def test_a_chunk_reads_the_rows_it_changes_however_many_there_are(
 ) -> None:
     async def go_on(plant: Plant, some: list[tuple[Any, ...]]) -> None:
         queued = UploadQueued(at=now(), by=ALICE)
-        await plant.log.append(Append(tuple(Write(id, None, (queued,)) for (id,) in some)))
+        await plant.log.append(Append(tuple(StreamAppend(id, None, (queued,)) for (id,) in some)))
 
     async with open_plant(database_url, tmp_path) as plant:
         async with await connect_writer(database_url, name="projector") as connection:

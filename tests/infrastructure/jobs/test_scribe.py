@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from application.envelope import Append, Appended, Write
+from application.append import Append, AppendResult, StreamAppend
 from application.errors import Conflict
 from application.worker.scribe import Scribe
 from domain.upload.aggregate import Upload
@@ -19,9 +19,9 @@ class Counting:
         self._log = log
         self.appends = 0
 
-    async def append(self, append: Append) -> Appended:
+    async def append(self, append: Append) -> AppendResult:
         self.appends += 1
-        appended: Appended = await self._log.append(append)
+        appended: AppendResult = await self._log.append(append)
         return appended
 
 
@@ -42,7 +42,7 @@ async def test_a_write_that_is_refused_is_refused_alone(database_url: str, tmp_p
         log, uploads = await _ready(plant)
         scribe: Any = Scribe(log)  # type: ignore[arg-type]
         one, two, three = (_cancelling(upload) for upload in uploads)
-        late = Write(two.stream, (two.expected or 0) - 1, two.events)
+        late = StreamAppend(two.stream, (two.expected_version or 0) - 1, two.events)
 
         answers = await asyncio.gather(
             *(scribe.record(write) for write in (one, late, three)), return_exceptions=True
@@ -61,5 +61,5 @@ async def _ready(plant: Plant) -> tuple[Counting, list[Upload]]:
     return Counting(plant.log), [await plant.upload(id) for id in ids]
 
 
-def _cancelling(upload: Upload) -> Write:
-    return Write(upload.id, upload.version, upload.cancel("a test", at=now(), by=ALICE))
+def _cancelling(upload: Upload) -> StreamAppend:
+    return StreamAppend(upload.id, upload.version, upload.cancel("a test", at=now(), by=ALICE))

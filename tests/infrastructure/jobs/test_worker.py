@@ -12,9 +12,9 @@ from uuid import UUID
 
 import pytest
 
+from application.append import append_to_stream
 from application.commands import CancelUpload
-from application.envelope import one
-from application.handlers.transfers import cancel_upload
+from application.handlers.execute import execute
 from application.pipeline import Processor, Subject, Workbench
 from application.worker.attempt import Attempt
 from application.worker.verdict import Passed
@@ -203,7 +203,7 @@ async def test_cancelling_an_upload_stops_its_running_attempt(
         await plant.until(lambda: len(gate.inside) == 2)
         gone = gate.inside[0]
 
-        await cancel_upload(plant.log, CancelUpload(upload=gone), by_alice())
+        await execute(plant.log, CancelUpload(upload=gone), by_alice())
         await plant.until(lambda: gate.sent_away)
         gate.open()
         done = await plant.completed(batch)
@@ -310,7 +310,7 @@ async def test_what_a_zombie_says_is_refused(database_url: str, tmp_path: Path) 
         zombie = Attempt(plant.log, await plant.upload(upload), "zombie", now)
         await zombie.begin()
         given_up = zombie.upload.abandon_attempt(1, "worker zombie is gone", at=now(), by="test")
-        await plant.log.append(one(upload, zombie.upload.version, *given_up))
+        await plant.log.append(append_to_stream(upload, zombie.upload.version, *given_up))
         heir = Attempt(plant.log, await plant.upload(upload), "heir", now)
         await heir.begin()
 

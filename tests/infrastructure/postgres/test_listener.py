@@ -6,7 +6,7 @@ import asyncio
 
 import psycopg
 
-from application.envelope import one
+from application.append import append_to_stream
 from infrastructure.postgres.listener import LOG, READ_MODEL, UPLOADS, Listener, Notices
 from tests.infrastructure.event_store.log_support import connected, new_stream, opened, step
 from tests.support import eventually
@@ -25,7 +25,7 @@ async def test_a_reader_is_woken_by_a_commit(database_url: str) -> None:
     async with Listener(database_url) as listener, opened(database_url) as log:
         wakeups = listener.wakeups(LOG)
         waiting = asyncio.create_task(wakeups.wait(0))
-        result = await log.append(one(new_stream(), 0, step(1)))
+        result = await log.append(append_to_stream(new_stream(), 0, step(1)))
         await waiting
         await eventually(lambda: wakeups.position == result.position)
         assert listener.wakeups(READ_MODEL).position == 0
@@ -71,7 +71,7 @@ async def test_a_subscription_misses_nothing_while_its_listener_is_killed(
         for number in range(300):
             if number % 60 == 0:
                 await kill_listener(database_url)
-            await log.append(one(new_stream(), 0, step(number)))
+            await log.append(append_to_stream(new_stream(), 0, step(number)))
         positions = await following
         assert positions == [item.position for item in await log.read(0, limit=1000)]
 

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from application.envelope import Append, Recorded, Write
+from application.append import Append, RecordedEvent, StreamAppend
 from application.replay import Rows, replay
 from application.views import AttemptView, BatchView, UploadView
 from domain.event import Event
@@ -37,13 +37,13 @@ class Opened:
     history: PostgresHistory
 
     async def record(self, stream: UUID, *events: Event) -> int:
-        appended = await self.log.append(Append((Write(stream, None, events),)))
+        appended = await self.log.append(Append((StreamAppend(stream, None, events),)))
         return appended.position
 
     async def catch_up(self) -> int:
         return await projector.catch_up(self.url, self.log)
 
-    async def events(self) -> Sequence[Recorded]:
+    async def events(self) -> Sequence[RecordedEvent]:
         return await self.log.read(0, limit=1_000_000)
 
     async def replayed(self) -> Rows:

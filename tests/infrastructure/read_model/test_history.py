@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.errors import NotFound
 from domain.batch.events import BatchSealed
 from domain.ids import upload_id_for
@@ -27,8 +27,10 @@ async def interleaved(model: Opened) -> tuple[object, object]:
     return ours, theirs
 
 
-async def all_pages(page: Callable[[int], Awaitable[Sequence[Recorded]]]) -> list[Recorded]:
-    seen: list[Recorded] = []
+async def all_pages(
+    page: Callable[[int], Awaitable[Sequence[RecordedEvent]]],
+) -> list[RecordedEvent]:
+    seen: list[RecordedEvent] = []
     while events := await page(seen[-1].position if seen else 0):
         seen += events
     return seen
@@ -58,7 +60,7 @@ async def test_the_history_of_a_batch_is_its_own_and_its_uploads_in_total_order(
         )
         assert everything == expected
 
-        back: list[Recorded] = []
+        back: list[RecordedEvent] = []
         before = 10**9
         while page := await model.history.of_batch_before(
             ours,  # type: ignore[arg-type]

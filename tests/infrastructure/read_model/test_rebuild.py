@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import NullPool, create_engine
 
-from application.envelope import Recorded
+from application.append import RecordedEvent
 from application.projection import VERSION
 from application.replay import replay
 from domain.batch.events import BatchPaused, BatchResumed, BatchSealed
@@ -215,7 +215,7 @@ def upgrade_to(revision: str, url: str) -> None:
         command.upgrade(config, revision)
 
 
-def write_event(connection: psycopg.Connection, event: Recorded) -> None:
+def write_event(connection: psycopg.Connection, event: RecordedEvent) -> None:
     topic, state = CODEC.encode(event.event)
     connection.execute(
         "INSERT INTO stored_events (originator_id, originator_version, topic, state,"

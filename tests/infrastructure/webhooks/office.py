@@ -15,10 +15,8 @@ from aiohttp import web
 from msgspec.structs import replace
 from standardwebhooks.webhooks import Webhook as Verifier
 
-from application.envelope import Append, Recorded, Write
-from application.handlers.deciding import Context
-from application.ports.deliveries import Delivery, DeliveryState
-from application.webhooks.commands import (
+from application.append import Append, RecordedEvent, StreamAppend
+from application.commands import (
     AddWebhook,
     ChangeWebhook,
     DisableWebhook,
@@ -27,16 +25,10 @@ from application.webhooks.commands import (
     RequestTest,
     RotateSecret,
 )
+from application.handlers.execute import CommandContext, execute
+from application.handlers.webhooks import add_webhook
+from application.ports.deliveries import Delivery, DeliveryState
 from application.webhooks.delivering import Deliverer
-from application.webhooks.handling import (
-    add_webhook,
-    change_webhook,
-    disable_webhook,
-    enable_webhook,
-    remove_webhook,
-    request_test,
-    rotate_secret,
-)
 from application.webhooks.telling import Teller
 from domain.batch.events import BatchCompleted
 from domain.batch.state import Outcome
@@ -231,35 +223,35 @@ class Office:
     async def rotate(self, hook: Hook) -> Hook:
         secret = await self.webhooks.make_secret(hook.id)
         command = RotateSecret(webhook=hook.id, secret=secret.id)
-        await self.followed((await rotate_secret(self.log, command, self.context())).position)
+        await self.followed((await execute(self.log, command, self.context())).position)
         return Hook(hook.id, secret.text)
 
     async def disable(self, hook: Hook) -> None:
         command = DisableWebhook(webhook=hook.id)
-        await self.followed((await disable_webhook(self.log, command, self.context())).position)
+        await self.followed((await execute(self.log, command, self.context())).position)
 
     async def enable(self, hook: Hook) -> None:
         command = EnableWebhook(webhook=hook.id)
-        await self.followed((await enable_webhook(self.log, command, self.context())).position)
+        await self.followed((await execute(self.log, command, self.context())).position)
 
     async def change(self, hook: Hook, url: str) -> None:
         """The same webhook at another address."""
         known = (await self.log.webhook(hook.id)).subscription
         command = ChangeWebhook(webhook=hook.id, subscription=replace(known, url=url))
-        await self.followed((await change_webhook(self.log, command, self.context())).position)
+        await self.followed((await execute(self.log, command, self.context())).position)
 
     async def remove(self, hook: Hook) -> None:
         command = RemoveWebhook(webhook=hook.id)
-        await self.followed((await remove_webhook(self.log, command, self.context())).position)
+        await self.followed((await execute(self.log, command, self.context())).position)
 
     async def test(self, hook: Hook) -> Delivery:
         """The delivery of a test, once it has ended."""
         command = RequestTest(webhook=hook.id)
-        position = (await request_test(self.log, command, self.context())).position
+        position = (await execute(self.log, command, self.context())).position
         return await self.ended(hook, position)
 
-    def context(self) -> Context:
-        return Context(by=ALICE, at=self.clock())
+    def context(self) -> CommandContext:
+        return CommandContext(by=ALICE, at=self.clock())
 
     # Feeding.
 
@@ -281,7 +273,7 @@ class Office:
         for n in range(count):
             begun = registered(batch=batch, path=str(n))
             done = UploadCompleted(at=begun.at, by=ALICE)
-            writes.append(Write(upload_id_for(batch, str(n), b""), 0, (begun, done)))
+            writes.append(StreamAppend(upload_id_for(batch, str(n), b""), 0, (begun, done)))
         return (await self.log.append(Append(tuple(writes)))).position
 
     async def complete(self, batch: UUID) -> int:
@@ -295,7 +287,7 @@ class Office:
         return await self.record(batch, ended, after=None)
 
     async def record(self, stream: UUID, *events: Event, after: int | None = 0) -> int:
-        appended = await self.log.append(Append((Write(stream, after, events),)))
+        appended = await self.log.append(Append((StreamAppend(stream, after, events),)))
         return appended.position
 
     def skip(self, seconds: float) -> None:
@@ -345,7 +337,7 @@ class Office:
         found: WebhookDisabled = await eventually(recorded, PATIENCE)
         return found
 
-    async def events(self, hook: Hook) -> Sequence[Recorded]:
+    async def events(self, hook: Hook) -> Sequence[RecordedEvent]:
         return await self.log.stream(hook.id)
 
     async def fetch(self, query: Any, *parameters: object) -> list[tuple[Any, ...]]:

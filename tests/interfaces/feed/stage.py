@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import aiohttp
 from aiohttp import web
 
-from application.envelope import one
+from application.append import append_to_stream
 from application.ports.keys import Scope
 from domain.event import Event
 from domain.ids import upload_id_for
@@ -73,7 +73,9 @@ class Stage:
     async def record(self, stream: UUID, *events: Event) -> int:
         """Records the events at whatever version is current; returns the position."""
         owner = self._owners.get(stream)
-        return (await self.log.append(one(stream, None, *events, owner=owner))).position
+        return (
+            await self.log.append(append_to_stream(stream, None, *events, owner=owner))
+        ).position
 
     async def batch(self, owner: str = "acme", **more: Any) -> UUID:
         id = uuid4()

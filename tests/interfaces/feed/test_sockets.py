@@ -224,10 +224,10 @@ async def test_heartbeats_move_the_cursor_of_a_quiet_client(
 def _elsewhere() -> Any:
     from uuid import uuid4
 
-    from application.envelope import one
+    from application.append import append_to_stream
     from tests.stories import started
 
-    return one(uuid4(), 0, started(owner="rival"))
+    return append_to_stream(uuid4(), 0, started(owner="rival"))
 
 
 async def test_a_peer_that_says_nothing_any_more_is_let_go(

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from application.envelope import one
+from application.append import append_to_stream
 from domain.batch.events import BatchProgressed
 from domain.upload.state import UploadState
 from tests.interfaces.feed.stage import stage
@@ -32,7 +32,7 @@ async def count_arrival(server: Server, batch: str, *, seconds_ago: float) -> No
         through=1,
         arrived_at=at,
     )
-    await server.services.log.append(one(UUID(batch), None, progressed))
+    await server.services.log.append(append_to_stream(UUID(batch), None, progressed))
 
 
 async def test_one_batch_the_list_and_the_report_show_the_same(

@@ -148,7 +148,7 @@ async def test_an_illegal_move_is_a_conflict(database_url: str, tmp_path: Path) 
 
         refused = await server.post(f"{path}/seal")
 
-        assert (refused.status, refused.code) == (409, "not_now")
+        assert (refused.status, refused.code) == (409, "invalid_state")
         assert "cancelling" in refused.json["detail"]
 
 

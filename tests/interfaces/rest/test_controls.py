@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from application.envelope import one
+from application.append import append_to_stream
 from domain.batch.state import Outcome
 from domain.upload.failure import Failure
 from tests.interfaces.rest.server import Server, serving
@@ -40,7 +40,7 @@ async def judged(server: Server, upload: UUID, verdict: str) -> int:
     else:
         happen(*found.fail_attempt(1, FAILURE, duration=0.1, random=0.5, **NOW))
     assert found.state == verdict
-    return (await log.append(one(began.id, version, *events))).position
+    return (await log.append(append_to_stream(began.id, version, *events))).position
 
 
 async def completed(server: Server, batch: UUID, counts: dict[Any, int]) -> None:
@@ -51,7 +51,7 @@ async def completed(server: Server, batch: UUID, counts: dict[Any, int]) -> None
     at = {"at": later(5), "by": "orchestrator"}
     progressed = found.progress_to(counts, bytes_received=0, bytes_total=0, through=1, **at)  # type: ignore[arg-type]
     done = found.complete(counts, **at)  # type: ignore[arg-type]
-    await log.append(one(batch, found.version, *progressed, *done))
+    await log.append(append_to_stream(batch, found.version, *progressed, *done))
 
 
 async def test_a_batch_that_is_over_begins_again_with_its_failed_uploads(
@@ -90,7 +90,7 @@ async def test_a_retry_that_makes_no_sense_is_refused_and_says_why(
 
         answer = await server.post(f"{path}/retry")
 
-        assert (answer.status, answer.code) == (409, "not_now")
+        assert (answer.status, answer.code) == (409, "invalid_state")
         assert why in answer.json["detail"]
 
 

@@ -9,10 +9,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from application.append import Append, StreamAppend
 from application.commands import RegisterUpload
-from application.envelope import Append, Write
-from application.handlers.deciding import Context
-from application.handlers.registering import register_upload
+from application.handlers.execute import CommandContext
+from application.handlers.uploads import register_upload
 from domain.file import FileDeclaration
 from domain.upload.events import AttemptFailed, AttemptStarted, UploadFailed, UploadQuarantined
 from domain.upload.events import UploadQueued as Queued
@@ -133,7 +133,7 @@ async def _upload(server: Server, batch: UUID, state: str | None) -> UUID:
     command = RegisterUpload(
         batch=batch, file=FileDeclaration(path="a", size=1), received=1, blob=f"uploads/{uuid4()}"
     )
-    context = Context("test", at)
+    context = CommandContext("test", at)
     upload = (await register_upload(log, command, context)).upload
     if state is None:
         return upload.id
@@ -145,5 +145,5 @@ async def _upload(server: Server, batch: UUID, state: str | None) -> UUID:
     if state == "quarantined":
         end = UploadQuarantined(at=at, by=by, step="s", reason="m")
     events = (Queued(at=at, by=by), AttemptStarted(at=at, by=by, number=1, worker="w"), failed, end)
-    await log.append(Append((Write(upload.id, upload.version, events, upload.owner),)))
+    await log.append(Append((StreamAppend(upload.id, upload.version, events, upload.owner),)))
     return upload.id

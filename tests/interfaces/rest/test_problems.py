@@ -6,20 +6,27 @@ from uuid import UUID
 
 import pytest
 
-from application.errors import Busy, Conflict, NotFound, StorageFull, Unavailable, Undetermined
+from application.errors import (
+    Conflict,
+    NotFound,
+    OutcomeUnknown,
+    StorageFull,
+    TooManyConflicts,
+    Unavailable,
+)
 from domain.errors import Fault, Faulty, NotNow, OutOfRange, Superseded
 from interfaces.rest.problems import problem_of
 
 EXPECTED: list[tuple[Exception, int, str]] = [
     (NotFound("x"), 404, "not_found"),
-    (NotNow("x"), 409, "not_now"),
+    (NotNow("x"), 409, "invalid_state"),
     (OutOfRange("x"), 409, "out_of_range"),
     (Superseded("x"), 409, "superseded"),
-    (Busy("x"), 409, "busy"),
+    (TooManyConflicts("x"), 409, "busy"),
     (Conflict(UUID(int=1), 1, 2), 409, "conflict"),
     (StorageFull("x"), 507, "storage_full"),
     (Unavailable("x"), 503, "unavailable"),
-    (Undetermined("x"), 503, "undetermined"),
+    (OutcomeUnknown("x"), 503, "undetermined"),
     (Faulty(Fault("files/3/size", "is odd")), 422, "invalid"),
     (KeyError("x"), 500, "internal_error"),
 ]
@@ -42,5 +49,5 @@ def test_a_document_names_the_first_hundred_faults_and_counts_the_rest() -> None
 
 
 def test_trouble_that_passes_says_when_to_come_back() -> None:
-    for error in (Busy("x"), Unavailable("x"), Undetermined("x")):
+    for error in (TooManyConflicts("x"), Unavailable("x"), OutcomeUnknown("x")):
         assert problem_of(error).headers["Retry-After"] == "1"

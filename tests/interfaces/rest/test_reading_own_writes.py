@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from application.envelope import one
+from application.append import append_to_stream
 from application.ports.keys import Scope
 from domain.batch.events import BatchCompleted, BatchProgressed
 from domain.batch.state import Outcome
@@ -28,7 +28,7 @@ BY: dict[str, Any] = {"at": NOON, "by": ALICE}
 
 
 async def record(server: Server, stream: UUID, *events: Event) -> None:
-    await server.services.log.append(one(stream, None, *events))
+    await server.services.log.append(append_to_stream(stream, None, *events))
 
 
 async def failed_batch(server: Server, end: Event, counts: dict[UploadState, int]) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from application.envelope import one
+from application.append import append_to_stream
 from application.ports.keys import Scope
 from domain.ids import upload_id_for
 from domain.upload.events import AttemptFailed, AttemptStarted, UploadFailed
@@ -23,7 +23,7 @@ async def fail(server: Server, upload: UUID) -> int:
     at, by = services.now(), "worker:w1"
     log = services.log
     version = (await log.versions([upload]))[upload]
-    append = one(
+    append = append_to_stream(
         upload,
         version,
         AttemptStarted(at=at, by=by, number=1, worker="w1"),
@@ -136,7 +136,7 @@ async def test_nothing_joins_a_sealed_batch(database_url: str, tmp_path: Path) -
 
         answer = await server.post(f"/v1/batches/{id}/uploads", json=[{"path": "b"}])
 
-        assert (answer.status, answer.code) == (409, "not_now")
+        assert (answer.status, answer.code) == (409, "invalid_state")
 
 
 async def test_a_file_joins_over_tus_on_the_same_path(database_url: str, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ async def test_an_upload_shows_its_attempts_and_is_retried(
         )
         assert sent.status == 204, sent.body
         early = await server.post(f"/v1/uploads/{upload}/retry")
-        assert (early.status, early.code) == (409, "not_now")
+        assert (early.status, early.code) == (409, "invalid_state")
         position = await fail(server, upload)
         params = {"min_position": position}
 
@@ -209,7 +209,7 @@ async def test_an_upload_is_cancelled_once_with_the_reason_given(
 
         assert (first.status, first.json["state"]) == (202, "cancelled")
         assert (again.status, again.json["state"]) == (202, "cancelled")
-        assert (refused.status, refused.code) == (409, "not_now")
+        assert (refused.status, refused.code) == (409, "invalid_state")
         params = {"min_position": first.json["position"]}
         events = (await server.get(f"{path}/history", params=params)).json["items"]
         assert [event["type"] for event in events][-1] == "upload.cancelled"

@@ -162,7 +162,7 @@ async def test_files_declared_or_begun_before_are_completed(
             ("b", "received", None),
             ("c", "rejected", "other_size"),
             ("d", "received", None),
-            ("new", "rejected", "not_now"),
+            ("new", "rejected", "invalid_state"),
         ]
         assert await content(server, batch, "a") == b"abc"
         assert await content(server, batch, "b") == b"what"

@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 
 from application.commands import SealBatch, StartBatch
-from application.handlers.batches import seal_batch, start_batch
-from application.handlers.deciding import Context
+from application.handlers.batches import start_batch
+from application.handlers.execute import CommandContext, execute
 from application.ports.keys import Scope
 from domain.file import FileDeclaration
 from tests.interfaces.conftest import LiveServer
@@ -50,7 +50,7 @@ async def _join(
 async def _batch(server: Server, *files: FileDeclaration) -> UUID:
     services = server.services
     command = StartBatch(id=services.new_id(), owner=OWNER, files=files)
-    await start_batch(services.log, command, Context("key:test", services.now()))
+    await start_batch(services.log, command, CommandContext("key:test", services.now()))
     return command.id
 
 
@@ -126,8 +126,8 @@ async def test_an_upload_of_a_batch_is_joined_from_parts_of_that_batch(
         assert status == 201
         assert await server.content(location) == b"0123456789"
         assert (await server.services.log.upload(upload_in(location))).batch == batch
-        context = Context("key:test", server.services.now())
-        await seal_batch(server.services.log, SealBatch(batch=batch), context)
+        context = CommandContext("key:test", server.services.now())
+        await execute(server.services.log, SealBatch(batch=batch), context)
         late = {**TUS, "Upload-Length": "5", "Upload-Concat": "partial"}
         async with server.client.post(path, headers=late) as answer:
             assert answer.status == 403

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from application.envelope import one
+from application.append import append_to_stream
 from application.ports.keys import Scope
 from domain.upload.events import (
     AttemptStarted,
@@ -35,7 +35,7 @@ async def _stored(server: Server, name: str = "a.txt", media_type: str = "text/h
 
 async def _processed(server: Server, id: UUID, *events: object) -> None:
     version = (await server.services.log.upload(id)).version
-    await server.services.log.append(one(id, version, *events))  # type: ignore[arg-type]
+    await server.services.log.append(append_to_stream(id, version, *events))  # type: ignore[arg-type]
     server.services.log.forget(id)
 
 

@@ -8,8 +8,8 @@ from uuid import UUID
 import pytest
 
 from application.commands import SealBatch, StartBatch
-from application.handlers.batches import seal_batch, start_batch
-from application.handlers.deciding import Context
+from application.handlers.batches import start_batch
+from application.handlers.execute import CommandContext, execute
 from domain.access.events import AccessEvent
 from domain.file import FileDeclaration
 from tests.interfaces.uploads.server import (
@@ -32,7 +32,7 @@ def _named(path: str) -> dict[str, str]:
 async def _batch(server: Server, *files: FileDeclaration, owner: str = OWNER) -> UUID:
     services = server.services
     command = StartBatch(id=services.new_id(), owner=owner, files=files)
-    await start_batch(services.log, command, Context("key:test", services.now()))
+    await start_batch(services.log, command, CommandContext("key:test", services.now()))
     return command.id
 
 
@@ -124,8 +124,8 @@ async def test_nothing_joins_a_sealed_batch_and_nothing_of_it_is_kept(
 ) -> None:
     async with serving(database_url, tmp_path) as server:
         batch = await _batch(server)
-        context = Context("key:test", server.services.now())
-        await seal_batch(server.services.log, SealBatch(batch=batch), context)
+        context = CommandContext("key:test", server.services.now())
+        await execute(server.services.log, SealBatch(batch=batch), context)
         path = f"/v1/batches/{batch}/uploads"
 
         assert (await _send(server, path, 5, b"hello", "a"))[0] == 403

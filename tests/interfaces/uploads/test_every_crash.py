@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from application.envelope import Append, Appended
+from application.append import Append, AppendResult
 from application.transfer.arriving import Alone, Arrivals
 from application.transfer.elsewhere import NobodyElse
 from application.transfer.names import blob_of
@@ -49,8 +49,8 @@ class Life:
 class MortalLog(PostgresEventLog):
     life = Life(NO_END)
 
-    async def append(self, append: Append) -> Appended:
-        done: Appended = await self.life.through(lambda: PostgresEventLog.append(self, append))
+    async def append(self, append: Append) -> AppendResult:
+        done: AppendResult = await self.life.through(lambda: PostgresEventLog.append(self, append))
         return done
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from application.commands import RegisterUpload, StartBatch
 from application.handlers.batches import start_batch
-from application.handlers.deciding import Context
-from application.handlers.registering import register_upload
+from application.handlers.execute import CommandContext
+from application.handlers.uploads import register_upload
 from domain.file import FileDeclaration
 from domain.ids import upload_id_for
 from infrastructure.read_model.projector import catch_up
@@ -36,7 +36,9 @@ class Answered(NamedTuple):
 
 async def _batch(server: Server) -> UUID:
     command = StartBatch(id=server.services.new_id(), owner=OWNER)
-    await start_batch(server.services.log, command, Context("key:test", server.services.now()))
+    await start_batch(
+        server.services.log, command, CommandContext("key:test", server.services.now())
+    )
     return command.id
 
 
@@ -255,7 +257,7 @@ async def test_an_upload_that_an_earlier_version_registered_is_found_by_its_spel
                 before.setattr("domain.ids.normalize", lambda form, path: path)
                 upload_id_for.cache_clear()
                 command = RegisterUpload(batch=batch, file=FileDeclaration(path=decomposed, size=5))
-                context = Context("key:test", server.services.now())
+                context = CommandContext("key:test", server.services.now())
                 registered = await register_upload(server.services.log, command, context)
             upload_id_for.cache_clear()
             secret = server.services.log.id_secret

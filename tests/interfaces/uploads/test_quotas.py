@@ -11,7 +11,7 @@ import pytest
 
 from application.commands import StartBatch
 from application.handlers.batches import start_batch
-from application.handlers.deciding import Context
+from application.handlers.execute import CommandContext
 from application.ports.keys import Scope
 from application.ports.usage import Used
 from application.transfer.errors import BatchFull, QuotaExceeded
@@ -30,7 +30,7 @@ BATCH = UUID(int=1)
 async def _batch(server: Server, *files: FileDeclaration) -> str:
     services = server.services
     command = StartBatch(id=services.new_id(), owner=OWNER, files=files)
-    await start_batch(services.log, command, Context("key:test", services.now()))
+    await start_batch(services.log, command, CommandContext("key:test", services.now()))
     return f"/v1/batches/{command.id}/uploads"
 
 

@@ -16,8 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from application.commands import CancelUpload
-from application.handlers.deciding import Context
-from application.handlers.transfers import cancel_upload
+from application.handlers.execute import CommandContext, execute
 from application.sweeping import Sweeper
 from application.transfer.elsewhere import NobodyElse
 from application.transfer.names import blob_of, blob_of_whole
@@ -76,7 +75,7 @@ def _age(folder: Path, seconds: float = 2 * HOUR) -> None:
 async def _cancelled_behind_our_back(server: Server, location: str) -> None:
     """As the orchestrator does for the uploads of a batch: the event, and no hand on the bytes."""
     command = CancelUpload(upload=upload_in(location))
-    await cancel_upload(server.services.log, command, Context("test", server.services.now()))
+    await execute(server.services.log, command, CommandContext("test", server.services.now()))
 
 
 async def test_bytes_of_uploads_that_ended_are_freed(database_url: str, tmp_path: Path) -> None:

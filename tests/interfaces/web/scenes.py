@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from application.envelope import Append, Write
+from application.append import Append, StreamAppend
 from application.ports.event_log import EventLog
 from domain.batch.events import BatchCompleted, BatchProgressed, BatchSealed, BatchStarted
 from domain.batch.state import outcome_of, percent_of
@@ -66,7 +66,7 @@ class Scene:
         await self.record(self.id, started)
 
     async def record(self, stream: UUID, *events: Event) -> None:
-        await self.log.append(Append((Write(stream, None, events, self.owner),)))
+        await self.log.append(Append((StreamAppend(stream, None, events, self.owner),)))
 
     async def add(self, path: str, size: int, life: Sequence[UploadEvent] = ()) -> UUID:
         """A file, and what became of it so far."""

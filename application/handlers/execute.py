@@ -1,0 +1,108 @@
+"""Execution of a command to one aggregate: load it, decide, append; on a conflict once more."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Generic
+
+import msgspec
+
+from application.append import (
+    NO_CAUSE,
+    Append,
+    AppendCondition,
+    Causation,
+    IdempotencyRecord,
+    StreamAppend,
+)
+from application.commands import A, AggregateCommand, ReopeningCommand
+from application.errors import Conflict, TooManyConflicts
+from application.ports.event_log import EventLog
+from domain.batch.events import COMPLETING
+from domain.errors import Refused
+from domain.event import Event
+from domain.upload.aggregate import Upload
+
+MAX_ATTEMPTS = 8
+"""Attempts to append before a command fails with TooManyConflicts."""
+
+
+class CommandContext(msgspec.Struct, frozen=True):
+    """Who commands, when, and why; `idempotency` is stored if the command came with a key."""
+
+    by: str
+    at: datetime
+    cause: Causation = NO_CAUSE
+    idempotency: IdempotencyRecord | None = None
+
+
+class CommandResult(msgspec.Struct, Generic[A], frozen=True):
+    """The aggregate after the command, and the position of its last event.
+
+    `position` is 0 if nothing had to be recorded.
+    """
+
+    aggregate: A
+    position: int
+
+
+async def execute(
+    log: EventLog, command: AggregateCommand[A], context: CommandContext
+) -> CommandResult[A]:
+    """Carry a command out, and return the aggregate after it.
+
+    Raises NotFound, Refused, AlreadyHandled, IdempotencyKeyReused, TooManyConflicts, Unavailable,
+    OutcomeUnknown.
+    """
+    for attempt in range(MAX_ATTEMPTS):
+        fresh = attempt > 0 or not command.accepts_cached
+        if fresh:
+            log.forget(command.stream)
+        aggregate = await command.load(log)
+        try:
+            events = command.decide(aggregate, at=context.at, by=context.by)
+        except Refused:
+            # A cached aggregate may be out of date: refuse only by the log's current state.
+            if fresh:
+                raise
+            continue
+        if not events:
+            return CommandResult(aggregate, 0)
+        write = StreamAppend(command.stream, aggregate.version, events, aggregate.owner)
+        append = Append((write,), cause=context.cause, idempotency=context.idempotency)
+        if isinstance(command, ReopeningCommand):
+            append = await _with_reopening(log, command, aggregate, append, context)
+        try:
+            appended = await log.append(append)
+        except Conflict:
+            continue
+        return CommandResult(_evolve(aggregate, events), appended.position)
+    raise TooManyConflicts(f"{command.stream} is changing too fast; try again")
+
+
+async def _with_reopening(
+    log: EventLog,
+    command: ReopeningCommand,
+    upload: Upload,
+    append: Append,
+    context: CommandContext,
+) -> Append:
+    """Add the end of the verdict on the upload's batch to the append.
+
+    If the orchestrator reopened the batch later instead, a read in between would return the
+    outdated verdict.
+    """
+    log.forget(upload.batch)
+    batch = await log.batch(upload.batch)
+    if reopened := command.reopen(batch, at=context.at, by=context.by):
+        write = StreamAppend(batch.id, batch.version, reopened, batch.owner)
+        return msgspec.structs.replace(append, writes=(*append.writes, write))
+    # The batch must not have completed meanwhile; that it made progress does not matter.
+    condition = AppendCondition(batch.id, batch.version, COMPLETING)
+    return msgspec.structs.replace(append, conditions=(condition,))
+
+
+def _evolve(aggregate: A, events: tuple[Event, ...]) -> A:
+    for event in events:
+        aggregate = aggregate.evolve(event)  # type: ignore[arg-type]
+    return aggregate
