@@ -255,9 +255,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     feed_buffer: Annotated[
         Bytes, Meta(description="bytes that wait for one client before it catches up instead")
     ] = MIB
-    feed_deflate: Annotated[
-        bool, Meta(description="whether WebSockets may be compressed: fewer bytes, more work")
-    ] = False
 
     def retry_policy_of(self, pipeline: str) -> RetryPolicy:
         """That of the pipeline where it has one of its own."""

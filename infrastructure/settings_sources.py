@@ -21,6 +21,9 @@ PREFIX = "UPTRAIL_"
 NOT_SETTINGS = frozenset({"CONFIG", "URL", "KEY", "REQUIRE_ALL", "TEST_DATABASE_URL"})
 FILE_NAME = "uptrail.toml"
 
+REMOVED = {"feed_deflate": "the feed no longer compresses WebSocket frames"}
+"""Settings of earlier versions, and why they are gone."""
+
 DEFAULT = "default"
 
 _SECRET = re.compile("secret|password|token", re.IGNORECASE)
@@ -112,6 +115,8 @@ def _refuse_unknown(source: str, names: Mapping[str, Any], prefix: str) -> None:
     for name in names:
         if name not in fields():
             shown = f"{prefix}{name.upper()}" if prefix else name
+            if reason := REMOVED.get(name):
+                raise BadSetting(f"{source}: {shown} was removed: {reason}. Delete it to start")
             hint = f"; did you mean {similar(name, prefix)}?" if similar(name, prefix) else ""
             raise BadSetting(f"{source}: there is no setting {shown}{hint}")
 

@@ -81,6 +81,10 @@ def test_times_and_lists_and_pipelines_are_read(tmp_path: Path) -> None:
         ({"UPTRAIL_FEED_TICK": "0"}, "feed_tick must be a time above 0"),
         ({"UPTRAIL_LOG_LEVEL": "loud"}, "log_level must be debug or"),
         ({"UPTRAIL_PROT": "1"}, "no setting UPTRAIL_PROT; did you mean UPTRAIL_PORT?"),
+        (
+            {"UPTRAIL_FEED_DEFLATE": "false"},
+            "environment: UPTRAIL_FEED_DEFLATE was removed: the feed no longer compresses",
+        ),
         ({"UPTRAIL_HOST": ""}, "host must be"),
         ({"UPTRAIL_RETRY_POLICY": "{"}, "retry_policy is not valid JSON"),
         ({"UPTRAIL_RETRY_POLICY": '{"attempts": "x"}'}, r"\$.attempts"),
@@ -99,6 +103,7 @@ def test_a_bad_value_names_its_source_its_field_and_what_is_allowed(
         ("prt = 7", "no setting prt; did you mean port?"),
         ('port = "7"', "must be a whole number"),
         ("port = ", "is not valid TOML"),
+        ("feed_deflate = true", "feed_deflate was removed: .* Delete it to start"),
         ("[pipelines.x]\nstep = []", "unknown field `step`"),
     ],
 )
