@@ -9,8 +9,6 @@ from uuid import UUID
 
 import msgspec
 
-from application.errors import Unavailable
-
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True):
     """Who asked for it, when and why, and when it was done: with how many batches and uploads."""
@@ -36,16 +34,3 @@ class Erasures(Protocol):
 
     async def page(self, *, owner: str | None, after: UUID | None, limit: int) -> Sequence[Erasure]:
         """Erasures of an owner, or of all, oldest first, those after this one."""
-
-
-class NoErasures:
-    """Where nobody would carry one out."""
-
-    async def request(self, erasure: Erasure) -> Erasure:
-        raise Unavailable("nobody erases here")
-
-    async def get(self, id: UUID) -> Erasure:
-        raise Unavailable("nobody erases here")
-
-    async def page(self, *, owner: str | None, after: UUID | None, limit: int) -> Sequence[Erasure]:
-        return ()

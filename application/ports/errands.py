@@ -88,25 +88,3 @@ class Errands(Protocol):
 
     async def say(self, id: UUID, report: Report) -> bool:
         """Records it, durably; False if the errand is closed, or was answered before."""
-
-
-class NoErrands:
-    """Where no service is ever asked: no ticket holds."""
-
-    async def open(self, upload: UUID, attempt: int, *, download_within: float) -> Tickets:
-        raise NotImplementedError("this process asks no services")
-
-    async def get(self, id: UUID) -> Errand | None:
-        return None
-
-    async def close(self, id: UUID) -> None:
-        """There is none."""
-
-    async def take_download(self, ticket: str) -> Errand | None:
-        return None
-
-    async def by_callback(self, ticket: str) -> Errand | None:
-        return None
-
-    async def say(self, id: UUID, report: Report) -> bool:
-        return False

@@ -41,25 +41,3 @@ class Prover(Protocol):
 
     async def prove(self, positions: Sequence[int]) -> Sequence[Line]:
         """The events at these positions, after the seals that cover them. Raises Unavailable."""
-
-
-class NoSeals:
-    """Where nobody seals."""
-
-    async def page(self, after: int, limit: int) -> Sequence[Seal]:
-        return ()
-
-    async def keys(self) -> Sequence[SigningKey]:
-        return ()
-
-    async def whole(self, after: int) -> AsyncIterator[Sequence[Line]]:
-        return
-        yield ()
-
-    def proofs(self) -> Prover:
-        return _ProvesNothing()
-
-
-class _ProvesNothing:
-    async def prove(self, positions: Sequence[int]) -> Sequence[Line]:
-        return ()

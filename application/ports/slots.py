@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Protocol
 
 
@@ -18,27 +17,3 @@ class Slots(Protocol):
 
     async def take(self, owner: str, most: int) -> Slot | None:
         """A place of the owner's, None where `most` are taken. Raises Unavailable."""
-
-
-class SlotsHere:
-    """The port `Slots`, for a process that alone receives uploads."""
-
-    def __init__(self) -> None:
-        self._taken: Counter[str] = Counter()
-
-    async def take(self, owner: str, most: int) -> Slot | None:
-        if self._taken[owner] >= most:
-            return None
-        self._taken[owner] += 1
-        return _SlotHere(self._taken, owner)
-
-
-class _SlotHere:
-    def __init__(self, taken: Counter[str], owner: str) -> None:
-        self._taken = taken
-        self._owner = owner
-
-    async def release(self) -> None:
-        self._taken[self._owner] -= 1
-        if not self._taken[self._owner]:
-            del self._taken[self._owner]

@@ -26,13 +26,3 @@ class Usage(Protocol):
 
     async def of_batch(self, batch: UUID) -> Used:
         """Raises Unavailable."""
-
-
-class Unmeasured:
-    """The port `Usage` where nobody keeps count, so that only what this process adds is known."""
-
-    async def of_owner(self, owner: str) -> Used:
-        return Used()
-
-    async def of_batch(self, batch: UUID) -> Used:
-        return Used()

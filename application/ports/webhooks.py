@@ -9,7 +9,6 @@ from uuid import UUID
 
 import msgspec
 
-from application.errors import NotFound
 from application.ports.deliveries import Delivery, DeliveryState
 from application.ports.read_model import Page
 from domain.webhook.aggregate import Webhook
@@ -84,46 +83,3 @@ class Webhooks(Protocol):
 
     async def redeliver_failed(self, webhook: UUID, since: datetime, *, at: datetime) -> int:
         """Likewise with all that were given up since then; how many those are."""
-
-
-class NoWebhooks:
-    """Where there are none, and none can be added."""
-
-    async def make_secret(self, webhook: UUID) -> NewSecret:
-        raise NotImplementedError("this process keeps no webhooks")
-
-    async def position(self) -> int:
-        return 0
-
-    async def all(
-        self, *, owner: str | None, cursor: str | None = None, limit: int = 50
-    ) -> Page[Webhook]:
-        return Page([], None, 0)
-
-    async def count(self, owner: str) -> int:
-        return 0
-
-    async def named(self, owner: str, name: str) -> bool:
-        return False
-
-    async def standings(self, ids: Sequence[UUID]) -> dict[UUID, Standing]:
-        return {}
-
-    async def deliveries(
-        self,
-        webhook: UUID,
-        *,
-        state: DeliveryState | None = None,
-        before: int | None = None,
-        limit: int = 50,
-    ) -> Sequence[Delivery]:
-        return []
-
-    async def delivery(self, webhook: UUID, position: int) -> Delivery:
-        raise NotFound("there are no deliveries")
-
-    async def redeliver(self, webhook: UUID, position: int, *, at: datetime) -> Delivery:
-        raise NotFound("there are no deliveries")
-
-    async def redeliver_failed(self, webhook: UUID, since: datetime, *, at: datetime) -> int:
-        return 0

@@ -68,13 +68,3 @@ class Workers(Protocol):
 
         Those that fell silent are kept for an hour. Raises Unavailable.
         """
-
-
-class NobodyWorks:
-    """A server of which no worker is known."""
-
-    async def workers(self, *, owner: str | None) -> Sequence[WorkerView]:
-        return ()
-
-    async def processes(self) -> Sequence[ProcessView]:
-        return ()

@@ -21,13 +21,3 @@ class Elsewhere(Protocol):
 
     def on_stop(self, callback: Callable[[UUID], None]) -> None:
         """Calls back, in the event loop, for every upload that another process asks for."""
-
-
-class NobodyElse:
-    """The port `Elsewhere`, for a process that alone receives uploads."""
-
-    async def stop(self, upload: UUID) -> None:
-        return
-
-    def on_stop(self, callback: Callable[[UUID], None]) -> None:
-        return

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 
-from application.ports.slots import Slot, Slots, SlotsHere
+from application.ports.slots import Slot, Slots
 from application.ports.usage import Usage, Used
 from application.transfer.errors import BatchFull, QuotaExceeded, TooManyTransfers
 
@@ -57,10 +57,10 @@ class Quotas:
         usage: Usage,
         clock: Callable[[], float],
         *,
+        slots: Slots,
         owner: Allowance = WITHOUT_LIMIT,
         batch: Allowance = WITHOUT_LIMIT,
         transfers: int = 0,
-        slots: Slots | None = None,
     ) -> None:
         self._usage = usage
         self._clock = clock
@@ -68,7 +68,7 @@ class Quotas:
         self._batch = batch
         self._transfers = transfers
         self._known: dict[str | UUID, _Account] = {}
-        self._slots = slots or SlotsHere()
+        self._slots = slots
         self._waiting = 0
 
     @property

@@ -15,7 +15,6 @@ from application.commands import CancelUpload, DeclareSize
 from application.handlers.execute import CommandContext, CommandResult, execute
 from application.ports.blobs import BlobStore, BlobWriter
 from application.ports.event_log import EventLog
-from application.ports.usage import Unmeasured
 from application.transfer.checksums import Checksum
 from application.transfer.claims import Claims
 from application.transfer.elsewhere import Elsewhere
@@ -74,7 +73,7 @@ class Transfers:
         blobs: BlobStore,
         elsewhere: Elsewhere,
         *,
-        quotas: Quotas | None = None,
+        quotas: Quotas,
         limits: Limits,
         now: Callable[[], datetime],
         clock: Callable[[], float],
@@ -83,7 +82,7 @@ class Transfers:
         self.blobs = blobs
         self.limits = limits
         self.room = Room(blobs, limits.min_free_bytes, clock)
-        self.quotas = quotas or Quotas(Unmeasured(), clock)
+        self.quotas = quotas
         self.turns = Turns()
         self._elsewhere = elsewhere
         self._now = now

@@ -15,7 +15,6 @@ import msgspec
 from application import commands
 from application.handlers import batches, uploads
 from application.handlers.execute import CommandContext, execute
-from application.transfer.elsewhere import NobodyElse
 from application.transfer.errors import NotIncoming
 from application.transfer.transfers import Incoming, Limits, Speaker, Transfers
 from domain.errors import Refused
@@ -33,6 +32,7 @@ from interfaces.bootstrap.supervision import supervise
 from tests.crash.hands import PROCESSORS, SETTINGS
 from tests.crash.mortal import Life, beside
 from tests.crash.nursery import Order
+from tests.fakes import NoRemotePreemption, unlimited_quotas
 
 # Nobody waits for anybody else here: what only spares the server is left out.
 orchestrator.PACE = orchestrator.LONGEST_PACE = orchestrator.POLL_INTERVAL = 0.005
@@ -174,13 +174,15 @@ async def receive(order: Order, life: Life) -> str:
     """Takes in the bytes of an upload from where it stands; answers why not, if it was refused."""
     async with opened(order, life) as parts:
         upload, size = UUID(order.options["upload"]), int(order.options["size"])
+        clock = asyncio.get_running_loop().time
         receiving = Transfers(
             parts.log,
             parts.blobs,
-            NobodyElse(),
+            NoRemotePreemption(),
+            quotas=unlimited_quotas(clock),
             limits=Limits(max_file_size=10**6, min_free_bytes=0, progress_interval=0.001),
             now=parts.now,
-            clock=asyncio.get_running_loop().time,
+            clock=clock,
         )
         speaker = Speaker("key:alice")
         try:

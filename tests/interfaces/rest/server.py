@@ -19,17 +19,21 @@ from application.ports.keys import Scope
 from infrastructure.audit.proofs import PostgresSeals
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.blobs.local.store import LocalBlobStore
+from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.erasure.erasures import PostgresErasures
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.jobs.workers import PostgresWorkers
 from infrastructure.postgres.listener import READ_MODEL, Listener
 from infrastructure.postgres.locks import PROJECTOR_LOCK
 from infrastructure.postgres.pool import Pool, make_pool
+from infrastructure.postgres.transfer_limiter import PostgresTransferLimiter
 from infrastructure.processors.errands import PostgresErrands
 from infrastructure.read_model import projector
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.history import PostgresHistory
 from infrastructure.read_model.queries import PostgresQueries
+from infrastructure.read_model.usage import PostgresUsage
 from infrastructure.settings import Settings
 from infrastructure.telemetry.metrics import PostgresVitals
 from infrastructure.webhooks.registry import PostgresWebhooks
@@ -138,7 +142,11 @@ async def serving(
             keys=PostgresKeys(pool, listener),
             now=lambda: datetime.now(UTC),
             new_id=uuid_utils.compat.uuid7,
+            elsewhere=NotifiedElsewhere(pool, listener),
             errands=PostgresErrands(pool),
+            usage=PostgresUsage(pool),
+            slots=await enter(PostgresTransferLimiter(url)),
+            workers=PostgresWorkers(pool, dead_after=60.0),
             webhooks=PostgresWebhooks(pool),
             seals=PostgresSeals(pool),
             erasures=PostgresErasures(pool),

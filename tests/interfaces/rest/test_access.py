@@ -11,6 +11,7 @@ from infrastructure.settings import Settings
 from interfaces.rest.access import PUBLIC, PUBLIC_PREFIXES
 from interfaces.rest.app import OPERATIONS, build_app
 from interfaces.services import Services
+from tests.fakes import NoRemotePreemption
 from tests.interfaces.last_position import last_position
 from tests.interfaces.rest.server import Answer, Server, serving
 
@@ -30,6 +31,14 @@ def routes() -> list[tuple[str, str]]:
         keys=nothing,
         now=nothing,
         new_id=nothing,
+        elsewhere=NoRemotePreemption(),
+        errands=nothing,
+        usage=nothing,
+        slots=nothing,
+        workers=nothing,
+        webhooks=nothing,
+        erasures=nothing,
+        seals=nothing,
     )
     app = build_app(services)
     return sorted(

@@ -14,7 +14,6 @@ import uuid_utils.compat
 from aiohttp import ClientSession, web
 
 from application.ports.keys import Scope
-from application.ports.read_model import History
 from application.transfer.transfers import Transfers
 from domain.event import topic_of
 from infrastructure.auth.keys import PostgresKeys
@@ -122,12 +121,13 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
         stack.push_async_callback(engine.dispose)
         blobs = LocalBlobStore(folder)
         stack.callback(blobs.close)
+        unused = cast(Any, None)  # no route here asks for these
         services = Services(
             settings=Settings(data_dir=folder, **{**EASY, **settings}),
             log=log,
             wakeups=listener.wakeups(),
             queries=PostgresQueries(engine, listener.wakeups()),
-            history=cast(History, None),  # no route here asks for history
+            history=unused,
             blobs=blobs,
             keys=PostgresKeys(pool, listener),
             now=lambda: datetime.now(UTC),
@@ -135,6 +135,11 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
             elsewhere=NotifiedElsewhere(pool, listener),
             usage=PostgresUsage(pool),
             slots=await enter(PostgresTransferLimiter(url)),
+            errands=unused,
+            workers=unused,
+            webhooks=unused,
+            erasures=unused,
+            seals=unused,
         )
         yield await enter(_served(services, pool))
 

@@ -11,7 +11,6 @@ from uuid import uuid4
 
 from application.append import Append, AppendResult
 from application.transfer.arriving import Alone, Arrivals
-from application.transfer.elsewhere import NobodyElse
 from application.transfer.names import blob_of
 from application.transfer.transfers import Incoming, Limits, Speaker, Transfers
 from domain.file import FileDeclaration
@@ -21,6 +20,7 @@ from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.postgres.pool import make_pool
 from tests.contracts.blob_store import content
+from tests.fakes import NoRemotePreemption, unlimited_quotas
 
 CONTENT = b"0123456789" * 3
 PIECE = 10
@@ -79,7 +79,13 @@ async def _process(url: str, folder: Path, life: Life) -> AsyncIterator[Transfer
         log.life = blobs.life = life
         limits = Limits(max_file_size=1_000, min_free_bytes=0, progress_interval=60)
         yield Transfers(
-            log, blobs, NobodyElse(), limits=limits, now=lambda: datetime.now(UTC), clock=lambda: 0
+            log,
+            blobs,
+            NoRemotePreemption(),
+            quotas=unlimited_quotas(lambda: 0),
+            limits=limits,
+            now=lambda: datetime.now(UTC),
+            clock=lambda: 0,
         )
         blobs.close()
 

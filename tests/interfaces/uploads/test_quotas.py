@@ -20,6 +20,7 @@ from domain.file import FileDeclaration
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.projector import catch_up
 from infrastructure.read_model.usage import PostgresUsage
+from tests.fakes import InProcessTransferLimiter
 from tests.interfaces.uploads.raw import Sender
 from tests.interfaces.uploads.server import BYTES, OWNER, TUS, Server, serving, upload_in
 from tests.support import eventually
@@ -258,7 +259,11 @@ class _Scripted:
 async def test_figures_are_remembered_for_a_moment_and_what_was_admitted_is_added() -> None:
     usage, now = _Scripted(Used(50, 1)), 0.0
     quotas = Quotas(
-        usage, lambda: now, owner=Allowance(bytes=100), batch=Allowance(files=3), transfers=0
+        usage,
+        lambda: now,
+        slots=InProcessTransferLimiter(),
+        owner=Allowance(bytes=100),
+        batch=Allowance(files=3),
     )
 
     await quotas.admit("acme", BATCH, 30)

@@ -18,13 +18,13 @@ from msgspec.structs import replace
 from application.commands import CancelUpload
 from application.handlers.execute import CommandContext, execute
 from application.sweeping import Sweeper
-from application.transfer.elsewhere import NobodyElse
 from application.transfer.names import blob_of, blob_of_whole
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.projector import catch_up
 from infrastructure.settings import Settings
 from infrastructure.sweeping.standings import PostgresStandings
+from tests.fakes import NoRemotePreemption
 from tests.interfaces.conftest import LiveServer
 from tests.interfaces.conftest import serving as whole_server
 from tests.interfaces.uploads.server import (
@@ -51,7 +51,7 @@ async def _sweeper(server: Server, url: str) -> AsyncIterator[Sweeper]:
             services.blobs,
             services.blobs,
             PostgresStandings(pool),
-            NobodyElse(),
+            NoRemotePreemption(),
             expiry=HOUR,
             orphan_age=HOUR,
             now=services.now,

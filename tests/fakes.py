@@ -1,0 +1,59 @@
+"""Fake ports for tests of one process that neither shares a database nor counts storage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from uuid import UUID
+
+from application.ports.usage import Used
+from application.transfer.quotas import Quotas
+
+
+class NoRemotePreemption:
+    """Preempt nothing: no other process receives uploads."""
+
+    async def stop(self, upload: UUID) -> None:
+        return
+
+    def on_stop(self, callback: Callable[[UUID], None]) -> None:
+        return
+
+
+class NoStorageUsed:
+    """Report that every owner and every batch is empty."""
+
+    async def of_owner(self, owner: str) -> Used:
+        return Used()
+
+    async def of_batch(self, batch: UUID) -> Used:
+        return Used()
+
+
+class InProcessTransferLimiter:
+    """Count the running transfers of each owner in memory."""
+
+    def __init__(self) -> None:
+        self._running: Counter[str] = Counter()
+
+    async def take(self, owner: str, most: int) -> InProcessTransferPermit | None:
+        if self._running[owner] >= most:
+            return None
+        self._running[owner] += 1
+        return InProcessTransferPermit(self._running, owner)
+
+
+class InProcessTransferPermit:
+    """One running transfer of an owner."""
+
+    def __init__(self, running: Counter[str], owner: str) -> None:
+        self._running = running
+        self._owner = owner
+
+    async def release(self) -> None:
+        self._running[self._owner] -= 1
+
+
+def unlimited_quotas(clock: Callable[[], float]) -> Quotas:
+    """Return quotas that admit everything."""
+    return Quotas(NoStorageUsed(), clock, slots=InProcessTransferLimiter())
