@@ -1,45 +1,46 @@
-"""Signatures of what we send to users' services.
-
-Source of the rules: the Standard Webhooks specification, version 1 (symmetric signatures).
-"""
+"""Signatures of outgoing requests, by Standard Webhooks version 1 (symmetric signatures)."""
 
 from __future__ import annotations
 
 import binascii
-import hmac
 from base64 import b64decode, b64encode
+from datetime import UTC, datetime
 from secrets import token_bytes
 
-PREFIX = "whsec_"
-SHORTEST, LONGEST = 24, 64  # bytes of a key
-FRESH = 32  # bytes of a new one
+from standardwebhooks import Webhook
+
+SECRET_PREFIX = "whsec_"  # noqa: S105
+MIN_KEY_BYTES, MAX_KEY_BYTES = 24, 64
+NEW_KEY_BYTES = 32
 
 
-def key_of(secret: str) -> bytes:
-    """The key in `whsec_<base64>`. Raises ValueError, which never shows the secret."""
+def require_secret(secret: str) -> None:
+    """Raise ValueError unless the text is `whsec_<base64>`; the error never shows the secret."""
     try:
-        key = b64decode(secret.removeprefix(PREFIX), validate=True)
+        key = b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
     except (binascii.Error, ValueError):
         key = b""
-    if not (secret.startswith(PREFIX) and SHORTEST <= len(key) <= LONGEST):
-        raise ValueError(f"must be {PREFIX} and {SHORTEST} to {LONGEST} bytes in base64")
-    return key
+    if not (secret.startswith(SECRET_PREFIX) and MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES):
+        raise ValueError(
+            f"must be {SECRET_PREFIX} and {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes in base64"
+        )
 
 
-def signed(id: str, timestamp: int, body: bytes, *keys: bytes) -> dict[str, str]:
-    """The headers that let a receiver see who sent this, and when (seconds since 1970).
+def signature_headers(id: str, timestamp: int, body: bytes, *secrets: str) -> dict[str, str]:
+    """Return the headers that prove sender and time (seconds since 1970) to a receiver.
 
-    There is one signature for each key: while a secret is being renewed, old and new are good.
+    There is one signature for each secret, so that a receiver may know the old or the new one
+    while a secret is rotated. `body` is UTF-8.
     """
-    content = f"{id}.{timestamp}.".encode() + body
-    macs = (hmac.digest(key, content, "sha256") for key in keys)
+    at, text = datetime.fromtimestamp(timestamp, UTC), body.decode()
+    signatures = [Webhook(secret).sign(id, at, text) for secret in secrets]
     return {
         "webhook-id": id,
         "webhook-timestamp": str(timestamp),
-        "webhook-signature": " ".join(f"v1,{b64encode(mac).decode()}" for mac in macs),
+        "webhook-signature": " ".join(signatures),
     }
 
 
 def new_secret() -> str:
-    """A secret nobody could guess."""
-    return PREFIX + b64encode(token_bytes(FRESH)).decode()
+    """Return a random secret."""
+    return SECRET_PREFIX + b64encode(token_bytes(NEW_KEY_BYTES)).decode()

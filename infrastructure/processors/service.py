@@ -17,7 +17,7 @@ from application.pipeline import Permanent, Quarantine, Subject, Workbench
 from application.ports.errands import Errands, Report, Tickets
 from infrastructure.outbound.destinations import BadDestination
 from infrastructure.outbound.requests import AnswerTooLong, Outbound
-from infrastructure.outbound.signing import key_of, signed
+from infrastructure.outbound.signing import require_secret, signature_headers
 from infrastructure.processors.options import Options, read
 
 FIRST_LOOK, LONGEST_LOOK = 0.1, 1.0  # seconds between two looks at what a service has said
@@ -42,7 +42,7 @@ class HttpOptions(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         try:
-            key_of(self.secret)
+            require_secret(self.secret)
         except ValueError as error:
             raise ValueError(f"`secret` {error}") from None
 
@@ -100,8 +100,8 @@ class HttpService:
         """What the service answers at once; None if it will say so later."""
         now = self._now()
         body = self._request(subject, chosen, tickets, now)
-        headers = signed(
-            f"errand_{tickets.id.hex}", int(now.timestamp()), body, key_of(chosen.secret)
+        headers = signature_headers(
+            f"errand_{tickets.id.hex}", int(now.timestamp()), body, chosen.secret
         )
         headers["Content-Type"] = "application/json"
         try:

@@ -10,7 +10,7 @@ import aiohttp
 from application.ports.deliveries import MAX_EXCERPT, Reply, Unsendable
 from infrastructure.outbound.destinations import BadDestination, PrivateAddress
 from infrastructure.outbound.requests import Outbound
-from infrastructure.outbound.signing import key_of, signed
+from infrastructure.outbound.signing import signature_headers
 
 MOST = 4 * MAX_EXCERPT  # bytes read of an answer: a character takes 4 at most
 
@@ -25,7 +25,7 @@ class HttpSender:
     async def send(
         self, url: str, secrets: Sequence[str], id: str, at: datetime, body: bytes
     ) -> Reply:
-        headers = signed(id, int(at.timestamp()), body, *map(key_of, secrets))
+        headers = signature_headers(id, int(at.timestamp()), body, *secrets)
         headers["Content-Type"] = "application/json"
         try:
             reply = await self._outbound.send(url, body, headers, self._timeout, most=MOST)

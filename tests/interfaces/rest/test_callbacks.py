@@ -21,7 +21,7 @@ from domain.upload.events import (
     FileProgressed,
 )
 from domain.upload.state import UploadState
-from infrastructure.outbound.signing import key_of, signed
+from infrastructure.outbound.signing import signature_headers
 from infrastructure.processors.errands import PostgresErrands
 from tests.infrastructure.jobs.plant import Plant
 from tests.interfaces.rest.services import SECRET, Data, Service, world
@@ -53,8 +53,8 @@ async def test_a_service_gets_a_signed_request_and_its_answer_is_the_result(
     (data,), (headers,), (body,) = service.asked, service.headers, service.bodies
     assert (data["path"], data["size"], data["attempt"]) == ("a/b.pdf", 5, 1)
     assert data["parameters"] == {"dpi": 90}
-    expected = signed(
-        headers["webhook-id"], int(headers["webhook-timestamp"]), body, key_of(SECRET)
+    expected = signature_headers(
+        headers["webhook-id"], int(headers["webhook-timestamp"]), body, SECRET
     )
     assert headers["webhook-signature"] == expected["webhook-signature"]
 
