@@ -23,7 +23,7 @@ from domain.retry import RetryPolicy
 from domain.upload.aggregate import Upload
 from domain.upload.state import INCOMING
 from domain.webhook.aggregate import Webhook
-from domain.webhook.subscription import Subscription
+from domain.webhook.subscription import WebhookFilter
 
 A = TypeVar("A", Batch, Upload, Webhook)
 
@@ -236,7 +236,7 @@ class MarkPartialConcatenated(UploadCommand, frozen=True, kw_only=True):
     """Record that the bytes of a partial upload are stored in a final upload."""
 
     def decide(self, upload: Upload, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return upload.join(at=at, by=by)
+        return upload.mark_concatenated(at=at, by=by)
 
 
 class DeclareSize(UploadCommand, frozen=True, kw_only=True):
@@ -284,7 +284,7 @@ class RecordDataLoss(UploadCommand, frozen=True, kw_only=True):
     stored: int
 
     def decide(self, upload: Upload, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return upload.report_loss(self.stored, at=at, by=by)
+        return upload.record_data_loss(self.stored, at=at, by=by)
 
 
 class CancelUpload(UploadCommand, frozen=True, kw_only=True):
@@ -349,14 +349,14 @@ class AddWebhook(Command, frozen=True, kw_only=True):
 
     id: UUID
     owner: str
-    subscription: Subscription
+    subscription: WebhookFilter
     secret: UUID
 
 
 class ChangeWebhook(WebhookCommand, frozen=True, kw_only=True):
-    """Replace the subscription of a webhook. Raises Faulty."""
+    """Replace the subscription of a webhook. Raises ValidationFailed."""
 
-    subscription: Subscription
+    subscription: WebhookFilter
 
     def decide(self, webhook: Webhook, *, at: datetime, by: str) -> tuple[Event, ...]:
         return webhook.change(self.subscription, at=at, by=by)

@@ -22,9 +22,9 @@ from application.ports.event_log import EventLog
 from application.ports.sweeping import Standing, Standings
 from application.transfer.elsewhere import Elsewhere
 from application.transfer.names import blob_of, upload_named_in
-from domain.errors import Refused
+from domain.errors import CommandRejected
 from domain.event import topic_of
-from domain.ids import is_part
+from domain.ids import is_partial_upload
 from domain.upload.events import UploadCancelled, UploadErased, UploadExpired
 from domain.upload.state import GONE, UploadState
 
@@ -133,14 +133,14 @@ class Sweeper:
 
     async def _expire_parts(self, part: int, named: Sequence[tuple[str, UUID]]) -> None:
         """Parts of uploads have no row that says since when they wait: their blobs do."""
-        if not any(is_part(id) for _, id in named):
+        if not any(is_partial_upload(id) for _, id in named):
             return
         for name in await self._inventory.stale(part, self.expiry):
             id = upload_named_in(name)
-            if id is None or not is_part(id):
+            if id is None or not is_partial_upload(id):
                 continue
             context = CommandContext(BY, self._now())
-            with suppress(NotFound, Refused):  # unknown, or joined or cancelled meanwhile
+            with suppress(NotFound, CommandRejected):  # unknown, or joined or cancelled meanwhile
                 await execute(self._log, ExpireUpload(upload=id), context)
 
     async def _suspects(self, named: Sequence[tuple[str, UUID]]) -> list[tuple[str, UUID]]:
@@ -154,7 +154,7 @@ class Sweeper:
             upload = await self._log.upload(id)
         except NotFound:
             return False
-        joined = is_part(id) and upload.state is UploadState.COMPLETED
+        joined = is_partial_upload(id) and upload.state is UploadState.COMPLETED
         if joined or upload.state in GONE:
             return True
         wanted = upload.blob or blob_of(id)

@@ -30,7 +30,6 @@ from domain.upload.events import (
     UploadFailed,
     UploadQueued,
 )
-from domain.upload.registration import register
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.jobs.orchestrator import Orchestrator
@@ -149,7 +148,7 @@ def _chunk(batch: Batch, numbers: range, history: tuple[Event, ...]) -> Append:
     writes = []
     for number in numbers:
         file = FileDeclaration(path=f"{number:06}.bin", size=1)
-        upload, registered = register(batch, file, b"", at=at, by=BY)
+        upload, registered = batch.register_upload(file, b"", at=at, by=BY)
         writes.append(StreamAppend(upload, 0, (*registered, *history)))
     return Append(tuple(writes))
 

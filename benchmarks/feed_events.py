@@ -17,7 +17,6 @@ from domain.batch.events import BatchStarted
 from domain.event import Event
 from domain.file import FileDeclaration
 from domain.upload.events import FileProgressed
-from domain.upload.registration import register
 from infrastructure.event_store.committer import GroupCommitter
 
 BY = OWNER = "benchmark"
@@ -45,7 +44,9 @@ async def set_up(url: str, batches: int, uploads: int) -> Scene:
             at, id = datetime.now(UTC), uuid4()
             begun = BatchStarted(at=at, by=BY, owner=OWNER, pipeline="default")
             files = [FileDeclaration(path=f"{n:03}.bin", size=SIZE) for n in range(uploads)]
-            members = [register(Batch.begin(id, begun), file, b"", at=at, by=BY) for file in files]
+            members = [
+                Batch.begin(id, begun).register_upload(file, b"", at=at, by=BY) for file in files
+            ]
             writes = [
                 StreamAppend(id, 0, (begun,)),
                 *(StreamAppend(upload, 0, e) for upload, e in members),

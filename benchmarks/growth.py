@@ -32,7 +32,6 @@ from benchmarks.measure import Ratio
 from domain.batch.aggregate import Batch
 from domain.file import FileDeclaration
 from domain.upload.events import FileReceived
-from domain.upload.registration import register
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
@@ -156,7 +155,7 @@ def _arrived(batch: Batch, numbers: range) -> Append:
     writes = []
     for number in numbers:
         file = FileDeclaration(path=f"{number:06}.txt", size=len(TEXT))
-        upload, registered = register(batch, file, b"", at=at, by=BY)
+        upload, registered = batch.register_upload(file, b"", at=at, by=BY)
         writes.append(StreamAppend(upload, 0, (*registered, arrived)))
     return Append(tuple(writes))
 

@@ -8,7 +8,7 @@ from unicodedata import category
 
 import msgspec
 
-from domain.errors import Fault
+from domain.errors import FieldError
 
 MAX_PATH_BYTES = 2048  # with batch and state it must fit into an index entry (2704 bytes)
 MAX_NAME_UNITS = 255  # of UTF-16: what NTFS, APFS and exFAT allow for one name
@@ -46,26 +46,26 @@ class FileDeclaration(
     metadata: Mapping[str, str] = {}
 
 
-def faults_of(file: FileDeclaration, *, at: str = "") -> Iterator[Fault]:
+def validate_declaration(file: FileDeclaration, *, at: str = "") -> Iterator[FieldError]:
     """Every rule this declaration breaks; `at` prefixes the field, such as `files/3/`."""
-    if problem := path_problem(file.path):
-        yield Fault(f"{at}path", problem)
+    if problem := path_error(file.path):
+        yield FieldError(f"{at}path", problem)
     if file.size is not None and not 0 <= file.size <= MAX_SIZE:
-        yield Fault(f"{at}size", f"must be from 0 to {MAX_SIZE} bytes, or left out")
+        yield FieldError(f"{at}size", f"must be from 0 to {MAX_SIZE} bytes, or left out")
     if file.media_type is not None and not _MEDIA_TYPE.fullmatch(file.media_type):
-        yield Fault(f"{at}media_type", "must look like image/png")
+        yield FieldError(f"{at}media_type", "must look like image/png")
     if file.checksum is not None and not _CHECKSUM.fullmatch(file.checksum):
-        yield Fault(f"{at}checksum", "must be sha256: followed by 64 lowercase hex digits")
+        yield FieldError(f"{at}checksum", "must be sha256: followed by 64 lowercase hex digits")
     metadata = dict(file.metadata)
     if not _PARTS.fullmatch(metadata.pop(PARTS_KEY, "")):
-        yield Fault(f"{at}metadata", f"must have {PARTS_KEY} in printable ASCII of 64 KiB")
+        yield FieldError(f"{at}metadata", f"must have {PARTS_KEY} in printable ASCII of 64 KiB")
     if not _HEADER.fullmatch(metadata.pop(HEADER_KEY, "")):
-        yield Fault(f"{at}metadata", f"must have {HEADER_KEY} in printable ASCII of 8 KiB")
-    if problem := metadata_problem(metadata):
-        yield Fault(f"{at}metadata", problem)
+        yield FieldError(f"{at}metadata", f"must have {HEADER_KEY} in printable ASCII of 8 KiB")
+    if problem := metadata_error(metadata):
+        yield FieldError(f"{at}metadata", problem)
 
 
-def path_problem(path: str) -> str | None:
+def path_error(path: str) -> str | None:
     """What is wrong with a file's path inside its batch, or None.
 
     A path is relative, `/` separated, printable, and cannot leave the batch.
@@ -78,8 +78,8 @@ def path_problem(path: str) -> str | None:
         return "must not be empty"
     if len(encoded) > MAX_PATH_BYTES:
         return f"must be at most {MAX_PATH_BYTES} bytes long"
-    if control_character(path):
-        found = next(character for character in path if control_character(character))
+    if has_control_characters(path):
+        found = next(character for character in path if has_control_characters(character))
         return f"must not hold control characters (U+{ord(found):04X} is one)"
     if "\\" in path:
         return "must use / between folders"
@@ -91,7 +91,7 @@ def path_problem(path: str) -> str | None:
     return None
 
 
-def metadata_problem(metadata: Mapping[str, str]) -> str | None:
+def metadata_error(metadata: Mapping[str, str]) -> str | None:
     """What is wrong with free metadata, or None."""
     if len(metadata) > MAX_METADATA_ENTRIES:
         return f"must have at most {MAX_METADATA_ENTRIES} entries"
@@ -101,12 +101,12 @@ def metadata_problem(metadata: Mapping[str, str]) -> str | None:
         return "must be valid Unicode"
     if size > MAX_METADATA_BYTES:
         return f"must hold at most {MAX_METADATA_BYTES} bytes in all"
-    if any(control_character(text) for pair in metadata.items() for text in pair):
+    if any(has_control_characters(text) for pair in metadata.items() for text in pair):
         return "must not hold control characters"
     return None
 
 
-def control_character(text: str) -> bool:
+def has_control_characters(text: str) -> bool:
     """Whether the text holds a character that controls: what is shown must be what there is.
 
     That is a control or surrogate character, a line or paragraph separator, or one that
@@ -123,7 +123,9 @@ def control_character(text: str) -> bool:
     )
 
 
-def printable(text: str, limit: int = 200) -> str:
+def sanitize(text: str, limit: int = 200) -> str:
     """The text with what must not be stored replaced, so that a refusal can still name it."""
-    shown = "".join("\ufffd" if control_character(character) else character for character in text)
+    shown = "".join(
+        "\ufffd" if has_control_characters(character) else character for character in text
+    )
     return shown[:limit]

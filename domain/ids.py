@@ -46,7 +46,7 @@ def unnormalised_upload_id_for(batch: UUID, path: str, secret: bytes) -> UUID:
     return _uuid8(batch.bytes[:_TIME] + digest[:10])
 
 
-def part_id_for(token: UUID) -> UUID:
+def partial_upload_id_for(token: UUID) -> UUID:
     """The part of an upload that somebody announced by this token (UUIDv5, section 5.5).
 
     A part is a piece of a file that comes by itself, to be joined with others into an upload.
@@ -56,12 +56,12 @@ def part_id_for(token: UUID) -> UUID:
     return uuid5(_PARTS, str(token))
 
 
-def is_part(stream: UUID) -> bool:
+def is_partial_upload(stream: UUID) -> bool:
     """Whether this is a part, and not an upload: it is counted and processed nowhere."""
     return (stream.int >> 76) & 0xF == 5
 
 
-def joined_batch_id_for(parts: Sequence[UUID], secret: bytes) -> UUID:
+def concatenated_batch_id_for(parts: Sequence[UUID], secret: bytes) -> UUID:
     """The batch of an upload that is joined from these parts, in this order, and stands alone."""
     named = b"joined\0" + b"".join(part.bytes for part in parts)
     return _uuid8(_digest(named, secret)[:16])

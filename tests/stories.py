@@ -13,10 +13,10 @@ from application.append import DomainEvent, RecordedEvent
 from domain.batch.aggregate import Batch
 from domain.batch.events import BatchEvent, BatchStarted
 from domain.batch.state import Counts
-from domain.errors import Refused
+from domain.errors import CommandRejected
 from domain.ids import upload_id_for
 from domain.retry import RetryPolicy
-from domain.upload.aggregate import Upload
+from domain.upload.aggregate import Failure, Upload
 from domain.upload.events import (
     AttemptStarted,
     FileReceived,
@@ -25,7 +25,6 @@ from domain.upload.events import (
     UploadRegistered,
     UploadRejected,
 )
-from domain.upload.failure import Failure
 from domain.upload.state import ENDED, UploadState
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -121,7 +120,7 @@ _UPLOAD_COMMANDS: tuple[Command, ...] = (
     lambda u, draw, now: u.declare_size(draw(_UP_TO_100), **now),
     lambda u, draw, now: u.progress_transfer(draw(_UP_TO_100), **now),
     lambda u, draw, now: u.interrupt_transfer(draw(_UP_TO_100), draw(_TEXTS), **now),
-    lambda u, draw, now: u.report_loss(draw(_UP_TO_100), **now),
+    lambda u, draw, now: u.record_data_loss(draw(_UP_TO_100), **now),
     lambda u, draw, now: u.receive(u.size if u.size is not None else u.received, "blob", **now),
     lambda u, draw, now: u.queue(**now),
     lambda u, draw, now: u.start_attempt(draw(st.sampled_from(["one", "two"])), **now),
@@ -150,10 +149,10 @@ _BATCH_COMMANDS: tuple[Command, ...] = (
     lambda b, draw, now: b.resume(**now),
     lambda b, draw, now: b.prioritize(draw(st.integers(-5, 5)), **now),
     lambda b, draw, now: b.request_retry(**now),
-    lambda b, draw, now: b.stop_failing(draw(_COUNTS), **now),
+    lambda b, draw, now: b.pause_if_failing(draw(_COUNTS), **now),
     lambda b, draw, now: b.cancel(draw(_TEXTS), **now),
     lambda b, draw, now: b.expire(**now),
-    lambda b, draw, now: b.progress_to(
+    lambda b, draw, now: b.record_progress(
         draw(_COUNTS), bytes_received=draw(_UP_TO_100), bytes_total=100, through=1, **now
     ),
     lambda b, draw, now: b.complete(draw(_ENDED_COUNTS), **now),
@@ -198,7 +197,7 @@ def _walk(aggregate: Any, commands: list[Command], draw: Draw) -> list[Any]:
     for second, command in enumerate(commands, start=1):
         try:
             events = command(aggregate, draw, {"at": later(second), "by": ALICE})
-        except Refused:
+        except CommandRejected:
             continue
         for event in events:
             aggregate = aggregate.evolve(event)

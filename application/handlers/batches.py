@@ -17,10 +17,14 @@ from application.handlers.execute import CommandContext
 from application.ports.event_log import EventLog
 from domain.batch.aggregate import Batch
 from domain.batch.events import BatchEvent, BatchStarted
-from domain.errors import Fault, Faulty
-from domain.file import FileDeclaration, control_character, faults_of, metadata_problem
+from domain.errors import FieldError, ValidationFailed
+from domain.file import (
+    FileDeclaration,
+    has_control_characters,
+    metadata_error,
+    validate_declaration,
+)
 from domain.ids import upload_id_for
-from domain.upload.registration import register
 
 MAX_LABEL = 200  # characters
 
@@ -37,16 +41,16 @@ class StartedBatch(msgspec.Struct, frozen=True):
 async def start_batch(log: EventLog, command: StartBatch, context: CommandContext) -> StartedBatch:
     """Start a batch with all files of its manifest, or none: one fault and nothing is recorded.
 
-    Raises Faulty, IdempotencyKeyReused, Unavailable.
+    Raises ValidationFailed, IdempotencyKeyReused, Unavailable.
     """
     if faults := _faults(command):
-        raise Faulty(*faults)
+        raise ValidationFailed(*faults)
     started = _started_event(command, context)
     batch = Batch.begin(command.id, started)
     writes: list[StreamAppend] = []
     own: list[BatchEvent] = [started]
     for file in command.files:
-        upload, events = register(batch, file, log.id_secret, at=context.at, by=context.by)
+        upload, events = batch.register_upload(file, log.id_secret, at=context.at, by=context.by)
         writes.append(StreamAppend(upload, 0, events))
     size = sum(file.size or 0 for file in command.files)
     for event in batch.add_uploads(len(command.files), size, at=context.at, by=context.by):
@@ -94,23 +98,23 @@ def _started_event(command: StartBatch, context: CommandContext) -> BatchStarted
     )
 
 
-def _faults(command: StartBatch) -> list[Fault]:
+def _faults(command: StartBatch) -> list[FieldError]:
     faults = []
-    if len(command.label) > MAX_LABEL or control_character(command.label):
-        faults.append(Fault("label", f"must be at most {MAX_LABEL} printable characters"))
-    if problem := metadata_problem(command.metadata):
-        faults.append(Fault("metadata", problem))
+    if len(command.label) > MAX_LABEL or has_control_characters(command.label):
+        faults.append(FieldError("label", f"must be at most {MAX_LABEL} printable characters"))
+    if problem := metadata_error(command.metadata):
+        faults.append(FieldError("metadata", problem))
     for index, file in enumerate(command.files):
-        faults.extend(faults_of(file, at=f"files/{index}/"))
+        faults.extend(validate_declaration(file, at=f"files/{index}/"))
     return faults + duplicate_path_faults(command.files)
 
 
-def duplicate_path_faults(files: tuple[FileDeclaration, ...]) -> list[Fault]:
+def duplicate_path_faults(files: tuple[FileDeclaration, ...]) -> list[FieldError]:
     """Return a fault for every path that an earlier file of the list has."""
     first: dict[str, int] = {}
     paths = [normalize("NFC", file.path) for file in files]
     return [
-        Fault(f"files/{index}/path", f"is the same as that of files/{first[path]}")
+        FieldError(f"files/{index}/path", f"is the same as that of files/{first[path]}")
         for index, path in enumerate(paths)
         if first.setdefault(path, index) != index
     ]

@@ -19,7 +19,7 @@ from application.commands import A, AggregateCommand, ReopeningCommand
 from application.errors import Conflict, TooManyConflicts
 from application.ports.event_log import EventLog
 from domain.batch.events import COMPLETING
-from domain.errors import Refused
+from domain.errors import CommandRejected
 from domain.event import Event
 from domain.upload.aggregate import Upload
 
@@ -51,7 +51,7 @@ async def execute(
 ) -> CommandResult[A]:
     """Carry a command out, and return the aggregate after it.
 
-    Raises NotFound, Refused, AlreadyHandled, IdempotencyKeyReused, TooManyConflicts, Unavailable,
+    Raises NotFound, CommandRejected, AlreadyHandled, IdempotencyKeyReused, TooManyConflicts, Unavailable,
     OutcomeUnknown.
     """
     for attempt in range(MAX_ATTEMPTS):
@@ -61,7 +61,7 @@ async def execute(
         aggregate = await command.load(log)
         try:
             events = command.decide(aggregate, at=context.at, by=context.by)
-        except Refused:
+        except CommandRejected:
             # A cached aggregate may be out of date: refuse only by the log's current state.
             if fresh:
                 raise

@@ -24,12 +24,11 @@ from application.handlers.execute import MAX_ATTEMPTS, CommandContext, CommandRe
 from application.ports.event_log import EventLog
 from domain.batch.aggregate import Batch
 from domain.batch.events import CLOSING, BatchSealed, BatchStarted
-from domain.errors import Faulty, NotNow
-from domain.file import FileDeclaration, faults_of, printable
+from domain.errors import InvalidState, ValidationFailed
+from domain.file import FileDeclaration, sanitize, validate_declaration
 from domain.ids import unnormalised_upload_id_for, upload_id_for
 from domain.upload.aggregate import Upload
 from domain.upload.events import UploadEvent
-from domain.upload.registration import register, register_part, reject
 
 
 class RegisteredUpload(msgspec.Struct, frozen=True):
@@ -74,13 +73,13 @@ class RejectedFile(msgspec.Struct, frozen=True):
     message: str
 
     def result(self, upload: UUID) -> FileResult:
-        return FileResult(printable(self.file.path), upload, "rejected", self.code, self.message)
+        return FileResult(sanitize(self.file.path), upload, "rejected", self.code, self.message)
 
 
 async def add_uploads(log: EventLog, command: AddUploads, context: CommandContext) -> AddedUploads:
     """Register valid files, leave known ones as they are, and record the rejection of others.
 
-    Raises NotFound, NotNow if the batch is not open, TooManyConflicts, Unavailable.
+    Raises NotFound, InvalidState if the batch is not open, TooManyConflicts, Unavailable.
     """
     for _ in range(MAX_ATTEMPTS):
         batch = await log.batch(command.batch)
@@ -89,7 +88,7 @@ async def add_uploads(log: EventLog, command: AddUploads, context: CommandContex
             checked = [
                 _check_file(batch, file, context, command, log.id_secret) for file in command.files
             ]
-        except NotNow:
+        except InvalidState:
             log.forget(batch.id)
             (await log.batch(batch.id)).require_open()
             continue
@@ -110,9 +109,9 @@ async def add_uploads(log: EventLog, command: AddUploads, context: CommandContex
 async def register_upload(
     log: EventLog, command: RegisterUpload, context: CommandContext
 ) -> RegisteredUpload:
-    """Register one file. Raises Faulty, NotFound, NotNow, TooManyConflicts, Unavailable."""
-    if faults := tuple(faults_of(command.file)):
-        raise Faulty(*faults)
+    """Register one file. Raises ValidationFailed, NotFound, InvalidState, TooManyConflicts, Unavailable."""
+    if faults := tuple(validate_declaration(command.file)):
+        raise ValidationFailed(*faults)
     if earlier := await find_unnormalised_upload(log, command.batch, command.file.path):
         return await _load_known(log, earlier, command.file)
     for attempt in range(MAX_ATTEMPTS):
@@ -120,10 +119,10 @@ async def register_upload(
             log.forget(command.batch)
         batch = await log.batch(command.batch)
         try:
-            stream, events = register(
-                batch, command.file, log.id_secret, at=context.at, by=context.by
+            stream, events = batch.register_upload(
+                command.file, log.id_secret, at=context.at, by=context.by
             )
-        except NotNow:
+        except InvalidState:
             stream = upload_id_for(command.batch, command.file.path, log.id_secret)
             if stream in await log.versions([stream]):
                 return await _load_known(log, stream, command.file)
@@ -159,19 +158,21 @@ async def find_unnormalised_upload(log: EventLog, batch: UUID, path: str) -> UUI
 async def create_standalone_upload(
     log: EventLog, command: CreateStandaloneUpload, context: CommandContext
 ) -> RegisteredUpload:
-    """Register a file and a sealed batch for it, in one append. Raises Faulty, Unavailable."""
-    if faults := tuple(faults_of(command.file)):
-        raise Faulty(*faults)
+    """Register a file and a sealed batch for it, in one append. Raises ValidationFailed, Unavailable."""
+    if faults := tuple(validate_declaration(command.file)):
+        raise ValidationFailed(*faults)
     started = BatchStarted(
         at=context.at,
         by=context.by,
         owner=command.owner,
-        label=printable(command.file.path),
+        label=sanitize(command.file.path),
         pipeline=command.pipeline,
         retry_policy=command.retry_policy,
     )
     batch = Batch.begin(command.id, started)
-    stream, events = register(batch, command.file, log.id_secret, at=context.at, by=context.by)
+    stream, events = batch.register_upload(
+        command.file, log.id_secret, at=context.at, by=context.by
+    )
     upload, events = _with_received_bytes(stream, events, command.received, command.blob, context)
     sealed = BatchSealed(at=context.at, by=context.by)
     writes = (StreamAppend(batch.id, 0, (started, sealed)), StreamAppend(stream, 0, events))
@@ -184,15 +185,15 @@ async def register_partial_upload(
 ) -> CommandResult[Upload]:
     """Register a tus partial upload.
 
-    Raises Faulty, NotFound, NotNow if the batch is not open, Conflict, Unavailable.
+    Raises ValidationFailed, NotFound, InvalidState if the batch is not open, Conflict, Unavailable.
     """
     if command.batch is not None:
         (await log.batch(command.batch)).require_open()
     file = FileDeclaration(path=f"{command.id}.part", size=command.size, metadata=command.metadata)
-    if faults := tuple(faults_of(file)):
-        raise Faulty(*faults)
+    if faults := tuple(validate_declaration(file)):
+        raise ValidationFailed(*faults)
     batch = command.batch or command.id
-    events = register_part(command.owner, batch, file, at=context.at, by=context.by)
+    events = Upload.register_partial(command.owner, batch, file, at=context.at, by=context.by)
     appended = await log.append(append_to_stream(command.id, 0, *events, cause=context.cause))
     return CommandResult(Upload.begin(command.id, events[0]), appended.position)
 
@@ -207,7 +208,7 @@ async def record_received_files(
 
     Return one result for each file, in their order, and the position of the append; 0 for none.
     All are recorded or none. The batch must be open unless every file was declared before.
-    Raises NotNow, Conflict if a file or the batch has moved on, Unavailable, OutcomeUnknown.
+    Raises InvalidState, Conflict if a file or the batch has moved on, Unavailable, OutcomeUnknown.
     """
     results, writes, new_sizes = [], [], []
     for file in files:
@@ -246,7 +247,7 @@ async def _load_known(log: EventLog, stream: UUID, file: FileDeclaration) -> Reg
     log.forget(stream)
     upload = await log.upload(stream)
     if None not in (file.size, upload.size) and file.size != upload.size:
-        raise NotNow(f"{file.path} is in the batch already, with {upload.size} bytes")
+        raise InvalidState(f"{file.path} is in the batch already, with {upload.size} bytes")
     return RegisteredUpload(upload, False, 0)
 
 
@@ -262,17 +263,17 @@ def _check_file(
     secret: bytes,
 ) -> _CheckedFile:
     code, message = "", ""
-    if faults := tuple(faults_of(file)):
+    if faults := tuple(validate_declaration(file)):
         code, message = "invalid", f"{faults[0].field} {faults[0].message}"
-        file = FileDeclaration(path=printable(file.path))
+        file = FileDeclaration(path=sanitize(file.path))
     elif file.size is not None and file.size > command.max_size:
         code, message = "too_large", f"size must be at most {command.max_size} bytes"
     elif quota := command.over_quota.get(file.path):
         code, message = "quota_exceeded", quota
     if not code:
-        stream, events = register(batch, file, secret, at=context.at, by=context.by)
+        stream, events = batch.register_upload(file, secret, at=context.at, by=context.by)
         return stream, events, FileResult(file.path, stream, "added")
-    stream, events = reject(batch, file, code, message, secret, at=context.at, by=context.by)
+    stream, events = batch.reject_upload(file, code, message, secret, at=context.at, by=context.by)
     return stream, events, FileResult(file.path, stream, "rejected", code, message)
 
 
@@ -347,9 +348,9 @@ async def _append_received(
 def _write_of_rejected(
     batch: Batch, file: RejectedFile, context: CommandContext, secret: bytes
 ) -> StreamAppend:
-    named = FileDeclaration(path=printable(file.file.path))
-    stream, events = reject(
-        batch, named, file.code, file.message, secret, at=context.at, by=context.by
+    named = FileDeclaration(path=sanitize(file.file.path))
+    stream, events = batch.reject_upload(
+        named, file.code, file.message, secret, at=context.at, by=context.by
     )
     return StreamAppend(stream, 0, events)
 
@@ -361,7 +362,7 @@ def _write_of_stored(
     events: tuple[UploadEvent, ...] = ()
     upload = stored.known
     if upload is None:
-        stream, events = register(batch, stored.file, secret, at=context.at, by=context.by)
+        stream, events = batch.register_upload(stored.file, secret, at=context.at, by=context.by)
         upload = Upload.begin(stream, events[0])
     received = upload.receive(stored.size, stored.blob, at=context.at, by=context.by)
     version = stored.known.version if stored.known else 0

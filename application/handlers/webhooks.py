@@ -12,7 +12,7 @@ from domain.webhook.aggregate import Webhook
 async def add_webhook(
     log: EventLog, command: AddWebhook, context: CommandContext
 ) -> CommandResult[Webhook]:
-    """Add a webhook. Raises Faulty, Conflict for an id that is taken, Unavailable."""
+    """Add a webhook. Raises ValidationFailed, Conflict for an id that is taken, Unavailable."""
     (added,) = Webhook.add(
         command.owner, command.subscription, command.secret, at=context.at, by=context.by
     )

@@ -39,10 +39,10 @@ def settle(
         events.append(reopened)
         aggregate = aggregate.evolve(reopened)
     ends = aggregate.state in ENDING and ended and not retrying
-    stops = () if ended or retrying else aggregate.stop_failing(tally.counts, at=at, by=BY)
+    stops = () if ended or retrying else aggregate.pause_if_failing(tally.counts, at=at, by=BY)
     if tally.counts and (ends or due or stops):
         events.extend(
-            aggregate.progress_to(
+            aggregate.record_progress(
                 tally.counts,
                 bytes_received=tally.bytes_received,
                 bytes_total=tally.bytes_total,

@@ -11,7 +11,7 @@ import msgspec
 from application.append import RecordedEvent
 from application.orchestrator.members import Followed, Member
 from domain.batch.events import BatchEvent, BatchResumed, BatchRetryRequested
-from domain.ids import is_part
+from domain.ids import is_partial_upload
 from domain.upload.events import AttemptFailed, UploadEvent, UploadRegistered, UploadRejected
 
 _UPLOAD: tuple[type[UploadEvent], ...] = get_args(UploadEvent)
@@ -44,7 +44,7 @@ def streams_of(events: Iterable[RecordedEvent]) -> tuple[set[UUID], set[UUID]]:
     uploads: set[UUID] = set()
     batches: set[UUID] = set()
     for recorded in events:
-        if is_part(recorded.stream):
+        if is_partial_upload(recorded.stream):
             continue
         if isinstance(recorded.event, _UPLOAD):
             uploads.add(recorded.stream)
@@ -68,7 +68,7 @@ def follow(
     """
     changes = Changes()
     for recorded in events:
-        if is_part(recorded.stream):
+        if is_partial_upload(recorded.stream):
             continue
         if isinstance(recorded.event, _UPLOAD):
             _follow_upload(changes, recorded, recorded.event, members, batches)

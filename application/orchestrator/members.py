@@ -136,10 +136,10 @@ class Followed(msgspec.Struct, frozen=True, kw_only=True):
             state=self.state,
             sealed=self.state is not BatchState.OPEN,
             paused=self.paused,
-            ending=self.ending,
+            pending_outcome=self.ending,
             progress=self.progress,
             failure_threshold=self.failure_threshold,
-            pardoned=self.pardoned,
+            acknowledged_failures=self.pardoned,
         )
 
     def touched(self, at: datetime) -> Self:
@@ -160,11 +160,11 @@ class Followed(msgspec.Struct, frozen=True, kw_only=True):
             priority=batch.priority,
             state=batch.state,
             paused=batch.paused,
-            ending=batch.ending,
+            ending=batch.pending_outcome,
             reason=reason,
             progress=batch.progress,
             failure_threshold=batch.failure_threshold,
-            pardoned=batch.pardoned,
+            pardoned=batch.acknowledged_failures,
         )
 
 

@@ -23,7 +23,7 @@ from domain.batch.events import (
     BatchStarted,
     UploadsAdded,
 )
-from domain.batch.state import BatchState, Counts, Outcome, arrived_of, percent_of
+from domain.batch.state import BatchState, Counts, Outcome, arrived_count, percent_of
 
 BATCH_EVENTS = (
     BatchProgressed,
@@ -96,7 +96,7 @@ def _started(event: BatchStarted) -> Columns:
 
 def _arrived_at(event: BatchProgressed) -> datetime | None:
     """For events of before this was recorded, when whatever has arrived was counted."""
-    if event.arrived_at is None and (event.bytes_received or arrived_of(event.counts)):
+    if event.arrived_at is None and (event.bytes_received or arrived_count(event.counts)):
         return event.at
     return event.arrived_at
 

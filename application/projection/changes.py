@@ -13,7 +13,7 @@ from application.projection.batches import BATCH_EVENTS, batch_columns
 from application.projection.columns import Columns
 from application.projection.uploads import upload_columns
 from domain.batch.events import BatchStarted
-from domain.ids import is_part
+from domain.ids import is_partial_upload
 from domain.upload.events import (
     AttemptStarted,
     UploadErased,
@@ -51,7 +51,9 @@ def changes_of(recorded: RecordedEvent) -> tuple[Change, ...]:
     an event again, or many at once, leaves the rows as they should be.
     """
     event = recorded.event
-    if is_part(recorded.stream):  # it has no row: the upload that it is joined into has one
+    if is_partial_upload(
+        recorded.stream
+    ):  # it has no row: the upload that it is joined into has one
         return ()
     if type(event) in _OF_UPLOADS:  # as nearly all are, and a rebuild meets millions
         return _of_upload(recorded, cast("UploadEvent", event))

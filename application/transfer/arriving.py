@@ -14,8 +14,8 @@ from application.handlers.uploads import RegisteredUpload, create_standalone_upl
 from application.transfer.errors import TooLong
 from application.transfer.names import blob_of_whole
 from application.transfer.transfers import Speaker, Transfers
-from domain.errors import Faulty, Refused
-from domain.file import FileDeclaration, faults_of
+from domain.errors import CommandRejected, ValidationFailed
+from domain.file import FileDeclaration, validate_declaration
 from domain.ids import upload_id_for
 from domain.retry import RetryPolicy
 from domain.upload.state import INCOMING, UploadState
@@ -48,7 +48,7 @@ class Arrivals:
     ) -> RegisteredUpload:
         """Registers a file whose bytes are to come.
 
-        Raises Faulty, TooLong, StorageFull, NotFound, NotNow, TooManyConflicts, Unavailable.
+        Raises ValidationFailed, TooLong, StorageFull, NotFound, InvalidState, TooManyConflicts, Unavailable.
         """
         await self.admit(place, file)
         registered = await self._register(place, file, speaker)
@@ -77,7 +77,7 @@ class Arrivals:
         blob = (await self._transfers.blobs.put_many({chosen: content}))[chosen]
         try:
             return await self.record(place, file, len(content), blob, speaker)
-        except (Refused, ApplicationError) as error:
+        except (CommandRejected, ApplicationError) as error:
             # Once it is certain that nothing was recorded, nobody will ever ask for this blob.
             if not isinstance(error, OutcomeUnknown):
                 await self._transfers.blobs.delete(blob)
@@ -89,7 +89,7 @@ class Arrivals:
         """Records that a file whose bytes are stored under `blob` was registered and received.
 
         Where the path is known and its upload has bytes already, those of `blob` are deleted.
-        Raises Faulty, NotFound, NotNow, TooManyConflicts, Unavailable, OutcomeUnknown.
+        Raises ValidationFailed, NotFound, InvalidState, TooManyConflicts, Unavailable, OutcomeUnknown.
         """
         registered = await self._register(place, file, speaker, size, blob)
         if registered.created:
@@ -105,7 +105,7 @@ class Arrivals:
     async def admit(self, place: Alone | Joining, file: FileDeclaration) -> None:
         """Before any byte of the file is read.
 
-        Raises Faulty, TooLong, StorageFull, BatchFull, QuotaExceeded, NotFound, Unavailable.
+        Raises ValidationFailed, TooLong, StorageFull, BatchFull, QuotaExceeded, NotFound, Unavailable.
         """
         await self.examine(file)
         quotas = self._transfers.quotas
@@ -115,9 +115,9 @@ class Arrivals:
         await quotas.admit(await self.owner_of(place), batch, file.size or 0)
 
     async def examine(self, file: FileDeclaration) -> None:
-        """The same but for quotas. Raises Faulty, TooLong, StorageFull, Unavailable."""
-        if faults := tuple(faults_of(file)):
-            raise Faulty(*faults)
+        """The same but for quotas. Raises ValidationFailed, TooLong, StorageFull, Unavailable."""
+        if faults := tuple(validate_declaration(file)):
+            raise ValidationFailed(*faults)
         if (file.size or 0) > self._transfers.limits.max_file_size:
             raise TooLong(self._transfers.limits.max_file_size)
         await self._transfers.room.require(file.size or 0)

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from application.ports.event_log import EventLog
 from application.transfer.quotas import Quotas
-from domain.file import FileDeclaration, faults_of
+from domain.file import FileDeclaration, validate_declaration
 from domain.ids import upload_id_for
 
 
@@ -24,7 +24,7 @@ async def files_over_quota(
     sound = {
         upload_id_for(batch, file.path, log.id_secret): file
         for file in files
-        if (file.size or 0) <= max_size and not any(faults_of(file))
+        if (file.size or 0) <= max_size and not any(validate_declaration(file))
     }
     known = await log.versions(list(sound))
     new = [file for id, file in sound.items() if id not in known]

@@ -15,7 +15,7 @@ from application.transfer.names import blob_of_whole
 from application.transfer.transfers import Speaker, Transfers
 from domain.batch.aggregate import Batch
 from domain.batch.state import BatchState
-from domain.errors import Refused
+from domain.errors import CommandRejected
 from domain.file import FileDeclaration
 from domain.ids import upload_id_for
 from domain.upload.aggregate import Upload
@@ -62,7 +62,7 @@ class Gathering:
         blobs: dict[UUID, str] = {}
         try:
             gathered = await self._record(batch, files, speaker, blobs)
-        except (Refused, ApplicationError) as error:
+        except (CommandRejected, ApplicationError) as error:
             # Once it is certain that nothing was recorded, nobody will ever ask for these.
             if not isinstance(error, OutcomeUnknown):
                 await self._free(blobs)

@@ -11,7 +11,7 @@ from application.transfer.arriving import Arrivals
 from application.transfer.gathering import Gathered, Gathering, Small, Unfinished
 from application.transfer.one_of_many import OneOfMany
 from application.transfer.transfers import Speaker, Transfers
-from domain.file import FileDeclaration, faults_of, printable
+from domain.file import FileDeclaration, sanitize, validate_declaration
 from domain.ids import upload_id_for
 
 SMALL = 256 * 1024  # bytes of a file that is held in memory until its group is recorded
@@ -82,7 +82,7 @@ class Intake:
 
     async def turn_away(self, file: FileDeclaration, code: str, message: str) -> None:
         """Refuses a file, on record."""
-        named = FileDeclaration(path=printable(file.path))
+        named = FileDeclaration(path=sanitize(file.path))
         await self._add(RejectedFile(named, code, message))
 
     async def close(self) -> tuple[FileResult, ...]:
@@ -99,7 +99,7 @@ class Intake:
 
     def _judge(self, file: FileDeclaration) -> tuple[str, str] | None:
         """Why the file will not be taken, as far as can be said before its bytes."""
-        for fault in faults_of(file):
+        for fault in validate_declaration(file):
             return "invalid", f"{fault.field} {fault.message}"
         limit = self._transfers.limits.max_file_size
         if (file.size or 0) > limit:

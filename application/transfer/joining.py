@@ -17,9 +17,9 @@ from application.transfer.arriving import Alone, Arrivals, Joining
 from application.transfer.errors import PartMissing, TooLong
 from application.transfer.names import blob_of_whole
 from application.transfer.transfers import Speaker, Transfers
-from domain.errors import NotNow, Refused
+from domain.errors import CommandRejected, InvalidState
 from domain.file import FileDeclaration
-from domain.ids import is_part, part_id_for, upload_id_for
+from domain.ids import is_partial_upload, partial_upload_id_for, upload_id_for
 from domain.upload.aggregate import Upload
 from domain.upload.state import INCOMING, UploadState
 
@@ -43,7 +43,7 @@ class Parts:
         # The upload is counted when it is joined; a part only has to leave room for itself.
         await self._transfers.quotas.require(owner, place.batch, file.size or 0)
         command = RegisterPartialUpload(
-            id=part_id_for(self._new_id()),
+            id=partial_upload_id_for(self._new_id()),
             owner=owner,
             batch=place.batch if isinstance(place, Joining) else None,
             size=file.size,
@@ -79,8 +79,8 @@ class Parts:
             await self._copy(pieces, blob)
             registered = await self._arrivals.record(place, file, size, blob, speaker)
             if registered.upload.state in INCOMING:
-                raise NotNow(f"{file.path} is being received another way")
-        except (Refused, ApplicationError) as error:
+                raise InvalidState(f"{file.path} is being received another way")
+        except (CommandRejected, ApplicationError) as error:
             if not isinstance(error, OutcomeUnknown):
                 await self._transfers.blobs.delete(blob)
             raise
@@ -92,7 +92,7 @@ class Parts:
         owner, log = await self._arrivals.owner_of(place), self._transfers.log
         origin = await log.origin(id)
         # Before anything is loaded: a foreign part costs what an absent one does.
-        if origin is None or origin.owner != owner or not is_part(id):
+        if origin is None or origin.owner != owner or not is_partial_upload(id):
             raise PartMissing(id)
         log.forget(id)
         try:

@@ -19,7 +19,7 @@ from application.transfer.errors import (
     TooLong,
 )
 from application.transfer.transfers import Incoming, Speaker, Transfers
-from domain.errors import Refused
+from domain.errors import CommandRejected
 from domain.file import FileDeclaration
 from domain.ids import upload_id_for
 from domain.upload.aggregate import Upload
@@ -45,7 +45,9 @@ class OneOfMany:
         """Registers the file, then takes its bytes in as they come; one known goes on."""
         try:
             upload = (await self._announce(batch, file)).upload
-        except Refused as refused:  # the batch is closed, or knows the path with another size
+        except (
+            CommandRejected
+        ) as refused:  # the batch is closed, or knows the path with another size
             id = upload_id_for(batch, file.path, self._transfers.log.id_secret)
             return RejectedFile(file, "invalid_state", str(refused)).result(id)
         except (BatchFull, QuotaExceeded) as error:
@@ -66,7 +68,7 @@ class OneOfMany:
         except TooLong as error:
             await self._call_off(upload, str(error))
             return _refused(upload, "too_large", str(error))
-        except (Refused, NotFound, NotIncoming, OffsetMismatch, Overtaken) as error:
+        except (CommandRejected, NotFound, NotIncoming, OffsetMismatch, Overtaken) as error:
             return _refused(upload, "invalid_state", str(error))
         self.position, received = max(self.position, decided.position), decided.aggregate
         if received.state in INCOMING:
@@ -80,7 +82,7 @@ class OneOfMany:
     async def _call_off(self, upload: Upload, reason: str) -> None:
         """An upload that can never be whole must not keep its batch waiting."""
         command = CancelUpload(upload=upload.id, reason=reason)
-        with suppress(Refused):  # somebody else ended it meanwhile
+        with suppress(CommandRejected):  # somebody else ended it meanwhile
             await self._transfers.cancel(command, self._transfers.context(self._speaker))
 
 

@@ -24,7 +24,7 @@ from application.transfer.quotas import Quotas
 from application.transfer.reception import Here, Reception, Terms, nothing_here
 from application.transfer.room import Room
 from application.transfer.turns import Turn, Turns
-from domain.errors import Refused
+from domain.errors import CommandRejected
 from domain.upload.aggregate import Upload
 from domain.upload.state import GONE, INCOMING
 
@@ -118,7 +118,7 @@ class Transfers:
         those that are `here` when somebody newer asks, also before this one had its turn.
 
         Raises NotFound, NotIncoming, OffsetMismatch, TooLong, ChecksumMismatch, Ended, StorageFull,
-        BatchFull, QuotaExceeded, TooManyTransfers, Refused, TooManyConflicts, Unavailable.
+        BatchFull, QuotaExceeded, TooManyTransfers, CommandRejected, TooManyConflicts, Unavailable.
         """
         context = partial(self.context, speaker)
         async with self.turns.take(incoming.upload, late=True) as turn:
@@ -175,7 +175,7 @@ class Transfers:
     async def declare(self, id: UUID, size: int, speaker: Speaker) -> Upload:
         """The size of an upload that was registered without one; saying it twice is fine.
 
-        Raises NotFound, TooLong, Refused where another size was declared, TooManyConflicts,
+        Raises NotFound, TooLong, CommandRejected where another size was declared, TooManyConflicts,
         Unavailable.
         """
         if size > self.limits.max_file_size:
@@ -186,7 +186,7 @@ class Transfers:
     async def cancel(self, command: CancelUpload, context: CommandContext) -> CommandResult[Upload]:
         """Calls the upload off and frees its bytes.
 
-        Raises NotFound, Refused when it has ended already, Ended, TooManyConflicts, Unavailable.
+        Raises NotFound, CommandRejected when it has ended already, Ended, TooManyConflicts, Unavailable.
         """
         async with self.turns.take(command.upload):
             decided = await execute(self.log, command, context)
@@ -200,7 +200,7 @@ class Transfers:
         """The same for its sender, who is told NotIncoming of one that is gone already."""
         try:
             return await self.cancel(command, context)
-        except Refused:
+        except CommandRejected:
             if (state := (await self.log.upload(command.upload)).state) in GONE:
                 raise NotIncoming(state) from None
             raise

@@ -26,7 +26,7 @@ from application.ports.deliveries import (
 from application.ports.event_log import EventLog
 from application.webhooks.backoff import next_try
 from application.webhooks.telling import Teller
-from domain.errors import NotNow
+from domain.errors import InvalidState
 
 BY = "orchestrator"
 TURN = 20  # deliveries of a lane in a row, after which other lanes have their turn
@@ -113,7 +113,7 @@ class Deliverer:
         except Exception as error:  # it stays with this delivery, where people see it
             reason = str(error) or type(error).__name__
             return Tried(Try(at=at, duration=0.0, error=f"it cannot be told: {reason}"), None)
-        secrets = [due.secrets[secret.id] for secret in due.webhook.signing(at)]
+        secrets = [due.secrets[secret.id] for secret in due.webhook.active_secrets(at)]
         url = due.webhook.subscription.url
         try:
             reply = await self._sender.send(url, secrets, delivery.id, at, body)
@@ -154,7 +154,7 @@ class Deliverer:
         command = DisableWebhook(webhook=due.webhook.id, reason=reason)
         try:
             await execute(self._log, command, CommandContext(by=BY, at=at))
-        except (NotFound, NotNow):
+        except (NotFound, InvalidState):
             return  # it was removed meanwhile
 
 

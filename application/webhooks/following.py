@@ -10,7 +10,7 @@ import msgspec
 
 from application.append import RecordedEvent
 from domain.event import topic_of
-from domain.ids import is_part
+from domain.ids import is_partial_upload
 from domain.webhook.aggregate import Webhook
 from domain.webhook.events import WEBHOOK_EVENTS, WebhookTestRequested
 
@@ -88,7 +88,7 @@ class Roster:
             if (origin := origins.get(recorded.stream)) is not None
             for topic in (topic_of(recorded.event),)
             for webhook in self._owners.get(origin.owner, {}).values()
-            if webhook.subscription.wants(topic, origin.label, named=_names(origin, webhook))
+            if webhook.subscription.matches(topic, origin.label, named=_names(origin, webhook))
         ]
 
     def _put(self, webhook: Webhook) -> None:
@@ -120,7 +120,7 @@ def telling_of(change: RecordedEvent) -> Telling | None:
 
 def streams_of(events: Iterable[RecordedEvent]) -> set[UUID]:
     """The batches and uploads that these events are about."""
-    return {recorded.stream for recorded in events if not is_part(recorded.stream)}
+    return {recorded.stream for recorded in events if not is_partial_upload(recorded.stream)}
 
 
 def _names(origin: Origin, webhook: Webhook) -> bool:

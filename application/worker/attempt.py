@@ -11,7 +11,7 @@ from application.errors import Conflict, OutcomeUnknown, Unavailable
 from application.ports.event_log import EventLog
 from application.worker.scribe import Scribe
 from application.worker.verdict import Failed, Held, Passed, Verdict
-from domain.errors import Superseded
+from domain.errors import StaleAttempt
 from domain.event import Event
 from domain.upload.aggregate import Upload
 from domain.upload.state import UploadState
@@ -20,7 +20,7 @@ AGAIN = 0.5  # seconds before a log that cannot be reached is tried again
 
 
 class Attempt:
-    """Speaks for an upload from `AttemptStarted` on; raises Superseded once it may not.
+    """Speaks for an upload from `AttemptStarted` on; raises StaleAttempt once it may not.
 
     Every event is appended at the version this attempt knows. Whoever else appends to the
     stream meanwhile has taken the upload away from it. A `scribe` writes for several attempts.
@@ -49,13 +49,13 @@ class Attempt:
         return self.upload.attempt
 
     async def begin(self) -> None:
-        """Claims the upload. Raises Superseded, Refused, Unavailable."""
+        """Claims the upload. Raises StaleAttempt, CommandRejected, Unavailable."""
         await self._record(
             lambda upload: upload.start_attempt(self.worker, at=self._now(), by=self._by)
         )
 
     async def progress(self, step: str, done: int, total: int | None) -> None:
-        """Records how far a step is; Superseded, Unavailable."""
+        """Records how far a step is. Raises StaleAttempt, Unavailable."""
         await self._record(
             lambda upload: upload.progress_step(
                 self.number, step, done, total, at=self._now(), by=self._by
@@ -63,13 +63,13 @@ class Attempt:
         )
 
     async def end(self, verdict: Verdict, random: float) -> None:
-        """Records the verdict, however long the log cannot be reached. Raises Superseded."""
+        """Records the verdict, however long the log cannot be reached. Raises StaleAttempt."""
         at = self._now()
         duration = max(0.0, (at - self.started_at).total_seconds())
         await self._surely(lambda upload: _ending(upload, verdict, duration, random, at, self._by))
 
     async def abandon(self, reason: str) -> None:
-        """Gives the upload back without a verdict. Raises Superseded."""
+        """Gives the upload back without a verdict. Raises StaleAttempt."""
         at = self._now()
         await self._surely(
             lambda upload: upload.abandon_attempt(upload.attempt, reason, at=at, by=self._by)
@@ -107,7 +107,7 @@ class Attempt:
         try:
             recorded.result()
         except Conflict as conflict:
-            raise Superseded(str(conflict)) from None
+            raise StaleAttempt(str(conflict)) from None
         for event in events:
             self.upload = self.upload.evolve(event)  # type: ignore[arg-type]
 
@@ -115,7 +115,7 @@ class Attempt:
         """Asks a log that was lost: the last append may have been recorded nevertheless.
 
         Only this attempt can have completed the upload while its number is the last.
-        Raises Superseded if the attempt is over in any other way.
+        Raises StaleAttempt if the attempt is over in any other way.
         """
         self._log.forget(self.upload.id)
         try:
@@ -125,7 +125,7 @@ class Attempt:
         if upload.attempt == self.number and upload.state is UploadState.COMPLETED:
             return True
         if (upload.attempt, upload.worker) != (self.number, self.worker):
-            raise Superseded(f"attempt {self.number} is over: the upload is {upload.state}")
+            raise StaleAttempt(f"attempt {self.number} is over: the upload is {upload.state}")
         self.upload = upload
         return False
 

@@ -17,7 +17,7 @@ from application.worker.places import Places, Slots
 from application.worker.running import Run
 from application.worker.scribe import Scribe
 from application.worker.verdict import Passed, Verdict
-from domain.errors import Refused, Superseded
+from domain.errors import CommandRejected, StaleAttempt
 
 LOOK = 0.25  # seconds between two looks at what became of the attempts under way
 STOPPING = "worker stopping"
@@ -102,7 +102,7 @@ class Attempts:
             attempt = Attempt(self._log, cleared.upload, worker, self._now, self._scribe)
             try:
                 await attempt.begin()
-            except (Superseded, Refused):
+            except (StaleAttempt, CommandRejected):
                 return True  # somebody was faster, or it was called off
             except (Unavailable, OutcomeUnknown):
                 return False
@@ -124,7 +124,7 @@ class Attempts:
             raise
         finally:
             del self._running[run]
-        if task.cancelled() or isinstance(task.exception(), Superseded):
+        if task.cancelled() or isinstance(task.exception(), StaleAttempt):
             return None
         return task.result()
 
@@ -134,7 +134,7 @@ class Attempts:
                 await attempt.abandon(STOPPING)
             else:
                 await attempt.end(verdict, self._random())
-        except Superseded:
+        except StaleAttempt:
             verdict = None
         if not isinstance(verdict, Passed):
             await self._clear_away(attempt)
@@ -159,6 +159,6 @@ class Attempts:
             await run.record_progress(self._progress_interval)
         except (Unavailable, OutcomeUnknown):
             pass  # it is only progress: the next look tries again
-        except Superseded:
+        except StaleAttempt:
             if task := self._running.get(run):
                 task.cancel()

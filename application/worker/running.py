@@ -24,7 +24,7 @@ from application.worker.places import Places
 from application.worker.results import encode_result
 from application.worker.source import Source
 from application.worker.verdict import Passed, Verdict, verdict_of
-from domain.errors import Superseded
+from domain.errors import StaleAttempt
 
 
 class UnknownPipeline(Permanent):
@@ -55,14 +55,14 @@ class Run:
         self._bench: Bench | None = None
         self._recorded: Reported | None = None
         self._since = 0.0
-        self._superseded: Superseded | None = None
+        self._superseded: StaleAttempt | None = None
 
     async def through(
         self, pipelines: Mapping[str, Pipeline], processors: Mapping[str, Processor]
     ) -> Verdict:
         """Run the steps. Whatever a step raises is a verdict, SystemExit and the like included.
 
-        Raises CancelledError where this run was cancelled, Superseded where the log refused.
+        Raises CancelledError where this run was cancelled, StaleAttempt where the log refused.
         """
         results: dict[str, dict[str, Any]] = {}
         self._label = "pipeline"
@@ -79,7 +79,7 @@ class Run:
         return Passed(results, self.attempt.artifacts)
 
     async def record_progress(self, interval: float) -> None:
-        """Records where the step is, if it has lasted, and moved. Raises Superseded."""
+        """Records where the step is, if it has lasted, and moved. Raises StaleAttempt."""
         bench, now = self._bench, asyncio.get_running_loop().time()
         if bench is None or now - self._since < interval or bench.reported == self._recorded:
             return
@@ -122,7 +122,7 @@ class Run:
     async def _record_last(self, step: Step, reported: Reported) -> None:
         try:
             await self.attempt.progress(step.label, reported.done, reported.total)
-        except Superseded as superseded:
+        except StaleAttempt as superseded:
             self._superseded = superseded  # this one counts; one that a processor raises does not
             raise
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from application.pipeline import Permanent, Quarantine
-from domain.upload.failure import MAX_ERROR_TYPE, MAX_MESSAGE
+from domain.upload.aggregate import MAX_ERROR_TYPE, MAX_MESSAGE
 
 
 class Kind(StrEnum):

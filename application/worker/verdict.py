@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from application.worker.step_error import Kind, describe
-from domain.upload.failure import Failure
+from domain.upload.aggregate import Failure
 
 
 class Passed(msgspec.Struct, frozen=True):

@@ -27,7 +27,7 @@ from domain.access.events import (
     SessionOpened,
     SignInEvent,
 )
-from domain.errors import NotNow
+from domain.errors import InvalidState
 
 
 class RecordedKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +48,7 @@ class RecordedKey(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def begin(cls, id: UUID, event: KeyEvent) -> Self:
         if isinstance(event, KeyRevoked):
-            raise NotNow("a key begins by being created")
+            raise InvalidState("a key begins by being created")
         return cls(
             id=id,
             version=1,
@@ -68,7 +68,7 @@ class RecordedKey(msgspec.Struct, frozen=True, kw_only=True):
             case KeyRevoked(at=at):
                 return replace(self, version=self.version + 1, revoked_at=self.revoked_at or at)
             case KeyCreated() | KeyImported():
-                raise NotNow("a key is created once")
+                raise InvalidState("a key is created once")
             case _:
                 assert_never(event)
 
@@ -88,7 +88,7 @@ class RecordedSignIn(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def begin(cls, id: UUID, event: SignInEvent) -> Self:
         if isinstance(event, LoginUsed | SessionClosed):
-            raise NotNow("a sign-in begins with its principal")
+            raise InvalidState("a sign-in begins with its principal")
         return cls(
             id=id,
             version=1,
@@ -104,7 +104,7 @@ class RecordedSignIn(msgspec.Struct, frozen=True, kw_only=True):
             case LoginUsed() | SessionClosed():
                 return replace(self, version=self.version + 1, ended=True)
             case LoginIssued() | SessionOpened():
-                raise NotNow("a sign-in begins once")
+                raise InvalidState("a sign-in begins once")
             case _:
                 assert_never(event)
 
@@ -148,7 +148,7 @@ class RecordedErasure(msgspec.Struct, frozen=True, kw_only=True):
                     uploads=event.uploads,
                 )
             case ErasureFinished():
-                raise NotNow("an erasure begins by being requested")
+                raise InvalidState("an erasure begins by being requested")
             case _:
                 assert_never(event)
 
@@ -164,6 +164,6 @@ class RecordedErasure(msgspec.Struct, frozen=True, kw_only=True):
                     keys=keys,
                 )
             case ErasureRequested() | ErasureImported():
-                raise NotNow("an erasure is requested once")
+                raise InvalidState("an erasure is requested once")
             case _:
                 assert_never(event)

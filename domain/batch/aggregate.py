@@ -30,23 +30,26 @@ from domain.batch.state import (
     Counts,
     Outcome,
     all_ended,
-    arrived_of,
-    failed_of,
-    failing,
+    arrived_count,
+    exceeds_failure_threshold,
+    failed_count,
     outcome_of,
     percent_of,
 )
-from domain.errors import NotNow
+from domain.errors import InvalidState
+from domain.file import FileDeclaration
+from domain.ids import rejection_id_for, upload_id_for
 from domain.retry import RetryPolicy
+from domain.upload.events import UploadEvent, UploadRegistered, UploadRejected
 from domain.upload.state import UploadState
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="batch"):
     """Many uploads as one job.
 
-    A batch does not list its uploads: each names its batch. `ending` is the outcome a
-    cancelled or expired batch is on its way to. `pardoned` failures were known when somebody
-    resumed the batch: they do not stop it again.
+    A batch does not list its uploads: each names its batch. `pending_outcome` is the outcome that a
+    cancelled or expired batch will have. `acknowledged_failures` is the number of failed uploads
+    when the batch was last resumed: those do not pause it again.
     """
 
     id: UUID
@@ -62,13 +65,61 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
     state: BatchState = BatchState.OPEN
     sealed: bool = False
     paused: bool = False
-    ending: Outcome | None = None
+    pending_outcome: Outcome | None = None
     outcome: Outcome | None = None
     progress: BatchProgressed | None = None
-    pardoned: int = 0
+    acknowledged_failures: int = 0
     erased: bool = False
 
     # Decide: say what happens next, or refuse.
+
+    def register_upload(
+        self, file: FileDeclaration, secret: bytes, *, at: datetime, by: str
+    ) -> tuple[UUID, tuple[UploadEvent, ...]]:
+        """Return the stream and the first event of a file that joins this batch.
+
+        `secret` is that of the ids of the database.
+        """
+        self.require_open()
+        registered = UploadRegistered(
+            at=at,
+            by=by,
+            batch=self.id,
+            owner=self.owner,
+            path=file.path,
+            size=file.size,
+            media_type=file.media_type,
+            checksum=file.checksum,
+            metadata=file.metadata,
+            pipeline=self.pipeline,
+            retry_policy=self.retry_policy,
+        )
+        return upload_id_for(self.id, file.path, secret), (registered,)
+
+    def reject_upload(
+        self,
+        file: FileDeclaration,
+        code: str,
+        message: str,
+        secret: bytes,
+        *,
+        at: datetime,
+        by: str,
+    ) -> tuple[UUID, tuple[UploadEvent, ...]]:
+        """Return the stream and the only event of a file that breaks a rule of the batch."""
+        self.require_open()
+        rejected = UploadRejected(
+            at=at,
+            by=by,
+            batch=self.id,
+            owner=self.owner,
+            path=file.path,
+            size=file.size,
+            media_type=file.media_type,
+            code=code,
+            message=message,
+        )
+        return rejection_id_for(self.id, file.path, code, secret), (rejected,)
 
     def add_uploads(
         self, count: int, bytes: int, *, at: datetime, by: str
@@ -103,25 +154,29 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         requested = BatchRetryRequested(at=at, by=by)
         if self.state is not BatchState.COMPLETED:
             return (requested,)
-        if self.ending is not None:
-            raise NotNow(f"the batch was {self.ending}: retry its failed uploads one by one")
+        if self.pending_outcome is not None:
+            raise InvalidState(
+                f"the batch was {self.pending_outcome}: retry its failed uploads one by one"
+            )
         if not (self.progress and self.progress.counts.get(UploadState.FAILED)):
-            raise NotNow("the batch is completed, and none of its uploads failed")
+            raise InvalidState("the batch is completed, and none of its uploads failed")
         return *self.reopen("retry of failed uploads", at=at, by=by), requested
 
-    def stop_failing(self, counts: Counts, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+    def pause_if_failing(self, counts: Counts, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
         """A pause, where more of the set failed than the batch's threshold allows."""
         threshold = self.failure_threshold
-        if threshold is None or self.paused or self.ending is not None:
+        if threshold is None or self.paused or self.pending_outcome is not None:
             return ()
-        if not failing(counts, threshold, pardoned=self.pardoned, sealed=self.sealed):
+        if not exceeds_failure_threshold(
+            counts, threshold, acknowledged=self.acknowledged_failures, sealed=self.sealed
+        ):
             return ()
-        failed = failed_of(counts) - self.pardoned
+        failed = failed_count(counts) - self.acknowledged_failures
         reason = f"{failed} uploads failed, more than {threshold:.0%} of those processed"
         return (BatchPaused(at=at, by=by, reason=reason),)
 
     def cancel(self, reason: str, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
-        if self.ending is Outcome.CANCELLED:
+        if self.pending_outcome is Outcome.CANCELLED:
             return ()
         self._require(BatchState.OPEN, BatchState.SEALED)
         return (BatchCancelled(at=at, by=by, reason=reason),)
@@ -130,7 +185,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         self._require(BatchState.OPEN)
         return (BatchExpired(at=at, by=by),)
 
-    def progress_to(
+    def record_progress(
         self,
         counts: Counts,
         *,
@@ -148,7 +203,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
             bytes_received=bytes_received,
             bytes_total=bytes_total,
             percent=percent_of(
-                counts, bytes_received, bytes_total, called_off=self.ending is not None
+                counts, bytes_received, bytes_total, called_off=self.pending_outcome is not None
             ),
             through=through,
             arrived_at=self._arrived_at(counts, bytes_received, at),
@@ -159,9 +214,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         """The verdict, once every upload of a sealed batch has ended."""
         self._require(BatchState.SEALED, BatchState.CANCELLING)
         if not all_ended(counts):
-            raise NotNow("uploads of the batch have not ended")
+            raise InvalidState("uploads of the batch have not ended")
         duration = (at - self.started_at).total_seconds()
-        outcome = outcome_of(counts, self.ending)
+        outcome = outcome_of(counts, self.pending_outcome)
         return (
             BatchCompleted(at=at, by=by, outcome=outcome, counts=dict(counts), duration=duration),
         )
@@ -178,12 +233,12 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
 
     def reopen_for_release(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
         """The verdict ends where an upload of it was released; that of a cancelled batch stands."""
-        if self.state is not BatchState.COMPLETED or self.ending is not None:
+        if self.state is not BatchState.COMPLETED or self.pending_outcome is not None:
             return ()
         return self.reopen("an upload was released from quarantine", at=at, by=by)
 
     def require_open(self) -> None:
-        """Raises NotNow unless files may still join."""
+        """Raises InvalidState unless files may still join."""
         self._require(BatchState.OPEN)
 
     def erase(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
@@ -198,7 +253,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
     @classmethod
     def begin(cls, id: UUID, event: BatchEvent) -> Self:
         if not isinstance(event, BatchStarted):
-            raise NotNow("a batch begins by being started")
+            raise InvalidState("a batch begins by being started")
         return cls(
             id=id,
             version=1,
@@ -224,8 +279,10 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
             case BatchPaused():
                 return replace(self, version=version, paused=True)
             case BatchResumed():
-                pardoned = failed_of(self.progress.counts) if self.progress else 0
-                return replace(self, version=version, paused=False, pardoned=pardoned)
+                acknowledged_failures = failed_count(self.progress.counts) if self.progress else 0
+                return replace(
+                    self, version=version, paused=False, acknowledged_failures=acknowledged_failures
+                )
             case BatchPrioritized(priority=priority):
                 return replace(self, version=version, priority=priority)
             case BatchRetryRequested():
@@ -236,14 +293,18 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
                 return self._ending(Outcome.EXPIRED)
             case BatchReopened():
                 return replace(
-                    self, version=version, state=BatchState.SEALED, ending=None, outcome=None
+                    self,
+                    version=version,
+                    state=BatchState.SEALED,
+                    pending_outcome=None,
+                    outcome=None,
                 )
             case BatchCompleted(outcome=outcome):
                 return replace(self, version=version, state=BatchState.COMPLETED, outcome=outcome)
             case BatchErased():
                 return replace(self, version=version, label="", erased=True)
             case BatchStarted():
-                raise NotNow("a batch is started once")
+                raise InvalidState("a batch is started once")
             case _:
                 assert_never(event)
 
@@ -254,16 +315,16 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
             state=BatchState.CANCELLING,
             sealed=True,
             paused=False,
-            ending=outcome,
+            pending_outcome=outcome,
         )
 
     def _arrived_at(self, counts: Counts, bytes_received: int, at: datetime) -> datetime | None:
         """When bytes or a whole file last arrived, if these numbers are counted at `at`."""
         last = self.progress
-        arrived = arrived_of(counts)
+        arrived = arrived_count(counts)
         if last is None:
             return at if arrived or bytes_received else None
-        if arrived > arrived_of(last.counts) or bytes_received > last.bytes_received:
+        if arrived > arrived_count(last.counts) or bytes_received > last.bytes_received:
             return at
         if last.arrived_at is None and (arrived or bytes_received):
             return last.at  # counted by a version that did not keep it
@@ -279,4 +340,4 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
 
     def _require(self, *allowed: BatchState) -> None:
         if self.state not in allowed:
-            raise NotNow(f"the batch is {self.state}")
+            raise InvalidState(f"the batch is {self.state}")

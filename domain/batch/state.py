@@ -12,7 +12,7 @@ Counts: TypeAlias = Mapping[UploadState, int]
 """How many uploads are in each state; a state without uploads is absent."""
 
 
-FEWEST = 20
+MIN_SAMPLE = 20
 """Uploads of which a share says something."""
 
 
@@ -34,7 +34,7 @@ class Outcome(StrEnum):
 _CALLED_OFF = frozenset({UploadState.CANCELLED, UploadState.EXPIRED})
 
 
-def arrived_of(counts: Counts) -> int:
+def arrived_count(counts: Counts) -> int:
     """How many files are there, every byte of them."""
     return sum(count for state, count in counts.items() if state in ARRIVED)
 
@@ -44,10 +44,10 @@ def all_ended(counts: Counts) -> bool:
     return all(state in ENDED for state, count in counts.items() if count)
 
 
-def outcome_of(counts: Counts, ending: Outcome | None) -> Outcome:
-    """The verdict on a set of ended uploads; `ending` is set when the batch was called off."""
-    if ending is not None:
-        return ending
+def outcome_of(counts: Counts, pending: Outcome | None) -> Outcome:
+    """The verdict on a set of ended uploads; `pending` is set when the batch was called off."""
+    if pending is not None:
+        return pending
     uploads = sum(counts.values())
     completed = counts.get(UploadState.COMPLETED, 0) + counts.get(UploadState.ERASED, 0)
     if completed == uploads:
@@ -55,20 +55,22 @@ def outcome_of(counts: Counts, ending: Outcome | None) -> Outcome:
     return Outcome.COMPLETED_WITH_FAILURES if completed else Outcome.FAILED
 
 
-def failed_of(counts: Counts) -> int:
+def failed_count(counts: Counts) -> int:
     """How many uploads a worker gave up on, or found dangerous."""
     return counts.get(UploadState.FAILED, 0) + counts.get(UploadState.QUARANTINED, 0)
 
 
-def failing(counts: Counts, threshold: float, *, pardoned: int, sealed: bool) -> bool:
+def exceeds_failure_threshold(
+    counts: Counts, threshold: float, *, acknowledged: int, sealed: bool
+) -> bool:
     """Whether more than the share `threshold` of the judged uploads failed.
 
     Few are judged as if there were `FEWEST`, so that one early failure says nothing, unless a
-    sealed batch has fewer in all. `pardoned` failures do not count, on neither side.
+    sealed batch has fewer in all. `acknowledged` failures do not count, on neither side.
     """
-    failed = failed_of(counts) - pardoned
+    failed = failed_count(counts) - acknowledged
     judged = failed + counts.get(UploadState.COMPLETED, 0)
-    fewest = min(FEWEST, sum(counts.values())) if sealed else FEWEST
+    fewest = min(MIN_SAMPLE, sum(counts.values())) if sealed else MIN_SAMPLE
     return failed > threshold * max(judged, fewest)
 
 

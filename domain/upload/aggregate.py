@@ -1,18 +1,24 @@
-"""The upload aggregate: decisions say what happens next, or refuse."""
+"""The upload aggregate: decisions return the events that follow from a command, or raise."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
 from datetime import datetime
-from typing import Any
+from typing import Any, Self, assert_never
+from uuid import UUID
 
-from domain.errors import NotNow, OutOfRange, Superseded
-from domain.ids import is_part
-from domain.retry import GiveUp, RetryAt
+import msgspec
+from msgspec.structs import replace
+
+from domain.errors import InvalidState, OutOfRange, StaleAttempt
+from domain.file import FileDeclaration
+from domain.ids import is_partial_upload
+from domain.retry import GiveUp, RetryAt, RetryPolicy
 from domain.upload.events import (
     TRANSFER,
     AttemptAbandoned,
+    AttemptFailed,
     AttemptStarted,
     AttemptSucceeded,
     BytesLost,
@@ -29,15 +35,94 @@ from domain.upload.events import (
     UploadFailed,
     UploadQuarantined,
     UploadQueued,
+    UploadRegistered,
+    UploadRejected,
     UploadReleased,
 )
-from domain.upload.evolution import Evolving
-from domain.upload.failure import MAX_MESSAGE, Failure
 from domain.upload.state import INCOMING, UploadState
 
+MAX_MESSAGE = 2000  # characters
+MAX_ERROR_TYPE = 200  # characters
 
-class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"):
-    """One file on its way, and what may happen to it next."""
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """An error in a step; a permanent one is not worth another attempt."""
+
+    step: str
+    error_type: str
+    message: str
+    permanent: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The message, cut to what an event holds."""
+        return self.message[:MAX_MESSAGE]
+
+    def as_event(
+        self, number: int, *, duration: float, retry_at: datetime | None, at: datetime, by: str
+    ) -> AttemptFailed:
+        return AttemptFailed(
+            at=at,
+            by=by,
+            number=number,
+            step=self.step,
+            error_type=self.error_type[:MAX_ERROR_TYPE],
+            message=self.shown,
+            permanent=self.permanent,
+            duration=duration,
+            retry_at=retry_at,
+        )
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="upload"):
+    """One file: its facts, the decisions about it, and how each event changes the facts.
+
+    `attempt` is the number of the last attempt, and `worker` holds it while it is open;
+    `failures` counts against the retry policy since a person last queued the upload, and
+    `losses` the workers that were lost while they processed it since then.
+    """
+
+    id: UUID
+    version: int
+    batch: UUID
+    owner: str
+    path: str
+    size: int | None = None
+    media_type: str | None = None
+    checksum: str | None = None
+    metadata: Mapping[str, str] = {}
+    pipeline: str = ""
+    retry_policy: RetryPolicy = RetryPolicy()
+    state: UploadState = UploadState.REGISTERED
+    received: int = 0
+    blob: str | None = None
+    attempt: int = 0
+    worker: str | None = None
+    failures: int = 0
+    losses: int = 0
+
+    # Decide: the registration. That of an upload of a batch is `Batch.register_upload`.
+
+    @staticmethod
+    def register_partial(
+        owner: str, batch: UUID, file: FileDeclaration, *, at: datetime, by: str
+    ) -> tuple[UploadEvent, ...]:
+        """Return the first event of a tus partial upload, which is stored but never counted.
+
+        `batch` is that of the upload it is for; the partial upload of a file that stands alone
+        gives its own id.
+        """
+        registered = UploadRegistered(
+            at=at,
+            by=by,
+            batch=batch,
+            owner=owner,
+            path=file.path,
+            size=file.size,
+            metadata=file.metadata,
+            pipeline="",
+        )
+        return (registered,)
 
     # Decide: the transfer.
 
@@ -46,7 +131,7 @@ class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"
         if self.size == size:
             return ()
         if self.size is not None:
-            raise NotNow(f"the size is already declared as {self.size} bytes")
+            raise InvalidState(f"the size is already declared as {self.size} bytes")
         if size < self.received:
             raise OutOfRange(f"{self.received} bytes have arrived, more than {size}")
         return (SizeDeclared(at=at, by=by, size=size),)
@@ -71,7 +156,7 @@ class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"
         self._require_range(received)
         return (TransferInterrupted(at=at, by=by, received=received, reason=reason),)
 
-    def report_loss(self, stored: int, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+    def record_data_loss(self, stored: int, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
         self._require(*INCOMING)
         if not 0 <= stored < self.received:
             raise OutOfRange(f"{stored} bytes stored are not fewer than {self.received} recorded")
@@ -197,16 +282,16 @@ class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"
 
     def cancel(self, reason: str, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
         if self.state.ended:
-            raise NotNow(f"the upload is already {self.state}")
+            raise InvalidState(f"the upload is already {self.state}")
         cancelled = UploadCancelled(at=at, by=by, reason=reason)
         if self.worker is not None:
             return self._abandoned(reason, at=at, by=by), cancelled
         return (cancelled,)
 
-    def join(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+    def mark_concatenated(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
         """The bytes of this part are in an upload now; joining it twice changes nothing."""
-        if not is_part(self.id):
-            raise NotNow("only parts are joined")
+        if not is_partial_upload(self.id):
+            raise InvalidState("only parts are joined")
         if self.state is UploadState.COMPLETED:
             return ()
         self._require(UploadState.RECEIVED)
@@ -214,14 +299,123 @@ class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"
 
     def expire(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
         """Nobody went on with it; of a part also: nobody joined it."""
-        if not (is_part(self.id) and self.state is UploadState.RECEIVED):
+        if not (is_partial_upload(self.id) and self.state is UploadState.RECEIVED):
             self._require(*INCOMING)
         return (UploadExpired(at=at, by=by),)
 
     def erase(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
         if not self.state.ended or self.state is UploadState.ERASED:
-            raise NotNow(f"the upload is {self.state}")
+            raise InvalidState(f"the upload is {self.state}")
         return (UploadErased(at=at, by=by, attempts=self.attempt),)
+
+    # Evolve: take an event as fact.
+
+    @classmethod
+    def begin(cls, id: UUID, event: UploadEvent) -> Self:
+        match event:
+            case UploadRegistered():
+                return cls(
+                    id=id,
+                    version=1,
+                    batch=event.batch,
+                    owner=event.owner,
+                    path=event.path,
+                    size=event.size,
+                    media_type=event.media_type,
+                    checksum=event.checksum,
+                    metadata=event.metadata,
+                    pipeline=event.pipeline,
+                    retry_policy=event.retry_policy,
+                )
+            case UploadRejected():
+                return cls(
+                    id=id,
+                    version=1,
+                    batch=event.batch,
+                    owner=event.owner,
+                    path=event.path,
+                    size=event.size,
+                    media_type=event.media_type,
+                    state=UploadState.REJECTED,
+                )
+            case _:
+                raise InvalidState("an upload begins by being registered or rejected")
+
+    def evolve(self, event: UploadEvent) -> Self:
+        version = self.version + 1
+        match event:
+            case SizeDeclared(size=size):
+                return replace(self, version=version, size=size)
+            case FileProgressed(phase="transfer", done=done):
+                return replace(self, version=version, received=done, state=UploadState.TRANSFERRING)
+            case FileProgressed() | UploadReleased():
+                return replace(self, version=version)
+            case TransferInterrupted(received=received) | BytesLost(stored=received):
+                return replace(
+                    self, version=version, received=received, state=UploadState.TRANSFERRING
+                )
+            case FileReceived(size=size, blob=blob):
+                return replace(
+                    self,
+                    version=version,
+                    size=size,
+                    received=size,
+                    blob=blob,
+                    state=UploadState.RECEIVED,
+                )
+            case AttemptStarted(number=number, worker=worker):
+                return replace(
+                    self,
+                    version=version,
+                    attempt=number,
+                    worker=worker,
+                    state=UploadState.PROCESSING,
+                )
+            case AttemptFailed():
+                return replace(
+                    self,
+                    version=version,
+                    worker=None,
+                    failures=self.failures + 1,
+                    state=UploadState.RETRY_SCHEDULED,
+                )
+            case UploadQueued():
+                return self._moved(UploadState.QUEUED)
+            case AttemptAbandoned(worker=worker, by=by):
+                # A worker that shuts down or is preempted releases its attempt itself.
+                losses = self.losses + (by != f"worker:{worker}")
+                return replace(self._moved(UploadState.QUEUED), losses=losses)
+            case AttemptSucceeded():
+                return replace(self, version=version, worker=None)
+            case RetryRequested():
+                return replace(
+                    self, version=version, failures=0, losses=0, state=UploadState.RECEIVED
+                )
+            case UploadCompleted():
+                return self._moved(UploadState.COMPLETED)
+            case UploadFailed():
+                return self._moved(UploadState.FAILED)
+            case UploadQuarantined():
+                return self._moved(UploadState.QUARANTINED)
+            case UploadCancelled():
+                return self._moved(UploadState.CANCELLED)
+            case UploadExpired():
+                return self._moved(UploadState.EXPIRED)
+            case UploadErased():
+                return replace(
+                    self._moved(UploadState.ERASED),
+                    path="",
+                    media_type=None,
+                    checksum=None,
+                    metadata={},
+                )
+            case UploadRegistered() | UploadRejected():
+                raise InvalidState("an upload is registered once")
+            case _:
+                assert_never(event)
+
+    def _moved(self, state: UploadState) -> Self:
+        return replace(self, version=self.version + 1, state=state, worker=None)
 
     def _abandoned(self, reason: str, *, at: datetime, by: str) -> AttemptAbandoned:
         assert self.worker is not None
@@ -231,7 +425,7 @@ class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"
 
     def _require(self, *allowed: UploadState) -> None:
         if self.state not in allowed:
-            raise NotNow(f"the upload is {self.state}")
+            raise InvalidState(f"the upload is {self.state}")
 
     def _require_range(self, received: int) -> None:
         if received < self.received or (self.size is not None and received > self.size):
@@ -239,7 +433,7 @@ class Upload(Evolving, frozen=True, kw_only=True, tag_field="type", tag="upload"
 
     def _require_attempt(self, number: int) -> None:
         if self.worker is None or self.attempt != number:
-            raise Superseded(f"attempt {number} is not open: the upload is {self.state}")
+            raise StaleAttempt(f"attempt {number} is not open: the upload is {self.state}")
 
 
 def _percent(done: int, total: int | None) -> float | None:

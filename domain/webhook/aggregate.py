@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from domain.errors import Faulty, NotNow
+from domain.errors import InvalidState, ValidationFailed
 from domain.webhook.events import (
     WebhookAdded,
     WebhookChanged,
@@ -20,7 +20,7 @@ from domain.webhook.events import (
     WebhookSecretRotated,
     WebhookTestRequested,
 )
-from domain.webhook.subscription import Subscription, faults_of
+from domain.webhook.subscription import WebhookFilter, validate_filter
 
 ROTATION = timedelta(hours=24)
 """For so long an earlier secret signs beside the new one, so that receivers can change over."""
@@ -28,7 +28,7 @@ ROTATION = timedelta(hours=24)
 MOST_SECRETS = 5
 
 
-class SecretInUse(msgspec.Struct, frozen=True):
+class SigningSecret(msgspec.Struct, frozen=True):
     """A secret that signs, for ever or until a moment."""
 
     id: UUID
@@ -48,8 +48,8 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
     id: UUID
     version: int
     owner: str
-    subscription: Subscription
-    secrets: tuple[SecretInUse, ...]
+    subscription: WebhookFilter
+    secrets: tuple[SigningSecret, ...]
     enabled: bool = True
     reason: str = ""
     removed: bool = False
@@ -62,17 +62,17 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
 
     @staticmethod
     def add(
-        owner: str, subscription: Subscription, secret: UUID, *, at: datetime, by: str
+        owner: str, subscription: WebhookFilter, secret: UUID, *, at: datetime, by: str
     ) -> tuple[WebhookEvent, ...]:
-        """Raises Faulty."""
+        """Raises ValidationFailed."""
         _require_sound(subscription)
         added = WebhookAdded(at=at, by=by, owner=owner, subscription=subscription, secret=secret)
         return (added,)
 
     def change(
-        self, subscription: Subscription, *, at: datetime, by: str
+        self, subscription: WebhookFilter, *, at: datetime, by: str
     ) -> tuple[WebhookEvent, ...]:
-        """Raises Faulty; what is as it was is no change."""
+        """Raises ValidationFailed; what is as it was is no change."""
         self._require_there()
         _require_sound(subscription)
         if subscription == self.subscription:
@@ -81,8 +81,10 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
 
     def rotate(self, secret: UUID, *, at: datetime, by: str) -> tuple[WebhookEvent, ...]:
         self._require_there()
-        if len(self.signing(at)) >= MOST_SECRETS:
-            raise NotNow(f"{MOST_SECRETS} secrets sign already: wait until one of them expires")
+        if len(self.active_secrets(at)) >= MOST_SECRETS:
+            raise InvalidState(
+                f"{MOST_SECRETS} secrets sign already: wait until one of them expires"
+            )
         until = at + ROTATION
         return (WebhookSecretRotated(at=at, by=by, secret=secret, earlier_until=until),)
 
@@ -101,7 +103,7 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
     def remove(self, *, at: datetime, by: str) -> tuple[WebhookEvent, ...]:
         return () if self.removed else (WebhookRemoved(at=at, by=by),)
 
-    def signing(self, at: datetime) -> tuple[SecretInUse, ...]:
+    def active_secrets(self, at: datetime) -> tuple[SigningSecret, ...]:
         """The secrets whose signatures a request at this moment carries, newest first."""
         return tuple(secret for secret in self.secrets if secret.signs(at))
 
@@ -110,13 +112,13 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
     @classmethod
     def begin(cls, id: UUID, event: WebhookEvent) -> Self:
         if not isinstance(event, WebhookAdded):
-            raise NotNow("a webhook begins by being added")
+            raise InvalidState("a webhook begins by being added")
         return cls(
             id=id,
             version=1,
             owner=event.owner,
             subscription=event.subscription,
-            secrets=(SecretInUse(event.secret),),
+            secrets=(SigningSecret(event.secret),),
             added_at=event.at,
             added_by=event.by,
             changed_at=event.at,
@@ -139,23 +141,23 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
             case WebhookRemoved():
                 return replace(now, enabled=False, removed=True)
             case WebhookAdded():
-                raise NotNow("a webhook is added once")
+                raise InvalidState("a webhook is added once")
             case _:
                 assert_never(event)
 
-    def _rotated(self, event: WebhookSecretRotated) -> tuple[SecretInUse, ...]:
+    def _rotated(self, event: WebhookSecretRotated) -> tuple[SigningSecret, ...]:
         """Each earlier secret keeps the end it has; those that had ended by now are forgotten."""
         earlier = (
-            SecretInUse(secret.id, secret.until or event.earlier_until)
-            for secret in self.signing(event.at)
+            SigningSecret(secret.id, secret.until or event.earlier_until)
+            for secret in self.active_secrets(event.at)
         )
-        return (SecretInUse(event.secret), *earlier)
+        return (SigningSecret(event.secret), *earlier)
 
     def _require_there(self) -> None:
         if self.removed:
-            raise NotNow("the webhook was removed")
+            raise InvalidState("the webhook was removed")
 
 
-def _require_sound(subscription: Subscription) -> None:
-    if faults := tuple(faults_of(subscription)):
-        raise Faulty(*faults)
+def _require_sound(subscription: WebhookFilter) -> None:
+    if faults := tuple(validate_filter(subscription)):
+        raise ValidationFailed(*faults)

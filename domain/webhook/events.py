@@ -12,21 +12,21 @@ from typing import TypeAlias
 from uuid import UUID
 
 from domain.event import Event
-from domain.webhook.subscription import Subscription
+from domain.webhook.subscription import WebhookFilter
 
 
 class WebhookAdded(Event, frozen=True, kw_only=True, tag="webhook.added"):
     """An owner wants to be told, by requests signed with the secret of this id."""
 
     owner: str
-    subscription: Subscription
+    subscription: WebhookFilter
     secret: UUID
 
 
 class WebhookChanged(Event, frozen=True, kw_only=True, tag="webhook.changed"):
     """What is told, or where, is different from now on."""
 
-    subscription: Subscription
+    subscription: WebhookFilter
 
 
 class WebhookSecretRotated(Event, frozen=True, kw_only=True, tag="webhook.secret_rotated"):

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from domain.batch import events as batch
-from domain.errors import Fault
+from domain.errors import FieldError
 from domain.event import Event, topic_of
-from domain.file import control_character
+from domain.file import has_control_characters
 from domain.upload import events as upload
 
 MAX_URL = 2000
@@ -36,11 +36,11 @@ _TOLD: tuple[type[Event], ...] = (
     upload.UploadExpired,
 )
 
-TOLD = tuple(topic_of(event) for event in _TOLD)
+DELIVERED_TOPICS = tuple(topic_of(event) for event in _TOLD)
 """Topics that a webhook may choose: what changes how things stand, never mere progress."""
 
 
-class Subscription(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class WebhookFilter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where to send, and what of.
 
     `events` are topics out of TOLD. With `label`, only batches of that label are told of; with
@@ -53,7 +53,7 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     on_request: bool = False
     description: str = ""
 
-    def wants(self, topic: str, label: str, *, named: bool) -> bool:
+    def matches(self, topic: str, label: str, *, named: bool) -> bool:
         """Whether an event of a batch with this label is to be told.
 
         `named` says whether the batch asked for this very webhook.
@@ -63,23 +63,23 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         )
 
 
-def faults_of(subscription: Subscription) -> Iterator[Fault]:
+def validate_filter(subscription: WebhookFilter) -> Iterator[FieldError]:
     """Every rule this subscription breaks."""
-    if problem := url_problem(subscription.url):
-        yield Fault("url", problem)
+    if problem := url_error(subscription.url):
+        yield FieldError("url", problem)
     if not subscription.events:
-        yield Fault("events", f"must name at least one of {', '.join(TOLD)}")
+        yield FieldError("events", f"must name at least one of {', '.join(DELIVERED_TOPICS)}")
     for index, topic in enumerate(subscription.events):
-        if topic not in TOLD:
-            yield Fault(f"events/{index}", f"must be one of {', '.join(TOLD)}")
+        if topic not in DELIVERED_TOPICS:
+            yield FieldError(f"events/{index}", f"must be one of {', '.join(DELIVERED_TOPICS)}")
         elif topic in subscription.events[:index]:
-            yield Fault(f"events/{index}", "is named twice")
+            yield FieldError(f"events/{index}", "is named twice")
     for name, text in (("label", subscription.label), ("description", subscription.description)):
-        if text and (len(text) > MAX_TEXT or control_character(text)):
-            yield Fault(name, f"must be at most {MAX_TEXT} printable characters")
+        if text and (len(text) > MAX_TEXT or has_control_characters(text)):
+            yield FieldError(name, f"must be at most {MAX_TEXT} printable characters")
 
 
-def url_problem(url: str) -> str | None:
+def url_error(url: str) -> str | None:
     """What is wrong with an address that requests are to be sent to, or None."""
     if len(url) > MAX_URL or not url.isprintable() or " " in url:
         return f"must be at most {MAX_URL} printable characters without blanks"

@@ -11,7 +11,7 @@ from typing import Any, LiteralString
 from uuid import UUID
 
 from domain.access.records import RecordedErasure, RecordedKey, RecordedSignIn
-from domain.errors import Refused
+from domain.errors import CommandRejected
 from domain.ids import key_stream_for, sign_in_stream_for
 from infrastructure.audit.findings import Findings, difference
 from infrastructure.auth.passes import LOGINS, SESSIONS, PassKind
@@ -221,7 +221,7 @@ class AccessCheck:
                 found[recorded.stream] = fold(
                     recorded.stream, found.get(recorded.stream), recorded.event
                 )
-            except (Refused, MixedStream):
+            except (CommandRejected, MixedStream):
                 found.pop(recorded.stream, None)  # the pass over the log names it
         return found
 

@@ -14,8 +14,8 @@ from application.orchestrator.members import Followed, Member
 from application.projection.batches import BATCH_EVENTS
 from domain.access.records import RecordedErasure, RecordedKey
 from domain.batch.aggregate import Batch
-from domain.errors import Refused
-from domain.ids import is_part
+from domain.errors import CommandRejected
+from domain.ids import is_partial_upload
 from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
 from domain.webhook.events import WEBHOOK_EVENTS
@@ -146,7 +146,7 @@ class _Stream:
             return
         try:
             self._fold(recorded)
-        except (Refused, MixedStream) as error:
+        except (CommandRejected, MixedStream) as error:
             self._broken = True
             detail = f"position {recorded.position} does not follow: {error}"
             self._findings.add("stream_broken", "stored_events", self.id, detail)
@@ -221,7 +221,7 @@ class _Stream:
 
     @property
     def _followed_by_orchestrator(self) -> bool:
-        return isinstance(self._aggregate, Upload | Batch) and not is_part(self.id)
+        return isinstance(self._aggregate, Upload | Batch) and not is_partial_upload(self.id)
 
     def _row_now(self, recorded: RecordedEvent) -> Member | Followed | None:
         if isinstance(self._aggregate, Upload):
@@ -260,7 +260,7 @@ class _Stream:
         """Report a row in the table of another kind of stream."""
         wrong: dict[str, bool] = {
             "orchestration.members": self._member is not None
-            and not (isinstance(self._aggregate, Upload) and not is_part(self.id)),
+            and not (isinstance(self._aggregate, Upload) and not is_partial_upload(self.id)),
             "orchestration.batches": self._batch is not None
             and not isinstance(self._aggregate, Batch),
         }

@@ -21,7 +21,7 @@ from application.handlers.execute import CommandContext, execute
 from application.ports.blobs import BlobStore
 from application.ports.erasures import Erasure
 from application.ports.event_log import EventLog
-from domain.errors import NotNow
+from domain.errors import InvalidState
 from infrastructure.erasure.erasures import finish
 from infrastructure.erasure.key_copies import OwnerKeyCopies
 from infrastructure.erasure.keyring import FRESH
@@ -137,7 +137,7 @@ class Eraser:
         running = await cursor.fetchall()
         for id, state in running:
             if state != "cancelling":
-                with suppress(NotNow):  # it ended meanwhile
+                with suppress(InvalidState):  # it ended meanwhile
                     command = CancelBatch(batch=id, reason=REASON)
                     await execute(self._log, command, self._context(erasure))
         return bool(running)
@@ -151,7 +151,7 @@ class Eraser:
             for name in {blob, *artifacts.values()} - {None}:
                 await self._blobs.delete(str(name))
             context = self._context(erasure)
-            with suppress(NotNow):  # it is on record already
+            with suppress(InvalidState):  # it is on record already
                 await execute(self._log, EraseUpload(upload=id), context)
 
         await _all(erase(id, blob, artifacts) for id, _, blob, artifacts in found)
@@ -165,7 +165,7 @@ class Eraser:
             nonlocal all_ended
             try:
                 await execute(self._log, EraseBatch(batch=id), context)
-            except NotNow:
+            except InvalidState:
                 all_ended = False
 
         while True:

@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from application.errors import Unavailable
-from domain.errors import NotNow
+from domain.errors import InvalidState
 from infrastructure.erasure.master_keys import MasterKeys, NoMasterKey
 from infrastructure.erasure.wrapping import current_master, opened_for, sealed_with
 from infrastructure.event_store.personal import Box
@@ -114,7 +114,9 @@ class Keyring:
             await self._trying(lambda connection: self._look_up(connection, stale))
         for owner in beginning:
             if self._owners[owner].erasing:
-                raise NotNow("the data of this owner is being erased: try again when that is done")
+                raise InvalidState(
+                    "the data of this owner is being erased: try again when that is done"
+                )
 
     def close(self, owner: str, content: bytes) -> Box:
         known, nonce = self._owners[owner], os.urandom(NONCE)

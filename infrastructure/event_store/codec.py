@@ -68,7 +68,7 @@ class Codec:
     async def prepare(self, append: Append) -> None:
         """To be awaited before `encode`: looks up the keys of the owners.
 
-        Raises NotNow, Unavailable, ValueError for personal fields of which nobody says whose.
+        Raises InvalidState, Unavailable, ValueError for personal fields of which nobody says whose.
         """
         if self._protection is None:
             return

@@ -29,7 +29,7 @@ class MixedStream(Exception):
 def fold(id: UUID, aggregate: Aggregate | None, event: DomainEvent) -> Aggregate:
     """The aggregate after the event; None stands for a stream that has not begun.
 
-    Raises MixedStream, and NotNow for a history that does not begin at its beginning.
+    Raises MixedStream, and InvalidState for a history that does not begin at its beginning.
     """
     if isinstance(event, _BATCH_EVENTS):
         if aggregate is None:

@@ -59,8 +59,8 @@ class Protection(Protocol):
     async def prepare(self, owners: Collection[str], beginning: Collection[str]) -> None:
         """Makes sure that `close` can be asked for these owners at once.
 
-        `beginning` are those whose data begins with what is to be written. Raises NotNow while one
-        of them is being erased, Unavailable.
+        `beginning` are those whose data begins with what is to be written. Raises Unavailable,
+        InvalidState while one of them is being erased.
         """
 
     def close(self, owner: str, content: bytes) -> Box: ...

@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 
 from application.append import DomainEvent, StreamAppend
-from domain.errors import Refused
+from domain.errors import CommandRejected
 from infrastructure.event_store.folding import Aggregate, MixedStream, fold
 
 
@@ -65,7 +65,7 @@ class Remembered:
             return
         try:
             aggregate = _after(write, known.aggregate if known else None)
-        except (Refused, MixedStream):
+        except (CommandRejected, MixedStream):
             # The events are recorded, and that is what the writer is told; whoever loads the
             # stream next hears what is wrong with it.
             self.forget(write.stream)

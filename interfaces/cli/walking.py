@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from domain.file import path_problem
+from domain.file import path_error
 from interfaces.cli.errors import UsageError
 
 
@@ -75,7 +75,7 @@ def _walk(path: Path, name: str, above: frozenset[tuple[int, int]]) -> Iterator[
 def _judge(path: Path, name: str, status: os.stat_result) -> Entry:
     if not stat.S_ISREG(status.st_mode):
         return Skipped(path, "not a regular file")
-    if problem := path_problem(name):
+    if problem := path_error(name):
         return Skipped(path, f"its name {problem}")
     if not os.access(path, os.R_OK):
         return Skipped(path, "permission denied")

@@ -11,7 +11,7 @@ from aiohttp import web
 from application.commands import AddUploads
 from application.handlers.uploads import FileResult, add_uploads
 from application.transfer.declaring import files_over_quota
-from domain.errors import Fault, Faulty
+from domain.errors import FieldError, ValidationFailed
 from domain.file import FileDeclaration
 from interfaces.rest.access import batch_of, require
 from interfaces.rest.answers import AddedAnswer, json_answer
@@ -98,7 +98,9 @@ class Adding:
 
 async def _add_list(adding: Adding, files: tuple[FileDeclaration, ...]) -> None:
     if len(files) > adding.limit:
-        raise Faulty(Fault("files", f"must hold at most {adding.limit} files, not {len(files)}"))
+        raise ValidationFailed(
+            FieldError("files", f"must hold at most {adding.limit} files, not {len(files)}")
+        )
     for start in range(0, len(files), CHUNK):
         await adding.record(list(files[start : start + CHUNK]))
 

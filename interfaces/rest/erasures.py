@@ -8,8 +8,8 @@ import msgspec
 from aiohttp import web
 
 from application.ports.erasures import Erasure
-from domain.errors import Fault, Faulty
-from domain.file import control_character
+from domain.errors import FieldError, ValidationFailed
+from domain.file import has_control_characters
 from interfaces.rest.access import require
 from interfaces.rest.answers import PageAnswer, json_answer
 from interfaces.rest.bodies import json_body
@@ -31,12 +31,12 @@ async def request_erasure(request: web.Request) -> web.Response:
     Query(request, ())
     form = await json_body(request, _decoder)
     faults = [
-        Fault(name, "must not hold control characters")
+        FieldError(name, "must not hold control characters")
         for name in ("owner", "reason")
-        if control_character(getattr(form, name))
+        if has_control_characters(getattr(form, name))
     ]
     if faults:
-        raise Faulty(*faults)
+        raise ValidationFailed(*faults)
     services = request.app[SERVICES]
     erasure = await services.erasures.request(
         Erasure(

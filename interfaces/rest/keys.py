@@ -9,8 +9,8 @@ from aiohttp import web
 
 from application.errors import NotFound
 from application.ports.keys import Key, Principal, Scope
-from domain.errors import Fault, Faulty
-from domain.file import control_character
+from domain.errors import FieldError, ValidationFailed
+from domain.file import has_control_characters
 from interfaces.rest.access import require
 from interfaces.rest.answers import NewKeyAnswer, PageAnswer, json_answer
 from interfaces.rest.bodies import json_body
@@ -61,25 +61,25 @@ async def revoke(request: web.Request) -> web.Response:
 
 
 async def _owner(services: Services, principal: Principal, form: NewKey) -> str:
-    """Whose the key will be; raises Faulty where the parts of the form do not fit."""
+    """Whose the key will be; raises ValidationFailed where the parts of the form do not fit."""
     faults = [
-        Fault(name, "must not hold control characters")
+        FieldError(name, "must not hold control characters")
         for name in ("label", "owner")
-        if control_character(getattr(form, name) or "")
+        if has_control_characters(getattr(form, name) or "")
     ]
     if form.batch is not None and form.scope not in (Scope.UPLOADER, Scope.VIEWER):
-        faults.append(Fault("batch", "only an uploader or a viewer is limited to a batch"))
+        faults.append(FieldError("batch", "only an uploader or a viewer is limited to a batch"))
     owner = form.owner
     if form.batch is not None:
         try:
             batch_owner = (await services.log.batch(form.batch)).owner
             owner = owner or batch_owner
             if owner != batch_owner:
-                faults.append(Fault("owner", "is not the owner of the batch"))
+                faults.append(FieldError("owner", "is not the owner of the batch"))
         except NotFound:
-            faults.append(Fault("batch", "does not exist"))
+            faults.append(FieldError("batch", "does not exist"))
     if faults:
-        raise Faulty(*faults)
+        raise ValidationFailed(*faults)
     return owner or principal.owner
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from aiohttp import web
 
 from application.errors import NotFound
-from domain.file import control_character
+from domain.file import has_control_characters
 from interfaces.rest.problems import RETRY_SOON, Problem, bad_parameter
 from interfaces.services import SERVICES
 
@@ -39,7 +39,7 @@ class Query:
 
     def text(self, name: str, *, most: int = MAX_TEXT) -> str | None:
         value = self._values.get(name)
-        if value is not None and (len(value) > most or control_character(value)):
+        if value is not None and (len(value) > most or has_control_characters(value)):
             raise bad_parameter(name, f"must be at most {most} printable characters")
         return value
 

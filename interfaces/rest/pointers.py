@@ -6,14 +6,14 @@ import re
 
 import msgspec
 
-from domain.errors import Fault
+from domain.errors import FieldError
 
 _AT = re.compile(r"^(?P<what>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
 _SEGMENT = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 _FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `(.*)`$", re.DOTALL)
 
 
-def pointer_of(fault: Fault, *, under: str = "") -> str:
+def pointer_of(fault: FieldError, *, under: str = "") -> str:
     """`files/3/size` as `/files/3/size`."""
     return f"{under}/{fault.field}" if fault.field else under
 

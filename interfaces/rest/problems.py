@@ -22,7 +22,7 @@ from application.errors import (
 )
 from application.ports.read_model import BadCursor
 from application.transfer.errors import AccessEnded, SenderGone, Stalled
-from domain.errors import Faulty, NotNow, OutOfRange, Refused, Superseded
+from domain.errors import CommandRejected, InvalidState, OutOfRange, StaleAttempt, ValidationFailed
 from infrastructure.database_errors import is_transient
 from interfaces.rest.correlation import REQUEST_ID, STARTED
 from interfaces.rest.pointers import locate, pointer_of
@@ -104,10 +104,10 @@ class Problem(Exception):
 
 _PLAIN: tuple[tuple[type[Exception], int, str, Mapping[str, str]], ...] = (
     (IdempotencyKeyReused, 422, "idempotency_key_reused", {}),
-    (NotNow, 409, "invalid_state", {}),
+    (InvalidState, 409, "invalid_state", {}),
     (OutOfRange, 409, "out_of_range", {}),
-    (Superseded, 409, "superseded", {}),
-    (Refused, 409, "refused", {}),
+    (StaleAttempt, 409, "superseded", {}),
+    (CommandRejected, 409, "refused", {}),
     (TooManyConflicts, 409, "busy", RETRY_SOON),
     (Conflict, 409, "conflict", RETRY_SOON),
 )
@@ -145,7 +145,7 @@ def problem_of(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
-        case Faulty(faults=faults):
+        case ValidationFailed(faults=faults):
             complaints = [Complaint(pointer_of(fault), fault.message) for fault in faults[:100]]
             return invalid(*complaints, total=len(faults))
         case msgspec.ValidationError():

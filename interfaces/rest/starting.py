@@ -9,8 +9,8 @@ from application.commands import StartBatch
 from application.handlers.batches import MAX_LABEL, StartedBatch, start_batch
 from application.ports.keys import Principal, Scope
 from application.transfer.errors import BatchFull, QuotaExceeded
-from domain.errors import Fault, Faulty
-from domain.file import control_character
+from domain.errors import FieldError, ValidationFailed
+from domain.file import has_control_characters
 from domain.ids import batch_id_for, upload_id_for
 from infrastructure.settings import Settings
 from interfaces.rest.access import require, require_unlimited
@@ -42,7 +42,9 @@ async def start(request: web.Request) -> web.Response:
     check(form, services.settings)
     owner, key = owner_of(form.owner, principal), idempotency_key(request)
     if form.notify is not None and not await services.webhooks.named(owner, form.notify):
-        raise Faulty(Fault("notify", "must be the id or address of a webhook that was added"))
+        raise ValidationFailed(
+            FieldError("notify", "must be the id or address of a webhook that was added")
+        )
     command = StartBatch(
         id=batch_id_for(owner, key, services.log.id_secret) if key else services.new_id(),
         owner=owner,
@@ -69,25 +71,27 @@ async def start(request: web.Request) -> web.Response:
 
 
 def check(form: NewBatch, settings: Settings) -> None:
-    """What this server's settings do not allow; raises Faulty."""
+    """What this server's settings do not allow; raises ValidationFailed."""
     faults = []
     if form.pipeline not in settings.pipelines:
         known = ", ".join(sorted(settings.pipelines))
-        faults.append(Fault("pipeline", f"is not known here; known: {known}"))
+        faults.append(FieldError("pipeline", f"is not known here; known: {known}"))
     if len(form.files) > settings.max_manifest_files:
         limit = settings.max_manifest_files
-        faults.append(Fault("files", f"must hold at most {limit} files, not {len(form.files)}"))
+        faults.append(
+            FieldError("files", f"must hold at most {limit} files, not {len(form.files)}")
+        )
     else:
         largest = settings.max_file_size
         faults += [
-            Fault(f"files/{index}/size", f"must be at most {largest} bytes")
+            FieldError(f"files/{index}/size", f"must be at most {largest} bytes")
             for index, file in enumerate(form.files)
             if file.size is not None and file.size > largest
         ]
-    if form.owner is not None and control_character(form.owner):
-        faults.append(Fault("owner", f"must be at most {MAX_LABEL} printable characters"))
+    if form.owner is not None and has_control_characters(form.owner):
+        faults.append(FieldError("owner", f"must be at most {MAX_LABEL} printable characters"))
     if faults:
-        raise Faulty(*faults)
+        raise ValidationFailed(*faults)
 
 
 async def _admit(request: web.Request, command: StartBatch) -> None:

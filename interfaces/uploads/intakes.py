@@ -12,7 +12,7 @@ from application.errors import ApplicationError
 from application.handlers.uploads import FileResult
 from application.ports.keys import Principal
 from application.transfer.intake import Intake
-from domain.errors import Refused
+from domain.errors import CommandRejected
 from interfaces.rest.forwarding import public_url
 from interfaces.rest.problems import Problem, problem_of
 from interfaces.services import SERVICES
@@ -33,11 +33,11 @@ async def intake_into(
     intake = Intake(app[TRANSFERS], app[ARRIVALS], app[GATHERING], batch, speaker)
     try:
         yield intake
-    except (Problem, Refused, ApplicationError) as error:
+    except (Problem, CommandRejected, ApplicationError) as error:
         taken: tuple[FileResult, ...] = ()
-        with suppress(ApplicationError, Refused):  # told already: it is why we are here
+        with suppress(ApplicationError, CommandRejected):  # told already: it is why we are here
             taken = await intake.close()
-        problem = problem_of(error) if isinstance(error, Refused) else refusal_of(error)
+        problem = problem_of(error) if isinstance(error, CommandRejected) else refusal_of(error)
         problem.headers.setdefault(hdrs.LOCATION, public_url(request, f"/v1/batches/{batch}"))
         problem.detail += f"; {len(taken)} files were taken, send all again to go on"
         raise problem from error

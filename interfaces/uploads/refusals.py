@@ -21,7 +21,7 @@ from application.transfer.errors import (
     TooLong,
     TooManyTransfers,
 )
-from domain.errors import Faulty, Refused
+from domain.errors import CommandRejected, ValidationFailed
 from domain.upload.state import GONE, UploadState
 from interfaces.rest.problems import RETRY_SOON, Problem, problem_of
 
@@ -55,7 +55,7 @@ def refusal_of(error: Exception) -> Problem:
             return Problem(503, "stopping", str(error), headers=RETRY_SOON)
         case SenderGone():  # as a rule nobody reads this
             return Problem(400, "body_cut_short", str(error))
-        case Refused() if not isinstance(error, Faulty):
+        case CommandRejected() if not isinstance(error, ValidationFailed):
             return Problem(403, "invalid_state", str(error))
     return problem_of(error)
 

@@ -258,7 +258,7 @@ def test_arrivals_are_recorded_with_the_count_that_met_them() -> None:
     batch = Batch.begin(BATCH, started())
 
     def count(batch: Batch, seconds: float, counts: dict[UploadState, int], bytes: int) -> Batch:
-        (event,) = batch.progress_to(
+        (event,) = batch.record_progress(
             counts, bytes_received=bytes, bytes_total=9, through=1, at=later(seconds), by=ALICE
         )
         return batch.evolve(event)
@@ -306,7 +306,7 @@ def test_a_batch_that_was_called_off_is_as_far_as_it_got(
 def test_a_batch_that_is_being_called_off_does_not_get_ahead_by_that() -> None:
     batch = Batch.begin(BATCH, started()).evolve(BatchCancelled(**by(1), reason="x"))
 
-    (event,) = batch.progress_to(
+    (event,) = batch.record_progress(
         {UploadState.CANCELLED: 3, UploadState.COMPLETED: 1},
         bytes_received=0,
         bytes_total=0,

@@ -279,7 +279,7 @@ def test_a_decision_copies_the_numbers_and_results_that_it_is_given() -> None:
     batch = Batch(id=BATCH, version=1, owner="acme", started_at=NOON)
     sealed = batch.evolve(BatchSealed(**NOW))
 
-    progressed = batch.progress_to(counts, bytes_received=1, bytes_total=1, through=1, **NOW)
+    progressed = batch.record_progress(counts, bytes_received=1, bytes_total=1, through=1, **NOW)
     completed = sealed.complete(counts, **NOW)
     succeeded = processing().succeed_attempt(
         1, results=results, artifacts=artifacts, duration=1.0, **NOW

@@ -20,7 +20,7 @@ from domain.webhook.events import (
     WebhookRemoved,
     WebhookTestRequested,
 )
-from domain.webhook.subscription import Subscription
+from domain.webhook.subscription import WebhookFilter
 from tests.stories import ALICE, BATCH, NOON
 
 HOOK, SECRET = UUID(int=7), UUID(int=1)
@@ -30,8 +30,8 @@ AGAIN = BatchReopened(**NOW, reason="again")
 ORIGINS = {BATCH: Origin(BATCH, "acme", "photos", None)}
 
 
-def subscription(*events: str, **more: Any) -> Subscription:
-    return Subscription(url="https://a.example/", events=events or ("batch.completed",), **more)
+def subscription(*events: str, **more: Any) -> WebhookFilter:
+    return WebhookFilter(url="https://a.example/", events=events or ("batch.completed",), **more)
 
 
 def at(position: int, event: Event, stream: UUID = BATCH) -> RecordedEvent:

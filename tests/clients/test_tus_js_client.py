@@ -10,7 +10,7 @@ from application.commands import StartBatch
 from application.handlers.batches import start_batch
 from application.handlers.execute import CommandContext
 from application.transfer import quotas
-from domain.ids import is_part
+from domain.ids import is_partial_upload
 from tests.clients.installed import require_package, run_script, tus_js
 from tests.interfaces.uploads.server import OWNER, TUS, Server, serving, stored_files, upload_in
 
@@ -56,7 +56,7 @@ async def test_a_file_arrives_as_it_was(
         upload = await server.services.log.upload(upload_in(location))
         assert await server.content(location) == CONTENT
         assert (upload.path, upload.media_type) == ("film é.bin", "video/mp4")
-        assert not is_part(upload.id)
+        assert not is_partial_upload(upload.id)
         assert len(stored_files(tmp_path / "data")) == 1
 
 

@@ -17,7 +17,7 @@ from application.handlers import batches, uploads
 from application.handlers.execute import CommandContext, execute
 from application.transfer.errors import NotIncoming
 from application.transfer.transfers import Incoming, Limits, Speaker, Transfers
-from domain.errors import Refused
+from domain.errors import CommandRejected
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
@@ -165,7 +165,7 @@ async def command(order: Order, life: Life) -> str:
         try:
             asked = msgspec.convert(order.options["command"], kind)
             await handler(parts.log, asked, CommandContext("key:alice", parts.now()))
-        except Refused as refusal:
+        except CommandRejected as refusal:
             return str(refusal)
     return ""
 

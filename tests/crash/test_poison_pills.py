@@ -12,8 +12,8 @@ import pytest
 from application.pipeline import Pipeline, Step
 from domain.batch.state import Outcome
 from domain.retry import RetryPolicy
+from domain.upload.aggregate import MAX_MESSAGE
 from domain.upload.events import AttemptAbandoned, AttemptFailed, AttemptSucceeded, UploadFailed
-from domain.upload.failure import MAX_MESSAGE
 from domain.upload.state import UploadState
 from infrastructure.processors.checking import check_pipelines
 from infrastructure.processors.registry import known_options, open_processors

@@ -13,7 +13,7 @@ import msgspec
 from application.commands import Command
 from application.errors import ApplicationError
 from domain.batch.state import outcome_of
-from domain.errors import Refused
+from domain.errors import CommandRejected
 from domain.upload.events import AttemptSucceeded
 from domain.upload.state import UploadState
 from infrastructure.read_model.projector import catch_up
@@ -79,7 +79,7 @@ class World:
         """Somebody's command, to an API that lives; None where it is refused."""
         try:
             answer = await handler(self.plant.log, command, context())
-        except (Refused, ApplicationError):
+        except (CommandRejected, ApplicationError):
             return None
         if answer.position:
             self._acknowledged.add(answer.position)

@@ -16,7 +16,7 @@ from domain.batch.events import (
     UploadsAdded,
 )
 from domain.batch.state import BatchState, Counts, Outcome, percent_of
-from domain.errors import NotNow
+from domain.errors import InvalidState
 from domain.upload.state import UploadState
 from tests.stories import ALICE, NOON, given_batch, later, started
 
@@ -34,7 +34,7 @@ def test_files_join_an_open_batch() -> None:
 def test_nothing_joins_a_batch_that_is_closed(
     end: BatchSealed | BatchCancelled | BatchExpired,
 ) -> None:
-    with pytest.raises(NotNow):
+    with pytest.raises(InvalidState):
         given_batch(started(), end).add_uploads(1, 1, at=NOON, by=ALICE)
 
 
@@ -75,21 +75,21 @@ def test_the_outcome_follows_from_the_set_of_uploads(
 
 
 def test_a_batch_with_unfinished_uploads_does_not_complete() -> None:
-    with pytest.raises(NotNow, match="not ended"):
+    with pytest.raises(InvalidState, match="not ended"):
         given_batch(started(), SEALED).complete(
             {UploadState.COMPLETED: 9, UploadState.RETRY_SCHEDULED: 1}, at=NOON, by="orchestrator"
         )
 
 
 def test_an_open_batch_does_not_complete_however_finished_its_uploads_are() -> None:
-    with pytest.raises(NotNow, match="open"):
+    with pytest.raises(InvalidState, match="open"):
         given_batch(started()).complete({UploadState.COMPLETED: 9}, at=NOON, by="orchestrator")
 
 
 def test_a_batch_completes_once() -> None:
     (completed,) = given_batch(started(), SEALED).complete({}, at=NOON, by="orchestrator")
 
-    with pytest.raises(NotNow, match="completed"):
+    with pytest.raises(InvalidState, match="completed"):
         given_batch(started(), SEALED, completed).complete({}, at=NOON, by="orchestrator")
 
 
@@ -109,14 +109,14 @@ def test_a_retry_reopens_a_completed_batch_for_a_new_outcome() -> None:
 
 def test_the_same_standing_is_not_recorded_twice() -> None:
     standing = {UploadState.COMPLETED: 1, UploadState.QUEUED: 1}
-    (progressed,) = given_batch(started()).progress_to(
+    (progressed,) = given_batch(started()).record_progress(
         standing, bytes_received=20, bytes_total=20, through=7, at=NOON, by="orchestrator"
     )
 
     assert isinstance(progressed, BatchProgressed)
     assert progressed.percent == 75.0
     assert (
-        given_batch(started(), progressed).progress_to(
+        given_batch(started(), progressed).record_progress(
             standing, bytes_received=20, bytes_total=20, through=9, at=later(1), by="orchestrator"
         )
         == ()
@@ -134,7 +134,7 @@ def test_percent_reaches_100_when_every_upload_has_ended_and_not_before() -> Non
 def test_pausing_a_completed_batch_is_refused() -> None:
     (completed,) = given_batch(started(), SEALED).complete({}, at=NOON, by="orchestrator")
 
-    with pytest.raises(NotNow, match="completed"):
+    with pytest.raises(InvalidState, match="completed"):
         given_batch(started(), SEALED, completed).pause(at=NOON, by=ALICE)
 
 
@@ -172,13 +172,13 @@ def test_a_batch_stops_when_more_than_its_share_failed(
     history = (SEALED,) if sealed else ()
     batch = given_batch(started(failure_threshold=threshold), *history)
 
-    events = batch.stop_failing(counts, at=NOON, by="orchestrator")
+    events = batch.pause_if_failing(counts, at=NOON, by="orchestrator")
 
     assert [type(event) for event in events] == [BatchPaused] * stops
 
 
 def test_who_resumes_a_batch_pardons_the_failures_it_was_counted_with() -> None:
-    counted = given_batch(started(failure_threshold=0.25)).progress_to(
+    counted = given_batch(started(failure_threshold=0.25)).record_progress(
         failing(30, 10), bytes_received=1, bytes_total=1, through=1, at=NOON, by="orchestrator"
     )
     paused = BatchPaused(at=NOON, by="orchestrator", reason="too many")
@@ -186,14 +186,14 @@ def test_who_resumes_a_batch_pardons_the_failures_it_was_counted_with() -> None:
         started(failure_threshold=0.25), *counted, paused, BatchResumed(at=NOON, by=ALICE)
     )
 
-    assert resumed.stop_failing(failing(35, 10), at=NOON, by="orchestrator") == ()
-    assert resumed.stop_failing(failing(36, 10), at=NOON, by="orchestrator")
+    assert resumed.pause_if_failing(failing(35, 10), at=NOON, by="orchestrator") == ()
+    assert resumed.pause_if_failing(failing(36, 10), at=NOON, by="orchestrator")
 
 
 def test_a_retry_of_a_batch_that_is_over_opens_it_again() -> None:
     counts: Counts = {UploadState.FAILED: 1}
     sealed = given_batch(started(), SEALED)
-    progress = sealed.progress_to(
+    progress = sealed.record_progress(
         counts, bytes_received=0, bytes_total=0, through=1, at=NOON, by="orchestrator"
     )
     done = given_batch(
@@ -231,7 +231,7 @@ def test_a_retry_of_a_batch_that_is_over_opens_it_again() -> None:
     ],
 )
 def test_a_retry_of_nothing_is_refused(history: tuple[BatchEvent, ...], why: str) -> None:
-    with pytest.raises(NotNow, match=why):
+    with pytest.raises(InvalidState, match=why):
         given_batch(started(), *history).request_retry(at=NOON, by=ALICE)
 
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.file import FileDeclaration, faults_of, path_problem, printable
+from domain.file import FileDeclaration, path_error, sanitize, validate_declaration
 from domain.ids import (
     batch_id_for,
-    joined_batch_id_for,
-    part_id_for,
+    concatenated_batch_id_for,
+    partial_upload_id_for,
     rejection_id_for,
     upload_id_for,
 )
@@ -42,7 +42,7 @@ from tests.stories import BATCH
     ],
 )
 def test_a_path_that_leaves_its_batch_or_hides_something_is_a_fault(path: str) -> None:
-    assert path_problem(path)
+    assert path_error(path)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_path_that_leaves_its_batch_or_hides_something_is_a_fault(path: str) -
     ],
 )
 def test_an_ordinary_path_is_sound(path: str) -> None:
-    assert path_problem(path) is None
+    assert path_error(path) is None
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_an_ordinary_path_is_sound(path: str) -> None:
 def test_every_fault_names_its_field(declared: dict[str, object], field: str) -> None:
     file = FileDeclaration(path="a", **declared)  # type: ignore[arg-type]
 
-    assert [fault.field for fault in faults_of(file, at="files/3/")] == [field]
+    assert [fault.field for fault in validate_declaration(file, at="files/3/")] == [field]
 
 
 @given(st.text())
 def test_what_is_printable_has_no_control_characters(text: str) -> None:
-    shown = printable(text)
+    shown = sanitize(text)
 
     assert len(shown) <= 200
     assert "\n" not in shown
@@ -94,7 +94,7 @@ def test_what_is_printable_has_no_control_characters(text: str) -> None:
 
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_one_path_is_one_upload(first: str, second: str) -> None:
-    first, second = printable(first), printable(second)
+    first, second = sanitize(first), sanitize(second)
 
     assert (upload_id_for(BATCH, first, b"") == upload_id_for(BATCH, second, b"")) == (
         first == second
@@ -116,7 +116,7 @@ def test_without_a_secret_ids_are_those_of_version_0_1() -> None:
     assert str(upload_id_for(batch, "a/b.txt", b"")) == "01a22d99-b08d-88b5-9051-0949bca2def8"
     rejected = rejection_id_for(batch, "a", "invalid", b"")
     assert str(rejected) == "01a22d99-b08d-843c-a4ba-21974ae01c0d"
-    joined = joined_batch_id_for([batch, part_id_for(batch)], b"")
+    joined = concatenated_batch_id_for([batch, partial_upload_id_for(batch)], b"")
     assert str(joined) == "285fd07f-611b-806b-b85e-a7faf0e69b05"
 
 
@@ -126,7 +126,7 @@ def test_ids_under_a_secret_cannot_be_computed_without_it() -> None:
             batch_id_for("acme", "k", secret),
             upload_id_for(BATCH, "a", secret),
             rejection_id_for(BATCH, "a", "invalid", secret),
-            joined_batch_id_for([BATCH], secret),
+            concatenated_batch_id_for([BATCH], secret),
         }
         for secret in (b"", b"1" * 32, b"2" * 32)
     ]

@@ -13,7 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from domain.batch.aggregate import Batch
 from domain.batch.events import BatchCompleted, BatchEvent
 from domain.batch.state import BatchState, Outcome, all_ended, outcome_of
-from domain.errors import Refused
+from domain.errors import CommandRejected
 from domain.event import Event
 from domain.file import FileDeclaration
 from domain.retry import RetryPolicy
@@ -29,7 +29,6 @@ from domain.upload.events import (
     UploadCompleted,
     UploadEvent,
 )
-from domain.upload.registration import register
 from domain.upload.state import UploadState
 from tests.stories import ALICE, BATCH, NOON, failure, started
 
@@ -51,11 +50,11 @@ class UploadsOfABatch(RuleBasedStateMachine):
         self.histories: dict[UUID, list[UploadEvent]] = {}
 
     @rule(target=uploads, size=SIZES)
-    def register(self, size: int | None) -> UUID | None:
+    def register_upload(self, size: int | None) -> UUID | None:
         file = FileDeclaration(path=f"file-{len(self.states)}", size=size)
         try:
-            id, events = register(self.batch, file, b"", at=NOON, by=ALICE)
-        except Refused:
+            id, events = self.batch.register_upload(file, b"", at=NOON, by=ALICE)
+        except CommandRejected:
             return None
         self.states[id] = Upload.begin(id, events[0])
         self.histories[id] = list(events)
@@ -73,7 +72,7 @@ class UploadsOfABatch(RuleBasedStateMachine):
 
     @rule(id=uploads, stored=BYTES)
     def lose(self, id: UUID | None, stored: int) -> None:
-        self.decide(id, lambda upload: upload.report_loss(stored, at=NOON, by=ALICE))
+        self.decide(id, lambda upload: upload.record_data_loss(stored, at=NOON, by=ALICE))
 
     @rule(id=uploads, size=BYTES)
     def receive(self, id: UUID | None, size: int) -> None:
@@ -154,7 +153,7 @@ class UploadsOfABatch(RuleBasedStateMachine):
             return
         try:
             events = decide(self.states[id])
-        except Refused:
+        except CommandRejected:
             return
         for event in events:
             self.states[id] = self.states[id].evolve(event)
@@ -163,7 +162,7 @@ class UploadsOfABatch(RuleBasedStateMachine):
     def decide_batch(self, decide: Callable[[Batch], tuple[BatchEvent, ...]]) -> None:
         try:
             events = decide(self.batch)
-        except Refused:
+        except CommandRejected:
             return
         for event in events:
             self.batch = self.batch.evolve(event)
@@ -218,7 +217,7 @@ class UploadsOfABatch(RuleBasedStateMachine):
             assert isinstance(completed, BatchCompleted)
             assert all_ended(completed.counts)
             assert sum(completed.counts.values()) == len(self.states)
-            ending = Outcome.CANCELLED if self.batch.ending else None
+            ending = Outcome.CANCELLED if self.batch.pending_outcome else None
             assert completed.outcome is outcome_of(completed.counts, ending)
 
 

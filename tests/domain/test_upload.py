@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from domain.errors import NotNow, OutOfRange, Superseded
+from domain.errors import InvalidState, OutOfRange, StaleAttempt
 from domain.retry import RetryPolicy
+from domain.upload.aggregate import Failure
 from domain.upload.events import (
     AttemptAbandoned,
     AttemptFailed,
@@ -23,7 +24,6 @@ from domain.upload.events import (
     UploadQueued,
     UploadReleased,
 )
-from domain.upload.failure import Failure
 from domain.upload.state import UploadState
 from tests.stories import (
     ALICE,
@@ -81,7 +81,7 @@ def test_bytes_missing_from_the_store_are_a_reported_loss() -> None:
     )
     lost = BytesLost(at=NOON, by=ALICE, recorded=70, stored=30)
 
-    assert upload.report_loss(30, at=NOON, by=ALICE) == (lost,)
+    assert upload.record_data_loss(30, at=NOON, by=ALICE) == (lost,)
     assert upload.evolve(lost).received == 30
 
 
@@ -93,7 +93,7 @@ def test_a_size_unknown_at_first_is_declared_by_the_last_byte() -> None:
 
 
 def test_a_declared_size_is_not_declared_otherwise() -> None:
-    with pytest.raises(NotNow, match="already declared"):
+    with pytest.raises(InvalidState, match="already declared"):
         given(registered(size=100)).declare_size(99, at=NOON, by=ALICE)
 
 
@@ -107,7 +107,7 @@ def test_a_queued_upload_is_claimed_by_one_attempt() -> None:
     claim = AttemptStarted(at=NOON, by=WORKER, number=1, worker=WORKER)
 
     assert upload.start_attempt(WORKER, at=NOON, by=WORKER) == (claim,)
-    with pytest.raises(NotNow, match="processing"):
+    with pytest.raises(InvalidState, match="processing"):
         upload.evolve(claim).start_attempt("worker:two", at=NOON, by="worker:two")
 
 
@@ -209,7 +209,7 @@ def test_a_zombie_is_refused_once_its_attempt_was_abandoned() -> None:
     upload = processing()
     (abandoned,) = upload.abandon_attempt(1, "worker died", at=NOON, by="orchestrator")
 
-    with pytest.raises(Superseded):
+    with pytest.raises(StaleAttempt):
         upload.evolve(abandoned).succeed_attempt(
             1, results={}, artifacts={}, duration=1.0, at=NOON, by=WORKER
         )
@@ -219,7 +219,7 @@ def test_an_older_attempt_does_not_speak_for_a_newer_one() -> None:
     upload = processing()
     (abandoned,) = upload.abandon_attempt(1, "worker died", at=NOON, by="orchestrator")
 
-    with pytest.raises(Superseded):
+    with pytest.raises(StaleAttempt):
         upload.evolve(abandoned).evolve(attempt(2)).progress_step(
             1, "checksum", 1, 2, at=NOON, by=WORKER
         )
@@ -258,7 +258,7 @@ def test_a_requested_retry_gives_a_failed_upload_a_new_allowance() -> None:
 
 
 def test_only_a_failed_upload_is_retried() -> None:
-    with pytest.raises(NotNow, match="processing"):
+    with pytest.raises(InvalidState, match="processing"):
         processing().request_retry(at=NOON, by=ALICE)
 
 
@@ -272,12 +272,12 @@ def test_cancelling_ends_the_open_attempt_too() -> None:
 def test_what_has_ended_is_not_cancelled() -> None:
     upload = given(registered(), UploadExpired(at=NOON, by="orchestrator"))
 
-    with pytest.raises(NotNow, match="already expired"):
+    with pytest.raises(InvalidState, match="already expired"):
         upload.cancel("too late", at=NOON, by=ALICE)
 
 
 def test_a_received_file_does_not_expire() -> None:
-    with pytest.raises(NotNow):
+    with pytest.raises(InvalidState):
         given(registered(), received()).expire(at=NOON, by="orchestrator")
 
 
@@ -292,5 +292,5 @@ def test_only_a_quarantined_upload_is_released_and_then_it_is_completed() -> Non
     for event in events:
         held = held.evolve(event)
     assert held.state is UploadState.COMPLETED
-    with pytest.raises(NotNow, match="is completed"):
+    with pytest.raises(InvalidState, match="is completed"):
         held.release("again", at=NOON, by=ALICE)

@@ -6,9 +6,9 @@ from uuid import UUID
 
 import pytest
 
-from domain.errors import Faulty, NotNow
+from domain.errors import InvalidState, ValidationFailed
 from domain.event import topic_of
-from domain.webhook.aggregate import MOST_SECRETS, ROTATION, SecretInUse, Webhook
+from domain.webhook.aggregate import MOST_SECRETS, ROTATION, SigningSecret, Webhook
 from domain.webhook.events import (
     WebhookAdded,
     WebhookChanged,
@@ -19,7 +19,7 @@ from domain.webhook.events import (
     WebhookSecretRotated,
     WebhookTestRequested,
 )
-from domain.webhook.subscription import TOLD, Subscription, faults_of
+from domain.webhook.subscription import DELIVERED_TOPICS, WebhookFilter, validate_filter
 from tests.stories import ALICE, NOON, later
 
 HOOK = UUID(int=7)
@@ -27,9 +27,9 @@ FIRST, SECOND, THIRD = UUID(int=1), UUID(int=2), UUID(int=3)
 NOW = {"at": NOON, "by": ALICE}
 
 
-def subscription(**more: Any) -> Subscription:
+def subscription(**more: Any) -> WebhookFilter:
     known: dict[str, Any] = {"url": "https://example.com/hook", "events": ("batch.completed",)}
-    return Subscription(**{**known, **more})
+    return WebhookFilter(**{**known, **more})
 
 
 def added(**more: Any) -> WebhookAdded:
@@ -51,7 +51,7 @@ def test_a_webhook_is_added_with_the_id_of_its_secret() -> None:
     events = Webhook.add("acme", subscription(), FIRST, at=NOON, by=ALICE)
 
     assert events == (added(),)
-    assert Webhook.begin(HOOK, events[0]).signing(NOON) == (SecretInUse(FIRST),)
+    assert Webhook.begin(HOOK, events[0]).active_secrets(NOON) == (SigningSecret(FIRST),)
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,21 @@ def test_a_webhook_is_added_with_the_id_of_its_secret() -> None:
 def test_a_subscription_that_breaks_a_rule_is_refused_by_its_field(
     broken: dict[str, Any], field: str
 ) -> None:
-    with pytest.raises(Faulty) as refused:
+    with pytest.raises(ValidationFailed) as refused:
         Webhook.add("acme", subscription(**broken), FIRST, at=NOON, by=ALICE)
 
     assert [fault.field for fault in refused.value.faults] == [field]
 
 
 def test_everything_that_can_be_told_can_be_chosen_at_once() -> None:
-    assert list(faults_of(subscription(events=TOLD, label="", url="http://a:8080/x?y=1"))) == []
+    assert (
+        list(
+            validate_filter(
+                subscription(events=DELIVERED_TOPICS, label="", url="http://a:8080/x?y=1")
+            )
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +107,7 @@ def test_everything_that_can_be_told_can_be_chosen_at_once() -> None:
 def test_a_subscription_chooses_by_event_label_and_request(
     chosen: dict[str, Any], label: str, named: bool, told: bool
 ) -> None:
-    assert subscription(**chosen).wants("batch.completed", label, named=named) is told
+    assert subscription(**chosen).matches("batch.completed", label, named=named) is told
 
 
 def test_a_change_that_changes_nothing_is_not_recorded() -> None:
@@ -116,8 +123,8 @@ def test_after_a_rotation_the_earlier_secret_signs_for_a_day() -> None:
 
     assert rotated == WebhookSecretRotated(**NOW, secret=SECOND, earlier_until=NOON + ROTATION)
     just_before = NOON + ROTATION - timedelta(seconds=1)
-    assert [secret.id for secret in webhook.signing(just_before)] == [SECOND, FIRST]
-    assert [secret.id for secret in webhook.signing(NOON + ROTATION)] == [SECOND]
+    assert [secret.id for secret in webhook.active_secrets(just_before)] == [SECOND, FIRST]
+    assert [secret.id for secret in webhook.active_secrets(NOON + ROTATION)] == [SECOND]
 
 
 def test_a_second_rotation_does_not_prolong_the_first_secret() -> None:
@@ -127,9 +134,9 @@ def test_a_second_rotation_does_not_prolong_the_first_secret() -> None:
         webhook = webhook.evolve(rotated)
 
     assert webhook.secrets == (
-        SecretInUse(THIRD),
-        SecretInUse(SECOND, later(3600) + ROTATION),
-        SecretInUse(FIRST, NOON + ROTATION),
+        SigningSecret(THIRD),
+        SigningSecret(SECOND, later(3600) + ROTATION),
+        SigningSecret(FIRST, NOON + ROTATION),
     )
 
 
@@ -138,7 +145,7 @@ def test_no_more_than_a_few_secrets_sign_at_once() -> None:
     for number in range(1, MOST_SECRETS):
         webhook = webhook.evolve(webhook.rotate(UUID(int=100 + number), **NOW)[0])
 
-    with pytest.raises(NotNow, match="wait until one of them expires"):
+    with pytest.raises(InvalidState, match="wait until one of them expires"):
         webhook.rotate(UUID(int=200), **NOW)
     assert webhook.rotate(UUID(int=200), at=NOON + ROTATION, by=ALICE)
 
@@ -177,18 +184,18 @@ def test_nothing_can_be_done_to_a_webhook_that_was_removed() -> None:
         lambda: webhook.enable(**NOW),
         lambda: webhook.disable("", **NOW),
     ):
-        with pytest.raises(NotNow, match="was removed"):
+        with pytest.raises(InvalidState, match="was removed"):
             refused()
 
 
 def test_a_history_begins_once_and_with_its_beginning() -> None:
-    with pytest.raises(NotNow):
+    with pytest.raises(InvalidState):
         Webhook.begin(HOOK, DISABLED)
-    with pytest.raises(NotNow):
+    with pytest.raises(InvalidState):
         given().evolve(added())
 
 
 def test_what_can_be_told_changes_how_things_stand() -> None:
-    assert len(TOLD) == len(set(TOLD)) == 17
-    assert not {topic for topic in TOLD if "progress" in topic}
-    assert topic_of(WebhookTestRequested) not in TOLD
+    assert len(DELIVERED_TOPICS) == len(set(DELIVERED_TOPICS)) == 17
+    assert not {topic for topic in DELIVERED_TOPICS if "progress" in topic}
+    assert topic_of(WebhookTestRequested) not in DELIVERED_TOPICS

@@ -88,7 +88,7 @@ class RedeliveryAnswer(msgspec.Struct, frozen=True, kw_only=True):
 def webhook_answer(webhook: Webhook, standing: Standing, at: datetime) -> WebhookAnswer:
     """The webhook as clients see it at this moment."""
     chosen = webhook.subscription
-    ends = [secret.until for secret in webhook.signing(at) if secret.until is not None]
+    ends = [secret.until for secret in webhook.active_secrets(at) if secret.until is not None]
     return WebhookAnswer(
         id=webhook.id,
         owner=webhook.owner,

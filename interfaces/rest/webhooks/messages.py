@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from application.views import BatchView
-from domain.webhook.subscription import TOLD
+from domain.webhook.subscription import DELIVERED_TOPICS
 from interfaces.rest.answers import PublicUpload
 
 HEADERS = {
@@ -65,7 +65,7 @@ MESSAGES = (BatchMessage, UploadMessage)
 
 def described_webhooks(schema_of: dict[str, Any]) -> dict[str, Any]:
     """By the name of the event, the request that a receiver is sent."""
-    return {topic: {"post": _described(topic, schema_of)} for topic in TOLD}
+    return {topic: {"post": _described(topic, schema_of)} for topic in DELIVERED_TOPICS}
 
 
 def _described(topic: str, schema_of: dict[str, Any]) -> dict[str, Any]:

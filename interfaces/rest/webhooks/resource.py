@@ -9,9 +9,9 @@ from application import commands
 from application.handlers.execute import execute
 from application.handlers.webhooks import add_webhook
 from application.ports.webhooks import Standing
-from domain.errors import Fault, Faulty
-from domain.file import control_character
-from domain.webhook.subscription import Subscription, url_problem
+from domain.errors import FieldError, ValidationFailed
+from domain.file import has_control_characters
+from domain.webhook.subscription import WebhookFilter, url_error
 from infrastructure.outbound.destinations import (
     BadDestination,
     PrivateAddress,
@@ -50,9 +50,9 @@ async def add(request: web.Request) -> web.Response:
     form = await json_body(request, _new)
     owner = owner_of(form.owner, principal)
     fields = msgspec.structs.asdict(form)
-    if control_character(fields.pop("owner") or ""):
-        raise Faulty(Fault("owner", "must not hold control characters"))
-    subscription = Subscription(**fields)
+    if has_control_characters(fields.pop("owner") or ""):
+        raise ValidationFailed(FieldError("owner", "must not hold control characters"))
+    subscription = WebhookFilter(**fields)
     _require_reachable(subscription.url, services)
     if await services.webhooks.count(owner) >= MOST_WEBHOOKS:
         detail = f"an owner has at most {MOST_WEBHOOKS} webhooks: remove one first"
@@ -126,20 +126,20 @@ async def remove(request: web.Request) -> web.Response:
 
 
 def _require_reachable(url: str, services: Services) -> None:
-    """Raise Faulty for a URL that no request could ever be sent to.
+    """Raise ValidationFailed for a URL that no request could ever be sent to.
 
     A name that resolves to a private address is refused each time that a request leaves.
     """
-    if url_problem(url):
+    if url_error(url):
         return  # the subscription's own rules report it
     try:
         destination = parse_destination(url)
         if not services.settings.allow_private_addresses:
             destination.require_public()
     except BadDestination as error:
-        raise Faulty(Fault("url", str(error))) from None
+        raise ValidationFailed(FieldError("url", str(error))) from None
     except PrivateAddress as error:
-        raise Faulty(Fault("url", f"leads to a private network: {error}")) from None
+        raise ValidationFailed(FieldError("url", f"leads to a private network: {error}")) from None
 
 
 OPERATIONS = (

@@ -15,8 +15,8 @@ from application.handlers.uploads import FileResult
 from application.ports.keys import Principal
 from application.transfer.intake import Intake
 from domain.batch.state import BatchState
-from domain.errors import Fault, Faulty
-from domain.file import FileDeclaration, faults_of
+from domain.errors import FieldError, ValidationFailed
+from domain.file import FileDeclaration, validate_declaration
 from domain.ids import batch_id_for
 from interfaces.rest.access import require, require_unlimited
 from interfaces.rest.answers import json_answer
@@ -104,7 +104,9 @@ class _Sending:
 
     async def seal(self) -> web.Response:
         if self._intake is None or self._started is None:
-            raise Faulty(Fault("file", "is missing: a form must hold a file at least"))
+            raise ValidationFailed(
+                FieldError("file", "is missing: a form must hold a file at least")
+            )
         log, batch = self._request.app[SERVICES].log, self._started.batch
         files = await self._intake.close()
         sealed = batch
@@ -131,9 +133,11 @@ class _Sending:
             return
         if name not in FIELDS:
             known = ", ".join(sorted(FIELDS))
-            raise Faulty(Fault(name, f"is no field of this form; known: {known}, and files"))
+            raise ValidationFailed(
+                FieldError(name, f"is no field of this form; known: {known}, and files")
+            )
         if name in self._fields or self._intake is not None:
-            raise Faulty(Fault(name, "must come once, and before the first file"))
+            raise ValidationFailed(FieldError(name, "must come once, and before the first file"))
         self._fields[name] = await reader.text(MAX_FIELD)
 
     async def _begin(self) -> Intake:
@@ -159,11 +163,15 @@ class _Sending:
         pipelines = self._request.app[SERVICES].settings.pipelines
         pipeline = self._fields.get("pipeline", "default")
         if pipeline not in pipelines:
-            raise Faulty(Fault("pipeline", f"is not known here; known: {', '.join(pipelines)}"))
+            raise ValidationFailed(
+                FieldError("pipeline", f"is not known here; known: {', '.join(pipelines)}")
+            )
         try:
             metadata = _metadata.decode(self._fields.get("metadata", "{}"))
         except msgspec.MsgspecError:
-            raise Faulty(Fault("metadata", "must be a JSON object of texts")) from None
+            raise ValidationFailed(
+                FieldError("metadata", "must be a JSON object of texts")
+            ) from None
         return NewBatch(label=self._fields.get("label", ""), pipeline=pipeline, metadata=metadata)
 
 
@@ -172,7 +180,7 @@ def _declared(part: Part) -> FileDeclaration:
     assert part.filename is not None
     kind: str | None = part.media_type
     if part.media_type in ("", "application/octet-stream") or any(
-        faults_of(_of_type(part.media_type))
+        validate_declaration(_of_type(part.media_type))
     ):
         kind = None  # it says nothing, or nothing sound
     return FileDeclaration(path=part.filename.removeprefix("./"), media_type=kind)

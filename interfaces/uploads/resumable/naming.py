@@ -7,8 +7,8 @@ from urllib.parse import unquote_plus, unquote_to_bytes
 from aiohttp import hdrs, web
 
 from application.transfer.checksums import Checksum
-from domain.errors import Fault, Faulty
-from domain.file import FileDeclaration, faults_of, path_problem
+from domain.errors import FieldError, ValidationFailed
+from domain.file import FileDeclaration, path_error, validate_declaration
 from interfaces.rest.params import Query
 from interfaces.services import SERVICES
 from interfaces.uploads.endpoints import is_tus_endpoint
@@ -28,7 +28,7 @@ _TELL_NOTHING = frozenset(
 def declaration(request: web.Request, size: int | None, digest: Checksum | None) -> FileDeclaration:
     """The file: its path is `?path=`, else the name in Content-Disposition or Upload-Metadata.
 
-    Raises Faulty for a name that no file may have.
+    Raises ValidationFailed for a name that no file may have.
     """
     said = metadata_in(request)
     default = str(request.app[SERVICES].new_id())
@@ -61,19 +61,19 @@ def _filename(request: web.Request) -> str | None:
     _, semicolon, rest = header.partition(";")
     parameters = header_parameters(semicolon + rest)
     if parameters is None:
-        raise Faulty(Fault("Content-Disposition", UNREADABLE_PARAMETERS))
+        raise ValidationFailed(FieldError("Content-Disposition", UNREADABLE_PARAMETERS))
     name = file_name(parameters)
     last = (name or "").replace("\\", "/").rpartition("/")[2]
     return _sound("Content-Disposition", last.encode("utf-8", "surrogateescape"))
 
 
 def _sound(field: str, encoded: bytes) -> str | None:
-    """A path that a file may have; None for an empty one. Raises Faulty that names the field."""
+    """A path that a file may have; None for an empty one. Raises ValidationFailed."""
     if not encoded:
         return None
     path = encoded.decode("utf-8", "surrogateescape")
-    if problem := path_problem(path):
-        raise Faulty(Fault(field, problem))
+    if problem := path_error(path):
+        raise ValidationFailed(FieldError(field, problem))
     return path
 
 
@@ -81,5 +81,5 @@ def _media_type(request: web.Request) -> str | None:
     text = request.headers.get(hdrs.CONTENT_TYPE, "")
     if request.content_type in _TELL_NOTHING or not text:
         return None
-    sound = not any(faults_of(FileDeclaration(path="-", media_type=text)))
+    sound = not any(validate_declaration(FileDeclaration(path="-", media_type=text)))
     return text if sound else None

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from application.ports.keys import Scope
 from application.transfer.arriving import Alone
-from domain.ids import is_part, joined_batch_id_for
+from domain.ids import concatenated_batch_id_for, is_partial_upload
 from domain.upload.aggregate import Upload
 from interfaces.rest.access import require
 from interfaces.rest.problems import Problem, bad_parameter
@@ -53,7 +53,7 @@ async def create_concatenated(request: web.Request) -> web.StreamResponse:
 
 def concat_of(upload: Upload) -> dict[str, str]:
     """The header by which HEAD tells a part, and an upload joined from parts, from others."""
-    if is_part(upload.id):
+    if is_partial_upload(upload.id):
         return {CONCAT: PARTIAL}
     stored = upload.metadata.get(metadata.CONCAT)
     return {CONCAT: _expanded(stored)} if stored else {}
@@ -90,9 +90,9 @@ async def _join(request: web.Request, concat: str) -> web.StreamResponse:
         raise bad_parameter(CONCAT, "must name one or more parts, each once")
     secret = request.app[SERVICES].log.id_secret
     if isinstance(place, Alone):  # the same parts make the same upload, however often it is asked
-        place = replace(place, batch=joined_batch_id_for(parts, secret))
+        place = replace(place, batch=concatenated_batch_id_for(parts, secret))
     said = metadata_in(request)
-    file = metadata.declaration(said, None, default=str(joined_batch_id_for(parts, secret)))
+    file = metadata.declaration(said, None, default=str(concatenated_batch_id_for(parts, secret)))
     file = replace(file, metadata={**file.metadata, metadata.CONCAT: _compacted(addresses, parts)})
     joined = await request.app[PARTS].join(place, file, parts, speaker_of(request, principal))
     return await created(request, joined.upload, joined.position)

@@ -11,7 +11,7 @@ from email.utils import format_datetime
 from aiohttp import web
 
 from application.errors import NotFound
-from domain.ids import is_part
+from domain.ids import is_partial_upload
 from domain.upload.aggregate import Upload
 from domain.upload.state import INCOMING, UploadState
 from interfaces.services import SERVICES
@@ -44,6 +44,6 @@ async def expires_as_recorded(request: web.Request, upload: Upload) -> dict[str,
 
 def _waits(upload: Upload) -> bool:
     """For bytes, or, being a part, to be joined with others."""
-    if is_part(upload.id):
+    if is_partial_upload(upload.id):
         return upload.state in (*INCOMING, UploadState.RECEIVED)
     return upload.state in INCOMING

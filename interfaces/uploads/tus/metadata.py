@@ -6,14 +6,14 @@ from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
 from collections.abc import Mapping
 
-from domain.errors import Fault, Faulty
+from domain.errors import FieldError, ValidationFailed
 from domain.file import (
     HEADER_KEY,
     PARTS_KEY,
     FileDeclaration,
-    control_character,
-    faults_of,
-    path_problem,
+    has_control_characters,
+    path_error,
+    validate_declaration,
 )
 
 RAW = HEADER_KEY
@@ -32,7 +32,7 @@ def parse(header: str) -> dict[str, str]:
     """The pairs of the header, and the header itself if it is not their canonical form.
 
     A value that is not text is left to the header, unless it would be the name of the file: that
-    is refused. Raises Faulty, also for what tus does not allow.
+    is refused. Raises ValidationFailed, also for what tus does not allow.
     """
     pairs: dict[str, str] = {}
     problems: dict[str, str] = {}
@@ -49,7 +49,7 @@ def parse(header: str) -> dict[str, str]:
             pairs[key] = text
     named = next((key for key in PATHS if key in problems or _path_under(key, pairs)), "")
     if named in problems:
-        raise Faulty(Fault(f"Upload-Metadata/{named}", problems[named]))
+        raise ValidationFailed(FieldError(f"Upload-Metadata/{named}", problems[named]))
     if header and format(pairs) != header:
         pairs[RAW] = header
     return pairs
@@ -69,12 +69,12 @@ def format(metadata: Mapping[str, str]) -> str:
 def declaration(metadata: dict[str, str], size: int | None, *, default: str) -> FileDeclaration:
     """The file that the metadata describes; `default` is its path where it names none.
 
-    Raises Faulty for a name that no file may have.
+    Raises ValidationFailed for a name that no file may have.
     """
     key = next((key for key in PATHS if _path_under(key, metadata)), None)
     path = _path_under(key, metadata) if key else default
-    if key and (problem := path_problem(path)):
-        raise Faulty(Fault(f"Upload-Metadata/{key}", problem))
+    if key and (problem := path_error(path)):
+        raise ValidationFailed(FieldError(f"Upload-Metadata/{key}", problem))
     return FileDeclaration(
         path=path,
         size=size,
@@ -102,7 +102,7 @@ def _media_type(metadata: dict[str, str]) -> str | None:
     """The first that is sound: clients put whatever the browser says here."""
     for key in MEDIA_TYPES:
         value = metadata.get(key)
-        if value and not any(faults_of(FileDeclaration(path="-", media_type=value))):
+        if value and not any(validate_declaration(FileDeclaration(path="-", media_type=value))):
             return value
     return None
 
@@ -120,10 +120,10 @@ def _text(encoded: str) -> tuple[str, str]:
         raise _faulty("must have values in Base64") from None
     except UnicodeDecodeError:
         return "", "must be UTF-8"
-    if control_character(text):
-        return "", path_problem(text) or "must not hold control characters"
+    if has_control_characters(text):
+        return "", path_error(text) or "must not hold control characters"
     return text, ""
 
 
-def _faulty(message: str) -> Faulty:
-    return Faulty(Fault("Upload-Metadata", message))
+def _faulty(message: str) -> ValidationFailed:
+    return ValidationFailed(FieldError("Upload-Metadata", message))

@@ -80,7 +80,7 @@ def number_in(request: web.Request, header: str) -> int | None:
 
 
 def metadata_in(request: web.Request) -> dict[str, str]:
-    """Upload-Metadata. Raises Faulty, and a 400 Problem for a header beyond `max_metadata`."""
+    """Upload-Metadata. Raises ValidationFailed; Problem (400) for one beyond `max_metadata`."""
     header, limit = only(request, METADATA) or "", request.app[SERVICES].settings.max_metadata
     if len(header) > limit:
         raise bad_parameter(METADATA, f"must be at most {limit} bytes, not {len(header)}")

@@ -19,7 +19,7 @@ from domain.event import Event
 from domain.upload.events import FileProgressed
 from domain.upload.state import UploadState
 from domain.webhook.aggregate import Webhook
-from domain.webhook.subscription import Subscription
+from domain.webhook.subscription import WebhookFilter
 from infrastructure.audit.derived import check_derived
 from infrastructure.event_store.codec import CODEC
 from infrastructure.read_model import projector
@@ -78,7 +78,7 @@ async def _record(url: str, folder: Path) -> None:
 
 async def _add_webhooks(plant: Plant) -> None:
     for number in (1, 2):
-        chosen = Subscription(url=f"https://hooks.example/{number}", events=("batch.completed",))
+        chosen = WebhookFilter(url=f"https://hooks.example/{number}", events=("batch.completed",))
         id = uuid4()
         secret = await PostgresWebhooks(plant.pool).make_secret(id)
         added = Webhook.add("acme", chosen, secret.id, at=NOON, by=ALICE)

@@ -10,7 +10,7 @@ import pytest
 from eventsourcing.persistence import StoredEvent
 
 from application.append import Append, StreamAppend
-from domain.errors import NotNow
+from domain.errors import InvalidState
 from domain.upload.events import AttemptFailed, UploadRegistered
 from infrastructure.erasure import keyring
 from infrastructure.event_store.codec import CODEC, Codec, UnreadableEvent
@@ -135,7 +135,7 @@ async def test_nothing_begins_while_its_owner_is_being_erased(database_url: str)
     )
 
     async with opened(database_url) as log:
-        with pytest.raises(NotNow, match="is being erased"):
+        with pytest.raises(InvalidState, match="is being erased"):
             await record(log)
         await log.append(
             Append((StreamAppend(uuid4(), 0, (FAILED,), "acme"),))

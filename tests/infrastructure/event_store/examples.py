@@ -66,7 +66,7 @@ from domain.webhook.events import (
     WebhookSecretRotated,
     WebhookTestRequested,
 )
-from domain.webhook.subscription import Subscription
+from domain.webhook.subscription import WebhookFilter
 from tests.stories import BATCH, NOON, later
 
 CAUSE = Causation(
@@ -185,7 +185,7 @@ EXAMPLES: tuple[DomainEvent, ...] = (
         at=NOON,
         by=BY,
         owner="acme",
-        subscription=Subscription(
+        subscription=WebhookFilter(
             url="https://example.org/hook",
             events=("batch.completed", "upload.failed"),
             label="holiday",
@@ -197,7 +197,7 @@ EXAMPLES: tuple[DomainEvent, ...] = (
     WebhookChanged(
         at=NOON,
         by=BY,
-        subscription=Subscription(url="https://example.org/", events=("batch.completed",)),
+        subscription=WebhookFilter(url="https://example.org/", events=("batch.completed",)),
     ),
     WebhookSecretRotated(at=NOON, by=BY, secret=UUID(int=2), earlier_until=NOON),
     WebhookTestRequested(at=NOON, by=BY),

@@ -9,7 +9,6 @@ from application.commands import StartBatch
 from application.handlers.batches import start_batch
 from domain.file import FileDeclaration
 from domain.upload.events import FileReceived
-from domain.upload.registration import register
 from tests.infrastructure.jobs.plant import ALICE, Plant, context, now
 
 AT_ONCE = 500
@@ -27,7 +26,7 @@ async def crowd(plant: Plant, owner: str, count: int) -> UUID:
         writes = []
         for number in range(start, min(start + AT_ONCE, count)):
             file = FileDeclaration(path=f"{number:06}.txt", size=1)
-            upload, registered = register(batch, file, b"", at=at, by=ALICE)
+            upload, registered = batch.register_upload(file, b"", at=at, by=ALICE)
             writes.append(StreamAppend(upload, 0, (*registered, arrived)))
         await plant.log.append(Append(tuple(writes)))
     await plant.seal(batch.id)

@@ -19,7 +19,7 @@ from application.pipeline import Processor, Subject, Workbench
 from application.worker.attempt import Attempt
 from application.worker.verdict import Passed
 from domain.batch.state import Outcome
-from domain.errors import Superseded
+from domain.errors import StaleAttempt
 from domain.upload.events import (
     AttemptAbandoned,
     AttemptFailed,
@@ -134,7 +134,7 @@ async def test_a_mistake_in_the_settings_is_told_and_never_tried_for_ever(
         asyncio.CancelledError(),
         MemoryError(),
         RecursionError(),
-        Superseded("the log said nothing of the kind"),
+        StaleAttempt("the log said nothing of the kind"),
         BaseExceptionGroup("several", [SystemExit(1), ValueError("x")]),
     ],
     ids=lambda error: type(error).__name__,
@@ -315,7 +315,7 @@ async def test_what_a_zombie_says_is_refused(database_url: str, tmp_path: Path) 
         await heir.begin()
 
         for word in (zombie.end(Passed({}, {}), 0.5), zombie.progress("step", 1, 2)):
-            with pytest.raises(Superseded):
+            with pytest.raises(StaleAttempt):
                 await word
         await heir.end(Passed({}, {}), 0.5)
 

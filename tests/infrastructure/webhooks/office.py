@@ -37,7 +37,7 @@ from domain.ids import upload_id_for
 from domain.upload.events import FileReceived, UploadCompleted
 from domain.upload.state import UploadState
 from domain.webhook.events import WebhookDisabled
-from domain.webhook.subscription import Subscription
+from domain.webhook.subscription import WebhookFilter
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.outbound.requests import open_outbound
@@ -215,7 +215,7 @@ class Office:
         """A webhook that is told of these events, of the ends of things unless named."""
         id = uuid4()
         secret = await self.webhooks.make_secret(id)
-        subscription = Subscription(url=url, events=events or ENDED, **more)
+        subscription = WebhookFilter(url=url, events=events or ENDED, **more)
         command = AddWebhook(id=id, owner=owner, subscription=subscription, secret=secret.id)
         await add_webhook(self.log, command, self.context())
         return Hook(id, secret.text)

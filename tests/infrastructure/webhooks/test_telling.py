@@ -9,7 +9,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 
 from domain.batch.events import BatchReopened
 from domain.event import topic_of
-from domain.ids import part_id_for, upload_id_for
+from domain.ids import partial_upload_id_for, upload_id_for
 from domain.upload.events import RetryRequested, UploadCompleted
 from infrastructure.outbound.signing import new_secret
 from infrastructure.read_model.projector import catch_up
@@ -129,7 +129,7 @@ async def test_nobody_is_told_of_the_parts_of_an_upload(database_url: str) -> No
         hook = await office.hook(receiver.url)
         await office.open()
         batch = await office.batch()
-        part = part_id_for(batch)
+        part = partial_upload_id_for(batch)
         done = UploadCompleted(at=NOON, by=ALICE)
         await office.record(part, registered(batch=batch), done)
         last = await office.complete(batch)

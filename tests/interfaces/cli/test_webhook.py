@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from domain.webhook.subscription import TOLD
+from domain.webhook.subscription import DELIVERED_TOPICS
 from infrastructure.settings import Settings
 from tests.interfaces.cli.conftest import Command, Outcome
 from tests.interfaces.conftest import LiveServer, serving
@@ -128,7 +128,7 @@ def test_the_manual_names_every_event_and_shows_the_receiver_that_is_tested() ->
     (shown,) = re.findall(r"```python\n(.*?)```", manual, re.DOTALL)
 
     assert shown in EXAMPLE.read_text()
-    assert set(re.findall(r"`((?:batch|upload)\.[a-z_]+)`", manual)) == set(TOLD)
+    assert set(re.findall(r"`((?:batch|upload)\.[a-z_]+)`", manual)) == set(DELIVERED_TOPICS)
 
 
 def _listens(port: int) -> bool:

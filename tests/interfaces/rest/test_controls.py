@@ -10,7 +10,7 @@ import pytest
 
 from application.append import append_to_stream
 from domain.batch.state import Outcome
-from domain.upload.failure import Failure
+from domain.upload.aggregate import Failure
 from tests.interfaces.rest.server import Server, serving
 from tests.stories import later
 
@@ -49,7 +49,7 @@ async def completed(server: Server, batch: UUID, counts: dict[Any, int]) -> None
     log.forget(batch)
     found = await log.batch(batch)
     at = {"at": later(5), "by": "orchestrator"}
-    progressed = found.progress_to(counts, bytes_received=0, bytes_total=0, through=1, **at)  # type: ignore[arg-type]
+    progressed = found.record_progress(counts, bytes_received=0, bytes_total=0, through=1, **at)  # type: ignore[arg-type]
     done = found.complete(counts, **at)  # type: ignore[arg-type]
     await log.append(append_to_stream(batch, found.version, *progressed, *done))
 

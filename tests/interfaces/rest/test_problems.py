@@ -14,20 +14,20 @@ from application.errors import (
     TooManyConflicts,
     Unavailable,
 )
-from domain.errors import Fault, Faulty, NotNow, OutOfRange, Superseded
+from domain.errors import FieldError, InvalidState, OutOfRange, StaleAttempt, ValidationFailed
 from interfaces.rest.problems import problem_of
 
 EXPECTED: list[tuple[Exception, int, str]] = [
     (NotFound("x"), 404, "not_found"),
-    (NotNow("x"), 409, "invalid_state"),
+    (InvalidState("x"), 409, "invalid_state"),
     (OutOfRange("x"), 409, "out_of_range"),
-    (Superseded("x"), 409, "superseded"),
+    (StaleAttempt("x"), 409, "superseded"),
     (TooManyConflicts("x"), 409, "busy"),
     (Conflict(UUID(int=1), 1, 2), 409, "conflict"),
     (StorageFull("x"), 507, "storage_full"),
     (Unavailable("x"), 503, "unavailable"),
     (OutcomeUnknown("x"), 503, "undetermined"),
-    (Faulty(Fault("files/3/size", "is odd")), 422, "invalid"),
+    (ValidationFailed(FieldError("files/3/size", "is odd")), 422, "invalid"),
     (KeyError("x"), 500, "internal_error"),
 ]
 
@@ -40,9 +40,9 @@ def test_every_error_has_its_problem(error: Exception, status: int, code: str) -
 
 
 def test_a_document_names_the_first_hundred_faults_and_counts_the_rest() -> None:
-    faults = [Fault(f"files/{index}/path", "is bad") for index in range(250)]
+    faults = [FieldError(f"files/{index}/path", "is bad") for index in range(250)]
 
-    problem = problem_of(Faulty(*faults))
+    problem = problem_of(ValidationFailed(*faults))
 
     assert len(problem.errors) == 100
     assert problem.detail == "/files/0/path: is bad (and 249 more)"

@@ -13,7 +13,7 @@ import pytest
 
 from application.ports.keys import Scope
 from application.webhooks.addresses import masked
-from domain.webhook.subscription import TOLD
+from domain.webhook.subscription import DELIVERED_TOPICS
 from interfaces.rest.webhooks.messages import HEADERS, BatchMessage, UploadMessage
 from tests.infrastructure.webhooks.office import Receiver, always, open_office, receiving
 from tests.interfaces.last_position import last_position
@@ -257,7 +257,7 @@ async def test_a_batch_asks_for_a_webhook_that_is_told_on_request(
     database_url: str, tmp_path: Path
 ) -> None:
     async with world(database_url, tmp_path) as all:
-        id = (await all.add(events=list(TOLD), on_request=True))["webhook"]["id"]
+        id = (await all.add(events=list(DELIVERED_TOPICS), on_request=True))["webhook"]["id"]
         await all.server.batch()
         asking = await all.server.batch(notify=id)
         await all.delivery(id, "delivered")
@@ -293,7 +293,7 @@ async def test_messages_are_what_the_description_says(database_url: str, tmp_pat
         await eventually(lambda: len(all.receiver.requests) == 3)
         document = (await all.server.get("/openapi.json")).json
 
-        assert set(document["webhooks"]) == set(TOLD)
+        assert set(document["webhooks"]) == set(DELIVERED_TOPICS)
         for request in all.receiver.requests:
             kind = request.json["type"].split(".")[0]
             message = BatchMessage if kind == "batch" else UploadMessage
