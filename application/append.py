@@ -6,13 +6,8 @@ from uuid import UUID
 
 import msgspec
 
-from domain.access.events import AccessEvent
-from domain.batch.events import BatchEvent
-from domain.event import Event
-from domain.upload.events import UploadEvent
-from domain.webhook.events import WebhookEvent
-
-DomainEvent = UploadEvent | BatchEvent | WebhookEvent | AccessEvent
+from domain.catalogue import DomainEvent
+from domain.event import Event, UnknownEvent
 
 
 class Causation(msgspec.Struct, frozen=True):
@@ -31,7 +26,7 @@ class RecordedEvent(msgspec.Struct, frozen=True, gc=False):
     stream: UUID
     version: int
     position: int
-    event: DomainEvent
+    event: DomainEvent | UnknownEvent
     cause: Causation = NO_CAUSE
 
 

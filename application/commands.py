@@ -23,7 +23,7 @@ from domain.retry import RetryPolicy
 from domain.upload.aggregate import Upload
 from domain.upload.state import INCOMING
 from domain.webhook.aggregate import Webhook
-from domain.webhook.subscription import WebhookFilter
+from domain.webhook.events import WebhookFilter
 
 A = TypeVar("A", Batch, Upload, Webhook)
 

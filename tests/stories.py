@@ -9,10 +9,11 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from application.append import DomainEvent, RecordedEvent
+from application.append import RecordedEvent
 from domain.batch.aggregate import Batch
 from domain.batch.events import BatchEvent, BatchStarted
 from domain.batch.state import Counts
+from domain.catalogue import DomainEvent
 from domain.errors import CommandRejected
 from domain.ids import upload_id_for
 from domain.retry import RetryPolicy

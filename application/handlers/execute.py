@@ -51,8 +51,8 @@ async def execute(
 ) -> CommandResult[A]:
     """Carry a command out, and return the aggregate after it.
 
-    Raises NotFound, CommandRejected, AlreadyHandled, IdempotencyKeyReused, TooManyConflicts, Unavailable,
-    OutcomeUnknown.
+    Raises NotFound, CommandRejected, AlreadyHandled, IdempotencyKeyReused, TooManyConflicts,
+    Unavailable, OutcomeUnknown.
     """
     for attempt in range(MAX_ATTEMPTS):
         fresh = attempt > 0 or not command.accepts_cached

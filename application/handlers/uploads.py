@@ -109,7 +109,10 @@ async def add_uploads(log: EventLog, command: AddUploads, context: CommandContex
 async def register_upload(
     log: EventLog, command: RegisterUpload, context: CommandContext
 ) -> RegisteredUpload:
-    """Register one file. Raises ValidationFailed, NotFound, InvalidState, TooManyConflicts, Unavailable."""
+    """Register one file.
+
+    Raises ValidationFailed, NotFound, InvalidState, TooManyConflicts, Unavailable.
+    """
     if faults := tuple(validate_declaration(command.file)):
         raise ValidationFailed(*faults)
     if earlier := await find_unnormalised_upload(log, command.batch, command.file.path):
@@ -158,7 +161,10 @@ async def find_unnormalised_upload(log: EventLog, batch: UUID, path: str) -> UUI
 async def create_standalone_upload(
     log: EventLog, command: CreateStandaloneUpload, context: CommandContext
 ) -> RegisteredUpload:
-    """Register a file and a sealed batch for it, in one append. Raises ValidationFailed, Unavailable."""
+    """Register a file and a sealed batch for it, in one append.
+
+    Raises ValidationFailed, Unavailable.
+    """
     if faults := tuple(validate_declaration(command.file)):
         raise ValidationFailed(*faults)
     started = BatchStarted(

@@ -48,7 +48,8 @@ class Arrivals:
     ) -> RegisteredUpload:
         """Registers a file whose bytes are to come.
 
-        Raises ValidationFailed, TooLong, StorageFull, NotFound, InvalidState, TooManyConflicts, Unavailable.
+        Raises ValidationFailed, TooLong, StorageFull, NotFound, InvalidState, TooManyConflicts,
+        Unavailable.
         """
         await self.admit(place, file)
         registered = await self._register(place, file, speaker)
@@ -89,7 +90,8 @@ class Arrivals:
         """Records that a file whose bytes are stored under `blob` was registered and received.
 
         Where the path is known and its upload has bytes already, those of `blob` are deleted.
-        Raises ValidationFailed, NotFound, InvalidState, TooManyConflicts, Unavailable, OutcomeUnknown.
+        Raises ValidationFailed, NotFound, InvalidState, TooManyConflicts, Unavailable,
+        OutcomeUnknown.
         """
         registered = await self._register(place, file, speaker, size, blob)
         if registered.created:
@@ -105,7 +107,8 @@ class Arrivals:
     async def admit(self, place: Alone | Joining, file: FileDeclaration) -> None:
         """Before any byte of the file is read.
 
-        Raises ValidationFailed, TooLong, StorageFull, BatchFull, QuotaExceeded, NotFound, Unavailable.
+        Raises ValidationFailed, TooLong, StorageFull, BatchFull, QuotaExceeded, NotFound,
+        Unavailable.
         """
         await self.examine(file)
         quotas = self._transfers.quotas

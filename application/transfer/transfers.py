@@ -186,7 +186,8 @@ class Transfers:
     async def cancel(self, command: CancelUpload, context: CommandContext) -> CommandResult[Upload]:
         """Calls the upload off and frees its bytes.
 
-        Raises NotFound, CommandRejected when it has ended already, Ended, TooManyConflicts, Unavailable.
+        Raises NotFound, CommandRejected when it has ended already, Ended, TooManyConflicts,
+        Unavailable.
         """
         async with self.turns.take(command.upload):
             decided = await execute(self.log, command, context)

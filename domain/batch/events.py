@@ -1,53 +1,58 @@
 """
-The life of a batch, in the order it usually runs.
+Events of batches, in the order in which they usually happen.
 
-The tags are stored and streamed: they never change, whatever the classes are called.
+Everything about an event is declared at its class (docs/contributing/add-an-event.md). Tags are
+stored and streamed: they never change, whatever the classes are called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 from domain.batch.state import Counts, Outcome
-from domain.event import Event, topic_of
+from domain.event import Event, Personal, Public, event_type, topic_of
 from domain.retry import RetryPolicy
 
 
+@event_type("Batch started", delivered=True, opens=True)
 class BatchStarted(Event, frozen=True, kw_only=True, tag="batch.started"):
-    """A job was opened for files to join.
+    """A batch was started; files may be added to it.
 
-    `failure_threshold` is the share of uploads (0 to 1) whose failure stops the batch;
-    `fingerprint` is the hash of the request, to tell a repeated one from a different one.
+    `failure_threshold` is the share of uploads (0 to 1) whose failure pauses the batch;
+    `fingerprint` is the hash of the request: a repeated request has the same, another one not.
     """
 
-    owner: str
-    label: str = ""
-    pipeline: str
+    owner: Public[str]
+    label: Personal[str] = ""
+    pipeline: Public[str]
     retry_policy: RetryPolicy = RetryPolicy()
     priority: int = 0
     failure_threshold: float | None = None
-    notify: str | None = None
-    metadata: Mapping[str, str] = {}
-    fingerprint: str = ""
+    notify: Personal[str | None] = None
+    metadata: Personal[Mapping[str, str]] = {}
+    fingerprint: Public[str] = ""
 
 
+@event_type("Files added")
 class UploadsAdded(Event, frozen=True, kw_only=True, tag="batch.uploads_added"):
-    """A list of files joined: how many, and the bytes they declared."""
+    """Files were added: how many, and the bytes they declared."""
 
     count: int
     bytes: int
 
 
+@event_type("Sealed", delivered=True)
 class BatchSealed(Event, frozen=True, kw_only=True, tag="batch.sealed"):
-    """No file may join any more."""
+    """No file may be added any more."""
 
 
+@event_type("Counted", progress=True)
 class BatchProgressed(Event, frozen=True, kw_only=True, tag="batch.progressed"):
-    """The state of the whole set, counted from its uploads as of position `through`.
+    """The uploads of the batch, counted as of position `through`.
 
-    `arrived_at` is when bytes, or a whole file, had last arrived; None while nothing has.
+    `arrived_at` is when bytes, or a whole file, last arrived; None before the first.
     """
 
     counts: Counts
@@ -58,49 +63,58 @@ class BatchProgressed(Event, frozen=True, kw_only=True, tag="batch.progressed"):
     arrived_at: datetime | None = None
 
 
+@event_type("Paused", delivered=True)
 class BatchPaused(Event, frozen=True, kw_only=True, tag="batch.paused"):
     """Nothing more is released to workers until the batch resumes.
 
-    `reason` is empty where a person paused it, and says why the orchestrator did.
+    `reason` is empty if a person paused it, and given if the orchestrator did.
     """
 
-    reason: str = ""
+    reason: Public[str] = ""
 
 
+@event_type("Resumed", delivered=True)
 class BatchResumed(Event, frozen=True, kw_only=True, tag="batch.resumed"):
     """Uploads are released to workers again."""
 
 
+@event_type("Priority set")
 class BatchPrioritized(Event, frozen=True, kw_only=True, tag="batch.prioritized"):
-    """Its place among the batches of its owner changed: a higher one goes first."""
+    """The priority among the batches of the owner changed: a higher one goes first."""
 
     priority: int
 
 
+@event_type("Retry of failed ones")
 class BatchRetryRequested(Event, frozen=True, kw_only=True, tag="batch.retry_requested"):
-    """Somebody asked for every failed upload to be processed again; the orchestrator sees to it."""
+    """All failed uploads are to be processed again; the orchestrator queues them."""
 
 
+@event_type("Batch cancelled", delivered=True)
 class BatchCancelled(Event, frozen=True, kw_only=True, tag="batch.cancelled"):
-    """The job was called off; its unfinished uploads are being cancelled."""
+    """The batch was cancelled; the orchestrator cancels its unfinished uploads."""
 
-    reason: str
+    reason: Personal[str]
 
 
+@event_type("Batch expired", delivered=True)
 class BatchExpired(Event, frozen=True, kw_only=True, tag="batch.expired"):
-    """Nobody finished the job in time; its unfinished uploads are being expired."""
+    """The batch was not sealed in time; the orchestrator expires its unfinished uploads."""
 
 
+@event_type("Reopened", delivered=True)
 class BatchReopened(Event, frozen=True, kw_only=True, tag="batch.reopened"):
-    """A retry gave a completed batch unfinished uploads again."""
+    """A completed batch has unfinished uploads again, after a retry or a release."""
 
-    reason: str
+    reason: Public[str]
 
 
+@event_type("Erased")
 class BatchErased(Event, frozen=True, kw_only=True, tag="batch.erased"):
-    """Its personal fields are gone, with those of its uploads; the history stays."""
+    """The personal fields of the batch are destroyed; the history stays."""
 
 
+@event_type("Batch completed", delivered=True)
 class BatchCompleted(Event, frozen=True, kw_only=True, tag="batch.completed"):
     """Every upload has ended; `duration` in seconds since the batch started."""
 
@@ -125,8 +139,10 @@ BatchEvent: TypeAlias = (
     | BatchErased
 )
 
+BATCH_EVENTS: tuple[type[BatchEvent], ...] = get_args(BatchEvent)
+
 COMPLETING = frozenset({topic_of(BatchCompleted)})
-"""Topics of a verdict."""
+"""Topics of an outcome."""
 
 CLOSING = frozenset(topic_of(event) for event in (BatchSealed, BatchCancelled, BatchExpired))
-"""Topics after which no file may join."""
+"""Topics after which no file may be added."""

@@ -1,170 +1,191 @@
 """
-The life of an upload, in the order it usually runs.
+Events of uploads, in the order in which they usually happen. Sizes in bytes, durations in seconds.
 
-The tags are stored and streamed: they never change, whatever the classes are called.
-Sizes are in bytes, durations in seconds.
+Everything about an event is declared at its class (docs/contributing/add-an-event.md). Tags are
+stored and streamed: they never change, whatever the classes are called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 from uuid import UUID
 
-from domain.event import Event
+from domain.event import Event, Personal, Public, event_type
 from domain.retry import RetryPolicy
 
 TRANSFER = "transfer"
+"""The phase of a file whose bytes are arriving; every other phase is a step of the pipeline."""
 
 
+@event_type("Registered", opens=True)
 class UploadRegistered(Event, frozen=True, kw_only=True, tag="upload.registered"):
-    """A file was announced, as part of a batch."""
+    """A file was registered in a batch, before its bytes arrive."""
 
     batch: UUID
-    owner: str
-    path: str
+    owner: Public[str]
+    path: Personal[str]
     size: int | None = None
-    media_type: str | None = None
-    checksum: str | None = None
-    metadata: Mapping[str, str] = {}
-    pipeline: str
+    media_type: Personal[str | None] = None
+    checksum: Personal[str | None] = None
+    metadata: Personal[Mapping[str, str]] = {}
+    pipeline: Public[str]
     retry_policy: RetryPolicy = RetryPolicy()
 
 
+@event_type("Rejected", delivered=True)
 class UploadRejected(Event, frozen=True, kw_only=True, tag="upload.rejected"):
-    """A file was announced and turned away: `code` for programs, `message` for people."""
+    """A file was not accepted into its batch: `code` for programs, `message` for people."""
 
     batch: UUID
-    owner: str
-    path: str
+    owner: Public[str]
+    path: Personal[str]
     size: int | None = None
-    media_type: str | None = None
-    code: str
-    message: str
+    media_type: Personal[str | None] = None
+    code: Public[str]
+    message: Personal[str]
 
 
+@event_type("Size declared")
 class SizeDeclared(Event, frozen=True, kw_only=True, tag="upload.size_declared"):
-    """The size became known after the registration."""
+    """The size of the file, declared after the registration."""
 
     size: int
 
 
+@event_type("Progressed", progress=True)
 class FileProgressed(Event, frozen=True, kw_only=True, tag="upload.file_progressed"):
-    """Work on the file got this far: `phase` is `transfer` or the name of a pipeline step.
+    """Progress of the transfer or of a step: `phase` is `transfer` or the name of a pipeline step.
 
     `done` and `total` are in bytes for a transfer and in the step's own units otherwise;
     `attempt` is 0 during transfer; `percent` is None while the total is unknown.
     """
 
-    phase: str
+    phase: Public[str]
     attempt: int = 0
     done: int
     total: int | None = None
     percent: float | None = None
 
 
+@event_type("Interrupted")
 class TransferInterrupted(Event, frozen=True, kw_only=True, tag="upload.transfer_interrupted"):
-    """A sender went away before the end; the bytes that arrived are kept."""
+    """The connection ended before the last byte; the bytes that arrived are kept."""
 
     received: int
-    reason: str
+    reason: Public[str]
 
 
+@event_type("Bytes lost")
 class BytesLost(Event, frozen=True, kw_only=True, tag="upload.bytes_lost"):
-    """The store holds fewer bytes than were recorded: reported, never silent."""
+    """The store has fewer bytes than were recorded; the transfer resumes from `stored`."""
 
     recorded: int
     stored: int
 
 
+@event_type("Received", delivered=True)
 class FileReceived(Event, frozen=True, kw_only=True, tag="upload.file_received"):
-    """Every byte is stored, durably, under this blob name."""
+    """Every byte of the file is stored durably, in this blob."""
 
     size: int
-    blob: str
+    blob: Public[str]
 
 
+@event_type("Queued")
 class UploadQueued(Event, frozen=True, kw_only=True, tag="upload.queued"):
-    """The upload was released to the workers."""
+    """The upload was queued for the workers."""
 
 
+@event_type("Attempt started")
 class AttemptStarted(Event, frozen=True, kw_only=True, tag="upload.attempt_started"):
-    """A worker claimed the upload; from here on only this attempt may speak for it."""
+    """A worker claimed the upload; until it ends, only this attempt may record events."""
 
     number: int
-    worker: str
+    worker: Public[str]
 
 
+@event_type("Attempt failed", delivered=True)
 class AttemptFailed(Event, frozen=True, kw_only=True, tag="upload.attempt_failed"):
-    """The attempt met an error in `step`; `retry_at` is None when it was the last."""
+    """The attempt failed in `step`; `retry_at` is None if no other attempt follows."""
 
     number: int
-    step: str
-    error_type: str
-    message: str
+    step: Public[str]
+    error_type: Public[str]
+    message: Personal[str]
     permanent: bool
     duration: float
     retry_at: datetime | None = None
 
 
+@event_type("Attempt abandoned")
 class AttemptAbandoned(Event, frozen=True, kw_only=True, tag="upload.attempt_abandoned"):
-    """The attempt ended without a verdict: its worker died, stopped or was told to."""
+    """The attempt ended without a result: its worker died or stopped, or it was cancelled."""
 
     number: int
-    worker: str
-    reason: str
+    worker: Public[str]
+    reason: Public[str]
 
 
+@event_type("Attempt succeeded")
 class AttemptSucceeded(Event, frozen=True, kw_only=True, tag="upload.attempt_succeeded"):
-    """Every step passed: `results` by step, `artifacts` as name to blob name."""
+    """Every step succeeded: `results` by step, `artifacts` as name to blob name."""
 
     number: int
-    results: Mapping[str, Mapping[str, Any]] = {}
-    artifacts: Mapping[str, str] = {}
+    results: Personal[Mapping[str, Mapping[str, Any]]] = {}
+    artifacts: Public[Mapping[str, str]] = {}
     duration: float
 
 
+@event_type("Completed", delivered=True)
 class UploadCompleted(Event, frozen=True, kw_only=True, tag="upload.completed"):
     """The file is stored and processed."""
 
 
+@event_type("Failed", delivered=True)
 class UploadFailed(Event, frozen=True, kw_only=True, tag="upload.failed"):
-    """No attempt is left; `message` is the last error as it was."""
+    """No attempt is left; `message` is the last error, unchanged."""
 
-    step: str
-    message: str
+    step: Public[str]
+    message: Personal[str]
 
 
+@event_type("Quarantined", delivered=True)
 class UploadQuarantined(Event, frozen=True, kw_only=True, tag="upload.quarantined"):
-    """A step found the file dangerous; its bytes are held back."""
+    """A step found the file dangerous; it is held until a person releases it."""
 
-    step: str
-    reason: str
+    step: Public[str]
+    reason: Personal[str]
 
 
+@event_type("Retry requested")
 class RetryRequested(Event, frozen=True, kw_only=True, tag="upload.retry_requested"):
-    """Somebody asked for a failed upload to be processed again, with a new allowance."""
+    """A failed upload is to be processed again, with the full number of attempts."""
 
 
+@event_type("Released", delivered=True)
 class UploadReleased(Event, frozen=True, kw_only=True, tag="upload.released"):
-    """Somebody overruled the step that held a quarantined file back."""
+    """A person released the file from quarantine, against the result of the step."""
 
-    reason: str
+    reason: Personal[str]
 
 
+@event_type("Cancelled", delivered=True)
 class UploadCancelled(Event, frozen=True, kw_only=True, tag="upload.cancelled"):
-    """The upload was called off."""
+    """The upload was cancelled."""
 
-    reason: str
+    reason: Personal[str]
 
 
+@event_type("Expired", delivered=True)
 class UploadExpired(Event, frozen=True, kw_only=True, tag="upload.expired"):
     """The file did not arrive in time."""
 
 
+@event_type("Erased")
 class UploadErased(Event, frozen=True, kw_only=True, tag="upload.erased"):
-    """Bytes and personal fields are gone, also those of so many attempts; the history stays."""
+    """Bytes and personal fields are destroyed, with those of all `attempts`; the history stays."""
 
     attempts: int = 0
 
@@ -191,3 +212,5 @@ UploadEvent: TypeAlias = (
     | UploadExpired
     | UploadErased
 )
+
+UPLOAD_EVENTS: tuple[type[UploadEvent], ...] = get_args(UploadEvent)

@@ -16,11 +16,12 @@ from domain.webhook.events import (
     WebhookDisabled,
     WebhookEnabled,
     WebhookEvent,
+    WebhookFilter,
     WebhookRemoved,
     WebhookSecretRotated,
     WebhookTestRequested,
+    validate_filter,
 )
-from domain.webhook.subscription import WebhookFilter, validate_filter
 
 ROTATION = timedelta(hours=24)
 """For so long an earlier secret signs beside the new one, so that receivers can change over."""

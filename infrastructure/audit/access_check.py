@@ -17,7 +17,7 @@ from infrastructure.audit.findings import Findings, difference
 from infrastructure.auth.passes import LOGINS, SESSIONS, PassKind
 from infrastructure.auth.recording import digest_of
 from infrastructure.event_store.codec import Codec
-from infrastructure.event_store.folding import Aggregate, MixedStream, fold
+from infrastructure.event_store.folding import Aggregate, MixedStream, apply_event
 from infrastructure.event_store.reading import recorded_of
 from infrastructure.postgres.connection import fetch_rows
 from infrastructure.postgres.pool import Connection
@@ -215,12 +215,12 @@ class AccessCheck:
     async def _streams(self, ids: list[UUID]) -> dict[UUID, Aggregate]:
         found: dict[UUID, Aggregate] = {}
         rows = await fetch_rows(self._connection, _EVENTS, ids)
-        await self._codec.learn(row[4] for row in rows)
+        await self._codec.load_keys(row[4] for row in rows)
         for recorded in (recorded_of(self._codec, *row) for row in rows):
             try:
-                found[recorded.stream] = fold(
-                    recorded.stream, found.get(recorded.stream), recorded.event
-                )
+                after = apply_event(recorded.stream, found.get(recorded.stream), recorded.event)
+                if after is not None:
+                    found[recorded.stream] = after
             except (CommandRejected, MixedStream):
                 found.pop(recorded.stream, None)  # the pass over the log names it
         return found

@@ -19,8 +19,7 @@ from infrastructure.audit.access_check import AccessCheck
 from infrastructure.audit.delivery_check import check_deliveries
 from infrastructure.audit.findings import Findings
 from infrastructure.audit.stream_check import Positions, Rows, StreamCheck
-from infrastructure.event_store.codec import Codec
-from infrastructure.event_store.personal import key_of
+from infrastructure.event_store.codec import Codec, key_id_of
 from infrastructure.event_store.reading import recorded_of
 from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS
 from infrastructure.jobs.leadership import NAME as ORCHESTRATOR
@@ -173,9 +172,9 @@ async def _pages(
         found = await fetch_rows(connection, _EVENTS, stream, version, CHUNK)
         if not found:
             return
-        await codec.learn(row[4] for row in found)
+        await codec.load_keys(row[4] for row in found)
         streams = list(dict.fromkeys(row[0] for row in found))
-        events = [(recorded_of(codec, *row), key_of(row[4])) for row in found]
+        events = [(recorded_of(codec, *row), key_id_of(row[4])) for row in found]
         yield events, await _derived(connection, streams, findings)
         stream, version = found[-1][:2]
 

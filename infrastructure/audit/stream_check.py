@@ -11,16 +11,17 @@ import msgspec
 from application.append import RecordedEvent
 from application.orchestrator.deciding import BY
 from application.orchestrator.members import Followed, Member
-from application.projection.batches import BATCH_EVENTS
 from domain.access.records import RecordedErasure, RecordedKey
 from domain.batch.aggregate import Batch
+from domain.batch.events import BATCH_EVENTS
 from domain.errors import CommandRejected
+from domain.event import UnknownEvent
 from domain.ids import is_partial_upload
 from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
 from domain.webhook.events import WEBHOOK_EVENTS
 from infrastructure.audit.findings import Findings, difference
-from infrastructure.event_store.folding import Aggregate, MixedStream, fold
+from infrastructure.event_store.folding import Aggregate, MixedStream, apply_event
 from infrastructure.event_store.snapshots import decode_snapshot, encode_snapshot
 from infrastructure.webhooks.rows import webhook_of
 
@@ -139,15 +140,17 @@ class _Stream:
         self._foreign = 0  # position of the last event in the row that others recorded
         self._foreign_ahead = False
         self._next: int | None = None  # position of the first event that is not in the row
-        self._broken = False
+        self._is_skipped = False  # broken, or has events of unknown types
 
     def take(self, recorded: RecordedEvent) -> None:
-        if self._broken:
+        if self._is_skipped or isinstance(recorded.event, UnknownEvent):
+            # Rows that a later version derived from such an event cannot be judged by this one.
+            self._is_skipped = True
             return
         try:
             self._fold(recorded)
         except (CommandRejected, MixedStream) as error:
-            self._broken = True
+            self._is_skipped = True
             detail = f"position {recorded.position} does not follow: {error}"
             self._findings.add("stream_broken", "stored_events", self.id, detail)
             return
@@ -164,7 +167,7 @@ class _Stream:
         return [known] if isinstance(known, RecordedKey | RecordedErasure) else []
 
     def finish(self, extent: _Extent) -> None:
-        if self._broken:
+        if self._is_skipped:
             return
         for version in self._snapshots:
             detail = f"the stream has no version {version}"
@@ -174,7 +177,7 @@ class _Stream:
 
     def _fold(self, recorded: RecordedEvent) -> None:
         event = recorded.event
-        self._aggregate = fold(self.id, self._aggregate, event)
+        self._aggregate = apply_event(self.id, self._aggregate, event)
         if isinstance(event, BATCH_EVENTS):
             known = self._followed
             self._followed = known.evolve(event) if known else Followed.begin(self.id, event)

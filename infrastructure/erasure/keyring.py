@@ -22,7 +22,7 @@ from application.errors import Unavailable
 from domain.errors import InvalidState
 from infrastructure.erasure.master_keys import MasterKeys, NoMasterKey
 from infrastructure.erasure.wrapping import current_master, opened_for, sealed_with
-from infrastructure.event_store.personal import Box
+from infrastructure.event_store.codec import EncryptedFields
 from infrastructure.postgres.pool import Connection, Pool, borrowed
 
 FRESH = 5.0  # seconds after which a key is asked for anew: it may have been destroyed elsewhere
@@ -98,7 +98,7 @@ class _Memory(Generic[K, V]):
 
 
 class Keyring:
-    """The port `Protection` on PostgreSQL; the pool is its own, since its callers hold
+    """The port `FieldEncryption` on PostgreSQL; the pool is its own, since its callers hold
     connections of theirs while they wait for a key."""
 
     def __init__(self, pool: Pool, masters: MasterKeys) -> None:
@@ -109,29 +109,29 @@ class Keyring:
         self._keys: _Memory[UUID, AESGCM | None] = _Memory(clock)
         self._opened: OrderedDict[UUID, tuple[bytes, AESGCM]] = OrderedDict()
 
-    async def prepare(self, owners: Collection[str], beginning: Collection[str]) -> None:
+    async def prepare(self, owners: Collection[str], opening: Collection[str]) -> None:
         if stale := self._owners.stale(owners):
             await self._trying(lambda connection: self._look_up(connection, stale))
-        for owner in beginning:
+        for owner in opening:
             if self._owners[owner].erasing:
                 raise InvalidState(
                     "the data of this owner is being erased: try again when that is done"
                 )
 
-    def close(self, owner: str, content: bytes) -> Box:
+    def encrypt(self, owner: str, content: bytes) -> EncryptedFields:
         known, nonce = self._owners[owner], os.urandom(NONCE)
-        return Box(known.id, nonce + known.key.encrypt(nonce, content, None))
+        return EncryptedFields(known.id, nonce + known.key.encrypt(nonce, content, None))
 
-    async def learn(self, keys: Collection[UUID]) -> None:
+    async def load_keys(self, keys: Collection[UUID]) -> None:
         if stale := self._keys.stale(keys):
             await self._trying(lambda connection: self._look_at(connection, stale))
 
-    def open(self, box: Box) -> bytes | None:
-        key = self._keys[box.key]
+    def decrypt(self, fields: EncryptedFields) -> bytes | None:
+        key = self._keys[fields.key]
         if key is None:
             return None
         try:
-            return key.decrypt(box.box[:NONCE], box.box[NONCE:], None)
+            return key.decrypt(fields.box[:NONCE], fields.box[NONCE:], None)
         except InvalidTag:
             raise ValueError("they are not what was encrypted") from None
 

@@ -15,11 +15,12 @@ from application.append import Append, AppendResult, RecordedEvent
 from application.errors import NotFound
 from application.ports.event_log import Origin
 from domain.batch.aggregate import Batch
+from domain.event import UnknownEvent
 from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.folding import Aggregate, Snapshotted, fold
+from infrastructure.event_store.folding import Aggregate, Snapshotted, apply_event
 from infrastructure.event_store.reading import (
     last_position_at,
     read_head,
@@ -163,19 +164,25 @@ class PostgresEventLog:
     ) -> Known | None:
         """What is remembered, or the last snapshot, and the events since."""
         aggregate = known.aggregate if known else await last_snapshot(connection, id)
-        snapshot = known.snapshot if known else aggregate.version if aggregate else 0
+        after = aggregate.version if aggregate else 0
+        snapshot = known.snapshot if known else after
+        is_complete = known.is_complete if known else True
         while True:
-            after = aggregate.version if aggregate else 0
             page = await read_stream(connection, id, after, None, PAGE, self._codec)
             for recorded in page:
-                aggregate = fold(id, aggregate, recorded.event)
+                if isinstance(recorded.event, UnknownEvent):
+                    if aggregate is None:  # an aggregate of a later version
+                        return None
+                    is_complete = False
+                aggregate = apply_event(id, aggregate, recorded.event)
+                after = recorded.version
             if len(page) < PAGE:
-                return Known(aggregate, now, snapshot) if aggregate else None
+                return Known(aggregate, now, snapshot, is_complete) if aggregate else None
 
     def _snapshot_if_due(self, known: Known) -> None:
         """Writes the snapshot beside the caller's way, unless enough are being written."""
         aggregate = known.aggregate
-        due = aggregate.version - known.snapshot >= SNAPSHOT_EVERY
+        due = known.is_complete and aggregate.version - known.snapshot >= SNAPSHOT_EVERY
         room = len(self._snapshots) < SNAPSHOTS_AT_ONCE
         if due and room and isinstance(aggregate, Snapshotted):
             known.snapshot = aggregate.version

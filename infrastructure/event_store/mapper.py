@@ -9,10 +9,11 @@ import msgspec
 from eventsourcing.domain import DomainEventProtocol
 from eventsourcing.persistence import JSONTranscoder, Mapper, StoredEvent
 
-from application.append import NO_CAUSE, Causation, DomainEvent
-from infrastructure.event_store.codec import CODEC, Codec
-from infrastructure.event_store.folding import Aggregate, Snapshotted, fold
-from infrastructure.event_store.personal import Withheld
+from application.append import NO_CAUSE, Causation
+from domain.catalogue import DomainEvent
+from domain.event import UnknownEvent
+from infrastructure.event_store.codec import CODEC, Codec, NoKeys
+from infrastructure.event_store.folding import Aggregate, Snapshotted, apply_event
 from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS, decode_snapshot, encode_snapshot
 
 
@@ -21,11 +22,11 @@ class Fact(msgspec.Struct, frozen=True):
 
     originator_id: UUID
     originator_version: int
-    event: DomainEvent
+    event: DomainEvent | UnknownEvent
     cause: Causation = NO_CAUSE
 
-    def mutate(self, aggregate: Aggregate | None) -> Aggregate:
-        return fold(self.originator_id, aggregate, self.event)
+    def mutate(self, aggregate: Aggregate | None) -> Aggregate | None:
+        return apply_event(self.originator_id, aggregate, self.event)
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -53,7 +54,7 @@ class StructMapper(Mapper[UUID]):
     def __init__(self, codec: Codec | None = None) -> None:
         super().__init__(JSONTranscoder())
         self._writing = codec or CODEC
-        self._codec = codec or Codec(protection=Withheld())
+        self._codec = codec or Codec(encryption=NoKeys())
 
     def to_stored_event(self, domain_event: DomainEventProtocol[UUID]) -> StoredEvent:
         match domain_event:

@@ -142,7 +142,7 @@ async def _read(
     cursor = connection.cursor(binary=True)
     await cursor.execute(query, parameters, prepare=True)
     rows: list[StoredRow] = await cursor.fetchall()
-    await codec.learn(row[4] for row in rows)
+    await codec.load_keys(row[4] for row in rows)
     return [recorded_of(codec, *row) for row in rows]
 
 

@@ -8,20 +8,24 @@ from uuid import UUID
 
 import msgspec
 
-from application.append import DomainEvent, StreamAppend
+from application.append import StreamAppend
+from domain.catalogue import DomainEvent
 from domain.errors import CommandRejected
-from infrastructure.event_store.folding import Aggregate, MixedStream, fold
+from infrastructure.event_store.folding import Aggregate, MixedStream, apply_event
 
 
 class Known(msgspec.Struct):
     """An aggregate, when it was last known to be current, and how far its snapshot reaches.
 
-    `at` is in seconds of the event loop's clock, `snapshot` a version.
+    `at` is in seconds of the event loop's clock, `snapshot` a version. An aggregate is not
+    `is_complete` if events of unknown types were skipped: a snapshot of it would hide them from
+    the version that knows them.
     """
 
     aggregate: Aggregate
     at: float
     snapshot: int
+    is_complete: bool = True
 
 
 class Remembered:
@@ -71,10 +75,17 @@ class Remembered:
             self.forget(write.stream)
             return
         if aggregate is not None:
-            self.put(Known(aggregate, at, known.snapshot if known else 0))
+            self.put(
+                Known(
+                    aggregate,
+                    at,
+                    known.snapshot if known else 0,
+                    known.is_complete if known else True,
+                )
+            )
 
 
 def _after(write: StreamAppend, aggregate: Aggregate | None) -> Aggregate | None:
     for event in write.events:
-        aggregate = fold(write.stream, aggregate, cast("DomainEvent", event))
+        aggregate = apply_event(write.stream, aggregate, cast("DomainEvent", event))
     return aggregate

@@ -9,7 +9,7 @@ from application.ports.jobs import Cleared
 from domain.upload.aggregate import Upload
 from infrastructure.event_store.arrays import uuids
 from infrastructure.event_store.codec import CODEC, Codec
-from infrastructure.event_store.folding import Aggregate, fold
+from infrastructure.event_store.folding import Aggregate, apply_event
 from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS, decode_snapshot
 from infrastructure.postgres.pool import Connection, Pool, borrowed
 
@@ -58,7 +58,7 @@ class PostgresClearance:
             await snapshots.execute(_SNAPSHOTS, (ids, topics), prepare=True)
         due_at: dict[UUID, int | None] = dict(await running.fetchall())
         later = await events.fetchall()
-        await self._codec.learn(state for _, _, _, state in later)
+        await self._codec.load_keys(state for _, _, _, state in later)
         known = _folded(self._codec, await snapshots.fetchall(), later)
         loaded = [known.get(upload) for upload in uploads if upload in due_at]
         return [
@@ -78,5 +78,7 @@ def _folded(
     for id, version, topic, state in events:
         before = known.get(id)
         if before is None or version > before.version:
-            known[id] = fold(id, before, codec.decode(topic, state)[0])
+            after = apply_event(id, before, codec.decode(topic, state)[0])
+            if after is not None:
+                known[id] = after
     return known

@@ -27,7 +27,7 @@ EVENT = (log.originator_id, log.originator_version, log.notification_id, log.top
 
 async def all_recorded(rows: Sequence[Row[*tuple[Any, ...]]], codec: Codec) -> list[RecordedEvent]:
     """The events of rows of the columns EVENT. Raises UnreadableEvent, Unavailable."""
-    await codec.learn(row.state for row in rows)
+    await codec.load_keys(row.state for row in rows)
     return [_recorded(row, codec) for row in rows]
 
 

@@ -77,7 +77,7 @@ async def open_parts(settings: Settings, pools: PoolSizes | None = None) -> Asyn
         async with pool.connection() as connection:
             copies = OwnerKeyCopies(settings.master_key_folder)
             await ensure_master_key(connection, masters, copies)
-        codec = Codec(protection=Keyring(secrets, masters))
+        codec = Codec(encryption=Keyring(secrets, masters))
         committer = await stack.enter_async_context(GroupCommitter(database.url, codec=codec))
         log = await stack.enter_async_context(PostgresEventLog(pool, committer, codec=codec))
         engine = make_engine(

@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from application.append import RecordedEvent
 from application.ports.keys import Principal, Scope
 from application.webhooks.addresses import masked
-from domain.event import topic_of
+from domain.event import event_fields, topic_of
 from interfaces.rest.access import (
     batch_of,
     principal_of,
@@ -103,7 +103,7 @@ def item_of(recorded: RecordedEvent, reader: Principal) -> HistoryItem:
 
     The address of a webhook is for operators: `notify` of a batch may be one.
     """
-    fields: dict[str, Any] = msgspec.to_builtins(recorded.event)
+    fields: dict[str, Any] = event_fields(recorded.event)
     if fields.get("notify") and reader.scope not in (Scope.ADMIN, Scope.OPERATOR):
         fields["notify"] = masked(fields["notify"])
     return HistoryItem(

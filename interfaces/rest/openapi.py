@@ -16,7 +16,7 @@ from interfaces.rest.idempotency import HEADER
 from interfaces.rest.params import LATEST
 from interfaces.rest.problems import CONTENT_TYPE, ProblemDocument
 from interfaces.rest.routes import Operation
-from interfaces.rest.webhooks.messages import MESSAGES, described_webhooks
+from interfaces.rest.webhooks.messages import MESSAGES, webhook_schemas
 
 DOCUMENT: web.AppKey[bytes] = web.AppKey("openapi", bytes)
 
@@ -69,7 +69,7 @@ def openapi(operations: Sequence[Operation]) -> dict[str, Any]:
         "servers": [{"url": "/"}],
         "security": [{"key": []}, {"session": []}],
         "paths": paths,
-        "webhooks": described_webhooks(schema_of),
+        "webhooks": webhook_schemas(schema_of),
         "components": {
             "schemas": components,
             "securitySchemes": {

@@ -9,7 +9,10 @@ from pathlib import Path
 import msgspec
 from aiohttp import ETag, web
 
+from domain.catalogue import EVENT_CLASSES
+
 STATIC = Path(__file__).parent / "static"
+EVENT_LABELS = "js/history/event-labels.js"
 
 # The page may load itself, talk to its own origin, and nothing else: no inline code, no frames.
 POLICY = "; ".join(
@@ -44,7 +47,10 @@ class Asset(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, file: Path) -> Asset:
-        body = file.read_bytes()
+        return cls.of(file, file.read_bytes())
+
+    @classmethod
+    def of(cls, file: Path, body: bytes) -> Asset:
         kind = _KINDS.get(file.suffix) or mimetypes.guess_type(file.name)[0] or "text/plain"
         return cls(body, kind, sha256(body).hexdigest()[:32])
 
@@ -57,12 +63,21 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get("/static/{path:.+}", assets.file)
 
 
+def event_labels() -> bytes:
+    """Return the module of the page with the label of every event type."""
+    labels = {topic: event.declaration.label for topic, event in EVENT_CLASSES.items()}
+    return b"// Generated from the declarations of the events.\nexport const LABELS = %s;\n" % (
+        msgspec.json.format(msgspec.json.encode(labels))
+    )
+
+
 class Assets:
     """The files of a folder, in memory: a request can name these and no others."""
 
     def __init__(self, folder: Path) -> None:
         files = (file for file in folder.rglob("*") if file.is_file())
         self._assets = {file.relative_to(folder).as_posix(): Asset.read(file) for file in files}
+        self._assets[EVENT_LABELS] = Asset.of(Path(EVENT_LABELS), event_labels())
 
     async def page(self, request: web.Request) -> web.Response:
         return self._answer(request, "index.html")

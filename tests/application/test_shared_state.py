@@ -22,11 +22,12 @@ import application.projection
 import application.replay
 import application.views
 import domain
-from application.append import DomainEvent, RecordedEvent
+from application.append import RecordedEvent
 from application.projection import changes_of, fold
 from application.replay import Rows, replay
 from domain.batch.aggregate import Batch
 from domain.batch.events import BatchEvent, BatchPaused, BatchResumed, BatchSealed
+from domain.catalogue import DomainEvent
 from domain.event import topic_of
 from domain.ids import upload_id_for
 from domain.upload.aggregate import Upload

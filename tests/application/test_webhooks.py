@@ -17,10 +17,10 @@ from domain.event import Event
 from domain.webhook.events import (
     WebhookAdded,
     WebhookChanged,
+    WebhookFilter,
     WebhookRemoved,
     WebhookTestRequested,
 )
-from domain.webhook.subscription import WebhookFilter
 from tests.stories import ALICE, BATCH, NOON
 
 HOOK, SECRET = UUID(int=7), UUID(int=1)

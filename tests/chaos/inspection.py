@@ -43,7 +43,7 @@ async def inspect(plant: Plant, jobs: Sequence[Job], receiver: Receiver) -> Coun
     async with (
         make_pool(url, name="inspection") as pool,
         make_pool(url, name="inspection-keys", max_size=1) as keys,
-        GroupCommitter(url, codec=(codec := Codec(protection=Keyring(keys, masters)))) as committer,
+        GroupCommitter(url, codec=(codec := Codec(encryption=Keyring(keys, masters)))) as committer,
         PostgresEventLog(pool, committer, codec=codec) as log,
     ):
         events = await _everything(log)

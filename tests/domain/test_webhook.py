@@ -10,16 +10,18 @@ from domain.errors import InvalidState, ValidationFailed
 from domain.event import topic_of
 from domain.webhook.aggregate import MOST_SECRETS, ROTATION, SigningSecret, Webhook
 from domain.webhook.events import (
+    DELIVERED_TOPICS,
     WebhookAdded,
     WebhookChanged,
     WebhookDisabled,
     WebhookEnabled,
     WebhookEvent,
+    WebhookFilter,
     WebhookRemoved,
     WebhookSecretRotated,
     WebhookTestRequested,
+    validate_filter,
 )
-from domain.webhook.subscription import DELIVERED_TOPICS, WebhookFilter, validate_filter
 from tests.stories import ALICE, NOON, later
 
 HOOK = UUID(int=7)

@@ -1,4 +1,4 @@
-"""What receivers of webhooks are sent, for the description of the API (OpenAPI 3.1, `webhooks`)."""
+"""Schemas of the requests that webhooks receive (OpenAPI 3.1, `webhooks`)."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 import msgspec
 
 from application.views import BatchView
-from domain.webhook.subscription import DELIVERED_TOPICS
+from domain.webhook.events import DELIVERED_TOPICS
 from interfaces.rest.answers import PublicUpload
 
 HEADERS = {
-    "webhook-id": "the same however often this event is told to this webhook",
-    "webhook-timestamp": "when it was sent, in seconds since 1970",
-    "webhook-signature": "`v1,` and a signature by each secret in use, with blanks between them",
+    "webhook-id": "id of the delivery, the same in every try",
+    "webhook-timestamp": "time of sending, in seconds since 1970",
+    "webhook-signature": "`v1,` and a signature by each active secret, separated by blanks",
 }
 
 
 class Links(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where to read on."""
+    """URLs of the API for more about it."""
 
     batch: str
     report: str
     upload: str | None = None
 
 
-class BatchTold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The batch as it stood right after the event at this position; `event` has its fields."""
+class BatchPayload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The fields of the event at this position, and the batch as of this position."""
 
     position: int
     event: dict[str, Any]
@@ -35,8 +35,8 @@ class BatchTold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     links: Links
 
 
-class UploadTold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Likewise with an upload."""
+class UploadPayload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The fields of the event at this position, and the upload as of this position."""
 
     position: int
     event: dict[str, Any]
@@ -45,40 +45,40 @@ class UploadTold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class BatchMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is told of a batch."""
+    """Body of a request about a batch."""
 
     type: str
     timestamp: datetime
-    data: BatchTold
+    data: BatchPayload
 
 
 class UploadMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is told of an upload."""
+    """Body of a request about an upload."""
 
     type: str
     timestamp: datetime
-    data: UploadTold
+    data: UploadPayload
 
 
 MESSAGES = (BatchMessage, UploadMessage)
 
 
-def described_webhooks(schema_of: dict[str, Any]) -> dict[str, Any]:
-    """By the name of the event, the request that a receiver is sent."""
-    return {topic: {"post": _described(topic, schema_of)} for topic in DELIVERED_TOPICS}
+def webhook_schemas(schema_of: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of the request for each event that a webhook may choose."""
+    return {topic: {"post": _webhook_schema(topic, schema_of)} for topic in DELIVERED_TOPICS}
 
 
-def _described(topic: str, schema_of: dict[str, Any]) -> dict[str, Any]:
+def _webhook_schema(topic: str, schema_of: dict[str, Any]) -> dict[str, Any]:
     message = BatchMessage if topic.startswith("batch.") else UploadMessage
     return {
         "operationId": f"told_{topic.replace('.', '_')}",
-        "summary": f"What a webhook that chose {topic} is told",
+        "summary": f"Request to a webhook that chose {topic}",
         "parameters": [
             {"name": name, "in": "header", "required": True, "description": text}
             | {"schema": {"type": "string"}}
             for name, text in HEADERS.items()
         ],
         "requestBody": {"content": {"application/json": {"schema": schema_of[repr(message)]}}},
-        "responses": {"2XX": {"description": "Heard: it is not told again"}},
+        "responses": {"2XX": {"description": "Received: the event is not sent again"}},
         "security": [],
     }

@@ -11,7 +11,7 @@ from application.handlers.webhooks import add_webhook
 from application.ports.webhooks import Standing
 from domain.errors import FieldError, ValidationFailed
 from domain.file import has_control_characters
-from domain.webhook.subscription import WebhookFilter, url_error
+from domain.webhook.events import WebhookFilter, url_error
 from infrastructure.outbound.destinations import (
     BadDestination,
     PrivateAddress,

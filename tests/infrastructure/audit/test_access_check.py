@@ -95,7 +95,7 @@ async def _record(url: str) -> None:
 async def check(url: str) -> list[DerivedFinding]:
     """The findings, but for those about followers, which did not run."""
     async with make_pool(url, name="keys", max_size=1) as pool:
-        found = await check_derived(url, Codec(protection=await keyring_on(pool)))
+        found = await check_derived(url, Codec(encryption=await keyring_on(pool)))
     kinds = {"key_altered", "sign_in_altered", "erasure_altered", "owner_key_altered"}
     return [one for one in found.findings if one.kind in kinds]
 

@@ -19,7 +19,7 @@ from domain.event import Event
 from domain.upload.events import FileProgressed
 from domain.upload.state import UploadState
 from domain.webhook.aggregate import Webhook
-from domain.webhook.subscription import WebhookFilter
+from domain.webhook.events import WebhookFilter
 from infrastructure.audit.derived import check_derived
 from infrastructure.event_store.codec import CODEC
 from infrastructure.read_model import projector

@@ -44,7 +44,7 @@ async def opened(url: str) -> AsyncIterator[PostgresEventLog]:
     async with (
         make_pool(url, name="keys", max_size=2) as keys,
         make_pool(url, name="test", max_size=4) as pool,
-        GroupCommitter(url, codec=(codec := Codec(protection=await keyring_on(keys)))) as committer,
+        GroupCommitter(url, codec=(codec := Codec(encryption=await keyring_on(keys)))) as committer,
         PostgresEventLog(pool, committer, codec=codec) as log,
     ):
         yield log

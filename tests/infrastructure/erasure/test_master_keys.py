@@ -95,7 +95,7 @@ class opened:
         await self._pool.__aenter__()
         async with self._pool.connection() as connection:
             await ensure_master_key(connection, self._masters)
-        codec = Codec(protection=Keyring(self._pool, self._masters))
+        codec = Codec(encryption=Keyring(self._pool, self._masters))
         self._committer = GroupCommitter(self._url, codec=codec)
         await self._committer.__aenter__()
         return PostgresEventLog(self._pool, self._committer, codec=codec)
@@ -214,7 +214,7 @@ async def _killed_once(url: str, pool: Pool, masters: MemoryMasterKeys, kills: i
     owners = ["erased", "living-1", "living-2", "living-3"]
     ring = Keyring(pool, masters)
     await ring.prepare(owners, ())
-    boxes = {owner: ring.close(owner, b"secret") for owner in owners}
+    boxes = {owner: ring.encrypt(owner, b"secret") for owner in owners}
     ((wrapped, old),) = rows(
         url, "SELECT wrapped, master FROM audit.owner_keys WHERE owner = 'erased'"
     )
@@ -232,8 +232,8 @@ async def _killed_once(url: str, pool: Pool, masters: MemoryMasterKeys, kills: i
     with pytest.raises(NoMasterKey):
         await masters.decrypt(old, [wrapped])
     later = Keyring(pool, masters)
-    await later.learn([box.key for box in boxes.values()])
-    opened_now = {owner: later.open(box) for owner, box in boxes.items()}
+    await later.load_keys([box.key for box in boxes.values()])
+    opened_now = {owner: later.decrypt(box) for owner, box in boxes.items()}
     assert opened_now == {**dict.fromkeys(owners, b"secret"), "erased": None}
     by_hand(url, "DELETE FROM audit.owner_keys")
     return killed

@@ -1,10 +1,16 @@
-"""One example of every event class, every field given: what the golden bytes are made of."""
+"""One example of every event class with every field given, for the golden bytes."""
 
 from __future__ import annotations
 
+from datetime import datetime
+from enum import Enum
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
-from application.append import Causation, DomainEvent
+import msgspec
+
+from application.append import Causation
 from domain.access.events import (
     ErasureFinished,
     ErasureImported,
@@ -33,6 +39,7 @@ from domain.batch.events import (
     UploadsAdded,
 )
 from domain.batch.state import Outcome
+from domain.catalogue import EVENT_CLASSES, DomainEvent
 from domain.retry import RetryPolicy
 from domain.upload.events import (
     AttemptAbandoned,
@@ -62,11 +69,11 @@ from domain.webhook.events import (
     WebhookChanged,
     WebhookDisabled,
     WebhookEnabled,
+    WebhookFilter,
     WebhookRemoved,
     WebhookSecretRotated,
     WebhookTestRequested,
 )
-from domain.webhook.subscription import WebhookFilter
 from tests.stories import BATCH, NOON, later
 
 CAUSE = Causation(
@@ -78,7 +85,7 @@ COUNTS = {UploadState.RECEIVED: 1, UploadState.COMPLETED: 2, UploadState.FAILED:
 SUM = "sha256:" + "0f" * 32
 BY = "key:alice"
 
-EXAMPLES: tuple[DomainEvent, ...] = (
+_WRITTEN: tuple[DomainEvent, ...] = (
     UploadRegistered(
         at=NOON,
         by=BY,
@@ -263,6 +270,44 @@ EXAMPLES: tuple[DomainEvent, ...] = (
     ),
     ErasureFinished(at=NOON, by="eraser", batches=2, uploads=3, keys=(UUID(int=1),)),
 )
+
+
+def example_of(kind: Any) -> Any:
+    """Return an example value of a type: of an event class, an event with every field given."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return example_of(arguments[0])
+    if origin in (Union, UnionType):
+        return example_of(next(one for one in arguments if one is not type(None)))
+    if origin is tuple:
+        return (example_of(arguments[0]),)
+    if origin is not None:  # a mapping
+        return {example_of(arguments[0]): example_of(arguments[1])}
+    if issubclass(kind, Enum):
+        return next(iter(kind))
+    if issubclass(kind, msgspec.Struct):
+        hints = get_type_hints(kind, include_extras=True)
+        return kind(**{name: example_of(hints[name]) for name in kind.__struct_fields__})
+    return _VALUES[kind]
+
+
+_VALUES: dict[Any, Any] = {
+    str: "text",
+    int: 1,
+    float: 1.5,
+    bool: True,
+    bytes: b"bytes",
+    Any: "anything",
+    UUID: UUID(int=1),
+    datetime: NOON,
+}
+
+EXAMPLES = _WRITTEN + tuple(
+    example_of(event_class)
+    for event_class in EVENT_CLASSES.values()
+    if event_class not in {type(event) for event in _WRITTEN}
+)
+"""An event type without an example above gets one of its field types; its bytes are pinned too."""
 
 # Events that got a field later: the example above shows the bytes from before.
 GROWN: dict[str, DomainEvent] = {

@@ -8,12 +8,13 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
-from application.append import Causation, DomainEvent
-from domain.event import topic_of
+from application.append import Causation
+from domain.catalogue import DomainEvent
+from domain.event import UnknownEvent, event_fields, topic_of
 from domain.upload.events import SizeDeclared
 from infrastructure.event_store.codec import CODEC, Codec, UnreadableEvent
-from infrastructure.event_store.upcasting import Upcasters
 from tests.infrastructure.event_store.examples import CAUSE, EXAMPLES, GROWN
 from tests.stories import ALICE, NOON
 
@@ -62,7 +63,7 @@ def test_the_cause_travels_with_the_event() -> None:
     [
         ("upload.teleported", b"{}", "no event has the topic"),
         ("upload.size_declared", b"not json", "malformed"),
-        ("upload.completed", GOLDEN["upload.expired"].encode(), "filed under"),
+        ("upload.completed", GOLDEN["upload.expired"].encode(), "stored with the topic"),
     ],
 )
 def test_what_is_not_ours_is_refused_by_name(topic: str, state: bytes, reason: str) -> None:
@@ -78,7 +79,7 @@ def named_size(event: dict[str, Any]) -> dict[str, Any]:
     return {**event, "kib": event.pop("k")}
 
 
-EVOLVED = Codec(Upcasters({"upload.size_declared": (named_size, in_kibibytes)}))
+EVOLVED = Codec({"upload.size_declared": (named_size, in_kibibytes)})
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,31 @@ def test_an_event_whose_shape_changed_says_its_version() -> None:
     assert EVOLVED.decode(topic, state)[1] == CAUSE
 
 
-def test_an_event_of_a_later_version_is_refused() -> None:
-    with pytest.raises(UnreadableEvent, match="later than 3"):
-        EVOLVED.decode("upload.size_declared", b'{"v":4,"event":{}}')
+@pytest.mark.parametrize(
+    ("topic", "version"),
+    [("upload.size_declared", 4), ("upload.queued", 2), ("upload.teleported", 1)],
+    ids=["upcast type", "type of one version", "unknown type"],
+)
+def test_an_event_of_a_later_version_is_read_as_unknown(topic: str, version: int) -> None:
+    content = {"type": topic, "at": "2026-01-01T12:00:00Z", "by": ALICE, "size": "2 KiB"}
+    raw = {"v": version, "private": {"key": "k", "box": "b"}, "event": content, "trace": "t"}
+
+    event, cause = EVOLVED.decode(topic, msgspec.json.encode(raw))
+
+    assert isinstance(event, UnknownEvent)
+    assert (topic_of(event), event.at, event.by, cause.traceparent) == (topic, NOON, ALICE, "t")
+    assert event_fields(event) == content
+    with pytest.raises(TypeError, match="cannot be written"):
+        EVOLVED.encode(event)
+
+
+def test_an_unknown_type_is_logged_once() -> None:
+    codec = Codec()
+    state = b'{"event":{"type":"batch.renamed","at":"2026-01-01T12:00:00Z","by":"key:a"}}'
+
+    with capture_logs() as logged:
+        for _ in range(3):
+            codec.decode("batch.renamed", state)
+
+    assert [entry["topic"] for entry in logged] == ["batch.renamed"]
+    assert logged[0]["log_level"] == "warning"

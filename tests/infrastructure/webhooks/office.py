@@ -36,8 +36,7 @@ from domain.event import Event
 from domain.ids import upload_id_for
 from domain.upload.events import FileReceived, UploadCompleted
 from domain.upload.state import UploadState
-from domain.webhook.events import WebhookDisabled
-from domain.webhook.subscription import WebhookFilter
+from domain.webhook.events import WebhookDisabled, WebhookFilter
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.outbound.requests import open_outbound

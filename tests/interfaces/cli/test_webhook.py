@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from domain.webhook.subscription import DELIVERED_TOPICS
+from domain.webhook.events import DELIVERED_TOPICS
 from infrastructure.settings import Settings
 from tests.interfaces.cli.conftest import Command, Outcome
 from tests.interfaces.conftest import LiveServer, serving

@@ -13,7 +13,7 @@ import pytest
 
 from application.ports.keys import Scope
 from application.webhooks.addresses import masked
-from domain.webhook.subscription import DELIVERED_TOPICS
+from domain.webhook.events import DELIVERED_TOPICS
 from interfaces.rest.webhooks.messages import HEADERS, BatchMessage, UploadMessage
 from tests.infrastructure.webhooks.office import Receiver, always, open_office, receiving
 from tests.interfaces.last_position import last_position

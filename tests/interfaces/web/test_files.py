@@ -8,7 +8,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from interfaces.web.pages import STATIC
+from domain.catalogue import EVENT_CLASSES
+from interfaces.web.pages import EVENT_LABELS, STATIC, event_labels
 from tests.interfaces.feed.stage import stage
 
 SCRIPTS = sorted((STATIC / "js").rglob("*.js"))
@@ -49,9 +50,20 @@ def test_the_page_brings_everything_itself() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda file: f"{file.parent.name}-{file.name}")
 def test_each_script_imports_what_is_there(script: Path) -> None:
-    imports = re.findall(r"import \{([^}]+)\} from \"(\.[\w./]+\.js)\"", script.read_text())
+    imports = re.findall(r"import \{([^}]+)\} from \"(\.[\w./-]+\.js)\"", script.read_text())
     assert len(imports) == script.read_text().count("\nimport ")
     for names, source in imports:
-        offered = (script.parent / source).resolve().read_text()
+        file = (script.parent / source).resolve()
+        is_generated = file == STATIC / EVENT_LABELS
+        offered = event_labels().decode() if is_generated else file.read_text()
         for name in (name.strip() for name in names.split(",")):
             assert re.search(rf"export (async )?(function|const|class) {name}\b", offered), name
+
+
+def test_the_page_has_a_label_for_every_event_and_a_look_for_none_but_those() -> None:
+    labels = re.findall(r'^  "([a-z_.]+)": "([^"]+)"', event_labels().decode(), re.MULTILINE)
+    looks = (STATIC / "js/history/event-looks.js").read_text()
+
+    declared = [(topic, event.declaration.label) for topic, event in EVENT_CLASSES.items()]
+    assert labels == declared
+    assert set(re.findall(r'^  "([a-z_.]+)": \[', looks, re.MULTILINE)) <= set(EVENT_CLASSES)

@@ -8,7 +8,7 @@ import { Events } from "./events.js";
 import { Moments } from "./moments.js";
 import { eventRow } from "./row.js";
 import { Slider } from "./slider.js";
-import { told } from "./telling.js";
+import { lookOf } from "./event-looks.js";
 import { BatchThen, UploadThen } from "./then.js";
 
 const ROW = 40; // pixels; the style sheet knows it too
@@ -127,7 +127,7 @@ export class HistoryPage {
 
   #drawMoment(item) {
     const { events, moments: { index, position } } = this;
-    const said = told(item);
+    const said = lookOf(item);
     const words = `${said.word}${said.details ? `: ${said.details}` : ""}, ${calendar(item.at)}`;
     text(this.when, `${calendar(item.at)}, position ${count(item.position)}${position === null ? " (now)" : ""}`);
     this.slider.show({

@@ -2,7 +2,7 @@
 
 import { chip } from "../chip.js";
 import { attribute, h, text } from "../dom.js";
-import { told } from "./telling.js";
+import { lookOf } from "./event-looks.js";
 
 const CLOCK = new Intl.DateTimeFormat(undefined, {
   hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3, hour12: false,
@@ -19,7 +19,7 @@ export function eventRow() {
   const who = h("span.who");
   const element = h("div.event", {}, time, what.element, h("span.what", {}, path, note), who);
   const update = (item) => {
-    const said = told(item);
+    const said = lookOf(item);
     attribute(time, "datetime", item.at);
     text(time, moment(item.at));
     what.update(said);

@@ -1,0 +1,40 @@
+"""All event types: the union of the classes, and the class of each topic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TypeAlias, get_args
+
+from domain.access.events import AccessEvent
+from domain.batch.events import BatchEvent
+from domain.event import Event, UnknownEvent, topic_of
+from domain.upload.events import UploadEvent
+from domain.webhook.events import WebhookEvent
+
+DomainEvent: TypeAlias = UploadEvent | BatchEvent | WebhookEvent | AccessEvent
+
+EVENT_CLASSES: Mapping[str, type[DomainEvent]] = MappingProxyType(
+    {topic_of(event): event for event in get_args(DomainEvent)}
+)
+"""The class of each topic, in the order of the unions."""
+
+
+def _concrete_classes(base: type[Event]) -> Iterator[type[Event]]:
+    for event_class in base.__subclasses__():
+        yield from _concrete_classes(event_class)
+        if event_class.__struct_config__.tag is not None and event_class is not UnknownEvent:
+            yield event_class
+
+
+def _require_complete() -> None:
+    """Raise TypeError for an event class that is in no union, or has no `event_type`."""
+    for event_class in _concrete_classes(Event):
+        name = f"{event_class.__module__}.{event_class.__qualname__}"
+        if event_class not in EVENT_CLASSES.values():
+            raise TypeError(f"{name} is not in the union of the events of its aggregate")
+        if "declaration" not in vars(event_class):
+            raise TypeError(f"{name} is not declared: decorate it with `event_type`")
+
+
+_require_complete()
