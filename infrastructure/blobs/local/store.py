@@ -7,11 +7,10 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import monotonic, time
+from time import time
 from typing import TypeVar
 from zlib import crc32
 
-from infrastructure.blobs.local.at_hand import read_at_hand
 from infrastructure.blobs.local.disk import NEW_FOLDER, make_folder, open_to_read, told
 from infrastructure.blobs.local.files import (
     close_unwanted,
@@ -62,7 +61,7 @@ class LocalBlobStore:
         packing = Packing(
             self._file, self._make_shard, threads=self._threads, syncs=self._syncs, pace=self._pace
         )
-        self._packs = PackedBlobs(packing, self._file, self._threads, self._pace)
+        self._packs = PackedBlobs(packing, self._file, self._threads)
 
     def close(self) -> None:
         """Waits for what is being written, and lets the threads go."""
@@ -107,10 +106,6 @@ class LocalBlobStore:
                 yield content
             return
         path = self._path(name)
-        if (found := self._at_hand(name, path, start, end)) is not None:
-            if found:
-                yield found
-            return
         descriptor, _ = await self._opened(lambda: open_to_read(name, path))
         try:
             while end is None or start < end:
@@ -151,16 +146,6 @@ class LocalBlobStore:
     async def stale(self, part: int, age: float) -> list[str]:
         shard, before = self._shards[part], time() - age
         return await self._run(lambda: stale(shard, before))
-
-    def _at_hand(self, name: str, path: Path, start: int, end: int | None) -> bytes | None:
-        """A small range on the loop, if no disk need be asked; None where one must."""
-        if self._pace.slow:
-            return None
-        began = monotonic()
-        with told():
-            found = read_at_hand(name, path, start, end, READ_CHUNK)
-        self._pace.took_since(began)
-        return found
 
     def _path(self, name: str) -> Path:
         """Where the blob is kept. Raises ValueError for a name that no caller should choose."""

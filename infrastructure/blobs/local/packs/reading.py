@@ -1,29 +1,29 @@
-"""Blobs in packs, read: in a thread, or at once where the kernel has the bytes in memory."""
+"""Reading of blobs in packs, in a thread."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from application.ports.blobs import BlobMissing
-from infrastructure.blobs.local.at_hand import at_hand
 from infrastructure.blobs.local.packs.members import content_at, is_there
 from infrastructure.blobs.local.packs.naming import Packed
 
-Found = TypeVar("Found", bytes, bytes | None)
-
 
 def read(path: Path, packed: Packed, start: int, end: int | None) -> bytes:
-    """The bytes from `start` up to `end`. Raises BlobMissing, OSError."""
-    return _read(path, packed, start, end, _from_disk)
+    """Return the bytes from `start` up to `end`. Raises BlobMissing, OSError.
 
-
-def read_at_hand(path: Path, packed: Packed, start: int, end: int | None) -> bytes | None:
-    """The same without waiting for the disk; None is for a thread to find out."""
-    return _read(path, packed, start, end, at_hand)
+    The header is checked last, because freeing a member clears its header first.
+    """
+    size = packed.place.size
+    length = max(0, (size if end is None else min(end, size)) - start)
+    with _opened(path, packed) as descriptor:
+        content = os.pread(descriptor, length, content_at(packed.place) + start)
+        if not is_there(descriptor, packed):
+            raise BlobMissing(f"no blob {packed} is stored")
+        return content
 
 
 def size_of(path: Path, packed: Packed) -> int:
@@ -33,27 +33,6 @@ def size_of(path: Path, packed: Packed) -> int:
             return packed.place.size if is_there(descriptor, packed) else 0
     except BlobMissing:
         return 0
-
-
-def _read(
-    path: Path,
-    packed: Packed,
-    start: int,
-    end: int | None,
-    take: Callable[[int, int, int], Found],
-) -> Found | bytes:
-    """The header is looked at last: who frees the member makes it nothing first."""
-    size = packed.place.size
-    length = max(0, (size if end is None else min(end, size)) - start)
-    with _opened(path, packed) as descriptor:
-        found = take(descriptor, content_at(packed.place) + start, length) if length else b""
-        if found is not None and not is_there(descriptor, packed):
-            raise BlobMissing(f"no blob {packed} is stored")
-        return found
-
-
-def _from_disk(descriptor: int, start: int, length: int) -> bytes:
-    return os.pread(descriptor, length, start)
 
 
 @contextmanager

@@ -6,15 +6,13 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
-from time import monotonic
 from typing import TypeVar
 
 from infrastructure.blobs.local.disk import told
-from infrastructure.blobs.local.pace import Pace
 from infrastructure.blobs.local.packs.freeing import free
 from infrastructure.blobs.local.packs.naming import Packed, file_of, packed_in
 from infrastructure.blobs.local.packs.packing import Names, Packing
-from infrastructure.blobs.local.packs.reading import read, read_at_hand, size_of
+from infrastructure.blobs.local.packs.reading import read, size_of
 
 Result = TypeVar("Result")
 
@@ -22,14 +20,11 @@ Result = TypeVar("Result")
 class PackedBlobs:
     """Blobs by where they are; packs of every process in one folder, and one that is added to."""
 
-    def __init__(
-        self, packing: Packing, place: Callable[[str], Path], threads: Executor, pace: Pace
-    ) -> None:
+    def __init__(self, packing: Packing, place: Callable[[str], Path], threads: Executor) -> None:
         """`place` says where a file of a name goes."""
         self._packing = packing
         self._place = place
         self._threads = threads
-        self._pace = pace
 
     def close(self) -> None:
         self._packing.close()
@@ -41,13 +36,6 @@ class PackedBlobs:
     async def read(self, packed: Packed, start: int, end: int | None) -> bytes:
         """Raises BlobMissing, Unavailable."""
         path = self._path(packed)
-        if not self._pace.slow:
-            began = monotonic()
-            with told():
-                found = read_at_hand(path, packed, start, end)
-            self._pace.took_since(began)
-            if found is not None:
-                return found
         return await self._run(lambda: read(path, packed, start, end))
 
     async def size(self, packed: Packed) -> int:
