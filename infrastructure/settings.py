@@ -53,17 +53,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Sizes in bytes, times in seconds. `uptrail config show` says where each value came from."""
 
     # Where things are.
-    data_dir: Annotated[Path, Meta(description="folder for everything Uptrail keeps")] = (
-        msgspec.field(default_factory=default_data_dir)
-    )
+    data_dir: Annotated[
+        Path, Meta(description="data directory: everything that Uptrail stores locally")
+    ] = msgspec.field(default_factory=default_data_dir)
     database_url: Annotated[
         str | None, Meta(description="your PostgreSQL; without it, an embedded one in `data_dir`")
     ] = None
     blobs: Annotated[
         str | None,
         Meta(
-            description="folder for the bytes, or `s3://bucket/prefix?endpoint=...`;"
-            " without it, `blobs` in `data_dir`"
+            description="blob store: a folder, or `s3://bucket/prefix?endpoint=...`; without it,"
+            " `blobs` in `data_dir`"
         ),
     ] = None
 
@@ -75,17 +75,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=0, le=65535, description="port to listen on; 0 takes any free one")
     ] = 8080
     processes: Annotated[
-        int, Meta(ge=1, le=256, description="processes that answer on that port, on this machine")
+        int, Meta(ge=1, le=256, description="API processes that share that port, on this machine")
     ] = 1
     allowed_origins: Annotated[
         tuple[str, ...],
-        Meta(description="origins whose pages may upload and watch; `*` for any, by key alone"),
+        Meta(description="origins whose pages may upload and watch; `*` for any, with a key only"),
     ] = ()
     cors_allowed_headers: Annotated[
         tuple[HeaderName, ...],
         Meta(
-            description="request headers of those pages besides the usual ones and those of"
-            " uploads; `*` for any they ask for"
+            description="additional request headers for those pages; `*` allows any requested"
+            " header"
         ),
     ] = ("*",)
     trust_forwarded: Annotated[
@@ -93,28 +93,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = False
     tus_path: Annotated[
         TusPath,
-        Meta(description="path of the tus endpoint that behaves as tusd's; empty for none"),
+        Meta(description="path of the tusd-compatible tus endpoint; empty for none"),
     ] = "/files/"
     interim_responses: Annotated[
         Literal["auto", "on", "off"],
         Meta(
-            description="whether IETF clients are sent 104 while a body arrives; `auto`: not behind"
-            " a proxy"
+            description="whether IETF clients are sent 104 while a body arrives; `auto`: not"
+            " behind a proxy"
         ),
     ] = "auto"
     keep_alive_timeout: Annotated[
-        Seconds, Meta(description="time that a connection without a request is kept open")
+        Seconds, Meta(description="time that an idle connection is kept open")
     ] = 75.0
     max_body: Annotated[Bytes, Meta(description="largest JSON or NDJSON request")] = 16 * MIB
     shutdown_grace: Annotated[
-        Seconds, Meta(description="time that running work gets when the server stops")
+        Seconds, Meta(description="time for running work to finish when the server stops")
     ] = 10.0
     log_format: Annotated[
         Literal["auto", "json", "console"],
         Meta(description="`auto`: `console` on a terminal, else `json`"),
     ] = "auto"
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="the least that is logged")
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="lowest level that is logged"),
     ] = "info"
 
     # Uploading.
@@ -133,18 +134,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 0
     max_owner_transfers: Annotated[
         Limit,
-        Meta(description="most transfers of one owner at once, in all processes; 0: any number"),
+        Meta(
+            description="most concurrent transfers of one owner, over all processes; 0 is"
+            " without limit"
+        ),
     ] = 0
     max_manifest_files: Annotated[Count, Meta(description="most files in one manifest")] = 10_000
     max_metadata: Annotated[Bytes, Meta(description="largest Upload-Metadata header")] = 16 * KIB
     read_buffer: Annotated[
-        Bytes, Meta(description="unread bytes of one sender from which no more are read ahead")
+        Bytes, Meta(description="unread bytes of one sender above which its socket is not read")
     ] = 8 * KIB
     progress_interval: Annotated[
-        Seconds, Meta(description="shortest time between two recorded steps of one transfer")
+        Seconds,
+        Meta(description="shortest time between two recorded progress events of one transfer"),
     ] = 0.5
     transfer_idle_timeout: Annotated[
-        Seconds, Meta(description="silence in a request body after which its sender counts as gone")
+        Seconds,
+        Meta(description="silence in a request body after which its sender counts as disconnected"),
     ] = 60.0
     min_transfer_rate: Annotated[
         Bytes,
@@ -154,7 +160,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Seconds, Meta(description="time after its last byte that an unfinished upload is kept")
     ] = 7 * DAY
     min_free_bytes: Annotated[
-        Bytes, Meta(description="room on the disk below which uploads are refused")
+        Bytes, Meta(description="free disk space below which uploads are refused")
     ] = 256 * MIB
 
     # Processing.
@@ -162,28 +168,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         dict[str, Pipeline], Meta(description="named lists of steps, besides `default`")
     ] = msgspec.field(default_factory=default_pipelines)
     retry_policy: Annotated[
-        RetryPolicy, Meta(description="how often and how soon failed work is tried again")
+        RetryPolicy, Meta(description="number and delays of processing attempts")
     ] = RetryPolicy()
     public_url: Annotated[
         Address | None,
         Meta(
-            description="address under which clients, `http` services and receivers of webhooks"
-            " reach this server"
+            description="public URL of this server for clients, `http` services and webhook"
+            " receivers"
         ),
     ] = None
     allow_private_addresses: Annotated[
-        bool, Meta(description="whether `http` steps and webhooks may go to private addresses")
+        bool, Meta(description="whether `http` steps and webhooks may connect to private addresses")
     ] = False
-    worker_concurrency: Annotated[Count, Meta(description="uploads one worker runs at once")] = 16
-    uploads_per_job: Annotated[Count, Meta(description="most uploads that travel in one job")] = 50
+    worker_concurrency: Annotated[
+        Count, Meta(description="uploads that one worker processes at once")
+    ] = 16
+    uploads_per_job: Annotated[Count, Meta(description="most uploads in one job")] = 50
     worker_heartbeat: Annotated[
-        Seconds, Meta(description="time between two signs of life of a worker")
+        Seconds, Meta(description="time between two heartbeats of a worker")
     ] = 2.0
     worker_dead_after: Annotated[
-        Seconds, Meta(description="silence after which a worker counts as dead")
+        Seconds, Meta(description="time without a heartbeat after which a worker counts as dead")
     ] = 10.0
     max_worker_losses: Annotated[
-        Count, Meta(description="workers lost while processing one file after which it is failed")
+        Count, Meta(description="workers lost while processing one file after which the file fails")
     ] = 5
     step_processes: Annotated[
         Count, Meta(description="processes in which one worker runs steps of installed packages")
@@ -192,12 +200,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         Meta(
             ge=16 * MIB,
-            description="memory that the process of such a step may use",
+            description="memory limit of the process of such a step",
             extra={"unit": "bytes"},
         ),
     ] = 1024 * MIB
     step_progress_interval: Annotated[
-        Seconds, Meta(description="shortest time between two recorded moves of one step")
+        Seconds, Meta(description="shortest time between two recorded progress events of one step")
     ] = 0.5
 
     # Orchestrating.
@@ -216,44 +224,45 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # Webhooks.
     webhook_timeout: Annotated[
-        Seconds, Meta(description="time a webhook's receiver has to answer")
+        Seconds, Meta(description="time limit for the response of a webhook's receiver")
     ] = 15.0
     webhook_disable_after: Annotated[
         Seconds, Meta(description="time of nothing but failures after which a webhook is disabled")
     ] = 5 * DAY
     webhook_max_pending: Annotated[
-        Count, Meta(description="most deliveries that wait for one webhook; more are missed")
+        Count, Meta(description="most queued deliveries of one webhook; further events are missed")
     ] = 250_000
     webhook_retention: Annotated[
-        Seconds, Meta(description="time for which deliveries that were made or given up are kept")
+        Seconds, Meta(description="time for which delivered and given up deliveries are kept")
     ] = 14 * DAY
 
     # Sealing.
-    seal_interval: Annotated[
-        Seconds, Meta(description="time between two seals over what was recorded since")
-    ] = 60.0
+    seal_interval: Annotated[Seconds, Meta(description="time between two log seals")] = 60.0
     seal_key: Annotated[
         Path | None,
-        Meta(description="file with the private key of seals; without it, one in `data_dir`"),
+        Meta(description="file with the private key of log seals; without it, one in `data_dir`"),
     ] = None
 
     # Erasing.
     master_keys: Annotated[
         Path | None,
-        Meta(
-            description="folder with the keys that encrypt owners' keys, the same for all machines"
-        ),
+        Meta(description="folder with the keys that encrypt owners' keys, shared by all machines"),
     ] = None
     master_key_command: Annotated[
         tuple[str, ...],
-        Meta(description="command that keeps those keys instead, as for a KMS (docs/audit.md)"),
+        Meta(
+            description="command that keeps those keys instead, for example a KMS (docs/audit.md)"
+        ),
     ] = ()
 
     # Watching.
-    feed_tick: Annotated[Seconds, Meta(description="shortest time between two frames")] = 0.1
-    feed_heartbeat: Annotated[Seconds, Meta(description="time between two pings")] = 15.0
+    feed_tick: Annotated[Seconds, Meta(description="shortest time between two feed frames")] = 0.1
+    feed_heartbeat: Annotated[Seconds, Meta(description="time between two feed heartbeats")] = 15.0
     feed_buffer: Annotated[
-        Bytes, Meta(description="bytes that wait for one client before it catches up instead")
+        Bytes,
+        Meta(
+            description="unsent bytes of one client above which it catches up from the read model"
+        ),
     ] = MIB
 
     def retry_policy_of(self, pipeline: str) -> RetryPolicy:

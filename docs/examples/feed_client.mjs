@@ -12,14 +12,14 @@ const keyOf = {
 };
 
 export class FeedClient {
-  /** `changed(kind, row)` hears of every row that came, `ended(code)` of an end for good. */
+  /** Calls `changed(kind, row)` for every received row, `ended(code)` when reconnecting is futile. */
   constructor(url, key, batches, { changed, ended }) {
     Object.assign(this, { url, key, batches, changed, ended, failures: 0 });
-    this.forget();
+    this.clear();
     this.connect();
   }
 
-  forget() {
+  clear() {
     this.rows = { batches: new Map(), uploads: new Map(), attempts: new Map() };
     this.position = -1;
     this.cursor = null;
@@ -29,46 +29,46 @@ export class FeedClient {
     const address = new URL("/v1/feed", this.url);
     address.protocol = address.protocol.replace("http", "ws");
     const socket = (this.socket = new WebSocket(address, "uptrail.v1.json"));
-    socket.onmessage = ({ data }) => this.hear(JSON.parse(data));
-    socket.onclose = ({ code }) => this.lost(code);
+    socket.onmessage = ({ data }) => this.handle(JSON.parse(data));
+    socket.onclose = ({ code }) => this.reconnect(code);
   }
 
-  say(message) {
+  send(message) {
     this.socket.send(JSON.stringify(message));
   }
 
-  hear(frame) {
+  handle(frame) {
     switch (frame.type) {
-      case "authenticate": // who speaks is said first; again, with a newer key, once it expires
+      case "authenticate": // authenticate first; again, with a newer key, before it expires
       case "expiring":
-        return this.say({ type: "authenticate", token: this.key });
+        return this.send({ type: "authenticate", token: this.key });
       case "welcome":
         if (this.subscribed !== this.socket) {
           this.subscribed = this.socket;
-          const least = this.cursor ? null : "latest"; // no verdict of before what was just asked for
-          this.say({ type: "subscribe", batches: this.batches, after: this.cursor, min_position: least });
+          const least = this.cursor ? null : "latest"; // no outcome from before the latest command
+          this.send({ type: "subscribe", batches: this.batches, after: this.cursor, min_position: least });
         }
         return;
       case "ping":
-        return this.say({ type: "pong" });
-      case "error": // the server is behind with what it shows: ask again, from the start
+        return this.send({ type: "pong" });
+      case "error": // the read model is behind: reconnect and subscribe again
         if (frame.code === "position_not_reached") this.socket.close();
         return;
       case "reset":
-        return this.forget();
+        return this.clear();
       case "snapshot":
-        if (frame.part === 1) this.forget();
-        this.take(frame);
+        if (frame.part === 1) this.clear();
+        this.apply(frame);
         if (!frame.more) [this.position, this.cursor] = [frame.position, frame.cursor];
         return;
-      case "changes": // applied once, whatever was cut or told again
+      case "changes": // applied once, also if it is sent again after a cut
         if (!(frame.from <= this.position && this.position < frame.to)) return;
-        this.take(frame);
+        this.apply(frame);
         [this.position, this.cursor] = [frame.to, frame.cursor];
     }
   }
 
-  take(frame) {
+  apply(frame) {
     this.failures = 0;
     for (const kind of Object.keys(keyOf)) {
       for (const row of frame[kind]) {
@@ -78,7 +78,7 @@ export class FeedClient {
     }
   }
 
-  lost(code) {
+  reconnect(code) {
     if (this.closed || (code >= 4500 && code < 4600)) return this.ended(code);
     const wait = Math.random() * Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** this.failures++);
     setTimeout(() => this.connect(), wait);

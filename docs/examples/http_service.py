@@ -1,4 +1,4 @@
-"""A service for `http` steps: counts words. SECRET=whsec_... python http_service.py PORT"""
+"""Count words, as a service for `http` steps. SECRET=whsec_... python http_service.py PORT"""
 
 import json
 import os
@@ -20,12 +20,12 @@ class Service(BaseHTTPRequestHandler):
         if step["size"] <= 1000:
             return self.answer(200, count(step))
         Thread(target=count_later, args=(step,)).start()
-        return self.answer(202, {})  # a large file takes its time
+        return self.answer(202, {})  # a large file takes longer: report by callback
 
-    def answer(self, status, said):
+    def answer(self, status, body):
         self.send_response(status)
         self.end_headers()
-        self.wfile.write(json.dumps(said).encode())
+        self.wfile.write(json.dumps(body).encode())
 
 
 def count(step):
@@ -34,8 +34,8 @@ def count(step):
 
 
 def count_later(step):
-    for said in ({"progress": {"done": 0, "total": 1}}, count(step)):
-        body, headers = json.dumps(said).encode(), {"Content-Type": "application/json"}
+    for report in ({"progress": {"done": 0, "total": 1}}, count(step)):
+        body, headers = json.dumps(report).encode(), {"Content-Type": "application/json"}
         urlopen(Request(step["callback_url"], body, headers)).close()  # noqa: S310
 
 

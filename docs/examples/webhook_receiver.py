@@ -1,4 +1,4 @@
-"""A receiver of webhooks that prints. SECRET=whsec_... python webhook_receiver.py PORT"""
+"""Print the webhooks that arrive. SECRET=whsec_... python webhook_receiver.py PORT"""
 
 import json
 import os
@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-HEARD = set()  # ids of messages; a real one keeps them with what it does about them
+SEEN = set()  # ids of processed messages; store them with the effects in production
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -17,10 +17,10 @@ class Receiver(BaseHTTPRequestHandler):
             message = Webhook(os.environ["SECRET"]).verify(body, dict(self.headers))
         except WebhookVerificationError:
             return self.answer(401)
-        if self.headers["webhook-id"] not in HEARD:  # it may be told more than once
-            HEARD.add(self.headers["webhook-id"])
+        if self.headers["webhook-id"] not in SEEN:  # delivery is at least once
+            SEEN.add(self.headers["webhook-id"])
             print(message["type"], json.dumps(message["data"]), flush=True)
-        return self.answer(204)  # any 2xx: it is done, do not tell it again
+        return self.answer(204)  # any 2xx acknowledges the message
 
     def answer(self, status):
         self.send_response(status)
