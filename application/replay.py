@@ -13,7 +13,7 @@ from application.activity import show_activity_then
 from application.append import RecordedEvent
 from application.errors import NotFound
 from application.ports.event_log import EventLog
-from application.projection import Key, RowChanges, fold
+from application.projection import Key, RowChanges, fold_changes
 from application.views import AttemptView, BatchView, UploadView
 
 PAGE = 10_000  # events held in memory at a time
@@ -34,7 +34,7 @@ class Rows(msgspec.Struct):
 
     def apply(self, events: Iterable[RecordedEvent]) -> None:
         """Takes in more events, which follow those taken before."""
-        folded = fold(events)
+        folded = fold_changes(events)
         _apply(folded.tables["batches"], self.batches, BatchView)
         _apply(folded.tables["uploads"], self.uploads, UploadView)
         _apply(folded.tables["attempts"], self.attempts, AttemptView)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import structlog
 
 from application.ports.event_log import EventLog
-from application.projection import VERSION, Fold, fold
+from application.projection import VERSION, FoldedChanges, fold_changes
 from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.postgres.pool import Connection, connect
 from infrastructure.read_model.chunks import CHUNK, chunks
@@ -63,7 +63,7 @@ async def project(
     position = await tracked(connection, target)
     async with aclosing(chunks(log, position, upto=upto, size=size)) as ahead:
         async for events in ahead:
-            folded = fold(events)
+            folded = fold_changes(events)
             if not await _write(connection, target, position, folded):
                 return await tracked(connection, target)  # somebody else is at it
             position = folded.position
@@ -79,7 +79,7 @@ async def tracked(connection: Connection, target: Target, *, lock: bool = False)
     return int(row[0])
 
 
-async def _write(connection: Connection, target: Target, after: int, folded: Fold) -> bool:
+async def _write(connection: Connection, target: Target, after: int, folded: FoldedChanges) -> bool:
     """Whether the rows were at position `after`, so that these changes were theirs."""
     async with connection.transaction():
         if await tracked(connection, target, lock=True) != after:

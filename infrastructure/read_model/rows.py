@@ -13,8 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 from sqlalchemy import Column
 
-from application.projection import Fold, Table
-from application.projection.fold import Merged
+from application.projection import FoldedChanges, MergedColumns, Table
 from application.views import AttemptView, BatchView, UploadView
 from infrastructure.postgres.pool import Connection, Cursor
 from infrastructure.read_model.tables import SCHEMA, metadata
@@ -39,7 +38,9 @@ _VIEWS = {"batches": BatchView, "uploads": UploadView, "attempts": AttemptView}
 _encode = msgspec.json.Encoder().encode
 
 
-async def write_rows(connection: Connection, target: Target, folded: Fold) -> list[Written]:
+async def write_rows(
+    connection: Connection, target: Target, folded: FoldedChanges
+) -> list[Written]:
     """Writes every row; how many were there to be written is known once the pipeline ends.
 
     The caller begins and commits, and may have opened a pipeline. Raises psycopg.Error.
@@ -50,7 +51,7 @@ async def write_rows(connection: Connection, target: Target, folded: Fold) -> li
     ]
 
 
-def _statements(schema: str, folded: Fold) -> Iterator[Statement]:
+def _statements(schema: str, folded: FoldedChanges) -> Iterator[Statement]:
     for table, changes in folded.tables.items():
         view = _VIEWS[table]
         if changes.created:
@@ -60,9 +61,9 @@ def _statements(schema: str, folded: Fold) -> Iterator[Statement]:
             yield _update(schema, table, columns), rows
 
 
-def _alike(rows: Iterable[Merged]) -> Iterable[tuple[frozenset[str], list[Merged]]]:
+def _alike(rows: Iterable[MergedColumns]) -> Iterable[tuple[frozenset[str], list[MergedColumns]]]:
     """The rows by the columns they assign: a few dozen kinds, however many rows."""
-    groups: dict[frozenset[str], list[Merged]] = {}
+    groups: dict[frozenset[str], list[MergedColumns]] = {}
     for row in rows:
         groups.setdefault(frozenset(row), []).append(row)
     return groups.items()

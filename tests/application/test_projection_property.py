@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from application.append import RecordedEvent
-from application.projection import changes_of, fold
+from application.projection import fold_changes, row_changes
 from application.replay import Rows, replay
 from domain.batch.aggregate import Batch
 from domain.batch.events import BatchEvent
@@ -116,7 +116,7 @@ def test_applying_an_event_again_changes_nothing(history: list[UploadEvent]) -> 
 @given(upload_histories())
 def test_every_change_says_which_event_it_reflects(history: list[UploadEvent]) -> None:
     for event in recorded(FILE, history):
-        for change in changes_of(event):
+        for change in row_changes(event):
             assert change.columns["position"] == event.position
             if change.table == "uploads":
                 assert change.columns["version"] == event.version
@@ -126,7 +126,7 @@ def test_every_change_says_which_event_it_reflects(history: list[UploadEvent]) -
 @relaxed
 @given(upload_histories())
 def test_no_text_holds_what_the_database_cannot_store(history: list[UploadEvent]) -> None:
-    folded = fold(recorded(FILE, history))
+    folded = fold_changes(recorded(FILE, history))
 
     values = [
         value
@@ -139,7 +139,7 @@ def test_no_text_holds_what_the_database_cannot_store(history: list[UploadEvent]
 
 def test_a_fold_of_nothing_changes_nothing() -> None:
     nothing: list[RecordedEvent] = []
-    folded = fold(nothing)
+    folded = fold_changes(nothing)
 
     assert folded.position == 0
     assert not any(rows.created or rows.updated for rows in folded.tables.values())

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 import application.activity
 import application.append
 import application.orchestrator
+import application.projected_columns
 import application.projection
 import application.replay
 import application.views
 import domain
 from application.append import RecordedEvent
-from application.projection import changes_of, fold
+from application.projection import fold_changes, row_changes
 from application.replay import Rows, replay
 from domain.batch.aggregate import Batch
 from domain.batch.events import BatchEvent, BatchPaused, BatchResumed, BatchSealed
@@ -168,7 +169,7 @@ def test_a_resumed_batch_keeps_its_row_when_another_owner_seals_theirs_in_the_sa
 
 def test_a_batch_is_resumed_also_after_another_was_paused_in_an_earlier_fold() -> None:
     pause, resume = BatchPaused(**NOW), BatchResumed(**NOW)
-    fold(recorded(OTHER, [started(owner="umbrella"), pause, resume, pause])[2:])
+    fold_changes(recorded(OTHER, [started(owner="umbrella"), pause, resume, pause])[2:])
 
     row = replay(recorded(BATCH, [started(), pause, resume])).batches[BATCH]
 
@@ -223,7 +224,7 @@ def test_the_changes_of_an_event_share_nothing_mutable_with_it_or_with_those_of_
     one, other = (
         RecordedEvent(id, 2, 7, e) for id, e in zip((FILE, OTHER), _read_twice(event), strict=True)
     )
-    changes, again, others = changes_of(one), changes_of(one), changes_of(other)
+    changes, again, others = row_changes(one), row_changes(one), row_changes(other)
 
     assert _shared(changes, others) == []
     assert _shared(changes, again) == []
@@ -235,7 +236,7 @@ def test_a_fold_of_two_streams_shares_nothing_mutable_between_their_rows(
     event: DomainEvent,
 ) -> None:
     one, other = _read_twice(event)
-    folded = fold([RecordedEvent(FILE, 2, 7, one), RecordedEvent(OTHER, 2, 8, other)])
+    folded = fold_changes([RecordedEvent(FILE, 2, 7, one), RecordedEvent(OTHER, 2, 8, other)])
     rows = [
         columns
         for changes in folded.tables.values()
@@ -301,7 +302,8 @@ def _modules(package: ModuleType) -> Iterator[ModuleType]:
 # What decides, evolves and folds: values in, values out.
 _PURE = [
     *_modules(domain),
-    *_modules(application.projection),
+    application.projected_columns,
+    application.projection,
     *_modules(application.orchestrator),
     application.activity,
     application.append,
