@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from application.pipeline import Permanent, Quarantine, Subject, Workbench
 from infrastructure.processors.clamd import BeyondScanner, is_address, scan
-from infrastructure.processors.options import Options, read
+from infrastructure.processors.options import Options, parse_options
 
 DEBIAN = "unix:/var/run/clamav/clamd.ctl"  # where Debian's clamd listens
 
@@ -43,7 +43,7 @@ async def antivirus(subject: Subject, bench: Workbench, options: dict[str, Any])
 
     Raises Infected with the signature's name, TooLargeToScan, ScannerUnavailable, BadOption.
     """
-    chosen = read(AntivirusOptions, options)
+    chosen = parse_options(AntivirusOptions, options)
     try:
         signature = await scan(chosen.address, _told(subject, bench), chosen.silence)
     except BeyondScanner as error:

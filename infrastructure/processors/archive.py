@@ -14,7 +14,7 @@ from infrastructure.processors.archive_streams import format_of, zstd
 from infrastructure.processors.archive_tar import is_header
 from infrastructure.processors.copying import copy
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool
-from infrastructure.processors.options import Options, read
+from infrastructure.processors.options import Options, parse_options
 
 MIB = 1024 * 1024
 INSPECT = "infrastructure.processors.archive_child:inspect"
@@ -75,7 +75,7 @@ class Archive:
 
         Raises the errors above, BadOption.
         """
-        chosen = read(ArchiveOptions, options)
+        chosen = parse_options(ArchiveOptions, options)
         kind, unsure = await _kind(subject, bench)
         if kind is None:
             return {"skipped": "it is no archive"}

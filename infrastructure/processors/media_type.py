@@ -34,7 +34,7 @@ from infrastructure.processors.media_types import (
     matches,
     raster_type,
 )
-from infrastructure.processors.options import Options, read
+from infrastructure.processors.options import Options, parse_options
 from infrastructure.processors.sniffing import HEAD, conclude, second_range, sniff
 
 MIB = 1024 * 1024
@@ -97,7 +97,7 @@ class MediaType:
         image whose pixels cannot be counted passes, with the reason as `unmeasured`. Raises the
         errors above, DecoderLost, BadOption.
         """
-        chosen = read(MediaTypeOptions, options)
+        chosen = parse_options(MediaTypeOptions, options)
         claims = _claims(subject)
         sniffed = await self._sniff(subject, bench, claims)
         await _require_allowed(sniffed, claims, chosen, bench)

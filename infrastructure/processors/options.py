@@ -1,4 +1,4 @@
-"""What a pipeline may tell a step: the options of a processor, as a type of their own."""
+"""Options of processors: a Struct type for each, parsed from the settings of a step."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class BadOption(Permanent):
-    """A step is given an option that its processor does not know, or cannot use."""
+    """A step has an option that its processor does not know or cannot use."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The options of a processor of ours, each with its default."""
+    """Base of the options of the built-in processors."""
 
 
-def read(kind: type[T], given: dict[str, Any]) -> T:
-    """The options as their type. Raises BadOption, which names what is known, never a value."""
+def parse_options(kind: type[T], given: dict[str, Any]) -> T:
+    """Return the options as their type. Raises BadOption, which names options, never values."""
     known = _fields_of(kind)
     names = [field.encode_name for field in known]
     for name in given:
         if name not in names:
-            raise BadOption(f"there is no option {name!r}{_instead(name, names)}")
+            raise BadOption(f"there is no option {name!r}{_suggestion(name, names)}")
     for field in known:
         if field.required and field.encode_name not in given:
             raise BadOption(f"the option {field.encode_name!r} is missing")
@@ -40,11 +40,11 @@ def read(kind: type[T], given: dict[str, Any]) -> T:
 
 @cache
 def _fields_of(kind: type[msgspec.Struct]) -> tuple[FieldInfo, ...]:
-    """Kept: they are worked out of annotations each time, and every file asks for three."""
+    """Return the fields, cached: three processors parse their options for every file."""
     return msgspec.structs.fields(kind)
 
 
-def _instead(name: str, known: list[str]) -> str:
+def _suggestion(name: str, known: list[str]) -> str:
     if not known:
         return "; it has none"
     if close := get_close_matches(name, known, n=1):

@@ -1,69 +1,131 @@
-"""All processors that pipelines can name: our own, and those of installed packages."""
+"""All processors that pipelines can name: those of Uptrail, and those of installed packages."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
-from application.pipeline import Processor
+import msgspec
+
+from application.pipeline import Pipeline, Processor, Step
+from infrastructure.outbound.destinations import (
+    BadDestination,
+    PrivateAddress,
+    parse_destination,
+)
 from infrastructure.processors.antivirus import AntivirusOptions, antivirus
 from infrastructure.processors.archive import Archive, ArchiveOptions
-from infrastructure.processors.checksum import ChecksumOptions, checksum
 from infrastructure.processors.decoder_pool import DecoderPool
 from infrastructure.processors.media_type import MediaType, MediaTypeOptions
-from infrastructure.processors.rehearse import RehearseOptions, rehearse
+from infrastructure.processors.options import BadOption, Options, parse_options
 from infrastructure.processors.service import HttpOptions
+from infrastructure.processors.simple import (
+    ChecksumOptions,
+    RehearseOptions,
+    compute_checksum,
+    fail_once,
+)
 from infrastructure.processors.step_pool import StepPool, installed_problems
 from infrastructure.processors.thumbnail import Thumbnail, ThumbnailOptions
+from infrastructure.settings_fields import BadSetting
 
-GROUP = "uptrail.processors"
-PROCESSES = 8
-MEMORY = 1 << 30  # bytes
+ENTRY_POINT_GROUP = "uptrail.processors"
+STEP_PROCESSES = 8
+STEP_MEMORY = 1 << 30  # bytes
 
-_OWN = {
-    "antivirus": AntivirusOptions,
-    "archive": ArchiveOptions,
-    "checksum": ChecksumOptions,
-    "http": HttpOptions,
-    "media-type": MediaTypeOptions,
-    "rehearse": RehearseOptions,
-    "thumbnail": ThumbnailOptions,
-}
+
+class Resources(NamedTuple):
+    """What processors are made with; `http` is None where no service can be called."""
+
+    decoders: DecoderPool
+    http: Processor | None
+
+
+class BuiltInProcessor(NamedTuple):
+    """Declaration of a processor: the only place where it is registered."""
+
+    name: str
+    options: type[Options]
+    description: str
+    make: Callable[[Resources], Processor | None]
+
+
+PROCESSORS = (
+    BuiltInProcessor(
+        "checksum",
+        ChecksumOptions,
+        "computes the SHA-256 and compares it with the declared one",
+        lambda resources: compute_checksum,
+    ),
+    BuiltInProcessor(
+        "media-type",
+        MediaTypeOptions,
+        "determines the media type and denies types",
+        lambda resources: MediaType(resources.decoders),
+    ),
+    BuiltInProcessor(
+        "thumbnail",
+        ThumbnailOptions,
+        "attaches a small WebP picture",
+        lambda resources: Thumbnail(resources.decoders),
+    ),
+    BuiltInProcessor(
+        "archive",
+        ArchiveOptions,
+        "reads zip and tar files to their end and refuses dangerous ones",
+        lambda resources: Archive(resources.decoders),
+    ),
+    BuiltInProcessor(
+        "antivirus",
+        AntivirusOptions,
+        "scans the file with clamd",
+        lambda resources: antivirus,
+    ),
+    BuiltInProcessor(
+        "http",
+        HttpOptions,
+        "calls a service of yours",
+        lambda resources: resources.http,
+    ),
+    BuiltInProcessor(
+        "rehearse",
+        RehearseOptions,
+        "fails the first attempt on purpose, for demos",
+        lambda resources: fail_once,
+    ),
+)
 
 
 @asynccontextmanager
 async def open_processors(
-    http: Processor | None = None, *, processes: int = PROCESSES, memory: int = MEMORY
+    http: Processor | None = None, *, processes: int = STEP_PROCESSES, memory: int = STEP_MEMORY
 ) -> AsyncIterator[dict[str, Processor]]:
-    """Processors by name, ready for use; what they keep running ends with the context.
+    """Yield the processors by name; their child processes end with the context.
 
-    `http` is the one that calls services: it needs a way to receive their results. Steps of
-    installed packages run in `processes` processes, each with at most `memory` bytes of memory.
+    `http` calls services: it needs a way to receive their results. Steps of installed packages run
+    in `processes` processes, each with at most `memory` bytes of memory.
     """
     async with DecoderPool() as decoders, StepPool(size=processes, memory=memory) as pool:
-        own: dict[str, Processor] = {
-            "antivirus": antivirus,
-            "archive": Archive(decoders),
-            "checksum": checksum,
-            "media-type": MediaType(decoders),
-            "rehearse": rehearse,
-            "thumbnail": Thumbnail(decoders),
-        }
-        if http is not None:
-            own["http"] = http
-        yield {**{name: pool.processor(name) for name in installed()}, **own}
+        resources = Resources(decoders, http)
+        processors: dict[str, Processor] = {}
+        for name in installed_names():
+            processors[name] = pool.processor(name)
+        for declared in PROCESSORS:
+            if (processor := declared.make(resources)) is not None:
+                processors[declared.name] = processor
+        yield processors
 
 
 class InstalledOptions:
-    """The options of an installed processor, which only a process of its own may ask it about."""
+    """Options of an installed processor, which are checked in a process of its own."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def problem(self, options: dict[str, Any]) -> str:
-        """What is wrong with these options, or with loading the processor; "" where nothing is.
+        """Return what is wrong with these options, or with loading the processor; "" if nothing.
 
         A processor declares its options in an attribute `options`, a msgspec Struct.
         """
@@ -72,13 +134,62 @@ class InstalledOptions:
 
 
 def known_options() -> dict[str, Any]:
-    """What judges the options by processor: their type, or `InstalledOptions`."""
-    return {**{name: InstalledOptions(name) for name in installed()}, **_OWN}
+    """Return by processor the type of its options, or `InstalledOptions`."""
+    installed = {name: InstalledOptions(name) for name in installed_names()}
+    return {**installed, **{declared.name: declared.options for declared in PROCESSORS}}
 
 
-def installed() -> list[str]:
-    """Names of processors that other packages offer under the entry point group.
+def installed_names() -> list[str]:
+    """Return the names of processors that other packages offer under the entry point group.
 
     None is imported here: that runs their code, which may end the process.
     """
-    return sorted({entry.name for entry in entry_points(group=GROUP)})
+    return sorted({entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)})
+
+
+def check_pipelines(
+    pipelines: Mapping[str, Pipeline],
+    known: Mapping[str, Any],
+    *,
+    allow_private_addresses: bool = False,
+) -> None:
+    """Check every step before the first file arrives; `known` is of `known_options`.
+
+    Raises BadSetting for the first step that cannot work, with what could be written instead.
+    """
+    for name, pipeline in pipelines.items():
+        for number, step in enumerate(pipeline.steps, 1):
+            problem = _options_problem(step, known)
+            problem = problem or _url_problem(step, known, allow_private_addresses)
+            if problem:
+                raise BadSetting(f"pipelines.{name}, step {number} ({step.label}): {problem}")
+
+
+def _options_problem(step: Step, known: Mapping[str, Any]) -> str:
+    if step.processor not in known:
+        names = ", ".join(sorted(known))
+        return f"there is no processor {step.processor!r}; known are {names}"
+    options = known[step.processor]
+    if isinstance(options, InstalledOptions):
+        return options.problem(step.options)
+    if isinstance(options, type) and issubclass(options, msgspec.Struct):
+        try:
+            parse_options(options, step.options)
+        except BadOption as error:
+            return str(error)
+    return ""
+
+
+def _url_problem(step: Step, known: Mapping[str, Any], allow_private_addresses: bool) -> str:
+    """Return why no request of an `http` step could ever be sent; empty if one could."""
+    if known[step.processor] is not HttpOptions:
+        return ""
+    try:
+        destination = parse_destination(parse_options(HttpOptions, step.options).url)
+        if not allow_private_addresses:
+            destination.require_public()
+    except BadDestination as error:
+        return f"the option `url` {error}"
+    except PrivateAddress as error:
+        return f"the option `url` leads to a private network: {error}"
+    return ""

@@ -18,7 +18,7 @@ from application.ports.errands import Errands, Report, Tickets
 from infrastructure.outbound.destinations import BadDestination
 from infrastructure.outbound.requests import AnswerTooLong, Outbound
 from infrastructure.outbound.signing import require_secret, signature_headers
-from infrastructure.processors.options import Options, read
+from infrastructure.processors.options import Options, parse_options
 
 FIRST_LOOK, LONGEST_LOOK = 0.1, 1.0  # seconds between two looks at what a service has said
 MAX_TOLD = 500  # characters of an answer that an error repeats
@@ -84,7 +84,7 @@ class HttpService:
 
         Raises ServiceFailed, ServiceRefused, ServiceQuarantined, BadOption, Unavailable.
         """
-        chosen = read(HttpOptions, options)
+        chosen = parse_options(HttpOptions, options)
         tickets = await self._errands.open(
             subject.upload, subject.attempt, download_within=chosen.download_within
         )

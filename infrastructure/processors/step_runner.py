@@ -29,8 +29,7 @@ from application.pipeline import Permanent
 from application.worker.bench import MAX_ARTIFACT
 from application.worker.results import encode_result
 from application.worker.step_error import Kind, StepError, StepFailure, describe
-from infrastructure.processors.options import BadOption
-from infrastructure.processors.options import read as read_options
+from infrastructure.processors.options import BadOption, parse_options
 from infrastructure.processors.step_messages import (
     LENGTH,
     Attach,
@@ -77,7 +76,7 @@ def _problem(name: str, options: dict[str, Any]) -> str:
     try:
         kind = getattr(_load(name), "options", None)
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            read_options(kind, options)
+            parse_options(kind, options)
     except BadOption as error:
         return str(error)
     except BaseException as error:

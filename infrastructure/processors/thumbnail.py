@@ -19,7 +19,7 @@ from application.pipeline import Subject, Workbench
 from infrastructure.processors.copying import copy
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderLost, DecoderPool
 from infrastructure.processors.media_types import RASTER
-from infrastructure.processors.options import Options, read
+from infrastructure.processors.options import Options, parse_options
 from infrastructure.processors.sniffing import sniff
 
 MIB = 1024 * 1024
@@ -67,7 +67,7 @@ class Thumbnail:
         self, subject: Subject, bench: Workbench, options: dict[str, Any]
     ) -> dict[str, Any]:
         """Return the size of the thumbnail, or `{"skipped": reason}`. Raises BadOption."""
-        chosen = read(ThumbnailOptions, options)
+        chosen = parse_options(ThumbnailOptions, options)
         try:
             media_type = await _raster_type(subject, bench)
             if subject.size > chosen.max_bytes:

@@ -16,8 +16,7 @@ def check(settings: Settings, roles: Sequence[Role]) -> None:
     if settings.processes > 1 and sys.platform == "win32":
         raise BadSetting("processes must be 1 on Windows")
     if Role.WORKER in roles:
-        from infrastructure.processors.checking import check_pipelines
-        from infrastructure.processors.registry import known_options
+        from infrastructure.processors.registry import check_pipelines, known_options
 
         check_pipelines(
             settings.pipelines,

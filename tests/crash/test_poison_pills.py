@@ -15,8 +15,7 @@ from domain.retry import RetryPolicy
 from domain.upload.aggregate import MAX_MESSAGE
 from domain.upload.events import AttemptAbandoned, AttemptFailed, AttemptSucceeded, UploadFailed
 from domain.upload.state import UploadState
-from infrastructure.processors.checking import check_pipelines
-from infrastructure.processors.registry import known_options, open_processors
+from infrastructure.processors.registry import check_pipelines, known_options, open_processors
 from infrastructure.settings_fields import BadSetting
 from tests.crash.pills import HARMLESS, PILLS, installed
 from tests.faults.site import eventually as until

@@ -9,8 +9,7 @@ import pytest
 
 from application.pipeline import Pipeline, Step
 from domain.retry import RetryPolicy
-from infrastructure.processors.checking import check_pipelines
-from infrastructure.processors.registry import known_options
+from infrastructure.processors.registry import PROCESSORS, check_pipelines, known_options
 from infrastructure.settings import Settings
 from infrastructure.settings_fields import BadSetting
 from infrastructure.settings_sources import load, shown
@@ -150,3 +149,11 @@ def test_every_option_is_in_the_manual() -> None:
         assert f"`{processor}`" in manual
         for option in msgspec.structs.fields(options):
             assert f"`{option.name}`" in manual, f"{processor}: {option.name}"
+
+
+def test_every_built_in_processor_is_in_the_table_of_the_manual() -> None:
+    manual = (Path(__file__).parents[3] / "docs/pipelines.md").read_text()
+
+    table = manual.partition("| processor | what it does |\n|---|---|\n")[2].partition("\n\n")[0]
+    declared = [f"| `{built_in.name}` | {built_in.description} |" for built_in in PROCESSORS]
+    assert table.splitlines() == declared

@@ -14,8 +14,7 @@ import pytest
 from application.pipeline import Pipeline, Step
 from domain.upload.events import AttemptFailed, AttemptSucceeded
 from domain.upload.state import UploadState
-from infrastructure.processors.checking import check_pipelines
-from infrastructure.processors.registry import known_options, open_processors
+from infrastructure.processors.registry import check_pipelines, known_options, open_processors
 from infrastructure.settings_fields import BadSetting
 from tests.infrastructure.jobs.plant import open_plant, pipeline
 

@@ -7,7 +7,7 @@ import pytest
 
 from application.worker.step_error import StepFailure
 from infrastructure.processors.registry import open_processors
-from infrastructure.processors.rehearse import Rehearsed
+from infrastructure.processors.simple import SimulatedFailure
 from infrastructure.settings import Settings
 from tests.infrastructure.processors.bench import Table, perform, subject
 
@@ -46,7 +46,7 @@ async def test_an_installed_package_brings_its_own_processors(
 def test_a_rehearsed_failure_happens_once() -> None:
     options = {"fail_first_attempt_of": ["photos/*.jpg"]}
 
-    with pytest.raises(Rehearsed):
+    with pytest.raises(SimulatedFailure):
         perform("rehearse", b"", "photos/a.jpg", options)
     assert perform("rehearse", b"", "photos/a.jpg", options, attempt=2)[0] == {}
     assert perform("rehearse", b"", "notes.txt", options)[0] == {}
