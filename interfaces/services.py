@@ -11,15 +11,14 @@ from aiohttp import web
 
 from application.ports.blobs import BlobStore
 from application.ports.erasures import Erasures
-from application.ports.errands import Errands
 from application.ports.event_log import EventLog, Wakeups
+from application.ports.jobs import RemoteSteps, Workers
 from application.ports.keys import Keys
 from application.ports.read_model import History, Queries
 from application.ports.seals import Seals
 from application.ports.slots import Slots
 from application.ports.usage import Usage
 from application.ports.webhooks import Webhooks
-from application.ports.workers import Workers
 from application.transfer.elsewhere import Elsewhere
 from infrastructure.settings import Settings
 
@@ -38,7 +37,7 @@ class Services:
     now: Callable[[], datetime]
     new_id: Callable[[], UUID]
     elsewhere: Elsewhere
-    errands: Errands
+    remote_steps: RemoteSteps
     usage: Usage
     slots: Slots
     workers: Workers

@@ -1,1 +1,1 @@
-"""The worker's side: attempts, each a run of a pipeline over one upload."""
+"""Attempts of a worker, each a run of a pipeline over one upload."""

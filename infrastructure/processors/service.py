@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from application.errors import Unavailable
 from application.pipeline import Permanent, Quarantine, Subject, Workbench
-from application.ports.errands import Errands, Report, Tickets
+from application.ports.jobs import CallbackReport, CallbackTokens, RemoteSteps
 from infrastructure.outbound.destinations import BadDestination
 from infrastructure.outbound.requests import AnswerTooLong, Outbound
 from infrastructure.outbound.signing import require_secret, signature_headers
@@ -24,7 +24,7 @@ FIRST_LOOK, LONGEST_LOOK = 0.1, 1.0  # seconds between two looks at what a servi
 MAX_TOLD = 500  # characters of an answer that an error repeats
 
 _log = structlog.get_logger(__name__)
-_decode = msgspec.json.Decoder(Report).decode
+_decode = msgspec.json.Decoder(CallbackReport).decode
 
 
 class HttpOptions(Options, frozen=True, kw_only=True):
@@ -68,12 +68,12 @@ class HttpService:
     def __init__(
         self,
         outbound: Outbound,
-        errands: Errands,
+        remote_steps: RemoteSteps,
         reach_us: str,
         now: Callable[[], datetime],
     ) -> None:
         self._outbound = outbound
-        self._errands = errands
+        self._remote_steps = remote_steps
         self._reach_us = reach_us.rstrip("/")
         self._now = now
 
@@ -85,23 +85,25 @@ class HttpService:
         Raises ServiceFailed, ServiceRefused, ServiceQuarantined, BadOption, Unavailable.
         """
         chosen = parse_options(HttpOptions, options)
-        tickets = await self._errands.open(
+        tokens = await self._remote_steps.open(
             subject.upload, subject.attempt, download_within=chosen.download_within
         )
         try:
-            report = await self._ask(subject, chosen, tickets)
+            report = await self._ask(subject, chosen, tokens)
             if report is None:
-                report = await self._hear(tickets, bench)
+                report = await self._hear(tokens, bench)
         finally:
-            await self._close(tickets)
+            await self._close(tokens)
         return _result(report)
 
-    async def _ask(self, subject: Subject, chosen: HttpOptions, tickets: Tickets) -> Report | None:
+    async def _ask(
+        self, subject: Subject, chosen: HttpOptions, tokens: CallbackTokens
+    ) -> CallbackReport | None:
         """What the service answers at once; None if it will say so later."""
         now = self._now()
-        body = self._request(subject, chosen, tickets, now)
+        body = self._request(subject, chosen, tokens, now)
         headers = signature_headers(
-            f"errand_{tickets.id.hex}", int(now.timestamp()), body, chosen.secret
+            f"errand_{tokens.id.hex}", int(now.timestamp()), body, chosen.secret
         )
         headers["Content-Type"] = "application/json"
         try:
@@ -118,10 +120,10 @@ class HttpService:
         return _report(status, answer)
 
     def _request(
-        self, subject: Subject, chosen: HttpOptions, tickets: Tickets, now: datetime
+        self, subject: Subject, chosen: HttpOptions, tokens: CallbackTokens, now: datetime
     ) -> bytes:
-        callback = f"{self._reach_us}/v1/callbacks/{tickets.callback}"
-        content = f"{self._reach_us}/v1/callbacks/{tickets.download}/content"
+        callback = f"{self._reach_us}/v1/callbacks/{tokens.callback}"
+        content = f"{self._reach_us}/v1/callbacks/{tokens.download}/content"
         data = msgspec.structs.asdict(subject) | {
             "parameters": chosen.parameters,
             "content_url": content,
@@ -129,31 +131,31 @@ class HttpService:
         }
         return msgspec.json.encode({"type": "step.requested", "timestamp": now, "data": data})
 
-    async def _hear(self, tickets: Tickets, bench: Workbench) -> Report:
+    async def _hear(self, tokens: CallbackTokens, bench: Workbench) -> CallbackReport:
         """Waits for the answer, however long: the step's timeout is not known here."""
         pause = FIRST_LOOK
         while True:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_LOOK)
             try:
-                errand = await self._errands.get(tickets.id)
+                step = await self._remote_steps.get(tokens.id)
             except Unavailable:
                 continue  # the service may say it meanwhile; it is kept
-            if errand is None:
+            if step is None:
                 raise ServiceFailed("what the service would say has been forgotten")
-            if errand.reached is not None:
-                await bench.progress(errand.reached.done, errand.reached.total)
-            if errand.answer is not None:
-                return errand.answer
+            if step.progress is not None:
+                await bench.progress(step.progress.done, step.progress.total)
+            if step.answer is not None:
+                return step.answer
 
-    async def _close(self, tickets: Tickets) -> None:
+    async def _close(self, tokens: CallbackTokens) -> None:
         try:
-            await self._errands.close(tickets.id)
+            await self._remote_steps.close(tokens.id)
         except Unavailable as error:  # the log refuses late words all the same
-            _log.warning("errand_not_closed", errand=str(tickets.id), error=str(error))
+            _log.warning("remote_step_not_closed", step=str(tokens.id), error=str(error))
 
 
-def _report(status: int, answer: bytes) -> Report | None:
+def _report(status: int, answer: bytes) -> CallbackReport | None:
     if status == 202:
         return None
     told = answer[:MAX_TOLD].decode(errors="replace")
@@ -169,7 +171,7 @@ def _report(status: int, answer: bytes) -> Report | None:
     return report
 
 
-def _result(report: Report) -> dict[str, Any]:
+def _result(report: CallbackReport) -> dict[str, Any]:
     if report.result is not None:
         return report.result
     assert report.error is not None

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from application.pipeline import Subject
-from application.worker.step_error import StepError
+from application.worker.step_result import StepError
 
 LENGTH = 4  # bytes, big-endian, in front of each frame
 MAX_FRAME = 17 * 1024 * 1024  # bytes: the largest artifact, and what is around it

@@ -24,8 +24,12 @@ import msgspec
 import structlog
 
 from application.pipeline import Processor, Step, Subject, Workbench
-from application.worker.results import MAX_RESULT
-from application.worker.step_error import StepError, StepFailure, describe
+from application.worker.step_result import (
+    MAX_RESULT_BYTES,
+    StepError,
+    StepFailure,
+    describe_error,
+)
 from infrastructure.processors.step_messages import (
     LENGTH,
     MAX_FRAME,
@@ -355,14 +359,14 @@ async def _read(bench: Workbench, readers: dict[int, AsyncIterator[bytes]], read
         return Chunk(None)
     except Exception as error:
         await _close(readers.pop(read.reader, None))
-        return Refused(describe(error))
+        return Refused(describe_error(error))
 
 
 async def _attach(bench: Workbench, name: str, content: bytes) -> Message:
     try:
         await bench.attach(name, content)
     except Exception as error:
-        return Refused(describe(error))
+        return Refused(describe_error(error))
     return Attached()
 
 
@@ -374,7 +378,7 @@ async def _close(chunks: AsyncIterator[bytes] | None) -> None:
 
 def _result(encoded: bytes) -> dict[str, Any]:
     try:
-        if len(encoded) > MAX_RESULT:
+        if len(encoded) > MAX_RESULT_BYTES:
             raise _unreadable()
         return msgspec.json.decode(encoded, type=dict[str, Any])
     except msgspec.MsgspecError:

@@ -26,9 +26,14 @@ from typing import Any, NoReturn, Self
 import msgspec
 
 from application.pipeline import Permanent
-from application.worker.bench import MAX_ARTIFACT
-from application.worker.results import encode_result
-from application.worker.step_error import Kind, StepError, StepFailure, describe
+from application.worker.step_result import (
+    MAX_ARTIFACT_BYTES,
+    ErrorKind,
+    StepError,
+    StepFailure,
+    describe_error,
+    encode_result,
+)
 from infrastructure.processors.options import BadOption, parse_options
 from infrastructure.processors.step_messages import (
     LENGTH,
@@ -80,7 +85,7 @@ def _problem(name: str, options: dict[str, Any]) -> str:
     except BadOption as error:
         return str(error)
     except BaseException as error:
-        found = describe(error)
+        found = describe_error(error)
         return f"the processor cannot be loaded: {found.error_type}: {found.message}"
     return ""
 
@@ -153,7 +158,7 @@ class _PermanentFailure(StepFailure, Permanent):
 
 
 def _failure(error: StepError) -> StepFailure:
-    return (_PermanentFailure if error.kind is Kind.PERMANENT else StepFailure)(error)
+    return (_PermanentFailure if error.kind is ErrorKind.PERMANENT else StepFailure)(error)
 
 
 class _Bench:
@@ -193,8 +198,8 @@ class _Bench:
             self._sent_at = time.monotonic()
 
     def keep(self, name: str, content: bytes) -> None:
-        if len(content) > MAX_ARTIFACT:
-            raise Permanent(f"artifact {name!r} is larger than {MAX_ARTIFACT} bytes")
+        if len(content) > MAX_ARTIFACT_BYTES:
+            raise Permanent(f"artifact {name!r} is larger than {MAX_ARTIFACT_BYTES} bytes")
         self._channel.ask(Attach(str(name), bytes(content)))
 
 
@@ -295,14 +300,14 @@ class _Runner:
         except MemoryError:
             return _out_of_memory(order.memory)
         except BaseException as error:
-            return describe(error)
+            return describe_error(error)
 
     def _load(self, name: str) -> Message:
         try:
             asyncio.set_event_loop(self._loop)
             self._loaded[name] = _load(name)
         except BaseException as error:
-            return Failed(describe(error), clean=False)
+            return Failed(describe_error(error), clean=False)
         self._threads = frozenset(threading.enumerate())  # those of an import are there to stay
         return Loaded()
 

@@ -19,11 +19,11 @@ from infrastructure.erasure.wrapping import ensure_master_key
 from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
-from infrastructure.jobs.workers import PostgresWorkers
+from infrastructure.jobs.status import PostgresWorkers
 from infrastructure.postgres.listener import READ_MODEL, Listener
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.postgres.transfer_limiter import PostgresTransferLimiter
-from infrastructure.processors.errands import PostgresErrands
+from infrastructure.processors.errands import PostgresRemoteSteps
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.history import PostgresHistory
 from infrastructure.read_model.queries import PostgresQueries
@@ -97,7 +97,7 @@ async def open_parts(settings: Settings, pools: PoolSizes | None = None) -> Asyn
             now=utc_now,
             new_id=new_id,
             elsewhere=NotifiedElsewhere(pool, listener),
-            errands=PostgresErrands(pool),
+            remote_steps=PostgresRemoteSteps(pool),
             usage=PostgresUsage(pool),
             slots=await stack.enter_async_context(PostgresTransferLimiter(database.url)),
             workers=PostgresWorkers(pool, settings.worker_dead_after),

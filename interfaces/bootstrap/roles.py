@@ -66,7 +66,7 @@ async def _orchestrate(parts: Parts, standing: Standing) -> None:
         services.now,
         parts.codec,
     )
-    standing.leads = lambda: orchestrator.leading
+    standing.leads = lambda: orchestrator.is_leader
     await orchestrator.run()
 
 
@@ -117,7 +117,7 @@ async def _work(parts: Parts, roles: Sequence[Role], standing: Standing) -> None
     async with (
         open_outbound(settings.allow_private_addresses) as outbound,
         open_processors(
-            HttpService(outbound, services.errands, base_url, services.now),
+            HttpService(outbound, services.remote_steps, base_url, services.now),
             processes=settings.step_processes,
             memory=settings.step_memory,
         ) as processors,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from application.ports.workers import OpenAttempt, ProcessView, WorkerView
+from application.ports.jobs import OpenAttempt, ProcessView, WorkerView
 from interfaces.cli import output
 from interfaces.cli.client import Client
 from interfaces.cli.options import Common

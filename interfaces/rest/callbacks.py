@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from application.ports.errands import Errand, Report
+from application.ports.jobs import CallbackReport, RemoteStep
 from domain.upload.aggregate import Upload
 from domain.upload.state import UploadState
 from interfaces.rest.bodies import json_body
@@ -20,42 +20,44 @@ from interfaces.uploads.content import send_content
 
 MAX_RESULT = 64 * 1024  # bytes of JSON, as for every step
 
-_decoder = msgspec.json.Decoder(Report)
+_decoder = msgspec.json.Decoder(CallbackReport)
 
 
 async def content(request: web.Request) -> web.StreamResponse:
     """The bytes, once."""
     Query(request, ())
-    errand = await request.app[SERVICES].errands.take_download(request.match_info["token"])
-    if errand is None:
+    step = await request.app[SERVICES].remote_steps.redeem_download_token(
+        request.match_info["token"]
+    )
+    if step is None:
         raise Problem(410, "used_up", "this link was used, is too old, or never was")
-    return await send_content(request, await _still_running(request, errand))
+    return await send_content(request, await _still_running(request, step))
 
 
 async def report(request: web.Request) -> web.Response:
     """204 once it is recorded. A result or an error is the last word; progress may come before."""
     Query(request, ())
-    errands, token = request.app[SERVICES].errands, request.match_info["token"]
-    errand = await errands.by_callback(token)
-    if errand is None:
+    remote_steps, token = request.app[SERVICES].remote_steps, request.match_info["token"]
+    step = await remote_steps.by_callback(token)
+    if step is None:
         raise _over()
-    await _still_running(request, errand)
-    said = await json_body(request, _decoder)
-    if said.result is not None and len(msgspec.json.encode(said.result)) > MAX_RESULT:
+    await _still_running(request, step)
+    reported = await json_body(request, _decoder)
+    if reported.result is not None and len(msgspec.json.encode(reported.result)) > MAX_RESULT:
         raise invalid(Complaint("/result", f"must be at most {MAX_RESULT} bytes of JSON"))
-    if not await errands.say(errand.id, said):
-        if await errands.by_callback(token) is None:
+    if not await remote_steps.record_report(step.id, reported):
+        if await remote_steps.by_callback(token) is None:
             raise _over()
         raise Problem(409, "already_answered", "the result or error was told before")
     return web.Response(status=204)
 
 
-async def _still_running(request: web.Request, errand: Errand) -> Upload:
+async def _still_running(request: web.Request, step: RemoteStep) -> Upload:
     """The upload, if the attempt that asked is the one that speaks for it, as the log has it."""
     log = request.app[SERVICES].log
-    log.forget(errand.upload)  # another process works on it
-    upload = await log.upload(errand.upload)
-    if (upload.state, upload.attempt) != (UploadState.PROCESSING, errand.attempt):
+    log.forget(step.upload)  # another process works on it
+    upload = await log.upload(step.upload)
+    if (upload.state, upload.attempt) != (UploadState.PROCESSING, step.attempt):
         raise _over()
     return upload
 
@@ -79,7 +81,7 @@ OPERATIONS = (
         path="/v1/callbacks/{token}",
         handler=report,
         summary="What a service says of a step: progress, a result or an error",
-        body=Report,
+        body=CallbackReport,
         scopes=(),
         answers={204: None},
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from application.ports.workers import ProcessView, WorkerView
+from application.ports.jobs import ProcessView, WorkerView
 from interfaces.rest.access import require, require_unlimited
 from interfaces.rest.answers import json_answer
 from interfaces.rest.params import Query

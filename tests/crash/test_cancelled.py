@@ -94,8 +94,8 @@ async def _delivers(parts: Parts) -> None:
 
 
 async def _runs_errands(parts: Parts) -> None:
-    tickets = await parts.services.errands.open(UPLOAD, 1, download_within=60)
-    await parts.services.errands.close(tickets.id)
+    tickets = await parts.services.remote_steps.open(UPLOAD, 1, download_within=60)
+    await parts.services.remote_steps.close(tickets.id)
 
 
 WORKS: dict[str, Work] = {

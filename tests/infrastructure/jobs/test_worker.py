@@ -16,8 +16,7 @@ from application.append import append_to_stream
 from application.commands import CancelUpload
 from application.handlers.execute import execute
 from application.pipeline import Processor, Subject, Workbench
-from application.worker.attempt import Attempt
-from application.worker.verdict import Passed
+from application.worker.attempt import AttemptWriter, PipelinePassed
 from domain.batch.state import Outcome
 from domain.errors import StaleAttempt
 from domain.upload.events import (
@@ -307,17 +306,17 @@ async def test_what_a_zombie_says_is_refused(database_url: str, tmp_path: Path) 
         plant.orchestrate()
         upload = await _only(plant, batch)
         await plant.until(lambda: _is_queued(plant, upload))
-        zombie = Attempt(plant.log, await plant.upload(upload), "zombie", now)
+        zombie = AttemptWriter(plant.log, await plant.upload(upload), "zombie", now)
         await zombie.begin()
         given_up = zombie.upload.abandon_attempt(1, "worker zombie is gone", at=now(), by="test")
         await plant.log.append(append_to_stream(upload, zombie.upload.version, *given_up))
-        heir = Attempt(plant.log, await plant.upload(upload), "heir", now)
+        heir = AttemptWriter(plant.log, await plant.upload(upload), "heir", now)
         await heir.begin()
 
-        for word in (zombie.end(Passed({}, {}), 0.5), zombie.progress("step", 1, 2)):
+        for word in (zombie.end(PipelinePassed({}, {}), 0.5), zombie.record_progress("step", 1, 2)):
             with pytest.raises(StaleAttempt):
                 await word
-        await heir.end(Passed({}, {}), 0.5)
+        await heir.end(PipelinePassed({}, {}), 0.5)
 
         (succeeded,) = await plant.all_of(AttemptSucceeded, upload)
         assert succeeded.number == 2

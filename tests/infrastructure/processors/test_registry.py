@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from application.worker.step_error import StepFailure
+from application.worker.step_result import StepFailure
 from infrastructure.processors.registry import open_processors
 from infrastructure.processors.simple import SimulatedFailure
 from infrastructure.settings import Settings

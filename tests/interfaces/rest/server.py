@@ -23,12 +23,12 @@ from infrastructure.blobs.notices import NotifiedElsewhere
 from infrastructure.erasure.erasures import PostgresErasures
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
-from infrastructure.jobs.workers import PostgresWorkers
+from infrastructure.jobs.status import PostgresWorkers
 from infrastructure.postgres.listener import READ_MODEL, Listener
 from infrastructure.postgres.locks import PROJECTOR_LOCK
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.postgres.transfer_limiter import PostgresTransferLimiter
-from infrastructure.processors.errands import PostgresErrands
+from infrastructure.processors.errands import PostgresRemoteSteps
 from infrastructure.read_model import projector
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.history import PostgresHistory
@@ -143,7 +143,7 @@ async def serving(
             now=lambda: datetime.now(UTC),
             new_id=uuid_utils.compat.uuid7,
             elsewhere=NotifiedElsewhere(pool, listener),
-            errands=PostgresErrands(pool),
+            remote_steps=PostgresRemoteSteps(pool),
             usage=PostgresUsage(pool),
             slots=await enter(PostgresTransferLimiter(url)),
             workers=PostgresWorkers(pool, dead_after=60.0),

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from application.pipeline import Pipeline, Processor, Step
 from infrastructure.outbound.requests import open_outbound
-from infrastructure.processors.errands import PostgresErrands
+from infrastructure.processors.errands import PostgresRemoteSteps
 from infrastructure.processors.service import HttpService
 from tests.infrastructure.jobs.plant import Plant, now, open_plant
 from tests.interfaces.rest.server import Server, serving
@@ -89,7 +89,7 @@ async def world(
         )
         server = await enter(serving(url, folder / "blobs"))
         outbound = await enter(open_outbound(private=True))
-        http = HttpService(outbound, PostgresErrands(plant.pool), server.url, now)
+        http = HttpService(outbound, PostgresRemoteSteps(plant.pool), server.url, now)
         plant.orchestrate()
         yield World(plant, server, {"http": http}, service)
         await plant.stop()

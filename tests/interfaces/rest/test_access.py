@@ -32,7 +32,7 @@ def routes() -> list[tuple[str, str]]:
         now=nothing,
         new_id=nothing,
         elsewhere=NoRemotePreemption(),
-        errands=nothing,
+        remote_steps=nothing,
         usage=nothing,
         slots=nothing,
         workers=nothing,

@@ -22,7 +22,7 @@ from domain.upload.events import (
 )
 from domain.upload.state import UploadState
 from infrastructure.outbound.signing import signature_headers
-from infrastructure.processors.errands import PostgresErrands
+from infrastructure.processors.errands import PostgresRemoteSteps
 from tests.infrastructure.jobs.plant import Plant
 from tests.interfaces.rest.services import SECRET, Data, Service, world
 from tests.support import eventually, free_port
@@ -183,7 +183,7 @@ async def test_the_errand_of_a_worker_that_was_killed_is_fenced_by_the_log(
         await all.plant.completed(batch)
         upload = (await all.plant.uploads(batch))["a.txt"].id
         # What a worker leaves that had no time to close it.
-        left = await PostgresErrands(all.plant.pool).open(upload, 1, download_within=60)
+        left = await PostgresRemoteSteps(all.plant.pool).open(upload, 1, download_within=60)
         data = {
             "callback_url": f"/v1/callbacks/{left.callback}",
             "content_url": f"/v1/callbacks/{left.download}/content",

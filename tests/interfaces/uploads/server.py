@@ -135,7 +135,7 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
             elsewhere=NotifiedElsewhere(pool, listener),
             usage=PostgresUsage(pool),
             slots=await enter(PostgresTransferLimiter(url)),
-            errands=unused,
+            remote_steps=unused,
             workers=unused,
             webhooks=unused,
             erasures=unused,

@@ -6,7 +6,7 @@ from typing import Any
 
 from application.append import Append, AppendResult, StreamAppend
 from application.errors import Conflict
-from application.worker.scribe import Scribe
+from application.worker.attempt import AppendBatcher
 from domain.upload.aggregate import Upload
 from domain.upload.events import UploadCancelled
 from tests.infrastructure.jobs.plant import ALICE, Plant, now, open_plant
@@ -28,9 +28,9 @@ class Counting:
 async def test_what_comes_together_is_one_append(database_url: str, tmp_path: Path) -> None:
     async with open_plant(database_url, tmp_path) as plant:
         log, uploads = await _ready(plant)
-        scribe: Any = Scribe(log)  # type: ignore[arg-type]
+        batcher: Any = AppendBatcher(log)  # type: ignore[arg-type]
 
-        await asyncio.gather(*(scribe.record(_cancelling(upload)) for upload in uploads))
+        await asyncio.gather(*(batcher.submit(_cancelling(upload)) for upload in uploads))
 
         assert log.appends == 1
         for upload in uploads:
@@ -40,12 +40,12 @@ async def test_what_comes_together_is_one_append(database_url: str, tmp_path: Pa
 async def test_a_write_that_is_refused_is_refused_alone(database_url: str, tmp_path: Path) -> None:
     async with open_plant(database_url, tmp_path) as plant:
         log, uploads = await _ready(plant)
-        scribe: Any = Scribe(log)  # type: ignore[arg-type]
+        batcher: Any = AppendBatcher(log)  # type: ignore[arg-type]
         one, two, three = (_cancelling(upload) for upload in uploads)
         late = StreamAppend(two.stream, (two.expected_version or 0) - 1, two.events)
 
         answers = await asyncio.gather(
-            *(scribe.record(write) for write in (one, late, three)), return_exceptions=True
+            *(batcher.submit(write) for write in (one, late, three)), return_exceptions=True
         )
 
         assert [type(answer) for answer in answers] == [type(None), Conflict, type(None)]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from application.pipeline import Pipeline, Step, Subject, Workbench
-from application.worker.places import Slots
+from application.worker.runner import AttemptSemaphore
 from domain.batch.state import Outcome
 from domain.upload.events import AttemptStarted
 from tests.infrastructure.jobs.hands import Gate
@@ -37,11 +37,11 @@ async def test_a_step_never_has_more_uploads_than_it_has_places(
 
 
 async def test_an_exclusive_attempt_waits_for_the_others_and_holds_back_the_next() -> None:
-    slots, order = Slots(2), []
+    attempts, order = AttemptSemaphore(2), []
     gates = {name: asyncio.Event() for name in "abc"}
 
     async def attempt(name: str, *, exclusive: bool = False) -> None:
-        async with slots.slot(exclusive=exclusive):
+        async with attempts.acquire(exclusive=exclusive):
             order.append(name)
             await gates[name].wait()
 
