@@ -22,8 +22,8 @@ from infrastructure.audit.stream_check import Positions, Rows, StreamCheck
 from infrastructure.event_store.codec import Codec, key_id_of
 from infrastructure.event_store.reading import recorded_of
 from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS
-from infrastructure.jobs.leadership import NAME as ORCHESTRATOR
-from infrastructure.jobs.rows import MEMBER, followed_of, member_of
+from infrastructure.jobs.tables import TRACKING_NAME as ORCHESTRATOR
+from infrastructure.jobs.tables import UPLOAD_COLUMNS, batch_from_row, upload_from_row
 from infrastructure.postgres.connection import fetch_rows
 from infrastructure.postgres.pool import Connection, connect
 from infrastructure.read_model.tables import NAME as READ_MODEL
@@ -40,7 +40,7 @@ _FIRST = UUID(int=0)
 _EVENTS = """SELECT originator_id, originator_version, notification_id, topic, state
 FROM stored_events WHERE (originator_id, originator_version) > (%s, %s)
 ORDER BY originator_id, originator_version LIMIT %s"""
-_MEMBERS = f"SELECT {MEMBER} FROM orchestration.members m WHERE m.upload = ANY(%s)"  # noqa: S608
+_UPLOADS = f"SELECT {UPLOAD_COLUMNS} FROM orchestration.members m WHERE m.upload = ANY(%s)"  # noqa: S608
 _BATCHES = "SELECT * FROM orchestration.batches WHERE batch = ANY(%s)"
 _ENDPOINTS = "SELECT id, owner, enabled, webhook FROM webhooks.endpoints WHERE id = ANY(%s)"
 _SNAPSHOTS = """SELECT originator_id, originator_version, topic, state FROM stored_snapshots
@@ -187,11 +187,11 @@ async def _derived(connection: Connection, streams: list[UUID], findings: Findin
         connection, _SNAPSHOTS, streams, list(SNAPSHOT_TOPICS)
     ):
         snapshots.setdefault(id, {})[version] = (topic, state)
-    members = {row[0]: row for row in await fetch_rows(connection, _MEMBERS, streams)}
-    followed = {row["batch"]: row for row in await batches.fetchall()}
+    uploads = {row[0]: row for row in await fetch_rows(connection, _UPLOADS, streams)}
+    tracked = {row["batch"]: row for row in await batches.fetchall()}
     return Rows(
-        members=_readable(members, member_of, "orchestration.members", findings),
-        batches=_readable(followed, followed_of, "orchestration.batches", findings),
+        uploads=_readable(uploads, upload_from_row, "orchestration.members", findings),
+        batches=_readable(tracked, batch_from_row, "orchestration.batches", findings),
         webhooks={row[0]: row[1:] for row in await fetch_rows(connection, _ENDPOINTS, streams)},
         snapshots=snapshots,
     )

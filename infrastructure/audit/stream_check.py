@@ -9,8 +9,8 @@ from uuid import UUID
 import msgspec
 
 from application.append import RecordedEvent
-from application.orchestrator.deciding import BY
-from application.orchestrator.members import Followed, Member
+from application.orchestrator import ORCHESTRATOR
+from application.tracked_batches import TrackedBatch, TrackedUpload
 from domain.access.records import RecordedErasure, RecordedKey
 from domain.batch.aggregate import Batch
 from domain.batch.events import BATCH_EVENTS
@@ -23,11 +23,24 @@ from domain.webhook.events import WEBHOOK_EVENTS
 from infrastructure.audit.findings import Findings, difference
 from infrastructure.event_store.folding import Aggregate, MixedStream, apply_event
 from infrastructure.event_store.snapshots import decode_snapshot, encode_snapshot
+from infrastructure.jobs.tables import batch_row, upload_row
 from infrastructure.webhooks.rows import webhook_of
 
 # Working state that follows from no event: of the orchestrator (what to count, when to expire) and
-# of the job queue. Of `progress` the columns that are kept are compared one by one.
-_UNCOMPARED = frozenset({"job", "dirty", "active_at", "progress"})
+# of the job queue. The columns of the last count are compared one by one.
+_UNCOMPARED = frozenset(
+    {
+        "job",
+        "dirty",
+        "active_at",
+        "counts",
+        "uploads",
+        "bytes_received",
+        "bytes_total",
+        "progressed_at",
+        "arrived_at",
+    }
+)
 
 
 class Positions(msgspec.Struct, frozen=True):
@@ -41,8 +54,8 @@ class Positions(msgspec.Struct, frozen=True):
 class Rows(msgspec.Struct, frozen=True):
     """Derived rows by stream; of webhooks the columns owner, enabled and webhook."""
 
-    members: Mapping[UUID, Member]
-    batches: Mapping[UUID, Followed]
+    uploads: Mapping[UUID, TrackedUpload]
+    batches: Mapping[UUID, TrackedBatch]
     webhooks: Mapping[UUID, tuple[Any, ...]]
     snapshots: Mapping[UUID, Mapping[int, tuple[str, bytes]]]
 
@@ -127,14 +140,14 @@ class _Stream:
         self.newest_row_event = 0
         self._positions = positions
         self._findings = findings
-        self._member = rows.members.get(id)
+        self._upload = rows.uploads.get(id)
         self._batch = rows.batches.get(id)
         self._endpoint = rows.webhooks.get(id)
         self._snapshots = dict(rows.snapshots.get(id, {}))
-        self._row = self._member or self._batch
+        self._row = self._upload or self._batch
         self._aggregate: Aggregate | None = None
-        self._followed: Followed | None = None
-        self._expected: Member | Followed | None = None  # the row, as of its own version
+        self._tracked: TrackedBatch | None = None
+        self._expected: TrackedUpload | TrackedBatch | None = None  # the row, at its own version
         self._webhook: Webhook | None = None  # as of the position of the webhooks' follower
         self._at_position = 0  # the version at the orchestrator's position
         self._foreign = 0  # position of the last event in the row that others recorded
@@ -179,8 +192,8 @@ class _Stream:
         event = recorded.event
         self._aggregate = apply_event(self.id, self._aggregate, event)
         if isinstance(event, BATCH_EVENTS):
-            known = self._followed
-            self._followed = known.evolve(event) if known else Followed.begin(self.id, event)
+            known = self._tracked
+            self._tracked = known.evolve(event) if known else TrackedBatch.begin(self.id, event)
 
     def _compare_snapshot(self, version: int) -> None:
         kept = self._snapshots.pop(version, None)
@@ -213,23 +226,24 @@ class _Stream:
         tracked = self._positions.orchestrator or 0
         if position <= tracked:
             self._at_position = recorded.version
-        if self._row is None or recorded.version > self._row.version:
+        version = _version_of(self._row)
+        if recorded.version > version:
             self._next = self._next or position
             return
-        if recorded.event.by != BY:
+        if recorded.event.by != ORCHESTRATOR:
             self._foreign = position
             self._foreign_ahead |= position > tracked
-        if recorded.version == self._row.version:
-            self._expected = self._row_now(recorded)
+        if recorded.version == version:
+            self._expected = self._expected_row(recorded)
 
     @property
     def _followed_by_orchestrator(self) -> bool:
         return isinstance(self._aggregate, Upload | Batch) and not is_partial_upload(self.id)
 
-    def _row_now(self, recorded: RecordedEvent) -> Member | Followed | None:
+    def _expected_row(self, recorded: RecordedEvent) -> TrackedUpload | TrackedBatch | None:
         if isinstance(self._aggregate, Upload):
-            return Member.as_of(self._aggregate, recorded.event)
-        return self._followed
+            return TrackedUpload.after(recorded.event, self._aggregate)
+        return self._tracked
 
     def _finish_row(self, extent: _Extent) -> None:
         table = "orchestration.members"
@@ -239,7 +253,7 @@ class _Stream:
         if not self._followed_by_orchestrator:
             return
         row = self._row
-        version = row.version if row else 0
+        version = _version_of(row)
         extent.includes(self._foreign)
         if self._next is not None:
             extent.excludes(self._next)
@@ -262,7 +276,7 @@ class _Stream:
     def _report_misplaced(self) -> None:
         """Report a row in the table of another kind of stream."""
         wrong: dict[str, bool] = {
-            "orchestration.members": self._member is not None
+            "orchestration.members": self._upload is not None
             and not (isinstance(self._aggregate, Upload) and not is_partial_upload(self.id)),
             "orchestration.batches": self._batch is not None
             and not isinstance(self._aggregate, Batch),
@@ -273,22 +287,20 @@ class _Stream:
                 self._findings.add("orchestration_altered", table, self.id, detail)
 
     def _differing_columns(
-        self, row: Member | Followed, expected: Member | Followed
+        self, row: TrackedUpload | TrackedBatch, expected: TrackedUpload | TrackedBatch
     ) -> Iterator[str]:
-        for name in row.__struct_fields__:
-            if name in _UNCOMPARED or getattr(row, name) == getattr(expected, name):
+        found, known = _columns(row), _columns(expected)
+        for name in found:
+            if name in _UNCOMPARED or found[name] == known[name]:
                 continue
-            if name == "reason" and self._reason_may_be(row, expected):
+            if name == "reason" and self._is_erased_reason(found[name]):
                 continue
-            yield difference(name, getattr(row, name), getattr(expected, name))
-        if isinstance(row, Followed) and isinstance(expected, Followed):
-            yield from _differing_progress(row, expected)
+            yield difference(name, found[name], known[name])
+        if isinstance(row, TrackedBatch) and isinstance(expected, TrackedBatch):
+            yield from _differing_progress(row.batch, expected.batch)
 
-    def _reason_may_be(self, row: Any, expected: Any) -> bool:
-        """An erasure empties it, and the column cannot hold NUL."""
-        erased = isinstance(self._aggregate, Batch) and self._aggregate.erased
-        kept: str = expected.reason.replace("\0", "\ufffd")
-        return bool(row.reason == kept or (erased and row.reason == ""))
+    def _is_erased_reason(self, reason: str) -> bool:
+        return isinstance(self._aggregate, Batch) and self._aggregate.erased and reason == ""
 
     def _finish_webhook(self) -> None:
         endpoint, expected = self._endpoint, self._webhook
@@ -326,7 +338,17 @@ def _differing(found: Any, expected: Any) -> Iterator[str]:
             yield difference(name, getattr(found, name), getattr(expected, name))
 
 
-def _differing_progress(row: Followed, expected: Followed) -> Iterator[str]:
+def _columns(row: TrackedUpload | TrackedBatch) -> Mapping[str, Any]:
+    return upload_row(row) if isinstance(row, TrackedUpload) else batch_row(row)
+
+
+def _version_of(row: TrackedUpload | TrackedBatch | None) -> int:
+    if row is None:
+        return 0
+    return row.upload.version if isinstance(row, TrackedUpload) else row.batch.version
+
+
+def _differing_progress(row: Batch, expected: Batch) -> Iterator[str]:
     """Return the differing columns of the last count: states, bytes and time."""
     for name in ("at", "counts", "bytes_received", "bytes_total", "arrived_at"):
         found, known = getattr(row.progress, name, None), getattr(expected.progress, name, None)

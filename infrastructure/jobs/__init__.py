@@ -1,1 +1,1 @@
-"""The orchestrator and the workers, on PostgreSQL: rows, rounds, and the queue between them."""
+"""Orchestrator, job queue and workers on PostgreSQL."""

@@ -1,4 +1,4 @@
-"""The queue between orchestrator and workers: one task of procrastinate 3, on the same server."""
+"""The job queue between orchestrator and workers: one task of procrastinate 3."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from uuid import UUID
 from procrastinate import App, PsycopgConnector
 from procrastinate.jobs import Job as QueuedJob
 
-from application.orchestrator.dispatching import Job
+from application.orchestrator import Job
 from infrastructure.postgres.pool import Connection
 
 QUEUE = "uploads"
 TASK = "process"
 
 
-class Dispatch:
-    """Puts jobs into the queue, on a connection and in a transaction of the caller's."""
+class JobQueue:
+    """Defers jobs on a connection, and in a transaction, of the caller."""
 
     def __init__(self) -> None:
-        # Never opened: the queue's own code speaks on the connection that is given to it.
+        # Never opened: the library uses the connection that is passed to it.
         self._manager = App(connector=PsycopgConnector()).job_manager
 
     async def defer(self, connection: Connection, jobs: Sequence[Job]) -> dict[UUID, int]:
-        """The id of the job that carries each upload."""
+        """Defer the jobs and return, by upload, the id of the job that carries it."""
         if not jobs:
             return {}
         queued = [_queued(job) for job in jobs]
@@ -36,8 +36,8 @@ class Dispatch:
         }
 
 
-def arguments(job: Job) -> dict[str, Any]:
-    """What the task `process` is called with."""
+def task_arguments(job: Job) -> dict[str, Any]:
+    """Return the arguments of the task `process`."""
     return {"batch": str(job.batch), "uploads": [str(upload) for upload in job.uploads]}
 
 
@@ -47,7 +47,7 @@ def _queued(job: Job) -> QueuedJob:
         task_name=TASK,
         lock=None,
         queueing_lock=None,
-        task_kwargs=arguments(job),
+        task_kwargs=task_arguments(job),
         scheduled_at=job.at,
     )
 

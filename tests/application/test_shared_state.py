@@ -21,6 +21,7 @@ import application.orchestrator
 import application.projected_columns
 import application.projection
 import application.replay
+import application.tracked_batches
 import application.views
 import domain
 from application.append import RecordedEvent
@@ -304,7 +305,8 @@ _PURE = [
     *_modules(domain),
     application.projected_columns,
     application.projection,
-    *_modules(application.orchestrator),
+    application.orchestrator,
+    application.tracked_batches,
     application.activity,
     application.append,
     application.replay,

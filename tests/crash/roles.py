@@ -22,7 +22,7 @@ from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.log import PostgresEventLog
 from infrastructure.jobs import orchestrator, worker
-from infrastructure.jobs.selection import lost
+from infrastructure.jobs.selection import select_lost
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.read_model import projector
 from infrastructure.read_model import rebuild as rebuilding
@@ -35,9 +35,10 @@ from tests.crash.nursery import Order
 from tests.fakes import NoRemotePreemption, unlimited_quotas
 
 # Nobody waits for anybody else here: what only spares the server is left out.
-orchestrator.PACE = orchestrator.LONGEST_PACE = orchestrator.POLL_INTERVAL = 0.005
-orchestrator.CHECK = 0.01
-worker.POLL = 0.02
+orchestrator.MIN_ROUND_INTERVAL = orchestrator.MAX_ROUND_INTERVAL = 0.005
+orchestrator.POLL_INTERVAL = 0.005
+orchestrator.CHECK_INTERVAL = 0.01
+worker.POLL_INTERVAL = 0.02
 
 STILL = 100  # looks, a hundredth of a second and more from one to the next
 
@@ -100,7 +101,7 @@ class UntilQuiet:
     async def _lost(self) -> bool:
         """Whether uploads seem to be lost, which takes a second look."""
         async with self._parts.pool.connection() as connection:
-            return bool(await lost(connection))
+            return bool(await select_lost(connection))
 
 
 async def orchestrate(order: Order, life: Life) -> None:

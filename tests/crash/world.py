@@ -26,7 +26,7 @@ ROUNDS = 12  # of orchestrator and worker, in which everything that is left must
 
 _AGE = "UPDATE procrastinate_workers SET last_heartbeat = now() - interval '2 hours'"
 
-# What the server does by itself to sessions that stand still: see leadership and committer.
+# What the server does by itself to idle sessions: see LEADER_TIMEOUTS and the committer.
 _GIVE_UP_ON_THE_SILENT = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()
 AND (application_name = 'uptrail-orchestrator' OR state LIKE 'idle in transaction%%')"""

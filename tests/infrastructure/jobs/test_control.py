@@ -28,7 +28,7 @@ from domain.event import Event
 from domain.retry import RetryPolicy
 from domain.upload.events import AttemptStarted, RetryRequested, UploadExpired, UploadQueued
 from domain.upload.state import UploadState
-from infrastructure.jobs import retrying
+from infrastructure.jobs import selection
 from tests.infrastructure.jobs.crowd import crowd
 from tests.infrastructure.jobs.hands import Fails, Gate, Refusing, holds_back, passes, refuses
 from tests.infrastructure.jobs.plant import Plant, context, open_plant, pipeline
@@ -41,7 +41,7 @@ ONCE = RetryPolicy(attempts=1)
 async def test_every_failed_upload_of_a_batch_is_retried_once_per_request(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrying, "CHUNK", 7)  # rounds smaller than the batch
+    monkeypatch.setattr(selection, "MAX_ROUND_UPLOADS", 7)  # rounds smaller than the batch
 
     async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
@@ -65,7 +65,7 @@ async def test_every_failed_upload_of_a_batch_is_retried_once_per_request(
 async def test_a_crash_in_the_middle_of_a_retry_neither_forgets_nor_repeats_an_upload(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrying, "CHUNK", 7)
+    monkeypatch.setattr(selection, "MAX_ROUND_UPLOADS", 7)
 
     async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         plant.orchestrate()
@@ -103,7 +103,7 @@ async def test_a_retry_leaves_what_did_not_fail_as_it_is(database_url: str, tmp_
 async def test_a_cancelled_batch_is_retried_no_further(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrying, "CHUNK", 1)
+    monkeypatch.setattr(selection, "MAX_ROUND_UPLOADS", 1)
 
     async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         leader = plant.orchestrate()

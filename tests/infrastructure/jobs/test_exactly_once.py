@@ -12,9 +12,9 @@ from domain.batch.events import BatchCompleted
 from domain.batch.state import Outcome
 from domain.event import topic_of
 from domain.upload.events import AttemptStarted, UploadCompleted, UploadQueued
-from infrastructure.jobs.leadership import SESSION_SETTINGS, save_position
-from infrastructure.jobs.queue import Dispatch
-from infrastructure.jobs.round import run_round
+from infrastructure.jobs.orchestrator import SESSION_SETTINGS, run_round
+from infrastructure.jobs.queue import JobQueue
+from infrastructure.jobs.tables import save_position
 from infrastructure.postgres.locks import ORCHESTRATOR_LOCK
 from infrastructure.postgres.pool import connect
 from interfaces.bootstrap.supervision import supervise
@@ -127,7 +127,7 @@ async def test_a_job_never_carries_an_upload_whose_release_was_refused(
             await connection.execute("INSERT INTO notification_tracking VALUES ('orchestrator', 0)")
             await run_round(
                 connection,
-                Dispatch(),
+                JobQueue(),
                 plant.settings,
                 position=0,
                 events=events,
@@ -154,7 +154,7 @@ async def test_an_orchestrator_that_was_overtaken_changes_nothing(
             with pytest.raises(Exception, match="not at 0"):
                 await run_round(
                     connection,
-                    Dispatch(),
+                    JobQueue(),
                     plant.settings,
                     position=0,
                     events=events,
@@ -173,14 +173,14 @@ async def test_a_second_orchestrator_stands_by_and_takes_over(
     async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
         one, two = plant.orchestrator(), plant.orchestrator()
         first = plant.start(supervise("one", one.run, essential=False))
-        await plant.until(lambda: one.leading)
+        await plant.until(lambda: one.is_leader)
         plant.start(supervise("two", two.run, essential=False))
         plant.work({"step": passes})
         await plant.completed(await plant.batch({"a.txt": b"x"}))
-        assert not two.leading
+        assert not two.is_leader
 
         await plant.stop(first)
-        await plant.until(lambda: two.leading)
+        await plant.until(lambda: two.is_leader)
         done = await plant.completed(await plant.batch({"b.txt": b"x"}))
 
         assert done.outcome is Outcome.SUCCEEDED
@@ -200,7 +200,7 @@ async def test_a_leader_that_stands_still_is_deposed_and_another_takes_over(
 
         successor = plant.orchestrator()
         plant.start(supervise("successor", successor.run, essential=False))
-        await plant.until(lambda: successor.leading)
+        await plant.until(lambda: successor.is_leader)
 
         with pytest.raises(psycopg.OperationalError):
             await frozen.execute("SELECT 1")

@@ -7,9 +7,9 @@ from typing import Any
 
 from application.append import Append, StreamAppend
 from domain.upload.events import UploadFailed, UploadQueued
-from infrastructure.jobs.leadership import SESSION_SETTINGS, load_position
-from infrastructure.jobs.queue import Dispatch
-from infrastructure.jobs.round import run_round
+from infrastructure.jobs.orchestrator import SESSION_SETTINGS, run_round
+from infrastructure.jobs.queue import JobQueue
+from infrastructure.jobs.tables import load_position
 from infrastructure.postgres.pool import Connection, connect
 from infrastructure.read_model.projecting import connect_writer, project
 from infrastructure.read_model.targets import LIVE
@@ -39,7 +39,7 @@ async def test_a_round_reads_what_it_needs_however_large_the_batch(
         events = await plant.log.read(position, limit=1000)
         await run_round(
             connection,
-            Dispatch(),
+            JobQueue(),
             plant.settings,
             position=position,
             events=events,

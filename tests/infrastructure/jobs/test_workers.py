@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infrastructure.jobs.workers import PostgresWorkers
+from infrastructure.jobs.status import PostgresWorkers
 from tests.infrastructure.jobs.hands import Gate
 from tests.infrastructure.jobs.plant import open_plant, pipeline
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from infrastructure.jobs.workers import PostgresWorkers
+from infrastructure.jobs.status import PostgresWorkers
 from infrastructure.postgres.pool import make_pool
 from infrastructure.postgres.presence import FORGOTTEN, Presence, Standing
 from infrastructure.tasks import end
