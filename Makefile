@@ -1,4 +1,4 @@
-# Uptrail: `make demo` shows it at work, `make test` proves it.
+# Uptrail: `make demo` runs a demonstration, `make test` runs every check.
 BIN := .venv/bin
 NEWEST := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,\
@@ -13,24 +13,24 @@ help: ## list the targets
 
 setup: .venv/.ready ## create .venv from requirements.lock; the command lands at .venv/bin/uptrail
 
-# A .venv that another Python left behind is made anew; one that fits is kept, and this is quick.
+# Replace a .venv of another Python version; keep a matching one, which makes this target quick.
 .venv/.ready: requirements.lock pyproject.toml
 	@$(BIN)/python -c '$(NEWEST)' 2>/dev/null || $(MAKE) --no-print-directory .venv/new
-	@echo "installing what requirements.lock names"
+	@echo "installing the packages of requirements.lock"
 	@$(PIP) install --require-hashes -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 .PHONY: .venv/new
 .venv/new:
-	@command -v $(PYTHON) >/dev/null || { echo "Uptrail needs Python 3.11 or newer; name one: make setup PYTHON=/path/to/python3"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "Uptrail needs Python 3.11 or newer. Name one: make setup PYTHON=/path/to/python3"; exit 1; }
 	@echo "creating .venv with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear .venv
 
-demo: setup ## upload a folder, watch it, audit it (DIR=path to use your own files)
+demo: setup ## upload a folder, watch its progress, verify the log (DIR=path for your own files)
 	@$(BIN)/uptrail demo $(if $(DIR),"$(DIR)",)
 
-test: lint ## everything: types, style, layers, and the tests on a real PostgreSQL
+test: lint ## all checks: style, types, layers, and the tests on a real PostgreSQL
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 lint: setup ## ruff, mypy --strict, import-linter
@@ -39,13 +39,13 @@ lint: setup ## ruff, mypy --strict, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
-bench: setup ## measure us and the peers side by side, as ratios
+bench: setup ## measure Uptrail and its peers side by side, as ratios
 	@$(BIN)/python -m benchmarks
 
-chaos: setup ## kill processes at random for CHAOS_SECONDS, and at every await; fail over; count what is left
+chaos: setup ## kill processes at random for CHAOS_SECONDS (300) and at every await; fail over; check the log
 	@CHAOS_SECONDS=$${CHAOS_SECONDS:-300} $(BIN)/python -m pytest -s tests/chaos tests/crash $(PYTEST)
 
-lock: setup ## write requirements.lock anew from pyproject.toml
+lock: setup ## generate requirements.lock from pyproject.toml
 	@$(PIP) install uv
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-emit-index-url --group dev --quiet -o requirements.lock pyproject.toml
