@@ -56,9 +56,11 @@ class IdempotencyRecord(msgspec.Struct, frozen=True):
     """Response to the command with this id, stored to answer a repetition.
 
     `fingerprint` is the hash of the request: the same id with another request is rejected.
+    `owner` is the owner of what the command is about, whose erasure deletes the record.
     """
 
     command_id: UUID
+    owner: str
     fingerprint: str
     body: bytes
 

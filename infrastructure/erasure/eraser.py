@@ -53,11 +53,13 @@ WHERE application_name = 'read_model'"""
 _STREAMS = """SELECT b.id FROM read_model.batches b WHERE b.owner = %(owner)s
 UNION ALL SELECT u.id FROM read_model.batches b JOIN read_model.uploads u ON u.batch = b.id
 WHERE b.owner = %(owner)s"""
+_DELETE_ANSWERS = "DELETE FROM command_answers WHERE owner = %(owner)s"
 _SCRUB = (
     f"DELETE FROM stored_snapshots WHERE originator_id IN ({_STREAMS})",  # noqa: S608
     # Hashes of what was asked for, such as the reason of a cancellation, could be guessed.
-    f"""DELETE FROM command_answers
-    WHERE (convert_from(body, 'UTF8')::jsonb ->> 'id')::uuid IN ({_STREAMS})""",  # noqa: S608
+    _DELETE_ANSWERS,
+    f"""DELETE FROM command_answers WHERE CASE WHEN owner IS NULL  -- of an earlier version
+    THEN (convert_from(body, 'UTF8')::jsonb ->> 'id')::uuid END IN ({_STREAMS})""",  # noqa: S608
     f"DELETE FROM errands WHERE upload IN ({_STREAMS})",  # noqa: S608
     "UPDATE orchestration.batches SET reason = '' WHERE owner = %(owner)s AND reason <> ''",
     """DELETE FROM webhooks.deliveries d USING webhooks.endpoints e
@@ -127,6 +129,8 @@ class Eraser:
         await destroy_masters_of(connection, self._masters, erasure.owner, self._copies)
         cursor = await connection.execute(_COUNTS, {"owner": erasure.owner})
         batches, uploads = await cursor.fetchone() or (0, 0)
+        # Those of commands that were under way when the rest was deleted.
+        await connection.execute(_DELETE_ANSWERS, {"owner": erasure.owner})
         await finish(connection, erasure, self._now(), batches, uploads)
         _log.info("owner_erased", erasure=str(erasure.id), batches=batches, uploads=uploads)
         return True

@@ -71,12 +71,12 @@ ORDER BY place RETURNING notification_id""",
 _ANSWER = Statement(
     "answer",
     """
-INSERT INTO command_answers (command_id, fingerprint, body, position)
-SELECT a.command_id, a.fingerprint, a.body, coalesce(
+INSERT INTO command_answers (command_id, fingerprint, body, owner, position)
+SELECT a.command_id, a.fingerprint, a.body, a.owner, coalesce(
     (SELECT notification_id FROM stored_events e
      WHERE e.originator_id = a.stream AND e.originator_version = a.version), 0)
-FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[], $5::bigint[])
-    AS a (command_id, fingerprint, body, stream, version)""",
+FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::text[], $5::uuid[], $6::bigint[])
+    AS a (command_id, fingerprint, body, owner, stream, version)""",
 )
 
 NOTIFY = Statement(
@@ -193,6 +193,7 @@ def _answers(answered: Sequence[Placed]) -> tuple[Array, ...]:
         uuids(answer.command_id for answer in answers if answer),
         texts(answer.fingerprint for answer in answers if answer),
         byteas(answer.body for answer in answers if answer),
+        texts(answer.owner for answer in answers if answer),
         uuids(row.stream for row in ends),
         bigints(row.version for row in ends),
     )

@@ -56,6 +56,7 @@ def context_of(request: web.Request, answer: IdempotencyRecord | None = None) ->
 
 async def once(
     request: web.Request,
+    owner: str,
     predicted: CommandAnswer,
     parts: tuple[object, ...],
     act: Callable[[CommandContext], Awaitable[int]],
@@ -63,7 +64,8 @@ async def once(
     """Acts, unless this key was acted on before: then its very first answer is given again.
 
     `act` returns the position of what it recorded, 0 for nothing; `predicted` is what the
-    command leads to if it is not refused, `parts` what is asked for. Raises IdempotencyKeyReused.
+    command leads to if it is not refused, `parts` what is asked for; `owner` is that of the
+    batch or upload. Raises IdempotencyKeyReused.
     """
     log, key = request.app[SERVICES].log, idempotency_key(request)
     if key is None:
@@ -71,16 +73,15 @@ async def once(
         return await _placed(log, predicted, position)
     command = command_id_for(principal_of(request).owner, key)
     asked = fingerprint_of(request.method, request.path, *parts)
-    answer = IdempotencyRecord(command, asked, _encode(predicted))
+    answer = IdempotencyRecord(command, owner, asked, _encode(predicted))
     while True:
         try:
             await _refuse_repetition(log, predicted.id, answer)
             position = await act(context_of(request, answer))
             if not position:  # nothing was to be recorded but that the key is used
                 predicted = await _placed(log, predicted, 0)
-                await log.append(
-                    Append((), idempotency=IdempotencyRecord(command, asked, _encode(predicted)))
-                )
+                used = IdempotencyRecord(command, owner, asked, _encode(predicted))
+                await log.append(Append((), idempotency=used))
                 return predicted
         except AlreadyHandled as known:
             if known.position is None:

@@ -119,8 +119,8 @@ async def commanded(
     """Acts once on what the requester may touch, and answers what that leads to."""
     Query(request, ())
     log = request.app[SERVICES].log
-    await upload_of(request, predicted.id)
-    answer = await once(request, predicted, parts, lambda context: act(log, context))
+    owner = (await upload_of(request, predicted.id)).owner
+    answer = await once(request, owner, predicted, parts, lambda context: act(log, context))
     return json_answer(answer, status=202, position=answer.position)
 
 

@@ -100,7 +100,7 @@ async def _long_stream(plant: Plant, batch: object) -> None:
     first += [
         FileProgressed(at=now, by=ALICE, phase="transfer", done=n, total=1000) for n in range(120)
     ]
-    answer = IdempotencyRecord(command, "fingerprint", b"{}")
+    answer = IdempotencyRecord(command, "acme", "fingerprint", b"{}")
     await plant.log.append(
         Append(
             (StreamAppend(stream, 0, tuple(first)),), cause=Causation(command), idempotency=answer

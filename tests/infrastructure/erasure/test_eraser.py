@@ -98,15 +98,23 @@ async def test_an_erasure_that_was_cut_short_is_carried_out_once(
 async def test_answers_kept_for_commands_of_the_owner_are_erased_and_no_others(
     database_url: str, tmp_path: Path
 ) -> None:
+    """Whatever the body of a record is: a new command's may have no id, or one of a new kind."""
     blobs = LocalBlobStore(tmp_path)
-    other = uuid4()
+    other = b'{"id":"%s"}' % str(uuid4()).encode()
     async with opened(database_url) as model, make_pool(database_url, name="e") as pool:
         batch = await a_finished_batch(model, "a")
-        for id in (batch, upload_id_for(batch, "a", b""), other):
-            answer = IdempotencyRecord(
-                uuid4(), "hash of a reason", b'{"id":"%s"}' % str(id).encode()
-            )
+        upload = upload_id_for(batch, "a", b"")
+        bodies = [b'{"id":"%s"}' % str(id).encode() for id in (batch, upload)]
+        for body in (*bodies, b'{"webhook":"%s"}' % str(uuid4()).encode(), b'{"id":1}', b"\xff"):
+            answer = IdempotencyRecord(uuid4(), "acme", "hash of a reason", body)
             await model.log.append(Append((), idempotency=answer))
+        answer = IdempotencyRecord(uuid4(), "umbrella", "hash of a reason", other)
+        await model.log.append(Append((), idempotency=answer))
+        async with pool.connection() as connection:
+            for body in (*bodies, other):  # of a process of an earlier version
+                await connection.execute(
+                    "INSERT INTO command_answers VALUES (gen_random_uuid(), '', %s, 0)", (body,)
+                )
         await model.catch_up()
         erasure = await PostgresErasures(pool).request(wanted())
         async with projecting(model):
@@ -116,7 +124,12 @@ async def test_answers_kept_for_commands_of_the_owner_are_erased_and_no_others(
             cursor = await connection.execute("SELECT body FROM command_answers")
             left = await cursor.fetchall()
     blobs.close()
-    assert left == [(b'{"id":"%s"}' % str(other).encode(),)]
+    assert left == [(other,), (other,)]
+
+
+def test_an_idempotency_record_cannot_be_made_without_an_owner() -> None:
+    with pytest.raises(TypeError, match="Missing required argument"):
+        IdempotencyRecord(command_id=uuid4(), fingerprint="", body=b"")  # type: ignore[call-arg]
 
 
 async def test_asked_for_again_it_is_the_same_erasure_until_it_is_done(database_url: str) -> None:

@@ -154,7 +154,7 @@ async def test_a_seal_earlier_in_the_same_group_counts(database_url: str) -> Non
 
 
 def asked(command: UUID, fingerprint: str, body: bytes, *writes: StreamAppend) -> Append:
-    return Append(writes, idempotency=IdempotencyRecord(command, fingerprint, body))
+    return Append(writes, idempotency=IdempotencyRecord(command, "acme", fingerprint, body))
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one group", "one after another"])
