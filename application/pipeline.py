@@ -52,7 +52,7 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             taken.add(step.label)
 
 
-class Subject(msgspec.Struct, frozen=True, kw_only=True):
+class StepInput(msgspec.Struct, frozen=True, kw_only=True):
     """The upload a step works on; `step` is the label of the step."""
 
     upload: UUID
@@ -68,7 +68,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     step: str = ""
 
 
-class Workbench(Protocol):
+class StepContext(Protocol):
     """What a step may use: the bytes, a place for artifacts, and a way to report progress."""
 
     def read(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
@@ -89,7 +89,7 @@ class Processor(Protocol):
     """
 
     async def __call__(
-        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]: ...
 
 
@@ -103,7 +103,7 @@ class ReservableProcessor(Processor, Protocol):
         """
 
 
-class Permanent(Exception):
+class PermanentError(Exception):
     """The file, not the circumstances, is at fault: another attempt would fail alike."""
 
 

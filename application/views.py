@@ -5,12 +5,21 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol, TypeAlias, TypeVar
 from uuid import UUID
 
 import msgspec
+
+from application.append import RecordedEvent
+from application.errors import NotFound
+from application.ports.event_log import EventLog
+from application.projection import Key, RowChanges, fold_changes
+from domain.batch.state import BatchState
+from domain.upload.state import ENDED, INCOMING, UploadState
 
 
 class Activity(StrEnum):
@@ -118,3 +127,241 @@ class AttemptView(msgspec.Struct, kw_only=True):
     ended_at: datetime | None = None
     duration: float | None = None
     position: int
+
+
+# Activity of a batch, derived from its row and the current time.
+#
+# The row holds recorded facts: counts, when its work last moved, when files last arrived. A stall
+# is not recorded as an event: it is derived from these facts when a batch is read. API, feed,
+# command line and page all use this function.
+
+STALLED_AFTER = timedelta(seconds=60)
+"""A batch that should be moving, and did not for so long, is stalled.
+
+Transfers under way record progress every few seconds at the latest, so it is far above that.
+"""
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Doing(msgspec.Struct, frozen=True):
+    """Activity of a batch, with its beginning and the time at which it changes by itself.
+
+    At `until` it is another one, although nothing was recorded.
+    """
+
+    activity: Activity | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+def show_activity(batch: BatchView, now: datetime) -> BatchView:
+    """Return the batch with its current activity."""
+    doing = activity_of(batch, now)
+    batch.activity = doing.activity
+    batch.activity_since = doing.since
+    batch.activity_until = doing.until
+    return batch
+
+
+def show_activity_then(batch: BatchView, then: datetime) -> BatchView:
+    """Return the batch with its activity at a time in the past."""
+    batch = show_activity(batch, then)
+    batch.activity_until = None
+    return batch
+
+
+def activity_of(batch: BatchView, now: datetime) -> Doing:
+    """Derive the activity of a batch; an empty Activity for one that is ending or has ended."""
+    if batch.state not in (BatchState.OPEN, BatchState.SEALED):
+        return Doing()
+    if batch.paused:
+        return Doing(Activity.PAUSED, batch.paused_at)
+    incoming, working = _sum(batch, *INCOMING), _sum(batch, *_WORKING)
+    arrival = batch.arrived_at
+    if incoming and arrival is not None and now < arrival + STALLED_AFTER:
+        return Doing(Activity.RECEIVING, until=arrival + STALLED_AFTER)
+    if _sum(batch, UploadState.PROCESSING):  # a worker that is gone is found out by its heartbeat
+        return Doing(Activity.PROCESSING)
+    if working:
+        return _moving(batch, now)
+    if incoming:
+        if arrival is not None:
+            return Doing(Activity.STALLED, arrival)
+        return Doing(Activity.WAITING_FOR_FILES, batch.active_at)
+    if _sum(batch, UploadState.RETRY_SCHEDULED):
+        return Doing(Activity.WAITING_FOR_RETRY, batch.active_at)
+    if batch.state == BatchState.SEALED:  # everything has ended: the verdict is about to be found
+        return _moving(batch, now)
+    if _sum(batch, *ENDED):
+        return Doing(Activity.WAITING_FOR_SEAL, batch.active_at)
+    return Doing(Activity.WAITING_FOR_FILES, batch.active_at)
+
+
+_WORKING = (UploadState.RECEIVED, UploadState.QUEUED, UploadState.PROCESSING)
+
+
+def _moving(batch: BatchView, now: datetime) -> Doing:
+    """Return the activity of a batch with work to do: active, or stalled after long inactivity."""
+    end = batch.active_at + STALLED_AFTER
+    if now < end:
+        return Doing(Activity.PROCESSING, until=end)
+    return Doing(Activity.STALLED, batch.active_at)
+
+
+def _sum(batch: BatchView, *states: UploadState) -> int:
+    return sum(batch.counts.get(state, 0) for state in states)
+
+
+# Time travel: rows as they were, folded in memory by the projection of the read model.
+
+PAGE = 10_000  # events held in memory at a time
+
+Moment: TypeAlias = int | datetime
+"""A position in the log, or a time (UTC)."""
+
+View = TypeVar("View", BatchView, UploadView, AttemptView)
+Owned = TypeVar("Owned", BatchView, UploadView)
+
+
+class ReplayedRows(msgspec.Struct):
+    """The rows that follow from some events."""
+
+    batches: dict[Key, BatchView] = msgspec.field(default_factory=dict)
+    uploads: dict[Key, UploadView] = msgspec.field(default_factory=dict)
+    attempts: dict[Key, AttemptView] = msgspec.field(default_factory=dict)
+
+    def apply(self, events: Iterable[RecordedEvent]) -> None:
+        """Takes in more events, which follow those taken before."""
+        folded = fold_changes(events)
+        _apply(folded.tables["batches"], self.batches, BatchView)
+        _apply(folded.tables["uploads"], self.uploads, UploadView)
+        _apply(folded.tables["attempts"], self.attempts, AttemptView)
+
+
+def replay(events: Iterable[RecordedEvent]) -> ReplayedRows:
+    """The rows that these events, from the first of each stream on, lead to."""
+    rows = ReplayedRows()
+    rows.apply(events)
+    return rows
+
+
+async def upload_at(log: EventLog, id: UUID, at: Moment, *, owner: str | None) -> UploadView:
+    """The upload as its owner (None: anybody) saw it then.
+
+    Raises NotFound if it was not there yet, or belongs to somebody else; Unavailable.
+    """
+    rows = await _rows_of(log, id, at)
+    return _owned(rows.uploads.get(id), owner)
+
+
+async def batch_at(
+    log: EventLog, id: UUID, at: Moment, *, owner: str | None, now: datetime | None = None
+) -> BatchView:
+    """The batch, likewise, with what it was doing then; no moment is later than `now`."""
+    rows = await _rows_of(log, id, at)
+    batch = _owned(rows.batches.get(id), owner)
+    then = await _time_of(log, at, batch, now)
+    return show_activity_then(batch, then if now is None else min(then, now))
+
+
+async def _time_of(log: EventLog, at: Moment, batch: BatchView, now: datetime | None) -> datetime:
+    """The time of a moment; of a position, that of the event there, or of the next one."""
+    if isinstance(at, datetime):
+        return at
+    if at == batch.position:
+        return batch.updated_at
+    events = await log.read(max(at - 1, 0), limit=1)
+    if not events:  # beyond the end of the log
+        return now or batch.updated_at
+    return max(batch.updated_at, events[0].event.at)
+
+
+async def _rows_of(log: EventLog, stream: UUID, at: Moment) -> ReplayedRows:
+    position = at if isinstance(at, int) else await log.position_at(at)
+    rows, version = ReplayedRows(), 0
+    while events := await log.stream(stream, after=version, upto_position=position, limit=PAGE):
+        rows.apply(events)
+        version = events[-1].version
+        if len(events) < PAGE:
+            break
+    return rows
+
+
+def _apply(changes: RowChanges, rows: dict[Key, View], view: type[View]) -> None:
+    for key, columns in changes.created.items():
+        rows[key] = view(**columns)
+    for key, columns in changes.updated.items():
+        row = rows[key]
+        for name, value in columns.items():
+            setattr(row, name, value)
+
+
+def _owned(row: Owned | None, owner: str | None) -> Owned:
+    if row is None or owner not in (None, row.owner):
+        raise NotFound("there was no such thing then")
+    return row
+
+
+# The completion report of a batch: what became of every file, and why some came to nothing.
+
+FAILURES = (UploadState.FAILED, UploadState.QUARANTINED, UploadState.REJECTED)
+"""States of files that somebody has to look after."""
+
+MOST_REASONS = 100
+
+
+class ReportRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one file; `error` is the last one, as it was, in the step `step`."""
+
+    id: UUID
+    path: str
+    state: str
+    size: int | None
+    media_type: str | None
+    attempts: int
+    step: str | None
+    error: str | None
+    registered_at: datetime
+    received_at: datetime | None
+    ended_at: datetime | None
+
+
+class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Failures that are alike: their messages are, but for the path and for numbers.
+
+    `example` is the message of one of them, `path` its file.
+    """
+
+    state: str
+    step: str | None
+    reason: str
+    uploads: int
+    example: str
+    path: str
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch at one moment, `position` of the log; `files` can be gone through once.
+
+    `reasons` has the most frequent first, `MOST_REASONS` at most.
+    """
+
+    batch: BatchView
+    position: int
+    reasons: list[FailureGroup]
+    files: AsyncIterator[ReportRow]
+
+
+class Reports(Protocol):
+    """Reports, each told as of one moment, however long that takes."""
+
+    def report(
+        self, batch: UUID, *, owner: str | None, only_failed: bool = False
+    ) -> AbstractAsyncContextManager[Report]:
+        """The files in the order of their paths, or only those of the states `FAILURES`.
+
+        Little of it is in memory at any time. Raises NotFound, Unavailable.
+        """

@@ -31,7 +31,7 @@ from domain.upload.events import (
     UploadQueued,
 )
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.jobs.orchestrator import Orchestrator
 from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Pool, make_pool

@@ -22,7 +22,7 @@ from uuid import UUID
 
 import uvloop
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from benchmarks import cpu
 from benchmarks.databases import fresh_database
 from benchmarks.feed_events import OWNER, Scene, pour, set_up

@@ -34,7 +34,7 @@ from domain.file import FileDeclaration
 from domain.upload.events import FileReceived
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.pool import make_pool
 
 SIZES = (1_000, 10_000, 100_000)

@@ -24,7 +24,7 @@ from benchmarks.measure import Ratio, Run, in_rotation
 from benchmarks.projection import EVENTS_PER_UPLOAD, life
 from domain.batch.events import BatchStarted
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.listener import READ_MODEL, Listener
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.engine import make_engine

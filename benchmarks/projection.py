@@ -30,7 +30,7 @@ from domain.upload.events import (
     UploadRegistered,
 )
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.event_store.mapper import StructMapper
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.rebuild import rebuild

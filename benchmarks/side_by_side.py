@@ -18,8 +18,7 @@ from benchmarks.peers.installing import Missing
 from benchmarks.senders import send_small, send_stream
 from benchmarks.servers import Server
 from benchmarks.uploads import GIB, MIB, SMALL
-from infrastructure.blobs.local.packs.members import members
-from infrastructure.blobs.local.packs.naming import pack_of
+from infrastructure.blobs.local.packs import members, pack_id_from_file
 
 ROUNDS = 3
 WARM_FILES, WARM_BYTES = 500, 64 * MIB
@@ -129,7 +128,7 @@ def _require_stored(folder: Path, files: int, size: int) -> None:
 def _sizes(folder: Path) -> Iterator[int]:
     """Of all that is kept: a file each, or many in a pack of ours."""
     for path in (path for path in folder.rglob("*") if path.is_file()):
-        if (pack := pack_of(path.name)) is None:
+        if (pack := pack_id_from_file(path.name)) is None:
             yield path.stat().st_size
             continue
         with path.open("rb") as file:

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from uuid import UUID
 
-from application.ports.usage import Used
-from application.transfer.quotas import Quotas
+from application.ports.limits import StorageUsage
+from application.transfers.quotas import Quotas
 
 
 class NoRemotePreemption:
@@ -23,11 +23,11 @@ class NoRemotePreemption:
 class NoStorageUsed:
     """Report that every owner and every batch is empty."""
 
-    async def of_owner(self, owner: str) -> Used:
-        return Used()
+    async def of_owner(self, owner: str) -> StorageUsage:
+        return StorageUsage()
 
-    async def of_batch(self, batch: UUID) -> Used:
-        return Used()
+    async def of_batch(self, batch: UUID) -> StorageUsage:
+        return StorageUsage()
 
 
 class InProcessTransferLimiter:

@@ -9,8 +9,8 @@ import pytest
 from application.ports.event_log import EventLog
 from infrastructure.postgres.pool import Connection
 from infrastructure.read_model import projector
-from infrastructure.read_model.projecting import project, tracked
-from infrastructure.read_model.targets import Target
+from infrastructure.read_model.projector import project, tracked_position
+from infrastructure.read_model.tables import ProjectionSchema
 
 DELAY = 0.3  # seconds
 
@@ -18,7 +18,7 @@ DELAY = 0.3  # seconds
 def delay_projector(monkeypatch: pytest.MonkeyPatch, seconds: float = DELAY) -> None:
     """Delay the projection of every event by at least `seconds`."""
 
-    async def late(connection: Connection, log: EventLog, target: Target) -> int:
+    async def late(connection: Connection, log: EventLog, target: ProjectionSchema) -> int:
         head = await log.head()
         await asyncio.sleep(seconds)
         return await project(connection, log, target, upto=head)
@@ -29,8 +29,8 @@ def delay_projector(monkeypatch: pytest.MonkeyPatch, seconds: float = DELAY) -> 
 def hold_projector(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop the projector."""
 
-    async def held(connection: Connection, log: EventLog, target: Target) -> int:
+    async def held(connection: Connection, log: EventLog, target: ProjectionSchema) -> int:
         await asyncio.sleep(0.01)
-        return await tracked(connection, target)
+        return await tracked_position(connection, target)
 
     monkeypatch.setattr(projector, "project", held)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from infrastructure.blobs.local.packs.members import members
-from infrastructure.blobs.local.packs.naming import pack_of
+from infrastructure.blobs.local.packs import members, pack_id_from_file
 
 
 def uploads_in(folder: Path) -> dict[str, Path]:
@@ -24,6 +23,6 @@ def _packed_in(file: Path) -> list[str]:
     except FileNotFoundError:  # freed meanwhile
         return []
     try:
-        return [str(packed) for packed in members(descriptor, pack_of(file.name) or "")]
+        return [str(packed) for packed in members(descriptor, pack_id_from_file(file.name) or "")]
     finally:
         os.close(descriptor)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from infrastructure.settings_fields import fields
+from infrastructure.settings_loader import fields
 from interfaces.cli.main import make_app
 
 ROOT = Path(__file__).parents[1]

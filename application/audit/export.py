@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID
 
 import msgspec
 
-from application.audit.entries import Stored
-from application.audit.seal import Seal
+from application.audit.merkle import (
+    SIZE,
+    StoredEventRow,
+    merkle_root,
+    root_from_path,
+    unpack_entries,
+)
+from application.audit.seals import AuditSeal, Chain, Finding, Gaps, Kind, SealDiff, Signed
 
 FORMAT = 1
 
 
-class Opening(msgspec.Struct, frozen=True, kw_only=True, tag="export"):
+class ExportHeader(msgspec.Struct, frozen=True, kw_only=True, tag="export"):
     """The first line. `whole`: every event follows from the first seal that reaches beyond
     `after`; otherwise events of `of`, each with its own path to the root of its seal."""
 
@@ -23,15 +31,15 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True, tag="export"):
     after: int = 0
 
 
-class SealLine(msgspec.Struct, frozen=True, kw_only=True, tag="seal", omit_defaults=True):
+class ExportedSeal(msgspec.Struct, frozen=True, kw_only=True, tag="seal", omit_defaults=True):
     """A seal, before its events. `entries`, in a whole export, are those of the seal's tree: for
     each event its position (8 bytes, big-endian) and its digest (32 bytes)."""
 
-    seal: Seal
+    seal: AuditSeal
     entries: bytes | None = None
 
 
-class EventLine(msgspec.Struct, frozen=True, kw_only=True, tag="event", omit_defaults=True):
+class ExportedEvent(msgspec.Struct, frozen=True, kw_only=True, tag="event", omit_defaults=True):
     """An event byte for byte: `state` as text, or in `state_base64` if it is no text.
 
     `seal` is 0 while no seal reaches so far; `index` and `path` are its place in the tree.
@@ -48,28 +56,28 @@ class EventLine(msgspec.Struct, frozen=True, kw_only=True, tag="event", omit_def
     path: tuple[bytes, ...] | None = None
 
     @property
-    def stored(self) -> Stored:
+    def stored(self) -> StoredEventRow:
         state = self.state.encode() if self.state_base64 is None else self.state_base64
-        return Stored(self.stream, self.version, self.position, self.topic, state)
+        return StoredEventRow(self.stream, self.version, self.position, self.topic, state)
 
 
-Line: TypeAlias = Opening | SealLine | EventLine
+Line: TypeAlias = ExportHeader | ExportedSeal | ExportedEvent
 
 
 def event_line(
-    stored: Stored,
+    stored: StoredEventRow,
     *,
     seal: int = 0,
     index: int | None = None,
     path: tuple[bytes, ...] | None = None,
-) -> EventLine:
+) -> ExportedEvent:
     """The line of a stored event."""
     state, binary = "", None
     try:
         state = stored.state.decode()
     except UnicodeDecodeError:  # nobody but a forger stored it
         binary = stored.state
-    return EventLine(
+    return ExportedEvent(
         position=stored.position,
         stream=stored.stream,
         version=stored.version,
@@ -80,3 +88,151 @@ def event_line(
         index=index,
         path=path,
     )
+
+
+# Checks an export by itself: its lines and the public keys are all that is needed.
+
+MAX_FINDINGS = 100  # findings that are told one by one
+
+_decode = msgspec.json.Decoder(Line).decode
+
+
+class ExportVerification(msgspec.Struct, frozen=True, kw_only=True):
+    """What an export proves: `events` of which `unsealed` are under no seal yet.
+
+    `whole` says whether it claims to hold every event from seal `first_seal` to `last_seal`, which
+    was made `at` and reaches `through`.
+    """
+
+    of: str
+    whole: bool
+    events: int
+    unsealed: int
+    first_seal: int
+    last_seal: int
+    through: int
+    at: datetime | None
+    findings: list[Finding]
+
+    @property
+    def sound(self) -> bool:
+        return not self.findings
+
+
+def verify_export(
+    lines: Iterable[bytes], trusted: Collection[bytes], signed: Signed
+) -> ExportVerification:
+    """Reads the export to its end, or to its MOST-th fault; memory for one seal is enough."""
+    examiner = _Examiner(trusted, signed)
+    for number, line in enumerate(lines, start=1):
+        try:
+            examiner.take(_decode(line))
+        except (msgspec.MsgspecError, _Misplaced) as error:
+            examiner.tell("malformed", examiner.position, f"line {number}: {error}")
+            break
+        if len(examiner.findings) >= MAX_FINDINGS:
+            break
+    return examiner.end()
+
+
+class _Misplaced(Exception):
+    """A line that may not stand where it stands."""
+
+
+class _Examiner:
+    def __init__(self, trusted: Collection[bytes], signed: Signed) -> None:
+        self.findings: list[Finding] = []
+        self.position = 0  # of the last event
+        self._trusted = trusted
+        self._signed = signed
+        self._opening: ExportHeader | None = None
+        self._chain = Chain(trusted, signed)
+        self._first: AuditSeal | None = None
+        self._comparison: SealDiff | None = None
+        self._events = self._unsealed = 0
+
+    def take(self, line: Line) -> None:
+        match line:
+            case ExportHeader():
+                self._open(line)
+            case ExportedSeal():
+                self._follow(line)
+            case ExportedEvent():
+                self._event(line)
+
+    def tell(self, kind: Kind, position: int, detail: str) -> None:
+        seal = self._chain.last.number if self._chain.last else 0
+        self.findings.append(Finding(kind=kind, position=position, seal=seal, detail=detail))
+
+    def end(self) -> ExportVerification:
+        self._finish_seal()
+        self.findings += self._chain.end()
+        if self._opening is None and not self.findings:
+            self.tell("malformed", 0, "the export has no first line")
+        last = self._chain.last
+        return ExportVerification(
+            of=self._opening.of if self._opening else "nothing",
+            whole=self._opening.whole if self._opening else False,
+            events=self._events,
+            unsealed=self._unsealed,
+            first_seal=self._first.number if self._first else 0,
+            last_seal=last.number if last else 0,
+            through=last.through if last else 0,
+            at=last.at if last else None,
+            findings=sorted(self.findings, key=lambda finding: finding.position)[:MAX_FINDINGS],
+        )
+
+    def _open(self, line: ExportHeader) -> None:
+        if self._opening is not None or line.format != FORMAT:
+            raise _Misplaced(f"an export opens once, with format {FORMAT}")
+        self._opening = line
+        gaps: Gaps = "anywhere" if not line.whole else "before" if line.after else "nowhere"
+        self._chain = Chain(self._trusted, self._signed, gaps=gaps)
+
+    def _follow(self, line: ExportedSeal) -> None:
+        self._finish_seal()
+        if self._opening is None or (line.entries is None) == self._opening.whole:
+            raise _Misplaced("a seal is told after the opening, with its entries if it is whole")
+        if self._unsealed and self._opening.whole:
+            raise _Misplaced("a seal comes after events that are under none")
+        self.findings += self._chain.follow(line.seal)
+        self._first = self._first or line.seal
+        if line.entries is not None:
+            self._compare(line.seal, line.entries)
+
+    def _compare(self, seal: AuditSeal, packed: bytes) -> None:
+        if len(packed) % SIZE:
+            raise _Misplaced("the entries are cut off")
+        entries = list(unpack_entries(packed))
+        if (merkle_root(map(bytes, entries)), len(entries)) != (seal.root, seal.count):
+            self.tell("list_altered", seal.after + 1, f"the entries of seal {seal.number} differ")
+        self._comparison = SealDiff(seal.number, entries, MAX_FINDINGS)
+
+    def _finish_seal(self) -> None:
+        if self._comparison is not None:
+            self.findings += self._comparison.findings()
+            self._comparison = None
+
+    def _event(self, line: ExportedEvent) -> None:
+        if self._opening is None or line.position <= self.position:
+            raise _Misplaced("events come after the opening, in the order of their positions")
+        self.position = line.position
+        self._events += 1
+        last = self._chain.last
+        if self._opening.whole:
+            if self._comparison is not None and last and line.position <= last.through:
+                self._comparison.take(line.stored)
+                return
+            self._finish_seal()
+        elif line.seal:
+            self._prove(line, last)
+            return
+        self._unsealed += 1
+
+    def _prove(self, line: ExportedEvent, seal: AuditSeal | None) -> None:
+        if seal is None or line.seal != seal.number or line.index is None or line.path is None:
+            raise _Misplaced("an event names the seal before it, and its place in that")
+        inside = seal.after < line.position <= seal.through
+        entry = bytes(line.stored.entry)
+        if not inside or root_from_path(entry, line.index, seal.count, line.path) != seal.root:
+            self.tell("altered", line.position, f"the event is not the one in seal {seal.number}")

@@ -7,14 +7,71 @@ What belongs to somebody else does not exist: NotFound.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
 
 from application.append import RecordedEvent
-from application.reporting import Reports
-from application.views import AttemptView, BatchView, UploadView
+from application.views import AttemptView, BatchView, Reports, UploadView
+
+# What the feed needs of the read model: the rows that changed since a position.
+
+
+class FeedFilter(msgspec.Struct, frozen=True):
+    """Which rows somebody follows, and may see.
+
+    `batches` are the batch rows (None: every batch of the owner), `uploads_of` the batches whose
+    uploads and attempts are followed too. `owner` None sees every owner's.
+    """
+
+    owner: str | None
+    batches: frozenset[UUID] | None
+    uploads_of: frozenset[UUID] = frozenset()
+
+
+class ChangePage(msgspec.Struct, frozen=True):
+    """The selected rows with positions in (`after`, `to`], of one consistent moment.
+
+    Whoever has seen everything up to `after` and takes these rows has seen everything up to `to`.
+    `head` is the position the read model reflects at that moment; `more` says that `to` stops
+    short of it because of the limit. `epoch` changes when the read model was rebuilt.
+
+    The attempts are those beyond `since` of the uploads beside them. They come with their upload,
+    never alone; so where a page stopped short, an attempt may be older than the page's upload, and
+    older than `after`. Hence `since`: the end of the last page that did not stop short.
+    """
+
+    epoch: str
+    since: int
+    after: int
+    to: int
+    head: int
+    more: bool
+    batches: Sequence[BatchView] = ()
+    uploads: Sequence[UploadView] = ()
+    attempts: Sequence[AttemptView] = ()
+
+
+class FeedSource(Protocol):
+    """The read model, asked what is new in it."""
+
+    async def changes(
+        self, selection: FeedFilter, *, since: int, after: int, limit: int
+    ) -> ChangePage:
+        """What changed beyond `after`, in the order of positions.
+
+        At most `limit` batches and `limit` uploads, and ten times as many attempts (unless one
+        upload alone has more). Raises Unavailable when the database cannot be reached now.
+        """
+
+    async def reach(self) -> tuple[int, int]:
+        """Return the position that rows reflect, and that of the end of the log."""
+
+    async def known(self, ids: frozenset[UUID], *, owner: str | None) -> frozenset[UUID]:
+        """Those of these batches that exist and may be seen. Raises Unavailable."""
+
 
 Row = TypeVar("Row")
 
@@ -102,3 +159,30 @@ class History(Protocol):
 
 class BadCursor(ValueError):
     """The cursor was not given out by this query."""
+
+
+# What the sweeper asks: which uploads nobody goes on with, and what became of some.
+
+
+class IdleUpload(msgspec.Struct, frozen=True):
+    """An unfinished upload of which nothing was heard; `version` is that of its last event."""
+
+    upload: UUID
+    version: int
+
+
+class UploadStatus(msgspec.Struct, frozen=True):
+    """Where an upload stood a moment ago, and the blob that holds its bytes, once it has all."""
+
+    state: str
+    blob: str | None
+
+
+class UploadStatusLookup(Protocol):
+    """The uploads as they were a moment ago: enough to look closer, never enough to delete."""
+
+    async def idle(self, before: datetime, limit: int) -> Sequence[IdleUpload]:
+        """Unfinished uploads whose last event is older than `before`; at most `limit`."""
+
+    async def of(self, uploads: Sequence[UUID]) -> dict[UUID, UploadStatus]:
+        """Those of these uploads that are known."""

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from application.errors import StorageFull
-from application.pipeline import Permanent, Pipeline, Processor, Step, Subject
+from application.pipeline import PermanentError, Pipeline, Processor, Step, StepInput
 from application.ports.blobs import BlobStore
 from application.worker.attempt import (
     AttemptWriter,
@@ -29,11 +29,11 @@ MAX_CACHED_BYTES = 256 * 1024  # size of a file that is kept in memory while its
 _ARTIFACT_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}")
 
 
-class UnknownPipeline(Permanent):
+class UnknownPipeline(PermanentError):
     """The upload names a pipeline that this worker does not have."""
 
 
-class UnknownProcessor(Permanent):
+class UnknownProcessor(PermanentError):
     """The pipeline names a processor that this worker does not have."""
 
 
@@ -112,11 +112,11 @@ class AttemptStepContext:
     async def attach(self, name: str, content: bytes) -> None:
         """Store an artifact. Raises Permanent for an invalid or used name, and StorageFull."""
         if not _ARTIFACT_NAME.fullmatch(name) or ".." in name:
-            raise Permanent(f"{name!r} is no name for an artifact: use a-z 0-9 - and .")
+            raise PermanentError(f"{name!r} is no name for an artifact: use a-z 0-9 - and .")
         if name in self._artifacts:
-            raise Permanent(f"an artifact {name!r} is attached already")
+            raise PermanentError(f"an artifact {name!r} is attached already")
         if len(content) > MAX_ARTIFACT_BYTES:
-            raise Permanent(f"artifact {name!r} is larger than {MAX_ARTIFACT_BYTES} bytes")
+            raise PermanentError(f"artifact {name!r} is larger than {MAX_ARTIFACT_BYTES} bytes")
         blob = f"artifacts/{self._upload.id}/{self._upload.attempt}/{name}"
         self._artifacts[name] = blob  # before the bytes, so that no failure leaves an orphan
         try:
@@ -224,13 +224,13 @@ class PipelineRun:
 
 def step_input(
     attempt: AttemptWriter, results: dict[str, dict[str, Any]], step: str = ""
-) -> Subject:
+) -> StepInput:
     """Return the input of the next step, with copies of the results of the steps before.
 
     A processor may change its input; that must not change what is recorded.
     """
     upload = attempt.upload
-    return Subject(
+    return StepInput(
         upload=upload.id,
         batch=upload.batch,
         owner=upload.owner,

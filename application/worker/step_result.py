@@ -10,14 +10,14 @@ from typing import Any
 
 import msgspec
 
-from application.pipeline import Permanent, Quarantine
+from application.pipeline import PermanentError, Quarantine
 from domain.upload.aggregate import MAX_ERROR_TYPE, MAX_MESSAGE
 
 MAX_RESULT_BYTES = 64 * 1024  # of one step's result, as JSON
 MAX_ARTIFACT_BYTES = 16 * 1024 * 1024
 
 
-class BadResult(Permanent):
+class BadResult(PermanentError):
     """A processor returned something that cannot be recorded."""
 
 
@@ -71,7 +71,7 @@ def storable_text(text: str, max_characters: int) -> str:
 
 def _kind(error: BaseException) -> ErrorKind:
     # By its type: `isinstance` reads the error's `__class__`, which may raise.
-    if issubclass(type(error), Permanent):
+    if issubclass(type(error), PermanentError):
         return ErrorKind.PERMANENT
     if issubclass(type(error), Quarantine):
         return ErrorKind.QUARANTINE

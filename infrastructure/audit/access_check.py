@@ -13,12 +13,12 @@ from uuid import UUID
 from domain.access.records import RecordedErasure, RecordedKey, RecordedSignIn
 from domain.errors import CommandRejected
 from domain.ids import key_stream_for, sign_in_stream_for
-from infrastructure.audit.findings import Findings, difference
-from infrastructure.auth.passes import LOGINS, SESSIONS, PassKind
-from infrastructure.auth.recording import digest_of
+from infrastructure.audit.verifier import Findings, difference
+from infrastructure.auth.keys import digest_of
+from infrastructure.auth.sessions import LOGINS, SESSIONS, PassKind
 from infrastructure.event_store.codec import Codec
-from infrastructure.event_store.folding import Aggregate, MixedStream, apply_event
-from infrastructure.event_store.reading import recorded_of
+from infrastructure.event_store.event_log import Aggregate, MixedStream, apply_event
+from infrastructure.event_store.reader import recorded_of
 from infrastructure.postgres.connection import fetch_rows
 from infrastructure.postgres.pool import Connection
 

@@ -12,13 +12,19 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from application.append import RecordedEvent
-from application.webhooks.following import Roster, Telling, streams_of, telling_of, up_to_change
-from infrastructure.audit.findings import Findings, difference
+from application.webhooks.notifications import (
+    PlannedDelivery,
+    WebhookIndex,
+    plan_test_delivery,
+    split_at_webhook_change,
+    stream_ids,
+)
+from infrastructure.audit.verifier import Findings, difference
 from infrastructure.event_store.codec import Codec
-from infrastructure.event_store.reading import last_position_at, read_log
+from infrastructure.event_store.reader import last_position_at, read_log
 from infrastructure.postgres.connection import fetch_rows
 from infrastructure.postgres.pool import Connection
-from infrastructure.webhooks.origins import origins_of
+from infrastructure.webhooks.dispatcher import batches_of_streams
 
 EVENTS = 1_000  # in memory at a time
 
@@ -47,7 +53,7 @@ async def check_deliveries(
     # Half of it: an event is recorded before its delivery is queued, and clocks differ.
     since = datetime.now(UTC) - timedelta(seconds=retention / 2)
     start = position = await last_position_at(connection, since, codec)
-    roster = Roster()
+    roster = WebhookIndex()
     for earlier in sorted(changes, key=lambda one: one.position):
         if earlier.position <= start:
             roster.apply(earlier)
@@ -55,11 +61,13 @@ async def check_deliveries(
     while position < through:
         found = await read_log(connection, position, EVENTS, roster.topics(), codec)
         found = [recorded for recorded in found if recorded.position <= through]
-        events, change = up_to_change(found)
-        expected = roster.tell(events, await origins_of(connection, streams_of(events), codec))
+        events, change = split_at_webhook_change(found)
+        expected = roster.tell(
+            events, await batches_of_streams(connection, stream_ids(events), codec)
+        )
         if change is not None:
             end = change.position
-            expected += [asked] if (asked := telling_of(change)) else []
+            expected += [asked] if (asked := plan_test_delivery(change)) else []
             roster.apply(change)
         else:
             end = found[-1].position if len(found) == EVENTS else through
@@ -72,7 +80,7 @@ async def _compare(
     connection: Connection,
     findings: Findings,
     kept: dict[UUID, int | None],
-    expected: Sequence[Telling],
+    expected: Sequence[PlannedDelivery],
     after: int,
     through: int,
 ) -> None:

@@ -17,17 +17,17 @@ from psycopg.rows import dict_row
 from application.audit.derived import MAX_FINDINGS, DerivedCheck
 from infrastructure.audit.access_check import AccessCheck
 from infrastructure.audit.delivery_check import check_deliveries
-from infrastructure.audit.findings import Findings
 from infrastructure.audit.stream_check import Positions, Rows, StreamCheck
+from infrastructure.audit.verifier import Findings
 from infrastructure.event_store.codec import Codec, key_id_of
-from infrastructure.event_store.reading import recorded_of
-from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS
+from infrastructure.event_store.event_log import SNAPSHOT_TOPICS
+from infrastructure.event_store.reader import recorded_of
 from infrastructure.jobs.tables import TRACKING_NAME as ORCHESTRATOR
 from infrastructure.jobs.tables import UPLOAD_COLUMNS, batch_from_row, upload_from_row
 from infrastructure.postgres.connection import fetch_rows
 from infrastructure.postgres.pool import Connection, connect
 from infrastructure.read_model.tables import NAME as READ_MODEL
-from infrastructure.webhooks.following import NAME as WEBHOOKS
+from infrastructure.webhooks.dispatcher import NAME as WEBHOOKS
 
 Row = TypeVar("Row")
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from infrastructure.audit.sealing import MOST, Sealer
+from infrastructure.audit.sealer import MOST, Sealer
 from infrastructure.postgres.locks import SEALER_LOCK, run_as_leader
 from infrastructure.postgres.pool import Connection
 

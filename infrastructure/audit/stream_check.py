@@ -20,11 +20,16 @@ from domain.ids import is_partial_upload
 from domain.upload.aggregate import Upload
 from domain.webhook.aggregate import Webhook
 from domain.webhook.events import WEBHOOK_EVENTS
-from infrastructure.audit.findings import Findings, difference
-from infrastructure.event_store.folding import Aggregate, MixedStream, apply_event
-from infrastructure.event_store.snapshots import decode_snapshot, encode_snapshot
+from infrastructure.audit.verifier import Findings, difference
+from infrastructure.event_store.event_log import (
+    Aggregate,
+    MixedStream,
+    apply_event,
+    decode_snapshot,
+    encode_snapshot,
+)
 from infrastructure.jobs.tables import batch_row, upload_row
-from infrastructure.webhooks.rows import webhook_of
+from infrastructure.webhooks.outbox import webhook_of
 
 # Working state that follows from no event: of the orchestrator (what to count, when to expire) and
 # of the job queue. The columns of the last count are compared one by one.

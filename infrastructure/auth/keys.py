@@ -2,25 +2,63 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from hashlib import sha256
 from hmac import compare_digest
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import structlog
 from psycopg.sql import SQL, Composed
 
+from application.append import append_to_stream
 from application.errors import NotFound
-from application.ports.keys import SYSTEM, Credential, Key, Principal, Scope
-from infrastructure.auth.passes import LOGINS, SESSIONS, Passes
-from infrastructure.auth.recording import record_created, record_revoked
-from infrastructure.auth.revocations import Revocations
-from infrastructure.auth.tokens import hashed, new_key, parse_key
+from application.ports.auth import SYSTEM, Credential, Key, Principal, Scope
+from domain.access.events import KeyCreated, KeyRevoked
+from domain.ids import key_stream_for
+from infrastructure.auth.sessions import LOGINS, SESSIONS, Revocations, TokenTable
+from infrastructure.auth.tokens import new_key, parse_key, token_hash
 from infrastructure.database_errors import transient_as_unavailable
+from infrastructure.event_store.writer import append_in
 from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Connection, Pool, borrowed
+from infrastructure.secret_files import write_secret
+
+# Record events of keys and sign-ins in the transaction that changes their rows.
+
+
+def digest_of(secret_hash: bytes) -> str:
+    """Return the hash of a stored secret hash: it identifies the row and grants no access."""
+    return "sha256:" + sha256(secret_hash).hexdigest()
+
+
+async def record_created(connection: Connection, key: Key, secret_hash: bytes, by: str) -> None:
+    event = KeyCreated(
+        at=key.created_at,
+        by=by,
+        key=key.id,
+        owner=key.owner,
+        scope=key.scope.value,
+        secret_digest=digest_of(secret_hash),
+        label=key.label,
+        batch=key.batch,
+        expires_at=key.expires_at,
+    )
+    await append_in(connection, append_to_stream(key_stream_for(key.id), 0, event))
+
+
+async def record_revoked(connection: Connection, key: Key, by: str) -> None:
+    at: datetime | None = key.revoked_at
+    assert at is not None
+    await append_in(
+        connection, append_to_stream(key_stream_for(key.id), None, KeyRevoked(at=at, by=by))
+    )
+
 
 REMEMBERED_FOR = 1.0  # seconds: how long a revoked key may live on in another process
 MOST_REMEMBERED = 4096
@@ -57,8 +95,8 @@ class PostgresKeys:
     def __init__(self, pool: Pool, listener: Listener | None = None) -> None:
         self._pool = pool
         self._revocations = Revocations(pool, listener, self._forget)
-        self._sessions = Passes(pool, SESSIONS)
-        self._logins = Passes(pool, LOGINS)
+        self._sessions = TokenTable(pool, SESSIONS)
+        self._logins = TokenTable(pool, LOGINS)
         self._remembered: dict[bytes, tuple[float, Principal]] = {}
 
     async def create(
@@ -72,7 +110,7 @@ class PostgresKeys:
         by: str = SYSTEM,
     ) -> tuple[Key, str]:
         text = new_key()
-        secret_hash = hashed(text.secret)
+        secret_hash = token_hash(text.secret)
         values = (text.id, secret_hash, owner, scope, label, batch, expires_at)
         async with self._reached() as connection, connection.transaction():
             row = await (await connection.execute(_INSERT, values)).fetchone()
@@ -85,14 +123,14 @@ class PostgresKeys:
         parts = parse_key(text)
         if parts is None:
             return None
-        digest = hashed(text)
+        digest = token_hash(text)
         until, principal = self._remembered.get(digest, (0.0, None))
         if principal is not None and time.monotonic() < until:
             return principal
         # Taken before the question is asked: a revocation meanwhile leaves these behind.
         asked_at, remembered = time.monotonic(), self._remembered
         row = await self._one(_SELECT_LIVE, (parts.id,))
-        if row is None or not compare_digest(row[-1], hashed(parts.secret)):
+        if row is None or not compare_digest(row[-1], token_hash(parts.secret)):
             return None
         principal = _principal(_key(row))
         while len(remembered) >= MOST_REMEMBERED:
@@ -191,3 +229,43 @@ def _principal(key: Key) -> Principal:
         batch=key.batch,
         expires_at=key.expires_at,
     )
+
+
+# The first key: made at the first start, left in a file only its owner can read.
+
+FIRST_OWNER = "default"
+
+_log = structlog.get_logger(__name__)
+
+
+async def ensure_admin_key(keys: PostgresKeys, file: Path) -> str:
+    """The admin key in `file`, made and written (mode 0600) if there is none for this database.
+
+    A file whose key another database knew is replaced. One whose key was revoked is left alone:
+    somebody meant it. Of two processes that start at once, one makes the key.
+    """
+    text = _read(file)
+    stale = text is not None
+    if text is not None and (parts := parse_key(text)) is not None:
+        if await keys.authenticate(text) is not None:
+            return text
+        if await keys.find(parts.id) is not None:
+            _log.warning("admin_key_does_not_hold", file=str(file), key=parts.id)
+            return text
+    key, text = await keys.create(owner=FIRST_OWNER, scope=Scope.ADMIN, label="first start")
+    if write_secret(file, f"{text}\n".encode(), replace=stale):
+        _log.info("admin_key_written", file=str(file), key=key.id)
+        return text
+    await keys.revoke(key.id, owner=None)
+    return _read(file) or ""
+
+
+def _read(file: Path) -> str | None:
+    """The key in the file; a file that others may read is closed to them first."""
+    try:
+        if file.stat().st_mode & 0o077 and os.name == "posix":
+            _log.warning("admin_key_was_readable_by_others", file=str(file))
+            file.chmod(0o600)
+        return file.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return None

@@ -45,5 +45,5 @@ def is_token(text: str) -> bool:
     return _TOKEN.fullmatch(text) is not None
 
 
-def hashed(secret: str) -> bytes:
+def token_hash(secret: str) -> bytes:
     return sha256(secret.encode()).digest()

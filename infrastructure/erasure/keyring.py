@@ -10,20 +10,125 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
 import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from application.errors import Unavailable
+from application.append import append_to_stream
+from application.errors import NotFound, Unavailable
+from application.ports.audit import Erasure
+from domain.access.events import ErasureFinished, ErasureRequested
 from domain.errors import InvalidState
 from infrastructure.erasure.master_keys import MasterKeys, NoMasterKey
-from infrastructure.erasure.wrapping import current_master, opened_for, sealed_with
+from infrastructure.erasure.wrapped_keys import current_master, opened_for, sealed_with
 from infrastructure.event_store.codec import EncryptedFields
+from infrastructure.event_store.writer import append_in
 from infrastructure.postgres.pool import Connection, Pool, borrowed
+
+# The port `Erasures` on PostgreSQL, and what the eraser asks and tells.
+
+_COLUMNS = """SELECT id, owner, reason, requested_by, requested_at, finished_at, batches, uploads
+FROM audit.erasures"""
+_REQUEST = """INSERT INTO audit.erasures (id, owner, reason, requested_by, requested_at)
+VALUES (%s, %s, %s, %s, %s) ON CONFLICT (owner) WHERE finished_at IS NULL DO NOTHING"""
+_OPEN = f"{_COLUMNS} WHERE owner = %s AND finished_at IS NULL"
+_BY_ID = f"{_COLUMNS} WHERE id = %s"
+_PAGE = f"""{_COLUMNS} WHERE (%(owner)s::text IS NULL OR owner = %(owner)s)
+AND (%(after)s::uuid IS NULL OR (requested_at, id) > (
+    SELECT requested_at, id FROM audit.erasures WHERE id = %(after)s))
+ORDER BY requested_at, id LIMIT %(limit)s"""  # noqa: S608
+_UNFINISHED = f"{_COLUMNS} WHERE finished_at IS NULL ORDER BY requested_at, id LIMIT %s"
+_FINISH = """UPDATE audit.erasures SET finished_at = %s, batches = %s, uploads = %s
+WHERE id = %s AND finished_at IS NULL"""
+_DESTROYED = """SELECT id FROM audit.owner_keys WHERE owner = %s AND destroyed_at IS NOT NULL
+ORDER BY made_at, id"""
+
+BY = "eraser"  # who finishes an erasure
+
+
+class PostgresErasures:
+    """Asks through the pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def request(self, erasure: Erasure) -> Erasure:
+        values = (
+            erasure.id,
+            erasure.owner,
+            erasure.reason,
+            erasure.requested_by,
+            erasure.requested_at,
+        )
+        async with pool_connection(self._pool) as connection:
+            while True:  # one that was open may be finished between the two
+                async with connection.transaction():
+                    inserted = await connection.execute(_REQUEST, values)
+                    if inserted.rowcount:
+                        await append_in(
+                            connection, append_to_stream(erasure.id, 0, _requested(erasure))
+                        )
+                if found := await _erasures(connection, _OPEN, (erasure.owner,)):
+                    return found[0]
+
+    async def get(self, id: UUID) -> Erasure:
+        async with pool_connection(self._pool) as connection:
+            if found := await _erasures(connection, _BY_ID, (id,)):
+                return found[0]
+        raise NotFound(f"no erasure {id}")
+
+    async def page(self, *, owner: str | None, after: UUID | None, limit: int) -> Sequence[Erasure]:
+        values = {"owner": owner, "after": after, "limit": limit}
+        async with pool_connection(self._pool) as connection:
+            return await _erasures(connection, _PAGE, values)
+
+
+async def pending_erasures(connection: Connection, limit: int) -> list[Erasure]:
+    """What is to be carried out, the oldest first."""
+    return await _erasures(connection, _UNFINISHED, (limit,))
+
+
+async def mark_done(
+    connection: Connection, erasure: Erasure, at: datetime, batches: int, uploads: int
+) -> None:
+    """Mark it as done, and record that with the keys that were destroyed."""
+    async with connection.transaction():
+        finished = await connection.execute(_FINISH, (at, batches, uploads, erasure.id))
+        if not finished.rowcount:
+            return
+        cursor = await connection.execute(_DESTROYED, (erasure.owner,))
+        keys = tuple(row[0] for row in await cursor.fetchall())
+        event = ErasureFinished(at=at, by=BY, batches=batches, uploads=uploads, keys=keys)
+        await append_in(connection, append_to_stream(erasure.id, None, event))
+
+
+def _requested(erasure: Erasure) -> ErasureRequested:
+    return ErasureRequested(
+        at=erasure.requested_at,
+        by=erasure.requested_by,
+        owner=erasure.owner,
+        reason=erasure.reason,
+    )
+
+
+@asynccontextmanager
+async def pool_connection(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection for questions. Raises Unavailable."""
+    async with borrowed(pool) as connection:
+        yield connection
+
+
+async def _erasures(connection: Connection, query: Any, values: Any) -> list[Erasure]:
+    names = Erasure.__struct_fields__
+    cursor = await connection.execute(query, values)
+    return [Erasure(**dict(zip(names, row, strict=True))) for row in await cursor.fetchall()]
+
 
 FRESH = 5.0  # seconds after which a key is asked for anew: it may have been destroyed elsewhere
 KNOWN = 10_000  # owners, and keys, that are remembered
@@ -43,10 +148,10 @@ LEFT JOIN audit.owner_keys k ON k.owner = wanted.owner AND k.destroyed_at IS NUL
 LEFT JOIN audit.erasures e ON e.owner = wanted.owner AND e.finished_at IS NULL"""
 
 # What a destroyed master key encrypted is destroyed as well, also where its row was put back.
-_BY_ID = """SELECT k.id, k.wrapped, k.master FROM audit.owner_keys k
+_SELECT_KEYS = """SELECT k.id, k.wrapped, k.master FROM audit.owner_keys k
 JOIN audit.master_keys m ON m.id = k.master AND m.destroyed_at IS NULL
 WHERE k.id = ANY(%s) AND k.destroyed_at IS NULL"""
-_DESTROYED = """SELECT id FROM audit.owner_keys
+_SELECT_DESTROYED = """SELECT id FROM audit.owner_keys
 WHERE id = ANY(%s) AND destroyed_at IS NOT NULL"""
 
 TRIES = 5  # of looking up keys while their master key is being replaced
@@ -178,11 +283,11 @@ class Keyring:
         return missing
 
     async def _look_at(self, connection: Connection, ids: list[UUID]) -> None:
-        cursor = await connection.execute(_BY_ID, (ids,), binary=True)
+        cursor = await connection.execute(_SELECT_KEYS, (ids,), binary=True)
         found = await self._unwrapped([_Wrapped(*row) for row in await cursor.fetchall()])
         gone = [id for id in ids if id not in found]
         if gone:
-            cursor = await connection.execute(_DESTROYED, (gone,), binary=True)
+            cursor = await connection.execute(_SELECT_DESTROYED, (gone,), binary=True)
             destroyed = {row[0] for row in await cursor.fetchall()}
             for id in gone:
                 if id not in destroyed:  # an erased key without a requested erasure

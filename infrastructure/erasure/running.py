@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from infrastructure.erasure.eraser import Eraser
-from infrastructure.erasure.erasures import unfinished
+from infrastructure.erasure.keyring import pending_erasures
 from infrastructure.postgres.locks import ERASER_LOCK, run_as_leader
 from infrastructure.postgres.pool import Connection
 
@@ -22,7 +22,7 @@ async def erase_continuously(url: str, eraser: Eraser) -> None:
 
     async def lead(connection: Connection) -> None:
         while True:
-            erasures = await unfinished(connection, MAX_CONCURRENT_ERASURES)
+            erasures = await pending_erasures(connection, MAX_CONCURRENT_ERASURES)
             idle = await eraser.step(connection, *erasures)
             await asyncio.sleep(POLL_INTERVAL if idle else STEP_PAUSE)
 

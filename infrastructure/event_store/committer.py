@@ -3,33 +3,261 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
+from secrets import randbits
 from typing import Self
 
+import msgspec
 import psycopg
 import structlog
 
 from application.append import Append, AppendResult
 from application.errors import ApplicationError, OutcomeUnknown, Unavailable
 from infrastructure.database_errors import is_transient
-from infrastructure.event_store.at_once import Believed, believe
 from infrastructure.event_store.codec import CODEC, Codec
-from infrastructure.event_store.exchange import Answer, Exchange, Question, Statement
-from infrastructure.event_store.guard import refuse_database_functions
-from infrastructure.event_store.placing import Encoded, Placed, encode
-from infrastructure.event_store.recovery import begin_session, look_up
-from infrastructure.event_store.waiting import Pending, Sent, WaitingRoom
-from infrastructure.event_store.writing import insertions, place_group, results
+from infrastructure.event_store.libpq import (
+    LibpqPipeline,
+    Query,
+    QueryResult,
+    Statement,
+    bigints,
+    uuids,
+)
+from infrastructure.event_store.writer import (
+    AcceptedAppend,
+    EncodedAppend,
+    OptimisticGroup,
+    append_results,
+    check_group,
+    encode,
+    insert_queries,
+    plan_optimistic,
+)
+from infrastructure.postgres.locks import COMMITTER_SESSIONS, LOG_LOCK
 from infrastructure.postgres.pool import Connection, connect, has_news
+
+# Refuses a database in which events could be recorded out of order.
+
+
+class UnsafeWriter(Exception):
+    """The library's `enable_db_functions` writer is installed.
+
+    It records without taking any lock, so that a reader can pass a gap and lose events.
+    """
+
+
+async def check_no_db_functions(connection: Connection) -> None:
+    """Raises UnsafeWriter if a function es_insert_events_* exists."""
+    cursor = await connection.execute(
+        "SELECT oid::regprocedure::text FROM pg_proc WHERE proname LIKE 'es\\_insert\\_events\\_%'"
+    )
+    if row := await cursor.fetchone():
+        raise UnsafeWriter(
+            f"the database holds the function {row[0]}, with which the eventsourcing library "
+            "records events out of order (enable_db_functions). Make sure that nobody uses it, "
+            f"then: DROP FUNCTION {row[0]}. Tools that only read leave it out with CREATE_TABLE=no."
+        )
+
+
+# Where appends wait for the committer: first come, first served, and only so many at a time.
+
+
+class InFlight(msgspec.Struct, frozen=True):
+    """Rows on their way to the server, and in which session; see `recovery.begin_session`."""
+
+    placed: AcceptedAppend
+    session: int
+
+
+class PendingAppend(msgspec.Struct):
+    """An append on its way. `deadline` is in seconds of the event loop's clock.
+
+    `sent` is what was sent to the server when the connection was lost: whether it was recorded
+    is unknown until it is looked up. `recording` is true from the moment at which it may
+    be sent until it is certain that nothing was.
+    """
+
+    encoded: EncodedAppend
+    outcome: asyncio.Future[AppendResult]
+    deadline: float
+    sent: InFlight | None = None
+    recording: bool = False
+
+    def resolve(self, result: AppendResult | BaseException) -> None:
+        """Tells the caller, unless it has gone away."""
+        if self.outcome.done():
+            return
+        if isinstance(result, BaseException):
+            self.outcome.set_exception(result)
+        else:
+            self.outcome.set_result(result)
+
+
+class AppendQueue:
+    """A bounded queue, measured in events: whoever finds it full waits outside."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._inside: deque[PendingAppend] = deque()
+        self._events = 0
+        self._closed = False
+        self._filled = asyncio.Event()
+        self._left = asyncio.Event()
+        self._door = asyncio.Lock()  # serves in the order of arrival
+
+    def __len__(self) -> int:
+        return len(self._inside)
+
+    async def enter(self, pending: PendingAppend) -> None:
+        """Raises TimeoutError if there is no room before the append's deadline, or ever."""
+        if self._door.locked() or not self._room_for(pending):
+            async with asyncio.timeout_at(pending.deadline), self._door:
+                while not self._room_for(pending):
+                    self._left.clear()
+                    await self._left.wait()
+        if self._closed:
+            raise TimeoutError
+        self._inside.append(pending)
+        self._events += pending.encoded.size
+        self._filled.set()
+
+    def take(self, most: int) -> list[PendingAppend]:
+        """The next appends, together at most `most` events; a larger one comes by itself."""
+        taken: list[PendingAppend] = []
+        size = 0
+        while self._inside:
+            following = self._inside[0].encoded.size
+            if taken and size + following > most:
+                break
+            pending = self._inside.popleft()
+            self._events -= following
+            if not pending.outcome.done():  # its caller may have gone away
+                taken.append(pending)
+                size += following
+        if not self._inside:
+            self._filled.clear()
+        self._left.set()
+        return taken
+
+    def pop_expired(self, now: float) -> list[PendingAppend]:
+        """Those whose deadline has passed."""
+        late = [pending for pending in self._inside if pending.deadline <= now]
+        for pending in late:
+            self._inside.remove(pending)
+            self._events -= pending.encoded.size
+        self._left.set()
+        return late
+
+    def close(self) -> list[PendingAppend]:
+        """Lets nobody in any more, tells those outside, and returns those still inside."""
+        self._closed = True
+        self._left.set()
+        return list(self._inside)
+
+    async def filled(self) -> None:
+        """Returns when somebody waits."""
+        await self._filled.wait()
+
+    def wake(self) -> None:
+        """Lets `filled` return although nobody waits."""
+        self._filled.set()
+
+    def _room_for(self, pending: PendingAppend) -> bool:
+        return (
+            self._closed or not self._events or self._events + pending.encoded.size <= self._limit
+        )
+
+
+# After a connection was lost during COMMIT: finds out what was recorded.
+
+# Not one that waits for a synchronous standby: that would only end the waiting, and show to others
+# what the standby does not have.
+_END_SESSION = """
+SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity a USING (pid)
+WHERE locktype = 'advisory' AND objsubid = 2 AND classid = %s AND objid = %s
+AND a.wait_event IS DISTINCT FROM 'SyncRep' AND pg_locks.database
+    = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+
+_AWAIT_END = "SELECT pg_advisory_xact_lock(%s, %s)"
+
+_FOUND = """
+SELECT e.notification_id, e.topic, e.state
+FROM unnest(%s, %s) WITH ORDINALITY AS sent (stream, version, place)
+LEFT JOIN LATERAL (
+    SELECT * FROM stored_events
+    WHERE originator_id = sent.stream AND originator_version = sent.version OFFSET 0) AS e ON true
+ORDER BY place"""
+
+# A commit that has something to write waits for the synchronous standby, and for all before it.
+_WRITE_SOMETHING = "SELECT pg_logical_emit_message(true, 'uptrail', '')"
+
+_ANSWERED = "SELECT position FROM command_answers WHERE command_id = %s AND fingerprint = %s"
+
+
+async def acquire_session_lock(connection: Connection) -> int:
+    """The number of a lock that this session holds until it ends, however it does."""
+    session = randbits(31)
+    await connection.execute("SELECT pg_advisory_lock(%s, %s)", (COMMITTER_SESSIONS, session))
+    return session
+
+
+async def resolve_ambiguous(
+    connection: Connection, sent: Sequence[InFlight]
+) -> list[AppendResult | None]:
+    """What became of each append; None where it is certain that it was not, and will not be,
+    recorded.
+
+    A server may have yet to read what a lost connection brought it. So the session is ended;
+    its lock proves that. Raises psycopg.Error.
+    """
+    async with connection.transaction():
+        for session in {sending.session for sending in sent}:
+            await connection.execute(_END_SESSION, (COMMITTER_SESSIONS, session))
+            await connection.execute(
+                "SELECT pg_advisory_xact_lock(%s, %s)", (COMMITTER_SESSIONS, session)
+            )
+        await LOG_LOCK.acquire_in_transaction(connection)
+        outcomes = [await _outcome(connection, sending.placed) for sending in sent]
+        if any(outcomes):
+            # What is visible may have been recovered from the disk of a server that crashed while
+            # it waited for its standby: it is acknowledged only when the standby has it, too.
+            await connection.execute(_WRITE_SOMETHING)
+    return outcomes
+
+
+async def _outcome(connection: Connection, placed: AcceptedAppend) -> AppendResult | None:
+    if not placed.rows:
+        return await _answered(connection, placed)
+    streams = uuids(row.stream for row in placed.rows)
+    versions = bigints(row.version for row in placed.rows)
+    cursor = await connection.execute(_FOUND, (streams, versions))
+    found = await cursor.fetchall()
+    same = [
+        (topic, state) == (row.topic, row.state)
+        for (_, topic, state), row in zip(found, placed.rows, strict=True)
+    ]
+    return AppendResult(found[-1][0], placed.versions) if all(same) else None
+
+
+async def _answered(connection: Connection, placed: AcceptedAppend) -> AppendResult | None:
+    """An append without events is known by its answer; one without either changed nothing."""
+    answer = placed.encoded.append.idempotency
+    if answer is None:
+        return AppendResult(0, placed.versions)
+    known = (answer.command_id, answer.fingerprint)
+    row = await (await connection.execute(_ANSWERED, known)).fetchone()
+    return None if row is None else AppendResult(row[0], placed.versions)
+
 
 GROUP = 500  # events a transaction, unless a single append has more
 WAITING = 20_000  # events that may wait
-PATIENCE = 25.0  # seconds an append waits for a log that cannot be reached, or is silent
+APPEND_TIMEOUT = 25.0  # seconds an append waits for a log that cannot be reached, or is silent
 READ_ONLY_PATIENCE = 5.0  # seconds likewise, for a log that takes no writes
 LONGEST_BACKOFF = 1.0  # seconds
 
 # A process that is stopped while it holds the lock of the log must not stop the others.
-_MANNERS = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s'"
+_SESSION_SETTINGS = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s'"
 
 _BEGIN = Statement("BEGIN", "BEGIN ISOLATION LEVEL READ COMMITTED")
 _COMMIT = Statement("COMMIT", "COMMIT")
@@ -50,13 +278,13 @@ _log = structlog.get_logger(__name__)
 class GroupCommitter:
     """Records appends in groups on a connection of its own. Use as an async context manager."""
 
-    def __init__(self, url: str, *, codec: Codec = CODEC, patience: float = PATIENCE) -> None:
+    def __init__(self, url: str, *, codec: Codec = CODEC, patience: float = APPEND_TIMEOUT) -> None:
         self._url = url
         self._codec = codec
         self._patience = patience
-        self._room = WaitingRoom(WAITING)
+        self._room = AppendQueue(WAITING)
         self._connection: Connection | None = None
-        self._exchange: Exchange | None = None
+        self._exchange: LibpqPipeline | None = None
         self._session = 0
         self._task: asyncio.Task[None] | None = None
         self._closing = False
@@ -71,7 +299,7 @@ class GroupCommitter:
     async def start(self) -> None:
         """Raises UnsafeWriter, and psycopg.OperationalError if the server cannot be reached."""
         try:
-            await refuse_database_functions(await self._connected())
+            await check_no_db_functions(await self._connected())
         except BaseException:
             await self._disconnect()
             raise
@@ -88,7 +316,7 @@ class GroupCommitter:
         await self._codec.prepare(append)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._patience
-        pending = Pending(encode(append, self._codec), loop.create_future(), deadline)
+        pending = PendingAppend(encode(append, self._codec), loop.create_future(), deadline)
         try:
             await self._room.enter(pending)
         except TimeoutError:
@@ -122,7 +350,7 @@ class GroupCommitter:
                 pending.resolve(Unavailable("the log is closed"))
             await self._disconnect()
 
-    async def _commit(self, group: list[Pending]) -> None:
+    async def _commit(self, group: list[PendingAppend]) -> None:
         """Every append of the group gets its result, however often the server goes away."""
         backoff = 0.02
         while group:
@@ -143,22 +371,24 @@ class GroupCommitter:
                     return
                 _log.warning("log_unreachable", error=str(error), appends=len(group))
                 await self._disconnect()
-                group = self._give_up_late(group, self._spare(error))
+                group = self._expire_late(group, self._spare(error))
                 await asyncio.sleep(backoff)
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
 
-    async def _settle(self, connection: Connection, group: list[Pending]) -> list[Pending]:
+    async def _settle(
+        self, connection: Connection, group: list[PendingAppend]
+    ) -> list[PendingAppend]:
         """Looks up what may have been recorded before; returns what certainly was not."""
         sent = [(pending, pending.sent) for pending in group if pending.sent is not None]
         if sent:
-            outcomes = await look_up(connection, [sending for _, sending in sent])
+            outcomes = await resolve_ambiguous(connection, [sending for _, sending in sent])
             for (pending, _), outcome in zip(sent, outcomes, strict=True):
                 pending.sent = None
                 if outcome is not None:
                     pending.resolve(outcome)
         return [pending for pending in group if not pending.outcome.done()]
 
-    async def _record(self, group: list[Pending]) -> list[Pending]:
+    async def _record(self, group: list[PendingAppend]) -> list[PendingAppend]:
         """One transaction, or a second one if the writers were wrong; nothing is left to do."""
         if group:
             for pending in group:
@@ -166,49 +396,49 @@ class GroupCommitter:
             encoded = [pending.encoded for pending in group]
             # To a server that has gone, as its last words may say, no rows are sent by mistake.
             sure = self._connection is not None and not has_news(self._connection.fileno())
-            believed = believe(encoded) if sure else None
-            told = await self._take_their_word(group, believed) if believed else None
+            believed = plan_optimistic(encoded) if sure else None
+            told = await self._commit_optimistically(group, believed) if believed else None
             told = told or await self._judge(group, encoded)
             for pending, result in zip(group, told, strict=True):
                 pending.resolve(result)
         return []
 
-    async def _take_their_word(
-        self, group: list[Pending], believed: Believed
+    async def _commit_optimistically(
+        self, group: list[PendingAppend], believed: OptimisticGroup
     ) -> Sequence[AppendResult | ApplicationError] | None:
         """None where something that was believed is wrong, so that nothing was recorded."""
         assert self._exchange is not None
-        questions = [Question(_BEGIN), *believed.questions()]
-        await self._exchange.prepare([*questions, Question(_COMMIT)])
+        questions = [Query(_BEGIN), *believed.questions()]
+        await self._exchange.prepare([*questions, Query(_COMMIT)])
         self._send(group, believed.placed)
         _, _, inserted, *_ = await self._committed(questions)
         self._send(group, [None] * len(group))
-        return results(believed.placed, [inserted]) if inserted.rows else None
+        return append_results(believed.placed, [inserted]) if inserted.rows else None
 
     async def _judge(
-        self, group: list[Pending], encoded: Sequence[Encoded]
+        self, group: list[PendingAppend], encoded: Sequence[EncodedAppend]
     ) -> Sequence[AppendResult | ApplicationError]:
         """In two exchanges with the server: what the log holds, and then what it is to hold."""
         assert self._exchange is not None
-        verdicts = await place_group(self._exchange.ask, encoded, before=[Question(_BEGIN)])
-        self._send(group, [v if isinstance(v, Placed) else None for v in verdicts])
-        inserted = await self._committed(insertions(verdicts))
+        verdicts = await check_group(self._exchange.ask, encoded, before=[Query(_BEGIN)])
+        self._send(group, [v if isinstance(v, AcceptedAppend) else None for v in verdicts])
+        inserted = await self._committed(insert_queries(verdicts))
         self._send(group, [None] * len(group))
-        return results(verdicts, inserted)
+        return append_results(verdicts, inserted)
 
-    async def _committed(self, questions: Sequence[Question]) -> Sequence[Answer]:
+    async def _committed(self, questions: Sequence[Query]) -> Sequence[QueryResult]:
         assert self._exchange is not None
-        *answers, committed = await self._exchange.ask([*questions, Question(_COMMIT)])
+        *answers, committed = await self._exchange.ask([*questions, Query(_COMMIT)])
         if committed.status != "COMMIT":
             raise psycopg.OperationalError(f"COMMIT was answered {committed.status}")
         return answers
 
-    def _send(self, group: list[Pending], placed: Sequence[Placed | None]) -> None:
+    def _send(self, group: list[PendingAppend], placed: Sequence[AcceptedAppend | None]) -> None:
         """Notes what the server is about to hear, or that it has answered."""
         for pending, rows in zip(group, placed, strict=True):
-            pending.sent = Sent(rows, self._session) if rows else None
+            pending.sent = InFlight(rows, self._session) if rows else None
 
-    async def _isolate(self, group: list[Pending], error: Exception) -> None:
+    async def _isolate(self, group: list[PendingAppend], error: Exception) -> None:
         """Something in the group cannot be recorded at all: the others must not suffer."""
         for pending in group:
             pending.sent = None
@@ -222,19 +452,19 @@ class GroupCommitter:
         read_only = isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
         return max(0.0, self._patience - READ_ONLY_PATIENCE) if read_only else 0.0
 
-    def _give_up_late(self, group: list[Pending], spare: float) -> list[Pending]:
+    def _expire_late(self, group: list[PendingAppend], spare: float) -> list[PendingAppend]:
         now = asyncio.get_running_loop().time() + spare
         late = [pending for pending in group if pending.deadline <= now]
-        for pending in (*late, *self._room.take_late(now)):
+        for pending in (*late, *self._room.pop_expired(now)):
             pending.resolve(_given_up(pending))
         return [pending for pending in group if not pending.outcome.done()]
 
     async def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = await connect(self._url, name="committer", patient=False)
-            await self._connection.execute(_MANNERS)
-            self._session = await begin_session(self._connection)
-            self._exchange = Exchange(self._connection)
+            await self._connection.execute(_SESSION_SETTINGS)
+            self._session = await acquire_session_lock(self._connection)
+            self._exchange = LibpqPipeline(self._connection)
         return self._connection
 
     async def _disconnect(self) -> None:
@@ -243,7 +473,7 @@ class GroupCommitter:
             await connection.close()
 
 
-def _given_up(pending: Pending) -> ApplicationError:
+def _given_up(pending: PendingAppend) -> ApplicationError:
     """Return the error for an append that has exceeded its timeout."""
     if pending.recording:
         return OutcomeUnknown("the log was lost while it recorded")

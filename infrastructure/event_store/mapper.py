@@ -13,11 +13,17 @@ from application.append import NO_CAUSE, Causation
 from domain.catalogue import DomainEvent
 from domain.event import UnknownEvent
 from infrastructure.event_store.codec import CODEC, Codec, NoKeys
-from infrastructure.event_store.folding import Aggregate, Snapshotted, apply_event
-from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS, decode_snapshot, encode_snapshot
+from infrastructure.event_store.event_log import (
+    SNAPSHOT_TOPICS,
+    Aggregate,
+    Snapshotted,
+    apply_event,
+    decode_snapshot,
+    encode_snapshot,
+)
 
 
-class Fact(msgspec.Struct, frozen=True):
+class LibraryEvent(msgspec.Struct, frozen=True):
     """An event at its place: the library's DomainEventProtocol and CanMutateProtocol."""
 
     originator_id: UUID
@@ -58,7 +64,7 @@ class StructMapper(Mapper[UUID]):
 
     def to_stored_event(self, domain_event: DomainEventProtocol[UUID]) -> StoredEvent:
         match domain_event:
-            case Fact(event=event, cause=cause):
+            case LibraryEvent(event=event, cause=cause):
                 topic, state = self._writing.encode(event, cause)
             case Snapshot(state=aggregate):
                 topic, state = encode_snapshot(aggregate)
@@ -78,4 +84,4 @@ class StructMapper(Mapper[UUID]):
         if stored_event.topic in SNAPSHOT_TOPICS:
             return Snapshot(id, version, decode_snapshot(stored_event.state))
         event, cause = self._codec.decode(stored_event.topic, stored_event.state)
-        return Fact(id, version, event, cause)
+        return LibraryEvent(id, version, event, cause)

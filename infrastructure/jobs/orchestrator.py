@@ -30,7 +30,7 @@ from application.tracked_batches import (
     streams_of,
 )
 from infrastructure.event_store.codec import CODEC, Codec
-from infrastructure.event_store.writing import write_group
+from infrastructure.event_store.writer import append_group
 from infrastructure.jobs import selection, tables
 from infrastructure.jobs.queue import JobQueue
 from infrastructure.jobs.selection import MAX_ROUND_UPLOADS, BatchSelection, PipelinedQuery
@@ -288,7 +288,7 @@ async def _carry_out(
     results: Sequence[object] = ()
     if plan.decisions:
         appends = [decision.append for decision in plan.decisions]
-        results = await write_group(connection, appends, codec)
+        results = await append_group(connection, appends, codec)
     accepted = [isinstance(result, AppendResult) for result in results]
     consequences = plan.consequences(accepted)
     jobs = await queue.defer(connection, consequences.jobs)

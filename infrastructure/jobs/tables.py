@@ -16,7 +16,7 @@ from domain.batch.state import BatchState, Outcome, percent_of
 from domain.upload.aggregate import Upload
 from domain.upload.state import UploadState
 from infrastructure.database_errors import LeadershipLost
-from infrastructure.event_store.arrays import uuids
+from infrastructure.event_store.libpq import uuids
 from infrastructure.postgres.pool import Connection
 
 TRACKING_NAME = "orchestrator"  # of its row in notification_tracking

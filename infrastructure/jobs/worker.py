@@ -26,10 +26,14 @@ from application.ports.event_log import EventLog
 from application.ports.jobs import RunnableUpload
 from application.worker.runner import AttemptRunner
 from domain.upload.aggregate import Upload
-from infrastructure.event_store.arrays import uuids
 from infrastructure.event_store.codec import CODEC, Codec
-from infrastructure.event_store.folding import Aggregate, apply_event
-from infrastructure.event_store.snapshots import SNAPSHOT_TOPICS, decode_snapshot
+from infrastructure.event_store.event_log import (
+    SNAPSHOT_TOPICS,
+    Aggregate,
+    apply_event,
+    decode_snapshot,
+)
+from infrastructure.event_store.libpq import uuids
 from infrastructure.jobs.queue import QUEUE, TASK
 from infrastructure.postgres.pool import Connection, Pool, borrowed, make_pool
 from infrastructure.settings import Settings

@@ -2,14 +2,149 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from msgspec import Meta
 
-from application.pipeline import Permanent, Quarantine, Subject, Workbench
-from infrastructure.processors.clamd import BeyondScanner, is_address, scan
+from application.pipeline import PermanentError, Quarantine, StepContext, StepInput
 from infrastructure.processors.options import Options, parse_options
+
+# A client of clamd, ClamAV's scanner: one file, streamed to it, one verdict.
+#
+# Source of the protocol: clamd(8), command INSTREAM: chunks with their length as four bytes in
+# network order, a chunk of length zero at the end, one answer that ends with a zero byte.
+
+CHUNK = 1024 * 1024  # bytes
+LONGEST_ANSWER = 4096  # bytes
+
+_CLEAN, _FOUND, _TOO_LARGE = " OK", " FOUND", "size limit exceeded"
+
+
+class ScannerUnavailable(Exception):
+    """clamd cannot be reached, gave no verdict, or hung up; another attempt may be luckier."""
+
+
+class StreamLimitExceeded(Exception):
+    """The file is larger than clamd takes: its StreamMaxLength says how much that is."""
+
+
+async def scan(address: str, chunks: AsyncIterator[bytes], silence: float) -> str | None:
+    """The name of the signature that was found, or None for a clean file.
+
+    `address` is `unix:/path/of/the.socket` or `tcp://host:port`; `silence` is how many seconds
+    clamd may take to connect, to take a chunk, and to answer. Raises ScannerUnavailable,
+    BeyondScanner.
+    """
+    try:
+        async with asyncio.timeout(silence):
+            line = await _connect(address)
+    except (OSError, TimeoutError) as error:
+        raise ScannerUnavailable(f"no virus scanner answers at {address}: {error}") from error
+    with line:
+        # It may answer before the end, and hang up: a transport would lose what it said.
+        answering = asyncio.create_task(_answer(line))
+        try:
+            sent = await _send(line, chunks, silence, answering)
+            answer = await _in_time(answering, silence)
+        finally:
+            answering.cancel()
+            await asyncio.wait((answering,))
+    if not answer.endswith(b"\0"):
+        raise ScannerUnavailable(f"the virus scanner hung up after {sent} bytes without a verdict")
+    return _verdict(answer[:-1].decode(errors="replace").strip())
+
+
+def is_address(address: str) -> bool:
+    """Whether `scan` could use it."""
+    parts = urlsplit(address)
+    try:
+        if parts.scheme == "unix":
+            return bool(parts.path)
+        return parts.scheme == "tcp" and bool(parts.hostname and parts.port)
+    except ValueError:  # a port that is no number
+        return False
+
+
+async def _connect(address: str) -> socket.socket:
+    parts, loop = urlsplit(address), asyncio.get_running_loop()
+    if parts.scheme == "unix":
+        return await _connected(socket.AF_UNIX, parts.path)
+    found = await loop.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
+    return await _connected(found[0][0], found[0][4])
+
+
+async def _connected(family: int, address: object) -> socket.socket:
+    line = socket.socket(family, socket.SOCK_STREAM)
+    line.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(line, address)  # type: ignore[arg-type]
+    except BaseException:
+        line.close()
+        raise
+    return line
+
+
+async def _send(
+    line: socket.socket,
+    chunks: AsyncIterator[bytes],
+    silence: float,
+    answering: asyncio.Task[bytes],
+) -> int:
+    """Sends until the end, or until clamd answers before it; returns the bytes sent."""
+    sent, loop = 0, asyncio.get_running_loop()
+    try:
+        await loop.sock_sendall(line, b"zINSTREAM\0")
+        async for content in chunks:
+            for at in range(0, len(content), CHUNK):
+                if answering.done():
+                    return sent
+                chunk = content[at : at + CHUNK]
+                async with asyncio.timeout(silence):
+                    await loop.sock_sendall(line, len(chunk).to_bytes(4, "big") + chunk)
+                sent += len(chunk)
+        await loop.sock_sendall(line, bytes(4))
+    except ConnectionError:
+        pass  # it hung up: it may have said why
+    except TimeoutError:
+        raise ScannerUnavailable(f"the virus scanner took nothing for {silence:g} s") from None
+    return sent
+
+
+async def _answer(line: socket.socket) -> bytes:
+    """Up to the zero byte at its end, or what there is of it."""
+    answer = b""
+    try:
+        while not answer.endswith(b"\0") and len(answer) < LONGEST_ANSWER:
+            part = await asyncio.get_running_loop().sock_recv(line, LONGEST_ANSWER)
+            if not part:
+                break
+            answer += part
+    except ConnectionError:
+        pass  # it is gone: whether it had said enough is for the caller to see
+    return answer
+
+
+async def _in_time(answering: asyncio.Task[bytes], silence: float) -> bytes:
+    try:
+        async with asyncio.timeout(silence):
+            return await answering
+    except TimeoutError:
+        raise ScannerUnavailable(f"the virus scanner said nothing for {silence:g} s") from None
+
+
+def _verdict(answer: str) -> str | None:
+    if answer.endswith(_CLEAN):
+        return None
+    if answer.endswith(_FOUND):
+        return answer.removesuffix(_FOUND).removeprefix("stream: ")
+    if _TOO_LARGE in answer:
+        raise StreamLimitExceeded(answer)
+    raise ScannerUnavailable(f"the virus scanner has no verdict: {answer}")
+
 
 DEBIAN = "unix:/var/run/clamav/clamd.ctl"  # where Debian's clamd listens
 
@@ -34,11 +169,13 @@ class Infected(Quarantine):
     """clamd knows this file by a signature."""
 
 
-class TooLargeToScan(Permanent):
+class TooLargeToScan(PermanentError):
     """clamd does not take a file this large."""
 
 
-async def antivirus(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+async def antivirus(
+    subject: StepInput, bench: StepContext, options: dict[str, Any]
+) -> dict[str, Any]:
     """Returns `{"clean": True}`, or `{"skipped": why}`.
 
     Raises Infected with the signature's name, TooLargeToScan, ScannerUnavailable, BadOption.
@@ -46,7 +183,7 @@ async def antivirus(subject: Subject, bench: Workbench, options: dict[str, Any])
     chosen = parse_options(AntivirusOptions, options)
     try:
         signature = await scan(chosen.address, _told(subject, bench), chosen.silence)
-    except BeyondScanner as error:
+    except StreamLimitExceeded as error:
         told = f"{subject.size} bytes are more than the virus scanner takes ({error})"
         if chosen.too_large == "skip":
             return {"skipped": told}
@@ -56,7 +193,7 @@ async def antivirus(subject: Subject, bench: Workbench, options: dict[str, Any])
     return {"clean": True}
 
 
-async def _told(subject: Subject, bench: Workbench) -> AsyncIterator[bytes]:
+async def _told(subject: StepInput, bench: StepContext) -> AsyncIterator[bytes]:
     """The bytes, with how far they are."""
     done = 0
     async for chunk in bench.read():

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from application.pipeline import Permanent, Subject, Workbench
+from application.pipeline import PermanentError, StepContext, StepInput
 from infrastructure.processors.archive_child import ZIP
 from infrastructure.processors.archive_streams import format_of, zstd
 from infrastructure.processors.archive_tar import is_header
-from infrastructure.processors.copying import copy
+from infrastructure.processors.copying import copy_to_file
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool
 from infrastructure.processors.options import Options, parse_options
 
@@ -45,15 +45,15 @@ class ArchiveOptions(Options, frozen=True, kw_only=True):
     seconds: Positive = 60
 
 
-class ArchiveBroken(Permanent):
+class ArchiveBroken(PermanentError):
     """The archive cannot be read: truncated, malformed, or not an archive at all."""
 
 
-class ArchiveRefused(Permanent):
+class ArchiveRuleViolation(PermanentError):
     """The archive is a bomb, reaches outside of itself, or holds what is not allowed."""
 
 
-class ArchiveBeyondLimits(Permanent):
+class ArchiveResourceLimit(PermanentError):
     """Looking through the archive takes more memory or time than it is given."""
 
 
@@ -68,7 +68,7 @@ class Archive:
         self._decoders = decoders
 
     async def __call__(
-        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         """Returns `kind`, and how many members, bytes when unpacked, archives inside, links and
         encrypted members there are; or `{"skipped": why}` for what is no archive.
@@ -81,7 +81,7 @@ class Archive:
             return {"skipped": "it is no archive"}
         with TemporaryDirectory(prefix="uptrail-archive-") as folder:
             source = Path(folder) / "source"
-            await copy(bench, source)
+            await copy_to_file(bench, source)
             order = _order(kind, unsure, subject.size, chosen)
             limits = DecoderLimits(memory=chosen.memory, seconds=chosen.seconds)
             decoded = await self._decoders.run(INSPECT, source, order, limits)
@@ -97,9 +97,9 @@ def _judged(kind: str, answer: dict[str, Any]) -> dict[str, Any]:
     if reason := answer.get("broken"):
         raise ArchiveBroken(f"this {kind} cannot be read: {reason}")
     if reason := answer.get("refused"):
-        raise ArchiveRefused(reason)
+        raise ArchiveRuleViolation(reason)
     if reason := answer.get("limit"):
-        raise ArchiveBeyondLimits(reason)
+        raise ArchiveResourceLimit(reason)
     if reason := answer.get("failed"):
         raise ArchiveFailed(reason)
     if reason := answer.get("skipped"):
@@ -107,7 +107,7 @@ def _judged(kind: str, answer: dict[str, Any]) -> dict[str, Any]:
     return {"kind": kind, **answer["found"]}
 
 
-async def _kind(subject: Subject, bench: Workbench) -> tuple[str | None, bool]:
+async def _kind(subject: StepInput, bench: StepContext) -> tuple[str | None, bool]:
     """What to take the file for, by its bytes first; and whether it may be no archive after all."""
     head = b"".join([chunk async for chunk in bench.read(0, HEAD)])
     name = subject.path.lower()

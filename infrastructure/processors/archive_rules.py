@@ -18,7 +18,7 @@ LONGEST_TARGET = 4096  # bytes of a link
 OVERHEAD = 4096  # bytes of headers and padding that a member may have, besides its content
 
 Limits: TypeAlias = dict[str, Any]
-Path: TypeAlias = tuple[str, ...]
+MemberPath: TypeAlias = tuple[str, ...]
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -59,8 +59,8 @@ class Tally:
         self._outer = outer
         self._stream = 0  # bytes that a decompressor returned
         self._inside = 0  # bytes of archives inside, unpacked
-        self._names: list[Path] = []
-        self._links: dict[Path, str] = {}
+        self._names: list[MemberPath] = []
+        self._links: dict[MemberPath, str] = {}
 
     def inside(self) -> Tally:
         """A tally for an archive inside of this one."""
@@ -178,7 +178,7 @@ def _parts(path: str) -> list[str]:
     return [".." if part.rstrip(" ") == ".." else part for part in parts]
 
 
-def _key(path: str) -> Path:
+def _key(path: str) -> MemberPath:
     """The components of a path, equal for what some file system takes for the same path."""
     parts = (part for part in _parts(path) if part not in ("", "."))
     return tuple(unicodedata.normalize("NFC", part).casefold().rstrip(" .") for part in parts)

@@ -6,10 +6,10 @@ import asyncio
 import os
 from pathlib import Path
 
-from application.pipeline import Workbench
+from application.pipeline import StepContext
 
 
-async def copy(bench: Workbench, target: Path) -> None:
+async def copy_to_file(bench: StepContext, target: Path) -> None:
     """A helper must be able to seek; a file also keeps the bytes out of this process's memory.
 
     Raises BlobMissing, OSError.
@@ -19,7 +19,7 @@ async def copy(bench: Workbench, target: Path) -> None:
             await asyncio.to_thread(_write_all, file.fileno(), chunk)
 
 
-async def copy_ends(bench: Workbench, target: Path, size: int, end: int) -> None:
+async def copy_ends(bench: StepContext, target: Path, size: int, end: int) -> None:
     """Copy the first and the last `end` bytes of a file of `size` bytes; a hole is between them.
 
     A header is at one of the ends. Raises BlobMissing, OSError.

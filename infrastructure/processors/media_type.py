@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from application.pipeline import Permanent, Subject, Workbench
-from infrastructure.processors.copying import copy, copy_ends
+from application.pipeline import PermanentError, StepContext, StepInput
+from infrastructure.processors.copying import copy_ends, copy_to_file
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool
 from infrastructure.processors.media_types import (
     ACTIVE,
@@ -35,7 +35,7 @@ from infrastructure.processors.media_types import (
     raster_type,
 )
 from infrastructure.processors.options import Options, parse_options
-from infrastructure.processors.sniffing import HEAD, conclude, second_range, sniff
+from infrastructure.processors.signatures import HEAD, conclude, second_range, sniff
 
 MIB = 1024 * 1024
 
@@ -69,15 +69,15 @@ class MediaTypeOptions(Options, frozen=True, kw_only=True):
     strict: bool = False
 
 
-class MediaTypeRefused(Permanent):
+class MediaTypeRefused(PermanentError):
     """The file is of a type that the pipeline does not allow."""
 
 
-class MediaTypeMismatch(Permanent):
+class MediaTypeMismatch(PermanentError):
     """The bytes are not of the type that was declared."""
 
 
-class ImageTooLarge(Permanent):
+class ImageTooLarge(PermanentError):
     """The image would unpack to more pixels than are allowed."""
 
 
@@ -88,7 +88,7 @@ class MediaType:
         self._decoders = decoders
 
     async def __call__(
-        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         """Return `sniffed`, `declared`, whether they agree, and the pixels of an image.
 
@@ -110,7 +110,7 @@ class MediaType:
         result = {"sniffed": sniffed, "declared": subject.media_type, "agrees": agrees}
         return result | await self._measure(sniffed, subject, bench, chosen)
 
-    async def _sniff(self, subject: Subject, bench: Workbench, claims: Sequence[str]) -> str:
+    async def _sniff(self, subject: StepInput, bench: StepContext, claims: Sequence[str]) -> str:
         head = await _bytes(bench, 0, HEAD)
         other = second_range(head, subject.size)
         second = await _bytes(bench, *other) if other else b""
@@ -123,7 +123,7 @@ class MediaType:
         return conclude(verdict, head, subject.size, claims)
 
     async def _measure(
-        self, sniffed: str, subject: Subject, bench: Workbench, chosen: MediaTypeOptions
+        self, sniffed: str, subject: StepInput, bench: StepContext, chosen: MediaTypeOptions
     ) -> dict[str, Any]:
         """Return `width` and `height` of an image, found by the decoder that makes thumbnails."""
         if sniffed not in RASTER.values():
@@ -133,7 +133,7 @@ class MediaType:
             if subject.size > MAX_COPY:
                 await copy_ends(bench, source, subject.size, MAX_COPY // 2)
             else:
-                await copy(bench, source)
+                await copy_to_file(bench, source)
             order = {"type": sniffed}
             decoded = await self._decoders.run(MEASURE, source, order, MEASURE_LIMITS)
         match decoded.answer:
@@ -147,19 +147,19 @@ class MediaType:
         return {"unmeasured": "the decoder's answer makes no sense"}
 
 
-def _claims(subject: Subject) -> list[str]:
+def _claims(subject: StepInput) -> list[str]:
     """Return the canonical types of a file's declared type and extension, where known."""
     declared = canonical(subject.media_type or "")
     named = TEXT_NAMES.get(extension(subject.path), "")
     return [claim for claim in (declared, named) if claim not in ("", UNKNOWN, TEXT)]
 
 
-async def _bytes(bench: Workbench, start: int, end: int) -> bytes:
+async def _bytes(bench: StepContext, start: int, end: int) -> bytes:
     return b"".join([chunk async for chunk in bench.read(start, end)])
 
 
 async def _require_allowed(
-    sniffed: str, claims: Sequence[str], chosen: MediaTypeOptions, bench: Workbench
+    sniffed: str, claims: Sequence[str], chosen: MediaTypeOptions, bench: StepContext
 ) -> None:
     """Raise MediaTypeRefused where `deny` names a file's type or `allow` does not.
 
@@ -190,7 +190,7 @@ def _allows(pattern: str, sniffed: str) -> bool:
     return sniffed not in ACTIVE and any(matches(kind, pattern) for kind in lineage(sniffed))
 
 
-async def _has_scripts(bench: Workbench) -> bool:
+async def _has_scripts(bench: StepContext) -> bool:
     """Return whether an XML document has anything in it that a browser would run."""
     decoder: codecs.IncrementalDecoder | None = None
     rest = ""

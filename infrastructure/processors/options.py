@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import FieldInfo
 
-from application.pipeline import Permanent
+from application.pipeline import PermanentError
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-class BadOption(Permanent):
+class BadOption(PermanentError):
     """A step has an option that its processor does not know or cannot use."""
 
 

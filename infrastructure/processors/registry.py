@@ -10,17 +10,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from application.pipeline import Pipeline, Processor, Step
-from infrastructure.outbound.destinations import (
-    BadDestination,
-    PrivateAddress,
-    parse_destination,
-)
+from infrastructure.outbound import BadDestination, PrivateAddress, parse_destination
 from infrastructure.processors.antivirus import AntivirusOptions, antivirus
 from infrastructure.processors.archive import Archive, ArchiveOptions
 from infrastructure.processors.decoder_pool import DecoderPool
+from infrastructure.processors.http import HttpOptions
 from infrastructure.processors.media_type import MediaType, MediaTypeOptions
 from infrastructure.processors.options import BadOption, Options, parse_options
-from infrastructure.processors.service import HttpOptions
 from infrastructure.processors.simple import (
     ChecksumOptions,
     RehearseOptions,
@@ -29,7 +25,7 @@ from infrastructure.processors.simple import (
 )
 from infrastructure.processors.step_pool import StepPool, installed_problems
 from infrastructure.processors.thumbnail import Thumbnail, ThumbnailOptions
-from infrastructure.settings_fields import BadSetting
+from infrastructure.settings_loader import BadSetting
 
 ENTRY_POINT_GROUP = "uptrail.processors"
 STEP_PROCESSES = 8

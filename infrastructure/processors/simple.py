@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from hashlib import sha256
 from typing import Any
 
-from application.pipeline import Permanent, Subject, Workbench
+from application.pipeline import PermanentError, StepContext, StepInput
 from infrastructure.processors.options import Options, parse_options
 
 MIN_THREAD_CHUNK = 64 * 1024  # bytes from which hashing in a thread, without the GIL, pays off
@@ -17,12 +17,12 @@ class ChecksumOptions(Options, frozen=True, kw_only=True):
     """No options."""
 
 
-class ChecksumMismatch(Permanent):
+class ChecksumMismatch(PermanentError):
     """The stored bytes differ from the declared ones."""
 
 
 async def compute_checksum(
-    subject: Subject, bench: Workbench, options: dict[str, Any]
+    subject: StepInput, bench: StepContext, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Return `{"sha256": hex}`. Raises ChecksumMismatch, BlobMissing."""
     parse_options(ChecksumOptions, options)
@@ -53,7 +53,9 @@ class SimulatedFailure(Exception):
     """An error on purpose; the next attempt does not have it."""
 
 
-async def fail_once(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+async def fail_once(
+    subject: StepInput, bench: StepContext, options: dict[str, Any]
+) -> dict[str, Any]:
     """Fail the first attempt of every path that matches a pattern of `fail_first_attempt_of`.
 
     Patterns are those of a shell, such as `*.jpg`, matched against the whole path. Raises

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from application.pipeline import Subject
+from application.pipeline import StepInput
 from application.worker.step_result import StepError
 
 LENGTH = 4  # bytes, big-endian, in front of each frame
@@ -30,7 +30,7 @@ class Perform(Message, frozen=True):
     """Run the processor; `memory` is in bytes. The last answer is Finished or Failed."""
 
     name: str
-    subject: Subject
+    subject: StepInput
     options: dict[str, Any]
     memory: int
 

@@ -23,7 +23,7 @@ from typing import Any, Self
 import msgspec
 import structlog
 
-from application.pipeline import Processor, Step, Subject, Workbench
+from application.pipeline import Processor, Step, StepContext, StepInput
 from application.worker.step_result import (
     MAX_RESULT_BYTES,
     StepError,
@@ -107,7 +107,7 @@ class StepPool:
             limit = memory or self._memory
 
             async def perform(
-                subject: Subject, bench: Workbench, options: dict[str, Any]
+                subject: StepInput, bench: StepContext, options: dict[str, Any]
             ) -> dict[str, Any]:
                 assert process is not None
                 return await process.perform(name, subject, bench, options, limit)
@@ -165,7 +165,7 @@ class PooledProcessor:
         return self._pool.reserved(self._name, step.memory)
 
     async def __call__(
-        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         async with self._pool.reserved(self._name, None) as perform:
             return await perform(subject, bench, options)
@@ -205,7 +205,12 @@ class _StepProcess:
         self.reusable = True
 
     async def perform(
-        self, name: str, subject: Subject, bench: Workbench, options: dict[str, Any], memory: int
+        self,
+        name: str,
+        subject: StepInput,
+        bench: StepContext,
+        options: dict[str, Any],
+        memory: int,
     ) -> dict[str, Any]:
         """Run one step. Raises StepFailure for its error, or for the end of the process."""
         self.reusable = False
@@ -346,7 +351,9 @@ def _environment() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if name not in _NOT_FOR_STEPS}
 
 
-async def _read(bench: Workbench, readers: dict[int, AsyncIterator[bytes]], read: Read) -> Message:
+async def _read(
+    bench: StepContext, readers: dict[int, AsyncIterator[bytes]], read: Read
+) -> Message:
     try:
         chunks = readers.get(read.reader)
         if chunks is None:
@@ -362,7 +369,7 @@ async def _read(bench: Workbench, readers: dict[int, AsyncIterator[bytes]], read
         return Refused(describe_error(error))
 
 
-async def _attach(bench: Workbench, name: str, content: bytes) -> Message:
+async def _attach(bench: StepContext, name: str, content: bytes) -> Message:
     try:
         await bench.attach(name, content)
     except Exception as error:

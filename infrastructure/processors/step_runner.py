@@ -25,7 +25,7 @@ from typing import Any, NoReturn, Self
 
 import msgspec
 
-from application.pipeline import Permanent
+from application.pipeline import PermanentError
 from application.worker.step_result import (
     MAX_ARTIFACT_BYTES,
     ErrorKind,
@@ -153,7 +153,7 @@ class _Channel:
         return bytes(content)
 
 
-class _PermanentFailure(StepFailure, Permanent):
+class _PermanentFailure(StepFailure, PermanentError):
     """Raised for an error of the worker that a retry would not resolve."""
 
 
@@ -199,7 +199,7 @@ class _Bench:
 
     def keep(self, name: str, content: bytes) -> None:
         if len(content) > MAX_ARTIFACT_BYTES:
-            raise Permanent(f"artifact {name!r} is larger than {MAX_ARTIFACT_BYTES} bytes")
+            raise PermanentError(f"artifact {name!r} is larger than {MAX_ARTIFACT_BYTES} bytes")
         self._channel.ask(Attach(str(name), bytes(content)))
 
 

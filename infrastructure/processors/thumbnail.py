@@ -15,12 +15,12 @@ from zlib import crc32
 from msgspec import Meta
 
 from application.errors import StorageFull
-from application.pipeline import Subject, Workbench
-from infrastructure.processors.copying import copy
+from application.pipeline import StepContext, StepInput
+from infrastructure.processors.copying import copy_to_file
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderLost, DecoderPool
 from infrastructure.processors.media_types import RASTER
 from infrastructure.processors.options import Options, parse_options
-from infrastructure.processors.sniffing import sniff
+from infrastructure.processors.signatures import sniff
 
 MIB = 1024 * 1024
 
@@ -64,7 +64,7 @@ class Thumbnail:
         self._decoders = decoders
 
     async def __call__(
-        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         """Return the size of the thumbnail, or `{"skipped": reason}`. Raises BadOption."""
         chosen = parse_options(ThumbnailOptions, options)
@@ -79,7 +79,7 @@ class Thumbnail:
         return made
 
     async def _make(
-        self, bench: Workbench, media_type: str, chosen: ThumbnailOptions
+        self, bench: StepContext, media_type: str, chosen: ThumbnailOptions
     ) -> tuple[dict[str, Any], bytes]:
         """Return the result of the step and the picture; a lost decoder is replaced once."""
         reason = ""
@@ -92,9 +92,9 @@ class Thumbnail:
         raise _Skipped(reason)
 
     async def _decode(
-        self, bench: Workbench, source: Path, media_type: str, chosen: ThumbnailOptions
+        self, bench: StepContext, source: Path, media_type: str, chosen: ThumbnailOptions
     ) -> tuple[dict[str, Any], bytes]:
-        await copy(bench, source)
+        await copy_to_file(bench, source)
         limits = DecoderLimits(memory=chosen.memory, seconds=chosen.seconds, data=MAX_RESULT)
         decoded = await self._decoders.run(MAKE, source, _order(media_type, chosen), limits)
         match decoded.answer:
@@ -119,7 +119,7 @@ def _order(media_type: str, chosen: ThumbnailOptions) -> dict[str, Any]:
     }
 
 
-async def _raster_type(subject: Subject, bench: Workbench) -> str:
+async def _raster_type(subject: StepInput, bench: StepContext) -> str:
     """Return the type that the `media-type` step found, or that our own rules find; or skip."""
     found = next(
         (name for r in subject.results.values() if isinstance(name := r.get("sniffed"), str)), None
@@ -132,7 +132,7 @@ async def _raster_type(subject: Subject, bench: Workbench) -> str:
     raise _Skipped(f"no picture can be made of {found}")
 
 
-async def _attach(bench: Workbench, step: str, picture: bytes) -> None:
+async def _attach(bench: StepContext, step: str, picture: bytes) -> None:
     """Attach the picture under the name of its step, so that two steps keep one each."""
     name = re.sub(r"[^a-z0-9-]+", "-", step.lower()).strip("-")[:64] or STEP
     if name != step:  # labels that look alike must not share a name

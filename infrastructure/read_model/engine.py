@@ -51,7 +51,7 @@ def make_engine(url: str, *, size: int = 4, overflow: int = 12) -> AsyncEngine:
 
 
 @asynccontextmanager
-async def answering(engine: AsyncEngine) -> AsyncIterator[Session]:
+async def read_connection(engine: AsyncEngine) -> AsyncIterator[Session]:
     """A connection for questions of one statement, which sees one moment by itself.
 
     Raises Unavailable.
@@ -61,7 +61,7 @@ async def answering(engine: AsyncEngine) -> AsyncIterator[Session]:
 
 
 @asynccontextmanager
-async def one_moment(engine: AsyncEngine) -> AsyncIterator[Session]:
+async def snapshot_connection(engine: AsyncEngine) -> AsyncIterator[Session]:
     """A connection on which every statement sees the same moment. Raises Unavailable."""
     snapshot = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     async with _reached(snapshot) as session:

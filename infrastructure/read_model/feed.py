@@ -16,9 +16,8 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.sql import SQL, Composed, Identifier
 
-from application.activity import show_activity, utc_now
-from application.ports.feed import Changes, Selection
-from application.views import DERIVED, AttemptView, BatchView, UploadView
+from application.ports.read_model import ChangePage, FeedFilter
+from application.views import DERIVED, AttemptView, BatchView, UploadView, show_activity, utc_now
 from infrastructure.database_errors import transient_as_unavailable
 from infrastructure.postgres.pool import Connection, Pool, borrowed
 
@@ -99,7 +98,7 @@ class _Jsonb(Loader):
 
 
 class _Asked(msgspec.Struct, frozen=True):
-    selection: Selection
+    selection: FeedFilter
     since: int
     after: int
     limit: int
@@ -123,7 +122,9 @@ class PostgresFeed:
         self._pool = pool
         self._now = now
 
-    async def changes(self, selection: Selection, *, since: int, after: int, limit: int) -> Changes:
+    async def changes(
+        self, selection: FeedFilter, *, since: int, after: int, limit: int
+    ) -> ChangePage:
         """See the port. Raises Unavailable."""
         with transient_as_unavailable():
             return await self._changes(_Asked(selection, since, after, limit))
@@ -141,7 +142,7 @@ class PostgresFeed:
             cursor = await connection.execute(_KNOWN, (list(ids), owner, owner))
             return frozenset(row[0] for row in await cursor.fetchall())
 
-    async def _changes(self, asked: _Asked) -> Changes:
+    async def _changes(self, asked: _Asked) -> ChangePage:
         values, now = asked.values(), self._now()
         async with self._pool.connection() as connection, connection.transaction():
             async with connection.pipeline():
@@ -181,7 +182,7 @@ def _page(
     batches: Sequence[BatchView],
     uploads: Sequence[UploadView],
     attempts: Sequence[AttemptView],
-) -> Changes:
+) -> ChangePage:
     """What was found, up to the first position at which one of the lists is cut short.
 
     Attempts are in the order of their uploads.
@@ -194,7 +195,7 @@ def _page(
     if len(attempts) > most_attempts:
         ends.append(_last_whole_upload(told_at, most_attempts))
     to = min([head, *ends])
-    return Changes(
+    return ChangePage(
         epoch=epoch,
         since=asked.since,
         after=asked.after,

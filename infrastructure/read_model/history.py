@@ -2,19 +2,210 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, select
+import msgspec
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    CompoundSelect,
+    Row,
+    Select,
+    and_,
+    exists,
+    func,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from application.append import RecordedEvent
 from application.errors import NotFound
 from infrastructure.event_store.codec import CODEC, Codec
-from infrastructure.read_model.engine import answering, one_moment
-from infrastructure.read_model.scanning import EVENT, Scan, all_recorded, log
-from infrastructure.read_model.scopes import Scope, of_batch, of_owner
+from infrastructure.read_model.engine import read_connection, snapshot_connection
 from infrastructure.read_model.tables import NAME, batches, stored_events, tracking, uploads
+
+# Which streams a history is about, said in two ways: as a list, and as a test.
+
+Streams: TypeAlias = CompoundSelect[tuple[UUID]]
+
+
+class HistoryScope(msgspec.Struct, frozen=True):
+    """`streams(after)` lists those with events beyond a position; `includes` tests one of any."""
+
+    streams: Callable[[int], Streams]
+    includes: Callable[[ColumnElement[Any]], ColumnElement[bool]]
+
+
+def of_batch(id: UUID) -> HistoryScope:
+    """The stream of a batch and those of its uploads."""
+
+    def streams(after: int) -> Streams:
+        return union_all(
+            select(batches.c.id).where(batches.c.id == id, batches.c.position > after),
+            select(uploads.c.id).where(uploads.c.batch == id, uploads.c.position > after),
+        )
+
+    def includes(stream: ColumnElement[Any]) -> ColumnElement[bool]:
+        its = exists().where(uploads.c.id == stream, uploads.c.batch == id)
+        return or_(stream == id, its)
+
+    return HistoryScope(streams, includes)
+
+
+def of_owner(owner: str) -> HistoryScope:
+    """The streams of every batch of an owner."""
+
+    def streams(after: int) -> Streams:
+        its = uploads.join(batches, batches.c.id == uploads.c.batch)
+        return union_all(
+            select(batches.c.id).where(batches.c.owner == owner, batches.c.position > after),
+            select(uploads.c.id)
+            .select_from(its)
+            .where(batches.c.owner == owner, uploads.c.position > after),
+        )
+
+    def includes(stream: ColumnElement[Any]) -> ColumnElement[bool]:
+        return or_(
+            exists().where(uploads.c.id == stream, uploads.c.owner == owner),
+            exists().where(batches.c.id == stream, batches.c.owner == owner),
+        )
+
+    return HistoryScope(streams, includes)
+
+
+# Picks the events of many streams out of the log, in total order, a page at a time.
+#
+# A few streams are gathered by the primary key and sorted. Of many streams the next page lies
+# close ahead in the log, so that is looked through instead; unless it does not lie close.
+
+FEW = 2_000  # streams
+WINDOW = 20_000  # positions looked through at a time
+SPARSE = WINDOW // 100  # events in a window below which gathering is quicker than looking on
+
+log = stored_events.c
+EVENT = (log.originator_id, log.originator_version, log.notification_id, log.topic, log.state)
+
+
+async def decode_rows(rows: Sequence[Row[*tuple[Any, ...]]], codec: Codec) -> list[RecordedEvent]:
+    """The events of rows of the columns EVENT. Raises UnreadableEvent, Unavailable."""
+    await codec.load_keys(row.state for row in rows)
+    return [_recorded(row, codec) for row in rows]
+
+
+def _recorded(row: Row[*tuple[Any, ...]], codec: Codec) -> RecordedEvent:
+    event, cause = codec.decode(row.topic, row.state)
+    return RecordedEvent(
+        row.originator_id, row.originator_version, row.notification_id, event, cause
+    )
+
+
+class HistoryPager:
+    """One page of a scope's events, on a connection that sees one moment of the database.
+
+    `reached` is the position up to which the scope knows its streams.
+    """
+
+    def __init__(
+        self, session: AsyncConnection, scope: HistoryScope, reached: int, codec: Codec
+    ) -> None:
+        self._session = session
+        self._scope = scope
+        self._reached = reached
+        self._codec = codec
+
+    async def page(self, after: int, limit: int) -> list[RecordedEvent]:
+        """The first `limit` events beyond position `after`."""
+        if await self._has_few_streams(after):
+            return await self._gather(after, limit)
+        return await self._look_through(after, limit)
+
+    async def page_before(self, before: int, limit: int) -> list[RecordedEvent]:
+        """The last `limit` events before position `before`, oldest first."""
+        before = min(before, self._reached + 1)
+        if await self._has_few_streams(0):
+            return (await self._gather_back(before, limit))[::-1]
+        return (await self._look_back(before, limit))[::-1]
+
+    async def _has_few_streams(self, after: int) -> bool:
+        some = self._scope.streams(after).limit(FEW + 1).subquery()
+        count = await self._session.scalar(select(func.count()).select_from(some))
+        return count is not None and count <= FEW
+
+    async def _look_through(self, after: int, limit: int) -> list[RecordedEvent]:
+        found: list[RecordedEvent] = []
+        while len(found) < limit and after < self._reached:
+            end = min(after + WINDOW, self._reached)
+            wanted = limit - len(found)
+            ahead = await self._events(
+                select(*EVENT)
+                .where(
+                    log.notification_id > after,
+                    log.notification_id <= end,
+                    self._scope.includes(log.originator_id),
+                )
+                .order_by(log.notification_id)
+                .limit(wanted)
+            )
+            found += ahead
+            after = end
+            if len(ahead) < min(SPARSE, wanted):
+                return found + await self._gather(after, limit - len(found))
+        return found
+
+    async def _look_back(self, before: int, limit: int) -> list[RecordedEvent]:
+        """As `_look_through`, but towards the beginning; newest first."""
+        found: list[RecordedEvent] = []
+        while len(found) < limit and before > 1:
+            start = max(1, before - WINDOW)
+            wanted = limit - len(found)
+            behind = await self._events(
+                select(*EVENT)
+                .where(
+                    log.notification_id >= start,
+                    log.notification_id < before,
+                    self._scope.includes(log.originator_id),
+                )
+                .order_by(log.notification_id.desc())
+                .limit(wanted)
+            )
+            found += behind
+            before = start
+            if len(behind) < min(SPARSE, wanted):
+                return found + await self._gather_back(before, limit - len(found))
+        return found
+
+    async def _gather_back(self, before: int, limit: int) -> list[RecordedEvent]:
+        events = self._gathered(0, log.notification_id < before)
+        return await self._events(
+            select(events).order_by(events.c.notification_id.desc()).limit(limit)
+        )
+
+    async def _gather(self, after: int, limit: int) -> list[RecordedEvent]:
+        ahead = and_(log.notification_id > after, log.notification_id <= self._reached)
+        events = self._gathered(after, ahead)
+        return await self._events(select(events).order_by(events.c.notification_id).limit(limit))
+
+    def _gathered(self, after: int, which: ColumnElement[bool]) -> CTE:
+        """Those events of the streams that have some beyond a position.
+
+        Materialized, or the planner may walk the whole log for the sake of the order.
+        """
+        streams = self._scope.streams(after).cte("streams").prefix_with("MATERIALIZED")
+        return (
+            select(*EVENT)
+            .join_from(streams, stored_events, log.originator_id == streams.c.id)
+            .where(which)
+            .cte("events")
+            .prefix_with("MATERIALIZED")
+        )
+
+    async def _events(self, query: Select[Any]) -> list[RecordedEvent]:
+        return await decode_rows((await self._session.execute(query)).all(), self._codec)
+
 
 _POSITION = select(tracking.c.notification_id).where(tracking.c.application_name == NAME)
 
@@ -46,14 +237,14 @@ class PostgresHistory:
     async def of_batch(
         self, id: UUID, *, owner: str | None, after: int = 0, limit: int = 1000
     ) -> Sequence[RecordedEvent]:
-        async with one_moment(self._engine) as session:
+        async with snapshot_connection(self._engine) as session:
             await self._require_batch(session, id, owner)
             return await self._page(session, of_batch(id), after, limit)
 
     async def of_batch_before(
         self, id: UUID, before: int, *, owner: str | None, limit: int = 1000
     ) -> Sequence[RecordedEvent]:
-        async with one_moment(self._engine) as session:
+        async with snapshot_connection(self._engine) as session:
             await self._require_batch(session, id, owner)
             return await (await self._scan(session, of_batch(id))).page_before(before, limit)
 
@@ -67,19 +258,19 @@ class PostgresHistory:
                 .order_by(log.notification_id)
                 .limit(limit)
             )
-            async with answering(self._engine) as session:
-                return await all_recorded((await session.execute(query)).all(), self._codec)
-        async with one_moment(self._engine) as session:
+            async with read_connection(self._engine) as session:
+                return await decode_rows((await session.execute(query)).all(), self._codec)
+        async with snapshot_connection(self._engine) as session:
             return await self._page(session, of_owner(owner), after, limit)
 
     async def _page(
-        self, session: AsyncConnection, scope: Scope, after: int, limit: int
+        self, session: AsyncConnection, scope: HistoryScope, after: int, limit: int
     ) -> list[RecordedEvent]:
         return await (await self._scan(session, scope)).page(after, limit)
 
-    async def _scan(self, session: AsyncConnection, scope: Scope) -> Scan:
+    async def _scan(self, session: AsyncConnection, scope: HistoryScope) -> HistoryPager:
         reached = (await session.execute(_POSITION)).scalar_one()
-        return Scan(session, scope, reached, self._codec)
+        return HistoryPager(session, scope, reached, self._codec)
 
     async def _require_batch(self, session: AsyncConnection, id: UUID, owner: str | None) -> None:
         """Raises NotFound."""
@@ -105,9 +296,9 @@ class PostgresHistory:
             .order_by(order)
             .limit(limit)
         )
-        async with answering(self._engine) as session:
+        async with read_connection(self._engine) as session:
             rows = (await session.execute(query)).all()
         if not rows:
             raise NotFound(f"no upload {id}")
         found = [row for row in rows if row.notification_id is not None]
-        return await all_recorded(found, self._codec)
+        return await decode_rows(found, self._codec)

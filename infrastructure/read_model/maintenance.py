@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from infrastructure.postgres.locks import MAINTENANCE_LOCK
 from infrastructure.postgres.pool import Connection
-from infrastructure.read_model.projecting import connect_writer
+from infrastructure.read_model.projector import connect_writer
 
 
 @asynccontextmanager

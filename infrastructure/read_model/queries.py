@@ -3,25 +3,152 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, RowMapping, Select, select, tuple_
+import msgspec
+from sqlalchemy import ColumnElement, RowMapping, Select, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from application.activity import show_activity, utc_now
 from application.errors import NotFound
 from application.ports.event_log import Wakeups
-from application.ports.read_model import Page
-from application.reporting import Report
-from application.views import AttemptView, BatchView, UploadView
-from infrastructure.read_model.cursors import AfterBatch, AfterUpload, from_cursor, to_cursor
-from infrastructure.read_model.engine import answering, one_moment
-from infrastructure.read_model.report import open_report
+from application.ports.limits import StorageUsage
+from application.ports.read_model import BadCursor, IdleUpload, Page, UploadStatus
+from application.views import (
+    FAILURES,
+    MOST_REASONS,
+    AttemptView,
+    BatchView,
+    FailureGroup,
+    Report,
+    ReportRow,
+    UploadView,
+    show_activity,
+    utc_now,
+)
+from domain.upload.state import GONE
+from infrastructure.postgres.pool import Pool, borrowed
+from infrastructure.read_model.engine import read_connection, snapshot_connection
 from infrastructure.read_model.tables import NAME, attempts, batches, projections, tracking, uploads
+
+# Opaque cursors: the place in an order after which the next page begins.
+
+
+class AfterBatch(msgspec.Struct, frozen=True, array_like=True, tag="b"):
+    """Batches come newest first."""
+
+    started_at: datetime
+    id: UUID
+
+
+class AfterUpload(msgspec.Struct, frozen=True, array_like=True, tag="u"):
+    """The uploads of a batch come in the order of their paths."""
+
+    path: str
+    id: UUID
+
+
+Place = TypeVar("Place", AfterBatch, AfterUpload)
+
+
+def to_cursor(place: AfterBatch | AfterUpload) -> str:
+    return urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
+
+
+def from_cursor(cursor: str, kind: type[Place]) -> Place:
+    """Raises BadCursor for anything that `to_cursor` did not give out for this kind."""
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        place = msgspec.json.decode(urlsafe_b64decode(padded), type=kind)
+    except ValueError as error:  # of base64, of msgspec, or not ASCII
+        raise BadCursor("the cursor was not given out by this query") from error
+    if to_cursor(place) != cursor or "\0" in getattr(place, "path", ""):
+        raise BadCursor("the cursor was not given out by this query")
+    return place
+
+
+# The completion report, read through a cursor of the server within one snapshot.
+
+AT_ONCE = 500  # rows in memory
+
+_FILES = (
+    uploads.c.id,
+    uploads.c.path,
+    uploads.c.state,
+    uploads.c.size,
+    uploads.c.media_type,
+    uploads.c.attempt.label("attempts"),
+    uploads.c.error_step.label("step"),
+    uploads.c.error,
+    uploads.c.registered_at,
+    uploads.c.received_at,
+    uploads.c.ended_at,
+)
+
+
+# Messages differ in the file they name and in numbers: without these, like goes with like.
+_MESSAGE = func.coalesce(uploads.c.error, "")
+_ALIKE = func.regexp_replace(
+    func.replace(_MESSAGE, uploads.c.path, "{path}"), r"\d+", "#", "g"
+).label("reason")
+_COUNT = func.count().label("uploads")
+
+
+@asynccontextmanager
+async def open_report(
+    engine: AsyncEngine, id: UUID, *, owner: str | None, only_failed: bool, now: datetime
+) -> AsyncIterator[Report]:
+    """See `application.views.Reports`."""
+    mine = [] if owner is None else [batches.c.owner == owner]
+    async with snapshot_connection(engine) as session:
+        found = await session.execute(select(batches).where(batches.c.id == id, *mine))
+        batch = found.mappings().first()
+        if batch is None:
+            raise NotFound(f"no batch {id}")
+        position = (await session.execute(_POSITION)).scalar_one()
+        reasons = (await session.execute(_reasons(id))).mappings().all()
+        # Closed here, where a reader gives up in the middle: it holds a cursor.
+        async with aclosing(_files(session, id, only_failed)) as files:
+            yield Report(
+                batch=show_activity(BatchView(**batch), now),
+                position=position,
+                reasons=[FailureGroup(**row) for row in reasons],
+                files=files,
+            )
+
+
+def _reasons(id: UUID) -> Select[tuple[str, str, str, int, str, str]]:
+    groups = (uploads.c.state, uploads.c.error_step, _ALIKE)
+    columns = (*groups[:1], uploads.c.error_step.label("step"), _ALIKE, _COUNT)
+    return (
+        select(
+            *columns, func.min(_MESSAGE).label("example"), func.min(uploads.c.path).label("path")
+        )
+        .where(uploads.c.batch == id, uploads.c.state.in_(FAILURES))
+        .group_by(*groups)
+        .order_by(_COUNT.desc(), *groups)
+        .limit(MOST_REASONS)
+    )
+
+
+async def _files(
+    session: AsyncConnection, id: UUID, only_failed: bool
+) -> AsyncGenerator[ReportRow, None]:
+    query = select(*_FILES).where(uploads.c.batch == id)
+    if only_failed:
+        query = query.where(uploads.c.state.in_(FAILURES))
+    query = query.order_by(uploads.c.path, uploads.c.id).execution_options(yield_per=AT_ONCE)
+    async with session.stream(query) as result:
+        try:
+            async for row in result.mappings():
+                yield ReportRow(**row)
+        finally:  # SQLAlchemy leaves the cursor open where the reader gives up
+            await result.close()
+
 
 _POSITION = select(tracking.c.notification_id).where(tracking.c.application_name == NAME)
 _EPOCH = select(projections.c.epoch).where(projections.c.name == NAME)
@@ -46,12 +173,12 @@ class PostgresQueries:
         self._now = now
 
     async def position(self) -> int:
-        async with answering(self._engine) as session:
+        async with read_connection(self._engine) as session:
             return await _position(session)
 
     async def epoch(self) -> str:
         """A name that every rebuild of the read model changes."""
-        async with answering(self._engine) as session:
+        async with read_connection(self._engine) as session:
             return str((await session.execute(_EPOCH)).scalar_one())
 
     async def wait_for(self, position: int, *, timeout: float) -> None:
@@ -84,7 +211,7 @@ class PostgresQueries:
                 tuple_(batches.c.started_at, batches.c.id) < (after.started_at, after.id)
             )
         query = query.order_by(batches.c.started_at.desc(), batches.c.id.desc()).limit(limit + 1)
-        async with one_moment(self._engine) as session:
+        async with snapshot_connection(self._engine) as session:
             found = _views(BatchView, (await session.execute(query)).mappings().all())
             items, more = found[:limit], len(found) > limit
             next = to_cursor(AfterBatch(items[-1].started_at, items[-1].id)) if more else None
@@ -113,7 +240,7 @@ class PostgresQueries:
             after = from_cursor(cursor, AfterUpload)
             query = query.where(tuple_(uploads.c.path, uploads.c.id) > (after.path, after.id))
         query = query.order_by(uploads.c.path, uploads.c.id).limit(limit + 1)
-        async with one_moment(self._engine) as session:
+        async with snapshot_connection(self._engine) as session:
             if (await session.execute(exists)).first() is None:
                 raise NotFound(f"no batch {batch}")
             found = _views(UploadView, (await session.execute(query)).mappings().all())
@@ -142,7 +269,7 @@ class PostgresQueries:
         )
 
     async def _rows(self, query: Select[Any]) -> Sequence[RowMapping]:
-        async with answering(self._engine) as session:
+        async with read_connection(self._engine) as session:
             rows: Sequence[RowMapping] = (await session.execute(query)).mappings().all()
             return rows
 
@@ -170,3 +297,65 @@ def _only(view: type[View], rows: Sequence[RowMapping], kind: str, id: UUID) -> 
     if not rows:
         raise NotFound(f"no {kind} {id}")
     return view(**rows[0])
+
+
+# The port `Usage` on the rows of the read model.
+
+_GONE = ", ".join(f"'{state}'" for state in sorted(GONE))
+
+_USED = "SELECT coalesce(sum(coalesce(u.size, u.received)), 0)::bigint, count(*)"
+
+_OF_BATCH = f"""
+{_USED} FROM read_model.uploads u WHERE u.batch = %s AND u.state NOT IN ({_GONE})"""
+
+# By way of the batches, whose index leads to those of one owner.
+_OF_OWNER = f"""
+{_USED} FROM read_model.batches b JOIN read_model.uploads u ON u.batch = b.id
+WHERE b.owner = %s AND u.state NOT IN ({_GONE})"""
+
+
+class PostgresUsage:
+    """Takes as long as counting the files takes; whoever asks remembers the answer."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def of_owner(self, owner: str) -> StorageUsage:
+        return await self._used(_OF_OWNER, owner)
+
+    async def of_batch(self, batch: UUID) -> StorageUsage:
+        return await self._used(_OF_BATCH, batch)
+
+    async def _used(self, query: Any, key: object) -> StorageUsage:
+        async with borrowed(self._pool) as connection:
+            row = await (await connection.execute(query, (key,))).fetchone()
+        return StorageUsage(*row) if row else StorageUsage()
+
+
+# The port `Standings` on the rows that projector and orchestrator keep.
+
+# The orchestrator's index of incoming uploads leads to the few rows that say since when.
+_IDLE = """
+SELECT u.id, u.version
+FROM orchestration.active_members m JOIN read_model.uploads u ON u.id = m.upload
+WHERE m.kind = 'incoming' AND u.state IN ('registered', 'transferring')
+AND u.updated_at < %s LIMIT %s"""
+
+_OF = "SELECT id, state, blob FROM read_model.uploads WHERE id = ANY(%s)"
+
+
+class PostgresUploadStatusLookup:
+    """As of the last projected event, which may be a moment ago."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def idle(self, before: datetime, limit: int) -> Sequence[IdleUpload]:
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(_IDLE, (before, limit))
+            return [IdleUpload(*row) for row in await cursor.fetchall()]
+
+    async def of(self, uploads: Sequence[UUID]) -> dict[UUID, UploadStatus]:
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(_OF, (list(uploads),))
+            return {id: UploadStatus(state, blob) for id, state, blob in await cursor.fetchall()}

@@ -3,22 +3,106 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import uuid4
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
 
 import msgspec
 import psycopg
 import structlog
+from psycopg import IsolationLevel
 
 from application.ports.event_log import EventLog
 from application.projection import VERSION
 from infrastructure.postgres.listener import READ_MODEL
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.pool import Connection, connect
 from infrastructure.read_model.maintenance import exclusive_maintenance
-from infrastructure.read_model.projecting import connect_writer, project, tracked
-from infrastructure.read_model.tables import NAME, SCHEMA
-from infrastructure.read_model.targets import LIVE, NEXT, create, create_indexes, drop
+from infrastructure.read_model.projector import connect_writer, project, tracked_position
+from infrastructure.read_model.tables import (
+    LIVE,
+    NAME,
+    NEXT,
+    SCHEMA,
+    ProjectionSchema,
+    create,
+    create_indexes,
+    drop,
+    metadata,
+)
 
-CHUNK = 10_000  # events: nobody waits for these rows, so larger chunks pay
+# Compares a table of the live read model with its counterpart in another schema.
+
+TABLES = ("batches", "uploads", "attempts")
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """One value that is not what the log says.
+
+    `column` is None where the whole row is missing on one side, which is None then.
+    """
+
+    table: str
+    key: str
+    column: str | None
+    live: Any
+    replayed: Any
+
+
+class TableDiff(msgspec.Struct, frozen=True):
+    """A table: rows on either side, how many of them differ, and some of the differences."""
+
+    name: str
+    rows: int
+    differing: int
+    differences: list[Difference]
+
+
+async def diff_table(connection: Connection, table: str, schema: str, most: int) -> TableDiff:
+    """Compares every row and column; names the differences of up to `most` rows."""
+    sides = _Sides(table, schema)
+    counted = await (await connection.execute(sides.counts)).fetchone()
+    assert counted is not None  # an aggregate always answers
+    rows, differing = counted
+    differences: list[Difference] = []
+    if differing:
+        cursor = await connection.execute(sides.differing, (most,))
+        for key, live, replayed in await cursor.fetchall():
+            differences += _differences(table, key, live, replayed)
+    return TableDiff(table, rows, differing, differences)
+
+
+class _Sides:
+    """The statements over both sides of a table, joined by key."""
+
+    def __init__(self, table: str, schema: str) -> None:
+        model = metadata.tables[f"{SCHEMA}.{table}"]
+        key = ", ".join(column.name for column in model.primary_key)
+        live = ", ".join(f"live.{column.name}" for column in model.columns)
+        replayed = ", ".join(f"replayed.{column.name}" for column in model.columns)
+        joined = f"{SCHEMA}.{table} AS live FULL JOIN {schema}.{table} AS replayed USING ({key})"
+        differ = f"ROW({live}) IS DISTINCT FROM ROW({replayed})"
+        # Every name in here is ours.
+        self.counts = f"SELECT count(*), count(*) FILTER (WHERE {differ}) FROM {joined}".encode()  # noqa: S608
+        self.differing = (
+            f"SELECT concat_ws('/', {key}), to_jsonb(live), to_jsonb(replayed)"  # noqa: S608
+            f" FROM {joined} WHERE {differ} ORDER BY {key} LIMIT %s"
+        ).encode()
+
+
+def _differences(
+    table: str, key: str, live: dict[str, Any] | None, replayed: dict[str, Any] | None
+) -> list[Difference]:
+    if live is None or replayed is None:
+        return [Difference(table, key, None, live, replayed)]
+    return [
+        Difference(table, key, column, live[column], replayed[column])
+        for column in live
+        if live[column] != replayed[column]
+    ]
+
+
+REBUILD_CHUNK_EVENTS = 10_000  # events: nobody waits for these rows, so larger chunks pay
 TRIES = 50  # of the swap
 
 # How long readers may have to queue behind a swap that waits for one of them. Less than
@@ -47,7 +131,7 @@ async def rebuild(url: str, log: EventLog) -> Rebuilt:
         return await _rebuild(connection, log)
 
 
-async def ensure_current(url: str, log: EventLog) -> Rebuilt | None:
+async def rebuild_if_outdated(url: str, log: EventLog) -> Rebuilt | None:
     """Rebuilds if another version of the code made the rows; None if they are of this one."""
     connection = await connect_writer(url, name="projection-version")
     try:
@@ -66,7 +150,7 @@ async def ensure_current(url: str, log: EventLog) -> Rebuilt | None:
 async def _rebuild(connection: Connection, log: EventLog) -> Rebuilt:
     await create(connection, NEXT)
     try:
-        await project(connection, log, NEXT, size=CHUNK)
+        await project(connection, log, NEXT, size=REBUILD_CHUNK_EVENTS)
         await create_indexes(connection, NEXT)
         rebuilt = await _swap_patiently(connection, log)
     except BaseException:
@@ -94,7 +178,7 @@ async def _swap_patiently(connection: Connection, log: EventLog) -> Rebuilt:
 async def _swap(connection: Connection, log: EventLog) -> Rebuilt:
     async with connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = '{PATIENCE}'".encode())
-        position = await tracked(connection, LIVE, lock=True)
+        position = await tracked_position(connection, LIVE, lock=True)
         # Never behind the live rows: whoever has seen a position must not be taken back.
         position = max(position, await project(connection, log, NEXT, upto=position))
         await connection.execute(f"ALTER SCHEMA {SCHEMA} RENAME TO {_OLD}".encode())
@@ -126,3 +210,123 @@ async def _version(connection: Connection) -> int | None:
     cursor = await connection.execute("SELECT version FROM projections WHERE name = %s", (NAME,))
     row = await cursor.fetchone()
     return int(row[0]) if row else None
+
+
+# Checks the log itself: the versions of a stream are 1, 2, 3 and so on, its positions rise.
+
+_BREAKS = """
+SELECT stream, version, position, version_before, position_before
+FROM (SELECT originator_id AS stream, originator_version AS version, notification_id AS position,
+             lag(originator_version, 1, 0::bigint) OVER life AS version_before,
+             lag(notification_id, 1, 0::bigint) OVER life AS position_before
+      FROM stored_events WHERE notification_id <= %s
+      WINDOW life AS (PARTITION BY originator_id ORDER BY originator_version)) AS events
+WHERE version <> version_before + 1 OR position <= position_before
+ORDER BY position LIMIT %s"""
+
+
+class VersionGap(msgspec.Struct, frozen=True):
+    """An event that does not follow the one before it in its stream (0: there is none)."""
+
+    stream: UUID
+    version: int
+    position: int
+    version_before: int
+    position_before: int
+
+
+async def find_version_gaps(connection: Connection, upto: int, most: int) -> list[VersionGap]:
+    """The first breaks up to a position, at most so many."""
+    cursor = await connection.execute(_BREAKS, (upto, most))
+    return [VersionGap(*row) for row in await cursor.fetchall()]
+
+
+# Verification: replays the log into a scratch schema, and compares it with the live rows.
+
+# One at a time works in it, who has the lock of maintenance; what a kill left there goes first.
+SCRATCH = ProjectionSchema("read_model_verify", "read_model_verify")
+
+# Events a time: neither the projector's size nor a rebuild's, so that rows which depend on where
+# a chunk of the log ends differ from these.
+VERIFY_CHUNK_EVENTS = 7_919
+
+MOST = 100  # differences and breaks that are named one by one
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
+    """What was compared as of `position`, and what did not agree.
+
+    `compared` counts the rows of each table, whichever side they are on; `differing` counts
+    all rows that differ, of which `differences` names up to MOST columns; `breaks` names up to
+    MOST places where a stream's versions or positions do not rise as they should.
+    """
+
+    position: int
+    compared: dict[str, int]
+    differing: dict[str, int]
+    differences: list[Difference]
+    breaks: list[VersionGap]
+
+    @property
+    def sound(self) -> bool:
+        """Whether the read model is what the log says, and the log is without gaps."""
+        return not self.breaks and not any(self.differing.values())
+
+
+async def verify(url: str, log: EventLog) -> Verification:
+    """Compares every row and column at one position; the projector is held only briefly.
+
+    The scratch schema is dropped in any case. Raises psycopg.Error, Unavailable.
+    """
+    target = SCRATCH
+    async with exclusive_maintenance(url, name="verify") as writer:
+        try:
+            await create(writer, target)
+            # No further than the live rows: the log may be ahead of their projector.
+            await project(
+                writer,
+                log,
+                target,
+                upto=await tracked_position(writer, LIVE),
+                size=VERIFY_CHUNK_EVENTS,
+            )
+            async with _same_moment(url, writer, log, target) as (reader, position):
+                return await _compared(reader, target, position)
+        finally:
+            if not writer.closed:
+                await drop(writer, target)
+
+
+async def _compared(reader: Connection, target: ProjectionSchema, position: int) -> Verification:
+    tables = [await diff_table(reader, table, target.schema, MOST) for table in TABLES]
+    differences = [difference for table in tables for difference in table.differences]
+    return Verification(
+        position=position,
+        compared={table.name: table.rows for table in tables},
+        differing={table.name: table.differing for table in tables},
+        differences=differences[:MOST],
+        breaks=await find_version_gaps(reader, position, MOST),
+    )
+
+
+@asynccontextmanager
+async def _same_moment(
+    url: str, writer: Connection, log: EventLog, scratch: ProjectionSchema
+) -> AsyncIterator[tuple[Connection, int]]:
+    """A connection that sees live and scratch rows at one position, and which that is.
+
+    The live position is held still only until the scratch rows have caught up with it and a
+    snapshot is taken; the comparison itself keeps nobody waiting.
+    """
+    async with AsyncExitStack() as stack:
+        holder = await connect(url, name="verify-hold")
+        stack.push_async_callback(holder.close)
+        reader = await connect(url, name="verify-read")
+        stack.push_async_callback(reader.close)
+        await reader.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+        async with reader.transaction():
+            async with holder.transaction():
+                position = await tracked_position(holder, LIVE, lock=True)
+                await project(writer, log, scratch, upto=position)
+                await tracked_position(reader, LIVE)  # takes the snapshot
+            yield reader, position

@@ -7,7 +7,7 @@ from itertools import cycle
 
 import structlog
 
-from application.sweeping import Cleared, Sweeper
+from application.sweeper import Sweeper, SweepResult
 from infrastructure.postgres.locks import SWEEPER_LOCK, run_as_leader
 from infrastructure.postgres.pool import Connection
 
@@ -76,7 +76,7 @@ async def forget_answers(connection: Connection) -> bool:
     return deleted.rowcount >= FORGOTTEN
 
 
-def _tell(cleared: Cleared) -> None:
+def _tell(cleared: SweepResult) -> None:
     """No event is recorded for an orphan: there is no upload that it would belong to."""
     if cleared.ended:
         _log.info("bytes_freed", count=len(cleared.ended))

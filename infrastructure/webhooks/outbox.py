@@ -2,14 +2,170 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
-from application.ports.deliveries import After, Due, Try, TryAgain, Verdict
-from infrastructure.postgres.pool import Pool
-from infrastructure.webhooks.lanes import FREE, heads, note_health, record, release
-from infrastructure.webhooks.rows import reached
+import msgspec
+from psycopg.types.json import Jsonb
+
+from application.ports.webhooks import (
+    DeadLettered,
+    Delivery,
+    DeliveryAttempt,
+    DeliveryState,
+    DeliverySucceeded,
+    LeasedDelivery,
+    NextInLane,
+    RetryAt,
+    Verdict,
+)
+from domain.webhook.aggregate import Webhook
+from infrastructure.postgres.pool import Connection, Pool, borrowed
+
+# Rows of the webhooks' tables, and what they stand for.
+
+DELIVERY = (
+    "d.webhook, d.position, d.lane, d.stream, d.version, d.type, d.state, d.attempts,"
+    " d.failures, d.queued_at, d.next_at, d.ended_at, d.last"
+)
+
+
+@asynccontextmanager
+async def pool_connection(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection of the pool. Raises Unavailable."""
+    async with borrowed(pool) as connection:
+        yield connection
+
+
+def webhook_of(value: Any) -> Webhook:
+    return msgspec.convert(value, Webhook)
+
+
+def jsonb(value: msgspec.Struct | None) -> Jsonb | None:
+    return None if value is None else Jsonb(msgspec.to_builtins(value))
+
+
+def delivery_of(row: tuple[Any, ...]) -> Delivery:
+    """The delivery in the columns DELIVERY; what follows them is passed over."""
+    webhook, position, lane, stream, version, type, state, attempts, failures, *rest = row
+    queued_at, next_at, ended_at, last, *_ = rest
+    return Delivery(
+        webhook=webhook,
+        position=position,
+        lane=lane,
+        stream=stream,
+        version=version,
+        type=type,
+        state=DeliveryState(state),
+        attempts=attempts,
+        failures=failures,
+        queued_at=queued_at,
+        next_at=next_at,
+        ended_at=ended_at,
+        last=None if last is None else msgspec.convert(last, DeliveryAttempt),
+    )
+
+
+# Lanes of deliveries: the first that waits in each, and what one that was tried leaves behind.
+
+_HEADS = f"""
+SELECT {DELIVERY}, e.webhook,
+  (SELECT coalesce(jsonb_object_agg(s.id, s.secret), '{{}}') FROM webhooks.secrets s
+   WHERE s.webhook = e.id)
+FROM unnest(%s::uuid[], %s::uuid[]) AS taken (webhook, lane)
+JOIN webhooks.endpoints e ON e.id = taken.webhook AND (e.enabled OR taken.lane = e.id)
+CROSS JOIN LATERAL (
+  SELECT * FROM webhooks.deliveries p
+  WHERE p.webhook = taken.webhook AND p.lane = taken.lane AND p.state = 'pending'
+  ORDER BY p.position LIMIT 1) d"""  # noqa: S608
+
+_RECORD = """UPDATE webhooks.deliveries SET state = %s, attempts = attempts + 1, failures = %s,
+  next_at = %s, ended_at = %s, last = %s
+WHERE webhook = %s AND position = %s"""
+
+_WELL = """UPDATE webhooks.health SET failing_since = NULL
+WHERE webhook = %s AND failing_since IS NOT NULL"""
+
+_ILL = """INSERT INTO webhooks.health AS h (webhook, failing_since, last_error) VALUES (%s, %s, %s)
+ON CONFLICT (webhook) DO UPDATE SET last_error = EXCLUDED.last_error,
+  failing_since = coalesce(h.failing_since, EXCLUDED.failing_since)
+RETURNING failing_since"""
+
+FREE = "UPDATE webhooks.lanes SET lease = NULL, due_at = %s WHERE webhook = %s AND lane = %s"
+_DROP = "DELETE FROM webhooks.lanes WHERE webhook = %s AND lane = %s"
+_NEXT = """SELECT next_at FROM webhooks.deliveries
+WHERE webhook = %s AND lane = %s AND state = 'pending' ORDER BY position LIMIT 1"""
+
+
+async def claimable_deliveries(
+    connection: Connection, lease: UUID, lanes: Sequence[tuple[Any, ...]]
+) -> list[LeasedDelivery]:
+    """The first delivery of each of these lanes that has one and may be used."""
+    webhooks, names = [lane[0] for lane in lanes], [lane[1] for lane in lanes]
+    cursor = await connection.execute(_HEADS, (webhooks, names), prepare=True)
+    return [
+        LeasedDelivery(
+            lease=lease,
+            delivery=delivery_of(row),
+            webhook=webhook_of(row[-2]),
+            secrets={UUID(id): text for id, text in row[-1].items()},
+        )
+        for row in await cursor.fetchall()
+    ]
+
+
+async def record(
+    connection: Connection,
+    delivery: Delivery,
+    tried: DeliveryAttempt,
+    verdict: Verdict,
+    at: datetime,
+) -> None:
+    failures = delivery.failures + 1
+    match verdict:
+        case DeliverySucceeded():
+            values: tuple[object, ...] = (DeliveryState.DELIVERED, 0, None, at)
+        case DeadLettered():
+            values = (DeliveryState.FAILED, failures, None, at)
+        case RetryAt(at=next_at):
+            values = (DeliveryState.PENDING, failures, next_at, None)
+    subject = (jsonb(tried), delivery.webhook, delivery.position)
+    await connection.execute(_RECORD, (*values, *subject), prepare=True)
+
+
+async def update_health(
+    connection: Connection,
+    delivery: Delivery,
+    tried: DeliveryAttempt,
+    verdict: Verdict,
+    at: datetime,
+) -> datetime | None:
+    """Since when the webhook has done nothing but fail; a failed test says nothing of that."""
+    if isinstance(verdict, DeliverySucceeded):
+        await connection.execute(_WELL, (delivery.webhook,), prepare=True)
+        return None
+    if delivery.is_test:
+        return None
+    cursor = await connection.execute(_ILL, (delivery.webhook, at, tried.error), prepare=True)
+    row = await cursor.fetchone()
+    return row[0] if row else None
+
+
+async def release(connection: Connection, webhook: UUID, lane: UUID, at: datetime) -> None:
+    """The lane is gone if nothing is left in it; else its next turn comes after those of others.
+
+    The caller holds its row: what is queued meanwhile makes it anew.
+    """
+    cursor = await connection.execute(_NEXT, (webhook, lane), prepare=True)
+    row = await cursor.fetchone()
+    if row is None:
+        await connection.execute(_DROP, (webhook, lane), prepare=True)
+    else:
+        await connection.execute(FREE, (max(at, row[0] or at), webhook, lane), prepare=True)
+
 
 PER_WEBHOOK = 4  # lanes of a webhook that are told at once; a few more by several processes
 WHILE_FAILING = 1  # likewise, of one that has done nothing but fail for a while
@@ -55,7 +211,7 @@ class PostgresOutbox:
         self._pool = pool
         self._lease = timedelta(seconds=timeout + MARGIN)
 
-    async def claim(self, most: int, *, at: datetime) -> Sequence[Due]:
+    async def claim(self, most: int, *, at: datetime) -> Sequence[LeasedDelivery]:
         lease = uuid4()
         values = {
             "at": at,
@@ -64,12 +220,12 @@ class PostgresOutbox:
             "lease": lease,
             "most": most,
         }
-        async with reached(self._pool) as connection, connection.transaction():
+        async with pool_connection(self._pool) as connection, connection.transaction():
             cursor = await connection.execute(_CLAIM, values, prepare=True)
             taken = await cursor.fetchall()
             if not taken:
                 return []
-            first = await heads(connection, lease, taken)
+            first = await claimable_deliveries(connection, lease, taken)
             found = {(due.delivery.webhook, due.delivery.lane) for due in first}
             for webhook, lane in taken:
                 if (webhook, lane) not in found:
@@ -77,27 +233,37 @@ class PostgresOutbox:
             return first
 
     async def settle(
-        self, due: Due, tried: Try, verdict: Verdict, *, at: datetime, go_on: bool
-    ) -> After | None:
+        self,
+        due: LeasedDelivery,
+        tried: DeliveryAttempt,
+        verdict: Verdict,
+        *,
+        at: datetime,
+        go_on: bool,
+    ) -> NextInLane | None:
         delivery = due.delivery
         webhook, lane = delivery.webhook, delivery.lane
-        async with reached(self._pool) as connection, connection.transaction():
+        async with pool_connection(self._pool) as connection, connection.transaction():
             # By itself, before anything is looked at: whoever queues more waits here, and is seen.
             held = await connection.execute(_HOLD, (webhook, lane, due.lease), prepare=True)
             if await held.fetchone() is None:
                 return None
             await record(connection, delivery, tried, verdict, at)
-            failing_since = await note_health(connection, delivery, tried, verdict, at)
-            go_on &= not isinstance(verdict, TryAgain)
-            ahead = await heads(connection, due.lease, [(webhook, lane)]) if go_on else []
+            failing_since = await update_health(connection, delivery, tried, verdict, at)
+            go_on &= not isinstance(verdict, RetryAt)
+            ahead = (
+                await claimable_deliveries(connection, due.lease, [(webhook, lane)])
+                if go_on
+                else []
+            )
             if not ahead or (ahead[0].delivery.next_at or at) > at:
                 await release(connection, webhook, lane, at)
-                return After(None, failing_since)
+                return NextInLane(None, failing_since)
             await connection.execute(_KEEP, (at + self._lease, webhook, lane))
-            return After(ahead[0], failing_since)
+            return NextInLane(ahead[0], failing_since)
 
-    async def give_back(self, dues: Sequence[Due], *, at: datetime) -> None:
-        async with reached(self._pool) as connection:
+    async def give_back(self, dues: Sequence[LeasedDelivery], *, at: datetime) -> None:
+        async with pool_connection(self._pool) as connection:
             for due in dues:
                 webhook, lane = due.delivery.webhook, due.delivery.lane
                 async with connection.transaction():

@@ -10,14 +10,13 @@ from uuid import UUID, uuid4
 import msgspec
 
 from application.errors import NotFound
-from application.ports.deliveries import Delivery, DeliveryState
 from application.ports.read_model import BadCursor, Page
-from application.ports.webhooks import NewSecret, Standing
+from application.ports.webhooks import Delivery, DeliveryState, GeneratedSecret, WebhookHealth
 from domain.webhook.aggregate import Webhook
-from infrastructure.outbound.signing import new_secret
+from infrastructure.outbound import new_secret
 from infrastructure.postgres.pool import Pool
-from infrastructure.webhooks.queueing import OPEN_LANES
-from infrastructure.webhooks.rows import DELIVERY, delivery_of, reached, webhook_of
+from infrastructure.webhooks.dispatcher import OPEN_LANES
+from infrastructure.webhooks.outbox import DELIVERY, delivery_of, pool_connection, webhook_of
 
 _KEEP = "INSERT INTO webhooks.secrets (id, webhook, secret) VALUES (%s, %s, %s)"
 _POSITION = "SELECT notification_id FROM notification_tracking WHERE application_name = 'webhooks'"
@@ -54,9 +53,9 @@ class PostgresWebhooks:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def make_secret(self, webhook: UUID) -> NewSecret:
-        secret = NewSecret(uuid4(), new_secret())
-        async with reached(self._pool) as connection:
+    async def make_secret(self, webhook: UUID) -> GeneratedSecret:
+        secret = GeneratedSecret(uuid4(), new_secret())
+        async with pool_connection(self._pool) as connection:
             await connection.execute(_KEEP, (secret.id, webhook, secret.text))
         return secret
 
@@ -78,10 +77,10 @@ class PostgresWebhooks:
     async def named(self, owner: str, name: str) -> bool:
         return bool((await self._rows(_NAMED, {"owner": owner, "name": name}))[0][0])
 
-    async def standings(self, ids: Sequence[UUID]) -> dict[UUID, Standing]:
+    async def standings(self, ids: Sequence[UUID]) -> dict[UUID, WebhookHealth]:
         rows = await self._rows(_STANDINGS, (list(ids),))
         return {
-            id: Standing(
+            id: WebhookHealth(
                 pending=pending,
                 failed=failed,
                 failing_since=failing_since,
@@ -119,7 +118,7 @@ class PostgresWebhooks:
     async def _queue_again(
         self, query: str, values: tuple[object, ...], webhook: UUID, at: datetime
     ) -> int:
-        async with reached(self._pool) as connection, connection.transaction():
+        async with pool_connection(self._pool) as connection, connection.transaction():
             cursor = await connection.execute(query.encode(), values)
             lanes = [row[0] for row in await cursor.fetchall()]
             if lanes:
@@ -128,7 +127,7 @@ class PostgresWebhooks:
             return len(lanes)
 
     async def _rows(self, query: str, values: Any = ()) -> list[tuple[Any, ...]]:
-        async with reached(self._pool) as connection:
+        async with pool_connection(self._pool) as connection:
             return await (await connection.execute(query.encode(), values)).fetchall()
 
 

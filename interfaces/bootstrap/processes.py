@@ -7,38 +7,193 @@ nothing itself. Each member is a process of its own that accepts from sockets it
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
 import structlog
+from prometheus_client.multiprocess import mark_process_dead
 
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.postgres.pool import make_pool
 from infrastructure.settings import Settings
-from interfaces.bootstrap.checking import reach_us
-from interfaces.bootstrap.connections import PoolSizes, require_connections
-from interfaces.bootstrap.database import Database, open_database
-from interfaces.bootstrap.door import Door, announced
-from interfaces.bootstrap.exit import leave_at_once
-from interfaces.bootstrap.invitation import Ready, invite
-from interfaces.bootstrap.manager import tell_manager
-from interfaces.bootstrap.member import Member, Order
-from interfaces.bootstrap.role import Role
-from interfaces.bootstrap.stopping import signals
-from interfaces.bootstrap.supervision import Work, cancel, first_end, supervise
+from infrastructure.tasks import end
+from interfaces.bootstrap.container import (
+    Database,
+    PoolSizes,
+    Role,
+    open_database,
+    public_url,
+    require_connections,
+)
+from interfaces.bootstrap.listen import (
+    VARIABLE,
+    ListenSockets,
+    Ready,
+    force_exit,
+    login_link,
+    sd_notify,
+    server_file,
+    stop_on_signals,
+)
+from interfaces.bootstrap.tasks import (
+    StartupFailed,
+    TaskFactory,
+    cancel_within,
+    supervise,
+    wait_for_stop_or_failure,
+)
 
-LATE = 10.0  # seconds beyond the grace for a member to end before it is killed
+# One process of several: how the parent starts it, hears that it is up, and ends it.
+
+# Without the working directory on its path: what lies there is not ours to import.
+COMMAND = (sys.executable, "-P", "-m", "interfaces.cli.serve")
+METRICS = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
+UP = b"up\n"
+ALIVE = b"alive\n"
+SIGN = 5.0  # seconds between two signs of life
+SILENT = 60.0  # seconds without one, after which a process is stuck
 
 _log = structlog.get_logger(__name__)
+
+
+class ChildConfig(msgspec.Struct, frozen=True):
+    """What a member is told on its standard input: who it is and what to do.
+
+    The line is its lifeline as well: it closes when the parent is gone, however that went.
+    """
+
+    name: str
+    settings: Settings
+    roles: tuple[Role, ...]
+    sockets: tuple[int, ...] = ()
+    pools: PoolSizes = PoolSizes()
+
+    def line(self) -> bytes:
+        return msgspec.json.encode(self, enc_hook=str) + b"\n"
+
+
+def parse_config(line: bytes) -> ChildConfig:
+    """The order of the parent. Raises msgspec.DecodeError."""
+    return msgspec.json.decode(line, type=ChildConfig, dec_hook=lambda _, value: Path(value))
+
+
+class ChildProcess:
+    """A process that the parent keeps; `metrics` is the folder in which those of all are added.
+
+    `door` is where it accepts, if it answers.
+    """
+
+    def __init__(self, order: ChildConfig, metrics: Path, door: ListenSockets | None) -> None:
+        self.name = order.name
+        self.up = asyncio.Event()
+        self._order = order
+        self._metrics = metrics
+        self._door = door
+        self._process: Process | None = None
+
+    @property
+    def answers(self) -> bool:
+        """Whether it accepts requests."""
+        return self._door is not None
+
+    async def live(self) -> None:
+        """Starts the process and waits for its end, of which it tells by returning or raising.
+
+        When cancelled, asks the process to stop and waits for that. Raises NeverUp where it ends
+        before it was up for the first time, Died where it ends with an error later.
+        """
+        process = await self._start()
+        listening = asyncio.create_task(self._listen(process), name=f"{self.name}-listening")
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            with suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+            raise
+        finally:
+            await end(listening)
+            self._forget(process)
+        died = ChildExited(f"process {process.pid} ended with {_told(code)}")
+        if not self.up.is_set():
+            raise StartupFailed(self.name, died)
+        raise died
+
+    def kill(self) -> None:
+        """Ends the process at once: whatever it acknowledged is durable already."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def _start(self) -> Process:
+        """In a session of its own: Ctrl-C is for the parent, which passes it on."""
+        with ExitStack() as stack:
+            sockets = self._door.for_child() if self._door else ()
+            for opened in sockets:
+                stack.enter_context(opened)
+            inherited = tuple(opened.fileno() for opened in sockets)
+            self._process = process = await asyncio.create_subprocess_exec(
+                *COMMAND,
+                stdin=PIPE,
+                stdout=PIPE,
+                pass_fds=inherited,
+                start_new_session=True,
+                env=self._environment(),
+            )
+        assert process.stdin is not None
+        process.stdin.write(msgspec.structs.replace(self._order, sockets=inherited).line())
+        return process
+
+    def _environment(self) -> Mapping[str, str]:
+        own = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        return own | ({METRICS: str(self._metrics)} if self._door else {})
+
+    async def _listen(self, process: Process) -> None:
+        """Hears that the process is up, and that it lives. One that is stuck is killed: the kernel
+        would go on giving it its share of the connections."""
+        assert process.stdout is not None
+        up = False
+        try:
+            while True:
+                async with asyncio.timeout(SILENT if up else None):
+                    line = await process.stdout.readline()
+                if not line:
+                    return
+                if line == UP:
+                    up = True
+                    self.up.set()
+        except TimeoutError:
+            _log.error("process_stuck", process=self.name, pid=process.pid, silent_for=SILENT)
+            self.kill()
+
+    def _forget(self, process: Process) -> None:
+        """Requests that a dead process was answering are not under way any more."""
+        mark_process_dead(process.pid, str(self._metrics))  # type: ignore[no-untyped-call]
+        if self._process is process:
+            self._process = None
+
+
+class ChildExited(Exception):
+    """A member ended that should not have."""
+
+
+def _told(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+LATE = 10.0  # seconds beyond the grace for a member to end before it is killed
 
 
 async def serve_in_processes(
     settings: Settings,
     roles: Sequence[Role],
-    door: Door,
+    door: ListenSockets,
     ready: Callable[[Ready], None],
     stopping: asyncio.Event,
 ) -> None:
@@ -52,7 +207,7 @@ async def serve_in_processes(
         pools = await require_connections(settings, roles)
         database = await stack.enter_async_context(open_database(settings))
         async with make_pool(database.url, name="parent", max_size=1) as pool:
-            login = await invite(PostgresKeys(pool), settings, door)
+            login = await login_link(PostgresKeys(pool), settings, door)
         metrics = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="uptrail-metrics-")))
         given = msgspec.structs.replace(settings, database_url=database.url)
         members = _members(given, roles, pools, door, metrics)
@@ -60,55 +215,59 @@ async def serve_in_processes(
         def at_once() -> None:
             for member in members:
                 member.kill()
-            leave_at_once()
+            force_exit()
 
-        stack.enter_context(signals(stopping, at_once))
+        stack.enter_context(stop_on_signals(stopping, at_once))
         async with _supervised(members, database, door, settings.shutdown_grace) as tasks:
             if not await _all_up(members, stopping, tasks):
                 return
-            with announced(settings.data_dir, door.url):
-                tell_manager("READY=1")
+            with server_file(settings.data_dir, door.url):
+                sd_notify("READY=1")
                 ready(Ready(door.url, login, tuple(roles)))
-                await first_end(stopping, tasks)
+                await wait_for_stop_or_failure(stopping, tasks)
 
 
 def _members(
-    settings: Settings, roles: Sequence[Role], pools: PoolSizes, door: Door, metrics: Path
-) -> list[Member]:
+    settings: Settings, roles: Sequence[Role], pools: PoolSizes, door: ListenSockets, metrics: Path
+) -> list[ChildProcess]:
     """Those that answer, and one for whatever else there is to do."""
     others = tuple(role for role in roles if role is not Role.API)
     members = [
-        Member(Order(f"api-{number}", settings, (Role.API,), pools=pools), metrics, door)
+        ChildProcess(
+            ChildConfig(f"api-{number}", settings, (Role.API,), pools=pools), metrics, door
+        )
         for number in range(1, settings.processes + 1)
     ]
     if others:
         # This process passes services and webhook receivers a URL that another process serves.
-        base_url = reach_us(settings, roles) or None
+        base_url = public_url(settings, roles) or None
         changed = msgspec.structs.replace(settings, public_url=base_url)
-        members.append(Member(Order("+".join(others), changed, others, pools=pools), metrics, None))
+        members.append(
+            ChildProcess(ChildConfig("+".join(others), changed, others, pools=pools), metrics, None)
+        )
     return members
 
 
 async def _all_up(
-    members: Sequence[Member], stopping: asyncio.Event, tasks: Sequence[asyncio.Task[None]]
+    members: Sequence[ChildProcess], stopping: asyncio.Event, tasks: Sequence[asyncio.Task[None]]
 ) -> bool:
     """Whether all came up before somebody wanted to stop. Raises NeverUp, PartFailed."""
     up = asyncio.create_task(_up(members), name="up")
     try:
-        await first_end(stopping, [up, *tasks])
+        await wait_for_stop_or_failure(stopping, [up, *tasks])
         return up.done() and not stopping.is_set()
     finally:
         up.cancel()
 
 
-async def _up(members: Sequence[Member]) -> None:
+async def _up(members: Sequence[ChildProcess]) -> None:
     for member in members:
         await member.up.wait()
 
 
 @asynccontextmanager
 async def _supervised(
-    members: Sequence[Member], database: Database, door: Door, grace: float
+    members: Sequence[ChildProcess], database: Database, door: ListenSockets, grace: float
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
     """Everything kept alive inside; at the end first the door, then the members, the database."""
     following = _task("database", database.keep_running)
@@ -118,15 +277,15 @@ async def _supervised(
         yield [following, *tasks]
     finally:
         _log.info("stopping")
-        tell_manager("STOPPING=1")
+        sd_notify("STOPPING=1")
         for opened in door.sockets:
             opened.close()
-        await cancel(*tasks, within=grace + LATE)
+        await cancel_within(*tasks, within=grace + LATE)
         for member in members:
             member.kill()
-        await cancel(following, within=LATE, insist=True)
+        await cancel_within(following, within=LATE, insist=True)
         _log.info("stopped")
 
 
-def _task(name: str, work: Work, *, essential: bool = True) -> asyncio.Task[None]:
+def _task(name: str, work: TaskFactory, *, essential: bool = True) -> asyncio.Task[None]:
     return asyncio.create_task(supervise(name, work, essential=essential), name=name)

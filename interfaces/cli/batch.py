@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Literal
 from uuid import UUID, uuid4
 
@@ -10,13 +13,10 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from application.views import BatchView
-from interfaces.cli import output
-from interfaces.cli.client import Client
-from interfaces.cli.errors import EXIT_OF_OUTCOME
-from interfaces.cli.options import Common
-from interfaces.cli.running import PATIENCE, ask
-from interfaces.cli.screens import make_screen
-from interfaces.cli.watching import until_outcome
+from interfaces.cli import console
+from interfaces.cli.client import PATIENCE, Client, run_with_client
+from interfaces.cli.console import EXIT_OF_OUTCOME, ClientOptions
+from interfaces.cli.progress import choose_reporter, wait_for_outcome
 
 app = App(name="batch", help="Start, list, show, watch and steer batches.")
 
@@ -30,7 +30,7 @@ def start(
     pipeline: str = "default",
     priority: int = 0,
     notify: str | None = None,
-    common: Common | None = None,
+    common: ClientOptions | None = None,
 ) -> None:
     """Start an empty batch, and print its id.
 
@@ -45,7 +45,7 @@ def start(
     notify
         Id or address of a webhook that is told on request.
     """
-    common = common or Common()
+    common = common or ClientOptions()
     options = {"label": label, "pipeline": pipeline, "priority": priority}
     if notify is not None:
         options["notify"] = notify
@@ -53,11 +53,11 @@ def start(
     async def run(client: Client) -> UUID:
         return (await client.start_batch(options, key=uuid4().hex)).id
 
-    id = ask(common, run)
+    id = run_with_client(common, run)
     if common.json:
-        output.emit({"id": id})
+        console.emit({"id": id})
     else:
-        output.say(str(id))
+        console.print_line(str(id))
 
 
 @app.command(name="list")
@@ -66,7 +66,7 @@ def list_(
     state: Literal["open", "sealed", "cancelling", "completed"] | None = None,
     label: str | None = None,
     limit: Limit = 20,
-    common: Common | None = None,
+    common: ClientOptions | None = None,
 ) -> None:
     """List batches, newest first.
 
@@ -79,17 +79,17 @@ def list_(
     limit
         How many at most.
     """
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> list[BatchView]:
         return [row async for row in client.batches(limit=limit, state=state, label=label)]
 
-    batches = ask(common, run)
+    batches = run_with_client(common, run)
     if common.json:
-        output.emit(batches)
+        console.emit(batches)
         return
     head = ("id", "state", "done", "uploads", "size", "started", "label")
-    output.table(head, (_row(batch) for batch in batches))
+    console.table(head, (_row(batch) for batch in batches))
 
 
 @app.command
@@ -99,7 +99,7 @@ def show(
     state: str | None = None,
     at: str | None = None,
     limit: Limit = 50,
-    common: Common | None = None,
+    common: ClientOptions | None = None,
 ) -> None:
     """Show one batch and its uploads.
 
@@ -112,55 +112,55 @@ def show(
     limit
         How many uploads at most.
     """
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> None:
         batch = await client.batch(id, at=at)
         uploads = [row async for row in client.uploads(id, state=state, limit=limit)]
         if common.json:
-            output.emit({"batch": batch, "uploads": uploads})
+            console.emit({"batch": batch, "uploads": uploads})
             return
         _describe(batch)
         head = ("upload", "size", "state", "path")
         rows = (
-            (upload.id, output.size(upload.size), upload.state, _line(upload.path, upload.error))
+            (upload.id, console.size(upload.size), upload.state, _line(upload.path, upload.error))
             for upload in uploads
         )
-        output.table(head, rows)
+        console.table(head, rows)
 
-    ask(common, run)
+    run_with_client(common, run)
 
 
 @app.command
-def watch(id: str, *, common: Common | None = None) -> int:
+def watch(id: str, *, common: ClientOptions | None = None) -> int:
     """Follow one batch live until its outcome, through any number of cuts."""
-    common = common or Common()
-    screen = make_screen(json=common.json)
+    common = common or ClientOptions()
+    screen = choose_reporter(json=common.json)
 
     async def run(client: Client) -> BatchView:
         known = await client.batch(id)
         client.connection.note = screen.note
         with screen:
-            return await until_outcome(client, known.id, screen)
+            return await wait_for_outcome(client, known.id, screen)
 
-    batch = ask(common, run, patience=PATIENCE)
+    batch = run_with_client(common, run, patience=PATIENCE)
     if not common.json:
         _describe(batch)
     return EXIT_OF_OUTCOME[batch.outcome or ""]
 
 
 def _steering(verb: str, help: str) -> None:
-    def steer(id: str, *, common: Common | None = None) -> None:
-        common = common or Common()
+    def steer(id: str, *, common: ClientOptions | None = None) -> None:
+        common = common or ClientOptions()
 
         async def run(client: Client) -> None:
             await client.command(f"/v1/batches/{id}/{verb}")
 
-        ask(common, run)
+        run_with_client(common, run)
         if common.json:
-            output.emit({"id": id, "asked": verb})
+            console.emit({"id": id, "asked": verb})
         else:
-            output.say(f"{verb} of batch {id} is on record")
+            console.print_line(f"{verb} of batch {id} is on record")
 
     app.command(steer, name=verb, help=help)
 
@@ -177,7 +177,7 @@ def prioritize(
     id: str,
     priority: Annotated[int, Parameter(validator=Number(gte=-100, lte=100))],
     *,
-    common: Common | None = None,
+    common: ClientOptions | None = None,
 ) -> None:
     """Move a batch before or behind the others of its owner.
 
@@ -186,46 +186,83 @@ def prioritize(
     priority
         Batches of a higher one are released to the workers first.
     """
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> None:
         await client.command(f"/v1/batches/{id}/priority", {"priority": priority})
 
-    ask(common, run)
+    run_with_client(common, run)
     if common.json:
-        output.emit({"id": id, "priority": priority})
+        console.emit({"id": id, "priority": priority})
     else:
-        output.say(f"batch {id} has priority {priority} now")
+        console.print_line(f"batch {id} has priority {priority} now")
 
 
-app.command("interfaces.cli.report:report", name="report", help="What became of every file.")
+app.command("interfaces.cli.batch:report", name="report", help="What became of every file.")
 
 
 def _row(batch: BatchView) -> tuple[object, ...]:
     return (
         batch.id,
-        output.standing(batch),
+        console.state_label(batch),
         f"{batch.percent:.0f} %",
         batch.uploads,
-        output.size(batch.bytes_total),
-        output.moment(batch.started_at),
+        console.size(batch.bytes_total),
+        console.format_time(batch.started_at),
         batch.label,
     )
 
 
 def _describe(batch: BatchView) -> None:
-    output.say(f"{batch.label or 'batch'}: {output.standing(batch)}, {batch.percent:.0f} %")
+    console.print_line(
+        f"{batch.label or 'batch'}: {console.state_label(batch)}, {batch.percent:.0f} %"
+    )
     if batch.pause_reason:
-        output.say(f"  paused   {batch.pause_reason}")
-    output.say(f"  id       {batch.id}")
-    output.say(f"  owner    {batch.owner}, started by {batch.started_by}")
-    output.say(f"  started  {output.moment(batch.started_at)}")
+        console.print_line(f"  paused   {batch.pause_reason}")
+    console.print_line(f"  id       {batch.id}")
+    console.print_line(f"  owner    {batch.owner}, started by {batch.started_by}")
+    console.print_line(f"  started  {console.format_time(batch.started_at)}")
     end = batch.completed_at or datetime.now(UTC)
-    output.say(f"  took     {(end - batch.started_at).total_seconds():.1f} s")
-    received = f"{output.size(batch.bytes_received)} of {output.size(batch.bytes_total)}"
-    output.say(f"  bytes    {received}")
-    output.say(f"  uploads  {batch.uploads}: {output.counted(batch.counts)}")
+    console.print_line(f"  took     {(end - batch.started_at).total_seconds():.1f} s")
+    received = f"{console.size(batch.bytes_received)} of {console.size(batch.bytes_total)}"
+    console.print_line(f"  bytes    {received}")
+    console.print_line(f"  uploads  {batch.uploads}: {console.format_counts(batch.counts)}")
 
 
 def _line(path: str, error: str | None) -> str:
     return f"{path} ({error})" if error else path
+
+
+# `uptrail batch report`: what became of every file of a batch, for a program or a spreadsheet.
+
+
+def report(
+    id: str,
+    *,
+    format: Literal["json", "ndjson", "csv"] = "csv",
+    only: Literal["failed"] | None = None,
+    to: Path | None = None,
+    common: ClientOptions | None = None,
+) -> None:
+    """Write what became of every file of a batch.
+
+    Parameters
+    ----------
+    format
+        How: csv for spreadsheets, json with a summary of the reasons, ndjson for programs.
+    only
+        Only the files that failed, were held back or rejected.
+    to
+        A file; by default standard output.
+    """
+    common = common or ClientOptions()
+    format = "json" if common.json else format
+    params = {"only": only} if only else {}
+
+    async def run(client: Client) -> None:
+        with nullcontext(sys.stdout.buffer) if to is None else to.open("wb") as file:
+            async for piece in client.download(f"/v1/batches/{id}/report.{format}", params):
+                file.write(piece)
+            file.flush()
+
+    run_with_client(common, run)

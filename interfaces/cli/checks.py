@@ -13,7 +13,7 @@ from uuid import uuid4
 import msgspec
 
 from infrastructure.settings import Settings
-from interfaces.cli.output import size
+from interfaces.cli.console import size
 
 OLDEST_PYTHON = (3, 11)
 SLOW_SYNC = 0.05  # seconds; slower disks make every small upload wait

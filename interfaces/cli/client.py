@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -14,10 +14,18 @@ import msgspec
 
 from application.views import AttemptView, BatchView, UploadView
 from domain.file import FileDeclaration
-from interfaces.cli.errors import OutOfService, Refusal
-from interfaces.cli.options import CONNECT_TIMEOUT, Server
-from interfaces.cli.output import tell_people
-from interfaces.cli.waiting import Connection, Waits
+from infrastructure.allocator import share_one_arena
+from infrastructure.tasks import ending
+from interfaces.cli.console import (
+    CONNECT_TIMEOUT,
+    ClientOptions,
+    CommandError,
+    OutOfService,
+    Refusal,
+    Server,
+    print_stderr,
+)
+from interfaces.cli.wait import Connection, Waits
 
 T = TypeVar("T")
 
@@ -144,7 +152,7 @@ class Client:
             try:
                 async with self.connection.answer(request) as response:
                     if response.status >= 400:
-                        raise refusal_of(response.status, await response.read())
+                        raise error_from_response(response.status, await response.read())
                     begun = True
                     async for piece in response.content.iter_any():
                         yield piece
@@ -244,7 +252,7 @@ class Client:
                     answer = await response.read()
                     if response.status < 400:
                         return msgspec.json.decode(answer or b"null", type=type)
-                    refusal = refusal_of(response.status, answer)
+                    refusal = error_from_response(response.status, answer)
                     passing = response.status in PASSING and refusal.min_position is None
                     if not (passing and repeatable):
                         raise refusal
@@ -267,11 +275,11 @@ class _Lag:
         if refusal.min_position is None or self._loop.time() > self._end:
             raise refusal
         if self.params["min_position"] == LATEST:
-            tell_people(f"waiting until the server shows position {refusal.min_position}")
+            print_stderr(f"waiting until the server shows position {refusal.min_position}")
         self.params = {"min_position": str(refusal.min_position)}
 
 
-def refusal_of(status: int, answer: bytes) -> Refusal:
+def error_from_response(status: int, answer: bytes) -> Refusal:
     """The refusal that a problem document tells; any other body is quoted as it is."""
     try:
         problem = msgspec.json.decode(answer, type=_Problem)
@@ -290,3 +298,138 @@ def refusal_of(status: int, answer: bytes) -> Refusal:
 
 def _without_none(**values: str | None) -> dict[str, str]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+# The feed as a client follows it: every change once, through any number of cuts.
+
+SUBPROTOCOL = "uptrail.v1.json"
+MAX_FRAME = 64 * 1024 * 1024
+FINAL = range(4500, 4600)  # close codes after which connecting again would not help
+
+
+class Frame(msgspec.Struct, rename={"from_": "from"}):
+    """A frame of the server, whatever its type; rows are those of the read model."""
+
+    type: str
+    cursor: str | None = None
+    position: int | None = None
+    from_: int | None = None
+    to: int | None = None
+    more: bool = False
+    batches: list[BatchView] = []
+    uploads: list[UploadView] = []
+    attempts: list[AttemptView] = []
+    code: str = ""
+    message: str = ""
+    reason: str = ""
+    heartbeat: float | None = None
+
+
+class FeedEnded(CommandError):
+    """The server ended the feed, for good."""
+
+
+async def subscribe(client: Client, batches: Sequence[UUID | str] | None) -> AsyncIterator[Frame]:
+    """Frames with rows to apply, in order; None follows the batch rows of all.
+
+    A cut is resumed from the last cursor. Raises FeedEnded, Unreachable.
+    """
+    place = _ClientPosition([str(id) for id in batches] if batches is not None else "*")
+    waits = Waits(client.connection)
+    while True:
+        try:
+            async with client.session.ws_connect(
+                f"{client.server.url}/v1/feed", protocols=(SUBPROTOCOL,), max_msg_size=MAX_FRAME
+            ) as socket:
+                client.connection.answered()
+                await socket.send_str(place.subscription())
+                async for frame in _frames(socket):
+                    waits.calm()
+                    if place.applies(frame):
+                        yield frame
+                if socket.close_code in FINAL:
+                    raise FeedEnded(f"the feed ended with code {socket.close_code}")
+            await waits.lost(ConnectionError("the feed was cut"))
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status in (401, 403):
+                raise FeedEnded(
+                    "the key is refused", "pass another with --key or UPTRAIL_KEY"
+                ) from None
+            await waits.next(client.connection.unreachable(error))
+        except LOST as error:
+            await waits.lost(error)
+
+
+class _ClientPosition:
+    """Where this client stands, by the rule of the feed: from <= position < to."""
+
+    def __init__(self, batches: list[str] | str) -> None:
+        self._batches = batches
+        self._position: int | None = None
+        self._cursor: str | None = None
+
+    def subscription(self) -> str:
+        subscribe = {"type": "subscribe", "batches": self._batches, "after": self._cursor}
+        return msgspec.json.encode(subscribe).decode()
+
+    def applies(self, frame: Frame) -> bool:
+        match frame.type:
+            case "snapshot":
+                if not frame.more:
+                    self._position, self._cursor = frame.position, frame.cursor
+                return True
+            case "changes":
+                assert frame.from_ is not None
+                assert frame.to is not None
+                if self._position is None or not frame.from_ <= self._position < frame.to:
+                    return False
+                self._position, self._cursor = frame.to, frame.cursor
+                return True
+            case "reset":
+                self._position = self._cursor = None
+            case "error" if frame.code != "unknown_batch":  # an unknown one may yet appear
+                raise FeedEnded(frame.message or frame.code, "look for it with: uptrail batch list")
+        return False
+
+
+async def _frames(socket: aiohttp.ClientWebSocketResponse) -> AsyncIterator[Frame]:
+    """Decoded frames until the socket closes; heartbeats are answered."""
+    silence: float | None = None
+    while True:
+        message: Any = await socket.receive(timeout=silence)
+        if message.type is not aiohttp.WSMsgType.TEXT:
+            return
+        frame = msgspec.json.decode(message.data, type=Frame)
+        if frame.heartbeat:
+            silence = 3 * frame.heartbeat
+        if frame.type == "ping":
+            await socket.send_str('{"type":"pong"}')
+        yield frame
+
+
+# Runs a command's coroutine against the server, with the screen and the client it needs.
+
+PATIENCE = 60.0  # seconds of silence that a long job puts up with
+
+
+def run_with_client(
+    common: ClientOptions, what: Callable[[Client], Awaitable[T]], *, patience: float = 0.0
+) -> T:
+    """Runs `what` with a client of the server these options mean. Raises CommandError."""
+
+    async def asking() -> T:
+        server, timeout = common.server(), common.connect_timeout
+        async with Client(server, patience=patience, connect_timeout=timeout) as client:
+            return await what(client)
+
+    return asyncio.run(ending(asking()))
+
+
+def run_on_uvloop(main: Coroutine[Any, Any, T]) -> T:
+    """Runs a server's coroutine on uvloop, where there is one, and with memory kept small."""
+    share_one_arena()
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.run(main)
+    return uvloop.run(main)

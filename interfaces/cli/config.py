@@ -5,21 +5,21 @@ from __future__ import annotations
 import msgspec
 from cyclopts import App
 
-from infrastructure.settings_sources import shown
-from interfaces.cli import output
-from interfaces.cli.options import Common
+from infrastructure.settings_loader import redacted
+from interfaces.cli import console
+from interfaces.cli.console import ClientOptions
 
 app = App(name="config", help="Show every setting and where its value came from.")
 
 
 @app.command
-def show(*, common: Common | None = None) -> None:
+def show(*, common: ClientOptions | None = None) -> None:
     """Show every setting and where its value came from."""
-    common = common or Common()
+    common = common or ClientOptions()
     sourced = common.sourced()
-    values = {name: shown(getattr(sourced.settings, name)) for name in sourced.origins}
+    values = {name: redacted(getattr(sourced.settings, name)) for name in sourced.origins}
     if common.json:
-        output.emit(
+        console.emit(
             {
                 name: {"value": value, "source": sourced.origins[name]}
                 for name, value in values.items()
@@ -27,7 +27,7 @@ def show(*, common: Common | None = None) -> None:
         )
         return
     rows = ((name, sourced.origins[name], _text(value)) for name, value in values.items())
-    output.table(("setting", "source", "value"), rows)
+    console.table(("setting", "source", "value"), rows)
 
 
 def _text(value: object) -> str:

@@ -6,36 +6,38 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from interfaces.cli import output
-from interfaces.cli.options import Common
-from interfaces.cli.records import with_parts
-from interfaces.cli.serve import Store
+from interfaces.cli import console
+from interfaces.cli.console import ClientOptions
+from interfaces.cli.projection import run_with_container
+from interfaces.cli.serve import StorageOptions
 
 if TYPE_CHECKING:
-    from interfaces.bootstrap.parts import Parts
+    from interfaces.bootstrap.container import Container
 
 app = App(name="database", help="Migrate the database, and limit the role that serves.")
 
 
 @app.command
-def migrate(*, store: Store | None = None, common: Common | None = None) -> None:
+def migrate(*, store: StorageOptions | None = None, common: ClientOptions | None = None) -> None:
     """Bring the database to this version, as its owner, and the read model with it."""
-    common = common or Common()
+    common = common or ClientOptions()
 
-    async def run(parts: Parts) -> bool:
-        from infrastructure.read_model.rebuild import ensure_current
+    async def run(parts: Container) -> bool:
+        from infrastructure.read_model.rebuild import rebuild_if_outdated
 
-        return await ensure_current(parts.database.url, parts.log) is not None
+        return await rebuild_if_outdated(parts.database.url, parts.log) is not None
 
-    rebuilt = with_parts(common, store, run)
+    rebuilt = run_with_container(common, store, run)
     if common.json:
-        output.emit({"migrated": True, "rebuilt": rebuilt})
+        console.emit({"migrated": True, "rebuilt": rebuilt})
     else:
-        output.say("migrated" + (", and the read model rebuilt" if rebuilt else ""))
+        console.print_line("migrated" + (", and the read model rebuilt" if rebuilt else ""))
 
 
 @app.command
-def grant(role: str, *, store: Store | None = None, common: Common | None = None) -> None:
+def grant(
+    role: str, *, store: StorageOptions | None = None, common: ClientOptions | None = None
+) -> None:
     """Let a role serve that owns nothing: it cannot change or remove what the log holds.
 
     Parameters
@@ -43,9 +45,9 @@ def grant(role: str, *, store: Store | None = None, common: Common | None = None
     role
         The role in the `database_url` of the servers; not the owner's.
     """
-    common = common or Common()
+    common = common or ClientOptions()
 
-    async def run(parts: Parts) -> None:
+    async def run(parts: Container) -> None:
         from asyncio import to_thread
 
         from infrastructure.postgres.connection import connect_blocking
@@ -57,8 +59,8 @@ def grant(role: str, *, store: Store | None = None, common: Common | None = None
 
         await to_thread(granted)
 
-    with_parts(common, store, run)
+    run_with_container(common, store, run)
     if common.json:
-        output.emit({"role": role, "granted": True})
+        console.emit({"role": role, "granted": True})
     else:
-        output.say(f"{role} may serve now, and not change or remove events and seals")
+        console.print_line(f"{role} may serve now, and not change or remove events and seals")

@@ -7,29 +7,109 @@ import shutil
 import sys
 import tempfile
 from contextlib import suppress
+from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
+import msgspec
 from cyclopts import Parameter
+from msgspec.structs import replace
 
+from application.pipeline import Pipeline, Step
 from application.views import BatchView, UploadView
-from infrastructure.settings import Settings
-from infrastructure.telemetry.logging import configure_logging
-from interfaces.bootstrap.role import ALL_ROLES
-from interfaces.cli import output
-from interfaces.cli.client import Client
-from interfaces.cli.demo_files import Chosen, choose, demo_settings
-from interfaces.cli.errors import CommandError, Exit
-from interfaces.cli.history import events_of, tell
-from interfaces.cli.options import Place, Server
-from interfaces.cli.running import PATIENCE, run_fast
-from interfaces.cli.screens import make_screen
-from interfaces.cli.uploading import Job, Report
-from interfaces.cli.uploading import upload as run_job
+from domain.retry import RetryPolicy
+from infrastructure.settings import DEFAULT_PIPELINE, Settings
+from infrastructure.telemetry import configure_logging
+from interfaces.bootstrap.container import ALL_ROLES
+from interfaces.cli import console
+from interfaces.cli.client import PATIENCE, Client, run_on_uvloop
+from interfaces.cli.console import CommandError, DataDirOptions, Exit, Server, UsageError
+from interfaces.cli.files import ScannedFile, resolve_roots, scan
+from interfaces.cli.history import events_of, print_events
+from interfaces.cli.progress import choose_reporter
+from interfaces.cli.upload import UploadJob, UploadReport
+from interfaces.cli.upload import run_upload as run_job
 
 if TYPE_CHECKING:
-    from interfaces.bootstrap.invitation import Ready
+    from interfaces.bootstrap.listen import Ready
+
+# What the demo uploads, and the pipeline in which one of these files fails once.
+
+PACKAGES = ("domain", "application", "infrastructure", "interfaces")
+PROJECT = ("README.md", "CHANGELOG.md", "LICENSE", "docs", "tests")
+SHOWN = ("*.py", "*.md", "*.png", "*.jpg", "*.svg", "*.css", "*.js", "*.html", "*.toml", "LICENSE")
+INSTALLED = "node_modules"  # what a tool put into the tests is not ours to show
+PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.gif")
+
+
+class DemoFiles(msgspec.Struct, frozen=True):
+    """Files by their names in the batch, and the name of the one that fails at first."""
+
+    label: str
+    roots: dict[str, Path]
+    rehearsed: str
+
+
+def select_files(folder: Path | None) -> DemoFiles:
+    """The folder's files, or our own. Raises UsageError where there are none."""
+    if folder is None:
+        roots, label = _own_files(), "Uptrail's own files"
+    else:
+        roots = resolve_roots([folder])
+        label = next(iter(roots))
+    return DemoFiles(label, roots, _one_of(roots))
+
+
+def demo_settings(settings: Settings, chosen: DemoFiles) -> Settings:
+    """The given settings with a pipeline `demo`: the default one, with a rehearsed failure.
+
+    One process: it shows itself at work.
+    """
+    rehearse = Step(
+        processor="rehearse", options={"fail_first_attempt_of": [_literally(chosen.rehearsed)]}
+    )
+    pipeline = Pipeline(steps=(*DEFAULT_PIPELINE.steps, rehearse))
+    return replace(
+        settings,
+        processes=1,
+        pipelines={**settings.pipelines, "demo": pipeline},
+        retry_policy=RetryPolicy(first_delay=2.0),
+    )
+
+
+def _own_files() -> dict[str, Path]:
+    """From a checkout: documents, pictures and code; from an installed package: its modules."""
+    base = Path(__file__).parents[2]
+    places = (*PACKAGES, *PROJECT) if (base / "pyproject.toml").is_file() else PACKAGES
+    found = chain.from_iterable(scan({name: base / name}) for name in places)
+    return {
+        entry.name: entry.path
+        for entry in found
+        if isinstance(entry, ScannedFile)
+        and INSTALLED not in entry.path.parts
+        and any(fnmatchcase(entry.path.name, pattern) for pattern in SHOWN)
+    }
+
+
+def _one_of(roots: dict[str, Path]) -> str:
+    """A picture if there is one: its attempts show more; otherwise the first file."""
+    first = None
+    for entry in scan(roots):
+        if isinstance(entry, ScannedFile):
+            if any(fnmatchcase(entry.path.name.lower(), pattern) for pattern in PICTURES):
+                return entry.name
+            first = first or entry.name
+    if first is None:
+        raise UsageError("there are no files to upload", "name another folder")
+    return first
+
+
+def _literally(name: str) -> str:
+    """A pattern that fits this name alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
 
 LOG = "demo.log"
 
@@ -39,7 +119,7 @@ def demo(
     /,
     *,
     port: int = 0,
-    place: Place | None = None,
+    place: DataDirOptions | None = None,
 ) -> int:
     """Upload a folder, watch it live, and read what happened.
 
@@ -54,32 +134,32 @@ def demo(
     port
         Port to listen on; by default any free one.
     """
-    chosen = choose(folder)
-    place = place or Place()
+    chosen = select_files(folder)
+    place = place or DataDirOptions()
     if place.data_dir is not None:
         return _demonstrate(place.settings(port=port), chosen)
     with tempfile.TemporaryDirectory(prefix="uptrail-demo-") as name:
-        settings = Place(data_dir=Path(name), config=place.config).settings(port=port)
+        settings = DataDirOptions(data_dir=Path(name), config=place.config).settings(port=port)
         try:
             return _demonstrate(settings, chosen)
         finally:
             _discard(settings)
 
 
-def _demonstrate(settings: Settings, chosen: Chosen) -> int:
+def _demonstrate(settings: Settings, chosen: DemoFiles) -> int:
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (settings.data_dir / LOG).open("a") as log:
         configure_logging("json", settings.log_level, log)
-        return run_fast(_serve_and_show(demo_settings(settings, chosen), chosen))
+        return run_on_uvloop(_serve_and_show(demo_settings(settings, chosen), chosen))
 
 
-async def _serve_and_show(settings: Settings, chosen: Chosen) -> int:
+async def _serve_and_show(settings: Settings, chosen: DemoFiles) -> int:
     """Runs the server in this process, and beside it the client that shows it at work."""
-    from interfaces.bootstrap.serving import serve
+    from interfaces.bootstrap.server import serve
 
     stop = asyncio.Event()
     ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-    output.say("Starting PostgreSQL, API, orchestrator and worker ...")
+    console.print_line("Starting PostgreSQL, API, orchestrator and worker ...")
     serving = asyncio.create_task(serve(settings, ALL_ROLES, ready.set_result, stop))
     showing = asyncio.create_task(_show(settings, ready, chosen))
     try:
@@ -89,8 +169,8 @@ async def _serve_and_show(settings: Settings, chosen: Chosen) -> int:
             return Exit.INTERRUPTED
         code = showing.result()
         if sys.stdout.isatty():
-            output.say()
-            output.say("The server goes on until Ctrl-C.")
+            console.print_line()
+            console.print_line("The server goes on until Ctrl-C.")
             await serving
         return code
     finally:
@@ -101,15 +181,15 @@ async def _serve_and_show(settings: Settings, chosen: Chosen) -> int:
         await serving
 
 
-async def _show(settings: Settings, ready: asyncio.Future[Ready], chosen: Chosen) -> int:
+async def _show(settings: Settings, ready: asyncio.Future[Ready], chosen: DemoFiles) -> int:
     up = await ready
     assert up.url is not None
-    output.say(f"Ready at {up.url}")
-    output.say(f"In a browser: {up.login}")
-    output.say()
+    console.print_line(f"Ready at {up.url}")
+    console.print_line(f"In a browser: {up.login}")
+    console.print_line()
     server = Server(up.url, settings.admin_key_file.read_text().strip())
-    screen = make_screen(json=False, brief=True)
-    job = Job(chosen.roots, chosen.label, "demo", 4, True)
+    screen = choose_reporter(json=False, brief=True)
+    job = UploadJob(chosen.roots, chosen.label, "demo", 4, True)
     async with Client(server, patience=PATIENCE) as client:
         with screen:
             report = await run_job(client, job, settings.data_dir, screen)
@@ -126,27 +206,27 @@ async def _show(settings: Settings, ready: asyncio.Future[Ready], chosen: Chosen
 def _summarize(batch: BatchView) -> None:
     ended = batch.completed_at or batch.updated_at
     took = (ended - batch.started_at).total_seconds()
-    output.say()
-    output.say(f"{batch.label}: {output.standing(batch)}")
-    output.say(
-        f"  {batch.uploads} files, {output.size(batch.bytes_total)} in {took:.1f} s: "
-        f"{output.counted(batch.counts)}"
+    console.print_line()
+    console.print_line(f"{batch.label}: {console.state_label(batch)}")
+    console.print_line(
+        f"  {batch.uploads} files, {console.size(batch.bytes_total)} in {took:.1f} s: "
+        f"{console.format_counts(batch.counts)}"
     )
 
 
-def _list_failures(report: Report) -> None:
+def _list_failures(report: UploadReport) -> None:
     for failure in report.failures[:10]:
-        output.say(f"  {failure.path}: {failure.reason}")
+        console.print_line(f"  {failure.path}: {failure.reason}")
     if report.failed > 10:
-        output.say(f"  ... and {report.failed - 10} more")
+        console.print_line(f"  ... and {report.failed - 10} more")
 
 
 async def _audit(client: Client, upload: UploadView) -> None:
     """The whole story of the file that failed once."""
-    output.say()
-    output.say(f"What happened to {upload.path}, as the log has it:")
-    output.say()
-    tell([event async for event in events_of(client, upload.id)])
+    console.print_line()
+    console.print_line(f"What happened to {upload.path}, as the log has it:")
+    console.print_line()
+    print_events([event async for event in events_of(client, upload.id)])
 
 
 async def _upload_at(client: Client, batch: UUID, path: str) -> UploadView | None:
@@ -166,10 +246,10 @@ def _next_steps(settings: Settings, upload: UploadView | None) -> None:
         commands[2:2] = [f"history show {upload.id}"] if upload else []
     else:
         commands[:0] = ["serve"]
-    output.say()
-    output.say("Try next, in another terminal:")
+    console.print_line()
+    console.print_line("Try next, in another terminal:")
     for command in commands:
-        output.say(f"  {uptrail} {command}{here}")
+        console.print_line(f"  {uptrail} {command}{here}")
 
 
 def _discard(settings: Settings) -> None:

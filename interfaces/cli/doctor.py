@@ -3,37 +3,206 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
 
 import aiohttp
+import psycopg
 
-from interfaces.cli import checks, output
+from infrastructure.event_store.committer import UnsafeWriter, check_no_db_functions
+from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.connection_limits import tightest_limit
+from infrastructure.postgres.database_url import BadDatabaseUrl
+from infrastructure.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from infrastructure.postgres.migrate import heads
+from infrastructure.postgres.requirements import examine
+from infrastructure.processors.decoder_pool import DecoderLimits, DecoderLost, DecoderPool
+from infrastructure.settings import Settings
+from interfaces.bootstrap.container import ALL_ROLES, needs_of_server
+from interfaces.cli import checks, console
 from interfaces.cli.checks import Finding, Level
-from interfaces.cli.errors import Exit
-from interfaces.cli.options import Common, running_in
+from interfaces.cli.console import ClientOptions, Exit, find_running_server
+from interfaces.cli.machine_checks import machines
+
+# What `uptrail doctor` looks at in a bucket: that blobs can be kept there.
+
+
+async def bucket(text: str) -> Finding:
+    """It can be written, read, listed and cleaned up."""
+    from infrastructure.blobs.s3.client import BadLocation, BucketUnusable, parse_location
+    from infrastructure.blobs.s3.store import check_bucket, open_client
+
+    try:
+        location = parse_location(text)
+        async with open_client(location) as opened:
+            began = time.perf_counter()
+            await check_bucket(opened)
+            took = time.perf_counter() - began
+    except BadLocation as error:
+        return Finding(Level.FAIL, "blobs", str(error), "check UPTRAIL_BLOBS or --blobs")
+    except BucketUnusable as error:
+        return Finding(Level.FAIL, "blobs", str(error), error.hint)
+    return Finding(Level.OK, "blobs", f"{location}, {1000 * took:.0f} ms to write and delete")
+
+
+# What `uptrail doctor` asks the database: who it is, what time it is, and what is left behind.
+
+CLOCK_OFF = 2.0  # seconds
+FAR_BEHIND = 10_000  # positions
+
+
+async def database(settings: Settings) -> list[Finding]:
+    """Everything the database can tell; one failed finding where it cannot be asked."""
+    try:
+        async with _reached(settings) as url:
+            if url is None:
+                told = "none is named: an embedded one is made at the first start, for this machine"
+                return [Finding(Level.OK, "database", told)]
+            return await _examined(url, settings)
+    except (psycopg.Error, EmbeddedPostgresError, OSError, BadDatabaseUrl) as error:
+        advice = "check UPTRAIL_DATABASE_URL" if settings.database_url else "see what it says"
+        return [Finding(Level.FAIL, "database", str(error).strip(), advice)]
+
+
+async def _examined(url: str, settings: Settings) -> list[Finding]:
+    """What every start requires first: where that fails, no more is asked."""
+    required = [
+        Finding(Level(verdict.grade), verdict.check, verdict.detail, verdict.advice)
+        for verdict in await examine(url)
+    ]
+    if any(finding.level is Level.FAIL for finding in required):
+        return required
+    async with await connect(url, name="doctor") as connection:
+        return [
+            await _version(connection),
+            await _clock(connection),
+            *required,
+            await _connections(connection, settings),
+            *await _schema(connection, settings),
+        ]
+
+
+@asynccontextmanager
+async def _reached(settings: Settings) -> AsyncIterator[str | None]:
+    """The URL; None where an embedded server was never made: a look must not make one."""
+    if settings.database_url:
+        yield settings.database_url
+    elif not (settings.data_dir / "postgres").exists():
+        yield None
+    else:
+        server = EmbeddedPostgres(settings.data_dir)
+        url = await asyncio.to_thread(server.start)
+        try:
+            yield url
+        finally:
+            await asyncio.to_thread(server.stop)
+
+
+async def _version(connection: Connection) -> Finding:
+    number = connection.info.server_version
+    return Finding(Level.OK, "database", f"PostgreSQL {number // 10_000}.{number % 10_000}")
+
+
+async def _connections(connection: Connection, settings: Settings) -> Finding:
+    """Whether the limits leave room for a server with every role: those in use may be its own."""
+    needs = needs_of_server(settings, ALL_ROLES)
+    least, most = sum(need.least for need in needs), sum(need.most for need in needs)
+    limit = await tightest_limit(connection)
+    detail = f"{limit.source}, {limit.used} in use; a server needs {least} to {most}"
+    advice = limit.remedy.format(most)
+    if limit.most < least:
+        return Finding(Level.FAIL, "connections", detail, advice)
+    if limit.most < most:
+        return Finding(Level.WARN, "connections", detail, advice)
+    return Finding(Level.OK, "connections", detail)
+
+
+async def _clock(connection: Connection) -> Finding:
+    theirs = await _one(connection, "SELECT clock_timestamp()")
+    off = abs((datetime.now(UTC) - theirs).total_seconds())
+    if off > CLOCK_OFF:
+        told = f"{off:.0f} s apart from the database's"
+        return Finding(Level.WARN, "clock", told, "set the clocks by NTP: retries go by them")
+    return Finding(Level.OK, "clock", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
+
+
+async def _schema(connection: Connection, settings: Settings) -> list[Finding]:
+    try:
+        await check_no_db_functions(connection)
+    except UnsafeWriter as error:
+        return [Finding(Level.FAIL, "event log", str(error), "drop the function")]
+    if await _one(connection, "SELECT to_regclass('alembic_version')") is None:
+        return [Finding(Level.OK, "schema", "made at the first start")]
+    cursor = await connection.execute("SELECT version_num FROM alembic_version")
+    applied = {row[0] for row in await cursor.fetchall()}
+    if applied != heads():
+        told = f"migration {', '.join(sorted(applied))}, not {', '.join(sorted(heads()))}"
+        return [Finding(Level.WARN, "schema", told, "the next start of the server migrates it")]
+    return [
+        Finding(Level.OK, "schema", f"migration {', '.join(sorted(applied))}"),
+        *[await _behind(connection, name) for name in ("read_model", "orchestrator")],
+        await _jobs(connection, settings),
+        *await machines(connection, settings),
+    ]
+
+
+async def _behind(connection: Connection, name: str) -> Finding:
+    query = """SELECT coalesce(max(notification_id), 0) - coalesce((SELECT notification_id
+        FROM notification_tracking WHERE application_name = %s), 0) FROM stored_events"""
+    behind = await _one(connection, query, name)
+    check, told = name.replace("_", " "), f"{behind} positions behind the log"
+    if behind > FAR_BEHIND:
+        advice = "is a server with the role orchestrator running? its log tells of errors"
+        return Finding(Level.WARN, check, told, advice)
+    return Finding(Level.OK, check, told)
+
+
+async def _jobs(connection: Connection, settings: Settings) -> Finding:
+    query = """SELECT count(*) FILTER (WHERE j.status = 'todo'),
+        count(*) FILTER (WHERE j.status = 'doing'),
+        count(*) FILTER (WHERE j.status = 'doing' AND (w.id IS NULL OR
+            w.last_heartbeat < now() - make_interval(secs => %s)))
+        FROM procrastinate_jobs j LEFT JOIN procrastinate_workers w ON w.id = j.worker_id"""
+    cursor = await connection.execute(query, (settings.worker_dead_after,))
+    waiting, running, stalled = await cursor.fetchone() or (0, 0, 0)
+    told = f"{waiting} waiting, {running} running"
+    if stalled:
+        told += f", {stalled} left by a dead worker"
+        advice = "a running orchestrator gives them to another worker by itself"
+        return Finding(Level.WARN, "jobs", told, advice)
+    return Finding(Level.OK, "jobs", told)
+
+
+async def _one(connection: Connection, query: str, *values: object) -> Any:
+    cursor = await connection.execute(query.encode(), values or None)
+    row = await cursor.fetchone()
+    return row[0] if row else None
+
 
 PATIENCE = aiohttp.ClientTimeout(total=5)
 SIGNS = {Level.OK: "ok  ", Level.WARN: "warn", Level.FAIL: "FAIL"}
 
 
-def doctor(*, common: Common | None = None) -> int:
+def doctor(*, common: ClientOptions | None = None) -> int:
     """Check this machine and the server, with what to do."""
-    common = common or Common()
+    common = common or ClientOptions()
     findings = asyncio.run(_examine(common))
     if common.json:
-        output.emit(findings)
+        console.emit(findings)
     else:
         for finding in findings:
-            output.say(f"{SIGNS[finding.level]}  {finding.check:<12}  {finding.told}")
+            console.print_line(f"{SIGNS[finding.level]}  {finding.check:<12}  {finding.told}")
             if finding.advice:
-                output.say(f"{'':20}{finding.advice}")
+                console.print_line(f"{'':20}{finding.advice}")
     bad = any(finding.level is Level.FAIL for finding in findings)
     return Exit.ERROR if bad else Exit.OK
 
 
-async def _examine(common: Common) -> list[Finding]:
-    from interfaces.cli.bucket_check import bucket
-    from interfaces.cli.database_checks import database
-    from interfaces.cli.sandbox_check import sandbox
+async def _examine(common: ClientOptions) -> list[Finding]:
 
     settings = common.settings()
     found = [checks.python(), checks.data_dir(settings)]
@@ -44,7 +213,7 @@ async def _examine(common: Common) -> list[Finding]:
             found += [checks.disk(settings), checks.blobs(settings)]
     found.append(await sandbox())
     found += await database(settings)
-    running = running_in(settings.data_dir)
+    running = find_running_server(settings.data_dir)
     url = common.url or (running.url if running else None)
     found.append(await _server(url))
     return found
@@ -65,3 +234,46 @@ async def _server(url: str | None) -> Finding:
     if response.status != 200:
         return Finding(Level.WARN, "server", f"{url} is not ready: {text}", "its log tells why")
     return Finding(Level.OK, "server", f"{url} is ready")
+
+
+# Check of `uptrail doctor`: restrictions that the decoder sandbox has on this machine.
+
+CHECK = "decoders"
+
+_PROBE = "infrastructure.processors.sandbox_probe:probe"
+_LIMITS = DecoderLimits(memory=512 * 1024 * 1024, seconds=5)
+_PATIENCE = 30.0  # seconds
+
+
+async def sandbox() -> Finding:
+    """Try, from inside a decoder's sandbox, what a hostile file would want to do."""
+    if sys.platform == "win32":
+        detail = "no sandbox on this system"
+        return Finding(Level.WARN, CHECK, detail, "let workers run on Linux")
+    try:
+        async with DecoderPool(most=1) as decoders, asyncio.timeout(_PATIENCE):
+            answer = (await decoders.run(_PROBE, b"", {}, _LIMITS)).answer
+        return describe(answer)
+    except (DecoderLost, OSError, KeyError, TimeoutError) as error:
+        detail = f"no decoder can be run: {error or type(error).__name__}"
+        return Finding(Level.FAIL, CHECK, detail, "see the server's log for the reason")
+
+
+def describe(answer: dict[str, Any]) -> Finding:
+    """Return the finding for a probe's answer. Raises KeyError for what is none."""
+    applied, attempts = answer["applied"], answer["attempts"]
+    user = f"uid {answer['uid']}" + ("" if applied["user"] else " (the server's own user)")
+    active = [user, "resource limits"]
+    absent: list[str] = []
+    for name, value in (("seccomp", applied["seccomp"]), ("Landlock", applied["landlock"])):
+        version = f" {value}" if value and name == "Landlock" else ""
+        (active if value else absent).append(name + version)
+    detail = ", ".join(active) + (f"; not in this kernel: {', '.join(absent)}" if absent else "")
+    possible = [name.replace("_", " ") for name, refused in attempts.items() if refused is None]
+    if answer["uid"] == 0:
+        advice = "run uptrail as another user than root, or with the capability to change users"
+        return Finding(Level.WARN, CHECK, f"{detail}; decoders run as root", advice)
+    if possible:
+        advice = "a kernel with seccomp or Landlock (Linux 5.13) denies it; see docs/operating.md"
+        return Finding(Level.WARN, CHECK, f"{detail}; can still {', '.join(possible)}", advice)
+    return Finding(Level.OK, CHECK, f"{detail}; a probe could do nothing but decode")

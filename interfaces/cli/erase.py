@@ -7,12 +7,10 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from application.ports.erasures import Erasure
-from interfaces.cli import output
-from interfaces.cli.client import Client
-from interfaces.cli.errors import UsageError
-from interfaces.cli.options import Common
-from interfaces.cli.running import PATIENCE, ask
+from application.ports.audit import Erasure
+from interfaces.cli import console
+from interfaces.cli.client import PATIENCE, Client, run_with_client
+from interfaces.cli.console import ClientOptions, UsageError
 
 LOOK = 0.5  # seconds between two looks at whether it is done
 
@@ -26,7 +24,7 @@ def erase(
     reason: str = "",
     yes: Annotated[bool, Parameter(negative="")] = False,
     wait: Annotated[bool, Parameter(negative="")] = False,
-    common: Common | None = None,
+    common: ClientOptions | None = None,
 ) -> None:
     """Destroy the files and the personal fields of an owner; their history stays, without them.
 
@@ -41,7 +39,7 @@ def erase(
     wait
         Until it is done.
     """
-    common = common or Common()
+    common = common or ClientOptions()
     if not yes:
         raise UsageError(f"this destroys all files of {owner} for good", "say it with --yes")
 
@@ -53,30 +51,30 @@ def erase(
             erasure = await client.ask("GET", f"/v1/erasures/{erasure.id}", Erasure)
         return erasure
 
-    erasure = ask(common, run, patience=PATIENCE)
+    erasure = run_with_client(common, run, patience=PATIENCE)
     if common.json:
-        output.emit(erasure)
+        console.emit(erasure)
     elif erasure.finished_at is not None:
-        output.say(f"erased: {erasure.batches} batches, {erasure.uploads} uploads")
+        console.print_line(f"erased: {erasure.batches} batches, {erasure.uploads} uploads")
     else:
-        output.say(f"{erasure.id}: asked for; uptrail erase list tells when it is done")
+        console.print_line(f"{erasure.id}: asked for; uptrail erase list tells when it is done")
 
 
 @app.command(name="list")
-def list_(*, owner: str | None = None, common: Common | None = None) -> None:
+def list_(*, owner: str | None = None, common: ClientOptions | None = None) -> None:
     """List what was asked for, by whom, and when it was done."""
-    common = common or Common()
+    common = common or ClientOptions()
     params = {} if owner is None else {"owner": owner}
 
     async def run(client: Client) -> list[Erasure]:
         return [row async for row in client.pages("/v1/erasures", Erasure, params)]
 
-    found = ask(common, run)
+    found = run_with_client(common, run)
     if common.json:
-        output.emit(found)
+        console.emit(found)
     else:
         head = ("id", "owner", "asked by", "at", "done", "batches", "uploads", "reason")
-        output.table(head, (_row(erasure) for erasure in found))
+        console.table(head, (_row(erasure) for erasure in found))
 
 
 def _row(erasure: Erasure) -> tuple[object, ...]:
@@ -84,8 +82,8 @@ def _row(erasure: Erasure) -> tuple[object, ...]:
         erasure.id,
         erasure.owner,
         erasure.requested_by,
-        output.moment(erasure.requested_at),
-        output.moment(erasure.finished_at),
+        console.format_time(erasure.requested_at),
+        console.format_time(erasure.finished_at),
         erasure.batches,
         erasure.uploads,
         erasure.reason,

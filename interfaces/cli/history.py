@@ -14,11 +14,9 @@ import msgspec
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from interfaces.cli import output
-from interfaces.cli.client import Client
-from interfaces.cli.errors import Refusal, UsageError
-from interfaces.cli.options import Common
-from interfaces.cli.running import PATIENCE, ask
+from interfaces.cli import console
+from interfaces.cli.client import PATIENCE, Client, run_with_client
+from interfaces.cli.console import ClientOptions, Refusal, UsageError
 
 app = App(name="history", help="Read recorded events: who did what, and when.")
 
@@ -40,7 +38,7 @@ def show(
     id: str,
     *,
     limit: Annotated[int, Parameter(validator=Number(gte=1))] = 1000,
-    common: Common | None = None,
+    common: ClientOptions | None = None,
 ) -> None:
     """Print what happened to an upload or a batch, in the order it happened.
 
@@ -51,16 +49,16 @@ def show(
     limit
         How many events at most.
     """
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> list[Event]:
         return [event async for event in events_of(client, id, limit=limit)]
 
-    events = ask(common, run)
+    events = run_with_client(common, run)
     if common.json:
-        output.emit(events)
+        console.emit(events)
     else:
-        tell(events)
+        print_events(events)
 
 
 @app.command
@@ -71,7 +69,7 @@ def export(
     after: int = 0,
     to: Path | None = None,
     plain: Annotated[bool, Parameter(negative="")] = False,
-    common: Common | None = None,
+    common: ClientOptions | None = None,
 ) -> None:
     """Write events as NDJSON with what proves them; `uptrail verify --export` checks it.
 
@@ -88,7 +86,7 @@ def export(
     plain
         For reading: the events as `history show --json` tells them, without seals and proofs.
     """
-    common = common or Common()
+    common = common or ClientOptions()
     if batch is not None and upload is not None:
         raise UsageError("an export is of a batch or of an upload", "leave one of them out")
     of = f"/batches/{batch}" if batch else f"/uploads/{upload}" if upload else ""
@@ -109,8 +107,8 @@ def export(
                 count += piece.count(b"\n")
         return count
 
-    count = ask(common, run, patience=PATIENCE)
-    output.tell_people(f"{count} {'events' if plain else 'lines'}")
+    count = run_with_client(common, run, patience=PATIENCE)
+    console.print_stderr(f"{count} {'events' if plain else 'lines'}")
 
 
 async def events_of(client: Client, id: str | UUID, *, limit: int = 0) -> AsyncIterator[Event]:
@@ -128,10 +126,10 @@ async def events_of(client: Client, id: str | UUID, *, limit: int = 0) -> AsyncI
                 raise
 
 
-def tell(events: list[Event]) -> None:
+def print_events(events: list[Event]) -> None:
     """Who did what and when, one event a line."""
-    rows = ((e.position, output.instant(e.at), e.by, e.type, _details(e)) for e in events)
-    output.table(("position", "when", "who", "what", "details"), rows)
+    rows = ((e.position, console.format_time_ms(e.at), e.by, e.type, _details(e)) for e in events)
+    console.table(("position", "when", "who", "what", "details"), rows)
 
 
 _TOLD = (
@@ -160,6 +158,6 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     try:
-        return output.instant(datetime.fromisoformat(value))
+        return console.format_time_ms(datetime.fromisoformat(value))
     except (TypeError, ValueError):
         return str(value)

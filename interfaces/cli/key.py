@@ -9,10 +9,9 @@ from uuid import UUID
 import msgspec
 from cyclopts import App
 
-from interfaces.cli import output
-from interfaces.cli.client import Client
-from interfaces.cli.options import Common
-from interfaces.cli.running import ask
+from interfaces.cli import console
+from interfaces.cli.client import Client, run_with_client
+from interfaces.cli.console import ClientOptions
 
 app = App(name="key", help="Create, list and revoke API keys.")
 
@@ -49,7 +48,7 @@ def create(
     label: str = "",
     batch: UUID | None = None,
     expires_in: float | None = None,
-    common: Common | None = None,
+    common: ClientOptions | None = None,
 ) -> None:
     """Create a key and print it, once.
 
@@ -66,7 +65,7 @@ def create(
     expires_in
         Seconds after which it ends.
     """
-    common = common or Common()
+    common = common or ClientOptions()
     body: dict[str, Any] = {"owner": owner, "scope": scope, "label": label}
     if batch is not None:
         body["batch"] = batch
@@ -76,49 +75,50 @@ def create(
     async def run(client: Client) -> NewKey:
         return await client.ask("POST", "/v1/keys", NewKey, json=body)
 
-    created = ask(common, run)
+    created = run_with_client(common, run)
     if common.json:
-        output.emit(created)
+        console.emit(created)
     else:
-        output.say(created.text)
-        output.tell_people("keep it: it is shown this once")
+        console.print_line(created.text)
+        console.print_stderr("keep it: it is shown this once")
 
 
 @app.command(name="list")
-def list_(*, common: Common | None = None) -> None:
+def list_(*, common: ClientOptions | None = None) -> None:
     """List keys; secrets are not kept and cannot be shown."""
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> list[KeyRow]:
         return (await client.ask("GET", "/v1/keys", KeyList)).items
 
-    keys = ask(common, run)
+    keys = run_with_client(common, run)
     if common.json:
-        output.emit(keys)
+        console.emit(keys)
         return
     rows = (
-        (k.id, k.owner, k.scope, _standing(k), output.moment(k.created_at), k.label) for k in keys
+        (k.id, k.owner, k.scope, _standing(k), console.format_time(k.created_at), k.label)
+        for k in keys
     )
-    output.table(("id", "owner", "scope", "state", "created", "label"), rows)
+    console.table(("id", "owner", "scope", "state", "created", "label"), rows)
 
 
 @app.command
-def revoke(id: str, *, common: Common | None = None) -> None:
+def revoke(id: str, *, common: ClientOptions | None = None) -> None:
     """End a key at once."""
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> None:
         await client.ask("DELETE", f"/v1/keys/{id}", msgspec.Raw)
 
-    ask(common, run)
+    run_with_client(common, run)
     if common.json:
-        output.emit({"id": id, "revoked": True})
+        console.emit({"id": id, "revoked": True})
     else:
-        output.say(f"key {id} is revoked")
+        console.print_line(f"key {id} is revoked")
 
 
 def _row(key: KeyRow) -> tuple[str, ...]:
-    made = output.moment(key.created_at)
+    made = console.format_time(key.created_at)
     return key.id, key.owner, key.scope, _standing(key), made, key.label
 
 
@@ -127,5 +127,5 @@ def _standing(key: KeyRow) -> str:
         return "revoked"
     if key.expires_at is not None:
         expired = key.expires_at <= datetime.now(key.expires_at.tzinfo)
-        return "expired" if expired else f"until {output.moment(key.expires_at)}"
+        return "expired" if expired else f"until {console.format_time(key.expires_at)}"
     return "valid"

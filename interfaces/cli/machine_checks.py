@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from application.errors import Unavailable
-from infrastructure.blobs.belonging import WrongBlobs, belongs
+from infrastructure.blobs.shared import BlobStoreMismatch, identity_matches
 from infrastructure.postgres.pool import Connection
 from infrastructure.settings import Settings
 from interfaces.cli.checks import Finding, Level
@@ -24,7 +24,7 @@ async def machines(connection: Connection, settings: Settings) -> list[Finding]:
 async def _master_key(connection: Connection, settings: Settings) -> list[Finding]:
     """Nothing where no server has started on this database yet."""
     from infrastructure.erasure.master_keys import NoMasterKey, master_keys_of
-    from infrastructure.erasure.wrapping import require_master_key
+    from infrastructure.erasure.wrapped_keys import require_master_key
 
     try:
         id = await require_master_key(connection, master_keys_of(settings))
@@ -48,19 +48,18 @@ async def _roles(connection: Connection, settings: Settings) -> Finding:
 
 async def _blobs(connection: Connection, settings: Settings) -> list[Finding]:
     """Nothing where neither can tell: no server has started on this database yet."""
-    from infrastructure.blobs.s3.failures import BadBlobStore
-    from infrastructure.blobs.s3.location import BadLocation
-    from interfaces.bootstrap.blobs import blob_place, open_blobs
+    from infrastructure.blobs.s3.client import BadLocation, BucketUnusable
+    from interfaces.bootstrap.container import describe_blob_location, open_blobs
 
     if settings.blob_bucket is not None and settings.database_url is None:
         return []
     try:
         async with open_blobs(settings, settings.database_url or "") as blobs:
-            same = await belongs(connection, blobs)
-    except (OSError, Unavailable, BadBlobStore, BadLocation):
+            same = await identity_matches(connection, blobs)
+    except (OSError, Unavailable, BucketUnusable, BadLocation):
         return []  # another check tells why they cannot be used
-    place = blob_place(settings)
+    place = describe_blob_location(settings)
     if same is False:
         told = f"{place} does not hold the bytes of this database"
-        return [Finding(Level.FAIL, "same blobs", told, WrongBlobs(place, None).hint)]
+        return [Finding(Level.FAIL, "same blobs", told, BlobStoreMismatch(place, None).hint)]
     return [] if same is None else [Finding(Level.OK, "same blobs", "those of this database")]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from cyclopts import App, CycloptsError, Group
 
-from interfaces.cli.errors import CommandError, Exit
+from interfaces.cli.console import CommandError, Exit
 
 _RUN = Group("Run", sort_key=1)
 _WORK = Group("Work", sort_key=2)
@@ -69,13 +69,13 @@ def main() -> None:
 def run(tokens: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
     words = [word for word in tokens if word != "--debug"]
-    return guarded(
+    return run_reporting_errors(
         lambda: make_app()(words, exit_on_error=False, print_error=False),
         debug="--debug" in tokens,
     )
 
 
-def guarded(command: Callable[[], object], *, debug: bool = False) -> int:
+def run_reporting_errors(command: Callable[[], object], *, debug: bool = False) -> int:
     """The exit code of the command; what goes wrong is told in one sentence, unless `debug`."""
     try:
         result = command()

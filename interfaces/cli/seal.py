@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import App, Parameter
 
-from application.audit.export import SealLine
-from application.audit.seal import Seal
-from application.ports.seals import SigningKey
-from interfaces.cli import output
-from interfaces.cli.client import Client, Page
-from interfaces.cli.errors import CommandError
-from interfaces.cli.options import Common
-from interfaces.cli.records import with_parts
-from interfaces.cli.running import PATIENCE, ask
-from interfaces.cli.serve import Store
+from application.audit.export import ExportedSeal
+from application.audit.seals import AuditSeal
+from application.ports.audit import SigningKey
+from interfaces.cli import console
+from interfaces.cli.client import PATIENCE, Client, Page, run_with_client
+from interfaces.cli.console import ClientOptions, CommandError
+from interfaces.cli.projection import run_with_container
+from interfaces.cli.serve import StorageOptions
 
 if TYPE_CHECKING:
-    from interfaces.bootstrap.parts import Parts
+    from interfaces.bootstrap.container import Container
 
 app = App(name="seal", help="Read and make the signed seals over the log.")
 
@@ -27,64 +25,64 @@ _HEAD = ("number", "positions", "events", "when", "digest")
 
 
 @app.command(name="list")
-def list_(*, after: int = 0, common: Common | None = None) -> None:
+def list_(*, after: int = 0, common: ClientOptions | None = None) -> None:
     """Print the seals beyond this number; with --json one a line, to be kept elsewhere."""
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> None:
         params = {"after": str(after)}
         if not common.json:
-            output.say("  ".join(name.upper() for name in _HEAD))
-        async for seal in client.pages("/v1/seals", Seal, params, cursor="after"):
+            console.print_line("  ".join(name.upper() for name in _HEAD))
+        async for seal in client.pages("/v1/seals", AuditSeal, params, cursor="after"):
             if common.json:
-                output.emit(SealLine(seal=seal))
+                console.emit(ExportedSeal(seal=seal))
             else:
-                output.say("  ".join(map(str, _row(seal))))
+                console.print_line("  ".join(map(str, _row(seal))))
 
-    ask(common, run, patience=PATIENCE)
+    run_with_client(common, run, patience=PATIENCE)
 
 
 @app.command
 def keys(
-    *, pem: Annotated[bool, Parameter(negative="")] = False, common: Common | None = None
+    *, pem: Annotated[bool, Parameter(negative="")] = False, common: ClientOptions | None = None
 ) -> None:
     """Print the public keys; `--pem` the one that signs now, as `verify --public-key` reads it."""
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> list[SigningKey]:
         page = await client.ask("GET", "/v1/seals/keys", Page)
         return [msgspec.json.decode(item, type=SigningKey) for item in page.items]
 
-    found = ask(common, run)
+    found = run_with_client(common, run)
     if common.json:
-        output.emit(found)
+        console.emit(found)
     elif pem and not found:
         raise CommandError("no seal was made yet", "make one with: uptrail seal now")
     elif pem:
         print(found[-1].pem, end="", flush=True)
     else:
         for key in found:
-            output.say(f"from seal {key.first_seal} on:")
+            console.print_line(f"from seal {key.first_seal} on:")
             print(key.pem, end="", flush=True)
 
 
 @app.command
-def now(*, store: Store | None = None, common: Common | None = None) -> None:
+def now(*, store: StorageOptions | None = None, common: ClientOptions | None = None) -> None:
     """Seal what was recorded since the last seal, without waiting for the next."""
-    _seal(store, common or Common(), rotate=False)
+    _seal(store, common or ClientOptions(), rotate=False)
 
 
 @app.command
-def rotate(*, store: Store | None = None, common: Common | None = None) -> None:
+def rotate(*, store: StorageOptions | None = None, common: ClientOptions | None = None) -> None:
     """Make a new key, which the old one vouches for. Run it where the key file is."""
-    _seal(store, common or Common(), rotate=True)
+    _seal(store, common or ClientOptions(), rotate=True)
 
 
-def _seal(store: Store | None, common: Common, *, rotate: bool) -> None:
-    async def run(parts: Parts) -> None:
-        from infrastructure.audit.sealing import MOST, sealer_of
+def _seal(store: StorageOptions | None, common: ClientOptions, *, rotate: bool) -> None:
+    async def run(parts: Container) -> None:
+        from infrastructure.audit.sealer import MOST, make_sealer
 
-        sealer = sealer_of(parts.services.settings, parts.services.now)
+        sealer = make_sealer(parts.services.settings, parts.services.now)
         file = parts.services.settings.seal_key_file
         if not file.exists() and await parts.services.seals.page(0, 1):
             raise CommandError(
@@ -95,17 +93,17 @@ def _seal(store: Store | None, common: Common, *, rotate: bool) -> None:
         async with parts.pool.connection() as connection:
             if rotate:
                 first = await sealer.rotate(connection)
-                output.say(f"from seal {first.number} on, a new key signs")
+                console.print_line(f"from seal {first.number} on, a new key signs")
                 return
             while seal := await sealer.seal(connection):
                 events += seal.count
                 if seal.count < MOST:
                     break
-        output.say(f"{events} events sealed" if events else "everything is sealed already")
+        console.print_line(f"{events} events sealed" if events else "everything is sealed already")
 
-    with_parts(common, store, run)
+    run_with_container(common, store, run)
 
 
-def _row(seal: Seal) -> tuple[object, ...]:
+def _row(seal: AuditSeal) -> tuple[object, ...]:
     reach = f"{seal.after + 1}-{seal.through}"
-    return seal.number, reach, seal.count, output.moment(seal.at), seal.digest.hex()
+    return seal.number, reach, seal.count, console.format_time(seal.at), seal.digest.hex()

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
+import os
+import socket
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
+import structlog
 from cyclopts import Parameter
 
 from infrastructure.settings import Settings
-from infrastructure.telemetry.logging import configure_logging
-from interfaces.bootstrap.role import ALL_ROLES, Role
-from interfaces.cli import output
-from interfaces.cli.errors import CommandError, Exit, UsageError
-from interfaces.cli.options import Place
-from interfaces.cli.running import run_fast
+from infrastructure.tasks import end
+from infrastructure.telemetry import configure_logging
+from interfaces.bootstrap.container import ALL_ROLES, Role, open_container
+from interfaces.bootstrap.listen import stop_on_signals
+from interfaces.bootstrap.processes import ALIVE, SIGN, UP, ChildConfig, parse_config
+from interfaces.bootstrap.server import run_until_stopped
+from interfaces.cli import console
+from interfaces.cli.client import run_on_uvloop
+from interfaces.cli.console import CommandError, DataDirOptions, Exit, UsageError
+from interfaces.cli.main import run_reporting_errors
 
 if TYPE_CHECKING:
-    from interfaces.bootstrap.invitation import Ready
+    from interfaces.bootstrap.listen import Ready
 
 YOUNG_OBJECTS = 10_000  # allocated and not freed, before the youngest are looked through
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Store:
+class StorageOptions:
     """Where the events and the bytes are kept."""
 
     database_url: Annotated[
@@ -44,8 +55,8 @@ def serve(
     port: int | None = None,
     processes: int | None = None,
     role: Annotated[tuple[Role, ...], Parameter(negative="", show_default=False)] = (),
-    store: Store | None = None,
-    place: Place | None = None,
+    store: StorageOptions | None = None,
+    place: DataDirOptions | None = None,
 ) -> int:
     """Run the server until Ctrl-C.
 
@@ -60,14 +71,14 @@ def serve(
     role
         What this process does, by default everything; may be given several times.
     """
-    store = store or Store()
+    store = store or StorageOptions()
     roles = tuple(dict.fromkeys(role)) or ALL_ROLES
     if processes is not None and Role.API not in roles:
         raise UsageError(
             "--processes counts those that answer on the port: it takes the role api",
             "for more workers or orchestrators start the command several times",
         )
-    settings = (place or Place()).settings(
+    settings = (place or DataDirOptions()).settings(
         host=host,
         port=port,
         processes=processes,
@@ -77,24 +88,26 @@ def serve(
     return _run(settings, roles)
 
 
-def worker(*, store: Store | None = None, place: Place | None = None) -> int:
+def worker(*, store: StorageOptions | None = None, place: DataDirOptions | None = None) -> int:
     """Run one more worker on the same database and blobs, until Ctrl-C."""
-    store = store or Store()
-    settings = (place or Place()).settings(database_url=store.database_url, blobs=store.blobs)
+    store = store or StorageOptions()
+    settings = (place or DataDirOptions()).settings(
+        database_url=store.database_url, blobs=store.blobs
+    )
     return _run(settings, (Role.WORKER,))
 
 
 def _run(settings: Settings, roles: Sequence[Role]) -> int:
-    from interfaces.bootstrap.serving import serve
+    from interfaces.bootstrap.server import serve
 
     configure_logging(settings.log_format, settings.log_level)
 
     def tell(ready: Ready) -> None:
-        stop_revisiting()
+        freeze_gc()
         _tell(ready, settings)
 
     try:
-        run_fast(serve(settings, roles, tell))
+        run_on_uvloop(serve(settings, roles, tell))
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
             raise
@@ -105,7 +118,7 @@ def _run(settings: Settings, roles: Sequence[Role]) -> int:
     return Exit.OK
 
 
-def stop_revisiting() -> None:
+def freeze_gc() -> None:
     """What a server is made of lasts as long as it does: no collection needs to visit it again.
 
     What requests leave behind is freed by its reference counts; cycles among it are rare.
@@ -116,9 +129,64 @@ def stop_revisiting() -> None:
 
 
 def _tell(ready: Ready, settings: Settings) -> None:
-    output.say(f"Uptrail is ready: {', '.join(ready.roles)}.")
+    console.print_line(f"Uptrail is ready: {', '.join(ready.roles)}.")
     if ready.url is not None:
-        output.say(f"  address  {ready.url}")
-        output.say(f"  sign in  {ready.login or 'the admin key does not hold; make another'}")
-        output.say(f"  key      {settings.admin_key_file}")
-        output.say("  try      uptrail upload ./folder --wait")
+        console.print_line(f"  address  {ready.url}")
+        console.print_line(
+            f"  sign in  {ready.login or 'the admin key does not hold; make another'}"
+        )
+        console.print_line(f"  key      {settings.admin_key_file}")
+        console.print_line("  try      uptrail upload ./folder --wait")
+
+
+# A process of a server of several; `interfaces.bootstrap.processes` starts it, nobody types it.
+
+
+def child_main() -> int:
+    """Does what the parent orders, until it says so, or is gone."""
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return Exit.OK
+    order = parse_config(line)
+    configure_logging(order.settings.log_format, order.settings.log_level)
+    structlog.contextvars.bind_contextvars(process=order.name)
+    run_on_uvloop(_serve(order))
+    return Exit.OK
+
+
+async def _serve(order: ChildConfig) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sys.stdin.fileno(), partial(_orphaned, loop, stopping))
+    sockets = [socket.socket(fileno=number) for number in order.sockets]
+    living: list[asyncio.Task[None]] = []
+
+    def up() -> None:
+        freeze_gc()
+        os.write(sys.stdout.fileno(), UP)
+        living.append(asyncio.create_task(_live(), name="signs-of-life"))
+
+    with stop_on_signals(stopping):
+        async with open_container(order.settings, order.pools) as parts:
+            try:
+                await run_until_stopped(parts, order.roles, sockets, up, stopping)
+            finally:
+                await end(*living)
+
+
+def _orphaned(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
+    """The parent says nothing more: the line is readable because it is closed."""
+    loop.remove_reader(sys.stdin.fileno())
+    stopping.set()
+
+
+async def _live() -> None:
+    """Says again and again that this process is not stuck; a parent that is gone does not hear."""
+    with suppress(BrokenPipeError):
+        while True:
+            await asyncio.sleep(SIGN)
+            os.write(sys.stdout.fileno(), ALIVE)
+
+
+if __name__ == "__main__":
+    sys.exit(run_reporting_errors(child_main))

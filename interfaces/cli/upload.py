@@ -5,21 +5,296 @@ A file that is itself called `show` is named by its path: `uptrail upload ./show
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID, uuid4
 
+import msgspec
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from interfaces.cli import output
-from interfaces.cli.client import Client
-from interfaces.cli.errors import Interrupted, Unreachable
-from interfaces.cli.options import Common
-from interfaces.cli.running import PATIENCE, ask
-from interfaces.cli.screens import make_screen
-from interfaces.cli.uploading import Job, Report
-from interfaces.cli.uploading import upload as run_job
-from interfaces.cli.walking import roots_of
+from application.views import BatchView, UploadView
+from interfaces.cli import console
+from interfaces.cli.client import PATIENCE, Client, StartedBatch, run_with_client
+from interfaces.cli.console import (
+    EXIT_OF_OUTCOME,
+    ClientOptions,
+    CommandError,
+    Exit,
+    Interrupted,
+    Refusal,
+    Unreachable,
+    one_command_error,
+    size,
+)
+from interfaces.cli.files import resolve_roots
+from interfaces.cli.progress import ProgressReporter, choose_reporter, wait_for_outcome
+from interfaces.cli.transfer import SHOWN_FAILURES, UploadProgress, UploadSession
+
+# What an upload must remember to go on after a kill: one small file, written before the start.
+
+
+class ResumeState(msgspec.Struct):
+    """The idempotency key by which the server knows the batch, whatever was answered of it."""
+
+    key: str
+    server: str
+    roots: list[str]
+    label: str
+    pipeline: str
+
+
+class ResumeFile:
+    """The file of one upload, named after server, roots, label and pipeline."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def recall(self) -> ResumeState | None:
+        with suppress(FileNotFoundError, msgspec.DecodeError):
+            return msgspec.json.decode(self.path.read_bytes(), type=ResumeState)
+        return None
+
+    def keep(self, remembered: ResumeState) -> None:
+        """Durable when this returns."""
+        draft = self.path.with_suffix(".new")
+        with draft.open("wb") as file:
+            file.write(msgspec.json.encode(remembered))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def forget(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_resume_file(
+    data_dir: Path, server: str, roots: Iterable[Path], label: str, pipeline: str
+) -> Iterator[tuple[ResumeFile, ResumeState, bool]]:
+    """The memory of this very command, what it holds, and whether that is from an earlier run.
+
+    Held by one process at a time. Raises CommandError while another has it.
+    """
+    names = sorted(str(root) for root in roots)
+    identity = msgspec.json.encode([server, names, label, pipeline])
+    folder = data_dir / "resume"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / f"{sha256(identity).hexdigest()[:24]}.json"
+    with path.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CommandError(
+                "the same upload runs already in another process",
+                "wait for it, or give this one another --label",
+            ) from None
+        memory = ResumeFile(path)
+        known = memory.recall()
+        if known is None:
+            remembered = ResumeState(uuid4().hex, server, names, label, pipeline)
+            memory.keep(remembered)
+        yield memory, known or remembered, known is not None
+
+
+# The whole job of `uptrail upload`: remember, start, send, seal, and wait for the outcome.
+
+REFRESH = 0.1  # seconds between two looks at the tally
+FAILED_STATES = ("failed", "quarantined", "rejected")
+
+
+class UploadJob(msgspec.Struct, frozen=True):
+    """What to send, and how: paths by their name in the batch, several transfers at a time."""
+
+    roots: dict[str, Path]
+    label: str
+    pipeline: str
+    jobs: int
+    wait: bool
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A file that did not make it, with the reason."""
+
+    path: str
+    reason: str
+
+
+class UploadReport(msgspec.Struct, frozen=True):
+    """Result of an upload; `batch` is its row if the command waited for the outcome.
+
+    `error` is why the batch is not sealed yet, and how to resume it.
+    """
+
+    id: UUID
+    files: int
+    bytes: int
+    failures: list[Failure]
+    failed: int
+    batch: BatchView | None = None
+    error: str = ""
+
+    @property
+    def exit(self) -> Exit:
+        if self.error:
+            return Exit.ERROR
+        outcome = self.batch.outcome if self.batch else None
+        verdict = EXIT_OF_OUTCOME.get(outcome or "", Exit.OK)
+        return Exit.FAILURES if verdict is Exit.OK and self.failed else verdict
+
+
+async def run_upload(
+    client: Client, job: UploadJob, data_dir: Path, screen: ProgressReporter
+) -> UploadReport:
+    """Sends everything, once, however often it is killed and run again.
+
+    Raises CommandError of every kind.
+    """
+    names = (client.server.url, list(job.roots.values()), job.label, job.pipeline)
+    with open_resume_file(data_dir, *names) as (memory, remembered, again):
+        batch = await _start(client, job, memory, remembered, again, screen)
+        with one_command_error():
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(_send(client, job, batch, screen))
+                watching = group.create_task(_watch(client, job, batch, sending, screen))
+        tally = sending.result()
+        if tally.stopped:
+            return _unfinished(batch.id, tally, tally.stopped)
+        memory.forget()
+    return await _report(client, batch.id, tally, watching.result())
+
+
+async def _watch(
+    client: Client,
+    job: UploadJob,
+    batch: StartedBatch,
+    sending: asyncio.Task[UploadProgress],
+    screen: ProgressReporter,
+) -> BatchView | None:
+    """The batch with its outcome, if that is waited for and there is going to be one."""
+    if not job.wait:
+        return None
+    watching = asyncio.create_task(wait_for_outcome(client, batch.id, screen))
+    try:
+        await asyncio.wait((sending, watching), return_when=asyncio.FIRST_COMPLETED)
+        if sending.done() and sending.result().stopped:
+            return None
+        return await watching
+    finally:
+        watching.cancel()
+        await asyncio.wait((watching,))
+
+
+def _unfinished(id: UUID, tally: UploadProgress, refusal: Refusal) -> UploadReport:
+    failures = [Failure(path, reason) for path, reason in tally.reasons]
+    failed = tally.failures + tally.unsent_files
+    return UploadReport(
+        id, tally.files, tally.size, failures, failed, error=_why_not(tally, refusal)
+    )
+
+
+def _why_not(tally: UploadProgress, refusal: Refusal) -> str:
+    """One sentence for all files that were not sent, and what to do."""
+    files = f"{tally.unsent_files} file{'' if tally.unsent_files == 1 else 's'} failed"
+    again = "run the same command again to resume"
+    if refusal.problem == "storage_full":
+        free = "" if refusal.free is None else f", {size(refusal.free)} free"
+        needs = f"needs {size(tally.size - tally.sent_bytes)}{free}"
+        return f"{files}: not enough disk space ({needs}). Free space and {again}."
+    if refusal.problem == "quota_exceeded":
+        return f"{files}: {refusal}. Delete files or raise the limit, and {again}."
+    return f"{files}: {refusal}. {again.capitalize()}."
+
+
+async def _start(
+    client: Client,
+    job: UploadJob,
+    memory: ResumeFile,
+    remembered: ResumeState,
+    again: bool,
+    screen: ProgressReporter,
+) -> StartedBatch:
+    """The batch of this job: a new one, or the one that an earlier run began."""
+    started = await _ask_for(client, job, remembered)
+    if again and started.state in ("completed", "cancelling"):
+        screen.note(f"the batch of an earlier run is {started.state}; starting a new one")
+        remembered.key = uuid4().hex
+        memory.keep(remembered)
+        started = await _ask_for(client, job, remembered)
+    elif again:
+        screen.note(f"going on with batch {started.id}")
+    else:
+        screen.note(f"batch {started.id}")
+    return started
+
+
+async def _ask_for(client: Client, job: UploadJob, remembered: ResumeState) -> StartedBatch:
+    options = {"label": job.label, "pipeline": job.pipeline}
+    return await client.start_batch(options, key=remembered.key)
+
+
+async def _send(
+    client: Client, job: UploadJob, batch: StartedBatch, screen: ProgressReporter
+) -> UploadProgress:
+    """Sends what is missing, and seals the batch; nothing where an earlier run did that."""
+    if batch.state != "open":
+        screen.note(f"everything was sent by an earlier run; batch {batch.id}")
+        return UploadProgress()
+    sender = UploadSession(
+        client, batch.id, job.roots, job.jobs, lambda name, why: screen.note(f"! {name}: {why}")
+    )
+    await asyncio.to_thread(sender.measure)
+    showing = asyncio.create_task(_show(sender.tally, screen))
+    try:
+        tally = await sender.run()
+    finally:
+        showing.cancel()
+        with suppress(asyncio.CancelledError):
+            await showing
+        screen.sending(sender.tally)
+    if tally.stopped:
+        return tally
+    await client.command(f"/v1/batches/{batch.id}/seal")
+    screen.note(f"sent {tally.sent_files} files, {size(tally.sent_bytes)}; sealed")
+    return tally
+
+
+async def _show(tally: UploadProgress, screen: ProgressReporter) -> None:
+    while True:
+        screen.sending(tally)
+        await asyncio.sleep(REFRESH)
+
+
+async def _report(
+    client: Client, id: UUID, tally: UploadProgress, batch: BatchView | None
+) -> UploadReport:
+    failures = [Failure(path, reason) for path, reason in tally.reasons]
+    failed = tally.failures
+    if batch is not None:
+        sent = {failure.path for failure in failures}
+        async for upload in _failed(client, id):
+            if upload.path not in sent and len(failures) < SHOWN_FAILURES:
+                failures.append(Failure(upload.path, upload.error or upload.state))
+        failed = max(failed, sum(batch.counts.get(state, 0) for state in FAILED_STATES))
+    return UploadReport(id, tally.files, tally.size, failures, failed, batch)
+
+
+async def _failed(client: Client, batch: UUID) -> AsyncIterator[UploadView]:
+    for state in FAILED_STATES:
+        async for upload in client.uploads(batch, state=state, limit=SHOWN_FAILURES):
+            yield upload
+
 
 RESUME = "run the same command again to go on from there"
 
@@ -33,7 +308,7 @@ def upload(
     pipeline: str = "default",
     wait: Annotated[bool, Parameter(negative="")] = False,
     jobs: Annotated[int, Parameter(validator=Number(gte=1, lte=64))] = 4,
-    common: Common | None = None,
+    common: ClientOptions | None = None,
 ) -> int:
     """Send files and folders as one batch.
 
@@ -52,36 +327,36 @@ def upload(
     jobs
         Files sent at the same time.
     """
-    common = common or Common()
-    roots = roots_of(paths)
+    common = common or ClientOptions()
+    roots = resolve_roots(paths)
     label = label or ", ".join(roots)[:200]
-    job = Job(roots, label, pipeline, jobs, wait)
+    job = UploadJob(roots, label, pipeline, jobs, wait)
     data_dir = common.settings().data_dir
-    screen = make_screen(json=False)
+    screen = choose_reporter(json=False)
     common.server()  # none at all is another mistake than one that goes away
 
-    async def run(client: Client) -> Report:
+    async def run(client: Client) -> UploadReport:
         client.connection.note = screen.note
         with screen:
-            return await run_job(client, job, data_dir, screen)
+            return await run_upload(client, job, data_dir, screen)
 
     try:
-        report = ask(common, run, patience=PATIENCE)
+        report = run_with_client(common, run, patience=PATIENCE)
     except KeyboardInterrupt:
         raise Interrupted("stopped", RESUME) from None
     except Unreachable as error:
         raise Unreachable(str(error), RESUME) from None
     if common.json:
-        output.emit(report)
+        console.emit(report)
     elif not report.error:
         _tell(report)
     if report.error:
-        output.tell_people(f"uptrail: {report.error}")
+        console.print_stderr(f"uptrail: {report.error}")
     return report.exit
 
 
 @app.command
-def show(id: str, *, at: str | None = None, common: Common | None = None) -> None:
+def show(id: str, *, at: str | None = None, common: ClientOptions | None = None) -> None:
     """Show one upload with its attempts.
 
     Parameters
@@ -89,39 +364,43 @@ def show(id: str, *, at: str | None = None, common: Common | None = None) -> Non
     at
         As of this position or time (RFC 3339) instead of now.
     """
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> None:
         upload, attempts = await client.upload(id, at=at), await client.attempts(id)
         if common.json:
-            output.emit({"upload": upload, "attempts": attempts})
+            console.emit({"upload": upload, "attempts": attempts})
             return
-        output.say(f"{upload.path}: {output.sentence(upload)}")
-        output.say(f"  batch     {upload.batch}")
-        output.say(f"  received  {output.size(upload.received)} of {output.size(upload.size)}")
+        console.print_line(f"{upload.path}: {console.describe_upload(upload)}")
+        console.print_line(f"  batch     {upload.batch}")
+        console.print_line(
+            f"  received  {console.size(upload.received)} of {console.size(upload.size)}"
+        )
         for name, result in upload.results.items():
             told = ", ".join(f"{key} {value}" for key, value in result.items())
-            output.say(f"  {name:<9} {told}")
+            console.print_line(f"  {name:<9} {told}")
         for attempt in attempts:
-            output.say(f"  {output.moment(attempt.started_at)}  {output.attempt_sentence(attempt)}")
+            console.print_line(
+                f"  {console.format_time(attempt.started_at)}  {console.attempt_sentence(attempt)}"
+            )
 
-    ask(common, run)
+    run_with_client(common, run)
 
 
 @app.command
-def retry(id: str, *, common: Common | None = None) -> None:
+def retry(id: str, *, common: ClientOptions | None = None) -> None:
     """Process a failed upload again."""
-    _command(id, "retry", common or Common())
+    _command(id, "retry", common or ClientOptions())
 
 
 @app.command
-def cancel(id: str, *, common: Common | None = None) -> None:
+def cancel(id: str, *, common: ClientOptions | None = None) -> None:
     """Call one upload off."""
-    _command(id, "cancel", common or Common())
+    _command(id, "cancel", common or ClientOptions())
 
 
 @app.command
-def release(id: str, *, reason: str, common: Common | None = None) -> None:
+def release(id: str, *, reason: str, common: ClientOptions | None = None) -> None:
     """Release a file from quarantine: it counts as completed.
 
     Parameters
@@ -129,27 +408,27 @@ def release(id: str, *, reason: str, common: Common | None = None) -> None:
     reason
         Why it is good after all; kept in the history.
     """
-    _command(id, "release", common or Common(), {"reason": reason})
+    _command(id, "release", common or ClientOptions(), {"reason": reason})
 
 
-def _command(id: str, verb: str, common: Common, body: dict[str, str] | None = None) -> None:
+def _command(id: str, verb: str, common: ClientOptions, body: dict[str, str] | None = None) -> None:
     async def run(client: Client) -> None:
         await client.command(f"/v1/uploads/{id}/{verb}", body)
 
-    ask(common, run)
+    run_with_client(common, run)
     if common.json:
-        output.emit({"id": id, "asked": verb})
+        console.emit({"id": id, "asked": verb})
     else:
-        output.say(f"{verb} of upload {id} is on record")
+        console.print_line(f"{verb} of upload {id} is on record")
 
 
-def _tell(report: Report) -> None:
+def _tell(report: UploadReport) -> None:
     for failure in report.failures:
-        output.say(f"{failure.path}: {failure.reason}")
+        console.print_line(f"{failure.path}: {failure.reason}")
     more = report.failed - len(report.failures)
     if more > 0:
-        output.say(f"... and {more} more: uptrail batch show {report.id} --state failed")
+        console.print_line(f"... and {more} more: uptrail batch show {report.id} --state failed")
     if report.batch is None:
-        output.say(f"batch {report.id}; follow it with: uptrail batch watch {report.id}")
+        console.print_line(f"batch {report.id}; follow it with: uptrail batch watch {report.id}")
     else:
-        output.say(f"batch {report.id}: {output.standing(report.batch)}")
+        console.print_line(f"batch {report.id}: {console.state_label(report.batch)}")

@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import Parameter
 
-from application.audit.chain import Finding
 from application.audit.derived import DerivedCheck
-from application.audit.examining import Examination, examine
-from application.audit.export import SealLine
-from application.audit.seal import Seal
-from interfaces.cli import output
-from interfaces.cli.errors import CommandError, Exit, UsageError
-from interfaces.cli.options import Common
-from interfaces.cli.records import with_parts
-from interfaces.cli.serve import Store
+from application.audit.export import ExportedSeal, ExportVerification, verify_export
+from application.audit.seals import AuditSeal, Finding
+from interfaces.cli import console
+from interfaces.cli.console import ClientOptions, CommandError, Exit, UsageError
+from interfaces.cli.projection import run_with_container
+from interfaces.cli.serve import StorageOptions
 
 if TYPE_CHECKING:
-    from infrastructure.audit.verifying import SealCheck
-    from infrastructure.read_model.verify import Verification
-    from interfaces.bootstrap.parts import Parts
+    from infrastructure.audit.verifier import SealVerification
+    from infrastructure.read_model.rebuild import Verification
+    from interfaces.bootstrap.container import Container
 
 
 def verify(
@@ -32,8 +29,8 @@ def verify(
     export: Annotated[Path | None, Parameter(name=["--export"])] = None,
     public: Annotated[tuple[Path, ...], Parameter(name=["--public-key"], negative="")] = (),
     seals: Path | None = None,
-    store: Store | None = None,
-    common: Common | None = None,
+    store: StorageOptions | None = None,
+    common: ClientOptions | None = None,
 ) -> int:
     """Check that nothing recorded was altered, and that derived rows follow from what was recorded.
 
@@ -47,7 +44,7 @@ def verify(
         Seals that were kept elsewhere (`uptrail seal list --json`, or an export): each must
         still be there, as it was.
     """
-    common = common or Common()
+    common = common or ClientOptions()
     if export is not None:
         if not public:
             raise UsageError(
@@ -55,16 +52,18 @@ def verify(
             )
         return _verify_export(export, public, common)
 
-    return with_parts(common, store, lambda parts: _verify_here(parts, public, seals, common))
+    return run_with_container(
+        common, store, lambda parts: _verify_here(parts, public, seals, common)
+    )
 
 
 async def _verify_here(
-    parts: Parts, public: Sequence[Path], seals: Path | None, common: Common
+    parts: Container, public: Sequence[Path], seals: Path | None, common: ClientOptions
 ) -> int:
     """The seals first: an event that was altered may be one that nobody can read any more."""
     from infrastructure.audit.derived import check_derived
     from infrastructure.event_store.codec import UnreadableEvent
-    from infrastructure.read_model.verify import verify as compare
+    from infrastructure.read_model.rebuild import verify as compare
 
     sealed = await _check_seals(parts, _keys(public), seals)
     if not common.json:
@@ -77,7 +76,7 @@ async def _verify_here(
     except UnreadableEvent as error:
         sound, told = False, {**told, "unreadable": str(error)}
         if not common.json:
-            output.say(f"the log cannot be replayed: {error}")
+            console.print_line(f"the log cannot be replayed: {error}")
     else:
         sound = found.sound and derived.sound
         told = {**msgspec.to_builtins(found, enc_hook=str), "derived": derived, **told}
@@ -85,99 +84,100 @@ async def _verify_here(
             _tell(found)
             _print_derived(derived)
     if common.json:
-        output.emit(told)
+        console.emit(told)
     return Exit.OK if sound and sealed.sound else Exit.ERROR
 
 
-def _verify_export(export: Path, public: Sequence[Path], common: Common) -> int:
-    from infrastructure.audit.keys import signed
+def _verify_export(export: Path, public: Sequence[Path], common: ClientOptions) -> int:
+    from infrastructure.audit.sealer import verify_signature
 
     try:
         with export.open("rb") as lines:
-            found = examine(lines, _keys(public), signed)
+            found = verify_export(lines, _keys(public), verify_signature)
     except OSError as error:
         raise CommandError(f"{export} cannot be read: {error.strerror}") from None
     if common.json:
-        output.emit(found)
+        console.emit(found)
     else:
         _tell_export(found)
     return Exit.OK if found.sound else Exit.ERROR
 
 
-async def _check_seals(parts: Parts, trusted: list[bytes], seals: Path | None) -> SealCheck:
+async def _check_seals(
+    parts: Container, trusted: list[bytes], seals: Path | None
+) -> SealVerification:
     """Trusted are the keys that were named, and that with which this machine seals."""
-    from infrastructure.audit.keys import read_key
-    from infrastructure.audit.sealing import witness_of
-    from infrastructure.audit.verifying import check_seals
+    from infrastructure.audit.sealer import make_last_seal_file, read_key
+    from infrastructure.audit.verifier import verify_seals
 
     settings = parts.services.settings
     with suppress(FileNotFoundError, PermissionError):
         trusted.append(read_key(settings.seal_key_file).public)
     async with parts.pool.connection() as connection:
-        return await check_seals(
+        return await verify_seals(
             connection,
             trusted,
-            seen=witness_of(settings).seen(),
+            seen=make_last_seal_file(settings).seen(),
             published=() if seals is None else _kept(seals),
         )
 
 
-def _kept(file: Path) -> Iterator[Seal]:
+def _kept(file: Path) -> Iterator[AuditSeal]:
     """The seals among the lines of a file. Raises CommandError."""
     try:
         with file.open("rb") as lines:
             for line in lines:
                 if b'"type":"seal"' in line[:20]:
-                    yield msgspec.json.decode(line, type=SealLine).seal
+                    yield msgspec.json.decode(line, type=ExportedSeal).seal
     except (OSError, msgspec.MsgspecError) as error:
         raise CommandError(f"{file} holds no seals: {error}") from None
 
 
 def _keys(files: Sequence[Path]) -> list[bytes]:
-    from infrastructure.audit.keys import BadKey, read_public
+    from infrastructure.audit.sealer import InvalidKeyFile, read_public
 
     try:
         return [read_public(file.read_bytes()) for file in files]
-    except (OSError, BadKey) as error:
+    except (OSError, InvalidKeyFile) as error:
         raise CommandError(f"the public key cannot be read: {error}") from None
 
 
 def _tell(found: Verification) -> None:
     rows = ", ".join(f"{count} {table}" for table, count in found.compared.items())
     verdict = "the read model is what the log says" if found.sound else "they do not agree"
-    output.say(f"position {found.position}: compared {rows}; {verdict}")
+    console.print_line(f"position {found.position}: compared {rows}; {verdict}")
     for one in found.differences:
-        output.say(
+        console.print_line(
             f"  {one.table} {one.key}: {one.column} is {one.live}, the log says {one.replayed}"
         )
     for gap in found.breaks:
-        output.say(f"  {gap}")
+        console.print_line(f"  {gap}")
 
 
 def _print_derived(found: DerivedCheck) -> None:
     rows = ", ".join(f"{count} {table}" for table, count in found.checked.items())
     verdict = "they follow from the log" if found.sound else "they do not follow from the log"
-    output.say(f"position {found.head}: checked {rows}; {verdict}")
+    console.print_line(f"position {found.head}: checked {rows}; {verdict}")
     for one in found.findings:
-        output.say(f"  {one.table} {one.key}: {one.kind.replace('_', ' ')}: {one.detail}")
+        console.print_line(f"  {one.table} {one.key}: {one.kind.replace('_', ' ')}: {one.detail}")
 
 
-def _tell_seals(found: SealCheck) -> None:
+def _tell_seals(found: SealVerification) -> None:
     verdict = "the log is as it was sealed" if found.sound else "the log is not as it was sealed"
     later = f"; {found.unsealed} later events are under no seal yet" if found.unsealed else ""
-    output.say(f"{found.seals} seals over {found.events} events: {verdict}{later}")
+    console.print_line(f"{found.seals} seals over {found.events} events: {verdict}{later}")
     _tell_findings(found.findings)
 
 
-def _tell_export(found: Examination) -> None:
+def _tell_export(found: ExportVerification) -> None:
     verdict = "nothing was altered" if found.sound else "this is not as it was sealed"
     whole = "all" if found.whole else "some"
-    output.say(
+    console.print_line(
         f"{found.of}: {found.events} events ({whole} of seals {found.first_seal} to"
         f" {found.last_seal}, {found.unsealed} under no seal yet); {verdict}"
     )
     if found.at is not None:
-        output.say(
+        console.print_line(
             f"the last seal is of {found.at.isoformat()}, up to position {found.through};"
             " what came later is not proven"
         )
@@ -186,4 +186,4 @@ def _tell_export(found: Examination) -> None:
 
 def _tell_findings(findings: Sequence[Finding]) -> None:
     for one in findings:
-        output.say(f"  position {one.position}: {one.kind.replace('_', ' ')}: {one.detail}")
+        console.print_line(f"  position {one.position}: {one.kind.replace('_', ' ')}: {one.detail}")

@@ -3,24 +3,130 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
 
+import msgspec
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
-from interfaces.cli import output
-from interfaces.cli.client import Client
-from interfaces.cli.errors import CommandError, Exit
-from interfaces.cli.options import Common
-from interfaces.cli.running import ask
-from interfaces.cli.webhook_rows import (
-    Delivery,
-    Secret,
-    TestRequested,
-    Webhook,
-    card,
-    sentence,
-    standing,
-)
+from interfaces.cli import console
+from interfaces.cli.client import Client, run_with_client
+from interfaces.cli.console import ClientOptions, CommandError, Exit, UsageError
+
+# Webhooks and deliveries as the API tells them, and how they are told to people.
+
+
+class Webhook(msgspec.Struct, frozen=True):
+    """A webhook, and how it fares."""
+
+    id: UUID
+    owner: str
+    url: str
+    events: list[str]
+    label: str | None = None
+    on_request: bool = False
+    description: str = ""
+    enabled: bool = True
+    reason: str = ""
+    added_at: datetime | None = None
+    added_by: str = ""
+    changed_at: datetime | None = None
+    changed_by: str = ""
+    earlier_secrets_until: datetime | None = None
+    pending: int = 0
+    failed: int = 0
+    failing_since: datetime | None = None
+    last_error: str = ""
+    missed: int = 0
+    missed_after: int | None = None
+
+
+class Secret(msgspec.Struct, frozen=True):
+    """A webhook and the secret that was just made for it."""
+
+    webhook: Webhook
+    secret: str
+
+
+class TestRequested(msgspec.Struct, frozen=True):
+    """A test that is under way."""
+
+    position: int
+
+
+class Try(msgspec.Struct, frozen=True):
+    """A request and its answer; `duration` is in seconds."""
+
+    at: datetime
+    duration: float
+    status: int | None = None
+    error: str = ""
+    excerpt: str = ""
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """What became of one event."""
+
+    id: str
+    position: int
+    type: str
+    state: str
+    attempts: int
+    queued_at: datetime
+    batch: UUID | None = None
+    next_at: datetime | None = None
+    ended_at: datetime | None = None
+    last: Try | None = None
+
+
+class Redelivered(msgspec.Struct, frozen=True):
+    """How many deliveries are made again."""
+
+    deliveries: int
+
+
+def health_label(webhook: Webhook) -> str:
+    """How it fares, in a few words."""
+    if not webhook.enabled:
+        return f"disabled: {webhook.reason}"
+    if webhook.failing_since is not None:
+        return f"failing since {console.format_time(webhook.failing_since)}"
+    return "enabled"
+
+
+def webhook_details(webhook: Webhook) -> Iterator[str]:
+    """One webhook, line by line."""
+    limits = [f"label {webhook.label}"] if webhook.label is not None else []
+    limits += ["on request"] if webhook.on_request else []
+    yield f"{webhook.id}  {webhook.url}"
+    yield f"  {health_label(webhook)}; {webhook.pending} pending, {webhook.failed} given up"
+    yield f"  events: {', '.join(webhook.events)}{''.join(f'; {one}' for one in limits)}"
+    if webhook.description:
+        yield f"  {webhook.description}"
+    if webhook.last_error:
+        yield f"  last error: {webhook.last_error}"
+    if webhook.missed:
+        yield f"  {webhook.missed} events were missed, after position {webhook.missed_after}"
+    if webhook.earlier_secrets_until:
+        yield f"  earlier secrets sign until {console.format_time(webhook.earlier_secrets_until)}"
+    yield f"  added {console.format_time(webhook.added_at)} by {webhook.added_by}"
+    yield f"  changed {console.format_time(webhook.changed_at)} by {webhook.changed_by}"
+
+
+def delivery_summary(delivery: Delivery) -> str:
+    """What came of a delivery, and what is next."""
+    last = delivery.last
+    if last is None:
+        return f"{delivery.type}: {delivery.state}, not sent yet"
+    answer = f"answered {last.status}" if last.status and not last.error else last.error
+    told = f"{delivery.type}: {delivery.state}, {answer} after {1000 * last.duration:.0f} ms"
+    if delivery.next_at is not None:
+        told += f"; again at {console.format_time(delivery.next_at)}"
+    return f"{told}: {last.excerpt.strip()}" if last.excerpt.strip() else told
+
 
 app = App(name="webhook", help="Tell your own systems what happened, and see what they heard.")
 
@@ -40,7 +146,7 @@ def add(
     on_request: Annotated[bool, Parameter(negative="")] = False,
     description: str = "",
     owner: str | None = None,
-    common: Common | None = None,
+    common: ClientOptions | None = None,
 ) -> None:
     """Add a webhook, and print its id and its secret, once.
 
@@ -60,7 +166,7 @@ def add(
     owner
         Whose batches; by default those of the key's own owner.
     """
-    common = common or Common()
+    common = common or ClientOptions()
     given = {"events": event, "label": label, "owner": owner}
     body: dict[str, Any] = {"url": address, "on_request": on_request, "description": description}
     body |= {name: value for name, value in given.items() if value is not None}
@@ -68,40 +174,42 @@ def add(
     async def run(client: Client) -> Secret:
         return await client.ask("POST", "/v1/webhooks", Secret, json=body)
 
-    _tell_secret(common, ask(common, run))
+    _tell_secret(common, run_with_client(common, run))
 
 
 @app.command(name="list")
-def list_(*, common: Common | None = None) -> None:
+def list_(*, common: ClientOptions | None = None) -> None:
     """List webhooks, newest first, and how each fares."""
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> list[Webhook]:
         return [row async for row in client.pages("/v1/webhooks", Webhook, {}, latest=True)]
 
-    webhooks = ask(common, run)
+    webhooks = run_with_client(common, run)
     if common.json:
-        output.emit(webhooks)
+        console.emit(webhooks)
         return
-    rows = ((w.id, standing(w), w.pending, w.failed, ", ".join(w.events), w.url) for w in webhooks)
-    output.table(("id", "state", "pending", "failed", "events", "url"), rows)
+    rows = (
+        (w.id, health_label(w), w.pending, w.failed, ", ".join(w.events), w.url) for w in webhooks
+    )
+    console.table(("id", "state", "pending", "failed", "events", "url"), rows)
 
 
 @app.command
-def show(id: str, *, common: Common | None = None) -> None:
+def show(id: str, *, common: ClientOptions | None = None) -> None:
     """Show one webhook, and how it fares."""
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> Webhook:
         return await client.ask("GET", f"/v1/webhooks/{id}", Webhook)
 
-    _tell(common, ask(common, run))
+    _tell(common, run_with_client(common, run))
 
 
 @app.command(name="test")
-def request_test(id: str, *, common: Common | None = None) -> int:
+def request_test(id: str, *, common: ClientOptions | None = None) -> int:
     """Send a test, also to a disabled webhook, and tell what was answered."""
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> Delivery:
         asked = await client.ask("POST", f"/v1/webhooks/{id}/test", TestRequested)
@@ -115,81 +223,175 @@ def request_test(id: str, *, common: Common | None = None) -> int:
                 raise CommandError("the test was not sent", "does an orchestrator run?")
             await asyncio.sleep(LOOK)
 
-    told = ask(common, run)
+    told = run_with_client(common, run)
     if common.json:
-        output.emit(told)
+        console.emit(told)
     else:
-        output.say(sentence(told))
+        console.print_line(delivery_summary(told))
     return Exit.OK if told.state == "delivered" else Exit.ERROR
 
 
 @app.command
-def rotate(id: str, *, common: Common | None = None) -> None:
+def rotate(id: str, *, common: ClientOptions | None = None) -> None:
     """Make a new secret and print it, once; the earlier one signs as well for another day."""
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> Secret:
         return await client.ask("POST", f"/v1/webhooks/{id}/rotate", Secret)
 
-    _tell_secret(common, ask(common, run))
+    _tell_secret(common, run_with_client(common, run))
 
 
 @app.command
-def enable(id: str, *, common: Common | None = None) -> None:
+def enable(id: str, *, common: ClientOptions | None = None) -> None:
     """Tell a webhook again, beginning at once with what waits."""
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> Webhook:
         return await client.ask("POST", f"/v1/webhooks/{id}/enable", Webhook)
 
-    _tell(common, ask(common, run))
+    _tell(common, run_with_client(common, run))
 
 
 @app.command
-def disable(id: str, *, reason: str = "disabled on request", common: Common | None = None) -> None:
+def disable(
+    id: str, *, reason: str = "disabled on request", common: ClientOptions | None = None
+) -> None:
     """Stop telling a webhook; what happens meanwhile waits."""
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> Webhook:
         return await client.ask(
             "POST", f"/v1/webhooks/{id}/disable", Webhook, json={"reason": reason}
         )
 
-    _tell(common, ask(common, run))
+    _tell(common, run_with_client(common, run))
 
 
 @app.command
-def remove(id: str, *, common: Common | None = None) -> None:
+def remove(id: str, *, common: ClientOptions | None = None) -> None:
     """Remove a webhook, and what waits for it."""
-    common = common or Common()
+    common = common or ClientOptions()
 
     async def run(client: Client) -> None:
         await client.ask("DELETE", f"/v1/webhooks/{id}", type(None))
 
-    ask(common, run)
+    run_with_client(common, run)
     if common.json:
-        output.emit({"id": id, "removed": True})
+        console.emit({"id": id, "removed": True})
     else:
-        output.say(f"webhook {id} is removed")
+        console.print_line(f"webhook {id} is removed")
 
 
-def _tell(common: Common, webhook: Webhook) -> None:
+def _tell(common: ClientOptions, webhook: Webhook) -> None:
     if common.json:
-        output.emit(webhook)
+        console.emit(webhook)
         return
-    for line in card(webhook):
-        output.say(line)
+    for line in webhook_details(webhook):
+        console.print_line(line)
 
 
-def _tell_secret(common: Common, made: Secret) -> None:
+def _tell_secret(common: ClientOptions, made: Secret) -> None:
     if common.json:
-        output.emit(made)
+        console.emit(made)
         return
-    output.say(str(made.webhook.id))
-    output.say(made.secret)
-    output.tell_people("keep the secret: it is shown this once")
+    console.print_line(str(made.webhook.id))
+    console.print_line(made.secret)
+    console.print_stderr("keep the secret: it is shown this once")
 
 
 async def _newest(client: Client, id: str, limit: int) -> list[Delivery]:
     path = f"/v1/webhooks/{id}/deliveries"
     return [row async for row in client.pages(path, Delivery, {}, limit=limit, latest=True)]
+
+
+# `uptrail webhook deliveries` and `redeliver`: what a webhook was told, and telling it again.
+#
+# The whole command is imported from here, so that these two are among its others.
+
+
+@app.command
+def deliveries(
+    id: str,
+    *,
+    state: Literal["pending", "delivered", "failed"] | None = None,
+    limit: Annotated[int, Parameter(validator=Number(gte=1))] = 20,
+    common: ClientOptions | None = None,
+) -> None:
+    """List what a webhook was told, or is to be, newest first.
+
+    Parameters
+    ----------
+    state
+        Only those that wait, that arrived, or that were given up.
+    limit
+        How many at most.
+    """
+    common = common or ClientOptions()
+    params = {"state": state} if state else {}
+
+    async def run(client: Client) -> list[Delivery]:
+        path = f"/v1/webhooks/{id}/deliveries"
+        return [row async for row in client.pages(path, Delivery, params, limit=limit, latest=True)]
+
+    found = run_with_client(common, run)
+    if common.json:
+        console.emit(found)
+        return
+    head = ("position", "queued", "event", "state", "attempts", "status", "next", "error")
+    console.table(head, map(_row, found))
+
+
+@app.command
+def redeliver(
+    id: str,
+    position: int | None = None,
+    *,
+    failed_since: datetime | None = None,
+    common: ClientOptions | None = None,
+) -> None:
+    """Tell a webhook again: of one event by its position, or of all given up since a time.
+
+    Parameters
+    ----------
+    position
+        Of the event, as `deliveries` lists it.
+    failed_since
+        Everything that was given up at this time or later.
+    """
+    common = common or ClientOptions()
+    if (position is None) == (failed_since is None):
+        hint = f"uptrail webhook deliveries {id}"
+        raise UsageError("name either a position or --failed-since", hint)
+    path = f"/v1/webhooks/{id}"
+
+    async def run(client: Client) -> int:
+        if failed_since is None:
+            one = f"{path}/deliveries/{position}/redeliver"
+            await client.ask("POST", one, Delivery)
+            return 1
+        since = failed_since if failed_since.tzinfo else failed_since.astimezone(UTC)
+        again = await client.ask("POST", f"{path}/redeliver", Redelivered, json={"since": since})
+        return again.deliveries
+
+    count = run_with_client(common, run)
+    if common.json:
+        console.emit({"webhook": id, "deliveries": count})
+    else:
+        console.print_line(
+            f"{count} {'delivery is' if count == 1 else 'deliveries are'} made again"
+        )
+
+
+def _row(one: Delivery) -> tuple[object, ...]:
+    last = one.last
+    return (
+        one.position,
+        console.format_time(one.queued_at),
+        one.type,
+        one.state,
+        one.attempts,
+        last.status if last else None,
+        console.format_time(one.next_at),
+        last.error if last else None,
+    )

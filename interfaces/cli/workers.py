@@ -5,37 +5,36 @@ from __future__ import annotations
 import msgspec
 
 from application.ports.jobs import OpenAttempt, ProcessView, WorkerView
-from interfaces.cli import output
-from interfaces.cli.client import Client
-from interfaces.cli.options import Common
-from interfaces.cli.running import ask
+from interfaces.cli import console
+from interfaces.cli.client import Client, run_with_client
+from interfaces.cli.console import ClientOptions
 
 _HEAD = ("machine", "pid", "roles", "version", "since", "last heard", "state", "holds")
 
 
-class Listing(msgspec.Struct, frozen=True):
+class WorkersResponse(msgspec.Struct, frozen=True):
     """What `GET /v1/workers` answers."""
 
     workers: list[WorkerView]
     processes: list[ProcessView]
 
 
-def workers(*, common: Common | None = None) -> None:
+def workers(*, common: ClientOptions | None = None) -> None:
     """List the processes of all machines: roles, versions, signs of life, and running attempts."""
-    common = common or Common()
+    common = common or ClientOptions()
 
-    async def run(client: Client) -> Listing:
-        return await client.ask("GET", "/v1/workers", Listing)
+    async def run(client: Client) -> WorkersResponse:
+        return await client.ask("GET", "/v1/workers", WorkersResponse)
 
-    found = ask(common, run)
+    found = run_with_client(common, run)
     if common.json:
-        output.emit(found)
+        console.emit(found)
         return
     held = {worker.id: worker.attempts for worker in found.workers}
-    output.table(_HEAD, (_row(process, held) for process in found.processes))
+    console.table(_HEAD, (_row(process, held) for process in found.processes))
     for worker in found.workers:
         for attempt in worker.attempts:
-            output.say(f"  {worker.name}: {_sentence(attempt)}")
+            console.print_line(f"  {worker.name}: {_sentence(attempt)}")
 
 
 def _row(process: ProcessView, held: dict[int | None, list[OpenAttempt]]) -> tuple[object, ...]:
@@ -45,8 +44,8 @@ def _row(process: ProcessView, held: dict[int | None, list[OpenAttempt]]) -> tup
         process.pid,
         ", ".join(process.roles),
         process.version,
-        output.moment(process.started_at),
-        output.moment(process.last_heartbeat),
+        console.format_time(process.started_at),
+        console.format_time(process.last_heartbeat),
         _state(process),
         None if attempts is None else f"{len(attempts)} attempts",
     )

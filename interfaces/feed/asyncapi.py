@@ -12,27 +12,27 @@ import msgspec
 from aiohttp import web
 
 from application.views import AttemptView, BatchView
-from interfaces.feed.encoding import ENCODINGS
-from interfaces.feed.messages import (
-    Answer,
-    AskForKey,
+from interfaces.common.access import SESSION_COOKIE
+from interfaces.common.routing import Operation
+from interfaces.feed.protocol import (
+    ENCODINGS,
     Authenticate,
+    AuthenticateRequest,
     ChangesHead,
     CloseCode,
-    Ended,
     Error,
     Expiring,
     Heartbeat,
     Ping,
     Pong,
+    PongFrame,
     Reset,
     SnapshotHead,
+    StreamEnd,
     Subscribe,
     Welcome,
 )
-from interfaces.rest.access import SESSION_COOKIE
 from interfaces.rest.answers import PublicUpload
-from interfaces.rest.routes import Operation
 
 
 class Snapshot(SnapshotHead, frozen=True, tag="snapshot"):
@@ -52,8 +52,8 @@ class Changes(ChangesHead, frozen=True, tag="changes"):
 
 
 _TOLD_TO_ALL = (Welcome, Snapshot, Changes, Reset, Error, Expiring)
-TOLD = (*_TOLD_TO_ALL, AskForKey, Heartbeat, Answer)  # on a socket
-STREAMED = (*_TOLD_TO_ALL, Ended)
+TOLD = (*_TOLD_TO_ALL, AuthenticateRequest, Heartbeat, PongFrame)  # on a socket
+STREAMED = (*_TOLD_TO_ALL, StreamEnd)
 SAID = (Authenticate, Subscribe, Ping, Pong)
 
 _SECURITY: dict[str, Any] = {

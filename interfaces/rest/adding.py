@@ -10,23 +10,29 @@ from aiohttp import web
 
 from application.commands import AddUploads
 from application.handlers.uploads import FileResult, add_uploads
-from application.transfer.declaring import files_over_quota
+from application.transfers.quotas import files_over_quota
 from domain.errors import FieldError, ValidationFailed
 from domain.file import FileDeclaration
-from interfaces.rest.access import batch_of, require
+from interfaces.common.access import load_batch, require
+from interfaces.common.problems import FieldProblem, Problem, json_pointer_of
+from interfaces.common.requests import (
+    NDJSON_TYPES,
+    Query,
+    decode,
+    iter_ndjson,
+    json_body,
+    path_id,
+    require_content_type,
+)
+from interfaces.common.routing import UPLOAD_SCOPES, Operation
+from interfaces.common.services import SERVICES
 from interfaces.rest.answers import AddedAnswer, json_answer
-from interfaces.rest.bodies import NDJSON_TYPES, decode, expect_media, json_body, lines
 from interfaces.rest.forms import NewFiles
 from interfaces.rest.idempotency import context_of
-from interfaces.rest.params import Query, id_in
-from interfaces.rest.pointers import locate
-from interfaces.rest.problems import Complaint, Problem
-from interfaces.rest.routes import SENDERS, Operation
-from interfaces.services import SERVICES
-from interfaces.uploads.bundles import request as bundles
-from interfaces.uploads.resumable import resource as resumable
-from interfaces.uploads.serving import TRANSFERS
-from interfaces.uploads.tus import resource as tus
+from interfaces.uploads import ietf as resumable
+from interfaces.uploads import tar as bundles
+from interfaces.uploads import tus as tus
+from interfaces.uploads.setup import TRANSFERS
 
 CHUNK = 1000  # files recorded together
 MANIFESTS = 10  # a request of NDJSON may hold so many times the files of one manifest
@@ -37,18 +43,18 @@ _line = msgspec.json.Decoder(FileDeclaration)
 
 async def add(request: web.Request) -> web.StreamResponse:
     """Each file is judged by itself; one that the batch knows already is left as it is."""
-    if tus.speaks_tus(request):
+    if tus.is_tus(request):
         return await tus.create(request)
-    if resumable.speaks_ietf(request):
+    if resumable.is_ietf(request):
         return await resumable.create(request)
     if bundles.is_bundle(request):
-        return await bundles.unpack(request)
-    require(request, *SENDERS)
+        return await bundles.receive_tar(request)
+    require(request, *UPLOAD_SCOPES)
     Query(request, ())
-    batch = (await batch_of(request, id_in(request))).id
+    batch = (await load_batch(request, path_id(request))).id
     adding = Adding(request, batch)
     if request.content_type in NDJSON_TYPES:
-        expect_media(request, *NDJSON_TYPES)
+        require_content_type(request, *NDJSON_TYPES)
         await _add_lines(request, adding)
     else:
         form = await json_body(request, _list)
@@ -110,7 +116,7 @@ async def _add_lines(request: web.Request, adding: Adding) -> None:
     files: list[FileDeclaration] = []
     count = 0
     try:
-        async for line in lines(request):
+        async for line in iter_ndjson(request):
             if count >= MANIFESTS * adding.limit:
                 raise Problem(413, "too_large", f"send at most {count} files in one request")
             files.append(_declared(line, count))
@@ -131,12 +137,12 @@ def _declared(line: bytes, index: int) -> FileDeclaration:
     try:
         return decode(line, _line)
     except msgspec.ValidationError as error:
-        pointer, what = locate(error, under=f"/{index}")
+        pointer, what = json_pointer_of(error, under=f"/{index}")
         raise Problem(
-            422, "invalid", f"{pointer}: {what}", errors=[Complaint(pointer, what)]
+            422, "invalid", f"{pointer}: {what}", errors=[FieldProblem(pointer, what)]
         ) from None
     except Problem as problem:
-        problem.errors = (Complaint(f"/{index}", problem.detail),)
+        problem.errors = (FieldProblem(f"/{index}", problem.detail),)
         raise
 
 
@@ -147,7 +153,7 @@ OPERATIONS = (
         handler=add,
         summary="Add files to an open batch: a list, NDJSON, a tar archive, or one by tus creation",
         body=NewFiles | tuple[FileDeclaration, ...],
-        scopes=SENDERS,
+        scopes=UPLOAD_SCOPES,
         answers={200: AddedAnswer, 201: None},
     ),
 )

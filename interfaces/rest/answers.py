@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from application.handlers.uploads import FileResult
-from application.ports.keys import Key
+from application.ports.auth import Key
 from application.views import UploadView
 
 POSITION = "Uptrail-Position"

@@ -5,9 +5,25 @@ from __future__ import annotations
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from infrastructure.telemetry.metrics import Metrics, VitalSigns
+from infrastructure.telemetry import Metrics, VitalSigns
 from interfaces import feed
 from interfaces import web as page
+from interfaces.common.access import access_middleware
+from interfaces.common.body import defer_100_continue
+from interfaces.common.failed_attempts import ATTEMPTS, FailedAttempts
+from interfaces.common.forwarded import host_middleware
+from interfaces.common.middleware import (
+    METRICS,
+    add_response_headers,
+    allow_origins,
+    correlation_middleware,
+    metrics_middleware,
+)
+from interfaces.common.problems import problem_middleware
+from interfaces.common.responses import STREAMS, Streams
+from interfaces.common.routing import Operation, add_operations
+from interfaces.common.running_requests import watch_running_requests
+from interfaces.common.services import SERVICES, Services
 from interfaces.feed import asyncapi
 from interfaces.rest import (
     adding,
@@ -17,32 +33,73 @@ from interfaces.rest import (
     erasures,
     history,
     keys,
-    login,
     openapi,
     operations,
-    principal,
     reports,
     seals,
+    session,
     starting,
     uploads,
     workers,
 )
-from interfaces.rest.access import access_middleware
-from interfaces.rest.attempts import ATTEMPTS, FailedAttempts
-from interfaces.rest.correlation import correlation_middleware, finish_headers
-from interfaces.rest.cors import allow_origins
-from interfaces.rest.forwarding import host_middleware
-from interfaces.rest.measuring import METRICS, metrics_middleware
 from interfaces.rest.operations import VITALS
-from interfaces.rest.problems import problem_middleware
-from interfaces.rest.routes import Operation, add_operations
-from interfaces.rest.running import watch_running_requests
-from interfaces.rest.streams import STREAMS, Streams
 from interfaces.rest.webhooks import controls as webhook_controls
 from interfaces.rest.webhooks import deliveries
 from interfaces.rest.webhooks import resource as webhooks
-from interfaces.services import SERVICES, Services
-from interfaces.uploads import routes as transfers
+from interfaces.uploads import ietf as resumable
+from interfaces.uploads import tus as tus
+from interfaces.uploads.content import artifact, content, download
+from interfaces.uploads.setup import UPLOADS, at_collection, setup_transfers
+
+# Which paths the upload protocols answer.
+
+UPLOAD = "/v1/uploads/{id}"
+BATCH_UPLOADS = "/v1/batches/{id}/uploads"
+
+
+def add_routes(app: web.Application) -> None:
+    """Adds uploads and content to an application that has its SERVICES.
+
+    Which of the two protocols a request speaks follows from its headers. Every endpoint is also
+    found with a slash at its end, which clients of tus add.
+
+    `POST /v1/batches/{id}/uploads` is shared with the list of files in JSON: its own route
+    hands it to `tus.create` where `tus.speaks_tus(request)`.
+    """
+    setup_transfers(app)
+    router = app.router
+    _add_collection(app, UPLOADS)
+    router.add_get(f"{UPLOAD}/content", content)
+    router.add_get(f"{UPLOAD}/artifacts/{{name}}", artifact)
+    if endpoint := app[SERVICES].settings.tus_path.rstrip("/"):
+        _add_collection(app, endpoint, tus_endpoint=True)
+    # The last one, so that the list of files in JSON joins it at the same place of the router.
+    router.add_route(hdrs.METH_OPTIONS, f"{BATCH_UPLOADS}/", resumable.options)
+    router.add_route(hdrs.METH_OPTIONS, BATCH_UPLOADS, resumable.options)
+
+
+def _add_collection(app: web.Application, path: str, *, tus_endpoint: bool = False) -> None:
+    """Add a collection and its resources; a `tus_endpoint` answers GET with the bytes, as tusd."""
+    either = resumable.dispatch_protocol
+    collection = (
+        (hdrs.METH_OPTIONS, resumable.options),
+        (hdrs.METH_POST, either(tus.create, resumable.create)),
+    )
+    resource = (
+        (hdrs.METH_OPTIONS, resumable.options),
+        (hdrs.METH_HEAD, either(tus.head, resumable.head)),
+        (hdrs.METH_PATCH, either(tus.append, resumable.append)),
+        (hdrs.METH_DELETE, either(tus.terminate, resumable.cancel)),
+        (hdrs.METH_POST, either(tus.method_override, resumable.override)),
+        *(((hdrs.METH_GET, download),) if tus_endpoint else ()),
+    )
+    for at, routes in ((path, collection), (f"{path}/{{id}}", resource)):
+        for spelled in (at, f"{at}/"):
+            for method, handler in routes:
+                answer = at_collection(path, handler) if tus_endpoint else handler
+                expect = defer_100_continue if method in (hdrs.METH_POST, hdrs.METH_PATCH) else None
+                app.router.add_route(method, spelled, answer, expect_handler=expect)
+
 
 # The router tries resources in this order: what small files are sent to comes first.
 OPERATIONS: tuple[Operation, ...] = (
@@ -61,8 +118,8 @@ OPERATIONS: tuple[Operation, ...] = (
     *webhooks.OPERATIONS,
     *webhook_controls.OPERATIONS,
     *deliveries.OPERATIONS,
-    *login.OPERATIONS,
-    *principal.OPERATIONS,
+    *session.LOGIN_OPERATIONS,
+    *session.PRINCIPAL_OPERATIONS,
     *operations.OPERATIONS,
     *openapi.OPERATIONS,
     *asyncapi.OPERATIONS,
@@ -72,7 +129,7 @@ OPERATIONS: tuple[Operation, ...] = (
 def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Application:
     """The application for these services; `vitals` are what `/metrics` tells of the other parts.
 
-    To be run by `interfaces.rest.server.Runner`.
+    To be run by `interfaces.common.server.Runner`.
     """
     middlewares = (
         correlation_middleware,
@@ -89,12 +146,12 @@ def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Ap
     app[ATTEMPTS] = FailedAttempts()
     app[STREAMS] = Streams()
     watch_running_requests(app, services.keys)
-    app[reports.SEATS] = reports.Seats()
+    app[reports.SEATS] = reports.ReportLimiter()
     if vitals is not None:
         app[VITALS] = vitals
-    app.on_response_prepare.append(finish_headers)
+    app.on_response_prepare.append(add_response_headers)
     app.on_response_prepare.append(allow_origins)
-    transfers.add_routes(app)
+    add_routes(app)
     add_operations(app, OPERATIONS)
     feed.add_routes(app)
     page.add_routes(app)

@@ -10,24 +10,22 @@ from aiohttp import web
 from application.commands import CancelBatch, PauseBatch, ResumeBatch, SealBatch
 from application.handlers.execute import CommandContext, execute
 from application.ports.event_log import EventLog
-from application.replay import batch_as_of
-from application.views import BatchView
+from application.views import BatchView, batch_at
 from domain.batch.state import BatchState
-from interfaces.rest.access import (
-    batch_of,
-    owned,
+from interfaces.common.access import (
+    load_batch,
     principal_of,
+    reject_batch_scoped_key,
     require,
-    require_unlimited,
-    require_visible,
+    require_owned,
+    require_visible_stream,
 )
+from interfaces.common.requests import Query, json_body, path_id, wait_for_min_position
+from interfaces.common.routing import OPERATOR_SCOPES, UPLOAD_SCOPES, Operation
+from interfaces.common.services import SERVICES
 from interfaces.rest.answers import POSITION, CommandAnswer, PageAnswer, json_answer
-from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import Cancellation
 from interfaces.rest.idempotency import once
-from interfaces.rest.params import Query, id_in, reflected
-from interfaces.rest.routes import OPERATORS, SENDERS, Operation
-from interfaces.services import SERVICES
 
 LIST = ("state", "label", "cursor", "limit", "min_position")
 SHOW = ("at", "min_position")
@@ -37,16 +35,16 @@ _cancellation = msgspec.json.Decoder(Cancellation)
 
 async def show(request: web.Request) -> web.Response:
     """One batch, now or as of a position or time; with an ETag, so that asking again is cheap."""
-    principal, id = principal_of(request), id_in(request)
+    principal, id = principal_of(request), path_id(request)
     services, query = request.app[SERVICES], Query(request, SHOW)
-    owned(principal, owner=principal.owner, batch=id)
-    position, at = await reflected(request, query), query.moment("at")
+    require_owned(principal, owner=principal.owner, batch=id)
+    position, at = await wait_for_min_position(request, query), query.moment("at")
     if at is None:
-        view = await services.queries.batch(id, owner=principal.sees)
+        view = await services.queries.batch(id, owner=principal.visible_owner)
     else:
-        await require_visible(request, id)
+        await require_visible_stream(request, id)
         now = services.now()
-        view = await batch_as_of(services.log, id, at, owner=principal.sees, now=now)
+        view = await batch_at(services.log, id, at, owner=principal.visible_owner, now=now)
     etag = f'W/"{view.version}-{view.position}-{view.activity}"'  # time alone changes what it does
     if etag in (tag.strip() for tag in request.headers.get("If-None-Match", "").split(",")):
         return web.Response(status=304, headers={"ETag": etag, POSITION: str(position)})
@@ -57,10 +55,10 @@ async def show(request: web.Request) -> web.Response:
 async def listing(request: web.Request) -> web.Response:
     """The batches of the owner, newest first; an admin sees those of every owner."""
     principal, query = principal_of(request), Query(request, LIST)
-    require_unlimited(principal)
-    await reflected(request, query)
+    reject_batch_scoped_key(principal)
+    await wait_for_min_position(request, query)
     page = await request.app[SERVICES].queries.batches(
-        owner=principal.sees,
+        owner=principal.visible_owner,
         state=query.choice("state", BatchState),
         label=query.text("label"),
         cursor=query.text("cursor"),
@@ -71,8 +69,8 @@ async def listing(request: web.Request) -> web.Response:
 
 
 async def seal(request: web.Request) -> web.Response:
-    require(request, *SENDERS)
-    predicted = CommandAnswer(id=id_in(request), state="sealed")
+    require(request, *UPLOAD_SCOPES)
+    predicted = CommandAnswer(id=path_id(request), state="sealed")
 
     async def act(log: EventLog, context: CommandContext) -> int:
         return (await execute(log, SealBatch(batch=predicted.id), context)).position
@@ -81,8 +79,8 @@ async def seal(request: web.Request) -> web.Response:
 
 
 async def pause(request: web.Request) -> web.Response:
-    require(request, *OPERATORS)
-    predicted = CommandAnswer(id=id_in(request), paused=True)
+    require(request, *OPERATOR_SCOPES)
+    predicted = CommandAnswer(id=path_id(request), paused=True)
 
     async def act(log: EventLog, context: CommandContext) -> int:
         return (await execute(log, PauseBatch(batch=predicted.id), context)).position
@@ -91,8 +89,8 @@ async def pause(request: web.Request) -> web.Response:
 
 
 async def resume(request: web.Request) -> web.Response:
-    require(request, *OPERATORS)
-    predicted = CommandAnswer(id=id_in(request), paused=False)
+    require(request, *OPERATOR_SCOPES)
+    predicted = CommandAnswer(id=path_id(request), paused=False)
 
     async def act(log: EventLog, context: CommandContext) -> int:
         return (await execute(log, ResumeBatch(batch=predicted.id), context)).position
@@ -101,9 +99,9 @@ async def resume(request: web.Request) -> web.Response:
 
 
 async def cancel(request: web.Request) -> web.Response:
-    require(request, *OPERATORS)
+    require(request, *OPERATOR_SCOPES)
     reason = await reason_in(request)
-    predicted = CommandAnswer(id=id_in(request), state="cancelling")
+    predicted = CommandAnswer(id=path_id(request), state="cancelling")
 
     async def act(log: EventLog, context: CommandContext) -> int:
         command = CancelBatch(batch=predicted.id, reason=reason)
@@ -128,7 +126,7 @@ async def commanded(
     """Acts once on what the requester may touch, and answers what that leads to."""
     Query(request, ())
     log = request.app[SERVICES].log
-    owner = (await batch_of(request, predicted.id)).owner
+    owner = (await load_batch(request, predicted.id)).owner
     answer = await once(request, owner, predicted, parts, lambda context: act(log, context))
     return json_answer(answer, status=202, position=answer.position)
 
@@ -140,7 +138,7 @@ def _command(name: str, handler: Callable[[web.Request], Awaitable[web.Response]
         handler=handler,
         summary=f"{name.capitalize()} a batch",
         body=Cancellation if name == "cancel" else None,
-        scopes=SENDERS if name == "seal" else OPERATORS,
+        scopes=UPLOAD_SCOPES if name == "seal" else OPERATOR_SCOPES,
         answers={202: CommandAnswer},
         repeatable=True,
     )

@@ -10,13 +10,12 @@ from application.handlers.execute import CommandContext, execute
 from application.ports.event_log import EventLog
 from domain.batch.state import BatchState
 from domain.upload.state import UploadState
+from interfaces.common.access import load_batch, load_upload, require
+from interfaces.common.requests import json_body, path_id
+from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.rest import batches, uploads
-from interfaces.rest.access import batch_of, require, upload_of
 from interfaces.rest.answers import CommandAnswer
-from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import Priority, Release
-from interfaces.rest.params import id_in
-from interfaces.rest.routes import OPERATORS, Operation
 
 _priority = msgspec.json.Decoder(Priority)
 _release = msgspec.json.Decoder(Release)
@@ -24,8 +23,8 @@ _release = msgspec.json.Decoder(Release)
 
 async def retry(request: web.Request) -> web.Response:
     """Asks for every failed upload of a batch to be processed again, whatever their number."""
-    require(request, *OPERATORS)
-    batch = await batch_of(request, id_in(request))
+    require(request, *OPERATOR_SCOPES)
+    batch = await load_batch(request, path_id(request))
     state = BatchState.OPEN if batch.state is BatchState.OPEN else BatchState.SEALED
     predicted = CommandAnswer(id=batch.id, state=state)
 
@@ -37,8 +36,8 @@ async def retry(request: web.Request) -> web.Response:
 
 async def prioritize(request: web.Request) -> web.Response:
     """Moves a batch before or behind the others of its owner."""
-    require(request, *OPERATORS)
-    batch = await batch_of(request, id_in(request))
+    require(request, *OPERATOR_SCOPES)
+    batch = await load_batch(request, path_id(request))
     priority = (await json_body(request, _priority)).priority
     predicted = CommandAnswer(id=batch.id, priority=priority)
 
@@ -51,8 +50,8 @@ async def prioritize(request: web.Request) -> web.Response:
 
 async def release(request: web.Request) -> web.Response:
     """Overrules the step that put a file into quarantine: the upload is completed."""
-    require(request, *OPERATORS)
-    upload = await upload_of(request, id_in(request))
+    require(request, *OPERATOR_SCOPES)
+    upload = await load_upload(request, path_id(request))
     reason = (await json_body(request, _release)).reason
     predicted = CommandAnswer(id=upload.id, state=UploadState.COMPLETED)
 
@@ -69,7 +68,7 @@ OPERATIONS = (
         path="/v1/batches/{id}/retry",
         handler=retry,
         summary="Process every failed upload of a batch again",
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={202: CommandAnswer},
         repeatable=True,
     ),
@@ -79,7 +78,7 @@ OPERATIONS = (
         handler=prioritize,
         summary="Change the priority of a batch",
         body=Priority,
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={202: CommandAnswer},
         repeatable=True,
     ),
@@ -89,7 +88,7 @@ OPERATIONS = (
         handler=release,
         summary="Release an upload from quarantine",
         body=Release,
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={202: CommandAnswer},
         repeatable=True,
     ),

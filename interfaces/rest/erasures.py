@@ -7,18 +7,17 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from application.ports.erasures import Erasure
+from application.ports.audit import Erasure
 from domain.errors import FieldError, ValidationFailed
 from domain.file import has_control_characters
-from interfaces.rest.access import require
+from interfaces.common.access import require
+from interfaces.common.forwarded import public_url
+from interfaces.common.problems import bad_parameter
+from interfaces.common.requests import Query, json_body, path_id
+from interfaces.common.routing import ADMINS, Operation
+from interfaces.common.services import SERVICES
 from interfaces.rest.answers import PageAnswer, json_answer
-from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import NewErasure
-from interfaces.rest.forwarding import public_url
-from interfaces.rest.params import Query, id_in
-from interfaces.rest.problems import bad_parameter
-from interfaces.rest.routes import ADMINS, Operation
-from interfaces.services import SERVICES
 
 PAGE = 1000
 
@@ -66,7 +65,7 @@ async def listing(request: web.Request) -> web.Response:
 async def show(request: web.Request) -> web.Response:
     require(request)
     Query(request, ())
-    return json_answer(await request.app[SERVICES].erasures.get(id_in(request)))
+    return json_answer(await request.app[SERVICES].erasures.get(path_id(request)))
 
 
 def _cursor(query: Query) -> UUID | None:

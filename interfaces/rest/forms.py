@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from domain.file import FileDeclaration
 from domain.retry import RetryPolicy
 

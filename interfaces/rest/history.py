@@ -9,24 +9,30 @@ import msgspec
 from aiohttp import hdrs, web
 
 from application.append import RecordedEvent
-from application.ports.keys import Principal, Scope
-from application.webhooks.addresses import masked
+from application.ports.auth import Principal, Scope
+from application.public_addresses import masked
 from domain.event import event_fields, topic_of
-from interfaces.rest.access import (
-    batch_of,
+from interfaces.common.access import (
+    load_batch,
+    load_upload,
+    load_webhook,
     principal_of,
+    reject_batch_scoped_key,
     require,
-    require_unlimited,
-    upload_of,
-    webhook_of,
 )
+from interfaces.common.problems import bad_parameter
+from interfaces.common.requests import (
+    MAX_POSITION,
+    NDJSON,
+    NDJSON_TYPES,
+    Query,
+    path_id,
+    wait_for_min_position,
+)
+from interfaces.common.responses import STREAMS, Stream, write_in_pieces
+from interfaces.common.routing import ANY_SCOPE, OPERATOR_SCOPES, Operation
+from interfaces.common.services import SERVICES
 from interfaces.rest.answers import POSITION, HistoryItem, PageAnswer, json_answer
-from interfaces.rest.bodies import NDJSON, NDJSON_TYPES
-from interfaces.rest.params import MAX_POSITION, Query, id_in, reflected
-from interfaces.rest.problems import bad_parameter
-from interfaces.rest.routes import ANYBODY, OPERATORS, Operation
-from interfaces.rest.streams import STREAMS, Stream, write_in_pieces
-from interfaces.services import SERVICES
 
 QUERY = ("after", "limit", "format", "min_position")
 BOTH_WAYS = ("after", "before", "limit", "format", "min_position")
@@ -45,8 +51,8 @@ _lines = msgspec.json.Encoder().encode_lines
 
 
 async def of_upload(request: web.Request) -> web.StreamResponse:
-    upload = await upload_of(request, id_in(request))
-    services, owner = request.app[SERVICES], principal_of(request).sees
+    upload = await load_upload(request, path_id(request))
+    services, owner = request.app[SERVICES], principal_of(request).visible_owner
     return await _told(
         request,
         lambda after, limit: services.history.of_upload(
@@ -59,8 +65,8 @@ async def of_upload(request: web.Request) -> web.StreamResponse:
 
 
 async def of_batch(request: web.Request) -> web.StreamResponse:
-    batch = await batch_of(request, id_in(request))
-    services, owner = request.app[SERVICES], principal_of(request).sees
+    batch = await load_batch(request, path_id(request))
+    services, owner = request.app[SERVICES], principal_of(request).visible_owner
     return await _told(
         request,
         lambda after, limit: services.history.of_batch(
@@ -77,8 +83,8 @@ async def of_webhook(request: web.Request) -> web.StreamResponse:
 
     For operators alone, as everything of webhooks: their addresses may hold tokens.
     """
-    require(request, *OPERATORS)
-    webhook = await webhook_of(request, id_in(request), also_removed=True)
+    require(request, *OPERATOR_SCOPES)
+    webhook = await load_webhook(request, path_id(request), also_removed=True)
     log = request.app[SERVICES].log
 
     async def source(after: int, limit: int) -> Sequence[RecordedEvent]:
@@ -88,17 +94,19 @@ async def of_webhook(request: web.Request) -> web.StreamResponse:
     return await _told(request, source)
 
 
-async def of_everything(request: web.Request) -> web.StreamResponse:
+async def list_all_events(request: web.Request) -> web.StreamResponse:
     principal = principal_of(request)
-    require_unlimited(principal)
+    reject_batch_scoped_key(principal)
     history = request.app[SERVICES].history
     return await _told(
         request,
-        lambda after, limit: history.of_everything(owner=principal.sees, after=after, limit=limit),
+        lambda after, limit: history.of_everything(
+            owner=principal.visible_owner, after=after, limit=limit
+        ),
     )
 
 
-def item_of(recorded: RecordedEvent, reader: Principal) -> HistoryItem:
+def history_item(recorded: RecordedEvent, reader: Principal) -> HistoryItem:
     """The event as clients see it, with what is common to all events beside its own data.
 
     The address of a webhook is for operators: `notify` of a batch may be one.
@@ -124,7 +132,7 @@ async def _told(
 ) -> web.StreamResponse:
     """`back` is the source of what came before a position, where that may be asked for."""
     query = Query(request, QUERY if back is None else BOTH_WAYS)
-    position, after = await reflected(request, query), query.integer("after", 0)
+    position, after = await wait_for_min_position(request, query), query.integer("after", 0)
     if back is not None and "before" in request.query:
         return await _told_back(request, query, back, position)
     if _format(request, query) == "ndjson":
@@ -153,7 +161,7 @@ async def _told_back(
 def _page(
     request: web.Request, events: Sequence[RecordedEvent], next: int | None, position: int
 ) -> web.Response:
-    items = [item_of(recorded, principal_of(request)) for recorded in events]
+    items = [history_item(recorded, principal_of(request)) for recorded in events]
     return json_answer(PageAnswer(items=items, next=next, position=position), position=position)
 
 
@@ -161,7 +169,7 @@ def _fitting(request: web.Request, events: Sequence[RecordedEvent]) -> int:
     """How many of the events, at least one, fit into a page."""
     size = 0
     for count, recorded in enumerate(events):
-        size += len(_encode(item_of(recorded, principal_of(request))))
+        size += len(_encode(history_item(recorded, principal_of(request))))
         if size > MAX_PAGE_BYTES and count:
             return count
     return len(events)
@@ -179,7 +187,7 @@ async def _streamed(
     response.content_type = NDJSON
     await response.prepare(request)
     while events and request.method != hdrs.METH_HEAD:
-        lines = _lines([item_of(recorded, reader) for recorded in events])
+        lines = _lines([history_item(recorded, reader) for recorded in events])
         limit, last, events = limit - len(events), events[-1].position, ()
         await write_in_pieces(response, lines)
         if limit <= 0:
@@ -204,7 +212,7 @@ def _operation(
     handler: Any,
     what: str,
     query: tuple[str, ...] = QUERY,
-    scopes: tuple[Scope, ...] = ANYBODY,
+    scopes: tuple[Scope, ...] = ANY_SCOPE,
 ) -> Operation:
     return Operation(
         method="GET",
@@ -220,6 +228,6 @@ def _operation(
 OPERATIONS = (
     _operation("/v1/uploads/{id}/history", of_upload, "an upload", BOTH_WAYS),
     _operation("/v1/batches/{id}/history", of_batch, "a batch and its uploads", BOTH_WAYS),
-    _operation("/v1/webhooks/{id}/history", of_webhook, "a webhook", scopes=OPERATORS),
-    _operation("/v1/history", of_everything, "everything"),
+    _operation("/v1/webhooks/{id}/history", of_webhook, "a webhook", scopes=OPERATOR_SCOPES),
+    _operation("/v1/history", list_all_events, "everything"),
 )

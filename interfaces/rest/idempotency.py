@@ -18,11 +18,11 @@ from application.errors import AlreadyHandled, Conflict
 from application.handlers.execute import CommandContext
 from application.ports.event_log import EventLog
 from domain.ids import command_id_for
-from interfaces.rest.access import principal_of
+from interfaces.common.access import principal_of
+from interfaces.common.middleware import traceparent_of
+from interfaces.common.problems import bad_parameter
+from interfaces.common.services import SERVICES
 from interfaces.rest.answers import CommandAnswer
-from interfaces.rest.correlation import traceparent_of
-from interfaces.rest.problems import bad_parameter
-from interfaces.services import SERVICES
 
 HEADER = "Idempotency-Key"
 

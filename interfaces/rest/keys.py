@@ -8,17 +8,16 @@ import msgspec
 from aiohttp import web
 
 from application.errors import NotFound
-from application.ports.keys import Key, Principal, Scope
+from application.ports.auth import Key, Principal, Scope
 from domain.errors import FieldError, ValidationFailed
 from domain.file import has_control_characters
-from interfaces.rest.access import require
+from interfaces.common.access import require
+from interfaces.common.forwarded import public_url
+from interfaces.common.requests import Query, json_body
+from interfaces.common.routing import ADMINS, Operation
+from interfaces.common.services import SERVICES, Services
 from interfaces.rest.answers import NewKeyAnswer, PageAnswer, json_answer
-from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import NewKey
-from interfaces.rest.forwarding import public_url
-from interfaces.rest.params import Query
-from interfaces.rest.routes import ADMINS, Operation
-from interfaces.services import SERVICES, Services
 
 _decoder = msgspec.json.Decoder(NewKey)
 

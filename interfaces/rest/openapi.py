@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
+from interfaces.common.problems import CONTENT_TYPE, ProblemDocument
+from interfaces.common.requests import LATEST
+from interfaces.common.routing import Operation
 from interfaces.rest.answers import POSITION
 from interfaces.rest.idempotency import HEADER
-from interfaces.rest.params import LATEST
-from interfaces.rest.problems import CONTENT_TYPE, ProblemDocument
-from interfaces.rest.routes import Operation
 from interfaces.rest.webhooks.messages import MESSAGES, webhook_schemas
 
 DOCUMENT: web.AppKey[bytes] = web.AppKey("openapi", bytes)

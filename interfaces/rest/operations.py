@@ -7,12 +7,12 @@ import asyncio
 from aiohttp import web
 
 from application.errors import Unavailable
-from infrastructure.telemetry.metrics import CONTENT_TYPE, VitalSigns
+from infrastructure.telemetry import CONTENT_TYPE, VitalSigns
+from interfaces.common.middleware import METRICS
+from interfaces.common.problems import RETRY_SOON, Problem
+from interfaces.common.routing import Operation
+from interfaces.common.services import SERVICES
 from interfaces.rest.answers import Health, json_answer
-from interfaces.rest.measuring import METRICS
-from interfaces.rest.problems import RETRY_SOON, Problem
-from interfaces.rest.routes import Operation
-from interfaces.services import SERVICES
 
 PATIENCE = 2.0  # seconds within which a ready database answers
 

@@ -3,44 +3,121 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import csv
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
+import msgspec
 from aiohttp import hdrs, web
 
-from application.reporting import ReportRow
-from interfaces.rest.access import owned, principal_of
+from application.views import BatchView, FailureGroup, Report, ReportRow
+from interfaces.common.access import principal_of, require_owned
+from interfaces.common.problems import Problem
+from interfaces.common.requests import NDJSON, Query, path_id, wait_for_min_position
+from interfaces.common.responses import STREAMS, Stream
+from interfaces.common.routing import Operation
+from interfaces.common.services import SERVICES
 from interfaces.rest.answers import POSITION
-from interfaces.rest.bodies import NDJSON
-from interfaces.rest.params import Query, id_in, reflected
-from interfaces.rest.problems import Problem
-from interfaces.rest.report_formats import Format, ReportDocument, as_csv, as_json, as_ndjson
-from interfaces.rest.routes import Operation
-from interfaces.rest.streams import STREAMS, Stream
-from interfaces.services import SERVICES
+
+# The completion report as bytes: JSON, NDJSON and CSV, a piece at a time.
+
+FILES_PER_WRITE = 500  # files in one piece
+
+Format: TypeAlias = Callable[[Report], AsyncIterator[bytes]]
+
+_encoder = msgspec.json.Encoder()
+_COLUMNS = ReportRow.__struct_fields__
+
+# A spreadsheet takes a cell that begins so for a formula, and runs it. An apostrophe makes it
+# text. Source: OWASP, "CSV Injection".
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
+class ReportDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole report as one JSON document."""
+
+    batch: BatchView
+    position: int
+    reasons: list[FailureGroup]
+    uploads: list[ReportRow]
+
+
+async def as_json(report: Report) -> AsyncIterator[bytes]:
+    """The summary, then the files, each on a line of its own."""
+    head = {"batch": report.batch, "position": report.position, "reasons": report.reasons}
+    yield _encoder.encode(head)[:-1] + b',"uploads":['
+    comma = b""
+    async for rows in _pieces(report.files):
+        yield comma + b"\n" + b",\n".join(map(_encoder.encode, rows))
+        comma = b","
+    yield b"\n]}\n"
+
+
+async def as_ndjson(report: Report) -> AsyncIterator[bytes]:
+    """One file a line."""
+    async for rows in _pieces(report.files):
+        yield _encoder.encode_lines(rows)
+
+
+async def as_csv(report: Report) -> AsyncIterator[bytes]:
+    """One file a row under a heading (RFC 4180), safe to open in a spreadsheet."""
+    yield _csv([_COLUMNS])
+    async for rows in _pieces(report.files):
+        yield _csv([[_cell(getattr(row, name)) for name in _COLUMNS] for row in rows])
+
+
+def _csv(rows: Sequence[Sequence[str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case str():
+            return f"'{value}" if value.startswith(_FORMULA) else value
+        case datetime():
+            return value.isoformat()
+    return str(value)
+
+
+async def _pieces(rows: AsyncIterator[ReportRow]) -> AsyncIterator[list[ReportRow]]:
+    piece: list[ReportRow] = []
+    async for row in rows:
+        piece.append(row)
+        if len(piece) == FILES_PER_WRITE:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
+
 
 QUERY = ("only", "min_position")
-AT_ONCE = 4  # reports that one process tells: each holds a snapshot of the database
+MAX_CONCURRENT_REPORTS = 4  # reports that one process tells: each holds a snapshot of the database
 PATIENCE = 30.0  # seconds that a reader may take for one piece
 
 
-class Only(StrEnum):
+class ReportFilter(StrEnum):
     FAILED = "failed"
 
 
-class Seats:
+class ReportLimiter:
     """How many reports may be told at the same time."""
 
     def __init__(self) -> None:
-        self.free = AT_ONCE
+        self.free = MAX_CONCURRENT_REPORTS
 
     def __enter__(self) -> None:
         if not self.free:
             raise Problem(
                 503,
                 "too_many_reports",
-                f"{AT_ONCE} reports are being read; try again soon",
+                f"{MAX_CONCURRENT_REPORTS} reports are being read; try again soon",
                 headers={"Retry-After": "5"},
             )
         self.free -= 1
@@ -49,21 +126,23 @@ class Seats:
         self.free += 1
 
 
-SEATS: web.AppKey[Seats] = web.AppKey("report_seats", Seats)
+SEATS: web.AppKey[ReportLimiter] = web.AppKey("report_seats", ReportLimiter)
 
 
 async def _answer(
     request: web.Request, format: Format, ending: str, media: str
 ) -> web.StreamResponse:
-    principal, query, id = principal_of(request), Query(request, QUERY), id_in(request)
-    owned(principal, owner=principal.owner, batch=id)
-    only = query.choice("only", Only)
-    await reflected(request, query)
+    principal, query, id = principal_of(request), Query(request, QUERY), path_id(request)
+    require_owned(principal, owner=principal.owner, batch=id)
+    only = query.choice("only", ReportFilter)
+    await wait_for_min_position(request, query)
     queries = request.app[SERVICES].queries
     request.app[STREAMS].open(request, principal.name, Stream.REPORT)
     lost: ConnectionError | None = None  # the client's: within, it would pass for the database's
     with request.app[SEATS]:
-        async with queries.report(id, owner=principal.sees, only_failed=only is not None) as report:
+        async with queries.report(
+            id, owner=principal.visible_owner, only_failed=only is not None
+        ) as report:
             response = web.StreamResponse(headers={POSITION: str(report.position)})
             response.headers[hdrs.CONTENT_TYPE] = media
             name = f"report-{id}{'-failed' if only else ''}.{ending}"

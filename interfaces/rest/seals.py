@@ -8,22 +8,21 @@ import msgspec
 from aiohttp import hdrs, web
 
 from application.append import RecordedEvent
-from application.audit.export import Line, Opening
-from application.audit.seal import Seal
-from application.ports.seals import SigningKey
-from interfaces.rest.access import (
-    batch_of,
+from application.audit.export import ExportHeader, Line
+from application.audit.seals import AuditSeal
+from application.ports.audit import SigningKey
+from interfaces.common.access import (
+    load_batch,
+    load_upload,
     principal_of,
+    reject_batch_scoped_key,
     require,
-    require_unlimited,
-    upload_of,
 )
+from interfaces.common.requests import NDJSON, Query, path_id, wait_for_min_position
+from interfaces.common.responses import STREAMS, Stream, write_in_pieces
+from interfaces.common.routing import OPERATOR_SCOPES, Operation
+from interfaces.common.services import SERVICES
 from interfaces.rest.answers import PageAnswer, json_answer
-from interfaces.rest.bodies import NDJSON
-from interfaces.rest.params import Query, id_in, reflected
-from interfaces.rest.routes import OPERATORS, Operation
-from interfaces.rest.streams import STREAMS, Stream, write_in_pieces
-from interfaces.services import SERVICES
 
 EXPORT = ("after", "min_position")
 PAGE = 1000  # seals
@@ -53,13 +52,13 @@ async def keys(request: web.Request) -> web.Response:
 
 async def export(request: web.Request) -> web.StreamResponse:
     """Everything for an admin, who gets whole seals; for others what belongs to their owner."""
-    principal = require(request, *OPERATORS)
-    require_unlimited(principal)
+    principal = require(request, *OPERATOR_SCOPES)
+    reject_batch_scoped_key(principal)
     services = request.app[SERVICES]
-    if principal.sees is None:
-        opening = Opening(of="everything", whole=True, after=await _after(request))
+    if principal.visible_owner is None:
+        opening = ExportHeader(of="everything", whole=True, after=await _after(request))
         return await _streamed(request, opening, services.seals.whole(opening.after))
-    history, owner = services.history, principal.sees
+    history, owner = services.history, principal.visible_owner
     return await _proven(
         request,
         f"owner {owner}",
@@ -68,9 +67,9 @@ async def export(request: web.Request) -> web.StreamResponse:
 
 
 async def export_of_batch(request: web.Request) -> web.StreamResponse:
-    require(request, *OPERATORS)
-    batch = await batch_of(request, id_in(request))
-    history, owner = request.app[SERVICES].history, principal_of(request).sees
+    require(request, *OPERATOR_SCOPES)
+    batch = await load_batch(request, path_id(request))
+    history, owner = request.app[SERVICES].history, principal_of(request).visible_owner
     return await _proven(
         request,
         f"batch {batch.id}",
@@ -79,9 +78,9 @@ async def export_of_batch(request: web.Request) -> web.StreamResponse:
 
 
 async def export_of_upload(request: web.Request) -> web.StreamResponse:
-    require(request, *OPERATORS)
-    upload = await upload_of(request, id_in(request))
-    history, owner = request.app[SERVICES].history, principal_of(request).sees
+    require(request, *OPERATOR_SCOPES)
+    upload = await load_upload(request, path_id(request))
+    history, owner = request.app[SERVICES].history, principal_of(request).visible_owner
     return await _proven(
         request,
         f"upload {upload.id}",
@@ -95,7 +94,7 @@ async def _proven(
     source: Callable[[int, int], Awaitable[Sequence[RecordedEvent]]],
 ) -> web.StreamResponse:
     """The events that the source names, each with its place in the tree of its seal."""
-    opening = Opening(of=of, whole=False, after=await _after(request))
+    opening = ExportHeader(of=of, whole=False, after=await _after(request))
     prover = request.app[SERVICES].seals.proofs()
 
     async def chunks() -> AsyncIterator[Sequence[Line]]:
@@ -111,12 +110,12 @@ async def _proven(
 async def _after(request: web.Request) -> int:
     """Return `after`, once the read model, which knows whose events these are, is far enough."""
     query = Query(request, EXPORT)
-    await reflected(request, query)
+    await wait_for_min_position(request, query)
     return query.integer("after", 0)
 
 
 async def _streamed(
-    request: web.Request, opening: Opening, chunks: AsyncIterator[Sequence[Line]]
+    request: web.Request, opening: ExportHeader, chunks: AsyncIterator[Sequence[Line]]
 ) -> web.StreamResponse:
     """A line each, a chunk at a time, no faster than the client reads."""
     request.app[STREAMS].open(request, principal_of(request).name, Stream.EXPORT)
@@ -145,7 +144,7 @@ def _export(path: str, handler: Callable[..., Awaitable[web.StreamResponse]], of
         handler=handler,
         summary=f"Export {of} as stored, with what proves it",
         query=EXPORT,
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={200: Line},
         media=NDJSON,
     )
@@ -158,7 +157,7 @@ OPERATIONS = (
         handler=listing,
         summary="The chain of seals, oldest first",
         query=("after", "limit"),
-        answers={200: PageAnswer[Seal]},
+        answers={200: PageAnswer[AuditSeal]},
     ),
     Operation(
         method="GET",

@@ -7,25 +7,23 @@ from aiohttp import web
 
 from application.commands import StartBatch
 from application.handlers.batches import MAX_LABEL, StartedBatch, start_batch
-from application.ports.keys import Principal, Scope
-from application.transfer.errors import BatchFull, QuotaExceeded
+from application.ports.auth import Principal, Scope
+from application.transfers.errors import BatchFull, QuotaExceeded
 from domain.errors import FieldError, ValidationFailed
 from domain.file import has_control_characters
 from domain.ids import batch_id_for, upload_id_for
 from infrastructure.settings import Settings
-from interfaces.rest.access import require, require_unlimited
+from interfaces.common.access import reject_batch_scoped_key, require
+from interfaces.common.forwarded import public_url
+from interfaces.common.problems import FieldProblem, Problem
+from interfaces.common.requests import Query, json_body
+from interfaces.common.routing import UPLOAD_SCOPES, Operation
+from interfaces.common.services import SERVICES
 from interfaces.rest.answers import StartedAnswer, json_answer
-from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import NewBatch, RetryOptions
-from interfaces.rest.forwarding import public_url
 from interfaces.rest.idempotency import context_of, fingerprint_of, idempotency_key
-from interfaces.rest.params import Query
-from interfaces.rest.problems import Complaint, Problem
-from interfaces.rest.routes import SENDERS, Operation
-from interfaces.services import SERVICES
-from interfaces.uploads.forms import request as forms
-from interfaces.uploads.refusals import refusal_of
-from interfaces.uploads.serving import TRANSFERS
+from interfaces.uploads import forms as forms
+from interfaces.uploads.setup import TRANSFERS, transfer_problem
 
 _decoder = msgspec.json.Decoder(NewBatch)
 
@@ -34,8 +32,8 @@ async def start(request: web.Request) -> web.Response:
     """201 with the new batch; 200 with the first one where the Idempotency-Key is known."""
     if forms.is_form(request):
         return await forms.start(request)
-    principal = require(request, *SENDERS)
-    require_unlimited(principal)
+    principal = require(request, *UPLOAD_SCOPES)
+    reject_batch_scoped_key(principal)
     Query(request, ())
     services = request.app[SERVICES]
     form = await json_body(request, _decoder)
@@ -105,7 +103,7 @@ async def _admit(request: web.Request, command: StartBatch) -> None:
     try:
         await quotas.admit(command.owner, command.id, size, len(command.files))
     except (BatchFull, QuotaExceeded) as error:
-        raise refusal_of(error) from error
+        raise transfer_problem(error) from error
 
 
 def owner_of(wanted: str | None, principal: Principal) -> str:
@@ -113,7 +111,7 @@ def owner_of(wanted: str | None, principal: Principal) -> str:
     if wanted in (None, principal.owner):
         return principal.owner
     if principal.scope is not Scope.ADMIN:
-        complaint = Complaint("/owner", "only an admin acts for other owners")
+        complaint = FieldProblem("/owner", "only an admin acts for other owners")
         raise Problem(403, "scope_missing", complaint.detail, errors=[complaint])
     assert wanted is not None
     return wanted
@@ -143,7 +141,7 @@ OPERATIONS = (
         handler=start,
         summary="Start a batch, with its manifest if that is known, or as a form with its files",
         body=NewBatch,
-        scopes=SENDERS,
+        scopes=UPLOAD_SCOPES,
         answers={201: StartedAnswer, 200: StartedAnswer},
         repeatable=True,
     ),

@@ -9,11 +9,19 @@ from aiohttp import web
 from application.commands import CancelUpload, RetryUpload
 from application.handlers.execute import CommandContext, execute
 from application.ports.event_log import EventLog
-from application.replay import upload_as_of
-from application.transfer.errors import Ended
-from application.views import AttemptView
+from application.transfers.errors import TransferInterrupted
+from application.views import AttemptView, upload_at
 from domain.upload.state import UploadState
-from interfaces.rest.access import owned, principal_of, require, require_visible, upload_of
+from interfaces.common.access import (
+    load_upload,
+    principal_of,
+    require,
+    require_owned,
+    require_visible_stream,
+)
+from interfaces.common.requests import MAX_CURSOR, Query, path_id, wait_for_min_position
+from interfaces.common.routing import OPERATOR_SCOPES, UPLOAD_SCOPES, Operation
+from interfaces.common.services import SERVICES
 from interfaces.rest.answers import (
     CommandAnswer,
     PageAnswer,
@@ -24,11 +32,7 @@ from interfaces.rest.answers import (
 from interfaces.rest.batches import SHOW, reason_in
 from interfaces.rest.forms import Cancellation
 from interfaces.rest.idempotency import once
-from interfaces.rest.params import MAX_CURSOR, Query, id_in, reflected
-from interfaces.rest.routes import OPERATORS, SENDERS, Operation
-from interfaces.services import SERVICES
-from interfaces.uploads.refusals import refusal_of
-from interfaces.uploads.serving import TRANSFERS
+from interfaces.uploads.setup import TRANSFERS, transfer_problem
 
 LIST = ("state", "cursor", "limit", "min_position")
 ATTEMPTS = ("cursor", "limit", "min_position")
@@ -36,12 +40,12 @@ ATTEMPTS = ("cursor", "limit", "min_position")
 
 async def listing(request: web.Request) -> web.Response:
     """The uploads of a batch in the order of their paths."""
-    principal, query, batch = principal_of(request), Query(request, LIST), id_in(request)
-    owned(principal, owner=principal.owner, batch=batch)
-    await reflected(request, query)
+    principal, query, batch = principal_of(request), Query(request, LIST), path_id(request)
+    require_owned(principal, owner=principal.owner, batch=batch)
+    await wait_for_min_position(request, query)
     page = await request.app[SERVICES].queries.uploads(
         batch,
-        owner=principal.sees,
+        owner=principal.visible_owner,
         state=query.choice("state", UploadState),
         cursor=query.text("cursor", most=MAX_CURSOR),
         limit=query.integer("limit", 100, low=1, high=1000),
@@ -53,29 +57,29 @@ async def listing(request: web.Request) -> web.Response:
 
 async def show(request: web.Request) -> web.Response:
     """One upload, now or as of a position or time."""
-    principal, query, id = principal_of(request), Query(request, SHOW), id_in(request)
+    principal, query, id = principal_of(request), Query(request, SHOW), path_id(request)
     services = request.app[SERVICES]
-    position, at = await reflected(request, query), query.moment("at")
+    position, at = await wait_for_min_position(request, query), query.moment("at")
     if at is None:
-        view = await services.queries.upload(id, owner=principal.sees)
+        view = await services.queries.upload(id, owner=principal.visible_owner)
     else:
-        await require_visible(request, id)
-        view = await upload_as_of(services.log, id, at, owner=principal.sees)
-    owned(principal, owner=view.owner, batch=view.batch)
+        await require_visible_stream(request, id)
+        view = await upload_at(services.log, id, at, owner=principal.visible_owner)
+    require_owned(principal, owner=view.owner, batch=view.batch)
     return json_answer(public(view), position=position)
 
 
 async def attempts(request: web.Request) -> web.Response:
     """Every attempt, first to last; the cursor is the number of the last one seen."""
-    principal, query, id = principal_of(request), Query(request, ATTEMPTS), id_in(request)
+    principal, query, id = principal_of(request), Query(request, ATTEMPTS), path_id(request)
     services = request.app[SERVICES]
-    position = await reflected(request, query)
-    view = await services.queries.upload(id, owner=principal.sees)
-    owned(principal, owner=view.owner, batch=view.batch)
+    position = await wait_for_min_position(request, query)
+    view = await services.queries.upload(id, owner=principal.visible_owner)
+    require_owned(principal, owner=view.owner, batch=view.batch)
     after, limit = query.integer("cursor", 0), query.integer("limit", 100, low=1, high=1000)
     rows = [
         row
-        for row in await services.queries.attempts(id, owner=principal.sees)
+        for row in await services.queries.attempts(id, owner=principal.visible_owner)
         if row.number > after
     ]
     next = str(rows[limit - 1].number) if len(rows) > limit else None
@@ -85,24 +89,24 @@ async def attempts(request: web.Request) -> web.Response:
 
 async def cancel(request: web.Request) -> web.Response:
     """Calls an upload off, and frees its bytes."""
-    require(request, *SENDERS)
+    require(request, *UPLOAD_SCOPES)
     reason = await reason_in(request)
-    predicted = CommandAnswer(id=id_in(request), state=UploadState.CANCELLED)
+    predicted = CommandAnswer(id=path_id(request), state=UploadState.CANCELLED)
 
     async def act(log: EventLog, context: CommandContext) -> int:
         command = CancelUpload(upload=predicted.id, reason=reason)
         try:
             return (await request.app[TRANSFERS].cancel(command, context)).position
-        except Ended as error:  # somebody newer wants the upload, or the server stops
-            raise refusal_of(error) from error
+        except TransferInterrupted as error:  # somebody newer wants the upload, or the server stops
+            raise transfer_problem(error) from error
 
     return await commanded(request, predicted, act, reason)
 
 
 async def retry(request: web.Request) -> web.Response:
     """Processes a failed upload again, with a new allowance of attempts."""
-    require(request, *OPERATORS)
-    predicted = CommandAnswer(id=id_in(request), state=UploadState.RECEIVED)
+    require(request, *OPERATOR_SCOPES)
+    predicted = CommandAnswer(id=path_id(request), state=UploadState.RECEIVED)
 
     async def act(log: EventLog, context: CommandContext) -> int:
         return (await execute(log, RetryUpload(upload=predicted.id), context)).position
@@ -119,7 +123,7 @@ async def commanded(
     """Acts once on what the requester may touch, and answers what that leads to."""
     Query(request, ())
     log = request.app[SERVICES].log
-    owner = (await upload_of(request, predicted.id)).owner
+    owner = (await load_upload(request, predicted.id)).owner
     answer = await once(request, owner, predicted, parts, lambda context: act(log, context))
     return json_answer(answer, status=202, position=answer.position)
 
@@ -155,7 +159,7 @@ OPERATIONS = (
         handler=cancel,
         summary="Cancel an upload",
         body=Cancellation,
-        scopes=SENDERS,
+        scopes=UPLOAD_SCOPES,
         answers={202: CommandAnswer},
         repeatable=True,
     ),
@@ -164,7 +168,7 @@ OPERATIONS = (
         path="/v1/uploads/{id}/retry",
         handler=retry,
         summary="Process a failed upload again",
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={202: CommandAnswer},
         repeatable=True,
     ),

@@ -6,11 +6,11 @@ import msgspec
 from aiohttp import web
 
 from application.ports.jobs import ProcessView, WorkerView
-from interfaces.rest.access import require, require_unlimited
+from interfaces.common.access import reject_batch_scoped_key, require
+from interfaces.common.requests import Query
+from interfaces.common.routing import OPERATOR_SCOPES, Operation
+from interfaces.common.services import SERVICES
 from interfaces.rest.answers import json_answer
-from interfaces.rest.params import Query
-from interfaces.rest.routes import OPERATORS, Operation
-from interfaces.services import SERVICES
 
 
 class WorkersAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,11 +24,11 @@ class WorkersAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def listing(request: web.Request) -> web.Response:
-    principal = require(request, *OPERATORS)
-    require_unlimited(principal)
+    principal = require(request, *OPERATOR_SCOPES)
+    reject_batch_scoped_key(principal)
     Query(request, ())
     port = request.app[SERVICES].workers
-    workers, processes = await port.workers(owner=principal.sees), await port.processes()
+    workers, processes = await port.workers(owner=principal.visible_owner), await port.processes()
     return json_answer(WorkersAnswer(workers=list(workers), processes=list(processes)))
 
 
@@ -38,7 +38,7 @@ OPERATIONS = (
         path="/v1/workers",
         handler=listing,
         summary="List the processes of all machines, the workers, and the attempts they hold",
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={200: WorkersAnswer},
     ),
 )

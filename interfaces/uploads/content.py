@@ -10,18 +10,18 @@ from urllib.parse import quote
 import structlog
 from aiohttp import hdrs, web
 
+from application.ports.auth import Scope
 from application.ports.blobs import BlobMissing
-from application.ports.keys import Scope
-from application.transfer.names import blob_of
+from application.transfers.locks import upload_blob_name
 from domain.upload.aggregate import Upload
 from domain.upload.state import GONE, INCOMING, UploadState
-from interfaces.rest.access import PRINCIPAL, principal_of, upload_of
-from interfaces.rest.params import id_in
-from interfaces.rest.problems import Problem
-from interfaces.rest.streams import STREAMS, Stream
-from interfaces.services import SERVICES
-from interfaces.uploads.ranges import Part, Unsatisfiable, part_of
-from interfaces.uploads.refusals import gone
+from interfaces.common.access import PRINCIPAL, load_upload, principal_of
+from interfaces.common.body import ByteRange, Unsatisfiable, parse_range
+from interfaces.common.problems import Problem
+from interfaces.common.requests import path_id
+from interfaces.common.responses import STREAMS, Stream
+from interfaces.common.services import SERVICES
+from interfaces.uploads.setup import gone_problem
 
 SHOWN_TYPES = frozenset(
     {
@@ -58,10 +58,10 @@ async def download(request: web.Request) -> web.StreamResponse:
 
 async def _current(request: web.Request) -> Upload:
     """The upload that the path names. Raises NotFound."""
-    upload = await upload_of(request, id_in(request))
+    upload = await load_upload(request, path_id(request))
     if upload.blob is None:  # remembered from a moment ago: another process may have received it
         request.app[SERVICES].log.forget(upload.id)
-        upload = await upload_of(request, upload.id)
+        upload = await load_upload(request, upload.id)
     return upload
 
 
@@ -69,10 +69,10 @@ async def _send_stored(
     request: web.Request, upload: Upload, *, inline: bool = False
 ) -> web.StreamResponse:
     if upload.state is UploadState.EXPIRED:
-        raise gone(upload.state)
+        raise gone_problem(upload.state)
     if upload.blob is None or upload.state in GONE:
         raise _no_bytes()
-    _require_harmless(request, upload)
+    _require_not_quarantined(request, upload)
     return await send_content(request, upload, inline=inline)
 
 
@@ -95,7 +95,7 @@ def _shown_by_browsers(upload: Upload) -> bool:
 
 async def _send_incomplete(request: web.Request, upload: Upload) -> web.StreamResponse:
     """The bytes on record. Raises a 400 Problem where the store reads no unfinished blob."""
-    blob, blobs = blob_of(upload.id), request.app[SERVICES].blobs
+    blob, blobs = upload_blob_name(upload.id), request.app[SERVICES].blobs
     try:
         async for _ in blobs.read(blob, 0, 1):
             pass
@@ -108,15 +108,15 @@ async def _send_incomplete(request: web.Request, upload: Upload) -> web.StreamRe
         hdrs.CONTENT_DISPOSITION: _disposition(name),
     }
     response = web.StreamResponse(headers=headers)
-    return await _stream(request, response, blob, Part(0, upload.received, upload.received))
+    return await _stream(request, response, blob, ByteRange(0, upload.received, upload.received))
 
 
 async def artifact(request: web.Request) -> web.StreamResponse:
     """GET of something that processing attached to an upload."""
-    upload = await upload_of(request, id_in(request))
-    _require_harmless(request, upload)
+    upload = await load_upload(request, path_id(request))
+    _require_not_quarantined(request, upload)
     services, name = request.app[SERVICES], request.match_info["name"]
-    view = await services.queries.upload(upload.id, owner=principal_of(request).sees)
+    view = await services.queries.upload(upload.id, owner=principal_of(request).visible_owner)
     blob = view.artifacts.get(name)
     if blob is None or upload.state in GONE:
         raise Problem(404, "not_found", "the upload has no such artifact")
@@ -129,7 +129,7 @@ def _no_bytes() -> Problem:
     return Problem(404, "not_found", "the upload has no stored bytes")
 
 
-def _require_harmless(request: web.Request, upload: Upload) -> None:
+def _require_not_quarantined(request: web.Request, upload: Upload) -> None:
     """What was found dangerous is for operators only; others do not learn that it is there."""
     if upload.state is UploadState.QUARANTINED and principal_of(request).scope not in (
         Scope.ADMIN,
@@ -147,7 +147,7 @@ async def _serve(
         hdrs.ACCEPT_RANGES: "bytes",
         hdrs.CACHE_CONTROL: "private, no-cache",
     }
-    if _names(request.headers.get(hdrs.IF_NONE_MATCH, ""), etag):
+    if _if_none_match(request.headers.get(hdrs.IF_NONE_MATCH, ""), etag):
         return web.Response(status=304, headers=headers)
     headers[hdrs.CONTENT_TYPE] = media_type
     headers[hdrs.CONTENT_DISPOSITION] = disposition
@@ -162,11 +162,11 @@ async def _serve(
         _log.error("stored_bytes_missing", blob=blob, stored=stored, recorded=size)
         raise Problem(500, "bytes_missing", "stored bytes are missing; the loss is logged")
     response = web.StreamResponse(status=status, headers=headers)
-    return await _stream(request, response, blob, part or Part(0, size, size))
+    return await _stream(request, response, blob, part or ByteRange(0, size, size))
 
 
 async def _stream(
-    request: web.Request, response: web.StreamResponse, blob: str, part: Part
+    request: web.Request, response: web.StreamResponse, blob: str, part: ByteRange
 ) -> web.StreamResponse:
     principal = request.get(PRINCIPAL)
     name = "callback" if principal is None else principal.name
@@ -186,19 +186,19 @@ async def _stream(
     return response
 
 
-def _asked_for(request: web.Request, etag: str, size: int) -> Part | None:
+def _asked_for(request: web.Request, etag: str, size: int) -> ByteRange | None:
     """The part to send; If-Range asks for everything where the content is not the one known."""
     condition = request.headers.get(hdrs.IF_RANGE)
     if condition not in (None, etag):
         return None
     try:
-        return part_of(request.headers.get(hdrs.RANGE), size)
+        return parse_range(request.headers.get(hdrs.RANGE), size)
     except Unsatisfiable as error:
         headers: dict[str, str] = {hdrs.CONTENT_RANGE: str(error), hdrs.ACCEPT_RANGES: "bytes"}
         raise Problem(416, "range", f"the content has {size} bytes", headers=headers) from None
 
 
-def _names(header: str, etag: str) -> bool:
+def _if_none_match(header: str, etag: str) -> bool:
     """Whether If-None-Match names this content (weak comparison, RFC 9110 section 13.1.2)."""
     tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
     return etag in tags or header.strip() == "*"

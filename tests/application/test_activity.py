@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from application.activity import STALLED_AFTER, activity_of
-from application.replay import replay
-from application.views import BatchView
+from application.views import STALLED_AFTER, BatchView, activity_of, replay
 from domain.batch.aggregate import Batch
 from domain.batch.events import (
     BatchCancelled,

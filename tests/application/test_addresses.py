@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from application.addresses import is_public
+from application.public_addresses import is_public
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from application.audit.chain import Chain, Finding
-from application.audit.seal import FIRST, Seal
-from application.audit.tree import Tree, root_by, root_of
+from application.audit.merkle import MerkleTree, merkle_root, root_from_path
+from application.audit.seals import FIRST, AuditSeal, Chain, Finding
 from tests.stories import later
 
 LEAVES = st.lists(st.binary(max_size=4), min_size=1, max_size=40)
@@ -34,8 +33,8 @@ def test_the_root_is_that_of_rfc_6962() -> None:
         )
     ]
 
-    assert root_of([]) == sha256().digest()
-    assert root_of(leaves).hex() == (
+    assert merkle_root([]) == sha256().digest()
+    assert merkle_root(leaves).hex() == (
         "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
     )
 
@@ -46,12 +45,12 @@ def test_every_leaf_has_a_path_to_the_root_and_nothing_else_has(
     leaves: list[bytes], data: st.DataObject
 ) -> None:
     index = data.draw(st.integers(0, len(leaves) - 1))
-    path, root, count = Tree(leaves).path(index), root_of(leaves), len(leaves)
+    path, root, count = MerkleTree(leaves).path(index), merkle_root(leaves), len(leaves)
 
-    assert root_by(leaves[index], index, count, path) == root
-    assert root_by(leaves[index] + b"!", index, count, path) != root
-    assert root_by(leaves[index], index, count, (*path, FIRST)) is None
-    assert root_by(leaves[index], count, count, path) is None
+    assert root_from_path(leaves[index], index, count, path) == root
+    assert root_from_path(leaves[index] + b"!", index, count, path) != root
+    assert root_from_path(leaves[index], index, count, (*path, FIRST)) is None
+    assert root_from_path(leaves[index], count, count, path) is None
 
 
 def test_a_chain_that_is_whole_and_trusted_is_sound() -> None:
@@ -109,17 +108,17 @@ def test_a_trusted_seal_does_not_vouch_over_a_gap() -> None:
     assert [one.kind for one in followed(first, third)] == ["key_unknown", "seal_missing"]
 
 
-def chain_of(count: int, keys: tuple[bytes, ...] = ()) -> list[Seal]:
-    seals: list[Seal] = []
+def chain_of(count: int, keys: tuple[bytes, ...] = ()) -> list[AuditSeal]:
+    seals: list[AuditSeal] = []
     for index in range(count):
         seals.append(seal(seals[-1] if seals else None, key=keys[index] if keys else KEY))
     return seals
 
 
-def seal(before: Seal | None, *, key: bytes = KEY, next_key: bytes | None = None) -> Seal:
+def seal(before: AuditSeal | None, *, key: bytes = KEY, next_key: bytes | None = None) -> AuditSeal:
     """Ten more events under a seal whose signature is a hash: any key signs anything here."""
     number, through = (before.number + 1, before.through) if before else (1, 0)
-    made = Seal(
+    made = AuditSeal(
         number=number,
         after=through,
         through=through + 10,
@@ -133,11 +132,11 @@ def seal(before: Seal | None, *, key: bytes = KEY, next_key: bytes | None = None
     return msgspec.structs.replace(made, signature=signature(made))
 
 
-def signature(seal: Seal) -> bytes:
+def signature(seal: AuditSeal) -> bytes:
     return sha256(seal.key + seal.statement()).digest()
 
 
-def followed(*seals: Seal) -> list[Finding]:
+def followed(*seals: AuditSeal) -> list[Finding]:
     chain = Chain({KEY}, lambda seal: seal.signature == signature(seal))
     findings = [finding for seal in seals for finding in chain.follow(seal)]
     return [*findings, *chain.end()]

@@ -4,8 +4,7 @@ from hashlib import sha256
 from typing import Any
 
 from application.projection import VERSION, fold_changes
-from application.replay import replay
-from application.views import AttemptView, BatchView, UploadView
+from application.views import AttemptView, BatchView, UploadView, replay
 from domain.batch.events import (
     BATCH_EVENTS,
     BatchCancelled,

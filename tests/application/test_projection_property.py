@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from application.append import RecordedEvent
 from application.projection import fold_changes, row_changes
-from application.replay import Rows, replay
+from application.views import ReplayedRows, replay
 from domain.batch.aggregate import Batch
 from domain.batch.events import BatchEvent
 from domain.batch.state import BatchState
@@ -95,7 +95,7 @@ def test_folding_in_chunks_of_any_size_leads_to_the_same_rows(
     history: list[UploadEvent], size: int
 ) -> None:
     events = recorded(FILE, history)
-    rows = Rows()
+    rows = ReplayedRows()
     for start in range(0, len(events), size):
         rows.apply(events[start : start + size])
 

@@ -15,18 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import application.activity
 import application.append
 import application.orchestrator
 import application.projected_columns
 import application.projection
-import application.replay
 import application.tracked_batches
 import application.views
 import domain
 from application.append import RecordedEvent
 from application.projection import fold_changes, row_changes
-from application.replay import Rows, replay
+from application.views import ReplayedRows, replay
 from domain.batch.aggregate import Batch
 from domain.batch.events import BatchEvent, BatchPaused, BatchResumed, BatchSealed
 from domain.catalogue import DomainEvent
@@ -93,8 +91,8 @@ def _interleaved(turns: Sequence[Stream]) -> list[RecordedEvent]:
     return log
 
 
-def _rows_in_chunks(log: Sequence[RecordedEvent], sizes: Sequence[int]) -> Rows:
-    rows, start = Rows(), 0
+def _rows_in_chunks(log: Sequence[RecordedEvent], sizes: Sequence[int]) -> ReplayedRows:
+    rows, start = ReplayedRows(), 0
     for size in cycle(sizes):
         rows.apply(log[start : start + size])
         start += size
@@ -120,7 +118,7 @@ def test_rows_of_any_interleaving_in_any_chunks_are_those_of_each_stream_alone(
         assert len(together.batches) + len(together.uploads) == len(streams)
 
 
-def _attempts(rows: Rows, upload: UUID) -> dict[Any, Any]:
+def _attempts(rows: ReplayedRows, upload: UUID) -> dict[Any, Any]:
     return {
         key: row
         for key, row in rows.attempts.items()
@@ -128,7 +126,7 @@ def _attempts(rows: Rows, upload: UUID) -> dict[Any, Any]:
     }
 
 
-def _require_aggregate_state(rows: Rows, id: UUID, events: Sequence[Any]) -> None:
+def _require_aggregate_state(rows: ReplayedRows, id: UUID, events: Sequence[Any]) -> None:
     """The row agrees with the aggregate, which is evolved by other code than the row."""
     if id in rows.batches:
         batch = Batch.begin(id, events[0])
@@ -158,7 +156,7 @@ def test_a_resumed_batch_keeps_its_row_when_another_owner_seals_theirs_in_the_sa
     pause, resume, seal = BatchPaused(**NOW), BatchResumed(**NOW), BatchSealed(**NOW)
     ours = recorded(BATCH, [started(), pause, resume])
     theirs = recorded(OTHER, [started(owner="umbrella"), pause, resume, seal], after=10)
-    rows = Rows()
+    rows = ReplayedRows()
     rows.apply([*ours[:2], *theirs[:2]])
 
     rows.apply([theirs[2], theirs[3], ours[2]])  # resume, seal of theirs, resume of ours
@@ -307,9 +305,7 @@ _PURE = [
     application.projection,
     application.orchestrator,
     application.tracked_batches,
-    application.activity,
     application.append,
-    application.replay,
     application.views,
 ]
 

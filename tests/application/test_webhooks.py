@@ -9,8 +9,19 @@ from uuid import UUID
 import pytest
 
 from application.append import RecordedEvent
-from application.webhooks.backoff import DELAYS, JITTER, LONGEST_WISH, next_try, wish_of
-from application.webhooks.following import Origin, Roster, telling_of, up_to_change
+from application.webhooks.delivery import (
+    DELAYS,
+    JITTER,
+    LONGEST_WISH,
+    next_attempt_at,
+    parse_retry_after,
+)
+from application.webhooks.notifications import (
+    StreamBatch,
+    WebhookIndex,
+    plan_test_delivery,
+    split_at_webhook_change,
+)
 from domain.batch.events import BatchCompleted, BatchReopened
 from domain.batch.state import Outcome
 from domain.event import Event
@@ -27,7 +38,7 @@ HOOK, SECRET = UUID(int=7), UUID(int=1)
 NOW = {"at": NOON, "by": ALICE}
 DONE = BatchCompleted(**NOW, outcome=Outcome.SUCCEEDED, counts={}, duration=1.0)
 AGAIN = BatchReopened(**NOW, reason="again")
-ORIGINS = {BATCH: Origin(BATCH, "acme", "photos", None)}
+ORIGINS = {BATCH: StreamBatch(BATCH, "acme", "photos", None)}
 
 
 def subscription(*events: str, **more: Any) -> WebhookFilter:
@@ -43,14 +54,14 @@ def added(*events: str, owner: str = "acme", **more: Any) -> WebhookAdded:
     return WebhookAdded(**NOW, owner=owner, subscription=chosen, secret=SECRET)
 
 
-def roster(*changes: Event) -> Roster:
-    found = Roster()
+def roster(*changes: Event) -> WebhookIndex:
+    found = WebhookIndex()
     for position, change in enumerate(changes, start=1):
         found.apply(at(position, change, HOOK))
     return found
 
 
-def told(found: Roster, *events: RecordedEvent) -> list[int]:
+def told(found: WebhookIndex, *events: RecordedEvent) -> list[int]:
     return [telling.position for telling in found.tell(events, ORIGINS)]
 
 
@@ -76,7 +87,7 @@ def test_changes_hold_from_where_they_are_in_the_log() -> None:
 
 
 def test_only_what_somebody_chose_is_read_of_the_log() -> None:
-    nobody = set(Roster().topics())
+    nobody = set(WebhookIndex().topics())
 
     assert all(topic.startswith("webhook.") for topic in nobody)
     assert set(roster(added("upload.failed")).topics()) - nobody == {"upload.failed"}
@@ -86,18 +97,18 @@ def test_only_what_somebody_chose_is_read_of_the_log() -> None:
 def test_a_change_ends_what_is_read_at_once() -> None:
     change = at(3, added(), HOOK)
 
-    events, found = up_to_change([at(2, DONE), change, at(4, DONE)])
+    events, found = split_at_webhook_change([at(2, DONE), change, at(4, DONE)])
 
     assert ([event.position for event in events], found) == ([2], change)
-    assert up_to_change([at(2, DONE)]) == ([at(2, DONE)], None)
+    assert split_at_webhook_change([at(2, DONE)]) == ([at(2, DONE)], None)
 
 
 def test_a_test_is_told_to_its_own_webhook_in_a_lane_of_its_own() -> None:
-    telling = telling_of(at(5, WebhookTestRequested(**NOW), HOOK))
+    telling = plan_test_delivery(at(5, WebhookTestRequested(**NOW), HOOK))
 
     assert telling is not None
     assert (telling.webhook, telling.lane) == (HOOK, HOOK)
-    assert telling_of(at(5, added(), HOOK)) is None
+    assert plan_test_delivery(at(5, added(), HOOK)) is None
 
 
 @pytest.mark.parametrize("failures", range(1, len(DELAYS) + 1))
@@ -105,7 +116,7 @@ def test_each_delay_is_spread_by_a_fifth(failures: int) -> None:
     delay = DELAYS[failures - 1]
     waits = []
     for random in (0.0, 0.5, 1.0):
-        again = next_try(failures, at=NOON, random=random)
+        again = next_attempt_at(failures, at=NOON, random=random)
         assert again is not None
         waits.append((again - NOON).total_seconds())
 
@@ -117,7 +128,7 @@ def test_it_is_tried_for_about_three_days_from_seconds_to_half_days() -> None:
     assert DELAYS[-1] == 12 * 3600.0
     assert list(DELAYS) == sorted(DELAYS)
     assert 3.0 < sum(DELAYS) / 86400 < 3.5
-    assert next_try(len(DELAYS) + 1, at=NOON, random=0.5) is None
+    assert next_attempt_at(len(DELAYS) + 1, at=NOON, random=0.5) is None
 
 
 def test_one_failure_in_sixteen_hardly_delays_the_later_deliveries_of_a_batch() -> None:
@@ -132,7 +143,7 @@ def test_one_failure_in_sixteen_hardly_delays_the_later_deliveries_of_a_batch() 
             failures = 0
             while chance.random() < 0.06:
                 failures += 1
-                again = next_try(failures, at=NOON, random=chance.random())
+                again = next_attempt_at(failures, at=NOON, random=chance.random())
                 assert again is not None
                 free += (again - NOON).total_seconds() + 0.03
             delays.append(free - event)
@@ -159,11 +170,11 @@ def test_one_failure_in_sixteen_hardly_delays_the_later_deliveries_of_a_batch() 
     ],
 )
 def test_retry_after_is_understood_and_bounded(header: str | None, wish: float) -> None:
-    assert wish_of(header, NOON) == wish
+    assert parse_retry_after(header, NOON) == wish
 
 
 def test_a_wish_for_sooner_is_not_granted() -> None:
-    again = next_try(6, at=NOON, random=0.5, retry_after="1")
+    again = next_attempt_at(6, at=NOON, random=0.5, retry_after="1")
 
     assert again is not None
     assert (again - NOON).total_seconds() == DELAYS[5]

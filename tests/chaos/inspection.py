@@ -14,9 +14,9 @@ from infrastructure.erasure.keyring import Keyring
 from infrastructure.erasure.master_keys import FileMasterKeys
 from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.pool import make_pool
-from infrastructure.read_model.verify import verify
+from infrastructure.read_model.rebuild import verify
 from tests.chaos.customers import Job
 from tests.chaos.plant import Plant
 from tests.chaos.receiver import EVENTS, Receiver

@@ -9,7 +9,7 @@ import pytest
 from application.commands import StartBatch
 from application.handlers.batches import start_batch
 from application.handlers.execute import CommandContext
-from application.transfer import quotas
+from application.transfers import quotas
 from domain.ids import is_partial_upload
 from tests.clients.installed import require_package, run_script, tus_js
 from tests.interfaces.uploads.server import OWNER, TUS, Server, serving, stored_files, upload_in

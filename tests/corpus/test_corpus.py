@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from application.pipeline import Permanent
+from application.pipeline import PermanentError
 from tests.corpus.rows import ROWS, Row
 from tests.infrastructure.processors.bench import KeptProcessors, Table, subject
 
@@ -22,7 +22,7 @@ def verdicts(row: Row, content: bytes, kept: KeptProcessors) -> dict[str, str]:
         given = subject(content, row.path, media_type=row.declared, results=results)
         try:
             results[step] = kept.perform(step, given, Table(content), {})
-        except Permanent as error:
+        except PermanentError as error:
             found[step] = f"refused: {error}"
         else:
             found[step] = _verdict(results[step])

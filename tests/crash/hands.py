@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from application.pipeline import (
-    Permanent,
+    PermanentError,
     Pipeline,
     Processor,
     Quarantine,
     Step,
-    Subject,
-    Workbench,
+    StepContext,
+    StepInput,
 )
 from domain.retry import RetryPolicy
 
@@ -29,7 +29,7 @@ SETTINGS: Mapping[str, Any] = {
 }
 
 
-async def step(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+async def step(subject: StepInput, bench: StepContext, options: dict[str, Any]) -> dict[str, Any]:
     """Passes, and leaves an artifact; unless the path asks for something else."""
     if "slow" in subject.path:
         for part in range(4):
@@ -40,7 +40,7 @@ async def step(subject: Subject, bench: Workbench, options: dict[str, Any]) -> d
     if "hopeless" in subject.path:
         raise ConnectionResetError("the scanner never answers")
     if "bad" in subject.path:
-        raise Permanent("bad through and through")
+        raise PermanentError("bad through and through")
     if "virus" in subject.path:
         raise Quarantine("EICAR")
     content = b"".join([chunk async for chunk in bench.read()])

@@ -15,20 +15,20 @@ import msgspec
 from application import commands
 from application.handlers import batches, uploads
 from application.handlers.execute import CommandContext, execute
-from application.transfer.errors import NotIncoming
-from application.transfer.transfers import Incoming, Limits, Speaker, Transfers
+from application.transfers.errors import NotAcceptingBytes
+from application.transfers.transfers import Actor, AppendRequest, Limits, Transfers
 from domain.errors import CommandRejected
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.jobs import orchestrator, worker
 from infrastructure.jobs.selection import select_lost
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.read_model import projector
 from infrastructure.read_model import rebuild as rebuilding
-from infrastructure.read_model import verify as verifying
+from infrastructure.read_model import rebuild as verifying
 from infrastructure.settings import Settings
-from interfaces.bootstrap.supervision import supervise
+from interfaces.bootstrap.tasks import supervise
 from tests.crash.hands import PROCESSORS, SETTINGS
 from tests.crash.mortal import Life, beside
 from tests.crash.nursery import Order
@@ -185,12 +185,12 @@ async def receive(order: Order, life: Life) -> str:
             now=parts.now,
             clock=clock,
         )
-        speaker = Speaker("key:alice")
+        speaker = Actor("key:alice")
         try:
             received = (await receiving.settle(upload, speaker)).received
-            incoming = Incoming(upload=upload, offset=received)
+            incoming = AppendRequest(upload=upload, offset=received)
             await receiving.receive(incoming, _pieces(received, size), speaker)
-        except NotIncoming as refusal:  # they had all arrived before
+        except NotAcceptingBytes as refusal:  # they had all arrived before
             return str(refusal)
         return ""
 

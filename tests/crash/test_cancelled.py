@@ -14,16 +14,15 @@ import pytest
 
 from application.commands import StartBatch
 from application.handlers.batches import start_batch
-from application.transfer.quotas import Allowance, Quotas
-from application.transfer.transfers import Incoming, Limits, Speaker, Transfers
+from application.transfers.quotas import Quota, Quotas
+from application.transfers.transfers import Actor, AppendRequest, Limits, Transfers
 from domain.file import FileDeclaration
 from domain.ids import upload_id_for
 from infrastructure.read_model.projector import catch_up
-from infrastructure.read_model.rebuild import rebuild
-from infrastructure.read_model.verify import verify
+from infrastructure.read_model.rebuild import rebuild, verify
 from infrastructure.settings import Settings
 from infrastructure.webhooks.outbox import PostgresOutbox
-from interfaces.bootstrap.parts import Parts, open_parts
+from interfaces.bootstrap.container import Container, open_container
 from tests.crash.awaits import awaits
 from tests.crash.mortal import Interrupted
 from tests.infrastructure.jobs.plant import context
@@ -32,7 +31,7 @@ from tests.support import eventually
 BATCH, OWNER = uuid4(), "acme"
 FILES = (FileDeclaration(path="a.txt", size=30), FileDeclaration(path="b.txt", size=0))
 UPLOAD = upload_id_for(BATCH, "a.txt", b"")
-SPEAKER = Speaker("key:alice")
+SPEAKER = Actor("key:alice")
 
 # What holds something while it waits. Slots and blobs are asked under their own names.
 _LEFT = """
@@ -40,10 +39,10 @@ SELECT (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_
   (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
    AND state LIKE 'idle in transaction%%')"""
 
-Work = Callable[[Parts], Awaitable[Any]]
+Work = Callable[[Container], Awaitable[Any]]
 
 
-async def _asks(parts: Parts) -> None:
+async def _asks(parts: Container) -> None:
     services = parts.services
     await services.queries.batches(owner=OWNER)
     await services.queries.uploads(BATCH, owner=OWNER)
@@ -53,47 +52,47 @@ async def _asks(parts: Parts) -> None:
     await services.log.versions([UPLOAD])
 
 
-async def _reports(parts: Parts) -> None:
+async def _reports(parts: Container) -> None:
     async with parts.services.queries.report(BATCH, owner=OWNER) as report:
         assert [row.path async for row in report.files] == ["a.txt", "b.txt"]
 
 
-async def _commands(parts: Parts) -> None:
+async def _commands(parts: Container) -> None:
     await start_batch(parts.log, StartBatch(id=uuid4(), owner=OWNER, files=FILES), context())
 
 
-async def _sends(parts: Parts) -> None:
+async def _sends(parts: Container) -> None:
     id = uuid4()
     await start_batch(parts.log, StartBatch(id=id, owner=OWNER, files=FILES), context())
-    incoming = Incoming(upload=upload_id_for(id, "a.txt", parts.log.id_secret), offset=0)
+    incoming = AppendRequest(upload=upload_id_for(id, "a.txt", parts.log.id_secret), offset=0)
     await transfers(parts).receive(incoming, _pieces(), SPEAKER)
 
 
-async def _stores(parts: Parts) -> None:
+async def _stores(parts: Container) -> None:
     name = f"artifacts/{uuid4()}"
     await parts.blobs.put(name, b"bytes")
     assert b"".join([chunk async for chunk in parts.blobs.read(name)]) == b"bytes"
 
 
-async def _packs(parts: Parts) -> None:
+async def _packs(parts: Container) -> None:
     name = f"uploads/{uuid4()}"
     packed = (await parts.blobs.put_many({name: b"bytes"}))[name]
     assert b"".join([chunk async for chunk in parts.blobs.read(packed)]) == b"bytes"
 
 
-async def _verifies(parts: Parts) -> None:
+async def _verifies(parts: Container) -> None:
     await verify(parts.database.url, parts.log)
 
 
-async def _rebuilds(parts: Parts) -> None:
+async def _rebuilds(parts: Container) -> None:
     await rebuild(parts.database.url, parts.log)
 
 
-async def _delivers(parts: Parts) -> None:
+async def _delivers(parts: Container) -> None:
     await PostgresOutbox(parts.pool, 5.0).claim(5, at=parts.services.now())
 
 
-async def _runs_errands(parts: Parts) -> None:
+async def _runs_errands(parts: Container) -> None:
     tickets = await parts.services.remote_steps.open(UPLOAD, 1, download_within=60)
     await parts.services.remote_steps.close(tickets.id)
 
@@ -118,11 +117,11 @@ WORKS: dict[str, Work] = {
 LONG = ("verifies", "rebuilds")  # of many awaits, between which tables are made and dropped
 
 
-def transfers(parts: Parts) -> Transfers:
+def transfers(parts: Container) -> Transfers:
     limits = Limits(max_file_size=100, min_free_bytes=0, progress_interval=9)
     services = parts.services
     clock = asyncio.get_running_loop().time
-    nothing = Allowance(bytes=0, files=0)
+    nothing = Quota(bytes=0, files=0)
     quotas = Quotas(
         services.usage, clock, owner=nothing, batch=nothing, transfers=3, slots=services.slots
     )
@@ -151,7 +150,7 @@ async def test_work_that_is_cancelled_at_any_await_leaves_nothing_behind(
     database_url: str, tmp_path: Path, name: str
 ) -> None:
     settings = Settings(data_dir=tmp_path, database_url=database_url)
-    async with open_parts(settings) as parts:
+    async with open_container(settings) as parts:
         await start_batch(parts.log, StartBatch(id=BATCH, owner=OWNER, files=FILES), context())
         await catch_up(database_url, parts.log)
         await WORKS[name](parts)
@@ -178,13 +177,13 @@ def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def _lent(parts: Parts) -> int:
+def _lent(parts: Container) -> int:
     """Connections of the pool that somebody has."""
     stats = parts.pool.get_stats()
     return stats["pool_size"] - stats["pool_available"]
 
 
-async def _held(parts: Parts) -> tuple[int, int] | None:
+async def _held(parts: Container) -> tuple[int, int] | None:
     """Locks, and open transactions."""
     async with parts.pool.connection() as connection:
         return await (await connection.execute(_LEFT, ())).fetchone()

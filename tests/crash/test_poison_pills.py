@@ -16,7 +16,7 @@ from domain.upload.aggregate import MAX_MESSAGE
 from domain.upload.events import AttemptAbandoned, AttemptFailed, AttemptSucceeded, UploadFailed
 from domain.upload.state import UploadState
 from infrastructure.processors.registry import check_pipelines, known_options, open_processors
-from infrastructure.settings_fields import BadSetting
+from infrastructure.settings_loader import BadSetting
 from tests.crash.pills import HARMLESS, PILLS, installed
 from tests.faults.site import eventually as until
 from tests.faults.site import open_site, steps

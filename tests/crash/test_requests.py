@@ -13,9 +13,9 @@ from application.commands import AddUploads, CancelBatch, Command, SealBatch, St
 from application.handlers.batches import start_batch
 from application.handlers.execute import execute
 from application.handlers.uploads import add_uploads
-from application.transfer.names import blob_of
+from application.transfers.locks import upload_blob_name
 from domain.file import FileDeclaration
-from infrastructure.read_model.verify import verify
+from infrastructure.read_model.rebuild import verify
 from tests.contracts.blob_store import content
 from tests.crash.awaits import awaits
 from tests.crash.nursery import DONE, Nursery
@@ -70,12 +70,12 @@ async def test_bytes_that_were_acknowledged_survive_a_crash_at_every_await(
             sent = {"upload": upload, "size": SIZE}
             ended = (await world.live("receive", ends_at, **sent)).ended
             recorded = (await world.plant.upload(upload)).received
-            assert recorded <= await world.plant.blobs.size(blob_of(upload))
+            assert recorded <= await world.plant.blobs.size(upload_blob_name(upload))
             if ended != DONE:
                 await world.live("receive", **sent)
 
             assert (await world.plant.upload(upload)).received == SIZE
-            assert await content(world.plant.blobs, blob_of(upload)) == bytes_of(0, SIZE)
+            assert await content(world.plant.blobs, upload_blob_name(upload)) == bytes_of(0, SIZE)
             if ended == DONE:
                 break
         await world.check()

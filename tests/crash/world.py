@@ -17,7 +17,7 @@ from domain.errors import CommandRejected
 from domain.upload.events import AttemptSucceeded
 from domain.upload.state import UploadState
 from infrastructure.read_model.projector import catch_up
-from infrastructure.read_model.verify import verify
+from infrastructure.read_model.rebuild import verify
 from tests.crash.nursery import STOPPED, Nursery, Order, Report
 from tests.infrastructure.jobs.plant import Plant, context, open_plant
 from tests.laws import UNFINISHED, Broken, Standing, obeyed

@@ -15,8 +15,7 @@ import pytest
 import yaml
 
 from infrastructure.settings import Settings
-from infrastructure.settings_fields import fields
-from infrastructure.settings_sources import load
+from infrastructure.settings_loader import fields, load
 from interfaces.bootstrap.processes import LATE
 from interfaces.cli.main import make_app
 

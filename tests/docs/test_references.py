@@ -15,7 +15,7 @@ import pytest
 from cyclopts import App
 
 from infrastructure.settings import Settings
-from infrastructure.settings_fields import fields
+from infrastructure.settings_loader import fields
 from interfaces.cli.main import make_app
 from interfaces.rest.app import OPERATIONS, build_app
 

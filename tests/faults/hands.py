@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from application.pipeline import Permanent, Subject, Workbench
+from application.pipeline import PermanentError, StepContext, StepInput
 
 
-async def hold(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+async def hold(subject: StepInput, bench: StepContext, options: dict[str, Any]) -> dict[str, Any]:
     """Writes down that it is at work, and does not end before the gate is there.
 
     Options: `gate`, a file; `book`, a folder in which each run keeps a page while it lasts. The
@@ -27,10 +27,12 @@ async def hold(subject: Subject, bench: Workbench, options: dict[str, Any]) -> d
     return {"attempt": subject.attempt}
 
 
-async def stumble(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+async def stumble(
+    subject: StepInput, bench: StepContext, options: dict[str, Any]
+) -> dict[str, Any]:
     """Meets another trouble in every attempt, if the path says that it is `clumsy`."""
     if "broken" in subject.path:
-        raise Permanent(f"{subject.path} is broken through and through")
+        raise PermanentError(f"{subject.path} is broken through and through")
     if "clumsy" in subject.path:
         kinds = (ConnectionResetError, TimeoutError, ValueError)
         raise kinds[(subject.attempt - 1) % 3](f"trouble number {subject.attempt}")

@@ -16,8 +16,8 @@ from application.errors import NotFound, OutcomeUnknown, Unavailable
 from infrastructure.database_errors import is_transient, transient_as_unavailable
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.pool import make_pool
-from interfaces.bootstrap import supervision
-from interfaces.rest.problems import problem_of
+from interfaces.bootstrap import tasks
+from interfaces.common.problems import problem_of
 
 
 def of_state(state: str) -> psycopg.Error:
@@ -86,18 +86,18 @@ def test_an_unknown_outcome_is_not_reported_as_nothing_recorded() -> None:
 async def test_a_part_that_waits_for_the_database_is_never_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(supervision, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(supervision, "LONGEST_OUTAGE_PAUSE", 0.001)
+    monkeypatch.setattr(tasks, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(tasks, "LONGEST_OUTAGE_PAUSE", 0.001)
     starts = SimpleNamespace(count=0)
 
     async def waiting() -> None:
         starts.count += 1
-        if starts.count <= 3 * supervision.HOPELESS:
+        if starts.count <= 3 * tasks.MAX_RESTARTS:
             raise of_state("25006")
         await asyncio.Event().wait()
 
-    part = asyncio.create_task(supervision.supervise("part", waiting))
-    while starts.count <= 3 * supervision.HOPELESS:
+    part = asyncio.create_task(tasks.supervise("part", waiting))
+    while starts.count <= 3 * tasks.MAX_RESTARTS:
         await asyncio.sleep(0.001)
         assert not part.done()
     part.cancel()

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from infrastructure.settings import MIB, Settings
-from infrastructure.settings_fields import BadSetting
-from infrastructure.settings_sources import load, shown
+from infrastructure.settings_loader import BadSetting, load, redacted
 
 PORT = "port = 7\n"
 
@@ -133,4 +132,4 @@ def test_the_data_folder_cannot_be_moved_from_within(tmp_path: Path) -> None:
     ],
 )
 def test_a_password_is_never_shown(value: Any, text: str) -> None:
-    assert shown(value) == text
+    assert redacted(value) == text

@@ -14,11 +14,11 @@ import pytest
 import structlog
 
 from infrastructure.settings import Settings
-from infrastructure.telemetry.logging import configure_logging
-from interfaces.bootstrap.invitation import Ready
-from interfaces.bootstrap.role import ALL_ROLES
-from interfaces.bootstrap.serving import serve
-from interfaces.rest import params
+from infrastructure.telemetry import configure_logging
+from interfaces.bootstrap.container import ALL_ROLES
+from interfaces.bootstrap.listen import Ready
+from interfaces.bootstrap.server import serve
+from interfaces.common import requests
 from interfaces.rest.webhooks import lists
 from tests.support import run
 
@@ -39,7 +39,7 @@ class LiveServer:
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for their own write waits for it as long as a slow machine takes."""
-    monkeypatch.setattr(params, "LONGEST_WAIT", PATIENCE)
+    monkeypatch.setattr(requests, "LONGEST_WAIT", PATIENCE)
     monkeypatch.setattr(lists, "LONGEST_WAIT", PATIENCE)
     monkeypatch.setattr(lists, "SEEN_WITHIN", PATIENCE)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from infrastructure.blobs.s3.location import Location
-from infrastructure.blobs.s3.opening import open_bucket
+from infrastructure.blobs.s3.client import Location
+from infrastructure.blobs.s3.store import open_client
 from tests.infrastructure.blobs import s3_servers
 from tests.machines.audit import check, completed, streams_of
 from tests.machines.site import Machine, Site, ask, run_command, site
@@ -87,5 +87,5 @@ async def patch(client: aiohttp.ClientSession, url: str, offset: int, content: b
 
 async def make_bucket(endpoint: str) -> None:
     location = Location(bucket=s3_servers.BUCKET, endpoint=endpoint, style="path")
-    async with open_bucket(location) as bucket:
+    async with open_client(location) as bucket:
         await bucket._client.create_bucket(Bucket=location.bucket)

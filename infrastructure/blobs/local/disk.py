@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import suppress
 from pathlib import Path
+from time import monotonic
+from uuid import uuid4
+
+from caio import linux_aio
 
 from application.errors import StorageFull, Unavailable
 from application.ports.blobs import BlobMissing
+from infrastructure.libc import c_function
 
 NEW_FILE = 0o600
 NEW_FOLDER = 0o700
@@ -20,7 +30,7 @@ sync_data = getattr(os, "fdatasync", os.fsync)
 """fdatasync makes the bytes and the size durable, which is all a blob has; macOS lacks it."""
 
 
-class told:
+class translate_os_errors:
     """Raises StorageFull for a full disk or quota, Unavailable for any other error of the disk.
 
     `with told(): ...`; every write passes through here, so that it is no generator.
@@ -83,3 +93,236 @@ def open_to_read(name: str, path: Path) -> tuple[int, int]:
         return descriptor, os.fstat(descriptor).st_size
     except FileNotFoundError:
         raise BlobMissing(f"no blob {name} is stored") from None
+
+
+# Syncs that the kernel does beside us: many at once, with no thread of ours that waits for them.
+#
+# A trip to a thread costs a small file more than all its bytes do: the thread has to get hold of
+# the interpreter's lock between every two system calls. Linux takes the same syncs as requests,
+# and tells when they are done (io_submit(2)).
+
+ROOM = 256  # syncs that may be under way
+
+_SIGN = 1 << 63  # results come as unsigned numbers: from here on they are an errno below 0
+
+
+class _Waiting:
+    """Who waits for how many more syncs, and the first error of one."""
+
+    def __init__(self, outcome: asyncio.Future[None], left: int) -> None:
+        self.outcome = outcome
+        self.left = left
+        self.error = 0
+
+    def settle(self) -> None:
+        """A failed sync is told when the others are done, too."""
+        if self.left or self.outcome.done() or self.outcome.get_loop().is_closed():
+            return  # or its caller has gone away
+        if self.error:
+            self.outcome.set_exception(OSError(self.error, os.strerror(self.error)))
+        else:
+            self.outcome.set_result(None)
+
+
+class AioFsync:
+    """For one event loop at a time. Raises OSError where the kernel does not offer this."""
+
+    def __init__(self) -> None:
+        if linux_aio is None:
+            raise OSError("only Linux takes such requests")
+        try:
+            self._requests = linux_aio.Context(ROOM)
+        except (SystemError, OverflowError, ValueError, RuntimeError) as error:
+            raise OSError(f"the kernel takes no such requests: {error}") from error
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._under_way = 0
+
+    def begin(self, files: Sequence[int]) -> asyncio.Future[None] | None:
+        """Done once the bytes of all these open files are durable; they may be closed now.
+
+        Raises OSError if that failed for one.
+        None where the kernel does not take them all, now or ever: sync them another way.
+        """
+        if self._under_way + len(files) > ROOM:
+            return None
+        loop = asyncio.get_running_loop()
+        self._listen_on(loop)
+        waiting = _Waiting(loop.create_future(), len(files))
+        taken = self._submit(files, waiting)
+        self._under_way += taken
+        return waiting.outcome if taken == len(files) else None
+
+    def close(self) -> None:
+        """Waits for what is under way, tells nobody, and gives its room back to the kernel."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._requests.fileno)
+        while self._under_way:
+            self._requests.process_events(ROOM, 1, 1)
+        del self._requests
+
+    def _submit(self, files: Sequence[int], waiting: _Waiting) -> int:
+        """How many of them the kernel took, the first ones."""
+
+        def done(result: int) -> None:
+            self._under_way -= 1
+            waiting.left -= 1
+            if result >= _SIGN:
+                waiting.error = waiting.error or 2 * _SIGN - result
+            waiting.settle()
+
+        operations = []
+        for descriptor in files:
+            operation = linux_aio.Operation.fdsync(descriptor)
+            operation.set_callback(done)
+            operations.append(operation)
+        try:
+            return int(self._requests.submit(*operations))
+        except (OverflowError, ValueError, SystemError):
+            return 0
+
+    def _listen_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop is not self._loop:
+            self._loop = loop
+            loop.add_reader(self._requests.fileno, self._rung)
+
+    def _rung(self) -> None:
+        with suppress(BlockingIOError):
+            self._requests.poll()
+        self._requests.process_events(ROOM)
+
+
+def open_kernel_syncs() -> AioFsync | None:
+    """None where the kernel is another, or does not let us."""
+    try:
+        return AioFsync()
+    except OSError:
+        return None
+
+
+# What a fast sender leaves in memory is written out while more arrives: no sync waits for much.
+#
+# Without this a sync, and whoever wants to take the upload over, would wait until the disk has
+# all that came since the last checkpoint, which may be hundreds of megabytes.
+
+WINDOW = 4 * 1024 * 1024  # bytes that are written out together
+AT_ONCE = 2  # windows of one blob; the next one waits for the first of them
+
+
+class WritebackWindow:
+    """The windows of one open blob, from `offset` on."""
+
+    def __init__(
+        self, offset: int, write_out: Callable[[int, int], None], threads: Executor
+    ) -> None:
+        """`write_out` is called in a thread, with the first byte of a window and the one behind."""
+        self._end = offset
+        self._write_out = write_out
+        self._threads = threads
+        self._windows: deque[Future[None]] = deque()
+
+    def due(self, size: int) -> bool:
+        """Whether a blob of this size holds a window that nobody writes out yet."""
+        return size - self._end >= WINDOW
+
+    async def begin(self, size: int) -> Future[None]:
+        """Has everything up to `size` written out; raises what an earlier window met."""
+        start, self._end = self._end, size
+        if len(self._windows) == AT_ONCE:
+            await _over(self._windows.popleft())
+        window = self._threads.submit(self._write_out, start, size)
+        self._windows.append(window)
+        return window
+
+    async def settled(self) -> None:
+        """Waits for all of them, and raises what one of them met."""
+        while self._windows:
+            await _over(self._windows.popleft())
+
+    def give_up(self) -> None:
+        """Those that no thread has begun with are not wanted any more."""
+        for window in self._windows:
+            window.cancel()
+
+
+async def _over(window: Future[None]) -> None:
+    await asyncio.shield(asyncio.wrap_future(window))
+
+
+# How quick the disk is: whether a write on the loop would hold up everybody else.
+
+SLOW = 0.02  # seconds: a write that takes this long is felt by everybody on the loop
+SLOW_FOR = 1.0  # seconds for which writes then go to a thread
+
+
+class SlowDiskDetector:
+    """The disk as the last writes of all blobs found it.
+
+    A write into the page cache takes microseconds, and a trip to a thread costs a third of the
+    throughput; but once too much is dirty the kernel makes the writer wait.
+    """
+
+    def __init__(self) -> None:
+        self._slow_until = 0.0
+
+    @property
+    def slow(self) -> bool:
+        return monotonic() < self._slow_until
+
+    def observe(self, began: float) -> None:
+        """A write that began at this time of the monotonic clock has just ended."""
+        ended = monotonic()
+        if ended - began > SLOW:
+            self._slow_until = ended + SLOW_FOR
+
+
+# A file written in one go: aside, and then in place of any other of its name.
+
+ASIDE = "~"  # in the name of a file that is to replace another, and of no blob
+
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Puts the content in place of the file's: a reader gets the old or the new, never a mixture.
+
+    The name of the file aside is that of no blob, so that nobody takes it for one.
+    """
+    aside = path.with_name(f"{path.name[:200]}{ASIDE}{uuid4().hex}")
+    descriptor = os.open(aside, _FLAGS, NEW_FILE)
+    try:
+        for _ in write_all(descriptor, content):
+            pass
+        sync_data(descriptor)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
+
+
+# Has the kernel write a file out long before anybody syncs it, so that a sync has little to do.
+
+_WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4  # flags of sync_file_range(2)
+_CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ESPIPE})  # as some file systems answer
+
+
+# Linux alone has sync_file_range(2).
+_sync_file_range = c_function(
+    "sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint
+)
+
+
+def sync_file_range(descriptor: int, start: int, end: int) -> None:
+    """Returns once these bytes are written out. They are not durable before they are synced.
+
+    Raises OSError where that failed: the kernel tells of it once, and no sync would any more.
+    """
+    if _sync_file_range is None:
+        return
+    flags = _WAIT_BEFORE | _WRITE | _WAIT_AFTER
+    if _sync_file_range(descriptor, start, end - start, flags) == 0:
+        return
+    if (number := ctypes.get_errno()) not in _CANNOT:
+        raise OSError(number, os.strerror(number))

@@ -5,31 +5,254 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from time import time
-from typing import TypeVar
+from time import monotonic, time
+from typing import Any, TypeVar
 from zlib import crc32
 
-from infrastructure.blobs.local.disk import NEW_FOLDER, make_folder, open_to_read, told
-from infrastructure.blobs.local.files import (
-    close_unwanted,
-    delete,
-    finish,
-    free_bytes,
-    open_to_append,
-    size_of,
-    stale,
+from application.errors import Unavailable
+from application.ports.blobs import BlobBusy, BlobTooShort
+from infrastructure.blobs.local.disk import (
+    ASIDE,
+    NEW_FILE,
+    NEW_FOLDER,
+    SlowDiskDetector,
+    WritebackWindow,
+    make_folder,
+    open_kernel_syncs,
+    open_to_read,
+    sync_data,
+    sync_file_range,
+    sync_folder,
+    translate_os_errors,
+    try_lock,
+    write_all,
+    write_atomically,
 )
-from infrastructure.blobs.local.kernel_syncs import open_kernel_syncs
-from infrastructure.blobs.local.pace import Pace
-from infrastructure.blobs.local.packs.naming import packed_in
-from infrastructure.blobs.local.packs.packing import Packing
-from infrastructure.blobs.local.packs.store import PackedBlobs
-from infrastructure.blobs.local.whole_files import replace
-from infrastructure.blobs.local.writer import LocalBlobWriter
-from infrastructure.blobs.naming import checked
+from infrastructure.blobs.local.pack_writer import PackedBlobs, PackWriter
+from infrastructure.blobs.local.packs import pack_id_from_file, parse_packed_name, remaining_members
+from infrastructure.blobs.shared import validate_blob_name
 from infrastructure.tasks import delivered
+
+# What is done to the file of a blob, in a thread: opened, measured, finished, freed.
+
+
+def open_to_append(name: str, path: Path, offset: int) -> tuple[int, int]:
+    """A descriptor that holds the file alone, at this offset, and how many bytes there are."""
+    while True:
+        descriptor = _open_to_write(name, path, offset)
+        try:
+            if not try_lock(descriptor):
+                raise BlobBusy(name)
+            found = os.fstat(descriptor)
+            if found.st_size < offset:
+                raise BlobTooShort(name, found.st_size, offset)
+            os.lseek(descriptor, offset, os.SEEK_SET)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if found.st_nlink:
+            return descriptor, found.st_size
+        os.close(descriptor)  # deleted between being opened and being locked
+
+
+def _open_to_write(name: str, path: Path, offset: int) -> int:
+    flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if offset else os.O_CREAT)
+    try:
+        return os.open(path, flags, NEW_FILE)
+    except FileNotFoundError:
+        raise BlobTooShort(name, 0, offset) from None
+
+
+def size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def close_orphaned_fd(opened: tuple[int, int]) -> None:
+    os.close(opened[0])
+
+
+def finish(name: str, path: Path, size: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise BlobTooShort(name, 0, size) from None
+    try:
+        stored = os.fstat(descriptor).st_size
+        if stored < size:
+            raise BlobTooShort(name, stored, size)
+        if stored > size:
+            os.ftruncate(descriptor, size)
+        sync_data(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
+
+
+def delete(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        path.unlink()
+        sync_folder(path.parent)
+
+
+def free_bytes(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def older_than(shard: Path, before: float) -> list[str]:
+    """Names of the blobs in a shard whose files are older than `before`, in seconds since 1970.
+
+    A file put aside, to replace another, that is as old was left by a crash: it goes. So does
+    a pack with nothing left in it.
+    """
+    found: list[str] = []
+    with suppress(FileNotFoundError), os.scandir(shard) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # freed meanwhile
+                if entry.stat(follow_symlinks=False).st_mtime >= before:
+                    continue
+                if ASIDE in entry.name:
+                    os.unlink(entry.path)
+                elif pack := pack_id_from_file(entry.name):
+                    found += remaining_members(Path(entry.path), pack)
+                else:
+                    found.append(entry.name.replace("_", "/"))
+    return found
+
+
+# One append to a local blob: writes on the loop while the disk is quick, in a thread when not.
+
+
+class LocalBlobWriter:
+    """The port `BlobWriter`, on an open and locked file.
+
+    `sync` may run while `write` goes on: it covers what was written before it was called.
+    What lies beyond the offset is dropped by the first write, so that merely opening a blob
+    changes nothing.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        path: Path,
+        offset: int,
+        *,
+        excess: bool,
+        threads: Executor,
+        outgoing: Executor,
+        pace: SlowDiskDetector,
+        closed: Callable[[], object],
+    ) -> None:
+        """`outgoing` are threads for what may take long; `closed` is called once this is."""
+        self._descriptor = descriptor
+        self._path = path
+        self._size = offset
+        self._synced = offset  # bytes known to be durable
+        self._excess = excess
+        self._named = offset > 0  # whether the file's name is known to be durable
+        self._threads = threads
+        self._outgoing = WritebackWindow(offset, self._write_out, outgoing)
+        self._pace = pace
+        self._on_close = closed
+        self._working: set[asyncio.Future[Any]] = set()
+        self._broken = False
+        self._closed = False
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    async def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        if self._pace.slow:
+            await self._in_thread(lambda: self._write(chunk))
+        else:
+            self._write(chunk)
+        if self._outgoing.due(self._size):
+            self._watch(asyncio.wrap_future(await self._outgoing.begin(self._size)))
+
+    async def sync(self) -> int:
+        size = self._size
+        if size > self._synced:  # a sender that fell silent was synced before: nothing to wait for
+            await self._in_thread(self._sync)
+            self._synced = max(self._synced, size)
+        return size
+
+    async def checkpoint(self) -> int:
+        return await self.sync()
+
+    async def require_sound(self) -> None:
+        """Raises Unavailable, StorageFull where bytes could not be written out."""
+        await self._outgoing.settled()
+        if self._broken:
+            raise Unavailable("an earlier sync of this blob failed")
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._on_close()
+        self._outgoing.give_up()
+        if not self._working:
+            os.close(self._descriptor)
+            return
+        # A thread that outlived its cancelled caller still works with the descriptor: closed
+        # under it, the number could already mean another file. The last one closes it.
+        await asyncio.wait(self._working)
+
+    def _write(self, chunk: bytes | bytearray | memoryview) -> None:
+        began = monotonic()
+        with translate_os_errors():
+            if self._excess:
+                os.ftruncate(self._descriptor, self._size)
+                self._excess = False
+            for written in write_all(self._descriptor, chunk):
+                self._size += written
+        self._pace.observe(began)
+
+    def _write_out(self, start: int, end: int) -> None:
+        try:
+            with translate_os_errors():
+                sync_file_range(self._descriptor, start, end)
+        except BaseException:
+            self._broken = True
+            raise
+
+    def _sync(self) -> None:
+        if self._broken:  # the kernel reports a failed write-back once, then forgets it
+            raise Unavailable("an earlier sync of this blob failed")
+        try:
+            with translate_os_errors():
+                sync_data(self._descriptor)
+                if not self._named:
+                    sync_folder(self._path.parent)
+                    self._named = True
+        except BaseException:
+            self._broken = True
+            raise
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        self._watch(future)
+        await asyncio.shield(future)
+
+    def _watch(self, future: asyncio.Future[Any]) -> None:
+        """The descriptor stays open for as long as a thread works with it."""
+        self._working.add(future)
+        future.add_done_callback(self._worked)
+
+    def _worked(self, future: asyncio.Future[Any]) -> None:
+        self._working.discard(future)
+        if not future.cancelled():
+            future.exception()  # seen: the caller, if it is still there, raises it
+        if self._closed and not self._working:
+            os.close(self._descriptor)
+
 
 READ_CHUNK = 256 * 1024
 THREADS = 8  # they wait for the disk; more of them than this only wait for each other
@@ -57,8 +280,8 @@ class LocalBlobStore:
         self._outgoing = ThreadPoolExecutor(WRITE_OUTS, thread_name_prefix="write-out")
         self._writers: dict[str, LocalBlobWriter] = {}  # those that are open
         self._syncs = open_kernel_syncs() if kernel_syncs else None
-        self._pace = Pace()
-        packing = Packing(
+        self._pace = SlowDiskDetector()
+        packing = PackWriter(
             self._file, self._make_shard, threads=self._threads, syncs=self._syncs, pace=self._pace
         )
         self._packs = PackedBlobs(packing, self._file, self._threads)
@@ -89,7 +312,7 @@ class LocalBlobStore:
         return self._writers[name]
 
     async def size(self, name: str) -> int:
-        if packed := packed_in(name):
+        if packed := parse_packed_name(name):
             return await self._packs.size(packed)
         path = self._path(name)
         return await self._run(lambda: size_of(path))
@@ -101,7 +324,7 @@ class LocalBlobStore:
         await self._run(lambda: finish(name, path, size))
 
     async def read(self, name: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        if packed := packed_in(name):
+        if packed := parse_packed_name(name):
             if content := await self._packs.read(packed, start, end):
                 yield content
             return
@@ -122,15 +345,19 @@ class LocalBlobStore:
         path = self._path(name)
         await self._ensure_shard(path.parent)
         loop = asyncio.get_running_loop()
-        putting = loop.run_in_executor(self._threads, replace, path, content)
-        with told():  # a caller that is cancelled meanwhile leaves nothing that nobody would free
+        putting = loop.run_in_executor(self._threads, write_atomically, path, content)
+        with (
+            translate_os_errors()
+        ):  # a caller that is cancelled meanwhile leaves nothing that nobody would free
             await delivered(putting, lambda _: path.unlink(missing_ok=True))
 
     async def put_many(self, blobs: Mapping[str, bytes]) -> Mapping[str, str]:
-        return await self._packs.put({checked(name): content for name, content in blobs.items()})
+        return await self._packs.put(
+            {validate_blob_name(name): content for name, content in blobs.items()}
+        )
 
     async def delete(self, name: str) -> None:
-        if packed := packed_in(name):
+        if packed := parse_packed_name(name):
             await self._packs.delete(packed)
         else:
             path = self._path(name)
@@ -145,11 +372,11 @@ class LocalBlobStore:
 
     async def stale(self, part: int, age: float) -> list[str]:
         shard, before = self._shards[part], time() - age
-        return await self._run(lambda: stale(shard, before))
+        return await self._run(lambda: older_than(shard, before))
 
     def _path(self, name: str) -> Path:
         """Where the blob is kept. Raises ValueError for a name that no caller should choose."""
-        return self._file(checked(name))
+        return self._file(validate_blob_name(name))
 
     def _file(self, name: str) -> Path:
         return self._shards[crc32(name.encode()) & 0xFF] / name.replace("/", "_")
@@ -166,9 +393,9 @@ class LocalBlobStore:
     async def _opened(self, work: Callable[[], tuple[int, int]]) -> tuple[int, int]:
         """Opens a file in a thread; a caller that is cancelled meanwhile leaves nothing open."""
         opening = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        with told():
-            return await delivered(opening, close_unwanted)
+        with translate_os_errors():
+            return await delivered(opening, close_orphaned_fd)
 
     async def _run(self, work: Callable[[], Result]) -> Result:
-        with told():
+        with translate_os_errors():
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -34,7 +34,7 @@ class Locks(Protocol):
         """The lock of that blob, None where somebody has it. Raises Unavailable."""
 
 
-class OneProcess:
+class InProcessLocks:
     """The port `Locks`, for a bucket that one process alone writes to."""
 
     def __init__(self) -> None:
@@ -44,10 +44,10 @@ class OneProcess:
         if name in self._taken:
             return None
         self._taken.add(name)
-        return _HeldHere(self._taken, name)
+        return _InProcessLock(self._taken, name)
 
 
-class _HeldHere:
+class _InProcessLock:
     def __init__(self, taken: set[str], name: str) -> None:
         self._taken = taken
         self._name = name

@@ -8,18 +8,106 @@ is what makes bytes durable: parts that it does not name do not count.
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
+from typing import IO
 
 import msgspec
 
-from infrastructure.blobs.s3.bucket import Bucket, Stored
-from infrastructure.blobs.s3.parts import Part, Parts
+from application.errors import Unavailable
+from infrastructure.blobs.s3.client import Bucket, ObjectInfo, Part, Parts
+
+# The memory that all writers of a process share: a bounded amount, however many there are.
+#
+# Bytes wait in memory while there is room for everybody's; a writer that is over its share keeps
+# them in an unlinked file, which the page cache holds as long as it can.
+
+WAITING = 64 * 1024 * 1024  # bytes in memory that wait to be sent, of all writers together
+LEAST = 64 * 1024  # bytes that any writer may keep in memory: a file costs more
+WAYS = 8  # requests with a body, up to a part each, that are on their way at once
+
+
+class BufferPool:
+    """`ways` are taken by whoever sends a body; buffers share the rest."""
+
+    def __init__(self, waiting: int = WAITING, ways: int = WAYS) -> None:
+        self.ways = asyncio.Semaphore(ways)
+        self._waiting = waiting
+        self._buffers = 0
+
+    @property
+    def share(self) -> int:
+        """Bytes that one buffer may hold in memory now."""
+        return max(LEAST, self._waiting // max(1, self._buffers))
+
+    def buffer(self) -> Buffer:
+        self._buffers += 1
+        return Buffer(self)
+
+    def closed(self) -> None:
+        self._buffers -= 1
+
+
+class Buffer:
+    """Bytes in the order of their arrival, taken out all at once. Raises Unavailable."""
+
+    def __init__(self, memory: BufferPool) -> None:
+        self._memory = memory
+        self._bytes = bytearray()
+        self._file: IO[bytes] | None = None
+        self._in_file = 0
+
+    def __len__(self) -> int:
+        return self._in_file + len(self._bytes)
+
+    def add(self, content: memoryview | bytes) -> None:
+        self._bytes += content
+        if len(self._bytes) > self._memory.share:
+            self._spill()
+
+    def content(self) -> bytes:
+        if self._file is None:
+            return bytes(self._bytes)
+        return os.pread(self._file.fileno(), self._in_file, 0) + bytes(self._bytes)
+
+    def take(self) -> bytes:
+        """Everything; the buffer is empty afterwards."""
+        content = self.content()
+        self.clear()
+        return content
+
+    def clear(self) -> None:
+        self._bytes = bytearray()
+        self._in_file = 0
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def close(self) -> None:
+        self.clear()
+        self._memory.closed()
+
+    def _spill(self) -> None:
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+            view = memoryview(self._bytes)
+            while view:
+                written = os.pwrite(self._file.fileno(), view, self._in_file)
+                self._in_file += written
+                view = view[written:]
+            view.release()
+        except OSError as error:
+            raise Unavailable(f"no room for bytes on their way to S3: {error.strerror}") from error
+        self._bytes = bytearray()
+
 
 METADATA = "uptrail"
 
 _TAIL = "~tail"
 
 
-class State(msgspec.Struct, frozen=True, omit_defaults=True):
+class TailMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
     """The metadata of a tail.
 
     `over` is the ETag of a finished object of the same name that this blob replaces: any other
@@ -32,17 +120,17 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     over: str | None = None
 
 
-class Whole(msgspec.Struct, frozen=True):
+class CompleteBlob(msgspec.Struct, frozen=True):
     """A finished blob: one object."""
 
     size: int
     etag: str
 
 
-class Growing(msgspec.Struct, frozen=True):
+class IncompleteBlob(msgspec.Struct, frozen=True):
     """A blob that is not finished: `tail` bytes behind the parts that `state` names."""
 
-    state: State
+    state: TailMetadata
     etag: str
     tail: int
 
@@ -51,14 +139,14 @@ class Growing(msgspec.Struct, frozen=True):
         return self.state.parts.size + self.tail
 
 
-class Found(msgspec.Struct, frozen=True):
+class BlobStat(msgspec.Struct, frozen=True):
     """A blob as it was found.
 
     `tail` is the ETag of the tail object, whether it counts or not; `listed` are the parts that
     are stored, those included that do not count, where they were asked for.
     """
 
-    blob: Whole | Growing | None
+    blob: CompleteBlob | IncompleteBlob | None
     tail: str | None
     listed: tuple[Part, ...] = ()
 
@@ -67,46 +155,46 @@ class Found(msgspec.Struct, frozen=True):
         return self.blob.size if self.blob else 0
 
 
-def tail_of(name: str) -> str:
+def tail_key(name: str) -> str:
     """`~` is in no blob's name, so that nobody takes a tail for a blob."""
     return f"{name}{_TAIL}"
 
 
-def blob_of_tail(name: str) -> str:
+def blob_name_of_tail(name: str) -> str:
     """The blob that a stored object belongs to, which may be a tail or the blob itself."""
     return name.removesuffix(_TAIL)
 
 
-async def look(bucket: Bucket, name: str) -> Found:
+async def stat(bucket: Bucket, name: str) -> BlobStat:
     """What there is of a blob, without its bytes."""
-    whole, tail = await asyncio.gather(bucket.head(name), bucket.head(tail_of(name)))
+    whole, tail = await asyncio.gather(bucket.head(name), bucket.head(tail_key(name)))
     growing = _growing(tail) if tail else None
     etag = tail.etag if tail else None
     if whole and (growing is None or growing.state.over != whole.etag):
-        return Found(Whole(whole.size, whole.etag), etag)
-    return Found(growing, etag)
+        return BlobStat(CompleteBlob(whole.size, whole.etag), etag)
+    return BlobStat(growing, etag)
 
 
-async def look_closely(bucket: Bucket, name: str) -> Found:
+async def stat_with_parts(bucket: Bucket, name: str) -> BlobStat:
     """What there is, the parts being listed. A blob whose parts are not all there is not there."""
-    found = await look(bucket, name)
-    if not isinstance(found.blob, Growing) or found.blob.state.parts.upload is None:
+    found = await stat(bucket, name)
+    if not isinstance(found.blob, IncompleteBlob) or found.blob.state.parts.upload is None:
         return found
     parts = found.blob.state.parts
     listed = await bucket.parts(name, str(parts.upload))
     if listed is None or parts.steps(listed) is None:
-        return Found(None, found.tail)
-    return Found(found.blob, found.tail, tuple(listed))
+        return BlobStat(None, found.tail)
+    return BlobStat(found.blob, found.tail, tuple(listed))
 
 
-def encode(state: State) -> dict[str, str]:
+def encode(state: TailMetadata) -> dict[str, str]:
     return {METADATA: msgspec.json.encode(state).decode()}
 
 
-def _growing(tail: Stored) -> Growing | None:
+def _growing(tail: ObjectInfo) -> IncompleteBlob | None:
     """None for an object that is not ours: it is no blob, and the next write replaces it."""
     try:
-        state = msgspec.json.decode(tail.metadata.get(METADATA, ""), type=State)
+        state = msgspec.json.decode(tail.metadata.get(METADATA, ""), type=TailMetadata)
     except msgspec.DecodeError:
         return None
-    return Growing(state, tail.etag, tail.size)
+    return IncompleteBlob(state, tail.etag, tail.size)

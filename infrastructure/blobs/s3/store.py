@@ -5,17 +5,147 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
 
-from application.ports.blobs import BlobBusy, BlobTooShort
-from infrastructure.blobs.naming import checked
-from infrastructure.blobs.s3.bucket import Bucket
-from infrastructure.blobs.s3.failures import told
-from infrastructure.blobs.s3.inventory import PAGES, Inventory
+import msgspec
+import structlog
+
+from application.errors import Unavailable
+from application.ports.blobs import BlobBusy, BlobMissing, BlobTooShort
+from application.transfers.locks import FOLDER, upload_id_from_blob_name
+from infrastructure.blobs.s3.client import (
+    Bucket,
+    BucketUnusable,
+    Location,
+    S3Error,
+    raising_s3_errors,
+    translate_s3_errors,
+)
 from infrastructure.blobs.s3.locks import Lock, Locks
-from infrastructure.blobs.s3.memory import Memory
-from infrastructure.blobs.s3.reading import chunks_of
-from infrastructure.blobs.s3.state import Whole, look, look_closely, tail_of
+from infrastructure.blobs.s3.state import (
+    BufferPool,
+    CompleteBlob,
+    IncompleteBlob,
+    blob_name_of_tail,
+    stat,
+    stat_with_parts,
+    tail_key,
+)
 from infrastructure.blobs.s3.writer import S3BlobWriter
+from infrastructure.blobs.shared import validate_blob_name
+
+# What lies in the bucket, looked through page by page, and what killed processes left there.
+
+PAGES = 256  # a round; a bucket that has more of them is looked through in several rounds
+
+_log = structlog.get_logger(__name__)
+
+
+class Inventory:
+    """The port `BlobInventory` over a bucket; only the blobs of uploads are looked at.
+
+    Keys cannot be listed in even portions without knowing them, so a part is the page after the
+    last one, wherever that ended.
+    """
+
+    def __init__(self, bucket: Bucket, locks: Locks) -> None:
+        self._bucket = bucket
+        self._locks = locks
+        self._after = ""
+        self._through = True
+
+    async def stale(self, part: int, age: float) -> list[str]:
+        before = datetime.now(UTC) - timedelta(seconds=age)
+        with translate_s3_errors():
+            if part == 0:
+                self._through = False
+                await self._free_uploads(before)
+            if self._through:
+                return []
+            page, more = await self._bucket.page(f"{FOLDER}/", self._after)
+            self._after = page[-1].name if page and more else ""
+            self._through = not more
+        names = (blob_name_of_tail(found.name) for found in page if found.written < before)
+        return list(dict.fromkeys(names))
+
+    async def _free_uploads(self, before: datetime) -> None:
+        """Frees the parts of uploads that began before this time and that no tail names."""
+        freed = 0
+        async for pending in self._bucket.pending(f"{FOLDER}/"):
+            if pending.began >= before or upload_id_from_blob_name(pending.name) is None:
+                continue
+            lock = await self._locks.take(pending.name)
+            if lock is None:  # somebody is at work on it
+                continue
+            try:
+                blob = (await stat(self._bucket, pending.name)).blob
+                if isinstance(blob, IncompleteBlob) and blob.state.parts.upload == pending.upload:
+                    continue
+                await self._bucket.abort(pending.name, pending.upload)
+                freed += 1
+            finally:
+                await lock.release()
+        if freed:
+            _log.info("s3_uploads_freed", count=freed)
+
+
+# The bytes of a blob, streamed; a connection that breaks is taken up where it broke.
+
+READ_CHUNK = 256 * 1024
+MAX_READ_TRIES = 4  # connections in a row that may break without a byte
+
+
+class ObjectSource(msgspec.Struct, frozen=True):
+    """An object to read from, and the bytes it has."""
+
+    name: str
+    size: int
+    etag: str
+
+
+async def stream_object(
+    bucket: Bucket, name: str, start: int, end: int | None
+) -> AsyncIterator[bytes]:
+    """The bytes from `start` up to `end`, exclusive. Raises BlobMissing, Unavailable."""
+    with translate_s3_errors():
+        source = await _source(bucket, name)
+    end = source.size if end is None else min(end, source.size)
+    failed = 0
+    while start < end:
+        try:
+            async for chunk in _stream(bucket, source, start, end):
+                start, failed = start + len(chunk), 0
+                yield chunk
+        except Unavailable:
+            failed += 1
+            if failed == MAX_READ_TRIES:
+                raise
+
+
+async def _source(bucket: Bucket, name: str) -> ObjectSource:
+    match (await stat(bucket, name)).blob:
+        case CompleteBlob(size, etag):
+            return ObjectSource(name, size, etag)
+        case IncompleteBlob(state, etag, tail) if not state.parts.size:
+            return ObjectSource(tail_key(name), tail, etag)
+        case IncompleteBlob():
+            raise BlobMissing(f"the blob {name} is not finished")
+        case _:
+            raise BlobMissing(f"no blob {name} is stored")
+
+
+async def _stream(
+    bucket: Bucket, source: ObjectSource, start: int, end: int
+) -> AsyncIterator[bytes]:
+    """One connection's bytes; the object may not change between two."""
+    with translate_s3_errors(), raising_s3_errors():
+        body, _ = await bucket.get(source.name, start, end, source.etag)
+        async with body:
+            while chunk := await body.read(READ_CHUNK):
+                yield chunk
+
 
 PATIENCE = 5.0  # seconds that a deletion waits for whoever is still writing
 PUTS_AT_ONCE = 16
@@ -35,17 +165,17 @@ class S3BlobStore:
         self._bucket = bucket
         self._locks = locks
         self._largest = largest
-        self._memory = Memory()
+        self._memory = BufferPool()
         self._inventory = Inventory(bucket, locks)
         self._open: dict[str, S3BlobWriter] = {}
 
     async def append(self, name: str, offset: int) -> S3BlobWriter:
-        lock = await self._locks.take(checked(name))
+        lock = await self._locks.take(validate_blob_name(name))
         if lock is None:
             raise BlobBusy(name)
         try:
-            with told():
-                found = await look_closely(self._bucket, name)
+            with translate_s3_errors():
+                found = await stat_with_parts(self._bucket, name)
             if found.size < offset:
                 raise BlobTooShort(name, found.size, offset)
         except BaseException:
@@ -65,19 +195,19 @@ class S3BlobStore:
         return writer
 
     async def size(self, name: str) -> int:
-        with told():
-            return (await look(self._bucket, checked(name))).size
+        with translate_s3_errors():
+            return (await stat(self._bucket, validate_blob_name(name))).size
 
     async def finish(self, name: str, size: int) -> None:
         """Includes what an append that is open here has written and not synced."""
-        if writer := self._open.get(checked(name)):
+        if writer := self._open.get(validate_blob_name(name)):
             await writer.finish(size)
             return
-        with told():
-            found = await look(self._bucket, name)
-            if isinstance(found.blob, Whole) and found.size == size:
+        with translate_s3_errors():
+            found = await stat(self._bucket, name)
+            if isinstance(found.blob, CompleteBlob) and found.size == size:
                 if found.tail is not None:
-                    await self._bucket.delete(tail_of(name))
+                    await self._bucket.delete(tail_key(name))
                 return
         writer = await self.append(name, size)
         try:
@@ -86,11 +216,11 @@ class S3BlobStore:
             await writer.close()
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        return chunks_of(self._bucket, checked(name), start, end)
+        return stream_object(self._bucket, validate_blob_name(name), start, end)
 
     async def put(self, name: str, content: bytes) -> None:
-        tail = tail_of(checked(name))
-        with told():
+        tail = tail_key(validate_blob_name(name))
+        with translate_s3_errors():
             # Acknowledged once both are done: a tail would hide the object.
             await asyncio.gather(self._bucket.delete(tail), self._bucket.put(name, content))
 
@@ -107,9 +237,9 @@ class S3BlobStore:
 
     async def delete(self, name: str) -> None:
         """Frees the object, its tail and all parts, those that no tail names included."""
-        async with self._to_ourselves(checked(name)):
-            with told():
-                await self._bucket.delete(tail_of(name))
+        async with self._to_ourselves(validate_blob_name(name)):
+            with translate_s3_errors():
+                await self._bucket.delete(tail_key(name))
                 await self._bucket.delete(name)
                 async for pending in self._bucket.pending(name):
                     if pending.name == name:
@@ -143,3 +273,87 @@ class S3BlobStore:
     def _closed(self, name: str, writer: S3BlobWriter) -> None:
         if self._open.get(name) is writer:
             del self._open[name]
+
+
+# Opens the blob store of a bucket: the client, and a check that the bucket can be used.
+
+CONNECT_TIMEOUT = 5  # seconds
+READ_TIMEOUT = 60  # seconds; completing a large upload takes a while
+TRIES = (
+    5  # of each request, with growing pauses, for what may pass: 5xx, SlowDown, lost connections
+)
+CONNECTIONS = 100
+REGION = "us-east-1"  # what stores without regions expect in signatures
+
+
+@asynccontextmanager
+async def open_s3_blobs(
+    location: Location, locks: Locks, *, largest: int
+) -> AsyncIterator[S3BlobStore]:
+    """The blob store, once it is certain that the bucket can be read and written.
+
+    `largest` is the size of the largest blob, in bytes. Raises BadBlobStore.
+    """
+    async with open_client(location) as bucket:
+        await check_bucket(bucket)
+        yield S3BlobStore(bucket, locks, largest=largest)
+
+
+@asynccontextmanager
+async def open_client(location: Location) -> AsyncIterator[Bucket]:
+    """A client that is closed at the end. Its library is slow to import: only users of S3 wait."""
+    from aiobotocore.session import get_session  # type: ignore[import-untyped]
+
+    session = get_session()
+    region = location.region or session.get_config_variable("region") or REGION
+    async with session.create_client(
+        "s3", region_name=region, endpoint_url=location.endpoint, config=_config(location)
+    ) as client:
+        yield Bucket(client, location)
+
+
+async def check_bucket(bucket: Bucket) -> None:
+    """Writes, lists and deletes. Raises BadBlobStore with what is missing, and what to do."""
+    probe = f"~probe-{uuid4().hex}"
+    try:
+        await bucket.require()
+        await bucket.put(probe, b"may be deleted")
+        await bucket.delete(probe)
+        async for _ in bucket.pending(probe):
+            break
+    except S3Error as refusal:
+        raise BucketUnusable(*_told(bucket.location, refusal)) from refusal
+    except Unavailable as error:
+        raise BucketUnusable(
+            f"the bucket {bucket.location} cannot be used: {error}",
+            "check endpoint and credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
+        ) from error
+
+
+def _told(location: Location, refusal: S3Error) -> tuple[str, str]:
+    if refusal.status == 404:
+        return f"there is no bucket {location}", "create it, or name another one in UPTRAIL_BLOBS"
+    if refusal.status in (301, 400) and not refusal.denied:
+        return f"the bucket {location} refused: {refusal}", "name its region: ...?region=eu-west-1"
+    if refusal.denied:
+        return (
+            f"access to the bucket {location} is denied: {refusal}",
+            "it takes s3:GetObject, PutObject, DeleteObject, ListBucket, AbortMultipartUpload,"
+            " ListMultipartUploadParts and ListBucketMultipartUploads",
+        )
+    return f"the bucket {location} refused: {refusal}", "the message is that of the store"
+
+
+def _config(location: Location) -> Any:
+    from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
+
+    return AioConfig(
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=READ_TIMEOUT,
+        max_pool_connections=CONNECTIONS,
+        retries={"mode": "standard", "total_max_attempts": TRIES},
+        # Many stores other than Amazon's do not know the newer checksums.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": location.style},
+    )

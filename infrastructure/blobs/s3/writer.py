@@ -6,18 +6,156 @@ import asyncio
 from collections.abc import Callable
 from uuid import uuid4
 
+import msgspec
 import structlog
 
-from application.errors import ApplicationError, Unavailable
+from application.errors import ApplicationError, StorageFull, Unavailable
 from application.ports.blobs import BlobTooShort
-from infrastructure.blobs.s3.assembling import assemble, send
-from infrastructure.blobs.s3.beginning import begin
-from infrastructure.blobs.s3.bucket import ABSENT, Bucket
-from infrastructure.blobs.s3.failures import Refusal, told
+from infrastructure.blobs.s3.client import (
+    ABSENT,
+    LARGEST,
+    MOST,
+    NO_PARTS,
+    SMALLEST,
+    Bucket,
+    Parts,
+    S3Error,
+    next_part_size,
+    split_ranges,
+    translate_s3_errors,
+)
 from infrastructure.blobs.s3.locks import Lock
-from infrastructure.blobs.s3.memory import Memory
-from infrastructure.blobs.s3.parts import NO_PARTS, Parts, size_of_next
-from infrastructure.blobs.s3.state import Found, Growing, State, encode, look, look_closely, tail_of
+from infrastructure.blobs.s3.state import (
+    BlobStat,
+    BufferPool,
+    CompleteBlob,
+    IncompleteBlob,
+    TailMetadata,
+    encode,
+    stat,
+    stat_with_parts,
+    tail_key,
+)
+
+# How parts are sent, and become one object.
+
+
+async def upload_part(bucket: Bucket, name: str, parts: Parts, content: bytes) -> Parts:
+    """Stores one more part. Raises StorageFull when there are as many as there may be."""
+    if parts.last >= MOST:
+        raise StorageFull(f"a blob has at most {MOST:,} parts")
+    assert parts.upload is not None
+    return parts.plus(await bucket.upload(name, parts.upload, parts.last + 1, content))
+
+
+async def complete(bucket: Bucket, name: str, parts: Parts, rest: bytes, over: str | None) -> None:
+    """Makes parts and rest one object; a blob that never filled a part is simply put.
+
+    Raises BlobTooShort where the parts are not those that were sent.
+    """
+    if parts.upload is None:
+        await bucket.put(name, rest)
+        return
+    if rest:
+        parts = await upload_part(bucket, name, parts, rest)
+    listed = await bucket.parts(name, str(parts.upload))
+    if listed is not None and parts.steps(listed) is None:
+        raise BlobTooShort(name, 0, parts.size)
+    try:
+        await bucket.complete(name, str(parts.upload), parts.among(listed or []))
+    except S3Error as refusal:
+        if not refusal.absent:
+            raise
+        # Completed by a first try whose answer was lost, or gone for good?
+        found = await bucket.head(name)
+        if found is None or found.size != parts.size or found.etag == over:
+            raise BlobTooShort(name, 0, parts.size) from refusal
+
+
+# Where an append begins: what is kept of the bytes before its offset, and how.
+#
+# S3 can neither shorten an object nor read the parts of an upload that is not completed. So bytes
+# before an offset inside a part are got at by completing the upload and copying from the object,
+# within the store. That is rare: after a crash between storing and recording, or where bytes that
+# proved bad are thrown away.
+
+COPIED_AT_ONCE = LARGEST // 5  # bytes of one copy inside the store, which takes a while
+
+
+class ResumePoint(msgspec.Struct, frozen=True):
+    """Parts and tail bytes up to the offset.
+
+    `over` is the finished object that is being replaced; `drop` an upload to abort as soon as
+    what replaces it is durable.
+    """
+
+    parts: Parts
+    tail: bytes
+    over: str | None = None
+    drop: str | None = None
+
+
+async def prepare_resume(bucket: Bucket, name: str, found: BlobStat, offset: int) -> ResumePoint:
+    """Reads or copies what is before the offset, of which enough is known to be stored."""
+    blob = found.blob
+    if isinstance(blob, IncompleteBlob):
+        return await _resumed(bucket, name, found, blob, offset)
+    if blob is None or offset == 0:
+        return ResumePoint(NO_PARTS, b"", blob.etag if blob else None)
+    return await _reopened(bucket, name, blob, offset)
+
+
+async def read_range(bucket: Bucket, name: str, start: int, end: int, etag: str) -> bytes:
+    """A few bytes of an object; Refusal where it is another one by now."""
+    if start >= end:
+        return b""
+    body, _ = await bucket.get(name, start, end, etag)
+    async with body:
+        return bytes(await body.read())
+
+
+async def _resumed(
+    bucket: Bucket, name: str, found: BlobStat, blob: IncompleteBlob, offset: int
+) -> ResumePoint:
+    parts, over = blob.state.parts, blob.state.over
+    if offset == 0:
+        return ResumePoint(NO_PARTS, b"", over, parts.upload)
+    used = max((part.number for part in found.listed), default=0)
+    if offset >= parts.size:
+        tail = await read_range(bucket, tail_key(name), 0, offset - parts.size, blob.etag)
+        return ResumePoint(parts.past(used), tail, over)
+    for fewer in parts.steps(found.listed) or []:
+        if fewer.size == offset:
+            return ResumePoint(fewer.past(used), b"", over)
+    return await _reopened(bucket, name, await _completed(bucket, name, found, parts), offset)
+
+
+async def _completed(bucket: Bucket, name: str, found: BlobStat, parts: Parts) -> CompleteBlob:
+    """The parts as one object; the tail goes, which is beyond the offset."""
+    await bucket.complete(name, str(parts.upload), parts.among(found.listed))
+    blob = (await stat(bucket, name)).blob
+    if not isinstance(blob, CompleteBlob):
+        raise S3Error("NoSuchKey", 404, f"the parts of {name} are gone")
+    return blob
+
+
+async def _reopened(bucket: Bucket, name: str, blob: CompleteBlob, offset: int) -> ResumePoint:
+    if offset < SMALLEST:
+        return ResumePoint(
+            NO_PARTS, await read_range(bucket, name, 0, offset, blob.etag), blob.etag
+        )
+    parts = Parts(await bucket.create(name))
+    assert parts.upload is not None
+    try:
+        for number, (start, end) in enumerate(split_ranges(offset, COPIED_AT_ONCE), 1):
+            parts = parts.plus(
+                await bucket.copy(name, str(parts.upload), number, start, end, blob.etag)
+            )
+    except BaseException:
+        await bucket.abort(name, str(parts.upload))
+        raise
+    return ResumePoint(parts, b"", blob.etag)
+
 
 WORTHWHILE = 4  # on the way a tail is stored anew when one byte in so many of it is new,
 PATIENCE = 10.0  # or when the last time is so many seconds ago
@@ -36,11 +174,11 @@ class S3BlobWriter:
         self,
         bucket: Bucket,
         name: str,
-        found: Found,
+        found: BlobStat,
         offset: int,
         *,
         lock: Lock,
-        memory: Memory,
+        memory: BufferPool,
         largest: int,
         closed: Callable[[], None],
     ) -> None:
@@ -109,12 +247,12 @@ class S3BlobWriter:
                 await self._cut(size)
             parts = await self._arrived()
             self._require_lock()
-            with told():
+            with translate_s3_errors():
                 async with self._ways:
                     rest = self._rest.content()
-                    await assemble(self._bucket, self._name, parts, rest, self._over)
+                    await complete(self._bucket, self._name, parts, rest, self._over)
                 if self._tail != ABSENT:
-                    await self._bucket.delete(tail_of(self._name))
+                    await self._bucket.delete(tail_key(self._name))
                 self._named = parts.upload
                 await self._drop_old()
 
@@ -129,7 +267,7 @@ class S3BlobWriter:
             upload = self._parts.upload
             if upload not in (None, self._named) and self._lock.held:
                 await self._bucket.abort(self._name, str(upload))
-        except (Refusal, ApplicationError) as error:  # the sweeper frees them another day
+        except (S3Error, ApplicationError) as error:  # the sweeper frees them another day
             _log.warning("s3_parts_left", blob=self._name, error=str(error))
         finally:
             self._rest.close()
@@ -137,14 +275,14 @@ class S3BlobWriter:
             await self._lock.release()
 
     async def _begin(self) -> None:
-        with told():
-            start = await begin(self._bucket, self._name, self._found, self._size)
+        with translate_s3_errors():
+            start = await prepare_resume(self._bucket, self._name, self._found, self._size)
         blob = self._found.blob
-        self._named = blob.state.parts.upload if isinstance(blob, Growing) else None
+        self._named = blob.state.parts.upload if isinstance(blob, IncompleteBlob) else None
         self._parts, self._going_up = start.parts, None
         self._rest.clear()
         self._rest.add(start.tail)
-        self._part_size = max(size_of_next(self._parts, self._largest), len(self._rest))
+        self._part_size = max(next_part_size(self._parts, self._largest), len(self._rest))
         self._over, self._drop = start.over, start.drop
         self._begun = True
 
@@ -156,13 +294,13 @@ class S3BlobWriter:
         self._going_up = asyncio.create_task(self._upload(parts, full))
         self._going_up.add_done_callback(lambda _: self._ways.release())
         then = Parts(last=parts.last + 1, size=parts.size + len(full))
-        self._part_size = size_of_next(then, self._largest)
+        self._part_size = next_part_size(then, self._largest)
 
     async def _upload(self, parts: Parts, content: bytes) -> Parts:
-        with told():
+        with translate_s3_errors():
             if parts.upload is None:
                 parts = self._parts = Parts(await self._bucket.create(self._name))
-            return await send(self._bucket, self._name, parts, content)
+            return await upload_part(self._bucket, self._name, parts, content)
 
     async def _arrived(self) -> Parts:
         """The parts, once the one that is on its way has arrived; raises what it met, each time."""
@@ -176,30 +314,30 @@ class S3BlobWriter:
             size, rest, going_up = self._size, self._rest.content(), self._going_up
             parts = self._parts if going_up is None else await asyncio.shield(going_up)
             self._require_lock()
-            with told():
-                self._tail = await self._store(rest, State(parts, uuid4().hex, self._over))
+            with translate_s3_errors():
+                self._tail = await self._store(rest, TailMetadata(parts, uuid4().hex, self._over))
         self._durable, self._named = size, parts.upload
         self._committed_at = asyncio.get_running_loop().time()
-        with told():
+        with translate_s3_errors():
             await self._drop_old()
 
-    async def _store(self, rest: bytes, state: State) -> str:
+    async def _store(self, rest: bytes, state: TailMetadata) -> str:
         """Puts it in place of the tail that we know; where there is another, we were overtaken."""
         try:
-            return await self._bucket.put(tail_of(self._name), rest, encode(state), self._tail)
-        except Refusal as refusal:
+            return await self._bucket.put(tail_key(self._name), rest, encode(state), self._tail)
+        except S3Error as refusal:
             if not (refusal.outdated or refusal.absent):
                 raise
-            found = (await look(self._bucket, self._name)).blob
-            if isinstance(found, Growing) and found.state.commit == state.commit:
+            found = (await stat(self._bucket, self._name)).blob
+            if isinstance(found, IncompleteBlob) and found.state.commit == state.commit:
                 return found.etag  # it was ours: only the answer to the first try was lost
             raise Unavailable("another append took the blob over") from refusal
 
     async def _cut(self, size: int) -> None:
         """Goes back to fewer bytes than were written."""
         await self._commit()
-        with told():
-            self._found = await look_closely(self._bucket, self._name)
+        with translate_s3_errors():
+            self._found = await stat_with_parts(self._bucket, self._name)
         self._size = self._durable = size
         await self._begin()
 

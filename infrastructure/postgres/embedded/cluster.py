@@ -3,24 +3,186 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Final
 from urllib.parse import quote
 
 import msgspec
 
-from infrastructure.postgres.embedded.account import Account
 from infrastructure.postgres.embedded.binaries import MAJOR
-from infrastructure.postgres.embedded.errors import EmbeddedPostgresError
-from infrastructure.postgres.embedded.folders import PORT, private, sync, write_whole
-from infrastructure.postgres.embedded.home import Home
-from infrastructure.postgres.embedded.log import Log
-from infrastructure.postgres.embedded.processes import spawn
-from infrastructure.postgres.embedded.settings import INITIAL, options
+from infrastructure.postgres.embedded.data_directory import ServerDir
+from infrastructure.postgres.embedded.system import (
+    PORT,
+    EmbeddedPostgresError,
+    SystemUser,
+    make_private_dir,
+    sync,
+    write_atomically,
+)
+
+# The server's log: one file, kept short.
+
+LIMIT: Final = 8 * 1024 * 1024
+_TAIL_BYTES: Final = 16 * 1024
+_TAIL_LINES: Final = 20
+
+
+class Log:
+    """What the server's processes write, bounded at two files of 8 MiB."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def open(self) -> int:
+        """A descriptor to append to; the server writes through it, needing no permission."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(self._path, flags, 0o600)
+
+    def tail(self) -> str:
+        """The last lines."""
+        with suppress(FileNotFoundError), self._path.open("rb") as file:
+            file.seek(max(0, self._path.stat().st_size - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+            return "\n".join(lines[-_TAIL_LINES:])
+        return ""
+
+    def trim(self, limit: int = LIMIT) -> None:
+        """Once it is too long, keep it as the previous log and go on in an empty one."""
+        # Emptied, not renamed: the server goes on appending through the same descriptor.
+        if self._path.stat().st_size > limit:
+            previous = self._path.with_name(f"{self._path.name}.1")
+            shutil.copy(self._path, previous)
+            os.truncate(self._path, 0)
+
+
+# The processes of a server, known by their command lines.
+
+
+def spawn(
+    command: Sequence[str],
+    account: SystemUser,
+    *,
+    log: int,
+    lease: int,
+    stdin: int = DEVNULL,
+) -> Popen[bytes]:
+    """
+    Run a program as the account, in a session of its own, holding the lease while it lives.
+
+    No variable of our environment reaches it: PGDATA, PGOPTIONS and their like change what
+    PostgreSQL does.
+    """
+    return Popen(
+        command,
+        stdin=stdin,
+        stdout=log,
+        stderr=log,
+        cwd="/",
+        env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+        umask=0o077,
+        pass_fds=(lease,),
+        start_new_session=True,
+        user=account.uid if account.is_another else None,
+        group=account.gid if account.is_another else None,
+        extra_groups=[] if account.is_another else None,
+    )
+
+
+def find_tagged(mark: str) -> dict[int, str]:
+    """The command lines of PostgreSQL's living processes that contain the mark, by pid."""
+    return {pid: line for pid, line in _command_lines() if _is_marked(line, mark)}
+
+
+def is_tagged(pid: int, mark: str) -> bool:
+    """True while this process lives and is one of PostgreSQL with the mark."""
+    if sys.platform != "linux":
+        return pid in find_tagged(mark)
+    with suppress(OSError):
+        return _is_marked(_read(pid), mark)
+    return False
+
+
+def _is_marked(line: str, mark: str) -> bool:
+    program = re.split("\0| -D ", line, maxsplit=1)[0]
+    return mark in line and (program.startswith("postgres:") or program.endswith("postgres"))
+
+
+def _command_lines() -> Iterator[tuple[int, str]]:
+    if sys.platform != "linux":
+        yield from _listed_by_ps()
+        return
+    for entry in os.listdir("/proc"):
+        with suppress(OSError):
+            if entry.isdecimal():
+                yield int(entry), _read(int(entry))
+
+
+def _read(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+
+
+def _listed_by_ps() -> Iterator[tuple[int, str]]:
+    command = ["ps", "-axww", "-o", "pid=,command="]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for line in listing.splitlines():
+        pid, _, rest = line.strip().partition(" ")
+        yield int(pid), rest
+
+
+# What PostgreSQL is told: what a user may tune in postgresql.conf, and what always holds.
+
+# Written into postgresql.conf when the cluster is made: fit for a laptop, the user's to tune.
+INITIAL: Final = {
+    "shared_buffers": "128MB",
+    "max_connections": "200",
+    "max_wal_size": "1GB",
+    "wal_level": "minimal",  # nobody replicates it
+    "max_wal_senders": "0",
+    "max_logical_replication_workers": "0",
+    "jit": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_checkpoints": "off",
+    "log_line_prefix": "%m [%p] ",
+    # The application reports the errors of its own statements; their text is its users'.
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
+}
+
+
+def forced_settings(home: ServerDir, socket_folder: Path) -> dict[str, str]:
+    """Given at every start, above postgresql.conf: who gets in, and that a commit is durable."""
+    quoted = str(socket_folder).replace('"', '""')
+    return {
+        "cluster_name": home.mark,
+        "listen_addresses": "",
+        "port": str(PORT),
+        "unix_socket_directories": f'"{quoted}"',
+        "unix_socket_permissions": "0700",
+        "hba_file": str(home.access_rules),
+        "password_encryption": "scram-sha-256",
+        "fsync": "on",
+        "full_page_writes": "on",
+        "synchronous_commit": "on",
+        "log_destination": "stderr",
+        "logging_collector": "off",
+        "update_process_title": "on",
+    }
+
+
+def options(settings: Mapping[str, str]) -> Iterator[str]:
+    """The settings as options of a command line."""
+    for name, value in settings.items():
+        yield from ("-c", f"{name}={value}")
+
 
 NAME: Final = "uptrail"  # of the database, and of the role that owns it
 _ACCESS_RULES = f"# Written at every start.\nlocal all {NAME} scram-sha-256\n"
@@ -29,7 +191,7 @@ _FIRST_STATEMENTS = f"""\
 CREATE ROLE {NAME} LOGIN CREATEDB PASSWORD '{{password}}' IN ROLE pg_monitor
 CREATE DATABASE {NAME} OWNER {NAME}
 """
-# So that an erasure can have removed what is left of old rows (`infrastructure.erasure.rewriting`).
+# So that an erasure can have removed what is left of old rows (`infrastructure.erasure.eraser`).
 _UPKEEP = (
     f"GRANT pg_maintain, pg_checkpoint TO {NAME}",
     f"GRANT EXECUTE ON FUNCTION pg_switch_wal() TO {NAME}",
@@ -40,8 +202,8 @@ _NEW_PASSWORD = f"ALTER ROLE {NAME} PASSWORD '{{password}}'"
 class Cluster(msgspec.Struct, frozen=True):
     """One PostgreSQL database cluster, while nobody runs it: whoever calls holds the lease."""
 
-    home: Home
-    account: Account
+    home: ServerDir
+    account: SystemUser
     binaries: Path
     lease: int
 
@@ -51,13 +213,13 @@ class Cluster(msgspec.Struct, frozen=True):
 
         Raises EmbeddedPostgresError if it is another version's, or cannot be made.
         """
-        write_whole(self.home.access_rules, _ACCESS_RULES, mode=0o644)
+        write_atomically(self.home.access_rules, _ACCESS_RULES, mode=0o644)
         if not os.path.lexists(self.home.cluster):
             self._make()
         self._require_our_version()
         if not self.home.upkeep.exists():  # a cluster of an earlier version
             self._grant_upkeep(self.home.cluster)
-            write_whole(self.home.upkeep, "granted\n", mode=0o644)
+            write_atomically(self.home.upkeep, "granted\n", mode=0o644)
         if not self.home.password.exists():  # lost: whoever can read the files may set another
             password = _new_password(self.home)
             self._execute(self.home.cluster, _NEW_PASSWORD.format(password=password))
@@ -72,7 +234,7 @@ class Cluster(msgspec.Struct, frozen=True):
         self._initdb(unfinished)
         self._execute(unfinished / "data", _FIRST_STATEMENTS.format(password=password))
         self._grant_upkeep(unfinished / "data")
-        write_whole(self.home.upkeep, "granted\n", mode=0o644)
+        write_atomically(self.home.upkeep, "granted\n", mode=0o644)
         (unfinished / "data").rename(self.home.cluster)
         sync(self.home.path)
         shutil.rmtree(unfinished)
@@ -80,9 +242,9 @@ class Cluster(msgspec.Struct, frozen=True):
     def _initdb(self, unfinished: Path) -> None:
         # The superuser needs a password, and no rule lets it in: nobody keeps this one.
         superuser = unfinished / "superuser"
-        write_whole(superuser, secrets.token_urlsafe(32), mode=0o600)
+        write_atomically(superuser, secrets.token_urlsafe(32), mode=0o600)
         self.account.own(superuser)
-        private(unfinished, self.account)
+        make_private_dir(unfinished, self.account)
         self._run(
             "initdb",
             f"--pgdata={unfinished / 'data'}",
@@ -142,13 +304,13 @@ class Cluster(msgspec.Struct, frozen=True):
         )
 
 
-def url(home: Home, socket_folder: str) -> str:
+def url(home: ServerDir, socket_folder: str) -> str:
     """How to connect: over the socket, with the password."""
     password = home.password.read_text().strip()
     return f"postgresql://{NAME}:{password}@/{NAME}?host={quote(socket_folder, '')}&port={PORT}"
 
 
-def _new_password(home: Home) -> str:
+def _new_password(home: ServerDir) -> str:
     password = secrets.token_urlsafe(32)
-    write_whole(home.password, f"{password}\n", mode=0o600)
+    write_atomically(home.password, f"{password}\n", mode=0o600)
     return password

@@ -12,13 +12,17 @@ from typing import Self
 
 import msgspec
 
-from infrastructure.postgres.embedded.cluster import Cluster
-from infrastructure.postgres.embedded.errors import EmbeddedPostgresError
-from infrastructure.postgres.embedded.folders import SOCKET
-from infrastructure.postgres.embedded.home import Home
-from infrastructure.postgres.embedded.log import Log
-from infrastructure.postgres.embedded.processes import is_marked, marked, spawn
-from infrastructure.postgres.embedded.settings import always, options
+from infrastructure.postgres.embedded.cluster import (
+    Cluster,
+    Log,
+    find_tagged,
+    forced_settings,
+    is_tagged,
+    options,
+    spawn,
+)
+from infrastructure.postgres.embedded.data_directory import ServerDir
+from infrastructure.postgres.embedded.system import SOCKET, EmbeddedPostgresError
 
 
 class Postmaster(msgspec.Struct, frozen=True):
@@ -29,7 +33,7 @@ class Postmaster(msgspec.Struct, frozen=True):
     status: str
 
     @classmethod
-    def read(cls, home: Home) -> Self | None:
+    def read(cls, home: ServerDir) -> Self | None:
         """None if there is no such file, or it is not complete yet."""
         with suppress(OSError, ValueError, IndexError):
             lines = _pid_file(home).read_text().splitlines()
@@ -50,7 +54,7 @@ def launch(cluster: Cluster, socket_folder: Path) -> Popen[bytes]:
     home = cluster.home
     _clear_away(home, socket_folder)
     program = str(cluster.binaries / "postgres")
-    command = (program, "-D", str(home.cluster), *options(always(home, socket_folder)))
+    command = (program, "-D", str(home.cluster), *options(forced_settings(home, socket_folder)))
     log = Log(home.log).open()
     try:
         process = spawn(command, cluster.account, log=log, lease=cluster.lease)
@@ -61,12 +65,12 @@ def launch(cluster: Cluster, socket_folder: Path) -> Popen[bytes]:
     return process
 
 
-def _clear_away(home: Home, socket_folder: Path) -> None:
+def _clear_away(home: ServerDir, socket_folder: Path) -> None:
     """Remove a dead server's lock files: PostgreSQL heeds them if the pid is another's now."""
     # We hold the lease, so no server of ours is alive; one started by hand may be.
     with suppress(FileNotFoundError, ValueError, IndexError):
         pid = int(_pid_file(home).read_text().splitlines()[0])
-        if is_marked(pid, str(home.cluster)):
+        if is_tagged(pid, str(home.cluster)):
             raise EmbeddedPostgresError(
                 f"a PostgreSQL that uptrail did not start (pid {pid}) runs on {home.cluster}",
                 "stop it",
@@ -76,44 +80,44 @@ def _clear_away(home: Home, socket_folder: Path) -> None:
         stale.unlink(missing_ok=True)
 
 
-def ask_to_stop(home: Home, how: signal.Signals) -> None:
+def signal_stop(home: ServerDir, how: signal.Signals) -> None:
     """Signal the server; if its first process is dead, end the ones that it left behind."""
     postmaster = Postmaster.read(home)
-    if postmaster and is_marked(postmaster.pid, home.mark):
+    if postmaster and is_tagged(postmaster.pid, home.mark):
         with suppress(ProcessLookupError):
             os.kill(postmaster.pid, how)
     else:
-        dismiss_orphans(home, signal.SIGQUIT)
+        kill_orphans(home, signal.SIGQUIT)
 
 
-def is_orphaned(home: Home) -> bool:
+def is_orphaned(home: ServerDir) -> bool:
     """True when the server's first process was killed, and left its file behind."""
     postmaster = Postmaster.read(home)
-    return postmaster is not None and not is_marked(postmaster.pid, home.mark)
+    return postmaster is not None and not is_tagged(postmaster.pid, home.mark)
 
 
-def runs(home: Home) -> bool:
+def is_running(home: ServerDir) -> bool:
     """Whether a server that takes connections lives, and can be found."""
     postmaster = Postmaster.read(home)
     return (
         postmaster is not None
         and postmaster.is_ready
-        and is_marked(postmaster.pid, home.mark)
+        and is_tagged(postmaster.pid, home.mark)
         and Path(postmaster.socket_folder, SOCKET).exists()
     )
 
 
-def is_writing_checkpoint(home: Home) -> bool:
+def is_writing_checkpoint(home: ServerDir) -> bool:
     """True during the checkpoint at the end of a shutdown or of recovery."""
-    return any("performing" in line for line in marked(home.mark).values())
+    return any("performing" in line for line in find_tagged(home.mark).values())
 
 
-def dismiss_orphans(home: Home, how: signal.Signals) -> None:
+def kill_orphans(home: ServerDir, how: signal.Signals) -> None:
     """End what a killed server left behind; its commits are safe, and nothing else counts."""
-    for pid in marked(home.mark):
+    for pid in find_tagged(home.mark):
         with suppress(ProcessLookupError):
             os.kill(pid, how)
 
 
-def _pid_file(home: Home) -> Path:
+def _pid_file(home: ServerDir) -> Path:
     return home.cluster / "postmaster.pid"

@@ -7,8 +7,7 @@ from uuid import UUID
 
 import msgspec
 
-from application.ports.deliveries import Delivery, Try
-from application.ports.webhooks import Standing
+from application.ports.webhooks import Delivery, DeliveryAttempt, WebhookHealth
 from domain.webhook.aggregate import Webhook
 
 
@@ -75,7 +74,7 @@ class DeliveryAnswer(msgspec.Struct, frozen=True, kw_only=True):
     queued_at: datetime
     next_at: datetime | None
     ended_at: datetime | None
-    last: Try | None
+    last: DeliveryAttempt | None
 
 
 class RedeliveryAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +84,7 @@ class RedeliveryAnswer(msgspec.Struct, frozen=True, kw_only=True):
     deliveries: int
 
 
-def webhook_answer(webhook: Webhook, standing: Standing, at: datetime) -> WebhookAnswer:
+def webhook_answer(webhook: Webhook, standing: WebhookHealth, at: datetime) -> WebhookAnswer:
     """The webhook as clients see it at this moment."""
     chosen = webhook.subscription
     ends = [secret.until for secret in webhook.active_secrets(at) if secret.until is not None]

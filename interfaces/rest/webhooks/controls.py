@@ -11,26 +11,25 @@ from aiohttp import web
 from application import commands
 from application.handlers.execute import CommandResult, execute
 from domain.webhook.aggregate import Webhook
-from interfaces.rest.access import require, webhook_of
+from interfaces.common.access import load_webhook, require
+from interfaces.common.requests import Query, json_body, path_id
+from interfaces.common.routing import OPERATOR_SCOPES, Operation
+from interfaces.common.services import SERVICES
 from interfaces.rest.answers import json_answer
-from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import Disabling
 from interfaces.rest.idempotency import context_of
-from interfaces.rest.params import Query, id_in
-from interfaces.rest.routes import OPERATORS, Operation
 from interfaces.rest.webhooks.answers import SecretAnswer, TestRequestedAnswer, WebhookAnswer
 from interfaces.rest.webhooks.lists import seen, shown
-from interfaces.services import SERVICES
 
 _disabling = msgspec.json.Decoder(Disabling)
 
 
 async def rotate(request: web.Request) -> web.Response:
     """A new secret; the earlier ones sign as well for another day."""
-    require(request, *OPERATORS)
+    require(request, *OPERATOR_SCOPES)
     Query(request, ())
     services = request.app[SERVICES]
-    webhook = await webhook_of(request, id_in(request))
+    webhook = await load_webhook(request, path_id(request))
     secret = await services.webhooks.make_secret(webhook.id)
     command = commands.RotateSecret(webhook=webhook.id, secret=secret.id)
     rotated = await execute(services.log, command, context_of(request))
@@ -41,9 +40,9 @@ async def rotate(request: web.Request) -> web.Response:
 
 async def test(request: web.Request) -> web.Response:
     """202: the delivery of that position tells what came of it."""
-    require(request, *OPERATORS)
+    require(request, *OPERATOR_SCOPES)
     Query(request, ())
-    webhook = await webhook_of(request, id_in(request))
+    webhook = await load_webhook(request, path_id(request))
     command = commands.RequestTest(webhook=webhook.id)
     asked = await execute(request.app[SERVICES].log, command, context_of(request))
     answer = TestRequestedAnswer(webhook=webhook.id, position=asked.position)
@@ -52,9 +51,9 @@ async def test(request: web.Request) -> web.Response:
 
 async def disable(request: web.Request) -> web.Response:
     """What happens meanwhile waits."""
-    require(request, *OPERATORS)
+    require(request, *OPERATOR_SCOPES)
     Query(request, ())
-    webhook = await webhook_of(request, id_in(request))
+    webhook = await load_webhook(request, path_id(request))
     form = await json_body(request, _disabling) if request.can_read_body else Disabling()
     command = commands.DisableWebhook(webhook=webhook.id, reason=form.reason)
     log = request.app[SERVICES].log
@@ -63,9 +62,9 @@ async def disable(request: web.Request) -> web.Response:
 
 async def enable(request: web.Request) -> web.Response:
     """What waits is sent at once."""
-    require(request, *OPERATORS)
+    require(request, *OPERATOR_SCOPES)
     Query(request, ())
-    command = commands.EnableWebhook(webhook=(await webhook_of(request, id_in(request))).id)
+    command = commands.EnableWebhook(webhook=(await load_webhook(request, path_id(request))).id)
     log = request.app[SERVICES].log
     return await _told(request, await execute(log, command, context_of(request)))
 
@@ -90,7 +89,7 @@ def _operation(
         handler=handler,
         summary=summary,
         body=body,
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={status: answer},
     )
 

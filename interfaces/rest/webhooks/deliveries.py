@@ -6,18 +6,17 @@ import msgspec
 from aiohttp import web
 
 from application.errors import NotFound
-from application.ports.deliveries import DeliveryState
 from application.ports.read_model import BadCursor
-from interfaces.rest.access import require, webhook_of
+from application.ports.webhooks import DeliveryState
+from interfaces.common.access import load_webhook, require
+from interfaces.common.problems import bad_parameter
+from interfaces.common.requests import MAX_POSITION, Query, json_body, path_id
+from interfaces.common.routing import OPERATOR_SCOPES, Operation
+from interfaces.common.services import SERVICES
 from interfaces.rest.answers import PageAnswer, json_answer
-from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import Redelivery
-from interfaces.rest.params import MAX_POSITION, Query, id_in
-from interfaces.rest.problems import bad_parameter
-from interfaces.rest.routes import OPERATORS, Operation
 from interfaces.rest.webhooks.answers import DeliveryAnswer, RedeliveryAnswer, delivery_answer
 from interfaces.rest.webhooks.lists import reflected
-from interfaces.services import SERVICES
 
 LIST = ("state", "cursor", "limit", "min_position")
 
@@ -26,9 +25,9 @@ _redelivery = msgspec.json.Decoder(Redelivery)
 
 async def listing(request: web.Request) -> web.Response:
     """Newest first, each with its last request and answer."""
-    require(request, *OPERATORS)
+    require(request, *OPERATOR_SCOPES)
     query, webhooks = Query(request, LIST), request.app[SERVICES].webhooks
-    webhook = await webhook_of(request, id_in(request))
+    webhook = await load_webhook(request, path_id(request))
     await reflected(request, query)
     limit = query.integer("limit", 50, low=1, high=1000)
     position = await webhooks.position()
@@ -44,29 +43,29 @@ async def listing(request: web.Request) -> web.Response:
 
 
 async def show(request: web.Request) -> web.Response:
-    require(request, *OPERATORS)
+    require(request, *OPERATOR_SCOPES)
     Query(request, ())
-    webhook = await webhook_of(request, id_in(request))
+    webhook = await load_webhook(request, path_id(request))
     found = await request.app[SERVICES].webhooks.delivery(webhook.id, _named(request))
     return json_answer(delivery_answer(found))
 
 
 async def redeliver(request: web.Request) -> web.Response:
     """202: it waits again, before the later ones of its batch."""
-    require(request, *OPERATORS)
+    require(request, *OPERATOR_SCOPES)
     Query(request, ())
     services = request.app[SERVICES]
-    webhook = await webhook_of(request, id_in(request))
+    webhook = await load_webhook(request, path_id(request))
     again = await services.webhooks.redeliver(webhook.id, _named(request), at=services.now())
     return json_answer(delivery_answer(again), status=202)
 
 
 async def redeliver_failed(request: web.Request) -> web.Response:
     """202 with how many deliveries wait again that had been given up."""
-    require(request, *OPERATORS)
+    require(request, *OPERATOR_SCOPES)
     Query(request, ())
     services = request.app[SERVICES]
-    webhook = await webhook_of(request, id_in(request))
+    webhook = await load_webhook(request, path_id(request))
     since = (await json_body(request, _redelivery)).since
     if since.tzinfo is None:
         raise bad_parameter("since", "must be a time with its zone, such as 2026-01-31T12:00:00Z")
@@ -101,7 +100,7 @@ OPERATIONS = (
         handler=listing,
         summary="List what a webhook was told, or is to be, newest first",
         query=LIST,
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={200: PageAnswer[DeliveryAnswer]},
     ),
     Operation(
@@ -109,7 +108,7 @@ OPERATIONS = (
         path="/v1/webhooks/{id}/deliveries/{position}",
         handler=show,
         summary="Show what became of one event for a webhook",
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={200: DeliveryAnswer},
     ),
     Operation(
@@ -117,7 +116,7 @@ OPERATIONS = (
         path="/v1/webhooks/{id}/deliveries/{position}/redeliver",
         handler=redeliver,
         summary="Tell a webhook of one event again",
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={202: DeliveryAnswer},
     ),
     Operation(
@@ -126,7 +125,7 @@ OPERATIONS = (
         handler=redeliver_failed,
         summary="Tell a webhook again of all that was given up since a time",
         body=Redelivery,
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={202: RedeliveryAnswer},
     ),
 )

@@ -6,11 +6,11 @@ import asyncio
 
 from aiohttp import web
 
-from application.ports.webhooks import Standing
+from application.ports.webhooks import WebhookHealth
 from domain.webhook.aggregate import Webhook
-from interfaces.rest.params import LONGEST_WAIT, Query, least_position, not_reached
+from interfaces.common.requests import LONGEST_WAIT, Query, least_position, not_reached
+from interfaces.common.services import SERVICES, Services
 from interfaces.rest.webhooks.answers import WebhookAnswer, webhook_answer
-from interfaces.services import SERVICES, Services
 
 SEEN_WITHIN = 2.0  # seconds at most until lists show what was changed
 LOOK = 0.02  # seconds between two looks at that
@@ -20,7 +20,7 @@ async def shown(request: web.Request, webhook: Webhook) -> WebhookAnswer:
     """The webhook, and how it fares."""
     services = request.app[SERVICES]
     standings = await services.webhooks.standings([webhook.id])
-    return webhook_answer(webhook, standings.get(webhook.id, Standing()), services.now())
+    return webhook_answer(webhook, standings.get(webhook.id, WebhookHealth()), services.now())
 
 
 async def seen(services: Services, position: int) -> None:

@@ -8,24 +8,20 @@ from aiohttp import web
 from application import commands
 from application.handlers.execute import execute
 from application.handlers.webhooks import add_webhook
-from application.ports.webhooks import Standing
+from application.ports.webhooks import WebhookHealth
 from domain.errors import FieldError, ValidationFailed
 from domain.file import has_control_characters
 from domain.webhook.events import WebhookFilter, url_error
-from infrastructure.outbound.destinations import (
-    BadDestination,
-    PrivateAddress,
-    parse_destination,
-)
-from interfaces.rest.access import require, webhook_of
+from infrastructure.outbound import BadDestination, PrivateAddress, parse_destination
+from interfaces.common.access import load_webhook, require
+from interfaces.common.forwarded import public_url
+from interfaces.common.problems import Problem
+from interfaces.common.requests import Query, json_body, path_id
+from interfaces.common.routing import OPERATOR_SCOPES, Operation
+from interfaces.common.services import SERVICES, Services
 from interfaces.rest.answers import PageAnswer, json_answer
-from interfaces.rest.bodies import json_body
 from interfaces.rest.forms import ChangedWebhook, NewWebhook
-from interfaces.rest.forwarding import public_url
 from interfaces.rest.idempotency import context_of
-from interfaces.rest.params import Query, id_in
-from interfaces.rest.problems import Problem
-from interfaces.rest.routes import OPERATORS, Operation
 from interfaces.rest.starting import owner_of
 from interfaces.rest.webhooks.answers import (
     SecretAnswer,
@@ -33,7 +29,6 @@ from interfaces.rest.webhooks.answers import (
     webhook_answer,
 )
 from interfaces.rest.webhooks.lists import reflected, seen, shown
-from interfaces.services import SERVICES, Services
 
 MOST_WEBHOOKS = 50  # of one owner
 LIST = ("cursor", "limit", "min_position")
@@ -44,7 +39,7 @@ _changed = msgspec.json.Decoder(ChangedWebhook)
 
 async def add(request: web.Request) -> web.Response:
     """201 with the webhook and its secret, which is shown this once."""
-    principal = require(request, *OPERATORS)
+    principal = require(request, *OPERATOR_SCOPES)
     Query(request, ())
     services = request.app[SERVICES]
     form = await json_body(request, _new)
@@ -63,7 +58,7 @@ async def add(request: web.Request) -> web.Response:
     command = commands.AddWebhook(id=id, owner=owner, subscription=subscription, secret=secret.id)
     added = await add_webhook(services.log, command, context_of(request))
     await seen(services, added.position)
-    webhook = webhook_answer(added.aggregate, Standing(), services.now())
+    webhook = webhook_answer(added.aggregate, WebhookHealth(), services.now())
     answer = SecretAnswer(webhook=webhook, secret=secret.text, position=added.position)
     headers = {"Location": public_url(request, f"/v1/webhooks/{id}")}
     return json_answer(answer, status=201, position=added.position, headers=headers)
@@ -71,17 +66,17 @@ async def add(request: web.Request) -> web.Response:
 
 async def listing(request: web.Request) -> web.Response:
     """The webhooks of the owner, newest first; an admin sees those of every owner."""
-    principal = require(request, *OPERATORS)
+    principal = require(request, *OPERATOR_SCOPES)
     services, query = request.app[SERVICES], Query(request, LIST)
     await reflected(request, query)
     page = await services.webhooks.all(
-        owner=principal.sees,
+        owner=principal.visible_owner,
         cursor=query.text("cursor"),
         limit=query.integer("limit", 50, low=1, high=1000),
     )
     fares = await services.webhooks.standings([webhook.id for webhook in page.items])
     items = [
-        webhook_answer(webhook, fares.get(webhook.id, Standing()), services.now())
+        webhook_answer(webhook, fares.get(webhook.id, WebhookHealth()), services.now())
         for webhook in page.items
     ]
     answer = PageAnswer(items=items, next=page.next, position=page.position)
@@ -90,16 +85,16 @@ async def listing(request: web.Request) -> web.Response:
 
 async def show(request: web.Request) -> web.Response:
     """As the log has it: what was just changed is seen."""
-    require(request, *OPERATORS)
+    require(request, *OPERATOR_SCOPES)
     Query(request, ())
-    return json_answer(await shown(request, await webhook_of(request, id_in(request))))
+    return json_answer(await shown(request, await load_webhook(request, path_id(request))))
 
 
 async def change(request: web.Request) -> web.Response:
-    require(request, *OPERATORS)
+    require(request, *OPERATOR_SCOPES)
     Query(request, ())
     services = request.app[SERVICES]
-    webhook = await webhook_of(request, id_in(request))
+    webhook = await load_webhook(request, path_id(request))
     form = await json_body(request, _changed)
     given = {
         name: value
@@ -116,10 +111,10 @@ async def change(request: web.Request) -> web.Response:
 
 async def remove(request: web.Request) -> web.Response:
     """204: nothing more is told, not even of what waits."""
-    require(request, *OPERATORS)
+    require(request, *OPERATOR_SCOPES)
     Query(request, ())
     services = request.app[SERVICES]
-    command = commands.RemoveWebhook(webhook=(await webhook_of(request, id_in(request))).id)
+    command = commands.RemoveWebhook(webhook=(await load_webhook(request, path_id(request))).id)
     removed = await execute(services.log, command, context_of(request))
     await seen(services, removed.position)
     return web.Response(status=204)
@@ -149,7 +144,7 @@ OPERATIONS = (
         handler=add,
         summary="Add a webhook; its secret is shown this once",
         body=NewWebhook,
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={201: SecretAnswer},
     ),
     Operation(
@@ -158,7 +153,7 @@ OPERATIONS = (
         handler=listing,
         summary="List webhooks, newest first",
         query=LIST,
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={200: PageAnswer[WebhookAnswer]},
     ),
     Operation(
@@ -166,7 +161,7 @@ OPERATIONS = (
         path="/v1/webhooks/{id}",
         handler=show,
         summary="Show a webhook, and how it fares",
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={200: WebhookAnswer},
     ),
     Operation(
@@ -175,7 +170,7 @@ OPERATIONS = (
         handler=change,
         summary="Change what a webhook is told, or where",
         body=ChangedWebhook,
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={200: WebhookAnswer},
     ),
     Operation(
@@ -183,7 +178,7 @@ OPERATIONS = (
         path="/v1/webhooks/{id}",
         handler=remove,
         summary="Remove a webhook, and what waits for it",
-        scopes=OPERATORS,
+        scopes=OPERATOR_SCOPES,
         answers={204: None},
     ),
 )

@@ -11,12 +11,10 @@ from uuid import UUID, uuid4
 import psycopg
 
 from application.append import Append
-from application.audit.seal import Seal
-from infrastructure.audit.keys import SealKey, read_key
-from infrastructure.audit.sealing import Sealer
-from infrastructure.audit.verifying import SealCheck, check_seals
-from infrastructure.audit.witness import Witness
-from infrastructure.event_store.log import PostgresEventLog
+from application.audit.seals import AuditSeal
+from infrastructure.audit.sealer import LastSealFile, Sealer, SealKey, read_key
+from infrastructure.audit.verifier import SealVerification, verify_seals
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.pool import Connection
 from tests.infrastructure.event_store.log_support import connected, opened, steps
 from tests.stories import NOON
@@ -40,16 +38,20 @@ class Notary:
             position = (await self.log.append(Append(writes))).position
         return position
 
-    async def seal(self) -> Seal:
+    async def seal(self) -> AuditSeal:
         made = await self.sealer.seal(self.connection)
         assert made is not None
         return made
 
     async def check(
-        self, *, trusted: Iterable[bytes] = (), kept: Iterable[Seal] = (), remembers: bool = True
-    ) -> SealCheck:
+        self,
+        *,
+        trusted: Iterable[bytes] = (),
+        kept: Iterable[AuditSeal] = (),
+        remembers: bool = True,
+    ) -> SealVerification:
         """What a verification finds that trusts the key of this machine, unless told otherwise."""
-        return await check_seals(
+        return await verify_seals(
             self.connection,
             list(trusted) or [self.key.public],
             seen=self.sealer.witness.seen() if remembers else None,
@@ -72,4 +74,4 @@ async def notary(url: str, folder: Path) -> AsyncIterator[Notary]:
 
 
 def sealer_in(folder: Path) -> Sealer:
-    return Sealer(folder / "seal.key", Witness(folder / "seal.last"), lambda: NOON)
+    return Sealer(folder / "seal.key", LastSealFile(folder / "seal.last"), lambda: NOON)

@@ -12,12 +12,12 @@ from psycopg.sql import SQL, Identifier
 
 from application.append import Append, StreamAppend
 from application.audit.derived import DerivedFinding
-from application.ports.erasures import Erasure
-from application.ports.keys import Scope
+from application.ports.audit import Erasure
+from application.ports.auth import Scope
 from infrastructure.audit.derived import check_derived
 from infrastructure.auth.keys import PostgresKeys
-from infrastructure.erasure.erasures import PostgresErasures, finish
-from infrastructure.erasure.wrapping import destroy_masters_of
+from infrastructure.erasure.keyring import PostgresErasures, mark_done
+from infrastructure.erasure.wrapped_keys import destroy_masters_of
 from infrastructure.event_store.codec import Codec
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model import projector
@@ -83,7 +83,7 @@ async def _record(url: str) -> None:
                 " WHERE owner = 'gone'"
             )
             await destroy_masters_of(connection, MASTERS, "gone")
-            await finish(connection, erasure, datetime.now(UTC), 1, 1)
+            await mark_done(connection, erasure, datetime.now(UTC), 1, 1)
         await projector.catch_up(url, log)
         async with connected(url) as connection:  # the followers that do not run here
             await connection.execute(

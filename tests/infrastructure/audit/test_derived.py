@@ -23,9 +23,9 @@ from domain.webhook.events import WebhookFilter
 from infrastructure.audit.derived import check_derived
 from infrastructure.event_store.codec import CODEC
 from infrastructure.read_model import projector
-from infrastructure.webhooks.following import Follower
+from infrastructure.webhooks.dispatcher import WebhookDispatcher
 from infrastructure.webhooks.registry import PostgresWebhooks
-from interfaces.bootstrap.supervision import supervise
+from interfaces.bootstrap.tasks import supervise
 from tests.conftest import Databases
 from tests.infrastructure.jobs.hands import passes
 from tests.infrastructure.jobs.plant import Plant, open_plant, pipeline
@@ -83,7 +83,9 @@ async def _add_webhooks(plant: Plant) -> None:
         secret = await PostgresWebhooks(plant.pool).make_secret(id)
         added = Webhook.add("acme", chosen, secret.id, at=NOON, by=ALICE)
         await plant.log.append(Append((StreamAppend(id, 0, added),)))
-    follower = Follower(plant.url, plant._listener.wakeups(), _Bell(), most=100, now=lambda: NOON)
+    follower = WebhookDispatcher(
+        plant.url, plant._listener.wakeups(), _Bell(), most=100, now=lambda: NOON
+    )
     plant.start(supervise("webhooks", follower.run, essential=False))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from domain.event import topic_of
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.postgres.migrate import migrate

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from application.audit.seal import Seal
-from infrastructure.audit import sealing
-from infrastructure.audit.keys import BadKey, ensure_key, read_key, signed
-from infrastructure.audit.rows import page
+from application.audit.seals import AuditSeal
+from infrastructure.audit import sealer
 from infrastructure.audit.running import seal_at_intervals
+from infrastructure.audit.sealer import InvalidKeyFile, ensure_key, page, read_key, verify_signature
 from tests.infrastructure.audit.notary import Notary, notary, sealer_in
 from tests.infrastructure.event_store.log_support import connected
 from tests.support import eventually
 
 
-async def told(url: str) -> list[Seal]:
+async def told(url: str) -> list[AuditSeal]:
     async with connected(url) as connection:
         return await page(connection, 0, 100)
 
@@ -33,8 +32,8 @@ async def test_a_seal_covers_what_was_recorded_since_the_last(
     assert (first.number, first.after, first.through, first.count) == (1, 0, 9, 9)
     assert (second.number, second.after, second.through, second.count) == (2, 9, 15, 6)
     assert second.previous == first.digest
-    assert signed(first)
-    assert signed(second)
+    assert verify_signature(first)
+    assert verify_signature(second)
     assert await told(database_url) == [first, second]
 
 
@@ -48,8 +47,8 @@ async def test_nothing_new_makes_no_seal(database_url: str, tmp_path: Path) -> N
 async def test_work_for_one_seal_is_bounded(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sealing, "MOST", 4)
-    monkeypatch.setattr(sealing, "CHUNK", 3)
+    monkeypatch.setattr(sealer, "MOST", 4)
+    monkeypatch.setattr(sealer, "CHUNK", 3)
 
     async with notary(database_url, tmp_path) as it:
         await it.record(9)
@@ -127,7 +126,7 @@ def test_a_file_without_a_key_is_refused_by_name(tmp_path: Path) -> None:
     file.write_text("secret")
     file.chmod(0o600)
 
-    with pytest.raises(BadKey, match=r"seal\.key holds no private key"):
+    with pytest.raises(InvalidKeyFile, match=r"seal\.key holds no private key"):
         ensure_key(file)
 
 

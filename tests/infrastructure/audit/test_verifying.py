@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from application.audit.entries import packed
-from infrastructure.audit import rows, sealing, verifying
-from infrastructure.audit.verifying import SealCheck
+from application.audit.merkle import pack_entries
+from infrastructure.audit import sealer, verifier
+from infrastructure.audit.verifier import SealVerification
 from tests.infrastructure.audit.notary import Notary, notary
 
 EVENTS = (4, 5, 6)  # of the streams that are recorded before and between the seals
 
 
-async def checked_after(url: str, folder: Path, *statements: str) -> SealCheck:
+async def checked_after(url: str, folder: Path, *statements: str) -> SealVerification:
     """Positions 1 to 15 are sealed, 1 to 9 and 10 to 15; then this is done by hand."""
     async with notary(url, folder) as it:
         await two_seals(it)
@@ -30,7 +30,7 @@ async def two_seals(it: Notary) -> None:
     await it.seal()
 
 
-def told(found: SealCheck) -> list[tuple[str, int, int]]:
+def told(found: SealVerification) -> list[tuple[str, int, int]]:
     return [(one.kind, one.position, one.seal) for one in found.findings]
 
 
@@ -128,7 +128,7 @@ async def test_events_that_changed_places_are_named(database_url: str, tmp_path:
 async def test_the_first_fault_is_told_first_and_the_others_up_to_a_bound(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verifying, "MOST", 3)
+    monkeypatch.setattr(verifier, "MOST", 3)
 
     found = await checked_after(
         database_url, tmp_path, "UPDATE stored_events SET topic = 'x' WHERE notification_id > 5"
@@ -140,10 +140,10 @@ async def test_the_first_fault_is_told_first_and_the_others_up_to_a_bound(
 async def test_many_seals_and_pages_are_walked_to_the_end(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (sealing, verifying):
+    for module in (sealer, verifier):
         monkeypatch.setattr(module, "CHUNK", 2)
-    monkeypatch.setattr(verifying, "PAGE", 2)
-    monkeypatch.setattr(sealing, "MOST", 3)
+    monkeypatch.setattr(verifier, "PAGE", 2)
+    monkeypatch.setattr(sealer, "MOST", 3)
 
     async with notary(database_url, tmp_path) as it:
         await it.record(8, 6)
@@ -247,6 +247,6 @@ def put_in(position: int) -> str:
 
 
 async def forge_list(it: Notary) -> None:
-    events = await rows.events(it.connection, 0, 9, 100)
-    forged = packed(stored.entry for stored in events)
+    events = await sealer.events(it.connection, 0, 9, 100)
+    forged = pack_entries(stored.entry for stored in events)
     it.by_hand("UPDATE audit.seals SET entries = %s WHERE number = 1", forged)

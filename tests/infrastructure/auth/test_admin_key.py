@@ -6,9 +6,8 @@ import asyncio
 import os
 from pathlib import Path
 
-from application.ports.keys import Scope
-from infrastructure.auth.admin_key import ensure_admin_key
-from infrastructure.auth.keys import PostgresKeys
+from application.ports.auth import Scope
+from infrastructure.auth.keys import PostgresKeys, ensure_admin_key
 from infrastructure.postgres.pool import make_pool
 
 

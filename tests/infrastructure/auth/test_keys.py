@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from application.errors import NotFound, Unavailable
-from application.ports.keys import Principal, Scope
+from application.ports.auth import Principal, Scope
 from infrastructure.auth import keys as module
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.postgres.pool import Pool, make_pool

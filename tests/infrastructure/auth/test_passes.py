@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from application.ports.keys import Principal, Scope
+from application.ports.auth import Principal, Scope
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.postgres.pool import make_pool
 

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from infrastructure.blobs.s3.location import Location
-from infrastructure.blobs.s3.opening import open_bucket
+from infrastructure.blobs.s3.client import Location
+from infrastructure.blobs.s3.store import open_client
 from tests.infrastructure.blobs import s3_servers
 from tests.infrastructure.blobs.s3_servers import BUCKET, ENVIRONMENT
 
@@ -67,7 +67,7 @@ def fresh(url: str) -> Location:
 
 def _make_bucket(url: str) -> None:
     async def make() -> None:
-        async with open_bucket(fresh(url)) as bucket:
+        async with open_client(fresh(url)) as bucket:
             await bucket._client.create_bucket(Bucket=BUCKET)
 
     asyncio.run(make())

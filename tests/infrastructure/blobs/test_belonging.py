@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from infrastructure.blobs.belonging import MARK, WrongBlobs, belongs, require_belonging
 from infrastructure.blobs.local.store import LocalBlobStore
+from infrastructure.blobs.shared import (
+    MARK,
+    BlobStoreMismatch,
+    check_store_identity,
+    identity_matches,
+)
 from infrastructure.postgres.pool import connect
 
 
@@ -25,12 +30,12 @@ def store(folder: Path) -> Iterator[LocalBlobStore]:
 
 async def require(url: str, blobs: LocalBlobStore) -> None:
     async with await connect(url, name="test") as connection:
-        await require_belonging(connection, blobs, "/somewhere")
+        await check_store_identity(connection, blobs, "/somewhere")
 
 
 async def same(url: str, blobs: LocalBlobStore) -> bool | None:
     async with await connect(url, name="test") as connection:
-        return await belongs(connection, blobs)
+        return await identity_matches(connection, blobs)
 
 
 async def test_the_first_process_marks_both_and_the_others_find_the_mark(
@@ -51,7 +56,9 @@ async def test_a_folder_that_is_not_mounted_is_refused_and_left_as_it_is(
     with store(tmp_path / "one") as blobs, store(tmp_path / "empty") as empty:
         await require(database_url, blobs)
 
-        with pytest.raises(WrongBlobs, match="not in /somewhere, which holds none of them") as told:
+        with pytest.raises(
+            BlobStoreMismatch, match="not in /somewhere, which holds none of them"
+        ) as told:
             await require(database_url, empty)
 
         assert "UPTRAIL_BLOBS" in told.value.hint
@@ -70,7 +77,7 @@ async def test_the_folder_of_another_database_is_refused(
         await require(database_url, ours)
         await require(empty_database_url, theirs)
 
-        with pytest.raises(WrongBlobs, match="holds those of another database"):
+        with pytest.raises(BlobStoreMismatch, match="holds those of another database"):
             await require(database_url, theirs)
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from infrastructure.blobs.local.kernel_syncs import ROOM, KernelSyncs, open_kernel_syncs
+from infrastructure.blobs.local.disk import ROOM, AioFsync, open_kernel_syncs
 from tests.support import eventually, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes such requests")
 
 
 @pytest.fixture
-def syncs() -> Iterator[KernelSyncs]:
+def syncs() -> Iterator[AioFsync]:
     """All processes share the kernel's room, and it takes a while to get back what was used."""
     try:
         syncs = run(eventually(open_kernel_syncs))
@@ -38,7 +38,7 @@ def file(tmp_path: Path) -> Iterator[int]:
 
 
 async def test_a_file_and_its_folder_are_synced_and_may_be_closed_at_once(
-    syncs: KernelSyncs, tmp_path: Path
+    syncs: AioFsync, tmp_path: Path
 ) -> None:
     file = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
     os.write(file, b"bytes")
@@ -51,7 +51,7 @@ async def test_a_file_and_its_folder_are_synced_and_may_be_closed_at_once(
 
 
 async def test_beyond_the_room_nothing_is_begun_until_some_are_done(
-    syncs: KernelSyncs, file: int
+    syncs: AioFsync, file: int
 ) -> None:
     first = syncs.begin([file] * ROOM)
     assert first is not None
@@ -63,7 +63,7 @@ async def test_beyond_the_room_nothing_is_begun_until_some_are_done(
 
 
 async def test_what_cannot_be_synced_is_not_begun_and_takes_no_room(
-    syncs: KernelSyncs, file: int
+    syncs: AioFsync, file: int
 ) -> None:
     """Of a pipe nothing can be made durable; the file before it is synced for nothing."""
 
@@ -75,7 +75,7 @@ async def test_what_cannot_be_synced_is_not_begun_and_takes_no_room(
 
 
 async def test_a_caller_that_is_cancelled_does_not_keep_others_from_their_answers(
-    syncs: KernelSyncs, file: int
+    syncs: AioFsync, file: int
 ) -> None:
     gone, here = syncs.begin([file]), syncs.begin([file])
     assert gone is not None
@@ -84,9 +84,7 @@ async def test_a_caller_that_is_cancelled_does_not_keep_others_from_their_answer
     await here
 
 
-async def test_another_event_loop_goes_on_where_the_first_ended(
-    syncs: KernelSyncs, file: int
-) -> None:
+async def test_another_event_loop_goes_on_where_the_first_ended(syncs: AioFsync, file: int) -> None:
     assert syncs.begin([file]) is not None
     syncing = syncs.begin([file])
     assert syncing is not None

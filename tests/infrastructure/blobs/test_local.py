@@ -13,8 +13,8 @@ import pytest
 
 from application.errors import Unavailable
 from application.ports.blobs import BlobBusy
-from infrastructure.blobs.local import writer as local_writer
-from infrastructure.blobs.local.outgoing import WINDOW
+from infrastructure.blobs.local import store as local_writer
+from infrastructure.blobs.local.disk import WINDOW
 from infrastructure.blobs.local.store import LocalBlobStore
 from tests.contracts.blob_store import NAME, BlobStoreContract, Opener, appended, content
 from tests.support import eventually, run

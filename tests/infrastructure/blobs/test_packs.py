@@ -15,9 +15,8 @@ import pytest
 
 from application.errors import StorageFull, Unavailable
 from application.ports.blobs import BlobMissing
-from infrastructure.blobs.local.packs import appending, freeing, packing
-from infrastructure.blobs.local.packs.members import BLOCK, HEADER
-from infrastructure.blobs.local.packs.naming import packed_in
+from infrastructure.blobs.local import pack_writer, packs
+from infrastructure.blobs.local.packs import BLOCK, HEADER, parse_packed_name
 from infrastructure.blobs.local.store import LocalBlobStore
 from tests.contracts.blob_store import content
 from tests.support import eventually, run
@@ -100,7 +99,7 @@ async def test_packed_blobs_are_there_when_the_store_is_opened_again(tmp_path: P
 async def test_a_full_pack_is_added_to_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(appending, "FULL", 3 * BLOCK)
+    monkeypatch.setattr(pack_writer, "FULL", 3 * BLOCK)
 
     async with opened(tmp_path) as store:
         names = [await store.put_many({named(n): bytes([n]) * 2 * BLOCK}) for n in range(4)]
@@ -139,7 +138,7 @@ async def test_a_pack_goes_with_its_last_member(
 ) -> None:
     """At once, or when the inventory comes by, where a file system knows no holes."""
     if not holes:
-        monkeypatch.setattr(freeing, "_fallocate", None)
+        monkeypatch.setattr(packs, "_fallocate", None)
     names: dict[str, str] = {}
 
     async with opened(tmp_path) as store:
@@ -169,7 +168,7 @@ async def test_the_inventory_lists_what_is_left_by_the_names_that_free_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holes: bool
 ) -> None:
     if not holes:
-        monkeypatch.setattr(freeing, "_fallocate", None)
+        monkeypatch.setattr(packs, "_fallocate", None)
 
     async with opened(tmp_path) as store:
         names = await store.put_many({named(n): b"\0" * 10_000 for n in range(20)})
@@ -227,7 +226,7 @@ async def test_a_disk_that_fails_once_is_told_and_what_comes_next_begins_another
     async with opened(tmp_path, kernel_syncs=False) as store:
         kept = await store.put_many({named(1): b"kept"})
         with monkeypatch.context() as patch:
-            patch.setattr(packing, "sync_data", _fails)
+            patch.setattr(pack_writer, "sync_data", _fails)
             with pytest.raises(Unavailable):
                 await store.put_many({named(2): b"never promised"})
         later = await store.put_many({named(3): b"later"})
@@ -282,7 +281,7 @@ async def test_a_name_with_no_sound_place_is_refused(tmp_path: Path, place: str)
 async def test_a_name_whose_place_is_somebody_elses_finds_and_frees_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         name = (await store.put_many({named(1): b"mine"}))[named(1)]
-        found = packed_in(name)
+        found = parse_packed_name(name)
         assert found is not None
         other = str(found._replace(chosen=named(2)))
         longer = str(found._replace(place=found.place._replace(size=BLOCK - HEADER)))
@@ -303,7 +302,7 @@ async def test_no_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(28, os.strerror(28))
 
     async with opened(tmp_path) as store:
-        monkeypatch.setattr(appending.Pack, "write", full)
+        monkeypatch.setattr(pack_writer.OpenPack, "write", full)
         with pytest.raises(StorageFull):
             await store.put_many({named(1): b"bytes"})
         assert packs_in(tmp_path) == []

@@ -13,14 +13,10 @@ import pytest
 from msgspec.structs import replace
 
 from application.ports.blobs import BlobBusy, BlobMissing, BlobTooShort
-from infrastructure.blobs.s3.bucket import Bucket
-from infrastructure.blobs.s3.failures import BadBlobStore
-from infrastructure.blobs.s3.location import Location
-from infrastructure.blobs.s3.locks import Locks, OneProcess, PostgresLocks
-from infrastructure.blobs.s3.opening import open_bucket, open_s3_blobs
-from infrastructure.blobs.s3.parts import MIB
-from infrastructure.blobs.s3.state import tail_of
-from infrastructure.blobs.s3.store import S3BlobStore
+from infrastructure.blobs.s3.client import MIB, Bucket, BucketUnusable, Location
+from infrastructure.blobs.s3.locks import InProcessLocks, Locks, PostgresLocks
+from infrastructure.blobs.s3.state import tail_key
+from infrastructure.blobs.s3.store import S3BlobStore, open_client, open_s3_blobs
 from tests.contracts.blob_store import NAME, BlobStoreContract, Opener, appended, content
 
 GIB = 1024 * MIB
@@ -28,7 +24,7 @@ GIB = 1024 * MIB
 
 @asynccontextmanager
 async def opened_at(location: Location, locks: Locks | None = None) -> AsyncIterator[S3BlobStore]:
-    async with open_s3_blobs(location, locks or OneProcess(), largest=GIB) as store:
+    async with open_s3_blobs(location, locks or InProcessLocks(), largest=GIB) as store:
         yield store
 
 
@@ -58,7 +54,7 @@ async def test_a_blob_of_many_parts_comes_back_whole_and_is_one_object(
     location = any_location
 
     whole = noise(23 * MIB + 17)
-    async with opened_at(location) as store, open_bucket(location) as bucket:
+    async with opened_at(location) as store, open_client(location) as bucket:
         writer = await store.append(NAME, 0)
         for start in range(0, len(whole), 300_000):
             await writer.write(whole[start : start + 300_000])
@@ -83,7 +79,7 @@ async def test_an_append_begins_anywhere(location: Location, cut: int, finished:
         await appended(store, 0, before)
         if finished:
             await store.finish(NAME, len(before))
-    async with opened_at(location) as store, open_bucket(location) as bucket:
+    async with opened_at(location) as store, open_client(location) as bucket:
         await appended(store, cut, after[:100])
         assert await store.size(NAME) == cut + 100
         await appended(store, cut + 100, after[100:])
@@ -109,7 +105,7 @@ async def test_bytes_of_an_unfinished_blob_are_not_read_for_a_whole_one(location
 
 
 async def test_a_deleted_blob_leaves_no_part_behind(location: Location) -> None:
-    async with opened_at(location) as store, open_bucket(location) as bucket:
+    async with opened_at(location) as store, open_client(location) as bucket:
         await appended(store, 0, noise(6 * MIB))
         assert len(await uploads_in(bucket)) == 1
         await store.delete(NAME)
@@ -120,7 +116,7 @@ async def test_a_deleted_blob_leaves_no_part_behind(location: Location) -> None:
 async def test_an_append_that_ends_before_it_synced_leaves_no_part_behind(
     location: Location,
 ) -> None:
-    async with opened_at(location) as store, open_bucket(location) as bucket:
+    async with opened_at(location) as store, open_client(location) as bucket:
         writer = await store.append(NAME, 0)
         await writer.write(noise(11 * MIB))
         await writer.close()
@@ -181,7 +177,7 @@ async def test_uploads_that_nobody_knows_are_freed_and_known_ones_are_not(
     location: Location,
 ) -> None:
     whole = noise(6 * MIB)
-    async with opened_at(location) as store, open_bucket(location) as bucket:
+    async with opened_at(location) as store, open_client(location) as bucket:
         await appended(store, 0, whole)
         for name in (NAME, "uploads/0192f0c1-5c1e-7000-8000-00000000000b"):
             lost = await bucket.create(name)
@@ -199,11 +195,11 @@ async def test_uploads_that_nobody_knows_are_freed_and_known_ones_are_not(
 
 async def test_parts_or_tails_that_were_lost_are_reported(location: Location) -> None:
     whole = noise(6 * MIB)
-    async with opened_at(location) as store, open_bucket(location) as bucket:
+    async with opened_at(location) as store, open_client(location) as bucket:
         await appended(store, 0, whole)
-        tail = await bucket.head(tail_of(NAME))
+        tail = await bucket.head(tail_key(NAME))
         assert tail is not None
-        await bucket.put(tail_of(NAME), b"shorter", tail.metadata)
+        await bucket.put(tail_key(NAME), b"shorter", tail.metadata)
         with pytest.raises(BlobTooShort) as short:
             await store.append(NAME, len(whole))
         assert short.value.stored == 5 * MIB + len(b"shorter")
@@ -219,7 +215,7 @@ async def test_parts_or_tails_that_were_lost_are_reported(location: Location) ->
 
 async def test_a_part_that_was_replaced_is_found_out(location: Location) -> None:
     whole = noise(11 * MIB)
-    async with opened_at(location) as store, open_bucket(location) as bucket:
+    async with opened_at(location) as store, open_client(location) as bucket:
         await appended(store, 0, whole)
         await bucket.upload(NAME, (await uploads_in(bucket))[0], 1, bytes(5 * MIB))
         with pytest.raises(BlobTooShort):
@@ -228,7 +224,7 @@ async def test_a_part_that_was_replaced_is_found_out(location: Location) -> None
 
 async def test_a_bucket_that_cannot_be_used_is_told_at_the_start(seaweed: str) -> None:
     async def opening(location: Location) -> str:
-        with pytest.raises(BadBlobStore) as refused:
+        with pytest.raises(BucketUnusable) as refused:
             async with opened_at(location):
                 pass
         assert refused.value.hint
@@ -244,7 +240,7 @@ async def test_access_that_is_denied_is_told_at_the_start(
     seaweed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
-    with pytest.raises(BadBlobStore, match="denied"):
+    with pytest.raises(BucketUnusable, match="denied"):
         async with opened_at(Location(bucket="uptrail-test", endpoint=seaweed, style="path")):
             pass
 
@@ -252,7 +248,8 @@ async def test_access_that_is_denied_is_told_at_the_start(
 def test_who_keeps_bytes_on_a_disk_does_not_load_the_client_of_s3() -> None:
     code = """
 import sys
-import infrastructure.blobs.local.store, infrastructure.blobs.s3.opening, interfaces.bootstrap.parts
+import infrastructure.blobs.local.store, infrastructure.blobs.s3.store
+import interfaces.bootstrap.container
 sys.exit(any(name.startswith(("aiobotocore", "botocore")) for name in sys.modules))
 """
     subprocess.run([sys.executable, "-c", code], check=True)

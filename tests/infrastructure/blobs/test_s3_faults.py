@@ -15,12 +15,9 @@ from msgspec.structs import replace
 
 from application.errors import Unavailable
 from application.ports.blobs import BlobStore
-from infrastructure.blobs.s3.bucket import Bucket
-from infrastructure.blobs.s3.location import Location
-from infrastructure.blobs.s3.locks import OneProcess, PostgresLocks
-from infrastructure.blobs.s3.opening import open_bucket
-from infrastructure.blobs.s3.parts import MIB
-from infrastructure.blobs.s3.store import S3BlobStore
+from infrastructure.blobs.s3.client import MIB, Bucket, Location
+from infrastructure.blobs.s3.locks import InProcessLocks, PostgresLocks
+from infrastructure.blobs.s3.store import S3BlobStore, open_client
 from tests.contracts.blob_store import NAME, appended, content
 from tests.infrastructure.blobs.s3_servers import Line
 from tests.infrastructure.blobs.test_s3 import GIB, noise, objects_in, opened_at, uploads_in
@@ -70,16 +67,16 @@ async def _sent(store: BlobStore, offset: int, acknowledged: list[int]) -> None:
 async def _killed_after(requests: int, location: Location) -> bool:
     """Whether the process died before it was through; checks what the next one finds."""
     acknowledged = [0]
-    async with open_bucket(location) as bucket:
+    async with open_client(location) as bucket:
         mortal = MortalBucket(bucket._client, location)
         mortal.left = requests
         died = False
         try:
-            await _sent(S3BlobStore(mortal, OneProcess(), largest=GIB), 0, acknowledged)
+            await _sent(S3BlobStore(mortal, InProcessLocks(), largest=GIB), 0, acknowledged)
         except Killed:
             died = True
         await asyncio.sleep(0)
-    async with opened_at(location) as store, open_bucket(location) as bucket:
+    async with opened_at(location) as store, open_client(location) as bucket:
         promised = min(acknowledged[-1], len(WHOLE))
         assert await store.size(NAME) >= promised
         if acknowledged[-1] <= len(WHOLE):
@@ -106,9 +103,9 @@ async def test_another_process_goes_on_after_kill_minus_9(
 ) -> None:
     code = f"""
 import asyncio, os
-from infrastructure.blobs.s3.location import Location
+from infrastructure.blobs.s3.client import Location
 from infrastructure.blobs.s3.locks import PostgresLocks
-from infrastructure.blobs.s3.opening import open_s3_blobs
+from infrastructure.blobs.s3.store import open_s3_blobs
 
 async def main():
     location = Location(bucket={location.bucket!r}, prefix={location.prefix!r},
@@ -128,7 +125,7 @@ asyncio.run(main())
     async with (
         PostgresLocks(database_url) as locks,
         opened_at(location, locks) as store,
-        open_bucket(location) as bucket,
+        open_client(location) as bucket,
     ):
         assert await store.size(NAME) == 7_000_000
         await appended(store, 7_000_000, b"x" * 6_000_000)
@@ -159,7 +156,7 @@ async def test_a_server_that_is_slow_down_for_a_while_costs_only_time(location: 
 async def test_a_part_that_cannot_be_stored_is_told_and_what_was_durable_stays(
     location: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.blobs.s3.opening.TRIES", 2)
+    monkeypatch.setattr("infrastructure.blobs.s3.store.TRIES", 2)
 
     async with failing(location) as (line, store):
         await appended(store, 0, WHOLE[: 6 * MIB])

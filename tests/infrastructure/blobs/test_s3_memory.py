@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from infrastructure.blobs.s3.memory import LEAST, Memory
+from infrastructure.blobs.s3.state import LEAST, BufferPool
 
 
 @pytest.mark.parametrize("share", [LEAST, 10 * LEAST, 1_000 * LEAST])
 def test_what_is_set_aside_comes_back_in_order(share: int) -> None:
-    buffer = Memory(waiting=share).buffer()
+    buffer = BufferPool(waiting=share).buffer()
     chunks = [bytes([n]) * (LEAST // 2 + n) for n in range(30)]
     for n, chunk in enumerate(chunks, 1):
         buffer.add(chunk)
@@ -21,7 +21,7 @@ def test_what_is_set_aside_comes_back_in_order(share: int) -> None:
 
 
 def test_the_more_writers_the_less_memory_for_each() -> None:
-    memory = Memory(waiting=100 * LEAST)
+    memory = BufferPool(waiting=100 * LEAST)
     buffers = [memory.buffer() for _ in range(10)]
     assert memory.share == 10 * LEAST
     more = [memory.buffer() for _ in range(990)]

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from infrastructure.blobs.s3.location import BadLocation, Location, parse_location
-from infrastructure.blobs.s3.parts import (
+from infrastructure.blobs.s3.client import (
     LARGEST,
     MIB,
     MOST,
     SMALLEST,
+    BadLocation,
+    Location,
     Part,
     Parts,
-    evenly,
-    size_of_next,
+    next_part_size,
+    parse_location,
+    split_ranges,
 )
 
 GIB = 1024 * MIB
@@ -22,7 +24,7 @@ def _sizes(largest: int, upto: int | None = None) -> list[int]:
     """The sizes of all parts of a blob that becomes as large as allowed."""
     parts, sizes = Parts(), list[int]()
     while parts.size < (upto or largest):
-        sizes.append(size_of_next(parts, largest))
+        sizes.append(next_part_size(parts, largest))
         parts = Parts(last=parts.last + 1, size=parts.size + sizes[-1])
     return sizes
 
@@ -45,7 +47,7 @@ def test_a_limit_that_is_raised_meanwhile_is_still_reached() -> None:
     rest = 0
     while parts.size < TIB:
         rest += 1
-        parts = Parts(last=parts.last + 1, size=parts.size + size_of_next(parts, TIB))
+        parts = Parts(last=parts.last + 1, size=parts.size + next_part_size(parts, TIB))
     assert rest <= 1_000
 
 
@@ -64,8 +66,8 @@ def test_parts_that_nobody_acknowledged_do_not_count() -> None:
 
 
 def test_bytes_are_split_evenly() -> None:
-    assert evenly(10, 4) == [(0, 3), (3, 6), (6, 10)]
-    assert evenly(4, 4) == [(0, 4)]
+    assert split_ranges(10, 4) == [(0, 3), (3, 6), (6, 10)]
+    assert split_ranges(4, 4) == [(0, 4)]
 
 
 def test_a_bucket_is_named_in_one_line() -> None:

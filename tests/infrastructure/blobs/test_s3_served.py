@@ -7,12 +7,11 @@ from pathlib import Path
 from aiohttp import ClientSession
 from yarl import URL
 
-from infrastructure.blobs.s3.location import Location
-from infrastructure.blobs.s3.opening import open_bucket
-from infrastructure.blobs.s3.parts import MIB
+from infrastructure.blobs.s3.client import MIB, Location
+from infrastructure.blobs.s3.store import open_client
 from infrastructure.settings import Settings
-from interfaces.cli.bucket_check import bucket as checked_bucket
 from interfaces.cli.checks import Level
+from interfaces.cli.doctor import bucket as checked_bucket
 from tests.infrastructure.blobs.test_s3 import noise, objects_in, uploads_in
 from tests.interfaces.conftest import LiveServer, serving
 from tests.support import eventually, path_of, run
@@ -35,7 +34,7 @@ def test_an_upload_goes_on_at_another_server_and_is_processed_from_the_bucket(
         run(_deleted(live, abandoned))
 
     async def left() -> None:
-        async with open_bucket(location) as bucket:
+        async with open_client(location) as bucket:
             upload = path.rpartition("/")[2]
             names = await objects_in(bucket)
             assert f"uploads/{upload}" in names
@@ -55,7 +54,7 @@ def test_what_was_called_off_damaged_or_expired_leaves_nothing_in_the_bucket(
     )
 
     async def abandon_uploads(live: LiveServer) -> None:
-        async with open_bucket(location) as bucket:
+        async with open_client(location) as bucket:
             await _deleted(live, await _begun(live))
             async with _client(live) as client:
                 async with client.post("/v1/batches", json={}) as answer:

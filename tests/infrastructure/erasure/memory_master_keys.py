@@ -9,7 +9,7 @@ from cryptography.fernet import Fernet, InvalidToken
 
 from infrastructure.erasure.keyring import Keyring
 from infrastructure.erasure.master_keys import NoMasterKey
-from infrastructure.erasure.wrapping import ensure_master_key
+from infrastructure.erasure.wrapped_keys import ensure_master_key
 from infrastructure.postgres.pool import Pool
 
 

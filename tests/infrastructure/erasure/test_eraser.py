@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from application.append import Append, IdempotencyRecord
-from application.ports.erasures import Erasure
+from application.ports.audit import Erasure
 from domain.batch.events import BatchCompleted
 from domain.batch.state import Outcome
 from domain.event import topic_of
@@ -21,9 +21,9 @@ from domain.upload.state import UploadState
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.erasure import eraser as module
 from infrastructure.erasure.eraser import Eraser
-from infrastructure.erasure.erasures import PostgresErasures
+from infrastructure.erasure.keyring import PostgresErasures
 from infrastructure.postgres.pool import make_pool
-from infrastructure.read_model.verify import verify
+from infrastructure.read_model.rebuild import verify
 from tests.infrastructure.erasure.memory_master_keys import MASTERS
 from tests.infrastructure.event_store.log_support import connected
 from tests.infrastructure.read_model.support import Opened, opened, projecting

@@ -15,9 +15,9 @@ from domain.upload.events import AttemptFailed, UploadRegistered
 from infrastructure.erasure import keyring
 from infrastructure.event_store.codec import CODEC, Codec, UnreadableEvent
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
-from infrastructure.event_store.mapper import Fact, StructMapper
-from infrastructure.event_store.reading import read_log
+from infrastructure.event_store.event_log import PostgresEventLog
+from infrastructure.event_store.mapper import LibraryEvent, StructMapper
+from infrastructure.event_store.reader import read_log
 from infrastructure.postgres.pool import make_pool
 from tests.infrastructure.erasure.memory_master_keys import keyring_on
 from tests.infrastructure.event_store.log_support import connected
@@ -174,7 +174,7 @@ async def test_the_librarys_tools_read_what_an_erasure_would_leave(database_url:
     stored_event = StoredEvent(originator_id=STREAM, originator_version=1, topic=topic, state=state)
     fact = StructMapper().to_domain_event(stored_event)
 
-    assert isinstance(fact, Fact)
+    assert isinstance(fact, LibraryEvent)
     assert isinstance(fact.event, UploadRegistered)
     assert fact.event.path == ""
 

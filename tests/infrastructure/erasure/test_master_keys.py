@@ -18,19 +18,20 @@ import pytest
 from application.append import Append, StreamAppend
 from application.errors import Unavailable
 from infrastructure.erasure import keyring as keyring_module
-from infrastructure.erasure import wrapping
-from infrastructure.erasure.key_copies import OwnerKeyCopies, OwnerKeyCopy
+from infrastructure.erasure import wrapped_keys
 from infrastructure.erasure.keyring import Keyring
 from infrastructure.erasure.master_keys import (
     CommandMasterKeys,
     FileMasterKeys,
     MasterKeys,
     NoMasterKey,
+    OwnerKeyCopies,
+    OwnerKeyCopy,
 )
-from infrastructure.erasure.wrapping import destroy_masters_of, ensure_master_key
+from infrastructure.erasure.wrapped_keys import destroy_masters_of, ensure_master_key
 from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.migrate import migrate
 from infrastructure.postgres.pool import Connection, Pool, make_pool
 from tests.infrastructure.erasure.memory_master_keys import MemoryMasterKeys
@@ -198,7 +199,7 @@ async def test_a_replacement_that_is_killed_anywhere_is_finished_by_the_next(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before and after each statement and each use of a master key."""
-    monkeypatch.setattr(wrapping, "CHUNK", 2)
+    monkeypatch.setattr(wrapped_keys, "CHUNK", 2)
 
     masters, kills = MemoryMasterKeys(), 0
     async with make_pool(database_url, name="test", max_size=2) as pool:
@@ -341,7 +342,7 @@ async def test_keys_of_an_older_database_are_encrypted_at_the_first_start(
     empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One owner was erased there already; the start is cut short in the middle, and done again."""
-    monkeypatch.setattr(wrapping, "CHUNK", 2)
+    monkeypatch.setattr(wrapped_keys, "CHUNK", 2)
     migrate_to(empty_database_url, "0013")
     living = {f"owner-{number}": (uuid4(), os.urandom(32)) for number in range(5)}
     for owner, (id, key) in living.items():

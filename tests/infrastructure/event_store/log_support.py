@@ -10,8 +10,8 @@ from application.append import AppendResult, RecordedEvent, StreamAppend
 from application.errors import ApplicationError
 from domain.upload.events import FileProgressed
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
-from infrastructure.event_store.reading import read_log
+from infrastructure.event_store.event_log import PostgresEventLog
+from infrastructure.event_store.reader import read_log
 from infrastructure.postgres.pool import Connection, connect, make_pool
 from tests.stories import ALICE, NOON
 

@@ -11,11 +11,13 @@ import pytest
 from application.append import Append, AppendCondition, StreamAppend, append_to_stream
 from application.errors import Conflict
 from domain.batch.events import CLOSING, BatchSealed
-from infrastructure.event_store.at_once import believe
-from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.placing import encode
-from infrastructure.event_store.recovery import begin_session, look_up
-from infrastructure.event_store.waiting import Sent
+from infrastructure.event_store.committer import (
+    GroupCommitter,
+    InFlight,
+    acquire_session_lock,
+    resolve_ambiguous,
+)
+from infrastructure.event_store.writer import encode, plan_optimistic
 from tests.infrastructure.event_store.log_support import (
     connected,
     done_in,
@@ -82,10 +84,10 @@ def test_only_a_group_that_says_all_and_agrees_is_taken_at_its_word() -> None:
     whatever = encode(append_to_stream(stream, None, step(0)))
     first, second, other = (encode(append_to_stream(stream, n, step(n))) for n in (0, 1, 5))
     nothing = encode(Append((StreamAppend(stream, 0, ()),)))
-    assert believe([whatever]) is None
-    assert believe([first, other]) is None
-    assert believe([first, nothing]) is None
-    believed = believe([first, second])
+    assert plan_optimistic([whatever]) is None
+    assert plan_optimistic([first, other]) is None
+    assert plan_optimistic([first, nothing]) is None
+    believed = plan_optimistic([first, second])
     assert believed is not None
     assert believed.versions == {stream: 0}
     assert [row.version for placed in believed.placed for row in placed.rows] == [1, 2]
@@ -94,11 +96,11 @@ def test_only_a_group_that_says_all_and_agrees_is_taken_at_its_word() -> None:
 async def test_looking_up_ends_the_session_that_may_have_yet_to_read_the_rows(
     database_url: str,
 ) -> None:
-    believed = believe([encode(append_to_stream(new_stream(), 0, step(0)))])
+    believed = plan_optimistic([encode(append_to_stream(new_stream(), 0, step(0)))])
     assert believed is not None
     async with connected(database_url) as lost, connected(database_url) as found:
-        session = await begin_session(lost)
+        session = await acquire_session_lock(lost)
         (placed,) = believed.placed
-        assert await look_up(found, [Sent(placed, session)]) == [None]
+        assert await resolve_ambiguous(found, [InFlight(placed, session)]) == [None]
         with pytest.raises(psycopg.OperationalError):
             await lost.execute("SELECT 1")

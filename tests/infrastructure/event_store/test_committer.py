@@ -17,10 +17,9 @@ from psycopg.conninfo import make_conninfo
 
 from application.append import Append, append_to_stream
 from application.errors import Conflict, OutcomeUnknown, Unavailable
-from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.guard import UnsafeWriter
+from infrastructure.event_store.committer import GroupCommitter, UnsafeWriter
 from infrastructure.postgres.embedded import EmbeddedPostgres
-from infrastructure.postgres.embedded.home import place_of
+from infrastructure.postgres.embedded.data_directory import server_dir_path
 from infrastructure.postgres.migrate import migrate
 from tests.infrastructure.event_store.faulty_line import Cut, FaultyLine
 from tests.infrastructure.event_store.log_support import (
@@ -99,7 +98,7 @@ async def test_postgres_killed_and_recovered_neither_loses_nor_doubles(tmp_path:
 
 
 def postmaster(data_dir: Path) -> int:
-    (pid_file,) = place_of(data_dir).resolve().rglob("postmaster.pid")
+    (pid_file,) = server_dir_path(data_dir).resolve().rglob("postmaster.pid")
     return int(pid_file.read_text().split()[0])
 
 
@@ -107,7 +106,7 @@ def postmaster(data_dir: Path) -> int:
 async def test_a_connection_cut_during_commit_is_looked_up(
     database_url: str, cut: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.event_store.exchange.EXCHANGE_TIMEOUT", 1.0)
+    monkeypatch.setattr("infrastructure.event_store.libpq.EXCHANGE_TIMEOUT", 1.0)
 
     stream = new_stream()
     async with FaultyLine(database_url).running() as line, GroupCommitter(line.url) as committer:
@@ -168,7 +167,7 @@ async def test_what_may_have_been_recorded_is_never_called_unavailable(database_
 async def test_no_caller_waits_longer_than_its_deadline_for_a_server_that_is_silent(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.event_store.exchange.EXCHANGE_TIMEOUT", 3.0)
+    monkeypatch.setattr("infrastructure.event_store.libpq.EXCHANGE_TIMEOUT", 3.0)
 
     async with (
         FaultyLine(database_url).running() as line,

@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from application.append import append_to_stream
 from domain.batch.events import BatchProgressed
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.mapper import Fact, StructMapper
+from infrastructure.event_store.mapper import LibraryEvent, StructMapper
 from tests.infrastructure.event_store.examples import CAUSE, EXAMPLES
 from tests.infrastructure.event_store.log_support import (
     done_in,
@@ -108,7 +108,7 @@ async def test_the_library_can_write_beside_us_and_nobody_is_harmed(database_url
 
     def save_fifty(application: StockApplication) -> None:
         for number in range(50):
-            application.save(Fact(theirs, number + 1, step(number)))
+            application.save(LibraryEvent(theirs, number + 1, step(number)))
 
     with stock(database_url) as application:
         async with GroupCommitter(database_url) as committer:
@@ -133,7 +133,9 @@ def test_the_library_accepts_our_tracking_table(database_url: str) -> None:
 
 async def test_a_fact_stored_by_the_library_is_a_fact_of_ours(database_url: str) -> None:
     with stock(database_url) as application:
-        application.save(Fact(FILE, 1, registered(), CAUSE), Fact(FILE, 2, received(), CAUSE))
+        application.save(
+            LibraryEvent(FILE, 1, registered(), CAUSE), LibraryEvent(FILE, 2, received(), CAUSE)
+        )
     async with opened(database_url) as log:
         assert (await log.upload(FILE)).received == 100
         recorded = await log.stream(FILE)

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 from application.append import Append, append_to_stream
 from application.errors import Conflict, NotFound, Unavailable
 from domain.batch.events import BatchProgressed, BatchSealed
-from infrastructure.event_store import log as log_module
+from infrastructure.event_store import event_log as log_module
 from infrastructure.event_store.codec import UnreadableEvent
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.pool import make_pool
 from tests.infrastructure.event_store.examples import CAUSE
 from tests.infrastructure.event_store.log_support import done_in, new_stream, opened, step, steps

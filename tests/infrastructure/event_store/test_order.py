@@ -8,8 +8,8 @@ from uuid import UUID
 
 from application.append import Append, RecordedEvent
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.reading import read_log
-from infrastructure.event_store.writing import write_group
+from infrastructure.event_store.reader import read_log
+from infrastructure.event_store.writer import append_group
 from infrastructure.postgres.listener import LOG, Listener
 from tests.infrastructure.event_store.log_support import (
     appended,
@@ -53,7 +53,7 @@ async def write_in_foreign_transactions(url: str, stream: UUID) -> None:
         for size in SIZES:
             append = Append((steps(stream, version, *range(version, version + size)),))
             async with connection.transaction():
-                (result,) = await write_group(connection, [append])
+                (result,) = await append_group(connection, [append])
             version = appended(result).versions[stream]
 
 

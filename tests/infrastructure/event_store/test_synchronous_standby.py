@@ -16,7 +16,7 @@ from tests.postgres_servers import needs_postgres, one_server
 async def test_what_the_standby_does_not_have_is_never_acknowledged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("infrastructure.event_store.exchange.EXCHANGE_TIMEOUT", 1.0)
+    monkeypatch.setattr("infrastructure.event_store.libpq.EXCHANGE_TIMEOUT", 1.0)
     visible = "SELECT count(*) FROM stored_events"
     with one_server() as server:
         migrate(server.url)

@@ -17,7 +17,7 @@ from application.append import (
 from application.errors import AlreadyHandled, ApplicationError, Conflict, IdempotencyKeyReused
 from domain.batch.events import BatchProgressed, BatchSealed
 from domain.event import Event
-from infrastructure.event_store.writing import stream_versions, write_group
+from infrastructure.event_store.writer import append_group, stream_versions
 from infrastructure.postgres.pool import Connection
 from tests.infrastructure.event_store.log_support import (
     appended,
@@ -36,7 +36,7 @@ SEALING = frozenset({"batch.sealed", "batch.cancelled"})
 async def group(url: str, *appends: Append) -> list[AppendResult | ApplicationError]:
     """What becomes of these appends in one transaction."""
     async with connected(url) as connection, connection.transaction():
-        return await write_group(connection, appends)
+        return await append_group(connection, appends)
 
 
 async def verdicts(url: str, *appends: Append) -> list[type[object]]:
@@ -199,7 +199,7 @@ async def test_a_group_inside_a_foreign_transaction_vanishes_with_it(database_ur
         with pytest.raises(ZeroDivisionError):
             async with connection.transaction():
                 command = asked(uuid4(), "f", b"", steps(A, 0, 1))
-                (result,) = await write_group(connection, [command])
+                (result,) = await append_group(connection, [command])
                 assert appended(result).versions == {A: 1}
                 assert await stream_versions(connection, [A, B]) == {A: 1, B: 0}
                 raise ZeroDivisionError
@@ -227,7 +227,7 @@ async def test_writers_do_not_read_through_a_log_that_grew_since_they_planned(
 
         async def record(*appends: Append) -> None:
             async with connection.transaction():
-                for result in await write_group(connection, appends):
+                for result in await append_group(connection, appends):
                     appended(result)
 
         async def record_some() -> None:

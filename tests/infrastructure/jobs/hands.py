@@ -6,21 +6,25 @@ import asyncio
 from typing import Any
 from uuid import UUID
 
-from application.pipeline import Permanent, Quarantine, Subject, Workbench
+from application.pipeline import PermanentError, Quarantine, StepContext, StepInput
 
 
-async def passes(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+async def passes(subject: StepInput, bench: StepContext, options: dict[str, Any]) -> dict[str, Any]:
     return {"attempt": subject.attempt}
 
 
-async def refuses(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+async def refuses(
+    subject: StepInput, bench: StepContext, options: dict[str, Any]
+) -> dict[str, Any]:
     """Fails for good where the path says so."""
     if "bad" in subject.path:
-        raise Permanent(f"{subject.path} is bad through and through")
+        raise PermanentError(f"{subject.path} is bad through and through")
     return {}
 
 
-async def holds_back(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+async def holds_back(
+    subject: StepInput, bench: StepContext, options: dict[str, Any]
+) -> dict[str, Any]:
     """Takes what is called so for a virus."""
     if "eicar" in subject.path:
         raise Quarantine("EICAR")
@@ -42,7 +46,7 @@ class Gate:
         self._open.set()
 
     async def __call__(
-        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         id = subject.upload
         self.inside.append(id)
@@ -64,7 +68,7 @@ class Fails:
         self._attempts = attempts
 
     async def __call__(
-        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         if subject.attempt <= self._attempts:
             raise ConnectionResetError("the scanner hung up")
@@ -78,7 +82,7 @@ class Raises:
         self._error = error
 
     async def __call__(
-        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         if "good" in subject.path:
             return {}
@@ -99,9 +103,9 @@ class Refusing:
             self._changed.notify_all()
 
     async def __call__(
-        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         async with self._changed:
             await self._changed.wait_for(lambda: self.failed < self._allowed)
             self.failed += 1
-        raise Permanent(f"{subject.path} is bad through and through")
+        raise PermanentError(f"{subject.path} is bad through and through")

@@ -24,13 +24,13 @@ from domain.upload.aggregate import Upload
 from domain.upload.state import UploadState
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.jobs.orchestrator import Orchestrator
 from infrastructure.jobs.worker import Worker
 from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.settings import Settings
-from interfaces.bootstrap.supervision import supervise
+from interfaces.bootstrap.tasks import supervise
 from tests.support import eventually
 
 ALICE = "key:alice"

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from application.pipeline import Pipeline, Step, Subject, Workbench
+from application.pipeline import Pipeline, Step, StepContext, StepInput
 from application.worker.runner import AttemptSemaphore
 from domain.batch.state import Outcome
 from domain.upload.events import AttemptStarted
@@ -67,7 +67,7 @@ class Crowd(Gate):
         self.largest = 0
 
     async def __call__(
-        self, subject: Subject, bench: Workbench, options: dict[str, Any]
+        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         self.largest = max(self.largest, len(self.inside) + 1)
         return await super().__call__(subject, bench, options)

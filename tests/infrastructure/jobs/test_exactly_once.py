@@ -17,7 +17,7 @@ from infrastructure.jobs.queue import JobQueue
 from infrastructure.jobs.tables import save_position
 from infrastructure.postgres.locks import ORCHESTRATOR_LOCK
 from infrastructure.postgres.pool import connect
-from interfaces.bootstrap.supervision import supervise
+from interfaces.bootstrap.tasks import supervise
 from tests.infrastructure.jobs.hands import Gate, passes
 from tests.infrastructure.jobs.plant import Plant, context, now, open_plant, pipeline
 

@@ -11,8 +11,8 @@ from infrastructure.jobs.orchestrator import SESSION_SETTINGS, run_round
 from infrastructure.jobs.queue import JobQueue
 from infrastructure.jobs.tables import load_position
 from infrastructure.postgres.pool import Connection, connect
-from infrastructure.read_model.projecting import connect_writer, project
-from infrastructure.read_model.targets import LIVE
+from infrastructure.read_model.projector import connect_writer, project
+from infrastructure.read_model.tables import LIVE
 from tests.infrastructure.jobs.crowd import crowd
 from tests.infrastructure.jobs.hands import passes, refuses
 from tests.infrastructure.jobs.plant import ALICE, Plant, now, open_plant, pipeline

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from application.errors import StorageFull
-from application.pipeline import Pipeline, Step, Subject, Workbench
+from application.pipeline import Pipeline, Step, StepContext, StepInput
 from domain.batch.state import Outcome
 from domain.upload.events import AttemptFailed, AttemptSucceeded
 from infrastructure.processors.registry import open_processors
@@ -20,12 +20,14 @@ async def test_an_optional_step_that_does_not_end_in_time_is_skipped(
         optional = True
 
         async def __call__(
-            self, subject: Subject, bench: Workbench, options: dict[str, Any]
+            self, subject: StepInput, bench: StepContext, options: dict[str, Any]
         ) -> dict[str, Any]:
             await asyncio.Event().wait()
             return {}
 
-    async def last(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+    async def last(
+        subject: StepInput, bench: StepContext, options: dict[str, Any]
+    ) -> dict[str, Any]:
         return {"before": subject.results}
 
     steps = (Step(processor="endless", timeout=0.2), Step(processor="last"))

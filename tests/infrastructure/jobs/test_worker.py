@@ -15,7 +15,7 @@ import pytest
 from application.append import append_to_stream
 from application.commands import CancelUpload
 from application.handlers.execute import execute
-from application.pipeline import Processor, Subject, Workbench
+from application.pipeline import Processor, StepContext, StepInput
 from application.worker.attempt import AttemptWriter, PipelinePassed
 from domain.batch.state import Outcome
 from domain.errors import StaleAttempt
@@ -91,7 +91,7 @@ async def test_a_step_that_takes_too_long_fails_by_name_and_may_be_tried_again(
         assert failures[0].message == "step did not finish within 0.1 s"
 
 
-async def _wordy(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+async def _wordy(subject: StepInput, bench: StepContext, options: dict[str, Any]) -> dict[str, Any]:
     return {"bytes": b"are no JSON", "set": object()}
 
 
@@ -163,11 +163,15 @@ async def test_a_processor_that_changes_what_it_is_given_changes_no_other_upload
     kept: dict[str, Any] = {}
     seen: list[dict[str, Any]] = []
 
-    async def first(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+    async def first(
+        subject: StepInput, bench: StepContext, options: dict[str, Any]
+    ) -> dict[str, Any]:
         kept["path"] = subject.path
         return kept  # the same object for every upload
 
-    async def second(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+    async def second(
+        subject: StepInput, bench: StepContext, options: dict[str, Any]
+    ) -> dict[str, Any]:
         seen.append(dict(options))
         options["path"] = subject.path
         subject.metadata["changed"] = "by a processor"
@@ -330,7 +334,7 @@ async def test_a_fast_step_leaves_no_progress_in_the_log_and_a_slow_one_does(
         database_url, tmp_path, pipelines=pipeline("step", "slow"), step_progress_interval=0.1
     ) as plant:
 
-        async def slow(_: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+        async def slow(_: StepInput, bench: StepContext, options: dict[str, Any]) -> dict[str, Any]:
             for step in range(1, 11):
                 await bench.progress(step, 20)
             await plant.until(lambda: plant.all_of(FileProgressed))
@@ -352,7 +356,9 @@ async def test_a_fast_step_leaves_no_progress_in_the_log_and_a_slow_one_does(
 async def test_artifacts_of_an_attempt_that_failed_leave_no_orphans(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def draws(subject: Subject, bench: Workbench, options: dict[str, Any]) -> dict[str, Any]:
+    async def draws(
+        subject: StepInput, bench: StepContext, options: dict[str, Any]
+    ) -> dict[str, Any]:
         await bench.attach("picture.webp", b"pixels")
         if subject.attempt == 1:
             raise OSError("the brush broke")

@@ -4,11 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from infrastructure.outbound.destinations import (
-    BadDestination,
-    PrivateAddress,
-    parse_destination,
-)
+from infrastructure.outbound import BadDestination, PrivateAddress, parse_destination
 
 
 @pytest.mark.parametrize(

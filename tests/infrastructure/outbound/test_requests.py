@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from infrastructure.outbound import requests
-from infrastructure.outbound.destinations import BadDestination, PrivateAddress
-from infrastructure.outbound.requests import (
-    AnswerTooLong,
+from infrastructure import outbound
+from infrastructure.outbound import (
+    BadDestination,
+    PrivateAddress,
     PublicResolver,
     Reply,
-    open_outbound,
+    ResponseTooLarge,
+    open_safe_client,
 )
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -24,7 +25,7 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 async def test_no_request_leaves_for_a_private_address(host: str) -> None:
     arrived: list[str] = []
 
-    async with listening(_note(arrived)) as port, open_outbound(private=False) as outbound:
+    async with listening(_note(arrived)) as port, open_safe_client(private=False) as outbound:
         with pytest.raises(PrivateAddress, match="`allow_private_addresses` is off"):
             await outbound.post(f"http://{host}:{port}/", b"", {}, 5.0)
     assert arrived == []
@@ -53,7 +54,7 @@ async def test_no_request_leaves_for_a_private_address(host: str) -> None:
 )
 async def test_no_spelling_of_a_private_host_reaches_it(host: str) -> None:
     arrived: list[str] = []
-    async with listening(_note(arrived)) as port, open_outbound(private=False) as outbound:
+    async with listening(_note(arrived)) as port, open_safe_client(private=False) as outbound:
         with pytest.raises((PrivateAddress, BadDestination)):
             await outbound.post(f"http://{host}:{port}/", b"", {}, 5.0)
     assert arrived == []
@@ -64,11 +65,11 @@ async def test_the_address_of_the_socket_is_checked_independently_of_the_resolve
     names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A resolver that was judged before and is asked again answers otherwise: DNS rebinding.
-    monkeypatch.setattr(requests, "PublicResolver", lambda inner: Names(*names))
+    monkeypatch.setattr(outbound, "PublicResolver", lambda inner: Names(*names))
     arrived: list[str] = []
-    async with listening(_note(arrived)) as port, open_outbound(private=False) as outbound:
+    async with listening(_note(arrived)) as port, open_safe_client(private=False) as client:
         with pytest.raises(OSError, match=r"a private address"):
-            await outbound.post(f"http://rebind.example:{port}/", b"", {}, 5.0)
+            await client.post(f"http://rebind.example:{port}/", b"", {}, 5.0)
     assert arrived == []
 
 
@@ -83,7 +84,7 @@ async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.Monkey
     async with (
         listening(_note(proxied)) as proxy,
         listening(answer) as port,
-        open_outbound(private=True) as outbound,
+        open_safe_client(private=True) as outbound,
     ):
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy}")
@@ -105,7 +106,7 @@ async def test_a_redirect_is_not_followed() -> None:
         arrived.append("redirect")
         writer.write(b"HTTP/1.1 307 Moved\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n")
 
-    async with listening(redirect) as port, open_outbound(private=True) as outbound:
+    async with listening(redirect) as port, open_safe_client(private=True) as outbound:
         status, _ = await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 5.0)
         assert status == 307
     assert arrived == ["redirect"]
@@ -115,8 +116,8 @@ async def test_an_endless_answer_is_cut_off() -> None:
     async def endless(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n" + bytes(100_000))
 
-    async with listening(endless) as port, open_outbound(private=True) as outbound:
-        with pytest.raises(AnswerTooLong):
+    async with listening(endless) as port, open_safe_client(private=True) as outbound:
+        with pytest.raises(ResponseTooLarge):
             await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 20.0)
 
 
@@ -125,7 +126,7 @@ async def test_of_a_long_answer_the_beginning_is_kept_and_the_rest_not_waited_fo
         head = b"HTTP/1.1 503 Later\r\nRetry-After: 7\r\nContent-Length: 10000000\r\n\r\n"
         writer.write(head + b"a" * 100_000)
 
-    async with listening(long) as port, open_outbound(private=True) as outbound:
+    async with listening(long) as port, open_safe_client(private=True) as outbound:
         reply = await outbound.send(f"http://127.0.0.1:{port}/", b"", {}, 20.0, most=10)
         assert reply == Reply(503, b"a" * 10, whole=False, retry_after="7")
 
@@ -134,7 +135,7 @@ async def test_a_service_that_never_answers_is_given_up() -> None:
     async def silent(writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
-    async with listening(silent) as port, open_outbound(private=True) as outbound:
+    async with listening(silent) as port, open_safe_client(private=True) as outbound:
         with pytest.raises(TimeoutError):
             await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 0.2)
 

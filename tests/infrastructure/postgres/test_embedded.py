@@ -24,17 +24,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from infrastructure.postgres.embedded import (
     EmbeddedPostgres,
     EmbeddedPostgresError,
-    account,
     binaries,
-    folders,
-    lifecycle,
-    locks,
+    server,
+    system,
 )
+from infrastructure.postgres.embedded.cluster import Log, find_tagged
 from infrastructure.postgres.embedded.cluster import url as url_of
-from infrastructure.postgres.embedded.home import Home, place_of
-from infrastructure.postgres.embedded.log import Log
+from infrastructure.postgres.embedded.data_directory import ServerDir, server_dir_path
 from infrastructure.postgres.embedded.postmaster import Postmaster
-from infrastructure.postgres.embedded.processes import marked
 
 ROOT = os.geteuid() == 0
 REPOSITORY = Path(__file__).parents[3]
@@ -161,12 +158,12 @@ def use(users: list[User]) -> Callable[..., User]:
 
 def _swept(data_dir: Path) -> Iterator[Path]:
     yield data_dir
-    if place_of(data_dir).exists():
-        lifecycle.shut_down(home_of(data_dir))
+    if server_dir_path(data_dir).exists():
+        server.stop_server(home_of(data_dir))
 
 
-def home_of(data_dir: Path) -> Home:
-    return Home(place_of(data_dir).resolve())
+def home_of(data_dir: Path) -> ServerDir:
+    return ServerDir(server_dir_path(data_dir).resolve())
 
 
 def postmaster_of(data_dir: Path) -> Postmaster:
@@ -182,8 +179,8 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def until_gone(home: Home) -> None:
-    until(lambda: locks.is_free(home.running))
+def until_gone(home: ServerDir) -> None:
+    until(lambda: system.is_free(home.running))
 
 
 def execute(url: str, statement: str) -> list[tuple[object, ...]]:
@@ -198,7 +195,7 @@ def mode(path: Path) -> int:
 
 def kill_whole_server(data_dir: Path) -> None:
     home = home_of(data_dir)
-    for pid in marked(home.mark):
+    for pid in find_tagged(home.mark):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     until_gone(home)
@@ -230,7 +227,7 @@ def test_a_clean_end_leaves_no_process_even_with_clients_connected(data_dir: Pat
     with psycopg.connect(server.start()):
         server.stop()
 
-    assert not marked(home_of(data_dir).mark)
+    assert not find_tagged(home_of(data_dir).mark)
     assert not (home_of(data_dir).cluster / "postmaster.pid").exists()
     server.stop()  # again does nothing
 
@@ -242,7 +239,7 @@ def test_a_process_that_forgets_to_stop_stops_the_server_as_it_exits(
     user.url()
     user.end()
 
-    assert locks.is_free(home_of(data_dir).running)
+    assert system.is_free(home_of(data_dir).running)
 
 
 def test_a_forked_child_that_exits_leaves_the_server_to_its_parent(
@@ -289,8 +286,8 @@ def test_a_second_process_shares_the_server_and_the_last_one_stops_it(
     assert postmaster_of(new_dir).pid == pid
 
     second.end()
-    assert locks.is_free(home_of(new_dir).running)
-    assert not marked(home_of(new_dir).mark)
+    assert system.is_free(home_of(new_dir).running)
+    assert not find_tagged(home_of(new_dir).mark)
 
 
 def test_two_servers_in_one_process_are_two_users(data_dir: Path) -> None:
@@ -298,7 +295,7 @@ def test_two_servers_in_one_process_are_two_users(data_dir: Path) -> None:
         with EmbeddedPostgres(data_dir) as inner:
             assert inner == outer
         assert execute(outer, "SELECT 1") == [(1,)]
-    assert locks.is_free(home_of(data_dir).running)
+    assert system.is_free(home_of(data_dir).running)
 
 
 # Kills.
@@ -348,7 +345,7 @@ def test_a_killed_postmaster_with_living_children_loses_nothing_committed(
     busy.join(PATIENCE)
     assert execute(url, "SELECT count(*) FROM kept") == [(1000000,)]
     server.stop()
-    assert not marked(home_of(data_dir).mark)
+    assert not find_tagged(home_of(data_dir).mark)
 
 
 def _until_cut_off(url: str, statement: str) -> None:
@@ -360,7 +357,7 @@ def test_a_postmaster_killed_before_the_end_leaves_nothing_behind(data_dir: Path
     with EmbeddedPostgres(data_dir):
         os.kill(postmaster_of(data_dir).pid, signal.SIGKILL)
 
-    assert locks.is_free(home_of(data_dir).running)
+    assert system.is_free(home_of(data_dir).running)
 
 
 def test_it_tells_without_being_asked_whether_it_goes_on(data_dir: Path) -> None:
@@ -401,11 +398,11 @@ def test_a_server_found_shutting_down_is_waited_for_and_started_anew(data_dir: P
 def test_a_stop_amid_the_recovery_from_a_crash_ends_and_loses_nothing(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "_INSISTENCE", ((0.5, "SIGINT"), (10.0, "SIGQUIT")))
+    monkeypatch.setattr(server, "_INSISTENCE", ((0.5, "SIGINT"), (10.0, "SIGQUIT")))
     home = home_of(data_dir)
     with EmbeddedPostgres(data_dir) as url:
         execute(url, "CREATE TABLE kept AS SELECT 42 AS answer")
-        writer = next(pid for pid, line in marked(home.mark).items() if "walwriter" in line)
+        writer = next(pid for pid, line in find_tagged(home.mark).items() if "walwriter" in line)
         os.kill(writer, signal.SIGKILL)
         until(lambda: "reinitializing" in home.log.read_text())
     with EmbeddedPostgres(data_dir) as url:
@@ -424,7 +421,7 @@ def test_stale_pid_files_never_block_a_start(data_dir: Path, alive: bool) -> Non
     if not alive:
         stranger.kill()
         stranger.wait()
-    socket = Path(postmaster_of(data_dir).socket_folder) / f"{folders.SOCKET}.lock"
+    socket = Path(postmaster_of(data_dir).socket_folder) / f"{system.SOCKET}.lock"
     for pid_file in (home_of(data_dir).cluster / "postmaster.pid", socket):
         _, *rest = pid_file.read_text().splitlines(keepends=True)
         pid_file.write_text("".join([f"{stranger.pid}\n", *rest]))
@@ -521,7 +518,7 @@ def test_the_role_may_remove_what_is_left_of_old_rows(data_dir: Path) -> None:
 def test_nothing_listens_on_a_network(running: Path, running_url: str) -> None:
     assert execute(running_url, "SHOW listen_addresses") == [("",)]
     connected = {each.pid for each in psutil.net_connections(kind="inet")}
-    assert not connected & set(marked(home_of(running).mark))
+    assert not connected & set(find_tagged(home_of(running).mark))
 
 
 def test_a_lost_password_is_replaced_by_a_new_one(data_dir: Path) -> None:
@@ -541,7 +538,7 @@ def test_an_altered_password_is_an_error_that_says_what_to_do(data_dir: Path) ->
 
     with pytest.raises(EmbeddedPostgresError, match=r"refuses us.*\n(.*\n)*What to do: .*password"):
         EmbeddedPostgres(data_dir).start()
-    assert locks.is_free(home_of(data_dir).running)
+    assert system.is_free(home_of(data_dir).running)
 
 
 # What cannot work says why.
@@ -565,7 +562,7 @@ def test_a_server_that_dies_while_starting_is_reported_with_its_log(data_dir: Pa
     with pytest.raises(EmbeddedPostgresError, match="no_such_setting") as caught:
         EmbeddedPostgres(data_dir).start()
     assert "UPTRAIL_DATABASE_URL" in str(caught.value)
-    assert locks.is_free(home_of(data_dir).running)
+    assert system.is_free(home_of(data_dir).running)
 
 
 def test_a_data_directory_that_cannot_be_is_an_error(reachable: Path) -> None:
@@ -578,8 +575,8 @@ def test_a_server_started_by_hand_is_not_disturbed(data_dir: Path) -> None:
     with EmbeddedPostgres(data_dir):
         home = home_of(data_dir)
         socket = postmaster_of(data_dir).socket_folder
-    runner = account.Account.of(home.cluster)
-    program = binaries.locate(runner) / "postgres"
+    runner = system.SystemUser.of(home.cluster)
+    program = binaries.binaries_dir(runner) / "postgres"
     by_hand = subprocess.Popen(
         [program, "-D", home.cluster, "-k", socket, "-c", "listen_addresses="],
         user=runner.uid if ROOT else None,
@@ -638,7 +635,7 @@ def test_a_socket_folder_prepared_by_another_is_refused(reachable: Path, trap: s
         target.touch()
 
     with pytest.raises(EmbeddedPostgresError, match="not a private folder"):
-        folders.private(target, account.choose())
+        system.make_private_dir(target, system.server_user())
 
 
 def test_the_log_never_grows_without_bound(tmp_path: Path) -> None:
@@ -659,7 +656,7 @@ def test_the_log_never_grows_without_bound(tmp_path: Path) -> None:
 
 @pytest.fixture
 def system_folder(reachable: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(folders, "SYSTEM_FOLDER", reachable / "system")
+    monkeypatch.setattr(system, "SYSTEM_FOLDER", reachable / "system")
     return reachable / "system"
 
 
@@ -734,7 +731,7 @@ def test_binaries_out_of_reach_are_copied_and_stay_closed(
 def test_a_cluster_of_a_user_that_is_no_more_runs_as_its_number(data_dir: Path) -> None:
     with EmbeddedPostgres(data_dir) as url:
         execute(url, "CREATE TABLE kept AS SELECT 42 AS answer")
-    nameless = next(uid for uid in range(61000, 62000) if not account.Account(uid, uid).is_named)
+    nameless = next(uid for uid in range(61000, 62000) if not system.SystemUser(uid, uid).is_named)
     home = home_of(data_dir)
     for path in (home.cluster, *home.cluster.rglob("*"), home.path / "socket"):
         os.chown(path, nameless, nameless, follow_symlinks=False)
@@ -756,14 +753,14 @@ def test_for_anybody_else_the_server_runs_as_oneself(reachable: Path, users: lis
 
     assert execute(user.url(), "SELECT current_database()") == [("uptrail",)]
     assert psutil.Process(postmaster_of(home / "data").pid).username() == "nobody"
-    for path in (home / "data", place_of(home / "data"), home_of(home / "data").cluster):
+    for path in (home / "data", server_dir_path(home / "data"), home_of(home / "data").cluster):
         assert mode(path) == 0o700
         assert path.owner() == "nobody"
     with pytest.raises(EmbeddedPostgresError, match="belongs to nobody"):
         EmbeddedPostgres(home / "data").start()
 
     user.end()
-    assert not marked(home_of(home / "data").mark)
+    assert not find_tagged(home_of(home / "data").mark)
 
 
 def _copied_wheel(folder: Path, access: int) -> Path:

@@ -4,14 +4,16 @@ import asyncio
 
 import psycopg
 
-from application.ports.slots import Slot
+from application.ports.limits import TransferPermit
 from infrastructure.postgres.transfer_limiter import PostgresTransferLimiter
 from tests.support import eventually
 
 MOST = 2
 
 
-async def _taken(slots: PostgresTransferLimiter, owner: str = "acme", most: int = MOST) -> Slot:
+async def _taken(
+    slots: PostgresTransferLimiter, owner: str = "acme", most: int = MOST
+) -> TransferPermit:
     slot = await slots.take(owner, most)
     assert slot is not None
     return slot

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 from uuid import UUID
 
-from application.pipeline import Processor, Subject
+from application.pipeline import Processor, StepInput
 from infrastructure.processors.registry import open_processors
 
 CHUNK = 100_000
@@ -34,7 +34,7 @@ class Table:
         self.attached[name] = content
 
 
-def subject(content: bytes, path: str = "notes.txt", **more: Any) -> Subject:
+def subject(content: bytes, path: str = "notes.txt", **more: Any) -> StepInput:
     known: dict[str, Any] = {
         "upload": UUID(int=1),
         "batch": UUID(int=2),
@@ -47,7 +47,7 @@ def subject(content: bytes, path: str = "notes.txt", **more: Any) -> Subject:
         "attempt": 1,
         "results": {},
     }
-    return Subject(**{**known, **more})
+    return StepInput(**{**known, **more})
 
 
 class KeptProcessors:
@@ -64,7 +64,7 @@ class KeptProcessors:
         self._runner.run(self._opened.aclose())
         self._runner.close()
 
-    def perform(self, name: str, given: Subject, table: Table, options: Any) -> dict[str, Any]:
+    def perform(self, name: str, given: StepInput, table: Table, options: Any) -> dict[str, Any]:
         async def performing() -> dict[str, Any]:
             return await self.processors[name](given, table, options)
 

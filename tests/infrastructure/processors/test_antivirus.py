@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from application.pipeline import Permanent, Quarantine
+from application.pipeline import PermanentError, Quarantine
 from domain.upload.events import UploadQuarantined
 from domain.upload.state import UploadState
-from infrastructure.processors.antivirus import antivirus
-from infrastructure.processors.clamd import ScannerUnavailable
+from infrastructure.processors.antivirus import ScannerUnavailable, antivirus
 from tests.infrastructure.jobs.plant import open_plant, pipeline
 from tests.infrastructure.processors.bench import Table, perform, subject
 from tests.infrastructure.processors.clamav import LARGEST, eicar, running_clamd
@@ -39,7 +38,7 @@ def test_a_file_too_large_for_the_scanner_fails_or_is_skipped(
 ) -> None:
     large = bytes(LARGEST + 1)
 
-    with pytest.raises(Permanent, match="raise its StreamMaxLength"):
+    with pytest.raises(PermanentError, match="raise its StreamMaxLength"):
         perform("antivirus", large, options={"address": clamd[kind]})
     skipping = {"address": clamd[kind], "too_large": "skip"}
     result, _ = perform("antivirus", large, options=skipping)
@@ -80,7 +79,7 @@ async def test_a_scanner_without_a_verdict_is_worth_another_attempt(
 
 @pytest.mark.parametrize("address", ["clamd", "tcp://host", "tcp://host:x", "http://host:1"])
 def test_an_address_that_is_none_is_told(address: str) -> None:
-    with pytest.raises(Permanent, match="must be unix:/path or tcp://host:port"):
+    with pytest.raises(PermanentError, match="must be unix:/path or tcp://host:port"):
         perform("antivirus", b"", options={"address": address})
 
 

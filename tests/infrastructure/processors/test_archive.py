@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from application.pipeline import Permanent
+from application.pipeline import PermanentError
 from tests.infrastructure.processors.archives import device, encrypted, lying, tarred, zipped
 from tests.infrastructure.processors.bench import perform
 
@@ -42,7 +42,7 @@ def test_archives_inside_are_counted_and_limited(pack: Any) -> None:
     content = pack({"1.zip": inner, "2": tarred({"a": b"y"}), "3.txt": b"z"})
 
     assert perform("archive", content, "all.bin")[0]["nested"] == 2
-    with pytest.raises(Permanent, match="more than 1 archives inside"):
+    with pytest.raises(PermanentError, match="more than 1 archives inside"):
         perform("archive", content, "all.bin", {"max_nested": 1})
 
 
@@ -64,9 +64,9 @@ def test_what_is_no_archive_is_skipped(content: bytes, path: str) -> None:
 def test_a_bomb_is_refused_with_the_reason(pack: Any) -> None:
     bomb = pack({"zeros": bytes(64 * MIB)})
 
-    with pytest.raises(Permanent, match="bytes unpack to more than 67108864: over 200 times"):
+    with pytest.raises(PermanentError, match="bytes unpack to more than 67108864: over 200 times"):
         perform("archive", bomb, "bomb.bin")
-    with pytest.raises(Permanent, match="more than 1048576 bytes when unpacked"):
+    with pytest.raises(PermanentError, match="more than 1048576 bytes when unpacked"):
         perform("archive", bomb, "bomb.bin", {"max_bytes": MIB, "max_ratio": 10_000})
 
 
@@ -75,7 +75,7 @@ def test_more_members_than_allowed_are_refused(pack: Any) -> None:
     content = pack({f"{n}.txt": b"" for n in range(11)})
 
     perform("archive", content, "many", {"max_members": 11})
-    with pytest.raises(Permanent, match="more than 10 members"):
+    with pytest.raises(PermanentError, match="more than 10 members"):
         perform("archive", content, "many", {"max_members": 10})
 
 
@@ -84,7 +84,7 @@ def test_more_members_than_allowed_are_refused(pack: Any) -> None:
     "name", ["../a", "a/../../b", "/etc/passwd", "..\\a", "C:\\a", "\\\\server\\a"]
 )
 def test_a_name_that_leads_out_is_refused(pack: Any, name: str) -> None:
-    with pytest.raises(Permanent, match="which lies outside of it"):
+    with pytest.raises(PermanentError, match="which lies outside of it"):
         perform("archive", pack({name: b"x"}), "a.bin")
 
 
@@ -100,14 +100,14 @@ def test_a_name_that_leads_out_is_refused(pack: Any, name: str) -> None:
     ],
 )
 def test_a_link_that_leads_astray_is_refused(pack: Any, links: Any, reason: str) -> None:
-    with pytest.raises(Permanent, match=reason):
+    with pytest.raises(PermanentError, match=reason):
         perform("archive", pack({"folder/x": b"x"}, links), "a.bin")
 
 
 def test_encrypted_members_are_refused_unless_allowed() -> None:
     content = encrypted("secret.txt")
 
-    with pytest.raises(Permanent, match=r"'secret.txt' is encrypted"):
+    with pytest.raises(PermanentError, match=r"'secret.txt' is encrypted"):
         perform("archive", content, "a.zip")
     result, _ = perform("archive", content, "a.zip", {"allow_encrypted": True})
     assert result["encrypted"] == 1
@@ -125,20 +125,20 @@ def test_encrypted_members_are_refused_unless_allowed() -> None:
     ],
 )
 def test_a_broken_archive_fails_for_good(content: bytes, path: str) -> None:
-    with pytest.raises(Permanent, match="cannot be read"):
+    with pytest.raises(PermanentError, match="cannot be read"):
         perform("archive", content, path)
 
 
 def test_a_zip_whose_headers_differ_on_a_size_is_refused() -> None:
-    with pytest.raises(Permanent, match=r"the two headers of 'a.txt' differ"):
+    with pytest.raises(PermanentError, match=r"the two headers of 'a.txt' differ"):
         perform("archive", lying(10), "lying.zip")
 
 
 def test_a_file_named_like_a_zip_is_judged_as_one_whatever_it_begins_with() -> None:
     for content in (tarred(FILES, mode="w"), tarred(FILES)):
-        with pytest.raises(Permanent, match="no zip"):
+        with pytest.raises(PermanentError, match="no zip"):
             perform("archive", content, "a.zip")
-        with pytest.raises(Permanent, match="data before"):
+        with pytest.raises(PermanentError, match="data before"):
             perform("archive", content + zipped(FILES), "a.zip")
 
 
@@ -148,7 +148,7 @@ def test_a_compressed_file_whose_header_names_a_file_outside_is_refused() -> Non
     content[10:10] = b"../../evil.txt\0"
 
     for path in ("notes.gz", "notes.tar.gz"):
-        with pytest.raises(Permanent, match=r"named '../../evil.txt', which lies outside"):
+        with pytest.raises(PermanentError, match=r"named '../../evil.txt', which lies outside"):
             perform("archive", bytes(content), path)
 
 
@@ -162,7 +162,7 @@ def test_a_tar_without_magic_is_found_by_its_checksum() -> None:
 
 
 def test_a_device_is_refused() -> None:
-    with pytest.raises(Permanent, match="'disk' is a device"):
+    with pytest.raises(PermanentError, match="'disk' is a device"):
         perform("archive", device(), "a.tar")
 
 
@@ -181,5 +181,5 @@ def crowded() -> bytes:
 def test_an_archive_that_wants_too_much_fails_for_good(
     crowded: bytes, options: Any, reason: str
 ) -> None:
-    with pytest.raises(Permanent, match=reason):
+    with pytest.raises(PermanentError, match=reason):
         perform("archive", crowded, "large.zip", {"max_members": 10**6, **options})

@@ -11,8 +11,7 @@ from application.pipeline import Pipeline, Step
 from domain.retry import RetryPolicy
 from infrastructure.processors.registry import PROCESSORS, check_pipelines, known_options
 from infrastructure.settings import Settings
-from infrastructure.settings_fields import BadSetting
-from infrastructure.settings_sources import load, shown
+from infrastructure.settings_loader import BadSetting, load, redacted
 
 GOOD = """
 [retry_policy]
@@ -125,7 +124,7 @@ def test_secrets_of_steps_are_never_shown(tmp_path: Path) -> None:
         { processor = "x", options = { url = "https://me:pass@host/", secret = "whsec_abc" } },
     ]
     """
-    told = str(shown(settings_of(text, tmp_path).pipelines))
+    told = str(redacted(settings_of(text, tmp_path).pipelines))
 
     assert "https://me:***@host/" in told
     assert "checksum" in told

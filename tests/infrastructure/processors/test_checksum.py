@@ -4,7 +4,7 @@ from hashlib import sha256
 
 import pytest
 
-from application.pipeline import Permanent
+from application.pipeline import PermanentError
 from tests.infrastructure.processors.bench import perform
 
 BIG = bytes(range(256)) * 4000
@@ -29,10 +29,10 @@ def test_the_declared_checksum_must_be_met() -> None:
     declared = f"sha256:{sha256(b'what was meant').hexdigest()}"
 
     perform("checksum", b"what was meant", checksum=declared)
-    with pytest.raises(Permanent, match="declared as sha256:"):
+    with pytest.raises(PermanentError, match="declared as sha256:"):
         perform("checksum", b"what arrived", checksum=declared)
 
 
 def test_bytes_that_went_missing_are_never_taken_for_the_file() -> None:
-    with pytest.raises(Permanent, match="5 bytes are stored, 9 were received"):
+    with pytest.raises(PermanentError, match="5 bytes are stored, 9 were received"):
         perform("checksum", b"short", size=9)

@@ -15,7 +15,7 @@ from application.pipeline import Pipeline, Step
 from domain.upload.events import AttemptFailed, AttemptSucceeded
 from domain.upload.state import UploadState
 from infrastructure.processors.registry import check_pipelines, known_options, open_processors
-from infrastructure.settings_fields import BadSetting
+from infrastructure.settings_loader import BadSetting
 from tests.infrastructure.jobs.plant import open_plant, pipeline
 
 EXAMPLE = Path(__file__).parents[3] / "docs/examples/uptrail-words"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from application.pipeline import Permanent
+from application.pipeline import PermanentError
 from infrastructure.processors import media_type, thumbnail_child
 from infrastructure.processors.media_types import OFFICE, RASTER, canonical
-from infrastructure.processors.sniffing import HEAD, conclude, sniff
+from infrastructure.processors.signatures import HEAD, conclude, sniff
 from tests.corpus import images
 from tests.corpus.rows import ROWS
 from tests.infrastructure.processors.bench import perform
@@ -68,12 +68,12 @@ def test_the_pixels_of_an_image_are_read_from_its_header(format: str) -> None:
 def test_bytes_that_only_pose_as_an_image_are_refused_for_good(
     content: bytes, path: str, declared: str | None
 ) -> None:
-    with pytest.raises(Permanent, match="this is no image/"):
+    with pytest.raises(PermanentError, match="this is no image/"):
         perform("media-type", content, path, media_type=declared)
 
 
 def test_a_decompression_bomb_is_refused_before_anything_is_unpacked() -> None:
-    with pytest.raises(Permanent, match="60000 x 60000 pixels are more than"):
+    with pytest.raises(PermanentError, match="60000 x 60000 pixels are more than"):
         perform("media-type", bomb(), "small.png")
 
 
@@ -86,7 +86,7 @@ def test_a_decompression_bomb_is_refused_before_anything_is_unpacked() -> None:
     ],
 )
 def test_a_pipeline_says_which_types_it_takes(options: Any, message: str) -> None:
-    with pytest.raises(Permanent, match=message):
+    with pytest.raises(PermanentError, match=message):
         perform("media-type", PDF, "paper.pdf", options, media_type="text/plain")
 
 
@@ -152,7 +152,7 @@ def test_a_type_goes_by_all_of_its_names(media_type: str, aliases: tuple[str, ..
     for name in (media_type, *aliases):
         if canonical(name) == media_type:
             perform("media-type", content, row.path, {"allow": [name]}, media_type=media_type)
-            with pytest.raises(Permanent, match="are denied"):
+            with pytest.raises(PermanentError, match="are denied"):
                 perform("media-type", content, row.path, {"deny": [name]}, media_type=media_type)
 
 
@@ -188,7 +188,7 @@ def test_a_type_is_allowed_by_name_and_others_are_not(path: str, allow: str, den
     perform("media-type", good.build(), path, {"allow": [allow]}, media_type=good.declared)
     for named in (denied, path):  # also under the name and declaration of the good one
         declared = bad.declared if named == denied else good.declared
-        with pytest.raises(Permanent, match=r"are not among|this is no image"):
+        with pytest.raises(PermanentError, match=r"are not among|this is no image"):
             perform("media-type", bad.build(), named, {"allow": [allow]}, media_type=declared)
 
 
@@ -196,7 +196,7 @@ def test_what_is_kept_in_a_container_is_denied_with_the_container() -> None:
     rows = {row.path: row for row in ROWS}
 
     for path in ("letter.docx", "letter.odt", "book.epub", "tool.jar", "app.apk", "plain.zip"):
-        with pytest.raises(Permanent, match="application/zip are denied"):
+        with pytest.raises(PermanentError, match="application/zip are denied"):
             perform("media-type", rows[path].build(), path, {"deny": ["application/zip"]})
 
 
@@ -235,9 +235,9 @@ def test_scripts_do_not_pass_as_plain_text_where_pages_are_denied(name: str) -> 
     for encoding in ENCODINGS:
         content = PAGES[name].encode(encoding)
         deny = ["text/html", "text/x-php"]
-        with pytest.raises(Permanent, match="are denied"):
+        with pytest.raises(PermanentError, match="are denied"):
             perform("media-type", content, "a.txt", {"deny": deny}, media_type="text/plain")
-        with pytest.raises(Permanent, match="are not among text/plain"):
+        with pytest.raises(PermanentError, match="are not among text/plain"):
             perform("media-type", content, "a.txt", {"allow": ["text/plain"]})
 
 
@@ -245,7 +245,7 @@ def test_scripts_do_not_pass_as_plain_text_where_pages_are_denied(name: str) -> 
     ("path", "declared"), [("a.html", None), ("a.txt", "text/html"), ("a.HTM", "text/plain")]
 )
 def test_text_that_is_declared_or_named_as_a_page_is_one(path: str, declared: str | None) -> None:
-    with pytest.raises(Permanent, match="text/html are denied"):
+    with pytest.raises(PermanentError, match="text/html are denied"):
         perform("media-type", b"words", path, {"deny": ["text/html"]}, media_type=declared)
 
 
@@ -292,7 +292,7 @@ def test_a_kind_of_text_is_believed_where_the_text_is_of_that_kind(
 
 def test_a_page_is_not_what_was_declared_as_text() -> None:
     for content in (SCRIPT.encode(), b"<svg/>"):
-        with pytest.raises(Permanent, match="declared as text/plain: its bytes are"):
+        with pytest.raises(PermanentError, match="declared as text/plain: its bytes are"):
             perform("media-type", content, "a.txt", {"strict": True}, media_type="text/plain")
 
 
@@ -318,7 +318,9 @@ def test_what_a_strict_pipeline_takes_for_what_was_declared(
 
     assert result["agrees"] is agrees
     if not agrees:
-        with pytest.raises(Permanent, match=f"declared as {re.escape(declared)}: its bytes are"):
+        with pytest.raises(
+            PermanentError, match=f"declared as {re.escape(declared)}: its bytes are"
+        ):
             perform("media-type", content, "upload", {"strict": True}, media_type=declared)
 
 
@@ -328,7 +330,7 @@ def test_the_limit_of_pixels_holds_for_every_format_a_thumbnail_is_made_of(forma
     content = images.picture(format, size=(200, 100), **sizes)
 
     perform("media-type", content, "picture", {"max_pixels": 20_000})
-    with pytest.raises(Permanent, match="200 x 100 pixels are more than 19999"):
+    with pytest.raises(PermanentError, match="200 x 100 pixels are more than 19999"):
         perform("media-type", content, "picture", {"max_pixels": 19_999})
 
 
@@ -338,7 +340,7 @@ def test_pixels_are_counted_at_the_ends_of_a_picture_that_is_too_large_to_copy(
 ) -> None:
     content = build() + bytes(1000)
     monkeypatch.setattr(media_type, "MAX_COPY", len(content) - 500)
-    with pytest.raises(Permanent, match="60000 x 60000 pixels are more than"):
+    with pytest.raises(PermanentError, match="60000 x 60000 pixels are more than"):
         perform("media-type", content, "large")
 
 

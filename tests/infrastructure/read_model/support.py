@@ -12,19 +12,18 @@ from uuid import UUID, uuid4
 import psycopg
 
 from application.append import Append, RecordedEvent, StreamAppend
-from application.replay import Rows, replay
-from application.views import AttemptView, BatchView, UploadView
+from application.views import AttemptView, BatchView, ReplayedRows, UploadView, replay
 from domain.event import Event
 from domain.ids import upload_id_for
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.listener import READ_MODEL, Listener
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model import projector
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.history import PostgresHistory
 from infrastructure.read_model.queries import PostgresQueries
-from interfaces.bootstrap.supervision import supervise
+from interfaces.bootstrap.tasks import supervise
 from tests.stories import attempt, queued, received, registered, started
 
 
@@ -46,7 +45,7 @@ class Opened:
     async def events(self) -> Sequence[RecordedEvent]:
         return await self.log.read(0, limit=1_000_000)
 
-    async def replayed(self) -> Rows:
+    async def replayed(self) -> ReplayedRows:
         return replay(await self.events())
 
 
@@ -92,7 +91,7 @@ async def a_batch(model: Opened, *paths: str, owner: str = "acme", **more: Any) 
     return batch
 
 
-def rows_in(url: str, schema: str = "read_model") -> Rows:
+def rows_in(url: str, schema: str = "read_model") -> ReplayedRows:
     """Every row as it is stored."""
     with psycopg.connect(url, options="-c timezone=UTC") as connection:
 
@@ -101,7 +100,7 @@ def rows_in(url: str, schema: str = "read_model") -> Rows:
                 cursor.execute(f"SELECT * FROM {schema}.{name}".encode())
                 return cursor.fetchall()
 
-        rows = Rows()
+        rows = ReplayedRows()
         rows.batches = {row["id"]: BatchView(**row) for row in table("batches")}
         rows.uploads = {row["id"]: UploadView(**row) for row in table("uploads")}
         rows.attempts = {

@@ -8,7 +8,7 @@ from application.append import RecordedEvent
 from application.errors import NotFound
 from domain.batch.events import BatchSealed
 from domain.ids import upload_id_for
-from infrastructure.read_model import scanning
+from infrastructure.read_model import history
 from tests.infrastructure.read_model.support import Opened, a_batch, opened
 from tests.stories import ALICE, NOON, registered
 
@@ -41,9 +41,9 @@ async def test_the_history_of_a_batch_is_its_own_and_its_uploads_in_total_order(
     database_url: str, monkeypatch: pytest.MonkeyPatch, few: int, window: int
 ) -> None:
     """However the events are found: gathered stream by stream, or picked out of the log."""
-    monkeypatch.setattr(scanning, "FEW", few)
-    monkeypatch.setattr(scanning, "WINDOW", window)
-    monkeypatch.setattr(scanning, "SPARSE", max(1, window // 100))
+    monkeypatch.setattr(history, "FEW", few)
+    monkeypatch.setattr(history, "WINDOW", window)
+    monkeypatch.setattr(history, "SPARSE", max(1, window // 100))
 
     async with opened(database_url) as model:
         ours, _ = await interleaved(model)

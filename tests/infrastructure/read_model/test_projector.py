@@ -17,8 +17,8 @@ from domain.upload.events import FileProgressed, UploadEvent
 from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.postgres.locks import PROJECTOR_LOCK
 from infrastructure.postgres.pool import connect
-from infrastructure.read_model.projecting import OtherVersion, connect_writer, project
-from infrastructure.read_model.targets import LIVE
+from infrastructure.read_model.projector import ProjectionVersionMismatch, connect_writer, project
+from infrastructure.read_model.tables import LIVE
 from tests.infrastructure.read_model.support import (
     Opened,
     a_batch,
@@ -178,7 +178,7 @@ async def test_rows_of_another_version_of_the_code_are_left_alone(database_url: 
         await a_batch(model, "a")
         change_by_hand(database_url, "UPDATE projections SET version = version + 1")
 
-        with pytest.raises(OtherVersion):
+        with pytest.raises(ProjectionVersionMismatch):
             await model.catch_up()
 
         assert await model.queries.position() == 0

@@ -9,9 +9,14 @@ from application.ports.read_model import BadCursor
 from domain.batch.events import BatchSealed
 from domain.ids import upload_id_for
 from infrastructure.postgres.listener import ChannelWakeups
-from infrastructure.read_model.cursors import AfterBatch, AfterUpload, from_cursor, to_cursor
 from infrastructure.read_model.engine import make_engine
-from infrastructure.read_model.queries import PostgresQueries
+from infrastructure.read_model.queries import (
+    AfterBatch,
+    AfterUpload,
+    PostgresQueries,
+    from_cursor,
+    to_cursor,
+)
 from tests.infrastructure.read_model.support import a_batch, opened, projecting
 from tests.stories import ALICE, BATCH, NOON, attempt, failure, later, registered, started
 from tests.support import with_database

@@ -11,14 +11,13 @@ from sqlalchemy import NullPool, create_engine
 
 from application.append import RecordedEvent
 from application.projection import VERSION
-from application.replay import replay
+from application.views import replay
 from domain.batch.events import BatchPaused, BatchResumed, BatchSealed
 from infrastructure.event_store.codec import CODEC
 from infrastructure.postgres.migrate import MIGRATIONS, migrate
 from infrastructure.postgres.pool import connect
 from infrastructure.read_model import rebuild as rebuilding
-from infrastructure.read_model.rebuild import ensure_current, rebuild
-from infrastructure.read_model.verify import verify
+from infrastructure.read_model.rebuild import rebuild, rebuild_if_outdated, verify
 from tests.infrastructure.read_model.support import (
     a_batch,
     change_by_hand,
@@ -114,10 +113,12 @@ async def test_rows_made_by_another_version_are_rebuilt_at_start_and_only_then(
 ) -> None:
     async with opened(database_url) as model:
         await a_batch(model, "a")
-        assert await ensure_current(database_url, model.log) is None
+        assert await rebuild_if_outdated(database_url, model.log) is None
         change_by_hand(database_url, "UPDATE projections SET version = %s", VERSION + 1)
 
-        rebuilt = await asyncio.gather(*(ensure_current(database_url, model.log) for _ in range(3)))
+        rebuilt = await asyncio.gather(
+            *(rebuild_if_outdated(database_url, model.log) for _ in range(3))
+        )
 
         assert len([one for one in rebuilt if one is not None]) == 1
         assert rows_in(database_url) == await model.replayed()
@@ -174,9 +175,9 @@ async def test_a_database_of_the_previous_version_with_foreign_values_is_rebuilt
     migrate(empty_database_url)
 
     async with opened(empty_database_url) as model:
-        assert await ensure_current(empty_database_url, model.log) is not None
+        assert await rebuild_if_outdated(empty_database_url, model.log) is not None
         assert (await verify(empty_database_url, model.log)).sound
-        assert await ensure_current(empty_database_url, model.log) is None
+        assert await rebuild_if_outdated(empty_database_url, model.log) is None
     rows = rows_in(empty_database_url)
     assert (rows.batches[ours].state, rows.batches[ours].sealed_at) == ("open", None)
     assert (rows.batches[ours].paused, rows.batches[ours].owner) == (False, "acme")

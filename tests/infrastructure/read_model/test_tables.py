@@ -10,8 +10,16 @@ from sqlalchemy import create_engine
 from application.projection import VERSION
 from application.views import DERIVED, AttemptView, BatchView, UploadView
 from infrastructure.postgres.pool import connect
-from infrastructure.read_model.tables import attempts, batches, metadata, projections, uploads
-from infrastructure.read_model.targets import NEXT, create, create_indexes
+from infrastructure.read_model.tables import (
+    NEXT,
+    attempts,
+    batches,
+    create,
+    create_indexes,
+    metadata,
+    projections,
+    uploads,
+)
 from tests.support import with_database
 
 

@@ -4,9 +4,8 @@ from uuid import uuid4
 
 import pytest
 
-from application.activity import show_activity_then
 from application.errors import NotFound
-from application.replay import batch_as_of, upload_as_of
+from application.views import batch_at, show_activity_then, upload_at
 from domain.batch.events import BatchSealed
 from domain.ids import upload_id_for
 from domain.upload.events import FileReceived
@@ -26,12 +25,12 @@ async def test_rows_can_be_seen_as_they_were_at_a_position_or_a_time(database_ur
         sealed = await model.record(batch, BatchSealed(at=later(30), by=ALICE))
 
         for moment, state in ((joined, "registered"), (later(15), "registered")):
-            row = await upload_as_of(model.log, upload, moment, owner="acme")
+            row = await upload_at(model.log, upload, moment, owner="acme")
             assert (row.state, row.position) == (state, joined)
-        row = await upload_as_of(model.log, upload, arrived, owner=None)
+        row = await upload_at(model.log, upload, arrived, owner=None)
         assert row.state == "received"
         for moment, state in ((began, "open"), (later(29), "open"), (sealed, "sealed")):
-            assert (await batch_as_of(model.log, batch, moment, owner="acme")).state == state
+            assert (await batch_at(model.log, batch, moment, owner="acme")).state == state
 
 
 async def test_the_present_seen_through_the_log_is_what_the_read_model_shows(
@@ -42,7 +41,7 @@ async def test_the_present_seen_through_the_log_is_what_the_read_model_shows(
         await model.record(batch, started(), BatchSealed(at=later(1), by=ALICE))
         position = await model.catch_up()
 
-        then = await batch_as_of(model.log, batch, position, owner="acme")
+        then = await batch_at(model.log, batch, position, owner="acme")
         shown = await model.queries.batch(batch, owner="acme")
         assert then == show_activity_then(shown, shown.updated_at)
 
@@ -54,10 +53,10 @@ async def test_what_was_not_there_yet_or_is_somebody_elses_is_not_found(database
         position = await model.record(batch, started(at=later(10)))
 
         for question in (
-            batch_as_of(model.log, batch, before, owner="acme"),
-            batch_as_of(model.log, batch, later(5), owner="acme"),
-            batch_as_of(model.log, batch, position, owner="globex"),
-            upload_as_of(model.log, batch, position, owner="acme"),
+            batch_at(model.log, batch, before, owner="acme"),
+            batch_at(model.log, batch, later(5), owner="acme"),
+            batch_at(model.log, batch, position, owner="globex"),
+            upload_at(model.log, batch, position, owner="acme"),
         ):
             with pytest.raises(NotFound):
                 await question

@@ -5,7 +5,7 @@ import asyncio
 import psycopg
 
 from domain.ids import upload_id_for
-from infrastructure.read_model.verify import Verification, verify
+from infrastructure.read_model.rebuild import Verification, verify
 from tests.infrastructure.read_model.support import (
     a_batch,
     change_by_hand,

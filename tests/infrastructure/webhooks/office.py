@@ -27,9 +27,9 @@ from application.commands import (
 )
 from application.handlers.execute import CommandContext, execute
 from application.handlers.webhooks import add_webhook
-from application.ports.deliveries import Delivery, DeliveryState
-from application.webhooks.delivering import Deliverer
-from application.webhooks.telling import Teller
+from application.ports.webhooks import Delivery, DeliveryState
+from application.webhooks.delivery import Deliverer
+from application.webhooks.notifications import PayloadBuilder
 from domain.batch.events import BatchCompleted
 from domain.batch.state import Outcome
 from domain.event import Event
@@ -38,19 +38,18 @@ from domain.upload.events import FileReceived, UploadCompleted
 from domain.upload.state import UploadState
 from domain.webhook.events import WebhookDisabled, WebhookFilter
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
-from infrastructure.outbound.requests import open_outbound
+from infrastructure.event_store.event_log import PostgresEventLog
+from infrastructure.outbound import open_safe_client
 from infrastructure.postgres.listener import READ_MODEL, Listener
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.queries import PostgresQueries
 from infrastructure.tasks import end
-from infrastructure.webhooks.delivering import Deliveries
-from infrastructure.webhooks.following import Follower
+from infrastructure.webhooks.delivery import DeliveryLoop, HttpSender
+from infrastructure.webhooks.dispatcher import WebhookDispatcher
 from infrastructure.webhooks.outbox import PostgresOutbox
 from infrastructure.webhooks.registry import PostgresWebhooks
-from infrastructure.webhooks.sender import HttpSender
-from interfaces.bootstrap.supervision import supervise
+from interfaces.bootstrap.tasks import supervise
 from tests.stories import ALICE, registered, started
 from tests.support import eventually
 
@@ -154,7 +153,12 @@ class Office:
     """What a test feeds and looks at. Followers and deliverers are started by the test."""
 
     def __init__(
-        self, url: str, pool: Pool, listener: Listener, log: PostgresEventLog, teller: Teller
+        self,
+        url: str,
+        pool: Pool,
+        listener: Listener,
+        log: PostgresEventLog,
+        teller: PayloadBuilder,
     ) -> None:
         self.url = url
         self.pool = pool
@@ -171,13 +175,13 @@ class Office:
     # Roles.
 
     def follow(self, most: int = 100_000) -> asyncio.Task[None]:
-        follower = Follower(
+        follower = WebhookDispatcher(
             self.url, self._listener.wakeups(), self.bell, most=most, now=self.clock
         )
         return self._start(supervise("webhooks", follower.run, essential=False))
 
     async def deliver(self, *, private: bool = True) -> asyncio.Task[None]:
-        outbound = await self._stack.enter_async_context(open_outbound(private))
+        outbound = await self._stack.enter_async_context(open_safe_client(private))
         outbox = PostgresOutbox(self.pool, self.timeout)
         deliverer = Deliverer(
             outbox,
@@ -188,7 +192,7 @@ class Office:
             now=self.clock,
             random=lambda: 0.5,
         )
-        deliveries = Deliveries(
+        deliveries = DeliveryLoop(
             outbox, deliverer, self.pool, self.bell, retention=7 * DAY, now=self.clock
         )
         return self._start(deliveries.run())
@@ -358,7 +362,9 @@ async def open_office(url: str) -> AsyncIterator[Office]:
         engine = make_engine(url)
         stack.push_async_callback(engine.dispose)
         queries = PostgresQueries(engine, listener.wakeups(READ_MODEL))
-        office = Office(url, pool, listener, log, Teller(log, queries, "https://up.example"))
+        office = Office(
+            url, pool, listener, log, PayloadBuilder(log, queries, "https://up.example")
+        )
         stack.push_async_callback(office.stop)
         yield office
 

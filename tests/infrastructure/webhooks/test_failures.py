@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from application.webhooks.backoff import DELAYS
+from application.webhooks.delivery import DELAYS
 from infrastructure.webhooks.outbox import PER_WEBHOOK
 from tests.infrastructure.webhooks.office import (
     DAY,

@@ -9,10 +9,15 @@ import tracemalloc
 import pytest
 from aiohttp import web
 
-from application.ports.deliveries import After, Delivered, Due, Try
+from application.ports.webhooks import (
+    DeliveryAttempt,
+    DeliverySucceeded,
+    LeasedDelivery,
+    NextInLane,
+)
 from domain.webhook.aggregate import ROTATION
+from infrastructure.webhooks.delivery import delete_expired
 from infrastructure.webhooks.outbox import MARGIN, PER_WEBHOOK, PostgresOutbox
-from infrastructure.webhooks.sweeping import sweep
 from tests.infrastructure.webhooks.office import (
     Request,
     always,
@@ -130,14 +135,16 @@ async def test_whoever_lost_the_lease_says_nothing_of_the_delivery(database_url:
         assert await outbox.claim(5, at=office.clock()) == []
         office.skip(office.timeout + MARGIN + 1)
         (quick,) = await outbox.claim(5, at=office.clock())
-        tried = Try(at=office.clock(), duration=0.1, status=204)
+        tried = DeliveryAttempt(at=office.clock(), duration=0.1, status=204)
 
-        async def settle(due: Due) -> After | None:
-            return await outbox.settle(due, tried, Delivered(), at=office.clock(), go_on=True)
+        async def settle(due: LeasedDelivery) -> NextInLane | None:
+            return await outbox.settle(
+                due, tried, DeliverySucceeded(), at=office.clock(), go_on=True
+            )
 
         assert await settle(slow) is None
         assert (await office.webhooks.delivery(hook.id, position)).attempts == 0
-        assert await settle(quick) == After(None, None)
+        assert await settle(quick) == NextInLane(None, None)
         assert (await office.webhooks.delivery(hook.id, position)).state == "delivered"
         assert await settle(quick) is None
 
@@ -285,7 +292,7 @@ async def test_old_deliveries_and_secrets_that_sign_no_more_are_not_kept(databas
         await office.ended(hook, new)
         await office.execute("UPDATE webhooks.secrets SET made_at = now() - interval '2 days'")
 
-        assert await sweep(office.pool, moment) == 1
+        assert await delete_expired(office.pool, moment) == 1
         left = await office.webhooks.deliveries(hook.id)
         assert [delivery.position for delivery in left] == [new]
         assert (await office.fetch("SELECT count(*) FROM webhooks.secrets")) == [(2,)]

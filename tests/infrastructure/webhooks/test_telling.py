@@ -11,7 +11,7 @@ from domain.batch.events import BatchReopened
 from domain.event import topic_of
 from domain.ids import partial_upload_id_for, upload_id_for
 from domain.upload.events import RetryRequested, UploadCompleted
-from infrastructure.outbound.signing import new_secret
+from infrastructure.outbound import new_secret
 from infrastructure.read_model.projector import catch_up
 from tests.infrastructure.webhooks.office import open_office, receiving
 from tests.stories import ALICE, NOON, registered

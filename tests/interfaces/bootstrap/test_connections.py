@@ -9,8 +9,7 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from infrastructure.settings import Settings
-from interfaces.bootstrap.connections import needs_of, needs_of_server
-from interfaces.bootstrap.role import ALL_ROLES, Role
+from interfaces.bootstrap.container import ALL_ROLES, Role, needs_of, needs_of_server
 from tests.faults.site import eventually, open_site
 from tests.machines.site import run_command
 from tests.pgbouncer import needs_pgbouncer, pgbouncer

@@ -10,16 +10,18 @@ import pytest
 
 from infrastructure.settings import Settings
 from infrastructure.tasks import end
-from interfaces.bootstrap import member as module
-from interfaces.bootstrap.member import Died, Member, Order, read_order
-from interfaces.bootstrap.role import ALL_ROLES, Role
-from interfaces.bootstrap.supervision import NeverUp
+from interfaces.bootstrap import processes as module
+from interfaces.bootstrap.container import ALL_ROLES, Role
+from interfaces.bootstrap.processes import ChildConfig, ChildExited, ChildProcess, parse_config
+from interfaces.bootstrap.tasks import StartupFailed
 
 
-def member_running(script: str, folder: Path, patch: pytest.MonkeyPatch) -> Member:
+def member_running(script: str, folder: Path, patch: pytest.MonkeyPatch) -> ChildProcess:
     """A member whose process runs this script instead of a server."""
     patch.setattr(module, "COMMAND", (sys.executable, "-c", script))
-    return Member(Order("work", Settings(data_dir=folder), (Role.WORKER,)), folder, None)
+    return ChildProcess(
+        ChildConfig("work", Settings(data_dir=folder), (Role.WORKER,)), folder, None
+    )
 
 
 async def test_one_that_ends_before_it_is_up_is_hopeless(
@@ -27,7 +29,7 @@ async def test_one_that_ends_before_it_is_up_is_hopeless(
 ) -> None:
     member = member_running("raise SystemExit(3)", tmp_path, monkeypatch)
 
-    with pytest.raises(NeverUp, match=r"work did not come up: process \d+ ended with exit"):
+    with pytest.raises(StartupFailed, match=r"work did not come up: process \d+ ended with exit"):
         await member.live()
 
 
@@ -37,7 +39,7 @@ async def test_one_that_was_up_and_ends_has_died_and_may_live_again(
     member = member_running("print('up', flush=True)", tmp_path, monkeypatch)
 
     for _ in range(2):
-        with pytest.raises(Died, match="ended with exit code 0"):
+        with pytest.raises(ChildExited, match="ended with exit code 0"):
             await member.live()
         assert member.up.is_set()
 
@@ -49,7 +51,7 @@ async def test_one_that_gives_no_sign_of_life_is_killed(
 
     member = member_running("print('up', flush=True); input(); input()", tmp_path, monkeypatch)
 
-    with pytest.raises(Died, match="ended with signal 9"):
+    with pytest.raises(ChildExited, match="ended with signal 9"):
         await member.live()
 
 
@@ -82,6 +84,6 @@ while True:
 
 
 def test_an_order_arrives_as_it_was_given(tmp_path: Path) -> None:
-    order = Order("api-1", Settings(data_dir=tmp_path, processes=3), ALL_ROLES, (7, 8))
+    order = ChildConfig("api-1", Settings(data_dir=tmp_path, processes=3), ALL_ROLES, (7, 8))
 
-    assert read_order(order.line()) == order
+    assert parse_config(order.line()) == order

@@ -11,9 +11,8 @@ import pytest
 
 from application.pipeline import Pipeline, Step
 from infrastructure.settings import Settings
-from infrastructure.settings_fields import BadSetting
-from interfaces.bootstrap.checking import check
-from interfaces.bootstrap.role import ALL_ROLES, Role
+from infrastructure.settings_loader import BadSetting
+from interfaces.bootstrap.container import ALL_ROLES, Role, validate_settings
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -38,10 +37,10 @@ def test_a_worker_that_asks_services_must_know_where_they_find_the_api(
     given = Settings(pipelines={"mine": pipeline}, **settings)
 
     if fine:
-        check(given, roles)
+        validate_settings(given, roles)
     else:
         with pytest.raises(BadSetting, match="public_url must be set"):
-            check(given, roles)
+            validate_settings(given, roles)
 
 
 def test_a_server_with_a_pipeline_that_cannot_work_does_not_start(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from infrastructure.settings import Settings
-from interfaces.cli.options import running_in
+from interfaces.cli.console import find_running_server
 from tests.conftest import Databases
 from tests.interfaces.bootstrap.test_serving import process, wait_for
 from tests.interfaces.feed.viewer import Viewer
@@ -83,7 +83,7 @@ class serving:
 
     def __enter__(self) -> Crew:
         server = self._process.__enter__()
-        running = running_in(self._data_dir)
+        running = find_running_server(self._data_dir)
         assert running is not None, (self._data_dir.parent / "server.out").read_text()
         assert running.pid == server.pid
         key = (self._data_dir / "admin.key").read_text().strip()

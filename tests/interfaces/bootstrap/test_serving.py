@@ -24,16 +24,15 @@ import psycopg
 import pytest
 
 from infrastructure.postgres.embedded import EmbeddedPostgres
-from infrastructure.postgres.embedded.home import Home
+from infrastructure.postgres.embedded.data_directory import ServerDir
 from infrastructure.postgres.embedded.postmaster import Postmaster
 from infrastructure.settings import Settings
-from infrastructure.settings_fields import fields
-from interfaces.bootstrap.alone import serve_alone
-from interfaces.bootstrap.door import opened_door
-from interfaces.bootstrap.invitation import Ready
-from interfaces.bootstrap.role import ALL_ROLES
-from interfaces.bootstrap.supervision import HOPELESS, PartFailed, supervise
-from interfaces.cli.options import running_in
+from infrastructure.settings_loader import fields
+from interfaces.bootstrap.container import ALL_ROLES
+from interfaces.bootstrap.listen import Ready, bind_sockets
+from interfaces.bootstrap.server import serve_single_process
+from interfaces.bootstrap.tasks import MAX_RESTARTS, TaskFailed, supervise
+from interfaces.cli.console import find_running_server
 from tests.support import eventually
 
 PATIENCE = 120.0
@@ -56,7 +55,9 @@ def process(*options: str, data_dir: Path) -> Iterator[subprocess.Popen[str]]:
             [*command, "--data-dir", str(data_dir)], stdout=out, stderr=out, text=True
         )
     try:
-        wait_for(lambda: running_in(data_dir) or server.poll() is not None, "it does not start")
+        wait_for(
+            lambda: find_running_server(data_dir) or server.poll() is not None, "it does not start"
+        )
         yield server
     finally:
         with suppress(ProcessLookupError):
@@ -65,7 +66,7 @@ def process(*options: str, data_dir: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def get(data_dir: Path, path: str) -> int:
-    running = running_in(data_dir)
+    running = find_running_server(data_dir)
     if running is None:
         return 0
     key = (data_dir / "admin.key").read_text().strip()
@@ -98,7 +99,7 @@ def test_it_tells_where_it_is_and_how_to_sign_in_and_ends_in_order(
         assert manager.recv(100) == b"READY=1"
         told = (settings.data_dir.parent / "server.out").read_text
         wait_for(lambda: "sign in" in told(), "it does not tell")
-        running = running_in(settings.data_dir)
+        running = find_running_server(settings.data_dir)
         assert running is not None
         assert running.url.startswith("http://127.0.0.1:")
         assert re.search(rf"{re.escape(running.url)}/login\?code=\S+", told())
@@ -110,7 +111,7 @@ def test_it_tells_where_it_is_and_how_to_sign_in_and_ends_in_order(
 
         assert manager.recv(100) == b"STOPPING=1"
         assert server.wait(PATIENCE) == 0
-        assert running_in(settings.data_dir) is None
+        assert find_running_server(settings.data_dir) is None
         assert not (settings.data_dir / "server.json").exists()
         with psycopg.connect(settings.database_url) as connection:
             others = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'uptrail-%'"
@@ -141,15 +142,15 @@ async def test_an_address_that_somebody_takes_while_the_server_comes_up_is_told_
 
     stopping = asyncio.Event()
     stopping.set()
-    with opened_door(settings) as door, socket.socket() as stranger:
+    with bind_sockets(settings) as door, socket.socket() as stranger:
         # Two may bind an address with this option, as most servers do; one may listen.
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         stranger.bind(door.sockets[0].getsockname())
         stranger.listen()
         with pytest.raises(OSError, match="already in use"):
-            await serve_alone(settings, ALL_ROLES, door, told.append, stopping)
+            await serve_single_process(settings, ALL_ROLES, door, told.append, stopping)
     assert told == []
-    assert running_in(settings.data_dir) is None
+    assert find_running_server(settings.data_dir) is None
 
 
 def test_an_embedded_postgres_that_is_killed_comes_back_and_nothing_is_lost(
@@ -181,21 +182,21 @@ def test_authentication_cannot_be_switched_off() -> None:
 async def test_a_part_that_dies_is_started_again_and_a_hopeless_one_ends_the_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("interfaces.bootstrap.supervision.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("interfaces.bootstrap.supervision.LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr("interfaces.bootstrap.tasks.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("interfaces.bootstrap.tasks.LONGEST_PAUSE", 0.001)
     runs = []
 
-    with pytest.raises(PartFailed, match="mill keeps failing"):
+    with pytest.raises(TaskFailed, match="mill keeps failing"):
         runs.append(len(runs))
         raise ZeroDivisionError
-    assert len(runs) == HOPELESS
+    assert len(runs) == MAX_RESTARTS
 
 
 async def test_a_part_that_is_not_essential_is_started_again_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("interfaces.bootstrap.supervision.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("interfaces.bootstrap.supervision.LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr("interfaces.bootstrap.tasks.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("interfaces.bootstrap.tasks.LONGEST_PAUSE", 0.001)
     runs = []
 
     async def work() -> None:
@@ -203,14 +204,14 @@ async def test_a_part_that_is_not_essential_is_started_again_for_ever(
         raise ZeroDivisionError
 
     supervising = asyncio.create_task(supervise("worker", work, essential=False))
-    await eventually(lambda: len(runs) > HOPELESS)
+    await eventually(lambda: len(runs) > MAX_RESTARTS)
     supervising.cancel()
     await asyncio.wait((supervising,))
 
 
 def started_batch(data_dir: Path) -> str | None:
     """The id of a batch that was just started; None while that cannot be done."""
-    running = running_in(data_dir)
+    running = find_running_server(data_dir)
     assert running is not None
     key = (data_dir / "admin.key").read_text().strip()
     request = urllib.request.Request(
@@ -227,4 +228,4 @@ def started_batch(data_dir: Path) -> str | None:
 
 
 def postmaster_of(data_dir: Path) -> Postmaster | None:
-    return Postmaster.read(Home((data_dir / "postgres").resolve()))
+    return Postmaster.read(ServerDir((data_dir / "postgres").resolve()))

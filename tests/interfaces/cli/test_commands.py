@@ -13,14 +13,11 @@ import pytest
 
 from application.views import Activity, BatchView
 from domain.file import FileDeclaration
-from interfaces.cli.client import Client
-from interfaces.cli.feed import Frame
+from interfaces.cli.client import Client, Frame
+from interfaces.cli.console import Server, format_time, state_label
 from interfaces.cli.main import run
-from interfaces.cli.options import Server
-from interfaces.cli.output import moment, standing
-from interfaces.cli.screens import Plain
-from interfaces.cli.sending import Tally
-from interfaces.cli.watching import until_outcome
+from interfaces.cli.progress import Plain, wait_for_outcome
+from interfaces.cli.transfer import UploadProgress
 from tests.interfaces.cli.conftest import Command
 from tests.interfaces.conftest import LiveServer
 from tests.support import eventually
@@ -247,7 +244,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 def test_a_batch_is_listed_shown_and_watched_by_what_it_is_doing(
     uptrail: Command, server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("application.activity.STALLED_AFTER", timedelta(seconds=4))
+    monkeypatch.setattr("application.views.STALLED_AFTER", timedelta(seconds=4))
     id = uptrail("batch", "start", "--label", "slow").out.strip()
     assert uptrail("batch", "show", id).out.startswith("slow: open, waiting for files, 0 %")
 
@@ -264,7 +261,7 @@ def test_a_batch_is_listed_shown_and_watched_by_what_it_is_doing(
                 assert answer.status == 204
             seen: list[str] = []
             screen = Seen(seen)
-            watching = asyncio.create_task(until_outcome(client, UUID(id), screen))
+            watching = asyncio.create_task(wait_for_outcome(client, UUID(id), screen))
             await eventually(lambda: "stalled" in seen)
             await client.command(f"/v1/batches/{id}/cancel")
             await watching
@@ -285,7 +282,7 @@ class Seen(Plain):
     def note(self, line: str) -> None:
         pass
 
-    def sending(self, tally: Tally) -> None:
+    def sending(self, tally: UploadProgress) -> None:
         pass
 
     def frame(self, frame: Frame) -> None:
@@ -307,4 +304,4 @@ def test_a_stalled_batch_shows_since_when() -> None:
         activity_since=since,
     )
 
-    assert standing(batch) == f"open, stalled since {moment(since)}"
+    assert state_label(batch) == f"open, stalled since {format_time(since)}"

@@ -13,7 +13,7 @@ from infrastructure.erasure import eraser, keyring
 from infrastructure.erasure.master_keys import FileMasterKeys
 from infrastructure.postgres.embedded import EmbeddedPostgres
 from infrastructure.settings import Settings
-from interfaces.bootstrap.database import open_database
+from interfaces.bootstrap.container import open_database
 from tests.interfaces.cli.conftest import Command
 from tests.interfaces.conftest import serving
 from tests.support import run

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from interfaces.cli.checks import Level
-from interfaces.cli.sandbox_check import describe
+from interfaces.cli.doctor import describe
 
 
 def answer(

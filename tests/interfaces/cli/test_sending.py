@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from interfaces.cli.errors import CommandError
-from interfaces.cli.resuming import memory_of
-from interfaces.cli.tus import FileChanged, Source
-from interfaces.cli.walking import Found, Skipped, roots_of, walk
+from interfaces.cli.console import CommandError
+from interfaces.cli.files import ScannedFile, SkippedFile, resolve_roots, scan
+from interfaces.cli.transfer import FileModified, SourceFile
+from interfaces.cli.upload import open_resume_file
 
 
 def test_a_walk_names_files_by_their_folder_in_a_stable_order(tmp_path: Path) -> None:
@@ -19,9 +19,9 @@ def test_a_walk_names_files_by_their_folder_in_a_stable_order(tmp_path: Path) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
 
-    found = list(walk(roots_of([tmp_path / "top"])))
+    found = list(scan(resolve_roots([tmp_path / "top"])))
 
-    assert [entry.name for entry in found if isinstance(entry, Found)] == [
+    assert [entry.name for entry in found if isinstance(entry, ScannedFile)] == [
         "top/a",
         "top/b/1",
         "top/b/2",
@@ -35,11 +35,11 @@ def test_a_walk_enters_links_to_folders_but_never_turns_in_circles(tmp_path: Pat
     (tmp_path / "top" / "real" / "up").symlink_to("..")
     (tmp_path / "top" / "dangling").symlink_to("nowhere")
 
-    entries = list(walk(roots_of([tmp_path / "top"])))
+    entries = list(scan(resolve_roots([tmp_path / "top"])))
 
-    names = [entry.name for entry in entries if isinstance(entry, Found)]
+    names = [entry.name for entry in entries if isinstance(entry, ScannedFile)]
     assert names == ["top/link/file", "top/real/file"]
-    reasons = {entry.reason for entry in entries if isinstance(entry, Skipped)}
+    reasons = {entry.reason for entry in entries if isinstance(entry, SkippedFile)}
     assert reasons == {
         "a symbolic link back to a folder above it",
         "no such file or directory",
@@ -50,9 +50,9 @@ def test_a_name_that_is_not_unicode_is_left_out_with_the_reason(tmp_path: Path) 
     (tmp_path / "top").mkdir()
     os.close(os.open(os.fsencode(tmp_path / "top") + b"/\xff.txt", os.O_CREAT))
 
-    (entry,) = walk(roots_of([tmp_path / "top"]))
+    (entry,) = scan(resolve_roots([tmp_path / "top"]))
 
-    assert isinstance(entry, Skipped)
+    assert isinstance(entry, SkippedFile)
     assert "must be valid Unicode" in entry.reason
 
 
@@ -65,8 +65,8 @@ async def test_a_file_that_changes_while_it_is_sent_never_arrives_whole(
     before = path.stat()
     moved: list[int] = []
 
-    with pytest.raises(FileChanged):
-        with Source(path, before.st_size, before.st_mtime_ns, moved.append) as source:
+    with pytest.raises(FileModified):
+        with SourceFile(path, before.st_size, before.st_mtime_ns, moved.append) as source:
             async for _ in source.rest():
                 if change == "longer":
                     path.write_bytes(bytes(3_000_001))
@@ -81,13 +81,13 @@ async def test_a_file_that_changes_while_it_is_sent_never_arrives_whole(
 def test_an_upload_is_remembered_until_it_is_forgotten(tmp_path: Path) -> None:
     identity = (tmp_path, "http://server", [Path("/a")], "label", "default")
 
-    with memory_of(*identity) as (_, first, again):
+    with open_resume_file(*identity) as (_, first, again):
         assert not again
-    with memory_of(*identity) as (memory, second, again):
+    with open_resume_file(*identity) as (memory, second, again):
         assert again
         assert second.key == first.key
         memory.forget()
-    with memory_of(*identity) as (_, third, again):
+    with open_resume_file(*identity) as (_, third, again):
         assert not again
         assert third.key != first.key
 
@@ -96,8 +96,8 @@ def test_the_same_upload_does_not_run_twice_at_once(tmp_path: Path) -> None:
     identity = (tmp_path, "http://server", [Path("/a")], "label", "default")
 
     with (
-        memory_of(*identity),
+        open_resume_file(*identity),
         pytest.raises(CommandError, match="runs already"),
-        memory_of(*identity),
+        open_resume_file(*identity),
     ):
         pass

@@ -18,7 +18,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from interfaces.cli.bundling import SMALL
+from interfaces.cli.transfer import SMALL
 from tests.interfaces.cli.conftest import Command, Outcome
 from tests.support import free_port
 

@@ -13,19 +13,19 @@ import aiohttp
 from aiohttp import web
 
 from application.append import append_to_stream
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from domain.event import Event
 from domain.ids import upload_id_for
 from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.read_model import projector
 from infrastructure.read_model.feed import PostgresFeed
 from infrastructure.settings import Settings
-from infrastructure.telemetry.metrics import PostgresVitals
-from interfaces.bootstrap.parts import Parts, open_parts
-from interfaces.bootstrap.supervision import supervise
+from infrastructure.telemetry import PostgresSystemStats
+from interfaces.bootstrap.container import Container, open_container
+from interfaces.bootstrap.tasks import supervise
+from interfaces.common.server import Runner
 from interfaces.feed import HUB, FeedHub, Limits
 from interfaces.rest.app import build_app
-from interfaces.rest.server import Runner
 from tests.interfaces.feed.viewer import Viewer
 from tests.stories import registered, started
 from tests.support import eventually
@@ -36,7 +36,7 @@ POSITION = "SELECT notification_id FROM notification_tracking WHERE application_
 class Stage:
     """What a story needs at hand."""
 
-    def __init__(self, parts: Parts, hub: FeedHub, session: aiohttp.ClientSession) -> None:
+    def __init__(self, parts: Container, hub: FeedHub, session: aiohttp.ClientSession) -> None:
         self.parts = parts
         self.log = parts.log
         self.hub = hub
@@ -139,13 +139,13 @@ async def stage(
     """Everything but orchestrator and worker, on a database of its own."""
     chosen = Settings(data_dir=tmp_path, database_url=url, **settings)
     async with AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(open_parts(chosen))
+        parts = await stack.enter_async_context(open_container(chosen))
         wakeups = parts.listener.wakeups(READ_MODEL)
         source = PostgresFeed(parts.pool)
         hub = FeedHub(source, wakeups, parts.keys, chosen, parts.services.now, limits)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         made = Stage(parts, hub, session)
-        app = build_app(parts.services, vitals=PostgresVitals(parts.pool))
+        app = build_app(parts.services, vitals=PostgresSystemStats(parts.pool))
         app[HUB] = hub
         await stack.enter_async_context(made.projecting())
         await stack.enter_async_context(running(hub.run()))

@@ -12,7 +12,7 @@ import msgspec
 
 from interfaces.feed import Limits
 from interfaces.feed.asyncapi import SAID, STREAMED, TOLD, asyncapi
-from interfaces.feed.messages import ChangesHead, Frame, Message, SnapshotHead
+from interfaces.feed.protocol import ChangesHead, Frame, Message, SnapshotHead
 from tests.clients.installed import HERE, require_node, require_package
 from tests.interfaces.feed.stage import Stage, stage
 from tests.interfaces.feed.stream import streaming

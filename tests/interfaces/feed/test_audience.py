@@ -5,15 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from application.ports.feed import Changes
-from interfaces.feed.audience import in_parts
-from interfaces.feed.hub import SHARE, SLOWEST, adapted
+from application.ports.read_model import ChangePage
+from interfaces.feed.hub import CPU_SHARE, MAX_PERIOD, adaptive_period
+from interfaces.feed.registry import split_pages
 from tests.interfaces.feed.test_place import ONE, TWO, attempt, batch, upload
 
 
-def changed(uploads: int, batches: int, *, more: bool) -> Changes:
+def changed(uploads: int, batches: int, *, more: bool) -> ChangePage:
     rows = [upload(ONE, 11 + 2 * n) for n in range(uploads)]
-    return Changes(
+    return ChangePage(
         epoch="e",
         since=3,
         after=10,
@@ -31,7 +31,7 @@ def test_parts_are_short_pages_that_follow_each_other(
     uploads: int, batches: int, most: int, more: bool
 ) -> None:
     whole = changed(uploads, batches, more=more)
-    parts = list(in_parts(whole, [uploads, batches], most))
+    parts = list(split_pages(whole, [uploads, batches], most))
 
     for kind in ("batches", "uploads", "attempts"):
         told = [row for part in parts for row in getattr(part, kind)]
@@ -51,7 +51,7 @@ def test_parts_are_short_pages_that_follow_each_other(
 
 
 def test_a_tick_that_takes_more_than_its_share_comes_less_often() -> None:
-    assert adapted(0.1, 0.001) == 0.1
-    assert adapted(0.1, 0.05) == 0.05 / SHARE
-    assert adapted(0.1, 5.0) == SLOWEST
-    assert adapted(2.0, 5.0) == 2.0
+    assert adaptive_period(0.1, 0.001) == 0.1
+    assert adaptive_period(0.1, 0.05) == 0.05 / CPU_SHARE
+    assert adaptive_period(0.1, 5.0) == MAX_PERIOD
+    assert adaptive_period(2.0, 5.0) == 2.0

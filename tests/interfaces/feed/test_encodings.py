@@ -8,10 +8,10 @@ import aiohttp
 import msgspec
 import pytest
 
-from application.ports.feed import Changes, Selection
-from interfaces.feed.encoding import ENCODINGS, JSON
-from interfaces.feed.place import START, Place, advance
-from interfaces.feed.tick import Tick
+from application.ports.read_model import ChangePage, FeedFilter
+from interfaces.feed.connection import START, ClientPosition, advance
+from interfaces.feed.hub import TickEncoder
+from interfaces.feed.protocol import ENCODINGS, JSON
 from tests.interfaces.feed.stage import stage
 from tests.interfaces.feed.test_place import NOW, ONE, attempt, batch, upload
 from tests.stories import attempt as attempted
@@ -24,14 +24,14 @@ PACKED = ENCODINGS["uptrail.v1.msgpack"]
 def test_both_encodings_say_the_same(rows: int) -> None:
     uploads = [upload(ONE, 2 + n) for n in range(min(rows, 40))]
     uploads = uploads * max(1, rows // 40) if rows > 40 else uploads
-    changes = Changes(
+    changes = ChangePage(
         "e", 0, 0, 99, 99, False, [batch(ONE, 1)], uploads, [attempt(u, 3) for u in uploads[:1]]
     )
-    following = Selection("acme", frozenset({ONE}), frozenset({ONE}))
-    for place in (START, Place("e", 0, 0, None)):
+    following = FeedFilter("acme", frozenset({ONE}), frozenset({ONE}))
+    for place in (START, ClientPosition("e", 0, 0, None)):
         head, _ = advance(place, changes)
         told = [
-            encoding.frame(head, Tick(changes, encoding).rows_for(following, place) or b"")
+            encoding.frame(head, TickEncoder(changes, encoding).rows_for(following, place) or b"")
             for encoding in (JSON, PACKED)
         ]
         as_json, packed = msgspec.json.decode(told[0]), msgspec.msgpack.decode(told[1])

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from domain.upload.events import FileProgressed
 from tests.interfaces.feed.stage import stage
 from tests.late_projector import delay_projector
@@ -254,7 +254,7 @@ async def test_a_subscription_with_latest_shows_no_rows_from_before_what_was_rec
 async def test_a_subscription_that_waits_for_too_long_is_refused_and_may_be_retried(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interfaces.feed.catch_up.LONGEST_WAIT", 0.1)
+    monkeypatch.setattr("interfaces.feed.hub.LONGEST_WAIT", 0.1)
 
     async with stage(database_url, tmp_path) as on:
         batch = await on.batch()

@@ -9,16 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from application.ports.feed import Changes, Selection
-from application.ports.keys import Principal, Scope
+from application.ports.auth import Principal, Scope
+from application.ports.read_model import ChangePage, FeedFilter
 from application.views import AttemptView, BatchView, UploadView
-from interfaces.feed.cursor import Cursor, parse
-from interfaces.feed.encoding import JSON
-from interfaces.feed.limits import Allowance
-from interfaces.feed.messages import ChangesHead, Reset, SnapshotHead, Subscribe
-from interfaces.feed.place import START, Place, advance, refused, resumed
-from interfaces.feed.subscription import settle
-from interfaces.feed.tick import Tick
+from interfaces.feed.connection import (
+    START,
+    ClientPosition,
+    Cursor,
+    TokenBucket,
+    advance,
+    from_cursor,
+    parse,
+    reset_reason,
+    resolve_subscription,
+)
+from interfaces.feed.hub import TickEncoder
+from interfaces.feed.protocol import JSON, ChangesHead, Reset, SnapshotHead, Subscribe
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ONE, TWO = uuid4(), uuid4()
@@ -56,8 +62,8 @@ def attempt(of: UploadView, position: int) -> AttemptView:
     return AttemptView(upload=of.id, number=1, worker="w", started_at=NOW, position=position)
 
 
-def changes(to: int, *, after: int = 0, head: int | None = None, more: bool = False) -> Changes:
-    return Changes(
+def changes(to: int, *, after: int = 0, head: int | None = None, more: bool = False) -> ChangePage:
+    return ChangePage(
         epoch="e", since=after, after=after, to=to, head=to if head is None else head, more=more
     )
 
@@ -77,7 +83,7 @@ def test_any_text_is_a_cursor_or_none(text: str) -> None:
     "text", ["", ":", "e:", ":1", "e:1:2", "e:-1", "e:1.0", "é:1", "e:" + "9" * 30]
 )
 def test_what_was_never_given_out_resets(text: str) -> None:
-    assert resumed(text) == (START, Reset("unreadable"))
+    assert from_cursor(text) == (START, Reset("unreadable"))
 
 
 def test_a_snapshot_has_parts_and_a_cursor_once_it_is_whole() -> None:
@@ -87,11 +93,11 @@ def test_a_snapshot_has_parts_and_a_cursor_once_it_is_whole() -> None:
     assert head == SnapshotHead(2, 9, False, "e:9")
     head, place = advance(place, changes(12, after=9))
     assert head == ChangesHead(9, 12, False, "e:12")
-    assert place == Place("e", 12, 12, None)
+    assert place == ClientPosition("e", 12, 12, None)
 
 
 def test_where_changes_stop_short_a_cut_client_resumes_from_before_them() -> None:
-    whole = Place("e", 9, 9, None)
+    whole = ClientPosition("e", 9, 9, None)
     head, place = advance(whole, changes(12, after=9, head=20, more=True))
     assert (head.cursor, place.position) == ("e:9", 12)
     head, place = advance(place, changes(20, after=12))
@@ -99,15 +105,15 @@ def test_where_changes_stop_short_a_cut_client_resumes_from_before_them() -> Non
 
 
 def test_rows_of_another_life_or_of_the_past_do_not_follow() -> None:
-    assert refused(START, changes(5)) is None
-    assert refused(Place("e", 5, 5, None), changes(5)) is None
-    assert refused(Place("other", 5, 5, None), changes(9)) == Reset("rebuilt")
-    assert refused(Place("e", 6, 6, None), changes(5)) == Reset("ahead")
+    assert reset_reason(START, changes(5)) is None
+    assert reset_reason(ClientPosition("e", 5, 5, None), changes(5)) is None
+    assert reset_reason(ClientPosition("other", 5, 5, None), changes(9)) == Reset("rebuilt")
+    assert reset_reason(ClientPosition("e", 6, 6, None), changes(5)) == Reset("ahead")
 
 
 def test_a_tick_gives_each_only_what_it_follows_and_may_see() -> None:
     mine, theirs = upload(ONE, 3), upload(TWO, 4, owner="rival")
-    everything = Changes(
+    everything = ChangePage(
         epoch="e",
         since=0,
         after=0,
@@ -118,45 +124,45 @@ def test_a_tick_gives_each_only_what_it_follows_and_may_see() -> None:
         uploads=[mine, theirs],
         attempts=[attempt(mine, 2), attempt(theirs, 4)],
     )
-    tick = Tick(everything, JSON)
-    start = Place("e", 0, 0, None)
+    tick = TickEncoder(everything, JSON)
+    start = ClientPosition("e", 0, 0, None)
     both = frozenset({ONE, TWO})
 
-    star = tick.rows_for(Selection("acme", None), start) or b""
+    star = tick.rows_for(FeedFilter("acme", None), start) or b""
     assert str(ONE).encode() in star
     assert str(TWO).encode() not in star
     assert mine.path.encode() not in star
-    greedy = tick.rows_for(Selection("acme", both, both), start) or b""
+    greedy = tick.rows_for(FeedFilter("acme", both, both), start) or b""
     assert mine.path.encode() in greedy
     assert theirs.path.encode() not in greedy
     assert str(theirs.id).encode() not in greedy
     assert b"secret" not in greedy
-    admin = tick.rows_for(Selection(None, both, both), start) or b""
+    admin = tick.rows_for(FeedFilter(None, both, both), start) or b""
     assert theirs.path.encode() in admin
 
 
 def test_a_tick_tells_nothing_twice() -> None:
     row = upload(ONE, 3)
-    following = Selection("acme", frozenset({ONE}), frozenset({ONE}))
-    tick = Tick(Changes("e", 0, 0, 6, 6, False, [], [row], [attempt(row, 3)]), JSON)
+    following = FeedFilter("acme", frozenset({ONE}), frozenset({ONE}))
+    tick = TickEncoder(ChangePage("e", 0, 0, 6, 6, False, [], [row], [attempt(row, 3)]), JSON)
 
-    assert tick.rows_for(following, Place("e", 3, 3, None)) is None
-    assert tick.rows_for(following, Place("e", 2, 2, None)) is not None
-    first = tick.rows_for(following, Place("e", 0, 0, None))
-    assert tick.rows_for(following, Place("e", 0, 0, None)) is first
+    assert tick.rows_for(following, ClientPosition("e", 3, 3, None)) is None
+    assert tick.rows_for(following, ClientPosition("e", 2, 2, None)) is not None
+    first = tick.rows_for(following, ClientPosition("e", 0, 0, None))
+    assert tick.rows_for(following, ClientPosition("e", 0, 0, None)) is first
 
 
 def test_a_limited_key_follows_its_batch_whatever_it_asks() -> None:
     limited = Principal(name="key:l", owner="acme", scope=Scope.UPLOADER, batch=ONE)
-    assert settle(Subscribe("*"), limited).selection.batches == frozenset({ONE})
-    asked = settle(Subscribe([str(ONE), str(TWO)]), limited)
+    assert resolve_subscription(Subscribe("*"), limited).selection.batches == frozenset({ONE})
+    asked = resolve_subscription(Subscribe([str(ONE), str(TWO)]), limited)
     assert asked.selection.uploads_of == frozenset({ONE})
     assert len(asked.first) == 1
 
 
 @given(st.lists(st.one_of(st.uuids().map(str), st.text(max_size=40)), max_size=20))
 def test_whatever_is_asked_for_is_followed_or_refused_by_name(names: list[str]) -> None:
-    settled = settle(Subscribe(names), VIEWER)
+    settled = resolve_subscription(Subscribe(names), VIEWER)
     assert len(settled.selection.uploads_of) + len(settled.first) <= len(names)
     assert settled.selection.owner == "acme"
     refused = {error.batch for error in settled.first}  # type: ignore[attr-defined]
@@ -166,6 +172,6 @@ def test_whatever_is_asked_for_is_followed_or_refused_by_name(names: list[str]) 
 
 
 def test_an_allowance_is_a_burst_and_then_a_rate() -> None:
-    allowance = Allowance(burst=2, rate=0.5, now=0.0)
+    allowance = TokenBucket(burst=2, rate=0.5, now=0.0)
     assert [allowance.take(0.0) for _ in range(3)] == [True, True, False]
     assert [allowance.take(2.0), allowance.take(2.0)] == [True, False]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from interfaces.feed import Limits
 from tests.interfaces.feed.stage import Stage, stage
 from tests.interfaces.feed.viewer import Viewer

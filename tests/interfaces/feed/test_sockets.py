@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from interfaces.feed import Limits, vigil
+from interfaces.feed import Limits, keepalive
 from tests.interfaces.feed.stage import stage
 from tests.support import eventually
 
@@ -207,7 +207,7 @@ async def test_a_principal_has_so_many_sockets(database_url: str, tmp_path: Path
 async def test_heartbeats_move_the_cursor_of_a_quiet_client(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vigil, "SILENCE", 10_000.0)  # who is busy elsewhere is not dead
+    monkeypatch.setattr(keepalive, "SILENCE", 10_000.0)  # who is busy elsewhere is not dead
 
     async with stage(database_url, tmp_path, feed_heartbeat=0.05) as on:
         mine = await on.batch()

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from interfaces.feed import Limits
-from interfaces.feed.messages import CloseCode
+from interfaces.feed.protocol import CloseCode
 from tests.interfaces.feed.stage import stage
 from tests.interfaces.feed.stream import StreamViewer, streaming
 from tests.interfaces.feed.test_no_gap import agree, busy, moved

@@ -15,33 +15,32 @@ from uuid import UUID
 import uuid_utils.compat
 from aiohttp import ClientResponse, ClientSession, DummyCookieJar, web
 
-from application.ports.keys import Scope
-from infrastructure.audit.proofs import PostgresSeals
+from application.ports.auth import Scope
+from infrastructure.audit.verifier import PostgresSeals
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.blobs.local.store import LocalBlobStore
-from infrastructure.blobs.notices import NotifiedElsewhere
-from infrastructure.erasure.erasures import PostgresErasures
+from infrastructure.blobs.shared import NotifyPreemption
+from infrastructure.erasure.keyring import PostgresErasures
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.jobs.status import PostgresWorkers
 from infrastructure.postgres.listener import READ_MODEL, Listener
 from infrastructure.postgres.locks import PROJECTOR_LOCK
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.postgres.transfer_limiter import PostgresTransferLimiter
-from infrastructure.processors.errands import PostgresRemoteSteps
+from infrastructure.processors.http import PostgresRemoteSteps
 from infrastructure.read_model import projector
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.history import PostgresHistory
-from infrastructure.read_model.queries import PostgresQueries
-from infrastructure.read_model.usage import PostgresUsage
+from infrastructure.read_model.queries import PostgresQueries, PostgresUsage
 from infrastructure.settings import Settings
-from infrastructure.telemetry.metrics import PostgresVitals
+from infrastructure.telemetry import PostgresSystemStats
 from infrastructure.webhooks.registry import PostgresWebhooks
-from interfaces.bootstrap.supervision import supervise
+from interfaces.bootstrap.tasks import supervise
+from interfaces.common.deadlines import Deadlines
+from interfaces.common.server import Runner
+from interfaces.common.services import Services
 from interfaces.rest.app import build_app
-from interfaces.rest.deadlines import Deadlines
-from interfaces.rest.server import Runner
-from interfaces.services import Services
 from tests.support import eventually
 
 OWNER = "acme"
@@ -142,7 +141,7 @@ async def serving(
             keys=PostgresKeys(pool, listener),
             now=lambda: datetime.now(UTC),
             new_id=uuid_utils.compat.uuid7,
-            elsewhere=NotifiedElsewhere(pool, listener),
+            elsewhere=NotifyPreemption(pool, listener),
             remote_steps=PostgresRemoteSteps(pool),
             usage=PostgresUsage(pool),
             slots=await enter(PostgresTransferLimiter(url)),
@@ -152,12 +151,12 @@ async def serving(
             erasures=PostgresErasures(pool),
         )
         await enter(_projecting(url, pool, log, listener))
-        yield await enter(_served(services, PostgresVitals(pool), deadlines))
+        yield await enter(_served(services, PostgresSystemStats(pool), deadlines))
 
 
 @asynccontextmanager
 async def _served(
-    services: Services, vitals: PostgresVitals, deadlines: Deadlines | None
+    services: Services, vitals: PostgresSystemStats, deadlines: Deadlines | None
 ) -> AsyncIterator[Server]:
     app = build_app(services, vitals=vitals)
     runner = Runner(app, access_log=None, shutdown_timeout=5, deadlines=deadlines)

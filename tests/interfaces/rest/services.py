@@ -12,9 +12,8 @@ from typing import Any, TypeAlias
 from aiohttp import web
 
 from application.pipeline import Pipeline, Processor, Step
-from infrastructure.outbound.requests import open_outbound
-from infrastructure.processors.errands import PostgresRemoteSteps
-from infrastructure.processors.service import HttpService
+from infrastructure.outbound import open_safe_client
+from infrastructure.processors.http import HttpProcessor, PostgresRemoteSteps
 from tests.infrastructure.jobs.plant import Plant, now, open_plant
 from tests.interfaces.rest.server import Server, serving
 
@@ -88,8 +87,8 @@ async def world(
             )
         )
         server = await enter(serving(url, folder / "blobs"))
-        outbound = await enter(open_outbound(private=True))
-        http = HttpService(outbound, PostgresRemoteSteps(plant.pool), server.url, now)
+        outbound = await enter(open_safe_client(private=True))
+        http = HttpProcessor(outbound, PostgresRemoteSteps(plant.pool), server.url, now)
         plant.orchestrate()
         yield World(plant, server, {"http": http}, service)
         await plant.stop()

@@ -13,7 +13,7 @@ import pytest
 import structlog
 import uuid_utils.compat
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from domain.ids import batch_id_for
 from infrastructure.postgres.migrate import migrate
 from tests.interfaces.rest.server import Answer, Server, serving

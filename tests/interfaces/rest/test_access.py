@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from infrastructure.settings import Settings
-from interfaces.rest.access import PUBLIC, PUBLIC_PREFIXES
+from interfaces.common.access import PUBLIC, PUBLIC_PREFIXES
+from interfaces.common.services import Services
 from interfaces.rest.app import OPERATIONS, build_app
-from interfaces.services import Services
 from tests.fakes import NoRemotePreemption
 from tests.interfaces.last_position import last_position
 from tests.interfaces.rest.server import Answer, Server, serving

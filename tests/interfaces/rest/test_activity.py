@@ -55,7 +55,7 @@ async def test_one_batch_the_list_and_the_report_show_the_same(
 async def test_an_etag_ends_when_the_batch_does_something_else_by_time_alone(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("application.activity.STALLED_AFTER", timedelta(seconds=5))
+    monkeypatch.setattr("application.views.STALLED_AFTER", timedelta(seconds=5))
 
     async with serving(database_url, tmp_path) as server:
         batch = (await server.batch("a")).json["id"]

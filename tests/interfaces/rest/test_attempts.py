@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from application.ports.keys import Scope
-from interfaces.rest.attempts import FailedAttempts, Rate, TooManyAttempts
+from application.ports.auth import Scope
+from interfaces.common.failed_attempts import FailedAttempts, Rate, TooManyAttempts
 from tests.interfaces.feed.stage import stage
 from tests.interfaces.rest.server import Server, serving
 

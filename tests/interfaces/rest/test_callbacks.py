@@ -21,8 +21,8 @@ from domain.upload.events import (
     FileProgressed,
 )
 from domain.upload.state import UploadState
-from infrastructure.outbound.signing import signature_headers
-from infrastructure.processors.errands import PostgresRemoteSteps
+from infrastructure.outbound import signature_headers
+from infrastructure.processors.http import PostgresRemoteSteps
 from tests.infrastructure.jobs.plant import Plant
 from tests.interfaces.rest.services import SECRET, Data, Service, world
 from tests.support import eventually, free_port

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from infrastructure.settings_fields import BadSetting, read_value
-from interfaces.rest import cors
+from infrastructure.settings_loader import BadSetting, read_value
+from interfaces.common import middleware
 from tests.interfaces.uploads.server import BYTES, TUS, serving
 
 PAGE = "https://page.example"
@@ -91,7 +91,7 @@ def test_every_header_that_upload_protocols_use_is_allowed() -> None:
     for module in root.glob("*.py"):
         used |= set(re.findall(r'"((?:Upload|Tus)-[A-Z][A-Za-z-]+)"', module.read_text()))
 
-    known = set(cors.SENT.split(", ")) | set(cors.READ.split(", "))
+    known = set(middleware.SENT.split(", ")) | set(middleware.READ.split(", "))
     assert used <= known
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from tests.interfaces.rest.server import serving
 
 

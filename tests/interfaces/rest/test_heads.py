@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from interfaces.rest.server import MAX_HEAD
+from interfaces.common.server import MAX_HEAD
 from tests.interfaces.rest import server as api
 from tests.interfaces.uploads.raw import Sender, header
 from tests.interfaces.uploads.server import BYTES, serving
@@ -95,7 +95,7 @@ async def test_a_body_in_another_transfer_coding_is_refused_and_not_stored(
 
 
 def test_the_refusal_without_a_request_is_a_problem_document() -> None:
-    from interfaces.rest.server import _HEAD_TOO_LARGE
+    from interfaces.common.server import _HEAD_TOO_LARGE
 
     head, _, body = _HEAD_TOO_LARGE.partition(b"\r\n\r\n")
     assert f"Content-Length: {len(body)}".encode() in head

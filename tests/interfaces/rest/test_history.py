@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from domain.ids import key_stream_for
 from tests.interfaces.rest.server import Server, serving
 

@@ -18,7 +18,7 @@ from domain.upload.events import AttemptFailed, AttemptStarted, UploadFailed, Up
 from domain.upload.events import UploadQueued as Queued
 from infrastructure.postgres.pool import connect
 from infrastructure.sweeping.running import FORGOTTEN, KEPT_DAYS, forget_answers
-from interfaces.bootstrap.parts import utc_now
+from interfaces.bootstrap.container import utc_now
 from tests.interfaces.rest.server import Server, serving
 
 BATCH = [

@@ -6,8 +6,8 @@ from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
 
-from application.ports.keys import Scope
-from interfaces.rest.access import SESSION_COOKIE
+from application.ports.auth import Scope
+from interfaces.common.access import SESSION_COOKIE
 from tests.interfaces.rest.server import Answer, Server, serving
 
 

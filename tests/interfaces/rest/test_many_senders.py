@@ -11,8 +11,7 @@ import pytest
 from aiohttp import StreamReader, web
 
 from infrastructure.settings import Settings
-from interfaces.rest.intake import LEAST, MOST, TOGETHER, Bodies
-from interfaces.rest.server import Runner
+from interfaces.common.server import LEAST, MOST, TOGETHER, ReadBufferPool, Runner
 from tests.support import eventually
 
 SENDERS = 50
@@ -60,7 +59,7 @@ async def test_a_sender_that_is_gone_takes_no_share(abort: bool) -> None:
 
 
 async def test_the_pieces_shrink_as_senders_come_and_grow_as_they_go() -> None:
-    loop, bodies = asyncio.get_running_loop(), Bodies()
+    loop, bodies = asyncio.get_running_loop(), ReadBufferPool()
     server = web.Server(web.Response)  # type: ignore[arg-type]
     stranger, *connections = [server() for _ in range(2_000)]
     for one in connections:
@@ -91,7 +90,7 @@ async def send(port: int, body: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def listening(handle: Handler) -> AsyncIterator[tuple[int, Bodies]]:
+async def listening(handle: Handler) -> AsyncIterator[tuple[int, ReadBufferPool]]:
     app = web.Application()
     app.router.add_put("/", handle)
     runner = Runner(app, read_bufsize=READ_BUFFER, shutdown_timeout=1)

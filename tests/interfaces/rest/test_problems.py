@@ -15,7 +15,7 @@ from application.errors import (
     Unavailable,
 )
 from domain.errors import FieldError, InvalidState, OutOfRange, StaleAttempt, ValidationFailed
-from interfaces.rest.problems import problem_of
+from interfaces.common.problems import problem_of
 
 EXPECTED: list[tuple[Exception, int, str]] = [
     (NotFound("x"), 404, "not_found"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from interfaces.rest.problems import CONTENT_TYPE
+from interfaces.common.problems import CONTENT_TYPE
 from tests.interfaces.last_position import last_position
 from tests.interfaces.rest.server import Server, serving
 

@@ -10,8 +10,8 @@ from uuid import UUID
 
 import pytest
 
-from application.reporting import FAILURES
-from interfaces.rest.reports import AT_ONCE, SEATS
+from application.views import FAILURES
+from interfaces.rest.reports import MAX_CONCURRENT_REPORTS, SEATS
 from tests.interfaces.rest.server import Server, serving
 from tests.interfaces.rest.test_controls import judged
 
@@ -85,12 +85,14 @@ async def test_reports_that_are_being_read_are_few(database_url: str, tmp_path: 
         server.app[SEATS].free = 0
 
         refused = await server.get(f"{path}/report.json")
-        server.app[SEATS].free = AT_ONCE
-        answers = [await server.get(f"{path}/report.json") for _ in range(2 * AT_ONCE)]
+        server.app[SEATS].free = MAX_CONCURRENT_REPORTS
+        answers = [
+            await server.get(f"{path}/report.json") for _ in range(2 * MAX_CONCURRENT_REPORTS)
+        ]
 
         assert (refused.status, refused.code) == (503, "too_many_reports")
         assert {answer.status for answer in answers} == {200}
-        assert server.app[SEATS].free == AT_ONCE
+        assert server.app[SEATS].free == MAX_CONCURRENT_REPORTS
 
 
 @pytest.mark.parametrize("ending", ["json", "ndjson", "csv"])

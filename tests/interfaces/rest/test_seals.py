@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from application.audit.examining import Examination, examine
-from application.ports.keys import Scope
-from infrastructure.audit.keys import read_public, signed
+from application.audit.export import ExportVerification, verify_export
+from application.ports.auth import Scope
+from infrastructure.audit.sealer import read_public, verify_signature
 from infrastructure.postgres.pool import connect
 from tests.conftest import Databases
 from tests.infrastructure.audit.notary import sealer_in
@@ -71,9 +71,9 @@ class Exports:
     def key(self) -> bytes:
         return read_public(self.keys[0]["pem"].encode())
 
-    def examined(self, lines: Lines) -> Examination:
+    def examined(self, lines: Lines) -> ExportVerification:
         encoded = (json.dumps(line).encode() for line in lines)
-        return examine(encoded, [self.key], signed)
+        return verify_export(encoded, [self.key], verify_signature)
 
 
 async def exported(server: Server, path: str, **options: Any) -> Lines:
@@ -134,7 +134,7 @@ def test_seals_are_listed_page_by_page_with_the_key_that_signed(exports: Exports
 def test_a_key_that_is_not_the_one_that_signed_proves_nothing(exports: Exports) -> None:
     for lines in (exports.whole, exports.batch):
         encoded = (json.dumps(line).encode() for line in lines)
-        found = examine(encoded, [b"s" * 32], signed)
+        found = verify_export(encoded, [b"s" * 32], verify_signature)
         assert "key_unknown" in {one.kind for one in found.findings}
 
 
@@ -223,7 +223,7 @@ def test_what_was_altered_in_the_export_of_a_batch_is_named(exports: Exports, fo
     ids=["empty", "nonsense", "later format"],
 )
 def test_a_file_that_is_no_export_proves_nothing(lines: Lines) -> None:
-    found = examine((json.dumps(line).encode() for line in lines), [], signed)
+    found = verify_export((json.dumps(line).encode() for line in lines), [], verify_signature)
 
     assert [one.kind for one in found.findings] == ["malformed"]
 
@@ -244,7 +244,7 @@ async def test_a_rotated_key_is_followed_by_an_export_of_one_batch(
         lines, keys = await exported(server, f"{path}/history/export"), keys
     first, second = (read_public(key["pem"].encode()) for key in keys)
 
-    found = examine((json.dumps(line).encode() for line in lines), [first], signed)
+    found = verify_export((json.dumps(line).encode() for line in lines), [first], verify_signature)
 
     assert found.sound, found.findings
     assert (found.first_seal, found.last_seal, found.events) == (1, 3, 3)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from application.ports.keys import Scope
-from interfaces.feed.limits import Limits
-from interfaces.rest.deadlines import Deadlines
-from interfaces.rest.streams import MOST, STREAMS, Stream
+from application.ports.auth import Scope
+from interfaces.common.deadlines import Deadlines
+from interfaces.common.responses import MOST, STREAMS, Stream
+from interfaces.feed.connection import Limits
 from tests.interfaces.feed.stage import stage
 from tests.interfaces.rest.server import Server, serving
 from tests.support import eventually

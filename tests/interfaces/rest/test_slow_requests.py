@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 import structlog
 
-from application.ports.keys import Principal, Scope
-from interfaces.rest.deadlines import Deadlines, Fault, Progress, Sweep
+from application.ports.auth import Principal, Scope
+from interfaces.common.deadlines import Deadlines, Fault, Progress, Sweep
 from tests.interfaces.feed.stage import stage
 from tests.interfaces.rest.server import Server, serving
 from tests.support import eventually

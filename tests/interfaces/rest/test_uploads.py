@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from application.append import append_to_stream
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from domain.ids import upload_id_for
 from domain.upload.events import AttemptFailed, AttemptStarted, UploadFailed
 from tests.interfaces.rest.server import Server, serving

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from application.ports.keys import Principal
+from application.ports.auth import Principal
 from tests.interfaces.rest.server import Server, serving
 from tests.support import eventually
 

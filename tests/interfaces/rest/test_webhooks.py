@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from application.ports.keys import Scope
-from application.webhooks.addresses import masked
+from application.ports.auth import Scope
+from application.public_addresses import masked
 from domain.webhook.events import DELIVERED_TOPICS
 from interfaces.rest.webhooks.messages import HEADERS, BatchMessage, UploadMessage
 from tests.infrastructure.webhooks.office import Receiver, always, open_office, receiving

@@ -13,35 +13,33 @@ from uuid import UUID
 import uuid_utils.compat
 from aiohttp import ClientSession, web
 
-from application.ports.keys import Scope
-from application.transfer.transfers import Transfers
+from application.ports.auth import Scope
+from application.transfers.transfers import Transfers
 from domain.event import topic_of
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.blobs.local.store import LocalBlobStore
-from infrastructure.blobs.notices import NotifiedElsewhere
+from infrastructure.blobs.shared import NotifyPreemption
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.postgres.transfer_limiter import PostgresTransferLimiter
 from infrastructure.read_model.engine import make_engine
-from infrastructure.read_model.queries import PostgresQueries
-from infrastructure.read_model.usage import PostgresUsage
+from infrastructure.read_model.queries import PostgresQueries, PostgresUsage
 from infrastructure.settings import Settings
+from interfaces.common.access import access_middleware
+from interfaces.common.failed_attempts import ATTEMPTS, FailedAttempts
+from interfaces.common.forwarded import host_middleware
+from interfaces.common.middleware import add_response_headers, allow_origins, correlation_middleware
+from interfaces.common.problems import problem_middleware
+from interfaces.common.responses import STREAMS, Streams
+from interfaces.common.routing import add_operations
+from interfaces.common.running_requests import RUNNING, RunningRequests, watch_running_requests
+from interfaces.common.server import Runner
+from interfaces.common.services import SERVICES, Services
 from interfaces.rest import adding, batches, starting
-from interfaces.rest.access import access_middleware
-from interfaces.rest.attempts import ATTEMPTS, FailedAttempts
-from interfaces.rest.correlation import correlation_middleware, finish_headers
-from interfaces.rest.cors import allow_origins
-from interfaces.rest.forwarding import host_middleware
-from interfaces.rest.problems import problem_middleware
-from interfaces.rest.routes import add_operations
-from interfaces.rest.running import RUNNING, RunningRequests, watch_running_requests
-from interfaces.rest.server import Runner
-from interfaces.rest.streams import STREAMS, Streams
-from interfaces.services import SERVICES, Services
-from interfaces.uploads.routes import add_routes
-from interfaces.uploads.serving import TRANSFERS
+from interfaces.rest.app import add_routes
+from interfaces.uploads.setup import TRANSFERS
 from tests.stored import uploads_in
 from tests.support import path_of
 
@@ -132,7 +130,7 @@ async def serving(url: str, folder: Path, **settings: Any) -> AsyncIterator[Serv
             keys=PostgresKeys(pool, listener),
             now=lambda: datetime.now(UTC),
             new_id=uuid_utils.compat.uuid7,
-            elsewhere=NotifiedElsewhere(pool, listener),
+            elsewhere=NotifyPreemption(pool, listener),
             usage=PostgresUsage(pool),
             slots=await enter(PostgresTransferLimiter(url)),
             remote_steps=unused,
@@ -157,7 +155,7 @@ async def _served(services: Services, pool: Pool) -> AsyncIterator[Server]:
     app[ATTEMPTS] = FailedAttempts()
     app[STREAMS] = Streams()
     watch_running_requests(app, services.keys)
-    app.on_response_prepare.append(finish_headers)
+    app.on_response_prepare.append(add_response_headers)
     app.on_response_prepare.append(allow_origins)
     add_routes(app)
     add_operations(app, (*starting.OPERATIONS, *adding.OPERATIONS, *batches.OPERATIONS))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from application.transfer.names import blob_of
+from application.transfers.locks import upload_blob_name
 from tests.interfaces.uploads.raw import Sender
 from tests.interfaces.uploads.server import BYTES, TUS, Server, serving, upload_in
 from tests.support import eventually
@@ -22,7 +22,7 @@ async def _interrupted(server: Server, location: str) -> None:
 
 
 async def _arrived(server: Server, location: str, count: int) -> None:
-    blob = blob_of(upload_in(location))
+    blob = upload_blob_name(upload_in(location))
 
     async def stored() -> bool:
         return await server.services.blobs.size(blob) == count

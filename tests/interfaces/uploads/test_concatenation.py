@@ -11,7 +11,7 @@ import pytest
 from application.commands import SealBatch, StartBatch
 from application.handlers.batches import start_batch
 from application.handlers.execute import CommandContext, execute
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from domain.file import FileDeclaration
 from tests.interfaces.conftest import LiveServer
 from tests.interfaces.uploads.server import (

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from application.append import append_to_stream
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from domain.upload.events import (
     AttemptStarted,
     AttemptSucceeded,
@@ -18,7 +18,7 @@ from domain.upload.events import (
     UploadQueued,
 )
 from infrastructure.read_model.projector import catch_up
-from interfaces.uploads.ranges import Part, Unsatisfiable, part_of
+from interfaces.common.body import ByteRange, Unsatisfiable, parse_range
 from tests.interfaces.uploads.server import BYTES, Server, serving, stored_files, upload_in
 
 TEXT = b"0123456789"
@@ -43,25 +43,27 @@ async def _processed(server: Server, id: UUID, *events: object) -> None:
     ("header", "part"),
     [
         (None, None),
-        ("bytes=0-", Part(0, 10, 10)),
-        ("bytes=2-4", Part(2, 5, 10)),
-        ("bytes=2-99", Part(2, 10, 10)),
-        ("bytes=-3", Part(7, 10, 10)),
-        ("bytes=-99", Part(0, 10, 10)),
+        ("bytes=0-", ByteRange(0, 10, 10)),
+        ("bytes=2-4", ByteRange(2, 5, 10)),
+        ("bytes=2-99", ByteRange(2, 10, 10)),
+        ("bytes=-3", ByteRange(7, 10, 10)),
+        ("bytes=-99", ByteRange(0, 10, 10)),
         ("bytes=4-2", None),
         ("bytes=-", None),
         ("bytes=0-1,3-4", None),
         ("lines=0-1", None),
     ],
 )
-def test_a_range_header_means_one_part_or_everything(header: str | None, part: Part | None) -> None:
-    assert part_of(header, 10) == part
+def test_a_range_header_means_one_part_or_everything(
+    header: str | None, part: ByteRange | None
+) -> None:
+    assert parse_range(header, 10) == part
 
 
 @pytest.mark.parametrize(("header", "size"), [("bytes=10-", 10), ("bytes=-0", 10), ("bytes=0-", 0)])
 def test_a_range_outside_of_the_content_is_unsatisfiable(header: str, size: int) -> None:
     with pytest.raises(Unsatisfiable):
-        part_of(header, size)
+        parse_range(header, size)
 
 
 async def test_stored_bytes_are_given_back_as_an_attachment(

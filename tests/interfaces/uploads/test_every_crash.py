@@ -10,21 +10,20 @@ from typing import Any
 from uuid import uuid4
 
 from application.append import Append, AppendResult
-from application.transfer.arriving import Alone, Arrivals
-from application.transfer.names import blob_of
-from application.transfer.transfers import Incoming, Limits, Speaker, Transfers
+from application.transfers.creation import StandaloneTarget, UploadCreator
+from application.transfers.locks import upload_blob_name
+from application.transfers.transfers import Actor, AppendRequest, Limits, Transfers
 from domain.file import FileDeclaration
-from infrastructure.blobs.local.store import LocalBlobStore
-from infrastructure.blobs.local.writer import LocalBlobWriter
+from infrastructure.blobs.local.store import LocalBlobStore, LocalBlobWriter
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.log import PostgresEventLog
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.pool import make_pool
 from tests.contracts.blob_store import content
 from tests.fakes import NoRemotePreemption, unlimited_quotas
 
 CONTENT = b"0123456789" * 3
 PIECE = 10
-SPEAKER = Speaker("key:test")
+SPEAKER = Actor("key:test")
 NO_END = 1_000
 
 
@@ -100,13 +99,13 @@ async def _dies_after(steps: int, url: str, folder: Path) -> bool:
     batch, acknowledged = uuid4(), 0
     file = FileDeclaration(path="a", size=len(CONTENT))
     async with _process(url, folder, Life(NO_END)) as transfers:
-        place = Alone(batch=batch, owner="a")
-        upload = (await Arrivals(transfers, uuid4).announce(place, file, SPEAKER)).upload.id
+        place = StandaloneTarget(batch=batch, owner="a")
+        upload = (await UploadCreator(transfers, uuid4).announce(place, file, SPEAKER)).upload.id
     died = False
     async with _process(url, folder, Life(steps)) as transfers:
         try:
             for start in range(0, len(CONTENT), PIECE):
-                incoming = Incoming(upload=upload, offset=start, length=PIECE)
+                incoming = AppendRequest(upload=upload, offset=start, length=PIECE)
                 chunks = _sent(start, start + PIECE)
                 decided = await transfers.receive(incoming, chunks, SPEAKER)
                 acknowledged = decided.aggregate.received
@@ -115,12 +114,12 @@ async def _dies_after(steps: int, url: str, folder: Path) -> bool:
     async with _process(url, folder, Life(NO_END)) as transfers:
         offset = (await transfers.settle(upload, SPEAKER)).received
         assert offset >= acknowledged
-        found = await content(transfers.blobs, blob_of(upload)) if offset else b""
+        found = await content(transfers.blobs, upload_blob_name(upload)) if offset else b""
         assert found[:offset] == CONTENT[:offset]
         if offset < len(CONTENT):
-            incoming = Incoming(upload=upload, offset=offset)
+            incoming = AppendRequest(upload=upload, offset=offset)
             await transfers.receive(incoming, _sent(offset, len(CONTENT)), SPEAKER)
-        assert await content(transfers.blobs, blob_of(upload)) == CONTENT
+        assert await content(transfers.blobs, upload_blob_name(upload)) == CONTENT
     return died
 
 

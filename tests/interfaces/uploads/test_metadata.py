@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from domain.errors import ValidationFailed
 from domain.file import validate_declaration
-from interfaces.uploads.tus import metadata
+from interfaces.uploads import tus_protocol
 
 HEADERS = st.one_of(
     st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=80),
@@ -25,12 +25,12 @@ HEADERS = st.one_of(
 @given(HEADERS)
 def test_any_header_is_refused_or_echoed_exactly(header: str) -> None:
     try:
-        pairs = metadata.parse(header)
-        file = metadata.declaration(pairs, None, default="file")
+        pairs = tus_protocol.parse(header)
+        file = tus_protocol.declaration(pairs, None, default="file")
     except ValidationFailed:
         return
-    assert metadata.format(pairs) == header or not header.strip()
-    assert metadata.CONCAT not in pairs
+    assert tus_protocol.format(pairs) == header or not header.strip()
+    assert tus_protocol.CONCAT_METADATA_KEY not in pairs
     for fault in validate_declaration(
         file
     ):  # what is wrong is told, and is never anything but these

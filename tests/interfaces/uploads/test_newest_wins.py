@@ -3,8 +3,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from application.transfer.names import blob_of
-from application.transfer.transfers import Speaker
+from application.transfers.locks import upload_blob_name
+from application.transfers.transfers import Actor
 from tests.interfaces.uploads.raw import Sender
 from tests.interfaces.uploads.server import TUS, Server, serving, upload_in
 from tests.support import eventually
@@ -14,7 +14,7 @@ CONTENT = bytes(range(256)) * 40
 
 async def _arrived(server: Server, location: str, count: int) -> None:
     async def stored() -> bool:
-        size = await server.services.blobs.size(blob_of(upload_in(location)))
+        size = await server.services.blobs.size(upload_blob_name(upload_in(location)))
         return size == count
 
     await eventually(stored)
@@ -41,7 +41,7 @@ async def test_who_is_overtaken_before_its_turn_puts_down_what_it_brought(
         async with server.transfers.turns.take(id) as first:
             await sender.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
             await eventually(lambda: first.ended)  # now the PATCH waits for its turn
-            asking = asyncio.create_task(server.transfers.settle(id, Speaker("test")))
+            asking = asyncio.create_task(server.transfers.settle(id, Actor("test")))
             await asyncio.sleep(0)  # and is overtaken
 
         assert (await asking).received == 3000
@@ -98,7 +98,7 @@ async def test_terminating_ends_a_running_transfer_and_frees_its_bytes(
         async with server.client.delete(location, headers=TUS) as answer:
             assert answer.status == 204
         assert (await sender.answer())[0] == 423
-        assert await server.services.blobs.size(blob_of(upload_in(location))) == 0
+        assert await server.services.blobs.size(upload_blob_name(upload_in(location))) == 0
         async with server.client.head(location, headers=TUS) as answer:
             assert answer.status == 410
         async with server.client.get(f"{location}/content") as gone:

@@ -12,14 +12,14 @@ import pytest
 from application.commands import StartBatch
 from application.handlers.batches import start_batch
 from application.handlers.execute import CommandContext
-from application.ports.keys import Scope
-from application.ports.usage import Used
-from application.transfer.errors import BatchFull, QuotaExceeded
-from application.transfer.quotas import Allowance, Quotas
+from application.ports.auth import Scope
+from application.ports.limits import StorageUsage
+from application.transfers.errors import BatchFull, QuotaExceeded
+from application.transfers.quotas import Quota, Quotas
 from domain.file import FileDeclaration
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.projector import catch_up
-from infrastructure.read_model.usage import PostgresUsage
+from infrastructure.read_model.queries import PostgresUsage
 from tests.fakes import InProcessTransferLimiter
 from tests.interfaces.uploads.raw import Sender
 from tests.interfaces.uploads.server import BYTES, OWNER, TUS, Server, serving, upload_in
@@ -157,17 +157,17 @@ async def test_what_is_gone_does_not_count(database_url: str, tmp_path: Path) ->
             assert answer.status == 204
         await catch_up(database_url, server.services.log)
         usage = PostgresUsage(pool)
-        assert await usage.of_owner(OWNER) == Used(10, 1)
-        assert await usage.of_owner("rival") == Used()
+        assert await usage.of_owner(OWNER) == StorageUsage(10, 1)
+        assert await usage.of_owner("rival") == StorageUsage()
         batch = (await server.services.log.upload(upload_in(kept))).batch
-        assert await usage.of_batch(batch) == Used(10, 1)
+        assert await usage.of_batch(batch) == StorageUsage(10, 1)
 
 
 @pytest.mark.parametrize("where", ["one process", "two processes"])
 async def test_only_so_many_transfers_of_an_owner_run_at_once(
     where: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("application.transfer.quotas.SLOT_WAIT", 0.25)
+    monkeypatch.setattr("application.transfers.quotas.SLOT_WAIT", 0.25)
 
     async with (
         serving(database_url, tmp_path, max_owner_transfers=1) as server,
@@ -243,27 +243,27 @@ async def test_a_sender_that_drips_is_given_up_and_its_bytes_are_kept(
 class _Scripted:
     """Figures as a test sets them, and how often they were asked for."""
 
-    def __init__(self, used: Used) -> None:
+    def __init__(self, used: StorageUsage) -> None:
         self.used = used
         self.asked = 0
 
-    async def of_owner(self, owner: str) -> Used:
+    async def of_owner(self, owner: str) -> StorageUsage:
         self.asked += 1
         return self.used
 
-    async def of_batch(self, batch: UUID) -> Used:
+    async def of_batch(self, batch: UUID) -> StorageUsage:
         self.asked += 1
         return self.used
 
 
 async def test_figures_are_remembered_for_a_moment_and_what_was_admitted_is_added() -> None:
-    usage, now = _Scripted(Used(50, 1)), 0.0
+    usage, now = _Scripted(StorageUsage(50, 1)), 0.0
     quotas = Quotas(
         usage,
         lambda: now,
         slots=InProcessTransferLimiter(),
-        owner=Allowance(bytes=100),
-        batch=Allowance(files=3),
+        owner=Quota(bytes=100),
+        batch=Quota(files=3),
     )
 
     await quotas.admit("acme", BATCH, 30)
@@ -273,6 +273,6 @@ async def test_figures_are_remembered_for_a_moment_and_what_was_admitted_is_adde
     with pytest.raises(BatchFull, match="3 files"):
         await quotas.admit("acme", BATCH, 0)
     assert usage.asked == 2
-    usage.used, now = Used(10, 1), 10.0
+    usage.used, now = StorageUsage(10, 1), 10.0
     await quotas.admit("acme", BATCH, 90)
     assert usage.asked == 4

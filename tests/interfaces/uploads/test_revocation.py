@@ -14,7 +14,7 @@ from uuid import UUID
 import aiohttp
 import pytest
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from domain.ids import upload_id_for
 from tests.interfaces.uploads.server import BYTES, TUS, serving, stored_files
 from tests.interfaces.uploads.test_two_servers import api_process

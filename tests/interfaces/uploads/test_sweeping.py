@@ -17,13 +17,13 @@ from msgspec.structs import replace
 
 from application.commands import CancelUpload
 from application.handlers.execute import CommandContext, execute
-from application.sweeping import Sweeper
-from application.transfer.names import blob_of, blob_of_whole
+from application.sweeper import Sweeper
+from application.transfers.locks import single_request_blob_name, upload_blob_name
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.projector import catch_up
+from infrastructure.read_model.queries import PostgresUploadStatusLookup
 from infrastructure.settings import Settings
-from infrastructure.sweeping.standings import PostgresStandings
 from tests.fakes import NoRemotePreemption
 from tests.interfaces.conftest import LiveServer
 from tests.interfaces.conftest import serving as whole_server
@@ -50,7 +50,7 @@ async def _sweeper(server: Server, url: str) -> AsyncIterator[Sweeper]:
             services.log,
             services.blobs,
             services.blobs,
-            PostgresStandings(pool),
+            PostgresUploadStatusLookup(pool),
             NoRemotePreemption(),
             expiry=HOUR,
             orphan_age=HOUR,
@@ -90,7 +90,7 @@ async def test_bytes_of_uploads_that_ended_are_freed(database_url: str, tmp_path
             assert position == await server.services.log.head()
             assert await sweeper.free_ended(position) == position
             assert await sweeper.free_ended(0) == position
-        assert await server.services.blobs.size(blob_of(upload_in(ended))) == 0
+        assert await server.services.blobs.size(upload_blob_name(upload_in(ended))) == 0
         assert await server.patch(kept, 5, b"56789") == 204
         assert await server.content(kept) == b"0123456789"
 
@@ -107,17 +107,17 @@ async def test_only_what_nobody_may_want_is_cleared(database_url: str, tmp_path:
             assert await server.patch(location, 0, b"01234") == 204
         await _cancelled_behind_our_back(server, cancelled)
         blobs = server.services.blobs
-        unknown = blob_of_whole(uuid4(), uuid4())
-        superseded = blob_of_whole(upload_in(whole), UUID(int=1))
+        unknown = single_request_blob_name(uuid4(), uuid4())
+        superseded = single_request_blob_name(upload_in(whole), UUID(int=1))
         for name in (unknown, superseded, "artifacts/of-somebody"):
             await blobs.put(name, b"left over")
         _age(tmp_path)
-        young = blob_of_whole(uuid4(), uuid4())
+        young = single_request_blob_name(uuid4(), uuid4())
         await blobs.put(young, b"about to be recorded")
         async with _sweeper(server, database_url) as sweeper:
             ended, orphans = await _clear_all(sweeper)
 
-            assert ended == [blob_of(upload_in(cancelled))]
+            assert ended == [upload_blob_name(upload_in(cancelled))]
             assert sorted(orphans) == sorted([unknown, superseded])
             assert await _clear_all(sweeper) == ([], [])
         assert await server.content(small) == b"small"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from interfaces.uploads.tus.request import OVERRIDE
+from interfaces.uploads.tus_protocol import OVERRIDE
 from tests.interfaces.uploads.raw import Sender
 from tests.interfaces.uploads.server import BYTES, TUS, serving, stored_files, upload_in
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from application.ports.keys import Scope
-from infrastructure.settings_fields import BadSetting, read_text
+from application.ports.auth import Scope
+from infrastructure.settings_loader import BadSetting, read_text
 from tests.interfaces.rest import server as api
 from tests.interfaces.uploads.server import BYTES, TUS, Server, serving, stored_files, upload_in
 from tests.support import path_of

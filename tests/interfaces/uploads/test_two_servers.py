@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from interfaces.cli.options import running_in
+from interfaces.cli.console import find_running_server
 from tests.interfaces.bootstrap.test_serving import process
 from tests.interfaces.uploads.server import BYTES, TUS, stored_files
 from tests.support import eventually, path_of
@@ -25,7 +25,7 @@ def api_process(folder: Path, url: str, blobs: Path) -> Iterator[tuple[str, str]
     (data / "uptrail.toml").write_text(f'master_keys = "{shared}"\n')
     options = ("--database-url", url, "--blobs", str(blobs), "--role", "api")
     with process(*options, data_dir=data):
-        running = running_in(data)
+        running = find_running_server(data)
         assert running is not None, (folder / "server.out").read_text()
         yield running.url, (data / "admin.key").read_text().strip()
 

@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from tests.interfaces.feed.stage import Stage
 
 FLAGS = (

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from playwright.async_api import Locator, Page, expect
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from domain.batch.events import BatchCancelled, BatchPaused
 from domain.event import topic_of
 from domain.upload.events import UploadQuarantined

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from playwright.async_api import Locator, Page, expect
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from domain.batch.events import (
     BatchCancelled,
     BatchCompleted,
@@ -173,7 +173,7 @@ async def test_a_transfer_that_stops_is_stalled_by_time_alone(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chromium()
-    monkeypatch.setattr("application.activity.STALLED_AFTER", timedelta(seconds=8))
+    monkeypatch.setattr("application.views.STALLED_AFTER", timedelta(seconds=8))
 
     async with stage(database_url, tmp_path) as on, opened_browser() as browser:
         scene = await a_scene(on, "Summer")

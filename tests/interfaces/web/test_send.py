@@ -8,7 +8,7 @@ from uuid import UUID
 
 from playwright.async_api import CDPSession, Locator, Page, expect
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from domain.batch.events import BatchSealed
 from domain.ids import upload_id_for
 from tests.interfaces.feed.stage import Stage, stage

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from playwright.async_api import expect
 
-from application.ports.keys import Scope
+from application.ports.auth import Scope
 from infrastructure.postgres.presence import Presence, Standing
 from tests.interfaces.feed.stage import running, stage
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from playwright.async_api import Page, expect
 
-from application.ports.keys import Scope
-from application.webhooks.backoff import DELAYS
+from application.ports.auth import Scope
+from application.webhooks.delivery import DELAYS
 from tests.infrastructure.webhooks.office import always, open_office, receiving, thanks
 from tests.interfaces.feed.stage import stage
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in

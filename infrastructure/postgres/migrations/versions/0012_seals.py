@@ -11,7 +11,7 @@ depends_on = None
 
 _STATEMENTS = (
     "CREATE SCHEMA audit",
-    # Names of columns are fields of `application.audit.seal.Seal`; `entries` are packed Entry.
+    # Names of columns are fields of `application.audit.seals.AuditSeal`.
     """CREATE TABLE audit.seals (
         number bigint PRIMARY KEY,
         after bigint NOT NULL,

@@ -52,7 +52,7 @@ def upgrade() -> None:
 def _keys(cursor: Any) -> Found:
     from domain.access.events import KeyImported
     from domain.ids import key_stream_for
-    from infrastructure.auth.recording import digest_of
+    from infrastructure.auth.keys import digest_of
 
     cursor.execute(_KEYS)
     for id, owner, scope, secret_hash, created_at, label, batch, expires_at, revoked_at in cursor:

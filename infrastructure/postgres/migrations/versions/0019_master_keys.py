@@ -1,6 +1,7 @@
 """Keys of owners are encrypted with a master key that is outside of the database.
 
-Those that exist are encrypted by the first process that starts (`infrastructure.erasure.wrapping`):
+Those that exist are encrypted by the first process that starts
+(`infrastructure.erasure.wrapped_keys`):
 the master key is not the database's. The column is renamed so that processes of an earlier version,
 which would take an encrypted key for a destroyed one, fail instead.
 """

@@ -1,0 +1,234 @@
+"""Follows seals in their order, and says where one is missing, changed, or nobody's we trust."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from application.audit.merkle import SealedEntry, StoredEventRow
+
+# A seal: a signed statement that these events, and no others, stood in the log at this time.
+
+FIRST = bytes(32)  # what the first seal names instead of the one before it
+
+
+class AuditSeal(msgspec.Struct, frozen=True, kw_only=True):
+    """The `count` events beyond position `after`, up to and with position `through`.
+
+    `root` is that of the tree over their entries, `previous` the digest of the seal before.
+    `key` is the public half (Ed25519, RFC 8032) of what signed it, `next_key` of what signs from
+    the next seal on, where that changes.
+    """
+
+    number: int
+    after: int
+    through: int
+    count: int
+    root: bytes
+    previous: bytes
+    at: datetime
+    key: bytes
+    next_key: bytes | None = None
+    signature: bytes = b""
+
+    def statement(self) -> bytes:
+        """What is signed: lines that any program can write again from the fields."""
+        lines = (
+            "uptrail seal 1",
+            f"number {self.number}",
+            f"after {self.after}",
+            f"through {self.through}",
+            f"count {self.count}",
+            f"root {_text(self.root)}",
+            f"previous {_text(self.previous)}",
+            f"at {self.at.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
+            f"key {_text(self.key)}",
+            f"next {_text(self.next_key) if self.next_key else '-'}",
+        )
+        return "".join(f"{line}\n" for line in lines).encode()
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the statement, by which the next seal names this one."""
+        return sha256(self.statement()).digest()
+
+
+def _text(value: bytes) -> str:
+    return b64encode(value).decode()
+
+
+Signed: TypeAlias = Callable[[AuditSeal], bool]
+"""Whether the seal's signature is that of its key over its statement."""
+
+Gaps: TypeAlias = Literal["nowhere", "before", "anywhere"]
+
+Kind: TypeAlias = Literal[
+    "altered",
+    "removed",
+    "inserted",
+    "reordered",
+    "list_altered",
+    "seal_altered",
+    "seal_missing",
+    "key_unknown",
+    "malformed",
+]
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is not as it was sealed: at which position, and in which seal (0: none)."""
+
+    kind: Kind
+    position: int
+    seal: int
+    detail: str
+
+
+class Chain:
+    """What the seals followed so far prove.
+
+    A seal is trusted if its key is, or if a trusted one follows that names it by its digest, and
+    so on. A trusted seal that names the next key makes that one trusted as well. `gaps` says where
+    seals may be left out: nowhere, before the first that comes, or anywhere.
+    """
+
+    def __init__(
+        self, trusted: Collection[bytes], signed: Signed, *, gaps: Gaps = "nowhere"
+    ) -> None:
+        self.last: AuditSeal | None = None
+        self._trusted = set(trusted)
+        self._signed = signed
+        self._gaps = gaps
+        self._untrusted: AuditSeal | None = None  # the first since the last that is trusted
+
+    def follow(self, seal: AuditSeal) -> Iterator[Finding]:
+        """What is wrong with the next seal, or between it and the one before."""
+        broken = list(self._broken(seal))
+        if broken:  # what comes now vouches for nothing before it
+            yield from self.end()
+            yield from broken
+        if not self._signed(seal):
+            detail = f"seal {seal.number} is not what its key signed"
+            yield _finding("seal_altered", seal, detail)
+        elif seal.key in self._trusted:
+            self._untrusted = None
+            if seal.next_key is not None:
+                self._trusted.add(seal.next_key)
+        elif self._untrusted is None:
+            self._untrusted = seal
+        self.last = seal
+
+    def end(self) -> Iterator[Finding]:
+        """What nobody vouches for; to be asked after the last seal."""
+        seal, self._untrusted = self._untrusted, None
+        if seal is not None:
+            key = b64encode(seal.key).decode()
+            detail = f"from seal {seal.number} on, the key {key} signs, which nobody trusted named"
+            yield _finding("key_unknown", seal, detail)
+
+    def _broken(self, seal: AuditSeal) -> Iterator[Finding]:
+        before = self.last
+        number, through, digest = (
+            (before.number, before.through, before.digest) if before else (0, 0, FIRST)
+        )
+        if seal.number <= number:
+            yield _finding("seal_altered", seal, f"seal {seal.number} comes after seal {number}")
+        elif seal.number > number + 1:
+            if self._gaps == "nowhere" or (self._gaps == "before" and before is not None):
+                yield _finding("seal_missing", seal, missing_seals(number + 1, seal.number - 1))
+        elif (seal.previous, seal.after) != (digest, through):
+            yield _finding(
+                "seal_altered", seal, f"seal {seal.number} does not follow seal {number}"
+            )
+
+
+def missing_seals(first: int, last: int) -> str:
+    return f"seal {first} is missing" if first == last else f"seals {first} to {last} are missing"
+
+
+def _finding(kind: Kind, seal: AuditSeal, detail: str) -> Finding:
+    return Finding(kind=kind, position=seal.after + 1, seal=seal.number, detail=detail)
+
+
+# Holds the events of a seal against what it says of them, and names what differs by position.
+
+_TOLD: dict[Kind, str] = {
+    "altered": "the event is not the one that was sealed here",
+    "removed": "the event that was sealed here is gone",
+    "inserted": "the event was put in after the seal",
+    "reordered": "the event was sealed at another position, or stands at another one now",
+}
+
+
+class _Difference(msgspec.Struct):
+    """What stood at a position when it was sealed, and what stands there now."""
+
+    sealed: SealedEntry | None = None
+    found: SealedEntry | None = None
+    what: str = ""
+
+
+class SealDiff:
+    """Takes the events of one seal in the order of their positions, and remembers the first that
+    differ: at most `most`."""
+
+    def __init__(self, seal: int, entries: Sequence[SealedEntry], most: int) -> None:
+        self._seal = seal
+        self._sealed = entries
+        self._most = most
+        self._next = 0  # of the sealed entries
+        self._differing: dict[int, _Difference] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether enough differs to say no more."""
+        return len(self._differing) >= self._most
+
+    def take(self, stored: StoredEventRow) -> None:
+        entry = stored.entry
+        self._pass(entry.position)
+        if self.full:
+            return
+        expected = self._sealed[self._next] if self._next < len(self._sealed) else None
+        if expected is not None and expected.position == entry.position:
+            self._next += 1
+            if expected.digest == entry.digest:
+                return
+        else:
+            expected = None
+        what = f"{stored.topic}, version {stored.version} of {stored.stream}"
+        self._differing[entry.position] = _Difference(expected, entry, what)
+
+    def findings(self) -> Iterator[Finding]:
+        """What differs, by position; to be asked after the last event."""
+        self._pass(None)
+        differing = self._differing
+        sealed = {entry.digest for entry in self._sealed}
+        arrived = {one.found.digest for one in differing.values() if one.found is not None}
+        for position in sorted(differing):
+            one = differing[position]
+            if one.found is None:
+                kind: Kind = "removed"
+                moved = one.sealed is not None and one.sealed.digest in arrived
+            else:
+                kind = "altered" if one.sealed is not None else "inserted"
+                moved = one.found.digest in sealed
+            yield self._finding("reordered" if moved else kind, position, one.what)
+
+    def _pass(self, position: int | None) -> None:
+        """Sealed events before this position did not come, and will not."""
+        while self._next < len(self._sealed) and not self.full:
+            expected = self._sealed[self._next]
+            if position is not None and expected.position >= position:
+                return
+            self._differing[expected.position] = _Difference(expected)
+            self._next += 1
+
+    def _finding(self, kind: Kind, position: int, what: str) -> Finding:
+        detail = f"{_TOLD[kind]} ({what})" if what else _TOLD[kind]
+        return Finding(kind=kind, position=position, seal=self._seal, detail=detail)

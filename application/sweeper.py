@@ -1,0 +1,167 @@
+"""The sweeper: gives up what nobody goes on with, and frees bytes that nobody may want.
+
+Everything here may be done twice, or be cut short by a crash at any point: the next round finds
+what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import msgspec
+
+from application.append import RecordedEvent
+from application.commands import ExpireUpload
+from application.errors import NotFound
+from application.handlers.execute import CommandContext, execute
+from application.ports.blobs import BlobInventory, BlobStore
+from application.ports.event_log import EventLog
+from application.ports.limits import RemotePreemption
+from application.ports.read_model import UploadStatus, UploadStatusLookup
+from application.transfers.locks import upload_blob_name, upload_id_from_blob_name
+from domain.errors import CommandRejected
+from domain.event import topic_of
+from domain.ids import is_partial_upload
+from domain.upload.events import UploadCancelled, UploadErased, UploadExpired
+from domain.upload.state import GONE, UploadState
+
+BY = "sweeper"
+CHUNK = 500  # uploads at most that one step takes on
+
+FREEING = tuple(topic_of(event) for event in (UploadCancelled, UploadExpired, UploadErased))
+
+_UNTOUCHED = 2  # the version of an upload that ended right after it was registered
+
+
+class SweepResult(msgspec.Struct, frozen=True):
+    """Blobs that were freed: those of uploads that ended, and those that no event names."""
+
+    ended: tuple[str, ...] = ()
+    orphans: tuple[str, ...] = ()
+
+
+class Sweeper:
+    """What is swept, a bounded amount at a time. Times in seconds.
+
+    `expiry` is how long an unfinished upload is kept without a new byte, `orphan_age` how old a
+    blob must be before it may be an orphan: a younger one may be about to be recorded.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        blobs: BlobStore,
+        inventory: BlobInventory,
+        standings: UploadStatusLookup,
+        elsewhere: RemotePreemption,
+        *,
+        expiry: float,
+        orphan_age: float,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._log = log
+        self._blobs = blobs
+        self._inventory = inventory
+        self._standings = standings
+        self._elsewhere = elsewhere
+        self.expiry = expiry
+        self._orphan_age = orphan_age
+        self._now = now
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are to clear."""
+        return self._inventory.parts
+
+    async def expire(self) -> int:
+        """Records UploadExpired for uploads that nobody went on with, and returns how many.
+
+        Raises TooManyConflicts, Unavailable.
+        """
+        found = await self._standings.idle(self._now() - timedelta(seconds=self.expiry), CHUNK)
+        expired = 0
+        for idle in found:
+            context = CommandContext(BY, self._now())
+            command = ExpireUpload(upload=idle.upload, idle_since=idle.version)
+            expired += (await execute(self._log, command, context)).position > 0
+        return expired
+
+    async def free_ended(self, after: int) -> int:
+        """Frees the bytes of uploads that ended beyond position `after` in the log.
+
+        Returns the position from which to go on. Raises Unavailable.
+        """
+        head = await self._log.head()
+        if head <= after:
+            return after
+        events = await self._log.read(after, limit=CHUNK, topics=FREEING)
+        for recorded in events:
+            await self._free(recorded)
+        return head if len(events) < CHUNK else events[-1].position
+
+    async def clear(self, part: int) -> SweepResult:
+        """Frees what a crash, or a sender that came too late, has left in a part of the store.
+
+        The read model says what to look at; only the log, read anew, says what to delete.
+        Raises Unavailable.
+        """
+        ended: list[str] = []
+        orphans: list[str] = []
+        stored = await self._inventory.stale(part, self._orphan_age)
+        named = [(name, upload) for name in stored if (upload := upload_id_from_blob_name(name))]
+        for start in range(0, len(named), CHUNK):
+            for name, id in await self._suspects(named[start : start + CHUNK]):
+                verdict = await self._verdict(name, id)
+                if verdict is not None:
+                    await self._blobs.delete(name)
+                    (ended if verdict else orphans).append(name)
+        await self._expire_parts(part, named)
+        return SweepResult(tuple(ended), tuple(orphans))
+
+    async def _free(self, recorded: RecordedEvent) -> None:
+        if recorded.version <= _UNTOUCHED:
+            return
+        self._log.forget(recorded.stream)
+        upload = await self._log.upload(recorded.stream)
+        if upload.blob is None:  # somebody may still be sending it
+            await self._elsewhere.stop(upload.id)
+        for name in {upload_blob_name(upload.id), upload.blob or upload_blob_name(upload.id)}:
+            await self._blobs.delete(name)
+
+    async def _expire_parts(self, part: int, named: Sequence[tuple[str, UUID]]) -> None:
+        """Parts of uploads have no row that says since when they wait: their blobs do."""
+        if not any(is_partial_upload(id) for _, id in named):
+            return
+        for name in await self._inventory.stale(part, self.expiry):
+            id = upload_id_from_blob_name(name)
+            if id is None or not is_partial_upload(id):
+                continue
+            context = CommandContext(BY, self._now())
+            with suppress(NotFound, CommandRejected):  # unknown, or joined or cancelled meanwhile
+                await execute(self._log, ExpireUpload(upload=id), context)
+
+    async def _suspects(self, named: Sequence[tuple[str, UUID]]) -> list[tuple[str, UUID]]:
+        known = await self._standings.of([id for _, id in named])
+        return [(name, id) for name, id in named if not _in_order(name, id, known.get(id))]
+
+    async def _verdict(self, name: str, id: UUID) -> bool | None:
+        """None for a blob that is wanted; else whether it is that of an upload that ended."""
+        self._log.forget(id)
+        try:
+            upload = await self._log.upload(id)
+        except NotFound:
+            return False
+        joined = is_partial_upload(id) and upload.state is UploadState.COMPLETED
+        if joined or upload.state in GONE:
+            return True
+        wanted = upload.blob or upload_blob_name(id)
+        return None if name == wanted else False
+
+
+def _in_order(name: str, id: UUID, standing: UploadStatus | None) -> bool:
+    if standing is None or standing.state in GONE:
+        return False
+    return name == (standing.blob or upload_blob_name(id))

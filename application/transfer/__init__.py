@@ -1,1 +1,0 @@
-"""How bytes become a received upload, whatever protocol carries them."""

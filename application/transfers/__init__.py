@@ -1,0 +1,1 @@
+"""Receiving bytes: locks, quotas, creation, and the transfer itself."""

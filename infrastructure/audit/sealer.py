@@ -1,0 +1,375 @@
+"""The key that signs seals (Ed25519, RFC 8032): a file only its owner can read."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import LiteralString, NamedTuple
+
+import msgspec
+import structlog
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+from application.audit.merkle import SealedEntry, StoredEventRow, merkle_root, pack_entries
+from application.audit.seals import FIRST, AuditSeal
+from infrastructure.postgres.locks import SEAL_LOCK
+from infrastructure.postgres.pool import Connection
+from infrastructure.secret_files import write_secret
+from infrastructure.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+
+class InvalidKeyFile(Exception):
+    """A file that should hold an Ed25519 key does not."""
+
+    hint = "seal_key names a private key as `openssl genpkey -algorithm ed25519` makes it"
+
+
+class SealKey:
+    """A private key, and what it can do."""
+
+    def __init__(self, private: Ed25519PrivateKey) -> None:
+        self._private = private
+        self.public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+    @classmethod
+    def new(cls) -> SealKey:
+        return cls(Ed25519PrivateKey.generate())
+
+    def sign(self, statement: bytes) -> bytes:
+        return self._private.sign(statement)
+
+    def pem(self) -> bytes:
+        """PKCS #8 (RFC 5958), not encrypted."""
+        return self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def verify_signature(seal: AuditSeal) -> bool:
+    """Whether the seal's signature is that of its key over its statement."""
+    try:
+        public = Ed25519PublicKey.from_public_bytes(seal.key)
+        public.verify(seal.signature, seal.statement())
+    except (InvalidSignature, ValueError):  # a key of another length
+        return False
+    return True
+
+
+def ensure_key(file: Path) -> SealKey:
+    """The key in the file, which is made if it is not there. Raises BadKey, OSError."""
+    with suppress(FileNotFoundError):
+        return read_key(file)
+    if write_key(file, SealKey.new(), replace=False):
+        _log.info("seal_key_written", file=str(file))
+    return read_key(file)  # of two processes that start at once, both use the one that was first
+
+
+def read_key(file: Path) -> SealKey:
+    """Raises FileNotFoundError, BadKey. A file that others may read is closed to them first."""
+    if os.name == "posix" and file.stat().st_mode & 0o077:
+        with suppress(OSError):  # a secret that is mounted is as it is
+            file.chmod(0o600)
+            _log.warning("seal_key_was_readable_by_others", file=str(file))
+    try:
+        private = load_pem_private_key(file.read_bytes(), password=None)
+    except (ValueError, TypeError) as error:
+        raise InvalidKeyFile(f"{file} holds no private key: {error}") from None
+    if not isinstance(private, Ed25519PrivateKey):
+        raise InvalidKeyFile(f"{file} holds a key that is not Ed25519")
+    return SealKey(private)
+
+
+def write_key(file: Path, key: SealKey, *, replace: bool) -> bool:
+    """Whether the file now holds this key: it appears whole, or is another's already."""
+    return write_secret(file, key.pem(), replace=replace)
+
+
+def public_pem(key: bytes) -> str:
+    """A public key as other programs read it (RFC 8410). Raises ValueError."""
+    public = Ed25519PublicKey.from_public_bytes(key)
+    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def read_public(pem: bytes) -> bytes:
+    """The raw key in a PEM of one. Raises BadKey."""
+    try:
+        public = load_pem_public_key(pem)
+    except ValueError as error:
+        raise InvalidKeyFile(f"this is no public key: {error}") from None
+    if not isinstance(public, Ed25519PublicKey):
+        raise InvalidKeyFile("this public key is not Ed25519")
+    return public.public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+# The rows of `audit.seals`, and the events that they are about.
+
+NO_END = 2**63 - 1  # a position that no event has
+
+FIELDS = tuple(field.name for field in msgspec.structs.fields(AuditSeal))
+
+_SEALS: LiteralString = """SELECT number, after, through, count, root, previous, at, key, next_key,
+signature FROM audit.seals"""
+_PAGE = f"{_SEALS} WHERE number > %s ORDER BY number LIMIT %s"
+_LAST = f"{_SEALS} ORDER BY number DESC LIMIT 1"
+_OVER = f"""{_SEALS} WHERE through >= %s AND count > 0
+ORDER BY through, number LIMIT 1"""
+_REACHING = """SELECT min(number) FROM audit.seals WHERE through > %s"""
+_ROTATIONS = f"""{_SEALS}
+WHERE next_key IS NOT NULL AND number > %s AND number < %s ORDER BY number LIMIT %s"""
+_KEYS = "SELECT key, min(number) FROM audit.seals GROUP BY key ORDER BY 2"
+_HEAD = "SELECT coalesce(max(notification_id), 0) FROM stored_events"
+_ENTRIES = "SELECT entries FROM audit.seals WHERE number = %s"
+_INSERT = """INSERT INTO audit.seals (number, after, through, count, root, previous, at, key,
+next_key, signature, entries)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"""
+
+_EVENT: LiteralString = "SELECT originator_id, originator_version, notification_id, topic, state"
+_EVENTS = f"""{_EVENT} FROM stored_events
+WHERE notification_id > %s AND notification_id <= %s ORDER BY notification_id LIMIT %s"""
+_AT = f"{_EVENT} FROM stored_events WHERE notification_id = ANY(%s) ORDER BY notification_id"
+
+
+async def page(connection: Connection, after: int, limit: int) -> list[AuditSeal]:
+    return await _seals(connection, _PAGE, after, limit)
+
+
+async def read_last_seal(connection: Connection) -> AuditSeal | None:
+    return next(iter(await _seals(connection, _LAST)), None)
+
+
+async def seal_covering(connection: Connection, position: int) -> AuditSeal | None:
+    """The seal over the event at this position, if there is one yet."""
+    found = await _seals(connection, _OVER, position)
+    return found[0] if found and found[0].after < position else None
+
+
+async def first_seal_after(connection: Connection, position: int) -> int | None:
+    """The number of the first seal that reaches beyond this position."""
+    row = await (await connection.execute(_REACHING, (position,))).fetchone()
+    return row[0] if row else None
+
+
+async def rotations(connection: Connection, after: int, before: int, limit: int) -> list[AuditSeal]:
+    """Seals between these numbers that name another key."""
+    return await _seals(connection, _ROTATIONS, after, before, limit)
+
+
+async def keys(connection: Connection) -> list[tuple[bytes, int]]:
+    """Every key that signed, with the number of the first seal that it signed."""
+    cursor = await connection.execute(_KEYS, binary=True)
+    return [(key, number) for key, number in await cursor.fetchall()]
+
+
+async def head(connection: Connection) -> int:
+    """The position of the last event; 0 for an empty log."""
+    row = await (await connection.execute(_HEAD)).fetchone()
+    return row[0] if row else 0
+
+
+async def entries_of(connection: Connection, number: int) -> bytes:
+    """The packed entries of a seal; none for one that is gone."""
+    row = await (await connection.execute(_ENTRIES, (number,), binary=True)).fetchone()
+    return row[0] if row else b""
+
+
+async def insert(connection: Connection, seal: AuditSeal, entries: bytes) -> None:
+    values = [getattr(seal, name) for name in FIELDS]
+    await connection.execute(_INSERT, (*values, entries))
+
+
+async def events(
+    connection: Connection, after: int, through: int, limit: int
+) -> list[StoredEventRow]:
+    """Events beyond position `after` and up to `through`, byte for byte."""
+    return await _events(connection, _EVENTS, after, through, limit)
+
+
+async def events_at(connection: Connection, positions: Sequence[int]) -> list[StoredEventRow]:
+    return await _events(connection, _AT, list(positions))
+
+
+async def _seals(connection: Connection, query: LiteralString, *parameters: int) -> list[AuditSeal]:
+    cursor = await connection.execute(query, parameters, binary=True)
+    return [AuditSeal(**dict(zip(FIELDS, row, strict=True))) for row in await cursor.fetchall()]
+
+
+async def _events(
+    connection: Connection, query: LiteralString, *parameters: object
+) -> list[StoredEventRow]:
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(query, parameters, prepare=True)
+    return [StoredEventRow(*row) for row in await cursor.fetchall()]
+
+
+# What a machine remembers of the last seal it made: a file beside the database, not in it.
+
+
+class LastSeal(msgspec.Struct, frozen=True):
+    """The number of a seal, its digest, and how far it reached."""
+
+    number: int
+    digest: bytes
+    through: int
+
+
+class LastSealFile:
+    """Reads and writes the file. Somebody who can write to the database alone does not reach it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def seen(self) -> LastSeal | None:
+        """The last seal that was made here; None if none was, or the file is unreadable."""
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=LastSeal)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            _log.error("seal_witness_unreadable", file=str(self._file), error=str(error))
+            return None
+
+    def see(self, seal: AuditSeal) -> None:
+        """Remembers this seal, durably. Raises OSError."""
+        draft = self._file.with_name(f".{self._file.name}.{secrets.token_hex(8)}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as opened:
+                opened.write(msgspec.json.encode(LastSeal(seal.number, seal.digest, seal.through)))
+                opened.flush()
+                os.fsync(descriptor)
+            draft.replace(self._file)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+# Makes the next seal: reads what was recorded since the last, signs, and files it.
+
+MOST = 16_384  # events under one seal
+CHUNK = 500  # events that are read and hashed at a time
+
+WITNESS_FILE = "seal.last"
+
+
+class _End(NamedTuple):
+    """Where the chain goes on: the number and digest of its last seal, and how far that reached."""
+
+    number: int
+    digest: bytes
+    through: int
+
+
+class Sealer:
+    """Seals with the key in a file, which is read anew each time: it may have been rotated."""
+
+    def __init__(self, key_file: Path, witness: LastSealFile, now: Callable[[], datetime]) -> None:
+        self.key_file = key_file
+        self.witness = witness
+        self._now = now
+
+    async def seal(
+        self, connection: Connection, *, next_key: SealKey | None = None, empty: bool = False
+    ) -> AuditSeal | None:
+        """Seals what no seal covers yet, at most MOST events; None where there is nothing.
+
+        A seal that names the next key, or is wanted `empty`, is made even so.
+
+        Takes no lock that writers to the log take, and reads only what is committed: positions
+        rise in the order of commits, so nothing can still appear before what is sealed. Raises
+        psycopg.Error, BadKey, OSError.
+        """
+        key = await asyncio.to_thread(ensure_key, self.key_file)
+        async with connection.transaction():
+            await SEAL_LOCK.acquire_in_transaction(connection)
+            last = await read_last_seal(connection)
+            if last is not None and key.public != (last.next_key or last.key):
+                _log.warning("seal_key_is_another", after=last.number, file=str(self.key_file))
+            end = self._end(last)
+            entries = await _entries_beyond(connection, end.through)
+            if not entries and next_key is None and not empty:
+                return None
+            # Hashing all of them takes tens of milliseconds, in which others want the loop.
+            seal = await asyncio.to_thread(self._signed, key, end, entries, next_key)
+            await insert(connection, seal, pack_entries(entries))
+        await asyncio.to_thread(self.witness.see, seal)
+        # Wherever logs are kept, they vouch for the chain as well.
+        digest = seal.digest.hex()
+        _log.info(
+            "sealed", seal=seal.number, through=seal.through, events=seal.count, digest=digest
+        )
+        return seal
+
+    async def rotate(self, connection: Connection) -> AuditSeal:
+        """Makes a new key, which the last seal of the old one names, and its first seal.
+
+        Whoever trusts either is then served: the new key's seal vouches for those before it.
+        """
+        new = SealKey.new()
+        fresh = self.key_file.with_name(f"{self.key_file.name}.next")
+        await asyncio.to_thread(write_key, fresh, new, replace=True)
+        await self.seal(connection, next_key=new)
+        # Until here the old key signs on: it is trusted as well.
+        await asyncio.to_thread(fresh.replace, self.key_file)
+        first = await self.seal(connection, empty=True)
+        assert first is not None
+        return first
+
+    def _signed(
+        self, key: SealKey, end: _End, entries: list[SealedEntry], next_key: SealKey | None
+    ) -> AuditSeal:
+        seal = AuditSeal(
+            number=end.number + 1,
+            after=end.through,
+            through=entries[-1].position if entries else end.through,
+            count=len(entries),
+            root=merkle_root(map(bytes, entries)),
+            previous=end.digest,
+            at=self._now(),
+            key=key.public,
+            next_key=next_key.public if next_key else None,
+        )
+        return msgspec.structs.replace(seal, signature=key.sign(seal.statement()))
+
+    def _end(self, last: AuditSeal | None) -> _End:
+        """The last seal there is; or that which this machine made, if the database lost it: then
+        the chain has a hole for ever, which is what happened."""
+        seen = self.witness.seen()
+        end = _End(last.number, last.digest, last.through) if last else _End(0, FIRST, 0)
+        if seen is None or seen.number <= end.number:
+            return end
+        _log.error("seals_are_missing", after=end.number, last_made_here=seen.number)
+        return _End(seen.number, seen.digest, end.through)
+
+
+def make_sealer(settings: Settings, now: Callable[[], datetime]) -> Sealer:
+    return Sealer(settings.seal_key_file, make_last_seal_file(settings), now)
+
+
+def make_last_seal_file(settings: Settings) -> LastSealFile:
+    return LastSealFile(settings.data_dir / WITNESS_FILE)
+
+
+async def _entries_beyond(connection: Connection, after: int) -> list[SealedEntry]:
+    entries: list[SealedEntry] = []
+    while len(entries) < MOST:
+        limit = min(CHUNK, MOST - len(entries))
+        found = await events(connection, after, NO_END, limit)
+        entries += (stored.entry for stored in found)
+        if len(found) < limit:
+            break
+        after = entries[-1].position
+        await asyncio.sleep(0)
+    return entries

@@ -1,0 +1,321 @@
+"""Bounded collection of findings about derived tables."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import chain
+from typing import TypeAlias
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from application.audit.derived import MAX_FINDINGS, DerivedFinding, DerivedKind
+from application.audit.export import ExportedEvent, ExportedSeal, Line, event_line
+from application.audit.merkle import (
+    SIZE,
+    MerkleTree,
+    SealedEntry,
+    StoredEventRow,
+    merkle_root,
+    unpack_entries,
+)
+from application.audit.seals import AuditSeal, Chain, Finding, SealDiff, missing_seals
+from application.ports.audit import Prover, SigningKey
+from infrastructure.audit import sealer
+from infrastructure.audit.sealer import LastSeal, public_pem, verify_signature
+from infrastructure.postgres.pool import Connection, Pool, borrowed
+
+
+class Findings:
+    """Collector of the first MAX_FINDINGS findings; later ones are dropped."""
+
+    def __init__(self) -> None:
+        self.found: list[DerivedFinding] = []
+
+    def add(self, kind: DerivedKind, table: str, key: object, detail: str) -> None:
+        if len(self.found) < MAX_FINDINGS:
+            self.found.append(DerivedFinding(kind=kind, table=table, key=str(key), detail=detail))
+
+
+def difference(name: str, found: object, expected: object) -> str:
+    """Return the text for a column that differs: its value and the value from the log."""
+    return f"{name} is {_short(found)}, the log says {_short(expected)}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# The port `Seals`: pages of seals, and exports that anybody can check without us.
+
+CHUNK = 250  # events in memory at a time
+PAGE = 100  # seals
+
+
+class PostgresSeals:
+    """Asks through the pool; no connection is held while a reader takes its time."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        # While they are in use: exports that go on at the same time are likely to share them.
+        self._trees: Trees = WeakValueDictionary()
+
+    async def page(self, after: int, limit: int) -> Sequence[AuditSeal]:
+        async with pool_connection(self._pool) as connection:
+            return await sealer.page(connection, after, limit)
+
+    async def keys(self) -> Sequence[SigningKey]:
+        async with pool_connection(self._pool) as connection:
+            found, last = await sealer.keys(connection), await sealer.read_last_seal(connection)
+        keys = [SigningKey(key, number, public_pem(key)) for key, number in found]
+        if last is not None and last.next_key is not None:
+            keys.append(SigningKey(last.next_key, last.number + 1, public_pem(last.next_key)))
+        return keys
+
+    async def whole(self, after: int) -> AsyncIterator[Sequence[Line]]:
+        async with pool_connection(self._pool) as connection:
+            number = await sealer.first_seal_after(connection, after)
+            last = await sealer.read_last_seal(connection)
+        reached = last.through if last and number is None else 0
+        while number is not None:
+            async with pool_connection(self._pool) as connection:
+                seals = await sealer.page(connection, number - 1, 1)
+                entries = await sealer.entries_of(connection, seals[0].number) if seals else b""
+            if not seals:
+                break
+            (seal,) = seals
+            yield [ExportedSeal(seal=seal, entries=entries)]
+            async for found in self._events(seal.after, seal.through):
+                yield [event_line(stored) for stored in found]
+            reached, number = seal.through, seal.number + 1
+        async with pool_connection(self._pool) as connection:
+            head = await sealer.head(connection)  # what comes later is for the next export
+        async for found in self._events(reached, head):
+            yield [event_line(stored) for stored in found]
+
+    def proofs(self) -> Prover:
+        return _Prover(self._pool, self._trees)
+
+    async def _events(self, after: int, through: int) -> AsyncIterator[list[StoredEventRow]]:
+        while after < through:
+            async with pool_connection(self._pool) as connection:
+                found = await sealer.events(connection, after, through, CHUNK)
+            if not found:
+                return
+            yield found
+            after = found[-1].position
+
+
+class _SealTree:
+    """The tree of a seal and the places of events in it: memory in proportion to the seal."""
+
+    def __init__(self, entries: Sequence[SealedEntry]) -> None:
+        self.tree = MerkleTree(map(bytes, entries))
+        self.places = {entry.position: index for index, entry in enumerate(entries)}
+
+
+Trees: TypeAlias = WeakValueDictionary[int, _SealTree]
+
+
+class _Prover:
+    """Keeps the tree of the last seal: the next event is likely to be under it as well."""
+
+    def __init__(self, pool: Pool, trees: Trees) -> None:
+        self._pool = pool
+        self._trees = trees
+        self._seal: AuditSeal | None = None
+        self._under = _SealTree(())
+        self._told = 0  # the last seal that was told
+        self._sealed = True  # until an event is under no seal yet, and then those after it
+
+    async def prove(self, positions: Sequence[int]) -> Sequence[Line]:
+        lines: list[Line] = []
+        async with pool_connection(self._pool) as connection:
+            for stored in await sealer.events_at(connection, positions):
+                beyond = self._seal is None or stored.position > self._seal.through
+                if beyond and self._sealed:
+                    lines += await self._turn_to(connection, stored.position)
+                lines.append(self._line(stored))
+        return lines
+
+    async def _turn_to(self, connection: Connection, position: int) -> list[Line]:
+        """The seal over this position, after those that say which key was next."""
+        self._seal = seal = await sealer.seal_covering(connection, position)
+        if seal is None:
+            self._sealed = False
+            return []
+        under = self._trees.get(seal.number)
+        if under is None:
+            under = _SealTree(
+                list(unpack_entries(await sealer.entries_of(connection, seal.number)))
+            )
+            self._trees[seal.number] = under
+        self._under = under
+        told: list[AuditSeal] = []
+        while page := await sealer.rotations(connection, self._told, seal.number, PAGE):
+            told += page
+            self._told = page[-1].number
+        self._told = seal.number
+        return [ExportedSeal(seal=one) for one in (*told, seal)]
+
+    def _line(self, stored: StoredEventRow) -> ExportedEvent:
+        if self._seal is None:
+            return event_line(stored)
+        index = self._under.places.get(stored.position)
+        path = () if index is None else self._under.tree.path(index)
+        # One that was put in later has no place: it is told as what it is, and does not hold.
+        return event_line(
+            stored, seal=self._seal.number, index=-1 if index is None else index, path=path
+        )
+
+
+@asynccontextmanager
+async def pool_connection(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection for questions. Raises Unavailable."""
+    async with borrowed(pool) as connection:
+        yield connection
+
+
+# Holds the log against its seals, from the first event to the last that is sealed.
+
+MOST = 100  # findings that are told one by one
+SEALS_PER_PAGE = 100  # seals in memory at a time
+EVENTS_PER_CHUNK = 1_000  # events in memory at a time
+
+_UNSEALED = "SELECT count(*) FROM stored_events WHERE notification_id > %s"
+_BELOW = -(2**63)  # a position before that of any event
+
+
+class SealVerification(msgspec.Struct, frozen=True, kw_only=True):
+    """What was held against `seals` seals, which reach to position `through`.
+
+    `events` are those under a seal, `unsealed` those under none yet: of these nothing is proven.
+    `findings` names up to MOST, the first by position first.
+    """
+
+    seals: int
+    events: int
+    through: int
+    unsealed: int
+    findings: list[Finding]
+
+    @property
+    def sound(self) -> bool:
+        return not self.findings
+
+
+async def verify_seals(
+    connection: Connection,
+    trusted: Collection[bytes],
+    *,
+    seen: LastSeal | None = None,
+    published: Iterable[AuditSeal] = (),
+) -> SealVerification:
+    """Checks every seal, and every event that is under one.
+
+    `trusted` are public keys; `seen` is what the machine remembers of the last seal it made,
+    `published` the seals that somebody kept, in the order of their numbers. Raises psycopg.Error.
+    """
+    follower = Chain(trusted, verify_signature)
+    findings: list[Finding] = []
+    seals = events = 0
+    remembered = (LastSeal(seal.number, seal.digest, seal.through) for seal in published)
+    kept = _ExternalSeals(chain(remembered, () if seen is None else (seen,)))
+    async for seal in _all(connection):
+        findings += follower.follow(seal)
+        findings += kept.compare(seal)
+        findings += await _compared(connection, seal)
+        seals, events = seals + 1, events + seal.count
+        if len(findings) >= MOST:
+            break
+    else:
+        findings += follower.end()
+        findings += kept.rest(follower.last)
+    through = follower.last.through if follower.last else 0
+    row = await (await connection.execute(_UNSEALED, (through,))).fetchone()
+    return SealVerification(
+        seals=seals,
+        events=events,
+        through=through,
+        unsealed=row[0] if row else 0,
+        findings=sorted(findings, key=lambda finding: finding.position)[:MOST],
+    )
+
+
+class _ExternalSeals:
+    """Seals that were kept outside of the database, beside those that are in it."""
+
+    def __init__(self, kept: Iterator[LastSeal]) -> None:
+        self._kept = kept
+        self._next = next(kept, None)
+
+    def compare(self, seal: AuditSeal) -> Iterator[Finding]:
+        while self._next is not None and self._next.number < seal.number:
+            self._next = next(self._kept, None)  # the chain tells of those that are missing
+        if self._next is not None and self._next.number == seal.number:
+            if self._next.digest != seal.digest:
+                detail = f"seal {seal.number} is another than the one that was kept outside"
+                yield Finding(
+                    kind="seal_altered", position=seal.after + 1, seal=seal.number, detail=detail
+                )
+            self._next = next(self._kept, None)
+
+    def rest(self, last: AuditSeal | None) -> Iterator[Finding]:
+        """The seals after the last one in the database."""
+        number, through = (last.number, last.through) if last else (0, 0)
+        end = number
+        while self._next is not None:
+            end, self._next = max(end, self._next.number), next(self._kept, None)
+        if end > number:
+            missing = missing_seals(number + 1, end)
+            detail = f"{missing} at the end: made, kept outside, and gone from here"
+            yield Finding(kind="seal_missing", position=through + 1, seal=number + 1, detail=detail)
+
+
+async def _all(connection: Connection) -> AsyncIterator[AuditSeal]:
+    number = -(2**63)
+    while page := await sealer.page(connection, number, SEALS_PER_PAGE):
+        for seal in page:
+            yield seal
+        number = page[-1].number
+
+
+async def _compared(connection: Connection, seal: AuditSeal) -> Sequence[Finding]:
+    """What differs between the events and the entries of a seal, and between those and its root."""
+    listed = await sealer.entries_of(connection, seal.number)
+    entries = list(unpack_entries(listed)) if len(listed) % SIZE == 0 else []
+    comparison = SealDiff(seal.number, entries, MOST)
+    after = seal.after if seal.after else _BELOW
+    while found := await sealer.events(connection, after, seal.through, EVENTS_PER_CHUNK):
+        for stored in found:
+            comparison.take(stored)
+        after = found[-1].position
+        if comparison.full or len(found) < EVENTS_PER_CHUNK:
+            break
+    differing = list(comparison.findings())
+    if (merkle_root(map(bytes, entries)), len(entries)) != (seal.root, seal.count):
+        differing.append(await _altered_list(connection, seal))
+    return differing
+
+
+async def _altered_list(connection: Connection, seal: AuditSeal) -> Finding:
+    """The entries are not those of the root: whoever changed them may have changed events too."""
+    entries: list[SealedEntry] = []
+    after = seal.after
+    while len(entries) <= seal.count:
+        found = await sealer.events(connection, after, seal.through, EVENTS_PER_CHUNK)
+        entries += (stored.entry for stored in found)
+        if len(found) < EVENTS_PER_CHUNK:
+            break
+        after = found[-1].position
+    same = (merkle_root(map(bytes, entries)), len(entries)) == (seal.root, seal.count)
+    where = f"positions {seal.after + 1} to {seal.through}"
+    detail = (
+        f"the list of what seal {seal.number} covers was altered; the events are those it covers"
+        if same
+        else f"events at {where} were altered, and the list of what seal {seal.number} covers"
+        " with them: which ones cannot be told"
+    )
+    return Finding(kind="list_altered", position=seal.after + 1, seal=seal.number, detail=detail)

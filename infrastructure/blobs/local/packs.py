@@ -1,0 +1,258 @@
+"""Room that packed blobs took, given back: member by member, and the pack after the last."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from struct import Struct
+from typing import NamedTuple
+from uuid import uuid4
+
+from application.ports.blobs import BlobMissing
+from infrastructure.blobs.local.disk import sync_data, sync_folder, try_lock
+from infrastructure.blobs.shared import MAX_NAME
+from infrastructure.libc import c_function
+
+# Names of packed blobs: what the caller chose, and behind an `@` where in which pack it is.
+
+AT = "@"  # in no name that a caller may choose
+
+_PLACE = re.compile(r"([0-9a-f]{16})-([0-9a-f]{1,8})-([0-9a-f]{1,8})")
+
+
+class PackLocation(NamedTuple):
+    """A pack, the number of the block its member begins with, and the bytes of the blob."""
+
+    pack: str
+    block: int
+    size: int
+
+
+class PackedName(NamedTuple):
+    """The name that was chosen for a packed blob, and its place."""
+
+    chosen: str
+    place: PackLocation
+
+    def __str__(self) -> str:
+        pack, block, size = self.place
+        return f"{self.chosen}{AT}{pack}-{block:x}-{size:x}"
+
+
+def parse_packed_name(name: str) -> PackedName | None:
+    """None for the name of a blob that has a file of its own. Raises ValueError for nonsense."""
+    chosen, at, place = name.partition(AT)
+    if not at:
+        return None
+    found = _PLACE.fullmatch(place)
+    if found is None:
+        raise ValueError(f"{name!r} names no place in a pack")
+    return PackedName(chosen, PackLocation(found[1], int(found[2], 16), int(found[3], 16)))
+
+
+def new_pack() -> str:
+    return uuid4().hex[:16]
+
+
+def pack_file_name(pack: str) -> str:
+    """The file of a pack: that of no other blob."""
+    return f"{AT}{pack}"
+
+
+def pack_id_from_file(file: str) -> str | None:
+    """The pack kept in a file of this name, if it is one's."""
+    return file[1:] if file.startswith(AT) else None
+
+
+# What a pack consists of: members, each a header that names it and then its bytes.
+#
+# A member begins at a multiple of 4 KiB, so that the file system can take back just its blocks. A
+# freed one is zeros. New members come behind all others, and no place is used twice.
+
+BLOCK = 4096
+
+_MARK = b"uptrail\x01"
+_HEADER = Struct(f"<8sIH{MAX_NAME}s")  # the mark, the size of the blob, its name and how long it is
+HEADER = _HEADER.size
+
+
+class PackEntry(NamedTuple):
+    """What a header says, of a member that was not freed."""
+
+    name: str
+    size: int
+
+
+def header(name: str, size: int) -> bytes:
+    encoded = name.encode()
+    return _HEADER.pack(_MARK, size, len(encoded), encoded)
+
+
+def padding(size: int) -> bytes:
+    """What is missing behind a blob of this size to the next block."""
+    return bytes(-(HEADER + size) % BLOCK)
+
+
+def block_count(size: int) -> int:
+    """How many of them a member with so many bytes takes."""
+    return -(-(HEADER + size) // BLOCK)
+
+
+def content_offset(place: PackLocation) -> int:
+    """Where in the pack the bytes of the blob begin."""
+    return place.block * BLOCK + HEADER
+
+
+def exists(descriptor: int, packed: PackedName) -> bool:
+    """Whether the member is where its name says, and not freed."""
+    member = _member(os.pread(descriptor, HEADER, packed.place.block * BLOCK))
+    return member == PackEntry(packed.chosen, packed.place.size)
+
+
+def members(descriptor: int, pack: str) -> Iterator[PackedName]:
+    """Those that are left; what a crash left half written, promised to nobody, ends the pack."""
+    size = os.fstat(descriptor).st_size
+    block = 0
+    while block * BLOCK < size:
+        head = os.pread(descriptor, HEADER, block * BLOCK)
+        if member := _member(head):
+            yield PackedName(member.name, PackLocation(pack, block, member.size))
+            block += block_count(member.size)
+        elif any(head):
+            return
+        else:
+            block = _behind_hole(descriptor, block)
+
+
+def _member(head: bytes) -> PackEntry | None:
+    if len(head) < HEADER or not head.startswith(_MARK):
+        return None
+    _, size, length, name = _HEADER.unpack(head)
+    try:
+        return PackEntry(name[:length].decode("ascii"), size)
+    except UnicodeDecodeError:
+        return None
+
+
+def _behind_hole(descriptor: int, block: int) -> int:
+    """The next block that may hold something: most file systems say where their holes end."""
+    try:
+        data = os.lseek(descriptor, (block + 1) * BLOCK, os.SEEK_DATA)
+    except OSError:  # there is nothing behind it (ENXIO), or no telling
+        data = 0
+    return max(block + 1, data // BLOCK)
+
+
+_PUNCH_HOLE = 0x02 | 0x01  # and keep the size of the file (fallocate(2))
+_NOT_OFFERED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+
+_fallocate = (
+    c_function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if ctypes.sizeof(ctypes.c_long) == ctypes.sizeof(ctypes.c_int64)  # as wide as its offsets
+    else None
+)
+
+
+def punch_member(path: Path, packed: PackedName) -> None:
+    """Takes the bytes of a member away for good; one that is not there is fine. Raises OSError.
+
+    Its header goes first, and readers look at that last: none of them takes zeros for content.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        if exists(descriptor, packed):
+            start = packed.place.block * BLOCK
+            os.pwrite(descriptor, bytes(HEADER), start)
+            _give_back(descriptor, start, block_count(packed.place.size) * BLOCK)
+            sync_data(descriptor)
+        if _is_hole(descriptor):
+            _remove_unused(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remaining_members(path: Path, pack: str) -> list[str]:
+    """The names of what a pack holds; it goes if that is nothing and nobody adds to it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return []
+    try:
+        left = [str(packed) for packed in members(descriptor, pack)]
+        if not left:
+            _remove_unused(path, descriptor)
+        return left
+    finally:
+        os.close(descriptor)
+
+
+def _remove_unused(path: Path, descriptor: int) -> None:
+    """Who adds to a pack holds its lock for as long."""
+    if try_lock(descriptor):
+        with suppress(FileNotFoundError):
+            path.unlink()
+            sync_folder(path.parent)
+
+
+def _is_hole(descriptor: int) -> bool:
+    """Whether the file has no bytes left; False where its file system cannot tell."""
+    try:
+        os.lseek(descriptor, 0, os.SEEK_DATA)
+    except OSError as error:
+        return error.errno == errno.ENXIO
+    return False
+
+
+def _give_back(descriptor: int, start: int, length: int) -> None:
+    """Zeros in any case; as a hole in the file where its file system knows that."""
+    if _fallocate is not None and _fallocate(descriptor, _PUNCH_HOLE, start, length) == 0:
+        return
+    if _fallocate is not None and (number := ctypes.get_errno()) not in _NOT_OFFERED:
+        raise OSError(number, os.strerror(number))
+    os.pwrite(descriptor, bytes(length), start)
+
+
+# Reading of blobs in packs, in a thread.
+
+
+def read(path: Path, packed: PackedName, start: int, end: int | None) -> bytes:
+    """Return the bytes from `start` up to `end`. Raises BlobMissing, OSError.
+
+    The header is checked last, because freeing a member clears its header first.
+    """
+    size = packed.place.size
+    length = max(0, (size if end is None else min(end, size)) - start)
+    with _opened(path, packed) as descriptor:
+        content = os.pread(descriptor, length, content_offset(packed.place) + start)
+        if not exists(descriptor, packed):
+            raise BlobMissing(f"no blob {packed} is stored")
+        return content
+
+
+def size_of(path: Path, packed: PackedName) -> int:
+    """0 for one that is not there, or was freed. Raises OSError."""
+    try:
+        with _opened(path, packed) as descriptor:
+            return packed.place.size if exists(descriptor, packed) else 0
+    except BlobMissing:
+        return 0
+
+
+@contextmanager
+def _opened(path: Path, packed: PackedName) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise BlobMissing(f"no blob {packed} is stored") from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,441 @@
+"""The requests we make of S3, typed: one method a request, on names instead of keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from hashlib import sha256
+from itertools import pairwise
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+import structlog
+
+from application.errors import StorageFull, Unavailable
+
+# The errors of S3, told in the words of the ports.
+
+_NO_ROOM = frozenset({"QuotaExceeded", "StorageFull", "XMinioStorageFull", "507"})
+_REFUSED = frozenset(
+    {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+)
+
+
+class BucketUnusable(Exception):
+    """The bucket cannot be used as it is set up: says why, and in `hint` what to do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class S3Error(Exception):
+    """S3 said no: its code, such as `NoSuchKey`, and the HTTP status."""
+
+    def __init__(self, code: str, status: int, message: str) -> None:
+        super().__init__(f"{message} ({code})")
+        self.code = code
+        self.status = status
+
+    @property
+    def absent(self) -> bool:
+        return self.status == 404 and self.code != "NoSuchBucket"
+
+    @property
+    def outdated(self) -> bool:
+        """A condition did not hold, or two conditional writes met."""
+        return self.status == 412 or self.code == "ConditionalRequestConflict"
+
+    @property
+    def unsupported(self) -> bool:
+        return self.status == 501 or self.code == "NotImplemented"
+
+    @property
+    def denied(self) -> bool:
+        return self.code in _REFUSED
+
+
+@contextmanager
+def raising_s3_errors() -> Iterator[None]:
+    """Raises Refusal for an answer of S3 that is an error, Unavailable where there is none.
+
+    By then the client has tried again several times where that could help.
+    """
+    from aiohttp import ClientError as BrokenConnection
+    from botocore.exceptions import (  # type: ignore[import-untyped]
+        BotoCoreError,
+        ClientError,
+        HTTPClientError,
+    )
+
+    try:
+        yield
+    except ClientError as error:
+        told = error.response.get("Error", {})
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        raise S3Error(str(told.get("Code")), status, str(told.get("Message"))) from error
+    except (BotoCoreError, HTTPClientError, BrokenConnection, OSError) as error:
+        raise Unavailable(f"the blob store cannot be reached: {error}") from error
+
+
+@contextmanager
+def translate_s3_errors() -> Iterator[None]:
+    """Raises StorageFull or Unavailable for whatever refusal nobody expected."""
+    try:
+        yield
+    except S3Error as refusal:
+        if refusal.code in _NO_ROOM:
+            raise StorageFull("there is no room for the bytes") from refusal
+        raise Unavailable(f"the blob store refused: {refusal}") from refusal
+
+
+# Where the bucket is, as one line of text: `s3://bucket/prefix?endpoint=...&region=...`.
+
+SCHEME = "s3://"
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_PREFIX = re.compile(r"([A-Za-z0-9!_.*'()-]+(/[A-Za-z0-9!_.*'()-]+)*)?")
+_OPTIONS = ("endpoint", "region", "style")
+_STYLES = ("auto", "path", "virtual")
+
+
+class BadLocation(ValueError):
+    """A text that names no bucket; the message says what is wrong with it."""
+
+
+class Location(msgspec.Struct, frozen=True, kw_only=True):
+    """A bucket, and the prefix in it that is ours.
+
+    `endpoint` is the address of an S3 other than Amazon's. `style` says how a bucket is named in
+    requests: `path` puts it into the path, `virtual` into the host name. Credentials are never
+    part of it: they come from where every AWS client looks for them (the environment, a profile,
+    the role of the machine).
+    """
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    region: str | None = None
+    style: str = "auto"
+
+    def key(self, name: str) -> str:
+        """The key under which something of that name is kept."""
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def __str__(self) -> str:
+        at = f" at {self.endpoint}" if self.endpoint else ""
+        return f"{SCHEME}{self.bucket}/{self.prefix}".rstrip("/") + at
+
+
+def parse_location(text: str) -> Location:
+    """Raises BadLocation."""
+    parts = urlsplit(text)
+    if parts.scheme != "s3" or not _BUCKET.fullmatch(parts.netloc):
+        raise BadLocation(f"{text!r} names no bucket: s3://bucket/prefix?endpoint=https://...")
+    prefix = parts.path.strip("/")
+    if not _PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/")):
+        raise BadLocation(f"{prefix!r} is no prefix of keys")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if unknown := set(options) - set(_OPTIONS):
+        raise BadLocation(f"{min(unknown)!r} is none of {', '.join(_OPTIONS)}")
+    if options.get("style", "auto") not in _STYLES:
+        raise BadLocation(f"style is one of {', '.join(_STYLES)}")
+    if not re.match(r"https?://[^/]", options.get("endpoint", "https://amazon")):
+        raise BadLocation("endpoint is an http:// or https:// address")
+    return Location(bucket=parts.netloc, prefix=prefix, **options)
+
+
+# How large the parts of a multipart upload are, and what is known of those that are stored.
+#
+# Limits of Amazon S3, which others copy: 1 to 10,000 parts, each 5 MiB to 5 GiB, the last one of
+# any size ("Amazon S3 multipart upload limits").
+
+MIB = 1024 * 1024
+SMALLEST = 5 * MIB
+LARGEST = 5 * 1024 * MIB
+MOST = 10_000
+
+_STEP = 64 * 1024  # bytes that sizes are rounded up to
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One stored part, as the store lists it."""
+
+    number: int
+    size: int
+    etag: str
+
+
+class Parts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The parts of a blob so far: `count` of them, `size` bytes in all.
+
+    A number is never used twice: some stores keep both parts then. `last` is the highest that was
+    used, `skipped` are the ranges (first, last) of those whose parts do not count, which a killed
+    process sent and nobody acknowledged. `seal` chains the ETags of those that count, so that a
+    part which was lost or replaced is found out.
+    """
+
+    upload: str | None = None
+    count: int = 0
+    size: int = 0
+    seal: str = ""
+    last: int = 0
+    skipped: tuple[tuple[int, int], ...] = ()
+
+    def plus(self, part: Part) -> Parts:
+        """With one more part, whose number is higher than any before."""
+        skipped = self.past(part.number - 1).skipped
+        seal = sha256(f"{self.seal}{part.etag}".encode()).hexdigest()
+        size = self.size + part.size
+        return Parts(self.upload, self.count + 1, size, seal, part.number, skipped)
+
+    def past(self, number: int) -> Parts:
+        """The same parts, going on behind this number."""
+        if number <= self.last:
+            return self
+        skipped = (*self.skipped, (self.last + 1, number))
+        return msgspec.structs.replace(self, last=number, skipped=skipped)
+
+    def among(self, listed: Iterable[Part]) -> list[Part]:
+        """Those of the listed parts that count, in their order."""
+        return [
+            part
+            for part in sorted(listed, key=lambda part: part.number)
+            if part.number <= self.last
+            and not any(first <= part.number <= last for first, last in self.skipped)
+        ]
+
+    def steps(self, listed: Iterable[Part]) -> list[Parts] | None:
+        """What the parts amount to after none, one, two and so on; None unless these are they."""
+        steps = [Parts(self.upload)]
+        for part in self.among(listed):
+            steps.append(steps[-1].plus(part))
+        found = steps[-1]
+        same = (found.count, found.size, found.seal) == (self.count, self.size, self.seal)
+        return steps if same else None
+
+
+NO_PARTS = Parts()
+
+
+def next_part_size(parts: Parts, largest: int) -> int:
+    """How large the next part is to be, in bytes, so that a blob of `largest` bytes fits.
+
+    Sizes grow evenly from the smallest: small files then need little memory and only very large
+    ones large parts (a blob of 1 TiB ends with parts of 205 MiB, one of 10 GiB with 21 MiB).
+    """
+    left = MOST - parts.last
+    growth = max(0, -(-2 * (largest - MOST * SMALLEST) // MOST**2))
+    size = SMALLEST + growth * (parts.last + 1)
+    planned = left * (size + SMALLEST + growth * MOST) // 2
+    missing = largest - parts.size
+    if left > 0 and planned < missing:  # the largest size allowed was raised meanwhile
+        size = max(size, -(-missing // left))
+    return min(-(-size // _STEP) * _STEP, LARGEST)
+
+
+def split_ranges(size: int, largest: int) -> list[tuple[int, int]]:
+    """Splits bytes into ranges (start, end) of about one length, none longer than `largest`."""
+    count = max(1, -(-size // largest))
+    return list(pairwise(size * n // count for n in range(count + 1)))
+
+
+ABSENT = "*"  # the condition that there is no object yet
+
+NO_METADATA: Mapping[str, str] = {}
+
+
+_log = structlog.get_logger(__name__)
+
+
+class ObjectInfo(msgspec.Struct, frozen=True):
+    """An object without its bytes."""
+
+    size: int
+    etag: str
+    metadata: dict[str, str]
+
+
+class ListedObject(msgspec.Struct, frozen=True):
+    """An object as a listing shows it."""
+
+    name: str
+    written: datetime
+
+
+class PendingUpload(msgspec.Struct, frozen=True):
+    """A multipart upload that nobody has completed yet."""
+
+    name: str
+    upload: str
+    began: datetime
+
+
+class Bucket:
+    """Raises Refusal for an answer that is an error, Unavailable where none comes."""
+
+    def __init__(self, client: Any, location: Location) -> None:
+        self._client = client
+        self._conditional = True  # until the store turns out not to know conditional writes
+        self.location = location
+
+    async def require(self) -> None:
+        """Asks for the bucket itself."""
+        with raising_s3_errors():
+            await self._client.head_bucket(Bucket=self.location.bucket)
+
+    async def head(self, name: str) -> ObjectInfo | None:
+        try:
+            answer = await self._ask("head_object", name)
+        except S3Error as refusal:
+            if refusal.absent:
+                return None
+            raise
+        return ObjectInfo(answer["ContentLength"], _etag(answer), answer.get("Metadata", {}))
+
+    async def get(
+        self, name: str, start: int, end: int | None, etag: str | None = None
+    ) -> tuple[Any, str]:
+        """The body of an object, to be read and closed, and the ETag.
+
+        With `etag`, only of the object that has it: any other refuses with `outdated`.
+        """
+        span = f"bytes={start}-{'' if end is None else end - 1}"
+        condition = {"IfMatch": f'"{etag}"'} if etag else {}
+        answer = await self._ask("get_object", name, Range=span, **condition)
+        return answer["Body"], _etag(answer)
+
+    async def put(
+        self,
+        name: str,
+        content: bytes,
+        metadata: Mapping[str, str] = NO_METADATA,
+        over: str | None = None,
+    ) -> str:
+        """Stores an object and returns its ETag.
+
+        `over` is the ETag of the object to replace, or ABSENT; another one refuses with `outdated`.
+        """
+        condition = {}
+        if over is not None and self._conditional:
+            condition = {"IfNoneMatch": over} if over == ABSENT else {"IfMatch": f'"{over}"'}
+        try:
+            answer = await self._ask(
+                "put_object", name, Body=content, Metadata=metadata, **condition
+            )
+        except S3Error as refusal:
+            if not (condition and refusal.unsupported):
+                raise
+            self._conditional = False
+            _log.warning("s3_without_conditions", advice="locks alone keep writers apart here")
+            return await self.put(name, content, metadata)
+        return _etag(answer)
+
+    async def delete(self, name: str) -> None:
+        await self._ask("delete_object", name)
+
+    async def page(self, prefix: str, after: str) -> tuple[list[ListedObject], bool]:
+        """Some objects with the prefix, in the order of names, and whether there are more."""
+        key = self.location.key
+        place = {"Bucket": self.location.bucket, "Prefix": key(prefix)}
+        if after:
+            place["StartAfter"] = key(after)
+        with raising_s3_errors():
+            answer = await self._client.list_objects_v2(**place)
+        found = [
+            ListedObject(one["Key"].removeprefix(key("")), one["LastModified"])
+            for one in answer.get("Contents", [])
+        ]
+        return found, bool(answer.get("IsTruncated"))
+
+    async def create(self, name: str) -> str:
+        """Begins a multipart upload, and returns its id."""
+        answer = await self._ask("create_multipart_upload", name)
+        return str(answer["UploadId"])
+
+    async def upload(self, name: str, upload: str, number: int, content: bytes) -> Part:
+        answer = await self._ask(
+            "upload_part", name, UploadId=upload, PartNumber=number, Body=content
+        )
+        return Part(number, len(content), _etag(answer))
+
+    async def copy(
+        self, name: str, upload: str, number: int, start: int, end: int, etag: str
+    ) -> Part:
+        """Makes a part out of bytes of the object that has the same name, inside the store."""
+        answer = await self._ask(
+            "upload_part_copy",
+            name,
+            UploadId=upload,
+            PartNumber=number,
+            CopySource={"Bucket": self.location.bucket, "Key": self.location.key(name)},
+            CopySourceRange=f"bytes={start}-{end - 1}",
+            CopySourceIfMatch=f'"{etag}"',
+        )
+        return Part(number, end - start, _etag(answer["CopyPartResult"]))
+
+    async def parts(self, name: str, upload: str) -> list[Part] | None:
+        """Every part that is stored, 10,000 at most; None where the upload is gone.
+
+        Some stores list a part twice that was sent again because the first answer got lost.
+        """
+        found: list[Part] = []
+        marker: dict[str, int] = {}
+        while True:
+            try:
+                answer = await self._ask("list_parts", name, UploadId=upload, **marker)
+            except S3Error as refusal:
+                if refusal.absent:
+                    return None
+                raise
+            listed = answer.get("Parts", [])
+            found += [Part(part["PartNumber"], part["Size"], _etag(part)) for part in listed]
+            if not listed or not answer.get("IsTruncated"):
+                return list(dict.fromkeys(found))
+            marker = {"PartNumberMarker": found[-1].number}
+
+    async def complete(self, name: str, upload: str, parts: list[Part]) -> None:
+        """Makes the parts one object."""
+        named = [{"PartNumber": part.number, "ETag": f'"{part.etag}"'} for part in parts]
+        await self._ask(
+            "complete_multipart_upload", name, UploadId=upload, MultipartUpload={"Parts": named}
+        )
+
+    async def abort(self, name: str, upload: str) -> None:
+        """Frees the parts of an upload; one that is gone is fine."""
+        try:
+            await self._ask("abort_multipart_upload", name, UploadId=upload)
+        except S3Error as refusal:
+            if not refusal.absent:
+                raise
+
+    async def pending(self, prefix: str) -> AsyncIterator[PendingUpload]:
+        """The multipart uploads for names that begin with the prefix."""
+        place = {"Bucket": self.location.bucket, "Prefix": self.location.key(prefix)}
+        marker: dict[str, str] = {}
+        while True:
+            with raising_s3_errors():
+                answer = await self._client.list_multipart_uploads(**place, **marker)
+            for found in answer.get("Uploads", []):
+                name = found["Key"].removeprefix(self.location.key(""))
+                yield PendingUpload(name, found["UploadId"], found["Initiated"])
+            if not answer.get("IsTruncated"):
+                return
+            marker = {
+                "KeyMarker": answer["NextKeyMarker"],
+                "UploadIdMarker": answer["NextUploadIdMarker"],
+            }
+
+    async def _ask(self, operation: str, name: str, **arguments: Any) -> Any:
+        with raising_s3_errors():
+            return await getattr(self._client, operation)(
+                Bucket=self.location.bucket, Key=self.location.key(name), **arguments
+            )
+
+
+def _etag(answer: Mapping[str, Any]) -> str:
+    """Some stores quote it, others do not."""
+    return str(answer["ETag"]).strip('"')

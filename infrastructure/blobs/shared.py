@@ -1,0 +1,115 @@
+"""Whether a blob store is that of this database: both carry one mark.
+
+A machine that was given another folder, or whose shared folder is not mounted, would otherwise
+take uploads nobody can process, and fail those of the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from uuid import UUID, uuid4
+
+from psycopg.sql import SQL
+
+from application.ports.blobs import BlobMissing, BlobStore
+from infrastructure.postgres.listener import UPLOADS, Listener
+from infrastructure.postgres.pool import Connection, Pool, borrowed
+
+MARK = "store-id"  # the blob that carries it; the sweeper looks at those of uploads alone
+LONGEST = 100  # characters
+
+_LOCK = "LOCK TABLE orchestration.blob_store IN EXCLUSIVE MODE"
+_READ = "SELECT mark FROM orchestration.blob_store"
+_WRITE = "INSERT INTO orchestration.blob_store (mark) VALUES (%s)"
+
+
+class BlobStoreMismatch(Exception):
+    """The bytes that this database speaks of are kept elsewhere."""
+
+    def __init__(self, place: str, found: str | None) -> None:
+        has = "holds those of another database" if found else "holds none of them"
+        super().__init__(f"the bytes of this database are not in {place}, which {has}")
+        self.hint = (
+            "mount or name the folder or bucket that the other machines use (--blobs or"
+            " UPTRAIL_BLOBS); if this is the right one, let the database forget the other:"
+            " DELETE FROM orchestration.blob_store"
+        )
+
+
+async def check_store_identity(connection: Connection, blobs: BlobStore, place: str) -> None:
+    """Marks both where neither the database nor perhaps the store is marked yet.
+
+    Of processes that start at once, one does it. `place` is told to people. Raises WrongBlobs,
+    Unavailable, psycopg.Error.
+    """
+    async with connection.transaction():
+        await connection.execute(_LOCK)
+        wanted, found = await _wanted(connection), await _found(blobs)
+        if wanted is None:
+            mark = found or uuid4().hex
+            if found is None:
+                await blobs.put(MARK, mark.encode())
+            await connection.execute(_WRITE, (mark,))
+        elif found != wanted:
+            raise BlobStoreMismatch(place, found)
+
+
+async def identity_matches(connection: Connection, blobs: BlobStore) -> bool | None:
+    """Whether the marks agree; None where the database has none yet. Nothing is written."""
+    wanted = await _wanted(connection)
+    return None if wanted is None else await _found(blobs) == wanted
+
+
+async def _wanted(connection: Connection) -> str | None:
+    row = await (await connection.execute(_READ)).fetchone()
+    return row[0] if row else None
+
+
+async def _found(blobs: BlobStore) -> str | None:
+    try:
+        chunks = [chunk async for chunk in blobs.read(MARK, 0, LONGEST)]
+    except BlobMissing:
+        return None
+    return b"".join(chunks).decode(errors="replace").strip() or None
+
+
+# What a blob may be called: names that can lead nowhere else, in a folder or in a bucket.
+
+MAX_NAME = 250
+
+_NAME = re.compile(r"[a-z0-9-][a-z0-9.-]*(/[a-z0-9-][a-z0-9.-]*)*")
+
+
+def validate_blob_name(name: str) -> str:
+    """The name. Raises ValueError for one that no caller should choose."""
+    if len(name) > MAX_NAME or not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for a blob")
+    return name
+
+
+# The port `Elsewhere` over NOTIFY: one process asks the others to let go of an upload.
+
+# Nothing is recorded: whoever asks need not wait until the disk has it.
+_STOP = SQL("SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, %s)")
+
+
+class NotifyPreemption:
+    """A notice is `<process> <upload>`: every process hears all of them, its own included."""
+
+    def __init__(self, pool: Pool, listener: Listener) -> None:
+        self._pool = pool
+        self._listener = listener
+        self._process = uuid4().hex
+
+    async def stop(self, upload: UUID) -> None:
+        async with borrowed(self._pool) as connection:
+            await connection.execute(_STOP, (UPLOADS, f"{self._process} {upload}"))
+
+    def on_stop(self, callback: Callable[[UUID], None]) -> None:
+        def heard(payload: str) -> None:
+            process, _, upload = payload.partition(" ")
+            if process != self._process:
+                callback(UUID(upload))
+
+        self._listener.subscribe(UPLOADS, heard)

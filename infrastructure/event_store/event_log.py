@@ -1,0 +1,378 @@
+"""Folding of a stream's events into its aggregate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from hashlib import sha256
+from types import MappingProxyType
+from typing import Any, Self, TypeAlias, cast
+from uuid import UUID
+
+import msgspec
+import structlog
+from msgspec.structs import replace
+
+from application.append import Append, AppendResult, RecordedEvent, StreamAppend
+from application.errors import NotFound
+from application.ports.event_log import Origin
+from domain.access.events import ERASURE_EVENTS, KEY_EVENTS, SIGN_IN_EVENTS
+from domain.access.records import RecordedErasure, RecordedKey, RecordedSignIn
+from domain.batch.aggregate import Batch
+from domain.batch.events import BATCH_EVENTS
+from domain.catalogue import DomainEvent
+from domain.errors import CommandRejected
+from domain.event import UnknownEvent
+from domain.upload.aggregate import Upload
+from domain.upload.events import UPLOAD_EVENTS
+from domain.webhook.aggregate import Webhook
+from domain.webhook.events import WEBHOOK_EVENTS
+from infrastructure.event_store.codec import CODEC, Codec
+from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.reader import (
+    last_position_at,
+    read_head,
+    read_id_secret,
+    read_log,
+    read_origin,
+    read_stream,
+)
+from infrastructure.event_store.writer import stream_versions
+from infrastructure.postgres.pool import Connection, Pool, borrowed
+
+Snapshotted: TypeAlias = Upload | Batch | Webhook
+Aggregate: TypeAlias = Snapshotted | RecordedKey | RecordedSignIn | RecordedErasure
+
+_EVENTS_OF: tuple[tuple[Any, tuple[type[DomainEvent], ...]], ...] = (
+    (Upload, UPLOAD_EVENTS),
+    (Batch, BATCH_EVENTS),
+    (Webhook, WEBHOOK_EVENTS),
+    (RecordedKey, KEY_EVENTS),
+    (RecordedSignIn, SIGN_IN_EVENTS),
+    (RecordedErasure, ERASURE_EVENTS),
+)
+_AGGREGATE_OF: Mapping[type[DomainEvent], Any] = MappingProxyType(
+    {event: aggregate for aggregate, events in _EVENTS_OF for event in events}
+)
+
+
+class MixedStream(Exception):
+    """A stream holds events of more than one kind of aggregate."""
+
+
+def apply_event(
+    id: UUID, aggregate: Aggregate | None, event: DomainEvent | UnknownEvent
+) -> Aggregate | None:
+    """Return the aggregate after the event; None stands for a stream that has not begun.
+
+    An event of an unknown type changes the version of the aggregate and nothing else. A stream
+    that begins with one has no aggregate in this version of Uptrail. Raises MixedStream, and
+    InvalidState for a history that lacks its beginning.
+    """
+    if isinstance(event, UnknownEvent):
+        return None if aggregate is None else replace(aggregate, version=aggregate.version + 1)
+    kind = _AGGREGATE_OF[type(event)]
+    if aggregate is None:
+        begun: Aggregate = kind.begin(id, event)
+        return begun
+    if type(aggregate) is not kind:
+        raise MixedStream(f"{type(event).__name__} in the stream of {aggregate!r}")
+    evolved: Aggregate = aggregate.evolve(event)  # type: ignore[arg-type]
+    return evolved
+
+
+# Aggregates that this process knows, the least recently used forgotten first.
+
+
+class CachedAggregate(msgspec.Struct):
+    """An aggregate, when it was last known to be current, and how far its snapshot reaches.
+
+    `at` is in seconds of the event loop's clock, `snapshot` a version. An aggregate is not
+    `is_complete` if events of unknown types were skipped: a snapshot of it would hide them from
+    the version that knows them.
+    """
+
+    aggregate: Aggregate
+    at: float
+    snapshot: int
+    is_complete: bool = True
+
+
+class AggregateCache:
+    """A bounded memory of aggregates."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._known: OrderedDict[UUID, CachedAggregate] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, id: UUID) -> CachedAggregate | None:
+        known = self._known.get(id)
+        if known is not None:
+            self._known.move_to_end(id)
+        return known
+
+    def put(self, known: CachedAggregate) -> None:
+        """Keeps the newer of this and what is remembered."""
+        id = known.aggregate.id
+        before = self._known.get(id)
+        if before is not None and before.aggregate.version > known.aggregate.version:
+            return
+        self._known[id] = known
+        self._known.move_to_end(id)
+        if len(self._known) > self._size:
+            self._known.popitem(last=False)
+
+    def forget(self, id: UUID) -> None:
+        self._known.pop(id, None)
+
+    def recorded(self, write: StreamAppend, version: int, at: float) -> None:
+        """Moves an aggregate on by events of our own that brought its stream to `version`."""
+        known = self._known.get(write.stream)
+        before = version - len(write.events)
+        if known is None and before > 0:
+            return
+        if known is not None and known.aggregate.version != before:
+            self.forget(write.stream)
+            return
+        try:
+            aggregate = _after(write, known.aggregate if known else None)
+        except (CommandRejected, MixedStream):
+            # The events are recorded, and that is what the writer is told; whoever loads the
+            # stream next hears what is wrong with it.
+            self.forget(write.stream)
+            return
+        if aggregate is not None:
+            self.put(
+                CachedAggregate(
+                    aggregate,
+                    at,
+                    known.snapshot if known else 0,
+                    known.is_complete if known else True,
+                )
+            )
+
+
+def _after(write: StreamAppend, aggregate: Aggregate | None) -> Aggregate | None:
+    for event in write.events:
+        aggregate = apply_event(write.stream, aggregate, cast("DomainEvent", event))
+    return aggregate
+
+
+# Snapshots: an aggregate as of a version, so that a long stream is not read from its start.
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder[Snapshotted](Snapshotted).decode
+
+# A snapshot of aggregates with other fields than today's is passed over: its topic differs.
+_SHAPE = sha256(_encode(msgspec.json.schema(Snapshotted))).hexdigest()[:8]
+SNAPSHOT_TOPICS = frozenset(f"{kind}.snapshot.{_SHAPE}" for kind in ("batch", "upload", "webhook"))
+
+
+def encode_snapshot(aggregate: Snapshotted) -> tuple[str, bytes]:
+    """The topic of a snapshot, and its bytes."""
+    return f"{aggregate.__struct_config__.tag}.snapshot.{_SHAPE}", _encode(aggregate)
+
+
+def decode_snapshot(state: bytes) -> Snapshotted:
+    """Raises msgspec.MsgspecError for bytes of another shape."""
+    aggregate: Snapshotted = _decode(state)
+    return aggregate
+
+
+async def save_snapshot(connection: Connection, aggregate: Snapshotted) -> None:
+    """Keeps the aggregate as of its version; saying it twice changes nothing."""
+    topic, state = encode_snapshot(aggregate)
+    await connection.execute(
+        "INSERT INTO stored_snapshots (originator_id, originator_version, topic, state)"
+        " VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        (aggregate.id, aggregate.version, topic, state),
+    )
+
+
+async def last_snapshot(connection: Connection, id: UUID) -> Snapshotted | None:
+    """The newest snapshot of the stream in today's shape, if there is one."""
+    cursor = await connection.execute(
+        "SELECT state FROM stored_snapshots WHERE originator_id = %s AND topic = ANY(%s)"
+        " ORDER BY originator_version DESC LIMIT 1",
+        (id, list(SNAPSHOT_TOPICS)),
+    )
+    row = await cursor.fetchone()
+    return None if row is None else decode_snapshot(row[0])
+
+
+# The port `EventLog`, on PostgreSQL.
+
+REMEMBERED = 20_000  # aggregates
+FRESH = 1.0  # seconds for which an aggregate is taken as current without looking
+PAGE = 10_000  # events read at once while an aggregate is loaded
+SNAPSHOT_EVERY = 100  # events of a stream
+SNAPSHOTS_AT_ONCE = 4
+
+_log = structlog.get_logger(__name__)
+
+
+class PostgresEventLog:
+    """Reads through the pool, writes through the committer; both are opened by the caller.
+
+    Use as an async context manager, so that snapshots under way are finished.
+    """
+
+    def __init__(self, pool: Pool, committer: GroupCommitter, *, codec: Codec = CODEC) -> None:
+        self._pool = pool
+        self._committer = committer
+        self._codec = codec
+        self._remembered = AggregateCache(REMEMBERED)
+        self._snapshots: set[asyncio.Task[None]] = set()
+        self._id_secret: bytes | None = None
+
+    async def __aenter__(self) -> Self:
+        """Raises Unavailable."""
+        async with self._connection() as connection:
+            self._id_secret = await read_id_secret(connection)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Waits for the snapshots under way."""
+        while self._snapshots:
+            await asyncio.wait(self._snapshots)
+
+    @property
+    def id_secret(self) -> bytes:
+        assert self._id_secret is not None, "the log is not open"
+        return self._id_secret
+
+    async def append(self, append: Append) -> AppendResult:
+        """Besides the errors of the port, raises OutcomeUnknown; see GroupCommitter.append."""
+        try:
+            appended = await self._committer.append(append)
+        except BaseException:
+            # Whatever it was, what is remembered may be wrong: the next load finds out.
+            self.forget(*(write.stream for write in append.writes))
+            self.forget(*(condition.stream for condition in append.conditions))
+            raise
+        now = asyncio.get_running_loop().time()
+        for write in append.writes:
+            self._remembered.recorded(write, appended.versions[write.stream], now)
+        return appended
+
+    async def upload(self, id: UUID) -> Upload:
+        aggregate = await self._load(id)
+        if isinstance(aggregate, Upload):
+            return aggregate
+        raise NotFound(f"no upload {id}")
+
+    async def batch(self, id: UUID) -> Batch:
+        aggregate = await self._load(id)
+        if isinstance(aggregate, Batch):
+            return aggregate
+        raise NotFound(f"no batch {id}")
+
+    async def webhook(self, id: UUID) -> Webhook:
+        aggregate = await self._load(id)
+        if isinstance(aggregate, Webhook):
+            return aggregate
+        raise NotFound(f"no webhook {id}")
+
+    def remembered(self, id: UUID) -> Snapshotted | None:
+        known = self._remembered.get(id)
+        aggregate = None if known is None else known.aggregate
+        return aggregate if isinstance(aggregate, Snapshotted) else None
+
+    async def origin(self, id: UUID) -> Origin | None:
+        async with self._connection() as connection:
+            return await read_origin(connection, id)
+
+    def forget(self, *ids: UUID) -> None:
+        for id in ids:
+            self._remembered.forget(id)
+
+    async def versions(self, ids: Sequence[UUID]) -> dict[UUID, int]:
+        async with self._connection() as connection:
+            found = await stream_versions(connection, ids)
+        return {id: version for id, version in found.items() if version}
+
+    async def stream(
+        self, id: UUID, *, after: int = 0, upto_position: int | None = None, limit: int = PAGE
+    ) -> Sequence[RecordedEvent]:
+        async with self._connection() as connection:
+            return await read_stream(connection, id, after, upto_position, limit, self._codec)
+
+    async def read(
+        self, after: int, *, limit: int, topics: Sequence[str] | None = None
+    ) -> Sequence[RecordedEvent]:
+        async with self._connection() as connection:
+            return await read_log(connection, after, limit, topics, self._codec)
+
+    async def head(self) -> int:
+        async with self._connection() as connection:
+            return await read_head(connection)
+
+    async def position_at(self, moment: datetime) -> int:
+        """Exact but for events that lie far out of order; see `last_position_at`."""
+        async with self._connection() as connection:
+            return await last_position_at(connection, moment, self._codec)
+
+    async def _load(self, id: UUID) -> Aggregate | None:
+        now = asyncio.get_running_loop().time()
+        known = self._remembered.get(id)
+        if known is None or now - known.at > FRESH:
+            async with self._connection() as connection:
+                known = await self._catch_up(connection, id, known, now)
+            if known is None:
+                return None
+            self._remembered.put(known)
+        self._snapshot_if_due(known)
+        return known.aggregate
+
+    async def _catch_up(
+        self, connection: Connection, id: UUID, known: CachedAggregate | None, now: float
+    ) -> CachedAggregate | None:
+        """What is remembered, or the last snapshot, and the events since."""
+        aggregate = known.aggregate if known else await last_snapshot(connection, id)
+        after = aggregate.version if aggregate else 0
+        snapshot = known.snapshot if known else after
+        is_complete = known.is_complete if known else True
+        while True:
+            page = await read_stream(connection, id, after, None, PAGE, self._codec)
+            for recorded in page:
+                if isinstance(recorded.event, UnknownEvent):
+                    if aggregate is None:  # an aggregate of a later version
+                        return None
+                    is_complete = False
+                aggregate = apply_event(id, aggregate, recorded.event)
+                after = recorded.version
+            if len(page) < PAGE:
+                return CachedAggregate(aggregate, now, snapshot, is_complete) if aggregate else None
+
+    def _snapshot_if_due(self, known: CachedAggregate) -> None:
+        """Writes the snapshot beside the caller's way, unless enough are being written."""
+        aggregate = known.aggregate
+        due = known.is_complete and aggregate.version - known.snapshot >= SNAPSHOT_EVERY
+        room = len(self._snapshots) < SNAPSHOTS_AT_ONCE
+        if due and room and isinstance(aggregate, Snapshotted):
+            known.snapshot = aggregate.version
+            task = asyncio.create_task(self._snapshot(aggregate), name="snapshot")
+            self._snapshots.add(task)
+            task.add_done_callback(self._snapshots.discard)
+
+    async def _snapshot(self, aggregate: Snapshotted) -> None:
+        try:
+            async with self._connection() as connection:
+                await save_snapshot(connection, aggregate)
+        except Exception:  # the events are all there: only the next load takes longer
+            _log.exception("snapshot_failed", stream=str(aggregate.id))
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """Raises Unavailable when the server cannot be reached."""
+        async with borrowed(self._pool, "the log cannot be read") as connection:
+            yield connection

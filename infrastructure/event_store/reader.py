@@ -1,0 +1,157 @@
+"""The queries of the log; each takes a connection, and gives events at their places."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import msgspec
+
+from application.append import RecordedEvent
+from application.ports.event_log import Origin
+from infrastructure.event_store.codec import CODEC, Codec, UnreadableEvent
+from infrastructure.postgres.pool import Connection
+
+StoredRow: TypeAlias = tuple[UUID, int, int, str, bytes]
+
+_COLUMNS = "SELECT originator_id, originator_version, notification_id, topic, state"
+_STREAM = f"""{_COLUMNS} FROM stored_events
+WHERE originator_id = %s AND originator_version > %s ORDER BY originator_version LIMIT %s"""
+_STREAM_UPTO = f"""{_COLUMNS} FROM stored_events
+WHERE originator_id = %s AND originator_version > %s AND notification_id <= %s
+ORDER BY originator_version LIMIT %s"""
+_LOG = f"""{_COLUMNS} FROM stored_events
+WHERE notification_id > %s ORDER BY notification_id LIMIT %s"""
+_LOG_OF_TOPICS = f"""{_COLUMNS} FROM stored_events
+WHERE notification_id > %s AND topic = ANY(%s) ORDER BY notification_id LIMIT %s"""
+_BACKWARDS = f"""{_COLUMNS} FROM stored_events
+WHERE notification_id <= %s ORDER BY notification_id DESC LIMIT %s"""
+_FIRSTS = f"""{_COLUMNS} FROM stored_events
+WHERE originator_id = ANY(%s) AND originator_version = 1"""
+_STATE_OF_FIRST = """SELECT state FROM stored_events
+WHERE originator_id = %s AND originator_version = 1"""
+_HEAD = "SELECT coalesce(max(notification_id), 0) FROM stored_events"
+
+
+class _First(msgspec.Struct):
+    owner: str = ""
+    batch: UUID | None = None
+
+
+class _StateOfFirst(msgspec.Struct):
+    event: _First
+
+
+_decode_first = msgspec.json.Decoder(_StateOfFirst).decode
+
+SKEW = 1000  # positions within which events may lie out of the order of their moments
+
+
+async def read_stream(
+    connection: Connection,
+    id: UUID,
+    after: int,
+    upto_position: int | None,
+    limit: int,
+    codec: Codec = CODEC,
+) -> list[RecordedEvent]:
+    """Events of one stream beyond version `after`, oldest first. Raises UnreadableEvent."""
+    if upto_position is None:
+        return await _read(connection, codec, _STREAM, id, after, limit)
+    return await _read(connection, codec, _STREAM_UPTO, id, after, upto_position, limit)
+
+
+async def read_log(
+    connection: Connection,
+    after: int,
+    limit: int,
+    topics: Sequence[str] | None,
+    codec: Codec = CODEC,
+) -> list[RecordedEvent]:
+    """Events beyond position `after`, in order. Raises UnreadableEvent."""
+    if topics is None:
+        return await _read(connection, codec, _LOG, after, limit)
+    return await _read(connection, codec, _LOG_OF_TOPICS, after, list(topics), limit)
+
+
+async def read_first_events(
+    connection: Connection, streams: Collection[UUID], codec: Codec = CODEC
+) -> list[RecordedEvent]:
+    """The event that each of these streams begins with, in any order. Raises UnreadableEvent."""
+    return await _read(connection, codec, _FIRSTS, list(streams)) if streams else []
+
+
+async def read_origin(connection: Connection, id: UUID) -> Origin | None:
+    """The owner that the first event of this stream names, and the batch if it is an upload's.
+
+    Nothing of it is decrypted.
+    """
+    row = await (await connection.execute(_STATE_OF_FIRST, (id,), prepare=True)).fetchone()
+    if row is None:
+        return None
+    first = _decode_first(row[0]).event
+    return Origin(first.owner, first.batch)
+
+
+async def read_id_secret(connection: Connection) -> bytes:
+    """What keys the derived ids of this database; empty if it was made before there was one.
+
+    Raises LookupError where the row was deleted: other ids would make every resend a new upload.
+    """
+    row = await (await connection.execute("SELECT secret FROM derived_ids")).fetchone()
+    if row is None:
+        raise LookupError("the table derived_ids has lost its row; restore it from a backup")
+    return bytes(row[0])
+
+
+async def read_head(connection: Connection) -> int:
+    """The last position, 0 for an empty log."""
+    row = await (await connection.execute(_HEAD, prepare=True)).fetchone()
+    return int(row[0]) if row else 0
+
+
+async def last_position_at(connection: Connection, moment: datetime, codec: Codec = CODEC) -> int:
+    """The position of the last event that happened up to this moment; 0 if there is none.
+
+    Positions follow the order of commits, and an event waits for its commit a moment after
+    it happened, so that neighbours may lie a little out of order. A binary search over
+    positions finds the neighbourhood; within SKEW events on either side the last that is not
+    later than the moment is taken.
+    """
+    low, high = 0, await read_head(connection)
+    while low < high:
+        middle = (low + high) // 2
+        found = await read_log(connection, middle, 1, None, codec)
+        if found and found[0].event.at <= moment:
+            low = found[0].position
+        else:
+            high = middle
+    beyond = await read_log(connection, low, SKEW, None, codec)
+    before = await _read(connection, codec, _BACKWARDS, low, SKEW)
+    for recorded in (*reversed(beyond), *before):
+        if recorded.event.at <= moment:
+            return recorded.position
+    return 0
+
+
+async def _read(
+    connection: Connection, codec: Codec, query: Any, *parameters: object
+) -> list[RecordedEvent]:
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(query, parameters, prepare=True)
+    rows: list[StoredRow] = await cursor.fetchall()
+    await codec.load_keys(row[4] for row in rows)
+    return [recorded_of(codec, *row) for row in rows]
+
+
+def recorded_of(
+    codec: Codec, stream: UUID, version: int, position: int, topic: str, state: bytes
+) -> RecordedEvent:
+    """Decode a row whose key was learned before. Raises UnreadableEvent."""
+    try:
+        event, cause = codec.decode(topic, state)
+    except UnreadableEvent as error:
+        raise UnreadableEvent(f"position {position}, {stream} version {version}: {error}") from None
+    return RecordedEvent(stream, version, position, event, cause)

@@ -1,1 +1,0 @@
-"""Requests to addresses that people configured: guarded, bounded and signed."""

@@ -1,1 +1,0 @@
-"""What Uptrail tells about itself: logs and metrics."""

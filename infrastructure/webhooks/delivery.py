@@ -1,0 +1,172 @@
+"""Runs the deliverer: a bounded number of turns at once, beside those of other processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+
+import aiohttp
+import structlog
+
+from application.errors import Unavailable
+from application.ports.webhooks import MAX_EXCERPT, DeliveryError, HttpReply, LeasedDelivery, Outbox
+from application.webhooks.delivery import Deliverer
+from infrastructure.outbound import (
+    BadDestination,
+    PrivateAddress,
+    SafeHttpClient,
+    signature_headers,
+)
+from infrastructure.postgres.pool import Pool
+from infrastructure.tasks import end
+from infrastructure.webhooks.outbox import pool_connection
+
+# The port `Sender`: signed requests, guarded like all that leave for other people's addresses.
+
+MOST = 4 * MAX_EXCERPT  # bytes read of an answer: a character takes 4 at most
+
+
+class HttpSender:
+    """A request may take `timeout` seconds, the answer included."""
+
+    def __init__(self, outbound: SafeHttpClient, timeout: float) -> None:
+        self._outbound = outbound
+        self._timeout = timeout
+
+    async def send(
+        self, url: str, secrets: Sequence[str], id: str, at: datetime, body: bytes
+    ) -> HttpReply:
+        headers = signature_headers(id, int(at.timestamp()), body, *secrets)
+        headers["Content-Type"] = "application/json"
+        try:
+            reply = await self._outbound.send(url, body, headers, self._timeout, most=MOST)
+        except TimeoutError:
+            raise DeliveryError(f"it did not answer within {self._timeout:g} s") from None
+        except PrivateAddress as error:
+            raise DeliveryError(str(error)) from None
+        except BadDestination as error:
+            raise DeliveryError(f"its address {error}") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            # ValueError is what aiohttp makes of an address or an answer that is none.
+            raise DeliveryError(f"it cannot be reached: {error or type(error).__name__}") from error
+        text = reply.body.decode(errors="replace").replace("\0", "\ufffd")
+        return HttpReply(
+            status=reply.status, excerpt=text[:MAX_EXCERPT], retry_after=reply.retry_after
+        )
+
+
+# Deletes what need not be kept any longer: deliveries that were made, secrets that do not sign.
+
+CHUNK = 5_000  # rows deleted at once
+
+_OLD = f"""DELETE FROM webhooks.deliveries WHERE (webhook, position) IN (
+  SELECT webhook, position FROM webhooks.deliveries
+  WHERE state <> 'pending' AND ended_at < %s LIMIT {CHUNK})"""  # noqa: S608
+
+# One that no webhook names was made for a command that did not come to its end; a day is ample.
+_UNUSED = """DELETE FROM webhooks.secrets s WHERE made_at < now() - interval '1 day'
+AND NOT EXISTS (
+  SELECT FROM webhooks.endpoints e, jsonb_array_elements(e.webhook -> 'secrets') used
+  WHERE e.id = s.webhook AND used ->> 'id' = s.id::text
+  AND (used ->> 'until' IS NULL OR (used ->> 'until')::timestamptz > now()))"""
+
+
+async def delete_expired(pool: Pool, before: datetime) -> int:
+    """Deliveries that ended before this moment go; how many those were. Raises Unavailable."""
+    count = 0
+    async with pool_connection(pool) as connection:
+        while (deleted := (await connection.execute(_OLD, (before,))).rowcount) > 0:
+            count += deleted
+            if deleted < CHUNK:
+                break
+        await connection.execute(_UNUSED)
+    if count:
+        _log.info("deliveries_forgotten", count=count)
+    return count
+
+
+SLOTS = 32  # turns at once in one process
+LOOK = 0.5  # seconds between two looks at what is due, unless the bell is rung
+SOON = 2.0  # seconds within which a retry is waited for to the moment
+SWEEP = 600.0  # seconds between two looks at what need not be kept any longer
+PAUSE = 1.0  # seconds before another try where the database cannot be reached
+
+_log = structlog.get_logger(__name__)
+
+
+class DeliveryLoop:
+    """Makes deliveries for ever. What was made is kept for `retention` seconds."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        deliverer: Deliverer,
+        pool: Pool,
+        bell: asyncio.Event,
+        *,
+        retention: float,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._outbox = outbox
+        self._deliverer = deliverer
+        self._pool = pool
+        self._bell = bell
+        self._retention = timedelta(seconds=retention)
+        self._now = now
+        self._turns: dict[asyncio.Task[None], LeasedDelivery] = {}
+        self._sweep_at = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled: turns that are under way are then given back, to be made by others."""
+        try:
+            while True:
+                try:
+                    await self._round()
+                except Unavailable as error:
+                    _log.warning("deliveries_interrupted", error=str(error), retry_in=PAUSE)
+                    await asyncio.sleep(PAUSE)
+        finally:
+            await self._stop()
+
+    async def _round(self) -> None:
+        self._bell.clear()
+        free = SLOTS - len(self._turns)
+        dues = await self._outbox.claim(free, at=self._now()) if free else ()
+        for due in dues:
+            turn = asyncio.create_task(self._take(due), name=f"delivery {due.delivery.id}")
+            self._turns[turn] = due
+            turn.add_done_callback(self._over)
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._sweep_at:
+            await delete_expired(self._pool, self._now() - self._retention)
+            self._sweep_at = loop.time() + SWEEP
+        if not dues or len(self._turns) == SLOTS:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK):
+                    await self._bell.wait()
+
+    async def _take(self, due: LeasedDelivery) -> None:
+        """A turn that breaks off leaves its lease: when that ends, the delivery is made again."""
+        try:
+            again = await self._deliverer.drain_lane(due)
+            if again is not None and (left := (again - self._now()).total_seconds()) < SOON:
+                # Looking for what is due every LOOK seconds would be late by half of that.
+                asyncio.get_running_loop().call_later(max(0.0, left), self._bell.set)
+        except Unavailable as error:
+            _log.warning("delivery_interrupted", delivery=due.delivery.id, error=str(error))
+        except Exception:
+            _log.exception("delivery_broke_off", delivery=due.delivery.id)
+
+    def _over(self, turn: asyncio.Task[None]) -> None:
+        self._turns.pop(turn, None)
+        self._bell.set()
+
+    async def _stop(self) -> None:
+        under_way = dict(self._turns)
+        await end(*under_way)
+        try:
+            await self._outbox.give_back(list(under_way.values()), at=self._now())
+        except Unavailable as error:
+            _log.warning("deliveries_not_given_back", count=len(under_way), error=str(error))

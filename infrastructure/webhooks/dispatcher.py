@@ -1,0 +1,294 @@
+"""Follows the log and queues what is to be told: each event once, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from uuid import UUID
+
+import structlog
+
+from application.append import RecordedEvent
+from application.ports.event_log import Wakeups
+from application.webhooks.notifications import (
+    PlannedDelivery,
+    StreamBatch,
+    WebhookIndex,
+    plan_test_delivery,
+    split_at_webhook_change,
+    stream_ids,
+)
+from domain.batch.events import BatchStarted
+from domain.upload.events import UploadRegistered, UploadRejected
+from domain.webhook.aggregate import Webhook
+from domain.webhook.events import WebhookChanged, WebhookEnabled
+from infrastructure.database_errors import LeadershipLost
+from infrastructure.event_store.codec import CODEC, Codec
+from infrastructure.event_store.reader import read_first_events, read_head, read_log
+from infrastructure.postgres.locks import LEADER_TIMEOUTS, WEBHOOKS_LOCK, run_as_leader
+from infrastructure.postgres.pool import Connection
+from infrastructure.webhooks.outbox import jsonb, webhook_of
+
+# Which batch a stream belongs to, by the first events of the streams.
+
+
+async def batches_of_streams(
+    connection: Connection, streams: Collection[UUID], codec: Codec
+) -> dict[UUID, StreamBatch]:
+    """What each of these streams belongs to, by its first event and that of its batch."""
+    batch_of = {
+        recorded.stream: recorded.event.batch
+        if isinstance(recorded.event, UploadRegistered | UploadRejected)
+        else recorded.stream
+        for recorded in await read_first_events(connection, streams, codec)
+    }
+    origins: dict[UUID, StreamBatch] = {}
+    for recorded in await read_first_events(connection, set(batch_of.values()), codec):
+        event = recorded.event
+        if isinstance(event, BatchStarted):
+            origins[recorded.stream] = StreamBatch(
+                recorded.stream, event.owner, event.label, event.notify
+            )
+    return {stream: origins[batch] for stream, batch in batch_of.items() if batch in origins}
+
+
+# What the follower writes: webhooks as the log has them, and deliveries in their lanes.
+
+_SAVE = """INSERT INTO webhooks.endpoints (id, owner, enabled, webhook) VALUES (%s, %s, %s, %s)
+ON CONFLICT (id) DO UPDATE SET enabled = EXCLUDED.enabled, webhook = EXCLUDED.webhook"""
+
+_REMOVE = (
+    "DELETE FROM webhooks.endpoints WHERE id = %s",
+    "DELETE FROM webhooks.lanes WHERE webhook = %s",
+    "DELETE FROM webhooks.deliveries WHERE webhook = %s",
+    "DELETE FROM webhooks.health WHERE webhook = %s",
+    "DELETE FROM webhooks.secrets WHERE webhook = %s",
+)
+
+_HOPE = "UPDATE webhooks.health SET failing_since = NULL WHERE webhook = %s"
+_HURRY = """UPDATE webhooks.deliveries SET next_at = NULL
+WHERE webhook = %s AND state = 'pending' AND next_at IS NOT NULL"""
+_WAKE = "UPDATE webhooks.lanes SET due_at = %s WHERE webhook = %s AND lease IS NULL"
+
+_PUT = """INSERT INTO webhooks.deliveries
+  (webhook, position, lane, stream, version, type, queued_at)
+SELECT *, %s
+FROM unnest(%s::uuid[], %s::bigint[], %s::uuid[], %s::uuid[], %s::bigint[], %s::text[])"""
+
+# The update waits for whoever holds the lane at this moment: should they find it empty and
+# remove it, it is made anew. In order, so that two who queue do not wait for each other.
+OPEN_LANES = """INSERT INTO webhooks.lanes AS l (webhook, lane, due_at)
+SELECT DISTINCT webhook, lane, %s::timestamptz
+FROM unnest(%s::uuid[], %s::uuid[]) AS w (webhook, lane) ORDER BY 1, 2
+ON CONFLICT (webhook, lane) DO UPDATE SET due_at = l.due_at"""
+
+_WAITING = """SELECT count(*) FROM (SELECT FROM webhooks.deliveries
+  WHERE webhook = %s AND state = 'pending' LIMIT %s) w"""
+
+_MISSED = """INSERT INTO webhooks.health AS h (webhook, missed, missed_after) VALUES (%s, %s, %s)
+ON CONFLICT (webhook) DO UPDATE SET missed = h.missed + EXCLUDED.missed,
+  missed_after = coalesce(h.missed_after, EXCLUDED.missed_after)"""
+
+
+async def save_webhook(
+    connection: Connection, webhook: Webhook, change: RecordedEvent, at: datetime
+) -> None:
+    """The webhook after this change; whatever was kept for one that was removed is gone."""
+    if webhook.removed:
+        for statement in _REMOVE:
+            await connection.execute(statement, (webhook.id,))
+        return
+    values = (webhook.id, webhook.owner, webhook.enabled, jsonb(webhook))
+    await connection.execute(_SAVE, values)
+    if isinstance(change.event, WebhookEnabled):
+        await connection.execute(_HOPE, (webhook.id,))
+    if isinstance(change.event, WebhookEnabled | WebhookChanged):
+        # Somebody did something about it: there is no reason to wait for the next try.
+        await connection.execute(_HURRY, (webhook.id,))
+        await connection.execute(_WAKE, (at, webhook.id))
+
+
+async def insert_deliveries(
+    connection: Connection, tellings: Sequence[PlannedDelivery], at: datetime
+) -> None:
+    """Deliveries that wait from now on, and the lanes they wait in."""
+    if not tellings:
+        return
+    webhooks = [telling.webhook for telling in tellings]
+    lanes = [telling.lane for telling in tellings]
+    await connection.execute(
+        _PUT,
+        (
+            at,
+            webhooks,
+            [telling.position for telling in tellings],
+            lanes,
+            [telling.stream for telling in tellings],
+            [telling.version for telling in tellings],
+            [telling.type for telling in tellings],
+        ),
+    )
+    await connection.execute(OPEN_LANES, (at, webhooks, lanes))
+
+
+async def queue_capacity(connection: Connection, webhook: UUID, most: int) -> int:
+    """How many more deliveries may wait for this webhook."""
+    row = await (await connection.execute(_WAITING, (webhook, most))).fetchone()
+    return most - int(row[0]) if row else most
+
+
+async def count_missed(connection: Connection, webhook: UUID, count: int, after: int) -> None:
+    await connection.execute(_MISSED, (webhook, count, after))
+
+
+NAME = "webhooks"  # its row in notification_tracking
+
+EVENTS = 1000  # a round
+PACE = 0.1  # seconds between two rounds, in which events gather
+KEPT_EVERY = 1.0  # seconds at most until a place is kept behind which nothing was to be told
+POLL_INTERVAL = 0.5  # seconds between two attempts of a standby to become the leader
+
+# Rows are found by their keys, also in tables that grew since they were analyzed. Commits do not
+# wait for the disk: rows and position stand or fall together, and the log is there to read again.
+_SESSION_SETTINGS = {
+    **LEADER_TIMEOUTS,
+    "enable_seqscan": "off",
+    "synchronous_commit": "off",
+    "lock_timeout": "10s",
+}
+
+_TRACKED = "SELECT notification_id FROM notification_tracking WHERE application_name = %s"
+_REACHED = "UPDATE notification_tracking SET notification_id = %s WHERE application_name = %s"
+
+_log = structlog.get_logger(__name__)
+
+
+class WebhookDispatcher:
+    """Keeps the webhooks' tables as the log says; one is active, others stand by.
+
+    `bell` is rung when something was queued; `most` are the deliveries that may wait for one
+    webhook: beyond, events are counted as missed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        wakeups: Wakeups,
+        bell: asyncio.Event,
+        *,
+        most: int,
+        now: Callable[[], datetime],
+        codec: Codec = CODEC,
+    ) -> None:
+        self._url = url
+        self._codec = codec
+        self._wakeups = wakeups
+        self._bell = bell
+        self._most = most
+        self._now = now
+        self._position = 0  # up to which the log was read
+        self._kept = 0  # of that, what the database knows
+        self._keep_at = 0.0
+        self._roster = WebhookIndex()
+
+    async def run(self) -> None:
+        """Lead, and follow the log until cancelled: what an error interrupts is done again.
+
+        Raises psycopg.Error, LeadershipLost.
+        """
+        await run_as_leader(
+            self._url,
+            WEBHOOKS_LOCK,
+            self._lead,
+            name="webhooks",
+            settings=_SESSION_SETTINGS,
+            poll_interval=POLL_INTERVAL,
+        )
+
+    async def _lead(self, connection: Connection) -> None:
+        self._position = self._kept = await _tracked(connection)
+        cursor = await connection.execute("SELECT webhook FROM webhooks.endpoints")
+        self._roster = WebhookIndex([webhook_of(row[0]) async for row in cursor])
+        while True:
+            await self._round(connection)
+
+    async def _round(self, connection: Connection) -> None:
+        """The events up to the next change of a webhook, or as many as fit; then a rest."""
+        head = await read_head(connection)
+        found = await read_log(
+            connection, self._position, EVENTS, self._roster.topics(), self._codec
+        )
+        events, change = split_at_webhook_change(found)
+        if change is not None:
+            through = change.position
+        else:
+            through = found[-1].position if len(found) == EVENTS else max(head, _last(found))
+        if through > self._position:
+            await self._take(connection, events, change, through)
+        if change is None and len(found) < EVENTS:
+            await asyncio.sleep(PACE)
+            await self._wakeups.wait(self._position)
+
+    async def _take(
+        self,
+        connection: Connection,
+        events: Sequence[RecordedEvent],
+        change: RecordedEvent | None,
+        through: int,
+    ) -> None:
+        """One transaction: what these events lead to, and the place after them."""
+        tellings = self._roster.tell(
+            events, await batches_of_streams(connection, stream_ids(events), self._codec)
+        )
+        clock = asyncio.get_running_loop().time()
+        if change is None and not tellings and clock < self._keep_at:
+            self._position = through
+            return
+        at = self._now()
+        async with connection.transaction():
+            if await _tracked(connection, lock=True) != self._kept:
+                raise LeadershipLost(f"the place is not {self._kept} any more")
+            rest = await self._within_bounds(connection, tellings)
+            if change is not None:
+                rest += [asked] if (asked := plan_test_delivery(change)) else []
+                await save_webhook(connection, self._roster.apply(change), change, at)
+            await insert_deliveries(connection, rest, at)
+            await connection.execute(_REACHED, (through, NAME))
+        self._position = self._kept = through
+        self._keep_at = clock + KEPT_EVERY
+        if rest or change is not None:
+            self._bell.set()
+
+    async def _within_bounds(
+        self, connection: Connection, tellings: list[PlannedDelivery]
+    ) -> list[PlannedDelivery]:
+        """Those for which there is room; the others are counted, and told of in the log file."""
+        kept: list[PlannedDelivery] = []
+        rooms = {
+            webhook: await queue_capacity(connection, webhook, self._most)
+            for webhook in {telling.webhook for telling in tellings}
+        }
+        missed: dict[UUID, list[int]] = {}
+        for telling in tellings:
+            if rooms[telling.webhook] > 0:
+                rooms[telling.webhook] -= 1
+                kept.append(telling)
+            else:
+                missed.setdefault(telling.webhook, []).append(telling.position)
+        for webhook, positions in missed.items():
+            await count_missed(connection, webhook, len(positions), positions[0] - 1)
+            _log.error("webhook_events_missed", webhook=str(webhook), count=len(positions))
+        return kept
+
+
+async def _tracked(connection: Connection, *, lock: bool = False) -> int:
+    cursor = await connection.execute(_TRACKED + (" FOR UPDATE" if lock else ""), (NAME,))
+    row = await cursor.fetchone()
+    if row is None:
+        raise LookupError(f"no position is tracked for {NAME}: is the database migrated?")
+    return int(row[0])
+
+
+def _last(events: Sequence[RecordedEvent]) -> int:
+    return events[-1].position if events else 0

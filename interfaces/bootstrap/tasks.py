@@ -1,0 +1,297 @@
+"""What runs in the background of a server process, by its roles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from random import random
+from typing import TypeAlias
+
+import structlog
+
+from application.sweeper import Sweeper
+from application.webhooks.delivery import Deliverer
+from application.webhooks.notifications import PayloadBuilder
+from infrastructure.audit.running import seal_at_intervals
+from infrastructure.audit.sealer import make_sealer
+from infrastructure.backoff import Backoff
+from infrastructure.blobs.shared import NotifyPreemption
+from infrastructure.database_errors import is_transient
+from infrastructure.erasure.eraser import Eraser, rewrite
+from infrastructure.erasure.master_keys import OwnerKeyCopies
+from infrastructure.erasure.running import erase_continuously
+from infrastructure.outbound import open_safe_client
+from infrastructure.postgres.presence import Presence, Standing
+from infrastructure.read_model import projector
+from infrastructure.read_model.queries import PostgresUploadStatusLookup
+from infrastructure.read_model.rebuild import rebuild_if_outdated
+from infrastructure.sweeping.running import sweep_continuously
+from infrastructure.webhooks.delivery import DeliveryLoop, HttpSender
+from infrastructure.webhooks.dispatcher import WebhookDispatcher
+from infrastructure.webhooks.outbox import PostgresOutbox
+from interfaces.bootstrap.container import Container, Role, public_url
+
+# Keeps the parts of a server running: what dies is told and started again, or ends the server.
+
+TaskFactory: TypeAlias = Callable[[], Awaitable[None]]
+
+FIRST_PAUSE = 0.2  # seconds before the first new start
+LONGEST_PAUSE = 10.0
+LONGEST_OUTAGE_PAUSE = 5.0  # while the database is unusable: every part is back soon after it
+STABLE_AFTER = 30.0  # seconds of running after which earlier deaths are forgotten
+RECOVERED = 1.0  # seconds of running after which an outage counts as over
+AGAIN = 0.5  # seconds until a part that goes on is cancelled once more
+MAX_RESTARTS = 8  # deaths, none of them after a steady run
+
+_log = structlog.get_logger(__name__)
+
+
+class TaskFailed(Exception):
+    """A part of the server dies however often it is started."""
+
+    def __init__(self, name: str, error: BaseException | None) -> None:
+        super().__init__(f"{name} keeps failing: {error!r}")
+        self.hint = "the log holds every error; uptrail doctor checks what it stands on"
+
+
+class StartupFailed(TaskFailed):
+    """A part of the server did not come up the first time; it has told why by itself."""
+
+    def __init__(self, name: str, error: BaseException | None) -> None:
+        super().__init__(name, error)
+        self.args = (f"{name} did not come up: {error}",)
+
+
+async def supervise(name: str, work: TaskFactory, *, essential: bool = True) -> None:
+    """Run `work` until cancelled, however often it ends: the one loop that restarts a part.
+
+    If an `essential` part ends too often, raises PartFailed, which ends the server. Any other part
+    is restarted without limit, every LONGEST_PAUSE seconds. An end because the database is unusable
+    or because another process leads does not count: the part is restarted for as long as that
+    takes.
+    """
+    loop = asyncio.get_running_loop()
+    deaths, restarts = 0, Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+    outage = Backoff(FIRST_PAUSE, LONGEST_OUTAGE_PAUSE)
+    while True:
+        began, failure = loop.time(), None
+        try:
+            await work()
+        except StartupFailed:
+            raise
+        except Exception as error:
+            failure = error
+        lasted = loop.time() - began
+        if lasted > STABLE_AFTER:
+            deaths = 0
+            restarts.reset()
+        if lasted > RECOVERED:
+            outage.reset()
+        if failure is not None and is_transient(failure):
+            pause = outage.next_pause()
+            _log.warning("part_waits", part=name, error=str(failure), restart_in=pause)
+            await asyncio.sleep(pause)
+            continue
+        deaths += 1
+        pause = restarts.next_pause()
+        _log.error("part_died", part=name, deaths=deaths, restart_in=pause, exc_info=failure)
+        if essential and deaths >= MAX_RESTARTS:
+            raise TaskFailed(name, failure)
+        await asyncio.sleep(pause)
+
+
+async def wait_for_stop_or_failure(
+    stopping: asyncio.Event, tasks: Sequence[asyncio.Task[None]]
+) -> None:
+    """Returns when told to stop; raises what a hopeless part raised."""
+    waiting = asyncio.create_task(stopping.wait(), name="stop")
+    try:
+        done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {waiting}:
+            task.result()
+    finally:
+        waiting.cancel()
+
+
+async def cancel_within(*tasks: asyncio.Task[None], within: float, insist: bool = False) -> None:
+    """Cancels tasks and waits for their ends, so long at most; a late one is told of.
+
+    With `insist`, what goes on is cancelled again every so often: in Python 3.11 a pool that
+    hands out a connection at that very moment drops the cancellation.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within
+    running = {task for task in tasks if not task.done()}
+    for task in running:
+        task.cancel()
+    while running and (left := deadline - loop.time()) > 0:
+        _, running = await asyncio.wait(running, timeout=min(left, AGAIN) if insist else left)
+        for task in running if insist else ():
+            task.cancel()
+    for task in running:
+        _log.error("part_does_not_end", part=task.get_name(), waited=within)
+
+
+# What the role orchestrator runs for webhooks: one follows the log, others deliver.
+
+
+def webhook_tasks(parts: Container, reach_us: str) -> dict[str, TaskFactory]:
+    """`reach_us` is the address of the API that messages link to, empty where none is known."""
+    bell = asyncio.Event()
+    return {
+        "webhooks": lambda: _follow(parts, bell),
+        "deliveries": lambda: _deliver(parts, bell, reach_us),
+    }
+
+
+async def _follow(parts: Container, bell: asyncio.Event) -> None:
+    services = parts.services
+    follower = WebhookDispatcher(
+        parts.database.url,
+        parts.listener.wakeups(),
+        bell,
+        most=services.settings.webhook_max_pending,
+        now=services.now,
+        codec=parts.codec,
+    )
+    await follower.run()
+
+
+async def _deliver(parts: Container, bell: asyncio.Event, reach_us: str) -> None:
+    services = parts.services
+    settings = services.settings
+    outbox = PostgresOutbox(parts.pool, settings.webhook_timeout)
+    async with open_safe_client(settings.allow_private_addresses) as outbound:
+        deliverer = Deliverer(
+            outbox,
+            HttpSender(outbound, settings.webhook_timeout),
+            PayloadBuilder(parts.log, services.queries, reach_us),
+            parts.log,
+            disable_after=settings.webhook_disable_after,
+            now=services.now,
+            random=random,
+        )
+        deliveries = DeliveryLoop(
+            outbox,
+            deliverer,
+            parts.pool,
+            bell,
+            retention=settings.webhook_retention,
+            now=services.now,
+        )
+        await deliveries.run()
+
+
+# Parts that one process leads. An error of theirs never ends the server: what they have not done is
+# done later, and requests are served meanwhile.
+LED_PARTS = frozenset({"projector", "orchestrator", "sweeper", "eraser", "sealer", "webhooks"})
+
+ORPHAN_AGE = 3600.0  # seconds after which bytes that no event names are nobody's
+
+
+def background_tasks(parts: Container, roles: Sequence[Role]) -> dict[str, TaskFactory]:
+    """The parts that run in the background for these roles, by name, but for the API's own."""
+    standing = Standing()
+    interval = parts.services.settings.worker_heartbeat
+    works: dict[str, TaskFactory] = {
+        "presence": Presence(parts.pool, roles, standing, interval).run
+    }
+    if Role.ORCHESTRATOR in roles:
+        works["projector"] = lambda: _project(parts)
+        works["orchestrator"] = lambda: _orchestrate(parts, standing)
+        works["sweeper"] = lambda: _sweep(parts)
+        works["eraser"] = lambda: _erase(parts)
+        works["sealer"] = lambda: _seal(parts)
+        works |= webhook_tasks(parts, public_url(parts.services.settings, roles))
+    if Role.WORKER in roles:
+        works["worker"] = lambda: _work(parts, roles, standing)
+    return works
+
+
+async def _project(parts: Container) -> None:
+    """Rows that another version of the code made are built anew first."""
+    await rebuild_if_outdated(parts.database.url, parts.log)
+    await projector.run(parts.database.url, parts.log, parts.listener.wakeups())
+
+
+async def _orchestrate(parts: Container, standing: Standing) -> None:
+    from infrastructure.jobs.orchestrator import Orchestrator
+
+    services = parts.services
+    orchestrator = Orchestrator(
+        parts.database.url,
+        parts.log,
+        parts.listener.wakeups(),
+        services.settings,
+        services.now,
+        parts.codec,
+    )
+    standing.leads = lambda: orchestrator.is_leader
+    await orchestrator.run()
+
+
+async def _sweep(parts: Container) -> None:
+    services = parts.services
+    sweeper = Sweeper(
+        parts.log,
+        parts.blobs,
+        parts.blobs,
+        PostgresUploadStatusLookup(parts.pool),
+        # Not that of the interfaces: a process does not hear what it says itself.
+        NotifyPreemption(parts.pool, parts.listener),
+        expiry=services.settings.upload_expiry,
+        orphan_age=ORPHAN_AGE,
+        now=services.now,
+    )
+    await sweep_continuously(parts.database.url, sweeper)
+
+
+async def _erase(parts: Container) -> None:
+    url, log = parts.database.url, parts.log
+    eraser = Eraser(
+        log,
+        parts.services.blobs,
+        parts.masters,
+        parts.services.now,
+        rewrite=lambda connection: rewrite(connection, url, log),
+        copies=OwnerKeyCopies(parts.services.settings.master_key_folder),
+    )
+    await erase_continuously(parts.database.url, eraser)
+
+
+async def _seal(parts: Container) -> None:
+    services = parts.services
+    sealer = make_sealer(services.settings, services.now)
+    await seal_at_intervals(parts.database.url, sealer, services.settings.seal_interval)
+
+
+async def _work(parts: Container, roles: Sequence[Role], standing: Standing) -> None:
+    from infrastructure.jobs.worker import Worker
+    from infrastructure.outbound import open_safe_client
+    from infrastructure.processors.http import HttpProcessor
+    from infrastructure.processors.registry import open_processors
+
+    services = parts.services
+    settings = services.settings
+    base_url = public_url(settings, roles)
+    async with (
+        open_safe_client(settings.allow_private_addresses) as outbound,
+        open_processors(
+            HttpProcessor(outbound, services.remote_steps, base_url, services.now),
+            processes=settings.step_processes,
+            memory=settings.step_memory,
+        ) as processors,
+    ):
+        worker = Worker(
+            parts.database.url,
+            parts.pool,
+            parts.log,
+            services.blobs,
+            processors,
+            services.settings,
+            services.now,
+            random,
+            parts.codec,
+        )
+        standing.worker = lambda: worker.id
+        await worker.run()

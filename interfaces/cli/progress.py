@@ -1,0 +1,285 @@
+"""What people see while a batch runs: bars on a terminal, otherwise one line a change."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import OrderedDict
+from datetime import timedelta
+from types import TracebackType
+from typing import Protocol, Self
+from uuid import UUID
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+from application.views import BatchView, UploadView, utc_now
+from domain.upload.state import ENDED
+from interfaces.cli.client import Client, FeedEnded, Frame, subscribe
+from interfaces.cli.console import (
+    CommandError,
+    describe_upload,
+    emit,
+    format_counts,
+    format_time,
+    print_stderr,
+    size,
+    state_label,
+)
+from interfaces.cli.transfer import UploadProgress
+
+REMEMBERED = 20_000  # uploads whose last state is kept, to tell a change from a repetition
+WORTH_TELLING = frozenset(
+    {"retry_scheduled", "failed", "quarantined", "rejected", "cancelled", "expired"}
+)
+_ENDED = frozenset(state.value for state in ENDED)
+
+
+class ProgressReporter(Protocol):
+    """Told of everything that happens; used as a context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def note(self, line: str) -> None:
+        """Something worth a line."""
+
+    def sending(self, tally: UploadProgress) -> None:
+        """How far the sending is."""
+
+    def frame(self, frame: Frame) -> None:
+        """Rows of the read model that changed."""
+
+
+def choose_reporter(*, json: bool, brief: bool = False) -> ProgressReporter:
+    """The screen that fits where standard error goes.
+
+    `json` prints every change as JSON; `brief` leaves out of the lines what goes as it should.
+    """
+    if json:
+        return JsonReporter()
+    return BarReporter() if sys.stderr.isatty() else LineReporter(brief)
+
+
+class Changes:
+    """Tells a change of state from a row that came again; remembers the last states, bounded."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[object, object] = OrderedDict()
+
+    def is_new(self, key: object, state: object) -> bool:
+        if self._seen.get(key) == state:
+            return False
+        self._seen[key] = state
+        self._seen.move_to_end(key)
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+        return True
+
+
+class Plain:
+    """Nothing to set up and nothing to tidy."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+
+class LineReporter(Plain):
+    """One line per change of state, on standard error."""
+
+    def __init__(self, brief: bool = False) -> None:
+        self._brief = brief
+        self._changes = Changes()
+
+    def note(self, line: str) -> None:
+        print_stderr(line)
+
+    def sending(self, tally: UploadProgress) -> None:
+        pass
+
+    def frame(self, frame: Frame) -> None:
+        for upload in frame.uploads:
+            new = self._changes.is_new(upload.id, (upload.state, upload.attempt))
+            if new and (not self._brief or is_notable(upload)):
+                print_stderr(
+                    f"{format_time(upload.updated_at)} {upload.path}: {describe_upload(upload)}"
+                )
+        for batch in frame.batches:
+            if self._changes.is_new(batch.id, (state_label(batch), batch.uploads)):
+                print_stderr(f"{format_time(batch.updated_at)} {describe_batch(batch)}")
+
+
+class JsonReporter(Plain):
+    """Every change of a row as one JSON line on standard output; notes stay out of it."""
+
+    def note(self, line: str) -> None:
+        print_stderr(line)
+
+    def sending(self, tally: UploadProgress) -> None:
+        pass
+
+    def frame(self, frame: Frame) -> None:
+        for kind, rows in (
+            ("upload", frame.uploads),
+            ("attempt", frame.attempts),
+            ("batch", frame.batches),
+        ):
+            for row in rows:
+                emit({"kind": kind, kind: row})
+
+
+class BarReporter:
+    """Bars for the bytes and for the processed files, and above them what went wrong."""
+
+    def __init__(self) -> None:
+        self._changes = Changes()
+        self._console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=32),
+            TextColumn("{task.percentage:>3.0f} %"),
+            _Amount(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            transient=False,
+        )
+        self._bytes: TaskID | None = None
+        self._files: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._progress.stop()
+
+    def note(self, line: str) -> None:
+        self._console.print(Text(line))
+
+    def sending(self, tally: UploadProgress) -> None:
+        self._move_bytes(tally.sent_bytes, tally.size, f"{tally.sent_files}/{tally.files} files")
+
+    def frame(self, frame: Frame) -> None:
+        for upload in frame.uploads:
+            self._tell(upload)
+        for batch in frame.batches:
+            self._move_files(batch)
+
+    def _tell(self, upload: UploadView) -> None:
+        new = self._changes.is_new(upload.id, (upload.state, upload.attempt))
+        if new and is_notable(upload):
+            recovered = upload.state == "completed"
+            style, mark = ("green", "✓") if recovered else ("yellow", "!")
+            line = Text(f"{format_time(upload.updated_at)} {mark} ", style=style)
+            self._console.print(
+                line.append(f"{upload.path}: {describe_upload(upload)}", style="default")
+            )
+
+    def _move_bytes(self, done: int, total: int, note: str) -> None:
+        if self._bytes is None:
+            self._bytes = self._progress.add_task("sent", total=total, note="", unit="bytes")
+        self._progress.update(self._bytes, completed=done, total=total or 1, note=note)
+
+    def _move_files(self, batch: BatchView) -> None:
+        if not batch.uploads:
+            return
+        if self._files is None:
+            self._files = self._progress.add_task("processed", total=1, note="", unit="files")
+        ended = sum(count for state, count in batch.counts.items() if state in _ENDED)
+        bad = sum(count for state, count in batch.counts.items() if state in WORTH_TELLING)
+        note = f"{bad} to look at" if bad else ""
+        self._progress.update(self._files, completed=ended, total=batch.uploads, note=note)
+
+
+class _Amount(ProgressColumn):
+    """Bytes with speed and time left, or files done of all."""
+
+    def render(self, task: Task) -> Text:
+        done, total = int(task.completed), int(task.total or 0)
+        if task.fields["unit"] == "files":
+            return Text(f"{done}/{total} files")
+        parts = [f"{size(done)} of {size(total)}"]
+        if task.speed and not task.finished:
+            parts.append(f"{size(task.speed)}/s")
+            parts.append(f"{timedelta(seconds=int(task.time_remaining or 0))} left")
+        return Text(", ".join(parts))
+
+
+def is_notable(upload: UploadView) -> bool:
+    """Whether something went wrong with it, or is well again."""
+    return upload.state in WORTH_TELLING or (upload.state == "completed" and upload.attempt > 1)
+
+
+def describe_batch(batch: BatchView) -> str:
+    """A batch in a line."""
+    counts = format_counts(batch.counts) or "no uploads yet"
+    return f"batch {batch.label or batch.id}: {state_label(batch)}; {counts}"
+
+
+# Follows one batch on the feed until it has its outcome.
+
+AGAIN = 5.0  # seconds until the server is asked again, where its clock is behind ours
+
+
+async def wait_for_outcome(client: Client, batch: UUID, screen: ProgressReporter) -> BatchView:
+    """The batch as it ended; every change meanwhile is shown. Raises FeedEnded, Unreachable."""
+    async with _Clock(client, screen) as clock:
+        async for frame in subscribe(client, [batch]):
+            screen.frame(frame)
+            for row in frame.batches:
+                if row.id != batch or frame.more:
+                    continue
+                if row.outcome is not None:
+                    return row
+                clock.set(row)
+    raise FeedEnded("the feed ended before the batch did")
+
+
+class _Clock:
+    """Polling of a batch at `activity_until`, when its activity changes without a feed frame."""
+
+    def __init__(self, client: Client, screen: ProgressReporter) -> None:
+        self._client = client
+        self._screen = screen
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def set(self, row: BatchView) -> None:
+        self._stop()
+        if row.activity_until is not None:
+            self._task = asyncio.create_task(self._look(row), name="activity")
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        self._task = None
+
+    async def _look(self, row: BatchView) -> None:
+        while row.activity_until is not None:
+            left = (row.activity_until - utc_now()).total_seconds()
+            await asyncio.sleep(left if left > 0 else AGAIN)
+            try:
+                row = await self._client.batch(row.id)
+            except CommandError:  # the feed fails as well, and reports it
+                return
+            self._screen.frame(Frame(type="changes", batches=[row]))

@@ -1,0 +1,1 @@
+"""The HTTP kernel that the upload protocols, the feed and the REST API share."""

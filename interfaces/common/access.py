@@ -1,0 +1,225 @@
+"""Who is asking, and what they may: a key or a browser session for every path but the public."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from application.errors import NotFound
+from application.ports.auth import Credential, Principal, Scope
+from application.transfers.errors import AccessEnded
+from domain.batch.aggregate import Batch
+from domain.upload.aggregate import Upload
+from domain.webhook.aggregate import Webhook
+from interfaces.common.failed_attempts import attempts_of
+from interfaces.common.forwarded import configured_origin, forwarded_origin
+from interfaces.common.problems import Problem, unauthenticated
+from interfaces.common.responses import LARGE, STREAMS, Stream
+from interfaces.common.running_requests import RUNNING
+from interfaces.common.services import SERVICES
+
+SESSION_COOKIE = "uptrail_session"
+
+PUBLIC = frozenset(
+    {"/", "/favicon.ico", "/healthz", "/readyz", "/login", "/openapi.json", "/asyncapi.json"}
+)
+PUBLIC_PREFIXES = ("/static/", "/v1/callbacks/{token}/")
+"""What anybody may fetch: whether we live, how to ask, and the page's own files; never data.
+
+A callback's path is its own credential: its handlers see to it.
+"""
+
+FIRST_MESSAGE = frozenset({"/v1/feed"})
+"""Where a WebSocket may authenticate by its first message: the handler sees to it."""
+
+PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
+CREDENTIAL: web.RequestKey[Credential] = web.RequestKey("credential", Credential)
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@web.middleware
+async def access_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Nothing but the public paths is reached without a credential that holds.
+
+    OPTIONS passes: a browser asks it of us without credentials, and it tells nothing.
+    """
+    if is_public(request) or request.method == hdrs.METH_OPTIONS:
+        return await handler(request)
+    known = await _authenticated(request)
+    if known is None:
+        if not (request.path in FIRST_MESSAGE and _is_websocket(request)):
+            raise unauthenticated("send Authorization: Bearer up_... or sign in")
+        return await handler(request)
+    request[CREDENTIAL], request[PRINCIPAL] = known
+    with request.app[RUNNING].running(request, request[CREDENTIAL]) as running:
+        response = await handler(request)
+    if running.ended and request.method in _SAFE and not response.prepared:
+        raise AccessEnded
+    if request.method == hdrs.METH_GET and _is_large(response):
+        request.app[STREAMS].open(request, known[1].name, Stream.DOCUMENT)
+    return response
+
+
+def _is_large(response: web.StreamResponse) -> bool:
+    """Whether it is one document that a client could keep in memory by not reading it."""
+    body = response.body if isinstance(response, web.Response) else None
+    return isinstance(body, bytes) and len(body) >= LARGE
+
+
+def is_public(request: web.Request) -> bool:
+    """Judged by the route that will answer, not by how the path is spelled."""
+    resource = request.match_info.route.resource
+    path = resource.canonical if resource is not None else ""
+    return path in PUBLIC or f"{path}/".startswith(PUBLIC_PREFIXES)
+
+
+def principal_of(request: web.Request) -> Principal:
+    """Who asks; raises a 401 Problem where nobody has said so yet."""
+    if PRINCIPAL not in request:
+        raise unauthenticated("sign in first")
+    return request[PRINCIPAL]
+
+
+def require(request: web.Request, *scopes: Scope) -> Principal:
+    """Who asks, if their scope is one of these; an admin may do everything.
+
+    Raises a 403 Problem otherwise: what is refused is the act, not the sight of a thing.
+    """
+    principal = principal_of(request)
+    if principal.scope is Scope.ADMIN or principal.scope in scopes:
+        return principal
+    needed = " or ".join(scopes) or Scope.ADMIN
+    raise Problem(403, "scope_missing", f"this needs the scope {needed}")
+
+
+def reject_batch_scoped_key(principal: Principal) -> None:
+    """Raises a 403 Problem for a key that is limited to one batch."""
+    if principal.batch is not None:
+        raise Problem(403, "limited_key", f"this key is limited to batch {principal.batch}")
+
+
+def require_owned(principal: Principal, *, owner: str, batch: UUID) -> None:
+    """Raises NotFound for what belongs to another owner, or to another batch than the key's."""
+    if not _sees(principal, owner, batch):
+        raise NotFound("not owned")
+
+
+async def require_visible_stream(request: web.Request, id: UUID) -> None:
+    """Raises NotFound for a stream that is absent, or that the principal may not see.
+
+    An absent stream and a foreign one cost the same: one statement, whether or not the foreign one
+    is in memory, and nothing of it is loaded. What is in memory and visible costs none.
+    """
+    principal, log = principal_of(request), request.app[SERVICES].log
+    known = log.remembered(id)
+    if known is not None:
+        batch = known.batch if isinstance(known, Upload) else id
+        if _sees(principal, known.owner, batch):
+            return
+    origin = await log.origin(id)
+    if origin is None or not _sees(principal, origin.owner, origin.batch or id):
+        raise NotFound("absent, or not owned")
+
+
+def _sees(principal: Principal, owner: str, batch: UUID) -> bool:
+    return principal.visible_owner in (None, owner) and principal.batch in (None, batch)
+
+
+async def load_batch(request: web.Request, id: UUID) -> Batch:
+    """The batch as the log has it, if the one who asks may touch it. Raises NotFound."""
+    await require_visible_stream(request, id)
+    batch = await request.app[SERVICES].log.batch(id)
+    require_owned(principal_of(request), owner=batch.owner, batch=batch.id)
+    return batch
+
+
+async def load_upload(request: web.Request, id: UUID) -> Upload:
+    """The upload as the log has it, likewise. Raises NotFound."""
+    await require_visible_stream(request, id)
+    upload = await request.app[SERVICES].log.upload(id)
+    require_owned(principal_of(request), owner=upload.owner, batch=upload.batch)
+    return upload
+
+
+async def load_webhook(request: web.Request, id: UUID, *, also_removed: bool = False) -> Webhook:
+    """The webhook as the log has it, likewise; a key limited to a batch sees none."""
+    log, principal = request.app[SERVICES].log, principal_of(request)
+    await require_visible_stream(request, id)
+    log.forget(id)
+    webhook = await log.webhook(id)
+    hidden = webhook.removed and not also_removed
+    if (
+        hidden
+        or principal.batch is not None
+        or principal.visible_owner not in (None, webhook.owner)
+    ):
+        raise NotFound("absent, or not owned")
+    return webhook
+
+
+async def _authenticated(request: web.Request) -> tuple[Credential, Principal] | None:
+    """The credential and who it names; None without one. One that does not hold is refused."""
+    keys, attempts = request.app[SERVICES].keys, attempts_of(request)
+    header = request.headers.get(hdrs.AUTHORIZATION)
+    if header is not None:
+        scheme, _, text = header.partition(" ")
+        credential = Credential(text.strip())
+
+        async def holder() -> Principal | None:
+            is_bearer = scheme.lower() == "bearer"
+            return await keys.authenticate(credential.text) if is_bearer else None
+
+        known = await attempts.checked("key", credential.text, holder)
+        if known is None:
+            raise unauthenticated("the key is unknown, revoked or expired", error="invalid_token")
+        return credential, known
+    token = request.cookies.get(SESSION_COOKIE)
+    if token is None:
+        return None
+    known = await attempts.checked("session", "", lambda: keys.session(token))
+    if known is None:
+        raise unauthenticated("the session is over: sign in again", error="invalid_token")
+    if request.method not in _SAFE or _is_websocket(request):
+        require_same_origin(request)
+    return Credential(token, is_session=True), known
+
+
+def require_same_origin(request: web.Request) -> None:
+    """Raises a 403 Problem where a browser acts for a page that is not ours, or might.
+
+    A proxy may have ended TLS before us: `https` of our own host is ours too.
+    """
+    origin = request.headers.get(hdrs.ORIGIN, "")
+    if origin in request.app[SERVICES].settings.allowed_origins:
+        return
+    parts, front = urlsplit(origin), forwarded_origin(request)
+    host = request.host if front is None else front.host
+    if origin.lower() == configured_origin(request):
+        return
+    if parts.netloc.lower() != host.lower() or parts.scheme not in (
+        "https",
+        request.scheme,
+    ):
+        raise Problem(
+            403, "foreign_origin", "only our own pages may do this, and those of allowed_origins"
+        )
+
+
+def require_allowed_origin(request: web.Request) -> None:
+    """Raises a 403 Problem where a page listens that may not read our answers either.
+
+    A browser does not apply CORS to a WebSocket, so this does. It says which page asks in Origin,
+    and cannot send Authorization there: who does is no page. `*` lets pages in that have a key.
+    """
+    if hdrs.ORIGIN not in request.headers or hdrs.AUTHORIZATION in request.headers:
+        return
+    if PRINCIPAL in request or "*" not in request.app[SERVICES].settings.allowed_origins:
+        require_same_origin(request)
+
+
+def _is_websocket(request: web.Request) -> bool:
+    return request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"

@@ -1,0 +1,72 @@
+"""Limits on responses to slow clients: how many are buffered at once, and in what pieces."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import StrEnum
+
+from aiohttp import web
+
+from interfaces.common.problems import Problem
+from interfaces.common.server import on_finished
+
+PIECE = 64 * 1024  # bytes written before the client has to take some
+LARGE = 64 * 1024  # bytes from which a response in one piece is counted
+
+
+class Stream(StrEnum):
+    """Kinds of responses, by the memory that a slow reader occupies."""
+
+    DOWNLOAD = "download"  # a chunk of the file
+    HISTORY = "history"  # a page of events
+    EXPORT = "export"  # a page of events, and the tree of a log seal
+    REPORT = "report"  # a snapshot of the database
+    DOCUMENT = "document"  # a large response in one piece, such as a page of a list
+
+
+MOST = {
+    Stream.DOWNLOAD: 64,
+    Stream.HISTORY: 8,
+    Stream.EXPORT: 2,
+    Stream.REPORT: 2,
+    Stream.DOCUMENT: 8,
+}
+"""How many one principal may read at once from one process."""
+
+
+class Streams:
+    """Limiter of concurrent responses of this process."""
+
+    def __init__(self) -> None:
+        self._open: Counter[tuple[str, Stream]] = Counter()
+
+    def __len__(self) -> int:
+        return self._open.total()
+
+    def open(self, request: web.Request, principal: str, kind: Stream) -> None:
+        """Count the response until it has been sent. Raises a 429 Problem for one too many."""
+        key = principal, kind
+        if self._open[key] >= MOST[kind]:
+            raise Problem(
+                429,
+                "too_many_streams",
+                f"{MOST[kind]} responses of this kind ({kind}) are being read by"
+                f" {principal}, which is the most; read or close one of them first",
+                headers={"Retry-After": "1"},
+            )
+        self._open[key] += 1
+        on_finished(request, lambda: self._close(key))
+
+    def _close(self, key: tuple[str, Stream]) -> None:
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
+
+
+STREAMS: web.AppKey[Streams] = web.AppKey("streams", Streams)
+
+
+async def write_in_pieces(response: web.StreamResponse, content: bytes) -> None:
+    """Writes the content no faster than the client reads. Raises ConnectionError."""
+    for start in range(0, len(content), PIECE):
+        await response.write(content[start : start + PIECE])

@@ -1,0 +1,484 @@
+"""The runner of the application: also what never becomes a request is answered with a problem."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, cast
+
+import structlog
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.web_protocol import _ErrInfo
+
+from application.transfers.errors import BelowMinRate, IdleTimeout, TransferInterrupted
+from interfaces.common.deadlines import Deadlines, Fault, Progress, Sweep
+from interfaces.common.problems import CONTENT_TYPE, Problem
+from interfaces.common.services import SERVICES
+
+# How much is taken from each sender at a time: little from each where many send at once.
+
+LEAST = 24 * 1024  # bytes: a head, and the whole of a small file
+MOST = 512 * 1024  # bytes: from 32 to 512 KiB each doubling saves CPU, beyond it hardly any
+TOGETHER = 8 * 1024 * 1024  # bytes of all senders at a time
+
+
+class ReadBufferPool:
+    """The connections whose requests have a body that has not ended, and one buffer for all.
+
+    A loop reads every socket that has bytes before it runs anybody who takes them: what a
+    thousand senders may hand over in one go is a thousand pieces. So the pieces shrink as the
+    senders grow in number; a connection that has yet to say what it wants gets the least.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = memoryview(bytearray(MOST))
+        self._arriving: set[web.RequestHandler] = set()
+        self._piece = self._buffer
+
+    def __len__(self) -> int:
+        return len(self._arriving)
+
+    def __contains__(self, connection: web.RequestHandler) -> bool:
+        return connection in self._arriving
+
+    def begin(self, connection: web.RequestHandler, body: StreamReader) -> None:
+        """Counts a request's body, until its last byte or the end of its connection."""
+        if not body.is_eof():
+            self._arriving.add(connection)
+            self._share()
+            body.on_eof(lambda: self.end(connection))
+
+    def end(self, connection: web.RequestHandler) -> None:
+        if connection in self._arriving:
+            self._arriving.discard(connection)
+            self._share()
+
+    def piece(self, connection: web.RequestHandler) -> memoryview:
+        """Where the connection's next bytes may be put; to be copied before anybody else asks."""
+        return self._piece if connection in self._arriving else self._buffer[:LEAST]
+
+    def _share(self) -> None:
+        each = TOGETHER // max(1, len(self._arriving))
+        self._piece = self._buffer[: max(LEAST, min(MOST, each))]
+
+
+class SizedBufferProtocol(asyncio.BufferedProtocol):
+    """Stands between a socket and its connection, and says how much is read at once."""
+
+    def __init__(self, connection: Connection, bodies: ReadBufferPool) -> None:
+        self._connection = connection
+        self._bodies = bodies
+        self._piece = memoryview(b"")
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        self._piece = self._bodies.piece(self._connection)
+        return self._piece
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._connection.data_received(bytes(self._piece[:nbytes]))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._connection.connection_made(transport)
+
+    def eof_received(self) -> None:
+        self._connection.eof_received()
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._bodies.end(self._connection)
+        self._connection.connection_lost(exc)
+
+
+_TCP_NOTSENT_LOWAT = 25  # linux/tcp.h; socket has it from Python 3.12 on
+MAX_UNSENT = 256 * 1024  # bytes of a response in the system, besides those on their way
+MAX_HEAD = 256 * 1024
+"""Bytes of the head of a request, and of any header in it: a concatenation of 1,000 parts names
+as many URLs in one header, of some 100 bytes each."""
+
+_TOO_LARGE = (
+    f"a request line must be at most 8190 bytes, all headers together at most {MAX_HEAD} bytes"
+)
+_DOCUMENT = (
+    '{"type":"/problems/head_too_large","title":"Request Header Fields Too Large","status":431,'
+    f'"code":"head_too_large","detail":"{_TOO_LARGE}"}}'
+)
+_HEAD_TOO_LARGE = (
+    f"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: {CONTENT_TYPE}\r\n"
+    f"Content-Length: {len(_DOCUMENT)}\r\nConnection: close\r\n\r\n{_DOCUMENT}"
+).encode()
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
+_OF_THE_CLIENT = (
+    ConnectionError,
+    HttpProcessingError,
+    web.RequestPayloadError,
+    TransferInterrupted,
+)
+
+_log = structlog.get_logger(__name__)
+
+
+class Connection(web.RequestHandler):
+    """A connection with deadlines, whose unreadable requests get a problem document too.
+
+    aiohttp itself only closes connections on which no request is under way, and after an hour.
+    """
+
+    __slots__ = (
+        "_bodies",
+        "_body",
+        "_body_is_held",
+        "_body_progress",
+        "_deadlines",
+        "_head_since",
+        "_line",
+        "_lost",
+        "_newest_body",
+        "_response_progress",
+        "_sweep",
+        "_writer",
+        "_written",
+        "head_bytes",
+    )
+
+    def __init__(self, server: Server, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._deadlines, self._sweep, self._bodies = server.deadlines, server.sweep, server.bodies
+        self._head_since: float | None = None  # on the sweep's clock; None: no byte of it yet
+        self._body: StreamReader | None = None  # of the request under way
+        self._newest_body: StreamReader | None = None  # of the last head that is complete
+        self._body_is_held = False
+        self._body_progress = Progress()
+        self._writer: AbstractStreamWriter | None = None  # of the request under way
+        self._written = 0  # bytes of the responses before
+        self._response_progress = Progress()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # aiohttp drops its reference to the transport as soon as it begins to close it.
+        self._line: asyncio.Transport | None = cast(asyncio.Transport, transport)
+        self._lost: asyncio.Future[None] | None = None
+        limit_unsent(self._line)
+        self._head_since = self._sweep.now
+        self._sweep.wake()
+        self.head_bytes = 0
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._line = None
+        super().connection_lost(exc)
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        """Bound the head as a whole: aiohttp limits a header, and how many there are.
+
+        One readiness event of uvloop can deliver up to 32 reads before the task that handles the
+        request runs, so the body is known from the parser's messages, not from that task.
+        """
+        waits_for_head, heads, body = self._is_idle, self._request_count, self._newest_body
+        in_body = body is not None and not body.is_eof()
+        super().data_received(data)
+        if self._request_count != heads:
+            self._newest_body = self._messages[-1][1]
+            self._fail_broken_body()
+        if in_body or self._upgraded or self._request_count != heads:
+            self.head_bytes = 0
+            return
+        if waits_for_head and self._head_since is None and data:
+            self._head_since = self._sweep.now
+        self.head_bytes += len(data)
+        if self.head_bytes > MAX_HEAD and self.transport is not None:
+            _log.info("head_too_large", bytes=self.head_bytes)
+            if self._current_request is None:
+                self.transport.write(_HEAD_TOO_LARGE)
+            self.force_close()
+
+    def _fail_broken_body(self) -> None:
+        """End a body that cannot be parsed on: aiohttp leaves its reader waiting for more.
+
+        The parser reports the fault as one more message, behind the request that it belongs to.
+        """
+        if not self._messages or not isinstance(self._messages[-1][0], _ErrInfo):
+            return
+        body = self._messages[-2][1] if len(self._messages) > 1 else self._body
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(web.RequestPayloadError("the body is malformed"))
+
+    def lost(self) -> asyncio.Future[None]:
+        """Done once the connection is, for who has nothing more to read on it."""
+        if self._lost is None:
+            self._lost = asyncio.get_running_loop().create_future()
+            if self.transport is None:
+                self._lost.set_result(None)
+        return self._lost
+
+    def begin(self, body: StreamReader, writer: AbstractStreamWriter) -> None:
+        """A request is under way, its head is complete."""
+        self._head_since = None
+        self._body = None if body.is_eof() else body
+        if self._body is None:  # that of the request before may have failed, and not have ended
+            self._bodies.end(self)
+        self._body_is_held = False
+        self._body_progress.restart()
+        self._writer = writer
+
+    def hold_body(self) -> None:
+        """The client waits to be asked for the body: its deadline begins with `release_body`."""
+        self._body_is_held = True
+
+    def release_body(self) -> None:
+        self._body_is_held = False
+
+    def fail_body(self, error: TransferInterrupted) -> None:
+        """Make every current or later read of the body raise this error."""
+        if self._body is not None and not self._body.is_eof():
+            self._body.set_exception(error)
+
+    def look(self, now: float) -> None:
+        """Ends what is beyond its deadline. A WebSocket has deadlines of its own."""
+        if self._line is None or self._payload_parser is not None:
+            return
+        self._look_at_response(self._line, now)
+        if self._is_idle:
+            self._look_at_head(now)
+        elif self._body is not None:
+            self._look_at_body(self._body, now)
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether the next head is waited for."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def _look_at_head(self, now: float) -> None:
+        since, patience = self._head_since, self._deadlines.head
+        if since is not None and now - since >= patience:
+            _log.info("connection_without_a_request", seconds=patience)
+            self.force_close()
+
+    def _look_at_body(self, body: StreamReader, now: float) -> None:
+        if body.is_eof() or body.exception() is not None:
+            self._body = None
+        elif self._body_is_held or self._reading_paused or self._buffer_paused:
+            self._body_progress.restart()  # it is the server that does not read
+        else:
+            window, rate = self._deadlines.body, self._deadlines.min_rate
+            fault = self._body_progress.fault(now, body.total_bytes, window, rate)
+            if fault is not None:
+                _log.info("request_body_too_slow", fault=fault.value, bytes=body.total_bytes)
+                self.fail_body(IdleTimeout(window) if fault is Fault.SILENT else BelowMinRate(rate))
+
+    def _look_at_response(self, line: asyncio.Transport, now: float) -> None:
+        """Cuts off a client that does not take its response.
+
+        Bytes count once its system has acknowledged them: the buffer of the system alone can hold
+        more than a slow client takes in half a minute.
+        """
+        waiting = line.get_write_buffer_size()
+        if not waiting:
+            self._response_progress.restart()
+            return
+        current = 0 if self._writer is None else self._writer.output_size
+        taken = self._written + current - waiting - unacknowledged(line)
+        window, rate = self._deadlines.response, self._deadlines.min_rate
+        fault = self._response_progress.fault(now, taken, window, rate)
+        if fault is not None:
+            _log.info("response_not_read", fault=fault.value, waiting=waiting)
+            line.abort()
+
+    async def _handle_request(
+        self, request: web.BaseRequest, start_time: float | None, request_handler: Any
+    ) -> tuple[web.StreamResponse, bool]:
+        try:
+            return await super()._handle_request(request, start_time, request_handler)
+        finally:
+            self._written += request.writer.output_size
+            self._writer = self._body = None
+            if isinstance(request.content.exception(), TransferInterrupted):
+                # aiohttp reads what is left, for a while, and must not meet it.
+                request.content.set_exception(None)  # type: ignore[arg-type]
+            for callback in request.get(_FINISHED, ()):
+                callback()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answers what cannot be read as HTTP, or failed before any middleware; then closes.
+
+        Raises ConnectionError where the client is gone.
+        """
+        if isinstance(exc, ConnectionError) and (is_gone(request) or request.writer.output_size):
+            _log.info("client_gone", path=request.path, error=type(exc).__name__)
+            raise exc
+        if isinstance(exc, Problem):
+            answer = exc.response(request)
+        else:
+            self._tell(request, status, exc, message)
+            answer = _unreadable(status, exc).response(request)
+        answer.headers["X-Content-Type-Options"] = "nosniff"
+        answer.headers["Cache-Control"] = "no-store"
+        answer.force_close()
+        return answer
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """What a client does to its connection is no error of ours."""
+        error = kw.get("exc_info")
+        if isinstance(error, _OF_THE_CLIENT):
+            _log.info("request_unreadable", error=type(error).__name__)
+        else:
+            super().log_exception(*args, **kw)
+
+    def _tell(
+        self,
+        request: web.BaseRequest,
+        status: int,
+        exc: BaseException | None,
+        message: str | None,
+    ) -> None:
+        """Logs what is wrong; raises ConnectionError if it is too late for an answer.
+
+        What a stranger sends is no error of ours, and must not fill the log with stack traces.
+        """
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            super().handle_error(request, status, exc, message)
+            return
+        _log.info("request_unreadable", remote=request.remote, error=type(exc).__name__)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun")
+
+
+class Server(web.Server):
+    """Makes a Connection of ours for each that is accepted, and knows whose bodies arrive."""
+
+    def __init__(self, server: Any, deadlines: Deadlines, **kwargs: Any) -> None:
+        super().__init__(server.request_handler, request_factory=self._request, **kwargs)
+        self._options = kwargs
+        self._make = server.request_factory
+        self.bodies = ReadBufferPool()
+        self.deadlines = deadlines
+        self.sweep = Sweep(deadlines.interval, lambda: cast(list[Connection], self.connections))
+
+    def __call__(self) -> SizedBufferProtocol:  # type: ignore[override]
+        return SizedBufferProtocol(Connection(self, loop=self._loop, **self._options), self.bodies)
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        await super().shutdown(timeout)
+        self.sweep.close()
+
+    def _request(
+        self,
+        message: RawRequestMessage,
+        body: StreamReader,
+        connection: web.RequestHandler,
+        writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        self.bodies.begin(connection, body)
+        cast(Connection, connection).begin(body, writer)
+        request: web.BaseRequest = self._make(message, body, connection, writer, task)
+        return request
+
+
+class Runner(web.AppRunner):
+    """`web.AppRunner` with connections of ours; takes the same arguments.
+
+    A body is never unpacked on the way in: sizes and offsets count bytes as they were sent, and
+    a small body cannot turn into a large one. Deadlines are those of the settings, unless given.
+    """
+
+    def __init__(
+        self, app: web.Application, *, deadlines: Deadlines | None = None, **kwargs: Any
+    ) -> None:
+        services = app.get(SERVICES)
+        of_settings = Deadlines() if services is None else Deadlines.of(services.settings)
+        self._deadlines = deadlines or of_settings
+        options = {
+            "auto_decompress": False,
+            "access_log": None,
+            "max_field_size": MAX_HEAD,
+            "keepalive_timeout": self._deadlines.keep_alive,
+        }
+        super().__init__(app, **{**options, **kwargs})
+
+    async def _make_server(self) -> Server:
+        return Server(await super()._make_server(), self._deadlines, **self._kwargs)
+
+
+_FINISHED: web.RequestKey[list[Callable[[], None]]] = web.RequestKey("on_finished", list)
+
+
+def on_finished(request: web.Request, callback: Callable[[], None]) -> None:
+    """Calls back once the response has been sent, or cannot be."""
+    if _FINISHED not in request:
+        request[_FINISHED] = []
+    request[_FINISHED].append(callback)
+
+
+def connection_of(request: web.Request) -> Connection:
+    assert isinstance(request.protocol, Connection)
+    return request.protocol
+
+
+def connection_closed(request: web.Request) -> asyncio.Future[None]:
+    """Done once the client's connection is; cancelling it harms nobody."""
+    return connection_of(request).lost()
+
+
+def is_gone(request: web.BaseRequest) -> bool:
+    """Whether the client's connection is closed, or is about to be."""
+    return request.transport is None or request.transport.is_closing()
+
+
+def limit_unsent(line: asyncio.Transport) -> None:
+    """Bounds what the system takes for a client that does not read: by itself, megabytes.
+
+    Source: Documentation/networking/ip-sysctl.rst of Linux, tcp_notsent_lowat.
+    """
+    opened = line.get_extra_info("socket")
+    if sys.platform == "linux" and opened is not None and opened.family != socket.AF_UNIX:
+        with suppress(OSError):
+            opened.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, MAX_UNSENT)
+
+
+def unacknowledged(line: asyncio.Transport) -> int:
+    """Bytes that the system holds, until the other one acknowledges them; 0 where it does not say.
+
+    Source: Linux tcp(7), SIOCOUTQ, which has the number of TIOCOUTQ.
+    """
+    if sys.platform != "linux":
+        return 0
+    opened = line.get_extra_info("socket")
+    try:
+        answer = fcntl.ioctl(opened.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+    except OSError:
+        return 0
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def _unreadable(status: int, exc: BaseException | None = None) -> Problem:
+    if isinstance(exc, LineTooLong):
+        limit = exc.args[1]
+        if str(limit) == str(MAX_HEAD):
+            return Problem(431, "head_too_large", _TOO_LARGE)
+        return Problem(414, "uri_too_long", _TOO_LARGE)
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Problem(status, "malformed_request", "this cannot be read as an HTTP request")
+    return Problem(status, "internal_error", "the error is logged")

@@ -1,0 +1,136 @@
+"""Signing a browser in with the one-time code of a login link, and out again."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import hdrs, web
+
+from application.ports.auth import Principal
+from interfaces.common.access import SESSION_COOKIE, principal_of, require_same_origin
+from interfaces.common.failed_attempts import attempts_of
+from interfaces.common.problems import Problem, bad_parameter, unauthenticated
+from interfaces.common.requests import Query, json_body
+from interfaces.common.routing import Operation
+from interfaces.common.services import SERVICES
+from interfaces.rest.answers import json_answer
+from interfaces.rest.forms import LoginCode
+
+MAX_BODY = 1024  # bytes: clients need no credential to send one
+SESSION_LIFETIME = 12 * 3600.0  # seconds
+EXPIRED = "/?login=expired"  # where a browser learns how to get a new link
+
+_decoder = msgspec.json.Decoder(LoginCode)
+_PREFETCH = (("Sec-Purpose", "prefetch"), ("Purpose", "prefetch"), ("X-Moz", "prefetch"))
+
+
+async def login_with_code(request: web.Request) -> web.Response:
+    """Takes the code, once, and leads to the page.
+
+    A browser that only looks ahead must not use the code up: it is refused.
+    """
+    if any(word in request.headers.get(name, "") for name, word in _PREFETCH):
+        raise Problem(403, "not_on_prefetch", "a login link is followed by a person")
+    code = Query(request, ("code",)).text("code")
+    if code is None:
+        raise bad_parameter("code", "is missing")
+    token = await _token(request, code)
+    if token is None and "text/html" in request.headers.get(hdrs.ACCEPT, ""):
+        return web.Response(status=303, headers={hdrs.LOCATION: EXPIRED})
+    if token is None:
+        raise unauthenticated("the login link was used, or is too old")
+    response = web.Response(status=303, headers={hdrs.LOCATION: "/"})
+    _remember(request, response, token)
+    return response
+
+
+async def sign_in(request: web.Request) -> web.Response:
+    if hdrs.ORIGIN in request.headers:
+        require_same_origin(request)
+    token = await _token(request, (await json_body(request, _decoder, limit=MAX_BODY)).code)
+    if token is None:
+        raise unauthenticated("the code was used, or is too old")
+    response = web.Response(status=204)
+    _remember(request, response, token)
+    return response
+
+
+async def sign_out(request: web.Request) -> web.Response:
+    if token := request.cookies.get(SESSION_COOKIE):
+        await request.app[SERVICES].keys.close_session(token)
+    response = web.Response(status=204)
+    response.del_cookie(SESSION_COOKIE, httponly=True, samesite="Strict", secure=_secure(request))
+    return response
+
+
+async def _token(request: web.Request, code: str) -> str | None:
+    """A new session for whom the code was issued; None for a code that holds no more."""
+    keys = request.app[SERVICES].keys
+    principal = await attempts_of(request).checked(
+        "login code", "", lambda: keys.redeem_login(code)
+    )
+    if principal is None:
+        return None
+    return await keys.open_session(principal, lifetime=SESSION_LIFETIME)
+
+
+def _remember(request: web.Request, response: web.Response, token: str) -> None:
+    response.set_cookie(
+        SESSION_COOKIE,
+        token,
+        max_age=int(SESSION_LIFETIME),
+        httponly=True,
+        samesite="Strict",
+        secure=_secure(request),
+    )
+
+
+def _secure(request: web.Request) -> bool:
+    """Whether the browser came by TLS, to us or to the proxy before us."""
+    return request.secure or request.headers.get("X-Forwarded-Proto", "") == "https"
+
+
+LOGIN_OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/login",
+        handler=login_with_code,
+        summary="Sign a browser in with the one-time code of a login link",
+        query=("code",),
+        scopes=(),
+        answers={303: None},
+    ),
+    Operation(
+        method="POST",
+        path="/login",
+        handler=sign_in,
+        summary="Sign a browser in with a one-time code",
+        body=LoginCode,
+        scopes=(),
+        answers={204: None},
+    ),
+    Operation(
+        method="POST",
+        path="/logout",
+        handler=sign_out,
+        summary="End the browser's session",
+        answers={204: None},
+    ),
+)
+
+# `GET /v1/principal`: who asks, as we see them; the page shows what they may do, and no more.
+
+
+async def show(request: web.Request) -> web.Response:
+    Query(request, ())
+    return json_answer(principal_of(request))
+
+
+PRINCIPAL_OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/v1/principal",
+        handler=show,
+        summary="Show who asks: name, owner, scope and limits of the credential",
+        answers={200: Principal},
+    ),
+)

@@ -1,1 +1,0 @@
-"""Many small files in one request."""

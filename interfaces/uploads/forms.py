@@ -1,0 +1,191 @@
+"""`POST /v1/batches` as a plain HTML form: a whole batch in one request, sealed at its end."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from uuid import UUID
+
+import msgspec
+from aiohttp import web
+
+from application.commands import SealBatch, StartBatch
+from application.handlers.batches import StartedBatch, start_batch
+from application.handlers.execute import execute
+from application.handlers.uploads import FileResult
+from application.ports.auth import Principal
+from application.transfers.multi_file import MultiFileReceiver
+from domain.batch.state import BatchState
+from domain.errors import FieldError, ValidationFailed
+from domain.file import FileDeclaration, validate_declaration
+from domain.ids import batch_id_for
+from interfaces.common.access import reject_batch_scoped_key, require
+from interfaces.common.body import reject_content_encoding
+from interfaces.common.forwarded import public_url
+from interfaces.common.requests import Query
+from interfaces.common.routing import UPLOAD_SCOPES
+from interfaces.common.services import SERVICES
+from interfaces.rest.answers import json_answer
+from interfaces.rest.forms import NewBatch
+from interfaces.rest.idempotency import context_of, fingerprint_of, idempotency_key
+from interfaces.uploads.multipart import (
+    MEDIA_TYPE,
+    FormReader,
+    Malformed,
+    Part,
+    boundary_of,
+    names_are_percent_encoded,
+    stream_of,
+)
+from interfaces.uploads.setup import limit_files, multi_file_receiver
+
+FIELDS = frozenset({"label", "pipeline", "metadata"})
+IGNORED = frozenset({"_charset_"})  # what a browser adds by itself
+MAX_FIELD = 16 * 1024  # bytes
+
+_metadata = msgspec.json.Decoder(dict[str, str])
+
+
+class FormUploadResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """The batch, sealed, and what became of each file of the form, in its order."""
+
+    id: UUID
+    state: str
+    files: tuple[FileResult, ...]
+    received: int
+    known: int
+    rejected: int
+    position: int
+
+
+def is_form(request: web.Request) -> bool:
+    return request.content_type == MEDIA_TYPE
+
+
+async def start(request: web.Request) -> web.Response:
+    """201 with the batch, and each file accepted or rejected by itself.
+
+    A form that breaks off leaves its batch open, with the files that came whole. The same form
+    with the same Idempotency-Key then goes on with that batch, and seals it.
+    """
+    principal = require(request, *UPLOAD_SCOPES)
+    reject_batch_scoped_key(principal)
+    Query(request, ())
+    reject_content_encoding(request)
+    stream = stream_of(request, ahead=b"\r\n")
+    encoded = names_are_percent_encoded(request)
+    reader = FormReader(stream, boundary_of(request), percent_encoded=encoded)
+    async with AsyncExitStack() as stack:
+        sending = _FormUpload(request, principal, stack)
+        while (part := await reader.next()) is not None:
+            await sending.take(part, reader)
+        return await sending.seal()
+
+
+class _FormUpload:
+    """One form: fields first, then files; the first file starts the batch."""
+
+    def __init__(self, request: web.Request, principal: Principal, stack: AsyncExitStack) -> None:
+        self._request = request
+        self._principal = principal
+        self._stack = stack
+        self._fields: dict[str, str] = {}
+        self._started: StartedBatch | None = None
+        self._intake: MultiFileReceiver | None = None
+
+    async def take(self, part: Part, reader: FormReader) -> None:
+        if part.filename is None:
+            await self._take_field(part.name, reader)
+        elif part.filename:
+            intake = self._intake or await self._begin()
+            limit_files(self._request, intake)
+            await intake.take(_declared(part), reader.chunks())
+        else:
+            async for _ in reader.chunks():  # a browser sends an empty part for no file
+                raise Malformed("a file must have a name, its filename is empty")
+
+    async def seal(self) -> web.Response:
+        if self._intake is None or self._started is None:
+            raise ValidationFailed(
+                FieldError("file", "is missing: a form must hold a file at least")
+            )
+        log, batch = self._request.app[SERVICES].log, self._started.batch
+        files = await self._intake.close()
+        sealed = batch
+        if batch.state is BatchState.OPEN:
+            command = SealBatch(batch=batch.id)
+            sealed = (await execute(log, command, context_of(self._request))).aggregate
+        position = await log.head()
+        statuses = [file.status for file in files]
+        answer = FormUploadResponse(
+            id=batch.id,
+            state=sealed.state,
+            files=files,
+            received=statuses.count("received"),
+            known=statuses.count("known"),
+            rejected=statuses.count("rejected"),
+            position=position,
+        )
+        status = 201 if self._started.created else 200
+        headers = {"Location": public_url(self._request, f"/v1/batches/{batch.id}")}
+        return json_answer(answer, status=status, position=position, headers=headers)
+
+    async def _take_field(self, name: str, reader: FormReader) -> None:
+        if name in IGNORED:
+            return
+        if name not in FIELDS:
+            known = ", ".join(sorted(FIELDS))
+            raise ValidationFailed(
+                FieldError(name, f"is no field of this form; known: {known}, and files")
+            )
+        if name in self._fields or self._intake is not None:
+            raise ValidationFailed(FieldError(name, "must come once, and before the first file"))
+        self._fields[name] = await reader.text(MAX_FIELD)
+
+    async def _begin(self) -> MultiFileReceiver:
+        """The batch: a new one, or the one that this Idempotency-Key began before."""
+        services = self._request.app[SERVICES]
+        form = self._form()
+        owner, key = self._principal.owner, idempotency_key(self._request)
+        command = StartBatch(
+            id=batch_id_for(owner, key, services.log.id_secret) if key else services.new_id(),
+            owner=owner,
+            label=form.label,
+            pipeline=form.pipeline,
+            retry_policy=services.settings.retry_policy_of(form.pipeline),
+            metadata=form.metadata,
+            fingerprint=fingerprint_of(MEDIA_TYPE, form) if key else "",
+        )
+        self._started = await start_batch(services.log, command, context_of(self._request))
+        taking = multi_file_receiver(self._request, command.id, self._principal)
+        self._intake = await self._stack.enter_async_context(taking)
+        return self._intake
+
+    def _form(self) -> NewBatch:
+        pipelines = self._request.app[SERVICES].settings.pipelines
+        pipeline = self._fields.get("pipeline", "default")
+        if pipeline not in pipelines:
+            raise ValidationFailed(
+                FieldError("pipeline", f"is not known here; known: {', '.join(pipelines)}")
+            )
+        try:
+            metadata = _metadata.decode(self._fields.get("metadata", "{}"))
+        except msgspec.MsgspecError:
+            raise ValidationFailed(
+                FieldError("metadata", "must be a JSON object of texts")
+            ) from None
+        return NewBatch(label=self._fields.get("label", ""), pipeline=pipeline, metadata=metadata)
+
+
+def _declared(part: Part) -> FileDeclaration:
+    """The file: browsers name the folder too where a whole folder was chosen."""
+    assert part.filename is not None
+    kind: str | None = part.media_type
+    if part.media_type in ("", "application/octet-stream") or any(
+        validate_declaration(_of_type(part.media_type))
+    ):
+        kind = None  # it says nothing, or nothing sound
+    return FileDeclaration(path=part.filename.removeprefix("./"), media_type=kind)
+
+
+def _of_type(media_type: str) -> FileDeclaration:
+    return FileDeclaration(path="-", media_type=media_type)

@@ -1,1 +1,0 @@
-"""Plain HTML forms with files in them."""

@@ -1,0 +1,247 @@
+"""Collections in which uploads are created, and the URLs of the uploads below them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from application.append import Causation
+from application.errors import ApplicationError
+from application.handlers.uploads import FileResult
+from application.ports.auth import Principal
+from application.transfers.creation import PartialUploads, UploadCreator
+from application.transfers.errors import (
+    BatchFull,
+    BodyTooLarge,
+    ChecksumMismatch,
+    ClientDisconnected,
+    IdleTimeout,
+    NotAcceptingBytes,
+    OffsetMismatch,
+    PartialUploadMissing,
+    Preempted,
+    QuotaExceeded,
+    Stopping,
+    TooManyTransfers,
+)
+from application.transfers.multi_file import MultiFileReceiver, SmallFileBatcher
+from application.transfers.quotas import Quota, Quotas
+from application.transfers.transfers import Actor, Limits, Transfers
+from domain.errors import CommandRejected, ValidationFailed
+from domain.upload.state import GONE, UploadState
+from interfaces.common.forwarded import public_url
+from interfaces.common.middleware import traceparent_of
+from interfaces.common.problems import RETRY_SOON, Problem, problem_of
+from interfaces.common.services import SERVICES, Services
+from interfaces.rest.answers import POSITION
+
+UPLOADS = "/v1/uploads"
+
+_COLLECTION: web.RequestKey[str] = web.RequestKey("upload_collection", str)
+_RESOURCE = re.compile(r"(.*)/([0-9a-f-]{36})/?")
+
+
+def tus_collection(request: web.Request) -> str | None:
+    """Return the path of the endpoint that behaves as tusd's, without its last slash."""
+    return request.app[SERVICES].settings.tus_path.rstrip("/") or None
+
+
+def is_tus_endpoint(request: web.Request) -> bool:
+    """Return whether the request is for that endpoint, or an upload below it."""
+    return _COLLECTION in request
+
+
+def at_collection(path: str, handler: Handler) -> Handler:
+    """Return the handler for this collection: uploads that it creates are below `path`."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        request[_COLLECTION] = path
+        return await handler(request)
+
+    return answer
+
+
+def upload_url(request: web.Request, id: UUID) -> str:
+    """Return the URL of an upload, below the collection that the request went to."""
+    return public_url(request, f"{request.get(_COLLECTION, UPLOADS)}/{id}")
+
+
+def upload_at(request: web.Request, address: str) -> UUID | None:
+    """Return the upload that a URL names; None for one that names none here.
+
+    Absolute or relative, below either collection, behind whatever prefix a proxy adds.
+    """
+    found = _RESOURCE.fullmatch(urlsplit(address).path)
+    collections = tuple(filter(None, (UPLOADS, tus_collection(request))))
+    if found is None or not f"/{found[1]}".endswith(collections):
+        return None
+    try:
+        return UUID(found[2])
+    except ValueError:
+        return None
+
+
+# `Uptrail-Position`: where a reader asks from (`min_position`) to see what a request led to.
+
+
+async def position_header(request: web.Request, position: int) -> dict[str, str]:
+    """The header for what was recorded at `position`; with 0, for what was recorded before."""
+    return {POSITION: str(position or await request.app[SERVICES].log.head())}
+
+
+async def set_position_header(
+    request: web.Request, response: web.Response, position: int
+) -> web.Response:
+    """The response with that header."""
+    response.headers.update(await position_header(request, position))
+    return response
+
+
+# How the end of a transfer is told to an upload client.
+#
+# Clients repeat a request after 409, 423 and 5xx, and give up after any other 4xx, 408 and 429
+# included (tus-js-client, `shouldRetry` in lib/upload.js): so where a repetition helps it is one
+# of these statuses.
+
+
+def transfer_problem(error: Exception) -> Problem:
+    """The problem for an upload client."""
+    match error:
+        case OffsetMismatch(offset=offset):
+            return Problem(
+                409, "offset_mismatch", str(error), headers={"Upload-Offset": str(offset)}
+            )
+        case BodyTooLarge(limit=limit):
+            return Problem(413, "too_large", str(error), headers={"Tus-Max-Size": str(limit)})
+        case ChecksumMismatch():  # the status that tus has for it
+            return Problem(460, "checksum_mismatch", str(error), title="Checksum Mismatch")
+        case PartialUploadMissing():
+            return Problem(400, "part_missing", str(error))
+        case NotAcceptingBytes(state=state):
+            return (
+                gone_problem(state) if state in GONE else Problem(403, "invalid_state", str(error))
+            )
+        case BatchFull():
+            return Problem(413, "batch_full", str(error))
+        case QuotaExceeded():
+            return Problem(507, "quota_exceeded", str(error))
+        case TooManyTransfers():
+            return Problem(503, "too_many_transfers", str(error), headers=RETRY_SOON)
+        case Preempted():
+            return Problem(423, "overtaken", str(error), headers=RETRY_SOON)
+        case IdleTimeout():
+            return Problem(503, "stalled", str(error), headers=RETRY_SOON)
+        case Stopping():
+            return Problem(503, "stopping", str(error), headers=RETRY_SOON)
+        case ClientDisconnected():  # as a rule nobody reads this
+            return Problem(400, "body_cut_short", str(error))
+        case CommandRejected() if not isinstance(error, ValidationFailed):
+            return Problem(403, "invalid_state", str(error))
+    return problem_of(error)
+
+
+def gone_problem(state: UploadState) -> Problem:
+    return Problem(410, "gone", f"the upload is {state}")
+
+
+# What upload routes share: the transfers of this application, and who speaks to them.
+
+TRANSFERS: web.AppKey[Transfers] = web.AppKey("transfers", Transfers)
+ARRIVALS: web.AppKey[UploadCreator] = web.AppKey("arrivals", UploadCreator)
+PARTS: web.AppKey[PartialUploads] = web.AppKey("parts", PartialUploads)
+GATHERING: web.AppKey[SmallFileBatcher] = web.AppKey("gathering", SmallFileBatcher)
+
+
+def setup_transfers(app: web.Application) -> None:
+    """Makes the transfers of this application; they end, their bytes committed, before it does.
+
+    Those that run when it is told to stop have `shutdown_grace` to come to their end.
+    """
+    services = app[SERVICES]
+    settings = services.settings
+    limits = Limits(
+        max_file_size=settings.max_file_size,
+        min_free_bytes=settings.min_free_bytes,
+        progress_interval=settings.progress_interval,
+    )
+    app[TRANSFERS] = Transfers(
+        services.log,
+        services.blobs,
+        services.elsewhere,
+        quotas=_quotas(services),
+        limits=limits,
+        now=services.now,
+        clock=_clock,
+    )
+    app[ARRIVALS] = UploadCreator(app[TRANSFERS], services.new_id)
+    app[PARTS] = PartialUploads(app[TRANSFERS], app[ARRIVALS], services.new_id)
+    app[GATHERING] = SmallFileBatcher(app[TRANSFERS], services.new_id)
+    app.on_shutdown.append(_end_transfers)
+
+
+def _quotas(services: Services) -> Quotas:
+    settings = services.settings
+    return Quotas(
+        services.usage,
+        _clock,
+        owner=Quota(bytes=settings.max_owner_bytes, files=settings.max_owner_files),
+        batch=Quota(bytes=settings.max_batch_bytes, files=settings.max_batch_files),
+        transfers=settings.max_owner_transfers,
+        slots=services.slots,
+    )
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def _end_transfers(app: web.Application) -> None:
+    await app[TRANSFERS].close(app[SERVICES].settings.shutdown_grace)
+
+
+def actor_of(request: web.Request, principal: Principal) -> Actor:
+    return Actor(principal.name, Causation(None, traceparent_of(request)))
+
+
+# What requests with many files in them share: how they are taken, and how they end.
+
+
+@asynccontextmanager
+async def multi_file_receiver(
+    request: web.Request, batch: UUID, principal: Principal
+) -> AsyncIterator[MultiFileReceiver]:
+    """Takes files into the batch. However it ends, files that came whole are kept.
+
+    A request that cannot be read to its end is told how many were.
+    """
+    speaker = actor_of(request, principal)
+    app = request.app
+    intake = MultiFileReceiver(app[TRANSFERS], app[ARRIVALS], app[GATHERING], batch, speaker)
+    try:
+        yield intake
+    except (Problem, CommandRejected, ApplicationError) as error:
+        taken: tuple[FileResult, ...] = ()
+        with suppress(ApplicationError, CommandRejected):  # told already: it is why we are here
+            taken = await intake.close()
+        problem = (
+            problem_of(error) if isinstance(error, CommandRejected) else transfer_problem(error)
+        )
+        problem.headers.setdefault(hdrs.LOCATION, public_url(request, f"/v1/batches/{batch}"))
+        problem.detail += f"; {len(taken)} files were taken, send all again to go on"
+        raise problem from error
+    finally:
+        await intake.abandon()
+
+
+def limit_files(request: web.Request, intake: MultiFileReceiver) -> None:
+    """Raises a 413 Problem for more files than one request may have."""
+    limit = request.app[SERVICES].settings.max_manifest_files
+    if intake.count >= limit:
+        raise Problem(413, "too_large", f"send at most {limit} files in one request")

@@ -1,1 +1,0 @@
-"""tus 1.0.0, with its extensions."""
