@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -20,7 +20,7 @@ import pytest
 
 from interfaces.cli.transfer import SMALL
 from tests.interfaces.cli.conftest import Command, Outcome
-from tests.support import free_port
+from tests.support import free_port, run
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 COMMANDS = (
@@ -56,27 +56,38 @@ def ask(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> As
 @contextmanager
 def listening(handler: Handler, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """A server in a thread; gives its address."""
-    loop = asyncio.new_event_loop()
     up = threading.Event()
-    ports: list[int] = []
     stop = asyncio.Event()
+    opened: list[tuple[int, asyncio.AbstractEventLoop]] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with closing(writer), suppress(asyncio.IncompleteReadError, ConnectionError):
+            await handler(reader, writer)
 
     async def main() -> None:
-        server = await asyncio.start_server(handler, "127.0.0.1", 0, ssl=tls)
-        ports.append(server.sockets[0].getsockname()[1])
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+        opened.append((server.sockets[0].getsockname()[1], asyncio.get_running_loop()))
         up.set()
         await stop.wait()
+        # A transport that is open when the loop ends fails a later test, as a ResourceWarning.
+        closed = asyncio.ensure_future(server.wait_closed())
+        await asyncio.sleep(0)  # in Python 3.11 that waits only if it begins before `close`
         server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await closed
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
+    thread = threading.Thread(target=run, args=(main(),))
     thread.start()
     assert up.wait(60)
+    ((port, loop),) = opened
     try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{ports[0]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(60)
-        loop.close()
 
 
 @pytest.mark.parametrize("tokens", COMMANDS, ids=" ".join)
