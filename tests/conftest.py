@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from uuid import uuid4
 
@@ -28,6 +29,41 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = pyfuncitem._fixtureinfo.argnames
     run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
     return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Attach the texts of unraisable exceptions, which the summary line only counts."""
+    report = yield
+    if call.excinfo is not None:
+        report.unraisable = _unraisable_texts(call.excinfo.value)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print unraisable exceptions right before the summary: a log of CI may end with that."""
+    stats = terminalreporter.stats
+    for report in [*stats.get("failed", []), *stats.get("error", [])]:
+        for text in getattr(report, "unraisable", ()):
+            terminalreporter.write_line(f"unraisable in {report.nodeid}, or before it: {text}")
+
+
+def _unraisable_texts(error: BaseException) -> list[str]:
+    errors = error.exceptions if isinstance(error, BaseExceptionGroup) else [error]
+    return [
+        f"{str(found).splitlines()[0]}: {found.__cause__!r}"
+        for found in errors
+        if isinstance(found, pytest.PytestUnraisableExceptionWarning)
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected() -> Iterator[None]:
+    """Collect garbage after each module, so that what it leaves open fails one of its own tests."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
