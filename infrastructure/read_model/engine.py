@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 import msgspec
 from psycopg import AsyncConnection
@@ -20,14 +20,34 @@ from infrastructure.postgres.pool import POOL_TIMEOUT
 from infrastructure.read_model.tables import attempts, batches, uploads
 from infrastructure.tasks import delivered
 
+T = TypeVar("T")
+
+CLOSE_TIMEOUT = 5.0  # seconds that connections get to return before the engine is closed
+
 # Taken before the snapshot of a transaction is: a rebuild that swaps the tables is then either
 # before all of its statements or after them. Without this the snapshot could be older than the
 # tables its statements find, and see nothing in them.
 _HOLD = text(f"LOCK TABLE {batches}, {uploads}, {attempts} IN ACCESS SHARE MODE")
 
 
-def make_engine(url: str, *, size: int = 4, overflow: int = 12) -> AsyncEngine:
-    """An engine of at most `size + overflow` connections; `await engine.dispose()` closes it.
+class ReadEngine(AsyncEngine):
+    """Engine that closes also the connections on their way back to it.
+
+    `AsyncEngine.dispose` closes only those in the pool. One that a cancelled request is giving
+    back, or was waiting for, would return to a pool that is no longer used, and stay open.
+    """
+
+    async def dispose(self, close: bool = True) -> None:
+        loop = asyncio.get_running_loop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                while under_way := {task for task in _under_way if task.get_loop() is loop}:
+                    await asyncio.wait(under_way)
+        await super().dispose(close)
+
+
+def make_engine(url: str, *, size: int = 4, overflow: int = 12) -> ReadEngine:
+    """Return an engine of at most `size + overflow` connections; `engine.dispose()` closes it.
 
     A connection that a restart of the server has cut is replaced.
     """
@@ -40,7 +60,7 @@ def make_engine(url: str, *, size: int = 4, overflow: int = 12) -> AsyncEngine:
         await connection.set_autocommit(False)
         return connection
 
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+psycopg://",
         async_creator=make,
         pool_size=size,
@@ -48,6 +68,7 @@ def make_engine(url: str, *, size: int = 4, overflow: int = 12) -> AsyncEngine:
         pool_pre_ping=True,
         pool_timeout=POOL_TIMEOUT,
     )
+    return ReadEngine(engine.sync_engine)
 
 
 @asynccontextmanager
@@ -71,8 +92,11 @@ async def snapshot_connection(engine: AsyncEngine) -> AsyncIterator[Session]:
 
 @asynccontextmanager
 async def _reached(engine: AsyncEngine) -> AsyncIterator[Session]:
-    """SQLAlchemy would lose a connection that it makes for somebody who is cancelled meanwhile."""
-    connecting = asyncio.create_task(engine.connect().start())
+    """A connection of the engine, given back also if the caller is cancelled while it is made.
+
+    SQLAlchemy would lose that one.
+    """
+    connecting = _start(engine.connect().start())
     with transient_as_unavailable("the read model cannot be read"):
         session = await delivered(connecting, _let_go)
         try:
@@ -82,16 +106,20 @@ async def _reached(engine: AsyncEngine) -> AsyncIterator[Session]:
 
 
 def _let_go(session: Session) -> asyncio.Task[None]:
-    task = asyncio.create_task(session.close())
-    _LEAVING.add(task)  # the loop itself would not hold on to it
-    task.add_done_callback(_left)
+    return _start(session.close())
+
+
+def _start(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    task = asyncio.create_task(work)
+    _under_way.add(task)  # the loop itself would not hold on to it
+    task.add_done_callback(_ended)
     return task
 
 
-def _left(task: asyncio.Task[None]) -> None:
-    _LEAVING.discard(task)
+def _ended(task: asyncio.Task[Any]) -> None:
+    _under_way.discard(task)
     if not task.cancelled():
         task.exception()  # a connection that is lost need not be given back in good order
 
 
-_LEAVING: set[asyncio.Task[None]] = set()
+_under_way: set[asyncio.Task[Any]] = set()
