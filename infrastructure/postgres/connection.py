@@ -70,6 +70,15 @@ class TimedConnection(AsyncConnection[TupleRow]):
         self.made_at = asyncio.get_running_loop().time()
         self.is_outdated = False  # what holds for it holds for others made before
 
+    async def __aexit__(self, *exc_info: Any) -> None:
+        """Close also if cancelled while rolling back, where psycopg leaves the connection open."""
+        try:
+            await super().__aexit__(*exc_info)
+        except asyncio.CancelledError:
+            if not hasattr(self, "_pool"):
+                await self.close()
+            raise
+
     async def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Consume a generator as psycopg does, with a deadline where the caller sets none.
 

@@ -279,3 +279,31 @@ async def test_a_pooler_in_session_mode_is_accepted(database_url: str) -> None:
         assert await failed(options) == []
         [pooling] = [each for each in await examine(url) if each.check == "pooling"]
         assert pooling.detail == "a pooler in session mode"
+
+
+async def test_a_connection_is_closed_when_its_rollback_is_cancelled(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that does not end is cancelled again, maybe while it leaves the connection."""
+    connection = await connect(database_url, name="test")
+    rolling_back = asyncio.Event()
+
+    async def rollback() -> None:
+        rolling_back.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(connection, "rollback", rollback)
+
+    async def work() -> None:
+        async with connection:
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    await rolling_back.wait()
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    assert connection.closed
