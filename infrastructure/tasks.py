@@ -1,4 +1,4 @@
-"""Tasks that end for certain, and work whose results nobody loses."""
+"""Cancellation of asyncio tasks without lost results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from application.errors import Unavailable
 
 T = TypeVar("T")
 
-TURN = 10.0  # seconds to wait for others that use the same connection
-AGAIN = 0.2  # seconds until a task that goes on is cancelled once more
+LOCK_TIMEOUT = 10.0  # seconds to wait for other requests that use the same connection
+CANCEL_INTERVAL = 0.2  # seconds until a task that goes on is cancelled once more
 
 
-async def end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancels the tasks until each has ended; how they ended is theirs to tell.
+async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until each has ended; their results and errors are left in them.
 
     Once may not do: in Python 3.11 `asyncio.wait_for`, on which pools wait for a connection,
     drops a cancellation that arrives together with its result.
@@ -26,41 +26,42 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
     while running:
         for task in running:
             task.cancel()
-        _, running = await asyncio.wait(running, timeout=AGAIN)
+        _, running = await asyncio.wait(running, timeout=CANCEL_INTERVAL)
 
 
-async def ending(work: Coroutine[Any, Any, T]) -> T:
-    """Awaits the work, and ends it for certain when cancelled."""
+async def run_until_cancelled(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` in a task of its own, which has ended when a cancellation is passed on."""
     task = asyncio.create_task(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await end(task)
+        await cancel_and_wait(task)
         raise
 
 
-async def delivered(work: asyncio.Future[T], unwanted: Callable[[T], object]) -> T:
-    """What comes of the work; where the caller is cancelled meanwhile, it goes to `unwanted`.
+async def shield_result(work: asyncio.Future[T], on_discard: Callable[[T], object]) -> T:
+    """Await `work`, shielded from cancellation.
 
-    The work goes on either way: to stop it half way would lose what it was about to hand over.
+    If the caller is cancelled, `work` goes on and its result is passed to `on_discard`: stopping it
+    half way would lose what it was about to return.
     """
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        work.add_done_callback(partial(_pass_on, unwanted))
+        work.add_done_callback(partial(_discard, on_discard))
         raise
 
 
-def _pass_on(unwanted: Callable[[T], object], work: asyncio.Future[T]) -> None:
+def _discard(on_discard: Callable[[T], object], work: asyncio.Future[T]) -> None:
     if not work.cancelled() and work.exception() is None:
-        unwanted(work.result())
+        on_discard(work.result())
 
 
 @asynccontextmanager
-async def in_turn(lock: asyncio.Lock) -> AsyncIterator[None]:
-    """Holds the lock, for which a request does not wait longer than TURN. Raises Unavailable."""
+async def hold_lock(lock: asyncio.Lock) -> AsyncIterator[None]:
+    """Hold a lock, for which a request waits at most LOCK_TIMEOUT. Raises Unavailable."""
     try:
-        async with asyncio.timeout(TURN):
+        async with asyncio.timeout(LOCK_TIMEOUT):
             await lock.acquire()
     except TimeoutError:
         raise Unavailable("too many requests wait for the same connection") from None

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from infrastructure.postgres.pool import Pool, borrowed
+from infrastructure.postgres.pool import Pool
 
 _SHARED: tuple[structlog.typing.Processor, ...] = (
     structlog.contextvars.merge_contextvars,
@@ -133,7 +133,7 @@ class PostgresSystemStats:
         self._dead_after = dead_after
 
     async def __call__(self) -> SystemStats:
-        async with borrowed(self._pool) as connection:
+        async with self._pool.connection() as connection:
             row = await (await connection.execute(_VITALS, (self._dead_after,))).fetchone()
         named = zip(SystemStats.__struct_fields__, row or (), strict=True)
         return SystemStats(**{name: value for name, value in named if value is not None})

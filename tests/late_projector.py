@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from application.ports.event_log import EventLog
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection
 from infrastructure.read_model import projector
 from infrastructure.read_model.projector import project, tracked_position
 from infrastructure.read_model.tables import ProjectionSchema

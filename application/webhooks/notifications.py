@@ -146,12 +146,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class PayloadBuilder:
-    """Makes bodies. `reach_us` is the address of our API as receivers see it, or empty."""
+    """Makes bodies. `public_url` is that of the API, or empty: links are then paths."""
 
-    def __init__(self, log: EventLog, queries: Queries, reach_us: str) -> None:
+    def __init__(self, log: EventLog, queries: Queries, public_url: str) -> None:
         self._log = log
         self._queries = queries
-        self._reach_us = reach_us.rstrip("/")
+        self._public_url = public_url
 
     async def body(self, delivery: Delivery) -> bytes:
         """`{type, timestamp, data}`, as JSON.
@@ -179,7 +179,7 @@ class PayloadBuilder:
 
     async def _subject(self, delivery: Delivery) -> dict[str, Any]:
         """What the event is about, with links to it."""
-        batch = f"{self._reach_us}/v1/batches/{delivery.lane}"
+        batch = f"{self._public_url}/v1/batches/{delivery.lane}"
         links = {"batch": batch, "report": f"{batch}/report.json"}
         if delivery.is_test:
             return {"webhook": delivery.webhook}
@@ -187,7 +187,7 @@ class PayloadBuilder:
             return {"batch": await self._batch(delivery), "links": links}
         upload: dict[str, Any] = msgspec.to_builtins(await self._upload(delivery))
         del upload["blob"]
-        links["upload"] = f"{self._reach_us}/v1/uploads/{delivery.stream}"
+        links["upload"] = f"{self._public_url}/v1/uploads/{delivery.stream}"
         return {"upload": upload, "links": links}
 
     async def _batch(self, delivery: Delivery) -> BatchView:

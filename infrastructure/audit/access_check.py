@@ -19,8 +19,7 @@ from infrastructure.auth.sessions import LOGINS, SESSIONS, PassKind
 from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.event_log import Aggregate, MixedStream, apply_event
 from infrastructure.event_store.reader import recorded_of
-from infrastructure.postgres.connection import fetch_rows
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection, fetch_rows
 
 PAGE = 500  # rows in memory at a time
 

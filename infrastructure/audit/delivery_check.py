@@ -22,8 +22,7 @@ from application.webhooks.notifications import (
 from infrastructure.audit.verifier import Findings, difference
 from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.reader import last_position_at, read_log
-from infrastructure.postgres.connection import fetch_rows
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection, fetch_rows
 from infrastructure.webhooks.dispatcher import batches_of_streams
 
 EVENTS = 1_000  # in memory at a time

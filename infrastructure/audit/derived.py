@@ -24,8 +24,7 @@ from infrastructure.event_store.event_log import SNAPSHOT_TOPICS
 from infrastructure.event_store.reader import recorded_of
 from infrastructure.jobs.tables import TRACKING_NAME as ORCHESTRATOR
 from infrastructure.jobs.tables import UPLOAD_COLUMNS, batch_from_row, upload_from_row
-from infrastructure.postgres.connection import fetch_rows
-from infrastructure.postgres.pool import Connection, connect
+from infrastructure.postgres.connection import Connection, connect, fetch_rows
 from infrastructure.read_model.tables import NAME as READ_MODEL
 from infrastructure.webhooks.dispatcher import NAME as WEBHOOKS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from infrastructure.audit.sealer import MOST, Sealer
+from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import SEALER_LOCK, run_as_leader
-from infrastructure.postgres.pool import Connection
 
 
 async def seal_at_intervals(url: str, sealer: Sealer, interval: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -26,9 +25,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from application.audit.merkle import SealedEntry, StoredEventRow, merkle_root, pack_entries
 from application.audit.seals import FIRST, AuditSeal
+from infrastructure.platform import write_file_atomically
+from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import SEAL_LOCK
-from infrastructure.postgres.pool import Connection
-from infrastructure.secret_files import write_secret
 from infrastructure.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -95,7 +94,7 @@ def read_key(file: Path) -> SealKey:
 
 def write_key(file: Path, key: SealKey, *, replace: bool) -> bool:
     """Whether the file now holds this key: it appears whole, or is another's already."""
-    return write_secret(file, key.pem(), replace=replace)
+    return write_file_atomically(file, key.pem(), replace=replace)
 
 
 def public_pem(key: bytes) -> str:
@@ -243,17 +242,9 @@ class LastSealFile:
             return None
 
     def see(self, seal: AuditSeal) -> None:
-        """Remembers this seal, durably. Raises OSError."""
-        draft = self._file.with_name(f".{self._file.name}.{secrets.token_hex(8)}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as opened:
-                opened.write(msgspec.json.encode(LastSeal(seal.number, seal.digest, seal.through)))
-                opened.flush()
-                os.fsync(descriptor)
-            draft.replace(self._file)
-        finally:
-            draft.unlink(missing_ok=True)
+        """Save this seal as the last one, durably. Raises OSError."""
+        content = msgspec.json.encode(LastSeal(seal.number, seal.digest, seal.through))
+        write_file_atomically(self._file, content)
 
 
 # Makes the next seal: reads what was recorded since the last, signs, and files it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
 from itertools import chain
 from typing import TypeAlias
 from weakref import WeakValueDictionary
@@ -24,7 +23,8 @@ from application.audit.seals import AuditSeal, Chain, Finding, SealDiff, missing
 from application.ports.audit import Prover, SigningKey
 from infrastructure.audit import sealer
 from infrastructure.audit.sealer import LastSeal, public_pem, verify_signature
-from infrastructure.postgres.pool import Connection, Pool, borrowed
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.pool import Pool
 
 
 class Findings:
@@ -63,11 +63,11 @@ class PostgresSeals:
         self._trees: Trees = WeakValueDictionary()
 
     async def page(self, after: int, limit: int) -> Sequence[AuditSeal]:
-        async with pool_connection(self._pool) as connection:
+        async with self._pool.connection() as connection:
             return await sealer.page(connection, after, limit)
 
     async def keys(self) -> Sequence[SigningKey]:
-        async with pool_connection(self._pool) as connection:
+        async with self._pool.connection() as connection:
             found, last = await sealer.keys(connection), await sealer.read_last_seal(connection)
         keys = [SigningKey(key, number, public_pem(key)) for key, number in found]
         if last is not None and last.next_key is not None:
@@ -75,12 +75,12 @@ class PostgresSeals:
         return keys
 
     async def whole(self, after: int) -> AsyncIterator[Sequence[Line]]:
-        async with pool_connection(self._pool) as connection:
+        async with self._pool.connection() as connection:
             number = await sealer.first_seal_after(connection, after)
             last = await sealer.read_last_seal(connection)
         reached = last.through if last and number is None else 0
         while number is not None:
-            async with pool_connection(self._pool) as connection:
+            async with self._pool.connection() as connection:
                 seals = await sealer.page(connection, number - 1, 1)
                 entries = await sealer.entries_of(connection, seals[0].number) if seals else b""
             if not seals:
@@ -90,7 +90,7 @@ class PostgresSeals:
             async for found in self._events(seal.after, seal.through):
                 yield [event_line(stored) for stored in found]
             reached, number = seal.through, seal.number + 1
-        async with pool_connection(self._pool) as connection:
+        async with self._pool.connection() as connection:
             head = await sealer.head(connection)  # what comes later is for the next export
         async for found in self._events(reached, head):
             yield [event_line(stored) for stored in found]
@@ -100,7 +100,7 @@ class PostgresSeals:
 
     async def _events(self, after: int, through: int) -> AsyncIterator[list[StoredEventRow]]:
         while after < through:
-            async with pool_connection(self._pool) as connection:
+            async with self._pool.connection() as connection:
                 found = await sealer.events(connection, after, through, CHUNK)
             if not found:
                 return
@@ -132,7 +132,7 @@ class _Prover:
 
     async def prove(self, positions: Sequence[int]) -> Sequence[Line]:
         lines: list[Line] = []
-        async with pool_connection(self._pool) as connection:
+        async with self._pool.connection() as connection:
             for stored in await sealer.events_at(connection, positions):
                 beyond = self._seal is None or stored.position > self._seal.through
                 if beyond and self._sealed:
@@ -169,13 +169,6 @@ class _Prover:
         return event_line(
             stored, seal=self._seal.number, index=-1 if index is None else index, path=path
         )
-
-
-@asynccontextmanager
-async def pool_connection(pool: Pool) -> AsyncIterator[Connection]:
-    """A connection for questions. Raises Unavailable."""
-    async with borrowed(pool) as connection:
-        yield connection
 
 
 # Holds the log against its seals, from the first event to the last that is sealed.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from hashlib import sha256
 from hmac import compare_digest
@@ -23,11 +22,11 @@ from domain.access.events import KeyCreated, KeyRevoked
 from domain.ids import key_stream_for
 from infrastructure.auth.sessions import LOGINS, SESSIONS, Revocations, TokenTable
 from infrastructure.auth.tokens import new_key, parse_key, token_hash
-from infrastructure.database_errors import transient_as_unavailable
 from infrastructure.event_store.writer import append_in
+from infrastructure.platform import write_file_atomically
+from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.listener import Listener
-from infrastructure.postgres.pool import Connection, Pool, borrowed
-from infrastructure.secret_files import write_secret
+from infrastructure.postgres.pool import Pool
 
 # Record events of keys and sign-ins in the transaction that changes their rows.
 
@@ -112,7 +111,7 @@ class PostgresKeys:
         text = new_key()
         secret_hash = token_hash(text.secret)
         values = (text.id, secret_hash, owner, scope, label, batch, expires_at)
-        async with self._reached() as connection, connection.transaction():
+        async with self._pool.connection() as connection, connection.transaction():
             row = await (await connection.execute(_INSERT, values)).fetchone()
             assert row is not None
             key = _key(row)
@@ -146,14 +145,14 @@ class PostgresKeys:
 
     async def all(self, *, owner: str | None) -> Sequence[Key]:
         """Keys of an owner, or of all, newest first; the newest 10,000 at most."""
-        async with self._reached() as connection:
+        async with self._pool.connection() as connection:
             cursor = await connection.execute(_LIST, (owner, owner))
             return [_key(row) for row in await cursor.fetchall()]
 
     async def revoke(self, id: str, *, owner: str | None, by: str = SYSTEM) -> Key:
         """Ends a key and whatever was made from it. Revoking it again changes nothing."""
         try:
-            async with self._reached() as connection, connection.transaction():
+            async with self._pool.connection() as connection, connection.transaction():
                 row = await (await connection.execute(_LOCK, (id, owner, owner))).fetchone()
                 if row is None:
                     raise NotFound("there is no such key")
@@ -171,40 +170,29 @@ class PostgresKeys:
         await self._revocations.changed()
 
     async def ended(self, credentials: Collection[Credential]) -> frozenset[Credential]:
-        with transient_as_unavailable():
-            return await self._revocations.ended(credentials)
+        return await self._revocations.ended(credentials)
 
     def _forget(self) -> None:
         self._remembered = {}
 
     async def open_session(self, principal: Principal, *, lifetime: float) -> str:
-        with transient_as_unavailable():
-            return await self._sessions.issue(principal, lifetime)
+        return await self._sessions.issue(principal, lifetime)
 
     async def session(self, token: str) -> Principal | None:
-        with transient_as_unavailable():
-            return await self._sessions.holder(token)
+        return await self._sessions.holder(token)
 
     async def close_session(self, token: str) -> None:
-        with transient_as_unavailable():
-            await self._sessions.drop(token)
+        await self._sessions.drop(token)
 
     async def issue_login(self, principal: Principal, *, lifetime: float) -> str:
-        with transient_as_unavailable():
-            return await self._logins.issue(principal, lifetime)
+        return await self._logins.issue(principal, lifetime)
 
     async def redeem_login(self, code: str) -> Principal | None:
-        with transient_as_unavailable():
-            return await self._logins.take(code)
+        return await self._logins.take(code)
 
     async def _one(self, query: Composed, values: tuple[object, ...]) -> tuple[Any, ...] | None:
-        async with self._reached() as connection:
+        async with self._pool.connection() as connection:
             return await (await connection.execute(query, values)).fetchone()
-
-    @asynccontextmanager
-    async def _reached(self) -> AsyncIterator[Connection]:
-        async with borrowed(self._pool) as connection:
-            yield connection
 
 
 def _key(row: tuple[Any, ...]) -> Key:
@@ -253,7 +241,7 @@ async def ensure_admin_key(keys: PostgresKeys, file: Path) -> str:
             _log.warning("admin_key_does_not_hold", file=str(file), key=parts.id)
             return text
     key, text = await keys.create(owner=FIRST_OWNER, scope=Scope.ADMIN, label="first start")
-    if write_secret(file, f"{text}\n".encode(), replace=stale):
+    if write_file_atomically(file, f"{text}\n".encode(), replace=stale):
         _log.info("admin_key_written", file=str(file), key=key.id)
         return text
     await keys.revoke(key.id, owner=None)

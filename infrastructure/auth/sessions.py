@@ -18,7 +18,7 @@ from domain.access.events import LoginIssued, LoginUsed, SessionClosed, SessionO
 from domain.ids import sign_in_stream_for
 from infrastructure.auth.tokens import is_token, new_token, parse_key, token_hash
 from infrastructure.event_store.writer import append_in
-from infrastructure.postgres.listener import CREDENTIALS, FALLBACK, Listener
+from infrastructure.postgres.listener import CREDENTIALS, POLL_INTERVAL, Listener
 from infrastructure.postgres.pool import Pool
 
 _decode = msgspec.json.Decoder(Principal).decode
@@ -169,7 +169,7 @@ class Revocations:
     async def changed(self) -> None:
         """Return when credentials may have ended: once notified, at the latest after a second."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(FALLBACK):
+            async with asyncio.timeout(POLL_INTERVAL):
                 await self._notified.wait()
         self._notified.clear()
 

@@ -13,8 +13,9 @@ from uuid import UUID, uuid4
 from psycopg.sql import SQL
 
 from application.ports.blobs import BlobMissing, BlobStore
+from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.listener import UPLOADS, Listener
-from infrastructure.postgres.pool import Connection, Pool, borrowed
+from infrastructure.postgres.pool import Pool
 
 MARK = "store-id"  # the blob that carries it; the sweeper looks at those of uploads alone
 LONGEST = 100  # characters
@@ -103,7 +104,7 @@ class NotifyPreemption:
         self._process = uuid4().hex
 
     async def stop(self, upload: UUID) -> None:
-        async with borrowed(self._pool) as connection:
+        async with self._pool.connection() as connection:
             await connection.execute(_STOP, (UPLOADS, f"{self._process} {upload}"))
 
     def on_stop(self, callback: Callable[[UUID], None]) -> None:

@@ -27,7 +27,7 @@ from infrastructure.erasure.keyring import FRESH, mark_done
 from infrastructure.erasure.master_keys import MasterKeys, OwnerKeyCopies
 from infrastructure.erasure.wrapped_keys import destroy_masters_of
 from infrastructure.event_store.committer import APPEND_TIMEOUT
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection
 from infrastructure.read_model.rebuild import rebuild
 
 # Whoever did not hear yet that the owner is being erased may still begin something new, and wait to

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID, uuid4
@@ -29,7 +28,8 @@ from infrastructure.erasure.master_keys import MasterKeys, NoMasterKey
 from infrastructure.erasure.wrapped_keys import current_master, opened_for, sealed_with
 from infrastructure.event_store.codec import EncryptedFields
 from infrastructure.event_store.writer import append_in
-from infrastructure.postgres.pool import Connection, Pool, borrowed
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.pool import Pool
 
 # The port `Erasures` on PostgreSQL, and what the eraser asks and tells.
 
@@ -66,7 +66,7 @@ class PostgresErasures:
             erasure.requested_by,
             erasure.requested_at,
         )
-        async with pool_connection(self._pool) as connection:
+        async with self._pool.connection() as connection:
             while True:  # one that was open may be finished between the two
                 async with connection.transaction():
                     inserted = await connection.execute(_REQUEST, values)
@@ -78,14 +78,14 @@ class PostgresErasures:
                     return found[0]
 
     async def get(self, id: UUID) -> Erasure:
-        async with pool_connection(self._pool) as connection:
+        async with self._pool.connection() as connection:
             if found := await _erasures(connection, _BY_ID, (id,)):
                 return found[0]
         raise NotFound(f"no erasure {id}")
 
     async def page(self, *, owner: str | None, after: UUID | None, limit: int) -> Sequence[Erasure]:
         values = {"owner": owner, "after": after, "limit": limit}
-        async with pool_connection(self._pool) as connection:
+        async with self._pool.connection() as connection:
             return await _erasures(connection, _PAGE, values)
 
 
@@ -115,13 +115,6 @@ def _requested(erasure: Erasure) -> ErasureRequested:
         owner=erasure.owner,
         reason=erasure.reason,
     )
-
-
-@asynccontextmanager
-async def pool_connection(pool: Pool) -> AsyncIterator[Connection]:
-    """A connection for questions. Raises Unavailable."""
-    async with borrowed(pool) as connection:
-        yield connection
 
 
 async def _erasures(connection: Connection, query: Any, values: Any) -> list[Erasure]:
@@ -156,6 +149,7 @@ WHERE id = ANY(%s) AND destroyed_at IS NOT NULL"""
 
 TRIES = 5  # of looking up keys while their master key is being replaced
 RETRY_PAUSE = 0.2  # seconds
+UNREADABLE = "the keys of owners cannot be read"
 
 _log = structlog.get_logger(__name__)
 
@@ -247,7 +241,7 @@ class Keyring:
         """
         for left in reversed(range(TRIES)):
             try:
-                async with borrowed(self._pool, "the keys of owners cannot be read") as connection:
+                async with self._pool.connection(message=UNREADABLE) as connection:
                     await look(connection)
                 return
             except NoMasterKey as error:

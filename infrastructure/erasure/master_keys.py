@@ -22,7 +22,7 @@ import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from infrastructure.secret_files import write_secret
+from infrastructure.platform import sync_folder, write_file_atomically
 from infrastructure.settings import Settings
 
 # Backup copies of owners' keys, encrypted with and stored next to a master key.
@@ -52,7 +52,7 @@ class OwnerKeyCopies:
     def write(self, copy: OwnerKeyCopy) -> None:
         """Keep this copy, durably, and remove earlier ones. Raises OSError."""
         file = self._folder / f"{sanitized(copy.master)}{SUFFIX}"
-        write_secret(file, msgspec.json.encode(copy), replace=True)
+        write_file_atomically(file, msgspec.json.encode(copy))
         for earlier in self._folder.glob(f"*{SUFFIX}"):
             if earlier != file:
                 earlier.unlink(missing_ok=True)
@@ -137,8 +137,7 @@ class FileMasterKeys:
         id = secrets.token_hex(8)
         try:
             content = b64encode(AESGCM.generate_key(256)) + b"\n"
-            write_secret(self._file(id), content, replace=False)
-            _sync(self.folder)
+            write_file_atomically(self._file(id), content, replace=False)
         except OSError as error:
             raise NoMasterKey(f"no master key can be made in {self.folder}: {error}") from error
         _log.info("master_key_made", id=id, folder=str(self.folder))
@@ -164,7 +163,7 @@ class FileMasterKeys:
                     opened.flush()
                     os.fsync(opened.fileno())
                 file.unlink()
-            _sync(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             raise NoMasterKey(f"{file} cannot be destroyed: {error}") from error
         _log.info("master_key_destroyed", id=id, folder=str(self.folder))
@@ -241,13 +240,3 @@ def master_keys_of(settings: Settings) -> MasterKeys:
     if settings.master_key_command:
         return CommandMasterKeys(settings.master_key_command)
     return FileMasterKeys(settings.master_key_folder)
-
-
-def _sync(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,8 +6,8 @@ import asyncio
 
 from infrastructure.erasure.eraser import Eraser
 from infrastructure.erasure.keyring import pending_erasures
+from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import ERASER_LOCK, run_as_leader
-from infrastructure.postgres.pool import Connection
 
 STEP_PAUSE = 0.25  # seconds between two steps of erasures
 POLL_INTERVAL = 2.0  # seconds between two queries for erasures that were requested

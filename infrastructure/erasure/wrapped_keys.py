@@ -14,8 +14,7 @@ from uuid import UUID
 import structlog
 
 from infrastructure.erasure.master_keys import MasterKeys, NoMasterKey, OwnerKeyCopies, OwnerKeyCopy
-from infrastructure.postgres.connection import fetch_rows
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection, fetch_rows
 
 CHUNK = 500  # keys of owners that are encrypted anew in one transaction
 

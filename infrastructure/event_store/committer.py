@@ -14,6 +14,7 @@ import structlog
 
 from application.append import Append, AppendResult
 from application.errors import ApplicationError, OutcomeUnknown, Unavailable
+from infrastructure.backoff import Backoff
 from infrastructure.database_errors import is_transient
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.libpq import (
@@ -34,8 +35,9 @@ from infrastructure.event_store.writer import (
     insert_queries,
     plan_optimistic,
 )
+from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.locks import COMMITTER_SESSIONS, LOG_LOCK
-from infrastructure.postgres.pool import Connection, connect, has_news
+from infrastructure.postgres.pool import has_pending_input
 
 # Refuses a database in which events could be recorded out of order.
 
@@ -352,7 +354,7 @@ class GroupCommitter:
 
     async def _commit(self, group: list[PendingAppend]) -> None:
         """Every append of the group gets its result, however often the server goes away."""
-        backoff = 0.02
+        backoff = Backoff(0.02, LONGEST_BACKOFF)
         while group:
             try:
                 connection = await self._connected()
@@ -372,8 +374,7 @@ class GroupCommitter:
                 _log.warning("log_unreachable", error=str(error), appends=len(group))
                 await self._disconnect()
                 group = self._expire_late(group, self._spare(error))
-                await asyncio.sleep(backoff)
-                backoff = min(2 * backoff, LONGEST_BACKOFF)
+                await asyncio.sleep(backoff.next_pause())
 
     async def _settle(
         self, connection: Connection, group: list[PendingAppend]
@@ -395,7 +396,7 @@ class GroupCommitter:
                 pending.recording = True
             encoded = [pending.encoded for pending in group]
             # To a server that has gone, as its last words may say, no rows are sent by mistake.
-            sure = self._connection is not None and not has_news(self._connection.fileno())
+            sure = self._connection is not None and not has_pending_input(self._connection.fileno())
             believed = plan_optimistic(encoded) if sure else None
             told = await self._commit_optimistically(group, believed) if believed else None
             told = told or await self._judge(group, encoded)

@@ -41,7 +41,8 @@ from infrastructure.event_store.reader import (
     read_stream,
 )
 from infrastructure.event_store.writer import stream_versions
-from infrastructure.postgres.pool import Connection, Pool, borrowed
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.pool import Pool
 
 Snapshotted: TypeAlias = Upload | Batch | Webhook
 Aggregate: TypeAlias = Snapshotted | RecordedKey | RecordedSignIn | RecordedErasure
@@ -373,6 +374,6 @@ class PostgresEventLog:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        """Raises Unavailable when the server cannot be reached."""
-        async with borrowed(self._pool, "the log cannot be read") as connection:
+        """Borrow a connection. Raises Unavailable."""
+        async with self._pool.connection(message="the log cannot be read") as connection:
             yield connection

@@ -19,7 +19,7 @@ from psycopg.errors import ConnectionTimeout, error_from_result
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGconn, PGresult
 
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection
 
 _HEADER = Struct("!iiIii").pack  # dimensions, has nulls, type of items, length, lower bound
 _LENGTH = Struct("!i").pack

@@ -12,7 +12,7 @@ import msgspec
 from application.append import RecordedEvent
 from application.ports.event_log import Origin
 from infrastructure.event_store.codec import CODEC, Codec, UnreadableEvent
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection
 
 StoredRow: TypeAlias = tuple[UUID, int, int, str, bytes]
 

@@ -28,9 +28,9 @@ from infrastructure.event_store.libpq import (
     texts,
     uuids,
 )
+from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.listener import LOG
 from infrastructure.postgres.locks import LOG_LOCK
-from infrastructure.postgres.pool import Connection
 
 # Who may write what: each append of a group gets its verdict, and its rows their versions.
 

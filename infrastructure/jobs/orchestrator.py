@@ -34,8 +34,8 @@ from infrastructure.event_store.writer import append_group
 from infrastructure.jobs import selection, tables
 from infrastructure.jobs.queue import JobQueue
 from infrastructure.jobs.selection import MAX_ROUND_UPLOADS, BatchSelection, PipelinedQuery
+from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import LEADER_TIMEOUTS, ORCHESTRATOR_LOCK, run_as_leader
-from infrastructure.postgres.pool import Connection
 from infrastructure.settings import Settings
 
 POLL_INTERVAL = 0.5  # seconds between two attempts of a standby to become the leader

@@ -10,7 +10,7 @@ from procrastinate import App, PsycopgConnector
 from procrastinate.jobs import Job as QueuedJob
 
 from application.orchestrator import Job
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection
 
 QUEUE = "uploads"
 TASK = "process"

@@ -15,7 +15,7 @@ from application.tracked_batches import TrackedBatch, TrackedUpload
 from domain.batch.state import Outcome
 from infrastructure.jobs.queue import TASK
 from infrastructure.jobs.tables import UPLOAD_COLUMNS, batch_from_row, upload_from_row
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection
 from infrastructure.settings import Settings
 
 T = TypeVar("T")

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from application.ports.jobs import OpenAttempt, ProcessView, WorkerView
-from infrastructure.postgres.pool import Connection, Pool, borrowed
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.pool import Pool
 
 MAX_WORKERS = 1000
 MAX_ATTEMPTS = 10_000
@@ -43,14 +44,14 @@ class PostgresWorkers:
         self._dead_after = dead_after
 
     async def workers(self, *, owner: str | None) -> Sequence[WorkerView]:
-        async with borrowed(self._pool) as connection:
+        async with self._pool.connection() as connection:
             attempts = await _attempts_by_worker(connection, owner)
             cursor = await connection.execute(_WORKERS, (self._dead_after,))
             rows = await cursor.fetchall()
         return [*_registered(rows, attempts), *_unregistered(attempts)]
 
     async def processes(self) -> Sequence[ProcessView]:
-        async with borrowed(self._pool) as connection:
+        async with self._pool.connection() as connection:
             rows = await (await connection.execute(_PROCESSES, (self._dead_after,))).fetchall()
         names = ProcessView.__struct_fields__
         return [ProcessView(**dict(zip(names, row, strict=True))) for row in rows]

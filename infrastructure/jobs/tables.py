@@ -17,7 +17,7 @@ from domain.upload.aggregate import Upload
 from domain.upload.state import UploadState
 from infrastructure.database_errors import LeadershipLost
 from infrastructure.event_store.libpq import uuids
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection
 
 TRACKING_NAME = "orchestrator"  # of its row in notification_tracking
 

@@ -26,6 +26,7 @@ from application.ports.event_log import EventLog
 from application.ports.jobs import RunnableUpload
 from application.worker.runner import AttemptRunner
 from domain.upload.aggregate import Upload
+from infrastructure.backoff import Backoff
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.event_log import (
     SNAPSHOT_TOPICS,
@@ -35,9 +36,10 @@ from infrastructure.event_store.event_log import (
 )
 from infrastructure.event_store.libpq import uuids
 from infrastructure.jobs.queue import QUEUE, TASK
-from infrastructure.postgres.pool import Connection, Pool, borrowed, make_pool
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.pool import Pool, make_raw_pool
 from infrastructure.settings import Settings
-from infrastructure.tasks import end
+from infrastructure.tasks import cancel_and_wait
 
 POLL_INTERVAL = 0.1  # seconds between two queries for new and scheduled jobs
 QUEUE_CONNECTIONS = 4
@@ -117,23 +119,26 @@ class Worker:
             raise
 
     async def _keep_working(self) -> None:
-        backoff = MIN_BACKOFF
+        backoff = Backoff(MIN_BACKOFF, MAX_BACKOFF)
         loop = asyncio.get_running_loop()
         while not self._stop.is_set():
-            began = loop.time()
+            began, failure = loop.time(), None
             try:
                 await self._work()
-                if not self._stop.is_set():
-                    _log.warning("worker_interrupted", retry_in=backoff)
-            except _CONNECTION_LOST as error:
-                _log.warning("worker_interrupted", error=str(error), retry_in=backoff)
-            except Exception:
-                _log.exception("worker_failed", retry_in=backoff)
+            except Exception as error:
+                failure = error
+            if loop.time() - began > MAX_BACKOFF:
+                backoff.reset()
+            pause = backoff.next_pause()
+            if isinstance(failure, _CONNECTION_LOST):
+                _log.warning("worker_interrupted", error=str(failure), retry_in=pause)
+            elif failure is not None:
+                _log.error("worker_failed", retry_in=pause, exc_info=failure)
+            elif not self._stop.is_set():
+                _log.warning("worker_interrupted", retry_in=pause)
             with suppress(TimeoutError):
-                async with asyncio.timeout(backoff):
+                async with asyncio.timeout(pause):
                     await self._stop.wait()
-            duration = loop.time() - began
-            backoff = MIN_BACKOFF if duration > MAX_BACKOFF else min(2 * backoff, MAX_BACKOFF)
 
     async def _work(self) -> None:
         """Run one session, with an id and attempts of its own, until it stops by itself."""
@@ -141,8 +146,9 @@ class Worker:
         app = procrastinate.App(connector=procrastinate.PsycopgConnector())
         session = _WorkerSession(app, runner, self._settings)
         app.task(name=TASK, queue=QUEUE, retry=_ReturnToQueue())(session.process)
-        # A pool of ours: the library's own, when cancelled while it opens, is never closed.
-        queue = make_pool(
+        # A pool of ours: the library's own, when cancelled while it opens, is never closed. The
+        # library translates the errors of psycopg itself.
+        queue = make_raw_pool(
             self._url, name="worker", max_size=QUEUE_CONNECTIONS, settings=_QUEUE_SETTINGS
         )
         async with queue as pool, app.open_async(pool):
@@ -166,7 +172,7 @@ class Worker:
             finally:
                 self._session = None
                 self._last_id = session.worker_id
-                await end(*helpers)
+                await cancel_and_wait(*helpers)
 
     async def _unregister_last(self, app: procrastinate.App) -> None:
         """End the registration of the last session, so that its jobs need not time out."""
@@ -302,7 +308,7 @@ class PostgresRunnableUploads:
         self._codec = codec
 
     async def load(self, uploads: Sequence[UUID]) -> Sequence[RunnableUpload]:
-        async with borrowed(self._pool) as connection:
+        async with self._pool.connection() as connection:
             return await self._load(connection, uploads)
 
     async def _load(

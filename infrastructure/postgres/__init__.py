@@ -1,1 +1,1 @@
-"""PostgreSQL: where it comes from and how we talk to it."""
+"""PostgreSQL: embedded server, connections, locks, notifications and migrations."""

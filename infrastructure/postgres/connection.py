@@ -9,7 +9,7 @@ from typing import Any, LiteralString, TypeAlias, TypeVar
 
 import psycopg
 import structlog
-from psycopg import AsyncConnection, BaseConnection
+from psycopg import AsyncConnection, AsyncCursor, BaseConnection
 from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
 from psycopg.errors import ConnectionTimeout, _WaitTimeout
@@ -24,15 +24,16 @@ from infrastructure.postgres.database_url import (
 )
 
 Connection: TypeAlias = AsyncConnection[TupleRow]
+Cursor: TypeAlias = AsyncCursor[TupleRow]
 T = TypeVar("T")
 
-# A request that needs an answer gets one or is refused; no statement of a request takes so long.
-ANSWER_TIMEOUT = 15.0  # seconds until a connection whose server is silent is given up
-STATEMENT_TIMEOUT = "12s"  # after which a server that lives ends the statement itself
+# No statement of a request takes so long: it is answered or refused by then.
+ANSWER_TIMEOUT = 15.0  # seconds until a connection whose server is silent is closed
+STATEMENT_TIMEOUT = "12s"  # after which a running server ends the statement itself
 PROBE_INTERVAL = 15.0  # seconds of silence after which the server of a long statement is probed
 
-# A client that vanished holds its locks until the server probes the connection, which by
-# default takes two hours. See PostgreSQL's `tcp_keepalives_idle` and `tcp_user_timeout`.
+# A client that vanished holds its locks until the server probes the connection, by default after
+# two hours. See PostgreSQL's `tcp_keepalives_idle` and `tcp_user_timeout`.
 _KEEPALIVES = {
     "tcp_keepalives_idle": "20",
     "tcp_keepalives_interval": "5",
@@ -68,7 +69,7 @@ class TimedConnection(AsyncConnection[TupleRow]):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.made_at = asyncio.get_running_loop().time()
-        self.is_outdated = False  # what holds for it holds for others made before
+        self.is_outdated = False  # then connections made before this one are outdated, too
 
     async def __aexit__(self, *exc_info: Any) -> None:
         """Close also if cancelled while rolling back, where psycopg leaves the connection open."""
@@ -101,8 +102,8 @@ class TimedConnection(AsyncConnection[TupleRow]):
 
 
 class PatientConnection(TimedConnection):
-    """A connection for long statements: it is given up only when its server does not respond to
-    another connection either."""
+    """Connection for long statements, closed only if its server does not respond to another
+    connection either."""
 
     answer_timeout = PROBE_INTERVAL
 
@@ -113,7 +114,7 @@ class PatientConnection(TimedConnection):
             except ConnectionTimeout as error:
                 self._give_up()
                 raise ConnectionTimeout(f"the server does not respond: {error}") from error
-            except psycopg.Error as error:  # it responds, if only to say that it is full
+            except psycopg.Error as error:  # it responds, if only that it is full
                 _log.debug("probe_refused", error=str(error))
             try:
                 return await super(TimedConnection, self).wait(gen, interval, PROBE_INTERVAL)

@@ -10,7 +10,7 @@ import psycopg
 
 from infrastructure.postgres.connection import Connection, connect
 
-ANSWER_TIMEOUT = 5.0  # seconds in which a pooler that has a connection gives it
+ANSWER_TIMEOUT = 5.0  # seconds in which a pooler with a free connection responds
 
 # Superusers are exempt from all of these limits but the last.
 _LIMITS = """

@@ -15,7 +15,7 @@ import msgspec
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-# What a URL or the environment does not say. A server that vanishes without a word is noticed
+# Defaults of parameters that neither URL nor environment sets. That a server vanished is detected
 # within about 25 s by an idle connection, and within 10 s by one that has sent something.
 DEFAULTS: Mapping[str, str] = MappingProxyType(
     {
@@ -179,7 +179,7 @@ def _require_compatible(name: str, value: str) -> None:
 
 
 def _service(name: str) -> dict[str, str]:
-    """The parameters of a service (PostgreSQL manual, section 34.17). Raises BadDatabaseUrl."""
+    """Return the parameters of a service (PostgreSQL manual, 34.17). Raises BadDatabaseUrl."""
     system = Path(os.environ.get("PGSYSCONFDIR", "/etc/postgresql-common")) / "pg_service.conf"
     own = Path(os.environ.get("PGSERVICEFILE", Path.home() / ".pg_service.conf"))
     for file in (own, system):

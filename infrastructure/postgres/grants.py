@@ -1,7 +1,7 @@
 """Grants for a serving role that owns nothing: all rights except to alter the log and its seals.
 
-The owner migrates and rebuilds; the role that serves inserts into the log and reads it. What the
-database fills in, positions above all, is not its to choose.
+The owner migrates and rebuilds; the serving role inserts into the log and reads it. It cannot set
+columns that the database fills in, such as positions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from psycopg.sql import SQL, Composed, Identifier
 OWN_SCHEMAS = ("read_model", "orchestration", "webhooks", "audit")
 EVENT_COLUMNS = ("originator_id", "originator_version", "topic", "state")
 
-# Of every schema; what is stricter comes after.
+# For every schema; _STRICT takes some of these rights back.
 _SCHEMA = (
     "GRANT USAGE ON SCHEMA {schema} TO {role}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}",
@@ -26,7 +26,7 @@ _STRICT = (
     "GRANT INSERT ON audit.seals TO {role}",
     "REVOKE DELETE ON audit.owner_keys, audit.master_keys, audit.erasures, api_keys FROM {role}",
 )
-# Tables that a rebuild or a later migration of the owner makes.
+# For tables that a rebuild or a later migration of the owner creates.
 _LATER = (
     "ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role}",
     "ALTER DEFAULT PRIVILEGES GRANT USAGE, SELECT ON SEQUENCES TO {role}",

@@ -1,4 +1,4 @@
-"""One LISTEN connection a process: says when to read again, and passes notices on."""
+"""One LISTEN connection per process, which wakes readers and passes payloads to subscribers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import psycopg
 import structlog
 from psycopg.sql import SQL, Identifier
 
+from infrastructure.backoff import Backoff
+from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.database_url import BadDatabaseUrl
-from infrastructure.postgres.pool import Connection, connect
 
 LOG = "uptrail_log"  # payload: the last position of a commit
 READ_MODEL = "uptrail_read_model"  # payload: the position the read model has reached
 UPLOADS = "uptrail_uploads"  # payload: text, from one process to the others
-CREDENTIALS = "uptrail_credentials"  # no payload: keys or sessions ended
+CREDENTIALS = "uptrail_credentials"  # no payload: keys were revoked or sessions ended
 CHANNELS = (LOG, READ_MODEL, UPLOADS, CREDENTIALS)
 
-FALLBACK = 1.0  # seconds after which a reader looks by itself, whatever the listener heard
-PROBE = 10.0  # seconds of silence after which the connection is tried
-LONGEST_BACKOFF = 5.0  # seconds between attempts to reach the server again
+POLL_INTERVAL = 1.0  # seconds after which a waiting reader reads although nothing was announced
+PROBE_INTERVAL = 10.0  # seconds without a notification after which the connection is checked
+FIRST_PAUSE = 0.05  # seconds between two attempts to connect
+LONGEST_PAUSE = 5.0
 
 Callback: TypeAlias = Callable[[str], None]
 
@@ -37,46 +39,26 @@ class ChannelWakeups:
         self._changed = asyncio.Event()
 
     async def wait(self, after: int) -> None:
-        """Returns once a position beyond `after` was announced, or after a second.
+        """Wait until a position beyond `after` was announced, POLL_INTERVAL at most.
 
-        `after` is how far the caller has read, whether or not anything there concerned it.
+        `after` is the position up to which the caller has read.
         """
         if self.position > after:
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(FALLBACK):
+            async with asyncio.timeout(POLL_INTERVAL):
                 await self._changed.wait()
 
     def announce(self, position: int | None) -> None:
-        """Wakes every waiter; None where the position is not known, as after a reconnect."""
+        """Wake every waiter; `position` is None where it is not known, as after a reconnect."""
         if position is not None:
             self.position = position
         self._changed.set()
         self._changed = asyncio.Event()
 
 
-class Notices:
-    """The last texts of a channel, for one consumer; bounded.
-
-    A consumer that falls behind loses the oldest, and `missed` counts them.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._queue = asyncio.Queue[str](size)
-        self.missed = 0
-
-    async def next(self) -> str:
-        return await self._queue.get()
-
-    def put(self, text: str) -> None:
-        if self._queue.full():
-            self._queue.get_nowait()
-            self.missed += 1
-        self._queue.put_nowait(text)
-
-
 class Listener:
-    """Listens on every channel, for ever: reconnects by itself, with backoff.
+    """A session that listens on every channel, and connects again with backoff when it is lost.
 
     After each connect all readers are woken, so that what was announced meanwhile is read.
     Use as an async context manager.
@@ -91,8 +73,8 @@ class Listener:
 
     async def __aenter__(self) -> Listener:
         self._task = asyncio.create_task(self._listen_for_ever(), name="listener")
-        with suppress(TimeoutError):  # an unreachable server is tried for ever, meanwhile
-            async with asyncio.timeout(FALLBACK):
+        with suppress(TimeoutError):  # attempts to connect go on in the task
+            async with asyncio.timeout(POLL_INTERVAL):
                 await self._listening.wait()
         return self
 
@@ -100,7 +82,7 @@ class Listener:
         await self.close()
 
     async def close(self) -> None:
-        """Stops listening; waiters find out by their own fallback."""
+        """Stop listening; waiting readers return after POLL_INTERVAL."""
         if self._task is None:
             return
         task, self._task = self._task, None
@@ -112,19 +94,13 @@ class Listener:
     def wakeups(self, channel: str = LOG) -> ChannelWakeups:
         return self._wakeups[channel]
 
-    def notices(self, channel: str, size: int = 1000) -> Notices:
-        """A queue that from now on receives the payloads of the channel."""
-        notices = Notices(size)
-        self.subscribe(channel, notices.put)
-        return notices
-
     def subscribe(self, channel: str, callback: Callback) -> Callable[[], None]:
-        """Calls back with each payload, in the event loop; returns the way to stop that."""
+        """Call back with each payload, in the event loop; return the function that ends this."""
         self._callbacks[channel].append(callback)
         return lambda: self._callbacks[channel].remove(callback)
 
     async def _listen_for_ever(self) -> None:
-        backoff = 0.05
+        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         while True:
             try:
                 connection = await connect(self._url, name="listener", patient=False)
@@ -134,21 +110,21 @@ class Listener:
                     await connection.close()
             except (psycopg.Error, OSError, BadDatabaseUrl) as error:
                 if self._listening.is_set():
-                    backoff = 0.05
+                    backoff.reset()
                 self._listening.clear()
-                _log.warning("listener_disconnected", error=str(error), retry_in=backoff)
-                await asyncio.sleep(backoff)
-                backoff = min(2 * backoff, LONGEST_BACKOFF)
+                pause = backoff.next_pause()
+                _log.warning("listener_disconnected", error=str(error), retry_in=pause)
+                await asyncio.sleep(pause)
 
     async def _listen(self, connection: Connection) -> None:
         for channel in self._wakeups:
             await connection.execute(SQL("LISTEN {}").format(Identifier(channel)))
-        # Only now: a reader that is woken here reads everything this connection did not hear.
+        # Only now: readers woken here read what was committed before this session listened.
         for wakeups in self._wakeups.values():
             wakeups.announce(None)
         self._listening.set()
         while True:
-            async for notice in connection.notifies(timeout=PROBE):
+            async for notice in connection.notifies(timeout=PROBE_INTERVAL):
                 self._deliver(notice.channel, notice.payload)
             await connection.execute("SELECT 1")
 

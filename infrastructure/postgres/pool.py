@@ -1,4 +1,4 @@
-"""Pools of connections to PostgreSQL."""
+"""Pools of connections to PostgreSQL, whose transient errors are raised as Unavailable."""
 
 from __future__ import annotations
 
@@ -6,40 +6,36 @@ import asyncio
 import select
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
-from psycopg import AsyncCursor
 from psycopg.errors import ReadOnlySqlTransaction
 from psycopg.pq import PipelineStatus
-from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from infrastructure.database_errors import transient_as_unavailable
+from infrastructure.database_errors import DATABASE_UNAVAILABLE, transient_as_unavailable
 from infrastructure.postgres.connection import (
     STATEMENT_TIMEOUT,
     Connection,
     TimedConnection,
-    connect,
     conninfo,
     set_up,
 )
-from infrastructure.tasks import delivered
+from infrastructure.tasks import shield_result
 
-__all__ = ["Connection", "Cursor", "Pool", "borrowed", "connect", "has_news", "make_pool"]
-
-Cursor: TypeAlias = AsyncCursor[TupleRow]
 T = TypeVar("T")
+P = TypeVar("P", bound="RawPool")
 
 POOL_TIMEOUT = 20.0  # seconds that a borrower waits for a connection
 RECONNECT_PAUSE = 1.0  # seconds between two attempts to connect, however long an outage lasts
 
 
-class Pool(AsyncConnectionPool[Connection]):
-    """A pool that keeps its connections, whenever those who borrow them are cancelled.
+class RawPool(AsyncConnectionPool[Connection]):
+    """A pool that loses no connection when a borrower is cancelled; for libraries that translate
+    the errors of psycopg themselves.
 
-    In psycopg_pool a cancellation that arrives while a connection is being handed out or taken
-    back loses that connection for good, and after as many of those nobody gets one any more. So
-    both happen in tasks of their own here, which a cancelled borrower leaves behind.
+    In psycopg_pool a cancellation that arrives while a connection is being lent or returned loses
+    that connection for good, and in the end the pool is empty. So both happen in tasks of their own
+    here, which a cancelled borrower leaves behind.
 
     It also connects again at a steady pace after an outage, where psycopg_pool waits twice as
     long after each failure and gives up after a while; and when one connection was given up
@@ -59,8 +55,8 @@ class Pool(AsyncConnectionPool[Connection]):
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[Connection]:
-        """A connection of the pool. One whose session is read-only is not used again: it stays so
-        when the database takes writes again."""
+        """Borrow a connection. One whose session is read-only is not used again: it stays read-only
+        when the database accepts writes again."""
         async with super().connection(timeout) as connection:
             try:
                 yield connection
@@ -71,12 +67,12 @@ class Pool(AsyncConnectionPool[Connection]):
                 raise
 
     async def getconn(self, timeout: float | None = None) -> Connection:
-        return await delivered(self._start(super().getconn(timeout)), self._take_back)
+        return await shield_result(self._start(super().getconn(timeout)), self._take_back)
 
     async def putconn(self, conn: Connection) -> None:
-        """A connection whose borrower was cancelled in the middle of a pipeline is let go."""
+        """Return a connection; close one whose borrower was cancelled within a pipeline."""
         if conn.pgconn.pipeline_status != PipelineStatus.OFF:
-            await conn.close()  # what was asked and not yet read would mix with the next questions
+            await conn.close()  # results that were not read would mix with those of the next query
         if isinstance(conn, TimedConnection) and conn.is_outdated:
             self._replace_older_than(conn)
         await asyncio.shield(self._start(super().putconn(conn)))
@@ -89,7 +85,7 @@ class Pool(AsyncConnectionPool[Connection]):
             await asyncio.wait(self._under_way, timeout=timeout)
 
     def _take_back(self, connection: Connection) -> None:
-        """Nobody waits for this connection any more."""
+        """Return a connection whose borrower was cancelled before it was lent."""
         self._start(super().putconn(connection))
 
     def _replace_older_than(self, outdated: TimedConnection) -> None:
@@ -127,6 +123,19 @@ class Pool(AsyncConnectionPool[Connection]):
             task.exception()  # marked as retrieved; a waiting caller, if any, gets it
 
 
+class Pool(RawPool):
+    """A pool whose borrowers get Unavailable for every transient error of the database."""
+
+    @asynccontextmanager
+    async def connection(
+        self, timeout: float | None = None, *, message: str = DATABASE_UNAVAILABLE
+    ) -> AsyncIterator[Connection]:
+        """Borrow a connection. Raises Unavailable, whose text begins with `message`."""
+        with transient_as_unavailable(message):
+            async with super().connection(timeout) as connection:
+                yield connection
+
+
 def make_pool(
     url: str,
     *,
@@ -135,54 +144,62 @@ def make_pool(
     max_size: int = 8,
     settings: Mapping[str, str] | None = None,
 ) -> Pool:
-    """A pool of autocommit connections, to be opened with `async with`.
+    """Return a pool of autocommit connections, to be opened with `async with`.
 
-    A connection is tried before it is handed out, so that a restart of the server costs a
-    caller nothing but time; no caller waits longer than POOL_TIMEOUT (psycopg_pool.PoolTimeout).
-    `settings` are of each session, besides those that every session states.
+    A connection is checked before it is lent, so that a restart of the server costs a borrower
+    nothing but time; none waits longer than POOL_TIMEOUT. `settings` are of each session, besides
+    those that every session states.
     """
+    return _make(Pool, url, name, min_size, max_size, settings)
+
+
+def make_raw_pool(
+    url: str, *, name: str, max_size: int, settings: Mapping[str, str] | None = None
+) -> RawPool:
+    """Like `make_pool`, but borrowers get the errors of psycopg."""
+    return _make(RawPool, url, name, 1, max_size, settings)
+
+
+def _make(
+    kind: type[P],
+    url: str,
+    name: str,
+    min_size: int,
+    max_size: int,
+    settings: Mapping[str, str] | None,
+) -> P:
     stated = {"statement_timeout": STATEMENT_TIMEOUT, **(settings or {})}
 
     async def configure(connection: Connection) -> None:
         await set_up(connection, url, stated)
 
-    return Pool(
+    return kind(
         lambda: conninfo(url, name),
         connection_class=TimedConnection,
         kwargs={"autocommit": True},
         min_size=min_size,
         max_size=max_size,
         open=False,
-        check=still_there,
+        check=check_alive,
         configure=configure,
         name=f"uptrail-{name}",
         timeout=POOL_TIMEOUT,
     )
 
 
-@asynccontextmanager
-async def borrowed(
-    pool: Pool, what: str = "the database cannot be used"
-) -> AsyncIterator[Connection]:
-    """A connection of the pool. Raises Unavailable."""
-    with transient_as_unavailable(what):
-        async with pool.connection() as connection:
-            yield connection
+async def check_alive(connection: Connection) -> None:
+    """Raise psycopg.OperationalError if the server has ended an idle connection.
 
-
-async def still_there(connection: Connection) -> None:
-    """Raises psycopg.OperationalError where the server has let go of an idle connection.
-
-    A server that ends a connection says so, and then there is something to read. Asking every
-    time would be as dear as most of what is asked next, and finds no more: to a server that
-    vanished without a word neither question gets an answer.
+    A server that ends a connection sends a message, so that there is input. A query each time would
+    cost as much as most of the queries that follow, and finds no more: a server that vanished
+    answers neither.
     """
-    if has_news(connection.fileno()):
-        await Pool.check_connection(connection)
+    if has_pending_input(connection.fileno()):
+        await RawPool.check_connection(connection)
 
 
-def has_news(descriptor: int) -> bool:
-    """Whether an idle connection's server has said something; where that is unknown, it has."""
+def has_pending_input(descriptor: int) -> bool:
+    """Return whether the server of an idle connection has sent something, True where unknown."""
     if not hasattr(select, "poll"):  # Windows
         return True
     poll = select.poll()

@@ -74,7 +74,7 @@ async def examine(url: str) -> list[Verdict]:
 
 
 def require(verdicts: Sequence[Verdict]) -> None:
-    """Raises UnfitDatabase for the first check that failed."""
+    """Raise UnfitDatabase for the first check that failed."""
     for verdict in verdicts:
         if verdict.grade is Grade.FAIL:
             kind = ReadOnlyDatabase if verdict.check == WRITES else UnfitDatabase

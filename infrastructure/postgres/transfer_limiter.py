@@ -12,9 +12,9 @@ import psycopg
 from psycopg.sql import SQL
 
 from application.errors import Unavailable
+from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.locks import MAX_OWNER_PERMITS, AdvisoryLock, first_permit_key
-from infrastructure.postgres.pool import Connection, connect
-from infrastructure.tasks import in_turn
+from infrastructure.tasks import hold_lock
 
 MAX_PROCESS_PERMITS = 2000  # PostgreSQL has room for 64 locks times its connections altogether
 
@@ -66,7 +66,7 @@ class PostgresTransferLimiter:
         await asyncio.shield(releasing)
 
     async def _take(self, first: int, most: int) -> PostgresTransferPermit | None:
-        async with in_turn(self._turn):
+        async with hold_lock(self._turn):
             if len(self._held) >= MAX_PROCESS_PERMITS:
                 return None
             try:

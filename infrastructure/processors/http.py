@@ -30,7 +30,7 @@ from infrastructure.outbound import (
     require_secret,
     signature_headers,
 )
-from infrastructure.postgres.pool import Pool, borrowed
+from infrastructure.postgres.pool import Pool
 from infrastructure.processors.options import Options, parse_options
 
 KEPT_DAYS = 7  # for which the step of a dead worker is kept
@@ -97,7 +97,7 @@ class PostgresRemoteSteps:
         return _step(await self._rows(query, token_hash(token))) if is_token(token) else None
 
     async def _rows(self, query: LiteralString, *values: object) -> Sequence[tuple[Any, ...]]:
-        async with borrowed(self._pool) as connection:
+        async with self._pool.connection() as connection:
             return await (await connection.execute(query, values)).fetchall()
 
 
@@ -158,18 +158,18 @@ class ServiceQuarantined(Quarantine):
 
 
 class HttpProcessor:
-    """The processor. `reach_us` is the address of our API as services see it."""
+    """The processor. `public_url` is that of the API, at which services call back."""
 
     def __init__(
         self,
         outbound: SafeHttpClient,
         remote_steps: RemoteSteps,
-        reach_us: str,
+        public_url: str,
         now: Callable[[], datetime],
     ) -> None:
         self._outbound = outbound
         self._remote_steps = remote_steps
-        self._reach_us = reach_us.rstrip("/")
+        self._public_url = public_url
         self._now = now
 
     async def __call__(
@@ -217,8 +217,8 @@ class HttpProcessor:
     def _request(
         self, subject: StepInput, chosen: HttpOptions, tokens: CallbackTokens, now: datetime
     ) -> bytes:
-        callback = f"{self._reach_us}/v1/callbacks/{tokens.callback}"
-        content = f"{self._reach_us}/v1/callbacks/{tokens.download}/content"
+        callback = f"{self._public_url}/v1/callbacks/{tokens.callback}"
+        content = f"{self._public_url}/v1/callbacks/{tokens.download}/content"
         data = msgspec.structs.asdict(subject) | {
             "parameters": chosen.parameters,
             "content_url": content,

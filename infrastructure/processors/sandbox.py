@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from infrastructure.libc import c_function
+from infrastructure.platform import libc_function
 
 if sys.platform != "win32":
     import resource
@@ -254,8 +254,8 @@ def _limit(kind: int, value: int, grace: int = 0) -> None:
 
 
 _LONGS = (ctypes.c_long,) * 5
-_c_prctl = c_function("prctl", ctypes.c_int, *_LONGS[:4]) if sys.platform == "linux" else None
-_c_syscall = c_function("syscall", *_LONGS) if sys.platform == "linux" else None
+_c_prctl = libc_function("prctl", ctypes.c_int, *_LONGS[:4]) if sys.platform == "linux" else None
+_c_syscall = libc_function("syscall", *_LONGS) if sys.platform == "linux" else None
 
 
 def _prctl(option: int, value: int, third: int = 0) -> bool:

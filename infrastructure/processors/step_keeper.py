@@ -181,9 +181,9 @@ def _prctl(option: int, argument: int) -> None:
     """Best effort: only Linux has it."""
     import ctypes
 
-    from infrastructure.libc import c_function
+    from infrastructure.platform import libc_function
 
-    if call := c_function("prctl", ctypes.c_int, ctypes.c_ulong):
+    if call := libc_function("prctl", ctypes.c_int, ctypes.c_ulong):
         call(option, argument)
 
 

@@ -50,7 +50,7 @@ from infrastructure.processors.step_messages import (
     decode_report,
     frame,
 )
-from infrastructure.tasks import delivered
+from infrastructure.tasks import shield_result
 
 STEPS_PER_PROCESS = 100  # after which it is replaced: what its steps have leaked goes with it
 IDLE = 60.0  # seconds after which a process without work is ended
@@ -134,7 +134,7 @@ class StepPool:
             process = free[-1]
             self._free.remove(process)
             return process
-        return await delivered(asyncio.ensure_future(_start()), self._end)
+        return await shield_result(asyncio.ensure_future(_start()), self._end)
 
     def _keep(self, process: _StepProcess) -> None:
         self._free.append(process)

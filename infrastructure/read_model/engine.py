@@ -18,7 +18,7 @@ from infrastructure.database_errors import transient_as_unavailable
 from infrastructure.postgres.connection import STATEMENT_TIMEOUT, connect
 from infrastructure.postgres.pool import POOL_TIMEOUT
 from infrastructure.read_model.tables import attempts, batches, uploads
-from infrastructure.tasks import delivered
+from infrastructure.tasks import shield_result
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ async def _reached(engine: AsyncEngine) -> AsyncIterator[Session]:
     """
     connecting = _start(engine.connect().start())
     with transient_as_unavailable("the read model cannot be read"):
-        session = await delivered(connecting, _let_go)
+        session = await shield_result(connecting, _let_go)
         try:
             yield session
         finally:

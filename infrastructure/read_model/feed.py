@@ -18,8 +18,8 @@ from psycopg.sql import SQL, Composed, Identifier
 
 from application.ports.read_model import ChangePage, FeedFilter
 from application.views import DERIVED, AttemptView, BatchView, UploadView, show_activity, utc_now
-from infrastructure.database_errors import transient_as_unavailable
-from infrastructure.postgres.pool import Connection, Pool, borrowed
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.pool import Pool
 
 ATTEMPTS_PER_UPLOAD = 10  # on average over a page; a fuller one is cut
 
@@ -126,19 +126,18 @@ class PostgresFeed:
         self, selection: FeedFilter, *, since: int, after: int, limit: int
     ) -> ChangePage:
         """See the port. Raises Unavailable."""
-        with transient_as_unavailable():
-            return await self._changes(_Asked(selection, since, after, limit))
+        return await self._changes(_Asked(selection, since, after, limit))
 
     async def reach(self) -> tuple[int, int]:
         """See the port. Raises Unavailable."""
-        async with borrowed(self._pool) as connection:
+        async with self._pool.connection() as connection:
             row = await (await connection.execute(_REACH)).fetchone()
         assert row is not None  # the query always answers
         return int(row[0]), int(row[1])
 
     async def known(self, ids: frozenset[UUID], *, owner: str | None) -> frozenset[UUID]:
         """See the port. Raises Unavailable."""
-        async with borrowed(self._pool) as connection:
+        async with self._pool.connection() as connection:
             cursor = await connection.execute(_KNOWN, (list(ids), owner, owner))
             return frozenset(row[0] for row in await cursor.fetchall())
 

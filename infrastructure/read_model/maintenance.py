@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import MAINTENANCE_LOCK
-from infrastructure.postgres.pool import Connection
 from infrastructure.read_model.projector import connect_writer
 
 

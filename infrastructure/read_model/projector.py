@@ -17,9 +17,9 @@ from application.append import RecordedEvent
 from application.ports.event_log import EventLog, Wakeups
 from application.projection import VERSION, FoldedChanges, MergedColumns, Table, fold_changes
 from application.views import AttemptView, BatchView, UploadView
+from infrastructure.postgres.connection import Connection, Cursor, connect
 from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.postgres.locks import LEADER_TIMEOUTS, PROJECTOR_LOCK, run_as_leader
-from infrastructure.postgres.pool import Connection, Cursor, connect
 from infrastructure.read_model.tables import (
     LIVE,
     NAME,

@@ -31,7 +31,7 @@ from application.views import (
     utc_now,
 )
 from domain.upload.state import GONE
-from infrastructure.postgres.pool import Pool, borrowed
+from infrastructure.postgres.pool import Pool
 from infrastructure.read_model.engine import read_connection, snapshot_connection
 from infrastructure.read_model.tables import NAME, attempts, batches, projections, tracking, uploads
 
@@ -327,7 +327,7 @@ class PostgresUsage:
         return await self._used(_OF_BATCH, batch)
 
     async def _used(self, query: Any, key: object) -> StorageUsage:
-        async with borrowed(self._pool) as connection:
+        async with self._pool.connection() as connection:
             row = await (await connection.execute(query, (key,))).fetchone()
         return StorageUsage(*row) if row else StorageUsage()
 

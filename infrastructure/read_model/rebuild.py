@@ -15,8 +15,8 @@ from psycopg import IsolationLevel
 
 from application.ports.event_log import EventLog
 from application.projection import VERSION
+from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.listener import READ_MODEL
-from infrastructure.postgres.pool import Connection, connect
 from infrastructure.read_model.maintenance import exclusive_maintenance
 from infrastructure.read_model.projector import connect_writer, project, tracked_position
 from infrastructure.read_model.tables import (

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection
 
 SCHEMA = "read_model"
 NAME = "read_model"  # in `notification_tracking` and `projections`

@@ -8,8 +8,8 @@ from itertools import cycle
 import structlog
 
 from application.sweeper import Sweeper, SweepResult
+from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import SWEEPER_LOCK, run_as_leader
-from infrastructure.postgres.pool import Connection
 
 NAME = "sweeper"  # its row in notification_tracking
 

@@ -20,8 +20,7 @@ from infrastructure.outbound import (
     signature_headers,
 )
 from infrastructure.postgres.pool import Pool
-from infrastructure.tasks import end
-from infrastructure.webhooks.outbox import pool_connection
+from infrastructure.tasks import cancel_and_wait
 
 # The port `Sender`: signed requests, guarded like all that leave for other people's addresses.
 
@@ -76,7 +75,7 @@ AND NOT EXISTS (
 async def delete_expired(pool: Pool, before: datetime) -> int:
     """Deliveries that ended before this moment go; how many those were. Raises Unavailable."""
     count = 0
-    async with pool_connection(pool) as connection:
+    async with pool.connection() as connection:
         while (deleted := (await connection.execute(_OLD, (before,))).rowcount) > 0:
             count += deleted
             if deleted < CHUNK:
@@ -165,7 +164,7 @@ class DeliveryLoop:
 
     async def _stop(self) -> None:
         under_way = dict(self._turns)
-        await end(*under_way)
+        await cancel_and_wait(*under_way)
         try:
             await self._outbox.give_back(list(under_way.values()), at=self._now())
         except Unavailable as error:

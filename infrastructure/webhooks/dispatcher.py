@@ -26,8 +26,8 @@ from domain.webhook.events import WebhookChanged, WebhookEnabled
 from infrastructure.database_errors import LeadershipLost
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.reader import read_first_events, read_head, read_log
+from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import LEADER_TIMEOUTS, WEBHOOKS_LOCK, run_as_leader
-from infrastructure.postgres.pool import Connection
 from infrastructure.webhooks.outbox import jsonb, webhook_of
 
 # Which batch a stream belongs to, by the first events of the streams.

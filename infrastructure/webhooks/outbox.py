@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,7 +22,8 @@ from application.ports.webhooks import (
     Verdict,
 )
 from domain.webhook.aggregate import Webhook
-from infrastructure.postgres.pool import Connection, Pool, borrowed
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.pool import Pool
 
 # Rows of the webhooks' tables, and what they stand for.
 
@@ -31,13 +31,6 @@ DELIVERY = (
     "d.webhook, d.position, d.lane, d.stream, d.version, d.type, d.state, d.attempts,"
     " d.failures, d.queued_at, d.next_at, d.ended_at, d.last"
 )
-
-
-@asynccontextmanager
-async def pool_connection(pool: Pool) -> AsyncIterator[Connection]:
-    """A connection of the pool. Raises Unavailable."""
-    async with borrowed(pool) as connection:
-        yield connection
 
 
 def webhook_of(value: Any) -> Webhook:
@@ -220,7 +213,7 @@ class PostgresOutbox:
             "lease": lease,
             "most": most,
         }
-        async with pool_connection(self._pool) as connection, connection.transaction():
+        async with self._pool.connection() as connection, connection.transaction():
             cursor = await connection.execute(_CLAIM, values, prepare=True)
             taken = await cursor.fetchall()
             if not taken:
@@ -243,7 +236,7 @@ class PostgresOutbox:
     ) -> NextInLane | None:
         delivery = due.delivery
         webhook, lane = delivery.webhook, delivery.lane
-        async with pool_connection(self._pool) as connection, connection.transaction():
+        async with self._pool.connection() as connection, connection.transaction():
             # By itself, before anything is looked at: whoever queues more waits here, and is seen.
             held = await connection.execute(_HOLD, (webhook, lane, due.lease), prepare=True)
             if await held.fetchone() is None:
@@ -263,7 +256,7 @@ class PostgresOutbox:
             return NextInLane(ahead[0], failing_since)
 
     async def give_back(self, dues: Sequence[LeasedDelivery], *, at: datetime) -> None:
-        async with pool_connection(self._pool) as connection:
+        async with self._pool.connection() as connection:
             for due in dues:
                 webhook, lane = due.delivery.webhook, due.delivery.lane
                 async with connection.transaction():

@@ -16,7 +16,7 @@ from domain.webhook.aggregate import Webhook
 from infrastructure.outbound import new_secret
 from infrastructure.postgres.pool import Pool
 from infrastructure.webhooks.dispatcher import OPEN_LANES
-from infrastructure.webhooks.outbox import DELIVERY, delivery_of, pool_connection, webhook_of
+from infrastructure.webhooks.outbox import DELIVERY, delivery_of, webhook_of
 
 _KEEP = "INSERT INTO webhooks.secrets (id, webhook, secret) VALUES (%s, %s, %s)"
 _POSITION = "SELECT notification_id FROM notification_tracking WHERE application_name = 'webhooks'"
@@ -55,7 +55,7 @@ class PostgresWebhooks:
 
     async def make_secret(self, webhook: UUID) -> GeneratedSecret:
         secret = GeneratedSecret(uuid4(), new_secret())
-        async with pool_connection(self._pool) as connection:
+        async with self._pool.connection() as connection:
             await connection.execute(_KEEP, (secret.id, webhook, secret.text))
         return secret
 
@@ -118,7 +118,7 @@ class PostgresWebhooks:
     async def _queue_again(
         self, query: str, values: tuple[object, ...], webhook: UUID, at: datetime
     ) -> int:
-        async with pool_connection(self._pool) as connection, connection.transaction():
+        async with self._pool.connection() as connection, connection.transaction():
             cursor = await connection.execute(query.encode(), values)
             lanes = [row[0] for row in await cursor.fetchall()]
             if lanes:
@@ -127,7 +127,7 @@ class PostgresWebhooks:
             return len(lanes)
 
     async def _rows(self, query: str, values: Any = ()) -> list[tuple[Any, ...]]:
-        async with pool_connection(self._pool) as connection:
+        async with self._pool.connection() as connection:
             return await (await connection.execute(query.encode(), values)).fetchall()
 
 

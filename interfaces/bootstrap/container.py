@@ -48,6 +48,7 @@ from infrastructure.read_model.queries import PostgresQueries, PostgresUsage
 from infrastructure.settings import Settings
 from infrastructure.settings_loader import BadSetting
 from infrastructure.webhooks.registry import PostgresWebhooks
+from interfaces.common.forwarded import public_base_url
 from interfaces.common.services import Services
 
 
@@ -115,20 +116,15 @@ def validate_settings(settings: Settings, roles: Sequence[Role]) -> None:
 
 
 def _reachable(settings: Settings, roles: Sequence[Role]) -> bool:
-    """Whether services can find the API: where we were told, or on this machine."""
+    """Return whether services can reach the API: at the public URL, or on this machine."""
     here = Role.API in roles and settings.port and settings.host in ("127.0.0.1", "localhost")
     return bool(settings.public_url or here)
 
 
-def public_url(settings: Settings, roles: Sequence[Role]) -> str:
-    """Return the public URL outside of a request: for callbacks of services, and links in webhooks.
-
-    Empty, for links without a host, where none is known. In answers to requests it is
-    `interfaces.common.forwarded.public_url`, which has the request to go by.
-    """
-    if settings.public_url:
-        return settings.public_url.rstrip("/")
-    return f"http://{settings.host}:{settings.port}" if _reachable(settings, roles) else ""
+def callback_base_url(settings: Settings, roles: Sequence[Role]) -> str:
+    """Return the public URL for callbacks of services and links in webhooks, empty if unknown."""
+    here = f"http://{settings.host}:{settings.port}" if _reachable(settings, roles) else ""
+    return public_base_url(settings, local_url=here)
 
 
 # Number of PostgreSQL connections that a server needs, by role, checked at its start.

@@ -18,8 +18,10 @@ import msgspec
 import structlog
 
 from infrastructure.auth.keys import PostgresKeys, ensure_admin_key
+from infrastructure.platform import write_file_atomically
 from infrastructure.settings import Settings
 from interfaces.bootstrap.container import Role
+from interfaces.common.forwarded import public_base_url
 
 SERVER_FILE = "server.json"
 
@@ -65,10 +67,8 @@ def bind_sockets(settings: Settings) -> Iterator[ListenSockets]:
 def server_file(data_dir: Path, url: str) -> Iterator[None]:
     """The file by which commands on this machine find the server; gone when it stops."""
     file = data_dir / SERVER_FILE
-    draft = file.with_name(f".{SERVER_FILE}.{os.getpid()}")
     content = msgspec.json.encode({"url": url, "pid": os.getpid()})
-    draft.write_bytes(content)
-    draft.replace(file)
+    write_file_atomically(file, content, mode=0o644)
     try:
         yield
     finally:
@@ -154,8 +154,7 @@ async def login_link(keys: PostgresKeys, settings: Settings, door: ListenSockets
     if principal is None:
         return None
     code = await keys.issue_login(principal, lifetime=LOGIN_LIFETIME)
-    base_url = (settings.public_url or door.url).rstrip("/")
-    return f"{base_url}/login?code={code}"
+    return f"{public_base_url(settings, local_url=door.url)}/login?code={code}"
 
 
 # Tells the service manager how we are, where there is one that asked to be told (sd_notify(3)).

@@ -22,13 +22,13 @@ from prometheus_client.multiprocess import mark_process_dead
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.postgres.pool import make_pool
 from infrastructure.settings import Settings
-from infrastructure.tasks import end
+from infrastructure.tasks import cancel_and_wait
 from interfaces.bootstrap.container import (
     Database,
     PoolSizes,
     Role,
+    callback_base_url,
     open_database,
-    public_url,
     require_connections,
 )
 from interfaces.bootstrap.listen import (
@@ -118,7 +118,7 @@ class ChildProcess:
             await process.wait()
             raise
         finally:
-            await end(listening)
+            await cancel_and_wait(listening)
             self._forget(process)
         died = ChildExited(f"process {process.pid} ended with {_told(code)}")
         if not self.up.is_set():
@@ -240,7 +240,7 @@ def _members(
     ]
     if others:
         # This process passes services and webhook receivers a URL that another process serves.
-        base_url = public_url(settings, roles) or None
+        base_url = callback_base_url(settings, roles) or None
         changed = msgspec.structs.replace(settings, public_url=base_url)
         members.append(
             ChildProcess(ChildConfig("+".join(others), changed, others, pools=pools), metrics, None)

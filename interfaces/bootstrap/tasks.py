@@ -21,7 +21,7 @@ from infrastructure.erasure.eraser import Eraser, rewrite
 from infrastructure.erasure.master_keys import OwnerKeyCopies
 from infrastructure.erasure.running import erase_continuously
 from infrastructure.outbound import open_safe_client
-from infrastructure.postgres.presence import Presence, Standing
+from infrastructure.postgres.heartbeat import ProcessHeartbeat, ProcessStatus
 from infrastructure.read_model import projector
 from infrastructure.read_model.queries import PostgresUploadStatusLookup
 from infrastructure.read_model.rebuild import rebuild_if_outdated
@@ -29,7 +29,7 @@ from infrastructure.sweeping.running import sweep_continuously
 from infrastructure.webhooks.delivery import DeliveryLoop, HttpSender
 from infrastructure.webhooks.dispatcher import WebhookDispatcher
 from infrastructure.webhooks.outbox import PostgresOutbox
-from interfaces.bootstrap.container import Container, Role, public_url
+from interfaces.bootstrap.container import Container, Role, callback_base_url
 
 # Keeps the parts of a server running: what dies is told and started again, or ends the server.
 
@@ -135,12 +135,12 @@ async def cancel_within(*tasks: asyncio.Task[None], within: float, insist: bool 
 # What the role orchestrator runs for webhooks: one follows the log, others deliver.
 
 
-def webhook_tasks(parts: Container, reach_us: str) -> dict[str, TaskFactory]:
-    """`reach_us` is the address of the API that messages link to, empty where none is known."""
+def webhook_tasks(parts: Container, public_url: str) -> dict[str, TaskFactory]:
+    """Return the parts by name; `public_url` is that of links in webhooks, empty if unknown."""
     bell = asyncio.Event()
     return {
         "webhooks": lambda: _follow(parts, bell),
-        "deliveries": lambda: _deliver(parts, bell, reach_us),
+        "deliveries": lambda: _deliver(parts, bell, public_url),
     }
 
 
@@ -157,7 +157,7 @@ async def _follow(parts: Container, bell: asyncio.Event) -> None:
     await follower.run()
 
 
-async def _deliver(parts: Container, bell: asyncio.Event, reach_us: str) -> None:
+async def _deliver(parts: Container, bell: asyncio.Event, public_url: str) -> None:
     services = parts.services
     settings = services.settings
     outbox = PostgresOutbox(parts.pool, settings.webhook_timeout)
@@ -165,7 +165,7 @@ async def _deliver(parts: Container, bell: asyncio.Event, reach_us: str) -> None
         deliverer = Deliverer(
             outbox,
             HttpSender(outbound, settings.webhook_timeout),
-            PayloadBuilder(parts.log, services.queries, reach_us),
+            PayloadBuilder(parts.log, services.queries, public_url),
             parts.log,
             disable_after=settings.webhook_disable_after,
             now=services.now,
@@ -191,20 +191,19 @@ ORPHAN_AGE = 3600.0  # seconds after which bytes that no event names are nobody'
 
 def background_tasks(parts: Container, roles: Sequence[Role]) -> dict[str, TaskFactory]:
     """The parts that run in the background for these roles, by name, but for the API's own."""
-    standing = Standing()
+    status = ProcessStatus()
     interval = parts.services.settings.worker_heartbeat
-    works: dict[str, TaskFactory] = {
-        "presence": Presence(parts.pool, roles, standing, interval).run
-    }
+    heartbeat = ProcessHeartbeat(parts.pool, roles, status, interval)
+    works: dict[str, TaskFactory] = {"heartbeat": heartbeat.run}
     if Role.ORCHESTRATOR in roles:
         works["projector"] = lambda: _project(parts)
-        works["orchestrator"] = lambda: _orchestrate(parts, standing)
+        works["orchestrator"] = lambda: _orchestrate(parts, status)
         works["sweeper"] = lambda: _sweep(parts)
         works["eraser"] = lambda: _erase(parts)
         works["sealer"] = lambda: _seal(parts)
-        works |= webhook_tasks(parts, public_url(parts.services.settings, roles))
+        works |= webhook_tasks(parts, callback_base_url(parts.services.settings, roles))
     if Role.WORKER in roles:
-        works["worker"] = lambda: _work(parts, roles, standing)
+        works["worker"] = lambda: _work(parts, roles, status)
     return works
 
 
@@ -214,7 +213,7 @@ async def _project(parts: Container) -> None:
     await projector.run(parts.database.url, parts.log, parts.listener.wakeups())
 
 
-async def _orchestrate(parts: Container, standing: Standing) -> None:
+async def _orchestrate(parts: Container, status: ProcessStatus) -> None:
     from infrastructure.jobs.orchestrator import Orchestrator
 
     services = parts.services
@@ -226,7 +225,7 @@ async def _orchestrate(parts: Container, standing: Standing) -> None:
         services.now,
         parts.codec,
     )
-    standing.leads = lambda: orchestrator.is_leader
+    status.leads = lambda: orchestrator.is_leader
     await orchestrator.run()
 
 
@@ -265,7 +264,7 @@ async def _seal(parts: Container) -> None:
     await seal_at_intervals(parts.database.url, sealer, services.settings.seal_interval)
 
 
-async def _work(parts: Container, roles: Sequence[Role], standing: Standing) -> None:
+async def _work(parts: Container, roles: Sequence[Role], status: ProcessStatus) -> None:
     from infrastructure.jobs.worker import Worker
     from infrastructure.outbound import open_safe_client
     from infrastructure.processors.http import HttpProcessor
@@ -273,7 +272,7 @@ async def _work(parts: Container, roles: Sequence[Role], standing: Standing) -> 
 
     services = parts.services
     settings = services.settings
-    base_url = public_url(settings, roles)
+    base_url = callback_base_url(settings, roles)
     async with (
         open_safe_client(settings.allow_private_addresses) as outbound,
         open_processors(
@@ -293,5 +292,5 @@ async def _work(parts: Container, roles: Sequence[Role], standing: Standing) -> 
             random,
             parts.codec,
         )
-        standing.worker = lambda: worker.id
+        status.worker = lambda: worker.id
         await worker.run()

@@ -14,8 +14,8 @@ import msgspec
 
 from application.views import AttemptView, BatchView, UploadView
 from domain.file import FileDeclaration
-from infrastructure.allocator import share_one_arena
-from infrastructure.tasks import ending
+from infrastructure.platform import limit_malloc_arenas
+from infrastructure.tasks import run_until_cancelled
 from interfaces.cli.console import (
     CONNECT_TIMEOUT,
     ClientOptions,
@@ -422,12 +422,12 @@ def run_with_client(
         async with Client(server, patience=patience, connect_timeout=timeout) as client:
             return await what(client)
 
-    return asyncio.run(ending(asking()))
+    return asyncio.run(run_until_cancelled(asking()))
 
 
 def run_on_uvloop(main: Coroutine[Any, Any, T]) -> T:
     """Runs a server's coroutine on uvloop, where there is one, and with memory kept small."""
-    share_one_arena()
+    limit_malloc_arenas()
     try:
         import uvloop
     except ImportError:  # Windows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from application.errors import Unavailable
 from infrastructure.blobs.shared import BlobStoreMismatch, identity_matches
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection
 from infrastructure.settings import Settings
 from interfaces.cli.checks import Finding, Level
 

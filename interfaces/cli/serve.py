@@ -18,7 +18,7 @@ import structlog
 from cyclopts import Parameter
 
 from infrastructure.settings import Settings
-from infrastructure.tasks import end
+from infrastructure.tasks import cancel_and_wait
 from infrastructure.telemetry import configure_logging
 from interfaces.bootstrap.container import ALL_ROLES, Role, open_container
 from interfaces.bootstrap.listen import stop_on_signals
@@ -171,7 +171,7 @@ async def _serve(order: ChildConfig) -> None:
             try:
                 await run_until_stopped(parts, order.roles, sockets, up, stopping)
             finally:
-                await end(*living)
+                await cancel_and_wait(*living)
 
 
 def _orphaned(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import os
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -20,6 +19,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from application.views import BatchView, UploadView
+from infrastructure.platform import write_file_atomically
 from interfaces.cli import console
 from interfaces.cli.client import PATIENCE, Client, StartedBatch, run_with_client
 from interfaces.cli.console import (
@@ -62,18 +62,8 @@ class ResumeFile:
         return None
 
     def keep(self, remembered: ResumeState) -> None:
-        """Durable when this returns."""
-        draft = self.path.with_suffix(".new")
-        with draft.open("wb") as file:
-            file.write(msgspec.json.encode(remembered))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        """Save durably. Raises OSError."""
+        write_file_atomically(self.path, msgspec.json.encode(remembered))
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)

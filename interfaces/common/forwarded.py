@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from yarl import URL
 
+from infrastructure.settings import Settings
 from interfaces.common.problems import Problem, bad_parameter
 from interfaces.common.services import SERVICES
 
@@ -42,21 +43,30 @@ class ForwardedOrigin(msgspec.Struct, frozen=True):
 
 
 def public_url(request: web.Request, path: str) -> str:
-    """Return one of our paths as the absolute URL under which this client reaches it.
+    """Return one of our paths as the absolute URL under which this client reaches it."""
+    return f"{public_base_url(request.app[SERVICES].settings, request)}{path}"
 
-    The base is the setting `public_url`; without it, what a trusted proxy forwards; without
-    that, the Host of the request; and for a client of HTTP/1.0 that sends none, the address of
-    the socket it is connected to.
+
+def public_base_url(
+    settings: Settings, request: web.Request | None = None, *, local_url: str = ""
+) -> str:
+    """Return the URL of our root as clients reach it, without a slash at the end.
+
+    This is the setting `public_url`; without it, what a trusted proxy forwards; without that, the
+    Host of the request; and for a client of HTTP/1.0 that sends none, the address of the socket it
+    is connected to. Where there is no request, as for links in webhooks, it is `local_url` in place
+    of these, which may be empty.
     """
-    configured = request.app[SERVICES].settings.public_url
-    if configured is not None:
-        return f"{_normalised(configured)}{path}"
+    if settings.public_url:
+        return _normalised(settings.public_url)
+    if request is None:
+        return local_url.rstrip("/")
     front = forwarded_origin(request)
     if front is not None:
-        return f"{front.url}{path}"
+        return front.url
     _warn_of_untrusted(request)
     host = request.headers.get(hdrs.HOST) or _socket_address(request)
-    return f"{request.scheme}://{host}{path}" if host else path
+    return f"{request.scheme}://{host}" if host else ""
 
 
 def configured_origin(request: web.Request) -> str | None:

@@ -19,7 +19,7 @@ from caio import linux_aio
 
 from application.errors import StorageFull, Unavailable
 from application.ports.blobs import BlobMissing
-from infrastructure.libc import c_function
+from infrastructure.platform import libc_function
 
 NEW_FILE = 0o600
 NEW_FOLDER = 0o700
@@ -309,7 +309,7 @@ _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ESPIPE})  # as some file 
 
 
 # Linux alone has sync_file_range(2).
-_sync_file_range = c_function(
+_sync_file_range = libc_function(
     "sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint
 )
 

@@ -39,7 +39,7 @@ from infrastructure.blobs.local.packs import (
     read,
     size_of,
 )
-from infrastructure.tasks import delivered
+from infrastructure.tasks import shield_result
 
 FULL = 64 * 1024 * 1024  # bytes: a pack that has so many is added to no more
 
@@ -149,7 +149,7 @@ class PackWriter:
         self._waiting.append(waiting)
         if self._writing is None or self._writing.done():
             self._writing = loop.create_task(self._write(), name="pack small blobs")
-        return await delivered(waiting.names, unwanted)
+        return await shield_result(waiting.names, unwanted)
 
     def close(self) -> None:
         if self._pack is not None:

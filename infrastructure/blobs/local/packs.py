@@ -16,7 +16,7 @@ from uuid import uuid4
 from application.ports.blobs import BlobMissing
 from infrastructure.blobs.local.disk import sync_data, sync_folder, try_lock
 from infrastructure.blobs.shared import MAX_NAME
-from infrastructure.libc import c_function
+from infrastructure.platform import libc_function
 
 # Names of packed blobs: what the caller chose, and behind an `@` where in which pack it is.
 
@@ -152,7 +152,7 @@ _PUNCH_HOLE = 0x02 | 0x01  # and keep the size of the file (fallocate(2))
 _NOT_OFFERED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 _fallocate = (
-    c_function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    libc_function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     if ctypes.sizeof(ctypes.c_long) == ctypes.sizeof(ctypes.c_int64)  # as wide as its offsets
     else None
 )

@@ -34,7 +34,7 @@ from infrastructure.blobs.local.disk import (
 from infrastructure.blobs.local.pack_writer import PackedBlobs, PackWriter
 from infrastructure.blobs.local.packs import pack_id_from_file, parse_packed_name, remaining_members
 from infrastructure.blobs.shared import validate_blob_name
-from infrastructure.tasks import delivered
+from infrastructure.tasks import shield_result
 
 # What is done to the file of a blob, in a thread: opened, measured, finished, freed.
 
@@ -349,7 +349,7 @@ class LocalBlobStore:
         with (
             translate_os_errors()
         ):  # a caller that is cancelled meanwhile leaves nothing that nobody would free
-            await delivered(putting, lambda _: path.unlink(missing_ok=True))
+            await shield_result(putting, lambda _: path.unlink(missing_ok=True))
 
     async def put_many(self, blobs: Mapping[str, bytes]) -> Mapping[str, str]:
         return await self._packs.put(
@@ -394,7 +394,7 @@ class LocalBlobStore:
         """Opens a file in a thread; a caller that is cancelled meanwhile leaves nothing open."""
         opening = asyncio.get_running_loop().run_in_executor(self._threads, work)
         with translate_os_errors():
-            return await delivered(opening, close_orphaned_fd)
+            return await shield_result(opening, close_orphaned_fd)
 
     async def _run(self, work: Callable[[], Result]) -> Result:
         with translate_os_errors():

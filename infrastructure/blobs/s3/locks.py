@@ -13,9 +13,9 @@ from typing import Protocol
 import psycopg
 
 from application.errors import Unavailable
+from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.locks import blob_lock
-from infrastructure.postgres.pool import Connection, connect
-from infrastructure.tasks import in_turn
+from infrastructure.tasks import hold_lock
 
 
 class Lock(Protocol):
@@ -104,7 +104,7 @@ class PostgresLocks:
                 await connection.close()  # whatever it held is free again
 
     async def _take(self, name: str) -> Lock | None:
-        async with in_turn(self._turn):
+        async with hold_lock(self._turn):
             try:
                 connection = await self._connected()
                 if name in self._taken:  # the server would give a session its own lock again

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from infrastructure.platform import sync_folder, write_file_atomically
 from infrastructure.postgres.embedded.binaries import MAJOR
 from infrastructure.postgres.embedded.data_directory import ServerDir
 from infrastructure.postgres.embedded.system import (
@@ -24,8 +25,6 @@ from infrastructure.postgres.embedded.system import (
     EmbeddedPostgresError,
     SystemUser,
     make_private_dir,
-    sync,
-    write_atomically,
 )
 
 # The server's log: one file, kept short.
@@ -213,13 +212,13 @@ class Cluster(msgspec.Struct, frozen=True):
 
         Raises EmbeddedPostgresError if it is another version's, or cannot be made.
         """
-        write_atomically(self.home.access_rules, _ACCESS_RULES, mode=0o644)
+        write_file_atomically(self.home.access_rules, _ACCESS_RULES.encode(), mode=0o644)
         if not os.path.lexists(self.home.cluster):
             self._make()
         self._require_our_version()
         if not self.home.upkeep.exists():  # a cluster of an earlier version
             self._grant_upkeep(self.home.cluster)
-            write_atomically(self.home.upkeep, "granted\n", mode=0o644)
+            write_file_atomically(self.home.upkeep, b"granted\n", mode=0o644)
         if not self.home.password.exists():  # lost: whoever can read the files may set another
             password = _new_password(self.home)
             self._execute(self.home.cluster, _NEW_PASSWORD.format(password=password))
@@ -234,15 +233,15 @@ class Cluster(msgspec.Struct, frozen=True):
         self._initdb(unfinished)
         self._execute(unfinished / "data", _FIRST_STATEMENTS.format(password=password))
         self._grant_upkeep(unfinished / "data")
-        write_atomically(self.home.upkeep, "granted\n", mode=0o644)
+        write_file_atomically(self.home.upkeep, b"granted\n", mode=0o644)
         (unfinished / "data").rename(self.home.cluster)
-        sync(self.home.path)
+        sync_folder(self.home.path)
         shutil.rmtree(unfinished)
 
     def _initdb(self, unfinished: Path) -> None:
         # The superuser needs a password, and no rule lets it in: nobody keeps this one.
         superuser = unfinished / "superuser"
-        write_atomically(superuser, secrets.token_urlsafe(32), mode=0o600)
+        write_file_atomically(superuser, secrets.token_urlsafe(32).encode())
         self.account.own(superuser)
         make_private_dir(unfinished, self.account)
         self._run(
@@ -312,5 +311,5 @@ def url(home: ServerDir, socket_folder: str) -> str:
 
 def _new_password(home: ServerDir) -> str:
     password = secrets.token_urlsafe(32)
-    write_atomically(home.password, f"{password}\n", mode=0o600)
+    write_file_atomically(home.password, f"{password}\n".encode())
     return password

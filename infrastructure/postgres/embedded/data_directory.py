@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 
+from infrastructure.platform import sync_folder
 from infrastructure.postgres.embedded.system import (
     EmbeddedPostgresError,
     SystemUser,
     fingerprint,
-    sync,
     system_folder,
 )
 
@@ -113,7 +113,7 @@ def _found(place: Path, account: SystemUser) -> None:
         _make(place, account)
     else:
         _found_elsewhere(place, account)
-    sync(place.parent)
+    sync_folder(place.parent)
 
 
 def _found_elsewhere(place: Path, account: SystemUser) -> None:
@@ -122,7 +122,7 @@ def _found_elsewhere(place: Path, account: SystemUser) -> None:
     home = Path(tempfile.mkdtemp(prefix=f"{place.parent.name}-", dir=clusters))
     home.chmod(0o711)
     (home / "data-directory").write_text(f"{place.parent}\n")
-    sync(clusters)
+    sync_folder(clusters)
     try:
         place.symlink_to(home)
     except FileExistsError:  # another process was quicker

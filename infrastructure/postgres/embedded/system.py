@@ -212,29 +212,6 @@ def _fits(folder: Path) -> bool:
     return len(socket) <= _SOCKET_PATH_LIMIT and _SEPARATOR not in str(folder)
 
 
-def write_atomically(path: Path, text: str, *, mode: int) -> None:
-    """Write the file whole or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(fd, "w") as file:
-        os.fchmod(fd, mode)
-        file.write(text)
-        file.flush()
-        os.fsync(fd)
-    new.rename(path)
-    sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Make the names in the folder durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 # File locks that the kernel drops when their holder dies, however it dies.
 
 if sys.platform != "win32":

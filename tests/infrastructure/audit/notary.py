@@ -15,7 +15,7 @@ from application.audit.seals import AuditSeal
 from infrastructure.audit.sealer import LastSealFile, Sealer, SealKey, read_key
 from infrastructure.audit.verifier import SealVerification, verify_seals
 from infrastructure.event_store.event_log import PostgresEventLog
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection
 from tests.infrastructure.event_store.log_support import connected, opened, steps
 from tests.stories import NOON
 

@@ -16,7 +16,7 @@ from infrastructure.blobs.shared import (
     check_store_identity,
     identity_matches,
 )
-from infrastructure.postgres.pool import connect
+from infrastructure.postgres.connection import connect
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from domain.upload.events import FileProgressed
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.event_store.reader import read_log
-from infrastructure.postgres.pool import Connection, connect, make_pool
+from infrastructure.postgres.connection import Connection, connect
+from infrastructure.postgres.pool import make_pool
 from tests.stories import ALICE, NOON
 
 

@@ -18,7 +18,7 @@ from application.errors import AlreadyHandled, ApplicationError, Conflict, Idemp
 from domain.batch.events import BatchProgressed, BatchSealed
 from domain.event import Event
 from infrastructure.event_store.writer import append_group, stream_versions
-from infrastructure.postgres.pool import Connection
+from infrastructure.postgres.connection import Connection
 from tests.infrastructure.event_store.log_support import (
     appended,
     connected,

@@ -15,8 +15,8 @@ from domain.upload.events import AttemptStarted, UploadCompleted, UploadQueued
 from infrastructure.jobs.orchestrator import SESSION_SETTINGS, run_round
 from infrastructure.jobs.queue import JobQueue
 from infrastructure.jobs.tables import save_position
+from infrastructure.postgres.connection import connect
 from infrastructure.postgres.locks import ORCHESTRATOR_LOCK
-from infrastructure.postgres.pool import connect
 from interfaces.bootstrap.tasks import supervise
 from tests.infrastructure.jobs.hands import Gate, passes
 from tests.infrastructure.jobs.plant import Plant, context, now, open_plant, pipeline

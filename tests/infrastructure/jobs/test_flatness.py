@@ -10,7 +10,7 @@ from domain.upload.events import UploadFailed, UploadQueued
 from infrastructure.jobs.orchestrator import SESSION_SETTINGS, run_round
 from infrastructure.jobs.queue import JobQueue
 from infrastructure.jobs.tables import load_position
-from infrastructure.postgres.pool import Connection, connect
+from infrastructure.postgres.connection import Connection, connect
 from infrastructure.read_model.projector import connect_writer, project
 from infrastructure.read_model.tables import LIVE
 from tests.infrastructure.jobs.crowd import crowd

@@ -7,7 +7,7 @@ import asyncio
 import psycopg
 
 from application.append import append_to_stream
-from infrastructure.postgres.listener import LOG, READ_MODEL, UPLOADS, Listener, Notices
+from infrastructure.postgres.listener import LOG, READ_MODEL, UPLOADS, Listener
 from tests.infrastructure.event_store.log_support import connected, new_stream, opened, step
 from tests.support import eventually
 
@@ -74,14 +74,6 @@ async def test_a_subscription_misses_nothing_while_its_listener_is_killed(
             await log.append(append_to_stream(new_stream(), 0, step(number)))
         positions = await following
         assert positions == [item.position for item in await log.read(0, limit=1000)]
-
-
-async def test_notices_of_a_slow_consumer_are_bounded_and_the_latest_are_kept() -> None:
-    notices = Notices(3)
-    for number in range(10):
-        notices.put(str(number))
-    assert [await notices.next() for _ in range(3)] == ["7", "8", "9"]
-    assert notices.missed == 7
 
 
 async def test_a_callback_that_fails_does_not_silence_the_others(database_url: str) -> None:

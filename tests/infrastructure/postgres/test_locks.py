@@ -8,7 +8,7 @@ import pytest
 
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.locks import AdvisoryLock, blob_lock, first_permit_key, run_as_leader
-from infrastructure.tasks import end
+from infrastructure.tasks import cancel_and_wait
 from tests.support import eventually
 
 LOCK = AdvisoryLock(0x75707472_00FF)
@@ -44,9 +44,9 @@ async def test_one_of_two_candidates_leads_until_it_ends(database_url: str) -> N
     await asyncio.sleep(0.1)
     assert not standby.leads
 
-    await end(leader.task)
+    await cancel_and_wait(leader.task)
     await eventually(lambda: standby.leads)
-    await end(standby.task)
+    await cancel_and_wait(standby.task)
 
 
 async def test_a_leader_whose_session_is_ended_raises_and_another_one_leads(
@@ -63,7 +63,7 @@ async def test_a_leader_whose_session_is_ended_raises_and_another_one_leads(
     with pytest.raises(psycopg.OperationalError):
         await leader.task
     await eventually(lambda: successor.leads)
-    await end(successor.task)
+    await cancel_and_wait(successor.task)
 
 
 async def test_an_error_of_the_leader_is_raised_and_frees_the_lock(database_url: str) -> None:

@@ -12,8 +12,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import ConnectionTimeout, ReadOnlySqlTransaction
 from psycopg_pool import PoolTimeout
 
-from infrastructure.postgres.connection import PatientConnection, TimedConnection
-from infrastructure.postgres.pool import Pool, connect, make_pool
+from application.errors import Unavailable
+from infrastructure.postgres.connection import PatientConnection, TimedConnection, connect
+from infrastructure.postgres.pool import Pool, make_pool
 from tests.support import eventually
 
 SIZE = 2
@@ -95,9 +96,10 @@ async def test_a_pool_does_not_keep_a_session_that_is_read_only(database_url: st
         for _ in range(SIZE):
             async with pool.connection() as connection:
                 await connection.execute("SET default_transaction_read_only = on")
-        with pytest.raises(ReadOnlySqlTransaction):
+        with pytest.raises(Unavailable) as refused:
             async with pool.connection() as connection:
                 await connection.execute("CREATE TABLE t ()")
+        assert isinstance(refused.value.__cause__, ReadOnlySqlTransaction)
         async with pool.connection() as connection:
             await connection.execute("CREATE TABLE t ()")
 
@@ -109,9 +111,10 @@ async def test_a_silent_server_is_given_up_and_its_other_connections_are_replace
 
     async with make_pool(database_url, name="test", min_size=SIZE, max_size=SIZE) as pool:
         await pool.wait()
-        with pytest.raises(ConnectionTimeout):
+        with pytest.raises(Unavailable) as refused:
             async with pool.connection() as connection:
                 await connection.execute("SELECT pg_sleep(10)")
+        assert isinstance(refused.value.__cause__, ConnectionTimeout)
         async with pool.connection() as connection:
             await connection.execute("SELECT 1")
         await eventually(lambda: pool.get_stats()["connections_num"] == 2 * SIZE)

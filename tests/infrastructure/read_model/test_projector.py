@@ -14,9 +14,9 @@ from structlog.testing import capture_logs
 
 from domain.batch.events import BatchEvent
 from domain.upload.events import FileProgressed, UploadEvent
+from infrastructure.postgres.connection import connect
 from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.postgres.locks import PROJECTOR_LOCK
-from infrastructure.postgres.pool import connect
 from infrastructure.read_model.projector import ProjectionVersionMismatch, connect_writer, project
 from infrastructure.read_model.tables import LIVE
 from tests.infrastructure.read_model.support import (

@@ -9,7 +9,7 @@ from sqlalchemy import create_engine
 
 from application.projection import VERSION
 from application.views import DERIVED, AttemptView, BatchView, UploadView
-from infrastructure.postgres.pool import connect
+from infrastructure.postgres.connection import connect
 from infrastructure.read_model.tables import (
     NEXT,
     attempts,

@@ -44,7 +44,7 @@ from infrastructure.postgres.listener import READ_MODEL, Listener
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.queries import PostgresQueries
-from infrastructure.tasks import end
+from infrastructure.tasks import cancel_and_wait
 from infrastructure.webhooks.delivery import DeliveryLoop, HttpSender
 from infrastructure.webhooks.dispatcher import WebhookDispatcher
 from infrastructure.webhooks.outbox import PostgresOutbox
@@ -208,7 +208,7 @@ class Office:
         return role
 
     async def stop(self, *roles: asyncio.Task[None]) -> None:
-        await end(*(roles or self._roles))
+        await cancel_and_wait(*(roles or self._roles))
         if not roles:
             await self._stack.aclose()
 

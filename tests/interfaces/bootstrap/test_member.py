@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infrastructure.settings import Settings
-from infrastructure.tasks import end
+from infrastructure.tasks import cancel_and_wait
 from interfaces.bootstrap import processes as module
 from interfaces.bootstrap.container import ALL_ROLES, Role
 from interfaces.bootstrap.processes import ChildConfig, ChildExited, ChildProcess, parse_config
@@ -77,7 +77,7 @@ while True:
     living = asyncio.create_task(member.live())
     await member.up.wait()
 
-    await end(living)
+    await cancel_and_wait(living)
 
     assert living.cancelled()
     assert ended.exists()

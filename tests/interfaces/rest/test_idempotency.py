@@ -16,7 +16,7 @@ from application.handlers.uploads import register_upload
 from domain.file import FileDeclaration
 from domain.upload.events import AttemptFailed, AttemptStarted, UploadFailed, UploadQuarantined
 from domain.upload.events import UploadQueued as Queued
-from infrastructure.postgres.pool import connect
+from infrastructure.postgres.connection import connect
 from infrastructure.sweeping.running import FORGOTTEN, KEPT_DAYS, forget_answers
 from interfaces.bootstrap.container import utc_now
 from tests.interfaces.rest.server import Server, serving

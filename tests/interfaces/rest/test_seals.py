@@ -14,7 +14,7 @@ import pytest
 from application.audit.export import ExportVerification, verify_export
 from application.ports.auth import Scope
 from infrastructure.audit.sealer import read_public, verify_signature
-from infrastructure.postgres.pool import connect
+from infrastructure.postgres.connection import connect
 from tests.conftest import Databases
 from tests.infrastructure.audit.notary import sealer_in
 from tests.interfaces.rest.server import Answer, Server, serving

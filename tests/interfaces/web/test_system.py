@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.async_api import expect
 
 from application.ports.auth import Scope
-from infrastructure.postgres.presence import Presence, Standing
+from infrastructure.postgres.heartbeat import ProcessHeartbeat, ProcessStatus
 from tests.interfaces.feed.stage import running, stage
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
 
@@ -21,10 +21,10 @@ async def test_processes_their_leader_and_what_lags_are_seen(
 ) -> None:
     chromium()
 
-    standing = Standing()
-    standing.leads = lambda: True
+    status = ProcessStatus()
+    status.leads = lambda: True
     async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        here = Presence(on.parts.pool, ("api", "orchestrator"), standing, 0.1)
+        here = ProcessHeartbeat(on.parts.pool, ("api", "orchestrator"), status, 0.1)
         async with (
             running(here.run()),
             signed_in(browser, on, scope=Scope.OPERATOR) as page,

@@ -1,4 +1,4 @@
-"""A process says that it is there, what it is at this moment, and that it has ended."""
+"""Heartbeats list a process with its roles and state while it runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import os
 import pytest
 
 from infrastructure.jobs.status import PostgresWorkers
+from infrastructure.postgres.heartbeat import MAX_SILENCE, ProcessHeartbeat, ProcessStatus
 from infrastructure.postgres.pool import make_pool
-from infrastructure.postgres.presence import FORGOTTEN, Presence, Standing
-from infrastructure.tasks import end
+from infrastructure.tasks import cancel_and_wait
 from tests.support import eventually
 
 FOREVER = 3600.0  # seconds
@@ -19,14 +19,14 @@ FOREVER = 3600.0  # seconds
 async def test_a_process_is_listed_while_it_runs_with_what_it_is_now(database_url: str) -> None:
     async with make_pool(database_url, name="test", max_size=3) as pool:
         workers = PostgresWorkers(pool, dead_after=30)
-        standing = Standing()
-        presence = Presence(pool, ("orchestrator", "worker"), standing, 0.01)
-        running = asyncio.create_task(presence.run())
+        status = ProcessStatus()
+        heartbeat = ProcessHeartbeat(pool, ("orchestrator", "worker"), status, 0.01)
+        running = asyncio.create_task(heartbeat.run())
         (first,) = await eventually(workers.processes)
 
-        standing.leads, standing.worker = lambda: True, lambda: 7
+        status.leads, status.worker = lambda: True, lambda: 7
         (later,) = await eventually(lambda: with_worker(workers))
-        await end(running)
+        await cancel_and_wait(running)
 
         assert (first.roles, first.pid) == (["orchestrator", "worker"], os.getpid())
         assert (first.alive, first.leads, first.worker) == (True, False, None)
@@ -35,7 +35,7 @@ async def test_a_process_is_listed_while_it_runs_with_what_it_is_now(database_ur
         assert await workers.processes() == []
 
 
-@pytest.mark.parametrize(("silence", "kept"), [(60, 1), (FORGOTTEN + 60, 0)])
+@pytest.mark.parametrize(("silence", "kept"), [(60, 1), (MAX_SILENCE + 60, 0)])
 async def test_a_silent_one_is_marked_and_forgotten_after_an_hour(
     database_url: str, silence: float, kept: int
 ) -> None:
@@ -48,12 +48,13 @@ async def test_a_silent_one_is_marked_and_forgotten_after_an_hour(
                 now() - make_interval(secs => %s))""",
                 (silence,),
             )
-        running = asyncio.create_task(Presence(pool, ("api",), Standing(), FOREVER).run())
+        heartbeat = ProcessHeartbeat(pool, ("api",), ProcessStatus(), FOREVER)
+        running = asyncio.create_task(heartbeat.run())
         await eventually(lambda: alive(workers))
 
         await eventually(lambda: count(workers, 1 + kept))
         dead = [one.machine for one in await workers.processes() if not one.alive]
-        await end(running)
+        await cancel_and_wait(running)
 
         assert dead == ["gone"] * kept
 
