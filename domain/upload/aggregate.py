@@ -79,14 +79,15 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="u
 
     `attempt` is the number of the last attempt, and `worker` holds it while it is open;
     `failures` counts against the retry policy since a person last queued the upload, and
-    `losses` the workers that were lost while they processed it since then.
+    `losses` the workers that were lost while they processed it since then. No decision depends on
+    `path`, which is empty in an erased upload and where only the deciding fields are loaded.
     """
 
     id: UUID
     version: int
     batch: UUID
     owner: str
-    path: str
+    path: str = ""
     size: int | None = None
     media_type: str | None = None
     checksum: str | None = None

@@ -161,7 +161,6 @@ def upload_from_row(row: Sequence[Any]) -> TrackedUpload:
         id=id,
         batch=batch,
         owner=owner,
-        path="",
         state=UploadState(state),
         version=version,
         size=size,
