@@ -89,7 +89,7 @@ class StepProgress(msgspec.Struct, frozen=True):
 
 
 class AttemptStepContext:
-    """The port `Workbench` for one step of an attempt. `reported` is the step's last report."""
+    """The port `StepContext` for one step of an attempt. `reported` is the step's last report."""
 
     def __init__(
         self, reader: CachedBlobReader, blobs: BlobStore, upload: Upload, artifacts: dict[str, str]
@@ -110,7 +110,7 @@ class AttemptStepContext:
         self.reported = StepProgress(done, total)
 
     async def attach(self, name: str, content: bytes) -> None:
-        """Store an artifact. Raises Permanent for an invalid or used name, and StorageFull."""
+        """Store an artifact. Raises PermanentError for an invalid or used name, and StorageFull."""
         if not _ARTIFACT_NAME.fullmatch(name) or ".." in name:
             raise PermanentError(f"{name!r} is no name for an artifact: use a-z 0-9 - and .")
         if name in self._artifacts:
