@@ -12,6 +12,7 @@ from uuid import UUID
 import aiohttp
 import msgspec
 
+from application.handlers.uploads import FileResult
 from application.views import AttemptView, BatchView, UploadView
 from domain.file import FileDeclaration
 from infrastructure.platform import limit_malloc_arenas
@@ -26,6 +27,7 @@ from interfaces.cli.console import (
     print_stderr,
 )
 from interfaces.cli.wait import Connection, Waits
+from interfaces.common.api_types import AddedAnswer, PageAnswer, ProblemDocument, StartedAnswer
 
 T = TypeVar("T")
 
@@ -38,43 +40,9 @@ LATEST = "latest"  # as `min_position`: whatever was recorded before the request
 LAG_PATIENCE = 30.0  # seconds that a read waits for the server to show what was recorded
 
 
-class StartedBatch(msgspec.Struct, frozen=True):
-    """The answer to a start: the batch, and the position at which it began."""
+class _Problem(ProblemDocument, frozen=True):
+    """A problem document with the members that commands act on."""
 
-    id: UUID
-    state: str = "open"
-
-
-class AddedFile(msgspec.Struct, frozen=True):
-    """What became of one file of a list: `status` is added, known or rejected."""
-
-    path: str
-    upload: UUID
-    status: str
-    message: str | None = None
-
-
-class AddedFiles(msgspec.Struct, frozen=True):
-    files: list[AddedFile]
-
-
-class Page(msgspec.Struct, frozen=True):
-    """Some rows, still encoded, and the cursor of the next page."""
-
-    items: list[msgspec.Raw]
-    next: str | int | None = None
-
-
-class _Complaint(msgspec.Struct):
-    pointer: str = ""
-    detail: str = ""
-
-
-class _Problem(msgspec.Struct):
-    code: str = ""
-    title: str = ""
-    detail: str = ""
-    errors: list[_Complaint] = []
     min_position: int | None = None
     free: int | None = None
 
@@ -106,14 +74,14 @@ class Client:
 
     # Batches.
 
-    async def start_batch(self, options: Mapping[str, Any], *, key: str) -> StartedBatch:
+    async def start_batch(self, options: Mapping[str, Any], *, key: str) -> StartedAnswer:
         """Starts a batch; the same idempotency key again gives the same one."""
         headers = {"Idempotency-Key": key}
-        return await self.ask("POST", "/v1/batches", StartedBatch, json=options, headers=headers)
+        return await self.ask("POST", "/v1/batches", StartedAnswer, json=options, headers=headers)
 
-    async def add_files(self, batch: UUID, files: list[FileDeclaration]) -> list[AddedFile]:
+    async def add_files(self, batch: UUID, files: list[FileDeclaration]) -> list[FileResult]:
         body = {"files": files}
-        added = await self.ask("POST", f"/v1/batches/{batch}/uploads", AddedFiles, json=body)
+        added = await self.ask("POST", f"/v1/batches/{batch}/uploads", AddedAnswer, json=body)
         return added.files
 
     async def batch(self, id: UUID | str, *, at: str | None = None) -> BatchView:
@@ -201,7 +169,7 @@ class Client:
         while True:
             size = str(min(PAGE, left) if left else PAGE)
             query = {**params, **place, "limit": size}
-            page = await ask(path, Page, params=query)
+            page = await ask(path, PageAnswer[msgspec.Raw], params=query)
             for item in page.items:
                 yield msgspec.json.decode(item, type=row)
             left = left - len(page.items) if left else None
@@ -281,12 +249,13 @@ class _Lag:
 
 def error_from_response(status: int, answer: bytes) -> Refusal:
     """The refusal that a problem document tells; any other body is quoted as it is."""
+    unexplained = f"the server answered {status}"
     try:
         problem = msgspec.json.decode(answer, type=_Problem)
     except msgspec.DecodeError:
-        problem = _Problem(detail=f"the server answered {status}")
+        problem = _Problem(type="", title="", status=status, code="", detail=unexplained)
     details = tuple(f"{one.pointer} {one.detail}".strip() for one in problem.errors)
-    text = problem.detail or problem.title or f"the server answered {status}"
+    text = problem.detail or problem.title or unexplained
     repeated = all(one.detail in text for one in problem.errors)
     errors = () if repeated else details
     passing = status in (502, 503, 504) and problem.min_position is None

@@ -17,20 +17,9 @@ from cyclopts.validators import Number
 from interfaces.cli import console
 from interfaces.cli.client import PATIENCE, Client, run_with_client
 from interfaces.cli.console import ClientOptions, Refusal, UsageError
+from interfaces.common.api_types import HistoryItem
 
 app = App(name="history", help="Read recorded events: who did what, and when.")
-
-
-class Event(msgspec.Struct, frozen=True):
-    """One recorded event, as the API tells it."""
-
-    position: int
-    version: int
-    stream: UUID
-    type: str
-    at: datetime
-    by: str
-    data: dict[str, Any] = {}
 
 
 @app.command
@@ -51,7 +40,7 @@ def show(
     """
     common = common or ClientOptions()
 
-    async def run(client: Client) -> list[Event]:
+    async def run(client: Client) -> list[HistoryItem]:
         return [event async for event in events_of(client, id, limit=limit)]
 
     events = run_with_client(common, run)
@@ -111,13 +100,15 @@ def export(
     console.print_stderr(f"{count} {'events' if plain else 'lines'}")
 
 
-async def events_of(client: Client, id: str | UUID, *, limit: int = 0) -> AsyncIterator[Event]:
+async def events_of(
+    client: Client, id: str | UUID, *, limit: int = 0
+) -> AsyncIterator[HistoryItem]:
     """The history of the upload, batch or webhook with this id. Raises Refusal."""
     kinds = ("uploads", "webhooks", "batches")
     for kind in kinds:
         path = f"/v1/{kind}/{id}/history"
         try:
-            pages = client.pages(path, Event, {}, limit=limit, cursor="after", latest=True)
+            pages = client.pages(path, HistoryItem, {}, limit=limit, cursor="after", latest=True)
             async for event in pages:
                 yield event
             return
@@ -126,9 +117,9 @@ async def events_of(client: Client, id: str | UUID, *, limit: int = 0) -> AsyncI
                 raise
 
 
-def print_events(events: list[Event]) -> None:
+def print_events(events: list[HistoryItem]) -> None:
     """Who did what and when, one event a line."""
-    rows = ((e.position, console.format_time_ms(e.at), e.by, e.type, _details(e)) for e in events)
+    rows = ((e.position, _short(e.at), e.by, e.type, _details(e)) for e in events)
     console.table(("position", "when", "who", "what", "details"), rows)
 
 
@@ -148,7 +139,7 @@ _TOLD = (
 )
 
 
-def _details(event: Event) -> str:
+def _details(event: HistoryItem) -> str:
     told = ((name, event.data[name]) for name in _TOLD if event.data.get(name) is not None)
     return ", ".join(f"{name} {_short(value)}" for name, value in told)
 

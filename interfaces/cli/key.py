@@ -9,35 +9,13 @@ from uuid import UUID
 import msgspec
 from cyclopts import App
 
+from application.ports.auth import Key
 from interfaces.cli import console
 from interfaces.cli.client import Client, run_with_client
 from interfaces.cli.console import ClientOptions
+from interfaces.common.api_types import NewKeyAnswer, PageAnswer
 
 app = App(name="key", help="Create, list and revoke API keys.")
-
-
-class KeyRow(msgspec.Struct, frozen=True):
-    """A key as the API lists it."""
-
-    id: str
-    owner: str
-    scope: str
-    label: str = ""
-    batch: UUID | None = None
-    created_at: datetime | None = None
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
-
-
-class NewKey(msgspec.Struct, frozen=True):
-    """A key that was just made, with its text."""
-
-    key: KeyRow
-    text: str
-
-
-class KeyList(msgspec.Struct, frozen=True):
-    items: list[KeyRow]
 
 
 @app.command
@@ -72,8 +50,8 @@ def create(
     if expires_in is not None:
         body["expires_in"] = expires_in
 
-    async def run(client: Client) -> NewKey:
-        return await client.ask("POST", "/v1/keys", NewKey, json=body)
+    async def run(client: Client) -> NewKeyAnswer:
+        return await client.ask("POST", "/v1/keys", NewKeyAnswer, json=body)
 
     created = run_with_client(common, run)
     if common.json:
@@ -88,8 +66,8 @@ def list_(*, common: ClientOptions | None = None) -> None:
     """List keys; secrets are not kept and cannot be shown."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> list[KeyRow]:
-        return (await client.ask("GET", "/v1/keys", KeyList)).items
+    async def run(client: Client) -> list[Key]:
+        return (await client.ask("GET", "/v1/keys", PageAnswer[Key])).items
 
     keys = run_with_client(common, run)
     if common.json:
@@ -117,12 +95,12 @@ def revoke(id: str, *, common: ClientOptions | None = None) -> None:
         console.print_line(f"key {id} is revoked")
 
 
-def _row(key: KeyRow) -> tuple[str, ...]:
+def _row(key: Key) -> tuple[str, ...]:
     made = console.format_time(key.created_at)
     return key.id, key.owner, key.scope, _standing(key), made, key.label
 
 
-def _standing(key: KeyRow) -> str:
+def _standing(key: Key) -> str:
     if key.revoked_at is not None:
         return "revoked"
     if key.expires_at is not None:

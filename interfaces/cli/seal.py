@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 from cyclopts import App, Parameter
 
 from application.audit.export import ExportedSeal
 from application.audit.seals import AuditSeal
 from application.ports.audit import SigningKey
 from interfaces.cli import console
-from interfaces.cli.client import PATIENCE, Client, Page, run_with_client
+from interfaces.cli.client import PATIENCE, Client, run_with_client
 from interfaces.cli.console import ClientOptions, CommandError
 from interfaces.cli.projection import run_with_container
 from interfaces.cli.serve import StorageOptions
+from interfaces.common.api_types import PageAnswer
 
 if TYPE_CHECKING:
     from interfaces.bootstrap.container import Container
@@ -50,8 +50,7 @@ def keys(
     common = common or ClientOptions()
 
     async def run(client: Client) -> list[SigningKey]:
-        page = await client.ask("GET", "/v1/seals/keys", Page)
-        return [msgspec.json.decode(item, type=SigningKey) for item in page.items]
+        return (await client.ask("GET", "/v1/seals/keys", PageAnswer[SigningKey])).items
 
     found = run_with_client(common, run)
     if common.json:

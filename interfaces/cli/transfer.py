@@ -13,11 +13,13 @@ from uuid import UUID
 
 import msgspec
 
+from application.handlers.uploads import FileResult
 from domain.file import FileDeclaration
-from interfaces.cli.client import LOST, PASSING, AddedFile, Client, error_from_response
+from interfaces.cli.client import LOST, PASSING, Client, error_from_response
 from interfaces.cli.console import Refusal, one_command_error
 from interfaces.cli.files import Entry, ScannedFile, SkippedFile, scan
 from interfaces.cli.wait import Waits
+from interfaces.common.api_types import TakenAnswer
 
 # The sending half of tus 1.0: where an upload stands, and the bytes from there on.
 
@@ -152,10 +154,6 @@ class TarArchive(msgspec.Struct, frozen=True):
     unreadable: list[tuple[PendingFile, str]]
 
 
-class _Taken(msgspec.Struct, frozen=True):
-    files: list[AddedFile]
-
-
 class TarBundle:
     """Tasks that will travel together."""
 
@@ -191,7 +189,7 @@ def build_tar(tasks: Sequence[PendingFile]) -> TarArchive:
     return TarArchive(b"".join(parts), packed, unreadable)
 
 
-async def send_packed(client: Client, batch: UUID, body: bytes) -> list[AddedFile]:
+async def send_packed(client: Client, batch: UUID, body: bytes) -> Sequence[FileResult]:
     """What became of each file. Sent again after an interruption: what is there is left alone.
 
     Raises Refusal, Unreachable.
@@ -204,7 +202,7 @@ async def send_packed(client: Client, batch: UUID, body: bytes) -> list[AddedFil
             async with client.connection.answer(request) as response:
                 answer = await response.read()
             if response.status < 400:
-                return msgspec.json.decode(answer, type=_Taken).files
+                return msgspec.json.decode(answer, type=TakenAnswer).files
             refusal = error_from_response(response.status, answer)
             if response.status not in AGAIN:
                 raise refusal
@@ -321,7 +319,7 @@ class UploadSession:
         for _ in range(self._jobs):
             await self._queue.put(None)
 
-    async def _declare(self, files: list[ScannedFile]) -> list[AddedFile]:
+    async def _declare(self, files: list[ScannedFile]) -> list[FileResult]:
         if not files:
             return []
         declared = [FileDeclaration(path=file.name, size=file.size) for file in files]

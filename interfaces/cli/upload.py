@@ -21,7 +21,7 @@ from cyclopts.validators import Number
 from application.views import BatchView, UploadView
 from infrastructure.platform import write_file_atomically
 from interfaces.cli import console
-from interfaces.cli.client import PATIENCE, Client, StartedBatch, run_with_client
+from interfaces.cli.client import PATIENCE, Client, run_with_client
 from interfaces.cli.console import (
     EXIT_OF_OUTCOME,
     ClientOptions,
@@ -36,6 +36,7 @@ from interfaces.cli.console import (
 from interfaces.cli.files import resolve_roots
 from interfaces.cli.progress import ProgressReporter, choose_reporter, wait_for_outcome
 from interfaces.cli.transfer import SHOWN_FAILURES, UploadProgress, UploadSession
+from interfaces.common.api_types import StartedAnswer
 
 # What an upload must remember to go on after a kill: one small file, written before the start.
 
@@ -168,7 +169,7 @@ async def run_upload(
 async def _watch(
     client: Client,
     job: UploadJob,
-    batch: StartedBatch,
+    batch: StartedAnswer,
     sending: asyncio.Task[UploadProgress],
     screen: ProgressReporter,
 ) -> BatchView | None:
@@ -214,7 +215,7 @@ async def _start(
     remembered: ResumeState,
     again: bool,
     screen: ProgressReporter,
-) -> StartedBatch:
+) -> StartedAnswer:
     """The batch of this job: a new one, or the one that an earlier run began."""
     started = await _ask_for(client, job, remembered)
     if again and started.state in ("completed", "cancelling"):
@@ -229,13 +230,13 @@ async def _start(
     return started
 
 
-async def _ask_for(client: Client, job: UploadJob, remembered: ResumeState) -> StartedBatch:
+async def _ask_for(client: Client, job: UploadJob, remembered: ResumeState) -> StartedAnswer:
     options = {"label": job.label, "pipeline": job.pipeline}
     return await client.start_batch(options, key=remembered.key)
 
 
 async def _send(
-    client: Client, job: UploadJob, batch: StartedBatch, screen: ProgressReporter
+    client: Client, job: UploadJob, batch: StartedAnswer, screen: ProgressReporter
 ) -> UploadProgress:
     """Sends what is missing, and seals the batch; nothing where an earlier run did that."""
     if batch.state != "open":

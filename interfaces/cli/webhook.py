@@ -6,89 +6,25 @@ import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
-from uuid import UUID
 
-import msgspec
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from interfaces.cli import console
 from interfaces.cli.client import Client, run_with_client
 from interfaces.cli.console import ClientOptions, CommandError, Exit, UsageError
+from interfaces.common.api_types import (
+    DeliveryAnswer,
+    RedeliveryAnswer,
+    SecretAnswer,
+    TestRequestedAnswer,
+    WebhookAnswer,
+)
 
 # Webhooks and deliveries as the API tells them, and how they are told to people.
 
 
-class Webhook(msgspec.Struct, frozen=True):
-    """A webhook, and how it fares."""
-
-    id: UUID
-    owner: str
-    url: str
-    events: list[str]
-    label: str | None = None
-    on_request: bool = False
-    description: str = ""
-    enabled: bool = True
-    reason: str = ""
-    added_at: datetime | None = None
-    added_by: str = ""
-    changed_at: datetime | None = None
-    changed_by: str = ""
-    earlier_secrets_until: datetime | None = None
-    pending: int = 0
-    failed: int = 0
-    failing_since: datetime | None = None
-    last_error: str = ""
-    missed: int = 0
-    missed_after: int | None = None
-
-
-class Secret(msgspec.Struct, frozen=True):
-    """A webhook and the secret that was just made for it."""
-
-    webhook: Webhook
-    secret: str
-
-
-class TestRequested(msgspec.Struct, frozen=True):
-    """A test that is under way."""
-
-    position: int
-
-
-class Try(msgspec.Struct, frozen=True):
-    """A request and its answer; `duration` is in seconds."""
-
-    at: datetime
-    duration: float
-    status: int | None = None
-    error: str = ""
-    excerpt: str = ""
-
-
-class Delivery(msgspec.Struct, frozen=True):
-    """What became of one event."""
-
-    id: str
-    position: int
-    type: str
-    state: str
-    attempts: int
-    queued_at: datetime
-    batch: UUID | None = None
-    next_at: datetime | None = None
-    ended_at: datetime | None = None
-    last: Try | None = None
-
-
-class Redelivered(msgspec.Struct, frozen=True):
-    """How many deliveries are made again."""
-
-    deliveries: int
-
-
-def health_label(webhook: Webhook) -> str:
+def health_label(webhook: WebhookAnswer) -> str:
     """How it fares, in a few words."""
     if not webhook.enabled:
         return f"disabled: {webhook.reason}"
@@ -97,7 +33,7 @@ def health_label(webhook: Webhook) -> str:
     return "enabled"
 
 
-def webhook_details(webhook: Webhook) -> Iterator[str]:
+def webhook_details(webhook: WebhookAnswer) -> Iterator[str]:
     """One webhook, line by line."""
     limits = [f"label {webhook.label}"] if webhook.label is not None else []
     limits += ["on request"] if webhook.on_request else []
@@ -116,7 +52,7 @@ def webhook_details(webhook: Webhook) -> Iterator[str]:
     yield f"  changed {console.format_time(webhook.changed_at)} by {webhook.changed_by}"
 
 
-def delivery_summary(delivery: Delivery) -> str:
+def delivery_summary(delivery: DeliveryAnswer) -> str:
     """What came of a delivery, and what is next."""
     last = delivery.last
     if last is None:
@@ -171,8 +107,8 @@ def add(
     body: dict[str, Any] = {"url": address, "on_request": on_request, "description": description}
     body |= {name: value for name, value in given.items() if value is not None}
 
-    async def run(client: Client) -> Secret:
-        return await client.ask("POST", "/v1/webhooks", Secret, json=body)
+    async def run(client: Client) -> SecretAnswer:
+        return await client.ask("POST", "/v1/webhooks", SecretAnswer, json=body)
 
     _tell_secret(common, run_with_client(common, run))
 
@@ -182,8 +118,8 @@ def list_(*, common: ClientOptions | None = None) -> None:
     """List webhooks, newest first, and how each fares."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> list[Webhook]:
-        return [row async for row in client.pages("/v1/webhooks", Webhook, {}, latest=True)]
+    async def run(client: Client) -> list[WebhookAnswer]:
+        return [row async for row in client.pages("/v1/webhooks", WebhookAnswer, {}, latest=True)]
 
     webhooks = run_with_client(common, run)
     if common.json:
@@ -200,8 +136,8 @@ def show(id: str, *, common: ClientOptions | None = None) -> None:
     """Show one webhook, and how it fares."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> Webhook:
-        return await client.ask("GET", f"/v1/webhooks/{id}", Webhook)
+    async def run(client: Client) -> WebhookAnswer:
+        return await client.ask("GET", f"/v1/webhooks/{id}", WebhookAnswer)
 
     _tell(common, run_with_client(common, run))
 
@@ -211,8 +147,8 @@ def request_test(id: str, *, common: ClientOptions | None = None) -> int:
     """Send a test, also to a disabled webhook, and tell what was answered."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> Delivery:
-        asked = await client.ask("POST", f"/v1/webhooks/{id}/test", TestRequested)
+    async def run(client: Client) -> DeliveryAnswer:
+        asked = await client.ask("POST", f"/v1/webhooks/{id}/test", TestRequestedAnswer)
         loop = asyncio.get_running_loop()
         end = loop.time() + PATIENCE
         while True:
@@ -236,8 +172,8 @@ def rotate(id: str, *, common: ClientOptions | None = None) -> None:
     """Make a new secret and print it, once; the earlier one signs as well for another day."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> Secret:
-        return await client.ask("POST", f"/v1/webhooks/{id}/rotate", Secret)
+    async def run(client: Client) -> SecretAnswer:
+        return await client.ask("POST", f"/v1/webhooks/{id}/rotate", SecretAnswer)
 
     _tell_secret(common, run_with_client(common, run))
 
@@ -247,8 +183,8 @@ def enable(id: str, *, common: ClientOptions | None = None) -> None:
     """Tell a webhook again, beginning at once with what waits."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> Webhook:
-        return await client.ask("POST", f"/v1/webhooks/{id}/enable", Webhook)
+    async def run(client: Client) -> WebhookAnswer:
+        return await client.ask("POST", f"/v1/webhooks/{id}/enable", WebhookAnswer)
 
     _tell(common, run_with_client(common, run))
 
@@ -260,9 +196,9 @@ def disable(
     """Stop telling a webhook; what happens meanwhile waits."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> Webhook:
+    async def run(client: Client) -> WebhookAnswer:
         return await client.ask(
-            "POST", f"/v1/webhooks/{id}/disable", Webhook, json={"reason": reason}
+            "POST", f"/v1/webhooks/{id}/disable", WebhookAnswer, json={"reason": reason}
         )
 
     _tell(common, run_with_client(common, run))
@@ -283,7 +219,7 @@ def remove(id: str, *, common: ClientOptions | None = None) -> None:
         console.print_line(f"webhook {id} is removed")
 
 
-def _tell(common: ClientOptions, webhook: Webhook) -> None:
+def _tell(common: ClientOptions, webhook: WebhookAnswer) -> None:
     if common.json:
         console.emit(webhook)
         return
@@ -291,7 +227,7 @@ def _tell(common: ClientOptions, webhook: Webhook) -> None:
         console.print_line(line)
 
 
-def _tell_secret(common: ClientOptions, made: Secret) -> None:
+def _tell_secret(common: ClientOptions, made: SecretAnswer) -> None:
     if common.json:
         console.emit(made)
         return
@@ -300,9 +236,9 @@ def _tell_secret(common: ClientOptions, made: Secret) -> None:
     console.print_stderr("keep the secret: it is shown this once")
 
 
-async def _newest(client: Client, id: str, limit: int) -> list[Delivery]:
+async def _newest(client: Client, id: str, limit: int) -> list[DeliveryAnswer]:
     path = f"/v1/webhooks/{id}/deliveries"
-    return [row async for row in client.pages(path, Delivery, {}, limit=limit, latest=True)]
+    return [row async for row in client.pages(path, DeliveryAnswer, {}, limit=limit, latest=True)]
 
 
 # `uptrail webhook deliveries` and `redeliver`: what a webhook was told, and telling it again.
@@ -330,9 +266,12 @@ def deliveries(
     common = common or ClientOptions()
     params = {"state": state} if state else {}
 
-    async def run(client: Client) -> list[Delivery]:
+    async def run(client: Client) -> list[DeliveryAnswer]:
         path = f"/v1/webhooks/{id}/deliveries"
-        return [row async for row in client.pages(path, Delivery, params, limit=limit, latest=True)]
+        return [
+            row
+            async for row in client.pages(path, DeliveryAnswer, params, limit=limit, latest=True)
+        ]
 
     found = run_with_client(common, run)
     if common.json:
@@ -368,10 +307,12 @@ def redeliver(
     async def run(client: Client) -> int:
         if failed_since is None:
             one = f"{path}/deliveries/{position}/redeliver"
-            await client.ask("POST", one, Delivery)
+            await client.ask("POST", one, DeliveryAnswer)
             return 1
         since = failed_since if failed_since.tzinfo else failed_since.astimezone(UTC)
-        again = await client.ask("POST", f"{path}/redeliver", Redelivered, json={"since": since})
+        again = await client.ask(
+            "POST", f"{path}/redeliver", RedeliveryAnswer, json={"since": since}
+        )
         return again.deliveries
 
     count = run_with_client(common, run)
@@ -383,7 +324,7 @@ def redeliver(
         )
 
 
-def _row(one: Delivery) -> tuple[object, ...]:
+def _row(one: DeliveryAnswer) -> tuple[object, ...]:
     last = one.last
     return (
         one.position,

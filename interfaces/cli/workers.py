@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import msgspec
-
-from application.ports.jobs import OpenAttempt, ProcessView, WorkerView
+from application.ports.jobs import OpenAttempt, ProcessView
 from interfaces.cli import console
 from interfaces.cli.client import Client, run_with_client
 from interfaces.cli.console import ClientOptions
+from interfaces.common.api_types import WorkersAnswer
 
 _HEAD = ("machine", "pid", "roles", "version", "since", "last heard", "state", "holds")
-
-
-class WorkersResponse(msgspec.Struct, frozen=True):
-    """What `GET /v1/workers` answers."""
-
-    workers: list[WorkerView]
-    processes: list[ProcessView]
 
 
 def workers(*, common: ClientOptions | None = None) -> None:
     """List the processes of all machines: roles, versions, signs of life, and running attempts."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> WorkersResponse:
-        return await client.ask("GET", "/v1/workers", WorkersResponse)
+    async def run(client: Client) -> WorkersAnswer:
+        return await client.ask("GET", "/v1/workers", WorkersAnswer)
 
     found = run_with_client(common, run)
     if common.json:

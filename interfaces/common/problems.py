@@ -32,6 +32,7 @@ from domain.errors import (
     ValidationFailed,
 )
 from infrastructure.database_errors import is_transient
+from interfaces.common.api_types import Complaint, ProblemDocument
 from interfaces.common.middleware import REQUEST_ID, STARTED
 
 # Says where in a JSON document a fault is, as a JSON Pointer (RFC 6901) or a byte position.
@@ -85,26 +86,6 @@ _log = structlog.get_logger(__name__)
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
-class FieldProblem(msgspec.Struct, frozen=True):
-    """One thing that is wrong: `pointer` (RFC 6901) into the body, or the parameter's name."""
-
-    pointer: str
-    detail: str
-
-
-class ProblemDocument(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a client reads: `code` for programs, `title` and `detail` for people."""
-
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str = ""
-    errors: tuple[FieldProblem, ...] = ()
-    request_id: str = ""
-    instance: str = ""
-
-
 class Problem(Exception):
     """A request is refused; raise it anywhere under a handler, before the answer has begun."""
 
@@ -115,7 +96,7 @@ class Problem(Exception):
         detail: str = "",
         *,
         title: str = "",
-        errors: Iterable[FieldProblem] = (),
+        errors: Iterable[Complaint] = (),
         headers: Mapping[str, str] | None = None,
         type: str = "",
         members: Mapping[str, int] | None = None,
@@ -196,10 +177,10 @@ def problem_of(error: Exception) -> Problem:
         case Problem():
             return error
         case ValidationFailed(faults=faults):
-            complaints = [FieldProblem(pointer_of(fault), fault.message) for fault in faults[:100]]
+            complaints = [Complaint(pointer_of(fault), fault.message) for fault in faults[:100]]
             return invalid(*complaints, total=len(faults))
         case msgspec.ValidationError():
-            return invalid(FieldProblem(*json_pointer_of(error)))
+            return invalid(Complaint(*json_pointer_of(error)))
         case msgspec.DecodeError():
             return Problem(400, "malformed_json", str(error))
         case BadCursor():
@@ -241,7 +222,7 @@ def unauthenticated(detail: str, *, error: str = "") -> Problem:
     return Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": challenge})
 
 
-def invalid(*complaints: FieldProblem, total: int | None = None) -> Problem:
+def invalid(*complaints: Complaint, total: int | None = None) -> Problem:
     """422: the body can be read, and breaks rules; nothing was recorded."""
     count = total or len(complaints)
     first = complaints[0]
@@ -253,7 +234,7 @@ def invalid(*complaints: FieldProblem, total: int | None = None) -> Problem:
 
 def bad_parameter(name: str, message: str) -> Problem:
     """400: a parameter of the query or a header makes no sense."""
-    return Problem(400, "bad_parameter", f"{name} {message}", errors=[FieldProblem(name, message)])
+    return Problem(400, "bad_parameter", f"{name} {message}", errors=[Complaint(name, message)])
 
 
 def _of_aiohttp(error: web.HTTPException) -> Problem:

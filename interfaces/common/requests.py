@@ -13,14 +13,9 @@ from aiohttp import hdrs, web
 
 from application.errors import NotFound
 from domain.file import has_control_characters
+from interfaces.common.api_types import Complaint
 from interfaces.common.body import send_100_continue
-from interfaces.common.problems import (
-    RETRY_SOON,
-    FieldProblem,
-    Problem,
-    bad_parameter,
-    byte_position,
-)
+from interfaces.common.problems import RETRY_SOON, Problem, bad_parameter, byte_position
 from interfaces.common.services import SERVICES
 
 NDJSON = "application/x-ndjson"
@@ -57,7 +52,7 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def malformed(detail: str) -> Problem:
-    return Problem(400, "malformed_json", f"the body {detail}", errors=[FieldProblem("", detail)])
+    return Problem(400, "malformed_json", f"the body {detail}", errors=[Complaint("", detail)])
 
 
 def require_content_type(request: web.Request, *types: str) -> None:

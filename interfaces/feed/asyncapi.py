@@ -13,6 +13,7 @@ from aiohttp import web
 
 from application.views import AttemptView, BatchView
 from interfaces.common.access import SESSION_COOKIE
+from interfaces.common.api_types import PublicUpload
 from interfaces.common.routing import Operation
 from interfaces.feed.protocol import (
     ENCODINGS,
@@ -32,7 +33,6 @@ from interfaces.feed.protocol import (
     Subscribe,
     Welcome,
 )
-from interfaces.rest.answers import PublicUpload
 
 
 class Snapshot(SnapshotHead, frozen=True, tag="snapshot"):

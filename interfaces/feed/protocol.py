@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import WSMsgType
 
 from application.views import AttemptView, BatchView, UploadView
-from interfaces.rest.answers import public
+from interfaces.common.api_types import public
 
 # What travels on the feed: the client's messages, the server's frames, and how a socket ends.
 

@@ -14,7 +14,8 @@ from application.transfers.quotas import files_over_quota
 from domain.errors import FieldError, ValidationFailed
 from domain.file import FileDeclaration
 from interfaces.common.access import load_batch, require
-from interfaces.common.problems import FieldProblem, Problem, json_pointer_of
+from interfaces.common.api_types import AddedAnswer, Complaint
+from interfaces.common.problems import Problem, json_pointer_of
 from interfaces.common.requests import (
     NDJSON_TYPES,
     Query,
@@ -26,7 +27,7 @@ from interfaces.common.requests import (
 )
 from interfaces.common.routing import UPLOAD_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import AddedAnswer, json_answer
+from interfaces.rest.answers import json_answer
 from interfaces.rest.forms import NewFiles
 from interfaces.rest.idempotency import context_of
 from interfaces.uploads import ietf as resumable
@@ -139,10 +140,10 @@ def _declared(line: bytes, index: int) -> FileDeclaration:
     except msgspec.ValidationError as error:
         pointer, what = json_pointer_of(error, under=f"/{index}")
         raise Problem(
-            422, "invalid", f"{pointer}: {what}", errors=[FieldProblem(pointer, what)]
+            422, "invalid", f"{pointer}: {what}", errors=[Complaint(pointer, what)]
         ) from None
     except Problem as problem:
-        problem.errors = (FieldProblem(f"/{index}", problem.detail),)
+        problem.errors = (Complaint(f"/{index}", problem.detail),)
         raise
 
 

@@ -20,10 +20,11 @@ from interfaces.common.access import (
     require_owned,
     require_visible_stream,
 )
+from interfaces.common.api_types import CommandAnswer, PageAnswer
 from interfaces.common.requests import Query, json_body, path_id, wait_for_min_position
 from interfaces.common.routing import OPERATOR_SCOPES, UPLOAD_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import POSITION, CommandAnswer, PageAnswer, json_answer
+from interfaces.rest.answers import POSITION, json_answer
 from interfaces.rest.forms import Cancellation
 from interfaces.rest.idempotency import once
 

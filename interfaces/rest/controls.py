@@ -11,10 +11,10 @@ from application.ports.event_log import EventLog
 from domain.batch.state import BatchState
 from domain.upload.state import UploadState
 from interfaces.common.access import load_batch, load_upload, require
+from interfaces.common.api_types import CommandAnswer
 from interfaces.common.requests import json_body, path_id
 from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.rest import batches, uploads
-from interfaces.rest.answers import CommandAnswer
 from interfaces.rest.forms import Priority, Release
 
 _priority = msgspec.json.Decoder(Priority)

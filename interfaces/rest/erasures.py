@@ -11,12 +11,13 @@ from application.ports.audit import Erasure
 from domain.errors import FieldError, ValidationFailed
 from domain.file import has_control_characters
 from interfaces.common.access import require
+from interfaces.common.api_types import PageAnswer
 from interfaces.common.forwarded import public_url
 from interfaces.common.problems import bad_parameter
 from interfaces.common.requests import Query, json_body, path_id
 from interfaces.common.routing import ADMINS, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import PageAnswer, json_answer
+from interfaces.rest.answers import json_answer
 from interfaces.rest.forms import NewErasure
 
 PAGE = 1000

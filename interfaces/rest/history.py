@@ -20,6 +20,7 @@ from interfaces.common.access import (
     reject_batch_scoped_key,
     require,
 )
+from interfaces.common.api_types import HistoryItem, PageAnswer
 from interfaces.common.problems import bad_parameter
 from interfaces.common.requests import (
     MAX_POSITION,
@@ -32,7 +33,7 @@ from interfaces.common.requests import (
 from interfaces.common.responses import STREAMS, Stream, write_in_pieces
 from interfaces.common.routing import ANY_SCOPE, OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import POSITION, HistoryItem, PageAnswer, json_answer
+from interfaces.rest.answers import POSITION, json_answer
 
 QUERY = ("after", "limit", "format", "min_position")
 BOTH_WAYS = ("after", "before", "limit", "format", "min_position")

@@ -19,10 +19,10 @@ from application.handlers.execute import CommandContext
 from application.ports.event_log import EventLog
 from domain.ids import command_id_for
 from interfaces.common.access import principal_of
+from interfaces.common.api_types import CommandAnswer
 from interfaces.common.middleware import traceparent_of
 from interfaces.common.problems import bad_parameter
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import CommandAnswer
 
 HEADER = "Idempotency-Key"
 

@@ -12,11 +12,12 @@ from application.ports.auth import Key, Principal, Scope
 from domain.errors import FieldError, ValidationFailed
 from domain.file import has_control_characters
 from interfaces.common.access import require
+from interfaces.common.api_types import NewKeyAnswer, PageAnswer
 from interfaces.common.forwarded import public_url
 from interfaces.common.requests import Query, json_body
 from interfaces.common.routing import ADMINS, Operation
 from interfaces.common.services import SERVICES, Services
-from interfaces.rest.answers import NewKeyAnswer, PageAnswer, json_answer
+from interfaces.rest.answers import json_answer
 from interfaces.rest.forms import NewKey
 
 _decoder = msgspec.json.Decoder(NewKey)

@@ -11,7 +11,8 @@ import msgspec
 from aiohttp import web
 
 from application.ports.auth import Scope
-from interfaces.common.problems import CONTENT_TYPE, ProblemDocument
+from interfaces.common.api_types import ProblemDocument
+from interfaces.common.problems import CONTENT_TYPE
 from interfaces.common.requests import LATEST
 from interfaces.common.routing import Operation
 from interfaces.rest.answers import POSITION

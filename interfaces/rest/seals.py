@@ -18,11 +18,12 @@ from interfaces.common.access import (
     reject_batch_scoped_key,
     require,
 )
+from interfaces.common.api_types import PageAnswer
 from interfaces.common.requests import NDJSON, Query, path_id, wait_for_min_position
 from interfaces.common.responses import STREAMS, Stream, write_in_pieces
 from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import PageAnswer, json_answer
+from interfaces.rest.answers import json_answer
 
 EXPORT = ("after", "min_position")
 PAGE = 1000  # seals

@@ -14,12 +14,13 @@ from domain.file import has_control_characters
 from domain.ids import batch_id_for, upload_id_for
 from infrastructure.settings import Settings
 from interfaces.common.access import reject_batch_scoped_key, require
+from interfaces.common.api_types import Complaint, StartedAnswer
 from interfaces.common.forwarded import public_url
-from interfaces.common.problems import FieldProblem, Problem
+from interfaces.common.problems import Problem
 from interfaces.common.requests import Query, json_body
 from interfaces.common.routing import UPLOAD_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import StartedAnswer, json_answer
+from interfaces.rest.answers import json_answer
 from interfaces.rest.forms import NewBatch, RetryOptions
 from interfaces.rest.idempotency import context_of, fingerprint_of, idempotency_key
 from interfaces.uploads import forms as forms
@@ -111,7 +112,7 @@ def owner_of(wanted: str | None, principal: Principal) -> str:
     if wanted in (None, principal.owner):
         return principal.owner
     if principal.scope is not Scope.ADMIN:
-        complaint = FieldProblem("/owner", "only an admin acts for other owners")
+        complaint = Complaint("/owner", "only an admin acts for other owners")
         raise Problem(403, "scope_missing", complaint.detail, errors=[complaint])
     assert wanted is not None
     return wanted

@@ -19,16 +19,11 @@ from interfaces.common.access import (
     require_owned,
     require_visible_stream,
 )
+from interfaces.common.api_types import CommandAnswer, PageAnswer, PublicUpload, public
 from interfaces.common.requests import MAX_CURSOR, Query, path_id, wait_for_min_position
 from interfaces.common.routing import OPERATOR_SCOPES, UPLOAD_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import (
-    CommandAnswer,
-    PageAnswer,
-    PublicUpload,
-    json_answer,
-    public,
-)
+from interfaces.rest.answers import json_answer
 from interfaces.rest.batches import SHOW, reason_in
 from interfaces.rest.forms import Cancellation
 from interfaces.rest.idempotency import once

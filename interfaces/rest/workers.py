@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import msgspec
 from aiohttp import web
 
-from application.ports.jobs import ProcessView, WorkerView
 from interfaces.common.access import reject_batch_scoped_key, require
+from interfaces.common.api_types import WorkersAnswer
 from interfaces.common.requests import Query
 from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES
 from interfaces.rest.answers import json_answer
-
-
-class WorkersAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Every worker; to an operator, only with the attempts at uploads of their own owner.
-
-    `processes` are those of every role, on every machine.
-    """
-
-    workers: list[WorkerView]
-    processes: list[ProcessView]
 
 
 async def listing(request: web.Request) -> web.Response:

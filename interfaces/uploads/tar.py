@@ -18,6 +18,7 @@ from application.handlers.uploads import FileResult
 from application.transfers.multi_file import MultiFileReceiver
 from domain.file import FileDeclaration
 from interfaces.common.access import load_batch, require
+from interfaces.common.api_types import TakenAnswer
 from interfaces.common.body import reject_content_encoding
 from interfaces.common.requests import Query, path_id
 from interfaces.common.routing import UPLOAD_SCOPES
@@ -203,19 +204,6 @@ def _text(encoded: bytes) -> str:
 TYPES = frozenset({"application/x-tar", "application/tar"})
 
 
-class MultiFileResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of each file of a request that carried their bytes, in its order.
-
-    A file is `received`, `known` (all of it was there), or `rejected` for what its `code` says.
-    """
-
-    files: tuple[FileResult, ...]
-    received: int
-    known: int
-    rejected: int
-    position: int
-
-
 def is_bundle(request: web.Request) -> bool:
     return request.content_type in TYPES
 
@@ -244,9 +232,9 @@ async def answer(
     return json_answer(tar_result(files, position), position=position)
 
 
-def tar_result(files: tuple[FileResult, ...], position: int) -> MultiFileResponse:
+def tar_result(files: tuple[FileResult, ...], position: int) -> TakenAnswer:
     statuses = [file.status for file in files]
-    return MultiFileResponse(
+    return TakenAnswer(
         files=files,
         received=statuses.count("received"),
         known=statuses.count("known"),

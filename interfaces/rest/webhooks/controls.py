@@ -12,13 +12,13 @@ from application import commands
 from application.handlers.execute import CommandResult, execute
 from domain.webhook.aggregate import Webhook
 from interfaces.common.access import load_webhook, require
+from interfaces.common.api_types import SecretAnswer, TestRequestedAnswer, WebhookAnswer
 from interfaces.common.requests import Query, json_body, path_id
 from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES
 from interfaces.rest.answers import json_answer
 from interfaces.rest.forms import Disabling
 from interfaces.rest.idempotency import context_of
-from interfaces.rest.webhooks.answers import SecretAnswer, TestRequestedAnswer, WebhookAnswer
 from interfaces.rest.webhooks.lists import seen, shown
 
 _disabling = msgspec.json.Decoder(Disabling)

@@ -9,13 +9,14 @@ from application.errors import NotFound
 from application.ports.read_model import BadCursor
 from application.ports.webhooks import DeliveryState
 from interfaces.common.access import load_webhook, require
+from interfaces.common.api_types import DeliveryAnswer, PageAnswer, RedeliveryAnswer
 from interfaces.common.problems import bad_parameter
 from interfaces.common.requests import MAX_POSITION, Query, json_body, path_id
 from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import PageAnswer, json_answer
+from interfaces.rest.answers import json_answer
 from interfaces.rest.forms import Redelivery
-from interfaces.rest.webhooks.answers import DeliveryAnswer, RedeliveryAnswer, delivery_answer
+from interfaces.rest.webhooks.answers import delivery_answer
 from interfaces.rest.webhooks.lists import reflected
 
 LIST = ("state", "cursor", "limit", "min_position")

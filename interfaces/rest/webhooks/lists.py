@@ -8,9 +8,10 @@ from aiohttp import web
 
 from application.ports.webhooks import WebhookHealth
 from domain.webhook.aggregate import Webhook
+from interfaces.common.api_types import WebhookAnswer
 from interfaces.common.requests import LONGEST_WAIT, Query, least_position, not_reached
 from interfaces.common.services import SERVICES, Services
-from interfaces.rest.webhooks.answers import WebhookAnswer, webhook_answer
+from interfaces.rest.webhooks.answers import webhook_answer
 
 SEEN_WITHIN = 2.0  # seconds at most until lists show what was changed
 LOOK = 0.02  # seconds between two looks at that

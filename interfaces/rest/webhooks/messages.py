@@ -9,7 +9,7 @@ import msgspec
 
 from application.views import BatchView
 from domain.webhook.events import DELIVERED_TOPICS
-from interfaces.rest.answers import PublicUpload
+from interfaces.common.api_types import PublicUpload
 
 HEADERS = {
     "webhook-id": "id of the delivery, the same in every try",

@@ -14,20 +14,17 @@ from domain.file import has_control_characters
 from domain.webhook.events import WebhookFilter, url_error
 from infrastructure.outbound import BadDestination, PrivateAddress, parse_destination
 from interfaces.common.access import load_webhook, require
+from interfaces.common.api_types import PageAnswer, SecretAnswer, WebhookAnswer
 from interfaces.common.forwarded import public_url
 from interfaces.common.problems import Problem
 from interfaces.common.requests import Query, json_body, path_id
 from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES, Services
-from interfaces.rest.answers import PageAnswer, json_answer
+from interfaces.rest.answers import json_answer
 from interfaces.rest.forms import ChangedWebhook, NewWebhook
 from interfaces.rest.idempotency import context_of
 from interfaces.rest.starting import owner_of
-from interfaces.rest.webhooks.answers import (
-    SecretAnswer,
-    WebhookAnswer,
-    webhook_answer,
-)
+from interfaces.rest.webhooks.answers import webhook_answer
 from interfaces.rest.webhooks.lists import reflected, seen, shown
 
 MOST_WEBHOOKS = 50  # of one owner
