@@ -8,7 +8,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import QueuePool
 
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.read_model.engine import make_engine, read_connection
@@ -18,12 +17,14 @@ from tests.support import eventually
 async def test_a_disposed_engine_closes_the_connection_of_a_cancelled_request(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connecting, may_connect = asyncio.Event(), asyncio.Event()
+    connecting, may_connect, connected = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def connect_slowly(*args: Any, **options: Any) -> Connection:
         connecting.set()
         await may_connect.wait()
-        return await connect(*args, **options)
+        connection = await connect(*args, **options)
+        connected.set()
+        return connection
 
     async def query() -> None:
         async with read_connection(engine):
@@ -31,8 +32,7 @@ async def test_a_disposed_engine_closes_the_connection_of_a_cancelled_request(
 
     monkeypatch.setattr("infrastructure.read_model.engine.connect", connect_slowly)
     engine = make_engine(database_url)
-    pool = engine.pool
-    assert isinstance(pool, QueuePool)
+    pool = engine.pool  # what returns to it is not collected as long as this refers to it
     request = asyncio.create_task(query())
     await connecting.wait()
     request.cancel()
@@ -42,9 +42,10 @@ async def test_a_disposed_engine_closes_the_connection_of_a_cancelled_request(
 
     await engine.dispose()
 
-    await eventually(lambda: may_connect.is_set() and not pool.checkedout())
+    await eventually(connected.is_set)
     with psycopg.connect(database_url, autocommit=True) as connection:
         await eventually(lambda: other_sessions(connection) == 0, deadline=10)
+    del pool
 
 
 def other_sessions(connection: psycopg.Connection) -> int:
