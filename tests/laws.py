@@ -141,12 +141,12 @@ def _upload(history: Sequence[RecordedEvent]) -> str:
             number, worker = event.number, event.worker
         elif (said := getattr(event, "number", getattr(event, "attempt", 0))) != 0:
             _require(said == number, recorded, f"attempt {said} spoke, {number} was open")
-            _speaker(event, worker, recorded)
+            _actor(event, worker, recorded)
     _require(state in UNFINISHED | ENDED, history[-1], f"an append ends {state}")
     return state
 
 
-def _speaker(event: Event, worker: str | None, recorded: RecordedEvent) -> None:
+def _actor(event: Event, worker: str | None, recorded: RecordedEvent) -> None:
     """An attempt is spoken for by its own worker; others can only abandon it."""
     own = event.by == f"worker:{worker}"
     _require(own or topic_of(event) == "upload.attempt_abandoned", recorded, f"{event.by} spoke")

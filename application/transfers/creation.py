@@ -1,4 +1,4 @@
-"""Files that announce themselves: registered first, or stored first where they come whole."""
+"""Creation of uploads: empty, with content, and by concatenation of partial uploads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from domain.upload.state import INCOMING, UploadState
 
 
 class StandaloneTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """A file without a batch gets a sealed one of its own, with this id."""
+    """Target of a file without a batch: a sealed batch of its own, with this id."""
 
     batch: UUID
     owner: str
@@ -46,220 +46,220 @@ class StandaloneTarget(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that joins an open batch, or finds its declaration there."""
+    """Target of a file in an existing batch, declared there or not."""
 
     batch: UUID
 
 
 class UploadCreator:
-    """New files. A small one that comes whole costs one fdatasync and one append."""
+    """Creates uploads."""
 
     def __init__(self, transfers: Transfers, new_id: Callable[[], UUID]) -> None:
         self._transfers = transfers
         self._new_id = new_id
 
-    async def announce(
-        self, place: StandaloneTarget | BatchTarget, file: FileDeclaration, speaker: Actor
+    async def register(
+        self, target: StandaloneTarget | BatchTarget, file: FileDeclaration, actor: Actor
     ) -> RegisteredUpload:
-        """Registers a file whose bytes are to come.
+        """Register a file whose bytes follow later.
 
-        Raises ValidationFailed, TooLong, StorageFull, NotFound, InvalidState, TooManyConflicts,
-        Unavailable.
+        Raises ValidationFailed, BodyTooLarge, StorageFull, NotFound, InvalidState,
+        TooManyConflicts, Unavailable.
         """
-        await self.admit(place, file)
-        registered = await self._register(place, file, speaker)
+        await self.admit(target, file)
+        registered = await self._register(target, file, actor)
         upload = registered.upload
         if upload.size is None and file.size is not None and upload.state in INCOMING:
-            upload = await self._transfers.declare(upload.id, file.size, speaker)
+            upload = await self._transfers.declare(upload.id, file.size, actor)
         return RegisteredUpload(upload, registered.created, registered.position)
 
-    async def arrive(
+    async def create_with_content(
         self,
-        place: StandaloneTarget | BatchTarget,
+        target: StandaloneTarget | BatchTarget,
         file: FileDeclaration,
         read: Callable[[], Awaitable[bytes]],
-        speaker: Actor,
+        actor: Actor,
     ) -> RegisteredUpload:
-        """Reads and stores a whole file, then records that it was registered and received.
+        """Read and store a whole file, then record that it was registered and received.
 
-        Where the batch knows the path, the bytes go to the upload that is there, unless it has
-        bytes already: then these are dropped. Raises what `announce` and `read` raise.
+        If the path is declared already, the bytes go to its upload, unless that one has bytes:
+        then these are dropped. Raises what `register` and `read` raise.
         """
-        await self.admit(place, file)
-        async with self._transfers.quotas.transferring(await self.owner_of(place)):
+        await self.admit(target, file)
+        async with self._transfers.quotas.transfer_permit(await self.owner_of(target)):
             content = await read()
-        upload = upload_id_for(place.batch, file.path, self._transfers.log.id_secret)
+        upload = upload_id_for(target.batch, file.path, self._transfers.log.id_secret)
         chosen = single_request_blob_name(upload, self._new_id())
         blob = (await self._transfers.blobs.put_many({chosen: content}))[chosen]
         try:
-            return await self.record(place, file, len(content), blob, speaker)
+            return await self.record_stored(target, file, len(content), blob, actor)
         except (CommandRejected, ApplicationError) as error:
-            # Once it is certain that nothing was recorded, nobody will ever ask for this blob.
+            # Certainly nothing was recorded, so that no event refers to this blob.
             if not isinstance(error, OutcomeUnknown):
                 await self._transfers.blobs.delete(blob)
             raise
 
-    async def record(
+    async def record_stored(
         self,
-        place: StandaloneTarget | BatchTarget,
+        target: StandaloneTarget | BatchTarget,
         file: FileDeclaration,
         size: int,
         blob: str,
-        speaker: Actor,
+        actor: Actor,
     ) -> RegisteredUpload:
-        """Records that a file whose bytes are stored under `blob` was registered and received.
+        """Record that a file stored as `blob` was registered and received.
 
-        Where the path is known and its upload has bytes already, those of `blob` are deleted.
+        If the upload of a declared path has bytes already, `blob` is deleted.
         Raises ValidationFailed, NotFound, InvalidState, TooManyConflicts, Unavailable,
         OutcomeUnknown.
         """
-        registered = await self._register(place, file, speaker, size, blob)
+        registered = await self._register(target, file, actor, size, blob)
         if registered.created:
             return registered
-        return await self._hand_over(registered, size, blob, speaker)
+        return await self._store_in_declared(registered, size, blob, actor)
 
-    async def owner_of(self, place: StandaloneTarget | BatchTarget) -> str:
-        """Raises NotFound, Unavailable."""
-        if isinstance(place, StandaloneTarget):
-            return place.owner
-        return (await self._transfers.log.batch(place.batch)).owner
+    async def owner_of(self, target: StandaloneTarget | BatchTarget) -> str:
+        """Return the owner of the target. Raises NotFound, Unavailable."""
+        if isinstance(target, StandaloneTarget):
+            return target.owner
+        return (await self._transfers.log.batch(target.batch)).owner
 
-    async def admit(self, place: StandaloneTarget | BatchTarget, file: FileDeclaration) -> None:
-        """Before any byte of the file is read.
+    async def admit(self, target: StandaloneTarget | BatchTarget, file: FileDeclaration) -> None:
+        """Validate the file and check the quotas, before any byte of it is read.
 
-        Raises ValidationFailed, TooLong, StorageFull, BatchFull, QuotaExceeded, NotFound,
+        Raises ValidationFailed, BodyTooLarge, StorageFull, BatchFull, QuotaExceeded, NotFound,
         Unavailable.
         """
-        await self.examine(file)
+        await self.validate(file)
         quotas = self._transfers.quotas
-        if quotas.unlimited or await self._knows(place, file):
+        if quotas.unlimited or await self._is_declared(target, file):
             return
-        batch = place.batch if isinstance(place, BatchTarget) else None
-        await quotas.admit(await self.owner_of(place), batch, file.size or 0)
+        batch = target.batch if isinstance(target, BatchTarget) else None
+        await quotas.admit(await self.owner_of(target), batch, file.size or 0)
 
-    async def examine(self, file: FileDeclaration) -> None:
-        """The same but for quotas. Raises ValidationFailed, TooLong, StorageFull, Unavailable."""
+    async def validate(self, file: FileDeclaration) -> None:
+        """Validate the file. Raises ValidationFailed, BodyTooLarge, StorageFull, Unavailable."""
         if faults := tuple(validate_declaration(file)):
             raise ValidationFailed(*faults)
         if (file.size or 0) > self._transfers.limits.max_file_size:
             raise BodyTooLarge(self._transfers.limits.max_file_size)
-        await self._transfers.room.require(file.size or 0)
+        await self._transfers.free_space.require(file.size or 0)
 
-    async def _knows(self, place: StandaloneTarget | BatchTarget, file: FileDeclaration) -> bool:
-        """Whether the file was declared before, and is counted already."""
-        upload = upload_id_for(place.batch, file.path, self._transfers.log.id_secret)
-        return isinstance(place, BatchTarget) and bool(await self._transfers.log.versions([upload]))
+    async def _is_declared(
+        self, target: StandaloneTarget | BatchTarget, file: FileDeclaration
+    ) -> bool:
+        """Whether the file was declared before, and is counted by the quotas already."""
+        upload = upload_id_for(target.batch, file.path, self._transfers.log.id_secret)
+        return isinstance(target, BatchTarget) and bool(
+            await self._transfers.log.versions([upload])
+        )
 
     async def _register(
         self,
-        place: StandaloneTarget | BatchTarget,
+        target: StandaloneTarget | BatchTarget,
         file: FileDeclaration,
-        speaker: Actor,
+        actor: Actor,
         received: int | None = None,
         blob: str | None = None,
     ) -> RegisteredUpload:
-        log, context = self._transfers.log, self._transfers.context(speaker)
-        if isinstance(place, BatchTarget):
-            joining = RegisterUpload(batch=place.batch, file=file, received=received, blob=blob)
+        log, context = self._transfers.log, self._transfers.context(actor)
+        if isinstance(target, BatchTarget):
+            joining = RegisterUpload(batch=target.batch, file=file, received=received, blob=blob)
             return await register_upload(log, joining, context)
         alone = CreateStandaloneUpload(
-            id=place.batch,
-            owner=place.owner,
+            id=target.batch,
+            owner=target.owner,
             file=file,
-            pipeline=place.pipeline,
-            retry_policy=place.retry_policy,
+            pipeline=target.pipeline,
+            retry_policy=target.retry_policy,
             received=received,
             blob=blob,
         )
         return await create_standalone_upload(log, alone, context)
 
-    async def _hand_over(
-        self, known: RegisteredUpload, size: int, blob: str, speaker: Actor
+    async def _store_in_declared(
+        self, known: RegisteredUpload, size: int, blob: str, actor: Actor
     ) -> RegisteredUpload:
-        """The bytes for an upload that was declared before, if it waits for its first one."""
-        async with self._transfers.turns.take(known.upload.id):
+        """Give the stored bytes to a declared upload that has none yet; else delete them."""
+        async with self._transfers.upload_locks.acquire(known.upload.id):
             self._transfers.log.forget(known.upload.id)
             upload = await self._transfers.log.upload(known.upload.id)
             if upload.state is not UploadState.REGISTERED:
                 await self._transfers.blobs.delete(blob)
                 return RegisteredUpload(upload, False, 0)
             command = ProgressTransfer(upload=upload.id, received=size, blob=blob, complete=True)
-            context = self._transfers.context(speaker)
+            context = self._transfers.context(actor)
             decided = await execute(self._transfers.log, command, context)
             return RegisteredUpload(decided.aggregate, False, decided.position)
 
 
-# A file that came in parts, side by side: announced, received like uploads, joined into one.
-
-
 class PartialUploads:
-    """Parts of uploads. Their bytes come and go by `Transfers`, as those of uploads do."""
+    """Partial uploads of the tus concatenation extension. `Transfers` receives their bytes."""
 
     def __init__(
-        self, transfers: Transfers, arrivals: UploadCreator, new_id: Callable[[], UUID]
+        self, transfers: Transfers, creator: UploadCreator, new_id: Callable[[], UUID]
     ) -> None:
         self._transfers = transfers
-        self._arrivals = arrivals
+        self._creator = creator
         self._new_id = new_id
 
-    async def announce(
-        self, place: StandaloneTarget | BatchTarget, file: FileDeclaration, speaker: Actor
+    async def register(
+        self, target: StandaloneTarget | BatchTarget, file: FileDeclaration, actor: Actor
     ) -> CommandResult[Upload]:
-        """Registers a part of `file.size` bytes. Raises what `Arrivals.announce` raises."""
-        await self._arrivals.examine(file)
-        owner = await self._arrivals.owner_of(place)
-        # The upload is counted when it is joined; a part only has to leave room for itself.
-        await self._transfers.quotas.require(owner, place.batch, file.size or 0)
+        """Register a partial upload of `file.size` bytes; raises as UploadCreator.register."""
+        await self._creator.validate(file)
+        owner = await self._creator.owner_of(target)
+        # The quota counts the final upload; a partial upload only has to fit by itself.
+        await self._transfers.quotas.require(owner, target.batch, file.size or 0)
         command = RegisterPartialUpload(
             id=partial_upload_id_for(self._new_id()),
             owner=owner,
-            batch=place.batch if isinstance(place, BatchTarget) else None,
+            batch=target.batch if isinstance(target, BatchTarget) else None,
             size=file.size,
             metadata=file.metadata,
         )
-        context = self._transfers.context(speaker)
+        context = self._transfers.context(actor)
         return await register_partial_upload(self._transfers.log, command, context)
 
-    async def join(
+    async def concatenate(
         self,
-        place: StandaloneTarget | BatchTarget,
+        target: StandaloneTarget | BatchTarget,
         file: FileDeclaration,
         parts: Sequence[UUID],
-        speaker: Actor,
+        actor: Actor,
     ) -> RegisteredUpload:
-        """Makes one upload of the parts, in their order, and frees them.
+        """Concatenate partial uploads, in their order, into one upload, and delete them.
 
-        Joining the same parts into the same place again finds the upload that is there: a crash
-        at any point is made good by repeating the request. Raises PartMissing, and what
-        `Arrivals.arrive` raises.
+        Idempotent: repeating the request after a crash at any point returns the same upload. Raises
+        PartialUploadMissing, and what UploadCreator.create_with_content raises.
         """
-        pieces = [await self._whole_part(id, place) for id in parts]
-        upload = upload_id_for(place.batch, file.path, self._transfers.log.id_secret)
+        pieces = [await self._load_complete_part(id, target) for id in parts]
+        upload = upload_id_for(target.batch, file.path, self._transfers.log.id_secret)
         if any(piece.state is UploadState.COMPLETED for piece in pieces):
-            return RegisteredUpload(await self._joined_before(upload, pieces), False, 0)
+            return RegisteredUpload(await self._find_concatenated(upload, pieces), False, 0)
         size = sum(piece.received for piece in pieces)
         if size > self._transfers.limits.max_file_size:
             raise BodyTooLarge(self._transfers.limits.max_file_size)
         file = replace(file, size=size)
-        await self._arrivals.admit(place, file)
+        await self._creator.admit(target, file)
         blob = single_request_blob_name(upload, self._new_id())
         try:
-            await self._copy(pieces, blob)
-            registered = await self._arrivals.record(place, file, size, blob, speaker)
+            await self._copy_bytes(pieces, blob)
+            registered = await self._creator.record_stored(target, file, size, blob, actor)
             if registered.upload.state in INCOMING:
                 raise InvalidState(f"{file.path} is being received another way")
         except (CommandRejected, ApplicationError) as error:
             if not isinstance(error, OutcomeUnknown):
                 await self._transfers.blobs.delete(blob)
             raise
-        await self._free(pieces, speaker)
+        await self._delete_parts(pieces, actor)
         return registered
 
-    async def _whole_part(self, id: UUID, place: StandaloneTarget | BatchTarget) -> Upload:
-        """The part, if it is all here, and of the same owner and batch as the place."""
-        owner, log = await self._arrivals.owner_of(place), self._transfers.log
+    async def _load_complete_part(self, id: UUID, target: StandaloneTarget | BatchTarget) -> Upload:
+        """Return the partial upload if it is complete and of the target's owner and batch."""
+        owner, log = await self._creator.owner_of(target), self._transfers.log
         origin = await log.origin(id)
-        # Before anything is loaded: a foreign part costs what an absent one does.
+        # Before anything is loaded: the response time must not reveal a foreign upload.
         if origin is None or origin.owner != owner or not is_partial_upload(id):
             raise PartialUploadMissing(id)
         log.forget(id)
@@ -267,13 +267,13 @@ class PartialUploads:
             part = await log.upload(id)
         except NotFound:
             raise PartialUploadMissing(id) from None
-        batch = place.batch if isinstance(place, BatchTarget) else id
+        batch = target.batch if isinstance(target, BatchTarget) else id
         if part.batch != batch or part.state not in (UploadState.RECEIVED, UploadState.COMPLETED):
             raise PartialUploadMissing(id)
         return part
 
-    async def _joined_before(self, upload: UUID, pieces: Sequence[Upload]) -> Upload:
-        """The upload that these parts went into, all of them."""
+    async def _find_concatenated(self, upload: UUID, pieces: Sequence[Upload]) -> Upload:
+        """Return the upload that these partial uploads were concatenated into before."""
         gone = next(piece for piece in pieces if piece.state is UploadState.COMPLETED)
         try:
             known = await self._transfers.log.upload(upload)
@@ -283,8 +283,8 @@ class PartialUploads:
             raise PartialUploadMissing(gone.id)
         return known
 
-    async def _copy(self, pieces: Sequence[Upload], blob: str) -> None:
-        """Raises TooManyConflicts where the parts are being freed: another request joined them."""
+    async def _copy_bytes(self, pieces: Sequence[Upload], blob: str) -> None:
+        """Copy the bytes. Raises TooManyConflicts if another request deletes them meanwhile."""
         blobs = self._transfers.blobs
         writer = await blobs.append(blob, 0)
         try:
@@ -303,9 +303,9 @@ class PartialUploads:
         finally:
             await writer.close()
 
-    async def _free(self, pieces: Sequence[Upload], speaker: Actor) -> None:
-        """Parts that were joined; what a crash leaves of this, the sweeper finds."""
+    async def _delete_parts(self, pieces: Sequence[Upload], actor: Actor) -> None:
+        """Delete concatenated partial uploads; after a crash the sweeper deletes the rest."""
         for piece in pieces:
-            context = self._transfers.context(speaker)
+            context = self._transfers.context(actor)
             await execute(self._transfers.log, MarkPartialConcatenated(upload=piece.id), context)
-            await self._transfers.free(piece)
+            await self._transfers.delete_blobs(piece)

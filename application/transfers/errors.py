@@ -1,22 +1,22 @@
 """
-How a transfer can end other than well. What arrived before is kept, unless it says otherwise.
+Errors of transfers. Bytes received before an error are kept, unless noted.
 
 * TransferError
-  + OffsetMismatch   the sender and the log disagree about how far the upload is
-  + TooLong          more bytes than were declared, or than are allowed; the excess is not kept
-  + ChecksumMismatch the bytes are not those the sender meant; none of the body is kept
-  + PartMissing      a part that is to be joined is not there, or not all of it
-  + NotIncoming      the upload takes no bytes any more: received, cancelled, expired
-  + BatchFull        the batch may not hold as much
-  + QuotaExceeded    the owner may not keep as much
-  + TooManyTransfers the owner has as many bodies on their way as are allowed at once
-  + Ended            the transfer was ended from outside
-    - Overtaken      a newer request wants the same upload
-    - Stalled        the sender was silent for too long
-      * TooSlow      the sender brought too little in a long time
-    - Stopping       this process is shutting down
-    - AccessEnded    the sender's credential was revoked, or has expired
-    - SenderGone     the connection broke, or the body was malformed
+  + OffsetMismatch        the client and the event log have different offsets
+  + BodyTooLarge          more bytes than declared or allowed; the body is not kept
+  + ChecksumMismatch      the body does not have its checksum; none of it is kept
+  + PartialUploadMissing  a partial upload to concatenate is absent or incomplete
+  + NotAcceptingBytes     the upload was received, cancelled or has expired
+  + BatchFull             the batch's quota would be exceeded
+  + QuotaExceeded         the owner's quota would be exceeded
+  + TooManyTransfers      the owner's limit of concurrent transfers is reached
+  + TransferInterrupted   the transfer was ended from outside
+    - Preempted           a newer request for the same upload
+    - IdleTimeout         the client sent no byte for too long
+      * BelowMinRate      the client sent too few bytes for too long
+    - Stopping            this process is shutting down
+    - AccessEnded         the client's credential was revoked, or has expired
+    - ClientDisconnected  the connection broke, or the body was malformed
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from domain.upload.state import UploadState
 
 
 class TransferError(ApplicationError):
-    """A transfer did not end well."""
+    """Base class of the errors of transfers."""
 
 
 class OffsetMismatch(TransferError):
-    """The sender and the log disagree; `offset` is what the log says, `claimed` what the other."""
+    """The client's offset (`claimed`) differs from the recorded one (`offset`)."""
 
     def __init__(self, offset: int, claimed: int) -> None:
         super().__init__(f"the upload stands at offset {offset}, not {claimed}")
@@ -41,7 +41,7 @@ class OffsetMismatch(TransferError):
 
 
 class BodyTooLarge(TransferError):
-    """More bytes than were declared, or than are allowed."""
+    """The body has more bytes than declared or allowed."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the upload may have at most {limit} bytes")
@@ -49,21 +49,21 @@ class BodyTooLarge(TransferError):
 
 
 class ChecksumMismatch(TransferError):
-    """The bytes are not those the sender meant."""
+    """The body does not have the checksum that the client sent."""
 
     def __init__(self, algorithm: str) -> None:
         super().__init__(f"the bytes do not have the {algorithm} checksum that came with them")
 
 
 class PartialUploadMissing(TransferError):
-    """A part that is to be joined is not there, not all of it, or not for this batch."""
+    """A partial upload to concatenate is absent, incomplete, or of another batch."""
 
     def __init__(self, part: UUID) -> None:
         super().__init__(f"{part} is no finished part that could be joined here")
 
 
 class NotAcceptingBytes(TransferError):
-    """The upload takes no bytes any more."""
+    """The upload was received, was cancelled, or has expired."""
 
     def __init__(self, state: UploadState) -> None:
         super().__init__(f"the upload is {state} and takes no bytes")
@@ -71,21 +71,21 @@ class NotAcceptingBytes(TransferError):
 
 
 class BatchFull(TransferError):
-    """The batch may not hold as much; `limit` says what, such as `100 files`."""
+    """The batch's quota would be exceeded; `limit` is a text such as `100 files`."""
 
     def __init__(self, limit: str) -> None:
         super().__init__(f"a batch may hold at most {limit}")
 
 
 class QuotaExceeded(TransferError):
-    """The owner may not keep as much; `limit` says what, such as `1000 bytes`."""
+    """The owner's quota would be exceeded; `limit` is a text such as `1000 bytes`."""
 
     def __init__(self, limit: str) -> None:
         super().__init__(f"the quota of {limit} would be exceeded")
 
 
 class TooManyTransfers(TransferError):
-    """The owner has as many bodies on their way as are allowed at once."""
+    """The owner's limit of concurrent transfers is reached."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"at most {limit} transfers may run at once; try again when one has ended")
@@ -96,21 +96,21 @@ class TransferInterrupted(TransferError):
 
 
 class Preempted(TransferInterrupted):
-    """A newer request wants the same upload."""
+    """A newer request for the same upload arrived."""
 
     def __init__(self) -> None:
         super().__init__("a newer request took the upload over")
 
 
 class IdleTimeout(TransferInterrupted):
-    """The sender was silent for too long."""
+    """The client sent no byte for too long."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"no byte came for {seconds:g} seconds")
 
 
 class BelowMinRate(IdleTimeout):
-    """The sender brought too little in a long time; `rate` is in bytes a second."""
+    """The client sent too few bytes for too long; `rate` is in bytes per second."""
 
     def __init__(self, rate: float) -> None:
         TransferInterrupted.__init__(self, f"fewer than {rate:g} bytes a second came")
@@ -124,7 +124,7 @@ class Stopping(TransferInterrupted):
 
 
 class AccessEnded(TransferInterrupted):
-    """The sender's credential was revoked, or has expired."""
+    """The client's credential was revoked, or has expired."""
 
     def __init__(self) -> None:
         super().__init__("the key was revoked or has expired, or the session is over")

@@ -1,4 +1,7 @@
-"""An upload's blob, opened for one writer alone: in this process and in all others."""
+"""Exclusive locks: one transfer at a time per upload, one writer at a time per blob.
+
+Blobs of uploads are named here, so that their upload can be found from their name.
+"""
 
 from __future__ import annotations
 
@@ -17,29 +20,27 @@ from application.transfers.errors import NotAcceptingBytes, Preempted, TransferI
 from domain.upload.aggregate import Upload
 from domain.upload.state import INCOMING
 
-# What the blobs of uploads are called, so that whoever finds one knows whose it is.
-
-FOLDER = "uploads"
+BLOB_FOLDER = "uploads"
 
 
 def upload_blob_name(upload: UUID) -> str:
-    """The blob that the transfers of an upload append to."""
-    return f"{FOLDER}/{upload}"
+    """Return the name of the blob that transfers of the upload append to."""
+    return f"{BLOB_FOLDER}/{upload}"
 
 
 def single_request_blob_name(upload: UUID, token: UUID) -> str:
-    """The blob of a file that came whole with its registration.
+    """Return the name of a blob whose file arrived complete with its registration.
 
-    Two senders may register the same path at once, each with bytes of its own: the token
-    keeps them apart, and the log decides whose is the upload's.
+    Two clients may register the same path at once, each with its own bytes: the token keeps their
+    blobs apart, and the event log decides which of them becomes the upload's.
     """
-    return f"{FOLDER}/{upload}.{token.hex}"
+    return f"{BLOB_FOLDER}/{upload}.{token.hex}"
 
 
 def upload_id_from_blob_name(blob: str) -> UUID | None:
-    """The upload whose bytes a blob of this name holds; None for a blob of another kind."""
+    """Return the upload whose bytes a blob of this name holds; None for any other blob."""
     folder, _, file = blob.partition("/")
-    if folder != FOLDER:
+    if folder != BLOB_FOLDER:
         return None
     try:
         return UUID(file.partition(".")[0])
@@ -47,37 +48,38 @@ def upload_id_from_blob_name(blob: str) -> UUID | None:
         return None
 
 
-PATIENCE = 5.0  # seconds for another process to let go of an upload
-GLANCE = 0.003  # seconds between two looks whether it has
-ASK_AGAIN = 0.25  # seconds after which another process is asked again
+PREEMPTION_TIMEOUT = 5.0  # seconds until another process must have released an upload
+LOCK_POLL_INTERVAL = 0.003  # seconds
+PREEMPTION_REPEAT_INTERVAL = 0.25  # seconds
 
 
 class BlobWriterLeases:
-    """Opens blobs where the log says they end, and settles what the two disagree about."""
+    """Exclusive writers of blobs, opened at the offset that the event log has recorded."""
 
     def __init__(
         self,
         log: EventLog,
         blobs: BlobStore,
-        elsewhere: RemotePreemption,
+        remote: RemotePreemption,
         clock: Callable[[], float],
     ) -> None:
         self._log = log
         self._blobs = blobs
-        self._elsewhere = elsewhere
+        self._remote = remote
         self._clock = clock
 
     @asynccontextmanager
-    async def claimed(
+    async def open_writer(
         self, id: UUID, context: Callable[[], CommandContext]
     ) -> AsyncIterator[tuple[Upload, BlobWriter]]:
-        """The upload, and its blob opened for us alone at the recorded offset.
+        """Yield the upload and an exclusive writer of its blob at the recorded offset.
 
-        The recorded offset is the truth. Bytes beyond it were never acknowledged, and a crash
-        may have left anything in their place: the first write drops them. Where there are fewer,
-        that is recorded as a loss and the upload goes back to what there is.
+        The recorded offset is authoritative. Bytes beyond it were never acknowledged, and a crash
+        may have left anything in their place: the first write drops them. If the blob is shorter,
+        the loss is recorded and the upload continues from the stored size. Raises NotFound,
+        NotAcceptingBytes, TooManyConflicts, Unavailable.
         """
-        asking = _PreemptionRequest(self._elsewhere, id, self._clock)
+        preemption = _PreemptionRequest(self._remote, id, self._clock)
         while True:
             upload = await self._log.upload(id)
             if upload.state not in INCOMING:
@@ -89,11 +91,11 @@ class BlobWriterLeases:
                 await execute(self._log, loss, context())
                 continue
             except BlobBusy:
-                await asking.wait()
+                await preemption.wait()
                 self._log.forget(id)
                 continue
             try:
-                # Only now that nobody else can write is what the log says going to stay.
+                # The recorded offset is stable only now that no other process can write.
                 self._log.forget(id)
                 current = await self._log.upload(id)
                 if current.received == upload.received and current.state in INCOMING:
@@ -104,77 +106,72 @@ class BlobWriterLeases:
 
 
 class _PreemptionRequest:
-    """The other processes are asked to let go of an upload, and given time for it."""
+    """Request to other processes to release an upload, repeated until a deadline."""
 
-    def __init__(
-        self, elsewhere: RemotePreemption, upload: UUID, clock: Callable[[], float]
-    ) -> None:
-        self._elsewhere = elsewhere
+    def __init__(self, remote: RemotePreemption, upload: UUID, clock: Callable[[], float]) -> None:
+        self._remote = remote
         self._upload = upload
         self._clock = clock
-        self._deadline = clock() + PATIENCE
+        self._deadline = clock() + PREEMPTION_TIMEOUT
         self._again: float | None = None
 
     async def wait(self) -> None:
-        """Until it is time to look again. Raises TooManyConflicts, Unavailable."""
+        """Sleep until the next try. Raises TooManyConflicts after the deadline, Unavailable."""
         now = self._clock()
         if now > self._deadline:
             raise TooManyConflicts(f"another process is still receiving {self._upload}; try again")
         if self._again is None or now >= self._again:
-            await self._elsewhere.stop(self._upload)
-            self._again = self._clock() + ASK_AGAIN
-        await asyncio.sleep(GLANCE)
-
-
-# One transfer at a time for each upload, and the newest request wins.
+            await self._remote.stop(self._upload)
+            self._again = self._clock() + PREEMPTION_REPEAT_INTERVAL
+        await asyncio.sleep(LOCK_POLL_INTERVAL)
 
 
 class UploadLock:
-    """The right of one task to work on one upload, until somebody newer wants it."""
+    """Exclusive lock of one task on one upload, until a newer request preempts it."""
 
     def __init__(self) -> None:
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._ending: Exception | None = None
+        self.released: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reason: Exception | None = None
         self._waiting: asyncio.Task[object] | None = None
 
     @property
-    def ended(self) -> bool:
-        """Whether somebody newer wants the upload, or another reason to let it go came up."""
-        return self._ending is not None
+    def is_preempted(self) -> bool:
+        """Whether a newer request or another reason ended this lock."""
+        return self._reason is not None
 
-    def end(self, reason: Exception) -> None:
-        """Makes the holder's wait for its sender raise this, now or when it next waits."""
-        if self._ending is not None:
+    def preempt(self, reason: Exception) -> None:
+        """Make the holder's wait for its client raise `reason`, now or when it next waits."""
+        if self._reason is not None:
             return
-        self._ending = reason
+        self._reason = reason
         if self._waiting is not None:
             self._waiting.cancel()
 
-    def go_on(self) -> None:
-        """Raises what the turn was ended with, if it was."""
-        if self._ending is not None:
-            raise self._ending
+    def raise_if_preempted(self) -> None:
+        """Raise the reason that the lock was preempted for, if it was."""
+        if self._reason is not None:
+            raise self._reason
 
     async def next(self, chunks: AsyncIterator[bytes]) -> bytes | None:
-        """The sender's next chunk, None at the end; raises what the turn was ended with.
+        """Return the client's next chunk, None at the end. Raises the reason of a preemption.
 
-        The holder is only ever interrupted in here: never while it writes, syncs or records.
+        The holder is interrupted only in here: never while it writes, syncs or records.
         """
-        self.go_on()
+        self.raise_if_preempted()
         task = asyncio.current_task()
         self._waiting = task
         try:
             return await anext(chunks, None)
         except asyncio.CancelledError:
-            if self._ending is None or task is None or task.uncancel() > 0:
+            if self._reason is None or task is None or task.uncancel() > 0:
                 raise
-            raise self._ending from None
+            raise self._reason from None
         finally:
             self._waiting = None
 
 
 class UploadLocks:
-    """Hands out turns; an upload's turn is taken from its holder by whoever asks next."""
+    """Exclusive lock per upload. Acquiring a held lock preempts its holder."""
 
     def __init__(self) -> None:
         self._newest: dict[UUID, UploadLock] = {}
@@ -184,45 +181,47 @@ class UploadLocks:
         return len(self._newest)
 
     @asynccontextmanager
-    async def take(self, upload: UUID, *, late: bool = False) -> AsyncIterator[UploadLock]:
-        """Ends the turn before, waits until its bytes are committed, and holds the upload.
+    async def acquire(
+        self, upload: UUID, *, allow_preempted: bool = False
+    ) -> AsyncIterator[UploadLock]:
+        """Preempt the current holder, wait until it has committed its bytes, and hold the lock.
 
-        Raises Overtaken where somebody newer asked while this one waited; with `late` the turn is
-        held all the same, for as long as the holder needs to put down what it has.
+        Raises Preempted if a newer request arrived meanwhile. With `allow_preempted` the lock is
+        acquired even then, so that the holder can record the bytes that it has received.
         """
         if self._closed is not None:
             raise self._closed
-        mine, before = UploadLock(), self._newest.get(upload)
-        self._newest[upload] = mine
+        lock, holder = UploadLock(), self._newest.get(upload)
+        self._newest[upload] = lock
         try:
-            if before is not None:
-                before.end(Preempted())
-                await asyncio.shield(before.over)
-            if not late:
-                mine.go_on()
-            yield mine
+            if holder is not None:
+                holder.preempt(Preempted())
+                await asyncio.shield(holder.released)
+            if not allow_preempted:
+                lock.raise_if_preempted()
+            yield lock
         finally:
-            self._leave(upload, mine, before)
+            self._leave(upload, lock, holder)
 
     def stop(self, upload: UUID) -> None:
-        """Ends the transfer of this upload, if there is one here."""
-        if turn := self._newest.get(upload):
-            turn.end(Preempted())
+        """Preempt the transfer of this upload, if this process has one."""
+        if lock := self._newest.get(upload):
+            lock.preempt(Preempted())
 
-    def refuse(self, reason: TransferInterrupted) -> None:
-        """Ends every transfer that is yet to begin."""
+    def reject_new(self, reason: TransferInterrupted) -> None:
+        """Make every later `acquire` raise `reason`."""
         self._closed = reason
 
     def close(self, reason: TransferInterrupted) -> None:
-        """Ends every transfer, those that are yet to begin included."""
-        self.refuse(reason)
-        for turn in self._newest.values():
-            turn.end(reason)
+        """Preempt every running transfer and reject new ones with `reason`."""
+        self.reject_new(reason)
+        for lock in self._newest.values():
+            lock.preempt(reason)
 
-    def _leave(self, upload: UUID, mine: UploadLock, before: UploadLock | None) -> None:
-        if self._newest.get(upload) is mine and (before is None or before.over.done()):
+    def _leave(self, upload: UUID, lock: UploadLock, holder: UploadLock | None) -> None:
+        if self._newest.get(upload) is lock and (holder is None or holder.released.done()):
             del self._newest[upload]
-        if before is None or before.over.done():
-            mine.over.set_result(None)
-        else:  # cancelled while waiting: whoever comes next still has to wait for the one before
-            before.over.add_done_callback(lambda _: self._leave(upload, mine, None))
+        if holder is None or holder.released.done():
+            lock.released.set_result(None)
+        else:  # cancelled while waiting: whoever comes next still has to wait for the one holder
+            holder.released.add_done_callback(lambda _: self._leave(upload, lock, None))

@@ -1,7 +1,7 @@
-"""How much an owner may keep, how much a batch may hold, how many transfers may run at once.
+"""Quotas of owners and batches, limits of concurrent transfers, and reserved free space.
 
-Quotas are soft by a moment: figures are remembered for a few seconds, to which only what this
-process admits is added, so that several processes may together admit a little too much.
+Quotas are soft for a moment: usage is cached for a few seconds, and only what this process admits
+is added to it, so that several processes together may admit slightly too much.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from application.transfers.errors import BatchFull, QuotaExceeded, TooManyTransf
 from domain.file import FileDeclaration, validate_declaration
 from domain.ids import upload_id_for
 
-KEPT = 2.0  # seconds at least for which figures are not asked for again
-WORTH = 50  # times as long as it took to ask for them, they are kept
-SLOT_WAIT = 5.0  # seconds that a transfer waits for one of its owner to end
-SLOT_POLL = 0.25  # seconds between two looks: a transfer may end in another process
-SLOT_LOOK = 0.05  # seconds between two looks at whether the wait is still wanted
-MAX_WAITING = 64  # transfers of this process that wait; more are refused at once
-REMEMBERED = 4096  # owners and batches at most whose figures are remembered
+MIN_USAGE_CACHE_SECONDS = 2.0
+CACHE_FACTOR = 50  # usage is cached for this many times the duration of its query
+PERMIT_TIMEOUT = 5.0  # seconds that a transfer waits for another one of its owner to end
+PERMIT_POLL_INTERVAL = 0.25  # seconds; a transfer may end in another process
+CANCEL_POLL_INTERVAL = 0.05  # seconds between checks whether the wait was cancelled
+MAX_WAITING_TRANSFERS = 64  # per process; more are rejected at once
+MAX_CACHED_USAGES = 4096  # owners and batches
 
 
 class Quota(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be kept; 0 is without limit."""
+    """Maximum of stored bytes and files; 0 means unlimited."""
 
     bytes: int = 0
     files: int = 0
@@ -42,7 +42,7 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True):
         return not self.bytes and not self.files
 
     def exceeded_by(self, bytes: int, files: int) -> str | None:
-        """What there would be too much of, with its limit; None where all is well."""
+        """Return the limit that would be exceeded as a text, or None."""
         if self.bytes and bytes > self.bytes:
             return f"{self.bytes} bytes"
         if self.files and files > self.files:
@@ -54,7 +54,7 @@ WITHOUT_LIMIT = Quota()
 
 
 class Quotas:
-    """Asked before the first byte, and again before each body."""
+    """Admission of files before their first byte, and of bodies before each transfer."""
 
     def __init__(
         self,
@@ -72,109 +72,109 @@ class Quotas:
         self._batch = batch
         self._transfers = transfers
         self._known: dict[str | UUID, _UsageEntry] = {}
-        self._slots = slots
+        self._limiter = slots
         self._waiting = 0
 
     @property
     def unlimited(self) -> bool:
-        """Whether there is nothing to ask for before a file is registered."""
+        """Whether no quota applies to the registration of a file."""
         return self._owner.unlimited and self._batch.unlimited
 
     async def admit(self, owner: str, batch: UUID | None, size: int, files: int = 1) -> None:
-        """So many files, of `size` bytes together, are to be registered, all or none of them.
+        """Admit `files` files of `size` bytes in total, all or none of them.
 
-        `batch` is None where a file gets its own. Raises BatchFull, QuotaExceeded, Unavailable.
+        `batch` is None for a standalone file. Raises BatchFull, QuotaExceeded, Unavailable.
         """
-        if refusal := _refusal(await self._accounts(owner, batch), size, files):
-            raise refusal
+        if error := _admission_error(await self._usages(owner, batch), size, files):
+            raise error
 
     async def admit_each(
         self, owner: str, batch: UUID, sizes: Sequence[int]
     ) -> list[BatchFull | QuotaExceeded | None]:
-        """What each of these files is refused for, in their order; None for those admitted.
+        """Return the error that each file is rejected with, in order; None for an admitted one.
 
         Raises Unavailable.
         """
-        accounts = await self._accounts(owner, batch)
-        return [_refusal(accounts, size, 1) for size in sizes]
+        entries = await self._usages(owner, batch)
+        return [_admission_error(entries, size, 1) for size in sizes]
 
     async def require(self, owner: str, batch: UUID, more: int) -> None:
-        """Bytes are to arrive for a file that is registered: `more` than it declared.
+        """Check the quotas before a body of a registered file, of `more` undeclared bytes.
 
-        Here it shows if too much was admitted: by several processes at once, or before somebody
-        lowered the limits. Raises BatchFull, QuotaExceeded, Unavailable.
+        This detects that too much was admitted, by several processes at once or before a limit
+        was lowered. Raises BatchFull, QuotaExceeded, Unavailable.
         """
-        for account, allowance, refusal in await self._accounts(owner, batch):
-            if excess := allowance.exceeded_by(account.bytes + more, account.files):
-                raise refusal(excess)
+        for entry, quota, error in await self._usages(owner, batch):
+            if excess := quota.exceeded_by(entry.bytes + more, entry.files):
+                raise error(excess)
 
     @asynccontextmanager
-    async def transferring(
+    async def transfer_permit(
         self, owner: str, still_wanted: Callable[[], None] = lambda: None
     ) -> AsyncIterator[None]:
-        """While a body of this owner arrives here.
+        """Hold one of the owner's concurrent transfers.
 
-        Waits a few seconds for another transfer to end: clients of tus try only a few times.
-        `still_wanted` raises where the wait is not, and is asked every SLOT_LOOK seconds. Raises
+        Waits up to PERMIT_TIMEOUT for another transfer to end: tus clients retry only a few times.
+        `still_wanted` raises to cancel the wait; it is called every CANCEL_POLL_INTERVAL. Raises
         TooManyTransfers, Unavailable.
         """
         if not self._transfers:
             yield
             return
-        slot = await self._slots.take(owner, self._transfers)
-        if slot is None and self._waiting < MAX_WAITING:
-            slot = await self._wait_for_slot(owner, still_wanted)
-        if slot is None:
+        permit = await self._limiter.take(owner, self._transfers)
+        if permit is None and self._waiting < MAX_WAITING_TRANSFERS:
+            permit = await self._wait_for_permit(owner, still_wanted)
+        if permit is None:
             raise TooManyTransfers(self._transfers)
         try:
             yield
         finally:
-            await slot.release()
+            await permit.release()
 
-    async def _wait_for_slot(
+    async def _wait_for_permit(
         self, owner: str, still_wanted: Callable[[], None]
     ) -> TransferPermit | None:
-        """A slot that became free within SLOT_WAIT seconds, or None."""
+        """Return a permit that became free within PERMIT_TIMEOUT, or None."""
         self._waiting += 1
         try:
-            for _ in range(round(SLOT_WAIT / SLOT_POLL)):
-                for _ in range(round(SLOT_POLL / SLOT_LOOK)):
+            for _ in range(round(PERMIT_TIMEOUT / PERMIT_POLL_INTERVAL)):
+                for _ in range(round(PERMIT_POLL_INTERVAL / CANCEL_POLL_INTERVAL)):
                     still_wanted()
-                    await asyncio.sleep(SLOT_LOOK)
+                    await asyncio.sleep(CANCEL_POLL_INTERVAL)
                 still_wanted()
-                if slot := await self._slots.take(owner, self._transfers):
-                    return slot
+                if permit := await self._limiter.take(owner, self._transfers):
+                    return permit
             return None
         finally:
             self._waiting -= 1
 
-    async def _accounts(self, owner: str, batch: UUID | None) -> _Accounts:
+    async def _usages(self, owner: str, batch: UUID | None) -> _Accounts:
         found: _Accounts = []
         if batch is not None and not self._batch.unlimited:
-            account = await self._account(batch, lambda: self._usage.of_batch(batch))
-            found.append((account, self._batch, BatchFull))
+            entry = await self._usage_of(batch, lambda: self._usage.of_batch(batch))
+            found.append((entry, self._batch, BatchFull))
         if not self._owner.unlimited:
-            account = await self._account(owner, lambda: self._usage.of_owner(owner))
-            found.append((account, self._owner, QuotaExceeded))
+            entry = await self._usage_of(owner, lambda: self._usage.of_owner(owner))
+            found.append((entry, self._owner, QuotaExceeded))
         return found
 
-    async def _account(
-        self, key: str | UUID, ask: Callable[[], Awaitable[StorageUsage]]
+    async def _usage_of(
+        self, key: str | UUID, query: Callable[[], Awaitable[StorageUsage]]
     ) -> _UsageEntry:
         known, now = self._known.pop(key, None), self._clock()
         if known is None or now >= known.until:
-            used = await ask()
-            asked = self._clock()
-            kept = max(KEPT, WORTH * (asked - now))
-            known = _UsageEntry(bytes=used.bytes, files=used.files, until=asked + kept)
+            usage = await query()
+            queried = self._clock()
+            kept = max(MIN_USAGE_CACHE_SECONDS, CACHE_FACTOR * (queried - now))
+            known = _UsageEntry(bytes=usage.bytes, files=usage.files, until=queried + kept)
         self._known[key] = known  # at the end: the longest unused one is the first
-        while len(self._known) > REMEMBERED:
+        while len(self._known) > MAX_CACHED_USAGES:
             del self._known[next(iter(self._known))]
         return known
 
 
 class _UsageEntry(msgspec.Struct):
-    """What was used when somebody asked, and what was admitted since."""
+    """Cached usage, and what was admitted since it was queried."""
 
     bytes: int
     files: int
@@ -184,18 +184,15 @@ class _UsageEntry(msgspec.Struct):
 _Accounts: TypeAlias = list[tuple[_UsageEntry, Quota, Callable[[str], "BatchFull | QuotaExceeded"]]]
 
 
-def _refusal(accounts: _Accounts, size: int, files: int) -> BatchFull | QuotaExceeded | None:
-    """What keeps the files out; where nothing does they are counted from now on."""
-    for account, allowance, refusal in accounts:
-        if excess := allowance.exceeded_by(account.bytes + size, account.files + files):
-            return refusal(excess)
-    for account, _, _ in accounts:
-        account.bytes += size
-        account.files += files
+def _admission_error(entries: _Accounts, size: int, files: int) -> BatchFull | QuotaExceeded | None:
+    """Return the error that rejects the files, or None and count them as admitted."""
+    for entry, quota, error in entries:
+        if excess := quota.exceeded_by(entry.bytes + size, entry.files + files):
+            return error(excess)
+    for entry, _, _ in entries:
+        entry.bytes += size
+        entry.files += files
     return None
-
-
-# Files that are declared in a list, long before their bytes come: is there room for them?
 
 
 async def files_over_quota(
@@ -217,16 +214,14 @@ async def files_over_quota(
     new = [file for id, file in sound.items() if id not in known]
     owner = (await log.batch(batch)).owner
     refusals = await quotas.admit_each(owner, batch, [file.size or 0 for file in new])
-    return {file.path: str(refusal) for file, refusal in zip(new, refusals, strict=True) if refusal}
+    return {file.path: str(error) for file, error in zip(new, refusals, strict=True) if error}
 
 
-# Whether there is room for what is about to arrive, asked before its first byte.
-
-FREE_SPACE_CACHE_SECONDS = 1.0  # seconds for which the store is not asked again
+FREE_SPACE_CACHE_SECONDS = 1.0
 
 
 class FreeSpaceGuard:
-    """Keeps a reserve free in the store. What is promised to others is not counted."""
+    """Rejects bodies that would use the reserved free space. Admitted bodies are not counted."""
 
     def __init__(self, blobs: BlobStore, reserve: int, clock: Callable[[], float]) -> None:
         self._blobs = blobs
@@ -236,7 +231,7 @@ class FreeSpaceGuard:
         self._asked: float | None = None
 
     async def require(self, size: int) -> None:
-        """Raises StorageFull unless `size` bytes fit and the reserve stays free."""
+        """Raise StorageFull unless `size` bytes fit and the reserve stays free."""
         now = self._clock()
         if self._asked is None or now - self._asked > FREE_SPACE_CACHE_SECONDS:
             self._free, self._asked = await self._blobs.free_bytes(), now

@@ -1,4 +1,4 @@
-"""Progress of one transfer, made durable and recorded while more of it arrives, or nothing does."""
+"""Receiving one body into a blob: stored, made durable, recorded, in this order."""
 
 from __future__ import annotations
 
@@ -28,43 +28,46 @@ from domain.upload.aggregate import Upload
 
 
 class ProgressRecorder:
-    """One checkpoint at a time, and none without new bytes.
+    """Periodic checkpoints of one transfer: one at a time, and none without new bytes.
 
-    `record` makes durable and records what it can, and says whether bytes are left of which that
-    is not true yet. `pace` gives the seconds that bytes wait for it. A checkpoint that fails, such
-    as for a cancelled upload, ends the turn.
+    `record` makes bytes durable, records them, and returns whether more bytes are waiting.
+    `record_interval` returns the seconds that bytes wait for a checkpoint. A checkpoint that
+    fails, for instance because the upload was cancelled, preempts the transfer.
     """
 
     def __init__(
-        self, turn: UploadLock, pace: Callable[[], float], record: Callable[[], Awaitable[bool]]
+        self,
+        lock: UploadLock,
+        record_interval: Callable[[], float],
+        record: Callable[[], Awaitable[bool]],
     ) -> None:
-        self._turn = turn
-        self._pace = pace
+        self._lock = lock
+        self._record_interval = record_interval
         self._record = record
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[bool] | None = None
-        self._over = False
+        self._closed = False
 
-    def due(self) -> None:
-        """Bytes were written: they are on record soon, whether or not others follow them."""
-        if self._timer is None and not self._over:
-            self._timer = self._loop.call_later(self._pace(), self._begin)
+    def schedule(self) -> None:
+        """Schedule a checkpoint for bytes that were written, unless one is scheduled."""
+        if self._timer is None and not self._closed:
+            self._timer = self._loop.call_later(self._record_interval(), self._begin)
 
-    async def settled(self, *, quietly: bool = False) -> None:
-        """Begins no more, waits for the one that is under way, and raises what it met."""
-        self._over = True
+    async def drain(self, *, ignore_errors: bool = False) -> None:
+        """Begin no further checkpoint, wait for the running one, and raise its error."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         if self._task is not None:
             await asyncio.wait({self._task})
-            if not quietly:
+            if not ignore_errors:
                 self._task.result()
 
     def _begin(self) -> None:
         self._timer = None
         if self._task is not None:  # the disk is slow, and the last one is still under way
-            self.due()
+            self.schedule()
             return
         self._task = self._loop.create_task(self._run(), name="checkpoint")
         self._task.add_done_callback(self._ended)
@@ -77,26 +80,23 @@ class ProgressRecorder:
             return
         if (error := task.exception()) is not None:
             if isinstance(error, Exception):
-                self._turn.end(error)
+                self._lock.preempt(error)
             return
-        if not self._over:
+        if not self._closed:
             self._task = None
         if task.result():
-            self.due()
-
-
-# Checksums that senders give along with bytes, computed while the bytes arrive.
+            self.schedule()
 
 
 class Hasher(Protocol):
-    """A checksum of what it was fed so far."""
+    """Incremental hash function."""
 
     def update(self, data: bytes, /) -> None: ...
 
     def digest(self) -> bytes: ...
 
 
-# md5 and sha1 tell damage from none; nobody relies on them against malice.
+# md5 and sha1 detect damage only; they are not relied on against an attacker.
 ALGORITHMS: dict[str, Callable[[], Hasher]] = {
     "sha1": lambda: sha1(usedforsecurity=False),
     "sha256": sha256,
@@ -104,24 +104,24 @@ ALGORITHMS: dict[str, Callable[[], Hasher]] = {
     "crc32c": Crc32c,
     "md5": lambda: md5(usedforsecurity=False),
 }
-"""By the names that the tus protocol has for them."""
+"""By the names of the tus protocol (checksum extension)."""
 
 
 class Checksum(msgspec.Struct, frozen=True):
-    """What the bytes of one body must come to; `algorithm` is a key of ALGORITHMS."""
+    """Expected checksum of one body; `algorithm` is a key of ALGORITHMS."""
 
     algorithm: str
     digest: bytes
 
     def verify(self, content: bytes) -> None:
-        """Raises ChecksumMismatch unless the content is what its sender meant."""
+        """Raise ChecksumMismatch unless the content has this checksum."""
         check = ChecksumVerifier(self)
         check.update(content)
         check.verify()
 
 
 class ChecksumVerifier:
-    """A checksum while its body arrives."""
+    """Verification of a checksum while its body arrives."""
 
     def __init__(self, expected: Checksum) -> None:
         self._expected = expected
@@ -129,41 +129,39 @@ class ChecksumVerifier:
         self.update = self._running.update
 
     def verify(self) -> None:
-        """Raises ChecksumMismatch unless every byte so far is what its sender meant."""
+        """Raise ChecksumMismatch unless the bytes so far have the expected checksum."""
         if not compare_digest(self._running.digest(), self._expected.digest):
             raise ChecksumMismatch(self._expected.algorithm)
 
 
-# One request's bytes on their way into a blob: stored, made durable, recorded, in this order.
-
-LAST_LOOKS = 4  # at what arrived, by a transfer that was ended
+MAX_FINAL_READS = 4  # of bytes already received, after a transfer was preempted
 
 ReadBuffered: TypeAlias = Callable[[], Awaitable[bytes]]
-"""What of a body arrived and was not taken yet; its sender is not waited for."""
+"""Returns bytes of the body that were received and not yet read, without waiting for more."""
 
 
 async def no_buffered_bytes() -> bytes:
-    """`Here`, for a body that was taken out of something larger: that one holds the rest."""
+    """ReadBuffered for a body that is a part of a larger request body: always empty."""
     return b""
 
 
 class ReceiveOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What one body is held to.
+    """Limits and callbacks for one body.
 
-    `limit` is the size of the upload, or the largest allowed while it is unknown. `last` says
-    that the end of the body is the end of the file. `pace` gives the seconds until progress is
-    recorded next. With a `checksum` the body counts as a whole, once it was found right.
+    `limit` is the size of the upload, or the largest allowed while it is unknown. `last` means
+    that the end of the body is the end of the file. `record_interval` returns the seconds until
+    progress is recorded next. With a `checksum` no byte counts before the checksum is verified.
     """
 
     limit: int
     last: bool
-    pace: Callable[[], float]
+    record_interval: Callable[[], float]
     context: Callable[[], CommandContext]
     checksum: Checksum | None = None
 
 
 class BodyReceiver:
-    """Takes one body in. Memory: the chunk at hand, whatever the size of the file."""
+    """Receiver of one body. Holds one chunk in memory, whatever the size of the file."""
 
     def __init__(
         self,
@@ -172,18 +170,18 @@ class BodyReceiver:
         writer: BlobWriter,
         upload: Upload,
         blob: str,
-        turn: UploadLock,
-        terms: ReceiveOptions,
+        lock: UploadLock,
+        options: ReceiveOptions,
     ) -> None:
         self._log = log
         self._blobs = blobs
         self._writer = writer
         self._upload = upload
         self._blob = blob
-        self._turn = turn
-        self._terms = terms
-        self._check = None if terms.checksum is None else ChecksumVerifier(terms.checksum)
-        self._checkpoints = ProgressRecorder(turn, terms.pace, self._record_progress)
+        self._lock = lock
+        self._options = options
+        self._check = None if options.checksum is None else ChecksumVerifier(options.checksum)
+        self._progress = ProgressRecorder(lock, options.record_interval, self._record_progress)
         self._position = 0  # of what was recorded last
 
     async def run(
@@ -192,78 +190,79 @@ class BodyReceiver:
         here: ReadBuffered = no_buffered_bytes,
         ahead: bytes = b"",
     ) -> CommandResult[Upload]:
-        """The upload after the body; raises what ended it early, its bytes being recorded.
+        """Receive the body and return the upload; raise the reason of an early end.
 
-        `ahead` was taken from the body before. Raises Ended, TooLong, ChecksumMismatch,
-        StorageFull, Refused, NotFound, TooManyConflicts, Unavailable.
+        The bytes received before an early end are recorded. `ahead` was read from the body before.
+        Raises TransferInterrupted, BodyTooLarge, ChecksumMismatch, StorageFull, CommandRejected,
+        NotFound, TooManyConflicts, Unavailable.
         """
         try:
-            await self._take_in(chunks, here, ahead)
-            await self._checkpoints.settled()
+            await self._receive_chunks(chunks, here, ahead)
+            await self._progress.drain()
             self._verify()
         except (BodyTooLarge, ChecksumMismatch) as error:
-            await self._interrupted(error, keep=False)
+            await self._record_interruption(error, keep=False)
             raise
         except (TransferInterrupted, StorageFull, asyncio.CancelledError) as error:
-            sound = self._sound()
-            if isinstance(error, TransferInterrupted) and self._whole() and sound:
+            matches = self._checksum_matches()
+            if isinstance(error, TransferInterrupted) and self._has_every_byte() and matches:
                 return await self._complete()
-            await self._interrupted(error, keep=sound)
+            await self._record_interruption(error, keep=matches)
             raise
         finally:
-            await self._checkpoints.settled(quietly=True)
-        if self._whole() or self._terms.last:
+            await self._progress.drain(ignore_errors=True)
+        if self._has_every_byte() or self._options.last:
             return await self._complete()
-        return await self._progressed()
+        return await self._record_partial()
 
-    async def _take_in(
+    async def _receive_chunks(
         self, chunks: AsyncIterator[bytes], here: ReadBuffered, ahead: bytes
     ) -> None:
-        """Every chunk to the store. The hot path.
+        """Write every chunk to the blob. The hot path.
 
-        Whoever ends a transfer wants its bytes to count: also those that are here already, and
-        that it had no time for.
+        After a preemption the bytes that are already buffered are written, too: the client has
+        sent them, and need not send them again.
         """
         try:
             if ahead:
                 await self._add(ahead)
-            while (chunk := await self._turn.next(chunks)) is not None:
+            while (chunk := await self._lock.next(chunks)) is not None:
                 await self._add(chunk)
         except TransferInterrupted:
-            for _ in range(LAST_LOOKS):
+            for _ in range(MAX_FINAL_READS):
                 if not (rest := await here()):
                     break
                 await self._add(rest)
             raise
 
     async def _add(self, chunk: bytes) -> None:
-        if self._writer.size + len(chunk) > self._terms.limit:
-            raise BodyTooLarge(self._terms.limit)
+        if self._writer.size + len(chunk) > self._options.limit:
+            raise BodyTooLarge(self._options.limit)
         await self._writer.write(chunk)
         if self._check is None:
-            self._checkpoints.due()
-        else:  # nothing of the body counts before its last byte was checked
+            self._progress.schedule()
+        else:  # no byte of the body counts before its checksum was verified
             self._check.update(chunk)
 
     async def _record_progress(self) -> bool:
-        """Bytes so far, made durable and recorded; whether there are others by then.
+        """Make the bytes so far durable, record them, and return whether more arrived meanwhile.
 
-        The last byte allowed is not among them: whether the body ends there nobody knows yet.
+        The last byte allowed is not recorded: whether the body ends there is not known yet.
         """
         durable = await self._writer.checkpoint()
-        await self._record(min(durable, self._terms.limit - 1))
+        await self._record(min(durable, self._options.limit - 1))
         return durable < self._writer.size
 
-    def _whole(self) -> bool:
-        """Whether every declared byte is here; of an unknown size nobody can tell."""
+    def _has_every_byte(self) -> bool:
+        """Whether every declared byte is stored; False for an upload of unknown size."""
         return self._upload.size is not None and self._writer.size == self._upload.size
 
     def _verify(self) -> None:
         if self._check is not None:
             self._check.verify()
 
-    def _sound(self) -> bool:
-        """Whether what arrived is all that its checksum was made of, if there is one."""
+    def _checksum_matches(self) -> bool:
+        """Whether the bytes so far match the expected checksum, if there is one."""
         try:
             self._verify()
         except ChecksumMismatch:
@@ -271,29 +270,29 @@ class BodyReceiver:
         return True
 
     async def _complete(self) -> CommandResult[Upload]:
-        await self._checkpoints.settled()
+        await self._progress.drain()
         size = self._writer.size
         await self._blobs.finish(self._blob, size)
         return await self._record(size, complete=True)
 
-    async def _progressed(self) -> CommandResult[Upload]:
+    async def _record_partial(self) -> CommandResult[Upload]:
         return await self._record(await self._writer.sync())
 
     async def _record(self, received: int, *, complete: bool = False) -> CommandResult[Upload]:
         command = ProgressTransfer(
             upload=self._upload.id, received=received, blob=self._blob, complete=complete
         )
-        decided = await execute(self._log, command, self._terms.context())
+        decided = await execute(self._log, command, self._options.context())
         self._position = max(self._position, decided.position)
         return CommandResult(decided.aggregate, self._position)
 
-    async def _interrupted(self, error: BaseException, *, keep: bool) -> None:
-        """Records how far the bytes are; without `keep`, no further than was recorded before."""
-        await self._checkpoints.settled(quietly=True)
+    async def _record_interruption(self, error: BaseException, *, keep: bool) -> None:
+        """Record the offset reached; without `keep`, the offset that was recorded before."""
+        await self._progress.drain(ignore_errors=True)
         received = (await self._log.upload(self._upload.id)).received
         if keep:
             with suppress(StorageFull, Unavailable):  # what cannot be made durable is not kept
                 received = await self._writer.sync()
         reason = str(error) or str(Stopping())
         command = InterruptTransfer(upload=self._upload.id, received=received, reason=reason)
-        await execute(self._log, command, self._terms.context())
+        await execute(self._log, command, self._options.context())

@@ -1,4 +1,4 @@
-"""Everything that may be done with the bytes of an upload on their way in."""
+"""Transfers: append a body to an upload, find its offset, cancel it, delete its bytes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from domain.errors import CommandRejected
 from domain.upload.aggregate import Upload
 from domain.upload.state import GONE, INCOMING
 
-GLANCE = 0.05  # seconds between two looks whether the last transfer has ended
-RECORDS_PER_SECOND = 100  # of all running transfers together, about
+CLOSE_POLL_INTERVAL = 0.05  # seconds
+MAX_RECORDS_PER_SECOND = 100  # of all running transfers together, approximately
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes in bytes, times in seconds; the settings of the same names say more."""
+    """Limits in bytes and seconds; the settings of the same names document them."""
 
     max_file_size: int
     min_free_bytes: int
@@ -43,18 +43,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """In whose name events are recorded, and in answer to what."""
+    """Principal that events are recorded for, and the command that caused them."""
 
     name: str
     cause: Causation = NO_CAUSE
 
 
 class AppendRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A body that is about to arrive for an upload.
+    """Request to append a body to an upload.
 
-    `offset` is where the sender believes the upload stands; `length` is the size of the body
+    `offset` is the client's offset of the upload; `length` is the size of the body
     in bytes, None where that is not known before its end. `size` is that of the whole file, if
-    the sender says it only now. With `last`, the end of the body is the end of the file: how a
+    the client declares it only now. With `last`, the end of the body is the end of the file: how a
     file of unknown size ends. With a `checksum`, the body counts as a whole or not at all.
     """
 
@@ -67,13 +67,13 @@ class AppendRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Transfers:
-    """Bytes of uploads: taken in, asked about, thrown away; by one request at a time."""
+    """Operations on the bytes of uploads, one request at a time per upload."""
 
     def __init__(
         self,
         log: EventLog,
         blobs: BlobStore,
-        elsewhere: RemotePreemption,
+        remote: RemotePreemption,
         *,
         quotas: Quotas,
         limits: Limits,
@@ -83,126 +83,127 @@ class Transfers:
         self.log = log
         self.blobs = blobs
         self.limits = limits
-        self.room = FreeSpaceGuard(blobs, limits.min_free_bytes, clock)
+        self.free_space = FreeSpaceGuard(blobs, limits.min_free_bytes, clock)
         self.quotas = quotas
-        self.turns = UploadLocks()
-        self._elsewhere = elsewhere
+        self.upload_locks = UploadLocks()
+        self._remote = remote
         self._now = now
         self._clock = clock
-        self._claims = BlobWriterLeases(log, blobs, elsewhere, clock)
-        elsewhere.on_stop(self.turns.stop)
+        self._writers = BlobWriterLeases(log, blobs, remote, clock)
+        remote.on_stop(self.upload_locks.stop)
 
     async def close(self, grace: float = 0.0) -> None:
-        """Refuses new transfers at once, and ends those that still run after `grace` seconds.
+        """Reject new transfers at once, and preempt those that still run after `grace` seconds.
 
-        What arrived of them is committed by whoever receives it.
+        Each preempted transfer records the bytes that it has received.
         """
-        self.turns.refuse(Stopping())
+        self.upload_locks.reject_new(Stopping())
         end = self._clock() + grace
-        while len(self.turns) and self._clock() < end:  # noqa: ASYNC110
-            await asyncio.sleep(GLANCE)
-        self.turns.close(Stopping())
+        while len(self.upload_locks) and self._clock() < end:  # noqa: ASYNC110
+            await asyncio.sleep(CLOSE_POLL_INTERVAL)
+        self.upload_locks.close(Stopping())
 
-    def context(self, speaker: Actor) -> CommandContext:
-        return CommandContext(speaker.name, self._now(), speaker.cause)
+    def context(self, actor: Actor) -> CommandContext:
+        return CommandContext(actor.name, self._now(), actor.cause)
 
     async def receive(
         self,
-        incoming: AppendRequest,
+        request: AppendRequest,
         chunks: AsyncIterator[bytes],
-        speaker: Actor,
+        actor: Actor,
         here: ReadBuffered = no_buffered_bytes,
     ) -> CommandResult[Upload]:
-        """Appends the body to the upload. When this returns its bytes are durable and recorded.
+        """Append the body to the upload. When this returns, its bytes are durable and recorded.
 
-        A transfer of the same upload that is still running is ended first. Bytes that arrived
-        before an error are kept and recorded, those of a body that is too long excepted. So are
-        those that are `here` when somebody newer asks, also before this one had its turn.
+        A running transfer of the same upload is preempted first. Bytes received before an error
+        are kept and recorded, except those of a body that is too large. After a preemption the
+        bytes that `here` returns are kept, too, even if this request never held the lock.
 
-        Raises NotFound, NotIncoming, OffsetMismatch, TooLong, ChecksumMismatch, Ended, StorageFull,
-        BatchFull, QuotaExceeded, TooManyTransfers, CommandRejected, TooManyConflicts, Unavailable.
+        Raises NotFound, NotAcceptingBytes, OffsetMismatch, BodyTooLarge, ChecksumMismatch,
+        TransferInterrupted, StorageFull, BatchFull, QuotaExceeded, TooManyTransfers,
+        CommandRejected, TooManyConflicts, Unavailable.
         """
-        context = partial(self.context, speaker)
-        async with self.turns.take(incoming.upload, late=True) as turn:
-            ahead = await here() if turn.ended else b""
+        context = partial(self.context, actor)
+        async with self.upload_locks.acquire(request.upload, allow_preempted=True) as lock:
+            ahead = await here() if lock.is_preempted else b""
             if not ahead:
-                turn.go_on()
-            self._check(await self._current(incoming), incoming)
-            if incoming.size is not None:
-                await self.declare(incoming.upload, incoming.size, speaker)
-            async with self._claims.claimed(incoming.upload, context) as (upload, writer):
-                self._check(upload, incoming)
-                await self._require_room(upload, incoming)
-                reception = self._reception(upload, writer, incoming, turn, context)
-                transferring = self.quotas.transferring(upload.owner, turn.go_on)
-                async with transferring, self.room.with_free_bytes():
-                    return await reception.run(chunks, here, ahead)
+                lock.raise_if_preempted()
+            self._check(await self._current(request), request)
+            if request.size is not None:
+                await self.declare(request.upload, request.size, actor)
+            async with self._writers.open_writer(request.upload, context) as (upload, writer):
+                self._check(upload, request)
+                await self._require_room(upload, request)
+                receiver = self._receiver(upload, writer, request, lock, context)
+                permit = self.quotas.transfer_permit(upload.owner, lock.raise_if_preempted)
+                async with permit, self.free_space.with_free_bytes():
+                    return await receiver.run(chunks, here, ahead)
 
-    def _reception(
+    def _receiver(
         self,
         upload: Upload,
         writer: BlobWriter,
-        incoming: AppendRequest,
-        turn: UploadLock,
+        request: AppendRequest,
+        lock: UploadLock,
         context: Callable[[], CommandContext],
     ) -> BodyReceiver:
-        terms = ReceiveOptions(
+        options = ReceiveOptions(
             limit=self._limit(upload),
-            last=incoming.last and upload.size is None,
-            pace=self._pace,
+            last=request.last and upload.size is None,
+            record_interval=self._record_interval,
             context=context,
-            checksum=incoming.checksum,
+            checksum=request.checksum,
         )
         return BodyReceiver(
-            self.log, self.blobs, writer, upload, upload_blob_name(upload.id), turn, terms
+            self.log, self.blobs, writer, upload, upload_blob_name(upload.id), lock, options
         )
 
-    async def settle(self, id: UUID, speaker: Actor) -> Upload:
-        """The upload as it stands: a running transfer is ended and its bytes are counted.
+    async def current_upload(self, id: UUID, actor: Actor) -> Upload:
+        """Preempt a running transfer, record its bytes, and return the upload.
 
-        What the log remembers of it must have been forgotten since the question came. Raises
-        NotFound, Ended, TooManyConflicts, Unavailable.
+        The caller must have dropped the upload from the event log's cache after the request
+        arrived. Raises NotFound, TransferInterrupted, TooManyConflicts, Unavailable.
         """
-        async with self.turns.take(id):
+        async with self.upload_locks.acquire(id):
             upload = await self.log.upload(id)
             if upload.state not in INCOMING:
                 return upload
             if not upload.received and not await self.blobs.size(upload_blob_name(id)):
                 return upload
-            context = partial(self.context, speaker)
+            context = partial(self.context, actor)
             try:
-                async with self._claims.claimed(id, context) as (upload, _):
+                async with self._writers.open_writer(id, context) as (upload, _):
                     return upload
-            except NotAcceptingBytes:  # cancelled or received elsewhere while we looked
+            except NotAcceptingBytes:  # cancelled, or received by another process
                 return await self.log.upload(id)
 
-    async def declare(self, id: UUID, size: int, speaker: Actor) -> Upload:
-        """The size of an upload that was registered without one; saying it twice is fine.
+    async def declare(self, id: UUID, size: int, actor: Actor) -> Upload:
+        """Declare the size of an upload that was registered without one. Idempotent.
 
-        Raises NotFound, TooLong, CommandRejected where another size was declared, TooManyConflicts,
-        Unavailable.
+        Raises NotFound, BodyTooLarge, CommandRejected if another size was declared,
+        TooManyConflicts, Unavailable.
         """
         if size > self.limits.max_file_size:
             raise BodyTooLarge(self.limits.max_file_size)
         command = DeclareSize(upload=id, size=size)
-        return (await execute(self.log, command, self.context(speaker))).aggregate
+        return (await execute(self.log, command, self.context(actor))).aggregate
 
     async def cancel(self, command: CancelUpload, context: CommandContext) -> CommandResult[Upload]:
-        """Calls the upload off and frees its bytes.
+        """Cancel the upload and delete its bytes.
 
-        Raises NotFound, CommandRejected when it has ended already, Ended, TooManyConflicts,
-        Unavailable.
+        Raises NotFound, CommandRejected if it has ended already, TransferInterrupted,
+        TooManyConflicts, Unavailable.
         """
-        async with self.turns.take(command.upload):
+        async with self.upload_locks.acquire(command.upload):
             decided = await execute(self.log, command, context)
-            await self._elsewhere.stop(command.upload)
-            await self.free(decided.aggregate)
+            await self._remote.stop(command.upload)
+            await self.delete_blobs(decided.aggregate)
             return decided
 
     async def terminate(
         self, command: CancelUpload, context: CommandContext
     ) -> CommandResult[Upload]:
-        """The same for its sender, who is told NotIncoming of one that is gone already."""
+        """Cancel for the client. Raises NotAcceptingBytes if the upload is gone already."""
         try:
             return await self.cancel(command, context)
         except CommandRejected:
@@ -210,39 +211,39 @@ class Transfers:
                 raise NotAcceptingBytes(state) from None
             raise
 
-    async def free(self, upload: Upload) -> None:
-        """Deletes the bytes of an upload that nobody may want any more."""
+    async def delete_blobs(self, upload: Upload) -> None:
+        """Delete the bytes of an upload that has ended."""
         await self.blobs.delete(upload_blob_name(upload.id))
         if upload.blob not in (None, upload_blob_name(upload.id)):
             await self.blobs.delete(str(upload.blob))
 
-    async def _current(self, incoming: AppendRequest) -> Upload:
-        """The upload; read anew where what is remembered does not fit what the sender says."""
-        upload = await self.log.upload(incoming.upload)
-        if upload.received != incoming.offset or upload.state not in INCOMING:
-            self.log.forget(incoming.upload)
-            upload = await self.log.upload(incoming.upload)
+    async def _current(self, request: AppendRequest) -> Upload:
+        """Return the upload, reloaded if the cached one does not match the request."""
+        upload = await self.log.upload(request.upload)
+        if upload.received != request.offset or upload.state not in INCOMING:
+            self.log.forget(request.upload)
+            upload = await self.log.upload(request.upload)
         return upload
 
-    def _check(self, upload: Upload, incoming: AppendRequest) -> None:
+    def _check(self, upload: Upload, request: AppendRequest) -> None:
         if upload.state not in INCOMING:
             raise NotAcceptingBytes(upload.state)
-        if upload.received != incoming.offset:
-            raise OffsetMismatch(upload.received, incoming.offset)
-        if incoming.offset + (incoming.length or 0) > self._limit(upload):
+        if upload.received != request.offset:
+            raise OffsetMismatch(upload.received, request.offset)
+        if request.offset + (request.length or 0) > self._limit(upload):
             raise BodyTooLarge(self._limit(upload))
 
-    async def _require_room(self, upload: Upload, incoming: AppendRequest) -> None:
-        expected = incoming.length
+    async def _require_room(self, upload: Upload, request: AppendRequest) -> None:
+        expected = request.length
         if expected is None:
             expected = (upload.size or upload.received) - upload.received
-        await self.room.require(expected)
+        await self.free_space.require(expected)
         undeclared = expected if upload.size is None else 0
         await self.quotas.require(upload.owner, upload.batch, undeclared)
 
     def _limit(self, upload: Upload) -> int:
         return self.limits.max_file_size if upload.size is None else upload.size
 
-    def _pace(self) -> float:
-        """Seconds between two records of one transfer: the more of them run, the longer."""
-        return max(self.limits.progress_interval, len(self.turns) / RECORDS_PER_SECOND)
+    def _record_interval(self) -> float:
+        """Return the seconds between two records of one transfer; longer if many run."""
+        return max(self.limits.progress_interval, len(self.upload_locks) / MAX_RECORDS_PER_SECOND)

@@ -90,26 +90,26 @@ class _FormUpload:
         self._stack = stack
         self._fields: dict[str, str] = {}
         self._started: StartedBatch | None = None
-        self._intake: MultiFileReceiver | None = None
+        self._receiver: MultiFileReceiver | None = None
 
     async def take(self, part: Part, reader: FormReader) -> None:
         if part.filename is None:
             await self._take_field(part.name, reader)
         elif part.filename:
-            intake = self._intake or await self._begin()
-            limit_files(self._request, intake)
-            await intake.take(_declared(part), reader.chunks())
+            receiver = self._receiver or await self._begin()
+            limit_files(self._request, receiver)
+            await receiver.add_file(_declared(part), reader.chunks())
         else:
             async for _ in reader.chunks():  # a browser sends an empty part for no file
                 raise Malformed("a file must have a name, its filename is empty")
 
     async def seal(self) -> web.Response:
-        if self._intake is None or self._started is None:
+        if self._receiver is None or self._started is None:
             raise ValidationFailed(
                 FieldError("file", "is missing: a form must hold a file at least")
             )
         log, batch = self._request.app[SERVICES].log, self._started.batch
-        files = await self._intake.close()
+        files = await self._receiver.close()
         sealed = batch
         if batch.state is BatchState.OPEN:
             command = SealBatch(batch=batch.id)
@@ -137,7 +137,7 @@ class _FormUpload:
             raise ValidationFailed(
                 FieldError(name, f"is no field of this form; known: {known}, and files")
             )
-        if name in self._fields or self._intake is not None:
+        if name in self._fields or self._receiver is not None:
             raise ValidationFailed(FieldError(name, "must come once, and before the first file"))
         self._fields[name] = await reader.text(MAX_FIELD)
 
@@ -157,8 +157,8 @@ class _FormUpload:
         )
         self._started = await start_batch(services.log, command, context_of(self._request))
         taking = multi_file_receiver(self._request, command.id, self._principal)
-        self._intake = await self._stack.enter_async_context(taking)
-        return self._intake
+        self._receiver = await self._stack.enter_async_context(taking)
+        return self._receiver
 
     def _form(self) -> NewBatch:
         pipelines = self._request.app[SERVICES].settings.pipelines

@@ -54,7 +54,7 @@ from interfaces.uploads.ietf_protocol import (
     with_104_progress,
 )
 from interfaces.uploads.setup import (
-    ARRIVALS,
+    CREATOR,
     TRANSFERS,
     actor_of,
     position_header,
@@ -123,20 +123,20 @@ async def create(request: web.Request) -> web.StreamResponse:
     incoming = partial(AppendRequest, offset=0, length=body_length(request), last=complete)
     size, checksum, representation = full_size(request, 0), *_digests(request, complete)
     file = declaration(request, size, representation)
-    speaker, arrivals = actor_of(request, principal), request.app[ARRIVALS]
+    actor, creator = actor_of(request, principal), request.app[CREATOR]
     if complete and size is not None and size <= SMALL and request.content.is_eof():
         read = partial(_arrived, request, checksum)
-        arrived = await arrivals.arrive(place, file, read, speaker)
+        arrived = await creator.create_with_content(place, file, read, actor)
         await send_104(request, upload_url(request, arrived.upload.id))
         return await set_position_header(
             request, completed_response(request, arrived.upload), arrived.position
         )
-    registered = await arrivals.announce(place, file, speaker)
+    registered = await creator.register(place, file, actor)
     id = registered.upload.id
     await send_104(request, upload_url(request, id))
     try:
         decided = await _first_bytes(
-            request, registered, incoming(upload=id, size=size, checksum=checksum), speaker
+            request, registered, incoming(upload=id, size=size, checksum=checksum), actor
         )
         answer = (require_whole if complete else created_response)(request, decided.aggregate)
         return await set_position_header(request, answer, decided.position)
@@ -188,7 +188,7 @@ async def _arrived(request: web.Request, checksum: Checksum | None) -> bytes:
 
 
 async def _first_bytes(
-    request: web.Request, registered: RegisteredUpload, incoming: AppendRequest, speaker: Actor
+    request: web.Request, registered: RegisteredUpload, incoming: AppendRequest, actor: Actor
 ) -> CommandResult[Upload]:
     """The upload with the body; one that the batch had all of already stays as it is."""
     upload, unchanged = registered.upload, CommandResult(registered.upload, registered.position)
@@ -201,7 +201,7 @@ async def _first_bytes(
     body = Body(request)
     chunks = with_104_progress(request, upload.id, body)
     try:
-        return await request.app[TRANSFERS].receive(incoming, chunks, speaker, body.here)
+        return await request.app[TRANSFERS].receive(incoming, chunks, actor, body.here)
     except BodyTooLarge as error:
         if incoming.size is None:
             raise
@@ -239,7 +239,7 @@ async def head(request: web.Request) -> web.StreamResponse:
     id = path_id(request)
     await require_visible_stream(request, id)
     request.app[SERVICES].log.forget(id)  # another process may have received more of it
-    upload = await request.app[TRANSFERS].settle(id, actor_of(request, principal))
+    upload = await request.app[TRANSFERS].current_upload(id, actor_of(request, principal))
     if upload.state in GONE:
         raise inactive(upload.state)
     headers = {

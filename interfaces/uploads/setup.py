@@ -154,9 +154,9 @@ def gone_problem(state: UploadState) -> Problem:
 # What upload routes share: the transfers of this application, and who speaks to them.
 
 TRANSFERS: web.AppKey[Transfers] = web.AppKey("transfers", Transfers)
-ARRIVALS: web.AppKey[UploadCreator] = web.AppKey("arrivals", UploadCreator)
+CREATOR: web.AppKey[UploadCreator] = web.AppKey("creator", UploadCreator)
 PARTS: web.AppKey[PartialUploads] = web.AppKey("parts", PartialUploads)
-GATHERING: web.AppKey[SmallFileBatcher] = web.AppKey("gathering", SmallFileBatcher)
+BATCHER: web.AppKey[SmallFileBatcher] = web.AppKey("gathering", SmallFileBatcher)
 
 
 def setup_transfers(app: web.Application) -> None:
@@ -180,9 +180,9 @@ def setup_transfers(app: web.Application) -> None:
         now=services.now,
         clock=_clock,
     )
-    app[ARRIVALS] = UploadCreator(app[TRANSFERS], services.new_id)
-    app[PARTS] = PartialUploads(app[TRANSFERS], app[ARRIVALS], services.new_id)
-    app[GATHERING] = SmallFileBatcher(app[TRANSFERS], services.new_id)
+    app[CREATOR] = UploadCreator(app[TRANSFERS], services.new_id)
+    app[PARTS] = PartialUploads(app[TRANSFERS], app[CREATOR], services.new_id)
+    app[BATCHER] = SmallFileBatcher(app[TRANSFERS], services.new_id)
     app.on_shutdown.append(_end_transfers)
 
 
@@ -221,15 +221,15 @@ async def multi_file_receiver(
 
     A request that cannot be read to its end is told how many were.
     """
-    speaker = actor_of(request, principal)
+    actor = actor_of(request, principal)
     app = request.app
-    intake = MultiFileReceiver(app[TRANSFERS], app[ARRIVALS], app[GATHERING], batch, speaker)
+    receiver = MultiFileReceiver(app[TRANSFERS], app[CREATOR], app[BATCHER], batch, actor)
     try:
-        yield intake
+        yield receiver
     except (Problem, CommandRejected, ApplicationError) as error:
         taken: tuple[FileResult, ...] = ()
         with suppress(ApplicationError, CommandRejected):  # told already: it is why we are here
-            taken = await intake.close()
+            taken = await receiver.close()
         problem = (
             problem_of(error) if isinstance(error, CommandRejected) else transfer_problem(error)
         )
@@ -237,11 +237,11 @@ async def multi_file_receiver(
         problem.detail += f"; {len(taken)} files were taken, send all again to go on"
         raise problem from error
     finally:
-        await intake.abandon()
+        await receiver.abandon()
 
 
-def limit_files(request: web.Request, intake: MultiFileReceiver) -> None:
+def limit_files(request: web.Request, receiver: MultiFileReceiver) -> None:
     """Raises a 413 Problem for more files than one request may have."""
     limit = request.app[SERVICES].settings.max_manifest_files
-    if intake.count >= limit:
+    if receiver.count >= limit:
         raise Problem(413, "too_large", f"send at most {limit} files in one request")

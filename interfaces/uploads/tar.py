@@ -216,13 +216,13 @@ async def receive_tar(request: web.Request) -> web.Response:
     batch = (await load_batch(request, path_id(request))).id
     stream = stream_of(request)
     reader = TarReader(stream)
-    async with multi_file_receiver(request, batch, principal) as intake:
+    async with multi_file_receiver(request, batch, principal) as receiver:
         while (member := await reader.next()) is not None:
             if member.kind is not Kind.FOLDER:
-                limit_files(request, intake)
-                await _take(intake, member, reader)
-        files = await intake.close()
-    return await answer(request, files, intake.position)
+                limit_files(request, receiver)
+                await _take(receiver, member, reader)
+        files = await receiver.close()
+    return await answer(request, files, receiver.position)
 
 
 async def answer(
@@ -243,9 +243,9 @@ def tar_result(files: tuple[FileResult, ...], position: int) -> TakenAnswer:
     )
 
 
-async def _take(intake: MultiFileReceiver, member: Member, reader: TarReader) -> None:
+async def _take(receiver: MultiFileReceiver, member: Member, reader: TarReader) -> None:
     file = FileDeclaration(path=member.name, size=member.size)
     if member.kind is Kind.FILE:
-        await intake.take(file, reader.chunks())
+        await receiver.add_file(file, reader.chunks())
     else:
-        await intake.reject(file, "not_a_file", "only plain files are taken")
+        await receiver.reject(file, "not_a_file", "only plain files are taken")

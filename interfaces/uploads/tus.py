@@ -39,7 +39,7 @@ from interfaces.common.requests import path_id
 from interfaces.common.services import SERVICES
 from interfaces.uploads import tus_protocol
 from interfaces.uploads.setup import (
-    ARRIVALS,
+    CREATOR,
     PARTS,
     TRANSFERS,
     UPLOADS,
@@ -79,24 +79,24 @@ SMALL = 256 * 1024  # bytes of a file that is held in memory, to be stored befor
 async def create_upload(request: web.Request) -> web.StreamResponse:
     """POST to a collection: registers an upload, and takes the bytes that come along."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
-    speaker = actor_of(request, principal)
+    actor = actor_of(request, principal)
     place = await upload_target(request, principal.owner)
     size = declared_size(request)
     with_body = has_body(request)
     said = metadata_in(request)
     default = "" if tus_protocol.path_from_metadata(said) else str(request.app[SERVICES].new_id())
     file = tus_protocol.declaration(said, size, default=default)
-    arrivals = request.app[ARRIVALS]
+    creator = request.app[CREATOR]
     length = request.content_length
     if size is not None and (length or 0) > size:
         raise BodyTooLarge(size)
     if size is not None and size <= SMALL and (size == 0 or (with_body and length == size)):
         read = partial(_whole, request, parse_checksum(request))
-        arrived = await arrivals.arrive(place, file, read, speaker)
+        arrived = await creator.create_with_content(place, file, read, actor)
         return await created_response(request, arrived.upload, arrived.position)
-    registered = await arrivals.announce(place, file, speaker)
+    registered = await creator.register(place, file, actor)
     if with_body and registered.upload.received == 0:
-        begun = await receive_initial_body(request, registered.upload, speaker)
+        begun = await receive_initial_body(request, registered.upload, actor)
         return await created_response(request, begun.aggregate, begun.position)
     return await created_response(request, registered.upload, registered.position)
 
@@ -121,7 +121,7 @@ async def _whole(request: web.Request, checksum: Checksum | None) -> bytes:
 
 
 async def receive_initial_body(
-    request: web.Request, upload: Upload, speaker: Actor
+    request: web.Request, upload: Upload, actor: Actor
 ) -> CommandResult[Upload]:
     """The body of a creation. A client that learns of an error learns where to go on, too."""
     incoming = AppendRequest(
@@ -129,7 +129,7 @@ async def receive_initial_body(
     )
     body = Body(request)
     async with _located(request, upload.id):
-        return await request.app[TRANSFERS].receive(incoming, body, speaker, body.here)
+        return await request.app[TRANSFERS].receive(incoming, body, actor, body.here)
 
 
 @asynccontextmanager
@@ -206,14 +206,14 @@ def reject_final_upload(upload: Upload) -> None:
 async def _announce(request: web.Request) -> web.StreamResponse:
     """A part; its metadata is kept, and means nothing to the upload that it becomes part of."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
-    speaker = actor_of(request, principal)
+    actor = actor_of(request, principal)
     place = await upload_target(request, principal.owner)
     size, with_body = declared_size(request), has_body(request)
     said = metadata_in(request)
     file = replace(tus_protocol.declaration(said, size, default=PARTIAL), path=PARTIAL)
-    part = await request.app[PARTS].announce(place, file, speaker)
+    part = await request.app[PARTS].register(place, file, actor)
     if with_body or size == 0:
-        part = await receive_initial_body(request, part.aggregate, speaker)
+        part = await receive_initial_body(request, part.aggregate, actor)
     return await created_response(request, part.aggregate, part.position)
 
 
@@ -239,7 +239,7 @@ async def _join(request: web.Request, concat: str) -> web.StreamResponse:
         file,
         metadata={**file.metadata, tus_protocol.CONCAT_METADATA_KEY: _compacted(addresses, parts)},
     )
-    joined = await request.app[PARTS].join(place, file, parts, actor_of(request, principal))
+    joined = await request.app[PARTS].concatenate(place, file, parts, actor_of(request, principal))
     return await created_response(request, joined.upload, joined.position)
 
 
@@ -316,7 +316,7 @@ async def head(request: web.Request) -> web.StreamResponse:
     id = path_id(request)
     await require_visible_stream(request, id)
     request.app[SERVICES].log.forget(id)  # another process may have received more of it
-    upload = await request.app[TRANSFERS].settle(id, actor_of(request, principal))
+    upload = await request.app[TRANSFERS].current_upload(id, actor_of(request, principal))
     if upload.state in GONE:
         raise gone_problem(upload.state)
     headers = {OFFSET: str(upload.received), hdrs.CACHE_CONTROL: "no-store"}

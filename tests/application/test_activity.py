@@ -204,7 +204,7 @@ CASES: dict[str, tuple[tuple[BatchEvent, ...], float, str | None, float | None]]
         "processing",
         None,
     ),
-    "an event of before arrivals were recorded": (
+    "an event of before creator were recorded": (
         (progressed(0, {"transferring": 1}, received=5),),
         QUARTER,
         "stalled",

@@ -154,7 +154,7 @@ async def test_the_clients_own_end_to_end_specification_passes_against_files(
 async def test_four_files_at_once_arrive_where_one_transfer_is_allowed_at_a_time(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quotas, "SLOT_WAIT", 0.25)  # so that refusals are met, too
+    monkeypatch.setattr(quotas, "PERMIT_TIMEOUT", 0.25)  # so that refusals are met, too
 
     require_package("tus-js-client")
     async with serving(database_url, tmp_path / "data", max_owner_transfers=1) as server:

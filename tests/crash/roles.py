@@ -185,11 +185,11 @@ async def receive(order: Order, life: Life) -> str:
             now=parts.now,
             clock=clock,
         )
-        speaker = Actor("key:alice")
+        actor = Actor("key:alice")
         try:
-            received = (await receiving.settle(upload, speaker)).received
+            received = (await receiving.current_upload(upload, actor)).received
             incoming = AppendRequest(upload=upload, offset=received)
-            await receiving.receive(incoming, _pieces(received, size), speaker)
+            await receiving.receive(incoming, _pieces(received, size), actor)
         except NotAcceptingBytes as refusal:  # they had all arrived before
             return str(refusal)
         return ""

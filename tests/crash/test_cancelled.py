@@ -31,7 +31,7 @@ from tests.support import eventually
 BATCH, OWNER = uuid4(), "acme"
 FILES = (FileDeclaration(path="a.txt", size=30), FileDeclaration(path="b.txt", size=0))
 UPLOAD = upload_id_for(BATCH, "a.txt", b"")
-SPEAKER = Actor("key:alice")
+ACTOR = Actor("key:alice")
 
 # What holds something while it waits. Slots and blobs are asked under their own names.
 _LEFT = """
@@ -65,7 +65,7 @@ async def _sends(parts: Container) -> None:
     id = uuid4()
     await start_batch(parts.log, StartBatch(id=id, owner=OWNER, files=FILES), context())
     incoming = AppendRequest(upload=upload_id_for(id, "a.txt", parts.log.id_secret), offset=0)
-    await transfers(parts).receive(incoming, _pieces(), SPEAKER)
+    await transfers(parts).receive(incoming, _pieces(), ACTOR)
 
 
 async def _stores(parts: Container) -> None:

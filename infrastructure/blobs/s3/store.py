@@ -14,7 +14,7 @@ import structlog
 
 from application.errors import Unavailable
 from application.ports.blobs import BlobBusy, BlobMissing, BlobTooShort
-from application.transfers.locks import FOLDER, upload_id_from_blob_name
+from application.transfers.locks import BLOB_FOLDER, upload_id_from_blob_name
 from infrastructure.blobs.s3.client import (
     Bucket,
     BucketUnusable,
@@ -64,7 +64,7 @@ class Inventory:
                 await self._free_uploads(before)
             if self._through:
                 return []
-            page, more = await self._bucket.page(f"{FOLDER}/", self._after)
+            page, more = await self._bucket.page(f"{BLOB_FOLDER}/", self._after)
             self._after = page[-1].name if page and more else ""
             self._through = not more
         names = (blob_name_of_tail(found.name) for found in page if found.written < before)
@@ -73,7 +73,7 @@ class Inventory:
     async def _free_uploads(self, before: datetime) -> None:
         """Frees the parts of uploads that began before this time and that no tail names."""
         freed = 0
-        async for pending in self._bucket.pending(f"{FOLDER}/"):
+        async for pending in self._bucket.pending(f"{BLOB_FOLDER}/"):
             if pending.began >= before or upload_id_from_blob_name(pending.name) is None:
                 continue
             lock = await self._locks.take(pending.name)

@@ -23,7 +23,7 @@ from tests.fakes import NoRemotePreemption, unlimited_quotas
 
 CONTENT = b"0123456789" * 3
 PIECE = 10
-SPEAKER = Actor("key:test")
+ACTOR = Actor("key:test")
 NO_END = 1_000
 
 
@@ -100,25 +100,25 @@ async def _dies_after(steps: int, url: str, folder: Path) -> bool:
     file = FileDeclaration(path="a", size=len(CONTENT))
     async with _process(url, folder, Life(NO_END)) as transfers:
         place = StandaloneTarget(batch=batch, owner="a")
-        upload = (await UploadCreator(transfers, uuid4).announce(place, file, SPEAKER)).upload.id
+        upload = (await UploadCreator(transfers, uuid4).register(place, file, ACTOR)).upload.id
     died = False
     async with _process(url, folder, Life(steps)) as transfers:
         try:
             for start in range(0, len(CONTENT), PIECE):
                 incoming = AppendRequest(upload=upload, offset=start, length=PIECE)
                 chunks = _sent(start, start + PIECE)
-                decided = await transfers.receive(incoming, chunks, SPEAKER)
+                decided = await transfers.receive(incoming, chunks, ACTOR)
                 acknowledged = decided.aggregate.received
         except Killed:
             died = True
     async with _process(url, folder, Life(NO_END)) as transfers:
-        offset = (await transfers.settle(upload, SPEAKER)).received
+        offset = (await transfers.current_upload(upload, ACTOR)).received
         assert offset >= acknowledged
         found = await content(transfers.blobs, upload_blob_name(upload)) if offset else b""
         assert found[:offset] == CONTENT[:offset]
         if offset < len(CONTENT):
             incoming = AppendRequest(upload=upload, offset=offset)
-            await transfers.receive(incoming, _sent(offset, len(CONTENT)), SPEAKER)
+            await transfers.receive(incoming, _sent(offset, len(CONTENT)), ACTOR)
         assert await content(transfers.blobs, upload_blob_name(upload)) == CONTENT
     return died
 

@@ -37,7 +37,7 @@ async def test_ten_thousand_open_uploads_cost_next_to_nothing(
 
         assert len(set(made)) == OPEN // SENDERS * SENDERS
         assert grown < ROOM
-        assert len(server.transfers.turns) == 0
+        assert len(server.transfers.upload_locks) == 0
         assert stored_files(tmp_path) == []
         for location in made[:: len(made) // 50]:
             assert await server.offset(location) == 0

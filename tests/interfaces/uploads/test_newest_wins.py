@@ -38,10 +38,10 @@ async def test_who_is_overtaken_before_its_turn_puts_down_what_it_brought(
     async with serving(database_url, tmp_path) as server, Sender(server) as sender:
         location = await server.create(len(CONTENT))
         id = upload_in(location)
-        async with server.transfers.turns.take(id) as first:
+        async with server.transfers.upload_locks.acquire(id) as first:
             await sender.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
             await eventually(lambda: first.ended)  # now the PATCH waits for its turn
-            asking = asyncio.create_task(server.transfers.settle(id, Actor("test")))
+            asking = asyncio.create_task(server.transfers.current_upload(id, Actor("test")))
             await asyncio.sleep(0)  # and is overtaken
 
         assert (await asking).received == 3000

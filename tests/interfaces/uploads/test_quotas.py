@@ -167,7 +167,7 @@ async def test_what_is_gone_does_not_count(database_url: str, tmp_path: Path) ->
 async def test_only_so_many_transfers_of_an_owner_run_at_once(
     where: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("application.transfers.quotas.SLOT_WAIT", 0.25)
+    monkeypatch.setattr("application.transfers.quotas.PERMIT_TIMEOUT", 0.25)
 
     async with (
         serving(database_url, tmp_path, max_owner_transfers=1) as server,
@@ -207,13 +207,13 @@ async def test_a_transfer_waits_a_moment_for_another_one_of_its_owner_to_end(
 
         await eventually(arrived)
         waiting = asyncio.create_task(server.patch(second, 0, b"0123456789"))
-        await eventually(lambda: len(server.transfers.turns) == 2)
+        await eventually(lambda: len(server.transfers.upload_locks) == 2)
         # A newer request does not wait behind a waiting one.
         assert await server.offset(second) == 0
         assert await waiting == 423
 
         waiting = asyncio.create_task(server.patch(second, 0, b"0123456789"))
-        await eventually(lambda: len(server.transfers.turns) == 2)
+        await eventually(lambda: len(server.transfers.upload_locks) == 2)
         await sender.send(b"56789")
         assert (await sender.answer())[0] == 204
         assert await waiting == 204
