@@ -38,7 +38,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Steps in the order they run, and how often all of them are tried again.
 
-    Raises ValueError where two steps go by one name: their results could not be told apart.
+    Raises ValueError if two steps have the same name: their results could not be distinguished.
     """
 
     steps: tuple[Step, ...]
@@ -69,7 +69,7 @@ class StepInput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepContext(Protocol):
-    """What a step may use: the bytes, a place for artifacts, and a way to report progress."""
+    """Interface of a step: read the bytes, attach artifacts, report progress."""
 
     def read(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """The bytes of the upload."""
@@ -108,4 +108,4 @@ class PermanentError(Exception):
 
 
 class Quarantine(Exception):
-    """The file is dangerous: hold it back and tell people."""
+    """The file is dangerous: hold it back and notify the operator."""

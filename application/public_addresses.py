@@ -1,4 +1,4 @@
-"""Which IP addresses the public internet can reach.
+"""Classification of IP addresses as public or not.
 
 Source of the rules: IANA's IPv4 and IPv6 special-purpose address registries (RFC 6890) and the
 IPv6 unicast allocation 2000::/3 (RFC 4291). The tables are spelled out here because

@@ -1,7 +1,7 @@
-"""The sweeper: gives up what nobody goes on with, and frees bytes that nobody may want.
+"""The sweeper: expires idle uploads, and deletes bytes that no upload needs.
 
-Everything here may be done twice, or be cut short by a crash at any point: the next round finds
-what is left.
+Every step is idempotent and may be interrupted by a crash at any point: the next round completes
+it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from domain.upload.events import UploadCancelled, UploadErased, UploadExpired
 from domain.upload.state import GONE, UploadState
 
 BY = "sweeper"
-CHUNK = 500  # uploads at most that one step takes on
+CHUNK = 500  # uploads per step
 
 FREEING = tuple(topic_of(event) for event in (UploadCancelled, UploadExpired, UploadErased))
 
@@ -37,14 +37,14 @@ _UNTOUCHED = 2  # the version of an upload that ended right after it was registe
 
 
 class SweepResult(msgspec.Struct, frozen=True):
-    """Blobs that were freed: those of uploads that ended, and those that no event names."""
+    """Deleted blobs: those of ended uploads, and orphans that no event refers to."""
 
     ended: tuple[str, ...] = ()
     orphans: tuple[str, ...] = ()
 
 
 class Sweeper:
-    """What is swept, a bounded amount at a time. Times in seconds.
+    """Sweeps a bounded number of uploads and blobs per step. Times in seconds.
 
     `expiry` is how long an unfinished upload is kept without a new byte, `orphan_age` how old a
     blob must be before it may be an orphan: a younger one may be about to be recorded.
@@ -73,11 +73,11 @@ class Sweeper:
 
     @property
     def parts(self) -> int:
-        """How many parts there are to clear."""
+        """Number of partitions of the blob store."""
         return self._inventory.parts
 
     async def expire(self) -> int:
-        """Records UploadExpired for uploads that nobody went on with, and returns how many.
+        """Record UploadExpired for idle uploads; return their number.
 
         Raises TooManyConflicts, Unavailable.
         """
@@ -90,9 +90,9 @@ class Sweeper:
         return expired
 
     async def free_ended(self, after: int) -> int:
-        """Frees the bytes of uploads that ended beyond position `after` in the log.
+        """Delete the bytes of uploads that ended beyond position `after` in the log.
 
-        Returns the position from which to go on. Raises Unavailable.
+        Returns the position to continue from. Raises Unavailable.
         """
         head = await self._log.head()
         if head <= after:
@@ -103,9 +103,9 @@ class Sweeper:
         return head if len(events) < CHUNK else events[-1].position
 
     async def clear(self, part: int) -> SweepResult:
-        """Frees what a crash, or a sender that came too late, has left in a part of the store.
+        """Delete blobs that a crash or a late client left in a partition of the store.
 
-        The read model says what to look at; only the log, read anew, says what to delete.
+        The read model selects candidates; only the event log, read again, decides on deletion.
         Raises Unavailable.
         """
         ended: list[str] = []
@@ -126,13 +126,13 @@ class Sweeper:
             return
         self._log.forget(recorded.stream)
         upload = await self._log.upload(recorded.stream)
-        if upload.blob is None:  # somebody may still be sending it
+        if upload.blob is None:  # a transfer may still be running
             await self._elsewhere.stop(upload.id)
         for name in {upload_blob_name(upload.id), upload.blob or upload_blob_name(upload.id)}:
             await self._blobs.delete(name)
 
     async def _expire_parts(self, part: int, named: Sequence[tuple[str, UUID]]) -> None:
-        """Parts of uploads have no row that says since when they wait: their blobs do."""
+        """Expire partial uploads by the age of their blobs: they have no row in the read model."""
         if not any(is_partial_upload(id) for _, id in named):
             return
         for name in await self._inventory.stale(part, self.expiry):
@@ -148,7 +148,7 @@ class Sweeper:
         return [(name, id) for name, id in named if not _in_order(name, id, known.get(id))]
 
     async def _verdict(self, name: str, id: UUID) -> bool | None:
-        """None for a blob that is wanted; else whether it is that of an upload that ended."""
+        """Return None for a referenced blob; else whether its upload has ended."""
         self._log.forget(id)
         try:
             upload = await self._log.upload(id)

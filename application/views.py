@@ -1,4 +1,4 @@
-"""The rows of the read model: what every reader sees, whether over HTTP, the feed or the CLI.
+"""Rows of the read model, as shown over HTTP, the feed and the CLI.
 
 `position` is that of the last event a row reflects. Sizes are in bytes, durations in seconds.
 """
@@ -23,7 +23,7 @@ from domain.upload.state import ENDED, INCOMING, UploadState
 
 
 class Activity(StrEnum):
-    """What an unfinished batch is doing."""
+    """Current activity of an unfinished batch."""
 
     RECEIVING = "receiving"
     PROCESSING = "processing"
@@ -76,11 +76,11 @@ class BatchView(msgspec.Struct, kw_only=True):
 
 
 DERIVED = ("activity", "activity_since", "activity_until")
-"""Fields of a batch that no row has: they follow from the others and the time, when asked."""
+"""Fields that no row stores: they are derived from the others and the current time."""
 
 
 class UploadView(msgspec.Struct, kw_only=True):
-    """One upload. `phase` and `percent` say how far the transfer or the current step is."""
+    """One upload. `phase` and `percent` are the progress of the transfer or the current step."""
 
     id: UUID
     batch: UUID
@@ -234,7 +234,7 @@ class ReplayedRows(msgspec.Struct):
     attempts: dict[Key, AttemptView] = msgspec.field(default_factory=dict)
 
     def apply(self, events: Iterable[RecordedEvent]) -> None:
-        """Takes in more events, which follow those taken before."""
+        """Apply more events, which follow those applied before."""
         folded = fold_changes(events)
         _apply(folded.tables["batches"], self.batches, BatchView)
         _apply(folded.tables["uploads"], self.uploads, UploadView)
@@ -242,16 +242,16 @@ class ReplayedRows(msgspec.Struct):
 
 
 def replay(events: Iterable[RecordedEvent]) -> ReplayedRows:
-    """The rows that these events, from the first of each stream on, lead to."""
+    """Return the rows after these events, from the first of each stream on."""
     rows = ReplayedRows()
     rows.apply(events)
     return rows
 
 
 async def upload_at(log: EventLog, id: UUID, at: Moment, *, owner: str | None) -> UploadView:
-    """The upload as its owner (None: anybody) saw it then.
+    """Return the upload as its owner (None: every owner) saw it then.
 
-    Raises NotFound if it was not there yet, or belongs to somebody else; Unavailable.
+    Raises NotFound if it did not exist yet, or belongs to another owner; Unavailable.
     """
     rows = await _rows_of(log, id, at)
     return _owned(rows.uploads.get(id), owner)
@@ -268,7 +268,7 @@ async def batch_at(
 
 
 async def _time_of(log: EventLog, at: Moment, batch: BatchView, now: datetime | None) -> datetime:
-    """The time of a moment; of a position, that of the event there, or of the next one."""
+    """Return the time of a moment; for a position, the time of its event or of the next one."""
     if isinstance(at, datetime):
         return at
     if at == batch.position:
@@ -305,16 +305,14 @@ def _owned(row: Owned | None, owner: str | None) -> Owned:
     return row
 
 
-# The completion report of a batch: what became of every file, and why some came to nothing.
-
 FAILURES = (UploadState.FAILED, UploadState.QUARANTINED, UploadState.REJECTED)
-"""States of files that somebody has to look after."""
+"""States of files that need attention."""
 
-MOST_REASONS = 100
+MAX_FAILURE_GROUPS = 100
 
 
 class ReportRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one file; `error` is the last one, as it was, in the step `step`."""
+    """Result of one file; `error` is the last error, in the step `step`."""
 
     id: UUID
     path: str
@@ -330,7 +328,7 @@ class ReportRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """Failures that are alike: their messages are, but for the path and for numbers.
+    """Failures whose messages differ only in paths and numbers.
 
     `example` is the message of one of them, `path` its file.
     """
@@ -346,7 +344,7 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """A batch at one moment, `position` of the log; `files` can be gone through once.
 
-    `reasons` has the most frequent first, `MOST_REASONS` at most.
+    `reasons` has the most frequent first, `MAX_FAILURE_GROUPS` at most.
     """
 
     batch: BatchView
@@ -356,7 +354,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reports(Protocol):
-    """Reports, each told as of one moment, however long that takes."""
+    """Completion reports, each from one snapshot."""
 
     def report(
         self, batch: UUID, *, owner: str | None, only_failed: bool = False

@@ -1,1 +1,1 @@
-"""Tamper evidence: what seals say, and how anybody can hold events against them."""
+"""Tamper evidence: log seals, their chain, and offline verification of exports."""

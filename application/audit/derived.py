@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-MAX_FINDINGS = 100  # named one by one
+MAX_FINDINGS = 100  # further findings are not listed
 
 DerivedKind: TypeAlias = Literal[
     "snapshot_altered",

@@ -1,4 +1,4 @@
-"""The export of a history with its proofs: what each line of it holds."""
+"""Export of a history with its proofs, and its verification without a database."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ FORMAT = 1
 
 
 class ExportHeader(msgspec.Struct, frozen=True, kw_only=True, tag="export"):
-    """The first line. `whole`: every event follows from the first seal that reaches beyond
-    `after`; otherwise events of `of`, each with its own path to the root of its seal."""
+    """First line. `whole`: every event follows, from the first seal that reaches beyond `after`;
+    otherwise events of `of`, each with its own path to the root of its seal."""
 
     format: int = FORMAT
     of: str
@@ -71,11 +71,11 @@ def event_line(
     index: int | None = None,
     path: tuple[bytes, ...] | None = None,
 ) -> ExportedEvent:
-    """The line of a stored event."""
+    """Return the line of a stored event."""
     state, binary = "", None
     try:
         state = stored.state.decode()
-    except UnicodeDecodeError:  # nobody but a forger stored it
+    except UnicodeDecodeError:  # not written by us
         binary = stored.state
     return ExportedEvent(
         position=stored.position,
@@ -90,18 +90,16 @@ def event_line(
     )
 
 
-# Checks an export by itself: its lines and the public keys are all that is needed.
-
-MAX_FINDINGS = 100  # findings that are told one by one
+MAX_FINDINGS = 100  # further findings are not listed
 
 _decode = msgspec.json.Decoder(Line).decode
 
 
 class ExportVerification(msgspec.Struct, frozen=True, kw_only=True):
-    """What an export proves: `events` of which `unsealed` are under no seal yet.
+    """Result of the verification of an export with `events`, of which `unsealed` have no seal yet.
 
-    `whole` says whether it claims to hold every event from seal `first_seal` to `last_seal`, which
-    was made `at` and reaches `through`.
+    `whole`: the export claims to contain every event from seal `first_seal` to `last_seal`, which
+    was made `at` and reaches position `through`.
     """
 
     of: str
@@ -122,24 +120,24 @@ class ExportVerification(msgspec.Struct, frozen=True, kw_only=True):
 def verify_export(
     lines: Iterable[bytes], trusted: Collection[bytes], signed: Signed
 ) -> ExportVerification:
-    """Reads the export to its end, or to its MOST-th fault; memory for one seal is enough."""
-    examiner = _Examiner(trusted, signed)
+    """Verify the export up to MAX_FINDINGS findings. Holds the entries of one seal in memory."""
+    verifier = _ExportVerifier(trusted, signed)
     for number, line in enumerate(lines, start=1):
         try:
-            examiner.take(_decode(line))
+            verifier.take(_decode(line))
         except (msgspec.MsgspecError, _Misplaced) as error:
-            examiner.tell("malformed", examiner.position, f"line {number}: {error}")
+            verifier.add_finding("malformed", verifier.position, f"line {number}: {error}")
             break
-        if len(examiner.findings) >= MAX_FINDINGS:
+        if len(verifier.findings) >= MAX_FINDINGS:
             break
-    return examiner.end()
+    return verifier.end()
 
 
 class _Misplaced(Exception):
-    """A line that may not stand where it stands."""
+    """A line in an invalid place."""
 
 
-class _Examiner:
+class _ExportVerifier:
     def __init__(self, trusted: Collection[bytes], signed: Signed) -> None:
         self.findings: list[Finding] = []
         self.position = 0  # of the last event
@@ -154,13 +152,13 @@ class _Examiner:
     def take(self, line: Line) -> None:
         match line:
             case ExportHeader():
-                self._open(line)
+                self._begin(line)
             case ExportedSeal():
-                self._follow(line)
+                self._verify_seal(line)
             case ExportedEvent():
-                self._event(line)
+                self._verify_event(line)
 
-    def tell(self, kind: Kind, position: int, detail: str) -> None:
+    def add_finding(self, kind: Kind, position: int, detail: str) -> None:
         seal = self._chain.last.number if self._chain.last else 0
         self.findings.append(Finding(kind=kind, position=position, seal=seal, detail=detail))
 
@@ -168,7 +166,7 @@ class _Examiner:
         self._finish_seal()
         self.findings += self._chain.end()
         if self._opening is None and not self.findings:
-            self.tell("malformed", 0, "the export has no first line")
+            self.add_finding("malformed", 0, "the export has no first line")
         last = self._chain.last
         return ExportVerification(
             of=self._opening.of if self._opening else "nothing",
@@ -182,17 +180,17 @@ class _Examiner:
             findings=sorted(self.findings, key=lambda finding: finding.position)[:MAX_FINDINGS],
         )
 
-    def _open(self, line: ExportHeader) -> None:
+    def _begin(self, line: ExportHeader) -> None:
         if self._opening is not None or line.format != FORMAT:
             raise _Misplaced(f"an export opens once, with format {FORMAT}")
         self._opening = line
         gaps: Gaps = "anywhere" if not line.whole else "before" if line.after else "nowhere"
         self._chain = Chain(self._trusted, self._signed, gaps=gaps)
 
-    def _follow(self, line: ExportedSeal) -> None:
+    def _verify_seal(self, line: ExportedSeal) -> None:
         self._finish_seal()
         if self._opening is None or (line.entries is None) == self._opening.whole:
-            raise _Misplaced("a seal is told after the opening, with its entries if it is whole")
+            raise _Misplaced("a seal comes after the opening, with its entries if it is whole")
         if self._unsealed and self._opening.whole:
             raise _Misplaced("a seal comes after events that are under none")
         self.findings += self._chain.follow(line.seal)
@@ -205,7 +203,9 @@ class _Examiner:
             raise _Misplaced("the entries are cut off")
         entries = list(unpack_entries(packed))
         if (merkle_root(map(bytes, entries)), len(entries)) != (seal.root, seal.count):
-            self.tell("list_altered", seal.after + 1, f"the entries of seal {seal.number} differ")
+            self.add_finding(
+                "list_altered", seal.after + 1, f"the entries of seal {seal.number} differ"
+            )
         self._comparison = SealDiff(seal.number, entries, MAX_FINDINGS)
 
     def _finish_seal(self) -> None:
@@ -213,7 +213,7 @@ class _Examiner:
             self.findings += self._comparison.findings()
             self._comparison = None
 
-    def _event(self, line: ExportedEvent) -> None:
+    def _verify_event(self, line: ExportedEvent) -> None:
         if self._opening is None or line.position <= self.position:
             raise _Misplaced("events come after the opening, in the order of their positions")
         self.position = line.position
@@ -225,14 +225,16 @@ class _Examiner:
                 return
             self._finish_seal()
         elif line.seal:
-            self._prove(line, last)
+            self._verify_path(line, last)
             return
         self._unsealed += 1
 
-    def _prove(self, line: ExportedEvent, seal: AuditSeal | None) -> None:
+    def _verify_path(self, line: ExportedEvent, seal: AuditSeal | None) -> None:
         if seal is None or line.seal != seal.number or line.index is None or line.path is None:
             raise _Misplaced("an event names the seal before it, and its place in that")
         inside = seal.after < line.position <= seal.through
         entry = bytes(line.stored.entry)
         if not inside or root_from_path(entry, line.index, seal.count, line.path) != seal.root:
-            self.tell("altered", line.position, f"the event is not the one in seal {seal.number}")
+            self.add_finding(
+                "altered", line.position, f"the event is not the one in seal {seal.number}"
+            )

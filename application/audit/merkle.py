@@ -1,4 +1,4 @@
-"""What a seal knows of an event: its position, and a digest of everything that is stored of it."""
+"""Merkle tree of RFC 6962 section 2.1 with SHA-256, over the entries of stored events."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SIZE = _ENTRY.size  # bytes of one entry
 
 
 class SealedEntry(NamedTuple):
-    """One event, as a seal remembers it. That the digest leaves the position out tells an event
-    that was moved from one that was changed."""
+    """Entry of one event in a seal. The digest excludes the position, so that a moved event can
+    be distinguished from an altered one."""
 
     position: int
     digest: bytes
@@ -26,7 +26,7 @@ class SealedEntry(NamedTuple):
 
 
 class StoredEventRow(NamedTuple):
-    """An event as it lies in the log, byte for byte."""
+    """A stored event, byte for byte."""
 
     stream: UUID
     version: int
@@ -43,22 +43,17 @@ class StoredEventRow(NamedTuple):
 
 
 def pack_entries(entries: Iterable[SealedEntry]) -> bytes:
-    """The entries one after the other, as they are kept beside their seal."""
+    """Concatenate the entries, as they are stored beside their seal."""
     return b"".join(map(bytes, entries))
 
 
 def unpack_entries(entries: bytes) -> Iterator[SealedEntry]:
-    """Raises struct.error for bytes that are no whole number of entries."""
+    """Yield the entries. Raises struct.error for an incomplete one."""
     return (SealedEntry(*fields) for fields in _ENTRY.iter_unpack(entries))
 
 
-# The Merkle tree over the events of a seal: its root, and the path that leads from one to it.
-#
-# Source: RFC 6962 section 2.1, with SHA-256.
-
-
 def merkle_root(leaves: Iterable[bytes]) -> bytes:
-    """The hash that stands for these leaves in this order."""
+    """Return the Merkle tree hash of the leaves in this order."""
     row = [leaf_hash(leaf) for leaf in leaves]
     if not row:
         return sha256().digest()
@@ -68,7 +63,7 @@ def merkle_root(leaves: Iterable[bytes]) -> bytes:
 
 
 class MerkleTree:
-    """A tree that is asked for many paths: every row of it is kept, from the leaves up."""
+    """Merkle tree with all levels in memory, to compute many audit paths."""
 
     def __init__(self, leaves: Iterable[bytes]) -> None:
         self._rows = [[leaf_hash(leaf) for leaf in leaves]]
@@ -76,7 +71,7 @@ class MerkleTree:
             self._rows.append(_above(self._rows[-1]))
 
     def path(self, index: int) -> tuple[bytes, ...]:
-        """The hashes that a leaf is joined with on its way to the root."""
+        """Return the audit path of a leaf: the sibling hashes up to the root."""
         found = []
         for row in self._rows[:-1]:
             beside = index ^ 1
@@ -87,7 +82,7 @@ class MerkleTree:
 
 
 def root_from_path(leaf: bytes, index: int, count: int, path: Sequence[bytes]) -> bytes | None:
-    """The root of a tree of `count` leaves in which this leaf has this path; None if none has."""
+    """Return the root of a tree of `count` leaves with this leaf and path; None if invalid."""
     if not 0 <= index < count:
         return None
     reached, rest = leaf_hash(leaf), iter(path)

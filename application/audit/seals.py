@@ -1,4 +1,4 @@
-"""Follows seals in their order, and says where one is missing, changed, or nobody's we trust."""
+"""Log seals: signed records over ranges of the event log, their chain, and differences to it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ import msgspec
 
 from application.audit.merkle import SealedEntry, StoredEventRow
 
-# A seal: a signed statement that these events, and no others, stood in the log at this time.
-
-FIRST = bytes(32)  # what the first seal names instead of the one before it
+FIRST = bytes(32)  # `previous` of the first seal
 
 
 class AuditSeal(msgspec.Struct, frozen=True, kw_only=True):
-    """The `count` events beyond position `after`, up to and with position `through`.
+    """Signed record over the `count` events with positions in (`after`, `through`].
 
     `root` is that of the tree over their entries, `previous` the digest of the seal before.
     `key` is the public half (Ed25519, RFC 8032) of what signed it, `next_key` of what signs from
@@ -37,7 +35,7 @@ class AuditSeal(msgspec.Struct, frozen=True, kw_only=True):
     signature: bytes = b""
 
     def statement(self) -> bytes:
-        """What is signed: lines that any program can write again from the fields."""
+        """Return the signed text: lines that any program can reproduce from the fields."""
         lines = (
             "uptrail seal 1",
             f"number {self.number}",
@@ -81,7 +79,7 @@ Kind: TypeAlias = Literal[
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that is not as it was sealed: at which position, and in which seal (0: none)."""
+    """Difference to what was sealed, with its position and seal (0: none)."""
 
     kind: Kind
     position: int
@@ -90,11 +88,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Chain:
-    """What the seals followed so far prove.
+    """Verification of a chain of seals, in their order.
 
     A seal is trusted if its key is, or if a trusted one follows that names it by its digest, and
-    so on. A trusted seal that names the next key makes that one trusted as well. `gaps` says where
-    seals may be left out: nowhere, before the first that comes, or anywhere.
+    so on. A trusted seal that names the next key makes that one trusted as well. `gaps` determines
+    where seals may be absent: nowhere, before the first one given, or anywhere.
     """
 
     def __init__(
@@ -107,9 +105,9 @@ class Chain:
         self._untrusted: AuditSeal | None = None  # the first since the last that is trusted
 
     def follow(self, seal: AuditSeal) -> Iterator[Finding]:
-        """What is wrong with the next seal, or between it and the one before."""
+        """Verify the next seal and its link to the previous one; yield the findings."""
         broken = list(self._broken(seal))
-        if broken:  # what comes now vouches for nothing before it
+        if broken:  # a broken link: later seals confirm nothing before it
             yield from self.end()
             yield from broken
         if not self._signed(seal):
@@ -124,11 +122,11 @@ class Chain:
         self.last = seal
 
     def end(self) -> Iterator[Finding]:
-        """What nobody vouches for; to be asked after the last seal."""
+        """Yield the untrusted seals; call it after the last seal."""
         seal, self._untrusted = self._untrusted, None
         if seal is not None:
             key = b64encode(seal.key).decode()
-            detail = f"from seal {seal.number} on, the key {key} signs, which nobody trusted named"
+            detail = f"from seal {seal.number} on, the key {key} signs, which no trusted seal names"
             yield _finding("key_unknown", seal, detail)
 
     def _broken(self, seal: AuditSeal) -> Iterator[Finding]:
@@ -155,9 +153,7 @@ def _finding(kind: Kind, seal: AuditSeal, detail: str) -> Finding:
     return Finding(kind=kind, position=seal.after + 1, seal=seal.number, detail=detail)
 
 
-# Holds the events of a seal against what it says of them, and names what differs by position.
-
-_TOLD: dict[Kind, str] = {
+_DETAILS: dict[Kind, str] = {
     "altered": "the event is not the one that was sealed here",
     "removed": "the event that was sealed here is gone",
     "inserted": "the event was put in after the seal",
@@ -166,7 +162,7 @@ _TOLD: dict[Kind, str] = {
 
 
 class _Difference(msgspec.Struct):
-    """What stood at a position when it was sealed, and what stands there now."""
+    """Sealed entry and current entry at one position."""
 
     sealed: SealedEntry | None = None
     found: SealedEntry | None = None
@@ -174,8 +170,9 @@ class _Difference(msgspec.Struct):
 
 
 class SealDiff:
-    """Takes the events of one seal in the order of their positions, and remembers the first that
-    differ: at most `most`."""
+    """Comparison of the stored events with the entries of one seal, in the order of positions.
+
+    Keeps the first `most` differences."""
 
     def __init__(self, seal: int, entries: Sequence[SealedEntry], most: int) -> None:
         self._seal = seal
@@ -186,7 +183,7 @@ class SealDiff:
 
     @property
     def full(self) -> bool:
-        """Whether enough differs to say no more."""
+        """Whether the maximum of findings is reached."""
         return len(self._differing) >= self._most
 
     def take(self, stored: StoredEventRow) -> None:
@@ -205,7 +202,7 @@ class SealDiff:
         self._differing[entry.position] = _Difference(expected, entry, what)
 
     def findings(self) -> Iterator[Finding]:
-        """What differs, by position; to be asked after the last event."""
+        """Yield the differences by position; call it after the last event."""
         self._pass(None)
         differing = self._differing
         sealed = {entry.digest for entry in self._sealed}
@@ -221,7 +218,7 @@ class SealDiff:
             yield self._finding("reordered" if moved else kind, position, one.what)
 
     def _pass(self, position: int | None) -> None:
-        """Sealed events before this position did not come, and will not."""
+        """Note the sealed events before this position as removed."""
         while self._next < len(self._sealed) and not self.full:
             expected = self._sealed[self._next]
             if position is not None and expected.position >= position:
@@ -230,5 +227,5 @@ class SealDiff:
             self._next += 1
 
     def _finding(self, kind: Kind, position: int, what: str) -> Finding:
-        detail = f"{_TOLD[kind]} ({what})" if what else _TOLD[kind]
+        detail = f"{_DETAILS[kind]} ({what})" if what else _DETAILS[kind]
         return Finding(kind=kind, position=position, seal=self._seal, detail=detail)

@@ -1,1 +1,1 @@
-"""What use cases need of the world: small Protocols, each with its promise and its errors."""
+"""Ports of the use cases: small Protocols, each with its promise and its errors."""

@@ -1,4 +1,4 @@
-"""Erasures: somebody asked that everything personal of an owner be destroyed."""
+"""Ports of auditing: erasures of owners and log seals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from application.audit.seals import AuditSeal
 
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asked for it, when and why, and when it was done: with how many batches and uploads."""
+    """Request to destroy all personal data of an owner, with its result."""
 
     id: UUID
     owner: str
@@ -27,19 +27,16 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Erasures(Protocol):
-    """What was asked for; the orchestrator's role carries it out. All raise Unavailable."""
+    """Requests for erasure; the orchestrator carries them out. All methods raise Unavailable."""
 
     async def request(self, erasure: Erasure) -> Erasure:
-        """Records the request; the one that is open for this owner already, if there is one."""
+        """Record the request; return the open one of this owner if there is one."""
 
     async def get(self, id: UUID) -> Erasure:
-        """Raises NotFound."""
+        """Return the erasure. Raises NotFound."""
 
     async def page(self, *, owner: str | None, after: UUID | None, limit: int) -> Sequence[Erasure]:
-        """Erasures of an owner, or of all, oldest first, those after this one."""
-
-
-# Seals: what proves, to somebody who trusts us little, that the log is as it was.
+        """Return erasures of an owner, or of all, oldest first, after the given one."""
 
 
 class SigningKey(msgspec.Struct, frozen=True):
@@ -51,24 +48,25 @@ class SigningKey(msgspec.Struct, frozen=True):
 
 
 class Seals(Protocol):
-    """The seals that were made, and exports that rest on them."""
+    """Log seals and the exports that contain them."""
 
     async def page(self, after: int, limit: int) -> Sequence[AuditSeal]:
-        """Seals with numbers beyond `after`, in order. Raises Unavailable."""
+        """Return seals with numbers beyond `after`, in order. Raises Unavailable."""
 
     async def keys(self) -> Sequence[SigningKey]:
-        """The keys that signed or will sign next, oldest first. Raises Unavailable."""
+        """Return the current and former signing keys, oldest first. Raises Unavailable."""
 
     def whole(self, after: int) -> AsyncIterator[Sequence[Line]]:
-        """Every event from the first seal on that reaches beyond position `after`, a chunk at a
-        time. Raises Unavailable."""
+        """Yield chunks of every event, from the first seal that reaches beyond position `after`.
+
+        Raises Unavailable."""
 
     def proofs(self) -> Prover:
-        """Proves events of one's choice, in the order of their positions."""
+        """Return a builder of proofs for selected events, in the order of positions."""
 
 
 class Prover(Protocol):
-    """Remembers which seals it has told."""
+    """Builds proofs; each seal is returned once."""
 
     async def prove(self, positions: Sequence[int]) -> Sequence[Line]:
-        """The events at these positions, after the seals that cover them. Raises Unavailable."""
+        """Return the seals that cover these positions, then the events. Raises Unavailable."""

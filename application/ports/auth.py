@@ -1,4 +1,4 @@
-"""API keys: who may speak, for which owner, and what they may do."""
+"""Authentication: API keys, sessions, and the principals that they identify."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from uuid import UUID
 import msgspec
 
 SYSTEM = "system"
-"""Who acts where a process acts by itself, as at its first start."""
+"""Principal of actions that a process takes by itself, for instance at its first start."""
 
 
 class Scope(StrEnum):
-    """What a key may do; each includes reading its owner's batches.
+    """Permissions of a key; each includes reading its owner's batches.
 
     `admin` sees every owner and manages keys; `operator` runs batches of its owner;
     `uploader` starts batches and sends files; `viewer` only reads.
@@ -28,7 +28,7 @@ class Scope(StrEnum):
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who acts. `name` is what events record, such as `key:4f7c2a`.
+    """Authenticated client. `name` is recorded in events, for instance `key:4f7c2a`.
 
     `batch` limits an uploader to one batch; `expires_at` is when the credential ends.
     """
@@ -46,7 +46,7 @@ class Principal(msgspec.Struct, frozen=True):
 
 
 class Credential(msgspec.Struct, frozen=True):
-    """What a principal was authenticated by: an API key's text or a browser session's token."""
+    """Text of an API key, or token of a browser session, that authenticated a principal."""
 
     text: str
     is_session: bool = False
@@ -69,7 +69,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Keys(Protocol):
-    """The keys that are known. A secret is shown once, when the key is made; its hash is kept."""
+    """API keys and sessions. A secret is shown once, at its creation; its hash is stored."""
 
     async def create(
         self,
@@ -81,16 +81,16 @@ class Keys(Protocol):
         expires_at: datetime | None = None,
         by: str = SYSTEM,
     ) -> tuple[Key, str]:
-        """The new key and its text `up_<id>_<secret>`; that `by` made it is recorded."""
+        """Create a key; return it and its text `up_<id>_<secret>`. `by` is recorded."""
 
     async def authenticate(self, text: str) -> Principal | None:
-        """Who holds this key; None if it is unknown, revoked or expired."""
+        """Return the principal of this key; None if it is unknown, revoked or expired."""
 
     async def all(self, *, owner: str | None) -> Sequence[Key]:
-        """Keys of an owner, or of all, newest first."""
+        """Return the keys of an owner, or of all, newest first."""
 
     async def revoke(self, id: str, *, owner: str | None, by: str = SYSTEM) -> Key:
-        """Ends a key at once, on every process, and records who did. Raises NotFound."""
+        """Revoke a key at once, on every process, and record `by`. Raises NotFound."""
 
     async def changed(self) -> None:
         """Return when credentials may have ended, in any process; at the latest after a second."""
@@ -99,16 +99,16 @@ class Keys(Protocol):
         """Return those that were revoked, have expired or were signed out. Raises Unavailable."""
 
     async def open_session(self, principal: Principal, *, lifetime: float) -> str:
-        """A browser session's token for this principal, for so many seconds."""
+        """Open a browser session of `lifetime` seconds and return its token."""
 
     async def session(self, token: str) -> Principal | None:
-        """Who the session belongs to; None if it is unknown or over."""
+        """Return the principal of the session; None if it is unknown or has ended."""
 
     async def close_session(self, token: str) -> None:
-        """Ends a session."""
+        """End a session."""
 
     async def issue_login(self, principal: Principal, *, lifetime: float) -> str:
-        """A one-time code that `redeem_login` takes once, within so many seconds."""
+        """Return a one-time code for `redeem_login`, valid for `lifetime` seconds."""
 
     async def redeem_login(self, code: str) -> Principal | None:
-        """Who the code was issued for; None if it is unknown, used or over."""
+        """Use up the code and return its principal; None if unknown, used or expired."""

@@ -1,4 +1,4 @@
-"""The blob store: the bytes of uploads and of what processing made of them."""
+"""The blob store: the bytes of uploads and of artifacts."""
 
 from __future__ import annotations
 
@@ -11,80 +11,79 @@ class BlobWriter(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes written so far, those before this append included."""
+        """Size of the blob so far in bytes, including what was stored before this append."""
 
     async def write(self, chunk: bytes | bytearray | memoryview) -> None:
-        """Adds bytes; they are durable after the next `sync`. Raises StorageFull."""
+        """Append bytes; they are durable after the next `sync`. Raises StorageFull."""
 
     async def sync(self) -> int:
-        """Makes every byte written durable, and returns how many there are."""
+        """Make every byte written durable; return the size of the blob."""
 
     async def checkpoint(self) -> int:
-        """How many bytes are durable, once those are that can be made so at little cost."""
+        """Make durable what is cheap to make durable; return the number of durable bytes."""
 
     async def close(self) -> None:
-        """Ends the append. Bytes not synced may or may not be kept."""
+        """End the append. Bytes not synced may or may not be kept."""
 
 
 class BlobStore(Protocol):
     """Named bytes that grow by appending until they are finished.
 
-    A name is chosen by the caller from `a-z 0-9 - . /`. A store may go on from there where it
-    names blobs itself (`put_many`): behind an `@`, and for nobody else to read.
+    The caller chooses names from the characters `a-z 0-9 - . /`. `put_many` may extend a name by
+    an `@` and a suffix that only the store interprets.
     """
 
     async def append(self, name: str, offset: int) -> BlobWriter:
-        """Opens the blob for bytes from `offset` on, and drops any stored beyond it.
+        """Open the blob for bytes from `offset` on, and drop any stored beyond it.
 
         Creates the blob at offset 0. Raises BlobTooShort if fewer than `offset` bytes are stored,
-        BlobBusy where another append to it is open, on any machine, and the store can tell.
+        BlobBusy if another append to it is open, on any machine, as far as the store can detect.
         """
 
     async def size(self, name: str) -> int:
-        """How many bytes are stored; 0 for a blob that does not exist."""
+        """Return the number of stored bytes; 0 for a blob that does not exist."""
 
     async def finish(self, name: str, size: int) -> None:
-        """The blob is complete, and durable under its name. Raises BlobTooShort.
+        """Complete the blob and make it durable under its name. Raises BlobTooShort.
 
-        What an append that is still open in this process has written is part of it.
+        Bytes written by an append that is still open in this process are part of it.
         """
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """The bytes from `start` up to `end` (exclusive) in chunks. Raises BlobMissing."""
+        """Yield the bytes from `start` up to `end` (exclusive) in chunks. Raises BlobMissing."""
 
     async def put(self, name: str, content: bytes) -> None:
-        """Stores a whole small blob, durably, in place of any of that name."""
+        """Store a small blob durably, replacing any of that name."""
 
     async def put_many(self, blobs: Mapping[str, bytes]) -> Mapping[str, str]:
-        """Stores small blobs of new names, durably, and says by which name each is found.
+        """Store small blobs of new names durably; return the stored name of each.
 
-        That name is for `size`, `read` and `delete`. After an error none of them is to be used.
+        The stored name is valid for `size`, `read` and `delete`. After an error none may be used.
         """
 
     async def delete(self, name: str) -> None:
-        """Frees the bytes; a name that does not exist is fine."""
+        """Delete the blob, if it exists."""
 
     async def free_bytes(self) -> int | None:
-        """Room that is left, or None where there is no telling."""
+        """Return the free space in bytes, or None if unknown."""
 
 
 class BlobInventory(Protocol):
-    """What a store holds, whether or not anybody knows of it; looked through part by part."""
+    """Listing of all stored blobs, partition by partition, to find orphans."""
 
     @property
     def parts(self) -> int:
-        """How many parts there are: small enough, each, to be listed at once."""
+        """Number of partitions, each small enough to be listed at once."""
 
     async def stale(self, part: int, age: float) -> Sequence[str]:
-        """Names of the blobs in this part, from 0 on, that were last written `age` seconds ago.
+        """Return the blobs of a partition (from 0) that were last written `age` seconds ago.
 
-        What the store itself left behind, and is as old, it frees on the way.
-        Raises Unavailable.
+        Also deletes temporary files of the store that are as old. Raises Unavailable.
         """
 
 
 class BlobTooShort(Exception):
-    """Fewer bytes are stored than the caller knows of: a loss to report."""
+    """Fewer bytes are stored than were acknowledged: data was lost."""
 
     def __init__(self, name: str, stored: int, expected: int) -> None:
         super().__init__(f"{name} holds {stored} bytes, not {expected}")

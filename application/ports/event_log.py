@@ -1,4 +1,4 @@
-"""The log: the one place where facts are kept."""
+"""The event log and the aggregates that are folded from it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from domain.webhook.aggregate import Webhook
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Whose a stream is, by its first event; `batch` is that of an upload."""
+    """Owner and batch of a stream, from its first event; `batch` is None for other streams."""
 
     owner: str
     batch: UUID | None = None
 
 
 class EventLog(Protocol):
-    """Facts in one total order, and the aggregates that follow from them."""
+    """Events in one total order, and the aggregates that are folded from them."""
 
     @property
     def id_secret(self) -> bytes:
-        """What keys the derived ids of this database (`domain.ids`); the same in every process."""
+        """Secret of the derived ids of this database (`domain.ids`); the same in every process."""
 
     async def append(self, append: Append) -> AppendResult:
-        """Records all writes of the append, or none; durable when this returns.
+        """Append all events or none; they are durable when this returns.
 
         Positions rise in the order of commits, so that a reader never passes a gap.
 
@@ -41,52 +41,51 @@ class EventLog(Protocol):
         """
 
     async def upload(self, id: UUID) -> Upload:
-        """The upload as of now, or a moment ago: an append at its version finds out.
+        """Return the upload, possibly slightly stale: an append at its version detects that.
 
         Raises NotFound, Unavailable.
         """
 
     async def batch(self, id: UUID) -> Batch:
-        """The batch, likewise."""
+        """Return the batch, as `upload` does."""
 
     async def webhook(self, id: UUID) -> Webhook:
-        """The webhook, likewise; also one that was removed."""
+        """Return the webhook, as `upload` does; also a removed one."""
 
     def remembered(self, id: UUID) -> Upload | Batch | Webhook | None:
         """Return the cached aggregate of this stream, if any, without a query; it may be stale."""
 
     async def origin(self, id: UUID) -> Origin | None:
-        """Whose the stream is; None if there is none. One statement in either case."""
+        """Return the origin of the stream, or None. One statement in either case."""
 
     def forget(self, *ids: UUID) -> None:
-        """Drops what is remembered of these streams, so that the next load reads the log."""
+        """Drop the cached aggregates of these streams, so that the next load reads the log."""
 
     async def versions(self, ids: Sequence[UUID]) -> dict[UUID, int]:
-        """The current versions of those of these streams that exist."""
+        """Return the current versions of these streams, without absent ones."""
 
     async def stream(
         self, id: UUID, *, after: int = 0, upto_position: int | None = None, limit: int = 10_000
     ) -> Sequence[RecordedEvent]:
-        """Events of one stream with versions beyond `after`, oldest first."""
+        """Return events of one stream with versions beyond `after`, oldest first."""
 
     async def read(
         self, after: int, *, limit: int, topics: Sequence[str] | None = None
     ) -> Sequence[RecordedEvent]:
-        """Events with positions beyond `after`, in order; at most `limit`."""
+        """Return events with positions beyond `after`, in order; at most `limit`."""
 
     async def head(self) -> int:
-        """The position of the last event; 0 for an empty log."""
+        """Return the position of the last event; 0 for an empty log."""
 
     async def position_at(self, moment: datetime) -> int:
-        """The position of the last event recorded up to this moment; 0 if there is none."""
+        """Return the position of the last event recorded up to this moment; 0 if there is none."""
 
 
 class Wakeups(Protocol):
-    """Says when it is worth reading the log again."""
+    """Notifications that the log may have new events."""
 
     async def wait(self, after: int) -> None:
-        """Returns soon after an event beyond position `after` may exist.
+        """Return soon after an event beyond position `after` may exist.
 
-        It may return early, and returns after about a second in any case: callers read
-        and come back.
+        May return early, and returns after about a second in any case: callers poll.
         """

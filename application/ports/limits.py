@@ -1,4 +1,4 @@
-"""How many transfers of one owner run at once, in all processes together."""
+"""Limits across processes: concurrent transfers, storage usage, preemption of uploads."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ import msgspec
 
 
 class TransferPermit(Protocol):
-    """One transfer's place among those of its owner."""
+    """Permit of one transfer of an owner."""
 
     async def release(self) -> None:
-        """Makes room for another one. Never raises."""
+        """Release the permit. Never raises."""
 
 
 class TransferLimiter(Protocol):
-    """Places that go with the process that took them: kill -9 gives them back."""
+    """Distributed semaphore per owner. A permit ends with its process, also after kill -9."""
 
     async def take(self, owner: str, most: int) -> TransferPermit | None:
-        """A place of the owner's, None where `most` are taken. Raises Unavailable."""
-
-
-# How much is stored for an owner, or in a batch: what quotas are measured against.
+        """Acquire a permit, or return None if the owner has `most`. Raises Unavailable."""
 
 
 class StorageUsage(msgspec.Struct, frozen=True):
     """Files that were not cancelled, expired, rejected or erased, and their bytes.
 
-    A file that is on its way counts with the size it declared.
+    An unfinished upload counts with its declared size.
     """
 
     bytes: int = 0
@@ -37,7 +34,7 @@ class StorageUsage(msgspec.Struct, frozen=True):
 
 
 class Usage(Protocol):
-    """As of a moment ago: what has just been recorded may not be in it yet."""
+    """Storage usage, which may lag slightly behind the event log."""
 
     async def of_owner(self, owner: str) -> StorageUsage:
         """Raises Unavailable."""
@@ -46,20 +43,17 @@ class Usage(Protocol):
         """Raises Unavailable."""
 
 
-# The other processes that receive uploads: the newest request wins over theirs too.
-
-
 class RemotePreemption(Protocol):
-    """A way to ask every other process to let go of an upload.
+    """Requests to all other processes to release an upload.
 
-    It is only asked where the blob store found that somebody else is writing.
+    Used only after the blob store reported another writer.
     """
 
     async def stop(self, upload: UUID) -> None:
-        """Asks the others to end their transfer of this upload; its bytes are committed first.
+        """Ask the other processes to preempt their transfer of this upload.
 
-        Returns without waiting for them.
+        They commit its bytes first. Returns without waiting for them.
         """
 
     def on_stop(self, callback: Callable[[UUID], None]) -> None:
-        """Calls back, in the event loop, for every upload that another process asks for."""
+        """Register a callback, run in the event loop, for requests of other processes."""

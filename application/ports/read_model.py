@@ -1,7 +1,7 @@
-"""The read model: what was projected from the log, asked for by owner.
+"""Ports of the read model: queries, feed changes, history, and lookups of the sweeper.
 
-Everywhere `owner` is the tenant whose rows may be seen; None sees every owner's.
-What belongs to somebody else does not exist: NotFound.
+`owner` is always the tenant whose rows are visible; None sees the rows of every owner. Rows of
+other owners do not exist for the caller: NotFound.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ import msgspec
 from application.append import RecordedEvent
 from application.views import AttemptView, BatchView, Reports, UploadView
 
-# What the feed needs of the read model: the rows that changed since a position.
-
 
 class FeedFilter(msgspec.Struct, frozen=True):
-    """Which rows somebody follows, and may see.
+    """Rows that a feed client subscribed to and may see.
 
     `batches` are the batch rows (None: every batch of the owner), `uploads_of` the batches whose
     uploads and attempts are followed too. `owner` None sees every owner's.
@@ -34,9 +32,9 @@ class FeedFilter(msgspec.Struct, frozen=True):
 class ChangePage(msgspec.Struct, frozen=True):
     """The selected rows with positions in (`after`, `to`], of one consistent moment.
 
-    Whoever has seen everything up to `after` and takes these rows has seen everything up to `to`.
-    `head` is the position the read model reflects at that moment; `more` says that `to` stops
-    short of it because of the limit. `epoch` changes when the read model was rebuilt.
+    A client that has every change up to `after` and applies these rows has every change up to
+    `to`. `head` is the position that the read model reflects at that moment; `more` is true if `to`
+    stops before it because of the limit. `epoch` changes when the read model was rebuilt.
 
     The attempts are those beyond `since` of the uploads beside them. They come with their upload,
     never alone; so where a page stopped short, an attempt may be older than the page's upload, and
@@ -55,12 +53,12 @@ class ChangePage(msgspec.Struct, frozen=True):
 
 
 class FeedSource(Protocol):
-    """The read model, asked what is new in it."""
+    """Changes of the read model, for the feed."""
 
     async def changes(
         self, selection: FeedFilter, *, since: int, after: int, limit: int
     ) -> ChangePage:
-        """What changed beyond `after`, in the order of positions.
+        """Return the rows that changed beyond `after`, in the order of positions.
 
         At most `limit` batches and `limit` uploads, and ten times as many attempts (unless one
         upload alone has more). Raises Unavailable when the database cannot be reached now.
@@ -70,16 +68,16 @@ class FeedSource(Protocol):
         """Return the position that rows reflect, and that of the end of the log."""
 
     async def known(self, ids: frozenset[UUID], *, owner: str | None) -> frozenset[UUID]:
-        """Those of these batches that exist and may be seen. Raises Unavailable."""
+        """Return the batches among these that exist and are visible. Raises Unavailable."""
 
 
 Row = TypeVar("Row")
 
 
 class Page(msgspec.Struct, Generic[Row], frozen=True):
-    """Some rows, and the opaque cursor of the next page, None on the last one.
+    """Page of rows with the opaque cursor of the next one, None on the last page.
 
-    `position` is the place in the log these rows reflect.
+    `position` is the log position that the rows reflect.
     """
 
     items: list[Row]
@@ -88,13 +86,13 @@ class Page(msgspec.Struct, Generic[Row], frozen=True):
 
 
 class Queries(Reports, Protocol):
-    """Questions to the read model, each answered from one consistent moment of it."""
+    """Queries of the read model, each from one snapshot."""
 
     async def position(self) -> int:
-        """The position in the log that the read model reflects."""
+        """Return the log position that the read model reflects."""
 
     async def wait_for(self, position: int, *, timeout: float) -> None:
-        """Returns once the read model reflects `position`; raises TimeoutError after seconds."""
+        """Return once the read model reflects `position`. Raises TimeoutError after `timeout`."""
 
     async def batch(self, id: UUID, *, owner: str | None) -> BatchView:
         """Raises NotFound."""
@@ -149,7 +147,7 @@ class History(Protocol):
     async def of_batch_before(
         self, id: UUID, before: int, *, owner: str | None, limit: int = 1000
     ) -> Sequence[RecordedEvent]:
-        """The last ones of these before a position, oldest first. Raises NotFound."""
+        """The last of these events before a position, oldest first. Raises NotFound."""
 
     async def of_everything(
         self, *, owner: str | None, after: int = 0, limit: int = 1000
@@ -158,31 +156,28 @@ class History(Protocol):
 
 
 class BadCursor(ValueError):
-    """The cursor was not given out by this query."""
-
-
-# What the sweeper asks: which uploads nobody goes on with, and what became of some.
+    """The cursor is not one of this query."""
 
 
 class IdleUpload(msgspec.Struct, frozen=True):
-    """An unfinished upload of which nothing was heard; `version` is that of its last event."""
+    """Unfinished upload without recent events; `version` is that of its last event."""
 
     upload: UUID
     version: int
 
 
 class UploadStatus(msgspec.Struct, frozen=True):
-    """Where an upload stood a moment ago, and the blob that holds its bytes, once it has all."""
+    """Recent state of an upload, and the blob with its bytes once they are complete."""
 
     state: str
     blob: str | None
 
 
 class UploadStatusLookup(Protocol):
-    """The uploads as they were a moment ago: enough to look closer, never enough to delete."""
+    """Recent states of uploads: sufficient to select candidates, never to delete bytes."""
 
     async def idle(self, before: datetime, limit: int) -> Sequence[IdleUpload]:
-        """Unfinished uploads whose last event is older than `before`; at most `limit`."""
+        """Return unfinished uploads whose last event is older than `before`; at most `limit`."""
 
     async def of(self, uploads: Sequence[UUID]) -> dict[UUID, UploadStatus]:
-        """Those of these uploads that are known."""
+        """Return the states of these uploads, without unknown ones."""

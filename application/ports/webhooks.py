@@ -1,4 +1,4 @@
-"""Webhooks: where owners want to be told what happened, and how that fares."""
+"""Ports of webhooks: the outbox of deliveries, the sender, and the registry."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import msgspec
 from application.ports.read_model import Page
 from domain.webhook.aggregate import Webhook
 
-# Deliveries: what waits to be told to a webhook, who tells it, and what came of it.
-
-MAX_EXCERPT = 500  # characters of an answer that are kept
+MAX_EXCERPT = 500  # characters of a response
 
 
 class DeliveryState(StrEnum):
-    """`failed` is what was given up: it is told again only if somebody asks for it."""
+    """State of a delivery. `failed` is final: it is redelivered only on request."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -27,9 +25,9 @@ class DeliveryState(StrEnum):
 
 
 class DeliveryAttempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One request, or what kept it from being sent; `duration` is in seconds.
+    """One request, or the error that prevented it; `duration` is in seconds.
 
-    `status` is that of the answer, `excerpt` the beginning of its body.
+    `status` is the HTTP status of the response, `excerpt` the beginning of its body.
     """
 
     at: datetime
@@ -40,10 +38,10 @@ class DeliveryAttempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that a webhook is to be told of.
+    """Delivery of one event to one webhook.
 
-    Deliveries of one `lane` are told one after the other: a batch is a lane of each webhook, and
-    tests have one of their own. `failures` are those since it was last asked for, `attempts` all.
+    Deliveries of one `lane` are sent in order: each batch is a lane of each webhook, and test
+    deliveries have a lane of their own. `failures` counts since the last redelivery.
     """
 
     webhook: UUID
@@ -62,7 +60,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def id(self) -> str:
-        """What the receiver knows it by, however often it is sent."""
+        """Message id for the receiver, the same in every attempt."""
         return f"msg_{self.webhook.hex}_{self.position}"
 
     @property
@@ -71,7 +69,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeasedDelivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A delivery whose turn it is; whoever holds its `lease` makes it.
+    """Delivery that is leased to this process for one attempt.
 
     `secrets` are the texts of the secrets in use, by their ids.
     """
@@ -82,28 +80,28 @@ class LeasedDelivery(msgspec.Struct, frozen=True, kw_only=True):
     secrets: dict[UUID, str]
 
     def __repr__(self) -> str:
-        return f"Due({self.delivery.id})"  # never a secret
+        return f"LeasedDelivery({self.delivery.id})"  # never a secret
 
 
 class DeliverySucceeded(msgspec.Struct, frozen=True):
-    """The receiver has it."""
+    """The receiver accepted the delivery."""
 
 
 class RetryAt(msgspec.Struct, frozen=True):
-    """It is tried again then; the later ones of its lane wait."""
+    """The delivery is retried at this time; later ones of its lane wait."""
 
     at: datetime
 
 
 class DeadLettered(msgspec.Struct, frozen=True):
-    """It is not tried again by itself; the later ones go on."""
+    """The delivery is not retried automatically; later ones of its lane continue."""
 
 
 Verdict: TypeAlias = DeliverySucceeded | RetryAt | DeadLettered
 
 
 class NextInLane(msgspec.Struct, frozen=True):
-    """What follows a delivery: the next of its lane, if that may be made in the same turn.
+    """Next delivery of the lane, if the lane may continue.
 
     `failing_since` is the first failure since the last success, None after a success.
     """
@@ -113,13 +111,13 @@ class NextInLane(msgspec.Struct, frozen=True):
 
 
 class Outbox(Protocol):
-    """Deliveries that wait. Any number of processes may make them; all methods raise Unavailable.
+    """Outbox of pending deliveries for any number of processes. All methods raise Unavailable.
 
-    A lease that is not used for long enough ends by itself: its delivery is then made again.
+    A lease expires: its delivery is then attempted again.
     """
 
     async def claim(self, most: int, *, at: datetime) -> Sequence[LeasedDelivery]:
-        """Takes the turn of so many lanes at most; of one webhook only a few at a time."""
+        """Lease the first delivery of up to `most` lanes, only a few per webhook."""
 
     async def settle(
         self,
@@ -130,17 +128,17 @@ class Outbox(Protocol):
         at: datetime,
         go_on: bool,
     ) -> NextInLane | None:
-        """Records what came of it, and gives back the lane unless the turn may `go_on`.
+        """Record the attempt, and release the lane unless `go_on`.
 
-        None where the lease had ended: somebody else makes the delivery again.
+        Returns None if the lease had expired: another process attempts the delivery again.
         """
 
     async def give_back(self, dues: Sequence[LeasedDelivery], *, at: datetime) -> None:
-        """Ends leases that were not used: somebody else may have the turn at once."""
+        """Release unused leases, so that another process may lease them at once."""
 
 
 class HttpReply(msgspec.Struct, frozen=True, kw_only=True):
-    """What a receiver answered; `retry_after` is the header of that name, as it came."""
+    """Response of a receiver; `retry_after` is the header of that name, unparsed."""
 
     status: int
     excerpt: str = ""
@@ -148,7 +146,7 @@ class HttpReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeliveryError(Exception):
-    """No answer came: the receiver cannot be reached, is too slow, or must not be asked."""
+    """No response: the receiver is unreachable, too slow, or at a forbidden address."""
 
 
 class Sender(Protocol):
@@ -157,23 +155,23 @@ class Sender(Protocol):
     async def send(
         self, url: str, secrets: Sequence[str], id: str, at: datetime, body: bytes
     ) -> HttpReply:
-        """Raises Unsendable."""
+        """Send one request. Raises DeliveryError."""
 
 
 class GeneratedSecret(msgspec.Struct, frozen=True):
-    """A secret that was just made: its text is shown once."""
+    """New signing secret; its text is shown once."""
 
     id: UUID
     text: str
 
     def __repr__(self) -> str:
-        return f"NewSecret({self.id})"
+        return f"GeneratedSecret({self.id})"
 
 
 class WebhookHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """How a webhook fares.
+    """Health of a webhook.
 
-    `missed` counts the events that were not kept because too many were waiting already; the
+    `missed` counts the events that were dropped because too many deliveries were pending; the
     first of them came after position `missed_after`.
     """
 
@@ -186,30 +184,30 @@ class WebhookHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Webhooks(Protocol):
-    """The webhooks there are, and their deliveries. Every method raises Unavailable.
+    """Registry of webhooks and their deliveries. Every method raises Unavailable.
 
-    What is listed is as of `position`, which follows the log.
+    Lists reflect the log up to `position`.
     """
 
     async def make_secret(self, webhook: UUID) -> GeneratedSecret:
-        """A secret that is kept, durably, before any event names it."""
+        """Create a secret and store it durably, before any event refers to it."""
 
     async def position(self) -> int:
-        """The position up to which the log has been followed."""
+        """Return the log position that the registry reflects."""
 
     async def all(
         self, *, owner: str | None, cursor: str | None = None, limit: int = 50
     ) -> Page[Webhook]:
-        """Those of an owner, or of all, newest first. Raises BadCursor."""
+        """Return the webhooks of an owner, or of all, newest first. Raises BadCursor."""
 
     async def count(self, owner: str) -> int:
-        """How many an owner has."""
+        """Return the number of webhooks of an owner."""
 
     async def named(self, owner: str, name: str) -> bool:
-        """Whether the owner has a webhook of this id or address."""
+        """Return whether the owner has a webhook of this id or address."""
 
     async def standings(self, ids: Sequence[UUID]) -> dict[UUID, WebhookHealth]:
-        """How these fare; one of which nothing is known fares well."""
+        """Return the health of these webhooks; one without deliveries is healthy."""
 
     async def deliveries(
         self,
@@ -219,13 +217,13 @@ class Webhooks(Protocol):
         before: int | None = None,
         limit: int = 50,
     ) -> Sequence[Delivery]:
-        """Newest first, those at positions below `before`."""
+        """Return deliveries newest first, at positions below `before`."""
 
     async def delivery(self, webhook: UUID, position: int) -> Delivery:
         """Raises NotFound."""
 
     async def redeliver(self, webhook: UUID, position: int, *, at: datetime) -> Delivery:
-        """It waits again, before the later ones of its lane. Raises NotFound."""
+        """Queue the delivery again, before later ones of its lane. Raises NotFound."""
 
     async def redeliver_failed(self, webhook: UUID, since: datetime, *, at: datetime) -> int:
-        """Likewise with all that were given up since then; how many those are."""
+        """Queue all deliveries that failed since then again; return their number."""

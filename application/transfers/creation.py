@@ -148,7 +148,7 @@ class UploadCreator:
     async def _is_declared(
         self, target: StandaloneTarget | BatchTarget, file: FileDeclaration
     ) -> bool:
-        """Whether the file was declared before, and is counted by the quotas already."""
+        """Return whether the file was declared before, and is counted by the quotas already."""
         upload = upload_id_for(target.batch, file.path, self._transfers.log.id_secret)
         return isinstance(target, BatchTarget) and bool(
             await self._transfers.log.versions([upload])

@@ -254,7 +254,7 @@ class BodyReceiver:
         return durable < self._writer.size
 
     def _has_every_byte(self) -> bool:
-        """Whether every declared byte is stored; False for an upload of unknown size."""
+        """Return whether every declared byte is stored; False for an upload of unknown size."""
         return self._upload.size is not None and self._writer.size == self._upload.size
 
     def _verify(self) -> None:
@@ -262,7 +262,7 @@ class BodyReceiver:
             self._check.verify()
 
     def _checksum_matches(self) -> bool:
-        """Whether the bytes so far match the expected checksum, if there is one."""
+        """Return whether the bytes so far match the expected checksum, if there is one."""
         try:
             self._verify()
         except ChecksumMismatch:

@@ -1,1 +1,1 @@
-"""Webhooks: following the log for what is to be told, and telling it."""
+"""Webhooks: deliveries planned from the event log, and their attempts."""

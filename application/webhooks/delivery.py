@@ -1,7 +1,7 @@
-"""How soon a delivery that failed is tried again: at once at first, over days in the end.
+"""Attempts of webhook deliveries, and the schedule of their retries.
 
-Source of the rule: the Standard Webhooks specification, version 1, "Deliverability and
-reliability", whose schedule this is, drawn out to three days. It begins with two tries within two
+Source of the schedule: the Standard Webhooks specification, version 1, "Deliverability and
+reliability", extended to three days. It begins with two tries within two
 seconds: most failures pass, and the later deliveries of a batch wait for the first one.
 """
 
@@ -42,17 +42,16 @@ DELAYS = (
 )
 """Seconds after the first, second, third ... failure; 3 days and 4 hours in all."""
 
-JITTER = 0.2  # the share by which a delay is longer or shorter, so that not all come at once
-LONGEST_WISH = 24 * HOUR  # seconds that a receiver may ask us to wait
+JITTER = 0.2  # relative; spreads the retries of many deliveries
+MAX_RETRY_AFTER = 24 * HOUR  # seconds
 
 
 def next_attempt_at(
     failures: int, *, at: datetime, random: float, retry_after: str | None = None
 ) -> datetime | None:
-    """When to try again after failure number `failures` (from 1); None: not any more.
+    """Return the time of the next attempt after `failures` failures (from 1), or None.
 
-    `random` lies in [0, 1). A receiver's own wish, a Retry-After header, is granted if it
-    is for later.
+    `random` lies in [0, 1). A Retry-After header is respected if it is later.
     """
     if failures > len(DELAYS):
         return None
@@ -61,48 +60,46 @@ def next_attempt_at(
 
 
 def parse_retry_after(retry_after: str | None, at: datetime) -> float:
-    """Seconds that the header asks for, bounded; 0 for none, and for what makes no sense.
+    """Return the bounded seconds of a Retry-After header; 0 if absent or invalid.
 
     Source of the rule: RFC 9110 section 10.2.3: a number of seconds, or a date.
     """
     text = (retry_after or "").strip()
     if text.isascii() and text.isdecimal():
-        return min(float(text), LONGEST_WISH) if len(text) < 10 else LONGEST_WISH
+        return min(float(text), MAX_RETRY_AFTER) if len(text) < 10 else MAX_RETRY_AFTER
     try:
         moment = parsedate_to_datetime(text)
     except ValueError:
         return 0.0
-    wish = (moment.replace(tzinfo=moment.tzinfo or UTC) - at).total_seconds()
-    return min(max(0.0, wish), LONGEST_WISH)
+    delay = (moment.replace(tzinfo=moment.tzinfo or UTC) - at).total_seconds()
+    return min(max(0.0, delay), MAX_RETRY_AFTER)
 
-
-# Makes deliveries: one lane's turn after the other, each until it fails or has had its share.
 
 BY = "orchestrator"
-TURN = 20  # deliveries of a lane in a row, after which other lanes have their turn
+MAX_LANE_BURST = 20  # deliveries of a lane in a row, before other lanes continue
 GONE = 410
 
 
-class Tried(msgspec.Struct, frozen=True):
-    """A request and its answer, None where none came."""
+class AttemptResult(msgspec.Struct, frozen=True):
+    """An attempt and its response, None if there was none."""
 
-    told: DeliveryAttempt
+    attempt: DeliveryAttempt
     reply: HttpReply | None
 
     @property
-    def arrived(self) -> bool:
+    def succeeded(self) -> bool:
         return self.reply is not None and 200 <= self.reply.status < 300
 
     @property
-    def gone(self) -> bool:
-        """Whether the receiver says that it never wants to hear from us again."""
+    def is_gone(self) -> bool:
+        """Whether the receiver responded 410 Gone."""
         return self.reply is not None and self.reply.status == GONE
 
 
 class Deliverer:
-    """Makes the deliveries of leases it is given.
+    """Attempts leased deliveries.
 
-    A webhook that has done nothing but fail for `disable_after` seconds is disabled. `now` gives
+    A webhook that has only failed for `disable_after` seconds is disabled. `now` gives
     the time in UTC, `random` numbers in [0, 1).
     """
 
@@ -110,7 +107,7 @@ class Deliverer:
         self,
         outbox: Outbox,
         sender: Sender,
-        teller: PayloadBuilder,
+        payloads: PayloadBuilder,
         log: EventLog,
         *,
         disable_after: float,
@@ -119,22 +116,22 @@ class Deliverer:
     ) -> None:
         self._outbox = outbox
         self._sender = sender
-        self._teller = teller
+        self._payloads = payloads
         self._log = log
-        self._patience = timedelta(seconds=disable_after)
+        self._disable_after = timedelta(seconds=disable_after)
         self._now = now
         self._random = random
 
     async def drain_lane(self, due: LeasedDelivery) -> datetime | None:
-        """Makes this delivery, and those behind it as long as they arrive.
+        """Attempt this delivery, and the next ones of its lane while they succeed.
 
-        Returns when the one that failed is tried again, if one did. Raises Unavailable.
+        Returns the time of the next attempt of a failed one, or None. Raises Unavailable.
         """
-        following: LeasedDelivery | None = due
-        left = TURN
-        while following is not None and left:
+        current: LeasedDelivery | None = due
+        left = MAX_LANE_BURST
+        while current is not None and left:
             left -= 1
-            following, again = await self._deliver(following, go_on=left > 0)
+            current, again = await self._deliver(current, go_on=left > 0)
             if again is not None:
                 return again
         return None
@@ -142,30 +139,33 @@ class Deliverer:
     async def _deliver(
         self, due: LeasedDelivery, *, go_on: bool
     ) -> tuple[LeasedDelivery | None, datetime | None]:
-        """The next delivery of the same turn, and when this one is tried again."""
-        tried = await self._try(due)
+        """Return the next delivery of the lane, and the time of this one's next attempt."""
+        result = await self._attempt(due)
         at = self._now()
-        verdict = self._judge(due, tried, at)
-        after = await self._outbox.settle(due, tried.told, verdict, at=at, go_on=go_on)
+        verdict = self._verdict(due, result, at)
+        after = await self._outbox.settle(due, result.attempt, verdict, at=at, go_on=go_on)
         if after is None:
             return None, None
-        if reason := self._hopeless(tried, after.failing_since, at):
+        if reason := self._disable_reason(result, after.failing_since, at):
             await self._disable(due, reason, at)
             return None, None
         return after.next, verdict.at if isinstance(verdict, RetryAt) else None
 
-    async def _try(self, due: LeasedDelivery) -> Tried:
-        """Whatever goes wrong on the way is a failure of this try. Raises Unavailable."""
+    async def _attempt(self, due: LeasedDelivery) -> AttemptResult:
+        """Attempt one delivery; every error is a failure of the attempt. Raises Unavailable."""
         at, began = self._now(), perf_counter()
         delivery = due.delivery
         try:
-            body = await self._teller.body(delivery)
+            body = await self._payloads.body(delivery)
         except Unavailable:
             raise
-        except Exception as error:  # it stays with this delivery, where people see it
+        except Exception as error:  # recorded with the delivery, where operators see it
             reason = str(error) or type(error).__name__
-            return Tried(
-                DeliveryAttempt(at=at, duration=0.0, error=f"it cannot be told: {reason}"), None
+            return AttemptResult(
+                DeliveryAttempt(
+                    at=at, duration=0.0, error=f"the payload cannot be built: {reason}"
+                ),
+                None,
             )
         secrets = [due.secrets[secret.id] for secret in due.webhook.active_secrets(at)]
         url = due.webhook.subscription.url
@@ -173,36 +173,40 @@ class Deliverer:
             reply = await self._sender.send(url, secrets, delivery.id, at, body)
         except DeliveryError as error:
             took = round(perf_counter() - began, 3)
-            return Tried(DeliveryAttempt(at=at, duration=took, error=str(error)), None)
-        told = DeliveryAttempt(
+            return AttemptResult(DeliveryAttempt(at=at, duration=took, error=str(error)), None)
+        attempt = DeliveryAttempt(
             at=at,
             duration=round(perf_counter() - began, 3),
             status=reply.status,
-            error=_complaint(reply.status),
+            error=_status_error(reply.status),
             excerpt=reply.excerpt,
         )
-        return Tried(told, reply)
+        return AttemptResult(attempt, reply)
 
-    def _judge(self, due: LeasedDelivery, tried: Tried, at: datetime) -> Verdict:
-        if tried.arrived:
+    def _verdict(self, due: LeasedDelivery, result: AttemptResult, at: datetime) -> Verdict:
+        if result.succeeded:
             return DeliverySucceeded()
-        if due.delivery.is_test:  # whoever asked for it looks at the answer, and asks again
+        if due.delivery.is_test:  # the user sees the result and repeats the test
             return DeadLettered()
         again = next_attempt_at(
             due.delivery.failures + 1,
             at=at,
             random=self._random(),
-            retry_after=tried.reply.retry_after if tried.reply else None,
+            retry_after=result.reply.retry_after if result.reply else None,
         )
         return DeadLettered() if again is None else RetryAt(again)
 
-    def _hopeless(self, tried: Tried, failing_since: datetime | None, at: datetime) -> str:
-        """Why nothing more is to be sent; empty where there is hope."""
-        if tried.gone:
+    def _disable_reason(
+        self, result: AttemptResult, failing_since: datetime | None, at: datetime
+    ) -> str:
+        """Return the reason to disable the webhook, or an empty text."""
+        if result.is_gone:
             return "it answered 410 Gone"
-        if failing_since is None or at - failing_since < self._patience:
+        if failing_since is None or at - failing_since < self._disable_after:
             return ""
-        return f"nothing but failures since {failing_since:%Y-%m-%d %H:%M} UTC: {tried.told.error}"
+        return (
+            f"nothing but failures since {failing_since:%Y-%m-%d %H:%M} UTC: {result.attempt.error}"
+        )
 
     async def _disable(self, due: LeasedDelivery, reason: str, at: datetime) -> None:
         command = DisableWebhook(webhook=due.webhook.id, reason=reason)
@@ -212,8 +216,8 @@ class Deliverer:
             return  # it was removed meanwhile
 
 
-def _complaint(status: int) -> str:
-    """What is wrong with an answer of this status; empty for a good one."""
+def _status_error(status: int) -> str:
+    """Return the error of a response with this status; empty for a successful one."""
     if 200 <= status < 300:
         return ""
     moved = ": redirects are not followed" if 300 <= status < 400 else ""

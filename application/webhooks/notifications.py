@@ -1,4 +1,4 @@
-"""From events to deliveries: which webhooks are to be told of what, in the order of the log."""
+"""Deliveries planned from events, in log order, and the payloads of deliveries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StreamBatch(msgspec.Struct, frozen=True):
 
 
 class PlannedDelivery(msgspec.Struct, frozen=True):
-    """An event that one webhook is to be told of, in its lane."""
+    """Delivery of an event to one webhook, in its lane."""
 
     webhook: UUID
     position: int
@@ -48,7 +48,7 @@ Origins: TypeAlias = Mapping[UUID, StreamBatch]
 
 
 class WebhookIndex:
-    """The webhooks as of a position in the log, by owner; those that were removed are not."""
+    """Webhooks as of a log position, by owner, without removed ones."""
 
     def __init__(self, webhooks: Iterable[Webhook] = ()) -> None:
         self._owners: dict[str, dict[UUID, Webhook]] = {}
@@ -57,7 +57,7 @@ class WebhookIndex:
             self._put(webhook)
 
     def topics(self) -> list[str]:
-        """What has to be read of the log: changes of webhooks, and what any of them chose."""
+        """Return the topics to read: changes of webhooks, and every topic that one selected."""
         chosen = {
             topic
             for owned in self._owners.values()
@@ -67,7 +67,7 @@ class WebhookIndex:
         return sorted(_CHANGES | chosen)
 
     def apply(self, change: RecordedEvent) -> Webhook:
-        """Takes in an event of a webhook; returns the webhook after it."""
+        """Apply an event of a webhook; return the webhook after it."""
         event = change.event
         assert isinstance(event, WEBHOOK_EVENTS)
         known = self._owners.get(self._owner_of.get(change.stream, ""), {}).get(change.stream)
@@ -79,8 +79,8 @@ class WebhookIndex:
             self._put(webhook)
         return webhook
 
-    def tell(self, events: Iterable[RecordedEvent], origins: Origins) -> list[PlannedDelivery]:
-        """The deliveries of these events; of a part of an upload nobody is told."""
+    def match(self, events: Iterable[RecordedEvent], origins: Origins) -> list[PlannedDelivery]:
+        """Plan the deliveries of these events; partial uploads have none."""
         return [
             PlannedDelivery(
                 webhook.id,
@@ -107,7 +107,7 @@ def split_at_webhook_change(
 ) -> tuple[Sequence[RecordedEvent], RecordedEvent | None]:
     """The events before the first change of a webhook, and that change.
 
-    What comes after it has to be read anew: it may be that other topics are wanted from there on.
+    The events after it must be read again: the change may select other topics.
     """
     for place, recorded in enumerate(events):
         if isinstance(recorded.event, WEBHOOK_EVENTS):
@@ -116,7 +116,7 @@ def split_at_webhook_change(
 
 
 def plan_test_delivery(change: RecordedEvent) -> PlannedDelivery | None:
-    """The delivery that this change asks for, if it is a test."""
+    """Return the delivery of a test event, or None."""
     if not isinstance(change.event, WebhookTestRequested):
         return None
     webhook = change.stream
@@ -125,7 +125,7 @@ def plan_test_delivery(change: RecordedEvent) -> PlannedDelivery | None:
 
 
 def stream_ids(events: Iterable[RecordedEvent]) -> set[UUID]:
-    """The batches and uploads that these events are about."""
+    """Return the ids of the batches and uploads of these events."""
     return {recorded.stream for recorded in events if not is_partial_upload(recorded.stream)}
 
 
@@ -133,20 +133,17 @@ def _names(origin: StreamBatch, webhook: Webhook) -> bool:
     return origin.notify in (str(webhook.id), webhook.subscription.url)
 
 
-# What a webhook is told: the body of a delivery, which follows from the log and from nothing
-# else.
-#
-# It is not kept while it waits: made again it is the same, and what was erased meanwhile is not
-# told.
+# A payload is not stored while its delivery waits: it is rebuilt from the log, so that data erased
+# meanwhile is not sent.
 
-# Of an event: what stands beside it, and where the bytes lie, which is nobody's business outside.
+# Fields of an event that stand beside it, or are internal.
 _HIDDEN = frozenset({"type", "at", "blob"})
 
 _encode = msgspec.json.Encoder().encode
 
 
 class PayloadBuilder:
-    """Makes bodies. `public_url` is that of the API, or empty: links are then paths."""
+    """Builds payloads. `public_url` is that of the API, or empty: links are then paths."""
 
     def __init__(self, log: EventLog, queries: Queries, public_url: str) -> None:
         self._log = log
@@ -162,7 +159,7 @@ class PayloadBuilder:
         recorded = await self._event(delivery)
         fields: dict[str, Any] = event_fields(recorded.event)
         own = {name: value for name, value in fields.items() if name not in _HIDDEN}
-        if own.get("notify"):  # another receiver must not get the address of this one
+        if own.get("notify"):  # another receiver must not learn this one's address
             own["notify"] = masked(own["notify"])
         data = {"position": delivery.position, "event": own, **await self._subject(delivery)}
         return _encode({"type": delivery.type, "timestamp": fields["at"], "data": data})
@@ -178,7 +175,7 @@ class PayloadBuilder:
         return events[0]
 
     async def _subject(self, delivery: Delivery) -> dict[str, Any]:
-        """What the event is about, with links to it."""
+        """Return the batch or upload of the event, with links."""
         batch = f"{self._public_url}/v1/batches/{delivery.lane}"
         links = {"batch": batch, "report": f"{batch}/report.json"}
         if delivery.is_test:
@@ -191,7 +188,7 @@ class PayloadBuilder:
         return {"upload": upload, "links": links}
 
     async def _batch(self, delivery: Delivery) -> BatchView:
-        """By the row as it is now, if nothing has happened since; else folded from the log."""
+        """Return the row if it has the version of the event, else the batch folded from the log."""
         try:
             row = await self._queries.batch(delivery.stream, owner=None)
         except NotFound:  # it is projected a moment later
@@ -201,7 +198,7 @@ class PayloadBuilder:
         return await batch_at(self._log, delivery.stream, delivery.position, owner=None)
 
     async def _upload(self, delivery: Delivery) -> UploadView:
-        """Likewise."""
+        """Return the upload, as `_batch` does."""
         try:
             row = await self._queries.upload(delivery.stream, owner=None)
         except NotFound:

@@ -61,7 +61,7 @@ async def check_deliveries(
         found = await read_log(connection, position, EVENTS, roster.topics(), codec)
         found = [recorded for recorded in found if recorded.position <= through]
         events, change = split_at_webhook_change(found)
-        expected = roster.tell(
+        expected = roster.match(
             events, await batches_of_streams(connection, stream_ids(events), codec)
         )
         if change is not None:

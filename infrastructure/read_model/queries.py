@@ -20,7 +20,7 @@ from application.ports.limits import StorageUsage
 from application.ports.read_model import BadCursor, IdleUpload, Page, UploadStatus
 from application.views import (
     FAILURES,
-    MOST_REASONS,
+    MAX_FAILURE_GROUPS,
     AttemptView,
     BatchView,
     FailureGroup,
@@ -131,7 +131,7 @@ def _reasons(id: UUID) -> Select[tuple[str, str, str, int, str, str]]:
         .where(uploads.c.batch == id, uploads.c.state.in_(FAILURES))
         .group_by(*groups)
         .order_by(_COUNT.desc(), *groups)
-        .limit(MOST_REASONS)
+        .limit(MAX_FAILURE_GROUPS)
     )
 
 

@@ -87,7 +87,7 @@ async def delete_expired(pool: Pool, before: datetime) -> int:
 
 
 SLOTS = 32  # turns at once in one process
-LOOK = 0.5  # seconds between two looks at what is due, unless the bell is rung
+OUTBOX_POLL_INTERVAL = 0.5  # seconds, unless deliveries were added
 SOON = 2.0  # seconds within which a retry is waited for to the moment
 SWEEP = 600.0  # seconds between two looks at what need not be kept any longer
 PAUSE = 1.0  # seconds before another try where the database cannot be reached
@@ -103,7 +103,7 @@ class DeliveryLoop:
         outbox: Outbox,
         deliverer: Deliverer,
         pool: Pool,
-        bell: asyncio.Event,
+        deliveries_added: asyncio.Event,
         *,
         retention: float,
         now: Callable[[], datetime],
@@ -111,7 +111,7 @@ class DeliveryLoop:
         self._outbox = outbox
         self._deliverer = deliverer
         self._pool = pool
-        self._bell = bell
+        self._deliveries_added = deliveries_added
         self._retention = timedelta(seconds=retention)
         self._now = now
         self._turns: dict[asyncio.Task[None], LeasedDelivery] = {}
@@ -130,7 +130,7 @@ class DeliveryLoop:
             await self._stop()
 
     async def _round(self) -> None:
-        self._bell.clear()
+        self._deliveries_added.clear()
         free = SLOTS - len(self._turns)
         dues = await self._outbox.claim(free, at=self._now()) if free else ()
         for due in dues:
@@ -143,16 +143,16 @@ class DeliveryLoop:
             self._sweep_at = loop.time() + SWEEP
         if not dues or len(self._turns) == SLOTS:
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK):
-                    await self._bell.wait()
+                async with asyncio.timeout(OUTBOX_POLL_INTERVAL):
+                    await self._deliveries_added.wait()
 
     async def _take(self, due: LeasedDelivery) -> None:
         """A turn that breaks off leaves its lease: when that ends, the delivery is made again."""
         try:
             again = await self._deliverer.drain_lane(due)
             if again is not None and (left := (again - self._now()).total_seconds()) < SOON:
-                # Looking for what is due every LOOK seconds would be late by half of that.
-                asyncio.get_running_loop().call_later(max(0.0, left), self._bell.set)
+                # Looking for what is due every OUTBOX_POLL_INTERVAL seconds would be late by half of that.
+                asyncio.get_running_loop().call_later(max(0.0, left), self._deliveries_added.set)
         except Unavailable as error:
             _log.warning("delivery_interrupted", delivery=due.delivery.id, error=str(error))
         except Exception:
@@ -160,7 +160,7 @@ class DeliveryLoop:
 
     def _over(self, turn: asyncio.Task[None]) -> None:
         self._turns.pop(turn, None)
-        self._bell.set()
+        self._deliveries_added.set()
 
     async def _stop(self) -> None:
         under_way = dict(self._turns)

@@ -110,23 +110,23 @@ async def save_webhook(
 
 
 async def insert_deliveries(
-    connection: Connection, tellings: Sequence[PlannedDelivery], at: datetime
+    connection: Connection, planned: Sequence[PlannedDelivery], at: datetime
 ) -> None:
     """Deliveries that wait from now on, and the lanes they wait in."""
-    if not tellings:
+    if not planned:
         return
-    webhooks = [telling.webhook for telling in tellings]
-    lanes = [telling.lane for telling in tellings]
+    webhooks = [telling.webhook for telling in planned]
+    lanes = [telling.lane for telling in planned]
     await connection.execute(
         _PUT,
         (
             at,
             webhooks,
-            [telling.position for telling in tellings],
+            [telling.position for telling in planned],
             lanes,
-            [telling.stream for telling in tellings],
-            [telling.version for telling in tellings],
-            [telling.type for telling in tellings],
+            [telling.stream for telling in planned],
+            [telling.version for telling in planned],
+            [telling.type for telling in planned],
         ),
     )
     await connection.execute(OPEN_LANES, (at, webhooks, lanes))
@@ -167,15 +167,15 @@ _log = structlog.get_logger(__name__)
 class WebhookDispatcher:
     """Keeps the webhooks' tables as the log says; one is active, others stand by.
 
-    `bell` is rung when something was queued; `most` are the deliveries that may wait for one
-    webhook: beyond, events are counted as missed.
+    `deliveries_added` is set after deliveries were queued; `most` is the maximum of pending
+    deliveries per webhook: events beyond it are counted as missed.
     """
 
     def __init__(
         self,
         url: str,
         wakeups: Wakeups,
-        bell: asyncio.Event,
+        deliveries_added: asyncio.Event,
         *,
         most: int,
         now: Callable[[], datetime],
@@ -184,13 +184,13 @@ class WebhookDispatcher:
         self._url = url
         self._codec = codec
         self._wakeups = wakeups
-        self._bell = bell
+        self._deliveries_added = deliveries_added
         self._most = most
         self._now = now
         self._position = 0  # up to which the log was read
         self._kept = 0  # of that, what the database knows
         self._keep_at = 0.0
-        self._roster = WebhookIndex()
+        self._index = WebhookIndex()
 
     async def run(self) -> None:
         """Lead, and follow the log until cancelled: what an error interrupts is done again.
@@ -209,7 +209,7 @@ class WebhookDispatcher:
     async def _lead(self, connection: Connection) -> None:
         self._position = self._kept = await _tracked(connection)
         cursor = await connection.execute("SELECT webhook FROM webhooks.endpoints")
-        self._roster = WebhookIndex([webhook_of(row[0]) async for row in cursor])
+        self._index = WebhookIndex([webhook_of(row[0]) async for row in cursor])
         while True:
             await self._round(connection)
 
@@ -217,7 +217,7 @@ class WebhookDispatcher:
         """The events up to the next change of a webhook, or as many as fit; then a rest."""
         head = await read_head(connection)
         found = await read_log(
-            connection, self._position, EVENTS, self._roster.topics(), self._codec
+            connection, self._position, EVENTS, self._index.topics(), self._codec
         )
         events, change = split_at_webhook_change(found)
         if change is not None:
@@ -238,39 +238,39 @@ class WebhookDispatcher:
         through: int,
     ) -> None:
         """One transaction: what these events lead to, and the place after them."""
-        tellings = self._roster.tell(
+        planned = self._index.match(
             events, await batches_of_streams(connection, stream_ids(events), self._codec)
         )
         clock = asyncio.get_running_loop().time()
-        if change is None and not tellings and clock < self._keep_at:
+        if change is None and not planned and clock < self._keep_at:
             self._position = through
             return
         at = self._now()
         async with connection.transaction():
             if await _tracked(connection, lock=True) != self._kept:
                 raise LeadershipLost(f"the place is not {self._kept} any more")
-            rest = await self._within_bounds(connection, tellings)
+            rest = await self._within_bounds(connection, planned)
             if change is not None:
                 rest += [asked] if (asked := plan_test_delivery(change)) else []
-                await save_webhook(connection, self._roster.apply(change), change, at)
+                await save_webhook(connection, self._index.apply(change), change, at)
             await insert_deliveries(connection, rest, at)
             await connection.execute(_REACHED, (through, NAME))
         self._position = self._kept = through
         self._keep_at = clock + KEPT_EVERY
         if rest or change is not None:
-            self._bell.set()
+            self._deliveries_added.set()
 
     async def _within_bounds(
-        self, connection: Connection, tellings: list[PlannedDelivery]
+        self, connection: Connection, planned: list[PlannedDelivery]
     ) -> list[PlannedDelivery]:
         """Those for which there is room; the others are counted, and told of in the log file."""
         kept: list[PlannedDelivery] = []
         rooms = {
             webhook: await queue_capacity(connection, webhook, self._most)
-            for webhook in {telling.webhook for telling in tellings}
+            for webhook in {telling.webhook for telling in planned}
         }
         missed: dict[UUID, list[int]] = {}
-        for telling in tellings:
+        for telling in planned:
             if rooms[telling.webhook] > 0:
                 rooms[telling.webhook] -= 1
                 kept.append(telling)

@@ -137,19 +137,19 @@ async def cancel_within(*tasks: asyncio.Task[None], within: float, insist: bool 
 
 def webhook_tasks(parts: Container, public_url: str) -> dict[str, TaskFactory]:
     """Return the parts by name; `public_url` is that of links in webhooks, empty if unknown."""
-    bell = asyncio.Event()
+    deliveries_added = asyncio.Event()
     return {
-        "webhooks": lambda: _follow(parts, bell),
-        "deliveries": lambda: _deliver(parts, bell, public_url),
+        "webhooks": lambda: _follow(parts, deliveries_added),
+        "deliveries": lambda: _deliver(parts, deliveries_added, public_url),
     }
 
 
-async def _follow(parts: Container, bell: asyncio.Event) -> None:
+async def _follow(parts: Container, deliveries_added: asyncio.Event) -> None:
     services = parts.services
     follower = WebhookDispatcher(
         parts.database.url,
         parts.listener.wakeups(),
-        bell,
+        deliveries_added,
         most=services.settings.webhook_max_pending,
         now=services.now,
         codec=parts.codec,
@@ -157,7 +157,7 @@ async def _follow(parts: Container, bell: asyncio.Event) -> None:
     await follower.run()
 
 
-async def _deliver(parts: Container, bell: asyncio.Event, public_url: str) -> None:
+async def _deliver(parts: Container, deliveries_added: asyncio.Event, public_url: str) -> None:
     services = parts.services
     settings = services.settings
     outbox = PostgresOutbox(parts.pool, settings.webhook_timeout)
@@ -175,7 +175,7 @@ async def _deliver(parts: Container, bell: asyncio.Event, public_url: str) -> No
             outbox,
             deliverer,
             parts.pool,
-            bell,
+            deliveries_added,
             retention=settings.webhook_retention,
             now=services.now,
         )

@@ -12,7 +12,7 @@ from application.append import RecordedEvent
 from application.webhooks.delivery import (
     DELAYS,
     JITTER,
-    LONGEST_WISH,
+    MAX_RETRY_AFTER,
     next_attempt_at,
     parse_retry_after,
 )
@@ -62,11 +62,11 @@ def roster(*changes: Event) -> WebhookIndex:
 
 
 def told(found: WebhookIndex, *events: RecordedEvent) -> list[int]:
-    return [telling.position for telling in found.tell(events, ORIGINS)]
+    return [telling.position for telling in found.match(events, ORIGINS)]
 
 
 def test_a_webhook_is_told_in_the_lane_of_the_batch() -> None:
-    (telling,) = roster(added()).tell([at(9, DONE)], ORIGINS)
+    (telling,) = roster(added()).match([at(9, DONE)], ORIGINS)
 
     assert (telling.webhook, telling.lane, telling.stream) == (HOOK, BATCH, BATCH)
     assert (telling.position, telling.type) == (9, "batch.completed")
@@ -162,11 +162,11 @@ def test_one_failure_in_sixteen_hardly_delays_the_later_deliveries_of_a_batch() 
         ("-5", 0.0),
         ("120", 120.0),
         (" 7 ", 7.0),
-        ("999999", LONGEST_WISH),
-        ("9" * 400, LONGEST_WISH),
+        ("999999", MAX_RETRY_AFTER),
+        ("9" * 400, MAX_RETRY_AFTER),
         ("Thu, 01 Jan 2026 13:00:00 GMT", 3600.0),
         ("Thu, 01 Jan 2026 11:00:00 GMT", 0.0),
-        ("Thu, 01 Jan 2099 11:00:00 GMT", LONGEST_WISH),
+        ("Thu, 01 Jan 2099 11:00:00 GMT", MAX_RETRY_AFTER),
     ],
 )
 def test_retry_after_is_understood_and_bounded(header: str | None, wish: float) -> None:
