@@ -151,7 +151,7 @@ class DeliveryLoop:
         try:
             again = await self._deliverer.drain_lane(due)
             if again is not None and (left := (again - self._now()).total_seconds()) < SOON:
-                # Looking for what is due every OUTBOX_POLL_INTERVAL seconds would be late by half of that.
+                # Polling alone would be late by half of OUTBOX_POLL_INTERVAL.
                 asyncio.get_running_loop().call_later(max(0.0, left), self._deliveries_added.set)
         except Unavailable as error:
             _log.warning("delivery_interrupted", delivery=due.delivery.id, error=str(error))
