@@ -27,7 +27,7 @@ from application.audit.merkle import SealedEntry, StoredEventRow, merkle_root, p
 from application.audit.seals import FIRST, AuditSeal
 from infrastructure.platform import write_file_atomically
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.locks import SEAL_LOCK
+from infrastructure.postgres.locks import SEAL_LOCK, SEALER_LOCK, run_as_leader
 from infrastructure.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -364,3 +364,22 @@ async def _entries_beyond(connection: Connection, after: int) -> list[SealedEntr
         after = entries[-1].position
         await asyncio.sleep(0)
     return entries
+
+
+async def seal_at_intervals(url: str, sealer: Sealer, interval: float) -> None:
+    """Lead, and make a seal every `interval` seconds if anything was recorded; sooner while the
+    log is ahead.
+
+    What an error leaves unsealed is sealed later. Raises psycopg.Error, BadKey, OSError.
+    """
+
+    async def lead(connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            seal = await sealer.seal(connection)
+            full = seal is not None and seal.count == MOST
+            # A log of millions of events that was never sealed costs half a core at most.
+            await asyncio.sleep(loop.time() - began if full else interval)
+
+    await run_as_leader(url, SEALER_LOCK, lead, name="sealer")

@@ -23,11 +23,12 @@ from application.ports.audit import Erasure
 from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog
 from domain.errors import InvalidState
-from infrastructure.erasure.keyring import FRESH, mark_done
+from infrastructure.erasure.keyring import FRESH, mark_done, pending_erasures
 from infrastructure.erasure.master_keys import MasterKeys, OwnerKeyCopies
 from infrastructure.erasure.wrapped_keys import destroy_masters_of
 from infrastructure.event_store.committer import APPEND_TIMEOUT
 from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.locks import ERASER_LOCK, run_as_leader
 from infrastructure.read_model.rebuild import rebuild
 
 # Whoever did not hear yet that the owner is being erased may still begin something new, and wait to
@@ -36,6 +37,9 @@ SETTLE = FRESH + APPEND_TIMEOUT + 5.0  # seconds
 
 LOOK = 0.05  # seconds between two looks at how far the read model is
 CHUNK = 500  # uploads, or batches, that one step takes on
+STEP_PAUSE = 0.25  # seconds between two steps of erasures
+POLL_INTERVAL = 2.0  # seconds between two queries for erasures that were requested
+MAX_CONCURRENT_ERASURES = 100
 REASON = "the data of its owner is erased"
 
 _RUNNING = """SELECT batch, state FROM orchestration.batches
@@ -336,3 +340,18 @@ async def _overwrite_wal(connection: Connection) -> None:
 async def _may(connection: Connection, query: LiteralString) -> bool:
     row = await (await connection.execute(query)).fetchone()
     return bool(row and row[0])
+
+
+async def erase_continuously(url: str, eraser: Eraser) -> None:
+    """Lead, and carry out erasures step by step; what an error interrupts is begun again.
+
+    Raises psycopg.Error, Unavailable, OSError.
+    """
+
+    async def lead(connection: Connection) -> None:
+        while True:
+            erasures = await pending_erasures(connection, MAX_CONCURRENT_ERASURES)
+            idle = await eraser.step(connection, *erasures)
+            await asyncio.sleep(POLL_INTERVAL if idle else STEP_PAUSE)
+
+    await run_as_leader(url, ERASER_LOCK, lead, name="eraser")

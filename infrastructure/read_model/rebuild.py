@@ -17,7 +17,7 @@ from application.ports.event_log import EventLog
 from application.projection import VERSION
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.listener import READ_MODEL
-from infrastructure.read_model.maintenance import exclusive_maintenance
+from infrastructure.postgres.locks import MAINTENANCE_LOCK
 from infrastructure.read_model.projector import connect_writer, project, tracked_position
 from infrastructure.read_model.tables import (
     LIVE,
@@ -330,3 +330,15 @@ async def _same_moment(
                 await project(writer, log, scratch, upto=position)
                 await tracked_position(reader, LIVE)  # takes the snapshot
             yield reader, position
+
+
+@asynccontextmanager
+async def exclusive_maintenance(url: str, *, name: str) -> AsyncIterator[Connection]:
+    """Wait for other rebuilds and verifications of any process, and return a connection for writing
+    rows."""
+    connection = await connect_writer(url, name=name)
+    try:
+        await MAINTENANCE_LOCK.acquire(connection)
+        yield connection
+    finally:
+        await connection.close()

@@ -12,20 +12,18 @@ import structlog
 from application.sweeper import Sweeper
 from application.webhooks.delivery import Deliverer
 from application.webhooks.notifications import PayloadBuilder
-from infrastructure.audit.running import seal_at_intervals
-from infrastructure.audit.sealer import make_sealer
+from infrastructure.audit.sealer import make_sealer, seal_at_intervals
 from infrastructure.backoff import Backoff
 from infrastructure.blobs.shared import NotifyPreemption
 from infrastructure.database_errors import is_transient
-from infrastructure.erasure.eraser import Eraser, rewrite
+from infrastructure.erasure.eraser import Eraser, erase_continuously, rewrite
 from infrastructure.erasure.master_keys import OwnerKeyCopies
-from infrastructure.erasure.running import erase_continuously
 from infrastructure.outbound import open_safe_client
 from infrastructure.postgres.heartbeat import ProcessHeartbeat, ProcessStatus
 from infrastructure.read_model import projector
 from infrastructure.read_model.queries import PostgresUploadStatusLookup
 from infrastructure.read_model.rebuild import rebuild_if_outdated
-from infrastructure.sweeping.running import sweep_continuously
+from infrastructure.sweeper import sweep_continuously
 from infrastructure.webhooks.delivery import DeliveryLoop, HttpSender
 from infrastructure.webhooks.dispatcher import WebhookDispatcher
 from infrastructure.webhooks.outbox import PostgresOutbox

@@ -8,8 +8,14 @@ import pytest
 
 from application.audit.seals import AuditSeal
 from infrastructure.audit import sealer
-from infrastructure.audit.running import seal_at_intervals
-from infrastructure.audit.sealer import InvalidKeyFile, ensure_key, page, read_key, verify_signature
+from infrastructure.audit.sealer import (
+    InvalidKeyFile,
+    ensure_key,
+    page,
+    read_key,
+    seal_at_intervals,
+    verify_signature,
+)
 from tests.infrastructure.audit.notary import Notary, notary, sealer_in
 from tests.infrastructure.event_store.log_support import connected
 from tests.support import eventually

@@ -17,7 +17,11 @@ from domain.file import FileDeclaration
 from domain.upload.events import AttemptFailed, AttemptStarted, UploadFailed, UploadQuarantined
 from domain.upload.events import UploadQueued as Queued
 from infrastructure.postgres.connection import connect
-from infrastructure.sweeping.running import FORGOTTEN, KEPT_DAYS, forget_answers
+from infrastructure.sweeper import (
+    IDEMPOTENCY_RECORDS_PER_STEP,
+    IDEMPOTENCY_RETENTION_DAYS,
+    delete_old_idempotency_records,
+)
 from interfaces.bootstrap.container import utc_now
 from tests.interfaces.rest.server import Server, serving
 
@@ -115,12 +119,12 @@ async def test_answers_are_forgotten_after_their_time_a_bounded_number_at_once(
                 "INSERT INTO command_answers SELECT gen_random_uuid(), '', '{}', 0,"
                 " now() - make_interval(days => %s, secs => 1)"
                 " FROM generate_series(1, %s)",
-                (KEPT_DAYS, FORGOTTEN + 10),
+                (IDEMPOTENCY_RETENTION_DAYS, IDEMPOTENCY_RECORDS_PER_STEP + 10),
             )
             left = []
             more = True
             while more:
-                more = await forget_answers(connection)
+                more = await delete_old_idempotency_records(connection)
                 cursor = await connection.execute("SELECT count(*) FROM command_answers")
                 left.append(await cursor.fetchone())
 

@@ -13,13 +13,13 @@ from infrastructure.postgres.locks import SWEEPER_LOCK, run_as_leader
 
 NAME = "sweeper"  # its row in notification_tracking
 
-ROUND = 1.0  # seconds between two looks at what has ended
-CLEAR = 5.0  # seconds between two parts of the store: all 256 of a local one take 20 minutes
-EXPIRE = 60.0  # seconds at most between two looks for uploads that nobody goes on with
-FORGET = 60.0  # seconds between two looks for idempotency records that are too old
-KEPT_DAYS = 7  # for which they are kept
-FORGOTTEN = 1000  # of them that one step deletes
-SHOWN = 20  # names at most in one line of the log
+POLL_INTERVAL = 1.0  # seconds between two queries for uploads that have ended
+CLEAR_INTERVAL = 5.0  # seconds between two parts of the store: 20 minutes for 256 of a local one
+MAX_EXPIRE_INTERVAL = 60.0  # seconds between two queries for uploads that were abandoned
+FORGET_INTERVAL = 60.0  # seconds between two deletions of old idempotency records
+IDEMPOTENCY_RETENTION_DAYS = 7
+IDEMPOTENCY_RECORDS_PER_STEP = 1000
+MAX_LOGGED_BLOBS = 20  # names in one line of the log
 
 _BEGIN = "INSERT INTO notification_tracking VALUES (%s, 0) ON CONFLICT DO NOTHING"
 _TRACKED = "SELECT notification_id FROM notification_tracking WHERE application_name = %s"
@@ -47,7 +47,7 @@ async def _sweep(connection: Connection, sweeper: Sweeper) -> None:
     row = await (await connection.execute(_TRACKED, (NAME,))).fetchone()
     position = int(row[0]) if row else 0
     parts = cycle(range(sweeper.parts))
-    clear_at, expire_at = loop.time() + CLEAR, loop.time() + ROUND
+    clear_at, expire_at = loop.time() + CLEAR_INTERVAL, loop.time() + POLL_INTERVAL
     forget_at = loop.time()
     while True:
         reached = await sweeper.free_ended(position)
@@ -57,29 +57,31 @@ async def _sweep(connection: Connection, sweeper: Sweeper) -> None:
         if loop.time() >= expire_at:
             if expired := await sweeper.expire():
                 _log.info("uploads_expired", count=expired)
-            expire_at = loop.time() + min(EXPIRE, sweeper.expiry / 10)
+            expire_at = loop.time() + min(MAX_EXPIRE_INTERVAL, sweeper.expiry / 10)
         if loop.time() >= clear_at:
-            _tell(await sweeper.clear(next(parts)))
-            clear_at = loop.time() + CLEAR
+            _log_result(await sweeper.clear(next(parts)))
+            clear_at = loop.time() + CLEAR_INTERVAL
         if loop.time() >= forget_at:
-            more = await forget_answers(connection)
-            forget_at = loop.time() + (ROUND if more else FORGET)
-        await asyncio.sleep(ROUND)
+            more = await delete_old_idempotency_records(connection)
+            forget_at = loop.time() + (POLL_INTERVAL if more else FORGET_INTERVAL)
+        await asyncio.sleep(POLL_INTERVAL)
 
 
-async def forget_answers(connection: Connection) -> bool:
-    """Delete the oldest idempotency records that are past their time; whether more may be left.
+async def delete_old_idempotency_records(connection: Connection) -> bool:
+    """Delete the oldest records beyond their retention; return whether more may be left.
 
-    A command that is sent again after that long is carried out again.
+    A command that is sent again after that time is carried out again.
     """
-    deleted = await connection.execute(_FORGET, (KEPT_DAYS, FORGOTTEN))
-    return deleted.rowcount >= FORGOTTEN
+    deleted = await connection.execute(
+        _FORGET, (IDEMPOTENCY_RETENTION_DAYS, IDEMPOTENCY_RECORDS_PER_STEP)
+    )
+    return deleted.rowcount >= IDEMPOTENCY_RECORDS_PER_STEP
 
 
-def _tell(cleared: SweepResult) -> None:
-    """No event is recorded for an orphan: there is no upload that it would belong to."""
+def _log_result(cleared: SweepResult) -> None:
+    """Log what was freed. No event is recorded for an orphan, because it belongs to no upload."""
     if cleared.ended:
         _log.info("bytes_freed", count=len(cleared.ended))
     if cleared.orphans:
-        count, some = len(cleared.orphans), cleared.orphans[:SHOWN]
+        count, some = len(cleared.orphans), cleared.orphans[:MAX_LOGGED_BLOBS]
         _log.warning("orphans_freed", count=count, blobs=some)

@@ -1,1 +1,0 @@
-"""The sweeper made real: what it asks the database, and the task that runs it."""
