@@ -41,23 +41,23 @@ class PostgresTransferLimiter:
         self._url = url
         self._connection: Connection | None = None
         self._held: set[int] = set()  # keys of locks
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> PostgresTransferLimiter:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        async with self._turn:
+        async with self._lock:
             await self._disconnect()
 
     async def take(self, owner: str, most: int) -> PostgresTransferPermit | None:
         number = min(most, MAX_OWNER_PERMITS)
-        taking = asyncio.ensure_future(self._take(first_permit_key(owner), number))
+        acquiring = asyncio.ensure_future(self._take(first_permit_key(owner), number))
         try:
-            return await asyncio.shield(taking)
+            return await asyncio.shield(acquiring)
         except asyncio.CancelledError:  # a permit that is acquired all the same is not used
             with suppress(Unavailable):
-                if permit := await taking:
+                if permit := await acquiring:
                     await permit.release()
             raise
 
@@ -66,7 +66,7 @@ class PostgresTransferLimiter:
         await asyncio.shield(releasing)
 
     async def _take(self, first: int, most: int) -> PostgresTransferPermit | None:
-        async with hold_lock(self._turn):
+        async with hold_lock(self._lock):
             if len(self._held) >= MAX_PROCESS_PERMITS:
                 return None
             try:
@@ -93,7 +93,7 @@ class PostgresTransferLimiter:
         return None if row is None else first + int(row[0])
 
     async def _release(self, key: int) -> None:
-        async with self._turn:
+        async with self._lock:
             self._held.discard(key)
             if self._connection is None:
                 return

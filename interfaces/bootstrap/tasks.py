@@ -29,23 +29,21 @@ from infrastructure.webhooks.dispatcher import WebhookDispatcher
 from infrastructure.webhooks.outbox import PostgresOutbox
 from interfaces.bootstrap.container import Container, Role, callback_base_url
 
-# Keeps the parts of a server running: what dies is told and started again, or ends the server.
-
 TaskFactory: TypeAlias = Callable[[], Awaitable[None]]
 
-FIRST_PAUSE = 0.2  # seconds before the first new start
+FIRST_PAUSE = 0.2  # seconds before the first restart of a part
 LONGEST_PAUSE = 10.0
-LONGEST_OUTAGE_PAUSE = 5.0  # while the database is unusable: every part is back soon after it
+LONGEST_OUTAGE_PAUSE = 5.0  # while the database is unusable, so that parts are back soon after
 STABLE_AFTER = 30.0  # seconds of running after which earlier deaths are forgotten
-RECOVERED = 1.0  # seconds of running after which an outage counts as over
-AGAIN = 0.5  # seconds until a part that goes on is cancelled once more
-MAX_RESTARTS = 8  # deaths, none of them after a steady run
+RECOVERED_AFTER = 1.0  # seconds of running after which an outage counts as over
+CANCEL_INTERVAL = 0.5  # seconds until a part that goes on is cancelled once more
+MAX_RESTARTS = 8  # of an essential part that was never stable
 
 _log = structlog.get_logger(__name__)
 
 
 class TaskFailed(Exception):
-    """A part of the server dies however often it is started."""
+    """A part of the server fails however often it is restarted."""
 
     def __init__(self, name: str, error: BaseException | None) -> None:
         super().__init__(f"{name} keeps failing: {error!r}")
@@ -53,7 +51,7 @@ class TaskFailed(Exception):
 
 
 class StartupFailed(TaskFailed):
-    """A part of the server did not come up the first time; it has told why by itself."""
+    """A part of the server failed before it was up, and has logged the reason."""
 
     def __init__(self, name: str, error: BaseException | None) -> None:
         super().__init__(name, error)
@@ -63,7 +61,7 @@ class StartupFailed(TaskFailed):
 async def supervise(name: str, work: TaskFactory, *, essential: bool = True) -> None:
     """Run `work` until cancelled, however often it ends: the one loop that restarts a part.
 
-    If an `essential` part ends too often, raises PartFailed, which ends the server. Any other part
+    If an `essential` part ends too often, raises TaskFailed, which ends the server. Any other part
     is restarted without limit, every LONGEST_PAUSE seconds. An end because the database is unusable
     or because another process leads does not count: the part is restarted for as long as that
     takes.
@@ -83,7 +81,7 @@ async def supervise(name: str, work: TaskFactory, *, essential: bool = True) -> 
         if lasted > STABLE_AFTER:
             deaths = 0
             restarts.reset()
-        if lasted > RECOVERED:
+        if lasted > RECOVERED_AFTER:
             outage.reset()
         if failure is not None and is_transient(failure):
             pause = outage.next_pause()
@@ -101,7 +99,7 @@ async def supervise(name: str, work: TaskFactory, *, essential: bool = True) -> 
 async def wait_for_stop_or_failure(
     stopping: asyncio.Event, tasks: Sequence[asyncio.Task[None]]
 ) -> None:
-    """Returns when told to stop; raises what a hopeless part raised."""
+    """Return when `stopping` is set. Raises TaskFailed."""
     waiting = asyncio.create_task(stopping.wait(), name="stop")
     try:
         done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -112,10 +110,10 @@ async def wait_for_stop_or_failure(
 
 
 async def cancel_within(*tasks: asyncio.Task[None], within: float, insist: bool = False) -> None:
-    """Cancels tasks and waits for their ends, so long at most; a late one is told of.
+    """Cancel tasks, wait `within` seconds at most until they have ended; log the rest.
 
-    With `insist`, what goes on is cancelled again every so often: in Python 3.11 a pool that
-    hands out a connection at that very moment drops the cancellation.
+    With `insist`, a task that goes on is cancelled again and again: in Python 3.11 a pool that
+    lends a connection at that moment drops the cancellation.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
@@ -123,14 +121,13 @@ async def cancel_within(*tasks: asyncio.Task[None], within: float, insist: bool 
     for task in running:
         task.cancel()
     while running and (left := deadline - loop.time()) > 0:
-        _, running = await asyncio.wait(running, timeout=min(left, AGAIN) if insist else left)
+        _, running = await asyncio.wait(
+            running, timeout=min(left, CANCEL_INTERVAL) if insist else left
+        )
         for task in running if insist else ():
             task.cancel()
     for task in running:
         _log.error("part_does_not_end", part=task.get_name(), waited=within)
-
-
-# What the role orchestrator runs for webhooks: one follows the log, others deliver.
 
 
 def webhook_tasks(parts: Container, public_url: str) -> dict[str, TaskFactory]:
@@ -184,11 +181,11 @@ async def _deliver(parts: Container, deliveries_added: asyncio.Event, public_url
 # done later, and requests are served meanwhile.
 LED_PARTS = frozenset({"projector", "orchestrator", "sweeper", "eraser", "sealer", "webhooks"})
 
-ORPHAN_AGE = 3600.0  # seconds after which bytes that no event names are nobody's
+ORPHAN_AGE = 3600.0  # seconds after which bytes that no event names are deleted
 
 
 def background_tasks(parts: Container, roles: Sequence[Role]) -> dict[str, TaskFactory]:
-    """The parts that run in the background for these roles, by name, but for the API's own."""
+    """Return the background parts of these roles by name, without those of the API."""
     status = ProcessStatus()
     interval = parts.services.settings.worker_heartbeat
     heartbeat = ProcessHeartbeat(parts.pool, roles, status, interval)
@@ -206,7 +203,7 @@ def background_tasks(parts: Container, roles: Sequence[Role]) -> dict[str, TaskF
 
 
 async def _project(parts: Container) -> None:
-    """Rows that another version of the code made are built anew first."""
+    """Rebuild rows that another version of the code has made, then project."""
     await rebuild_if_outdated(parts.database.url, parts.log)
     await projector.run(parts.database.url, parts.log, parts.listener.wakeups())
 
@@ -234,7 +231,7 @@ async def _sweep(parts: Container) -> None:
         parts.blobs,
         parts.blobs,
         PostgresUploadStatusLookup(parts.pool),
-        # Not that of the interfaces: a process does not hear what it says itself.
+        # Not the one of the interfaces: a process ignores its own notifications.
         NotifyPreemption(parts.pool, parts.listener),
         expiry=services.settings.upload_expiry,
         orphan_age=ORPHAN_AGE,
