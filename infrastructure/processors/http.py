@@ -23,6 +23,7 @@ from application.ports.jobs import (
     RemoteSteps,
 )
 from infrastructure.auth.tokens import is_token, new_token, token_hash
+from infrastructure.backoff import Backoff
 from infrastructure.outbound import (
     BadDestination,
     ResponseTooLarge,
@@ -228,10 +229,9 @@ class HttpProcessor:
 
     async def _hear(self, tokens: CallbackTokens, bench: StepContext) -> CallbackReport:
         """Waits for the answer, however long: the step's timeout is not known here."""
-        pause = FIRST_LOOK
+        pauses = Backoff(FIRST_LOOK, LONGEST_LOOK)
         while True:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_LOOK)
+            await asyncio.sleep(pauses.next_pause())
             try:
                 step = await self._remote_steps.get(tokens.id)
             except Unavailable:
