@@ -36,8 +36,8 @@ from domain.upload.events import (
 )
 
 
-class VersionGap(Exception):
-    """An event does not follow the last one that the orchestrator has applied to its stream."""
+class MissedEvent(Exception):
+    """An event of a stream is missing between its row and the next event that was read."""
 
 
 class TrackedUpload(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +162,7 @@ def apply_events(
     The orchestrator reads its own events again; events that a row already includes change
     nothing. Partial uploads of a concatenation are not tracked: only the final upload is. An
     event of an unknown type, which a later version of Uptrail has recorded, changes the version of
-    its row and nothing else. Raises VersionGap.
+    its row and nothing else. Raises MissedEvent.
     """
     changes = TrackingChanges()
     for recorded in events:
@@ -193,7 +193,7 @@ def _apply_to_upload(
     batch_id = tracked.upload.batch
     batch = changes.batches.get(batch_id) or batches.get(batch_id)
     if batch is None:
-        raise VersionGap(f"upload {id} belongs to the unknown batch {batch_id}")
+        raise MissedEvent(f"upload {id} belongs to the unknown batch {batch_id}")
     changes.batches[batch_id] = batch.mark_dirty(event.at)
     changes.retries.discard(id)
     if tracked.retry_at is not None:
@@ -232,7 +232,7 @@ def _skip_unknown(
 
 def _is_new(recorded: RecordedEvent, known: int) -> bool:
     if recorded.version > known + 1:
-        raise VersionGap(
+        raise MissedEvent(
             f"stream {recorded.stream} has version {recorded.version} after {known}, "
             f"at position {recorded.position}"
         )

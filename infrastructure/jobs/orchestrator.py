@@ -183,7 +183,7 @@ async def run_round(
     """Store in one transaction the events after `position` and everything that follows from them.
 
     With `check`, dead workers, lost uploads and idle batches are looked for as well. The plan is
-    computed before the lock of the log is taken. Raises LeadershipLost, VersionGap, psycopg.Error.
+    computed before the lock of the log is taken. Raises LeadershipLost, MissedEvent, psycopg.Error.
     """
     async with connection.transaction():
         await tables.require_position(connection, position)

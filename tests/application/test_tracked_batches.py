@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from application.append import RecordedEvent
 from application.tracked_batches import (
+    MissedEvent,
     TrackedUpload,
     TrackingChanges,
-    VersionGap,
     apply_events,
 )
 from domain.batch.events import BatchPaused, BatchResumed, BatchRetryRequested
@@ -85,12 +85,12 @@ def test_a_missed_event_of_a_stream_is_an_error() -> None:
     first = known(batch=[started()], file=[registered()])
     skipped = RecordedEvent(FILE, 3, 9, queued())
 
-    with pytest.raises(VersionGap, match="version 3 after 1"):
+    with pytest.raises(MissedEvent, match="version 3 after 1"):
         apply_events([skipped], first.uploads, first.batches)
 
 
 def test_an_upload_of_an_unknown_batch_is_an_error() -> None:
-    with pytest.raises(VersionGap, match="unknown batch"):
+    with pytest.raises(MissedEvent, match="unknown batch"):
         known(file=[registered()])
 
 
