@@ -1,17 +1,14 @@
-"""Functions of the operating system: durable files, the C library and its allocator."""
+"""Functions of the operating system: durable files and the C library."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import secrets
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 PRIVATE = 0o600  # mode of a file that only its owner can open
-
-_ARENA_MAX = -8  # M_ARENA_MAX (mallopt(3))
 
 
 def write_file_atomically(
@@ -72,17 +69,3 @@ def libc_function(
     function.argtypes, function.restype = arguments, ctypes.c_int
     found: Callable[..., int] = function
     return found
-
-
-def limit_malloc_arenas() -> None:
-    """Have all threads allocate from one arena of glibc; call this before any thread is started.
-
-    glibc gives each thread an arena of its own, and memory freed in one cannot be used by others: a
-    thousand senders cost 15 MiB more. Python's own lock leaves little contention. Other C libraries
-    are left as they are.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = libc_function("mallopt", ctypes.c_int, ctypes.c_int)
-    if mallopt is not None:
-        mallopt(_ARENA_MAX, 1)

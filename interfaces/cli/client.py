@@ -15,7 +15,6 @@ import msgspec
 from application.handlers.uploads import FileResult
 from application.views import AttemptView, BatchView, UploadView
 from domain.file import FileDeclaration
-from infrastructure.platform import limit_malloc_arenas
 from infrastructure.tasks import run_until_cancelled
 from interfaces.cli.console import (
     CONNECT_TIMEOUT,
@@ -395,8 +394,7 @@ def run_with_client(
 
 
 def run_on_uvloop(main: Coroutine[Any, Any, T]) -> T:
-    """Runs a server's coroutine on uvloop, where there is one, and with memory kept small."""
-    limit_malloc_arenas()
+    """Run a server's coroutine on uvloop, where it is available."""
     try:
         import uvloop
     except ImportError:  # Windows

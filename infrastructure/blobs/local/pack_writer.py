@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic
 from typing import TypeVar
 
 import msgspec
@@ -17,8 +16,6 @@ import msgspec
 from application.errors import ApplicationError, Unavailable
 from infrastructure.blobs.local.disk import (
     NEW_FILE,
-    AioFsync,
-    SlowDiskDetector,
     sync_data,
     sync_folder,
     translate_os_errors,
@@ -123,15 +120,11 @@ class PackWriter:
         make_folder: Callable[[Path], None],
         *,
         threads: Executor,
-        syncs: AioFsync | None,
-        pace: SlowDiskDetector,
     ) -> None:
         """`place` says where a file of a name goes, `make_folder` makes its folder, durably."""
         self._place = place
         self._make_folder = make_folder
         self._threads = threads
-        self._syncs = syncs
-        self._pace = pace
         self._waiting: deque[_Waiting] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._pack: OpenPack | None = None
@@ -190,13 +183,11 @@ class PackWriter:
                 self._pack = await loop.run_in_executor(self._threads, self._begin)
             pack = self._pack
             places, frames = pack.framed(blobs)
-            if len(frames) > ON_LOOP or self._pace.slow:
+            if len(frames) > ON_LOOP:
                 await loop.run_in_executor(self._threads, pack.write, frames)
             else:
-                began = monotonic()
                 pack.write(frames)
-                self._pace.observe(began)
-            await self._sync(pack.descriptor)
+            await loop.run_in_executor(self._threads, sync_data, pack.descriptor)
             pack.wrote(frames)
         if pack.full:
             self.close()
@@ -207,14 +198,6 @@ class PackWriter:
         path = self._place(pack_file_name(name))
         self._make_folder(path.parent)
         return OpenPack(path, name)
-
-    async def _sync(self, descriptor: int) -> None:
-        if self._syncs is not None:
-            syncing = self._syncs.begin([descriptor])
-            if syncing is not None:
-                return await syncing
-        await asyncio.get_running_loop().run_in_executor(self._threads, sync_data, descriptor)
-        return None
 
 
 # Packed blobs of a folder: put, read, measured, freed.

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic, time
+from time import time
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -18,10 +18,8 @@ from infrastructure.blobs.local.disk import (
     ASIDE,
     NEW_FILE,
     NEW_FOLDER,
-    SlowDiskDetector,
     WritebackWindow,
     make_folder,
-    open_kernel_syncs,
     open_to_read,
     sync_data,
     sync_file_range,
@@ -146,7 +144,6 @@ class LocalBlobWriter:
         excess: bool,
         threads: Executor,
         outgoing: Executor,
-        pace: SlowDiskDetector,
         closed: Callable[[], object],
     ) -> None:
         """`outgoing` are threads for what may take long; `closed` is called once this is."""
@@ -158,7 +155,6 @@ class LocalBlobWriter:
         self._named = offset > 0  # whether the file's name is known to be durable
         self._threads = threads
         self._outgoing = WritebackWindow(offset, self._write_out, outgoing)
-        self._pace = pace
         self._on_close = closed
         self._working: set[asyncio.Future[Any]] = set()
         self._broken = False
@@ -169,10 +165,7 @@ class LocalBlobWriter:
         return self._size
 
     async def write(self, chunk: bytes | bytearray | memoryview) -> None:
-        if self._pace.slow:
-            await self._in_thread(lambda: self._write(chunk))
-        else:
-            self._write(chunk)
+        self._write(chunk)
         if self._outgoing.due(self._size):
             self._watch(asyncio.wrap_future(await self._outgoing.begin(self._size)))
 
@@ -206,14 +199,12 @@ class LocalBlobWriter:
         await asyncio.wait(self._working)
 
     def _write(self, chunk: bytes | bytearray | memoryview) -> None:
-        began = monotonic()
         with translate_os_errors():
             if self._excess:
                 os.ftruncate(self._descriptor, self._size)
                 self._excess = False
             for written in write_all(self._descriptor, chunk):
                 self._size += written
-        self._pace.observe(began)
 
     def _write_out(self, start: int, end: int) -> None:
         try:
@@ -270,8 +261,7 @@ class LocalBlobStore:
     for everything that was uploaded in the same hour. Small blobs share files (`packs`).
     """
 
-    def __init__(self, folder: Path, *, threads: int = THREADS, kernel_syncs: bool = True) -> None:
-        """`kernel_syncs` uses them where there are any; else threads wait for the disk."""
+    def __init__(self, folder: Path, *, threads: int = THREADS) -> None:
         folder.mkdir(mode=NEW_FOLDER, parents=True, exist_ok=True)
         self._folder = folder
         self._shards = [folder / f"{number:02x}" for number in range(SHARDS)]
@@ -279,11 +269,7 @@ class LocalBlobStore:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
         self._outgoing = ThreadPoolExecutor(WRITE_OUTS, thread_name_prefix="write-out")
         self._writers: dict[str, LocalBlobWriter] = {}  # those that are open
-        self._syncs = open_kernel_syncs() if kernel_syncs else None
-        self._pace = SlowDiskDetector()
-        packing = PackWriter(
-            self._file, self._make_shard, threads=self._threads, syncs=self._syncs, pace=self._pace
-        )
+        packing = PackWriter(self._file, self._make_shard, threads=self._threads)
         self._packs = PackedBlobs(packing, self._file, self._threads)
 
     def close(self) -> None:
@@ -291,8 +277,6 @@ class LocalBlobStore:
         self._threads.shutdown()
         self._outgoing.shutdown()
         self._packs.close()
-        if self._syncs is not None:
-            self._syncs.close()
 
     async def append(self, name: str, offset: int) -> LocalBlobWriter:
         path = self._path(name)
@@ -306,7 +290,6 @@ class LocalBlobStore:
             excess=size > offset,
             threads=self._threads,
             outgoing=self._outgoing,
-            pace=self._pace,
             closed=lambda: self._writers.pop(name, None),
         )
         return self._writers[name]

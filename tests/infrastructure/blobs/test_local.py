@@ -21,11 +21,11 @@ from tests.support import eventually, run
 
 
 class TestLocalBlobStore(BlobStoreContract):
-    @pytest.fixture(params=[True, False], ids=["syncs-by-the-kernel", "syncs-in-threads"])
-    def opened(self, tmp_path: Path, request: pytest.FixtureRequest) -> Opener:
+    @pytest.fixture
+    def opened(self, tmp_path: Path) -> Opener:
         @asynccontextmanager
         async def opened() -> AsyncIterator[LocalBlobStore]:
-            store = LocalBlobStore(tmp_path / "blobs", kernel_syncs=request.param)
+            store = LocalBlobStore(tmp_path / "blobs")
             try:
                 yield store
             finally:
@@ -121,7 +121,7 @@ async def test_a_disk_that_loses_what_it_is_writing_out_never_looks_sound(
 
     store = LocalBlobStore(tmp_path)
     writer = await store.append(NAME, 0)
-    monkeypatch.setattr(local_writer, "write_out", failing)
+    monkeypatch.setattr(local_writer, "sync_file_range", failing)
     await writer.write(bytes(WINDOW))
     with pytest.raises(Unavailable):
         await store.finish(NAME, WINDOW)

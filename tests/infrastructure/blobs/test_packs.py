@@ -27,8 +27,8 @@ def named(number: int) -> str:
 
 
 @asynccontextmanager
-async def opened(folder: Path, *, kernel_syncs: bool = True) -> AsyncIterator[LocalBlobStore]:
-    store = LocalBlobStore(folder, kernel_syncs=kernel_syncs)
+async def opened(folder: Path) -> AsyncIterator[LocalBlobStore]:
+    store = LocalBlobStore(folder)
     try:
         yield store
     finally:
@@ -73,13 +73,11 @@ async def test_blobs_of_many_callers_at_once_are_not_mixed_up(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, None), (1, 4), (3, 3), (6, 99), (99, None)])
-@pytest.mark.parametrize("slow", [False, True])
 async def test_any_range_of_a_packed_blob_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, end: int | None, slow: bool
+    tmp_path: Path, start: int, end: int | None
 ) -> None:
     async with opened(tmp_path) as store:
         names = await store.put_many({named(n): b"%d123456" % n for n in range(5)})
-        monkeypatch.setattr(type(store._pace), "slow", slow)
         assert await content(store, names[named(3)], start, end) == b"3123456"[start:end]
 
 
@@ -223,7 +221,7 @@ asyncio.run(main())
 async def test_a_disk_that_fails_once_is_told_and_what_comes_next_begins_another_pack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(tmp_path, kernel_syncs=False) as store:
+    async with opened(tmp_path) as store:
         kept = await store.put_many({named(1): b"kept"})
         with monkeypatch.context() as patch:
             patch.setattr(pack_writer, "sync_data", _fails)
