@@ -21,9 +21,11 @@ EVENT_CLASSES: Mapping[str, type[DomainEvent]] = MappingProxyType(
 
 
 def _concrete_classes(base: type[Event]) -> Iterator[type[Event]]:
+    """Yield the classes without subclasses: the others only share fields."""
     for event_class in base.__subclasses__():
-        yield from _concrete_classes(event_class)
-        if event_class.__struct_config__.tag is not None and event_class is not UnknownEvent:
+        if event_class.__subclasses__():
+            yield from _concrete_classes(event_class)
+        elif event_class is not UnknownEvent:
             yield event_class
 
 

@@ -1,4 +1,4 @@
-"""What a client declares of a file before its bytes arrive, and which declarations are sound."""
+"""Declaration of a file by a client, before its bytes arrive, and its validation."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ MAX_METADATA_BYTES = 4096
 MAX_SIZE = 2**53 - 1  # the largest integer every JSON reader keeps whole (RFC 8259 section 6)
 
 PARTS_KEY = "tus-concat"
-"""The metadata key under which an upload that was joined from parts keeps what named them.
+"""Metadata key of a concatenated upload, with the value of its Upload-Concat header.
 
-It is bounded by itself: what names a thousand parts is larger than metadata may be.
+It has a limit of its own: the URLs of a thousand partial uploads exceed that of metadata.
 """
 
 HEADER_KEY = "tus-metadata"
-"""The metadata key under which an Upload-Metadata header is kept beside its pairs, likewise."""
+"""Metadata key with the whole Upload-Metadata header, which has a limit of its own too."""
 
 _MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}(;.{0,200})?", re.ASCII)
-_PARTS = re.compile(r"[ -~]{0,65536}")
+_CONCATENATION = re.compile(r"[ -~]{0,65536}")
 _HEADER = re.compile(r"[ -~]{0,8192}")
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -34,9 +34,9 @@ _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 class FileDeclaration(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """One file of a manifest: where it belongs, and what is known of it.
+    """One file of a manifest.
 
-    `size` is in bytes, None where it is not known yet; `checksum` is `sha256:` and 64 hex digits.
+    `size` is in bytes, None if it is not known yet; `checksum` is `sha256:` and 64 hex digits.
     """
 
     path: str
@@ -47,7 +47,7 @@ class FileDeclaration(
 
 
 def validate_declaration(file: FileDeclaration, *, at: str = "") -> Iterator[FieldError]:
-    """Every rule this declaration breaks; `at` prefixes the field, such as `files/3/`."""
+    """Yield an error for each broken rule; `at` prefixes the field, such as `files/3/`."""
     if problem := path_error(file.path):
         yield FieldError(f"{at}path", problem)
     if file.size is not None and not 0 <= file.size <= MAX_SIZE:
@@ -57,7 +57,7 @@ def validate_declaration(file: FileDeclaration, *, at: str = "") -> Iterator[Fie
     if file.checksum is not None and not _CHECKSUM.fullmatch(file.checksum):
         yield FieldError(f"{at}checksum", "must be sha256: followed by 64 lowercase hex digits")
     metadata = dict(file.metadata)
-    if not _PARTS.fullmatch(metadata.pop(PARTS_KEY, "")):
+    if not _CONCATENATION.fullmatch(metadata.pop(PARTS_KEY, "")):
         yield FieldError(f"{at}metadata", f"must have {PARTS_KEY} in printable ASCII of 64 KiB")
     if not _HEADER.fullmatch(metadata.pop(HEADER_KEY, "")):
         yield FieldError(f"{at}metadata", f"must have {HEADER_KEY} in printable ASCII of 8 KiB")
@@ -66,7 +66,7 @@ def validate_declaration(file: FileDeclaration, *, at: str = "") -> Iterator[Fie
 
 
 def path_error(path: str) -> str | None:
-    """What is wrong with a file's path inside its batch, or None.
+    """Return what is wrong with the path of a file inside its batch, or None.
 
     A path is relative, `/` separated, printable, and cannot leave the batch.
     """
@@ -92,7 +92,7 @@ def path_error(path: str) -> str | None:
 
 
 def metadata_error(metadata: Mapping[str, str]) -> str | None:
-    """What is wrong with free metadata, or None."""
+    """Return what is wrong with user metadata, or None."""
     if len(metadata) > MAX_METADATA_ENTRIES:
         return f"must have at most {MAX_METADATA_ENTRIES} entries"
     try:
@@ -107,13 +107,13 @@ def metadata_error(metadata: Mapping[str, str]) -> str | None:
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether the text holds a character that controls: what is shown must be what there is.
+    """Return whether the text has characters that make it look different from what it is.
 
-    That is a control or surrogate character, a line or paragraph separator, or one that
-    overrides, embeds or isolates the direction of text (Unicode Standard Annex 9). Marks and
-    joiners, which names in many languages need, are none.
+    These are control and surrogate characters, line and paragraph separators, and those that
+    override, embed or isolate the direction of text (Unicode Standard Annex 9). Marks and
+    joiners, which names in many languages need, are allowed.
     """
-    if text.isprintable():  # says so of no such character, and is quick
+    if text.isprintable():  # false for each of these characters, and fast
         return False
     return any(
         category(character) in ("Cc", "Cs", "Zl", "Zp")
@@ -124,7 +124,7 @@ def has_control_characters(text: str) -> bool:
 
 
 def sanitize(text: str, limit: int = 200) -> str:
-    """The text with what must not be stored replaced, so that a refusal can still name it."""
+    """Replace characters that must not be stored, so that a rejection can still name the text."""
     shown = "".join(
         "\ufffd" if has_control_characters(character) else character for character in text
     )

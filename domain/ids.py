@@ -1,7 +1,7 @@
 """Deterministic ids, so that repeating a creation is idempotent.
 
-`secret` is that of the database: owner and path without it do not lead to an id. It is empty for
-databases that were made before there was one; their ids stay as they are.
+`secret` is stored in the database: without it no id can be computed from owner and path. It is
+empty in databases of version 0.1, whose ids stay as they are.
 """
 
 from __future__ import annotations
@@ -13,64 +13,62 @@ from hashlib import sha256
 from unicodedata import normalize
 from uuid import UUID, uuid5
 
-_PARTS = UUID("6f0d1c1e-98a5-5d0b-9a53-51a3c5f0b9c2")  # the namespace of parts
-_TIME = 6  # bytes of a UUIDv7 that hold its creation time
+_PARTIAL_UPLOADS = UUID("6f0d1c1e-98a5-5d0b-9a53-51a3c5f0b9c2")  # namespace (RFC 9562, 6.6)
+_TIME_BYTES = 6  # bytes of a UUIDv7 that hold its creation time
 
 
 def batch_id_for(owner: str, idempotency_key: str, secret: bytes) -> UUID:
-    """The batch that this owner means by this key (UUIDv8, RFC 9562 section 5.8)."""
+    """Return the id of the batch of this owner and key (UUIDv8, RFC 9562 section 5.8)."""
     named = b"batch\0" + owner.encode() + b"\0" + idempotency_key.encode()
     return _uuid8(_digest(named, secret)[:16])
 
 
 def command_id_for(owner: str, idempotency_key: str) -> UUID:
-    """The command that this owner means by this key."""
+    """Return the id of the command of this owner and key."""
     digest = sha256(b"command\0" + owner.encode() + b"\0" + idempotency_key.encode())
     return _uuid8(digest.digest()[:16])
 
 
-@lru_cache(1024)  # asked several times of one file
+@lru_cache(1024)  # needed several times for one file
 def upload_id_for(batch: UUID, path: str, secret: bytes) -> UUID:
-    """The upload of this path in this batch.
+    """Return the id of the upload of this path in this batch.
 
-    It opens with the batch's own first bytes, so that a batch's streams lie side by side
-    in the index however many millions of others there are. Spellings of a path that look alike
-    (é as one character or as two, Unicode Standard Annex 15) are one upload.
+    It begins with the first bytes of the batch's id, so that the streams of a batch are neighbours
+    in the index. Composed and decomposed spellings of a path (é as one character or as two,
+    Unicode Standard Annex 15) have one id.
     """
     return unnormalised_upload_id_for(batch, normalize("NFC", path), secret)
 
 
 def unnormalised_upload_id_for(batch: UUID, path: str, secret: bytes) -> UUID:
-    """The id that version 0.1 derived for a path, from its spelling."""
+    """Return the id that version 0.1 derived for a path, without normalisation."""
     digest = _digest(b"upload\0" + batch.bytes + path.encode(), secret)
-    return _uuid8(batch.bytes[:_TIME] + digest[:10])
+    return _uuid8(batch.bytes[:_TIME_BYTES] + digest[:10])
 
 
 def partial_upload_id_for(token: UUID) -> UUID:
-    """The part of an upload that somebody announced by this token (UUIDv5, section 5.5).
+    """Return the id of the tus partial upload with this token (UUIDv5, RFC 9562 section 5.5).
 
-    A part is a piece of a file that comes by itself, to be joined with others into an upload.
-    The version of its id tells it from everything else, so that whoever follows the log can
-    pass over it.
+    Only ids of partial uploads have this UUID version, so that readers of the log can skip them.
     """
-    return uuid5(_PARTS, str(token))
+    return uuid5(_PARTIAL_UPLOADS, str(token))
 
 
 def is_partial_upload(stream: UUID) -> bool:
-    """Whether this is a part, and not an upload: it is counted and processed nowhere."""
+    """Return whether this stream is a partial upload, which is neither counted nor processed."""
     return (stream.int >> 76) & 0xF == 5
 
 
 def concatenated_batch_id_for(parts: Sequence[UUID], secret: bytes) -> UUID:
-    """The batch of an upload that is joined from these parts, in this order, and stands alone."""
+    """Return the batch id of a standalone upload, concatenated from these partial uploads."""
     named = b"joined\0" + b"".join(part.bytes for part in parts)
     return _uuid8(_digest(named, secret)[:16])
 
 
 def rejection_id_for(batch: UUID, path: str, reason: str, secret: bytes) -> UUID:
-    """The refusal of this path for this reason; the path itself stays free to be added."""
+    """Return the id of the rejection of a path for this reason; the path can still be added."""
     named = b"rejected\0" + batch.bytes + path.encode() + b"\0" + reason.encode()
-    return _uuid8(batch.bytes[:_TIME] + _digest(named, secret)[:10])
+    return _uuid8(batch.bytes[:_TIME_BYTES] + _digest(named, secret)[:10])
 
 
 def _digest(named: bytes, secret: bytes) -> bytes:
@@ -79,12 +77,12 @@ def _digest(named: bytes, secret: bytes) -> bytes:
 
 
 def key_stream_for(key: str) -> UUID:
-    """The stream of an API key, by the key's public id."""
+    """Return the stream of an API key, given the public id of the key."""
     return _uuid8(sha256(b"key\0" + key.encode()).digest()[:16])
 
 
 def sign_in_stream_for(kind: str, token_hash: bytes) -> UUID:
-    """The stream of a login link or a browser session, by the hash that its token is checked by."""
+    """Return the stream of a login link or browser session, given the hash of its token."""
     return _uuid8(sha256(kind.encode() + b"\0" + token_hash).digest()[:16])
 
 

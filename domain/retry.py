@@ -1,4 +1,4 @@
-"""How often, and how soon, failed work is tried again."""
+"""Retry policy: exponential backoff with full jitter."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import msgspec
 
 
 class RetryAt(msgspec.Struct, frozen=True):
-    """Try again at this moment."""
+    """Retry at this time (UTC)."""
 
     at: datetime
 
 
 class GiveUp(msgspec.Struct, frozen=True):
-    """Do not try again; `reason` is for people."""
+    """Do not retry; `reason` is for people."""
 
     reason: str
 
@@ -37,7 +37,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     def decide(
         self, failures: int, *, permanent: bool, at: datetime, random: float
     ) -> RetryDecision:
-        """What follows failure number `failures` (from 1); `random` lies in [0, 1)."""
+        """Decide after failure number `failures` (from 1); `random` is in [0, 1)."""
         if permanent:
             return GiveUp("the error is permanent")
         if failures >= self.attempts:
@@ -45,6 +45,6 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         return RetryAt(at + timedelta(seconds=self.ceiling(failures) * random))
 
     def ceiling(self, failures: int) -> float:
-        """The longest wait, in seconds, after this many failures."""
+        """Return the longest delay, in seconds, after this many failures."""
         exponent = min(failures - 1, 64)
         return float(min(self.longest_delay, self.first_delay * self.factor**exponent))

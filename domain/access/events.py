@@ -47,15 +47,19 @@ class KeyRevoked(Event, frozen=True, kw_only=True, tag="key.revoked"):
     """The key is refused from now on, with the sessions made from it."""
 
 
-@event_type("Login link issued")
-class LoginIssued(Event, frozen=True, kw_only=True, tag="login.issued"):
-    """A one-time login link was made for this principal."""
+class _SignIn(Event, frozen=True, kw_only=True):
+    """Fields of both ways to begin a sign-in."""
 
     principal: Public[str]
     owner: Public[str]
     scope: Public[str]
     batch: UUID | None = None
     expires_at: datetime | None = None
+
+
+@event_type("Login link issued")
+class LoginIssued(_SignIn, frozen=True, kw_only=True, tag="login.issued"):
+    """A one-time login link was made for this principal."""
 
 
 @event_type("Login link used")
@@ -64,14 +68,8 @@ class LoginUsed(Event, frozen=True, kw_only=True, tag="login.used"):
 
 
 @event_type("Signed in")
-class SessionOpened(Event, frozen=True, kw_only=True, tag="session.opened"):
+class SessionOpened(_SignIn, frozen=True, kw_only=True, tag="session.opened"):
     """A browser was signed in as this principal."""
-
-    principal: Public[str]
-    owner: Public[str]
-    scope: Public[str]
-    batch: UUID | None = None
-    expires_at: datetime | None = None
 
 
 @event_type("Signed out")

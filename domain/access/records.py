@@ -6,7 +6,7 @@ The tables used for authentication hold the same state; verification compares th
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Self, assert_never
+from typing import Any, Self, assert_never
 from uuid import UUID
 
 import msgspec
@@ -28,13 +28,26 @@ from domain.access.events import (
     SignInEvent,
 )
 from domain.errors import InvalidState
+from domain.event import Event
 
 
-class RecordedKey(msgspec.Struct, frozen=True, kw_only=True):
-    """An API key."""
-
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
     id: UUID
     version: int
+
+    @classmethod
+    def _from_first(cls, id: UUID, event: Event, **more: Any) -> Self:
+        """Return the state after the first event: its fields of the same names, and `more`."""
+        names = set(cls.__struct_fields__) & set(event.__struct_fields__) - more.keys()
+        return cls(id=id, version=1, **{name: getattr(event, name) for name in names}, **more)
+
+    def _after(self, **changes: Any) -> Self:
+        return replace(self, version=self.version + 1, **changes)
+
+
+class RecordedKey(_Record, frozen=True, kw_only=True):
+    """An API key."""
+
     key: str
     owner: str
     scope: str
@@ -47,37 +60,29 @@ class RecordedKey(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def begin(cls, id: UUID, event: KeyEvent) -> Self:
-        if isinstance(event, KeyRevoked):
-            raise InvalidState("a key begins by being created")
-        return cls(
-            id=id,
-            version=1,
-            key=event.key,
-            owner=event.owner,
-            scope=event.scope,
-            secret_digest=event.secret_digest,
-            label=event.label,
-            batch=event.batch,
-            created_at=event.created_at if isinstance(event, KeyImported) else event.at,
-            expires_at=event.expires_at,
-            revoked_at=event.revoked_at if isinstance(event, KeyImported) else None,
-        )
+        match event:
+            case KeyCreated(at=at):
+                return cls._from_first(id, event, created_at=at)
+            case KeyImported():
+                return cls._from_first(id, event)
+            case KeyRevoked():
+                raise InvalidState("a key begins by being created")
+            case _:
+                assert_never(event)
 
     def evolve(self, event: KeyEvent) -> Self:
         match event:
             case KeyRevoked(at=at):
-                return replace(self, version=self.version + 1, revoked_at=self.revoked_at or at)
+                return self._after(revoked_at=self.revoked_at or at)
             case KeyCreated() | KeyImported():
                 raise InvalidState("a key is created once")
             case _:
                 assert_never(event)
 
 
-class RecordedSignIn(msgspec.Struct, frozen=True, kw_only=True):
-    """A login link, or the browser session that came of one; `ended` once used or closed."""
+class RecordedSignIn(_Record, frozen=True, kw_only=True):
+    """A login link or a browser session; `ended` once it is used or closed."""
 
-    id: UUID
-    version: int
     principal: str
     owner: str
     scope: str
@@ -89,31 +94,21 @@ class RecordedSignIn(msgspec.Struct, frozen=True, kw_only=True):
     def begin(cls, id: UUID, event: SignInEvent) -> Self:
         if isinstance(event, LoginUsed | SessionClosed):
             raise InvalidState("a sign-in begins with its principal")
-        return cls(
-            id=id,
-            version=1,
-            principal=event.principal,
-            owner=event.owner,
-            scope=event.scope,
-            batch=event.batch,
-            expires_at=event.expires_at,
-        )
+        return cls._from_first(id, event)
 
     def evolve(self, event: SignInEvent) -> Self:
         match event:
             case LoginUsed() | SessionClosed():
-                return replace(self, version=self.version + 1, ended=True)
+                return self._after(ended=True)
             case LoginIssued() | SessionOpened():
                 raise InvalidState("a sign-in begins once")
             case _:
                 assert_never(event)
 
 
-class RecordedErasure(msgspec.Struct, frozen=True, kw_only=True):
+class RecordedErasure(_Record, frozen=True, kw_only=True):
     """An erasure of an owner."""
 
-    id: UUID
-    version: int
     owner: str
     reason: str
     requested_by: str
@@ -126,27 +121,10 @@ class RecordedErasure(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def begin(cls, id: UUID, event: ErasureEvent) -> Self:
         match event:
-            case ErasureRequested(owner=owner, reason=reason, by=by, at=at):
-                return cls(
-                    id=id,
-                    version=1,
-                    owner=owner,
-                    reason=reason,
-                    requested_by=by,
-                    requested_at=at,
-                )
+            case ErasureRequested(at=at, by=by):
+                return cls._from_first(id, event, requested_by=by, requested_at=at)
             case ErasureImported():
-                return cls(
-                    id=id,
-                    version=1,
-                    owner=event.owner,
-                    reason=event.reason,
-                    requested_by=event.requested_by,
-                    requested_at=event.requested_at,
-                    finished_at=event.finished_at,
-                    batches=event.batches,
-                    uploads=event.uploads,
-                )
+                return cls._from_first(id, event)
             case ErasureFinished():
                 raise InvalidState("an erasure begins by being requested")
             case _:
@@ -155,14 +133,7 @@ class RecordedErasure(msgspec.Struct, frozen=True, kw_only=True):
     def evolve(self, event: ErasureEvent) -> Self:
         match event:
             case ErasureFinished(at=at, batches=batches, uploads=uploads, keys=keys):
-                return replace(
-                    self,
-                    version=self.version + 1,
-                    finished_at=at,
-                    batches=batches,
-                    uploads=uploads,
-                    keys=keys,
-                )
+                return self._after(finished_at=at, batches=batches, uploads=uploads, keys=keys)
             case ErasureRequested() | ErasureImported():
                 raise InvalidState("an erasure is requested once")
             case _:

@@ -1,1 +1,1 @@
-"""Many uploads as one job: what can happen to it, and what that leaves."""
+"""The batch: many uploads as one job."""

@@ -1,4 +1,4 @@
-"""The batch aggregate: decisions say what happens next, or refuse; events evolve it."""
+"""The batch aggregate: decisions return the events that follow from a command, or raise."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
     acknowledged_failures: int = 0
     erased: bool = False
 
-    # Decide: say what happens next, or refuse.
+    # Decide: return the events that follow from a command, or raise.
 
     def register_upload(
         self, file: FileDeclaration, secret: bytes, *, at: datetime, by: str
@@ -128,7 +128,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         return (UploadsAdded(at=at, by=by, count=count, bytes=bytes),) if count else ()
 
     def seal(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
-        """Sealing a sealed batch changes nothing."""
+        """Close the batch to new files; no event if it is sealed already."""
         if self.state is BatchState.SEALED:
             return ()
         self.require_open()
@@ -149,7 +149,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         return (BatchPrioritized(at=at, by=by, priority=priority),)
 
     def request_retry(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
-        """Every failed upload is to be processed again; a batch that was over goes on."""
+        """Request that every failed upload is processed again; a completed batch is reopened."""
         self._require(BatchState.OPEN, BatchState.SEALED, BatchState.COMPLETED)
         requested = BatchRetryRequested(at=at, by=by)
         if self.state is not BatchState.COMPLETED:
@@ -163,7 +163,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         return *self.reopen("retry of failed uploads", at=at, by=by), requested
 
     def pause_if_failing(self, counts: Counts, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
-        """A pause, where more of the set failed than the batch's threshold allows."""
+        """Pause the batch if more uploads failed than its threshold allows."""
         threshold = self.failure_threshold
         if threshold is None or self.paused or self.pending_outcome is not None:
             return ()
@@ -195,7 +195,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         at: datetime,
         by: str,
     ) -> tuple[BatchEvent, ...]:
-        """The set stands like this; saying the same again changes nothing."""
+        """Record the counts; no event if they are those recorded last."""
         progressed = BatchProgressed(
             at=at,
             by=by,
@@ -211,7 +211,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         return () if self._stands_at(progressed) else (progressed,)
 
     def complete(self, counts: Counts, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
-        """The verdict, once every upload of a sealed batch has ended."""
+        """Record the outcome, once every upload of a sealed batch has ended."""
         self._require(BatchState.SEALED, BatchState.CANCELLING)
         if not all_ended(counts):
             raise InvalidState("uploads of the batch have not ended")
@@ -226,23 +226,23 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         return (BatchReopened(at=at, by=by, reason=reason),)
 
     def reopen_for_retry(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
-        """The verdict ends where one of the uploads is to be processed again."""
+        """Reopen a completed batch, one of whose uploads is to be processed again."""
         if self.state is not BatchState.COMPLETED:
             return ()
         return self.reopen("an upload is to be processed again", at=at, by=by)
 
     def reopen_for_release(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
-        """The verdict ends where an upload of it was released; that of a cancelled batch stands."""
+        """Reopen a completed batch, one of whose uploads was released; a cancelled one stays."""
         if self.state is not BatchState.COMPLETED or self.pending_outcome is not None:
             return ()
         return self.reopen("an upload was released from quarantine", at=at, by=by)
 
     def require_open(self) -> None:
-        """Raises InvalidState unless files may still join."""
+        """Raise InvalidState unless files may still be added."""
         self._require(BatchState.OPEN)
 
     def erase(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
-        """Saying it twice changes nothing."""
+        """Record that the personal fields are destroyed; no event if they are already."""
         if self.erased:
             return ()
         self._require(BatchState.COMPLETED)
@@ -319,7 +319,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         )
 
     def _arrived_at(self, counts: Counts, bytes_received: int, at: datetime) -> datetime | None:
-        """When bytes or a whole file last arrived, if these numbers are counted at `at`."""
+        """Return when bytes or a whole file last arrived, if these counts are of `at`."""
         last = self.progress
         arrived = arrived_count(counts)
         if last is None:
@@ -327,7 +327,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         if arrived > arrived_count(last.counts) or bytes_received > last.bytes_received:
             return at
         if last.arrived_at is None and (arrived or bytes_received):
-            return last.at  # counted by a version that did not keep it
+            return last.at  # counted by a version without this field
         return last.arrived_at
 
     def _stands_at(self, progressed: BatchProgressed) -> bool:

@@ -1,4 +1,4 @@
-"""Where a batch stands, and how that follows from the set of its uploads."""
+"""States of a batch, and what follows from the counts of its uploads."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TypeAlias
 from domain.upload.state import ARRIVED, ENDED, UploadState
 
 Counts: TypeAlias = Mapping[UploadState, int]
-"""How many uploads are in each state; a state without uploads is absent."""
+"""Number of uploads by state; a state without uploads is absent."""
 
 
 MIN_SAMPLE = 20
-"""Uploads of which a share says something."""
+"""Number of uploads below which a share of failures is not significant."""
 
 
 class BatchState(StrEnum):
@@ -35,17 +35,17 @@ _CALLED_OFF = frozenset({UploadState.CANCELLED, UploadState.EXPIRED})
 
 
 def arrived_count(counts: Counts) -> int:
-    """How many files are there, every byte of them."""
+    """Return the number of uploads of which every byte has arrived."""
     return sum(count for state, count in counts.items() if state in ARRIVED)
 
 
 def all_ended(counts: Counts) -> bool:
-    """Whether no upload of the set has anything left to happen to it."""
+    """Return whether every upload has ended."""
     return all(state in ENDED for state, count in counts.items() if count)
 
 
 def outcome_of(counts: Counts, pending: Outcome | None) -> Outcome:
-    """The verdict on a set of ended uploads; `pending` is set when the batch was called off."""
+    """Return the outcome of ended uploads; `pending` is that of a cancelled or expired batch."""
     if pending is not None:
         return pending
     uploads = sum(counts.values())
@@ -56,30 +56,30 @@ def outcome_of(counts: Counts, pending: Outcome | None) -> Outcome:
 
 
 def failed_count(counts: Counts) -> int:
-    """How many uploads a worker gave up on, or found dangerous."""
+    """Return the number of failed and quarantined uploads."""
     return counts.get(UploadState.FAILED, 0) + counts.get(UploadState.QUARANTINED, 0)
 
 
 def exceeds_failure_threshold(
     counts: Counts, threshold: float, *, acknowledged: int, sealed: bool
 ) -> bool:
-    """Whether more than the share `threshold` of the judged uploads failed.
+    """Return whether more than the share `threshold` of the processed uploads failed.
 
-    Few are judged as if there were `FEWEST`, so that one early failure says nothing, unless a
-    sealed batch has fewer in all. `acknowledged` failures do not count, on neither side.
+    Fewer than `MIN_SAMPLE` count as that many, so that one early failure is not decisive, unless a
+    sealed batch has fewer in all. `acknowledged` failures count neither as failed nor processed.
     """
     failed = failed_count(counts) - acknowledged
-    judged = failed + counts.get(UploadState.COMPLETED, 0)
-    fewest = min(MIN_SAMPLE, sum(counts.values())) if sealed else MIN_SAMPLE
-    return failed > threshold * max(judged, fewest)
+    processed = failed + counts.get(UploadState.COMPLETED, 0)
+    sample = min(MIN_SAMPLE, sum(counts.values())) if sealed else MIN_SAMPLE
+    return failed > threshold * max(processed, sample)
 
 
 def percent_of(
     counts: Counts, bytes_received: int, bytes_total: int, *, called_off: bool = False
 ) -> float:
-    """How far the set is, 0 to 100: half for bytes that arrived, half for uploads that ended.
+    """Return the progress, 0 to 100: half for received bytes, half for ended uploads.
 
-    In a batch that was `called_off`, uploads that ended by that have not got anywhere.
+    In a batch that was `called_off`, cancelled and expired uploads do not count as ended.
     """
     uploads = sum(counts.values())
     if not uploads:

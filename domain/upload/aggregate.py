@@ -46,7 +46,7 @@ MAX_ERROR_TYPE = 200  # characters
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """An error in a step; a permanent one is not worth another attempt."""
+    """Error of a step; after a permanent one there is no other attempt."""
 
     step: str
     error_type: str
@@ -55,7 +55,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shown(self) -> str:
-        """The message, cut to what an event holds."""
+        """Return the message, cut to the length that an event holds."""
         return self.message[:MAX_MESSAGE]
 
     def as_event(
@@ -138,7 +138,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="u
         return (SizeDeclared(at=at, by=by, size=size),)
 
     def progress_transfer(self, received: int, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
-        """Bytes up to `received` are stored; saying it twice changes nothing."""
+        """Record that bytes up to `received` are stored; no event if that is known."""
         self._require(*INCOMING)
         self._require_range(received)
         if received == self.received:
@@ -164,7 +164,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="u
         return (BytesLost(at=at, by=by, recorded=self.received, stored=stored),)
 
     def receive(self, size: int, blob: str, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
-        """Every byte is stored under `blob`."""
+        """Record that every byte is stored in `blob`."""
         self._require(*INCOMING)
         if self.size is not None and size != self.size:
             raise OutOfRange(f"{size} bytes are stored, {self.size} were declared")
@@ -204,7 +204,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="u
         at: datetime,
         by: str,
     ) -> tuple[UploadEvent, ...]:
-        """The error is recorded as it was; the policy says whether there is another attempt."""
+        """Record the error unchanged; the retry policy decides about another attempt."""
         self._require_attempt(number)
         decision = self.retry_policy.decide(
             self.failures + 1, permanent=failure.permanent, at=at, random=random
@@ -227,16 +227,16 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="u
     def abandon_attempt(
         self, number: int, reason: str, *, at: datetime, by: str
     ) -> tuple[UploadEvent, ...]:
-        """The worker is gone; the upload is queued again and no attempt is used up."""
+        """Queue the upload again without its worker; no attempt is used up."""
         self._require_attempt(number)
         return (self._abandoned(reason, at=at, by=by),)
 
     def lose_worker(
         self, number: int, reason: str, *, max_losses: int, at: datetime, by: str
     ) -> tuple[UploadEvent, ...]:
-        """The worker is gone without a word. Loss number `max_losses` fails the upload.
+        """Abandon the attempt of a dead worker; loss number `max_losses` fails the upload.
 
-        A file that takes its worker down each time would otherwise be given to workers for ever.
+        A file that crashes its worker each time would otherwise be processed for ever.
         """
         self._require_attempt(number)
         abandoned = self._abandoned(reason, at=at, by=by)
@@ -258,7 +258,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="u
         at: datetime,
         by: str,
     ) -> tuple[UploadEvent, ...]:
-        """`results` are copied: the processors that made them may keep and change them."""
+        """Record the results, copied: the processors may keep and change theirs."""
         self._require_attempt(number)
         succeeded = AttemptSucceeded(
             at=at,
@@ -270,14 +270,14 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="u
         )
         return succeeded, UploadCompleted(at=at, by=by)
 
-    # Decide: what people ask for.
+    # Decide: commands of users.
 
     def request_retry(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
         self._require(UploadState.FAILED)
         return (RetryRequested(at=at, by=by),)
 
     def release(self, reason: str, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
-        """A quarantined file is good after all: to run the pipeline again would hold it again."""
+        """Complete a quarantined upload; running the pipeline again would quarantine it again."""
         self._require(UploadState.QUARANTINED)
         return UploadReleased(at=at, by=by, reason=reason), UploadCompleted(at=at, by=by)
 
@@ -290,16 +290,16 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="u
         return (cancelled,)
 
     def mark_concatenated(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
-        """The bytes of this part are in an upload now; joining it twice changes nothing."""
+        """Record that the bytes are part of the concatenated upload; no event if that is known."""
         if not is_partial_upload(self.id):
-            raise InvalidState("only parts are joined")
+            raise InvalidState("only partial uploads are concatenated")
         if self.state is UploadState.COMPLETED:
             return ()
         self._require(UploadState.RECEIVED)
         return (UploadCompleted(at=at, by=by),)
 
     def expire(self, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
-        """Nobody went on with it; of a part also: nobody joined it."""
+        """Expire an unfinished transfer, or a partial upload that was not concatenated."""
         if not (is_partial_upload(self.id) and self.state is UploadState.RECEIVED):
             self._require(*INCOMING)
         return (UploadExpired(at=at, by=by),)

@@ -1,4 +1,4 @@
-"""Where an upload stands."""
+"""States of an upload."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class UploadState(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen unless somebody asks for it."""
+        """Return whether nothing more happens without a command."""
         return self in ENDED
 
 
@@ -53,4 +53,4 @@ ARRIVED = frozenset(
 GONE = frozenset(
     {UploadState.REJECTED, UploadState.CANCELLED, UploadState.EXPIRED, UploadState.ERASED}
 )
-"""States of uploads whose bytes nobody may want any more."""
+"""States of uploads whose bytes are not needed any more."""

@@ -1,4 +1,4 @@
-"""The webhook aggregate: decisions say what happens next, or refuse; events evolve it."""
+"""The webhook aggregate: decisions return the events that follow from a command, or raise."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from domain.webhook.events import (
 )
 
 ROTATION = timedelta(hours=24)
-"""For so long an earlier secret signs beside the new one, so that receivers can change over."""
+"""Time for which an earlier secret signs beside the new one, so that receivers can change."""
 
-MOST_SECRETS = 5
+MAX_SECRETS = 5
 
 
 class SigningSecret(msgspec.Struct, frozen=True):
-    """A secret that signs, for ever or until a moment."""
+    """A secret that signs requests, until a time if there is one."""
 
     id: UUID
     until: datetime | None = None
@@ -40,10 +40,9 @@ class SigningSecret(msgspec.Struct, frozen=True):
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="webhook"):
-    """Where an owner is told what happened. `secrets` are newest first.
+    """Subscription of an owner to events, delivered to a URL. `secrets` are newest first.
 
-    `changed_at` and `changed_by` are of the last change of how it stands; `reason` says why it
-    is disabled.
+    `changed_at` and `changed_by` are of the last change; `reason` is why it is disabled.
     """
 
     id: UUID
@@ -59,53 +58,53 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
     changed_at: datetime
     changed_by: str
 
-    # Decide: say what happens next, or refuse.
+    # Decide: return the events that follow from a command, or raise.
 
     @staticmethod
     def add(
         owner: str, subscription: WebhookFilter, secret: UUID, *, at: datetime, by: str
     ) -> tuple[WebhookEvent, ...]:
-        """Raises ValidationFailed."""
-        _require_sound(subscription)
+        """Add a webhook. Raises ValidationFailed."""
+        _require_valid(subscription)
         added = WebhookAdded(at=at, by=by, owner=owner, subscription=subscription, secret=secret)
         return (added,)
 
     def change(
         self, subscription: WebhookFilter, *, at: datetime, by: str
     ) -> tuple[WebhookEvent, ...]:
-        """Raises ValidationFailed; what is as it was is no change."""
-        self._require_there()
-        _require_sound(subscription)
+        """Change the filter; no event if it is the same. Raises ValidationFailed."""
+        self._require_not_removed()
+        _require_valid(subscription)
         if subscription == self.subscription:
             return ()
         return (WebhookChanged(at=at, by=by, subscription=subscription),)
 
     def rotate(self, secret: UUID, *, at: datetime, by: str) -> tuple[WebhookEvent, ...]:
-        self._require_there()
-        if len(self.active_secrets(at)) >= MOST_SECRETS:
+        self._require_not_removed()
+        if len(self.active_secrets(at)) >= MAX_SECRETS:
             raise InvalidState(
-                f"{MOST_SECRETS} secrets sign already: wait until one of them expires"
+                f"{MAX_SECRETS} secrets sign already: wait until one of them expires"
             )
         until = at + ROTATION
         return (WebhookSecretRotated(at=at, by=by, secret=secret, earlier_until=until),)
 
     def request_test(self, *, at: datetime, by: str) -> tuple[WebhookEvent, ...]:
-        self._require_there()
+        self._require_not_removed()
         return (WebhookTestRequested(at=at, by=by),)
 
     def disable(self, reason: str, *, at: datetime, by: str) -> tuple[WebhookEvent, ...]:
-        self._require_there()
+        self._require_not_removed()
         return (WebhookDisabled(at=at, by=by, reason=reason),) if self.enabled else ()
 
     def enable(self, *, at: datetime, by: str) -> tuple[WebhookEvent, ...]:
-        self._require_there()
+        self._require_not_removed()
         return () if self.enabled else (WebhookEnabled(at=at, by=by),)
 
     def remove(self, *, at: datetime, by: str) -> tuple[WebhookEvent, ...]:
         return () if self.removed else (WebhookRemoved(at=at, by=by),)
 
     def active_secrets(self, at: datetime) -> tuple[SigningSecret, ...]:
-        """The secrets whose signatures a request at this moment carries, newest first."""
+        """Return the secrets that sign a request at this time, newest first."""
         return tuple(secret for secret in self.secrets if secret.signs(at))
 
     # Evolve: take an event as fact.
@@ -147,18 +146,18 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
                 assert_never(event)
 
     def _rotated(self, event: WebhookSecretRotated) -> tuple[SigningSecret, ...]:
-        """Each earlier secret keeps the end it has; those that had ended by now are forgotten."""
+        """Return the secrets after a rotation; earlier ones keep their end, ended ones go."""
         earlier = (
             SigningSecret(secret.id, secret.until or event.earlier_until)
             for secret in self.active_secrets(event.at)
         )
         return (SigningSecret(event.secret), *earlier)
 
-    def _require_there(self) -> None:
+    def _require_not_removed(self) -> None:
         if self.removed:
             raise InvalidState("the webhook was removed")
 
 
-def _require_sound(subscription: WebhookFilter) -> None:
+def _require_valid(subscription: WebhookFilter) -> None:
     if faults := tuple(validate_filter(subscription)):
         raise ValidationFailed(*faults)

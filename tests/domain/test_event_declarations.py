@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -64,6 +66,31 @@ class StructWithText(Event, frozen=True, kw_only=True, tag="test.struct"):
 def test_a_text_field_without_a_classification_is_refused_by_name(event: Any, field: str) -> None:
     with pytest.raises(TypeError, match=rf"{event.__name__}\.{field} may hold text: .*Personal\["):
         event_type("A test")(event)
+
+
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        ("", "is not in the union"),
+        ("@event_type('A test')", "is not in the union"),
+    ],
+    ids=["undeclared", "declared"],
+)
+def test_an_event_class_that_is_in_no_union_stops_the_import(declared: str, reason: str) -> None:
+    """Nothing could read it, and no projection would be told by mypy that it exists."""
+    program = f"""
+from domain.event import Event, event_type
+{declared}
+class BatchRenamed(Event, frozen=True, kw_only=True, tag="batch.renamed"):
+    count: int
+import domain.catalogue
+"""
+    failed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+
+    assert failed.returncode == 1
+    assert f"TypeError: __main__.BatchRenamed {reason}" in failed.stderr
 
 
 class _Labelled(Event, frozen=True, kw_only=True, tag="test.labelled"):

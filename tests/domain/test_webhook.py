@@ -8,7 +8,7 @@ import pytest
 
 from domain.errors import InvalidState, ValidationFailed
 from domain.event import topic_of
-from domain.webhook.aggregate import MOST_SECRETS, ROTATION, SigningSecret, Webhook
+from domain.webhook.aggregate import MAX_SECRETS, ROTATION, SigningSecret, Webhook
 from domain.webhook.events import (
     DELIVERED_TOPICS,
     WebhookAdded,
@@ -144,7 +144,7 @@ def test_a_second_rotation_does_not_prolong_the_first_secret() -> None:
 
 def test_no_more_than_a_few_secrets_sign_at_once() -> None:
     webhook = given()
-    for number in range(1, MOST_SECRETS):
+    for number in range(1, MAX_SECRETS):
         webhook = webhook.evolve(webhook.rotate(UUID(int=100 + number), **NOW)[0])
 
     with pytest.raises(InvalidState, match="wait until one of them expires"):
