@@ -65,7 +65,7 @@ async def test_a_worker_runs_the_processor_of_an_installed_package(
         assert json.loads(kept) == {"the": 40_000, "quick": 20_000}
         assert uploads["odd.bin"].state is UploadState.FAILED
         (failed,) = await plant.all_of(AttemptFailed)
-        assert (failed.permanent, failed.message) == (True, "this is no text in UTF-8")
+        assert (failed.permanent, failed.message) == (True, "the file is not a text in UTF-8")
 
 
 @pytest.mark.usefixtures("installed")
