@@ -15,21 +15,18 @@ from application.commands import StartBatch
 from application.errors import Conflict, IdempotencyKeyReused
 from application.handlers.execute import CommandContext
 from application.ports.event_log import EventLog
-from domain.batch.aggregate import Batch
+from domain.batch.aggregate import Batch, label_error
 from domain.batch.events import BatchEvent, BatchStarted
 from domain.errors import FieldError, ValidationFailed
 from domain.file import (
     FileDeclaration,
-    has_control_characters,
     metadata_error,
     validate_declaration,
 )
 from domain.ids import upload_id_for
 
-MAX_LABEL = 200  # characters
 
-
-class StartedBatch(msgspec.Struct, frozen=True):
+class StartBatchResult(msgspec.Struct, frozen=True):
     """The batch after the command; `created` is False if its key had started it before."""
 
     batch: Batch
@@ -38,7 +35,9 @@ class StartedBatch(msgspec.Struct, frozen=True):
     position: int
 
 
-async def start_batch(log: EventLog, command: StartBatch, context: CommandContext) -> StartedBatch:
+async def start_batch(
+    log: EventLog, command: StartBatch, context: CommandContext
+) -> StartBatchResult:
     """Start a batch with all files of its manifest, or none: one fault and nothing is recorded.
 
     Raises ValidationFailed, IdempotencyKeyReused, Unavailable.
@@ -62,14 +61,14 @@ async def start_batch(log: EventLog, command: StartBatch, context: CommandContex
         appended = await log.append(append)
     except Conflict:
         return await _load_started(log, command)
-    return StartedBatch(batch, tuple(write.stream for write in writes), True, appended.position)
+    return StartBatchResult(batch, tuple(write.stream for write in writes), True, appended.position)
 
 
-async def _load_started(log: EventLog, command: StartBatch) -> StartedBatch:
+async def _load_started(log: EventLog, command: StartBatch) -> StartBatchResult:
     batch = await log.batch(command.id)
     if batch.fingerprint != command.fingerprint:
         raise IdempotencyKeyReused("this Idempotency-Key started another batch; send a new key")
-    return StartedBatch(batch, (), False, await _position_of_start(log, command))
+    return StartBatchResult(batch, (), False, await _position_of_start(log, command))
 
 
 async def _position_of_start(log: EventLog, command: StartBatch) -> int:
@@ -100,8 +99,8 @@ def _started_event(command: StartBatch, context: CommandContext) -> BatchStarted
 
 def _faults(command: StartBatch) -> list[FieldError]:
     faults = []
-    if len(command.label) > MAX_LABEL or has_control_characters(command.label):
-        faults.append(FieldError("label", f"must be at most {MAX_LABEL} printable characters"))
+    if problem := label_error(command.label):
+        faults.append(FieldError("label", problem))
     if problem := metadata_error(command.metadata):
         faults.append(FieldError("metadata", problem))
     for index, file in enumerate(command.files):

@@ -37,11 +37,20 @@ from domain.batch.state import (
     percent_of,
 )
 from domain.errors import InvalidState
-from domain.file import FileDeclaration
+from domain.file import FileDeclaration, has_control_characters
 from domain.ids import rejection_id_for, upload_id_for
 from domain.retry import RetryPolicy
 from domain.upload.events import UploadEvent, UploadRegistered, UploadRejected
 from domain.upload.state import UploadState
+
+MAX_LABEL = 200  # characters
+
+
+def label_error(label: str) -> str | None:
+    """Return why this is not a valid label of a batch, if it is not."""
+    if len(label) > MAX_LABEL or has_control_characters(label):
+        return f"must be at most {MAX_LABEL} printable characters"
+    return None
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="batch"):

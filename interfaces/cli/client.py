@@ -26,7 +26,12 @@ from interfaces.cli.console import (
     print_stderr,
 )
 from interfaces.cli.wait import Connection, Waits
-from interfaces.common.api_types import AddedAnswer, PageAnswer, ProblemDocument, StartedAnswer
+from interfaces.common.api_types import (
+    AddedUploadsResponse,
+    PageResponse,
+    ProblemDocument,
+    StartedBatchResponse,
+)
 
 T = TypeVar("T")
 
@@ -73,14 +78,18 @@ class Client:
 
     # Batches.
 
-    async def start_batch(self, options: Mapping[str, Any], *, key: str) -> StartedAnswer:
+    async def start_batch(self, options: Mapping[str, Any], *, key: str) -> StartedBatchResponse:
         """Starts a batch; the same idempotency key again gives the same one."""
         headers = {"Idempotency-Key": key}
-        return await self.ask("POST", "/v1/batches", StartedAnswer, json=options, headers=headers)
+        return await self.ask(
+            "POST", "/v1/batches", StartedBatchResponse, json=options, headers=headers
+        )
 
     async def add_files(self, batch: UUID, files: list[FileDeclaration]) -> list[FileResult]:
         body = {"files": files}
-        added = await self.ask("POST", f"/v1/batches/{batch}/uploads", AddedAnswer, json=body)
+        added = await self.ask(
+            "POST", f"/v1/batches/{batch}/uploads", AddedUploadsResponse, json=body
+        )
         return added.files
 
     async def batch(self, id: UUID | str, *, at: str | None = None) -> BatchView:
@@ -168,7 +177,7 @@ class Client:
         while True:
             size = str(min(PAGE, left) if left else PAGE)
             query = {**params, **place, "limit": size}
-            page = await ask(path, PageAnswer[msgspec.Raw], params=query)
+            page = await ask(path, PageResponse[msgspec.Raw], params=query)
             for item in page.items:
                 yield msgspec.json.decode(item, type=row)
             left = left - len(page.items) if left else None

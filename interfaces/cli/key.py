@@ -13,7 +13,7 @@ from application.ports.auth import Key
 from interfaces.cli import console
 from interfaces.cli.client import Client, run_with_client
 from interfaces.cli.console import ClientOptions
-from interfaces.common.api_types import NewKeyAnswer, PageAnswer
+from interfaces.common.api_types import NewKeyResponse, PageResponse
 
 app = App(name="key", help="Create, list and revoke API keys.")
 
@@ -50,8 +50,8 @@ def create(
     if expires_in is not None:
         body["expires_in"] = expires_in
 
-    async def run(client: Client) -> NewKeyAnswer:
-        return await client.ask("POST", "/v1/keys", NewKeyAnswer, json=body)
+    async def run(client: Client) -> NewKeyResponse:
+        return await client.ask("POST", "/v1/keys", NewKeyResponse, json=body)
 
     created = run_with_client(common, run)
     if common.json:
@@ -67,7 +67,7 @@ def list_(*, common: ClientOptions | None = None) -> None:
     common = common or ClientOptions()
 
     async def run(client: Client) -> list[Key]:
-        return (await client.ask("GET", "/v1/keys", PageAnswer[Key])).items
+        return (await client.ask("GET", "/v1/keys", PageResponse[Key])).items
 
     keys = run_with_client(common, run)
     if common.json:

@@ -14,7 +14,7 @@ from interfaces.cli.client import PATIENCE, Client, run_with_client
 from interfaces.cli.console import ClientOptions, CommandError
 from interfaces.cli.projection import run_with_container
 from interfaces.cli.serve import StorageOptions
-from interfaces.common.api_types import PageAnswer
+from interfaces.common.api_types import PageResponse
 
 if TYPE_CHECKING:
     from interfaces.bootstrap.container import Container
@@ -50,7 +50,7 @@ def keys(
     common = common or ClientOptions()
 
     async def run(client: Client) -> list[SigningKey]:
-        return (await client.ask("GET", "/v1/seals/keys", PageAnswer[SigningKey])).items
+        return (await client.ask("GET", "/v1/seals/keys", PageResponse[SigningKey])).items
 
     found = run_with_client(common, run)
     if common.json:

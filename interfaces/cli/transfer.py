@@ -19,7 +19,7 @@ from interfaces.cli.client import LOST, PASSING, Client, error_from_response
 from interfaces.cli.console import Refusal, one_command_error
 from interfaces.cli.files import Entry, ScannedFile, SkippedFile, scan
 from interfaces.cli.wait import Waits
-from interfaces.common.api_types import TakenAnswer
+from interfaces.common.api_types import ReceivedFilesResponse
 
 # The sending half of tus 1.0: where an upload stands, and the bytes from there on.
 
@@ -202,7 +202,7 @@ async def send_packed(client: Client, batch: UUID, body: bytes) -> Sequence[File
             async with client.connection.answer(request) as response:
                 answer = await response.read()
             if response.status < 400:
-                return msgspec.json.decode(answer, type=TakenAnswer).files
+                return msgspec.json.decode(answer, type=ReceivedFilesResponse).files
             refusal = error_from_response(response.status, answer)
             if response.status not in AGAIN:
                 raise refusal

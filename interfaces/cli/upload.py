@@ -36,7 +36,7 @@ from interfaces.cli.console import (
 from interfaces.cli.files import resolve_roots
 from interfaces.cli.progress import ProgressReporter, choose_reporter, wait_for_outcome
 from interfaces.cli.transfer import SHOWN_FAILURES, UploadProgress, UploadSession
-from interfaces.common.api_types import StartedAnswer
+from interfaces.common.api_types import StartedBatchResponse
 
 # What an upload must remember to go on after a kill: one small file, written before the start.
 
@@ -169,7 +169,7 @@ async def run_upload(
 async def _watch(
     client: Client,
     job: UploadJob,
-    batch: StartedAnswer,
+    batch: StartedBatchResponse,
     sending: asyncio.Task[UploadProgress],
     screen: ProgressReporter,
 ) -> BatchView | None:
@@ -215,7 +215,7 @@ async def _start(
     remembered: ResumeState,
     again: bool,
     screen: ProgressReporter,
-) -> StartedAnswer:
+) -> StartedBatchResponse:
     """The batch of this job: a new one, or the one that an earlier run began."""
     started = await _ask_for(client, job, remembered)
     if again and started.state in ("completed", "cancelling"):
@@ -230,13 +230,13 @@ async def _start(
     return started
 
 
-async def _ask_for(client: Client, job: UploadJob, remembered: ResumeState) -> StartedAnswer:
+async def _ask_for(client: Client, job: UploadJob, remembered: ResumeState) -> StartedBatchResponse:
     options = {"label": job.label, "pipeline": job.pipeline}
     return await client.start_batch(options, key=remembered.key)
 
 
 async def _send(
-    client: Client, job: UploadJob, batch: StartedAnswer, screen: ProgressReporter
+    client: Client, job: UploadJob, batch: StartedBatchResponse, screen: ProgressReporter
 ) -> UploadProgress:
     """Sends what is missing, and seals the batch; nothing where an earlier run did that."""
     if batch.state != "open":

@@ -14,17 +14,17 @@ from interfaces.cli import console
 from interfaces.cli.client import Client, run_with_client
 from interfaces.cli.console import ClientOptions, CommandError, Exit, UsageError
 from interfaces.common.api_types import (
-    DeliveryAnswer,
-    RedeliveryAnswer,
-    SecretAnswer,
-    TestRequestedAnswer,
-    WebhookAnswer,
+    DeliveryResponse,
+    RedeliveryResponse,
+    SecretResponse,
+    TestRequestedResponse,
+    WebhookResponse,
 )
 
 # Webhooks and deliveries as the API tells them, and how they are told to people.
 
 
-def health_label(webhook: WebhookAnswer) -> str:
+def health_label(webhook: WebhookResponse) -> str:
     """How it fares, in a few words."""
     if not webhook.enabled:
         return f"disabled: {webhook.reason}"
@@ -33,7 +33,7 @@ def health_label(webhook: WebhookAnswer) -> str:
     return "enabled"
 
 
-def webhook_details(webhook: WebhookAnswer) -> Iterator[str]:
+def webhook_details(webhook: WebhookResponse) -> Iterator[str]:
     """One webhook, line by line."""
     limits = [f"label {webhook.label}"] if webhook.label is not None else []
     limits += ["on request"] if webhook.on_request else []
@@ -52,7 +52,7 @@ def webhook_details(webhook: WebhookAnswer) -> Iterator[str]:
     yield f"  changed {console.format_time(webhook.changed_at)} by {webhook.changed_by}"
 
 
-def delivery_summary(delivery: DeliveryAnswer) -> str:
+def delivery_summary(delivery: DeliveryResponse) -> str:
     """What came of a delivery, and what is next."""
     last = delivery.last
     if last is None:
@@ -107,8 +107,8 @@ def add(
     body: dict[str, Any] = {"url": address, "on_request": on_request, "description": description}
     body |= {name: value for name, value in given.items() if value is not None}
 
-    async def run(client: Client) -> SecretAnswer:
-        return await client.ask("POST", "/v1/webhooks", SecretAnswer, json=body)
+    async def run(client: Client) -> SecretResponse:
+        return await client.ask("POST", "/v1/webhooks", SecretResponse, json=body)
 
     _tell_secret(common, run_with_client(common, run))
 
@@ -118,8 +118,8 @@ def list_(*, common: ClientOptions | None = None) -> None:
     """List webhooks, newest first, and how each fares."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> list[WebhookAnswer]:
-        return [row async for row in client.pages("/v1/webhooks", WebhookAnswer, {}, latest=True)]
+    async def run(client: Client) -> list[WebhookResponse]:
+        return [row async for row in client.pages("/v1/webhooks", WebhookResponse, {}, latest=True)]
 
     webhooks = run_with_client(common, run)
     if common.json:
@@ -136,8 +136,8 @@ def show(id: str, *, common: ClientOptions | None = None) -> None:
     """Show one webhook, and how it fares."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> WebhookAnswer:
-        return await client.ask("GET", f"/v1/webhooks/{id}", WebhookAnswer)
+    async def run(client: Client) -> WebhookResponse:
+        return await client.ask("GET", f"/v1/webhooks/{id}", WebhookResponse)
 
     _tell(common, run_with_client(common, run))
 
@@ -147,8 +147,8 @@ def request_test(id: str, *, common: ClientOptions | None = None) -> int:
     """Send a test, also to a disabled webhook, and tell what was answered."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> DeliveryAnswer:
-        asked = await client.ask("POST", f"/v1/webhooks/{id}/test", TestRequestedAnswer)
+    async def run(client: Client) -> DeliveryResponse:
+        asked = await client.ask("POST", f"/v1/webhooks/{id}/test", TestRequestedResponse)
         loop = asyncio.get_running_loop()
         end = loop.time() + PATIENCE
         while True:
@@ -172,8 +172,8 @@ def rotate(id: str, *, common: ClientOptions | None = None) -> None:
     """Make a new secret and print it, once; the earlier one signs as well for another day."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> SecretAnswer:
-        return await client.ask("POST", f"/v1/webhooks/{id}/rotate", SecretAnswer)
+    async def run(client: Client) -> SecretResponse:
+        return await client.ask("POST", f"/v1/webhooks/{id}/rotate", SecretResponse)
 
     _tell_secret(common, run_with_client(common, run))
 
@@ -183,8 +183,8 @@ def enable(id: str, *, common: ClientOptions | None = None) -> None:
     """Tell a webhook again, beginning at once with what waits."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> WebhookAnswer:
-        return await client.ask("POST", f"/v1/webhooks/{id}/enable", WebhookAnswer)
+    async def run(client: Client) -> WebhookResponse:
+        return await client.ask("POST", f"/v1/webhooks/{id}/enable", WebhookResponse)
 
     _tell(common, run_with_client(common, run))
 
@@ -196,9 +196,9 @@ def disable(
     """Stop telling a webhook; what happens meanwhile waits."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> WebhookAnswer:
+    async def run(client: Client) -> WebhookResponse:
         return await client.ask(
-            "POST", f"/v1/webhooks/{id}/disable", WebhookAnswer, json={"reason": reason}
+            "POST", f"/v1/webhooks/{id}/disable", WebhookResponse, json={"reason": reason}
         )
 
     _tell(common, run_with_client(common, run))
@@ -219,7 +219,7 @@ def remove(id: str, *, common: ClientOptions | None = None) -> None:
         console.print_line(f"webhook {id} is removed")
 
 
-def _tell(common: ClientOptions, webhook: WebhookAnswer) -> None:
+def _tell(common: ClientOptions, webhook: WebhookResponse) -> None:
     if common.json:
         console.emit(webhook)
         return
@@ -227,7 +227,7 @@ def _tell(common: ClientOptions, webhook: WebhookAnswer) -> None:
         console.print_line(line)
 
 
-def _tell_secret(common: ClientOptions, made: SecretAnswer) -> None:
+def _tell_secret(common: ClientOptions, made: SecretResponse) -> None:
     if common.json:
         console.emit(made)
         return
@@ -236,9 +236,9 @@ def _tell_secret(common: ClientOptions, made: SecretAnswer) -> None:
     console.print_stderr("keep the secret: it is shown this once")
 
 
-async def _newest(client: Client, id: str, limit: int) -> list[DeliveryAnswer]:
+async def _newest(client: Client, id: str, limit: int) -> list[DeliveryResponse]:
     path = f"/v1/webhooks/{id}/deliveries"
-    return [row async for row in client.pages(path, DeliveryAnswer, {}, limit=limit, latest=True)]
+    return [row async for row in client.pages(path, DeliveryResponse, {}, limit=limit, latest=True)]
 
 
 # `uptrail webhook deliveries` and `redeliver`: what a webhook was told, and telling it again.
@@ -266,11 +266,11 @@ def deliveries(
     common = common or ClientOptions()
     params = {"state": state} if state else {}
 
-    async def run(client: Client) -> list[DeliveryAnswer]:
+    async def run(client: Client) -> list[DeliveryResponse]:
         path = f"/v1/webhooks/{id}/deliveries"
         return [
             row
-            async for row in client.pages(path, DeliveryAnswer, params, limit=limit, latest=True)
+            async for row in client.pages(path, DeliveryResponse, params, limit=limit, latest=True)
         ]
 
     found = run_with_client(common, run)
@@ -307,11 +307,11 @@ def redeliver(
     async def run(client: Client) -> int:
         if failed_since is None:
             one = f"{path}/deliveries/{position}/redeliver"
-            await client.ask("POST", one, DeliveryAnswer)
+            await client.ask("POST", one, DeliveryResponse)
             return 1
         since = failed_since if failed_since.tzinfo else failed_since.astimezone(UTC)
         again = await client.ask(
-            "POST", f"{path}/redeliver", RedeliveryAnswer, json={"since": since}
+            "POST", f"{path}/redeliver", RedeliveryResponse, json={"since": since}
         )
         return again.deliveries
 
@@ -324,7 +324,7 @@ def redeliver(
         )
 
 
-def _row(one: DeliveryAnswer) -> tuple[object, ...]:
+def _row(one: DeliveryResponse) -> tuple[object, ...]:
     last = one.last
     return (
         one.position,

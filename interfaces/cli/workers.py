@@ -6,7 +6,7 @@ from application.ports.jobs import OpenAttempt, ProcessView
 from interfaces.cli import console
 from interfaces.cli.client import Client, run_with_client
 from interfaces.cli.console import ClientOptions
-from interfaces.common.api_types import WorkersAnswer
+from interfaces.common.api_types import WorkersResponse
 
 _HEAD = ("machine", "pid", "roles", "version", "since", "last heard", "state", "holds")
 
@@ -15,8 +15,8 @@ def workers(*, common: ClientOptions | None = None) -> None:
     """List the processes of all machines: roles, versions, signs of life, and running attempts."""
     common = common or ClientOptions()
 
-    async def run(client: Client) -> WorkersAnswer:
-        return await client.ask("GET", "/v1/workers", WorkersAnswer)
+    async def run(client: Client) -> WorkersResponse:
+        return await client.ask("GET", "/v1/workers", WorkersResponse)
 
     found = run_with_client(common, run)
     if common.json:

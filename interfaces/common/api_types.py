@@ -20,8 +20,8 @@ from application.views import UploadView
 Row = TypeVar("Row")
 
 
-class StartedAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch that was started; `uploads` are the ids of the files sent, in their order."""
+class StartedBatchResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch that was started; `uploads` are the ids of the files of its manifest, in order."""
 
     id: UUID
     owner: str
@@ -35,8 +35,8 @@ class StartedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     position: int
 
 
-class CommandAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a command leads to: the state, whether the batch is paused now, or its priority."""
+class CommandResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Result of a command: the new state, whether the batch is paused, or its priority."""
 
     id: UUID
     state: str | None = None
@@ -45,8 +45,8 @@ class CommandAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     position: int = 0
 
 
-class AddedAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of each file of a list, in its order."""
+class AddedUploadsResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """Result for each file of a list, in its order."""
 
     files: list[FileResult]
     added: int
@@ -55,10 +55,10 @@ class AddedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     position: int
 
 
-class TakenAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of each file of a request that carried their bytes, in its order.
+class ReceivedFilesResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """Result for each file of a request that carried their bytes, in its order.
 
-    A file is `received`, `known` (all of it was there), or `rejected` for what its `code` says.
+    A file is `received`, `known` (received before), or `rejected` with a `code`.
     """
 
     files: tuple[FileResult, ...]
@@ -68,8 +68,8 @@ class TakenAnswer(msgspec.Struct, frozen=True, kw_only=True):
     position: int
 
 
-class PageAnswer(msgspec.Struct, Generic[Row], frozen=True, kw_only=True):
-    """Some rows; `next` goes into the next request (`cursor`, or `after` of a history)."""
+class PageResponse(msgspec.Struct, Generic[Row], frozen=True, kw_only=True):
+    """One page of rows; pass `next` in the next request (`cursor`, or `after` of a history)."""
 
     items: list[Row]
     next: str | int | None
@@ -77,7 +77,7 @@ class PageAnswer(msgspec.Struct, Generic[Row], frozen=True, kw_only=True):
 
 
 class HistoryItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One recorded event; `command` and `trace` say what caused it, where that is known."""
+    """One recorded event; `command` and `trace` identify its cause, if known."""
 
     position: int
     version: int
@@ -90,15 +90,15 @@ class HistoryItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     data: dict[str, Any]
 
 
-class NewKeyAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A new key; `text` is shown this once and never again."""
+class NewKeyResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A new key; `text` is shown only here."""
 
     key: Key
     text: str
 
 
-class WorkersAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Every worker; to an operator, only with the attempts at uploads of their own owner.
+class WorkersResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """Every worker; an operator sees only attempts at uploads of their own owner.
 
     `processes` are those of every role, on every machine.
     """
@@ -107,11 +107,11 @@ class WorkersAnswer(msgspec.Struct, frozen=True, kw_only=True):
     processes: list[ProcessView]
 
 
-class WebhookAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A webhook, and how it fares; `reason` says why it is disabled.
+class WebhookResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A webhook and the state of its deliveries; `reason` is why it is disabled.
 
     Earlier secrets sign until `earlier_secrets_until`, if there are any. `missed` counts the
-    events that were not kept because too many were waiting, from position `missed_after` on.
+    events that were not queued because too many were waiting, from position `missed_after` on.
     """
 
     id: UUID
@@ -137,26 +137,26 @@ class WebhookAnswer(msgspec.Struct, frozen=True, kw_only=True):
     version: int
 
 
-class SecretAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A webhook with its new secret, which is shown this once."""
+class SecretResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A webhook with its new secret, which is shown only here."""
 
-    webhook: WebhookAnswer
+    webhook: WebhookResponse
     secret: str
     position: int
 
 
-class TestRequestedAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A test that is under way: its delivery has this position."""
+class TestRequestedResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A requested test; its delivery has this position."""
 
     webhook: UUID
     position: int
 
 
-class DeliveryAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one event for one webhook; `id` is what the receiver knows it by.
+class DeliveryResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """Delivery of one event to one webhook; `id` is the one that the receiver gets.
 
-    `next_at` is when it is tried again; a pending one without waits for its turn, or for the end
-    of an earlier one of the same batch. `last` is the last request and its answer.
+    `next_at` is the time of the next attempt; a pending delivery without it waits in the queue, or
+    for the end of an earlier one of the same batch. `last` is the last request and its response.
     """
 
     id: str
@@ -173,34 +173,34 @@ class DeliveryAnswer(msgspec.Struct, frozen=True, kw_only=True):
     last: DeliveryAttempt | None
 
 
-class RedeliveryAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """How many deliveries are made again."""
+class RedeliveryResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """The number of deliveries that are made again."""
 
     webhook: UUID
     deliveries: int
 
 
-class Complaint(msgspec.Struct, frozen=True):
-    """One thing that is wrong: `pointer` (RFC 6901) into the body, or the parameter's name."""
+class FieldProblem(msgspec.Struct, frozen=True):
+    """One invalid field: `pointer` (RFC 6901) into the body, or the name of the parameter."""
 
     pointer: str
     detail: str
 
 
 class ProblemDocument(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a client reads: `code` for programs, `title` and `detail` for people."""
+    """A problem (RFC 9457): `code` for programs, `title` and `detail` for people."""
 
     type: str
     title: str
     status: int
     code: str
     detail: str = ""
-    errors: tuple[Complaint, ...] = ()
+    errors: tuple[FieldProblem, ...] = ()
     request_id: str = ""
     instance: str = ""
 
 
-# Where the bytes lie is nobody's business outside.
+# The name of a blob is internal.
 PublicUpload: type[msgspec.Struct] = msgspec.defstruct(
     "Upload",
     [
@@ -212,6 +212,6 @@ PublicUpload: type[msgspec.Struct] = msgspec.defstruct(
 )
 
 
-def public(upload: UploadView) -> msgspec.Struct:
-    """The upload as clients may see it."""
+def public_view(upload: UploadView) -> msgspec.Struct:
+    """Return the upload without internal fields."""
     return msgspec.convert(upload, PublicUpload, from_attributes=True)

@@ -32,7 +32,7 @@ from domain.errors import (
     ValidationFailed,
 )
 from infrastructure.database_errors import is_transient
-from interfaces.common.api_types import Complaint, ProblemDocument
+from interfaces.common.api_types import FieldProblem, ProblemDocument
 from interfaces.common.middleware import REQUEST_ID, STARTED
 
 # Says where in a JSON document a fault is, as a JSON Pointer (RFC 6901) or a byte position.
@@ -96,7 +96,7 @@ class Problem(Exception):
         detail: str = "",
         *,
         title: str = "",
-        errors: Iterable[Complaint] = (),
+        errors: Iterable[FieldProblem] = (),
         headers: Mapping[str, str] | None = None,
         type: str = "",
         members: Mapping[str, int] | None = None,
@@ -177,10 +177,10 @@ def problem_of(error: Exception) -> Problem:
         case Problem():
             return error
         case ValidationFailed(faults=faults):
-            complaints = [Complaint(pointer_of(fault), fault.message) for fault in faults[:100]]
+            complaints = [FieldProblem(pointer_of(fault), fault.message) for fault in faults[:100]]
             return invalid(*complaints, total=len(faults))
         case msgspec.ValidationError():
-            return invalid(Complaint(*json_pointer_of(error)))
+            return invalid(FieldProblem(*json_pointer_of(error)))
         case msgspec.DecodeError():
             return Problem(400, "malformed_json", str(error))
         case BadCursor():
@@ -222,7 +222,7 @@ def unauthenticated(detail: str, *, error: str = "") -> Problem:
     return Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": challenge})
 
 
-def invalid(*complaints: Complaint, total: int | None = None) -> Problem:
+def invalid(*complaints: FieldProblem, total: int | None = None) -> Problem:
     """422: the body can be read, and breaks rules; nothing was recorded."""
     count = total or len(complaints)
     first = complaints[0]
@@ -234,7 +234,7 @@ def invalid(*complaints: Complaint, total: int | None = None) -> Problem:
 
 def bad_parameter(name: str, message: str) -> Problem:
     """400: a parameter of the query or a header makes no sense."""
-    return Problem(400, "bad_parameter", f"{name} {message}", errors=[Complaint(name, message)])
+    return Problem(400, "bad_parameter", f"{name} {message}", errors=[FieldProblem(name, message)])
 
 
 def _of_aiohttp(error: web.HTTPException) -> Problem:

@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 
 from application.errors import NotFound
 from domain.file import has_control_characters
-from interfaces.common.api_types import Complaint
+from interfaces.common.api_types import FieldProblem
 from interfaces.common.body import send_100_continue
 from interfaces.common.problems import RETRY_SOON, Problem, bad_parameter, byte_position
 from interfaces.common.services import SERVICES
@@ -52,7 +52,7 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def malformed(detail: str) -> Problem:
-    return Problem(400, "malformed_json", f"the body {detail}", errors=[Complaint("", detail)])
+    return Problem(400, "malformed_json", f"the body {detail}", errors=[FieldProblem("", detail)])
 
 
 def require_content_type(request: web.Request, *types: str) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import WSMsgType
 
 from application.views import AttemptView, BatchView, UploadView
-from interfaces.common.api_types import public
+from interfaces.common.api_types import public_view
 
 # What travels on the feed: the client's messages, the server's frames, and how a socket ends.
 
@@ -283,7 +283,7 @@ ENCODINGS: dict[str, Encoding] = {
 
 def public_row(row: Row) -> msgspec.Struct:
     """The row as clients may see it."""
-    return public(row) if isinstance(row, UploadView) else row
+    return public_view(row) if isinstance(row, UploadView) else row
 
 
 def _array_of(length: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What clients get as JSON."""
+"""JSON responses with the position of the log that they reflect."""
 
 from __future__ import annotations
 
@@ -13,26 +13,17 @@ POSITION = "Uptrail-Position"
 _encode = msgspec.json.Encoder().encode
 
 
-class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`lag` is how many positions the read model is behind the log."""
-
-    status: str
-    head: int | None = None
-    position: int | None = None
-    lag: int | None = None
-
-
-def json_answer(
+def json_response(
     value: Any,
     *,
     status: int = 200,
     position: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
-    """The value as JSON; `position` is the place in the log it reflects, at least."""
-    sent = dict(headers or {})
+    """Return the value as JSON; `position` is the least position of the log that it reflects."""
+    all_headers = dict(headers or {})
     if position is not None:
-        sent[POSITION] = str(position)
+        all_headers[POSITION] = str(position)
     return web.Response(
-        status=status, body=_encode(value), content_type="application/json", headers=sent
+        status=status, body=_encode(value), content_type="application/json", headers=all_headers
     )

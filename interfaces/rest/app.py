@@ -26,26 +26,20 @@ from interfaces.common.running_requests import watch_running_requests
 from interfaces.common.services import SERVICES, Services
 from interfaces.feed import asyncapi
 from interfaces.rest import (
-    adding,
+    admin,
+    batch_creation,
     batches,
     callbacks,
-    controls,
-    erasures,
     history,
-    keys,
     openapi,
-    operations,
     reports,
     seals,
     session,
-    starting,
     uploads,
-    workers,
+    webhook_deliveries,
+    webhooks,
 )
-from interfaces.rest.operations import VITALS
-from interfaces.rest.webhooks import controls as webhook_controls
-from interfaces.rest.webhooks import deliveries
-from interfaces.rest.webhooks import resource as webhooks
+from interfaces.rest.admin import VITALS
 from interfaces.uploads import ietf as resumable
 from interfaces.uploads import tus as tus
 from interfaces.uploads.content import artifact, content, download
@@ -103,24 +97,18 @@ def _add_collection(app: web.Application, path: str, *, tus_endpoint: bool = Fal
 
 # The router tries resources in this order: what small files are sent to comes first.
 OPERATIONS: tuple[Operation, ...] = (
-    *adding.OPERATIONS,
-    *starting.OPERATIONS,
+    *batch_creation.OPERATIONS,
     *batches.OPERATIONS,
     *uploads.OPERATIONS,
-    *controls.OPERATIONS,
     *reports.OPERATIONS,
-    *workers.OPERATIONS,
     *history.OPERATIONS,
     *seals.OPERATIONS,
     *callbacks.OPERATIONS,
-    *keys.OPERATIONS,
-    *erasures.OPERATIONS,
     *webhooks.OPERATIONS,
-    *webhook_controls.OPERATIONS,
-    *deliveries.OPERATIONS,
+    *webhook_deliveries.OPERATIONS,
     *session.LOGIN_OPERATIONS,
     *session.PRINCIPAL_OPERATIONS,
-    *operations.OPERATIONS,
+    *admin.OPERATIONS,
     *openapi.OPERATIONS,
     *asyncapi.OPERATIONS,
 )
@@ -155,7 +143,7 @@ def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Ap
     add_operations(app, OPERATIONS)
     feed.add_routes(app)
     page.add_routes(app)
-    openapi.describe(app, OPERATIONS)
+    openapi.install_document(app, OPERATIONS)
     return app
 
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from application.ports.jobs import CallbackReport, RemoteStep
 from domain.upload.aggregate import Upload
 from domain.upload.state import UploadState
-from interfaces.common.api_types import Complaint
+from interfaces.common.api_types import FieldProblem
 from interfaces.common.problems import Problem, invalid
 from interfaces.common.requests import Query, json_body
 from interfaces.common.routing import Operation
@@ -44,7 +44,7 @@ async def report(request: web.Request) -> web.Response:
     await _still_running(request, step)
     reported = await json_body(request, _decoder)
     if reported.result is not None and len(msgspec.json.encode(reported.result)) > MAX_RESULT:
-        raise invalid(Complaint("/result", f"must be at most {MAX_RESULT} bytes of JSON"))
+        raise invalid(FieldProblem("/result", f"must be at most {MAX_RESULT} bytes of JSON"))
     if not await remote_steps.record_report(step.id, reported):
         if await remote_steps.by_callback(token) is None:
             raise _over()

@@ -20,7 +20,7 @@ from interfaces.common.access import (
     reject_batch_scoped_key,
     require,
 )
-from interfaces.common.api_types import HistoryItem, PageAnswer
+from interfaces.common.api_types import HistoryItem, PageResponse
 from interfaces.common.problems import bad_parameter
 from interfaces.common.requests import (
     MAX_POSITION,
@@ -33,7 +33,7 @@ from interfaces.common.requests import (
 from interfaces.common.responses import STREAMS, Stream, write_in_pieces
 from interfaces.common.routing import ANY_SCOPE, OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import POSITION, json_answer
+from interfaces.rest.answers import POSITION, json_response
 
 QUERY = ("after", "limit", "format", "min_position")
 BOTH_WAYS = ("after", "before", "limit", "format", "min_position")
@@ -163,7 +163,7 @@ def _page(
     request: web.Request, events: Sequence[RecordedEvent], next: int | None, position: int
 ) -> web.Response:
     items = [history_item(recorded, principal_of(request)) for recorded in events]
-    return json_answer(PageAnswer(items=items, next=next, position=position), position=position)
+    return json_response(PageResponse(items=items, next=next, position=position), position=position)
 
 
 def _fitting(request: web.Request, events: Sequence[RecordedEvent]) -> int:
@@ -222,7 +222,7 @@ def _operation(
         summary=f"Recorded events of {what}, oldest first",
         query=query,
         scopes=scopes,
-        answers={200: PageAnswer[HistoryItem]},
+        answers={200: PageResponse[HistoryItem]},
     )
 
 

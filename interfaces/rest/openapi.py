@@ -1,4 +1,4 @@
-"""`/openapi.json`: the API described from the very table that the router was made from."""
+"""The OpenAPI 3.1 document, generated from the table of operations that the router uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from interfaces.common.requests import LATEST
 from interfaces.common.routing import Operation
 from interfaces.rest.answers import POSITION
 from interfaces.rest.idempotency import HEADER
-from interfaces.rest.webhooks.messages import MESSAGES, webhook_schemas
+from interfaces.rest.webhook_messages import MESSAGES, webhook_schemas
 
 DOCUMENT: web.AppKey[bytes] = web.AppKey("openapi", bytes)
 
@@ -46,23 +46,23 @@ _QUERY: dict[str, dict[str, Any]] = {
 }
 
 
-async def document(request: web.Request) -> web.Response:
+async def show_document(request: web.Request) -> web.Response:
     return web.Response(body=request.app[DOCUMENT], content_type="application/json")
 
 
-def describe(app: web.Application, operations: Sequence[Operation]) -> None:
-    """Writes the document, once, for the handler to give out."""
+def install_document(app: web.Application, operations: Sequence[Operation]) -> None:
+    """Encode the document once, for `show_document` to return."""
     app[DOCUMENT] = msgspec.json.encode(openapi(operations))
 
 
 def openapi(operations: Sequence[Operation]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of these operations."""
-    types = [*_types(operations), ProblemDocument, *MESSAGES]
+    """Return the OpenAPI 3.1 document of these operations."""
+    types = [*_body_types(operations), ProblemDocument, *MESSAGES]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     schema_of = dict(zip(map(repr, types), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        described = _described(operation, schema_of)
+        described = _describe_operation(operation, schema_of)
         paths.setdefault(operation.path, {})[operation.method.lower()] = described
     return {
         "openapi": "3.1.0",
@@ -81,8 +81,8 @@ def openapi(operations: Sequence[Operation]) -> dict[str, Any]:
     }
 
 
-def _types(operations: Iterable[Operation]) -> Iterable[Any]:
-    """Each type of a body once."""
+def _body_types(operations: Iterable[Operation]) -> Iterable[Any]:
+    """Return each type of a request or response body once."""
     found = {}
     for operation in operations:
         for type in (operation.body, *operation.answers.values()):
@@ -91,20 +91,20 @@ def _types(operations: Iterable[Operation]) -> Iterable[Any]:
     return found.values()
 
 
-def _described(operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any]:
-    answers = {
-        str(status): _answer(status, type, operation.media, schema_of)
+def _describe_operation(operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any]:
+    responses = {
+        str(status): _describe_response(status, type, operation.media, schema_of)
         for status, type in operation.answers.items()
     }
-    answers["default"] = {
+    responses["default"] = {
         "description": "A problem (RFC 9457)",
         "content": {CONTENT_TYPE: {"schema": schema_of[repr(ProblemDocument)]}},
     }
     described: dict[str, Any] = {
-        "operationId": _name(operation),
+        "operationId": _operation_id(operation),
         "summary": operation.summary,
-        "parameters": _parameters(operation),
-        "responses": answers,
+        "parameters": _describe_parameters(operation),
+        "responses": responses,
     }
     if operation.scopes:
         described["description"] = (
@@ -119,15 +119,17 @@ def _described(operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any
     return described
 
 
-def _answer(status: int, type: Any, media: str, schema_of: dict[str, Any]) -> dict[str, Any]:
-    answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+def _describe_response(
+    status: int, type: Any, media: str, schema_of: dict[str, Any]
+) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if type is not None:
-        answer["content"] = {media: {"schema": schema_of[repr(type)]}}
-        answer["headers"] = {POSITION: {"schema": {"type": "string"}}}
-    return answer
+        response["content"] = {media: {"schema": schema_of[repr(type)]}}
+        response["headers"] = {POSITION: {"schema": {"type": "string"}}}
+    return response
 
 
-def _parameters(operation: Operation) -> list[dict[str, Any]]:
+def _describe_parameters(operation: Operation) -> list[dict[str, Any]]:
     named = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"\{(\w+)\}", operation.path)
@@ -140,7 +142,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
     return [*named, *asked, *([key] if operation.repeatable else [])]
 
 
-def _name(operation: Operation) -> str:
+def _operation_id(operation: Operation) -> str:
     """Such as `post_v1_batches_id_seal`."""
     return re.sub(r"\W+", "_", f"{operation.method.lower()}{operation.path}").strip("_")
 
@@ -149,7 +151,7 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/openapi.json",
-        handler=document,
+        handler=show_document,
         summary="This description",
         scopes=(),
         answers={200: dict[str, Any]},

@@ -18,12 +18,12 @@ from interfaces.common.access import (
     reject_batch_scoped_key,
     require,
 )
-from interfaces.common.api_types import PageAnswer
+from interfaces.common.api_types import PageResponse
 from interfaces.common.requests import NDJSON, Query, path_id, wait_for_min_position
 from interfaces.common.responses import STREAMS, Stream, write_in_pieces
 from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import json_answer
+from interfaces.rest.answers import json_response
 
 EXPORT = ("after", "min_position")
 PAGE = 1000  # seals
@@ -40,7 +40,7 @@ async def listing(request: web.Request) -> web.Response:
     seals = list(await services.seals.page(query.integer("after", 0), limit))
     next = seals[-1].number if len(seals) == limit else None
     position = await services.queries.position()
-    return json_answer(PageAnswer(items=seals, next=next, position=position))
+    return json_response(PageResponse(items=seals, next=next, position=position))
 
 
 async def keys(request: web.Request) -> web.Response:
@@ -48,7 +48,7 @@ async def keys(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     found = list(await services.seals.keys())
     position = await services.queries.position()
-    return json_answer(PageAnswer(items=found, next=None, position=position))
+    return json_response(PageResponse(items=found, next=None, position=position))
 
 
 async def export(request: web.Request) -> web.StreamResponse:
@@ -158,14 +158,14 @@ OPERATIONS = (
         handler=listing,
         summary="The chain of seals, oldest first",
         query=("after", "limit"),
-        answers={200: PageAnswer[AuditSeal]},
+        answers={200: PageResponse[AuditSeal]},
     ),
     Operation(
         method="GET",
         path="/v1/seals/keys",
         handler=keys,
         summary="The public keys of seals, oldest first",
-        answers={200: PageAnswer[SigningKey]},
+        answers={200: PageResponse[SigningKey]},
     ),
     _export("/v1/history/export", export, "everything"),
     _export("/v1/batches/{id}/history/export", export_of_batch, "the events of a batch"),

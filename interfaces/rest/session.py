@@ -12,7 +12,7 @@ from interfaces.common.problems import Problem, bad_parameter, unauthenticated
 from interfaces.common.requests import Query, json_body
 from interfaces.common.routing import Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import json_answer
+from interfaces.rest.answers import json_response
 from interfaces.rest.forms import LoginCode
 
 MAX_BODY = 1024  # bytes: clients need no credential to send one
@@ -122,7 +122,7 @@ LOGIN_OPERATIONS = (
 
 async def show(request: web.Request) -> web.Response:
     Query(request, ())
-    return json_answer(principal_of(request))
+    return json_response(principal_of(request))
 
 
 PRINCIPAL_OPERATIONS = (

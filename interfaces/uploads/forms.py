@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from application.commands import SealBatch, StartBatch
-from application.handlers.batches import StartedBatch, start_batch
+from application.handlers.batches import StartBatchResult, start_batch
 from application.handlers.execute import execute
 from application.handlers.uploads import FileResult
 from application.ports.auth import Principal
@@ -24,9 +24,9 @@ from interfaces.common.forwarded import public_url
 from interfaces.common.requests import Query
 from interfaces.common.routing import UPLOAD_SCOPES
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import json_answer
+from interfaces.rest.answers import json_response
 from interfaces.rest.forms import NewBatch
-from interfaces.rest.idempotency import context_of, fingerprint_of, idempotency_key
+from interfaces.rest.idempotency import command_context, idempotency_key, request_fingerprint
 from interfaces.uploads.multipart import (
     MEDIA_TYPE,
     FormReader,
@@ -89,7 +89,7 @@ class _FormUpload:
         self._principal = principal
         self._stack = stack
         self._fields: dict[str, str] = {}
-        self._started: StartedBatch | None = None
+        self._started: StartBatchResult | None = None
         self._receiver: MultiFileReceiver | None = None
 
     async def take(self, part: Part, reader: FormReader) -> None:
@@ -113,7 +113,7 @@ class _FormUpload:
         sealed = batch
         if batch.state is BatchState.OPEN:
             command = SealBatch(batch=batch.id)
-            sealed = (await execute(log, command, context_of(self._request))).aggregate
+            sealed = (await execute(log, command, command_context(self._request))).aggregate
         position = await log.head()
         statuses = [file.status for file in files]
         answer = FormUploadResponse(
@@ -127,7 +127,7 @@ class _FormUpload:
         )
         status = 201 if self._started.created else 200
         headers = {"Location": public_url(self._request, f"/v1/batches/{batch.id}")}
-        return json_answer(answer, status=status, position=position, headers=headers)
+        return json_response(answer, status=status, position=position, headers=headers)
 
     async def _take_field(self, name: str, reader: FormReader) -> None:
         if name in IGNORED:
@@ -153,9 +153,9 @@ class _FormUpload:
             pipeline=form.pipeline,
             retry_policy=services.settings.retry_policy_of(form.pipeline),
             metadata=form.metadata,
-            fingerprint=fingerprint_of(MEDIA_TYPE, form) if key else "",
+            fingerprint=request_fingerprint(MEDIA_TYPE, form) if key else "",
         )
-        self._started = await start_batch(services.log, command, context_of(self._request))
+        self._started = await start_batch(services.log, command, command_context(self._request))
         taking = multi_file_receiver(self._request, command.id, self._principal)
         self._receiver = await self._stack.enter_async_context(taking)
         return self._receiver

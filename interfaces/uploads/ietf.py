@@ -23,7 +23,7 @@ from interfaces.common.body import Body, read_all, reject_content_encoding, sing
 from interfaces.common.problems import Problem, bad_parameter
 from interfaces.common.requests import path_id
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import json_answer
+from interfaces.rest.answers import json_response
 from interfaces.uploads import tus as tus
 from interfaces.uploads.ietf_protocol import (
     COMPLETE,
@@ -89,7 +89,7 @@ def completed_response(request: web.Request, upload: Upload) -> web.Response:
         COMPLETE: "?1",
         OFFSET: str(upload.received),
     }
-    return json_answer(answer, status=201, headers=headers)
+    return json_response(answer, status=201, headers=headers)
 
 
 def created_response(request: web.Request, upload: Upload) -> web.Response:

@@ -18,12 +18,12 @@ from application.handlers.uploads import FileResult
 from application.transfers.multi_file import MultiFileReceiver
 from domain.file import FileDeclaration
 from interfaces.common.access import load_batch, require
-from interfaces.common.api_types import TakenAnswer
+from interfaces.common.api_types import ReceivedFilesResponse
 from interfaces.common.body import reject_content_encoding
 from interfaces.common.requests import Query, path_id
 from interfaces.common.routing import UPLOAD_SCOPES
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import json_answer
+from interfaces.rest.answers import json_response
 from interfaces.uploads.multipart import ByteStream, Malformed, stream_of
 from interfaces.uploads.setup import limit_files, multi_file_receiver
 
@@ -229,12 +229,12 @@ async def answer(
     request: web.Request, files: tuple[FileResult, ...], position: int
 ) -> web.Response:
     position = position or await request.app[SERVICES].log.head()
-    return json_answer(tar_result(files, position), position=position)
+    return json_response(tar_result(files, position), position=position)
 
 
-def tar_result(files: tuple[FileResult, ...], position: int) -> TakenAnswer:
+def tar_result(files: tuple[FileResult, ...], position: int) -> ReceivedFilesResponse:
     statuses = [file.status for file in files]
-    return TakenAnswer(
+    return ReceivedFilesResponse(
         files=files,
         received=statuses.count("received"),
         known=statuses.count("known"),

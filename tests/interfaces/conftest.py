@@ -19,7 +19,7 @@ from interfaces.bootstrap.container import ALL_ROLES
 from interfaces.bootstrap.listen import Ready
 from interfaces.bootstrap.server import serve
 from interfaces.common import requests
-from interfaces.rest.webhooks import lists
+from interfaces.rest import webhooks
 from tests.support import run
 
 PATIENCE = 120.0  # seconds for a server to come up or to end
@@ -40,8 +40,8 @@ class LiveServer:
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for their own write waits for it as long as a slow machine takes."""
     monkeypatch.setattr(requests, "LONGEST_WAIT", PATIENCE)
-    monkeypatch.setattr(lists, "LONGEST_WAIT", PATIENCE)
-    monkeypatch.setattr(lists, "SEEN_WITHIN", PATIENCE)
+    monkeypatch.setattr(webhooks, "LONGEST_WAIT", PATIENCE)
+    monkeypatch.setattr(webhooks, "VISIBLE_TIMEOUT", PATIENCE)
 
 
 @pytest.fixture

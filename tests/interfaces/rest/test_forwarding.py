@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from interfaces.rest.webhooks import lists
+from interfaces.rest import webhooks
 from tests.interfaces.rest import server as api
 from tests.interfaces.uploads.raw import Sender, header
 from tests.interfaces.uploads.server import BYTES, TUS, Server, serving
@@ -175,7 +175,7 @@ async def test_a_final_upload_takes_parts_by_whatever_address_they_were_given_ou
 async def test_every_route_that_creates_something_answers_with_an_absolute_location(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "SEEN_WITHIN", 0.0)  # no follower of webhooks runs here
+    monkeypatch.setattr(webhooks, "VISIBLE_TIMEOUT", 0.0)  # no follower of webhooks runs here
 
     async with api.serving(database_url, tmp_path, public_url="https://up.example") as server:
         admin = await server.key_for(api.Scope.ADMIN)

@@ -80,7 +80,7 @@ async def test_latest_reflects_earlier_writes_of_every_client(
 async def test_every_read_that_takes_a_position_takes_latest(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interfaces.rest.webhooks.lists.SEEN_WITHIN", 0.0)  # no follower runs
+    monkeypatch.setattr("interfaces.rest.webhooks.VISIBLE_TIMEOUT", 0.0)  # no follower runs
 
     async with serving(database_url, tmp_path) as server:
         admin = await server.key_for(Scope.ADMIN)

@@ -14,7 +14,7 @@ import pytest
 from application.ports.auth import Scope
 from application.public_addresses import masked
 from domain.webhook.events import DELIVERED_TOPICS
-from interfaces.rest.webhooks.messages import HEADERS, BatchMessage, UploadMessage
+from interfaces.rest.webhook_messages import HEADERS, BatchMessage, UploadMessage
 from tests.infrastructure.webhooks.office import Receiver, always, open_office, receiving
 from tests.interfaces.last_position import last_position
 from tests.interfaces.rest.server import Answer, Server, serving
@@ -243,7 +243,7 @@ async def test_a_faulty_webhook_is_refused_and_the_fault_pointed_at(
 async def test_an_owner_has_a_limited_number_of_webhooks(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interfaces.rest.webhooks.resource.MOST_WEBHOOKS", 2)
+    monkeypatch.setattr("interfaces.rest.webhooks.MAX_OWNER_WEBHOOKS", 2)
 
     async with world(database_url, tmp_path) as all:
         for _ in range(2):

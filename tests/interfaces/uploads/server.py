@@ -37,7 +37,7 @@ from interfaces.common.routing import add_operations
 from interfaces.common.running_requests import RUNNING, RunningRequests, watch_running_requests
 from interfaces.common.server import Runner
 from interfaces.common.services import SERVICES, Services
-from interfaces.rest import adding, batches, starting
+from interfaces.rest import batch_creation, batches
 from interfaces.rest.app import add_routes
 from interfaces.uploads.setup import TRANSFERS
 from tests.stored import uploads_in
@@ -158,7 +158,7 @@ async def _served(services: Services, pool: Pool) -> AsyncIterator[Server]:
     app.on_response_prepare.append(add_response_headers)
     app.on_response_prepare.append(allow_origins)
     add_routes(app)
-    add_operations(app, (*starting.OPERATIONS, *adding.OPERATIONS, *batches.OPERATIONS))
+    add_operations(app, (*batch_creation.OPERATIONS, *batches.OPERATIONS))
     runner = Runner(app, read_bufsize=services.settings.read_buffer, shutdown_timeout=5)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -1,1 +1,0 @@
-"""Webhooks over HTTP: who is told what, and what became of it."""
