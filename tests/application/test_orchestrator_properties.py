@@ -82,7 +82,7 @@ class Tables:
         return RoundInputs(
             through=1,
             to_cancel=[
-                UploadToCancel(t, self.of(t).batch.ending, self.of(t).reason)
+                UploadToCancel(t, self.of(t).batch.pending_outcome, self.of(t).reason)
                 for t in self.uploads.values()
                 if self.of(t).batch.state is BatchState.CANCELLING and not t.upload.state.ended
             ],
