@@ -186,9 +186,12 @@ async def test_a_part_that_dies_is_started_again_and_a_hopeless_one_ends_the_ser
     monkeypatch.setattr("interfaces.bootstrap.tasks.LONGEST_PAUSE", 0.001)
     runs = []
 
-    with pytest.raises(TaskFailed, match="mill keeps failing"):
+    async def work() -> None:
         runs.append(len(runs))
         raise ZeroDivisionError
+
+    with pytest.raises(TaskFailed, match="mill keeps failing"):
+        await supervise("mill", work)
     assert len(runs) == MAX_RESTARTS
 
 
