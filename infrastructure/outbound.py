@@ -125,11 +125,11 @@ MAX_ANSWER = 64 * 1024  # bytes
 
 
 class ResponseTooLarge(Exception):
-    """The service says more than anybody wants to know."""
+    """The response exceeds the size limit."""
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """An answer, redirects as they are; `whole` says whether `body` is all of it.
+    """HTTP response, redirects not followed; `whole`: `body` is complete.
 
     `retry_after` is the header of that name (RFC 9110 section 10.2.3), as it came.
     """

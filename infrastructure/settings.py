@@ -41,7 +41,7 @@ DEFAULT_PIPELINE = Pipeline(
 
 
 def default_data_dir() -> Path:
-    """Where the platform keeps a user's data."""
+    """Return the platform's directory for user data."""
     return user_data_path("uptrail", appauthor=False)
 
 

@@ -100,11 +100,11 @@ _VITALS = """SELECT
 
 
 class SystemStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Positions of the log's head and of those who follow it, and what waits.
+    """Positions of the log and its consumers, and queue lengths.
 
     `queued` are jobs for workers; `processes` are those alive, on all machines, by role.
-    `deliveries` are what webhooks are to be told; `oldest_delivery` is how many seconds the first
-    of those has waited, `webhooks_failing` counts disabled ones too.
+    `deliveries` are pending webhook deliveries; `oldest_delivery` is the age of the oldest one in
+    seconds, `webhooks_failing` counts disabled ones too.
     """
 
     head: int
@@ -222,11 +222,11 @@ class Metrics:
         self._oldest.set(vitals.oldest_delivery)
 
     def room(self, free: int | None) -> None:
-        """How many bytes there is room for; None where the store does not tell."""
+        """Set the free space in bytes; None if the store does not report it."""
         self._room.set(NAN if free is None else free)
 
     def lose(self) -> None:
-        """The other parts cannot be asked now: what they said last would mislead."""
+        """Clear the gauges of components that cannot be queried: old values would mislead."""
         for gauge in (self._head, self._queued, self._deliveries, self._failing, self._oldest):
             gauge.set(NAN)
         for follower in FOLLOWERS:
@@ -243,5 +243,5 @@ class Metrics:
         return generate_latest(together)
 
     def _gauge(self, name: str, help: str) -> Gauge:
-        """What is true of the whole server: whoever looked last knows best."""
+        """Create a gauge of the whole server: the most recent value of any process counts."""
         return Gauge(name, help, registry=self.registry, multiprocess_mode="mostrecent")

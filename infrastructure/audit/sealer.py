@@ -59,7 +59,7 @@ class SealKey:
 
 
 def verify_signature(seal: AuditSeal) -> bool:
-    """Whether the seal's signature is that of its key over its statement."""
+    """Return whether the signature is that of the seal's key over its statement."""
     try:
         public = Ed25519PublicKey.from_public_bytes(seal.key)
         public.verify(seal.signature, seal.statement())
@@ -93,7 +93,7 @@ def read_key(file: Path) -> SealKey:
 
 
 def write_key(file: Path, key: SealKey, *, replace: bool) -> bool:
-    """Whether the file now holds this key: it appears whole, or is another's already."""
+    """Write the key atomically; return False if the file holds another key already."""
     return write_file_atomically(file, key.pem(), replace=replace)
 
 
@@ -226,7 +226,7 @@ class LastSeal(msgspec.Struct, frozen=True):
 
 
 class LastSealFile:
-    """Reads and writes the file. Somebody who can write to the database alone does not reach it."""
+    """File with the last seal, outside the database: database access does not suffice to alter it."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -256,7 +256,7 @@ WITNESS_FILE = "seal.last"
 
 
 class _End(NamedTuple):
-    """Where the chain goes on: the number and digest of its last seal, and how far that reached."""
+    """End of the chain: number, digest and position of its last seal."""
 
     number: int
     digest: bytes
@@ -304,9 +304,9 @@ class Sealer:
         return seal
 
     async def rotate(self, connection: Connection) -> AuditSeal:
-        """Makes a new key, which the last seal of the old one names, and its first seal.
+        """Create a new key, named by the last seal of the old one, and its first seal.
 
-        Whoever trusts either is then served: the new key's seal vouches for those before it.
+        Trust in either key then suffices: the new key's seal confirms the earlier ones.
         """
         new = SealKey.new()
         fresh = self.key_file.with_name(f"{self.key_file.name}.next")

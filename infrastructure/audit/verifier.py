@@ -182,10 +182,10 @@ _BELOW = -(2**63)  # a position before that of any event
 
 
 class SealVerification(msgspec.Struct, frozen=True, kw_only=True):
-    """What was held against `seals` seals, which reach to position `through`.
+    """Result of the comparison of events with `seals` seals, which reach position `through`.
 
-    `events` are those under a seal, `unsealed` those under none yet: of these nothing is proven.
-    `findings` names up to MOST, the first by position first.
+    `events` counts the sealed ones, `unsealed` those without a seal yet, of which nothing is
+    proven. `findings` lists the first ones by position, up to a maximum.
     """
 
     seals: int
@@ -206,10 +206,10 @@ async def verify_seals(
     seen: LastSeal | None = None,
     published: Iterable[AuditSeal] = (),
 ) -> SealVerification:
-    """Checks every seal, and every event that is under one.
+    """Verify every seal and every sealed event.
 
-    `trusted` are public keys; `seen` is what the machine remembers of the last seal it made,
-    `published` the seals that somebody kept, in the order of their numbers. Raises psycopg.Error.
+    `trusted` are public keys; `seen` is the last seal in this machine's file, `published` are
+    seals kept outside, in the order of their numbers. Raises psycopg.Error.
     """
     follower = Chain(trusted, verify_signature)
     findings: list[Finding] = []
@@ -276,7 +276,7 @@ async def _all(connection: Connection) -> AsyncIterator[AuditSeal]:
 
 
 async def _compared(connection: Connection, seal: AuditSeal) -> Sequence[Finding]:
-    """What differs between the events and the entries of a seal, and between those and its root."""
+    """Yield differences of events to the entries of a seal, and of these to its root."""
     listed = await sealer.entries_of(connection, seal.number)
     entries = list(unpack_entries(listed)) if len(listed) % SIZE == 0 else []
     comparison = SealDiff(seal.number, entries, MOST)
@@ -294,7 +294,7 @@ async def _compared(connection: Connection, seal: AuditSeal) -> Sequence[Finding
 
 
 async def _altered_list(connection: Connection, seal: AuditSeal) -> Finding:
-    """The entries are not those of the root: whoever changed them may have changed events too."""
+    """Return the finding that the entries do not have the root: events may be altered, too."""
     entries: list[SealedEntry] = []
     after = seal.after
     while len(entries) <= seal.count:

@@ -227,10 +227,10 @@ _log = structlog.get_logger(__name__)
 
 
 async def ensure_admin_key(keys: PostgresKeys, file: Path) -> str:
-    """The admin key in `file`, made and written (mode 0600) if there is none for this database.
+    """Return the admin key in `file`; create it (mode 0600) if this database has none.
 
-    A file whose key another database knew is replaced. One whose key was revoked is left alone:
-    somebody meant it. Of two processes that start at once, one makes the key.
+    A file with the key of another database is replaced. A revoked key is kept: it was revoked on
+    purpose. If two processes start at once, one of them creates the key.
     """
     text = _read(file)
     stale = text is not None

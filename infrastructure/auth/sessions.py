@@ -31,7 +31,7 @@ HOLDS = SQL("""p.expires_at > now() AND NOT EXISTS (
 
 
 class PassKind(NamedTuple):
-    """Where passes of a kind are kept, and the events that record their beginning and their end."""
+    """Table of sessions or login codes, and the events of their beginning and end."""
 
     table: str
     stream: str
@@ -101,12 +101,12 @@ class TokenTable:
         return token
 
     async def holder(self, token: str) -> Principal | None:
-        """Who the token stands for, with the moment it ends."""
+        """Return the principal of the token, with its expiry, or None."""
         found = await self._one(self._select, token)
         return None if found is None else msgspec.structs.replace(found[0], expires_at=found[1])
 
     async def take(self, token: str) -> Principal | None:
-        """Who the token stood for: from now on, it is nobody's."""
+        """Consume the token and return its principal, or None."""
         return await self._end(self._take, token) if is_token(token) else None
 
     async def drop(self, token: str) -> None:

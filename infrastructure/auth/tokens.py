@@ -1,7 +1,7 @@
-"""Secrets: made from 256 random bits, and known to us by their SHA-256 only.
+"""Secrets of 256 random bits, of which only the SHA-256 is stored.
 
-A hash this plain is right for a secret nobody chose: there is no dictionary of 256-bit numbers,
-and every request pays for the check.
+A plain hash is sufficient for a random secret: there is no dictionary of 256-bit numbers, and
+every request pays for the check.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def new_token() -> str:
 
 
 def is_token(text: str) -> bool:
-    """Whether this could be one of ours: spares the database the rest."""
+    """Return whether this may be a token, to avoid queries for anything else."""
     return _TOKEN.fullmatch(text) is not None
 
 

@@ -1,8 +1,8 @@
-"""Carries an erasure out, step by step: each may be done again, and a crash anywhere harms nothing.
+"""Execution of erasures in idempotent steps, which a crash may interrupt anywhere.
 
-Batches are called off and end; bytes go, and every upload and batch says so on record; the keys are
-destroyed, with the master key that encrypted them, so encrypted fields become unreadable; then
-copies that others kept.
+Batches are cancelled and end; bytes are deleted, which every upload and batch records; the owner's
+keys are destroyed with the master key that encrypted them, so that encrypted fields become
+unreadable; then copies in other tables are deleted.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Eraser:
-    """What is to be done next for an erasure, a bounded amount at a time."""
+    """Executes the next step of erasures, a bounded amount at a time."""
 
     def __init__(
         self,
@@ -100,7 +100,9 @@ class Eraser:
         self._settle = timedelta(seconds=SETTLE if settle is None else settle)
 
     async def step(self, connection: Connection, *erasures: Erasure) -> bool:
-        """Whether all of them are finished. Tables are rewritten once for all that are that far.
+        """Execute the next steps; return whether all erasures are finished.
+
+        Tables are rewritten once for all erasures that have reached that step.
 
         Raises TooManyConflicts, Unavailable, NoMasterKey, psycopg.Error.
         """
@@ -111,7 +113,7 @@ class Eraser:
         return len(finished) == len(erasures)
 
     async def _prepare(self, connection: Connection, erasure: Erasure) -> bool:
-        """Whether nothing of the owner's is left that can be read."""
+        """Execute the steps of one erasure; return whether no readable data is left."""
         if self._now() < erasure.requested_at + self._settle:
             return False
         ended = not await self._call_off(connection, erasure)
@@ -126,7 +128,7 @@ class Eraser:
         return await self._reflected(connection) and not await self._left(connection, erasure)
 
     async def _finish(self, connection: Connection, erasure: Erasure) -> bool:
-        """Whether it is finished: not where something came while tables were rewritten."""
+        """Return whether the erasure is finished: not if data arrived during the table rewrite."""
         if await self._left(connection, erasure):
             return False
         # What is left of the keys, in free space, in the WAL, in copies: nothing opens it any more.
@@ -140,7 +142,7 @@ class Eraser:
         return True
 
     async def _call_off(self, connection: Connection, erasure: Erasure) -> bool:
-        """Whether batches are still running; the orchestrator sees to their end."""
+        """Cancel running batches, which the orchestrator completes; return whether some run."""
         cursor = await connection.execute(_RUNNING, (erasure.owner, CHUNK))
         running = await cursor.fetchall()
         for id, state in running:
@@ -151,7 +153,7 @@ class Eraser:
         return bool(running)
 
     async def _erase_uploads(self, connection: Connection, erasure: Erasure) -> bool:
-        """Whether there were any. The bytes go first: afterwards nobody knows their names."""
+        """Erase uploads, blobs first; return whether there were any."""
         cursor = await connection.execute(_UPLOADS, (erasure.owner, CHUNK))
         found = await cursor.fetchall()
 
@@ -166,7 +168,7 @@ class Eraser:
         return bool(found)
 
     async def _erase_batches(self, connection: Connection, erasure: Erasure) -> bool:
-        """Whether all of them are erased now."""
+        """Erase batches; return whether all of them are erased."""
         after, context, all_ended = _FIRST, self._context(erasure), True
 
         async def erase(id: UUID) -> None:
@@ -190,7 +192,7 @@ class Eraser:
             await connection.execute(statement, {"owner": erasure.owner})
 
     async def _left(self, connection: Connection, erasure: Erasure) -> bool:
-        """Whether something came after all while the rest was erased."""
+        """Return whether data arrived during the erasure."""
         for query in (_RUNNING, _UPLOADS):
             cursor = await connection.execute(query, (erasure.owner, 1))
             if await cursor.fetchone() is not None:
@@ -198,7 +200,7 @@ class Eraser:
         return False
 
     async def _reflected(self, connection: Connection) -> bool:
-        """Whether the rows that say what there is to erase know everything up to now."""
+        """Return whether the read model reflects the whole log."""
         loop = asyncio.get_running_loop()
         head, deadline = await self._log.head(), loop.time() + APPEND_TIMEOUT
         while loop.time() < deadline:
@@ -209,7 +211,7 @@ class Eraser:
         return False
 
     def _context(self, erasure: Erasure) -> CommandContext:
-        """Whoever asked for it did it."""
+        """Return a command context in the name of the requester."""
         return CommandContext(erasure.requested_by, self._now())
 
 

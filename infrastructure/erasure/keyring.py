@@ -90,7 +90,7 @@ class PostgresErasures:
 
 
 async def pending_erasures(connection: Connection, limit: int) -> list[Erasure]:
-    """What is to be carried out, the oldest first."""
+    """Return the unfinished erasures, oldest first."""
     return await _erasures(connection, _UNFINISHED, (limit,))
 
 
@@ -174,7 +174,7 @@ class _Wrapped(NamedTuple):
 
 
 class _Memory(Generic[K, V]):
-    """What was heard lately, the least recently heard forgotten first."""
+    """LRU cache."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -251,8 +251,7 @@ class Keyring:
             await asyncio.sleep(RETRY_PAUSE)
 
     async def _look_up(self, connection: Connection, owners: list[str]) -> None:
-        """Whoever has no key gets one; of two processes that make one at once, both use the
-        first."""
+        """Return the owners' keys and create missing ones. Processes share the first one."""
         while missing := await self._heard(connection, owners):
             master = await current_master(connection)
             ids = [uuid4() for _ in missing]

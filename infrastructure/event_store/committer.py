@@ -87,7 +87,7 @@ class PendingAppend(msgspec.Struct):
     recording: bool = False
 
     def resolve(self, result: AppendResult | BaseException) -> None:
-        """Tells the caller, unless it has gone away."""
+        """Resolve the future of the caller, unless it was cancelled."""
         if self.outcome.done():
             return
         if isinstance(result, BaseException):
@@ -97,7 +97,7 @@ class PendingAppend(msgspec.Struct):
 
 
 class AppendQueue:
-    """A bounded queue, measured in events: whoever finds it full waits outside."""
+    """Bounded queue of pending appends, measured in events. Producers wait while it is full."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -152,17 +152,17 @@ class AppendQueue:
         return late
 
     def close(self) -> list[PendingAppend]:
-        """Lets nobody in any more, tells those outside, and returns those still inside."""
+        """Reject new appends, wake blocked producers, and return the appends still queued."""
         self._closed = True
         self._left.set()
         return list(self._inside)
 
     async def filled(self) -> None:
-        """Returns when somebody waits."""
+        """Return once an append is queued."""
         await self._filled.wait()
 
     def wake(self) -> None:
-        """Lets `filled` return although nobody waits."""
+        """Make `wait_not_empty` return without an append."""
         self._filled.set()
 
     def _room_for(self, pending: PendingAppend) -> bool:
@@ -207,11 +207,10 @@ async def acquire_session_lock(connection: Connection) -> int:
 async def resolve_ambiguous(
     connection: Connection, sent: Sequence[InFlight]
 ) -> list[AppendResult | None]:
-    """What became of each append; None where it is certain that it was not, and will not be,
-    recorded.
+    """Return the outcome of each append after an ambiguous COMMIT; None: certainly not recorded.
 
-    A server may have yet to read what a lost connection brought it. So the session is ended;
-    its lock proves that. Raises psycopg.Error.
+    The server may not have read everything that the lost connection sent. So the session is
+    terminated first; its advisory lock proves its end. Raises psycopg.Error.
     """
     async with connection.transaction():
         for session in {sending.session for sending in sent}:

@@ -337,7 +337,7 @@ class PostgresEventLog:
     async def _catch_up(
         self, connection: Connection, id: UUID, known: CachedAggregate | None, now: float
     ) -> CachedAggregate | None:
-        """What is remembered, or the last snapshot, and the events since."""
+        """Fold the events since the cached aggregate or the last snapshot."""
         aggregate = known.aggregate if known else await last_snapshot(connection, id)
         after = aggregate.version if aggregate else 0
         snapshot = known.snapshot if known else after

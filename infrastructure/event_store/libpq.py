@@ -155,7 +155,7 @@ async def execute_with_psycopg(
 
 
 class LibpqPipeline:
-    """A connection of which nobody else makes use meanwhile."""
+    """Pipeline mode of one connection, for exclusive use."""
 
     def __init__(self, connection: Connection) -> None:
         self._server: PGconn = connection.pgconn
@@ -172,7 +172,7 @@ class LibpqPipeline:
         return [_answer(result) for result in results]
 
     async def prepare(self, questions: Sequence[Query]) -> None:
-        """Tells the server the statements it does not know yet, but nothing of what they are about.
+        """Prepare the statements that the server does not know yet, without executing them.
 
         Raises psycopg.Error.
         """

@@ -96,9 +96,9 @@ async def read_origin(connection: Connection, id: UUID) -> Origin | None:
 
 
 async def read_id_secret(connection: Connection) -> bytes:
-    """What keys the derived ids of this database; empty if it was made before there was one.
+    """Return the secret of the derived ids; empty for a database older than the secret.
 
-    Raises LookupError where the row was deleted: other ids would make every resend a new upload.
+    Raises LookupError if the row was deleted: other ids would turn every resend into a new upload.
     """
     row = await (await connection.execute("SELECT secret FROM derived_ids")).fetchone()
     if row is None:

@@ -81,7 +81,7 @@ def encode(append: Append, codec: Codec = CODEC) -> EncodedAppend:
 
 
 class VersionTracker(msgspec.Struct):
-    """What the log holds of the streams a group touches, moved on by each append placed.
+    """Versions of the streams that a group touches, advanced by each accepted append.
 
     `versions` has every such stream (0: it does not exist), `topics` what was recorded in
     guarded streams lately as version and topic, `answers` fingerprint, body and position by command
@@ -214,12 +214,12 @@ NOTIFY = Statement(
 async def append_group(
     connection: Connection, appends: Sequence[Append], codec: Codec = CODEC
 ) -> list[AppendResult | ApplicationError]:
-    """Records what may be recorded, and says of each append what became of it.
+    """Append the valid appends of a group and return the result of each.
 
-    Runs in the caller's READ COMMITTED transaction, and holds the lock of the log until
-    that ends: call it last, commit soon. Nothing is durable, and no reader is woken, before
-    the caller commits. A refusal (Conflict, AlreadyHandled, IdempotencyKeyReused) is a result, and
-    does not keep the other appends from being recorded. Raises psycopg.Error.
+    Runs in the caller's READ COMMITTED transaction and holds the lock of the log until its end:
+    call it last, commit soon. Nothing is durable, and no reader is notified, before the commit. A
+    rejection (Conflict, AlreadyHandled, IdempotencyKeyReused) is a result and does not affect the
+    other appends. Raises psycopg.Error.
     """
     for append in appends:
         await codec.prepare(append)  # by a connection of its own, before any lock is taken
@@ -278,9 +278,9 @@ async def check_group(
 
 
 def insert_queries(verdicts: Verdicts) -> list[Query]:
-    """What records the rows of the placed appends, their answers and the wake-up.
+    """Return the queries that insert the accepted appends, idempotency records and NOTIFY.
 
-    The first, if there is any, yields one position a row, in order.
+    The first one returns one position per row, in order.
     """
     placed = [verdict for verdict in verdicts if isinstance(verdict, AcceptedAppend)]
     rows = [row for append in placed for row in append.rows]
@@ -299,7 +299,7 @@ def insert_queries(verdicts: Verdicts) -> list[Query]:
 def append_results(
     verdicts: Sequence[AcceptedAppend | ApplicationError], inserted: Sequence[QueryResult]
 ) -> list[AppendResult | ApplicationError]:
-    """What each append is told, given the answers to the insertions."""
+    """Return the result of each append, given the results of the insert queries."""
     positions = inserted[0].rows if inserted else ()
     told: list[AppendResult | ApplicationError] = []
     end = 0

@@ -1,6 +1,6 @@
-"""The port `FeedSource` on PostgreSQL: one round trip a question, one moment an answer.
+"""The port `FeedSource` on PostgreSQL: one round trip and one snapshot per query.
 
-Plain psycopg rather than SQLAlchemy: this runs ten times a second for as long as anybody looks.
+Uses psycopg rather than SQLAlchemy: this runs ten times a second while clients are connected.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _page(
     uploads: Sequence[UploadView],
     attempts: Sequence[AttemptView],
 ) -> ChangePage:
-    """What was found, up to the first position at which one of the lists is cut short.
+    """Return the page up to the first position at which a list was truncated.
 
     Attempts are in the order of their uploads.
     """

@@ -211,10 +211,10 @@ _POSITION = select(tracking.c.notification_id).where(tracking.c.application_name
 
 
 class PostgresHistory:
-    """Asks through the engine. Which streams belong to whom is what the read model says.
+    """The port `History`. The read model determines the owner of each stream.
 
-    Histories of more than one stream end where the read model does: beyond, an event could
-    be passed over whose stream is not known yet. Raises Unavailable and UnreadableEvent.
+    Histories of several streams end at the position of the read model: beyond it, events of a
+    stream that is not projected yet could be missed. Raises Unavailable and UnreadableEvent.
     """
 
     def __init__(self, engine: AsyncEngine, *, codec: Codec = CODEC) -> None:

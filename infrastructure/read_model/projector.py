@@ -231,7 +231,7 @@ async def tracked_position(
 async def _write(
     connection: Connection, target: ProjectionSchema, after: int, folded: FoldedChanges
 ) -> bool:
-    """Whether the rows were at position `after`, so that these changes were theirs."""
+    """Write the changes if the rows reflect position `after`; return whether they did."""
     async with connection.transaction():
         if await tracked_position(connection, target, lock=True) != after:
             return False

@@ -315,7 +315,7 @@ WHERE b.owner = %s AND u.state NOT IN ({_GONE})"""
 
 
 class PostgresUsage:
-    """Takes as long as counting the files takes; whoever asks remembers the answer."""
+    """The port `Usage`. Queries count rows: callers cache the result."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool

@@ -37,9 +37,9 @@ TABLES = ("batches", "uploads", "attempts")
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """One value that is not what the log says.
+    """Difference of one value between the read model and the log.
 
-    `column` is None where the whole row is missing on one side, which is None then.
+    `column` is None if the whole row is missing on one side, whose value is None then.
     """
 
     table: str
@@ -254,11 +254,11 @@ MOST = 100  # differences and breaks that are named one by one
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
-    """What was compared as of `position`, and what did not agree.
+    """Result of the comparison of the read model with the log as of `position`.
 
-    `compared` counts the rows of each table, whichever side they are on; `differing` counts
-    all rows that differ, of which `differences` names up to MOST columns; `breaks` names up to
-    MOST places where a stream's versions or positions do not rise as they should.
+    `compared` counts the rows per table on either side; `differing` counts all rows that differ.
+    `differences` and `breaks` (places where versions or positions of a stream do not rise) are
+    truncated lists.
     """
 
     position: int
@@ -269,7 +269,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sound(self) -> bool:
-        """Whether the read model is what the log says, and the log is without gaps."""
+        """Whether the read model agrees with the log, and the log has no gaps."""
         return not self.breaks and not any(self.differing.values())
 
 
@@ -313,10 +313,10 @@ async def _compared(reader: Connection, target: ProjectionSchema, position: int)
 async def _same_moment(
     url: str, writer: Connection, log: EventLog, scratch: ProjectionSchema
 ) -> AsyncIterator[tuple[Connection, int]]:
-    """A connection that sees live and scratch rows at one position, and which that is.
+    """Yield a connection with a snapshot of live and scratch rows, and its position.
 
-    The live position is held still only until the scratch rows have caught up with it and a
-    snapshot is taken; the comparison itself keeps nobody waiting.
+    The projector is paused only until the scratch rows have caught up and the snapshot is taken;
+    the comparison itself blocks no writer.
     """
     async with AsyncExitStack() as stack:
         holder = await connect(url, name="verify-hold")

@@ -1,1 +1,1 @@
-"""Webhooks in PostgreSQL: who is to be told what, in which order, and what came of it."""
+"""Webhooks in PostgreSQL: dispatcher, outbox, delivery, registry."""

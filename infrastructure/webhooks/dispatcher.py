@@ -1,4 +1,4 @@
-"""Follows the log and queues what is to be told: each event once, whatever happens in between."""
+"""Queue webhook deliveries from the event log: each event exactly once, also across crashes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from infrastructure.webhooks.outbox import jsonb, webhook_of
 async def batches_of_streams(
     connection: Connection, streams: Collection[UUID], codec: Codec
 ) -> dict[UUID, StreamBatch]:
-    """What each of these streams belongs to, by its first event and that of its batch."""
+    """Return the batch of each stream, from its first event and that of its batch."""
     batch_of = {
         recorded.stream: recorded.event.batch
         if isinstance(recorded.event, UploadRegistered | UploadRejected)
@@ -133,7 +133,7 @@ async def insert_deliveries(
 
 
 async def queue_capacity(connection: Connection, webhook: UUID, most: int) -> int:
-    """How many more deliveries may wait for this webhook."""
+    """Return the number of deliveries that may still be queued for this webhook."""
     row = await (await connection.execute(_WAITING, (webhook, most))).fetchone()
     return most - int(row[0]) if row else most
 
@@ -165,7 +165,7 @@ _log = structlog.get_logger(__name__)
 
 
 class WebhookDispatcher:
-    """Keeps the webhooks' tables as the log says; one is active, others stand by.
+    """Projects the log to the webhook tables. One process is active, others stand by.
 
     `deliveries_added` is set after deliveries were queued; `most` is the maximum of pending
     deliveries per webhook: events beyond it are counted as missed.
@@ -263,7 +263,7 @@ class WebhookDispatcher:
     async def _within_bounds(
         self, connection: Connection, planned: list[PlannedDelivery]
     ) -> list[PlannedDelivery]:
-        """Those for which there is room; the others are counted, and told of in the log file."""
+        """Return the deliveries within capacity; count and log the others."""
         kept: list[PlannedDelivery] = []
         rooms = {
             webhook: await queue_capacity(connection, webhook, self._most)

@@ -136,7 +136,7 @@ async def update_health(
     verdict: Verdict,
     at: datetime,
 ) -> datetime | None:
-    """Since when the webhook has done nothing but fail; a failed test says nothing of that."""
+    """Return the time since which the webhook has only failed; test deliveries do not count."""
     if isinstance(verdict, DeliverySucceeded):
         await connection.execute(_WELL, (delivery.webhook,), prepare=True)
         return None

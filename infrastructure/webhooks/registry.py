@@ -1,4 +1,4 @@
-"""The port `Webhooks` on PostgreSQL: what the follower keeps, and the secrets nobody else sees."""
+"""The port `Webhooks` on PostgreSQL: rows of the dispatcher, and signing secrets."""
 
 from __future__ import annotations
 
