@@ -226,7 +226,7 @@ class LastSeal(msgspec.Struct, frozen=True):
 
 
 class LastSealFile:
-    """File with the last seal, outside the database: database access does not suffice to alter it."""
+    """File with the last seal, outside of the database and its access rights."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -1,7 +1,7 @@
-"""Whether a blob store is that of this database: both carry one mark.
+"""Helpers shared by the blob stores: identity of a store, names, preemption notices.
 
-A machine that was given another folder, or whose shared folder is not mounted, would otherwise
-take uploads nobody can process, and fail those of the others.
+A store and its database have one identity. Otherwise a machine with another folder, or whose shared
+folder is not mounted, would accept uploads that no worker can process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WRITE = "INSERT INTO orchestration.blob_store (mark) VALUES (%s)"
 
 
 class BlobStoreMismatch(Exception):
-    """The bytes that this database speaks of are kept elsewhere."""
+    """The blob store belongs to another database."""
 
     def __init__(self, place: str, found: str | None) -> None:
         has = "holds those of another database" if found else "holds none of them"
@@ -39,10 +39,10 @@ class BlobStoreMismatch(Exception):
 
 
 async def check_store_identity(connection: Connection, blobs: BlobStore, place: str) -> None:
-    """Marks both where neither the database nor perhaps the store is marked yet.
+    """Compare the identities; set both if the database has none yet.
 
-    Of processes that start at once, one does it. `place` is told to people. Raises WrongBlobs,
-    Unavailable, psycopg.Error.
+    Of processes that start at once, one sets them. `place` is shown in the error. Raises
+    BlobStoreMismatch, Unavailable, psycopg.Error.
     """
     async with connection.transaction():
         await connection.execute(_LOCK)
@@ -57,7 +57,7 @@ async def check_store_identity(connection: Connection, blobs: BlobStore, place: 
 
 
 async def identity_matches(connection: Connection, blobs: BlobStore) -> bool | None:
-    """Whether the marks agree; None where the database has none yet. Nothing is written."""
+    """Return whether the identities agree; None if the database has none. Writes nothing."""
     wanted = await _wanted(connection)
     return None if wanted is None else await _found(blobs) == wanted
 

@@ -29,7 +29,7 @@ class ScannerUnavailable(Exception):
 
 
 class StreamLimitExceeded(Exception):
-    """The file is larger than clamd takes: its StreamMaxLength says how much that is."""
+    """The file exceeds clamd's StreamMaxLength."""
 
 
 async def scan(address: str, chunks: AsyncIterator[bytes], silence: float) -> str | None:
@@ -59,7 +59,7 @@ async def scan(address: str, chunks: AsyncIterator[bytes], silence: float) -> st
 
 
 def is_address(address: str) -> bool:
-    """Whether `scan` could use it."""
+    """Return whether `scan` accepts the address."""
     parts = urlsplit(address)
     try:
         if parts.scheme == "unix":
@@ -150,10 +150,10 @@ DEBIAN = "unix:/var/run/clamav/clamd.ctl"  # where Debian's clamd listens
 
 
 class AntivirusOptions(Options, frozen=True, kw_only=True):
-    """Where clamd listens (`unix:/path` or `tcp://host:port`), and how long it may be silent.
+    """Address of clamd (`unix:/path` or `tcp://host:port`) and limits.
 
-    `silence` is in seconds. `too_large` says what becomes of a file that clamd does not take:
-    it fails, or the step is skipped.
+    `silence` is the response timeout in seconds. `too_large` is the outcome of a file above clamd's
+    limit: `fail`, or skip the step.
     """
 
     address: str = DEBIAN

@@ -29,7 +29,7 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class ArchiveOptions(Options, frozen=True, kw_only=True):
-    """How much an archive may hold; sizes in bytes, `seconds` of processor time.
+    """Limits of archives; sizes in bytes, `seconds` of processor time.
 
     `max_ratio` is how many times the file's own size it may unpack to, `max_nested` how many
     of its members may be archives themselves, `max_depth` how deep archives may be in archives.
@@ -108,7 +108,7 @@ def _judged(kind: str, answer: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _kind(subject: StepInput, bench: StepContext) -> tuple[str | None, bool]:
-    """What to take the file for, by its bytes first; and whether it may be no archive after all."""
+    """Return the format of the file, by its bytes first, and whether it may be no archive."""
     head = b"".join([chunk async for chunk in bench.read(0, HEAD)])
     name = subject.path.lower()
     if head.startswith(ZIP) or name.endswith(".zip"):

@@ -181,7 +181,7 @@ def _member(source: IO[bytes], entry: _Entry, end: int, tally: Tally, inspect: I
 
 
 def _local_header(source: IO[bytes], entry: _Entry) -> tuple[int, int, dict[int, bytes]]:
-    """Where the content begins, flags, extra fields. Raises Refused where headers differ."""
+    """Return content offset, flags and extra fields. Raises Refused if headers differ."""
     at = entry.offset
     header = _read_at(source, at, at + _LOCAL_FIELDS.size)
     if len(header) < _LOCAL_FIELDS.size or not header.startswith(_LOCAL):

@@ -36,7 +36,7 @@ class DecoderLost(Exception):
 
 
 class DecoderLimits(msgspec.Struct, frozen=True):
-    """What one run may use: bytes of `memory`, processor `seconds`, bytes of `data` returned."""
+    """Limits of one run: bytes of `memory`, processor `seconds`, bytes of returned `data`."""
 
     memory: int
     seconds: int
@@ -44,9 +44,9 @@ class DecoderLimits(msgspec.Struct, frozen=True):
 
 
 class Decoded(msgspec.Struct, frozen=True):
-    """What a decoder returned. A hostile file may have taken it over: trust no value in it.
+    """Result of a decoder. A hostile file may have compromised it: trust no value in it.
 
-    `answer` has `limit` where a limit ended it, `failed` where something unforeseen did.
+    `answer` has `limit` if a limit ended the run, `failed` after an unexpected error.
     """
 
     answer: dict[str, Any]

@@ -151,11 +151,11 @@ class ServiceFailed(Exception):
 
 
 class ServicePermanentError(PermanentError):
-    """The service says that the file is at fault."""
+    """The service reported a permanent error of the file."""
 
 
 class ServiceQuarantined(Quarantine):
-    """The service says that the file is dangerous."""
+    """The service reported that the file is dangerous."""
 
 
 class HttpProcessor:
@@ -195,7 +195,7 @@ class HttpProcessor:
     async def _ask(
         self, subject: StepInput, chosen: HttpOptions, tokens: CallbackTokens
     ) -> CallbackReport | None:
-        """What the service answers at once; None if it will say so later."""
+        """Send the request; return the immediate result, or None if a callback follows."""
         now = self._now()
         body = self._request(subject, chosen, tokens, now)
         headers = signature_headers(

@@ -1,4 +1,4 @@
-"""The few things we ask of a file system, with their errors told in the words of the ports."""
+"""File system operations of the local store, with errors translated to those of the ports."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ sync_data = getattr(os, "fdatasync", os.fsync)
 
 
 class translate_os_errors:
-    """Raises StorageFull for a full disk or quota, Unavailable for any other error of the disk.
+    """Context manager: raise StorageFull for a full disk or quota, Unavailable for other errors.
 
-    `with told(): ...`; every write passes through here, so that it is no generator.
+    A class rather than a generator, because every write passes through it.
     """
 
     def __enter__(self) -> None:
@@ -71,7 +71,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def write_all(descriptor: int, chunk: bytes | bytearray | memoryview) -> Iterator[int]:
-    """Writes the chunk, and says after each write how many bytes were taken."""
+    """Write the chunk; yield the number of bytes after each write."""
     written = os.write(descriptor, chunk)
     yield written
     if written < len(chunk):
@@ -113,7 +113,7 @@ class WritebackWindow:
         self._windows: deque[Future[None]] = deque()
 
     def due(self, size: int) -> bool:
-        """Whether a blob of this size holds a window that nobody writes out yet."""
+        """Return whether a blob of this size has a window that is not being written out."""
         return size - self._end >= WINDOW
 
     async def begin(self, size: int) -> Future[None]:
@@ -148,9 +148,9 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Puts the content in place of the file's: a reader gets the old or the new, never a mixture.
+    """Replace the content of a file atomically: a reader sees the old or the new content.
 
-    The name of the file aside is that of no blob, so that nobody takes it for one.
+    The temporary file has a name that no blob can have.
     """
     aside = path.with_name(f"{path.name[:200]}{ASIDE}{uuid4().hex}")
     descriptor = os.open(aside, _FLAGS, NEW_FILE)
@@ -180,9 +180,9 @@ _sync_file_range = libc_function(
 
 
 def sync_file_range(descriptor: int, start: int, end: int) -> None:
-    """Returns once these bytes are written out. They are not durable before they are synced.
+    """Write these bytes out and wait. They are not durable before they are synced.
 
-    Raises OSError where that failed: the kernel tells of it once, and no sync would any more.
+    Raises OSError: the kernel reports a write error once, and no later sync would.
     """
     if _sync_file_range is None:
         return

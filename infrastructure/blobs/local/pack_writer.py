@@ -44,7 +44,7 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class OpenPack:
-    """An open pack. Its lock says that somebody may still add to it; close gives that back."""
+    """An open pack. Its file lock marks it as in use; `close` releases it."""
 
     def __init__(self, path: Path, name: str) -> None:
         """Creates it, durably. Raises OSError."""
@@ -64,7 +64,7 @@ class OpenPack:
         return self._blocks * BLOCK >= FULL
 
     def framed(self, blobs: Iterable[tuple[str, bytes]]) -> tuple[list[PackedName], bytes]:
-        """Where these will be, if they are written next, and what is to be written."""
+        """Return the locations of these blobs if they are appended next, and the bytes to write."""
         block = self._blocks
         places: list[PackedName] = []
         frames: list[bytes] = []
@@ -84,7 +84,7 @@ class OpenPack:
         self._blocks += len(frames) // BLOCK
 
     def close(self) -> None:
-        """What was written and is not durable was promised to nobody: its room is given back."""
+        """Close the pack and truncate bytes that are not durable: they were never acknowledged."""
         with suppress(OSError):
             os.ftruncate(self.descriptor, self._blocks * BLOCK)
         if not self._blocks:
@@ -121,7 +121,7 @@ class PackWriter:
         *,
         threads: Executor,
     ) -> None:
-        """`place` says where a file of a name goes, `make_folder` makes its folder, durably."""
+        """`place` returns the path of a file, `make_folder` creates its folder durably."""
         self._place = place
         self._make_folder = make_folder
         self._threads = threads
@@ -211,7 +211,7 @@ class PackedBlobs:
     def __init__(
         self, packing: PackWriter, place: Callable[[str], Path], threads: Executor
     ) -> None:
-        """`place` says where a file of a name goes."""
+        """`place` returns the path of a file."""
         self._packing = packing
         self._place = place
         self._threads = threads

@@ -82,7 +82,7 @@ HEADER = _HEADER.size
 
 
 class PackEntry(NamedTuple):
-    """What a header says, of a member that was not freed."""
+    """Header of a member that was not deleted."""
 
     name: str
     size: int
@@ -94,28 +94,28 @@ def header(name: str, size: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """What is missing behind a blob of this size to the next block."""
+    """Return the padding after a blob of this size up to the next block."""
     return bytes(-(HEADER + size) % BLOCK)
 
 
 def block_count(size: int) -> int:
-    """How many of them a member with so many bytes takes."""
+    """Return the number of blocks of a member with this many bytes."""
     return -(-(HEADER + size) // BLOCK)
 
 
 def content_offset(place: PackLocation) -> int:
-    """Where in the pack the bytes of the blob begin."""
+    """Return the offset of the blob's bytes in the pack."""
     return place.block * BLOCK + HEADER
 
 
 def exists(descriptor: int, packed: PackedName) -> bool:
-    """Whether the member is where its name says, and not freed."""
+    """Return whether the member exists at its place and was not deleted."""
     member = _member(os.pread(descriptor, HEADER, packed.place.block * BLOCK))
     return member == PackEntry(packed.chosen, packed.place.size)
 
 
 def members(descriptor: int, pack: str) -> Iterator[PackedName]:
-    """Those that are left; what a crash left half written, promised to nobody, ends the pack."""
+    """Yield the remaining members; an incomplete one, left by a crash, ends the pack."""
     size = os.fstat(descriptor).st_size
     block = 0
     while block * BLOCK < size:
@@ -180,7 +180,7 @@ def punch_member(path: Path, packed: PackedName) -> None:
 
 
 def remaining_members(path: Path, pack: str) -> list[str]:
-    """The names of what a pack holds; it goes if that is nothing and nobody adds to it."""
+    """Return the names of the members; delete the pack if it is empty and not in use."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -195,7 +195,7 @@ def remaining_members(path: Path, pack: str) -> list[str]:
 
 
 def _remove_unused(path: Path, descriptor: int) -> None:
-    """Who adds to a pack holds its lock for as long."""
+    """Delete an empty pack unless a writer holds its lock."""
     if try_lock(descriptor):
         with suppress(FileNotFoundError):
             path.unlink()
@@ -203,7 +203,7 @@ def _remove_unused(path: Path, descriptor: int) -> None:
 
 
 def _is_hole(descriptor: int) -> bool:
-    """Whether the file has no bytes left; False where its file system cannot tell."""
+    """Return whether the file has no data left; False if the file system cannot report holes."""
     try:
         os.lseek(descriptor, 0, os.SEEK_DATA)
     except OSError as error:

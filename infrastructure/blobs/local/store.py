@@ -358,7 +358,7 @@ class LocalBlobStore:
         return await self._run(lambda: older_than(shard, before))
 
     def _path(self, name: str) -> Path:
-        """Where the blob is kept. Raises ValueError for a name that no caller should choose."""
+        """Return the path of the blob. Raises ValueError for an invalid name."""
         return self._file(validate_blob_name(name))
 
     def _file(self, name: str) -> Path:

@@ -1,1 +1,1 @@
-"""Blobs in a bucket of any S3: multipart uploads, and a tail object that says how far they are."""
+"""Blobs in an S3 bucket: multipart uploads, and a tail object with their progress."""

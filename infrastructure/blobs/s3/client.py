@@ -25,7 +25,7 @@ _REFUSED = frozenset(
 
 
 class BucketUnusable(Exception):
-    """The bucket cannot be used as it is set up: says why, and in `hint` what to do."""
+    """The bucket cannot be used as configured; `hint` describes the fix."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class BucketUnusable(Exception):
 
 
 class S3Error(Exception):
-    """S3 said no: its code, such as `NoSuchKey`, and the HTTP status."""
+    """Error response of S3: its code, for instance `NoSuchKey`, and the HTTP status."""
 
     def __init__(self, code: str, status: int, message: str) -> None:
         super().__init__(f"{message} ({code})")
@@ -83,7 +83,7 @@ def raising_s3_errors() -> Iterator[None]:
 
 @contextmanager
 def translate_s3_errors() -> Iterator[None]:
-    """Raises StorageFull or Unavailable for whatever refusal nobody expected."""
+    """Context manager: raise StorageFull or Unavailable for unexpected errors of S3."""
     try:
         yield
     except S3Error as refusal:
@@ -103,16 +103,16 @@ _STYLES = ("auto", "path", "virtual")
 
 
 class BadLocation(ValueError):
-    """A text that names no bucket; the message says what is wrong with it."""
+    """Invalid location of a bucket; the message names the error."""
 
 
 class Location(msgspec.Struct, frozen=True, kw_only=True):
-    """A bucket, and the prefix in it that is ours.
+    """A bucket and the key prefix in it.
 
-    `endpoint` is the address of an S3 other than Amazon's. `style` says how a bucket is named in
-    requests: `path` puts it into the path, `virtual` into the host name. Credentials are never
-    part of it: they come from where every AWS client looks for them (the environment, a profile,
-    the role of the machine).
+    `endpoint` is the address of an S3 other than Amazon's. `style`: `path`
+    puts the bucket name into the path of requests, `virtual` into the host name. Credentials are
+    never part of it: they come from the environment, a profile, or the role of the machine, as for
+    every AWS client.
     """
 
     bucket: str
@@ -172,10 +172,10 @@ class Part(msgspec.Struct, frozen=True):
 class Parts(msgspec.Struct, frozen=True, omit_defaults=True):
     """The parts of a blob so far: `count` of them, `size` bytes in all.
 
-    A number is never used twice: some stores keep both parts then. `last` is the highest that was
-    used, `skipped` are the ranges (first, last) of those whose parts do not count, which a killed
-    process sent and nobody acknowledged. `seal` chains the ETags of those that count, so that a
-    part which was lost or replaced is found out.
+    A part number is never reused: some stores keep both parts then. `last` is the highest used
+    number, `skipped` are ranges (first, last) of parts that do not count: a killed process
+    sent them without acknowledgement. `seal` chains the ETags of the counted parts, so that a lost or
+    replaced part is detected.
     """
 
     upload: str | None = None
@@ -209,7 +209,7 @@ class Parts(msgspec.Struct, frozen=True, omit_defaults=True):
         ]
 
     def steps(self, listed: Iterable[Part]) -> list[Parts] | None:
-        """What the parts amount to after none, one, two and so on; None unless these are they."""
+        """Return the states after none, one, two, ... parts; None if the parts do not match."""
         steps = [Parts(self.upload)]
         for part in self.among(listed):
             steps.append(steps[-1].plus(part))
@@ -222,7 +222,7 @@ NO_PARTS = Parts()
 
 
 def next_part_size(parts: Parts, largest: int) -> int:
-    """How large the next part is to be, in bytes, so that a blob of `largest` bytes fits.
+    """Return the size of the next part in bytes, such that a blob of `largest` bytes fits.
 
     Sizes grow evenly from the smallest: small files then need little memory and only very large
     ones large parts (a blob of 1 TiB ends with parts of 205 MiB, one of 10 GiB with 21 MiB).
@@ -267,7 +267,7 @@ class ListedObject(msgspec.Struct, frozen=True):
 
 
 class PendingUpload(msgspec.Struct, frozen=True):
-    """A multipart upload that nobody has completed yet."""
+    """An incomplete multipart upload."""
 
     name: str
     upload: str

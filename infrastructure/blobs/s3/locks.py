@@ -23,7 +23,7 @@ class Lock(Protocol):
 
     @property
     def held(self) -> bool:
-        """False once somebody else may have it."""
+        """False once another process may hold the lock."""
 
     async def release(self) -> None:
         """Lets go. Never raises."""
@@ -31,7 +31,7 @@ class Lock(Protocol):
 
 class Locks(Protocol):
     async def take(self, name: str) -> Lock | None:
-        """The lock of that blob, None where somebody has it. Raises Unavailable."""
+        """Acquire the lock of the blob; return None if it is held. Raises Unavailable."""
 
 
 class InProcessLocks:

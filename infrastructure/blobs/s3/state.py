@@ -1,8 +1,8 @@
-"""What a bucket holds of a blob: nothing, all of it, or a part that still grows.
+"""State of a blob in a bucket: absent, complete, or growing.
 
-A blob that grows is a multipart upload and a tail object, `<name>~tail`. The tail's body holds
-the bytes behind the last part; its metadata say which parts come before. Writing that one object
-is what makes bytes durable: parts that it does not name do not count.
+A growing blob is a multipart upload and a tail object, `<name>~tail`. The tail's body contains the
+bytes after the last part; its metadata list the parts before. Writing the tail makes bytes
+durable: parts that it does not list do not count.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WAYS = 8  # requests with a body, up to a part each, that are on their way at on
 
 
 class BufferPool:
-    """`ways` are taken by whoever sends a body; buffers share the rest."""
+    """Memory limit of uploads. `ways` limits concurrent request bodies; buffers share the rest."""
 
     def __init__(self, waiting: int = WAITING, ways: int = WAYS) -> None:
         self.ways = asyncio.Semaphore(ways)
@@ -156,7 +156,7 @@ class BlobStat(msgspec.Struct, frozen=True):
 
 
 def tail_key(name: str) -> str:
-    """`~` is in no blob's name, so that nobody takes a tail for a blob."""
+    """Return the key of the tail. `~` occurs in no name of a blob."""
     return f"{name}{_TAIL}"
 
 
@@ -166,7 +166,7 @@ def blob_name_of_tail(name: str) -> str:
 
 
 async def stat(bucket: Bucket, name: str) -> BlobStat:
-    """What there is of a blob, without its bytes."""
+    """Return the state of a blob, without its bytes."""
     whole, tail = await asyncio.gather(bucket.head(name), bucket.head(tail_key(name)))
     growing = _growing(tail) if tail else None
     etag = tail.etag if tail else None
@@ -176,7 +176,7 @@ async def stat(bucket: Bucket, name: str) -> BlobStat:
 
 
 async def stat_with_parts(bucket: Bucket, name: str) -> BlobStat:
-    """What there is, the parts being listed. A blob whose parts are not all there is not there."""
+    """Return the state with listed parts. A blob with missing parts is absent."""
     found = await stat(bucket, name)
     if not isinstance(found.blob, IncompleteBlob) or found.blob.state.parts.upload is None:
         return found

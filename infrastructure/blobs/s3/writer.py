@@ -257,7 +257,7 @@ class S3BlobWriter:
                 await self._drop_old()
 
     async def close(self) -> None:
-        """Ends the append. Parts that no tail names are freed: nobody would ever find them."""
+        """End the append. Delete parts that no tail lists."""
         try:
             if self._going_up is not None:
                 self._going_up.cancel()

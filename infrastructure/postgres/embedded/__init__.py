@@ -1,4 +1,4 @@
-"""A real PostgreSQL of our own, in the data directory, for whoever brings none."""
+"""Embedded PostgreSQL in the data directory, used if no database URL is set."""
 
 from infrastructure.postgres.embedded.server import EmbeddedPostgres
 from infrastructure.postgres.embedded.system import EmbeddedPostgresError

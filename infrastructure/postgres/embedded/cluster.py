@@ -35,7 +35,7 @@ _TAIL_LINES: Final = 20
 
 
 class Log:
-    """What the server's processes write, bounded at two files of 8 MiB."""
+    """Log of the server's processes, bounded at two files of 8 MiB."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -199,7 +199,7 @@ _NEW_PASSWORD = f"ALTER ROLE {NAME} PASSWORD '{{password}}'"
 
 
 class Cluster(msgspec.Struct, frozen=True):
-    """One PostgreSQL database cluster, while nobody runs it: whoever calls holds the lease."""
+    """One PostgreSQL cluster while its server is stopped. The caller holds the lease."""
 
     home: ServerDir
     account: SystemUser
@@ -262,7 +262,7 @@ class Cluster(msgspec.Struct, frozen=True):
         self._execute(cluster, "\n".join(_UPKEEP) + "\n", NAME)
 
     def _execute(self, cluster: Path, statements: str, database: str = "postgres") -> None:
-        """Run statements, one a line, as superuser in a server that nobody else can reach."""
+        """Run statements, one per line, as superuser in single-user mode."""
         quiet = {
             "exit_on_error": "on",
             "log_checkpoints": "off",
@@ -304,7 +304,7 @@ class Cluster(msgspec.Struct, frozen=True):
 
 
 def url(home: ServerDir, socket_folder: str) -> str:
-    """How to connect: over the socket, with the password."""
+    """Connection URL: over the socket, with the password."""
     password = home.password.read_text().strip()
     return f"postgresql://{NAME}:{password}@/{NAME}?host={quote(socket_folder, '')}&port={PORT}"
 

@@ -57,12 +57,12 @@ class ServerDir(msgspec.Struct, frozen=True):
 
     @property
     def decisions(self) -> Path:
-        """Lock: whoever starts or stops the server."""
+        """Lock held while the server is started or stopped."""
         return self.path / "decisions.lock"
 
     @property
     def users(self) -> Path:
-        """Lock, shared: whoever uses the server."""
+        """Shared lock of every process that uses the server."""
         return self.path / "users.lock"
 
     @property
@@ -72,12 +72,12 @@ class ServerDir(msgspec.Struct, frozen=True):
 
     @property
     def mark(self) -> str:
-        """What the command line of every process of this server contains."""
+        """Text in the command line of every process of this server."""
         return f"uptrail-{fingerprint(self.path)}"
 
 
 def server_dir_path(data_dir: Path) -> Path:
-    """Where a data directory keeps its server's home, or a link to it."""
+    """Return the path of the server's directory, or of the link to it."""
     return data_dir.resolve() / "postgres"
 
 

@@ -26,7 +26,7 @@ from infrastructure.postgres.embedded.system import SOCKET, EmbeddedPostgresErro
 
 
 class Postmaster(msgspec.Struct, frozen=True):
-    """What a server wrote about itself into its postmaster.pid."""
+    """Contents of a server's postmaster.pid."""
 
     pid: int
     socket_folder: str
@@ -97,7 +97,7 @@ def is_orphaned(home: ServerDir) -> bool:
 
 
 def is_running(home: ServerDir) -> bool:
-    """Whether a server that takes connections lives, and can be found."""
+    """Return whether a server runs and accepts connections."""
     postmaster = Postmaster.read(home)
     return (
         postmaster is not None

@@ -142,7 +142,7 @@ def _launch_unless_running(home: ServerDir, account: SystemUser) -> Popen[bytes]
 
 
 def _runner(home: ServerDir, account: SystemUser) -> SystemUser:
-    """Who made the cluster runs it; PostgreSQL insists."""
+    """Return the account that created the cluster: PostgreSQL requires it to run the server."""
     if not os.path.lexists(home.cluster):
         return account
     owner = SystemUser.of(home.cluster)
@@ -205,7 +205,7 @@ class ServerRefCount:
         return self._process == os.getpid()
 
     def end(self) -> None:
-        """Shut the server down if nobody else uses it. The caller holds `home.decisions`."""
+        """Shut the server down if unused. The caller holds `home.decisions`."""
         self._ended.set()
         try:
             if system.is_only_holder(self._users):
@@ -221,11 +221,11 @@ class ServerRefCount:
 
 class EmbeddedPostgres:
     """
-    A PostgreSQL of our own in a data directory, shared by every process that asks for it.
+    Embedded PostgreSQL in a data directory, shared by all processes that use it.
 
-    It runs in a session of its own: it outlives a killed user, is found again by the next, and
-    stops when its last user stops it. Its files lie in `<data_dir>/postgres`; `home.settle`
-    says where root's may lie instead.
+    The server runs in its own session: it survives a killed process, is found by the next one, and
+    stops with its last user. Its files are in `<data_dir>/postgres`, or for root in a system
+    directory (`data_directory.py`).
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -250,9 +250,9 @@ class EmbeddedPostgres:
 
     def runs(self) -> bool:
         """
-        Whether the server that was started goes on, as its files and its process tell.
+        Return whether the started server runs, judged by its files and its process.
 
-        It is not asked: a connection would cost both sides ten milliseconds.
+        Without a connection, which would cost ten milliseconds.
         """
         membership = self._membership
         return (
@@ -261,7 +261,7 @@ class EmbeddedPostgres:
 
     def stop(self) -> None:
         """
-        Leave the server, and if nobody else uses it, shut it down and wait for its end.
+        Release the server; if no other process uses it, shut it down and wait for its end.
 
         Does nothing when not started, or in a forked child. Raises EmbeddedPostgresError if the
         server does not end.

@@ -1,4 +1,6 @@
-"""Which system user the server runs as: oneself, or for root a user of its own."""
+"""System account, directories and locks of the embedded server.
+
+The server runs as the current user, or for root as a dedicated system user."""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ USE_ANOTHER: Final = "or set UPTRAIL_DATABASE_URL to a PostgreSQL of your own"
 
 
 class EmbeddedPostgresError(Exception):
-    """What failed, what the server's log says last, and what to do about it."""
+    """The embedded server failed; the message has the last log lines and the fix."""
 
     def __init__(self, problem: str, remedy: str, log: str = "") -> None:
         self.problem = problem
@@ -70,7 +72,7 @@ class SystemUser(msgspec.Struct, frozen=True):
             os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
     def can_read(self, path: Path) -> bool:
-        """Judged by permission bits alone: where an access list says more, we say no."""
+        """Return whether the permission bits allow reading; access lists are ignored."""
         return self._may(path, _READ) and self.can_enter(path.parent)
 
     def can_enter(self, folder: Path) -> bool:
@@ -153,7 +155,7 @@ def make_private_dir(folder: Path, account: SystemUser) -> Path:
     """
     Make a folder of mode 0700 that belongs to the account, or accept the one made before.
 
-    Raises EmbeddedPostgresError if somebody else's folder, or a link, has its name.
+    Raises EmbeddedPostgresError if another user's folder, or a link, has its name.
     """
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -183,7 +185,7 @@ def system_folder() -> Path:
 
 
 def socket_folder(home: Path, account: SystemUser) -> Path:
-    """Where the socket goes: in the server's home, or if that path is too long, a short one."""
+    """Return the socket directory: the server's, or a short path if that is too long."""
     candidates = [home / "socket"]
     short = f"uptrail-{fingerprint(home)}"
     candidates += [folder / short for folder in _short_folders(account)]
@@ -237,7 +239,7 @@ def lock_shared(path: Path) -> int:
 
 
 def is_only_holder(fd: int) -> bool:
-    """True when nobody else shares the lock; it is then held exclusively."""
+    """Return whether no other process shares the lock; it is then held exclusively."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -247,7 +249,7 @@ def is_only_holder(fd: int) -> bool:
 
 def try_lock(path: Path) -> int | None:
     """
-    Take the lock if nobody has it.
+    Take the lock if it is free.
 
     A process that inherits the descriptor holds the lock too, and the last of them to end
     frees it: close it after handing it on, never unlock it.
