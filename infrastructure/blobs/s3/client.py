@@ -174,8 +174,8 @@ class Parts(msgspec.Struct, frozen=True, omit_defaults=True):
 
     A part number is never reused: some stores keep both parts then. `last` is the highest used
     number, `skipped` are ranges (first, last) of parts that do not count: a killed process
-    sent them without acknowledgement. `seal` chains the ETags of the counted parts, so that a lost or
-    replaced part is detected.
+    sent them without acknowledgement. `seal` chains the ETags of the counted parts, to detect
+    lost or replaced ones.
     """
 
     upload: str | None = None
