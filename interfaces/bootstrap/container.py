@@ -53,11 +53,11 @@ from interfaces.common.services import Services
 
 
 class Blobs(BlobStore, BlobInventory, Protocol):
-    """What every blob store of ours is."""
+    """Blob store with its inventory."""
 
 
 def describe_blob_location(settings: Settings) -> str:
-    """Where the bytes are, for people: no setting of a bucket is shown beyond its name."""
+    """Describe the location of the bytes: of a bucket only its name is shown."""
     return (settings.blob_bucket or str(settings.blob_dir)).partition("?")[0]
 
 
@@ -266,10 +266,10 @@ class Database:
         self._embedded = embedded
 
     async def keep_running(self) -> None:
-        """Starts the embedded server again whenever it is gone; somebody else's is left alone.
+        """Restart the embedded server whenever it has ended.
 
-        What cannot be started is tried again for as long as this runs: the other parts wait for
-        their connections meanwhile.
+        A failed start is retried while this runs; the other components wait for their connections
+        meanwhile.
         """
         if self._embedded is None:
             await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""Where a server is reached: sockets bound once, and the file that tells commands of them."""
+"""Listening sockets, and the file by which commands find a running server."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class ListenSockets(msgspec.Struct, frozen=True):
 
 @contextmanager
 def bind_sockets(settings: Settings) -> Iterator[ListenSockets]:
-    """Binds every address of `host`, and closes them at the end.
+    """Bind every address of `host`, and close the sockets at the end.
 
-    Bound before anything else comes up: an address that is taken is told at once. Raises OSError.
+    Bound before anything else starts: an address in use is reported at once. Raises OSError.
     """
     bound = _reserved if settings.processes > 1 and SPREADS else _bound
     with ExitStack() as stack:
@@ -85,8 +85,9 @@ def _addresses(host: str, port: int) -> Sequence[tuple[int, Any]]:
 
 
 def _reserved(family: int, address: Any) -> socket.socket:
-    """Bound so that our processes can share it, if nobody else listens there: that shows only
-    to a socket that does not share."""
+    """Bind a socket with SO_REUSEPORT for our processes, if the address is free.
+
+    Only a socket without that option detects another listener."""
     with _bound(family, address) as alone:
         free = alone.getsockname()
     return _shared(family, free)

@@ -1,7 +1,7 @@
-"""Several processes that answer on one port, and one for the other roles, kept alive by a parent.
+"""Several API processes on one port, and one for the other roles, supervised by a parent.
 
-The parent reserves the port, keeps the database running and tells where the server is; it answers
-nothing itself. Each member is a process of its own that accepts from sockets it inherits.
+The parent reserves the port, keeps the database running and publishes the address of the server; it
+handles no request itself. Each child accepts connections from sockets that it inherits.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ _log = structlog.get_logger(__name__)
 
 
 class ChildConfig(msgspec.Struct, frozen=True):
-    """What a member is told on its standard input: who it is and what to do.
+    """Configuration of a child, sent on its standard input.
 
-    The line is its lifeline as well: it closes when the parent is gone, however that went.
+    The pipe also reports the end of the parent: it closes then, in every case.
     """
 
     name: str
@@ -99,11 +99,11 @@ class ChildProcess:
 
     @property
     def answers(self) -> bool:
-        """Whether it accepts requests."""
+        """Whether the child accepts requests."""
         return self._door is not None
 
     async def live(self) -> None:
-        """Starts the process and waits for its end, of which it tells by returning or raising.
+        """Start the process and wait for its end; return, or raise its error.
 
         When cancelled, asks the process to stop and waits for that. Raises NeverUp where it ends
         before it was up for the first time, Died where it ends with an error later.
@@ -197,7 +197,7 @@ async def serve_in_processes(
     ready: Callable[[Ready], None],
     stopping: asyncio.Event,
 ) -> None:
-    """Serves until told to stop; `ready` is called once every member is up.
+    """Serve until a stop is requested; `ready` is called once every child is up.
 
     Raises what `require_connections` and `open_database` raise, NeverUp for a member that cannot
     begin, PartFailed for one that cannot be kept alive.
@@ -251,7 +251,7 @@ def _members(
 async def _all_up(
     members: Sequence[ChildProcess], stopping: asyncio.Event, tasks: Sequence[asyncio.Task[None]]
 ) -> bool:
-    """Whether all came up before somebody wanted to stop. Raises NeverUp, PartFailed."""
+    """Return whether all children came up before a stop. Raises NeverUp, PartFailed."""
     up = asyncio.create_task(_up(members), name="up")
     try:
         await wait_for_stop_or_failure(stopping, [up, *tasks])

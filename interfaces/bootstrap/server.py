@@ -1,4 +1,4 @@
-"""A server process: its parts come up in order, run until told to stop, and go down in order."""
+"""A server process: its components start in order, run until a stop, and end in reverse order."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ BACKLOG = 1024
 
 
 class HttpServer:
-    """What answers HTTP in this process; without the role api nothing does."""
+    """HTTP listener of this process; without the role api there is none."""
 
     def __init__(self) -> None:
         self.works: dict[str, TaskFactory] = {}
@@ -106,9 +106,9 @@ class HttpSite(HttpServer):
 async def open_http_server(
     parts: Container, sockets: Sequence[socket.socket]
 ) -> AsyncIterator[HttpServer]:
-    """Listening on these sockets, of which there are none without the role api.
+    """Listen on these sockets; there are none without the role api.
 
-    Raises OSError where somebody else has begun to listen there since they were bound.
+    Raises OSError if another process has begun to listen there since they were bound.
     """
     if not sockets:
         yield HttpServer()

@@ -1,4 +1,4 @@
-"""What runs in the background of a server process, by its roles."""
+"""Background tasks of a server process, by its roles, and their supervision."""
 
 from __future__ import annotations
 

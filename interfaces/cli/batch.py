@@ -37,13 +37,13 @@ def start(
     Parameters
     ----------
     label
-        A name for people.
+        Human-readable name.
     pipeline
-        What happens to each file.
+        Name of the pipeline for each file.
     priority
         Batches of a higher one are released to the workers first.
     notify
-        Id or address of a webhook that is told on request.
+        Id or address of a webhook with `on_request`.
     """
     common = common or ClientOptions()
     options = {"label": label, "pipeline": pipeline, "priority": priority}

@@ -1,4 +1,4 @@
-"""What `uptrail doctor` looks at: one function a check, each with findings and what to do."""
+"""Checks of `uptrail doctor`: one function per check, each with findings and advice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Level(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What a check found; `advice` says what to do where it is not ok."""
+    """Result of a check; `advice` is the fix if it is not ok."""
 
     level: Level
     check: str

@@ -103,7 +103,7 @@ class Client:
             yield row
 
     async def command(self, path: str, body: Mapping[str, Any] | None = None) -> None:
-        """Tells a batch or an upload to do something, such as `/v1/batches/{id}/seal`."""
+        """Send a command to a batch or an upload, for instance `/v1/batches/{id}/seal`."""
         await self.ask("POST", path, msgspec.Raw, json=body)
 
     async def download(self, path: str, params: Mapping[str, str]) -> AsyncIterator[bytes]:
@@ -256,7 +256,7 @@ class _Lag:
 
 
 def error_from_response(status: int, answer: bytes) -> Refusal:
-    """The refusal that a problem document tells; any other body is quoted as it is."""
+    """Return the error of a problem document; any other body is quoted."""
     unexplained = f"the server answered {status}"
     try:
         problem = msgspec.json.decode(answer, type=_Problem)
@@ -338,7 +338,7 @@ async def subscribe(client: Client, batches: Sequence[UUID | str] | None) -> Asy
 
 
 class _ClientPosition:
-    """Where this client stands, by the rule of the feed: from <= position < to."""
+    """Position of this client, by the rule of the feed: from <= position < to."""
 
     def __init__(self, batches: list[str] | str) -> None:
         self._batches = batches

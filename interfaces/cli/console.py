@@ -1,4 +1,4 @@
-"""What a command ends with: exit codes, and errors told in one sentence with what to do."""
+"""Console of the commands: exit codes, errors, common options, output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Exit(IntEnum):
 
 
 class CommandError(Exception):
-    """A command could not do what was asked; `hint` says what to do about it."""
+    """Failure of a command; `hint` is the suggested fix."""
 
     code = Exit.ERROR
 
@@ -57,7 +57,7 @@ class Unreachable(CommandError):
 
 
 class Interrupted(CommandError):
-    """Somebody pressed Ctrl-C."""
+    """The user pressed Ctrl-C."""
 
     code = Exit.INTERRUPTED
 
@@ -132,7 +132,7 @@ _COMMON = Group("Common options", sort_key=100)
 
 
 class Server(msgspec.Struct, frozen=True):
-    """Where a server answers, and the key to ask it with."""
+    """URL of a server, and the key for it."""
 
     url: str
     key: str
@@ -148,7 +148,7 @@ class RunningServer(msgspec.Struct, frozen=True):
 @Parameter(name="*", group=_COMMON)
 @dataclass(frozen=True, kw_only=True)
 class DataDirOptions:
-    """Where Uptrail keeps its things on this machine."""
+    """Options of the data directory."""
 
     data_dir: Annotated[Path | None, Parameter(help="Folder for everything Uptrail keeps.")] = None
     config: Annotated[Path | None, Parameter(help="Settings in a TOML file.")] = None
@@ -164,7 +164,7 @@ class DataDirOptions:
 @Parameter(name="*", group=_COMMON)
 @dataclass(frozen=True, kw_only=True)
 class ClientOptions(DataDirOptions):
-    """Where the server is, and how to print."""
+    """Options of commands that call a server."""
 
     url: Annotated[
         str | None, Parameter(help="Address of the server; by default the one that runs here.")
@@ -211,7 +211,7 @@ def find_running_server(data_dir: Path) -> RunningServer | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this number runs, whoever it belongs to."""
+    """Return whether a process with this id runs, of any user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -302,7 +302,7 @@ def format_counts(counts: dict[str, int]) -> str:
 
 
 def describe_upload(upload: UploadView) -> str:
-    """What has become of one upload, with the error as it was."""
+    """Describe the state of one upload, with its error."""
     match upload.state:
         case "retry_scheduled":
             again = f", tries again at {format_time(upload.retry_at)}" if upload.retry_at else ""

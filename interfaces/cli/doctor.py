@@ -56,7 +56,7 @@ FAR_BEHIND = 10_000  # positions
 
 
 async def database(settings: Settings) -> list[Finding]:
-    """Everything the database can tell; one failed finding where it cannot be asked."""
+    """Check the database; one failed finding if it is unreachable."""
     try:
         async with _reached(settings) as url:
             if url is None:
@@ -69,7 +69,7 @@ async def database(settings: Settings) -> list[Finding]:
 
 
 async def _examined(url: str, settings: Settings) -> list[Finding]:
-    """What every start requires first: where that fails, no more is asked."""
+    """Check the requirements of every start; if they fail, stop there."""
     required = [
         Finding(Level(verdict.grade), verdict.check, verdict.detail, verdict.advice)
         for verdict in await examine(url)
@@ -108,7 +108,7 @@ async def _version(connection: Connection) -> Finding:
 
 
 async def _connections(connection: Connection, settings: Settings) -> Finding:
-    """Whether the limits leave room for a server with every role: those in use may be its own."""
+    """Check that the connection limit suffices for a server with every role."""
     needs = needs_of_server(settings, ALL_ROLES)
     least, most = sum(need.least for need in needs), sum(need.most for need in needs)
     limit = await tightest_limit(connection)

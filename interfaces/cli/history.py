@@ -60,7 +60,7 @@ def export(
     plain: Annotated[bool, Parameter(negative="")] = False,
     common: ClientOptions | None = None,
 ) -> None:
-    """Write events as NDJSON with what proves them; `uptrail verify --export` checks it.
+    """Write events as NDJSON with their proofs; `uptrail verify --export` checks the file.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def export(
     to
         A file; by default standard output.
     plain
-        For reading: the events as `history show --json` tells them, without seals and proofs.
+        Plain events as of `history show --json`, without seals and proofs.
     """
     common = common or ClientOptions()
     if batch is not None and upload is not None:
@@ -118,7 +118,7 @@ async def events_of(
 
 
 def print_events(events: list[HistoryItem]) -> None:
-    """Who did what and when, one event a line."""
+    """Print events, one per line, with principal and time."""
     rows = ((e.position, _short(e.at), e.by, e.type, _details(e)) for e in events)
     console.table(("position", "when", "who", "what", "details"), rows)
 

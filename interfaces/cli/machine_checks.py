@@ -1,4 +1,4 @@
-"""What `uptrail doctor` asks about the machines together: who is there, and whose bytes it has."""
+"""Checks of `uptrail doctor` across machines: processes, blob store, master keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WHERE seen_at > now() - make_interval(secs => %s) GROUP BY role"""
 
 
 async def machines(connection: Connection, settings: Settings) -> list[Finding]:
-    """Who plays which role, and whether blobs and master keys here are those of this database."""
+    """Check the processes per role, and that blobs and master keys belong to this database."""
     roles, blobs = await _roles(connection, settings), await _blobs(connection, settings)
     return [roles, *blobs, *await _master_key(connection, settings)]
 
@@ -47,7 +47,7 @@ async def _roles(connection: Connection, settings: Settings) -> Finding:
 
 
 async def _blobs(connection: Connection, settings: Settings) -> list[Finding]:
-    """Nothing where neither can tell: no server has started on this database yet."""
+    """Check the identity of the blob store; no finding before the first start of a server."""
     from infrastructure.blobs.s3.client import BadLocation, BucketUnusable
     from interfaces.bootstrap.container import describe_blob_location, open_blobs
 

@@ -1,4 +1,4 @@
-"""`uptrail`: finds the command, runs it, and tells what went wrong in one sentence."""
+"""The command `uptrail`: run a command and report errors in one sentence."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def run(tokens: Sequence[str]) -> int:
 
 
 def run_reporting_errors(command: Callable[[], object], *, debug: bool = False) -> int:
-    """The exit code of the command; what goes wrong is told in one sentence, unless `debug`."""
+    """Return the exit code of the command; report errors in one sentence, unless `debug`."""
     try:
         result = command()
         return result if isinstance(result, int) else Exit.OK

@@ -1,4 +1,4 @@
-"""What people see while a batch runs: bars on a terminal, otherwise one line a change."""
+"""Progress of a batch on the console: bars on a terminal, else one line per change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ENDED = frozenset(state.value for state in ENDED)
 
 
 class ProgressReporter(Protocol):
-    """Told of everything that happens; used as a context manager."""
+    """Reporter of the progress of a batch; a context manager."""
 
     def __enter__(self) -> Self: ...
 
@@ -52,7 +52,7 @@ class ProgressReporter(Protocol):
         """Something worth a line."""
 
     def sending(self, tally: UploadProgress) -> None:
-        """How far the sending is."""
+        """Report the progress of sending."""
 
     def frame(self, frame: Frame) -> None:
         """Rows of the read model that changed."""
@@ -69,7 +69,7 @@ def choose_reporter(*, json: bool, brief: bool = False) -> ProgressReporter:
 
 
 class Changes:
-    """Tells a change of state from a row that came again; remembers the last states, bounded."""
+    """Filter of rows whose state changed; remembers a bounded number of last states."""
 
     def __init__(self) -> None:
         self._seen: OrderedDict[object, object] = OrderedDict()
@@ -216,7 +216,7 @@ class _Amount(ProgressColumn):
 
 
 def is_notable(upload: UploadView) -> bool:
-    """Whether something went wrong with it, or is well again."""
+    """Return whether the upload failed, or recovered."""
     return upload.state in WORTH_TELLING or (upload.state == "completed" and upload.attempt > 1)
 
 

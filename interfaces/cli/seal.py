@@ -26,7 +26,7 @@ _HEAD = ("number", "positions", "events", "when", "digest")
 
 @app.command(name="list")
 def list_(*, after: int = 0, common: ClientOptions | None = None) -> None:
-    """Print the seals beyond this number; with --json one a line, to be kept elsewhere."""
+    """Print the seals beyond this number; with --json one per line, to keep outside."""
     common = common or ClientOptions()
 
     async def run(client: Client) -> None:

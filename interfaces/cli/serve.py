@@ -38,7 +38,7 @@ YOUNG_OBJECTS = 10_000  # allocated and not freed, before the youngest are looke
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class StorageOptions:
-    """Where the events and the bytes are kept."""
+    """Options of the database and the blob store."""
 
     database_url: Annotated[
         str | None, Parameter(help="Your PostgreSQL; by default an embedded one.")
@@ -119,9 +119,9 @@ def _run(settings: Settings, roles: Sequence[Role]) -> int:
 
 
 def freeze_gc() -> None:
-    """What a server is made of lasts as long as it does: no collection needs to visit it again.
+    """Exclude the objects of the started server from garbage collection: they live as long as it.
 
-    What requests leave behind is freed by its reference counts; cycles among it are rare.
+    Objects of requests are freed by reference counts; cycles among them are rare.
     """
     gc.collect()
     gc.freeze()
@@ -143,7 +143,7 @@ def _tell(ready: Ready, settings: Settings) -> None:
 
 
 def child_main() -> int:
-    """Does what the parent orders, until it says so, or is gone."""
+    """Run as a child process until the parent requests a stop, or has ended."""
     line = sys.stdin.buffer.readline()
     if not line:
         return Exit.OK
@@ -175,13 +175,13 @@ async def _serve(order: ChildConfig) -> None:
 
 
 def _orphaned(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
-    """The parent says nothing more: the line is readable because it is closed."""
+    """Return whether the parent has ended: its pipe is readable because it is closed."""
     loop.remove_reader(sys.stdin.fileno())
     stopping.set()
 
 
 async def _live() -> None:
-    """Says again and again that this process is not stuck; a parent that is gone does not hear."""
+    """Send heartbeats to the parent."""
     with suppress(BrokenPipeError):
         while True:
             await asyncio.sleep(SIGN)

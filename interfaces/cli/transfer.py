@@ -76,10 +76,10 @@ class SourceFile:
 
 
 async def send(client: Client, upload: UUID, source: SourceFile, *, fresh: bool) -> None:
-    """Sends what is missing of one upload, through interruptions.
+    """Send the missing bytes of one upload, and resume after interruptions.
 
-    A fresh upload begins at 0 without asking; otherwise, and after any interruption, the server
-    says where to go on. Raises FileChanged, Refusal, Unreachable.
+    A new upload begins at 0; otherwise, and after any interruption, the server is asked for the
+    offset. Raises FileChanged, Refusal, Unreachable.
     """
     waits = Waits(client.connection)
     known = fresh
@@ -106,7 +106,7 @@ async def send(client: Client, upload: UUID, source: SourceFile, *, fresh: bool)
 
 
 async def offset_of(client: Client, upload: UUID) -> int:
-    """How many bytes the server has. Raises Refusal, aiohttp.ClientError."""
+    """Return the offset of the upload on the server. Raises Refusal, aiohttp.ClientError."""
     url = f"{client.server.url}/v1/uploads/{upload}"
     request = client.session.head(url, headers=VERSION)
     async with client.connection.answer(request) as response:
@@ -162,7 +162,7 @@ class TarBundle:
         self._size = 0
 
     def add(self, task: PendingFile) -> bool:
-        """Whether it is full now."""
+        """Add a file; return whether the bundle is full."""
         self.tasks.append(task)
         self._size += task.file.size
         return len(self.tasks) >= MOST_FILES or self._size >= MOST_BYTES
@@ -190,7 +190,7 @@ def build_tar(tasks: Sequence[PendingFile]) -> TarArchive:
 
 
 async def send_packed(client: Client, batch: UUID, body: bytes) -> Sequence[FileResult]:
-    """What became of each file. Sent again after an interruption: what is there is left alone.
+    """Send a bundle and return the result of each file. Repeated after an interruption.
 
     Raises Refusal, Unreachable.
     """
@@ -241,9 +241,9 @@ Trouble = Callable[[str, str], None]
 
 
 class UploadProgress(msgspec.Struct):
-    """How far it is. `sent_bytes` counts those that count as sent, now or by an earlier run.
+    """Progress of a command. `sent_bytes` includes the bytes sent by an earlier run.
 
-    `stopped` is why the rest was not sent, where that may change: another run goes on with it.
+    `stopped` is the reason for unsent files, if another run can send them.
     """
 
     files: int = 0
@@ -256,7 +256,7 @@ class UploadProgress(msgspec.Struct):
 
     @property
     def unsent_files(self) -> int:
-        """How many files another run would have to send."""
+        """Number of files that another run has to send."""
         return max(0, self.files - self.sent_files - self.failures)
 
     def stop(self, refusal: Refusal) -> None:
@@ -326,7 +326,7 @@ class UploadSession:
         return await self._client.add_files(self._batch, declared)
 
     async def _assign(self, task: PendingFile) -> None:
-        """What an earlier run has sent counts as sent; the rest is put where it will travel."""
+        """Count what an earlier run has sent; assign the rest to bundles or transfers."""
         if task.file.size > SMALL:
             await self._queue.put(task)
             return

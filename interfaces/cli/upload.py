@@ -106,7 +106,7 @@ FAILED_STATES = ("failed", "quarantined", "rejected")
 
 
 class UploadJob(msgspec.Struct, frozen=True):
-    """What to send, and how: paths by their name in the batch, several transfers at a time."""
+    """Upload job: paths by their name in the batch, and options of the transfers."""
 
     roots: dict[str, Path]
     label: str

@@ -32,7 +32,7 @@ def verify(
     store: StorageOptions | None = None,
     common: ClientOptions | None = None,
 ) -> int:
-    """Check that nothing recorded was altered, and that derived rows follow from what was recorded.
+    """Check that no event was altered, and that derived rows follow from the events.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ def verify(
     public
         File with a public key to trust (PEM), as `uptrail seal keys --pem` prints it.
     seals
-        Seals that were kept elsewhere (`uptrail seal list --json`, or an export): each must
-        still be there, as it was.
+        File of seals kept outside (`uptrail seal list --json`, or an export): each must
+        exist unchanged.
     """
     common = common or ClientOptions()
     if export is not None:
@@ -60,7 +60,7 @@ def verify(
 async def _verify_here(
     parts: Container, public: Sequence[Path], seals: Path | None, common: ClientOptions
 ) -> int:
-    """The seals first: an event that was altered may be one that nobody can read any more."""
+    """Verify the seals first: an altered event may be unreadable."""
     from infrastructure.audit.derived import check_derived
     from infrastructure.event_store.codec import UnreadableEvent
     from infrastructure.read_model.rebuild import verify as compare

@@ -25,7 +25,7 @@ from interfaces.common.api_types import (
 
 
 def health_label(webhook: WebhookResponse) -> str:
-    """How it fares, in a few words."""
+    """Return the health of a webhook in a few words."""
     if not webhook.enabled:
         return f"disabled: {webhook.reason}"
     if webhook.failing_since is not None:
@@ -53,7 +53,7 @@ def webhook_details(webhook: WebhookResponse) -> Iterator[str]:
 
 
 def delivery_summary(delivery: DeliveryResponse) -> str:
-    """What came of a delivery, and what is next."""
+    """Describe the state of a delivery."""
     last = delivery.last
     if last is None:
         return f"{delivery.type}: {delivery.state}, not sent yet"
@@ -89,18 +89,18 @@ def add(
     Parameters
     ----------
     address
-        Where requests are sent, such as https://example.com/hook.
+        Address of the receiver, for instance https://example.com/hook.
     event
-        What is told, such as upload.failed; may be given several times. By default
+        Event type, for instance upload.failed; may be repeated. By default
         batch.completed.
     label
         Only batches with this label.
     on_request
         Only batches whose `notify` names this webhook.
     description
-        A note for people.
+        Description.
     owner
-        Whose batches; by default those of the key's own owner.
+        Owner of the batches; by default that of the key.
     """
     common = common or ClientOptions()
     given = {"events": event, "label": label, "owner": owner}
@@ -144,7 +144,7 @@ def show(id: str, *, common: ClientOptions | None = None) -> None:
 
 @app.command(name="test")
 def request_test(id: str, *, common: ClientOptions | None = None) -> int:
-    """Send a test, also to a disabled webhook, and tell what was answered."""
+    """Send a test delivery, also to a disabled webhook, and print the response."""
     common = common or ClientOptions()
 
     async def run(client: Client) -> DeliveryResponse:
@@ -180,7 +180,7 @@ def rotate(id: str, *, common: ClientOptions | None = None) -> None:
 
 @app.command
 def enable(id: str, *, common: ClientOptions | None = None) -> None:
-    """Tell a webhook again, beginning at once with what waits."""
+    """Enable a webhook; its pending deliveries begin at once."""
     common = common or ClientOptions()
 
     async def run(client: Client) -> WebhookResponse:
@@ -254,14 +254,14 @@ def deliveries(
     limit: Annotated[int, Parameter(validator=Number(gte=1))] = 20,
     common: ClientOptions | None = None,
 ) -> None:
-    """List what a webhook was told, or is to be, newest first.
+    """List the deliveries of a webhook, newest first.
 
     Parameters
     ----------
     state
-        Only those that wait, that arrived, or that were given up.
+        Only pending, delivered or failed ones.
     limit
-        How many at most.
+        Maximum number.
     """
     common = common or ClientOptions()
     params = {"state": state} if state else {}
@@ -289,14 +289,14 @@ def redeliver(
     failed_since: datetime | None = None,
     common: ClientOptions | None = None,
 ) -> None:
-    """Tell a webhook again: of one event by its position, or of all given up since a time.
+    """Redeliver one event by its position, or all that failed since a time.
 
     Parameters
     ----------
     position
-        Of the event, as `deliveries` lists it.
+        Position of the event, as in `deliveries`.
     failed_since
-        Everything that was given up at this time or later.
+        All deliveries that failed at this time or later.
     """
     common = common or ClientOptions()
     if (position is None) == (failed_since is None):
