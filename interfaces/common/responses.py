@@ -1,17 +1,40 @@
-"""Limits on responses to slow clients: how many are buffered at once, and in what pieces."""
+"""JSON responses, and limits on responses to slow clients."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from interfaces.common.problems import Problem
 from interfaces.common.server import on_finished
 
+POSITION = "Uptrail-Position"
 PIECE = 64 * 1024  # bytes written before the client has to take some
 LARGE = 64 * 1024  # bytes from which a response in one piece is counted
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def json_response(
+    value: Any,
+    *,
+    status: int = 200,
+    position: int | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> web.Response:
+    """Return the value as JSON; `position` is the least position of the log that it reflects."""
+    all_headers = dict(headers or {})
+    if position is not None:
+        all_headers[POSITION] = str(position)
+    return web.Response(
+        status=status, body=_encode(value), content_type="application/json", headers=all_headers
+    )
 
 
 class Stream(StrEnum):

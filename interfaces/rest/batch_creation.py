@@ -24,8 +24,16 @@ from domain.file import FileDeclaration, has_control_characters
 from domain.ids import batch_id_for, upload_id_for
 from infrastructure.settings import Settings
 from interfaces.common.access import load_batch, reject_batch_scoped_key, require
-from interfaces.common.api_types import AddedUploadsResponse, FieldProblem, StartedBatchResponse
+from interfaces.common.api_types import (
+    AddedUploadsResponse,
+    FieldProblem,
+    NewBatch,
+    RequestBody,
+    RetryOptions,
+    StartedBatchResponse,
+)
 from interfaces.common.forwarded import public_url
+from interfaces.common.idempotency import command_context, idempotency_key, request_fingerprint
 from interfaces.common.problems import Problem, json_pointer_of
 from interfaces.common.requests import (
     NDJSON_TYPES,
@@ -36,11 +44,9 @@ from interfaces.common.requests import (
     path_id,
     require_content_type,
 )
+from interfaces.common.responses import json_response
 from interfaces.common.routing import UPLOAD_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import json_response
-from interfaces.rest.forms import NewBatch, RequestBody, RetryOptions
-from interfaces.rest.idempotency import command_context, idempotency_key, request_fingerprint
 from interfaces.uploads import forms as forms
 from interfaces.uploads import ietf as resumable
 from interfaces.uploads import tar as bundles

@@ -26,13 +26,12 @@ from interfaces.common.access import (
     require_owned,
     require_visible_stream,
 )
-from interfaces.common.api_types import CommandResponse, PageResponse
+from interfaces.common.api_types import CancelRequest, CommandResponse, PageResponse, RequestBody
 from interfaces.common.requests import Query, path_id, wait_for_min_position
+from interfaces.common.responses import POSITION, json_response
 from interfaces.common.routing import OPERATOR_SCOPES, UPLOAD_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import POSITION, json_response
 from interfaces.rest.commands import CommandRoute, command_operations
-from interfaces.rest.forms import CancelRequest, RequestBody
 
 LIST_PARAMETERS = ("state", "label", "cursor", "limit", "min_position")
 SHOW_PARAMETERS = ("at", "min_position")

@@ -30,10 +30,9 @@ from interfaces.common.requests import (
     path_id,
     wait_for_min_position,
 )
-from interfaces.common.responses import STREAMS, Stream, write_in_pieces
+from interfaces.common.responses import POSITION, STREAMS, Stream, json_response, write_in_pieces
 from interfaces.common.routing import ANY_SCOPE, OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import POSITION, json_response
 
 QUERY = ("after", "limit", "format", "min_position")
 BOTH_WAYS = ("after", "before", "limit", "format", "min_position")

@@ -17,10 +17,9 @@ from application.views import BatchView, FailureGroup, Report, ReportRow
 from interfaces.common.access import principal_of, require_owned
 from interfaces.common.problems import Problem
 from interfaces.common.requests import NDJSON, Query, path_id, wait_for_min_position
-from interfaces.common.responses import STREAMS, Stream
+from interfaces.common.responses import POSITION, STREAMS, Stream
 from interfaces.common.routing import Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import POSITION
 
 # The completion report as bytes: JSON, NDJSON and CSV, a piece at a time.
 

@@ -20,10 +20,9 @@ from interfaces.common.access import (
 )
 from interfaces.common.api_types import PageResponse
 from interfaces.common.requests import NDJSON, Query, path_id, wait_for_min_position
-from interfaces.common.responses import STREAMS, Stream, write_in_pieces
+from interfaces.common.responses import STREAMS, Stream, json_response, write_in_pieces
 from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import json_response
 
 EXPORT = ("after", "min_position")
 PAGE = 1000  # seals

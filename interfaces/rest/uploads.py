@@ -22,14 +22,20 @@ from interfaces.common.access import (
     require_owned,
     require_visible_stream,
 )
-from interfaces.common.api_types import CommandResponse, PageResponse, PublicUpload, public_view
+from interfaces.common.api_types import (
+    CancelRequest,
+    CommandResponse,
+    PageResponse,
+    PublicUpload,
+    RequestBody,
+    public_view,
+)
 from interfaces.common.requests import MAX_CURSOR, Query, path_id, wait_for_min_position
+from interfaces.common.responses import json_response
 from interfaces.common.routing import OPERATOR_SCOPES, UPLOAD_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import json_response
 from interfaces.rest.batches import SHOW_PARAMETERS
 from interfaces.rest.commands import CommandRoute, command_operations
-from interfaces.rest.forms import CancelRequest, RequestBody
 from interfaces.uploads.setup import TRANSFERS, transfer_problem
 
 LIST_PARAMETERS = ("state", "cursor", "limit", "min_position")

@@ -11,13 +11,17 @@ from application.errors import NotFound
 from application.ports.read_model import BadCursor
 from application.ports.webhooks import Delivery, DeliveryState
 from interfaces.common.access import load_webhook, require
-from interfaces.common.api_types import DeliveryResponse, PageResponse, RedeliveryResponse
+from interfaces.common.api_types import (
+    DeliveryResponse,
+    PageResponse,
+    RedeliveryResponse,
+    RequestBody,
+)
 from interfaces.common.problems import bad_parameter
 from interfaces.common.requests import MAX_POSITION, Query, json_body, path_id
+from interfaces.common.responses import json_response
 from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import json_response
-from interfaces.rest.forms import RequestBody
 from interfaces.rest.webhooks import wait_for_listed_position
 
 LIST_PARAMETERS = ("state", "cursor", "limit", "min_position")

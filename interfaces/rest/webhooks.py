@@ -30,11 +30,13 @@ from infrastructure.outbound import BadDestination, PrivateAddress, parse_destin
 from interfaces.common.access import load_webhook, require
 from interfaces.common.api_types import (
     PageResponse,
+    RequestBody,
     SecretResponse,
     TestRequestedResponse,
     WebhookResponse,
 )
 from interfaces.common.forwarded import public_url
+from interfaces.common.idempotency import command_context
 from interfaces.common.problems import Problem
 from interfaces.common.requests import (
     LONGEST_WAIT,
@@ -44,13 +46,11 @@ from interfaces.common.requests import (
     not_reached,
     path_id,
 )
+from interfaces.common.responses import json_response
 from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES, Services
-from interfaces.rest.answers import json_response
 from interfaces.rest.batch_creation import resolve_owner
 from interfaces.rest.commands import CommandRoute, command_operations
-from interfaces.rest.forms import RequestBody
-from interfaces.rest.idempotency import command_context
 
 MAX_OWNER_WEBHOOKS = 50
 LIST_PARAMETERS = ("cursor", "limit", "min_position")

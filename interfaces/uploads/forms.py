@@ -19,14 +19,14 @@ from domain.errors import FieldError, ValidationFailed
 from domain.file import FileDeclaration, validate_declaration
 from domain.ids import batch_id_for
 from interfaces.common.access import reject_batch_scoped_key, require
+from interfaces.common.api_types import NewBatch
 from interfaces.common.body import reject_content_encoding
 from interfaces.common.forwarded import public_url
+from interfaces.common.idempotency import command_context, idempotency_key, request_fingerprint
 from interfaces.common.requests import Query
+from interfaces.common.responses import json_response
 from interfaces.common.routing import UPLOAD_SCOPES
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import json_response
-from interfaces.rest.forms import NewBatch
-from interfaces.rest.idempotency import command_context, idempotency_key, request_fingerprint
 from interfaces.uploads.multipart import (
     MEDIA_TYPE,
     FormReader,

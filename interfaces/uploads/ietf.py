@@ -22,8 +22,8 @@ from interfaces.common.access import load_upload, require, require_visible_strea
 from interfaces.common.body import Body, read_all, reject_content_encoding, single_header
 from interfaces.common.problems import Problem, bad_parameter
 from interfaces.common.requests import path_id
+from interfaces.common.responses import json_response
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import json_response
 from interfaces.uploads import tus as tus
 from interfaces.uploads.ietf_protocol import (
     COMPLETE,

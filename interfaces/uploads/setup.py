@@ -39,8 +39,8 @@ from domain.upload.state import GONE, UploadState
 from interfaces.common.forwarded import public_url
 from interfaces.common.middleware import traceparent_of
 from interfaces.common.problems import RETRY_SOON, Problem, problem_of
+from interfaces.common.responses import POSITION
 from interfaces.common.services import SERVICES, Services
-from interfaces.rest.answers import POSITION
 
 UPLOADS = "/v1/uploads"
 

@@ -21,9 +21,9 @@ from interfaces.common.access import load_batch, require
 from interfaces.common.api_types import ReceivedFilesResponse
 from interfaces.common.body import reject_content_encoding
 from interfaces.common.requests import Query, path_id
+from interfaces.common.responses import json_response
 from interfaces.common.routing import UPLOAD_SCOPES
 from interfaces.common.services import SERVICES
-from interfaces.rest.answers import json_response
 from interfaces.uploads.multipart import ByteStream, Malformed, stream_of
 from interfaces.uploads.setup import limit_files, multi_file_receiver
 
