@@ -1,1 +1,1 @@
-"""What may happen, and what did: aggregates, their events, and the rules between them."""
+"""Rules and facts: aggregates, their events and their decisions."""

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Classification(Enum):
-    """Whether a field may hold personal data.
+    """Classification of a field by whether it may hold personal data.
 
     Personal fields are encrypted with the owner's key, which an erasure destroys. Everything else
     stays readable for ever.

@@ -1,1 +1,1 @@
-"""Webhooks: where an owner wants to be told what happened to their batches and uploads."""
+"""Webhooks: subscriptions of owners to events of their batches and uploads."""

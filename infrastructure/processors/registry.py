@@ -33,7 +33,7 @@ STEP_MEMORY = 1 << 30  # bytes
 
 
 class Resources(NamedTuple):
-    """What processors are made with; `http` is None where no service can be called."""
+    """Resources that processors share; `http` is None if no service can be called."""
 
     decoders: DecoderPool
     http: Processor | None

@@ -77,7 +77,7 @@ def test_a_text_field_without_a_classification_is_refused_by_name(event: Any, fi
     ids=["undeclared", "declared"],
 )
 def test_an_event_class_that_is_in_no_union_stops_the_import(declared: str, reason: str) -> None:
-    """Nothing could read it, and no projection would be told by mypy that it exists."""
+    """Nothing could read it, and mypy would name no projection that lacks it."""
     program = f"""
 from domain.event import Event, event_type
 {declared}
