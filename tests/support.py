@@ -11,6 +11,8 @@ from random import SystemRandom
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import psycopg
+
 Result = TypeVar("Result")
 
 # Below those that a system picks by itself for whoever asks for any: Linux from 32768 on (ip(7),
@@ -75,3 +77,14 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             _given.add(port)
             return port
+
+
+def execute(url: str, statement: str, *parameters: object) -> int:
+    """Execute SQL beside the program; return the number of rows that it changed."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        return connection.execute(statement.encode(), parameters).rowcount
+
+
+def tamper(url: str, statement: str, *parameters: object) -> None:
+    """Change stored rows beside the program."""
+    assert execute(url, statement, *parameters) > 0, statement

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from tests.chaos.plant import Plant
+from tests.chaos.cluster import ProcessCluster
 from tests.support import path_of
 
 PATIENCE = 240.0  # seconds until a request that keeps failing is a failed test
@@ -34,8 +34,8 @@ class Gone(Exception):
 class Sender:
     """One connection's worth of requests, to whichever API, each repeated until it is answered."""
 
-    def __init__(self, plant: Plant, chance: random.Random) -> None:
-        self._plant = plant
+    def __init__(self, cluster: ProcessCluster, chance: random.Random) -> None:
+        self._cluster = cluster
         self._chance = chance
 
     def send(self, batch: str, name: str, content: bytes, chunk: int, **metadata: str) -> str:
@@ -110,10 +110,10 @@ class Sender:
     def _once(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
     ) -> Answer:
-        port = self._chance.choice(list(self._plant.ports.values()))
+        port = self._chance.choice(self._cluster.ports)
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         try:
-            own = {"Authorization": f"Bearer {self._plant.key}"} | dict(headers)
+            own = {"Authorization": f"Bearer {self._cluster.key}"} | dict(headers)
             connection.request(method, path, body=body, headers=own)
             response = connection.getresponse()
             return Answer(response.status, dict(response.headers), response.read())

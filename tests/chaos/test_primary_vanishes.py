@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.client import Answer
-from tests.faults.site import Site, eventually, open_site
+from tests.api_client import Answer
 from tests.postgres_servers import Server, needs_postgres, primary_and_standby
+from tests.server_process import Cluster, open_cluster, wait_for
 
 WRITERS = 3
 FAILOVER = 2.0  # seconds until an operator notices and promotes the standby
@@ -68,9 +68,9 @@ class Requests:
 
 
 @contextmanager
-def under_load(site: Site) -> Iterator[tuple[Requests, Requests]]:
+def under_load(cluster: Cluster) -> Iterator[tuple[Requests, Requests]]:
     """Run writers and a reader, each with one request at a time."""
-    client = site.admin
+    client = cluster.admin
     writes, reads = Requests(), Requests()
     headers = {"Content-Type": "application/json"}
     sends = [
@@ -101,19 +101,21 @@ def test_writes_are_back_soon_after_a_failover_and_none_is_lost(
     with ExitStack() as stack:
         primary, standby = stack.enter_context(primary_and_standby())
         hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
-        site = stack.enter_context(open_site(f"postgresql://postgres@{hosts}/postgres", tmp_path))
-        server = site.start()
-        with under_load(site) as (writes, reads):
-            eventually(lambda: writes.failed or len(writes.acknowledged) >= BEFORE)
+        cluster = stack.enter_context(
+            open_cluster(f"postgresql://postgres@{hosts}/postgres", tmp_path)
+        )
+        server = cluster.start()
+        with under_load(cluster) as (writes, reads):
+            wait_for(lambda: writes.failed or len(writes.acknowledged) >= BEFORE)
             VANISH[how](primary)
             time.sleep(FAILOVER)
             standby.promote()
             promoted = time.monotonic()
-            eventually(lambda: writes.failed or len(writes.since(promoted)) >= AFTER)
+            wait_for(lambda: writes.failed or len(writes.since(promoted)) >= AFTER)
         assert not writes.failed
         assert not reads.failed
-        batch = site.admin.send_batch({"after.txt": b"processed by the new primary"})
-        eventually(lambda: site.admin.batch(batch)["outcome"] == "succeeded")
+        batch = cluster.admin.send_batch({"after.txt": b"processed by the new primary"})
+        wait_for(lambda: cluster.admin.batch(batch)["outcome"] == "succeeded")
         back = min(writes.since(promoted)) - promoted
         kept = {str(row[0]) for row in standby.execute("SELECT originator_id FROM stored_events")}
         lost = [id for _, id in writes.acknowledged if id not in kept]
@@ -127,6 +129,6 @@ def test_writes_are_back_soon_after_a_failover_and_none_is_lost(
         assert back < BACK_WITHIN
         assert max(writes.longest, reads.longest) < ANSWER_WITHIN
         assert server.poll() is None
-        said = site.said()
+        said = cluster.output()
         assert "Task exception was never retrieved" not in said
         assert "Traceback" not in said, said[-5000:]

@@ -1,4 +1,4 @@
-"""The nursery of a test: imports take a second, so that all its processes come from one."""
+"""Fork server for the whole run: imports take a second, and a fork takes milliseconds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.crash.nursery import Nursery
+from tests.crash.fork_server import ForkServer
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("nursery") / "log") as nursery:
-        yield nursery
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    with ForkServer(tmp_path_factory.mktemp("fork_server") / "log") as fork_server:
+        yield fork_server

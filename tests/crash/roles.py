@@ -29,9 +29,9 @@ from infrastructure.read_model import rebuild as rebuilding
 from infrastructure.read_model import rebuild as verifying
 from infrastructure.settings import Settings
 from interfaces.bootstrap.tasks import supervise
-from tests.crash.hands import PROCESSORS, SETTINGS
-from tests.crash.mortal import Life, beside
-from tests.crash.nursery import Order
+from tests.crash.fake_processors import PROCESSORS, SETTINGS
+from tests.crash.fork_server import ProcessOrder
+from tests.crash.kill_at_await import AwaitKiller, unmonitored
 from tests.fakes import NoRemotePreemption, unlimited_quotas
 
 # Nobody waits for anybody else here: what only spares the server is left out.
@@ -53,7 +53,7 @@ SELECT EXISTS (SELECT FROM procrastinate_workers WHERE id > %(last)s) AND NOT EX
 class Parts:
     """What the roles stand on, in one process."""
 
-    def __init__(self, order: Order, pool: Pool, log: PostgresEventLog) -> None:
+    def __init__(self, order: ProcessOrder, pool: Pool, log: PostgresEventLog) -> None:
         self.pool = pool
         self.log = log
         self.blobs = LocalBlobStore(Path(order.folder) / "blobs", threads=2)
@@ -70,14 +70,14 @@ class Parts:
 
 
 @asynccontextmanager
-async def opened(order: Order, life: Life) -> AsyncIterator[Parts]:
-    """The life begins once everything is open: to die earlier leaves nothing behind."""
+async def opened(order: ProcessOrder, killer: AwaitKiller) -> AsyncIterator[Parts]:
+    """Awaits are counted once everything is open: to die earlier leaves nothing behind."""
     async with (
-        make_pool(order.url, name="mortal", max_size=4) as pool,
+        make_pool(order.url, name="crash", max_size=4) as pool,
         GroupCommitter(order.url) as committer,
         PostgresEventLog(pool, committer) as log,
     ):
-        life.begin()
+        killer.begin()
         yield Parts(order, pool, log)
 
 
@@ -104,8 +104,8 @@ class UntilQuiet:
             return bool(await select_lost(connection))
 
 
-async def orchestrate(order: Order, life: Life) -> None:
-    async with opened(order, life) as parts:
+async def orchestrate(order: ProcessOrder, killer: AwaitKiller) -> None:
+    async with opened(order, killer) as parts:
         running = orchestrator.Orchestrator(
             order.url, parts.log, UntilQuiet(parts), parts.settings, parts.now
         )
@@ -115,8 +115,8 @@ async def orchestrate(order: Order, life: Life) -> None:
             return
 
 
-async def work(order: Order, life: Life) -> None:
-    async with opened(order, life) as parts:
+async def work(order: ProcessOrder, killer: AwaitKiller) -> None:
+    async with opened(order, killer) as parts:
         async with parts.pool.connection() as connection:
             row = await (await connection.execute(_LAST_WORKER)).fetchone()
         last = row[0] if row else 0
@@ -132,23 +132,23 @@ async def work(order: Order, life: Life) -> None:
                 lambda: 0.5,
             ).run()
         )
-        await beside(_until_idle(parts, last))
+        await unmonitored(_until_idle(parts, last))
         running.cancel()
         await asyncio.wait((running,))
 
 
-async def project(order: Order, life: Life) -> None:
-    async with opened(order, life) as parts:
+async def project(order: ProcessOrder, killer: AwaitKiller) -> None:
+    async with opened(order, killer) as parts:
         await projector.catch_up(order.url, parts.log)
 
 
-async def rebuild(order: Order, life: Life) -> None:
-    async with opened(order, life) as parts:
+async def rebuild(order: ProcessOrder, killer: AwaitKiller) -> None:
+    async with opened(order, killer) as parts:
         await rebuilding.rebuild(order.url, parts.log)
 
 
-async def verify(order: Order, life: Life) -> None:
-    async with opened(order, life) as parts:
+async def verify(order: ProcessOrder, killer: AwaitKiller) -> None:
+    async with opened(order, killer) as parts:
         await verifying.verify(order.url, parts.log)
 
 
@@ -158,11 +158,11 @@ _HANDLERS: Mapping[type[commands.Command], Callable[..., Awaitable[Any]]] = {
 }
 
 
-async def command(order: Order, life: Life) -> str:
+async def command(order: ProcessOrder, killer: AwaitKiller) -> str:
     """Handles a command as an API process does; answers why it was refused, if it was."""
     kind = getattr(commands, order.options["kind"])
     handler = _HANDLERS.get(kind, execute)
-    async with opened(order, life) as parts:
+    async with opened(order, killer) as parts:
         try:
             asked = msgspec.convert(order.options["command"], kind)
             await handler(parts.log, asked, CommandContext("key:alice", parts.now()))
@@ -171,9 +171,9 @@ async def command(order: Order, life: Life) -> str:
     return ""
 
 
-async def receive(order: Order, life: Life) -> str:
+async def receive(order: ProcessOrder, killer: AwaitKiller) -> str:
     """Takes in the bytes of an upload from where it stands; answers why not, if it was refused."""
-    async with opened(order, life) as parts:
+    async with opened(order, killer) as parts:
         upload, size = UUID(order.options["upload"]), int(order.options["size"])
         clock = asyncio.get_running_loop().time
         receiving = Transfers(

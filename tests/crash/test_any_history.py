@@ -27,9 +27,9 @@ from domain.file import FileDeclaration
 from infrastructure.read_model.rebuild import rebuild
 from tests.conftest import Databases
 from tests.crash.awaits import SECONDS
-from tests.crash.hands import SOON
-from tests.crash.nursery import DONE, Nursery
-from tests.crash.world import World, open_world
+from tests.crash.fake_processors import SOON
+from tests.crash.fork_server import DONE, ForkServer
+from tests.crash.harness import CrashHarness, open_crash_harness
 from tests.support import with_database
 
 T = TypeVar("T")
@@ -75,13 +75,13 @@ class AnyHistory(RuleBasedStateMachine):
     process dies is chosen alike each time, what it had done by then is not.
     """
 
-    def __init__(self, databases: Databases, nursery: Nursery, folder: Path) -> None:
+    def __init__(self, databases: Databases, fork_server: ForkServer, folder: Path) -> None:
         super().__init__()
         self._databases = databases
         self._name = databases.take()
         self._folder = folder / self._name
         self._folder.mkdir()
-        self._nursery = nursery
+        self._fork_server = fork_server
         self._runner = asyncio.Runner()
         self._open = AsyncExitStack()
         self._batches: list[UUID] = []
@@ -91,30 +91,32 @@ class AnyHistory(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         url = with_database(self._databases.server_url, self._name)
-        opening = open_world(url, self._nursery, self._folder)
-        self.world: World = self._run(self._open.enter_async_context(opening))
+        opening = open_crash_harness(url, self._fork_server, self._folder)
+        self.harness: CrashHarness = self._run(self._open.enter_async_context(opening))
 
     @rule(files=st.lists(kinds, min_size=1, max_size=3), seal=st.booleans())
     def a_batch_arrives(self, files: list[str], seal: bool) -> None:
         contents = {f"{number}-{kind}": b"x" * 9 for number, kind in enumerate(files)}
-        batch = self._run(self.world.plant.batch(contents, seal=seal, retry_policy=SOON))
+        batch = self._run(self.harness.plant.batch(contents, seal=seal, retry_policy=SOON))
         self._batches.append(batch)
-        self._uploads += self._run(self.world.uploads_of(batch))
+        self._uploads += self._run(self.harness.uploads_of(batch))
 
     @rule(ends_at=ends)
     def a_batch_is_announced(self, ends_at: int | None) -> None:
         files = (FileDeclaration(path="later.txt", size=SIZE),)
         asked = commands.StartBatch(id=uuid4(), owner="acme", files=files, retry_policy=SOON)
-        self._run(self.world.live("command", ends_at, kind="StartBatch", command=asked))
-        assert self._run(self.world.ask(start_batch, asked))
+        self._run(self.harness.run_process("command", ends_at, kind="StartBatch", command=asked))
+        assert self._run(self.harness.ask(start_batch, asked))
         self._batches.append(asked.id)
-        self._unsent += self._run(self.world.uploads_of(asked.id))
+        self._unsent += self._run(self.harness.uploads_of(asked.id))
 
     @rule(ends_at=ends)
     def bytes_are_sent(self, ends_at: int | None) -> None:
         if not self._unsent:
             return
-        report = self._run(self.world.live("receive", ends_at, upload=self._unsent[0], size=SIZE))
+        report = self._run(
+            self.harness.run_process("receive", ends_at, upload=self._unsent[0], size=SIZE)
+        )
         if report.ended == DONE:
             self._uploads.append(self._unsent.pop(0))
 
@@ -124,59 +126,59 @@ class AnyHistory(RuleBasedStateMachine):
             return
         asked = OF_BATCHES[name](self._batches[one % len(self._batches)])
         kind = type(asked).__name__
-        self._run(self.world.live("command", ends_at, kind=kind, command=asked))
+        self._run(self.harness.run_process("command", ends_at, kind=kind, command=asked))
 
     @rule(name=st.sampled_from(sorted(OF_UPLOADS)), one=which)
     def an_upload_is_changed(self, name: str, one: int) -> None:
         if not self._uploads:
             return
         command = OF_UPLOADS[name]
-        self._run(self.world.ask(execute, command(self._uploads[one % len(self._uploads)])))
+        self._run(self.harness.ask(execute, command(self._uploads[one % len(self._uploads)])))
 
     @rule(ends_at=ends, stands_still=st.booleans())
     def an_orchestrator_lives(self, ends_at: int | None, stands_still: bool) -> None:
-        self._run(self.world.live("orchestrate", ends_at, stands_still=stands_still))
+        self._run(self.harness.run_process("orchestrate", ends_at, stands_still=stands_still))
 
     @rule(ends_at=st.one_of(st.none(), st.integers(1, 250)), stands_still=st.booleans())
     def a_worker_lives(self, ends_at: int | None, stands_still: bool) -> None:
-        self._run(self.world.live("work", ends_at, stands_still=stands_still))
+        self._run(self.harness.run_process("work", ends_at, stands_still=stands_still))
 
     @rule(one=which)
     def a_zombie_goes_on(self, one: int) -> None:
-        if not self.world.zombies:
+        if not self.harness.zombies:
             return
-        self._run(self.world.wake(self.world.zombies[one % len(self.world.zombies)]))
+        self._run(self.harness.wake(self.harness.zombies[one % len(self.harness.zombies)]))
 
     @rule()
     def time_passes(self) -> None:
-        self._run(self.world.let_time_pass())
+        self._run(self.harness.let_time_pass())
 
     @rule()
     def a_quiet_day(self) -> None:
         """Nobody dies, so that histories get somewhere."""
         for role in ("orchestrate", "work", "orchestrate"):
-            self._run(self.world.live(role))
+            self._run(self.harness.run_process(role))
 
     @rule(ends_at=ends)
     def a_projector_lives(self, ends_at: int | None) -> None:
-        self._run(self.world.live("project", ends_at))
+        self._run(self.harness.run_process("project", ends_at))
 
     @rule()
     def the_read_model_is_built_anew(self) -> None:
-        self._run(rebuild(self.world.plant.url, self.world.plant.log))
+        self._run(rebuild(self.harness.plant.url, self.harness.plant.log))
 
     @rule()
     def everybody_has_forgotten_the_open_batches(self) -> None:
-        self._run(self.world.live("orchestrate", settings={"batch_expiry": 0.000_001}))
+        self._run(self.harness.run_process("orchestrate", settings={"batch_expiry": 0.000_001}))
 
     @invariant()
     def the_log_is_lawful(self) -> None:
-        if hasattr(self, "world"):
-            self._run(self.world.check())
+        if hasattr(self, "harness"):
+            self._run(self.harness.check())
 
     def teardown(self) -> None:
         try:
-            if hasattr(self, "world"):
+            if hasattr(self, "harness"):
                 self._run(self._to_the_end())
         finally:
             self._runner.run(self._open.aclose())
@@ -186,11 +188,11 @@ class AnyHistory(RuleBasedStateMachine):
     async def _to_the_end(self) -> None:
         """People finish what they began; then nobody dies any more."""
         for upload in self._unsent:
-            await self.world.ask(*_of(OF_UPLOADS["cancel"], upload))
+            await self.harness.ask(*_of(OF_UPLOADS["cancel"], upload))
         for batch in self._batches:
-            await self.world.ask(*_of(OF_BATCHES["resume"], batch))
-            await self.world.ask(*_of(OF_BATCHES["seal"], batch))
-        await self.world.settle()
+            await self.harness.ask(*_of(OF_BATCHES["resume"], batch))
+            await self.harness.ask(*_of(OF_BATCHES["seal"], batch))
+        await self.harness.settle()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)
@@ -203,6 +205,8 @@ def _of(request: Callable[[UUID], commands.Command], id: UUID) -> tuple[Any, Any
 
 @pytest.mark.timeout(int(SECONDS) * 10 + 300)
 def test_any_history_comes_to_its_end(
-    databases: Databases, nursery: Nursery, tmp_path: Path
+    databases: Databases, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    run_state_machine_as_test(lambda: AnyHistory(databases, nursery, tmp_path), settings=PROFILE)
+    run_state_machine_as_test(
+        lambda: AnyHistory(databases, fork_server, tmp_path), settings=PROFILE
+    )

@@ -24,7 +24,7 @@ from infrastructure.settings import Settings
 from infrastructure.webhooks.outbox import PostgresOutbox
 from interfaces.bootstrap.container import Container, open_container
 from tests.crash.awaits import awaits
-from tests.crash.mortal import Interrupted
+from tests.crash.kill_at_await import Interrupted
 from tests.infrastructure.jobs.plant import context
 from tests.support import eventually
 

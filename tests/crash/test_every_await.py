@@ -12,35 +12,35 @@ from application.commands import CancelBatch, PauseBatch, ResumeBatch, RetryBatc
 from application.handlers.execute import execute
 from domain.upload.events import UploadCompleted
 from tests.crash.awaits import awaits
-from tests.crash.hands import SOON
-from tests.crash.nursery import DONE, Nursery
-from tests.crash.world import World, open_world
+from tests.crash.fake_processors import SOON
+from tests.crash.fork_server import DONE, ForkServer
+from tests.crash.harness import CrashHarness, open_crash_harness
 
 FILES = {"plain.txt": b"x" * 100, "flaky.txt": b"y", "bad.txt": b"z"}
 
 
 @pytest.mark.timeout(1800)
 async def test_orchestrators_and_workers_killed_at_every_await_lose_and_repeat_nothing(
-    database_url: str, nursery: Nursery, tmp_path: Path
+    database_url: str, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    async with open_world(database_url, nursery, tmp_path) as world:
+    async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
         batches: list[UUID] = []
         for ends_at in awaits(10, 17):
-            batches.append(await world.plant.batch(FILES, retry_policy=SOON))
-            await _change_minds(world, batches)
-            await world.let_time_pass()
-            ends = [(await world.live(role, ends_at)).ended for role in ROLES]
+            batches.append(await harness.plant.batch(FILES, retry_policy=SOON))
+            await _change_minds(harness, batches)
+            await harness.let_time_pass()
+            ends = [(await harness.run_process(role, ends_at)).ended for role in ROLES]
             if ends == [DONE, DONE]:
                 break
-        standing = await world.settle()
+        states = await harness.settle()
 
-        uncancelled = [b for b in batches if standing.outcomes[b] != "cancelled"]
+        uncancelled = [b for b in batches if states.outcomes[b] != "cancelled"]
         assert len(uncancelled) > len(batches) / 2
         for batch in uncancelled:
-            assert standing.counts(batch) == {"completed": 2, "failed": 1}
+            assert states.counts(batch) == {"completed": 2, "failed": 1}
         completed = Counter(
             recorded.stream
-            for recorded in await world.plant.events()
+            for recorded in await harness.plant.events()
             if isinstance(recorded.event, UploadCompleted)
         )
         assert set(completed.values()) == {1}
@@ -49,17 +49,17 @@ async def test_orchestrators_and_workers_killed_at_every_await_lose_and_repeat_n
 ROLES = ("orchestrate", "work")
 
 
-async def _change_minds(world: World, batches: list[UUID]) -> None:
-    """Now and then a batch of before is cancelled, held up for one life, or retried."""
+async def _change_minds(harness: CrashHarness, batches: list[UUID]) -> None:
+    """Now and then an earlier batch is cancelled, paused for one round, or retried."""
     last, one_before = batches[-1], batches[-2:][0]
     match len(batches) % 6:
         case 1:
-            await world.ask(execute, CancelBatch(batch=one_before))
+            await harness.ask(execute, CancelBatch(batch=one_before))
         case 3:
-            await world.ask(execute, PauseBatch(batch=last))
+            await harness.ask(execute, PauseBatch(batch=last))
         case 4:
-            await world.ask(execute, ResumeBatch(batch=one_before))
+            await harness.ask(execute, ResumeBatch(batch=one_before))
         case 5:
-            await world.ask(execute, RetryBatch(batch=one_before))
+            await harness.ask(execute, RetryBatch(batch=one_before))
         case _:
             pass

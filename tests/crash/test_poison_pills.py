@@ -18,9 +18,9 @@ from domain.upload.state import UploadState
 from infrastructure.processors.registry import check_pipelines, known_options, open_processors
 from infrastructure.settings_loader import BadSetting
 from tests.crash.pills import HARMLESS, PILLS, installed
-from tests.faults.site import eventually as until
-from tests.faults.site import open_site, steps
 from tests.infrastructure.jobs.plant import open_plant, pipeline
+from tests.server_process import open_cluster, steps
+from tests.server_process import wait_for as until
 from tests.support import eventually
 
 TIMEOUT = "StepTimeout"
@@ -207,18 +207,18 @@ def test_dying_steps_never_end_the_server(
 ) -> None:
     chosen = {"pipelines": {"default": steps("pill")}, "processes": processes}
     quick = {"attempts": 2, "first_delay": 0.01, "longest_delay": 0.02}
-    with open_site(database_url, tmp_path, retry_policy=quick, **chosen) as site:
-        server = site.start()
+    with open_cluster(database_url, tmp_path, retry_policy=quick, **chosen) as cluster:
+        server = cluster.start()
         pills = {f"{name}.bin": b"x" for name in ("exit", "sigkill", "segfault", "system-exit")}
 
-        batch = site.admin.send_batch(pills | {f"{n}.txt": b"fine" for n in range(8)})
+        batch = cluster.admin.send_batch(pills | {f"{n}.txt": b"fine" for n in range(8)})
 
-        until(lambda: site.admin.batch(batch)["outcome"] == "completed_with_failures")
+        until(lambda: cluster.admin.batch(batch)["outcome"] == "completed_with_failures")
         assert server.poll() is None
-        states = {path: upload["state"] for path, upload in site.admin.uploads(batch).items()}
+        states = {path: upload["state"] for path, upload in cluster.admin.uploads(batch).items()}
         assert {states.pop(path) for path in pills} == {"failed"}
         assert set(states.values()) == {"completed"}
-        assert site.fetch("SELECT count(*) FROM stored_events WHERE topic = %s", ABANDONED) == [
+        assert cluster.fetch("SELECT count(*) FROM stored_events WHERE topic = %s", ABANDONED) == [
             (0,)
         ]
 
@@ -230,15 +230,15 @@ def test_a_file_that_kills_the_worker_itself_fails_and_the_api_goes_on(
 ) -> None:
     chosen = {"pipelines": {"default": steps("pill")}, "processes": 2}
     hasty = {"worker_heartbeat": 0.2, "worker_dead_after": 2, "max_worker_losses": 2}
-    with open_site(database_url, tmp_path, **chosen, **hasty) as site:
-        server = site.start()
+    with open_cluster(database_url, tmp_path, **chosen, **hasty) as cluster:
+        server = cluster.start()
 
-        batch = site.admin.send_batch(
+        batch = cluster.admin.send_batch(
             {"kill-worker.bin": b"x", **{f"{n}.txt": b"fine" for n in range(8)}}
         )
 
-        until(lambda: site.admin.batch(batch)["outcome"] == "completed_with_failures")
+        until(lambda: cluster.admin.batch(batch)["outcome"] == "completed_with_failures")
         assert server.poll() is None
-        uploads = site.admin.uploads(batch)
+        uploads = cluster.admin.uploads(batch)
         assert "2 workers were lost" in uploads.pop("kill-worker.bin")["error"]
         assert {upload["state"] for upload in uploads.values()} == {"completed"}

@@ -18,9 +18,9 @@ from domain.file import FileDeclaration
 from infrastructure.read_model.rebuild import verify
 from tests.contracts.blob_store import content
 from tests.crash.awaits import awaits
-from tests.crash.nursery import DONE, Nursery
+from tests.crash.fork_server import DONE, ForkServer
+from tests.crash.harness import open_crash_harness
 from tests.crash.roles import bytes_of
-from tests.crash.world import open_world
 
 SIZE = 45  # bytes, in five pieces
 
@@ -38,74 +38,74 @@ REQUESTS: dict[str, tuple[Any, Callable[[UUID], Command]]] = {
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_a_command_that_is_repeated_after_a_crash_happens_once(
-    database_url: str, nursery: Nursery, tmp_path: Path, name: str
+    database_url: str, fork_server: ForkServer, tmp_path: Path, name: str
 ) -> None:
     handler, command = REQUESTS[name]
 
-    async with open_world(database_url, nursery, tmp_path) as world:
+    async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
         for ends_at in awaits(5, 3):
             batch = uuid4()
             if name != STARTED:
-                await world.ask(start_batch, StartBatch(id=batch, owner="acme"))
+                await harness.ask(start_batch, StartBatch(id=batch, owner="acme"))
             asked = {"kind": type(command(batch)).__name__, "command": command(batch)}
-            ended = (await world.live("command", ends_at, **asked)).ended
-            assert await world.ask(handler, command(batch)) is not None
+            ended = (await harness.run_process("command", ends_at, **asked)).ended
+            assert await harness.ask(handler, command(batch)) is not None
 
-            topics = await world.plant.topics(batch)
+            topics = await harness.plant.topics(batch)
             assert len(topics) == len(set(topics)) == 2
             if ended == DONE:
                 break
-        await world.check()
+        await harness.check()
 
 
 @pytest.mark.timeout(600)
 async def test_bytes_that_were_acknowledged_survive_a_crash_at_every_await(
-    database_url: str, nursery: Nursery, tmp_path: Path
+    database_url: str, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    async with open_world(database_url, nursery, tmp_path) as world:
+    async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
         for ends_at in awaits(7, 7):
             batch = uuid4()
             started = StartBatch(id=batch, owner="acme", files=FILES[:1])
-            (upload,) = (await world.ask(start_batch, started)).uploads
+            (upload,) = (await harness.ask(start_batch, started)).uploads
             sent = {"upload": upload, "size": SIZE}
-            ended = (await world.live("receive", ends_at, **sent)).ended
-            recorded = (await world.plant.upload(upload)).received
-            assert recorded <= await world.plant.blobs.size(upload_blob_name(upload))
+            ended = (await harness.run_process("receive", ends_at, **sent)).ended
+            recorded = (await harness.plant.upload(upload)).received
+            assert recorded <= await harness.plant.blobs.size(upload_blob_name(upload))
             if ended != DONE:
-                await world.live("receive", **sent)
+                await harness.run_process("receive", **sent)
 
-            assert (await world.plant.upload(upload)).received == SIZE
-            assert await content(world.plant.blobs, upload_blob_name(upload)) == bytes_of(0, SIZE)
+            assert (await harness.plant.upload(upload)).received == SIZE
+            assert await content(harness.plant.blobs, upload_blob_name(upload)) == bytes_of(0, SIZE)
             if ended == DONE:
                 break
-        await world.check()
+        await harness.check()
 
 
 async def test_rows_are_projected_once_however_often_the_projector_is_killed(
-    database_url: str, nursery: Nursery, tmp_path: Path
+    database_url: str, fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    async with open_world(database_url, nursery, tmp_path) as world:
+    async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
         for ends_at in awaits(6, 5):
-            await world.plant.batch({"a.txt": b"x"})
-            if (await world.live("project", ends_at)).ended == DONE:
+            await harness.plant.batch({"a.txt": b"x"})
+            if (await harness.run_process("project", ends_at)).ended == DONE:
                 break
-        await world.settle()
+        await harness.settle()
 
 
 @pytest.mark.parametrize("work", ["rebuild", "verify"])
 async def test_maintenance_that_is_killed_leaves_live_rows_alone_and_nothing_beside_them(
-    database_url: str, nursery: Nursery, tmp_path: Path, work: str
+    database_url: str, fork_server: ForkServer, tmp_path: Path, work: str
 ) -> None:
-    async with open_world(database_url, nursery, tmp_path) as world:
-        await world.plant.batch({"a.txt": b"x"})
-        await world.live("project")
+    async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
+        await harness.plant.batch({"a.txt": b"x"})
+        await harness.run_process("project")
         for ends_at in awaits(4, 13):
-            if (await world.live(work, ends_at)).ended == DONE:
+            if (await harness.run_process(work, ends_at)).ended == DONE:
                 break
-            assert (await verify(database_url, world.plant.log)).sound
-        await world.live(work)
+            assert (await verify(database_url, harness.plant.log)).sound
+        await harness.run_process(work)
 
-        assert await world.plant.fetch(BESIDE) == []
+        assert await harness.plant.fetch(BESIDE) == []
 
 
 BESIDE = """

@@ -8,9 +8,9 @@ import pytest
 
 from domain.upload.events import AttemptAbandoned
 from tests.crash.awaits import awaits
-from tests.crash.hands import SOON
-from tests.crash.nursery import STOPPED, Nursery
-from tests.crash.world import open_world
+from tests.crash.fake_processors import SOON
+from tests.crash.fork_server import STOPPED, ForkServer
+from tests.crash.harness import open_crash_harness
 
 FILES = {"plain.txt": b"x" * 100, "slow.txt": b"y", "virus.txt": b"z"}
 
@@ -18,24 +18,26 @@ FILES = {"plain.txt": b"x" * 100, "slow.txt": b"y", "virus.txt": b"z"}
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("role", ["work", "orchestrate"])
 async def test_what_a_zombie_writes_is_refused(
-    database_url: str, nursery: Nursery, tmp_path: Path, role: str
+    database_url: str, fork_server: ForkServer, tmp_path: Path, role: str
 ) -> None:
-    async with open_world(database_url, nursery, tmp_path) as world:
+    async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
         for ends_at in awaits(4, 43 if role == "work" else 23):
-            batch = await world.plant.batch(FILES, retry_policy=SOON)
+            batch = await harness.plant.batch(FILES, retry_policy=SOON)
             if role == "work":
-                await world.live("orchestrate")
-            stood_still = (await world.live(role, ends_at, stands_still=True)).ended == STOPPED
-            await world.let_time_pass()
+                await harness.run_process("orchestrate")
+            stood_still = (
+                await harness.run_process(role, ends_at, stands_still=True)
+            ).ended == STOPPED
+            await harness.let_time_pass()
             for successor in ("orchestrate", "work", "orchestrate"):
-                await world.live(successor)
-            for zombie in tuple(world.zombies):
-                await world.wake(zombie)
-            standing = await world.check()
-            assert standing.counts(batch) == {"completed": 2, "quarantined": 1}
+                await harness.run_process(successor)
+            for zombie in tuple(harness.zombies):
+                await harness.wake(zombie)
+            states = await harness.check()
+            assert states.counts(batch) == {"completed": 2, "quarantined": 1}
             if not stood_still:
                 break
-        await world.settle()
+        await harness.settle()
 
         if role == "work":
-            assert await world.plant.all_of(AttemptAbandoned)
+            assert await harness.plant.all_of(AttemptAbandoned)

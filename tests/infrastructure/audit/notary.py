@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
-import psycopg
-
 from application.append import Append
 from application.audit.seals import AuditSeal
 from infrastructure.audit.sealer import LastSealFile, Sealer, SealKey, read_key
@@ -18,6 +16,7 @@ from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.connection import Connection
 from tests.infrastructure.event_store.log_support import connected, opened, steps
 from tests.stories import NOON
+from tests.support import tamper
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,7 @@ class Notary:
         return read_key(self.sealer.key_file)
 
     def by_hand(self, statement: str, *parameters: object) -> None:
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            assert connection.execute(statement.encode(), parameters).rowcount > 0
+        tamper(self.url, statement, *parameters)
 
 
 @asynccontextmanager

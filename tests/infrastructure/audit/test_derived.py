@@ -30,7 +30,7 @@ from tests.conftest import Databases
 from tests.infrastructure.jobs.hands import passes
 from tests.infrastructure.jobs.plant import Plant, open_plant, pipeline
 from tests.stories import ALICE, NOON, registered, started
-from tests.support import eventually, run, with_database
+from tests.support import eventually, run, tamper, with_database
 
 OTHER = "00000000-0000-0000-0000-0000000000aa"
 
@@ -135,11 +135,6 @@ async def _all_read(plant: Plant) -> int:
 
 async def check(url: str) -> DerivedCheck:
     return await check_derived(url, CODEC)
-
-
-def by_hand(url: str, statement: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        assert connection.execute(statement.encode()).rowcount > 0
 
 
 async def test_unaltered_rows_follow_from_the_log(history: str, databases: Databases) -> None:
@@ -379,7 +374,7 @@ SNAPSHOT = "convert_from(state, 'UTF8')::jsonb"
 async def test_an_altered_row_is_named_with_what_differs(
     altered: str, statement: str, kind: str, table: str, detail: str
 ) -> None:
-    by_hand(altered, statement)
+    tamper(altered, statement)
 
     found = await check(altered)
 
@@ -397,7 +392,7 @@ async def test_an_altered_row_is_named_with_what_differs(
     ],
 )
 async def test_a_moved_tracking_position_is_named(altered: str, follower: str, change: str) -> None:
-    by_hand(altered, f"{change} WHERE application_name = '{follower}'")
+    tamper(altered, f"{change} WHERE application_name = '{follower}'")
 
     found = await check(altered)
 
@@ -418,7 +413,7 @@ async def test_a_moved_position_is_distinguished_from_altered_rows(
         await plant.log.append(Append((StreamAppend(upload, None, (event,)),)))
     assert (await check(altered)).sound  # events that no follower has read yet are no finding
 
-    by_hand(
+    tamper(
         altered,
         "UPDATE notification_tracking SET notification_id = notification_id + 1"
         " WHERE application_name IN ('orchestrator', 'read_model')",
@@ -443,7 +438,7 @@ async def test_a_webhooks_position_moved_past_an_event_is_found_by_its_delivery(
         )
         await plant.log.append(Append((StreamAppend(batch, 0, (started(), ended)),)))
     before = (await check(altered)).findings
-    by_hand(
+    tamper(
         altered,
         "UPDATE notification_tracking SET notification_id = notification_id + 2"
         " WHERE application_name = 'webhooks'",
@@ -458,7 +453,7 @@ async def test_a_webhooks_position_moved_past_an_event_is_found_by_its_delivery(
 async def test_pages_of_any_size_lead_to_the_same_findings(
     altered: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_hand(altered, "UPDATE orchestration.members SET owner = 'globex'")
+    tamper(altered, "UPDATE orchestration.members SET owner = 'globex'")
     at_once = await check(altered)
     monkeypatch.setattr("infrastructure.audit.derived.CHUNK", 7)
 

@@ -22,6 +22,7 @@ from infrastructure.postgres.pool import make_pool
 from tests.infrastructure.erasure.memory_master_keys import keyring_on
 from tests.infrastructure.event_store.log_support import connected
 from tests.stories import NOON, WORKER, registered
+from tests.support import execute
 
 STREAM = UUID("019b0000-0000-7000-8000-0000000000aa")
 SECRET = "diary of alice.txt"
@@ -71,11 +72,6 @@ def stored(url: str) -> list[tuple[str, bytes]]:
         return connection.execute(query).fetchall()
 
 
-def by_hand(url: str, statement: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(statement.encode())
-
-
 async def test_personal_fields_are_stored_encrypted_and_read_as_they_were(
     database_url: str,
 ) -> None:
@@ -102,7 +98,7 @@ async def test_another_process_reads_them_with_the_same_key(database_url: str) -
 async def test_what_a_destroyed_key_encrypted_reads_as_erased(database_url: str) -> None:
     async with opened(database_url) as log:
         await record(log, STREAM)
-    by_hand(database_url, "UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()")
+    execute(database_url, "UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()")
 
     async with opened(database_url) as log:
         file, failed = await events(log)
@@ -121,14 +117,14 @@ async def test_a_process_notices_soon_that_a_key_was_destroyed(
     async with opened(database_url) as log:
         await record(log)
         assert await events(log) == [FILE, FAILED]
-        by_hand(database_url, "UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()")
+        execute(database_url, "UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()")
         assert await events(log) != [FILE, FAILED]
         await record(log)  # with a new key
         assert (await events(log))[2:] == [FILE, FAILED]
 
 
 async def test_nothing_begins_while_its_owner_is_being_erased(database_url: str) -> None:
-    by_hand(
+    execute(
         database_url,
         "INSERT INTO audit.erasures (id, owner, reason, requested_by, requested_at)"
         " VALUES (gen_random_uuid(), 'acme', '', 'key:admin', now())",

@@ -39,6 +39,7 @@ from tests.infrastructure.erasure.memory_master_keys import MemoryMasterKeys
 from tests.infrastructure.event_store.log_support import connected
 from tests.infrastructure.postgres.older import migrate_to
 from tests.stories import registered
+from tests.support import execute
 
 DESTROY = """UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()
 WHERE owner = %s AND destroyed_at IS NULL"""
@@ -112,11 +113,6 @@ def rows(url: str, query: str) -> list[tuple[Any, ...]]:
         return connection.execute(query.encode()).fetchall()
 
 
-def by_hand(url: str, statement: str, *parameters: object) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(statement.encode(), parameters)
-
-
 @pytest.mark.parametrize("kept", [in_files, by_command])
 async def test_an_erasure_replaces_the_master_key_and_leaves_the_others_readable(
     database_url: str, tmp_path: Path, kept: Callable[[Path], MasterKeys]
@@ -124,7 +120,7 @@ async def test_an_erasure_replaces_the_master_key_and_leaves_the_others_readable
     masters = kept(tmp_path)
     await recorded(database_url, masters, "acme", "globex")
     before = rows(database_url, "SELECT id, wrapped, master FROM audit.owner_keys")
-    by_hand(database_url, DESTROY, "acme")
+    execute(database_url, DESTROY, "acme")
 
     async with connected(database_url) as connection:
         await destroy_masters_of(connection, masters, "acme")
@@ -220,7 +216,7 @@ async def _killed_once(url: str, pool: Pool, masters: MemoryMasterKeys, kills: i
     ((wrapped, old),) = rows(
         url, "SELECT wrapped, master FROM audit.owner_keys WHERE owner = 'erased'"
     )
-    by_hand(url, DESTROY, "erased")
+    execute(url, DESTROY, "erased")
     try:
         await _destroy(url, Fragile(kills), masters, "erased")
     except Crash:
@@ -237,7 +233,7 @@ async def _killed_once(url: str, pool: Pool, masters: MemoryMasterKeys, kills: i
     await later.load_keys([box.key for box in boxes.values()])
     opened_now = {owner: later.decrypt(box) for owner, box in boxes.items()}
     assert opened_now == {**dict.fromkeys(owners, b"secret"), "erased": None}
-    by_hand(url, "DELETE FROM audit.owner_keys")
+    execute(url, "DELETE FROM audit.owner_keys")
     return killed
 
 
@@ -262,7 +258,7 @@ async def test_keys_that_are_made_during_a_replacement_stay_readable(
 
         async def replace() -> None:
             for number in range(5):
-                by_hand(database_url, DESTROY, f"owner-{number}")
+                execute(database_url, DESTROY, f"owner-{number}")
                 await destroy_masters_of(connection, masters, f"owner-{number}")
 
         await asyncio.gather(*(record(number) for number in range(5)))
@@ -347,7 +343,7 @@ async def test_keys_of_an_older_database_are_encrypted_at_the_first_start(
     migrate_to(empty_database_url, "0013")
     living = {f"owner-{number}": (uuid4(), os.urandom(32)) for number in range(5)}
     for owner, (id, key) in living.items():
-        by_hand(
+        execute(
             empty_database_url,
             "INSERT INTO audit.owner_keys (id, owner, key) VALUES (%s, %s, %s)",
             id,
@@ -355,7 +351,7 @@ async def test_keys_of_an_older_database_are_encrypted_at_the_first_start(
             key,
         )
     erased = "INSERT INTO audit.owner_keys (id, owner, destroyed_at) VALUES (%s, 'gone', now())"
-    by_hand(empty_database_url, erased, uuid4())
+    execute(empty_database_url, erased, uuid4())
     migrate(empty_database_url)
     masters: Any = in_files(tmp_path)
 
@@ -401,20 +397,20 @@ async def test_a_backup_from_before_erasures_is_readable_but_for_who_was_erased(
     """Two owners are erased after it was made; one of those who stay came before, one after."""
 
     async def erase(masters: MasterKeys, copies: OwnerKeyCopies, owner: str) -> None:
-        by_hand(database_url, DESTROY, owner)
+        execute(database_url, DESTROY, owner)
         async with connected(database_url) as connection:
             await destroy_masters_of(connection, masters, owner, copies)
 
     masters, copies = kept(tmp_path), OwnerKeyCopies(tmp_path / "master-keys")
     await recorded(database_url, masters, "acme", "globex", "gone", "gone too")
     for statement in BACK_UP:
-        by_hand(database_url, statement)
+        execute(database_url, statement)
     await erase(masters, copies, "gone")
     await recorded(database_url, masters, "later")
     await erase(masters, copies, "gone too")
     for statement in RESTORE:
-        by_hand(database_url, statement)
-    by_hand(
+        execute(database_url, statement)
+    execute(
         database_url,
         "DELETE FROM stored_events WHERE position('later' IN encode(state, 'escape')) > 0",
     )

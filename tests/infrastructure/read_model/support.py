@@ -107,8 +107,3 @@ def rows_in(url: str, schema: str = "read_model") -> ReplayedRows:
             (row["upload"], row["number"]): AttemptView(**row) for row in table("attempts")
         }
         return rows
-
-
-def change_by_hand(url: str, statement: str, *parameters: object) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        assert connection.execute(statement.encode(), parameters).rowcount > 0

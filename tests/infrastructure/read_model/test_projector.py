@@ -22,7 +22,6 @@ from infrastructure.read_model.tables import LIVE
 from tests.infrastructure.read_model.support import (
     Opened,
     a_batch,
-    change_by_hand,
     opened,
     projecting,
     rows_in,
@@ -39,7 +38,7 @@ from tests.stories import (
     started,
     upload_histories,
 )
-from tests.support import eventually, run
+from tests.support import eventually, run, tamper
 
 
 @settings(
@@ -162,7 +161,7 @@ async def test_a_row_that_was_removed_by_hand_is_reported_and_stops_nothing(
     async with opened(database_url) as model:
         batch = await a_batch(model, "a")
         upload = await only_upload(model, batch)
-        change_by_hand(database_url, "DELETE FROM read_model.uploads WHERE id = %s", upload)
+        tamper(database_url, "DELETE FROM read_model.uploads WHERE id = %s", upload)
         await model.record(upload, step(1))
         other = await a_batch(model, "b")
 
@@ -176,7 +175,7 @@ async def test_a_row_that_was_removed_by_hand_is_reported_and_stops_nothing(
 async def test_rows_of_another_version_of_the_code_are_left_alone(database_url: str) -> None:
     async with opened(database_url) as model:
         await a_batch(model, "a")
-        change_by_hand(database_url, "UPDATE projections SET version = version + 1")
+        tamper(database_url, "UPDATE projections SET version = version + 1")
 
         with pytest.raises(ProjectionVersionMismatch):
             await model.catch_up()

@@ -20,12 +20,12 @@ from infrastructure.read_model import rebuild as rebuilding
 from infrastructure.read_model.rebuild import rebuild, rebuild_if_outdated, verify
 from tests.infrastructure.read_model.support import (
     a_batch,
-    change_by_hand,
     opened,
     projecting,
     rows_in,
 )
 from tests.stories import ALICE, later, recorded, started
+from tests.support import tamper
 
 
 async def test_rebuilt_rows_equal_the_live_ones_in_a_new_epoch(database_url: str) -> None:
@@ -48,8 +48,8 @@ async def test_rows_that_were_changed_by_hand_are_put_right(database_url: str) -
         await a_batch(model, "a")
         await model.catch_up()
         before = rows_in(database_url)
-        change_by_hand(database_url, "UPDATE read_model.uploads SET path = 'forged'")
-        change_by_hand(database_url, "DELETE FROM read_model.attempts")
+        tamper(database_url, "UPDATE read_model.uploads SET path = 'forged'")
+        tamper(database_url, "DELETE FROM read_model.attempts")
 
         await rebuild(database_url, model.log)
 
@@ -114,7 +114,7 @@ async def test_rows_made_by_another_version_are_rebuilt_at_start_and_only_then(
     async with opened(database_url) as model:
         await a_batch(model, "a")
         assert await rebuild_if_outdated(database_url, model.log) is None
-        change_by_hand(database_url, "UPDATE projections SET version = %s", VERSION + 1)
+        tamper(database_url, "UPDATE projections SET version = %s", VERSION + 1)
 
         rebuilt = await asyncio.gather(
             *(rebuild_if_outdated(database_url, model.log) for _ in range(3))

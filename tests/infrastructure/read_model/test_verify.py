@@ -8,10 +8,10 @@ from domain.ids import upload_id_for
 from infrastructure.read_model.rebuild import Verification, verify
 from tests.infrastructure.read_model.support import (
     a_batch,
-    change_by_hand,
     opened,
     projecting,
 )
+from tests.support import tamper
 
 
 async def verified_after(url: str, statement: str, *parameters: object) -> Verification:
@@ -20,7 +20,7 @@ async def verified_after(url: str, statement: str, *parameters: object) -> Verif
         await a_batch(model, "a", "b")
         await model.catch_up()
         if statement:
-            change_by_hand(url, statement, *parameters)
+            tamper(url, statement, *parameters)
         found = await verify(url, model.log)
     assert scratch_schemas(url) == []
     return found
@@ -115,7 +115,7 @@ async def test_many_differences_are_all_counted_and_some_named(database_url: str
     async with opened(database_url) as model:
         await a_batch(model, *(f"{number:03}" for number in range(120)))
         await model.catch_up()
-        change_by_hand(database_url, "UPDATE read_model.uploads SET received = 1")
+        tamper(database_url, "UPDATE read_model.uploads SET received = 1")
         found = await verify(database_url, model.log)
     assert found.differing["uploads"] == 120
     assert len(found.differences) == 100

@@ -18,6 +18,7 @@ from application.ports.webhooks import (
 from domain.webhook.aggregate import ROTATION
 from infrastructure.webhooks.delivery import delete_expired
 from infrastructure.webhooks.outbox import MARGIN, PER_WEBHOOK, PostgresOutbox
+from tests.fault_injection import COUNT_KILLS, end_sessions
 from tests.infrastructure.webhooks.office import (
     Request,
     always,
@@ -26,18 +27,6 @@ from tests.infrastructure.webhooks.office import (
     thanks,
 )
 from tests.support import eventually
-
-# Ends the session of the follower, from within, the first three times it gets here.
-KILLER = """
-CREATE SEQUENCE kills;
-CREATE FUNCTION kill_the_follower() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-  IF current_setting('application_name') = 'uptrail-webhooks' AND nextval('kills') <= 3 THEN
-    PERFORM pg_terminate_backend(pg_backend_pid());
-  END IF;
-  RETURN NULL;
-END $$;
-CREATE CONSTRAINT TRIGGER killer AFTER INSERT OR UPDATE ON {table}
-DEFERRABLE INITIALLY {moment} FOR EACH ROW EXECUTE FUNCTION kill_the_follower()"""
 
 
 @pytest.mark.parametrize(
@@ -53,7 +42,7 @@ async def test_a_follower_that_is_cut_off_neither_loses_nor_repeats_an_event(
     database_url: str, table: str, moment: str
 ) -> None:
     async with open_office(database_url) as office:
-        await office.execute(KILLER.format(table=table, moment=moment))
+        await office.execute(end_sessions("uptrail-webhooks", table, moment))
         async with receiving() as receiver:
             hook = await office.hook(receiver.url)
             await office.open()
@@ -62,7 +51,7 @@ async def test_a_follower_that_is_cut_off_neither_loses_nor_repeats_an_event(
             await office.ended(hook, positions[-1])
 
             assert receiver.positions == positions
-            assert (await office.fetch("SELECT last_value FROM kills"))[0][0] >= 1
+            assert (await office.fetch(COUNT_KILLS))[0][0] >= 1
 
 
 async def test_several_followers_and_deliverers_tell_everything_once_and_in_order(

@@ -10,9 +10,8 @@ from psycopg.sql import SQL, Identifier
 
 from infrastructure.settings import Settings
 from interfaces.bootstrap.container import ALL_ROLES, Role, needs_of, needs_of_server
-from tests.faults.site import eventually, open_site
-from tests.machines.site import run_command
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
+from tests.server_process import open_cluster, run_command, wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -47,13 +46,13 @@ def test_a_server_works_with_the_reported_number_of_connections(
     database_url: str, tmp_path: Path
 ) -> None:
     limit_connections(database_url, LEAST)
-    with open_site(database_url, tmp_path) as site:
-        site.start()
-        assert "few_connections" in site.said()
-        batches = [site.admin.send_batch({"a.txt": b"a", "b.txt": b"b"}) for _ in range(3)]
+    with open_cluster(database_url, tmp_path) as cluster:
+        cluster.start()
+        assert "few_connections" in cluster.output()
+        batches = [cluster.admin.send_batch({"a.txt": b"a", "b.txt": b"b"}) for _ in range(3)]
         for batch in batches:
-            eventually(lambda batch=batch: site.admin.batch(batch)["outcome"] == "succeeded")
-        assert "part_died" not in site.said()
+            wait_for(lambda batch=batch: cluster.admin.batch(batch)["outcome"] == "succeeded")
+        assert "part_died" not in cluster.output()
 
 
 @needs_pgbouncer

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,9 @@ import pytest
 from infrastructure.settings import Settings
 from interfaces.cli.console import find_running_server
 from tests.conftest import Databases
-from tests.interfaces.bootstrap.test_serving import process, wait_for
 from tests.interfaces.feed.viewer import Viewer
 from tests.interfaces.uploads.server import BYTES, TUS
+from tests.server_process import open_server, wait_for
 from tests.support import eventually, with_database
 
 PATIENCE = 120.0  # seconds
@@ -72,25 +72,17 @@ def crew(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iter
     databases.drop(name)
 
 
-class serving:
-    """A crew as a context manager; killed at the end if it still runs."""
-
-    def __init__(self, database_url: str, folder: Path) -> None:
-        options = ("--database-url", database_url, "--processes", "2")
-        self._data_dir = folder / "data"
-        self._data_dir.mkdir()
-        self._process = process(*options, data_dir=self._data_dir)
-
-    def __enter__(self) -> Crew:
-        server = self._process.__enter__()
-        running = find_running_server(self._data_dir)
-        assert running is not None, (self._data_dir.parent / "server.out").read_text()
+@contextmanager
+def serving(database_url: str, folder: Path) -> Iterator[Crew]:
+    """A crew, which is killed at the end if it still runs."""
+    data_dir = folder / "data"
+    data_dir.mkdir()
+    options = ("--database-url", database_url, "--processes", "2")
+    with open_server(*options, data_dir=data_dir) as server:
+        running = find_running_server(data_dir)
+        assert running is not None, server.output
         assert running.pid == server.pid
-        key = (self._data_dir / "admin.key").read_text().strip()
-        return Crew(running.url, key, psutil.Process(server.pid), self._data_dir)
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._process.__exit__(None, None, None)
+        yield Crew(running.url, server.key, psutil.Process(server.pid), data_dir)
 
 
 @asynccontextmanager
@@ -118,7 +110,7 @@ async def connections_to_both(
 
 
 def test_one_line_one_link_one_file_tell_of_all_of_them(crew: Crew) -> None:
-    wait_for(lambda: "sign in" in crew.told, "it does not tell")
+    wait_for(lambda: "sign in" in crew.told)
 
     assert crew.told.count("Uptrail is ready: api, orchestrator, worker.") == 1
     (link,) = re.findall(r"(\S+)/login\?code=", crew.told)
@@ -160,7 +152,7 @@ async def text(session: aiohttp.ClientSession, url: str) -> str:
 
 
 async def test_a_browser_is_signed_in_with_both(crew: Crew) -> None:
-    wait_for(lambda: "sign in" in crew.told, "it does not tell")
+    wait_for(lambda: "sign in" in crew.told)
 
     code = re.search(r"/login\?code=\S+", crew.told)
     assert code is not None

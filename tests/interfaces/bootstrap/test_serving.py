@@ -10,14 +10,11 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import msgspec
 import psycopg
@@ -33,36 +30,10 @@ from interfaces.bootstrap.listen import Ready, bind_sockets
 from interfaces.bootstrap.server import serve_single_process
 from interfaces.bootstrap.tasks import MAX_RESTARTS, TaskFailed, supervise
 from interfaces.cli.console import find_running_server
+from tests.server_process import open_server, wait_for
 from tests.support import eventually
 
 PATIENCE = 120.0
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-    return found
-
-
-@contextmanager
-def process(*options: str, data_dir: Path) -> Iterator[subprocess.Popen[str]]:
-    """`uptrail serve` in a process of its own, once it answers."""
-    command = [sys.executable, "-m", "interfaces.cli.main", "serve", "--port", "0", *options]
-    with (data_dir.parent / "server.out").open("w") as out:
-        server = subprocess.Popen(
-            [*command, "--data-dir", str(data_dir)], stdout=out, stderr=out, text=True
-        )
-    try:
-        wait_for(
-            lambda: find_running_server(data_dir) or server.poll() is not None, "it does not start"
-        )
-        yield server
-    finally:
-        with suppress(ProcessLookupError):
-            server.kill()
-        server.wait()
 
 
 def get(data_dir: Path, path: str) -> int:
@@ -95,10 +66,10 @@ def test_it_tells_where_it_is_and_how_to_sign_in_and_ends_in_order(
     settings: Settings, manager: socket.socket
 ) -> None:
     assert settings.database_url is not None
-    with process("--database-url", settings.database_url, data_dir=settings.data_dir) as server:
+    with open_server("--database-url", settings.database_url, data_dir=settings.data_dir) as server:
         assert manager.recv(100) == b"READY=1"
         told = (settings.data_dir.parent / "server.out").read_text
-        wait_for(lambda: "sign in" in told(), "it does not tell")
+        wait_for(lambda: "sign in" in told())
         running = find_running_server(settings.data_dir)
         assert running is not None
         assert running.url.startswith("http://127.0.0.1:")
@@ -107,10 +78,10 @@ def test_it_tells_where_it_is_and_how_to_sign_in_and_ends_in_order(
         mode = stat.S_IMODE(settings.admin_key_file.stat().st_mode)
         assert mode == 0o600
 
-        server.send_signal(signal.SIGTERM)
+        server.send(signal.SIGTERM)
 
         assert manager.recv(100) == b"STOPPING=1"
-        assert server.wait(PATIENCE) == 0
+        assert server.wait() == 0
         assert find_running_server(settings.data_dir) is None
         assert not (settings.data_dir / "server.json").exists()
         with psycopg.connect(settings.database_url) as connection:
@@ -157,19 +128,19 @@ def test_an_embedded_postgres_that_is_killed_comes_back_and_nothing_is_lost(
     tmp_path: Path,
 ) -> None:
     data_dir = tmp_path / "data"
-    with process(data_dir=data_dir) as server:
+    with open_server(data_dir=data_dir) as server:
         before = started_batch(data_dir)
 
         postmaster = postmaster_of(data_dir)
         assert postmaster is not None
         os.kill(postmaster.pid, signal.SIGKILL)
 
-        wait_for(lambda: get(data_dir, f"/v1/batches/{before}") == 200, "it does not come back")
-        after = wait_for(lambda: started_batch(data_dir), "it does not record again")
-        wait_for(lambda: get(data_dir, f"/v1/batches/{after}") == 200, "it does not project")
+        wait_for(lambda: get(data_dir, f"/v1/batches/{before}") == 200)
+        after = wait_for(lambda: started_batch(data_dir))
+        wait_for(lambda: get(data_dir, f"/v1/batches/{after}") == 200)
         assert server.poll() is None
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(PATIENCE) == 0
+        server.send(signal.SIGTERM)
+        assert server.wait() == 0
     assert postmaster_of(data_dir) is None
     assert "never retrieved" not in (data_dir.parent / "server.out").read_text()
     EmbeddedPostgres(data_dir).discard()

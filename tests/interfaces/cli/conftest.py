@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 import pytest
 
+from infrastructure.erasure import eraser, keyring
 from interfaces.cli.main import run
 from tests.interfaces.conftest import LiveServer
 from tests.late_projector import delay_projector
@@ -54,3 +55,11 @@ def uptrail(command: Command, server: LiveServer) -> Command:
         return command(*tokens, "--data-dir", server.data_dir)
 
     return call
+
+
+@pytest.fixture
+def quick_erasure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the time until the only process is notified of an erasure."""
+    monkeypatch.setattr(eraser, "SETTLE", 0.0)
+    for module in (eraser, keyring):
+        monkeypatch.setattr(module, "FRESH", 0.3)

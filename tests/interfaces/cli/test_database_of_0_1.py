@@ -21,7 +21,6 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from infrastructure.erasure import eraser, keyring
 from infrastructure.settings import Settings
 from tests.interfaces.cli.conftest import Command, Outcome
 from tests.interfaces.conftest import LiveServer, serving
@@ -55,12 +54,7 @@ def foreign_values(server: LiveServer) -> bool:
         return found.fetchone() is not None
 
 
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the time until the only process is notified of an erasure."""
-    monkeypatch.setattr(eraser, "SETTLE", 0.0)
-    for module in (eraser, keyring):
-        monkeypatch.setattr(module, "FRESH", 0.3)
+pytestmark = pytest.mark.usefixtures("quick_erasure")
 
 
 @pytest.fixture

@@ -10,20 +10,13 @@ import psycopg
 import pytest
 from PIL import Image
 
-from infrastructure.erasure import eraser, keyring
 from tests.interfaces.cli.conftest import Command
 from tests.interfaces.conftest import LiveServer
 
 SECRETS = ("diary", "alice@example", "tagebuch", "why-secret")
 OWNER = "tenant-7"
 
-
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one process there is hears soon that an owner is being erased."""
-    monkeypatch.setattr(eraser, "SETTLE", 0.0)
-    for module in (eraser, keyring):
-        monkeypatch.setattr(module, "FRESH", 0.3)
+pytestmark = pytest.mark.usefixtures("quick_erasure")
 
 
 @pytest.fixture

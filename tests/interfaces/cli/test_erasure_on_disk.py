@@ -9,7 +9,6 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from infrastructure.erasure import eraser, keyring
 from infrastructure.erasure.master_keys import FileMasterKeys
 from infrastructure.postgres.embedded import EmbeddedPostgres
 from infrastructure.settings import Settings
@@ -22,12 +21,7 @@ OWNER = "tenant-7"
 SECRET = "tagebuch-von-alice"
 FILES = 40  # so many that samples of their paths are in the statistics
 
-
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eraser, "SETTLE", 0.0)
-    for module in (eraser, keyring):
-        monkeypatch.setattr(module, "FRESH", 0.3)
+pytestmark = pytest.mark.usefixtures("quick_erasure")
 
 
 @pytest.fixture

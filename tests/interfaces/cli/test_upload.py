@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.held_up import held_up
+from tests.fault_injection import block_uploads_after
 from tests.interfaces.cli.conftest import Command
 from tests.interfaces.conftest import LiveServer
 
@@ -80,14 +80,14 @@ def test_a_killed_upload_goes_on_where_it_was_and_sends_nothing_twice(
         (folder / f"{number:03}.bin").write_bytes(os.urandom(20_000))
     command = ["upload", str(folder), "--jobs", "1", "--data-dir", str(server.data_dir)]
     assert server.settings.database_url is not None
-    with held_up(server.settings.database_url, files=100) as somebody_waits:
+    with block_uploads_after(server.settings.database_url, files=100) as is_blocked:
         process = subprocess.Popen(
             [sys.executable, "-m", "interfaces.cli.main", *command],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
-            wait_until(somebody_waits)
+            wait_until(is_blocked)
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()

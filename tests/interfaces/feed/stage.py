@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import aiohttp
-from aiohttp import web
 
 from application.append import append_to_stream
 from application.ports.auth import Scope
 from domain.event import Event
 from domain.ids import upload_id_for
-from infrastructure.postgres.listener import READ_MODEL
-from infrastructure.read_model import projector
-from infrastructure.read_model.feed import PostgresFeed
-from infrastructure.settings import Settings
-from infrastructure.telemetry import PostgresSystemStats
-from interfaces.bootstrap.container import Container, open_container
-from interfaces.bootstrap.tasks import supervise
-from interfaces.common.server import Runner
+from interfaces.bootstrap.container import Container
 from interfaces.feed import HUB, FeedHub, Limits
-from interfaces.rest.app import build_app
+from tests.harness import open_test_container, running, serve_http, supervise_projector
 from tests.interfaces.feed.viewer import Viewer
 from tests.stories import registered, started
 from tests.support import eventually
@@ -36,11 +27,13 @@ POSITION = "SELECT notification_id FROM notification_tracking WHERE application_
 class Stage:
     """What a story needs at hand."""
 
-    def __init__(self, parts: Container, hub: FeedHub, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, parts: Container, hub: FeedHub, address: str, session: aiohttp.ClientSession
+    ) -> None:
         self.parts = parts
         self.log = parts.log
         self.hub = hub
-        self.address = ""
+        self.address = address
         self._session = session
         self._owners: dict[UUID, str] = {}  # of each stream
         self._projecting = AsyncExitStack()
@@ -58,13 +51,7 @@ class Stage:
         await self._projecting.aclose()
 
     async def resume(self) -> None:
-        url, wakeups = self.parts.database.url, self.parts.listener.wakeups()
-
-        async def work() -> None:
-            await projector.run(url, self.log, wakeups)
-
-        supervising = supervise("projector", work, essential=False)
-        await self._projecting.enter_async_context(running(supervising))
+        await self._projecting.enter_async_context(running(supervise_projector(self.parts)))
 
     async def key(self, owner: str = "acme", scope: Scope = Scope.VIEWER, **more: Any) -> str:
         _, text = await self.hub.keys.create(owner=owner, scope=scope, **more)
@@ -137,33 +124,11 @@ async def stage(
     url: str, tmp_path: Path, limits: Limits | None = None, *, port: int = 0, **settings: Any
 ) -> AsyncIterator[Stage]:
     """Everything but orchestrator and worker, on a database of its own."""
-    chosen = Settings(data_dir=tmp_path, database_url=url, **settings)
-    async with AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(open_container(chosen))
-        wakeups = parts.listener.wakeups(READ_MODEL)
-        source = PostgresFeed(parts.pool)
-        hub = FeedHub(source, wakeups, parts.keys, chosen, parts.services.now, limits)
-        session = await stack.enter_async_context(aiohttp.ClientSession())
-        made = Stage(parts, hub, session)
-        app = build_app(parts.services, vitals=PostgresSystemStats(parts.pool))
-        app[HUB] = hub
-        await stack.enter_async_context(made.projecting())
-        await stack.enter_async_context(running(hub.run()))
-        runner = Runner(app, access_log=None, shutdown_timeout=5)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        made.address = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        yield made
-
-
-@asynccontextmanager
-async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """The work goes on beside the story, and ends with it."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+    async with (
+        open_test_container(url, tmp_path, **settings) as parts,
+        serve_http(parts, limits=limits, port=port) as server,
+        aiohttp.ClientSession() as session,
+    ):
+        made = Stage(parts, server.app[HUB], server.url, session)
+        async with made.projecting():
+            yield made

@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import uuid_utils.compat
 from aiohttp import ClientResponse, ClientSession, DummyCookieJar, web
 
 from application.ports.auth import Scope
-from infrastructure.audit.verifier import PostgresSeals
-from infrastructure.auth.keys import PostgresKeys
-from infrastructure.blobs.local.store import LocalBlobStore
-from infrastructure.blobs.shared import NotifyPreemption
-from infrastructure.erasure.keyring import PostgresErasures
-from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.event_log import PostgresEventLog
-from infrastructure.jobs.status import PostgresWorkers
-from infrastructure.postgres.listener import READ_MODEL, Listener
-from infrastructure.postgres.locks import PROJECTOR_LOCK
-from infrastructure.postgres.pool import Pool, make_pool
-from infrastructure.postgres.transfer_limiter import PostgresTransferLimiter
-from infrastructure.processors.http import PostgresRemoteSteps
-from infrastructure.read_model import projector
-from infrastructure.read_model.engine import make_engine
-from infrastructure.read_model.history import PostgresHistory
-from infrastructure.read_model.queries import PostgresQueries, PostgresUsage
-from infrastructure.settings import Settings
-from infrastructure.telemetry import PostgresSystemStats
-from infrastructure.webhooks.registry import PostgresWebhooks
-from interfaces.bootstrap.tasks import supervise
 from interfaces.common.deadlines import Deadlines
 from interfaces.common.server import Runner
 from interfaces.common.services import Services
-from interfaces.rest.app import build_app
-from tests.support import eventually
+from tests.harness import open_test_container, project, serve_http
 
 OWNER = "acme"
 
@@ -121,78 +96,14 @@ async def _read(response: ClientResponse) -> Answer:
 async def serving(
     url: str, folder: Path, *, deadlines: Deadlines | None = None, **settings: Any
 ) -> AsyncIterator[Server]:
-    """A server on a free port, as the composition root would make it, with its projector."""
-    async with AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        pool = await enter(make_pool(url, name="test", max_size=4))
-        listener = await enter(Listener(url))
-        log = await enter(PostgresEventLog(pool, await enter(GroupCommitter(url))))
-        engine = make_engine(url)
-        stack.push_async_callback(engine.dispose)
-        blobs = LocalBlobStore(folder)
-        stack.callback(blobs.close)
-        services = Services(
-            settings=Settings(data_dir=folder, **{"min_free_bytes": 0, **settings}),
-            log=log,
-            wakeups=listener.wakeups(),
-            queries=PostgresQueries(engine, listener.wakeups(READ_MODEL)),
-            history=PostgresHistory(engine),
-            blobs=blobs,
-            keys=PostgresKeys(pool, listener),
-            now=lambda: datetime.now(UTC),
-            new_id=uuid_utils.compat.uuid7,
-            elsewhere=NotifyPreemption(pool, listener),
-            remote_steps=PostgresRemoteSteps(pool),
-            usage=PostgresUsage(pool),
-            slots=await enter(PostgresTransferLimiter(url)),
-            workers=PostgresWorkers(pool, dead_after=60.0),
-            webhooks=PostgresWebhooks(pool),
-            seals=PostgresSeals(pool),
-            erasures=PostgresErasures(pool),
+    """A server with its projector, and an operator's client of it."""
+    async with (
+        open_test_container(url, folder, **settings) as container,
+        project(container),
+        serve_http(container, deadlines=deadlines) as server,
+        ClientSession(server.url, cookie_jar=DummyCookieJar()) as client,
+    ):
+        _, key = await container.keys.create(owner=OWNER, scope=Scope.OPERATOR)
+        yield Server(
+            container.services, server.app, server.url, server.port, key, client, server.runner
         )
-        await enter(_projecting(url, pool, log, listener))
-        yield await enter(_served(services, PostgresSystemStats(pool), deadlines))
-
-
-@asynccontextmanager
-async def _served(
-    services: Services, vitals: PostgresSystemStats, deadlines: Deadlines | None
-) -> AsyncIterator[Server]:
-    app = build_app(services, vitals=vitals)
-    runner = Runner(app, access_log=None, shutdown_timeout=5, deadlines=deadlines)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port = runner.addresses[0][1]
-        url = f"http://127.0.0.1:{port}"
-        _, key = await services.keys.create(owner=OWNER, scope=Scope.OPERATOR)
-        async with ClientSession(url, cookie_jar=DummyCookieJar()) as client:
-            yield Server(services, app, url, port, key, client, runner)
-    finally:
-        await runner.cleanup()
-
-
-@asynccontextmanager
-async def _projecting(
-    url: str, pool: Pool, log: PostgresEventLog, listener: Listener
-) -> AsyncIterator[None]:
-    """A projector, from when it has taken over until it is told to stop."""
-
-    async def work() -> None:
-        await projector.run(url, log, listener.wakeups())
-
-    task = asyncio.create_task(supervise("projector", work, essential=False))
-
-    async def at_work() -> bool:
-        query = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = %s)"
-        async with pool.connection() as connection:
-            row = await (await connection.execute(query, (PROJECTOR_LOCK.key % 2**32,))).fetchone()
-        return row == (True,)
-
-    try:
-        await eventually(at_work)
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

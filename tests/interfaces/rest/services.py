@@ -86,7 +86,7 @@ async def world(
                 step_progress_interval=0.01,
             )
         )
-        server = await enter(serving(url, folder / "blobs"))
+        server = await enter(serving(url, folder))
         outbound = await enter(open_safe_client(private=True))
         http = HttpProcessor(outbound, PostgresRemoteSteps(plant.pool), server.url, now)
         plant.orchestrate()

@@ -167,7 +167,7 @@ async def test_processes_of_one_database_derive_the_same_ids_and_others_do_not(
 
     async with (
         serving(database_url, tmp_path / "a") as here,
-        serving(database_url, tmp_path / "b") as there,
+        serving(database_url, tmp_path / "a") as there,
         serving(empty_database_url, tmp_path / "c") as other_database,
     ):
         ids = []

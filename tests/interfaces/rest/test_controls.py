@@ -40,7 +40,9 @@ async def judged(server: Server, upload: UUID, verdict: str) -> int:
     else:
         happen(*found.fail_attempt(1, FAILURE, duration=0.1, random=0.5, **NOW))
     assert found.state == verdict
-    return (await log.append(append_to_stream(began.id, version, *events))).position
+    return (
+        await log.append(append_to_stream(began.id, version, *events, owner=began.owner))
+    ).position
 
 
 async def completed(server: Server, batch: UUID, counts: dict[Any, int]) -> None:
@@ -51,7 +53,7 @@ async def completed(server: Server, batch: UUID, counts: dict[Any, int]) -> None
     at = {"at": later(5), "by": "orchestrator"}
     progressed = found.record_progress(counts, bytes_received=0, bytes_total=0, through=1, **at)  # type: ignore[arg-type]
     done = found.complete(counts, **at)  # type: ignore[arg-type]
-    await log.append(append_to_stream(batch, found.version, *progressed, *done))
+    await log.append(append_to_stream(batch, found.version, *progressed, *done, owner=found.owner))
 
 
 async def test_a_batch_that_is_over_begins_again_with_its_failed_uploads(

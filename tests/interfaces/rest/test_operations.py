@@ -81,8 +81,8 @@ async def test_two_applications_do_not_share_their_numbers(
     database_url: str, tmp_path: Path
 ) -> None:
     async with (
-        serving(database_url, tmp_path / "one") as one,
-        serving(database_url, tmp_path / "two") as two,
+        serving(database_url, tmp_path) as one,
+        serving(database_url, tmp_path) as two,
     ):
         await one.get("/v1/history")
 

@@ -20,7 +20,7 @@ from domain.upload.events import (
 )
 from domain.upload.state import UploadState
 from interfaces.rest.app import OPERATIONS
-from tests.interfaces.rest.server import Server, serving
+from tests.interfaces.rest.server import OWNER, Server, serving
 from tests.late_projector import delay_projector, hold_projector
 from tests.stories import ALICE, NOON, attempt, queued, received
 
@@ -28,7 +28,7 @@ BY: dict[str, Any] = {"at": NOON, "by": ALICE}
 
 
 async def record(server: Server, stream: UUID, *events: Event) -> None:
-    await server.services.log.append(append_to_stream(stream, None, *events))
+    await server.services.log.append(append_to_stream(stream, None, *events, owner=OWNER))
 
 
 async def failed_batch(server: Server, end: Event, counts: dict[UploadState, int]) -> Any:

@@ -12,7 +12,7 @@ from application.append import append_to_stream
 from application.ports.auth import Scope
 from domain.ids import upload_id_for
 from domain.upload.events import AttemptFailed, AttemptStarted, UploadFailed
-from tests.interfaces.rest.server import Server, serving
+from tests.interfaces.rest.server import OWNER, Server, serving
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -38,6 +38,7 @@ async def fail(server: Server, upload: UUID) -> int:
             duration=0.1,
         ),
         UploadFailed(at=at, by=by, step="thumbnail", message="not an image"),
+        owner=OWNER,
     )
     return (await log.append(append)).position
 

@@ -1,34 +1,28 @@
 from __future__ import annotations
 
 import asyncio
-from base64 import b64encode
 from pathlib import Path
 from uuid import UUID
 
 import aiohttp
 import pytest
 
-from application.commands import SealBatch, StartBatch
-from application.handlers.batches import start_batch
+from application.commands import SealBatch
 from application.handlers.execute import CommandContext, execute
 from application.ports.auth import Scope
 from domain.file import FileDeclaration
 from tests.interfaces.conftest import LiveServer
 from tests.interfaces.uploads.server import (
     BYTES,
-    OWNER,
     TUS,
     Server,
+    filename,
     serving,
     stored_files,
     upload_in,
 )
 from tests.interfaces.uploads.test_sweeping import _age, _clear_all, _sweeper
 from tests.support import eventually
-
-
-def _named(path: str) -> dict[str, str]:
-    return {"Upload-Metadata": f"filename {b64encode(path.encode()).decode()}"}
 
 
 async def _part(server: Server, body: bytes, path: str = "/v1/uploads") -> str:
@@ -47,19 +41,12 @@ async def _join(
         return answer.status, answer.headers.get("Location", "")
 
 
-async def _batch(server: Server, *files: FileDeclaration) -> UUID:
-    services = server.services
-    command = StartBatch(id=services.new_id(), owner=OWNER, files=files)
-    await start_batch(services.log, command, CommandContext("key:test", services.now()))
-    return command.id
-
-
-async def test_parts_are_made_one_upload_in_the_order_named(
+async def test_parts_are_made_one_upload_in_the_orderfilename(
     database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as server:
         first, second = await _part(server, b"01234"), await _part(server, b"56789")
-        status, location = await _join(server, second, first, **_named("a.bin"))
+        status, location = await _join(server, second, first, **filename("a.bin"))
 
         assert status == 201
         assert await server.content(location) == b"5678901234"
@@ -68,7 +55,7 @@ async def test_parts_are_made_one_upload_in_the_order_named(
         async with server.client.head(location, headers=TUS) as answer:
             assert answer.headers["Upload-Concat"] == f"final;{second} {first}"
             assert answer.headers["Upload-Length"] == "10"
-            assert answer.headers["Upload-Metadata"] == _named("a.bin")["Upload-Metadata"]
+            assert answer.headers["Upload-Metadata"] == filename("a.bin")["Upload-Metadata"]
         assert await server.patch(location, 10, b"") == 403
         assert len(stored_files(tmp_path)) == 1
         assert await server.topics(first) == [
@@ -81,12 +68,12 @@ async def test_parts_are_made_one_upload_in_the_order_named(
 
 async def test_a_part_grows_and_resumes_like_an_upload(database_url: str, tmp_path: Path) -> None:
     async with serving(database_url, tmp_path) as server:
-        part = await server.create(10, **{"Upload-Concat": "partial", **_named("x")})
+        part = await server.create(10, **{"Upload-Concat": "partial", **filename("x")})
         assert await server.patch(part, 0, b"01234") == 204
         async with server.client.head(part, headers=TUS) as answer:
             assert answer.headers["Upload-Concat"] == "partial"
             assert answer.headers["Upload-Offset"] == "5"
-            assert answer.headers["Upload-Metadata"] == _named("x")["Upload-Metadata"]
+            assert answer.headers["Upload-Metadata"] == filename("x")["Upload-Metadata"]
             assert "Upload-Expires" in answer.headers
         assert (await _join(server, part))[0] == 400
         assert await server.patch(part, 5, b"56789") == 204
@@ -114,14 +101,14 @@ async def test_an_upload_of_a_batch_is_joined_from_parts_of_that_batch(
     database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as server:
-        batch = await _batch(server, FileDeclaration(path="a.bin", size=10))
+        batch = await server.start_batch(FileDeclaration(path="a.bin", size=10))
         path = f"/v1/batches/{batch}/uploads"
         parts = [await _part(server, body, path) for body in (b"01234", b"56789")]
         alien = await _part(server, b"alone")
         assert (await _join(server, *parts))[0] == 400
-        assert (await _join(server, alien, path=path, **_named("b.bin")))[0] == 400
-        assert (await _join(server, parts[0], path=path, **_named("a.bin")))[0] == 403
-        status, location = await _join(server, *parts, path=path, **_named("a.bin"))
+        assert (await _join(server, alien, path=path, **filename("b.bin")))[0] == 400
+        assert (await _join(server, parts[0], path=path, **filename("a.bin")))[0] == 403
+        status, location = await _join(server, *parts, path=path, **filename("a.bin"))
 
         assert status == 201
         assert await server.content(location) == b"0123456789"
@@ -197,7 +184,7 @@ async def test_parts_are_counted_and_processed_nowhere(server: LiveServer) -> No
             said = {**BYTES, "Upload-Length": "5", "Upload-Concat": "partial"}
             async with client.post(f"{batch}/uploads", headers=said, data=body) as answer:
                 parts.append(answer.headers["Location"])
-        said = {**TUS, "Upload-Concat": f"final;{' '.join(parts)}", **_named("a.txt")}
+        said = {**TUS, "Upload-Concat": f"final;{' '.join(parts)}", **filename("a.txt")}
         async with client.post(f"{batch}/uploads", headers=said) as answer:
             assert answer.status == 201
             location = answer.headers["Location"]
@@ -231,7 +218,7 @@ async def test_a_thousand_parts_by_their_whole_urls_are_one_upload(
                 parts[number] = await _part(server, texts[number])
 
         await asyncio.gather(*(announce_some() for _ in range(16)))
-        status, location = await _join(server, *parts, **_named("joined.bin"))
+        status, location = await _join(server, *parts, **filename("joined.bin"))
         assert status == 201
         path = f"/v1/uploads/{upload_in(location)}"
         assert await server.content(path) == b"".join(texts)
@@ -244,7 +231,7 @@ async def test_a_thousand_parts_by_their_whole_urls_are_one_upload(
                 async with client.head(url, headers=headers) as answer:
                     assert answer.headers["Upload-Concat"] == f"final;{' '.join(parts)}"
                 server.services.log.forget(upload_in(location))
-        assert (await _join(server, *parts, **_named("joined.bin")))[0] == 201
+        assert (await _join(server, *parts, **filename("joined.bin")))[0] == 201
 
 
 async def test_more_parts_than_one_header_may_name_are_refused_by_number(
@@ -263,7 +250,7 @@ async def test_metadata_of_a_manifest_is_bounded_whatever_its_keys_are(
     key: str, database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as server:
-        batch = await _batch(server)
+        batch = await server.start_batch()
         values = {"many;x": "added", "x" * 70_000: "rejected"}
         for number, (value, status) in enumerate(values.items()):
             file = {"path": f"{number}.bin", "size": 5, "metadata": {key: value}}

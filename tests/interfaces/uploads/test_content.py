@@ -19,7 +19,7 @@ from domain.upload.events import (
 )
 from infrastructure.read_model.projector import catch_up
 from interfaces.common.body import ByteRange, Unsatisfiable, parse_range
-from tests.interfaces.uploads.server import BYTES, Server, serving, stored_files, upload_in
+from tests.interfaces.uploads.server import BYTES, OWNER, Server, serving, stored_files, upload_in
 
 TEXT = b"0123456789"
 BY: dict[str, Any] = {"at": datetime(2026, 1, 1, tzinfo=UTC), "by": "worker:test"}
@@ -35,7 +35,7 @@ async def _stored(server: Server, name: str = "a.txt", media_type: str = "text/h
 
 async def _processed(server: Server, id: UUID, *events: object) -> None:
     version = (await server.services.log.upload(id)).version
-    await server.services.log.append(append_to_stream(id, version, *events))  # type: ignore[arg-type]
+    await server.services.log.append(append_to_stream(id, version, *events, owner=OWNER))  # type: ignore[arg-type]
     server.services.log.forget(id)
 
 

@@ -1,22 +1,19 @@
 from __future__ import annotations
 
 import asyncio
-from base64 import b64encode
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 
-from application.commands import SealBatch, StartBatch
-from application.handlers.batches import start_batch
+from application.commands import SealBatch
 from application.handlers.execute import CommandContext, execute
 from domain.access.events import AccessEvent
 from domain.file import FileDeclaration
 from tests.interfaces.uploads.server import (
     BYTES,
-    OWNER,
     TUS,
     Server,
+    filename,
     serving,
     stored_files,
     upload_in,
@@ -25,19 +22,8 @@ from tests.interfaces.uploads.server import (
 LARGE = 300_000  # more than is held in memory
 
 
-def _named(path: str) -> dict[str, str]:
-    return {"Upload-Metadata": f"filename {b64encode(path.encode()).decode()}"}
-
-
-async def _batch(server: Server, *files: FileDeclaration, owner: str = OWNER) -> UUID:
-    services = server.services
-    command = StartBatch(id=services.new_id(), owner=owner, files=files)
-    await start_batch(services.log, command, CommandContext("key:test", services.now()))
-    return command.id
-
-
 async def _send(server: Server, path: str, size: int, body: bytes, name: str) -> tuple[int, str]:
-    headers = {**BYTES, **_named(name), "Upload-Length": str(size)}
+    headers = {**BYTES, **filename(name), "Upload-Length": str(size)}
     async with server.client.post(path, headers=headers, data=body) as answer:
         return answer.status, answer.headers.get("Location", "")
 
@@ -82,7 +68,7 @@ async def test_creating_a_declared_path_finds_the_upload_that_is_there(
     size: int, database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as server:
-        batch = await _batch(server, FileDeclaration(path="a", size=size))
+        batch = await server.start_batch(FileDeclaration(path="a", size=size))
         path, body = f"/v1/batches/{batch}/uploads", b"\x01" * size
         status, location = await _send(server, path, size, b"", "a")
         assert (status, await server.offset(location)) == (201, 0)
@@ -99,7 +85,7 @@ async def test_a_declaration_without_a_size_takes_that_of_the_creation(
     database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as server:
-        batch = await _batch(server, FileDeclaration(path="a"))
+        batch = await server.start_batch(FileDeclaration(path="a"))
         _, location = await _send(server, f"/v1/batches/{batch}/uploads", 10, b"", "a")
         assert await server.patch(location, 0, b"0123456789") == 204
         assert await server.content(location) == b"0123456789"
@@ -109,7 +95,7 @@ async def test_senders_of_the_same_path_at_once_leave_one_file_and_no_orphan(
     database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as server:
-        path = f"/v1/batches/{await _batch(server)}/uploads"
+        path = f"/v1/batches/{await server.start_batch()}/uploads"
         bodies = [bytes([n]) * 1000 for n in range(8)]
         answers = await asyncio.gather(*(_send(server, path, 1000, b, "a") for b in bodies))
 
@@ -123,7 +109,7 @@ async def test_nothing_joins_a_sealed_batch_and_nothing_of_it_is_kept(
     database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as server:
-        batch = await _batch(server)
+        batch = await server.start_batch()
         context = CommandContext("key:test", server.services.now())
         await execute(server.services.log, SealBatch(batch=batch), context)
         path = f"/v1/batches/{batch}/uploads"
@@ -134,7 +120,7 @@ async def test_nothing_joins_a_sealed_batch_and_nothing_of_it_is_kept(
 
 async def test_a_batch_of_another_owner_does_not_exist(database_url: str, tmp_path: Path) -> None:
     async with serving(database_url, tmp_path) as server:
-        batch = await _batch(server, owner="rival")
+        batch = await server.start_batch(owner="rival")
         path = f"/v1/batches/{batch}/uploads"
         assert (await _send(server, path, 5, b"hello", "a"))[0] == 404
         headers = {**TUS, "Upload-Length": "5"}

@@ -15,8 +15,7 @@ from uuid import UUID
 import aiohttp
 import pytest
 
-from application.commands import RegisterUpload, StartBatch
-from application.handlers.batches import start_batch
+from application.commands import RegisterUpload
 from application.handlers.execute import CommandContext
 from application.handlers.uploads import register_upload
 from domain.file import FileDeclaration
@@ -32,14 +31,6 @@ class Answered(NamedTuple):
 
     path: str | None
     reason: str = ""
-
-
-async def _batch(server: Server) -> UUID:
-    command = StartBatch(id=server.services.new_id(), owner=OWNER)
-    await start_batch(
-        server.services.log, command, CommandContext("key:test", server.services.now())
-    )
-    return command.id
 
 
 async def _alone(server: Server, answer: aiohttp.ClientResponse) -> Answered:
@@ -181,7 +172,7 @@ async def test_a_name_is_taken_or_refused_whichever_way_it_comes(
     way: Way, database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as server:
-        batch = await _batch(server)
+        batch = await server.start_batch()
         for name in TAKEN:
             if way is by_disposition and "/" in name:
                 continue  # the last segment is all that this header may say
@@ -212,7 +203,7 @@ async def test_a_name_that_is_no_utf_8_is_refused_and_never_another_name(
     way: Way, database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as server:
-        batch = await _batch(server)
+        batch = await server.start_batch()
         for name in (b"caf\xe9.txt", b"\xff\xfe.bin"):
             for _ in range(2):  # sent again, it is refused again
                 path, detail = await way(server, batch, name)
@@ -232,7 +223,7 @@ async def test_two_spellings_of_a_name_are_one_upload_of_a_batch(
     async with serving(database_url, tmp_path) as server:
         for first, second in ((composed, decomposed), (decomposed, composed)):
             for way in (by_tus, by_tus_with_bytes, by_query, by_tar, by_list):
-                batch = await _batch(server)
+                batch = await server.start_batch()
                 assert (await way(server, batch, first.encode())).path == first
                 for again in (by_tus, by_query, by_tar, by_list):
                     await again(server, batch, second.encode())
@@ -252,7 +243,7 @@ async def test_an_upload_that_an_earlier_version_registered_is_found_by_its_spel
 
     async with serving(database_url, tmp_path) as server:
         for way in (by_tus, by_tus_with_bytes, by_query, by_tar, by_list):
-            batch = await _batch(server)
+            batch = await server.start_batch()
             with monkeypatch.context() as before:  # ids as version 0.1 derived them
                 before.setattr("domain.ids.normalize", lambda form, path: path)
                 upload_id_for.cache_clear()

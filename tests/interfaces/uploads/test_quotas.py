@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from base64 import b64encode
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,6 @@ from uuid import UUID
 
 import pytest
 
-from application.commands import StartBatch
-from application.handlers.batches import start_batch
-from application.handlers.execute import CommandContext
 from application.ports.auth import Scope
 from application.ports.limits import StorageUsage
 from application.transfers.errors import BatchFull, QuotaExceeded
@@ -22,22 +18,14 @@ from infrastructure.read_model.projector import catch_up
 from infrastructure.read_model.queries import PostgresUsage
 from tests.fakes import InProcessTransferLimiter
 from tests.interfaces.uploads.raw import Sender
-from tests.interfaces.uploads.server import BYTES, OWNER, TUS, Server, serving, upload_in
+from tests.interfaces.uploads.server import BYTES, OWNER, TUS, Server, filename, serving, upload_in
 from tests.support import eventually
 
 BATCH = UUID(int=1)
 
 
-async def _batch(server: Server, *files: FileDeclaration) -> str:
-    services = server.services
-    command = StartBatch(id=services.new_id(), owner=OWNER, files=files)
-    await start_batch(services.log, command, CommandContext("key:test", services.now()))
-    return f"/v1/batches/{command.id}/uploads"
-
-
 async def _send(server: Server, path: str, name: str, body: bytes, **more: str) -> int:
-    named = {"Upload-Metadata": f"filename {b64encode(name.encode()).decode()}"}
-    headers = {**BYTES, **named, "Upload-Length": str(len(body)), **more}
+    headers = {**BYTES, **filename(name), "Upload-Length": str(len(body)), **more}
     async with server.client.post(path, headers=headers, data=body) as answer:
         if answer.status >= 400:
             assert (await answer.json())["detail"]
@@ -70,12 +58,13 @@ async def test_a_batch_holds_no_more_than_is_allowed_however_its_files_were_decl
 ) -> None:
     async with serving(database_url, tmp_path, max_batch_files=2) as server:
         names = [FileDeclaration(path=name, size=5) for name in ("a", "b")]
-        path = await _batch(server, *names)
+        path = f"/v1/batches/{await server.start_batch(*names)}/uploads"
         await catch_up(database_url, server.services.log)
         assert await _send(server, path, "a", b"hello") == 201
         assert await _send(server, path, "b", b"hello") == 201
         assert await _send(server, path, "c", b"hello") == 413
-        path = await _batch(server, *names, FileDeclaration(path="c", size=5))
+        batch = await server.start_batch(*names, FileDeclaration(path="c", size=5))
+        path = f"/v1/batches/{batch}/uploads"
         await catch_up(database_url, server.services.log)
         headers = {**TUS, "Upload-Length": "5", "Upload-Metadata": "filename Yw=="}
         async with server.client.post(path, headers=headers) as answer:
@@ -114,7 +103,7 @@ async def test_a_manifest_that_is_too_much_starts_no_batch_and_is_told_the_limit
 
 async def test_files_of_a_list_are_admitted_one_by_one(database_url: str, tmp_path: Path) -> None:
     async with serving(database_url, tmp_path, max_owner_bytes=100) as server:
-        path = await _batch(server)
+        path = f"/v1/batches/{await server.start_batch()}/uploads"
         names = [("a", 60), ("b", 41), ("c", 40), ("d", 1), ("../e", 1), ("f", 0)]
         files = [{"path": name, "size": size} for name, size in names]
         status, answer = await _ask(server, path, files)
@@ -137,7 +126,7 @@ async def test_files_of_a_list_are_admitted_one_by_one(database_url: str, tmp_pa
 
 async def test_lines_are_admitted_as_they_arrive(database_url: str, tmp_path: Path) -> None:
     async with serving(database_url, tmp_path, max_batch_files=1500) as server:
-        path = await _batch(server)
+        path = f"/v1/batches/{await server.start_batch()}/uploads"
         lines = b"".join(b'{"path": "f%d"}\n' % number for number in range(2500))
         kind = {"Content-Type": "application/x-ndjson"}
         async with server.client.post(path, data=lines, headers=kind) as answer:

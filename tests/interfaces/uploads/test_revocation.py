@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,10 @@ import pytest
 from application.ports.auth import Scope
 from domain.ids import upload_id_for
 from tests.interfaces.uploads.server import BYTES, TUS, serving, stored_files
-from tests.interfaces.uploads.test_two_servers import api_process
 from tests.support import eventually
 
 PATIENCE = 60.0  # seconds; a revocation takes effect within one, on a machine that is not busy
 FORM = "multipart/form-data; boundary=x"
-
-
-@pytest.fixture
-def servers(database_url: str, tmp_path: Path) -> Iterator[tuple[str, str, str]]:
-    """Two processes on one database and one folder of blobs, and an admin key."""
-    blobs = tmp_path / "blobs"
-    with (
-        api_process(tmp_path / "here", database_url, blobs) as (here, key),
-        api_process(tmp_path / "there", database_url, blobs) as (there, _),
-    ):
-        yield here, there, key
 
 
 @asynccontextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -10,17 +9,20 @@ import pytest
 from application.ports.auth import Scope
 from infrastructure.settings_loader import BadSetting, read_text
 from tests.interfaces.rest import server as api
-from tests.interfaces.uploads.server import BYTES, TUS, Server, serving, stored_files, upload_in
+from tests.interfaces.uploads.server import (
+    BYTES,
+    TUS,
+    Server,
+    metadata,
+    serving,
+    stored_files,
+    upload_in,
+)
 from tests.support import path_of
 
 TEXT = b"0123456789"
 COLLECTIONS = ("/files", "/v1/uploads")
 SPELLINGS = ("", "/", "?token=a%2Fb", "/?token=a&b")
-
-
-def _named(**pairs: str) -> dict[str, str]:
-    said = ",".join(f"{key} {b64encode(text.encode()).decode()}" for key, text in pairs.items())
-    return {"Upload-Metadata": said}
 
 
 async def _created(server: Server, endpoint: str = "/files/", **headers: str) -> str:
@@ -32,7 +34,7 @@ async def _created(server: Server, endpoint: str = "/files/", **headers: str) ->
 
 
 async def _stored(server: Server, **pairs: str) -> str:
-    said = {**BYTES, "Upload-Length": "10", **_named(**pairs)}
+    said = {**BYTES, "Upload-Length": "10", **metadata(**pairs)}
     async with server.client.post("/files/", headers=said, data=TEXT) as answer:
         assert answer.status == 201, await answer.text()
         return path_of(answer.headers["Location"])
@@ -68,7 +70,7 @@ async def test_get_gives_the_bytes_at_files_and_json_at_v1_uploads(
     database_url: str, tmp_path: Path
 ) -> None:
     async with api.serving(database_url, tmp_path) as server:
-        said = {**BYTES, "Upload-Length": "10", **_named(filename="a.txt")}
+        said = {**BYTES, "Upload-Length": "10", **metadata(filename="a.txt")}
         made = await server.post("/files/", headers=said, data=TEXT)
         location = made.headers["Location"]
         id = location.rpartition("/")[2]
@@ -83,7 +85,7 @@ async def test_get_gives_the_bytes_at_files_and_json_at_v1_uploads(
         batch = (await server.post("/v1/batches", json={})).json["id"]
         added = await server.post(f"/v1/batches/{batch}/uploads/", json=[{"path": "b"}])
         assert (added.status, added.json["added"]) == (200, 1)
-        tus = {**TUS, "Upload-Length": "10", **_named(filename="c.txt")}
+        tus = {**TUS, "Upload-Length": "10", **metadata(filename="c.txt")}
         joined = await server.post(f"/v1/batches/{batch}/uploads/?x=1", headers=tus)
         assert joined.status == 201
         assert path_of(joined.headers["Location"]).startswith("/v1/uploads/")

@@ -1,44 +1,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
-import pytest
 
-from interfaces.cli.console import find_running_server
-from tests.interfaces.bootstrap.test_serving import process
 from tests.interfaces.uploads.server import BYTES, TUS, stored_files
 from tests.support import eventually, path_of
 
 CONTENT = bytes(range(256)) * 400  # 100 KiB
-
-
-@contextmanager
-def api_process(folder: Path, url: str, blobs: Path) -> Iterator[tuple[str, str]]:
-    """A server process of its own: where it answers, and a key that any of them knows."""
-    data = folder / "data"
-    data.mkdir(parents=True)
-    shared = folder.parent / "master-keys"
-    (data / "uptrail.toml").write_text(f'master_keys = "{shared}"\n')
-    options = ("--database-url", url, "--blobs", str(blobs), "--role", "api")
-    with process(*options, data_dir=data):
-        running = find_running_server(data)
-        assert running is not None, (folder / "server.out").read_text()
-        yield running.url, (data / "admin.key").read_text().strip()
-
-
-@pytest.fixture
-def servers(database_url: str, tmp_path: Path) -> Iterator[tuple[str, str, str]]:
-    """Two processes on one database and one folder of blobs, and a key."""
-    blobs = tmp_path / "blobs"
-    with (
-        api_process(tmp_path / "here", database_url, blobs) as (here, key),
-        api_process(tmp_path / "there", database_url, blobs) as (there, _),
-    ):
-        yield here, there, key
 
 
 @asynccontextmanager

@@ -8,7 +8,8 @@ from playwright.async_api import expect
 
 from application.ports.auth import Scope
 from infrastructure.postgres.heartbeat import ProcessHeartbeat, ProcessStatus
-from tests.interfaces.feed.stage import running, stage
+from tests.harness import running
+from tests.interfaces.feed.stage import stage
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
 
 GONE = """INSERT INTO orchestration.processes (id, machine, pid, roles, version, leads, seen_at)
