@@ -20,7 +20,7 @@ import pytest
 
 from tests.api_client import Client
 from tests.end_to_end.conftest import MakeCluster
-from tests.interfaces.feed.viewer import Viewer
+from tests.interfaces.feed.ws_client import FeedClient
 from tests.server_process import Cluster, steps
 from tests.support import eventually
 
@@ -114,14 +114,14 @@ async def test_a_closed_socket_never_leaks(cluster: Cluster) -> None:
 
 
 @asynccontextmanager
-async def viewing(cluster: Cluster, *, narrow: bool = False) -> AsyncIterator[Viewer]:
+async def viewing(cluster: Cluster, *, narrow: bool = False) -> AsyncIterator[FeedClient]:
     """Somebody at the feed; a narrow line holds few bytes that are on their way."""
     headers = {"Authorization": f"Bearer {cluster.key}"}
     connector = aiohttp.TCPConnector(socket_factory=_narrow if narrow else None)
     async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
         connected = await session.ws_connect(f"{cluster.url}/v1/feed", max_msg_size=0)
         try:
-            yield Viewer(connected)
+            yield FeedClient(connected)
         finally:
             with suppress(ConnectionError, aiohttp.ClientError):
                 await connected.close()
@@ -151,16 +151,16 @@ def add(client: Client, batch: str, numbers: Iterable[int], metadata: dict[str, 
     client.post(f"/v1/batches/{batch}/uploads", files)
 
 
-def outcome(viewer: Viewer, batch: str) -> Any:
+def outcome(viewer: FeedClient, batch: str) -> Any:
     return viewer.rows["batches"].get(batch, {}).get("outcome")
 
 
-def told(viewer: Viewer) -> int:
+def told(viewer: FeedClient) -> int:
     """Bytes of all frames."""
     return sum(frame["size"] for frame in viewer.frames)
 
 
-def states(viewer: Viewer) -> list[str]:
+def states(viewer: FeedClient) -> list[str]:
     return [row["state"] for row in viewer.rows["uploads"].values()]
 
 
@@ -168,7 +168,7 @@ def sockets(process: psutil.Process) -> int:
     return len(process.net_connections("tcp"))
 
 
-async def shows_what_is(cluster: Cluster, viewer: Viewer, batch: str) -> None:
+async def shows_what_is(cluster: Cluster, viewer: FeedClient, batch: str) -> None:
     """The client has put together exactly what the API tells."""
     rows = await asyncio.to_thread(cluster.admin.uploads, batch)
     assert viewer.rows["uploads"] == {row["id"]: row for row in rows.values()}

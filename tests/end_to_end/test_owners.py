@@ -19,7 +19,7 @@ import pytest
 
 from tests.api_client import OCTETS, Client
 from tests.end_to_end.conftest import MakeCluster
-from tests.interfaces.feed.viewer import Viewer
+from tests.interfaces.feed.ws_client import FeedClient
 from tests.server_process import Cluster, wait_for
 
 SECRET = b"nobody else may read this"
@@ -103,8 +103,8 @@ def test_lists_and_histories_never_hold_anything_of_another_owner(two: Two) -> N
 async def test_another_owner_never_sees_a_frame(cluster: Cluster, two: Two) -> None:
     headers = {"Authorization": f"Bearer {two.rival.key}"}
     async with aiohttp.ClientSession(headers=headers) as session:
-        named = Viewer(await session.ws_connect(f"{cluster.url}/v1/feed"))
-        all_of_them = Viewer(await session.ws_connect(f"{cluster.url}/v1/feed"))
+        named = FeedClient(await session.ws_connect(f"{cluster.url}/v1/feed"))
+        all_of_them = FeedClient(await session.ws_connect(f"{cluster.url}/v1/feed"))
         await named.subscribe([two.batch])
         await all_of_them.subscribe("*")
         for viewer in (named, all_of_them):

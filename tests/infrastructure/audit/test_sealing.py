@@ -16,7 +16,7 @@ from infrastructure.audit.sealer import (
     seal_at_intervals,
     verify_signature,
 )
-from tests.infrastructure.audit.notary import Notary, notary, sealer_in
+from tests.infrastructure.audit.harness import AuditHarness, open_audit_harness, sealer_in
 from tests.infrastructure.event_store.log_support import connected
 from tests.support import eventually
 
@@ -29,7 +29,7 @@ async def told(url: str) -> list[AuditSeal]:
 async def test_a_seal_covers_what_was_recorded_since_the_last(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         await it.record(4, 5)
         first = await it.seal()
         await it.record(6)
@@ -44,7 +44,7 @@ async def test_a_seal_covers_what_was_recorded_since_the_last(
 
 
 async def test_nothing_new_makes_no_seal(database_url: str, tmp_path: Path) -> None:
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         await it.record(1)
         await it.seal()
         assert await it.sealer.seal(it.connection) is None
@@ -56,7 +56,7 @@ async def test_work_for_one_seal_is_bounded(
     monkeypatch.setattr(sealer, "MOST", 4)
     monkeypatch.setattr(sealer, "CHUNK", 3)
 
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         await it.record(9)
         assert [(await it.seal()).count for _ in range(3)] == [4, 4, 1]
 
@@ -64,7 +64,7 @@ async def test_work_for_one_seal_is_bounded(
 async def test_an_append_does_not_wait_for_a_seal_that_is_being_made(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         await it.record(1)
         async with it.connection.transaction():
             await it.sealer.seal(it.connection)  # not committed yet
@@ -72,7 +72,7 @@ async def test_an_append_does_not_wait_for_a_seal_that_is_being_made(
 
 
 async def test_two_that_seal_at_once_make_one_chain(database_url: str, tmp_path: Path) -> None:
-    async with notary(database_url, tmp_path) as it, connected(database_url) as other:
+    async with open_audit_harness(database_url, tmp_path) as it, connected(database_url) as other:
         for _ in range(5):
             await it.record(2)
             again = sealer_in(tmp_path)
@@ -84,14 +84,14 @@ async def test_two_that_seal_at_once_make_one_chain(database_url: str, tmp_path:
 async def test_one_of_many_machines_seals_and_another_takes_over(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def sealed(it: Notary, through: int) -> None:
+    async def sealed(it: AuditHarness, through: int) -> None:
         async def reaches() -> bool:
             seals = await page(it.connection, 0, 100)
             return bool(seals) and seals[-1].through == through
 
         await eventually(reaches)
 
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         sealers = [
             asyncio.create_task(seal_at_intervals(database_url, sealer_in(tmp_path), 0.01))
             for _ in range(2)
@@ -137,7 +137,7 @@ def test_a_file_without_a_key_is_refused_by_name(tmp_path: Path) -> None:
 
 
 async def test_a_rotated_key_signs_from_the_next_seal_on(database_url: str, tmp_path: Path) -> None:
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         await it.record(2)
         first = await it.seal()
         first_of_new = await it.sealer.rotate(it.connection)
@@ -156,7 +156,7 @@ async def test_a_rotated_key_signs_from_the_next_seal_on(database_url: str, tmp_
 async def test_a_key_that_the_last_one_did_not_name_is_told(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         await it.record(2)
         first = await it.seal()
         it.sealer.key_file.unlink()
@@ -171,7 +171,7 @@ async def test_a_seal_that_the_database_lost_leaves_a_hole_for_ever(
 ) -> None:
     """Whoever takes the last seal away cannot have the next one made in its place."""
 
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         await it.record(2)
         await it.seal()
         await it.record(2)

@@ -9,21 +9,21 @@ import pytest
 from application.audit.merkle import pack_entries
 from infrastructure.audit import sealer, verifier
 from infrastructure.audit.verifier import SealVerification
-from tests.infrastructure.audit.notary import Notary, notary
+from tests.infrastructure.audit.harness import AuditHarness, open_audit_harness
 
 EVENTS = (4, 5, 6)  # of the streams that are recorded before and between the seals
 
 
 async def checked_after(url: str, folder: Path, *statements: str) -> SealVerification:
     """Positions 1 to 15 are sealed, 1 to 9 and 10 to 15; then this is done by hand."""
-    async with notary(url, folder) as it:
+    async with open_audit_harness(url, folder) as it:
         await two_seals(it)
         for statement in statements:
             it.by_hand(statement)
         return await it.check()
 
 
-async def two_seals(it: Notary) -> None:
+async def two_seals(it: AuditHarness) -> None:
     await it.record(*EVENTS[:2])
     await it.seal()
     await it.record(EVENTS[2])
@@ -44,7 +44,7 @@ async def test_an_untouched_log_is_as_it_was_sealed(database_url: str, tmp_path:
 async def test_events_after_the_last_seal_are_counted_and_not_vouched_for(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         await two_seals(it)
         await it.record(3)
         found = await it.check()
@@ -104,7 +104,7 @@ async def test_an_event_that_was_put_in_is_named(database_url: str, tmp_path: Pa
 
 
 async def test_an_event_between_two_positions_is_named(database_url: str, tmp_path: Path) -> None:
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         await it.record(3)
         it.by_hand("SELECT setval('stored_events_notification_id_seq', 10)")
         await it.record(3)
@@ -145,7 +145,7 @@ async def test_many_seals_and_pages_are_walked_to_the_end(
     monkeypatch.setattr(verifier, "PAGE", 2)
     monkeypatch.setattr(sealer, "MOST", 3)
 
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         await it.record(8, 6)
         while await it.sealer.seal(it.connection):
             pass
@@ -175,7 +175,7 @@ async def test_the_list_of_a_seal_does_not_hide_an_altered_event(
 ) -> None:
     """The event and what the seal's list says of it are changed to fit: the root does not."""
 
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         await two_seals(it)
         it.by_hand("UPDATE stored_events SET topic = 'x' WHERE notification_id = 7")
         await forge_list(it)
@@ -207,7 +207,7 @@ async def test_the_last_seal_is_missed_by_the_machine_that_made_it(
 async def test_the_last_seal_is_missed_by_whoever_kept_it(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         await it.record(3)
         kept = [await it.seal()]
         await it.record(3)
@@ -226,7 +226,7 @@ async def test_a_chain_that_was_made_anew_is_not_that_which_was_kept(
 ) -> None:
     """Somebody with the key itself rewrites the whole chain: only who kept it can tell."""
 
-    async with notary(database_url, tmp_path) as it:
+    async with open_audit_harness(database_url, tmp_path) as it:
         await it.record(3)
         kept = [await it.seal()]
         it.by_hand("DELETE FROM audit.seals")
@@ -246,7 +246,7 @@ def put_in(position: int) -> str:
     )
 
 
-async def forge_list(it: Notary) -> None:
+async def forge_list(it: AuditHarness) -> None:
     events = await sealer.events(it.connection, 0, 9, 100)
     forged = pack_entries(stored.entry for stored in events)
     it.by_hand("UPDATE audit.seals SET entries = %s WHERE number = 1", forged)

@@ -21,7 +21,7 @@ from infrastructure.event_store.committer import GroupCommitter, UnsafeWriter
 from infrastructure.postgres.embedded import EmbeddedPostgres
 from infrastructure.postgres.embedded.data_directory import server_dir_path
 from infrastructure.postgres.migrate import migrate
-from tests.infrastructure.event_store.faulty_line import Cut, FaultyLine
+from tests.infrastructure.event_store.faulty_proxy import Cut, FaultyProxy
 from tests.infrastructure.event_store.log_support import (
     connected,
     done_in,
@@ -109,7 +109,7 @@ async def test_a_connection_cut_during_commit_is_looked_up(
     monkeypatch.setattr("infrastructure.event_store.libpq.EXCHANGE_TIMEOUT", 1.0)
 
     stream = new_stream()
-    async with FaultyLine(database_url).running() as line, GroupCommitter(line.url) as committer:
+    async with FaultyProxy(database_url).running() as line, GroupCommitter(line.url) as committer:
         line.arm(cut)
         first = await committer.append(append_to_stream(stream, 0, step(0)))
         second = await committer.append(append_to_stream(stream, 1, step(1)))
@@ -123,7 +123,7 @@ async def test_a_connection_cut_during_commit_is_looked_up(
 async def test_a_version_taken_by_somebody_else_is_not_mistaken_for_ours(database_url: str) -> None:
     stream = new_stream()
     async with (
-        FaultyLine(database_url).running() as line,
+        FaultyProxy(database_url).running() as line,
         GroupCommitter(line.url, patience=20.0) as ours,
         GroupCommitter(database_url) as theirs,
     ):
@@ -140,7 +140,7 @@ async def test_a_version_taken_by_somebody_else_is_not_mistaken_for_ours(databas
 
 async def test_what_could_not_be_sent_is_unavailable_and_not_recorded(database_url: str) -> None:
     async with (
-        FaultyLine(database_url).running() as line,
+        FaultyProxy(database_url).running() as line,
         GroupCommitter(line.url, patience=0.3) as committer,
     ):
         line.down()
@@ -153,7 +153,7 @@ async def test_what_could_not_be_sent_is_unavailable_and_not_recorded(database_u
 
 async def test_what_may_have_been_recorded_is_never_called_unavailable(database_url: str) -> None:
     async with (
-        FaultyLine(database_url).running() as line,
+        FaultyProxy(database_url).running() as line,
         GroupCommitter(line.url, patience=0.5) as committer,
     ):
         line.arm(Cut.AFTER_COMMIT)
@@ -170,7 +170,7 @@ async def test_no_caller_waits_longer_than_its_deadline_for_a_server_that_is_sil
     monkeypatch.setattr("infrastructure.event_store.libpq.EXCHANGE_TIMEOUT", 3.0)
 
     async with (
-        FaultyLine(database_url).running() as line,
+        FaultyProxy(database_url).running() as line,
         GroupCommitter(line.url, patience=0.5) as committer,
     ):
         line.arm(Cut.SILENCE)

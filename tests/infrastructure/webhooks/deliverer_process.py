@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from tests.infrastructure.webhooks.office import open_office
+from tests.infrastructure.webhooks.harness import open_webhook_harness
 
 
 async def main(url: str) -> None:
-    async with open_office(url) as office:
-        await (await office.deliver())
+    async with open_webhook_harness(url) as harness:
+        await (await harness.deliver())
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from aiohttp import web
 
 from application.webhooks.delivery import DELAYS
 from infrastructure.webhooks.outbox import PER_WEBHOOK
-from tests.infrastructure.webhooks.office import (
+from tests.infrastructure.webhooks.harness import (
     DAY,
     Request,
     always,
-    open_office,
+    open_webhook_harness,
     receiving,
     thanks,
 )
@@ -21,8 +21,8 @@ from tests.support import eventually
 
 
 async def test_what_fails_holds_up_its_own_batch_and_no_other(database_url: str) -> None:
-    async with open_office(database_url) as office:
-        batch, other = await office.batch(), await office.batch()
+    async with open_webhook_harness(database_url) as harness:
+        batch, other = await harness.batch(), await harness.batch()
         refusing = asyncio.Event()
 
         async def refuse_one(request: Request) -> web.Response:
@@ -32,68 +32,68 @@ async def test_what_fails_holds_up_its_own_batch_and_no_other(database_url: str)
             return web.Response(status=500, text="no room")
 
         async with receiving(refuse_one) as receiver:
-            hook = await office.hook(receiver.url, "upload.completed")
-            await office.open()
-            first = await office.upload(batch, "first")
-            second = await office.upload(batch, "second")
-            apart = await office.upload(other, "apart")
-            await office.ended(hook, apart)  # while the first has no answer yet
+            hook = await harness.hook(receiver.url, "upload.completed")
+            await harness.open()
+            first = await harness.upload(batch, "first")
+            second = await harness.upload(batch, "second")
+            apart = await harness.upload(other, "apart")
+            await harness.ended(hook, apart)  # while the first has no answer yet
             refusing.set()
-            failed = await office.tried(hook, first, 1)
+            failed = await harness.tried(hook, first, 1)
 
             assert failed.last is not None
             assert (failed.last.status, failed.last.excerpt) == (500, "no room")
             assert failed.last.error == "it answered 500"
             assert failed.next_at is not None
-            assert (await office.webhooks.delivery(hook.id, second)).attempts == 0
-            standing = (await office.webhooks.standings([hook.id]))[hook.id]
+            assert (await harness.webhooks.delivery(hook.id, second)).attempts == 0
+            standing = (await harness.webhooks.standings([hook.id]))[hook.id]
             assert (standing.pending, standing.last_error) == (2, "it answered 500")
 
             receiver.answer = thanks
-            office.skip(DELAYS[0])
-            await office.ended(hook, second)
+            harness.skip(DELAYS[0])
+            await harness.ended(hook, second)
 
             assert receiver.positions[-2:] == [first, second]
-            standing = (await office.webhooks.standings([hook.id]))[hook.id]
+            standing = (await harness.webhooks.standings([hook.id]))[hook.id]
             assert (standing.pending, standing.failing_since) == (0, None)
 
 
 async def test_a_delivery_is_tried_for_three_days_and_then_given_up_and_the_next_goes_on(
     database_url: str,
 ) -> None:
-    async with open_office(database_url) as office, receiving(always(503)) as receiver:
-        hook = await office.hook(receiver.url)
-        await office.open()
-        batch = await office.batch()
-        first, second = await office.upload(batch, "a"), await office.upload(batch, "b")
-        began = office.clock()
+    async with open_webhook_harness(database_url) as harness, receiving(always(503)) as receiver:
+        hook = await harness.hook(receiver.url)
+        await harness.open()
+        batch = await harness.batch()
+        first, second = await harness.upload(batch, "a"), await harness.upload(batch, "b")
+        began = harness.clock()
 
         for number, delay in enumerate(DELAYS, start=1):
-            tried = await office.tried(hook, first, number)
+            tried = await harness.tried(hook, first, number)
             assert tried.next_at is not None
             assert tried.last is not None
             waits = (tried.next_at - tried.last.at).total_seconds()
             assert waits == pytest.approx(delay, abs=2.0)
-            office.skip(delay)
-        given_up = await office.ended(hook, first)
-        await office.tried(hook, second, 1)
+            harness.skip(delay)
+        given_up = await harness.ended(hook, first)
+        await harness.tried(hook, second, 1)
 
         assert (given_up.state, given_up.attempts) == ("failed", len(DELAYS) + 1)
-        assert 3 * DAY < (office.clock() - began).total_seconds() < 4 * DAY
+        assert 3 * DAY < (harness.clock() - began).total_seconds() < 4 * DAY
         assert len({request.id for request in receiver.requests}) == 2
         assert len({request.body for request in receiver.requests}) == 2
 
 
 async def test_a_receiver_is_granted_the_time_it_asks_for(database_url: str) -> None:
     async with (
-        open_office(database_url) as office,
+        open_webhook_harness(database_url) as harness,
         receiving(always(429, **{"Retry-After": "3600"})) as receiver,
     ):
-        hook = await office.hook(receiver.url)
-        await office.open()
-        position = await office.complete(await office.batch())
+        hook = await harness.hook(receiver.url)
+        await harness.open()
+        position = await harness.complete(await harness.batch())
 
-        tried = await office.tried(hook, position, 1)
+        tried = await harness.tried(hook, position, 1)
 
         assert tried.next_at is not None
         assert tried.last is not None
@@ -103,41 +103,41 @@ async def test_a_receiver_is_granted_the_time_it_asks_for(database_url: str) -> 
 async def test_410_disables_on_record_and_what_waits_is_kept_until_somebody_enables_it(
     database_url: str,
 ) -> None:
-    async with open_office(database_url) as office, receiving(always(410)) as receiver:
-        hook = await office.hook(receiver.url)
-        await office.open()
-        batch = await office.batch()
-        first = await office.upload(batch, "a")
-        disabled = await office.disabled(hook)
-        later = await office.complete(await office.batch())
-        await office.followed(later)
-        office.skip(DAY)
+    async with open_webhook_harness(database_url) as harness, receiving(always(410)) as receiver:
+        hook = await harness.hook(receiver.url)
+        await harness.open()
+        batch = await harness.batch()
+        first = await harness.upload(batch, "a")
+        disabled = await harness.disabled(hook)
+        later = await harness.complete(await harness.batch())
+        await harness.followed(later)
+        harness.skip(DAY)
 
         assert (disabled.reason, disabled.by) == ("it answered 410 Gone", "orchestrator")
-        (webhook,) = (await office.webhooks.all(owner="acme")).items
+        (webhook,) = (await harness.webhooks.all(owner="acme")).items
         assert (webhook.enabled, webhook.reason) == (False, "it answered 410 Gone")
         assert receiver.positions == [first]
-        assert (await office.webhooks.standings([hook.id]))[hook.id].pending == 2
+        assert (await harness.webhooks.standings([hook.id]))[hook.id].pending == 2
 
         receiver.answer = thanks
-        await office.enable(hook)
-        await office.ended(hook, first)
-        await office.ended(hook, later)
+        await harness.enable(hook)
+        await harness.ended(hook, first)
+        await harness.ended(hook, later)
 
         assert sorted(receiver.positions) == [first, first, later]
 
 
 async def test_days_of_nothing_but_failures_disable_with_the_last_reason(database_url: str) -> None:
-    async with open_office(database_url) as office, receiving(always(500)) as receiver:
-        hook = await office.hook(receiver.url)
-        await office.open()
-        position = await office.complete(await office.batch())
-        await office.tried(hook, position, 1)
-        office.skip(4.9 * DAY)
-        await office.tried(hook, position, 2)
-        assert (await office.log.webhook(hook.id)).enabled
-        office.skip(0.2 * DAY)
-        disabled = await office.disabled(hook)
+    async with open_webhook_harness(database_url) as harness, receiving(always(500)) as receiver:
+        hook = await harness.hook(receiver.url)
+        await harness.open()
+        position = await harness.complete(await harness.batch())
+        await harness.tried(hook, position, 1)
+        harness.skip(4.9 * DAY)
+        await harness.tried(hook, position, 2)
+        assert (await harness.log.webhook(hook.id)).enabled
+        harness.skip(0.2 * DAY)
+        disabled = await harness.disabled(hook)
 
         assert disabled.reason.startswith("nothing but failures since 20")
         assert disabled.reason.endswith(": it answered 500")
@@ -145,27 +145,27 @@ async def test_days_of_nothing_but_failures_disable_with_the_last_reason(databas
 
 
 async def test_one_success_ends_the_count_of_days(database_url: str) -> None:
-    async with open_office(database_url) as office, receiving(always(500)) as receiver:
-        hook = await office.hook(receiver.url)
-        await office.open()
-        first = await office.complete(await office.batch())
-        await office.tried(hook, first, 1)
+    async with open_webhook_harness(database_url) as harness, receiving(always(500)) as receiver:
+        hook = await harness.hook(receiver.url)
+        await harness.open()
+        first = await harness.complete(await harness.batch())
+        await harness.tried(hook, first, 1)
         receiver.answer = thanks
-        office.skip(4 * DAY)
-        await office.ended(hook, first)
+        harness.skip(4 * DAY)
+        await harness.ended(hook, first)
         receiver.answer = always(500)
-        second = await office.complete(await office.batch())
-        await office.tried(hook, second, 1)
-        office.skip(4 * DAY)
-        await office.tried(hook, second, 2)
+        second = await harness.complete(await harness.batch())
+        await harness.tried(hook, second, 1)
+        harness.skip(4 * DAY)
+        await harness.tried(hook, second, 2)
 
-        assert (await office.log.webhook(hook.id)).enabled
+        assert (await harness.log.webhook(hook.id)).enabled
 
 
 async def test_a_receiver_that_does_not_answer_has_few_requests_and_holds_up_nobody_else(
     database_url: str,
 ) -> None:
-    async with open_office(database_url) as office:
+    async with open_webhook_harness(database_url) as harness:
         answering = asyncio.Event()
 
         async def hang(_: Request) -> web.Response:
@@ -173,24 +173,24 @@ async def test_a_receiver_that_does_not_answer_has_few_requests_and_holds_up_nob
             return web.Response()
 
         async with receiving(hang) as stuck, receiving() as quick:
-            slow, fast = await office.hook(stuck.url), await office.hook(quick.url)
-            await office.open()
-            positions = [await office.complete(await office.batch()) for _ in range(30)]
+            slow, fast = await harness.hook(stuck.url), await harness.hook(quick.url)
+            await harness.open()
+            positions = [await harness.complete(await harness.batch()) for _ in range(30)]
             for position in positions:
-                await office.ended(fast, position)
+                await harness.ended(fast, position)
 
             assert sorted(quick.positions) == positions
             assert stuck.most_at_once == PER_WEBHOOK
 
             answering.set()
             for position in positions:
-                await office.ended(slow, position)
+                await harness.ended(slow, position)
 
 
 async def test_a_single_failure_is_tried_again_by_itself_and_takes_no_lanes_away(
     database_url: str,
 ) -> None:
-    async with open_office(database_url) as office:
+    async with open_webhook_harness(database_url) as harness:
         answering = asyncio.Event()
         refused: list[int] = []
 
@@ -202,13 +202,13 @@ async def test_a_single_failure_is_tried_again_by_itself_and_takes_no_lanes_away
             return web.Response()
 
         async with receiving(refuse_the_first) as receiver:
-            hook = await office.hook(receiver.url)
-            await office.open()
-            positions = [await office.complete(await office.batch()) for _ in range(20)]
+            hook = await harness.hook(receiver.url)
+            await harness.open()
+            positions = [await harness.complete(await harness.batch()) for _ in range(20)]
             await eventually(lambda: receiver.at_once == PER_WEBHOOK)
             answering.set()
             for position in positions:
-                await office.ended(hook, position)
+                await harness.ended(hook, position)
 
             # The clock was not advanced.
             assert receiver.positions.count(refused[0]) == 2
@@ -216,8 +216,8 @@ async def test_a_single_failure_is_tried_again_by_itself_and_takes_no_lanes_away
 
 
 async def test_a_receiver_that_is_too_slow_is_given_up_for_now(database_url: str) -> None:
-    async with open_office(database_url) as office:
-        office.timeout = 0.2
+    async with open_webhook_harness(database_url) as harness:
+        harness.timeout = 0.2
         never = asyncio.Event()
 
         async def hang(_: Request) -> web.Response:
@@ -225,9 +225,9 @@ async def test_a_receiver_that_is_too_slow_is_given_up_for_now(database_url: str
             return web.Response()
 
         async with receiving(hang) as receiver:
-            hook = await office.hook(receiver.url)
-            await office.open()
-            tried = await office.tried(hook, await office.complete(await office.batch()), 1)
+            hook = await harness.hook(receiver.url)
+            await harness.open()
+            tried = await harness.tried(hook, await harness.complete(await harness.batch()), 1)
             never.set()
 
             assert tried.last is not None
@@ -235,10 +235,10 @@ async def test_a_receiver_that_is_too_slow_is_given_up_for_now(database_url: str
 
 
 async def test_nobody_there_is_a_failure_like_any_other(database_url: str) -> None:
-    async with open_office(database_url) as office:
-        hook = await office.hook("http://127.0.0.1:1/")
-        await office.open()
-        tried = await office.tried(hook, await office.complete(await office.batch()), 1)
+    async with open_webhook_harness(database_url) as harness:
+        hook = await harness.hook("http://127.0.0.1:1/")
+        await harness.open()
+        tried = await harness.tried(hook, await harness.complete(await harness.batch()), 1)
 
         assert tried.last is not None
         assert tried.last.error.startswith("it cannot be reached: ")
@@ -256,12 +256,12 @@ async def test_an_answer_is_not_followed_nor_kept_at_length(
     database_url: str, answer: object, error: str
 ) -> None:
     async with (
-        open_office(database_url) as office,
+        open_webhook_harness(database_url) as harness,
         receiving(answer) as receiver,  # type: ignore[arg-type]
     ):
-        hook = await office.hook(receiver.url)
-        await office.open()
-        tried = await office.tried(hook, await office.complete(await office.batch()), 1)
+        hook = await harness.hook(receiver.url)
+        await harness.open()
+        tried = await harness.tried(hook, await harness.complete(await harness.batch()), 1)
 
         assert tried.last is not None
         assert tried.last.error.startswith(error)
@@ -271,11 +271,11 @@ async def test_an_answer_is_not_followed_nor_kept_at_length(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "①②⑦.⓪.⓪.①"])
 async def test_nothing_leaves_for_a_private_address(database_url: str, host: str) -> None:
-    async with open_office(database_url) as office, receiving() as receiver:
-        hook = await office.hook(receiver.url.replace("127.0.0.1", host))
-        office.follow()
-        await office.deliver(private=False)
-        tried = await office.tried(hook, await office.complete(await office.batch()), 1)
+    async with open_webhook_harness(database_url) as harness, receiving() as receiver:
+        hook = await harness.hook(receiver.url.replace("127.0.0.1", host))
+        harness.follow()
+        await harness.deliver(private=False)
+        tried = await harness.tried(hook, await harness.complete(await harness.batch()), 1)
 
         assert tried.last is not None
         assert "`allow_private_addresses` is off" in tried.last.error
@@ -283,15 +283,15 @@ async def test_nothing_leaves_for_a_private_address(database_url: str, host: str
 
 
 async def test_a_new_address_is_tried_at_once(database_url: str) -> None:
-    async with open_office(database_url) as office:
+    async with open_webhook_harness(database_url) as harness:
         wait = {"Retry-After": "3600"}
         async with receiving(always(404, **wait)) as wrong, receiving() as right:
-            hook = await office.hook(wrong.url)
-            await office.open()
-            position = await office.complete(await office.batch())
-            await office.tried(hook, position, 1)
-            await office.change(hook, right.url)
-            await office.ended(hook, position)
+            hook = await harness.hook(wrong.url)
+            await harness.open()
+            position = await harness.complete(await harness.batch())
+            await harness.tried(hook, position, 1)
+            await harness.change(hook, right.url)
+            await harness.ended(hook, position)
 
             assert (wrong.positions, right.positions) == ([position], [position])
 
@@ -302,11 +302,11 @@ async def test_what_cannot_be_told_fails_by_itself_and_stays_visible(
     async def unreadable(*_: object) -> bytes:
         raise ValueError("position 7: no event has the topic 'x'")
 
-    async with open_office(database_url) as office, receiving() as receiver:
-        hook = await office.hook(receiver.url)
-        monkeypatch.setattr(office.teller, "body", unreadable)
-        await office.open()
-        tried = await office.tried(hook, await office.complete(await office.batch()), 1)
+    async with open_webhook_harness(database_url) as harness, receiving() as receiver:
+        hook = await harness.hook(receiver.url)
+        monkeypatch.setattr(harness.teller, "body", unreadable)
+        await harness.open()
+        tried = await harness.tried(hook, await harness.complete(await harness.batch()), 1)
 
         assert tried.last is not None
         assert tried.last.error == "it cannot be told: position 7: no event has the topic 'x'"
@@ -316,22 +316,22 @@ async def test_what_cannot_be_told_fails_by_itself_and_stays_visible(
 async def test_a_webhook_that_is_disabled_in_the_middle_of_a_turn_is_told_no_more(
     database_url: str,
 ) -> None:
-    async with open_office(database_url) as office, receiving() as receiver:
-        hook = await office.hook(receiver.url)
-        office.follow()
-        batch = await office.batch()
-        first, second = await office.upload(batch, "a"), await office.upload(batch, "b")
-        await office.followed(second)
+    async with open_webhook_harness(database_url) as harness, receiving() as receiver:
+        hook = await harness.hook(receiver.url)
+        harness.follow()
+        batch = await harness.batch()
+        first, second = await harness.upload(batch, "a"), await harness.upload(batch, "b")
+        await harness.followed(second)
 
         async def disable(_: Request) -> web.Response:
-            await office.disable(hook)
+            await harness.disable(hook)
             return web.Response()
 
         receiver.answer = disable
-        await office.deliver()
-        await office.ended(hook, first)
-        told = await office.test(hook)  # by the same deliverer, so it has looked again
+        await harness.deliver()
+        await harness.ended(hook, first)
+        told = await harness.test(hook)  # by the same deliverer, so it has looked again
 
         assert told.state == "delivered"
         assert receiver.positions == [first, told.position]
-        assert (await office.webhooks.delivery(hook.id, second)).attempts == 0
+        assert (await harness.webhooks.delivery(hook.id, second)).attempts == 0

@@ -13,20 +13,20 @@ from domain.ids import partial_upload_id_for, upload_id_for
 from domain.upload.events import RetryRequested, UploadCompleted
 from infrastructure.outbound import new_secret
 from infrastructure.read_model.projector import catch_up
-from tests.infrastructure.webhooks.office import open_office, receiving
+from tests.infrastructure.webhooks.harness import open_webhook_harness, receiving
 from tests.stories import ALICE, NOON, registered
 from tests.support import eventually
 
 
 async def test_ends_are_told_in_their_order_by_signed_requests(database_url: str) -> None:
-    async with open_office(database_url) as office, receiving() as receiver:
-        hook = await office.hook(receiver.url)
-        await office.open()
-        batch = await office.batch(label="photos", metadata={"album": "2026"})
-        positions = [await office.upload(batch, f"{n}.jpg") for n in range(3)]
-        positions.append(await office.complete(batch))
+    async with open_webhook_harness(database_url) as harness, receiving() as receiver:
+        hook = await harness.hook(receiver.url)
+        await harness.open()
+        batch = await harness.batch(label="photos", metadata={"album": "2026"})
+        positions = [await harness.upload(batch, f"{n}.jpg") for n in range(3)]
+        positions.append(await harness.complete(batch))
 
-        await office.ended(hook, positions[-1])
+        await harness.ended(hook, positions[-1])
 
         assert receiver.positions == positions
         told = [request.verify(hook.secret) for request in receiver.requests]
@@ -41,17 +41,17 @@ async def test_ends_are_told_in_their_order_by_signed_requests(database_url: str
 async def test_a_message_shows_what_it_is_about_as_it_stood_right_after_the_event(
     database_url: str,
 ) -> None:
-    async with open_office(database_url) as office, receiving() as receiver:
-        hook = await office.hook(receiver.url)
-        batch = await office.batch(label="photos")
-        await office.upload(batch, "a.jpg")
-        position = await office.complete(batch)
+    async with open_webhook_harness(database_url) as harness, receiving() as receiver:
+        hook = await harness.hook(receiver.url)
+        batch = await harness.batch(label="photos")
+        await harness.upload(batch, "a.jpg")
+        position = await harness.complete(batch)
         # Both go on before anybody is told.
         upload = upload_id_for(batch, "a.jpg", b"")
-        await office.record(upload, RetryRequested(at=NOON, by=ALICE), after=None)
-        await office.record(batch, BatchReopened(at=NOON, by=ALICE, reason="again"), after=None)
-        await office.open()
-        await office.ended(hook, position)
+        await harness.record(upload, RetryRequested(at=NOON, by=ALICE), after=None)
+        await harness.record(batch, BatchReopened(at=NOON, by=ALICE, reason="again"), after=None)
+        await harness.open()
+        await harness.ended(hook, position)
 
         first, second = (request.json for request in receiver.requests)
         assert set(first) == set(second) == {"type", "timestamp", "data"}
@@ -71,17 +71,17 @@ async def test_a_message_shows_what_it_is_about_as_it_stood_right_after_the_even
 
 
 async def test_a_body_is_the_same_from_the_read_model_and_from_the_log(database_url: str) -> None:
-    async with open_office(database_url) as office, receiving() as receiver:
-        hook = await office.hook(receiver.url)
-        office.follow()
-        batch = await office.batch()
-        await office.upload(batch, "a.jpg")
-        await office.followed(await office.complete(batch))
-        deliveries = await office.webhooks.deliveries(hook.id)
+    async with open_webhook_harness(database_url) as harness, receiving() as receiver:
+        hook = await harness.hook(receiver.url)
+        harness.follow()
+        batch = await harness.batch()
+        await harness.upload(batch, "a.jpg")
+        await harness.followed(await harness.complete(batch))
+        deliveries = await harness.webhooks.deliveries(hook.id)
 
-        folded = [await office.teller.body(delivery) for delivery in deliveries]
-        await catch_up(office.url, office.log)
-        read = [await office.teller.body(delivery) for delivery in deliveries]
+        folded = [await harness.teller.body(delivery) for delivery in deliveries]
+        await catch_up(harness.url, harness.log)
+        read = [await harness.teller.body(delivery) for delivery in deliveries]
 
         assert [json.loads(body) for body in folded] == [json.loads(body) for body in read]
         assert len(folded) == 2
@@ -90,25 +90,25 @@ async def test_a_body_is_the_same_from_the_read_model_and_from_the_log(database_
 async def test_a_webhook_is_told_what_it_chose_of_its_own_owner_and_nothing_from_before(
     database_url: str,
 ) -> None:
-    async with open_office(database_url) as office, receiving() as receiver:
-        await office.complete(await office.batch())  # before there was a webhook
-        everything = await office.hook(f"{receiver.url}/all")
-        await office.hook(f"{receiver.url}/batches", "batch.started", "batch.completed")
-        await office.hook(f"{receiver.url}/photos", label="photos")
-        await office.hook(f"{receiver.url}/asked", on_request=True)
-        await office.hook(f"{receiver.url}/others", owner="globex")
-        await office.open()
-        plain = await office.batch(label="films")
-        asked = await office.batch(label="photos", notify=f"{receiver.url}/asked")
-        await office.upload(plain, "a")
-        await office.complete(plain)
-        last = await office.complete(asked)
+    async with open_webhook_harness(database_url) as harness, receiving() as receiver:
+        await harness.complete(await harness.batch())  # before there was a webhook
+        everything = await harness.hook(f"{receiver.url}/all")
+        await harness.hook(f"{receiver.url}/batches", "batch.started", "batch.completed")
+        await harness.hook(f"{receiver.url}/photos", label="photos")
+        await harness.hook(f"{receiver.url}/asked", on_request=True)
+        await harness.hook(f"{receiver.url}/others", owner="globex")
+        await harness.open()
+        plain = await harness.batch(label="films")
+        asked = await harness.batch(label="photos", notify=f"{receiver.url}/asked")
+        await harness.upload(plain, "a")
+        await harness.complete(plain)
+        last = await harness.complete(asked)
 
-        await office.ended(everything, last)
+        await harness.ended(everything, last)
 
         async def told() -> bool:
             return (
-                await office.fetch("SELECT FROM webhooks.deliveries WHERE state = 'pending'") == []
+                await harness.fetch("SELECT FROM webhooks.deliveries WHERE state = 'pending'") == []
             )
 
         await eventually(told)
@@ -125,26 +125,26 @@ async def test_a_webhook_is_told_what_it_chose_of_its_own_owner_and_nothing_from
 
 
 async def test_nobody_is_told_of_the_parts_of_an_upload(database_url: str) -> None:
-    async with open_office(database_url) as office, receiving() as receiver:
-        hook = await office.hook(receiver.url)
-        await office.open()
-        batch = await office.batch()
+    async with open_webhook_harness(database_url) as harness, receiving() as receiver:
+        hook = await harness.hook(receiver.url)
+        await harness.open()
+        batch = await harness.batch()
         part = partial_upload_id_for(batch)
         done = UploadCompleted(at=NOON, by=ALICE)
-        await office.record(part, registered(batch=batch), done)
-        last = await office.complete(batch)
+        await harness.record(part, registered(batch=batch), done)
+        last = await harness.complete(batch)
 
-        await office.ended(hook, last)
+        await harness.ended(hook, last)
 
         assert receiver.positions == [last]
 
 
 async def test_a_test_is_told_once_also_while_the_webhook_is_disabled(database_url: str) -> None:
-    async with open_office(database_url) as office, receiving() as receiver:
-        hook = await office.hook(receiver.url)
-        await office.open()
+    async with open_webhook_harness(database_url) as harness, receiving() as receiver:
+        hook = await harness.hook(receiver.url)
+        await harness.open()
 
-        delivery = await office.test(hook)
+        delivery = await harness.test(hook)
 
         assert delivery.last is not None
         assert (delivery.state, delivery.last.status) == ("delivered", 204)
@@ -156,13 +156,13 @@ async def test_a_test_is_told_once_also_while_the_webhook_is_disabled(database_u
 
 
 async def test_the_secret_is_in_no_event_and_in_no_text_of_ours(database_url: str) -> None:
-    async with open_office(database_url) as office:
-        hook = await office.hook("https://example.com/")
-        secret = await office.webhooks.make_secret(hook.id)
-        (added,) = await office.events(hook)
+    async with open_webhook_harness(database_url) as harness:
+        hook = await harness.hook("https://example.com/")
+        secret = await harness.webhooks.make_secret(hook.id)
+        (added,) = await harness.events(hook)
 
         assert topic_of(added.event) == "webhook.added"
         bare = hook.secret.removeprefix("whsec_").encode()
-        found = await office.fetch("SELECT state FROM stored_events")
+        found = await harness.fetch("SELECT state FROM stored_events")
         assert not [state for (state,) in found if bare in state]
         assert secret.text not in repr(secret)

@@ -19,7 +19,7 @@ import pytest
 from infrastructure.settings import Settings
 from interfaces.cli.console import find_running_server
 from tests.conftest import Databases
-from tests.interfaces.feed.viewer import Viewer
+from tests.interfaces.feed.ws_client import FeedClient
 from tests.interfaces.uploads.server import BYTES, TUS
 from tests.server_process import open_server, wait_for
 from tests.support import eventually, with_database
@@ -172,7 +172,7 @@ async def test_a_change_reaches_the_watchers_of_both(crew: Crew) -> None:
         viewers = []
         for session, _ in both:
             socket = await stack.enter_async_context(session.ws_connect(f"{crew.url}/v1/feed"))
-            viewers.append(Viewer(socket))
+            viewers.append(FeedClient(socket))
             await viewers[-1].subscribe()
             await viewers[-1].until_frame("snapshot")
         async with (

@@ -10,11 +10,11 @@ from typing import Any
 
 import aiohttp
 
-from tests.interfaces.feed.stage import Stage
-from tests.interfaces.feed.viewer import Viewer
+from tests.interfaces.feed.harness import FeedHarness
+from tests.interfaces.feed.ws_client import FeedClient
 
 
-class StreamViewer(Viewer):
+class StreamViewer(FeedClient):
     """`last_id` is what an EventSource would send as Last-Event-ID after a cut."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
@@ -24,7 +24,7 @@ class StreamViewer(Viewer):
         self.comments = 0
         super().__init__(socket=None)  # type: ignore[arg-type]
 
-    def go_on_from(self, before: Viewer) -> None:
+    def go_on_from(self, before: FeedClient) -> None:
         super().go_on_from(before)
         assert isinstance(before, StreamViewer)
         self.last_id = before.last_id
@@ -70,7 +70,7 @@ class StreamViewer(Viewer):
 
 @asynccontextmanager
 async def streaming(
-    on: Stage, key: str | None, query: str = "", **headers: str
+    on: FeedHarness, key: str | None, query: str = "", **headers: str
 ) -> AsyncIterator[StreamViewer]:
     """A stream of the feed; AssertionError with the problem where there is none."""
     sent = {"Accept": "text/event-stream", **headers}

@@ -14,7 +14,7 @@ from interfaces.feed import Limits
 from interfaces.feed.asyncapi import SAID, STREAMED, TOLD, asyncapi
 from interfaces.feed.protocol import ChangesHead, Frame, Message, SnapshotHead
 from tests.clients.installed import HERE, require_node, require_package
-from tests.interfaces.feed.stage import Stage, stage
+from tests.interfaces.feed.harness import FeedHarness, open_feed
 from tests.interfaces.feed.stream import streaming
 from tests.interfaces.feed.test_renewing import ends_in
 from tests.interfaces.rest.test_operations import references
@@ -46,7 +46,7 @@ async def test_the_description_is_asyncapi_and_what_is_sent_is_as_described(
         require_package(package)
 
     limits = Limits(recheck=0.05)
-    async with stage(database_url, tmp_path, limits, feed_heartbeat=0.05) as on:
+    async with open_feed(database_url, tmp_path, limits, feed_heartbeat=0.05) as on:
         frames = [*await _told_on_a_socket(on), *await _streamed(on)]
         async with (
             aiohttp.ClientSession(on.address) as session,
@@ -66,7 +66,7 @@ async def test_the_description_is_asyncapi_and_what_is_sent_is_as_described(
     assert len(await _wrong(node, job)) == 2
 
 
-async def _told_on_a_socket(on: Stage) -> list[dict[str, Any]]:
+async def _told_on_a_socket(on: FeedHarness) -> list[dict[str, Any]]:
     """A frame of every type that a socket is told."""
     batch, key = await on.batch(), await on.key(**ends_in(30))
     upload = await on.upload(batch, "a.jpg")
@@ -85,7 +85,7 @@ async def _told_on_a_socket(on: Stage) -> list[dict[str, Any]]:
         return viewer.frames
 
 
-async def _streamed(on: Stage) -> list[dict[str, Any]]:
+async def _streamed(on: FeedHarness) -> list[dict[str, Any]]:
     async with streaming(on, await on.key()) as stream:
         await stream.until_frame("snapshot")
         closing = asyncio.create_task(on.hub.close())

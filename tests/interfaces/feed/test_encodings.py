@@ -12,7 +12,7 @@ from application.ports.read_model import ChangePage, FeedFilter
 from interfaces.feed.connection import START, ClientPosition, advance
 from interfaces.feed.hub import TickEncoder
 from interfaces.feed.protocol import ENCODINGS, JSON
-from tests.interfaces.feed.stage import stage
+from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.feed.test_place import NOW, ONE, attempt, batch, upload
 from tests.stories import attempt as attempted
 from tests.stories import queued, received
@@ -43,7 +43,7 @@ def test_both_encodings_say_the_same(rows: int) -> None:
 async def test_a_client_that_speaks_message_pack_is_told_in_it(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch_id, key = await on.batch(metadata={"trip": "Rome"}), await on.key()
         upload_id = await on.upload(batch_id, "ä.jpg")
         await on.projected()
@@ -71,7 +71,7 @@ async def test_a_stranger_may_say_who_it_is_in_message_pack(
     database_url: str, tmp_path: Path
 ) -> None:
     packed = {"protocols": ("uptrail.v1.msgpack",)}
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         async with on.viewer(None, **packed) as viewer:
             assert (await viewer.frame())["type"] == "authenticate"
             await viewer.say(type="authenticate", token=await on.key())
@@ -84,7 +84,7 @@ async def test_a_stranger_may_say_who_it_is_in_message_pack(
 async def test_frames_are_not_compressed_although_a_client_asks_for_it(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         key, batch_id = await on.key(), await on.batch()
         for n in range(30):
             await on.upload(batch_id, f"{n}.jpg")
@@ -101,7 +101,7 @@ async def test_frames_are_not_compressed_although_a_client_asks_for_it(
 async def test_a_socket_that_is_asked_for_in_no_language_we_speak_is_refused(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             async with on.viewer(await on.key(), protocols=("uptrail.v2.json",)):
                 pass

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from domain.batch.events import BatchCompleted, BatchSealed
 from tests.clients.installed import require_node
-from tests.interfaces.feed.stage import Stage, stage
+from tests.interfaces.feed.harness import FeedHarness, open_feed
 from tests.interfaces.feed.test_feed import progress
 from tests.stories import ALICE, NOON, received
 from tests.support import eventually
@@ -27,7 +27,7 @@ async def test_the_javascript_client_applies_every_change_once_through_a_cut(
 ) -> None:
     node = require_node()
 
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch = await on.batch()
         upload = await on.upload(batch, "a.jpg")
         await on.projected()
@@ -64,7 +64,7 @@ async def test_the_python_and_the_curl_example_show_what_happens(
     script = tmp_path / "watch.py"
     script.write_text(MANUAL.split("```python\n")[1].split("```")[0])
 
-    async with stage(database_url, tmp_path / "data") as on, AsyncExitStack() as clients:
+    async with open_feed(database_url, tmp_path / "data") as on, AsyncExitStack() as clients:
         batch, key = await on.batch(), await on.key()
         await on.projected()
         started = [await _started(sys.executable, str(script), on.address, key, str(batch))]
@@ -95,7 +95,7 @@ async def _told(client: Process, wanted: str) -> None:
     assert line, (await client.communicate())[1].decode()
 
 
-async def _end(on: Stage, batch: UUID) -> None:
+async def _end(on: FeedHarness, batch: UUID) -> None:
     """Seals the batch and completes it."""
     completed = BatchCompleted(
         at=NOON, by=ALICE, outcome="succeeded", counts={"completed": 1}, duration=1.0

@@ -11,7 +11,7 @@ import pytest
 
 from application.ports.auth import Scope
 from domain.upload.events import FileProgressed
-from tests.interfaces.feed.stage import stage
+from tests.interfaces.feed.harness import open_feed
 from tests.late_projector import delay_projector
 from tests.stories import ALICE, NOON, attempt, queued, received
 
@@ -23,7 +23,7 @@ def progress(done: int) -> FileProgressed:
 
 
 async def test_a_snapshot_then_each_change(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch = await on.batch(label="Summer")
         upload = await on.upload(batch, "a.jpg")
         await on.projected()
@@ -51,7 +51,7 @@ async def test_a_snapshot_then_each_change(database_url: str, tmp_path: Path) ->
 async def test_a_star_follows_batch_rows_of_the_owner_old_and_new(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         old = await on.batch()
         await on.batch(owner="rival")
         await on.projected()
@@ -71,7 +71,7 @@ async def test_a_star_follows_batch_rows_of_the_owner_old_and_new(
 async def test_a_batch_of_another_owner_looks_like_one_that_does_not_exist(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         mine, theirs, nobodys = await on.batch(), await on.batch(owner="rival"), uuid4()
         await on.projected()
         async with on.viewer(await on.key()) as viewer:
@@ -93,7 +93,7 @@ async def test_a_batch_of_another_owner_looks_like_one_that_does_not_exist(
 async def test_an_admin_sees_every_owner_and_a_limited_key_one_batch(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         one, two = await on.batch(), await on.batch(owner="rival")
         other = await on.batch()
         await on.projected()
@@ -113,7 +113,7 @@ async def test_an_admin_sees_every_owner_and_a_limited_key_one_batch(
 async def test_a_batch_that_is_followed_before_it_exists_appears_when_it_starts(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         await on.batch()
         await on.hold()
         batch = await on.batch()
@@ -128,7 +128,7 @@ async def test_a_batch_that_is_followed_before_it_exists_appears_when_it_starts(
 
 
 async def test_one_frame_a_tick_however_many_rows(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch = await on.batch()
         uploads = [await on.upload(batch, f"{n}.bin") for n in range(50)]
         await on.projected()
@@ -147,7 +147,7 @@ async def test_one_frame_a_tick_however_many_rows(database_url: str, tmp_path: P
 
 
 async def test_a_big_batch_comes_in_bounded_parts(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch = await on.batch()
         await asyncio.gather(*(on.upload(batch, f"{n:05}.bin") for n in range(1300)))
         await on.projected()
@@ -177,7 +177,7 @@ async def test_a_big_batch_comes_in_bounded_parts(database_url: str, tmp_path: P
 async def test_a_cursor_that_cannot_be_resumed_is_answered_with_a_reset_and_a_snapshot(
     database_url: str, tmp_path: Path, after: str, reason: str
 ) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch = await on.batch()
         await on.projected()
         async with on.viewer(await on.key()) as viewer:
@@ -189,7 +189,7 @@ async def test_a_cursor_that_cannot_be_resumed_is_answered_with_a_reset_and_a_sn
 
 
 async def test_a_rebuild_under_a_live_client_resets_it(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch = await on.batch()
         await on.projected()
         async with on.viewer(await on.key()) as viewer:
@@ -204,7 +204,7 @@ async def test_a_rebuild_under_a_live_client_resets_it(database_url: str, tmp_pa
 
 
 async def test_what_is_subscribed_anew_replaces_what_was(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         one, two = await on.batch(), await on.batch()
         await on.projected()
         async with on.viewer(await on.key()) as viewer:
@@ -218,7 +218,7 @@ async def test_what_is_subscribed_anew_replaces_what_was(database_url: str, tmp_
 
 
 async def test_rows_carry_the_columns_of_the_views(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch = await on.batch(metadata={"trip": "Rome"})
         await on.projected()
         async with on.viewer(await on.key()) as viewer:
@@ -234,7 +234,7 @@ async def test_a_subscription_with_latest_shows_no_rows_from_before_what_was_rec
 ) -> None:
     delay_projector(monkeypatch)
 
-    async with stage(database_url, tmp_path) as on, on.viewer(await on.key()) as viewer:
+    async with open_feed(database_url, tmp_path) as on, on.viewer(await on.key()) as viewer:
         batch = await on.batch(label="new")
         upload = await on.upload(batch, "a.jpg")
 
@@ -256,7 +256,7 @@ async def test_a_subscription_that_waits_for_too_long_is_refused_and_may_be_retr
 ) -> None:
     monkeypatch.setattr("interfaces.feed.hub.LONGEST_WAIT", 0.1)
 
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch = await on.batch()
         await on.projected()
         async with on.viewer(await on.key()) as viewer:

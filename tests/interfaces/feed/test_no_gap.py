@@ -21,8 +21,8 @@ from domain.upload.events import (
     UploadCompleted,
 )
 from interfaces.feed import Limits
-from tests.interfaces.feed.stage import Stage, stage
-from tests.interfaces.feed.viewer import Viewer
+from tests.interfaces.feed.harness import FeedHarness, open_feed
+from tests.interfaces.feed.ws_client import FeedClient
 from tests.stories import ALICE, NOON, WORKER, attempt, queued, received
 from tests.support import eventually
 
@@ -51,7 +51,7 @@ def a_life() -> Sequence[Event]:
     return (*moving, received(), queued(), attempt(), failed, attempt(2), *ended)
 
 
-async def busy(on: Stage, batch: UUID, uploads: int, chance: random.Random) -> None:
+async def busy(on: FeedHarness, batch: UUID, uploads: int, chance: random.Random) -> None:
     """Many uploads live at the same time, their events mixed at random."""
 
     async def live(path: str) -> None:
@@ -63,7 +63,7 @@ async def busy(on: Stage, batch: UUID, uploads: int, chance: random.Random) -> N
     await asyncio.gather(*(live(f"{n:03}.jpg") for n in range(uploads)))
 
 
-async def agree(on: Stage, viewer: Viewer, batch: UUID) -> None:
+async def agree(on: FeedHarness, viewer: FeedClient, batch: UUID) -> None:
     """Reads on until the log's end is known, and compares all rows."""
     await viewer.until_position(max((await on.positions(batch))["uploads"].values()))
     assert viewer.positions() == await on.positions(batch)
@@ -81,7 +81,7 @@ async def test_clients_that_come_at_any_moment_agree_with_the_read_model(
     # Small pages and a fast tick: as many seams as possible.
     limits = Limits(page=7)
     async with (
-        stage(database_url, tmp_path, limits, feed_tick=0.005) as on,
+        open_feed(database_url, tmp_path, limits, feed_tick=0.005) as on,
         AsyncExitStack() as viewers,
     ):
         batch, key = await on.batch(), await on.key()
@@ -104,7 +104,7 @@ async def test_a_client_cut_and_resumed_again_and_again_agrees_with_one_that_was
 ) -> None:
     chance = random.Random(seed)
     limits = Limits(page=7)
-    async with stage(database_url, tmp_path, limits, feed_tick=0.005) as on:
+    async with open_feed(database_url, tmp_path, limits, feed_tick=0.005) as on:
         batch, key = await on.batch(), await on.key()
         writing = asyncio.create_task(busy(on, batch, 40, chance))
         viewer, snapshots, cuts = None, 0, 0
@@ -123,7 +123,9 @@ async def test_a_client_cut_and_resumed_again_and_again_agrees_with_one_that_was
         assert snapshots == 1
 
 
-async def _resumed(on: Stage, key: str, batch: UUID, before: Viewer | None, frames: int) -> Viewer:
+async def _resumed(
+    on: FeedHarness, key: str, batch: UUID, before: FeedClient | None, frames: int
+) -> FeedClient:
     """A new socket that goes on where the one before was cut, for so many frames."""
     async with on.viewer(key) as viewer:
         if before is not None:
@@ -139,8 +141,8 @@ async def _resumed(on: Stage, key: str, batch: UUID, before: Viewer | None, fram
         return viewer
 
 
-async def _until_done(viewer: Viewer, uploads: int) -> Viewer:
-    def done(viewer: Viewer) -> bool:
+async def _until_done(viewer: FeedClient, uploads: int) -> FeedClient:
+    def done(viewer: FeedClient) -> bool:
         rows = viewer.rows["uploads"].values()
         return len(rows) == uploads and all(row["state"] == "completed" for row in rows)
 
@@ -152,7 +154,7 @@ async def test_a_reader_that_sleeps_delays_nobody_and_catches_up(
     database_url: str, tmp_path: Path
 ) -> None:
     settings = {"feed_buffer": 20_000, "feed_tick": 0.01, "feed_heartbeat": 3600.0}
-    async with stage(database_url, tmp_path, Limits(stuck=3600.0), **settings) as on:
+    async with open_feed(database_url, tmp_path, Limits(stuck=3600.0), **settings) as on:
         batch, key = await on.batch(), await on.key()
         ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
         await on.projected()
@@ -177,7 +179,7 @@ async def test_a_reader_that_never_wakes_is_sent_away_in_the_end(
     database_url: str, tmp_path: Path
 ) -> None:
     limits = Limits(stuck=0.3, farewell=0.1)
-    async with stage(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
+    async with open_feed(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
         batch = await on.batch()
         ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
         await on.projected()
@@ -195,11 +197,11 @@ def moved(done: int) -> FileProgressed:
     return FileProgressed(at=NOON, by=ALICE, phase="transfer", done=done, total=10**6)
 
 
-def _received(done: int, viewer: Viewer) -> bool:
+def _received(done: int, viewer: FeedClient) -> bool:
     return all(row["received"] == done for row in viewer.rows["uploads"].values())
 
 
-def _transport(viewer: Viewer) -> asyncio.Transport:
+def _transport(viewer: FeedClient) -> asyncio.Transport:
     connection = viewer.socket._response.connection
     assert connection is not None
     assert connection.transport is not None

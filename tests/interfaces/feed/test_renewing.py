@@ -10,8 +10,8 @@ import pytest
 
 from application.ports.auth import Scope
 from interfaces.feed import Limits
-from tests.interfaces.feed.stage import Stage, stage
-from tests.interfaces.feed.viewer import Viewer
+from tests.interfaces.feed.harness import FeedHarness, open_feed
+from tests.interfaces.feed.ws_client import FeedClient
 
 SOON = Limits(recheck=0.05, warning=600.0)
 
@@ -23,7 +23,7 @@ def ends_in(seconds: float) -> dict[str, Any]:
 async def test_a_key_that_ends_soon_is_announced_once_and_replaced_without_a_gap(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path, SOON) as on:
+    async with open_feed(database_url, tmp_path, SOON) as on:
         batch = await on.batch()
         await on.projected()
         ending = ends_in(300)
@@ -54,7 +54,7 @@ async def test_a_key_that_ends_soon_is_announced_once_and_replaced_without_a_gap
 
 async def test_a_key_that_is_over_ends_its_socket(database_url: str, tmp_path: Path) -> None:
     async with (
-        stage(database_url, tmp_path, SOON) as on,
+        open_feed(database_url, tmp_path, SOON) as on,
         on.viewer(await on.key(**ends_in(4))) as viewer,
     ):
         assert await viewer.closed() == 4501
@@ -62,7 +62,7 @@ async def test_a_key_that_is_over_ends_its_socket(database_url: str, tmp_path: P
 
 
 async def test_a_session_that_ends_soon_is_announced(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path, SOON) as on:
+    async with open_feed(database_url, tmp_path, SOON) as on:
         principal = await on.hub.keys.authenticate(await on.key())
         assert principal is not None
         token = await on.hub.keys.open_session(principal, lifetime=300)
@@ -77,7 +77,7 @@ async def test_a_session_that_ends_soon_is_announced(database_url: str, tmp_path
 async def test_a_key_that_sees_something_else_is_refused_and_the_one_before_goes_on(
     database_url: str, tmp_path: Path, owner: str, scope: Scope
 ) -> None:
-    async with stage(database_url, tmp_path, SOON) as on:
+    async with open_feed(database_url, tmp_path, SOON) as on:
         mine, theirs = await on.batch(), await on.batch(owner="rival")
         await on.projected()
         async with on.viewer(await on.key()) as viewer:
@@ -94,7 +94,7 @@ async def test_a_key_that_sees_something_else_is_refused_and_the_one_before_goes
 async def test_a_key_limited_to_a_batch_is_replaced_by_one_for_that_batch_only(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         one, two = await on.batch(), await on.batch()
 
         async def limited(batch: Any) -> str:
@@ -111,7 +111,7 @@ async def test_a_key_that_does_not_hold_changes_nothing_and_too_many_end_the_soc
     database_url: str, tmp_path: Path
 ) -> None:
     async with (
-        stage(database_url, tmp_path) as on,
+        open_feed(database_url, tmp_path) as on,
         on.viewer(await on.key()) as viewer,
     ):
         revoked = await on.key()
@@ -128,7 +128,7 @@ async def test_a_key_that_does_not_hold_changes_nothing_and_too_many_end_the_soc
 async def test_a_key_with_too_many_sockets_takes_over_no_more(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path, Limits(sockets=1)) as on:
+    async with open_feed(database_url, tmp_path, Limits(sockets=1)) as on:
         full = await on.key()
         async with on.viewer(full) as first, on.viewer(await on.key()) as second:
             for viewer in (first, second):
@@ -141,7 +141,7 @@ async def test_a_key_with_too_many_sockets_takes_over_no_more(
 async def test_without_a_database_a_new_key_is_neither_taken_nor_held_against_the_client(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path, Limits(first_message=600.0)) as on:
+    async with open_feed(database_url, tmp_path, Limits(first_message=600.0)) as on:
         next_key = await on.key()
         async with on.viewer(await on.key()) as viewer, on.viewer(None) as stranger:
             await viewer.until_frame("welcome")
@@ -153,12 +153,12 @@ async def test_without_a_database_a_new_key_is_neither_taken_nor_held_against_th
             assert await stranger.closed() == 4003
 
 
-async def _refused(viewer: Viewer, token: str) -> str:
+async def _refused(viewer: FeedClient, token: str) -> str:
     await viewer.say(type="authenticate", token=token)
     return str((await viewer.until_frame("error"))["code"])
 
 
-async def _revoke_all_but(on: Stage, kept: str) -> None:
+async def _revoke_all_but(on: FeedHarness, kept: str) -> None:
     for key in await on.hub.keys.all(owner="acme"):
         if key.id != kept.split("_")[1]:
             await on.hub.keys.revoke(key.id, owner=None)

@@ -11,12 +11,12 @@ import aiohttp
 import pytest
 
 from interfaces.feed import Limits, keepalive
-from tests.interfaces.feed.stage import stage
+from tests.interfaces.feed.harness import open_feed
 from tests.support import eventually
 
 
 async def test_closed_sockets_leave_nothing_behind(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch, key = await on.batch(), await on.key()
         before = len(asyncio.all_tasks())
         for told in range(3):
@@ -35,7 +35,7 @@ async def test_closed_sockets_leave_nothing_behind(database_url: str, tmp_path: 
 
 
 async def test_a_key_in_the_first_message(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch = await on.batch()
         await on.projected()
         async with on.viewer(None) as viewer:
@@ -60,7 +60,7 @@ async def test_a_stranger_is_sent_away_for_good(
     database_url: str, tmp_path: Path, first: str
 ) -> None:
     limits = Limits(first_message=0.2)
-    async with stage(database_url, tmp_path, limits) as on, on.viewer(None) as viewer:
+    async with open_feed(database_url, tmp_path, limits) as on, on.viewer(None) as viewer:
         if first:
             await viewer.socket.send_str(first)
         assert await viewer.closed() == 4500
@@ -70,7 +70,7 @@ async def test_a_stranger_is_sent_away_for_good(
 async def test_a_bad_key_and_a_foreign_page_get_no_socket(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path, allowed_origins=("https://ok.example",)) as on:
+    async with open_feed(database_url, tmp_path, allowed_origins=("https://ok.example",)) as on:
         text = await on.key()
         principal = await on.hub.keys.authenticate(text)
         assert principal is not None
@@ -106,7 +106,7 @@ async def test_a_bad_key_and_a_foreign_page_get_no_socket(
 async def test_a_foreign_page_with_a_key_listens_only_where_it_may_ask(
     database_url: str, tmp_path: Path, allowed: tuple[str, ...], origin: str, expected: int
 ) -> None:
-    async with stage(database_url, tmp_path, allowed_origins=allowed) as on:
+    async with open_feed(database_url, tmp_path, allowed_origins=allowed) as on:
         try:
             async with on.viewer(None, headers={"Origin": origin or on.address}) as viewer:
                 assert (await viewer.frame())["type"] == "authenticate"
@@ -119,7 +119,7 @@ async def test_a_foreign_page_with_a_key_listens_only_where_it_may_ask(
 async def test_a_revoked_key_and_an_ended_session_lose_their_sockets(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path, Limits(recheck=0.05)) as on:
+    async with open_feed(database_url, tmp_path, Limits(recheck=0.05)) as on:
         text, other = await on.key(), await on.key()
         principal = await on.hub.keys.authenticate(other)
         assert principal is not None
@@ -161,7 +161,7 @@ NONSENSE: list[str | bytes] = [
 async def test_nonsense_is_answered_and_the_socket_goes_on(
     database_url: str, tmp_path: Path, said: str | bytes
 ) -> None:
-    async with stage(database_url, tmp_path) as on, on.viewer(await on.key()) as viewer:
+    async with open_feed(database_url, tmp_path) as on, on.viewer(await on.key()) as viewer:
         if isinstance(said, bytes):
             await viewer.socket.send_bytes(said)
         else:
@@ -175,7 +175,7 @@ async def test_nonsense_is_answered_and_the_socket_goes_on(
 async def test_too_much_nonsense_ends_the_socket_for_good(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path) as on, on.viewer(await on.key()) as viewer:
+    async with open_feed(database_url, tmp_path) as on, on.viewer(await on.key()) as viewer:
         for _ in range(20):
             await viewer.socket.send_str("{")
         assert await viewer.closed() == 4502
@@ -184,7 +184,7 @@ async def test_too_much_nonsense_ends_the_socket_for_good(
 async def test_who_subscribes_too_often_is_told_so(database_url: str, tmp_path: Path) -> None:
     limits = Limits(subscribe_burst=3, subscribe_rate=0.001)
     async with (
-        stage(database_url, tmp_path, limits) as on,
+        open_feed(database_url, tmp_path, limits) as on,
         on.viewer(await on.key()) as viewer,
     ):
         for _ in range(4):
@@ -193,7 +193,7 @@ async def test_who_subscribes_too_often_is_told_so(database_url: str, tmp_path: 
 
 
 async def test_a_principal_has_so_many_sockets(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path, Limits(sockets=2)) as on:
+    async with open_feed(database_url, tmp_path, Limits(sockets=2)) as on:
         key = await on.key()
         async with on.viewer(key) as one, on.viewer(key) as two:
             for viewer in (one, two):
@@ -209,7 +209,7 @@ async def test_heartbeats_move_the_cursor_of_a_quiet_client(
 ) -> None:
     monkeypatch.setattr(keepalive, "SILENCE", 10_000.0)  # who is busy elsewhere is not dead
 
-    async with stage(database_url, tmp_path, feed_heartbeat=0.05) as on:
+    async with open_feed(database_url, tmp_path, feed_heartbeat=0.05) as on:
         mine = await on.batch()
         await on.projected()
         async with on.viewer(await on.key()) as viewer:
@@ -234,7 +234,7 @@ async def test_a_peer_that_says_nothing_any_more_is_let_go(
     database_url: str, tmp_path: Path
 ) -> None:
     async with (
-        stage(database_url, tmp_path, Limits(farewell=0.1), feed_heartbeat=0.05) as on,
+        open_feed(database_url, tmp_path, Limits(farewell=0.1), feed_heartbeat=0.05) as on,
         on.viewer(await on.key(), autoping=False) as viewer,
     ):
         assert await viewer.closed() == 4002
@@ -242,7 +242,7 @@ async def test_a_peer_that_says_nothing_any_more_is_let_go(
 
 
 async def test_a_server_that_stops_asks_to_connect_again(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         async with on.viewer(await on.key()) as viewer:
             await viewer.subscribe("*")
             await viewer.until_frame("snapshot")
@@ -256,7 +256,7 @@ async def test_a_server_that_stops_asks_to_connect_again(database_url: str, tmp_
 async def test_what_is_no_websocket_or_speaks_otherwise_gets_a_problem(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         headers = {"Authorization": f"Bearer {await on.key()}"}
         async with aiohttp.ClientSession(on.address, headers=headers) as session:
             async with session.get("/v1/feed") as plain:

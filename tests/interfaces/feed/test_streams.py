@@ -11,7 +11,7 @@ import pytest
 
 from interfaces.feed import Limits
 from interfaces.feed.protocol import CloseCode
-from tests.interfaces.feed.stage import stage
+from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.feed.stream import StreamViewer, streaming
 from tests.interfaces.feed.test_no_gap import agree, busy, moved
 from tests.interfaces.feed.test_renewing import ends_in
@@ -24,7 +24,7 @@ FAT = {f"note {number}": "word " * 45 for number in range(16)}
 
 
 async def test_a_stream_tells_what_a_socket_tells(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch, theirs, key = await on.batch(), await on.batch(owner="rival"), await on.key()
         upload = await on.upload(batch, "a.jpg")
         await on.projected()
@@ -53,7 +53,7 @@ async def test_a_stream_with_latest_shows_no_rows_from_before_what_was_recorded(
 ) -> None:
     delay_projector(monkeypatch)
 
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         key, batch = await on.key(), await on.batch(label="new")
         query = f"?batches={batch}&min_position=latest"
         async with streaming(on, key, query) as stream:
@@ -66,7 +66,7 @@ async def test_a_stream_cut_and_resumed_again_and_again_misses_nothing(
     database_url: str, tmp_path: Path, seed: int
 ) -> None:
     chance = random.Random(seed)
-    async with stage(database_url, tmp_path, Limits(page=7), feed_tick=0.005) as on:
+    async with open_feed(database_url, tmp_path, Limits(page=7), feed_tick=0.005) as on:
         batch, key = await on.batch(), await on.key()
         writing = asyncio.create_task(busy(on, batch, 25, chance))
         before: StreamViewer | None = None
@@ -99,7 +99,7 @@ async def test_a_stream_cut_and_resumed_again_and_again_misses_nothing(
 async def test_last_event_id_counts_before_after_and_a_reset_forgets_it(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch, key = await on.batch(), await on.key()
         await on.projected()
         async with streaming(on, key) as stream:
@@ -122,7 +122,7 @@ async def test_last_event_id_counts_before_after_and_a_reset_forgets_it(
 async def test_heartbeats_are_comments_and_move_the_cursor(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path, feed_heartbeat=0.05) as on:
+    async with open_feed(database_url, tmp_path, feed_heartbeat=0.05) as on:
         mine = await on.batch()
         await on.projected()
         async with streaming(on, await on.key(), f"?batches={mine}") as stream:
@@ -139,7 +139,7 @@ async def test_heartbeats_are_comments_and_move_the_cursor(
 
 
 async def test_whoever_goes_is_forgotten_at_once(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path, feed_heartbeat=3600.0) as on:
+    async with open_feed(database_url, tmp_path, feed_heartbeat=3600.0) as on:
         key, before = await on.key(), len(asyncio.all_tasks())
         for number in range(10):
             async with streaming(on, key) as stream:
@@ -155,7 +155,7 @@ async def test_a_stream_that_is_not_read_delays_nobody_and_is_bounded(
     database_url: str, tmp_path: Path, reads_again: bool
 ) -> None:
     limits = Limits(farewell=0.1, stuck=3600.0 if reads_again else 0.3)
-    async with stage(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
+    async with open_feed(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
         batch, key = await on.batch(), await on.key()
         ids = [await on.upload(batch, f"{n:04}.jpg", metadata=FAT) for n in range(60)]
         await on.projected()
@@ -181,7 +181,7 @@ async def test_a_stream_that_is_not_read_delays_nobody_and_is_bounded(
 
 
 async def test_a_stream_says_why_it_ends(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path, Limits(recheck=0.05, warning=600.0)) as on:
+    async with open_feed(database_url, tmp_path, Limits(recheck=0.05, warning=600.0)) as on:
         key = await on.key()
         async with (
             streaming(on, key) as revoked,
@@ -203,7 +203,9 @@ async def test_a_stream_that_cannot_begin_is_refused_with_a_problem(
     database_url: str, tmp_path: Path
 ) -> None:
     limits = Limits(sockets=1, batches=2)
-    async with stage(database_url, tmp_path, limits, allowed_origins=("https://ok.example",)) as on:
+    async with open_feed(
+        database_url, tmp_path, limits, allowed_origins=("https://ok.example",)
+    ) as on:
         url, key = on.address, await on.key()
         assert await _status(url, None, "") == 401
         assert await _status(url, None, "", Upgrade="websocket") == 426
@@ -261,7 +263,7 @@ async def test_a_browsers_event_source_goes_on_by_itself_where_it_was_sent_away(
 
     async with (
         opened_browser() as browser,
-        stage(database_url, tmp_path) as on,
+        open_feed(database_url, tmp_path) as on,
         signed_in(browser, on) as page,
     ):
         batch = await on.batch(owner="default")

@@ -18,7 +18,7 @@ from domain.ids import batch_id_for
 from infrastructure.postgres.migrate import migrate
 from tests.interfaces.rest.server import Answer, Server, serving
 from tests.interfaces.rest.test_access import NAMED, body_for
-from tests.interfaces.rest.test_webhooks import world
+from tests.interfaces.rest.test_webhooks import open_webhook_api
 
 WORDS = "this does not exist, or is not yours"
 
@@ -69,10 +69,10 @@ async def test_absent_and_foreign_things_are_answered_alike_with_as_many_stateme
 ) -> None:
     statements = Statements(monkeypatch)
 
-    async with world(database_url, tmp_path) as all:
-        server = all.server
+    async with open_webhook_api(database_url, tmp_path) as api:
+        server = api.server
         started = await server.batch("a")
-        webhook = (await all.add())["webhook"]["id"]
+        webhook = (await api.add())["webhook"]["id"]
         await server.services.queries.wait_for(started.json["position"], timeout=60)
         foreign = {
             "batches": started.json["id"],

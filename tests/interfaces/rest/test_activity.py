@@ -13,7 +13,7 @@ import pytest
 from application.append import append_to_stream
 from domain.batch.events import BatchProgressed
 from domain.upload.state import UploadState
-from tests.interfaces.feed.stage import stage
+from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.rest.server import Answer, Server, serving
 from tests.support import eventually
 
@@ -102,7 +102,7 @@ async def test_a_batch_of_then_is_doing_what_it_did_then(database_url: str, tmp_
 
 
 async def test_the_feed_contains_the_activity_of_a_batch(database_url: str, tmp_path: Path) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         batch = await on.batch()
         async with on.viewer(await on.key()) as viewer:
             await viewer.subscribe([batch], min_position="latest")

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from application.ports.auth import Scope
 from interfaces.common.failed_attempts import FailedAttempts, Rate, TooManyAttempts
-from tests.interfaces.feed.stage import stage
+from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.rest.server import Server, serving
 
 BURST = 20  # failures of one address before it is limited, as documented
@@ -154,7 +154,7 @@ async def test_every_way_to_present_a_credential_is_limited(
 async def test_wrong_keys_in_messages_of_the_feed_are_limited(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path) as on:
+    async with open_feed(database_url, tmp_path) as on:
         reasons = []
         for _ in range(BURST + 1):
             async with on.viewer(None) as viewer:

@@ -24,7 +24,7 @@ from domain.upload.state import UploadState
 from infrastructure.outbound import signature_headers
 from infrastructure.processors.http import PostgresRemoteSteps
 from tests.infrastructure.jobs.plant import Plant
-from tests.interfaces.rest.services import SECRET, Data, Service, world
+from tests.interfaces.rest.remote_step import SECRET, Data, Service, open_remote_steps
 from tests.support import eventually, free_port
 
 EXAMPLE = Path(__file__).parents[3] / "docs/examples/http_service.py"
@@ -42,12 +42,14 @@ async def test_a_service_gets_a_signed_request_and_its_answer_is_the_result(
 ) -> None:
     service = answering(200, {"result": {"pages": 3}})
 
-    async with world(database_url, tmp_path, service, parameters={"dpi": 90}) as all:
-        all.work()
-        done = await all.plant.completed(await all.plant.batch({"a/b.pdf": b"%PDF-"}))
+    async with open_remote_steps(
+        database_url, tmp_path, service, parameters={"dpi": 90}
+    ) as harness:
+        harness.work()
+        done = await harness.plant.completed(await harness.plant.batch({"a/b.pdf": b"%PDF-"}))
 
         assert done.outcome is Outcome.SUCCEEDED
-        (succeeded,) = await all.plant.all_of(AttemptSucceeded)
+        (succeeded,) = await harness.plant.all_of(AttemptSucceeded)
         assert succeeded.results == {"http": {"pages": 3}}
 
     (data,), (headers,), (body,) = service.asked, service.headers, service.bodies
@@ -66,29 +68,29 @@ async def test_a_service_may_take_its_time_report_progress_and_answer_once(
         events = await plant.all_of(FileProgressed)
         return [event for event in events if event.phase == "http" and event.done]
 
-    async with world(database_url, tmp_path, answering(202)) as all:
-        all.work()
-        batch = await all.plant.batch({"a.txt": b"words"})
-        data = await all.asked(1)
+    async with open_remote_steps(database_url, tmp_path, answering(202)) as harness:
+        harness.work()
+        batch = await harness.plant.batch({"a.txt": b"words"})
+        data = await harness.asked(1)
 
         # To ask what is there does not use the link up; to fetch it does.
-        head = await all.server.ask("HEAD", data["content_url"], key=None)
+        head = await harness.server.ask("HEAD", data["content_url"], key=None)
         assert head.status >= 400
-        assert await all.fetch(data) == (200, b"words")
-        assert (await all.fetch(data))[0] == 410
-        assert await all.say(data, progress={"done": 1, "total": 4}) == 204
-        await all.plant.until(lambda: progress_of(all.plant))
-        assert await all.say(data, result={"words": 1}) == 204
-        assert await all.say(data, result={"words": 2}) in (409, 410)
-        assert await all.say(data, progress={"done": 2}) in (409, 410)
+        assert await harness.fetch(data) == (200, b"words")
+        assert (await harness.fetch(data))[0] == 410
+        assert await harness.say(data, progress={"done": 1, "total": 4}) == 204
+        await harness.plant.until(lambda: progress_of(harness.plant))
+        assert await harness.say(data, result={"words": 1}) == 204
+        assert await harness.say(data, result={"words": 2}) in (409, 410)
+        assert await harness.say(data, progress={"done": 2}) in (409, 410)
 
-        assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
-        (succeeded,) = await all.plant.all_of(AttemptSucceeded)
+        assert (await harness.plant.completed(batch)).outcome is Outcome.SUCCEEDED
+        (succeeded,) = await harness.plant.all_of(AttemptSucceeded)
         assert succeeded.results == {"http": {"words": 1}}
-        progressed = (await progress_of(all.plant))[0]
+        progressed = (await progress_of(harness.plant))[0]
         assert (progressed.done, progressed.total) == (1, 4)
-        assert await all.say(data, result={"words": 3}) == 410
-        assert await all.plant.fetch("SELECT 1 FROM errands") == []
+        assert await harness.say(data, result={"words": 3}) == 410
+        assert await harness.plant.fetch("SELECT 1 FROM errands") == []
 
 
 @pytest.mark.parametrize(
@@ -104,13 +106,13 @@ async def test_an_error_says_what_is_to_become_of_the_file(
 ) -> None:
     service = answering(200, {"error": {"message": "page 7 is odd", "kind": kind}})
 
-    async with world(database_url, tmp_path, service) as all:
-        all.work()
-        batch = await all.plant.batch({"a.txt": b"words"})
-        await all.plant.completed(batch)
+    async with open_remote_steps(database_url, tmp_path, service) as harness:
+        harness.work()
+        batch = await harness.plant.batch({"a.txt": b"words"})
+        await harness.plant.completed(batch)
 
-        assert (await all.plant.uploads(batch))["a.txt"].state is state
-        failures = await all.plant.all_of(AttemptFailed)
+        assert (await harness.plant.uploads(batch))["a.txt"].state is state
+        failures = await harness.plant.all_of(AttemptFailed)
         assert [failure.message for failure in failures] == ["page 7 is odd"] * attempts
 
 
@@ -127,11 +129,11 @@ async def test_an_error_says_what_is_to_become_of_the_file(
 async def test_a_service_that_does_not_do_its_part_is_asked_again(
     database_url: str, tmp_path: Path, service: Service, told: str
 ) -> None:
-    async with world(database_url, tmp_path, service) as one:
-        one.work()
-        await one.plant.completed(await one.plant.batch({"a.txt": b"words"}))
+    async with open_remote_steps(database_url, tmp_path, service) as harness:
+        harness.work()
+        await harness.plant.completed(await harness.plant.batch({"a.txt": b"words"}))
 
-        failures = await one.plant.all_of(AttemptFailed)
+        failures = await harness.plant.all_of(AttemptFailed)
         assert len(failures) == 3
         assert all(told in failure.message and not failure.permanent for failure in failures)
 
@@ -139,73 +141,75 @@ async def test_a_service_that_does_not_do_its_part_is_asked_again(
 async def test_a_service_that_stays_silent_costs_an_attempt_and_comes_too_late(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with world(database_url, tmp_path, answering(202), timeout=1.5) as all:
-        all.work()
+    async with open_remote_steps(database_url, tmp_path, answering(202), timeout=1.5) as harness:
+        harness.work()
         twice = RetryPolicy(attempts=2, first_delay=0.05)
-        batch = await all.plant.batch({"a.txt": b"words"}, retry_policy=twice)
-        first = await all.asked(1)
-        await all.asked(2)
+        batch = await harness.plant.batch({"a.txt": b"words"}, retry_policy=twice)
+        first = await harness.asked(1)
+        await harness.asked(2)
 
-        assert await all.say(first, result={}) == 410
-        assert (await all.fetch(first))[0] == 410
-        assert (await all.plant.completed(batch)).outcome is Outcome.FAILED
-        failures = await all.plant.all_of(AttemptFailed)
+        assert await harness.say(first, result={}) == 410
+        assert (await harness.fetch(first))[0] == 410
+        assert (await harness.plant.completed(batch)).outcome is Outcome.FAILED
+        failures = await harness.plant.all_of(AttemptFailed)
         assert {failure.error_type for failure in failures} == {"StepTimeout"}
 
 
 async def test_a_late_word_for_an_abandoned_attempt_is_refused_and_the_next_one_counts(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with world(database_url, tmp_path, answering(202)) as all:
-        worker = all.work()
-        batch = await all.plant.batch({"a.txt": b"words"})
-        first = await all.asked(1)
-        await all.plant.stop(worker)
-        await all.plant.until(lambda: all.plant.all_of(AttemptAbandoned))
+    async with open_remote_steps(database_url, tmp_path, answering(202)) as harness:
+        worker = harness.work()
+        batch = await harness.plant.batch({"a.txt": b"words"})
+        first = await harness.asked(1)
+        await harness.plant.stop(worker)
+        await harness.plant.until(lambda: harness.plant.all_of(AttemptAbandoned))
 
-        assert await all.say(first, result={"from": 1}) == 410
-        all.work()
-        second = await all.asked(2)
-        assert await all.say(first, result={"from": 1}) == 410
-        assert await all.say(second, result={"from": 2}) == 204
+        assert await harness.say(first, result={"from": 1}) == 410
+        harness.work()
+        second = await harness.asked(2)
+        assert await harness.say(first, result={"from": 1}) == 410
+        assert await harness.say(second, result={"from": 2}) == 204
 
-        assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
-        (succeeded,) = await all.plant.all_of(AttemptSucceeded)
+        assert (await harness.plant.completed(batch)).outcome is Outcome.SUCCEEDED
+        (succeeded,) = await harness.plant.all_of(AttemptSucceeded)
         assert succeeded.results == {"http": {"from": 2}}
 
 
 async def test_the_errand_of_a_worker_that_was_killed_is_fenced_by_the_log(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with world(database_url, tmp_path, answering(200, {"result": {}})) as all:
-        all.work()
-        batch = await all.plant.batch({"a.txt": b"words"})
-        await all.plant.completed(batch)
-        upload = (await all.plant.uploads(batch))["a.txt"].id
+    async with open_remote_steps(database_url, tmp_path, answering(200, {"result": {}})) as harness:
+        harness.work()
+        batch = await harness.plant.batch({"a.txt": b"words"})
+        await harness.plant.completed(batch)
+        upload = (await harness.plant.uploads(batch))["a.txt"].id
         # What a worker leaves that had no time to close it.
-        left = await PostgresRemoteSteps(all.plant.pool).open(upload, 1, download_within=60)
+        left = await PostgresRemoteSteps(harness.plant.pool).open(upload, 1, download_within=60)
         data = {
             "callback_url": f"/v1/callbacks/{left.callback}",
             "content_url": f"/v1/callbacks/{left.download}/content",
         }
 
-        assert await all.say(data, result={}) == 410
-        assert (await all.fetch(data))[0] == 410
+        assert await harness.say(data, result={}) == 410
+        assert (await harness.fetch(data))[0] == 410
 
 
 async def test_a_download_link_ends_by_itself(database_url: str, tmp_path: Path) -> None:
-    async with world(database_url, tmp_path, answering(202), download_within=0.01) as all:
-        all.work()
-        await all.plant.batch({"a.txt": b"words"})
-        data = await all.asked(1)
+    async with open_remote_steps(
+        database_url, tmp_path, answering(202), download_within=0.01
+    ) as harness:
+        harness.work()
+        await harness.plant.batch({"a.txt": b"words"})
+        data = await harness.asked(1)
 
         async def over() -> bool:
-            return bool(await all.plant.fetch("SELECT 1 WHERE now() > %s", data_until))
+            return bool(await harness.plant.fetch("SELECT 1 WHERE now() > %s", data_until))
 
-        ((data_until,),) = await all.plant.fetch("SELECT download_until FROM errands")
+        ((data_until,),) = await harness.plant.fetch("SELECT download_until FROM errands")
         await eventually(over)
-        assert (await all.fetch(data))[0] == 410
-        assert await all.say(data, result={}) == 204
+        assert (await harness.fetch(data))[0] == 410
+        assert await harness.say(data, result={}) == 204
 
 
 @pytest.mark.parametrize(
@@ -224,27 +228,27 @@ async def test_a_download_link_ends_by_itself(database_url: str, tmp_path: Path)
 async def test_a_report_of_no_sense_is_refused_and_may_be_said_better(
     database_url: str, tmp_path: Path, report: Any, status: int
 ) -> None:
-    async with world(database_url, tmp_path, answering(202)) as all:
-        all.work()
-        batch = await all.plant.batch({"a.txt": b"words"})
-        data = await all.asked(1)
+    async with open_remote_steps(database_url, tmp_path, answering(202)) as harness:
+        harness.work()
+        batch = await harness.plant.batch({"a.txt": b"words"})
+        data = await harness.asked(1)
 
-        assert await all.say(data, **report) == status
-        assert await all.say(data, result={}) == 204
-        assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
+        assert await harness.say(data, **report) == status
+        assert await harness.say(data, result={}) == 204
+        assert (await harness.plant.completed(batch)).outcome is Outcome.SUCCEEDED
 
 
 @pytest.mark.parametrize("token", ["x", "a" * 43, "6ad56b4c-0de4-4c0f-9f1e-2f8e4d4a7c11"])
 async def test_a_made_up_ticket_opens_nothing(
     database_url: str, tmp_path: Path, token: str
 ) -> None:
-    async with world(database_url, tmp_path, answering(202)) as all:
+    async with open_remote_steps(database_url, tmp_path, answering(202)) as harness:
         data = {
             "callback_url": f"/v1/callbacks/{token}",
             "content_url": f"/v1/callbacks/{token}/content",
         }
-        assert await all.say(data, result={}) == 410
-        assert (await all.fetch(data))[0] == 410
+        assert await harness.say(data, result={}) == 410
+        assert (await harness.fetch(data))[0] == 410
 
 
 async def test_the_example_service_counts_words_at_once_and_later(
@@ -253,12 +257,15 @@ async def test_the_example_service_counts_words_at_once_and_later(
     files = {"short.txt": b"two words", "long.txt": b"word " * 1000, "none.txt": b""}
     service = answering(500)
 
-    async with example_service() as service.url, world(database_url, tmp_path, service) as all:
-        all.work()
-        batch = await all.plant.batch(files)
-        assert (await all.plant.completed(batch)).outcome is Outcome.SUCCEEDED
-        for path, upload in (await all.plant.uploads(batch)).items():
-            (succeeded,) = await all.plant.all_of(AttemptSucceeded, upload.id)
+    async with (
+        example_service() as service.url,
+        open_remote_steps(database_url, tmp_path, service) as harness,
+    ):
+        harness.work()
+        batch = await harness.plant.batch(files)
+        assert (await harness.plant.completed(batch)).outcome is Outcome.SUCCEEDED
+        for path, upload in (await harness.plant.uploads(batch)).items():
+            (succeeded,) = await harness.plant.all_of(AttemptSucceeded, upload.id)
             assert succeeded.results["http"] == {"words": len(files[path].split())}
 
 

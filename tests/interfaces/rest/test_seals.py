@@ -16,7 +16,7 @@ from application.ports.auth import Scope
 from infrastructure.audit.sealer import read_public, verify_signature
 from infrastructure.postgres.connection import connect
 from tests.conftest import Databases
-from tests.infrastructure.audit.notary import sealer_in
+from tests.infrastructure.audit.harness import sealer_in
 from tests.interfaces.rest.server import Answer, Server, serving
 from tests.support import run, with_database
 

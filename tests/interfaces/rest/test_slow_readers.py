@@ -17,7 +17,7 @@ from application.ports.auth import Scope
 from interfaces.common.deadlines import Deadlines
 from interfaces.common.responses import MOST, STREAMS, Stream
 from interfaces.feed.connection import Limits
-from tests.interfaces.feed.stage import stage
+from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.rest.server import Server, serving
 from tests.support import eventually
 
@@ -169,7 +169,7 @@ async def test_feed_clients_of_one_principal_share_a_buffer(
 ) -> None:
     limits = Limits(principal_buffer=200_000)
 
-    async with stage(database_url, tmp_path, limits) as on:
+    async with open_feed(database_url, tmp_path, limits) as on:
         key = await on.key()
         for sockets in (1, 4):
             async with AsyncExitStack() as stack:

@@ -16,7 +16,7 @@ import structlog
 
 from application.ports.auth import Principal, Scope
 from interfaces.common.deadlines import Deadlines, Fault, Progress, Sweep
-from tests.interfaces.feed.stage import stage
+from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.rest.server import Server, serving
 from tests.support import eventually
 
@@ -170,7 +170,7 @@ async def test_a_socket_of_the_feed_outlives_the_deadlines_of_requests(
     short: dict[str, Any] = {"transfer_idle_timeout": 0.2, "keep_alive_timeout": 0.2}
 
     async with (
-        stage(database_url, tmp_path, **short) as on,
+        open_feed(database_url, tmp_path, **short) as on,
         on.viewer(await on.key(scope=Scope.VIEWER)) as viewer,
     ):
         await viewer.until_frame("welcome")

@@ -1,4 +1,4 @@
-"""Clients that vanish at any stage of a request leave no stack trace in the log."""
+"""Clients that vanish at any open_feed of a request leave no stack trace in the log."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("open_feed", STAGES)
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 async def test_a_client_that_vanishes_leaves_no_stack_trace(
-    stage: str,
+    open_feed: str,
     reset: bool,
     database_url: str,
     tmp_path: Path,
@@ -73,7 +73,7 @@ async def test_a_client_that_vanishes_leaves_no_stack_trace(
         hold_up(server)
         with capture_logs() as logs, caplog.at_level(logging.WARNING):
             for _ in range(3):
-                said = STAGES[stage].replace("{key}", server.key)
+                said = STAGES[open_feed].replace("{key}", server.key)
                 await vanish(server, said.replace("{batch}", batch), reset)
             await eventually(lambda: connections(server) == 1)  # that of the server's client
             assert (await server.get("/v1/batches")).status == 200

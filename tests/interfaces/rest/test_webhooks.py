@@ -15,7 +15,7 @@ from application.ports.auth import Scope
 from application.public_addresses import masked
 from domain.webhook.events import DELIVERED_TOPICS
 from interfaces.rest.webhook_messages import HEADERS, BatchMessage, UploadMessage
-from tests.infrastructure.webhooks.office import Receiver, always, open_office, receiving
+from tests.infrastructure.webhooks.harness import Receiver, always, open_webhook_harness, receiving
 from tests.interfaces.last_position import last_position
 from tests.interfaces.rest.server import Answer, Server, serving
 from tests.support import eventually
@@ -24,7 +24,7 @@ HOOK = {"url": "https://example.com/hook", "events": ["batch.started", "batch.co
 
 
 @dataclass(frozen=True)
-class World:
+class WebhookApi:
     """An API, and a follower and a deliverer in what might be other processes."""
 
     server: Server
@@ -49,23 +49,23 @@ class World:
 
 
 @asynccontextmanager
-async def world(url: str, folder: Path, **settings: Any) -> AsyncIterator[World]:
+async def open_webhook_api(url: str, folder: Path, **settings: Any) -> AsyncIterator[WebhookApi]:
     settings.setdefault("allow_private_addresses", True)
     async with (
-        open_office(url) as office,
+        open_webhook_harness(url) as harness,
         receiving() as receiver,
         serving(url, folder, **settings) as server,
     ):
-        await office.open()
-        yield World(server, receiver)
+        await harness.open()
+        yield WebhookApi(server, receiver)
 
 
 async def test_a_webhook_lives_from_its_addition_to_its_removal(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with world(database_url, tmp_path) as all:
-        ask = all.server.ask
-        added = await all.add(description="our album")
+    async with open_webhook_api(database_url, tmp_path) as api:
+        ask = api.server.ask
+        added = await api.add(description="our album")
         path = f"/v1/webhooks/{added['webhook']['id']}"
 
         (listed,) = (await ask("GET", "/v1/webhooks")).json["items"]
@@ -92,18 +92,18 @@ async def test_a_webhook_lives_from_its_addition_to_its_removal(
 async def test_a_secret_is_shown_when_it_is_made_and_nowhere_else(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with world(database_url, tmp_path) as all:
-        added = await all.add()
+    async with open_webhook_api(database_url, tmp_path) as api:
+        added = await api.add()
         path = f"/v1/webhooks/{added['webhook']['id']}"
-        rotated = (await all.server.post(f"{path}/rotate")).json
+        rotated = (await api.server.post(f"{path}/rotate")).json
         secrets = [added["secret"], rotated["secret"]]
 
         assert len({*secrets}) == 2
         assert all_are_secrets(secrets)
         assert rotated["webhook"]["earlier_secrets_until"] is not None
-        admin = await all.server.key_for(Scope.ADMIN)
+        admin = await api.server.key_for(Scope.ADMIN)
         for place in (path, "/v1/webhooks", f"{path}/history", "/v1/history", "/openapi.json"):
-            answer = await all.server.get(place, key=admin)
+            answer = await api.server.get(place, key=admin)
             assert answer.status == 200
             for secret in secrets:
                 assert secret.removeprefix("whsec_").encode() not in answer.body
@@ -114,34 +114,34 @@ def all_are_secrets(texts: list[str]) -> bool:
 
 
 async def test_a_test_shows_whether_requests_arrive(database_url: str, tmp_path: Path) -> None:
-    async with world(database_url, tmp_path) as all:
-        added = await all.add()
+    async with open_webhook_api(database_url, tmp_path) as api:
+        added = await api.add()
         path = f"/v1/webhooks/{added['webhook']['id']}"
-        asked = await all.server.post(f"{path}/test")
-        told = await all.delivery(added["webhook"]["id"], "delivered")
+        asked = await api.server.post(f"{path}/test")
+        told = await api.delivery(added["webhook"]["id"], "delivered")
 
         assert asked.status == 202
         assert (told["position"], told["batch"]) == (asked.json["position"], None)
         assert told["last"]["status"] == 204
-        assert all.receiver.requests[0].verify(added["secret"])["type"] == told["type"]
+        assert api.receiver.requests[0].verify(added["secret"])["type"] == told["type"]
 
-        all.receiver.answer = always(500, "not yet")
-        asked = await all.server.post(f"{path}/test")
-        failed = await all.delivery(added["webhook"]["id"], "failed")
+        api.receiver.answer = always(500, "not yet")
+        asked = await api.server.post(f"{path}/test")
+        failed = await api.delivery(added["webhook"]["id"], "failed")
         assert (failed["attempts"], failed["last"]["excerpt"]) == (1, "not yet")
-        shown = (await all.server.get(path)).json
+        shown = (await api.server.get(path)).json
         assert (shown["failed"], shown["failing_since"]) == (1, None)
 
 
 async def test_deliveries_are_listed_shown_and_made_again(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with world(database_url, tmp_path) as all:
-        ask, id = all.server.ask, (await all.add(events=["batch.started"]))["webhook"]["id"]
+    async with open_webhook_api(database_url, tmp_path) as api:
+        ask, id = api.server.ask, (await api.add(events=["batch.started"]))["webhook"]["id"]
         path = f"/v1/webhooks/{id}/deliveries"
         for _ in range(3):
-            await all.server.batch()
-        await eventually(lambda: len(all.receiver.requests) == 3)
+            await api.server.batch()
+        await eventually(lambda: len(api.receiver.requests) == 3)
 
         async def page() -> Answer:
             return await ask("GET", path, params={"limit": "2", "state": "delivered"})
@@ -155,13 +155,13 @@ async def test_deliveries_are_listed_shown_and_made_again(
         items = first["items"] + rest["items"]
         assert rest["next"] is None
         positions = [item["position"] for item in items]
-        assert positions == sorted(all.receiver.positions, reverse=True)
+        assert positions == sorted(api.receiver.positions, reverse=True)
         one = await ask("GET", f"{path}/{positions[0]}")
         assert one.json == items[0]
         again = await ask("POST", f"{path}/{positions[0]}/redeliver")
         assert (again.status, again.json["state"]) == (202, "pending")
-        await eventually(lambda: len(all.receiver.requests) == 4)
-        assert len({request.id for request in all.receiver.requests}) == 3
+        await eventually(lambda: len(api.receiver.requests) == 4)
+        assert len({request.id for request in api.receiver.requests}) == 3
 
         since = {"since": "2026-01-01T00:00:00Z"}
         none = await ask("POST", f"/v1/webhooks/{id}/redeliver", json=since)
@@ -169,12 +169,12 @@ async def test_deliveries_are_listed_shown_and_made_again(
 
 
 async def test_webhooks_of_another_owner_do_not_exist(database_url: str, tmp_path: Path) -> None:
-    async with world(database_url, tmp_path) as all:
-        id = (await all.add())["webhook"]["id"]
-        batch = await all.server.batch()
-        told = await all.delivery(id, "delivered")
-        stranger = await all.server.key_for(Scope.OPERATOR, "globex")
-        viewer = await all.server.key_for(Scope.VIEWER)
+    async with open_webhook_api(database_url, tmp_path) as api:
+        id = (await api.add())["webhook"]["id"]
+        batch = await api.server.batch()
+        told = await api.delivery(id, "delivered")
+        stranger = await api.server.key_for(Scope.OPERATOR, "globex")
+        viewer = await api.server.key_for(Scope.VIEWER)
         path = f"/v1/webhooks/{id}"
         position = told["position"]
         asked: list[tuple[str, str, Any]] = [
@@ -192,18 +192,18 @@ async def test_webhooks_of_another_owner_do_not_exist(database_url: str, tmp_pat
             ("POST", f"{path}/deliveries/{position}/redeliver", None),
         ]
         for method, target, body in asked:
-            theirs = await all.server.ask(method, target, key=stranger, json=body)
+            theirs = await api.server.ask(method, target, key=stranger, json=body)
             assert (theirs.status, theirs.code) == (404, "not_found"), target
         for method, target, body in asked:
             if not target.endswith("history"):
-                refused = await all.server.ask(method, target, key=viewer, json=body)
+                refused = await api.server.ask(method, target, key=viewer, json=body)
                 assert (refused.status, refused.code) == (403, "scope_missing"), target
-        assert (await all.server.get("/v1/webhooks", key=stranger)).json["items"] == []
-        for notify in (id, all.receiver.url):
-            named = await all.server.post("/v1/batches", key=stranger, json={"notify": notify})
+        assert (await api.server.get("/v1/webhooks", key=stranger)).json["items"] == []
+        for notify in (id, api.receiver.url):
+            named = await api.server.post("/v1/batches", key=stranger, json={"notify": notify})
             assert (named.status, named.pointers) == (422, ["/notify"])
         assert batch.status == 201
-        assert len(all.receiver.requests) == 1
+        assert len(api.receiver.requests) == 1
 
 
 FAULTS: list[tuple[dict[str, Any], str]] = [
@@ -245,10 +245,10 @@ async def test_an_owner_has_a_limited_number_of_webhooks(
 ) -> None:
     monkeypatch.setattr("interfaces.rest.webhooks.MAX_OWNER_WEBHOOKS", 2)
 
-    async with world(database_url, tmp_path) as all:
+    async with open_webhook_api(database_url, tmp_path) as api:
         for _ in range(2):
-            await all.add()
-        refused = await all.server.post("/v1/webhooks", json=HOOK)
+            await api.add()
+        refused = await api.server.post("/v1/webhooks", json=HOOK)
 
         assert (refused.status, refused.code) == (409, "too_many_webhooks")
 
@@ -256,24 +256,24 @@ async def test_an_owner_has_a_limited_number_of_webhooks(
 async def test_a_batch_asks_for_a_webhook_that_is_told_on_request(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with world(database_url, tmp_path) as all:
-        id = (await all.add(events=list(DELIVERED_TOPICS), on_request=True))["webhook"]["id"]
-        await all.server.batch()
-        asking = await all.server.batch(notify=id)
-        await all.delivery(id, "delivered")
+    async with open_webhook_api(database_url, tmp_path) as api:
+        id = (await api.add(events=list(DELIVERED_TOPICS), on_request=True))["webhook"]["id"]
+        await api.server.batch()
+        asking = await api.server.batch(notify=id)
+        await api.delivery(id, "delivered")
 
-        (request,) = all.receiver.requests
+        (request,) = api.receiver.requests
         assert request.json["data"]["batch"]["id"] == asking.json["id"]
 
 
 async def test_what_waits_is_measured(database_url: str, tmp_path: Path) -> None:
-    async with world(database_url, tmp_path) as all:
-        all.receiver.answer = always(500)
-        await all.add(events=["batch.started"])
-        await all.server.batch()
+    async with open_webhook_api(database_url, tmp_path) as api:
+        api.receiver.answer = always(500)
+        await api.add(events=["batch.started"])
+        await api.server.batch()
 
         async def measured() -> bool:
-            text = (await all.server.get("/metrics")).body.decode()
+            text = (await api.server.get("/metrics")).body.decode()
             return (
                 "uptrail_webhook_deliveries_pending 1.0" in text
                 and "uptrail_webhooks_failing 1.0" in text
@@ -284,17 +284,17 @@ async def test_what_waits_is_measured(database_url: str, tmp_path: Path) -> None
 
 
 async def test_messages_are_what_the_description_says(database_url: str, tmp_path: Path) -> None:
-    async with world(database_url, tmp_path) as all:
-        await all.add(events=["batch.started", "upload.rejected", "batch.sealed"])
-        started = await all.server.batch("a")
+    async with open_webhook_api(database_url, tmp_path) as api:
+        await api.add(events=["batch.started", "upload.rejected", "batch.sealed"])
+        started = await api.server.batch("a")
         path = f"/v1/batches/{started.json['id']}"
-        await all.server.post(f"{path}/uploads", json=[{"path": "../x"}])
-        await all.server.post(f"{path}/seal")
-        await eventually(lambda: len(all.receiver.requests) == 3)
-        document = (await all.server.get("/openapi.json")).json
+        await api.server.post(f"{path}/uploads", json=[{"path": "../x"}])
+        await api.server.post(f"{path}/seal")
+        await eventually(lambda: len(api.receiver.requests) == 3)
+        document = (await api.server.get("/openapi.json")).json
 
         assert set(document["webhooks"]) == set(DELIVERED_TOPICS)
-        for request in all.receiver.requests:
+        for request in api.receiver.requests:
             kind = request.json["type"].split(".")[0]
             message = BatchMessage if kind == "batch" else UploadMessage
             decoded: Any = msgspec.json.decode(request.body, type=message)
@@ -311,10 +311,10 @@ TOKEN = "T0KEN"
 async def test_addresses_of_webhooks_are_for_operators_alone(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with world(database_url, tmp_path) as all:
-        server = all.server
+    async with open_webhook_api(database_url, tmp_path) as api:
+        server = api.server
         url = f"https://hooks.example.com/{TOKEN}?token={TOKEN}"
-        id = (await all.add(url=url, on_request=True))["webhook"]["id"]
+        id = (await api.add(url=url, on_request=True))["webhook"]["id"]
         batch = (await server.batch("a.txt", notify=url)).json
         position = f"min_position={batch['position']}"
         paths = [

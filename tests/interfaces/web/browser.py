@@ -12,7 +12,7 @@ import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from application.ports.auth import Scope
-from tests.interfaces.feed.stage import Stage
+from tests.interfaces.feed.harness import FeedHarness
 
 FLAGS = (
     "--no-sandbox",
@@ -53,7 +53,7 @@ async def opened_browser() -> AsyncIterator[Browser]:
 @asynccontextmanager
 async def signed_in(
     browser: Browser,
-    on: Stage,
+    on: FeedHarness,
     owner: str = "default",
     scope: Scope = Scope.VIEWER,
     refused: int = 409,

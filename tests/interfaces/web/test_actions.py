@@ -12,9 +12,9 @@ from application.ports.auth import Scope
 from domain.batch.events import BatchCancelled, BatchPaused
 from domain.event import topic_of
 from domain.upload.events import UploadQuarantined
-from tests.interfaces.feed.stage import Stage, stage
+from tests.interfaces.feed.harness import FeedHarness, open_feed
+from tests.interfaces.web.batch_fixture import BatchFixture
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
-from tests.interfaces.web.scenes import Scene
 
 SIZE = 1_000_000
 
@@ -31,8 +31,8 @@ async def test_an_operator_pauses_resumes_ranks_and_cancels_a_batch(
 ) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Summer", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
         await scene.start()
         await scene.add("a.jpg", SIZE, tuple(scene.failed(SIZE, 1)))
         await scene.progress()
@@ -71,8 +71,8 @@ async def test_an_operator_retries_a_failed_upload_and_releases_a_quarantined_on
 ) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Summer", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
         await scene.start()
         await scene.add("failed.jpg", SIZE, tuple(scene.failed(SIZE, 1)))
         held = UploadQuarantined(
@@ -101,8 +101,8 @@ async def test_a_batch_that_the_orchestrator_paused_says_why(
 ) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Summer", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
         await scene.start()
         why = "9 uploads failed, more than 25% of those processed"
         await scene.record(scene.id, BatchPaused(**scene.at(60), by="orchestrator", reason=why))
@@ -118,8 +118,8 @@ async def test_what_the_server_refuses_is_said_in_its_words(
 ) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Summer", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
         await scene.start()
         async with signed_in(browser, on, scope=Scope.OPERATOR) as page:
             await page.goto(f"{on.address}/#/batches/{scene.id}")
@@ -137,8 +137,8 @@ async def test_a_viewer_sees_no_buttons_but_may_take_the_report(
 ) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Summer", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
         await scene.start()
         await scene.add("a.jpg", SIZE, tuple(scene.failed(SIZE, 1)))
         await scene.progress()
@@ -174,7 +174,7 @@ async def places(page: Page) -> list[tuple[str, float, float]]:
     return found
 
 
-async def recorded_types(on: Stage, batch: UUID) -> list[str]:
+async def recorded_types(on: FeedHarness, batch: UUID) -> list[str]:
     return [topic_of(event.event) for event in await on.log.stream(batch)]
 
 
@@ -190,8 +190,8 @@ async def test_a_second_click_at_the_same_place_does_nothing_else(
 ) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Summer", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
         await scene.start()
         await scene.add("a.jpg", SIZE, tuple(scene.failed(SIZE, 1)))
         if name == "Pause":
@@ -221,8 +221,8 @@ async def test_an_action_in_flight_is_disabled_where_it_is_until_the_page_shows_
 ) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Summer", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
         await scene.start()
         await scene.add("a.jpg", SIZE, tuple(scene.queued(SIZE)))
         await scene.progress()
@@ -249,8 +249,8 @@ async def test_the_buttons_of_an_upload_keep_their_places(
 ) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Summer", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
         await scene.start()
         upload = await scene.add("a.jpg", SIZE, tuple(scene.failed(SIZE, 1)))
         await scene.finish(1)

@@ -21,9 +21,9 @@ from domain.batch.events import (
 )
 from domain.batch.state import Outcome, percent_of
 from domain.upload.state import UploadState
-from tests.interfaces.feed.stage import Stage, stage
+from tests.interfaces.feed.harness import FeedHarness, open_feed
+from tests.interfaces.web.batch_fixture import BatchFixture
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
-from tests.interfaces.web.scenes import Scene
 from tests.support import eventually
 
 SIZE = 1_000_000
@@ -34,7 +34,11 @@ def ago(seconds: float) -> datetime:
 
 
 async def counted(
-    scene: Scene, counts: dict[str, int], *, seconds_ago: float = 0, arrived: float | None = None
+    scene: BatchFixture,
+    counts: dict[str, int],
+    *,
+    seconds_ago: float = 0,
+    arrived: float | None = None,
 ) -> None:
     """The orchestrator's count of a batch whose files have this state."""
     states = {UploadState(state): count for state, count in counts.items()}
@@ -52,13 +56,13 @@ async def counted(
     await scene.record(scene.id, event)
 
 
-async def a_scene(on: Stage, label: str) -> Scene:
-    scene = Scene(on.log, label, minutes_ago=30)
+async def a_scene(on: FeedHarness, label: str) -> BatchFixture:
+    scene = BatchFixture(on.log, label, minutes_ago=30)
     await scene.start()
     return scene
 
 
-async def batches_of_every_kind(on: Stage) -> dict[str, UUID]:
+async def batches_of_every_kind(on: FeedHarness) -> dict[str, UUID]:
     """One batch for each activity, and one that was cancelled, by what the page calls it."""
     made = {}
     scene = await a_scene(on, "gone sender")
@@ -97,7 +101,7 @@ async def batches_of_every_kind(on: Stage) -> dict[str, UUID]:
     return made
 
 
-async def api(on: Stage, path: str) -> Any:
+async def api(on: FeedHarness, path: str) -> Any:
     key = await on.key("default", Scope.VIEWER)
     headers = {"Authorization": f"Bearer {key}"}
     async with (
@@ -123,7 +127,7 @@ def card_of(page: Page, batch: UUID) -> Locator:
 async def test_every_batch_is_called_what_it_is_doing(database_url: str, tmp_path: Path) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
         made = await batches_of_every_kind(on)
         await on.projected()
         async with signed_in(browser, on, scope=Scope.OPERATOR) as page:
@@ -147,7 +151,7 @@ async def test_every_batch_is_called_what_it_is_doing(database_url: str, tmp_pat
 async def test_a_cancelled_batch_is_no_full_green_bar(database_url: str, tmp_path: Path) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
         batch = (await batches_of_every_kind(on))["Cancelled"]
         await on.projected()
         async with signed_in(browser, on) as page:
@@ -175,7 +179,7 @@ async def test_a_transfer_that_stops_is_stalled_by_time_alone(
     chromium()
     monkeypatch.setattr("application.views.STALLED_AFTER", timedelta(seconds=8))
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
         scene = await a_scene(on, "Summer")
         async with signed_in(browser, on) as page:
             await page.goto(on.address)

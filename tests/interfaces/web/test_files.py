@@ -10,7 +10,7 @@ import pytest
 
 from domain.catalogue import EVENT_CLASSES
 from interfaces.web.pages import EVENT_LABELS, STATIC, event_labels
-from tests.interfaces.feed.stage import stage
+from tests.interfaces.feed.harness import open_feed
 
 SCRIPTS = sorted((STATIC / "js").rglob("*.js"))
 STYLES = sorted(STATIC.glob("*.css"))
@@ -19,7 +19,10 @@ STYLES = sorted(STATIC.glob("*.css"))
 async def test_the_page_is_public_and_says_what_it_may_do(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with stage(database_url, tmp_path) as on, aiohttp.ClientSession(on.address) as session:
+    async with (
+        open_feed(database_url, tmp_path) as on,
+        aiohttp.ClientSession(on.address) as session,
+    ):
         async with session.get("/") as answer:
             assert answer.status == 200
             assert answer.content_type == "text/html"

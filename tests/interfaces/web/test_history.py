@@ -9,9 +9,9 @@ from pathlib import Path
 from playwright.async_api import Page, expect
 
 from domain.batch.events import BatchPaused
-from tests.interfaces.feed.stage import stage
+from tests.interfaces.feed.harness import open_feed
+from tests.interfaces.web.batch_fixture import BatchFixture
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
-from tests.interfaces.web.scenes import Scene
 
 SIZE = 1_000_000
 
@@ -30,8 +30,8 @@ async def test_the_keyboard_steps_through_a_batch_and_shows_its_state_as_of_each
 ) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Summer", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
         await scene.start()
         photo = await scene.add("a.jpg", SIZE, tuple(scene.transferring(SIZE, 0.4)))
         await scene.progress()
@@ -77,8 +77,8 @@ async def test_what_happens_is_added_and_only_a_page_at_now_moves_with_it(
 ) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Summer", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
         await scene.start()
         photo = await scene.add("a.jpg", SIZE, tuple(scene.transferring(SIZE, 0.4)))
         await on.projected()
@@ -105,8 +105,8 @@ async def test_a_long_history_is_loaded_around_the_moment(
 ) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Many", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Many", minutes_ago=1)
         await scene.start()
         await asyncio.gather(*(scene.add(f"{number:04}.bin", 10) for number in range(700)))
         why = "9 uploads failed"

@@ -11,9 +11,9 @@ from playwright.async_api import Page, expect
 
 from domain.ids import upload_id_for
 from domain.upload.events import AttemptSucceeded, UploadCompleted, UploadFailed
-from tests.interfaces.feed.stage import stage
+from tests.interfaces.feed.harness import open_feed
+from tests.interfaces.web.batch_fixture import BY, WORKERS, BatchFixture
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
-from tests.interfaces.web.scenes import BY, WORKERS, Scene
 from tests.support import free_port
 
 SIZE = 1_000_000
@@ -26,7 +26,7 @@ async def test_a_batch_is_seen_to_begin_to_stumble_to_recover_and_to_survive_a_r
 
     port = free_port()
     async with opened_browser() as browser:
-        async with stage(database_url, tmp_path, port=port) as on:
+        async with open_feed(database_url, tmp_path, port=port) as on:
             # The context outlives this server: it is closed with the browser.
             visitor = signed_in(browser, on)
             page = await visitor.__aenter__()
@@ -34,7 +34,7 @@ async def test_a_batch_is_seen_to_begin_to_stumble_to_recover_and_to_survive_a_r
             await page.goto(on.address)
             await expect(page.get_by_text("Nothing here yet")).to_be_visible()
 
-            scene = Scene(on.log, "Summer", minutes_ago=0.1)
+            scene = BatchFixture(on.log, "Summer", minutes_ago=0.1)
             await scene.start()
             card = page.locator("li.card", has_text="Summer")
             await expect(card).to_contain_text("Waiting for files")
@@ -59,7 +59,7 @@ async def test_a_batch_is_seen_to_begin_to_stumble_to_recover_and_to_survive_a_r
             await expect(detail).to_contain_text("Next attempt")
 
         await expect(page.get_by_role("status")).to_contain_text("Reconnecting")
-        async with stage(database_url, tmp_path, port=port) as on:
+        async with open_feed(database_url, tmp_path, port=port) as on:
             scene.log = on.log
             done = AttemptSucceeded(**scene.at(9), by=WORKERS[0], number=2, duration=0.5)
             completed = UploadCompleted(**scene.at(9), by=WORKERS[0])
@@ -78,8 +78,8 @@ async def test_a_batch_is_seen_to_begin_to_stumble_to_recover_and_to_survive_a_r
 async def test_thousands_of_uploads_are_a_few_elements(database_url: str, tmp_path: Path) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Many", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Many", minutes_ago=1)
         await scene.start()
         await asyncio.gather(*(scene.add(f"{number:05}.bin", 10) for number in range(3000)))
         await scene.add("zz-broken.bin", SIZE, tuple(scene.failed(SIZE, 1)))
@@ -112,7 +112,7 @@ async def test_thousands_of_uploads_are_a_few_elements(database_url: str, tmp_pa
 async def test_who_is_not_signed_in_learns_how_to(database_url: str, tmp_path: Path) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
         page = await browser.new_page()
         await page.goto(on.address)
         await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
@@ -131,7 +131,7 @@ async def test_a_session_that_ends_is_said_so(database_url: str, tmp_path: Path)
     from interfaces.feed import Limits
 
     async with (
-        stage(database_url, tmp_path, Limits(recheck=0.1)) as on,
+        open_feed(database_url, tmp_path, Limits(recheck=0.1)) as on,
         opened_browser() as browser,
         signed_in(browser, on) as page,
     ):
@@ -145,8 +145,8 @@ async def test_a_session_that_ends_is_said_so(database_url: str, tmp_path: Path)
 async def test_a_batch_of_somebody_else_is_not_there(database_url: str, tmp_path: Path) -> None:
     chromium()
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Secret", minutes_ago=1, owner="rival")
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Secret", minutes_ago=1, owner="rival")
         await scene.start()
         await on.projected()
         async with signed_in(browser, on) as page:

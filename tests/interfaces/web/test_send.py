@@ -11,9 +11,9 @@ from playwright.async_api import CDPSession, Locator, Page, expect
 from application.ports.auth import Scope
 from domain.batch.events import BatchSealed
 from domain.ids import upload_id_for
-from tests.interfaces.feed.stage import Stage, stage
+from tests.interfaces.feed.harness import FeedHarness, open_feed
+from tests.interfaces.web.batch_fixture import BatchFixture
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
-from tests.interfaces.web.scenes import Scene
 from tests.support import free_port
 
 MIB = 2**20
@@ -64,7 +64,7 @@ class Line:
         await self._session.send("Network.emulateNetworkConditions", limits)
 
 
-async def stored(on: Stage, batch: UUID, path: str) -> bytes:
+async def stored(on: FeedHarness, batch: UUID, path: str) -> bytes:
     upload = await on.log.upload(upload_id_for(batch, path, on.log.id_secret))
     assert upload.blob is not None
     return b"".join([chunk async for chunk in on.parts.services.blobs.read(upload.blob)])
@@ -82,7 +82,7 @@ async def test_a_folder_is_sent_into_a_batch_of_its_own_and_sealed(
     album = folder(tmp_path / "album", lisbon=300_000, porto=0, faro=9)
     folder(album / "raw", sintra=2 * MIB)
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
         async with signed_in(browser, on, scope=Scope.UPLOADER) as page:
             await page.goto(on.address)
             await page.get_by_role("link", name="Upload", exact=True).click()
@@ -109,8 +109,8 @@ async def test_files_join_an_open_batch_which_keeps_what_it_has(
     chromium()
     more = folder(tmp_path / "more", known=12, other=700, new=900)
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Summer", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
         await scene.start()
         size = (more / "known.bin").stat().st_size
         await scene.add("known.bin", size, tuple(scene.completed(size)))
@@ -134,7 +134,7 @@ async def test_a_reload_costs_nothing_that_had_arrived(database_url: str, tmp_pa
     chromium()
     album = folder(tmp_path / "album", lisbon=LARGE, porto=1000)
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
         async with signed_in(browser, on, scope=Scope.UPLOADER) as page:
             offsets: list[int] = []
             page.on("request", lambda asked: _note_offset(asked.headers, offsets))
@@ -177,7 +177,7 @@ async def test_a_pause_and_a_restart_of_the_server_are_gone_on_after(
     port = free_port()
 
     async with opened_browser() as browser:
-        async with stage(database_url, tmp_path, port=port) as on:
+        async with open_feed(database_url, tmp_path, port=port) as on:
             # The context outlives this server: it is closed with the browser.
             visitor = signed_in(browser, on, scope=Scope.UPLOADER)
             page = await visitor.__aenter__()
@@ -193,7 +193,7 @@ async def test_a_pause_and_a_restart_of_the_server_are_gone_on_after(
             await expect(row(page, "lisbon.bin")).to_contain_text("Sending")
         await expect(page.get_by_text("Trying again")).to_be_visible()
         await line.carries(-1)
-        async with stage(database_url, tmp_path, port=port) as on:
+        async with open_feed(database_url, tmp_path, port=port) as on:
             await expect(page.get_by_text("Everything has arrived")).to_be_visible()
             batch = await batch_on(page)
             assert await stored(on, batch, "album/lisbon.bin") == b"lisbon" * (LARGE // 6)
@@ -207,7 +207,7 @@ async def test_what_the_server_does_not_take_is_said_file_by_file(
     album = folder(tmp_path / "album", large=5000, small=500)
 
     async with (
-        stage(database_url, tmp_path, max_file_size=1000) as on,
+        open_feed(database_url, tmp_path, max_file_size=1000) as on,
         opened_browser() as browser,
         signed_in(browser, on, scope=Scope.UPLOADER) as page,
     ):
@@ -230,7 +230,7 @@ async def test_who_may_only_look_is_not_asked_for_files(database_url: str, tmp_p
     chromium()
 
     async with (
-        stage(database_url, tmp_path) as on,
+        open_feed(database_url, tmp_path) as on,
         opened_browser() as browser,
         signed_in(browser, on) as page,
     ):
@@ -245,8 +245,8 @@ async def test_a_key_for_one_batch_sends_into_that_one(database_url: str, tmp_pa
     chromium()
     album = folder(tmp_path / "album", faro=900)
 
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = Scene(on.log, "Summer", minutes_ago=1)
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
         await scene.start()
         await on.projected()
         limited = signed_in(browser, on, scope=Scope.UPLOADER, batch=scene.id)
@@ -267,7 +267,7 @@ async def test_the_page_reports_no_arrival_where_nothing_arrived(
     album = folder(tmp_path / "album", large=5000)
 
     async with (
-        stage(database_url, tmp_path, max_file_size=1000) as on,
+        open_feed(database_url, tmp_path, max_file_size=1000) as on,
         opened_browser() as browser,
         signed_in(browser, on, scope=Scope.UPLOADER) as page,
     ):

@@ -9,7 +9,7 @@ from playwright.async_api import expect
 from application.ports.auth import Scope
 from infrastructure.postgres.heartbeat import ProcessHeartbeat, ProcessStatus
 from tests.harness import running
-from tests.interfaces.feed.stage import stage
+from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
 
 GONE = """INSERT INTO orchestration.processes (id, machine, pid, roles, version, leads, seen_at)
@@ -24,7 +24,7 @@ async def test_processes_their_leader_and_what_lags_are_seen(
 
     status = ProcessStatus()
     status.leads = lambda: True
-    async with stage(database_url, tmp_path) as on, opened_browser() as browser:
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
         here = ProcessHeartbeat(on.parts.pool, ("api", "orchestrator"), status, 0.1)
         async with (
             running(here.run()),
@@ -58,7 +58,7 @@ async def test_who_may_not_see_the_system_is_told_what_it_takes(
     chromium()
 
     async with (
-        stage(database_url, tmp_path) as on,
+        open_feed(database_url, tmp_path) as on,
         opened_browser() as browser,
         signed_in(browser, on, refused=403) as page,
     ):

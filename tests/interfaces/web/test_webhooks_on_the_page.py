@@ -8,8 +8,8 @@ from playwright.async_api import Page, expect
 
 from application.ports.auth import Scope
 from application.webhooks.delivery import DELAYS
-from tests.infrastructure.webhooks.office import always, open_office, receiving, thanks
-from tests.interfaces.feed.stage import stage
+from tests.infrastructure.webhooks.harness import always, open_webhook_harness, receiving, thanks
+from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
 
 
@@ -27,17 +27,17 @@ async def test_an_operator_tests_a_webhook_tells_it_again_and_turns_it_off_and_o
     chromium()
 
     async with (
-        stage(database_url, tmp_path, allow_private_addresses=True) as on,
-        open_office(database_url) as office,
+        open_feed(database_url, tmp_path, allow_private_addresses=True) as on,
+        open_webhook_harness(database_url) as harness,
         receiving() as receiver,
         opened_browser() as browser,
         signed_in(browser, on, scope=Scope.OPERATOR) as page,
     ):
-        await office.open()
+        await harness.open()
         await page.goto(f"{on.address}/#/webhooks")
         await expect(page.get_by_text("Nobody is told")).to_be_visible()
-        await office.hook(receiver.url, "batch.completed", owner="default", description="album")
-        await office.hook("https://example.com/theirs", owner="rival")
+        await harness.hook(receiver.url, "batch.completed", owner="default", description="album")
+        await harness.hook("https://example.com/theirs", owner="rival")
         card = page.locator("li.card")
         await expect(card).to_have_count(1)
         await expect(card).to_contain_text("Enabled")
@@ -52,7 +52,7 @@ async def test_an_operator_tests_a_webhook_tells_it_again_and_turns_it_off_and_o
         await expect(deliveries).to_contain_text("Delivered")
 
         receiver.answer = always(503, "not today")
-        await office.complete(await office.batch(owner="default"))
+        await harness.complete(await harness.batch(owner="default"))
         await expect(state).to_contain_text("Failing")
         await expect(deliveries.first).to_contain_text("Tried, and again")
         await expect(deliveries.first).to_contain_text("again in")
@@ -74,20 +74,20 @@ async def test_what_was_given_up_is_all_told_again(database_url: str, tmp_path: 
     chromium()
 
     async with (
-        stage(database_url, tmp_path, allow_private_addresses=True) as on,
-        open_office(database_url) as office,
+        open_feed(database_url, tmp_path, allow_private_addresses=True) as on,
+        open_webhook_harness(database_url) as harness,
         receiving(always(503)) as receiver,
         opened_browser() as browser,
         signed_in(browser, on, scope=Scope.OPERATOR) as page,
     ):
-        await office.open()
-        hook = await office.hook(receiver.url, "batch.started", owner="default")
-        await office.batch(owner="default")
+        await harness.open()
+        hook = await harness.hook(receiver.url, "batch.started", owner="default")
+        await harness.batch(owner="default")
         position = await on.log.head()
         for number, delay in enumerate(DELAYS, start=1):
-            await office.tried(hook, position, number)
-            office.skip(delay)
-        await office.ended(hook, position)
+            await harness.tried(hook, position, number)
+            harness.skip(delay)
+        await harness.ended(hook, position)
         receiver.answer = thanks
         await page.goto(f"{on.address}/#/webhooks/{hook.id}")
         deliveries = page.get_by_role("list", name="Deliveries").get_by_role("listitem")

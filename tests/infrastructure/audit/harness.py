@@ -1,4 +1,4 @@
-"""What the tests of seals share: a log with a history, a sealer, and hands that alter the log."""
+"""A log with a history, a sealer of it, and SQL that alters what is stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support import tamper
 
 
 @dataclass(frozen=True)
-class Notary:
+class AuditHarness:
     """Records, seals and checks; the key is in `folder`."""
 
     url: str
@@ -66,9 +66,9 @@ class Notary:
 
 
 @asynccontextmanager
-async def notary(url: str, folder: Path) -> AsyncIterator[Notary]:
+async def open_audit_harness(url: str, folder: Path) -> AsyncIterator[AuditHarness]:
     async with opened(url) as log, connected(url) as connection:
-        yield Notary(url, folder, log, connection, sealer_in(folder))
+        yield AuditHarness(url, folder, log, connection, sealer_in(folder))
 
 
 def sealer_in(folder: Path) -> Sealer:

@@ -1,4 +1,4 @@
-"""A line to the server that is cut at the worst moment: around COMMIT."""
+"""A proxy to PostgreSQL that cuts a connection around COMMIT."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Cut(Enum):
     SILENCE = "not at all, but the client never hears of it"
 
 
-class FaultyLine:
+class FaultyProxy:
     """Listens at `url`; cuts the connection on which the next COMMIT passes once `arm` is called.
 
     `down` refuses every connection, and cuts those there are.
@@ -49,7 +49,7 @@ class FaultyLine:
             writer.close()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[FaultyLine]:
+    async def running(self) -> AsyncIterator[FaultyProxy]:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         pairs: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""A user's own service, and a whole plant whose pipeline asks it."""
+"""A remote step: a service that is asked, and the pipeline that asks it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class World:
+class RemoteStepHarness:
     """A worker and an API that share nothing but the database and the bytes."""
 
     plant: Plant
@@ -70,9 +70,9 @@ class World:
 
 
 @asynccontextmanager
-async def world(
+async def open_remote_steps(
     url: str, folder: Path, service: Service, *, timeout: float = 60.0, **options: Any
-) -> AsyncIterator[World]:
+) -> AsyncIterator[RemoteStepHarness]:
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         service.url = service.url or await enter(_listening(service))
@@ -90,7 +90,7 @@ async def world(
         outbound = await enter(open_safe_client(private=True))
         http = HttpProcessor(outbound, PostgresRemoteSteps(plant.pool), server.url, now)
         plant.orchestrate()
-        yield World(plant, server, {"http": http}, service)
+        yield RemoteStepHarness(plant, server, {"http": http}, service)
         await plant.stop()
 
 

@@ -17,15 +17,15 @@ from domain.ids import upload_id_for
 from interfaces.bootstrap.container import Container
 from interfaces.feed import HUB, FeedHub, Limits
 from tests.harness import open_test_container, running, serve_http, supervise_projector
-from tests.interfaces.feed.viewer import Viewer
+from tests.interfaces.feed.ws_client import FeedClient
 from tests.stories import registered, started
 from tests.support import eventually
 
 POSITION = "SELECT notification_id FROM notification_tracking WHERE application_name = 'read_model'"
 
 
-class Stage:
-    """What a story needs at hand."""
+class FeedHarness:
+    """A container with its feed, and ways to record events and to watch them."""
 
     def __init__(
         self, parts: Container, hub: FeedHub, address: str, session: aiohttp.ClientSession
@@ -40,7 +40,7 @@ class Stage:
 
     @asynccontextmanager
     async def projecting(self) -> AsyncIterator[None]:
-        """The projector runs until the end, but for where a story holds it up."""
+        """The projector runs until the end, except while the test holds it."""
         await self.resume()
         try:
             yield
@@ -108,7 +108,7 @@ class Stage:
         }
 
     @asynccontextmanager
-    async def viewer(self, key: str | None, **more: Any) -> AsyncIterator[Viewer]:
+    async def viewer(self, key: str | None, **more: Any) -> AsyncIterator[FeedClient]:
         """A client of the feed; without a key it introduces itself later."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         async with self._session.ws_connect(
@@ -116,19 +116,19 @@ class Stage:
             headers={**headers, **more.pop("headers", {})},
             **{"protocols": ("uptrail.v1.json",), "max_msg_size": 0, **more},
         ) as socket:
-            yield Viewer(socket)
+            yield FeedClient(socket)
 
 
 @asynccontextmanager
-async def stage(
+async def open_feed(
     url: str, tmp_path: Path, limits: Limits | None = None, *, port: int = 0, **settings: Any
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[FeedHarness]:
     """Everything but orchestrator and worker, on a database of its own."""
     async with (
         open_test_container(url, tmp_path, **settings) as parts,
         serve_http(parts, limits=limits, port=port) as server,
         aiohttp.ClientSession() as session,
     ):
-        made = Stage(parts, server.app[HUB], server.url, session)
+        made = FeedHarness(parts, server.app[HUB], server.url, session)
         async with made.projecting():
             yield made

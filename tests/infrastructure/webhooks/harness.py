@@ -1,4 +1,4 @@
-"""A post office on one database: a log to feed, receivers that listen, and a clock to turn."""
+"""A log to append to, followers and deliverers of webhooks, receivers, and a clock to set."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ Answer: TypeAlias = Callable[["Request"], Awaitable[web.Response]]
 
 
 class Clock:
-    """The time, and then some: tests turn it on by hours and days."""
+    """The time plus what a test skips: hours and days."""
 
     def __init__(self) -> None:
         self.ahead = timedelta()
@@ -149,8 +149,8 @@ class Hook:
     secret: str
 
 
-class Office:
-    """What a test feeds and looks at. Followers and deliverers are started by the test."""
+class WebhookHarness:
+    """A log and what becomes of its webhooks. The test starts followers and deliverers."""
 
     def __init__(
         self,
@@ -353,7 +353,7 @@ class Office:
 
 
 @asynccontextmanager
-async def open_office(url: str) -> AsyncIterator[Office]:
+async def open_webhook_harness(url: str) -> AsyncIterator[WebhookHarness]:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(make_pool(url, name="test", max_size=6))
         listener = await stack.enter_async_context(Listener(url))
@@ -362,11 +362,11 @@ async def open_office(url: str) -> AsyncIterator[Office]:
         engine = make_engine(url)
         stack.push_async_callback(engine.dispose)
         queries = PostgresQueries(engine, listener.wakeups(READ_MODEL))
-        office = Office(
+        harness = WebhookHarness(
             url, pool, listener, log, PayloadBuilder(log, queries, "https://up.example")
         )
-        stack.push_async_callback(office.stop)
-        yield office
+        stack.push_async_callback(harness.stop)
+        yield harness
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Batches as people have them, written into the log as the events that make them."""
+"""Batches for the page, recorded as the events that make them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TROUBLE = (
 )
 
 
-class Scene:
+class BatchFixture:
     """One batch in the making; `upto` says how far each of its uploads gets."""
 
     def __init__(

@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 
 
-class Viewer:
+class FeedClient:
     """Applies frames by the rule `from <= position < to`, and keeps what it was sent."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -26,7 +26,7 @@ class Viewer:
         self.position = -1
         self.cursor: str | None = None
 
-    def go_on_from(self, before: Viewer) -> None:
+    def go_on_from(self, before: FeedClient) -> None:
         """Takes over what a viewer had whose socket is gone."""
         self.rows, self.position, self.cursor = before.rows, before.position, before.cursor
 
@@ -60,7 +60,9 @@ class Viewer:
             pass
         return frame
 
-    async def until(self, condition: Callable[[Viewer], object], deadline: float = 60.0) -> None:
+    async def until(
+        self, condition: Callable[[FeedClient], object], deadline: float = 60.0
+    ) -> None:
         async with asyncio.timeout(deadline):
             while not condition(self):
                 await self.frame(deadline)
