@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
 from application.views import Activity, BatchView
 from domain.file import FileDeclaration
+from interfaces.cli import main
 from interfaces.cli.client import Client, Frame
 from interfaces.cli.console import Server, format_time, state_label
 from interfaces.cli.main import run
@@ -305,3 +308,14 @@ def test_a_stalled_batch_shows_since_when() -> None:
     )
 
     assert state_label(batch) == f"open, stalled since {format_time(since)}"
+
+
+def test_every_error_that_is_known_by_its_name_exists() -> None:
+    root = Path(__file__).parents[3]
+    packages = ("domain", "application", "infrastructure", "interfaces")
+    sources = [file.read_text() for name in packages for file in (root / name).rglob("*.py")]
+    classes = {name for source in sources for name in re.findall(r"^class (\w+)", source, re.M)}
+
+    names = {name for name, *_ in main._known_errors()}
+
+    assert {name for name in names if not hasattr(psycopg.errors, name)} <= classes
