@@ -29,10 +29,10 @@ from domain.retry import RetryPolicy
 from domain.upload.events import AttemptStarted, RetryRequested, UploadExpired, UploadQueued
 from domain.upload.state import UploadState
 from infrastructure.jobs import selection
+from tests.fault_injection import COUNT_KILLS, KILLS, end_sessions
 from tests.infrastructure.jobs.crowd import crowd
 from tests.infrastructure.jobs.hands import Fails, Gate, Refusing, holds_back, passes, refuses
 from tests.infrastructure.jobs.plant import Plant, context, open_plant, pipeline
-from tests.infrastructure.jobs.test_exactly_once import KILLER
 
 ONE_STEP = pipeline("step")
 ONCE = RetryPolicy(attempts=1)
@@ -72,7 +72,7 @@ async def test_a_crash_in_the_middle_of_a_retry_neither_forgets_nor_repeats_an_u
         plant.work({"step": Fails(attempts=1)})
         batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)}, retry_policy=ONCE)
         await plant.completed(batch)
-        killer = KILLER.format(table="orchestration.retries", moment="IMMEDIATE")
+        killer = end_sessions("uptrail-orchestrator", "orchestration.retries", "IMMEDIATE")
         await plant.fetch_none(killer)
 
         await execute(plant.log, RetryBatch(batch=batch), context())
@@ -80,7 +80,7 @@ async def test_a_crash_in_the_middle_of_a_retry_neither_forgets_nor_repeats_an_u
 
         assert len(await plant.all_of(RetryRequested)) == 30
         assert {u.attempt for u in (await plant.uploads(batch)).values()} == {2}
-        assert await plant.fetch("SELECT last_value >= 3 FROM kills") == [(True,)]
+        assert await plant.fetch(COUNT_KILLS) >= [(KILLS,)]
 
 
 async def test_a_retry_leaves_what_did_not_fail_as_it_is(database_url: str, tmp_path: Path) -> None:

@@ -18,22 +18,11 @@ from infrastructure.jobs.tables import save_position
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.locks import ORCHESTRATOR_LOCK
 from interfaces.bootstrap.tasks import supervise
+from tests.fault_injection import COUNT_KILLS, KILLS, end_sessions
 from tests.infrastructure.jobs.hands import Gate, passes
 from tests.infrastructure.jobs.plant import Plant, context, now, open_plant, pipeline
 
 ONE_STEP = pipeline("step")
-
-# Ends the session of the orchestrator, from within, the first three times it gets here.
-KILLER = """
-CREATE SEQUENCE IF NOT EXISTS kills;
-CREATE FUNCTION kill_the_orchestrator() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-  IF current_setting('application_name') = 'uptrail-orchestrator' AND nextval('kills') <= 3 THEN
-    PERFORM pg_terminate_backend(pg_backend_pid());
-  END IF;
-  RETURN NULL;
-END $$;
-CREATE CONSTRAINT TRIGGER killer AFTER INSERT OR UPDATE ON {table}
-DEFERRABLE INITIALLY {moment} FOR EACH ROW EXECUTE FUNCTION kill_the_orchestrator()"""
 
 
 @pytest.mark.parametrize(
@@ -50,7 +39,7 @@ async def test_a_crash_in_the_middle_of_a_round_neither_loses_nor_repeats_anythi
     database_url: str, tmp_path: Path, table: str, moment: str
 ) -> None:
     async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        await plant.fetch_none(KILLER.format(table=table, moment=moment))
+        await plant.fetch_none(end_sessions("uptrail-orchestrator", table, moment))
         batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)})
 
         plant.orchestrate()
@@ -58,7 +47,7 @@ async def test_a_crash_in_the_middle_of_a_round_neither_loses_nor_repeats_anythi
         done = await plant.completed(batch)
 
         assert done.outcome is Outcome.SUCCEEDED
-        assert await plant.fetch("SELECT last_value FROM kills") >= [(3,)]
+        assert await plant.fetch(COUNT_KILLS) >= [(KILLS,)]
         await every_step_happened_once(plant, 30)
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
 
@@ -37,6 +38,7 @@ from domain.ids import upload_id_for
 from domain.upload.events import FileReceived, UploadCompleted
 from domain.upload.state import UploadState
 from domain.webhook.events import WebhookDisabled, WebhookFilter
+from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.outbound import open_safe_client
@@ -50,6 +52,7 @@ from infrastructure.webhooks.dispatcher import WebhookDispatcher
 from infrastructure.webhooks.outbox import PostgresOutbox
 from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.bootstrap.tasks import supervise
+from tests.harness import open_test_container
 from tests.stories import ALICE, registered, started
 from tests.support import eventually
 
@@ -159,6 +162,7 @@ class WebhookHarness:
         listener: Listener,
         log: PostgresEventLog,
         teller: PayloadBuilder,
+        codec: Codec = CODEC,
     ) -> None:
         self.url = url
         self.pool = pool
@@ -169,6 +173,7 @@ class WebhookHarness:
         self.bell = asyncio.Event()
         self.timeout = PATIENCE  # a receiver that a test holds up is not given up
         self._listener = listener
+        self._codec = codec
         self._stack = AsyncExitStack()
         self._roles: list[asyncio.Task[None]] = []
 
@@ -176,7 +181,12 @@ class WebhookHarness:
 
     def follow(self, most: int = 100_000) -> asyncio.Task[None]:
         follower = WebhookDispatcher(
-            self.url, self._listener.wakeups(), self.bell, most=most, now=self.clock
+            self.url,
+            self._listener.wakeups(),
+            self.bell,
+            most=most,
+            now=self.clock,
+            codec=self._codec,
         )
         return self._start(supervise("webhooks", follower.run, essential=False))
 
@@ -353,17 +363,26 @@ class WebhookHarness:
 
 
 @asynccontextmanager
-async def open_webhook_harness(url: str) -> AsyncIterator[WebhookHarness]:
+async def open_webhook_harness(
+    url: str, data_dir: Path | None = None
+) -> AsyncIterator[WebhookHarness]:
+    """A harness for this database; with a data folder it reads what a server there encrypted."""
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(make_pool(url, name="test", max_size=6))
-        listener = await stack.enter_async_context(Listener(url))
-        committer = await stack.enter_async_context(GroupCommitter(url))
-        log = await stack.enter_async_context(PostgresEventLog(pool, committer))
+        if data_dir is not None:
+            container = await stack.enter_async_context(open_test_container(url, data_dir))
+            pool, listener, log = container.pool, container.listener, container.log
+            codec = container.codec
+        else:
+            codec = CODEC
+            pool = await stack.enter_async_context(make_pool(url, name="test", max_size=6))
+            listener = await stack.enter_async_context(Listener(url))
+            committer = await stack.enter_async_context(GroupCommitter(url))
+            log = await stack.enter_async_context(PostgresEventLog(pool, committer))
         engine = make_engine(url)
         stack.push_async_callback(engine.dispose)
         queries = PostgresQueries(engine, listener.wakeups(READ_MODEL))
         harness = WebhookHarness(
-            url, pool, listener, log, PayloadBuilder(log, queries, "https://up.example")
+            url, pool, listener, log, PayloadBuilder(log, queries, "https://up.example"), codec
         )
         stack.push_async_callback(harness.stop)
         yield harness

@@ -52,7 +52,7 @@ class WebhookApi:
 async def open_webhook_api(url: str, folder: Path, **settings: Any) -> AsyncIterator[WebhookApi]:
     settings.setdefault("allow_private_addresses", True)
     async with (
-        open_webhook_harness(url) as harness,
+        open_webhook_harness(url, folder) as harness,
         receiving() as receiver,
         serving(url, folder, **settings) as server,
     ):

@@ -41,7 +41,7 @@ async def _join(
         return answer.status, answer.headers.get("Location", "")
 
 
-async def test_parts_are_made_one_upload_in_the_orderfilename(
+async def test_parts_are_made_one_upload_in_the_order_named(
     database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as server:

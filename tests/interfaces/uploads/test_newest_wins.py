@@ -40,7 +40,7 @@ async def test_who_is_overtaken_before_its_turn_puts_down_what_it_brought(
         id = upload_in(location)
         async with server.transfers.upload_locks.acquire(id) as first:
             await sender.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
-            await eventually(lambda: first.ended)  # now the PATCH waits for its turn
+            await eventually(lambda: first.is_preempted)  # now the PATCH waits for its turn
             asking = asyncio.create_task(server.transfers.current_upload(id, Actor("test")))
             await asyncio.sleep(0)  # and is overtaken
 
