@@ -119,6 +119,15 @@ def test_the_api_manual_names_every_route() -> None:
     assert set(routes()) - named - own == set()
 
 
+def test_every_entry_of_the_changelog_names_its_area() -> None:
+    """A merge by union may put an old form of an entry back; entries of old had no area."""
+    text = (ROOT / "CHANGELOG.md").read_text().partition("### Added")[2]
+
+    entries = re.findall(r"^- .*$", text, re.MULTILINE)
+    assert [entry for entry in entries if not re.match(r"- \*\*[A-Z][\w ]+\*\*", entry)] == []
+    assert len(set(entries)) == len(entries)
+
+
 def test_stale_references_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
