@@ -309,7 +309,8 @@ async def test_what_cannot_be_told_fails_by_itself_and_stays_visible(
         tried = await harness.tried(hook, await harness.complete(await harness.batch()), 1)
 
         assert tried.last is not None
-        assert tried.last.error == "it cannot be told: position 7: no event has the topic 'x'"
+        reason = "position 7: no event has the topic 'x'"
+        assert tried.last.error == f"the payload cannot be built: {reason}"
         assert receiver.requests == []
 
 
