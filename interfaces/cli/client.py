@@ -45,8 +45,15 @@ LAG_PATIENCE = 30.0  # seconds that a read waits for the server to show what was
 
 
 class _Problem(ProblemDocument, frozen=True):
-    """A problem document with the members that commands act on."""
+    """A problem document with the members that commands act on.
 
+    Every member is optional (RFC 9457 section 3.1): a proxy may send fewer than our server does.
+    """
+
+    type: str = "about:blank"
+    title: str = ""
+    status: int = 0
+    code: str = ""
     min_position: int | None = None
     free: int | None = None
 
@@ -261,7 +268,7 @@ def error_from_response(status: int, answer: bytes) -> Refusal:
     try:
         problem = msgspec.json.decode(answer, type=_Problem)
     except msgspec.DecodeError:
-        problem = _Problem(type="", title="", status=status, code="", detail=unexplained)
+        problem = _Problem(detail=unexplained)
     details = tuple(f"{one.pointer} {one.detail}".strip() for one in problem.errors)
     text = problem.detail or problem.title or unexplained
     repeated = all(one.detail in text for one in problem.errors)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -19,6 +20,7 @@ import msgspec
 import pytest
 
 from interfaces.cli.transfer import SMALL
+from interfaces.common.api_types import StartedBatchResponse
 from tests.interfaces.cli.conftest import Command, Outcome
 from tests.support import free_port, run
 
@@ -113,7 +115,7 @@ def test_a_server_that_comes_up_in_time_is_used(ask: Ask) -> None:
             connection, _ = server.accept()
             with connection:
                 connection.recv(65536)
-                body = b'{"items":[]}'
+                body = b'{"items":[],"next":null,"position":0}'
                 head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
                 connection.sendall(head.encode() + body)
 
@@ -221,9 +223,22 @@ def test_a_server_lost_during_several_transfers_is_reported_once_and_exits_with_
         {"path": name, "upload": str(UUID(int=n)), "status": "added"}
         for n, name in enumerate(names)
     ]
+    started = StartedBatchResponse(
+        id=UUID(batch),
+        owner="acme",
+        label="",
+        state="open",
+        pipeline="default",
+        priority=0,
+        started_at=datetime.now(UTC),
+        version=1,
+        uploads=(),
+        position=1,
+    )
+    counts = {"added": len(known), "known": 0, "rejected": 0, "position": 2}
     answers = {
-        b"POST /v1/batches ": {"id": batch, "state": "open"},
-        b"POST /v1/batches/" + batch.encode(): {"files": known},
+        b"POST /v1/batches ": started,
+        b"POST /v1/batches/" + batch.encode(): {"files": known, **counts},
     }
 
     async def going_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
