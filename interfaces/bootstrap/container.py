@@ -381,7 +381,7 @@ async def open_container(
             keys=keys,
             now=utc_now,
             new_id=new_id,
-            elsewhere=NotifyPreemption(pool, listener),
+            remote_preemption=NotifyPreemption(pool, listener),
             remote_steps=PostgresRemoteSteps(pool),
             usage=PostgresUsage(pool),
             slots=await stack.enter_async_context(PostgresTransferLimiter(database.url)),

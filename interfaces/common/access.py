@@ -1,4 +1,5 @@
-"""Who is asking, and what they may: a key or a browser session for every path but the public."""
+"""Authentication and authorization of requests: by API key or browser session, except on public
+paths."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from domain.webhook.aggregate import Webhook
 from interfaces.common.failed_attempts import attempts_of
 from interfaces.common.forwarded import configured_origin, forwarded_origin
 from interfaces.common.problems import Problem, unauthenticated
-from interfaces.common.responses import LARGE, STREAMS, Stream
+from interfaces.common.responses import LARGE_RESPONSE, STREAMS, Stream
 from interfaces.common.running_requests import RUNNING
 from interfaces.common.services import SERVICES
 
@@ -27,13 +28,13 @@ PUBLIC = frozenset(
     {"/", "/favicon.ico", "/healthz", "/readyz", "/login", "/openapi.json", "/asyncapi.json"}
 )
 PUBLIC_PREFIXES = ("/static/", "/v1/callbacks/{token}/")
-"""What anybody may fetch: whether we live, how to ask, and the page's own files; never data.
+"""Paths without authentication: health, API descriptions and the page's own files; never data.
 
-A callback's path is its own credential: its handlers see to it.
+The token in a callback's path is its credential, which its handlers check.
 """
 
 FIRST_MESSAGE = frozenset({"/v1/feed"})
-"""Where a WebSocket may authenticate by its first message: the handler sees to it."""
+"""Paths on which a WebSocket may authenticate by its first message, which the handler checks."""
 
 PRINCIPAL: web.RequestKey[Principal] = web.RequestKey("principal", Principal)
 CREDENTIAL: web.RequestKey[Credential] = web.RequestKey("credential", Credential)
@@ -43,9 +44,9 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 @web.middleware
 async def access_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Nothing but the public paths is reached without a credential that holds.
+    """Require a valid credential on every path that is not public.
 
-    OPTIONS passes: a browser asks it of us without credentials, and it tells nothing.
+    OPTIONS is exempt: browsers send it without credentials, and its response holds no data.
     """
     if is_public(request) or request.method == hdrs.METH_OPTIONS:
         return await handler(request)
@@ -65,29 +66,29 @@ async def access_middleware(request: web.Request, handler: Handler) -> web.Strea
 
 
 def _is_large(response: web.StreamResponse) -> bool:
-    """Whether it is one document that a client could keep in memory by not reading it."""
+    """Return whether the response is one large body, held in memory until the client reads it."""
     body = response.body if isinstance(response, web.Response) else None
-    return isinstance(body, bytes) and len(body) >= LARGE
+    return isinstance(body, bytes) and len(body) >= LARGE_RESPONSE
 
 
 def is_public(request: web.Request) -> bool:
-    """Judged by the route that will answer, not by how the path is spelled."""
+    """Return whether the path is public, judged by its route and not by its spelling."""
     resource = request.match_info.route.resource
     path = resource.canonical if resource is not None else ""
     return path in PUBLIC or f"{path}/".startswith(PUBLIC_PREFIXES)
 
 
 def principal_of(request: web.Request) -> Principal:
-    """Who asks; raises a 401 Problem where nobody has said so yet."""
+    """Return the authenticated principal. Raises a 401 Problem without one."""
     if PRINCIPAL not in request:
         raise unauthenticated("sign in first")
     return request[PRINCIPAL]
 
 
 def require(request: web.Request, *scopes: Scope) -> Principal:
-    """Who asks, if their scope is one of these; an admin may do everything.
+    """Return the principal if it has one of the scopes; an admin may do everything.
 
-    Raises a 403 Problem otherwise: what is refused is the act, not the sight of a thing.
+    Raises a 403 Problem otherwise: a scope limits actions; for visibility see `require_owned`.
     """
     principal = principal_of(request)
     if principal.scope is Scope.ADMIN or principal.scope in scopes:
@@ -97,22 +98,23 @@ def require(request: web.Request, *scopes: Scope) -> Principal:
 
 
 def reject_batch_scoped_key(principal: Principal) -> None:
-    """Raises a 403 Problem for a key that is limited to one batch."""
+    """Raise a 403 Problem for a key that is limited to one batch."""
     if principal.batch is not None:
         raise Problem(403, "limited_key", f"this key is limited to batch {principal.batch}")
 
 
 def require_owned(principal: Principal, *, owner: str, batch: UUID) -> None:
-    """Raises NotFound for what belongs to another owner, or to another batch than the key's."""
+    """Raise NotFound for a resource of another owner, or of another batch than the key's."""
     if not _sees(principal, owner, batch):
         raise NotFound("not owned")
 
 
 async def require_visible_stream(request: web.Request, id: UUID) -> None:
-    """Raises NotFound for a stream that is absent, or that the principal may not see.
+    """Raise NotFound for a stream that is absent, or that the principal may not see.
 
-    An absent stream and a foreign one cost the same: one statement, whether or not the foreign one
-    is in memory, and nothing of it is loaded. What is in memory and visible costs none.
+    An absent stream and a foreign one cost the same, so that timing does not reveal which it is:
+    one statement, whether or not the foreign one is cached, and none of its events are loaded. A
+    visible stream in the cache needs no statement.
     """
     principal, log = principal_of(request), request.app[SERVICES].log
     known = log.remembered(id)
@@ -130,7 +132,7 @@ def _sees(principal: Principal, owner: str, batch: UUID) -> bool:
 
 
 async def load_batch(request: web.Request, id: UUID) -> Batch:
-    """The batch as the log has it, if the one who asks may touch it. Raises NotFound."""
+    """Load the batch from the log. Raises NotFound, also if the principal may not see it."""
     await require_visible_stream(request, id)
     batch = await request.app[SERVICES].log.batch(id)
     require_owned(principal_of(request), owner=batch.owner, batch=batch.id)
@@ -138,7 +140,7 @@ async def load_batch(request: web.Request, id: UUID) -> Batch:
 
 
 async def load_upload(request: web.Request, id: UUID) -> Upload:
-    """The upload as the log has it, likewise. Raises NotFound."""
+    """Load the upload from the log. Raises NotFound, also if the principal may not see it."""
     await require_visible_stream(request, id)
     upload = await request.app[SERVICES].log.upload(id)
     require_owned(principal_of(request), owner=upload.owner, batch=upload.batch)
@@ -146,7 +148,10 @@ async def load_upload(request: web.Request, id: UUID) -> Upload:
 
 
 async def load_webhook(request: web.Request, id: UUID, *, also_removed: bool = False) -> Webhook:
-    """The webhook as the log has it, likewise; a key limited to a batch sees none."""
+    """Load the webhook from the log. Raises NotFound, also if the principal may not see it.
+
+    A key that is limited to one batch sees no webhooks.
+    """
     log, principal = request.app[SERVICES].log, principal_of(request)
     await require_visible_stream(request, id)
     log.forget(id)
@@ -162,7 +167,10 @@ async def load_webhook(request: web.Request, id: UUID, *, also_removed: bool = F
 
 
 async def _authenticated(request: web.Request) -> tuple[Credential, Principal] | None:
-    """The credential and who it names; None without one. One that does not hold is refused."""
+    """Return the credential and its principal, None without a credential.
+
+    Raises a 401 Problem for an invalid one.
+    """
     keys, attempts = request.app[SERVICES].keys, attempts_of(request)
     header = request.headers.get(hdrs.AUTHORIZATION)
     if header is not None:
@@ -173,14 +181,14 @@ async def _authenticated(request: web.Request) -> tuple[Credential, Principal] |
             is_bearer = scheme.lower() == "bearer"
             return await keys.authenticate(credential.text) if is_bearer else None
 
-        known = await attempts.checked("key", credential.text, holder)
+        known = await attempts.authenticate("key", credential.text, holder)
         if known is None:
             raise unauthenticated("the key is unknown, revoked or expired", error="invalid_token")
         return credential, known
     token = request.cookies.get(SESSION_COOKIE)
     if token is None:
         return None
-    known = await attempts.checked("session", "", lambda: keys.session(token))
+    known = await attempts.authenticate("session", "", lambda: keys.session(token))
     if known is None:
         raise unauthenticated("the session is over: sign in again", error="invalid_token")
     if request.method not in _SAFE or _is_websocket(request):
@@ -189,9 +197,9 @@ async def _authenticated(request: web.Request) -> tuple[Credential, Principal] |
 
 
 def require_same_origin(request: web.Request) -> None:
-    """Raises a 403 Problem where a browser acts for a page that is not ours, or might.
+    """Raise a 403 Problem if a browser sends the request for a page of another origin, or might.
 
-    A proxy may have ended TLS before us: `https` of our own host is ours too.
+    A proxy in front may terminate TLS: `https` on our own host is our origin too.
     """
     origin = request.headers.get(hdrs.ORIGIN, "")
     if origin in request.app[SERVICES].settings.allowed_origins:
@@ -210,10 +218,11 @@ def require_same_origin(request: web.Request) -> None:
 
 
 def require_allowed_origin(request: web.Request) -> None:
-    """Raises a 403 Problem where a page listens that may not read our answers either.
+    """Raise a 403 Problem for a WebSocket of a page that CORS would not let read our responses.
 
-    A browser does not apply CORS to a WebSocket, so this does. It says which page asks in Origin,
-    and cannot send Authorization there: who does is no page. `*` lets pages in that have a key.
+    Browsers do not apply CORS to WebSockets, so the server does. A browser names the page in Origin
+    and cannot send Authorization with the handshake, so a client that sends it is not a page. With
+    `*`, pages of any origin may connect with a key.
     """
     if hdrs.ORIGIN not in request.headers or hdrs.AUTHORIZATION in request.headers:
         return

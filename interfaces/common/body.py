@@ -1,4 +1,7 @@
-"""A request's body as chunks, to the last byte that arrived, however the connection ends."""
+"""Reading of request bodies: in chunks, `100 Continue`, single-valued headers and byte ranges.
+
+Ranges follow RFC 9110 section 14: one range of bytes, or everything.
+"""
 
 from __future__ import annotations
 
@@ -18,36 +21,37 @@ CONTINUE_PENDING: web.RequestKey[bool] = web.RequestKey("waits_for_100_continue"
 
 
 async def defer_100_continue(request: web.Request) -> None:
-    """For routes, as `expect_handler`: a client that asks first is answered once we want the body.
+    """Put off `100 Continue` until the handler reads the body; the `expect_handler` of routes.
 
-    aiohttp would send `100 Continue` before anybody looked at the request.
+    aiohttp would send it before the request is authenticated and checked.
     """
     if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
         raise Problem(417, "expectation_failed", "only Expect: 100-continue is understood")
     request[CONTINUE_PENDING] = True
-    connection_of(request).hold_body()
+    connection_of(request).suspend_body_deadline()
 
 
 async def send_100_continue(request: web.Request) -> None:
-    """Asks the client for the body, if it waits to be asked."""
+    """Send `100 Continue` if the client waits for it."""
     if request.get(CONTINUE_PENDING):
         request[CONTINUE_PENDING] = False
-        connection_of(request).release_body()
+        connection_of(request).resume_body_deadline()
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer proper has not begun
+        request.writer.output_size = 0  # the final response has not begun
 
 
 def reject_content_encoding(request: web.Request) -> None:
-    """Raises a 415 Problem for a compressed body: offsets count the bytes as they are sent."""
+    """Raise a 415 Problem for a compressed body: offsets count the bytes as they are sent."""
     coding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
     if coding != "identity":
         raise Problem(415, "content_encoding", "send the bytes without Content-Encoding")
 
 
 class Body:
-    """The body as it arrives, uncopied; raises SenderGone after the last byte there is.
+    """Iterator over the chunks of a body, uncopied, up to the last byte that arrived.
 
-    Also raises Stalled and AccessEnded, if the connection's deadline or credential ended.
+    If the connection breaks, raises ClientDisconnected, but only after the last byte. Also raises
+    TransferInterrupted when the connection misses a deadline or its credential ends.
     """
 
     def __init__(self, request: web.Request) -> None:
@@ -60,7 +64,7 @@ class Body:
     async def __anext__(self) -> bytes:
         try:
             await send_100_continue(self._request)
-            # aiohttp does not tell of a connection that broke before it had begun the request.
+            # aiohttp does not report a connection that broke before the request was begun.
             if self._request.transport is None and not self._stream.is_eof():
                 raise ConnectionResetError("the connection was lost")
             chunk = await self._stream.readany()
@@ -72,15 +76,15 @@ class Body:
             raise StopAsyncIteration
         return chunk
 
-    async def here(self) -> bytes:
-        """What arrived and was not read yet, that which the sockets still hold included."""
+    async def read_buffered(self) -> bytes:
+        """Return the bytes that arrived and were not read yet, those in the socket included."""
         if self._request.get(CONTINUE_PENDING):
             return b""
         await asyncio.sleep(0)  # the loop looks at its sockets
         return self._unread()
 
     def _unread(self) -> bytes:
-        """A stream with an exception set refuses to be read, also where it still holds bytes."""
+        """Return the buffered bytes, also of a stream that refuses reads after an exception."""
         error = self._stream.exception()
         self._stream.set_exception(None)  # type: ignore[arg-type]
         rest = self._stream.read_nowait()
@@ -90,21 +94,18 @@ class Body:
 
 
 async def read_all(request: web.Request) -> bytes:
-    """All of a body that is known to be small. Raises Ended."""
-    if request.content.is_eof():  # it came along with the headers: there is nothing to wait for
+    """Read all of a body that is known to be small. Raises TransferInterrupted."""
+    if request.content.is_eof():  # it arrived with the head: nothing to wait for
         return await request.content.read()
     parts = [chunk async for chunk in Body(request)]
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-# Headers that may be sent once: a second one that says otherwise is never passed over.
-
-
 def single_header(request: web.Request, header: str) -> str | None:
-    """The header as it was sent; None without it.
+    """Return the header as it was sent, None without it.
 
-    Raises a 400 Problem for several that differ: whoever took one of them could take the wrong
-    one, and a proxy in front may have looked at the other (RFC 9110 section 5.3).
+    Raises a 400 Problem for several that differ: choosing one could choose the wrong one, and a
+    proxy in front may have read the other (RFC 9110 section 5.3).
     """
     lines = request.headers.getall(header, None)
     if lines is None:
@@ -113,8 +114,6 @@ def single_header(request: web.Request, header: str) -> str | None:
         raise bad_parameter(header, "must be sent once, not several times and each time otherwise")
     return lines[0]
 
-
-# Range requests, as RFC 9110 section 14 has them: one range of bytes, or everything.
 
 _ONE_RANGE = re.compile(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", re.ASCII | re.IGNORECASE)
 
@@ -136,10 +135,10 @@ class ByteRange(msgspec.Struct, frozen=True):
 
 
 def parse_range(header: str | None, size: int) -> ByteRange | None:
-    """What a Range header asks for; None for everything.
+    """Parse a Range header; None for the whole content.
 
-    A header in another unit, of several ranges or of no sense is ignored, as section 14.2 has
-    it. Raises Unsatisfiable.
+    A malformed header, another unit and several ranges are ignored, as RFC 9110 section 14.2
+    allows. Raises Unsatisfiable.
     """
     found = _ONE_RANGE.fullmatch(header or "")
     if found is None or found.group(1) == found.group(2) == "":

@@ -15,8 +15,8 @@ import msgspec
 from infrastructure.settings import Settings
 
 SWEEPS_PER_DEADLINE = 8
-SHORTEST_INTERVAL = 0.02  # seconds between two sweeps
-LONGEST_INTERVAL = 1.0
+MIN_SWEEP_INTERVAL = 0.02  # seconds
+MAX_SWEEP_INTERVAL = 1.0  # seconds
 
 
 class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     def interval(self) -> float:
         """Seconds between two sweeps."""
         shortest = min(self.head, self.body, self.response) / SWEEPS_PER_DEADLINE
-        return min(LONGEST_INTERVAL, max(SHORTEST_INTERVAL, shortest))
+        return min(MAX_SWEEP_INTERVAL, max(MIN_SWEEP_INTERVAL, shortest))
 
 
 class Fault(Enum):
@@ -57,7 +57,7 @@ class Fault(Enum):
 class Progress:
     """Transfer rate of a growing byte count, measured over consecutive time windows."""
 
-    __slots__ = ("_last", "_moved_at", "_since", "_start")
+    __slots__ = ("_last", "_last_change", "_since", "_start")
 
     def __init__(self) -> None:
         self._since: float | None = None
@@ -69,12 +69,12 @@ class Progress:
     def fault(self, now: float, total: int, window: float, rate: float) -> Fault | None:
         """Return the fault of the transfer, if any; `now` and `window` in seconds."""
         if self._since is None:
-            self._since = self._moved_at = now
+            self._since = self._last_change = now
             self._start = self._last = total
             return None
         if total != self._last:
-            self._last, self._moved_at = total, now
-        elif now - self._moved_at >= window:
+            self._last, self._last_change = total, now
+        elif now - self._last_change >= window:
             return Fault.SILENT
         elapsed = now - self._since
         if elapsed >= window:
@@ -87,7 +87,7 @@ class Progress:
 class Swept(Protocol):
     """Interface of a connection for the sweep."""
 
-    def look(self, now: float) -> None:
+    def check_deadlines(self, now: float) -> None:
         """End what has exceeded its deadline."""
 
 
@@ -95,7 +95,7 @@ class Sweep:
     """Periodic check of all connections, while there are any.
 
     `now` is a clock that only advances while the event loop runs: a loop that was blocked has not
-    read from its sockets meanwhile, and must not take their senders for silent.
+    read from its sockets meanwhile, and must not count their senders as silent.
     """
 
     def __init__(self, interval: float, connections: Callable[[], Iterable[Swept]]) -> None:
@@ -103,13 +103,13 @@ class Sweep:
         self._interval = interval
         self._connections = connections
         self._loop = asyncio.get_running_loop()
-        self._looked_at = 0.0
+        self._last_sweep = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def wake(self) -> None:
         """Start the sweep if it is idle."""
         if self._timer is None:
-            self._looked_at = self._loop.time()
+            self._last_sweep = self._loop.time()
             self._schedule()
 
     def close(self) -> None:
@@ -117,16 +117,16 @@ class Sweep:
             self._timer.cancel()
 
     def _schedule(self) -> None:
-        self._timer = self._loop.call_later(self._interval, self._look)
+        self._timer = self._loop.call_later(self._interval, self._sweep)
 
-    def _look(self) -> None:
+    def _sweep(self) -> None:
         at = self._loop.time()
-        self.now += min(at - self._looked_at, 2 * self._interval)
-        self._looked_at = at
+        self.now += min(at - self._last_sweep, 2 * self._interval)
+        self._last_sweep = at
         connections = tuple(self._connections())
         if not connections:
             self._timer = None
             return
         for connection in connections:
-            connection.look(self.now)
+            connection.check_deadlines(self.now)
         self._schedule()

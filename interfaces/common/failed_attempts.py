@@ -77,7 +77,7 @@ class _Buckets:
         return max(0.0, missing - (self._rate.burst - 1) * self._rate.interval)
 
     def take(self, name: str, now: float) -> None:
-        """Counts a failure. Beyond the limit nothing is added: the wait does not grow."""
+        """Count a failure. Beyond the limit nothing is added: the wait does not grow."""
         full_at = max(now, self._full_at.pop(name, now))
         latest = now + self._rate.burst * self._rate.interval
         self._full_at[name] = min(latest, full_at + self._rate.interval)
@@ -105,7 +105,7 @@ class FailedAttempts:
     def __len__(self) -> int:
         return len(self._addresses) + len(self._keys)
 
-    async def checked(
+    async def authenticate(
         self, address: str, kind: str, text: str, check: Callable[[], Awaitable[T | None]]
     ) -> T | None:
         """Return the result of `check`; None for an invalid credential.
@@ -131,7 +131,7 @@ class FailedAttempts:
 
     @asynccontextmanager
     async def _queued(self, address: str, key: str) -> AsyncIterator[None]:
-        """Waits until few other limited clients are being checked. Raises TooManyAttempts."""
+        """Limit concurrent checks of clients beyond their limit. Raises TooManyAttempts."""
         try:
             async with asyncio.timeout(CHECK_TIMEOUT):
                 await self._limited_checks.acquire()
@@ -151,7 +151,7 @@ class FailedAttempts:
             _log.warning("authentication_failed", kind=kind, address=address, key=key or None)
             return
         self._refused += 1
-        # A line for each would let a stranger fill the disk: so the 1st, 2nd, 4th, 8th ...
+        # One line per failure would let any client fill the disk: log the 1st, 2nd, 4th, 8th ...
         if self._refused & (self._refused - 1) == 0:
             _log.warning(
                 "authentication_limited",
@@ -171,11 +171,11 @@ class ClientAttempts:
         self._attempts = attempts
         self._address = address
 
-    async def checked(
+    async def authenticate(
         self, kind: str, text: str, check: Callable[[], Awaitable[T | None]]
     ) -> T | None:
-        """See FailedAttempts.checked."""
-        return await self._attempts.checked(self._address, kind, text, check)
+        """See FailedAttempts.authenticate."""
+        return await self._attempts.authenticate(self._address, kind, text, check)
 
 
 ATTEMPTS: web.AppKey[FailedAttempts] = web.AppKey("failed_attempts", FailedAttempts)

@@ -31,7 +31,7 @@ _warned = False
 
 
 class ForwardedOrigin(msgspec.Struct, frozen=True):
-    """Where our paths are found from outside; `prefix` begins with a slash or is empty."""
+    """Public origin of this server behind a proxy; `prefix` begins with a slash or is empty."""
 
     scheme: str
     host: str
@@ -77,10 +77,10 @@ def configured_origin(request: web.Request) -> str | None:
 
 @web.middleware
 async def host_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse a Host that is none, as RFC 9112 section 3.2 demands: URLs are built from it.
+    """Reject an invalid Host (RFC 9112 section 3.2): URLs are built from it.
 
-    And a transfer coding besides chunked, as section 6.1 does: aiohttp takes its bytes as they are,
-    so that a compressed file would be stored, and acknowledged, as if it were the file.
+    Also reject transfer codings other than chunked (section 6.1): aiohttp does not decode them, so
+    a compressed file would be stored, and acknowledged, as if it were the file.
     """
     host = request.headers.get(hdrs.HOST)
     if host and not _HOST.fullmatch(host):
@@ -92,13 +92,13 @@ async def host_middleware(request: web.Request, handler: Handler) -> web.StreamR
 
 
 def forwarded_origin(request: web.Request) -> ForwardedOrigin | None:
-    """Return what a trusted proxy forwards; None where none is trusted or it makes no sense.
+    """Return the origin that a trusted proxy forwards; None without one, or if it is malformed.
 
     Any client can send these headers: they are read only where `trust_forwarded` is set.
     """
     if not request.app[SERVICES].settings.trust_forwarded:
         return None
-    # Each fact by itself: a proxy that sets X-Forwarded-Proto may pass a client's Forwarded on.
+    # Merged by field: a proxy that sets X-Forwarded-Proto may pass a client's Forwarded on.
     forwarded = {name: text for name, text in _forwarded(request).items() if text}
     values = {**_x_forwarded(request), **forwarded}
     if not values:
@@ -113,12 +113,12 @@ def forwarded_origin(request: web.Request) -> ForwardedOrigin | None:
 
 @lru_cache(maxsize=8)
 def _normalised(url: str) -> str:
-    """ASCII only: an internationalised host in Punycode, a path percent-encoded."""
+    """Return the URL in ASCII: an internationalised host in Punycode, a path percent-encoded."""
     return str(URL(url)).rstrip("/")
 
 
 def _socket_address(request: web.Request) -> str:
-    """The address a client is connected to, empty for a connection that is gone."""
+    """Return the local address of the connection; empty once it is closed."""
     transport = request.transport
     address = None if transport is None else transport.get_extra_info("sockname")
     if not isinstance(address, tuple):
@@ -128,7 +128,7 @@ def _socket_address(request: web.Request) -> str:
 
 
 def _warn_of_untrusted(request: web.Request) -> None:
-    """Log once that a proxy forwards what the settings do not let us use."""
+    """Log once that forwarding headers arrive although `trust_forwarded` is not set."""
     global _warned
     if _warned or request.app[SERVICES].settings.trust_forwarded:
         return
@@ -141,12 +141,11 @@ def _warn_of_untrusted(request: web.Request) -> None:
 
 
 def client_network(request: web.Request) -> str:
-    """The network that the client is in, for rate limits: an IPv4 address, or the /64 of an IPv6
-    one, which is what one subscriber has.
+    """Return the client's network, for rate limits: an IPv4 address, or the /64 of an IPv6 one.
 
-    Behind a trusted proxy that is what the proxy appended: the last address, since those before it
-    are what the client sent. X-Forwarded-For goes first, because proxies that set only this one
-    pass a client's Forwarded on.
+    A subscriber usually has one IPv4 address or one /64. Behind a trusted proxy it is the address
+    that the proxy appended, the last one: those before it are sent by the client. X-Forwarded-For
+    takes precedence, because proxies that set only this one pass a client's Forwarded on.
     """
     address = request.remote or ""
     if request.app[SERVICES].settings.trust_forwarded:
@@ -163,7 +162,7 @@ def client_network(request: web.Request) -> str:
 
 
 def _forwarded_for(request: web.Request) -> str | None:
-    """The address that the nearest proxy was connected from, without a port."""
+    """Return the address that connected to the nearest proxy, without a port."""
     lines = request.headers.getall("X-Forwarded-For", [])
     text = lines[-1].rpartition(",")[2] if lines else ""
     if not lines:
@@ -182,18 +181,18 @@ def _forwarded_for(request: web.Request) -> str | None:
 
 
 def _forwarded(request: web.Request) -> dict[str, str]:
-    """The first element of Forwarded: that of the proxy which is nearest to the client."""
+    """Parse the first element of Forwarded, from the proxy nearest to the client."""
     first = request.headers.get("Forwarded", "")
-    told: dict[str, str] = {}
-    place = 0
-    while match := _PAIR.match(first, place):
+    fields: dict[str, str] = {}
+    at = 0
+    while match := _PAIR.match(first, at):
         value = match[3] if match[2] is None else re.sub(r"\\(.)", r"\1", match[2])
-        told.setdefault(match[1].lower(), value)
-        place = match.end()
-        if first[place : place + 1] != ";":
+        fields.setdefault(match[1].lower(), value)
+        at = match.end()
+        if first[at : at + 1] != ";":
             break
-        place += 1
-    return told
+        at += 1
+    return fields
 
 
 def _x_forwarded(request: web.Request) -> dict[str, str]:
@@ -202,5 +201,5 @@ def _x_forwarded(request: web.Request) -> dict[str, str]:
         "host": "X-Forwarded-Host",
         "prefix": "X-Forwarded-Prefix",
     }
-    told = {name: request.headers.get(header, "") for name, header in names.items()}
-    return {name: text.partition(",")[0].strip() for name, text in told.items() if text}
+    values = {name: request.headers.get(header, "") for name, header in names.items()}
+    return {name: text.partition(",")[0].strip() for name, text in values.items() if text}

@@ -1,4 +1,7 @@
-"""What ties one request to its answer, its log lines and its events: an id, and a trace."""
+"""Middleware and signals for every request: request id and trace, response headers, CORS, metrics.
+
+Source of the CORS rules: https://fetch.spec.whatwg.org, section 3.3 (CORS protocol).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from interfaces.common.services import SERVICES
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 STARTED: web.RequestKey[bool] = web.RequestKey("response_started", bool)
 
-_SANE = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_REQUEST_ID_FORMAT = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 # Source: W3C Trace Context, section 3.2; an id of zeros alone is invalid there.
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
@@ -25,9 +28,9 @@ _TRACEPARENT = re.compile(
 
 @web.middleware
 async def correlation_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Gives the request an id: the client's `X-Request-ID` where that is sane, else a new one."""
+    """Give the request an id: the client's `X-Request-ID` if well-formed, else a new one."""
     given = request.headers.get("X-Request-ID", "")
-    request[REQUEST_ID] = given if _SANE.fullmatch(given) else token_hex(16)
+    request[REQUEST_ID] = given if _REQUEST_ID_FORMAT.fullmatch(given) else token_hex(16)
     bound = bind_contextvars(request_id=request[REQUEST_ID])
     try:
         return await handler(request)
@@ -36,7 +39,7 @@ async def correlation_middleware(request: web.Request, handler: Handler) -> web.
 
 
 async def add_response_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """On every answer, streamed ones included: its request id, and what keeps browsers careful.
+    """Add the request id and security headers to every response, streamed ones included.
 
     For the signal `on_response_prepare`.
     """
@@ -44,7 +47,7 @@ async def add_response_headers(request: web.Request, response: web.StreamRespons
     headers = response.headers
     if request_id := request.get(REQUEST_ID):
         headers["X-Request-ID"] = request_id
-    headers["Server"] = "uptrail"  # which versions we run is nobody's business
+    headers["Server"] = "uptrail"  # without versions, which would help attackers
     headers.setdefault("X-Content-Type-Options", "nosniff")
     headers.setdefault("Referrer-Policy", "no-referrer")
     headers.setdefault("Cache-Control", "no-store")
@@ -53,23 +56,19 @@ async def add_response_headers(request: web.Request, response: web.StreamRespons
 
 
 def traceparent_of(request: web.Request) -> str | None:
-    """The W3C trace the client is in; a header that breaks the format is as good as none."""
+    """Return the client's W3C trace context; None without one or if it is malformed."""
     given = request.headers.get("traceparent", "")
     return given if _TRACEPARENT.fullmatch(given) else None
 
 
-# Pages of other origins: which of them may ask, what they may send, and what they may read.
-#
-# Source of the rules: https://fetch.spec.whatwg.org, section 3.3 (CORS protocol).
-
 ANY = "*"
-MAX_CUSTOM = 64  # headers of a preflight that are allowed because they are asked for
-MAX_AGE = "86400"  # seconds for which a browser need not ask again; some cap it at less
+MAX_CUSTOM_HEADERS = 64  # headers that a preflight requests and `*` allows
+PREFLIGHT_MAX_AGE = "86400"  # seconds that a browser caches a preflight; some cap it at less
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110 section 5.6.2
 
-METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
-SENT = ", ".join(
+ALLOWED_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
+ALLOWED_HEADERS = ", ".join(
     (
         "Accept",
         "Authorization",
@@ -104,7 +103,7 @@ SENT = ", ".join(
         "X-XSRF-Token",
     )
 )
-READ = ", ".join(
+EXPOSED_HEADERS = ", ".join(
     (
         "Accept-Ranges",
         "Content-Disposition",
@@ -136,10 +135,10 @@ READ = ", ".join(
 
 
 async def allow_origins(request: web.Request, response: web.StreamResponse) -> None:
-    """On every answer, refusals and preflights included, what a browser wants to know of us.
+    """Add CORS headers to every response, errors and preflights included.
 
-    For the signal `on_response_prepare`. An origin that is named may use a browser's session;
-    with `*` any origin may ask, but only with a key of its own.
+    For the signal `on_response_prepare`. A configured origin may use a browser's session; with `*`
+    any origin may send requests, but only with a key of its own.
     """
     allowed = request.app[SERVICES].settings.allowed_origins
     if not allowed:
@@ -154,12 +153,12 @@ async def allow_origins(request: web.Request, response: web.StreamResponse) -> N
         headers[hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS] = "true"
     else:
         headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = ANY
-    headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = READ
+    headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED_HEADERS
     if hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
-        headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = METHODS
+        headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = ALLOWED_METHODS
         headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = _allowed_headers(request)
         headers[hdrs.VARY] += f", {hdrs.ACCESS_CONTROL_REQUEST_HEADERS}"
-        headers[hdrs.ACCESS_CONTROL_MAX_AGE] = MAX_AGE
+        headers[hdrs.ACCESS_CONTROL_MAX_AGE] = PREFLIGHT_MAX_AGE
 
 
 def _allowed_headers(request: web.Request) -> str:
@@ -172,26 +171,29 @@ def _allowed_headers(request: web.Request) -> str:
     more = [name for name in configured if name != ANY]
     if ANY in configured:
         asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "").split(",")
-        more += [name.strip() for name in asked[:MAX_CUSTOM] if _TOKEN.fullmatch(name.strip())]
-    known = {name.lower() for name in SENT.split(", ")}
+        more += [
+            name.strip() for name in asked[:MAX_CUSTOM_HEADERS] if _TOKEN.fullmatch(name.strip())
+        ]
+    known = {name.lower() for name in ALLOWED_HEADERS.split(", ")}
     custom = {name.lower(): name for name in more if name.lower() not in known}
-    return ", ".join((SENT, *custom.values()))
+    return ", ".join((ALLOWED_HEADERS, *custom.values()))
 
-
-# Counts and times every request, by route.
 
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 
-CUT_SHORT = 499  # the customary number for a client that left before its answer
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left before its response
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 @web.middleware
 async def metrics_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Labels are routes and known methods: what clients make up must not grow the registry."""
+    """Count and time every request, by route and known method.
+
+    Values that clients choose freely are no labels: they would grow the registry without bound.
+    """
     metrics = request.app[METRICS]
-    began, status = time.monotonic(), CUT_SHORT
+    began, status = time.monotonic(), CLIENT_CLOSED_REQUEST
     metrics.begin()
     try:
         response = await handler(request)

@@ -1,4 +1,7 @@
-"""Every refusal as a problem document (RFC 9457), and the middleware that makes it one."""
+"""Error responses as problem documents (RFC 9457), and the middleware that makes them.
+
+Faults in a JSON body are located by a JSON Pointer (RFC 6901) or a byte position.
+"""
 
 from __future__ import annotations
 
@@ -35,35 +38,33 @@ from infrastructure.database_errors import is_transient
 from interfaces.common.api_types import FieldProblem, ProblemDocument
 from interfaces.common.middleware import REQUEST_ID, STARTED
 
-# Says where in a JSON document a fault is, as a JSON Pointer (RFC 6901) or a byte position.
-
-_AT = re.compile(r"^(?P<what>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
+_AT = re.compile(r"^(?P<message>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
 _SEGMENT = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 _FIELD = re.compile(r"^Object (?:contains unknown|missing required) field `(.*)`$", re.DOTALL)
 
 
 def pointer_of(fault: FieldError, *, under: str = "") -> str:
-    """`files/3/size` as `/files/3/size`."""
+    """Return the field as a JSON Pointer: `files/3/size` as `/files/3/size`."""
     return f"{under}/{fault.field}" if fault.field else under
 
 
 def json_pointer_of(error: msgspec.ValidationError, *, under: str = "") -> tuple[str, str]:
-    """The pointer and the complaint in msgspec's "Expected `int` - at `$.files[3].size`".
+    """Return the pointer and the message of msgspec's "Expected `int` - at `$.files[3].size`".
 
     A key of a free mapping has no name there (`[...]`): the pointer stops at the mapping.
     """
     text = str(error)
     match = _AT.match(text)
-    what, path = (match["what"], match["path"].removeprefix("$")) if match else (text, "")
+    message, path = (match["message"], match["path"].removeprefix("$")) if match else (text, "")
     path, _, _ = path.partition("[...]")
     segments = [name or index for name, index in _SEGMENT.findall(path)]
-    if field := _FIELD.match(what):
+    if field := _FIELD.match(message):
         segments.append(field[1])
-    return under + "".join(f"/{_escaped(segment)}" for segment in segments), what
+    return under + "".join(f"/{_escaped(segment)}" for segment in segments), message
 
 
 def byte_position(body: bytes, error: ValueError) -> int:
-    """Where JSON stops being JSON, in bytes from 0; its length where it stops too soon."""
+    """Return the position of the first invalid byte of a JSON body; its length if truncated."""
     if isinstance(error, UnicodeDecodeError):
         # The decoder counts from the start of one string: look in the whole document.
         try:
@@ -80,14 +81,16 @@ def _escaped(segment: str) -> str:
 
 CONTENT_TYPE = "application/problem+json"
 RETRY_SOON = {"Retry-After": "1"}
-UNDETERMINED = "whether this was recorded is not known: look, or repeat it with its Idempotency-Key"
+_UNDETERMINED = (
+    "whether this was recorded is not known: look, or repeat it with its Idempotency-Key"
+)
 
 _log = structlog.get_logger(__name__)
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Problem(Exception):
-    """A request is refused; raise it anywhere under a handler, before the answer has begun."""
+    """An error response; raise it anywhere under a handler, before the response has begun."""
 
     def __init__(
         self,
@@ -101,7 +104,7 @@ class Problem(Exception):
         type: str = "",
         members: Mapping[str, int] | None = None,
     ) -> None:
-        """`type` is for a problem that a standard has a URI for, `members` are its extensions."""
+        """Take `type` from a standard that defines a URI for the problem; `members` extend it."""
         super().__init__(detail or code)
         self.type = type or f"/problems/{code}"
         self.members = dict(members or {})
@@ -133,7 +136,7 @@ class Problem(Exception):
         )
 
 
-_PLAIN: tuple[tuple[type[Exception], int, str, Mapping[str, str]], ...] = (
+_BY_TYPE: tuple[tuple[type[Exception], int, str, Mapping[str, str]], ...] = (
     (IdempotencyKeyReused, 422, "idempotency_key_reused", {}),
     (InvalidState, 409, "invalid_state", {}),
     (OutOfRange, 409, "out_of_range", {}),
@@ -146,23 +149,23 @@ _PLAIN: tuple[tuple[type[Exception], int, str, Mapping[str, str]], ...] = (
 
 @web.middleware
 async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Whatever goes wrong below is answered as a problem document; the unexpected is logged.
+    """Respond to every error of a handler with a problem document; log unexpected ones.
 
-    An answer that has begun cannot be taken back: its connection is closed instead, so that
-    the client sees it is not whole.
+    A response that has begun cannot be replaced: its connection is closed instead, so that the
+    client sees that it is incomplete.
     """
     try:
         return await handler(request)
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        problem = _of_aiohttp(error)
+        problem = _aiohttp_problem(error)
     except Exception as error:
         if isinstance(error, ConnectionError) and (request.get(STARTED) or _is_gone(request)):
             raise  # the connection is gone: no response can be sent
         problem = problem_of(error)
     if request.get(STARTED):
-        _log.warning("answer_cut_short", code=problem.code, path=request.path)
+        _log.warning("response_aborted", code=problem.code, path=request.path)
         raise ConnectionResetError("the answer cannot be completed")
     return problem.response(request)
 
@@ -172,7 +175,7 @@ def _is_gone(request: web.Request) -> bool:
 
 
 def problem_of(error: Exception) -> Problem:
-    """The problem that tells a client of this error; what it cannot know of is a 500, logged."""
+    """Return the problem for this error; an unexpected error is logged, and a 500."""
     match error:
         case Problem():
             return error
@@ -191,11 +194,13 @@ def problem_of(error: Exception) -> Problem:
             return unauthenticated(str(error), error="invalid_token")
         case IdleTimeout():
             return Problem(408, "stalled", str(error))
-        case ClientDisconnected() | ClientConnectionResetError():  # as a rule nobody reads this
+        case (
+            ClientDisconnected() | ClientConnectionResetError()
+        ):  # usually sent to a closed connection
             return Problem(400, "body_cut_short", "the connection broke before the request ended")
         case OutcomeUnknown():
-            _log.error("undetermined", error=str(error))
-            return Problem(503, "undetermined", UNDETERMINED, headers=RETRY_SOON)
+            _log.error("outcome_unknown", error=str(error))
+            return Problem(503, "undetermined", _UNDETERMINED, headers=RETRY_SOON)
         case StorageFull(free=free):
             members = {} if free is None else {"free": free}
             return Problem(507, "storage_full", str(error), members=members)
@@ -204,7 +209,7 @@ def problem_of(error: Exception) -> Problem:
             return Problem(503, "unavailable", "try again soon", headers=RETRY_SOON)
         case HttpProcessingError() | web.RequestPayloadError():
             return Problem(400, "malformed_request", "the body cannot be read as it was sent")
-    for kind, status, code, headers in _PLAIN:
+    for kind, status, code, headers in _BY_TYPE:
         if isinstance(error, kind):
             return Problem(status, code, str(error), headers=headers)
     _log.error("request_failed", exc_info=error)
@@ -212,18 +217,18 @@ def problem_of(error: Exception) -> Problem:
 
 
 def not_found() -> Problem:
-    """404, in the same words for what does not exist and for what belongs to another owner."""
+    """Return a 404, the same for a missing resource and for one of another owner."""
     return Problem(404, "not_found", "this does not exist, or is not yours")
 
 
 def unauthenticated(detail: str, *, error: str = "") -> Problem:
-    """401, with the challenge of RFC 6750 section 3."""
+    """Return a 401 with the challenge of RFC 6750 section 3."""
     challenge = 'Bearer realm="uptrail"' + (f', error="{error}"' if error else "")
     return Problem(401, "unauthenticated", detail, headers={"WWW-Authenticate": challenge})
 
 
 def invalid(*complaints: FieldProblem, total: int | None = None) -> Problem:
-    """422: the body can be read, and breaks rules; nothing was recorded."""
+    """Return a 422: the body is well-formed but invalid, and nothing was recorded."""
     count = total or len(complaints)
     first = complaints[0]
     more = f" (and {count - 1} more)" if count > 1 else ""
@@ -233,12 +238,12 @@ def invalid(*complaints: FieldProblem, total: int | None = None) -> Problem:
 
 
 def bad_parameter(name: str, message: str) -> Problem:
-    """400: a parameter of the query or a header makes no sense."""
+    """Return a 400 for an invalid query parameter or header."""
     return Problem(400, "bad_parameter", f"{name} {message}", errors=[FieldProblem(name, message)])
 
 
-def _of_aiohttp(error: web.HTTPException) -> Problem:
-    """What aiohttp itself refuses: no such route, a wrong method, a body over the limit."""
+def _aiohttp_problem(error: web.HTTPException) -> Problem:
+    """Return the problem for an error that aiohttp raises: no such route, a wrong method ..."""
     code = {404: "no_such_route", 405: "method_not_allowed", 413: "too_large"}.get(
         error.status, HTTPStatus(error.status).name.lower()
     )

@@ -1,4 +1,4 @@
-"""Bodies of requests: read within bounds, decoded strictly, faults pointed at."""
+"""Parsing of request bodies (JSON, NDJSON) and of path, query and header parameters."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ T = TypeVar("T")
 async def json_body(
     request: web.Request, decoder: msgspec.json.Decoder[T], *, limit: int | None = None
 ) -> T:
-    """The body as the decoder's type; at most `limit` bytes, by default `max_body`.
+    """Read and decode a JSON body of at most `limit` bytes, by default `max_body`.
 
-    Raises Problem: 415 for another media type, 413 beyond the limit, 400 where it is no JSON.
-    Raises msgspec.ValidationError where it is JSON of another shape: a 422 with its pointer.
+    Raises Problem: 415 for another media type, 413 beyond the limit, 400 if it is not JSON. Raises
+    msgspec.ValidationError if its structure is invalid, which becomes a 422 with a pointer.
     """
     require_content_type(request, "application/json")
     return decode(await _whole(request, limit), decoder)
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """The bytes as the decoder's type; raises like `json_body`."""
+    """Decode a JSON body. Raises the same as `json_body`."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError:
@@ -56,7 +56,7 @@ def malformed(detail: str) -> Problem:
 
 
 def require_content_type(request: web.Request, *types: str) -> None:
-    """Raises a 415 Problem for a body of another type; one without a type is taken for JSON."""
+    """Raise a 415 Problem for a body of another type; without Content-Type any is assumed."""
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
     if encoding != "identity":
         raise Problem(415, "unsupported_media_type", "send the body without Content-Encoding")
@@ -70,7 +70,7 @@ def require_content_type(request: web.Request, *types: str) -> None:
 
 
 async def iter_ndjson(request: web.Request) -> AsyncIterator[bytes]:
-    """The lines of the body that are not blank, as they arrive; at most `max_body` bytes in all."""
+    """Yield the lines of the body that are not blank, as they arrive; at most `max_body` bytes."""
     limit = request.app[SERVICES].settings.max_body
     taken, rest = 0, b""
     await send_100_continue(request)
@@ -105,7 +105,7 @@ async def _whole(request: web.Request, limit: int | None = None) -> bytes:
 
 
 async def _arriving(request: web.Request) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises Stalled for a sender that is silent, or slow, for too long."""
+    """Yield the body as it arrives. Raises IdleTimeout or BelowMinRate for a slow sender."""
     while chunk := await request.content.readany():
         yield chunk
 
@@ -116,13 +116,11 @@ def _short(line: bytes) -> bytes:
     return line
 
 
-# Parameters of paths, queries and headers, each checked before anything is done.
-
 MAX_POSITION = 2**63 - 1
 LATEST = "latest"
-"""As `min_position`: everything that was recorded, by whomever, before this request arrived."""
+"""Value of `min_position`: all events recorded before this request arrived, by any client."""
 
-LONGEST_WAIT = 5.0  # seconds that a reader is kept waiting for its own write
+MAX_POSITION_WAIT = 5.0  # seconds that a reader waits for `min_position`
 MAX_TEXT = 1024
 MAX_CURSOR = 4096  # of a list of uploads: it holds a path
 
@@ -130,7 +128,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Query:
-    """The query of a request; only the parameters named are allowed, each once."""
+    """Query parameters of a request: only those allowed are accepted, each once."""
 
     def __init__(self, request: web.Request, allowed: tuple[str, ...]) -> None:
         self._values = request.query
@@ -165,7 +163,7 @@ class Query:
             raise bad_parameter(name, f"must be one of {', '.join(choices)}") from None
 
     def moment(self, name: str) -> int | datetime | None:
-        """A position, or a time with its zone (RFC 3339)."""
+        """Return a position, or a time with its zone (RFC 3339)."""
         text = self.text(name)
         if text is None or (text.isascii() and text.isdecimal()):
             return None if text is None else self.integer(name, 0)
@@ -180,7 +178,7 @@ class Query:
 
 
 def path_id(request: web.Request, name: str = "id") -> UUID:
-    """The id in the path; raises NotFound for what cannot be one."""
+    """Return the id in the path. Raises NotFound if it is malformed."""
     text = request.match_info[name]
     try:
         id = UUID(text)
@@ -200,7 +198,7 @@ async def wait_for_min_position(request: web.Request, query: Query) -> int:
     least = await least_position(request, query)
     if least:
         try:
-            await queries.wait_for(least, timeout=LONGEST_WAIT)
+            await queries.wait_for(least, timeout=MAX_POSITION_WAIT)
         except TimeoutError:
             raise not_reached(least, await queries.position()) from None
     return await queries.position()
@@ -221,7 +219,7 @@ async def least_position(request: web.Request, query: Query) -> int:
 
 
 def not_reached(least: int, reached: int) -> Problem:
-    """The 504 Problem; its member `min_position` is what to ask for again."""
+    """Return a 504 whose member `min_position` is the value to repeat the request with."""
     return Problem(
         504,
         "position_not_reached",

@@ -14,8 +14,8 @@ from interfaces.common.problems import Problem
 from interfaces.common.server import on_finished
 
 POSITION = "Uptrail-Position"
-PIECE = 64 * 1024  # bytes written before the client has to take some
-LARGE = 64 * 1024  # bytes from which a response in one piece is counted
+WRITE_SIZE = 64 * 1024  # bytes written at once, before waiting for the client to read
+LARGE_RESPONSE = 64 * 1024  # bytes of a body that counts as a concurrent response
 
 
 _encode = msgspec.json.Encoder().encode
@@ -47,14 +47,14 @@ class Stream(StrEnum):
     DOCUMENT = "document"  # a large response in one piece, such as a page of a list
 
 
-MOST = {
+MAX_CONCURRENT = {
     Stream.DOWNLOAD: 64,
     Stream.HISTORY: 8,
     Stream.EXPORT: 2,
     Stream.REPORT: 2,
     Stream.DOCUMENT: 8,
 }
-"""How many one principal may read at once from one process."""
+"""Responses that one principal may read at the same time, per process."""
 
 
 class Streams:
@@ -69,11 +69,11 @@ class Streams:
     def open(self, request: web.Request, principal: str, kind: Stream) -> None:
         """Count the response until it has been sent. Raises a 429 Problem for one too many."""
         key = principal, kind
-        if self._open[key] >= MOST[kind]:
+        if self._open[key] >= MAX_CONCURRENT[kind]:
             raise Problem(
                 429,
                 "too_many_streams",
-                f"{MOST[kind]} responses of this kind ({kind}) are being read by"
+                f"{MAX_CONCURRENT[kind]} responses of this kind ({kind}) are being read by"
                 f" {principal}, which is the most; read or close one of them first",
                 headers={"Retry-After": "1"},
             )
@@ -90,6 +90,6 @@ STREAMS: web.AppKey[Streams] = web.AppKey("streams", Streams)
 
 
 async def write_in_pieces(response: web.StreamResponse, content: bytes) -> None:
-    """Writes the content no faster than the client reads. Raises ConnectionError."""
-    for start in range(0, len(content), PIECE):
-        await response.write(content[start : start + PIECE])
+    """Write the content no faster than the client reads it. Raises ConnectionError."""
+    for start in range(0, len(content), WRITE_SIZE):
+        await response.write(content[start : start + WRITE_SIZE])

@@ -1,5 +1,4 @@
-"""One entry for each thing that can be asked: what the router, the OpenAPI document and the tests
-all read."""
+"""Table of API operations, from which the router, the OpenAPI document and the tests are made."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """A method on a path, and its contract.
 
     `answers` has the type of the body by status (None: no body), `query` the parameters' names.
-    `media` is the type of the body of a good answer, `scopes` who may ask (none: public).
+    `media` is the media type of a successful response, `scopes` are those allowed (none: public).
     """
 
     method: str
@@ -53,7 +52,7 @@ def add_operations(app: web.Application, operations: Sequence[Operation]) -> Non
             app.router.add_route(operation.method, path, operation.handler, expect_handler=expect)
 
 
-# Clients of tus add a slash to an endpoint, and keep it where they find it.
+# Clients of tus add a slash to an endpoint, or keep it in a URL they were given.
 WITH_SLASH = frozenset({"/v1/uploads/{id}", "/v1/batches/{id}/uploads"})
-# The tus protocol asks HEAD of an upload; what can be used once is used up by GET alone.
+# HEAD of an upload belongs to tus; one-time links must be used up by GET alone.
 NO_HEAD = frozenset({"/v1/uploads/{id}", "/login", "/v1/callbacks/{token}/content"})

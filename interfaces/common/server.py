@@ -1,4 +1,5 @@
-"""The runner of the application: also what never becomes a request is answered with a problem."""
+"""HTTP server: aiohttp's with deadlines, bounded read buffers and problem documents for bytes that
+cannot be parsed as a request."""
 
 from __future__ import annotations
 
@@ -22,67 +23,65 @@ from interfaces.common.deadlines import Deadlines, Fault, Progress, Sweep
 from interfaces.common.problems import CONTENT_TYPE, Problem
 from interfaces.common.services import SERVICES
 
-# How much is taken from each sender at a time: little from each where many send at once.
-
-LEAST = 24 * 1024  # bytes: a head, and the whole of a small file
-MOST = 512 * 1024  # bytes: from 32 to 512 KiB each doubling saves CPU, beyond it hardly any
-TOGETHER = 8 * 1024 * 1024  # bytes of all senders at a time
+MIN_READ = 24 * 1024  # bytes: a head, and the whole of a small file
+MAX_READ = 512 * 1024  # bytes: from 32 to 512 KiB each doubling saves CPU, beyond it hardly any
+MAX_TOTAL_READ = 8 * 1024 * 1024  # bytes that all connections together may read at once
 
 
 class ReadBufferPool:
-    """The connections whose requests have a body that has not ended, and one buffer for all.
+    """Shared read buffer, and the size of a read for each connection.
 
-    A loop reads every socket that has bytes before it runs anybody who takes them: what a
-    thousand senders may hand over in one go is a thousand pieces. So the pieces shrink as the
-    senders grow in number; a connection that has yet to say what it wants gets the least.
+    An event loop reads every readable socket before it runs the tasks that consume the bytes: a
+    thousand senders can fill a thousand reads in one iteration. So reads shrink as the number of
+    request bodies under way grows; a connection that sends no body gets the smallest.
     """
 
     def __init__(self) -> None:
-        self._buffer = memoryview(bytearray(MOST))
-        self._arriving: set[web.RequestHandler] = set()
-        self._piece = self._buffer
+        self._buffer = memoryview(bytearray(MAX_READ))
+        self._receiving: set[web.RequestHandler] = set()
+        self._share = self._buffer
 
     def __len__(self) -> int:
-        return len(self._arriving)
+        return len(self._receiving)
 
     def __contains__(self, connection: web.RequestHandler) -> bool:
-        return connection in self._arriving
+        return connection in self._receiving
 
     def begin(self, connection: web.RequestHandler, body: StreamReader) -> None:
-        """Counts a request's body, until its last byte or the end of its connection."""
+        """Count a request's body, until its last byte or the end of its connection."""
         if not body.is_eof():
-            self._arriving.add(connection)
-            self._share()
+            self._receiving.add(connection)
+            self._resize()
             body.on_eof(lambda: self.end(connection))
 
     def end(self, connection: web.RequestHandler) -> None:
-        if connection in self._arriving:
-            self._arriving.discard(connection)
-            self._share()
+        if connection in self._receiving:
+            self._receiving.discard(connection)
+            self._resize()
 
-    def piece(self, connection: web.RequestHandler) -> memoryview:
-        """Where the connection's next bytes may be put; to be copied before anybody else asks."""
-        return self._piece if connection in self._arriving else self._buffer[:LEAST]
+    def buffer_for(self, connection: web.RequestHandler) -> memoryview:
+        """Return the buffer for the connection's next read; copy the bytes before the next call."""
+        return self._share if connection in self._receiving else self._buffer[:MIN_READ]
 
-    def _share(self) -> None:
-        each = TOGETHER // max(1, len(self._arriving))
-        self._piece = self._buffer[: max(LEAST, min(MOST, each))]
+    def _resize(self) -> None:
+        each = MAX_TOTAL_READ // max(1, len(self._receiving))
+        self._share = self._buffer[: max(MIN_READ, min(MAX_READ, each))]
 
 
 class SizedBufferProtocol(asyncio.BufferedProtocol):
-    """Stands between a socket and its connection, and says how much is read at once."""
+    """Adapter between a socket and its connection that limits the size of a read."""
 
     def __init__(self, connection: Connection, bodies: ReadBufferPool) -> None:
         self._connection = connection
         self._bodies = bodies
-        self._piece = memoryview(b"")
+        self._read_buffer = memoryview(b"")
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        self._piece = self._bodies.piece(self._connection)
-        return self._piece
+        self._read_buffer = self._bodies.buffer_for(self._connection)
+        return self._read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._connection.data_received(bytes(self._piece[:nbytes]))
+        self._connection.data_received(bytes(self._read_buffer[:nbytes]))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._connection.connection_made(transport)
@@ -123,7 +122,7 @@ if sys.platform == "linux":
     import fcntl
     import termios
 
-_OF_THE_CLIENT = (
+_CLIENT_ERRORS = (
     ConnectionError,
     HttpProcessingError,
     web.RequestPayloadError,
@@ -134,7 +133,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Connection(web.RequestHandler):
-    """A connection with deadlines, whose unreadable requests get a problem document too.
+    """A connection with deadlines that also answers malformed requests with a problem document.
 
     aiohttp itself only closes connections on which no request is under way, and after an hour.
     """
@@ -142,13 +141,13 @@ class Connection(web.RequestHandler):
     __slots__ = (
         "_bodies",
         "_body",
-        "_body_is_held",
+        "_body_deferred",
         "_body_progress",
+        "_closed_future",
         "_deadlines",
         "_head_since",
-        "_line",
-        "_lost",
         "_newest_body",
+        "_raw_transport",
         "_response_progress",
         "_sweep",
         "_writer",
@@ -162,7 +161,7 @@ class Connection(web.RequestHandler):
         self._head_since: float | None = None  # on the sweep's clock; None: no byte of it yet
         self._body: StreamReader | None = None  # of the request under way
         self._newest_body: StreamReader | None = None  # of the last head that is complete
-        self._body_is_held = False
+        self._body_deferred = False
         self._body_progress = Progress()
         self._writer: AbstractStreamWriter | None = None  # of the request under way
         self._written = 0  # bytes of the responses before
@@ -171,18 +170,18 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         # aiohttp drops its reference to the transport as soon as it begins to close it.
-        self._line: asyncio.Transport | None = cast(asyncio.Transport, transport)
-        self._lost: asyncio.Future[None] | None = None
-        limit_unsent(self._line)
+        self._raw_transport: asyncio.Transport | None = cast(asyncio.Transport, transport)
+        self._closed_future: asyncio.Future[None] | None = None
+        limit_unsent(self._raw_transport)
         self._head_since = self._sweep.now
         self._sweep.wake()
         self.head_bytes = 0
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._line = None
+        self._raw_transport = None
         super().connection_lost(exc)
-        if self._lost is not None and not self._lost.done():
-            self._lost.set_result(None)
+        if self._closed_future is not None and not self._closed_future.done():
+            self._closed_future.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         """Bound the head as a whole: aiohttp limits a header, and how many there are.
@@ -219,61 +218,61 @@ class Connection(web.RequestHandler):
         if body is not None and not body.is_eof() and body.exception() is None:
             body.set_exception(web.RequestPayloadError("the body is malformed"))
 
-    def lost(self) -> asyncio.Future[None]:
-        """Done once the connection is, for who has nothing more to read on it."""
-        if self._lost is None:
-            self._lost = asyncio.get_running_loop().create_future()
+    def closed_future(self) -> asyncio.Future[None]:
+        """Return a future that is done once the connection is closed."""
+        if self._closed_future is None:
+            self._closed_future = asyncio.get_running_loop().create_future()
             if self.transport is None:
-                self._lost.set_result(None)
-        return self._lost
+                self._closed_future.set_result(None)
+        return self._closed_future
 
     def begin(self, body: StreamReader, writer: AbstractStreamWriter) -> None:
-        """A request is under way, its head is complete."""
+        """Record that a request has begun: its head is complete."""
         self._head_since = None
         self._body = None if body.is_eof() else body
-        if self._body is None:  # that of the request before may have failed, and not have ended
+        if self._body is None:  # the body of the previous request may have failed without ending
             self._bodies.end(self)
-        self._body_is_held = False
+        self._body_deferred = False
         self._body_progress.restart()
         self._writer = writer
 
-    def hold_body(self) -> None:
-        """The client waits to be asked for the body: its deadline begins with `release_body`."""
-        self._body_is_held = True
+    def suspend_body_deadline(self) -> None:
+        """Suspend the deadline of the body: the client waits for `100 Continue`."""
+        self._body_deferred = True
 
-    def release_body(self) -> None:
-        self._body_is_held = False
+    def resume_body_deadline(self) -> None:
+        self._body_deferred = False
 
     def fail_body(self, error: TransferInterrupted) -> None:
         """Make every current or later read of the body raise this error."""
         if self._body is not None and not self._body.is_eof():
             self._body.set_exception(error)
 
-    def look(self, now: float) -> None:
-        """Ends what is beyond its deadline. A WebSocket has deadlines of its own."""
-        if self._line is None or self._payload_parser is not None:
+    def check_deadlines(self, now: float) -> None:
+        """End a request or response beyond its deadline. A WebSocket has deadlines of its own."""
+        if self._raw_transport is None or self._payload_parser is not None:
             return
-        self._look_at_response(self._line, now)
+        self._check_response(self._raw_transport, now)
         if self._is_idle:
-            self._look_at_head(now)
+            self._check_head(now)
         elif self._body is not None:
-            self._look_at_body(self._body, now)
+            self._check_body(self._body, now)
 
     @property
     def _is_idle(self) -> bool:
-        """Whether the next head is waited for."""
+        """Return whether the connection waits for the next head."""
         return self._waiter is not None and not self._waiter.done()
 
-    def _look_at_head(self, now: float) -> None:
-        since, patience = self._head_since, self._deadlines.head
-        if since is not None and now - since >= patience:
-            _log.info("connection_without_a_request", seconds=patience)
+    def _check_head(self, now: float) -> None:
+        since, limit = self._head_since, self._deadlines.head
+        if since is not None and now - since >= limit:
+            _log.info("request_head_timeout", seconds=limit)
             self.force_close()
 
-    def _look_at_body(self, body: StreamReader, now: float) -> None:
+    def _check_body(self, body: StreamReader, now: float) -> None:
         if body.is_eof() or body.exception() is not None:
             self._body = None
-        elif self._body_is_held or self._reading_paused or self._buffer_paused:
+        elif self._body_deferred or self._reading_paused or self._buffer_paused:
             self._body_progress.restart()  # it is the server that does not read
         else:
             window, rate = self._deadlines.body, self._deadlines.min_rate
@@ -282,23 +281,23 @@ class Connection(web.RequestHandler):
                 _log.info("request_body_too_slow", fault=fault.value, bytes=body.total_bytes)
                 self.fail_body(IdleTimeout(window) if fault is Fault.SILENT else BelowMinRate(rate))
 
-    def _look_at_response(self, line: asyncio.Transport, now: float) -> None:
-        """Cuts off a client that does not take its response.
+    def _check_response(self, transport: asyncio.Transport, now: float) -> None:
+        """Abort the connection of a client that does not read its response.
 
         Bytes count once its system has acknowledged them: the buffer of the system alone can hold
         more than a slow client takes in half a minute.
         """
-        waiting = line.get_write_buffer_size()
+        waiting = transport.get_write_buffer_size()
         if not waiting:
             self._response_progress.restart()
             return
         current = 0 if self._writer is None else self._writer.output_size
-        taken = self._written + current - waiting - unacknowledged(line)
+        taken = self._written + current - waiting - unacknowledged(transport)
         window, rate = self._deadlines.response, self._deadlines.min_rate
         fault = self._response_progress.fault(now, taken, window, rate)
         if fault is not None:
-            _log.info("response_not_read", fault=fault.value, waiting=waiting)
-            line.abort()
+            _log.info("response_too_slow", fault=fault.value, waiting=waiting)
+            transport.abort()
 
     async def _handle_request(
         self, request: web.BaseRequest, start_time: float | None, request_handler: Any
@@ -309,7 +308,7 @@ class Connection(web.RequestHandler):
             self._written += request.writer.output_size
             self._writer = self._body = None
             if isinstance(request.content.exception(), TransferInterrupted):
-                # aiohttp reads what is left, for a while, and must not meet it.
+                # aiohttp reads the rest of the body, and must not raise this error there.
                 request.content.set_exception(None)  # type: ignore[arg-type]
             for callback in request.get(_FINISHED, ()):
                 callback()
@@ -321,7 +320,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answers what cannot be read as HTTP, or failed before any middleware; then closes.
+        """Respond to malformed HTTP, or to a failure before any middleware; then close.
 
         Raises ConnectionError where the client is gone.
         """
@@ -331,42 +330,42 @@ class Connection(web.RequestHandler):
         if isinstance(exc, Problem):
             answer = exc.response(request)
         else:
-            self._tell(request, status, exc, message)
-            answer = _unreadable(status, exc).response(request)
+            self._log_error(request, status, exc, message)
+            answer = _malformed_request(status, exc).response(request)
         answer.headers["X-Content-Type-Options"] = "nosniff"
         answer.headers["Cache-Control"] = "no-store"
         answer.force_close()
         return answer
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        """What a client does to its connection is no error of ours."""
+        """Log an error that a client causes without a stack trace: it is no fault of the server."""
         error = kw.get("exc_info")
-        if isinstance(error, _OF_THE_CLIENT):
-            _log.info("request_unreadable", error=type(error).__name__)
+        if isinstance(error, _CLIENT_ERRORS):
+            _log.info("malformed_request", error=type(error).__name__)
         else:
             super().log_exception(*args, **kw)
 
-    def _tell(
+    def _log_error(
         self,
         request: web.BaseRequest,
         status: int,
         exc: BaseException | None,
         message: str | None,
     ) -> None:
-        """Logs what is wrong; raises ConnectionError if it is too late for an answer.
+        """Log the error. Raises ConnectionError if the response has begun.
 
-        What a stranger sends is no error of ours, and must not fill the log with stack traces.
+        Malformed requests are no faults of the server, and must not fill the log with stack traces.
         """
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             super().handle_error(request, status, exc, message)
             return
-        _log.info("request_unreadable", remote=request.remote, error=type(exc).__name__)
+        _log.info("malformed_request", remote=request.remote, error=type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun")
 
 
 class Server(web.Server):
-    """Makes a Connection of ours for each that is accepted, and knows whose bodies arrive."""
+    """Factory of connections, with their shared read buffer and the sweep of their deadlines."""
 
     def __init__(self, server: Any, deadlines: Deadlines, **kwargs: Any) -> None:
         super().__init__(server.request_handler, request_factory=self._request, **kwargs)
@@ -398,9 +397,9 @@ class Server(web.Server):
 
 
 class Runner(web.AppRunner):
-    """`web.AppRunner` with connections of ours; takes the same arguments.
+    """`web.AppRunner` with our Connection class; takes the same arguments.
 
-    A body is never unpacked on the way in: sizes and offsets count bytes as they were sent, and
+    Bodies are never decompressed: sizes and offsets count bytes as they were sent, and
     a small body cannot turn into a large one. Deadlines are those of the settings, unless given.
     """
 
@@ -408,8 +407,8 @@ class Runner(web.AppRunner):
         self, app: web.Application, *, deadlines: Deadlines | None = None, **kwargs: Any
     ) -> None:
         services = app.get(SERVICES)
-        of_settings = Deadlines() if services is None else Deadlines.of(services.settings)
-        self._deadlines = deadlines or of_settings
+        configured = Deadlines() if services is None else Deadlines.of(services.settings)
+        self._deadlines = deadlines or configured
         options = {
             "auto_decompress": False,
             "access_log": None,
@@ -426,7 +425,7 @@ _FINISHED: web.RequestKey[list[Callable[[], None]]] = web.RequestKey("on_finishe
 
 
 def on_finished(request: web.Request, callback: Callable[[], None]) -> None:
-    """Calls back once the response has been sent, or cannot be."""
+    """Call back once the response has been sent, or cannot be."""
     if _FINISHED not in request:
         request[_FINISHED] = []
     request[_FINISHED].append(callback)
@@ -438,34 +437,34 @@ def connection_of(request: web.Request) -> Connection:
 
 
 def connection_closed(request: web.Request) -> asyncio.Future[None]:
-    """Done once the client's connection is; cancelling it harms nobody."""
-    return connection_of(request).lost()
+    """Return a future that is done once the client's connection is closed; it may be cancelled."""
+    return connection_of(request).closed_future()
 
 
 def is_gone(request: web.BaseRequest) -> bool:
-    """Whether the client's connection is closed, or is about to be."""
+    """Return whether the client's connection is closed or closing."""
     return request.transport is None or request.transport.is_closing()
 
 
-def limit_unsent(line: asyncio.Transport) -> None:
-    """Bounds what the system takes for a client that does not read: by itself, megabytes.
+def limit_unsent(transport: asyncio.Transport) -> None:
+    """Bound the kernel's send buffer for a client that does not read; the default is megabytes.
 
     Source: Documentation/networking/ip-sysctl.rst of Linux, tcp_notsent_lowat.
     """
-    opened = line.get_extra_info("socket")
+    opened = transport.get_extra_info("socket")
     if sys.platform == "linux" and opened is not None and opened.family != socket.AF_UNIX:
         with suppress(OSError):
             opened.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, MAX_UNSENT)
 
 
-def unacknowledged(line: asyncio.Transport) -> int:
-    """Bytes that the system holds, until the other one acknowledges them; 0 where it does not say.
+def unacknowledged(transport: asyncio.Transport) -> int:
+    """Return the sent bytes that the peer has not acknowledged; 0 if the system cannot report them.
 
     Source: Linux tcp(7), SIOCOUTQ, which has the number of TIOCOUTQ.
     """
     if sys.platform != "linux":
         return 0
-    opened = line.get_extra_info("socket")
+    opened = transport.get_extra_info("socket")
     try:
         answer = fcntl.ioctl(opened.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     except OSError:
@@ -473,7 +472,7 @@ def unacknowledged(line: asyncio.Transport) -> int:
     return int.from_bytes(answer, sys.byteorder)
 
 
-def _unreadable(status: int, exc: BaseException | None = None) -> Problem:
+def _malformed_request(status: int, exc: BaseException | None = None) -> Problem:
     if isinstance(exc, LineTooLong):
         limit = exc.args[1]
         if str(limit) == str(MAX_HEAD):

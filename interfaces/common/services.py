@@ -1,4 +1,4 @@
-"""What every interface works with: the ports, made real by the composition root."""
+"""Dependencies of the HTTP interfaces, built by the composition root."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from infrastructure.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Ports and sources of what the domain takes as arguments: time and ids."""
+    """Ports, settings, clock and id generator."""
 
     settings: Settings
     log: EventLog
@@ -33,7 +33,7 @@ class Services:
     keys: Keys
     now: Callable[[], datetime]
     new_id: Callable[[], UUID]
-    elsewhere: RemotePreemption
+    remote_preemption: RemotePreemption
     remote_steps: RemoteSteps
     usage: Usage
     slots: TransferLimiter

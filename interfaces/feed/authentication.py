@@ -58,7 +58,7 @@ async def first_message_auth(
         raise _refused("the first message must be authenticate")
     credential = Credential(message.token)
     try:
-        principal = await attempts.checked(
+        principal = await attempts.authenticate(
             "key", credential.text, lambda: authenticate(credential, keys)
         )
     except Unavailable:

@@ -61,7 +61,9 @@ async def reauthenticate(
     """
     credential = Credential(token)
     try:
-        principal = await attempts.checked("key", token, lambda: authenticate(credential, hub.keys))
+        principal = await attempts.authenticate(
+            "key", token, lambda: authenticate(credential, hub.keys)
+        )
     except TooManyAttempts as error:
         return Error("too_many_attempts", error.detail)
     except Unavailable:

@@ -34,7 +34,7 @@ from interfaces.feed.registry import ConnectionRegistry, LiveSet, filter_of, spl
 
 # Brings one client from where it is to now: its snapshot, a resume, a slow reader's return.
 
-LONGEST_WAIT = 5.0  # seconds that a client is kept waiting for a position
+MAX_POSITION_WAIT = 5.0  # seconds that a client is kept waiting for a position
 LOOK = 0.02  # seconds between two looks at whether it is reached
 
 PAUSE = 0.5  # seconds until a database that does not answer is asked again
@@ -120,7 +120,7 @@ class CatchUp:
         if not subscription.least:
             return True
         loop = asyncio.get_running_loop()
-        end = loop.time() + LONGEST_WAIT
+        end = loop.time() + MAX_POSITION_WAIT
         reached, head = await self._source.reach()
         least = head if subscription.least == "latest" else subscription.least
         while reached < least:

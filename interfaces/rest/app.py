@@ -84,7 +84,7 @@ def _add_collection(app: web.Application, path: str, *, tus_endpoint: bool = Fal
         (hdrs.METH_HEAD, either(tus.head, resumable.head)),
         (hdrs.METH_PATCH, either(tus.append, resumable.append)),
         (hdrs.METH_DELETE, either(tus.terminate, resumable.cancel)),
-        (hdrs.METH_POST, either(tus.method_override, resumable.override)),
+        (hdrs.METH_POST, either(tus.method_override, resumable.method_override)),
         *(((hdrs.METH_GET, download),) if tus_endpoint else ()),
     )
     for at, routes in ((path, collection), (f"{path}/{{id}}", resource)):

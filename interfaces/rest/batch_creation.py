@@ -74,7 +74,7 @@ _line_decoder = msgspec.json.Decoder(FileDeclaration)
 async def create_batch(request: web.Request) -> web.Response:
     """Start a batch: 201, or 200 with the first one if the Idempotency-Key is known."""
     if forms.is_form(request):
-        return await forms.start(request)
+        return await forms.create_batch_from_form(request)
     principal = require(request, *UPLOAD_SCOPES)
     reject_batch_scoped_key(principal)
     Query(request, ())

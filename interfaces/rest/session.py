@@ -65,7 +65,7 @@ async def sign_out(request: web.Request) -> web.Response:
 async def _token(request: web.Request, code: str) -> str | None:
     """A new session for whom the code was issued; None for a code that holds no more."""
     keys = request.app[SERVICES].keys
-    principal = await attempts_of(request).checked(
+    principal = await attempts_of(request).authenticate(
         "login code", "", lambda: keys.redeem_login(code)
     )
     if principal is None:

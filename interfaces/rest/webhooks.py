@@ -39,7 +39,7 @@ from interfaces.common.forwarded import public_url
 from interfaces.common.idempotency import command_context
 from interfaces.common.problems import Problem
 from interfaces.common.requests import (
-    LONGEST_WAIT,
+    MAX_POSITION_WAIT,
     Query,
     json_body,
     least_position,
@@ -176,7 +176,7 @@ async def wait_for_listed_position(request: web.Request, query: Query) -> None:
     """Wait until lists show `min_position`. Raises a 504 Problem after a few seconds."""
     services = request.app[SERVICES]
     least = await least_position(request, query)
-    if least and not await _wait_until_listed(services, least, LONGEST_WAIT):
+    if least and not await _wait_until_listed(services, least, MAX_POSITION_WAIT):
         raise not_reached(least, await services.webhooks.position())
 
 

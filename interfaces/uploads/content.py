@@ -1,4 +1,4 @@
-"""Stored bytes, given back: an upload's content, and what processing made of it."""
+"""Downloads of uploads and of the artifacts that processing attached to them."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ SHOWN_TYPES = frozenset(
         "application/ogg",
     }
 )
-"""What tusd sends `inline`; anything else, HTML, SVG and PDF included, is an attachment."""
+"""Types that tusd sends `inline`; anything else, HTML, SVG and PDF included, is an attachment."""
 
 _log = structlog.get_logger(__name__)
 
 
 async def content(request: web.Request) -> web.StreamResponse:
-    """GET of an upload's bytes, for whoever may see the upload; Range is understood."""
+    """Respond to GET of an upload's bytes, with support for Range."""
     return await _send_stored(request, await _current(request))
 
 
 async def download(request: web.Request) -> web.StreamResponse:
-    """GET of an upload as tusd answers it: the bytes, or those that are here so far.
+    """Respond to GET of an upload as tusd does: with the bytes, or those received so far.
 
-    Source: GetFile in tusd's unrouted_handler.go. Its stores differ where a file is not
-    complete: a folder gives what it has, S3 refuses.
+    Source: GetFile in tusd's unrouted_handler.go. Its stores differ for an incomplete file: a
+    folder serves the bytes it has, S3 responds with an error.
     """
     upload = await _current(request)
     if upload.state not in INCOMING:
@@ -57,9 +57,9 @@ async def download(request: web.Request) -> web.StreamResponse:
 
 
 async def _current(request: web.Request) -> Upload:
-    """The upload that the path names. Raises NotFound."""
+    """Load the upload that the path names. Raises NotFound."""
     upload = await load_upload(request, path_id(request))
-    if upload.blob is None:  # remembered from a moment ago: another process may have received it
+    if upload.blob is None:  # the cache may be stale: another process may have received it
         request.app[SERVICES].log.forget(upload.id)
         upload = await load_upload(request, upload.id)
     return upload
@@ -79,9 +79,9 @@ async def _send_stored(
 async def send_content(
     request: web.Request, upload: Upload, *, inline: bool = False
 ) -> web.StreamResponse:
-    """The bytes of an upload that has them; whoever calls has seen that they may be sent."""
+    """Send the bytes of a received upload; the caller has checked that the client may read them."""
     assert upload.blob is not None
-    # Only the type proper: parameters are the sender's, and nobody checked them.
+    # The type alone: its parameters come from the sender unchecked.
     media_type = (upload.media_type or "application/octet-stream").partition(";")[0]
     name = PurePosixPath(upload.path).name
     disposition = _disposition(name, inline=inline)
@@ -89,12 +89,12 @@ async def send_content(
 
 
 def _shown_by_browsers(upload: Upload) -> bool:
-    """Whether tusd lets browsers show a file of this type: none that can hold scripts."""
+    """Return whether tusd serves the file's type inline: none that can hold scripts."""
     return (upload.media_type or "") in SHOWN_TYPES
 
 
 async def _send_incomplete(request: web.Request, upload: Upload) -> web.StreamResponse:
-    """The bytes on record. Raises a 400 Problem where the store reads no unfinished blob."""
+    """Send the recorded bytes. Raises a 400 Problem if the store cannot read unfinished blobs."""
     blob, blobs = upload_blob_name(upload.id), request.app[SERVICES].blobs
     try:
         async for _ in blobs.read(blob, 0, 1):
@@ -112,7 +112,7 @@ async def _send_incomplete(request: web.Request, upload: Upload) -> web.StreamRe
 
 
 async def artifact(request: web.Request) -> web.StreamResponse:
-    """GET of something that processing attached to an upload."""
+    """Respond to GET of an artifact that processing attached to an upload."""
     upload = await load_upload(request, path_id(request))
     _require_not_quarantined(request, upload)
     services, name = request.app[SERVICES], request.match_info["name"]
@@ -125,12 +125,11 @@ async def artifact(request: web.Request) -> web.StreamResponse:
 
 
 def _no_bytes() -> Problem:
-    """For who may see the upload."""
     return Problem(404, "not_found", "the upload has no stored bytes")
 
 
 def _require_not_quarantined(request: web.Request, upload: Upload) -> None:
-    """What was found dangerous is for operators only; others do not learn that it is there."""
+    """Raise a 404 Problem for quarantined content, which only operators may know of and read."""
     if upload.state is UploadState.QUARANTINED and principal_of(request).scope not in (
         Scope.ADMIN,
         Scope.OPERATOR,
@@ -153,7 +152,7 @@ async def _serve(
     headers[hdrs.CONTENT_DISPOSITION] = disposition
     headers["X-Content-Type-Options"] = "nosniff"
     headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
-    part = _asked_for(request, etag, size)
+    part = _requested_range(request, etag, size)
     status = 200
     if part is not None:
         status, headers[hdrs.CONTENT_RANGE] = 206, part.content_range
@@ -186,8 +185,8 @@ async def _stream(
     return response
 
 
-def _asked_for(request: web.Request, etag: str, size: int) -> ByteRange | None:
-    """The part to send; If-Range asks for everything where the content is not the one known."""
+def _requested_range(request: web.Request, etag: str, size: int) -> ByteRange | None:
+    """Return the range to send, None for all: also if If-Range names another version."""
     condition = request.headers.get(hdrs.IF_RANGE)
     if condition not in (None, etag):
         return None
@@ -199,13 +198,13 @@ def _asked_for(request: web.Request, etag: str, size: int) -> ByteRange | None:
 
 
 def _if_none_match(header: str, etag: str) -> bool:
-    """Whether If-None-Match names this content (weak comparison, RFC 9110 section 13.1.2)."""
+    """Return whether If-None-Match names the content (weak comparison, RFC 9110 section 13.1.2)."""
     tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]
     return etag in tags or header.strip() == "*"
 
 
 def _disposition(name: str, *, inline: bool = False) -> str:
-    """A download under the file's own name (RFC 6266): plain ASCII for old clients, then all."""
+    """Return Content-Disposition with the file's name (RFC 6266), also in ASCII for old clients."""
     plain = "".join(
         character if character.isascii() and character.isprintable() else "_" for character in name
     )

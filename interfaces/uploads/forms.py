@@ -1,4 +1,4 @@
-"""`POST /v1/batches` as a plain HTML form: a whole batch in one request, sealed at its end."""
+"""`POST /v1/batches` as an HTML form: a whole batch in one request, sealed at its end."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from interfaces.uploads.multipart import (
     FormReader,
     Malformed,
     Part,
+    body_stream,
     boundary_of,
     names_are_percent_encoded,
-    stream_of,
 )
 from interfaces.uploads.setup import limit_files, multi_file_receiver
 
 FIELDS = frozenset({"label", "pipeline", "metadata"})
-IGNORED = frozenset({"_charset_"})  # what a browser adds by itself
-MAX_FIELD = 16 * 1024  # bytes
+IGNORED = frozenset({"_charset_"})  # browsers add it
+MAX_FIELD_BYTES = 16 * 1024
 
 _metadata = msgspec.json.Decoder(dict[str, str])
 
 
 class FormUploadResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """The batch, sealed, and what became of each file of the form, in its order."""
+    """The sealed batch, and the result for each file of the form, in its order."""
 
     id: UUID
     state: str
@@ -61,28 +61,28 @@ def is_form(request: web.Request) -> bool:
     return request.content_type == MEDIA_TYPE
 
 
-async def start(request: web.Request) -> web.Response:
-    """201 with the batch, and each file accepted or rejected by itself.
+async def create_batch_from_form(request: web.Request) -> web.Response:
+    """Create a batch from a form, each file accepted or rejected by itself; respond with 201.
 
-    A form that breaks off leaves its batch open, with the files that came whole. The same form
-    with the same Idempotency-Key then goes on with that batch, and seals it.
+    A form that breaks off leaves its batch open, with the files that arrived whole. The same form
+    with the same Idempotency-Key then continues that batch, and seals it.
     """
     principal = require(request, *UPLOAD_SCOPES)
     reject_batch_scoped_key(principal)
     Query(request, ())
     reject_content_encoding(request)
-    stream = stream_of(request, ahead=b"\r\n")
+    stream = body_stream(request, ahead=b"\r\n")
     encoded = names_are_percent_encoded(request)
     reader = FormReader(stream, boundary_of(request), percent_encoded=encoded)
     async with AsyncExitStack() as stack:
-        sending = _FormUpload(request, principal, stack)
+        form = _FormUpload(request, principal, stack)
         while (part := await reader.next()) is not None:
-            await sending.take(part, reader)
-        return await sending.seal()
+            await form.take(part, reader)
+        return await form.seal()
 
 
 class _FormUpload:
-    """One form: fields first, then files; the first file starts the batch."""
+    """State of one form: fields first, then files; the first file starts the batch."""
 
     def __init__(self, request: web.Request, principal: Principal, stack: AsyncExitStack) -> None:
         self._request = request
@@ -96,9 +96,9 @@ class _FormUpload:
         if part.filename is None:
             await self._take_field(part.name, reader)
         elif part.filename:
-            receiver = self._receiver or await self._begin()
+            receiver = self._receiver or await self._start_batch()
             limit_files(self._request, receiver)
-            await receiver.add_file(_declared(part), reader.chunks())
+            await receiver.add_file(_declaration(part), reader.chunks())
         else:
             async for _ in reader.chunks():  # a browser sends an empty part for no file
                 raise Malformed("a file must have a name, its filename is empty")
@@ -139,12 +139,12 @@ class _FormUpload:
             )
         if name in self._fields or self._receiver is not None:
             raise ValidationFailed(FieldError(name, "must come once, and before the first file"))
-        self._fields[name] = await reader.text(MAX_FIELD)
+        self._fields[name] = await reader.text(MAX_FIELD_BYTES)
 
-    async def _begin(self) -> MultiFileReceiver:
-        """The batch: a new one, or the one that this Idempotency-Key began before."""
+    async def _start_batch(self) -> MultiFileReceiver:
+        """Start the batch, or continue the one that this Idempotency-Key started before."""
         services = self._request.app[SERVICES]
-        form = self._form()
+        form = self._new_batch()
         owner, key = self._principal.owner, idempotency_key(self._request)
         command = StartBatch(
             id=batch_id_for(owner, key, services.log.id_secret) if key else services.new_id(),
@@ -156,11 +156,11 @@ class _FormUpload:
             fingerprint=request_fingerprint(MEDIA_TYPE, form) if key else "",
         )
         self._started = await start_batch(services.log, command, command_context(self._request))
-        taking = multi_file_receiver(self._request, command.id, self._principal)
-        self._receiver = await self._stack.enter_async_context(taking)
+        receiver = multi_file_receiver(self._request, command.id, self._principal)
+        self._receiver = await self._stack.enter_async_context(receiver)
         return self._receiver
 
-    def _form(self) -> NewBatch:
+    def _new_batch(self) -> NewBatch:
         pipelines = self._request.app[SERVICES].settings.pipelines
         pipeline = self._fields.get("pipeline", "default")
         if pipeline not in pipelines:
@@ -176,16 +176,16 @@ class _FormUpload:
         return NewBatch(label=self._fields.get("label", ""), pipeline=pipeline, metadata=metadata)
 
 
-def _declared(part: Part) -> FileDeclaration:
-    """The file: browsers name the folder too where a whole folder was chosen."""
+def _declaration(part: Part) -> FileDeclaration:
+    """Return the declaration of a part; for a chosen folder, browsers send paths as names."""
     assert part.filename is not None
     kind: str | None = part.media_type
     if part.media_type in ("", "application/octet-stream") or any(
-        validate_declaration(_of_type(part.media_type))
+        validate_declaration(_with_media_type(part.media_type))
     ):
-        kind = None  # it says nothing, or nothing sound
+        kind = None  # no information, or invalid
     return FileDeclaration(path=part.filename.removeprefix("./"), media_type=kind)
 
 
-def _of_type(media_type: str) -> FileDeclaration:
+def _with_media_type(media_type: str) -> FileDeclaration:
     return FileDeclaration(path="-", media_type=media_type)

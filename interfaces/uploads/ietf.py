@@ -1,4 +1,7 @@
-"""What clients of the IETF's resumable uploads are answered when all went well."""
+"""IETF resumable uploads: handlers of creation, HEAD, PATCH and DELETE, and their responses.
+
+Source of the rules: draft-ietf-httpbis-resumable-upload, interop versions 5, 6 and 8.
+"""
 
 from __future__ import annotations
 
@@ -61,12 +64,23 @@ from interfaces.uploads.setup import (
     set_position_header,
     upload_url,
 )
-from interfaces.uploads.tus import SMALL, upload_target
+from interfaces.uploads.tus import MAX_IN_MEMORY_BYTES, upload_target
 from interfaces.uploads.tus_protocol import OVERRIDE
+
+__all__ = [
+    "append",
+    "cancel",
+    "create",
+    "dispatch_protocol",
+    "head",
+    "is_ietf",
+    "method_override",
+    "options",
+]
 
 
 class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that is all here, durable and on record."""
+    """A file whose bytes are all stored and recorded."""
 
     id: UUID
     batch: UUID
@@ -76,7 +90,7 @@ class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def completed_response(request: web.Request, upload: Upload) -> web.Response:
-    """The final response. It follows from the upload alone, so that it can be given again."""
+    """Return the final response. It depends on the upload alone, so that it can be repeated."""
     answer = StoredAnswer(
         id=upload.id,
         batch=upload.batch,
@@ -93,53 +107,50 @@ def completed_response(request: web.Request, upload: Upload) -> web.Response:
 
 
 def created_response(request: web.Request, upload: Upload) -> web.Response:
-    """An upload was created, and its file is not complete."""
-    headers = {hdrs.LOCATION: upload_url(request, upload.id), **_so_far(request, upload)}
+    """Return the response to a creation whose file is not complete."""
+    headers = {hdrs.LOCATION: upload_url(request, upload.id), **_progress_headers(request, upload)}
     return web.Response(status=201, headers=headers)
 
 
 def appended_response(request: web.Request, upload: Upload) -> web.Response:
-    """Bytes were added, and the client says that there are more."""
+    """Return the response to an append after which more bytes follow."""
     status = 201 if interop_version(request) == 5 else 204
-    return web.Response(status=status, headers=_so_far(request, upload))
+    return web.Response(status=status, headers=_progress_headers(request, upload))
 
 
-def _so_far(request: web.Request, upload: Upload) -> dict[str, str]:
+def _progress_headers(request: web.Request, upload: Upload) -> dict[str, str]:
     return {COMPLETE: "?0", OFFSET: str(upload.received), LIMIT: limits(request)}
-
-
-# IETF resumable uploads, the beginning: upload creation, whole or in part.
 
 
 @ietf_request
 async def create(request: web.Request) -> web.StreamResponse:
-    """POST to a collection: creates an upload, and takes the bytes that come along."""
+    """Create an upload, and receive the bytes in the same request: POST to a collection."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     reject_content_encoding(request)
-    place = await upload_target(request, principal.owner)
+    target = await upload_target(request, principal.owner)
     complete = parse_upload_complete(request)
     if complete is None:
         raise bad_parameter(COMPLETE, "must be ?0 or ?1")
-    incoming = partial(AppendRequest, offset=0, length=body_length(request), last=complete)
+    append_request = partial(AppendRequest, offset=0, length=body_length(request), last=complete)
     size, checksum, representation = full_size(request, 0), *_digests(request, complete)
     file = declaration(request, size, representation)
     actor, creator = actor_of(request, principal), request.app[CREATOR]
-    if complete and size is not None and size <= SMALL and request.content.is_eof():
-        read = partial(_arrived, request, checksum)
-        arrived = await creator.create_with_content(place, file, read, actor)
-        await send_104(request, upload_url(request, arrived.upload.id))
+    if complete and size is not None and size <= MAX_IN_MEMORY_BYTES and request.content.is_eof():
+        read = partial(_read_body, request, checksum)
+        created = await creator.create_with_content(target, file, read, actor)
+        await send_104(request, upload_url(request, created.upload.id))
         return await set_position_header(
-            request, completed_response(request, arrived.upload), arrived.position
+            request, completed_response(request, created.upload), created.position
         )
-    registered = await creator.register(place, file, actor)
+    registered = await creator.register(target, file, actor)
     id = registered.upload.id
     await send_104(request, upload_url(request, id))
     try:
-        decided = await _first_bytes(
-            request, registered, incoming(upload=id, size=size, checksum=checksum), actor
+        result = await _receive_initial_body(
+            request, registered, append_request(upload=id, size=size, checksum=checksum), actor
         )
-        answer = (require_whole if complete else created_response)(request, decided.aggregate)
-        return await set_position_header(request, answer, decided.position)
+        answer = (require_whole if complete else created_response)(request, result.aggregate)
+        return await set_position_header(request, answer, result.position)
     except Exception as error:
         problem = ietf_problem(error)
         problem.headers[hdrs.LOCATION] = upload_url(request, id)
@@ -147,23 +158,23 @@ async def create(request: web.Request) -> web.StreamResponse:
 
 
 def body_length(request: web.Request) -> int | None:
-    """How many bytes the body has; None where that shows only at its end."""
+    """Return the size of the body in bytes; None if it is chunked."""
     return request.content_length if request.body_exists else 0
 
 
 def full_size(request: web.Request, offset: int) -> int | None:
-    """The size of the file, said or implied. Raises a 400 Problem where the two differ."""
-    said, length = parse_length(request), body_length(request)
+    """Return the file's size, declared or implied. Raises a 400 Problem if the two differ."""
+    declared, length = parse_length(request), body_length(request)
     implied = offset + length if parse_upload_complete(request) and length is not None else None
-    if None not in (said, implied) and said != implied:
-        raise inconsistent_length(f"Upload-Length is {said}, the body ends at {implied}")
-    if said is not None and length is not None and offset + length > said:
-        raise inconsistent_length(f"the body ends behind byte {said}, its Upload-Length")
-    return implied if said is None else said
+    if None not in (declared, implied) and declared != implied:
+        raise inconsistent_length(f"Upload-Length is {declared}, the body ends at {implied}")
+    if declared is not None and length is not None and offset + length > declared:
+        raise inconsistent_length(f"the body ends behind byte {declared}, its Upload-Length")
+    return implied if declared is None else declared
 
 
 def require_whole(request: web.Request, upload: Upload) -> web.Response:
-    """The final response; a 400 Problem where the body ended before the file did."""
+    """Return the final response. Raises a 400 Problem if the body ended before the file did."""
     if upload.state in INCOMING:
         problem = inconsistent_length(f"{upload.received} of {upload.size} bytes are here")
         problem.headers["Upload-Offset"] = str(upload.received)
@@ -172,60 +183,46 @@ def require_whole(request: web.Request, upload: Upload) -> web.Response:
 
 
 def _digests(request: web.Request, complete: bool) -> tuple[Checksum | None, Checksum | None]:
-    """What this body is held against, and what the whole file is."""
+    """Return the checksums of this body and of the whole file."""
     content, whole = parse_digest(request, CONTENT_DIGEST), parse_digest(request, REPR_DIGEST)
     if whole is not None and not complete and declaration_checksum(whole) is None:
         raise unsupported_digest("sha-256 of a file that comes in several requests")
     return content or (whole if complete else None), whole
 
 
-async def _arrived(request: web.Request, checksum: Checksum | None) -> bytes:
-    """A body that came along with the headers. Raises ChecksumMismatch, SenderGone, Stalled."""
+async def _read_body(request: web.Request, checksum: Checksum | None) -> bytes:
+    """Read a body that arrived with the head. Raises ChecksumMismatch and TransferInterrupted."""
     content = await read_all(request)
     if checksum is not None:
         checksum.verify(content)
     return content
 
 
-async def _first_bytes(
-    request: web.Request, registered: RegisteredUpload, incoming: AppendRequest, actor: Actor
+async def _receive_initial_body(
+    request: web.Request, registered: RegisteredUpload, append_request: AppendRequest, actor: Actor
 ) -> CommandResult[Upload]:
-    """The upload with the body; one that the batch had all of already stays as it is."""
+    """Receive the body of a creation; an upload that was complete before stays unchanged."""
     upload, unchanged = registered.upload, CommandResult(registered.upload, registered.position)
     if upload.state not in INCOMING:
         return unchanged
     if upload.received:
         raise OffsetMismatch(upload.received, 0)
-    if incoming.length == 0 and not incoming.last:
+    if append_request.length == 0 and not append_request.last:
         return unchanged
     body = Body(request)
     chunks = with_104_progress(request, upload.id, body)
     try:
-        return await request.app[TRANSFERS].receive(incoming, chunks, actor, body.here)
+        return await request.app[TRANSFERS].receive(
+            append_request, chunks, actor, body.read_buffered
+        )
     except BodyTooLarge as error:
-        if incoming.size is None:
+        if append_request.size is None:
             raise
         raise inconsistent_length(str(error)) from error
 
 
-# IETF resumable uploads: how far an upload is, its bytes, its end.
-#
-# Source of the rules: draft-ietf-httpbis-resumable-upload, interop versions 5, 6 and 8.
-
-__all__ = [
-    "append",
-    "cancel",
-    "create",
-    "dispatch_protocol",
-    "head",
-    "is_ietf",
-    "options",
-    "override",
-]
-
-
 async def options(request: web.Request) -> web.StreamResponse:
-    """OPTIONS: what tus is told, and the limits that this protocol wants to see there."""
+    """Respond to OPTIONS with the headers of tus and the limits of this protocol."""
     response = await tus.discover(request)
     response.headers[LIMIT] = limits(request)
     return response
@@ -233,9 +230,9 @@ async def options(request: web.Request) -> web.StreamResponse:
 
 @ietf_request
 async def head(request: web.Request) -> web.StreamResponse:
-    """HEAD of an upload: how far it is. A transfer that still runs is ended, and counted."""
+    """Respond to HEAD with the upload's offset; preempts a running transfer to know it."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
-    _require_bare(request)
+    _reject_progress_headers(request)
     id = path_id(request)
     await require_visible_stream(request, id)
     request.app[SERVICES].log.forget(id)  # another process may have received more of it
@@ -255,13 +252,13 @@ async def head(request: web.Request) -> web.StreamResponse:
 
 @ietf_request
 async def append(request: web.Request) -> web.StreamResponse:
-    """PATCH of an upload: bytes from the offset on; with `Upload-Complete: ?1` the last ones."""
+    """Append the body at an offset: PATCH, with `Upload-Complete: ?1` for the last bytes."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     upload = await load_upload(request, path_id(request))
     _require_partial(request)
     reject_content_encoding(request)
     offset, complete = parse_offset(request), parse_upload_complete(request) or False
-    incoming = AppendRequest(
+    append_request = AppendRequest(
         upload=upload.id,
         offset=offset,
         length=body_length(request),
@@ -270,40 +267,40 @@ async def append(request: web.Request) -> web.StreamResponse:
         checksum=parse_digest(request, CONTENT_DIGEST),
     )
     if upload.state in INCOMING and upload.received == offset:
-        _require_consistent(upload.size, incoming)
+        _require_consistent(upload.size, append_request)
     body = Body(request)
     chunks = with_104_progress(request, upload.id, body)
     try:
-        decided = await request.app[TRANSFERS].receive(
-            incoming, chunks, actor_of(request, principal), body.here
+        result = await request.app[TRANSFERS].receive(
+            append_request, chunks, actor_of(request, principal), body.read_buffered
         )
     except NotAcceptingBytes as error:
-        return await _of_finished(request, incoming, error)
+        return await _repeat_final_response(request, append_request, error)
     except BodyTooLarge as error:
-        if incoming.size is None and upload.size is None:
+        if append_request.size is None and upload.size is None:
             raise
         raise inconsistent_length(str(error)) from error
-    answer = (require_whole if complete else appended_response)(request, decided.aggregate)
-    return await set_position_header(request, answer, decided.position)
+    answer = (require_whole if complete else appended_response)(request, result.aggregate)
+    return await set_position_header(request, answer, result.position)
 
 
 @ietf_request
 async def cancel(request: web.Request) -> web.StreamResponse:
-    """DELETE of an upload: calls it off and frees its bytes."""
+    """Cancel an upload and delete its bytes: DELETE."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
-    _require_bare(request)
+    _reject_progress_headers(request)
     upload = await load_upload(request, path_id(request))
     if upload.state in GONE:
         raise inactive(upload.state)
     command = CancelUpload(upload=upload.id, reason="cancelled by its sender")
     transfers = request.app[TRANSFERS]
     context = transfers.context(actor_of(request, principal))
-    decided = await transfers.terminate(command, context)
-    return web.Response(status=204, headers=await position_header(request, decided.position))
+    result = await transfers.terminate(command, context)
+    return web.Response(status=204, headers=await position_header(request, result.position))
 
 
-async def override(request: web.Request) -> web.StreamResponse:
-    """POST to an upload, from behind a proxy that lets nothing else through."""
+async def method_override(request: web.Request) -> web.StreamResponse:
+    """Dispatch a POST with X-HTTP-Method-Override, for proxies that pass only GET and POST."""
     method = (single_header(request, OVERRIDE) or "").upper()
     handlers: dict[str, Any] = {"PATCH": append, "HEAD": head, "DELETE": cancel}
     if method not in handlers:
@@ -312,39 +309,39 @@ async def override(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def _of_finished(
-    request: web.Request, incoming: AppendRequest, error: NotAcceptingBytes
+async def _repeat_final_response(
+    request: web.Request, append_request: AppendRequest, error: NotAcceptingBytes
 ) -> web.StreamResponse:
-    """An empty, completing append to a finished upload gets the final response again.
+    """Repeat the final response for an empty, completing append to a finished upload.
 
-    Our uploads are complete with their last declared byte, whoever says so when: a client that
-    says it afterwards, or did not hear the answer, must not be told that it failed.
+    An upload is complete with its last declared byte. A client that completes it in a later
+    request, or did not receive the response, must not get an error.
     """
     if error.state in GONE:
         raise error
-    upload = await request.app[SERVICES].log.upload(incoming.upload)
-    if incoming.offset != upload.received:
-        raise OffsetMismatch(upload.received, incoming.offset)
-    if not incoming.last or incoming.length != 0:
+    upload = await request.app[SERVICES].log.upload(append_request.upload)
+    if append_request.offset != upload.received:
+        raise OffsetMismatch(upload.received, append_request.offset)
+    if not append_request.last or append_request.length != 0:
         raise completed(upload.received)
     return await set_position_header(request, completed_response(request, upload), 0)
 
 
-def _require_consistent(known: int | None, incoming: AppendRequest) -> None:
-    """Raises a 400 Problem for another size than the one that is on record."""
-    if None not in (known, incoming.size) and known != incoming.size:
-        raise inconsistent_length(f"{incoming.size} bytes now, {known} before")
+def _require_consistent(known: int | None, append_request: AppendRequest) -> None:
+    """Raise a 400 Problem for a size that differs from the recorded one."""
+    if None not in (known, append_request.size) and known != append_request.size:
+        raise inconsistent_length(f"{append_request.size} bytes now, {known} before")
 
 
-def _require_bare(request: web.Request) -> None:
-    """Raises a 400 Problem for headers that interop version 5 forbids here."""
+def _reject_progress_headers(request: web.Request) -> None:
+    """Raise a 400 Problem for headers that interop version 5 forbids here."""
     for header in (OFFSET, COMPLETE):
         if interop_version(request) == 5 and header in request.headers:
             raise bad_parameter(header, "must not be sent here")
 
 
 def _require_partial(request: web.Request) -> None:
-    """Raises a 415 Problem for another media type; clients of version 5 may send none."""
+    """Raise a 415 Problem for another media type; clients of version 5 may send none."""
     if interop_version(request) != 5 and request.content_type != PARTIAL:
         headers = {"Accept-Patch": PARTIAL}
         raise Problem(415, "content_type", f"send the bytes as {PARTIAL}", headers=headers)

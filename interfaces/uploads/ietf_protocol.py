@@ -1,4 +1,9 @@
-"""Content-Digest and Repr-Digest (RFC 9530), of the algorithms that are safe."""
+"""IETF resumable uploads: versions, headers, digests, problem types, 104 responses, declarations.
+
+Sources: draft-ietf-httpbis-resumable-upload, its texts of interop versions 5, 6 and 8, problem
+types included (completed-upload up to version 6); RFC 9530 for Content-Digest and Repr-Digest, of
+which only secure algorithms are accepted; draft-ietf-httpapi-digest-fields-problem-types.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +30,7 @@ from interfaces.common.services import SERVICES
 from interfaces.uploads import tus_protocol
 from interfaces.uploads.multipart import UNREADABLE_PARAMETERS, file_name, header_parameters
 from interfaces.uploads.setup import is_tus_endpoint, transfer_problem
-from interfaces.uploads.tus_protocol import is_tus, metadata_in
-
-# The problem types that the IETF's drafts on uploads and digests define.
-#
-# Sources: draft-ietf-httpbis-resumable-upload, its section on problem types (completed-upload up
-# to interop version 6), and draft-ietf-httpapi-digest-fields-problem-types.
+from interfaces.uploads.tus_protocol import is_tus, parse_metadata
 
 _TYPE = "https://iana.org/assignments/http-problem-types#{name}"
 
@@ -100,7 +100,7 @@ def invalid_digest(header: str) -> Problem:
 
 
 def inactive(state: UploadState) -> Problem:
-    """404, as interop version 5 demands of an upload that is none any more."""
+    """Return a 404, which interop version 5 requires for an upload that no longer exists."""
     return Problem(404, "not_found", f"the upload is {state}")
 
 
@@ -112,35 +112,35 @@ _MEMBER = re.compile(r"\s*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/=]*):\s*", re.ASCI
 
 
 def parse_digest(request: web.Request, header: str) -> Checksum | None:
-    """A digest that we can check, sha-256 first; None without the header.
+    """Parse a digest of a supported algorithm, preferably sha-256; None without the header.
 
-    Raises a 400 Problem where there is none we can check: it was sent to be checked.
+    Raises a 400 Problem if no algorithm is supported: ignoring the header would skip the check.
     """
     text = ",".join(request.headers.getall(header, []))
     if not text.strip():
         return None
-    found = dict(_member(header, text) for text in text.split(","))
+    found = dict(_parse_digest_member(header, text) for text in text.split(","))
     for name in _SIZES:
         if name in found:
-            return Checksum(name.replace("-", ""), _decoded(header, name, found[name]))
+            return Checksum(name.replace("-", ""), _decode_digest(header, name, found[name]))
     raise unsupported_digest(" or ".join(_SIZES))
 
 
 def declaration_checksum(digest: Checksum | None) -> str | None:
-    """As the checksum of a declaration, which the pipeline holds the whole file against."""
+    """Return the digest as a declaration's checksum, against which the pipeline checks the file."""
     if digest is None or digest.algorithm != "sha256":
         return None
     return f"sha256:{digest.digest.hex()}"
 
 
-def _member(header: str, text: str) -> tuple[str, str]:
+def _parse_digest_member(header: str, text: str) -> tuple[str, str]:
     found = _MEMBER.fullmatch(text)
     if found is None:
         raise invalid_digest(header)
     return found[1], found[2]
 
 
-def _decoded(header: str, algorithm: str, text: str) -> bytes:
+def _decode_digest(header: str, algorithm: str, text: str) -> bytes:
     try:
         digest = b64decode(text, validate=True)
     except NotBase64:
@@ -149,11 +149,6 @@ def _decoded(header: str, algorithm: str, text: str) -> bytes:
         raise invalid_digest(header)
     return digest
 
-
-# What requests of the IETF's resumable uploads have in common: versions, headers, errors.
-#
-# Source of the rules: draft-ietf-httpbis-resumable-upload, its texts of interop version 5, 6 and
-# 8.
 
 INTEROP = "Upload-Draft-Interop-Version"
 COMPLETE = "Upload-Complete"
@@ -169,12 +164,12 @@ _BOOLEAN = re.compile(r"\?([01])(?:\s*;.*)?", re.ASCII)
 
 
 def is_ietf(request: web.Request) -> bool:
-    """Whether a request is one of this protocol: those of tus always say so themselves."""
+    """Return whether a request uses this protocol; requests of tus always name their version."""
     return not is_tus(request) and (INTEROP in request.headers or COMPLETE in request.headers)
 
 
 def dispatch_protocol(tus: Handler, ietf: Handler) -> Handler:
-    """The handler of a path that both protocols share; who names neither is answered as by tus."""
+    """Return a handler for a path that both protocols share; tus is the default."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         return await (ietf if is_ietf(request) else tus)(request)
@@ -183,36 +178,37 @@ def dispatch_protocol(tus: Handler, ietf: Handler) -> Handler:
 
 
 def interop_version(request: web.Request) -> int | None:
-    """The version both sides speak; None where the client names none, or one we do not speak.
+    """Return the client's interop version; None if it names none, or an unsupported one.
 
-    Such a client is never sent 104; it is answered as the latest version has it.
+    Such a client never gets 104, and responses in the format of the latest version.
     """
-    version = _integer(request, INTEROP)
+    version = _parse_integer(request, INTEROP)
     return version if version in VERSIONS else None
 
 
 def parse_upload_complete(request: web.Request) -> bool | None:
-    """Upload-Complete; None where it is missing or no boolean, which is to be ignored."""
-    found = _BOOLEAN.fullmatch(_item(request, COMPLETE))
+    """Parse Upload-Complete; None if it is missing, or not a boolean and therefore ignored."""
+    found = _BOOLEAN.fullmatch(_single_item(request, COMPLETE))
     return found[1] == "1" if found else None
 
 
 def parse_offset(request: web.Request) -> int:
-    """Raises a 400 Problem where there is none."""
-    offset = _integer(request, OFFSET)
+    """Parse Upload-Offset. Raises a 400 Problem without one."""
+    offset = _parse_integer(request, OFFSET)
     if offset is None:
         raise bad_parameter(OFFSET, "must be a whole number of bytes, 0 or more")
     return offset
 
 
 def parse_length(request: web.Request) -> int | None:
-    return _integer(request, LENGTH)
+    return _parse_integer(request, LENGTH)
 
 
 def limits(request: web.Request, *, renewed: bool = True) -> str:
-    """The limits that are announced, as Upload-Limit.
+    """Return the value of Upload-Limit.
 
-    The age counts from what was last recorded: it is only told where something just was.
+    The age counts from the last recorded event, so it is sent only if this request recorded one
+    (`renewed`).
     """
     settings = request.app[SERVICES].settings
     if not renewed:
@@ -226,14 +222,14 @@ def upload_complete_header(complete: bool) -> str:
 
 
 def ietf_request(handler: Handler) -> Handler:
-    """A handler of this protocol's requests: errors are told as its drafts have them.
+    """Wrap a handler of this protocol, to respond to errors in the format of its drafts.
 
-    An error never completes an upload, so that each says `Upload-Complete: ?0`.
+    An error never completes an upload, so every error response has `Upload-Complete: ?0`.
     """
 
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
-            interop_version(request)  # two of them are refused before anything is done
+            interop_version(request)  # rejects duplicate headers before the handler has effects
             response = await handler(request)
         except (web.HTTPException, ConnectionError):
             raise
@@ -243,9 +239,8 @@ def ietf_request(handler: Handler) -> Handler:
             if problem.status == 413:
                 problem.headers[LIMIT] = limits(request)
             response = problem.response(request)
-        if request.get(
-            CONTINUE_PENDING
-        ):  # the body was never asked for: what follows would be taken for it
+        if request.get(CONTINUE_PENDING):
+            # The client may or may not send the body now: the next bytes are ambiguous.
             response.force_close()
         return response
 
@@ -253,7 +248,7 @@ def ietf_request(handler: Handler) -> Handler:
 
 
 def ietf_problem(error: Exception) -> Problem:
-    """The problem for a client of this protocol."""
+    """Return the problem for a client of this protocol."""
     match error:
         case OffsetMismatch(offset=offset, claimed=claimed):
             return offset_mismatch(offset, claimed)
@@ -266,20 +261,17 @@ def ietf_problem(error: Exception) -> Problem:
     return transfer_problem(error)
 
 
-def _integer(request: web.Request, header: str) -> int | None:
-    found = _INTEGER.fullmatch(_item(request, header))
+def _parse_integer(request: web.Request, header: str) -> int | None:
+    found = _INTEGER.fullmatch(_single_item(request, header))
     return int(found[1]) if found else None
 
 
-def _item(request: web.Request, header: str) -> str:
-    """The header as one item. Raises a 400 Problem for several that differ."""
+def _single_item(request: web.Request, header: str) -> str:
+    """Return the header as one item. Raises a 400 Problem for several that differ."""
     return (single_header(request, header) or "").strip()
 
 
-# 104 (Upload Resumption Supported): where an upload is, and how far, while its body arrives.
-
-EVERY = 1.0  # seconds between two words on how far it is, at least
-
+PROGRESS_INTERVAL = 1.0  # seconds between two 104 responses with the offset, at least
 
 PROXIED = (
     "Via",
@@ -289,13 +281,13 @@ PROXIED = (
     "X-Forwarded-Host",
     "X-Real-IP",
 )
-"""Headers that show a proxy: nginx takes 104 for the final response, Go fails after five."""
+"""Headers that show a proxy: nginx treats 104 as the final response, Go fails after five."""
 
 
-def is_carried(request: web.Request) -> bool:
-    """Whether an interim response reaches the client, by the setting `interim_responses`.
+def supports_104(request: web.Request) -> bool:
+    """Return whether to send interim responses, by the setting `interim_responses`.
 
-    `auto` sends none where a proxy is in front, by the settings or by what the request shows.
+    `auto` sends none behind a proxy, which the settings or the request's headers show.
     """
     settings = request.app[SERVICES].settings
     if settings.interim_responses != "auto":
@@ -304,75 +296,75 @@ def is_carried(request: web.Request) -> bool:
 
 
 async def send_104(request: web.Request, location: str) -> None:
-    """Tells the client where the upload is, so that it can go on after a cut."""
-    await _send(request, {hdrs.LOCATION: location, LIMIT: limits(request)})
+    """Send a 104 response with the upload's URL, so that the client can resume after a broken
+    connection."""
+    await _write_104(request, {hdrs.LOCATION: location, LIMIT: limits(request)})
 
 
 async def with_104_progress(
     request: web.Request, upload: UUID, chunks: AsyncIterator[bytes]
 ) -> AsyncIterator[bytes]:
-    """The chunks; now and then the client is told how much of them is durable and recorded."""
+    """Yield the chunks, and send 104 responses with the durable and recorded offset meanwhile."""
     loop = asyncio.get_running_loop()
-    due, told = loop.time() + EVERY, 0
+    due, reported = loop.time() + PROGRESS_INTERVAL, 0
     async for chunk in chunks:
         yield chunk
         if loop.time() >= due:
-            due = loop.time() + EVERY
+            due = loop.time() + PROGRESS_INTERVAL
             received = (await request.app[SERVICES].log.upload(upload)).received
-            if received > told:
-                told = received
-                await _send(request, {OFFSET: str(received)})
+            if received > reported:
+                reported = received
+                await _write_104(request, {OFFSET: str(received)})
 
 
-async def _send(request: web.Request, headers: dict[str, str]) -> None:
-    """Nothing to a client of another version, as all drafts demand, nor to one of HTTP/1.0."""
+async def _write_104(request: web.Request, headers: dict[str, str]) -> None:
+    """Write a 104 response, but not to clients of another version (all drafts) or of HTTP/1.0."""
     version = interop_version(request)
-    if version is None or request.version < HttpVersion11 or not is_carried(request):
+    if version is None or request.version < HttpVersion11 or not supports_104(request):
         return
     lines = [f"{name}: {value}" for name, value in {INTEROP: str(version), **headers}.items()]
     head = "\r\n".join(["HTTP/1.1 104 Upload Resumption Supported", *lines, "", ""])
     await request.writer.write(head.encode("latin-1"))
-    request.writer.output_size = 0  # the answer proper has not begun
+    request.writer.output_size = 0  # the final response has not begun
 
 
-# What the creation of an IETF upload says of its file: path, media type, metadata.
-
-_TELL_NOTHING = frozenset(
+_UNINFORMATIVE_TYPES = frozenset(
     {PARTIAL, "application/octet-stream", "application/x-www-form-urlencoded"}
 )
-"""The last is what curl says of whatever it sends."""
+"""Types that do not describe the file; curl sends the last one for any file."""
 
 
 def declaration(request: web.Request, size: int | None, digest: Checksum | None) -> FileDeclaration:
-    """The file: its path is `?path=`, else the name in Content-Disposition or Upload-Metadata.
+    """Return the declared file; its path is `?path=`, else the name in Content-Disposition or
+    Upload-Metadata.
 
     Raises ValidationFailed for a name that no file may have.
     """
-    said = metadata_in(request)
+    metadata = parse_metadata(request)
     default = str(request.app[SERVICES].new_id())
-    file = tus_protocol.declaration(said, size, default=default)
+    file = tus_protocol.declaration(metadata, size, default=default)
     return FileDeclaration(
         path=_path(request) or _filename(request) or file.path,
         size=size,
         media_type=_media_type(request) or file.media_type,
         checksum=declaration_checksum(digest) or file.checksum,
-        metadata=said,
+        metadata=metadata,
     )
 
 
 def _path(request: web.Request) -> str | None:
-    """The parameter `path`; a tus endpoint takes whatever else its clients add to the query."""
+    """Return the parameter `path`; a tus endpoint ignores other parameters that clients add."""
     others = tuple(request.query) if is_tus_endpoint(request) else ()
     Query(request, ("path", *others))
     for pair in request.rel_url.raw_query_string.split("&"):
         name, _, value = pair.partition("=")
-        if unquote_plus(name) == "path":  # as bytes: what is not UTF-8 must not become another name
-            return _sound("path", unquote_to_bytes(value.replace("+", " ")))
+        if unquote_plus(name) == "path":  # as bytes: invalid UTF-8 must not become another name
+            return _checked_path("path", unquote_to_bytes(value.replace("+", " ")))
     return None
 
 
 def _filename(request: web.Request) -> str | None:
-    """The last segment: a name that is a path is not to be trusted (RFC 6266 section 4.3)."""
+    """Return the last segment of the name: its folders are not trusted (RFC 6266 section 4.3)."""
     header = single_header(request, hdrs.CONTENT_DISPOSITION)
     if header is None:
         return None
@@ -382,11 +374,11 @@ def _filename(request: web.Request) -> str | None:
         raise ValidationFailed(FieldError("Content-Disposition", UNREADABLE_PARAMETERS))
     name = file_name(parameters)
     last = (name or "").replace("\\", "/").rpartition("/")[2]
-    return _sound("Content-Disposition", last.encode("utf-8", "surrogateescape"))
+    return _checked_path("Content-Disposition", last.encode("utf-8", "surrogateescape"))
 
 
-def _sound(field: str, encoded: bytes) -> str | None:
-    """A path that a file may have; None for an empty one. Raises ValidationFailed."""
+def _checked_path(field: str, encoded: bytes) -> str | None:
+    """Return a valid path, None for an empty one. Raises ValidationFailed."""
     if not encoded:
         return None
     path = encoded.decode("utf-8", "surrogateescape")
@@ -397,7 +389,7 @@ def _sound(field: str, encoded: bytes) -> str | None:
 
 def _media_type(request: web.Request) -> str | None:
     text = request.headers.get(hdrs.CONTENT_TYPE, "")
-    if request.content_type in _TELL_NOTHING or not text:
+    if request.content_type in _UNINFORMATIVE_TYPES or not text:
         return None
-    sound = not any(validate_declaration(FileDeclaration(path="-", media_type=text)))
-    return text if sound else None
+    is_valid = not any(validate_declaration(FileDeclaration(path="-", media_type=text)))
+    return text if is_valid else None

@@ -1,4 +1,8 @@
-"""A request's body to be read by those who take it apart: so many bytes, a line, up to a mark."""
+"""Streaming parser of multipart/form-data, and the buffered stream of a body that it reads.
+
+Source of the rules: RFC 7578, RFC 2046 section 5.1, and the encoding of names in the HTML
+standard.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +21,14 @@ Source = Callable[[], AsyncIterator[bytes]]
 
 
 class Malformed(Problem):
-    """A body that is not what its media type says; what was read before it stays taken."""
+    """Raised for a body that does not match its media type; files received before it are kept."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(400, "malformed_body", detail)
 
 
 class ByteStream:
-    """Bytes of a body in order. Memory: the chunk at hand and a line or mark that it cuts."""
+    """Buffered reader of a body; holds one chunk, and a line or separator that crosses chunks."""
 
     def __init__(self, source: Source, *, ahead: bytes = b"") -> None:
         self._source = source
@@ -32,90 +36,88 @@ class ByteStream:
         self._buffer = ahead
         self._at = 0
 
-    async def exactly(self, size: int) -> bytes:
-        """The next `size` bytes: few, they are held in memory. Raises Malformed, Ended."""
+    async def read_exactly(self, size: int) -> bytes:
+        """Read exactly `size` bytes into memory. Raises Malformed, TransferInterrupted."""
         while len(self._buffer) - self._at < size:
-            await self._more()
-        return self._taken(self._at + size)
+            await self._fill()
+        return self._consume(self._at + size)
 
-    async def some(self, most: int) -> bytes:
-        """At least one of the next bytes, at most `most`. Raises Malformed, Ended."""
+    async def read_some(self, most: int) -> bytes:
+        """Read from 1 to `most` bytes. Raises Malformed, TransferInterrupted."""
         if self._at == len(self._buffer):
-            await self._more()
-        return self._taken(min(len(self._buffer), self._at + most))
+            await self._fill()
+        return self._consume(min(len(self._buffer), self._at + most))
 
-    async def line(self, most: int) -> bytes:
-        """The next line without its CRLF. Raises Malformed, also for a longer one, Ended."""
+    async def read_line(self, most: int) -> bytes:
+        """Read a line of at most `most` bytes, without its CRLF.
+
+        Raises Malformed, also for a longer line, and TransferInterrupted.
+        """
         while (end := self._buffer.find(b"\r\n", self._at)) < 0:
             if len(self._buffer) - self._at > most:
                 break
-            await self._more()
+            await self._fill()
         if end < 0 or end - self._at > most:
             raise Malformed(f"a line must be at most {most} bytes")
-        line = self._taken(end)
+        line = self._consume(end)
         self._at += 2
         return line
 
-    async def before(self, mark: bytes) -> bytes:
-        """Some of the bytes before the mark; none at the mark, which is then behind us.
+    async def read_until(self, separator: bytes) -> bytes:
+        """Read some of the bytes before the separator; at the separator, skip it and return none.
 
-        Raises Malformed where the body ends without it, Ended.
+        Raises Malformed if the body ends without it, and TransferInterrupted.
         """
         while True:
-            found = self._buffer.find(mark, self._at)
+            found = self._buffer.find(separator, self._at)
             if found == self._at:
-                self._at += len(mark)
+                self._at += len(separator)
                 return b""
-            # The end of what is here may be the beginning of the mark.
-            end = found if found > 0 else len(self._buffer) - len(mark) + 1
+            # The end of the buffer may be the beginning of the separator.
+            end = found if found > 0 else len(self._buffer) - len(separator) + 1
             if end > self._at:
-                return self._taken(end)
-            await self._more()
+                return self._consume(end)
+            await self._fill()
 
-    async def rest(self) -> AsyncIterator[bytes]:
-        """All that is left of the body. Raises Ended."""
+    async def read_rest(self) -> AsyncIterator[bytes]:
+        """Yield the rest of the body. Raises TransferInterrupted."""
         if self._at < len(self._buffer):
-            yield self._taken(len(self._buffer))
-        while chunk := await self._next():
+            yield self._consume(len(self._buffer))
+        while chunk := await self._next_chunk():
             yield chunk
 
-    def _taken(self, end: int) -> bytes:
+    def _consume(self, end: int) -> bytes:
         taken = self._buffer[self._at : end]
         self._at = end
         return taken
 
-    async def _more(self) -> None:
-        chunk = await self._next()
+    async def _fill(self) -> None:
+        chunk = await self._next_chunk()
         if not chunk:
             raise Malformed("the body ends too soon")
         self._buffer = self._buffer[self._at :] + chunk if self._at < len(self._buffer) else chunk
         self._at = 0
 
-    async def _next(self) -> bytes:
-        """The next chunk, none at the end. Raises Ended."""
+    async def _next_chunk(self) -> bytes:
+        """Return the next chunk, empty at the end. Raises TransferInterrupted."""
         try:
             return await anext(self._chunks, b"")
         except asyncio.CancelledError:
-            # Whoever waited for one file was called off: the body goes on for the next one.
+            # The transfer of one file was cancelled: the body goes on with the next file.
             self._chunks = self._source()
             raise
 
 
-def stream_of(request: web.Request, *, ahead: bytes = b"") -> ByteStream:
-    """The body of a request."""
+def body_stream(request: web.Request, *, ahead: bytes = b"") -> ByteStream:
+    """Return a reader of the request's body, with the bytes `ahead` in front of it."""
     return ByteStream(lambda: Body(request), ahead=ahead)
 
 
-# A multipart/form-data body as it streams by: one part after the other.
-#
-# Source of the rules: RFC 7578, RFC 2046 section 5.1, and the encoding of names in the HTML
-# standard.
-
 MEDIA_TYPE = "multipart/form-data"
-MAX_HEADERS = 16  # of one part
-MAX_HEADER = 8 * 1024  # bytes
-MAX_PADDING = 256  # bytes of blanks behind a boundary
-MAX_EPILOGUE = 64 * 1024  # bytes that nobody reads
+MAX_PART_HEADERS = 16
+MAX_HEADER_BYTES = 8 * 1024
+MAX_PADDING_BYTES = 256  # blanks behind a boundary
+MAX_EPILOGUE_BYTES = 64 * 1024  # skipped behind the last boundary
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _PARAMETER = re.compile(
@@ -127,10 +129,7 @@ _PLAIN = frozenset({"7bit", "8bit", "binary"})
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A field, or a file where there is a `filename`: as its sender names it.
-
-    `media_type` is empty where none is given.
-    """
+    """A form field, or a file if it has a `filename`. `media_type` is empty if not given."""
 
     name: str
     filename: str | None
@@ -138,41 +137,43 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class FormReader:
-    """The parts of a form in their order. Raises Malformed, and Ended of the stream.
+    """Reader of the parts of a form, in order. Raises Malformed and TransferInterrupted.
 
-    The stream must begin with CRLF, which in front of the first boundary is not sent.
+    The stream must begin with CRLF, which clients omit in front of the first boundary.
     """
 
     def __init__(self, stream: ByteStream, boundary: str, *, percent_encoded: bool = False) -> None:
         """Read the parts of `stream`; with `percent_encoded`, every file name is decoded."""
         self._stream = stream
         self._percent_encoded = percent_encoded
-        self._mark = b"\r\n--" + boundary.encode()
-        self._within = True  # at first: within whatever stands in front of the first boundary
+        self._delimiter = b"\r\n--" + boundary.encode()
+        self._in_part = True  # at first: in the preamble before the first boundary
 
     async def next(self) -> Part | None:
-        """The next part; None behind the last. What is left of the one before is skipped."""
+        """Return the next part, None after the last. Skips the rest of the part before."""
         async for _ in self.chunks():
             pass
-        behind = await self._stream.exactly(2)
-        if behind == b"--":
+        ending = await self._stream.read_exactly(2)
+        if ending == b"--":
             await self._skip_epilogue()
             return None
-        if behind != b"\r\n" and (behind + await self._stream.line(MAX_PADDING)).strip(b" \t"):
-            raise Malformed("a boundary has something behind it")
-        self._within = True
+        if ending != b"\r\n":
+            padding = ending + await self._stream.read_line(MAX_PADDING_BYTES)
+            if padding.strip(b" \t"):
+                raise Malformed("a boundary has something behind it")
+        self._in_part = True
         return _part(await self._headers(), percent_encoded=self._percent_encoded)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes of the part at hand."""
-        while self._within:
-            chunk = await self._stream.before(self._mark)
-            self._within = bool(chunk)
+        """Yield the bytes of the current part."""
+        while self._in_part:
+            chunk = await self._stream.read_until(self._delimiter)
+            self._in_part = bool(chunk)
             if chunk:
                 yield chunk
 
     async def text(self, most: int) -> str:
-        """The part at hand as text. Raises Malformed for more bytes than `most`, or no UTF-8."""
+        """Read the current part as text. Raises Malformed beyond `most` bytes, or if not UTF-8."""
         content = bytearray()
         async for chunk in self.chunks():
             content += chunk
@@ -186,10 +187,10 @@ class FormReader:
     async def _headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}
         lines = 0
-        while line := await self._stream.line(MAX_HEADER):
+        while line := await self._stream.read_line(MAX_HEADER_BYTES):
             name, colon, value = line.partition(b":")
             lines += 1
-            if not colon or lines > MAX_HEADERS:
+            if not colon or lines > MAX_PART_HEADERS:
                 raise Malformed("the headers of a part cannot be read")
             known = name.decode("latin-1").lower()
             text = value.strip().decode("utf-8", "surrogateescape")
@@ -199,14 +200,14 @@ class FormReader:
 
     async def _skip_epilogue(self) -> None:
         skipped = 0
-        async for chunk in self._stream.rest():
+        async for chunk in self._stream.read_rest():
             skipped += len(chunk)
-            if skipped > MAX_EPILOGUE:
+            if skipped > MAX_EPILOGUE_BYTES:
                 raise Malformed("there is more behind the end of the form")
 
 
 def boundary_of(request: web.Request) -> str:
-    """What stands between the parts. Raises a 400 Problem."""
+    """Return the boundary between the parts, from Content-Type. Raises a 400 Problem."""
     content_type = request.headers.get(hdrs.CONTENT_TYPE, "")
     _, semicolon, rest = content_type.partition(";")
     boundary = (header_parameters(semicolon + rest) or {}).get("boundary", "")
@@ -231,25 +232,25 @@ def _part(headers: dict[str, str], *, percent_encoded: bool) -> Part:
 
 
 def names_are_percent_encoded(request: web.Request) -> bool:
-    """Whether the client percent-encodes all of a file's name, without a mark on the name itself.
+    """Return whether the client percent-encodes file names without marking them as encoded.
 
-    aiohttp's does (`quote_fields`, on by default): "My Photo.jpg" comes as "My%20Photo.jpg".
+    aiohttp does (`quote_fields`, on by default): "My Photo.jpg" arrives as "My%20Photo.jpg".
     """
     return "aiohttp/" in request.headers.get(hdrs.USER_AGENT, "")
 
 
 def file_name(parameters: Mapping[str, str], *, percent_encoded: bool = False) -> str | None:
-    """The name of a file in Content-Disposition; None where there is none.
+    """Return the file name of Content-Disposition, None without one.
 
-    `filename*` goes before `filename`, as RFC 6266 section 4.3 has it. Bytes that are not text in
-    the charset stay as surrogates, for the name to be refused.
+    `filename*` takes precedence over `filename` (RFC 6266 section 4.3). Bytes that are invalid in
+    the charset become surrogates, for which the name is rejected later.
     """
     extended = _EXTENDED.fullmatch(parameters.get("filename*", ""))
     filename = parameters.get("filename")
     if extended is not None and (extended[2] or filename is None):
         return unquote(extended[2], encoding=extended[1], errors="surrogateescape")
     if filename is None and "filename*" in parameters:
-        return parameters["filename*"]  # not as RFC 8187 has it: whole, if it is a name at all
+        return parameters["filename*"]  # not in the format of RFC 8187: taken as a plain name
     if filename is None:
         return None
     if percent_encoded and _ENCODED.fullmatch(filename):
@@ -263,24 +264,24 @@ UNREADABLE_PARAMETERS = (
 
 
 def header_parameters(text: str) -> dict[str, str] | None:
-    """Parameters of a header; None where some of it is none, or two alike differ.
+    """Parse the parameters of a header; None if some text is malformed, or two values differ.
 
-    Reading on behind what is not understood would make another name of a file's.
+    Skipping malformed text could change the name of a file.
     """
     found: dict[str, str] = {}
-    place = 0
-    while match := _PARAMETER.match(text, place):
-        place = match.end()
+    at = 0
+    while match := _PARAMETER.match(text, at):
+        at = match.end()
         if match[1] is None:  # ";" alone
             continue
         value = match[3] or re.sub(r'\\(["\\])', r"\1", match[2] or "")
         if found.setdefault(match[1].lower(), value) != value:
             return None
-    return found if not text[place:].strip() else None
+    return found if not text[at:].strip() else None
 
 
 def _unescaped(name: str) -> str:
-    """What browsers, curl, requests and httpx escape in a name, and nothing else.
+    """Undo the escaping of names by browsers, curl, requests and httpx, and nothing else.
 
     Source: https://html.spec.whatwg.org, multipart/form-data encoding algorithm.
     """

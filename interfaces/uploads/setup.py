@@ -1,4 +1,7 @@
-"""Collections in which uploads are created, and the URLs of the uploads below them."""
+"""Setup that all upload routes share: transfers, collections and URLs, positions, problems.
+
+A collection is a path at which POST creates uploads; their URLs are below it.
+"""
 
 from __future__ import annotations
 
@@ -73,12 +76,12 @@ def upload_url(request: web.Request, id: UUID) -> str:
     return public_url(request, f"{request.get(_COLLECTION, UPLOADS)}/{id}")
 
 
-def upload_at(request: web.Request, address: str) -> UUID | None:
-    """Return the upload that a URL names; None for one that names none here.
+def parse_upload_url(request: web.Request, url: str) -> UUID | None:
+    """Return the id of the upload that a URL names, None if it is no URL of an upload here.
 
-    Absolute or relative, below either collection, behind whatever prefix a proxy adds.
+    The URL may be absolute or relative, below either collection, with any prefix of a proxy.
     """
-    found = _RESOURCE.fullmatch(urlsplit(address).path)
+    found = _RESOURCE.fullmatch(urlsplit(url).path)
     collections = tuple(filter(None, (UPLOADS, tus_collection(request))))
     if found is None or not f"/{found[1]}".endswith(collections):
         return None
@@ -88,31 +91,29 @@ def upload_at(request: web.Request, address: str) -> UUID | None:
         return None
 
 
-# `Uptrail-Position`: where a reader asks from (`min_position`) to see what a request led to.
-
-
 async def position_header(request: web.Request, position: int) -> dict[str, str]:
-    """The header for what was recorded at `position`; with 0, for what was recorded before."""
+    """Return `Uptrail-Position`: the `min_position` with which reads reflect this request.
+
+    With 0, nothing was recorded by this request, and the header is the end of the log.
+    """
     return {POSITION: str(position or await request.app[SERVICES].log.head())}
 
 
 async def set_position_header(
     request: web.Request, response: web.Response, position: int
 ) -> web.Response:
-    """The response with that header."""
+    """Set `Uptrail-Position` on the response, and return it."""
     response.headers.update(await position_header(request, position))
     return response
 
 
-# How the end of a transfer is told to an upload client.
-#
-# Clients repeat a request after 409, 423 and 5xx, and give up after any other 4xx, 408 and 429
-# included (tus-js-client, `shouldRetry` in lib/upload.js): so where a repetition helps it is one
-# of these statuses.
-
-
 def transfer_problem(error: Exception) -> Problem:
-    """The problem for an upload client."""
+    """Return the problem for an upload client.
+
+    Clients retry after 409, 423 and 5xx, and give up after any other 4xx, 408 and 429 included
+    (tus-js-client, `shouldRetry` in lib/upload.js): so errors that a retry can resolve have one of
+    these statuses.
+    """
     match error:
         case OffsetMismatch(offset=offset):
             return Problem(
@@ -140,7 +141,7 @@ def transfer_problem(error: Exception) -> Problem:
             return Problem(503, "stalled", str(error), headers=RETRY_SOON)
         case Stopping():
             return Problem(503, "stopping", str(error), headers=RETRY_SOON)
-        case ClientDisconnected():  # as a rule nobody reads this
+        case ClientDisconnected():  # usually sent to a closed connection
             return Problem(400, "body_cut_short", str(error))
         case CommandRejected() if not isinstance(error, ValidationFailed):
             return Problem(403, "invalid_state", str(error))
@@ -151,18 +152,16 @@ def gone_problem(state: UploadState) -> Problem:
     return Problem(410, "gone", f"the upload is {state}")
 
 
-# What upload routes share: the transfers of this application, and who speaks to them.
-
 TRANSFERS: web.AppKey[Transfers] = web.AppKey("transfers", Transfers)
 CREATOR: web.AppKey[UploadCreator] = web.AppKey("creator", UploadCreator)
 PARTS: web.AppKey[PartialUploads] = web.AppKey("parts", PartialUploads)
-BATCHER: web.AppKey[SmallFileBatcher] = web.AppKey("gathering", SmallFileBatcher)
+BATCHER: web.AppKey[SmallFileBatcher] = web.AppKey("small_file_batcher", SmallFileBatcher)
 
 
 def setup_transfers(app: web.Application) -> None:
-    """Makes the transfers of this application; they end, their bytes committed, before it does.
+    """Create the application's transfers, and end them, with their bytes committed, at shutdown.
 
-    Those that run when it is told to stop have `shutdown_grace` to come to their end.
+    Transfers that run at shutdown have `shutdown_grace` seconds to finish.
     """
     services = app[SERVICES]
     settings = services.settings
@@ -174,7 +173,7 @@ def setup_transfers(app: web.Application) -> None:
     app[TRANSFERS] = Transfers(
         services.log,
         services.blobs,
-        services.elsewhere,
+        services.remote_preemption,
         quotas=_quotas(services),
         limits=limits,
         now=services.now,
@@ -210,16 +209,13 @@ def actor_of(request: web.Request, principal: Principal) -> Actor:
     return Actor(principal.name, Causation(None, traceparent_of(request)))
 
 
-# What requests with many files in them share: how they are taken, and how they end.
-
-
 @asynccontextmanager
 async def multi_file_receiver(
     request: web.Request, batch: UUID, principal: Principal
 ) -> AsyncIterator[MultiFileReceiver]:
-    """Takes files into the batch. However it ends, files that came whole are kept.
+    """Receive files into the batch. Files that arrived whole are kept, however it ends.
 
-    A request that cannot be read to its end is told how many were.
+    If the request cannot be read to its end, its problem names the number of files kept.
     """
     actor = actor_of(request, principal)
     app = request.app
@@ -228,7 +224,7 @@ async def multi_file_receiver(
         yield receiver
     except (Problem, CommandRejected, ApplicationError) as error:
         taken: tuple[FileResult, ...] = ()
-        with suppress(ApplicationError, CommandRejected):  # told already: it is why we are here
+        with suppress(ApplicationError, CommandRejected):  # the error below is reported instead
             taken = await receiver.close()
         problem = (
             problem_of(error) if isinstance(error, CommandRejected) else transfer_problem(error)
@@ -241,7 +237,7 @@ async def multi_file_receiver(
 
 
 def limit_files(request: web.Request, receiver: MultiFileReceiver) -> None:
-    """Raises a 413 Problem for more files than one request may have."""
+    """Raise a 413 Problem for more files than one request may have."""
     limit = request.app[SERVICES].settings.max_manifest_files
     if receiver.count >= limit:
         raise Problem(413, "too_large", f"send at most {limit} files in one request")

@@ -1,7 +1,7 @@
-"""A tar archive as it streams by: one member after the other, each with its bytes.
+"""Tar bundles: one request with many files of a batch, and the streaming reader of the archive.
 
-Source of the format: IEEE Std 1003.1 (pax), and the GNU tar manual on its long names. Nothing
-is ever unpacked: a member is a name, a size and bytes, and what is no plain file has no bytes.
+Source of the format: IEEE Std 1003.1 (pax), and the GNU tar manual on its long names. Nothing is
+unpacked to a file system: a member is a name, a size and bytes. Only plain files are accepted.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from interfaces.common.requests import Query, path_id
 from interfaces.common.responses import json_response
 from interfaces.common.routing import UPLOAD_SCOPES
 from interfaces.common.services import SERVICES
-from interfaces.uploads.multipart import ByteStream, Malformed, stream_of
+from interfaces.uploads.multipart import ByteStream, Malformed, body_stream
 from interfaces.uploads.setup import limit_files, multi_file_receiver
 
 BLOCK = tarfile.BLOCKSIZE
-MAX_EXTENSION = 64 * 1024  # bytes of a pax header or a long name
+MAX_EXTENSION_BYTES = 64 * 1024  # of a pax header or a long name
 MAX_EXTENSIONS = 16  # in front of one member
 END = bytes(BLOCK)
 
-_DATALESS = frozenset(
+_TYPES_WITHOUT_DATA = frozenset(
     {
         tarfile.LNKTYPE,
         tarfile.SYMTYPE,
@@ -54,7 +54,7 @@ class Kind(Enum):
 
 
 class Member(msgspec.Struct, frozen=True):
-    """One member: `name` is its path in the archive, `size` its bytes that follow."""
+    """One member: `name` is its path in the archive, `size` the number of its bytes."""
 
     name: str
     size: int
@@ -68,31 +68,31 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 class TarReader:
-    """The members of an archive in their order. Raises Malformed, and Ended of the stream."""
+    """Reader of the members of an archive, in order. Raises Malformed and TransferInterrupted."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
-        self._left = 0  # bytes of the member at hand that nobody has read
+        self._left = 0  # unread bytes of the current member
         self._padding = 0
 
     async def next(self) -> Member | None:
-        """The next member; None after the last one. What is left of the one before is skipped."""
+        """Return the next member, None after the last. Skips the rest of the member before."""
         await self._skip()
         extended: dict[str, str] = {}
         for _ in range(MAX_EXTENSIONS):
-            block = await self._stream.exactly(BLOCK)
+            block = await self._stream.read_exactly(BLOCK)
             if block == END:
                 await self._require_end()
                 return None
             header = _header(block)
-            if not await self._extends(header, extended):
+            if not await self._read_extended_header(header, extended):
                 return self._member(header, extended)
         raise Malformed(f"more than {MAX_EXTENSIONS} extended headers in front of one member")
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes of the member at hand."""
+        """Yield the bytes of the current member."""
         while self._left:
-            chunk = await self._stream.some(self._left)
+            chunk = await self._stream.read_some(self._left)
             self._left -= len(chunk)
             yield chunk
 
@@ -104,35 +104,35 @@ class TarReader:
             kind = Kind.FOLDER
         if any(key.startswith("GNU.sparse.") for key in extended):
             kind = Kind.OTHER
-        if header.type in _DATALESS:
+        if header.type in _TYPES_WITHOUT_DATA:
             size = 0
-        self._expect(size)
-        # `tar -C folder .` names everything from there.
+        self._begin_content(size)
+        # `tar -C folder .` puts `./` in front of every name.
         return Member(name.removeprefix("./"), size, kind)
 
-    async def _extends(self, header: _Header, extended: dict[str, str]) -> bool:
-        """Whether the header speaks of the next member; what it says goes into `extended`."""
+    async def _read_extended_header(self, header: _Header, extended: dict[str, str]) -> bool:
+        """Return whether it is an extended header; if so, put its fields in `extended`."""
         match header.type:
             case tarfile.XHDTYPE | tarfile.SOLARIS_XHDTYPE:
-                extended.update(_pax(await self._content(header)))
+                extended.update(_pax(await self._read_extension(header)))
             case tarfile.GNUTYPE_LONGNAME:
-                extended["path"] = _text((await self._content(header)).rstrip(b"\0"))
+                extended["path"] = _text((await self._read_extension(header)).rstrip(b"\0"))
             case tarfile.GNUTYPE_LONGLINK | tarfile.XGLTYPE:
-                await self._content(header)  # of links, and of all members: nothing we keep
+                await self._read_extension(header)  # of links, or global: not needed
             case _:
                 return False
         return True
 
-    async def _content(self, header: _Header) -> bytes:
-        if header.size > MAX_EXTENSION:
-            raise Malformed(f"an extended header must be at most {MAX_EXTENSION} bytes")
-        self._expect(header.size)
-        content = await self._stream.exactly(header.size)
+    async def _read_extension(self, header: _Header) -> bytes:
+        if header.size > MAX_EXTENSION_BYTES:
+            raise Malformed(f"an extended header must be at most {MAX_EXTENSION_BYTES} bytes")
+        self._begin_content(header.size)
+        content = await self._stream.read_exactly(header.size)
         self._left = 0
         await self._skip()
         return content
 
-    def _expect(self, size: int) -> None:
+    def _begin_content(self, size: int) -> None:
         if size < 0:
             raise Malformed("a member has a negative size")
         self._left, self._padding = size, -size % BLOCK
@@ -140,19 +140,19 @@ class TarReader:
     async def _skip(self) -> None:
         async for _ in self.chunks():
             pass
-        await self._stream.exactly(self._padding)
+        await self._stream.read_exactly(self._padding)
         self._padding = 0
 
     async def _require_end(self) -> None:
-        """Zeros only: a second archive behind the first one must not be lost in silence."""
-        async for chunk in self._stream.rest():
+        """Require that only zeros follow: a second archive must not be dropped silently."""
+        async for chunk in self._stream.read_rest():
             if chunk.count(0) != len(chunk):
                 raise Malformed("there is more after the end of the archive")
 
 
 def _header(block: bytes) -> _Header:
-    """The fields of a header block that we need; `tarfile` reads them all, and takes its time."""
-    # The sum of all bytes, those of the sum itself taken for blanks.
+    """Parse the fields of a header block that are needed; `tarfile` parses all, more slowly."""
+    # The sum of all bytes, with blanks in place of the checksum field.
     if sum(block) - sum(block[148:156]) + 8 * 0x20 != _number(block[148:156]):
         raise Malformed("this is no tar archive: a header has a wrong checksum")
     name = block[:100].partition(b"\0")[0]
@@ -165,7 +165,7 @@ def _header(block: bytes) -> _Header:
 
 
 def _number(field: bytes) -> int:
-    """Octal digits; or, as GNU tar writes large ones, the bytes of the number after a mark."""
+    """Parse a number in octal digits, or in GNU tar's binary format for large numbers."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     text = field.strip(b" \0")
@@ -176,7 +176,7 @@ def _number(field: bytes) -> int:
 
 
 def _pax(content: bytes) -> dict[str, str]:
-    """The records of a pax header: `length key=value\\n`, the length being that of it all."""
+    """Parse the records of a pax header: `length key=value\\n`, where length counts all of it."""
     records, at = {}, 0
     while at < len(content):
         length = _PAX_LENGTH.match(content, at)
@@ -199,8 +199,6 @@ def _text(encoded: bytes) -> str:
     return encoded.decode("utf-8", "surrogateescape")
 
 
-# A bundle: one request with many files of one batch in it, as a tar archive.
-
 TYPES = frozenset({"application/x-tar", "application/tar"})
 
 
@@ -209,18 +207,21 @@ def is_bundle(request: web.Request) -> bool:
 
 
 async def receive_tar(request: web.Request) -> web.Response:
-    """Each member is judged by itself; none is answered before it is durable and on record."""
+    """Receive the files of a tar bundle, each accepted or rejected by itself.
+
+    The response is sent once all accepted files are durable and recorded.
+    """
     principal = require(request, *UPLOAD_SCOPES)
     Query(request, ())
     reject_content_encoding(request)
     batch = (await load_batch(request, path_id(request))).id
-    stream = stream_of(request)
+    stream = body_stream(request)
     reader = TarReader(stream)
     async with multi_file_receiver(request, batch, principal) as receiver:
         while (member := await reader.next()) is not None:
             if member.kind is not Kind.FOLDER:
                 limit_files(request, receiver)
-                await _take(receiver, member, reader)
+                await _receive_member(receiver, member, reader)
         files = await receiver.close()
     return await answer(request, files, receiver.position)
 
@@ -243,7 +244,7 @@ def tar_result(files: tuple[FileResult, ...], position: int) -> ReceivedFilesRes
     )
 
 
-async def _take(receiver: MultiFileReceiver, member: Member, reader: TarReader) -> None:
+async def _receive_member(receiver: MultiFileReceiver, member: Member, reader: TarReader) -> None:
     file = FileDeclaration(path=member.name, size=member.size)
     if member.kind is Kind.FILE:
         await receiver.add_file(file, reader.chunks())

@@ -1,6 +1,7 @@
-"""tus 1.0.0, concatenation: a file that comes in parts, side by side, and is made one upload.
+"""tus 1.0.0: handlers of creation, concatenation, HEAD, PATCH and DELETE.
 
-Source of the rules: https://tus.io/protocols/resumable-upload, section Concatenation.
+Source of the rules: https://tus.io/protocols/resumable-upload. "Part" means a partial upload of the
+extension concatenation.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ from interfaces.uploads.setup import (
     UPLOADS,
     actor_of,
     gone_problem,
+    parse_upload_url,
     position_header,
     transfer_problem,
-    upload_at,
     upload_url,
 )
 from interfaces.uploads.tus_protocol import (
@@ -64,45 +65,51 @@ from interfaces.uploads.tus_protocol import (
     expires_header,
     expires_header_unrenewed,
     is_tus,
-    metadata_in,
     parse_checksum,
     parse_length,
+    parse_metadata,
     tus_handler,
 )
 
-# tus 1.0.0, the beginning: creation, creation-with-upload, creation-defer-length.
+__all__ = ["append", "create", "discover", "head", "is_tus", "method_override", "terminate"]
 
-SMALL = 256 * 1024  # bytes of a file that is held in memory, to be stored before it is recorded
+MAX_IN_MEMORY_BYTES = 256 * 1024  # of a file that is read whole, and stored before it is recorded
 
 
 @tus_handler
 async def create_upload(request: web.Request) -> web.StreamResponse:
-    """POST to a collection: registers an upload, and takes the bytes that come along."""
+    """Create an upload, and receive the bytes in the same request: POST to a collection."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     actor = actor_of(request, principal)
-    place = await upload_target(request, principal.owner)
+    target = await upload_target(request, principal.owner)
     size = declared_size(request)
     with_body = has_body(request)
-    said = metadata_in(request)
-    default = "" if tus_protocol.path_from_metadata(said) else str(request.app[SERVICES].new_id())
-    file = tus_protocol.declaration(said, size, default=default)
+    metadata = parse_metadata(request)
+    default = (
+        "" if tus_protocol.path_from_metadata(metadata) else str(request.app[SERVICES].new_id())
+    )
+    file = tus_protocol.declaration(metadata, size, default=default)
     creator = request.app[CREATOR]
     length = request.content_length
     if size is not None and (length or 0) > size:
         raise BodyTooLarge(size)
-    if size is not None and size <= SMALL and (size == 0 or (with_body and length == size)):
-        read = partial(_whole, request, parse_checksum(request))
-        arrived = await creator.create_with_content(place, file, read, actor)
-        return await created_response(request, arrived.upload, arrived.position)
-    registered = await creator.register(place, file, actor)
+    if (
+        size is not None
+        and size <= MAX_IN_MEMORY_BYTES
+        and (size == 0 or (with_body and length == size))
+    ):
+        read = partial(_read_body, request, parse_checksum(request))
+        created = await creator.create_with_content(target, file, read, actor)
+        return await created_response(request, created.upload, created.position)
+    registered = await creator.register(target, file, actor)
     if with_body and registered.upload.received == 0:
-        begun = await receive_initial_body(request, registered.upload, actor)
-        return await created_response(request, begun.aggregate, begun.position)
+        appended = await receive_initial_body(request, registered.upload, actor)
+        return await created_response(request, appended.aggregate, appended.position)
     return await created_response(request, registered.upload, registered.position)
 
 
 async def upload_target(request: web.Request, owner: str) -> StandaloneTarget | BatchTarget:
-    """The batch that the path names, or one of the file's own."""
+    """Return the batch that the path names, or a new one for this file alone."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     if "id" in request.match_info:
         return BatchTarget(batch=(await load_batch(request, path_id(request))).id)
@@ -112,8 +119,8 @@ async def upload_target(request: web.Request, owner: str) -> StandaloneTarget | 
     return StandaloneTarget(batch=services.new_id(), owner=owner, retry_policy=policy)
 
 
-async def _whole(request: web.Request, checksum: Checksum | None) -> bytes:
-    """A small body, checked. Raises ChecksumMismatch and what `whole` raises."""
+async def _read_body(request: web.Request, checksum: Checksum | None) -> bytes:
+    """Read a small body and verify it. Raises ChecksumMismatch and TransferInterrupted."""
     content = await read_all(request)
     if checksum is not None:
         checksum.verify(content)
@@ -123,17 +130,17 @@ async def _whole(request: web.Request, checksum: Checksum | None) -> bytes:
 async def receive_initial_body(
     request: web.Request, upload: Upload, actor: Actor
 ) -> CommandResult[Upload]:
-    """The body of a creation. A client that learns of an error learns where to go on, too."""
-    incoming = AppendRequest(
+    """Receive the body of a creation. Error responses have the URL with which to resume."""
+    append_request = AppendRequest(
         upload=upload.id, offset=0, length=request.content_length, checksum=parse_checksum(request)
     )
     body = Body(request)
-    async with _located(request, upload.id):
-        return await request.app[TRANSFERS].receive(incoming, body, actor, body.here)
+    async with _add_location_to_errors(request, upload.id):
+        return await request.app[TRANSFERS].receive(append_request, body, actor, body.read_buffered)
 
 
 @asynccontextmanager
-async def _located(request: web.Request, id: UUID) -> AsyncIterator[None]:
+async def _add_location_to_errors(request: web.Request, id: UUID) -> AsyncIterator[None]:
     try:
         yield
     except (NotFound, ConnectionError):
@@ -145,14 +152,14 @@ async def _located(request: web.Request, id: UUID) -> AsyncIterator[None]:
 
 
 async def created_response(request: web.Request, upload: Upload, position: int) -> web.Response:
-    """`position` is that of what was recorded, 0 where the upload was there already."""
+    """Return the response to a creation at `position`, 0 if the upload existed before."""
     headers = {hdrs.LOCATION: upload_url(request, upload.id), OFFSET: str(upload.received)}
     headers |= expires_header(request, upload) | await position_header(request, position)
     return web.Response(status=201, headers=headers)
 
 
 def declared_size(request: web.Request) -> int | None:
-    """Upload-Length, or None where the client puts off saying it."""
+    """Return Upload-Length, or None if the client defers it."""
     size, deferred = parse_length(request, LENGTH), single_header(request, DEFER)
     if deferred not in (None, "1"):
         raise bad_parameter(DEFER, "must be 1")
@@ -174,96 +181,95 @@ PARTIAL = "partial"
 FINAL = "final;"
 
 MAX_PARTS = 2500  # of one upload: as many URLs of 100 bytes fit into one header
-MAX_KEPT = 2048  # bytes of a header that is kept as it was sent
-_MANY = "many;"
+MAX_VERBATIM_BYTES = 2048  # of a header that is stored as it was sent
+_PACKED = "many;"
 
 
 @tus_handler
 async def create_concatenated(request: web.Request) -> web.StreamResponse:
-    """POST to a collection with Upload-Concat: announces a part, or joins parts into an upload."""
+    """Create a part, or concatenate parts into an upload: POST with Upload-Concat."""
     concat = (single_header(request, CONCAT) or "").strip()
     if concat == PARTIAL:
-        return await _announce(request)
+        return await _create_part(request)
     if concat.startswith(FINAL):
-        return await _join(request, concat)
+        return await _concatenate(request, concat)
     raise bad_parameter(CONCAT, f"must be {PARTIAL}, or {FINAL} and the parts")
 
 
 def concat_header(upload: Upload) -> dict[str, str]:
-    """The header by which HEAD tells a part, and an upload joined from parts, from others."""
+    """Return Upload-Concat for a part or a concatenated upload, empty for others."""
     if is_partial_upload(upload.id):
         return {CONCAT: PARTIAL}
     stored = upload.metadata.get(tus_protocol.CONCAT_METADATA_KEY)
-    return {CONCAT: _expanded(stored)} if stored else {}
+    return {CONCAT: _unpack_concat(stored)} if stored else {}
 
 
 def reject_final_upload(upload: Upload) -> None:
-    """Raises a 403 Problem for an upload that was joined from parts: it takes no bytes itself."""
+    """Raise a 403 Problem for a concatenated upload, which accepts no bytes itself."""
     if tus_protocol.CONCAT_METADATA_KEY in upload.metadata:
         raise Problem(403, "joined", "this upload was joined from parts, and is complete")
 
 
-async def _announce(request: web.Request) -> web.StreamResponse:
-    """A part; its metadata is kept, and means nothing to the upload that it becomes part of."""
+async def _create_part(request: web.Request) -> web.StreamResponse:
+    """Create a part; its metadata is stored, but not used for the concatenated upload."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     actor = actor_of(request, principal)
-    place = await upload_target(request, principal.owner)
+    target = await upload_target(request, principal.owner)
     size, with_body = declared_size(request), has_body(request)
-    said = metadata_in(request)
-    file = replace(tus_protocol.declaration(said, size, default=PARTIAL), path=PARTIAL)
-    part = await request.app[PARTS].register(place, file, actor)
+    metadata = parse_metadata(request)
+    file = replace(tus_protocol.declaration(metadata, size, default=PARTIAL), path=PARTIAL)
+    part = await request.app[PARTS].register(target, file, actor)
     if with_body or size == 0:
         part = await receive_initial_body(request, part.aggregate, actor)
     return await created_response(request, part.aggregate, part.position)
 
 
-async def _join(request: web.Request, concat: str) -> web.StreamResponse:
+async def _concatenate(request: web.Request, concat: str) -> web.StreamResponse:
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
-    place = await upload_target(request, principal.owner)
-    addresses = concat.removeprefix(FINAL).split()
-    if len(addresses) > MAX_PARTS:
-        raise bad_parameter(CONCAT, f"must name at most {MAX_PARTS} parts, not {len(addresses)}")
-    parts = [_part_at(request, address) for address in addresses]
+    target = await upload_target(request, principal.owner)
+    urls = concat.removeprefix(FINAL).split()
+    if len(urls) > MAX_PARTS:
+        raise bad_parameter(CONCAT, f"must name at most {MAX_PARTS} parts, not {len(urls)}")
+    parts = [_parse_part_url(request, url) for url in urls]
     if not parts or len(set(parts)) < len(parts):
         raise bad_parameter(CONCAT, "must name one or more parts, each once")
     secret = request.app[SERVICES].log.id_secret
-    if isinstance(
-        place, StandaloneTarget
-    ):  # the same parts make the same upload, however often it is asked
-        place = replace(place, batch=concatenated_batch_id_for(parts, secret))
-    said = metadata_in(request)
+    if isinstance(target, StandaloneTarget):
+        # Idempotent: the same parts always make the same upload.
+        target = replace(target, batch=concatenated_batch_id_for(parts, secret))
+    metadata = parse_metadata(request)
     file = tus_protocol.declaration(
-        said, None, default=str(concatenated_batch_id_for(parts, secret))
+        metadata, None, default=str(concatenated_batch_id_for(parts, secret))
     )
     file = replace(
         file,
-        metadata={**file.metadata, tus_protocol.CONCAT_METADATA_KEY: _compacted(addresses, parts)},
+        metadata={**file.metadata, tus_protocol.CONCAT_METADATA_KEY: _pack_concat(urls, parts)},
     )
-    joined = await request.app[PARTS].concatenate(place, file, parts, actor_of(request, principal))
+    joined = await request.app[PARTS].concatenate(target, file, parts, actor_of(request, principal))
     return await created_response(request, joined.upload, joined.position)
 
 
-def _compacted(addresses: Sequence[str], parts: Sequence[UUID]) -> str:
-    """The header as it is kept: exactly as it was sent while it is short.
+def _pack_concat(urls: Sequence[str], parts: Sequence[UUID]) -> str:
+    """Return the header in the form in which it is stored: verbatim if it is short.
 
-    Of many parts only their ids are kept, and what all addresses have before them. Addresses that
-    do not begin alike are kept as paths.
+    Of many parts only their ids and the common prefix of their URLs are stored; URLs without a
+    common prefix are stored as paths.
     """
-    concat = FINAL + " ".join(addresses)
-    if len(concat) <= MAX_KEPT:
+    concat = FINAL + " ".join(urls)
+    if len(concat) <= MAX_VERBATIM_BYTES:
         return concat
-    base = addresses[0].partition(str(parts[0]))[0]
-    named = zip(addresses, parts, strict=True)
-    if any(address != f"{base}{part}" for address, part in named) or len(base) > MAX_KEPT:
+    base = urls[0].partition(str(parts[0]))[0]
+    named = zip(urls, parts, strict=True)
+    if any(url != f"{base}{part}" for url, part in named) or len(base) > MAX_VERBATIM_BYTES:
         base = f"{UPLOADS}/"
-    return f"{_MANY}{base} {b64encode(b''.join(part.bytes for part in parts)).decode()}"
+    return f"{_PACKED}{base} {b64encode(b''.join(part.bytes for part in parts)).decode()}"
 
 
-def _expanded(stored: str) -> str:
-    """The header to echo."""
-    if not stored.startswith(_MANY):
+def _unpack_concat(stored: str) -> str:
+    """Return the header to echo, from the form in which it is stored."""
+    if not stored.startswith(_PACKED):
         return stored
-    base, _, encoded = stored.removeprefix(_MANY).partition(" ")
+    base, _, encoded = stored.removeprefix(_PACKED).partition(" ")
     try:
         octets = b64decode(encoded, validate=True)
         ids = [UUID(bytes=octets[at : at + 16]) for at in range(0, len(octets), 16)]
@@ -272,23 +278,16 @@ def _expanded(stored: str) -> str:
     return FINAL + " ".join(f"{base}{id}" for id in ids)
 
 
-def _part_at(request: web.Request, address: str) -> UUID:
-    """The part that an address names. Raises a 400 Problem."""
-    part = upload_at(request, address)
+def _parse_part_url(request: web.Request, url: str) -> UUID:
+    """Return the id of the part that a URL names. Raises a 400 Problem."""
+    part = parse_upload_url(request, url)
     if part is None:
-        raise bad_parameter(CONCAT, f"names {address[:200]!r}, which is no upload here")
+        raise bad_parameter(CONCAT, f"names {url[:200]!r}, which is no upload here")
     return part
 
 
-# tus 1.0.0: what is offered, how far an upload is, its bytes, its end.
-#
-# Source of the rules: https://tus.io/protocols/resumable-upload
-
-__all__ = ["append", "create", "discover", "head", "is_tus", "method_override", "terminate"]
-
-
 async def discover(request: web.Request) -> web.StreamResponse:
-    """OPTIONS: what this server offers. Nobody has to be known for that."""
+    """Respond to OPTIONS with the supported extensions and limits, without authentication."""
     headers = {
         RESUMABLE: VERSION,
         "Tus-Version": VERSION,
@@ -300,9 +299,9 @@ async def discover(request: web.Request) -> web.StreamResponse:
 
 
 async def create(request: web.Request) -> web.StreamResponse:
-    """POST to a collection: an upload, a part of one, or parts made one.
+    """Create an upload or a part, or concatenate parts: POST to a collection.
 
-    For `/v1/uploads`, and for `/v1/batches/{id}/uploads` where `speaks_tus(request)`.
+    For `/v1/uploads`, and for `/v1/batches/{id}/uploads` if `is_tus(request)`.
     """
     if CONCAT in request.headers:
         return await create_concatenated(request)
@@ -311,7 +310,7 @@ async def create(request: web.Request) -> web.StreamResponse:
 
 @tus_handler
 async def head(request: web.Request) -> web.StreamResponse:
-    """HEAD of an upload: how far it is. A transfer that still runs is ended, and counted."""
+    """Respond to HEAD with the upload's offset; preempts a running transfer to know it."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     id = path_id(request)
     await require_visible_stream(request, id)
@@ -329,7 +328,7 @@ async def head(request: web.Request) -> web.StreamResponse:
 
 @tus_handler
 async def append(request: web.Request) -> web.StreamResponse:
-    """PATCH of an upload: bytes from the offset on."""
+    """Append the body at an offset: PATCH."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     upload = await load_upload(request, path_id(request))
     reject_final_upload(upload)
@@ -339,7 +338,7 @@ async def append(request: web.Request) -> web.StreamResponse:
     offset = parse_length(request, OFFSET)
     if offset is None:
         raise bad_parameter(OFFSET, "is missing")
-    incoming = AppendRequest(
+    append_request = AppendRequest(
         upload=upload.id,
         offset=offset,
         length=request.content_length,
@@ -348,19 +347,19 @@ async def append(request: web.Request) -> web.StreamResponse:
     )
     body, position = Body(request), 0
     try:
-        decided = await request.app[TRANSFERS].receive(
-            incoming, body, actor_of(request, principal), body.here
+        result = await request.app[TRANSFERS].receive(
+            append_request, body, actor_of(request, principal), body.read_buffered
         )
-        upload, position = decided.aggregate, decided.position
+        upload, position = result.aggregate, result.position
     except NotAcceptingBytes as error:
-        upload = await _of_finished(request, incoming, error)
+        upload = await _finished_upload(request, append_request, error)
     headers = {OFFSET: str(upload.received), **expires_header(request, upload)}
     return web.Response(status=204, headers=headers | await position_header(request, position))
 
 
 @tus_handler
 async def terminate(request: web.Request) -> web.StreamResponse:
-    """DELETE of an upload: calls it off and frees its bytes."""
+    """Cancel an upload and delete its bytes: DELETE."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     upload = await load_upload(request, path_id(request))
     if upload.state in GONE:
@@ -368,12 +367,12 @@ async def terminate(request: web.Request) -> web.StreamResponse:
     command = CancelUpload(upload=upload.id, reason="terminated by its sender")
     transfers = request.app[TRANSFERS]
     context = transfers.context(actor_of(request, principal))
-    decided = await transfers.terminate(command, context)
-    return web.Response(status=204, headers=await position_header(request, decided.position))
+    result = await transfers.terminate(command, context)
+    return web.Response(status=204, headers=await position_header(request, result.position))
 
 
 async def method_override(request: web.Request) -> web.StreamResponse:
-    """POST to an upload, from behind a proxy that lets nothing else through."""
+    """Dispatch a POST with X-HTTP-Method-Override, for proxies that pass only GET and POST."""
     method = (single_header(request, OVERRIDE) or "").upper()
     handlers: dict[str, Any] = {"PATCH": append, "HEAD": head, "DELETE": terminate}
     if method not in handlers:
@@ -382,15 +381,15 @@ async def method_override(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def _of_finished(
-    request: web.Request, incoming: AppendRequest, error: NotAcceptingBytes
+async def _finished_upload(
+    request: web.Request, append_request: AppendRequest, error: NotAcceptingBytes
 ) -> Upload:
-    """A PATCH that repeats itself after the last byte is answered as it was the first time."""
+    """Accept a PATCH that is repeated after the last byte, so that its response is the same."""
     if error.state in GONE:
         raise error
-    upload = await request.app[SERVICES].log.upload(incoming.upload)
-    if incoming.offset != upload.received:
-        raise OffsetMismatch(upload.received, incoming.offset)
-    if incoming.length != 0:
+    upload = await request.app[SERVICES].log.upload(append_request.upload)
+    if append_request.offset != upload.received:
+        raise OffsetMismatch(upload.received, append_request.offset)
+    if append_request.length != 0:
         raise BodyTooLarge(upload.received)
     return upload

@@ -1,6 +1,6 @@
-"""Until when an unfinished upload is kept: `Upload-Expires` of the tus extension expiration.
+"""tus 1.0.0: version, headers, Upload-Metadata, Upload-Expires and error responses.
 
-Source of the rules: https://tus.io/protocols/resumable-upload, section Expiration.
+Source of the rules: https://tus.io/protocols/resumable-upload
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ EXPIRES = "Upload-Expires"
 def expires_header(
     request: web.Request, upload: Upload, since: datetime | None = None
 ) -> dict[str, str]:
-    """The header for an upload that waits for bytes; nothing for one that has them all.
+    """Return Upload-Expires for an unfinished upload, nothing for a finished one.
 
-    `since` is when something was last recorded of it, None for just now.
+    `since` is the time of its last event, None for now.
     """
-    if not _waits(upload):
+    if not _is_unfinished(upload):
         return {}
     services = request.app[SERVICES]
     kept = timedelta(seconds=services.settings.upload_expiry)
@@ -51,8 +51,8 @@ def expires_header(
 
 
 async def expires_header_unrenewed(request: web.Request, upload: Upload) -> dict[str, str]:
-    """The same where only a question was asked, which does not make the upload live longer."""
-    if not _waits(upload):
+    """Return Upload-Expires for a request that only reads, which does not extend the expiry."""
+    if not _is_unfinished(upload):
         return {}
     try:
         row = await request.app[SERVICES].queries.upload(upload.id, owner=None)
@@ -61,32 +61,30 @@ async def expires_header_unrenewed(request: web.Request, upload: Upload) -> dict
     return expires_header(request, upload, row.updated_at)
 
 
-def _waits(upload: Upload) -> bool:
-    """For bytes, or, being a part, to be joined with others."""
+def _is_unfinished(upload: Upload) -> bool:
+    """Return whether the upload expects bytes or, for a part, its concatenation."""
     if is_partial_upload(upload.id):
         return upload.state in (*INCOMING, UploadState.RECEIVED)
     return upload.state in INCOMING
 
 
-# Upload-Metadata of tus 1.0.0: what it says of a file, kept so that it can be echoed exactly.
-
-RAW = HEADER_KEY
-"""The key under which a header is kept that its pairs alone would not give back byte for byte."""
+RAW_HEADER_KEY = HEADER_KEY
+"""Metadata key of the whole header, stored if its pairs would not reproduce it byte for byte."""
 
 CONCAT_METADATA_KEY = PARTS_KEY
-"""The key under which an upload that was joined from parts keeps the header that named them."""
+"""Metadata key of a concatenated upload's Upload-Concat header."""
 
-_RESERVED = (RAW, CONCAT_METADATA_KEY)
+_RESERVED = (RAW_HEADER_KEY, CONCAT_METADATA_KEY)
 
-PATHS = ("relativePath", "filename", "name")
-MEDIA_TYPES = ("filetype", "type", "content-type")
+PATH_KEYS = ("relativePath", "filename", "name")
+MEDIA_TYPE_KEYS = ("filetype", "type", "content-type")
 
 
 def parse(header: str) -> dict[str, str]:
-    """The pairs of the header, and the header itself if it is not their canonical form.
+    """Parse Upload-Metadata into its pairs, and the header itself if it is not canonical.
 
-    A value that is not text is left to the header, unless it would be the name of the file: that
-    is refused. Raises ValidationFailed, also for what tus does not allow.
+    A value that is not text is kept in the header alone. Raises ValidationFailed if that value
+    would be the name of the file, or if tus does not allow the header.
     """
     pairs: dict[str, str] = {}
     problems: dict[str, str] = {}
@@ -94,25 +92,25 @@ def parse(header: str) -> dict[str, str]:
     for element in header.split(",") if header.strip() else ():
         key, _, encoded = element.strip().partition(" ")
         if not key or not key.isascii() or key in seen:
-            raise _faulty("must have unique, non-empty ASCII keys")
+            raise _invalid_metadata("must have unique, non-empty ASCII keys")
         seen.add(key)
         text, problem = _text(encoded)
         if problem:
             problems[key] = problem
         elif key not in _RESERVED:
             pairs[key] = text
-    named = next((key for key in PATHS if key in problems or _path_under(key, pairs)), "")
+    named = next((key for key in PATH_KEYS if key in problems or _path_under(key, pairs)), "")
     if named in problems:
         raise ValidationFailed(FieldError(f"Upload-Metadata/{named}", problems[named]))
     if header and format(pairs) != header:
-        pairs[RAW] = header
+        pairs[RAW_HEADER_KEY] = header
     return pairs
 
 
 def format(metadata: Mapping[str, str]) -> str:
-    """The header to echo: as it was sent, or made from metadata that came another way."""
-    if RAW in metadata:
-        return metadata[RAW]
+    """Return the header to echo: as it was sent, or made from metadata of another origin."""
+    if RAW_HEADER_KEY in metadata:
+        return metadata[RAW_HEADER_KEY]
     return ",".join(
         f"{key} {b64encode(value.encode()).decode()}" if value else key
         for key, value in metadata.items()
@@ -124,11 +122,11 @@ def format(metadata: Mapping[str, str]) -> str:
 
 
 def declaration(metadata: dict[str, str], size: int | None, *, default: str) -> FileDeclaration:
-    """The file that the metadata describes; `default` is its path where it names none.
+    """Return the file that the metadata describes; `default` is its path if the metadata has none.
 
     Raises ValidationFailed for a name that no file may have.
     """
-    key = next((key for key in PATHS if _path_under(key, metadata)), None)
+    key = next((key for key in PATH_KEYS if _path_under(key, metadata)), None)
     path = _path_under(key, metadata) if key else default
     if key and (problem := path_error(path)):
         raise ValidationFailed(FieldError(f"Upload-Metadata/{key}", problem))
@@ -142,8 +140,8 @@ def declaration(metadata: dict[str, str], size: int | None, *, default: str) -> 
 
 
 def path_from_metadata(metadata: dict[str, str]) -> str | None:
-    """What the metadata calls the file; None where it says nothing."""
-    return next((path for key in PATHS if (path := _path_under(key, metadata))), None)
+    """Return the file's path in the metadata, None without one."""
+    return next((path for key in PATH_KEYS if (path := _path_under(key, metadata))), None)
 
 
 def _path_under(key: str, metadata: Mapping[str, str]) -> str:
@@ -156,8 +154,8 @@ def _path_under(key: str, metadata: Mapping[str, str]) -> str:
 
 
 def _media_type(metadata: dict[str, str]) -> str | None:
-    """The first that is sound: clients put whatever the browser says here."""
-    for key in MEDIA_TYPES:
+    """Return the first valid media type: clients pass on anything that the browser reports."""
+    for key in MEDIA_TYPE_KEYS:
         value = metadata.get(key)
         if value and not any(validate_declaration(FileDeclaration(path="-", media_type=value))):
             return value
@@ -170,11 +168,11 @@ def _checksum(metadata: dict[str, str]) -> str | None:
 
 
 def _text(encoded: str) -> tuple[str, str]:
-    """A value, and why it is none that is kept as text; either is empty."""
+    """Decode a value. Return it and the reason for which it is not text; one of them is empty."""
     try:
         text = b64decode(encoded.strip(), validate=True).decode()
     except NotBase64:
-        raise _faulty("must have values in Base64") from None
+        raise _invalid_metadata("must have values in Base64") from None
     except UnicodeDecodeError:
         return "", "must be UTF-8"
     if has_control_characters(text):
@@ -182,13 +180,9 @@ def _text(encoded: str) -> tuple[str, str]:
     return text, ""
 
 
-def _faulty(message: str) -> ValidationFailed:
+def _invalid_metadata(message: str) -> ValidationFailed:
     return ValidationFailed(FieldError("Upload-Metadata", message))
 
-
-# What every request of tus 1.0.0 has in common: names, the version, and how errors are told.
-#
-# Source of the rules: https://tus.io/protocols/resumable-upload
 
 VERSION = "1.0.0"
 EXTENSIONS = (
@@ -208,16 +202,16 @@ OVERRIDE = "X-HTTP-Method-Override"
 
 
 def is_tus(request: web.Request) -> bool:
-    """Whether a request to a path that tus shares with our own API is one of tus."""
+    """Return whether a request uses tus, on a path that tus shares with other protocols."""
     return RESUMABLE in request.headers
 
 
 def tus_handler(handler: Handler) -> Handler:
-    """A handler of tus requests: checks the version, and tells errors so that clients act well."""
+    """Wrap a handler of tus requests: check the version, respond to errors as clients expect."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
-            if single_header(request, RESUMABLE) != VERSION and not _may_be_no_client(request):
+            if single_header(request, RESUMABLE) != VERSION and not _may_omit_version(request):
                 detail = f"this server speaks {RESUMABLE}: {VERSION}"
                 raise Problem(412, "tus_version", detail, headers={"Tus-Version": VERSION})
             response = await handler(request)
@@ -226,23 +220,22 @@ def tus_handler(handler: Handler) -> Handler:
         except Exception as error:
             response = transfer_problem(error).response(request)
         response.headers[RESUMABLE] = VERSION
-        if request.get(
-            CONTINUE_PENDING
-        ):  # the body was never asked for: what follows would be taken for it
+        if request.get(CONTINUE_PENDING):
+            # The client may or may not send the body now: the next bytes are ambiguous.
             response.force_close()
         return response
 
     return answer
 
 
-def _may_be_no_client(request: web.Request) -> bool:
-    """Whether to answer without a version: tusd does a HEAD, by which programs look at a file."""
+def _may_omit_version(request: web.Request) -> bool:
+    """Return whether the request may omit the version: tusd allows HEAD, for general clients."""
     reads_offset = request.method == hdrs.METH_HEAD and is_tus_endpoint(request)
     return reads_offset and RESUMABLE not in request.headers
 
 
 def parse_length(request: web.Request, header: str) -> int | None:
-    """A header that counts bytes. Raises a 400 Problem unless it is digits alone, said once."""
+    """Parse a header that counts bytes. Raises a 400 Problem unless it is one decimal number."""
     text = single_header(request, header)
     if text is None:
         return None
@@ -251,8 +244,8 @@ def parse_length(request: web.Request, header: str) -> int | None:
     return int(text)
 
 
-def metadata_in(request: web.Request) -> dict[str, str]:
-    """Upload-Metadata. Raises ValidationFailed; Problem (400) for one beyond `max_metadata`."""
+def parse_metadata(request: web.Request) -> dict[str, str]:
+    """Parse Upload-Metadata. Raises ValidationFailed; Problem (400) beyond `max_metadata` bytes."""
     header, limit = (
         single_header(request, METADATA) or "",
         request.app[SERVICES].settings.max_metadata,
@@ -263,7 +256,7 @@ def metadata_in(request: web.Request) -> dict[str, str]:
 
 
 def parse_checksum(request: web.Request) -> Checksum | None:
-    """Upload-Checksum. Raises a 400 Problem for what is none, or of an algorithm unknown here."""
+    """Parse Upload-Checksum. Raises a 400 Problem if malformed or of an unsupported algorithm."""
     header = single_header(request, CHECKSUM)
     if header is None:
         return None

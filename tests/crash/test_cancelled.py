@@ -128,7 +128,7 @@ def transfers(parts: Container) -> Transfers:
     return Transfers(
         parts.log,
         parts.blobs,
-        services.elsewhere,
+        services.remote_preemption,
         quotas=quotas,
         limits=limits,
         now=services.now,

@@ -39,8 +39,8 @@ class LiveServer:
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for their own write waits for it as long as a slow machine takes."""
-    monkeypatch.setattr(requests, "LONGEST_WAIT", PATIENCE)
-    monkeypatch.setattr(webhooks, "LONGEST_WAIT", PATIENCE)
+    monkeypatch.setattr(requests, "MAX_POSITION_WAIT", PATIENCE)
+    monkeypatch.setattr(webhooks, "MAX_POSITION_WAIT", PATIENCE)
     monkeypatch.setattr(webhooks, "VISIBLE_TIMEOUT", PATIENCE)
 
 

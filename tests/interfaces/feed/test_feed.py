@@ -254,7 +254,7 @@ async def test_a_subscription_with_latest_shows_no_rows_from_before_what_was_rec
 async def test_a_subscription_that_waits_for_too_long_is_refused_and_may_be_retried(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interfaces.feed.hub.LONGEST_WAIT", 0.1)
+    monkeypatch.setattr("interfaces.feed.hub.MAX_POSITION_WAIT", 0.1)
 
     async with open_feed(database_url, tmp_path) as on:
         batch = await on.batch()

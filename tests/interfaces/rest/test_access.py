@@ -31,7 +31,7 @@ def routes() -> list[tuple[str, str]]:
         keys=nothing,
         now=nothing,
         new_id=nothing,
-        elsewhere=NoRemotePreemption(),
+        remote_preemption=NoRemotePreemption(),
         remote_steps=nothing,
         usage=nothing,
         slots=nothing,

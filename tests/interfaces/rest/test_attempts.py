@@ -33,7 +33,7 @@ async def holds() -> str:
 async def fail(attempts: FailedAttempts, address: str, key: str = "") -> float:
     """Return the Retry-After of a failed attempt; 0 for an attempt below the limit."""
     try:
-        assert await attempts.checked(address, "key", key, fails) is None
+        assert await attempts.authenticate(address, "key", key, fails) is None
     except TooManyAttempts as error:
         return error.retry_after
     return 0
@@ -72,7 +72,7 @@ async def test_a_credential_that_holds_is_accepted_beyond_every_limit() -> None:
     key = wrong_key()
     for _ in range(3):
         await fail(attempts, "192.0.2.1", key)
-    assert await attempts.checked("192.0.2.1", "key", key, holds) == "acme"
+    assert await attempts.authenticate("192.0.2.1", "key", key, holds) == "acme"
 
 
 async def test_few_limited_clients_are_checked_at_the_same_time() -> None:
@@ -90,7 +90,7 @@ async def test_few_limited_clients_are_checked_at_the_same_time() -> None:
 
     async def attempt() -> None:
         with pytest.raises(TooManyAttempts):
-            await attempts.checked("192.0.2.1", "key", "", slow)
+            await attempts.authenticate("192.0.2.1", "key", "", slow)
 
     await asyncio.gather(*(attempt() for _ in range(20)))
     assert most == 2

@@ -248,7 +248,7 @@ async def test_a_trace_is_kept_with_the_events_it_caused(database_url: str, tmp_
 async def test_waiting_for_a_position_that_never_comes_ends(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interfaces.common.requests.LONGEST_WAIT", 0.2)
+    monkeypatch.setattr("interfaces.common.requests.MAX_POSITION_WAIT", 0.2)
 
     async with serving(database_url, tmp_path) as server:
         answer = await server.get("/v1/batches", params={"min_position": 10**9})

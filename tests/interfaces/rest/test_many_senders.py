@@ -11,7 +11,7 @@ import pytest
 from aiohttp import StreamReader, web
 
 from infrastructure.settings import Settings
-from interfaces.common.server import LEAST, MOST, TOGETHER, ReadBufferPool, Runner
+from interfaces.common.server import MAX_READ, MAX_TOTAL_READ, MIN_READ, ReadBufferPool, Runner
 from tests.support import eventually
 
 SENDERS = 50
@@ -36,7 +36,7 @@ async def test_bodies_that_nobody_takes_are_not_read_ahead() -> None:
         )
 
         assert len(bodies) == SENDERS
-        assert max(r.content.total_bytes for r in taken) <= 2 * READ_BUFFER + LEAST
+        assert max(r.content.total_bytes for r in taken) <= 2 * READ_BUFFER + MIN_READ
         gate.set()
         answers = await asyncio.gather(*sending)
 
@@ -64,14 +64,14 @@ async def test_the_pieces_shrink_as_senders_come_and_grow_as_they_go() -> None:
     stranger, *connections = [server() for _ in range(2_000)]
     for one in connections:
         bodies.begin(one, StreamReader(one, 1, loop=loop))
-        piece = len(bodies.piece(one))
-        assert piece * len(bodies) <= TOGETHER or piece == LEAST
+        piece = len(bodies.buffer_for(one))
+        assert piece * len(bodies) <= MAX_TOTAL_READ or piece == MIN_READ
 
-    assert len(bodies.piece(connections[0])) == LEAST
+    assert len(bodies.buffer_for(connections[0])) == MIN_READ
     for one in connections[1:]:
         bodies.end(one)
-    assert len(bodies.piece(connections[0])) == MOST
-    assert len(bodies.piece(stranger)) == LEAST
+    assert len(bodies.buffer_for(connections[0])) == MAX_READ
+    assert len(bodies.buffer_for(stranger)) == MIN_READ
 
 
 def head(size: int) -> bytes:

@@ -110,7 +110,7 @@ async def test_every_read_that_takes_a_position_takes_latest(
 async def test_a_position_that_is_not_reached_is_named_for_a_retry(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interfaces.common.requests.LONGEST_WAIT", 0.2)
+    monkeypatch.setattr("interfaces.common.requests.MAX_POSITION_WAIT", 0.2)
     hold_projector(monkeypatch)
 
     async with serving(database_url, tmp_path) as server:

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from application.ports.auth import Scope
 from interfaces.common.deadlines import Deadlines
-from interfaces.common.responses import MOST, STREAMS, Stream
+from interfaces.common.responses import MAX_CONCURRENT, STREAMS, Stream
 from interfaces.feed.connection import Limits
 from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.rest.server import Server, serving
@@ -99,7 +99,7 @@ async def test_a_client_that_does_not_read_is_cut_off(
 
                 def cut() -> bool:
                     assert server.unsent <= PER_READER + (6 * MIB if kind == "page" else 0)
-                    return any(log["event"] == "response_not_read" for log in logs)
+                    return any(log["event"] == "response_too_slow" for log in logs)
 
                 if kind != "page" or server.unsent:  # a page may fit into the sockets
                     await eventually(cut)
@@ -127,7 +127,7 @@ async def test_one_principal_reads_so_many_streams_at_once_and_no_more(
         path = f"/v1/batches/{await large_batch(server)}/history?format=ndjson"
         other = await server.key_for(Scope.VIEWER)
         for key in ("", other):
-            for number in range(MOST[Stream.HISTORY]):
+            for number in range(MAX_CONCURRENT[Stream.HISTORY]):
                 _, head = await stack.enter_async_context(reader_of(server, path, key))
                 assert b" 200 " in head.splitlines()[0], number
         refused = await server.get(path)
@@ -135,7 +135,7 @@ async def test_one_principal_reads_so_many_streams_at_once_and_no_more(
         assert int(refused.headers["Retry-After"]) >= 1
         assert (await server.get(path.partition("?")[0])).status == 200  # a page still is read
 
-        assert server.unsent <= 2 * MOST[Stream.HISTORY] * PER_READER
+        assert server.unsent <= 2 * MAX_CONCURRENT[Stream.HISTORY] * PER_READER
         await stack.aclose()
         await eventually(lambda: len(server.app[STREAMS]) == 0)
         assert (await server.get(f"{path}&limit=1")).status == 200
