@@ -80,7 +80,7 @@ def event_type(
     """Declare an event type; every event class needs this decorator, and a tag.
 
     `label` names the event on the page. A `delivered` event may be chosen by webhooks. `progress`
-    says that the event only tells how far something is, so that it is never delivered. An event
+    marks an event that only reports progress and is never delivered. An event
     that `opens` an owner's data is refused while that owner is being erased.
 
     Raises TypeError for a text field that is neither `Personal` nor `Public`.

@@ -50,7 +50,7 @@ def default_pipelines() -> dict[str, Pipeline]:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sizes in bytes, times in seconds. `uptrail config show` says where each value came from."""
+    """Sizes in bytes, times in seconds. `uptrail config show` prints the source of each value."""
 
     # Where things are.
     data_dir: Annotated[

@@ -61,7 +61,7 @@ def _text(value: bytes) -> str:
 
 
 Signed: TypeAlias = Callable[[AuditSeal], bool]
-"""Whether the seal's signature is that of its key over its statement."""
+"""True if the seal's signature is that of its key over its statement."""
 
 Gaps: TypeAlias = Literal["nowhere", "before", "anywhere"]
 
@@ -183,7 +183,7 @@ class SealDiff:
 
     @property
     def full(self) -> bool:
-        """Whether the maximum of findings is reached."""
+        """True if the maximum of findings is reached."""
         return len(self._differing) >= self._most
 
     def take(self, stored: StoredEventRow) -> None:

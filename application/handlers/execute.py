@@ -28,7 +28,7 @@ MAX_ATTEMPTS = 8
 
 
 class CommandContext(msgspec.Struct, frozen=True):
-    """Who commands, when, and why; `idempotency` is stored if the command came with a key."""
+    """Context of a command: principal, time, cause, and the idempotency record to store."""
 
     by: str
     at: datetime

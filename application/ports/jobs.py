@@ -1,4 +1,4 @@
-"""Ports of job processing: the uploads of a job, steps performed elsewhere, worker status."""
+"""Ports of job processing: the uploads of a job, remote steps, worker status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RunnableUpload(msgspec.Struct, frozen=True):
 
     @property
     def may_start(self) -> bool:
-        """Whether an attempt may begin; False for an upload whose job is delivered twice."""
+        """True if an attempt may begin; False for an upload whose job is delivered twice."""
         if self.upload.state is UploadState.RETRY_SCHEDULED:
             return self.retry_due
         return self.upload.state is UploadState.QUEUED

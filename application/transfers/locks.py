@@ -136,7 +136,7 @@ class UploadLock:
 
     @property
     def is_preempted(self) -> bool:
-        """Whether a newer request or another reason ended this lock."""
+        """True if a newer request or another reason ended this lock."""
         return self._reason is not None
 
     def preempt(self, reason: Exception) -> None:

@@ -77,7 +77,7 @@ class Quotas:
 
     @property
     def unlimited(self) -> bool:
-        """Whether no quota applies to the registration of a file."""
+        """True if no quota applies to the registration of a file."""
         return self._owner.unlimited and self._batch.unlimited
 
     async def admit(self, owner: str, batch: UUID | None, size: int, files: int = 1) -> None:

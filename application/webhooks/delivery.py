@@ -92,7 +92,7 @@ class AttemptResult(msgspec.Struct, frozen=True):
 
     @property
     def is_gone(self) -> bool:
-        """Whether the receiver responded 410 Gone."""
+        """True if the receiver responded 410 Gone."""
         return self.reply is not None and self.reply.status == GONE
 
 

@@ -32,7 +32,7 @@ DELIVERED_TOPICS = tuple(
 
 
 class WebhookFilter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which events are delivered to which URL.
+    """Selection of events for one URL.
 
     `events` are out of DELIVERED_TOPICS. With `label`, only events of batches with that label are
     delivered; with `on_request`, only those of batches whose `notify` names this webhook, by its

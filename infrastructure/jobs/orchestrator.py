@@ -85,7 +85,7 @@ class Orchestrator:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this one is the active orchestrator."""
+        """True if this one is the active orchestrator."""
         return self._is_leader
 
     @property

@@ -269,7 +269,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sound(self) -> bool:
-        """Whether the read model agrees with the log, and the log has no gaps."""
+        """True if the read model agrees with the log, and the log has no gaps."""
         return not self.breaks and not any(self.differing.values())
 
 

@@ -99,7 +99,7 @@ class ChildProcess:
 
     @property
     def answers(self) -> bool:
-        """Whether the child accepts requests."""
+        """True if the child accepts requests."""
         return self._door is not None
 
     async def live(self) -> None:

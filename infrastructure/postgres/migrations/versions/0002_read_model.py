@@ -1,4 +1,4 @@
-"""The read model: its tables in a schema of their own, and what is known of the projection.
+"""The read model: its tables in their own schema, and the state of the projection.
 
 These statements are how it began. Later forms are not migrated but rebuilt from the log
 (`infrastructure.read_model.rebuild`): the version below says which code made the rows.

@@ -1,4 +1,4 @@
-"""What control needs: when a batch was last active, what its threshold is, whose retry is pending.
+"""Control: last activity of a batch, its failure threshold, pending retries.
 
 `orchestration.retries` holds one row for each batch whose failed uploads are processed again:
 those up to the id `after` have been.

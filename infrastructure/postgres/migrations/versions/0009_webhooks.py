@@ -1,4 +1,4 @@
-"""Webhooks: as the log has them, their secrets, and the deliveries that wait or were made.
+"""Webhooks: their projected state, secrets, and deliveries.
 
 A lane is a batch of a webhook: its deliveries are made one after the other. `due_at` is when its
 turn comes, or, while somebody holds its lease, when that ends.

@@ -1,4 +1,4 @@
-"""Why a batch was paused; rows that are there get their reasons when they are built anew."""
+"""Reason of a pause; existing rows get theirs when the read model is rebuilt."""
 
 from __future__ import annotations
 

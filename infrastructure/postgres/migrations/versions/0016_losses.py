@@ -1,4 +1,4 @@
-"""How many workers were lost while they processed an upload: after so many it is failed.
+"""Number of workers lost while they processed an upload: it fails after a maximum.
 
 Counted from the log for uploads that have not ended; of the others it is not kept.
 """

@@ -1,4 +1,4 @@
-"""When the work of a batch last moved, when files last arrived, and when it was paused."""
+"""Times of the last activity of a batch, of the last arrival, and of its pause."""
 
 from __future__ import annotations
 
