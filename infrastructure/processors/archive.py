@@ -12,8 +12,8 @@ from application.pipeline import PermanentError, StepContext, StepInput
 from infrastructure.processors.archive_child import ZIP
 from infrastructure.processors.archive_streams import format_of, zstd
 from infrastructure.processors.archive_tar import is_header
-from infrastructure.processors.copying import copy_to_file
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool
+from infrastructure.processors.input_file import copy_to_file
 from infrastructure.processors.options import Options, parse_options
 
 MIB = 1024 * 1024

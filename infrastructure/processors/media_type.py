@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from application.pipeline import PermanentError, StepContext, StepInput
-from infrastructure.processors.copying import copy_ends, copy_to_file
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool
+from infrastructure.processors.input_file import copy_ends, copy_to_file
 from infrastructure.processors.media_types import (
     ACTIVE,
     EMPTY,

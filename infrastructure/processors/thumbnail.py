@@ -16,8 +16,8 @@ from msgspec import Meta
 
 from application.errors import StorageFull
 from application.pipeline import StepContext, StepInput
-from infrastructure.processors.copying import copy_to_file
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderLost, DecoderPool
+from infrastructure.processors.input_file import copy_to_file
 from infrastructure.processors.media_types import RASTER
 from infrastructure.processors.options import Options, parse_options
 from infrastructure.processors.signatures import sniff

@@ -14,7 +14,7 @@ from aiohttp import web
 from application.views import AttemptView, BatchView
 from interfaces.common.access import SESSION_COOKIE
 from interfaces.common.api_types import PublicUpload
-from interfaces.common.routing import Operation
+from interfaces.common.operations import Operation
 from interfaces.feed.protocol import (
     ENCODINGS,
     Authenticate,

@@ -21,10 +21,10 @@ from interfaces.common.access import reject_batch_scoped_key, require
 from interfaces.common.api_types import NewKeyResponse, PageResponse, RequestBody, WorkersResponse
 from interfaces.common.forwarded import public_url
 from interfaces.common.middleware import METRICS
+from interfaces.common.operations import ADMINS, OPERATOR_SCOPES, Operation
 from interfaces.common.problems import RETRY_SOON, Problem, bad_parameter
 from interfaces.common.requests import Query, json_body, path_id
 from interfaces.common.responses import json_response
-from interfaces.common.routing import ADMINS, OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES, Services
 
 MAX_KEY_EXPIRY = 10 * 365 * 86400  # seconds

@@ -19,9 +19,9 @@ from interfaces.common.middleware import (
     correlation_middleware,
     metrics_middleware,
 )
+from interfaces.common.operations import Operation, add_operations
 from interfaces.common.problems import problem_middleware
 from interfaces.common.responses import STREAMS, Streams
-from interfaces.common.routing import Operation, add_operations
 from interfaces.common.running_requests import watch_running_requests
 from interfaces.common.services import SERVICES, Services
 from interfaces.feed import asyncapi

@@ -34,6 +34,7 @@ from interfaces.common.api_types import (
 )
 from interfaces.common.forwarded import public_url
 from interfaces.common.idempotency import command_context, idempotency_key, request_fingerprint
+from interfaces.common.operations import UPLOAD_SCOPES, Operation
 from interfaces.common.problems import Problem, json_pointer_of
 from interfaces.common.requests import (
     NDJSON_TYPES,
@@ -45,7 +46,6 @@ from interfaces.common.requests import (
     require_content_type,
 )
 from interfaces.common.responses import json_response
-from interfaces.common.routing import UPLOAD_SCOPES, Operation
 from interfaces.common.services import SERVICES
 from interfaces.uploads import forms as forms
 from interfaces.uploads import ietf as resumable

@@ -27,9 +27,9 @@ from interfaces.common.access import (
     require_visible_stream,
 )
 from interfaces.common.api_types import CancelRequest, CommandResponse, PageResponse, RequestBody
+from interfaces.common.operations import OPERATOR_SCOPES, UPLOAD_SCOPES, Operation
 from interfaces.common.requests import Query, path_id, wait_for_min_position
 from interfaces.common.responses import POSITION, json_response
-from interfaces.common.routing import OPERATOR_SCOPES, UPLOAD_SCOPES, Operation
 from interfaces.common.services import SERVICES
 from interfaces.rest.commands import CommandRoute, command_operations
 

@@ -12,9 +12,9 @@ from application.ports.jobs import CallbackReport, RemoteStep
 from domain.upload.aggregate import Upload
 from domain.upload.state import UploadState
 from interfaces.common.api_types import FieldProblem
+from interfaces.common.operations import Operation
 from interfaces.common.problems import Problem, invalid
 from interfaces.common.requests import Query, json_body
-from interfaces.common.routing import Operation
 from interfaces.common.services import SERVICES
 from interfaces.uploads.content import send_content
 

@@ -19,9 +19,9 @@ from application.ports.auth import Scope
 from interfaces.common.access import require
 from interfaces.common.api_types import CommandResponse
 from interfaces.common.idempotency import command_context, run_idempotent
+from interfaces.common.operations import Operation
 from interfaces.common.requests import Query, json_body, path_id
 from interfaces.common.responses import json_response
-from interfaces.common.routing import Operation
 from interfaces.common.services import SERVICES
 
 B = TypeVar("B")

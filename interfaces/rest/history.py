@@ -21,6 +21,7 @@ from interfaces.common.access import (
     require,
 )
 from interfaces.common.api_types import HistoryItem, PageResponse
+from interfaces.common.operations import ANY_SCOPE, OPERATOR_SCOPES, Operation
 from interfaces.common.problems import bad_parameter
 from interfaces.common.requests import (
     MAX_POSITION,
@@ -31,7 +32,6 @@ from interfaces.common.requests import (
     wait_for_min_position,
 )
 from interfaces.common.responses import POSITION, STREAMS, Stream, json_response, write_in_pieces
-from interfaces.common.routing import ANY_SCOPE, OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES
 
 QUERY = ("after", "limit", "format", "min_position")

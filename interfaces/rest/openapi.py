@@ -13,10 +13,10 @@ from aiohttp import web
 from application.ports.auth import Scope
 from interfaces.common.api_types import ProblemDocument
 from interfaces.common.idempotency import HEADER
+from interfaces.common.operations import Operation
 from interfaces.common.problems import CONTENT_TYPE
 from interfaces.common.requests import LATEST
 from interfaces.common.responses import POSITION
-from interfaces.common.routing import Operation
 from interfaces.rest.webhook_messages import MESSAGES, webhook_schemas
 
 DOCUMENT: web.AppKey[bytes] = web.AppKey("openapi", bytes)

@@ -15,10 +15,10 @@ from aiohttp import hdrs, web
 
 from application.views import BatchView, FailureGroup, Report, ReportRow
 from interfaces.common.access import principal_of, require_owned
+from interfaces.common.operations import Operation
 from interfaces.common.problems import Problem
 from interfaces.common.requests import NDJSON, Query, path_id, wait_for_min_position
 from interfaces.common.responses import POSITION, STREAMS, Stream
-from interfaces.common.routing import Operation
 from interfaces.common.services import SERVICES
 
 # The completion report as bytes: JSON, NDJSON and CSV, a piece at a time.

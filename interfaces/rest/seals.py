@@ -19,9 +19,9 @@ from interfaces.common.access import (
     require,
 )
 from interfaces.common.api_types import PageResponse
+from interfaces.common.operations import OPERATOR_SCOPES, Operation
 from interfaces.common.requests import NDJSON, Query, path_id, wait_for_min_position
 from interfaces.common.responses import STREAMS, Stream, json_response, write_in_pieces
-from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES
 
 EXPORT = ("after", "min_position")

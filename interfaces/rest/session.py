@@ -9,10 +9,10 @@ from application.ports.auth import Principal
 from interfaces.common.access import SESSION_COOKIE, principal_of, require_same_origin
 from interfaces.common.api_types import LoginCode
 from interfaces.common.failed_attempts import attempts_of
+from interfaces.common.operations import Operation
 from interfaces.common.problems import Problem, bad_parameter, unauthenticated
 from interfaces.common.requests import Query, json_body
 from interfaces.common.responses import json_response
-from interfaces.common.routing import Operation
 from interfaces.common.services import SERVICES
 
 MAX_BODY = 1024  # bytes: clients need no credential to send one

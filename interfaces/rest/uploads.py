@@ -30,9 +30,9 @@ from interfaces.common.api_types import (
     RequestBody,
     public_view,
 )
+from interfaces.common.operations import OPERATOR_SCOPES, UPLOAD_SCOPES, Operation
 from interfaces.common.requests import MAX_CURSOR, Query, path_id, wait_for_min_position
 from interfaces.common.responses import json_response
-from interfaces.common.routing import OPERATOR_SCOPES, UPLOAD_SCOPES, Operation
 from interfaces.common.services import SERVICES
 from interfaces.rest.batches import SHOW_PARAMETERS
 from interfaces.rest.commands import CommandRoute, command_operations

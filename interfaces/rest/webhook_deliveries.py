@@ -17,10 +17,10 @@ from interfaces.common.api_types import (
     RedeliveryResponse,
     RequestBody,
 )
+from interfaces.common.operations import OPERATOR_SCOPES, Operation
 from interfaces.common.problems import bad_parameter
 from interfaces.common.requests import MAX_POSITION, Query, json_body, path_id
 from interfaces.common.responses import json_response
-from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES
 from interfaces.rest.webhooks import wait_for_listed_position
 

@@ -37,6 +37,7 @@ from interfaces.common.api_types import (
 )
 from interfaces.common.forwarded import public_url
 from interfaces.common.idempotency import command_context
+from interfaces.common.operations import OPERATOR_SCOPES, Operation
 from interfaces.common.problems import Problem
 from interfaces.common.requests import (
     MAX_POSITION_WAIT,
@@ -47,7 +48,6 @@ from interfaces.common.requests import (
     path_id,
 )
 from interfaces.common.responses import json_response
-from interfaces.common.routing import OPERATOR_SCOPES, Operation
 from interfaces.common.services import SERVICES, Services
 from interfaces.rest.batch_creation import resolve_owner
 from interfaces.rest.commands import CommandRoute, command_operations

@@ -20,9 +20,9 @@ from domain.file import FileDeclaration
 from interfaces.common.access import load_batch, require
 from interfaces.common.api_types import ReceivedFilesResponse
 from interfaces.common.body import reject_content_encoding
+from interfaces.common.operations import UPLOAD_SCOPES
 from interfaces.common.requests import Query, path_id
 from interfaces.common.responses import json_response
-from interfaces.common.routing import UPLOAD_SCOPES
 from interfaces.common.services import SERVICES
 from interfaces.uploads.multipart import ByteStream, Malformed, body_stream
 from interfaces.uploads.setup import limit_files, multi_file_receiver
