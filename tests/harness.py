@@ -24,7 +24,7 @@ from interfaces.bootstrap.container import Container, open_container
 from interfaces.bootstrap.tasks import supervise
 from interfaces.common.deadlines import Deadlines
 from interfaces.common.server import Runner
-from interfaces.feed import HUB, FeedHub, Limits
+from interfaces.feed import HUB, FeedHub, FeedLimits
 from interfaces.rest.app import build_app
 from tests.support import eventually
 
@@ -63,7 +63,7 @@ async def serve_http(
     *,
     port: int = 0,
     deadlines: Deadlines | None = None,
-    limits: Limits | None = None,
+    limits: FeedLimits | None = None,
 ) -> AsyncIterator[HttpServer]:
     """The whole application of the container, with its feed, as a server process has it."""
     services = container.services

@@ -87,7 +87,7 @@ class DeliverySucceeded(msgspec.Struct, frozen=True):
     """The receiver accepted the delivery."""
 
 
-class RetryAt(msgspec.Struct, frozen=True):
+class RetryScheduled(msgspec.Struct, frozen=True):
     """The delivery is retried at this time; later ones of its lane wait."""
 
     at: datetime
@@ -97,7 +97,7 @@ class DeadLettered(msgspec.Struct, frozen=True):
     """The delivery is not retried automatically; later ones of its lane continue."""
 
 
-Verdict: TypeAlias = DeliverySucceeded | RetryAt | DeadLettered
+Verdict: TypeAlias = DeliverySucceeded | RetryScheduled | DeadLettered
 
 
 class NextInLane(msgspec.Struct, frozen=True):

@@ -4,13 +4,13 @@ Errors of transfers. Bytes received before an error are kept, unless noted.
 * TransferError
   + OffsetMismatch        the client and the event log have different offsets
   + BodyTooLarge          more bytes than declared or allowed; the body is not kept
-  + ChecksumMismatch      the body does not have its checksum; none of it is kept
+  + BodyChecksumMismatch  the body does not have its checksum; none of it is kept
   + PartialUploadMissing  a partial upload to concatenate is absent or incomplete
   + NotAcceptingBytes     the upload was received, cancelled or has expired
   + BatchFull             the batch's quota would be exceeded
   + QuotaExceeded         the owner's quota would be exceeded
   + TooManyTransfers      the owner's limit of concurrent transfers is reached
-  + TransferInterrupted   the transfer was ended from outside
+  + TransferAborted       the transfer was ended from outside
     - Preempted           a newer request for the same upload
     - IdleTimeout         the client sent no byte for too long
       * BelowMinRate      the client sent too few bytes for too long
@@ -48,7 +48,7 @@ class BodyTooLarge(TransferError):
         self.limit = limit
 
 
-class ChecksumMismatch(TransferError):
+class BodyChecksumMismatch(TransferError):
     """The body does not have the checksum that the client sent."""
 
     def __init__(self, algorithm: str) -> None:
@@ -91,18 +91,18 @@ class TooManyTransfers(TransferError):
         super().__init__(f"at most {limit} transfers may run at once; try again when one has ended")
 
 
-class TransferInterrupted(TransferError):
+class TransferAborted(TransferError):
     """The transfer was ended from outside."""
 
 
-class Preempted(TransferInterrupted):
+class Preempted(TransferAborted):
     """A newer request for the same upload arrived."""
 
     def __init__(self) -> None:
         super().__init__("a newer request took the upload over")
 
 
-class IdleTimeout(TransferInterrupted):
+class IdleTimeout(TransferAborted):
     """The client sent no byte for too long."""
 
     def __init__(self, seconds: float) -> None:
@@ -113,22 +113,22 @@ class BelowMinRate(IdleTimeout):
     """The client sent too few bytes for too long; `rate` is in bytes per second."""
 
     def __init__(self, rate: float) -> None:
-        TransferInterrupted.__init__(self, f"fewer than {rate:g} bytes a second came")
+        TransferAborted.__init__(self, f"fewer than {rate:g} bytes a second came")
 
 
-class Stopping(TransferInterrupted):
+class Stopping(TransferAborted):
     """This process is shutting down."""
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down")
 
 
-class AccessEnded(TransferInterrupted):
+class AccessEnded(TransferAborted):
     """The client's credential was revoked, or has expired."""
 
     def __init__(self) -> None:
         super().__init__("the key was revoked or has expired, or the session is over")
 
 
-class ClientDisconnected(TransferInterrupted):
+class ClientDisconnected(TransferAborted):
     """The connection broke, or the body was malformed; `__cause__` is the transport's error."""

@@ -16,7 +16,7 @@ from application.handlers.execute import CommandContext, execute
 from application.ports.blobs import BlobBusy, BlobStore, BlobTooShort, BlobWriter
 from application.ports.event_log import EventLog
 from application.ports.limits import RemotePreemption
-from application.transfers.errors import NotAcceptingBytes, Preempted, TransferInterrupted
+from application.transfers.errors import NotAcceptingBytes, Preempted, TransferAborted
 from domain.upload.aggregate import Upload
 from domain.upload.state import INCOMING
 
@@ -175,7 +175,7 @@ class UploadLocks:
 
     def __init__(self) -> None:
         self._newest: dict[UUID, UploadLock] = {}
-        self._closed: TransferInterrupted | None = None
+        self._closed: TransferAborted | None = None
 
     def __len__(self) -> int:
         return len(self._newest)
@@ -208,11 +208,11 @@ class UploadLocks:
         if lock := self._newest.get(upload):
             lock.preempt(Preempted())
 
-    def reject_new(self, reason: TransferInterrupted) -> None:
+    def reject_new(self, reason: TransferAborted) -> None:
         """Make every later `acquire` raise `reason`."""
         self._closed = reason
 
-    def close(self, reason: TransferInterrupted) -> None:
+    def close(self, reason: TransferAborted) -> None:
         """Preempt every running transfer and reject new ones with `reason`."""
         self.reject_new(reason)
         for lock in self._newest.values():

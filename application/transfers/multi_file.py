@@ -223,7 +223,7 @@ def _classify_known(
 class LargeFileReceiver:
     """Streams single files of a request into their uploads, resuming at the recorded offset.
 
-    Raises TransferInterrupted if the client disconnected or is idle, StorageFull,
+    Raises TransferAborted if the client disconnected or is idle, StorageFull,
     TooManyConflicts, Unavailable, OutcomeUnknown: these end the whole request. Any other error
     becomes the result of the file.
     """
@@ -340,7 +340,7 @@ class MultiFileReceiver:
     async def add_file(self, file: FileDeclaration, chunks: AsyncIterator[bytes]) -> None:
         """Receive one file. The caller discards the chunks that this leaves unread.
 
-        A file without a size ends with its chunks. Raises TransferInterrupted, StorageFull,
+        A file without a size ends with its chunks. Raises TransferAborted, StorageFull,
         NotFound, TooManyConflicts, Unavailable, OutcomeUnknown; then `close`.
         """
         if refusal := self._classify(file):

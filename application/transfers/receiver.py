@@ -18,10 +18,10 @@ from application.handlers.execute import CommandContext, CommandResult, execute
 from application.ports.blobs import BlobStore, BlobWriter
 from application.ports.event_log import EventLog
 from application.transfers.errors import (
+    BodyChecksumMismatch,
     BodyTooLarge,
-    ChecksumMismatch,
     Stopping,
-    TransferInterrupted,
+    TransferAborted,
 )
 from application.transfers.locks import UploadLock
 from domain.upload.aggregate import Upload
@@ -114,7 +114,7 @@ class Checksum(msgspec.Struct, frozen=True):
     digest: bytes
 
     def verify(self, content: bytes) -> None:
-        """Raise ChecksumMismatch unless the content has this checksum."""
+        """Raise BodyChecksumMismatch unless the content has this checksum."""
         check = ChecksumVerifier(self)
         check.update(content)
         check.verify()
@@ -129,9 +129,9 @@ class ChecksumVerifier:
         self.update = self._running.update
 
     def verify(self) -> None:
-        """Raise ChecksumMismatch unless the bytes so far have the expected checksum."""
+        """Raise BodyChecksumMismatch unless the bytes so far have the expected checksum."""
         if not compare_digest(self._running.digest(), self._expected.digest):
-            raise ChecksumMismatch(self._expected.algorithm)
+            raise BodyChecksumMismatch(self._expected.algorithm)
 
 
 MAX_FINAL_READS = 4  # of bytes already received, after a transfer was preempted
@@ -193,19 +193,19 @@ class BodyReceiver:
         """Receive the body and return the upload; raise the reason of an early end.
 
         The bytes received before an early end are recorded. `ahead` was read from the body before.
-        Raises TransferInterrupted, BodyTooLarge, ChecksumMismatch, StorageFull, CommandRejected,
+        Raises TransferAborted, BodyTooLarge, BodyChecksumMismatch, StorageFull, CommandRejected,
         NotFound, TooManyConflicts, Unavailable.
         """
         try:
             await self._receive_chunks(chunks, here, ahead)
             await self._progress.drain()
             self._verify()
-        except (BodyTooLarge, ChecksumMismatch) as error:
+        except (BodyTooLarge, BodyChecksumMismatch) as error:
             await self._record_interruption(error, keep=False)
             raise
-        except (TransferInterrupted, StorageFull, asyncio.CancelledError) as error:
+        except (TransferAborted, StorageFull, asyncio.CancelledError) as error:
             matches = self._checksum_matches()
-            if isinstance(error, TransferInterrupted) and self._has_every_byte() and matches:
+            if isinstance(error, TransferAborted) and self._has_every_byte() and matches:
                 return await self._complete()
             await self._record_interruption(error, keep=matches)
             raise
@@ -228,7 +228,7 @@ class BodyReceiver:
                 await self._add(ahead)
             while (chunk := await self._lock.next(chunks)) is not None:
                 await self._add(chunk)
-        except TransferInterrupted:
+        except TransferAborted:
             for _ in range(MAX_FINAL_READS):
                 if not (rest := await here()):
                     break
@@ -265,7 +265,7 @@ class BodyReceiver:
         """Return whether the bytes so far match the expected checksum, if there is one."""
         try:
             self._verify()
-        except ChecksumMismatch:
+        except BodyChecksumMismatch:
             return False
         return True
 

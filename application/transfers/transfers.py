@@ -34,7 +34,7 @@ CLOSE_POLL_INTERVAL = 0.05  # seconds
 MAX_RECORDS_PER_SECOND = 100  # of all running transfers together, approximately
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class TransferLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits in bytes and seconds; the settings of the same names document them."""
 
     max_file_size: int
@@ -76,7 +76,7 @@ class Transfers:
         remote: RemotePreemption,
         *,
         quotas: Quotas,
-        limits: Limits,
+        limits: TransferLimits,
         now: Callable[[], datetime],
         clock: Callable[[], float],
     ) -> None:
@@ -119,8 +119,8 @@ class Transfers:
         are kept and recorded, except those of a body that is too large. After a preemption the
         bytes that `here` returns are kept, too, even if this request never held the lock.
 
-        Raises NotFound, NotAcceptingBytes, OffsetMismatch, BodyTooLarge, ChecksumMismatch,
-        TransferInterrupted, StorageFull, BatchFull, QuotaExceeded, TooManyTransfers,
+        Raises NotFound, NotAcceptingBytes, OffsetMismatch, BodyTooLarge, BodyChecksumMismatch,
+        TransferAborted, StorageFull, BatchFull, QuotaExceeded, TooManyTransfers,
         CommandRejected, TooManyConflicts, Unavailable.
         """
         context = partial(self.context, actor)
@@ -162,7 +162,7 @@ class Transfers:
         """Preempt a running transfer, record its bytes, and return the upload.
 
         The caller must have dropped the upload from the event log's cache after the request
-        arrived. Raises NotFound, TransferInterrupted, TooManyConflicts, Unavailable.
+        arrived. Raises NotFound, TransferAborted, TooManyConflicts, Unavailable.
         """
         async with self.upload_locks.acquire(id):
             upload = await self.log.upload(id)
@@ -191,7 +191,7 @@ class Transfers:
     async def cancel(self, command: CancelUpload, context: CommandContext) -> CommandResult[Upload]:
         """Cancel the upload and delete its bytes.
 
-        Raises NotFound, CommandRejected if it has ended already, TransferInterrupted,
+        Raises NotFound, CommandRejected if it has ended already, TransferAborted,
         TooManyConflicts, Unavailable.
         """
         async with self.upload_locks.acquire(command.upload):

@@ -26,7 +26,7 @@ from application.ports.webhooks import (
     HttpReply,
     LeasedDelivery,
     Outbox,
-    RetryAt,
+    RetryScheduled,
     Sender,
     Verdict,
 )
@@ -149,7 +149,7 @@ class Deliverer:
         if reason := self._disable_reason(result, after.failing_since, at):
             await self._disable(due, reason, at)
             return None, None
-        return after.next, verdict.at if isinstance(verdict, RetryAt) else None
+        return after.next, verdict.at if isinstance(verdict, RetryScheduled) else None
 
     async def _attempt(self, due: LeasedDelivery) -> AttemptResult:
         """Attempt one delivery; every error is a failure of the attempt. Raises Unavailable."""
@@ -194,7 +194,7 @@ class Deliverer:
             random=self._random(),
             retry_after=result.reply.retry_after if result.reply else None,
         )
-        return DeadLettered() if again is None else RetryAt(again)
+        return DeadLettered() if again is None else RetryScheduled(again)
 
     def _disable_reason(
         self, result: AttemptResult, failing_since: datetime | None, at: datetime

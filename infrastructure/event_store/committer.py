@@ -19,8 +19,8 @@ from infrastructure.database_errors import is_transient
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.libpq import (
     LibpqPipeline,
-    Query,
     QueryResult,
+    SqlQuery,
     Statement,
     bigints,
     uuids,
@@ -408,8 +408,8 @@ class GroupCommitter:
     ) -> Sequence[AppendResult | ApplicationError] | None:
         """None where something that was believed is wrong, so that nothing was recorded."""
         assert self._exchange is not None
-        questions = [Query(_BEGIN), *believed.questions()]
-        await self._exchange.prepare([*questions, Query(_COMMIT)])
+        questions = [SqlQuery(_BEGIN), *believed.questions()]
+        await self._exchange.prepare([*questions, SqlQuery(_COMMIT)])
         self._send(group, believed.placed)
         _, _, inserted, *_ = await self._committed(questions)
         self._send(group, [None] * len(group))
@@ -420,15 +420,15 @@ class GroupCommitter:
     ) -> Sequence[AppendResult | ApplicationError]:
         """In two exchanges with the server: what the log holds, and then what it is to hold."""
         assert self._exchange is not None
-        verdicts = await check_group(self._exchange.ask, encoded, before=[Query(_BEGIN)])
+        verdicts = await check_group(self._exchange.ask, encoded, before=[SqlQuery(_BEGIN)])
         self._send(group, [v if isinstance(v, AcceptedAppend) else None for v in verdicts])
         inserted = await self._committed(insert_queries(verdicts))
         self._send(group, [None] * len(group))
         return append_results(verdicts, inserted)
 
-    async def _committed(self, questions: Sequence[Query]) -> Sequence[QueryResult]:
+    async def _committed(self, questions: Sequence[SqlQuery]) -> Sequence[QueryResult]:
         assert self._exchange is not None
-        *answers, committed = await self._exchange.ask([*questions, Query(_COMMIT)])
+        *answers, committed = await self._exchange.ask([*questions, SqlQuery(_COMMIT)])
         if committed.status != "COMMIT":
             raise psycopg.OperationalError(f"COMMIT was answered {committed.status}")
         return answers

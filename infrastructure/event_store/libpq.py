@@ -120,7 +120,7 @@ class Statement(NamedTuple):
     text: str
 
 
-class Query(NamedTuple):
+class SqlQuery(NamedTuple):
     """A statement, and the arrays it is about."""
 
     statement: Statement
@@ -134,12 +134,12 @@ class QueryResult(NamedTuple):
     status: str
 
 
-Execute: TypeAlias = Callable[[Sequence[Query]], Awaitable[list[QueryResult]]]
+Execute: TypeAlias = Callable[[Sequence[SqlQuery]], Awaitable[list[QueryResult]]]
 """Asks all questions in order; what follows the first that fails is not done."""
 
 
 async def execute_with_psycopg(
-    connection: Connection, questions: Sequence[Query]
+    connection: Connection, questions: Sequence[SqlQuery]
 ) -> list[QueryResult]:
     """Over a connection that others work with through psycopg. Raises psycopg.Error."""
     async with connection.pipeline():
@@ -161,7 +161,7 @@ class LibpqPipeline:
         self._server: PGconn = connection.pgconn
         self._prepared: set[Statement] = set()
 
-    async def ask(self, questions: Sequence[Query]) -> list[QueryResult]:
+    async def ask(self, questions: Sequence[SqlQuery]) -> list[QueryResult]:
         """All questions in one packet.
 
         After an error, and after being cancelled, the connection is good for nothing but to be
@@ -171,7 +171,7 @@ class LibpqPipeline:
         results = await self._converse([partial(self._send, question) for question in questions])
         return [_answer(result) for result in results]
 
-    async def prepare(self, questions: Sequence[Query]) -> None:
+    async def prepare(self, questions: Sequence[SqlQuery]) -> None:
         """Prepare the statements that the server does not know yet, without executing them.
 
         Raises psycopg.Error.
@@ -183,7 +183,7 @@ class LibpqPipeline:
     def _prepare(self, statement: Statement) -> None:
         self._server.send_prepare(statement.name.encode(), statement.text.encode())
 
-    def _send(self, question: Query) -> None:
+    def _send(self, question: SqlQuery) -> None:
         """The parameters say in their own header of what type they are."""
         parameters = question.parameters
         self._server.send_query_prepared(

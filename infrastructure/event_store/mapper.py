@@ -35,7 +35,7 @@ class LibraryEvent(msgspec.Struct, frozen=True):
         return apply_event(self.originator_id, aggregate, self.event)
 
 
-class Snapshot(msgspec.Struct, frozen=True):
+class AggregateSnapshot(msgspec.Struct, frozen=True):
     """An aggregate as of a version: the library's SnapshotProtocol."""
 
     originator_id: UUID
@@ -43,7 +43,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     state: Snapshotted
 
     @classmethod
-    def take(cls, aggregate: Snapshotted) -> Snapshot:
+    def take(cls, aggregate: Snapshotted) -> AggregateSnapshot:
         return cls(aggregate.id, aggregate.version, aggregate)
 
     def mutate(self, _: Aggregate | None) -> Aggregate:
@@ -66,7 +66,7 @@ class StructMapper(Mapper[UUID]):
         match domain_event:
             case LibraryEvent(event=event, cause=cause):
                 topic, state = self._writing.encode(event, cause)
-            case Snapshot(state=aggregate):
+            case AggregateSnapshot(state=aggregate):
                 topic, state = encode_snapshot(aggregate)
             case _:
                 raise TypeError(f"not a fact or a snapshot: {domain_event!r}")
@@ -78,10 +78,10 @@ class StructMapper(Mapper[UUID]):
         )
 
     def to_domain_event(self, stored_event: StoredEvent) -> Any:
-        """A Fact, or a Snapshot. Raises UnreadableEvent."""
+        """A Fact, or an AggregateSnapshot. Raises UnreadableEvent."""
         id, version = stored_event.originator_id, stored_event.originator_version
         assert isinstance(id, UUID)
         if stored_event.topic in SNAPSHOT_TOPICS:
-            return Snapshot(id, version, decode_snapshot(stored_event.state))
+            return AggregateSnapshot(id, version, decode_snapshot(stored_event.state))
         event, cause = self._codec.decode(stored_event.topic, stored_event.state)
         return LibraryEvent(id, version, event, cause)

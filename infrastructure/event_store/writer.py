@@ -19,8 +19,8 @@ from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.libpq import (
     Array,
     Execute,
-    Query,
     QueryResult,
+    SqlQuery,
     Statement,
     bigints,
     byteas,
@@ -241,12 +241,12 @@ async def append_in(connection: Connection, append: Append, codec: Codec = CODEC
 
 async def stream_versions(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, int]:
     """The current version of each of these streams; 0 where it does not exist."""
-    (versions,) = await execute_with_psycopg(connection, [Query(_VERSIONS, (uuids(ids),))])
+    (versions,) = await execute_with_psycopg(connection, [SqlQuery(_VERSIONS, (uuids(ids),))])
     return {id: row[0] for id, row in zip(ids, versions.rows, strict=True)}
 
 
 async def check_group(
-    ask: Execute, group: Sequence[EncodedAppend], before: Sequence[Query] = ()
+    ask: Execute, group: Sequence[EncodedAppend], before: Sequence[SqlQuery] = ()
 ) -> Verdicts:
     """Takes the lock of the log, and judges each append of the group, in order.
 
@@ -259,10 +259,10 @@ async def check_group(
         await ask(
             [
                 *before,
-                Query(TAKE_LOCK),
-                Query(_VERSIONS, (uuids(streams),)),
-                Query(_TOPICS, (uuids(guarded), bigints(guarded.values()))),
-                Query(_ANSWERS, (uuids(commands),)),
+                SqlQuery(TAKE_LOCK),
+                SqlQuery(_VERSIONS, (uuids(streams),)),
+                SqlQuery(_TOPICS, (uuids(guarded), bigints(guarded.values()))),
+                SqlQuery(_ANSWERS, (uuids(commands),)),
             ]
         )
     )[len(before) :]
@@ -277,7 +277,7 @@ async def check_group(
     return [ledger.place(encoded) for encoded in group]
 
 
-def insert_queries(verdicts: Verdicts) -> list[Query]:
+def insert_queries(verdicts: Verdicts) -> list[SqlQuery]:
     """Return the queries that insert the accepted appends, idempotency records and NOTIFY.
 
     The first one returns one position per row, in order.
@@ -288,11 +288,11 @@ def insert_queries(verdicts: Verdicts) -> list[Query]:
     if rows:
         streams, versions, kinds, states = zip(*rows, strict=True)
         columns = (uuids(streams), bigints(versions), texts(kinds), byteas(states))
-        questions.append(Query(_INSERT, columns))
+        questions.append(SqlQuery(_INSERT, columns))
     if answered := [append for append in placed if append.encoded.append.idempotency is not None]:
-        questions.append(Query(_ANSWER, _answers(answered)))
+        questions.append(SqlQuery(_ANSWER, _answers(answered)))
     if rows:
-        questions.append(Query(NOTIFY))
+        questions.append(SqlQuery(NOTIFY))
     return questions
 
 
@@ -371,7 +371,7 @@ class OptimisticGroup(msgspec.Struct, frozen=True):
     guarded: dict[UUID, int]
     topics: frozenset[str]
 
-    def questions(self) -> list[Query]:
+    def questions(self) -> list[SqlQuery]:
         """Records all of the group, or nothing if anything that is believed is wrong.
 
         The second yields one position a row, in order, or none.
@@ -381,8 +381,8 @@ class OptimisticGroup(msgspec.Struct, frozen=True):
         written = (uuids(streams), bigints(versions), texts(topics), byteas(states))
         believed = (uuids(self.versions), bigints(self.versions.values()))
         guards = (uuids(self.guarded), bigints(self.guarded.values()), texts(self.topics))
-        insert = Query(_OPTIMISTIC_INSERT, (*written, *believed, *guards))
-        return [Query(TAKE_LOCK), insert, Query(NOTIFY)]
+        insert = SqlQuery(_OPTIMISTIC_INSERT, (*written, *believed, *guards))
+        return [SqlQuery(TAKE_LOCK), insert, SqlQuery(NOTIFY)]
 
 
 def plan_optimistic(group: Sequence[EncodedAppend]) -> OptimisticGroup | None:

@@ -13,14 +13,14 @@ from io import BytesIO
 from typing import IO
 
 from infrastructure.processors.archive_rules import (
+    ArchiveRefused,
     Broken,
     LeadsOutside,
     LimitExceeded,
     Reader,
-    Refused,
     Tally,
 )
-from infrastructure.processors.archive_streams import Stream, format_of
+from infrastructure.processors.archive_streams import DecompressedStream, format_of
 from infrastructure.processors.archive_tar import BLOCK, inspect_tar, is_header
 from infrastructure.processors.archive_zip import inspect_zip
 from infrastructure.processors.decoder_server import Answer, Order
@@ -71,7 +71,7 @@ def inspect(source: IO[bytes], order: Order) -> Answer:
         else:
             return {"skipped": "it is compressed, and no archive"}
         tally.end()
-    except Refused as error:
+    except ArchiveRefused as error:
         return {"refused": str(error)}
     except Broken as error:
         return {"broken": str(error)}
@@ -87,7 +87,7 @@ def look_inside(content: Reader, head: bytes, tally: Tally) -> None:
         _look_inside(content, head, tally)
     except LimitExceeded:
         raise
-    except (Refused, Broken):
+    except (ArchiveRefused, Broken):
         return
 
 
@@ -105,7 +105,7 @@ def _look_inside(content: Reader, head: bytes, tally: Tally) -> None:
         inspect_tar(whole, tally.inside(), look_inside)
     elif (magic := format_of(head)) is not None:
         inner = tally.inside()
-        stream = Stream(whole, magic, inner, names=False)
+        stream = DecompressedStream(whole, magic, inner, names=False)
         block = stream.read(BLOCK)
         if is_header(block):
             tally.nested()
@@ -120,10 +120,10 @@ def _tar_stream(source: IO[bytes], order: Order, tally: Tally) -> Reader | None:
     source.seek(0)
     if magic is None:
         return source
-    stream = Stream(source, magic, tally)
+    stream = DecompressedStream(source, magic, tally)
     try:
         block = stream.read(BLOCK)
-    except (Refused, Broken) as error:
+    except (ArchiveRefused, Broken) as error:
         if order["unsure"] and not isinstance(error, LeadsOutside):
             return None
         raise

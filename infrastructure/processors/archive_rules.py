@@ -17,21 +17,21 @@ HARMLESS = 1024 * 1024  # bytes below which no ratio makes a bomb
 LONGEST_TARGET = 4096  # bytes of a link
 OVERHEAD = 4096  # bytes of headers and padding that a member may have, besides its content
 
-Limits: TypeAlias = dict[str, Any]
+ArchiveLimits: TypeAlias = dict[str, Any]
 MemberPath: TypeAlias = tuple[str, ...]
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-class Refused(Exception):
+class ArchiveRefused(Exception):
     """The archive breaks a rule of the pipeline, or extractors would not agree on it."""
 
 
-class LeadsOutside(Refused):
+class LeadsOutside(ArchiveRefused):
     """A name or link leads out of the folder into which the archive is extracted."""
 
 
-class LimitExceeded(Refused):
+class LimitExceeded(ArchiveRefused):
     """The archive holds more than the pipeline allows."""
 
 
@@ -46,13 +46,13 @@ class Reader(Protocol):
 
 
 class Tally:
-    """Count of what was found, held against the limits. Raises Refused, LimitExceeded.
+    """Count of what was found, held against the limits. Raises ArchiveRefused, LimitExceeded.
 
     With `outer`, it counts an archive inside of another: its bytes are added to the outer one's,
     its names are not judged, because extracting the outer archive does not extract it.
     """
 
-    def __init__(self, limits: Limits, outer: Tally | None = None) -> None:
+    def __init__(self, limits: ArchiveLimits, outer: Tally | None = None) -> None:
         self.limits = limits
         self.depth: int = 0 if outer is None else outer.depth + 1
         self.found = {"members": 0, "bytes": 0, "nested": 0, "encrypted": 0, "links": 0}
@@ -75,7 +75,9 @@ class Tally:
             for name in (*names, *also):
                 require_inside(name, "a member is named")
                 if ".." in _parts(name):
-                    raise Refused(f"a member is named {name!r}, which goes up: readers differ")
+                    raise ArchiveRefused(
+                        f"a member is named {name!r}, which goes up: readers differ"
+                    )
             self._names += map(_key, names)
         self.found["members"] += 1
         self.require("members", "max_members", "members")
@@ -89,7 +91,7 @@ class Tally:
             self._links[_key(name)] = name
             for target in targets:
                 if ".." in dropwhile("..".__eq__, _parts(target)):
-                    raise Refused(f"a link leads back and forth: {target!r}")
+                    raise ArchiveRefused(f"a link leads back and forth: {target!r}")
                 require_inside(
                     target, "a link leads to", name.replace("\\", "/").rpartition("/")[0]
                 )
@@ -100,14 +102,14 @@ class Tally:
         if self._outer is None:
             for target in targets:
                 if ".." in dropwhile("..".__eq__, _parts(target)):
-                    raise Refused(f"a link leads back and forth: {target!r}")
+                    raise ArchiveRefused(f"a link leads back and forth: {target!r}")
                 require_inside(target, "a link leads to")
                 self._names.append(_key(target))  # nor may it be reached through another link
 
     def encrypted(self, name: str) -> None:
         self.found["encrypted"] += 1
         if self._outer is None and not self.limits["allow_encrypted"]:
-            raise Refused(f"{name!r} is encrypted: its content cannot be checked")
+            raise ArchiveRefused(f"{name!r} is encrypted: its content cannot be checked")
 
     def content(self, size: int) -> None:
         """Count bytes that an extractor writes, before they are unpacked."""
@@ -148,7 +150,7 @@ class Tally:
         for name in self._names if self._links else ():
             for length in range(1, len(name)):
                 if (link := self._links.get(name[:length])) is not None:
-                    raise Refused(f"a member lies behind the link {link!r}")
+                    raise ArchiveRefused(f"a member lies behind the link {link!r}")
 
     def require_members(self, announced: int) -> None:
         """Refuse an archive that announces too many members before any is read."""

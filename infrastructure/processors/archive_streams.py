@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from infrastructure.processors.archive_rules import (
     CHUNK,
+    ArchiveRefused,
     Broken,
     Reader,
-    Refused,
     Tally,
     require_inside,
 )
@@ -90,8 +90,8 @@ def format_of(head: bytes) -> bytes | None:
     return next((magic for magic in FORMATS if head.startswith(magic)), None)
 
 
-class Stream:
-    """Reader of the decompressed bytes. Raises Refused, Broken.
+class DecompressedStream:
+    """Reader of the decompressed bytes. Raises ArchiveRefused, Broken.
 
     `name` judges the file name in a gzip header, which 7z takes for the name of what it writes.
     """
@@ -140,7 +140,7 @@ def _chunks(source: Reader, magic: bytes, names: bool) -> Iterator[bytes]:
             data = data.lstrip(b"\0")
     while data:
         if data.strip(b"\0"):
-            raise Refused("there is data after the end of the compressed stream")
+            raise ArchiveRefused("there is data after the end of the compressed stream")
         data = source.read(CHUNK)
 
 
@@ -153,6 +153,6 @@ def _judge_name(head: bytes) -> None:
     if flags & _NAME:
         end = head.find(b"\0", at)
         if not at <= end < MOST_HEADER:
-            raise Refused(f"the header of a compressed stream is over {MOST_HEADER} bytes")
+            raise ArchiveRefused(f"the header of a compressed stream is over {MOST_HEADER} bytes")
         if name := head[at:end].decode("latin-1"):
             require_inside(name, "the compressed file is named")

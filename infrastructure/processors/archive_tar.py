@@ -13,9 +13,9 @@ from typing import TypeAlias
 
 from infrastructure.processors.archive_rules import (
     CHUNK,
+    ArchiveRefused,
     Broken,
     Reader,
-    Refused,
     Tally,
 )
 
@@ -63,7 +63,7 @@ def is_header(block: bytes) -> bool:
 def inspect_tar(source: Reader, tally: Tally, inspect: Inspect) -> None:
     """Judge and count every member; `inspect` looks into its content.
 
-    Raises Refused, LimitExceeded, Broken.
+    Raises ArchiveRefused, LimitExceeded, Broken.
     """
     pending = _Pending()
     block = source.read(BLOCK)
@@ -91,7 +91,7 @@ def inspect_tar(source: Reader, tally: Tally, inspect: Inspect) -> None:
         raise Broken("an extended header has no member")
     while rest := source.read(CHUNK):
         if rest.strip(b"\0"):
-            raise Refused("there is data after the end of the archive")
+            raise ArchiveRefused("there is data after the end of the archive")
 
 
 def _member(
@@ -104,11 +104,13 @@ def _member(
     name = names[-1]
     for declared in pending.sizes:
         if declared != size and declared < LARGE:
-            raise Refused(f"{name!r} has two sizes, {size} and {declared}")
+            raise ArchiveRefused(f"{name!r} has two sizes, {size} and {declared}")
         size = declared
     folder = name.endswith("/") and kind in _REGULAR
     if size and (folder or kind in (b"1", b"2", b"5", b"V")):
-        raise Refused(f"{name!r} is no file but has content: readers differ on where it ends")
+        raise ArchiveRefused(
+            f"{name!r} is no file but has content: readers differ on where it ends"
+        )
     if kind in (b"1", b"2"):
         targets = pending.links or [_text(block[157:257])]
         if kind == b"1":
@@ -116,19 +118,19 @@ def _member(
         else:
             tally.link(names, targets)
     elif kind in (b"3", b"4", b"6"):
-        raise Refused(f"{name!r} is a device, and no file")
+        raise ArchiveRefused(f"{name!r} is a device, and no file")
     elif kind == b"D":
         _require_plain_dump(_data(source, size, MOST_PAX, "a list of a folder"), name)
     elif kind == b"S":
         if block[257:265] != _GNU or pending.sparse:
-            raise Refused(f"{name!r} is sparse in a way that readers differ on")
+            raise ArchiveRefused(f"{name!r} is sparse in a way that readers differ on")
         real = _gnu_sparse_size(source, block)
         _file(source, size, tally, inspect, real)
     elif kind in _REGULAR:
         real = max(pending.real_sizes, default=0)
         _file(source, size, tally, inspect, real, pending.map_in_data)
     elif kind not in (b"5", b"V"):
-        raise Refused(f"{name!r} is of a kind that readers differ on: {kind!r}")
+        raise ArchiveRefused(f"{name!r} is of a kind that readers differ on: {kind!r}")
 
 
 def _header_names(block: bytes) -> list[str]:
@@ -158,7 +160,7 @@ def _file(
     map_in_data: bool = False,
 ) -> None:
     tally.content(max(real, size))
-    content = _Content(source, size)
+    content = _TarMemberReader(source, size)
     head = content.read(BLOCK)
     if map_in_data:
         real = _sparse_map_end(head, content) - max(real, size)
@@ -169,7 +171,7 @@ def _file(
     _skip(source, -size % BLOCK)
 
 
-class _Content:
+class _TarMemberReader:
     """Reader of a member's bytes."""
 
     def __init__(self, source: Reader, size: int) -> None:
@@ -189,7 +191,7 @@ class _Content:
 
 def _data(source: Reader, size: int, most: int, what: str) -> bytes:
     if size > most:
-        raise Refused(f"{what} has {size} bytes, over {most}")
+        raise ArchiveRefused(f"{what} has {size} bytes, over {most}")
     data = _exactly(source, size)
     _skip(source, -size % BLOCK)
     return data
@@ -212,7 +214,7 @@ def _skip(source: Reader, size: int) -> None:
 def _read_pax(data: bytes, pending: _Pending, everywhere: bool) -> None:
     for key, value in _records(data):
         if everywhere and (key in ("path", "linkpath", "size") or key.startswith("GNU.sparse")):
-            raise Refused(f"a global header has {key!r} for all members: readers differ")
+            raise ArchiveRefused(f"a global header has {key!r} for all members: readers differ")
         if key in ("path", "GNU.sparse.name"):
             pending.names.append(_strict_text(value))
         elif key == "linkpath":
@@ -241,7 +243,9 @@ def _records(data: bytes) -> Iterator[tuple[str, bytes]]:
         found = _RECORD.match(data, at)
         end = at + int(found[1]) if found else 0
         if not found or not found.end() < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise Refused("an extended header is malformed: readers interpret it differently")
+            raise ArchiveRefused(
+                "an extended header is malformed: readers interpret it differently"
+            )
         yield found[2].decode(errors="surrogateescape"), data[found.end() : end - 1]
         at = end
 
@@ -260,7 +264,7 @@ def _gnu_sparse_size(source: Reader, block: bytes) -> int:
         spans, more = extension[:504], extension[504] != 0
 
 
-def _sparse_map_end(head: bytes, content: _Content) -> int:
+def _sparse_map_end(head: bytes, content: _TarMemberReader) -> int:
     """The end of the last span of a map before the data (GNU sparse format 1.0)."""
     text, numbers, wanted = head, list[int](), 1
     while len(numbers) < wanted:
@@ -280,7 +284,7 @@ def _require_plain_dump(data: bytes, name: str) -> None:
     """An incremental archive's list of a folder may also rename files when it is extracted."""
     for entry in data.split(b"\0"):
         if entry and entry[:1] not in (b"Y", b"N", b"D"):
-            raise Refused(f"the list of the folder {name!r} does more than name its files")
+            raise ArchiveRefused(f"the list of the folder {name!r} does more than name its files")
 
 
 def _number(field: bytes, what: str) -> int:
@@ -306,5 +310,7 @@ def _text(field: bytes) -> str:
 
 def _strict_text(value: bytes) -> str:
     if b"\0" in value:
-        raise Refused("an extended header has a name with a NUL: readers differ on where it ends")
+        raise ArchiveRefused(
+            "an extended header has a name with a NUL: readers differ on where it ends"
+        )
     return value.decode(errors="surrogateescape")

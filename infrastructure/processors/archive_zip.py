@@ -20,8 +20,8 @@ from typing import IO, NamedTuple
 from infrastructure.processors.archive_rules import (
     CHUNK,
     LONGEST_TARGET,
+    ArchiveRefused,
     Broken,
-    Refused,
     Tally,
 )
 from infrastructure.processors.archive_streams import ERRORS, Decompressor, Inflate, zstd
@@ -66,7 +66,7 @@ class _Entry(NamedTuple):
 def inspect_zip(source: IO[bytes], size: int, tally: Tally, inspect: Inspect) -> None:
     """Judge and count every member; `inspect` looks into its content.
 
-    Raises Refused, LimitExceeded, Broken.
+    Raises ArchiveRefused, LimitExceeded, Broken.
     """
     directory = _find_directory(source, size)
     tally.require_members(directory.members)
@@ -74,7 +74,7 @@ def inspect_zip(source: IO[bytes], size: int, tally: Tally, inspect: Inspect) ->
     entries = sorted(_read_directory(source, directory), key=lambda entry: entry.offset)
     for entry in entries:
         if entry.offset < at:
-            raise Refused(f"{_name(entry)!r} overlaps another member")
+            raise ArchiveRefused(f"{_name(entry)!r} overlaps another member")
         _require_empty(source, at, entry.offset)
         at = _member(source, entry, directory.start, tally, inspect)
     _require_empty(source, at, directory.start)
@@ -91,7 +91,7 @@ def _find_directory(source: IO[bytes], size: int) -> _Directory:
     if end + _END_FIELDS.size + comment > size:
         raise Broken("its comment is truncated")
     if end + _END_FIELDS.size + comment < used:
-        raise Refused("there is data after the end of the archive")
+        raise ArchiveRefused("there is data after the end of the archive")
     at = end
     locator = _read_at(source, max(0, end - _LOCATOR64_FIELDS.size), end)
     if locator.startswith(_LOCATOR64):
@@ -100,12 +100,12 @@ def _find_directory(source: IO[bytes], size: int) -> _Directory:
         at, large = _read_end64(source, end, locator)
         for value, limit, value64 in zip(plain, most, large, strict=True):
             if value not in (limit, value64):
-                raise Refused("its two ends differ on where the directory is")
+                raise ArchiveRefused("its two ends differ on where the directory is")
         disk, first_disk, here, count, length, offset = large
     if disk or first_disk or here != count:
-        raise Refused("it is one part of several")
+        raise ArchiveRefused("it is one part of several")
     if offset + length != at:
-        raise Refused("its directory is not where declared: there is data before or between")
+        raise ArchiveRefused("its directory is not where declared: there is data before or between")
     return _Directory(offset, length, count)
 
 
@@ -121,10 +121,10 @@ def _read_end64(
     _, disk, at, disks = _LOCATOR64_FIELDS.unpack(locator)
     record = _read_at(source, at, end - _LOCATOR64_FIELDS.size)
     if disk or disks > 1 or len(record) < _END64_FIELDS.size or not record.startswith(_END64):
-        raise Refused("its zip64 end record is not at the declared offset")
+        raise ArchiveRefused("its zip64 end record is not at the declared offset")
     fields = _END64_FIELDS.unpack_from(record)
     if fields[1] + 12 != len(record):
-        raise Refused("there is data after its zip64 end")
+        raise ArchiveRefused("there is data after its zip64 end")
     return at, fields[4:10]
 
 
@@ -145,10 +145,10 @@ def _read_directory(source: IO[bytes], directory: _Directory) -> Iterator[_Entry
         wide = (size == _MAX32, packed == _MAX32, offset == _MAX32)
         size, packed, offset = _zip64(more, wide, (size, packed, offset))
         if disk not in (0, _MAX16):
-            raise Refused("it is one part of several")
+            raise ArchiveRefused("it is one part of several")
         yield _Entry(name, flags, method, crc, packed, size, offset, outer >> 16, more)
     if at != len(data):
-        raise Refused("its directory is longer than its entries")
+        raise ArchiveRefused("its directory is longer than its entries")
 
 
 def _member(source: IO[bytes], entry: _Entry, end: int, tally: Tally, inspect: Inspect) -> int:
@@ -159,18 +159,18 @@ def _member(source: IO[bytes], entry: _Entry, end: int, tally: Tally, inspect: I
     tally.member(names)
     kind = stat.S_IFMT(entry.mode)
     if kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK):  # a pipe is what `zip a.zip -` reads
-        raise Refused(f"{name!r} is a device, and no file")
+        raise ArchiveRefused(f"{name!r} is a device, and no file")
     if start + entry.packed > end:
         raise Broken(f"{name!r} is truncated")
     if entry.size and name.endswith("/"):
-        raise Refused(f"{name!r} is a folder with content: readers differ")
+        raise ArchiveRefused(f"{name!r} is a folder with content: readers differ")
     tally.content(entry.size)
     if entry.flags & _ENCRYPTED:
         tally.encrypted(name)
         if kind == stat.S_IFLNK:
-            raise Refused(f"{name!r} is an encrypted link: its target cannot be checked")
+            raise ArchiveRefused(f"{name!r} is an encrypted link: its target cannot be checked")
     else:
-        content = _Content(source, entry, start)
+        content = _ZipMemberReader(source, entry, start)
         head = content.read(LONGEST_TARGET if kind == stat.S_IFLNK else HEAD)
         if kind == stat.S_IFLNK:
             tally.link(names, [head.decode(errors="surrogateescape")])
@@ -181,7 +181,7 @@ def _member(source: IO[bytes], entry: _Entry, end: int, tally: Tally, inspect: I
 
 
 def _local_header(source: IO[bytes], entry: _Entry) -> tuple[int, int, dict[int, bytes]]:
-    """Return content offset, flags and extra fields. Raises Refused if headers differ."""
+    """Return content offset, flags and extra fields. Raises ArchiveRefused if headers differ."""
     at = entry.offset
     header = _read_at(source, at, at + _LOCAL_FIELDS.size)
     if len(header) < _LOCAL_FIELDS.size or not header.startswith(_LOCAL):
@@ -195,7 +195,7 @@ def _local_header(source: IO[bytes], entry: _Entry) -> tuple[int, int, dict[int,
     size, packed = _zip64(extra, (size == _MAX32, packed == _MAX32), (size, packed))
     if tail[:name] != entry.raw_name:
         other = tail[:name].decode(errors="replace")
-        raise Refused(f"{_name(entry)!r} is named {other!r} in its other header")
+        raise ArchiveRefused(f"{_name(entry)!r} is named {other!r} in its other header")
     agreed = _ENCRYPTED | _STRONG | _MASKED
     local, central = (crc, packed, size), (entry.crc, entry.packed, entry.size)
     streamed = flags & _STREAMED and all(a in (0, b) for a, b in zip(local, central, strict=True))
@@ -204,13 +204,13 @@ def _local_header(source: IO[bytes], entry: _Entry) -> tuple[int, int, dict[int,
         or (flags ^ entry.flags) & agreed
         or not (local == central or streamed)
     ):
-        raise Refused(f"the two headers of {_name(entry)!r} differ")
+        raise ArchiveRefused(f"the two headers of {_name(entry)!r} differ")
     if flags & (_STRONG | _MASKED) and not flags & _ENCRYPTED:
-        raise Refused(f"{_name(entry)!r} is encrypted and does not say so")
+        raise ArchiveRefused(f"{_name(entry)!r} is encrypted and does not say so")
     return at + name + more, flags, extra
 
 
-class _Content:
+class _ZipMemberReader:
     """Reader of a member's unpacked bytes, which must be as many as both headers say."""
 
     def __init__(self, source: IO[bytes], entry: _Entry, start: int) -> None:
@@ -245,7 +245,7 @@ class _Content:
         if self._size != self._entry.size or self._crc != self._entry.crc:
             raise Broken(f"{self._name!r} does not match its header")
         if self._at != self._end:
-            raise Refused(f"there is data after the end of {self._name!r}")
+            raise ArchiveRefused(f"there is data after the end of {self._name!r}")
 
     def _next(self) -> bytes:
         if self._decompressor is None:
@@ -259,7 +259,7 @@ class _Content:
                     break
                 chunk = self._decompressor.decompress(data, CHUNK)
             if self._decompressor.eof and self._decompressor.unused_data:
-                raise Refused(f"there is data after the end of {self._name!r}")
+                raise ArchiveRefused(f"there is data after the end of {self._name!r}")
         self._size += len(chunk)
         if self._size > self._entry.size:
             raise Broken(f"{self._name!r} has more bytes than its header declares")
@@ -342,12 +342,12 @@ def _descriptor_end(source: IO[bytes], entry: _Entry, at: int, flags: int) -> in
         if fields[-3:] == (entry.crc, entry.packed, entry.size):
             return at + length
     if entry.flags & flags & _STREAMED:
-        raise Refused(f"the descriptor of {_name(entry)!r} differs from its headers")
+        raise ArchiveRefused(f"the descriptor of {_name(entry)!r} differs from its headers")
     return at  # only one of the two headers has the flag for streaming
 
 
 def _require_empty(source: IO[bytes], start: int, end: int) -> None:
-    """Raise Refused if bytes between members are neither padding nor a signature of Android."""
+    """Raise ArchiveRefused unless bytes between members are padding or an Android signature."""
     at = start
     while at < end:
         chunk = _read_at(source, at, min(at + CHUNK, end))
@@ -355,7 +355,7 @@ def _require_empty(source: IO[bytes], start: int, end: int) -> None:
             break
         at += len(chunk)
     if at < end and not _is_apk_signature(source, start, end):
-        raise Refused("there is data that belongs to no member")
+        raise ArchiveRefused("there is data that belongs to no member")
 
 
 def _is_apk_signature(source: IO[bytes], start: int, end: int) -> bool:
@@ -379,7 +379,7 @@ def _extra_fields(data: bytes) -> dict[int, bytes]:
         if len(value) < length:
             raise Broken("an extra field is malformed")
         if key in found and key in (_ZIP64, _UNICODE_PATH):
-            raise Refused("an extra field is there twice: readers differ")
+            raise ArchiveRefused("an extra field is there twice: readers differ")
         found[key] = value
         at += 4 + length
     return found

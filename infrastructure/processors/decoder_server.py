@@ -182,7 +182,7 @@ def _restrict(order: Order) -> dict[str, Any]:
     applied: dict[str, Any] = {"user": order["user"]}
     if "limits" in wanted:
         sandbox.apply_limits(
-            sandbox.Limits(
+            sandbox.SandboxLimits(
                 memory=order["memory"],
                 processor_seconds=order["seconds"],
                 file_size=0,

@@ -96,7 +96,7 @@ _MACHINES = {
 }
 
 
-class Limits(NamedTuple):
+class SandboxLimits(NamedTuple):
     """Resource limits; sizes in bytes, None leaves a limit as it is.
 
     `processes` counts those of the whole user id, so that only 0 (start none) means one thing.
@@ -109,7 +109,7 @@ class Limits(NamedTuple):
     processes: int | None = None
 
 
-def apply_limits(limits: Limits) -> None:
+def apply_limits(limits: SandboxLimits) -> None:
     """Set resource limits, and none may leave a memory image of itself on disk.
 
     The kernel ends a process with SIGXCPU at its limit of processor time.

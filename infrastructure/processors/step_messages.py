@@ -13,20 +13,20 @@ LENGTH = 4  # bytes, big-endian, in front of each frame
 MAX_FRAME = 17 * 1024 * 1024  # bytes: the largest artifact, and what is around it
 
 
-class Message(msgspec.Struct, frozen=True, tag=True):
+class StepMessage(msgspec.Struct, frozen=True, tag=True):
     """One frame."""
 
 
 # From the worker.
 
 
-class Load(Message, frozen=True):
+class Load(StepMessage, frozen=True):
     """Import the processor of this name. The answer is Loaded or Failed."""
 
     name: str
 
 
-class Perform(Message, frozen=True):
+class Perform(StepMessage, frozen=True):
     """Run the processor; `memory` is in bytes. The last answer is Finished or Failed."""
 
     name: str
@@ -35,33 +35,33 @@ class Perform(Message, frozen=True):
     memory: int
 
 
-class Chunk(Message, frozen=True):
+class Chunk(StepMessage, frozen=True):
     """The answer to Read: the next bytes; None where there are no more."""
 
     data: bytes | None
 
 
-class Attached(Message, frozen=True):
+class Attached(StepMessage, frozen=True):
     """The answer to Attach."""
 
 
-class Refused(Message, frozen=True):
+class RequestFailed(StepMessage, frozen=True):
     """The answer to Read or Attach where the worker met an error."""
 
     error: StepError
 
 
 Order: TypeAlias = Load | Perform
-Reply: TypeAlias = Chunk | Attached | Refused
+Reply: TypeAlias = Chunk | Attached | RequestFailed
 
 # From the process.
 
 
-class Loaded(Message, frozen=True):
+class Loaded(StepMessage, frozen=True):
     """The processor is there."""
 
 
-class Read(Message, frozen=True):
+class Read(StepMessage, frozen=True):
     """Ask for the next chunk of reader number `reader`, which covers `start` to `end`."""
 
     reader: int
@@ -69,48 +69,48 @@ class Read(Message, frozen=True):
     end: int | None
 
 
-class CloseReader(Message, frozen=True):
+class CloseReader(StepMessage, frozen=True):
     """Close this reader; there is no response."""
 
     reader: int
 
 
-class Progress(Message, frozen=True):
+class ProgressMade(StepMessage, frozen=True):
     """Progress of the step; there is no response."""
 
     done: int
     total: int | None
 
 
-class Attach(Message, frozen=True):
+class Attach(StepMessage, frozen=True):
     """Keep an artifact."""
 
     name: str
     content: bytes
 
 
-class Finished(Message, frozen=True):
+class Finished(StepMessage, frozen=True):
     """The step's result as JSON; `clean` is whether the process may run another step."""
 
     result: bytes
     clean: bool
 
 
-class Failed(Message, frozen=True):
+class Failed(StepMessage, frozen=True):
     """The error that ended the step, or the import."""
 
     error: StepError
     clean: bool
 
 
-Report: TypeAlias = Loaded | Read | CloseReader | Progress | Attach | Finished | Failed
+Report: TypeAlias = Loaded | Read | CloseReader | ProgressMade | Attach | Finished | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 decode_order = msgspec.msgpack.Decoder(Order | Reply).decode
 decode_report = msgspec.msgpack.Decoder(Report).decode
 
 
-def frame(message: Message) -> bytes:
+def frame(message: StepMessage) -> bytes:
     """The message with its length in front. Raises TypeError for what msgpack cannot hold."""
     encoded = _encoder.encode(message)
     return len(encoded).to_bytes(LENGTH, "big") + encoded

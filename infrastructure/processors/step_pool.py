@@ -41,12 +41,12 @@ from infrastructure.processors.step_messages import (
     Finished,
     Load,
     Loaded,
-    Message,
     Perform,
-    Progress,
+    ProgressMade,
     Read,
-    Refused,
     Report,
+    RequestFailed,
+    StepMessage,
     decode_report,
     frame,
 )
@@ -230,7 +230,7 @@ class _StepProcess:
                         await self._send(await _read(bench, readers, read))
                     case CloseReader(reader):
                         await _close(readers.pop(reader, None))
-                    case Progress(done, total):
+                    case ProgressMade(done, total):
                         await bench.progress(done, total)
                     case Attach(attached, content):
                         await self._send(await _attach(bench, attached, content))
@@ -266,7 +266,7 @@ class _StepProcess:
     def _done(self, clean: bool) -> None:
         self.reusable = clean and self.steps < STEPS_PER_PROCESS
 
-    async def _send(self, message: Message) -> None:
+    async def _send(self, message: StepMessage) -> None:
         try:
             self._orders.write(frame(message))
             await self._orders.drain()
@@ -353,7 +353,7 @@ def _environment() -> dict[str, str]:
 
 async def _read(
     bench: StepContext, readers: dict[int, AsyncIterator[bytes]], read: Read
-) -> Message:
+) -> StepMessage:
     try:
         chunks = readers.get(read.reader)
         if chunks is None:
@@ -366,14 +366,14 @@ async def _read(
         return Chunk(None)
     except Exception as error:
         await _close(readers.pop(read.reader, None))
-        return Refused(describe_error(error))
+        return RequestFailed(describe_error(error))
 
 
-async def _attach(bench: StepContext, name: str, content: bytes) -> Message:
+async def _attach(bench: StepContext, name: str, content: bytes) -> StepMessage:
     try:
         await bench.attach(name, content)
     except Exception as error:
-        return Refused(describe_error(error))
+        return RequestFailed(describe_error(error))
     return Attached()
 
 

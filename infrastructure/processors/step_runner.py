@@ -44,13 +44,13 @@ from infrastructure.processors.step_messages import (
     Finished,
     Load,
     Loaded,
-    Message,
     Order,
     Perform,
-    Progress,
+    ProgressMade,
     Read,
-    Refused,
     Reply,
+    RequestFailed,
+    StepMessage,
     decode_order,
     frame,
 )
@@ -116,7 +116,7 @@ class _Channel:
         assert order is None or isinstance(order, Load | Perform)
         return order
 
-    def send(self, message: Message) -> None:
+    def send(self, message: StepMessage) -> None:
         if os.getpid() != self._pid:
             raise RuntimeError("a workbench is of no use in a process that the processor started")
         rest = memoryview(frame(message))
@@ -124,7 +124,7 @@ class _Channel:
             while rest:
                 rest = rest[os.write(self._outbound, rest) :]
 
-    def ask(self, message: Message) -> Reply:
+    def ask(self, message: StepMessage) -> Reply:
         """Send, and wait for the answer. Raises StepFailure for an error of the worker's."""
         with self._exchanging:
             self.send(message)
@@ -132,7 +132,7 @@ class _Channel:
         if reply is None:
             raise EOFError("the worker is gone")
         assert not isinstance(reply, Load | Perform)
-        if isinstance(reply, Refused):
+        if isinstance(reply, RequestFailed):
             raise _failure(reply.error)
         return reply
 
@@ -166,7 +166,7 @@ class _Bench:
 
     def __init__(self, channel: _Channel) -> None:
         self._channel = channel
-        self._unsent: Progress | None = None
+        self._unsent: ProgressMade | None = None
         self._sent_at = 0.0
 
     def chunks(self, start: int, end: int | None) -> Generator[bytes, None, None]:
@@ -186,7 +186,7 @@ class _Bench:
     def report(self, done: int, total: int | None) -> None:
         if done < 0 or (total is not None and done > total):
             raise ValueError(f"{done} of {total} is not progress")
-        self._unsent = Progress(int(done), None if total is None else int(total))
+        self._unsent = ProgressMade(int(done), None if total is None else int(total))
         if time.monotonic() - self._sent_at >= PROGRESS_INTERVAL:
             self.flush()
 
@@ -273,7 +273,7 @@ class _Runner:
         self._loaded: dict[str, Any] = {}
         self._threads: frozenset[threading.Thread] = frozenset()
 
-    def carry_out(self, order: Order) -> Message:
+    def carry_out(self, order: Order) -> StepMessage:
         if isinstance(order, Load):
             return self._load(order.name)
         bench = (_AsyncBench if _is_async(self._loaded[order.name]) else _PlainBench)(self.channel)
@@ -302,7 +302,7 @@ class _Runner:
         except BaseException as error:
             return describe_error(error)
 
-    def _load(self, name: str) -> Message:
+    def _load(self, name: str) -> StepMessage:
         try:
             asyncio.set_event_loop(self._loop)
             self._loaded[name] = _load(name)

@@ -18,7 +18,7 @@ from application.ports.webhooks import (
     DeliverySucceeded,
     LeasedDelivery,
     NextInLane,
-    RetryAt,
+    RetryScheduled,
     Verdict,
 )
 from domain.webhook.aggregate import Webhook
@@ -123,7 +123,7 @@ async def record(
             values: tuple[object, ...] = (DeliveryState.DELIVERED, 0, None, at)
         case DeadLettered():
             values = (DeliveryState.FAILED, failures, None, at)
-        case RetryAt(at=next_at):
+        case RetryScheduled(at=next_at):
             values = (DeliveryState.PENDING, failures, next_at, None)
     subject = (jsonb(tried), delivery.webhook, delivery.position)
     await connection.execute(_RECORD, (*values, *subject), prepare=True)
@@ -243,7 +243,7 @@ class PostgresOutbox:
                 return None
             await record(connection, delivery, tried, verdict, at)
             failing_since = await update_health(connection, delivery, tried, verdict, at)
-            go_on &= not isinstance(verdict, RetryAt)
+            go_on &= not isinstance(verdict, RetryScheduled)
             ahead = (
                 await claimable_deliveries(connection, due.lease, [(webhook, lane)])
                 if go_on

@@ -28,7 +28,7 @@ class Level(StrEnum):
     FAIL = "fail"
 
 
-class Finding(msgspec.Struct, frozen=True):
+class CheckResult(msgspec.Struct, frozen=True):
     """Result of a check; `advice` is the fix if it is not ok."""
 
     level: Level
@@ -37,14 +37,14 @@ class Finding(msgspec.Struct, frozen=True):
     advice: str = ""
 
 
-def python() -> Finding:
+def python() -> CheckResult:
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < OLDEST_PYTHON:
-        return Finding(Level.FAIL, "python", version, "use Python 3.11 or newer")
-    return Finding(Level.OK, "python", version)
+        return CheckResult(Level.FAIL, "python", version, "use Python 3.11 or newer")
+    return CheckResult(Level.OK, "python", version)
 
 
-def data_dir(settings: Settings) -> Finding:
+def data_dir(settings: Settings) -> CheckResult:
     """It can be written, and others cannot read it."""
     folder = settings.data_dir
     try:
@@ -54,28 +54,28 @@ def data_dir(settings: Settings) -> Finding:
         probe.unlink()
     except OSError as error:
         told = f"{folder}: {error.strerror}"
-        return Finding(Level.FAIL, "data folder", told, "choose another with --data-dir")
+        return CheckResult(Level.FAIL, "data folder", told, "choose another with --data-dir")
     if folder.stat().st_mode & 0o077:
         told = f"{folder} can be read by other users"
-        return Finding(Level.WARN, "data folder", told, f"chmod 700 {folder}")
-    return Finding(Level.OK, "data folder", str(folder))
+        return CheckResult(Level.WARN, "data folder", told, f"chmod 700 {folder}")
+    return CheckResult(Level.OK, "data folder", str(folder))
 
 
-def disk(settings: Settings) -> Finding:
+def disk(settings: Settings) -> CheckResult:
     try:
         free = shutil.disk_usage(_existing(settings.blob_dir)).free
     except OSError as error:
-        return Finding(Level.FAIL, "disk", str(error), "check the folder of the blobs")
+        return CheckResult(Level.FAIL, "disk", str(error), "check the folder of the blobs")
     told = f"{size(free)} free"
     if free < settings.min_free_bytes:
         advice = f"uploads are refused below {size(settings.min_free_bytes)}: free some space"
-        return Finding(Level.FAIL, "disk", told, advice)
+        return CheckResult(Level.FAIL, "disk", told, advice)
     if free < 10 * settings.min_free_bytes:
-        return Finding(Level.WARN, "disk", told, "free some space soon")
-    return Finding(Level.OK, "disk", told)
+        return CheckResult(Level.WARN, "disk", told, "free some space soon")
+    return CheckResult(Level.OK, "disk", told)
 
 
-def blobs(settings: Settings) -> Finding:
+def blobs(settings: Settings) -> CheckResult:
     """Bytes can be made durable there, and fast enough."""
     folder = settings.blob_dir
     probe = folder / f".probe-{uuid4().hex}"
@@ -89,13 +89,15 @@ def blobs(settings: Settings) -> Finding:
                 os.fdatasync(file.fileno())
         took = (time.perf_counter() - began) / SYNCS
     except OSError as error:
-        return Finding(Level.FAIL, "blobs", f"{folder}: {error.strerror}", "choose another folder")
+        return CheckResult(
+            Level.FAIL, "blobs", f"{folder}: {error.strerror}", "choose another folder"
+        )
     finally:
         probe.unlink(missing_ok=True)
     told = f"{folder}, {1000 * took:.1f} ms to make 64 KiB durable"
     if took > SLOW_SYNC:
-        return Finding(Level.WARN, "blobs", told, "a faster disk makes small uploads faster")
-    return Finding(Level.OK, "blobs", told)
+        return CheckResult(Level.WARN, "blobs", told, "a faster disk makes small uploads faster")
+    return CheckResult(Level.OK, "blobs", told)
 
 
 def _existing(folder: Path) -> Path:

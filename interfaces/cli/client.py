@@ -22,10 +22,10 @@ from interfaces.cli.console import (
     CommandError,
     OutOfService,
     Refusal,
-    Server,
+    ServerAddress,
     print_stderr,
 )
-from interfaces.cli.wait import Connection, Waits
+from interfaces.cli.wait import ServerConnection, Waits
 from interfaces.common.api_types import (
     AddedUploadsResponse,
     PageResponse,
@@ -62,10 +62,16 @@ class Client:
     """Asks one server with one key; `patience` is how many seconds of silence it puts up with."""
 
     def __init__(
-        self, server: Server, *, patience: float = 0.0, connect_timeout: float = CONNECT_TIMEOUT
+        self,
+        server: ServerAddress,
+        *,
+        patience: float = 0.0,
+        connect_timeout: float = CONNECT_TIMEOUT,
     ) -> None:
         self.server = server
-        self.connection = Connection(server.url, patience=patience, connect_timeout=connect_timeout)
+        self.connection = ServerConnection(
+            server.url, patience=patience, connect_timeout=connect_timeout
+        )
 
     async def __aenter__(self) -> Self:
         self.session = aiohttp.ClientSession(
@@ -291,7 +297,7 @@ MAX_FRAME = 64 * 1024 * 1024
 FINAL = range(4500, 4600)  # close codes after which connecting again would not help
 
 
-class Frame(msgspec.Struct, rename={"from_": "from"}):
+class FeedFrame(msgspec.Struct, rename={"from_": "from"}):
     """A frame of the server, whatever its type; rows are those of the read model."""
 
     type: str
@@ -313,7 +319,9 @@ class FeedEnded(CommandError):
     """The server ended the feed, for good."""
 
 
-async def subscribe(client: Client, batches: Sequence[UUID | str] | None) -> AsyncIterator[Frame]:
+async def subscribe(
+    client: Client, batches: Sequence[UUID | str] | None
+) -> AsyncIterator[FeedFrame]:
     """Frames with rows to apply, in order; None follows the batch rows of all.
 
     A cut is resumed from the last cursor. Raises FeedEnded, Unreachable.
@@ -356,7 +364,7 @@ class _ClientPosition:
         subscribe = {"type": "subscribe", "batches": self._batches, "after": self._cursor}
         return msgspec.json.encode(subscribe).decode()
 
-    def applies(self, frame: Frame) -> bool:
+    def applies(self, frame: FeedFrame) -> bool:
         match frame.type:
             case "snapshot":
                 if not frame.more:
@@ -376,14 +384,14 @@ class _ClientPosition:
         return False
 
 
-async def _frames(socket: aiohttp.ClientWebSocketResponse) -> AsyncIterator[Frame]:
+async def _frames(socket: aiohttp.ClientWebSocketResponse) -> AsyncIterator[FeedFrame]:
     """Decoded frames until the socket closes; heartbeats are answered."""
     silence: float | None = None
     while True:
         message: Any = await socket.receive(timeout=silence)
         if message.type is not aiohttp.WSMsgType.TEXT:
             return
-        frame = msgspec.json.decode(message.data, type=Frame)
+        frame = msgspec.json.decode(message.data, type=FeedFrame)
         if frame.heartbeat:
             silence = 3 * frame.heartbeat
         if frame.type == "ping":

@@ -131,7 +131,7 @@ _ADDRESS = re.compile(r"https?://(\[[0-9a-fA-F:.%]+\]|[^\s/?#@:\[\]]+)(:\d{1,5})
 _COMMON = Group("Common options", sort_key=100)
 
 
-class Server(msgspec.Struct, frozen=True):
+class ServerAddress(msgspec.Struct, frozen=True):
     """URL of a server, and the key for it."""
 
     url: str
@@ -177,7 +177,7 @@ class ClientOptions(DataDirOptions):
         float, Parameter(help="Seconds for the server to answer first.", validator=Number(gt=0))
     ] = CONNECT_TIMEOUT
 
-    def server(self) -> Server:
+    def server(self) -> ServerAddress:
         """The server to ask. Raises Unreachable, UsageError, CommandError."""
         settings = self.settings()
         url = self.url or os.environ.get("UPTRAIL_URL")
@@ -198,7 +198,7 @@ class ClientOptions(DataDirOptions):
             if running is None or url.rstrip("/") != running.url:
                 raise UsageError(f"{url} needs a key", "pass it with --key or UPTRAIL_KEY")
             key = _admin_key(settings)
-        return Server(url.rstrip("/"), key)
+        return ServerAddress(url.rstrip("/"), key)
 
 
 def find_running_server(data_dir: Path) -> RunningServer | None:

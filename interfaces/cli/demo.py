@@ -25,7 +25,7 @@ from infrastructure.telemetry import configure_logging
 from interfaces.bootstrap.container import ALL_ROLES
 from interfaces.cli import console
 from interfaces.cli.client import PATIENCE, Client, run_on_uvloop
-from interfaces.cli.console import CommandError, DataDirOptions, Exit, Server, UsageError
+from interfaces.cli.console import CommandError, DataDirOptions, Exit, ServerAddress, UsageError
 from interfaces.cli.files import ScannedFile, resolve_roots, scan
 from interfaces.cli.history import events_of, print_events
 from interfaces.cli.progress import choose_reporter
@@ -187,7 +187,7 @@ async def _show(settings: Settings, ready: asyncio.Future[Ready], chosen: DemoFi
     console.print_line(f"Ready at {up.url}")
     console.print_line(f"In a browser: {up.login}")
     console.print_line()
-    server = Server(up.url, settings.admin_key_file.read_text().strip())
+    server = ServerAddress(up.url, settings.admin_key_file.read_text().strip())
     screen = choose_reporter(json=False, brief=True)
     job = UploadJob(chosen.roots, chosen.label, "demo", 4, True)
     async with Client(server, patience=PATIENCE) as client:

@@ -24,14 +24,14 @@ from infrastructure.processors.decoder_pool import DecoderLimits, DecoderLost, D
 from infrastructure.settings import Settings
 from interfaces.bootstrap.container import ALL_ROLES, needs_of_server
 from interfaces.cli import checks, console
-from interfaces.cli.checks import Finding, Level
+from interfaces.cli.checks import CheckResult, Level
 from interfaces.cli.console import ClientOptions, Exit, find_running_server
 from interfaces.cli.machine_checks import machines
 
 # What `uptrail doctor` looks at in a bucket: that blobs can be kept there.
 
 
-async def bucket(text: str) -> Finding:
+async def bucket(text: str) -> CheckResult:
     """It can be written, read, listed and cleaned up."""
     from infrastructure.blobs.s3.client import BadLocation, BucketUnusable, parse_location
     from infrastructure.blobs.s3.store import check_bucket, open_client
@@ -43,10 +43,10 @@ async def bucket(text: str) -> Finding:
             await check_bucket(opened)
             took = time.perf_counter() - began
     except BadLocation as error:
-        return Finding(Level.FAIL, "blobs", str(error), "check UPTRAIL_BLOBS or --blobs")
+        return CheckResult(Level.FAIL, "blobs", str(error), "check UPTRAIL_BLOBS or --blobs")
     except BucketUnusable as error:
-        return Finding(Level.FAIL, "blobs", str(error), error.hint)
-    return Finding(Level.OK, "blobs", f"{location}, {1000 * took:.0f} ms to write and delete")
+        return CheckResult(Level.FAIL, "blobs", str(error), error.hint)
+    return CheckResult(Level.OK, "blobs", f"{location}, {1000 * took:.0f} ms to write and delete")
 
 
 # What `uptrail doctor` asks the database: who it is, what time it is, and what is left behind.
@@ -55,23 +55,23 @@ CLOCK_OFF = 2.0  # seconds
 FAR_BEHIND = 10_000  # positions
 
 
-async def database(settings: Settings) -> list[Finding]:
+async def database(settings: Settings) -> list[CheckResult]:
     """Check the database; one failed finding if it is unreachable."""
     try:
         async with _reached(settings) as url:
             if url is None:
                 told = "none is named: an embedded one is made at the first start, for this machine"
-                return [Finding(Level.OK, "database", told)]
+                return [CheckResult(Level.OK, "database", told)]
             return await _examined(url, settings)
     except (psycopg.Error, EmbeddedPostgresError, OSError, BadDatabaseUrl) as error:
         advice = "check UPTRAIL_DATABASE_URL" if settings.database_url else "see what it says"
-        return [Finding(Level.FAIL, "database", str(error).strip(), advice)]
+        return [CheckResult(Level.FAIL, "database", str(error).strip(), advice)]
 
 
-async def _examined(url: str, settings: Settings) -> list[Finding]:
+async def _examined(url: str, settings: Settings) -> list[CheckResult]:
     """Check the requirements of every start; if they fail, stop there."""
     required = [
-        Finding(Level(verdict.grade), verdict.check, verdict.detail, verdict.advice)
+        CheckResult(Level(verdict.grade), verdict.check, verdict.detail, verdict.advice)
         for verdict in await examine(url)
     ]
     if any(finding.level is Level.FAIL for finding in required):
@@ -102,12 +102,12 @@ async def _reached(settings: Settings) -> AsyncIterator[str | None]:
             await asyncio.to_thread(server.stop)
 
 
-async def _version(connection: Connection) -> Finding:
+async def _version(connection: Connection) -> CheckResult:
     number = connection.info.server_version
-    return Finding(Level.OK, "database", f"PostgreSQL {number // 10_000}.{number % 10_000}")
+    return CheckResult(Level.OK, "database", f"PostgreSQL {number // 10_000}.{number % 10_000}")
 
 
-async def _connections(connection: Connection, settings: Settings) -> Finding:
+async def _connections(connection: Connection, settings: Settings) -> CheckResult:
     """Check that the connection limit suffices for a server with every role."""
     needs = needs_of_server(settings, ALL_ROLES)
     least, most = sum(need.least for need in needs), sum(need.most for need in needs)
@@ -115,53 +115,53 @@ async def _connections(connection: Connection, settings: Settings) -> Finding:
     detail = f"{limit.source}, {limit.used} in use; a server needs {least} to {most}"
     advice = limit.remedy.format(most)
     if limit.most < least:
-        return Finding(Level.FAIL, "connections", detail, advice)
+        return CheckResult(Level.FAIL, "connections", detail, advice)
     if limit.most < most:
-        return Finding(Level.WARN, "connections", detail, advice)
-    return Finding(Level.OK, "connections", detail)
+        return CheckResult(Level.WARN, "connections", detail, advice)
+    return CheckResult(Level.OK, "connections", detail)
 
 
-async def _clock(connection: Connection) -> Finding:
+async def _clock(connection: Connection) -> CheckResult:
     theirs = await _one(connection, "SELECT clock_timestamp()")
     off = abs((datetime.now(UTC) - theirs).total_seconds())
     if off > CLOCK_OFF:
         told = f"{off:.0f} s apart from the database's"
-        return Finding(Level.WARN, "clock", told, "set the clocks by NTP: retries go by them")
-    return Finding(Level.OK, "clock", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
+        return CheckResult(Level.WARN, "clock", told, "set the clocks by NTP: retries go by them")
+    return CheckResult(Level.OK, "clock", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
 
 
-async def _schema(connection: Connection, settings: Settings) -> list[Finding]:
+async def _schema(connection: Connection, settings: Settings) -> list[CheckResult]:
     try:
         await check_no_db_functions(connection)
     except UnsafeWriter as error:
-        return [Finding(Level.FAIL, "event log", str(error), "drop the function")]
+        return [CheckResult(Level.FAIL, "event log", str(error), "drop the function")]
     if await _one(connection, "SELECT to_regclass('alembic_version')") is None:
-        return [Finding(Level.OK, "schema", "made at the first start")]
+        return [CheckResult(Level.OK, "schema", "made at the first start")]
     cursor = await connection.execute("SELECT version_num FROM alembic_version")
     applied = {row[0] for row in await cursor.fetchall()}
     if applied != heads():
         told = f"migration {', '.join(sorted(applied))}, not {', '.join(sorted(heads()))}"
-        return [Finding(Level.WARN, "schema", told, "the next start of the server migrates it")]
+        return [CheckResult(Level.WARN, "schema", told, "the next start of the server migrates it")]
     return [
-        Finding(Level.OK, "schema", f"migration {', '.join(sorted(applied))}"),
+        CheckResult(Level.OK, "schema", f"migration {', '.join(sorted(applied))}"),
         *[await _behind(connection, name) for name in ("read_model", "orchestrator")],
         await _jobs(connection, settings),
         *await machines(connection, settings),
     ]
 
 
-async def _behind(connection: Connection, name: str) -> Finding:
+async def _behind(connection: Connection, name: str) -> CheckResult:
     query = """SELECT coalesce(max(notification_id), 0) - coalesce((SELECT notification_id
         FROM notification_tracking WHERE application_name = %s), 0) FROM stored_events"""
     behind = await _one(connection, query, name)
     check, told = name.replace("_", " "), f"{behind} positions behind the log"
     if behind > FAR_BEHIND:
         advice = "is a server with the role orchestrator running? its log tells of errors"
-        return Finding(Level.WARN, check, told, advice)
-    return Finding(Level.OK, check, told)
+        return CheckResult(Level.WARN, check, told, advice)
+    return CheckResult(Level.OK, check, told)
 
 
-async def _jobs(connection: Connection, settings: Settings) -> Finding:
+async def _jobs(connection: Connection, settings: Settings) -> CheckResult:
     query = """SELECT count(*) FILTER (WHERE j.status = 'todo'),
         count(*) FILTER (WHERE j.status = 'doing'),
         count(*) FILTER (WHERE j.status = 'doing' AND (w.id IS NULL OR
@@ -173,8 +173,8 @@ async def _jobs(connection: Connection, settings: Settings) -> Finding:
     if stalled:
         told += f", {stalled} left by a dead worker"
         advice = "a running orchestrator gives them to another worker by itself"
-        return Finding(Level.WARN, "jobs", told, advice)
-    return Finding(Level.OK, "jobs", told)
+        return CheckResult(Level.WARN, "jobs", told, advice)
+    return CheckResult(Level.OK, "jobs", told)
 
 
 async def _one(connection: Connection, query: str, *values: object) -> Any:
@@ -202,7 +202,7 @@ def doctor(*, common: ClientOptions | None = None) -> int:
     return Exit.ERROR if bad else Exit.OK
 
 
-async def _examine(common: ClientOptions) -> list[Finding]:
+async def _examine(common: ClientOptions) -> list[CheckResult]:
 
     settings = common.settings()
     found = [checks.python(), checks.data_dir(settings)]
@@ -219,9 +219,9 @@ async def _examine(common: ClientOptions) -> list[Finding]:
     return found
 
 
-async def _server(url: str | None) -> Finding:
+async def _server(url: str | None) -> CheckResult:
     if url is None:
-        return Finding(Level.WARN, "server", "none runs here", "start one with: uptrail serve")
+        return CheckResult(Level.WARN, "server", "none runs here", "start one with: uptrail serve")
     try:
         async with (
             aiohttp.ClientSession(timeout=PATIENCE) as session,
@@ -230,10 +230,10 @@ async def _server(url: str | None) -> Finding:
             text = (await response.text()).strip()
     except (aiohttp.ClientError, TimeoutError) as error:
         told = f"{url} does not answer: {error or type(error).__name__}"
-        return Finding(Level.FAIL, "server", told, "restart it; its log tells why")
+        return CheckResult(Level.FAIL, "server", told, "restart it; its log tells why")
     if response.status != 200:
-        return Finding(Level.WARN, "server", f"{url} is not ready: {text}", "its log tells why")
-    return Finding(Level.OK, "server", f"{url} is ready")
+        return CheckResult(Level.WARN, "server", f"{url} is not ready: {text}", "its log tells why")
+    return CheckResult(Level.OK, "server", f"{url} is ready")
 
 
 # Check of `uptrail doctor`: restrictions that the decoder sandbox has on this machine.
@@ -245,21 +245,21 @@ _LIMITS = DecoderLimits(memory=512 * 1024 * 1024, seconds=5)
 _PATIENCE = 30.0  # seconds
 
 
-async def sandbox() -> Finding:
+async def sandbox() -> CheckResult:
     """Try, from inside a decoder's sandbox, what a hostile file would want to do."""
     if sys.platform == "win32":
         detail = "no sandbox on this system"
-        return Finding(Level.WARN, CHECK, detail, "let workers run on Linux")
+        return CheckResult(Level.WARN, CHECK, detail, "let workers run on Linux")
     try:
         async with DecoderPool(most=1) as decoders, asyncio.timeout(_PATIENCE):
             answer = (await decoders.run(_PROBE, b"", {}, _LIMITS)).answer
         return describe(answer)
     except (DecoderLost, OSError, KeyError, TimeoutError) as error:
         detail = f"no decoder can be run: {error or type(error).__name__}"
-        return Finding(Level.FAIL, CHECK, detail, "see the server's log for the reason")
+        return CheckResult(Level.FAIL, CHECK, detail, "see the server's log for the reason")
 
 
-def describe(answer: dict[str, Any]) -> Finding:
+def describe(answer: dict[str, Any]) -> CheckResult:
     """Return the finding for a probe's answer. Raises KeyError for what is none."""
     applied, attempts = answer["applied"], answer["attempts"]
     user = f"uid {answer['uid']}" + ("" if applied["user"] else " (the server's own user)")
@@ -272,8 +272,8 @@ def describe(answer: dict[str, Any]) -> Finding:
     possible = [name.replace("_", " ") for name, refused in attempts.items() if refused is None]
     if answer["uid"] == 0:
         advice = "run uptrail as another user than root, or with the capability to change users"
-        return Finding(Level.WARN, CHECK, f"{detail}; decoders run as root", advice)
+        return CheckResult(Level.WARN, CHECK, f"{detail}; decoders run as root", advice)
     if possible:
         advice = "a kernel with seccomp or Landlock (Linux 5.13) denies it; see docs/operating.md"
-        return Finding(Level.WARN, CHECK, f"{detail}; can still {', '.join(possible)}", advice)
-    return Finding(Level.OK, CHECK, f"{detail}; a probe could do nothing but decode")
+        return CheckResult(Level.WARN, CHECK, f"{detail}; can still {', '.join(possible)}", advice)
+    return CheckResult(Level.OK, CHECK, f"{detail}; a probe could do nothing but decode")

@@ -6,7 +6,7 @@ from application.errors import Unavailable
 from infrastructure.blobs.shared import BlobStoreMismatch, identity_matches
 from infrastructure.postgres.connection import Connection
 from infrastructure.settings import Settings
-from interfaces.cli.checks import Finding, Level
+from interfaces.cli.checks import CheckResult, Level
 
 ROLES = ("api", "orchestrator", "worker")
 
@@ -15,13 +15,13 @@ SELECT role, count(*) FROM orchestration.processes, unnest(roles) role
 WHERE seen_at > now() - make_interval(secs => %s) GROUP BY role"""
 
 
-async def machines(connection: Connection, settings: Settings) -> list[Finding]:
+async def machines(connection: Connection, settings: Settings) -> list[CheckResult]:
     """Check the processes per role, and that blobs and master keys belong to this database."""
     roles, blobs = await _roles(connection, settings), await _blobs(connection, settings)
     return [roles, *blobs, *await _master_key(connection, settings)]
 
 
-async def _master_key(connection: Connection, settings: Settings) -> list[Finding]:
+async def _master_key(connection: Connection, settings: Settings) -> list[CheckResult]:
     """Nothing where no server has started on this database yet."""
     from infrastructure.erasure.master_keys import NoMasterKey, master_keys_of
     from infrastructure.erasure.wrapped_keys import require_master_key
@@ -29,11 +29,11 @@ async def _master_key(connection: Connection, settings: Settings) -> list[Findin
     try:
         id = await require_master_key(connection, master_keys_of(settings))
     except NoMasterKey as error:
-        return [Finding(Level.FAIL, "master key", str(error), error.hint)]
-    return [] if id is None else [Finding(Level.OK, "master key", f"{id} opens owners' keys")]
+        return [CheckResult(Level.FAIL, "master key", str(error), error.hint)]
+    return [] if id is None else [CheckResult(Level.OK, "master key", f"{id} opens owners' keys")]
 
 
-async def _roles(connection: Connection, settings: Settings) -> Finding:
+async def _roles(connection: Connection, settings: Settings) -> CheckResult:
     cursor = await connection.execute(_ALIVE, (settings.worker_dead_after,))
     alive: dict[str, int] = dict(await cursor.fetchall())
     told = ", ".join(f"{role} {alive.get(role, 0)}" for role in ROLES)
@@ -42,11 +42,11 @@ async def _roles(connection: Connection, settings: Settings) -> Finding:
         advice = "start one: " + " ".join(
             ["uptrail serve", *(f"--role {name}" for name in missing)]
         )
-        return Finding(Level.WARN, "processes", told, advice)
-    return Finding(Level.OK, "processes", told)
+        return CheckResult(Level.WARN, "processes", told, advice)
+    return CheckResult(Level.OK, "processes", told)
 
 
-async def _blobs(connection: Connection, settings: Settings) -> list[Finding]:
+async def _blobs(connection: Connection, settings: Settings) -> list[CheckResult]:
     """Check the identity of the blob store; no finding before the first start of a server."""
     from infrastructure.blobs.s3.client import BadLocation, BucketUnusable
     from interfaces.bootstrap.container import describe_blob_location, open_blobs
@@ -61,5 +61,5 @@ async def _blobs(connection: Connection, settings: Settings) -> list[Finding]:
     place = describe_blob_location(settings)
     if same is False:
         told = f"{place} does not hold the bytes of this database"
-        return [Finding(Level.FAIL, "same blobs", told, BlobStoreMismatch(place, None).hint)]
-    return [] if same is None else [Finding(Level.OK, "same blobs", "those of this database")]
+        return [CheckResult(Level.FAIL, "same blobs", told, BlobStoreMismatch(place, None).hint)]
+    return [] if same is None else [CheckResult(Level.OK, "same blobs", "those of this database")]

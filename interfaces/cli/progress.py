@@ -16,7 +16,7 @@ from rich.text import Text
 
 from application.views import BatchView, UploadView, utc_now
 from domain.upload.state import ENDED
-from interfaces.cli.client import Client, FeedEnded, Frame, subscribe
+from interfaces.cli.client import Client, FeedEnded, FeedFrame, subscribe
 from interfaces.cli.console import (
     CommandError,
     describe_upload,
@@ -54,7 +54,7 @@ class ProgressReporter(Protocol):
     def sending(self, tally: UploadProgress) -> None:
         """Report the progress of sending."""
 
-    def frame(self, frame: Frame) -> None:
+    def frame(self, frame: FeedFrame) -> None:
         """Rows of the read model that changed."""
 
 
@@ -68,7 +68,7 @@ def choose_reporter(*, json: bool, brief: bool = False) -> ProgressReporter:
     return BarReporter() if sys.stderr.isatty() else LineReporter(brief)
 
 
-class Changes:
+class StateChangeFilter:
     """Filter of rows whose state changed; remembers a bounded number of last states."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class LineReporter(Plain):
 
     def __init__(self, brief: bool = False) -> None:
         self._brief = brief
-        self._changes = Changes()
+        self._changes = StateChangeFilter()
 
     def note(self, line: str) -> None:
         print_stderr(line)
@@ -107,7 +107,7 @@ class LineReporter(Plain):
     def sending(self, tally: UploadProgress) -> None:
         pass
 
-    def frame(self, frame: Frame) -> None:
+    def frame(self, frame: FeedFrame) -> None:
         for upload in frame.uploads:
             new = self._changes.is_new(upload.id, (upload.state, upload.attempt))
             if new and (not self._brief or is_notable(upload)):
@@ -128,7 +128,7 @@ class JsonReporter(Plain):
     def sending(self, tally: UploadProgress) -> None:
         pass
 
-    def frame(self, frame: Frame) -> None:
+    def frame(self, frame: FeedFrame) -> None:
         for kind, rows in (
             ("upload", frame.uploads),
             ("attempt", frame.attempts),
@@ -142,7 +142,7 @@ class BarReporter:
     """Bars for the bytes and for the processed files, and above them what went wrong."""
 
     def __init__(self) -> None:
-        self._changes = Changes()
+        self._changes = StateChangeFilter()
         self._console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description:<10}"),
@@ -169,7 +169,7 @@ class BarReporter:
     def sending(self, tally: UploadProgress) -> None:
         self._move_bytes(tally.sent_bytes, tally.size, f"{tally.sent_files}/{tally.files} files")
 
-    def frame(self, frame: Frame) -> None:
+    def frame(self, frame: FeedFrame) -> None:
         for upload in frame.uploads:
             self._tell(upload)
         for batch in frame.batches:
@@ -282,4 +282,4 @@ class _Clock:
                 row = await self._client.batch(row.id)
             except CommandError:  # the feed fails as well, and reports it
                 return
-            self._screen.frame(Frame(type="changes", batches=[row]))
+            self._screen.frame(FeedFrame(type="changes", batches=[row]))

@@ -115,7 +115,7 @@ class UploadJob(msgspec.Struct, frozen=True):
     wait: bool
 
 
-class Failure(msgspec.Struct, frozen=True):
+class FileFailure(msgspec.Struct, frozen=True):
     """A file that did not make it, with the reason."""
 
     path: str
@@ -131,7 +131,7 @@ class UploadReport(msgspec.Struct, frozen=True):
     id: UUID
     files: int
     bytes: int
-    failures: list[Failure]
+    failures: list[FileFailure]
     failed: int
     batch: BatchView | None = None
     error: str = ""
@@ -188,7 +188,7 @@ async def _watch(
 
 
 def _unfinished(id: UUID, tally: UploadProgress, refusal: Refusal) -> UploadReport:
-    failures = [Failure(path, reason) for path, reason in tally.reasons]
+    failures = [FileFailure(path, reason) for path, reason in tally.reasons]
     failed = tally.failures + tally.unsent_files
     return UploadReport(
         id, tally.files, tally.size, failures, failed, error=_why_not(tally, refusal)
@@ -270,13 +270,13 @@ async def _show(tally: UploadProgress, screen: ProgressReporter) -> None:
 async def _report(
     client: Client, id: UUID, tally: UploadProgress, batch: BatchView | None
 ) -> UploadReport:
-    failures = [Failure(path, reason) for path, reason in tally.reasons]
+    failures = [FileFailure(path, reason) for path, reason in tally.reasons]
     failed = tally.failures
     if batch is not None:
         sent = {failure.path for failure in failures}
         async for upload in _failed(client, id):
             if upload.path not in sent and len(failures) < SHOWN_FAILURES:
-                failures.append(Failure(upload.path, upload.error or upload.state))
+                failures.append(FileFailure(upload.path, upload.error or upload.state))
         failed = max(failed, sum(batch.counts.get(state, 0) for state in FAILED_STATES))
     return UploadReport(id, tally.files, tally.size, failures, failed, batch)
 

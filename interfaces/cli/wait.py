@@ -25,7 +25,7 @@ _BY_NUMBER = (OSError, ConnectionRefusedError, ConnectionResetError, BrokenPipeE
 """Errors reported by the system's text for their number, which is clearer than their own."""
 
 
-class Connection:
+class ServerConnection:
     """State of the connection to one server, and the notes about it on the terminal.
 
     Until the first answer, tries go on for `connect_timeout` seconds in all. From then on the
@@ -117,7 +117,7 @@ class Connection:
 class Waits:
     """Backoff between the attempts of one request, until its time limit."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: ServerConnection) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self.calm()

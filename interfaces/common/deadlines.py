@@ -54,7 +54,7 @@ class Fault(Enum):
     SLOW = "slow"
 
 
-class Progress:
+class TransferRate:
     """Transfer rate of a growing byte count, measured over consecutive time windows."""
 
     __slots__ = ("_last", "_last_change", "_since", "_start")

@@ -18,8 +18,8 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import _ErrInfo
 
-from application.transfers.errors import BelowMinRate, IdleTimeout, TransferInterrupted
-from interfaces.common.deadlines import Deadlines, Fault, Progress, Sweep
+from application.transfers.errors import BelowMinRate, IdleTimeout, TransferAborted
+from interfaces.common.deadlines import Deadlines, Fault, Sweep, TransferRate
 from interfaces.common.problems import CONTENT_TYPE, Problem
 from interfaces.common.services import SERVICES
 
@@ -71,7 +71,7 @@ class ReadBufferPool:
 class SizedBufferProtocol(asyncio.BufferedProtocol):
     """Adapter between a socket and its connection that limits the size of a read."""
 
-    def __init__(self, connection: Connection, bodies: ReadBufferPool) -> None:
+    def __init__(self, connection: HttpConnection, bodies: ReadBufferPool) -> None:
         self._connection = connection
         self._bodies = bodies
         self._read_buffer = memoryview(b"")
@@ -126,13 +126,13 @@ _CLIENT_ERRORS = (
     ConnectionError,
     HttpProcessingError,
     web.RequestPayloadError,
-    TransferInterrupted,
+    TransferAborted,
 )
 
 _log = structlog.get_logger(__name__)
 
 
-class Connection(web.RequestHandler):
+class HttpConnection(web.RequestHandler):
     """A connection with deadlines that also answers malformed requests with a problem document.
 
     aiohttp itself only closes connections on which no request is under way, and after an hour.
@@ -155,17 +155,17 @@ class Connection(web.RequestHandler):
         "head_bytes",
     )
 
-    def __init__(self, server: Server, **options: Any) -> None:
+    def __init__(self, server: HttpConnectionFactory, **options: Any) -> None:
         super().__init__(server, **options)
         self._deadlines, self._sweep, self._bodies = server.deadlines, server.sweep, server.bodies
         self._head_since: float | None = None  # on the sweep's clock; None: no byte of it yet
         self._body: StreamReader | None = None  # of the request under way
         self._newest_body: StreamReader | None = None  # of the last head that is complete
         self._body_deferred = False
-        self._body_progress = Progress()
+        self._body_progress = TransferRate()
         self._writer: AbstractStreamWriter | None = None  # of the request under way
         self._written = 0  # bytes of the responses before
-        self._response_progress = Progress()
+        self._response_progress = TransferRate()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -243,7 +243,7 @@ class Connection(web.RequestHandler):
     def resume_body_deadline(self) -> None:
         self._body_deferred = False
 
-    def fail_body(self, error: TransferInterrupted) -> None:
+    def fail_body(self, error: TransferAborted) -> None:
         """Make every current or later read of the body raise this error."""
         if self._body is not None and not self._body.is_eof():
             self._body.set_exception(error)
@@ -307,7 +307,7 @@ class Connection(web.RequestHandler):
         finally:
             self._written += request.writer.output_size
             self._writer = self._body = None
-            if isinstance(request.content.exception(), TransferInterrupted):
+            if isinstance(request.content.exception(), TransferAborted):
                 # aiohttp reads the rest of the body, and must not raise this error there.
                 request.content.set_exception(None)  # type: ignore[arg-type]
             for callback in request.get(_FINISHED, ()):
@@ -364,7 +364,7 @@ class Connection(web.RequestHandler):
             raise ConnectionError("the answer has begun")
 
 
-class Server(web.Server):
+class HttpConnectionFactory(web.Server):
     """Factory of connections, with their shared read buffer and the sweep of their deadlines."""
 
     def __init__(self, server: Any, deadlines: Deadlines, **kwargs: Any) -> None:
@@ -373,10 +373,12 @@ class Server(web.Server):
         self._make = server.request_factory
         self.bodies = ReadBufferPool()
         self.deadlines = deadlines
-        self.sweep = Sweep(deadlines.interval, lambda: cast(list[Connection], self.connections))
+        self.sweep = Sweep(deadlines.interval, lambda: cast(list[HttpConnection], self.connections))
 
     def __call__(self) -> SizedBufferProtocol:  # type: ignore[override]
-        return SizedBufferProtocol(Connection(self, loop=self._loop, **self._options), self.bodies)
+        return SizedBufferProtocol(
+            HttpConnection(self, loop=self._loop, **self._options), self.bodies
+        )
 
     async def shutdown(self, timeout: float | None = None) -> None:
         await super().shutdown(timeout)
@@ -391,7 +393,7 @@ class Server(web.Server):
         task: asyncio.Task[None],
     ) -> web.BaseRequest:
         self.bodies.begin(connection, body)
-        cast(Connection, connection).begin(body, writer)
+        cast(HttpConnection, connection).begin(body, writer)
         request: web.BaseRequest = self._make(message, body, connection, writer, task)
         return request
 
@@ -417,8 +419,8 @@ class Runner(web.AppRunner):
         }
         super().__init__(app, **{**options, **kwargs})
 
-    async def _make_server(self) -> Server:
-        return Server(await super()._make_server(), self._deadlines, **self._kwargs)
+    async def _make_server(self) -> HttpConnectionFactory:
+        return HttpConnectionFactory(await super()._make_server(), self._deadlines, **self._kwargs)
 
 
 _FINISHED: web.RequestKey[list[Callable[[], None]]] = web.RequestKey("on_finished", list)
@@ -431,8 +433,8 @@ def on_finished(request: web.Request, callback: Callable[[], None]) -> None:
     request[_FINISHED].append(callback)
 
 
-def connection_of(request: web.Request) -> Connection:
-    assert isinstance(request.protocol, Connection)
+def connection_of(request: web.Request) -> HttpConnection:
+    assert isinstance(request.protocol, HttpConnection)
     return request.protocol
 
 

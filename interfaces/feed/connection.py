@@ -53,7 +53,7 @@ def parse(text: str) -> Cursor | None:
 # What one client, or one principal, may take of the feed.
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class FeedLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds, sizes in bytes."""
 
     message_size: int = 16 * 1024  # of one message from a client

@@ -22,7 +22,7 @@ from interfaces.feed.connection import (
     START,
     ClientPosition,
     FeedClient,
-    Limits,
+    FeedLimits,
     Subscription,
     advance,
     reset_reason,
@@ -51,7 +51,7 @@ class CatchUp:
     def __init__(
         self,
         source: FeedSource,
-        limits: Limits,
+        limits: FeedLimits,
         roster: ConnectionRegistry,
         buffer: int,
     ) -> None:
@@ -219,9 +219,9 @@ class FeedHub:
         keys: Keys,
         settings: Settings,
         now: Callable[[], datetime],
-        limits: Limits | None = None,
+        limits: FeedLimits | None = None,
     ) -> None:
-        self.limits = limits or Limits()
+        self.limits = limits or FeedLimits()
         self.keys = keys
         self.settings = settings
         self.roster = ConnectionRegistry(self.limits)

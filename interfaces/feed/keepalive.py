@@ -14,7 +14,7 @@ from application.errors import Unavailable
 from application.ports.auth import Credential, Keys, Principal, Scope
 from infrastructure.settings import Settings
 from interfaces.feed.authentication import authenticate
-from interfaces.feed.connection import FeedClient, Limits, advance
+from interfaces.feed.connection import FeedClient, FeedLimits, advance
 from interfaces.feed.protocol import CloseCode, Expiring
 from interfaces.feed.registry import ConnectionRegistry
 
@@ -31,7 +31,7 @@ class KeepAlive:
         roster: ConnectionRegistry,
         keys: Keys,
         settings: Settings,
-        limits: Limits,
+        limits: FeedLimits,
         now: Callable[[], datetime],
     ) -> None:
         self._roster = roster

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from application.ports.auth import Principal
 from application.ports.read_model import ChangePage, FeedFilter
-from interfaces.feed.connection import FeedClient, Limits
+from interfaces.feed.connection import FeedClient, FeedLimits
 from interfaces.feed.protocol import CloseCode, ConnectionClosed
 
 
@@ -97,7 +97,7 @@ class ConnectionRegistry:
     tick. One that has just subscribed, or reads too slowly, is behind, and catches up by itself.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: FeedLimits) -> None:
         self.clients: set[FeedClient] = set()
         self.live: set[FeedClient] = set()
         self.strangers = 0  # sockets that have not said yet who they are

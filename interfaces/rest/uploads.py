@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from application.commands import CancelUpload, ReleaseUpload, RetryUpload
 from application.handlers.execute import CommandContext, CommandResult
-from application.transfers.errors import TransferInterrupted
+from application.transfers.errors import TransferAborted
 from application.views import AttemptView, upload_at
 from domain.upload.aggregate import Upload
 from domain.upload.state import UploadState
@@ -105,7 +105,7 @@ async def _cancel(
     try:
         return await request.app[TRANSFERS].cancel(command, context)
     except (
-        TransferInterrupted
+        TransferAborted
     ) as error:  # a newer request has locked the upload, or the server is stopping
         raise transfer_problem(error) from error
 

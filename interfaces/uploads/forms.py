@@ -29,9 +29,9 @@ from interfaces.common.responses import json_response
 from interfaces.common.services import SERVICES
 from interfaces.uploads.multipart import (
     MEDIA_TYPE,
+    FormPart,
     FormReader,
     Malformed,
-    Part,
     body_stream,
     boundary_of,
     names_are_percent_encoded,
@@ -92,7 +92,7 @@ class _FormUpload:
         self._started: StartBatchResult | None = None
         self._receiver: MultiFileReceiver | None = None
 
-    async def take(self, part: Part, reader: FormReader) -> None:
+    async def take(self, part: FormPart, reader: FormReader) -> None:
         if part.filename is None:
             await self._take_field(part.name, reader)
         elif part.filename:
@@ -176,7 +176,7 @@ class _FormUpload:
         return NewBatch(label=self._fields.get("label", ""), pipeline=pipeline, metadata=metadata)
 
 
-def _declaration(part: Part) -> FileDeclaration:
+def _declaration(part: FormPart) -> FileDeclaration:
     """Return the declaration of a part; for a chosen folder, browsers send paths as names."""
     assert part.filename is not None
     kind: str | None = part.media_type

@@ -191,7 +191,7 @@ def _digests(request: web.Request, complete: bool) -> tuple[Checksum | None, Che
 
 
 async def _read_body(request: web.Request, checksum: Checksum | None) -> bytes:
-    """Read a body that arrived with the head. Raises ChecksumMismatch and TransferInterrupted."""
+    """Read a body that arrived with the head. Raises BodyChecksumMismatch and TransferAborted."""
     content = await read_all(request)
     if checksum is not None:
         checksum.verify(content)

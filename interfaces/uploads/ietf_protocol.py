@@ -18,7 +18,7 @@ from uuid import UUID
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.typedefs import Handler
 
-from application.transfers.errors import ChecksumMismatch, NotAcceptingBytes, OffsetMismatch
+from application.transfers.errors import BodyChecksumMismatch, NotAcceptingBytes, OffsetMismatch
 from application.transfers.receiver import Checksum
 from domain.errors import FieldError, ValidationFailed
 from domain.file import FileDeclaration, path_error, validate_declaration
@@ -252,7 +252,7 @@ def ietf_problem(error: Exception) -> Problem:
     match error:
         case OffsetMismatch(offset=offset, claimed=claimed):
             return offset_mismatch(offset, claimed)
-        case ChecksumMismatch():
+        case BodyChecksumMismatch():
             return digest_mismatch()
         case NotAcceptingBytes(state=state) if state in GONE:
             return inactive(state)

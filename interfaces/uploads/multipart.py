@@ -128,7 +128,7 @@ _ENCODED = re.compile(r"(?:[A-Za-z0-9_.~-]|%[0-9A-Fa-f]{2})*")
 _PLAIN = frozenset({"7bit", "8bit", "binary"})
 
 
-class Part(msgspec.Struct, frozen=True):
+class FormPart(msgspec.Struct, frozen=True):
     """A form field, or a file if it has a `filename`. `media_type` is empty if not given."""
 
     name: str
@@ -149,7 +149,7 @@ class FormReader:
         self._delimiter = b"\r\n--" + boundary.encode()
         self._in_part = True  # at first: in the preamble before the first boundary
 
-    async def next(self) -> Part | None:
+    async def next(self) -> FormPart | None:
         """Return the next part, None after the last. Skips the rest of the part before."""
         async for _ in self.chunks():
             pass
@@ -216,7 +216,7 @@ def boundary_of(request: web.Request) -> str:
     return boundary
 
 
-def _part(headers: dict[str, str], *, percent_encoded: bool) -> Part:
+def _part(headers: dict[str, str], *, percent_encoded: bool) -> FormPart:
     kind, semicolon, rest = headers.get("content-disposition", "").partition(";")
     parameters = header_parameters(semicolon + rest)
     if parameters is None:
@@ -228,7 +228,7 @@ def _part(headers: dict[str, str], *, percent_encoded: bool) -> Part:
         raise Malformed("parts must be sent as they are, without an encoding")
     media_type = headers.get("content-type", "").strip()
     filename = file_name(parameters, percent_encoded=percent_encoded)
-    return Part(_unescaped(parameters["name"]), filename, media_type)
+    return FormPart(_unescaped(parameters["name"]), filename, media_type)
 
 
 def names_are_percent_encoded(request: web.Request) -> bool:

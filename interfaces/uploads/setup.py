@@ -22,8 +22,8 @@ from application.ports.auth import Principal
 from application.transfers.creation import PartialUploads, UploadCreator
 from application.transfers.errors import (
     BatchFull,
+    BodyChecksumMismatch,
     BodyTooLarge,
-    ChecksumMismatch,
     ClientDisconnected,
     IdleTimeout,
     NotAcceptingBytes,
@@ -36,7 +36,7 @@ from application.transfers.errors import (
 )
 from application.transfers.multi_file import MultiFileReceiver, SmallFileBatcher
 from application.transfers.quotas import Quota, Quotas
-from application.transfers.transfers import Actor, Limits, Transfers
+from application.transfers.transfers import Actor, TransferLimits, Transfers
 from domain.errors import CommandRejected, ValidationFailed
 from domain.upload.state import GONE, UploadState
 from interfaces.common.forwarded import public_url
@@ -121,7 +121,7 @@ def transfer_problem(error: Exception) -> Problem:
             )
         case BodyTooLarge(limit=limit):
             return Problem(413, "too_large", str(error), headers={"Tus-Max-Size": str(limit)})
-        case ChecksumMismatch():  # the status that tus has for it
+        case BodyChecksumMismatch():  # the status that tus has for it
             return Problem(460, "checksum_mismatch", str(error), title="Checksum Mismatch")
         case PartialUploadMissing():
             return Problem(400, "part_missing", str(error))
@@ -165,7 +165,7 @@ def setup_transfers(app: web.Application) -> None:
     """
     services = app[SERVICES]
     settings = services.settings
-    limits = Limits(
+    limits = TransferLimits(
         max_file_size=settings.max_file_size,
         min_free_bytes=settings.min_free_bytes,
         progress_interval=settings.progress_interval,

@@ -120,7 +120,7 @@ async def upload_target(request: web.Request, owner: str) -> StandaloneTarget | 
 
 
 async def _read_body(request: web.Request, checksum: Checksum | None) -> bytes:
-    """Read a small body and verify it. Raises ChecksumMismatch and TransferInterrupted."""
+    """Read a small body and verify it. Raises BodyChecksumMismatch and TransferAborted."""
     content = await read_all(request)
     if checksum is not None:
         checksum.verify(content)

@@ -16,7 +16,7 @@ from application import commands
 from application.handlers import batches, uploads
 from application.handlers.execute import CommandContext, execute
 from application.transfers.errors import NotAcceptingBytes
-from application.transfers.transfers import Actor, AppendRequest, Limits, Transfers
+from application.transfers.transfers import Actor, AppendRequest, TransferLimits, Transfers
 from domain.errors import CommandRejected
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
@@ -181,7 +181,7 @@ async def receive(order: ProcessOrder, killer: AwaitKiller) -> str:
             parts.blobs,
             NoRemotePreemption(),
             quotas=unlimited_quotas(clock),
-            limits=Limits(max_file_size=10**6, min_free_bytes=0, progress_interval=0.001),
+            limits=TransferLimits(max_file_size=10**6, min_free_bytes=0, progress_interval=0.001),
             now=parts.now,
             clock=clock,
         )

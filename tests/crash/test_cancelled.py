@@ -15,7 +15,7 @@ import pytest
 from application.commands import StartBatch
 from application.handlers.batches import start_batch
 from application.transfers.quotas import Quota, Quotas
-from application.transfers.transfers import Actor, AppendRequest, Limits, Transfers
+from application.transfers.transfers import Actor, AppendRequest, TransferLimits, Transfers
 from domain.file import FileDeclaration
 from domain.ids import upload_id_for
 from infrastructure.read_model.projector import catch_up
@@ -118,7 +118,7 @@ LONG = ("verifies", "rebuilds")  # of many awaits, between which tables are made
 
 
 def transfers(parts: Container) -> Transfers:
-    limits = Limits(max_file_size=100, min_free_bytes=0, progress_interval=9)
+    limits = TransferLimits(max_file_size=100, min_free_bytes=0, progress_interval=9)
     services = parts.services
     clock = asyncio.get_running_loop().time
     nothing = Quota(bytes=0, files=0)

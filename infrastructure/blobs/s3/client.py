@@ -161,7 +161,7 @@ MOST = 10_000
 _STEP = 64 * 1024  # bytes that sizes are rounded up to
 
 
-class Part(msgspec.Struct, frozen=True):
+class S3Part(msgspec.Struct, frozen=True):
     """One stored part, as the store lists it."""
 
     number: int
@@ -185,7 +185,7 @@ class Parts(msgspec.Struct, frozen=True, omit_defaults=True):
     last: int = 0
     skipped: tuple[tuple[int, int], ...] = ()
 
-    def plus(self, part: Part) -> Parts:
+    def plus(self, part: S3Part) -> Parts:
         """With one more part, whose number is higher than any before."""
         skipped = self.past(part.number - 1).skipped
         seal = sha256(f"{self.seal}{part.etag}".encode()).hexdigest()
@@ -199,7 +199,7 @@ class Parts(msgspec.Struct, frozen=True, omit_defaults=True):
         skipped = (*self.skipped, (self.last + 1, number))
         return msgspec.structs.replace(self, last=number, skipped=skipped)
 
-    def among(self, listed: Iterable[Part]) -> list[Part]:
+    def among(self, listed: Iterable[S3Part]) -> list[S3Part]:
         """Those of the listed parts that count, in their order."""
         return [
             part
@@ -208,7 +208,7 @@ class Parts(msgspec.Struct, frozen=True, omit_defaults=True):
             and not any(first <= part.number <= last for first, last in self.skipped)
         ]
 
-    def steps(self, listed: Iterable[Part]) -> list[Parts] | None:
+    def steps(self, listed: Iterable[S3Part]) -> list[Parts] | None:
         """Return the states after none, one, two, ... parts; None if the parts do not match."""
         steps = [Parts(self.upload)]
         for part in self.among(listed):
@@ -356,15 +356,15 @@ class Bucket:
         answer = await self._ask("create_multipart_upload", name)
         return str(answer["UploadId"])
 
-    async def upload(self, name: str, upload: str, number: int, content: bytes) -> Part:
+    async def upload(self, name: str, upload: str, number: int, content: bytes) -> S3Part:
         answer = await self._ask(
             "upload_part", name, UploadId=upload, PartNumber=number, Body=content
         )
-        return Part(number, len(content), _etag(answer))
+        return S3Part(number, len(content), _etag(answer))
 
     async def copy(
         self, name: str, upload: str, number: int, start: int, end: int, etag: str
-    ) -> Part:
+    ) -> S3Part:
         """Makes a part out of bytes of the object that has the same name, inside the store."""
         answer = await self._ask(
             "upload_part_copy",
@@ -375,14 +375,14 @@ class Bucket:
             CopySourceRange=f"bytes={start}-{end - 1}",
             CopySourceIfMatch=f'"{etag}"',
         )
-        return Part(number, end - start, _etag(answer["CopyPartResult"]))
+        return S3Part(number, end - start, _etag(answer["CopyPartResult"]))
 
-    async def parts(self, name: str, upload: str) -> list[Part] | None:
+    async def parts(self, name: str, upload: str) -> list[S3Part] | None:
         """Every part that is stored, 10,000 at most; None where the upload is gone.
 
         Some stores list a part twice that was sent again because the first answer got lost.
         """
-        found: list[Part] = []
+        found: list[S3Part] = []
         marker: dict[str, int] = {}
         while True:
             try:
@@ -392,12 +392,12 @@ class Bucket:
                     return None
                 raise
             listed = answer.get("Parts", [])
-            found += [Part(part["PartNumber"], part["Size"], _etag(part)) for part in listed]
+            found += [S3Part(part["PartNumber"], part["Size"], _etag(part)) for part in listed]
             if not listed or not answer.get("IsTruncated"):
                 return list(dict.fromkeys(found))
             marker = {"PartNumberMarker": found[-1].number}
 
-    async def complete(self, name: str, upload: str, parts: list[Part]) -> None:
+    async def complete(self, name: str, upload: str, parts: list[S3Part]) -> None:
         """Makes the parts one object."""
         named = [{"PartNumber": part.number, "ETag": f'"{part.etag}"'} for part in parts]
         await self._ask(

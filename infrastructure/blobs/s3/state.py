@@ -15,7 +15,7 @@ from typing import IO
 import msgspec
 
 from application.errors import Unavailable
-from infrastructure.blobs.s3.client import Bucket, ObjectInfo, Part, Parts
+from infrastructure.blobs.s3.client import Bucket, ObjectInfo, Parts, S3Part
 
 # The memory that all writers of a process share: a bounded amount, however many there are.
 #
@@ -148,7 +148,7 @@ class BlobStat(msgspec.Struct, frozen=True):
 
     blob: CompleteBlob | IncompleteBlob | None
     tail: str | None
-    listed: tuple[Part, ...] = ()
+    listed: tuple[S3Part, ...] = ()
 
     @property
     def size(self) -> int:

@@ -9,8 +9,8 @@ from infrastructure.blobs.s3.client import (
     SMALLEST,
     BadLocation,
     Location,
-    Part,
     Parts,
+    S3Part,
     next_part_size,
     parse_location,
     split_ranges,
@@ -52,17 +52,17 @@ def test_a_limit_that_is_raised_meanwhile_is_still_reached() -> None:
 
 
 def test_parts_that_nobody_acknowledged_do_not_count() -> None:
-    upload = Parts("id").plus(Part(1, 10, "a"))
-    killed = [Part(1, 10, "a"), Part(2, 10, "lost"), Part(3, 10, "lost too")]
-    resumed = upload.past(3).plus(Part(4, 10, "b"))
-    stored = [*killed, Part(4, 10, "b"), Part(5, 1, "later")]
+    upload = Parts("id").plus(S3Part(1, 10, "a"))
+    killed = [S3Part(1, 10, "a"), S3Part(2, 10, "lost"), S3Part(3, 10, "lost too")]
+    resumed = upload.past(3).plus(S3Part(4, 10, "b"))
+    stored = [*killed, S3Part(4, 10, "b"), S3Part(5, 1, "later")]
     assert resumed.skipped == ((2, 3),)
     assert [part.number for part in resumed.among(stored)] == [1, 4]
     steps = resumed.steps(stored)
     assert steps is not None
     assert [step.size for step in steps] == [0, 10, 20]
-    assert resumed.steps([Part(1, 10, "other"), Part(4, 10, "b")]) is None
-    assert resumed.steps([Part(4, 10, "b")]) is None
+    assert resumed.steps([S3Part(1, 10, "other"), S3Part(4, 10, "b")]) is None
+    assert resumed.steps([S3Part(4, 10, "b")]) is None
 
 
 def test_bytes_are_split_evenly() -> None:

@@ -16,8 +16,8 @@ import pytest
 from application.views import Activity, BatchView
 from domain.file import FileDeclaration
 from interfaces.cli import main
-from interfaces.cli.client import Client, Frame
-from interfaces.cli.console import Server, format_time, state_label
+from interfaces.cli.client import Client, FeedFrame
+from interfaces.cli.console import ServerAddress, format_time, state_label
 from interfaces.cli.main import run
 from interfaces.cli.progress import Plain, wait_for_outcome
 from interfaces.cli.transfer import UploadProgress
@@ -252,7 +252,7 @@ def test_a_batch_is_listed_shown_and_watched_by_what_it_is_doing(
     assert uptrail("batch", "show", id).out.startswith("slow: open, waiting for files, 0 %")
 
     async def send_half_and_watch() -> list[str]:
-        async with Client(Server(server.url, server.key)) as client:
+        async with Client(ServerAddress(server.url, server.key)) as client:
             (file,) = await client.add_files(UUID(id), [FileDeclaration(path="a.bin", size=10)])
             headers = {
                 "Tus-Resumable": "1.0.0",
@@ -288,7 +288,7 @@ class Seen(Plain):
     def sending(self, tally: UploadProgress) -> None:
         pass
 
-    def frame(self, frame: Frame) -> None:
+    def frame(self, frame: FeedFrame) -> None:
         self._seen += [batch.activity or batch.state for batch in frame.batches]
 
 

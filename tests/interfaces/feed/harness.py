@@ -15,7 +15,7 @@ from application.ports.auth import Scope
 from domain.event import Event
 from domain.ids import upload_id_for
 from interfaces.bootstrap.container import Container
-from interfaces.feed import HUB, FeedHub, Limits
+from interfaces.feed import HUB, FeedHub, FeedLimits
 from tests.harness import open_test_container, running, serve_http, supervise_projector
 from tests.interfaces.feed.ws_client import FeedClient
 from tests.stories import registered, started
@@ -121,7 +121,7 @@ class FeedHarness:
 
 @asynccontextmanager
 async def open_feed(
-    url: str, tmp_path: Path, limits: Limits | None = None, *, port: int = 0, **settings: Any
+    url: str, tmp_path: Path, limits: FeedLimits | None = None, *, port: int = 0, **settings: Any
 ) -> AsyncIterator[FeedHarness]:
     """Everything but orchestrator and worker, on a database of its own."""
     async with (

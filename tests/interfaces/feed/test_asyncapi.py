@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from interfaces.feed import Limits
+from interfaces.feed import FeedLimits
 from interfaces.feed.asyncapi import SAID, STREAMED, TOLD, asyncapi
 from interfaces.feed.protocol import ChangesHead, Frame, Message, SnapshotHead
 from tests.clients.installed import HERE, require_node, require_package
@@ -45,7 +45,7 @@ async def test_the_description_is_asyncapi_and_what_is_sent_is_as_described(
     for package in ("@asyncapi/specs", "ajv", "ajv-formats"):
         require_package(package)
 
-    limits = Limits(recheck=0.05)
+    limits = FeedLimits(recheck=0.05)
     async with open_feed(database_url, tmp_path, limits, feed_heartbeat=0.05) as on:
         frames = [*await _told_on_a_socket(on), *await _streamed(on)]
         async with (

@@ -20,7 +20,7 @@ from domain.upload.events import (
     FileProgressed,
     UploadCompleted,
 )
-from interfaces.feed import Limits
+from interfaces.feed import FeedLimits
 from tests.interfaces.feed.harness import FeedHarness, open_feed
 from tests.interfaces.feed.ws_client import FeedClient
 from tests.stories import ALICE, NOON, WORKER, attempt, queued, received
@@ -79,7 +79,7 @@ async def test_clients_that_come_at_any_moment_agree_with_the_read_model(
 ) -> None:
     chance = random.Random(seed)
     # Small pages and a fast tick: as many seams as possible.
-    limits = Limits(page=7)
+    limits = FeedLimits(page=7)
     async with (
         open_feed(database_url, tmp_path, limits, feed_tick=0.005) as on,
         AsyncExitStack() as viewers,
@@ -103,7 +103,7 @@ async def test_a_client_cut_and_resumed_again_and_again_agrees_with_one_that_was
     database_url: str, tmp_path: Path, seed: int
 ) -> None:
     chance = random.Random(seed)
-    limits = Limits(page=7)
+    limits = FeedLimits(page=7)
     async with open_feed(database_url, tmp_path, limits, feed_tick=0.005) as on:
         batch, key = await on.batch(), await on.key()
         writing = asyncio.create_task(busy(on, batch, 40, chance))
@@ -154,7 +154,7 @@ async def test_a_reader_that_sleeps_delays_nobody_and_catches_up(
     database_url: str, tmp_path: Path
 ) -> None:
     settings = {"feed_buffer": 20_000, "feed_tick": 0.01, "feed_heartbeat": 3600.0}
-    async with open_feed(database_url, tmp_path, Limits(stuck=3600.0), **settings) as on:
+    async with open_feed(database_url, tmp_path, FeedLimits(stuck=3600.0), **settings) as on:
         batch, key = await on.batch(), await on.key()
         ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
         await on.projected()
@@ -178,7 +178,7 @@ async def test_a_reader_that_sleeps_delays_nobody_and_catches_up(
 async def test_a_reader_that_never_wakes_is_sent_away_in_the_end(
     database_url: str, tmp_path: Path
 ) -> None:
-    limits = Limits(stuck=0.3, farewell=0.1)
+    limits = FeedLimits(stuck=0.3, farewell=0.1)
     async with open_feed(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
         batch = await on.batch()
         ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]

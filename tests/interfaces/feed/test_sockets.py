@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from interfaces.feed import Limits, keepalive
+from interfaces.feed import FeedLimits, keepalive
 from tests.interfaces.feed.harness import open_feed
 from tests.support import eventually
 
@@ -59,7 +59,7 @@ async def test_a_key_in_the_first_message(database_url: str, tmp_path: Path) -> 
 async def test_a_stranger_is_sent_away_for_good(
     database_url: str, tmp_path: Path, first: str
 ) -> None:
-    limits = Limits(first_message=0.2)
+    limits = FeedLimits(first_message=0.2)
     async with open_feed(database_url, tmp_path, limits) as on, on.viewer(None) as viewer:
         if first:
             await viewer.socket.send_str(first)
@@ -119,7 +119,7 @@ async def test_a_foreign_page_with_a_key_listens_only_where_it_may_ask(
 async def test_a_revoked_key_and_an_ended_session_lose_their_sockets(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_feed(database_url, tmp_path, Limits(recheck=0.05)) as on:
+    async with open_feed(database_url, tmp_path, FeedLimits(recheck=0.05)) as on:
         text, other = await on.key(), await on.key()
         principal = await on.hub.keys.authenticate(other)
         assert principal is not None
@@ -182,7 +182,7 @@ async def test_too_much_nonsense_ends_the_socket_for_good(
 
 
 async def test_who_subscribes_too_often_is_told_so(database_url: str, tmp_path: Path) -> None:
-    limits = Limits(subscribe_burst=3, subscribe_rate=0.001)
+    limits = FeedLimits(subscribe_burst=3, subscribe_rate=0.001)
     async with (
         open_feed(database_url, tmp_path, limits) as on,
         on.viewer(await on.key()) as viewer,
@@ -193,7 +193,7 @@ async def test_who_subscribes_too_often_is_told_so(database_url: str, tmp_path: 
 
 
 async def test_a_principal_has_so_many_sockets(database_url: str, tmp_path: Path) -> None:
-    async with open_feed(database_url, tmp_path, Limits(sockets=2)) as on:
+    async with open_feed(database_url, tmp_path, FeedLimits(sockets=2)) as on:
         key = await on.key()
         async with on.viewer(key) as one, on.viewer(key) as two:
             for viewer in (one, two):
@@ -234,7 +234,7 @@ async def test_a_peer_that_says_nothing_any_more_is_let_go(
     database_url: str, tmp_path: Path
 ) -> None:
     async with (
-        open_feed(database_url, tmp_path, Limits(farewell=0.1), feed_heartbeat=0.05) as on,
+        open_feed(database_url, tmp_path, FeedLimits(farewell=0.1), feed_heartbeat=0.05) as on,
         on.viewer(await on.key(), autoping=False) as viewer,
     ):
         assert await viewer.closed() == 4002

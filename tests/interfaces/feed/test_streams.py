@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from interfaces.feed import Limits
+from interfaces.feed import FeedLimits
 from interfaces.feed.protocol import CloseCode
 from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.feed.stream import StreamViewer, streaming
@@ -66,7 +66,7 @@ async def test_a_stream_cut_and_resumed_again_and_again_misses_nothing(
     database_url: str, tmp_path: Path, seed: int
 ) -> None:
     chance = random.Random(seed)
-    async with open_feed(database_url, tmp_path, Limits(page=7), feed_tick=0.005) as on:
+    async with open_feed(database_url, tmp_path, FeedLimits(page=7), feed_tick=0.005) as on:
         batch, key = await on.batch(), await on.key()
         writing = asyncio.create_task(busy(on, batch, 25, chance))
         before: StreamViewer | None = None
@@ -154,7 +154,7 @@ async def test_whoever_goes_is_forgotten_at_once(database_url: str, tmp_path: Pa
 async def test_a_stream_that_is_not_read_delays_nobody_and_is_bounded(
     database_url: str, tmp_path: Path, reads_again: bool
 ) -> None:
-    limits = Limits(farewell=0.1, stuck=3600.0 if reads_again else 0.3)
+    limits = FeedLimits(farewell=0.1, stuck=3600.0 if reads_again else 0.3)
     async with open_feed(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
         batch, key = await on.batch(), await on.key()
         ids = [await on.upload(batch, f"{n:04}.jpg", metadata=FAT) for n in range(60)]
@@ -181,7 +181,7 @@ async def test_a_stream_that_is_not_read_delays_nobody_and_is_bounded(
 
 
 async def test_a_stream_says_why_it_ends(database_url: str, tmp_path: Path) -> None:
-    async with open_feed(database_url, tmp_path, Limits(recheck=0.05, warning=600.0)) as on:
+    async with open_feed(database_url, tmp_path, FeedLimits(recheck=0.05, warning=600.0)) as on:
         key = await on.key()
         async with (
             streaming(on, key) as revoked,
@@ -202,7 +202,7 @@ async def test_a_stream_says_why_it_ends(database_url: str, tmp_path: Path) -> N
 async def test_a_stream_that_cannot_begin_is_refused_with_a_problem(
     database_url: str, tmp_path: Path
 ) -> None:
-    limits = Limits(sockets=1, batches=2)
+    limits = FeedLimits(sockets=1, batches=2)
     async with open_feed(
         database_url, tmp_path, limits, allowed_origins=("https://ok.example",)
     ) as on:

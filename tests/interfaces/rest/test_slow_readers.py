@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from application.ports.auth import Scope
 from interfaces.common.deadlines import Deadlines
 from interfaces.common.responses import MAX_CONCURRENT, STREAMS, Stream
-from interfaces.feed.connection import Limits
+from interfaces.feed.connection import FeedLimits
 from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.rest.server import Server, serving
 from tests.support import eventually
@@ -167,7 +167,7 @@ async def test_a_page_of_a_history_is_bounded_in_bytes_and_leads_to_the_next(
 async def test_feed_clients_of_one_principal_share_a_buffer(
     database_url: str, tmp_path: Path
 ) -> None:
-    limits = Limits(principal_buffer=200_000)
+    limits = FeedLimits(principal_buffer=200_000)
 
     async with open_feed(database_url, tmp_path, limits) as on:
         key = await on.key()

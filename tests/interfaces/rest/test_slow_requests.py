@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from application.ports.auth import Principal, Scope
-from interfaces.common.deadlines import Deadlines, Fault, Progress, Sweep
+from interfaces.common.deadlines import Deadlines, Fault, Sweep, TransferRate
 from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.rest.server import Server, serving
 from tests.support import eventually
@@ -181,7 +181,7 @@ async def test_a_socket_of_the_feed_outlives_the_deadlines_of_requests(
 
 
 def test_progress_is_judged_by_windows() -> None:
-    steady, silent, slow = Progress(), Progress(), Progress()
+    steady, silent, slow = TransferRate(), TransferRate(), TransferRate()
     for second in range(61):
         is_over = second == 60
         assert steady.fault(second, 128 * second, 60.0, 128) is None
@@ -194,7 +194,7 @@ def test_progress_is_judged_by_windows() -> None:
 
 
 def test_time_in_which_the_server_does_not_read_is_not_counted() -> None:
-    progress = Progress()
+    progress = TransferRate()
     assert progress.fault(0, 10, 60.0, 128) is None
     progress.restart()
     assert progress.fault(100, 10, 60.0, 128) is None

@@ -12,7 +12,7 @@ from uuid import uuid4
 from application.append import Append, AppendResult
 from application.transfers.creation import StandaloneTarget, UploadCreator
 from application.transfers.locks import upload_blob_name
-from application.transfers.transfers import Actor, AppendRequest, Limits, Transfers
+from application.transfers.transfers import Actor, AppendRequest, TransferLimits, Transfers
 from domain.file import FileDeclaration
 from infrastructure.blobs.local.store import LocalBlobStore, LocalBlobWriter
 from infrastructure.event_store.committer import GroupCommitter
@@ -76,7 +76,7 @@ async def _process(url: str, folder: Path, life: Life) -> AsyncIterator[Transfer
     ):
         blobs = MortalStore(folder)
         log.life = blobs.life = life
-        limits = Limits(max_file_size=1_000, min_free_bytes=0, progress_interval=60)
+        limits = TransferLimits(max_file_size=1_000, min_free_bytes=0, progress_interval=60)
         yield Transfers(
             log,
             blobs,

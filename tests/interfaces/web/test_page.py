@@ -128,10 +128,10 @@ async def test_who_is_not_signed_in_learns_how_to(database_url: str, tmp_path: P
 async def test_a_session_that_ends_is_said_so(database_url: str, tmp_path: Path) -> None:
     chromium()
 
-    from interfaces.feed import Limits
+    from interfaces.feed import FeedLimits
 
     async with (
-        open_feed(database_url, tmp_path, Limits(recheck=0.1)) as on,
+        open_feed(database_url, tmp_path, FeedLimits(recheck=0.1)) as on,
         opened_browser() as browser,
         signed_in(browser, on) as page,
     ):
