@@ -1,4 +1,4 @@
-"""Live progress: tells each client what changed, and never skips anything."""
+"""Live feed: every change of the followed batches, without gaps, over WebSocket or SSE."""
 
 from interfaces.feed.connection import FeedLimits
 from interfaces.feed.endpoints import HUB, add_routes

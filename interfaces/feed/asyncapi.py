@@ -1,4 +1,4 @@
-"""`/asyncapi.json`: the feed described from the very types that are sent and understood.
+"""`/asyncapi.json`: description of the feed, generated from the types of its messages.
 
 Source of the format: https://www.asyncapi.com/docs/reference/specification/v3.0.0.
 """
@@ -51,16 +51,16 @@ class Changes(ChangesHead, frozen=True, tag="changes"):
     attempts: list[AttemptView]
 
 
-_TOLD_TO_ALL = (Welcome, Snapshot, Changes, Reset, Error, Expiring)
-TOLD = (*_TOLD_TO_ALL, AuthenticateRequest, Heartbeat, PongFrame)  # on a socket
-STREAMED = (*_TOLD_TO_ALL, StreamEnd)
-SAID = (Authenticate, Subscribe, Ping, Pong)
+_COMMON_FRAMES = (Welcome, Snapshot, Changes, Reset, Error, Expiring)
+WEBSOCKET_FRAMES = (*_COMMON_FRAMES, AuthenticateRequest, Heartbeat, PongFrame)
+STREAM_FRAMES = (*_COMMON_FRAMES, StreamEnd)
+CLIENT_MESSAGES = (Authenticate, Subscribe, Ping, Pong)
 
 _SECURITY: dict[str, Any] = {
     "key": {"type": "http", "scheme": "bearer"},
     "session": {"type": "httpApiKey", "in": "cookie", "name": SESSION_COOKIE},
 }
-_QUERY: dict[str, Any] = {
+_QUERY_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "batches": {"type": "string", "description": "ids with commas between them, or *"},
@@ -78,8 +78,10 @@ async def document(request: web.Request) -> web.Response:
 
 
 def asyncapi() -> dict[str, Any]:
-    """The AsyncAPI 3 document of the feed."""
-    types: tuple[type[msgspec.Struct], ...] = tuple(dict.fromkeys((*TOLD, *STREAMED, *SAID)))
+    """Return the AsyncAPI 3 document of the feed."""
+    types: tuple[type[msgspec.Struct], ...] = tuple(
+        dict.fromkeys((*WEBSOCKET_FRAMES, *STREAM_FRAMES, *CLIENT_MESSAGES))
+    )
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     return {
         "asyncapi": "3.0.0",
@@ -88,10 +90,21 @@ def asyncapi() -> dict[str, Any]:
         "servers": {"socket": _server("ws"), "stream": _server("http")},
         "channels": {"socket": _socket(), "stream": _stream()},
         "operations": {
-            "tell": _operation("send", "socket", TOLD, "What a client is told on a WebSocket"),
-            "hear": _operation("receive", "socket", SAID, "What a client may say on a WebSocket"),
-            "stream": _operation("send", "stream", STREAMED, "The same as Server-Sent Events")
-            | {"bindings": {"http": {"method": "GET", "query": _QUERY, "bindingVersion": "0.3.0"}}},
+            "tell": _operation(
+                "send", "socket", WEBSOCKET_FRAMES, "Frames that the server sends on a WebSocket"
+            ),
+            "hear": _operation(
+                "receive",
+                "socket",
+                CLIENT_MESSAGES,
+                "Messages that a client may send on a WebSocket",
+            ),
+            "stream": _operation("send", "stream", STREAM_FRAMES, "The same as Server-Sent Events")
+            | {
+                "bindings": {
+                    "http": {"method": "GET", "query": _QUERY_SCHEMA, "bindingVersion": "0.3.0"}
+                }
+            },
         },
         "components": {
             "schemas": schemas,
@@ -114,14 +127,18 @@ def _socket() -> dict[str, Any]:
     languages = {"type": "string", "enum": list(ENCODINGS)}
     headers = {"type": "object", "properties": {"Sec-WebSocket-Protocol": languages}}
     return {
-        **_channel("socket", (*TOLD, *SAID), "A WebSocket; the subprotocol chooses the encoding"),
+        **_channel(
+            "socket",
+            (*WEBSOCKET_FRAMES, *CLIENT_MESSAGES),
+            "A WebSocket; the subprotocol chooses the encoding",
+        ),
         "bindings": {"ws": {"method": "GET", "headers": headers, "bindingVersion": "0.1.0"}},
         "x-close-codes": {str(int(code)): code.name.lower() for code in CloseCode},
     }
 
 
 def _stream() -> dict[str, Any]:
-    return _channel("stream", STREAMED, "Server-Sent Events, with Accept: text/event-stream")
+    return _channel("stream", STREAM_FRAMES, "Server-Sent Events, with Accept: text/event-stream")
 
 
 def _channel(server: str, types: Iterable[type], summary: str) -> dict[str, Any]:
@@ -136,21 +153,21 @@ def _channel(server: str, types: Iterable[type], summary: str) -> dict[str, Any]
 
 
 def _operation(action: str, channel: str, types: Iterable[type], summary: str) -> dict[str, Any]:
-    place = f"#/channels/{channel}"
+    reference = f"#/channels/{channel}"
     return {
         "action": action,
         "summary": summary,
-        "channel": {"$ref": place},
-        "messages": [{"$ref": f"{place}/messages/{_name(type)}"} for type in types],
+        "channel": {"$ref": reference},
+        "messages": [{"$ref": f"{reference}/messages/{_name(type)}"} for type in types],
     }
 
 
 def _message(type: type[msgspec.Struct]) -> dict[str, Any]:
-    told, _, more = (type.__doc__ or "").partition("\n\n")
+    summary, _, more = (type.__doc__ or "").partition("\n\n")
     described = {"description": " ".join(more.split())} if more else {}
     return {
         "name": str(type.__struct_config__.tag),
-        "summary": " ".join(told.split()),
+        "summary": " ".join(summary.split()),
         **described,
         "payload": {"$ref": f"#/components/schemas/{_name(type)}"},
     }

@@ -1,4 +1,4 @@
-"""Who is on the other end of a socket, and whether that still holds."""
+"""Authentication of feed connections: by the request, or by the first message."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from interfaces.feed.protocol import (
     Encoding,
 )
 
-_LAST_WORDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
+CLOSE_TYPES = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
 async def authenticate(credential: Credential, keys: Keys) -> Principal | None:
-    """Who holds the credential now; None once it was revoked, or is over."""
+    """Return the credential's principal; None if it was revoked or has expired."""
     if credential.is_session:
         return await keys.session(credential.text)
     return await keys.authenticate(credential.text)
 
 
 def request_credential(request: web.Request) -> tuple[Credential, Principal] | None:
-    """The credential the request came with, which the access middleware found good."""
+    """Return the credential that the access middleware has checked; None without one."""
     if PRINCIPAL not in request:
         return None
     return request[CREDENTIAL], request[PRINCIPAL]
@@ -43,13 +43,13 @@ async def first_message_auth(
     within: float,
     attempts: ClientAttempts,
 ) -> tuple[Credential, Principal]:
-    """Asks for the first message and judges it. Raises Closed."""
-    await socket.send_frame(encoding.plain(AuthenticateRequest(within)), encoding.kind)
+    """Request the first message and authenticate with it. Raises ConnectionClosed."""
+    await socket.send_frame(encoding.control(AuthenticateRequest(within)), encoding.kind)
     try:
         async with asyncio.timeout(within):
             text = await _first_message(socket)
     except TimeoutError:
-        raise _refused(f"nobody said who this is within {within:g} s") from None
+        raise _refused(f"no authentication within {within:g} s") from None
     try:
         message = encoding.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -75,8 +75,8 @@ async def first_message_auth(
 async def _first_message(socket: web.WebSocketResponse) -> str | bytes:
     while True:
         message = await socket.receive()
-        if message.type in _LAST_WORDS:
-            raise _refused("closed before it was known who this is")
+        if message.type in CLOSE_TYPES:
+            raise _refused("closed before authentication")
         if message.type is WSMsgType.PING:
             await socket.pong(message.data)
         elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):

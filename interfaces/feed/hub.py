@@ -1,4 +1,7 @@
-"""The tick: what changed is read once for everybody who watches, and told to each in one frame."""
+"""The feed's hub: periodic ticks for live clients, and catching up for those that are behind.
+
+A tick reads the changes once for all live clients, and sends each a frame of its rows.
+"""
 
 from __future__ import annotations
 
@@ -32,84 +35,89 @@ from interfaces.feed.keepalive import KeepAlive
 from interfaces.feed.protocol import CloseCode, Encoding, Error, Row, Welcome
 from interfaces.feed.registry import ConnectionRegistry, LiveSet, filter_of, split_pages
 
-# Brings one client from where it is to now: its snapshot, a resume, a slow reader's return.
-
-MAX_POSITION_WAIT = 5.0  # seconds that a client is kept waiting for a position
-LOOK = 0.02  # seconds between two looks at whether it is reached
-
-PAUSE = 0.5  # seconds until a database that does not answer is asked again
+MAX_POSITION_WAIT = 5.0  # seconds that a client waits for `min_position`
+POSITION_POLL_INTERVAL = 0.02  # seconds
+DATABASE_RETRY_DELAY = 0.5  # seconds
 
 _log = structlog.get_logger(__name__)
 
 
 class CatchUp:
-    """One way for all three: page after page from the read model, as fast as the client reads.
+    """Sender of pages from the read model, until a client is live.
 
-    Only so many clients at a time ask the database, however many come back at once.
+    The same for a snapshot, a resumed subscription and a slow reader; pages are sent as fast as the
+    client reads. The number of concurrent queries is limited, for when many clients reconnect.
     """
 
     def __init__(
         self,
         source: FeedSource,
         limits: FeedLimits,
-        roster: ConnectionRegistry,
+        registry: ConnectionRegistry,
         buffer: int,
     ) -> None:
         self._source = source
         self._limits = limits
-        self._roster = roster
+        self._registry = registry
         self._buffer = buffer
-        self._readers = asyncio.Semaphore(limits.readers)
+        self._query_slots = asyncio.Semaphore(limits.max_catch_up_queries)
 
-    async def keep_up(self, client: FeedClient) -> None:
-        """Runs as long as the client is connected. Raises Closed, ConnectionError."""
+    async def run(self, client: FeedClient) -> None:
+        """Send pages whenever the client is behind. Raises ConnectionClosed, ConnectionError."""
         while True:
             await client.behind.wait()
-            await client.drained(self._roster.bound(client, self._buffer) // 2, self._limits.stuck)
+            await client.wait_drained(
+                self._registry.buffer_limit(client, self._buffer) // 2, self._limits.drain_timeout
+            )
             try:
-                await self._step(client)
+                await self._send_page(client)
             except Unavailable as error:
-                _log.warning("feed_waits_for_database", error=str(error))
-                await asyncio.sleep(PAUSE)
+                _log.warning("feed_database_unavailable", error=str(error))
+                await asyncio.sleep(DATABASE_RETRY_DELAY)
 
-    async def _step(self, client: FeedClient) -> None:
-        """One page; after the last one the client takes part in the ticks."""
+    async def _send_page(self, client: FeedClient) -> None:
+        """Send one page; after the last one the client is live."""
         subscription = client.subscription
         if subscription is None:
             client.behind.clear()
             return
-        if client.is_new and not await self._greet(client, subscription):
+        if client.is_new and not await self._send_initial_frames(client, subscription):
             return
-        place = client.place
-        async with self._readers:
+        progress = client.progress
+        async with self._query_slots:
             changes = await self._source.changes(
                 subscription.selection,
-                since=place.whole,
-                after=place.position,
-                limit=self._limits.page,
+                since=progress.attempts_position,
+                after=progress.position,
+                limit=self._limits.page_size,
             )
         if client.subscription is not subscription:
             return
-        if reset := reset_reason(place, changes):
-            client.place = START
-            await client.say(reset)
+        if reset := reset_reason(progress, changes):
+            client.progress = START
+            await client.send_control(reset)
             return
-        head, reached = advance(place, changes)
-        await client.tell(head, client.rows_of(changes), reached)
-        if not changes.more and self._roster.join(client):
+        head, reached = advance(progress, changes)
+        await client.send_rows(head, client.encode_rows(changes), reached)
+        if not changes.more and self._registry.join(client):
             client.behind.clear()
 
-    async def _greet(self, client: FeedClient, subscription: Subscription) -> bool:
-        """Says what of the subscription cannot be had; False if it was replaced meanwhile."""
+    async def _send_initial_frames(self, client: FeedClient, subscription: Subscription) -> bool:
+        """Send the errors of the subscription; return False if it was replaced meanwhile."""
         if not await self._is_reflected(client, subscription):
             return False
-        async with self._readers:
-            known = await self._source.known(subscription.asked, owner=subscription.selection.owner)
+        async with self._query_slots:
+            known = await self._source.known(
+                subscription.requested, owner=subscription.selection.owner
+            )
         if client.subscription is not subscription:
             return False
         client.is_new = False
-        for frame in (*subscription.first, *unknown_batch_errors(subscription.asked, known)):
-            await client.say(frame)
+        for frame in (
+            *subscription.initial_frames,
+            *unknown_batch_errors(subscription.requested, known),
+        ):
+            await client.send_control(frame)
         return True
 
     async def _is_reflected(self, client: FeedClient, subscription: Subscription) -> bool:
@@ -117,32 +125,29 @@ class CatchUp:
 
         False if the subscription was replaced meanwhile, or ended because that takes too long.
         """
-        if not subscription.least:
+        if not subscription.min_position:
             return True
         loop = asyncio.get_running_loop()
         end = loop.time() + MAX_POSITION_WAIT
         reached, head = await self._source.reach()
-        least = head if subscription.least == "latest" else subscription.least
+        least = head if subscription.min_position == "latest" else subscription.min_position
         while reached < least:
             if loop.time() > end:
                 detail = f"position {least} is not reflected yet, only {reached}; subscribe again"
                 client.subscription = None
-                await client.say(Error("position_not_reached", detail))
+                await client.send_control(Error("position_not_reached", detail))
                 return False
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POSITION_POLL_INTERVAL)
             if client.subscription is not subscription:
                 return False
             reached, _ = await self._source.reach()
         return True
 
 
-# One tick's changes, cut to what each client follows: encoded once, joined once per audience.
-
-
 class TickEncoder:
-    """Rows of many owners, and for each client the few it may see and follows.
+    """Encoder of one tick: each row is encoded once, and joined once per filter.
 
-    Clients that follow the same share the joined bytes.
+    Clients with the same filter share the joined bytes.
     """
 
     def __init__(self, changes: ChangePage, encoding: Encoding) -> None:
@@ -160,10 +165,10 @@ class TickEncoder:
         for attempt in changes.attempts:
             self._attempts[home[attempt.upload]].append(attempt)
 
-    def rows_for(self, selection: FeedFilter, place: ClientPosition) -> bytes | None:
-        """The selected rows beyond the client's place, joined; None if there are none."""
-        after = max(place.position, self.changes.after)
-        key = (selection, after, max(place.whole, self.changes.since))
+    def rows_for(self, selection: FeedFilter, progress: ClientPosition) -> bytes | None:
+        """Return the selected rows after the client's position, joined; None without rows."""
+        after = max(progress.position, self.changes.after)
+        key = (selection, after, max(progress.attempts_position, self.changes.since))
         if key not in self._joined:
             self._joined[key] = self._join(*key)
         return self._joined[key]
@@ -171,8 +176,8 @@ class TickEncoder:
     def _join(self, selection: FeedFilter, after: int, since: int) -> bytes | None:
         lists = (
             self._encode(self._batches_of(selection), after),
-            self._encode(self._of(self._uploads, selection), after),
-            self._encode(self._of(self._attempts, selection), since),
+            self._encode(self._rows_of(self._uploads, selection), after),
+            self._encode(self._rows_of(self._attempts, selection), since),
         )
         return self._encoding.rows(*lists) if any(lists) else None
 
@@ -183,34 +188,33 @@ class TickEncoder:
             if row is not None and selection.owner in (None, row.owner):
                 yield row
 
-    def _of(self, rows: Mapping[UUID, Sequence[Row]], selection: FeedFilter) -> Iterable[Row]:
+    def _rows_of(self, rows: Mapping[UUID, Sequence[Row]], selection: FeedFilter) -> Iterable[Row]:
         for batch in selection.uploads_of:
             if self._is_owned(batch, selection.owner):
                 yield from rows.get(batch, ())
 
     def _is_owned(self, batch: UUID, owner: str | None) -> bool:
-        """Whether uploads of this batch may be seen: a batch and its uploads have one owner."""
+        """Return whether the owner may see the batch's uploads: all of them have one owner."""
         uploads: Sequence[UploadView] = self._uploads.get(batch, ())
         return bool(uploads) and owner in (None, uploads[0].owner)
 
     def _encode(self, rows: Iterable[Row], position: int) -> list[bytes]:
-        return [self._once(row) for row in rows if row.position > position]
+        return [self._encode_once(row) for row in rows if row.position > position]
 
-    def _once(self, row: Row) -> bytes:
+    def _encode_once(self, row: Row) -> bytes:
         known = self._encoded.get(id(row))
         if known is None:
             known = self._encoded[id(row)] = self._encoding.row(row)
         return known
 
 
-# The tick adapts: where it takes more than its share of the processor, it comes less often.
-CPU_SHARE = 1 / 3
+MAX_CPU_SHARE = 1 / 3  # of one core; beyond it ticks become less frequent
 MAX_PERIOD = 0.4  # seconds between two ticks, unless the settings ask for more
-YIELD_EVERY = 100  # clients that are told before others in the process get a turn
+YIELD_EVERY = 100  # clients, between which other tasks of the process may run
 
 
 class FeedHub:
-    """The feed of one process. `run` must be running for clients to hear anything new."""
+    """The feed of one process. Changes are sent while `run` is running."""
 
     def __init__(
         self,
@@ -224,113 +228,118 @@ class FeedHub:
         self.limits = limits or FeedLimits()
         self.keys = keys
         self.settings = settings
-        self.roster = ConnectionRegistry(self.limits)
+        self.registry = ConnectionRegistry(self.limits)
         self._source = source
         self._wakeups = wakeups
         self._now = now
-        self._catch_up = CatchUp(source, self.limits, self.roster, settings.feed_buffer)
+        self._catch_up = CatchUp(source, self.limits, self.registry, settings.feed_buffer)
 
     async def run(self) -> None:
-        """Ticks, pings and rechecks until cancelled; while nobody watches it sleeps."""
-        vigil = KeepAlive(self.roster, self.keys, self.settings, self.limits, self._now)
+        """Tick, ping and re-authenticate until cancelled; sleep while no client is live."""
+        keep_alive = KeepAlive(self.registry, self.keys, self.settings, self.limits, self._now)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(vigil.heartbeats(), name="feed-heartbeats")
-            tasks.create_task(vigil.run(), name="feed-rechecks")
-            tasks.create_task(self._tick_for_ever(), name="feed-ticks")
+            tasks.create_task(keep_alive.ping_clients(), name="feed-heartbeats")
+            tasks.create_task(keep_alive.check_credentials(), name="feed-rechecks")
+            tasks.create_task(self._run_ticks(), name="feed-ticks")
 
     async def close(self) -> None:
-        """Sends everybody away with a code that says: connect again. For the server's end."""
-        self.roster.closing = True
-        for client in self.roster.clients:
-            client.end(CloseCode.RESTARTING, "the server is restarting")
+        """Close all connections with a code for reconnecting, at the server's shutdown."""
+        self.registry.closing = True
+        for client in self.registry.clients:
+            client.close(CloseCode.RESTARTING, "the server is restarting")
         with suppress(TimeoutError):
-            async with asyncio.timeout(2 * self.limits.farewell):
-                await self.roster.nobody.wait()
+            async with asyncio.timeout(2 * self.limits.close_timeout):
+                await self.registry.is_empty.wait()
 
-    def welcome(self, client: FeedClient) -> Welcome:
-        """Who this client is taken for."""
+    def welcome_frame(self, client: FeedClient) -> Welcome:
+        """Return the frame with the client's principal."""
         known = client.principal
         return Welcome(known.name, known.owner, self.settings.feed_heartbeat, known.expires_at)
 
     def follow(self, client: FeedClient, subscription: Subscription) -> None:
-        """The client wants this from now on."""
-        self.roster.leave(client)
+        """Replace the client's subscription."""
+        self.registry.leave(client)
         client.follow(subscription)
 
-    async def keep_up(self, client: FeedClient) -> None:
-        """Brings the client up to date whenever it is behind. Raises Closed, ConnectionError."""
-        await self._catch_up.keep_up(client)
+    async def catch_up(self, client: FeedClient) -> None:
+        """Bring the client up to date whenever it is behind, until cancelled.
 
-    async def _tick_for_ever(self) -> None:
+        Raises ConnectionClosed, ConnectionError.
+        """
+        await self._catch_up.run(client)
+
+    async def _run_ticks(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self.roster.anybody.wait()
-            await self._wakeups.wait(self.roster.position)
+            await self.registry.has_live.wait()
+            await self._wakeups.wait(self.registry.position)
             started, spent = loop.time(), time.thread_time()
             try:
                 while await self._tick():
                     pass
             except Unavailable as error:
-                _log.warning("feed_waits_for_database", error=str(error))
-                await asyncio.sleep(PAUSE)
+                _log.warning("feed_database_unavailable", error=str(error))
+                await asyncio.sleep(DATABASE_RETRY_DELAY)
                 continue
             period = adaptive_period(self.settings.feed_tick, time.thread_time() - spent)
             await asyncio.sleep(started + period - loop.time())
 
     async def _tick(self) -> bool:
-        """Reads once for all, and tells each what it follows; whether there is more to read."""
-        roster, audience = self.roster, self.roster.audience()
+        """Read and deliver one page of changes; return whether there are more."""
+        registry, live_set = self.registry, self.registry.live_set()
         changes = await self._source.changes(
-            audience.selection,
-            since=roster.whole,
-            after=roster.position,
-            limit=self.limits.tick,
+            live_set.selection,
+            since=registry.attempts_position,
+            after=registry.position,
+            limit=self.limits.tick_size,
         )
-        if changes.epoch != roster.epoch or changes.head < roster.position:
-            # The read model was rebuilt, or the log restored: each finds out by catching up.
-            for client in tuple(roster.live):
-                roster.fall_behind(client)
+        if changes.epoch != registry.epoch or changes.head < registry.position:
+            # The read model was rebuilt, or the log restored: catching up resets each client.
+            for client in tuple(registry.live):
+                registry.fall_behind(client)
             return False
         if changes.to > changes.after:
-            shares = audience.concerned(changes)
-            for part in split_pages(changes, shares.values(), self.limits.page):
-                await self._deliver(part, audience, shares)
-            roster.position = changes.to
-            roster.whole = roster.whole if changes.more else changes.to
-        for client in tuple(roster.live):
-            # Whoever joined while this was read, or told, may need more of it than it was told.
-            if client.place.position < changes.to and not audience.includes(client):
-                roster.fall_behind(client)
+            shares = live_set.recipients(changes)
+            for part in split_pages(changes, shares.values(), self.limits.page_size):
+                await self._deliver(part, live_set, shares)
+            registry.position = changes.to
+            registry.attempts_position = registry.attempts_position if changes.more else changes.to
+        for client in tuple(registry.live):
+            # A client that joined during the read or the delivery may have missed rows.
+            if client.progress.position < changes.to and not live_set.includes(client):
+                registry.fall_behind(client)
         return changes.more
 
     async def _deliver(
-        self, changes: ChangePage, audience: LiveSet, clients: Iterable[FeedClient]
+        self, changes: ChangePage, live_set: LiveSet, clients: Iterable[FeedClient]
     ) -> None:
-        """Tells each of these clients; others in the process get a turn in between."""
-        ticks: dict[Encoding, TickEncoder] = {}
+        """Send the changes to each client, and yield to other tasks in between."""
+        encoders: dict[Encoding, TickEncoder] = {}
         for number, client in enumerate(clients):
-            if client in self.roster.live and audience.includes(client):
-                if client.encoding not in ticks:
-                    ticks[client.encoding] = TickEncoder(changes, client.encoding)
-                await self._tell(client, ticks[client.encoding])
+            if client in self.registry.live and live_set.includes(client):
+                if client.encoding not in encoders:
+                    encoders[client.encoding] = TickEncoder(changes, client.encoding)
+                await self._send_tick(client, encoders[client.encoding])
             if number % YIELD_EVERY == YIELD_EVERY - 1:
                 await asyncio.sleep(0)
 
-    async def _tell(self, client: FeedClient, tick: TickEncoder) -> None:
-        """One frame for one client, unless it has not taken the last ones yet."""
-        rows = tick.rows_for(filter_of(client), client.place)
+    async def _send_tick(self, client: FeedClient, encoder: TickEncoder) -> None:
+        """Send one frame to one client, unless its buffer is full."""
+        rows = encoder.rows_for(filter_of(client), client.progress)
         if rows is None:
             return
-        if client.wire.waiting > self.roster.bound(client, self.settings.feed_buffer):
-            self.roster.fall_behind(client)
+        if client.transport.buffered_bytes > self.registry.buffer_limit(
+            client, self.settings.feed_buffer
+        ):
+            self.registry.fall_behind(client)
             return
-        head, reached = advance(client.place, tick.changes)
+        head, reached = advance(client.progress, encoder.changes)
         try:
-            await client.tell(head, rows, reached)
-        except ConnectionError:  # its own task finds out as well, and cleans up
-            self.roster.leave(client)
+            await client.send_rows(head, rows, reached)
+        except ConnectionError:  # its own task also gets the error, and cleans up
+            self.registry.leave(client)
 
 
 def adaptive_period(tick: float, spent: float) -> float:
-    """Seconds from one tick to the next, when this one took so many of the processor."""
-    return max(tick, min(spent / CPU_SHARE, MAX_PERIOD))
+    """Return the seconds until the next tick, if this one used `spent` seconds of CPU time."""
+    return max(tick, min(spent / MAX_CPU_SHARE, MAX_PERIOD))

@@ -1,4 +1,4 @@
-"""Two watches over the feed's clients: that they live, and that they are still who they were."""
+"""Keep-alive pings and periodic re-authentication of feed connections."""
 
 from __future__ import annotations
 
@@ -18,92 +18,93 @@ from interfaces.feed.connection import FeedClient, FeedLimits, advance
 from interfaces.feed.protocol import CloseCode, Expiring
 from interfaces.feed.registry import ConnectionRegistry
 
-SILENCE = 2.5  # heartbeats without a sound after which a peer is taken for dead
+MAX_MISSED_HEARTBEATS = 2.5  # heartbeat intervals of silence before a connection is closed
 
 _log = structlog.get_logger(__name__)
 
 
 class KeepAlive:
-    """Runs beside the hub's ticks; one pass a while over all clients, not a timer for each."""
+    """Periodic passes over all clients, instead of timers for each."""
 
     def __init__(
         self,
-        roster: ConnectionRegistry,
+        registry: ConnectionRegistry,
         keys: Keys,
         settings: Settings,
         limits: FeedLimits,
         now: Callable[[], datetime],
     ) -> None:
-        self._roster = roster
+        self._registry = registry
         self._keys = keys
         self._heartbeat = settings.feed_heartbeat
         self._buffer = settings.feed_buffer
-        self._recheck_every = limits.recheck
-        self._warning = limits.warning
+        self._check_interval = limits.credential_check_interval
+        self._expiry_warning = limits.expiry_warning
         self._now = now
 
-    async def heartbeats(self) -> None:
-        """Pings everybody at intervals, and lets go of those who have not been heard for long."""
+    async def ping_clients(self) -> None:
+        """Ping all clients periodically, and close silent connections."""
         while True:
             await asyncio.sleep(self._heartbeat)
-            for client in tuple(self._roster.clients):
+            for client in tuple(self._registry.clients):
                 try:
-                    await self._beat(client)
+                    await self._ping(client)
                 except ConnectionError:
-                    self._roster.remove(client)
+                    self._registry.remove(client)
 
-    async def run(self) -> None:
-        """Sends away whose key was revoked or whose session is over, and warns whose soon will be.
+    async def check_credentials(self) -> None:
+        """Close connections of revoked or expired credentials, and warn those close to expiry.
 
-        Each credential is asked for once, however many clients hold it.
+        Each credential is checked once, for all clients that use it.
         """
         while True:
-            await asyncio.sleep(self._recheck_every)
+            await asyncio.sleep(self._check_interval)
             holders: dict[Credential, list[FeedClient]] = {}
-            for client in self._roster.clients:
+            for client in self._registry.clients:
                 holders.setdefault(client.credential, []).append(client)
             for credential, clients in holders.items():
-                await self._recheck(credential, clients)
+                await self._check_credential(credential, clients)
 
-    async def _beat(self, client: FeedClient) -> None:
-        if client.wire.waiting > self._roster.bound(client, self._buffer) // 2:
-            self._roster.fall_behind(client)  # which waits for it to drain, but not for ever
+    async def _ping(self, client: FeedClient) -> None:
+        if client.transport.buffered_bytes > self._registry.buffer_limit(client, self._buffer) // 2:
+            # Catching up waits for the buffer to drain, within a timeout.
+            self._registry.fall_behind(client)
             return
-        silent = asyncio.get_running_loop().time() - client.heard_at
-        if client.wire.answers and silent > SILENCE * self._heartbeat:
-            client.end(CloseCode.SILENT, f"nothing was heard for {silent:.0f} s")
+        silent = asyncio.get_running_loop().time() - client.last_received_at
+        if client.transport.is_bidirectional and silent > MAX_MISSED_HEARTBEATS * self._heartbeat:
+            client.close(CloseCode.SILENT, f"nothing was heard for {silent:.0f} s")
             return
-        if changes := self._roster.idle_advance(client):
-            head, reached = advance(client.place, changes)
-            await client.tell(head, client.rows_of(changes), reached)
-        await client.wire.beat()
+        if changes := self._registry.idle_advance(client):
+            head, reached = advance(client.progress, changes)
+            await client.send_rows(head, client.encode_rows(changes), reached)
+        await client.transport.ping()
 
-    async def _recheck(self, credential: Credential, clients: list[FeedClient]) -> None:
+    async def _check_credential(self, credential: Credential, clients: list[FeedClient]) -> None:
         try:
             principal = await authenticate(credential, self._keys)
         except Unavailable as error:
-            _log.warning("feed_cannot_check_keys", error=str(error))
+            _log.warning("feed_credential_check_failed", error=str(error))
             return
         for client in clients:
-            if client.credential != credential:  # it has gone on with another meanwhile
+            if client.credential != credential:  # it has re-authenticated meanwhile
                 continue
-            if principal is None or _rights(client.principal) != _rights(principal):
+            if principal is None or _permissions(client.principal) != _permissions(principal):
                 client.end_access()
             else:
-                client.principal = principal  # its end may have been put off
-                await self._warn(client)
+                client.principal = principal  # its expiry may have changed
+                await self._warn_of_expiry(client)
 
-    async def _warn(self, client: FeedClient) -> None:
-        """Tells a client once that its credential ends soon."""
+    async def _warn_of_expiry(self, client: FeedClient) -> None:
+        """Warn a client once that its credential expires soon."""
         ends = client.principal.expires_at
-        if ends is None or ends == client.warned_of:
+        if ends is None or ends == client.expiry_warned_for:
             return
         within = (ends - self._now()).total_seconds()
-        if within <= self._warning:
-            client.warned_of = ends
-            with suppress(ConnectionError):  # its own task finds out as well, and cleans up
-                await client.say(Expiring(ends, max(0.0, round(within, 3))))
+        if within <= self._expiry_warning:
+            client.expiry_warned_for = ends
+            with suppress(ConnectionError):  # its own task also gets the error, and cleans up
+                await client.send_control(Expiring(ends, max(0.0, round(within, 3))))
 
 
-def _rights(principal: Principal) -> tuple[str, Scope, UUID | None]:
+def _permissions(principal: Principal) -> tuple[str, Scope, UUID | None]:
     return principal.owner, principal.scope, principal.batch

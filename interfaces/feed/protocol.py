@@ -1,6 +1,7 @@
-"""How rows and frames look on the wire; the subprotocol chooses.
+"""Messages, frames and close codes of the feed, and their encodings as JSON and MessagePack.
 
-A row is encoded once, however many clients receive it; a frame is its head and its rows, joined.
+A row is encoded once for all clients that receive it; a frame is its head and its rows, joined. The
+WebSocket's subprotocol chooses the encoding.
 """
 
 from __future__ import annotations
@@ -16,28 +17,26 @@ from aiohttp import WSMsgType
 from application.views import AttemptView, BatchView, UploadView
 from interfaces.common.api_types import public_view
 
-# What travels on the feed: the client's messages, the server's frames, and how a socket ends.
-
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
-    """Something a client says."""
+    """A message from a client."""
 
 
 class Authenticate(Message, frozen=True, tag="authenticate"):
-    """An API key: who speaks, where the request could not say so, or the key to go on with."""
+    """Authenticates with an API key: as the first message, or later with a new key."""
 
     token: str
 
 
 class Subscribe(Message, frozen=True, tag="subscribe"):
-    """What to follow from now on, in place of what was followed before.
+    """Replaces the subscription.
 
-    `batches` names batches to follow with their uploads and attempts; `*` follows the batch rows
-    of all. `after` is the cursor of the last frame applied for this very list.
+    `batches` are ids of batches to follow with their uploads and attempts; `*` follows the rows of
+    all batches, without uploads. `after` is the cursor of the last frame applied for the same list.
 
-    With `min_position` no rows come before they reflect that position, or with `latest` whatever
-    was recorded before the server read this message; after a few seconds that is an error of the
-    code `position_not_reached`, and nothing is followed.
+    With `min_position`, rows are sent once they reflect that position, or with `latest` all events
+    recorded before the server read this message. If that takes more than a few seconds, the
+    server sends an error with the code `position_not_reached`, and there is no subscription.
     """
 
     batches: list[str] | Literal["*"]
@@ -50,27 +49,27 @@ class Ping(Message, frozen=True, tag="ping"):
 
 
 class Pong(Message, frozen=True, tag="pong"):
-    """Answers a ping; anything a client says shows that it lives."""
+    """Answers a ping; any message from a client keeps the connection alive."""
 
 
 ClientMessage: TypeAlias = Authenticate | Subscribe | Ping | Pong
 
 
 class Frame(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
-    """Something the server says."""
+    """A frame from the server."""
 
 
 class AuthenticateRequest(Frame, frozen=True, tag="authenticate"):
-    """Nobody is known yet: say `authenticate` within so many seconds."""
+    """Requests authentication: send `authenticate` within so many seconds."""
 
     within: float
 
 
 class Welcome(Frame, frozen=True, tag="welcome"):
-    """Who the server takes the client for, first and after each new key.
+    """The authenticated principal, sent first and after each new key.
 
-    `heartbeat`: never longer silent, in seconds. `expires_at`: when the credential
-    ends, if it does.
+    `heartbeat`: the longest silence of the server, in seconds. `expires_at`: when the credential
+    expires, if it does.
     """
 
     principal: str
@@ -80,14 +79,14 @@ class Welcome(Frame, frozen=True, tag="welcome"):
 
 
 class Expiring(Frame, frozen=True, tag="expiring"):
-    """The credential ends soon, in so many seconds; say `authenticate` with another to stay."""
+    """The credential expires in so many seconds; send `authenticate` with another to continue."""
 
     expires_at: datetime
     within: float
 
 
 class Heartbeat(Frame, frozen=True, tag="ping"):
-    """The connection lives."""
+    """Keep-alive."""
 
 
 class PongFrame(Frame, frozen=True, tag="pong"):
@@ -95,16 +94,16 @@ class PongFrame(Frame, frozen=True, tag="pong"):
 
 
 class Reset(Frame, frozen=True, tag="reset"):
-    """The cursor cannot be resumed: forget everything, a snapshot follows.
+    """The cursor cannot be resumed: drop all rows, a snapshot follows.
 
-    `reason` is `unreadable`, `ahead` (of the log) or `rebuilt` (the read model was).
+    `reason` is `unreadable`, `ahead` (of the log) or `rebuilt` (of the read model).
     """
 
     reason: str
 
 
 class Error(Frame, frozen=True, tag="error"):
-    """Something that was said cannot be done; the rest goes on. `batch` is the one it concerns."""
+    """A message was rejected; the connection continues. `batch` is the batch concerned."""
 
     code: str
     message: str
@@ -112,9 +111,9 @@ class Error(Frame, frozen=True, tag="error"):
 
 
 class SnapshotHead(Frame, frozen=True, tag="snapshot"):
-    """Rows as they are follow; part 1 replaces everything the client has.
+    """Current rows follow; part 1 replaces all rows of the client.
 
-    `cursor` is None until the part that has no `more` after it.
+    `cursor` is None until the last part, which has no `more`.
     """
 
     part: int
@@ -124,9 +123,9 @@ class SnapshotHead(Frame, frozen=True, tag="snapshot"):
 
 
 class ChangesHead(Frame, frozen=True, tag="changes"):
-    """Rows that changed beyond `from`, up to `to`, follow: applied iff `from` <= position < `to`.
+    """Rows changed after `from`, up to `to`, follow: apply them iff `from` <= position < `to`.
 
-    With `more`, the next frame follows at once, and `cursor` stays that of the last whole frame.
+    With `more`, the next frame follows at once, and `cursor` is that of the last complete frame.
     """
 
     after: int = msgspec.field(name="from")
@@ -139,9 +138,9 @@ Head: TypeAlias = SnapshotHead | ChangesHead
 
 
 class StreamEnd(Frame, frozen=True, tag="ended"):
-    """The last frame of an event stream, which has no close codes: why it ends.
+    """The last frame of an event stream, in place of a close code.
 
-    `again`: whether to connect again.
+    `again`: whether to reconnect.
     """
 
     code: int
@@ -150,7 +149,7 @@ class StreamEnd(Frame, frozen=True, tag="ended"):
 
 
 class CloseCode(IntEnum):
-    """Why a socket ends. 4000 to 4099: connect again. 4500 to 4599: that would not help."""
+    """Close codes. 4000 to 4099: reconnect. 4500 to 4599: reconnecting does not help."""
 
     RESTARTING = 4000
     TOO_SLOW = 4001
@@ -162,13 +161,13 @@ class CloseCode(IntEnum):
     TOO_MANY_SOCKETS = 4503
 
     @property
-    def again(self) -> bool:
-        """Whether connecting again would help."""
+    def should_reconnect(self) -> bool:
+        """Return whether reconnecting can help."""
         return self < 4500
 
 
 class ConnectionClosed(Exception):
-    """The socket is to be closed with this code."""
+    """Raised to close the connection with this code."""
 
     def __init__(self, code: CloseCode, reason: str) -> None:
         super().__init__(reason)
@@ -176,40 +175,40 @@ class ConnectionClosed(Exception):
         self.reason = reason
 
 
-Said = TypeVar("Said")
-Decode = Callable[[Said], ClientMessage]
+Data = TypeVar("Data")
+Decode = Callable[[Data], ClientMessage]
 Row = BatchView | UploadView | AttemptView
 
-KINDS = ("batches", "uploads", "attempts")
+ROW_KINDS = ("batches", "uploads", "attempts")
 
 FIXMAP, FIXARRAY, ARRAY32 = 0x80, 0x90, 0xDD  # of MessagePack
 
 
 class Encoding(Protocol):
-    """One way to write frames down, and to read what a client says."""
+    """Encoding of frames and decoding of messages."""
 
     @property
     def subprotocol(self) -> str:
-        """Its name in Sec-WebSocket-Protocol."""
+        """Name in Sec-WebSocket-Protocol."""
 
     @property
     def kind(self) -> WSMsgType:
-        """The kind of WebSocket message it travels in."""
+        """Type of its WebSocket messages."""
 
-    def decode(self, said: bytes | str) -> ClientMessage:
-        """What a client said. Raises msgspec.DecodeError, UnicodeError, RecursionError."""
+    def decode(self, data: bytes | str) -> ClientMessage:
+        """Decode a message. Raises msgspec.DecodeError, UnicodeError, RecursionError."""
 
     def row(self, row: Row) -> bytes:
-        """One row."""
+        """Encode one row."""
 
-    def plain(self, frame: msgspec.Struct) -> bytes:
-        """A frame without rows."""
+    def control(self, frame: msgspec.Struct) -> bytes:
+        """Encode a frame without rows."""
 
     def rows(self, *lists: Sequence[bytes]) -> bytes:
-        """The encoded rows of each of KINDS, ready to follow a head."""
+        """Join the encoded rows of each of ROW_KINDS, to follow a head."""
 
     def frame(self, head: Head, rows: bytes) -> bytes:
-        """A frame of a head and what `rows` made."""
+        """Return a frame from its head and the result of `rows`."""
 
 
 class Json:
@@ -222,17 +221,17 @@ class Json:
         self._encode = msgspec.json.Encoder().encode
         self._decode: Decode[bytes | str] = msgspec.json.Decoder(ClientMessage).decode
 
-    def decode(self, said: bytes | str) -> ClientMessage:
-        return self._decode(said)
+    def decode(self, data: bytes | str) -> ClientMessage:
+        return self._decode(data)
 
     def row(self, row: Row) -> bytes:
         return self._encode(public_row(row))
 
-    def plain(self, frame: msgspec.Struct) -> bytes:
+    def control(self, frame: msgspec.Struct) -> bytes:
         return self._encode(frame)
 
     def rows(self, *lists: Sequence[bytes]) -> bytes:
-        pairs = zip(KINDS, lists, strict=True)
+        pairs = zip(ROW_KINDS, lists, strict=True)
         return b",".join(b'"%b":[%b]' % (kind.encode(), b",".join(rows)) for kind, rows in pairs)
 
     def frame(self, head: Head, rows: bytes) -> bytes:
@@ -240,9 +239,9 @@ class Json:
 
 
 class MessagePack:
-    """`uptrail.v1.msgpack`: binary messages with the very values of JSON, times as text too.
+    """`uptrail.v1.msgpack`: binary messages with the same values as in JSON, times as text too.
 
-    So a client that decoded a frame need not care how it came. Source of the format:
+    So decoded frames are the same for both encodings. Source of the format:
     https://github.com/msgpack/msgpack/blob/master/spec.md.
     """
 
@@ -252,17 +251,17 @@ class MessagePack:
     def __init__(self) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode: Decode[bytes] = msgspec.msgpack.Decoder(ClientMessage).decode
-        self._keys = tuple(map(self._encode, KINDS))
+        self._keys = tuple(map(self._encode, ROW_KINDS))
 
-    def decode(self, said: bytes | str) -> ClientMessage:
-        if isinstance(said, str):
+    def decode(self, data: bytes | str) -> ClientMessage:
+        if isinstance(data, str):
             raise msgspec.DecodeError("a text message is not MessagePack")
-        return self._decode(said)
+        return self._decode(data)
 
     def row(self, row: Row) -> bytes:
         return self._encode(msgspec.to_builtins(public_row(row)))
 
-    def plain(self, frame: msgspec.Struct) -> bytes:
+    def control(self, frame: msgspec.Struct) -> bytes:
         return self._encode(msgspec.to_builtins(frame))
 
     def rows(self, *lists: Sequence[bytes]) -> bytes:
@@ -272,7 +271,7 @@ class MessagePack:
     def frame(self, head: Head, rows: bytes) -> bytes:
         encoded = self._encode(head)
         assert encoded[0] & 0xF0 == FIXMAP, "a head has fewer than sixteen fields"
-        return b"%c%b%b" % (encoded[0] + len(KINDS), encoded[1:], rows)
+        return b"%c%b%b" % (encoded[0] + len(ROW_KINDS), encoded[1:], rows)
 
 
 JSON = Json()
@@ -282,12 +281,12 @@ ENCODINGS: dict[str, Encoding] = {
 
 
 def public_row(row: Row) -> msgspec.Struct:
-    """The row as clients may see it."""
+    """Return the row without its internal fields."""
     return public_view(row) if isinstance(row, UploadView) else row
 
 
 def _array_of(length: int) -> bytes:
-    """The head of a MessagePack array."""
+    """Return the head of a MessagePack array."""
     if length < 16:
         return bytes((FIXARRAY + length,))
     return bytes((ARRAY32,)) + length.to_bytes(4)

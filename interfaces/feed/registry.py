@@ -1,4 +1,4 @@
-"""Those who take part in the ticks, and who of them a change concerns."""
+"""Registry of feed connections, and the live ones that a change concerns."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from interfaces.feed.protocol import CloseCode, ConnectionClosed
 
 
 class LiveSet:
-    """The live clients of one moment; made anew whenever somebody joins or leaves.
+    """Immutable set of the live clients; a new one is made when a client joins or leaves.
 
-    A client *stays* from when it joins the ticks until it leaves them; one that has left and come
-    back is another stay, and was not told what the ticks of this audience told.
+    It also holds the generation in which each client joined: a client that left and joined again
+    did not receive the ticks of this set.
     """
 
     def __init__(self, clients: Iterable[FeedClient]) -> None:
-        self._stays = {client: client.stay for client in clients}
-        self._everything: list[FeedClient] = []  # those who follow every batch of an owner
+        self._generations = {client: client.join_generation for client in clients}
+        self._everything: list[FeedClient] = []  # clients that follow every batch of an owner
         self._by_batch: dict[UUID, list[FeedClient]] = defaultdict(list)
         uploads_of: set[UUID] = set()
-        for client in self._stays:
+        for client in self._generations:
             selection = filter_of(client)
             uploads_of |= selection.uploads_of
             if selection.batches is None:
@@ -34,14 +34,14 @@ class LiveSet:
                 self._by_batch[id].append(client)
         followed = None if self._everything else frozenset(self._by_batch)
         self.selection = FeedFilter(None, followed, frozenset(uploads_of))
-        """What all of them follow together, whoever owns it."""
+        """Union of the filters of all clients, for any owner."""
 
     def includes(self, client: FeedClient) -> bool:
-        """Whether the client has been in the ticks all the time."""
-        return self._stays.get(client) is client.stay
+        """Return whether the client has been live since this set was made."""
+        return self._generations.get(client) is client.join_generation
 
-    def concerned(self, changes: ChangePage) -> Counter[FeedClient]:
-        """Who may have to be told of these changes, with the most rows that it can be."""
+    def recipients(self, changes: ChangePage) -> Counter[FeedClient]:
+        """Return the clients that may receive these changes, with their maximum number of rows."""
         rows = Counter(upload.batch for upload in changes.uploads)
         rows.update(batch.id for batch in changes.batches)
         shares: Counter[FeedClient] = Counter()
@@ -55,15 +55,15 @@ class LiveSet:
 
 
 def filter_of(client: FeedClient) -> FeedFilter:
-    """What a live client follows."""
-    assert client.subscription is not None, "nobody is live without a subscription"
+    """Return the filter of a live client."""
+    assert client.subscription is not None, "a live client has a subscription"
     return client.subscription.selection
 
 
 def split_pages(changes: ChangePage, shares: Collection[int], most: int) -> Iterable[ChangePage]:
-    """The changes at once, or, where a share of them has more rows, `most` rows after the other.
+    """Split the changes into pages of at most `most` rows if a client may receive more.
 
-    Each part is what a shorter page of the read model would have been.
+    Each page is the same as a shorter page of the read model.
     """
     if max(shares, default=0) <= most:
         yield changes
@@ -87,109 +87,106 @@ def split_pages(changes: ChangePage, shares: Collection[int], most: int) -> Iter
         after = to
 
 
-# Who is connected, and who of them is up to date.
-
-
 class ConnectionRegistry:
-    """The clients of one process, and the position up to which the live ones know everything.
+    """Feed clients of one process, and the position up to which the live ones have all rows.
 
-    A client is *live* when it has every row up to `position`, and only then takes part in a
-    tick. One that has just subscribed, or reads too slowly, is behind, and catches up by itself.
+    A client is *live* when it has every row up to `position`; only live clients take part in ticks.
+    A client that has just subscribed, or reads too slowly, is behind, and catches up by itself.
     """
 
     def __init__(self, limits: FeedLimits) -> None:
         self.clients: set[FeedClient] = set()
         self.live: set[FeedClient] = set()
-        self.strangers = 0  # sockets that have not said yet who they are
-        self.anybody = asyncio.Event()  # is live
-        self.nobody = asyncio.Event()  # is connected
-        self.nobody.set()
+        self.unauthenticated = 0  # connections before their first message
+        self.has_live = asyncio.Event()
+        self.is_empty = asyncio.Event()
+        self.is_empty.set()
         self.closing = False
         self.epoch = ""
         self.position = 0
-        self.whole = 0  # the end of the last tick that did not stop short; see Changes.since
+        self.attempts_position = 0  # the end of the last complete tick; see ChangePage.since
         self._limits = limits
-        self._held: Counter[str] = Counter()  # connections by the name of their principal
-        self._audience: LiveSet | None = None
+        self._connection_counts: Counter[str] = Counter()  # by the name of their principal
+        self._live_set: LiveSet | None = None
 
-    def admit(self, client: FeedClient) -> None:
-        """Counts the client in. Raises Closed for one too many, or too late."""
+    def add(self, client: FeedClient) -> None:
+        """Register the client. Raises ConnectionClosed beyond the limit, or at shutdown."""
         if self.closing:
             raise ConnectionClosed(CloseCode.RESTARTING, "the server is restarting")
-        self._require_room(client.principal.name)
+        self._check_limit(client.principal.name)
         self.clients.add(client)
-        self._held[client.principal.name] += 1
-        self.nobody.clear()
+        self._connection_counts[client.principal.name] += 1
+        self.is_empty.clear()
 
     def rename(self, client: FeedClient, principal: Principal) -> None:
-        """The client is this principal now. Raises Closed where that one has too many already."""
+        """Change the client's principal. Raises ConnectionClosed beyond its limit."""
         if client.principal.name != principal.name:
-            self._require_room(principal.name)
+            self._check_limit(principal.name)
             if client in self.clients:
                 self._release(client.principal.name)
-                self._held[principal.name] += 1
+                self._connection_counts[principal.name] += 1
         client.principal = principal
 
-    def _require_room(self, name: str) -> None:
-        if self._held[name] >= self._limits.sockets:
-            reason = f"{self._held[name]} are connected as {name}, which is the most"
+    def _check_limit(self, name: str) -> None:
+        if self._connection_counts[name] >= self._limits.max_connections:
+            reason = f"{self._connection_counts[name]} are connected as {name}, which is the most"
             raise ConnectionClosed(CloseCode.TOO_MANY_SOCKETS, reason)
 
     def _release(self, name: str) -> None:
-        self._held[name] -= 1
-        if not self._held[name]:
-            del self._held[name]
+        self._connection_counts[name] -= 1
+        if not self._connection_counts[name]:
+            del self._connection_counts[name]
 
-    def bound(self, client: FeedClient, buffer: int) -> int:
-        """Bytes that may wait for the client: `buffer`, or its part of those of its principal."""
-        held = self._held[client.principal.name] or 1
-        return min(buffer, self._limits.principal_buffer // held)
+    def buffer_limit(self, client: FeedClient, buffer: int) -> int:
+        """Return the most bytes to buffer: `buffer`, or a fair share for the principal if less."""
+        held = self._connection_counts[client.principal.name] or 1
+        return min(buffer, self._limits.max_principal_buffer // held)
 
     def remove(self, client: FeedClient) -> None:
-        """Forgets the client: nothing of it stays."""
+        """Remove the client."""
         self.leave(client)
         if client in self.clients:
             self.clients.remove(client)
             self._release(client.principal.name)
         if not self.clients:
-            self.nobody.set()
+            self.is_empty.set()
 
     def join(self, client: FeedClient) -> bool:
-        """Makes the client live; False if the others have moved on since it was told."""
+        """Make the client live; return False if the live clients have advanced beyond it."""
         if not self.live:
-            self.epoch = client.place.epoch or ""
-            self.position = self.whole = client.place.position
-        elif client.place.position < self.position:
+            self.epoch = client.progress.epoch or ""
+            self.position = self.attempts_position = client.progress.position
+        elif client.progress.position < self.position:
             return False
-        client.stay = object()
+        client.join_generation = object()
         self.live.add(client)
-        self._audience = None
-        self.anybody.set()
+        self._live_set = None
+        self.has_live.set()
         return True
 
     def leave(self, client: FeedClient) -> None:
-        """Takes the client out of the ticks."""
+        """Take the client out of the ticks."""
         if client in self.live:
             self.live.remove(client)
-            self._audience = None
+            self._live_set = None
         if not self.live:
-            self.anybody.clear()
+            self.has_live.clear()
 
-    def audience(self) -> LiveSet:
-        """The live clients, as they are now."""
-        if self._audience is None:
-            self._audience = LiveSet(self.live)
-        return self._audience
+    def live_set(self) -> LiveSet:
+        """Return the current live clients."""
+        if self._live_set is None:
+            self._live_set = LiveSet(self.live)
+        return self._live_set
 
     def fall_behind(self, client: FeedClient) -> None:
-        """Takes a live client out of the ticks until it has drained, and then caught up."""
+        """Take a live client out of the ticks until its buffer has drained and it has caught up."""
         if client in self.live:
             self.leave(client)
             client.behind.set()
 
     def idle_advance(self, client: FeedClient) -> ChangePage | None:
-        """How far the log has moved on for a live client without a row for it; None: not at all."""
-        after = client.place.position
-        if client not in self.live or not after < self.position == self.whole:
+        """Return an empty page that advances an idle live client; None if it is up to date."""
+        after = client.progress.position
+        if client not in self.live or not after < self.position == self.attempts_position:
             return None
         return ChangePage(self.epoch, after, after, self.position, self.position, more=False)

@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 
 from interfaces.feed import FeedLimits
-from interfaces.feed.asyncapi import SAID, STREAMED, TOLD, asyncapi
+from interfaces.feed.asyncapi import CLIENT_MESSAGES, STREAM_FRAMES, WEBSOCKET_FRAMES, asyncapi
 from interfaces.feed.protocol import ChangesHead, Frame, Message, SnapshotHead
 from tests.clients.installed import HERE, require_node, require_package
 from tests.interfaces.feed.harness import FeedHarness, open_feed
@@ -32,8 +32,8 @@ def test_every_frame_and_message_is_described_and_no_reference_leads_nowhere() -
         *SnapshotHead.__subclasses__(),
         *ChangesHead.__subclasses__(),
     }
-    assert frames - {SnapshotHead, ChangesHead} == {*TOLD, *STREAMED}
-    assert set(Message.__subclasses__()) == set(SAID)
+    assert frames - {SnapshotHead, ChangesHead} == {*WEBSOCKET_FRAMES, *STREAM_FRAMES}
+    assert set(Message.__subclasses__()) == set(CLIENT_MESSAGES)
     assert "blob" not in document["components"]["schemas"]["Upload"]["properties"]
     assert all(message["summary"] for message in document["components"]["messages"].values())
 
@@ -45,7 +45,7 @@ async def test_the_description_is_asyncapi_and_what_is_sent_is_as_described(
     for package in ("@asyncapi/specs", "ajv", "ajv-formats"):
         require_package(package)
 
-    limits = FeedLimits(recheck=0.05)
+    limits = FeedLimits(credential_check_interval=0.05)
     async with open_feed(database_url, tmp_path, limits, feed_heartbeat=0.05) as on:
         frames = [*await _told_on_a_socket(on), *await _streamed(on)]
         async with (
@@ -57,7 +57,10 @@ async def test_the_description_is_asyncapi_and_what_is_sent_is_as_described(
     assert document == json.loads(msgspec.json.encode(asyncapi()))
 
     messages = document["components"]["messages"]
-    told = {messages[type.__name__]["name"]: type.__name__ for type in (*TOLD, *STREAMED)}
+    told = {
+        messages[type.__name__]["name"]: type.__name__
+        for type in (*WEBSOCKET_FRAMES, *STREAM_FRAMES)
+    }
     assert {frame["type"] for frame in frames} == set(told)
     job = {"document": document, "frames": [_named(told, frame) for frame in frames]}
     assert await _wrong(node, job) == []

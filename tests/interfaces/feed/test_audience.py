@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from application.ports.read_model import ChangePage
-from interfaces.feed.hub import CPU_SHARE, MAX_PERIOD, adaptive_period
+from interfaces.feed.hub import MAX_CPU_SHARE, MAX_PERIOD, adaptive_period
 from interfaces.feed.registry import split_pages
 from tests.interfaces.feed.test_place import ONE, TWO, attempt, batch, upload
 
@@ -52,6 +52,6 @@ def test_parts_are_short_pages_that_follow_each_other(
 
 def test_a_tick_that_takes_more_than_its_share_comes_less_often() -> None:
     assert adaptive_period(0.1, 0.001) == 0.1
-    assert adaptive_period(0.1, 0.05) == 0.05 / CPU_SHARE
+    assert adaptive_period(0.1, 0.05) == 0.05 / MAX_CPU_SHARE
     assert adaptive_period(0.1, 5.0) == MAX_PERIOD
     assert adaptive_period(2.0, 5.0) == 2.0

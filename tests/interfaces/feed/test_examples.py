@@ -40,11 +40,11 @@ async def test_the_javascript_client_applies_every_change_once_through_a_cut(
             await on.key(),
             str(batch),
         )
-        await eventually(lambda: on.hub.roster.live)
+        await eventually(lambda: on.hub.registry.live)
         await on.record(upload, progress(40))
         await _told(client, "upload a.jpg transferring 40")
-        for gone in tuple(on.hub.roster.clients):
-            gone.wire.cut()
+        for gone in tuple(on.hub.registry.clients):
+            gone.transport.abort()
         await on.record(upload, progress(80))
         await _told(client, "upload a.jpg transferring 80")
         await on.record(upload, received())
@@ -76,7 +76,7 @@ async def test_the_python_and_the_curl_example_show_what_happens(
             started.append(await _started(curl, "-s", *shlex.split(line)[1:]))
         for client in started:
             clients.callback(client.terminate)
-        await eventually(lambda: len(on.hub.roster.live) == len(started))
+        await eventually(lambda: len(on.hub.registry.live) == len(started))
         await on.upload(batch, "a.jpg")
         for client in started:
             await _told(client, "a.jpg")

@@ -160,7 +160,7 @@ async def test_a_big_batch_comes_in_bounded_parts(database_url: str, tmp_path: P
                 (2, True),
                 (3, False),
             ]
-            assert max(len(part["uploads"]) for part in parts) <= on.hub.limits.page
+            assert max(len(part["uploads"]) for part in parts) <= on.hub.limits.page_size
             assert viewer.positions() == await on.positions(batch)
 
 

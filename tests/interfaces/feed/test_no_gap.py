@@ -79,7 +79,7 @@ async def test_clients_that_come_at_any_moment_agree_with_the_read_model(
 ) -> None:
     chance = random.Random(seed)
     # Small pages and a fast tick: as many seams as possible.
-    limits = FeedLimits(page=7)
+    limits = FeedLimits(page_size=7)
     async with (
         open_feed(database_url, tmp_path, limits, feed_tick=0.005) as on,
         AsyncExitStack() as viewers,
@@ -103,7 +103,7 @@ async def test_a_client_cut_and_resumed_again_and_again_agrees_with_one_that_was
     database_url: str, tmp_path: Path, seed: int
 ) -> None:
     chance = random.Random(seed)
-    limits = FeedLimits(page=7)
+    limits = FeedLimits(page_size=7)
     async with open_feed(database_url, tmp_path, limits, feed_tick=0.005) as on:
         batch, key = await on.batch(), await on.key()
         writing = asyncio.create_task(busy(on, batch, 40, chance))
@@ -154,7 +154,9 @@ async def test_a_reader_that_sleeps_delays_nobody_and_catches_up(
     database_url: str, tmp_path: Path
 ) -> None:
     settings = {"feed_buffer": 20_000, "feed_tick": 0.01, "feed_heartbeat": 3600.0}
-    async with open_feed(database_url, tmp_path, FeedLimits(stuck=3600.0), **settings) as on:
+    async with open_feed(
+        database_url, tmp_path, FeedLimits(drain_timeout=3600.0), **settings
+    ) as on:
         batch, key = await on.batch(), await on.key()
         ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
         await on.projected()
@@ -165,20 +167,20 @@ async def test_a_reader_that_sleeps_delays_nobody_and_catches_up(
             _transport(slow).pause_reading()
             rounds = 0
             # Until more was told than all buffers in between hold, the quick one sees it all.
-            while len(on.hub.roster.live) > 1:
+            while len(on.hub.registry.live) > 1:
                 rounds += 1
                 await asyncio.gather(*(on.record(id, moved(rounds)) for id in ids))
                 await quick.until(partial(_received, rounds))
             _transport(slow).resume_reading()
             await slow.until(partial(_received, rounds))
             assert slow.positions() == quick.positions() == await on.positions(batch)
-            await eventually(lambda: len(on.hub.roster.live) == 2)
+            await eventually(lambda: len(on.hub.registry.live) == 2)
 
 
 async def test_a_reader_that_never_wakes_is_sent_away_in_the_end(
     database_url: str, tmp_path: Path
 ) -> None:
-    limits = FeedLimits(stuck=0.3, farewell=0.1)
+    limits = FeedLimits(drain_timeout=0.3, close_timeout=0.1)
     async with open_feed(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
         batch = await on.batch()
         ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
@@ -188,7 +190,7 @@ async def test_a_reader_that_never_wakes_is_sent_away_in_the_end(
             await viewer.until_frame("snapshot")
             _transport(viewer).pause_reading()
             done = 0
-            while on.hub.roster.clients:
+            while on.hub.registry.clients:
                 done += 1
                 await asyncio.gather(*(on.record(id, moved(done)) for id in ids))
 

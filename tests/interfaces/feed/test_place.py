@@ -19,7 +19,7 @@ from interfaces.feed.connection import (
     TokenBucket,
     advance,
     from_cursor,
-    parse,
+    parse_cursor,
     reset_reason,
     resolve_subscription,
 )
@@ -70,12 +70,12 @@ def changes(to: int, *, after: int = 0, head: int | None = None, more: bool = Fa
 
 @given(st.from_regex(r"[a-z0-9-]{1,64}", fullmatch=True), st.integers(0, 10**17))
 def test_a_cursor_is_read_as_it_was_written(epoch: str, position: int) -> None:
-    assert parse(str(Cursor(epoch, position))) == Cursor(epoch, position)
+    assert parse_cursor(str(Cursor(epoch, position))) == Cursor(epoch, position)
 
 
 @given(st.text(max_size=80))
 def test_any_text_is_a_cursor_or_none(text: str) -> None:
-    cursor = parse(text)
+    cursor = parse_cursor(text)
     assert cursor is None or cursor.position >= 0
 
 
@@ -157,15 +157,15 @@ def test_a_limited_key_follows_its_batch_whatever_it_asks() -> None:
     assert resolve_subscription(Subscribe("*"), limited).selection.batches == frozenset({ONE})
     asked = resolve_subscription(Subscribe([str(ONE), str(TWO)]), limited)
     assert asked.selection.uploads_of == frozenset({ONE})
-    assert len(asked.first) == 1
+    assert len(asked.initial_frames) == 1
 
 
 @given(st.lists(st.one_of(st.uuids().map(str), st.text(max_size=40)), max_size=20))
 def test_whatever_is_asked_for_is_followed_or_refused_by_name(names: list[str]) -> None:
     settled = resolve_subscription(Subscribe(names), VIEWER)
-    assert len(settled.selection.uploads_of) + len(settled.first) <= len(names)
+    assert len(settled.selection.uploads_of) + len(settled.initial_frames) <= len(names)
     assert settled.selection.owner == "acme"
-    refused = {error.batch for error in settled.first}  # type: ignore[attr-defined]
+    refused = {error.batch for error in settled.initial_frames}  # type: ignore[attr-defined]
     followed = settled.selection.uploads_of
     for name in names:
         assert name in refused or UUID(name) in followed

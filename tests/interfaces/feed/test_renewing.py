@@ -13,7 +13,7 @@ from interfaces.feed import FeedLimits
 from tests.interfaces.feed.harness import FeedHarness, open_feed
 from tests.interfaces.feed.ws_client import FeedClient
 
-SOON = FeedLimits(recheck=0.05, warning=600.0)
+SOON = FeedLimits(credential_check_interval=0.05, expiry_warning=600.0)
 
 
 def ends_in(seconds: float) -> dict[str, Any]:
@@ -128,7 +128,7 @@ async def test_a_key_that_does_not_hold_changes_nothing_and_too_many_end_the_soc
 async def test_a_key_with_too_many_sockets_takes_over_no_more(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_feed(database_url, tmp_path, FeedLimits(sockets=1)) as on:
+    async with open_feed(database_url, tmp_path, FeedLimits(max_connections=1)) as on:
         full = await on.key()
         async with on.viewer(full) as first, on.viewer(await on.key()) as second:
             for viewer in (first, second):
@@ -141,7 +141,7 @@ async def test_a_key_with_too_many_sockets_takes_over_no_more(
 async def test_without_a_database_a_new_key_is_neither_taken_nor_held_against_the_client(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_feed(database_url, tmp_path, FeedLimits(first_message=600.0)) as on:
+    async with open_feed(database_url, tmp_path, FeedLimits(authentication_timeout=600.0)) as on:
         next_key = await on.key()
         async with on.viewer(await on.key()) as viewer, on.viewer(None) as stranger:
             await viewer.until_frame("welcome")

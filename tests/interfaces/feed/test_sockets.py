@@ -28,9 +28,9 @@ async def test_closed_sockets_leave_nothing_behind(database_url: str, tmp_path: 
                         await viewer.until_frame("snapshot")
                     if number % 3:
                         viewer.socket._response.close()  # gone without a farewell
-        await eventually(lambda: not on.hub.roster.clients)
-        assert not on.hub.roster.live
-        assert on.hub.roster.strangers == 0
+        await eventually(lambda: not on.hub.registry.clients)
+        assert not on.hub.registry.live
+        assert on.hub.registry.unauthenticated == 0
         await eventually(lambda: len(asyncio.all_tasks()) <= before)
 
 
@@ -59,12 +59,12 @@ async def test_a_key_in_the_first_message(database_url: str, tmp_path: Path) -> 
 async def test_a_stranger_is_sent_away_for_good(
     database_url: str, tmp_path: Path, first: str
 ) -> None:
-    limits = FeedLimits(first_message=0.2)
+    limits = FeedLimits(authentication_timeout=0.2)
     async with open_feed(database_url, tmp_path, limits) as on, on.viewer(None) as viewer:
         if first:
             await viewer.socket.send_str(first)
         assert await viewer.closed() == 4500
-        assert not on.hub.roster.clients
+        assert not on.hub.registry.clients
 
 
 async def test_a_bad_key_and_a_foreign_page_get_no_socket(
@@ -119,7 +119,7 @@ async def test_a_foreign_page_with_a_key_listens_only_where_it_may_ask(
 async def test_a_revoked_key_and_an_ended_session_lose_their_sockets(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_feed(database_url, tmp_path, FeedLimits(recheck=0.05)) as on:
+    async with open_feed(database_url, tmp_path, FeedLimits(credential_check_interval=0.05)) as on:
         text, other = await on.key(), await on.key()
         principal = await on.hub.keys.authenticate(other)
         assert principal is not None
@@ -193,7 +193,7 @@ async def test_who_subscribes_too_often_is_told_so(database_url: str, tmp_path: 
 
 
 async def test_a_principal_has_so_many_sockets(database_url: str, tmp_path: Path) -> None:
-    async with open_feed(database_url, tmp_path, FeedLimits(sockets=2)) as on:
+    async with open_feed(database_url, tmp_path, FeedLimits(max_connections=2)) as on:
         key = await on.key()
         async with on.viewer(key) as one, on.viewer(key) as two:
             for viewer in (one, two):
@@ -207,7 +207,9 @@ async def test_a_principal_has_so_many_sockets(database_url: str, tmp_path: Path
 async def test_heartbeats_move_the_cursor_of_a_quiet_client(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keepalive, "SILENCE", 10_000.0)  # who is busy elsewhere is not dead
+    monkeypatch.setattr(
+        keepalive, "MAX_MISSED_HEARTBEATS", 10_000.0
+    )  # a slow machine is not a fault
 
     async with open_feed(database_url, tmp_path, feed_heartbeat=0.05) as on:
         mine = await on.batch()
@@ -234,11 +236,11 @@ async def test_a_peer_that_says_nothing_any_more_is_let_go(
     database_url: str, tmp_path: Path
 ) -> None:
     async with (
-        open_feed(database_url, tmp_path, FeedLimits(farewell=0.1), feed_heartbeat=0.05) as on,
+        open_feed(database_url, tmp_path, FeedLimits(close_timeout=0.1), feed_heartbeat=0.05) as on,
         on.viewer(await on.key(), autoping=False) as viewer,
     ):
         assert await viewer.closed() == 4002
-        await eventually(lambda: not on.hub.roster.clients)
+        await eventually(lambda: not on.hub.registry.clients)
 
 
 async def test_a_server_that_stops_asks_to_connect_again(database_url: str, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ async def test_a_stream_cut_and_resumed_again_and_again_misses_nothing(
     database_url: str, tmp_path: Path, seed: int
 ) -> None:
     chance = random.Random(seed)
-    async with open_feed(database_url, tmp_path, FeedLimits(page=7), feed_tick=0.005) as on:
+    async with open_feed(database_url, tmp_path, FeedLimits(page_size=7), feed_tick=0.005) as on:
         batch, key = await on.batch(), await on.key()
         writing = asyncio.create_task(busy(on, batch, 25, chance))
         before: StreamViewer | None = None
@@ -93,7 +93,7 @@ async def test_a_stream_cut_and_resumed_again_and_again_misses_nothing(
             last.go_on_from(before)
             await agree(on, last, batch)
         assert snapshots == 1
-        await eventually(lambda: not on.hub.roster.clients)
+        await eventually(lambda: not on.hub.registry.clients)
 
 
 async def test_last_event_id_counts_before_after_and_a_reset_forgets_it(
@@ -146,7 +146,7 @@ async def test_whoever_goes_is_forgotten_at_once(database_url: str, tmp_path: Pa
                 if number % 2:
                     await stream.until_frame("snapshot")
         # Nothing is told that would find out: no tick, and no heartbeat for an hour.
-        await eventually(lambda: not on.hub.roster.clients)
+        await eventually(lambda: not on.hub.registry.clients)
         await eventually(lambda: len(asyncio.all_tasks()) <= before)
 
 
@@ -154,7 +154,7 @@ async def test_whoever_goes_is_forgotten_at_once(database_url: str, tmp_path: Pa
 async def test_a_stream_that_is_not_read_delays_nobody_and_is_bounded(
     database_url: str, tmp_path: Path, reads_again: bool
 ) -> None:
-    limits = FeedLimits(farewell=0.1, stuck=3600.0 if reads_again else 0.3)
+    limits = FeedLimits(close_timeout=0.1, drain_timeout=3600.0 if reads_again else 0.3)
     async with open_feed(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
         batch, key = await on.batch(), await on.key()
         ids = [await on.upload(batch, f"{n:04}.jpg", metadata=FAT) for n in range(60)]
@@ -166,10 +166,10 @@ async def test_a_stream_that_is_not_read_delays_nobody_and_is_bounded(
             assert connection.transport is not None
             connection.transport.pause_reading()
             rounds, most = 0, 0
-            while on.hub.roster.clients and (on.hub.roster.live or not reads_again):
+            while on.hub.registry.clients and (on.hub.registry.live or not reads_again):
                 rounds += 1
                 await asyncio.gather(*(on.record(id, moved(rounds)) for id in ids))
-                most = max([most, *(c.wire.waiting for c in on.hub.roster.clients)])
+                most = max([most, *(c.transport.buffered_bytes for c in on.hub.registry.clients)])
             # Its bound, and one frame.
             assert most < 10_000 + 60 * 8_000
             if reads_again:
@@ -181,7 +181,9 @@ async def test_a_stream_that_is_not_read_delays_nobody_and_is_bounded(
 
 
 async def test_a_stream_says_why_it_ends(database_url: str, tmp_path: Path) -> None:
-    async with open_feed(database_url, tmp_path, FeedLimits(recheck=0.05, warning=600.0)) as on:
+    async with open_feed(
+        database_url, tmp_path, FeedLimits(credential_check_interval=0.05, expiry_warning=600.0)
+    ) as on:
         key = await on.key()
         async with (
             streaming(on, key) as revoked,
@@ -202,7 +204,7 @@ async def test_a_stream_says_why_it_ends(database_url: str, tmp_path: Path) -> N
 async def test_a_stream_that_cannot_begin_is_refused_with_a_problem(
     database_url: str, tmp_path: Path
 ) -> None:
-    limits = FeedLimits(sockets=1, batches=2)
+    limits = FeedLimits(max_connections=1, max_batches=2)
     async with open_feed(
         database_url, tmp_path, limits, allowed_origins=("https://ok.example",)
     ) as on:
@@ -225,7 +227,7 @@ async def test_a_stream_that_cannot_begin_is_refused_with_a_problem(
         for origin in ({}, {"Origin": url}, {"Origin": "https://ok.example"}):
             async with streaming(on, None, **cookie, **origin) as stream:
                 await stream.until_frame("snapshot")
-            await eventually(lambda: not on.hub.roster.clients)
+            await eventually(lambda: not on.hub.registry.clients)
 
 
 async def _status(url: str, key: str | None, query: str, **headers: str) -> int:
@@ -271,8 +273,8 @@ async def test_a_browsers_event_source_goes_on_by_itself_where_it_was_sent_away(
         await page.goto(f"{on.address}/favicon.ico")
         await page.evaluate(IN_A_PAGE, str(batch))
         await eventually(lambda: page.evaluate("seen.types.includes('snapshot')"))
-        for client in tuple(on.hub.roster.clients):
-            client.end(CloseCode.RESTARTING, "as it does")
+        for client in tuple(on.hub.registry.clients):
+            client.close(CloseCode.RESTARTING, "as it does")
         await on.upload(batch, "meanwhile.jpg", owner="default")
         back = "seen.opened === 2 && 'meanwhile.jpg' in seen.uploads"
         await eventually(lambda: page.evaluate(back))

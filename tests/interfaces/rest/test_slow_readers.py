@@ -167,7 +167,7 @@ async def test_a_page_of_a_history_is_bounded_in_bytes_and_leads_to_the_next(
 async def test_feed_clients_of_one_principal_share_a_buffer(
     database_url: str, tmp_path: Path
 ) -> None:
-    limits = FeedLimits(principal_buffer=200_000)
+    limits = FeedLimits(max_principal_buffer=200_000)
 
     async with open_feed(database_url, tmp_path, limits) as on:
         key = await on.key()
@@ -175,8 +175,8 @@ async def test_feed_clients_of_one_principal_share_a_buffer(
             async with AsyncExitStack() as stack:
                 for _ in range(sockets):
                     await stack.enter_async_context(on.viewer(key))
-                await eventually(lambda: len(on.hub.roster.clients) == sockets)  # noqa: B023
-                (client, *_) = on.hub.roster.clients
-                assert on.hub.roster.bound(client, 1 << 20) == 200_000 // sockets
-                assert on.hub.roster.bound(client, 1000) == 1000
-            await eventually(lambda: not on.hub.roster.clients)
+                await eventually(lambda: len(on.hub.registry.clients) == sockets)  # noqa: B023
+                (client, *_) = on.hub.registry.clients
+                assert on.hub.registry.buffer_limit(client, 1 << 20) == 200_000 // sockets
+                assert on.hub.registry.buffer_limit(client, 1000) == 1000
+            await eventually(lambda: not on.hub.registry.clients)

@@ -131,7 +131,7 @@ async def test_a_session_that_ends_is_said_so(database_url: str, tmp_path: Path)
     from interfaces.feed import FeedLimits
 
     async with (
-        open_feed(database_url, tmp_path, FeedLimits(recheck=0.1)) as on,
+        open_feed(database_url, tmp_path, FeedLimits(credential_check_interval=0.1)) as on,
         opened_browser() as browser,
         signed_in(browser, on) as page,
     ):
