@@ -189,7 +189,7 @@ class SafeHttpClient:
             async for chunk in response.content.iter_any():
                 answer += chunk
                 if len(answer) > most:
-                    response.close()  # the connection with it: nobody reads on
+                    response.close()  # and its connection: the rest is not read
                     return Reply(response.status, bytes(answer[:most]), False, retry_after)
             return Reply(response.status, bytes(answer), True, retry_after)
 

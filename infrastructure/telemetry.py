@@ -71,10 +71,10 @@ def _rendering(pretty: bool, stream: TextIO) -> list[Any]:
     return [remove, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
 
 
-# What Prometheus is told: requests, bytes, and how far each part is behind the log.
+# Prometheus metrics: requests, bytes, and the lag of each component behind the log.
 #
-# Each application has its own registry: two in one process, as in tests, do not mix. Where
-# several processes answer on one port, they add up their numbers in files that they share.
+# Each application has its own registry, so that two in one process, as in tests, do not mix.
+# Several processes on one port sum their values in shared files.
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # the folder of the shared files; the library reads it itself

@@ -223,5 +223,5 @@ class UploadLocks:
             del self._newest[upload]
         if holder is None or holder.released.done():
             lock.released.set_result(None)
-        else:  # cancelled while waiting: whoever comes next still has to wait for the one holder
+        else:  # cancelled while waiting: the next request still waits for the same holder
             holder.released.add_done_callback(lambda _: self._leave(upload, lock, None))

@@ -48,7 +48,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-# The port `Seals`: pages of seals, and exports that anybody can check without us.
+# The port `Seals`: pages of seals, and exports that can be verified without this server.
 
 CHUNK = 250  # events in memory at a time
 PAGE = 100  # seals
@@ -127,7 +127,7 @@ class _Prover:
         self._trees = trees
         self._seal: AuditSeal | None = None
         self._under = _SealTree(())
-        self._told = 0  # the last seal that was told
+        self._sent = 0  # number of the last seal that was sent
         self._sealed = True  # until an event is under no seal yet, and then those after it
 
     async def prove(self, positions: Sequence[int]) -> Sequence[Line]:
@@ -141,7 +141,7 @@ class _Prover:
         return lines
 
     async def _turn_to(self, connection: Connection, position: int) -> list[Line]:
-        """The seal over this position, after those that say which key was next."""
+        """Return the seal over this position, after the seals that announce the next key."""
         self._seal = seal = await sealer.seal_covering(connection, position)
         if seal is None:
             self._sealed = False
@@ -153,27 +153,28 @@ class _Prover:
             )
             self._trees[seal.number] = under
         self._under = under
-        told: list[AuditSeal] = []
-        while page := await sealer.rotations(connection, self._told, seal.number, PAGE):
-            told += page
-            self._told = page[-1].number
-        self._told = seal.number
-        return [ExportedSeal(seal=one) for one in (*told, seal)]
+        rotations: list[AuditSeal] = []
+        while page := await sealer.rotations(connection, self._sent, seal.number, PAGE):
+            rotations += page
+            self._sent = page[-1].number
+        self._sent = seal.number
+        return [ExportedSeal(seal=one) for one in (*rotations, seal)]
 
     def _line(self, stored: StoredEventRow) -> ExportedEvent:
         if self._seal is None:
             return event_line(stored)
         index = self._under.places.get(stored.position)
         path = () if index is None else self._under.tree.path(index)
-        # One that was put in later has no place: it is told as what it is, and does not hold.
+        # An event that was inserted later has no leaf in the tree: it is exported with index -1
+        # and fails verification.
         return event_line(
             stored, seal=self._seal.number, index=-1 if index is None else index, path=path
         )
 
 
-# Holds the log against its seals, from the first event to the last that is sealed.
+# Comparison of the log with its seals, from the first event to the last sealed one.
 
-MOST = 100  # findings that are told one by one
+MOST = 100  # findings after which the comparison stops
 SEALS_PER_PAGE = 100  # seals in memory at a time
 EVENTS_PER_CHUNK = 1_000  # events in memory at a time
 
@@ -246,7 +247,7 @@ class _ExternalSeals:
 
     def compare(self, seal: AuditSeal) -> Iterator[Finding]:
         while self._next is not None and self._next.number < seal.number:
-            self._next = next(self._kept, None)  # the chain tells of those that are missing
+            self._next = next(self._kept, None)  # the chain check reports missing seals
         if self._next is not None and self._next.number == seal.number:
             if self._next.digest != seal.digest:
                 detail = f"seal {seal.number} is another than the one that was kept outside"

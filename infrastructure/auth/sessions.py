@@ -24,7 +24,8 @@ from infrastructure.postgres.pool import Pool
 _decode = msgspec.json.Decoder(Principal).decode
 _encode = msgspec.json.Encoder().encode
 
-# A pass falls with the key it was made from, whoever was faster.
+# A session ends with the key that it was made from, also if the key was revoked while the
+# session was being created.
 HOLDS = SQL("""p.expires_at > now() AND NOT EXISTS (
     SELECT FROM api_keys k WHERE k.id = p.key_id
     AND (k.revoked_at IS NOT NULL OR k.expires_at <= now()))""")

@@ -89,9 +89,9 @@ def validate_blob_name(name: str) -> str:
     return name
 
 
-# The port `Elsewhere` over NOTIFY: one process asks the others to let go of an upload.
+# Preemption across processes by NOTIFY: one process asks the others to release an upload.
 
-# Nothing is recorded: whoever asks need not wait until the disk has it.
+# Nothing is recorded, so the commit need not wait for the disk.
 _STOP = SQL("SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, %s)")
 
 

@@ -31,7 +31,7 @@ from infrastructure.event_store.writer import append_in
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.pool import Pool
 
-# The port `Erasures` on PostgreSQL, and what the eraser asks and tells.
+# The port `Erasures` on PostgreSQL, and the queries of the eraser.
 
 _COLUMNS = """SELECT id, owner, reason, requested_by, requested_at, finished_at, batches, uploads
 FROM audit.erasures"""

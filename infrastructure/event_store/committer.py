@@ -364,7 +364,7 @@ class GroupCommitter:
                     if isinstance(error, _ROLLED_BACK):
                         pending.sent = None
                     pending.recording = pending.sent is not None
-                # A UniqueViolation is somebody who writes without the lock: judge again.
+                # A UniqueViolation is from a writer without the lock: check versions again.
                 again = isinstance(error, psycopg.errors.UniqueViolation | OSError)
                 if not again and not is_transient(error):
                     await self._disconnect()

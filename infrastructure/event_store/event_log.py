@@ -144,8 +144,8 @@ class AggregateCache:
         try:
             aggregate = _after(write, known.aggregate if known else None)
         except (CommandRejected, MixedStream):
-            # The events are recorded, and that is what the writer is told; whoever loads the
-            # stream next hears what is wrong with it.
+            # The events are recorded, so the write succeeds; the next load of the stream raises
+            # the error.
             self.forget(write.stream)
             return
         if aggregate is not None:

@@ -26,7 +26,7 @@ from infrastructure.platform import libc_function
 if sys.platform != "win32":
     import resource
 
-UNPRIVILEGED = 65534  # uid and gid `nobody`: no file of ours belongs to it
+UNPRIVILEGED = 65534  # uid and gid of the user `nobody`, which owns no file of ours
 
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
 _SECCOMP_MODE_FILTER = 2

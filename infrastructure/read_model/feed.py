@@ -111,7 +111,7 @@ class _Asked(msgspec.Struct, frozen=True):
             "batches": None if batches is None else list(batches),
             "uploads_of": list(self.selection.uploads_of),
             "owner": self.selection.owner,
-            "limit": self.limit + 1,  # one more tells whether there is more
+            "limit": self.limit + 1,  # one more shows whether another page follows
         }
 
 

@@ -212,7 +212,7 @@ async def project(
         async for events in ahead:
             folded = fold_changes(events)
             if not await _write(connection, target, position, folded):
-                return await tracked_position(connection, target)  # somebody else is at it
+                return await tracked_position(connection, target)  # another process projects
             position = folded.position
     return position
 

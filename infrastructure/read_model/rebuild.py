@@ -102,7 +102,7 @@ def _differences(
     ]
 
 
-REBUILD_CHUNK_EVENTS = 10_000  # events: nobody waits for these rows, so larger chunks pay
+REBUILD_CHUNK_EVENTS = 10_000  # events: no request waits for these rows, so larger chunks pay off
 TRIES = 50  # of the swap
 
 # How long readers may have to queue behind a swap that waits for one of them. Less than
@@ -179,7 +179,7 @@ async def _swap(connection: Connection, log: EventLog) -> Rebuilt:
     async with connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = '{PATIENCE}'".encode())
         position = await tracked_position(connection, LIVE, lock=True)
-        # Never behind the live rows: whoever has seen a position must not be taken back.
+        # Never behind the live rows: a client that has seen a position must not go back.
         position = max(position, await project(connection, log, NEXT, upto=position))
         await connection.execute(f"ALTER SCHEMA {SCHEMA} RENAME TO {_OLD}".encode())
         await connection.execute(f"ALTER SCHEMA {NEXT.schema} RENAME TO {SCHEMA}".encode())

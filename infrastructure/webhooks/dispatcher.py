@@ -76,8 +76,8 @@ _PUT = """INSERT INTO webhooks.deliveries
 SELECT *, %s
 FROM unnest(%s::uuid[], %s::bigint[], %s::uuid[], %s::uuid[], %s::bigint[], %s::text[])"""
 
-# The update waits for whoever holds the lane at this moment: should they find it empty and
-# remove it, it is made anew. In order, so that two who queue do not wait for each other.
+# The update waits for the transaction that holds the lane; if that one finds the lane empty and
+# removes it, it is inserted again. In order, so that two queueing transactions cannot deadlock.
 OPEN_LANES = """INSERT INTO webhooks.lanes AS l (webhook, lane, due_at)
 SELECT DISTINCT webhook, lane, %s::timestamptz
 FROM unnest(%s::uuid[], %s::uuid[]) AS w (webhook, lane) ORDER BY 1, 2
@@ -146,7 +146,7 @@ NAME = "webhooks"  # its row in notification_tracking
 
 EVENTS = 1000  # a round
 PACE = 0.1  # seconds between two rounds, in which events gather
-KEPT_EVERY = 1.0  # seconds at most until a place is kept behind which nothing was to be told
+KEPT_EVERY = 1.0  # seconds at most until a position is saved after which no event was queued
 POLL_INTERVAL = 0.5  # seconds between two attempts of a standby to become the leader
 
 # Rows are found by their keys, also in tables that grew since they were analyzed. Commits do not

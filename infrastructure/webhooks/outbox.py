@@ -160,7 +160,7 @@ async def release(connection: Connection, webhook: UUID, lane: UUID, at: datetim
         await connection.execute(FREE, (max(at, row[0] or at), webhook, lane), prepare=True)
 
 
-PER_WEBHOOK = 4  # lanes of a webhook that are told at once; a few more by several processes
+PER_WEBHOOK = 4  # lanes of a webhook delivered concurrently; a few more by several processes
 WHILE_FAILING = 1  # likewise, of one that has done nothing but fail for a while
 FAILING_AFTER = 5.0  # seconds of nothing but failures: a single one means little
 MARGIN = 45.0  # seconds a lease lasts beyond the time that a request may take
@@ -237,7 +237,8 @@ class PostgresOutbox:
         delivery = due.delivery
         webhook, lane = delivery.webhook, delivery.lane
         async with self._pool.connection() as connection, connection.transaction():
-            # By itself, before anything is looked at: whoever queues more waits here, and is seen.
+            # A statement of its own, before any read: a transaction that queues more waits for this
+            # lock, or its rows are seen below.
             held = await connection.execute(_HOLD, (webhook, lane, due.lease), prepare=True)
             if await held.fetchone() is None:
                 return None

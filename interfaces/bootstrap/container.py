@@ -94,7 +94,7 @@ class Role(StrEnum):
 
 ALL_ROLES = tuple(Role)
 
-# What is judged before a server starts: settings that cannot work are told at once.
+# Checks before a server starts: settings that cannot work are reported at once.
 
 
 def validate_settings(settings: Settings, roles: Sequence[Role]) -> None:

@@ -124,7 +124,7 @@ def _url(address: tuple[str, int]) -> str:
     return f"http://{host if host.version == 4 else f'[{host}]'}:{address[1]}"
 
 
-# The way out for somebody who does not want to wait.
+# Exit without waiting, after a second signal.
 
 INTERRUPTED = 130
 
@@ -135,7 +135,7 @@ def force_exit() -> NoReturn:
     os._exit(INTERRUPTED)
 
 
-# What a server tells when it is up: where it answers, and how to sign in.
+# Message of a started server: its address, and a link to sign in.
 
 LOGIN_LIFETIME = 600.0  # seconds for which the printed link can be used, once
 
@@ -158,7 +158,7 @@ async def login_link(keys: PostgresKeys, settings: Settings, door: ListenSockets
     return f"{public_base_url(settings, local_url=door.url)}/login?code={code}"
 
 
-# Tells the service manager how we are, where there is one that asked to be told (sd_notify(3)).
+# State notifications to the service manager, if it asked for them (sd_notify(3)).
 
 VARIABLE = "NOTIFY_SOCKET"
 
@@ -179,7 +179,7 @@ def sd_notify(state: str) -> None:
         _log.warning("manager_not_told", state=state, error=str(error))
 
 
-# How a server is told to stop: by signals, the second of which does not ask.
+# Stop signals: the first stops gracefully, the second exits at once.
 
 SAME = 0.3  # seconds within which two signals are one
 

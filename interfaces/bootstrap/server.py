@@ -45,7 +45,7 @@ from interfaces.common.server import Runner
 from interfaces.feed import HUB, FeedHub
 from interfaces.rest.app import build_app
 
-# Runs a server until it is told to stop, in one process or in several.
+# A server that runs until a stop is requested, in one process or in several.
 
 
 async def serve(
@@ -132,8 +132,8 @@ async def open_http_server(
     await runner.setup()
     try:
         for opened in sockets:
-            # By ourselves: where somebody else listens by now, uvloop would not say so, and
-            # whoever was told of the address would send their keys to a stranger.
+            # Not left to uvloop, which reports no error if another process listens by now:
+            # clients would send their keys to that process.
             opened.listen(BACKLOG)
             await web.SockSite(runner, opened, backlog=BACKLOG).start()
         yield HttpSite(runner, app[HUB])

@@ -194,7 +194,7 @@ class ClientOptions(DataDirOptions):
         if not _ADDRESS.fullmatch(url):
             raise UsageError(f"{url!r} is no address of a server", "it is like http://host:8080")
         if key is None:
-            # The admin key goes to our own server only, never to an address somebody typed.
+            # The admin key is sent to our own server only, never to an address that a user typed.
             if running is None or url.rstrip("/") != running.url:
                 raise UsageError(f"{url} needs a key", "pass it with --key or UPTRAIL_KEY")
             key = _admin_key(settings)

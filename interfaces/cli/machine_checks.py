@@ -57,7 +57,7 @@ async def _blobs(connection: Connection, settings: Settings) -> list[CheckResult
         async with open_blobs(settings, settings.database_url or "") as blobs:
             same = await identity_matches(connection, blobs)
     except (OSError, Unavailable, BucketUnusable, BadLocation):
-        return []  # another check tells why they cannot be used
+        return []  # another check reports why they cannot be used
     place = describe_blob_location(settings)
     if same is False:
         told = f"{place} does not hold the bytes of this database"

@@ -139,7 +139,7 @@ def _tell(ready: Ready, settings: Settings) -> None:
         console.print_line("  try      uptrail upload ./folder --wait")
 
 
-# A process of a server of several; `interfaces.bootstrap.processes` starts it, nobody types it.
+# Child process of `uptrail serve --processes`, started by `interfaces.bootstrap.processes`.
 
 
 def child_main() -> int:

@@ -21,7 +21,7 @@ from interfaces.common.api_types import (
     WebhookResponse,
 )
 
-# Webhooks and deliveries as the API tells them, and how they are told to people.
+# Text for webhooks and deliveries.
 
 
 def health_label(webhook: WebhookResponse) -> str:
@@ -241,9 +241,7 @@ async def _newest(client: Client, id: str, limit: int) -> list[DeliveryResponse]
     return [row async for row in client.pages(path, DeliveryResponse, {}, limit=limit, latest=True)]
 
 
-# `uptrail webhook deliveries` and `redeliver`: what a webhook was told, and telling it again.
-#
-# The whole command is imported from here, so that these two are among its others.
+# `uptrail webhook deliveries` and `redeliver`.
 
 
 @app.command

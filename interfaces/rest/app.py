@@ -115,9 +115,9 @@ OPERATIONS: tuple[Operation, ...] = (
 
 
 def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Application:
-    """The application for these services; `vitals` are what `/metrics` tells of the other parts.
+    """Build the web application for these services, to be run by `interfaces.common.server.Runner`.
 
-    To be run by `interfaces.common.server.Runner`.
+    `vitals` are the values of `/metrics` about the other components of the process.
     """
     middlewares = (
         correlation_middleware,
@@ -149,7 +149,7 @@ def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Ap
 
 @web.middleware
 async def options_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """OPTIONS tells the methods of a path, where the path does not say more by itself."""
+    """Answer OPTIONS with the methods of the path, unless the path has a handler for it."""
     try:
         return await handler(request)
     except web.HTTPMethodNotAllowed as refusal:

@@ -1,6 +1,6 @@
-"""Where the services of `http` steps fetch the bytes, and say how far they are or what came out.
+"""Routes for the services of `http` steps: read the bytes, report progress, a result or an error.
 
-There is no key here: the last part of the path is a secret that one service knows for one attempt.
+They take no API key: the last segment of the path is a secret for one attempt of one service.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ PAGE = 1000  # events
 MAX_PAGE_BYTES = 256 * 1024  # about: of a page, which a client may be slow to read
 STREAMED = 250  # events in memory at a time
 
-# Where the bytes lie is nobody's business outside.
+# `blob` is the location in the blob store, which is internal; the others have their own fields.
 _HIDDEN = frozenset({"type", "at", "by", "blob"})
 
 Source: TypeAlias = Callable[[int, int], Awaitable[Sequence[RecordedEvent]]]
@@ -79,9 +79,9 @@ async def of_batch(request: web.Request) -> web.StreamResponse:
 
 
 async def of_webhook(request: web.Request) -> web.StreamResponse:
-    """Who added, changed, rotated, disabled and enabled it; also of one that was removed.
+    """Return the history of a webhook, also of a removed one.
 
-    For operators alone, as everything of webhooks: their addresses may hold tokens.
+    For operators only, as all routes of webhooks: their addresses may contain tokens.
     """
     require(request, *OPERATOR_SCOPES)
     webhook = await load_webhook(request, path_id(request), also_removed=True)
@@ -166,7 +166,7 @@ def _page(
 
 
 def _fitting(request: web.Request, events: Sequence[RecordedEvent]) -> int:
-    """How many of the events, at least one, fit into a page."""
+    """Return the number of events that fit into a page: at least one."""
     size = 0
     for count, recorded in enumerate(events):
         size += len(_encode(history_item(recorded, principal_of(request))))

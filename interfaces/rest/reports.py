@@ -97,7 +97,7 @@ async def _pieces(rows: AsyncIterator[ReportRow]) -> AsyncIterator[list[ReportRo
 
 
 QUERY = ("only", "min_position")
-MAX_CONCURRENT_REPORTS = 4  # reports that one process tells: each holds a snapshot of the database
+MAX_CONCURRENT_REPORTS = 4  # of one process: each holds a snapshot of the database
 PATIENCE = 30.0  # seconds that a reader may take for one piece
 
 
@@ -106,7 +106,7 @@ class ReportFilter(StrEnum):
 
 
 class ReportLimiter:
-    """How many reports may be told at the same time."""
+    """Limit on the reports that a process sends at the same time."""
 
     def __init__(self) -> None:
         self.free = MAX_CONCURRENT_REPORTS

@@ -85,7 +85,7 @@ def _remember(request: web.Request, response: web.Response, token: str) -> None:
 
 
 def _secure(request: web.Request) -> bool:
-    """Whether the browser came by TLS, to us or to the proxy before us."""
+    """True if the browser connected by TLS, to this server or to the proxy in front of it."""
     return request.secure or request.headers.get("X-Forwarded-Proto", "") == "https"
 
 

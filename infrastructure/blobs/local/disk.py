@@ -91,10 +91,10 @@ def open_to_read(name: str, path: Path) -> tuple[int, int]:
         raise BlobMissing(f"no blob {name} is stored") from None
 
 
-# What a fast sender leaves in memory is written out while more arrives: no sync waits for much.
+# Bytes of a fast sender are written back while more arrive, so that a sync has little to write.
 #
-# Without this a sync, and whoever wants to take the upload over, would wait until the disk has
-# all that came since the last checkpoint, which may be hundreds of megabytes.
+# Otherwise a sync, and a takeover of the upload, would wait until the disk has all bytes since
+# the last checkpoint, which may be hundreds of megabytes.
 
 WINDOW = 4 * 1024 * 1024  # bytes that are written out together
 AT_ONCE = 2  # windows of one blob; the next one waits for the first of them
@@ -167,7 +167,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
-# Has the kernel write a file out long before anybody syncs it, so that a sync has little to do.
+# Start of writeback by the kernel long before a sync, so that the sync has little to write.
 
 _WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4  # flags of sync_file_range(2)
 _CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.ESPIPE})  # as some file systems answer

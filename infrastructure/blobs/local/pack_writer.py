@@ -52,7 +52,7 @@ class OpenPack:
         self._name = name
         self._blocks = 0  # that are durable
         self.descriptor = os.open(path, _NEW, NEW_FILE)
-        try_lock(self.descriptor)  # nobody else knows of it
+        try_lock(self.descriptor)  # free: no other process knows the new file
         try:
             sync_folder(path.parent)
         except BaseException:

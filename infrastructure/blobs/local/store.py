@@ -302,7 +302,7 @@ class LocalBlobStore:
 
     async def finish(self, name: str, size: int) -> None:
         path = self._path(name)
-        if writer := self._writers.get(name):  # it alone may have been told of an error
+        if writer := self._writers.get(name):  # the kernel may have reported an error to it alone
             await writer.require_sound()
         await self._run(lambda: finish(name, path, size))
 
@@ -329,9 +329,7 @@ class LocalBlobStore:
         await self._ensure_shard(path.parent)
         loop = asyncio.get_running_loop()
         putting = loop.run_in_executor(self._threads, write_atomically, path, content)
-        with (
-            translate_os_errors()
-        ):  # a caller that is cancelled meanwhile leaves nothing that nobody would free
+        with translate_os_errors():  # if the caller is cancelled, the file is deleted again
             await shield_result(putting, lambda _: path.unlink(missing_ok=True))
 
     async def put_many(self, blobs: Mapping[str, bytes]) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ import structlog
 
 from application.errors import StorageFull, Unavailable
 
-# The errors of S3, told in the words of the ports.
+# Translation of the errors of S3 to those of the ports.
 
 _NO_ROOM = frozenset({"QuotaExceeded", "StorageFull", "XMinioStorageFull", "507"})
 _REFUSED = frozenset(

@@ -84,7 +84,7 @@ class PostgresLocks:
         taking = asyncio.ensure_future(self._take(name))
         try:
             return await asyncio.shield(taking)
-        except asyncio.CancelledError:  # a lock that comes all the same is nobody's
+        except asyncio.CancelledError:  # release the lock if it is acquired all the same
             with suppress(Unavailable):
                 if lock := await taking:
                     await lock.release()

@@ -77,7 +77,7 @@ class Inventory:
             if pending.began >= before or upload_id_from_blob_name(pending.name) is None:
                 continue
             lock = await self._locks.take(pending.name)
-            if lock is None:  # somebody is at work on it
+            if lock is None:  # in use by a writer
                 continue
             try:
                 blob = (await stat(self._bucket, pending.name)).blob
@@ -147,9 +147,9 @@ async def _stream(
                 yield chunk
 
 
-PATIENCE = 5.0  # seconds that a deletion waits for whoever is still writing
+PATIENCE = 5.0  # seconds that a deletion waits for a writer
 PUTS_AT_ONCE = 16
-GLANCE = 0.05  # seconds between two looks whether it still is
+GLANCE = 0.05  # seconds between two checks of the writer
 
 
 class S3BlobStore:

@@ -65,7 +65,7 @@ def _publish(package: Path, published: Path) -> None:
     if libraries.is_dir():
         shutil.copytree(libraries, copy / libraries.name, symlinks=True)
     _open_to_all(copy)
-    os.sync()  # before the name says that all of it is there
+    os.sync()  # before the rename, which marks the copy as complete
     copy.rename(published)
 
 

@@ -136,14 +136,14 @@ def _listed_by_ps() -> Iterator[tuple[int, str]]:
         yield int(pid), rest
 
 
-# What PostgreSQL is told: what a user may tune in postgresql.conf, and what always holds.
+# Parameters of PostgreSQL: those that a user may tune in postgresql.conf, and fixed ones.
 
 # Written into postgresql.conf when the cluster is made: fit for a laptop, the user's to tune.
 INITIAL: Final = {
     "shared_buffers": "128MB",
     "max_connections": "200",
     "max_wal_size": "1GB",
-    "wal_level": "minimal",  # nobody replicates it
+    "wal_level": "minimal",  # no replication
     "max_wal_senders": "0",
     "max_logical_replication_workers": "0",
     "jit": "off",
@@ -219,7 +219,7 @@ class Cluster(msgspec.Struct, frozen=True):
         if not self.home.upkeep.exists():  # a cluster of an earlier version
             self._grant_upkeep(self.home.cluster)
             write_file_atomically(self.home.upkeep, b"granted\n", mode=0o644)
-        if not self.home.password.exists():  # lost: whoever can read the files may set another
+        if not self.home.password.exists():  # lost: the owner of the files may set another
             password = _new_password(self.home)
             self._execute(self.home.cluster, _NEW_PASSWORD.format(password=password))
 
@@ -239,7 +239,7 @@ class Cluster(msgspec.Struct, frozen=True):
         shutil.rmtree(unfinished)
 
     def _initdb(self, unfinished: Path) -> None:
-        # The superuser needs a password, and no rule lets it in: nobody keeps this one.
+        # initdb requires a superuser password; pg_hba.conf never accepts it, so it is not kept.
         superuser = unfinished / "superuser"
         write_file_atomically(superuser, secrets.token_urlsafe(32).encode())
         self.account.own(superuser)

@@ -60,7 +60,7 @@ def launch(cluster: Cluster, socket_folder: Path) -> Popen[bytes]:
         process = spawn(command, cluster.account, log=log, lease=cluster.lease)
     finally:
         os.close(log)
-    # Collects its exit status, whoever ends it and whenever.
+    # Reaps the postmaster whenever it exits, so that it does not remain as a zombie.
     threading.Thread(target=process.wait, name="uptrail-postgres-exit", daemon=True).start()
     return process
 

@@ -308,7 +308,7 @@ class EmbeddedPostgres:
             try:
                 return start_server(home, runner)
             except BaseException:
-                with suppress(EmbeddedPostgresError):  # the first one says more
+                with suppress(EmbeddedPostgresError):  # the first error is the useful one
                     self._leave(membership)
                 raise
 

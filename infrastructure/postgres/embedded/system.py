@@ -142,7 +142,7 @@ def _no_user(reason: str) -> EmbeddedPostgresError:
     )
 
 
-# Folders and files made so that nobody else can have prepared them, and whole or not at all.
+# Folders and files that no other user can have prepared, created completely or not at all.
 
 SYSTEM_FOLDER = Path("/var/lib/uptrail")
 PORT: Final = 5432

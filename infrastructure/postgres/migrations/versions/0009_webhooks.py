@@ -65,7 +65,7 @@ _STATEMENTS = (
         PRIMARY KEY (webhook, lane))""",
     "CREATE INDEX lanes_webhook_due_at_idx ON webhooks.lanes (webhook, due_at)",
     "CREATE INDEX lanes_leased_idx ON webhooks.lanes (webhook) WHERE lease IS NOT NULL",
-    # There is no webhook yet: what is in the log already is to be told to nobody.
+    # There is no webhook yet: events that are in the log already are delivered to none.
     """INSERT INTO notification_tracking
         SELECT 'webhooks', coalesce(max(notification_id), 0) FROM stored_events""",
 )

@@ -17,7 +17,7 @@ _STATEMENTS = (
         made_at timestamptz NOT NULL DEFAULT now(),
         destroyed_at timestamptz)""",
     "CREATE UNIQUE INDEX owner_keys_one_idx ON audit.owner_keys (owner) WHERE key IS NOT NULL",
-    # `key` is cleared, never deleted: the row says that what it encrypted was erased, and when.
+    # `key` is cleared, the row stays: it records that what the key encrypted was erased, and when.
     """CREATE TABLE audit.erasures (
         id uuid PRIMARY KEY,
         owner text NOT NULL,
