@@ -29,7 +29,7 @@ from domain.upload.events import UploadCancelled, UploadErased, UploadExpired
 from domain.upload.state import GONE, UploadState
 
 BY = "sweeper"
-CHUNK = 500  # uploads per step
+MAX_UPLOADS_PER_STEP = 500  # uploads per step
 
 FREEING = tuple(topic_of(event) for event in (UploadCancelled, UploadExpired, UploadErased))
 
@@ -81,7 +81,9 @@ class Sweeper:
 
         Raises TooManyConflicts, Unavailable.
         """
-        found = await self._standings.idle(self._now() - timedelta(seconds=self.expiry), CHUNK)
+        found = await self._standings.idle(
+            self._now() - timedelta(seconds=self.expiry), MAX_UPLOADS_PER_STEP
+        )
         expired = 0
         for idle in found:
             context = CommandContext(BY, self._now())
@@ -97,10 +99,10 @@ class Sweeper:
         head = await self._log.head()
         if head <= after:
             return after
-        events = await self._log.read(after, limit=CHUNK, topics=FREEING)
+        events = await self._log.read(after, limit=MAX_UPLOADS_PER_STEP, topics=FREEING)
         for recorded in events:
             await self._free(recorded)
-        return head if len(events) < CHUNK else events[-1].position
+        return head if len(events) < MAX_UPLOADS_PER_STEP else events[-1].position
 
     async def clear(self, part: int) -> SweepResult:
         """Delete blobs that a crash or a late client left in a partition of the store.
@@ -112,8 +114,8 @@ class Sweeper:
         orphans: list[str] = []
         stored = await self._inventory.stale(part, self._orphan_age)
         named = [(name, upload) for name in stored if (upload := upload_id_from_blob_name(name))]
-        for start in range(0, len(named), CHUNK):
-            for name, id in await self._suspects(named[start : start + CHUNK]):
+        for start in range(0, len(named), MAX_UPLOADS_PER_STEP):
+            for name, id in await self._suspects(named[start : start + MAX_UPLOADS_PER_STEP]):
                 verdict = await self._verdict(name, id)
                 if verdict is not None:
                     await self._blobs.delete(name)

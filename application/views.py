@@ -217,7 +217,7 @@ def _sum(batch: BatchView, *states: UploadState) -> int:
 
 # Time travel: rows as they were, folded in memory by the projection of the read model.
 
-PAGE = 10_000  # events held in memory at a time
+EVENTS_PER_PAGE = 10_000  # events held in memory at a time
 
 Moment: TypeAlias = int | datetime
 """A position in the log, or a time (UTC)."""
@@ -282,10 +282,12 @@ async def _time_of(log: EventLog, at: Moment, batch: BatchView, now: datetime | 
 async def _rows_of(log: EventLog, stream: UUID, at: Moment) -> ReplayedRows:
     position = at if isinstance(at, int) else await log.position_at(at)
     rows, version = ReplayedRows(), 0
-    while events := await log.stream(stream, after=version, upto_position=position, limit=PAGE):
+    while events := await log.stream(
+        stream, after=version, upto_position=position, limit=EVENTS_PER_PAGE
+    ):
         rows.apply(events)
         version = events[-1].version
-        if len(events) < PAGE:
+        if len(events) < EVENTS_PER_PAGE:
             break
     return rows
 

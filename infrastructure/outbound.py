@@ -119,9 +119,9 @@ def _ipv4_address(host: str) -> IPv4Address:
 # the environment are not used and redirects are not followed, so nothing else chooses where a
 # request goes.
 
-CONNECTIONS = 64
-CONNECT = 10.0  # seconds
-MAX_ANSWER = 64 * 1024  # bytes
+MAX_CONNECTIONS = 64
+CONNECT_TIMEOUT = 10.0  # seconds
+MAX_RESPONSE_BYTES = 64 * 1024  # bytes
 
 
 class ResponseTooLarge(Exception):
@@ -154,9 +154,9 @@ class SafeHttpClient:
 
         Raises AnswerTooLong, and what `send` raises.
         """
-        reply = await self.send(url, body, headers, within, most=MAX_ANSWER)
+        reply = await self.send(url, body, headers, within, most=MAX_RESPONSE_BYTES)
         if not reply.whole:
-            raise ResponseTooLarge(f"the answer has more than {MAX_ANSWER} bytes")
+            raise ResponseTooLarge(f"the answer has more than {MAX_RESPONSE_BYTES} bytes")
         return reply.status, reply.body
 
     async def send(
@@ -170,7 +170,7 @@ class SafeHttpClient:
         destination = parse_destination(url)
         if not self._private:
             destination.require_public()
-        timeout = ClientTimeout(total=within, sock_connect=CONNECT)
+        timeout = ClientTimeout(total=within, sock_connect=CONNECT_TIMEOUT)
         try:
             return await self._exchange(destination.url, body, headers, timeout, most)
         except ClientConnectorError as error:
@@ -197,12 +197,12 @@ class SafeHttpClient:
 @asynccontextmanager
 async def open_safe_client(private: bool) -> AsyncIterator[SafeHttpClient]:
     connector = (
-        TCPConnector(resolver=ThreadedResolver(), limit=CONNECTIONS)
+        TCPConnector(resolver=ThreadedResolver(), limit=MAX_CONNECTIONS)
         if private
         else TCPConnector(
             resolver=PublicResolver(ThreadedResolver()),
             socket_factory=open_public_socket,
-            limit=CONNECTIONS,
+            limit=MAX_CONNECTIONS,
         )
     )
     async with ClientSession(

@@ -8,11 +8,11 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-PRIVATE = 0o600  # mode of a file that only its owner can open
+PRIVATE_FILE_MODE = 0o600  # mode of a file that only its owner can open
 
 
 def write_file_atomically(
-    file: Path, content: bytes, *, mode: int = PRIVATE, replace: bool = True
+    file: Path, content: bytes, *, mode: int = PRIVATE_FILE_MODE, replace: bool = True
 ) -> bool:
     """Write a file durably, with its name: readers find all of the content or none of it.
 
@@ -21,12 +21,12 @@ def write_file_atomically(
     """
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE_MODE)
     try:
         with os.fdopen(descriptor, "wb") as opened:
             opened.write(content)
             opened.flush()
-            if mode != PRIVATE:
+            if mode != PRIVATE_FILE_MODE:
                 os.chmod(draft, mode)
             os.fsync(descriptor)
         if replace:

@@ -21,7 +21,7 @@ from infrastructure.event_store.event_log import Aggregate, MixedStream, apply_e
 from infrastructure.event_store.reader import recorded_of
 from infrastructure.postgres.connection import Connection, fetch_rows
 
-PAGE = 500  # rows in memory at a time
+EVENTS_PER_PAGE = 500  # rows in memory at a time
 
 _KEYS = """SELECT id, secret_hash, owner, scope, label, batch, created_at, expires_at, revoked_at
 FROM api_keys WHERE id > %s ORDER BY id LIMIT %s"""
@@ -164,8 +164,10 @@ class AccessCheck:
     async def _check_owner_keys(self) -> None:
         """Check that owner keys exist unless the owner was erased: a lost key reads as erased."""
         wanted = list({*self._owner_keys, *self._destroyed})
-        for start in range(0, len(wanted), PAGE):
-            rows = await fetch_rows(self._connection, _OWNER_KEYS, wanted[start : start + PAGE])
+        for start in range(0, len(wanted), EVENTS_PER_PAGE):
+            rows = await fetch_rows(
+                self._connection, _OWNER_KEYS, wanted[start : start + EVENTS_PER_PAGE]
+            )
             for id, owner, is_null, destroyed_at in rows:
                 self._check_owner_key(id, owner, is_null, destroyed_at)
         for query, detail in (
@@ -174,7 +176,7 @@ class AccessCheck:
             (_UNOPENABLE, "is encrypted with the master key {}, which is destroyed or unknown"),
             (_UNDESTROYED, "was destroyed, but not the master key {} that encrypted it"),
         ):
-            for id, name in await fetch_rows(self._connection, query, PAGE):
+            for id, name in await fetch_rows(self._connection, query, EVENTS_PER_PAGE):
                 self._findings.add("owner_key_altered", "audit.owner_keys", id, detail.format(name))
 
     def _check_owner_key(self, id: UUID, owner: str, is_null: bool, destroyed_at: object) -> None:
@@ -228,6 +230,6 @@ class AccessCheck:
         self, query: LiteralString, first: object
     ) -> AsyncIterator[list[tuple[Any, ...]]]:
         last = first
-        while rows := await fetch_rows(self._connection, query, last, PAGE):
+        while rows := await fetch_rows(self._connection, query, last, EVENTS_PER_PAGE):
             yield rows
             last = rows[-1][0]

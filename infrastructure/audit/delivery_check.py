@@ -25,7 +25,7 @@ from infrastructure.event_store.reader import last_position_at, read_log
 from infrastructure.postgres.connection import Connection, fetch_rows
 from infrastructure.webhooks.dispatcher import batches_of_streams
 
-EVENTS = 1_000  # in memory at a time
+EVENTS_PER_PAGE = 1_000  # in memory at a time
 
 _ROWS = """SELECT webhook, position, lane, stream, version, type FROM webhooks.deliveries
 WHERE position > %s AND position <= %s"""
@@ -58,7 +58,7 @@ async def check_deliveries(
             roster.apply(earlier)
     kept = dict(await fetch_rows(connection, _KEPT))
     while position < through:
-        found = await read_log(connection, position, EVENTS, roster.topics(), codec)
+        found = await read_log(connection, position, EVENTS_PER_PAGE, roster.topics(), codec)
         found = [recorded for recorded in found if recorded.position <= through]
         events, change = split_at_webhook_change(found)
         expected = roster.match(
@@ -69,7 +69,7 @@ async def check_deliveries(
             expected += [asked] if (asked := plan_test_delivery(change)) else []
             roster.apply(change)
         else:
-            end = found[-1].position if len(found) == EVENTS else through
+            end = found[-1].position if len(found) == EVENTS_PER_PAGE else through
         await _compare(connection, findings, kept, expected, position, end)
         position = end
     return start

@@ -31,7 +31,7 @@ from infrastructure.webhooks.dispatcher import NAME as WEBHOOKS
 Row = TypeVar("Row")
 T = TypeVar("T")
 
-CHUNK = 2_000  # events in memory at a time
+ROWS_PER_CHUNK = 2_000  # events in memory at a time
 RETENTION = 14 * 24 * 3600.0  # seconds: the default of webhook_retention
 
 _FIRST = UUID(int=0)
@@ -168,7 +168,7 @@ async def _pages(
     """Events in the order of their streams, with the derived rows of those streams."""
     stream, version = _FIRST, -1
     while True:
-        found = await fetch_rows(connection, _EVENTS, stream, version, CHUNK)
+        found = await fetch_rows(connection, _EVENTS, stream, version, ROWS_PER_CHUNK)
         if not found:
             return
         await codec.load_keys(row[4] for row in found)

@@ -249,8 +249,8 @@ class LastSealFile:
 
 # Makes the next seal: reads what was recorded since the last, signs, and files it.
 
-MOST = 16_384  # events under one seal
-CHUNK = 500  # events that are read and hashed at a time
+MAX_SEAL_EVENTS = 16_384  # events under one seal
+EVENTS_PER_READ = 500  # events that are read and hashed at a time
 
 WITNESS_FILE = "seal.last"
 
@@ -355,8 +355,8 @@ def make_last_seal_file(settings: Settings) -> LastSealFile:
 
 async def _entries_beyond(connection: Connection, after: int) -> list[SealedEntry]:
     entries: list[SealedEntry] = []
-    while len(entries) < MOST:
-        limit = min(CHUNK, MOST - len(entries))
+    while len(entries) < MAX_SEAL_EVENTS:
+        limit = min(EVENTS_PER_READ, MAX_SEAL_EVENTS - len(entries))
         found = await events(connection, after, NO_END, limit)
         entries += (stored.entry for stored in found)
         if len(found) < limit:
@@ -378,7 +378,7 @@ async def seal_at_intervals(url: str, sealer: Sealer, interval: float) -> None:
         while True:
             began = loop.time()
             seal = await sealer.seal(connection)
-            full = seal is not None and seal.count == MOST
+            full = seal is not None and seal.count == MAX_SEAL_EVENTS
             # A log of millions of events that was never sealed costs half a core at most.
             await asyncio.sleep(loop.time() - began if full else interval)
 

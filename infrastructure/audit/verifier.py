@@ -50,8 +50,8 @@ def _short(value: object) -> str:
 
 # The port `Seals`: pages of seals, and exports that can be verified without this server.
 
-CHUNK = 250  # events in memory at a time
-PAGE = 100  # seals
+EVENTS_PER_EXPORT_CHUNK = 250  # events in memory at a time
+SEALS_PER_QUERY = 100  # seals
 
 
 class PostgresSeals:
@@ -101,7 +101,7 @@ class PostgresSeals:
     async def _events(self, after: int, through: int) -> AsyncIterator[list[StoredEventRow]]:
         while after < through:
             async with self._pool.connection() as connection:
-                found = await sealer.events(connection, after, through, CHUNK)
+                found = await sealer.events(connection, after, through, EVENTS_PER_EXPORT_CHUNK)
             if not found:
                 return
             yield found
@@ -154,7 +154,7 @@ class _Prover:
             self._trees[seal.number] = under
         self._under = under
         rotations: list[AuditSeal] = []
-        while page := await sealer.rotations(connection, self._sent, seal.number, PAGE):
+        while page := await sealer.rotations(connection, self._sent, seal.number, SEALS_PER_QUERY):
             rotations += page
             self._sent = page[-1].number
         self._sent = seal.number
@@ -174,7 +174,6 @@ class _Prover:
 
 # Comparison of the log with its seals, from the first event to the last sealed one.
 
-MOST = 100  # findings after which the comparison stops
 SEALS_PER_PAGE = 100  # seals in memory at a time
 EVENTS_PER_CHUNK = 1_000  # events in memory at a time
 
@@ -222,7 +221,7 @@ async def verify_seals(
         findings += kept.compare(seal)
         findings += await _compared(connection, seal)
         seals, events = seals + 1, events + seal.count
-        if len(findings) >= MOST:
+        if len(findings) >= MAX_FINDINGS:
             break
     else:
         findings += follower.end()
@@ -234,7 +233,7 @@ async def verify_seals(
         events=events,
         through=through,
         unsealed=row[0] if row else 0,
-        findings=sorted(findings, key=lambda finding: finding.position)[:MOST],
+        findings=sorted(findings, key=lambda finding: finding.position)[:MAX_FINDINGS],
     )
 
 
@@ -280,7 +279,7 @@ async def _compared(connection: Connection, seal: AuditSeal) -> Sequence[Finding
     """Yield differences of events to the entries of a seal, and of these to its root."""
     listed = await sealer.entries_of(connection, seal.number)
     entries = list(unpack_entries(listed)) if len(listed) % SIZE == 0 else []
-    comparison = SealDiff(seal.number, entries, MOST)
+    comparison = SealDiff(seal.number, entries, MAX_FINDINGS)
     after = seal.after if seal.after else _BELOW
     while found := await sealer.events(connection, after, seal.through, EVENTS_PER_CHUNK):
         for stored in found:

@@ -59,9 +59,9 @@ async def record_revoked(connection: Connection, key: Key, by: str) -> None:
     )
 
 
-REMEMBERED_FOR = 1.0  # seconds: how long a revoked key may live on in another process
-MOST_REMEMBERED = 4096
-MOST_LISTED = 10_000
+KEY_CACHE_SECONDS = 1.0  # seconds: how long a revoked key may live on in another process
+MAX_CACHED_KEYS = 4096
+MAX_LISTED_KEYS = 10_000
 
 _COLUMNS = SQL("id, owner, scope, label, batch, created_at, expires_at, revoked_at")
 _INSERT = SQL(
@@ -76,7 +76,7 @@ _SELECT = SQL("SELECT {} FROM api_keys WHERE id = %s").format(_COLUMNS)
 _LIST = SQL(
     """SELECT {} FROM api_keys WHERE %s::text IS NULL OR owner = %s
     ORDER BY created_at DESC, id LIMIT {}"""
-).format(_COLUMNS, MOST_LISTED)
+).format(_COLUMNS, MAX_LISTED_KEYS)
 _LOCK = SQL(
     "SELECT {} FROM api_keys WHERE id = %s AND (%s::text IS NULL OR owner = %s) FOR UPDATE"
 ).format(_COLUMNS)
@@ -132,10 +132,10 @@ class PostgresKeys:
         if row is None or not compare_digest(row[-1], token_hash(parts.secret)):
             return None
         principal = _principal(_key(row))
-        while len(remembered) >= MOST_REMEMBERED:
+        while len(remembered) >= MAX_CACHED_KEYS:
             del remembered[next(iter(remembered))]
         remembered.pop(digest, None)
-        remembered[digest] = (asked_at + REMEMBERED_FOR, principal)
+        remembered[digest] = (asked_at + KEY_CACHE_SECONDS, principal)
         return principal
 
     async def find(self, id: str) -> Key | None:

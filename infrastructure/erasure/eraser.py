@@ -23,7 +23,7 @@ from application.ports.audit import Erasure
 from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog
 from domain.errors import InvalidState
-from infrastructure.erasure.keyring import FRESH, mark_done, pending_erasures
+from infrastructure.erasure.keyring import KEY_CACHE_SECONDS, mark_done, pending_erasures
 from infrastructure.erasure.master_keys import MasterKeys, OwnerKeyCopies
 from infrastructure.erasure.wrapped_keys import destroy_masters_of
 from infrastructure.event_store.committer import APPEND_TIMEOUT
@@ -33,10 +33,10 @@ from infrastructure.read_model.rebuild import rebuild
 
 # Whoever did not hear yet that the owner is being erased may still begin something new, and wait to
 # have it recorded: so long nothing is collected.
-SETTLE = FRESH + APPEND_TIMEOUT + 5.0  # seconds
+SETTLE_SECONDS = KEY_CACHE_SECONDS + APPEND_TIMEOUT + 5.0  # seconds
 
-LOOK = 0.05  # seconds between two looks at how far the read model is
-CHUNK = 500  # uploads, or batches, that one step takes on
+READ_MODEL_POLL_INTERVAL = 0.05  # seconds between two looks at how far the read model is
+ROWS_PER_STEP = 500  # uploads, or batches, that one step takes on
 STEP_PAUSE = 0.25  # seconds between two steps of erasures
 POLL_INTERVAL = 2.0  # seconds between two queries for erasures that were requested
 MAX_CONCURRENT_ERASURES = 100
@@ -97,7 +97,7 @@ class Eraser:
         self._blobs = blobs
         self._masters = masters
         self._now = now
-        self._settle = timedelta(seconds=SETTLE if settle is None else settle)
+        self._settle = timedelta(seconds=SETTLE_SECONDS if settle is None else settle)
 
     async def step(self, connection: Connection, *erasures: Erasure) -> bool:
         """Execute the next steps; return whether all erasures are finished.
@@ -123,7 +123,7 @@ class Eraser:
             return False
         await self._scrub(connection, erasure)
         # Until then others may still have the keys at hand, and write down what they know.
-        await asyncio.sleep(FRESH)
+        await asyncio.sleep(KEY_CACHE_SECONDS)
         await self._scrub(connection, erasure)
         return await self._reflected(connection) and not await self._left(connection, erasure)
 
@@ -143,7 +143,7 @@ class Eraser:
 
     async def _call_off(self, connection: Connection, erasure: Erasure) -> bool:
         """Cancel running batches, which the orchestrator completes; return whether some run."""
-        cursor = await connection.execute(_RUNNING, (erasure.owner, CHUNK))
+        cursor = await connection.execute(_RUNNING, (erasure.owner, ROWS_PER_STEP))
         running = await cursor.fetchall()
         for id, state in running:
             if state != "cancelling":
@@ -154,7 +154,7 @@ class Eraser:
 
     async def _erase_uploads(self, connection: Connection, erasure: Erasure) -> bool:
         """Erase uploads, blobs first; return whether there were any."""
-        cursor = await connection.execute(_UPLOADS, (erasure.owner, CHUNK))
+        cursor = await connection.execute(_UPLOADS, (erasure.owner, ROWS_PER_STEP))
         found = await cursor.fetchall()
 
         async def erase(id: UUID, blob: str | None, artifacts: dict[str, str]) -> None:
@@ -179,7 +179,7 @@ class Eraser:
                 all_ended = False
 
         while True:
-            cursor = await connection.execute(_BATCHES, (erasure.owner, after, CHUNK))
+            cursor = await connection.execute(_BATCHES, (erasure.owner, after, ROWS_PER_STEP))
             found = [row[0] for row in await cursor.fetchall()]
             if not found:
                 return all_ended
@@ -207,7 +207,7 @@ class Eraser:
             row = await (await connection.execute(_REFLECTED)).fetchone()
             if row is not None and row[0] >= head:
                 return True
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(READ_MODEL_POLL_INTERVAL)
         return False
 
     def _context(self, erasure: Erasure) -> CommandContext:
@@ -246,7 +246,7 @@ READ_MODEL: tuple[LiteralString, ...] = (
 )
 MAX_REWRITTEN = 256 * 1024 * 1024  # bytes: a larger table is vacuumed in place
 LOCK_TIMEOUT = "500ms"  # for which readers may have to queue behind a rewrite
-TRIES = 20
+MAX_REWRITE_TRIES = 20
 MAX_SEGMENTS = 256  # of the WAL that are overwritten: 4 GiB
 
 _SIZE = "SELECT pg_total_relation_size(%s::regclass)"
@@ -301,7 +301,7 @@ async def _rewrite_table(connection: Connection, table: LiteralString) -> None:
 
 async def _patiently(connection: Connection, statement: LiteralString) -> bool:
     """Retry with a short lock timeout; return whether it succeeded."""
-    for _ in range(TRIES):
+    for _ in range(MAX_REWRITE_TRIES):
         try:
             async with _lock_timeout(connection):
                 await connection.execute(statement)

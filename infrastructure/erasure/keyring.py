@@ -123,9 +123,11 @@ async def _erasures(connection: Connection, query: Any, values: Any) -> list[Era
     return [Erasure(**dict(zip(names, row, strict=True))) for row in await cursor.fetchall()]
 
 
-FRESH = 5.0  # seconds after which a key is asked for anew: it may have been destroyed elsewhere
-KNOWN = 10_000  # owners, and keys, that are remembered
-NONCE = 12  # bytes
+KEY_CACHE_SECONDS = (
+    5.0  # seconds after which a key is asked for anew: it may have been destroyed elsewhere
+)
+MAX_CACHED_KEYS = 10_000  # owners, and keys, that are remembered
+NONCE_BYTES = 12  # bytes
 
 # Refused where the master key was replaced meanwhile: then it is tried again with the new one.
 _NEW = """WITH master AS (
@@ -147,7 +149,7 @@ WHERE k.id = ANY(%s) AND k.destroyed_at IS NULL"""
 _SELECT_DESTROYED = """SELECT id FROM audit.owner_keys
 WHERE id = ANY(%s) AND destroyed_at IS NOT NULL"""
 
-TRIES = 5  # of looking up keys while their master key is being replaced
+MAX_CREATE_TRIES = 5  # of looking up keys while their master key is being replaced
 RETRY_PAUSE = 0.2  # seconds
 UNREADABLE = "the keys of owners cannot be read"
 
@@ -182,14 +184,14 @@ class _Memory(Generic[K, V]):
 
     def stale(self, wanted: Collection[K]) -> list[K]:
         """Those not heard of for a while."""
-        oldest = self._clock() - FRESH
+        oldest = self._clock() - KEY_CACHE_SECONDS
         heard = self._heard
         return [one for one in wanted if one not in heard or heard[one][1] < oldest]
 
     def hear(self, one: K, value: V) -> None:
         self._heard[one] = (value, self._clock())
         self._heard.move_to_end(one)
-        if len(self._heard) > KNOWN:
+        if len(self._heard) > MAX_CACHED_KEYS:
             self._heard.popitem(last=False)
 
     def __getitem__(self, one: K) -> V:
@@ -218,7 +220,7 @@ class Keyring:
                 )
 
     def encrypt(self, owner: str, content: bytes) -> EncryptedFields:
-        known, nonce = self._owners[owner], os.urandom(NONCE)
+        known, nonce = self._owners[owner], os.urandom(NONCE_BYTES)
         return EncryptedFields(known.id, nonce + known.key.encrypt(nonce, content, None))
 
     async def load_keys(self, keys: Collection[UUID]) -> None:
@@ -230,7 +232,7 @@ class Keyring:
         if key is None:
             return None
         try:
-            return key.decrypt(fields.box[:NONCE], fields.box[NONCE:], None)
+            return key.decrypt(fields.box[:NONCE_BYTES], fields.box[NONCE_BYTES:], None)
         except InvalidTag:
             raise ValueError("they are not what was encrypted") from None
 
@@ -239,7 +241,7 @@ class Keyring:
 
         Raises Unavailable.
         """
-        for left in reversed(range(TRIES)):
+        for left in reversed(range(MAX_CREATE_TRIES)):
             try:
                 async with self._pool.connection(message=UNREADABLE) as connection:
                     await look(connection)
@@ -301,6 +303,6 @@ class Keyring:
             for key, content in zip(keys, contents, strict=True):
                 self._opened[key.id] = (key.content, AESGCM(opened_for(key.id, content)))
         found = {key.id: self._opened[key.id][1] for key in wrapped}
-        while len(self._opened) > KNOWN:
+        while len(self._opened) > MAX_CACHED_KEYS:
             self._opened.popitem(last=False)
         return found

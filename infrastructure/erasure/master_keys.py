@@ -74,7 +74,7 @@ def sanitized(id: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in id)[-100:]
 
 
-NONCE = 12  # bytes
+NONCE_BYTES = 12  # bytes
 COMMAND_TIMEOUT = 30.0  # seconds for one run of the user's command
 MAX_ID = 200  # characters
 
@@ -117,7 +117,7 @@ class FileMasterKeys:
 
     async def encrypt(self, id: str, contents: Sequence[bytes]) -> list[bytes]:
         key = await asyncio.to_thread(self._read, id)
-        nonces = (os.urandom(NONCE) for _ in contents)
+        nonces = (os.urandom(NONCE_BYTES) for _ in contents)
         return [
             nonce + key.encrypt(nonce, content, None)
             for nonce, content in zip(nonces, contents, strict=False)
@@ -126,7 +126,10 @@ class FileMasterKeys:
     async def decrypt(self, id: str, contents: Sequence[bytes]) -> list[bytes]:
         key = await asyncio.to_thread(self._read, id)
         try:
-            return [key.decrypt(content[:NONCE], content[NONCE:], None) for content in contents]
+            return [
+                key.decrypt(content[:NONCE_BYTES], content[NONCE_BYTES:], None)
+                for content in contents
+            ]
         except (InvalidTag, ValueError):
             raise NoMasterKey(f"the master key {id} does not open what it encrypted") from None
 

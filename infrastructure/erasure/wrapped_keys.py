@@ -16,7 +16,7 @@ import structlog
 from infrastructure.erasure.master_keys import MasterKeys, NoMasterKey, OwnerKeyCopies, OwnerKeyCopy
 from infrastructure.postgres.connection import Connection, fetch_rows
 
-CHUNK = 500  # keys of owners that are encrypted anew in one transaction
+KEYS_PER_CHUNK = 500  # keys of owners that are encrypted anew in one transaction
 
 _PROOF = b"uptrail master key"
 
@@ -181,7 +181,7 @@ async def _replace(connection: Connection, masters: MasterKeys, old: str) -> Non
 async def _rewrap(connection: Connection, masters: MasterKeys, new: str) -> bool:
     """Encrypt the next keys with the new master key; return whether there were any."""
     async with connection.transaction():
-        found = await fetch_rows(connection, _OTHERWISE, new, CHUNK)
+        found = await fetch_rows(connection, _OTHERWISE, new, KEYS_PER_CHUNK)
         by_master: dict[str, list[tuple[UUID, bytes]]] = {}
         for id, wrapped, master in found:
             by_master.setdefault(master, []).append((id, wrapped))
@@ -195,7 +195,7 @@ async def _wrap_all(connection: Connection, masters: MasterKeys) -> None:
     wrapped = 0
     while True:
         async with connection.transaction():
-            found = await fetch_rows(connection, _UNWRAPPED, CHUNK)
+            found = await fetch_rows(connection, _UNWRAPPED, KEYS_PER_CHUNK)
             if not found:
                 break
             master = await current_master(connection)

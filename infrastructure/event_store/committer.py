@@ -215,9 +215,7 @@ async def resolve_ambiguous(
     async with connection.transaction():
         for session in {sending.session for sending in sent}:
             await connection.execute(_END_SESSION, (COMMITTER_SESSIONS, session))
-            await connection.execute(
-                "SELECT pg_advisory_xact_lock(%s, %s)", (COMMITTER_SESSIONS, session)
-            )
+            await connection.execute(_AWAIT_END, (COMMITTER_SESSIONS, session))
         await LOG_LOCK.acquire_in_transaction(connection)
         outcomes = [await _outcome(connection, sending.placed) for sending in sent]
         if any(outcomes):
@@ -251,11 +249,11 @@ async def _answered(connection: Connection, placed: AcceptedAppend) -> AppendRes
     return None if row is None else AppendResult(row[0], placed.versions)
 
 
-GROUP = 500  # events a transaction, unless a single append has more
-WAITING = 20_000  # events that may wait
+MAX_GROUP_EVENTS = 500  # events a transaction, unless a single append has more
+MAX_QUEUED_EVENTS = 20_000  # events that may wait
 APPEND_TIMEOUT = 25.0  # seconds an append waits for a log that cannot be reached, or is silent
-READ_ONLY_PATIENCE = 5.0  # seconds likewise, for a log that takes no writes
-LONGEST_BACKOFF = 1.0  # seconds
+READ_ONLY_TIMEOUT = 5.0  # seconds likewise, for a log that takes no writes
+MAX_BACKOFF = 1.0  # seconds
 
 # A process that is stopped while it holds the lock of the log must not stop the others.
 _SESSION_SETTINGS = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s'"
@@ -283,7 +281,7 @@ class GroupCommitter:
         self._url = url
         self._codec = codec
         self._patience = patience
-        self._room = AppendQueue(WAITING)
+        self._room = AppendQueue(MAX_QUEUED_EVENTS)
         self._connection: Connection | None = None
         self._exchange: LibpqPipeline | None = None
         self._session = 0
@@ -343,7 +341,7 @@ class GroupCommitter:
         try:
             while not self._closing or len(self._room):
                 await self._room.filled()
-                if group := self._room.take(GROUP):
+                if group := self._room.take(MAX_GROUP_EVENTS):
                     await self._commit(group)
                     await asyncio.sleep(0)  # lets the callers come back with what follows
         finally:
@@ -353,7 +351,7 @@ class GroupCommitter:
 
     async def _commit(self, group: list[PendingAppend]) -> None:
         """Every append of the group gets its result, however often the server goes away."""
-        backoff = Backoff(0.02, LONGEST_BACKOFF)
+        backoff = Backoff(0.02, MAX_BACKOFF)
         while group:
             try:
                 connection = await self._connected()
@@ -450,7 +448,7 @@ class GroupCommitter:
     def _spare(self, error: Exception) -> float:
         """The seconds by which appends are given up before their deadline."""
         read_only = isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
-        return max(0.0, self._patience - READ_ONLY_PATIENCE) if read_only else 0.0
+        return max(0.0, self._patience - READ_ONLY_TIMEOUT) if read_only else 0.0
 
     def _expire_late(self, group: list[PendingAppend], spare: float) -> list[PendingAppend]:
         now = asyncio.get_running_loop().time() + spare

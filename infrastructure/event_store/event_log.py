@@ -209,11 +209,11 @@ async def last_snapshot(connection: Connection, id: UUID) -> Snapshotted | None:
 
 # The port `EventLog`, on PostgreSQL.
 
-REMEMBERED = 20_000  # aggregates
-FRESH = 1.0  # seconds for which an aggregate is taken as current without looking
-PAGE = 10_000  # events read at once while an aggregate is loaded
-SNAPSHOT_EVERY = 100  # events of a stream
-SNAPSHOTS_AT_ONCE = 4
+MAX_CACHED_AGGREGATES = 20_000  # aggregates
+CACHE_FRESH_SECONDS = 1.0  # seconds for which an aggregate is taken as current without looking
+EVENTS_PER_PAGE = 10_000  # events read at once while an aggregate is loaded
+SNAPSHOT_INTERVAL_EVENTS = 100  # events of a stream
+MAX_CONCURRENT_SNAPSHOTS = 4
 
 _log = structlog.get_logger(__name__)
 
@@ -228,7 +228,7 @@ class PostgresEventLog:
         self._pool = pool
         self._committer = committer
         self._codec = codec
-        self._remembered = AggregateCache(REMEMBERED)
+        self._remembered = AggregateCache(MAX_CACHED_AGGREGATES)
         self._snapshots: set[asyncio.Task[None]] = set()
         self._id_secret: bytes | None = None
 
@@ -302,7 +302,12 @@ class PostgresEventLog:
         return {id: version for id, version in found.items() if version}
 
     async def stream(
-        self, id: UUID, *, after: int = 0, upto_position: int | None = None, limit: int = PAGE
+        self,
+        id: UUID,
+        *,
+        after: int = 0,
+        upto_position: int | None = None,
+        limit: int = EVENTS_PER_PAGE,
     ) -> Sequence[RecordedEvent]:
         async with self._connection() as connection:
             return await read_stream(connection, id, after, upto_position, limit, self._codec)
@@ -325,7 +330,7 @@ class PostgresEventLog:
     async def _load(self, id: UUID) -> Aggregate | None:
         now = asyncio.get_running_loop().time()
         known = self._remembered.get(id)
-        if known is None or now - known.at > FRESH:
+        if known is None or now - known.at > CACHE_FRESH_SECONDS:
             async with self._connection() as connection:
                 known = await self._catch_up(connection, id, known, now)
             if known is None:
@@ -343,7 +348,7 @@ class PostgresEventLog:
         snapshot = known.snapshot if known else after
         is_complete = known.is_complete if known else True
         while True:
-            page = await read_stream(connection, id, after, None, PAGE, self._codec)
+            page = await read_stream(connection, id, after, None, EVENTS_PER_PAGE, self._codec)
             for recorded in page:
                 if isinstance(recorded.event, UnknownEvent):
                     if aggregate is None:  # an aggregate of a later version
@@ -351,14 +356,14 @@ class PostgresEventLog:
                     is_complete = False
                 aggregate = apply_event(id, aggregate, recorded.event)
                 after = recorded.version
-            if len(page) < PAGE:
+            if len(page) < EVENTS_PER_PAGE:
                 return CachedAggregate(aggregate, now, snapshot, is_complete) if aggregate else None
 
     def _snapshot_if_due(self, known: CachedAggregate) -> None:
         """Writes the snapshot beside the caller's way, unless enough are being written."""
         aggregate = known.aggregate
-        due = known.is_complete and aggregate.version - known.snapshot >= SNAPSHOT_EVERY
-        room = len(self._snapshots) < SNAPSHOTS_AT_ONCE
+        due = known.is_complete and aggregate.version - known.snapshot >= SNAPSHOT_INTERVAL_EVENTS
+        room = len(self._snapshots) < MAX_CONCURRENT_SNAPSHOTS
         if due and room and isinstance(aggregate, Snapshotted):
             known.snapshot = aggregate.version
             task = asyncio.create_task(self._snapshot(aggregate), name="snapshot")

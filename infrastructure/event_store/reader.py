@@ -46,7 +46,9 @@ class _StateOfFirst(msgspec.Struct):
 
 _decode_first = msgspec.json.Decoder(_StateOfFirst).decode
 
-SKEW = 1000  # positions within which events may lie out of the order of their moments
+MAX_TIME_SKEW_POSITIONS = (
+    1000  # positions within which events may lie out of the order of their moments
+)
 
 
 async def read_stream(
@@ -128,8 +130,8 @@ async def last_position_at(connection: Connection, moment: datetime, codec: Code
             low = found[0].position
         else:
             high = middle
-    beyond = await read_log(connection, low, SKEW, None, codec)
-    before = await _read(connection, codec, _BACKWARDS, low, SKEW)
+    beyond = await read_log(connection, low, MAX_TIME_SKEW_POSITIONS, None, codec)
+    before = await _read(connection, codec, _BACKWARDS, low, MAX_TIME_SKEW_POSITIONS)
     for recorded in (*reversed(beyond), *before):
         if recorded.event.at <= moment:
             return recorded.position

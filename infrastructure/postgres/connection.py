@@ -28,7 +28,7 @@ Cursor: TypeAlias = AsyncCursor[TupleRow]
 T = TypeVar("T")
 
 # No statement of a request takes so long: it is answered or refused by then.
-ANSWER_TIMEOUT = 15.0  # seconds until a connection whose server is silent is closed
+RESPONSE_TIMEOUT = 15.0  # seconds until a connection whose server is silent is closed
 STATEMENT_TIMEOUT = "12s"  # after which a running server ends the statement itself
 PROBE_INTERVAL = 15.0  # seconds of silence after which the server of a long statement is probed
 
@@ -64,7 +64,7 @@ class TimedConnection(AsyncConnection[TupleRow]):
     TCP cannot detect this: the kernel of a server whose processes are stopped still acknowledges.
     """
 
-    answer_timeout = ANSWER_TIMEOUT
+    answer_timeout = RESPONSE_TIMEOUT
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

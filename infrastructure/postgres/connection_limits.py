@@ -10,7 +10,7 @@ import psycopg
 
 from infrastructure.postgres.connection import Connection, connect
 
-ANSWER_TIMEOUT = 5.0  # seconds in which a pooler with a free connection responds
+RESPONSE_TIMEOUT = 5.0  # seconds in which a pooler with a free connection responds
 
 # Superusers are exempt from all of these limits but the last.
 _LIMITS = """
@@ -77,7 +77,7 @@ async def open_at_once(url: str, number: int) -> int:
 
         async def add() -> None:
             connection = await connect(
-                url, name="probe", patient=False, answer_timeout=ANSWER_TIMEOUT
+                url, name="probe", patient=False, answer_timeout=RESPONSE_TIMEOUT
             )
             await stack.enter_async_context(connection)
 

@@ -23,8 +23,8 @@ CHANNELS = (LOG, READ_MODEL, UPLOADS, CREDENTIALS)
 
 POLL_INTERVAL = 1.0  # seconds after which a waiting reader reads although nothing was announced
 PROBE_INTERVAL = 10.0  # seconds without a notification after which the connection is checked
-FIRST_PAUSE = 0.05  # seconds between two attempts to connect
-LONGEST_PAUSE = 5.0
+MIN_BACKOFF = 0.05  # seconds between two attempts to connect
+MAX_BACKOFF = 5.0
 
 Callback: TypeAlias = Callable[[str], None]
 
@@ -100,7 +100,7 @@ class Listener:
         return lambda: self._callbacks[channel].remove(callback)
 
     async def _listen_for_ever(self) -> None:
-        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+        backoff = Backoff(MIN_BACKOFF, MAX_BACKOFF)
         while True:
             try:
                 connection = await connect(self._url, name="listener", patient=False)

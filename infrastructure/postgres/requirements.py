@@ -13,7 +13,7 @@ import psycopg
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.database_url import DURABLE, REQUIRED
 
-OLDEST = 14  # major version of PostgreSQL
+MIN_SERVER_VERSION = 14  # major version of PostgreSQL
 ROUNDS = 3  # of the pooling probe
 WRITES = "writes"  # the check that may fail for a while only
 
@@ -64,9 +64,13 @@ async def examine(url: str) -> list[Verdict]:
     """Check server, database, role and connection. Raises psycopg.Error, BadDatabaseUrl."""
     async with await connect(url, name="check", patient=False) as connection:
         number = connection.info.server_version
-        if number < OLDEST * 10_000:
+        if number < MIN_SERVER_VERSION * 10_000:
             detail = f"PostgreSQL {number // 10_000} is too old"
-            return [Verdict(Grade.FAIL, "database", detail, f"use PostgreSQL {OLDEST} or newer")]
+            return [
+                Verdict(
+                    Grade.FAIL, "database", detail, f"use PostgreSQL {MIN_SERVER_VERSION} or newer"
+                )
+            ]
         pooling = await _pooling(connection, url)
         if pooling.grade is Grade.FAIL:  # other settings read here may be another session's
             return [pooling]

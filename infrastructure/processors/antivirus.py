@@ -18,8 +18,8 @@ from infrastructure.processors.options import Options, parse_options
 # Source of the protocol: clamd(8), command INSTREAM: chunks with their length as four bytes in
 # network order, a chunk of length zero at the end, one answer that ends with a zero byte.
 
-CHUNK = 1024 * 1024  # bytes
-LONGEST_ANSWER = 4096  # bytes
+CHUNK_BYTES = 1024 * 1024  # bytes
+MAX_RESPONSE_BYTES = 4096  # bytes
 
 _CLEAN, _FOUND, _TOO_LARGE = " OK", " FOUND", "size limit exceeded"
 
@@ -99,10 +99,10 @@ async def _send(
     try:
         await loop.sock_sendall(line, b"zINSTREAM\0")
         async for content in chunks:
-            for at in range(0, len(content), CHUNK):
+            for at in range(0, len(content), CHUNK_BYTES):
                 if answering.done():
                     return sent
-                chunk = content[at : at + CHUNK]
+                chunk = content[at : at + CHUNK_BYTES]
                 async with asyncio.timeout(silence):
                     await loop.sock_sendall(line, len(chunk).to_bytes(4, "big") + chunk)
                 sent += len(chunk)
@@ -118,8 +118,8 @@ async def _answer(line: socket.socket) -> bytes:
     """Up to the zero byte at its end, or what there is of it."""
     answer = b""
     try:
-        while not answer.endswith(b"\0") and len(answer) < LONGEST_ANSWER:
-            part = await asyncio.get_running_loop().sock_recv(line, LONGEST_ANSWER)
+        while not answer.endswith(b"\0") and len(answer) < MAX_RESPONSE_BYTES:
+            part = await asyncio.get_running_loop().sock_recv(line, MAX_RESPONSE_BYTES)
             if not part:
                 break
             answer += part

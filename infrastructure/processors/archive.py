@@ -18,7 +18,7 @@ from infrastructure.processors.options import Options, parse_options
 
 MIB = 1024 * 1024
 INSPECT = "infrastructure.processors.archive_child:inspect"
-HEAD = 512  # bytes that tell what a file is
+HEAD_BYTES = 512  # bytes that tell what a file is
 
 _TAR_NAMES = (
     *(".tar", ".tgz", ".tar.gz", ".tbz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz"),
@@ -109,7 +109,7 @@ def _judged(kind: str, answer: dict[str, Any]) -> dict[str, Any]:
 
 async def _kind(subject: StepInput, bench: StepContext) -> tuple[str | None, bool]:
     """Return the format of the file, by its bytes first, and whether it may be no archive."""
-    head = b"".join([chunk async for chunk in bench.read(0, HEAD)])
+    head = b"".join([chunk async for chunk in bench.read(0, HEAD_BYTES)])
     name = subject.path.lower()
     if head.startswith(ZIP) or name.endswith(".zip"):
         return "zip", False

@@ -21,13 +21,13 @@ from infrastructure.processors.archive_rules import (
     Tally,
 )
 from infrastructure.processors.archive_streams import DecompressedStream, format_of
-from infrastructure.processors.archive_tar import BLOCK, inspect_tar, is_header
+from infrastructure.processors.archive_tar import BLOCK_SIZE, inspect_tar, is_header
 from infrastructure.processors.archive_zip import inspect_zip
 from infrastructure.processors.decoder_server import Answer, Order
 
 ZIP = (b"PK\3\4", b"PK\5\6")
 LOCKED = (b"7z\xbc\xaf", b"Rar!")  # archives that are counted and cannot be opened here
-MOST_HELD = 1 / 8  # of the memory, for a zip inside: it is not read in order
+MAX_HELD_SHARE = 1 / 8  # of the memory, for a zip inside: it is not read in order
 
 # What a zip begins with that people take for one document or program, not for an archive: OOXML,
 # ODF and EPUB, Java, Android, XPS, 3MF, iWork, KMZ.
@@ -96,7 +96,7 @@ def _look_inside(content: Reader, head: bytes, tally: Tally) -> None:
     if head.startswith(ZIP):
         if not head[30:].startswith(_DOCUMENTS):
             tally.nested()
-        most = int(tally.limits["memory"] * MOST_HELD)
+        most = int(tally.limits["memory"] * MAX_HELD_SHARE)
         held = whole.read(most)
         if len(held) < most:
             inspect_zip(BytesIO(held), len(held), tally.inside(), look_inside)
@@ -106,7 +106,7 @@ def _look_inside(content: Reader, head: bytes, tally: Tally) -> None:
     elif (magic := format_of(head)) is not None:
         inner = tally.inside()
         stream = DecompressedStream(whole, magic, inner, names=False)
-        block = stream.read(BLOCK)
+        block = stream.read(BLOCK_SIZE)
         if is_header(block):
             tally.nested()
             inspect_tar(_Joined(block, stream), inner, look_inside)
@@ -116,13 +116,13 @@ def _look_inside(content: Reader, head: bytes, tally: Tally) -> None:
 
 def _tar_stream(source: IO[bytes], order: Order, tally: Tally) -> Reader | None:
     """The bytes of the tar; None where the file may be no tar, and is none."""
-    magic = format_of(source.read(BLOCK))
+    magic = format_of(source.read(BLOCK_SIZE))
     source.seek(0)
     if magic is None:
         return source
     stream = DecompressedStream(source, magic, tally)
     try:
-        block = stream.read(BLOCK)
+        block = stream.read(BLOCK_SIZE)
     except (ArchiveRefused, Broken) as error:
         if order["unsure"] and not isinstance(error, LeadsOutside):
             return None

@@ -12,10 +12,12 @@ from collections.abc import Iterable
 from itertools import dropwhile
 from typing import Any, Protocol, TypeAlias
 
-CHUNK = 256 * 1024
-HARMLESS = 1024 * 1024  # bytes below which no ratio makes a bomb
-LONGEST_TARGET = 4096  # bytes of a link
-OVERHEAD = 4096  # bytes of headers and padding that a member may have, besides its content
+CHUNK_BYTES = 256 * 1024
+MAX_HARMLESS_BYTES = 1024 * 1024  # bytes below which no ratio makes a bomb
+MAX_LINK_TARGET_BYTES = 4096  # bytes of a link
+MEMBER_OVERHEAD_BYTES = (
+    4096  # bytes of headers and padding that a member may have, besides its content
+)
 
 ArchiveLimits: TypeAlias = dict[str, Any]
 MemberPath: TypeAlias = tuple[str, ...]
@@ -128,11 +130,11 @@ class Tally:
             self._outer._count(inside=self._total - before)
             return
         most = self.limits["max_bytes"]
-        spare = OVERHEAD * (self.found["members"] + 16)
+        spare = MEMBER_OVERHEAD_BYTES * (self.found["members"] + 16)
         if self.found["bytes"] > most or self._total > most + spare:
             raise LimitExceeded(f"more than {most} bytes when unpacked")
         packed, ratio = self.limits["packed"], self.limits["max_ratio"]
-        if self._total > HARMLESS and self._total > ratio * packed:
+        if self._total > MAX_HARMLESS_BYTES and self._total > ratio * packed:
             raise LimitExceeded(
                 f"{packed} bytes unpack to more than {self._total}: over {ratio} times as much"
             )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from infrastructure.processors.archive_rules import (
-    CHUNK,
+    CHUNK_BYTES,
     ArchiveRefused,
     Broken,
     Reader,
@@ -22,7 +22,7 @@ from infrastructure.processors.archive_rules import (
     require_inside,
 )
 
-MOST_HEADER = 64 * 1024  # bytes of a gzip header, with its name and comment
+MAX_HEADER_BYTES = 64 * 1024  # bytes of a gzip header, with its name and comment
 _EXTRA, _NAME = 4, 8  # flags of a gzip header (RFC 1952)
 
 ERRORS = (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError)
@@ -120,28 +120,28 @@ class DecompressedStream:
 
 
 def _chunks(source: Reader, magic: bytes, names: bool) -> Iterator[bytes]:
-    data = source.read(CHUNK)
+    data = source.read(CHUNK_BYTES)
     while data.startswith(magic):
         if names and magic == b"\x1f\x8b":
             _judge_name(data)
         decompressor = FORMATS[magic]()
         while not decompressor.eof:
             if decompressor.needs_input and not data:
-                data = source.read(CHUNK)
+                data = source.read(CHUNK_BYTES)
                 if not data:
                     raise Broken("it is truncated")
-            chunk = decompressor.decompress(data, CHUNK)
+            chunk = decompressor.decompress(data, CHUNK_BYTES)
             data = b""
             if chunk:
                 yield chunk
         data = decompressor.unused_data
-        data += source.read(max(0, CHUNK - len(data)))
+        data += source.read(max(0, CHUNK_BYTES - len(data)))
         if magic == b"\xfd7zXZ\0":  # padding between streams (section 2.2 of its specification)
             data = data.lstrip(b"\0")
     while data:
         if data.strip(b"\0"):
             raise ArchiveRefused("there is data after the end of the compressed stream")
-        data = source.read(CHUNK)
+        data = source.read(CHUNK_BYTES)
 
 
 def _judge_name(head: bytes) -> None:
@@ -152,7 +152,9 @@ def _judge_name(head: bytes) -> None:
         at += 2 + int.from_bytes(head[at : at + 2], "little")
     if flags & _NAME:
         end = head.find(b"\0", at)
-        if not at <= end < MOST_HEADER:
-            raise ArchiveRefused(f"the header of a compressed stream is over {MOST_HEADER} bytes")
+        if not at <= end < MAX_HEADER_BYTES:
+            raise ArchiveRefused(
+                f"the header of a compressed stream is over {MAX_HEADER_BYTES} bytes"
+            )
         if name := head[at:end].decode("latin-1"):
             require_inside(name, "the compressed file is named")

@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from infrastructure.processors.archive_rules import (
-    CHUNK,
+    CHUNK_BYTES,
     ArchiveRefused,
     Broken,
     Reader,
     Tally,
 )
 
-BLOCK = 512
-MOST_PAX = 1024 * 1024  # bytes of an extended header: libarchive takes no more
+BLOCK_SIZE = 512
+MAX_PAX_BYTES = 1024 * 1024  # bytes of an extended header: libarchive takes no more
 MOST_CUT = 99  # bytes of a header's name from which on it may be only the beginning of one
-MOST_NAME = 64 * 1024  # bytes of a GNU long name
+MAX_NAME_BYTES = 64 * 1024  # bytes of a GNU long name
 LARGE = 8 * 1024**3  # sizes that the field in the header cannot hold
 
 Inspect: TypeAlias = Callable[[Reader, bytes, Tally], None]
@@ -49,13 +49,13 @@ class _Pending:
 
 def is_header(block: bytes) -> bool:
     """Return whether a block has the checksum of a tar header."""
-    if len(block) < BLOCK or not block.strip(b"\0"):
+    if len(block) < BLOCK_SIZE or not block.strip(b"\0"):
         return False
     try:
         stored = _number(block[148:156], "checksum")
     except Broken:
         return False
-    blank = block[:148] + b" " * 8 + block[156:BLOCK]
+    blank = block[:148] + b" " * 8 + block[156:BLOCK_SIZE]
     signed = sum(byte - 256 if byte > 127 else byte for byte in blank)
     return stored in (sum(blank), signed)
 
@@ -66,11 +66,11 @@ def inspect_tar(source: Reader, tally: Tally, inspect: Inspect) -> None:
     Raises ArchiveRefused, LimitExceeded, Broken.
     """
     pending = _Pending()
-    block = source.read(BLOCK)
+    block = source.read(BLOCK_SIZE)
     if not block:
         raise Broken("it is empty")
     while block:
-        if len(block) < BLOCK:
+        if len(block) < BLOCK_SIZE:
             raise Broken("it is truncated")
         if not block.strip(b"\0"):
             break
@@ -78,18 +78,22 @@ def inspect_tar(source: Reader, tally: Tally, inspect: Inspect) -> None:
             raise Broken("a header has a wrong checksum")
         kind, size = block[156:157], _number(block[124:136], "size")
         if kind in (b"x", b"X", b"g"):
-            _read_pax(_data(source, size, MOST_PAX, "an extended header"), pending, kind == b"g")
+            _read_pax(
+                _data(source, size, MAX_PAX_BYTES, "an extended header"), pending, kind == b"g"
+            )
         elif kind in (b"L", b"K"):
             names = pending.names if kind == b"L" else pending.links
-            names.append(_strict_text(_data(source, size, MOST_NAME, "a long name").rstrip(b"\0")))
+            names.append(
+                _strict_text(_data(source, size, MAX_NAME_BYTES, "a long name").rstrip(b"\0"))
+            )
             pending.any = True
         else:
             _member(source, block, size, pending, tally, inspect)
             pending = _Pending()
-        block = source.read(BLOCK)
+        block = source.read(BLOCK_SIZE)
     if pending.any:
         raise Broken("an extended header has no member")
-    while rest := source.read(CHUNK):
+    while rest := source.read(CHUNK_BYTES):
         if rest.strip(b"\0"):
             raise ArchiveRefused("there is data after the end of the archive")
 
@@ -120,7 +124,7 @@ def _member(
     elif kind in (b"3", b"4", b"6"):
         raise ArchiveRefused(f"{name!r} is a device, and no file")
     elif kind == b"D":
-        _require_plain_dump(_data(source, size, MOST_PAX, "a list of a folder"), name)
+        _require_plain_dump(_data(source, size, MAX_PAX_BYTES, "a list of a folder"), name)
     elif kind == b"S":
         if block[257:265] != _GNU or pending.sparse:
             raise ArchiveRefused(f"{name!r} is sparse in a way that readers differ on")
@@ -161,14 +165,14 @@ def _file(
 ) -> None:
     tally.content(max(real, size))
     content = _TarMemberReader(source, size)
-    head = content.read(BLOCK)
+    head = content.read(BLOCK_SIZE)
     if map_in_data:
         real = _sparse_map_end(head, content) - max(real, size)
         tally.content(max(real, 0))
     inspect(content, head, tally)
-    while content.read(CHUNK):
+    while content.read(CHUNK_BYTES):
         pass
-    _skip(source, -size % BLOCK)
+    _skip(source, -size % BLOCK_SIZE)
 
 
 class _TarMemberReader:
@@ -182,7 +186,7 @@ class _TarMemberReader:
         wanted = self._left if size < 0 else min(size, self._left)
         if not wanted:
             return b""
-        found = self._source.read(min(wanted, CHUNK))
+        found = self._source.read(min(wanted, CHUNK_BYTES))
         if not found:
             raise Broken("it is truncated")
         self._left -= len(found)
@@ -193,7 +197,7 @@ def _data(source: Reader, size: int, most: int, what: str) -> bytes:
     if size > most:
         raise ArchiveRefused(f"{what} has {size} bytes, over {most}")
     data = _exactly(source, size)
-    _skip(source, -size % BLOCK)
+    _skip(source, -size % BLOCK_SIZE)
     return data
 
 
@@ -260,7 +264,7 @@ def _gnu_sparse_size(source: Reader, block: bytes) -> int:
             real = max(real, _number(offset, "offset") + _number(length, "size"))
         if not more:
             return real
-        extension = _exactly(source, BLOCK)
+        extension = _exactly(source, BLOCK_SIZE)
         spans, more = extension[:504], extension[504] != 0
 
 
@@ -270,8 +274,8 @@ def _sparse_map_end(head: bytes, content: _TarMemberReader) -> int:
     while len(numbers) < wanted:
         line, newline, text = text.partition(b"\n")
         if not newline:
-            more = content.read(BLOCK)
-            if not more or len(line) > BLOCK:
+            more = content.read(BLOCK_SIZE)
+            if not more or len(line) > BLOCK_SIZE:
                 raise Broken("the map of a sparse file is malformed")
             text = line + more
             continue

@@ -18,8 +18,8 @@ from io import SEEK_SET
 from typing import IO, NamedTuple
 
 from infrastructure.processors.archive_rules import (
-    CHUNK,
-    LONGEST_TARGET,
+    CHUNK_BYTES,
+    MAX_LINK_TARGET_BYTES,
     ArchiveRefused,
     Broken,
     Tally,
@@ -27,8 +27,8 @@ from infrastructure.processors.archive_rules import (
 from infrastructure.processors.archive_streams import ERRORS, Decompressor, Inflate, zstd
 from infrastructure.processors.archive_tar import Inspect
 
-HEAD = 512  # bytes of a member by which a nested archive is detected
-MOST_PADDING = 64 * 1024  # bytes of zeros after the end
+HEAD_BYTES = 512  # bytes of a member by which a nested archive is detected
+MAX_PADDING_BYTES = 64 * 1024  # bytes of zeros after the end
 
 _LOCAL, _ENTRY, _END = b"PK\3\4", b"PK\1\2", b"PK\5\6"
 _END64, _LOCATOR64, _DESCRIPTOR = b"PK\6\6", b"PK\6\7", b"PK\7\x08"
@@ -111,7 +111,7 @@ def _find_directory(source: IO[bytes], size: int) -> _Directory:
 
 def _without_padding(source: IO[bytes], size: int) -> int:
     """The size without the zeros at the end, with which bsdtar fills up what it pipes."""
-    tail = _read_at(source, max(0, size - MOST_PADDING), size)
+    tail = _read_at(source, max(0, size - MAX_PADDING_BYTES), size)
     return size - len(tail) + len(tail.rstrip(b"\0"))
 
 
@@ -171,7 +171,7 @@ def _member(source: IO[bytes], entry: _Entry, end: int, tally: Tally, inspect: I
             raise ArchiveRefused(f"{name!r} is an encrypted link: its target cannot be checked")
     else:
         content = _ZipMemberReader(source, entry, start)
-        head = content.read(LONGEST_TARGET if kind == stat.S_IFLNK else HEAD)
+        head = content.read(MAX_LINK_TARGET_BYTES if kind == stat.S_IFLNK else HEAD_BYTES)
         if kind == stat.S_IFLNK:
             tally.link(names, [head.decode(errors="surrogateescape")])
         else:
@@ -240,7 +240,7 @@ class _ZipMemberReader:
 
     def finish(self) -> None:
         """Unpack what is left. Raises Broken unless size and checksum are as promised."""
-        while self.read(CHUNK):
+        while self.read(CHUNK_BYTES):
             pass
         if self._size != self._entry.size or self._crc != self._entry.crc:
             raise Broken(f"{self._name!r} does not match its header")
@@ -257,7 +257,7 @@ class _ZipMemberReader:
                 data = self._input() if wanted else b""
                 if wanted and not data:
                     break
-                chunk = self._decompressor.decompress(data, CHUNK)
+                chunk = self._decompressor.decompress(data, CHUNK_BYTES)
             if self._decompressor.eof and self._decompressor.unused_data:
                 raise ArchiveRefused(f"there is data after the end of {self._name!r}")
         self._size += len(chunk)
@@ -267,7 +267,7 @@ class _ZipMemberReader:
         return chunk
 
     def _input(self) -> bytes:
-        data = _read_at(self._source, self._at, min(self._at + CHUNK, self._end))
+        data = _read_at(self._source, self._at, min(self._at + CHUNK_BYTES, self._end))
         self._at += len(data)
         return data
 
@@ -350,7 +350,7 @@ def _require_empty(source: IO[bytes], start: int, end: int) -> None:
     """Raise ArchiveRefused unless bytes between members are padding or an Android signature."""
     at = start
     while at < end:
-        chunk = _read_at(source, at, min(at + CHUNK, end))
+        chunk = _read_at(source, at, min(at + CHUNK_BYTES, end))
         if chunk.strip(b"\0"):
             break
         at += len(chunk)

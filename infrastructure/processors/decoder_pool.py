@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from infrastructure.processors.decoder_server import ALL, HEADER, MAX_ORDER
+from infrastructure.processors.decoder_server import ALL, HEADER, MAX_REQUEST_BYTES
 
-MAX_ANSWER = 256 * 1024  # bytes of JSON that a decoder may answer
+MAX_RESPONSE_BYTES = 256 * 1024  # bytes of JSON that a decoder may answer
 SERVER = Path(__file__).with_name("decoder_server.py")
 
 DECODERS = (
@@ -155,11 +155,11 @@ class DecoderPool:
             "order": dict(order),
             "memory": limits.memory,
             "seconds": limits.seconds,
-            "most": MAX_ANSWER + limits.data,
+            "most": MAX_RESPONSE_BYTES + limits.data,
             "restrictions": restrictions,
         }
         encoded = json.dumps(request).encode()
-        if function.partition(":")[0] not in self._modules or len(encoded) > MAX_ORDER:
+        if function.partition(":")[0] not in self._modules or len(encoded) > MAX_REQUEST_BYTES:
             raise ValueError(f"no decoder takes this order: {function}, {len(encoded)} bytes")
         async with self._slots:
             with ExitStack() as opened:

@@ -35,8 +35,8 @@ Answer: TypeAlias = dict[str, Any]
 Decode: TypeAlias = Callable[[IO[bytes], Order], Answer | tuple[Answer, bytes]]
 
 HEADER = struct.Struct("!II")  # bytes of JSON, bytes of data
-MAX_ORDER = 64 * 1024  # bytes
-OPEN_FILES = 16
+MAX_REQUEST_BYTES = 64 * 1024  # bytes
+MAX_OPEN_FILES = 16
 ALL = ("landlock", "seccomp", "limits")  # what a child applies; probes leave some out
 
 _FILE, _REPLY, _FIRST_UNUSED = 3, 4, 5  # descriptors of a child, besides the three standard ones
@@ -186,7 +186,7 @@ def _restrict(order: Order) -> dict[str, Any]:
                 memory=order["memory"],
                 processor_seconds=order["seconds"],
                 file_size=0,
-                open_files=OPEN_FILES,
+                open_files=MAX_OPEN_FILES,
                 processes=0,
             )
         )

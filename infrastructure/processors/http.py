@@ -34,7 +34,7 @@ from infrastructure.outbound import (
 from infrastructure.postgres.pool import Pool
 from infrastructure.processors.options import Options, parse_options
 
-KEPT_DAYS = 7  # for which the step of a dead worker is kept
+RETENTION_DAYS = 7  # for which the step of a dead worker is kept
 
 _SWEEP = "DELETE FROM errands WHERE opened_at < now() - make_interval(days => %s) RETURNING id"
 _OPEN = """INSERT INTO errands
@@ -64,7 +64,7 @@ class PostgresRemoteSteps:
 
     async def open(self, upload: UUID, attempt: int, *, download_within: float) -> CallbackTokens:
         tokens = CallbackTokens(id=uuid4(), download=new_token(), callback=new_token())
-        await self._rows(_SWEEP, KEPT_DAYS)
+        await self._rows(_SWEEP, RETENTION_DAYS)
         await self._rows(
             _OPEN,
             tokens.id,
@@ -118,7 +118,7 @@ def _step(rows: Sequence[tuple[Any, ...]]) -> RemoteStep | None:
 # `http`: a step performed by a user's own service, in whatever language it is written.
 
 FIRST_LOOK, LONGEST_LOOK = 0.1, 1.0  # seconds between two looks at what a service has said
-MAX_TOLD = 500  # characters of an answer that an error repeats
+MAX_MESSAGE_LENGTH = 500  # characters of an answer that an error repeats
 
 _log = structlog.get_logger(__name__)
 
@@ -253,7 +253,7 @@ class HttpProcessor:
 def _report(status: int, answer: bytes) -> CallbackReport | None:
     if status == 202:
         return None
-    told = answer[:MAX_TOLD].decode(errors="replace")
+    told = answer[:MAX_MESSAGE_LENGTH].decode(errors="replace")
     if status != 200:
         moved = ": redirects are not followed" if 300 <= status < 400 else ""
         raise ServiceFailed(f"the service answered {status}{moved}: {told}")

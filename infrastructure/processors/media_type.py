@@ -35,11 +35,11 @@ from infrastructure.processors.media_types import (
     raster_type,
 )
 from infrastructure.processors.options import Options, parse_options
-from infrastructure.processors.signatures import HEAD, conclude, second_range, sniff
+from infrastructure.processors.signatures import HEAD_BYTES, conclude, second_range, sniff
 
 MIB = 1024 * 1024
 
-MAX_COPY = 256 * MIB  # bytes of a picture that are copied to count its pixels
+MAX_COPY_BYTES = 256 * MIB  # bytes of a picture that are copied to count its pixels
 MAX_PIXELS = 250_000_000  # phones have sensors of 200 megapixels
 IDENTIFY = "infrastructure.processors.libmagic_child:identify"
 MEASURE = "infrastructure.processors.thumbnail_child:measure"
@@ -111,7 +111,7 @@ class MediaType:
         return result | await self._measure(sniffed, subject, bench, chosen)
 
     async def _sniff(self, subject: StepInput, bench: StepContext, claims: Sequence[str]) -> str:
-        head = await _bytes(bench, 0, HEAD)
+        head = await _bytes(bench, 0, HEAD_BYTES)
         other = second_range(head, subject.size)
         second = await _bytes(bench, *other) if other else b""
         if found := sniff(head, second, subject.size, claims):
@@ -130,8 +130,8 @@ class MediaType:
             return {}
         with TemporaryDirectory(prefix="uptrail-media-type-") as folder:
             source = Path(folder) / "source"
-            if subject.size > MAX_COPY:
-                await copy_ends(bench, source, subject.size, MAX_COPY // 2)
+            if subject.size > MAX_COPY_BYTES:
+                await copy_ends(bench, source, subject.size, MAX_COPY_BYTES // 2)
             else:
                 await copy_to_file(bench, source)
             order = {"type": sniffed}

@@ -29,7 +29,7 @@ from infrastructure.processors.media_types import (
     is_text,
 )
 
-HEAD = 64 * 1024  # bytes that are looked at
+HEAD_BYTES = 64 * 1024  # bytes that are looked at
 
 _NDJSON = "application/x-ndjson"
 _TABLES = {"text/csv": ",;\t|", "text/tab-separated-values": "\t"}
@@ -153,13 +153,13 @@ def second_range(head: bytes, size: int) -> tuple[int, int] | None:
     if size <= len(head):
         return None
     if head.startswith(b"PK\3\4"):
-        return max(len(head), size - HEAD), size
+        return max(len(head), size - HEAD_BYTES), size
     if head.startswith(containers.COMPOUND_SIGNATURE):
         start = containers.compound_directory(head)
         return (start, min(start + 4096, size)) if len(head) <= start < size else None
     if head[4:8] == b"ftyp":
         start = containers.first_box_beyond(head)
-        return (start, min(start + HEAD, size)) if start < size else None
+        return (start, min(start + HEAD_BYTES, size)) if start < size else None
     return None
 
 

@@ -18,9 +18,11 @@ import time
 from collections.abc import Iterator
 from typing import NoReturn
 
-GRACE = 0.5  # seconds in which a cancelled step may clean up
-CLEANING = 5.0  # seconds in which everything a step has left running is killed
-LOOK = 0.2  # seconds between two looks, where the kernel cannot wait for both child and worker
+TERMINATION_GRACE = 0.5  # seconds in which a cancelled step may clean up
+CLEANUP_TIMEOUT = 5.0  # seconds in which everything a step has left running is killed
+POLL_INTERVAL = (
+    0.2  # seconds between two looks, where the kernel cannot wait for both child and worker
+)
 OOM_SCORE = "500"  # the kernel, short of memory, ends a step's process before the worker
 
 
@@ -83,7 +85,7 @@ def _keep(child: int) -> NoReturn:
     if status is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)
-        status = _ended(child, GRACE)
+        status = _ended(child, TERMINATION_GRACE)
     if status is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
@@ -113,7 +115,7 @@ def _ended(child: int, within: float | None) -> int | None:
         if left is not None and left <= 0:
             return None
         if ends is None:
-            left = LOOK if left is None else min(left, LOOK)
+            left = POLL_INTERVAL if left is None else min(left, POLL_INTERVAL)
         events = poll.poll(None if left is None else left * 1000)
         if any(descriptor == 0 for descriptor, _ in events):
             return None
@@ -130,7 +132,7 @@ def _kill_left(child: int) -> None:
     """Kill all descendants of the child: as subreaper the keeper is their parent now."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)
-    deadline = time.monotonic() + CLEANING
+    deadline = time.monotonic() + CLEANUP_TIMEOUT
     while time.monotonic() < deadline:
         left = list(_children(os.getpid()))
         if not left:

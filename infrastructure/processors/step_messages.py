@@ -9,8 +9,8 @@ import msgspec
 from application.pipeline import StepInput
 from application.worker.step_result import StepError
 
-LENGTH = 4  # bytes, big-endian, in front of each frame
-MAX_FRAME = 17 * 1024 * 1024  # bytes: the largest artifact, and what is around it
+LENGTH_BYTES = 4  # bytes, big-endian, in front of each frame
+MAX_FRAME_BYTES = 17 * 1024 * 1024  # bytes: the largest artifact, and what is around it
 
 
 class StepMessage(msgspec.Struct, frozen=True, tag=True):
@@ -113,4 +113,4 @@ decode_report = msgspec.msgpack.Decoder(Report).decode
 def frame(message: StepMessage) -> bytes:
     """The message with its length in front. Raises TypeError for what msgpack cannot hold."""
     encoded = _encoder.encode(message)
-    return len(encoded).to_bytes(LENGTH, "big") + encoded
+    return len(encoded).to_bytes(LENGTH_BYTES, "big") + encoded

@@ -31,8 +31,8 @@ from application.worker.step_result import (
     describe_error,
 )
 from infrastructure.processors.step_messages import (
-    LENGTH,
-    MAX_FRAME,
+    LENGTH_BYTES,
+    MAX_FRAME_BYTES,
     Attach,
     Attached,
     Chunk,
@@ -52,14 +52,14 @@ from infrastructure.processors.step_messages import (
 )
 from infrastructure.tasks import shield_result
 
-STEPS_PER_PROCESS = 100  # after which it is replaced: what its steps have leaked goes with it
-IDLE = 60.0  # seconds after which a process without work is ended
-LOADING = 60.0  # seconds in which a package is imported
-CHECKING = 60.0  # seconds in which the options of a pipeline are checked
-EXITING = 2.0  # seconds from the end of a process's output to its own end
-KILLING = 10.0  # seconds for a keeper to end everything below it
+MAX_STEPS_PER_PROCESS = 100  # after which it is replaced: what its steps have leaked goes with it
+IDLE_TIMEOUT = 60.0  # seconds after which a process without work is ended
+LOAD_TIMEOUT = 60.0  # seconds in which a package is imported
+CHECK_TIMEOUT = 60.0  # seconds in which the options of a pipeline are checked
+EXIT_TIMEOUT = 2.0  # seconds from the end of a process's output to its own end
+KILL_TIMEOUT = 10.0  # seconds for a keeper to end everything below it
 MAX_READERS = 64  # of one step at once
-STREAM = 1 << 20  # bytes that are read ahead
+STREAM_BUFFER_BYTES = 1 << 20  # bytes that are read ahead
 
 _KEEPER = Path(__file__).with_name("step_keeper.py")
 _NOT_FOR_STEPS = ("PROMETHEUS_MULTIPROC_DIR", "NOTIFY_SOCKET")
@@ -145,7 +145,7 @@ class StepPool:
                 self._free.remove(process)
                 self._end(process)
 
-        asyncio.get_running_loop().call_later(IDLE, end_if_idle)
+        asyncio.get_running_loop().call_later(IDLE_TIMEOUT, end_if_idle)
 
     def _end(self, process: _StepProcess) -> asyncio.Task[None]:
         task = asyncio.create_task(process.end(), name="step-process-ends")
@@ -191,12 +191,12 @@ class _StepProcess:
             return
         self.reusable = False
         try:
-            async with asyncio.timeout(LOADING):
+            async with asyncio.timeout(LOAD_TIMEOUT):
                 await self._send(Load(name))
                 while not isinstance(report := await self._receive(), Loaded | Failed):
                     pass  # a late word about the step before
         except TimeoutError:
-            text = f"the processor {name!r} was not imported within {LOADING:g} s"
+            text = f"the processor {name!r} was not imported within {LOAD_TIMEOUT:g} s"
             raise StepFailure(StepError("ProcessorNotLoaded", text)) from None
         if isinstance(report, Failed):
             text = f"{report.error.error_type}: {report.error.message}"
@@ -245,7 +245,7 @@ class _StepProcess:
         with suppress(ProcessLookupError):
             self._process.terminate()
         try:
-            async with asyncio.timeout(KILLING):
+            async with asyncio.timeout(KILL_TIMEOUT):
                 await self._gone()
                 return
         except TimeoutError:
@@ -253,18 +253,18 @@ class _StepProcess:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         with suppress(TimeoutError):
-            async with asyncio.timeout(KILLING):
+            async with asyncio.timeout(KILL_TIMEOUT):
                 await self._gone()
 
     async def _gone(self) -> None:
         assert self._process.stdout is not None
         self._orders.close()
-        while await self._process.stdout.read(STREAM):
+        while await self._process.stdout.read(STREAM_BUFFER_BYTES):
             pass  # the end of the process shows only once its output was read
         await self._process.wait()
 
     def _done(self, clean: bool) -> None:
-        self.reusable = clean and self.steps < STEPS_PER_PROCESS
+        self.reusable = clean and self.steps < MAX_STEPS_PER_PROCESS
 
     async def _send(self, message: StepMessage) -> None:
         try:
@@ -276,8 +276,8 @@ class _StepProcess:
     async def _receive(self) -> Report:
         assert self._process.stdout is not None
         try:
-            length = int.from_bytes(await self._process.stdout.readexactly(LENGTH), "big")
-            if length > MAX_FRAME:
+            length = int.from_bytes(await self._process.stdout.readexactly(LENGTH_BYTES), "big")
+            if length > MAX_FRAME_BYTES:
                 raise _unreadable()
             report: Report = decode_report(await self._process.stdout.readexactly(length))
             return report
@@ -290,7 +290,7 @@ class _StepProcess:
         """Return the error of a step whose process has exited, or has closed its pipe."""
         text = "closed its connection to the worker"
         with suppress(TimeoutError):
-            async with asyncio.timeout(EXITING):
+            async with asyncio.timeout(EXIT_TIMEOUT):
                 text = _ending(await self._process.wait())
         return StepFailure(StepError("StepProcessDied", f"the process of the step {text}"))
 
@@ -306,14 +306,14 @@ def installed_problems(steps: Sequence[tuple[str, dict[str, Any]]]) -> list[str]
             command,
             input=msgspec.json.encode(steps),
             stdout=subprocess.PIPE,
-            timeout=CHECKING,
+            timeout=CHECK_TIMEOUT,
             env=_environment(),
             start_new_session=True,
             check=False,
         )
         return msgspec.json.decode(done.stdout, type=list[str])
     except subprocess.TimeoutExpired:
-        return [f"the processor was not imported within {CHECKING:g} s"] * len(steps)
+        return [f"the processor was not imported within {CHECK_TIMEOUT:g} s"] * len(steps)
     except msgspec.MsgspecError:
         ended = _ending(done.returncode)
         text = f"the processor cannot be loaded: the process that imports it {ended}"
@@ -332,7 +332,7 @@ async def _start() -> _StepProcess:
                 *_command(),
                 stdin=theirs.fileno(),
                 stdout=PIPE,
-                limit=STREAM,
+                limit=STREAM_BUFFER_BYTES,
                 start_new_session=True,  # Ctrl-C is for the worker, which ends its steps itself
                 env=_environment(),
             )

@@ -36,7 +36,7 @@ from application.worker.step_result import (
 )
 from infrastructure.processors.options import BadOption, parse_options
 from infrastructure.processors.step_messages import (
-    LENGTH,
+    LENGTH_BYTES,
     Attach,
     Chunk,
     CloseReader,
@@ -57,7 +57,7 @@ from infrastructure.processors.step_messages import (
 
 GROUP = "uptrail.processors"
 PROGRESS_INTERVAL = 0.05  # seconds between two reports of progress to the worker
-THREADS_END = 0.5  # seconds in which the threads of a step that is over may end
+THREAD_EXIT_TIMEOUT = 0.5  # seconds in which the threads of a step that is over may end
 
 
 def serve(inbound: int, outbound: int, keeper: int) -> None:
@@ -137,7 +137,7 @@ class _Channel:
         return reply
 
     def _receive(self) -> Order | Reply | None:
-        head = self._exactly(LENGTH)
+        head = self._exactly(LENGTH_BYTES)
         if head is None:
             return None
         body = self._exactly(int.from_bytes(head, "big"))
@@ -346,7 +346,7 @@ class _Runner:
         )
 
     def _has_threads(self) -> bool:
-        deadline = time.monotonic() + THREADS_END
+        deadline = time.monotonic() + THREAD_EXIT_TIMEOUT
         for thread in frozenset(threading.enumerate()) - self._threads:
             with suppress(RuntimeError):
                 thread.join(max(0.0, deadline - time.monotonic()))

@@ -26,14 +26,14 @@ MIB = 1024 * 1024
 
 MAKE = "infrastructure.processors.thumbnail_child:make"
 STEP = "thumbnail"
-SIDE = 320  # pixels of the longer side
-QUALITY = 80
+MAX_SIDE_PIXELS = 320  # pixels of the longer side
+WEBP_QUALITY = 80
 MAX_PIXELS = 250_000_000  # phones have sensors of 200 megapixels
-MAX_SOURCE = 256 * MIB
-MAX_RESULT = 2 * MIB
-MEMORY = 1024 * MIB
-SECONDS = 20  # of processor time
-TRIES = 2  # where the decoder's process ends for no reason that the image gives
+MAX_SOURCE_BYTES = 256 * MIB
+MAX_RESULT_BYTES = 2 * MIB
+MAX_MEMORY_BYTES = 1024 * MIB
+MAX_CPU_SECONDS = 20  # of processor time
+MAX_TRIES = 2  # where the decoder's process ends for no reason that the image gives
 
 
 class ThumbnailOptions(Options, frozen=True, kw_only=True):
@@ -42,12 +42,12 @@ class ThumbnailOptions(Options, frozen=True, kw_only=True):
     `memory` is in bytes. An image beyond any of these limits gets no thumbnail.
     """
 
-    side: Annotated[int, Meta(ge=1, le=4096)] = SIDE
-    quality: Annotated[int, Meta(ge=1, le=100)] = QUALITY
+    side: Annotated[int, Meta(ge=1, le=4096)] = MAX_SIDE_PIXELS
+    quality: Annotated[int, Meta(ge=1, le=100)] = WEBP_QUALITY
     max_pixels: int = MAX_PIXELS
-    max_bytes: int = MAX_SOURCE
-    memory: int = MEMORY
-    seconds: int = SECONDS
+    max_bytes: int = MAX_SOURCE_BYTES
+    memory: int = MAX_MEMORY_BYTES
+    seconds: int = MAX_CPU_SECONDS
 
 
 class _Skipped(Exception):
@@ -83,7 +83,7 @@ class Thumbnail:
     ) -> tuple[dict[str, Any], bytes]:
         """Return the result of the step and the picture; a lost decoder is replaced once."""
         reason = ""
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             try:
                 with TemporaryDirectory(prefix="uptrail-thumbnail-") as folder:
                     return await self._decode(bench, Path(folder) / "source", media_type, chosen)
@@ -95,7 +95,7 @@ class Thumbnail:
         self, bench: StepContext, source: Path, media_type: str, chosen: ThumbnailOptions
     ) -> tuple[dict[str, Any], bytes]:
         await copy_to_file(bench, source)
-        limits = DecoderLimits(memory=chosen.memory, seconds=chosen.seconds, data=MAX_RESULT)
+        limits = DecoderLimits(memory=chosen.memory, seconds=chosen.seconds, data=MAX_RESULT_BYTES)
         decoded = await self._decoders.run(MAKE, source, _order(media_type, chosen), limits)
         match decoded.answer:
             case {"made": [int(width), int(height)], "of": [int(full_width), int(full_height)]}:
@@ -115,7 +115,7 @@ def _order(media_type: str, chosen: ThumbnailOptions) -> dict[str, Any]:
         "side": chosen.side,
         "quality": chosen.quality,
         "pixels": chosen.max_pixels,
-        "bytes": MAX_RESULT,
+        "bytes": MAX_RESULT_BYTES,
     }
 
 

@@ -36,8 +36,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "image/j2c": ("JPEG2000",),
 }
 MAX_PAGES = 1000  # pages of a TIFF or pictures of an MPO that are measured
-MAX_TEXT = 512 * 1024 * 1024  # bytes of text in a PNG; the limit of memory is lower
-MAX_HEADER = 1024 * 1024  # bytes in which a header claims a size
+MAX_TEXT_BYTES = 512 * 1024 * 1024  # bytes of text in a PNG; the limit of memory is lower
+MAX_HEADER_BYTES = 1024 * 1024  # bytes in which a header claims a size
 GENTLE = 32 * 1024 * 1024  # pixels up to which colours are made plain before they are scaled
 
 ORIENTATION = 0x0112  # tag of EXIF
@@ -84,7 +84,7 @@ def prepare() -> None:
     ImageCms.createProfile("sRGB")
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # a child can start no threads either
     Image.MAX_IMAGE_PIXELS = None  # limited by the order, before decompression
-    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
     for media_type, mode, options in _SAMPLES:
         _practise(media_type, mode, options)
 
@@ -262,7 +262,7 @@ def _claimed_sizes(source: IO[bytes], media_type: str) -> list[Size]:
     try:
         if media_type == ICON:
             return _icon_sizes(source)
-        head = source.read(MAX_HEADER)
+        head = source.read(MAX_HEADER_BYTES)
         if media_type == "image/webp" and head[12:16] == b"VP8X":
             width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
             return [(width, height)]

@@ -21,7 +21,7 @@ from application.views import DERIVED, AttemptView, BatchView, UploadView, show_
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.pool import Pool
 
-ATTEMPTS_PER_UPLOAD = 10  # on average over a page; a fuller one is cut
+MAX_ATTEMPTS_PER_UPLOAD = 10  # on average over a page; a fuller one is cut
 
 View = TypeVar("View", BatchView, UploadView, AttemptView)
 Rows: TypeAlias = Sequence[Sequence[Any]]
@@ -187,7 +187,7 @@ def _page(
     Attempts are in the order of their uploads.
     """
     [[head, epoch]] = place
-    limit, most_attempts = asked.limit, asked.limit * ATTEMPTS_PER_UPLOAD
+    limit, most_attempts = asked.limit, asked.limit * MAX_ATTEMPTS_PER_UPLOAD
     ends = [rows[limit - 1].position for rows in (batches, uploads) if len(rows) > limit]
     reached_at = {row.id: row.position for row in uploads} if attempts else {}
     told_at = [reached_at[row.upload] for row in attempts]

@@ -82,9 +82,11 @@ def of_owner(owner: str) -> HistoryScope:
 # A few streams are gathered by the primary key and sorted. Of many streams the next page lies
 # close ahead in the log, so that is looked through instead; unless it does not lie close.
 
-FEW = 2_000  # streams
-WINDOW = 20_000  # positions looked through at a time
-SPARSE = WINDOW // 100  # events in a window below which gathering is quicker than looking on
+MAX_GATHERED_STREAMS = 2_000  # streams
+SCAN_WINDOW_EVENTS = 20_000  # positions looked through at a time
+SPARSE_WINDOW_EVENTS = (
+    SCAN_WINDOW_EVENTS // 100
+)  # events in a window below which gathering is quicker than looking on
 
 log = stored_events.c
 EVENT = (log.originator_id, log.originator_version, log.notification_id, log.topic, log.state)
@@ -131,14 +133,14 @@ class HistoryPager:
         return (await self._look_back(before, limit))[::-1]
 
     async def _has_few_streams(self, after: int) -> bool:
-        some = self._scope.streams(after).limit(FEW + 1).subquery()
+        some = self._scope.streams(after).limit(MAX_GATHERED_STREAMS + 1).subquery()
         count = await self._session.scalar(select(func.count()).select_from(some))
-        return count is not None and count <= FEW
+        return count is not None and count <= MAX_GATHERED_STREAMS
 
     async def _look_through(self, after: int, limit: int) -> list[RecordedEvent]:
         found: list[RecordedEvent] = []
         while len(found) < limit and after < self._reached:
-            end = min(after + WINDOW, self._reached)
+            end = min(after + SCAN_WINDOW_EVENTS, self._reached)
             wanted = limit - len(found)
             ahead = await self._events(
                 select(*EVENT)
@@ -152,7 +154,7 @@ class HistoryPager:
             )
             found += ahead
             after = end
-            if len(ahead) < min(SPARSE, wanted):
+            if len(ahead) < min(SPARSE_WINDOW_EVENTS, wanted):
                 return found + await self._gather(after, limit - len(found))
         return found
 
@@ -160,7 +162,7 @@ class HistoryPager:
         """As `_look_through`, but towards the beginning; newest first."""
         found: list[RecordedEvent] = []
         while len(found) < limit and before > 1:
-            start = max(1, before - WINDOW)
+            start = max(1, before - SCAN_WINDOW_EVENTS)
             wanted = limit - len(found)
             behind = await self._events(
                 select(*EVENT)
@@ -174,7 +176,7 @@ class HistoryPager:
             )
             found += behind
             before = start
-            if len(behind) < min(SPARSE, wanted):
+            if len(behind) < min(SPARSE_WINDOW_EVENTS, wanted):
                 return found + await self._gather_back(before, limit - len(found))
         return found
 

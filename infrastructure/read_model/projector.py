@@ -31,11 +31,11 @@ from infrastructure.read_model.tables import (
 
 # The log in chunks, the next one on its way while the last one is being worked on.
 
-CHUNK = 2_000  # events
+EVENTS_PER_CHUNK = 2_000  # events
 
 
 async def prefetched_batches(
-    log: EventLog, after: int, *, upto: int | None = None, size: int = CHUNK
+    log: EventLog, after: int, *, upto: int | None = None, size: int = EVENTS_PER_CHUNK
 ) -> AsyncGenerator[Sequence[RecordedEvent], None]:
     """Every event beyond position `after` up to `upto`, or to the end as of now, in order.
 
@@ -201,7 +201,7 @@ async def project(
     target: ProjectionSchema,
     *,
     upto: int | None = None,
-    size: int = CHUNK,
+    size: int = EVENTS_PER_CHUNK,
 ) -> int:
     """Projects up to the end of the log, or to position `upto`; returns the position reached.
 
@@ -258,8 +258,10 @@ async def _require_version(connection: Connection) -> None:
         )
 
 
-PACE = 0.02  # seconds from one round to the next: many small commits are projected together
-LONGEST_PACE = 0.1  # seconds of rest, which is as long as the last round took
+MIN_ROUND_INTERVAL = (
+    0.02  # seconds from one round to the next: many small commits are projected together
+)
+MAX_ROUND_INTERVAL = 0.1  # seconds of rest, which is as long as the last round took
 POLL_INTERVAL = 1.0  # seconds between two attempts of a standby to become the leader
 
 
@@ -298,5 +300,5 @@ async def _round(connection: Connection, log: EventLog, wakeups: Wakeups) -> Non
     began = loop.time()
     position = await project(connection, log, LIVE)
     worked = loop.time() - began
-    await asyncio.sleep(max(PACE - worked, min(worked, LONGEST_PACE)))
+    await asyncio.sleep(max(MIN_ROUND_INTERVAL - worked, min(worked, MAX_ROUND_INTERVAL)))
     await wakeups.wait(position)

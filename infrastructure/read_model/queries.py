@@ -73,7 +73,7 @@ def from_cursor(cursor: str, kind: type[Place]) -> Place:
 
 # The completion report, read through a cursor of the server within one snapshot.
 
-AT_ONCE = 500  # rows in memory
+REPORT_ROWS_PER_FETCH = 500  # rows in memory
 
 _FILES = (
     uploads.c.id,
@@ -141,7 +141,9 @@ async def _files(
     query = select(*_FILES).where(uploads.c.batch == id)
     if only_failed:
         query = query.where(uploads.c.state.in_(FAILURES))
-    query = query.order_by(uploads.c.path, uploads.c.id).execution_options(yield_per=AT_ONCE)
+    query = query.order_by(uploads.c.path, uploads.c.id).execution_options(
+        yield_per=REPORT_ROWS_PER_FETCH
+    )
     async with session.stream(query) as result:
         try:
             async for row in result.mappings():

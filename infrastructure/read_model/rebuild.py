@@ -103,7 +103,7 @@ def _differences(
 
 
 REBUILD_CHUNK_EVENTS = 10_000  # events: no request waits for these rows, so larger chunks pay off
-TRIES = 50  # of the swap
+MAX_SWAP_TRIES = 50  # of the swap
 
 # How long readers may have to queue behind a swap that waits for one of them. Less than
 # PostgreSQL's deadlock_timeout (1 s): of a swap and a reader it is the swap that gives way.
@@ -163,7 +163,7 @@ async def _rebuild(connection: Connection, log: EventLog) -> Rebuilt:
 
 async def _swap_patiently(connection: Connection, log: EventLog) -> Rebuilt:
     """Readers queue behind a swap that waits: so it waits briefly, and comes back."""
-    for remaining in reversed(range(TRIES)):
+    for remaining in reversed(range(MAX_SWAP_TRIES)):
         # What was recorded meanwhile, before the live rows are held still for the rest of it.
         await project(connection, log, NEXT)
         try:
@@ -250,7 +250,7 @@ SCRATCH = ProjectionSchema("read_model_verify", "read_model_verify")
 # a chunk of the log ends differ from these.
 VERIFY_CHUNK_EVENTS = 7_919
 
-MOST = 100  # differences and breaks that are named one by one
+MAX_DIFFERENCES = 100  # differences and breaks that are named one by one
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
@@ -298,14 +298,14 @@ async def verify(url: str, log: EventLog) -> Verification:
 
 
 async def _compared(reader: Connection, target: ProjectionSchema, position: int) -> Verification:
-    tables = [await diff_table(reader, table, target.schema, MOST) for table in TABLES]
+    tables = [await diff_table(reader, table, target.schema, MAX_DIFFERENCES) for table in TABLES]
     differences = [difference for table in tables for difference in table.differences]
     return Verification(
         position=position,
         compared={table.name: table.rows for table in tables},
         differing={table.name: table.differing for table in tables},
-        differences=differences[:MOST],
-        breaks=await find_version_gaps(reader, position, MOST),
+        differences=differences[:MAX_DIFFERENCES],
+        breaks=await find_version_gaps(reader, position, MAX_DIFFERENCES),
     )
 
 

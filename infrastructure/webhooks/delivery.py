@@ -24,7 +24,7 @@ from infrastructure.tasks import cancel_and_wait
 
 # The port `Sender`: signed requests, guarded like all that leave for other people's addresses.
 
-MOST = 4 * MAX_EXCERPT  # bytes read of an answer: a character takes 4 at most
+MAX_EXCERPT_BYTES = 4 * MAX_EXCERPT  # bytes read of an answer: a character takes 4 at most
 
 
 class HttpSender:
@@ -40,7 +40,9 @@ class HttpSender:
         headers = signature_headers(id, int(at.timestamp()), body, *secrets)
         headers["Content-Type"] = "application/json"
         try:
-            reply = await self._outbound.send(url, body, headers, self._timeout, most=MOST)
+            reply = await self._outbound.send(
+                url, body, headers, self._timeout, most=MAX_EXCERPT_BYTES
+            )
         except TimeoutError:
             raise DeliveryError(f"it did not answer within {self._timeout:g} s") from None
         except PrivateAddress as error:
@@ -58,11 +60,11 @@ class HttpSender:
 
 # Deletes what need not be kept any longer: deliveries that were made, secrets that do not sign.
 
-CHUNK = 5_000  # rows deleted at once
+PRUNED_PER_STEP = 5_000  # rows deleted at once
 
 _OLD = f"""DELETE FROM webhooks.deliveries WHERE (webhook, position) IN (
   SELECT webhook, position FROM webhooks.deliveries
-  WHERE state <> 'pending' AND ended_at < %s LIMIT {CHUNK})"""  # noqa: S608
+  WHERE state <> 'pending' AND ended_at < %s LIMIT {PRUNED_PER_STEP})"""  # noqa: S608
 
 # One that no webhook names was made for a command that did not come to its end; a day is ample.
 _UNUSED = """DELETE FROM webhooks.secrets s WHERE made_at < now() - interval '1 day'
@@ -78,7 +80,7 @@ async def delete_expired(pool: Pool, before: datetime) -> int:
     async with pool.connection() as connection:
         while (deleted := (await connection.execute(_OLD, (before,))).rowcount) > 0:
             count += deleted
-            if deleted < CHUNK:
+            if deleted < PRUNED_PER_STEP:
                 break
         await connection.execute(_UNUSED)
     if count:
@@ -86,11 +88,11 @@ async def delete_expired(pool: Pool, before: datetime) -> int:
     return count
 
 
-SLOTS = 32  # turns at once in one process
+MAX_CONCURRENT_LANES = 32  # turns at once in one process
 OUTBOX_POLL_INTERVAL = 0.5  # seconds, unless deliveries were added
-SOON = 2.0  # seconds within which a retry is waited for to the moment
-SWEEP = 600.0  # seconds between two looks at what need not be kept any longer
-PAUSE = 1.0  # seconds before another try where the database cannot be reached
+MAX_TIMED_RETRY_DELAY = 2.0  # seconds within which a retry is waited for to the moment
+PRUNE_INTERVAL = 600.0  # seconds between two looks at what need not be kept any longer
+ERROR_PAUSE = 1.0  # seconds before another try where the database cannot be reached
 
 _log = structlog.get_logger(__name__)
 
@@ -124,14 +126,14 @@ class DeliveryLoop:
                 try:
                     await self._round()
                 except Unavailable as error:
-                    _log.warning("deliveries_interrupted", error=str(error), retry_in=PAUSE)
-                    await asyncio.sleep(PAUSE)
+                    _log.warning("deliveries_interrupted", error=str(error), retry_in=ERROR_PAUSE)
+                    await asyncio.sleep(ERROR_PAUSE)
         finally:
             await self._stop()
 
     async def _round(self) -> None:
         self._deliveries_added.clear()
-        free = SLOTS - len(self._turns)
+        free = MAX_CONCURRENT_LANES - len(self._turns)
         dues = await self._outbox.claim(free, at=self._now()) if free else ()
         for due in dues:
             turn = asyncio.create_task(self._take(due), name=f"delivery {due.delivery.id}")
@@ -140,8 +142,8 @@ class DeliveryLoop:
         loop = asyncio.get_running_loop()
         if loop.time() >= self._sweep_at:
             await delete_expired(self._pool, self._now() - self._retention)
-            self._sweep_at = loop.time() + SWEEP
-        if not dues or len(self._turns) == SLOTS:
+            self._sweep_at = loop.time() + PRUNE_INTERVAL
+        if not dues or len(self._turns) == MAX_CONCURRENT_LANES:
             with suppress(TimeoutError):
                 async with asyncio.timeout(OUTBOX_POLL_INTERVAL):
                     await self._deliveries_added.wait()
@@ -150,7 +152,10 @@ class DeliveryLoop:
         """A turn that breaks off leaves its lease: when that ends, the delivery is made again."""
         try:
             again = await self._deliverer.drain_lane(due)
-            if again is not None and (left := (again - self._now()).total_seconds()) < SOON:
+            if (
+                again is not None
+                and (left := (again - self._now()).total_seconds()) < MAX_TIMED_RETRY_DELAY
+            ):
                 # Polling alone would be late by half of OUTBOX_POLL_INTERVAL.
                 asyncio.get_running_loop().call_later(max(0.0, left), self._deliveries_added.set)
         except Unavailable as error:

@@ -144,8 +144,8 @@ async def count_missed(connection: Connection, webhook: UUID, count: int, after:
 
 NAME = "webhooks"  # its row in notification_tracking
 
-EVENTS = 1000  # a round
-PACE = 0.1  # seconds between two rounds, in which events gather
+EVENTS_PER_ROUND = 1000  # a round
+MIN_ROUND_INTERVAL = 0.1  # seconds between two rounds, in which events gather
 KEPT_EVERY = 1.0  # seconds at most until a position is saved after which no event was queued
 POLL_INTERVAL = 0.5  # seconds between two attempts of a standby to become the leader
 
@@ -217,17 +217,19 @@ class WebhookDispatcher:
         """The events up to the next change of a webhook, or as many as fit; then a rest."""
         head = await read_head(connection)
         found = await read_log(
-            connection, self._position, EVENTS, self._index.topics(), self._codec
+            connection, self._position, EVENTS_PER_ROUND, self._index.topics(), self._codec
         )
         events, change = split_at_webhook_change(found)
         if change is not None:
             through = change.position
         else:
-            through = found[-1].position if len(found) == EVENTS else max(head, _last(found))
+            through = (
+                found[-1].position if len(found) == EVENTS_PER_ROUND else max(head, _last(found))
+            )
         if through > self._position:
             await self._take(connection, events, change, through)
-        if change is None and len(found) < EVENTS:
-            await asyncio.sleep(PACE)
+        if change is None and len(found) < EVENTS_PER_ROUND:
+            await asyncio.sleep(MIN_ROUND_INTERVAL)
             await self._wakeups.wait(self._position)
 
     async def _take(

@@ -160,17 +160,20 @@ async def release(connection: Connection, webhook: UUID, lane: UUID, at: datetim
         await connection.execute(FREE, (max(at, row[0] or at), webhook, lane), prepare=True)
 
 
-PER_WEBHOOK = 4  # lanes of a webhook delivered concurrently; a few more by several processes
-WHILE_FAILING = 1  # likewise, of one that has done nothing but fail for a while
-FAILING_AFTER = 5.0  # seconds of nothing but failures: a single one means little
-MARGIN = 45.0  # seconds a lease lasts beyond the time that a request may take
+MAX_LANES_PER_WEBHOOK = (
+    4  # lanes of a webhook delivered concurrently; a few more by several processes
+)
+MAX_LANES_WHILE_FAILING = 1  # likewise, of one that has done nothing but fail for a while
+FAILING_AFTER_SECONDS = 5.0  # seconds of nothing but failures: a single one means little
+LEASE_MARGIN = 45.0  # seconds a lease lasts beyond the time that a request may take
 
 # Webhook by webhook, the one first whose turn came first: a lane is passed over that another
 # process takes at this moment. Disabled ones get their tests, and nothing else.
 _CLAIM = f"""
 WITH waiting AS (
   SELECT e.id, e.enabled, first.due_at,
-    CASE WHEN h.failing_since < %(failing)s THEN {WHILE_FAILING} ELSE {PER_WEBHOOK} END
+    CASE WHEN h.failing_since < %(failing)s
+      THEN {MAX_LANES_WHILE_FAILING} ELSE {MAX_LANES_PER_WEBHOOK} END
       - (SELECT count(*) FROM webhooks.lanes l
          WHERE l.webhook = e.id AND l.lease IS NOT NULL AND l.due_at > %(at)s) AS room
   FROM webhooks.endpoints e
@@ -202,13 +205,13 @@ class PostgresOutbox:
 
     def __init__(self, pool: Pool, timeout: float) -> None:
         self._pool = pool
-        self._lease = timedelta(seconds=timeout + MARGIN)
+        self._lease = timedelta(seconds=timeout + LEASE_MARGIN)
 
     async def claim(self, most: int, *, at: datetime) -> Sequence[LeasedDelivery]:
         lease = uuid4()
         values = {
             "at": at,
-            "failing": at - timedelta(seconds=FAILING_AFTER),
+            "failing": at - timedelta(seconds=FAILING_AFTER_SECONDS),
             "until": at + self._lease,
             "lease": lease,
             "most": most,

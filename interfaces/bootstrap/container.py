@@ -129,13 +129,15 @@ def callback_base_url(settings: Settings, roles: Sequence[Role]) -> str:
 
 # Number of PostgreSQL connections that a server needs, by role, checked at its start.
 
-PATIENCE = 5.0  # seconds until sessions of a process that has just ended count no more
-LOOK = 0.5  # seconds between two looks
+STALE_SESSION_TIMEOUT = 5.0  # seconds until sessions of a process that has just ended count no more
+CONNECTION_POLL_INTERVAL = 0.5  # seconds between two looks
 
 # Connections that a process holds for itself, by role and for every process.
-EVERY_PROCESS = 3  # listener, committer, keys of owners
-ORCHESTRATOR = 6  # orchestrator, projector, sweeper, eraser, sealer, follower of webhooks
-WORKER = 4  # the queue's
+BASE_CONNECTIONS = 3  # listener, committer, keys of owners
+ORCHESTRATOR_CONNECTIONS = (
+    6  # orchestrator, projector, sweeper, eraser, sealer, follower of webhooks
+)
+WORKER_CONNECTIONS = 4  # the queue's
 LEAST_READS, LEAST_QUERIES = 2, 1
 
 _log = structlog.get_logger(__name__)
@@ -161,10 +163,12 @@ class TooFewConnections(UnfitDatabase):
 
 def needs_of(settings: Settings, roles: Sequence[Role]) -> Needs:
     """Return the connections that one process with these roles needs."""
-    held = EVERY_PROCESS
+    held = BASE_CONNECTIONS
     held += settings.max_owner_transfers > 0  # places of owners
     held += settings.blob_bucket is not None  # locks of blobs
-    held += ORCHESTRATOR * (Role.ORCHESTRATOR in roles) + WORKER * (Role.WORKER in roles)
+    held += ORCHESTRATOR_CONNECTIONS * (Role.ORCHESTRATOR in roles) + WORKER_CONNECTIONS * (
+        Role.WORKER in roles
+    )
     queries = Role.API in roles or Role.ORCHESTRATOR in roles
     sizes = PoolSizes()
     return Needs(
@@ -193,9 +197,9 @@ async def require_connections(settings: Settings, roles: Sequence[Role]) -> Pool
     least, most = sum(need.least for need in each), sum(need.most for need in each)
     async with await connect(settings.database_url, name="check", patient=False) as connection:
         limit = await tightest_limit(connection)
-        deadline = asyncio.get_running_loop().time() + PATIENCE
+        deadline = asyncio.get_running_loop().time() + STALE_SESSION_TIMEOUT
         while limit.free < least and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(CONNECTION_POLL_INTERVAL)
             limit = await tightest_limit(connection)
         pooled = await is_pooled(connection)
     if limit.free < least:

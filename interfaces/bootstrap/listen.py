@@ -126,13 +126,13 @@ def _url(address: tuple[str, int]) -> str:
 
 # Exit without waiting, after a second signal.
 
-INTERRUPTED = 130
+INTERRUPTED_EXIT_CODE = 130
 
 
 def force_exit() -> NoReturn:
     """Ends the process as a kill would: whatever was acknowledged is durable already."""
     print("left at once; nothing acknowledged is lost", file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)
+    os._exit(INTERRUPTED_EXIT_CODE)
 
 
 # Message of a started server: its address, and a link to sign in.

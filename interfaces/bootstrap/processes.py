@@ -54,10 +54,10 @@ from interfaces.bootstrap.tasks import (
 # Without the working directory on its path: what lies there is not ours to import.
 COMMAND = (sys.executable, "-P", "-m", "interfaces.cli.serve")
 METRICS = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
-UP = b"up\n"
-ALIVE = b"alive\n"
-SIGN = 5.0  # seconds between two signs of life
-SILENT = 60.0  # seconds without one, after which a process is stuck
+UP_MESSAGE = b"up\n"
+ALIVE_MESSAGE = b"alive\n"
+HEARTBEAT_INTERVAL = 5.0  # seconds between two signs of life
+HEARTBEAT_TIMEOUT = 60.0  # seconds without one, after which a process is stuck
 
 _log = structlog.get_logger(__name__)
 
@@ -161,15 +161,17 @@ class ChildProcess:
         up = False
         try:
             while True:
-                async with asyncio.timeout(SILENT if up else None):
+                async with asyncio.timeout(HEARTBEAT_TIMEOUT if up else None):
                     line = await process.stdout.readline()
                 if not line:
                     return
-                if line == UP:
+                if line == UP_MESSAGE:
                     up = True
                     self.up.set()
         except TimeoutError:
-            _log.error("process_stuck", process=self.name, pid=process.pid, silent_for=SILENT)
+            _log.error(
+                "process_stuck", process=self.name, pid=process.pid, silent_for=HEARTBEAT_TIMEOUT
+            )
             self.kill()
 
     def _forget(self, process: Process) -> None:
@@ -187,7 +189,7 @@ def _told(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-LATE = 10.0  # seconds beyond the grace for a member to end before it is killed
+KILL_AFTER_GRACE = 10.0  # seconds beyond the grace for a member to end before it is killed
 
 
 async def serve_in_processes(
@@ -280,10 +282,10 @@ async def _supervised(
         sd_notify("STOPPING=1")
         for opened in door.sockets:
             opened.close()
-        await cancel_within(*tasks, within=grace + LATE)
+        await cancel_within(*tasks, within=grace + KILL_AFTER_GRACE)
         for member in members:
             member.kill()
-        await cancel_within(following, within=LATE, insist=True)
+        await cancel_within(following, within=KILL_AFTER_GRACE, insist=True)
         _log.info("stopped")
 
 

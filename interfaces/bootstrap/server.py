@@ -141,7 +141,7 @@ async def open_http_server(
         await runner.cleanup()
 
 
-LATE = 2.0  # seconds beyond the grace for a part to end
+CANCEL_AFTER_GRACE = 2.0  # seconds beyond the grace for a part to end
 
 _log = structlog.get_logger(__name__)
 
@@ -211,7 +211,7 @@ async def _go_down(site: HttpServer, tasks: list[asyncio.Task[None]], grace: flo
     by_name = {task.get_name(): task for task in tasks}
     database = by_name.pop("database")
     workers = [by_name.pop("worker")] if "worker" in by_name else []
-    await asyncio.gather(site.close(), cancel_within(*workers, within=grace + LATE))
-    await cancel_within(*by_name.values(), within=LATE, insist=True)
-    await cancel_within(database, within=LATE, insist=True)
+    await asyncio.gather(site.close(), cancel_within(*workers, within=grace + CANCEL_AFTER_GRACE))
+    await cancel_within(*by_name.values(), within=CANCEL_AFTER_GRACE, insist=True)
+    await cancel_within(database, within=CANCEL_AFTER_GRACE, insist=True)
     _log.info("stopped")

@@ -31,9 +31,9 @@ from interfaces.bootstrap.container import Container, Role, callback_base_url
 
 TaskFactory: TypeAlias = Callable[[], Awaitable[None]]
 
-FIRST_PAUSE = 0.2  # seconds before the first restart of a part
-LONGEST_PAUSE = 10.0
-LONGEST_OUTAGE_PAUSE = 5.0  # while the database is unusable, so that parts are back soon after
+MIN_RESTART_PAUSE = 0.2  # seconds before the first restart of a part
+MAX_RESTART_PAUSE = 10.0
+MAX_OUTAGE_PAUSE = 5.0  # while the database is unusable, so that parts are back soon after
 STABLE_AFTER = 30.0  # seconds of running after which earlier deaths are forgotten
 RECOVERED_AFTER = 1.0  # seconds of running after which an outage counts as over
 CANCEL_INTERVAL = 0.5  # seconds until a part that goes on is cancelled once more
@@ -67,8 +67,8 @@ async def supervise(name: str, work: TaskFactory, *, essential: bool = True) -> 
     takes.
     """
     loop = asyncio.get_running_loop()
-    deaths, restarts = 0, Backoff(FIRST_PAUSE, LONGEST_PAUSE)
-    outage = Backoff(FIRST_PAUSE, LONGEST_OUTAGE_PAUSE)
+    deaths, restarts = 0, Backoff(MIN_RESTART_PAUSE, MAX_RESTART_PAUSE)
+    outage = Backoff(MIN_RESTART_PAUSE, MAX_OUTAGE_PAUSE)
     while True:
         began, failure = loop.time(), None
         try:

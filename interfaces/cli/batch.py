@@ -14,7 +14,7 @@ from cyclopts.validators import Number
 
 from application.views import BatchView
 from interfaces.cli import console
-from interfaces.cli.client import PATIENCE, Client, run_with_client
+from interfaces.cli.client import SILENCE_TIMEOUT, Client, run_with_client
 from interfaces.cli.console import EXIT_OF_OUTCOME, ClientOptions
 from interfaces.cli.progress import choose_reporter, wait_for_outcome
 
@@ -143,7 +143,7 @@ def watch(id: str, *, common: ClientOptions | None = None) -> int:
         with screen:
             return await wait_for_outcome(client, known.id, screen)
 
-    batch = run_with_client(common, run, patience=PATIENCE)
+    batch = run_with_client(common, run, patience=SILENCE_TIMEOUT)
     if not common.json:
         _describe(batch)
     return EXIT_OF_OUTCOME[batch.outcome or ""]

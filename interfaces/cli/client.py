@@ -36,12 +36,12 @@ from interfaces.common.api_types import (
 T = TypeVar("T")
 
 JSON = {"Content-Type": "application/json"}
-PAGE = 500  # rows a request asks for
+ROWS_PER_PAGE = 500  # rows a request asks for
 PASSING = frozenset({429, 502, 503, 504})  # worth asking again a little later
 LOST = (aiohttp.ClientError, OSError)
 """What a request ends with that got no answer, or not all of one."""
 LATEST = "latest"  # as `min_position`: whatever was recorded before the request, by whomever
-LAG_PATIENCE = 30.0  # seconds that a read waits for the server to show what was recorded
+READ_MODEL_TIMEOUT = 30.0  # seconds that a read waits for the server to show what was recorded
 
 
 class _Problem(ProblemDocument, frozen=True):
@@ -188,7 +188,7 @@ class Client:
         place: dict[str, str] = {}
         left = limit or None
         while True:
-            size = str(min(PAGE, left) if left else PAGE)
+            size = str(min(ROWS_PER_PAGE, left) if left else ROWS_PER_PAGE)
             query = {**params, **place, "limit": size}
             page = await ask(path, PageResponse[msgspec.Raw], params=query)
             for item in page.items:
@@ -256,7 +256,7 @@ class _Lag:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._end = self._loop.time() + LAG_PATIENCE
+        self._end = self._loop.time() + READ_MODEL_TIMEOUT
         self.params = {"min_position": LATEST}
 
     def wait_longer(self, refusal: Refusal) -> None:
@@ -293,7 +293,7 @@ def _without_none(**values: str | None) -> dict[str, str]:
 # The feed as a client follows it: every change once, through any number of cuts.
 
 SUBPROTOCOL = "uptrail.v1.json"
-MAX_FRAME = 64 * 1024 * 1024
+MAX_FRAME_BYTES = 64 * 1024 * 1024
 FINAL = range(4500, 4600)  # close codes after which connecting again would not help
 
 
@@ -331,7 +331,9 @@ async def subscribe(
     while True:
         try:
             async with client.session.ws_connect(
-                f"{client.server.url}/v1/feed", protocols=(SUBPROTOCOL,), max_msg_size=MAX_FRAME
+                f"{client.server.url}/v1/feed",
+                protocols=(SUBPROTOCOL,),
+                max_msg_size=MAX_FRAME_BYTES,
             ) as socket:
                 client.connection.answered()
                 await socket.send_str(place.subscription())
@@ -401,7 +403,7 @@ async def _frames(socket: aiohttp.ClientWebSocketResponse) -> AsyncIterator[Feed
 
 # Runs a command's coroutine against the server, with the screen and the client it needs.
 
-PATIENCE = 60.0  # seconds of silence that a long job puts up with
+SILENCE_TIMEOUT = 60.0  # seconds of silence that a long job puts up with
 
 
 def run_with_client(

@@ -24,7 +24,7 @@ from infrastructure.settings import DEFAULT_PIPELINE, Settings
 from infrastructure.telemetry import configure_logging
 from interfaces.bootstrap.container import ALL_ROLES
 from interfaces.cli import console
-from interfaces.cli.client import PATIENCE, Client, run_on_uvloop
+from interfaces.cli.client import SILENCE_TIMEOUT, Client, run_on_uvloop
 from interfaces.cli.console import CommandError, DataDirOptions, Exit, ServerAddress, UsageError
 from interfaces.cli.files import ScannedFile, resolve_roots, scan
 from interfaces.cli.history import events_of, print_events
@@ -190,7 +190,7 @@ async def _show(settings: Settings, ready: asyncio.Future[Ready], chosen: DemoFi
     server = ServerAddress(up.url, settings.admin_key_file.read_text().strip())
     screen = choose_reporter(json=False, brief=True)
     job = UploadJob(chosen.roots, chosen.label, "demo", 4, True)
-    async with Client(server, patience=PATIENCE) as client:
+    async with Client(server, patience=SILENCE_TIMEOUT) as client:
         with screen:
             report = await run_job(client, job, settings.data_dir, screen)
         assert report.batch is not None

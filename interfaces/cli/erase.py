@@ -9,10 +9,10 @@ from cyclopts import App, Parameter
 
 from application.ports.audit import Erasure
 from interfaces.cli import console
-from interfaces.cli.client import PATIENCE, Client, run_with_client
+from interfaces.cli.client import SILENCE_TIMEOUT, Client, run_with_client
 from interfaces.cli.console import ClientOptions, UsageError
 
-LOOK = 0.5  # seconds between two looks at whether it is done
+POLL_INTERVAL = 0.5  # seconds between two looks at whether it is done
 
 app = App(name="erase", help="Destroy everything personal of an owner, for good.")
 
@@ -47,11 +47,11 @@ def erase(
         body = {"owner": owner, "reason": reason}
         erasure = await client.ask("POST", "/v1/erasures", Erasure, json=body)
         while wait and erasure.finished_at is None:
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_INTERVAL)
             erasure = await client.ask("GET", f"/v1/erasures/{erasure.id}", Erasure)
         return erasure
 
-    erasure = run_with_client(common, run, patience=PATIENCE)
+    erasure = run_with_client(common, run, patience=SILENCE_TIMEOUT)
     if common.json:
         console.emit(erasure)
     elif erasure.finished_at is not None:

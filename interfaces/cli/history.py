@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from interfaces.cli import console
-from interfaces.cli.client import PATIENCE, Client, run_with_client
+from interfaces.cli.client import SILENCE_TIMEOUT, Client, run_with_client
 from interfaces.cli.console import ClientOptions, Refusal, UsageError
 from interfaces.common.api_types import HistoryItem
 
@@ -96,7 +96,7 @@ def export(
                 count += piece.count(b"\n")
         return count
 
-    count = run_with_client(common, run, patience=PATIENCE)
+    count = run_with_client(common, run, patience=SILENCE_TIMEOUT)
     console.print_stderr(f"{count} {'events' if plain else 'lines'}")
 
 

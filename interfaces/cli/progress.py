@@ -29,7 +29,7 @@ from interfaces.cli.console import (
 )
 from interfaces.cli.transfer import UploadProgress
 
-REMEMBERED = 20_000  # uploads whose last state is kept, to tell a change from a repetition
+MAX_CACHED_STATES = 20_000  # uploads whose last state is kept, to tell a change from a repetition
 WORTH_TELLING = frozenset(
     {"retry_scheduled", "failed", "quarantined", "rejected", "cancelled", "expired"}
 )
@@ -79,7 +79,7 @@ class StateChangeFilter:
             return False
         self._seen[key] = state
         self._seen.move_to_end(key)
-        if len(self._seen) > REMEMBERED:
+        if len(self._seen) > MAX_CACHED_STATES:
             self._seen.popitem(last=False)
         return True
 
@@ -228,7 +228,7 @@ def describe_batch(batch: BatchView) -> str:
 
 # Follows one batch on the feed until it has its outcome.
 
-AGAIN = 5.0  # seconds until the server is asked again, where its clock is behind ours
+REPEAT_INTERVAL = 5.0  # seconds until the server is asked again, where its clock is behind ours
 
 
 async def wait_for_outcome(client: Client, batch: UUID, screen: ProgressReporter) -> BatchView:
@@ -277,7 +277,7 @@ class _Clock:
     async def _look(self, row: BatchView) -> None:
         while row.activity_until is not None:
             left = (row.activity_until - utc_now()).total_seconds()
-            await asyncio.sleep(left if left > 0 else AGAIN)
+            await asyncio.sleep(left if left > 0 else REPEAT_INTERVAL)
             try:
                 row = await self._client.batch(row.id)
             except CommandError:  # the feed fails as well, and reports it

@@ -10,7 +10,7 @@ from application.audit.export import ExportedSeal
 from application.audit.seals import AuditSeal
 from application.ports.audit import SigningKey
 from interfaces.cli import console
-from interfaces.cli.client import PATIENCE, Client, run_with_client
+from interfaces.cli.client import SILENCE_TIMEOUT, Client, run_with_client
 from interfaces.cli.console import ClientOptions, CommandError
 from interfaces.cli.projection import run_with_container
 from interfaces.cli.serve import StorageOptions
@@ -39,7 +39,7 @@ def list_(*, after: int = 0, common: ClientOptions | None = None) -> None:
             else:
                 console.print_line("  ".join(map(str, _row(seal))))
 
-    run_with_client(common, run, patience=PATIENCE)
+    run_with_client(common, run, patience=SILENCE_TIMEOUT)
 
 
 @app.command
@@ -79,7 +79,7 @@ def rotate(*, store: StorageOptions | None = None, common: ClientOptions | None 
 
 def _seal(store: StorageOptions | None, common: ClientOptions, *, rotate: bool) -> None:
     async def run(parts: Container) -> None:
-        from infrastructure.audit.sealer import MOST, make_sealer
+        from infrastructure.audit.sealer import MAX_SEAL_EVENTS, make_sealer
 
         sealer = make_sealer(parts.services.settings, parts.services.now)
         file = parts.services.settings.seal_key_file
@@ -96,7 +96,7 @@ def _seal(store: StorageOptions | None, common: ClientOptions, *, rotate: bool) 
                 return
             while seal := await sealer.seal(connection):
                 events += seal.count
-                if seal.count < MOST:
+                if seal.count < MAX_SEAL_EVENTS:
                     break
         console.print_line(f"{events} events sealed" if events else "everything is sealed already")
 

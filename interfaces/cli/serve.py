@@ -22,7 +22,13 @@ from infrastructure.tasks import cancel_and_wait
 from infrastructure.telemetry import configure_logging
 from interfaces.bootstrap.container import ALL_ROLES, Role, open_container
 from interfaces.bootstrap.listen import stop_on_signals
-from interfaces.bootstrap.processes import ALIVE, SIGN, UP, ChildConfig, parse_config
+from interfaces.bootstrap.processes import (
+    ALIVE_MESSAGE,
+    HEARTBEAT_INTERVAL,
+    UP_MESSAGE,
+    ChildConfig,
+    parse_config,
+)
 from interfaces.bootstrap.server import run_until_stopped
 from interfaces.cli import console
 from interfaces.cli.client import run_on_uvloop
@@ -163,7 +169,7 @@ async def _serve(order: ChildConfig) -> None:
 
     def up() -> None:
         freeze_gc()
-        os.write(sys.stdout.fileno(), UP)
+        os.write(sys.stdout.fileno(), UP_MESSAGE)
         living.append(asyncio.create_task(_live(), name="signs-of-life"))
 
     with stop_on_signals(stopping):
@@ -184,8 +190,8 @@ async def _live() -> None:
     """Send heartbeats to the parent."""
     with suppress(BrokenPipeError):
         while True:
-            await asyncio.sleep(SIGN)
-            os.write(sys.stdout.fileno(), ALIVE)
+            await asyncio.sleep(HEARTBEAT_INTERVAL)
+            os.write(sys.stdout.fileno(), ALIVE_MESSAGE)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from interfaces.common.api_types import ReceivedFilesResponse
 # The sending half of tus 1.0: where an upload stands, and the bytes from there on.
 
 VERSION = {"Tus-Resumable": "1.0.0"}
-CHUNK = 1024 * 1024
-AGAIN = PASSING | {408, 409, 423}  # ask where the upload stands, and go on from there
+CHUNK_BYTES = 1024 * 1024
+RETRIED_STATUSES = PASSING | {408, 409, 423}  # ask where the upload stands, and go on from there
 
 Moved = Callable[[int], None]
 
@@ -57,7 +57,7 @@ class SourceFile:
     async def rest(self) -> AsyncIterator[bytes]:
         """The bytes from `offset`; the last chunk is given only if the file is still the same."""
         while self.offset < self.size:
-            size = min(CHUNK, self.size - self.offset)
+            size = min(CHUNK_BYTES, self.size - self.offset)
             chunk = await asyncio.to_thread(os.pread, self._descriptor, size, self.offset)
             if len(chunk) < size or (self.offset + size == self.size and self.is_changed()):
                 self.changed = True
@@ -100,7 +100,7 @@ async def send(client: Client, upload: UUID, source: SourceFile, *, fresh: bool)
                 raise FileModified from None
             await waits.lost(error)
         except Refusal as refusal:
-            if refusal.status not in AGAIN:
+            if refusal.status not in RETRIED_STATUSES:
                 raise
             await waits.next(refusal)
 
@@ -131,9 +131,9 @@ async def _patch(client: Client, upload: UUID, source: SourceFile) -> None:
             raise error_from_response(response.status, answer)
 
 
-SMALL = 256 * 1024  # bytes of a file that travels with others
-MOST_FILES = 250
-MOST_BYTES = 4 * 1024 * 1024
+MAX_BUNDLED_FILE_BYTES = 256 * 1024  # bytes of a file that travels with others
+MAX_BUNDLE_FILES = 250
+MAX_BUNDLE_BYTES = 4 * 1024 * 1024
 
 HEADERS = {"Content-Type": "application/x-tar"}
 
@@ -165,7 +165,7 @@ class TarBundle:
         """Add a file; return whether the bundle is full."""
         self.tasks.append(task)
         self._size += task.file.size
-        return len(self.tasks) >= MOST_FILES or self._size >= MOST_BYTES
+        return len(self.tasks) >= MAX_BUNDLE_FILES or self._size >= MAX_BUNDLE_BYTES
 
 
 def build_tar(tasks: Sequence[PendingFile]) -> TarArchive:
@@ -204,7 +204,7 @@ async def send_packed(client: Client, batch: UUID, body: bytes) -> Sequence[File
             if response.status < 400:
                 return msgspec.json.decode(answer, type=ReceivedFilesResponse).files
             refusal = error_from_response(response.status, answer)
-            if response.status not in AGAIN:
+            if response.status not in RETRIED_STATUSES:
                 raise refusal
             await waits.next(refusal, response.headers.get("Retry-After"))
         except LOST as error:
@@ -234,7 +234,7 @@ def _read(file: ScannedFile) -> bytes | None:
 
 # A folder into a batch: files are announced in lists and sent several at a time.
 
-LIST = 500  # files announced in one request
+MAX_LISTED_FILES = 500  # files announced in one request
 SHOWN_FAILURES = 200
 
 Trouble = Callable[[str, str], None]
@@ -281,7 +281,9 @@ class UploadSession:
         self._roots = roots
         self._jobs = jobs
         self._trouble = trouble
-        self._queue: asyncio.Queue[PendingFile | TarBundle | None] = asyncio.Queue(2 * LIST)
+        self._queue: asyncio.Queue[PendingFile | TarBundle | None] = asyncio.Queue(
+            2 * MAX_LISTED_FILES
+        )
         self._bundle = TarBundle()
         self._there: frozenset[UUID] | None = None  # asked for once an earlier run is met
         self.tally = UploadProgress()
@@ -327,7 +329,7 @@ class UploadSession:
 
     async def _assign(self, task: PendingFile) -> None:
         """Count what an earlier run has sent; assign the rest to bundles or transfers."""
-        if task.file.size > SMALL:
+        if task.file.size > MAX_BUNDLED_FILE_BYTES:
             await self._queue.put(task)
             return
         if not task.fresh and self._there is None:
@@ -387,7 +389,7 @@ class UploadSession:
         """
         if refusal.status in (401, 403):
             raise refusal
-        if refusal.status >= 500 or refusal.status in AGAIN:
+        if refusal.status >= 500 or refusal.status in RETRIED_STATUSES:
             self.tally.stop(refusal)
             return
         for task in tasks:
@@ -416,4 +418,4 @@ class UploadSession:
 
 
 def _next_list(entries: Iterator[Entry]) -> list[Entry]:
-    return list(islice(entries, LIST))
+    return list(islice(entries, MAX_LISTED_FILES))

@@ -21,7 +21,7 @@ from cyclopts.validators import Number
 from application.views import BatchView, UploadView
 from infrastructure.platform import write_file_atomically
 from interfaces.cli import console
-from interfaces.cli.client import PATIENCE, Client, run_with_client
+from interfaces.cli.client import SILENCE_TIMEOUT, Client, run_with_client
 from interfaces.cli.console import (
     EXIT_OF_OUTCOME,
     ClientOptions,
@@ -101,7 +101,7 @@ def open_resume_file(
 
 # The whole job of `uptrail upload`: remember, start, send, seal, and wait for the outcome.
 
-REFRESH = 0.1  # seconds between two looks at the tally
+REFRESH_INTERVAL = 0.1  # seconds between two looks at the tally
 FAILED_STATES = ("failed", "quarantined", "rejected")
 
 
@@ -264,7 +264,7 @@ async def _send(
 async def _show(tally: UploadProgress, screen: ProgressReporter) -> None:
     while True:
         screen.sending(tally)
-        await asyncio.sleep(REFRESH)
+        await asyncio.sleep(REFRESH_INTERVAL)
 
 
 async def _report(
@@ -332,7 +332,7 @@ def upload(
             return await run_upload(client, job, data_dir, screen)
 
     try:
-        report = run_with_client(common, run, patience=PATIENCE)
+        report = run_with_client(common, run, patience=SILENCE_TIMEOUT)
     except KeyboardInterrupt:
         raise Interrupted("stopped", RESUME) from None
     except Unreachable as error:

@@ -14,8 +14,8 @@ import aiohttp
 from interfaces.cli.console import Unreachable, print_stderr
 
 QUIET = 0.5  # seconds without an answer after which the command reports that it waits
-FIRST_PAUSE = 0.25  # seconds between two tries
-LONGEST_PAUSE = 5.0
+MIN_PAUSE = 0.25  # seconds between two tries
+MAX_PAUSE = 5.0
 
 _NO_SUCH_NAME = frozenset(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)
@@ -125,7 +125,7 @@ class Waits:
     def calm(self) -> None:
         """Reset the time limit after progress."""
         self._end = self._loop.time() + self._connection.patience
-        self._pause = FIRST_PAUSE
+        self._pause = MIN_PAUSE
 
     async def lost(self, cause: BaseException, *, repeatable: bool = True) -> None:
         """Wait after a request without a response. Raises Unreachable if a retry is useless.
@@ -148,7 +148,7 @@ class Waits:
             raise error
         self._connection.retrying(error, pause, left)
         await asyncio.sleep(pause)
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        self._pause = min(2 * self._pause, MAX_PAUSE)
 
 
 def _is_final(error: BaseException, *, reached: bool) -> bool:

@@ -66,8 +66,8 @@ def delivery_summary(delivery: DeliveryResponse) -> str:
 
 app = App(name="webhook", help="Tell your own systems what happened, and see what they heard.")
 
-PATIENCE = 30.0  # seconds until a test has been answered, or has failed
-LOOK = 0.1  # seconds between two looks at that
+TEST_TIMEOUT = 30.0  # seconds until a test has been answered, or has failed
+POLL_INTERVAL = 0.1  # seconds between two looks at that
 
 Events = Annotated[list[str] | None, Parameter(name="--event", negative="")]
 
@@ -150,14 +150,14 @@ def request_test(id: str, *, common: ClientOptions | None = None) -> int:
     async def run(client: Client) -> DeliveryResponse:
         asked = await client.ask("POST", f"/v1/webhooks/{id}/test", TestRequestedResponse)
         loop = asyncio.get_running_loop()
-        end = loop.time() + PATIENCE
+        end = loop.time() + TEST_TIMEOUT
         while True:
             for told in await _newest(client, id, 20):
                 if told.position == asked.position and (told.last or loop.time() > end):
                     return told
             if loop.time() > end:
                 raise CommandError("the test was not sent", "does an orchestrator run?")
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_INTERVAL)
 
     told = run_with_client(common, run)
     if common.json:

@@ -36,9 +36,9 @@ from interfaces.common.services import SERVICES
 
 QUERY = ("after", "limit", "format", "min_position")
 BOTH_WAYS = ("after", "before", "limit", "format", "min_position")
-PAGE = 1000  # events
+EVENTS_PER_PAGE = 1000  # events
 MAX_PAGE_BYTES = 256 * 1024  # about: of a page, which a client may be slow to read
-STREAMED = 250  # events in memory at a time
+EVENTS_PER_WRITE = 250  # events in memory at a time
 
 # `blob` is the location in the blob store, which is internal; the others have their own fields.
 _HIDDEN = frozenset({"type", "at", "by", "blob"})
@@ -138,7 +138,7 @@ async def _told(
     if _format(request, query) == "ndjson":
         limit = query.integer("limit", MAX_POSITION, low=1)
         return await _streamed(request, source, after, limit, position)
-    limit = query.integer("limit", 100, low=1, high=PAGE)
+    limit = query.integer("limit", 100, low=1, high=EVENTS_PER_PAGE)
     found = await source(after, limit)
     events = found[: _fitting(request, found)]
     is_last = len(events) == len(found) < limit
@@ -151,7 +151,7 @@ async def _told_back(
     """A page that ends before a position; `next` is the `before` of the page before it."""
     if "after" in request.query or _format(request, query) == "ndjson":
         raise bad_parameter("before", "goes neither with `after` nor with NDJSON")
-    limit = query.integer("limit", 100, low=1, high=PAGE)
+    limit = query.integer("limit", 100, low=1, high=EVENTS_PER_PAGE)
     found = await source(query.integer("before", MAX_POSITION, low=1), limit)
     events = found[len(found) - _fitting(request, found[::-1]) :]
     is_first = len(events) == len(found) < limit
@@ -182,7 +182,7 @@ async def _streamed(
     reader = principal_of(request)
     request.app[STREAMS].open(request, reader.name, Stream.HISTORY)
     # Before the answer begins: it may be refused.
-    events = await source(after, min(limit, STREAMED))
+    events = await source(after, min(limit, EVENTS_PER_WRITE))
     response = web.StreamResponse(headers={POSITION: str(position)})
     response.content_type = NDJSON
     await response.prepare(request)
@@ -192,7 +192,7 @@ async def _streamed(
         await write_in_pieces(response, lines)
         if limit <= 0:
             break
-        events = await source(last, min(limit, STREAMED))
+        events = await source(last, min(limit, EVENTS_PER_WRITE))
     await response.write_eof()
     return response
 

@@ -98,7 +98,7 @@ async def _pieces(rows: AsyncIterator[ReportRow]) -> AsyncIterator[list[ReportRo
 
 QUERY = ("only", "min_position")
 MAX_CONCURRENT_REPORTS = 4  # of one process: each holds a snapshot of the database
-PATIENCE = 30.0  # seconds that a reader may take for one piece
+WRITE_TIMEOUT = 30.0  # seconds that a reader may take for one piece
 
 
 class ReportFilter(StrEnum):
@@ -162,7 +162,7 @@ async def _answer(
 async def _write(response: web.StreamResponse, piece: bytes) -> None:
     """Raises ConnectionResetError where the reader is too slow: a snapshot is held for it."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(WRITE_TIMEOUT):
             await response.write(piece)
     except TimeoutError:
         raise ConnectionResetError("the report is not read") from None

@@ -25,8 +25,8 @@ from interfaces.common.responses import STREAMS, Stream, json_response, write_in
 from interfaces.common.services import SERVICES
 
 EXPORT = ("after", "min_position")
-PAGE = 1000  # seals
-STREAMED = 250  # events in memory at a time
+SEALS_PER_PAGE = 1000  # seals
+EVENTS_PER_WRITE = 250  # events in memory at a time
 
 _lines = msgspec.json.Encoder().encode_lines
 
@@ -34,7 +34,7 @@ _lines = msgspec.json.Encoder().encode_lines
 async def listing(request: web.Request) -> web.Response:
     """The chain of seals, oldest first: to be kept where we cannot reach it."""
     query = Query(request, ("after", "limit"))
-    limit = query.integer("limit", 100, low=1, high=PAGE)
+    limit = query.integer("limit", 100, low=1, high=SEALS_PER_PAGE)
     services = request.app[SERVICES]
     seals = list(await services.seals.page(query.integer("after", 0), limit))
     next = seals[-1].number if len(seals) == limit else None
@@ -99,7 +99,7 @@ async def _proven(
 
     async def chunks() -> AsyncIterator[Sequence[Line]]:
         after = opening.after
-        while events := await source(after, STREAMED):
+        while events := await source(after, EVENTS_PER_WRITE):
             positions = [recorded.position for recorded in events]
             after, events = positions[-1], ()
             yield await prover.prove(positions)

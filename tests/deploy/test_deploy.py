@@ -16,7 +16,7 @@ import yaml
 
 from infrastructure.settings import Settings
 from infrastructure.settings_loader import fields, load
-from interfaces.bootstrap.processes import LATE
+from interfaces.bootstrap.processes import KILL_AFTER_GRACE
 from interfaces.cli.main import make_app
 
 DEPLOY = Path(__file__).parents[2] / "docs/deploy"
@@ -68,7 +68,7 @@ def test_services_of_the_compose_file_run_commands_and_settings_that_exist(name:
     assert settings.database_url is not None
     assert settings.blob_bucket is not None
     assert settings.trust_forwarded == (name == "api")
-    assert seconds(service["stop_grace_period"]) >= settings.shutdown_grace + LATE
+    assert seconds(service["stop_grace_period"]) >= settings.shutdown_grace + KILL_AFTER_GRACE
 
 
 def test_the_compose_file_starts_every_role_more_than_once_and_what_they_stand_on_first() -> None:
@@ -129,7 +129,7 @@ def test_units_run_commands_and_settings_that_exist_and_wait_for_the_end(unit: P
     assert program == "/opt/uptrail/.venv/bin/uptrail"
     assert entry(unit, "Type") == "notify"
     assert entry(unit, "KillMode") == "mixed"
-    assert seconds(entry(unit, "TimeoutStopSec")) >= settings.shutdown_grace + LATE
+    assert seconds(entry(unit, "TimeoutStopSec")) >= settings.shutdown_grace + KILL_AFTER_GRACE
     assert given["UPTRAIL_DATA_DIR"] == f"%S/{entry(unit, 'StateDirectory')}"
 
 

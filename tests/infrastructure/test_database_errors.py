@@ -86,8 +86,8 @@ def test_an_unknown_outcome_is_not_reported_as_nothing_recorded() -> None:
 async def test_a_part_that_waits_for_the_database_is_never_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tasks, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(tasks, "LONGEST_OUTAGE_PAUSE", 0.001)
+    monkeypatch.setattr(tasks, "MIN_RESTART_PAUSE", 0.001)
+    monkeypatch.setattr(tasks, "MAX_OUTAGE_PAUSE", 0.001)
     starts = SimpleNamespace(count=0)
 
     async def waiting() -> None:

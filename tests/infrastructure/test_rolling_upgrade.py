@@ -24,7 +24,7 @@ from domain.webhook.aggregate import Webhook
 from domain.webhook.events import WebhookFilter
 from infrastructure.audit.derived import check_derived
 from infrastructure.event_store.codec import CODEC
-from infrastructure.event_store.event_log import SNAPSHOT_EVERY
+from infrastructure.event_store.event_log import SNAPSHOT_INTERVAL_EVENTS
 from infrastructure.event_store.writer import append_in
 from infrastructure.read_model import projector
 from infrastructure.read_model.engine import make_engine
@@ -162,7 +162,7 @@ async def test_no_snapshot_hides_an_unknown_event_from_the_version_that_knows_it
 ) -> None:
     progress = [
         FileProgressed(at=now(), by=ALICE, phase="transfer", done=done, total=9999)
-        for done in range(1, SNAPSHOT_EVERY + 10)
+        for done in range(1, SNAPSHOT_INTERVAL_EVENTS + 10)
     ]
     async with open_plant(database_url, tmp_path) as plant:
         known, unknown, batch = uuid4(), uuid4(), await plant.batch(seal=False)
@@ -173,7 +173,7 @@ async def test_no_snapshot_hides_an_unknown_event_from_the_version_that_knows_it
             await record(plant, stream, *progress)
             upload = await plant.log.upload(stream)
             assert upload.version == len(await plant.log.stream(stream))
-            assert upload.received == SNAPSHOT_EVERY + 9
+            assert upload.received == SNAPSHOT_INTERVAL_EVENTS + 9
             await plant.log.upload(stream)  # from memory, which knows of it too
         await plant.log.close()
         taken = await plant.fetch("SELECT DISTINCT originator_id FROM stored_snapshots")

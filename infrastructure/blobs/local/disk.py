@@ -17,8 +17,8 @@ from application.errors import StorageFull, Unavailable
 from application.ports.blobs import BlobMissing
 from infrastructure.platform import libc_function
 
-NEW_FILE = 0o600
-NEW_FOLDER = 0o700
+FILE_MODE = 0o600
+FOLDER_MODE = 0o700
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -54,7 +54,7 @@ def sync_folder(folder: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Creates the folder, and makes its name durable; one that exists is fine."""
-    folder.mkdir(mode=NEW_FOLDER, exist_ok=True)
+    folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
     sync_folder(folder.parent)
 
 
@@ -96,8 +96,8 @@ def open_to_read(name: str, path: Path) -> tuple[int, int]:
 # Otherwise a sync, and a takeover of the upload, would wait until the disk has all bytes since
 # the last checkpoint, which may be hundreds of megabytes.
 
-WINDOW = 4 * 1024 * 1024  # bytes that are written out together
-AT_ONCE = 2  # windows of one blob; the next one waits for the first of them
+WRITE_BACK_WINDOW = 4 * 1024 * 1024  # bytes that are written out together
+MAX_CONCURRENT_WRITE_BACKS = 2  # windows of one blob; the next one waits for the first of them
 
 
 class WritebackWindow:
@@ -114,12 +114,12 @@ class WritebackWindow:
 
     def due(self, size: int) -> bool:
         """Return whether a blob of this size has a window that is not being written out."""
-        return size - self._end >= WINDOW
+        return size - self._end >= WRITE_BACK_WINDOW
 
     async def begin(self, size: int) -> Future[None]:
         """Has everything up to `size` written out; raises what an earlier window met."""
         start, self._end = self._end, size
-        if len(self._windows) == AT_ONCE:
+        if len(self._windows) == MAX_CONCURRENT_WRITE_BACKS:
             await _over(self._windows.popleft())
         window = self._threads.submit(self._write_out, start, size)
         self._windows.append(window)
@@ -153,7 +153,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     The temporary file has a name that no blob can have.
     """
     aside = path.with_name(f"{path.name[:200]}{ASIDE}{uuid4().hex}")
-    descriptor = os.open(aside, _FLAGS, NEW_FILE)
+    descriptor = os.open(aside, _FLAGS, FILE_MODE)
     try:
         for _ in write_all(descriptor, content):
             pass

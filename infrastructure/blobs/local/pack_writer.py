@@ -15,7 +15,7 @@ import msgspec
 
 from application.errors import ApplicationError, Unavailable
 from infrastructure.blobs.local.disk import (
-    NEW_FILE,
+    FILE_MODE,
     sync_data,
     sync_folder,
     translate_os_errors,
@@ -23,7 +23,7 @@ from infrastructure.blobs.local.disk import (
     write_all,
 )
 from infrastructure.blobs.local.packs import (
-    BLOCK,
+    BLOCK_SIZE,
     PackedName,
     PackLocation,
     block_count,
@@ -38,7 +38,7 @@ from infrastructure.blobs.local.packs import (
 )
 from infrastructure.tasks import shield_result
 
-FULL = 64 * 1024 * 1024  # bytes: a pack that has so many is added to no more
+MAX_PACK_BYTES = 64 * 1024 * 1024  # bytes: a pack that has so many is added to no more
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -51,7 +51,7 @@ class OpenPack:
         self._path = path
         self._name = name
         self._blocks = 0  # that are durable
-        self.descriptor = os.open(path, _NEW, NEW_FILE)
+        self.descriptor = os.open(path, _NEW, FILE_MODE)
         try_lock(self.descriptor)  # free: no other process knows the new file
         try:
             sync_folder(path.parent)
@@ -61,7 +61,7 @@ class OpenPack:
 
     @property
     def full(self) -> bool:
-        return self._blocks * BLOCK >= FULL
+        return self._blocks * BLOCK_SIZE >= MAX_PACK_BYTES
 
     def framed(self, blobs: Iterable[tuple[str, bytes]]) -> tuple[list[PackedName], bytes]:
         """Return the locations of these blobs if they are appended next, and the bytes to write."""
@@ -81,12 +81,12 @@ class OpenPack:
 
     def wrote(self, frames: bytes) -> None:
         """They are durable: the next ones come behind them."""
-        self._blocks += len(frames) // BLOCK
+        self._blocks += len(frames) // BLOCK_SIZE
 
     def close(self) -> None:
         """Close the pack and truncate bytes that are not durable: they were never acknowledged."""
         with suppress(OSError):
-            os.ftruncate(self.descriptor, self._blocks * BLOCK)
+            os.ftruncate(self.descriptor, self._blocks * BLOCK_SIZE)
         if not self._blocks:
             self._path.unlink(missing_ok=True)
         os.close(self.descriptor)
@@ -94,8 +94,10 @@ class OpenPack:
 
 # Small blobs as they come: those that arrive during one sync of the disk share the next.
 
-GROUP_BYTES = 4 * 1024 * 1024  # at most in one write and one sync, or one caller's blobs
-ON_LOOP = 256 * 1024  # bytes: what is written at once takes less than the way to a thread
+MAX_GROUP_BYTES = 4 * 1024 * 1024  # at most in one write and one sync, or one caller's blobs
+MAX_INLINE_WRITE_BYTES = (
+    256 * 1024
+)  # bytes: what is written at once takes less than the way to a thread
 
 Names = dict[str, str]
 
@@ -172,7 +174,7 @@ class PackWriter:
         """The first, however large, and those behind it while there is room."""
         group = [self._waiting.popleft()]
         size = group[0].size
-        while self._waiting and (size := size + self._waiting[0].size) <= GROUP_BYTES:
+        while self._waiting and (size := size + self._waiting[0].size) <= MAX_GROUP_BYTES:
             group.append(self._waiting.popleft())
         return group
 
@@ -183,7 +185,7 @@ class PackWriter:
                 self._pack = await loop.run_in_executor(self._threads, self._begin)
             pack = self._pack
             places, frames = pack.framed(blobs)
-            if len(frames) > ON_LOOP:
+            if len(frames) > MAX_INLINE_WRITE_BYTES:
                 await loop.run_in_executor(self._threads, pack.write, frames)
             else:
                 pack.write(frames)

@@ -74,9 +74,9 @@ def pack_id_from_file(file: str) -> str | None:
 # A member begins at a multiple of 4 KiB, so that the file system can take back just its blocks. A
 # freed one is zeros. New members come behind all others, and no place is used twice.
 
-BLOCK = 4096
+BLOCK_SIZE = 4096
 
-_MARK = b"uptrail\x01"
+_MAGIC = b"uptrail\x01"
 _HEADER = Struct(f"<8sIH{MAX_NAME}s")  # the mark, the size of the blob, its name and how long it is
 HEADER = _HEADER.size
 
@@ -90,27 +90,27 @@ class PackEntry(NamedTuple):
 
 def header(name: str, size: int) -> bytes:
     encoded = name.encode()
-    return _HEADER.pack(_MARK, size, len(encoded), encoded)
+    return _HEADER.pack(_MAGIC, size, len(encoded), encoded)
 
 
 def padding(size: int) -> bytes:
     """Return the padding after a blob of this size up to the next block."""
-    return bytes(-(HEADER + size) % BLOCK)
+    return bytes(-(HEADER + size) % BLOCK_SIZE)
 
 
 def block_count(size: int) -> int:
     """Return the number of blocks of a member with this many bytes."""
-    return -(-(HEADER + size) // BLOCK)
+    return -(-(HEADER + size) // BLOCK_SIZE)
 
 
 def content_offset(place: PackLocation) -> int:
     """Return the offset of the blob's bytes in the pack."""
-    return place.block * BLOCK + HEADER
+    return place.block * BLOCK_SIZE + HEADER
 
 
 def exists(descriptor: int, packed: PackedName) -> bool:
     """Return whether the member exists at its place and was not deleted."""
-    member = _member(os.pread(descriptor, HEADER, packed.place.block * BLOCK))
+    member = _member(os.pread(descriptor, HEADER, packed.place.block * BLOCK_SIZE))
     return member == PackEntry(packed.chosen, packed.place.size)
 
 
@@ -118,8 +118,8 @@ def members(descriptor: int, pack: str) -> Iterator[PackedName]:
     """Yield the remaining members; an incomplete one, left by a crash, ends the pack."""
     size = os.fstat(descriptor).st_size
     block = 0
-    while block * BLOCK < size:
-        head = os.pread(descriptor, HEADER, block * BLOCK)
+    while block * BLOCK_SIZE < size:
+        head = os.pread(descriptor, HEADER, block * BLOCK_SIZE)
         if member := _member(head):
             yield PackedName(member.name, PackLocation(pack, block, member.size))
             block += block_count(member.size)
@@ -130,7 +130,7 @@ def members(descriptor: int, pack: str) -> Iterator[PackedName]:
 
 
 def _member(head: bytes) -> PackEntry | None:
-    if len(head) < HEADER or not head.startswith(_MARK):
+    if len(head) < HEADER or not head.startswith(_MAGIC):
         return None
     _, size, length, name = _HEADER.unpack(head)
     try:
@@ -142,10 +142,10 @@ def _member(head: bytes) -> PackEntry | None:
 def _behind_hole(descriptor: int, block: int) -> int:
     """The next block that may hold something: most file systems say where their holes end."""
     try:
-        data = os.lseek(descriptor, (block + 1) * BLOCK, os.SEEK_DATA)
+        data = os.lseek(descriptor, (block + 1) * BLOCK_SIZE, os.SEEK_DATA)
     except OSError:  # there is nothing behind it (ENXIO), or no telling
         data = 0
-    return max(block + 1, data // BLOCK)
+    return max(block + 1, data // BLOCK_SIZE)
 
 
 _PUNCH_HOLE = 0x02 | 0x01  # and keep the size of the file (fallocate(2))
@@ -169,9 +169,9 @@ def punch_member(path: Path, packed: PackedName) -> None:
         return
     try:
         if exists(descriptor, packed):
-            start = packed.place.block * BLOCK
+            start = packed.place.block * BLOCK_SIZE
             os.pwrite(descriptor, bytes(HEADER), start)
-            _give_back(descriptor, start, block_count(packed.place.size) * BLOCK)
+            _give_back(descriptor, start, block_count(packed.place.size) * BLOCK_SIZE)
             sync_data(descriptor)
         if _is_hole(descriptor):
             _remove_unused(path, descriptor)

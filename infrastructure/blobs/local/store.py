@@ -16,8 +16,8 @@ from application.errors import Unavailable
 from application.ports.blobs import BlobBusy, BlobTooShort
 from infrastructure.blobs.local.disk import (
     ASIDE,
-    NEW_FILE,
-    NEW_FOLDER,
+    FILE_MODE,
+    FOLDER_MODE,
     WritebackWindow,
     make_folder,
     open_to_read,
@@ -59,7 +59,7 @@ def open_to_append(name: str, path: Path, offset: int) -> tuple[int, int]:
 def _open_to_write(name: str, path: Path, offset: int) -> int:
     flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if offset else os.O_CREAT)
     try:
-        return os.open(path, flags, NEW_FILE)
+        return os.open(path, flags, FILE_MODE)
     except FileNotFoundError:
         raise BlobTooShort(name, 0, offset) from None
 
@@ -245,9 +245,9 @@ class LocalBlobWriter:
             os.close(self._descriptor)
 
 
-READ_CHUNK = 256 * 1024
-THREADS = 8  # they wait for the disk; more of them than this only wait for each other
-WRITE_OUTS = 2  # threads for windows of large files, so that the others are free meanwhile
+READ_CHUNK_BYTES = 256 * 1024
+MAX_THREADS = 8  # they wait for the disk; more of them than this only wait for each other
+WRITE_BACK_THREADS = 2  # threads for windows of large files, so that the others are free meanwhile
 SHARDS = 256
 
 Result = TypeVar("Result")
@@ -261,13 +261,13 @@ class LocalBlobStore:
     for everything that was uploaded in the same hour. Small blobs share files (`packs`).
     """
 
-    def __init__(self, folder: Path, *, threads: int = THREADS) -> None:
-        folder.mkdir(mode=NEW_FOLDER, parents=True, exist_ok=True)
+    def __init__(self, folder: Path, *, threads: int = MAX_THREADS) -> None:
+        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         self._folder = folder
         self._shards = [folder / f"{number:02x}" for number in range(SHARDS)]
         self._made: set[Path] = set()  # shards known to be durable
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
-        self._outgoing = ThreadPoolExecutor(WRITE_OUTS, thread_name_prefix="write-out")
+        self._outgoing = ThreadPoolExecutor(WRITE_BACK_THREADS, thread_name_prefix="write-out")
         self._writers: dict[str, LocalBlobWriter] = {}  # those that are open
         packing = PackWriter(self._file, self._make_shard, threads=self._threads)
         self._packs = PackedBlobs(packing, self._file, self._threads)
@@ -315,7 +315,7 @@ class LocalBlobStore:
         descriptor, _ = await self._opened(lambda: open_to_read(name, path))
         try:
             while end is None or start < end:
-                wanted = READ_CHUNK if end is None else min(READ_CHUNK, end - start)
+                wanted = READ_CHUNK_BYTES if end is None else min(READ_CHUNK_BYTES, end - start)
                 chunk = await self._run(lambda: os.pread(descriptor, wanted, start))  # noqa: B023
                 if not chunk:
                     return

@@ -154,9 +154,9 @@ def parse_location(text: str) -> Location:
 # any size ("Amazon S3 multipart upload limits").
 
 MIB = 1024 * 1024
-SMALLEST = 5 * MIB
-LARGEST = 5 * 1024 * MIB
-MOST = 10_000
+MIN_PART_BYTES = 5 * MIB
+MAX_PART_BYTES = 5 * 1024 * MIB
+MAX_PARTS = 10_000
 
 _STEP = 64 * 1024  # bytes that sizes are rounded up to
 
@@ -227,14 +227,14 @@ def next_part_size(parts: Parts, largest: int) -> int:
     Sizes grow evenly from the smallest: small files then need little memory and only very large
     ones large parts (a blob of 1 TiB ends with parts of 205 MiB, one of 10 GiB with 21 MiB).
     """
-    left = MOST - parts.last
-    growth = max(0, -(-2 * (largest - MOST * SMALLEST) // MOST**2))
-    size = SMALLEST + growth * (parts.last + 1)
-    planned = left * (size + SMALLEST + growth * MOST) // 2
+    left = MAX_PARTS - parts.last
+    growth = max(0, -(-2 * (largest - MAX_PARTS * MIN_PART_BYTES) // MAX_PARTS**2))
+    size = MIN_PART_BYTES + growth * (parts.last + 1)
+    planned = left * (size + MIN_PART_BYTES + growth * MAX_PARTS) // 2
     missing = largest - parts.size
     if left > 0 and planned < missing:  # the largest size allowed was raised meanwhile
         size = max(size, -(-missing // left))
-    return min(-(-size // _STEP) * _STEP, LARGEST)
+    return min(-(-size // _STEP) * _STEP, MAX_PART_BYTES)
 
 
 def split_ranges(size: int, largest: int) -> list[tuple[int, int]]:

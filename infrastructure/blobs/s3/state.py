@@ -22,15 +22,19 @@ from infrastructure.blobs.s3.client import Bucket, ObjectInfo, Parts, S3Part
 # Bytes wait in memory while there is room for everybody's; a writer that is over its share keeps
 # them in an unlinked file, which the page cache holds as long as it can.
 
-WAITING = 64 * 1024 * 1024  # bytes in memory that wait to be sent, of all writers together
-LEAST = 64 * 1024  # bytes that any writer may keep in memory: a file costs more
-WAYS = 8  # requests with a body, up to a part each, that are on their way at once
+MAX_BUFFERED_BYTES = (
+    64 * 1024 * 1024
+)  # bytes in memory that wait to be sent, of all writers together
+MIN_BUFFER_BYTES = 64 * 1024  # bytes that any writer may keep in memory: a file costs more
+MAX_CONCURRENT_BODIES = 8  # requests with a body, up to a part each, that are on their way at once
 
 
 class BufferPool:
     """Memory limit of uploads. `ways` limits concurrent request bodies; buffers share the rest."""
 
-    def __init__(self, waiting: int = WAITING, ways: int = WAYS) -> None:
+    def __init__(
+        self, waiting: int = MAX_BUFFERED_BYTES, ways: int = MAX_CONCURRENT_BODIES
+    ) -> None:
         self.ways = asyncio.Semaphore(ways)
         self._waiting = waiting
         self._buffers = 0
@@ -38,7 +42,7 @@ class BufferPool:
     @property
     def share(self) -> int:
         """Bytes that one buffer may hold in memory now."""
-        return max(LEAST, self._waiting // max(1, self._buffers))
+        return max(MIN_BUFFER_BYTES, self._waiting // max(1, self._buffers))
 
     def buffer(self) -> Buffer:
         self._buffers += 1

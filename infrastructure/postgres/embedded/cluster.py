@@ -18,7 +18,7 @@ from urllib.parse import quote
 import msgspec
 
 from infrastructure.platform import sync_folder, write_file_atomically
-from infrastructure.postgres.embedded.binaries import MAJOR
+from infrastructure.postgres.embedded.binaries import MAJOR_VERSION
 from infrastructure.postgres.embedded.data_directory import ServerDir
 from infrastructure.postgres.embedded.system import (
     PORT,
@@ -29,7 +29,7 @@ from infrastructure.postgres.embedded.system import (
 
 # The server's log: one file, kept short.
 
-LIMIT: Final = 8 * 1024 * 1024
+MAX_LOG_BYTES: Final = 8 * 1024 * 1024
 _TAIL_BYTES: Final = 16 * 1024
 _TAIL_LINES: Final = 20
 
@@ -53,7 +53,7 @@ class Log:
             return "\n".join(lines[-_TAIL_LINES:])
         return ""
 
-    def trim(self, limit: int = LIMIT) -> None:
+    def trim(self, limit: int = MAX_LOG_BYTES) -> None:
         """Once it is too long, keep it as the previous log and go on in an empty one."""
         # Emptied, not renamed: the server goes on appending through the same descriptor.
         if self._path.stat().st_size > limit:
@@ -291,10 +291,10 @@ class Cluster(msgspec.Struct, frozen=True):
     def _require_our_version(self) -> None:
         with suppress(FileNotFoundError):
             version = (self.home.cluster / "PG_VERSION").read_text().strip()
-            if version == str(MAJOR):
+            if version == str(MAJOR_VERSION):
                 return
             raise EmbeddedPostgresError(
-                f"{self.home.cluster} was made by PostgreSQL {version}, this is {MAJOR}",
+                f"{self.home.cluster} was made by PostgreSQL {version}, this is {MAJOR_VERSION}",
                 f"dump it with PostgreSQL {version}, move it away, and load the dump",
             )
         raise EmbeddedPostgresError(

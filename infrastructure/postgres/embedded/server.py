@@ -80,8 +80,8 @@ def _require_socket(home: ServerDir, postmaster: Postmaster) -> None:
 
 # A server brought up and shut down: found or launched, waited for, ended.
 
-_POLL: Final = 0.01
-_ORPHANS_GET: Final = 5.0
+_POLL_INTERVAL: Final = 0.01
+_ORPHAN_TIMEOUT: Final = 5.0
 # PostgreSQL 18.4 never answers a SIGINT that reaches it while it recovers from a child's crash.
 _INSISTENCE = ((10.0, "SIGINT"), (10.0, "SIGQUIT"), (5.0, "SIGKILL"))
 
@@ -124,7 +124,7 @@ def _has_ended(home: ServerDir, patience: float) -> bool:
     while not system.is_free(home.running):
         if time.monotonic() > deadline and not is_writing_checkpoint(home):
             return False
-        time.sleep(_POLL)
+        time.sleep(_POLL_INTERVAL)
     return True
 
 
@@ -166,9 +166,9 @@ def _wait_until_ready(home: ServerDir, launched: Popen[bytes] | None) -> str | N
         if launched is None and system.is_free(home.running):
             return None
         if is_orphaned(home):
-            late = time.monotonic() > begun + _ORPHANS_GET
+            late = time.monotonic() > begun + _ORPHAN_TIMEOUT
             kill_orphans(home, Signals["SIGKILL" if late else "SIGQUIT"])
-        time.sleep(_POLL)
+        time.sleep(_POLL_INTERVAL)
 
 
 def _died(home: ServerDir, code: int) -> EmbeddedPostgresError:
@@ -187,7 +187,7 @@ def _remove_socket_folder(home: ServerDir, postmaster: Postmaster | None) -> Non
 
 # One user's share in a server: the last to end it shuts the server down.
 
-_LOG_CHECK: Final = 10.0
+_LOG_CHECK_INTERVAL: Final = 10.0
 
 
 class ServerRefCount:
@@ -214,7 +214,7 @@ class ServerRefCount:
             system.release(self._users)
 
     def _keep_log(self) -> None:
-        while not self._ended.wait(_LOG_CHECK):
+        while not self._ended.wait(_LOG_CHECK_INTERVAL):
             with suppress(OSError):
                 Log(self.home.log).trim()
 

@@ -455,6 +455,6 @@ async def test_pages_of_any_size_lead_to_the_same_findings(
 ) -> None:
     tamper(altered, "UPDATE orchestration.members SET owner = 'globex'")
     at_once = await check(altered)
-    monkeypatch.setattr("infrastructure.audit.derived.CHUNK", 7)
+    monkeypatch.setattr("infrastructure.audit.derived.ROWS_PER_CHUNK", 7)
 
     assert (await check(altered)).findings == at_once.findings

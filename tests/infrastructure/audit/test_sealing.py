@@ -53,8 +53,8 @@ async def test_nothing_new_makes_no_seal(database_url: str, tmp_path: Path) -> N
 async def test_work_for_one_seal_is_bounded(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sealer, "MOST", 4)
-    monkeypatch.setattr(sealer, "CHUNK", 3)
+    monkeypatch.setattr(sealer, "MAX_SEAL_EVENTS", 4)
+    monkeypatch.setattr(sealer, "EVENTS_PER_READ", 3)
 
     async with open_audit_harness(database_url, tmp_path) as it:
         await it.record(9)

@@ -128,7 +128,7 @@ async def test_events_that_changed_places_are_named(database_url: str, tmp_path:
 async def test_the_first_fault_is_told_first_and_the_others_up_to_a_bound(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verifier, "MOST", 3)
+    monkeypatch.setattr(verifier, "MAX_FINDINGS", 3)
 
     found = await checked_after(
         database_url, tmp_path, "UPDATE stored_events SET topic = 'x' WHERE notification_id > 5"
@@ -140,10 +140,10 @@ async def test_the_first_fault_is_told_first_and_the_others_up_to_a_bound(
 async def test_many_seals_and_pages_are_walked_to_the_end(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (sealer, verifier):
-        monkeypatch.setattr(module, "CHUNK", 2)
-    monkeypatch.setattr(verifier, "PAGE", 2)
-    monkeypatch.setattr(sealer, "MOST", 3)
+    monkeypatch.setattr(sealer, "EVENTS_PER_READ", 2)
+    monkeypatch.setattr(verifier, "EVENTS_PER_EXPORT_CHUNK", 2)
+    monkeypatch.setattr(verifier, "SEALS_PER_QUERY", 2)
+    monkeypatch.setattr(sealer, "MAX_SEAL_EVENTS", 3)
 
     async with open_audit_harness(database_url, tmp_path) as it:
         await it.record(8, 6)

@@ -117,7 +117,7 @@ async def test_an_expired_key_names_nobody(database_url: str) -> None:
 async def test_no_more_keys_are_remembered_than_allowed(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_REMEMBERED", 2)
+    monkeypatch.setattr(module, "MAX_CACHED_KEYS", 2)
 
     async with pool_of(database_url) as pool:
         keys = PostgresKeys(pool)

@@ -14,7 +14,7 @@ import pytest
 from application.errors import Unavailable
 from application.ports.blobs import BlobBusy
 from infrastructure.blobs.local import store as local_writer
-from infrastructure.blobs.local.disk import WINDOW
+from infrastructure.blobs.local.disk import WRITE_BACK_WINDOW
 from infrastructure.blobs.local.store import LocalBlobStore
 from tests.contracts.blob_store import NAME, BlobStoreContract, Opener, appended, content
 from tests.support import eventually, run
@@ -96,7 +96,7 @@ asyncio.run(main())
 
 
 async def test_a_large_file_is_written_out_as_it_comes(tmp_path: Path) -> None:
-    content_of_it = bytes(range(256)) * (11 * WINDOW // 256)
+    content_of_it = bytes(range(256)) * (11 * WRITE_BACK_WINDOW // 256)
 
     store = LocalBlobStore(tmp_path)
     writer = await store.append(NAME, 0)
@@ -122,9 +122,9 @@ async def test_a_disk_that_loses_what_it_is_writing_out_never_looks_sound(
     store = LocalBlobStore(tmp_path)
     writer = await store.append(NAME, 0)
     monkeypatch.setattr(local_writer, "sync_file_range", failing)
-    await writer.write(bytes(WINDOW))
+    await writer.write(bytes(WRITE_BACK_WINDOW))
     with pytest.raises(Unavailable):
-        await store.finish(NAME, WINDOW)
+        await store.finish(NAME, WRITE_BACK_WINDOW)
     with pytest.raises(Unavailable):
         await writer.sync()
     await writer.close()

@@ -16,7 +16,7 @@ import pytest
 from application.errors import StorageFull, Unavailable
 from application.ports.blobs import BlobMissing
 from infrastructure.blobs.local import pack_writer, packs
-from infrastructure.blobs.local.packs import BLOCK, HEADER, parse_packed_name
+from infrastructure.blobs.local.packs import BLOCK_SIZE, HEADER, parse_packed_name
 from infrastructure.blobs.local.store import LocalBlobStore
 from tests.contracts.blob_store import content
 from tests.support import eventually, run
@@ -97,13 +97,13 @@ async def test_packed_blobs_are_there_when_the_store_is_opened_again(tmp_path: P
 async def test_a_full_pack_is_added_to_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pack_writer, "FULL", 3 * BLOCK)
+    monkeypatch.setattr(pack_writer, "MAX_PACK_BYTES", 3 * BLOCK_SIZE)
 
     async with opened(tmp_path) as store:
-        names = [await store.put_many({named(n): bytes([n]) * 2 * BLOCK}) for n in range(4)]
+        names = [await store.put_many({named(n): bytes([n]) * 2 * BLOCK_SIZE}) for n in range(4)]
         assert len(packs_in(tmp_path)) == 4
         for n, found in enumerate(names):
-            assert await content(store, found[named(n)]) == bytes([n]) * 2 * BLOCK
+            assert await content(store, found[named(n)]) == bytes([n]) * 2 * BLOCK_SIZE
 
 
 async def test_a_freed_blob_is_gone_and_those_beside_it_are_not(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ async def test_a_name_whose_place_is_somebody_elses_finds_and_frees_nothing(tmp_
         found = parse_packed_name(name)
         assert found is not None
         other = str(found._replace(chosen=named(2)))
-        longer = str(found._replace(place=found.place._replace(size=BLOCK - HEADER)))
+        longer = str(found._replace(place=found.place._replace(size=BLOCK_SIZE - HEADER)))
         for wrong in (other, longer):
             assert await store.size(wrong) == 0
             await store.delete(wrong)

@@ -156,7 +156,7 @@ async def test_a_server_that_is_slow_down_for_a_while_costs_only_time(location: 
 async def test_a_part_that_cannot_be_stored_is_told_and_what_was_durable_stays(
     location: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.blobs.s3.store.TRIES", 2)
+    monkeypatch.setattr("infrastructure.blobs.s3.store.MAX_ATTEMPTS", 2)
 
     async with failing(location) as (line, store):
         await appended(store, 0, WHOLE[: 6 * MIB])

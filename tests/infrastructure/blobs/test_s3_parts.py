@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from infrastructure.blobs.s3.client import (
-    LARGEST,
+    MAX_PART_BYTES,
+    MAX_PARTS,
     MIB,
-    MOST,
-    SMALLEST,
+    MIN_PART_BYTES,
     BadLocation,
     Location,
     Parts,
@@ -32,9 +32,9 @@ def _sizes(largest: int, upto: int | None = None) -> list[int]:
 @pytest.mark.parametrize("largest", [1, 5 * MIB, 48 * GIB, 49 * GIB, 100 * GIB, TIB, 5 * TIB])
 def test_ten_thousand_parts_hold_whatever_size_is_allowed(largest: int) -> None:
     sizes = _sizes(largest)
-    assert len(sizes) <= MOST
-    assert min(sizes) >= SMALLEST
-    assert max(sizes) <= LARGEST
+    assert len(sizes) <= MAX_PARTS
+    assert min(sizes) >= MIN_PART_BYTES
+    assert max(sizes) <= MAX_PART_BYTES
 
 
 def test_small_files_need_small_parts_however_large_others_may_be() -> None:
@@ -43,7 +43,7 @@ def test_small_files_need_small_parts_however_large_others_may_be() -> None:
 
 
 def test_a_limit_that_is_raised_meanwhile_is_still_reached() -> None:
-    parts = Parts(last=9_000, size=9_000 * SMALLEST)
+    parts = Parts(last=9_000, size=9_000 * MIN_PART_BYTES)
     rest = 0
     while parts.size < TIB:
         rest += 1

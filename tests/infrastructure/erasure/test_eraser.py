@@ -34,8 +34,8 @@ ADMIN = "key:admin"
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FRESH", 0.0)
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "KEY_CACHE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "ROWS_PER_STEP", 2)
 
 
 async def a_finished_batch(model: Opened, *paths: str) -> UUID:

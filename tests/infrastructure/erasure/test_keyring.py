@@ -112,7 +112,7 @@ async def test_what_a_destroyed_key_encrypted_reads_as_erased(database_url: str)
 async def test_a_process_notices_soon_that_a_key_was_destroyed(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keyring, "FRESH", -1.0)
+    monkeypatch.setattr(keyring, "KEY_CACHE_SECONDS", -1.0)
 
     async with opened(database_url) as log:
         await record(log)

@@ -196,7 +196,7 @@ async def test_a_replacement_that_is_killed_anywhere_is_finished_by_the_next(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before and after each statement and each use of a master key."""
-    monkeypatch.setattr(wrapped_keys, "CHUNK", 2)
+    monkeypatch.setattr(wrapped_keys, "KEYS_PER_CHUNK", 2)
 
     masters, kills = MemoryMasterKeys(), 0
     async with make_pool(database_url, name="test", max_size=2) as pool:
@@ -247,7 +247,7 @@ async def _destroy(url: str, fragile: Fragile, masters: MemoryMasterKeys, owner:
 async def test_keys_that_are_made_during_a_replacement_stay_readable(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keyring_module, "FRESH", -1.0)
+    monkeypatch.setattr(keyring_module, "KEY_CACHE_SECONDS", -1.0)
 
     masters = MemoryMasterKeys()
     async with opened(database_url, masters) as log, connected(database_url) as connection:
@@ -339,7 +339,7 @@ async def test_keys_of_an_older_database_are_encrypted_at_the_first_start(
     empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One owner was erased there already; the start is cut short in the middle, and done again."""
-    monkeypatch.setattr(wrapped_keys, "CHUNK", 2)
+    monkeypatch.setattr(wrapped_keys, "KEYS_PER_CHUNK", 2)
     migrate_to(empty_database_url, "0013")
     living = {f"owner-{number}": (uuid4(), os.urandom(32)) for number in range(5)}
     for owner, (id, key) in living.items():

@@ -187,7 +187,7 @@ async def test_no_caller_waits_longer_than_its_deadline_for_a_server_that_is_sil
 async def test_a_log_that_takes_no_writes_is_refused_sooner(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.event_store.committer.READ_ONLY_PATIENCE", 0.1)
+    monkeypatch.setattr("infrastructure.event_store.committer.READ_ONLY_TIMEOUT", 0.1)
     read_only = make_conninfo(database_url, options="-c default_transaction_read_only=on")
 
     async with GroupCommitter(read_only, patience=3600.0) as committer:
@@ -198,8 +198,8 @@ async def test_a_log_that_takes_no_writes_is_refused_sooner(
 async def test_a_full_waiting_room_makes_appenders_wait_outside(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.event_store.committer.WAITING", 10)
-    monkeypatch.setattr("infrastructure.event_store.committer.GROUP", 10)
+    monkeypatch.setattr("infrastructure.event_store.committer.MAX_QUEUED_EVENTS", 10)
+    monkeypatch.setattr("infrastructure.event_store.committer.MAX_GROUP_EVENTS", 10)
 
     async with GroupCommitter(database_url) as committer:
         streams = [new_stream() for _ in range(100)]
@@ -270,8 +270,8 @@ async def test_closing_records_what_waits_and_refuses_what_comes(database_url: s
 async def test_whoever_waits_outside_while_the_log_closes_hears_of_it(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infrastructure.event_store.committer.WAITING", 3)
-    monkeypatch.setattr("infrastructure.event_store.committer.GROUP", 3)
+    monkeypatch.setattr("infrastructure.event_store.committer.MAX_QUEUED_EVENTS", 3)
+    monkeypatch.setattr("infrastructure.event_store.committer.MAX_GROUP_EVENTS", 3)
 
     committer = GroupCommitter(database_url)
     await committer.start()

@@ -129,7 +129,7 @@ async def test_a_snapshot_of_another_shape_is_passed_over(database_url: str) -> 
 async def test_a_stream_longer_than_a_page_is_loaded_whole(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_module, "PAGE", 3)
+    monkeypatch.setattr(log_module, "EVENTS_PER_PAGE", 3)
 
     async with opened(database_url) as log:
         await log.append(
@@ -142,7 +142,7 @@ async def test_a_stream_longer_than_a_page_is_loaded_whole(
 async def test_memory_of_aggregates_is_bounded(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_module, "REMEMBERED", 10)
+    monkeypatch.setattr(log_module, "MAX_CACHED_AGGREGATES", 10)
 
     async with opened(database_url) as log:
         for _ in range(30):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from application.pipeline import PermanentError
 from infrastructure.processors import media_type, thumbnail_child
 from infrastructure.processors.media_types import OFFICE, RASTER, canonical
-from infrastructure.processors.signatures import HEAD, conclude, sniff
+from infrastructure.processors.signatures import HEAD_BYTES, conclude, sniff
 from tests.corpus import images
 from tests.corpus.rows import ROWS
 from tests.infrastructure.processors.bench import perform
@@ -339,7 +339,7 @@ def test_pixels_are_counted_at_the_ends_of_a_picture_that_is_too_large_to_copy(
     build: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = build() + bytes(1000)
-    monkeypatch.setattr(media_type, "MAX_COPY", len(content) - 500)
+    monkeypatch.setattr(media_type, "MAX_COPY_BYTES", len(content) - 500)
     with pytest.raises(PermanentError, match="60000 x 60000 pixels are more than"):
         perform("media-type", content, "large")
 
@@ -372,10 +372,10 @@ def test_hostile_text_is_sniffed_in_no_time() -> None:
         "\n",
         ":",
     ):
-        content = (piece * HEAD)[:HEAD].encode()
+        content = (piece * HEAD_BYTES)[:HEAD_BYTES].encode()
         begun = time.process_time()
         for claim in ("text/csv", "application/json", "application/xml", "message/rfc822"):
-            sniff(content, b"", HEAD * 2, [claim])
+            sniff(content, b"", HEAD_BYTES * 2, [claim])
         assert time.process_time() - begun < 2.0
 
 

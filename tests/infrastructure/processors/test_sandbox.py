@@ -14,7 +14,7 @@ import pytest
 from infrastructure.processors import sandbox
 from infrastructure.processors.decoder_pool import (
     DECODERS,
-    MAX_ANSWER,
+    MAX_RESPONSE_BYTES,
     DecoderLimits,
     DecoderPool,
 )
@@ -147,7 +147,7 @@ async def test_a_decoder_that_goes_wrong_is_reported_and_the_next_one_is_well(
 async def test_a_decoder_returns_data_up_to_its_limit() -> None:
     limits = DecoderLimits(memory=400 * MIB, seconds=5, data=3 * MIB)
     async with DecoderPool([HOSTILE], most=1) as decoders:
-        for size, arrives in ((3 * MIB, True), (3 * MIB + MAX_ANSWER + 1, False)):
+        for size, arrives in ((3 * MIB, True), (3 * MIB + MAX_RESPONSE_BYTES + 1, False)):
             decoded = await decoders.run(f"{HOSTILE}:data", b"", {"size": size}, limits)
             assert (len(decoded.data) == size) is arrives
             assert ("failed" in decoded.answer) is not arrives

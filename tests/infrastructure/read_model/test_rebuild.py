@@ -128,7 +128,7 @@ async def test_rows_made_by_another_version_are_rebuilt_at_start_and_only_then(
 async def test_a_rebuild_that_is_stopped_leaves_the_live_rows_and_nothing_else(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuilding, "TRIES", 1_000_000)
+    monkeypatch.setattr(rebuilding, "MAX_SWAP_TRIES", 1_000_000)
 
     async with opened(database_url) as model:
         await a_batch(model, "a")

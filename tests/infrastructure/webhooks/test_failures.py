@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from application.webhooks.delivery import DELAYS
-from infrastructure.webhooks.outbox import PER_WEBHOOK
+from infrastructure.webhooks.outbox import MAX_LANES_PER_WEBHOOK
 from tests.infrastructure.webhooks.harness import (
     DAY,
     Request,
@@ -180,7 +180,7 @@ async def test_a_receiver_that_does_not_answer_has_few_requests_and_holds_up_nob
                 await harness.ended(fast, position)
 
             assert sorted(quick.positions) == positions
-            assert stuck.most_at_once == PER_WEBHOOK
+            assert stuck.most_at_once == MAX_LANES_PER_WEBHOOK
 
             answering.set()
             for position in positions:
@@ -205,7 +205,7 @@ async def test_a_single_failure_is_tried_again_by_itself_and_takes_no_lanes_away
             hook = await harness.hook(receiver.url)
             await harness.open()
             positions = [await harness.complete(await harness.batch()) for _ in range(20)]
-            await eventually(lambda: receiver.at_once == PER_WEBHOOK)
+            await eventually(lambda: receiver.at_once == MAX_LANES_PER_WEBHOOK)
             answering.set()
             for position in positions:
                 await harness.ended(hook, position)

@@ -17,7 +17,7 @@ from application.ports.webhooks import (
 )
 from domain.webhook.aggregate import ROTATION
 from infrastructure.webhooks.delivery import delete_expired
-from infrastructure.webhooks.outbox import MARGIN, PER_WEBHOOK, PostgresOutbox
+from infrastructure.webhooks.outbox import LEASE_MARGIN, MAX_LANES_PER_WEBHOOK, PostgresOutbox
 from tests.fault_injection import COUNT_KILLS, end_sessions
 from tests.infrastructure.webhooks.harness import (
     Request,
@@ -105,7 +105,7 @@ async def test_a_deliverer_that_is_killed_in_the_middle_leaves_nothing_untold(
             receiver.answer = thanks
             await harness.deliver()
             assert (await harness.webhooks.delivery(hook.id, first)).attempts == 0
-            harness.skip(harness.timeout + MARGIN + 1)  # the lease of the dead one ends
+            harness.skip(harness.timeout + LEASE_MARGIN + 1)  # the lease of the dead one ends
             await harness.ended(hook, second)
 
             assert receiver.positions == [first, first, second]
@@ -122,7 +122,7 @@ async def test_whoever_lost_the_lease_says_nothing_of_the_delivery(database_url:
         outbox = PostgresOutbox(harness.pool, harness.timeout)
         (slow,) = await outbox.claim(5, at=harness.clock())
         assert await outbox.claim(5, at=harness.clock()) == []
-        harness.skip(harness.timeout + MARGIN + 1)
+        harness.skip(harness.timeout + LEASE_MARGIN + 1)
         (quick,) = await outbox.claim(5, at=harness.clock())
         tried = DeliveryAttempt(at=harness.clock(), duration=0.1, status=204)
 
@@ -304,5 +304,5 @@ async def test_ten_thousand_ends_at_once_are_queued_and_told_in_bounded_memory(
 
         waiting = (await harness.webhooks.standings([hook.id]))[hook.id].pending
         assert 10_000 - len(receiver.requests) <= waiting < 10_000
-        assert receiver.most_at_once <= PER_WEBHOOK
+        assert receiver.most_at_once <= MAX_LANES_PER_WEBHOOK
         assert most < 32 * 2**20, f"{most} bytes"

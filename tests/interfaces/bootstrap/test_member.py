@@ -47,7 +47,7 @@ async def test_one_that_was_up_and_ends_has_died_and_may_live_again(
 async def test_one_that_gives_no_sign_of_life_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SILENT", 0.05)
+    monkeypatch.setattr(module, "HEARTBEAT_TIMEOUT", 0.05)
 
     member = member_running("print('up', flush=True); input(); input()", tmp_path, monkeypatch)
 
@@ -58,7 +58,7 @@ async def test_one_that_gives_no_sign_of_life_is_killed(
 async def test_one_that_gives_signs_of_life_is_left_alone_until_it_is_told_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SILENT", 5.0)
+    monkeypatch.setattr(module, "HEARTBEAT_TIMEOUT", 5.0)
     ended = tmp_path / "ended"
     script = f"""
 import signal, sys, time, pathlib

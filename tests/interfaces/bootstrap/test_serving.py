@@ -153,8 +153,8 @@ def test_authentication_cannot_be_switched_off() -> None:
 async def test_a_part_that_dies_is_started_again_and_a_hopeless_one_ends_the_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("interfaces.bootstrap.tasks.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("interfaces.bootstrap.tasks.LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr("interfaces.bootstrap.tasks.MIN_RESTART_PAUSE", 0.001)
+    monkeypatch.setattr("interfaces.bootstrap.tasks.MAX_RESTART_PAUSE", 0.001)
     runs = []
 
     async def work() -> None:
@@ -169,8 +169,8 @@ async def test_a_part_that_dies_is_started_again_and_a_hopeless_one_ends_the_ser
 async def test_a_part_that_is_not_essential_is_started_again_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("interfaces.bootstrap.tasks.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("interfaces.bootstrap.tasks.LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr("interfaces.bootstrap.tasks.MIN_RESTART_PAUSE", 0.001)
+    monkeypatch.setattr("interfaces.bootstrap.tasks.MAX_RESTART_PAUSE", 0.001)
     runs = []
 
     async def work() -> None:

@@ -60,6 +60,6 @@ def uptrail(command: Command, server: LiveServer) -> Command:
 @pytest.fixture
 def quick_erasure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the time until the only process is notified of an erasure."""
-    monkeypatch.setattr(eraser, "SETTLE", 0.0)
+    monkeypatch.setattr(eraser, "SETTLE_SECONDS", 0.0)
     for module in (eraser, keyring):
-        monkeypatch.setattr(module, "FRESH", 0.3)
+        monkeypatch.setattr(module, "KEY_CACHE_SECONDS", 0.3)

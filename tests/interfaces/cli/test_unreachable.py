@@ -19,7 +19,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from interfaces.cli.transfer import SMALL
+from interfaces.cli.transfer import MAX_BUNDLED_FILE_BYTES
 from interfaces.common.api_types import StartedBatchResponse
 from tests.interfaces.cli.conftest import Command, Outcome
 from tests.support import free_port, run
@@ -214,10 +214,10 @@ def test_a_server_that_is_not_ready_is_retried_after_its_retry_after(
 def test_a_server_lost_during_several_transfers_is_reported_once_and_exits_with_5(
     ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interfaces.cli.upload.PATIENCE", 1.0)
+    monkeypatch.setattr("interfaces.cli.upload.SILENCE_TIMEOUT", 1.0)
     names = [f"{number}.bin" for number in range(4)]
     for name in names:
-        (tmp_path / name).write_bytes(b"x" * (SMALL + 1))
+        (tmp_path / name).write_bytes(b"x" * (MAX_BUNDLED_FILE_BYTES + 1))
     batch = "00000000-0000-0000-0000-000000000000"
     known = [
         {"path": name, "upload": str(UUID(int=n)), "status": "added"}

@@ -49,7 +49,7 @@ async def test_the_history_of_a_batch_tells_who_did_what_when(
 async def test_a_history_is_read_page_by_page_or_as_lines(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interfaces.rest.history.PAGE", 4)
+    monkeypatch.setattr("interfaces.rest.history.EVENTS_PER_PAGE", 4)
 
     async with serving(database_url, tmp_path) as server:
         started = await server.batch(*(f"f{n}" for n in range(10)))
