@@ -106,6 +106,8 @@ class ReservableProcessor(Processor, Protocol):
 class PermanentError(Exception):
     """The file, not the circumstances, is at fault: another attempt would fail alike."""
 
+    error_type = "Permanent"
+
 
 class Quarantine(Exception):
     """The file is dangerous: hold it back and notify the operator."""

@@ -41,7 +41,7 @@ class ErrorKind(StrEnum):
 
 
 class StepError(msgspec.Struct, frozen=True):
-    """Error as plain values: the name of its class, its message, and its consequence."""
+    """Error as plain values: its type, its message, and its consequence."""
 
     error_type: str
     message: str
@@ -79,8 +79,14 @@ def _kind(error: BaseException) -> ErrorKind:
 
 
 def _error_type(error: BaseException) -> str:
+    """Return the `error_type` that the class itself declares, else the name of the class.
+
+    Recorded error types never change: a class that is renamed declares its former name.
+    """
     try:
-        return storable_text(type(error).__name__, MAX_ERROR_TYPE)
+        kind = type(error)
+        declared = type.__getattribute__(kind, "__dict__").get("error_type", kind.__name__)
+        return storable_text(declared, MAX_ERROR_TYPE)
     except BaseException:
         return "Exception"
 

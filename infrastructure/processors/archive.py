@@ -52,9 +52,13 @@ class ArchiveBroken(PermanentError):
 class ArchiveRuleViolation(PermanentError):
     """The archive is a bomb, reaches outside of itself, or holds what is not allowed."""
 
+    error_type = "ArchiveRefused"
+
 
 class ArchiveResourceLimit(PermanentError):
-    """Looking through the archive takes more memory or time than it is given."""
+    """The inspection of the archive exceeds its limits of memory or time."""
+
+    error_type = "ArchiveBeyondLimits"
 
 
 class ArchiveFailed(Exception):

@@ -153,6 +153,8 @@ class ServiceFailed(Exception):
 class ServicePermanentError(PermanentError):
     """The service reported a permanent error of the file."""
 
+    error_type = "ServiceRefused"
+
 
 class ServiceQuarantined(Quarantine):
     """The service reported that the file is dangerous."""

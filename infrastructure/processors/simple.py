@@ -52,6 +52,8 @@ class RehearseOptions(Options, frozen=True, kw_only=True):
 class SimulatedFailure(Exception):
     """An error on purpose; the next attempt does not have it."""
 
+    error_type = "Rehearsed"
+
 
 async def fail_once(
     subject: StepInput, bench: StepContext, options: dict[str, Any]

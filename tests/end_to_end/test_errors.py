@@ -61,7 +61,7 @@ def test_a_permanent_error_is_never_tried_again(cluster: Cluster) -> None:
 
     (attempt,) = client.get(f"/v1/uploads/{upload['id']}/attempts")["items"]
 
-    assert attempt["error_type"] == "PermanentError"
+    assert attempt["error_type"] == "Permanent"
     assert attempt["message"] == "broken.txt is broken through and through"
     events = client.history(f"/v1/uploads/{upload['id']}")
     (told,) = [event["data"] for event in events if event["type"] == "upload.attempt_failed"]
