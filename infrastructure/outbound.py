@@ -148,49 +148,49 @@ class SafeHttpClient:
         self._private = private
 
     async def post(
-        self, url: str, body: bytes, headers: dict[str, str], within: float
+        self, url: str, body: bytes, headers: dict[str, str], timeout: float
     ) -> tuple[int, bytes]:
-        """Status and body of the answer.
+        """Return status and body of the answer.
 
         Raises AnswerTooLong, and what `send` raises.
         """
-        reply = await self.send(url, body, headers, within, most=MAX_RESPONSE_BYTES)
+        reply = await self.send(url, body, headers, timeout, max_bytes=MAX_RESPONSE_BYTES)
         if not reply.whole:
             raise ResponseTooLarge(f"the answer has more than {MAX_RESPONSE_BYTES} bytes")
         return reply.status, reply.body
 
     async def send(
-        self, url: str, body: bytes, headers: dict[str, str], within: float, *, most: int
+        self, url: str, body: bytes, headers: dict[str, str], timeout: float, *, max_bytes: int
     ) -> Reply:
-        """The answer with the first `most` bytes of its body; the rest is not waited for.
+        """Return the answer with the first `max_bytes` bytes of its body; do not wait for the rest.
 
-        Raises BadDestination, PrivateAddress, TimeoutError after `within` seconds,
+        Raises BadDestination, PrivateAddress, TimeoutError after `timeout` seconds,
         aiohttp.ClientError.
         """
         destination = parse_destination(url)
         if not self._private:
             destination.require_public()
-        timeout = ClientTimeout(total=within, sock_connect=CONNECT_TIMEOUT)
+        limits = ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT)
         try:
-            return await self._exchange(destination.url, body, headers, timeout, most)
+            return await self._exchange(destination.url, body, headers, limits, max_bytes)
         except ClientConnectorError as error:
             if isinstance(error.os_error, PrivateAddress):
                 raise error.os_error from None
             raise
 
     async def _exchange(
-        self, url: URL, body: bytes, headers: dict[str, str], timeout: ClientTimeout, most: int
+        self, url: URL, body: bytes, headers: dict[str, str], limits: ClientTimeout, max_bytes: int
     ) -> Reply:
         async with self._session.post(
-            url, data=body, headers=headers, timeout=timeout, allow_redirects=False
+            url, data=body, headers=headers, timeout=limits, allow_redirects=False
         ) as response:
             retry_after = response.headers.get("Retry-After")
             answer = bytearray()
             async for chunk in response.content.iter_any():
                 answer += chunk
-                if len(answer) > most:
+                if len(answer) > max_bytes:
                     response.close()  # and its connection: the rest is not read
-                    return Reply(response.status, bytes(answer[:most]), False, retry_after)
+                    return Reply(response.status, bytes(answer[:max_bytes]), False, retry_after)
             return Reply(response.status, bytes(answer), True, retry_after)
 
 

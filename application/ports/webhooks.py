@@ -119,21 +119,21 @@ class Outbox(Protocol):
     async def claim(self, most: int, *, at: datetime) -> Sequence[LeasedDelivery]:
         """Lease the first delivery of up to `most` lanes, only a few per webhook."""
 
-    async def settle(
+    async def complete(
         self,
         due: LeasedDelivery,
         tried: DeliveryAttempt,
         verdict: Verdict,
         *,
         at: datetime,
-        go_on: bool,
+        keep_lane: bool,
     ) -> NextInLane | None:
-        """Record the attempt, and release the lane unless `go_on`.
+        """Record the attempt, and release the lane unless `keep_lane`.
 
         Returns None if the lease had expired: another process attempts the delivery again.
         """
 
-    async def give_back(self, dues: Sequence[LeasedDelivery], *, at: datetime) -> None:
+    async def release_leases(self, dues: Sequence[LeasedDelivery], *, at: datetime) -> None:
         """Release unused leases, so that another process may lease them at once."""
 
 

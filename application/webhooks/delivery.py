@@ -131,19 +131,21 @@ class Deliverer:
         left = MAX_LANE_BURST
         while current is not None and left:
             left -= 1
-            current, again = await self._deliver(current, go_on=left > 0)
+            current, again = await self._deliver(current, keep_lane=left > 0)
             if again is not None:
                 return again
         return None
 
     async def _deliver(
-        self, due: LeasedDelivery, *, go_on: bool
+        self, due: LeasedDelivery, *, keep_lane: bool
     ) -> tuple[LeasedDelivery | None, datetime | None]:
         """Return the next delivery of the lane, and the time of this one's next attempt."""
         result = await self._attempt(due)
         at = self._now()
         verdict = self._verdict(due, result, at)
-        after = await self._outbox.settle(due, result.attempt, verdict, at=at, go_on=go_on)
+        after = await self._outbox.complete(
+            due, result.attempt, verdict, at=at, keep_lane=keep_lane
+        )
         if after is None:
             return None, None
         if reason := self._disable_reason(result, after.failing_since, at):

@@ -41,7 +41,7 @@ class HttpSender:
         headers["Content-Type"] = "application/json"
         try:
             reply = await self._outbound.send(
-                url, body, headers, self._timeout, most=MAX_EXCERPT_BYTES
+                url, body, headers, self._timeout, max_bytes=MAX_EXCERPT_BYTES
             )
         except TimeoutError:
             raise DeliveryError(f"it did not answer within {self._timeout:g} s") from None
@@ -171,6 +171,6 @@ class DeliveryLoop:
         under_way = dict(self._turns)
         await cancel_and_wait(*under_way)
         try:
-            await self._outbox.give_back(list(under_way.values()), at=self._now())
+            await self._outbox.release_leases(list(under_way.values()), at=self._now())
         except Unavailable as error:
             _log.warning("deliveries_not_given_back", count=len(under_way), error=str(error))

@@ -228,14 +228,14 @@ class PostgresOutbox:
                     await release(connection, webhook, lane, at)
             return first
 
-    async def settle(
+    async def complete(
         self,
         due: LeasedDelivery,
         tried: DeliveryAttempt,
         verdict: Verdict,
         *,
         at: datetime,
-        go_on: bool,
+        keep_lane: bool,
     ) -> NextInLane | None:
         delivery = due.delivery
         webhook, lane = delivery.webhook, delivery.lane
@@ -247,10 +247,10 @@ class PostgresOutbox:
                 return None
             await record(connection, delivery, tried, verdict, at)
             failing_since = await update_health(connection, delivery, tried, verdict, at)
-            go_on &= not isinstance(verdict, RetryScheduled)
+            keep_lane &= not isinstance(verdict, RetryScheduled)
             ahead = (
                 await claimable_deliveries(connection, due.lease, [(webhook, lane)])
-                if go_on
+                if keep_lane
                 else []
             )
             if not ahead or (ahead[0].delivery.next_at or at) > at:
@@ -259,7 +259,7 @@ class PostgresOutbox:
             await connection.execute(_KEEP, (at + self._lease, webhook, lane))
             return NextInLane(ahead[0], failing_since)
 
-    async def give_back(self, dues: Sequence[LeasedDelivery], *, at: datetime) -> None:
+    async def release_leases(self, dues: Sequence[LeasedDelivery], *, at: datetime) -> None:
         async with self._pool.connection() as connection:
             for due in dues:
                 webhook, lane = due.delivery.webhook, due.delivery.lane

@@ -127,7 +127,7 @@ async def test_of_a_long_answer_the_beginning_is_kept_and_the_rest_not_waited_fo
         writer.write(head + b"a" * 100_000)
 
     async with listening(long) as port, open_safe_client(private=True) as outbound:
-        reply = await outbound.send(f"http://127.0.0.1:{port}/", b"", {}, 20.0, most=10)
+        reply = await outbound.send(f"http://127.0.0.1:{port}/", b"", {}, 20.0, max_bytes=10)
         assert reply == Reply(503, b"a" * 10, whole=False, retry_after="7")
 
 

@@ -127,8 +127,8 @@ async def test_whoever_lost_the_lease_says_nothing_of_the_delivery(database_url:
         tried = DeliveryAttempt(at=harness.clock(), duration=0.1, status=204)
 
         async def settle(due: LeasedDelivery) -> NextInLane | None:
-            return await outbox.settle(
-                due, tried, DeliverySucceeded(), at=harness.clock(), go_on=True
+            return await outbox.complete(
+                due, tried, DeliverySucceeded(), at=harness.clock(), keep_lane=True
             )
 
         assert await settle(slow) is None
