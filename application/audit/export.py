@@ -16,7 +16,7 @@ from application.audit.merkle import (
     root_from_path,
     unpack_entries,
 )
-from application.audit.seals import AuditSeal, Chain, Finding, Gaps, Kind, SealDiff, Signed
+from application.audit.seals import AuditSeal, Finding, Gaps, Kind, SealChain, SealDiff, Signed
 
 FORMAT = 1
 
@@ -144,7 +144,7 @@ class _ExportVerifier:
         self._trusted = trusted
         self._signed = signed
         self._opening: ExportHeader | None = None
-        self._chain = Chain(trusted, signed)
+        self._chain = SealChain(trusted, signed)
         self._first: AuditSeal | None = None
         self._comparison: SealDiff | None = None
         self._events = self._unsealed = 0
@@ -185,7 +185,7 @@ class _ExportVerifier:
             raise _Misplaced(f"an export opens once, with format {FORMAT}")
         self._opening = line
         gaps: Gaps = "anywhere" if not line.whole else "before" if line.after else "nowhere"
-        self._chain = Chain(self._trusted, self._signed, gaps=gaps)
+        self._chain = SealChain(self._trusted, self._signed, gaps=gaps)
 
     def _verify_seal(self, line: ExportedSeal) -> None:
         self._finish_seal()
@@ -193,7 +193,7 @@ class _ExportVerifier:
             raise _Misplaced("a seal comes after the opening, with its entries if it is whole")
         if self._unsealed and self._opening.whole:
             raise _Misplaced("a seal comes after events that are under none")
-        self.findings += self._chain.follow(line.seal)
+        self.findings += self._chain.append(line.seal)
         self._first = self._first or line.seal
         if line.entries is not None:
             self._compare(line.seal, line.entries)

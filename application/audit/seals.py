@@ -87,7 +87,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
 
-class Chain:
+class SealChain:
     """Verification of a chain of seals, in their order.
 
     A seal is trusted if its key is, or if a trusted one follows that names it by its digest, and
@@ -104,7 +104,7 @@ class Chain:
         self._gaps = gaps
         self._untrusted: AuditSeal | None = None  # the first since the last that is trusted
 
-    def follow(self, seal: AuditSeal) -> Iterator[Finding]:
+    def append(self, seal: AuditSeal) -> Iterator[Finding]:
         """Verify the next seal and its link to the previous one; yield the findings."""
         broken = list(self._broken(seal))
         if broken:  # a broken link: later seals confirm nothing before it

@@ -56,17 +56,17 @@ class Seals(Protocol):
     async def keys(self) -> Sequence[SigningKey]:
         """Return the current and former signing keys, oldest first. Raises Unavailable."""
 
-    def whole(self, after: int) -> AsyncIterator[Sequence[Line]]:
+    def export_chunks(self, after: int) -> AsyncIterator[Sequence[Line]]:
         """Yield chunks of every event, from the first seal that reaches beyond position `after`.
 
         Raises Unavailable."""
 
-    def proofs(self) -> Prover:
+    def proofs(self) -> ProofBuilder:
         """Return a builder of proofs for selected events, in the order of positions."""
 
 
-class Prover(Protocol):
+class ProofBuilder(Protocol):
     """Builds proofs; each seal is returned once."""
 
-    async def prove(self, positions: Sequence[int]) -> Sequence[Line]:
+    async def proofs_for(self, positions: Sequence[int]) -> Sequence[Line]:
         """Return the seals that cover these positions, then the events. Raises Unavailable."""

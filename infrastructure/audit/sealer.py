@@ -241,7 +241,7 @@ class LastSealFile:
             _log.error("seal_witness_unreadable", file=str(self._file), error=str(error))
             return None
 
-    def see(self, seal: AuditSeal) -> None:
+    def save(self, seal: AuditSeal) -> None:
         """Save this seal as the last one, durably. Raises OSError."""
         content = msgspec.json.encode(LastSeal(seal.number, seal.digest, seal.through))
         write_file_atomically(self._file, content)
@@ -295,7 +295,7 @@ class Sealer:
             # Hashing all of them takes tens of milliseconds, in which others want the loop.
             seal = await asyncio.to_thread(self._signed, key, end, entries, next_key)
             await insert(connection, seal, pack_entries(entries))
-        await asyncio.to_thread(self.witness.see, seal)
+        await asyncio.to_thread(self.witness.save, seal)
         # Wherever logs are kept, they vouch for the chain as well.
         digest = seal.digest.hex()
         _log.info(

@@ -19,8 +19,8 @@ from application.audit.merkle import (
     merkle_root,
     unpack_entries,
 )
-from application.audit.seals import AuditSeal, Chain, Finding, SealDiff, missing_seals
-from application.ports.audit import Prover, SigningKey
+from application.audit.seals import AuditSeal, Finding, SealChain, SealDiff, missing_seals
+from application.ports.audit import ProofBuilder, SigningKey
 from infrastructure.audit import sealer
 from infrastructure.audit.sealer import LastSeal, public_pem, verify_signature
 from infrastructure.postgres.connection import Connection
@@ -74,7 +74,7 @@ class PostgresSeals:
             keys.append(SigningKey(last.next_key, last.number + 1, public_pem(last.next_key)))
         return keys
 
-    async def whole(self, after: int) -> AsyncIterator[Sequence[Line]]:
+    async def export_chunks(self, after: int) -> AsyncIterator[Sequence[Line]]:
         async with self._pool.connection() as connection:
             number = await sealer.first_seal_after(connection, after)
             last = await sealer.read_last_seal(connection)
@@ -95,7 +95,7 @@ class PostgresSeals:
         async for found in self._events(reached, head):
             yield [event_line(stored) for stored in found]
 
-    def proofs(self) -> Prover:
+    def proofs(self) -> ProofBuilder:
         return _Prover(self._pool, self._trees)
 
     async def _events(self, after: int, through: int) -> AsyncIterator[list[StoredEventRow]]:
@@ -130,7 +130,7 @@ class _Prover:
         self._sent = 0  # number of the last seal that was sent
         self._sealed = True  # until an event is under no seal yet, and then those after it
 
-    async def prove(self, positions: Sequence[int]) -> Sequence[Line]:
+    async def proofs_for(self, positions: Sequence[int]) -> Sequence[Line]:
         lines: list[Line] = []
         async with self._pool.connection() as connection:
             for stored in await sealer.events_at(connection, positions):
@@ -211,13 +211,13 @@ async def verify_seals(
     `trusted` are public keys; `seen` is the last seal in this machine's file, `published` are
     seals kept outside, in the order of their numbers. Raises psycopg.Error.
     """
-    follower = Chain(trusted, verify_signature)
+    follower = SealChain(trusted, verify_signature)
     findings: list[Finding] = []
     seals = events = 0
     remembered = (LastSeal(seal.number, seal.digest, seal.through) for seal in published)
     kept = _ExternalSeals(chain(remembered, () if seen is None else (seen,)))
     async for seal in _all(connection):
-        findings += follower.follow(seal)
+        findings += follower.append(seal)
         findings += kept.compare(seal)
         findings += await _compared(connection, seal)
         seals, events = seals + 1, events + seal.count

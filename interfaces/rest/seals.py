@@ -57,7 +57,7 @@ async def export(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     if principal.visible_owner is None:
         opening = ExportHeader(of="everything", whole=True, after=await _after(request))
-        return await _streamed(request, opening, services.seals.whole(opening.after))
+        return await _streamed(request, opening, services.seals.export_chunks(opening.after))
     history, owner = services.history, principal.visible_owner
     return await _proven(
         request,
@@ -102,7 +102,7 @@ async def _proven(
         while events := await source(after, EVENTS_PER_WRITE):
             positions = [recorded.position for recorded in events]
             after, events = positions[-1], ()
-            yield await prover.prove(positions)
+            yield await prover.proofs_for(positions)
 
     return await _streamed(request, opening, chunks())
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from application.audit.merkle import MerkleTree, merkle_root, root_from_path
-from application.audit.seals import FIRST, AuditSeal, Chain, Finding
+from application.audit.seals import FIRST, AuditSeal, Finding, SealChain
 from tests.stories import later
 
 LEAVES = st.lists(st.binary(max_size=4), min_size=1, max_size=40)
@@ -137,6 +137,6 @@ def signature(seal: AuditSeal) -> bytes:
 
 
 def followed(*seals: AuditSeal) -> list[Finding]:
-    chain = Chain({KEY}, lambda seal: seal.signature == signature(seal))
-    findings = [finding for seal in seals for finding in chain.follow(seal)]
+    chain = SealChain({KEY}, lambda seal: seal.signature == signature(seal))
+    findings = [finding for seal in seals for finding in chain.append(seal)]
     return [*findings, *chain.end()]

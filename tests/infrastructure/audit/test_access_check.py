@@ -64,9 +64,9 @@ async def _record(url: str) -> None:
             key, text = await keys.create(owner="acme", scope=Scope.VIEWER, label=label, by="me")
             principal = await keys.authenticate(text)
             assert principal is not None
-        await keys.issue_login(principal, lifetime=3600)
+        await keys.create_login_code(principal, lifetime=3600)
         await keys.open_session(principal, lifetime=3600)
-        used = await keys.issue_login(principal, lifetime=3600)
+        used = await keys.create_login_code(principal, lifetime=3600)
         assert await keys.redeem_login(used)
         await keys.revoke(key.id, owner=None, by="me")
         asked = datetime.now(UTC)
@@ -261,7 +261,7 @@ async def test_a_login_link_that_was_used_cannot_be_put_back(altered: str) -> No
         _, text = await keys.create(owner="acme", scope=Scope.ADMIN)
         principal = await keys.authenticate(text)
         assert principal is not None
-        code = await keys.issue_login(principal, lifetime=3600)
+        code = await keys.create_login_code(principal, lifetime=3600)
         async with pool.connection() as connection:
             await connection.execute("CREATE TABLE used AS SELECT * FROM login_codes")
             await keys.redeem_login(code)
