@@ -205,7 +205,7 @@ async def test_the_clock_of_the_deadlines_stands_while_the_loop_is_blocked() -> 
     class Blocking:
         looks = 0
 
-        def look(self, now: float) -> None:
+        def check_deadlines(self, now: float) -> None:
             self.looks += 1
             if self.looks == 2:
                 time.sleep(0.5)
