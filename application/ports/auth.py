@@ -107,7 +107,7 @@ class Keys(Protocol):
     async def close_session(self, token: str) -> None:
         """End a session."""
 
-    async def issue_login(self, principal: Principal, *, lifetime: float) -> str:
+    async def create_login_code(self, principal: Principal, *, lifetime: float) -> str:
         """Return a one-time code for `redeem_login`, valid for `lifetime` seconds."""
 
     async def redeem_login(self, code: str) -> Principal | None:

@@ -182,13 +182,13 @@ class PostgresKeys:
         return await self._sessions.holder(token)
 
     async def close_session(self, token: str) -> None:
-        await self._sessions.drop(token)
+        await self._sessions.delete(token)
 
-    async def issue_login(self, principal: Principal, *, lifetime: float) -> str:
+    async def create_login_code(self, principal: Principal, *, lifetime: float) -> str:
         return await self._logins.issue(principal, lifetime)
 
     async def redeem_login(self, code: str) -> Principal | None:
-        return await self._logins.take(code)
+        return await self._logins.consume(code)
 
     async def _one(self, query: Composed, values: tuple[object, ...]) -> tuple[Any, ...] | None:
         async with self._pool.connection() as connection:

@@ -106,11 +106,11 @@ class TokenTable:
         found = await self._one(self._select, token)
         return None if found is None else msgspec.structs.replace(found[0], expires_at=found[1])
 
-    async def take(self, token: str) -> Principal | None:
+    async def consume(self, token: str) -> Principal | None:
         """Consume the token and return its principal, or None."""
         return await self._end(self._take, token) if is_token(token) else None
 
-    async def drop(self, token: str) -> None:
+    async def delete(self, token: str) -> None:
         await self._end(self._delete, token)
 
     async def _end(self, query: Composed, token: str) -> Principal | None:

@@ -154,7 +154,7 @@ async def login_link(keys: PostgresKeys, settings: Settings, door: ListenSockets
     principal = await keys.authenticate(text)
     if principal is None:
         return None
-    code = await keys.issue_login(principal, lifetime=LOGIN_LIFETIME)
+    code = await keys.create_login_code(principal, lifetime=LOGIN_LIFETIME)
     return f"{public_base_url(settings, local_url=door.url)}/login?code={code}"
 
 

@@ -45,7 +45,7 @@ async def test_no_secret_is_stored_only_its_hash(database_url: str) -> None:
         principal = await keys.authenticate(text)
         assert principal is not None
         token = await keys.open_session(principal, lifetime=60)
-        code = await keys.issue_login(principal, lifetime=60)
+        code = await keys.create_login_code(principal, lifetime=60)
 
         stored = ""
         async with pool.connection() as connection:

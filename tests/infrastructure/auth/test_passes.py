@@ -14,7 +14,7 @@ NOBODY = Principal("oidc:7", "acme", Scope.VIEWER)
 async def test_a_login_code_is_good_for_one_login(database_url: str) -> None:
     async with make_pool(database_url, name="test") as pool:
         keys = PostgresKeys(pool)
-        code = await keys.issue_login(NOBODY, lifetime=60)
+        code = await keys.create_login_code(NOBODY, lifetime=60)
 
         assert await keys.redeem_login(code) == NOBODY
         assert await keys.redeem_login(code) is None
@@ -40,7 +40,7 @@ async def test_what_has_run_out_holds_no_more_and_is_swept_out(database_url: str
     async with make_pool(database_url, name="test") as pool:
         keys = PostgresKeys(pool)
         token = await keys.open_session(NOBODY, lifetime=-1)
-        code = await keys.issue_login(NOBODY, lifetime=-1)
+        code = await keys.create_login_code(NOBODY, lifetime=-1)
 
         assert await keys.session(token) is None
         assert await keys.redeem_login(code) is None
@@ -57,7 +57,7 @@ async def test_a_session_and_a_login_fall_with_the_key_they_came_from(database_u
         principal = await keys.authenticate(text)
         assert principal is not None
         token = await keys.open_session(principal, lifetime=60)
-        code = await keys.issue_login(principal, lifetime=60)
+        code = await keys.create_login_code(principal, lifetime=60)
 
         await keys.revoke(key.id, owner=None)
 

@@ -205,7 +205,7 @@ async def test_a_page_below_public_url_is_one_of_our_own(database_url: str, tmp_
     async with api.serving(database_url, tmp_path, public_url="https://up.example") as server:
         principal = await server.services.keys.authenticate(server.key)
         assert principal is not None
-        code = await server.services.keys.issue_login(principal, lifetime=60.0)
+        code = await server.services.keys.create_login_code(principal, lifetime=60.0)
         signed_in = await server.post("/login", json={"code": code}, key=None)
         cookie = {"Cookie": signed_in.headers["Set-Cookie"].partition(";")[0]}
         for origin, status in {

@@ -14,7 +14,7 @@ from tests.interfaces.rest.server import Answer, Server, serving
 async def code_for(server: Server) -> str:
     principal = await server.services.keys.authenticate(server.key)
     assert principal is not None
-    return await server.services.keys.issue_login(principal, lifetime=60)
+    return await server.services.keys.create_login_code(principal, lifetime=60)
 
 
 def cookie_of(answer: Answer) -> Any:
