@@ -124,13 +124,13 @@ class AppendQueue:
         self._events += pending.encoded.size
         self._filled.set()
 
-    def take(self, most: int) -> list[PendingAppend]:
-        """The next appends, together at most `most` events; a larger one comes by itself."""
+    def get_group(self, max_events: int) -> list[PendingAppend]:
+        """Return the next appends, of `max_events` in all at most; a larger one comes by itself."""
         taken: list[PendingAppend] = []
         size = 0
         while self._inside:
             following = self._inside[0].encoded.size
-            if taken and size + following > most:
+            if taken and size + following > max_events:
                 break
             pending = self._inside.popleft()
             self._events -= following
@@ -341,7 +341,7 @@ class GroupCommitter:
         try:
             while not self._closing or len(self._room):
                 await self._room.filled()
-                if group := self._room.take(MAX_GROUP_EVENTS):
+                if group := self._room.get_group(MAX_GROUP_EVENTS):
                     await self._commit(group)
                     await asyncio.sleep(0)  # lets the callers come back with what follows
         finally:
@@ -396,7 +396,7 @@ class GroupCommitter:
             sure = self._connection is not None and not has_pending_input(self._connection.fileno())
             believed = plan_optimistic(encoded) if sure else None
             told = await self._commit_optimistically(group, believed) if believed else None
-            told = told or await self._judge(group, encoded)
+            told = told or await self._commit_checked(group, encoded)
             for pending, result in zip(group, told, strict=True):
                 pending.resolve(result)
         return []
@@ -413,12 +413,12 @@ class GroupCommitter:
         self._send(group, [None] * len(group))
         return append_results(believed.placed, [inserted]) if inserted.rows else None
 
-    async def _judge(
+    async def _commit_checked(
         self, group: list[PendingAppend], encoded: Sequence[EncodedAppend]
     ) -> Sequence[AppendResult | ApplicationError]:
         """In two exchanges with the server: what the log holds, and then what it is to hold."""
         assert self._exchange is not None
-        verdicts = await check_group(self._exchange.ask, encoded, before=[SqlQuery(_BEGIN)])
+        verdicts = await check_group(self._exchange.execute, encoded, before=[SqlQuery(_BEGIN)])
         self._send(group, [v if isinstance(v, AcceptedAppend) else None for v in verdicts])
         inserted = await self._committed(insert_queries(verdicts))
         self._send(group, [None] * len(group))
@@ -426,7 +426,7 @@ class GroupCommitter:
 
     async def _committed(self, questions: Sequence[SqlQuery]) -> Sequence[QueryResult]:
         assert self._exchange is not None
-        *answers, committed = await self._exchange.ask([*questions, SqlQuery(_COMMIT)])
+        *answers, committed = await self._exchange.execute([*questions, SqlQuery(_COMMIT)])
         if committed.status != "COMMIT":
             raise psycopg.OperationalError(f"COMMIT was answered {committed.status}")
         return answers

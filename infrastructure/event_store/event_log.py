@@ -132,8 +132,8 @@ class AggregateCache:
     def forget(self, id: UUID) -> None:
         self._known.pop(id, None)
 
-    def recorded(self, write: StreamAppend, version: int, at: float) -> None:
-        """Moves an aggregate on by events of our own that brought its stream to `version`."""
+    def apply(self, write: StreamAppend, version: int, at: float) -> None:
+        """Apply events recorded by this process, which brought the stream to `version`."""
         known = self._known.get(write.stream)
         before = version - len(write.events)
         if known is None and before > 0:
@@ -262,7 +262,7 @@ class PostgresEventLog:
             raise
         now = asyncio.get_running_loop().time()
         for write in append.writes:
-            self._remembered.recorded(write, appended.versions[write.stream], now)
+            self._remembered.apply(write, appended.versions[write.stream], now)
         return appended
 
     async def upload(self, id: UUID) -> Upload:

@@ -161,8 +161,8 @@ class LibpqPipeline:
         self._server: PGconn = connection.pgconn
         self._prepared: set[Statement] = set()
 
-    async def ask(self, questions: Sequence[SqlQuery]) -> list[QueryResult]:
-        """All questions in one packet.
+    async def execute(self, questions: Sequence[SqlQuery]) -> list[QueryResult]:
+        """Execute all queries in one packet.
 
         After an error, and after being cancelled, the connection is good for nothing but to be
         closed. Raises psycopg.Error.

@@ -92,8 +92,8 @@ class VersionTracker(msgspec.Struct):
     topics: dict[UUID, list[tuple[int, str]]]
     answers: dict[UUID, tuple[str, bytes, int | None]]
 
-    def place(self, encoded: EncodedAppend) -> AcceptedAppend | ApplicationError:
-        """The verdict on one append; a refused one leaves the ledger as it was."""
+    def check(self, encoded: EncodedAppend) -> AcceptedAppend | ApplicationError:
+        """Return the verdict on one append; a rejected one leaves the versions as they were."""
         refusal = self._repeated(encoded.append) or self._guarded(encoded.append)
         if refusal is not None:
             return refusal
@@ -274,7 +274,7 @@ async def check_group(
     )
     for stream, version, topic in topics.rows:
         ledger.topics[stream].append((version, topic))
-    return [ledger.place(encoded) for encoded in group]
+    return [ledger.check(encoded) for encoded in group]
 
 
 def insert_queries(verdicts: Verdicts) -> list[SqlQuery]:
@@ -397,7 +397,7 @@ def plan_optimistic(group: Sequence[EncodedAppend]) -> OptimisticGroup | None:
         return None
     guarded = condition_streams(group)
     ledger = VersionTracker(dict(versions), {stream: [] for stream in guarded}, {})
-    verdicts = [ledger.place(encoded) for encoded in group]
+    verdicts = [ledger.check(encoded) for encoded in group]
     placed = [
         verdict for verdict in verdicts if isinstance(verdict, AcceptedAppend) and verdict.rows
     ]
