@@ -125,8 +125,8 @@ class WritebackWindow:
         self._windows.append(window)
         return window
 
-    async def settled(self) -> None:
-        """Waits for all of them, and raises what one of them met."""
+    async def drain(self) -> None:
+        """Wait until all windows are written out, and raise the error of one that failed."""
         while self._windows:
             await _over(self._windows.popleft())
 

@@ -181,7 +181,7 @@ class LocalBlobWriter:
 
     async def require_sound(self) -> None:
         """Raises Unavailable, StorageFull where bytes could not be written out."""
-        await self._outgoing.settled()
+        await self._outgoing.drain()
         if self._broken:
             raise Unavailable("an earlier sync of this blob failed")
 

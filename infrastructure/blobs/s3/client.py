@@ -186,21 +186,21 @@ class Parts(msgspec.Struct, frozen=True, omit_defaults=True):
     skipped: tuple[tuple[int, int], ...] = ()
 
     def plus(self, part: S3Part) -> Parts:
-        """With one more part, whose number is higher than any before."""
-        skipped = self.past(part.number - 1).skipped
+        """Return the parts with one more, whose number is higher than any before."""
+        skipped = self.after(part.number - 1).skipped
         seal = sha256(f"{self.seal}{part.etag}".encode()).hexdigest()
         size = self.size + part.size
         return Parts(self.upload, self.count + 1, size, seal, part.number, skipped)
 
-    def past(self, number: int) -> Parts:
-        """The same parts, going on behind this number."""
+    def after(self, number: int) -> Parts:
+        """Return the same parts, to be continued after this number."""
         if number <= self.last:
             return self
         skipped = (*self.skipped, (self.last + 1, number))
         return msgspec.structs.replace(self, last=number, skipped=skipped)
 
-    def among(self, listed: Iterable[S3Part]) -> list[S3Part]:
-        """Those of the listed parts that count, in their order."""
+    def counted(self, listed: Iterable[S3Part]) -> list[S3Part]:
+        """Return the listed parts that count, in their order."""
         return [
             part
             for part in sorted(listed, key=lambda part: part.number)
@@ -208,10 +208,10 @@ class Parts(msgspec.Struct, frozen=True, omit_defaults=True):
             and not any(first <= part.number <= last for first, last in self.skipped)
         ]
 
-    def steps(self, listed: Iterable[S3Part]) -> list[Parts] | None:
+    def prefixes(self, listed: Iterable[S3Part]) -> list[Parts] | None:
         """Return the states after none, one, two, ... parts; None if the parts do not match."""
         steps = [Parts(self.upload)]
-        for part in self.among(listed):
+        for part in self.counted(listed):
             steps.append(steps[-1].plus(part))
         found = steps[-1]
         same = (found.count, found.size, found.seal) == (self.count, self.size, self.seal)

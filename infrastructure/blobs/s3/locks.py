@@ -30,7 +30,7 @@ class Lock(Protocol):
 
 
 class Locks(Protocol):
-    async def take(self, name: str) -> Lock | None:
+    async def acquire(self, name: str) -> Lock | None:
         """Acquire the lock of the blob; return None if it is held. Raises Unavailable."""
 
 
@@ -40,7 +40,7 @@ class InProcessLocks:
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
-    async def take(self, name: str) -> Lock | None:
+    async def acquire(self, name: str) -> Lock | None:
         if name in self._taken:
             return None
         self._taken.add(name)
@@ -80,7 +80,7 @@ class PostgresLocks:
         if self._connection is not None:
             await self._connection.close()
 
-    async def take(self, name: str) -> Lock | None:
+    async def acquire(self, name: str) -> Lock | None:
         taking = asyncio.ensure_future(self._take(name))
         try:
             return await asyncio.shield(taking)

@@ -30,12 +30,12 @@ MAX_CONCURRENT_BODIES = 8  # requests with a body, up to a part each, that are o
 
 
 class BufferPool:
-    """Memory limit of uploads. `ways` limits concurrent request bodies; buffers share the rest."""
+    """Memory limit of uploads: concurrent bodies by `upload_slots`; buffers share the rest."""
 
     def __init__(
-        self, waiting: int = MAX_BUFFERED_BYTES, ways: int = MAX_CONCURRENT_BODIES
+        self, waiting: int = MAX_BUFFERED_BYTES, upload_slots: int = MAX_CONCURRENT_BODIES
     ) -> None:
-        self.ways = asyncio.Semaphore(ways)
+        self.upload_slots = asyncio.Semaphore(upload_slots)
         self._waiting = waiting
         self._buffers = 0
 
@@ -186,7 +186,7 @@ async def stat_with_parts(bucket: Bucket, name: str) -> BlobStat:
         return found
     parts = found.blob.state.parts
     listed = await bucket.parts(name, str(parts.upload))
-    if listed is None or parts.steps(listed) is None:
+    if listed is None or parts.prefixes(listed) is None:
         return BlobStat(None, found.tail)
     return BlobStat(found.blob, found.tail, tuple(listed))
 

@@ -78,7 +78,7 @@ class Inventory:
         async for pending in self._bucket.pending(f"{BLOB_FOLDER}/"):
             if pending.began >= before or upload_id_from_blob_name(pending.name) is None:
                 continue
-            lock = await self._locks.take(pending.name)
+            lock = await self._locks.acquire(pending.name)
             if lock is None:  # in use by a writer
                 continue
             try:
@@ -172,7 +172,7 @@ class S3BlobStore:
         self._open: dict[str, S3BlobWriter] = {}
 
     async def append(self, name: str, offset: int) -> S3BlobWriter:
-        lock = await self._locks.take(validate_blob_name(name))
+        lock = await self._locks.acquire(validate_blob_name(name))
         if lock is None:
             raise BlobBusy(name)
         try:
@@ -262,10 +262,10 @@ class S3BlobStore:
         """Waits a little for a writer to let go: what it stored later would be left behind."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + LOCK_TIMEOUT
-        lock = await self._locks.take(name)
+        lock = await self._locks.acquire(name)
         while lock is None and loop.time() < deadline:
             await asyncio.sleep(LOCK_POLL_INTERVAL)
-            lock = await self._locks.take(name)
+            lock = await self._locks.acquire(name)
         try:
             yield lock
         finally:

@@ -59,10 +59,10 @@ async def complete(bucket: Bucket, name: str, parts: Parts, rest: bytes, over: s
     if rest:
         parts = await upload_part(bucket, name, parts, rest)
     listed = await bucket.parts(name, str(parts.upload))
-    if listed is not None and parts.steps(listed) is None:
+    if listed is not None and parts.prefixes(listed) is None:
         raise BlobTooShort(name, 0, parts.size)
     try:
-        await bucket.complete(name, str(parts.upload), parts.among(listed or []))
+        await bucket.complete(name, str(parts.upload), parts.counted(listed or []))
     except S3Error as refusal:
         if not refusal.absent:
             raise
@@ -123,16 +123,16 @@ async def _resumed(
     used = max((part.number for part in found.listed), default=0)
     if offset >= parts.size:
         tail = await read_range(bucket, tail_key(name), 0, offset - parts.size, blob.etag)
-        return ResumePoint(parts.past(used), tail, over)
-    for fewer in parts.steps(found.listed) or []:
+        return ResumePoint(parts.after(used), tail, over)
+    for fewer in parts.prefixes(found.listed) or []:
         if fewer.size == offset:
-            return ResumePoint(fewer.past(used), b"", over)
+            return ResumePoint(fewer.after(used), b"", over)
     return await _reopened(bucket, name, await _completed(bucket, name, found, parts), offset)
 
 
 async def _completed(bucket: Bucket, name: str, found: BlobStat, parts: Parts) -> CompleteBlob:
     """The parts as one object; the tail goes, which is beyond the offset."""
-    await bucket.complete(name, str(parts.upload), parts.among(found.listed))
+    await bucket.complete(name, str(parts.upload), parts.counted(found.listed))
     blob = (await stat(bucket, name)).blob
     if not isinstance(blob, CompleteBlob):
         raise S3Error("NoSuchKey", 404, f"the parts of {name} are gone")
@@ -193,7 +193,7 @@ class S3BlobWriter:
         self._begun = False
         self._parts = NO_PARTS
         self._going_up: asyncio.Task[Parts] | None = None
-        self._ways = memory.ways
+        self._upload_slots = memory.upload_slots
         self._rest = memory.buffer()
         self._part_size = 0
         self._tail = found.tail or ABSENT
@@ -248,7 +248,7 @@ class S3BlobWriter:
             parts = await self._arrived()
             self._require_lock()
             with translate_s3_errors():
-                async with self._ways:
+                async with self._upload_slots:
                     rest = self._rest.content()
                     await complete(self._bucket, self._name, parts, rest, self._over)
                 if self._tail != ABSENT:
@@ -289,10 +289,10 @@ class S3BlobWriter:
     async def _send_part(self) -> None:
         """Sends the full part on its way, once the one before it has arrived."""
         parts = await self._arrived()
-        await self._ways.acquire()
+        await self._upload_slots.acquire()
         full = self._rest.take()
         self._going_up = asyncio.create_task(self._upload(parts, full))
-        self._going_up.add_done_callback(lambda _: self._ways.release())
+        self._going_up.add_done_callback(lambda _: self._upload_slots.release())
         then = Parts(last=parts.last + 1, size=parts.size + len(full))
         self._part_size = next_part_size(then, self._largest)
 
@@ -310,7 +310,7 @@ class S3BlobWriter:
 
     async def _commit(self) -> None:
         """Stores the tail, by which all bytes up to now count."""
-        async with self._ways:
+        async with self._upload_slots:
             size, rest, going_up = self._size, self._rest.content(), self._going_up
             parts = self._parts if going_up is None else await asyncio.shield(going_up)
             self._require_lock()

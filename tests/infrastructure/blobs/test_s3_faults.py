@@ -201,7 +201,7 @@ async def test_a_writer_that_was_overtaken_never_stores_over_the_other(location:
 
 
 async def _free(locks: PostgresLocks) -> bool:
-    lock = await locks.take(NAME)
+    lock = await locks.acquire(NAME)
     if lock is not None:
         await lock.release()
     return lock is not None

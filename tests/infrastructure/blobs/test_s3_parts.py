@@ -54,15 +54,15 @@ def test_a_limit_that_is_raised_meanwhile_is_still_reached() -> None:
 def test_parts_that_nobody_acknowledged_do_not_count() -> None:
     upload = Parts("id").plus(S3Part(1, 10, "a"))
     killed = [S3Part(1, 10, "a"), S3Part(2, 10, "lost"), S3Part(3, 10, "lost too")]
-    resumed = upload.past(3).plus(S3Part(4, 10, "b"))
+    resumed = upload.after(3).plus(S3Part(4, 10, "b"))
     stored = [*killed, S3Part(4, 10, "b"), S3Part(5, 1, "later")]
     assert resumed.skipped == ((2, 3),)
-    assert [part.number for part in resumed.among(stored)] == [1, 4]
-    steps = resumed.steps(stored)
+    assert [part.number for part in resumed.counted(stored)] == [1, 4]
+    steps = resumed.prefixes(stored)
     assert steps is not None
     assert [step.size for step in steps] == [0, 10, 20]
-    assert resumed.steps([S3Part(1, 10, "other"), S3Part(4, 10, "b")]) is None
-    assert resumed.steps([S3Part(4, 10, "b")]) is None
+    assert resumed.prefixes([S3Part(1, 10, "other"), S3Part(4, 10, "b")]) is None
+    assert resumed.prefixes([S3Part(4, 10, "b")]) is None
 
 
 def test_bytes_are_split_evenly() -> None:
