@@ -13,12 +13,12 @@ from io import BytesIO
 from typing import IO
 
 from infrastructure.processors.archive_rules import (
+    ArchiveCounter,
     ArchiveRefused,
     Broken,
     LeadsOutside,
     LimitExceeded,
     Reader,
-    Tally,
 )
 from infrastructure.processors.archive_streams import DecompressedStream, format_of
 from infrastructure.processors.archive_tar import BLOCK_SIZE, inspect_tar, is_header
@@ -62,65 +62,65 @@ def prepare() -> None:
 
 def inspect(source: IO[bytes], order: Order) -> Answer:
     """Return what was counted, or what is wrong with the archive."""
-    tally = Tally(order)
+    counter = ArchiveCounter(order)
     try:
         if order["kind"] == "zip":
-            inspect_zip(source, order["packed"], tally, look_inside)
-        elif (stream := _tar_stream(source, order, tally)) is not None:
-            inspect_tar(stream, tally, look_inside)
+            inspect_zip(source, order["packed"], counter, look_inside)
+        elif (stream := _tar_stream(source, order, counter)) is not None:
+            inspect_tar(stream, counter, look_inside)
         else:
             return {"skipped": "it is compressed, and no archive"}
-        tally.end()
+        counter.end()
     except ArchiveRefused as error:
         return {"refused": str(error)}
     except Broken as error:
         return {"broken": str(error)}
-    return {"found": tally.found}
+    return {"found": counter.found}
 
 
-def look_inside(content: Reader, head: bytes, tally: Tally) -> None:
+def look_inside(content: Reader, head: bytes, counter: ArchiveCounter) -> None:
     """Count what an archive inside of the archive unpacks to, however broken it is.
 
     Raises LimitExceeded.
     """
     try:
-        _look_inside(content, head, tally)
+        _look_inside(content, head, counter)
     except LimitExceeded:
         raise
     except (ArchiveRefused, Broken):
         return
 
 
-def _look_inside(content: Reader, head: bytes, tally: Tally) -> None:
+def _look_inside(content: Reader, head: bytes, counter: ArchiveCounter) -> None:
     whole = _Joined(head, content)
     if head.startswith(ZIP):
         if not head[30:].startswith(_DOCUMENTS):
-            tally.nested()
-        most = int(tally.limits["memory"] * MAX_HELD_SHARE)
+            counter.nested()
+        most = int(counter.limits["memory"] * MAX_HELD_SHARE)
         held = whole.read(most)
         if len(held) < most:
-            inspect_zip(BytesIO(held), len(held), tally.inside(), look_inside)
+            inspect_zip(BytesIO(held), len(held), counter.inside(), look_inside)
     elif is_header(head):
-        tally.nested()
-        inspect_tar(whole, tally.inside(), look_inside)
+        counter.nested()
+        inspect_tar(whole, counter.inside(), look_inside)
     elif (magic := format_of(head)) is not None:
-        inner = tally.inside()
+        inner = counter.inside()
         stream = DecompressedStream(whole, magic, inner, names=False)
         block = stream.read(BLOCK_SIZE)
         if is_header(block):
-            tally.nested()
+            counter.nested()
             inspect_tar(_Joined(block, stream), inner, look_inside)
     elif head.startswith(LOCKED):
-        tally.nested()
+        counter.nested()
 
 
-def _tar_stream(source: IO[bytes], order: Order, tally: Tally) -> Reader | None:
+def _tar_stream(source: IO[bytes], order: Order, counter: ArchiveCounter) -> Reader | None:
     """The bytes of the tar; None where the file may be no tar, and is none."""
     magic = format_of(source.read(BLOCK_SIZE))
     source.seek(0)
     if magic is None:
         return source
-    stream = DecompressedStream(source, magic, tally)
+    stream = DecompressedStream(source, magic, counter)
     try:
         block = stream.read(BLOCK_SIZE)
     except (ArchiveRefused, Broken) as error:

@@ -47,14 +47,14 @@ class Reader(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
-class Tally:
+class ArchiveCounter:
     """Count of what was found, held against the limits. Raises ArchiveRefused, LimitExceeded.
 
     With `outer`, it counts an archive inside of another: its bytes are added to the outer one's,
     its names are not judged, because extracting the outer archive does not extract it.
     """
 
-    def __init__(self, limits: ArchiveLimits, outer: Tally | None = None) -> None:
+    def __init__(self, limits: ArchiveLimits, outer: ArchiveCounter | None = None) -> None:
         self.limits = limits
         self.depth: int = 0 if outer is None else outer.depth + 1
         self.found = {"members": 0, "bytes": 0, "nested": 0, "encrypted": 0, "links": 0}
@@ -64,12 +64,12 @@ class Tally:
         self._names: list[MemberPath] = []
         self._links: dict[MemberPath, str] = {}
 
-    def inside(self) -> Tally:
-        """A tally for an archive inside of this one."""
+    def inside(self) -> ArchiveCounter:
+        """Return a counter for an archive inside of this one."""
         if self.depth >= self.limits["max_depth"]:
             depth = self.limits["max_depth"]
             raise LimitExceeded(f"archives are inside of each other more than {depth} deep")
-        return Tally(self.limits, self)
+        return ArchiveCounter(self.limits, self)
 
     def member(self, names: Iterable[str], *also: str) -> None:
         """Count a member with every name that a reader may give it; `also` are only judged."""

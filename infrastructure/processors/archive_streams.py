@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from infrastructure.processors.archive_rules import (
     CHUNK_BYTES,
+    ArchiveCounter,
     ArchiveRefused,
     Broken,
     Reader,
-    Tally,
     require_inside,
 )
 
@@ -96,9 +96,11 @@ class DecompressedStream:
     `name` judges the file name in a gzip header, which 7z takes for the name of what it writes.
     """
 
-    def __init__(self, source: Reader, magic: bytes, tally: Tally, *, names: bool = True) -> None:
+    def __init__(
+        self, source: Reader, magic: bytes, counter: ArchiveCounter, *, names: bool = True
+    ) -> None:
         self._chunks = _chunks(source, magic, names)
-        self._tally = tally
+        self._counter = counter
         self._rest = b""
 
     def read(self, size: int = -1, /) -> bytes:
@@ -111,7 +113,7 @@ class DecompressedStream:
                 raise Broken(str(error) or type(error).__name__) from None
             if not chunk:
                 break
-            self._tally.stream(len(chunk))
+            self._counter.stream(len(chunk))
             found += chunk
         if size < 0:
             size = len(found)

@@ -13,10 +13,10 @@ from typing import TypeAlias
 
 from infrastructure.processors.archive_rules import (
     CHUNK_BYTES,
+    ArchiveCounter,
     ArchiveRefused,
     Broken,
     Reader,
-    Tally,
 )
 
 BLOCK_SIZE = 512
@@ -25,7 +25,7 @@ MOST_CUT = 99  # bytes of a header's name from which on it may be only the begin
 MAX_NAME_BYTES = 64 * 1024  # bytes of a GNU long name
 LARGE = 8 * 1024**3  # sizes that the field in the header cannot hold
 
-Inspect: TypeAlias = Callable[[Reader, bytes, Tally], None]
+Inspect: TypeAlias = Callable[[Reader, bytes, ArchiveCounter], None]
 
 _POSIX, _GNU = b"ustar\x0000", b"ustar  \0"
 _OCTAL = re.compile(rb"[ 0]*([0-7]*)[ \0]*")
@@ -60,7 +60,7 @@ def is_header(block: bytes) -> bool:
     return stored in (sum(blank), signed)
 
 
-def inspect_tar(source: Reader, tally: Tally, inspect: Inspect) -> None:
+def inspect_tar(source: Reader, counter: ArchiveCounter, inspect: Inspect) -> None:
     """Judge and count every member; `inspect` looks into its content.
 
     Raises ArchiveRefused, LimitExceeded, Broken.
@@ -88,7 +88,7 @@ def inspect_tar(source: Reader, tally: Tally, inspect: Inspect) -> None:
             )
             pending.any = True
         else:
-            _member(source, block, size, pending, tally, inspect)
+            _member(source, block, size, pending, counter, inspect)
             pending = _Pending()
         block = source.read(BLOCK_SIZE)
     if pending.any:
@@ -99,12 +99,17 @@ def inspect_tar(source: Reader, tally: Tally, inspect: Inspect) -> None:
 
 
 def _member(
-    source: Reader, block: bytes, size: int, pending: _Pending, tally: Tally, inspect: Inspect
+    source: Reader,
+    block: bytes,
+    size: int,
+    pending: _Pending,
+    counter: ArchiveCounter,
+    inspect: Inspect,
 ) -> None:
     kind = block[156:157]
     headers = _header_names(block)
     names = pending.names or headers
-    tally.member(names, *map(_whole, headers if pending.names else ()))
+    counter.member(names, *map(_whole, headers if pending.names else ()))
     name = names[-1]
     for declared in pending.sizes:
         if declared != size and declared < LARGE:
@@ -118,9 +123,9 @@ def _member(
     if kind in (b"1", b"2"):
         targets = pending.links or [_text(block[157:257])]
         if kind == b"1":
-            tally.hard_link(targets)
+            counter.hard_link(targets)
         else:
-            tally.link(names, targets)
+            counter.link(names, targets)
     elif kind in (b"3", b"4", b"6"):
         raise ArchiveRefused(f"{name!r} is a device, and no file")
     elif kind == b"D":
@@ -129,10 +134,10 @@ def _member(
         if block[257:265] != _GNU or pending.sparse:
             raise ArchiveRefused(f"{name!r} is sparse in a way that readers differ on")
         real = _gnu_sparse_size(source, block)
-        _file(source, size, tally, inspect, real)
+        _file(source, size, counter, inspect, real)
     elif kind in _REGULAR:
         real = max(pending.real_sizes, default=0)
-        _file(source, size, tally, inspect, real, pending.map_in_data)
+        _file(source, size, counter, inspect, real, pending.map_in_data)
     elif kind not in (b"5", b"V"):
         raise ArchiveRefused(f"{name!r} is of a kind that readers differ on: {kind!r}")
 
@@ -158,18 +163,18 @@ def _whole(name: str) -> str:
 def _file(
     source: Reader,
     size: int,
-    tally: Tally,
+    counter: ArchiveCounter,
     inspect: Inspect,
     real: int,
     map_in_data: bool = False,
 ) -> None:
-    tally.content(max(real, size))
+    counter.content(max(real, size))
     content = _TarMemberReader(source, size)
     head = content.read(BLOCK_SIZE)
     if map_in_data:
         real = _sparse_map_end(head, content) - max(real, size)
-        tally.content(max(real, 0))
-    inspect(content, head, tally)
+        counter.content(max(real, 0))
+    inspect(content, head, counter)
     while content.read(CHUNK_BYTES):
         pass
     _skip(source, -size % BLOCK_SIZE)

@@ -20,9 +20,9 @@ from typing import IO, NamedTuple
 from infrastructure.processors.archive_rules import (
     CHUNK_BYTES,
     MAX_LINK_TARGET_BYTES,
+    ArchiveCounter,
     ArchiveRefused,
     Broken,
-    Tally,
 )
 from infrastructure.processors.archive_streams import ERRORS, Decompressor, Inflate, zstd
 from infrastructure.processors.archive_tar import Inspect
@@ -63,20 +63,20 @@ class _Entry(NamedTuple):
     extra: dict[int, bytes]
 
 
-def inspect_zip(source: IO[bytes], size: int, tally: Tally, inspect: Inspect) -> None:
+def inspect_zip(source: IO[bytes], size: int, counter: ArchiveCounter, inspect: Inspect) -> None:
     """Judge and count every member; `inspect` looks into its content.
 
     Raises ArchiveRefused, LimitExceeded, Broken.
     """
     directory = _find_directory(source, size)
-    tally.require_members(directory.members)
+    counter.require_members(directory.members)
     at = 0
     entries = sorted(_read_directory(source, directory), key=lambda entry: entry.offset)
     for entry in entries:
         if entry.offset < at:
             raise ArchiveRefused(f"{_name(entry)!r} overlaps another member")
         _require_empty(source, at, entry.offset)
-        at = _member(source, entry, directory.start, tally, inspect)
+        at = _member(source, entry, directory.start, counter, inspect)
     _require_empty(source, at, directory.start)
 
 
@@ -151,12 +151,14 @@ def _read_directory(source: IO[bytes], directory: _Directory) -> Iterator[_Entry
         raise ArchiveRefused("its directory is longer than its entries")
 
 
-def _member(source: IO[bytes], entry: _Entry, end: int, tally: Tally, inspect: Inspect) -> int:
+def _member(
+    source: IO[bytes], entry: _Entry, end: int, counter: ArchiveCounter, inspect: Inspect
+) -> int:
     """Judge, unpack and count one member; return where its bytes end."""
     start, flags, local = _local_header(source, entry)
     names = _names(entry.raw_name, entry.flags, entry.extra, local)
     name = names[0]
-    tally.member(names)
+    counter.member(names)
     kind = stat.S_IFMT(entry.mode)
     if kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK):  # a pipe is what `zip a.zip -` reads
         raise ArchiveRefused(f"{name!r} is a device, and no file")
@@ -164,18 +166,18 @@ def _member(source: IO[bytes], entry: _Entry, end: int, tally: Tally, inspect: I
         raise Broken(f"{name!r} is truncated")
     if entry.size and name.endswith("/"):
         raise ArchiveRefused(f"{name!r} is a folder with content: readers differ")
-    tally.content(entry.size)
+    counter.content(entry.size)
     if entry.flags & _ENCRYPTED:
-        tally.encrypted(name)
+        counter.encrypted(name)
         if kind == stat.S_IFLNK:
             raise ArchiveRefused(f"{name!r} is an encrypted link: its target cannot be checked")
     else:
         content = _ZipMemberReader(source, entry, start)
         head = content.read(MAX_LINK_TARGET_BYTES if kind == stat.S_IFLNK else HEAD_BYTES)
         if kind == stat.S_IFLNK:
-            tally.link(names, [head.decode(errors="surrogateescape")])
+            counter.link(names, [head.decode(errors="surrogateescape")])
         else:
-            inspect(content, head, tally)
+            inspect(content, head, counter)
         content.finish()
     return _descriptor_end(source, entry, start + entry.packed, flags)
 

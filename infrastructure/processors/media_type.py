@@ -28,11 +28,11 @@ from infrastructure.processors.media_types import (
     ZIP,
     are_compatible,
     canonical,
+    declared_image_type,
     extension,
     is_text,
     lineage,
     matches,
-    raster_type,
 )
 from infrastructure.processors.options import Options, parse_options
 from infrastructure.processors.signatures import HEAD_BYTES, conclude, second_range, sniff
@@ -102,7 +102,7 @@ class MediaType:
         sniffed = await self._sniff(subject, bench, claims)
         await _require_allowed(sniffed, claims, chosen, bench)
         agrees = _agree(sniffed, subject.media_type)
-        expected = raster_type(subject.path, subject.media_type)
+        expected = declared_image_type(subject.path, subject.media_type)
         if expected is not None and not sniffed.startswith("image/"):
             raise MediaTypeMismatch(f"this is no {expected}: {_described(sniffed)}")
         if chosen.strict and not agrees:

@@ -330,7 +330,7 @@ def is_text(media_type: str) -> bool:
     return TEXT in lineage(media_type)
 
 
-def raster_type(path: str, media_type: str | None) -> str | None:
+def declared_image_type(path: str, media_type: str | None) -> str | None:
     """Return the image format that a file is declared as, or named like; None if neither."""
     declared = canonical(media_type or "")
     if declared in RASTER.values():

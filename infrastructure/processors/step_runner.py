@@ -124,8 +124,8 @@ class _Channel:
             while rest:
                 rest = rest[os.write(self._outbound, rest) :]
 
-    def ask(self, message: StepMessage) -> Reply:
-        """Send, and wait for the answer. Raises StepFailure for an error of the worker's."""
+    def call(self, message: StepMessage) -> Reply:
+        """Send, and wait for the response. Raises StepFailure for an error of the worker."""
         with self._exchanging:
             self.send(message)
             reply = self._receive()
@@ -173,7 +173,7 @@ class _Bench:
         reader, ended = self._channel.new_reader(), False
         try:
             while True:
-                reply = self._channel.ask(Read(reader, start, end))
+                reply = self._channel.call(Read(reader, start, end))
                 assert isinstance(reply, Chunk)
                 if reply.data is None:
                     ended = True
@@ -200,7 +200,7 @@ class _Bench:
     def keep(self, name: str, content: bytes) -> None:
         if len(content) > MAX_ARTIFACT_BYTES:
             raise PermanentError(f"artifact {name!r} is larger than {MAX_ARTIFACT_BYTES} bytes")
-        self._channel.ask(Attach(str(name), bytes(content)))
+        self._channel.call(Attach(str(name), bytes(content)))
 
 
 class _AsyncBench(_Bench):

@@ -69,7 +69,7 @@ class Thumbnail:
         """Return the size of the thumbnail, or `{"skipped": reason}`. Raises BadOption."""
         chosen = parse_options(ThumbnailOptions, options)
         try:
-            media_type = await _raster_type(subject, bench)
+            media_type = await _image_type(subject, bench)
             if subject.size > chosen.max_bytes:
                 raise _Skipped(f"larger than {chosen.max_bytes} bytes")
             made, picture = await self._make(bench, media_type, chosen)
@@ -119,7 +119,7 @@ def _order(media_type: str, chosen: ThumbnailOptions) -> dict[str, Any]:
     }
 
 
-async def _raster_type(subject: StepInput, bench: StepContext) -> str:
+async def _image_type(subject: StepInput, bench: StepContext) -> str:
     """Return the type that the `media-type` step found, or that our own rules find; or skip."""
     found = next(
         (name for r in subject.results.values() if isinstance(name := r.get("sniffed"), str)), None
