@@ -25,7 +25,7 @@ from interfaces.cli.console import (
     ServerAddress,
     print_stderr,
 )
-from interfaces.cli.wait import ServerConnection, Waits
+from interfaces.cli.wait import RequestBackoff, ServerConnection
 from interfaces.common.api_types import (
     AddedUploadsResponse,
     PageResponse,
@@ -134,7 +134,7 @@ class Client:
                 lag.wait_longer(refusal)
 
     async def _download(self, path: str, params: Mapping[str, str]) -> AsyncIterator[bytes]:
-        waits = Waits(self.connection)
+        backoff = RequestBackoff(self.connection)
         begun = False
         while True:
             request = self.session.get(self.server.url + path, params=params)
@@ -149,7 +149,7 @@ class Client:
             except LOST as error:
                 if begun:
                     raise self.connection.unreachable(error) from error
-                await waits.lost(error)
+                await backoff.lost(error)
 
     # Uploads.
 
@@ -230,7 +230,7 @@ class Client:
         """One request and its decoded answer. Raises Refusal, Unreachable."""
         body = None if json is None else msgspec.json.encode(json)
         sent = {**({} if body is None else JSON), **(headers or {})}
-        waits = Waits(self.connection)
+        backoff = RequestBackoff(self.connection)
         repeatable = method == "GET" or self.connection.patience > 0
         while True:
             request = self.session.request(
@@ -246,9 +246,9 @@ class Client:
                     if not (passing and repeatable):
                         raise refusal
                     retry_after = response.headers.get("Retry-After")
-                await waits.next(refusal, retry_after)
+                await backoff.wait(refusal, retry_after)
             except LOST as error:
-                await waits.lost(error, repeatable=repeatable)
+                await backoff.lost(error, repeatable=repeatable)
 
 
 class _Lag:
@@ -327,7 +327,7 @@ async def subscribe(
     A cut is resumed from the last cursor. Raises FeedEnded, Unreachable.
     """
     place = _ClientPosition([str(id) for id in batches] if batches is not None else "*")
-    waits = Waits(client.connection)
+    backoff = RequestBackoff(client.connection)
     while True:
         try:
             async with client.session.ws_connect(
@@ -338,20 +338,20 @@ async def subscribe(
                 client.connection.answered()
                 await socket.send_str(place.subscription())
                 async for frame in _frames(socket):
-                    waits.calm()
+                    backoff.calm()
                     if place.applies(frame):
                         yield frame
                 if socket.close_code in FINAL:
                     raise FeedEnded(f"the feed ended with code {socket.close_code}")
-            await waits.lost(ConnectionError("the feed was cut"))
+            await backoff.lost(ConnectionError("the feed was cut"))
         except aiohttp.WSServerHandshakeError as error:
             if error.status in (401, 403):
                 raise FeedEnded(
                     "the key is refused", "pass another with --key or UPTRAIL_KEY"
                 ) from None
-            await waits.next(client.connection.unreachable(error))
+            await backoff.wait(client.connection.unreachable(error))
         except LOST as error:
-            await waits.lost(error)
+            await backoff.lost(error)
 
 
 class _ClientPosition:

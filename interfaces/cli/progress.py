@@ -84,8 +84,8 @@ class StateChangeFilter:
         return True
 
 
-class Plain:
-    """Nothing to set up and nothing to tidy."""
+class PlainReporter:
+    """Base of reporters that need no setup and no cleanup."""
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +94,7 @@ class Plain:
         pass
 
 
-class LineReporter(Plain):
+class LineReporter(PlainReporter):
     """One line per change of state, on standard error."""
 
     def __init__(self, brief: bool = False) -> None:
@@ -119,7 +119,7 @@ class LineReporter(Plain):
                 print_stderr(f"{format_time(batch.updated_at)} {describe_batch(batch)}")
 
 
-class JsonReporter(Plain):
+class JsonReporter(PlainReporter):
     """Every change of a row as one JSON line on standard output; notes stay out of it."""
 
     def note(self, line: str) -> None:

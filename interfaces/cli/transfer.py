@@ -18,7 +18,7 @@ from domain.file import FileDeclaration
 from interfaces.cli.client import LOST, PASSING, Client, error_from_response
 from interfaces.cli.console import Refusal, one_command_error
 from interfaces.cli.files import Entry, ScannedFile, SkippedFile, scan
-from interfaces.cli.wait import Waits
+from interfaces.cli.wait import RequestBackoff
 from interfaces.common.api_types import ReceivedFilesResponse
 
 # The sending half of tus 1.0: where an upload stands, and the bytes from there on.
@@ -54,8 +54,8 @@ class SourceFile:
     def __exit__(self, *exc_info: object) -> None:
         os.close(self._descriptor)
 
-    async def rest(self) -> AsyncIterator[bytes]:
-        """The bytes from `offset`; the last chunk is given only if the file is still the same."""
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the bytes from `offset`; the last chunk only if the file is unchanged."""
         while self.offset < self.size:
             size = min(CHUNK_BYTES, self.size - self.offset)
             chunk = await asyncio.to_thread(os.pread, self._descriptor, size, self.offset)
@@ -81,7 +81,7 @@ async def send(client: Client, upload: UUID, source: SourceFile, *, fresh: bool)
     A new upload begins at 0; otherwise, and after any interruption, the server is asked for the
     offset. Raises FileChanged, Refusal, Unreachable.
     """
-    waits = Waits(client.connection)
+    backoff = RequestBackoff(client.connection)
     known = fresh
     while True:
         try:
@@ -89,7 +89,7 @@ async def send(client: Client, upload: UUID, source: SourceFile, *, fresh: bool)
                 before = source.offset
                 source.move_to(await offset_of(client, upload))
                 if source.offset > before:
-                    waits.calm()
+                    backoff.calm()
                 if source.offset == source.size > 0:
                     return
             known = False
@@ -98,11 +98,11 @@ async def send(client: Client, upload: UUID, source: SourceFile, *, fresh: bool)
         except LOST as error:
             if source.changed:
                 raise FileModified from None
-            await waits.lost(error)
+            await backoff.lost(error)
         except Refusal as refusal:
             if refusal.status not in RETRIED_STATUSES:
                 raise
-            await waits.next(refusal)
+            await backoff.wait(refusal)
 
 
 async def offset_of(client: Client, upload: UUID) -> int:
@@ -124,7 +124,7 @@ async def _patch(client: Client, upload: UUID, source: SourceFile) -> None:
         "Content-Type": "application/offset+octet-stream",
         "Content-Length": str(source.size - source.offset),
     }
-    request = client.session.patch(url, data=source.rest(), headers=headers)
+    request = client.session.patch(url, data=source.chunks(), headers=headers)
     async with client.connection.answer(request) as response:
         answer = await response.read()
         if response.status >= 400:
@@ -194,7 +194,7 @@ async def send_packed(client: Client, batch: UUID, body: bytes) -> Sequence[File
 
     Raises Refusal, Unreachable.
     """
-    waits = Waits(client.connection)
+    backoff = RequestBackoff(client.connection)
     url = f"{client.server.url}/v1/batches/{batch}/uploads"
     while True:
         try:
@@ -206,9 +206,9 @@ async def send_packed(client: Client, batch: UUID, body: bytes) -> Sequence[File
             refusal = error_from_response(response.status, answer)
             if response.status not in RETRIED_STATUSES:
                 raise refusal
-            await waits.next(refusal, response.headers.get("Retry-After"))
+            await backoff.wait(refusal, response.headers.get("Retry-After"))
         except LOST as error:
-            await waits.lost(error)
+            await backoff.lost(error)
 
 
 async def already_received(client: Client, batch: UUID) -> frozenset[UUID]:

@@ -62,11 +62,11 @@ class ResumeFile:
             return msgspec.json.decode(self.path.read_bytes(), type=ResumeState)
         return None
 
-    def keep(self, remembered: ResumeState) -> None:
+    def save(self, remembered: ResumeState) -> None:
         """Save durably. Raises OSError."""
         write_file_atomically(self.path, msgspec.json.encode(remembered))
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         self.path.unlink(missing_ok=True)
 
 
@@ -95,7 +95,7 @@ def open_resume_file(
         known = memory.recall()
         if known is None:
             remembered = ResumeState(uuid4().hex, server, names, label, pipeline)
-            memory.keep(remembered)
+            memory.save(remembered)
         yield memory, known or remembered, known is not None
 
 
@@ -162,7 +162,7 @@ async def run_upload(
         tally = sending.result()
         if tally.stopped:
             return _unfinished(batch.id, tally, tally.stopped)
-        memory.forget()
+        memory.delete()
     return await _report(client, batch.id, tally, watching.result())
 
 
@@ -221,7 +221,7 @@ async def _start(
     if again and started.state in ("completed", "cancelling"):
         screen.note(f"the batch of an earlier run is {started.state}; starting a new one")
         remembered.key = uuid4().hex
-        memory.keep(remembered)
+        memory.save(remembered)
         started = await _ask_for(client, job, remembered)
     elif again:
         screen.note(f"going on with batch {started.id}")

@@ -114,7 +114,7 @@ class ServerConnection:
             self.note(f"waiting for {self.url} to answer, for {self.connect_timeout:g} s at most")
 
 
-class Waits:
+class RequestBackoff:
     """Backoff between the attempts of one request, until its time limit."""
 
     def __init__(self, connection: ServerConnection) -> None:
@@ -137,9 +137,9 @@ class Waits:
         sent = not isinstance(cause, aiohttp.ClientConnectorError)
         if _is_final(cause, reached=connection.reached) or (sent and not repeatable):
             raise error
-        await self.next(error)
+        await self.wait(error)
 
-    async def next(self, error: Exception, retry_after: str | None = None) -> None:
+    async def wait(self, error: Exception, retry_after: str | None = None) -> None:
         """Wait before the next attempt, or raise the error after the time limit."""
         pause = float(retry_after) if retry_after and retry_after.isdecimal() else self._pause
         end = self._connection.deadline or self._end

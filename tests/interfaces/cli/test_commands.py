@@ -19,7 +19,7 @@ from interfaces.cli import main
 from interfaces.cli.client import Client, FeedFrame
 from interfaces.cli.console import ServerAddress, format_time, state_label
 from interfaces.cli.main import run
-from interfaces.cli.progress import Plain, wait_for_outcome
+from interfaces.cli.progress import PlainReporter, wait_for_outcome
 from interfaces.cli.transfer import UploadProgress
 from tests.interfaces.cli.conftest import Command
 from tests.interfaces.conftest import LiveServer
@@ -276,7 +276,7 @@ def test_a_batch_is_listed_shown_and_watched_by_what_it_is_doing(
     assert "100 %" not in listed
 
 
-class Seen(Plain):
+class Seen(PlainReporter):
     """A screen that keeps what the batch was doing."""
 
     def __init__(self, seen: list[str]) -> None:

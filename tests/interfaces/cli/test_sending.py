@@ -67,7 +67,7 @@ async def test_a_file_that_changes_while_it_is_sent_never_arrives_whole(
 
     with pytest.raises(FileModified):
         with SourceFile(path, before.st_size, before.st_mtime_ns, moved.append) as source:
-            async for _ in source.rest():
+            async for _ in source.chunks():
                 if change == "longer":
                     path.write_bytes(bytes(3_000_001))
                 elif change == "shorter":
@@ -86,7 +86,7 @@ def test_an_upload_is_remembered_until_it_is_forgotten(tmp_path: Path) -> None:
     with open_resume_file(*identity) as (memory, second, again):
         assert again
         assert second.key == first.key
-        memory.forget()
+        memory.delete()
     with open_resume_file(*identity) as (_, third, again):
         assert not again
         assert third.key != first.key
