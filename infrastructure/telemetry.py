@@ -209,7 +209,7 @@ class Metrics:
         requests = self._requests.labels(method, route, str(status))
         return requests, self._seconds.labels(method, route)
 
-    def take(self, vitals: SystemStats) -> None:
+    def update(self, vitals: SystemStats) -> None:
         self._head.set(vitals.head)
         self._lag.labels("read_model").set(max(0, vitals.head - vitals.read_model))
         self._lag.labels("orchestrator").set(max(0, vitals.head - vitals.orchestrator))

@@ -36,7 +36,7 @@ class InProcessTransferLimiter:
     def __init__(self) -> None:
         self._running: Counter[str] = Counter()
 
-    async def take(self, owner: str, most: int) -> InProcessTransferPermit | None:
+    async def acquire(self, owner: str, most: int) -> InProcessTransferPermit | None:
         if self._running[owner] >= most:
             return None
         self._running[owner] += 1

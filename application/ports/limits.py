@@ -19,7 +19,7 @@ class TransferPermit(Protocol):
 class TransferLimiter(Protocol):
     """Distributed semaphore per owner. A permit ends with its process, also after kill -9."""
 
-    async def take(self, owner: str, most: int) -> TransferPermit | None:
+    async def acquire(self, owner: str, most: int) -> TransferPermit | None:
         """Acquire a permit, or return None if the owner has `most`. Raises Unavailable."""
 
 

@@ -121,7 +121,7 @@ class Quotas:
         if not self._transfers:
             yield
             return
-        permit = await self._limiter.take(owner, self._transfers)
+        permit = await self._limiter.acquire(owner, self._transfers)
         if permit is None and self._waiting < MAX_WAITING_TRANSFERS:
             permit = await self._wait_for_permit(owner, still_wanted)
         if permit is None:
@@ -142,7 +142,7 @@ class Quotas:
                     still_wanted()
                     await asyncio.sleep(CANCEL_POLL_INTERVAL)
                 still_wanted()
-                if permit := await self._limiter.take(owner, self._transfers):
+                if permit := await self._limiter.acquire(owner, self._transfers):
                     return permit
             return None
         finally:

@@ -188,7 +188,7 @@ class _Memory(Generic[K, V]):
         heard = self._heard
         return [one for one in wanted if one not in heard or heard[one][1] < oldest]
 
-    def hear(self, one: K, value: V) -> None:
+    def put(self, one: K, value: V) -> None:
         self._heard[one] = (value, self._clock())
         self._heard.move_to_end(one)
         if len(self._heard) > MAX_CACHED_KEYS:
@@ -274,7 +274,7 @@ class Keyring:
             if id is None:
                 missing.append(owner)
             else:
-                self._owners.hear(owner, _Owner(id, opened[id], erasing))
+                self._owners.put(owner, _Owner(id, opened[id], erasing))
         return missing
 
     async def _look_at(self, connection: Connection, ids: list[UUID]) -> None:
@@ -288,7 +288,7 @@ class Keyring:
                 if id not in destroyed:  # an erased key without a requested erasure
                     _log.error("owner_key_is_missing", key=str(id))
         for id in ids:
-            self._keys.hear(id, found.get(id))
+            self._keys.put(id, found.get(id))
         for id in gone:
             self._opened.pop(id, None)
 

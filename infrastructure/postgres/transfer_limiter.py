@@ -50,7 +50,7 @@ class PostgresTransferLimiter:
         async with self._lock:
             await self._disconnect()
 
-    async def take(self, owner: str, most: int) -> PostgresTransferPermit | None:
+    async def acquire(self, owner: str, most: int) -> PostgresTransferPermit | None:
         number = min(most, MAX_OWNER_PERMITS)
         acquiring = asyncio.ensure_future(self._take(first_permit_key(owner), number))
         try:

@@ -399,7 +399,7 @@ class HttpConnectionFactory(web.Server):
 
 
 class Runner(web.AppRunner):
-    """`web.AppRunner` with our Connection class; takes the same arguments.
+    """`web.AppRunner` with HttpConnection; takes the same arguments.
 
     Bodies are never decompressed: sizes and offsets count bytes as they were sent, and
     a small body cannot turn into a large one. Deadlines are those of the settings, unless given.

@@ -179,7 +179,7 @@ async def metrics(request: web.Request) -> web.Response:
     if VITALS in request.app:
         try:
             async with asyncio.timeout(READY_TIMEOUT):
-                measured.take(await request.app[VITALS]())
+                measured.update(await request.app[VITALS]())
         except (TimeoutError, Unavailable):
             measured.lose()
     measured.room(await _free_bytes(request))

@@ -66,7 +66,7 @@ class ServerDir(msgspec.Struct, frozen=True):
         return self.path / "users.lock"
 
     @property
-    def running(self) -> Path:
+    def running_lock(self) -> Path:
         """Lock, inherited: held as long as any process of the server lives."""
         return self.path / "running.lock"
 

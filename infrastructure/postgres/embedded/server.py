@@ -108,7 +108,7 @@ def stop_server(home: ServerDir) -> None:
     """
     postmaster = Postmaster.read(home)
     for patience, how in _INSISTENCE:
-        if not system.is_free(home.running):
+        if not system.is_free(home.running_lock):
             signal_stop(home, Signals[how])
         if _has_ended(home, patience):
             _remove_socket_folder(home, postmaster)
@@ -121,7 +121,7 @@ def stop_server(home: ServerDir) -> None:
 def _has_ended(home: ServerDir, patience: float) -> bool:
     """Wait for the end; a last checkpoint may take longer than the patience."""
     deadline = time.monotonic() + patience
-    while not system.is_free(home.running):
+    while not system.is_free(home.running_lock):
         if time.monotonic() > deadline and not is_writing_checkpoint(home):
             return False
         time.sleep(_POLL_INTERVAL)
@@ -129,7 +129,7 @@ def _has_ended(home: ServerDir, patience: float) -> bool:
 
 
 def _launch_unless_running(home: ServerDir, account: SystemUser) -> Popen[bytes] | None:
-    lease = system.try_lock(home.running)
+    lease = system.try_lock(home.running_lock)
     if lease is None:
         return None
     try:
@@ -163,7 +163,7 @@ def _wait_until_ready(home: ServerDir, launched: Popen[bytes] | None) -> str | N
             return address
         if launched is not None and launched.poll() is not None:
             raise _died(home, launched.returncode)
-        if launched is None and system.is_free(home.running):
+        if launched is None and system.is_free(home.running_lock):
             return None
         if is_orphaned(home):
             late = time.monotonic() > begun + _ORPHAN_TIMEOUT
@@ -335,7 +335,7 @@ def _remove(place: Path) -> None:
         return
     home = ServerDir(place.resolve())
     with system.exclusive(home.decisions):
-        if not system.is_free(home.running):
+        if not system.is_free(home.running_lock):
             raise EmbeddedPostgresError(f"another process uses {place}", "stop it first")
         shutil.rmtree(home.path)
         if place.is_symlink():
