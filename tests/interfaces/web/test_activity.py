@@ -145,7 +145,7 @@ async def test_every_batch_is_called_what_it_is_doing(database_url: str, tmp_pat
                 assert shown["activity"] == expected
             await page.goto(f"{on.address}/#/batches/{made['Stalled']}")
             await expect(page.locator(".heading .chip")).to_have_text("Stalled")
-            await expect(page.get_by_text("Nothing has moved since")).to_be_visible()
+            await expect(page.get_by_text("No activity since")).to_be_visible()
 
 
 async def test_a_cancelled_batch_is_no_full_green_bar(database_url: str, tmp_path: Path) -> None:

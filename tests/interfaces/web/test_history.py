@@ -21,7 +21,7 @@ async def shows(page: Page, event: str) -> None:
     chosen = page.locator(".event[aria-selected=true]")
     await expect(chosen).to_have_count(1)
     await expect(chosen).to_contain_text(event)
-    slider = page.get_by_role("slider", name="Moment")
+    slider = page.get_by_role("slider", name="Position")
     await expect(slider).to_have_attribute("aria-valuetext", re.compile(f"^{event}"))
 
 
@@ -42,10 +42,10 @@ async def test_the_keyboard_steps_through_a_batch_and_shows_its_state_as_of_each
             await page.goto(f"{on.address}/#/batches/{scene.id}")
             await page.get_by_role("link", name="History", exact=True).click()
             await shows(page, "Batch completed")
-            then = page.get_by_role("complementary", name="As of then")
+            then = page.get_by_role("complementary", name="State at this position")
             await expect(then).to_contain_text("Succeeded")
 
-            slider = page.get_by_role("slider", name="Moment")
+            slider = page.get_by_role("slider", name="Position")
             await slider.focus()
             for event in ("Sealed", "Counted", "Completed", "Attempt succeeded"):
                 await page.keyboard.press("ArrowLeft")
@@ -96,7 +96,7 @@ async def test_what_happens_is_added_and_only_a_page_at_now_moves_with_it(
             await scene.live(photo, scene.attempt(1, 52))
             await expect(page.get_by_role("option")).to_have_count(5)
             await shows(page, "Received")
-            then = page.get_by_role("complementary", name="As of then")
+            then = page.get_by_role("complementary", name="State at this position")
             await expect(then).to_contain_text("Received")
 
 
@@ -130,5 +130,5 @@ async def test_a_long_history_is_loaded_around_the_moment(
             await expect(options.last).to_have_attribute("aria-setsize", "401")
             await page.get_by_role("slider").fill("350")
             await shows(page, "Registered")
-            then = page.get_by_role("complementary", name="As of then")
+            then = page.get_by_role("complementary", name="State at this position")
             await expect(then.locator("[data-position='350']")).to_have_count(2)

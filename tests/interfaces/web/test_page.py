@@ -32,7 +32,7 @@ async def test_a_batch_is_seen_to_begin_to_stumble_to_recover_and_to_survive_a_r
             page = await visitor.__aenter__()
             frames = _frames_of(page)
             await page.goto(on.address)
-            await expect(page.get_by_text("Nothing here yet")).to_be_visible()
+            await expect(page.get_by_text("No batches yet")).to_be_visible()
 
             scene = BatchFixture(on.log, "Summer", minutes_ago=0.1)
             await scene.start()

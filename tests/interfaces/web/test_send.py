@@ -71,7 +71,7 @@ async def stored(on: FeedHarness, batch: UUID, path: str) -> bytes:
 
 
 async def batch_on(page: Page) -> UUID:
-    link = page.get_by_role("link", name="See the batch")
+    link = page.get_by_role("link", name="View batch")
     return UUID((await link.get_attribute("href") or "").rpartition("/")[2])
 
 
@@ -89,12 +89,12 @@ async def test_a_folder_is_sent_into_a_batch_of_its_own_and_sealed(
             await expect(page.get_by_role("button", name="Choose files")).to_be_visible()
             await drop(page, album)
             await expect(page.get_by_role("heading", name="4 files")).to_be_visible()
-            await expect(page.get_by_label("Its name")).to_have_value("album")
+            await expect(page.get_by_label("Batch name")).to_have_value("album")
             await page.get_by_role("button", name="Upload", exact=True).click()
-            await expect(page.get_by_text("Everything has arrived")).to_be_visible()
+            await expect(page.get_by_text("All files received")).to_be_visible()
             await expect(page.locator("#announcer")).to_contain_text("Sent: 4 files")
             batch = await batch_on(page)
-            await page.get_by_role("link", name="See the batch").click()
+            await page.get_by_role("link", name="View batch").click()
             await expect(page.get_by_role("heading", name="album")).to_be_visible()
             await expect(row(page, "sintra.bin")).to_contain_text("Received")
         assert await stored(on, batch, "album/raw/sintra.bin") == b"sintra" * (2 * MIB // 6)
@@ -120,12 +120,12 @@ async def test_files_join_an_open_batch_which_keeps_what_it_has(
             await page.goto(f"{on.address}/#/batches/{scene.id}")
             await page.get_by_role("link", name="Add files").click()
             await drop(page, *more.iterdir())
-            await expect(page.get_by_label("Into")).to_have_value(str(scene.id))
+            await expect(page.get_by_label("Upload to")).to_have_value(str(scene.id))
             await page.get_by_role("button", name="Upload", exact=True).click()
-            await expect(row(page, "known.bin")).to_contain_text("Already there")
+            await expect(row(page, "known.bin")).to_contain_text("Already uploaded")
             await expect(row(page, "new.bin")).to_contain_text("Sent")
-            await expect(row(page, "other.bin")).to_contain_text("another file of this path")
-            await expect(page.get_by_text("1 file refused")).to_be_visible()
+            await expect(row(page, "other.bin")).to_contain_text("different file with this path")
+            await expect(page.get_by_text("1 file rejected")).to_be_visible()
         assert await stored(on, scene.id, "new.bin") == b"new" * 300
         assert (await on.log.batch(scene.id)).state == "open"
 
@@ -151,10 +151,10 @@ async def test_a_reload_costs_nothing_that_had_arrived(database_url: str, tmp_pa
             await expect(page.get_by_text("was not finished")).to_be_visible()
             offsets.clear()
             await choose(page, album)
-            await expect(page.get_by_label("Into")).to_have_value(str(batch))
+            await expect(page.get_by_label("Upload to")).to_have_value(str(batch))
             await page.get_by_role("button", name="Upload", exact=True).click()
-            await expect(row(page, "porto.bin")).to_contain_text("Already there")
-            await expect(page.get_by_text("Everything has arrived")).to_be_visible()
+            await expect(row(page, "porto.bin")).to_contain_text("Already uploaded")
+            await expect(page.get_by_text("All files received")).to_be_visible()
             await expect(row(page, "lisbon.bin")).to_contain_text("Sent")
             [offset] = offsets
             assert offset > 0
@@ -188,13 +188,13 @@ async def test_a_pause_and_a_restart_of_the_server_are_gone_on_after(
             await page.get_by_role("button", name="Upload", exact=True).click()
             await expect(row(page, "lisbon.bin")).to_contain_text(re.compile(r"\d MB of"))
             await page.get_by_role("button", name="Pause").click()
-            await expect(page.get_by_text("paused: what has arrived is kept")).to_be_visible()
-            await page.get_by_role("button", name="Go on").click()
+            await expect(page.get_by_text("paused. Received data is kept.")).to_be_visible()
+            await page.get_by_role("button", name="Resume").click()
             await expect(row(page, "lisbon.bin")).to_contain_text("Sending")
-        await expect(page.get_by_text("Trying again")).to_be_visible()
+        await expect(page.get_by_text("Retrying")).to_be_visible()
         await line.carries(-1)
         async with open_feed(database_url, tmp_path, port=port) as on:
-            await expect(page.get_by_text("Everything has arrived")).to_be_visible()
+            await expect(page.get_by_text("All files received")).to_be_visible()
             batch = await batch_on(page)
             assert await stored(on, batch, "album/lisbon.bin") == b"lisbon" * (LARGE // 6)
             await visitor.__aexit__(None, None, None)
@@ -216,12 +216,12 @@ async def test_what_the_server_does_not_take_is_said_file_by_file(
         await page.get_by_role("button", name="Upload", exact=True).click()
         await expect(row(page, "small.bin")).to_contain_text("Sent")
         await expect(row(page, "large.bin")).to_contain_text("1000")
-        why = page.get_by_role("region", name="Why files were refused")
+        why = page.get_by_role("region", name="Rejected files by reason")
         await expect(why).to_contain_text("at most 1000 bytes")
         batch = await batch_on(page)
         assert (await on.log.batch(batch)).state == "open"
-        await page.get_by_role("button", name="Seal without them").click()
-        await expect(page.get_by_role("button", name="Seal without them")).to_be_disabled()
+        await page.get_by_role("button", name="Seal without rejected files").click()
+        await expect(page.get_by_role("button", name="Seal without rejected files")).to_be_disabled()
         on.log.forget(batch)
         assert (await on.log.batch(batch)).state == "sealed"
 
@@ -235,7 +235,7 @@ async def test_who_may_only_look_is_not_asked_for_files(database_url: str, tmp_p
         signed_in(browser, on) as page,
     ):
         await page.goto(f"{on.address}/#/send")
-        await expect(page.get_by_text("Your key may look")).to_be_visible()
+        await expect(page.get_by_text("Your key cannot upload")).to_be_visible()
         ways = page.get_by_role("navigation")
         await expect(ways.get_by_role("link", name="Batches")).to_be_visible()
         await expect(ways.get_by_role("link")).to_have_count(1)
@@ -253,10 +253,10 @@ async def test_a_key_for_one_batch_sends_into_that_one(database_url: str, tmp_pa
         async with limited as page:
             await page.goto(f"{on.address}/#/send")
             await choose(page, album)
-            await expect(page.get_by_label("Into")).to_have_value(str(scene.id))
-            assert await page.get_by_label("Into").locator("option").count() == 1
+            await expect(page.get_by_label("Upload to")).to_have_value(str(scene.id))
+            assert await page.get_by_label("Upload to").locator("option").count() == 1
             await page.get_by_role("button", name="Upload", exact=True).click()
-            await expect(page.get_by_text("Everything has arrived")).to_be_visible()
+            await expect(page.get_by_text("All files received")).to_be_visible()
         assert await stored(on, scene.id, "album/faro.bin") == b"faro" * 225
 
 
@@ -274,7 +274,7 @@ async def test_the_page_reports_no_arrival_where_nothing_arrived(
         await page.goto(f"{on.address}/#/send")
         await choose(page, album)
         await page.get_by_role("button", name="Upload", exact=True).click()
-        await expect(page.get_by_text("1 file refused; nothing has arrived")).to_be_visible()
+        await expect(page.get_by_text("1 file rejected; no files received")).to_be_visible()
         bar = page.get_by_role("progressbar", name="Sent")
         await expect(bar).to_have_attribute("aria-valuenow", "0")
-        await expect(page.locator("body")).not_to_contain_text("everything else has arrived")
+        await expect(page.locator("body")).not_to_contain_text("All files received")

@@ -36,20 +36,20 @@ async def test_processes_their_leader_and_what_lags_are_seen(
             processes = page.get_by_role("region", name="Processes").get_by_role("row")
             alive = processes.filter(has_text="api, orchestrator")
             await expect(alive).to_contain_text("Alive")
-            await expect(alive).to_contain_text("Leads")
-            await expect(processes.filter(has_text="willow")).to_contain_text("Silent")
-            await expect(page.get_by_text("1 process alive")).to_contain_text("leads")
-            await expect(page.get_by_text("No worker: what arrives waits")).to_be_visible()
-            room = page.locator(".tile").filter(has_text="Room for bytes")
+            await expect(alive).to_contain_text("Leader")
+            await expect(processes.filter(has_text="willow")).to_contain_text("No heartbeat")
+            await expect(page.get_by_text("1 process alive")).to_contain_text("leader: ")
+            await expect(page.get_by_text("No workers: received files wait")).to_be_visible()
+            room = page.locator(".tile").filter(has_text="Free disk space")
             await expect(room).to_contain_text("GB")
 
             follower = page.locator(".tile").filter(has_text="Read model")
-            await expect(follower).to_contain_text("Level")
+            await expect(follower).to_contain_text("Up to date")
             await on.hold()
             await on.batch()
             await expect(follower).to_contain_text("1 behind")
             await on.resume()
-            await expect(follower).to_contain_text("Level")
+            await expect(follower).to_contain_text("Up to date")
 
 
 async def test_who_may_not_see_the_system_is_told_what_it_takes(

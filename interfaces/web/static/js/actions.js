@@ -33,7 +33,7 @@ const BATCH = [
     offered: (batch) => RUNNING.has(batch.state),
     question: (batch) => ({
       title: `Priority of ${batchName(batch)}`, yes: "Set priority",
-      text: "Work of a higher priority is released first. Everything has 0 until somebody says otherwise.",
+      text: "Batches with a higher priority are processed first. The default is 0.",
       field: { label: "Priority, -100 to 100", type: "number", min: -100, max: 100, step: 1, required: true, value: batch.priority },
     }),
     act: (batch, answer) => post("batches", batch.id, "priority", { priority: Number(answer) }),
@@ -43,7 +43,7 @@ const BATCH = [
     offered: (batch) => batch.state === "open" && batch.uploads > 0,
     question: (batch) => ({
       title: `Seal ${batchName(batch)}?`, yes: "Seal",
-      text: "No more files will join it. It completes when those it has are processed.",
+      text: "No more files can be added. The batch completes when all its files are processed.",
     }),
     act: (batch) => post("batches", batch.id, "seal"),
   },
@@ -52,7 +52,7 @@ const BATCH = [
     offered: (batch) => RUNNING.has(batch.state),
     question: (batch) => ({
       title: `Cancel ${batchName(batch)}?`, yes: "Cancel the batch",
-      text: `Whatever of its ${files(batch.uploads)} has not ended is cancelled. This cannot be undone.`,
+      text: `Of its ${files(batch.uploads)}, all that have not ended are cancelled. This cannot be undone.`,
       field: { label: "Reason, kept in the history", required: true, maxlength: 500 },
     }),
     act: (batch, reason) => post("batches", batch.id, "cancel", { reason }),
@@ -70,7 +70,7 @@ const UPLOAD = [
     offered: (upload) => upload.state === "quarantined",
     question: (upload) => ({
       title: `Release ${upload.path}?`, yes: "Release",
-      text: "The step that held it is overruled, and the upload completed.",
+      text: "The upload is completed despite the result of the step that quarantined it.",
       field: { label: "Reason, kept in the history", required: true, maxlength: 500 },
     }),
     act: (upload, reason) => post("uploads", upload.id, "release", { reason }),
@@ -87,8 +87,8 @@ const UPLOAD = [
   },
 ];
 
-export const batchActions = () => new Actions(BATCH, "What to do with the batch");
-export const uploadActions = () => new Actions(UPLOAD, "What to do with the upload");
+export const batchActions = () => new Actions(BATCH, "Batch actions");
+export const uploadActions = () => new Actions(UPLOAD, "Upload actions");
 
 /**
  * A button for each action, always in the same place: what is not possible now is disabled there,

@@ -54,10 +54,10 @@ async function answerOf(path, options) {
     answer = await fetch(path, { credentials: "same-origin", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused("The server cannot be reached. Nothing is known to have changed; try again.");
+    throw new Refused("The server cannot be reached. Check the connection and try again.");
   }
   if (answer.ok) return answer;
   const said = await answer.json().catch(() => ({}));
-  const words = said.detail ?? said.title ?? `The server answered ${answer.status}.`;
+  const words = said.detail ?? said.title ?? `The server responded with status ${answer.status}.`;
   throw new Refused(words, answer.status, said.code);
 }

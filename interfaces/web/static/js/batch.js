@@ -58,8 +58,8 @@ export class BatchPage {
     this.size = h("p.beside");
     this.filters = h("div.filters", { role: "group", "aria-label": "Show uploads by state" });
     this.reasons = h("ul.reasons");
-    this.noReasons = h("p.meta", {}, "Nothing any more.");
-    this.why = h("section.why", { "aria-label": "Failures by reason" }, h("h2", {}, "What went wrong"), this.reasons, this.noReasons);
+    this.noReasons = h("p.meta", {}, "No failures left.");
+    this.why = h("section.why", { "aria-label": "Failures by reason" }, h("h2", {}, "Failures by reason"), this.reasons, this.noReasons);
     this.why.hidden = true;
     this.none = h("p.empty.small");
     this.add = h("a", { href: `#/send?batch=${this.id}` }, "Add files");
@@ -73,7 +73,7 @@ export class BatchPage {
       this.note, this.why, this.filters,
       h("div.split", {}, h("div.list", {}, this.list.element, this.none), this.detail.element));
     this.missing = h("div.empty", {},
-      h("h2", {}, "No such batch"), h("p", {}, "It may belong to another owner, or has not been started yet. Should it be, it appears here."));
+      h("h2", {}, "No such batch"), h("p", {}, "It belongs to another owner, or has not been started yet. Once it is started, it appears here."));
     this.element = h("section", {},
       h("p.crumbs", {}, h("a", { href: "#/" }, glyph("back"), "Batches"),
         this.documents),
@@ -186,7 +186,7 @@ export class BatchPage {
     this.#drawFilters(counts, uploads.size);
     this.list.show(rows);
     this.none.hidden = rows.length > 0;
-    text(this.none, uploads.size ? "No upload is like that at the moment." : "No files yet.");
+    text(this.none, uploads.size ? "No uploads match this filter." : "No files yet.");
   }
 
   /** The same rows in the same places, as they are now. */

@@ -83,11 +83,11 @@ export class Batches {
     if (shown || this.store.position === null) {
       this.empty.hidden = true;
     } else if (all) {
-      this.empty.replaceChildren(h("p", {}, "No batch is like that at the moment."));
+      this.empty.replaceChildren(h("p", {}, "No batches match this filter."));
     } else {
       this.empty.replaceChildren(
-        h("h2", {}, "Nothing here yet"),
-        h("p", {}, "Start a batch, and it appears here by itself: ", h("a", { href: "#/send" }, "upload from this browser"), ", or in a terminal:"),
+        h("h2", {}, "No batches yet"),
+        h("p", {}, "Start a batch to see it here: ", h("a", { href: "#/send" }, "upload from this browser"), ", or in a terminal:"),
         h("pre", {}, h("code", {}, "uptrail upload ./folder --wait")));
     }
   }

@@ -53,7 +53,7 @@ function facts(upload) {
     ["Type", upload.media_type],
     ["Checksum", upload.checksum],
     ["Registered", calendar(upload.registered_at)],
-    ["Arrived", upload.received_at && calendar(upload.received_at)],
+    ["Fully received", upload.received_at && calendar(upload.received_at)],
     ["Ended", upload.ended_at && calendar(upload.ended_at)],
     ["Next attempt", waiting(upload) && `${until(upload.retry_at)}, at ${clock(upload.retry_at)}`],
     ["Error", ["failed", "quarantined", "rejected"].includes(upload.state) ? upload.error : null],
@@ -84,9 +84,9 @@ function about(attempt) {
   const parts = [`on ${attempt.worker}`];
   if (attempt.step) parts.push(`step ${attempt.step}`);
   if (attempt.state === "running" && attempt.percent !== null) parts.push(percent(attempt.percent));
-  if (attempt.permanent) parts.push("permanent, not tried again");
+  if (attempt.permanent) parts.push("permanent, not retried");
   if (attempt.retry_at) {
-    const words = Date.parse(attempt.retry_at) > Date.now() ? "next try" : "tried again";
+    const words = Date.parse(attempt.retry_at) > Date.now() ? "next attempt" : "retried";
     parts.push(`${words} at ${clock(attempt.retry_at)}`);
   }
   return parts.join(", ");

@@ -68,9 +68,9 @@ function showLink({ state: next, at, code }) {
 function signIn() {
   return h("section.empty.sign-in", {},
     h("h1", {}, "Sign in"),
-    h("p", {}, "This page shows the batches of whoever is signed in. The server prints a link when it starts; open it in this browser, and you are:"),
+    h("p", {}, "This page shows the batches of the signed-in user. The server prints a sign-in link when it starts. Open that link in this browser. To start a server:"),
     h("pre", {}, h("code", {}, "uptrail serve")),
-    h("p", {}, "A link works once, and for a few minutes. Starting the server again prints a new one."),
+    h("p", {}, "A link works once and expires after a few minutes. Restart the server to print a new one."),
     h("p", {}, h("button", { type: "button", onclick: () => location.reload() }, "I have signed in")));
 }
 

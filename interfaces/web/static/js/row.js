@@ -33,7 +33,7 @@ export function uploadRow() {
 
 function noteOn(upload) {
   if (upload.state === "retry_scheduled" && upload.retry_at)
-    return `again ${until(upload.retry_at)}: ${upload.error ?? ""}`;
+    return `next attempt ${until(upload.retry_at)}: ${upload.error ?? ""}`;
   if (upload.state === "processing" && upload.phase && upload.phase !== "transfer")
     return upload.percent === null ? upload.phase : `${upload.phase} ${percent(upload.percent)}`;
   return upload.state === "completed" ? "" : (upload.error ?? "");

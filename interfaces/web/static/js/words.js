@@ -65,9 +65,9 @@ export function batchState(batch) {
 /** More about what a batch is doing, where its word alone leaves a question; empty otherwise. */
 export function activityNote(batch) {
   const since = batch.activity_since && `since ${calendar(batch.activity_since)}, ${ago(batch.activity_since)}`;
-  if (batch.activity === "stalled") return `Nothing has moved ${since}`;
+  if (batch.activity === "stalled") return `No activity ${since}`;
   if (batch.activity === "paused") return [batch.pause_reason ? `Paused: ${batch.pause_reason}` : "Paused", since].filter(Boolean).join(", ");
-  if (batch.activity === "waiting_for_seal") return "Every file it has is done. It completes once it is sealed; more files may join until then.";
+  if (batch.activity === "waiting_for_seal") return "All files are done. The batch completes once it is sealed; until then, files can be added.";
   return "";
 }
 
@@ -106,7 +106,7 @@ export function ago(moment, now = Date.now()) {
 
 export function until(moment, now = Date.now()) {
   const seconds = (Date.parse(moment) - now) / 1000;
-  return seconds <= 0 ? "any moment" : `in ${duration(Math.max(1, Math.ceil(seconds)))}`.replace(".0", "");
+  return seconds <= 0 ? "now" : `in ${duration(Math.max(1, Math.ceil(seconds)))}`.replace(".0", "");
 }
 
 const CLOCK = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });

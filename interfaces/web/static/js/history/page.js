@@ -72,9 +72,9 @@ export class HistoryPage {
   #side() {
     this.batchThen = this.ids.upload ? null : new BatchThen();
     this.uploadThen = new UploadThen();
-    this.data = h("pre.data", { tabindex: 0, "aria-label": "The event as it is recorded" });
-    const record = h("details", {}, h("summary", {}, "As recorded"), this.data);
-    const side = h("aside.then-side", { "aria-label": "As of then" });
+    this.data = h("pre.data", { tabindex: 0, "aria-label": "Recorded event" });
+    const record = h("details", {}, h("summary", {}, "Recorded event (JSON)"), this.data);
+    const side = h("aside.then-side", { "aria-label": "State at this position" });
     arrange(side, [this.batchThen?.element, this.uploadThen.element, record].filter(Boolean));
     return side;
   }

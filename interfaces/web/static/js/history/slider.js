@@ -8,7 +8,7 @@ export class Slider {
   /** `moved(position)` hears of the slider, `stepped(name)` of first, earlier, later and now. */
   constructor({ moved, stepped }) {
     this.range = h("input", {
-      type: "range", "aria-label": "Moment", step: 1,
+      type: "range", "aria-label": "Position", step: 1,
       oninput: () => moved(Number(this.range.value)),
       onkeydown: (event) => {
         const step = KEYS[event.key];

@@ -49,12 +49,12 @@ class Then {
 export class BatchThen extends Then {
   constructor() {
     super("batches");
-    text(this.name, "The batch then");
+    text(this.name, "Batch at this position");
     this.bar = batchBar();
     this.percent = h("b.percent");
     this.counts = h("ul.tally");
     this.size = h("span");
-    attribute(this.bar.element, "aria-label", "Progress of the batch then");
+    attribute(this.bar.element, "aria-label", "Progress of the batch at this position");
     this.element.append(
       h("div.row.measure", {}, this.bar.element, this.percent),
       h("div.row.foot", {}, this.counts, this.size));
@@ -67,7 +67,7 @@ export class BatchThen extends Then {
   draw(row) {
     this.bar.update(row);
     text(this.percent, percent(row.percent));
-    text(this.size, row.uploads ? `${files(row.uploads)}, ${transferred(row)}` : "no count yet");
+    text(this.size, row.uploads ? `${files(row.uploads)}, ${transferred(row)}` : "not counted yet");
     this.counts.replaceChildren(...tally(row.counts, uploadState, STATES, count));
   }
 }

@@ -54,7 +54,7 @@ class Desk extends EventTarget {
 }
 
 const ending = ({ sent, there, refused }) =>
-  `Sent: ${sent + there ? files(sent + there) : "nothing"}${refused ? `; refused: ${files(refused)}` : ""}`;
+  `Sent: ${sent + there ? files(sent + there) : "nothing"}${refused ? `; rejected: ${files(refused)}` : ""}`;
 
 export const desk = new Desk();
 

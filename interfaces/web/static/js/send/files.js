@@ -4,7 +4,7 @@ export const MOST = 100_000; // files at a time; their handles are held in memor
 
 export class TooMany extends Error {
   constructor() {
-    super(`These are more than ${MOST.toLocaleString("en")} files. Send them in parts, or with: uptrail upload`);
+    super(`More than ${MOST.toLocaleString("en")} files were chosen. Upload them in several parts, or with: uptrail upload`);
   }
 }
 

@@ -48,9 +48,9 @@ async function lookUp(batch, known, position, signal, waiting) {
 function judge(item, upload) {
   if (GONE.has(upload.state)) {
     const word = uploadState(upload.state).word.toLowerCase();
-    Object.assign(item, { state: "refused", message: `The batch has it as ${word}: send it in a new batch.` });
+    Object.assign(item, { state: "refused", message: `This file is ${word} in the batch: upload it in a new batch.` });
   } else if (upload.size !== null && upload.size !== item.size) {
-    const message = `The batch has another file of this path, of ${bytes(upload.size)}: rename this one, or send it in a new batch.`;
+    const message = `The batch has a different file with this path (${bytes(upload.size)}): rename this file, or upload it in a new batch.`;
     Object.assign(item, { state: "refused", message });
   } else if (COMING.has(upload.state)) {
     Object.assign(item, { state: "waiting", offset: null, sent: upload.received });

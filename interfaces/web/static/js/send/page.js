@@ -21,7 +21,7 @@ export class SendPage {
     this.zone = new Zone({ taken: (found) => this.#ask(found), refused: (error) => this.#complain(error.message) });
     this.running = new Running();
     this.problem = h("p.problem", { role: "alert" });
-    this.earlier = h("ul.earlier", { "aria-label": "Not finished" });
+    this.earlier = h("ul.earlier", { "aria-label": "Unfinished uploads" });
     this.body = h("div");
     this.summary = h("p.summary");
     this.element = h("section.send", {},
@@ -48,8 +48,8 @@ export class SendPage {
   }
 
   #sum() {
-    const going = desk.busy ? "It goes on while you look at other pages here. Keep this tab open." : "";
-    text(this.summary, desk.sending ? going : "A cut connection, a reload or a restart costs nothing: what has arrived is not sent again.");
+    const going = desk.busy ? "The upload continues while you view other pages here. Keep this tab open." : "";
+    text(this.summary, desk.sending ? going : "Uploads resume after a lost connection, a reload or a restart. Received data is not sent again.");
   }
 
   #show() {
@@ -69,7 +69,7 @@ export class SendPage {
 
   #refuse() {
     this.zone.element.hidden = true;
-    arrange(this.body, [h("p.empty", {}, "Your key may look, and not send: that takes the scope uploader or operator.")]);
+    arrange(this.body, [h("p.empty", {}, "Your key cannot upload. Uploading requires the scope uploader or operator.")]);
   }
 
   #complain(message) {
@@ -92,7 +92,7 @@ export class SendPage {
   #drawEarlier() {
     this.earlier.replaceChildren(...remembered().map((entry) => h("li", {},
       h("p", {}, h("a", { href: `#/batches/${entry.batch}` }, entry.label || `Batch ${entry.batch.slice(-8)}`),
-        ` was not finished (${files(entry.files)}, ${bytes(entry.bytes)}, begun ${ago(entry.at)}). Drop the same files again, and only what is missing is sent.`),
-      h("button", { type: "button", onclick: () => { forget(entry.batch); this.#drawEarlier(); } }, "Forget it"))));
+        ` was not finished (${files(entry.files)}, ${bytes(entry.bytes)}, started ${ago(entry.at)}). Drop the same files again: only missing data is sent.`),
+      h("button", { type: "button", onclick: () => { forget(entry.batch); this.#drawEarlier(); } }, "Remove from this list"))));
   }
 }

@@ -16,19 +16,19 @@ export class Plan {
     this.where = h("select", { name: "where", onchange: () => this.#changed() });
     if (!limited) this.where.append(new Option("A new batch", ""));
     const offered = new Map(open(batches).map((batch) => [batch.id, batchName(batch)]));
-    if (this.earlier && !limited) offered.set(this.earlier.batch, `${this.earlier.label || "the batch"} (go on with it)`);
+    if (this.earlier && !limited) offered.set(this.earlier.batch, `${this.earlier.label || "the batch"} (continue)`);
     for (const [id, name] of offered) this.where.append(new Option(name, id));
     const proposed = limited ?? wanted;
     if (proposed && !offered.has(proposed)) this.where.append(new Option(`Batch ${proposed.slice(-8)}`, proposed));
     this.where.value = proposed ?? this.earlier?.batch ?? "";
     this.label = h("input", { name: "label", maxlength: 200, autocomplete: "off", value: this.root });
-    this.named = h("label", {}, "Its name", this.label);
+    this.named = h("label", {}, "Batch name", this.label);
     this.seal = h("input", { type: "checkbox", name: "seal" });
     this.note = h("p.beside");
     this.element = h("form.plan", { onsubmit: (event) => { event.preventDefault(); go(this.#plan()); } },
       h("h2", {}, `${files(found.length)}, ${bytes(bytesInAll)}`),
-      h("label", {}, "Into", this.where), this.named,
-      h("label.check", {}, this.seal, "Seal it when all is there: it completes once everything is processed"),
+      h("label", {}, "Upload to", this.where), this.named,
+      h("label.check", {}, this.seal, "Seal the batch after the upload: it completes once all files are processed"),
       this.note,
       h("p.buttons", {}, h("button.primary", {}, "Upload"), h("button", { type: "button", onclick: back }, "Back")));
     this.#changed();
@@ -38,7 +38,7 @@ export class Plan {
     const fresh = !this.where.value;
     this.named.hidden = !fresh;
     this.seal.checked = fresh || this.where.value === this.earlier?.batch;
-    text(this.note, fresh ? "" : "What the batch has already is not sent again.");
+    text(this.note, fresh ? "" : "Files that the batch already has are not sent again.");
   }
 
   #plan() {

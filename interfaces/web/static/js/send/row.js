@@ -5,12 +5,12 @@ import { attribute, h, text } from "../dom.js";
 import { bytes } from "../words.js";
 
 const STATES = {
-  refused: ["Refused", "refused", "bad"],
+  refused: ["Rejected", "refused", "bad"],
   sending: ["Sending", "transfer", "active"],
   declaring: ["Waiting", "waiting", "quiet"],
   waiting: ["Waiting", "waiting", "quiet"],
   sent: ["Sent", "done", "good"],
-  there: ["Already there", "done", "quiet"],
+  there: ["Already uploaded", "done", "quiet"],
 };
 export const ORDER = Object.keys(STATES);
 

@@ -24,16 +24,16 @@ export class Running {
     this.beside = h("p.beside");
     this.counts = h("ul.tally");
     this.problem = h("p.problem", { role: "alert" });
-    this.batch = h("a", {}, "See the batch");
+    this.batch = h("a", {}, "View batch");
     this.buttons = {
       pause: act("Pause", "paused", () => desk.sending.pause()),
-      resume: act("Go on", "processing", () => desk.sending.run()),
-      again: act("Try the refused again", "retry", () => desk.sending.again()),
-      seal: act("Seal without them", "done", () => this.#seal()),
-      leave: act("Leave it", "close", () => desk.dismiss()),
+      resume: act("Resume", "processing", () => desk.sending.run()),
+      again: act("Retry rejected files", "retry", () => desk.sending.again()),
+      seal: act("Seal without rejected files", "done", () => this.#seal()),
+      leave: act("Close", "close", () => desk.dismiss()),
     };
     this.reasons = h("ul.reasons");
-    this.why = h("section.why", { "aria-label": "Why files were refused" }, h("h2", {}, "What was refused"), this.reasons);
+    this.why = h("section.why", { "aria-label": "Rejected files by reason" }, h("h2", {}, "Rejected files"), this.reasons);
     this.list = new VirtualList({ label: "Files", rowHeight: ROW, make: itemRow, chosen: () => {} });
     this.element = h("div", {},
       h("section.overall", {}, this.percent, h("div.grow", {}, this.bar, this.beside)),
@@ -82,19 +82,19 @@ export class Running {
     this.buttons.again.disabled = !over || !now.refused || sealed;
     this.buttons.seal.disabled = !over || !now.refused || sealed || !plan.seal || !batch;
     this.buttons.leave.disabled = desk.busy;
-    text(this.buttons.leave.lastChild, over ? "Upload more" : "Leave it");
+    text(this.buttons.leave.lastChild, over ? "Upload more" : "Close");
   }
 
   #said({ state, hitch, sealed, plan }, now) {
-    if (state === "preparing") return hitch ?? "Asking what is there already";
+    if (state === "preparing") return hitch ?? "Checking which files the server already has";
     const sent = `${bytes(Math.min(now.bytes, now.total))} of ${bytes(now.total)}`;
     if (state === "done") {
       const arrived = now.sent + now.there;
-      if (now.refused) return `${files(now.refused)} refused; ${arrived ? `${files(arrived)} arrived` : "nothing has arrived"}`;
-      return plan.seal || sealed ? "Everything has arrived, and the batch is sealed" : "Everything has arrived";
+      if (now.refused) return `${files(now.refused)} rejected; ${arrived ? `${files(arrived)} received` : "no files received"}`;
+      return plan.seal || sealed ? "All files received, batch sealed" : "All files received";
     }
-    if (state === "paused") return `${sent}, paused: what has arrived is kept`;
-    if (hitch) return `${sent}. ${hitch} Trying again`;
+    if (state === "paused") return `${sent}, paused. Received data is kept.`;
+    if (hitch) return `${sent}. ${hitch} Retrying`;
     const { rate, left } = this.pace.at(now.bytes, now.total);
     return rate ? `${sent}, ${bytes(rate)}/s, ${duration(Math.max(1, left))} left` : sent;
   }

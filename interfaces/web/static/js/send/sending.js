@@ -146,7 +146,7 @@ export class Sending {
   }
 }
 
-const CHANGED = "It changed on the disk, or is gone, since it was chosen: choose it again.";
+const CHANGED = "The file was changed or removed after it was chosen: choose it again.";
 
 /** A browser does not tell a file it cannot read from a line that broke. */
 async function isReadable(file) {

@@ -6,9 +6,9 @@ const PIECE = 64 * 2 ** 20; // bytes of one request: proxies refuse longer ones
 const PATIENCE = 60_000; // milliseconds without a byte moving after which a request is given up
 const HEADERS = { "Tus-Resumable": "1.0.0" };
 const GONE = {
-  401: "The session is over: sign in again.",
-  404: "The server does not have it any more.",
-  410: "It was cancelled or has expired: send it in a new batch.",
+  401: "The session has ended: sign in again.",
+  404: "The server no longer has this upload.",
+  410: "The upload was cancelled or has expired: upload the file in a new batch.",
 };
 
 /** How many bytes the server has (HEAD). Raises Trouble. */
@@ -66,5 +66,5 @@ function refusal(status, body, after) {
   } catch {
     // a proxy between us and the server speaks in pages
   }
-  return new Trouble(said || GONE[status] || `The server answered ${status}.`, status, after && Number(after));
+  return new Trouble(said || GONE[status] || `The server responded with status ${status}.`, status, after && Number(after));
 }

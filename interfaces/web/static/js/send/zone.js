@@ -43,7 +43,7 @@ export class Zone {
     if (!event.dataTransfer.types.includes("Files")) return;
     event.preventDefault();
     this.element.classList.add("over");
-    text(this.word, "Let go to add them");
+    text(this.word, "Release to add the files");
   }
 
   #out() {

@@ -19,12 +19,12 @@ export class SystemPage {
     this.problem = h("p.problem", { role: "alert" });
     this.mixed = h("p.pause", {}, glyph("danger"), h("span"));
     this.tiles = tiles();
-    this.processes = table("Processes", ["Machine, process", "Sign of life", "Roles", "Version", "Started", "Last heard of"]);
-    this.workers = table("Workers", ["Worker", "Sign of life", "Jobs taken", "Holds", "Last heard of"]);
+    this.processes = table("Processes", ["Machine, process", "State", "Roles", "Version", "Started", "Last heartbeat"]);
+    this.workers = table("Workers", ["Worker", "State", "Jobs", "Running attempts", "Last heartbeat"]);
     this.element = h("section.system", {},
       h("div.heading", {}, h("div", {}, h("h1", {}, "System"), this.summary, this.mixed)),
       this.problem, this.tiles.element, this.processes.element, this.workers.element,
-      h("p.beside", {}, "For machines: ", h("a", { href: "/metrics" }, "metrics"), ", ", h("a", { href: "/readyz" }, "readiness"),
+      h("p.beside", {}, "Machine-readable: ", h("a", { href: "/metrics" }, "metrics"), ", ", h("a", { href: "/readyz" }, "readiness"),
         ", ", h("a", { href: "/openapi.json" }, "OpenAPI"), "."));
     this.poll = new Poll(() => this.#ask(), (message) => this.#complain(message), PAUSE);
   }
@@ -38,15 +38,15 @@ export class SystemPage {
   async #ask() {
     const [metrics, { processes, workers }] = await Promise.all([getText("/metrics"), get("/v1/workers")]);
     this.tiles.update(parsed(metrics));
-    this.processes.show(processes.map(processRow), "No process has said that it is there.");
-    this.workers.show(workers.map(workerRow), "No worker: what arrives waits until there is one.");
+    this.processes.show(processes.map(processRow), "No process has recorded a heartbeat.");
+    this.workers.show(workers.map(workerRow), "No workers: received files wait until a worker starts.");
     const versions = [...new Set(processes.filter(({ alive }) => alive).map(({ version }) => version))];
     this.mixed.hidden = versions.length < 2;
-    text(this.mixed.lastChild, ` Different versions run at once: ${versions.join(", ")}`);
+    text(this.mixed.lastChild, ` Processes run different versions: ${versions.join(", ")}`);
     const leader = processes.find(({ leads, alive }) => leads && alive);
     const alive = processes.filter((process) => process.alive).length;
     text(this.summary, `${alive === 1 ? "1 process" : `${alive} processes`} alive; ${leader
-      ? `${leader.machine}, process ${leader.pid} leads` : "nobody leads"}`);
+      ? `leader: ${leader.machine}, process ${leader.pid}` : "no leader"}`);
   }
 
   #complain(message) {

@@ -5,8 +5,8 @@ import { h } from "../dom.js";
 import { ago, calendar, count, percent } from "../words.js";
 
 const ALIVE = { word: "Alive", shape: "done", tone: "good" };
-const SILENT = { word: "Silent", shape: "danger", tone: "bad" };
-const LEADS = { word: "Leads", shape: "processing", tone: "active" };
+const SILENT = { word: "No heartbeat", shape: "danger", tone: "bad" };
+const LEADS = { word: "Leader", shape: "processing", tone: "active" };
 
 export function processRow(process) {
   return h("tr", { "data-process": process.id },
@@ -28,7 +28,7 @@ export function workerRow(worker) {
 }
 
 function held(attempt) {
-  const step = attempt.step ? `${attempt.step}${attempt.percent === null ? "" : ` ${percent(attempt.percent)}`}` : "begun";
+  const step = attempt.step ? `${attempt.step}${attempt.percent === null ? "" : ` ${percent(attempt.percent)}`}` : "started";
   return h("li", {}, h("a", { href: `#/batches/${attempt.batch}/uploads/${attempt.upload}/history` }, `attempt ${attempt.number}`), `, ${step}`);
 }
 

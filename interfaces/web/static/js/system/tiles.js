@@ -12,7 +12,7 @@ const SHORT = 5e9; // bytes of room below which somebody should look
 const GOOD = (word) => ({ word, shape: "done", tone: "good" });
 const LOOK = (word) => ({ word, shape: "danger", tone: "warn" });
 const PLAIN = (word) => ({ word, shape: "waiting", tone: "quiet" });
-const UNKNOWN = PLAIN("Not known");
+const UNKNOWN = PLAIN("Unknown");
 
 /** name, the figure, and its judgement; from the metrics. */
 const TILES = [
@@ -20,9 +20,9 @@ const TILES = [
   ["Read model", ...follower("read_model")],
   ["Orchestrator", ...follower("orchestrator")],
   ["Webhooks", ...follower("webhooks")],
-  ["Jobs waiting", (of) => count(of("uptrail_jobs_queued")), (of) => of("uptrail_jobs_queued") ? PLAIN("for a worker") : GOOD("None waits")],
+  ["Jobs waiting", (of) => count(of("uptrail_jobs_queued")), (of) => of("uptrail_jobs_queued") ? PLAIN("for a worker") : GOOD("Queue empty")],
   ["Deliveries waiting", (of) => count(of("uptrail_webhook_deliveries_pending")), waiting],
-  ["Room for bytes", (of) => bytes(of("uptrail_storage_free_bytes")), (of) => of("uptrail_storage_free_bytes") < SHORT ? LOOK("Getting short") : GOOD("Enough"), "uptrail_storage_free_bytes"],
+  ["Free disk space", (of) => bytes(of("uptrail_storage_free_bytes")), (of) => of("uptrail_storage_free_bytes") < SHORT ? LOOK("Low") : GOOD("Sufficient"), "uptrail_storage_free_bytes"],
 ];
 
 /** `update(metrics)` draws the figures of now. */
@@ -33,7 +33,7 @@ export function tiles() {
     const update = (of) => {
       const known = needs === undefined ? of("uptrail_log_head") !== null : of(needs) !== null;
       text(value, known ? figure(of) : "…");
-      state.update(known ? judged(of) : needs ? PLAIN("The store does not tell") : UNKNOWN);
+      state.update(known ? judged(of) : needs ? PLAIN("Not reported by the blob store") : UNKNOWN);
     };
     return { element, update };
   });
@@ -48,14 +48,14 @@ export function tiles() {
 function follower(name) {
   const lag = (of) => of("uptrail_lag", { follower: name });
   return [
-    (of) => (lag(of) ? `${count(lag(of))} behind` : "Level"),
-    (of) => (lag(of) > BEHIND ? LOOK("Behind the log") : GOOD("Keeps up")),
+    (of) => (lag(of) ? `${count(lag(of))} behind` : "Up to date"),
+    (of) => (lag(of) > BEHIND ? LOOK("Lag too high") : GOOD("Lag within limits")),
   ];
 }
 
 function waiting(of) {
   const [oldest, failing] = [of("uptrail_webhook_oldest_delivery_seconds"), of("uptrail_webhooks_failing")];
-  if (failing) return LOOK(failing === 1 ? "1 webhook fails" : `${count(failing)} webhooks fail`);
-  if (oldest > WAITS) return LOOK(`the first for ${duration(oldest)}`);
-  return GOOD("Webhooks are well");
+  if (failing) return LOOK(failing === 1 ? "1 webhook failing" : `${count(failing)} webhooks failing`);
+  if (oldest > WAITS) return LOOK(`oldest waiting for ${duration(oldest)}`);
+  return GOOD("All webhooks healthy");
 }

@@ -18,11 +18,11 @@ const WEBHOOK = [
     act: (webhook) => post("webhooks", webhook.id, "enable"),
   },
   {
-    name: "Redeliver what was given up", shape: "retry",
+    name: "Redeliver failed", shape: "retry",
     offered: (webhook) => webhook.failed > 0,
     question: (webhook) => ({
-      title: `Tell it again of ${count(webhook.failed)}?`, yes: "Redeliver",
-      text: "Everything that was given up is sent again, each batch in its order.",
+      title: `Redeliver ${webhook.failed === 1 ? "1 failed delivery" : `${count(webhook.failed)} failed deliveries`}?`, yes: "Redeliver",
+      text: "All failed deliveries are sent again, in order for each batch.",
     }),
     act: (webhook) => post("webhooks", webhook.id, "redeliver", { since: ALWAYS }),
   },
@@ -31,7 +31,7 @@ const WEBHOOK = [
     offered: (webhook) => webhook.enabled,
     question: (webhook) => ({
       title: "Disable this webhook?", yes: "Disable",
-      text: `${webhook.url} is told nothing until somebody enables it. What happens meanwhile waits.`,
+      text: `No deliveries are sent to ${webhook.url} until the webhook is enabled again. Events recorded meanwhile are queued.`,
       field: { label: "Reason, kept in the history", required: true, maxlength: 500 },
     }),
     act: (webhook, reason) => post("webhooks", webhook.id, "disable", { reason }),
@@ -39,6 +39,6 @@ const WEBHOOK = [
 ];
 
 /** `done()` is called after each: no feed tells of webhooks. */
-export const webhookActions = (done) => new Actions(WEBHOOK, "What to do with the webhook", done);
+export const webhookActions = (done) => new Actions(WEBHOOK, "Webhook actions", done);
 
 export const redeliver = (webhook, position) => post("webhooks", webhook, `deliveries/${position}/redeliver`);

@@ -18,7 +18,7 @@ export class Deliveries {
     this.rows = new Map();
     this.inFlight = new Set(); // positions of deliveries that are being queued again
     this.list = h("ol.deliveries", { "aria-label": "Deliveries" });
-    this.none = h("p.empty.small", {}, "It has not been told anything yet. Send it a test.");
+    this.none = h("p.empty.small", {}, "No deliveries. Send a test to create one.");
     this.more = h("button.more", { type: "button", onclick: () => { this.limit = Math.min(MOST, this.limit + PAGE); this.look(); } }, "Show more");
     this.problem = h("p.problem", { role: "alert" });
     this.problem.hidden = true;
@@ -55,9 +55,9 @@ export class Deliveries {
       h("div", {},
         h("p", {}, h("b", {}, delivery.type), h("span.number", { title: calendar(delivery.queued_at) }, ` ${place(delivery)}`)),
         outcome,
-        excerpt ? h("details", {}, h("summary", {}, "What it answered"), h("pre", {}, excerpt)) : null),
+        excerpt ? h("details", {}, h("summary", {}, "Response"), h("pre", {}, excerpt)) : null),
       h("span.tries", {}, delivery.attempts > 1 ? `${count(delivery.attempts)} attempts` : ""),
-      delivery.batch ? h("a", { href: `#/batches/${delivery.batch}/history?at=${delivery.position}` }, "The event") : h("span"),
+      delivery.batch ? h("a", { href: `#/batches/${delivery.batch}/history?at=${delivery.position}` }, "View event") : h("span"),
       button);
     const row = { element, outcome, stamp, delivery, button };
     this.#draw(row);

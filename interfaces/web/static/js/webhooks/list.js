@@ -20,8 +20,8 @@ export class WebhooksPage {
     this.problem = h("p.problem", { role: "alert" });
     this.list = h("ul.cards", { "aria-label": "Webhooks" });
     this.none = h("div.empty", {},
-      h("h2", {}, "Nobody is told"),
-      h("p", {}, "Your own systems can be: at least once, in order, signed. Add a webhook in a terminal:"),
+      h("h2", {}, "No deliveries"),
+      h("p", {}, "Webhooks send events to your own systems: at least once, in order, signed. Add a webhook in a terminal:"),
       h("pre", {}, h("code", {}, "uptrail webhook add https:", "//example.com/hook --event batch.completed")));
     this.none.hidden = true;
     this.element = h("section", {},
@@ -38,7 +38,7 @@ export class WebhooksPage {
   async #ask() {
     const { items, next } = await get(`/v1/webhooks?limit=${MOST}`);
     const unwell = items.filter((webhook) => !webhook.enabled || webhook.failing_since).length;
-    text(this.summary, items.length ? `${count(items.length)}${next ? " and more" : ""}, ${unwell ? `${count(unwell)} not well` : "all well"}` : "");
+    text(this.summary, items.length ? `${count(items.length)}${next ? " and more" : ""}, ${unwell ? `${count(unwell)} unhealthy` : "all healthy"}` : "");
     this.none.hidden = items.length > 0;
     const focused = document.activeElement?.closest("[data-webhook]")?.dataset.webhook;
     this.list.replaceChildren(...items.map(card));
@@ -60,7 +60,7 @@ function card(webhook) {
       h("div.title", {}, h("h2", {}, h("a.name", { href: `#/webhooks/${webhook.id}` }, webhook.url)), h("p.meta", {}, webhook.description)),
       state.element),
     h("div.row.foot", {}, h("span.told", {}, toldOf(webhook)),
-      h("span", {}, `${count(webhook.pending)} waiting, ${count(webhook.failed)} given up`)),
+      h("span", {}, `${count(webhook.pending)} waiting, ${count(webhook.failed)} failed`)),
     webhook.enabled ? (webhook.last_error && webhook.failing_since ? h("p.problem", {}, webhook.last_error) : null)
       : h("p.problem", {}, `Disabled: ${webhook.reason}`));
 }

@@ -27,7 +27,7 @@ export class WebhookPage {
     this.actions = webhookActions((answer) => { this.least = answer?.position ?? 0; this.poll.now(); });
     this.element = h("section.webhook", {},
       h("p.crumbs", {}, h("a", { href: "#/webhooks" }, glyph("back"), "Webhooks"),
-        h("span.documents", {}, h("a", { href: `/v1/webhooks/${id}/history` }, "Who changed it (JSON)"))),
+        h("span.documents", {}, h("a", { href: `/v1/webhooks/${id}/history` }, "Change history (JSON)"))),
       h("div.heading", {}, h("div", {}, this.name, this.about), this.state.element),
       this.problem, this.facts, this.actions.element, this.deliveries.element);
     this.poll = new Poll(() => this.#ask(), (message) => this.#complain(message), PAUSE);
@@ -53,8 +53,8 @@ export class WebhookPage {
       ["Failing since", webhook.failing_since && `${calendar(webhook.failing_since)}, ${ago(webhook.failing_since)}`],
       ["Last error", webhook.failing_since && webhook.last_error],
       ["Waiting", count(webhook.pending)],
-      ["Given up", count(webhook.failed)],
-      ["Missed", webhook.missed ? `${count(webhook.missed)}, from position ${count(webhook.missed_after)} on: too many were waiting` : null],
+      ["Failed", count(webhook.failed)],
+      ["Missed", webhook.missed ? `${count(webhook.missed)}, after position ${count(webhook.missed_after)}: the delivery queue was full` : null],
       ["Added", `${calendar(webhook.added_at)} by ${webhook.added_by}`],
     ];
     this.facts.replaceChildren(...known.filter(([, value]) => value)

@@ -4,9 +4,9 @@ import { ago, duration, until } from "../words.js";
 
 const DELIVERY = {
   pending: { word: "Waiting", shape: "queued", tone: "quiet" },
-  retrying: { word: "Tried, and again", shape: "retry", tone: "warn" },
+  retrying: { word: "Retrying", shape: "retry", tone: "warn" },
   delivered: { word: "Delivered", shape: "done", tone: "good" },
-  failed: { word: "Given up", shape: "failed", tone: "bad" },
+  failed: { word: "Failed", shape: "failed", tone: "bad" },
 };
 
 export function webhookState(webhook) {
@@ -21,13 +21,13 @@ export const deliveryState = ({ state, attempts }) =>
 /** What the last request came to, and when there is another. */
 export function outcomeOf({ last, next_at: next, state }) {
   const parts = [];
-  if (last) parts.push(last.error || `answered ${last.status} after ${duration(last.duration)}`);
-  if (state === "pending" && next) parts.push(`again ${until(next)}`);
+  if (last) parts.push(last.error || `responded ${last.status} after ${duration(last.duration)}`);
+  if (state === "pending" && next) parts.push(`next attempt ${until(next)}`);
   return parts.join(", ");
 }
 
 /** What is told, in one line. */
 export function toldOf({ events, label, on_request: onRequest }) {
-  const which = onRequest ? ", of batches that ask for it" : label ? `, of batches labelled ${label}` : "";
+  const which = onRequest ? ", for batches that request it" : label ? `, for batches labelled ${label}` : "";
   return `${events.join(", ")}${which}`;
 }
