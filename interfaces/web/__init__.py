@@ -1,4 +1,4 @@
-"""The page at `/`: live batches in a browser, without a build step and without foreign code."""
+"""Dashboard at `/`: ES modules without a build step and without external code."""
 
 from interfaces.web.pages import add_routes
 

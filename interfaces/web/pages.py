@@ -1,4 +1,4 @@
-"""Serves the page's own files; they are public, and hold no data."""
+"""Serve the files of the dashboard. They are public and contain no data."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from domain.catalogue import EVENT_CLASSES
 STATIC = Path(__file__).parent / "static"
 EVENT_LABELS = "js/history/event-labels.js"
 
-# The page may load itself, talk to its own origin, and nothing else: no inline code, no frames.
-POLICY = "; ".join(
+# The page loads files and data from its own origin only: no inline code, no frames.
+CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
@@ -28,35 +28,37 @@ POLICY = "; ".join(
     )
 )
 _HEADERS = {
-    "Content-Security-Policy": POLICY,
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # kept, but asked for each time: an update is seen at once
+    "Cache-Control": "no-cache",  # revalidated on each use: updates apply at once
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_KINDS = {".js": "text/javascript", ".svg": "image/svg+xml"}
+_CONTENT_TYPES = {".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 class Asset(msgspec.Struct, frozen=True):
-    """One file, read once."""
+    """Content of a file, read once."""
 
     body: bytes
-    kind: str
+    content_type: str
     etag: str
 
     @classmethod
     def read(cls, file: Path) -> Asset:
-        return cls.of(file, file.read_bytes())
+        return cls.from_bytes(file, file.read_bytes())
 
     @classmethod
-    def of(cls, file: Path, body: bytes) -> Asset:
-        kind = _KINDS.get(file.suffix) or mimetypes.guess_type(file.name)[0] or "text/plain"
-        return cls(body, kind, sha256(body).hexdigest()[:32])
+    def from_bytes(cls, file: Path, body: bytes) -> Asset:
+        content_type = (
+            _CONTENT_TYPES.get(file.suffix) or mimetypes.guess_type(file.name)[0] or "text/plain"
+        )
+        return cls(body, content_type, sha256(body).hexdigest()[:32])
 
 
 def add_routes(app: web.Application) -> None:
-    """The page at `/`, its files under `/static/`, its icon where browsers look for it."""
+    """Add the page at `/`, its files below `/static/`, and its icon."""
     assets = Assets(STATIC)
     app.router.add_get("/", assets.page)
     app.router.add_get("/favicon.ico", assets.icon)
@@ -64,7 +66,7 @@ def add_routes(app: web.Application) -> None:
 
 
 def event_labels() -> bytes:
-    """Return the module of the page with the label of every event type."""
+    """Return the script that holds the label of every event type."""
     labels = {topic: event.declaration.label for topic, event in EVENT_CLASSES.items()}
     return b"// Generated from the declarations of the events.\nexport const LABELS = %s;\n" % (
         msgspec.json.format(msgspec.json.encode(labels))
@@ -72,32 +74,32 @@ def event_labels() -> bytes:
 
 
 class Assets:
-    """The files of a folder, in memory: a request can name these and no others."""
+    """Files of a folder, in memory. Requests can name only these."""
 
     def __init__(self, folder: Path) -> None:
         files = (file for file in folder.rglob("*") if file.is_file())
         self._assets = {file.relative_to(folder).as_posix(): Asset.read(file) for file in files}
-        self._assets[EVENT_LABELS] = Asset.of(Path(EVENT_LABELS), event_labels())
+        self._assets[EVENT_LABELS] = Asset.from_bytes(Path(EVENT_LABELS), event_labels())
 
     async def page(self, request: web.Request) -> web.Response:
-        return self._answer(request, "index.html")
+        return self._respond(request, "index.html")
 
     async def icon(self, request: web.Request) -> web.Response:
-        return self._answer(request, "icon.svg")
+        return self._respond(request, "icon.svg")
 
     async def file(self, request: web.Request) -> web.Response:
-        return self._answer(request, request.match_info["path"])
+        return self._respond(request, request.match_info["path"])
 
-    def _answer(self, request: web.Request, name: str) -> web.Response:
+    def _respond(self, request: web.Request, name: str) -> web.Response:
         asset = self._assets.get(name)
         if asset is None:
             raise web.HTTPNotFound
-        known = request.if_none_match or ()
-        fresh = any(tag.value in (asset.etag, "*") for tag in known)
-        response = web.Response(status=304 if fresh else 200, headers=_HEADERS)
+        known_tags = request.if_none_match or ()
+        is_cached = any(tag.value in (asset.etag, "*") for tag in known_tags)
+        response = web.Response(status=304 if is_cached else 200, headers=_HEADERS)
         response.etag = ETag(asset.etag)
-        if not fresh:
+        if not is_cached:
             response.body = asset.body
-            response.content_type = asset.kind
+            response.content_type = asset.content_type
             response.charset = "utf-8"
         return response

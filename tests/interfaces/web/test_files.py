@@ -63,10 +63,10 @@ def test_each_script_imports_what_is_there(script: Path) -> None:
             assert re.search(rf"export (async )?(function|const|class) {name}\b", offered), name
 
 
-def test_the_page_has_a_label_for_every_event_and_a_look_for_none_but_those() -> None:
+def test_the_page_has_a_label_for_every_event_and_a_style_for_no_other() -> None:
     labels = re.findall(r'^  "([a-z_.]+)": "([^"]+)"', event_labels().decode(), re.MULTILINE)
-    looks = (STATIC / "js/history/event-looks.js").read_text()
+    styles = (STATIC / "js/history/event-styles.js").read_text()
 
     declared = [(topic, event.declaration.label) for topic, event in EVENT_CLASSES.items()]
     assert labels == declared
-    assert set(re.findall(r'^  "([a-z_.]+)": \[', looks, re.MULTILINE)) <= set(EVENT_CLASSES)
+    assert set(re.findall(r'^  "([a-z_.]+)": \[', styles, re.MULTILINE)) <= set(EVENT_CLASSES)

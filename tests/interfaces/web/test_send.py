@@ -221,7 +221,9 @@ async def test_what_the_server_does_not_take_is_said_file_by_file(
         batch = await batch_on(page)
         assert (await on.log.batch(batch)).state == "open"
         await page.get_by_role("button", name="Seal without rejected files").click()
-        await expect(page.get_by_role("button", name="Seal without rejected files")).to_be_disabled()
+        await expect(
+            page.get_by_role("button", name="Seal without rejected files")
+        ).to_be_disabled()
         on.log.forget(batch)
         assert (await on.log.batch(batch)).state == "sealed"
 

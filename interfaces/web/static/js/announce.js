@@ -1,27 +1,27 @@
-// Says what happened to those who do not see it: the page's live region.
+// Announcements to screen readers, by the live region of the page.
 
 import { text } from "./dom.js";
-import { batchName, batchState } from "./words.js";
+import { batchName, batchState } from "./format.js";
 
 const announcer = document.getElementById("announcer");
 
-const TOGETHER = 3000; // milliseconds within which several things are said as one
-const MOST = 3;
-let said = [];
-let over = null;
+const MERGE_WINDOW = 3000; // milliseconds within which messages are joined
+const MAX_MESSAGES = 3;
+let messages = [];
+let timer = null;
 
-/** What comes in one moment is said together: the later would silence the earlier. */
-export function announce(words) {
-  said = [...said, words].slice(-MOST);
-  text(announcer, said.join(". "));
-  clearTimeout(over);
-  over = setTimeout(() => { said = []; }, TOGETHER);
+/** Announce a message. Messages in quick succession are joined: a later one would interrupt the earlier one. */
+export function announce(message) {
+  messages = [...messages, message].slice(-MAX_MESSAGES);
+  text(announcer, messages.join(". "));
+  clearTimeout(timer);
+  timer = setTimeout(() => { messages = []; }, MERGE_WINDOW);
 }
 
-/** Receiving and processing take turns, which is no news. */
-const goesOn = ({ tone }) => tone === "active";
+/** Receiving and processing alternate; changes between them are not announced. */
+const isActive = ({ tone }) => tone === "active";
 
-/** A batch that began, changed its state or ended. */
+/** Announce batches that started, changed state or ended. */
 export function announceBatches(store, { before, live }) {
   if (!live) return;
   const news = [];
@@ -30,7 +30,7 @@ export function announceBatches(store, { before, live }) {
     const now = batchState(batch);
     const before = old && batchState(old);
     if (!old) news.push(`${batchName(batch)} started`);
-    else if (before.word !== now.word && !(goesOn(before) && goesOn(now))) news.push(`${batchName(batch)}: ${now.word}`);
+    else if (before.word !== now.word && !(isActive(before) && isActive(now))) news.push(`${batchName(batch)}: ${now.word}`);
   }
   if (news.length) announce(news.slice(0, 3).join(". "));
 }

@@ -1,7 +1,7 @@
-// Requests to the server: each is sent once, and what it refuses is said in its own words.
+// Requests to the server. Each is sent once; errors carry the message of the server.
 
-/** What the server says no to, or the line that broke (status 0); `message` is for people. */
-export class Refused extends Error {
+/** A failed request: an error response, or a lost connection (status 0). `message` is shown to the user. */
+export class RequestError extends Error {
   constructor(message, status = 0, code = null) {
     super(message);
     this.status = status;
@@ -9,55 +9,55 @@ export class Refused extends Error {
   }
 }
 
-/** Sends a command, such as post("batches", id, "cancel", {reason}). Raises Refused. */
+/** Send a command, such as post("batches", id, "cancel", {reason}). Raises RequestError. */
 export async function post(kind, id, act, body = null) {
   return create(`/v1/${kind}/${id}/${act}`, body, newKey());
 }
 
-/** Posts a body, as JSON; with the same key it can be sent again and is done once. */
+/** Post a JSON body. With an idempotency key the request can be repeated. */
 export async function create(path, body, key = null) {
   const headers = {};
   if (key) headers["Idempotency-Key"] = key;
   if (body) headers["Content-Type"] = "application/json";
-  return (await answerOf(path, { method: "POST", headers, body: body && JSON.stringify(body) })).json();
+  return (await request(path, { method: "POST", headers, body: body && JSON.stringify(body) })).json();
 }
 
 export const newKey = () => crypto.getRandomValues(new BigUint64Array(2)).join("-");
 
-/** What the server tells of a path; `signal` calls the question off (AbortError). */
+/** Get a JSON resource. `signal` cancels the request (AbortError). */
 export async function get(path, signal = null) {
-  return (await answerOf(path, { signal })).json();
+  return (await request(path, { signal })).json();
 }
 
-/** The same for what is not JSON. */
+/** Get a text resource. */
 export async function getText(path) {
-  return (await answerOf(path, {})).text();
+  return (await request(path, {})).text();
 }
 
-let asked = null; // one question to the server for the whole page
+let principalRequest = null; // one request for the whole page
 
-/** Who is signed in here; null for nobody. */
+/** Return the signed-in principal, or null. */
 export function principal() {
-  asked ??= get("/v1/principal").catch((error) => {
-    if (error instanceof Refused) return null;
+  principalRequest ??= get("/v1/principal").catch((error) => {
+    if (error instanceof RequestError) return null;
     throw error;
   });
-  return asked;
+  return principalRequest;
 }
 
-export const OPERATORS = new Set(["operator", "admin"]);
-export const SENDERS = new Set(["operator", "uploader", "admin"]);
+export const OPERATOR_SCOPES = new Set(["operator", "admin"]);
+export const UPLOADER_SCOPES = new Set(["operator", "uploader", "admin"]);
 
-async function answerOf(path, options) {
-  let answer;
+async function request(path, options) {
+  let response;
   try {
-    answer = await fetch(path, { credentials: "same-origin", ...options });
+    response = await fetch(path, { credentials: "same-origin", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused("The server cannot be reached. Check the connection and try again.");
+    throw new RequestError("The server cannot be reached. Check the connection and try again.");
   }
-  if (answer.ok) return answer;
-  const said = await answer.json().catch(() => ({}));
-  const words = said.detail ?? said.title ?? `The server responded with status ${answer.status}.`;
-  throw new Refused(words, answer.status, said.code);
+  if (response.ok) return response;
+  const problem = await response.json().catch(() => ({}));
+  const message = problem.detail ?? problem.title ?? `The server responded with status ${response.status}.`;
+  throw new RequestError(message, response.status, problem.code);
 }

@@ -1,4 +1,4 @@
-// A few words for making and updating elements; text is always text, never markup.
+// Helpers to create and update elements; strings are inserted as text, never as markup.
 
 /** h("p.note", {title: "x"}, "text", child): an element with classes, attributes and children. */
 export function h(selector, attributes = {}, ...children) {
@@ -13,7 +13,7 @@ export function h(selector, attributes = {}, ...children) {
   return element;
 }
 
-/** Sets an attribute, or takes it away for null and false; touches nothing that is so already. */
+/** Set an attribute, or remove it for null and false. Unchanged attributes are not touched. */
 export function attribute(element, name, value) {
   if (value === null || value === undefined || value === false) {
     if (element.hasAttribute(name)) element.removeAttribute(name);
@@ -26,7 +26,7 @@ export function text(element, value) {
   if (element.textContent !== value) element.textContent = value;
 }
 
-/** Puts these children in this order, moving as few as possible. */
+/** Make these the children, in this order, with as few moves as possible. */
 export function arrange(parent, children) {
   let next = parent.firstChild;
   for (const child of children) {
@@ -42,7 +42,7 @@ export function arrange(parent, children) {
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** A shape of the page's sprite; decoration, the word always stands beside it. */
+/** Return an icon of the sprite. It is decorative: a text label always stands beside it. */
 export function glyph(name) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("class", "glyph");
@@ -56,7 +56,7 @@ export function reshape(svg, name) {
   return svg;
 }
 
-/** Calls `work` once before the next paint, however often it is asked to. */
+/** Return a function that runs `work` once before the next paint, however often it is called. */
 export function oncePerFrame(work) {
   let asked = false;
   return () => {

@@ -1,9 +1,9 @@
-// The connection to the feed: it comes back by itself, and goes on where it was cut.
+// Connection to the feed. It reconnects by itself and resumes at the last position.
 
-const FIRST_WAIT = 500; // milliseconds; doubled at each failure, with full jitter
-const LONGEST_WAIT = 15000;
-const FINAL = (code) => code >= 4500 && code < 4600;
-const SIGNED_OUT = new Set([4500, 4501]);
+const FIRST_DELAY = 500; // milliseconds; doubled at each failure, with full jitter
+const MAX_DELAY = 15000;
+const isFinalCode = (code) => code >= 4500 && code < 4600;
+const SIGNED_OUT_CODES = new Set([4500, 4501]);
 
 export class Feed {
   #socket = null;
@@ -12,21 +12,21 @@ export class Feed {
   #failures = 0;
   #heartbeat = 15;
 
-  /** `store` takes the frames, `changed` hears of those that count, `link` of the connection. */
-  constructor(store, { changed, link, refused }) {
+  /** `store` applies the frames; `changed` is called with each change, `connectionChanged` with each state of the connection, `refused` with each error frame. */
+  constructor(store, { changed, connectionChanged, refused }) {
     this.store = store;
     this.changed = changed;
-    this.link = link;
+    this.connectionChanged = connectionChanged;
     this.refused = refused;
     this.batches = "*";
     this.refusal = null;
-    addEventListener("online", () => this.#now());
+    addEventListener("online", () => this.#connectNow());
     document.addEventListener("visibilitychange", () => {
-      if (document.visibilityState === "visible") this.#now();
+      if (document.visibilityState === "visible") this.#connectNow();
     });
   }
 
-  /** Follows these batches from now on, from a snapshot, unless it does so already. */
+  /** Follow these batches, starting with a snapshot, unless they are followed already. */
   follow(batches) {
     if (this.#socket && !this.refusal && String(batches) === String(this.batches)) return;
     this.refusal = null;
@@ -36,7 +36,7 @@ export class Feed {
     else if (!this.#socket) this.#connect();
   }
 
-  #now() {
+  #connectNow() {
     if (this.#timer === null) return;
     this.#failures = 0;
     this.#connect();
@@ -45,7 +45,7 @@ export class Feed {
   #connect() {
     clearTimeout(this.#timer);
     this.#timer = null;
-    if (!this.#failures) this.link({ state: "connecting" });
+    if (!this.#failures) this.connectionChanged({ state: "connecting" });
     const url = new URL("/v1/feed", location.href);
     url.protocol = url.protocol.replace("http", "ws");
     const socket = new WebSocket(url, "uptrail.v1.json");
@@ -54,36 +54,36 @@ export class Feed {
     socket.onopen = () => {
       opened = true;
       this.#subscribe();
-      this.#alive();
+      this.#restartSilenceTimer();
     };
-    socket.onmessage = (message) => this.#hear(socket, JSON.parse(message.data));
+    socket.onmessage = (message) => this.#receive(socket, JSON.parse(message.data));
     socket.onclose = ({ code }) => {
-      if (socket === this.#socket) this.#lost(code, opened);
+      if (socket === this.#socket) this.#reconnect(code, opened);
     };
   }
 
   #subscribe() {
     const after = this.store.cursor;
-    const least = after ? null : "latest"; // a batch that was just started is there
+    const least = after ? null : "latest"; // include a batch that was just started
     this.#socket.send(JSON.stringify({ type: "subscribe", batches: this.batches, after, min_position: least }));
   }
 
-  #hear(socket, frame) {
+  #receive(socket, frame) {
     if (socket !== this.#socket) return;
-    this.#alive();
+    this.#restartSilenceTimer();
     switch (frame.type) {
       case "welcome":
         this.#heartbeat = frame.heartbeat ?? this.#heartbeat;
         break;
-      case "authenticate": // we have nothing to show: the session is not there
+      case "authenticate": // there is no credential to send: the session is missing
         this.#end("signed-out");
         break;
       case "ping":
         socket.send('{"type":"pong"}');
         break;
       case "error":
-        if (frame.code === "position_not_reached") { // nothing is followed yet: ask again
-          setTimeout(() => { if (socket === this.#socket) this.#subscribe(); }, FIRST_WAIT);
+        if (frame.code === "position_not_reached") { // nothing is followed yet: subscribe again
+          setTimeout(() => { if (socket === this.#socket) this.#subscribe(); }, FIRST_DELAY);
           break;
         }
         this.refusal = frame;
@@ -93,35 +93,35 @@ export class Feed {
       case "changes":
       case "reset": {
         this.#failures = 0;
-        if (frame.type !== "reset") this.link({ state: "live" });
+        if (frame.type !== "reset") this.connectionChanged({ state: "live" });
         const change = this.store.apply(frame);
         if (change) this.changed(change);
       }
     }
   }
 
-  /** Without a sound for longer than the server ever keeps quiet, the connection is dead. */
-  #alive() {
+  /** Close the connection after 2.5 heartbeat intervals without a frame. */
+  #restartSilenceTimer() {
     clearTimeout(this.#deadline);
     const socket = this.#socket;
     this.#deadline = setTimeout(() => {
       socket.close();
-      if (socket === this.#socket) this.#lost(1006, true);
+      if (socket === this.#socket) this.#reconnect(1006, true);
     }, this.#heartbeat * 2500);
   }
 
-  async #lost(code, opened) {
+  async #reconnect(code, opened) {
     clearTimeout(this.#deadline);
     this.#socket = null;
-    if (SIGNED_OUT.has(code)) return this.link({ state: "signed-out" });
-    if (FINAL(code)) return this.link({ state: "ended", code });
-    if (!opened && (await this.#isSignedOut())) return this.link({ state: "signed-out" });
-    const wait = Math.random() * Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** this.#failures++);
-    this.link({ state: "reconnecting", at: Date.now() + wait });
-    this.#timer = setTimeout(() => this.#connect(), wait);
+    if (SIGNED_OUT_CODES.has(code)) return this.connectionChanged({ state: "signed-out" });
+    if (isFinalCode(code)) return this.connectionChanged({ state: "ended", code });
+    if (!opened && (await this.#isSignedOut())) return this.connectionChanged({ state: "signed-out" });
+    const delay = Math.random() * Math.min(MAX_DELAY, FIRST_DELAY * 2 ** this.#failures++);
+    this.connectionChanged({ state: "reconnecting", at: Date.now() + delay });
+    this.#timer = setTimeout(() => this.#connect(), delay);
   }
 
-  /** A browser is not told why a WebSocket was refused; a plain request is. */
+  /** Return whether the session is invalid. Browsers hide the status of a refused WebSocket, so a plain request is made. */
   async #isSignedOut() {
     try {
       return (await fetch("/v1/batches?limit=1")).status === 401;
@@ -135,6 +135,6 @@ export class Feed {
     this.#socket = null;
     clearTimeout(this.#deadline);
     socket.close();
-    this.link({ state });
+    this.connectionChanged({ state });
   }
 }

@@ -1,15 +1,15 @@
-// The page: one connection, one view at a time, chosen by the address.
+// Entry point: one feed connection, one view at a time, selected by the address.
 
-import { ActivityClock } from "./activity.js";
+import { ActivityPoll } from "./activity-poll.js";
 import { announceBatches } from "./announce.js";
 import { h, text } from "./dom.js";
 import { Feed } from "./feed.js";
 import { Nav } from "./nav.js";
-import { viewAt } from "./routes.js";
+import { viewFor } from "./router.js";
 import { Store } from "./store.js";
 
 const main = document.getElementById("main");
-const link = document.getElementById("link");
+const connection = document.getElementById("connection");
 const nav = new Nav(document.getElementById("nav"));
 const store = new Store();
 let view = null;
@@ -24,22 +24,22 @@ function changed(change) {
 
 const feed = new Feed(store, {
   changed,
-  link: showLink,
+  connectionChanged: showConnection,
   refused(error) { view?.refused?.(error); },
 });
 
-new ActivityClock(store, changed);
+new ActivityPoll(store, changed);
 
 function route() {
   view?.close();
-  view = viewAt(location.hash, store);
+  view = viewFor(location.hash, store);
   feed.follow(view.follows);
-  nav.at(view.section);
+  nav.select(view.section);
   document.title = `${view.title} · Uptrail`;
   if (state !== "signed-out") main.replaceChildren(view.element);
 }
 
-const LINKS = {
+const CONNECTION_LABELS = {
   connecting: "Connecting",
   live: "Live",
   reconnecting: "Reconnecting",
@@ -47,18 +47,18 @@ const LINKS = {
   ended: "Disconnected",
 };
 
-function showLink({ state: next, at, code }) {
+function showConnection({ state: next, at, code }) {
   clearInterval(countdown);
-  link.dataset.state = next;
+  connection.dataset.state = next;
   if (next === "reconnecting" && at) {
-    const say = () => {
+    const update = () => {
       const seconds = Math.ceil((at - Date.now()) / 1000);
-      text(link, seconds > 0 ? `Reconnecting in ${seconds} s` : "Reconnecting");
+      text(connection, seconds > 0 ? `Reconnecting in ${seconds} s` : "Reconnecting");
     };
-    say();
-    countdown = setInterval(say, 1000);
+    update();
+    countdown = setInterval(update, 1000);
   } else {
-    text(link, code ? `${LINKS[next]} (${code}): reload the page` : LINKS[next]);
+    text(connection, code ? `${CONNECTION_LABELS[next]} (${code}): reload the page` : CONNECTION_LABELS[next]);
   }
   if (next === "signed-out") main.replaceChildren(signIn());
   else if (state === "signed-out") main.replaceChildren(view.element);

@@ -1,34 +1,34 @@
-// The ways through the page, each for those whose key may go there.
+// Main navigation; each link is shown to the scopes that may use it.
 
-import { OPERATORS, principal, SENDERS } from "./api.js";
+import { OPERATOR_SCOPES, principal, UPLOADER_SCOPES } from "./api.js";
 import { attribute, h, text } from "./dom.js";
-import { desk } from "./send/desk.js";
-import { percent } from "./words.js";
+import { uploadManager } from "./send/upload-manager.js";
+import { percent } from "./format.js";
 
-const EVERYBODY = { has: () => true };
-const WAYS = [
-  { name: "Batches", section: "batches", href: "#/", scopes: EVERYBODY },
-  { name: "Upload", section: "send", href: "#/send", scopes: SENDERS },
-  { name: "Webhooks", section: "webhooks", href: "#/webhooks", scopes: OPERATORS },
-  { name: "System", section: "system", href: "#/system", scopes: OPERATORS },
+const ANY_SCOPE = { has: () => true };
+const LINKS = [
+  { name: "Batches", section: "batches", href: "#/", scopes: ANY_SCOPE },
+  { name: "Upload", section: "send", href: "#/send", scopes: UPLOADER_SCOPES },
+  { name: "Webhooks", section: "webhooks", href: "#/webhooks", scopes: OPERATOR_SCOPES },
+  { name: "System", section: "system", href: "#/system", scopes: OPERATOR_SCOPES },
 ];
 
 export class Nav {
   constructor(element) {
-    this.links = WAYS.map(({ name, href }) => h("a", { href }, name));
+    this.links = LINKS.map(({ name, href }) => h("a", { href }, name));
     for (const link of this.links) link.hidden = true;
     element.replaceChildren(...this.links);
-    desk.addEventListener("change", () => this.#drawSending());
-    principal().then((who) => this.links.forEach((link, index) => { link.hidden = !who || !WAYS[index].scopes.has(who.scope); }));
+    uploadManager.addEventListener("change", () => this.#drawUploadProgress());
+    principal().then((who) => this.links.forEach((link, index) => { link.hidden = !who || !LINKS[index].scopes.has(who.scope); }));
   }
 
-  /** Marks the way that leads here. */
-  at(section) {
-    this.links.forEach((link, index) => attribute(link, "aria-current", WAYS[index].section === section ? "page" : null));
+  /** Mark the link of the current section. */
+  select(section) {
+    this.links.forEach((link, index) => attribute(link, "aria-current", LINKS[index].section === section ? "page" : null));
   }
 
-  /** How far the sending is, seen from every page. */
-  #drawSending() {
-    text(this.links[1], desk.busy ? `Upload ${percent(desk.percent)}` : "Upload");
+  /** Show the upload progress in the link, on every page. */
+  #drawUploadProgress() {
+    text(this.links[1], uploadManager.isActive ? `Upload ${percent(uploadManager.percent)}` : "Upload");
   }
 }

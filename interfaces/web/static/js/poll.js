@@ -1,40 +1,40 @@
-// Asks again and again while the page is looked at, for what no feed tells.
+// Polling while the page is visible, for data that the feed does not deliver.
 
-import { Refused } from "./api.js";
+import { RequestError } from "./api.js";
 
 export class Poll {
   #timer = null;
   #closed = false;
-  #asking = false;
+  #isRefreshing = false;
 
-  /** `ask()` gets what there is and draws it; `failed(message)` hears of a refusal, null of its end. */
-  constructor(ask, failed, seconds) {
-    this.ask = ask;
+  /** `refresh()` loads and draws; `failed(message)` is called with each error, and with null after a success. */
+  constructor(refresh, failed, seconds) {
+    this.refresh = refresh;
     this.failed = failed;
     this.pause = seconds * 1000;
-    this.seen = () => { if (document.visibilityState === "visible") this.now(); };
-    document.addEventListener("visibilitychange", this.seen);
+    this.onVisible = () => { if (document.visibilityState === "visible") this.now(); };
+    document.addEventListener("visibilitychange", this.onVisible);
     this.now();
   }
 
   close() {
     this.#closed = true;
     clearTimeout(this.#timer);
-    document.removeEventListener("visibilitychange", this.seen);
+    document.removeEventListener("visibilitychange", this.onVisible);
   }
 
   async now() {
     clearTimeout(this.#timer);
-    if (this.#asking || this.#closed) return;
-    this.#asking = true;
+    if (this.#isRefreshing || this.#closed) return;
+    this.#isRefreshing = true;
     try {
-      await this.ask();
+      await this.refresh();
       if (!this.#closed) this.failed(null);
     } catch (error) {
-      if (!(error instanceof Refused)) throw error;
+      if (!(error instanceof RequestError)) throw error;
       if (!this.#closed) this.failed(error.message);
     } finally {
-      this.#asking = false;
+      this.#isRefreshing = false;
       clearTimeout(this.#timer);
       if (!this.#closed && document.visibilityState === "visible") this.#timer = setTimeout(() => this.now(), this.pause);
     }

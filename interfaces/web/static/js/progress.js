@@ -1,7 +1,7 @@
-// A bar that says how far, and how much of it went wrong, in length, pattern and words.
+// Progress bars of batches and uploads, with the share of failures.
 
 import { attribute, h } from "./dom.js";
-import { batchState, bytes, ended, failures, percent } from "./words.js";
+import { batchState, bytes, ended, failures, percent } from "./format.js";
 
 /** The bar of a batch; `update(batch)` moves it. */
 export function batchBar() {

@@ -1,4 +1,4 @@
-// The rows this page has been told, and the rule by which frames change them.
+// Rows received from the feed, and how frames change them.
 
 export class Store {
   constructor() {
@@ -13,7 +13,7 @@ export class Store {
     this.cursor = null;
   }
 
-  /** Applies a frame; what it changed, or null if it is not for where this page stands. */
+  /** Apply a frame. Returns the change, or null if the frame does not continue at the current position. */
   apply(frame) {
     if (frame.type === "reset") {
       this.forget();
@@ -21,16 +21,16 @@ export class Store {
     }
     if (frame.type === "snapshot") {
       if (frame.part === 1) this.forget();
-      if (!frame.more) this.#arrive(frame.position, frame.cursor);
+      if (!frame.more) this.#setPosition(frame.position, frame.cursor);
     } else if (this.position !== null && frame.from <= this.position && this.position < frame.to) {
-      this.#arrive(frame.to, frame.cursor);
+      this.#setPosition(frame.to, frame.cursor);
     } else {
       return null;
     }
-    return this.#take(frame);
+    return this.#storeRows(frame);
   }
 
-  /** Apply a requested batch row, unless the feed has delivered a newer one meanwhile. */
+  /** Apply a batch row of a response, unless the feed has delivered a newer one meanwhile. */
   refresh(row) {
     const known = this.batches.get(row.id);
     if (known?.position !== row.position) return null;
@@ -43,12 +43,12 @@ export class Store {
     return known ? [...known.values()].sort((a, b) => a.number - b.number) : [];
   }
 
-  #arrive(position, cursor) {
+  #setPosition(position, cursor) {
     this.position = position;
     this.cursor = cursor;
   }
 
-  #take(frame) {
+  #storeRows(frame) {
     const before = new Map(frame.batches.map((row) => [row.id, this.batches.get(row.id)]));
     for (const row of frame.batches) this.batches.set(row.id, row);
     for (const row of frame.uploads) this.uploads.set(row.id, row);

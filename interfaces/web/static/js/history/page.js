@@ -1,60 +1,60 @@
-// The history of a batch or an upload: a slider over its events, and the state as of each.
+// History page of a batch or an upload: a slider over the events, and the state at each.
 
-import { Refused } from "../api.js";
+import { RequestError } from "../api.js";
 import { arrange, glyph, h, oncePerFrame, text } from "../dom.js";
-import { VirtualList } from "../table.js";
-import { batchName, calendar, count } from "../words.js";
-import { Events } from "./events.js";
-import { Moments } from "./moments.js";
-import { eventRow } from "./row.js";
+import { VirtualList } from "../virtual-list.js";
+import { batchName, calendar, count } from "../format.js";
+import { EventWindow } from "./event-window.js";
+import { Timeline } from "./timeline.js";
+import { eventRow } from "./event-row.js";
 import { Slider } from "./slider.js";
-import { lookOf } from "./event-looks.js";
-import { BatchThen, UploadThen } from "./then.js";
+import { styleOf } from "./event-styles.js";
+import { BatchStateAt, UploadStateAt } from "./state-at.js";
 
-const ROW = 40; // pixels; the style sheet knows it too
-const NEAR = 20; // rows from the edge of what is loaded, where more is asked for
-const LOOK = 1000; // milliseconds between two looks at what is new
+const ROW_HEIGHT = 40; // pixels; same as .event in history.css
+const PRELOAD_ROWS = 20; // rows from the edge of the window at which more are loaded
+const REFRESH_INTERVAL = 1000; // milliseconds between two requests for new events
 
 export class HistoryPage {
   title = "History";
   section = "batches";
 
-  /** `upload` is null for the history of the whole batch; `at` is the position to begin at. */
+  /** `upload` is null for the history of the whole batch; `at` is the initial position. */
   constructor(store, batch, upload, at) {
     this.store = store;
     this.follows = [batch];
     this.ids = { batch, upload };
-    this.events = upload ? new Events("uploads", upload) : new Events("batches", batch);
-    this.moments = new Moments(this.events, {
-      moved: (arrived) => this.#moved(arrived), failed: (error) => this.#complain(error),
+    this.events = upload ? new EventWindow("uploads", upload) : new EventWindow("batches", batch);
+    this.timeline = new Timeline(this.events, {
+      moved: (arrived) => this.#moved(arrived), failed: (error) => this.#showProblem(error),
     });
     this.draw = oncePerFrame(() => this.#draw());
     this.#build();
-    this.moments.go(at);
-    this.clock = setInterval(() => this.moments.look(), LOOK);
+    this.timeline.go(at);
+    this.clock = setInterval(() => this.timeline.refresh(), REFRESH_INTERVAL);
   }
 
   close() {
     clearInterval(this.clock);
-    this.moments.close();
+    this.timeline.close();
     this.list.close();
   }
 
   changed({ live }) {
-    if (live) this.moments.changed();
+    if (live) this.timeline.markStale();
     this.draw();
   }
 
   #build() {
     const { batch, upload } = this.ids;
-    const { moments } = this;
+    const { timeline } = this;
     this.name = h("h1", {}, "History");
     this.about = h("p.summary");
-    this.when = h("p.when");
-    this.slider = new Slider({ moved: (position) => moments.slide(position), stepped: (step) => moments.step(step) });
+    this.positionTime = h("p.position-time");
+    this.slider = new Slider({ moved: (position) => timeline.slide(position), stepped: (step) => timeline.step(step) });
     this.list = new VirtualList({
-      label: "Events", rowHeight: ROW, make: eventRow,
-      chosen: (id) => (id === null ? this.draw() : moments.go(Number(id))),
+      label: "Events", rowHeight: ROW_HEIGHT, make: eventRow,
+      onSelect: (id) => (id === null ? this.draw() : timeline.go(Number(id))),
     });
     this.list.element.addEventListener("scroll", () => this.#fetchNear(), { passive: true });
     this.problem = h("p.problem", { role: "alert" });
@@ -64,52 +64,52 @@ export class HistoryPage {
         h("span.documents", {},
           upload ? h("a", { href: `#/batches/${batch}/history` }, "History of the batch") : null,
           h("a", { href: raw }, "All events (NDJSON)"))),
-      h("div.heading", {}, h("div", {}, this.name, this.about), this.when),
+      h("div.heading", {}, h("div", {}, this.name, this.about), this.positionTime),
       this.slider.element, this.problem,
-      h("div.past", {}, h("div.list", {}, this.list.element), this.#side()));
+      h("div.history-split", {}, h("div.list", {}, this.list.element), this.#sidePanel()));
   }
 
-  #side() {
-    this.batchThen = this.ids.upload ? null : new BatchThen();
-    this.uploadThen = new UploadThen();
+  #sidePanel() {
+    this.batchState = this.ids.upload ? null : new BatchStateAt();
+    this.uploadState = new UploadStateAt();
     this.data = h("pre.data", { tabindex: 0, "aria-label": "Recorded event" });
     const record = h("details", {}, h("summary", {}, "Recorded event (JSON)"), this.data);
-    const side = h("aside.then-side", { "aria-label": "State at this position" });
-    arrange(side, [this.batchThen?.element, this.uploadThen.element, record].filter(Boolean));
+    const side = h("aside.state-side", { "aria-label": "State at this position" });
+    arrange(side, [this.batchState?.element, this.uploadState.element, record].filter(Boolean));
     return side;
   }
 
-  /** The address of a page that has arrived leads back here, to this moment. */
+  /** Redraw; once loaded, put the position into the address. */
   #moved(arrived) {
     this.problem.hidden = true;
     this.revealing ||= arrived;
     this.draw();
-    const { position } = this.moments;
+    const { position } = this.timeline;
     const address = `${location.hash.split("?")[0]}${position === null ? "" : `?at=${position}`}`;
     if (arrived && location.hash !== address) history.replaceState(null, "", address);
   }
 
-  /** More at the edge that the list has been scrolled to; the rows in sight stay where they are. */
+  /** Load more events near the edge of the window; visible rows keep their place. */
   async #fetchNear() {
     const { scrollTop, scrollHeight, clientHeight } = this.list.element;
-    if (scrollTop < NEAR * ROW && !this.events.atStart) {
-      const added = await this.moments.fetch("earlier");
+    if (scrollTop < PRELOAD_ROWS * ROW_HEIGHT && !this.events.atStart) {
+      const added = await this.timeline.fetch("loadEarlier");
       this.#draw();
-      this.list.element.scrollTop += added * ROW;
-    } else if (scrollTop + clientHeight > scrollHeight - NEAR * ROW && !this.events.atEnd) {
-      await this.moments.fetch("later");
+      this.list.element.scrollTop += added * ROW_HEIGHT;
+    } else if (scrollTop + clientHeight > scrollHeight - PRELOAD_ROWS * ROW_HEIGHT && !this.events.atEnd) {
+      await this.timeline.fetch("loadLater");
       this.draw();
     }
   }
 
-  #complain(error) {
-    if (!(error instanceof Refused)) throw error;
+  #showProblem(error) {
+    if (!(error instanceof RequestError)) throw error;
     text(this.problem, error.message);
     this.problem.hidden = false;
   }
 
   #draw() {
-    const { events, ids, moments } = this;
+    const { events, ids, timeline } = this;
     const batch = this.store.batches.get(ids.batch);
     text(this.about, ids.upload ? this.#pathOf(ids.upload) : batch ? batchName(batch) : "");
     this.title = `History of ${this.about.textContent}`;
@@ -117,30 +117,30 @@ export class HistoryPage {
     this.list.show(events.items.map((item) => ({
       ...item, id: String(item.position), path: item.stream === ids.batch || ids.upload ? "" : this.#pathOf(item.stream),
     })));
-    const item = events.items[moments.index];
+    const item = events.items[timeline.index];
     this.list.select(String(item.position));
     if (this.revealing) this.list.reveal(String(item.position));
     this.revealing = false;
-    this.#drawMoment(item);
-    if (moments.known) this.#drawThen(item);
+    this.#drawPosition(item);
+    if (timeline.isLoaded) this.#drawState(item);
   }
 
-  #drawMoment(item) {
-    const { events, moments: { index, position } } = this;
-    const said = lookOf(item);
-    const words = `${said.word}${said.details ? `: ${said.details}` : ""}, ${calendar(item.at)}`;
-    text(this.when, `${calendar(item.at)}, position ${count(item.position)}${position === null ? " (now)" : ""}`);
+  #drawPosition(item) {
+    const { events, timeline: { index, position } } = this;
+    const style = styleOf(item);
+    const words = `${style.word}${style.details ? `: ${style.details}` : ""}, ${calendar(item.at)}`;
+    text(this.positionTime, `${calendar(item.at)}, position ${count(item.position)}${position === null ? " (now)" : ""}`);
     this.slider.show({
-      first: events.first ?? item.position, last: events.last, position: position ?? events.last, said: words,
+      first: events.first ?? item.position, last: events.last, position: position ?? events.last, description: words,
       atFirst: index === 0 && events.atStart, atNow: position === null,
     });
   }
 
-  #drawThen(item) {
+  #drawState(item) {
     const { batch, upload } = this.ids;
-    this.batchThen?.show(batch, item.position);
-    if (upload || item.stream !== batch) this.uploadThen.show(upload ?? item.stream, item.position);
-    else this.uploadThen.hide();
+    this.batchState?.show(batch, item.position);
+    if (upload || item.stream !== batch) this.uploadState.show(upload ?? item.stream, item.position);
+    else this.uploadState.hide();
     text(this.data, JSON.stringify(item, null, 2));
   }
 

@@ -1,11 +1,11 @@
-// A slider over the positions of a history, with a button for each step that can be taken.
+// Slider over the positions of a history, with buttons to step through the events.
 
 import { attribute, glyph, h, text } from "../dom.js";
 
 const KEYS = { ArrowLeft: "earlier", ArrowDown: "earlier", ArrowRight: "later", ArrowUp: "later" };
 
 export class Slider {
-  /** `moved(position)` hears of the slider, `stepped(name)` of first, earlier, later and now. */
+  /** `moved(position)` is called by the slider, `stepped(name)` by the buttons: first, earlier, later, now. */
   constructor({ moved, stepped }) {
     this.range = h("input", {
       type: "range", "aria-label": "Position", step: 1,
@@ -27,20 +27,20 @@ export class Slider {
       this.buttons.first, this.buttons.earlier, this.range, this.buttons.later, this.buttons.now);
   }
 
-  /** `said` is the moment in words; `atFirst` and `atNow` tell of nothing before or after it. */
-  show({ first, last, position, said, atFirst, atNow }) {
+  /** `description` is read by screen readers; `atFirst` and `atNow` disable the steps back and forward. */
+  show({ first, last, position, description, atFirst, atNow }) {
     attribute(this.range, "min", first);
     attribute(this.range, "max", Math.max(last, first + 1));
     this.range.disabled = last <= first;
     if (Number(this.range.value) !== position) this.range.value = position;
-    attribute(this.range, "aria-valuetext", said);
+    attribute(this.range, "aria-valuetext", description);
     for (const name of ["first", "earlier"]) attribute(this.buttons[name], "aria-disabled", String(atFirst));
     attribute(this.buttons.later, "aria-disabled", String(atNow));
     attribute(this.buttons.now, "aria-pressed", String(atNow));
   }
 }
 
-/** Stays focusable where it can do nothing: the keyboard would lose its place. */
+/** Return a button that stays focusable while it is disabled, for keyboard users. */
 function button(name, shape, act) {
   const word = h("span.word");
   text(word, name);

@@ -1,58 +1,58 @@
-// Files are declared before their bytes go: so the batch knows its size, and we what is there.
+// Declaration of files before their bytes are sent: the batch knows its size, and known files are found.
 
 import { create, get } from "../api.js";
-import { bytes, uploadState } from "../words.js";
-import { persist } from "./trouble.js";
+import { bytes, uploadState } from "../format.js";
+import { retryTemporary } from "./errors.js";
 
-const LIST = 1000; // files of one request
-const COMING = new Set(["registered", "transferring"]);
-const GONE = new Set(["cancelled", "expired", "erased", "rejected"]);
+const MAX_FILES_PER_REQUEST = 1000; // limit of the server
+const INCOMPLETE = new Set(["registered", "transferring"]);
+const ENDED = new Set(["cancelled", "expired", "erased", "rejected"]);
 
 /**
- * Declares the items with a batch. Each learns its `upload` and what to do: state `waiting` with the
- * offset (null: to be asked for), `there`, or `refused` with a message. Raises Refused, AbortError.
+ * Declare the items in a batch. Sets `upload` and `state` of each: `waiting` with the offset (null:
+ * unknown), `there` if it is stored, or `refused` with a message. Raises RequestError, AbortError.
  */
-export async function declare(batch, items, signal, { waiting, changed }) {
+export async function declare(batch, items, signal, { temporaryError, changed }) {
   const known = new Map();
   let position = 0;
-  for (let start = 0; start < items.length; start += LIST) {
-    const some = items.slice(start, start + LIST);
-    const list = some.map(({ path, size }) => ({ path, size }));
-    const answer = await persist(() => create(`/v1/batches/${batch}/uploads`, list), signal, waiting);
-    position = Math.max(position, answer.position);
-    answer.files.forEach((said, index) => {
-      const item = some[index];
-      item.upload = said.upload;
-      if (said.status === "rejected") Object.assign(item, { state: "refused", message: said.message });
-      else if (said.status === "added") Object.assign(item, { state: "waiting", offset: 0 });
-      else known.set(said.upload, item);
+  for (let start = 0; start < items.length; start += MAX_FILES_PER_REQUEST) {
+    const chunk = items.slice(start, start + MAX_FILES_PER_REQUEST);
+    const list = chunk.map(({ path, size }) => ({ path, size }));
+    const response = await retryTemporary(() => create(`/v1/batches/${batch}/uploads`, list), signal, temporaryError);
+    position = Math.max(position, response.position);
+    response.files.forEach((result, index) => {
+      const item = chunk[index];
+      item.upload = result.upload;
+      if (result.status === "rejected") Object.assign(item, { state: "refused", message: result.message });
+      else if (result.status === "added") Object.assign(item, { state: "waiting", offset: 0 });
+      else known.set(result.upload, item);
     });
     changed();
   }
-  if (known.size) await lookUp(batch, known, position, signal, waiting);
+  if (known.size) await loadKnown(batch, known, position, signal, temporaryError);
 }
 
-/** What the batch has of the files it knows. */
-async function lookUp(batch, known, position, signal, waiting) {
+/** Load the state of files that the batch already has. */
+async function loadKnown(batch, known, position, signal, temporaryError) {
   for (let cursor = ""; cursor !== null;) {
     const page = `/v1/batches/${batch}/uploads?limit=1000&min_position=${position}${cursor && `&cursor=${encodeURIComponent(cursor)}`}`;
-    const answer = await persist(() => get(page, signal), signal, waiting);
-    for (const upload of answer.items) {
+    const response = await retryTemporary(() => get(page, signal), signal, temporaryError);
+    for (const upload of response.items) {
       const item = known.get(upload.id);
-      if (item) judge(item, upload);
+      if (item) applyUpload(item, upload);
     }
-    cursor = answer.next;
+    cursor = response.next;
   }
 }
 
-function judge(item, upload) {
-  if (GONE.has(upload.state)) {
+function applyUpload(item, upload) {
+  if (ENDED.has(upload.state)) {
     const word = uploadState(upload.state).word.toLowerCase();
     Object.assign(item, { state: "refused", message: `This file is ${word} in the batch: upload it in a new batch.` });
   } else if (upload.size !== null && upload.size !== item.size) {
     const message = `The batch has a different file with this path (${bytes(upload.size)}): rename this file, or upload it in a new batch.`;
     Object.assign(item, { state: "refused", message });
-  } else if (COMING.has(upload.state)) {
+  } else if (INCOMPLETE.has(upload.state)) {
     Object.assign(item, { state: "waiting", offset: null, sent: upload.received });
   } else {
     Object.assign(item, { state: "there", sent: item.size });

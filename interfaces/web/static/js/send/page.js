@@ -1,33 +1,33 @@
-// Sending files from the browser: choose, say where to, and watch them go.
+// Page that uploads files: choose files, choose a batch, watch the progress.
 
-import { principal, SENDERS } from "../api.js";
+import { principal, UPLOADER_SCOPES } from "../api.js";
 import { arrange, h, text } from "../dom.js";
-import { ago, bytes, files } from "../words.js";
-import { desk } from "./desk.js";
-import { forget, remembered } from "./memory.js";
-import { Plan } from "./plan.js";
-import { Running } from "./running.js";
-import { Zone } from "./zone.js";
+import { ago, bytes, files } from "../format.js";
+import { uploadManager } from "./upload-manager.js";
+import { forgetUnfinished, unfinishedBatches } from "./unfinished.js";
+import { UploadForm } from "./upload-form.js";
+import { UploadProgressView } from "./progress-view.js";
+import { DropZone } from "./drop-zone.js";
 
 export class SendPage {
   title = "Upload";
   section = "send";
   follows = "*";
 
-  /** `wanted` is the batch that the files are to join, if the address names one. */
+  /** `wanted` is the batch id of the address, or null. */
   constructor(store, wanted) {
     this.store = store;
     this.wanted = wanted;
-    this.zone = new Zone({ taken: (found) => this.#ask(found), refused: (error) => this.#complain(error.message) });
-    this.running = new Running();
+    this.dropZone = new DropZone({ selected: (found) => this.#showForm(found), refused: (error) => this.#showProblem(error.message) });
+    this.progress = new UploadProgressView();
     this.problem = h("p.problem", { role: "alert" });
-    this.earlier = h("ul.earlier", { "aria-label": "Unfinished uploads" });
+    this.unfinished = h("ul.unfinished", { "aria-label": "Unfinished uploads" });
     this.body = h("div");
     this.summary = h("p.summary");
     this.element = h("section.send", {},
       h("div.heading", {}, h("div", {}, h("h1", {}, "Upload"), this.summary)), this.problem, this.body);
     this.listener = () => this.changed();
-    desk.addEventListener("change", this.listener);
+    uploadManager.addEventListener("change", this.listener);
     principal().then((who) => {
       this.who = who;
       this.#show();
@@ -36,63 +36,63 @@ export class SendPage {
   }
 
   close() {
-    desk.removeEventListener("change", this.listener);
-    this.zone.close();
-    this.running.close();
+    uploadManager.removeEventListener("change", this.listener);
+    this.dropZone.close();
+    this.progress.close();
   }
 
   changed() {
-    if (Boolean(desk.sending) !== this.shown) this.#show();
-    this.#sum();
-    this.running.draw();
+    if (Boolean(uploadManager.current) !== this.isUploading) this.#show();
+    this.#drawSummary();
+    this.progress.draw();
   }
 
-  #sum() {
-    const going = desk.busy ? "The upload continues while you view other pages here. Keep this tab open." : "";
-    text(this.summary, desk.sending ? going : "Uploads resume after a lost connection, a reload or a restart. Received data is not sent again.");
+  #drawSummary() {
+    const active = uploadManager.isActive ? "The upload continues while you view other pages here. Keep this tab open." : "";
+    text(this.summary, uploadManager.current ? active : "Uploads resume after a lost connection, a reload or a restart. Received data is not sent again.");
   }
 
   #show() {
-    this.shown = Boolean(desk.sending);
+    this.isUploading = Boolean(uploadManager.current);
     this.problem.hidden = true;
-    if (this.who && !SENDERS.has(this.who.scope)) return this.#refuse();
-    if (this.shown) {
-      arrange(this.body, [this.running.element]);
-      this.running.draw();
+    if (this.who && !UPLOADER_SCOPES.has(this.who.scope)) return this.#showMissingScope();
+    if (this.isUploading) {
+      arrange(this.body, [this.progress.element]);
+      this.progress.draw();
     } else {
-      this.#drawEarlier();
-      arrange(this.body, [this.earlier, this.zone.element]);
+      this.#drawUnfinished();
+      arrange(this.body, [this.unfinished, this.dropZone.element]);
     }
-    this.zone.element.hidden = this.shown;
-    this.#sum();
+    this.dropZone.element.hidden = this.isUploading;
+    this.#drawSummary();
   }
 
-  #refuse() {
-    this.zone.element.hidden = true;
+  #showMissingScope() {
+    this.dropZone.element.hidden = true;
     arrange(this.body, [h("p.empty", {}, "Your key cannot upload. Uploading requires the scope uploader or operator.")]);
   }
 
-  #complain(message) {
+  #showProblem(message) {
     text(this.problem, message);
     this.problem.hidden = false;
   }
 
-  #ask(found) {
+  #showForm(found) {
     this.problem.hidden = true;
-    const plan = new Plan({
-      found, batches: this.store.batches, wanted: this.wanted, limited: this.who?.batch ?? null,
-      go: (choice) => desk.start(choice), back: () => this.#show(),
+    const form = new UploadForm({
+      found, batches: this.store.batches, proposed: this.wanted, onlyBatch: this.who?.batch ?? null,
+      submitted: (plan) => uploadManager.start(plan), cancelled: () => this.#show(),
     });
-    this.zone.element.hidden = true;
-    arrange(this.body, [plan.element]);
-    plan.element.querySelector("button.primary").focus();
+    this.dropZone.element.hidden = true;
+    arrange(this.body, [form.element]);
+    form.element.querySelector("button.primary").focus();
   }
 
-  /** What a reload or a closed tab interrupted: the browser has to be given the files again. */
-  #drawEarlier() {
-    this.earlier.replaceChildren(...remembered().map((entry) => h("li", {},
+  /** List the uploads that a reload or a closed tab interrupted. The user has to choose the files again. */
+  #drawUnfinished() {
+    this.unfinished.replaceChildren(...unfinishedBatches().map((entry) => h("li", {},
       h("p", {}, h("a", { href: `#/batches/${entry.batch}` }, entry.label || `Batch ${entry.batch.slice(-8)}`),
         ` was not finished (${files(entry.files)}, ${bytes(entry.bytes)}, started ${ago(entry.at)}). Drop the same files again: only missing data is sent.`),
-      h("button", { type: "button", onclick: () => { forget(entry.batch); this.#drawEarlier(); } }, "Remove from this list"))));
+      h("button", { type: "button", onclick: () => { forgetUnfinished(entry.batch); this.#drawUnfinished(); } }, "Remove from this list"))));
   }
 }

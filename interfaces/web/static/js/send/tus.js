@@ -1,70 +1,70 @@
-// Bytes to an upload by tus 1.0.0 (tus.io/protocols/resumable-upload), from where it stands.
+// Client of tus 1.0.0 (tus.io/protocols/resumable-upload): offset and data of one upload.
 
-import { LOST, Trouble } from "./trouble.js";
+import { CONNECTION_LOST, TransferError } from "./errors.js";
 
-const PIECE = 64 * 2 ** 20; // bytes of one request: proxies refuse longer ones
-const PATIENCE = 60_000; // milliseconds without a byte moving after which a request is given up
+const MAX_REQUEST_BYTES = 64 * 2 ** 20; // bytes of one request: proxies refuse longer ones
+const SILENCE_TIMEOUT = 60_000; // milliseconds without progress after which a request is aborted
 const HEADERS = { "Tus-Resumable": "1.0.0" };
-const GONE = {
+const STATUS_MESSAGES = {
   401: "The session has ended: sign in again.",
   404: "The server no longer has this upload.",
   410: "The upload was cancelled or has expired: upload the file in a new batch.",
 };
 
-/** How many bytes the server has (HEAD). Raises Trouble. */
-export async function offsetOf(upload, signal) {
-  let answer;
+/** Return how many bytes the server has (HEAD). Raises TransferError. */
+export async function fetchOffset(upload, signal) {
+  let response;
   try {
-    answer = await fetch(`/v1/uploads/${upload}`, { method: "HEAD", headers: HEADERS, cache: "no-store", signal });
+    response = await fetch(`/v1/uploads/${upload}`, { method: "HEAD", headers: HEADERS, cache: "no-store", signal });
   } catch (error) {
-    throw error.name === "AbortError" ? error : new Trouble(LOST, 0);
+    throw error.name === "AbortError" ? error : new TransferError(CONNECTION_LOST, 0);
   }
-  if (!answer.ok) throw refusal(answer.status, null, answer.headers.get("Retry-After"));
-  return Number(answer.headers.get("Upload-Offset"));
+  if (!response.ok) throw errorOf(response.status, null, response.headers.get("Retry-After"));
+  return Number(response.headers.get("Upload-Offset"));
 }
 
 /**
- * Sends the next piece of a file (PATCH), and returns how many bytes the server has then.
- * `moved(bytes)` hears how far it is. Raises Trouble; AbortError when the signal says so.
+ * Send the next chunk of a file (PATCH) and return the new offset. `progressed(bytes)` is called
+ * with the offset reached so far. Raises TransferError, or the abort reason of the signal.
  */
-export function append(upload, file, offset, signal, moved) {
+export function sendChunk(upload, file, offset, signal, progressed) {
   return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest(); // fetch does not tell how much it has sent
+    const request = new XMLHttpRequest(); // fetch does not report upload progress
     const abort = () => request.abort();
-    let dead = false;
-    let watch = null;
-    const watched = () => {
-      clearTimeout(watch);
-      watch = setTimeout(() => { dead = true; request.abort(); }, PATIENCE);
+    let timedOut = false;
+    let timer = null;
+    const restartTimer = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => { timedOut = true; request.abort(); }, SILENCE_TIMEOUT);
     };
     request.open("PATCH", `/v1/uploads/${upload}`);
     for (const [name, value] of Object.entries(HEADERS)) request.setRequestHeader(name, value);
     request.setRequestHeader("Upload-Offset", offset);
     request.setRequestHeader("Content-Type", "application/offset+octet-stream");
-    request.upload.onprogress = ({ loaded }) => { watched(); moved(offset + loaded); };
+    request.upload.onprogress = ({ loaded }) => { restartTimer(); progressed(offset + loaded); };
     request.onload = () => {
       if (request.status === 204) resolve(Number(request.getResponseHeader("Upload-Offset")));
-      else reject(refusal(request.status, request.responseText, request.getResponseHeader("Retry-After")));
+      else reject(errorOf(request.status, request.responseText, request.getResponseHeader("Retry-After")));
     };
-    request.onerror = () => reject(new Trouble(LOST, 0));
-    request.onabort = () => reject(dead ? new Trouble(LOST, 0) : signal.reason);
+    request.onerror = () => reject(new TransferError(CONNECTION_LOST, 0));
+    request.onabort = () => reject(timedOut ? new TransferError(CONNECTION_LOST, 0) : signal.reason);
     request.onloadend = () => {
-      clearTimeout(watch);
+      clearTimeout(timer);
       signal.removeEventListener("abort", abort);
     };
     signal.addEventListener("abort", abort);
-    watched();
-    request.send(file.slice(offset, offset + PIECE));
+    restartTimer();
+    request.send(file.slice(offset, offset + MAX_REQUEST_BYTES));
   });
 }
 
-/** The server's own words where it has said any. */
-function refusal(status, body, after) {
-  let said = null;
+/** Return an error with the message of the server, if there is one. */
+function errorOf(status, body, after) {
+  let detail = null;
   try {
-    said = body && JSON.parse(body).detail;
+    detail = body && JSON.parse(body).detail;
   } catch {
-    // a proxy between us and the server speaks in pages
+    // not JSON: an error page of a proxy
   }
-  return new Trouble(said || GONE[status] || `The server responded with status ${status}.`, status, after && Number(after));
+  return new TransferError(detail || STATUS_MESSAGES[status] || `The server responded with status ${status}.`, status, after && Number(after));
 }

@@ -1,10 +1,10 @@
-// Reads what /metrics says, in the text format of Prometheus.
+// Parser of /metrics (Prometheus text format).
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 
-/** Metrics by name, each [{labels, value}]; NaN is null: it could not be measured. */
-export function parsed(text) {
+/** Return metrics by name, each [{labels, value}]; NaN (not measurable) becomes null. */
+export function parseMetrics(text) {
   const found = new Map();
   for (const line of text.split("\n")) {
     const [, name, labels, value] = LINE.exec(line) ?? [];
@@ -12,14 +12,14 @@ export function parsed(text) {
     if (!found.has(name)) found.set(name, []);
     const number = Number(value);
     found.get(name).push({
-      labels: Object.fromEntries([...(labels ?? "").matchAll(LABEL)].map(([, key, said]) => [key, said])),
+      labels: Object.fromEntries([...(labels ?? "").matchAll(LABEL)].map(([, key, label]) => [key, label])),
       value: Number.isFinite(number) ? number : null,
     });
   }
   return found;
 }
 
-/** The value of a metric with these labels; null where it is not known. */
+/** Return the value of a metric with these labels, or null. */
 export function valueOf(metrics, name, labels = {}) {
   const lines = metrics.get(name) ?? [];
   const fits = (line) => Object.entries(labels).every(([key, value]) => line.labels[key] === value);

@@ -1,47 +1,47 @@
-// What a webhook was told, newest first, with what became of each.
+// Deliveries of a webhook, newest first, with their results.
 
-import { get, Refused } from "../api.js";
-import { chip } from "../chip.js";
+import { get, RequestError } from "../api.js";
+import { chip } from "../state-chip.js";
 import { arrange, attribute, glyph, h, text } from "../dom.js";
-import { calendar, count } from "../words.js";
+import { calendar, count } from "../format.js";
 import { redeliver } from "./actions.js";
-import { deliveryState, outcomeOf } from "./words.js";
+import { deliveryState, outcomeOf } from "./format.js";
 
-const PAGE = 50;
-const MOST = 500; // shown at most
-const AT_LEAST = 800; // milliseconds that a button stays disabled: a double click is one click
+const PAGE_SIZE = 50;
+const MAX_DELIVERIES = 500; // shown at most
+const MIN_DISABLED = 800; // milliseconds that a button stays disabled: a double click is one click
 
 export class Deliveries {
   constructor(webhook) {
     this.webhook = webhook;
-    this.limit = PAGE;
+    this.limit = PAGE_SIZE;
     this.rows = new Map();
     this.inFlight = new Set(); // positions of deliveries that are being queued again
     this.list = h("ol.deliveries", { "aria-label": "Deliveries" });
     this.none = h("p.empty.small", {}, "No deliveries. Send a test to create one.");
-    this.more = h("button.more", { type: "button", onclick: () => { this.limit = Math.min(MOST, this.limit + PAGE); this.look(); } }, "Show more");
+    this.more = h("button.more", { type: "button", onclick: () => { this.limit = Math.min(MAX_DELIVERIES, this.limit + PAGE_SIZE); this.refresh(); } }, "Show more");
     this.problem = h("p.problem", { role: "alert" });
     this.problem.hidden = true;
     this.element = h("section", {}, h("h2", {}, "Deliveries"), this.problem, h("div.list", {}, this.list, this.none), this.more);
   }
 
-  /** As of the position `least` at least. Raises Refused. */
-  async look(least = 0) {
-    const { items, next } = await get(`/v1/webhooks/${this.webhook}/deliveries?limit=${this.limit}&min_position=${least}`);
+  /** Load the deliveries, at position `minPosition` or later. Raises RequestError. */
+  async refresh(minPosition = 0) {
+    const { items, next } = await get(`/v1/webhooks/${this.webhook}/deliveries?limit=${this.limit}&min_position=${minPosition}`);
     const known = this.rows;
     this.rows = new Map();
     for (const delivery of items) {
       const stamp = JSON.stringify(delivery);
       const row = known.get(delivery.position);
       const same = row?.stamp === stamp ? row : this.#row(delivery, stamp);
-      text(same.outcome, outcomeOf(delivery)); // a retry comes nearer by itself
+      text(same.outcome, outcomeOf(delivery)); // the time to a retry changes without an event
       this.rows.set(delivery.position, same);
     }
     const focused = document.activeElement?.closest(".delivery")?.dataset.position;
     arrange(this.list, [...this.rows.values()].map(({ element }) => element));
     if (focused) this.list.querySelector(`[data-position="${focused}"] button`)?.focus();
     this.none.hidden = items.length > 0;
-    this.more.hidden = next === null || this.limit >= MOST;
+    this.more.hidden = next === null || this.limit >= MAX_DELIVERIES;
   }
 
   #row(delivery, stamp) {
@@ -49,14 +49,14 @@ export class Deliveries {
     state.update(deliveryState(delivery));
     const outcome = h("p.meta");
     const excerpt = delivery.last?.excerpt;
-    const button = this.#again(delivery);
+    const button = this.#redeliverButton(delivery);
     const element = h("li.delivery", { "data-position": delivery.position },
       state.element,
       h("div", {},
-        h("p", {}, h("b", {}, delivery.type), h("span.number", { title: calendar(delivery.queued_at) }, ` ${place(delivery)}`)),
+        h("p", {}, h("b", {}, delivery.type), h("span.number", { title: calendar(delivery.queued_at) }, ` ${positionText(delivery)}`)),
         outcome,
         excerpt ? h("details", {}, h("summary", {}, "Response"), h("pre", {}, excerpt)) : null),
-      h("span.tries", {}, delivery.attempts > 1 ? `${count(delivery.attempts)} attempts` : ""),
+      h("span.attempt-count", {}, delivery.attempts > 1 ? `${count(delivery.attempts)} attempts` : ""),
       delivery.batch ? h("a", { href: `#/batches/${delivery.batch}/history?at=${delivery.position}` }, "View event") : h("span"),
       button);
     const row = { element, outcome, stamp, delivery, button };
@@ -64,13 +64,13 @@ export class Deliveries {
     return row;
   }
 
-  /** A button keeps its place: what is pending cannot be redelivered, and has it disabled. */
+  /** Update the button, which keeps its place: it is disabled while the delivery is pending. */
   #draw({ button, delivery }) {
     const off = delivery.state === "pending" || this.inFlight.has(delivery.position);
     attribute(button, "aria-disabled", off ? "true" : null);
   }
 
-  #again(delivery) {
+  #redeliverButton(delivery) {
     const button = h("button", {
       type: "button", "aria-label": `Redeliver ${delivery.type} of position ${delivery.position}`,
     }, glyph("retry"), "Redeliver");
@@ -81,14 +81,14 @@ export class Deliveries {
   }
 
   async #redeliver(position) {
-    const over = new Promise((resolve) => { setTimeout(resolve, AT_LEAST); });
+    const over = new Promise((resolve) => { setTimeout(resolve, MIN_DISABLED); });
     this.#setInFlight(position, true);
     this.problem.hidden = true;
     try {
       await redeliver(this.webhook, position);
-      await this.look();
+      await this.refresh();
     } catch (error) {
-      if (!(error instanceof Refused)) throw error;
+      if (!(error instanceof RequestError)) throw error;
       text(this.problem, error.message);
       this.problem.hidden = false;
     } finally {
@@ -105,4 +105,4 @@ export class Deliveries {
   }
 }
 
-const place = ({ position, queued_at: queued }) => `position ${count(position)}, ${calendar(queued)}`;
+const positionText = ({ position, queued_at: queued }) => `position ${count(position)}, ${calendar(queued)}`;

@@ -1,14 +1,14 @@
-// All webhooks: who is told what, and whether they are well.
+// Page of all webhooks with their filters and health.
 
 import { get } from "../api.js";
-import { chip } from "../chip.js";
+import { chip } from "../state-chip.js";
 import { attribute, h, text } from "../dom.js";
 import { Poll } from "../poll.js";
-import { calendar, count } from "../words.js";
-import { toldOf, webhookState } from "./words.js";
+import { calendar, count } from "../format.js";
+import { filterSummary, webhookState } from "./format.js";
 
-const PAUSE = 5; // seconds between two looks
-const MOST = 200; // shown at most; an owner has 50
+const POLL_SECONDS = 5; // seconds
+const MAX_WEBHOOKS = 200; // shown at most; an owner has 50
 
 export class WebhooksPage {
   title = "Webhooks";
@@ -26,26 +26,26 @@ export class WebhooksPage {
     this.none.hidden = true;
     this.element = h("section", {},
       h("div.heading", {}, h("div", {}, h("h1", {}, "Webhooks"), this.summary)), this.problem, this.list, this.none);
-    this.poll = new Poll(() => this.#ask(), (message) => this.#complain(message), PAUSE);
+    this.poll = new Poll(() => this.#refresh(), (message) => this.#showProblem(message), POLL_SECONDS);
   }
 
   close() {
     this.poll.close();
   }
 
-  changed() {} // the feed tells nothing of this
+  changed() {} // not part of the feed
 
-  async #ask() {
-    const { items, next } = await get(`/v1/webhooks?limit=${MOST}`);
-    const unwell = items.filter((webhook) => !webhook.enabled || webhook.failing_since).length;
-    text(this.summary, items.length ? `${count(items.length)}${next ? " and more" : ""}, ${unwell ? `${count(unwell)} unhealthy` : "all healthy"}` : "");
+  async #refresh() {
+    const { items, next } = await get(`/v1/webhooks?limit=${MAX_WEBHOOKS}`);
+    const unhealthy = items.filter((webhook) => !webhook.enabled || webhook.failing_since).length;
+    text(this.summary, items.length ? `${count(items.length)}${next ? " and more" : ""}, ${unhealthy ? `${count(unhealthy)} unhealthy` : "all healthy"}` : "");
     this.none.hidden = items.length > 0;
     const focused = document.activeElement?.closest("[data-webhook]")?.dataset.webhook;
     this.list.replaceChildren(...items.map(card));
     if (focused) this.list.querySelector(`[data-webhook="${focused}"] a`)?.focus();
   }
 
-  #complain(message) {
+  #showProblem(message) {
     text(this.problem, message ?? "");
     this.problem.hidden = message === null;
   }
@@ -59,7 +59,7 @@ function card(webhook) {
     h("div.row", {},
       h("div.title", {}, h("h2", {}, h("a.name", { href: `#/webhooks/${webhook.id}` }, webhook.url)), h("p.meta", {}, webhook.description)),
       state.element),
-    h("div.row.foot", {}, h("span.told", {}, toldOf(webhook)),
+    h("div.row.foot", {}, h("span.event-filter", {}, filterSummary(webhook)),
       h("span", {}, `${count(webhook.pending)} waiting, ${count(webhook.failed)} failed`)),
     webhook.enabled ? (webhook.last_error && webhook.failing_since ? h("p.problem", {}, webhook.last_error) : null)
       : h("p.problem", {}, `Disabled: ${webhook.reason}`));

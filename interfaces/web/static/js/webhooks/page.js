@@ -1,15 +1,15 @@
-// One webhook: what it is told, how it fares, and its deliveries.
+// Page of one webhook: filter, health and deliveries.
 
 import { get } from "../api.js";
-import { chip } from "../chip.js";
+import { chip } from "../state-chip.js";
 import { glyph, h, text } from "../dom.js";
 import { Poll } from "../poll.js";
-import { ago, calendar, count } from "../words.js";
+import { ago, calendar, count } from "../format.js";
 import { webhookActions } from "./actions.js";
 import { Deliveries } from "./deliveries.js";
-import { toldOf, webhookState } from "./words.js";
+import { filterSummary, webhookState } from "./format.js";
 
-const PAUSE = 2; // seconds between two looks
+const POLL_SECONDS = 2; // seconds
 
 export class WebhookPage {
   title = "Webhook";
@@ -24,27 +24,27 @@ export class WebhookPage {
     this.facts = h("dl.facts");
     this.problem = h("p.problem", { role: "alert" });
     this.deliveries = new Deliveries(id);
-    this.actions = webhookActions((answer) => { this.least = answer?.position ?? 0; this.poll.now(); });
+    this.actions = webhookActions((answer) => { this.minPosition = answer?.position ?? 0; this.poll.now(); });
     this.element = h("section.webhook", {},
       h("p.crumbs", {}, h("a", { href: "#/webhooks" }, glyph("back"), "Webhooks"),
         h("span.documents", {}, h("a", { href: `/v1/webhooks/${id}/history` }, "Change history (JSON)"))),
       h("div.heading", {}, h("div", {}, this.name, this.about), this.state.element),
       this.problem, this.facts, this.actions.element, this.deliveries.element);
-    this.poll = new Poll(() => this.#ask(), (message) => this.#complain(message), PAUSE);
+    this.poll = new Poll(() => this.#refresh(), (message) => this.#showProblem(message), POLL_SECONDS);
   }
 
   close() {
     this.poll.close();
   }
 
-  changed() {} // the feed tells nothing of this
+  changed() {} // not part of the feed
 
-  async #ask() {
-    const [webhook] = await Promise.all([get(`/v1/webhooks/${this.id}`), this.deliveries.look(this.least ?? 0)]);
-    this.least = 0; // seen: from now on what there is will do
+  async #refresh() {
+    const [webhook] = await Promise.all([get(`/v1/webhooks/${this.id}`), this.deliveries.refresh(this.minPosition ?? 0)]);
+    this.minPosition = 0; // reached: later refreshes need no minimum
     this.title = webhook.url;
     text(this.name, webhook.url);
-    text(this.about, toldOf(webhook));
+    text(this.about, filterSummary(webhook));
     this.state.update(webhookState(webhook));
     this.actions.update(webhook);
     const known = [
@@ -61,7 +61,7 @@ export class WebhookPage {
       .flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
   }
 
-  #complain(message) {
+  #showProblem(message) {
     text(this.problem, message ?? "");
     this.problem.hidden = message === null;
   }

@@ -1,17 +1,17 @@
-// One batch: its progress, what failed and why, and every upload with its attempts.
+// Page of one batch: progress, failures by reason, and all uploads with their attempts.
 
 import { batchActions } from "./actions.js";
-import { principal, SENDERS } from "./api.js";
-import { chip } from "./chip.js";
-import { Detail } from "./detail.js";
+import { principal, UPLOADER_SCOPES } from "./api.js";
+import { chip } from "./state-chip.js";
+import { UploadDetail } from "./upload-detail.js";
 import { arrange, attribute, glyph, h, oncePerFrame, text } from "./dom.js";
 import { batchBar, transferred } from "./progress.js";
-import { uploadRow } from "./row.js";
-import { VirtualList } from "./table.js";
-import { activityNote, ago, batchName, batchState, calendar, count, duration, ended, files, percent, STATES, UNHAPPY, uploadState } from "./words.js";
+import { uploadRow } from "./upload-row.js";
+import { VirtualList } from "./virtual-list.js";
+import { activityNote, ago, batchName, batchState, calendar, count, duration, ended, files, percent, STATES, FAILED_STATES, uploadState } from "./format.js";
 
-const ROW = 44; // pixels; the style sheet knows it too
-const MANY = 2000; // rows beyond which list and reasons are made anew once a second only
+const ROW_HEIGHT = 44; // pixels; same as --row in app.css
+const THROTTLE_ROWS = 2000; // above this, list and failures are rebuilt at most once a second
 const RANK = new Map(STATES.map((state, rank) => [state, rank]));
 
 export class BatchPage {
@@ -26,9 +26,9 @@ export class BatchPage {
     this.sortedAt = -Infinity;
     this.draw = oncePerFrame(() => this.#draw());
     this.list = new VirtualList({
-      label: "Uploads", rowHeight: ROW, make: uploadRow, chosen: (upload) => this.#choose(upload),
+      label: "Uploads", rowHeight: ROW_HEIGHT, make: uploadRow, onSelect: (upload) => this.#choose(upload),
     });
-    this.detail = new Detail(() => this.list.select(null) ?? this.#choose(null));
+    this.detail = new UploadDetail(() => this.list.select(null) ?? this.#choose(null));
     this.#build();
     this.clock = setInterval(this.draw, 1000);
   }
@@ -51,26 +51,26 @@ export class BatchPage {
     this.name = h("h1");
     this.state = chip();
     this.meta = h("p.summary.line");
-    this.note = h("p.pause");
+    this.note = h("p.status-note");
     this.actions = batchActions();
     this.bar = batchBar();
     this.percent = h("p.figure");
-    this.size = h("p.beside");
+    this.size = h("p.aside-note");
     this.filters = h("div.filters", { role: "group", "aria-label": "Show uploads by state" });
     this.reasons = h("ul.reasons");
     this.noReasons = h("p.meta", {}, "No failures left.");
-    this.why = h("section.why", { "aria-label": "Failures by reason" }, h("h2", {}, "Failures by reason"), this.reasons, this.noReasons);
-    this.why.hidden = true;
+    this.failurePanel = h("section.failures", { "aria-label": "Failures by reason" }, h("h2", {}, "Failures by reason"), this.reasons, this.noReasons);
+    this.failurePanel.hidden = true;
     this.none = h("p.empty.small");
     this.add = h("a", { href: `#/send?batch=${this.id}` }, "Add files");
     this.documents = documents(this.id, this.add);
-    this.add.classList.add("gone");
-    principal().then((who) => { this.mayAdd = SENDERS.has(who?.scope); this.draw(); });
+    this.add.classList.add("is-invisible");
+    principal().then((who) => { this.mayAdd = UPLOADER_SCOPES.has(who?.scope); this.draw(); });
     this.content = h("div", {},
       h("div.heading", {}, h("div", {}, this.name, this.meta), this.state.element),
       h("section.overall", {}, this.percent, h("div.grow", {}, this.bar.element, this.size)),
-      this.actions.element, // nothing above them comes and goes: they keep their places
-      this.note, this.why, this.filters,
+      this.actions.element, // the layout above the buttons is fixed, so they do not move
+      this.note, this.failurePanel, this.filters,
       h("div.split", {}, h("div.list", {}, this.list.element, this.none), this.detail.element));
     this.missing = h("div.empty", {},
       h("h2", {}, "No such batch"), h("p", {}, "It belongs to another owner, or has not been started yet. Once it is started, it appears here."));
@@ -103,7 +103,7 @@ export class BatchPage {
     this.state.update(batchState(batch));
     this.bar.update(batch);
     this.actions.update(batch, this.store.position);
-    this.add.classList.toggle("gone", !this.mayAdd || batch.state !== "open");
+    this.add.classList.toggle("is-invisible", !this.mayAdd || batch.state !== "open");
     attribute(this.bar.element, "aria-label", "Progress of the batch");
     text(this.percent, percent(batch.percent));
     text(this.size, `${transferred(batch)}, ${count(ended(batch))} of ${files(batch.uploads)} ended`);
@@ -115,7 +115,7 @@ export class BatchPage {
     attribute(this.meta, "title", `Started ${calendar(batch.started_at)}`);
   }
 
-  /** The states there are, to choose from; counted from the rows, as the list below shows them. */
+  /** Draw one filter per existing state, with counts of the rows in the list. */
   #drawFilters(counts, all) {
     const known = new Map([...this.filters.children].map((button) => [button.dataset.state, button]));
     const wanted = ["", ...STATES.filter((state) => counts[state] || this.filter.state === state)];
@@ -129,13 +129,13 @@ export class BatchPage {
 
   #filterButton(state) {
     const { word, shape, tone } = state ? uploadState(state) : { word: "All", tone: "quiet" };
-    const button = h("button", { type: "button", "data-state": state, onclick: () => this.#narrow(state || null, null) },
+    const button = h("button", { type: "button", "data-state": state, onclick: () => this.#setFilter(state || null, null) },
       shape ? glyph(shape) : null, word, h("span.number"));
     button.dataset.tone = tone;
     return button;
   }
 
-  #narrow(state, reason) {
+  #setFilter(state, reason) {
     this.filter = { state, reason };
     this.sortedAt = -Infinity;
     this.list.element.scrollTop = 0;
@@ -143,36 +143,36 @@ export class BatchPage {
   }
 
   #drawReasons() {
-    const groups = new Map(); // by reason: how many, and the words of all of them or a pattern
+    const groups = new Map(); // by reason: count, and the common message or its pattern
     for (const upload of this.store.uploads.values()) {
-      if (!UNHAPPY.has(upload.state)) continue;
-      const [reason, words] = [reasonOf(upload), wordsOf(upload)];
+      if (!FAILED_STATES.has(upload.state)) continue;
+      const [reason, words] = [reasonOf(upload), messageOf(upload)];
       const known = groups.get(reason);
       groups.set(reason, { number: (known?.number ?? 0) + 1, words: !known || known.words === words ? words : reason });
     }
     const stamp = JSON.stringify([...groups, this.filter.reason]);
     if (stamp === this.reasonStamp) return;
     this.reasonStamp = stamp;
-    // Once shown, it never shrinks: content below must not move under the pointer during a click.
-    if (!this.why.hidden) this.why.style.minBlockSize = `${this.why.getBoundingClientRect().height}px`;
-    this.why.hidden &&= !groups.size;
+    // The panel never shrinks: content below must not move under the pointer during a click.
+    if (!this.failurePanel.hidden) this.failurePanel.style.minBlockSize = `${this.failurePanel.getBoundingClientRect().height}px`;
+    this.failurePanel.hidden &&= !groups.size;
     this.noReasons.hidden = groups.size > 0;
-    const most = [...groups].sort(([, a], [, b]) => b.number - a.number).slice(0, 8);
-    this.reasons.replaceChildren(...most.map(([reason, group]) => this.#reason(reason, group)));
+    const largest = [...groups].sort(([, a], [, b]) => b.number - a.number).slice(0, 8);
+    this.reasons.replaceChildren(...largest.map(([reason, group]) => this.#reason(reason, group)));
   }
 
   #reason(reason, { number, words }) {
     const pressed = this.filter.reason === reason;
     return h("li", {}, h("button", {
       type: "button", "aria-pressed": String(pressed),
-      onclick: () => this.#narrow(null, pressed ? null : reason),
+      onclick: () => this.#setFilter(null, pressed ? null : reason),
     }, glyph("failed"), h("span.reason", {}, words), h("span.number", {}, files(number))));
   }
 
   #drawRows() {
     const now = performance.now();
     const { uploads } = this.store;
-    if (uploads.size > MANY && now - this.sortedAt < 1000) return this.#refresh();
+    if (uploads.size > THROTTLE_ROWS && now - this.sortedAt < 1000) return this.#refresh();
     this.sortedAt = now;
     this.#drawReasons();
     const counts = {};
@@ -181,7 +181,7 @@ export class BatchPage {
       counts[upload.state] = (counts[upload.state] ?? 0) + 1;
       if (this.#shows(upload)) rows.push(upload);
     }
-    rows.sort(unhappyFirst);
+    rows.sort(failedFirst);
     this.order = rows.map((row) => row.id);
     this.#drawFilters(counts, uploads.size);
     this.list.show(rows);
@@ -189,19 +189,19 @@ export class BatchPage {
     text(this.none, uploads.size ? "No uploads match this filter." : "No files yet.");
   }
 
-  /** The same rows in the same places, as they are now. */
+  /** Redraw the same rows in the same order. */
   #refresh() {
     this.list.show(this.order.map((id) => this.store.uploads.get(id)).filter(Boolean));
   }
 
   #shows(upload) {
     const { state, reason } = this.filter;
-    if (reason) return UNHAPPY.has(upload.state) && reasonOf(upload) === reason;
+    if (reason) return FAILED_STATES.has(upload.state) && reasonOf(upload) === reason;
     return !state || upload.state === state;
   }
 }
 
-/** What there is beside the batch itself: more files for it, who did what, and the report. */
+/** Links of the batch: add files, history, reports. */
 function documents(id, add) {
   const at = `/v1/batches/${id}`;
   return h("span.documents", {},
@@ -211,15 +211,15 @@ function documents(id, add) {
     h("a", { href: `${at}/report.csv?only=failed`, download: "" }, "Failed only (CSV)"));
 }
 
-/** Messages that differ in numbers alone are one reason, as they are in the report. */
-const reasonOf = (upload) => wordsOf(upload).replaceAll(/\d+/g, "#");
+/** Messages that differ only in numbers are one reason, as in the report. */
+const reasonOf = (upload) => messageOf(upload).replaceAll(/\d+/g, "#");
 
-function wordsOf(upload) {
+function messageOf(upload) {
   const step = upload.error_step ? `${upload.error_step}: ` : "";
   return `${step}${upload.error ?? uploadState(upload.state).word.toLowerCase()}`;
 }
 
-function unhappyFirst(a, b) {
+function failedFirst(a, b) {
   const rank = (RANK.get(a.state) ?? 0) - (RANK.get(b.state) ?? 0);
   return rank || (a.path < b.path ? -1 : a.path > b.path ? 1 : 0);
 }

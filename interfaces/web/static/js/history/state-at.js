@@ -1,38 +1,38 @@
-// The state of a batch or an upload as it was then: rebuilt by the server from events alone.
+// State of a batch or an upload at a position, rebuilt by the server from events.
 
-import { get, Refused } from "../api.js";
-import { chip, tally } from "../chip.js";
+import { get, RequestError } from "../api.js";
+import { chip, tally } from "../state-chip.js";
 import { attribute, h, text } from "../dom.js";
 import { batchBar, transferred, uploadBar } from "../progress.js";
-import { batchState, bytes, count, files, percent, STATES, uploadState } from "../words.js";
+import { batchState, bytes, count, files, percent, STATES, uploadState } from "../format.js";
 
-/** One card; `show(id, position)` asks and draws, the newest question wins. */
-class Then {
-  #asking = null;
+/** One panel. `show(id, position)` loads and draws; the latest call wins. */
+class StateAt {
+  #request = null;
 
   constructor(kind) {
     this.kind = kind;
     this.state = chip();
     this.name = h("h2");
     this.problem = h("p.problem");
-    this.element = h("section.then", {}, this.name, this.state.element);
+    this.element = h("section.state-at", {}, this.name, this.state.element);
     this.element.hidden = true;
   }
 
   async show(id, position) {
     if (this.stamp === `${id}@${position}`) return;
     this.stamp = `${id}@${position}`;
-    this.#asking?.abort();
-    this.#asking = new AbortController();
+    this.#request?.abort();
+    this.#request = new AbortController();
     try {
-      const row = await get(`/v1/${this.kind}/${id}?at=${position}`, this.#asking.signal);
+      const row = await get(`/v1/${this.kind}/${id}?at=${position}`, this.#request.signal);
       this.problem.remove();
       this.state.update(this.stateOf(row));
       this.draw(row);
       this.element.dataset.position = position;
     } catch (error) {
       if (error.name === "AbortError") return;
-      if (!(error instanceof Refused)) throw error;
+      if (!(error instanceof RequestError)) throw error;
       text(this.problem, error.message);
       this.element.append(this.problem);
     }
@@ -40,13 +40,13 @@ class Then {
   }
 
   hide() {
-    this.#asking?.abort();
+    this.#request?.abort();
     this.stamp = null;
     this.element.hidden = true;
   }
 }
 
-export class BatchThen extends Then {
+export class BatchStateAt extends StateAt {
   constructor() {
     super("batches");
     text(this.name, "Batch at this position");
@@ -72,7 +72,7 @@ export class BatchThen extends Then {
   }
 }
 
-export class UploadThen extends Then {
+export class UploadStateAt extends StateAt {
   constructor() {
     super("uploads");
     this.bar = uploadBar();

@@ -1,4 +1,4 @@
-// How states, sizes and times are said: every state has a word, a shape and a tone.
+// Labels of states (word, icon, tone) and formats of sizes and times.
 
 const UPLOAD = {
   registered: ["Waiting", "waiting", "quiet"],
@@ -24,7 +24,7 @@ const OUTCOME = {
   expired: ["Expired", "gone", "quiet"],
 };
 
-/** What an unfinished batch is doing, as the server derives it (`activity`). */
+/** Labels of the `activity` of an unfinished batch. */
 const ACTIVITY = {
   receiving: ["Receiving", "transfer", "active"],
   processing: ["Processing", "processing", "active"],
@@ -42,27 +42,27 @@ const ATTEMPT = {
   abandoned: ["Abandoned", "stopped", "quiet"],
 };
 
-/** The states in the order in which they ask for attention. */
+/** States by urgency. */
 export const STATES = [
   "failed", "quarantined", "rejected", "retry_scheduled", "processing", "transferring",
   "queued", "received", "registered", "expired", "cancelled", "completed", "erased",
 ];
-export const UNHAPPY = new Set(["failed", "quarantined", "rejected"]);
-const ENDED = new Set([...UNHAPPY, "completed", "cancelled", "expired", "erased"]);
+export const FAILED_STATES = new Set(["failed", "quarantined", "rejected"]);
+const ENDED = new Set([...FAILED_STATES, "completed", "cancelled", "expired", "erased"]);
 
-const said = ([word, shape, tone]) => ({ word, shape, tone });
-const plain = (state) => [state.replaceAll("_", " "), "waiting", "quiet"];
+const described = ([word, shape, tone]) => ({ word, shape, tone });
+const unknownState = (state) => [state.replaceAll("_", " "), "waiting", "quiet"];
 
-export const uploadState = (state) => said(UPLOAD[state] ?? plain(state));
-export const attemptState = (state) => said(ATTEMPT[state] ?? plain(state));
+export const uploadState = (state) => described(UPLOAD[state] ?? unknownState(state));
+export const attemptState = (state) => described(ATTEMPT[state] ?? unknownState(state));
 
 export function batchState(batch) {
-  if (batch.outcome) return said(OUTCOME[batch.outcome] ?? plain(batch.outcome));
-  if (batch.activity) return said(ACTIVITY[batch.activity] ?? plain(batch.activity));
-  return said(batch.state === "cancelling" ? ["Cancelling", "stopped", "warn"] : plain(batch.state));
+  if (batch.outcome) return described(OUTCOME[batch.outcome] ?? unknownState(batch.outcome));
+  if (batch.activity) return described(ACTIVITY[batch.activity] ?? unknownState(batch.activity));
+  return described(batch.state === "cancelling" ? ["Cancelling", "stopped", "warn"] : unknownState(batch.state));
 }
 
-/** More about what a batch is doing, where its word alone leaves a question; empty otherwise. */
+/** Return an explanation of the activity, or an empty string. */
 export function activityNote(batch) {
   const since = batch.activity_since && `since ${calendar(batch.activity_since)}, ${ago(batch.activity_since)}`;
   if (batch.activity === "stalled") return `No activity ${since}`;
@@ -77,7 +77,7 @@ export const percent = (value) => `${Math.floor(value ?? 0)} %`;
 export const batchName = (batch) => batch.label || `Batch ${batch.id.slice(-8)}`;
 export const sum = (counts, wanted) =>
   Object.entries(counts).reduce((all, [state, n]) => all + (wanted.has(state) ? n : 0), 0);
-export const failures = (batch) => sum(batch.counts, UNHAPPY);
+export const failures = (batch) => sum(batch.counts, FAILED_STATES);
 export const ended = (batch) => sum(batch.counts, ENDED);
 
 const UNITS = ["B", "KB", "MB", "GB", "TB", "PB"];

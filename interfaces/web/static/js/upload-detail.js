@@ -1,13 +1,13 @@
-// One upload in full: what it is, and every attempt that was made at it.
+// Detail panel of one upload with all its attempts.
 
 import { uploadActions } from "./actions.js";
-import { chip } from "./chip.js";
+import { chip } from "./state-chip.js";
 import { glyph, h, text } from "./dom.js";
-import { attemptState, bytes, calendar, clock, duration, percent, until, uploadState } from "./words.js";
+import { attemptState, bytes, calendar, clock, duration, percent, until, uploadState } from "./format.js";
 
 const STORED = new Set(["received", "queued", "processing", "retry_scheduled", "completed", "failed"]);
 
-export class Detail {
+export class UploadDetail {
   constructor(close) {
     this.actions = uploadActions();
     this.state = chip();
@@ -16,7 +16,7 @@ export class Detail {
     this.links = h("p.links");
     this.tries = h("h3");
     this.attempts = h("ol.attempts");
-    // Nothing above the actions comes and goes: they keep their places.
+    // The layout above the actions is fixed, so they do not move.
     this.body = h("div.detail-body", {}, this.state.element, this.path, this.actions.element,
       this.facts, this.links, this.tries, this.attempts);
     this.element = h("aside.detail", { "aria-label": "Upload" },
@@ -25,7 +25,7 @@ export class Detail {
     this.element.hidden = true;
   }
 
-  /** Draws anew only what changed: the rows are the same objects until a frame replaces them. */
+  /** Redraw if the upload changed. */
   show(upload, attempts, position) {
     this.element.hidden = !upload;
     if (upload) this.actions.update(upload, position);
@@ -41,7 +41,7 @@ export class Detail {
   }
 }
 
-/** What a second changes: a retry that comes nearer. */
+/** Return the time to the next attempt, which changes without a frame. */
 function waiting(upload) {
   return upload.state === "retry_scheduled" && upload.retry_at ? until(upload.retry_at) : "";
 }

@@ -1,20 +1,20 @@
-// A list of any length: only the rows in sight are elements.
+// List of any length that creates elements only for visible rows.
 
 import { attribute, h, oncePerFrame } from "./dom.js";
 
-const AHEAD = 6; // rows kept above and below those in sight
-const AROUND = 3; // rows to be seen around one that is revealed
+const OVERSCAN_ROWS = 6; // rows rendered above and below the visible ones
+const REVEAL_MARGIN = 3; // rows kept visible around a revealed one
 
 export class VirtualList {
   #pool = new Map();
   #rows = [];
   #index = new Map();
 
-  /** `make()` gives a row element with `update(row)`; `chosen(id)` hears of the selection. */
-  constructor({ label, rowHeight, make, chosen }) {
+  /** `make()` returns `{element, update(row)}`; `onSelect(id)` is called for each selection (null: none). */
+  constructor({ label, rowHeight, make, onSelect }) {
     this.rowHeight = rowHeight;
     this.make = make;
-    this.chosen = chosen;
+    this.onSelect = onSelect;
     this.selected = null;
     this.track = h("div.track");
     this.element = h("div.virtual", {
@@ -44,18 +44,18 @@ export class VirtualList {
     this.draw();
   }
 
-  /** Scrolls as little as it takes for the row to be seen, with a few around it. */
+  /** Scroll as little as possible to show the row and its neighbours. */
   reveal(id) {
     const index = this.#index.get(id);
     if (index === undefined) return;
-    this.#reveal(Math.max(0, index - AROUND));
-    this.#reveal(Math.min(this.#rows.length - 1, index + AROUND));
+    this.#reveal(Math.max(0, index - REVEAL_MARGIN));
+    this.#reveal(Math.min(this.#rows.length - 1, index + REVEAL_MARGIN));
   }
 
   #draw() {
     const { scrollTop, clientHeight } = this.element;
-    const first = Math.max(0, Math.floor(scrollTop / this.rowHeight) - AHEAD);
-    const last = Math.min(this.#rows.length, first + Math.ceil(clientHeight / this.rowHeight) + 2 * AHEAD);
+    const first = Math.max(0, Math.floor(scrollTop / this.rowHeight) - OVERSCAN_ROWS);
+    const last = Math.min(this.#rows.length, first + Math.ceil(clientHeight / this.rowHeight) + 2 * OVERSCAN_ROWS);
     const wanted = new Set();
     for (let index = first; index < last; index++) wanted.add(this.#rows[index].id);
     const spare = [...this.#pool].filter(([id]) => !wanted.has(id));
@@ -68,14 +68,14 @@ export class VirtualList {
     attribute(this.element, "aria-activedescendant", active ? active.element.id : null);
   }
 
-  /** Puts the row's element in its place: its own, a spare one, or a new one. */
+  /** Position the element of a row: its own, a spare one, or a new one. */
   #place(index, spare) {
     const row = this.#rows[index];
     let item = this.#pool.get(row.id);
     if (!item) {
       const free = spare.pop();
       if (free) this.#pool.delete(free[0]);
-      item = free ? free[1] : this.#made();
+      item = free ? free[1] : this.#createItem();
       this.#pool.set(row.id, item);
       item.element.dataset.id = row.id;
       item.element.id = `row-${row.id}`;
@@ -87,7 +87,7 @@ export class VirtualList {
     item.update(row);
   }
 
-  #made() {
+  #createItem() {
     const item = this.make();
     attribute(item.element, "role", "option");
     item.element.classList.add("virtual-row");
@@ -125,6 +125,6 @@ export class VirtualList {
 
   #choose(id) {
     this.select(id);
-    this.chosen(id);
+    this.onSelect(id);
   }
 }

@@ -1,9 +1,9 @@
-// All batches, newest first: how far each is, and which of them need somebody.
+// Page of all batches, newest first, with progress and filters.
 
-import { chip, tally } from "./chip.js";
+import { chip, tally } from "./state-chip.js";
 import { arrange, attribute, h, oncePerFrame, text } from "./dom.js";
 import { batchBar, transferred } from "./progress.js";
-import { ago, batchName, batchState, calendar, count, failures, files, percent, STATES, uploadState } from "./words.js";
+import { ago, batchName, batchState, calendar, count, failures, files, percent, STATES, uploadState } from "./format.js";
 
 const PAGE = 50;
 const VIEWS = {
@@ -13,7 +13,7 @@ const VIEWS = {
   finished: ["Finished", (batch) => Boolean(batch.outcome)],
 };
 
-export class Batches {
+export class BatchesPage {
   title = "Batches";
   section = "batches";
   follows = "*";

@@ -1,8 +1,8 @@
-// One recorded event as one line: when, what, about which file, and who.
+// List row of one recorded event: time, label, file, details and actor.
 
-import { chip } from "../chip.js";
+import { chip } from "../state-chip.js";
 import { attribute, h, text } from "../dom.js";
-import { lookOf } from "./event-looks.js";
+import { styleOf } from "./event-styles.js";
 
 const CLOCK = new Intl.DateTimeFormat(undefined, {
   hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3, hour12: false,
@@ -19,14 +19,14 @@ export function eventRow() {
   const who = h("span.who");
   const element = h("div.event", {}, time, what.element, h("span.what", {}, path, note), who);
   const update = (item) => {
-    const said = lookOf(item);
+    const style = styleOf(item);
     attribute(time, "datetime", item.at);
     text(time, moment(item.at));
-    what.update(said);
+    what.update(style);
     text(path, item.path.slice(item.path.lastIndexOf("/") + 1));
     attribute(path, "title", item.path || null);
-    text(note, said.details);
-    attribute(note, "title", said.details || null);
+    text(note, style.details);
+    attribute(note, "title", style.details || null);
     text(who, item.by);
   };
   return { element, update };

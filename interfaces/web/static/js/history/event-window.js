@@ -1,12 +1,12 @@
-// The recorded events around a moment: a window that moves over a history of any length.
+// Loaded part of a history: a window of events around a position.
 
 import { get } from "../api.js";
 
-const PAGE = 200; // events asked for at once
-const MOST = 1000; // events kept
+const PAGE_SIZE = 200; // events per request
+const MAX_EVENTS = 1000; // events kept in memory
 const END = `before=${Number.MAX_SAFE_INTEGER}`;
 
-export class Events {
+export class EventWindow {
   #generation = 0;
   #loading = false;
 
@@ -15,20 +15,20 @@ export class Events {
     this.path = `/v1/${kind}/${id}/history`;
     this.items = [];
     this.first = null; // position of the first event of all
-    this.last = null; // and of the last, as far as is known
+    this.last = null; // and of the last known one
     this.atStart = false;
     this.atEnd = false;
   }
 
-  /** Whether it is known here which event is the last at or before a position. */
+  /** Return whether the last event at or before a position is loaded. */
   covers(position) {
     if (!this.items.length) return false;
     return (this.atStart || this.items[0].position <= position)
       && (this.atEnd || position <= this.items.at(-1).position);
   }
 
-  /** The index of the last event at or before a position; 0 where none is. */
-  at(position) {
+  /** Return the index of the last event at or before a position, or 0. */
+  indexAt(position) {
     let [low, high] = [0, this.items.length];
     while (low < high) {
       const middle = (low + high) >> 1;
@@ -38,8 +38,8 @@ export class Events {
     return Math.max(0, low - 1);
   }
 
-  /** Moves the window to a position, or to the end. Whether it is where it was asked to be. */
-  async around(position, signal) {
+  /** Load the window around a position (null: the end). Returns false if a later call replaced this one. */
+  async loadAround(position, signal) {
     const generation = ++this.#generation;
     const earlier = position === null ? END : `before=${position + 1}`;
     const [before, after, start, end] = await Promise.all([
@@ -49,7 +49,7 @@ export class Events {
       this.last === null ? get(`${this.path}?${END}&limit=1`, signal) : null,
     ]);
     if (generation !== this.#generation) return false;
-    this.#take([...before.items, ...after.items]);
+    this.#setItems([...before.items, ...after.items]);
     this.atStart = before.next === null;
     this.atEnd = after.next === null;
     this.first = start?.items[0]?.position ?? this.first;
@@ -57,30 +57,30 @@ export class Events {
     return true;
   }
 
-  /** Learns what was recorded since; returns how many events came into the window. */
-  async look() {
-    if (this.atEnd) return this.later();
+  /** Load new events; returns how many were added to the window. */
+  async loadNew() {
+    if (this.atEnd) return this.loadLater();
     const { items } = await get(`${this.path}?${END}&limit=1`);
     this.last = Math.max(this.last, items[0]?.position ?? 0);
     return 0;
   }
 
-  /** Goes on at the beginning of the window; returns how many events were added. */
-  async earlier() {
+  /** Extend the window at its start; returns how many events were added. */
+  async loadEarlier() {
     if (this.atStart) return 0;
     return this.#more(`before=${this.items[0]?.position ?? 1}`, (page) => {
-      this.#take([...page.items, ...this.items].slice(0, MOST));
+      this.#setItems([...page.items, ...this.items].slice(0, MAX_EVENTS));
       this.atStart = page.next === null;
       this.atEnd &&= this.items.at(-1).position === this.last;
     });
   }
 
-  /** Goes on at its end, also with what was recorded since. */
-  async later() {
+  /** Extend the window at its end; returns how many events were added. */
+  async loadLater() {
     return this.#more(`after=${this.items.at(-1)?.position ?? 0}`, (page) => {
       const all = [...this.items, ...page.items];
-      this.atStart &&= all.length <= MOST;
-      this.#take(all.slice(-MOST));
+      this.atStart &&= all.length <= MAX_EVENTS;
+      this.#setItems(all.slice(-MAX_EVENTS));
       this.atEnd = page.next === null;
     });
   }
@@ -100,10 +100,10 @@ export class Events {
   }
 
   #page(query, signal) {
-    return get(`${this.path}?${query}&limit=${PAGE}`, signal);
+    return get(`${this.path}?${query}&limit=${PAGE_SIZE}`, signal);
   }
 
-  #take(items) {
+  #setItems(items) {
     this.items = items;
     this.last = Math.max(this.last ?? 0, items.at(-1)?.position ?? 0);
   }

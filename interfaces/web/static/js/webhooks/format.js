@@ -1,6 +1,6 @@
-// How webhooks and deliveries are said.
+// Labels of webhooks and deliveries.
 
-import { ago, duration, until } from "../words.js";
+import { ago, duration, until } from "../format.js";
 
 const DELIVERY = {
   pending: { word: "Waiting", shape: "queued", tone: "quiet" },
@@ -18,7 +18,7 @@ export function webhookState(webhook) {
 export const deliveryState = ({ state, attempts }) =>
   (state === "pending" && attempts ? DELIVERY.retrying : DELIVERY[state]) ?? { word: state, shape: "waiting", tone: "quiet" };
 
-/** What the last request came to, and when there is another. */
+/** Return the result of the last request and the time of the next one. */
 export function outcomeOf({ last, next_at: next, state }) {
   const parts = [];
   if (last) parts.push(last.error || `responded ${last.status} after ${duration(last.duration)}`);
@@ -26,8 +26,8 @@ export function outcomeOf({ last, next_at: next, state }) {
   return parts.join(", ");
 }
 
-/** What is told, in one line. */
-export function toldOf({ events, label, on_request: onRequest }) {
+/** Return the filter of a webhook in one line. */
+export function filterSummary({ events, label, on_request: onRequest }) {
   const which = onRequest ? ", for batches that request it" : label ? `, for batches labelled ${label}` : "";
   return `${events.join(", ")}${which}`;
 }

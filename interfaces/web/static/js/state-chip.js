@@ -1,4 +1,4 @@
-// A state, said by its word, its shape and its tone.
+// State label: word, icon and colour.
 
 import { glyph, h, reshape, text } from "./dom.js";
 
@@ -14,7 +14,7 @@ export function chip() {
   return { element, update };
 }
 
-/** How many are in each state, as a line of chips; states without any are left out. */
+/** Return list items with the count of each state; states with count 0 are omitted. */
 export function tally(counts, uploadState, order, format) {
   return order
     .filter((state) => counts[state])

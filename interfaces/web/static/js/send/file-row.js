@@ -1,8 +1,8 @@
-// One file on its way, as one line.
+// List row of one file of an upload.
 
-import { chip } from "../chip.js";
+import { chip } from "../state-chip.js";
 import { attribute, h, text } from "../dom.js";
-import { bytes } from "../words.js";
+import { bytes } from "../format.js";
 
 const STATES = {
   refused: ["Rejected", "refused", "bad"],

@@ -1,7 +1,7 @@
-// Which view an address leads to.
+// Map addresses to views.
 
-import { BatchPage } from "./batch.js";
-import { Batches } from "./batches.js";
+import { BatchPage } from "./batch-page.js";
+import { BatchesPage } from "./batch-list.js";
 import { HistoryPage } from "./history/page.js";
 import { SendPage } from "./send/page.js";
 import { SystemPage } from "./system/page.js";
@@ -13,27 +13,27 @@ const VIEWS = [
   [`/batches/${ID}/uploads/${ID}/history`, (store, { ids, at }) => new HistoryPage(store, ids[0], ids[1], at)],
   [`/batches/${ID}/history`, (store, { ids, at }) => new HistoryPage(store, ids[0], null, at)],
   [`/batches/${ID}`, (store, { ids }) => new BatchPage(store, ids[0])],
-  ["/send", (store, { asked }) => new SendPage(store, idIn(asked, "batch"))],
+  ["/send", (store, { query }) => new SendPage(store, idIn(query, "batch"))],
   [`/webhooks/${ID}`, (store, { ids }) => new WebhookPage(ids[0])],
   ["/webhooks", () => new WebhooksPage()],
   ["/system", () => new SystemPage()],
 ].map(([pattern, make]) => [new RegExp(`^#${pattern}$`, "i"), make]);
 
-/** The view of an address, such as `#/batches/<id>/history?at=48`; anything else is the list. */
-export function viewAt(hash, store) {
-  const [path, query] = hash.split("?");
-  const asked = new URLSearchParams(query);
+/** Return the view of an address, such as `#/batches/<id>/history?at=48`; anything else is the list. */
+export function viewFor(hash, store) {
+  const [path, search] = hash.split("?");
+  const query = new URLSearchParams(search);
   for (const [pattern, make] of VIEWS) {
     const found = pattern.exec(path);
-    if (found) return make(store, { ids: found.slice(1).map((id) => id.toLowerCase()), at: numberIn(asked, "at"), asked });
+    if (found) return make(store, { ids: found.slice(1).map((id) => id.toLowerCase()), at: numberIn(query, "at"), query });
   }
-  return new Batches(store);
+  return new BatchesPage(store);
 }
 
-function numberIn(asked, name) {
-  return /^\d{1,15}$/.test(asked.get(name)) ? Number(asked.get(name)) : null;
+function numberIn(query, name) {
+  return /^\d{1,15}$/.test(query.get(name)) ? Number(query.get(name)) : null;
 }
 
-function idIn(asked, name) {
-  return new RegExp(`^${ID}$`, "i").test(asked.get(name)) ? asked.get(name).toLowerCase() : null;
+function idIn(query, name) {
+  return new RegExp(`^${ID}$`, "i").test(query.get(name)) ? query.get(name).toLowerCase() : null;
 }

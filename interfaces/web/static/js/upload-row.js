@@ -1,9 +1,9 @@
-// One upload as one line.
+// List row of one upload.
 
-import { chip } from "./chip.js";
+import { chip } from "./state-chip.js";
 import { attribute, h, text } from "./dom.js";
 import { uploadBar } from "./progress.js";
-import { bytes, percent, until, uploadState } from "./words.js";
+import { bytes, percent, until, uploadState } from "./format.js";
 
 export function uploadRow() {
   const state = chip();
@@ -12,7 +12,7 @@ export function uploadRow() {
   const note = h("span.note");
   const bar = uploadBar();
   const size = h("span.size");
-  const attempts = h("span.tries");
+  const attempts = h("span.attempt-count");
   const path = h("span.path", {}, folder, name);
   const element = h("div.upload", {},
     state.element, h("span.what", {}, path, note), bar.element, size, attempts);
