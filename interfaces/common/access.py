@@ -50,7 +50,7 @@ async def access_middleware(request: web.Request, handler: Handler) -> web.Strea
     """
     if is_public(request) or request.method == hdrs.METH_OPTIONS:
         return await handler(request)
-    known = await _authenticated(request)
+    known = await _authenticate(request)
     if known is None:
         if not (request.path in FIRST_MESSAGE and _is_websocket(request)):
             raise unauthenticated("send Authorization: Bearer up_... or sign in")
@@ -105,7 +105,7 @@ def reject_batch_scoped_key(principal: Principal) -> None:
 
 def require_owned(principal: Principal, *, owner: str, batch: UUID) -> None:
     """Raise NotFound for a resource of another owner, or of another batch than the key's."""
-    if not _sees(principal, owner, batch):
+    if not _is_visible(principal, owner, batch):
         raise NotFound("not owned")
 
 
@@ -120,14 +120,14 @@ async def require_visible_stream(request: web.Request, id: UUID) -> None:
     known = log.remembered(id)
     if known is not None:
         batch = known.batch if isinstance(known, Upload) else id
-        if _sees(principal, known.owner, batch):
+        if _is_visible(principal, known.owner, batch):
             return
     origin = await log.origin(id)
-    if origin is None or not _sees(principal, origin.owner, origin.batch or id):
+    if origin is None or not _is_visible(principal, origin.owner, origin.batch or id):
         raise NotFound("absent, or not owned")
 
 
-def _sees(principal: Principal, owner: str, batch: UUID) -> bool:
+def _is_visible(principal: Principal, owner: str, batch: UUID) -> bool:
     return principal.visible_owner in (None, owner) and principal.batch in (None, batch)
 
 
@@ -166,7 +166,7 @@ async def load_webhook(request: web.Request, id: UUID, *, also_removed: bool = F
     return webhook
 
 
-async def _authenticated(request: web.Request) -> tuple[Credential, Principal] | None:
+async def _authenticate(request: web.Request) -> tuple[Credential, Principal] | None:
     """Return the credential and its principal, None without a credential.
 
     Raises a 401 Problem for an invalid one.
@@ -177,11 +177,11 @@ async def _authenticated(request: web.Request) -> tuple[Credential, Principal] |
         scheme, _, text = header.partition(" ")
         credential = Credential(text.strip())
 
-        async def holder() -> Principal | None:
+        async def check_key() -> Principal | None:
             is_bearer = scheme.lower() == "bearer"
             return await keys.authenticate(credential.text) if is_bearer else None
 
-        known = await attempts.authenticate("key", credential.text, holder)
+        known = await attempts.authenticate("key", credential.text, check_key)
         if known is None:
             raise unauthenticated("the key is unknown, revoked or expired", error="invalid_token")
         return credential, known

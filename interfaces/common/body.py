@@ -51,7 +51,7 @@ class Body:
     """Iterator over the chunks of a body, uncopied, up to the last byte that arrived.
 
     If the connection breaks, raises ClientDisconnected, but only after the last byte. Also raises
-    TransferInterrupted when the connection misses a deadline or its credential ends.
+    TransferAborted when the connection misses a deadline or its credential ends.
     """
 
     def __init__(self, request: web.Request) -> None:
@@ -94,7 +94,7 @@ class Body:
 
 
 async def read_all(request: web.Request) -> bytes:
-    """Read all of a body that is known to be small. Raises TransferInterrupted."""
+    """Read all of a body that is known to be small. Raises TransferAborted."""
     if request.content.is_eof():  # it arrived with the head: nothing to wait for
         return await request.content.read()
     parts = [chunk async for chunk in Body(request)]

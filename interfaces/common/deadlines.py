@@ -23,7 +23,7 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds.
 
     `head` is for a whole request head, from the beginning of the connection or the first byte after
-    a request. `keep_alive` is for the first byte of the next one. A body that is asked for must
+    a request. `keep_alive` is for the first byte of the next one. A body that is being read must
     bring a byte, and on average `min_rate` bytes a second, in every `body` seconds; a response must
     be taken at that rate in every `response` seconds.
     """
@@ -84,8 +84,8 @@ class TransferRate:
         return None
 
 
-class Swept(Protocol):
-    """Interface of a connection for the sweep."""
+class HasDeadlines(Protocol):
+    """Connection whose deadlines the sweep checks."""
 
     def check_deadlines(self, now: float) -> None:
         """End what has exceeded its deadline."""
@@ -98,7 +98,7 @@ class Sweep:
     read from its sockets meanwhile, and must not count their senders as silent.
     """
 
-    def __init__(self, interval: float, connections: Callable[[], Iterable[Swept]]) -> None:
+    def __init__(self, interval: float, connections: Callable[[], Iterable[HasDeadlines]]) -> None:
         self.now = 0.0
         self._interval = interval
         self._connections = connections

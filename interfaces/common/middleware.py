@@ -170,10 +170,9 @@ def _allowed_headers(request: web.Request) -> str:
     configured = request.app[SERVICES].settings.cors_allowed_headers
     more = [name for name in configured if name != ANY]
     if ANY in configured:
-        asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "").split(",")
-        more += [
-            name.strip() for name in asked[:MAX_CUSTOM_HEADERS] if _TOKEN.fullmatch(name.strip())
-        ]
+        requested = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "").split(",")
+        names = [name.strip() for name in requested[:MAX_CUSTOM_HEADERS]]
+        more += [name for name in names if _TOKEN.fullmatch(name)]
     known = {name.lower() for name in ALLOWED_HEADERS.split(", ")}
     custom = {name.lower(): name for name in more if name.lower() not in known}
     return ", ".join((ALLOWED_HEADERS, *custom.values()))
@@ -199,8 +198,8 @@ async def metrics_middleware(request: web.Request, handler: Handler) -> web.Stre
         response = await handler(request)
         status = response.status
         return response
-    except web.HTTPException as answer:
-        status = answer.status
+    except web.HTTPException as error:
+        status = error.status
         raise
     finally:
         resource = request.match_info.route.resource

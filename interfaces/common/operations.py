@@ -15,13 +15,13 @@ from interfaces.common.body import defer_100_continue
 ANY_SCOPE: tuple[Scope, ...] = tuple(Scope)
 UPLOAD_SCOPES = (Scope.OPERATOR, Scope.UPLOADER)
 OPERATOR_SCOPES = (Scope.OPERATOR,)
-ADMINS = (Scope.ADMIN,)
+ADMIN_SCOPES = (Scope.ADMIN,)
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """A method on a path, and its contract.
 
-    `answers` has the type of the body by status (None: no body), `query` the parameters' names.
+    `responses` has the type of the body by status (None: no body), `query` the parameters' names.
     `media` is the media type of a successful response, `scopes` are those allowed (none: public).
     """
 
@@ -29,11 +29,11 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     handler: Handler
     summary: str
-    answers: dict[int, Any]
+    responses: dict[int, Any]
     body: Any = None
     query: tuple[str, ...] = ()
     scopes: tuple[Scope, ...] = ANY_SCOPE
-    repeatable: bool = False
+    idempotent: bool = False
     media: str = "application/json"
 
 

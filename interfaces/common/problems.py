@@ -69,8 +69,8 @@ def byte_position(body: bytes, error: ValueError) -> int:
         # The decoder counts from the start of one string: look in the whole document.
         try:
             body.decode()
-        except UnicodeDecodeError as whole:
-            return whole.start
+        except UnicodeDecodeError as error_in_document:
+            return error_in_document.start
     found = re.search(r"\(byte (\d+)\)", str(error))
     return int(found[1]) if found else len(body)
 
@@ -194,9 +194,8 @@ def problem_of(error: Exception) -> Problem:
             return unauthenticated(str(error), error="invalid_token")
         case IdleTimeout():
             return Problem(408, "stalled", str(error))
-        case (
-            ClientDisconnected() | ClientConnectionResetError()
-        ):  # usually sent to a closed connection
+        case ClientDisconnected() | ClientConnectionResetError():
+            # Usually the connection is closed, and this is not sent.
             return Problem(400, "body_cut_short", "the connection broke before the request ended")
         case OutcomeUnknown():
             _log.error("outcome_unknown", error=str(error))

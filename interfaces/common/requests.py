@@ -20,7 +20,7 @@ from interfaces.common.services import SERVICES
 
 NDJSON = "application/x-ndjson"
 NDJSON_TYPES = (NDJSON, "application/ndjson", "application/jsonl")
-MAX_LINE = 64 * 1024  # bytes
+MAX_LINE_BYTES = 64 * 1024  # bytes
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ async def json_body(
     msgspec.ValidationError if its structure is invalid, which becomes a 422 with a pointer.
     """
     require_content_type(request, "application/json")
-    return decode(await _whole(request, limit), decoder)
+    return decode(await _read_limited(request, limit), decoder)
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
@@ -72,47 +72,47 @@ def require_content_type(request: web.Request, *types: str) -> None:
 async def iter_ndjson(request: web.Request) -> AsyncIterator[bytes]:
     """Yield the lines of the body that are not blank, as they arrive; at most `max_body` bytes."""
     limit = request.app[SERVICES].settings.max_body
-    taken, rest = 0, b""
+    received, rest = 0, b""
     await send_100_continue(request)
-    async for chunk in _arriving(request):
-        taken += len(chunk)
-        if taken > limit:
+    async for chunk in _iter_body(request):
+        received += len(chunk)
+        if received > limit:
             raise too_large(limit)
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
             if line.strip():
-                yield _short(line)
-        _short(rest)
+                yield _checked_line(line)
+        _checked_line(rest)
     if rest.strip():
-        yield _short(rest)
+        yield _checked_line(rest)
 
 
 def too_large(limit: int) -> Problem:
     return Problem(413, "too_large", f"the body must be at most {limit} bytes")
 
 
-async def _whole(request: web.Request, limit: int | None = None) -> bytes:
+async def _read_limited(request: web.Request, limit: int | None = None) -> bytes:
     limit = request.app[SERVICES].settings.max_body if limit is None else limit
     if (request.content_length or 0) > limit:
         raise too_large(limit)
     await send_100_continue(request)
     body = bytearray()
-    async for chunk in _arriving(request):
+    async for chunk in _iter_body(request):
         body += chunk
         if len(body) > limit:
             raise too_large(limit)
     return bytes(body)
 
 
-async def _arriving(request: web.Request) -> AsyncIterator[bytes]:
+async def _iter_body(request: web.Request) -> AsyncIterator[bytes]:
     """Yield the body as it arrives. Raises IdleTimeout or BelowMinRate for a slow sender."""
     while chunk := await request.content.readany():
         yield chunk
 
 
-def _short(line: bytes) -> bytes:
-    if len(line) > MAX_LINE:
-        raise Problem(413, "too_large", f"a line must be at most {MAX_LINE} bytes")
+def _checked_line(line: bytes) -> bytes:
+    if len(line) > MAX_LINE_BYTES:
+        raise Problem(413, "too_large", f"a line must be at most {MAX_LINE_BYTES} bytes")
     return line
 
 
@@ -121,8 +121,8 @@ LATEST = "latest"
 """Value of `min_position`: all events recorded before this request arrived, by any client."""
 
 MAX_POSITION_WAIT = 5.0  # seconds that a reader waits for `min_position`
-MAX_TEXT = 1024
-MAX_CURSOR = 4096  # of a list of uploads: it holds a path
+MAX_TEXT = 1024  # characters
+MAX_CURSOR = 4096  # characters; that of a list of uploads holds a path
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -162,7 +162,7 @@ class Query:
         except ValueError:
             raise bad_parameter(name, f"must be one of {', '.join(choices)}") from None
 
-    def moment(self, name: str) -> int | datetime | None:
+    def position_or_time(self, name: str) -> int | datetime | None:
         """Return a position, or a time with its zone (RFC 3339)."""
         text = self.text(name)
         if text is None or (text.isascii() and text.isdecimal()):
@@ -205,7 +205,7 @@ async def wait_for_min_position(request: web.Request, query: Query) -> int:
 
 
 async def least_position(request: web.Request, query: Query) -> int:
-    """Return the position that the answer must reflect; 0 where the request names none.
+    """Return the position that the response must reflect; 0 where the request names none.
 
     `latest` is resolved to the end of the log, once, so that waiting for it ends.
     """
@@ -213,8 +213,8 @@ async def least_position(request: web.Request, query: Query) -> int:
     if text == LATEST:
         return await request.app[SERVICES].log.head()
     if text is not None and not (text.isascii() and text.isdecimal()):
-        what = f"must be a position (a whole number from 0 to {MAX_POSITION}), or {LATEST}"
-        raise bad_parameter("min_position", what)
+        message = f"must be a position (a whole number from 0 to {MAX_POSITION}), or {LATEST}"
+        raise bad_parameter("min_position", message)
     return query.integer("min_position", 0)
 
 

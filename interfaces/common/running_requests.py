@@ -107,10 +107,10 @@ RUNNING_REQUEST: web.RequestKey[RunningRequest] = web.RequestKey("running_reques
 def watch_running_requests(app: web.Application, keys: Keys) -> None:
     """Give the application its RUNNING registry, and watch it while the application runs."""
     app[RUNNING] = RunningRequests(keys)
-    app.cleanup_ctx.append(_watched)
+    app.cleanup_ctx.append(_watch)
 
 
-async def _watched(app: web.Application) -> AsyncIterator[None]:
+async def _watch(app: web.Application) -> AsyncIterator[None]:
     task = asyncio.create_task(app[RUNNING].watch(), name="credentials-watch")
     yield
     task.cancel()

@@ -287,16 +287,16 @@ class HttpConnection(web.RequestHandler):
         Bytes count once its system has acknowledged them: the buffer of the system alone can hold
         more than a slow client takes in half a minute.
         """
-        waiting = transport.get_write_buffer_size()
-        if not waiting:
+        buffered = transport.get_write_buffer_size()
+        if not buffered:
             self._response_progress.restart()
             return
         current = 0 if self._writer is None else self._writer.output_size
-        taken = self._written + current - waiting - unacknowledged(transport)
+        acknowledged = self._written + current - buffered - unacknowledged(transport)
         window, rate = self._deadlines.response, self._deadlines.min_rate
-        fault = self._response_progress.fault(now, taken, window, rate)
+        fault = self._response_progress.fault(now, acknowledged, window, rate)
         if fault is not None:
-            _log.info("response_too_slow", fault=fault.value, waiting=waiting)
+            _log.info("response_too_slow", fault=fault.value, buffered=buffered)
             transport.abort()
 
     async def _handle_request(
@@ -328,14 +328,14 @@ class HttpConnection(web.RequestHandler):
             _log.info("client_gone", path=request.path, error=type(exc).__name__)
             raise exc
         if isinstance(exc, Problem):
-            answer = exc.response(request)
+            response = exc.response(request)
         else:
             self._log_error(request, status, exc, message)
-            answer = _malformed_request(status, exc).response(request)
-        answer.headers["X-Content-Type-Options"] = "nosniff"
-        answer.headers["Cache-Control"] = "no-store"
-        answer.force_close()
-        return answer
+            response = _malformed_request(status, exc).response(request)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cache-Control"] = "no-store"
+        response.force_close()
+        return response
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Log an error that a client causes without a stack trace: it is no fault of the server."""
@@ -468,10 +468,10 @@ def unacknowledged(transport: asyncio.Transport) -> int:
         return 0
     opened = transport.get_extra_info("socket")
     try:
-        answer = fcntl.ioctl(opened.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        result = fcntl.ioctl(opened.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     except OSError:
         return 0
-    return int.from_bytes(answer, sys.byteorder)
+    return int.from_bytes(result, sys.byteorder)
 
 
 def _malformed_request(status: int, exc: BaseException | None = None) -> Problem:

@@ -186,6 +186,6 @@ OPERATIONS = (
         handler=document,
         summary="The description of the feed",
         scopes=(),
-        answers={200: dict[str, Any]},
+        responses={200: dict[str, Any]},
     ),
 )

@@ -21,7 +21,7 @@ from interfaces.common.access import reject_batch_scoped_key, require
 from interfaces.common.api_types import NewKeyResponse, PageResponse, RequestBody, WorkersResponse
 from interfaces.common.forwarded import public_url
 from interfaces.common.middleware import METRICS
-from interfaces.common.operations import ADMINS, OPERATOR_SCOPES, Operation
+from interfaces.common.operations import ADMIN_SCOPES, OPERATOR_SCOPES, Operation
 from interfaces.common.problems import RETRY_SOON, Problem, bad_parameter
 from interfaces.common.requests import Query, json_body, path_id
 from interfaces.common.responses import json_response
@@ -232,7 +232,7 @@ OPERATIONS = (
         handler=list_workers,
         summary="List the processes of all machines, the workers, and the attempts they hold",
         scopes=OPERATOR_SCOPES,
-        answers={200: WorkersResponse},
+        responses={200: WorkersResponse},
     ),
     Operation(
         method="POST",
@@ -240,8 +240,8 @@ OPERATIONS = (
         handler=create_key,
         summary="Create a key; its text is shown only in this response",
         body=NewKey,
-        scopes=ADMINS,
-        answers={201: NewKeyResponse},
+        scopes=ADMIN_SCOPES,
+        responses={201: NewKeyResponse},
     ),
     Operation(
         method="GET",
@@ -249,16 +249,16 @@ OPERATIONS = (
         handler=list_keys,
         summary="List keys, newest first",
         query=("owner",),
-        scopes=ADMINS,
-        answers={200: PageResponse[Key]},
+        scopes=ADMIN_SCOPES,
+        responses={200: PageResponse[Key]},
     ),
     Operation(
         method="DELETE",
         path="/v1/keys/{id}",
         handler=revoke_key,
         summary="Revoke a key at once",
-        scopes=ADMINS,
-        answers={200: Key},
+        scopes=ADMIN_SCOPES,
+        responses={200: Key},
     ),
     Operation(
         method="POST",
@@ -266,8 +266,8 @@ OPERATIONS = (
         handler=request_erasure,
         summary="Destroy everything personal of an owner",
         body=NewErasure,
-        scopes=ADMINS,
-        answers={202: Erasure},
+        scopes=ADMIN_SCOPES,
+        responses={202: Erasure},
     ),
     Operation(
         method="GET",
@@ -275,16 +275,16 @@ OPERATIONS = (
         handler=list_erasures,
         summary="List erasures, oldest first",
         query=("owner", "cursor", "limit"),
-        scopes=ADMINS,
-        answers={200: PageResponse[Erasure]},
+        scopes=ADMIN_SCOPES,
+        responses={200: PageResponse[Erasure]},
     ),
     Operation(
         method="GET",
         path="/v1/erasures/{id}",
         handler=show_erasure,
         summary="Show an erasure",
-        scopes=ADMINS,
-        answers={200: Erasure},
+        scopes=ADMIN_SCOPES,
+        responses={200: Erasure},
     ),
     Operation(
         method="GET",
@@ -292,7 +292,7 @@ OPERATIONS = (
         handler=healthz,
         summary="Whether the process lives",
         scopes=(),
-        answers={200: Health},
+        responses={200: Health},
     ),
     Operation(
         method="GET",
@@ -300,14 +300,14 @@ OPERATIONS = (
         handler=readyz,
         summary="Whether the database responds, and the lag of the read model",
         scopes=(),
-        answers={200: Health},
+        responses={200: Health},
     ),
     Operation(
         method="GET",
         path="/metrics",
         handler=metrics,
         summary="Metrics for Prometheus",
-        answers={200: str},
+        responses={200: str},
         media="text/plain",
     ),
 )

@@ -294,7 +294,7 @@ OPERATIONS = (
         summary="Add files to an open batch: a list, NDJSON, a tar archive, or one by tus creation",
         body=NewFiles | tuple[FileDeclaration, ...],
         scopes=UPLOAD_SCOPES,
-        answers={200: AddedUploadsResponse, 201: None},
+        responses={200: AddedUploadsResponse, 201: None},
     ),
     Operation(
         method="POST",
@@ -303,7 +303,7 @@ OPERATIONS = (
         summary="Start a batch, with its manifest if that is known, or as a form with its files",
         body=NewBatch,
         scopes=UPLOAD_SCOPES,
-        answers={201: StartedBatchResponse, 200: StartedBatchResponse},
-        repeatable=True,
+        responses={201: StartedBatchResponse, 200: StartedBatchResponse},
+        idempotent=True,
     ),
 )

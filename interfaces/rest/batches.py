@@ -64,7 +64,7 @@ async def show_batch(request: web.Request) -> web.Response:
     principal, id = principal_of(request), path_id(request)
     services, query = request.app[SERVICES], Query(request, SHOW_PARAMETERS)
     require_owned(principal, owner=principal.owner, batch=id)
-    position, at = await wait_for_min_position(request, query), query.moment("at")
+    position, at = await wait_for_min_position(request, query), query.position_or_time("at")
     if at is None:
         view = await services.queries.batch(id, owner=principal.visible_owner)
     else:
@@ -141,7 +141,7 @@ OPERATIONS = (
         handler=list_batches,
         summary="List batches, newest first",
         query=LIST_PARAMETERS,
-        answers={200: PageResponse[BatchView]},
+        responses={200: PageResponse[BatchView]},
     ),
     Operation(
         method="GET",
@@ -149,7 +149,7 @@ OPERATIONS = (
         handler=show_batch,
         summary="Show a batch, now or as of a position or time",
         query=SHOW_PARAMETERS,
-        answers={200: BatchView, 304: None},
+        responses={200: BatchView, 304: None},
     ),
     *COMMANDS,
 )

@@ -73,7 +73,7 @@ OPERATIONS = (
         handler=content,
         summary="The bytes that a service was asked to process, once",
         scopes=(),
-        answers={200: bytes},
+        responses={200: bytes},
         media="application/octet-stream",
     ),
     Operation(
@@ -83,6 +83,6 @@ OPERATIONS = (
         summary="What a service says of a step: progress, a result or an error",
         body=CallbackReport,
         scopes=(),
-        answers={204: None},
+        responses={204: None},
     ),
 )

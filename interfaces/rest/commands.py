@@ -79,8 +79,8 @@ def _operation(route: CommandRoute[A, B]) -> Operation:
         summary=route.summary,
         body=route.body,
         scopes=route.scopes,
-        answers=dict(route.responses or {202: CommandResponse}),
-        repeatable=route.response is not None,
+        responses=dict(route.responses or {202: CommandResponse}),
+        idempotent=route.response is not None,
     )
 
 

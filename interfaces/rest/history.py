@@ -221,7 +221,7 @@ def _operation(
         summary=f"Recorded events of {what}, oldest first",
         query=query,
         scopes=scopes,
-        answers={200: PageResponse[HistoryItem]},
+        responses={200: PageResponse[HistoryItem]},
     )
 
 

@@ -85,7 +85,7 @@ def _body_types(operations: Iterable[Operation]) -> Iterable[Any]:
     """Return each type of a request or response body once."""
     found = {}
     for operation in operations:
-        for type in (operation.body, *operation.answers.values()):
+        for type in (operation.body, *operation.responses.values()):
             if type is not None:
                 found[repr(type)] = type
     return found.values()
@@ -94,7 +94,7 @@ def _body_types(operations: Iterable[Operation]) -> Iterable[Any]:
 def _describe_operation(operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any]:
     responses = {
         str(status): _describe_response(status, type, operation.media, schema_of)
-        for status, type in operation.answers.items()
+        for status, type in operation.responses.items()
     }
     responses["default"] = {
         "description": "A problem (RFC 9457)",
@@ -139,7 +139,7 @@ def _describe_parameters(operation: Operation) -> list[dict[str, Any]]:
         for name in operation.query
     ]
     key = {"name": HEADER, "in": "header", "schema": {"type": "string", "maxLength": 255}}
-    return [*named, *asked, *([key] if operation.repeatable else [])]
+    return [*named, *asked, *([key] if operation.idempotent else [])]
 
 
 def _operation_id(operation: Operation) -> str:
@@ -154,6 +154,6 @@ OPERATIONS = (
         handler=show_document,
         summary="This description",
         scopes=(),
-        answers={200: dict[str, Any]},
+        responses={200: dict[str, Any]},
     ),
 )

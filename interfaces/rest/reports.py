@@ -184,7 +184,7 @@ def _operation(format: Format, ending: str, media: str, type: Any) -> Operation:
         handler=_handler(format, ending, media),
         summary=f"What became of every file of a batch, as {ending.upper()}",
         query=QUERY,
-        answers={200: type},
+        responses={200: type},
         media=media.partition(";")[0],
     )
 

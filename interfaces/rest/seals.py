@@ -145,7 +145,7 @@ def _export(path: str, handler: Callable[..., Awaitable[web.StreamResponse]], of
         summary=f"Export {of} as stored, with what proves it",
         query=EXPORT,
         scopes=OPERATOR_SCOPES,
-        answers={200: Line},
+        responses={200: Line},
         media=NDJSON,
     )
 
@@ -157,14 +157,14 @@ OPERATIONS = (
         handler=listing,
         summary="The chain of seals, oldest first",
         query=("after", "limit"),
-        answers={200: PageResponse[AuditSeal]},
+        responses={200: PageResponse[AuditSeal]},
     ),
     Operation(
         method="GET",
         path="/v1/seals/keys",
         handler=keys,
         summary="The public keys of seals, oldest first",
-        answers={200: PageResponse[SigningKey]},
+        responses={200: PageResponse[SigningKey]},
     ),
     _export("/v1/history/export", export, "everything"),
     _export("/v1/batches/{id}/history/export", export_of_batch, "the events of a batch"),

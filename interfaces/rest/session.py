@@ -97,7 +97,7 @@ LOGIN_OPERATIONS = (
         summary="Sign a browser in with the one-time code of a login link",
         query=("code",),
         scopes=(),
-        answers={303: None},
+        responses={303: None},
     ),
     Operation(
         method="POST",
@@ -106,14 +106,14 @@ LOGIN_OPERATIONS = (
         summary="Sign a browser in with a one-time code",
         body=LoginCode,
         scopes=(),
-        answers={204: None},
+        responses={204: None},
     ),
     Operation(
         method="POST",
         path="/logout",
         handler=sign_out,
         summary="End the browser's session",
-        answers={204: None},
+        responses={204: None},
     ),
 )
 
@@ -131,6 +131,6 @@ PRINCIPAL_OPERATIONS = (
         path="/v1/principal",
         handler=show,
         summary="Show who asks: name, owner, scope and limits of the credential",
-        answers={200: Principal},
+        responses={200: Principal},
     ),
 )

@@ -70,7 +70,7 @@ async def show_upload(request: web.Request) -> web.Response:
     """Respond with an upload, now or as of a position or time."""
     principal, query = principal_of(request), Query(request, SHOW_PARAMETERS)
     services, id = request.app[SERVICES], path_id(request)
-    position, at = await wait_for_min_position(request, query), query.moment("at")
+    position, at = await wait_for_min_position(request, query), query.position_or_time("at")
     if at is None:
         view = await services.queries.upload(id, owner=principal.visible_owner)
     else:
@@ -148,7 +148,7 @@ OPERATIONS = (
         handler=list_uploads,
         summary="List the uploads of a batch, by path",
         query=LIST_PARAMETERS,
-        answers={200: PageResponse[PublicUpload]},  # type: ignore[valid-type]
+        responses={200: PageResponse[PublicUpload]},  # type: ignore[valid-type]
     ),
     Operation(
         method="GET",
@@ -156,7 +156,7 @@ OPERATIONS = (
         handler=show_upload,
         summary="Show an upload, now or as of a position or time",
         query=SHOW_PARAMETERS,
-        answers={200: PublicUpload},
+        responses={200: PublicUpload},
     ),
     Operation(
         method="GET",
@@ -164,7 +164,7 @@ OPERATIONS = (
         handler=list_attempts,
         summary="List the attempts of an upload, first to last",
         query=ATTEMPTS_PARAMETERS,
-        answers={200: PageResponse[AttemptView]},
+        responses={200: PageResponse[AttemptView]},
     ),
     *COMMANDS,
 )

@@ -130,7 +130,7 @@ OPERATIONS = (
         summary="List the deliveries of a webhook, newest first",
         query=LIST_PARAMETERS,
         scopes=OPERATOR_SCOPES,
-        answers={200: PageResponse[DeliveryResponse]},
+        responses={200: PageResponse[DeliveryResponse]},
     ),
     Operation(
         method="GET",
@@ -138,7 +138,7 @@ OPERATIONS = (
         handler=show_delivery,
         summary="Show the delivery of one event to a webhook",
         scopes=OPERATOR_SCOPES,
-        answers={200: DeliveryResponse},
+        responses={200: DeliveryResponse},
     ),
     Operation(
         method="POST",
@@ -146,7 +146,7 @@ OPERATIONS = (
         handler=redeliver,
         summary="Deliver one event to a webhook again",
         scopes=OPERATOR_SCOPES,
-        answers={202: DeliveryResponse},
+        responses={202: DeliveryResponse},
     ),
     Operation(
         method="POST",
@@ -155,6 +155,6 @@ OPERATIONS = (
         summary="Deliver to a webhook again what failed since a time",
         body=RedeliverRequest,
         scopes=OPERATOR_SCOPES,
-        answers={202: RedeliveryResponse},
+        responses={202: RedeliveryResponse},
     ),
 )

@@ -331,7 +331,7 @@ OPERATIONS = (
         summary="Add a webhook; its secret is shown only in this response",
         body=NewWebhook,
         scopes=OPERATOR_SCOPES,
-        answers={201: SecretResponse},
+        responses={201: SecretResponse},
     ),
     Operation(
         method="GET",
@@ -340,7 +340,7 @@ OPERATIONS = (
         summary="List webhooks, newest first",
         query=LIST_PARAMETERS,
         scopes=OPERATOR_SCOPES,
-        answers={200: PageResponse[WebhookResponse]},
+        responses={200: PageResponse[WebhookResponse]},
     ),
     Operation(
         method="GET",
@@ -348,7 +348,7 @@ OPERATIONS = (
         handler=show_webhook,
         summary="Show a webhook, and the state of its deliveries",
         scopes=OPERATOR_SCOPES,
-        answers={200: WebhookResponse},
+        responses={200: WebhookResponse},
     ),
     *COMMANDS,
 )

@@ -23,7 +23,7 @@ from interfaces.common.responses import STREAMS, Stream
 from interfaces.common.services import SERVICES
 from interfaces.uploads.setup import gone_problem
 
-SHOWN_TYPES = frozenset(
+INLINE_TYPES = frozenset(
     {
         "text/plain",
         *(f"image/{name}" for name in ("png", "jpeg", "gif", "bmp", "webp")),
@@ -39,7 +39,7 @@ _log = structlog.get_logger(__name__)
 
 async def content(request: web.Request) -> web.StreamResponse:
     """Respond to GET of an upload's bytes, with support for Range."""
-    return await _send_stored(request, await _current(request))
+    return await _send_stored(request, await _load_current(request))
 
 
 async def download(request: web.Request) -> web.StreamResponse:
@@ -48,15 +48,15 @@ async def download(request: web.Request) -> web.StreamResponse:
     Source: GetFile in tusd's unrouted_handler.go. Its stores differ for an incomplete file: a
     folder serves the bytes it has, S3 responds with an error.
     """
-    upload = await _current(request)
+    upload = await _load_current(request)
     if upload.state not in INCOMING:
-        return await _send_stored(request, upload, inline=_shown_by_browsers(upload))
+        return await _send_stored(request, upload, inline=_is_served_inline(upload))
     if upload.received == 0:
         return web.Response(status=204)
     return await _send_incomplete(request, upload)
 
 
-async def _current(request: web.Request) -> Upload:
+async def _load_current(request: web.Request) -> Upload:
     """Load the upload that the path names. Raises NotFound."""
     upload = await load_upload(request, path_id(request))
     if upload.blob is None:  # the cache may be stale: another process may have received it
@@ -88,9 +88,9 @@ async def send_content(
     return await _serve(request, upload.blob, upload.received, disposition, media_type)
 
 
-def _shown_by_browsers(upload: Upload) -> bool:
+def _is_served_inline(upload: Upload) -> bool:
     """Return whether tusd serves the file's type inline: none that can hold scripts."""
-    return (upload.media_type or "") in SHOWN_TYPES
+    return (upload.media_type or "") in INLINE_TYPES
 
 
 async def _send_incomplete(request: web.Request, upload: Upload) -> web.StreamResponse:

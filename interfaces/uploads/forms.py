@@ -38,8 +38,8 @@ from interfaces.uploads.multipart import (
 )
 from interfaces.uploads.setup import limit_files, multi_file_receiver
 
-FIELDS = frozenset({"label", "pipeline", "metadata"})
-IGNORED = frozenset({"_charset_"})  # browsers add it
+KNOWN_FIELDS = frozenset({"label", "pipeline", "metadata"})
+IGNORED_FIELDS = frozenset({"_charset_"})  # browsers add it
 MAX_FIELD_BYTES = 16 * 1024
 
 _metadata = msgspec.json.Decoder(dict[str, str])
@@ -116,7 +116,7 @@ class _FormUpload:
             sealed = (await execute(log, command, command_context(self._request))).aggregate
         position = await log.head()
         statuses = [file.status for file in files]
-        answer = FormUploadResponse(
+        response = FormUploadResponse(
             id=batch.id,
             state=sealed.state,
             files=files,
@@ -127,13 +127,13 @@ class _FormUpload:
         )
         status = 201 if self._started.created else 200
         headers = {"Location": public_url(self._request, f"/v1/batches/{batch.id}")}
-        return json_response(answer, status=status, position=position, headers=headers)
+        return json_response(response, status=status, position=position, headers=headers)
 
     async def _take_field(self, name: str, reader: FormReader) -> None:
-        if name in IGNORED:
+        if name in IGNORED_FIELDS:
             return
-        if name not in FIELDS:
-            known = ", ".join(sorted(FIELDS))
+        if name not in KNOWN_FIELDS:
+            known = ", ".join(sorted(KNOWN_FIELDS))
             raise ValidationFailed(
                 FieldError(name, f"is no field of this form; known: {known}, and files")
             )

@@ -79,7 +79,7 @@ __all__ = [
 ]
 
 
-class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class StoredFileResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A file whose bytes are all stored and recorded."""
 
     id: UUID
@@ -91,7 +91,7 @@ class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 def completed_response(request: web.Request, upload: Upload) -> web.Response:
     """Return the final response. It depends on the upload alone, so that it can be repeated."""
-    answer = StoredAnswer(
+    response = StoredFileResponse(
         id=upload.id,
         batch=upload.batch,
         path=upload.path,
@@ -103,7 +103,7 @@ def completed_response(request: web.Request, upload: Upload) -> web.Response:
         COMPLETE: "?1",
         OFFSET: str(upload.received),
     }
-    return json_response(answer, status=201, headers=headers)
+    return json_response(response, status=201, headers=headers)
 
 
 def created_response(request: web.Request, upload: Upload) -> web.Response:
@@ -149,8 +149,8 @@ async def create(request: web.Request) -> web.StreamResponse:
         result = await _receive_initial_body(
             request, registered, append_request(upload=id, size=size, checksum=checksum), actor
         )
-        answer = (require_whole if complete else created_response)(request, result.aggregate)
-        return await set_position_header(request, answer, result.position)
+        response = (require_whole if complete else created_response)(request, result.aggregate)
+        return await set_position_header(request, response, result.position)
     except Exception as error:
         problem = ietf_problem(error)
         problem.headers[hdrs.LOCATION] = upload_url(request, id)
@@ -280,8 +280,8 @@ async def append(request: web.Request) -> web.StreamResponse:
         if append_request.size is None and upload.size is None:
             raise
         raise inconsistent_length(str(error)) from error
-    answer = (require_whole if complete else appended_response)(request, result.aggregate)
-    return await set_position_header(request, answer, result.position)
+    response = (require_whole if complete else appended_response)(request, result.aggregate)
+    return await set_position_header(request, response, result.position)
 
 
 @ietf_request

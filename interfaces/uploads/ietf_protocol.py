@@ -171,10 +171,10 @@ def is_ietf(request: web.Request) -> bool:
 def dispatch_protocol(tus: Handler, ietf: Handler) -> Handler:
     """Return a handler for a path that both protocols share; tus is the default."""
 
-    async def answer(request: web.Request) -> web.StreamResponse:
+    async def wrapped(request: web.Request) -> web.StreamResponse:
         return await (ietf if is_ietf(request) else tus)(request)
 
-    return answer
+    return wrapped
 
 
 def interop_version(request: web.Request) -> int | None:
@@ -227,7 +227,7 @@ def ietf_request(handler: Handler) -> Handler:
     An error never completes an upload, so every error response has `Upload-Complete: ?0`.
     """
 
-    async def answer(request: web.Request) -> web.StreamResponse:
+    async def wrapped(request: web.Request) -> web.StreamResponse:
         try:
             interop_version(request)  # rejects duplicate headers before the handler has effects
             response = await handler(request)
@@ -244,7 +244,7 @@ def ietf_request(handler: Handler) -> Handler:
             response.force_close()
         return response
 
-    return answer
+    return wrapped
 
 
 def ietf_problem(error: Exception) -> Problem:
@@ -296,8 +296,7 @@ def supports_104(request: web.Request) -> bool:
 
 
 async def send_104(request: web.Request, location: str) -> None:
-    """Send a 104 response with the upload's URL, so that the client can resume after a broken
-    connection."""
+    """Send a 104 response with the upload's URL, with which an interrupted client can resume."""
     await _write_104(request, {hdrs.LOCATION: location, LIMIT: limits(request)})
 
 
@@ -335,8 +334,9 @@ _UNINFORMATIVE_TYPES = frozenset(
 
 
 def declaration(request: web.Request, size: int | None, digest: Checksum | None) -> FileDeclaration:
-    """Return the declared file; its path is `?path=`, else the name in Content-Disposition or
-    Upload-Metadata.
+    """Return the file that the request declares.
+
+    Its path is `?path=`, else the name in Content-Disposition or Upload-Metadata.
 
     Raises ValidationFailed for a name that no file may have.
     """

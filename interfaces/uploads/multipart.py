@@ -37,13 +37,13 @@ class ByteStream:
         self._at = 0
 
     async def read_exactly(self, size: int) -> bytes:
-        """Read exactly `size` bytes into memory. Raises Malformed, TransferInterrupted."""
+        """Read exactly `size` bytes into memory. Raises Malformed, TransferAborted."""
         while len(self._buffer) - self._at < size:
             await self._fill()
         return self._consume(self._at + size)
 
     async def read_some(self, most: int) -> bytes:
-        """Read from 1 to `most` bytes. Raises Malformed, TransferInterrupted."""
+        """Read from 1 to `most` bytes. Raises Malformed, TransferAborted."""
         if self._at == len(self._buffer):
             await self._fill()
         return self._consume(min(len(self._buffer), self._at + most))
@@ -51,7 +51,7 @@ class ByteStream:
     async def read_line(self, most: int) -> bytes:
         """Read a line of at most `most` bytes, without its CRLF.
 
-        Raises Malformed, also for a longer line, and TransferInterrupted.
+        Raises Malformed, also for a longer line, and TransferAborted.
         """
         while (end := self._buffer.find(b"\r\n", self._at)) < 0:
             if len(self._buffer) - self._at > most:
@@ -66,7 +66,7 @@ class ByteStream:
     async def read_until(self, separator: bytes) -> bytes:
         """Read some of the bytes before the separator; at the separator, skip it and return none.
 
-        Raises Malformed if the body ends without it, and TransferInterrupted.
+        Raises Malformed if the body ends without it, and TransferAborted.
         """
         while True:
             found = self._buffer.find(separator, self._at)
@@ -80,7 +80,7 @@ class ByteStream:
             await self._fill()
 
     async def read_rest(self) -> AsyncIterator[bytes]:
-        """Yield the rest of the body. Raises TransferInterrupted."""
+        """Yield the rest of the body. Raises TransferAborted."""
         if self._at < len(self._buffer):
             yield self._consume(len(self._buffer))
         while chunk := await self._next_chunk():
@@ -99,7 +99,7 @@ class ByteStream:
         self._at = 0
 
     async def _next_chunk(self) -> bytes:
-        """Return the next chunk, empty at the end. Raises TransferInterrupted."""
+        """Return the next chunk, empty at the end. Raises TransferAborted."""
         try:
             return await anext(self._chunks, b"")
         except asyncio.CancelledError:
@@ -137,7 +137,7 @@ class FormPart(msgspec.Struct, frozen=True):
 
 
 class FormReader:
-    """Reader of the parts of a form, in order. Raises Malformed and TransferInterrupted.
+    """Reader of the parts of a form, in order. Raises Malformed and TransferAborted.
 
     The stream must begin with CRLF, which clients omit in front of the first boundary.
     """

@@ -64,11 +64,11 @@ def is_tus_endpoint(request: web.Request) -> bool:
 def at_collection(path: str, handler: Handler) -> Handler:
     """Return the handler for this collection: uploads that it creates are below `path`."""
 
-    async def answer(request: web.Request) -> web.StreamResponse:
+    async def wrapped(request: web.Request) -> web.StreamResponse:
         request[_COLLECTION] = path
         return await handler(request)
 
-    return answer
+    return wrapped
 
 
 def upload_url(request: web.Request, id: UUID) -> str:
@@ -141,7 +141,7 @@ def transfer_problem(error: Exception) -> Problem:
             return Problem(503, "stalled", str(error), headers=RETRY_SOON)
         case Stopping():
             return Problem(503, "stopping", str(error), headers=RETRY_SOON)
-        case ClientDisconnected():  # usually sent to a closed connection
+        case ClientDisconnected():  # usually not sent: the connection is closed
             return Problem(400, "body_cut_short", str(error))
         case CommandRejected() if not isinstance(error, ValidationFailed):
             return Problem(403, "invalid_state", str(error))
@@ -223,14 +223,14 @@ async def multi_file_receiver(
     try:
         yield receiver
     except (Problem, CommandRejected, ApplicationError) as error:
-        taken: tuple[FileResult, ...] = ()
+        received: tuple[FileResult, ...] = ()
         with suppress(ApplicationError, CommandRejected):  # the error below is reported instead
-            taken = await receiver.close()
+            received = await receiver.close()
         problem = (
             problem_of(error) if isinstance(error, CommandRejected) else transfer_problem(error)
         )
         problem.headers.setdefault(hdrs.LOCATION, public_url(request, f"/v1/batches/{batch}"))
-        problem.detail += f"; {len(taken)} files were taken, send all again to go on"
+        problem.detail += f"; {len(received)} files were taken, send all again to go on"
         raise problem from error
     finally:
         await receiver.abandon()

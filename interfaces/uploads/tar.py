@@ -68,7 +68,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 class TarReader:
-    """Reader of the members of an archive, in order. Raises Malformed and TransferInterrupted."""
+    """Reader of the members of an archive, in order. Raises Malformed and TransferAborted."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -223,10 +223,10 @@ async def receive_tar(request: web.Request) -> web.Response:
                 limit_files(request, receiver)
                 await _receive_member(receiver, member, reader)
         files = await receiver.close()
-    return await answer(request, files, receiver.position)
+    return await _tar_response(request, files, receiver.position)
 
 
-async def answer(
+async def _tar_response(
     request: web.Request, files: tuple[FileResult, ...], position: int
 ) -> web.Response:
     position = position or await request.app[SERVICES].log.head()

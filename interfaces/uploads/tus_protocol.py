@@ -46,8 +46,8 @@ def expires_header(
     if not _is_unfinished(upload):
         return {}
     services = request.app[SERVICES]
-    kept = timedelta(seconds=services.settings.upload_expiry)
-    return {EXPIRES: format_datetime((since or services.now()) + kept, usegmt=True)}
+    lifetime = timedelta(seconds=services.settings.upload_expiry)
+    return {EXPIRES: format_datetime((since or services.now()) + lifetime, usegmt=True)}
 
 
 async def expires_header_unrenewed(request: web.Request, upload: Upload) -> dict[str, str]:
@@ -209,7 +209,7 @@ def is_tus(request: web.Request) -> bool:
 def tus_handler(handler: Handler) -> Handler:
     """Wrap a handler of tus requests: check the version, respond to errors as clients expect."""
 
-    async def answer(request: web.Request) -> web.StreamResponse:
+    async def wrapped(request: web.Request) -> web.StreamResponse:
         try:
             if single_header(request, RESUMABLE) != VERSION and not _may_omit_version(request):
                 detail = f"this server speaks {RESUMABLE}: {VERSION}"
@@ -225,7 +225,7 @@ def tus_handler(handler: Handler) -> Handler:
             response.force_close()
         return response
 
-    return answer
+    return wrapped
 
 
 def _may_omit_version(request: web.Request) -> bool:
