@@ -198,7 +198,7 @@ def prioritize(
         console.print_line(f"batch {id} has priority {priority} now")
 
 
-app.command("interfaces.cli.batch:report", name="report", help="What became of every file.")
+app.command("interfaces.cli.batch:report", name="report", help="Show the result of every file.")
 
 
 def _row(batch: BatchView) -> tuple[object, ...]:

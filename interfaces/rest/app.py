@@ -45,20 +45,20 @@ from interfaces.uploads import tus as tus
 from interfaces.uploads.content import artifact, content, download
 from interfaces.uploads.setup import UPLOADS, at_collection, setup_transfers
 
-# Which paths the upload protocols answer.
+# Paths of the upload protocols.
 
 UPLOAD = "/v1/uploads/{id}"
 BATCH_UPLOADS = "/v1/batches/{id}/uploads"
 
 
 def add_routes(app: web.Application) -> None:
-    """Adds uploads and content to an application that has its SERVICES.
+    """Add uploads and content to an application that has its SERVICES.
 
-    Which of the two protocols a request speaks follows from its headers. Every endpoint is also
-    found with a slash at its end, which clients of tus add.
+    The headers of a request select one of the two protocols. Every endpoint also exists with a
+    slash at its end, which tus clients add.
 
-    `POST /v1/batches/{id}/uploads` is shared with the list of files in JSON: its own route
-    hands it to `tus.create` where `tus.speaks_tus(request)`.
+    `POST /v1/batches/{id}/uploads` also accepts a list of files in JSON: its own route passes the
+    request to `tus.create` if `tus.speaks_tus(request)`.
     """
     setup_transfers(app)
     router = app.router
@@ -67,7 +67,7 @@ def add_routes(app: web.Application) -> None:
     router.add_get(f"{UPLOAD}/artifacts/{{name}}", artifact)
     if endpoint := app[SERVICES].settings.tus_path.rstrip("/"):
         _add_collection(app, endpoint, tus_endpoint=True)
-    # The last one, so that the list of files in JSON joins it at the same place of the router.
+    # Last, so that the route of the list of files in JSON joins the same resource of the router.
     router.add_route(hdrs.METH_OPTIONS, f"{BATCH_UPLOADS}/", resumable.options)
     router.add_route(hdrs.METH_OPTIONS, BATCH_UPLOADS, resumable.options)
 
@@ -95,7 +95,7 @@ def _add_collection(app: web.Application, path: str, *, tus_endpoint: bool = Fal
                 app.router.add_route(method, spelled, answer, expect_handler=expect)
 
 
-# The router tries resources in this order: what small files are sent to comes first.
+# The router tries resources in this order: the routes that receive small files come first.
 OPERATIONS: tuple[Operation, ...] = (
     *batch_creation.OPERATIONS,
     *batches.OPERATIONS,
@@ -127,14 +127,14 @@ def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Ap
         options_middleware,
         access_middleware,
     )
-    # Our own bodies are measured as they are read; `max_body` is the limit of each.
+    # Handlers limit bodies as they read them; `max_body` is the limit of each.
     app = web.Application(middlewares=middlewares, client_max_size=services.settings.max_body)
     app[SERVICES] = services
     app[METRICS] = Metrics()
     app[ATTEMPTS] = FailedAttempts()
     app[STREAMS] = Streams()
     watch_running_requests(app, services.keys)
-    app[reports.SEATS] = reports.ReportLimiter()
+    app[reports.REPORT_LIMITER] = reports.ReportLimiter()
     if vitals is not None:
         app[VITALS] = vitals
     app.on_response_prepare.append(add_response_headers)

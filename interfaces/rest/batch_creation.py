@@ -201,7 +201,7 @@ async def add_files(request: web.Request) -> web.StreamResponse:
 
 
 class ManifestAppender:
-    """Records the files of one request, chunk by chunk."""
+    """Writer that records the files of one request, chunk by chunk."""
 
     def __init__(self, request: web.Request, batch: UUID) -> None:
         self._services = request.app[SERVICES]
@@ -212,7 +212,7 @@ class ManifestAppender:
 
     @property
     def max_files(self) -> int:
-        """The most files of one manifest."""
+        """Maximum number of files in one manifest."""
         return self._services.settings.max_manifest_files
 
     async def append(self, files: list[FileDeclaration]) -> None:

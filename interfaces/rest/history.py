@@ -44,16 +44,16 @@ EVENTS_PER_WRITE = 250  # events in memory at a time
 _HIDDEN = frozenset({"type", "at", "by", "blob"})
 
 Source: TypeAlias = Callable[[int, int], Awaitable[Sequence[RecordedEvent]]]
-"""Events beyond a position, or the last before one; at most so many."""
+"""Function of a position and a limit that returns events after the position, or before it."""
 
 _encode = msgspec.json.Encoder().encode
 _lines = msgspec.json.Encoder().encode_lines
 
 
-async def of_upload(request: web.Request) -> web.StreamResponse:
+async def show_upload_history(request: web.Request) -> web.StreamResponse:
     upload = await load_upload(request, path_id(request))
     services, owner = request.app[SERVICES], principal_of(request).visible_owner
-    return await _told(
+    return await _respond(
         request,
         lambda after, limit: services.history.of_upload(
             upload.id, owner=owner, after=after, limit=limit
@@ -64,10 +64,10 @@ async def of_upload(request: web.Request) -> web.StreamResponse:
     )
 
 
-async def of_batch(request: web.Request) -> web.StreamResponse:
+async def show_batch_history(request: web.Request) -> web.StreamResponse:
     batch = await load_batch(request, path_id(request))
     services, owner = request.app[SERVICES], principal_of(request).visible_owner
-    return await _told(
+    return await _respond(
         request,
         lambda after, limit: services.history.of_batch(
             batch.id, owner=owner, after=after, limit=limit
@@ -78,7 +78,7 @@ async def of_batch(request: web.Request) -> web.StreamResponse:
     )
 
 
-async def of_webhook(request: web.Request) -> web.StreamResponse:
+async def show_webhook_history(request: web.Request) -> web.StreamResponse:
     """Return the history of a webhook, also of a removed one.
 
     For operators only, as all routes of webhooks: their addresses may contain tokens.
@@ -91,14 +91,14 @@ async def of_webhook(request: web.Request) -> web.StreamResponse:
         events = await log.stream(webhook.id)
         return [recorded for recorded in events if recorded.position > after][:limit]
 
-    return await _told(request, source)
+    return await _respond(request, source)
 
 
 async def list_all_events(request: web.Request) -> web.StreamResponse:
     principal = principal_of(request)
     reject_batch_scoped_key(principal)
     history = request.app[SERVICES].history
-    return await _told(
+    return await _respond(
         request,
         lambda after, limit: history.of_everything(
             owner=principal.visible_owner, after=after, limit=limit
@@ -107,9 +107,9 @@ async def list_all_events(request: web.Request) -> web.StreamResponse:
 
 
 def history_item(recorded: RecordedEvent, reader: Principal) -> HistoryItem:
-    """The event as clients see it, with what is common to all events beside its own data.
+    """Return the event as clients see it: common fields, and the others in `data`.
 
-    The address of a webhook is for operators: `notify` of a batch may be one.
+    `notify` of a batch may be the address of a webhook, which only operators may read.
     """
     fields: dict[str, Any] = event_fields(recorded.event)
     if fields.get("notify") and reader.scope not in (Scope.ADMIN, Scope.OPERATOR):
@@ -127,33 +127,33 @@ def history_item(recorded: RecordedEvent, reader: Principal) -> HistoryItem:
     )
 
 
-async def _told(
+async def _respond(
     request: web.Request, source: Source, back: Source | None = None
 ) -> web.StreamResponse:
-    """`back` is the source of what came before a position, where that may be asked for."""
+    """Respond with events of the source. `back`, if given, answers requests with `before`."""
     query = Query(request, QUERY if back is None else BOTH_WAYS)
     position, after = await wait_for_min_position(request, query), query.integer("after", 0)
     if back is not None and "before" in request.query:
-        return await _told_back(request, query, back, position)
+        return await _respond_backwards(request, query, back, position)
     if _format(request, query) == "ndjson":
         limit = query.integer("limit", MAX_POSITION, low=1)
-        return await _streamed(request, source, after, limit, position)
+        return await _stream(request, source, after, limit, position)
     limit = query.integer("limit", 100, low=1, high=EVENTS_PER_PAGE)
     found = await source(after, limit)
-    events = found[: _fitting(request, found)]
+    events = found[: _count_fitting(request, found)]
     is_last = len(events) == len(found) < limit
     return _page(request, events, None if is_last else events[-1].position, position)
 
 
-async def _told_back(
+async def _respond_backwards(
     request: web.Request, query: Query, source: Source, position: int
 ) -> web.Response:
-    """A page that ends before a position; `next` is the `before` of the page before it."""
+    """Respond with the page before a position; `next` is the `before` of the previous page."""
     if "after" in request.query or _format(request, query) == "ndjson":
         raise bad_parameter("before", "goes neither with `after` nor with NDJSON")
     limit = query.integer("limit", 100, low=1, high=EVENTS_PER_PAGE)
     found = await source(query.integer("before", MAX_POSITION, low=1), limit)
-    events = found[len(found) - _fitting(request, found[::-1]) :]
+    events = found[len(found) - _count_fitting(request, found[::-1]) :]
     is_first = len(events) == len(found) < limit
     return _page(request, events, None if is_first else events[0].position, position)
 
@@ -165,7 +165,7 @@ def _page(
     return json_response(PageResponse(items=items, next=next, position=position), position=position)
 
 
-def _fitting(request: web.Request, events: Sequence[RecordedEvent]) -> int:
+def _count_fitting(request: web.Request, events: Sequence[RecordedEvent]) -> int:
     """Return the number of events that fit into a page: at least one."""
     size = 0
     for count, recorded in enumerate(events):
@@ -175,13 +175,13 @@ def _fitting(request: web.Request, events: Sequence[RecordedEvent]) -> int:
     return len(events)
 
 
-async def _streamed(
+async def _stream(
     request: web.Request, source: Source, after: int, limit: int, position: int
 ) -> web.StreamResponse:
-    """One event a line, page by page, no faster than the client reads."""
+    """Stream one event per line, page by page, no faster than the client reads."""
     reader = principal_of(request)
     request.app[STREAMS].open(request, reader.name, Stream.HISTORY)
-    # Before the answer begins: it may be refused.
+    # Before the response begins, since the query may fail.
     events = await source(after, min(limit, EVENTS_PER_WRITE))
     response = web.StreamResponse(headers={POSITION: str(position)})
     response.content_type = NDJSON
@@ -226,8 +226,12 @@ def _operation(
 
 
 OPERATIONS = (
-    _operation("/v1/uploads/{id}/history", of_upload, "an upload", BOTH_WAYS),
-    _operation("/v1/batches/{id}/history", of_batch, "a batch and its uploads", BOTH_WAYS),
-    _operation("/v1/webhooks/{id}/history", of_webhook, "a webhook", scopes=OPERATOR_SCOPES),
+    _operation("/v1/uploads/{id}/history", show_upload_history, "an upload", BOTH_WAYS),
+    _operation(
+        "/v1/batches/{id}/history", show_batch_history, "a batch and its uploads", BOTH_WAYS
+    ),
+    _operation(
+        "/v1/webhooks/{id}/history", show_webhook_history, "a webhook", scopes=OPERATOR_SCOPES
+    ),
     _operation("/v1/history", list_all_events, "everything"),
 )

@@ -143,7 +143,7 @@ def _describe_parameters(operation: Operation) -> list[dict[str, Any]]:
 
 
 def _operation_id(operation: Operation) -> str:
-    """Such as `post_v1_batches_id_seal`."""
+    """Return an operationId such as `post_v1_batches_id_seal`."""
     return re.sub(r"\W+", "_", f"{operation.method.lower()}{operation.path}").strip("_")
 
 

@@ -1,4 +1,4 @@
-"""`GET /v1/batches/{id}/report.*`: what became of every file, streamed as one moment had it."""
+"""`GET /v1/batches/{id}/report.*`: the result of every file, streamed from one snapshot."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Format: TypeAlias = Callable[[Report], AsyncIterator[bytes]]
 _encoder = msgspec.json.Encoder()
 _COLUMNS = ReportRow.__struct_fields__
 
-# A spreadsheet takes a cell that begins so for a formula, and runs it. An apostrophe makes it
-# text. Source: OWASP, "CSV Injection".
+# A spreadsheet evaluates a cell that begins with one of these as a formula. An apostrophe
+# before it makes it text. Source: OWASP, "CSV Injection".
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
@@ -44,8 +44,8 @@ class ReportDocument(msgspec.Struct, frozen=True, kw_only=True):
     uploads: list[ReportRow]
 
 
-async def as_json(report: Report) -> AsyncIterator[bytes]:
-    """The summary, then the files, each on a line of its own."""
+async def encode_json(report: Report) -> AsyncIterator[bytes]:
+    """Encode the summary, then the files, each on a line of its own."""
     head = {"batch": report.batch, "position": report.position, "reasons": report.reasons}
     yield _encoder.encode(head)[:-1] + b',"uploads":['
     comma = b""
@@ -55,14 +55,14 @@ async def as_json(report: Report) -> AsyncIterator[bytes]:
     yield b"\n]}\n"
 
 
-async def as_ndjson(report: Report) -> AsyncIterator[bytes]:
-    """One file a line."""
+async def encode_ndjson(report: Report) -> AsyncIterator[bytes]:
+    """Encode one file per line."""
     async for rows in _pieces(report.files):
         yield _encoder.encode_lines(rows)
 
 
-async def as_csv(report: Report) -> AsyncIterator[bytes]:
-    """One file a row under a heading (RFC 4180), safe to open in a spreadsheet."""
+async def encode_csv(report: Report) -> AsyncIterator[bytes]:
+    """Encode one file per row below a header (RFC 4180), safe to open in a spreadsheet."""
     yield _csv([_COLUMNS])
     async for rows in _pieces(report.files):
         yield _csv([[_cell(getattr(row, name)) for name in _COLUMNS] for row in rows])
@@ -125,10 +125,10 @@ class ReportLimiter:
         self.free += 1
 
 
-SEATS: web.AppKey[ReportLimiter] = web.AppKey("report_seats", ReportLimiter)
+REPORT_LIMITER: web.AppKey[ReportLimiter] = web.AppKey("report_limiter", ReportLimiter)
 
 
-async def _answer(
+async def _respond(
     request: web.Request, format: Format, ending: str, media: str
 ) -> web.StreamResponse:
     principal, query, id = principal_of(request), Query(request, QUERY), path_id(request)
@@ -137,8 +137,10 @@ async def _answer(
     await wait_for_min_position(request, query)
     queries = request.app[SERVICES].queries
     request.app[STREAMS].open(request, principal.name, Stream.REPORT)
-    lost: ConnectionError | None = None  # the client's: within, it would pass for the database's
-    with request.app[SEATS]:
+    lost: ConnectionError | None = (
+        None  # raised after the snapshot: inside, it would be taken for an error of the database
+    )
+    with request.app[REPORT_LIMITER]:
         async with queries.report(
             id, owner=principal.visible_owner, only_failed=only is not None
         ) as report:
@@ -160,7 +162,7 @@ async def _answer(
 
 
 async def _write(response: web.StreamResponse, piece: bytes) -> None:
-    """Raises ConnectionResetError where the reader is too slow: a snapshot is held for it."""
+    """Write to the client. Raises ConnectionResetError if it is too slow for the open snapshot."""
     try:
         async with asyncio.timeout(WRITE_TIMEOUT):
             await response.write(piece)
@@ -172,7 +174,7 @@ def _handler(
     format: Format, ending: str, media: str
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def report(request: web.Request) -> web.StreamResponse:
-        return await _answer(request, format, ending, media)
+        return await _respond(request, format, ending, media)
 
     return report
 
@@ -182,7 +184,7 @@ def _operation(format: Format, ending: str, media: str, type: Any) -> Operation:
         method="GET",
         path=f"/v1/batches/{{id}}/report.{ending}",
         handler=_handler(format, ending, media),
-        summary=f"What became of every file of a batch, as {ending.upper()}",
+        summary=f"Report of a batch: the result of every file, as {ending.upper()}",
         query=QUERY,
         responses={200: type},
         media=media.partition(";")[0],
@@ -190,7 +192,7 @@ def _operation(format: Format, ending: str, media: str, type: Any) -> Operation:
 
 
 OPERATIONS = (
-    _operation(as_json, "json", "application/json", ReportDocument),
-    _operation(as_ndjson, "ndjson", NDJSON, ReportRow),
-    _operation(as_csv, "csv", "text/csv; charset=utf-8; header=present", str),
+    _operation(encode_json, "json", "application/json", ReportDocument),
+    _operation(encode_ndjson, "ndjson", NDJSON, ReportRow),
+    _operation(encode_csv, "csv", "text/csv; charset=utf-8; header=present", str),
 )

@@ -31,8 +31,8 @@ EVENTS_PER_WRITE = 250  # events in memory at a time
 _lines = msgspec.json.Encoder().encode_lines
 
 
-async def listing(request: web.Request) -> web.Response:
-    """The chain of seals, oldest first: to be kept where we cannot reach it."""
+async def list_seals(request: web.Request) -> web.Response:
+    """Respond with the chain of seals, oldest first, for a copy outside of this server."""
     query = Query(request, ("after", "limit"))
     limit = query.integer("limit", 100, low=1, high=SEALS_PER_PAGE)
     services = request.app[SERVICES]
@@ -42,7 +42,7 @@ async def listing(request: web.Request) -> web.Response:
     return json_response(PageResponse(items=seals, next=next, position=position))
 
 
-async def keys(request: web.Request) -> web.Response:
+async def list_signing_keys(request: web.Request) -> web.Response:
     Query(request, ())
     services = request.app[SERVICES]
     found = list(await services.seals.keys())
@@ -50,16 +50,16 @@ async def keys(request: web.Request) -> web.Response:
     return json_response(PageResponse(items=found, next=None, position=position))
 
 
-async def export(request: web.Request) -> web.StreamResponse:
-    """Everything for an admin, who gets whole seals; for others what belongs to their owner."""
+async def export_everything(request: web.Request) -> web.StreamResponse:
+    """Export everything with whole seals for an admin; for others, the events of their owner."""
     principal = require(request, *OPERATOR_SCOPES)
     reject_batch_scoped_key(principal)
     services = request.app[SERVICES]
     if principal.visible_owner is None:
         opening = ExportHeader(of="everything", whole=True, after=await _after(request))
-        return await _streamed(request, opening, services.seals.export_chunks(opening.after))
+        return await _stream(request, opening, services.seals.export_chunks(opening.after))
     history, owner = services.history, principal.visible_owner
-    return await _proven(
+    return await _stream_proofs(
         request,
         f"owner {owner}",
         lambda after, limit: history.of_everything(owner=owner, after=after, limit=limit),
@@ -70,7 +70,7 @@ async def export_of_batch(request: web.Request) -> web.StreamResponse:
     require(request, *OPERATOR_SCOPES)
     batch = await load_batch(request, path_id(request))
     history, owner = request.app[SERVICES].history, principal_of(request).visible_owner
-    return await _proven(
+    return await _stream_proofs(
         request,
         f"batch {batch.id}",
         lambda after, limit: history.of_batch(batch.id, owner=owner, after=after, limit=limit),
@@ -81,19 +81,19 @@ async def export_of_upload(request: web.Request) -> web.StreamResponse:
     require(request, *OPERATOR_SCOPES)
     upload = await load_upload(request, path_id(request))
     history, owner = request.app[SERVICES].history, principal_of(request).visible_owner
-    return await _proven(
+    return await _stream_proofs(
         request,
         f"upload {upload.id}",
         lambda after, limit: history.of_upload(upload.id, owner=owner, after=after, limit=limit),
     )
 
 
-async def _proven(
+async def _stream_proofs(
     request: web.Request,
     of: str,
     source: Callable[[int, int], Awaitable[Sequence[RecordedEvent]]],
 ) -> web.StreamResponse:
-    """The events that the source names, each with its place in the tree of its seal."""
+    """Stream the events of the source, each with its inclusion proof in the tree of its seal."""
     opening = ExportHeader(of=of, whole=False, after=await _after(request))
     prover = request.app[SERVICES].seals.proofs()
 
@@ -104,23 +104,23 @@ async def _proven(
             after, events = positions[-1], ()
             yield await prover.proofs_for(positions)
 
-    return await _streamed(request, opening, chunks())
+    return await _stream(request, opening, chunks())
 
 
 async def _after(request: web.Request) -> int:
-    """Return `after`, once the read model, which knows whose events these are, is far enough."""
+    """Return `after`, once the read model, which selects the owner's events, has caught up."""
     query = Query(request, EXPORT)
     await wait_for_min_position(request, query)
     return query.integer("after", 0)
 
 
-async def _streamed(
+async def _stream(
     request: web.Request, opening: ExportHeader, chunks: AsyncIterator[Sequence[Line]]
 ) -> web.StreamResponse:
-    """A line each, a chunk at a time, no faster than the client reads."""
+    """Stream one object per line, chunk by chunk, no faster than the client reads."""
     request.app[STREAMS].open(request, principal_of(request).name, Stream.EXPORT)
-    # Before the answer begins: it may be refused. A default of `()` would be a SystemError: CPython
-    # takes it for the arguments of StopIteration.
+    # Before the response begins, since the query may fail. A default of `()` would be a
+    # SystemError: CPython takes it for the arguments of StopIteration.
     first: Sequence[Line] = await anext(chunks, [])
     response = web.StreamResponse()
     response.content_type = NDJSON
@@ -142,7 +142,7 @@ def _export(path: str, handler: Callable[..., Awaitable[web.StreamResponse]], of
         method="GET",
         path=path,
         handler=handler,
-        summary=f"Export {of} as stored, with what proves it",
+        summary=f"Export {of} as stored, with proofs",
         query=EXPORT,
         scopes=OPERATOR_SCOPES,
         responses={200: Line},
@@ -154,7 +154,7 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/v1/seals",
-        handler=listing,
+        handler=list_seals,
         summary="The chain of seals, oldest first",
         query=("after", "limit"),
         responses={200: PageResponse[AuditSeal]},
@@ -162,11 +162,11 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/v1/seals/keys",
-        handler=keys,
+        handler=list_signing_keys,
         summary="The public keys of seals, oldest first",
         responses={200: PageResponse[SigningKey]},
     ),
-    _export("/v1/history/export", export, "everything"),
+    _export("/v1/history/export", export_everything, "everything"),
     _export("/v1/batches/{id}/history/export", export_of_batch, "the events of a batch"),
     _export("/v1/uploads/{id}/history/export", export_of_upload, "the events of an upload"),
 )

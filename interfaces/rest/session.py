@@ -17,40 +17,42 @@ from interfaces.common.services import SERVICES
 
 MAX_BODY = 1024  # bytes: clients need no credential to send one
 SESSION_LIFETIME = 12 * 3600.0  # seconds
-EXPIRED = "/?login=expired"  # where a browser learns how to get a new link
+EXPIRED = "/?login=expired"  # page that explains how to get a new link
 
 _decoder = msgspec.json.Decoder(LoginCode)
 _PREFETCH = (("Sec-Purpose", "prefetch"), ("Purpose", "prefetch"), ("X-Moz", "prefetch"))
 
 
 async def login_with_code(request: web.Request) -> web.Response:
-    """Takes the code, once, and leads to the page.
+    """Redeem the code, which works once, and redirect to the page.
 
-    A browser that only looks ahead must not use the code up: it is refused.
+    A prefetch by the browser is refused, because it would use the code up.
     """
     if any(word in request.headers.get(name, "") for name, word in _PREFETCH):
-        raise Problem(403, "not_on_prefetch", "a login link is followed by a person")
+        raise Problem(
+            403, "not_on_prefetch", "a login link cannot be prefetched: open it in a browser tab"
+        )
     code = Query(request, ("code",)).text("code")
     if code is None:
         raise bad_parameter("code", "is missing")
-    token = await _token(request, code)
+    token = await _open_session(request, code)
     if token is None and "text/html" in request.headers.get(hdrs.ACCEPT, ""):
         return web.Response(status=303, headers={hdrs.LOCATION: EXPIRED})
     if token is None:
         raise unauthenticated("the login link was used, or is too old")
     response = web.Response(status=303, headers={hdrs.LOCATION: "/"})
-    _remember(request, response, token)
+    _set_session_cookie(request, response, token)
     return response
 
 
 async def sign_in(request: web.Request) -> web.Response:
     if hdrs.ORIGIN in request.headers:
         require_same_origin(request)
-    token = await _token(request, (await json_body(request, _decoder, limit=MAX_BODY)).code)
+    token = await _open_session(request, (await json_body(request, _decoder, limit=MAX_BODY)).code)
     if token is None:
         raise unauthenticated("the code was used, or is too old")
     response = web.Response(status=204)
-    _remember(request, response, token)
+    _set_session_cookie(request, response, token)
     return response
 
 
@@ -58,12 +60,14 @@ async def sign_out(request: web.Request) -> web.Response:
     if token := request.cookies.get(SESSION_COOKIE):
         await request.app[SERVICES].keys.close_session(token)
     response = web.Response(status=204)
-    response.del_cookie(SESSION_COOKIE, httponly=True, samesite="Strict", secure=_secure(request))
+    response.del_cookie(
+        SESSION_COOKIE, httponly=True, samesite="Strict", secure=_is_secure(request)
+    )
     return response
 
 
-async def _token(request: web.Request, code: str) -> str | None:
-    """A new session for whom the code was issued; None for a code that holds no more."""
+async def _open_session(request: web.Request, code: str) -> str | None:
+    """Open a session for the principal of the code; return None for a used or expired code."""
     keys = request.app[SERVICES].keys
     principal = await attempts_of(request).authenticate(
         "login code", "", lambda: keys.redeem_login(code)
@@ -73,18 +77,18 @@ async def _token(request: web.Request, code: str) -> str | None:
     return await keys.open_session(principal, lifetime=SESSION_LIFETIME)
 
 
-def _remember(request: web.Request, response: web.Response, token: str) -> None:
+def _set_session_cookie(request: web.Request, response: web.Response, token: str) -> None:
     response.set_cookie(
         SESSION_COOKIE,
         token,
         max_age=int(SESSION_LIFETIME),
         httponly=True,
         samesite="Strict",
-        secure=_secure(request),
+        secure=_is_secure(request),
     )
 
 
-def _secure(request: web.Request) -> bool:
+def _is_secure(request: web.Request) -> bool:
     """True if the browser connected by TLS, to this server or to the proxy in front of it."""
     return request.secure or request.headers.get("X-Forwarded-Proto", "") == "https"
 
@@ -117,10 +121,10 @@ LOGIN_OPERATIONS = (
     ),
 )
 
-# `GET /v1/principal`: who asks, as we see them; the page shows what they may do, and no more.
+# `GET /v1/principal`: the principal of the request, by which the page selects what to show.
 
 
-async def show(request: web.Request) -> web.Response:
+async def show_principal(request: web.Request) -> web.Response:
     Query(request, ())
     return json_response(principal_of(request))
 
@@ -129,7 +133,7 @@ PRINCIPAL_OPERATIONS = (
     Operation(
         method="GET",
         path="/v1/principal",
-        handler=show,
+        handler=show_principal,
         summary="Show who asks: name, owner, scope and limits of the credential",
         responses={200: Principal},
     ),

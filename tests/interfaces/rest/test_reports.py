@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from application.views import FAILURES
-from interfaces.rest.reports import MAX_CONCURRENT_REPORTS, SEATS
+from interfaces.rest.reports import MAX_CONCURRENT_REPORTS, REPORT_LIMITER
 from tests.interfaces.rest.server import Server, serving
 from tests.interfaces.rest.test_controls import judged
 
@@ -82,17 +82,17 @@ async def test_ndjson_is_one_file_a_line_and_the_same_moment_to_the_end(
 async def test_reports_that_are_being_read_are_few(database_url: str, tmp_path: Path) -> None:
     async with serving(database_url, tmp_path) as server:
         path = await told(server)
-        server.app[SEATS].free = 0
+        server.app[REPORT_LIMITER].free = 0
 
         refused = await server.get(f"{path}/report.json")
-        server.app[SEATS].free = MAX_CONCURRENT_REPORTS
+        server.app[REPORT_LIMITER].free = MAX_CONCURRENT_REPORTS
         answers = [
             await server.get(f"{path}/report.json") for _ in range(2 * MAX_CONCURRENT_REPORTS)
         ]
 
         assert (refused.status, refused.code) == (503, "too_many_reports")
         assert {answer.status for answer in answers} == {200}
-        assert server.app[SEATS].free == MAX_CONCURRENT_REPORTS
+        assert server.app[REPORT_LIMITER].free == MAX_CONCURRENT_REPORTS
 
 
 @pytest.mark.parametrize("ending", ["json", "ndjson", "csv"])
