@@ -19,7 +19,7 @@ from domain.upload.state import UploadState
 from infrastructure.read_model.projector import catch_up
 from infrastructure.read_model.rebuild import verify
 from tests.crash.fork_server import STOPPED, ForkServer, ProcessOrder, ProcessReport
-from tests.infrastructure.jobs.plant import Plant, context, open_plant
+from tests.infrastructure.jobs.harness import PipelineHarness, context, open_harness
 from tests.invariants import UNFINISHED, FinalStates, InvariantViolated, check_log
 
 ROUNDS = 12  # of orchestrator and worker, in which everything that is left must come to its end
@@ -38,8 +38,8 @@ _MEMBERS = "SELECT upload, state, version FROM orchestration.members"
 class CrashHarness:
     """A database with its log and blobs, and the fork server for its processes."""
 
-    def __init__(self, plant: Plant, fork_server: ForkServer, folder: Path) -> None:
-        self.plant = plant
+    def __init__(self, harness: PipelineHarness, fork_server: ForkServer, folder: Path) -> None:
+        self.harness = harness
         self.zombies: list[int] = []
         self._fork_server = fork_server
         self._folder = folder
@@ -52,12 +52,12 @@ class CrashHarness:
     ) -> ProcessReport:
         """Run one process to its end, or to the await at which it is killed or stopped."""
         if self.zombies:
-            await self.plant.fetch(_GIVE_UP_ON_THE_SILENT)
+            await self.harness.fetch(_GIVE_UP_ON_THE_SILENT)
         stands_still = more.pop("stands_still", False)
         report = self._fork_server.run(
             ProcessOrder(
                 role=role,
-                url=self.plant.url,
+                url=self.harness.url,
                 folder=str(self._folder),
                 options=msgspec.to_builtins(more),
                 ends_at=ends_at,
@@ -75,12 +75,12 @@ class CrashHarness:
 
     async def let_time_pass(self) -> None:
         """Long enough for every worker that is not heard of to be taken for dead."""
-        await self.plant.fetch_none(_AGE)
+        await self.harness.fetch_none(_AGE)
 
     async def ask(self, handler: Any, command: Command) -> Any:
         """Execute a command as the API does; None if it is refused."""
         try:
-            answer = await handler(self.plant.log, command, context())
+            answer = await handler(self.harness.log, command, context())
         except (CommandRejected, ApplicationError):
             return None
         if answer.position:
@@ -107,14 +107,14 @@ class CrashHarness:
 
     async def uploads_of(self, batch: UUID) -> list[UUID]:
         """In the order of their paths."""
-        found = await self.plant.uploads(batch)
+        found = await self.harness.uploads(batch)
         return [found[path].id for path in sorted(found)]
 
     # What must hold.
 
     async def check(self) -> FinalStates:
         """At any moment: the log is lawful, and everything acknowledged is in it."""
-        events = await self.plant.events()
+        events = await self.harness.events()
         states = check_log(events)
         lost = self._acknowledged - {recorded.position for recorded in events}
         if lost:
@@ -128,28 +128,28 @@ class CrashHarness:
             counts = {UploadState(s): n for s, n in states.counts(batch).items()}
             if outcome not in ("cancelled", "expired"):
                 assert outcome == outcome_of(counts, None), (batch, counts)
-            self.plant.log.forget(batch)
-            progress = (await self.plant.log.batch(batch)).progress
+            self.harness.log.forget(batch)
+            progress = (await self.harness.log.batch(batch)).progress
             assert not counts or (progress and progress.counts == counts), (batch, progress)
-        assert await self.plant.fetch(_JOBS) == [(0,)]
-        members = await self.plant.fetch(_MEMBERS)
+        assert await self.harness.fetch(_JOBS) == [(0,)]
+        members = await self.harness.fetch(_MEMBERS)
         assert {id: state for id, state, _ in members} == states.uploads
         await self._check_artifacts(states)
-        await catch_up(self.plant.url, self.plant.log)
-        verification = await verify(self.plant.url, self.plant.log)
+        await catch_up(self.harness.url, self.harness.log)
+        verification = await verify(self.harness.url, self.harness.log)
         assert verification.sound, verification
 
     async def _check_artifacts(self, states: FinalStates) -> None:
         """What a completed attempt left behind is what it said."""
-        for recorded in await self.plant.events():
+        for recorded in await self.harness.events():
             if isinstance(event := recorded.event, AttemptSucceeded):
                 for blob in event.artifacts.values():
-                    assert await self.plant.blobs.size(blob) == event.results["step"]["size"]
+                    assert await self.harness.blobs.size(blob) == event.results["step"]["size"]
 
 
 @asynccontextmanager
 async def open_crash_harness(
     url: str, fork_server: ForkServer, folder: Path
 ) -> AsyncIterator[CrashHarness]:
-    async with open_plant(url, folder) as plant:
-        yield CrashHarness(plant, fork_server, folder)
+    async with open_harness(url, folder) as harness:
+        yield CrashHarness(harness, fork_server, folder)

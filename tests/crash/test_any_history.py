@@ -97,7 +97,7 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(files=st.lists(kinds, min_size=1, max_size=3), seal=st.booleans())
     def a_batch_arrives(self, files: list[str], seal: bool) -> None:
         contents = {f"{number}-{kind}": b"x" * 9 for number, kind in enumerate(files)}
-        batch = self._run(self.harness.plant.batch(contents, seal=seal, retry_policy=SOON))
+        batch = self._run(self.harness.harness.batch(contents, seal=seal, retry_policy=SOON))
         self._batches.append(batch)
         self._uploads += self._run(self.harness.uploads_of(batch))
 
@@ -165,7 +165,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule()
     def the_read_model_is_built_anew(self) -> None:
-        self._run(rebuild(self.harness.plant.url, self.harness.plant.log))
+        self._run(rebuild(self.harness.harness.url, self.harness.harness.log))
 
     @rule()
     def everybody_has_forgotten_the_open_batches(self) -> None:

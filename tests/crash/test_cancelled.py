@@ -25,7 +25,7 @@ from infrastructure.webhooks.outbox import PostgresOutbox
 from interfaces.bootstrap.container import Container, open_container
 from tests.crash.awaits import awaits
 from tests.crash.kill_at_await import Interrupted
-from tests.infrastructure.jobs.plant import context
+from tests.infrastructure.jobs.harness import context
 from tests.support import eventually
 
 BATCH, OWNER = uuid4(), "acme"

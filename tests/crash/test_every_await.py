@@ -26,7 +26,7 @@ async def test_orchestrators_and_workers_killed_at_every_await_lose_and_repeat_n
     async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
         batches: list[UUID] = []
         for ends_at in awaits(10, 17):
-            batches.append(await harness.plant.batch(FILES, retry_policy=SOON))
+            batches.append(await harness.harness.batch(FILES, retry_policy=SOON))
             await _change_minds(harness, batches)
             await harness.let_time_pass()
             ends = [(await harness.run_process(role, ends_at)).ended for role in ROLES]
@@ -40,7 +40,7 @@ async def test_orchestrators_and_workers_killed_at_every_await_lose_and_repeat_n
             assert states.counts(batch) == {"completed": 2, "failed": 1}
         completed = Counter(
             recorded.stream
-            for recorded in await harness.plant.events()
+            for recorded in await harness.harness.events()
             if isinstance(recorded.event, UploadCompleted)
         )
         assert set(completed.values()) == {1}

@@ -18,7 +18,7 @@ from domain.upload.state import UploadState
 from infrastructure.processors.registry import check_pipelines, known_options, open_processors
 from infrastructure.settings_loader import BadSetting
 from tests.crash.pills import HARMLESS, PILLS, installed
-from tests.infrastructure.jobs.plant import open_plant, pipeline
+from tests.infrastructure.jobs.harness import open_harness, pipeline
 from tests.server_process import open_cluster, steps
 from tests.server_process import wait_for as until
 from tests.support import eventually
@@ -57,85 +57,91 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 async def test_each_way_to_die_is_a_verdict_and_harmless_files_complete(
     database_url: str, package: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_plant(
+    async with open_harness(
         database_url, package, pipelines=pipeline("pill", timeout=120.0)
-    ) as plant:
+    ) as harness:
         async with open_processors(processes=4, memory=MEMORY) as processors:
-            plant.orchestrate()
-            worker = plant.work(processors)
+            harness.orchestrate()
+            worker = harness.work(processors)
             pills = {name: error for name, (_, error) in PILLS.items() if error != TIMEOUT}
             files = {f"{name}.bin": b"x" for name in pills}
             harmless = [f"{name}.bin" for name in HARMLESS] + [f"{n}.txt" for n in range(20)]
-            batch = await plant.batch(files | dict.fromkeys(harmless, CONTENT), retry_policy=TWICE)
-            done = await plant.completed(batch, deadline=150)
-            await plant.stop(worker)
+            batch = await harness.batch(
+                files | dict.fromkeys(harmless, CONTENT), retry_policy=TWICE
+            )
+            done = await harness.completed(batch, deadline=150)
+            await harness.stop(worker)
 
         assert done.outcome is Outcome.COMPLETED_WITH_FAILURES
-        uploads = await plant.uploads(batch)
+        uploads = await harness.uploads(batch)
         for path in harmless:
             assert uploads[path].state is UploadState.COMPLETED, path
-            assert len(await plant.all_of(AttemptSucceeded, uploads[path].id)) == 1
+            assert len(await harness.all_of(AttemptSucceeded, uploads[path].id)) == 1
         for name, error_type in pills.items():
             id = uploads[f"{name}.bin"].id
-            failures = await plant.all_of(AttemptFailed, id)
+            failures = await harness.all_of(AttemptFailed, id)
             assert {failure.error_type for failure in failures} == {error_type}, (name, failures)
             assert len(failures) == 2
             assert all(0 < len(failure.message) <= MAX_MESSAGE for failure in failures)
-            (failed,) = await plant.all_of(UploadFailed, id)
+            (failed,) = await harness.all_of(UploadFailed, id)
             assert failed.message == failures[-1].message
-        assert await plant.all_of(AttemptAbandoned) == []  # the worker lived through all of it
+        assert await harness.all_of(AttemptAbandoned) == []  # the worker lived through all of it
         assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 async def test_a_step_that_never_ends_is_ended_whatever_it_does(
     database_url: str, package: Path
 ) -> None:
-    async with open_plant(database_url, package, pipelines=pipeline("pill", timeout=1.0)) as plant:
+    async with open_harness(
+        database_url, package, pipelines=pipeline("pill", timeout=1.0)
+    ) as harness:
         async with open_processors(processes=4, memory=MEMORY) as processors:
-            plant.orchestrate()
-            worker = plant.work(processors)
+            harness.orchestrate()
+            worker = harness.work(processors)
             endless = [name for name, (_, error) in PILLS.items() if error == TIMEOUT]
-            batch = await plant.batch({f"{name}.bin": b"x" for name in endless}, retry_policy=TWICE)
-            await plant.completed(batch, deadline=150)
-            await plant.stop(worker)
+            batch = await harness.batch(
+                {f"{name}.bin": b"x" for name in endless}, retry_policy=TWICE
+            )
+            await harness.completed(batch, deadline=150)
+            await harness.stop(worker)
 
-        failures = await plant.all_of(AttemptFailed)
+        failures = await harness.all_of(AttemptFailed)
         assert [failure.error_type for failure in failures] == [TIMEOUT] * 2 * len(endless)
-        assert await plant.all_of(AttemptAbandoned) == []
+        assert await harness.all_of(AttemptAbandoned) == []
 
 
 async def test_a_plain_function_reads_reports_and_attaches(
     database_url: str, package: Path
 ) -> None:
-    async with open_plant(database_url, package, pipelines=pipeline("plain")) as plant:
+    async with open_harness(database_url, package, pipelines=pipeline("plain")) as harness:
         async with open_processors(processes=1) as processors:
-            plant.orchestrate()
-            worker = plant.work(processors)
-            batch = await plant.batch({"a.txt": CONTENT, "b.txt": b""})
-            await plant.completed(batch)
-            await plant.stop(worker)
+            harness.orchestrate()
+            worker = harness.work(processors)
+            batch = await harness.batch({"a.txt": CONTENT, "b.txt": b""})
+            await harness.completed(batch)
+            await harness.stop(worker)
 
-        uploads = await plant.uploads(batch)
+        uploads = await harness.uploads(batch)
         for path, content in (("a.txt", CONTENT), ("b.txt", b"")):
-            (succeeded,) = await plant.all_of(AttemptSucceeded, uploads[path].id)
+            (succeeded,) = await harness.all_of(AttemptSucceeded, uploads[path].id)
             assert succeeded.results == {"plain": {"size": len(content)}}
             blob = succeeded.artifacts["size.txt"]
-            kept = b"".join([chunk async for chunk in plant.blobs.read(blob)])
+            kept = b"".join([chunk async for chunk in harness.blobs.read(blob)])
             assert kept == str(len(content)).encode()
 
 
 async def test_a_workbench_in_another_process_refuses_what_the_worker_refuses(
     database_url: str, package: Path
 ) -> None:
-    async with open_plant(database_url, package, pipelines=pipeline("reads")) as plant:
+    async with open_harness(database_url, package, pipelines=pipeline("reads")) as harness:
         async with open_processors(processes=1) as processors:
-            plant.orchestrate()
-            worker = plant.work(processors)
-            batch = await plant.batch({"a.txt": b"abcdefgh", "b.txt": b"abcdefgh"})
-            await plant.completed(batch)
-            await plant.stop(worker)
+            harness.orchestrate()
+            worker = harness.work(processors)
+            batch = await harness.batch({"a.txt": b"abcdefgh", "b.txt": b"abcdefgh"})
+            await harness.completed(batch)
+            await harness.stop(worker)
 
-        succeeded = await plant.all_of(AttemptSucceeded)
+        succeeded = await harness.all_of(AttemptSucceeded)
         results = [event.results["reads"] for event in succeeded]
         assert len(results) == 2
         assert len({result.pop("pid") for result in results}) == 1  # a clean process is used again
@@ -151,42 +157,42 @@ async def test_a_cancelled_step_may_clean_up_and_its_process_is_gone(
     database_url: str, package: Path
 ) -> None:
     async with (
-        open_plant(database_url, package, pipelines=pipeline("polite")) as plant,
+        open_harness(database_url, package, pipelines=pipeline("polite")) as harness,
         open_processors(processes=1) as processors,
     ):
-        plant.orchestrate()
-        worker = plant.work(processors)
-        batch = await plant.batch({"a.txt": b"x"})
+        harness.orchestrate()
+        worker = harness.work(processors)
+        batch = await harness.batch({"a.txt": b"x"})
         pid = int(await eventually(lambda: _text(package / "began")))
 
-        await plant.cancel(batch)
+        await harness.cancel(batch)
 
-        await plant.completed(batch)
+        await harness.completed(batch)
         await eventually(lambda: not psutil.pid_exists(pid))
         assert (package / "cleaned").exists()
-        await plant.stop(worker)
+        await harness.stop(worker)
 
 
 async def test_an_interrupted_worker_does_not_count_as_a_loss(
     database_url: str, package: Path
 ) -> None:
     async with (
-        open_plant(
+        open_harness(
             database_url, package, pipelines=pipeline("polite"), max_worker_losses=1
-        ) as plant,
+        ) as harness,
         open_processors(processes=1) as processors,
     ):
-        plant.orchestrate()
-        batch = await plant.batch({"a.txt": b"x"})
+        harness.orchestrate()
+        batch = await harness.batch({"a.txt": b"x"})
         for _ in range(3):
             (package / "began").unlink(missing_ok=True)
-            worker = plant.work(processors)
+            worker = harness.work(processors)
             await eventually(lambda: _text(package / "began"))
-            await plant.stop(worker)
+            await harness.stop(worker)
 
-        (upload,) = (await plant.uploads(batch)).values()
+        (upload,) = (await harness.uploads(batch)).values()
         assert (upload.state, upload.losses) == (UploadState.QUEUED, 0)
-        assert len(await plant.all_of(AttemptAbandoned)) == 3
+        assert len(await harness.all_of(AttemptAbandoned)) == 3
 
 
 def test_a_processor_that_cannot_be_imported_is_named_at_the_start(package: Path) -> None:

@@ -51,7 +51,7 @@ async def test_a_command_that_is_repeated_after_a_crash_happens_once(
             ended = (await harness.run_process("command", ends_at, **asked)).ended
             assert await harness.ask(handler, command(batch)) is not None
 
-            topics = await harness.plant.topics(batch)
+            topics = await harness.harness.topics(batch)
             assert len(topics) == len(set(topics)) == 2
             if ended == DONE:
                 break
@@ -69,13 +69,15 @@ async def test_bytes_that_were_acknowledged_survive_a_crash_at_every_await(
             (upload,) = (await harness.ask(start_batch, started)).uploads
             sent = {"upload": upload, "size": SIZE}
             ended = (await harness.run_process("receive", ends_at, **sent)).ended
-            recorded = (await harness.plant.upload(upload)).received
-            assert recorded <= await harness.plant.blobs.size(upload_blob_name(upload))
+            recorded = (await harness.harness.upload(upload)).received
+            assert recorded <= await harness.harness.blobs.size(upload_blob_name(upload))
             if ended != DONE:
                 await harness.run_process("receive", **sent)
 
-            assert (await harness.plant.upload(upload)).received == SIZE
-            assert await content(harness.plant.blobs, upload_blob_name(upload)) == bytes_of(0, SIZE)
+            assert (await harness.harness.upload(upload)).received == SIZE
+            assert await content(harness.harness.blobs, upload_blob_name(upload)) == bytes_of(
+                0, SIZE
+            )
             if ended == DONE:
                 break
         await harness.check()
@@ -86,7 +88,7 @@ async def test_rows_are_projected_once_however_often_the_projector_is_killed(
 ) -> None:
     async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
         for ends_at in awaits(6, 5):
-            await harness.plant.batch({"a.txt": b"x"})
+            await harness.harness.batch({"a.txt": b"x"})
             if (await harness.run_process("project", ends_at)).ended == DONE:
                 break
         await harness.settle()
@@ -97,15 +99,15 @@ async def test_maintenance_that_is_killed_leaves_live_rows_alone_and_nothing_bes
     database_url: str, fork_server: ForkServer, tmp_path: Path, work: str
 ) -> None:
     async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
-        await harness.plant.batch({"a.txt": b"x"})
+        await harness.harness.batch({"a.txt": b"x"})
         await harness.run_process("project")
         for ends_at in awaits(4, 13):
             if (await harness.run_process(work, ends_at)).ended == DONE:
                 break
-            assert (await verify(database_url, harness.plant.log)).sound
+            assert (await verify(database_url, harness.harness.log)).sound
         await harness.run_process(work)
 
-        assert await harness.plant.fetch(BESIDE) == []
+        assert await harness.harness.fetch(BESIDE) == []
 
 
 BESIDE = """

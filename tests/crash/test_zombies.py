@@ -22,7 +22,7 @@ async def test_what_a_zombie_writes_is_refused(
 ) -> None:
     async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
         for ends_at in awaits(4, 43 if role == "work" else 23):
-            batch = await harness.plant.batch(FILES, retry_policy=SOON)
+            batch = await harness.harness.batch(FILES, retry_policy=SOON)
             if role == "work":
                 await harness.run_process("orchestrate")
             stood_still = (
@@ -40,4 +40,4 @@ async def test_what_a_zombie_writes_is_refused(
         await harness.settle()
 
         if role == "work":
-            assert await harness.plant.all_of(AttemptAbandoned)
+            assert await harness.harness.all_of(AttemptAbandoned)

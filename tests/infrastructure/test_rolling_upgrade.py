@@ -35,8 +35,8 @@ from infrastructure.read_model.rebuild import rebuild, verify
 from infrastructure.webhooks.dispatcher import WebhookDispatcher
 from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.bootstrap.tasks import supervise
-from tests.infrastructure.jobs.hands import passes
-from tests.infrastructure.jobs.plant import Plant, now, open_plant, pipeline
+from tests.infrastructure.jobs.fake_processors import pass_file
+from tests.infrastructure.jobs.harness import PipelineHarness, now, open_harness, pipeline
 from tests.interfaces.rest.server import serving
 from tests.stories import ALICE, NOON, registered
 from tests.support import eventually
@@ -59,65 +59,67 @@ class TeamCreated(Event, frozen=True, kw_only=True, tag="team.created"):
     owner: Public[str]
 
 
-async def record(plant: Plant, stream: UUID, *events: Event) -> int:
+async def record(harness: PipelineHarness, stream: UUID, *events: Event) -> int:
     """Append as a process of the later version does; return the last position."""
-    async with plant.pool.connection() as connection, connection.transaction():
+    async with harness.pool.connection() as connection, connection.transaction():
         appended = await append_in(connection, append_to_stream(stream, None, *events))
     return appended.position
 
 
 @asynccontextmanager
-async def upgraded(url: str, folder: Path) -> AsyncIterator[tuple[Plant, UUID]]:
+async def upgraded(url: str, folder: Path) -> AsyncIterator[tuple[PipelineHarness, UUID]]:
     """A batch with an event of an unknown type in each stream, and a stream of an unknown kind."""
-    async with open_plant(url, folder, pipelines=pipeline("step")) as plant:
-        batch = await plant.batch({"a.txt": b"x", "b.txt": b"y"}, seal=False)
-        await record(plant, uuid4(), TeamCreated(at=now(), by=ALICE, owner="acme"))
-        await record(plant, batch, BatchRenamed(at=now(), by=ALICE, label="other"))
-        for upload in (await plant.uploads(batch)).values():
-            await record(plant, upload.id, UploadTagged(at=now(), by=ALICE, tags={"colour": "red"}))
-        yield plant, batch
+    async with open_harness(url, folder, pipelines=pipeline("step")) as harness:
+        batch = await harness.batch({"a.txt": b"x", "b.txt": b"y"}, seal=False)
+        await record(harness, uuid4(), TeamCreated(at=now(), by=ALICE, owner="acme"))
+        await record(harness, batch, BatchRenamed(at=now(), by=ALICE, label="other"))
+        for upload in (await harness.uploads(batch)).values():
+            await record(
+                harness, upload.id, UploadTagged(at=now(), by=ALICE, tags={"colour": "red"})
+            )
+        yield harness, batch
 
 
-async def head_is_projected(plant: Plant) -> bool:
-    return await projector.catch_up(plant.url, plant.log) == await plant.log.head()
+async def head_is_projected(harness: PipelineHarness) -> bool:
+    return await projector.catch_up(harness.url, harness.log) == await harness.log.head()
 
 
 async def test_a_batch_is_received_processed_and_completed_between_unknown_events(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with upgraded(database_url, tmp_path) as (plant, batch):
-        plant.orchestrate()
-        plant.work({"step": passes})
-        await plant.seal(batch)
-        completed = await plant.completed(batch)
+    async with upgraded(database_url, tmp_path) as (harness, batch):
+        harness.orchestrate()
+        harness.work({"step": pass_file})
+        await harness.seal(batch)
+        completed = await harness.completed(batch)
 
-        assert completed.version == len(await plant.log.stream(batch))
+        assert completed.version == len(await harness.log.stream(batch))
         tracked = "SELECT notification_id FROM notification_tracking WHERE application_name = %s"
-        head = await plant.log.head()
+        head = await harness.log.head()
 
         async def is_read() -> bool:
-            return (await plant.fetch(tracked, "orchestrator"))[0][0] >= head
+            return (await harness.fetch(tracked, "orchestrator"))[0][0] >= head
 
         await eventually(is_read)
-        versions = await plant.fetch("SELECT batch, version FROM orchestration.batches")
+        versions = await harness.fetch("SELECT batch, version FROM orchestration.batches")
         assert versions == [(batch, completed.version)]
 
 
 async def test_the_read_model_passes_unknown_events_over_and_is_sound(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with upgraded(database_url, tmp_path) as (plant, batch):
-        await plant.seal(batch)
-        assert await head_is_projected(plant)
+    async with upgraded(database_url, tmp_path) as (harness, batch):
+        await harness.seal(batch)
+        assert await head_is_projected(harness)
         engine = make_engine(database_url)
-        queries = PostgresQueries(engine, plant._listener.wakeups())
+        queries = PostgresQueries(engine, harness._listener.wakeups())
         row = await queries.batch(batch, owner="acme")
-        reached, _ = await PostgresFeed(plant.pool).reach()
-        changes = await PostgresFeed(plant.pool).changes(
+        reached, _ = await PostgresFeed(harness.pool).reach()
+        changes = await PostgresFeed(harness.pool).changes(
             FeedFilter(owner="acme", batches=None), since=0, after=0, limit=100
         )
-        rebuilt = await rebuild(database_url, plant.log)
-        verification = await verify(database_url, plant.log)
+        rebuilt = await rebuild(database_url, harness.log)
+        verification = await verify(database_url, harness.log)
         derived = await check_derived(database_url, CODEC)
         await engine.dispose()
 
@@ -129,8 +131,8 @@ async def test_the_read_model_passes_unknown_events_over_and_is_sound(
 
 
 async def test_a_history_shows_unknown_events_raw(database_url: str, tmp_path: Path) -> None:
-    async with upgraded(database_url, tmp_path) as (plant, batch):
-        assert await head_is_projected(plant)
+    async with upgraded(database_url, tmp_path) as (harness, batch):
+        assert await head_is_projected(harness)
         engine = make_engine(database_url)
         history = PostgresHistory(engine)
         of_batch = await history.of_batch(batch, owner="acme")
@@ -149,12 +151,12 @@ async def test_a_history_shows_unknown_events_raw(database_url: str, tmp_path: P
 
 
 async def test_a_stream_of_an_unknown_kind_is_not_found(database_url: str, tmp_path: Path) -> None:
-    async with open_plant(database_url, tmp_path) as plant:
+    async with open_harness(database_url, tmp_path) as harness:
         team = uuid4()
-        await record(plant, team, TeamCreated(at=now(), by=ALICE, owner="acme"))
+        await record(harness, team, TeamCreated(at=now(), by=ALICE, owner="acme"))
 
         with pytest.raises(NotFound):
-            await plant.log.batch(team)
+            await harness.log.batch(team)
 
 
 async def test_no_snapshot_hides_an_unknown_event_from_the_version_that_knows_it(
@@ -164,19 +166,19 @@ async def test_no_snapshot_hides_an_unknown_event_from_the_version_that_knows_it
         FileProgressed(at=now(), by=ALICE, phase="transfer", done=done, total=9999)
         for done in range(1, SNAPSHOT_INTERVAL_EVENTS + 10)
     ]
-    async with open_plant(database_url, tmp_path) as plant:
-        known, unknown, batch = uuid4(), uuid4(), await plant.batch(seal=False)
+    async with open_harness(database_url, tmp_path) as harness:
+        known, unknown, batch = uuid4(), uuid4(), await harness.batch(seal=False)
         for stream in (known, unknown):
-            await record(plant, stream, registered(batch=batch, size=9999))
-        await record(plant, unknown, UploadTagged(at=now(), by=ALICE))
+            await record(harness, stream, registered(batch=batch, size=9999))
+        await record(harness, unknown, UploadTagged(at=now(), by=ALICE))
         for stream in (known, unknown):
-            await record(plant, stream, *progress)
-            upload = await plant.log.upload(stream)
-            assert upload.version == len(await plant.log.stream(stream))
+            await record(harness, stream, *progress)
+            upload = await harness.log.upload(stream)
+            assert upload.version == len(await harness.log.stream(stream))
             assert upload.received == SNAPSHOT_INTERVAL_EVENTS + 9
-            await plant.log.upload(stream)  # from memory, which knows of it too
-        await plant.log.close()
-        taken = await plant.fetch("SELECT DISTINCT originator_id FROM stored_snapshots")
+            await harness.log.upload(stream)  # from memory, which knows of it too
+        await harness.log.close()
+        taken = await harness.fetch("SELECT DISTINCT originator_id FROM stored_snapshots")
 
     assert taken == [(known,)]
 
@@ -185,28 +187,30 @@ async def test_webhooks_are_followed_past_unknown_events_and_theirs_are_left_to_
     database_url: str, tmp_path: Path
 ) -> None:
     """The later version let a webhook choose a type that this one does not know."""
-    async with upgraded(database_url, tmp_path) as (plant, batch):
+    async with upgraded(database_url, tmp_path) as (harness, batch):
         webhook = uuid4()
-        secret = await PostgresWebhooks(plant.pool).make_secret(webhook)
+        secret = await PostgresWebhooks(harness.pool).make_secret(webhook)
         chosen = WebhookFilter(url="https://hooks.example/1", events=("batch.sealed",))
         (added,) = Webhook.add("acme", chosen, secret.id, at=NOON, by=ALICE)
         later = replace(chosen, events=("batch.sealed", "batch.renamed"))
-        await record(plant, webhook, replace(added, subscription=later))
-        position = await record(plant, batch, BatchRenamed(at=now(), by=ALICE, label="x"))
-        await plant.seal(batch)
+        await record(harness, webhook, replace(added, subscription=later))
+        position = await record(harness, batch, BatchRenamed(at=now(), by=ALICE, label="x"))
+        await harness.seal(batch)
         follower = WebhookDispatcher(
-            database_url, plant._listener.wakeups(), _Bell(), most=100, now=lambda: NOON
+            database_url, harness._listener.wakeups(), _Bell(), most=100, now=lambda: NOON
         )
-        plant.start(supervise("webhooks", follower.run, essential=False))
+        harness.start(supervise("webhooks", follower.run, essential=False))
         query = "SELECT type FROM webhooks.deliveries ORDER BY position"
 
         async def is_queued() -> list[Any] | None:
-            found = await plant.fetch(query)
+            found = await harness.fetch(query)
             return found if len(found) == 2 else None
 
         queued = await eventually(is_queued)
         engine = make_engine(database_url)
-        teller = PayloadBuilder(plant.log, PostgresQueries(engine, plant._listener.wakeups()), "")
+        teller = PayloadBuilder(
+            harness.log, PostgresQueries(engine, harness._listener.wakeups()), ""
+        )
         delivery = Delivery(
             webhook=webhook,
             position=position,

@@ -27,8 +27,8 @@ from infrastructure.webhooks.dispatcher import WebhookDispatcher
 from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.bootstrap.tasks import supervise
 from tests.conftest import Databases
-from tests.infrastructure.jobs.hands import passes
-from tests.infrastructure.jobs.plant import Plant, open_plant, pipeline
+from tests.infrastructure.jobs.fake_processors import pass_file
+from tests.infrastructure.jobs.harness import PipelineHarness, open_harness, pipeline
 from tests.stories import ALICE, NOON, registered, started
 from tests.support import eventually, run, tamper, with_database
 
@@ -58,35 +58,35 @@ def altered(history: str, databases: Databases) -> Iterator[str]:
 
 
 async def _record(url: str, folder: Path) -> None:
-    async with open_plant(url, folder, pipelines=pipeline("step")) as plant:
-        await _add_webhooks(plant)
-        plant.orchestrate()
-        plant.work({"step": passes})
-        batches = [await plant.batch({"a.txt": b"x", "b.txt": b"y"}) for _ in range(2)]
+    async with open_harness(url, folder, pipelines=pipeline("step")) as harness:
+        await _add_webhooks(harness)
+        harness.orchestrate()
+        harness.work({"step": pass_file})
+        batches = [await harness.batch({"a.txt": b"x", "b.txt": b"y"}) for _ in range(2)]
         for batch in batches:
-            await plant.completed(batch)
-        await _long_stream(plant, await plant.batch(seal=False))
-        await plant.cancel(await plant.batch(seal=False), "no longer needed")
-        head = await eventually(lambda: _all_read(plant))
+            await harness.completed(batch)
+        await _long_stream(harness, await harness.batch(seal=False))
+        await harness.cancel(await harness.batch(seal=False), "no longer needed")
+        head = await eventually(lambda: _all_read(harness))
         assert head > 100
-        await plant.stop()
-        await plant.fetch_none(  # it keeps its place only where it had something to queue
+        await harness.stop()
+        await harness.fetch_none(  # it keeps its place only where it had something to queue
             f"UPDATE notification_tracking SET notification_id = {head}"
             " WHERE application_name = 'webhooks'"
         )
 
 
-async def _add_webhooks(plant: Plant) -> None:
+async def _add_webhooks(harness: PipelineHarness) -> None:
     for number in (1, 2):
         chosen = WebhookFilter(url=f"https://hooks.example/{number}", events=("batch.completed",))
         id = uuid4()
-        secret = await PostgresWebhooks(plant.pool).make_secret(id)
+        secret = await PostgresWebhooks(harness.pool).make_secret(id)
         added = Webhook.add("acme", chosen, secret.id, at=NOON, by=ALICE)
-        await plant.log.append(Append((StreamAppend(id, 0, added),)))
+        await harness.log.append(Append((StreamAppend(id, 0, added),)))
     follower = WebhookDispatcher(
-        plant.url, plant._listener.wakeups(), _Bell(), most=100, now=lambda: NOON
+        harness.url, harness._listener.wakeups(), _Bell(), most=100, now=lambda: NOON
     )
-    plant.start(supervise("webhooks", follower.run, essential=False))
+    harness.start(supervise("webhooks", follower.run, essential=False))
 
 
 class _Bell:
@@ -94,7 +94,7 @@ class _Bell:
         """Do nothing: no delivery runs here."""
 
 
-async def _long_stream(plant: Plant, batch: object) -> None:
+async def _long_stream(harness: PipelineHarness, batch: object) -> None:
     """An upload with so many events that a snapshot is written, recorded by a command."""
     stream, command = uuid4(), uuid4()
     now = datetime.now(UTC)  # a batch in which nothing happened for months would expire
@@ -103,31 +103,31 @@ async def _long_stream(plant: Plant, batch: object) -> None:
         FileProgressed(at=now, by=ALICE, phase="transfer", done=n, total=1000) for n in range(120)
     ]
     answer = IdempotencyRecord(command, "acme", "fingerprint", b"{}")
-    await plant.log.append(
+    await harness.log.append(
         Append(
             (StreamAppend(stream, 0, tuple(first)),), cause=Causation(command), idempotency=answer
         )
     )
-    await plant.log.upload(stream)
-    await plant.log.close()
+    await harness.log.upload(stream)
+    await harness.log.close()
 
 
-async def _all_read(plant: Plant) -> int:
+async def _all_read(harness: PipelineHarness) -> int:
     """Return the end of the log after every follower has read it and appends have stopped."""
-    head = await plant.log.head()
-    await projector.catch_up(plant.url, plant.log)
+    head = await harness.log.head()
+    await projector.catch_up(harness.url, harness.log)
     tracked = dict(
-        await plant.fetch("SELECT application_name, notification_id FROM notification_tracking")
+        await harness.fetch("SELECT application_name, notification_id FROM notification_tracking")
     )
     # A batch that is dirty has progress to be recorded, which moves the end of the log.
-    busy = await plant.fetch(
+    busy = await harness.fetch(
         "SELECT FROM orchestration.batches WHERE state = 'cancelling' OR dirty"
     )
-    ((deliveries, ended),) = await plant.fetch(
+    ((deliveries, ended),) = await harness.fetch(
         "SELECT (SELECT count(*) FROM webhooks.deliveries),"
         " (SELECT count(*) FROM stored_events WHERE topic = 'batch.completed')"
     )
-    moved = tracked["orchestrator"] != head or await plant.log.head() != head
+    moved = tracked["orchestrator"] != head or await harness.log.head() != head
     if busy or moved or deliveries < 2 * ended:
         return 0
     return head
@@ -405,12 +405,12 @@ async def test_a_moved_position_is_distinguished_from_altered_rows(
 ) -> None:
     """Append an event that no follower reads, then move the positions past it."""
 
-    async with open_plant(altered, tmp_path) as plant:
-        ((upload,),) = await plant.fetch(
+    async with open_harness(altered, tmp_path) as harness:
+        ((upload,),) = await harness.fetch(
             "SELECT upload FROM orchestration.members WHERE state = 'transferring'"
         )
         event = FileProgressed(at=NOON, by=ALICE, phase="transfer", done=500, total=1000)
-        await plant.log.append(Append((StreamAppend(upload, None, (event,)),)))
+        await harness.log.append(Append((StreamAppend(upload, None, (event,)),)))
     assert (await check(altered)).sound  # events that no follower has read yet are no finding
 
     tamper(
@@ -429,14 +429,14 @@ async def test_a_moved_position_is_distinguished_from_altered_rows(
 async def test_a_webhooks_position_moved_past_an_event_is_found_by_its_delivery(
     altered: str, tmp_path: Path
 ) -> None:
-    async with open_plant(altered, tmp_path) as plant:
+    async with open_harness(altered, tmp_path) as harness:
         batch = uuid4()
         counts = {UploadState.COMPLETED: 1}
         at = datetime.now(UTC)
         ended = BatchCompleted(
             at=at, by=ALICE, outcome=Outcome.SUCCEEDED, counts=counts, duration=1.0
         )
-        await plant.log.append(Append((StreamAppend(batch, 0, (started(), ended)),)))
+        await harness.log.append(Append((StreamAppend(batch, 0, (started(), ended)),)))
     before = (await check(altered)).findings
     tamper(
         altered,

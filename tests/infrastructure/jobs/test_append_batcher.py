@@ -9,7 +9,7 @@ from application.errors import Conflict
 from application.worker.attempt import AppendBatcher
 from domain.upload.aggregate import Upload
 from domain.upload.events import UploadCancelled
-from tests.infrastructure.jobs.plant import ALICE, Plant, now, open_plant
+from tests.infrastructure.jobs.harness import ALICE, PipelineHarness, now, open_harness
 
 
 class Counting:
@@ -25,21 +25,21 @@ class Counting:
         return appended
 
 
-async def test_what_comes_together_is_one_append(database_url: str, tmp_path: Path) -> None:
-    async with open_plant(database_url, tmp_path) as plant:
-        log, uploads = await _ready(plant)
+async def test_concurrent_writes_are_one_append(database_url: str, tmp_path: Path) -> None:
+    async with open_harness(database_url, tmp_path) as harness:
+        log, uploads = await _ready(harness)
         batcher: Any = AppendBatcher(log)  # type: ignore[arg-type]
 
         await asyncio.gather(*(batcher.submit(_cancelling(upload)) for upload in uploads))
 
         assert log.appends == 1
         for upload in uploads:
-            assert (await plant.topics(upload.id))[-1] == "upload.cancelled"
+            assert (await harness.topics(upload.id))[-1] == "upload.cancelled"
 
 
 async def test_a_write_that_is_refused_is_refused_alone(database_url: str, tmp_path: Path) -> None:
-    async with open_plant(database_url, tmp_path) as plant:
-        log, uploads = await _ready(plant)
+    async with open_harness(database_url, tmp_path) as harness:
+        log, uploads = await _ready(harness)
         batcher: Any = AppendBatcher(log)  # type: ignore[arg-type]
         one, two, three = (_cancelling(upload) for upload in uploads)
         late = StreamAppend(two.stream, (two.expected_version or 0) - 1, two.events)
@@ -49,16 +49,16 @@ async def test_a_write_that_is_refused_is_refused_alone(database_url: str, tmp_p
         )
 
         assert [type(answer) for answer in answers] == [type(None), Conflict, type(None)]
-        ends = [(await plant.topics(upload.id))[-1] for upload in uploads]
+        ends = [(await harness.topics(upload.id))[-1] for upload in uploads]
         assert ends == ["upload.cancelled", "upload.file_received", "upload.cancelled"]
-        assert len(await plant.all_of(UploadCancelled)) == 2
+        assert len(await harness.all_of(UploadCancelled)) == 2
 
 
-async def _ready(plant: Plant) -> tuple[Counting, list[Upload]]:
-    """Three uploads that have arrived; nobody releases them."""
-    batch = await plant.batch(seal=False)
-    ids = [await plant.receive(batch, f"{n}.txt", b"x") for n in range(3)]
-    return Counting(plant.log), [await plant.upload(id) for id in ids]
+async def _ready(harness: PipelineHarness) -> tuple[Counting, list[Upload]]:
+    """Return three uploads that have arrived and are not enqueued."""
+    batch = await harness.batch(seal=False)
+    ids = [await harness.receive(batch, f"{n}.txt", b"x") for n in range(3)]
+    return Counting(harness.log), [await harness.upload(id) for id in ids]
 
 
 def _cancelling(upload: Upload) -> StreamAppend:

@@ -8,32 +8,32 @@ from application.pipeline import Pipeline, Step, StepContext, StepInput
 from application.worker.runner import AttemptSemaphore
 from domain.batch.state import Outcome
 from domain.upload.events import AttemptStarted
-from tests.infrastructure.jobs.hands import Gate
-from tests.infrastructure.jobs.plant import Plant, open_plant
+from tests.infrastructure.jobs.fake_processors import Gate
+from tests.infrastructure.jobs.harness import PipelineHarness, open_harness
 from tests.support import eventually
 
-PLACES = 2
-LIMITED = {"default": Pipeline(steps=(Step(processor="step", concurrency=PLACES),))}
+CONCURRENCY = 2
+LIMITED = {"default": Pipeline(steps=(Step(processor="step", concurrency=CONCURRENCY),))}
 
 
-async def test_a_step_never_has_more_uploads_than_it_has_places(
+async def test_a_step_never_has_more_uploads_than_its_concurrency(
     database_url: str, tmp_path: Path
 ) -> None:
-    gate = Crowd()
+    gate = CountingGate()
 
-    async def all_started(plant: Plant) -> bool:
-        return len(await plant.all_of(AttemptStarted)) == 8
+    async def all_started(harness: PipelineHarness) -> bool:
+        return len(await harness.all_of(AttemptStarted)) == 8
 
-    async with open_plant(database_url, tmp_path, pipelines=LIMITED) as plant:
-        plant.orchestrate()
-        plant.work({"step": gate})
-        batch = await plant.batch({f"{n}.txt": b"x" for n in range(8)})
-        await plant.until(lambda: all_started(plant))
-        await plant.until(lambda: len(gate.inside) == PLACES)
+    async with open_harness(database_url, tmp_path, pipelines=LIMITED) as harness:
+        harness.orchestrate()
+        harness.work({"step": gate})
+        batch = await harness.batch({f"{n}.txt": b"x" for n in range(8)})
+        await harness.until(lambda: all_started(harness))
+        await harness.until(lambda: len(gate.inside) == CONCURRENCY)
         gate.open()
 
-        assert (await plant.completed(batch)).outcome is Outcome.SUCCEEDED
-        assert gate.largest == PLACES
+        assert (await harness.completed(batch)).outcome is Outcome.SUCCEEDED
+        assert gate.largest == CONCURRENCY
 
 
 async def test_an_exclusive_attempt_waits_for_the_others_and_holds_back_the_next() -> None:
@@ -59,15 +59,15 @@ async def test_an_exclusive_attempt_waits_for_the_others_and_holds_back_the_next
     await asyncio.gather(*tasks)
 
 
-class Crowd(Gate):
-    """A gate that knows how many were inside at once."""
+class CountingGate(Gate):
+    """A gate that counts how many attempts waited at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.largest = 0
 
     async def __call__(
-        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
+        self, subject: StepInput, step_context: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         self.largest = max(self.largest, len(self.inside) + 1)
-        return await super().__call__(subject, bench, options)
+        return await super().__call__(subject, step_context, options)

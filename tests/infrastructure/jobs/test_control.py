@@ -30,9 +30,16 @@ from domain.upload.events import AttemptStarted, RetryRequested, UploadExpired, 
 from domain.upload.state import UploadState
 from infrastructure.jobs import selection
 from tests.fault_injection import COUNT_KILLS, KILLS, end_sessions
-from tests.infrastructure.jobs.crowd import crowd
-from tests.infrastructure.jobs.hands import Fails, Gate, Refusing, holds_back, passes, refuses
-from tests.infrastructure.jobs.plant import Plant, context, open_plant, pipeline
+from tests.infrastructure.jobs.bulk_batch import start_bulk_batch
+from tests.infrastructure.jobs.fake_processors import (
+    Fails,
+    FailsAsAllowed,
+    Gate,
+    fail_bad_file,
+    pass_file,
+    quarantine_eicar,
+)
+from tests.infrastructure.jobs.harness import PipelineHarness, context, open_harness, pipeline
 
 ONE_STEP = pipeline("step")
 ONCE = RetryPolicy(attempts=1)
@@ -43,23 +50,23 @@ async def test_every_failed_upload_of_a_batch_is_retried_once_per_request(
 ) -> None:
     monkeypatch.setattr(selection, "MAX_ROUND_UPLOADS", 7)  # rounds smaller than the batch
 
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        plant.orchestrate()
-        plant.work({"step": Fails(attempts=2)})
-        batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)}, retry_policy=ONCE)
-        assert (await plant.completed(batch)).outcome is Outcome.FAILED
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        harness.orchestrate()
+        harness.work({"step": Fails(attempts=2)})
+        batch = await harness.batch({f"{n}.txt": b"x" for n in range(30)}, retry_policy=ONCE)
+        assert (await harness.completed(batch)).outcome is Outcome.FAILED
 
-        await execute(plant.log, RetryBatch(batch=batch), context())
-        await plant.until(lambda: verdicts(plant, batch, 2))
-        assert len(await plant.all_of(RetryRequested)) == 30
-        await execute(plant.log, RetryBatch(batch=batch), context())
-        await plant.until(lambda: verdicts(plant, batch, 3))
+        await execute(harness.log, RetryBatch(batch=batch), context())
+        await harness.until(lambda: verdicts(harness, batch, 2))
+        assert len(await harness.all_of(RetryRequested)) == 30
+        await execute(harness.log, RetryBatch(batch=batch), context())
+        await harness.until(lambda: verdicts(harness, batch, 3))
 
-        outcomes = [event.outcome for event in await plant.all_of(BatchCompleted, batch)]
+        outcomes = [event.outcome for event in await harness.all_of(BatchCompleted, batch)]
         assert outcomes == [Outcome.FAILED, Outcome.FAILED, Outcome.SUCCEEDED]
-        assert len(await plant.all_of(RetryRequested)) == 60
-        assert {u.attempt for u in (await plant.uploads(batch)).values()} == {3}
-        assert await plant.fetch("SELECT count(*) FROM orchestration.retries") == [(0,)]
+        assert len(await harness.all_of(RetryRequested)) == 60
+        assert {u.attempt for u in (await harness.uploads(batch)).values()} == {3}
+        assert await harness.fetch("SELECT count(*) FROM orchestration.retries") == [(0,)]
 
 
 async def test_a_crash_in_the_middle_of_a_retry_neither_forgets_nor_repeats_an_upload(
@@ -67,33 +74,33 @@ async def test_a_crash_in_the_middle_of_a_retry_neither_forgets_nor_repeats_an_u
 ) -> None:
     monkeypatch.setattr(selection, "MAX_ROUND_UPLOADS", 7)
 
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        plant.orchestrate()
-        plant.work({"step": Fails(attempts=1)})
-        batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)}, retry_policy=ONCE)
-        await plant.completed(batch)
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        harness.orchestrate()
+        harness.work({"step": Fails(attempts=1)})
+        batch = await harness.batch({f"{n}.txt": b"x" for n in range(30)}, retry_policy=ONCE)
+        await harness.completed(batch)
         killer = end_sessions("uptrail-orchestrator", "orchestration.retries", "IMMEDIATE")
-        await plant.fetch_none(killer)
+        await harness.fetch_none(killer)
 
-        await execute(plant.log, RetryBatch(batch=batch), context())
-        await plant.until(lambda: verdicts(plant, batch, 2), deadline=60)
+        await execute(harness.log, RetryBatch(batch=batch), context())
+        await harness.until(lambda: verdicts(harness, batch, 2), deadline=60)
 
-        assert len(await plant.all_of(RetryRequested)) == 30
-        assert {u.attempt for u in (await plant.uploads(batch)).values()} == {2}
-        assert await plant.fetch(COUNT_KILLS) >= [(KILLS,)]
+        assert len(await harness.all_of(RetryRequested)) == 30
+        assert {u.attempt for u in (await harness.uploads(batch)).values()} == {2}
+        assert await harness.fetch(COUNT_KILLS) >= [(KILLS,)]
 
 
 async def test_a_retry_leaves_what_did_not_fail_as_it_is(database_url: str, tmp_path: Path) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        plant.orchestrate()
-        plant.work({"step": refuses})
-        batch = await plant.batch({"good.txt": b"x", "bad.txt": b"x"})
-        await plant.completed(batch)
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        harness.orchestrate()
+        harness.work({"step": fail_bad_file})
+        batch = await harness.batch({"good.txt": b"x", "bad.txt": b"x"})
+        await harness.completed(batch)
 
-        await execute(plant.log, RetryBatch(batch=batch), context())
-        await plant.until(lambda: verdicts(plant, batch, 2))
+        await execute(harness.log, RetryBatch(batch=batch), context())
+        await harness.until(lambda: verdicts(harness, batch, 2))
 
-        uploads = await plant.uploads(batch)
+        uploads = await harness.uploads(batch)
         assert {path: upload.attempt for path, upload in uploads.items()} == {
             "good.txt": 1,
             "bad.txt": 2,
@@ -105,150 +112,152 @@ async def test_a_cancelled_batch_is_retried_no_further(
 ) -> None:
     monkeypatch.setattr(selection, "MAX_ROUND_UPLOADS", 1)
 
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        leader = plant.orchestrate()
-        plant.work({"step": refuses})
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        leader = harness.orchestrate()
+        harness.work({"step": fail_bad_file})
         bad = {f"bad{n}.txt": b"x" for n in range(20)}
-        batch = await plant.batch(bad, retry_policy=ONCE, seal=False)
-        await plant.until(lambda: ended(plant, batch, 20))
-        await plant.stop(leader)
-        await execute(plant.log, RetryBatch(batch=batch), context())
-        await execute(plant.log, CancelBatch(batch=batch), context())
+        batch = await harness.batch(bad, retry_policy=ONCE, seal=False)
+        await harness.until(lambda: ended(harness, batch, 20))
+        await harness.stop(leader)
+        await execute(harness.log, RetryBatch(batch=batch), context())
+        await execute(harness.log, CancelBatch(batch=batch), context())
 
-        plant.orchestrate()
-        done = await plant.completed(batch)
+        harness.orchestrate()
+        done = await harness.completed(batch)
 
         assert done.outcome is Outcome.CANCELLED
-        assert await plant.all_of(RetryRequested) == []
-        assert await plant.fetch("SELECT count(*) FROM orchestration.retries") == [(0,)]
+        assert await harness.all_of(RetryRequested) == []
+        assert await harness.fetch("SELECT count(*) FROM orchestration.retries") == [(0,)]
 
 
-async def test_too_many_failures_pause_a_batch_and_who_resumes_it_pardons_them(
+async def test_too_many_failures_pause_a_batch_and_a_resume_acknowledges_them(
     database_url: str, tmp_path: Path
 ) -> None:
     patient = pipeline("step", timeout=600.0)
-    async with open_plant(
+    async with open_harness(
         database_url, tmp_path, pipelines=patient, in_flight_per_batch=4
-    ) as plant:
-        scanner = Refusing()
-        plant.orchestrate()
-        plant.work({"step": scanner})
+    ) as harness:
+        scanner = FailsAsAllowed()
+        harness.orchestrate()
+        harness.work({"step": scanner})
         files = {f"{n}.txt": b"x" for n in range(40)}
-        batch = await plant.batch(files, retry_policy=ONCE, failure_threshold=0.25)
+        batch = await harness.batch(files, retry_policy=ONCE, failure_threshold=0.25)
 
         await scanner.allow(6)  # more than a quarter of the twenty that are judged at least
-        paused = (await plant.until(lambda: plant.all_of(BatchPaused, batch)))[0]
+        paused = (await harness.until(lambda: harness.all_of(BatchPaused, batch)))[0]
 
         assert paused.by == "orchestrator"
         assert paused.reason == "6 uploads failed, more than 25% of those processed"
         await scanner.allow(len(files))  # what had begun runs to its end
-        await plant.until(lambda: nothing_travels(plant))
+        await harness.until(lambda: nothing_travels(harness))
         assert scanner.failed < len(files)
         await scanner.allow(known := scanner.failed)
-        await plant.until(lambda: counted(plant, batch, known))
-        await execute(plant.log, ResumeBatch(batch=batch), context())
+        await harness.until(lambda: counted(harness, batch, known))
+        await execute(harness.log, ResumeBatch(batch=batch), context())
         await scanner.allow(known + 5)
-        await plant.until(lambda: counted(plant, batch, known + 5))
-        assert await pauses(plant, batch, 1)
+        await harness.until(lambda: counted(harness, batch, known + 5))
+        assert await pauses(harness, batch, 1)
         await scanner.allow(known + 6)  # as many again
-        await plant.until(lambda: pauses(plant, batch, 2))
-        assert await plant.count(batch, UploadState.FAILED) == known + 6
+        await harness.until(lambda: pauses(harness, batch, 2))
+        assert await harness.count(batch, UploadState.FAILED) == known + 6
 
 
-async def test_an_open_batch_that_nobody_goes_on_with_expires(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP, batch_expiry=1.0) as plant:
-        left = await plant.batch({"done.txt": b"x"}, seal=False)
-        waiting = await plant.declared(left, "never.txt")
-        plant.orchestrate()
-        plant.work({"step": passes})
+async def test_an_idle_open_batch_expires(database_url: str, tmp_path: Path) -> None:
+    async with open_harness(
+        database_url, tmp_path, pipelines=ONE_STEP, batch_expiry=1.0
+    ) as harness:
+        left = await harness.batch({"done.txt": b"x"}, seal=False)
+        waiting = await harness.declared(left, "never.txt")
+        harness.orchestrate()
+        harness.work({"step": pass_file})
 
-        done = await plant.completed(left)
+        done = await harness.completed(left)
 
         assert done.outcome is Outcome.EXPIRED
-        assert len(await plant.all_of(BatchExpired, left)) == 1
-        assert len(await plant.all_of(UploadExpired, waiting)) == 1
-        states = {path: u.state for path, u in (await plant.uploads(left)).items()}
+        assert len(await harness.all_of(BatchExpired, left)) == 1
+        assert len(await harness.all_of(UploadExpired, waiting)) == 1
+        states = {path: u.state for path, u in (await harness.uploads(left)).items()}
         assert states == {"done.txt": UploadState.COMPLETED, "never.txt": UploadState.EXPIRED}
 
 
 async def test_a_batch_with_work_under_way_or_on_hold_does_not_expire(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP, batch_expiry=1.0) as plant:
+    async with open_harness(
+        database_url, tmp_path, pipelines=ONE_STEP, batch_expiry=1.0
+    ) as harness:
         gate = Gate()
-        busy = await plant.batch({"slow.txt": b"x"}, seal=False)
-        held = await plant.batch({}, seal=False)
-        await plant.pause(held)
-        idle = await plant.batch({}, seal=False)
-        plant.orchestrate()
-        plant.work({"step": gate})
+        busy = await harness.batch({"slow.txt": b"x"}, seal=False)
+        held = await harness.batch({}, seal=False)
+        await harness.pause(held)
+        idle = await harness.batch({}, seal=False)
+        harness.orchestrate()
+        harness.work({"step": gate})
 
-        await plant.until(lambda: gate.inside)
-        await plant.completed(idle)
+        await harness.until(lambda: gate.inside)
+        await harness.completed(idle)
 
-        assert await plant.all_of(BatchExpired, busy) == []
-        assert await plant.all_of(BatchExpired, held) == []
+        assert await harness.all_of(BatchExpired, busy) == []
+        assert await harness.all_of(BatchExpired, held) == []
         gate.open()
-        assert (await plant.completed(busy)).outcome is Outcome.EXPIRED
+        assert (await harness.completed(busy)).outcome is Outcome.EXPIRED
 
 
-async def test_a_release_from_quarantine_changes_the_verdict(
+async def test_a_release_from_quarantine_changes_the_outcome_of_its_batch(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        plant.orchestrate()
-        plant.work({"step": holds_back})
-        batch = await plant.batch({"eicar.txt": b"x", "good.txt": b"x"})
-        assert (await plant.completed(batch)).outcome is Outcome.COMPLETED_WITH_FAILURES
-        held = (await plant.uploads(batch))["eicar.txt"]
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        harness.orchestrate()
+        harness.work({"step": quarantine_eicar})
+        batch = await harness.batch({"eicar.txt": b"x", "good.txt": b"x"})
+        assert (await harness.completed(batch)).outcome is Outcome.COMPLETED_WITH_FAILURES
+        held = (await harness.uploads(batch))["eicar.txt"]
 
         command = ReleaseUpload(upload=held.id, reason="a test file")
-        await execute(plant.log, command, context())
-        await plant.until(lambda: verdicts(plant, batch, 2))
+        await execute(harness.log, command, context())
+        await harness.until(lambda: verdicts(harness, batch, 2))
 
-        (reopened,) = await plant.all_of(BatchReopened, batch)
+        (reopened,) = await harness.all_of(BatchReopened, batch)
         assert reopened.by == context().by  # with the release, not a moment later
-        assert (await plant.all_of(BatchCompleted, batch))[-1].outcome is Outcome.SUCCEEDED
-        assert (await plant.upload(held.id)).attempt == 1
+        assert (await harness.all_of(BatchCompleted, batch))[-1].outcome is Outcome.SUCCEEDED
+        assert (await harness.upload(held.id)).attempt == 1
 
 
 async def test_a_batch_that_is_given_priority_goes_before_the_others_of_its_owner(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(
+    async with open_harness(
         database_url, tmp_path, pipelines=ONE_STEP, in_flight_per_owner=5
-    ) as plant:
+    ) as harness:
         files = {f"{n}.txt": b"x" for n in range(10)}
-        usual, urgent = await plant.batch(files), await plant.batch(files)
+        usual, urgent = await harness.batch(files), await harness.batch(files)
         command = PrioritizeBatch(batch=urgent, priority=5)
-        await execute(plant.log, command, context())
+        await execute(harness.log, command, context())
 
-        plant.orchestrate()
-        plant.work({"step": passes})
-        await plant.completed(usual)
-        await plant.completed(urgent)
+        harness.orchestrate()
+        harness.work({"step": pass_file})
+        await harness.completed(usual)
+        await harness.completed(urgent)
 
-        queued = [r.stream for r in await plant.events() if isinstance(r.event, UploadQueued)]
-        first = {upload.id for upload in (await plant.uploads(urgent)).values()}
+        queued = [r.stream for r in await harness.events() if isinstance(r.event, UploadQueued)]
+        first = {upload.id for upload in (await harness.uploads(urgent)).values()}
         assert set(queued[:10]) == first
 
 
 async def test_a_large_batch_that_is_cancelled_does_not_hold_up_the_end_of_a_small_one(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        big = await crowd(plant, "acme", 3000)
-        small = await crowd(plant, "globex", 10)
-        await plant.cancel(big)
-        await plant.cancel(small)
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        big = await start_bulk_batch(harness, "acme", 3000)
+        small = await start_bulk_batch(harness, "globex", 10)
+        await harness.cancel(big)
+        await harness.cancel(small)
 
-        plant.orchestrate()
-        await plant.completed(big)
-        await plant.completed(small)
+        harness.orchestrate()
+        await harness.completed(big)
+        await harness.completed(small)
 
-        ends = [r.stream for r in await plant.events() if isinstance(r.event, BatchCompleted)]
+        ends = [r.stream for r in await harness.events() if isinstance(r.event, BatchCompleted)]
         assert ends == [small, big]
 
 
@@ -258,57 +267,57 @@ async def test_a_batch_of_thousands_delays_ten_files_of_another_owner_by_no_more
     window = 50
 
     windows = {"in_flight_per_batch": window, "in_flight_per_owner": window}
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP, **windows) as plant:
-        big = await crowd(plant, "acme", 5000)
-        plant.orchestrate()
-        plant.work({"step": passes})
-        await plant.until(lambda: begun(plant, 2 * window))
-        small = await crowd(plant, "globex", 10)  # there all at once
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP, **windows) as harness:
+        big = await start_bulk_batch(harness, "acme", 5000)
+        harness.orchestrate()
+        harness.work({"step": pass_file})
+        await harness.until(lambda: begun(harness, 2 * window))
+        small = await start_bulk_batch(harness, "globex", 10)  # there all at once
 
-        assert (await plant.completed(small)).outcome is Outcome.SUCCEEDED
+        assert (await harness.completed(small)).outcome is Outcome.SUCCEEDED
 
-        events = await plant.events()
-        mine = {upload.id for upload in (await plant.uploads(small)).values()}
+        events = await harness.events()
+        mine = {upload.id for upload in (await harness.uploads(small)).values()}
         theirs = {r.stream for r in events} - mine
         released = min(r.position for r in events if of(r, UploadQueued, mine))
         last = max(r.position for r in events if of(r, AttemptStarted, mine))
         between = [r for r in events if released < r.position < last]
         # What was released before, and one more window that a round may release meanwhile.
         assert len([r for r in between if of(r, AttemptStarted, theirs)]) <= 2 * window
-        plant.log.forget(big)
-        assert (await plant.log.batch(big)).outcome is None
+        harness.log.forget(big)
+        assert (await harness.log.batch(big)).outcome is None
 
 
 def of(recorded: RecordedEvent, kind: type[Event], uploads: set[UUID]) -> bool:
     return isinstance(recorded.event, kind) and recorded.stream in uploads
 
 
-async def pauses(plant: Plant, batch: UUID, count: int) -> bool:
-    return len(await plant.all_of(BatchPaused, batch)) == count
+async def pauses(harness: PipelineHarness, batch: UUID, count: int) -> bool:
+    return len(await harness.all_of(BatchPaused, batch)) == count
 
 
-async def verdicts(plant: Plant, batch: UUID, count: int) -> bool:
-    return len(await plant.all_of(BatchCompleted, batch)) == count
+async def verdicts(harness: PipelineHarness, batch: UUID, count: int) -> bool:
+    return len(await harness.all_of(BatchCompleted, batch)) == count
 
 
-async def ended(plant: Plant, batch: UUID, count: int) -> bool:
-    uploads = (await plant.uploads(batch)).values()
+async def ended(harness: PipelineHarness, batch: UUID, count: int) -> bool:
+    uploads = (await harness.uploads(batch)).values()
     return len([upload for upload in uploads if upload.state.ended]) == count
 
 
-async def begun(plant: Plant, count: int) -> bool:
-    """Whether so many attempts have been started, whoever's."""
+async def begun(harness: PipelineHarness, count: int) -> bool:
+    """Return whether so many attempts have been started in all."""
     counted = "SELECT count(*) FROM stored_events WHERE topic = 'upload.attempt_started'"
-    return bool((await plant.fetch(counted))[0][0] >= count)
+    return bool((await harness.fetch(counted))[0][0] >= count)
 
 
-async def nothing_travels(plant: Plant) -> bool:
+async def nothing_travels(harness: PipelineHarness) -> bool:
     """Whether every job is over; those of a paused batch end without beginning anything."""
     left = "SELECT count(*) = 0 FROM procrastinate_jobs WHERE status IN ('todo', 'doing')"
-    return await plant.fetch(left) == [(True,)]
+    return await harness.fetch(left) == [(True,)]
 
 
-async def counted(plant: Plant, batch: UUID, failed: int) -> bool:
+async def counted(harness: PipelineHarness, batch: UUID, failed: int) -> bool:
     """Whether the last count on record has so many failures."""
-    progress = await plant.all_of(BatchProgressed, batch)
+    progress = await harness.all_of(BatchProgressed, batch)
     return bool(progress) and progress[-1].counts.get(UploadState.FAILED) == failed

@@ -7,7 +7,7 @@ from domain.upload.events import AttemptFailed, AttemptSucceeded
 from domain.upload.state import UploadState
 from infrastructure.processors.registry import open_processors
 from tests.corpus import images
-from tests.infrastructure.jobs.plant import open_plant
+from tests.infrastructure.jobs.harness import open_harness
 from tests.infrastructure.processors.pictures import picture
 
 
@@ -29,26 +29,26 @@ async def test_ordinary_files_pass_and_those_that_are_not_what_they_claim_fail_o
     }
     broken = {"page.png": b"<html>", "empty.png": b""}
 
-    async with open_plant(database_url, tmp_path) as plant:
+    async with open_harness(database_url, tmp_path) as harness:
         async with open_processors() as processors:
-            plant.orchestrate()
-            worker = plant.work(processors)
-            batch = await plant.batch({**sound, **broken})
-            done = await plant.completed(batch)
-            await plant.stop(worker)
+            harness.orchestrate()
+            worker = harness.work(processors)
+            batch = await harness.batch({**sound, **broken})
+            done = await harness.completed(batch)
+            await harness.stop(worker)
 
         assert done.outcome is Outcome.COMPLETED_WITH_FAILURES
-        uploads = await plant.uploads(batch)
+        uploads = await harness.uploads(batch)
         completed = {p for p, u in uploads.items() if u.state is UploadState.COMPLETED}
         assert completed == set(sound)
-        failures = await plant.all_of(AttemptFailed)
+        failures = await harness.all_of(AttemptFailed)
         assert len(failures) == len(broken)
         assert all(failure.permanent for failure in failures)
-        (photo,) = await plant.all_of(AttemptSucceeded, uploads["photo.jpg"].id)
-        assert await plant.blobs.size(photo.artifacts["thumbnail.webp"]) > 0
+        (photo,) = await harness.all_of(AttemptSucceeded, uploads["photo.jpg"].id)
+        assert await harness.blobs.size(photo.artifacts["thumbnail.webp"]) > 0
         reasons = {}
         for path in sound:
-            (attempt,) = await plant.all_of(AttemptSucceeded, uploads[path].id)
+            (attempt,) = await harness.all_of(AttemptSucceeded, uploads[path].id)
             reasons[path] = attempt.results["thumbnail"].get("skipped")
         made = {"photo.jpg", "108-megapixels.jpg", "float.tif", "text.png"}
         assert {path for path, reason in reasons.items() if reason is None} == made

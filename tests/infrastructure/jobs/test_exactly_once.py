@@ -19,8 +19,8 @@ from infrastructure.postgres.connection import connect
 from infrastructure.postgres.locks import ORCHESTRATOR_LOCK
 from interfaces.bootstrap.tasks import supervise
 from tests.fault_injection import COUNT_KILLS, KILLS, end_sessions
-from tests.infrastructure.jobs.hands import Gate, passes
-from tests.infrastructure.jobs.plant import Plant, context, now, open_plant, pipeline
+from tests.infrastructure.jobs.fake_processors import Gate, pass_file
+from tests.infrastructure.jobs.harness import PipelineHarness, context, now, open_harness, pipeline
 
 ONE_STEP = pipeline("step")
 
@@ -38,78 +38,78 @@ ONE_STEP = pipeline("step")
 async def test_a_crash_in_the_middle_of_a_round_neither_loses_nor_repeats_anything(
     database_url: str, tmp_path: Path, table: str, moment: str
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        await plant.fetch_none(end_sessions("uptrail-orchestrator", table, moment))
-        batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)})
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        await harness.fetch_none(end_sessions("uptrail-orchestrator", table, moment))
+        batch = await harness.batch({f"{n}.txt": b"x" for n in range(30)})
 
-        plant.orchestrate()
-        plant.work({"step": passes})
-        done = await plant.completed(batch)
+        harness.orchestrate()
+        harness.work({"step": pass_file})
+        done = await harness.completed(batch)
 
         assert done.outcome is Outcome.SUCCEEDED
-        assert await plant.fetch(COUNT_KILLS) >= [(KILLS,)]
-        await every_step_happened_once(plant, 30)
+        assert await harness.fetch(COUNT_KILLS) >= [(KILLS,)]
+        await every_step_happened_once(harness, 30)
 
 
 async def test_cutting_every_connection_at_random_loses_nothing(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        plant.orchestrate()
-        plant.work({"step": Gate(opened=True)})
-        batch = await plant.batch({f"{n}.txt": b"x" for n in range(200)})
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        harness.orchestrate()
+        harness.work({"step": Gate(opened=True)})
+        batch = await harness.batch({f"{n}.txt": b"x" for n in range(200)})
         for share in (0.2, 0.5, 0.8):
 
             async def far_enough(share: float = share) -> bool:
-                return len(await plant.all_of(UploadCompleted)) >= share * 200
+                return len(await harness.all_of(UploadCompleted)) >= share * 200
 
-            await plant.until(far_enough)
-            await plant.cut_all_connections()
+            await harness.until(far_enough)
+            await harness.cut_all_connections()
 
-        done = await plant.completed(batch)
+        done = await harness.completed(batch)
 
         assert done.outcome is Outcome.SUCCEEDED
-        assert len(await plant.all_of(UploadCompleted)) == 200
-        assert len(await plant.all_of(UploadQueued)) == 200
-        assert len(await plant.all_of(BatchCompleted)) == 1
-        await attempts_are_numbered(plant)
+        assert len(await harness.all_of(UploadCompleted)) == 200
+        assert len(await harness.all_of(UploadQueued)) == 200
+        assert len(await harness.all_of(BatchCompleted)) == 1
+        await attempts_are_numbered(harness)
 
 
 async def test_a_redelivered_job_never_runs_the_same_upload_twice_at_once(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
         gate = Gate()
-        plant.orchestrate()
-        batch = await plant.batch({f"{n}.txt": b"x" for n in range(6)})
+        harness.orchestrate()
+        batch = await harness.batch({f"{n}.txt": b"x" for n in range(6)})
         for _ in range(3):
-            plant.work({"step": gate})
-        await plant.until(lambda: len(gate.inside) == 6)
+            harness.work({"step": gate})
+        await harness.until(lambda: len(gate.inside) == 6)
         copied = """INSERT INTO procrastinate_jobs (queue_name, task_name, args)
             SELECT queue_name, task_name, args FROM procrastinate_jobs, generate_series(1, 4)"""
-        await plant.fetch_none(copied)
+        await harness.fetch_none(copied)
 
         async def copies_are_gone() -> bool:
             todo = "SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo'"
-            return await plant.fetch(todo) == [(0,)]
+            return await harness.fetch(todo) == [(0,)]
 
-        await plant.until(copies_are_gone)
+        await harness.until(copies_are_gone)
         gate.open()
-        await plant.completed(batch)
+        await harness.completed(batch)
 
         assert set(gate.most.values()) == {1}
-        assert len(await plant.all_of(AttemptStarted)) == 6
+        assert len(await harness.all_of(AttemptStarted)) == 6
 
 
 async def test_a_job_never_carries_an_upload_whose_release_was_refused(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        batch = await plant.batch(seal=False)
-        kept = await plant.receive(batch, "kept.txt", b"x")
-        gone = await plant.receive(batch, "gone.txt", b"x")
-        events = await plant.events()
-        await execute(plant.log, CancelUpload(upload=gone), context())
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        batch = await harness.batch(seal=False)
+        kept = await harness.receive(batch, "kept.txt", b"x")
+        gone = await harness.receive(batch, "gone.txt", b"x")
+        events = await harness.events()
+        await execute(harness.log, CancelUpload(upload=gone), context())
 
         # A round that has not seen the cancellation yet.
         async with await connect(database_url, name="orchestrator") as connection:
@@ -117,97 +117,97 @@ async def test_a_job_never_carries_an_upload_whose_release_was_refused(
             await run_round(
                 connection,
                 JobQueue(),
-                plant.settings,
+                harness.settings,
                 position=0,
                 events=events,
                 check=False,
                 at=now(),
             )
 
-        assert (await plant.topics(kept))[-1] == "upload.queued"
-        assert (await plant.topics(gone))[-1] == "upload.cancelled"
+        assert (await harness.topics(kept))[-1] == "upload.queued"
+        assert (await harness.topics(gone))[-1] == "upload.cancelled"
         carried = "SELECT args -> 'uploads' FROM procrastinate_jobs"
-        assert await plant.fetch(carried) == [([str(kept)],)]
+        assert await harness.fetch(carried) == [([str(kept)],)]
 
 
 async def test_an_orchestrator_that_was_overtaken_changes_nothing(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        batch = await plant.batch({"a.txt": b"x"})
-        await plant.fetch_none("INSERT INTO notification_tracking VALUES ('orchestrator', 0)")
-        events = await plant.events()
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        batch = await harness.batch({"a.txt": b"x"})
+        await harness.fetch_none("INSERT INTO notification_tracking VALUES ('orchestrator', 0)")
+        events = await harness.events()
         async with await connect(database_url, name="overtaken") as connection:
-            async with plant.pool.connection() as other:
+            async with harness.pool.connection() as other:
                 await save_position(other, events[-1].position)
             with pytest.raises(Exception, match="not at 0"):
                 await run_round(
                     connection,
                     JobQueue(),
-                    plant.settings,
+                    harness.settings,
                     position=0,
                     events=events,
                     check=True,
                     at=now(),
                 )
 
-        assert await plant.events() == events
-        assert await plant.fetch("SELECT count(*) FROM procrastinate_jobs") == [(0,)]
-        assert "batch.completed" not in await plant.topics(batch)
+        assert await harness.events() == events
+        assert await harness.fetch("SELECT count(*) FROM procrastinate_jobs") == [(0,)]
+        assert "batch.completed" not in await harness.topics(batch)
 
 
 async def test_a_second_orchestrator_stands_by_and_takes_over(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        one, two = plant.orchestrator(), plant.orchestrator()
-        first = plant.start(supervise("one", one.run, essential=False))
-        await plant.until(lambda: one.is_leader)
-        plant.start(supervise("two", two.run, essential=False))
-        plant.work({"step": passes})
-        await plant.completed(await plant.batch({"a.txt": b"x"}))
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        one, two = harness.orchestrator(), harness.orchestrator()
+        first = harness.start(supervise("one", one.run, essential=False))
+        await harness.until(lambda: one.is_leader)
+        harness.start(supervise("two", two.run, essential=False))
+        harness.work({"step": pass_file})
+        await harness.completed(await harness.batch({"a.txt": b"x"}))
         assert not two.is_leader
 
-        await plant.stop(first)
-        await plant.until(lambda: two.is_leader)
-        done = await plant.completed(await plant.batch({"b.txt": b"x"}))
+        await harness.stop(first)
+        await harness.until(lambda: two.is_leader)
+        done = await harness.completed(await harness.batch({"b.txt": b"x"}))
 
         assert done.outcome is Outcome.SUCCEEDED
-        assert len(await plant.all_of(BatchCompleted)) == 2
+        assert len(await harness.all_of(BatchCompleted)) == 2
 
 
-async def test_a_leader_that_stands_still_is_deposed_and_another_takes_over(
+async def test_a_stopped_leader_loses_its_session_and_another_takes_over(
     database_url: str, tmp_path: Path
 ) -> None:
     settings = {**SESSION_SETTINGS, "idle_session_timeout": "2s"}
 
     async with (
-        open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant,
+        open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness,
         await connect(database_url, name="orchestrator", settings=settings) as frozen,
     ):
         await ORCHESTRATOR_LOCK.acquire(frozen)
 
-        successor = plant.orchestrator()
-        plant.start(supervise("successor", successor.run, essential=False))
-        await plant.until(lambda: successor.is_leader)
+        successor = harness.orchestrator()
+        harness.start(supervise("successor", successor.run, essential=False))
+        await harness.until(lambda: successor.is_leader)
 
         with pytest.raises(psycopg.OperationalError):
             await frozen.execute("SELECT 1")
 
 
-async def every_step_happened_once(plant: Plant, uploads: int) -> None:
-    events = await plant.events()
+async def every_step_happened_once(harness: PipelineHarness, uploads: int) -> None:
+    events = await harness.events()
     counted = Counter(topic_of(recorded.event) for recorded in events)
     assert counted["upload.queued"] == uploads
     assert counted["upload.attempt_started"] == uploads
     assert counted["upload.completed"] == uploads
     assert counted["batch.completed"] == 1
-    await attempts_are_numbered(plant)
+    await attempts_are_numbered(harness)
 
 
-async def attempts_are_numbered(plant: Plant) -> None:
+async def attempts_are_numbered(harness: PipelineHarness) -> None:
     """No number occurs twice in a stream, and no version is left out."""
-    events = await plant.events()
+    events = await harness.events()
     for stream in {recorded.stream for recorded in events}:
         own = [recorded for recorded in events if recorded.stream == stream]
         assert [recorded.version for recorded in own] == list(range(1, len(own) + 1))

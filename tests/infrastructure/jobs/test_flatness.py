@@ -13,9 +13,9 @@ from infrastructure.jobs.tables import load_position
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.read_model.projector import connect_writer, project
 from infrastructure.read_model.tables import LIVE
-from tests.infrastructure.jobs.crowd import crowd
-from tests.infrastructure.jobs.hands import passes, refuses
-from tests.infrastructure.jobs.plant import ALICE, Plant, now, open_plant, pipeline
+from tests.infrastructure.jobs.bulk_batch import start_bulk_batch
+from tests.infrastructure.jobs.fake_processors import fail_bad_file, pass_file
+from tests.infrastructure.jobs.harness import ALICE, PipelineHarness, now, open_harness, pipeline
 
 CROWD = 2000  # uploads
 WINDOW = 10
@@ -35,39 +35,39 @@ WHERE schemaname = %s AND relname = %s"""
 async def test_a_round_reads_what_it_needs_however_large_the_batch(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def one_round(plant: Plant, connection: Connection, position: int) -> None:
-        events = await plant.log.read(position, limit=1000)
+    async def one_round(harness: PipelineHarness, connection: Connection, position: int) -> None:
+        events = await harness.log.read(position, limit=1000)
         await run_round(
             connection,
             JobQueue(),
-            plant.settings,
+            harness.settings,
             position=position,
             events=events,
             check=not events,
             at=now(),
         )
 
-    async with open_plant(
+    async with open_harness(
         database_url,
         tmp_path,
         in_flight_per_batch=WINDOW,
         in_flight_per_owner=WINDOW,
         batch_progress_interval=3600.0,
-    ) as plant:
-        await crowd(plant, "acme", CROWD)
+    ) as harness:
+        await start_bulk_batch(harness, "acme", CROWD)
         async with await connect(
             database_url, name="orchestrator", settings=SESSION_SETTINGS
         ) as connection:
             position = await load_position(connection)
-            while events := await plant.log.read(position, limit=1000):
-                await one_round(plant, connection, position)
+            while events := await harness.log.read(position, limit=1000):
+                await one_round(harness, connection, position)
                 position = events[-1].position
-            before = [await reads(plant, connection, "orchestration", table) for table in TABLES]
+            before = [await reads(harness, connection, "orchestration", table) for table in TABLES]
             for _ in range(ROUNDS):
-                await one_round(plant, connection, position)
-            after = [await reads(plant, connection, "orchestration", table) for table in TABLES]
+                await one_round(harness, connection, position)
+            after = [await reads(harness, connection, "orchestration", table) for table in TABLES]
 
-        assert await plant.fetch("SELECT count(*) FROM orchestration.members") == [(CROWD,)]
+        assert await harness.fetch("SELECT count(*) FROM orchestration.members") == [(CROWD,)]
         for earlier, later in zip(before, after, strict=True):
             assert (later - earlier) / ROUNDS < FEW
 
@@ -77,21 +77,21 @@ async def test_updates_of_members_write_no_index(database_url: str, tmp_path: Pa
     updates = """SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables
         WHERE schemaname = 'orchestration' AND relname = 'members'"""
 
-    async with open_plant(database_url, tmp_path, pipelines=pipeline("step")) as plant:
-        plant.orchestrate()
-        plant.work({"step": passes})
-        batch = await plant.batch({f"{n:03}.txt": b"x" for n in range(FILES)})
-        await plant.completed(batch)
+    async with open_harness(database_url, tmp_path, pipelines=pipeline("step")) as harness:
+        harness.orchestrate()
+        harness.work({"step": pass_file})
+        batch = await harness.batch({f"{n:03}.txt": b"x" for n in range(FILES)})
+        await harness.completed(batch)
 
         async def counted() -> tuple[int, int] | None:
-            ((all_of_them, hot),) = await plant.fetch(updates)
+            ((all_of_them, hot),) = await harness.fetch(updates)
             return (all_of_them, hot) if all_of_them >= 2 * FILES else None
 
-        all_of_them, hot = await plant.until(counted)
+        all_of_them, hot = await harness.until(counted)
         assert hot / all_of_them > HOT
 
 
-async def test_what_is_kept_of_active_members_follows_from_their_states(
+async def test_the_rows_of_active_members_follow_from_the_states_of_uploads(
     database_url: str, tmp_path: Path
 ) -> None:
     differing = """
@@ -99,57 +99,57 @@ async def test_what_is_kept_of_active_members_follows_from_their_states(
         FULL JOIN orchestration.active_members a USING (upload)
         WHERE orchestration.kind_of(m.state) IS DISTINCT FROM a.kind"""
 
-    async with open_plant(database_url, tmp_path, pipelines=pipeline("step")) as plant:
-        plant.orchestrate()
-        plant.work({"step": refuses})
-        open_batch = await plant.batch({"good.txt": b"x", "bad.txt": b"x"}, seal=False)
-        await plant.declared(open_batch, "never.txt")
-        sealed = await plant.batch({f"{n}.txt": b"x" for n in range(20)})
-        await plant.completed(sealed)
-        await plant.until(lambda: plant.all_of(UploadFailed))
+    async with open_harness(database_url, tmp_path, pipelines=pipeline("step")) as harness:
+        harness.orchestrate()
+        harness.work({"step": fail_bad_file})
+        open_batch = await harness.batch({"good.txt": b"x", "bad.txt": b"x"}, seal=False)
+        await harness.declared(open_batch, "never.txt")
+        sealed = await harness.batch({f"{n}.txt": b"x" for n in range(20)})
+        await harness.completed(sealed)
+        await harness.until(lambda: harness.all_of(UploadFailed))
 
         kinds = "SELECT kind, count(*) FROM orchestration.active_members GROUP BY kind ORDER BY 1"
-        await plant.until(lambda: _is(plant, kinds, [("failed", 1), ("incoming", 1)]))
-        assert await plant.fetch(differing) == []
-        await plant.cancel(open_batch)
-        await plant.completed(open_batch)
-        await plant.until(lambda: _is(plant, kinds, [("failed", 1)]))
-        assert await plant.fetch(differing) == []
+        await harness.until(lambda: _is(harness, kinds, [("failed", 1), ("incoming", 1)]))
+        assert await harness.fetch(differing) == []
+        await harness.cancel(open_batch)
+        await harness.completed(open_batch)
+        await harness.until(lambda: _is(harness, kinds, [("failed", 1)]))
+        assert await harness.fetch(differing) == []
 
 
-async def _is(plant: Plant, query: str, rows: list[tuple[Any, ...]]) -> bool:
-    return await plant.fetch(query) == rows
+async def _is(harness: PipelineHarness, query: str, rows: list[tuple[Any, ...]]) -> bool:
+    return await harness.fetch(query) == rows
 
 
 async def test_a_chunk_reads_the_rows_it_changes_however_many_there_are(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def go_on(plant: Plant, some: list[tuple[Any, ...]]) -> None:
+    async def go_on(harness: PipelineHarness, some: list[tuple[Any, ...]]) -> None:
         queued = UploadQueued(at=now(), by=ALICE)
-        await plant.log.append(Append(tuple(StreamAppend(id, None, (queued,)) for (id,) in some)))
+        await harness.log.append(Append(tuple(StreamAppend(id, None, (queued,)) for (id,) in some)))
 
-    async with open_plant(database_url, tmp_path) as plant:
+    async with open_harness(database_url, tmp_path) as harness:
         async with await connect_writer(database_url, name="projector") as connection:
-            await crowd(plant, "acme", WINDOW)
+            await start_bulk_batch(harness, "acme", WINDOW)
             for _ in range(ROUNDS):
-                await project(connection, plant.log, LIVE)
-            some = await plant.fetch("SELECT id FROM read_model.uploads")
+                await project(connection, harness.log, LIVE)
+            some = await harness.fetch("SELECT id FROM read_model.uploads")
             for _ in range(OFTEN):
-                await go_on(plant, some)
-                await project(connection, plant.log, LIVE)
-            await crowd(plant, "acme", CROWD)
-            await project(connection, plant.log, LIVE)
-            before = await reads(plant, connection, "read_model", "uploads")
-            await go_on(plant, some)
-            await project(connection, plant.log, LIVE)
-            after = await reads(plant, connection, "read_model", "uploads")
+                await go_on(harness, some)
+                await project(connection, harness.log, LIVE)
+            await start_bulk_batch(harness, "acme", CROWD)
+            await project(connection, harness.log, LIVE)
+            before = await reads(harness, connection, "read_model", "uploads")
+            await go_on(harness, some)
+            await project(connection, harness.log, LIVE)
+            after = await reads(harness, connection, "read_model", "uploads")
 
         assert WINDOW <= after - before < FEW
 
 
-async def reads(plant: Plant, connection: Connection, schema: str, table: str) -> int:
-    """Rows of the table that have been read so far; this session has told of its own."""
+async def reads(harness: PipelineHarness, connection: Connection, schema: str, table: str) -> int:
+    """Count the rows of the table read so far, those of this session included."""
     await connection.execute("SELECT pg_stat_force_next_flush()")
     await connection.execute("SELECT 1")
-    ((rows,),) = await plant.fetch(_READ, schema, table)
+    ((rows,),) = await harness.fetch(_READ, schema, table)
     return int(rows)

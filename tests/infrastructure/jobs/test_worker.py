@@ -28,9 +28,9 @@ from domain.upload.events import (
     UploadFailed,
 )
 from domain.upload.state import UploadState
-from tests.infrastructure.jobs.hands import Fails, Gate, Raises, passes
-from tests.infrastructure.jobs.plant import Plant, now, open_plant, pipeline, settings
-from tests.infrastructure.jobs.plant import context as by_alice
+from tests.infrastructure.jobs.fake_processors import Fails, Gate, Raises, pass_file
+from tests.infrastructure.jobs.harness import PipelineHarness, now, open_harness, pipeline, settings
+from tests.infrastructure.jobs.harness import context as by_alice
 
 ONE_STEP = pipeline("step")
 HERE = Path(__file__).parents[3]
@@ -39,17 +39,17 @@ HERE = Path(__file__).parents[3]
 async def test_a_retry_waits_for_its_moment_and_keeps_the_real_error(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        plant.orchestrate()
-        plant.work({"step": Fails(attempts=2)})
-        batch = await plant.batch({"a.txt": b"x"})
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        harness.orchestrate()
+        harness.work({"step": Fails(attempts=2)})
+        batch = await harness.batch({"a.txt": b"x"})
 
-        done = await plant.completed(batch)
+        done = await harness.completed(batch)
 
         assert done.outcome is Outcome.SUCCEEDED
-        upload = await _only(plant, batch)
-        failures = await plant.all_of(AttemptFailed, upload)
-        starts = await plant.all_of(AttemptStarted, upload)
+        upload = await _only(harness, batch)
+        failures = await harness.all_of(AttemptFailed, upload)
+        starts = await harness.all_of(AttemptStarted, upload)
         assert [f.number for f in failures] == [1, 2]
         assert [s.number for s in starts] == [1, 2, 3]
         for failure, following in zip(failures, starts[1:], strict=True):
@@ -62,36 +62,40 @@ async def test_a_retry_waits_for_its_moment_and_keeps_the_real_error(
 async def test_the_last_error_is_never_overwritten_by_a_general_one(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        plant.orchestrate()
-        plant.work({"step": Fails(attempts=99)})
-        batch = await plant.batch({"a.txt": b"x"})
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        harness.orchestrate()
+        harness.work({"step": Fails(attempts=99)})
+        batch = await harness.batch({"a.txt": b"x"})
 
-        done = await plant.completed(batch)
+        done = await harness.completed(batch)
 
         assert done.outcome is Outcome.FAILED
-        upload = await _only(plant, batch)
-        assert len(await plant.all_of(AttemptFailed, upload)) == 3
-        last = (await plant.events(upload))[-1].event
+        upload = await _only(harness, batch)
+        assert len(await harness.all_of(AttemptFailed, upload)) == 3
+        last = (await harness.events(upload))[-1].event
         assert getattr(last, "message", "") == "the scanner hung up"
 
 
 async def test_a_step_that_takes_too_long_fails_by_name_and_may_be_tried_again(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=pipeline("step", timeout=0.1)) as plant:
-        plant.orchestrate()
-        plant.work({"step": Gate()})
-        batch = await plant.batch({"a.txt": b"x"})
+    async with open_harness(
+        database_url, tmp_path, pipelines=pipeline("step", timeout=0.1)
+    ) as harness:
+        harness.orchestrate()
+        harness.work({"step": Gate()})
+        batch = await harness.batch({"a.txt": b"x"})
 
-        await plant.completed(batch)
+        await harness.completed(batch)
 
-        failures = await plant.all_of(AttemptFailed)
+        failures = await harness.all_of(AttemptFailed)
         assert [failure.error_type for failure in failures] == ["StepTimeout"] * 3
         assert failures[0].message == "step did not finish within 0.1 s"
 
 
-async def _wordy(subject: StepInput, bench: StepContext, options: dict[str, Any]) -> dict[str, Any]:
+async def _wordy(
+    subject: StepInput, step_context: StepContext, options: dict[str, Any]
+) -> dict[str, Any]:
     return {"bytes": b"are no JSON", "set": object()}
 
 
@@ -99,11 +103,11 @@ async def _wordy(subject: StepInput, bench: StepContext, options: dict[str, Any]
     ("pipelines", "processors", "step", "error", "message"),
     [
         ({}, {}, "pipeline", "UnknownPipeline", "there is no pipeline 'default'"),
-        (ONE_STEP, {"other": passes}, "step", "UnknownProcessor", "no processor 'step'"),
+        (ONE_STEP, {"other": pass_file}, "step", "UnknownProcessor", "no processor 'step'"),
         (ONE_STEP, {"step": _wordy}, "step", "BadResult", "not JSON"),
     ],
 )
-async def test_a_mistake_in_the_settings_is_told_and_never_tried_for_ever(
+async def test_a_mistake_in_the_settings_is_reported_and_not_retried_for_ever(
     database_url: str,
     tmp_path: Path,
     pipelines: dict[str, Any],
@@ -112,14 +116,14 @@ async def test_a_mistake_in_the_settings_is_told_and_never_tried_for_ever(
     error: str,
     message: str,
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=pipelines) as plant:
-        plant.orchestrate()
-        plant.work(processors)
+    async with open_harness(database_url, tmp_path, pipelines=pipelines) as harness:
+        harness.orchestrate()
+        harness.work(processors)
 
-        done = await plant.completed(await plant.batch({"a.txt": b"x"}))
+        done = await harness.completed(await harness.batch({"a.txt": b"x"}))
 
         assert done.outcome is Outcome.FAILED
-        (failure,) = await plant.all_of(AttemptFailed)
+        (failure,) = await harness.all_of(AttemptFailed)
         assert (failure.step, failure.error_type, failure.permanent) == (step, error, True)
         assert message in failure.message
 
@@ -138,22 +142,22 @@ async def test_a_mistake_in_the_settings_is_told_and_never_tried_for_ever(
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_whatever_a_processor_raises_is_a_verdict(
+async def test_any_error_of_a_processor_is_an_outcome(
     database_url: str, tmp_path: Path, error: BaseException
 ) -> None:
     """Also for those that run in the worker's own process."""
 
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        plant.orchestrate()
-        worker = plant.work({"step": Raises(error)})
-        batch = await plant.batch({"bad.txt": b"x", "good.txt": b"x"})
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        harness.orchestrate()
+        worker = harness.work({"step": Raises(error)})
+        batch = await harness.batch({"bad.txt": b"x", "good.txt": b"x"})
 
-        done = await plant.completed(batch)
+        done = await harness.completed(batch)
 
         assert done.outcome is Outcome.COMPLETED_WITH_FAILURES
-        failures = await plant.all_of(AttemptFailed)
+        failures = await harness.all_of(AttemptFailed)
         assert [failure.error_type for failure in failures] == [type(error).__name__] * 3
-        assert await plant.all_of(AttemptAbandoned) == []
+        assert await harness.all_of(AttemptAbandoned) == []
         assert not worker.done()
 
 
@@ -164,13 +168,13 @@ async def test_a_processor_that_changes_what_it_is_given_changes_no_other_upload
     seen: list[dict[str, Any]] = []
 
     async def first(
-        subject: StepInput, bench: StepContext, options: dict[str, Any]
+        subject: StepInput, step_context: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         kept["path"] = subject.path
         return kept  # the same object for every upload
 
     async def second(
-        subject: StepInput, bench: StepContext, options: dict[str, Any]
+        subject: StepInput, step_context: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         seen.append(dict(options))
         options["path"] = subject.path
@@ -178,19 +182,19 @@ async def test_a_processor_that_changes_what_it_is_given_changes_no_other_upload
         subject.results["first"]["path"] = "changed by a later step"
         return {}
 
-    async with open_plant(
+    async with open_harness(
         database_url, tmp_path, pipelines=pipeline("first", "second", limit=1)
-    ) as plant:
-        plant.orchestrate()
-        plant.work({"first": first, "second": second})
+    ) as harness:
+        harness.orchestrate()
+        harness.work({"first": first, "second": second})
         paths = [f"{number}.txt" for number in range(4)]
-        batch = await plant.batch(dict.fromkeys(paths, b"x"))
+        batch = await harness.batch(dict.fromkeys(paths, b"x"))
 
-        await plant.completed(batch)
+        await harness.completed(batch)
 
-        uploads = await plant.uploads(batch)
+        uploads = await harness.uploads(batch)
         for path in paths:
-            (succeeded,) = await plant.all_of(AttemptSucceeded, uploads[path].id)
+            (succeeded,) = await harness.all_of(AttemptSucceeded, uploads[path].id)
             assert succeeded.results["first"] == {"path": path}
         assert seen == [{"limit": 1}] * 4
 
@@ -198,70 +202,70 @@ async def test_a_processor_that_changes_what_it_is_given_changes_no_other_upload
 async def test_cancelling_an_upload_stops_its_running_attempt(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
         gate = Gate()
-        plant.orchestrate()
-        plant.work({"step": gate})
-        batch = await plant.batch({"a.txt": b"x", "b.txt": b"x"})
-        await plant.until(lambda: len(gate.inside) == 2)
+        harness.orchestrate()
+        harness.work({"step": gate})
+        batch = await harness.batch({"a.txt": b"x", "b.txt": b"x"})
+        await harness.until(lambda: len(gate.inside) == 2)
         gone = gate.inside[0]
 
-        await execute(plant.log, CancelUpload(upload=gone), by_alice())
-        await plant.until(lambda: gate.sent_away)
+        await execute(harness.log, CancelUpload(upload=gone), by_alice())
+        await harness.until(lambda: gate.cancelled)
         gate.open()
-        done = await plant.completed(batch)
+        done = await harness.completed(batch)
 
-        assert gate.sent_away == [gone]
+        assert gate.cancelled == [gone]
         assert done.outcome is Outcome.COMPLETED_WITH_FAILURES
-        assert (await plant.upload(gone)).state is UploadState.CANCELLED
+        assert (await harness.upload(gone)).state is UploadState.CANCELLED
 
 
 async def test_a_worker_that_stops_gives_its_work_back_and_uses_up_no_attempt(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
         gate = Gate()
-        plant.orchestrate()
-        stopping = plant.work({"step": gate})
-        batch = await plant.batch({f"{n}.txt": b"x" for n in range(30)})
-        await plant.until(lambda: len(gate.inside) == plant.settings.worker_concurrency)
+        harness.orchestrate()
+        stopping = harness.work({"step": gate})
+        batch = await harness.batch({f"{n}.txt": b"x" for n in range(30)})
+        await harness.until(lambda: len(gate.inside) == harness.settings.worker_concurrency)
 
-        await plant.stop(stopping)
+        await harness.stop(stopping)
         assert not gate.inside
-        plant.work({"step": passes})
-        done = await plant.completed(batch)
+        harness.work({"step": pass_file})
+        done = await harness.completed(batch)
 
         assert done.outcome is Outcome.SUCCEEDED
-        abandoned = await plant.all_of(AttemptAbandoned)
-        assert len(abandoned) == plant.settings.worker_concurrency
+        abandoned = await harness.all_of(AttemptAbandoned)
+        assert len(abandoned) == harness.settings.worker_concurrency
         assert {event.reason for event in abandoned} == {"worker stopping"}
-        assert {u.failures for u in (await plant.uploads(batch)).values()} == {0}
-        workers = {event.worker for event in await plant.all_of(AttemptStarted)}
+        assert {u.failures for u in (await harness.uploads(batch)).values()} == {0}
+        workers = {event.worker for event in await harness.all_of(AttemptStarted)}
         assert len(workers) == 2
 
 
 async def test_a_killed_worker_never_leaves_its_uploads_processing(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(
+    async with open_harness(
         database_url, tmp_path, pipelines=ONE_STEP, worker_dead_after=1.5
-    ) as plant:
-        plant.orchestrate()
-        batch = await plant.batch({f"{n}.txt": b"x" for n in range(10)})
+    ) as harness:
+        harness.orchestrate()
+        batch = await harness.batch({f"{n}.txt": b"x" for n in range(10)})
         doomed = await _worker_process(database_url, tmp_path)
-        await plant.until(lambda: plant.all_of(AttemptStarted))
+        await harness.until(lambda: harness.all_of(AttemptStarted))
 
         os.kill(doomed.pid, signal.SIGKILL)
         await doomed.wait()
-        plant.work({"step": passes})
-        done = await plant.completed(batch)
+        harness.work({"step": pass_file})
+        done = await harness.completed(batch)
 
         assert done.outcome is Outcome.SUCCEEDED
-        abandoned = await plant.all_of(AttemptAbandoned)
+        abandoned = await harness.all_of(AttemptAbandoned)
         assert abandoned
         assert all(event.reason == f"worker {event.worker} is gone" for event in abandoned)
-        for upload in (await plant.uploads(batch)).values():
-            numbers = [event.number for event in await plant.all_of(AttemptStarted, upload.id)]
+        for upload in (await harness.uploads(batch)).values():
+            numbers = [event.number for event in await harness.all_of(AttemptStarted, upload.id)]
             assert numbers == list(range(1, len(numbers) + 1))
             assert upload.failures == 0
 
@@ -269,52 +273,52 @@ async def test_a_killed_worker_never_leaves_its_uploads_processing(
 async def test_a_file_that_costs_workers_fails_and_those_beside_it_complete(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(
+    async with open_harness(
         database_url, tmp_path, pipelines=ONE_STEP, worker_dead_after=1.5, max_worker_losses=2
-    ) as plant:
-        plant.orchestrate()
-        batch = await plant.batch({f"{n}.txt": b"x" for n in range(3)})
+    ) as harness:
+        harness.orchestrate()
+        batch = await harness.batch({f"{n}.txt": b"x" for n in range(3)})
 
         async def kill_a_worker(attempts: int) -> None:
             doomed = await _worker_process(database_url, tmp_path)
 
             async def begun() -> bool:
-                return len(await plant.all_of(AttemptStarted)) == attempts
+                return len(await harness.all_of(AttemptStarted)) == attempts
 
-            await plant.until(begun)
+            await harness.until(begun)
             os.kill(doomed.pid, signal.SIGKILL)
             await doomed.wait()
 
         async def lost(attempts: int) -> bool:
-            return len(await plant.all_of(AttemptAbandoned)) == attempts
+            return len(await harness.all_of(AttemptAbandoned)) == attempts
 
         await kill_a_worker(3)  # all of them are under suspicion
-        await plant.until(lambda: lost(3))
-        await _count_losses_as_the_migration_does(plant, 3)
+        await harness.until(lambda: lost(3))
+        await _count_losses_as_the_migration_does(harness, 3)
         await kill_a_worker(4)  # one runs alone: nothing else can be to blame
-        await plant.until(lambda: lost(4))
-        plant.work({"step": passes})
-        done = await plant.completed(batch)
+        await harness.until(lambda: lost(4))
+        harness.work({"step": pass_file})
+        done = await harness.completed(batch)
 
         assert done.outcome is Outcome.COMPLETED_WITH_FAILURES
-        uploads = (await plant.uploads(batch)).values()
+        uploads = (await harness.uploads(batch)).values()
         states = sorted(upload.state for upload in uploads)
         assert states == [UploadState.COMPLETED, UploadState.COMPLETED, UploadState.FAILED]
-        (failed,) = await plant.all_of(UploadFailed)
+        (failed,) = await harness.all_of(UploadFailed)
         assert failed.message.startswith("2 workers were lost while processing this file")
 
 
-async def test_what_a_zombie_says_is_refused(database_url: str, tmp_path: Path) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        batch = await plant.batch({"a.txt": b"x"})
-        plant.orchestrate()
-        upload = await _only(plant, batch)
-        await plant.until(lambda: _is_queued(plant, upload))
-        zombie = AttemptWriter(plant.log, await plant.upload(upload), "zombie", now)
+async def test_an_event_of_a_zombie_is_refused(database_url: str, tmp_path: Path) -> None:
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        batch = await harness.batch({"a.txt": b"x"})
+        harness.orchestrate()
+        upload = await _only(harness, batch)
+        await harness.until(lambda: _is_queued(harness, upload))
+        zombie = AttemptWriter(harness.log, await harness.upload(upload), "zombie", now)
         await zombie.begin()
         given_up = zombie.upload.abandon_attempt(1, "worker zombie is gone", at=now(), by="test")
-        await plant.log.append(append_to_stream(upload, zombie.upload.version, *given_up))
-        heir = AttemptWriter(plant.log, await plant.upload(upload), "heir", now)
+        await harness.log.append(append_to_stream(upload, zombie.upload.version, *given_up))
+        heir = AttemptWriter(harness.log, await harness.upload(upload), "heir", now)
         await heir.begin()
 
         for word in (zombie.end(PipelinePassed({}, {}), 0.5), zombie.record_progress("step", 1, 2)):
@@ -322,7 +326,7 @@ async def test_what_a_zombie_says_is_refused(database_url: str, tmp_path: Path) 
                 await word
         await heir.end(PipelinePassed({}, {}), 0.5)
 
-        (succeeded,) = await plant.all_of(AttemptSucceeded, upload)
+        (succeeded,) = await harness.all_of(AttemptSucceeded, upload)
         assert succeeded.number == 2
         assert succeeded.by == "worker:heir"
 
@@ -330,25 +334,27 @@ async def test_what_a_zombie_says_is_refused(database_url: str, tmp_path: Path) 
 async def test_a_fast_step_leaves_no_progress_in_the_log_and_a_slow_one_does(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(
+    async with open_harness(
         database_url, tmp_path, pipelines=pipeline("step", "slow"), step_progress_interval=0.1
-    ) as plant:
+    ) as harness:
 
-        async def slow(_: StepInput, bench: StepContext, options: dict[str, Any]) -> dict[str, Any]:
+        async def slow(
+            _: StepInput, step_context: StepContext, options: dict[str, Any]
+        ) -> dict[str, Any]:
             for step in range(1, 11):
-                await bench.progress(step, 20)
-            await plant.until(lambda: plant.all_of(FileProgressed))
+                await step_context.progress(step, 20)
+            await harness.until(lambda: harness.all_of(FileProgressed))
             for step in range(11, 21):
-                await bench.progress(step, 20)
+                await step_context.progress(step, 20)
             return {}
 
-        plant.orchestrate()
-        plant.work({"step": passes, "slow": slow})
-        batch = await plant.batch({"a.txt": b"x"})
+        harness.orchestrate()
+        harness.work({"step": pass_file, "slow": slow})
+        batch = await harness.batch({"a.txt": b"x"})
 
-        await plant.completed(batch)
+        await harness.completed(batch)
 
-        steps = await plant.all_of(FileProgressed)
+        steps = await harness.all_of(FileProgressed)
         assert [(event.phase, event.done) for event in steps] == [("slow", 10), ("slow", 20)]
         assert steps[-1].percent == 100.0
 
@@ -357,39 +363,39 @@ async def test_artifacts_of_an_attempt_that_failed_leave_no_orphans(
     database_url: str, tmp_path: Path
 ) -> None:
     async def draws(
-        subject: StepInput, bench: StepContext, options: dict[str, Any]
+        subject: StepInput, step_context: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
-        await bench.attach("picture.webp", b"pixels")
+        await step_context.attach("picture.webp", b"pixels")
         if subject.attempt == 1:
             raise OSError("the brush broke")
         return {}
 
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        plant.orchestrate()
-        plant.work({"step": draws})
-        batch = await plant.batch({"a.txt": b"x"})
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        harness.orchestrate()
+        harness.work({"step": draws})
+        batch = await harness.batch({"a.txt": b"x"})
 
-        await plant.completed(batch)
+        await harness.completed(batch)
 
-        (succeeded,) = await plant.all_of(AttemptSucceeded)
+        (succeeded,) = await harness.all_of(AttemptSucceeded)
         blob = succeeded.artifacts["picture.webp"]
-        assert b"".join([chunk async for chunk in plant.blobs.read(blob)]) == b"pixels"
-        assert await plant.blobs.size(blob.replace("/2/", "/1/")) == 0
+        assert b"".join([chunk async for chunk in harness.blobs.read(blob)]) == b"pixels"
+        assert await harness.blobs.size(blob.replace("/2/", "/1/")) == 0
 
 
 async def test_a_worker_does_its_uploads_within_its_bound(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
         gate = Gate()
-        plant.orchestrate()
-        plant.work({"step": gate}, settings=settings(pipelines=ONE_STEP, worker_concurrency=2))
-        batch = await plant.batch({f"{n}.txt": b"x" for n in range(10)})
-        await plant.until(lambda: len(gate.inside) == 2)
-        started = await plant.all_of(AttemptStarted)
+        harness.orchestrate()
+        harness.work({"step": gate}, settings=settings(pipelines=ONE_STEP, worker_concurrency=2))
+        batch = await harness.batch({f"{n}.txt": b"x" for n in range(10)})
+        await harness.until(lambda: len(gate.inside) == 2)
+        started = await harness.all_of(AttemptStarted)
         gate.open()
 
-        await plant.completed(batch)
+        await harness.completed(batch)
 
         assert len(started) == 2
 
@@ -408,34 +414,34 @@ async def test_a_job_whose_end_cannot_be_marked_is_given_to_a_worker_again(
     FOR EACH ROW EXECUTE FUNCTION full_once()"""
     unheard: list[dict[str, Any]] = []
 
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
-        async with plant.pool.connection() as connection:
+        async with harness.pool.connection() as connection:
             await connection.execute(full_once)
-        plant.orchestrate()
-        plant.work({"step": passes})
-        batch = await plant.batch({"a.txt": b"x"})
-        assert (await plant.completed(batch)).outcome is Outcome.SUCCEEDED
+        harness.orchestrate()
+        harness.work({"step": pass_file})
+        batch = await harness.batch({"a.txt": b"x"})
+        assert (await harness.completed(batch)).outcome is Outcome.SUCCEEDED
         left = "SELECT count(*) FROM procrastinate_jobs"
-        await plant.until(lambda: _has(plant, left, 0))
+        await harness.until(lambda: _has(harness, left, 0))
     gc.collect()  # a task whose error was not retrieved reports it when it is collected
     assert unheard == []
 
 
-async def _count_losses_as_the_migration_does(plant: Plant, uploads: int) -> None:
+async def _count_losses_as_the_migration_does(harness: PipelineHarness, uploads: int) -> None:
     """Databases of earlier versions have the events, and no column."""
     migration = import_module("infrastructure.postgres.migrations.versions.0016_losses")
     total = "SELECT count(*) FROM orchestration.members WHERE losses = 1"
-    await plant.until(lambda: _has(plant, total, uploads))
-    async with plant.pool.connection() as connection, connection.transaction():
+    await harness.until(lambda: _has(harness, total, uploads))
+    async with harness.pool.connection() as connection, connection.transaction():
         await connection.execute("UPDATE orchestration.members SET losses = 0")
         counted = await connection.execute(migration._COUNT)
         assert counted.rowcount == uploads
-    await plant.until(lambda: _has(plant, total, uploads))
+    await harness.until(lambda: _has(harness, total, uploads))
 
 
-async def _has(plant: Plant, query: str, count: int) -> bool:
-    return await plant.fetch(query) == [(count,)]
+async def _has(harness: PipelineHarness, query: str, count: int) -> bool:
+    return await harness.fetch(query) == [(count,)]
 
 
 async def _worker_process(database_url: str, folder: Path) -> asyncio.subprocess.Process:
@@ -446,10 +452,10 @@ async def _worker_process(database_url: str, folder: Path) -> asyncio.subprocess
     )
 
 
-async def _only(plant: Plant, batch: UUID) -> UUID:
-    (upload,) = (await plant.uploads(batch)).values()
+async def _only(harness: PipelineHarness, batch: UUID) -> UUID:
+    (upload,) = (await harness.uploads(batch)).values()
     return upload.id
 
 
-async def _is_queued(plant: Plant, upload: UUID) -> bool:
-    return (await plant.upload(upload)).state is UploadState.QUEUED
+async def _is_queued(harness: PipelineHarness, upload: UUID) -> bool:
+    return (await harness.upload(upload)).state is UploadState.QUEUED

@@ -1,32 +1,32 @@
-"""The list of workers: who lives, who is gone, and what each of them holds."""
+"""Status of workers: registration, heartbeat and the attempts that they hold."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from infrastructure.jobs.status import PostgresWorkers
-from tests.infrastructure.jobs.hands import Gate
-from tests.infrastructure.jobs.plant import open_plant, pipeline
+from tests.infrastructure.jobs.fake_processors import Gate
+from tests.infrastructure.jobs.harness import open_harness, pipeline
 
 ONE_STEP = pipeline("step")
 
 
-async def test_a_worker_is_listed_with_what_it_holds_of_the_owner_who_asks(
+async def test_a_worker_is_listed_with_the_attempts_of_the_asking_owner(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
         gate = Gate()
-        plant.orchestrate()
-        plant.work({"step": gate})
-        await plant.batch({"a.txt": b"x"}, owner="acme")
-        await plant.batch({"b.txt": b"x"}, owner="globex")
-        await plant.until(lambda: len(gate.inside) == 2)
-        workers = PostgresWorkers(plant.pool, dead_after=30)
+        harness.orchestrate()
+        harness.work({"step": gate})
+        await harness.batch({"a.txt": b"x"}, owner="acme")
+        await harness.batch({"b.txt": b"x"}, owner="globex")
+        await harness.until(lambda: len(gate.inside) == 2)
+        workers = PostgresWorkers(harness.pool, dead_after=30)
 
         async def held(owner: str | None) -> int:
             return sum(len(worker.attempts) for worker in await workers.workers(owner=owner))
 
-        await plant.until(lambda: both(workers))
+        await harness.until(lambda: both(workers))
         (worker,) = await workers.workers(owner=None)
 
         assert worker.alive
@@ -41,21 +41,21 @@ async def test_a_worker_is_listed_with_what_it_holds_of_the_owner_who_asks(
 async def test_a_worker_that_was_silent_for_too_long_is_not_alive(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(
+    async with open_harness(
         database_url, tmp_path, pipelines=ONE_STEP, worker_heartbeat=60.0
-    ) as plant:
+    ) as harness:
         gate = Gate()
-        leader = plant.orchestrate()
-        plant.work({"step": gate})
-        await plant.batch({"a.txt": b"x"})
-        workers = PostgresWorkers(plant.pool, dead_after=30)
-        await plant.until(lambda: some(workers))
-        await plant.stop(leader)  # so that nobody takes the attempt away
+        leader = harness.orchestrate()
+        harness.work({"step": gate})
+        await harness.batch({"a.txt": b"x"})
+        workers = PostgresWorkers(harness.pool, dead_after=30)
+        await harness.until(lambda: some(workers))
+        await harness.stop(leader)  # or it would abandon the attempt
 
-        await plant.fetch_none("UPDATE procrastinate_workers SET last_heartbeat = 'epoch'")
-        (silent,) = await PostgresWorkers(plant.pool, dead_after=0.001).workers(owner=None)
-        await plant.fetch_none("DELETE FROM procrastinate_jobs")
-        await plant.fetch_none("DELETE FROM procrastinate_workers")
+        await harness.fetch_none("UPDATE procrastinate_workers SET last_heartbeat = 'epoch'")
+        (silent,) = await PostgresWorkers(harness.pool, dead_after=0.001).workers(owner=None)
+        await harness.fetch_none("DELETE FROM procrastinate_jobs")
+        await harness.fetch_none("DELETE FROM procrastinate_workers")
         (gone,) = await workers.workers(owner=None)
 
         assert not silent.alive
@@ -66,16 +66,16 @@ async def test_a_worker_that_was_silent_for_too_long_is_not_alive(
 async def test_a_worker_that_the_queue_has_forgotten_comes_back_under_a_new_name(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=ONE_STEP) as plant:
-        workers = PostgresWorkers(plant.pool, dead_after=30)
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        workers = PostgresWorkers(harness.pool, dead_after=30)
 
         async def known() -> list[int | None]:
             return [worker.id for worker in await workers.workers(owner=None)]
 
-        plant.work({"step": Gate()})
-        before = await plant.until(known)
-        await plant.fetch_none("DELETE FROM procrastinate_workers")
-        after = await plant.until(known)
+        harness.work({"step": Gate()})
+        before = await harness.until(known)
+        await harness.fetch_none("DELETE FROM procrastinate_workers")
+        after = await harness.until(known)
 
         assert after != before
 

@@ -1,4 +1,4 @@
-"""A worker in a process of its own, to be killed: every attempt lasts for ever."""
+"""A worker process to be killed: its attempts never end."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import asyncio
 import sys
 from pathlib import Path
 
-from tests.infrastructure.jobs.hands import Gate
-from tests.infrastructure.jobs.plant import open_plant, pipeline
+from tests.infrastructure.jobs.fake_processors import Gate
+from tests.infrastructure.jobs.harness import open_harness, pipeline
 
 
 async def main(url: str, folder: str) -> None:
-    async with open_plant(
+    async with open_harness(
         url, Path(folder), pipelines=pipeline("step"), max_worker_losses=2
-    ) as plant:
-        await plant.work({"step": Gate()})
+    ) as harness:
+        await harness.work({"step": Gate()})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from application.pipeline import PermanentError, Quarantine
 from domain.upload.events import UploadQuarantined
 from domain.upload.state import UploadState
 from infrastructure.processors.antivirus import ScannerUnavailable, antivirus
-from tests.infrastructure.jobs.plant import open_plant, pipeline
+from tests.infrastructure.jobs.harness import open_harness, pipeline
 from tests.infrastructure.processors.bench import Table, perform, subject
 from tests.infrastructure.processors.clamav import LARGEST, eicar, running_clamd
 
@@ -86,16 +86,16 @@ def test_an_address_that_is_none_is_told(address: str) -> None:
 async def test_an_infected_upload_goes_to_quarantine_with_the_name_of_the_signature(
     database_url: str, tmp_path: Path, clamd: dict[str, str]
 ) -> None:
-    async with open_plant(
+    async with open_harness(
         database_url, tmp_path, pipelines=pipeline("antivirus", address=clamd["unix"])
-    ) as plant:
-        plant.orchestrate()
-        plant.work({"antivirus": antivirus})
-        batch = await plant.batch({"virus.com": eicar(), "notes.txt": b"words"})
-        await plant.completed(batch)
+    ) as harness:
+        harness.orchestrate()
+        harness.work({"antivirus": antivirus})
+        batch = await harness.batch({"virus.com": eicar(), "notes.txt": b"words"})
+        await harness.completed(batch)
 
-        uploads = await plant.uploads(batch)
+        uploads = await harness.uploads(batch)
         assert uploads["notes.txt"].state is UploadState.COMPLETED
         assert uploads["virus.com"].state is UploadState.QUARANTINED
-        (held,) = await plant.all_of(UploadQuarantined)
+        (held,) = await harness.all_of(UploadQuarantined)
         assert "Eicar-Test" in held.reason

@@ -16,7 +16,7 @@ from domain.upload.events import AttemptFailed, AttemptSucceeded
 from domain.upload.state import UploadState
 from infrastructure.processors.registry import check_pipelines, known_options, open_processors
 from infrastructure.settings_loader import BadSetting
-from tests.infrastructure.jobs.plant import open_plant, pipeline
+from tests.infrastructure.jobs.harness import open_harness, pipeline
 
 EXAMPLE = Path(__file__).parents[3] / "docs/examples/uptrail-words"
 TEXT = b"the quick brown fox jumps over the lazy dog\n" * 20_000  # several chunks
@@ -49,22 +49,22 @@ def installed(target: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 async def test_a_worker_runs_the_processor_of_an_installed_package(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_plant(database_url, tmp_path, pipelines=pipeline("words", top=2)) as plant:
+    async with open_harness(database_url, tmp_path, pipelines=pipeline("words", top=2)) as harness:
         async with open_processors() as processors:
-            plant.orchestrate()
-            worker = plant.work(processors)
-            batch = await plant.batch({"fox.txt": TEXT, "odd.bin": b"\xff\xfe words"})
-            await plant.completed(batch)
-            await plant.stop(worker)
+            harness.orchestrate()
+            worker = harness.work(processors)
+            batch = await harness.batch({"fox.txt": TEXT, "odd.bin": b"\xff\xfe words"})
+            await harness.completed(batch)
+            await harness.stop(worker)
 
-        uploads = await plant.uploads(batch)
-        (succeeded,) = await plant.all_of(AttemptSucceeded, uploads["fox.txt"].id)
+        uploads = await harness.uploads(batch)
+        (succeeded,) = await harness.all_of(AttemptSucceeded, uploads["fox.txt"].id)
         assert succeeded.results == {"words": {"words": 180_000}}
         blob = succeeded.artifacts["words.json"]
-        kept = b"".join([chunk async for chunk in plant.blobs.read(blob)])
+        kept = b"".join([chunk async for chunk in harness.blobs.read(blob)])
         assert json.loads(kept) == {"the": 40_000, "quick": 20_000}
         assert uploads["odd.bin"].state is UploadState.FAILED
-        (failed,) = await plant.all_of(AttemptFailed)
+        (failed,) = await harness.all_of(AttemptFailed)
         assert (failed.permanent, failed.message) == (True, "the file is not a text in UTF-8")
 
 

@@ -8,7 +8,7 @@ from domain.batch.state import Outcome
 from domain.upload.events import AttemptFailed, AttemptStarted
 from domain.upload.state import UploadState
 from infrastructure.processors.registry import open_processors
-from tests.infrastructure.jobs.plant import open_plant, pipeline
+from tests.infrastructure.jobs.harness import open_harness, pipeline
 from tests.infrastructure.processors.archives import tarred, zipped
 from tests.infrastructure.processors.pictures import bomb, picture
 
@@ -32,21 +32,21 @@ async def test_hostile_files_fail_for_good_with_the_reason_and_harm_nobody(
     steps = pipeline("checksum", "media-type", "thumbnail", "archive")
     files = {path: content for path, (content, _) in HOSTILE.items()}
 
-    async with open_plant(database_url, tmp_path, pipelines=steps) as plant:
+    async with open_harness(database_url, tmp_path, pipelines=steps) as harness:
         async with open_processors() as processors:
-            plant.orchestrate()
-            worker = plant.work(processors)
-            done = await plant.completed(await plant.batch({**files, **SOUND}))
-            uploads = await plant.uploads(done.id)
+            harness.orchestrate()
+            worker = harness.work(processors)
+            done = await harness.completed(await harness.batch({**files, **SOUND}))
+            uploads = await harness.uploads(done.id)
             # The same worker goes on as if nothing had been.
-            later = await plant.completed(await plant.batch(SOUND))
-            await plant.stop(worker)
+            later = await harness.completed(await harness.batch(SOUND))
+            await harness.stop(worker)
 
         assert done.outcome is Outcome.COMPLETED_WITH_FAILURES
         assert later.outcome is Outcome.SUCCEEDED
         assert {p for p, u in uploads.items() if u.state is UploadState.FAILED} == set(HOSTILE)
         for path, (_, reason) in HOSTILE.items():
-            (failure,) = await plant.all_of(AttemptFailed, uploads[path].id)
+            (failure,) = await harness.all_of(AttemptFailed, uploads[path].id)
             assert reason in failure.message
             assert failure.permanent
-            assert len(await plant.all_of(AttemptStarted, uploads[path].id)) == 1
+            assert len(await harness.all_of(AttemptStarted, uploads[path].id)) == 1

@@ -14,7 +14,7 @@ from aiohttp import web
 from application.pipeline import Pipeline, Processor, Step
 from infrastructure.outbound import open_safe_client
 from infrastructure.processors.http import HttpProcessor, PostgresRemoteSteps
-from tests.infrastructure.jobs.plant import Plant, now, open_plant
+from tests.infrastructure.jobs.harness import PipelineHarness, now, open_harness
 from tests.interfaces.rest.server import Server, serving
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -46,13 +46,13 @@ class Service:
 class RemoteStepHarness:
     """A worker and an API that share nothing but the database and the bytes."""
 
-    plant: Plant
+    harness: PipelineHarness
     server: Server
     processors: dict[str, Processor]
     service: Service
 
     def work(self) -> asyncio.Task[None]:
-        return self.plant.work(self.processors)
+        return self.harness.work(self.processors)
 
     async def say(self, data: Data, **report: Any) -> int:
         """What the service says by its callback; the status of the answer."""
@@ -65,7 +65,7 @@ class RemoteStepHarness:
 
     async def asked(self, count: int) -> Data:
         """The request of that number, once it has arrived."""
-        await self.plant.until(lambda: len(self.service.asked) >= count)
+        await self.harness.until(lambda: len(self.service.asked) >= count)
         return self.service.asked[count - 1]
 
 
@@ -78,8 +78,8 @@ async def open_remote_steps(
         service.url = service.url or await enter(_listening(service))
         given = {"url": service.url, "secret": SECRET, **options}
         steps = (Step(processor="http", timeout=timeout, options=given),)
-        plant = await enter(
-            open_plant(
+        harness = await enter(
+            open_harness(
                 url,
                 folder,
                 pipelines={"default": Pipeline(steps=steps)},
@@ -88,10 +88,10 @@ async def open_remote_steps(
         )
         server = await enter(serving(url, folder))
         outbound = await enter(open_safe_client(private=True))
-        http = HttpProcessor(outbound, PostgresRemoteSteps(plant.pool), server.url, now)
-        plant.orchestrate()
-        yield RemoteStepHarness(plant, server, {"http": http}, service)
-        await plant.stop()
+        http = HttpProcessor(outbound, PostgresRemoteSteps(harness.pool), server.url, now)
+        harness.orchestrate()
+        yield RemoteStepHarness(harness, server, {"http": http}, service)
+        await harness.stop()
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from domain.upload.events import (
 from domain.upload.state import UploadState
 from infrastructure.outbound import signature_headers
 from infrastructure.processors.http import PostgresRemoteSteps
-from tests.infrastructure.jobs.plant import Plant
+from tests.infrastructure.jobs.harness import PipelineHarness
 from tests.interfaces.rest.remote_step import SECRET, Data, Service, open_remote_steps
 from tests.support import eventually, free_port
 
@@ -46,10 +46,10 @@ async def test_a_service_gets_a_signed_request_and_its_answer_is_the_result(
         database_url, tmp_path, service, parameters={"dpi": 90}
     ) as harness:
         harness.work()
-        done = await harness.plant.completed(await harness.plant.batch({"a/b.pdf": b"%PDF-"}))
+        done = await harness.harness.completed(await harness.harness.batch({"a/b.pdf": b"%PDF-"}))
 
         assert done.outcome is Outcome.SUCCEEDED
-        (succeeded,) = await harness.plant.all_of(AttemptSucceeded)
+        (succeeded,) = await harness.harness.all_of(AttemptSucceeded)
         assert succeeded.results == {"http": {"pages": 3}}
 
     (data,), (headers,), (body,) = service.asked, service.headers, service.bodies
@@ -64,13 +64,13 @@ async def test_a_service_gets_a_signed_request_and_its_answer_is_the_result(
 async def test_a_service_may_take_its_time_report_progress_and_answer_once(
     database_url: str, tmp_path: Path
 ) -> None:
-    async def progress_of(plant: Plant) -> list[FileProgressed]:
-        events = await plant.all_of(FileProgressed)
+    async def progress_of(harness: PipelineHarness) -> list[FileProgressed]:
+        events = await harness.all_of(FileProgressed)
         return [event for event in events if event.phase == "http" and event.done]
 
     async with open_remote_steps(database_url, tmp_path, answering(202)) as harness:
         harness.work()
-        batch = await harness.plant.batch({"a.txt": b"words"})
+        batch = await harness.harness.batch({"a.txt": b"words"})
         data = await harness.asked(1)
 
         # To ask what is there does not use the link up; to fetch it does.
@@ -79,18 +79,18 @@ async def test_a_service_may_take_its_time_report_progress_and_answer_once(
         assert await harness.fetch(data) == (200, b"words")
         assert (await harness.fetch(data))[0] == 410
         assert await harness.say(data, progress={"done": 1, "total": 4}) == 204
-        await harness.plant.until(lambda: progress_of(harness.plant))
+        await harness.harness.until(lambda: progress_of(harness.harness))
         assert await harness.say(data, result={"words": 1}) == 204
         assert await harness.say(data, result={"words": 2}) in (409, 410)
         assert await harness.say(data, progress={"done": 2}) in (409, 410)
 
-        assert (await harness.plant.completed(batch)).outcome is Outcome.SUCCEEDED
-        (succeeded,) = await harness.plant.all_of(AttemptSucceeded)
+        assert (await harness.harness.completed(batch)).outcome is Outcome.SUCCEEDED
+        (succeeded,) = await harness.harness.all_of(AttemptSucceeded)
         assert succeeded.results == {"http": {"words": 1}}
-        progressed = (await progress_of(harness.plant))[0]
+        progressed = (await progress_of(harness.harness))[0]
         assert (progressed.done, progressed.total) == (1, 4)
         assert await harness.say(data, result={"words": 3}) == 410
-        assert await harness.plant.fetch("SELECT 1 FROM errands") == []
+        assert await harness.harness.fetch("SELECT 1 FROM errands") == []
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ async def test_an_error_says_what_is_to_become_of_the_file(
 
     async with open_remote_steps(database_url, tmp_path, service) as harness:
         harness.work()
-        batch = await harness.plant.batch({"a.txt": b"words"})
-        await harness.plant.completed(batch)
+        batch = await harness.harness.batch({"a.txt": b"words"})
+        await harness.harness.completed(batch)
 
-        assert (await harness.plant.uploads(batch))["a.txt"].state is state
-        failures = await harness.plant.all_of(AttemptFailed)
+        assert (await harness.harness.uploads(batch))["a.txt"].state is state
+        failures = await harness.harness.all_of(AttemptFailed)
         assert [failure.message for failure in failures] == ["page 7 is odd"] * attempts
 
 
@@ -131,9 +131,9 @@ async def test_a_service_that_does_not_do_its_part_is_asked_again(
 ) -> None:
     async with open_remote_steps(database_url, tmp_path, service) as harness:
         harness.work()
-        await harness.plant.completed(await harness.plant.batch({"a.txt": b"words"}))
+        await harness.harness.completed(await harness.harness.batch({"a.txt": b"words"}))
 
-        failures = await harness.plant.all_of(AttemptFailed)
+        failures = await harness.harness.all_of(AttemptFailed)
         assert len(failures) == 3
         assert all(told in failure.message and not failure.permanent for failure in failures)
 
@@ -144,14 +144,14 @@ async def test_a_service_that_stays_silent_costs_an_attempt_and_comes_too_late(
     async with open_remote_steps(database_url, tmp_path, answering(202), timeout=1.5) as harness:
         harness.work()
         twice = RetryPolicy(attempts=2, first_delay=0.05)
-        batch = await harness.plant.batch({"a.txt": b"words"}, retry_policy=twice)
+        batch = await harness.harness.batch({"a.txt": b"words"}, retry_policy=twice)
         first = await harness.asked(1)
         await harness.asked(2)
 
         assert await harness.say(first, result={}) == 410
         assert (await harness.fetch(first))[0] == 410
-        assert (await harness.plant.completed(batch)).outcome is Outcome.FAILED
-        failures = await harness.plant.all_of(AttemptFailed)
+        assert (await harness.harness.completed(batch)).outcome is Outcome.FAILED
+        failures = await harness.harness.all_of(AttemptFailed)
         assert {failure.error_type for failure in failures} == {"StepTimeout"}
 
 
@@ -160,10 +160,10 @@ async def test_a_late_word_for_an_abandoned_attempt_is_refused_and_the_next_one_
 ) -> None:
     async with open_remote_steps(database_url, tmp_path, answering(202)) as harness:
         worker = harness.work()
-        batch = await harness.plant.batch({"a.txt": b"words"})
+        batch = await harness.harness.batch({"a.txt": b"words"})
         first = await harness.asked(1)
-        await harness.plant.stop(worker)
-        await harness.plant.until(lambda: harness.plant.all_of(AttemptAbandoned))
+        await harness.harness.stop(worker)
+        await harness.harness.until(lambda: harness.harness.all_of(AttemptAbandoned))
 
         assert await harness.say(first, result={"from": 1}) == 410
         harness.work()
@@ -171,8 +171,8 @@ async def test_a_late_word_for_an_abandoned_attempt_is_refused_and_the_next_one_
         assert await harness.say(first, result={"from": 1}) == 410
         assert await harness.say(second, result={"from": 2}) == 204
 
-        assert (await harness.plant.completed(batch)).outcome is Outcome.SUCCEEDED
-        (succeeded,) = await harness.plant.all_of(AttemptSucceeded)
+        assert (await harness.harness.completed(batch)).outcome is Outcome.SUCCEEDED
+        (succeeded,) = await harness.harness.all_of(AttemptSucceeded)
         assert succeeded.results == {"http": {"from": 2}}
 
 
@@ -181,11 +181,11 @@ async def test_the_errand_of_a_worker_that_was_killed_is_fenced_by_the_log(
 ) -> None:
     async with open_remote_steps(database_url, tmp_path, answering(200, {"result": {}})) as harness:
         harness.work()
-        batch = await harness.plant.batch({"a.txt": b"words"})
-        await harness.plant.completed(batch)
-        upload = (await harness.plant.uploads(batch))["a.txt"].id
+        batch = await harness.harness.batch({"a.txt": b"words"})
+        await harness.harness.completed(batch)
+        upload = (await harness.harness.uploads(batch))["a.txt"].id
         # What a worker leaves that had no time to close it.
-        left = await PostgresRemoteSteps(harness.plant.pool).open(upload, 1, download_within=60)
+        left = await PostgresRemoteSteps(harness.harness.pool).open(upload, 1, download_within=60)
         data = {
             "callback_url": f"/v1/callbacks/{left.callback}",
             "content_url": f"/v1/callbacks/{left.download}/content",
@@ -200,13 +200,13 @@ async def test_a_download_link_ends_by_itself(database_url: str, tmp_path: Path)
         database_url, tmp_path, answering(202), download_within=0.01
     ) as harness:
         harness.work()
-        await harness.plant.batch({"a.txt": b"words"})
+        await harness.harness.batch({"a.txt": b"words"})
         data = await harness.asked(1)
 
         async def over() -> bool:
-            return bool(await harness.plant.fetch("SELECT 1 WHERE now() > %s", data_until))
+            return bool(await harness.harness.fetch("SELECT 1 WHERE now() > %s", data_until))
 
-        ((data_until,),) = await harness.plant.fetch("SELECT download_until FROM errands")
+        ((data_until,),) = await harness.harness.fetch("SELECT download_until FROM errands")
         await eventually(over)
         assert (await harness.fetch(data))[0] == 410
         assert await harness.say(data, result={}) == 204
@@ -230,12 +230,12 @@ async def test_a_report_of_no_sense_is_refused_and_may_be_said_better(
 ) -> None:
     async with open_remote_steps(database_url, tmp_path, answering(202)) as harness:
         harness.work()
-        batch = await harness.plant.batch({"a.txt": b"words"})
+        batch = await harness.harness.batch({"a.txt": b"words"})
         data = await harness.asked(1)
 
         assert await harness.say(data, **report) == status
         assert await harness.say(data, result={}) == 204
-        assert (await harness.plant.completed(batch)).outcome is Outcome.SUCCEEDED
+        assert (await harness.harness.completed(batch)).outcome is Outcome.SUCCEEDED
 
 
 @pytest.mark.parametrize("token", ["x", "a" * 43, "6ad56b4c-0de4-4c0f-9f1e-2f8e4d4a7c11"])
@@ -262,10 +262,10 @@ async def test_the_example_service_counts_words_at_once_and_later(
         open_remote_steps(database_url, tmp_path, service) as harness,
     ):
         harness.work()
-        batch = await harness.plant.batch(files)
-        assert (await harness.plant.completed(batch)).outcome is Outcome.SUCCEEDED
-        for path, upload in (await harness.plant.uploads(batch)).items():
-            (succeeded,) = await harness.plant.all_of(AttemptSucceeded, upload.id)
+        batch = await harness.harness.batch(files)
+        assert (await harness.harness.completed(batch)).outcome is Outcome.SUCCEEDED
+        for path, upload in (await harness.harness.uploads(batch)).items():
+            (succeeded,) = await harness.harness.all_of(AttemptSucceeded, upload.id)
             assert succeeded.results["http"] == {"words": len(files[path].split())}
 
 

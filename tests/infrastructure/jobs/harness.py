@@ -1,4 +1,4 @@
-"""A whole plant on one database: log, blobs, orchestrator and worker, and hands to feed it."""
+"""Harness of orchestrator and workers: log, blobs and roles on one database, and commands."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ SOON = RetryPolicy(attempts=3, first_delay=0.05, longest_delay=0.2)
 
 
 def settings(**more: Any) -> Settings:
-    """Those of a plant in which nobody is taken for dead because the machine is slow."""
+    """Return settings under which no worker counts as dead because the machine is slow."""
     usual: dict[str, Any] = {"worker_heartbeat": 0.2, "worker_dead_after": 600.0}
     return Settings(**{**usual, **more})
 
 
 def pipeline(*processors: str, timeout: float = 30.0, **options: Any) -> dict[str, Pipeline]:
-    """The only pipeline of the plant, under the name that uploads ask for."""
+    """Return the only pipeline of the harness, under the name that uploads ask for."""
     steps = (Step(processor=name, timeout=timeout, options=options) for name in processors)
     return {"default": Pipeline(steps=tuple(steps))}
 
 
-class Plant:
-    """What a test feeds and looks at. Roles are started and stopped by the test."""
+class PipelineHarness:
+    """Parts of one process, and commands to them. The test starts and stops the roles."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Plant:
             self._roles.discard(role)
             await asyncio.wait((role,))
 
-    # Feeding.
+    # Commands.
 
     async def batch(
         self,
@@ -108,7 +108,7 @@ class Plant:
         retry_policy: RetryPolicy = SOON,
         failure_threshold: float | None = None,
     ) -> UUID:
-        """A batch of files whose bytes have all arrived."""
+        """Start a batch of files whose bytes have all arrived."""
         id = uuid4()
         command = StartBatch(
             id=id,
@@ -138,7 +138,7 @@ class Plant:
         return (await register_upload(self.log, command, context())).upload.id
 
     async def declared(self, batch: UUID, path: str) -> UUID:
-        """A file that is announced, and of which nothing has arrived."""
+        """Register a file of which no byte has arrived."""
         command = RegisterUpload(batch=batch, file=FileDeclaration(path=path, size=10))
         return (await register_upload(self.log, command, context())).upload.id
 
@@ -151,7 +151,7 @@ class Plant:
     async def cancel(self, batch: UUID, reason: str = "changed my mind") -> None:
         await execute(self.log, CancelBatch(batch=batch, reason=reason), context())
 
-    # Looking.
+    # Queries.
 
     async def events(self, stream: UUID | None = None) -> Sequence[RecordedEvent]:
         if stream is not None:
@@ -170,7 +170,7 @@ class Plant:
         return await self.log.upload(id)
 
     async def uploads(self, batch: UUID) -> dict[str, Upload]:
-        """Every upload of the batch by its path, folded from the log alone."""
+        """Return every upload of the batch by its path, folded from the log alone."""
         found: dict[UUID, Upload] = {}
         for recorded in await self.events():
             event: Any = recorded.event
@@ -181,11 +181,11 @@ class Plant:
         return {upload.path: upload for upload in found.values()}
 
     async def count(self, batch: UUID, state: UploadState) -> int:
-        """How many uploads of the batch are in this state, as the log has it."""
+        """Count the uploads of the batch in this state, folded from the log alone."""
         return [upload.state for upload in (await self.uploads(batch)).values()].count(state)
 
     async def completed(self, batch: UUID, deadline: float = 60.0) -> Batch:
-        """The batch, once it has an outcome."""
+        """Wait until the batch has an outcome, and return it."""
 
         async def done() -> Batch | None:
             self.log.forget(batch)
@@ -200,12 +200,12 @@ class Plant:
             return await (await connection.execute(query, parameters)).fetchall()
 
     async def fetch_none(self, statement: Any) -> None:
-        """For statements that answer nothing."""
+        """Execute a statement that returns no rows."""
         async with self.pool.connection() as connection:
             await connection.execute(statement)
 
     async def cut_all_connections(self) -> None:
-        """As a restart of the server would, but for the one that does it; they are gone then."""
+        """Terminate all sessions but this one, as a restart of the server would, and wait."""
         await self.fetch(
             "SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -226,7 +226,7 @@ def context() -> CommandContext:
 
 
 @asynccontextmanager
-async def open_plant(url: str, folder: Path, **more: Any) -> AsyncIterator[Plant]:
+async def open_harness(url: str, folder: Path, **more: Any) -> AsyncIterator[PipelineHarness]:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(make_pool(url, name="test", max_size=6))
         listener = await stack.enter_async_context(Listener(url))
@@ -234,6 +234,6 @@ async def open_plant(url: str, folder: Path, **more: Any) -> AsyncIterator[Plant
         log = await stack.enter_async_context(PostgresEventLog(pool, committer))
         blobs = LocalBlobStore(folder / "blobs")
         stack.callback(blobs.close)
-        plant = Plant(url, pool, listener, log, blobs, settings(**more))
-        stack.push_async_callback(plant.stop)
-        yield plant
+        harness = PipelineHarness(url, pool, listener, log, blobs, settings(**more))
+        stack.push_async_callback(harness.stop)
+        yield harness

@@ -1,4 +1,4 @@
-"""Processors that do what a test tells them to."""
+"""Fake processors: they pass, fail, wait or quarantine as a test wants."""
 
 from __future__ import annotations
 
@@ -9,35 +9,37 @@ from uuid import UUID
 from application.pipeline import PermanentError, Quarantine, StepContext, StepInput
 
 
-async def passes(subject: StepInput, bench: StepContext, options: dict[str, Any]) -> dict[str, Any]:
+async def pass_file(
+    subject: StepInput, step_context: StepContext, options: dict[str, Any]
+) -> dict[str, Any]:
     return {"attempt": subject.attempt}
 
 
-async def refuses(
-    subject: StepInput, bench: StepContext, options: dict[str, Any]
+async def fail_bad_file(
+    subject: StepInput, step_context: StepContext, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Fails for good where the path says so."""
+    """Fail permanently if the path contains `bad`."""
     if "bad" in subject.path:
-        raise PermanentError(f"{subject.path} is bad through and through")
+        raise PermanentError(f"{subject.path} is bad")
     return {}
 
 
-async def holds_back(
-    subject: StepInput, bench: StepContext, options: dict[str, Any]
+async def quarantine_eicar(
+    subject: StepInput, step_context: StepContext, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Takes what is called so for a virus."""
+    """Quarantine a file whose path contains `eicar`."""
     if "eicar" in subject.path:
         raise Quarantine("EICAR")
     return {}
 
 
 class Gate:
-    """Holds every attempt until it is opened; knows how many are inside, and who was sent away."""
+    """Holds every attempt until it is opened; records those that wait and those cancelled."""
 
     def __init__(self, *, opened: bool = False) -> None:
         self.inside: list[UUID] = []
         self.most: dict[UUID, int] = {}
-        self.sent_away: list[UUID] = []
+        self.cancelled: list[UUID] = []
         self._open = asyncio.Event()
         if opened:
             self._open.set()
@@ -46,7 +48,7 @@ class Gate:
         self._open.set()
 
     async def __call__(
-        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
+        self, subject: StepInput, step_context: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         id = subject.upload
         self.inside.append(id)
@@ -54,7 +56,7 @@ class Gate:
         try:
             await self._open.wait()
         except asyncio.CancelledError:
-            self.sent_away.append(id)
+            self.cancelled.append(id)
             raise
         finally:
             self.inside.remove(id)
@@ -62,13 +64,13 @@ class Gate:
 
 
 class Fails:
-    """Meets the same passing trouble in each of the first attempts of every upload."""
+    """Raises the same retryable error in each of the first attempts of every upload."""
 
     def __init__(self, attempts: int) -> None:
         self._attempts = attempts
 
     async def __call__(
-        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
+        self, subject: StepInput, step_context: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         if subject.attempt <= self._attempts:
             raise ConnectionResetError("the scanner hung up")
@@ -76,21 +78,21 @@ class Fails:
 
 
 class Raises:
-    """Raises one error of any kind in every attempt, unless the path begins with `good`."""
+    """Raises one error of any kind in every attempt, unless the path contains `good`."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
 
     async def __call__(
-        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
+        self, subject: StepInput, step_context: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         if "good" in subject.path:
             return {}
         raise self._error
 
 
-class Refusing:
-    """Fails for good as many attempts in all as it is allowed to; the others wait."""
+class FailsAsAllowed:
+    """Fails as many attempts in all as it is allowed to, permanently; the others wait."""
 
     def __init__(self) -> None:
         self.failed = 0
@@ -103,9 +105,9 @@ class Refusing:
             self._changed.notify_all()
 
     async def __call__(
-        self, subject: StepInput, bench: StepContext, options: dict[str, Any]
+        self, subject: StepInput, step_context: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
         async with self._changed:
             await self._changed.wait_for(lambda: self.failed < self._allowed)
             self.failed += 1
-        raise PermanentError(f"{subject.path} is bad through and through")
+        raise PermanentError(f"{subject.path} is bad")
