@@ -109,7 +109,7 @@ async def test_thousands_of_uploads_are_a_few_elements(database_url: str, tmp_pa
             await expect(options).to_have_count(2)
 
 
-async def test_who_is_not_signed_in_learns_how_to(database_url: str, tmp_path: Path) -> None:
+async def test_an_anonymous_visitor_sees_how_to_sign_in(database_url: str, tmp_path: Path) -> None:
     chromium()
 
     async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
@@ -142,7 +142,7 @@ async def test_a_session_that_ends_is_said_so(database_url: str, tmp_path: Path)
         await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
-async def test_a_batch_of_somebody_else_is_not_there(database_url: str, tmp_path: Path) -> None:
+async def test_a_batch_of_another_owner_is_not_shown(database_url: str, tmp_path: Path) -> None:
     chromium()
 
     async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:

@@ -21,7 +21,7 @@ LARGE = 30 * MIB  # half a minute at a mebibyte a second: time to look at it on 
 
 
 def folder(path: Path, **sizes: int) -> Path:
-    """Files of these sizes, told apart by their bytes."""
+    """Write files of these sizes with different content."""
     path.mkdir(parents=True)
     for name, size in sizes.items():
         (path / f"{name}.bin").write_bytes(name.encode() * (size // len(name)))
@@ -228,7 +228,7 @@ async def test_what_the_server_does_not_take_is_said_file_by_file(
         assert (await on.log.batch(batch)).state == "sealed"
 
 
-async def test_who_may_only_look_is_not_asked_for_files(database_url: str, tmp_path: Path) -> None:
+async def test_a_viewer_is_not_offered_to_upload_files(database_url: str, tmp_path: Path) -> None:
     chromium()
 
     async with (

@@ -52,7 +52,7 @@ async def test_processes_their_leader_and_what_lags_are_seen(
             await expect(follower).to_contain_text("Up to date")
 
 
-async def test_who_may_not_see_the_system_is_told_what_it_takes(
+async def test_a_viewer_of_the_system_page_sees_the_required_scope(
     database_url: str, tmp_path: Path
 ) -> None:
     chromium()
