@@ -176,6 +176,15 @@ class PrioritizeBatch(BatchCommand, frozen=True, kw_only=True):
         return batch.prioritize(self.priority, at=at, by=by)
 
 
+class RenameBatch(BatchCommand, frozen=True, kw_only=True):
+    """Change the label of the batch. Raises ValidationFailed."""
+
+    label: str
+
+    def decide(self, batch: Batch, *, at: datetime, by: str) -> tuple[Event, ...]:
+        return batch.rename(self.label, at=at, by=by)
+
+
 class CancelBatch(BatchCommand, frozen=True, kw_only=True):
     """Cancel the batch; the orchestrator then cancels each unfinished upload."""
 

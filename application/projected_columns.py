@@ -23,6 +23,7 @@ from domain.batch.events import (
     BatchPaused,
     BatchPrioritized,
     BatchProgressed,
+    BatchRenamed,
     BatchReopened,
     BatchResumed,
     BatchRetryRequested,
@@ -121,6 +122,8 @@ def batch_columns(event: BatchEvent) -> Columns:
             return {"active_at": event.at}  # the next BatchProgressed counts them
         case BatchPrioritized(priority=priority):
             return {"priority": priority}
+        case BatchRenamed(label=label):
+            return {"label": strip_nul(label)}
         case BatchSealed():
             return {"state": BatchState.SEALED, "sealed_at": event.at, "active_at": event.at}
         case BatchPaused(reason=reason):

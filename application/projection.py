@@ -26,7 +26,7 @@ from domain.upload.events import (
     UploadRejected,
 )
 
-VERSION = 5
+VERSION = 6
 """Version of the rows. It rises with every new event type and every change of what rows hold.
 
 A database whose rows have another version is rebuilt from the log at the next start. So rows of a

@@ -53,6 +53,7 @@ _BATCH: Mapping[str, tuple[Iterable[str], str]] = {
     "batch.resumed": ({"open", "sealed"}, "="),
     "batch.prioritized": ({"open", "sealed"}, "="),
     "batch.retry_requested": ({"open", "sealed"}, "="),
+    "batch.renamed": ({"open", "sealed", "cancelling", "completed"}, "="),
     "batch.cancelled": ({"open", "sealed"}, "cancelling"),
     "batch.expired": ({"open"}, "cancelling"),
     "batch.completed": ({"sealed", "cancelling"}, "completed"),

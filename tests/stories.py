@@ -158,6 +158,7 @@ _BATCH_COMMANDS: tuple[Command, ...] = (
     ),
     lambda b, draw, now: b.complete(draw(_ENDED_COUNTS), **now),
     lambda b, draw, now: b.reopen(draw(_TEXTS), **now),
+    lambda b, draw, now: b.rename(draw(_TEXTS), **now),
 )
 # What does not end a batch is drawn more often: seal, pause, resume, progress.
 _USUAL_OF_BATCHES = (*_BATCH_COMMANDS[1:4], _BATCH_COMMANDS[9])

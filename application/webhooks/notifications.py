@@ -24,12 +24,25 @@ _CHANGES = frozenset(topic_of(event) for event in WEBHOOK_EVENTS)
 
 
 class StreamBatch(msgspec.Struct, frozen=True):
-    """The batch that a stream belongs to; `notify` names the webhooks it asks for, if any."""
+    """The batch that a stream belongs to; `notify` names the webhooks it asks for, if any.
+
+    `label` is that of its start; `renames` has later labels with their positions, in log order.
+    """
 
     batch: UUID
     owner: str
     label: str
     notify: str | None
+    renames: tuple[tuple[int, str], ...] = ()
+
+    def label_at(self, position: int) -> str:
+        """Return the label as of this position; a rename has the new label already."""
+        label = self.label
+        for renamed_at, new_label in self.renames:
+            if renamed_at > position:
+                break
+            label = new_label
+        return label
 
 
 class PlannedDelivery(msgspec.Struct, frozen=True):
@@ -66,6 +79,14 @@ class WebhookIndex:
         }
         return sorted(_CHANGES | chosen)
 
+    def filters_by_label(self) -> bool:
+        """Return whether any webhook filters by label."""
+        return any(
+            webhook.subscription.label is not None
+            for owned in self._owners.values()
+            for webhook in owned.values()
+        )
+
     def apply(self, change: RecordedEvent) -> Webhook:
         """Apply an event of a webhook; return the webhook after it."""
         event = change.event
@@ -93,8 +114,9 @@ class WebhookIndex:
             for recorded in events
             if (origin := origins.get(recorded.stream)) is not None
             for topic in (topic_of(recorded.event),)
+            for label in (origin.label_at(recorded.position),)
             for webhook in self._owners.get(origin.owner, {}).values()
-            if webhook.subscription.matches(topic, origin.label, named=_names(origin, webhook))
+            if webhook.subscription.matches(topic, label, named=_names(origin, webhook))
         ]
 
     def _put(self, webhook: Webhook) -> None:

@@ -18,6 +18,7 @@ from domain.batch.events import (
     BatchPaused,
     BatchPrioritized,
     BatchProgressed,
+    BatchRenamed,
     BatchReopened,
     BatchResumed,
     BatchRetryRequested,
@@ -36,7 +37,7 @@ from domain.batch.state import (
     outcome_of,
     percent_of,
 )
-from domain.errors import InvalidState
+from domain.errors import FieldError, InvalidState, ValidationFailed
 from domain.file import FileDeclaration, has_control_characters
 from domain.ids import rejection_id_for, upload_id_for
 from domain.retry import RetryPolicy
@@ -156,6 +157,14 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         if priority == self.priority:
             return ()
         return (BatchPrioritized(at=at, by=by, priority=priority),)
+
+    def rename(self, label: str, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+        """Change the label, in every state until the batch is erased. Raises ValidationFailed."""
+        if self.erased:
+            raise InvalidState("the batch is erased")
+        if problem := label_error(label):
+            raise ValidationFailed(FieldError("label", problem))
+        return () if label == self.label else (BatchRenamed(at=at, by=by, label=label),)
 
     def request_retry(self, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
         """Request that every failed upload is processed again; a completed batch is reopened."""
@@ -294,6 +303,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
                 )
             case BatchPrioritized(priority=priority):
                 return replace(self, version=version, priority=priority)
+            case BatchRenamed(label=label):
+                return replace(self, version=version, label=label)
             case BatchRetryRequested():
                 return replace(self, version=version)
             case BatchCancelled():

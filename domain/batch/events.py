@@ -90,6 +90,13 @@ class BatchRetryRequested(Event, frozen=True, kw_only=True, tag="batch.retry_req
     """All failed uploads are to be processed again; the orchestrator queues them."""
 
 
+@event_type("Batch renamed", delivered=True)
+class BatchRenamed(Event, frozen=True, kw_only=True, tag="batch.renamed"):
+    """The label changed; webhooks that filter by label use the new one from this event on."""
+
+    label: Personal[str]
+
+
 @event_type("Batch cancelled", delivered=True)
 class BatchCancelled(Event, frozen=True, kw_only=True, tag="batch.cancelled"):
     """The batch was cancelled; the orchestrator cancels its unfinished uploads."""
@@ -132,6 +139,7 @@ BatchEvent: TypeAlias = (
     | BatchResumed
     | BatchPrioritized
     | BatchRetryRequested
+    | BatchRenamed
     | BatchCancelled
     | BatchExpired
     | BatchReopened

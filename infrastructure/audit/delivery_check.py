@@ -61,9 +61,10 @@ async def check_deliveries(
         found = await read_log(connection, position, EVENTS_PER_PAGE, roster.topics(), codec)
         found = [recorded for recorded in found if recorded.position <= through]
         events, change = split_at_webhook_change(found)
-        expected = roster.match(
-            events, await batches_of_streams(connection, stream_ids(events), codec)
+        batches = await batches_of_streams(
+            connection, stream_ids(events), codec, renames=roster.filters_by_label()
         )
+        expected = roster.match(events, batches)
         if change is not None:
             end = change.position
             expected += [asked] if (asked := plan_test_delivery(change)) else []

@@ -19,36 +19,58 @@ from application.webhooks.notifications import (
     split_at_webhook_change,
     stream_ids,
 )
-from domain.batch.events import BatchStarted
+from domain.batch.events import BatchRenamed, BatchStarted
+from domain.event import topic_of
 from domain.upload.events import UploadRegistered, UploadRejected
 from domain.webhook.aggregate import Webhook
 from domain.webhook.events import WebhookChanged, WebhookEnabled
 from infrastructure.database_errors import LeadershipLost
 from infrastructure.event_store.codec import CODEC, Codec
-from infrastructure.event_store.reader import read_first_events, read_head, read_log
+from infrastructure.event_store.reader import (
+    read_events_of_topic,
+    read_first_events,
+    read_head,
+    read_log,
+)
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import LEADER_TIMEOUTS, WEBHOOKS_LOCK, run_as_leader
 from infrastructure.webhooks.outbox import jsonb, webhook_of
 
-# Which batch a stream belongs to, by the first events of the streams.
+# Which batch a stream belongs to, by the first events of the streams, and its labels.
 
 
 async def batches_of_streams(
-    connection: Connection, streams: Collection[UUID], codec: Codec
+    connection: Connection, streams: Collection[UUID], codec: Codec, *, renames: bool
 ) -> dict[UUID, StreamBatch]:
-    """Return the batch of each stream, from its first event and that of its batch."""
+    """Return the batch of each stream, from its first event and that of its batch.
+
+    With `renames` also from the renames of the batch: those are searched in all its events, which
+    is only worth it if a webhook filters by label.
+    """
     batch_of = {
         recorded.stream: recorded.event.batch
         if isinstance(recorded.event, UploadRegistered | UploadRejected)
         else recorded.stream
         for recorded in await read_first_events(connection, streams, codec)
     }
+    labels: dict[UUID, list[tuple[int, str]]] = {}
+    if renames:
+        for recorded in await read_events_of_topic(
+            connection, set(batch_of.values()), topic_of(BatchRenamed), codec
+        ):
+            if isinstance(recorded.event, BatchRenamed):  # not that of a later version
+                new_label = recorded.position, recorded.event.label
+                labels.setdefault(recorded.stream, []).append(new_label)
     origins: dict[UUID, StreamBatch] = {}
     for recorded in await read_first_events(connection, set(batch_of.values()), codec):
         event = recorded.event
         if isinstance(event, BatchStarted):
             origins[recorded.stream] = StreamBatch(
-                recorded.stream, event.owner, event.label, event.notify
+                recorded.stream,
+                event.owner,
+                event.label,
+                event.notify,
+                tuple(labels.get(recorded.stream, ())),
             )
     return {stream: origins[batch] for stream, batch in batch_of.items() if batch in origins}
 
@@ -240,9 +262,10 @@ class WebhookDispatcher:
         through: int,
     ) -> None:
         """One transaction: what these events lead to, and the place after them."""
-        planned = self._index.match(
-            events, await batches_of_streams(connection, stream_ids(events), self._codec)
+        batches = await batches_of_streams(
+            connection, stream_ids(events), self._codec, renames=self._index.filters_by_label()
         )
+        planned = self._index.match(events, batches)
         clock = asyncio.get_running_loop().time()
         if change is None and not planned and clock < self._keep_at:
             self._position = through

@@ -198,6 +198,27 @@ def prioritize(
         console.print_line(f"batch {id} has priority {priority} now")
 
 
+@app.command
+def rename(id: str, label: str, *, common: ClientOptions | None = None) -> None:
+    """Change the label of a batch.
+
+    Parameters
+    ----------
+    label
+        Human-readable name; empty to remove it.
+    """
+    common = common or ClientOptions()
+
+    async def run(client: Client) -> None:
+        await client.command(f"/v1/batches/{id}", {"label": label}, method="PATCH")
+
+    run_with_client(common, run)
+    if common.json:
+        console.emit({"id": id, "label": label})
+    else:
+        console.print_line(f"batch {id} has {f'the label {label}' if label else 'no label'} now")
+
+
 app.command("interfaces.cli.batch:report", name="report", help="Show the result of every file.")
 
 

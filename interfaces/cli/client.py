@@ -115,9 +115,11 @@ class Client:
         async for row in self.pages("/v1/batches", BatchView, params, limit=limit, latest=True):
             yield row
 
-    async def command(self, path: str, body: Mapping[str, Any] | None = None) -> None:
+    async def command(
+        self, path: str, body: Mapping[str, Any] | None = None, *, method: str = "POST"
+    ) -> None:
         """Send a command to a batch or an upload, for instance `/v1/batches/{id}/seal`."""
-        await self.ask("POST", path, msgspec.Raw, json=body)
+        await self.ask(method, path, msgspec.Raw, json=body)
 
     async def download(self, path: str, params: Mapping[str, str]) -> AsyncIterator[bytes]:
         """The bytes of an answer as they come, at one go, read as `read` does.

@@ -12,6 +12,7 @@ from application.commands import (
     CancelBatch,
     PauseBatch,
     PrioritizeBatch,
+    RenameBatch,
     ResumeBatch,
     RetryBatch,
     SealBatch,
@@ -41,6 +42,12 @@ class PriorityRequest(RequestBody, frozen=True, kw_only=True):
     """New priority of a batch: among the batches of an owner, higher ones go first."""
 
     priority: Annotated[int, Meta(ge=-100, le=100)]
+
+
+class RenameRequest(RequestBody, frozen=True, kw_only=True):
+    """New label of a batch; the rules are those of the label of `POST /v1/batches`."""
+
+    label: str
 
 
 async def list_batches(request: web.Request) -> web.Response:
@@ -131,6 +138,16 @@ COMMANDS = command_operations(
         body=PriorityRequest,
         command=lambda batch, body: PrioritizeBatch(batch=batch.id, priority=body.priority),
         response=lambda batch, body: CommandResponse(id=batch.id, priority=body.priority),
+    ),
+    CommandRoute[Batch, RenameRequest](
+        method="PATCH",
+        path="/v1/batches/{id}",
+        summary="Rename a batch",
+        scopes=OPERATOR_SCOPES,
+        load=load_batch,
+        body=RenameRequest,
+        command=lambda batch, body: RenameBatch(batch=batch.id, label=body.label),
+        response=lambda batch, _: CommandResponse(id=batch.id, state=batch.state),
     ),
 )
 

@@ -9,10 +9,12 @@ from domain.batch.events import (
     BATCH_EVENTS,
     BatchCancelled,
     BatchCompleted,
+    BatchErased,
     BatchEvent,
     BatchExpired,
     BatchPaused,
     BatchProgressed,
+    BatchRenamed,
     BatchReopened,
     BatchResumed,
     BatchSealed,
@@ -330,6 +332,16 @@ def test_a_batch_that_is_called_off_is_cancelling_and_not_paused() -> None:
     assert batch_after(started(), BatchExpired(**AT_5)).state == "cancelling"
 
 
+def test_a_renamed_batch_has_its_new_label_until_it_is_erased() -> None:
+    first, renamed = started(label="summer"), BatchRenamed(at=later(1), by=ALICE, label="winter")
+    erased = BatchErased(at=later(2), by=ALICE)
+
+    def label(*events: BatchEvent) -> str:
+        return replay(recorded(BATCH, events)).batches[BATCH].label
+
+    assert (label(first, renamed), label(first, renamed, erased)) == ("winter", "")
+
+
 def test_a_completed_batch_shows_its_outcome_and_a_reopened_one_does_not() -> None:
     over = BatchCompleted(
         at=later(7),
@@ -380,4 +392,4 @@ def test_the_version_of_the_rows_rises_with_every_new_event_type() -> None:
     """
     topics = sorted(topic_of(event) for event in (*UPLOAD_EVENTS, *BATCH_EVENTS))
 
-    assert (VERSION, sha256(" ".join(topics).encode()).hexdigest()[:8]) == (5, "e7a4c26a")
+    assert (VERSION, sha256(" ".join(topics).encode()).hexdigest()[:8]) == (6, "fc9fb763")

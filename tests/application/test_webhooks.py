@@ -22,7 +22,7 @@ from application.webhooks.notifications import (
     plan_test_delivery,
     split_at_webhook_change,
 )
-from domain.batch.events import BatchCompleted, BatchReopened
+from domain.batch.events import BatchCompleted, BatchRenamed, BatchReopened
 from domain.batch.state import Outcome
 from domain.event import Event
 from domain.webhook.events import (
@@ -77,6 +77,18 @@ def test_what_was_not_chosen_or_belongs_to_others_is_not_told() -> None:
     assert told(roster(added(owner="globex")), at(9, DONE)) == []
     assert told(roster(added(label="films")), at(9, DONE)) == []
     assert told(roster(added()), at(9, DONE, UUID(int=99))) == []
+
+
+def test_a_label_filter_uses_the_label_as_of_each_event() -> None:
+    origins = {BATCH: StreamBatch(BATCH, "acme", "photos", None, ((4, "films"), (7, "songs")))}
+    rename = BatchRenamed(**NOW, label="films")
+    events = [at(3, DONE), at(4, rename), at(6, DONE), at(7, rename), at(9, DONE)]
+
+    def positions(label: str) -> list[int]:
+        index = roster(added("batch.completed", "batch.renamed", label=label))
+        return [delivery.position for delivery in index.match(events, origins)]
+
+    assert (positions("photos"), positions("films"), positions("songs")) == ([3], [4, 6], [7, 9])
 
 
 def test_changes_hold_from_where_they_are_in_the_log() -> None:

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import pytest
 
+from domain.batch.aggregate import MAX_LABEL
 from domain.batch.events import (
     BatchCancelled,
     BatchCompleted,
+    BatchErased,
     BatchEvent,
     BatchExpired,
     BatchPaused,
     BatchProgressed,
+    BatchRenamed,
     BatchReopened,
     BatchResumed,
     BatchRetryRequested,
@@ -16,12 +19,15 @@ from domain.batch.events import (
     UploadsAdded,
 )
 from domain.batch.state import BatchState, Counts, Outcome, percent_of
-from domain.errors import InvalidState
+from domain.errors import FieldError, InvalidState, ValidationFailed
 from domain.upload.state import UploadState
 from tests.stories import ALICE, NOON, given_batch, later, started
 
 SEALED = BatchSealed(at=NOON, by=ALICE)
 CANCELLED = BatchCancelled(at=NOON, by=ALICE, reason="wrong folder")
+COMPLETED = BatchCompleted(
+    at=NOON, by="orchestrator", outcome=Outcome.SUCCEEDED, counts={}, duration=1
+)
 
 
 def test_files_join_an_open_batch() -> None:
@@ -242,3 +248,43 @@ def test_a_priority_is_changed_once() -> None:
 
     assert batch.evolve(event).priority == 3
     assert batch.prioritize(1, at=NOON, by=ALICE) == ()
+
+
+@pytest.mark.parametrize(
+    "history",
+    [(), (SEALED,), (CANCELLED,), (SEALED, COMPLETED)],
+    ids=["open", "sealed", "cancelling", "completed"],
+)
+def test_a_batch_is_renamed_in_every_state(history: tuple[BatchEvent, ...]) -> None:
+    batch = given_batch(started(label="summer"), *history)
+
+    (event,) = batch.rename("winter", at=later(1), by=ALICE)
+
+    assert event == BatchRenamed(at=later(1), by=ALICE, label="winter")
+    renamed = batch.evolve(event)
+    assert (renamed.label, renamed.state) == ("winter", batch.state)
+
+
+def test_the_current_label_is_not_recorded_again() -> None:
+    batch = given_batch(started(label="summer"), BatchRenamed(at=NOON, by=ALICE, label="winter"))
+
+    assert batch.rename("winter", at=NOON, by=ALICE) == ()
+    assert batch.rename("summer", at=NOON, by=ALICE) != ()
+
+
+@pytest.mark.parametrize("label", ["x" * (MAX_LABEL + 1), "two\nlines"])
+def test_a_batch_is_renamed_by_the_rules_of_its_start(label: str) -> None:
+    with pytest.raises(ValidationFailed) as refused:
+        given_batch(started()).rename(label, at=NOON, by=ALICE)
+
+    assert refused.value.faults == (
+        FieldError("label", f"must be at most {MAX_LABEL} printable characters"),
+    )
+
+
+def test_an_erased_batch_is_not_renamed() -> None:
+    erased = given_batch(started(), SEALED, COMPLETED, BatchErased(at=NOON, by=ALICE))
+
+    for label in ("", "winter"):
+        with pytest.raises(InvalidState, match="erased"):
+            erased.rename(label, at=NOON, by=ALICE)

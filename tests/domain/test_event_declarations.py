@@ -126,6 +126,7 @@ def test_the_personal_fields_are_those_that_erasures_have_always_destroyed() -> 
         "upload.released": {"reason": ""},
         "upload.cancelled": {"reason": ""},
         "batch.started": {"label": "", "notify": None, "metadata": {}},
+        "batch.renamed": {"label": ""},
         "batch.cancelled": {"reason": ""},
     }
     assert {"upload.registered", "batch.started"} == OPENING_TOPICS

@@ -44,9 +44,9 @@ from tests.support import eventually
 # The later version: its events, and its writer, which is ours with these classes.
 
 
-@event_type("Batch renamed", delivered=True)
-class BatchRenamed(Event, frozen=True, kw_only=True, tag="batch.renamed"):
-    label: Personal[str]
+@event_type("Batch annotated", delivered=True)
+class BatchAnnotated(Event, frozen=True, kw_only=True, tag="batch.annotated"):
+    note: Personal[str]
 
 
 @event_type("Upload tagged")
@@ -72,7 +72,7 @@ async def upgraded(url: str, folder: Path) -> AsyncIterator[tuple[PipelineHarnes
     async with open_harness(url, folder, pipelines=pipeline("step")) as harness:
         batch = await harness.batch({"a.txt": b"x", "b.txt": b"y"}, seal=False)
         await record(harness, uuid4(), TeamCreated(at=now(), by=ALICE, owner="acme"))
-        await record(harness, batch, BatchRenamed(at=now(), by=ALICE, label="other"))
+        await record(harness, batch, BatchAnnotated(at=now(), by=ALICE, note="other"))
         for upload in (await harness.uploads(batch)).values():
             await record(
                 harness, upload.id, UploadTagged(at=now(), by=ALICE, tags={"colour": "red"})
@@ -142,10 +142,10 @@ async def test_a_history_shows_unknown_events_raw(database_url: str, tmp_path: P
             page = await server.get(f"/v1/batches/{batch}/history")
 
     unknown = [one.event for one in of_batch if isinstance(one.event, UnknownEvent)]
-    assert [event.topic for event in unknown] == ["batch.renamed", *["upload.tagged"] * 2]
-    assert event_fields(unknown[0])["label"] == "other"
+    assert [event.topic for event in unknown] == ["batch.annotated", *["upload.tagged"] * 2]
+    assert event_fields(unknown[0])["note"] == "other"
     topics = {one.event.topic for one in everything if isinstance(one.event, UnknownEvent)}
-    assert topics == {"batch.renamed", "upload.tagged", "team.created"}
+    assert topics == {"batch.annotated", "upload.tagged", "team.created"}
     shown = [item for item in page.json["items"] if item["type"] == "upload.tagged"]
     assert [item["data"] for item in shown] == [{"tags": {"colour": "red"}}] * 2
 
@@ -192,9 +192,9 @@ async def test_webhooks_are_followed_past_unknown_events_and_theirs_are_left_to_
         secret = await PostgresWebhooks(harness.pool).make_secret(webhook)
         chosen = WebhookFilter(url="https://hooks.example/1", events=("batch.sealed",))
         (added,) = Webhook.add("acme", chosen, secret.id, at=NOON, by=ALICE)
-        later = replace(chosen, events=("batch.sealed", "batch.renamed"))
+        later = replace(chosen, events=("batch.sealed", "batch.annotated"))
         await record(harness, webhook, replace(added, subscription=later))
-        position = await record(harness, batch, BatchRenamed(at=now(), by=ALICE, label="x"))
+        position = await record(harness, batch, BatchAnnotated(at=now(), by=ALICE, note="x"))
         await harness.seal(batch)
         follower = WebhookDispatcher(
             database_url, harness._listener.wakeups(), _Bell(), most=100, now=lambda: NOON
@@ -217,14 +217,14 @@ async def test_webhooks_are_followed_past_unknown_events_and_theirs_are_left_to_
             lane=batch,
             stream=batch,
             version=0,
-            type="batch.renamed",
+            type="batch.annotated",
             queued_at=NOON,
         )
-        with pytest.raises(Unavailable, match=r"does not know events of type batch\.renamed"):
+        with pytest.raises(Unavailable, match=r"does not know events of type batch\.annotated"):
             await teller.body(delivery)
         await engine.dispose()
 
-    assert json.loads(json.dumps(queued)) == [["batch.renamed"], ["batch.sealed"]]
+    assert json.loads(json.dumps(queued)) == [["batch.annotated"], ["batch.sealed"]]
 
 
 class _Bell:

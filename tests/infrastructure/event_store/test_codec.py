@@ -123,11 +123,11 @@ def test_an_event_of_a_later_version_is_read_as_unknown(topic: str, version: int
 
 def test_an_unknown_type_is_logged_once() -> None:
     codec = Codec()
-    state = b'{"event":{"type":"batch.renamed","at":"2026-01-01T12:00:00Z","by":"key:a"}}'
+    state = b'{"event":{"type":"batch.annotated","at":"2026-01-01T12:00:00Z","by":"key:a"}}'
 
     with capture_logs() as logged:
         for _ in range(3):
-            codec.decode("batch.renamed", state)
+            codec.decode("batch.annotated", state)
 
-    assert [entry["topic"] for entry in logged] == ["batch.renamed"]
+    assert [entry["topic"] for entry in logged] == ["batch.annotated"]
     assert logged[0]["log_level"] == "warning"

@@ -7,10 +7,15 @@ import json
 import pytest
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from domain.batch.events import BatchReopened
+from application.webhooks.notifications import WebhookIndex
+from domain.batch.events import BatchRenamed, BatchReopened
 from domain.event import topic_of
 from domain.ids import partial_upload_id_for, upload_id_for
 from domain.upload.events import RetryRequested, UploadCompleted
+from infrastructure.audit.delivery_check import check_deliveries
+from infrastructure.audit.verifier import Findings
+from infrastructure.event_store.codec import CODEC
+from infrastructure.event_store.reader import read_log
 from infrastructure.outbound import new_secret
 from infrastructure.read_model.projector import catch_up
 from tests.infrastructure.webhooks.harness import open_webhook_harness, receiving
@@ -122,6 +127,41 @@ async def test_a_webhook_is_told_what_it_chose_of_its_own_owner_and_nothing_from
             "photos": ["batch.completed"],
             "asked": ["batch.completed"],
         }
+
+
+async def test_a_label_filter_uses_the_new_label_of_a_renamed_batch(database_url: str) -> None:
+    types = ("batch.renamed", "batch.completed", "upload.completed")
+    async with open_webhook_harness(database_url) as harness, receiving() as receiver:
+        old = await harness.hook(f"{receiver.url}/old", *types, label="photos")
+        new = await harness.hook(f"{receiver.url}/new", *types, label="films")
+        await harness.open()
+        batch, other = await harness.batch(label="photos"), await harness.batch(label="photos")
+        before = await harness.upload(batch, "a")
+        await harness.ended(old, before)
+        rename = BatchRenamed(at=NOON, by=ALICE, label="films")
+        renamed = await harness.record(batch, rename, after=None)
+        upload = await harness.upload(batch, "b")
+        done, other_done = await harness.complete(batch), await harness.complete(other)
+        await harness.ended(new, done)
+        await harness.ended(old, other_done)
+
+        rows = await harness.fetch("SELECT webhook, position FROM webhooks.deliveries ORDER BY 2")
+        head = await harness.log.head()
+        async with harness.pool.connection() as connection:
+            changes = await read_log(connection, 0, 100, WebhookIndex().topics())
+            findings = Findings()
+            await check_deliveries(
+                connection, CODEC, findings, changes, through=head, retention=86400.0
+            )
+
+    assert rows == [
+        (old.id, before),
+        (new.id, renamed),
+        (new.id, upload),
+        (new.id, done),
+        (old.id, other_done),
+    ]
+    assert findings.found == []
 
 
 async def test_nobody_is_told_of_the_parts_of_an_upload(database_url: str) -> None:

@@ -81,6 +81,18 @@ def test_a_batch_is_given_priority(uptrail: Command) -> None:
     assert uptrail("batch", "retry", id).code == 1
 
 
+def test_a_batch_is_renamed(uptrail: Command) -> None:
+    id = uptrail("batch", "start", "--label", "summer", "--json").json["id"]
+
+    renamed = uptrail("batch", "rename", id, "winter")
+
+    assert (renamed.code, renamed.out) == (0, f"batch {id} has the label winter now\n")
+    listed = uptrail("batch", "list", "--label", "winter", "--json").json
+    assert [batch["id"] for batch in listed] == [id]
+    refused = uptrail("batch", "rename", id, "x" * 201)
+    assert (refused.code, "at most 200 printable characters" in refused.err) == (1, True)
+
+
 def test_history_tells_who_did_what(uptrail: Command, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     batch = uptrail("upload", tmp_path / "a.txt", "--wait", "--json").json["id"]

@@ -39,6 +39,7 @@ def sent(command: Command, theirs: tuple[str, ...], folder: Path) -> list[str]:
     Image.new("RGB", (64, 64)).save(folder / "diary" / "good.png")
     whole = command("upload", folder / "diary", "--label", "tagebuch", "--wait", "--json", *theirs)
     running = command("batch", "start", "--label", "tagebuch 2", "--json", *theirs)
+    assert command("batch", "rename", whole.json["id"], "tagebuch 3", *theirs).code == 0
     return [whole.json["id"], running.json["id"]]
 
 

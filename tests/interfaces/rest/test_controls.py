@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from application.append import append_to_stream
+from application.ports.auth import Scope
 from domain.batch.state import Outcome
 from domain.upload.aggregate import Failure
 from tests.interfaces.rest.server import Server, serving
@@ -142,3 +143,54 @@ async def test_workers_are_listed_for_operators(database_url: str, tmp_path: Pat
         answer = await server.get("/v1/workers")
 
         assert (answer.status, answer.json) == (200, {"workers": [], "processes": []})
+
+
+async def test_a_renamed_batch_has_its_new_label_everywhere(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        path = f"/v1/batches/{(await server.batch('a', label='summer')).json['id']}"
+        await server.batch("a", label="summer")
+        key = {"Idempotency-Key": "once"}
+
+        renamed = await server.ask("PATCH", path, json={"label": "winter"}, headers=key)
+        repeated = await server.ask("PATCH", path, json={"label": "winter"}, headers=key)
+        same = await server.ask("PATCH", path, json={"label": "winter"})
+        reused = await server.ask("PATCH", path, json={"label": "spring"}, headers=key)
+
+        assert (renamed.status, renamed.json["state"]) == (202, "open")
+        assert (repeated.json, same.status) == (renamed.json, 202)
+        assert (reused.status, reused.code) == (422, "idempotency_key_reused")
+        params = {"min_position": renamed.json["position"]}
+        assert (await server.get(path, params=params)).json["label"] == "winter"
+        for label, batches in (("winter", 1), ("summer", 1)):
+            listed = await server.get("/v1/batches", params={**params, "label": label})
+            assert [row["label"] for row in listed.json["items"]] == [label] * batches
+        before = {"at": renamed.json["position"] - 1}
+        assert (await server.get(path, params=before)).json["label"] == "summer"
+        events = (await server.get(f"{path}/history")).json["items"]
+        of_renames = [event["data"] for event in events if event["type"] == "batch.renamed"]
+        assert of_renames == [{"label": "winter"}]
+
+
+async def test_a_rename_is_refused_with_its_reason(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path) as server:
+        started = await server.batch("a", label="summer", seal=True)
+        path, id = f"/v1/batches/{started.json['id']}", UUID(started.json["id"])
+        uploader = await server.key_for(Scope.UPLOADER)
+        foreign = await server.key_for(Scope.OPERATOR, owner="globex")
+        body = {"json": {"label": "winter"}}
+
+        for wrong in ({}, {"label": "x" * 201}, {"label": "a\nb"}, {"label": None}):
+            refused = await server.ask("PATCH", path, json=wrong)
+            assert (refused.status, refused.pointers) == (422, ["/label"])
+        assert (await server.ask("PATCH", path, key=uploader, **body)).status == 403
+        assert (await server.ask("PATCH", path, key=foreign, **body)).status == 404
+        await completed(server, id, {"completed": 1})
+        assert (await server.ask("PATCH", path, **body)).status == 202
+
+        erased = (await server.services.log.batch(id)).erase(at=later(9), by="key:admin")
+        await server.services.log.append(append_to_stream(id, None, *erased, owner="acme"))
+        server.services.log.forget(id)
+        late = await server.ask("PATCH", path, **body)
+        assert (late.status, late.json["detail"]) == (409, "the batch is erased")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playwright.async_api import Page, expect
 
-from domain.batch.events import BatchPaused
+from domain.batch.events import BatchPaused, BatchRenamed
 from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.web.batch_fixture import BatchFixture
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
@@ -98,6 +98,26 @@ async def test_what_happens_is_added_and_only_a_page_at_now_moves_with_it(
             await shows(page, "Received")
             then = page.get_by_role("complementary", name="State at this position")
             await expect(then).to_contain_text("Received")
+
+
+async def test_a_rename_changes_the_name_on_the_page_and_is_in_the_history(
+    database_url: str, tmp_path: Path
+) -> None:
+    chromium()
+
+    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
+        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
+        await scene.start()
+        await on.projected()
+        async with signed_in(browser, on) as page:
+            await page.goto(f"{on.address}/#/batches/{scene.id}")
+            await expect(page.get_by_role("heading", name="Summer")).to_be_visible()
+            await scene.record(scene.id, BatchRenamed(**scene.at(9), by="key:x", label="Winter"))
+            await expect(page.get_by_role("heading", name="Winter")).to_be_visible()
+            await page.get_by_role("link", name="History", exact=True).click()
+            await shows(page, "Batch renamed")
+            chosen = page.locator(".event[aria-selected=true]")
+            await expect(chosen).to_contain_text("Winter")
 
 
 async def test_a_long_history_is_loaded_around_the_moment(

@@ -13,6 +13,7 @@ const STYLES = {
   "batch.resumed": ["processing", "active"],
   "batch.prioritized": ["transfer", "quiet", (data) => String(data.priority)],
   "batch.retry_requested": ["retry", "warn"],
+  "batch.renamed": ["transfer", "quiet", (data) => data.label || "no label"],
   "batch.cancelled": ["stopped", "warn", (data) => data.reason],
   "batch.expired": ["gone", "quiet"],
   "batch.reopened": ["retry", "warn", (data) => data.reason],
