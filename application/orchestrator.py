@@ -220,7 +220,8 @@ def _count_batches(inputs: RoundInputs, at: datetime) -> tuple[list[Decision], l
             is_retrying=is_retrying,
         )
         if events:
-            decisions.append(Decision(batch.tracked, events, is_count=True))
+            # While it is retried it stays dirty: nothing else would complete it afterwards.
+            decisions.append(Decision(batch.tracked, events, is_count=not is_retrying))
         elif not is_retrying:
             unchanged.append(batch.tracked)
     return decisions, unchanged

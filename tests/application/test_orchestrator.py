@@ -296,6 +296,18 @@ class TestPlan:
         assert types(decision.events) == [RetryRequested]
         assert plan.unchanged == ()  # the batch is counted again
 
+    def test_a_count_of_a_batch_that_is_retried_leaves_it_to_be_counted_again(self) -> None:
+        batch = BatchToCount(
+            tracked_batch(SEALED), BatchCounts({UploadState.CANCELLED: 1}), True, False
+        )
+
+        plan = plan_round(RoundInputs(through=1, to_retry={BATCH: []}, to_count=[batch]), later(1))
+
+        (decision,) = plan.decisions
+        assert types(decision.events) == [BatchProgressed]
+        (counted,) = plan.consequences([True]).batches
+        assert counted.dirty
+
     def test_a_batch_that_expires_is_not_counted_in_the_same_round(self) -> None:
         batch = tracked_batch()
         to_count = BatchToCount(batch, BatchCounts({UploadState.REGISTERED: 1}), True, False)

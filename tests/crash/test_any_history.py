@@ -188,19 +188,14 @@ class AnyHistory(RuleBasedStateMachine):
     async def _to_the_end(self) -> None:
         """People finish what they began; then nobody dies any more."""
         for upload in self._unsent:
-            await self.harness.ask(*_of(OF_UPLOADS["cancel"], upload))
+            await self.harness.ask(execute, OF_UPLOADS["cancel"](upload))
         for batch in self._batches:
-            await self.harness.ask(*_of(OF_BATCHES["resume"], batch))
-            await self.harness.ask(*_of(OF_BATCHES["seal"], batch))
+            await self.harness.ask(execute, OF_BATCHES["resume"](batch))
+            await self.harness.ask(execute, OF_BATCHES["seal"](batch))
         await self.harness.settle()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)
-
-
-def _of(request: Callable[[UUID], commands.Command], id: UUID) -> tuple[Any, Any]:
-    handler, command = request
-    return handler, command(id)
 
 
 @pytest.mark.timeout(int(SECONDS) * 10 + 300)

@@ -10,6 +10,7 @@ import pytest
 from application.append import RecordedEvent
 from application.commands import (
     CancelBatch,
+    CancelUpload,
     PrioritizeBatch,
     ReleaseUpload,
     ResumeBatch,
@@ -67,6 +68,21 @@ async def test_every_failed_upload_of_a_batch_is_retried_once_per_request(
         assert len(await harness.all_of(RetryRequested)) == 60
         assert {u.attempt for u in (await harness.uploads(batch)).values()} == {3}
         assert await harness.fetch("SELECT count(*) FROM orchestration.retries") == [(0,)]
+
+
+async def test_a_batch_that_is_retried_sealed_and_ended_in_one_round_completes(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        batch = await harness.batch({}, seal=False)
+        upload = await harness.declared(batch, "never.txt")
+        await execute(harness.log, RetryBatch(batch=batch), context())
+        await execute(harness.log, CancelUpload(upload=upload), context())
+        await harness.seal(batch)
+
+        harness.orchestrate()  # its first round reads all of it
+
+        assert (await harness.completed(batch)).outcome is not None
 
 
 async def test_a_crash_in_the_middle_of_a_retry_neither_forgets_nor_repeats_an_upload(

@@ -180,7 +180,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def until_gone(home: ServerDir) -> None:
-    until(lambda: system.is_free(home.running))
+    until(lambda: system.is_free(home.running_lock))
 
 
 def execute(url: str, statement: str) -> list[tuple[object, ...]]:
@@ -239,7 +239,7 @@ def test_a_process_that_forgets_to_stop_stops_the_server_as_it_exits(
     user.url()
     user.end()
 
-    assert system.is_free(home_of(data_dir).running)
+    assert system.is_free(home_of(data_dir).running_lock)
 
 
 def test_a_forked_child_that_exits_leaves_the_server_to_its_parent(
@@ -286,7 +286,7 @@ def test_a_second_process_shares_the_server_and_the_last_one_stops_it(
     assert postmaster_of(new_dir).pid == pid
 
     second.end()
-    assert system.is_free(home_of(new_dir).running)
+    assert system.is_free(home_of(new_dir).running_lock)
     assert not find_tagged(home_of(new_dir).mark)
 
 
@@ -295,7 +295,7 @@ def test_two_servers_in_one_process_are_two_users(data_dir: Path) -> None:
         with EmbeddedPostgres(data_dir) as inner:
             assert inner == outer
         assert execute(outer, "SELECT 1") == [(1,)]
-    assert system.is_free(home_of(data_dir).running)
+    assert system.is_free(home_of(data_dir).running_lock)
 
 
 # Kills.
@@ -357,7 +357,7 @@ def test_a_postmaster_killed_before_the_end_leaves_nothing_behind(data_dir: Path
     with EmbeddedPostgres(data_dir):
         os.kill(postmaster_of(data_dir).pid, signal.SIGKILL)
 
-    assert system.is_free(home_of(data_dir).running)
+    assert system.is_free(home_of(data_dir).running_lock)
 
 
 def test_it_tells_without_being_asked_whether_it_goes_on(data_dir: Path) -> None:
@@ -538,7 +538,7 @@ def test_an_altered_password_is_an_error_that_says_what_to_do(data_dir: Path) ->
 
     with pytest.raises(EmbeddedPostgresError, match=r"refuses us.*\n(.*\n)*What to do: .*password"):
         EmbeddedPostgres(data_dir).start()
-    assert system.is_free(home_of(data_dir).running)
+    assert system.is_free(home_of(data_dir).running_lock)
 
 
 # What cannot work says why.
@@ -562,7 +562,7 @@ def test_a_server_that_dies_while_starting_is_reported_with_its_log(data_dir: Pa
     with pytest.raises(EmbeddedPostgresError, match="no_such_setting") as caught:
         EmbeddedPostgres(data_dir).start()
     assert "UPTRAIL_DATABASE_URL" in str(caught.value)
-    assert system.is_free(home_of(data_dir).running)
+    assert system.is_free(home_of(data_dir).running_lock)
 
 
 def test_a_data_directory_that_cannot_be_is_an_error(reachable: Path) -> None:
