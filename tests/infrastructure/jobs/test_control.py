@@ -73,7 +73,9 @@ async def test_every_failed_upload_of_a_batch_is_retried_once_per_request(
 async def test_a_batch_that_is_retried_sealed_and_ended_in_one_round_completes(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+    async with open_harness(
+        database_url, tmp_path, pipelines=ONE_STEP, batch_progress_interval=0.001
+    ) as harness:
         batch = await harness.batch({}, seal=False)
         upload = await harness.declared(batch, "never.txt")
         await execute(harness.log, RetryBatch(batch=batch), context())
