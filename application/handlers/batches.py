@@ -66,6 +66,8 @@ async def start_batch(
 
 async def _load_started(log: EventLog, command: StartBatch) -> StartBatchResult:
     batch = await log.batch(command.id)
+    if batch.erased:  # and so is the fingerprint
+        raise IdempotencyKeyReused("this Idempotency-Key started an erased batch; send a new key")
     if batch.fingerprint != command.fingerprint:
         raise IdempotencyKeyReused("this Idempotency-Key started another batch; send a new key")
     return StartBatchResult(batch, (), False, await _position_of_start(log, command))

@@ -322,7 +322,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
             case BatchCompleted(outcome=outcome):
                 return replace(self, version=version, state=BatchState.COMPLETED, outcome=outcome)
             case BatchErased():
-                return replace(self, version=version, label="", erased=True)
+                return replace(self, version=version, label="", fingerprint="", erased=True)
             case BatchStarted():
                 raise InvalidState("a batch is started once")
             case _:

@@ -22,6 +22,7 @@ class BatchStarted(Event, frozen=True, kw_only=True, tag="batch.started"):
 
     `failure_threshold` is the share of uploads (0 to 1) whose failure pauses the batch;
     `fingerprint` is the hash of the request: a repeated request has the same, another one not.
+    It is personal because a short request can be guessed from it.
     """
 
     owner: Public[str]
@@ -32,7 +33,7 @@ class BatchStarted(Event, frozen=True, kw_only=True, tag="batch.started"):
     failure_threshold: float | None = None
     notify: Personal[str | None] = None
     metadata: Personal[Mapping[str, str]] = {}
-    fingerprint: Public[str] = ""
+    fingerprint: Personal[str] = ""
 
 
 @event_type("Files added")

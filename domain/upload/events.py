@@ -121,11 +121,14 @@ class AttemptFailed(Event, frozen=True, kw_only=True, tag="upload.attempt_failed
 
 @event_type("Attempt abandoned")
 class AttemptAbandoned(Event, frozen=True, kw_only=True, tag="upload.attempt_abandoned"):
-    """The attempt ended without a result: its worker died or stopped, or it was cancelled."""
+    """The attempt ended without a result: its worker died or stopped, or it was cancelled.
+
+    `reason` repeats that of a cancellation. In events of version 0.1 it is in the clear.
+    """
 
     number: int
     worker: Public[str]
-    reason: Public[str]
+    reason: Personal[str]
 
 
 @event_type("Attempt succeeded")

@@ -22,12 +22,13 @@ from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.erasure import eraser as module
 from infrastructure.erasure.eraser import Eraser
 from infrastructure.erasure.keyring import PostgresErasures
+from infrastructure.event_store.codec import Codec
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.rebuild import verify
-from tests.infrastructure.erasure.memory_master_keys import MASTERS
+from tests.infrastructure.erasure.memory_master_keys import MASTERS, keyring_on
 from tests.infrastructure.event_store.log_support import connected
 from tests.infrastructure.read_model.support import Opened, opened, projecting
-from tests.stories import ALICE, NOON, attempt, queued, received, registered, started
+from tests.stories import ALICE, NOON, attempt, given, queued, received, registered, started
 
 ADMIN = "key:admin"
 
@@ -93,6 +94,42 @@ async def test_an_erasure_that_was_cut_short_is_carried_out_once(
         for recorded in events
         if topic_of(recorded.event).endswith(".erased")
     ) == {("upload.erased", ADMIN): 4, ("batch.erased", ADMIN): 2}
+
+
+async def test_reason_of_a_cancelled_attempt_and_hash_of_a_request_are_destroyed(
+    database_url: str, tmp_path: Path
+) -> None:
+    batch, digest = uuid4(), "5e884898da280471"
+    running = given(registered(batch=batch), received(), queued(), attempt(), id=uuid4())
+    cancelled = running.cancel("alice left him", at=NOON, by=ALICE)
+    over = {UploadState.CANCELLED: 1}
+    ended = BatchCompleted(at=NOON, by=ALICE, outcome=Outcome.CANCELLED, counts=over, duration=1.0)
+    blobs = LocalBlobStore(tmp_path)
+    async with make_pool(database_url, name="e") as pool:
+        codec = Codec(encryption=await keyring_on(pool))
+        async with opened(database_url, codec) as model:
+            await model.record(batch, started(fingerprint=digest))
+            file = (registered(batch=batch), received(), queued(), attempt(), *cancelled)
+            await model.record(running.id, *file, owner="acme")
+            await model.record(batch, ended)
+            await model.catch_up()
+            (shown,) = await model.queries.attempts(running.id, owner=None)
+            assert shown.message == "alice left him"
+            erasure = await PostgresErasures(pool).request(wanted())
+            async with projecting(model):
+                eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
+                await finish(database_url, eraser, erasure)
+            assert (await verify(database_url, model.log)).sound
+        async with pool.connection() as connection:
+            cursor = await connection.execute(
+                "SELECT convert_from(state, 'UTF8') FROM stored_events"
+                " UNION ALL SELECT convert_from(state, 'UTF8') FROM stored_snapshots"
+            )
+            stored = "".join(row[0] for row in await cursor.fetchall())
+    blobs.close()
+    assert "upload.attempt_abandoned" in stored
+    assert "alice left him" not in stored
+    assert digest not in stored
 
 
 async def test_answers_kept_for_commands_of_the_owner_are_erased_and_no_others(

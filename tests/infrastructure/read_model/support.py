@@ -15,6 +15,7 @@ from application.append import Append, RecordedEvent, StreamAppend
 from application.views import AttemptView, BatchView, ReplayedRows, UploadView, replay
 from domain.event import Event
 from domain.ids import upload_id_for
+from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.listener import READ_MODEL, Listener
@@ -35,8 +36,9 @@ class Opened:
     queries: PostgresQueries
     history: PostgresHistory
 
-    async def record(self, stream: UUID, *events: Event) -> int:
-        appended = await self.log.append(Append((StreamAppend(stream, None, events),)))
+    async def record(self, stream: UUID, *events: Event, owner: str | None = None) -> int:
+        append = Append((StreamAppend(stream, None, events, owner),))
+        appended = await self.log.append(append)
         return appended.position
 
     async def catch_up(self) -> int:
@@ -50,13 +52,13 @@ class Opened:
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Opened]:
+async def opened(url: str, codec: Codec = CODEC) -> AsyncIterator[Opened]:
     engine = make_engine(url)
     try:
         async with (
             make_pool(url, name="test", max_size=4) as pool,
-            GroupCommitter(url) as committer,
-            PostgresEventLog(pool, committer) as log,
+            GroupCommitter(url, codec=codec) as committer,
+            PostgresEventLog(pool, committer, codec=codec) as log,
             Listener(url) as listener,
         ):
             queries = PostgresQueries(engine, listener.wakeups(READ_MODEL))

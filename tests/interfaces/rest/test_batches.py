@@ -8,9 +8,12 @@ from uuid import UUID
 
 import pytest
 
+from application.append import Append, StreamAppend
 from application.ports.auth import Scope
+from domain.batch.events import BatchErased, BatchSealed
 from domain.ids import upload_id_for
 from tests.interfaces.rest.server import Answer, Server, serving
+from tests.stories import ALICE, NOON
 
 
 async def read_own(server: Server, path: str, written: Answer) -> Any:
@@ -40,6 +43,23 @@ async def test_a_batch_starts_with_its_files_and_is_read_back(
         page = await read_own(server, f"/v1/batches/{id}/uploads", started)
         assert [upload["path"] for upload in page["items"]] == ["a.txt", "b/c.txt"]
         assert not [upload for upload in page["items"] if "blob" in upload]
+
+
+async def test_the_idempotency_key_of_an_erased_batch_is_refused(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serving(database_url, tmp_path) as server:
+        key = {"Idempotency-Key": "monday"}
+        first = await server.post("/v1/batches", json={"label": "x"}, headers=key)
+        erased = (BatchSealed(at=NOON, by=ALICE), BatchErased(at=NOON, by=ALICE))
+        append = StreamAppend(UUID(first.json["id"]), None, erased, "acme")
+        await server.services.log.append(Append((append,)))
+
+        again = await server.post("/v1/batches", json={"label": "x"}, headers=key)
+
+        assert (first.status, again.status) == (201, 422)
+        assert again.code == "idempotency_key_reused"
+        assert "erased batch" in again.json["detail"]
 
 
 async def test_the_same_idempotency_key_starts_one_batch(database_url: str, tmp_path: Path) -> None:
