@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 
+from application.projection import VERSION
 from infrastructure.postgres.connection import connect_blocking
 from infrastructure.postgres.locks import MIGRATION_LOCK
 
@@ -16,24 +17,37 @@ _REVISION = re.compile(r'^revision\b.*= "(\w+)"$', re.MULTILINE)
 _AFTER = re.compile(r"^down_revision\b.*= (.+)$", re.MULTILINE)
 _QUOTED = re.compile(r'"(\w+)"')
 
+_OUTDATED_BUT_EMPTY = """SELECT EXISTS (SELECT FROM projections p, notification_tracking t
+WHERE p.name = 'read_model' AND p.version < %s
+  AND t.application_name = p.name AND t.notification_id = 0)"""
+# Takes the lock of a projector that writes, so that one of an earlier version cannot meanwhile.
+_SET_VERSION = """WITH tracked AS (SELECT notification_id FROM notification_tracking
+  WHERE application_name = 'read_model' FOR UPDATE)
+UPDATE projections SET version = %s FROM tracked
+WHERE name = 'read_model' AND version < %s AND tracked.notification_id = 0"""
+
 
 class NewerDatabase(Exception):
-    """The database was migrated by a later version of Uptrail than this one."""
+    """The database, or its read model, was made by a later version of Uptrail than this one."""
 
 
 def migrate(url: str) -> None:
     """Apply the migrations of `migrations/versions` that are missing, in one transaction.
 
+    An empty read model is of this version afterwards; others are rebuilt by the projector's start.
     Processes that start at the same time take turns. When nothing is missing, which is the usual
     case, a few milliseconds pass and Alembic is not even imported.
     Raises NewerDatabase, psycopg.Error.
     """
     with connect_blocking(url, name="migration") as connection:
-        if _is_current(connection):
-            return
-        MIGRATION_LOCK.acquire_blocking(connection)
         if not _is_current(connection):
-            _upgrade(url)
+            MIGRATION_LOCK.acquire_blocking(connection)
+            if not _is_current(connection):
+                _upgrade(url)
+        # Asked first: the role that serves may not update this table, and need not.
+        found = connection.execute(_OUTDATED_BUT_EMPTY, (VERSION,)).fetchone()
+        if found is not None and found[0]:
+            connection.execute(_SET_VERSION, (VERSION, VERSION))
 
 
 def heads() -> set[str]:

@@ -205,7 +205,7 @@ async def project(
 ) -> int:
     """Projects up to the end of the log, or to position `upto`; returns the position reached.
 
-    Raises OtherVersion, psycopg.Error, Unavailable.
+    Raises ProjectionVersionMismatch, psycopg.Error, Unavailable.
     """
     position = await tracked_position(connection, target)
     async with aclosing(prefetched_batches(log, position, upto=upto, size=size)) as ahead:
@@ -269,7 +269,7 @@ async def run(url: str, log: EventLog, wakeups: Wakeups) -> None:
     """Lead, and project whatever is recorded until cancelled.
 
     Should two projectors lead after all, the lock on the tracked position keeps a change from being
-    applied twice. Raises psycopg.Error, Unavailable, OtherVersion.
+    applied twice. Raises psycopg.Error, Unavailable, ProjectionVersionMismatch.
     """
 
     async def lead(connection: Connection) -> None:

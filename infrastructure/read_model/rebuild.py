@@ -18,6 +18,7 @@ from application.projection import VERSION
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.postgres.locks import MAINTENANCE_LOCK
+from infrastructure.postgres.migrate import NewerDatabase
 from infrastructure.read_model.projector import connect_writer, project, tracked_position
 from infrastructure.read_model.tables import (
     LIVE,
@@ -132,7 +133,11 @@ async def rebuild(url: str, log: EventLog) -> Rebuilt:
 
 
 async def rebuild_if_outdated(url: str, log: EventLog) -> Rebuilt | None:
-    """Rebuilds if another version of the code made the rows; None if they are of this one."""
+    """Rebuild if an earlier version of the code made the rows; None if they are of this one.
+
+    Raises NewerDatabase if a later version made them, also psycopg.Error, Unavailable: two versions
+    of a rolling upgrade would otherwise replace the rows of each other.
+    """
     connection = await connect_writer(url, name="projection-version")
     try:
         if await _version(connection) == VERSION:
@@ -143,6 +148,8 @@ async def rebuild_if_outdated(url: str, log: EventLog) -> Rebuilt | None:
         found = await _version(connection)
         if found == VERSION:  # another process was faster
             return None
+        if found is not None and found > VERSION:
+            raise NewerDatabase(f"the rows have version {found}, and this code has {VERSION}")
         _log.info("read_model_outdated", found=found, needed=VERSION)
         return await _rebuild(connection, log)
 

@@ -15,7 +15,7 @@ from application.views import replay
 from domain.batch.events import BatchPaused, BatchResumed, BatchSealed
 from infrastructure.event_store.codec import CODEC
 from infrastructure.postgres.connection import connect
-from infrastructure.postgres.migrate import MIGRATIONS, migrate
+from infrastructure.postgres.migrate import MIGRATIONS, NewerDatabase, migrate
 from infrastructure.read_model import rebuild as rebuilding
 from infrastructure.read_model.rebuild import rebuild, rebuild_if_outdated, verify
 from tests.infrastructure.read_model.support import (
@@ -108,13 +108,13 @@ async def test_a_reader_that_holds_the_tables_delays_the_swap_and_breaks_nothing
         assert rows_in(database_url) == await model.replayed()
 
 
-async def test_rows_made_by_another_version_are_rebuilt_at_start_and_only_then(
+async def test_rows_made_by_an_earlier_version_are_rebuilt_at_start_and_only_then(
     database_url: str,
 ) -> None:
     async with opened(database_url) as model:
         await a_batch(model, "a")
         assert await rebuild_if_outdated(database_url, model.log) is None
-        tamper(database_url, "UPDATE projections SET version = %s", VERSION + 1)
+        tamper(database_url, "UPDATE projections SET version = %s", VERSION - 1)
 
         rebuilt = await asyncio.gather(
             *(rebuild_if_outdated(database_url, model.log) for _ in range(3))
@@ -123,6 +123,35 @@ async def test_rows_made_by_another_version_are_rebuilt_at_start_and_only_then(
         assert len([one for one in rebuilt if one is not None]) == 1
         assert rows_in(database_url) == await model.replayed()
         assert await model.queries.position() == await model.log.head()
+
+
+async def test_rows_made_by_a_later_version_are_left_alone(database_url: str) -> None:
+    async with opened(database_url) as model:
+        await a_batch(model, "a")
+        await model.catch_up()
+        tamper(database_url, "UPDATE projections SET version = %s", VERSION + 1)
+        before = rows_in(database_url)
+
+        with pytest.raises(NewerDatabase):
+            await rebuild_if_outdated(database_url, model.log)
+
+        assert rows_in(database_url) == before
+
+
+async def test_an_empty_read_model_needs_no_migration_for_a_new_event_type(
+    database_url: str,
+) -> None:
+    tamper(database_url, "UPDATE projections SET version = %s", VERSION - 1)
+
+    migrate(database_url)
+
+    async with opened(database_url) as model:
+        await a_batch(model, "a")
+        await model.catch_up()
+        assert len(rows_in(database_url).batches) == 1
+        tamper(database_url, "UPDATE projections SET version = %s", VERSION - 1)
+        migrate(database_url)  # changes nothing: these rows are to be rebuilt
+        assert await rebuild_if_outdated(database_url, model.log) is not None
 
 
 async def test_a_rebuild_that_is_stopped_leaves_the_live_rows_and_nothing_else(
