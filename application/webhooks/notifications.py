@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 
 from application.append import RecordedEvent
 from application.errors import NotFound, Unavailable
@@ -26,7 +27,7 @@ _CHANGES = frozenset(topic_of(event) for event in WEBHOOK_EVENTS)
 class StreamBatch(msgspec.Struct, frozen=True):
     """The batch that a stream belongs to; `notify` names the webhooks it asks for, if any.
 
-    `label` is that of its start; `renames` has later labels with their positions, in log order.
+    `label` is that of its start; `renames` has later ones with their positions, in log order.
     """
 
     batch: UUID
@@ -34,6 +35,10 @@ class StreamBatch(msgspec.Struct, frozen=True):
     label: str
     notify: str | None
     renames: tuple[tuple[int, str], ...] = ()
+
+    def with_rename(self, position: int, label: str) -> StreamBatch:
+        """Return the batch with one more label, set at this position."""
+        return replace(self, renames=(*self.renames, (position, label)))
 
     def label_at(self, position: int) -> str:
         """Return the label as of this position; a rename has the new label already."""

@@ -17,13 +17,12 @@ from application.webhooks.notifications import (
     WebhookIndex,
     plan_test_delivery,
     split_at_webhook_change,
-    stream_ids,
 )
 from infrastructure.audit.verifier import Findings, difference
 from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.reader import last_position_at, read_log
 from infrastructure.postgres.connection import Connection, fetch_rows
-from infrastructure.webhooks.dispatcher import batches_of_streams
+from infrastructure.webhooks.dispatcher import plan_deliveries
 
 EVENTS_PER_PAGE = 1_000  # in memory at a time
 
@@ -61,10 +60,7 @@ async def check_deliveries(
         found = await read_log(connection, position, EVENTS_PER_PAGE, roster.topics(), codec)
         found = [recorded for recorded in found if recorded.position <= through]
         events, change = split_at_webhook_change(found)
-        batches = await batches_of_streams(
-            connection, stream_ids(events), codec, renames=roster.filters_by_label()
-        )
-        expected = roster.match(events, batches)
+        expected = await plan_deliveries(connection, roster, events, codec)
         if change is not None:
             end = change.position
             expected += [asked] if (asked := plan_test_delivery(change)) else []

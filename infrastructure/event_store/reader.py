@@ -30,8 +30,8 @@ _BACKWARDS = f"""{_COLUMNS} FROM stored_events
 WHERE notification_id <= %s ORDER BY notification_id DESC LIMIT %s"""
 _FIRSTS = f"""{_COLUMNS} FROM stored_events
 WHERE originator_id = ANY(%s) AND originator_version = 1"""
-_OF_TOPIC = f"""{_COLUMNS} FROM stored_events
-WHERE originator_id = ANY(%s) AND topic = %s ORDER BY notification_id"""
+_OF_TOPICS = f"""{_COLUMNS} FROM stored_events
+WHERE originator_id = ANY(%s) AND topic = ANY(%s) ORDER BY notification_id"""
 _STATE_OF_FIRST = """SELECT state FROM stored_events
 WHERE originator_id = %s AND originator_version = 1"""
 _HEAD = "SELECT coalesce(max(notification_id), 0) FROM stored_events"
@@ -87,11 +87,16 @@ async def read_first_events(
     return await _read(connection, codec, _FIRSTS, list(streams)) if streams else []
 
 
-async def read_events_of_topic(
-    connection: Connection, streams: Collection[UUID], topic: str, codec: Codec = CODEC
+async def read_events_of_topics(
+    connection: Connection,
+    streams: Collection[UUID],
+    topics: Collection[str],
+    codec: Codec = CODEC,
 ) -> list[RecordedEvent]:
-    """Return the events of one topic in these streams, in log order. Raises UnreadableEvent."""
-    return await _read(connection, codec, _OF_TOPIC, list(streams), topic) if streams else []
+    """Return the events of these topics in these streams, in log order. Raises UnreadableEvent."""
+    if not streams:
+        return []
+    return await _read(connection, codec, _OF_TOPICS, list(streams), list(topics))
 
 
 async def read_origin(connection: Connection, id: UUID) -> Origin | None:

@@ -19,7 +19,7 @@ from application.webhooks.notifications import (
     split_at_webhook_change,
     stream_ids,
 )
-from domain.batch.events import BatchRenamed, BatchStarted
+from domain.batch.events import BATCH_EVENTS, BatchStarted
 from domain.event import topic_of
 from domain.upload.events import UploadRegistered, UploadRejected
 from domain.webhook.aggregate import Webhook
@@ -27,7 +27,7 @@ from domain.webhook.events import WebhookChanged, WebhookEnabled
 from infrastructure.database_errors import LeadershipLost
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.reader import (
-    read_events_of_topic,
+    read_events_of_topics,
     read_first_events,
     read_head,
     read_log,
@@ -36,16 +36,28 @@ from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import LEADER_TIMEOUTS, WEBHOOKS_LOCK, run_as_leader
 from infrastructure.webhooks.outbox import jsonb, webhook_of
 
-# Which batch a stream belongs to, by the first events of the streams, and its labels.
+# Deliveries of events, by the batch of each stream and its label at the time.
+
+_LABEL_TOPICS = [topic_of(event) for event in BATCH_EVENTS if "label" in event.__struct_fields__]
 
 
-async def batches_of_streams(
-    connection: Connection, streams: Collection[UUID], codec: Codec, *, renames: bool
+async def plan_deliveries(
+    connection: Connection, index: WebhookIndex, events: Sequence[RecordedEvent], codec: Codec
+) -> list[PlannedDelivery]:
+    """Return the deliveries of these events to the webhooks of the index.
+
+    Raises psycopg.Error, UnreadableEvent.
+    """
+    batches = await _batches_of_streams(connection, index, stream_ids(events), codec)
+    return index.match(events, batches)
+
+
+async def _batches_of_streams(
+    connection: Connection, index: WebhookIndex, streams: Collection[UUID], codec: Codec
 ) -> dict[UUID, StreamBatch]:
-    """Return the batch of each stream, from its first event and that of its batch.
+    """Return the batch of each stream, from its first event and those that set the label.
 
-    With `renames` also from the renames of the batch: those are searched in all its events, which
-    is only worth it if a webhook filters by label.
+    The latter are searched in the whole stream of the batch, so only if a webhook filters by label.
     """
     batch_of = {
         recorded.stream: recorded.event.batch
@@ -53,26 +65,22 @@ async def batches_of_streams(
         else recorded.stream
         for recorded in await read_first_events(connection, streams, codec)
     }
-    labels: dict[UUID, list[tuple[int, str]]] = {}
-    if renames:
-        for recorded in await read_events_of_topic(
-            connection, set(batch_of.values()), topic_of(BatchRenamed), codec
-        ):
-            if isinstance(recorded.event, BatchRenamed):  # not that of a later version
-                new_label = recorded.position, recorded.event.label
-                labels.setdefault(recorded.stream, []).append(new_label)
-    origins: dict[UUID, StreamBatch] = {}
-    for recorded in await read_first_events(connection, set(batch_of.values()), codec):
-        event = recorded.event
-        if isinstance(event, BatchStarted):
-            origins[recorded.stream] = StreamBatch(
-                recorded.stream,
-                event.owner,
-                event.label,
-                event.notify,
-                tuple(labels.get(recorded.stream, ())),
+    ids = set(batch_of.values())
+    if index.filters_by_label():
+        found = await read_events_of_topics(connection, ids, _LABEL_TOPICS, codec)
+    else:
+        found = await read_first_events(connection, ids, codec)
+    batches: dict[UUID, StreamBatch] = {}
+    for recorded in found:
+        if isinstance(event := recorded.event, BatchStarted):
+            batches[recorded.stream] = StreamBatch(
+                recorded.stream, event.owner, event.label, event.notify
             )
-    return {stream: origins[batch] for stream, batch in batch_of.items() if batch in origins}
+        elif (batch := batches.get(recorded.stream)) and (
+            label := getattr(event, "label", None)  # none in an event of a later version
+        ) is not None:
+            batches[recorded.stream] = batch.with_rename(recorded.position, label)
+    return {stream: batches[batch] for stream, batch in batch_of.items() if batch in batches}
 
 
 # What the follower writes: webhooks as the log has them, and deliveries in their lanes.
@@ -262,10 +270,7 @@ class WebhookDispatcher:
         through: int,
     ) -> None:
         """One transaction: what these events lead to, and the place after them."""
-        batches = await batches_of_streams(
-            connection, stream_ids(events), self._codec, renames=self._index.filters_by_label()
-        )
-        planned = self._index.match(events, batches)
+        planned = await plan_deliveries(connection, self._index, events, self._codec)
         clock = asyncio.get_running_loop().time()
         if change is None and not planned and clock < self._keep_at:
             self._position = through
