@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import Enum
 from types import MappingProxyType, UnionType
-from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 from typing import get_type_hints as resolve_hints
 
 import msgspec
@@ -32,6 +43,23 @@ Public: TypeAlias = Annotated[T, Classification.PUBLIC]
 """A field that may hold text, but never personal data: it outlives an erasure."""
 
 
+Icon: TypeAlias = Literal[
+    "waiting",
+    "queued",
+    "transfer",
+    "processing",
+    "paused",
+    "retry",
+    "stopped",
+    "done",
+    "failed",
+    "refused",
+    "danger",
+    "gone",
+]
+Tone: TypeAlias = Literal["quiet", "active", "good", "warn", "bad"]
+
+
 class Declaration(msgspec.Struct, frozen=True):
     """Everything that is known about an event type beyond its fields; see `event_type`.
 
@@ -40,6 +68,9 @@ class Declaration(msgspec.Struct, frozen=True):
 
     topic: str
     label: str
+    icon: Icon
+    tone: Tone
+    details: str
     delivered: bool
     progress: bool
     opens: bool
@@ -75,23 +106,41 @@ E = TypeVar("E", bound=Event)
 
 
 def event_type(
-    label: str, *, delivered: bool = False, progress: bool = False, opens: bool = False
+    label: str,
+    *,
+    icon: Icon = "waiting",
+    tone: Tone = "quiet",
+    details: str = "",
+    delivered: bool = False,
+    progress: bool = False,
+    opens: bool = False,
 ) -> Callable[[type[E]], type[E]]:
     """Declare an event type; every event class needs this decorator, and a tag.
 
-    `label` names the event on the page. A `delivered` event may be chosen by webhooks. `progress`
+    The page shows `label` with this icon and tone, and `details`: text with fields in braces, as
+    `{reason}` or `{size:bytes}` (formats: `js/history/event-styles.js`). A part in brackets is left
+    out if one of its fields is empty: `[{label}, ]pipeline {pipeline}`.
+
+    A `delivered` event may be chosen by webhooks. `progress`
     marks an event that only reports progress and is never delivered. An event
     that `opens` an owner's data is refused while that owner is being erased.
 
-    Raises TypeError for a text field that is neither `Personal` nor `Public`.
+    Raises TypeError for a text field that is neither `Personal` nor `Public`, and for details that
+    name a field which the event does not have.
     """
 
     def declare(event_class: type[E]) -> type[E]:
         if delivered and progress:
             raise TypeError(f"{event_class.__name__}: progress is never delivered to webhooks")
+        for name in re.findall(r"\{(\w+)", details):
+            if name not in event_class.__struct_fields__:
+                raise TypeError(f"{event_class.__name__}: the details name {name}, not a field")
         event_class.declaration = Declaration(
             topic=str(event_class.__struct_config__.tag),
             label=label,
+            icon=icon,
+            tone=tone,
+            details=details,
             delivered=delivered,
             progress=progress,
             opens=opens,

@@ -16,7 +16,7 @@ from domain.event import Event, Personal, Public, event_type, topic_of
 from domain.retry import RetryPolicy
 
 
-@event_type("Batch started", delivered=True, opens=True)
+@event_type("Batch started", details="[{label}, ]pipeline {pipeline}", delivered=True, opens=True)
 class BatchStarted(Event, frozen=True, kw_only=True, tag="batch.started"):
     """A batch was started; files may be added to it.
 
@@ -36,7 +36,7 @@ class BatchStarted(Event, frozen=True, kw_only=True, tag="batch.started"):
     fingerprint: Personal[str] = ""
 
 
-@event_type("Files added")
+@event_type("Files added", icon="transfer", details="{count:files}, {bytes:bytes}")
 class UploadsAdded(Event, frozen=True, kw_only=True, tag="batch.uploads_added"):
     """Files were added: how many, and the bytes they declared."""
 
@@ -44,12 +44,14 @@ class UploadsAdded(Event, frozen=True, kw_only=True, tag="batch.uploads_added"):
     bytes: int
 
 
-@event_type("Sealed", delivered=True)
+@event_type("Sealed", icon="done", delivered=True)
 class BatchSealed(Event, frozen=True, kw_only=True, tag="batch.sealed"):
     """No file may be added any more."""
 
 
-@event_type("Counted", progress=True)
+@event_type(
+    "Counted", icon="processing", details="{percent:percent}: {counts:states}", progress=True
+)
 class BatchProgressed(Event, frozen=True, kw_only=True, tag="batch.progressed"):
     """The uploads of the batch, counted as of position `through`.
 
@@ -64,7 +66,7 @@ class BatchProgressed(Event, frozen=True, kw_only=True, tag="batch.progressed"):
     arrived_at: datetime | None = None
 
 
-@event_type("Paused", delivered=True)
+@event_type("Paused", icon="paused", tone="warn", details="{reason}", delivered=True)
 class BatchPaused(Event, frozen=True, kw_only=True, tag="batch.paused"):
     """Nothing more is released to workers until the batch resumes.
 
@@ -74,55 +76,61 @@ class BatchPaused(Event, frozen=True, kw_only=True, tag="batch.paused"):
     reason: Public[str] = ""
 
 
-@event_type("Resumed", delivered=True)
+@event_type("Resumed", icon="processing", tone="active", delivered=True)
 class BatchResumed(Event, frozen=True, kw_only=True, tag="batch.resumed"):
     """Uploads are released to workers again."""
 
 
-@event_type("Priority set")
+@event_type("Priority set", icon="transfer", details="{priority}")
 class BatchPrioritized(Event, frozen=True, kw_only=True, tag="batch.prioritized"):
     """The priority among the batches of the owner changed: a higher one goes first."""
 
     priority: int
 
 
-@event_type("Retry of failed ones")
+@event_type("Retry of failed ones", icon="retry", tone="warn")
 class BatchRetryRequested(Event, frozen=True, kw_only=True, tag="batch.retry_requested"):
     """All failed uploads are to be processed again; the orchestrator queues them."""
 
 
-@event_type("Batch renamed", delivered=True)
+@event_type("Batch renamed", icon="transfer", details="{label:label}", delivered=True)
 class BatchRenamed(Event, frozen=True, kw_only=True, tag="batch.renamed"):
     """The label changed; webhooks that filter by label use the new one from this event on."""
 
     label: Personal[str]
 
 
-@event_type("Batch cancelled", delivered=True)
+@event_type("Batch cancelled", icon="stopped", tone="warn", details="{reason}", delivered=True)
 class BatchCancelled(Event, frozen=True, kw_only=True, tag="batch.cancelled"):
     """The batch was cancelled; the orchestrator cancels its unfinished uploads."""
 
     reason: Personal[str]
 
 
-@event_type("Batch expired", delivered=True)
+@event_type("Batch expired", icon="gone", delivered=True)
 class BatchExpired(Event, frozen=True, kw_only=True, tag="batch.expired"):
     """The batch was not sealed in time; the orchestrator expires its unfinished uploads."""
 
 
-@event_type("Reopened", delivered=True)
+@event_type("Reopened", icon="retry", tone="warn", details="{reason}", delivered=True)
 class BatchReopened(Event, frozen=True, kw_only=True, tag="batch.reopened"):
     """A completed batch has unfinished uploads again, after a retry or a release."""
 
     reason: Public[str]
 
 
-@event_type("Erased")
+@event_type("Erased", icon="gone")
 class BatchErased(Event, frozen=True, kw_only=True, tag="batch.erased"):
     """The personal fields of the batch are destroyed; the history stays."""
 
 
-@event_type("Batch completed", delivered=True)
+@event_type(
+    "Batch completed",
+    icon="done",
+    tone="good",
+    details="{outcome:words}, after {duration:duration}",
+    delivered=True,
+)
 class BatchCompleted(Event, frozen=True, kw_only=True, tag="batch.completed"):
     """Every upload has ended; `duration` in seconds since the batch started."""
 

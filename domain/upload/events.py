@@ -19,7 +19,7 @@ TRANSFER = "transfer"
 """The phase of a file whose bytes are arriving; every other phase is a step of the pipeline."""
 
 
-@event_type("Registered", opens=True)
+@event_type("Registered", details="{size:bytes}", opens=True)
 class UploadRegistered(Event, frozen=True, kw_only=True, tag="upload.registered"):
     """A file was registered in a batch, before its bytes arrive."""
 
@@ -34,7 +34,7 @@ class UploadRegistered(Event, frozen=True, kw_only=True, tag="upload.registered"
     retry_policy: RetryPolicy = RetryPolicy()
 
 
-@event_type("Rejected", delivered=True)
+@event_type("Rejected", icon="refused", tone="bad", details="{message}", delivered=True)
 class UploadRejected(Event, frozen=True, kw_only=True, tag="upload.rejected"):
     """A file was not accepted into its batch: `code` for programs, `message` for people."""
 
@@ -47,14 +47,20 @@ class UploadRejected(Event, frozen=True, kw_only=True, tag="upload.rejected"):
     message: Personal[str]
 
 
-@event_type("Size declared")
+@event_type("Size declared", details="{size:bytes}")
 class SizeDeclared(Event, frozen=True, kw_only=True, tag="upload.size_declared"):
     """The size of the file, declared after the registration."""
 
     size: int
 
 
-@event_type("Progressed", progress=True)
+@event_type(
+    "Progressed",
+    icon="transfer",
+    tone="active",
+    details="{done:progress}[, {percent:percent}]",
+    progress=True,
+)
 class FileProgressed(Event, frozen=True, kw_only=True, tag="upload.file_progressed"):
     """Progress of the transfer or of a step: `phase` is `transfer` or the name of a pipeline step.
 
@@ -69,7 +75,7 @@ class FileProgressed(Event, frozen=True, kw_only=True, tag="upload.file_progress
     percent: float | None = None
 
 
-@event_type("Interrupted")
+@event_type("Interrupted", icon="paused", tone="warn", details="{received:bytes} kept: {reason}")
 class TransferInterrupted(Event, frozen=True, kw_only=True, tag="upload.transfer_interrupted"):
     """The connection ended before the last byte; the bytes that arrived are kept."""
 
@@ -77,7 +83,12 @@ class TransferInterrupted(Event, frozen=True, kw_only=True, tag="upload.transfer
     reason: Public[str]
 
 
-@event_type("Bytes lost")
+@event_type(
+    "Bytes lost",
+    icon="danger",
+    tone="bad",
+    details="{recorded:bytes} recorded, {stored:bytes} stored",
+)
 class BytesLost(Event, frozen=True, kw_only=True, tag="upload.bytes_lost"):
     """The store has fewer bytes than were recorded; the transfer resumes from `stored`."""
 
@@ -85,7 +96,7 @@ class BytesLost(Event, frozen=True, kw_only=True, tag="upload.bytes_lost"):
     stored: int
 
 
-@event_type("Received", delivered=True)
+@event_type("Received", icon="queued", details="{size:bytes}", delivered=True)
 class FileReceived(Event, frozen=True, kw_only=True, tag="upload.file_received"):
     """Every byte of the file is stored durably, in this blob."""
 
@@ -93,12 +104,14 @@ class FileReceived(Event, frozen=True, kw_only=True, tag="upload.file_received")
     blob: Public[str]
 
 
-@event_type("Queued")
+@event_type("Queued", icon="queued")
 class UploadQueued(Event, frozen=True, kw_only=True, tag="upload.queued"):
     """The upload was queued for the workers."""
 
 
-@event_type("Attempt started")
+@event_type(
+    "Attempt started", icon="processing", tone="active", details="attempt {number} on {worker}"
+)
 class AttemptStarted(Event, frozen=True, kw_only=True, tag="upload.attempt_started"):
     """A worker claimed the upload; until it ends, only this attempt may record events."""
 
@@ -106,7 +119,13 @@ class AttemptStarted(Event, frozen=True, kw_only=True, tag="upload.attempt_start
     worker: Public[str]
 
 
-@event_type("Attempt failed", delivered=True)
+@event_type(
+    "Attempt failed",
+    icon="failed",
+    tone="bad",
+    details="attempt {number}, {step}: {message}",
+    delivered=True,
+)
 class AttemptFailed(Event, frozen=True, kw_only=True, tag="upload.attempt_failed"):
     """The attempt failed in `step`; `retry_at` is None if no other attempt follows."""
 
@@ -119,7 +138,7 @@ class AttemptFailed(Event, frozen=True, kw_only=True, tag="upload.attempt_failed
     retry_at: datetime | None = None
 
 
-@event_type("Attempt abandoned")
+@event_type("Attempt abandoned", icon="stopped", tone="warn", details="attempt {number}: {reason}")
 class AttemptAbandoned(Event, frozen=True, kw_only=True, tag="upload.attempt_abandoned"):
     """The attempt ended without a result: its worker died or stopped, or it was cancelled.
 
@@ -131,7 +150,12 @@ class AttemptAbandoned(Event, frozen=True, kw_only=True, tag="upload.attempt_aba
     reason: Personal[str]
 
 
-@event_type("Attempt succeeded")
+@event_type(
+    "Attempt succeeded",
+    icon="done",
+    tone="good",
+    details="attempt {number}, in {duration:duration}",
+)
 class AttemptSucceeded(Event, frozen=True, kw_only=True, tag="upload.attempt_succeeded"):
     """Every step succeeded: `results` by step, `artifacts` as name to blob name."""
 
@@ -141,12 +165,12 @@ class AttemptSucceeded(Event, frozen=True, kw_only=True, tag="upload.attempt_suc
     duration: float
 
 
-@event_type("Completed", delivered=True)
+@event_type("Completed", icon="done", tone="good", delivered=True)
 class UploadCompleted(Event, frozen=True, kw_only=True, tag="upload.completed"):
     """The file is stored and processed."""
 
 
-@event_type("Failed", delivered=True)
+@event_type("Failed", icon="failed", tone="bad", details="{step}: {message}", delivered=True)
 class UploadFailed(Event, frozen=True, kw_only=True, tag="upload.failed"):
     """No attempt is left; `message` is the last error, unchanged."""
 
@@ -154,7 +178,7 @@ class UploadFailed(Event, frozen=True, kw_only=True, tag="upload.failed"):
     message: Personal[str]
 
 
-@event_type("Quarantined", delivered=True)
+@event_type("Quarantined", icon="danger", tone="bad", details="{step}: {reason}", delivered=True)
 class UploadQuarantined(Event, frozen=True, kw_only=True, tag="upload.quarantined"):
     """A step found the file dangerous; it is held until a person releases it."""
 
@@ -162,31 +186,31 @@ class UploadQuarantined(Event, frozen=True, kw_only=True, tag="upload.quarantine
     reason: Personal[str]
 
 
-@event_type("Retry requested")
+@event_type("Retry requested", icon="retry", tone="warn")
 class RetryRequested(Event, frozen=True, kw_only=True, tag="upload.retry_requested"):
     """A failed upload is to be processed again, with the full number of attempts."""
 
 
-@event_type("Released", delivered=True)
+@event_type("Released", icon="done", tone="good", details="{reason}", delivered=True)
 class UploadReleased(Event, frozen=True, kw_only=True, tag="upload.released"):
     """A person released the file from quarantine, against the result of the step."""
 
     reason: Personal[str]
 
 
-@event_type("Cancelled", delivered=True)
+@event_type("Cancelled", icon="stopped", details="{reason}", delivered=True)
 class UploadCancelled(Event, frozen=True, kw_only=True, tag="upload.cancelled"):
     """The upload was cancelled."""
 
     reason: Personal[str]
 
 
-@event_type("Expired", delivered=True)
+@event_type("Expired", icon="gone", delivered=True)
 class UploadExpired(Event, frozen=True, kw_only=True, tag="upload.expired"):
     """The file did not arrive in time."""
 
 
-@event_type("Erased")
+@event_type("Erased", icon="gone")
 class UploadErased(Event, frozen=True, kw_only=True, tag="upload.erased"):
     """Bytes and personal fields are destroyed, with those of all `attempts`; the history stays."""
 

@@ -12,7 +12,7 @@ from aiohttp import ETag, web
 from domain.catalogue import EVENT_CLASSES
 
 STATIC = Path(__file__).parent / "static"
-EVENT_LABELS = "js/history/event-labels.js"
+EVENT_DECLARATIONS = "js/history/event-declarations.js"
 
 # The page loads files and data from its own origin only: no inline code, no frames.
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -65,11 +65,15 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get("/static/{path:.+}", assets.file)
 
 
-def event_labels() -> bytes:
-    """Return the script that holds the label of every event type."""
-    labels = {topic: event.declaration.label for topic, event in EVENT_CLASSES.items()}
-    return b"// Generated from the declarations of the events.\nexport const LABELS = %s;\n" % (
-        msgspec.json.format(msgspec.json.encode(labels))
+def event_declarations() -> bytes:
+    """Return the script that holds label, icon, tone and details of every event type."""
+    declarations = {
+        topic: {"label": it.label, "icon": it.icon, "tone": it.tone, "details": it.details}
+        for topic, event in EVENT_CLASSES.items()
+        for it in (event.declaration,)
+    }
+    return b"// Generated from the declarations of the events.\nexport const EVENTS = %s;\n" % (
+        msgspec.json.format(msgspec.json.encode(declarations))
     )
 
 
@@ -79,7 +83,9 @@ class Assets:
     def __init__(self, folder: Path) -> None:
         files = (file for file in folder.rglob("*") if file.is_file())
         self._assets = {file.relative_to(folder).as_posix(): Asset.read(file) for file in files}
-        self._assets[EVENT_LABELS] = Asset.from_bytes(Path(EVENT_LABELS), event_labels())
+        self._assets[EVENT_DECLARATIONS] = Asset.from_bytes(
+            Path(EVENT_DECLARATIONS), event_declarations()
+        )
 
     async def page(self, request: web.Request) -> web.Response:
         return self._respond(request, "index.html")

@@ -114,6 +114,11 @@ def test_progress_cannot_be_delivered() -> None:
         event_type("A test", progress=True, delivered=True)(_Labelled)
 
 
+def test_details_cannot_name_a_field_that_the_event_does_not_have() -> None:
+    with pytest.raises(TypeError, match="the details name title"):
+        event_type("A test", details="{name}, {title}")(_Labelled)
+
+
 def test_the_personal_fields_are_those_that_erasures_have_always_destroyed() -> None:
     """A field leaves this list only where stored events are rewritten too."""
     assert {topic: dict(blanks) for topic, blanks in PERSONAL_FIELDS.items()} == {

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 
 from domain.catalogue import EVENT_CLASSES
-from interfaces.web.pages import EVENT_LABELS, STATIC, event_labels
+from interfaces.web.pages import EVENT_DECLARATIONS, STATIC, event_declarations
 from tests.interfaces.feed.harness import open_feed
 
 SCRIPTS = sorted((STATIC / "js").rglob("*.js"))
@@ -57,16 +58,21 @@ def test_each_script_imports_what_is_there(script: Path) -> None:
     assert len(imports) == script.read_text().count("\nimport ")
     for names, source in imports:
         file = (script.parent / source).resolve()
-        is_generated = file == STATIC / EVENT_LABELS
-        offered = event_labels().decode() if is_generated else file.read_text()
+        is_generated = file == STATIC / EVENT_DECLARATIONS
+        offered = event_declarations().decode() if is_generated else file.read_text()
         for name in (name.strip() for name in names.split(",")):
             assert re.search(rf"export (async )?(function|const|class) {name}\b", offered), name
 
 
-def test_the_page_has_a_label_for_every_event_and_a_style_for_no_other() -> None:
-    labels = re.findall(r'^  "([a-z_.]+)": "([^"]+)"', event_labels().decode(), re.MULTILINE)
-    styles = (STATIC / "js/history/event-styles.js").read_text()
+def test_the_page_has_label_icon_tone_and_details_of_every_event() -> None:
+    script = event_declarations().partition(b"export const EVENTS = ")[2].rstrip(b";\n")
+    page = (STATIC / "index.html").read_text()
+    formats = (STATIC / "js/history/event-styles.js").read_text().partition("FORMATS = {")[2]
+    known = set(re.findall(r"^  (\w+)[,:]", formats.partition("};")[0], re.MULTILINE))
 
-    declared = [(topic, event.declaration.label) for topic, event in EVENT_CLASSES.items()]
-    assert labels == declared
-    assert set(re.findall(r'^  "([a-z_.]+)": \[', styles, re.MULTILINE)) <= set(EVENT_CLASSES)
+    assert {topic: shown["label"] for topic, shown in msgspec.json.decode(script).items()} == {
+        topic: event.declaration.label for topic, event in EVENT_CLASSES.items()
+    }
+    for event in EVENT_CLASSES.values():
+        assert f'<symbol id="g-{event.declaration.icon}"' in page, event
+        assert set(re.findall(r":(\w+)\}", event.declaration.details)) <= known, event
