@@ -22,6 +22,7 @@ from infrastructure.blobs.local.disk import (
     try_lock,
     write_all,
 )
+from infrastructure.blobs.local.kernel_sync import KernelSync
 from infrastructure.blobs.local.packs import (
     BLOCK_SIZE,
     PackedName,
@@ -122,11 +123,16 @@ class PackWriter:
         make_folder: Callable[[Path], None],
         *,
         threads: Executor,
+        kernel_sync: KernelSync | None,
     ) -> None:
-        """`place` returns the path of a file, `make_folder` creates its folder durably."""
+        """`place` returns the path of a file, `make_folder` creates its folder durably.
+
+        Without `kernel_sync`, or if it does not accept a request, threads sync.
+        """
         self._place = place
         self._make_folder = make_folder
         self._threads = threads
+        self._kernel_sync = kernel_sync
         self._waiting: deque[_Waiting] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._pack: OpenPack | None = None
@@ -189,11 +195,18 @@ class PackWriter:
                 await loop.run_in_executor(self._threads, pack.write, frames)
             else:
                 pack.write(frames)
-            await loop.run_in_executor(self._threads, sync_data, pack.descriptor)
+            await self._sync(pack.descriptor)
             pack.wrote(frames)
         if pack.full:
             self.close()
         return places
+
+    async def _sync(self, descriptor: int) -> None:
+        syncing = self._kernel_sync.submit(descriptor) if self._kernel_sync else None
+        if syncing is None:
+            loop = asyncio.get_running_loop()
+            syncing = loop.run_in_executor(self._threads, sync_data, descriptor)
+        await syncing
 
     def _begin(self) -> OpenPack:
         name = new_pack()

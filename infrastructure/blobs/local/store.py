@@ -29,6 +29,7 @@ from infrastructure.blobs.local.disk import (
     write_all,
     write_atomically,
 )
+from infrastructure.blobs.local.kernel_sync import open_kernel_sync
 from infrastructure.blobs.local.pack_writer import PackedBlobs, PackWriter
 from infrastructure.blobs.local.packs import pack_id_from_file, parse_packed_name, remaining_members
 from infrastructure.blobs.shared import validate_blob_name
@@ -261,7 +262,10 @@ class LocalBlobStore:
     for everything that was uploaded in the same hour. Small blobs share files (`packs`).
     """
 
-    def __init__(self, folder: Path, *, threads: int = MAX_THREADS) -> None:
+    def __init__(
+        self, folder: Path, *, threads: int = MAX_THREADS, use_kernel_sync: bool = True
+    ) -> None:
+        """`use_kernel_sync` applies where the kernel offers AIO; threads sync otherwise."""
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         self._folder = folder
         self._shards = [folder / f"{number:02x}" for number in range(SHARDS)]
@@ -269,7 +273,13 @@ class LocalBlobStore:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
         self._outgoing = ThreadPoolExecutor(WRITE_BACK_THREADS, thread_name_prefix="write-out")
         self._writers: dict[str, LocalBlobWriter] = {}  # those that are open
-        packing = PackWriter(self._file, self._make_shard, threads=self._threads)
+        self._kernel_sync = open_kernel_sync() if use_kernel_sync else None
+        packing = PackWriter(
+            self._file,
+            self._make_shard,
+            threads=self._threads,
+            kernel_sync=self._kernel_sync,
+        )
         self._packs = PackedBlobs(packing, self._file, self._threads)
 
     def close(self) -> None:
@@ -277,6 +287,8 @@ class LocalBlobStore:
         self._threads.shutdown()
         self._outgoing.shutdown()
         self._packs.close()
+        if self._kernel_sync is not None:
+            self._kernel_sync.close()
 
     async def append(self, name: str, offset: int) -> LocalBlobWriter:
         path = self._path(name)

@@ -21,11 +21,11 @@ from tests.support import eventually, run
 
 
 class TestLocalBlobStore(BlobStoreContract):
-    @pytest.fixture
-    def opened(self, tmp_path: Path) -> Opener:
+    @pytest.fixture(params=[True, False], ids=["kernel-sync", "sync-in-threads"])
+    def opened(self, tmp_path: Path, request: pytest.FixtureRequest) -> Opener:
         @asynccontextmanager
         async def opened() -> AsyncIterator[LocalBlobStore]:
-            store = LocalBlobStore(tmp_path / "blobs")
+            store = LocalBlobStore(tmp_path / "blobs", use_kernel_sync=request.param)
             try:
                 yield store
             finally:

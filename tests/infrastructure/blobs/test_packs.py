@@ -16,6 +16,7 @@ import pytest
 from application.errors import StorageFull, Unavailable
 from application.ports.blobs import BlobMissing
 from infrastructure.blobs.local import pack_writer, packs
+from infrastructure.blobs.local.kernel_sync import KernelSync
 from infrastructure.blobs.local.packs import BLOCK_SIZE, HEADER, parse_packed_name
 from infrastructure.blobs.local.store import LocalBlobStore
 from tests.contracts.blob_store import content
@@ -27,8 +28,8 @@ def named(number: int) -> str:
 
 
 @asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[LocalBlobStore]:
-    store = LocalBlobStore(folder)
+async def opened(folder: Path, *, kernel_sync: bool = True) -> AsyncIterator[LocalBlobStore]:
+    store = LocalBlobStore(folder, use_kernel_sync=kernel_sync)
     try:
         yield store
     finally:
@@ -218,13 +219,16 @@ asyncio.run(main())
         assert packs_in(tmp_path) == []
 
 
-async def test_a_disk_that_fails_once_is_told_and_what_comes_next_begins_another_pack(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("syncs", ["kernel", "thread", "thread, as the kernel refuses"])
+async def test_a_failed_sync_fails_the_put_and_the_next_put_begins_another_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syncs: str
 ) -> None:
-    async with opened(tmp_path) as store:
+    async with opened(tmp_path, kernel_sync=syncs != "thread") as store:
         kept = await store.put_many({named(1): b"kept"})
         with monkeypatch.context() as patch:
             patch.setattr(pack_writer, "sync_data", _fails)
+            submit = _submit_a_failing_sync if syncs == "kernel" else lambda *_: None
+            patch.setattr(KernelSync, "submit", submit)
             with pytest.raises(Unavailable):
                 await store.put_many({named(2): b"never promised"})
         later = await store.put_many({named(3): b"later"})
@@ -236,6 +240,12 @@ async def test_a_disk_that_fails_once_is_told_and_what_comes_next_begins_another
 
 def _fails(descriptor: int) -> None:
     raise OSError(5, os.strerror(5))
+
+
+def _submit_a_failing_sync(kernel_sync: KernelSync, descriptor: int) -> asyncio.Future[None]:
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    failed.set_exception(OSError(5, os.strerror(5)))
+    return failed
 
 
 async def test_what_was_put_for_a_caller_that_went_away_is_freed(tmp_path: Path) -> None:
