@@ -1,9 +1,16 @@
 """The tables of the read model: one column per field of `application.views` that is not derived.
 
-Every row is written whole when it begins, so that columns need no default here.
+The type of a column follows from that of the field, and `X | None` may be NULL. Every row is
+written whole when it begins, so that columns need no default here.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+from uuid import UUID
 
 import msgspec
 from sqlalchemy import (
@@ -23,7 +30,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.types import TypeEngine
 
+from application.views import DERIVED, AttemptView, BatchView, UploadView
 from infrastructure.postgres.connection import Connection
 
 SCHEMA = "read_model"
@@ -34,35 +43,38 @@ _PATH = Text(collation="C")  # the same order on every server
 
 metadata = MetaData(schema=SCHEMA)
 
+_TYPES: dict[Any, type[TypeEngine[Any]] | TypeEngine[Any]] = {
+    UUID: Uuid,
+    str: Text,
+    bool: Boolean,
+    int: BigInteger,
+    float: Double,
+    datetime: _TIME,
+    dict: JSONB,
+}
+
+
+def _columns(view: type[msgspec.Struct], *different: Column[Any]) -> Iterator[Column[Any]]:
+    """Yield the column of each stored field: by the field's type, if it is not a different one."""
+    given = {column.name: column for column in different}
+    for name, hint in get_type_hints(view).items():
+        if name in given:
+            yield given[name]
+        elif name not in DERIVED:
+            alternatives = set(get_args(hint)) if isinstance(hint, UnionType) else {hint}
+            optional = NoneType in alternatives
+            (type,) = alternatives - {NoneType}
+            yield Column(name, _TYPES[get_origin(type) or type], nullable=optional)
+
+
 batches = Table(
     "batches",
     metadata,
-    Column("id", Uuid, nullable=False),
-    Column("owner", Text, nullable=False),
-    Column("label", Text, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("outcome", Text),
-    Column("paused", Boolean, nullable=False),
-    Column("pause_reason", Text),
-    Column("pipeline", Text, nullable=False),
-    Column("priority", BigInteger, nullable=False),
-    Column("metadata", JSONB, nullable=False),
-    Column("uploads", BigInteger, nullable=False),
-    Column("counts", JSONB, nullable=False),
-    Column("bytes_received", BigInteger, nullable=False),
-    Column("bytes_total", BigInteger, nullable=False),
-    Column("percent", Double, nullable=False),
-    Column("started_at", _TIME, nullable=False),
-    Column("started_by", Text, nullable=False),
-    Column("sealed_at", _TIME),
-    Column("completed_at", _TIME),
-    Column("updated_at", _TIME, nullable=False),
-    Column("version", BigInteger, nullable=False),
-    Column("position", BigInteger, nullable=False),
-    # With a default, so that a projector of the version before can write until it is replaced.
-    Column("active_at", _TIME, nullable=False, server_default=text("now()")),
-    Column("arrived_at", _TIME),
-    Column("paused_at", _TIME),
+    *_columns(
+        BatchView,
+        # With a default, so that a projector of the version before can write until it is replaced.
+        Column("active_at", _TIME, nullable=False, server_default=text("now()")),
+    ),
     PrimaryKeyConstraint("id", name="batches_pkey"),
     Index("batches_owner_started_at_id_idx", "owner", "started_at", "id"),
     Index("batches_started_at_id_idx", "started_at", "id"),  # for who sees every owner
@@ -78,32 +90,11 @@ batches = Table(
 uploads = Table(
     "uploads",
     metadata,
-    Column("id", Uuid, nullable=False),
-    Column("batch", Uuid, nullable=False),
-    Column("owner", Text, nullable=False),
-    Column("path", _PATH, nullable=False),
-    Column("size", BigInteger),
-    Column("received", BigInteger, nullable=False),
-    Column("media_type", Text),
-    Column("checksum", Text),
-    Column("metadata", JSONB, nullable=False),
-    Column("pipeline", Text, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("phase", Text),
-    Column("percent", Double),
-    Column("attempt", Integer, nullable=False),
-    Column("error", Text),
-    Column("error_step", Text),
-    Column("retry_at", _TIME),
-    Column("results", JSONB, nullable=False),
-    Column("artifacts", JSONB, nullable=False),
-    Column("blob", Text),
-    Column("registered_at", _TIME, nullable=False),
-    Column("received_at", _TIME),
-    Column("ended_at", _TIME),
-    Column("updated_at", _TIME, nullable=False),
-    Column("version", BigInteger, nullable=False),
-    Column("position", BigInteger, nullable=False),
+    *_columns(
+        UploadView,
+        Column("path", _PATH, nullable=False),
+        Column("attempt", Integer, nullable=False),
+    ),
     PrimaryKeyConstraint("id", name="uploads_pkey"),
     Index("uploads_batch_path_id_idx", "batch", "path", "id"),
     Index("uploads_batch_state_path_id_idx", "batch", "state", "path", "id"),
@@ -113,20 +104,7 @@ uploads = Table(
 attempts = Table(
     "attempts",
     metadata,
-    Column("upload", Uuid, nullable=False),
-    Column("number", Integer, nullable=False),
-    Column("worker", Text, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("step", Text),
-    Column("percent", Double),
-    Column("error_type", Text),
-    Column("message", Text),
-    Column("permanent", Boolean),
-    Column("retry_at", _TIME),
-    Column("started_at", _TIME, nullable=False),
-    Column("ended_at", _TIME),
-    Column("duration", Double),
-    Column("position", BigInteger, nullable=False),
+    *_columns(AttemptView, Column("number", Integer, nullable=False)),
     PrimaryKeyConstraint("upload", "number", name="attempts_pkey"),
     Index("attempts_position_idx", "position"),
 )
