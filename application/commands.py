@@ -1,8 +1,9 @@
-"""Commands: requests to change something, each with the decision that it calls.
+"""Commands: requests to change something.
 
-A command to an existing aggregate is one class here: its fields, and in `decide` the decision of
-the aggregate. `application.handlers.execute.execute` carries it out. A command that creates
-something, or that concerns many streams, has a handler of its own.
+A command to an existing aggregate is its id and a decision of the aggregate, such as `Batch.seal`
+or `partial(Batch.rename, label="Summer")`. `application.handlers.execute.execute` carries it out.
+A command that creates something, or that concerns many streams, has a class and a handler of its
+own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
-from typing import ClassVar, Generic, TypeVar
+from functools import partial
+from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -26,80 +28,59 @@ from domain.webhook.aggregate import Webhook
 from domain.webhook.events import WebhookFilter
 
 A = TypeVar("A", Batch, Upload, Webhook)
+A_contra = TypeVar("A_contra", contravariant=True)
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(Protocol[A_contra]):
+    """Decision of an aggregate: return the events that carry a command out, or raise Refused."""
+
+    def __call__(self, aggregate: A_contra, /, *, at: datetime, by: str) -> tuple[Event, ...]: ...
+
+
+class Command(msgspec.Struct, frozen=True):
     """A request to change something."""
 
 
-class AggregateCommand(Command, Generic[A], frozen=True, kw_only=True):
-    """A command to one existing aggregate.
+class AggregateCommand(Command, Generic[A], frozen=True):
+    """A command to one existing aggregate: its id, and the decision that carries the command out.
 
     With `accepts_cached` the first attempt decides on the cached aggregate, which may be stale: for
     the hot path of a sender, whose append finds out.
     """
 
-    accepts_cached: ClassVar[bool] = False
-
-    @property
-    @abstractmethod
-    def stream(self) -> UUID:
-        """The id of the aggregate."""
+    id: UUID
+    decision: Decision[A]
+    accepts_cached: bool = False
 
     @abstractmethod
     async def load(self, log: EventLog) -> A:
         """Load the aggregate. Raises NotFound, Unavailable."""
 
-    @abstractmethod
-    def decide(self, aggregate: A, *, at: datetime, by: str) -> tuple[Event, ...]:
-        """Return the events that carry the command out. Raises Refused."""
 
-
-class BatchCommand(AggregateCommand[Batch], frozen=True, kw_only=True):
+class BatchCommand(AggregateCommand[Batch], frozen=True):
     """A command to a batch."""
 
-    batch: UUID
-
-    @property
-    def stream(self) -> UUID:
-        return self.batch
-
     async def load(self, log: EventLog) -> Batch:
-        return await log.batch(self.batch)
+        return await log.batch(self.id)
 
 
-class UploadCommand(AggregateCommand[Upload], frozen=True, kw_only=True):
-    """A command to an upload."""
+class UploadCommand(AggregateCommand[Upload], frozen=True):
+    """A command to an upload.
 
-    upload: UUID
+    `reopen` decides how its batch, if that has completed, continues; in the same append.
+    """
 
-    @property
-    def stream(self) -> UUID:
-        return self.upload
+    reopen: Decision[Batch] | None = None
 
     async def load(self, log: EventLog) -> Upload:
-        return await log.upload(self.upload)
+        return await log.upload(self.id)
 
 
-class ReopeningCommand(UploadCommand, frozen=True, kw_only=True):
-    """A command to an upload that also ends the verdict on its batch, in the same append."""
-
-    @abstractmethod
-    def reopen(self, batch: Batch, *, at: datetime, by: str) -> tuple[Event, ...]:
-        """Return the events that end the verdict on the batch, if it has one."""
-
-
-class WebhookCommand(AggregateCommand[Webhook], frozen=True, kw_only=True):
+class WebhookCommand(AggregateCommand[Webhook], frozen=True):
     """A command to a webhook."""
 
-    webhook: UUID
-
-    @property
-    def stream(self) -> UUID:
-        return self.webhook
-
     async def load(self, log: EventLog) -> Webhook:
-        return await log.webhook(self.webhook)
+        return await log.webhook(self.id)
 
 
 # Batches
@@ -137,68 +118,6 @@ class AddUploads(Command, frozen=True, kw_only=True):
     files: tuple[FileDeclaration, ...]
     max_size: int
     over_quota: dict[str, str] = {}
-
-
-class SealBatch(BatchCommand, frozen=True, kw_only=True):
-    """Accept no more files; the batch completes when its uploads have ended."""
-
-    def decide(self, batch: Batch, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return batch.seal(at=at, by=by)
-
-
-class PauseBatch(BatchCommand, frozen=True, kw_only=True):
-    """Release no more uploads of the batch to the workers."""
-
-    def decide(self, batch: Batch, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return batch.pause(at=at, by=by)
-
-
-class ResumeBatch(BatchCommand, frozen=True, kw_only=True):
-    """Release uploads of the batch to the workers again."""
-
-    def decide(self, batch: Batch, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return batch.resume(at=at, by=by)
-
-
-class RetryBatch(BatchCommand, frozen=True, kw_only=True):
-    """Process every failed upload again; the orchestrator then retries each of them."""
-
-    def decide(self, batch: Batch, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return batch.request_retry(at=at, by=by)
-
-
-class PrioritizeBatch(BatchCommand, frozen=True, kw_only=True):
-    """Change the priority of the batch among those of its owner."""
-
-    priority: int
-
-    def decide(self, batch: Batch, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return batch.prioritize(self.priority, at=at, by=by)
-
-
-class RenameBatch(BatchCommand, frozen=True, kw_only=True):
-    """Change the label of the batch. Raises ValidationFailed."""
-
-    label: str
-
-    def decide(self, batch: Batch, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return batch.rename(self.label, at=at, by=by)
-
-
-class CancelBatch(BatchCommand, frozen=True, kw_only=True):
-    """Cancel the batch; the orchestrator then cancels each unfinished upload."""
-
-    reason: str = "cancelled on request"
-
-    def decide(self, batch: Batch, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return batch.cancel(self.reason, at=at, by=by)
-
-
-class EraseBatch(BatchCommand, frozen=True, kw_only=True):
-    """Record that the personal data of a completed batch is destroyed."""
-
-    def decide(self, batch: Batch, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return batch.erase(at=at, by=by)
 
 
 # Uploads
@@ -241,113 +160,34 @@ class RegisterPartialUpload(Command, frozen=True, kw_only=True):
     metadata: Mapping[str, str] = {}
 
 
-class MarkPartialConcatenated(UploadCommand, frozen=True, kw_only=True):
-    """Record that the bytes of a partial upload are stored in a final upload."""
-
-    def decide(self, upload: Upload, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return upload.mark_concatenated(at=at, by=by)
-
-
-class DeclareSize(UploadCommand, frozen=True, kw_only=True):
-    """Declare the size of an upload that was created without one."""
-
-    size: int
-
-    def decide(self, upload: Upload, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return upload.declare_size(self.size, at=at, by=by)
-
-
-class ProgressTransfer(UploadCommand, frozen=True, kw_only=True):
-    """Record that `received` bytes are durable under `blob`; `complete` if these are all."""
-
-    accepts_cached: ClassVar[bool] = True
-
-    received: int
-    blob: str
-    complete: bool = False
-
-    def decide(self, upload: Upload, *, at: datetime, by: str) -> tuple[Event, ...]:
-        progressed = upload.progress_transfer(self.received, at=at, by=by)
-        if not self.complete:
-            return progressed
-        for event in progressed:
-            upload = upload.evolve(event)
-        return *progressed, *upload.receive(self.received, self.blob, at=at, by=by)
-
-
-class InterruptTransfer(UploadCommand, frozen=True, kw_only=True):
-    """Record that a transfer ended early; `received` bytes are durable."""
-
-    accepts_cached: ClassVar[bool] = True
-
-    received: int
-    reason: str
-
-    def decide(self, upload: Upload, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return upload.interrupt_transfer(self.received, self.reason, at=at, by=by)
-
-
-class RecordDataLoss(UploadCommand, frozen=True, kw_only=True):
-    """Record that the store holds only `stored` bytes, fewer than were recorded."""
-
-    stored: int
-
-    def decide(self, upload: Upload, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return upload.record_data_loss(self.stored, at=at, by=by)
-
-
-class CancelUpload(UploadCommand, frozen=True, kw_only=True):
-    """Cancel an unfinished upload."""
-
-    reason: str = "cancelled on request"
-
-    def decide(self, upload: Upload, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return upload.cancel(self.reason, at=at, by=by)
-
-
-class ExpireUpload(UploadCommand, frozen=True, kw_only=True):
-    """Expire an unfinished upload, or a partial upload that was not concatenated.
-
-    With `idle_since`, only an upload that is unfinished and still at that version.
-    """
-
-    idle_since: int | None = None
-
-    def decide(self, upload: Upload, *, at: datetime, by: str) -> tuple[Event, ...]:
-        if self.idle_since is not None and not (
-            upload.version == self.idle_since and upload.state in INCOMING
-        ):
-            return ()
-        return upload.expire(at=at, by=by)
-
-
-class EraseUpload(UploadCommand, frozen=True, kw_only=True):
-    """Record that the personal data of an ended upload is destroyed."""
-
-    def decide(self, upload: Upload, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return upload.erase(at=at, by=by)
-
-
-class RetryUpload(ReopeningCommand, frozen=True, kw_only=True):
+def retry_upload(id: UUID) -> UploadCommand:
     """Process a failed upload again, with a new allowance of attempts."""
-
-    def decide(self, upload: Upload, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return upload.request_retry(at=at, by=by)
-
-    def reopen(self, batch: Batch, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return batch.reopen_for_retry(at=at, by=by)
+    return UploadCommand(id, Upload.request_retry, reopen=Batch.reopen_for_retry)
 
 
-class ReleaseUpload(ReopeningCommand, frozen=True, kw_only=True):
+def release_upload(id: UUID, reason: str) -> UploadCommand:
     """Complete a quarantined upload: an operator overrules the step, with a reason."""
+    decision = partial(Upload.release, reason=reason)
+    return UploadCommand(id, decision, reopen=Batch.reopen_for_release)
 
-    reason: str
 
-    def decide(self, upload: Upload, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return upload.release(self.reason, at=at, by=by)
+def record_received(
+    upload: Upload, received: int, blob: str, *, complete: bool, at: datetime, by: str
+) -> tuple[Event, ...]:
+    """Record that `received` bytes are durable under `blob`; `complete` if these are all."""
+    progressed = upload.progress_transfer(received, at=at, by=by)
+    if not complete:
+        return progressed
+    for event in progressed:
+        upload = upload.evolve(event)
+    return *progressed, *upload.receive(received, blob, at=at, by=by)
 
-    def reopen(self, batch: Batch, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return batch.reopen_for_release(at=at, by=by)
+
+def expire_idle(upload: Upload, *, idle_since: int, at: datetime, by: str) -> tuple[Event, ...]:
+    """Expire an upload if it is unfinished and still at the version `idle_since`."""
+    if upload.version != idle_since or upload.state not in INCOMING:
+        return ()
+    return upload.expire(at=at, by=by)
 
 
 # Webhooks
@@ -360,51 +200,3 @@ class AddWebhook(Command, frozen=True, kw_only=True):
     owner: str
     subscription: WebhookFilter
     secret: UUID
-
-
-class ChangeWebhook(WebhookCommand, frozen=True, kw_only=True):
-    """Replace the subscription of a webhook. Raises ValidationFailed."""
-
-    subscription: WebhookFilter
-
-    def decide(self, webhook: Webhook, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return webhook.change(self.subscription, at=at, by=by)
-
-
-class RotateSecret(WebhookCommand, frozen=True, kw_only=True):
-    """Sign with a new secret; `secret` is the id of one that is stored already."""
-
-    secret: UUID
-
-    def decide(self, webhook: Webhook, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return webhook.rotate(self.secret, at=at, by=by)
-
-
-class RequestTest(WebhookCommand, frozen=True, kw_only=True):
-    """Deliver a test event to the webhook once, whether or not it is enabled."""
-
-    def decide(self, webhook: Webhook, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return webhook.request_test(at=at, by=by)
-
-
-class DisableWebhook(WebhookCommand, frozen=True, kw_only=True):
-    """Hold the deliveries of a webhook back."""
-
-    reason: str = "disabled on request"
-
-    def decide(self, webhook: Webhook, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return webhook.disable(self.reason, at=at, by=by)
-
-
-class EnableWebhook(WebhookCommand, frozen=True, kw_only=True):
-    """Deliver to a webhook again, beginning with what was held back."""
-
-    def decide(self, webhook: Webhook, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return webhook.enable(at=at, by=by)
-
-
-class RemoveWebhook(WebhookCommand, frozen=True, kw_only=True):
-    """Remove a webhook, with the deliveries that wait."""
-
-    def decide(self, webhook: Webhook, *, at: datetime, by: str) -> tuple[Event, ...]:
-        return webhook.remove(at=at, by=by)

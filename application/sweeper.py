@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import msgspec
 
 from application.append import RecordedEvent
-from application.commands import ExpireUpload
+from application.commands import UploadCommand, expire_idle
 from application.errors import NotFound
 from application.handlers.execute import CommandContext, execute
 from application.ports.blobs import BlobInventory, BlobStore
@@ -25,6 +26,7 @@ from application.transfers.locks import upload_blob_name, upload_id_from_blob_na
 from domain.errors import CommandRejected
 from domain.event import topic_of
 from domain.ids import is_partial_upload
+from domain.upload.aggregate import Upload
 from domain.upload.events import UploadCancelled, UploadErased, UploadExpired
 from domain.upload.state import GONE, UploadState
 
@@ -87,7 +89,7 @@ class Sweeper:
         expired = 0
         for idle in found:
             context = CommandContext(BY, self._now())
-            command = ExpireUpload(upload=idle.upload, idle_since=idle.version)
+            command = UploadCommand(idle.upload, partial(expire_idle, idle_since=idle.version))
             expired += (await execute(self._log, command, context)).position > 0
         return expired
 
@@ -143,7 +145,7 @@ class Sweeper:
                 continue
             context = CommandContext(BY, self._now())
             with suppress(NotFound, CommandRejected):  # unknown, or joined or cancelled meanwhile
-                await execute(self._log, ExpireUpload(upload=id), context)
+                await execute(self._log, UploadCommand(id, Upload.expire), context)
 
     async def _suspects(self, named: Sequence[tuple[str, UUID]]) -> list[tuple[str, UUID]]:
         known = await self._standings.of([id for _, id in named])

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import uvloop
 
 from application.append import Append, StreamAppend
-from application.commands import CancelBatch, PauseBatch, ResumeBatch, RetryBatch, StartBatch
+from application.commands import BatchCommand, StartBatch
 from application.handlers.batches import start_batch
 from application.handlers.execute import CommandContext, execute
 from benchmarks.databases import fresh_database
@@ -77,13 +77,13 @@ async def _pause_and_cancel(pool: Pool, log: PostgresEventLog, uploads: int) -> 
     id = await _batch(pool, log, uploads, _arrived)
     paused = f"SELECT paused FROM orchestration.batches WHERE batch = '{id}'"
     flying = f"SELECT count(*) = 0 FROM orchestration.members WHERE batch = '{id}' AND state IN "
-    await _timed(pool, "pause", execute(log, PauseBatch(batch=id), _context()), paused)
+    await _timed(pool, "pause", execute(log, BatchCommand(id, Batch.pause), _context()), paused)
     running = paused.replace("paused", "NOT paused", 1)
-    await _timed(pool, "resume", execute(log, ResumeBatch(batch=id), _context()), running)
+    await _timed(pool, "resume", execute(log, BatchCommand(id, Batch.resume), _context()), running)
     await _timed(
         pool,
         "cancel",
-        execute(log, CancelBatch(batch=id), _context()),
+        execute(log, BatchCommand(id, Batch.cancel), _context()),
         flying + "('queued', 'processing')",
         f"SELECT state = 'completed' FROM orchestration.batches WHERE batch = '{id}'",
     )
@@ -97,7 +97,7 @@ async def _retry(pool: Pool, log: PostgresEventLog, uploads: int) -> None:
     await _timed(
         pool,
         "retry",
-        execute(log, RetryBatch(batch=id), _context()),
+        execute(log, BatchCommand(id, Batch.request_retry), _context()),
         f"SELECT count(*) > 0 FROM orchestration.members WHERE batch = '{id}' AND state = 'queued'",
         f"SELECT count(*) = 0 FROM orchestration.retries WHERE batch = '{id}'",
     )

@@ -15,9 +15,10 @@ from application.append import (
     IdempotencyRecord,
     StreamAppend,
 )
-from application.commands import A, AggregateCommand, ReopeningCommand
+from application.commands import A, AggregateCommand, Decision, UploadCommand
 from application.errors import Conflict, TooManyConflicts
 from application.ports.event_log import EventLog
+from domain.batch.aggregate import Batch
 from domain.batch.events import COMPLETING
 from domain.errors import CommandRejected
 from domain.event import Event
@@ -57,10 +58,10 @@ async def execute(
     for attempt in range(MAX_ATTEMPTS):
         fresh = attempt > 0 or not command.accepts_cached
         if fresh:
-            log.forget(command.stream)
+            log.forget(command.id)
         aggregate = await command.load(log)
         try:
-            events = command.decide(aggregate, at=context.at, by=context.by)
+            events = command.decision(aggregate, at=context.at, by=context.by)
         except CommandRejected:
             # A cached aggregate may be out of date: refuse only by the log's current state.
             if fresh:
@@ -68,21 +69,21 @@ async def execute(
             continue
         if not events:
             return CommandResult(aggregate, 0)
-        write = StreamAppend(command.stream, aggregate.version, events, aggregate.owner)
+        write = StreamAppend(command.id, aggregate.version, events, aggregate.owner)
         append = Append((write,), cause=context.cause, idempotency=context.idempotency)
-        if isinstance(command, ReopeningCommand):
-            append = await _with_reopening(log, command, aggregate, append, context)
+        if isinstance(command, UploadCommand) and command.reopen is not None:
+            append = await _with_reopening(log, command.reopen, aggregate, append, context)
         try:
             appended = await log.append(append)
         except Conflict:
             continue
         return CommandResult(_evolve(aggregate, events), appended.position)
-    raise TooManyConflicts(f"{command.stream} is changing too fast; try again")
+    raise TooManyConflicts(f"{command.id} is changing too fast; try again")
 
 
 async def _with_reopening(
     log: EventLog,
-    command: ReopeningCommand,
+    reopen: Decision[Batch],
     upload: Upload,
     append: Append,
     context: CommandContext,
@@ -94,7 +95,7 @@ async def _with_reopening(
     """
     log.forget(upload.batch)
     batch = await log.batch(upload.batch)
-    if reopened := command.reopen(batch, at=context.at, by=context.by):
+    if reopened := reopen(batch, at=context.at, by=context.by):
         write = StreamAppend(batch.id, batch.version, reopened, batch.owner)
         return msgspec.structs.replace(append, writes=(*append.writes, write))
     # The batch must not have completed meanwhile; that it made progress does not matter.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from uuid import UUID
 
 import msgspec
@@ -11,10 +12,10 @@ from msgspec.structs import replace
 
 from application.commands import (
     CreateStandaloneUpload,
-    MarkPartialConcatenated,
-    ProgressTransfer,
     RegisterPartialUpload,
     RegisterUpload,
+    UploadCommand,
+    record_received,
 )
 from application.errors import ApplicationError, NotFound, OutcomeUnknown, TooManyConflicts
 from application.handlers.execute import CommandResult, execute
@@ -187,7 +188,11 @@ class UploadCreator:
             if upload.state is not UploadState.REGISTERED:
                 await self._transfers.blobs.delete(blob)
                 return RegisteredUpload(upload, False, 0)
-            command = ProgressTransfer(upload=upload.id, received=size, blob=blob, complete=True)
+            command = UploadCommand(
+                upload.id,
+                partial(record_received, received=size, blob=blob, complete=True),
+                accepts_cached=True,
+            )
             context = self._transfers.context(actor)
             decided = await execute(self._transfers.log, command, context)
             return RegisteredUpload(decided.aggregate, False, decided.position)
@@ -307,5 +312,7 @@ class PartialUploads:
         """Delete concatenated partial uploads; after a crash the sweeper deletes the rest."""
         for piece in pieces:
             context = self._transfers.context(actor)
-            await execute(self._transfers.log, MarkPartialConcatenated(upload=piece.id), context)
+            await execute(
+                self._transfers.log, UploadCommand(piece.id, Upload.mark_concatenated), context
+            )
             await self._transfers.delete_blobs(piece)

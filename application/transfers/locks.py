@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from uuid import UUID
 
-from application.commands import RecordDataLoss
+from application.commands import UploadCommand
 from application.errors import TooManyConflicts
 from application.handlers.execute import CommandContext, execute
 from application.ports.blobs import BlobBusy, BlobStore, BlobTooShort, BlobWriter
@@ -87,7 +88,7 @@ class BlobWriterLeases:
             try:
                 writer = await self._blobs.append(upload_blob_name(id), upload.received)
             except BlobTooShort as short:
-                loss = RecordDataLoss(upload=id, stored=short.stored)
+                loss = UploadCommand(id, partial(Upload.record_data_loss, stored=short.stored))
                 await execute(self._log, loss, context())
                 continue
             except BlobBusy:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from uuid import UUID
 
 import msgspec
 
-from application.commands import CancelUpload
+from application.commands import UploadCommand
 from application.errors import (
     ApplicationError,
     Conflict,
@@ -276,7 +277,7 @@ class LargeFileReceiver:
 
     async def _cancel(self, upload: Upload, reason: str) -> None:
         """Cancel an upload that cannot be completed, so that its batch does not wait for it."""
-        command = CancelUpload(upload=upload.id, reason=reason)
+        command = UploadCommand(upload.id, partial(Upload.cancel, reason=reason))
         with suppress(CommandRejected):  # it has ended meanwhile
             await self._transfers.cancel(command, self._transfers.context(self._actor))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from hashlib import md5, sha1, sha256, sha512
 from hmac import compare_digest
 from typing import Protocol, TypeAlias
@@ -12,7 +13,7 @@ from typing import Protocol, TypeAlias
 import msgspec
 from google_crc32c import Checksum as Crc32c
 
-from application.commands import InterruptTransfer, ProgressTransfer
+from application.commands import UploadCommand, record_received
 from application.errors import StorageFull, Unavailable
 from application.handlers.execute import CommandContext, CommandResult, execute
 from application.ports.blobs import BlobStore, BlobWriter
@@ -279,8 +280,10 @@ class BodyReceiver:
         return await self._record(await self._writer.sync())
 
     async def _record(self, received: int, *, complete: bool = False) -> CommandResult[Upload]:
-        command = ProgressTransfer(
-            upload=self._upload.id, received=received, blob=self._blob, complete=complete
+        command = UploadCommand(
+            self._upload.id,
+            partial(record_received, received=received, blob=self._blob, complete=complete),
+            accepts_cached=True,
         )
         decided = await execute(self._log, command, self._options.context())
         self._position = max(self._position, decided.position)
@@ -294,5 +297,9 @@ class BodyReceiver:
             with suppress(StorageFull, Unavailable):  # what cannot be made durable is not kept
                 received = await self._writer.sync()
         reason = str(error) or str(Stopping())
-        command = InterruptTransfer(upload=self._upload.id, received=received, reason=reason)
+        command = UploadCommand(
+            self._upload.id,
+            partial(Upload.interrupt_transfer, received=received, reason=reason),
+            accepts_cached=True,
+        )
         await execute(self._log, command, self._options.context())

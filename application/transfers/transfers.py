@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 
 from application.append import NO_CAUSE, Causation
-from application.commands import CancelUpload, DeclareSize
+from application.commands import UploadCommand
 from application.handlers.execute import CommandContext, CommandResult, execute
 from application.ports.blobs import BlobStore, BlobWriter
 from application.ports.event_log import EventLog
@@ -185,29 +185,31 @@ class Transfers:
         """
         if size > self.limits.max_file_size:
             raise BodyTooLarge(self.limits.max_file_size)
-        command = DeclareSize(upload=id, size=size)
+        command = UploadCommand(id, partial(Upload.declare_size, size=size))
         return (await execute(self.log, command, self.context(actor))).aggregate
 
-    async def cancel(self, command: CancelUpload, context: CommandContext) -> CommandResult[Upload]:
+    async def cancel(
+        self, command: UploadCommand, context: CommandContext
+    ) -> CommandResult[Upload]:
         """Cancel the upload and delete its bytes.
 
         Raises NotFound, CommandRejected if it has ended already, TransferAborted,
         TooManyConflicts, Unavailable.
         """
-        async with self.upload_locks.acquire(command.upload):
+        async with self.upload_locks.acquire(command.id):
             decided = await execute(self.log, command, context)
-            await self._remote.stop(command.upload)
+            await self._remote.stop(command.id)
             await self.delete_blobs(decided.aggregate)
             return decided
 
     async def terminate(
-        self, command: CancelUpload, context: CommandContext
+        self, command: UploadCommand, context: CommandContext
     ) -> CommandResult[Upload]:
         """Cancel for the client. Raises NotAcceptingBytes if the upload is gone already."""
         try:
             return await self.cancel(command, context)
         except CommandRejected:
-            if (state := (await self.log.upload(command.upload)).state) in GONE:
+            if (state := (await self.log.upload(command.id)).state) in GONE:
                 raise NotAcceptingBytes(state) from None
             raise
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from time import perf_counter
 
 import msgspec
 
-from application.commands import DisableWebhook
+from application.commands import WebhookCommand
 from application.errors import NotFound, Unavailable
 from application.handlers.execute import CommandContext, execute
 from application.ports.event_log import EventLog
@@ -32,6 +33,7 @@ from application.ports.webhooks import (
 )
 from application.webhooks.notifications import PayloadBuilder
 from domain.errors import InvalidState
+from domain.webhook.aggregate import Webhook
 
 MINUTE, HOUR = 60.0, 3600.0
 
@@ -211,7 +213,7 @@ class Deliverer:
         )
 
     async def _disable(self, due: LeasedDelivery, reason: str, at: datetime) -> None:
-        command = DisableWebhook(webhook=due.webhook.id, reason=reason)
+        command = WebhookCommand(due.webhook.id, partial(Webhook.disable, reason=reason))
         try:
             await execute(self._log, command, CommandContext(by=BY, at=at))
         except (NotFound, InvalidState):

@@ -193,7 +193,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
         reason = f"{failed} uploads failed, more than {threshold:.0%} of those processed"
         return (BatchPaused(at=at, by=by, reason=reason),)
 
-    def cancel(self, reason: str, *, at: datetime, by: str) -> tuple[BatchEvent, ...]:
+    def cancel(
+        self, reason: str = "cancelled on request", *, at: datetime, by: str
+    ) -> tuple[BatchEvent, ...]:
         if self.pending_outcome is Outcome.CANCELLED:
             return ()
         self._require(BatchState.OPEN, BatchState.SEALED)

@@ -281,7 +281,9 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="u
         self._require(UploadState.QUARANTINED)
         return UploadReleased(at=at, by=by, reason=reason), UploadCompleted(at=at, by=by)
 
-    def cancel(self, reason: str, *, at: datetime, by: str) -> tuple[UploadEvent, ...]:
+    def cancel(
+        self, reason: str = "cancelled on request", *, at: datetime, by: str
+    ) -> tuple[UploadEvent, ...]:
         if self.state.ended:
             raise InvalidState(f"the upload is already {self.state}")
         cancelled = UploadCancelled(at=at, by=by, reason=reason)

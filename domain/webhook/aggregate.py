@@ -92,7 +92,9 @@ class Webhook(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
         self._require_not_removed()
         return (WebhookTestRequested(at=at, by=by),)
 
-    def disable(self, reason: str, *, at: datetime, by: str) -> tuple[WebhookEvent, ...]:
+    def disable(
+        self, reason: str = "disabled on request", *, at: datetime, by: str
+    ) -> tuple[WebhookEvent, ...]:
         self._require_not_removed()
         return (WebhookDisabled(at=at, by=by, reason=reason),) if self.enabled else ()
 

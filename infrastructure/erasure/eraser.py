@@ -11,18 +11,21 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
 import structlog
 
-from application.commands import CancelBatch, EraseBatch, EraseUpload
+from application.commands import BatchCommand, UploadCommand
 from application.handlers.execute import CommandContext, execute
 from application.ports.audit import Erasure
 from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog
+from domain.batch.aggregate import Batch
 from domain.errors import InvalidState
+from domain.upload.aggregate import Upload
 from infrastructure.erasure.keyring import KEY_CACHE_SECONDS, mark_done, pending_erasures
 from infrastructure.erasure.master_keys import MasterKeys, OwnerKeyCopies
 from infrastructure.erasure.wrapped_keys import destroy_masters_of
@@ -148,7 +151,7 @@ class Eraser:
         for id, state in running:
             if state != "cancelling":
                 with suppress(InvalidState):  # it ended meanwhile
-                    command = CancelBatch(batch=id, reason=REASON)
+                    command = BatchCommand(id, partial(Batch.cancel, reason=REASON))
                     await execute(self._log, command, self._context(erasure))
         return bool(running)
 
@@ -162,7 +165,7 @@ class Eraser:
                 await self._blobs.delete(str(name))
             context = self._context(erasure)
             with suppress(InvalidState):  # it is on record already
-                await execute(self._log, EraseUpload(upload=id), context)
+                await execute(self._log, UploadCommand(id, Upload.erase), context)
 
         await _all(erase(id, blob, artifacts) for id, _, blob, artifacts in found)
         return bool(found)
@@ -174,7 +177,7 @@ class Eraser:
         async def erase(id: UUID) -> None:
             nonlocal all_ended
             try:
-                await execute(self._log, EraseBatch(batch=id), context)
+                await execute(self._log, BatchCommand(id, Batch.erase), context)
             except InvalidState:
                 all_ended = False
 

@@ -8,15 +8,7 @@ from typing import Annotated
 from aiohttp import web
 from msgspec import Meta
 
-from application.commands import (
-    CancelBatch,
-    PauseBatch,
-    PrioritizeBatch,
-    RenameBatch,
-    ResumeBatch,
-    RetryBatch,
-    SealBatch,
-)
+from application.commands import BatchCommand
 from application.views import BatchView, batch_at
 from domain.batch.aggregate import Batch
 from domain.batch.state import BatchState
@@ -96,21 +88,21 @@ COMMANDS = command_operations(
         path="/v1/batches/{id}/seal",
         summary="Seal a batch",
         scopes=UPLOAD_SCOPES,
-        command=lambda batch, _: SealBatch(batch=batch.id),
+        command=lambda batch, _: BatchCommand(batch.id, Batch.seal),
         response=lambda batch, _: CommandResponse(id=batch.id, state="sealed"),
     ),
     _batch_command(
         path="/v1/batches/{id}/pause",
         summary="Pause a batch",
         scopes=OPERATOR_SCOPES,
-        command=lambda batch, _: PauseBatch(batch=batch.id),
+        command=lambda batch, _: BatchCommand(batch.id, Batch.pause),
         response=lambda batch, _: CommandResponse(id=batch.id, paused=True),
     ),
     _batch_command(
         path="/v1/batches/{id}/resume",
         summary="Resume a batch",
         scopes=OPERATOR_SCOPES,
-        command=lambda batch, _: ResumeBatch(batch=batch.id),
+        command=lambda batch, _: BatchCommand(batch.id, Batch.resume),
         response=lambda batch, _: CommandResponse(id=batch.id, paused=False),
     ),
     CommandRoute[Batch, CancelRequest](
@@ -120,14 +112,16 @@ COMMANDS = command_operations(
         load=load_batch,
         body=CancelRequest,
         default=CancelRequest(),
-        command=lambda batch, body: CancelBatch(batch=batch.id, reason=body.reason),
+        command=lambda batch, body: BatchCommand(
+            batch.id, partial(Batch.cancel, reason=body.reason)
+        ),
         response=lambda batch, _: CommandResponse(id=batch.id, state="cancelling"),
     ),
     _batch_command(
         path="/v1/batches/{id}/retry",
         summary="Process every failed upload of a batch again",
         scopes=OPERATOR_SCOPES,
-        command=lambda batch, _: RetryBatch(batch=batch.id),
+        command=lambda batch, _: BatchCommand(batch.id, Batch.request_retry),
         response=lambda batch, _: CommandResponse(id=batch.id, state=_state_after_retry(batch)),
     ),
     CommandRoute[Batch, PriorityRequest](
@@ -136,7 +130,9 @@ COMMANDS = command_operations(
         scopes=OPERATOR_SCOPES,
         load=load_batch,
         body=PriorityRequest,
-        command=lambda batch, body: PrioritizeBatch(batch=batch.id, priority=body.priority),
+        command=lambda batch, body: BatchCommand(
+            batch.id, partial(Batch.prioritize, priority=body.priority)
+        ),
         response=lambda batch, body: CommandResponse(id=batch.id, priority=body.priority),
     ),
     CommandRoute[Batch, RenameRequest](
@@ -146,7 +142,7 @@ COMMANDS = command_operations(
         scopes=OPERATOR_SCOPES,
         load=load_batch,
         body=RenameRequest,
-        command=lambda batch, body: RenameBatch(batch=batch.id, label=body.label),
+        command=lambda batch, body: BatchCommand(batch.id, partial(Batch.rename, label=body.label)),
         response=lambda batch, _: CommandResponse(id=batch.id, state=batch.state),
     ),
 )

@@ -5,12 +5,13 @@ Transfers of bytes are in `interfaces.uploads`, by protocol.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from aiohttp import web
 from msgspec import Meta
 
-from application.commands import CancelUpload, ReleaseUpload, RetryUpload
+from application.commands import UploadCommand, release_upload, retry_upload
 from application.handlers.execute import CommandContext, CommandResult
 from application.transfers.errors import TransferAborted
 from application.views import AttemptView, upload_at
@@ -99,7 +100,7 @@ async def list_attempts(request: web.Request) -> web.Response:
 
 
 async def _cancel(
-    request: web.Request, command: CancelUpload, context: CommandContext
+    request: web.Request, command: UploadCommand, context: CommandContext
 ) -> CommandResult[Upload]:
     """Stop a running transfer, cancel the upload, and free its bytes."""
     try:
@@ -118,7 +119,9 @@ COMMANDS = command_operations(
         load=load_upload,
         body=CancelRequest,
         default=CancelRequest(),
-        command=lambda upload, body: CancelUpload(upload=upload.id, reason=body.reason),
+        command=lambda upload, body: UploadCommand(
+            upload.id, partial(Upload.cancel, reason=body.reason)
+        ),
         execute=_cancel,
         response=lambda upload, _: CommandResponse(id=upload.id, state=UploadState.CANCELLED),
     ),
@@ -127,7 +130,7 @@ COMMANDS = command_operations(
         summary="Process a failed upload again",
         scopes=OPERATOR_SCOPES,
         load=load_upload,
-        command=lambda upload, _: RetryUpload(upload=upload.id),
+        command=lambda upload, _: retry_upload(upload.id),
         response=lambda upload, _: CommandResponse(id=upload.id, state=UploadState.RECEIVED),
     ),
     CommandRoute[Upload, ReleaseRequest](
@@ -136,7 +139,7 @@ COMMANDS = command_operations(
         scopes=OPERATOR_SCOPES,
         load=load_upload,
         body=ReleaseRequest,
-        command=lambda upload, body: ReleaseUpload(upload=upload.id, reason=body.reason),
+        command=lambda upload, body: release_upload(upload.id, body.reason),
         response=lambda upload, _: CommandResponse(id=upload.id, state=UploadState.COMPLETED),
     ),
 )

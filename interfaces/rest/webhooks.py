@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 import msgspec
 from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
-from application.commands import (
-    AddWebhook,
-    ChangeWebhook,
-    DisableWebhook,
-    EnableWebhook,
-    RemoveWebhook,
-    RequestTest,
-    RotateSecret,
-)
+from application.commands import AddWebhook, WebhookCommand
 from application.handlers.execute import CommandResult
 from application.handlers.webhooks import add_webhook
 from application.ports.webhooks import GeneratedSecret, WebhookHealth
@@ -268,7 +261,9 @@ COMMANDS = command_operations(
         load=load_webhook,
         body=ChangedWebhook,
         read_input=_read_filter,
-        command=lambda webhook, new: ChangeWebhook(webhook=webhook.id, subscription=new),
+        command=lambda webhook, new: WebhookCommand(
+            webhook.id, partial(Webhook.change, subscription=new)
+        ),
         respond=_respond_with_webhook,
         responses={200: WebhookResponse},
     ),
@@ -278,7 +273,7 @@ COMMANDS = command_operations(
         summary="Remove a webhook, and the deliveries that wait for it",
         scopes=OPERATOR_SCOPES,
         load=load_webhook,
-        command=lambda webhook, _: RemoveWebhook(webhook=webhook.id),
+        command=lambda webhook, _: WebhookCommand(webhook.id, Webhook.remove),
         respond=_respond_without_body,
         responses={204: None},
     ),
@@ -288,7 +283,9 @@ COMMANDS = command_operations(
         scopes=OPERATOR_SCOPES,
         load=load_webhook,
         read_input=_make_secret,
-        command=lambda webhook, secret: RotateSecret(webhook=webhook.id, secret=secret.id),
+        command=lambda webhook, secret: WebhookCommand(
+            webhook.id, partial(Webhook.rotate, secret=secret.id)
+        ),
         respond=_respond_with_secret,
         responses={200: SecretResponse},
     ),
@@ -297,7 +294,7 @@ COMMANDS = command_operations(
         summary="Send a webhook a test",
         scopes=OPERATOR_SCOPES,
         load=load_webhook,
-        command=lambda webhook, _: RequestTest(webhook=webhook.id),
+        command=lambda webhook, _: WebhookCommand(webhook.id, Webhook.request_test),
         respond=_respond_with_test,
         responses={202: TestRequestedResponse},
     ),
@@ -308,7 +305,9 @@ COMMANDS = command_operations(
         load=load_webhook,
         body=DisableRequest,
         default=DisableRequest(),
-        command=lambda webhook, body: DisableWebhook(webhook=webhook.id, reason=body.reason),
+        command=lambda webhook, body: WebhookCommand(
+            webhook.id, partial(Webhook.disable, reason=body.reason)
+        ),
         respond=_respond_with_webhook,
         responses={200: WebhookResponse},
     ),
@@ -317,7 +316,7 @@ COMMANDS = command_operations(
         summary="Deliver to a webhook again, beginning with what was held back",
         scopes=OPERATOR_SCOPES,
         load=load_webhook,
-        command=lambda webhook, _: EnableWebhook(webhook=webhook.id),
+        command=lambda webhook, _: WebhookCommand(webhook.id, Webhook.enable),
         respond=_respond_with_webhook,
         responses={200: WebhookResponse},
     ),

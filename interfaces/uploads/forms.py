@@ -8,12 +8,13 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from application.commands import SealBatch, StartBatch
+from application.commands import BatchCommand, StartBatch
 from application.handlers.batches import StartBatchResult, start_batch
 from application.handlers.execute import execute
 from application.handlers.uploads import FileResult
 from application.ports.auth import Principal
 from application.transfers.multi_file import MultiFileReceiver
+from domain.batch.aggregate import Batch
 from domain.batch.state import BatchState
 from domain.errors import FieldError, ValidationFailed
 from domain.file import FileDeclaration, validate_declaration
@@ -112,7 +113,7 @@ class _FormUpload:
         files = await self._receiver.close()
         sealed = batch
         if batch.state is BatchState.OPEN:
-            command = SealBatch(batch=batch.id)
+            command = BatchCommand(batch.id, Batch.seal)
             sealed = (await execute(log, command, command_context(self._request))).aggregate
         position = await log.head()
         statuses = [file.status for file in files]

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import hdrs, web
 
-from application.commands import CancelUpload
+from application.commands import UploadCommand
 from application.handlers.execute import CommandResult
 from application.handlers.uploads import RegisteredUpload
 from application.ports.auth import Scope
@@ -292,7 +292,7 @@ async def cancel(request: web.Request) -> web.StreamResponse:
     upload = await load_upload(request, path_id(request))
     if upload.state in GONE:
         raise inactive(upload.state)
-    command = CancelUpload(upload=upload.id, reason="cancelled by its sender")
+    command = UploadCommand(upload.id, partial(Upload.cancel, reason="cancelled by its sender"))
     transfers = request.app[TRANSFERS]
     context = transfers.context(actor_of(request, principal))
     result = await transfers.terminate(command, context)

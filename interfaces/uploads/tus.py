@@ -16,7 +16,7 @@ from uuid import UUID
 from aiohttp import hdrs, web
 from msgspec.structs import replace
 
-from application.commands import CancelUpload
+from application.commands import UploadCommand
 from application.errors import NotFound
 from application.handlers.execute import CommandResult
 from application.ports.auth import Scope
@@ -364,7 +364,7 @@ async def terminate(request: web.Request) -> web.StreamResponse:
     upload = await load_upload(request, path_id(request))
     if upload.state in GONE:
         raise gone_problem(upload.state)
-    command = CancelUpload(upload=upload.id, reason="terminated by its sender")
+    command = UploadCommand(upload.id, partial(Upload.cancel, reason="terminated by its sender"))
     transfers = request.app[TRANSFERS]
     context = transfers.context(actor_of(request, principal))
     result = await transfers.terminate(command, context)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,7 +18,9 @@ from application.handlers import batches, uploads
 from application.handlers.execute import CommandContext, execute
 from application.transfers.errors import NotAcceptingBytes
 from application.transfers.transfers import Actor, AppendRequest, TransferLimits, Transfers
+from domain.batch.aggregate import Batch
 from domain.errors import CommandRejected
+from domain.upload.aggregate import Upload
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
@@ -158,13 +161,37 @@ _HANDLERS: Mapping[type[commands.Command], Callable[..., Awaitable[Any]]] = {
 }
 
 
+def command_options(asked: commands.Command) -> dict[str, Any]:
+    """Return the options of a process that executes this command; decisions go by name."""
+    if not isinstance(asked, commands.BatchCommand | commands.UploadCommand):
+        return {"kind": type(asked).__name__, "command": asked}
+    decision = asked.decision if isinstance(asked.decision, partial) else partial(asked.decision)
+    reopen = getattr(asked, "reopen", None)
+    return {
+        "kind": type(asked).__name__,
+        "id": str(asked.id),
+        "decision": decision.func.__name__,
+        "input": decision.keywords,
+        "reopen": reopen and reopen.__name__,
+    }
+
+
+def _read_command(options: dict[str, Any]) -> Any:
+    kind = getattr(commands, options["kind"])
+    if "command" in options:
+        return msgspec.convert(options["command"], kind)
+    aggregate: Any = Batch if kind is commands.BatchCommand else Upload
+    decision = partial(getattr(aggregate, options["decision"]), **options["input"])
+    more = {"reopen": getattr(Batch, options["reopen"])} if options["reopen"] else {}
+    return kind(UUID(options["id"]), decision, **more)
+
+
 async def command(order: ProcessOrder, killer: AwaitKiller) -> str:
     """Handles a command as an API process does; answers why it was refused, if it was."""
-    kind = getattr(commands, order.options["kind"])
-    handler = _HANDLERS.get(kind, execute)
+    asked = _read_command(order.options)
+    handler = _HANDLERS.get(type(asked), execute)
     async with opened(order, killer) as parts:
         try:
-            asked = msgspec.convert(order.options["command"], kind)
             await handler(parts.log, asked, CommandContext("key:alice", parts.now()))
         except CommandRejected as refusal:
             return str(refusal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -23,13 +24,16 @@ from hypothesis.stateful import (
 from application import commands
 from application.handlers.batches import start_batch
 from application.handlers.execute import execute
+from domain.batch.aggregate import Batch
 from domain.file import FileDeclaration
+from domain.upload.aggregate import Upload
 from infrastructure.read_model.rebuild import rebuild
 from tests.conftest import Databases
 from tests.crash.awaits import SECONDS
 from tests.crash.fake_processors import SOON
 from tests.crash.fork_server import DONE, ForkServer
 from tests.crash.harness import CrashHarness, open_crash_harness
+from tests.crash.roles import command_options
 from tests.support import with_database
 
 T = TypeVar("T")
@@ -54,17 +58,17 @@ ends = st.one_of(st.none(), st.integers(1, 120))
 which = st.integers(0, 99)  # of those there are, by the remainder
 
 OF_BATCHES: dict[str, Callable[[UUID], commands.Command]] = {
-    "seal": lambda id: commands.SealBatch(batch=id),
-    "pause": lambda id: commands.PauseBatch(batch=id),
-    "resume": lambda id: commands.ResumeBatch(batch=id),
-    "cancel": lambda id: commands.CancelBatch(batch=id),
-    "retry": lambda id: commands.RetryBatch(batch=id),
-    "hurry": lambda id: commands.PrioritizeBatch(batch=id, priority=9),
+    "seal": lambda id: commands.BatchCommand(id, Batch.seal),
+    "pause": lambda id: commands.BatchCommand(id, Batch.pause),
+    "resume": lambda id: commands.BatchCommand(id, Batch.resume),
+    "cancel": lambda id: commands.BatchCommand(id, Batch.cancel),
+    "retry": lambda id: commands.BatchCommand(id, Batch.request_retry),
+    "hurry": lambda id: commands.BatchCommand(id, partial(Batch.prioritize, priority=9)),
 }
 OF_UPLOADS: dict[str, Callable[[UUID], commands.Command]] = {
-    "cancel": lambda id: commands.CancelUpload(upload=id),
-    "retry": lambda id: commands.RetryUpload(upload=id),
-    "release": lambda id: commands.ReleaseUpload(upload=id, reason="looked at it"),
+    "cancel": lambda id: commands.UploadCommand(id, Upload.cancel),
+    "retry": commands.retry_upload,
+    "release": lambda id: commands.release_upload(id, "looked at it"),
 }
 
 
@@ -105,7 +109,7 @@ class AnyHistory(RuleBasedStateMachine):
     def a_batch_is_announced(self, ends_at: int | None) -> None:
         files = (FileDeclaration(path="later.txt", size=SIZE),)
         asked = commands.StartBatch(id=uuid4(), owner="acme", files=files, retry_policy=SOON)
-        self._run(self.harness.run_process("command", ends_at, kind="StartBatch", command=asked))
+        self._run(self.harness.run_process("command", ends_at, **command_options(asked)))
         assert self._run(self.harness.ask(start_batch, asked))
         self._batches.append(asked.id)
         self._unsent += self._run(self.harness.uploads_of(asked.id))
@@ -125,8 +129,7 @@ class AnyHistory(RuleBasedStateMachine):
         if not self._batches:
             return
         asked = OF_BATCHES[name](self._batches[one % len(self._batches)])
-        kind = type(asked).__name__
-        self._run(self.harness.run_process("command", ends_at, kind=kind, command=asked))
+        self._run(self.harness.run_process("command", ends_at, **command_options(asked)))
 
     @rule(name=st.sampled_from(sorted(OF_UPLOADS)), one=which)
     def an_upload_is_changed(self, name: str, one: int) -> None:

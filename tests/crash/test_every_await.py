@@ -8,8 +8,9 @@ from uuid import UUID
 
 import pytest
 
-from application.commands import CancelBatch, PauseBatch, ResumeBatch, RetryBatch
+from application.commands import BatchCommand
 from application.handlers.execute import execute
+from domain.batch.aggregate import Batch
 from domain.upload.events import UploadCompleted
 from tests.crash.awaits import awaits
 from tests.crash.fake_processors import SOON
@@ -54,12 +55,12 @@ async def _change_minds(harness: CrashHarness, batches: list[UUID]) -> None:
     last, one_before = batches[-1], batches[-2:][0]
     match len(batches) % 6:
         case 1:
-            await harness.ask(execute, CancelBatch(batch=one_before))
+            await harness.ask(execute, BatchCommand(one_before, Batch.cancel))
         case 3:
-            await harness.ask(execute, PauseBatch(batch=last))
+            await harness.ask(execute, BatchCommand(last, Batch.pause))
         case 4:
-            await harness.ask(execute, ResumeBatch(batch=one_before))
+            await harness.ask(execute, BatchCommand(one_before, Batch.resume))
         case 5:
-            await harness.ask(execute, RetryBatch(batch=one_before))
+            await harness.ask(execute, BatchCommand(one_before, Batch.request_retry))
         case _:
             pass

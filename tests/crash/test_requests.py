@@ -9,18 +9,19 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from application.commands import AddUploads, CancelBatch, Command, SealBatch, StartBatch
+from application.commands import AddUploads, BatchCommand, Command, StartBatch
 from application.handlers.batches import start_batch
 from application.handlers.execute import execute
 from application.handlers.uploads import add_uploads
 from application.transfers.locks import upload_blob_name
+from domain.batch.aggregate import Batch
 from domain.file import FileDeclaration
 from infrastructure.read_model.rebuild import verify
 from tests.contracts.blob_store import content
 from tests.crash.awaits import awaits
 from tests.crash.fork_server import DONE, ForkServer
 from tests.crash.harness import open_crash_harness
-from tests.crash.roles import bytes_of
+from tests.crash.roles import bytes_of, command_options
 
 SIZE = 45  # bytes, in five pieces
 
@@ -30,8 +31,8 @@ STARTED = "start_batch"  # the only request that needs no batch
 REQUESTS: dict[str, tuple[Any, Callable[[UUID], Command]]] = {
     "start_batch": (start_batch, lambda id: StartBatch(id=id, owner="acme", files=FILES)),
     "add_uploads": (add_uploads, lambda id: AddUploads(batch=id, files=FILES, max_size=SIZE)),
-    "seal_batch": (execute, lambda id: SealBatch(batch=id)),
-    "cancel_batch": (execute, lambda id: CancelBatch(batch=id)),
+    "seal_batch": (execute, lambda id: BatchCommand(id, Batch.seal)),
+    "cancel_batch": (execute, lambda id: BatchCommand(id, Batch.cancel)),
 }
 
 
@@ -47,7 +48,7 @@ async def test_a_command_that_is_repeated_after_a_crash_happens_once(
             batch = uuid4()
             if name != STARTED:
                 await harness.ask(start_batch, StartBatch(id=batch, owner="acme"))
-            asked = {"kind": type(command(batch)).__name__, "command": command(batch)}
+            asked = command_options(command(batch))
             ended = (await harness.run_process("command", ends_at, **asked)).ended
             assert await harness.ask(handler, command(batch)) is not None
 

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 from application.append import RecordedEvent
-from application.commands import CancelBatch, PauseBatch, RegisterUpload, SealBatch, StartBatch
+from application.commands import BatchCommand, RegisterUpload, StartBatch
 from application.handlers.batches import start_batch
 from application.handlers.execute import CommandContext, execute
 from application.handlers.uploads import register_upload
@@ -143,13 +144,15 @@ class PipelineHarness:
         return (await register_upload(self.log, command, context())).upload.id
 
     async def seal(self, batch: UUID) -> None:
-        await execute(self.log, SealBatch(batch=batch), context())
+        await execute(self.log, BatchCommand(batch, Batch.seal), context())
 
     async def pause(self, batch: UUID) -> None:
-        await execute(self.log, PauseBatch(batch=batch), context())
+        await execute(self.log, BatchCommand(batch, Batch.pause), context())
 
     async def cancel(self, batch: UUID, reason: str = "changed my mind") -> None:
-        await execute(self.log, CancelBatch(batch=batch, reason=reason), context())
+        await execute(
+            self.log, BatchCommand(batch, partial(Batch.cancel, reason=reason)), context()
+        )
 
     # Queries.
 

@@ -6,8 +6,9 @@ from uuid import UUID
 
 import pytest
 
-from application.commands import PauseBatch, ResumeBatch, RetryUpload
+from application.commands import BatchCommand, retry_upload
 from application.handlers.execute import execute
+from domain.batch.aggregate import Batch
 from domain.batch.events import BatchCompleted, BatchProgressed, BatchReopened
 from domain.batch.state import Outcome
 from domain.retry import RetryPolicy
@@ -149,9 +150,9 @@ async def test_a_paused_batch_starts_nothing_and_goes_on_when_resumed(
         harness.orchestrate()
         waiting = await harness.batch({f"{n}.txt": b"x" for n in range(10)})
         await harness.until(lambda: _queued(harness, waiting, 10))
-        await execute(harness.log, PauseBatch(batch=waiting), context())
+        await execute(harness.log, BatchCommand(waiting, Batch.pause), context())
         more = await harness.batch({f"{n}.txt": b"x" for n in range(10)}, seal=False)
-        await execute(harness.log, PauseBatch(batch=more), context())
+        await execute(harness.log, BatchCommand(more, Batch.pause), context())
         paused = "SELECT count(*) FROM orchestration.batches WHERE paused"
         await harness.until(lambda: _is(harness, paused, 2))
         late = await harness.receive(more, "late.txt", b"x")
@@ -161,7 +162,7 @@ async def test_a_paused_batch_starts_nothing_and_goes_on_when_resumed(
 
         assert len(await harness.all_of(AttemptStarted)) == 1  # of the other batch
         assert "upload.queued" not in await harness.topics(late)
-        await execute(harness.log, ResumeBatch(batch=waiting), context())
+        await execute(harness.log, BatchCommand(waiting, Batch.resume), context())
         assert (await harness.completed(waiting)).outcome is Outcome.SUCCEEDED
 
 
@@ -211,7 +212,11 @@ async def test_a_retry_reopens_a_batch_that_was_over(database_url: str, tmp_path
         assert (await harness.completed(batch)).outcome is Outcome.FAILED
 
         (upload,) = (await harness.uploads(batch)).values()
-        await execute(harness.log, RetryUpload(upload=upload.id), context())
+        await execute(
+            harness.log,
+            retry_upload(upload.id),
+            context(),
+        )
         await harness.until(lambda: _completions(harness, batch, 2))
 
         verdicts = await harness.all_of(BatchCompleted, batch)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
 from application.append import RecordedEvent
-from application.commands import (
-    CancelBatch,
-    CancelUpload,
-    PrioritizeBatch,
-    ReleaseUpload,
-    ResumeBatch,
-    RetryBatch,
-)
+from application.commands import BatchCommand, UploadCommand, release_upload
 from application.handlers.execute import execute
+from domain.batch.aggregate import Batch
 from domain.batch.events import (
     BatchCompleted,
     BatchExpired,
@@ -27,6 +22,7 @@ from domain.batch.events import (
 from domain.batch.state import Outcome
 from domain.event import Event
 from domain.retry import RetryPolicy
+from domain.upload.aggregate import Upload
 from domain.upload.events import AttemptStarted, RetryRequested, UploadExpired, UploadQueued
 from domain.upload.state import UploadState
 from infrastructure.jobs import selection
@@ -57,10 +53,10 @@ async def test_every_failed_upload_of_a_batch_is_retried_once_per_request(
         batch = await harness.batch({f"{n}.txt": b"x" for n in range(30)}, retry_policy=ONCE)
         assert (await harness.completed(batch)).outcome is Outcome.FAILED
 
-        await execute(harness.log, RetryBatch(batch=batch), context())
+        await execute(harness.log, BatchCommand(batch, Batch.request_retry), context())
         await harness.until(lambda: verdicts(harness, batch, 2))
         assert len(await harness.all_of(RetryRequested)) == 30
-        await execute(harness.log, RetryBatch(batch=batch), context())
+        await execute(harness.log, BatchCommand(batch, Batch.request_retry), context())
         await harness.until(lambda: verdicts(harness, batch, 3))
 
         outcomes = [event.outcome for event in await harness.all_of(BatchCompleted, batch)]
@@ -78,8 +74,8 @@ async def test_a_batch_that_is_retried_sealed_and_ended_in_one_round_completes(
     ) as harness:
         batch = await harness.batch({}, seal=False)
         upload = await harness.declared(batch, "never.txt")
-        await execute(harness.log, RetryBatch(batch=batch), context())
-        await execute(harness.log, CancelUpload(upload=upload), context())
+        await execute(harness.log, BatchCommand(batch, Batch.request_retry), context())
+        await execute(harness.log, UploadCommand(upload, Upload.cancel), context())
         await harness.seal(batch)
 
         harness.orchestrate()  # its first round reads all of it
@@ -100,7 +96,7 @@ async def test_a_crash_in_the_middle_of_a_retry_neither_forgets_nor_repeats_an_u
         killer = end_sessions("uptrail-orchestrator", "orchestration.retries", "IMMEDIATE")
         await harness.fetch_none(killer)
 
-        await execute(harness.log, RetryBatch(batch=batch), context())
+        await execute(harness.log, BatchCommand(batch, Batch.request_retry), context())
         await harness.until(lambda: verdicts(harness, batch, 2), deadline=60)
 
         assert len(await harness.all_of(RetryRequested)) == 30
@@ -115,7 +111,7 @@ async def test_a_retry_leaves_what_did_not_fail_as_it_is(database_url: str, tmp_
         batch = await harness.batch({"good.txt": b"x", "bad.txt": b"x"})
         await harness.completed(batch)
 
-        await execute(harness.log, RetryBatch(batch=batch), context())
+        await execute(harness.log, BatchCommand(batch, Batch.request_retry), context())
         await harness.until(lambda: verdicts(harness, batch, 2))
 
         uploads = await harness.uploads(batch)
@@ -137,8 +133,8 @@ async def test_a_cancelled_batch_is_retried_no_further(
         batch = await harness.batch(bad, retry_policy=ONCE, seal=False)
         await harness.until(lambda: ended(harness, batch, 20))
         await harness.stop(leader)
-        await execute(harness.log, RetryBatch(batch=batch), context())
-        await execute(harness.log, CancelBatch(batch=batch), context())
+        await execute(harness.log, BatchCommand(batch, Batch.request_retry), context())
+        await execute(harness.log, BatchCommand(batch, Batch.cancel), context())
 
         harness.orchestrate()
         done = await harness.completed(batch)
@@ -171,7 +167,7 @@ async def test_too_many_failures_pause_a_batch_and_a_resume_acknowledges_them(
         assert scanner.failed < len(files)
         await scanner.allow(known := scanner.failed)
         await harness.until(lambda: counted(harness, batch, known))
-        await execute(harness.log, ResumeBatch(batch=batch), context())
+        await execute(harness.log, BatchCommand(batch, Batch.resume), context())
         await scanner.allow(known + 5)
         await harness.until(lambda: counted(harness, batch, known + 5))
         assert await pauses(harness, batch, 1)
@@ -231,7 +227,7 @@ async def test_a_release_from_quarantine_changes_the_outcome_of_its_batch(
         assert (await harness.completed(batch)).outcome is Outcome.COMPLETED_WITH_FAILURES
         held = (await harness.uploads(batch))["eicar.txt"]
 
-        command = ReleaseUpload(upload=held.id, reason="a test file")
+        command = release_upload(held.id, "a test file")
         await execute(harness.log, command, context())
         await harness.until(lambda: verdicts(harness, batch, 2))
 
@@ -249,7 +245,7 @@ async def test_a_batch_that_is_given_priority_goes_before_the_others_of_its_owne
     ) as harness:
         files = {f"{n}.txt": b"x" for n in range(10)}
         usual, urgent = await harness.batch(files), await harness.batch(files)
-        command = PrioritizeBatch(batch=urgent, priority=5)
+        command = BatchCommand(urgent, partial(Batch.prioritize, priority=5))
         await execute(harness.log, command, context())
 
         harness.orchestrate()

@@ -6,11 +6,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from application.commands import CancelUpload
+from application.commands import UploadCommand
 from application.handlers.execute import execute
 from domain.batch.events import BatchCompleted
 from domain.batch.state import Outcome
 from domain.event import topic_of
+from domain.upload.aggregate import Upload
 from domain.upload.events import AttemptStarted, UploadCompleted, UploadQueued
 from infrastructure.jobs.orchestrator import SESSION_SETTINGS, run_round
 from infrastructure.jobs.queue import JobQueue
@@ -109,7 +110,7 @@ async def test_a_job_never_carries_an_upload_whose_release_was_refused(
         kept = await harness.receive(batch, "kept.txt", b"x")
         gone = await harness.receive(batch, "gone.txt", b"x")
         events = await harness.events()
-        await execute(harness.log, CancelUpload(upload=gone), context())
+        await execute(harness.log, UploadCommand(gone, Upload.cancel), context())
 
         # A round that has not seen the cancellation yet.
         async with await connect(database_url, name="orchestrator") as connection:

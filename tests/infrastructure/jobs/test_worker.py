@@ -13,12 +13,13 @@ from uuid import UUID
 import pytest
 
 from application.append import append_to_stream
-from application.commands import CancelUpload
+from application.commands import UploadCommand
 from application.handlers.execute import execute
 from application.pipeline import Processor, StepContext, StepInput
 from application.worker.attempt import AttemptWriter, PipelinePassed
 from domain.batch.state import Outcome
 from domain.errors import StaleAttempt
+from domain.upload.aggregate import Upload
 from domain.upload.events import (
     AttemptAbandoned,
     AttemptFailed,
@@ -210,7 +211,7 @@ async def test_cancelling_an_upload_stops_its_running_attempt(
         await harness.until(lambda: len(gate.inside) == 2)
         gone = gate.inside[0]
 
-        await execute(harness.log, CancelUpload(upload=gone), by_alice())
+        await execute(harness.log, UploadCommand(gone, Upload.cancel), by_alice())
         await harness.until(lambda: gate.cancelled)
         gate.open()
         done = await harness.completed(batch)

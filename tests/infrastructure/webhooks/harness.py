@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID, uuid4
@@ -17,15 +18,7 @@ from msgspec.structs import replace
 from standardwebhooks.webhooks import Webhook as Verifier
 
 from application.append import Append, RecordedEvent, StreamAppend
-from application.commands import (
-    AddWebhook,
-    ChangeWebhook,
-    DisableWebhook,
-    EnableWebhook,
-    RemoveWebhook,
-    RequestTest,
-    RotateSecret,
-)
+from application.commands import AddWebhook, WebhookCommand
 from application.handlers.execute import CommandContext, execute
 from application.handlers.webhooks import add_webhook
 from application.ports.webhooks import Delivery, DeliveryState
@@ -37,6 +30,7 @@ from domain.event import Event
 from domain.ids import upload_id_for
 from domain.upload.events import FileReceived, UploadCompleted
 from domain.upload.state import UploadState
+from domain.webhook.aggregate import Webhook
 from domain.webhook.events import WebhookDisabled, WebhookFilter
 from infrastructure.event_store.codec import CODEC, Codec
 from infrastructure.event_store.committer import GroupCommitter
@@ -235,31 +229,33 @@ class WebhookHarness:
 
     async def rotate(self, hook: Hook) -> Hook:
         secret = await self.webhooks.make_secret(hook.id)
-        command = RotateSecret(webhook=hook.id, secret=secret.id)
+        command = WebhookCommand(hook.id, partial(Webhook.rotate, secret=secret.id))
         await self.followed((await execute(self.log, command, self.context())).position)
         return Hook(hook.id, secret.text)
 
     async def disable(self, hook: Hook) -> None:
-        command = DisableWebhook(webhook=hook.id)
+        command = WebhookCommand(hook.id, Webhook.disable)
         await self.followed((await execute(self.log, command, self.context())).position)
 
     async def enable(self, hook: Hook) -> None:
-        command = EnableWebhook(webhook=hook.id)
+        command = WebhookCommand(hook.id, Webhook.enable)
         await self.followed((await execute(self.log, command, self.context())).position)
 
     async def change(self, hook: Hook, url: str) -> None:
         """The same webhook at another address."""
         known = (await self.log.webhook(hook.id)).subscription
-        command = ChangeWebhook(webhook=hook.id, subscription=replace(known, url=url))
+        command = WebhookCommand(
+            hook.id, partial(Webhook.change, subscription=replace(known, url=url))
+        )
         await self.followed((await execute(self.log, command, self.context())).position)
 
     async def remove(self, hook: Hook) -> None:
-        command = RemoveWebhook(webhook=hook.id)
+        command = WebhookCommand(hook.id, Webhook.remove)
         await self.followed((await execute(self.log, command, self.context())).position)
 
     async def test(self, hook: Hook) -> Delivery:
         """The delivery of a test, once it has ended."""
-        command = RequestTest(webhook=hook.id)
+        command = WebhookCommand(hook.id, Webhook.request_test)
         position = (await execute(self.log, command, self.context())).position
         return await self.ended(hook, position)
 

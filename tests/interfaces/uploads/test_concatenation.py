@@ -7,9 +7,10 @@ from uuid import UUID
 import aiohttp
 import pytest
 
-from application.commands import SealBatch
+from application.commands import BatchCommand
 from application.handlers.execute import CommandContext, execute
 from application.ports.auth import Scope
+from domain.batch.aggregate import Batch
 from domain.file import FileDeclaration
 from tests.interfaces.conftest import LiveServer
 from tests.interfaces.uploads.server import (
@@ -114,7 +115,7 @@ async def test_an_upload_of_a_batch_is_joined_from_parts_of_that_batch(
         assert await server.content(location) == b"0123456789"
         assert (await server.services.log.upload(upload_in(location))).batch == batch
         context = CommandContext("key:test", server.services.now())
-        await execute(server.services.log, SealBatch(batch=batch), context)
+        await execute(server.services.log, BatchCommand(batch, Batch.seal), context)
         late = {**TUS, "Upload-Length": "5", "Upload-Concat": "partial"}
         async with server.client.post(path, headers=late) as answer:
             assert answer.status == 403

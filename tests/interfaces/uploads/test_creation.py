@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from application.commands import SealBatch
+from application.commands import BatchCommand
 from application.handlers.execute import CommandContext, execute
 from domain.access.events import AccessEvent
+from domain.batch.aggregate import Batch
 from domain.file import FileDeclaration
 from tests.interfaces.uploads.server import (
     BYTES,
@@ -111,7 +112,7 @@ async def test_nothing_joins_a_sealed_batch_and_nothing_of_it_is_kept(
     async with serving(database_url, tmp_path) as server:
         batch = await server.start_batch()
         context = CommandContext("key:test", server.services.now())
-        await execute(server.services.log, SealBatch(batch=batch), context)
+        await execute(server.services.log, BatchCommand(batch, Batch.seal), context)
         path = f"/v1/batches/{batch}/uploads"
 
         assert (await _send(server, path, 5, b"hello", "a"))[0] == 403

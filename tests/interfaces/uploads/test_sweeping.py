@@ -15,10 +15,11 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 
-from application.commands import CancelUpload
+from application.commands import UploadCommand
 from application.handlers.execute import CommandContext, execute
 from application.sweeper import Sweeper
 from application.transfers.locks import single_request_blob_name, upload_blob_name
+from domain.upload.aggregate import Upload
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.projector import catch_up
@@ -74,7 +75,7 @@ def _age(folder: Path, seconds: float = 2 * HOUR) -> None:
 
 async def _cancelled_behind_our_back(server: Server, location: str) -> None:
     """As the orchestrator does for the uploads of a batch: the event, and no hand on the bytes."""
-    command = CancelUpload(upload=upload_in(location))
+    command = UploadCommand(upload_in(location), Upload.cancel)
     await execute(server.services.log, command, CommandContext("test", server.services.now()))
 
 
