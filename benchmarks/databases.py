@@ -12,8 +12,8 @@ from uuid import uuid4
 import psycopg
 from psycopg import conninfo, sql
 
-from infrastructure.postgres.embedded import EmbeddedPostgres
-from infrastructure.postgres.migrate import migrate
+from infrastructure.postgres.embedded.server import EmbeddedPostgres
+from infrastructure.postgres.schema import migrate
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from infrastructure.postgres.migrate import migrate
+from infrastructure.postgres.schema import migrate
 from tests.support import run, with_database
 
 TRIES = 60  # of dropping a database
@@ -72,7 +72,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if url := os.environ.get("UPTRAIL_TEST_DATABASE_URL"):
         yield url
         return
-    from infrastructure.postgres.embedded import EmbeddedPostgres
+    from infrastructure.postgres.embedded.server import EmbeddedPostgres
 
     server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
     yield server.start()

@@ -24,7 +24,9 @@ from interfaces.bootstrap.container import Container, open_container
 from interfaces.bootstrap.tasks import supervise
 from interfaces.common.deadlines import Deadlines
 from interfaces.common.server import Runner
-from interfaces.feed import HUB, FeedHub, FeedLimits
+from interfaces.feed.connection import FeedLimits
+from interfaces.feed.endpoints import HUB
+from interfaces.feed.hub import FeedHub
 from interfaces.rest.app import build_app
 from tests.support import eventually
 

@@ -1,4 +1,4 @@
-"""Execution of a command to one aggregate: load it, decide, append; on a conflict once more."""
+"""Execution of a command to one aggregate: load it, or begin it, decide, append."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from application.append import (
     IdempotencyRecord,
     StreamAppend,
 )
-from application.commands import A, AggregateCommand, Decision, UploadCommand
+from application.commands import A, AddWebhook, AggregateCommand, Decision, UploadCommand
 from application.errors import Conflict, TooManyConflicts
 from application.ports.event_log import EventLog
 from domain.batch.aggregate import Batch
@@ -23,6 +23,7 @@ from domain.batch.events import COMPLETING
 from domain.errors import CommandRejected
 from domain.event import Event
 from domain.upload.aggregate import Upload
+from domain.webhook.aggregate import Webhook
 
 MAX_ATTEMPTS = 8
 """Attempts to append before a command fails with TooManyConflicts."""
@@ -107,3 +108,16 @@ def _evolve(aggregate: A, events: tuple[Event, ...]) -> A:
     for event in events:
         aggregate = aggregate.evolve(event)  # type: ignore[arg-type]
     return aggregate
+
+
+async def add_webhook(
+    log: EventLog, command: AddWebhook, context: CommandContext
+) -> CommandResult[Webhook]:
+    """Add a webhook. Raises ValidationFailed, Conflict for an id that is taken, Unavailable."""
+    (added,) = Webhook.add(
+        command.owner, command.subscription, command.secret, at=context.at, by=context.by
+    )
+    write = StreamAppend(command.id, 0, (added,))
+    append = Append((write,), cause=context.cause, idempotency=context.idempotency)
+    appended = await log.append(append)
+    return CommandResult(Webhook.begin(command.id, added), appended.position)

@@ -18,7 +18,7 @@ from application.projection import VERSION
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.postgres.locks import MAINTENANCE_LOCK
-from infrastructure.postgres.migrate import NewerDatabase
+from infrastructure.postgres.schema import NewerDatabase
 from infrastructure.read_model.projector import connect_writer, project, tracked_position
 from infrastructure.read_model.tables import (
     LIVE,

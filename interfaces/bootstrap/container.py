@@ -27,20 +27,24 @@ from infrastructure.erasure.wrapped_keys import ensure_master_key
 from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
-from infrastructure.jobs.status import PostgresWorkers
+from infrastructure.jobs.heartbeat import PostgresWorkers
 from infrastructure.postgres.connection import connect
-from infrastructure.postgres.connection_limits import (
+from infrastructure.postgres.embedded.server import EmbeddedPostgres
+from infrastructure.postgres.embedded.system import EmbeddedPostgresError
+from infrastructure.postgres.listener import READ_MODEL, Listener
+from infrastructure.postgres.locks import PostgresTransferLimiter
+from infrastructure.postgres.pool import Pool, make_pool
+from infrastructure.postgres.requirements import (
     ConnectionLimit,
+    Grade,
+    UnfitDatabase,
+    examine,
     is_pooled,
     open_at_once,
+    require,
     tightest_limit,
 )
-from infrastructure.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from infrastructure.postgres.listener import READ_MODEL, Listener
-from infrastructure.postgres.migrate import migrate
-from infrastructure.postgres.pool import Pool, make_pool
-from infrastructure.postgres.requirements import Grade, UnfitDatabase, examine, require
-from infrastructure.postgres.transfer_limiter import PostgresTransferLimiter
+from infrastructure.postgres.schema import migrate
 from infrastructure.processors.http import PostgresRemoteSteps
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.history import PostgresHistory

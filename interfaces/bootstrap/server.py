@@ -42,7 +42,8 @@ from interfaces.bootstrap.tasks import (
     wait_for_stop_or_failure,
 )
 from interfaces.common.server import Runner
-from interfaces.feed import HUB, FeedHub
+from interfaces.feed.endpoints import HUB
+from interfaces.feed.hub import FeedHub
 from interfaces.rest.app import build_app
 
 # A server that runs until a stop is requested, in one process or in several.

@@ -18,8 +18,8 @@ from infrastructure.blobs.shared import NotifyPreemption
 from infrastructure.database_errors import is_transient
 from infrastructure.erasure.eraser import Eraser, erase_continuously, rewrite
 from infrastructure.erasure.master_keys import OwnerKeyCopies
+from infrastructure.jobs.heartbeat import ProcessHeartbeat, ProcessStatus
 from infrastructure.outbound import open_safe_client
-from infrastructure.postgres.heartbeat import ProcessHeartbeat, ProcessStatus
 from infrastructure.read_model import projector
 from infrastructure.read_model.queries import PostgresUploadStatusLookup
 from infrastructure.read_model.rebuild import rebuild_if_outdated

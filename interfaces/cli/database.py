@@ -51,7 +51,7 @@ def grant(
         from asyncio import to_thread
 
         from infrastructure.postgres.connection import connect_blocking
-        from infrastructure.postgres.grants import grant_serving
+        from infrastructure.postgres.schema import grant_serving
 
         def granted() -> None:
             with connect_blocking(parts.database.url, name="grant") as connection:

@@ -256,7 +256,8 @@ def _discard(settings: Settings) -> None:
     """Removes the demo's database; one that is in use by another command stays."""
     if settings.database_url is not None:
         return
-    from infrastructure.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
+    from infrastructure.postgres.embedded.server import EmbeddedPostgres
+    from infrastructure.postgres.embedded.system import EmbeddedPostgresError
 
     try:
         EmbeddedPostgres(settings.data_dir).discard()

@@ -1,32 +1,183 @@
-"""`uptrail doctor`: what is well, what is not, and what to do about it."""
+"""`uptrail doctor`: checks of this machine, the server and its database, with advice."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
+import msgspec
 import psycopg
 
+from application.errors import Unavailable
+from infrastructure.blobs.shared import BlobStoreMismatch, identity_matches
 from infrastructure.event_store.committer import UnsafeWriter, check_no_db_functions
 from infrastructure.postgres.connection import Connection, connect
-from infrastructure.postgres.connection_limits import tightest_limit
 from infrastructure.postgres.database_url import BadDatabaseUrl
-from infrastructure.postgres.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from infrastructure.postgres.migrate import heads
-from infrastructure.postgres.requirements import examine
+from infrastructure.postgres.embedded.server import EmbeddedPostgres
+from infrastructure.postgres.embedded.system import EmbeddedPostgresError
+from infrastructure.postgres.requirements import examine, tightest_limit
+from infrastructure.postgres.schema import heads
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderLost, DecoderPool
 from infrastructure.settings import Settings
 from interfaces.bootstrap.container import ALL_ROLES, needs_of_server
-from interfaces.cli import checks, console
-from interfaces.cli.checks import CheckResult, Level
-from interfaces.cli.console import ClientOptions, Exit, find_running_server
-from interfaces.cli.machine_checks import machines
+from interfaces.cli import console
+from interfaces.cli.console import ClientOptions, Exit, find_running_server, size
+
+OLDEST_PYTHON = (3, 11)
+SLOW_SYNC = 0.05  # seconds; slower disks make every small upload wait
+SYNCS = 5
+
+
+class Level(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class CheckResult(msgspec.Struct, frozen=True):
+    """Result of a check; `advice` is the fix if it is not ok."""
+
+    level: Level
+    check: str
+    told: str
+    advice: str = ""
+
+
+def python() -> CheckResult:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return CheckResult(Level.FAIL, "python", version, "use Python 3.11 or newer")
+    return CheckResult(Level.OK, "python", version)
+
+
+def data_dir(settings: Settings) -> CheckResult:
+    """It can be written, and others cannot read it."""
+    folder = settings.data_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = folder / f".probe-{uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        told = f"{folder}: {error.strerror}"
+        return CheckResult(Level.FAIL, "data folder", told, "choose another with --data-dir")
+    if folder.stat().st_mode & 0o077:
+        told = f"{folder} can be read by other users"
+        return CheckResult(Level.WARN, "data folder", told, f"chmod 700 {folder}")
+    return CheckResult(Level.OK, "data folder", str(folder))
+
+
+def disk(settings: Settings) -> CheckResult:
+    try:
+        free = shutil.disk_usage(_existing(settings.blob_dir)).free
+    except OSError as error:
+        return CheckResult(Level.FAIL, "disk", str(error), "check the folder of the blobs")
+    told = f"{size(free)} free"
+    if free < settings.min_free_bytes:
+        advice = f"uploads are refused below {size(settings.min_free_bytes)}: free some space"
+        return CheckResult(Level.FAIL, "disk", told, advice)
+    if free < 10 * settings.min_free_bytes:
+        return CheckResult(Level.WARN, "disk", told, "free some space soon")
+    return CheckResult(Level.OK, "disk", told)
+
+
+def blobs(settings: Settings) -> CheckResult:
+    """Bytes can be made durable there, and fast enough."""
+    folder = settings.blob_dir
+    probe = folder / f".probe-{uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        began = time.perf_counter()
+        with probe.open("wb") as file:
+            for _ in range(SYNCS):
+                file.write(bytes(64 * 1024))
+                file.flush()
+                os.fdatasync(file.fileno())
+        took = (time.perf_counter() - began) / SYNCS
+    except OSError as error:
+        return CheckResult(
+            Level.FAIL, "blobs", f"{folder}: {error.strerror}", "choose another folder"
+        )
+    finally:
+        probe.unlink(missing_ok=True)
+    told = f"{folder}, {1000 * took:.1f} ms to make 64 KiB durable"
+    if took > SLOW_SYNC:
+        return CheckResult(Level.WARN, "blobs", told, "a faster disk makes small uploads faster")
+    return CheckResult(Level.OK, "blobs", told)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+ROLES = ("api", "orchestrator", "worker")
+
+_ALIVE = """
+SELECT role, count(*) FROM orchestration.processes, unnest(roles) role
+WHERE seen_at > now() - make_interval(secs => %s) GROUP BY role"""
+
+
+async def machines(connection: Connection, settings: Settings) -> list[CheckResult]:
+    """Check the processes per role, and that blobs and master keys belong to this database."""
+    roles, blobs = await _roles(connection, settings), await _same_blobs(connection, settings)
+    return [roles, *blobs, *await _master_key(connection, settings)]
+
+
+async def _master_key(connection: Connection, settings: Settings) -> list[CheckResult]:
+    """Nothing where no server has started on this database yet."""
+    from infrastructure.erasure.master_keys import NoMasterKey, master_keys_of
+    from infrastructure.erasure.wrapped_keys import require_master_key
+
+    try:
+        id = await require_master_key(connection, master_keys_of(settings))
+    except NoMasterKey as error:
+        return [CheckResult(Level.FAIL, "master key", str(error), error.hint)]
+    return [] if id is None else [CheckResult(Level.OK, "master key", f"{id} opens owners' keys")]
+
+
+async def _roles(connection: Connection, settings: Settings) -> CheckResult:
+    cursor = await connection.execute(_ALIVE, (settings.worker_dead_after,))
+    alive: dict[str, int] = dict(await cursor.fetchall())
+    told = ", ".join(f"{role} {alive.get(role, 0)}" for role in ROLES)
+    missing = [role for role in ROLES if role not in alive]
+    if alive and missing:
+        advice = "start one: " + " ".join(
+            ["uptrail serve", *(f"--role {name}" for name in missing)]
+        )
+        return CheckResult(Level.WARN, "processes", told, advice)
+    return CheckResult(Level.OK, "processes", told)
+
+
+async def _same_blobs(connection: Connection, settings: Settings) -> list[CheckResult]:
+    """Check the identity of the blob store; no finding before the first start of a server."""
+    from infrastructure.blobs.s3.client import BadLocation, BucketUnusable
+    from interfaces.bootstrap.container import describe_blob_location, open_blobs
+
+    if settings.blob_bucket is not None and settings.database_url is None:
+        return []
+    try:
+        async with open_blobs(settings, settings.database_url or "") as blobs:
+            same = await identity_matches(connection, blobs)
+    except (OSError, Unavailable, BucketUnusable, BadLocation):
+        return []  # another check reports why they cannot be used
+    place = describe_blob_location(settings)
+    if same is False:
+        told = f"{place} does not hold the bytes of this database"
+        return [CheckResult(Level.FAIL, "same blobs", told, BlobStoreMismatch(place, None).hint)]
+    return [] if same is None else [CheckResult(Level.OK, "same blobs", "those of this database")]
+
 
 # What `uptrail doctor` looks at in a bucket: that blobs can be kept there.
 
@@ -205,12 +356,12 @@ def doctor(*, common: ClientOptions | None = None) -> int:
 async def _examine(common: ClientOptions) -> list[CheckResult]:
 
     settings = common.settings()
-    found = [checks.python(), checks.data_dir(settings)]
+    found = [python(), data_dir(settings)]
     if found[-1].level is not Level.FAIL:
         if settings.blob_bucket is not None:
             found.append(await bucket(settings.blob_bucket))
         else:
-            found += [checks.disk(settings), checks.blobs(settings)]
+            found += [disk(settings), blobs(settings)]
     found.append(await sandbox())
     found += await database(settings)
     running = find_running_server(settings.data_dir)

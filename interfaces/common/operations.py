@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from application.ports.auth import Scope
-from interfaces.common.body import defer_100_continue
+from interfaces.common.requests import defer_100_continue
 
 ANY_SCOPE: tuple[Scope, ...] = tuple(Scope)
 UPLOAD_SCOPES = (Scope.OPERATOR, Scope.UPLOADER)

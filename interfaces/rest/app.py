@@ -6,10 +6,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from infrastructure.telemetry import Metrics, VitalSigns
-from interfaces import feed
-from interfaces import web as page
 from interfaces.common.access import access_middleware
-from interfaces.common.body import defer_100_continue
 from interfaces.common.failed_attempts import ATTEMPTS, FailedAttempts
 from interfaces.common.forwarded import host_middleware
 from interfaces.common.middleware import (
@@ -21,10 +18,12 @@ from interfaces.common.middleware import (
 )
 from interfaces.common.operations import Operation, add_operations
 from interfaces.common.problems import problem_middleware
+from interfaces.common.requests import defer_100_continue
 from interfaces.common.responses import STREAMS, Streams
 from interfaces.common.running_requests import watch_running_requests
 from interfaces.common.services import SERVICES, Services
 from interfaces.feed import asyncapi
+from interfaces.feed import endpoints as feed
 from interfaces.rest import (
     admin,
     batch_creation,
@@ -41,9 +40,10 @@ from interfaces.rest import (
 )
 from interfaces.rest.admin import VITALS
 from interfaces.uploads import ietf as resumable
-from interfaces.uploads import tus as tus
+from interfaces.uploads import tus
 from interfaces.uploads.content import artifact, content, download
 from interfaces.uploads.setup import UPLOADS, at_collection, setup_transfers
+from interfaces.web import pages
 
 # Paths of the upload protocols.
 
@@ -142,7 +142,7 @@ def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Ap
     add_routes(app)
     add_operations(app, OPERATIONS)
     feed.add_routes(app)
-    page.add_routes(app)
+    pages.add_routes(app)
     openapi.install_document(app, OPERATIONS)
     return app
 

@@ -12,8 +12,7 @@ from aiohttp import web
 from msgspec import UNSET, Meta, UnsetType
 
 from application.commands import AddWebhook, WebhookCommand
-from application.handlers.execute import CommandResult
-from application.handlers.webhooks import add_webhook
+from application.handlers.execute import CommandResult, add_webhook
 from application.ports.webhooks import GeneratedSecret, WebhookHealth
 from domain.errors import FieldError, ValidationFailed
 from domain.file import has_control_characters

@@ -16,9 +16,8 @@ from application.transfers.locks import upload_blob_name
 from domain.upload.aggregate import Upload
 from domain.upload.state import GONE, INCOMING, UploadState
 from interfaces.common.access import PRINCIPAL, load_upload, principal_of
-from interfaces.common.body import ByteRange, Unsatisfiable, parse_range
 from interfaces.common.problems import Problem
-from interfaces.common.requests import path_id
+from interfaces.common.requests import ByteRange, Unsatisfiable, parse_range, path_id
 from interfaces.common.responses import STREAMS, Stream
 from interfaces.common.services import SERVICES
 from interfaces.uploads.setup import gone_problem

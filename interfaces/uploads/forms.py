@@ -21,11 +21,10 @@ from domain.file import FileDeclaration, validate_declaration
 from domain.ids import batch_id_for
 from interfaces.common.access import reject_batch_scoped_key, require
 from interfaces.common.api_types import NewBatch
-from interfaces.common.body import reject_content_encoding
 from interfaces.common.forwarded import public_url
 from interfaces.common.idempotency import command_context, idempotency_key, request_fingerprint
 from interfaces.common.operations import UPLOAD_SCOPES
-from interfaces.common.requests import Query
+from interfaces.common.requests import Query, reject_content_encoding
 from interfaces.common.responses import json_response
 from interfaces.common.services import SERVICES
 from interfaces.uploads.multipart import (

@@ -22,9 +22,14 @@ from application.transfers.transfers import Actor, AppendRequest
 from domain.upload.aggregate import Upload
 from domain.upload.state import GONE, INCOMING
 from interfaces.common.access import load_upload, require, require_visible_stream
-from interfaces.common.body import Body, read_all, reject_content_encoding, single_header
 from interfaces.common.problems import Problem, bad_parameter
-from interfaces.common.requests import path_id
+from interfaces.common.requests import (
+    Body,
+    path_id,
+    read_all,
+    reject_content_encoding,
+    single_header,
+)
 from interfaces.common.responses import json_response
 from interfaces.common.services import SERVICES
 from interfaces.uploads import tus as tus

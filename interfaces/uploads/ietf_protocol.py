@@ -23,9 +23,8 @@ from application.transfers.receiver import Checksum
 from domain.errors import FieldError, ValidationFailed
 from domain.file import FileDeclaration, path_error, validate_declaration
 from domain.upload.state import GONE, UploadState
-from interfaces.common.body import CONTINUE_PENDING, single_header
 from interfaces.common.problems import Problem, bad_parameter
-from interfaces.common.requests import Query
+from interfaces.common.requests import CONTINUE_PENDING, Query, single_header
 from interfaces.common.services import SERVICES
 from interfaces.uploads import tus_protocol
 from interfaces.uploads.multipart import UNREADABLE_PARAMETERS, file_name, header_parameters

@@ -14,8 +14,8 @@ from urllib.parse import unquote
 import msgspec
 from aiohttp import hdrs, web
 
-from interfaces.common.body import Body
 from interfaces.common.problems import Problem
+from interfaces.common.requests import Body
 
 Source = Callable[[], AsyncIterator[bytes]]
 

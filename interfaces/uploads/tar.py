@@ -19,9 +19,8 @@ from application.transfers.multi_file import MultiFileReceiver
 from domain.file import FileDeclaration
 from interfaces.common.access import load_batch, require
 from interfaces.common.api_types import ReceivedFilesResponse
-from interfaces.common.body import reject_content_encoding
 from interfaces.common.operations import UPLOAD_SCOPES
-from interfaces.common.requests import Query, path_id
+from interfaces.common.requests import Query, path_id, reject_content_encoding
 from interfaces.common.responses import json_response
 from interfaces.common.services import SERVICES
 from interfaces.uploads.multipart import ByteStream, Malformed, body_stream

@@ -34,9 +34,14 @@ from interfaces.common.access import (
     require,
     require_visible_stream,
 )
-from interfaces.common.body import Body, read_all, reject_content_encoding, single_header
 from interfaces.common.problems import Problem, bad_parameter
-from interfaces.common.requests import path_id
+from interfaces.common.requests import (
+    Body,
+    path_id,
+    read_all,
+    reject_content_encoding,
+    single_header,
+)
 from interfaces.common.services import SERVICES
 from interfaces.uploads import tus_protocol
 from interfaces.uploads.setup import (

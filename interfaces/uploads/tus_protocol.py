@@ -28,8 +28,8 @@ from domain.file import (
 from domain.ids import is_partial_upload
 from domain.upload.aggregate import Upload
 from domain.upload.state import INCOMING, UploadState
-from interfaces.common.body import CONTINUE_PENDING, single_header
 from interfaces.common.problems import Problem, bad_parameter
+from interfaces.common.requests import CONTINUE_PENDING, single_header
 from interfaces.common.services import SERVICES
 from interfaces.uploads.setup import is_tus_endpoint, transfer_problem
 

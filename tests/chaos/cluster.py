@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from infrastructure.postgres.embedded import EmbeddedPostgres
+from infrastructure.postgres.embedded.server import EmbeddedPostgres
 from tests.server_process import Cluster, wait_for
 
 UNREACHABLE = 5  # how a process ends that finds no database when it starts

@@ -23,7 +23,7 @@ from infrastructure.postgres.listener import Listener
 from infrastructure.webhooks import delivery
 from interfaces.bootstrap.container import ALL_ROLES, Container
 from interfaces.bootstrap.tasks import background_tasks, supervise
-from interfaces.feed import FeedLimits
+from interfaces.feed.connection import FeedLimits
 from tests.blob_files import uploads_in
 from tests.harness import open_test_container, running, serve_http
 from tests.interfaces.feed.ws_client import FeedClient

@@ -7,8 +7,8 @@ import psycopg
 from application.ports.auth import Scope
 from domain.event import topic_of
 from infrastructure.auth.keys import PostgresKeys
-from infrastructure.postgres.migrate import migrate
 from infrastructure.postgres.pool import make_pool
+from infrastructure.postgres.schema import migrate
 from tests.infrastructure.audit.test_access_check import check
 from tests.infrastructure.event_store.log_support import whole_log
 from tests.infrastructure.postgres.older import migrate_to

@@ -69,7 +69,7 @@ async def test_a_folder_that_is_not_mounted_is_refused_and_left_as_it_is(
 async def test_the_folder_of_another_database_is_refused(
     database_url: str, empty_database_url: str, tmp_path: Path
 ) -> None:
-    from infrastructure.postgres.migrate import migrate
+    from infrastructure.postgres.schema import migrate
 
     migrate(empty_database_url)
 
@@ -84,7 +84,7 @@ async def test_the_folder_of_another_database_is_refused(
 async def test_a_new_database_takes_the_mark_of_a_folder_that_has_one(
     database_url: str, empty_database_url: str, tmp_path: Path
 ) -> None:
-    from infrastructure.postgres.migrate import migrate
+    from infrastructure.postgres.schema import migrate
 
     migrate(empty_database_url)
 

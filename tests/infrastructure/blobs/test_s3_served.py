@@ -10,7 +10,7 @@ from yarl import URL
 from infrastructure.blobs.s3.client import MIB, Location
 from infrastructure.blobs.s3.store import open_client
 from infrastructure.settings import Settings
-from interfaces.cli.checks import Level
+from interfaces.cli.doctor import Level
 from interfaces.cli.doctor import bucket as checked_bucket
 from tests.infrastructure.blobs.test_s3 import noise, objects_in, uploads_in
 from tests.interfaces.conftest import LiveServer, serving

@@ -33,8 +33,8 @@ from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.migrate import migrate
 from infrastructure.postgres.pool import Pool, make_pool
+from infrastructure.postgres.schema import migrate
 from tests.infrastructure.erasure.memory_master_keys import MemoryMasterKeys
 from tests.infrastructure.event_store.log_support import connected
 from tests.infrastructure.postgres.older import migrate_to

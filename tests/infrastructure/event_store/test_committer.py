@@ -18,9 +18,9 @@ from psycopg.conninfo import make_conninfo
 from application.append import Append, append_to_stream
 from application.errors import Conflict, OutcomeUnknown, Unavailable
 from infrastructure.event_store.committer import GroupCommitter, UnsafeWriter
-from infrastructure.postgres.embedded import EmbeddedPostgres
 from infrastructure.postgres.embedded.data_directory import server_dir_path
-from infrastructure.postgres.migrate import migrate
+from infrastructure.postgres.embedded.server import EmbeddedPostgres
+from infrastructure.postgres.schema import migrate
 from tests.infrastructure.event_store.faulty_proxy import Cut, FaultyProxy
 from tests.infrastructure.event_store.log_support import (
     connected,

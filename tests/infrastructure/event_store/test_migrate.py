@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from alembic.script import ScriptDirectory
 
-from infrastructure.postgres.migrate import MIGRATIONS, NewerDatabase, heads, migrate
+from infrastructure.postgres.schema import MIGRATIONS, NewerDatabase, heads, migrate
 
 TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename = ANY(%s)"
 
@@ -25,7 +25,7 @@ def test_processes_that_start_at_once_migrate_one_after_the_other(empty_database
 def test_a_migrated_database_costs_no_import_of_alembic(database_url: str) -> None:
     code = f"""
 import sys
-from infrastructure.postgres.migrate import migrate
+from infrastructure.postgres.schema import migrate
 migrate({database_url!r})
 assert "alembic" not in sys.modules and "sqlalchemy" not in sys.modules
 """

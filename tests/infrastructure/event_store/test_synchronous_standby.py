@@ -7,7 +7,7 @@ import pytest
 from application.append import append_to_stream
 from application.errors import OutcomeUnknown
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.postgres.migrate import migrate
+from infrastructure.postgres.schema import migrate
 from tests.infrastructure.event_store.log_support import new_stream, step
 from tests.postgres_servers import needs_postgres, one_server
 

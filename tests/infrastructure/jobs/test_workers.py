@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infrastructure.jobs.status import PostgresWorkers
+from infrastructure.jobs.heartbeat import PostgresWorkers
 from tests.infrastructure.jobs.fake_processors import Gate
 from tests.infrastructure.jobs.harness import open_harness, pipeline
 

@@ -7,7 +7,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import NullPool, create_engine
 
-from infrastructure.postgres.migrate import MIGRATIONS
+from infrastructure.postgres.schema import MIGRATIONS
 
 
 def migrate_to(url: str, revision: str) -> None:

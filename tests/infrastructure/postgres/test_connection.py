@@ -14,9 +14,9 @@ from sqlalchemy import text
 
 from infrastructure.postgres.connection import Connection, connect, connect_blocking
 from infrastructure.postgres.database_url import REQUIRED, BadDatabaseUrl, parse_database_url
-from infrastructure.postgres.migrate import migrate
 from infrastructure.postgres.pool import make_pool
 from infrastructure.postgres.requirements import Grade, Verdict, examine
+from infrastructure.postgres.schema import migrate
 from infrastructure.read_model.engine import make_engine
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
 from tests.support import with_database

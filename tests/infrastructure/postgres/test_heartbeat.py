@@ -7,8 +7,12 @@ import os
 
 import pytest
 
-from infrastructure.jobs.status import PostgresWorkers
-from infrastructure.postgres.heartbeat import MAX_SILENCE, ProcessHeartbeat, ProcessStatus
+from infrastructure.jobs.heartbeat import (
+    MAX_SILENCE,
+    PostgresWorkers,
+    ProcessHeartbeat,
+    ProcessStatus,
+)
 from infrastructure.postgres.pool import make_pool
 from infrastructure.tasks import cancel_and_wait
 from tests.support import eventually

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from infrastructure.postgres.migrate import heads, migrate
+from infrastructure.postgres.schema import heads, migrate
 
 
 def test_migrations_are_one_line() -> None:

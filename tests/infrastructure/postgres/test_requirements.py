@@ -8,8 +8,15 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from infrastructure.postgres.connection import connect
-from infrastructure.postgres.connection_limits import ConnectionLimit, tightest_limit
-from infrastructure.postgres.requirements import Grade, ReadOnlyDatabase, Verdict, examine, require
+from infrastructure.postgres.requirements import (
+    ConnectionLimit,
+    Grade,
+    ReadOnlyDatabase,
+    Verdict,
+    examine,
+    require,
+    tightest_limit,
+)
 from tests.postgres_servers import Server, needs_postgres, one_server
 
 pytestmark = needs_postgres

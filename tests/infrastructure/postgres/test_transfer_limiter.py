@@ -5,7 +5,7 @@ import asyncio
 import psycopg
 
 from application.ports.limits import TransferPermit
-from infrastructure.postgres.transfer_limiter import PostgresTransferLimiter
+from infrastructure.postgres.locks import PostgresTransferLimiter
 from tests.support import eventually
 
 MOST = 2

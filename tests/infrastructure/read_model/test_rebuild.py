@@ -15,7 +15,7 @@ from application.views import replay
 from domain.batch.events import BatchPaused, BatchResumed, BatchSealed
 from infrastructure.event_store.codec import CODEC
 from infrastructure.postgres.connection import connect
-from infrastructure.postgres.migrate import MIGRATIONS, NewerDatabase, migrate
+from infrastructure.postgres.schema import MIGRATIONS, NewerDatabase, migrate
 from infrastructure.read_model import rebuild as rebuilding
 from infrastructure.read_model.rebuild import rebuild, rebuild_if_outdated, verify
 from tests.infrastructure.read_model.support import (

@@ -19,8 +19,7 @@ from standardwebhooks.webhooks import Webhook as Verifier
 
 from application.append import Append, RecordedEvent, StreamAppend
 from application.commands import AddWebhook, WebhookCommand
-from application.handlers.execute import CommandContext, execute
-from application.handlers.webhooks import add_webhook
+from application.handlers.execute import CommandContext, add_webhook, execute
 from application.ports.webhooks import Delivery, DeliveryState
 from application.webhooks.delivery import Deliverer
 from application.webhooks.notifications import PayloadBuilder

@@ -12,7 +12,7 @@ from domain.batch.events import BatchRenamed, BatchReopened
 from domain.event import topic_of
 from domain.ids import partial_upload_id_for, upload_id_for
 from domain.upload.events import RetryRequested, UploadCompleted
-from infrastructure.audit.delivery_check import check_deliveries
+from infrastructure.audit.derived import check_deliveries
 from infrastructure.audit.verifier import Findings
 from infrastructure.event_store.codec import CODEC
 from infrastructure.event_store.reader import read_log

@@ -20,9 +20,9 @@ import msgspec
 import psycopg
 import pytest
 
-from infrastructure.postgres.embedded import EmbeddedPostgres
 from infrastructure.postgres.embedded.data_directory import ServerDir
 from infrastructure.postgres.embedded.postmaster import Postmaster
+from infrastructure.postgres.embedded.server import EmbeddedPostgres
 from infrastructure.settings import Settings
 from infrastructure.settings_loader import fields
 from interfaces.bootstrap.container import ALL_ROLES

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from infrastructure.erasure.master_keys import FileMasterKeys
-from infrastructure.postgres.embedded import EmbeddedPostgres
+from infrastructure.postgres.embedded.server import EmbeddedPostgres
 from infrastructure.settings import Settings
 from interfaces.bootstrap.container import open_database
 from tests.interfaces.cli.conftest import Command

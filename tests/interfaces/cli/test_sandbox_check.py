@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from interfaces.cli.checks import Level
-from interfaces.cli.doctor import describe
+from interfaces.cli.doctor import Level, describe
 
 
 def answer(

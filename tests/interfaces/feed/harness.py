@@ -15,7 +15,9 @@ from application.ports.auth import Scope
 from domain.event import Event
 from domain.ids import upload_id_for
 from interfaces.bootstrap.container import Container
-from interfaces.feed import HUB, FeedHub, FeedLimits
+from interfaces.feed.connection import FeedLimits
+from interfaces.feed.endpoints import HUB
+from interfaces.feed.hub import FeedHub
 from tests.harness import open_test_container, running, serve_http, supervise_projector
 from tests.interfaces.feed.ws_client import FeedClient
 from tests.stories import registered, started

@@ -10,8 +10,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from interfaces.feed import FeedLimits
 from interfaces.feed.asyncapi import CLIENT_MESSAGES, STREAM_FRAMES, WEBSOCKET_FRAMES, asyncapi
+from interfaces.feed.connection import FeedLimits
 from interfaces.feed.protocol import ChangesHead, Frame, Message, SnapshotHead
 from tests.clients.installed import HERE, require_node, require_package
 from tests.interfaces.feed.harness import FeedHarness, open_feed

@@ -20,7 +20,7 @@ from domain.upload.events import (
     FileProgressed,
     UploadCompleted,
 )
-from interfaces.feed import FeedLimits
+from interfaces.feed.connection import FeedLimits
 from tests.interfaces.feed.harness import FeedHarness, open_feed
 from tests.interfaces.feed.ws_client import FeedClient
 from tests.stories import ALICE, NOON, WORKER, attempt, queued, received

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from application.ports.auth import Scope
-from interfaces.feed import FeedLimits
+from interfaces.feed.connection import FeedLimits
 from tests.interfaces.feed.harness import FeedHarness, open_feed
 from tests.interfaces.feed.ws_client import FeedClient
 

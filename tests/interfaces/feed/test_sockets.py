@@ -10,7 +10,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from interfaces.feed import FeedLimits, keepalive
+from interfaces.feed import keepalive
+from interfaces.feed.connection import FeedLimits
 from tests.interfaces.feed.harness import open_feed
 from tests.support import eventually
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from interfaces.feed import FeedLimits
+from interfaces.feed.connection import FeedLimits
 from interfaces.feed.protocol import CloseCode
 from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.feed.stream import StreamViewer, streaming

@@ -15,7 +15,7 @@ import uuid_utils.compat
 
 from application.ports.auth import Scope
 from domain.ids import batch_id_for
-from infrastructure.postgres.migrate import migrate
+from infrastructure.postgres.schema import migrate
 from tests.interfaces.rest.server import Answer, Server, serving
 from tests.interfaces.rest.test_access import NAMED, body_for
 from tests.interfaces.rest.test_webhooks import open_webhook_api

@@ -14,7 +14,7 @@ import pytest
 from application.ports.auth import Scope
 from application.public_addresses import masked
 from domain.webhook.events import DELIVERED_TOPICS
-from interfaces.rest.webhook_messages import HEADERS, BatchMessage, UploadMessage
+from interfaces.rest.openapi import WEBHOOK_HEADERS, BatchMessage, UploadMessage
 from tests.infrastructure.webhooks.harness import Receiver, always, open_webhook_harness, receiving
 from tests.interfaces.last_position import last_position
 from tests.interfaces.rest.server import Answer, Server, serving
@@ -302,7 +302,7 @@ async def test_messages_are_what_the_description_says(database_url: str, tmp_pat
             schemas = document["components"]["schemas"]
             shown = schemas["BatchView" if kind == "batch" else "Upload"]["properties"]
             assert set(request.json["data"][kind]) == set(shown)
-            assert set(HEADERS) <= set(request.headers)
+            assert set(WEBHOOK_HEADERS) <= set(request.headers)
 
 
 TOKEN = "T0KEN"

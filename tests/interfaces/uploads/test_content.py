@@ -18,7 +18,7 @@ from domain.upload.events import (
     UploadQueued,
 )
 from infrastructure.read_model.projector import catch_up
-from interfaces.common.body import ByteRange, Unsatisfiable, parse_range
+from interfaces.common.requests import ByteRange, Unsatisfiable, parse_range
 from tests.interfaces.uploads.server import BYTES, OWNER, Server, serving, stored_files, upload_in
 
 TEXT = b"0123456789"

@@ -128,7 +128,7 @@ async def test_an_anonymous_visitor_sees_how_to_sign_in(database_url: str, tmp_p
 async def test_a_session_that_ends_is_said_so(database_url: str, tmp_path: Path) -> None:
     chromium()
 
-    from interfaces.feed import FeedLimits
+    from interfaces.feed.connection import FeedLimits
 
     async with (
         open_feed(database_url, tmp_path, FeedLimits(credential_check_interval=0.1)) as on,

@@ -7,7 +7,7 @@ from pathlib import Path
 from playwright.async_api import expect
 
 from application.ports.auth import Scope
-from infrastructure.postgres.heartbeat import ProcessHeartbeat, ProcessStatus
+from infrastructure.jobs.heartbeat import ProcessHeartbeat, ProcessStatus
 from tests.harness import running
 from tests.interfaces.feed.harness import open_feed
 from tests.interfaces.web.browser import chromium, opened_browser, signed_in
