@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Protocol
 from uuid import UUID
 
 import msgspec
@@ -43,6 +44,19 @@ class SweepResult(msgspec.Struct, frozen=True):
 
     ended: tuple[str, ...] = ()
     orphans: tuple[str, ...] = ()
+
+
+class SweeperRecords(Protocol):
+    """Records of the sweeper, in the session of the leader. Raises what a lost session raises."""
+
+    async def position(self) -> int:
+        """Return the position up to which bytes of ended uploads were deleted."""
+
+    async def save_position(self, position: int) -> None:
+        """Save the position."""
+
+    async def delete_old_idempotency_records(self) -> bool:
+        """Delete the oldest records beyond their retention; return whether more may be left."""
 
 
 class Sweeper:

@@ -33,6 +33,7 @@ from domain.upload.events import (
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.jobs.orchestrator import Orchestrator
+from infrastructure.jobs.rounds import orchestrator_leadership
 from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.settings import Settings
@@ -64,7 +65,8 @@ async def _plant(url: str) -> AsyncIterator[tuple[Pool, PostgresEventLog]]:
         listener = await stack.enter_async_context(Listener(url))
         committer = await stack.enter_async_context(GroupCommitter(url))
         log = await stack.enter_async_context(PostgresEventLog(pool, committer))
-        orchestrator = Orchestrator(url, log, listener.wakeups(), Settings(), _now)
+        leadership = orchestrator_leadership(url, Settings())
+        orchestrator = Orchestrator(leadership, log, listener.wakeups(), Settings(), _now)
         role = asyncio.create_task(orchestrator.run())
         try:
             yield pool, log

@@ -7,9 +7,10 @@ from itertools import cycle
 
 import structlog
 
-from application.sweeper import Sweeper, SweepResult
+from application.ports.leadership import Leadership
+from application.sweeper import Sweeper, SweeperRecords, SweepResult
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.locks import SWEEPER_LOCK, run_as_leader
+from infrastructure.postgres.locks import SWEEPER_LOCK, leadership
 
 NAME = "sweeper"  # its row in notification_tracking
 
@@ -34,18 +35,39 @@ _log = structlog.get_logger(__name__)
 async def sweep_continuously(url: str, sweeper: Sweeper) -> None:
     """Lead, and sweep: what an error interrupts is done later. Raises psycopg.Error, Unavailable,
     OSError."""
-
-    async def lead(connection: Connection) -> None:
-        await _sweep(connection, sweeper)
-
-    await run_as_leader(url, SWEEPER_LOCK, lead, name="sweeper")
+    await sweep(leadership(url, SWEEPER_LOCK, PostgresSweeperRecords, name="sweeper"), sweeper)
 
 
-async def _sweep(connection: Connection, sweeper: Sweeper) -> None:
+async def sweep(elect: Leadership[SweeperRecords], sweeper: Sweeper) -> None:
+    """Lead, and sweep until cancelled. Raises Unavailable, OSError, and what the records raise."""
+
+    async def lead(records: SweeperRecords) -> None:
+        await _sweep(records, sweeper)
+
+    await elect(lead)
+
+
+class PostgresSweeperRecords:
+    """The port `SweeperRecords` on one connection. Every method raises psycopg.Error."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def position(self) -> int:
+        await self._connection.execute(_BEGIN, (NAME,))
+        row = await (await self._connection.execute(_TRACKED, (NAME,))).fetchone()
+        return int(row[0]) if row else 0
+
+    async def save_position(self, position: int) -> None:
+        await self._connection.execute(_TRACK, (position, NAME))
+
+    async def delete_old_idempotency_records(self) -> bool:
+        return await delete_old_idempotency_records(self._connection)
+
+
+async def _sweep(records: SweeperRecords, sweeper: Sweeper) -> None:
     loop = asyncio.get_running_loop()
-    await connection.execute(_BEGIN, (NAME,))
-    row = await (await connection.execute(_TRACKED, (NAME,))).fetchone()
-    position = int(row[0]) if row else 0
+    position = await records.position()
     parts = cycle(range(sweeper.parts))
     clear_at, expire_at = loop.time() + CLEAR_INTERVAL, loop.time() + POLL_INTERVAL
     forget_at = loop.time()
@@ -53,7 +75,7 @@ async def _sweep(connection: Connection, sweeper: Sweeper) -> None:
         reached = await sweeper.free_ended(position)
         if reached != position:
             position = reached
-            await connection.execute(_TRACK, (position, NAME))
+            await records.save_position(position)
         if loop.time() >= expire_at:
             if expired := await sweeper.expire():
                 _log.info("uploads_expired", count=expired)
@@ -62,7 +84,7 @@ async def _sweep(connection: Connection, sweeper: Sweeper) -> None:
             _log_result(await sweeper.clear(next(parts)))
             clear_at = loop.time() + CLEAR_INTERVAL
         if loop.time() >= forget_at:
-            more = await delete_old_idempotency_records(connection)
+            more = await records.delete_old_idempotency_records()
             forget_at = loop.time() + (POLL_INTERVAL if more else FORGET_INTERVAL)
         await asyncio.sleep(POLL_INTERVAL)
 

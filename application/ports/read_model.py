@@ -14,7 +14,21 @@ from uuid import UUID
 import msgspec
 
 from application.append import RecordedEvent
+from application.projection import FoldedChanges
 from application.views import AttemptView, BatchView, Reports, UploadView
+
+
+class ProjectedRows(Protocol):
+    """Rows of the read model as the projector writes them, with the position that they reflect."""
+
+    async def position(self) -> int:
+        """Return the position that the rows reflect."""
+
+    async def write(self, after: int, folded: FoldedChanges) -> bool:
+        """Write the changes and their position, all or none, if the rows reflect `after`.
+
+        Returns False otherwise: another process projects. Readers are notified afterwards.
+        """
 
 
 class FeedFilter(msgspec.Struct, frozen=True):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 
+from application.append import RecordedEvent
 from application.ports.read_model import Page
 from domain.webhook.aggregate import Webhook
 
@@ -133,8 +136,102 @@ class Outbox(Protocol):
         Returns None if the lease had expired: another process attempts the delivery again.
         """
 
+    async def delete_expired(self, before: datetime) -> int:
+        """Delete deliveries that ended before this moment, and unused secrets; return how many."""
+
     async def release_leases(self, dues: Sequence[LeasedDelivery], *, at: datetime) -> None:
         """Release unused leases, so that another process may lease them at once."""
+
+
+class StreamBatch(msgspec.Struct, frozen=True):
+    """The batch that a stream belongs to; `notify` names the webhooks it asks for, if any.
+
+    `label` is that of its start; `renames` has later ones with their positions, in log order.
+    """
+
+    batch: UUID
+    owner: str
+    label: str
+    notify: str | None
+    renames: tuple[tuple[int, str], ...] = ()
+
+    def with_rename(self, position: int, label: str) -> StreamBatch:
+        """Return the batch with one more label, set at this position."""
+        return replace(self, renames=(*self.renames, (position, label)))
+
+    def label_at(self, position: int) -> str:
+        """Return the label as of this position; a rename has the new label already."""
+        label = self.label
+        for renamed_at, new_label in self.renames:
+            if renamed_at > position:
+                break
+            label = new_label
+        return label
+
+
+class PlannedDelivery(msgspec.Struct, frozen=True):
+    """Delivery of an event to one webhook, in its lane."""
+
+    webhook: UUID
+    position: int
+    lane: UUID
+    stream: UUID
+    version: int
+    type: str
+
+
+class DispatchTransaction(Protocol):
+    """Open transaction of the dispatcher: what follows from events, and the position after them."""
+
+    async def queue_capacity(self, webhook: UUID, most: int) -> int:
+        """Return how many more deliveries may wait for this webhook, of `most` in all."""
+
+    async def count_missed(self, webhook: UUID, count: int, after: int) -> None:
+        """Count events that were not queued, the first of them after position `after`."""
+
+    async def save_webhook(self, webhook: Webhook, change: RecordedEvent, at: datetime) -> None:
+        """Save the webhook after this change; delete everything of one that was removed.
+
+        Deliveries of a webhook that was enabled or changed are attempted at once.
+        """
+
+    async def insert_deliveries(self, planned: Sequence[PlannedDelivery], at: datetime) -> None:
+        """Queue deliveries, each at the end of its lane."""
+
+
+class DispatcherStore(Protocol):
+    """The log and the webhook tables of the dispatcher, in the session of the leader.
+
+    Every method raises what a lost session raises.
+    """
+
+    async def position(self) -> int:
+        """Return the position up to which deliveries were queued."""
+
+    async def webhooks(self) -> Sequence[Webhook]:
+        """Return all webhooks as of that position, without removed ones."""
+
+    async def head(self) -> int:
+        """Return the position of the last event."""
+
+    async def read(
+        self, after: int, *, limit: int, topics: Sequence[str]
+    ) -> Sequence[RecordedEvent]:
+        """Return events of these topics beyond position `after`, in order; at most `limit`."""
+
+    async def batches_of(
+        self, streams: Collection[UUID], *, with_renames: bool
+    ) -> Mapping[UUID, StreamBatch]:
+        """Return the batch of each stream; with its later labels too, which is slower."""
+
+    def begin(
+        self, position: int, through: int
+    ) -> AbstractAsyncContextManager[DispatchTransaction]:
+        """Begin a transaction that moves the position from `position` to `through`.
+
+        It commits at the end of the context, unless that raises. Raises LeadershipLost if the saved
+        position is another one.
+        """
 
 
 class HttpReply(msgspec.Struct, frozen=True, kw_only=True):

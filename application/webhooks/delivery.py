@@ -7,11 +7,11 @@ seconds: most failures pass, and the later deliveries of a batch wait for the fi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
-from time import perf_counter
 
 import msgspec
 
@@ -157,7 +157,8 @@ class Deliverer:
 
     async def _attempt(self, due: LeasedDelivery) -> AttemptResult:
         """Attempt one delivery; every error is a failure of the attempt. Raises Unavailable."""
-        at, began = self._now(), perf_counter()
+        clock = asyncio.get_running_loop().time
+        at, began = self._now(), clock()
         delivery = due.delivery
         try:
             body = await self._payloads.body(delivery)
@@ -176,11 +177,11 @@ class Deliverer:
         try:
             reply = await self._sender.send(url, secrets, delivery.id, at, body)
         except DeliveryError as error:
-            took = round(perf_counter() - began, 3)
+            took = round(clock() - began, 3)
             return AttemptResult(DeliveryAttempt(at=at, duration=took, error=str(error)), None)
         attempt = DeliveryAttempt(
             at=at,
-            duration=round(perf_counter() - began, 3),
+            duration=round(clock() - began, 3),
             status=reply.status,
             error=_status_error(reply.status),
             excerpt=reply.excerpt,

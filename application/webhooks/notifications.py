@@ -7,13 +7,12 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 import msgspec
-from msgspec.structs import replace
 
 from application.append import RecordedEvent
 from application.errors import NotFound, Unavailable
 from application.ports.event_log import EventLog
 from application.ports.read_model import Queries
-from application.ports.webhooks import Delivery
+from application.ports.webhooks import Delivery, PlannedDelivery, StreamBatch
 from application.public_addresses import masked
 from application.views import BatchView, UploadView, batch_at, show_activity_then, upload_at
 from domain.event import UnknownEvent, event_fields, topic_of
@@ -22,43 +21,6 @@ from domain.webhook.aggregate import Webhook
 from domain.webhook.events import WEBHOOK_EVENTS, WebhookTestRequested
 
 _CHANGES = frozenset(topic_of(event) for event in WEBHOOK_EVENTS)
-
-
-class StreamBatch(msgspec.Struct, frozen=True):
-    """The batch that a stream belongs to; `notify` names the webhooks it asks for, if any.
-
-    `label` is that of its start; `renames` has later ones with their positions, in log order.
-    """
-
-    batch: UUID
-    owner: str
-    label: str
-    notify: str | None
-    renames: tuple[tuple[int, str], ...] = ()
-
-    def with_rename(self, position: int, label: str) -> StreamBatch:
-        """Return the batch with one more label, set at this position."""
-        return replace(self, renames=(*self.renames, (position, label)))
-
-    def label_at(self, position: int) -> str:
-        """Return the label as of this position; a rename has the new label already."""
-        label = self.label
-        for renamed_at, new_label in self.renames:
-            if renamed_at > position:
-                break
-            label = new_label
-        return label
-
-
-class PlannedDelivery(msgspec.Struct, frozen=True):
-    """Delivery of an event to one webhook, in its lane."""
-
-    webhook: UUID
-    position: int
-    lane: UUID
-    stream: UUID
-    version: int
-    type: str
 
 
 Origins: TypeAlias = Mapping[UUID, StreamBatch]

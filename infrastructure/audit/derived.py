@@ -18,8 +18,8 @@ from psycopg.rows import dict_row
 
 from application.append import RecordedEvent
 from application.audit.derived import MAX_FINDINGS, DerivedCheck
+from application.ports.webhooks import PlannedDelivery
 from application.webhooks.notifications import (
-    PlannedDelivery,
     WebhookIndex,
     plan_test_delivery,
     split_at_webhook_change,
@@ -35,7 +35,7 @@ from infrastructure.jobs.tables import UPLOAD_COLUMNS, batch_from_row, upload_fr
 from infrastructure.postgres.connection import Connection, connect, fetch_rows
 from infrastructure.read_model.tables import NAME as READ_MODEL
 from infrastructure.webhooks.dispatcher import NAME as WEBHOOKS
-from infrastructure.webhooks.dispatcher import plan_deliveries
+from infrastructure.webhooks.dispatcher import PostgresDispatcherStore, plan_deliveries
 
 Row = TypeVar("Row")
 T = TypeVar("T")
@@ -301,7 +301,7 @@ async def check_deliveries(
     # Half of it: an event is recorded before its delivery is queued, and clocks differ.
     since = datetime.now(UTC) - timedelta(seconds=retention / 2)
     start = position = await last_position_at(connection, since, codec)
-    roster = WebhookIndex()
+    store, roster = PostgresDispatcherStore(connection, codec), WebhookIndex()
     for earlier in sorted(changes, key=lambda one: one.position):
         if earlier.position <= start:
             roster.apply(earlier)
@@ -310,7 +310,7 @@ async def check_deliveries(
         found = await read_log(connection, position, EVENTS_PER_PAGE, roster.topics(), codec)
         found = [recorded for recorded in found if recorded.position <= through]
         events, change = split_at_webhook_change(found)
-        expected = await plan_deliveries(connection, roster, events, codec)
+        expected = await plan_deliveries(store, roster, events)
         if change is not None:
             end = change.position
             expected += [asked] if (asked := plan_test_delivery(change)) else []

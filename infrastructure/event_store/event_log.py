@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, Protocol, Self, TypeAlias, cast
 from uuid import UUID
 
 import msgspec
@@ -218,24 +218,57 @@ MAX_CONCURRENT_SNAPSHOTS = 4
 _log = structlog.get_logger(__name__)
 
 
-class PostgresEventLog:
-    """Reads through the pool, writes through the committer; both are opened by the caller.
+class LogReader(Protocol):
+    """Queries of the stored log, in one session; see the port `EventLog`."""
 
-    Use as an async context manager, so that snapshots under way are finished.
+    async def id_secret(self) -> bytes: ...
+
+    async def origin(self, id: UUID) -> Origin | None: ...
+
+    async def versions(self, ids: Sequence[UUID]) -> dict[UUID, int]:
+        """Return the current version of each stream; 0 where it does not exist."""
+
+    async def stream(
+        self, id: UUID, after: int, upto_position: int | None, limit: int
+    ) -> Sequence[RecordedEvent]: ...
+
+    async def read(
+        self, after: int, limit: int, topics: Sequence[str] | None
+    ) -> Sequence[RecordedEvent]: ...
+
+    async def head(self) -> int: ...
+
+    async def position_at(self, moment: datetime) -> int: ...
+
+    async def last_snapshot(self, id: UUID) -> Snapshotted | None:
+        """Return the newest snapshot of the stream in today's shape, if there is one."""
+
+    async def save_snapshot(self, aggregate: Snapshotted) -> None:
+        """Keep the aggregate as of its version. Idempotent."""
+
+
+class CachedEventLog:
+    """The port `EventLog` over a stored log, with a cache of aggregates.
+
+    `open_reader` raises Unavailable; `record` is the `append` of the port. Use as an async context
+    manager, so that snapshots under way are finished.
     """
 
-    def __init__(self, pool: Pool, committer: GroupCommitter, *, codec: Codec = CODEC) -> None:
-        self._pool = pool
-        self._committer = committer
-        self._codec = codec
+    def __init__(
+        self,
+        open_reader: Callable[[], AbstractAsyncContextManager[LogReader]],
+        record: Callable[[Append], Awaitable[AppendResult]],
+    ) -> None:
+        self._reader = open_reader
+        self._record = record
         self._remembered = AggregateCache(MAX_CACHED_AGGREGATES)
         self._snapshots: set[asyncio.Task[None]] = set()
         self._id_secret: bytes | None = None
 
     async def __aenter__(self) -> Self:
         """Raises Unavailable."""
-        async with self._connection() as connection:
-            self._id_secret = await read_id_secret(connection)
+        async with self._reader() as reader:
+            self._id_secret = await reader.id_secret()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -254,7 +287,7 @@ class PostgresEventLog:
     async def append(self, append: Append) -> AppendResult:
         """Besides the errors of the port, raises OutcomeUnknown; see GroupCommitter.append."""
         try:
-            appended = await self._committer.append(append)
+            appended = await self._record(append)
         except BaseException:
             # Whatever it was, what is remembered may be wrong: the next load finds out.
             self.forget(*(write.stream for write in append.writes))
@@ -289,16 +322,16 @@ class PostgresEventLog:
         return aggregate if isinstance(aggregate, Snapshotted) else None
 
     async def origin(self, id: UUID) -> Origin | None:
-        async with self._connection() as connection:
-            return await read_origin(connection, id)
+        async with self._reader() as reader:
+            return await reader.origin(id)
 
     def forget(self, *ids: UUID) -> None:
         for id in ids:
             self._remembered.forget(id)
 
     async def versions(self, ids: Sequence[UUID]) -> dict[UUID, int]:
-        async with self._connection() as connection:
-            found = await stream_versions(connection, ids)
+        async with self._reader() as reader:
+            found = await reader.versions(ids)
         return {id: version for id, version in found.items() if version}
 
     async def stream(
@@ -309,30 +342,30 @@ class PostgresEventLog:
         upto_position: int | None = None,
         limit: int = EVENTS_PER_PAGE,
     ) -> Sequence[RecordedEvent]:
-        async with self._connection() as connection:
-            return await read_stream(connection, id, after, upto_position, limit, self._codec)
+        async with self._reader() as reader:
+            return await reader.stream(id, after, upto_position, limit)
 
     async def read(
         self, after: int, *, limit: int, topics: Sequence[str] | None = None
     ) -> Sequence[RecordedEvent]:
-        async with self._connection() as connection:
-            return await read_log(connection, after, limit, topics, self._codec)
+        async with self._reader() as reader:
+            return await reader.read(after, limit, topics)
 
     async def head(self) -> int:
-        async with self._connection() as connection:
-            return await read_head(connection)
+        async with self._reader() as reader:
+            return await reader.head()
 
     async def position_at(self, moment: datetime) -> int:
         """Exact but for events that lie far out of order; see `last_position_at`."""
-        async with self._connection() as connection:
-            return await last_position_at(connection, moment, self._codec)
+        async with self._reader() as reader:
+            return await reader.position_at(moment)
 
     async def _load(self, id: UUID) -> Aggregate | None:
         now = asyncio.get_running_loop().time()
         known = self._remembered.get(id)
         if known is None or now - known.at > CACHE_FRESH_SECONDS:
-            async with self._connection() as connection:
-                known = await self._catch_up(connection, id, known, now)
+            async with self._reader() as reader:
+                known = await self._catch_up(reader, id, known, now)
             if known is None:
                 return None
             self._remembered.put(known)
@@ -340,15 +373,15 @@ class PostgresEventLog:
         return known.aggregate
 
     async def _catch_up(
-        self, connection: Connection, id: UUID, known: CachedAggregate | None, now: float
+        self, reader: LogReader, id: UUID, known: CachedAggregate | None, now: float
     ) -> CachedAggregate | None:
         """Fold the events since the cached aggregate or the last snapshot."""
-        aggregate = known.aggregate if known else await last_snapshot(connection, id)
+        aggregate = known.aggregate if known else await reader.last_snapshot(id)
         after = aggregate.version if aggregate else 0
         snapshot = known.snapshot if known else after
         is_complete = known.is_complete if known else True
         while True:
-            page = await read_stream(connection, id, after, None, EVENTS_PER_PAGE, self._codec)
+            page = await reader.stream(id, after, None, EVENTS_PER_PAGE)
             for recorded in page:
                 if isinstance(recorded.event, UnknownEvent):
                     if aggregate is None:  # an aggregate of a later version
@@ -372,13 +405,58 @@ class PostgresEventLog:
 
     async def _snapshot(self, aggregate: Snapshotted) -> None:
         try:
-            async with self._connection() as connection:
-                await save_snapshot(connection, aggregate)
+            async with self._reader() as reader:
+                await reader.save_snapshot(aggregate)
         except Exception:  # the events are all there: only the next load takes longer
             _log.exception("snapshot_failed", stream=str(aggregate.id))
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        """Borrow a connection. Raises Unavailable."""
-        async with self._pool.connection(message="the log cannot be read") as connection:
-            yield connection
+
+class PostgresEventLog(CachedEventLog):
+    """Reads through the pool, writes through the committer; both are opened by the caller."""
+
+    def __init__(self, pool: Pool, committer: GroupCommitter, *, codec: Codec = CODEC) -> None:
+        @asynccontextmanager
+        async def open_reader() -> AsyncIterator[LogReader]:
+            async with pool.connection(message="the log cannot be read") as connection:
+                yield PostgresLogReader(connection, codec)
+
+        super().__init__(open_reader, committer.append)
+
+
+class PostgresLogReader:
+    """The port `LogReader` on one connection. Raises psycopg.Error, UnreadableEvent."""
+
+    def __init__(self, connection: Connection, codec: Codec) -> None:
+        self._connection = connection
+        self._codec = codec
+
+    async def id_secret(self) -> bytes:
+        return await read_id_secret(self._connection)
+
+    async def origin(self, id: UUID) -> Origin | None:
+        return await read_origin(self._connection, id)
+
+    async def versions(self, ids: Sequence[UUID]) -> dict[UUID, int]:
+        return await stream_versions(self._connection, ids)
+
+    async def stream(
+        self, id: UUID, after: int, upto_position: int | None, limit: int
+    ) -> Sequence[RecordedEvent]:
+        return await read_stream(self._connection, id, after, upto_position, limit, self._codec)
+
+    async def read(
+        self, after: int, limit: int, topics: Sequence[str] | None
+    ) -> Sequence[RecordedEvent]:
+        return await read_log(self._connection, after, limit, topics, self._codec)
+
+    async def head(self) -> int:
+        return await read_head(self._connection)
+
+    async def position_at(self, moment: datetime) -> int:
+        return await last_position_at(self._connection, moment, self._codec)
+
+    async def last_snapshot(self, id: UUID) -> Snapshotted | None:
+        return await last_snapshot(self._connection, id)
+
+    async def save_snapshot(self, aggregate: Snapshotted) -> None:
+        await save_snapshot(self._connection, aggregate)

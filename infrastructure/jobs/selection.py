@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from psycopg import AsyncCursor
 from psycopg.rows import dict_row
 
 from application.orchestrator import UploadToCancel
+from application.ports.orchestration import BatchSelection
 from application.tracked_batches import TrackedBatch, TrackedUpload
 from domain.batch.state import Outcome
 from infrastructure.jobs.queue import TASK
@@ -166,14 +167,6 @@ class PipelinedQuery(Generic[T]):
 
     async def fetch(self) -> T:
         return self._read(await self._cursor.fetchall())
-
-
-class BatchSelection(NamedTuple):
-    """Batch to count; whether a count is due, and whether its failed uploads are retried."""
-
-    tracked: TrackedBatch
-    is_due: bool
-    is_retrying: bool
 
 
 async def select_ready(

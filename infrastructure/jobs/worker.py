@@ -6,10 +6,10 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import procrastinate
@@ -23,7 +23,7 @@ from procrastinate.retry import BaseRetryStrategy, RetryDecision
 from application.pipeline import Processor
 from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog
-from application.ports.jobs import RunnableUpload
+from application.ports.jobs import RunnableUpload, RunnableUploads
 from application.worker.runner import AttemptRunner
 from domain.upload.aggregate import Upload
 from infrastructure.backoff import Backoff
@@ -58,6 +58,27 @@ _CONNECTION_LOST = (psycopg.Error, OSError, ConnectorException)
 _log = structlog.get_logger(__name__)
 
 
+OpenQueue: TypeAlias = Callable[[], AbstractAsyncContextManager[procrastinate.App]]
+"""Opens the job queue for one session of a worker."""
+
+
+def postgres_queue(url: str) -> OpenQueue:
+    """Return an opener of the job queue in this database."""
+
+    @asynccontextmanager
+    async def open_queue() -> AsyncIterator[procrastinate.App]:
+        app = procrastinate.App(connector=procrastinate.PsycopgConnector())
+        # A pool of ours: the library's own, when cancelled while it opens, is never closed. The
+        # library translates the errors of psycopg itself.
+        queue = make_raw_pool(
+            url, name="worker", max_size=QUEUE_CONNECTIONS, settings=_QUEUE_SETTINGS
+        )
+        async with queue as pool, app.open_async(pool):
+            yield app
+
+    return open_queue
+
+
 class Worker:
     """Runs the uploads that the orchestrator enqueues; any number may run, on any machines.
 
@@ -67,18 +88,17 @@ class Worker:
 
     def __init__(
         self,
-        url: str,
-        pool: Pool,
+        open_queue: OpenQueue,
+        runnable: RunnableUploads,
         log: EventLog,
         blobs: BlobStore,
         processors: Mapping[str, Processor],
         settings: Settings,
         now: Callable[[], datetime],
         random: Callable[[], float],
-        codec: Codec = CODEC,
     ) -> None:
         logging.getLogger("procrastinate").setLevel(logging.WARNING)  # else a line for every job
-        self._url = url
+        self._open_queue = open_queue
         self._settings = settings
         self._last_id: int | None = None
         self._stop = asyncio.Event()
@@ -86,7 +106,7 @@ class Worker:
         self._make_runner: Callable[[], AttemptRunner] = lambda: AttemptRunner(
             log,
             blobs,
-            PostgresRunnableUploads(pool, codec),
+            runnable,
             processors,
             settings.pipelines,
             concurrency=settings.worker_concurrency,
@@ -143,15 +163,9 @@ class Worker:
     async def _work(self) -> None:
         """Run one session, with an id and attempts of its own, until it stops by itself."""
         runner = self._make_runner()
-        app = procrastinate.App(connector=procrastinate.PsycopgConnector())
-        session = _WorkerSession(app, runner, self._settings)
-        app.task(name=TASK, queue=QUEUE, retry=_ReturnToQueue())(session.process)
-        # A pool of ours: the library's own, when cancelled while it opens, is never closed. The
-        # library translates the errors of psycopg itself.
-        queue = make_raw_pool(
-            self._url, name="worker", max_size=QUEUE_CONNECTIONS, settings=_QUEUE_SETTINGS
-        )
-        async with queue as pool, app.open_async(pool):
+        async with self._open_queue() as app:
+            session = _WorkerSession(app, runner, self._settings)
+            app.task(name=TASK, queue=QUEUE, retry=_ReturnToQueue())(session.process)
             await self._unregister_last(app)
             helpers = (
                 asyncio.create_task(runner.monitor(), name="attempt-monitor"),

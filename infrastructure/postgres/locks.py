@@ -12,15 +12,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import psycopg
 from psycopg.sql import SQL
 
 from application.errors import Unavailable
+from application.ports.leadership import Leadership
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.tasks import hold_lock
+
+StoreT = TypeVar("StoreT")
 
 LEADER_POLL_INTERVAL = 2.0  # seconds between two attempts of a standby to become the leader
 
@@ -130,6 +133,28 @@ async def run_as_leader(
     async with await connect(url, name=name, settings=settings) as connection:
         await lock.poll(connection, poll_interval)
         await lead(connection)
+
+
+def leadership(
+    url: str,
+    lock: AdvisoryLock,
+    open_store: Callable[[Connection], StoreT],
+    *,
+    name: str,
+    settings: Mapping[str, str] | None = None,
+    poll_interval: float = LEADER_POLL_INTERVAL,
+) -> Leadership[StoreT]:
+    """Return the election by `run_as_leader`, whose store works on the leader's connection."""
+
+    async def elect(lead: Callable[[StoreT], Awaitable[None]]) -> None:
+        async def lead_with(connection: Connection) -> None:
+            await lead(open_store(connection))
+
+        await run_as_leader(
+            url, lock, lead_with, name=name, settings=settings, poll_interval=poll_interval
+        )
+
+    return elect
 
 
 MAX_PROCESS_PERMITS = 2000  # PostgreSQL has room for 64 locks times its connections altogether

@@ -15,11 +15,13 @@ from sqlalchemy import Column
 
 from application.append import RecordedEvent
 from application.ports.event_log import EventLog, Wakeups
+from application.ports.leadership import Leadership
+from application.ports.read_model import ProjectedRows
 from application.projection import VERSION, FoldedChanges, MergedColumns, Table, fold_changes
 from application.views import AttemptView, BatchView, UploadView
 from infrastructure.postgres.connection import Connection, Cursor, connect
 from infrastructure.postgres.listener import READ_MODEL
-from infrastructure.postgres.locks import LEADER_TIMEOUTS, PROJECTOR_LOCK, run_as_leader
+from infrastructure.postgres.locks import LEADER_TIMEOUTS, PROJECTOR_LOCK, leadership
 from infrastructure.read_model.tables import (
     LIVE,
     NAME,
@@ -207,14 +209,41 @@ async def project(
 
     Raises ProjectionVersionMismatch, psycopg.Error, Unavailable.
     """
-    position = await tracked_position(connection, target)
+    return await project_rows(PostgresRows(connection, target), log, upto=upto, size=size)
+
+
+async def project_rows(
+    rows: ProjectedRows, log: EventLog, *, upto: int | None = None, size: int = EVENTS_PER_CHUNK
+) -> int:
+    """Project up to the end of the log, or to position `upto`; return the position reached.
+
+    Raises Unavailable, and what the rows raise.
+    """
+    position = await rows.position()
     async with aclosing(prefetched_batches(log, position, upto=upto, size=size)) as ahead:
         async for events in ahead:
             folded = fold_changes(events)
-            if not await _write(connection, target, position, folded):
-                return await tracked_position(connection, target)  # another process projects
+            if not await rows.write(position, folded):
+                return await rows.position()  # another process projects
             position = folded.position
     return position
+
+
+class PostgresRows:
+    """The port `ProjectedRows` on one connection. Raises ProjectionVersionMismatch, psycopg.Error.
+
+    `target` is the live schema or one that is being rebuilt.
+    """
+
+    def __init__(self, connection: Connection, target: ProjectionSchema) -> None:
+        self._connection = connection
+        self._target = target
+
+    async def position(self) -> int:
+        return await tracked_position(self._connection, self._target)
+
+    async def write(self, after: int, folded: FoldedChanges) -> bool:
+        return await _write(self._connection, self._target, after, folded)
 
 
 async def tracked_position(
@@ -272,18 +301,28 @@ async def run(url: str, log: EventLog, wakeups: Wakeups) -> None:
     applied twice. Raises psycopg.Error, Unavailable, ProjectionVersionMismatch.
     """
 
-    async def lead(connection: Connection) -> None:
-        while True:
-            await _round(connection, log, wakeups)
-
-    await run_as_leader(
-        url,
-        PROJECTOR_LOCK,
-        lead,
-        name="projector",
-        settings={**WRITER_SETTINGS, **LEADER_TIMEOUTS},
-        poll_interval=POLL_INTERVAL,
+    await follow(
+        leadership(
+            url,
+            PROJECTOR_LOCK,
+            lambda connection: PostgresRows(connection, LIVE),
+            name="projector",
+            settings={**WRITER_SETTINGS, **LEADER_TIMEOUTS},
+            poll_interval=POLL_INTERVAL,
+        ),
+        log,
+        wakeups,
     )
+
+
+async def follow(elect: Leadership[ProjectedRows], log: EventLog, wakeups: Wakeups) -> None:
+    """Lead, and project until cancelled. Raises Unavailable, and what the rows raise."""
+
+    async def lead(rows: ProjectedRows) -> None:
+        while True:
+            await _round(rows, log, wakeups)
+
+    await elect(lead)
 
 
 async def catch_up(url: str, log: EventLog) -> int:
@@ -295,10 +334,10 @@ async def catch_up(url: str, log: EventLog) -> int:
         await connection.close()
 
 
-async def _round(connection: Connection, log: EventLog, wakeups: Wakeups) -> None:
+async def _round(rows: ProjectedRows, log: EventLog, wakeups: Wakeups) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
-    position = await project(connection, log, LIVE)
+    position = await project_rows(rows, log)
     worked = loop.time() - began
     await asyncio.sleep(max(MIN_ROUND_INTERVAL - worked, min(worked, MAX_ROUND_INTERVAL)))
     await wakeups.wait(position)

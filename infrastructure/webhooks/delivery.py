@@ -19,7 +19,6 @@ from infrastructure.outbound import (
     SafeHttpClient,
     signature_headers,
 )
-from infrastructure.postgres.pool import Pool
 from infrastructure.tasks import cancel_and_wait
 
 # The port `Sender`: signed requests, guarded like all that leave for other people's addresses.
@@ -58,36 +57,6 @@ class HttpSender:
         )
 
 
-# Deletes what need not be kept any longer: deliveries that were made, secrets that do not sign.
-
-PRUNED_PER_STEP = 5_000  # rows deleted at once
-
-_OLD = f"""DELETE FROM webhooks.deliveries WHERE (webhook, position) IN (
-  SELECT webhook, position FROM webhooks.deliveries
-  WHERE state <> 'pending' AND ended_at < %s LIMIT {PRUNED_PER_STEP})"""  # noqa: S608
-
-# One that no webhook names was made for a command that did not come to its end; a day is ample.
-_UNUSED = """DELETE FROM webhooks.secrets s WHERE made_at < now() - interval '1 day'
-AND NOT EXISTS (
-  SELECT FROM webhooks.endpoints e, jsonb_array_elements(e.webhook -> 'secrets') used
-  WHERE e.id = s.webhook AND used ->> 'id' = s.id::text
-  AND (used ->> 'until' IS NULL OR (used ->> 'until')::timestamptz > now()))"""
-
-
-async def delete_expired(pool: Pool, before: datetime) -> int:
-    """Deliveries that ended before this moment go; how many those were. Raises Unavailable."""
-    count = 0
-    async with pool.connection() as connection:
-        while (deleted := (await connection.execute(_OLD, (before,))).rowcount) > 0:
-            count += deleted
-            if deleted < PRUNED_PER_STEP:
-                break
-        await connection.execute(_UNUSED)
-    if count:
-        _log.info("deliveries_forgotten", count=count)
-    return count
-
-
 MAX_CONCURRENT_LANES = 32  # turns at once in one process
 OUTBOX_POLL_INTERVAL = 0.5  # seconds, unless deliveries were added
 MAX_TIMED_RETRY_DELAY = 2.0  # seconds within which a retry is waited for to the moment
@@ -104,7 +73,6 @@ class DeliveryLoop:
         self,
         outbox: Outbox,
         deliverer: Deliverer,
-        pool: Pool,
         deliveries_added: asyncio.Event,
         *,
         retention: float,
@@ -112,7 +80,6 @@ class DeliveryLoop:
     ) -> None:
         self._outbox = outbox
         self._deliverer = deliverer
-        self._pool = pool
         self._deliveries_added = deliveries_added
         self._retention = timedelta(seconds=retention)
         self._now = now
@@ -141,12 +108,16 @@ class DeliveryLoop:
             turn.add_done_callback(self._over)
         loop = asyncio.get_running_loop()
         if loop.time() >= self._sweep_at:
-            await delete_expired(self._pool, self._now() - self._retention)
+            await self._delete_expired()
             self._sweep_at = loop.time() + PRUNE_INTERVAL
         if not dues or len(self._turns) == MAX_CONCURRENT_LANES:
             with suppress(TimeoutError):
                 async with asyncio.timeout(OUTBOX_POLL_INTERVAL):
                     await self._deliveries_added.wait()
+
+    async def _delete_expired(self) -> None:
+        if count := await self._outbox.delete_expired(self._now() - self._retention):
+            _log.info("deliveries_forgotten", count=count)
 
     async def _take(self, due: LeasedDelivery) -> None:
         """A turn that breaks off leaves its lease: when that ends, the delivery is made again."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from uuid import UUID
 
@@ -11,9 +12,14 @@ import structlog
 
 from application.append import RecordedEvent
 from application.ports.event_log import Wakeups
-from application.webhooks.notifications import (
+from application.ports.leadership import Leadership
+from application.ports.webhooks import (
+    DispatcherStore,
+    DispatchTransaction,
     PlannedDelivery,
     StreamBatch,
+)
+from application.webhooks.notifications import (
     WebhookIndex,
     plan_test_delivery,
     split_at_webhook_change,
@@ -33,7 +39,7 @@ from infrastructure.event_store.reader import (
     read_log,
 )
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.locks import LEADER_TIMEOUTS, WEBHOOKS_LOCK, run_as_leader
+from infrastructure.postgres.locks import LEADER_TIMEOUTS, WEBHOOKS_LOCK, leadership
 from infrastructure.webhooks.outbox import jsonb, webhook_of
 
 # Deliveries of events, by the batch of each stream and its label at the time.
@@ -42,22 +48,22 @@ _LABEL_TOPICS = [topic_of(event) for event in BATCH_EVENTS if "label" in event._
 
 
 async def plan_deliveries(
-    connection: Connection, index: WebhookIndex, events: Sequence[RecordedEvent], codec: Codec
+    store: DispatcherStore, index: WebhookIndex, events: Sequence[RecordedEvent]
 ) -> list[PlannedDelivery]:
     """Return the deliveries of these events to the webhooks of the index.
 
-    Raises psycopg.Error, UnreadableEvent.
+    Raises what the store raises. Renames are read only if a webhook filters by label.
     """
-    batches = await _batches_of_streams(connection, index, stream_ids(events), codec)
+    batches = await store.batches_of(stream_ids(events), with_renames=index.filters_by_label())
     return index.match(events, batches)
 
 
 async def _batches_of_streams(
-    connection: Connection, index: WebhookIndex, streams: Collection[UUID], codec: Codec
+    connection: Connection, streams: Collection[UUID], codec: Codec, *, with_renames: bool
 ) -> dict[UUID, StreamBatch]:
     """Return the batch of each stream, from its first event and those that set the label.
 
-    The latter are searched in the whole stream of the batch, so only if a webhook filters by label.
+    The latter are searched in the whole stream of the batch.
     """
     batch_of = {
         recorded.stream: recorded.event.batch
@@ -66,7 +72,7 @@ async def _batches_of_streams(
         for recorded in await read_first_events(connection, streams, codec)
     }
     ids = set(batch_of.values())
-    if index.filters_by_label():
+    if with_renames:
         found = await read_events_of_topics(connection, ids, _LABEL_TOPICS, codec)
     else:
         found = await read_first_events(connection, ids, codec)
@@ -203,16 +209,14 @@ class WebhookDispatcher:
 
     def __init__(
         self,
-        url: str,
+        leadership: Leadership[DispatcherStore],
         wakeups: Wakeups,
         deliveries_added: asyncio.Event,
         *,
         most: int,
         now: Callable[[], datetime],
-        codec: Codec = CODEC,
     ) -> None:
-        self._url = url
-        self._codec = codec
+        self._leadership = leadership
         self._wakeups = wakeups
         self._deliveries_added = deliveries_added
         self._most = most
@@ -225,29 +229,21 @@ class WebhookDispatcher:
     async def run(self) -> None:
         """Lead, and follow the log until cancelled: what an error interrupts is done again.
 
-        Raises psycopg.Error, LeadershipLost.
+        Raises LeadershipLost, and what the session of the leader raises.
         """
-        await run_as_leader(
-            self._url,
-            WEBHOOKS_LOCK,
-            self._lead,
-            name="webhooks",
-            settings=_SESSION_SETTINGS,
-            poll_interval=POLL_INTERVAL,
-        )
+        await self._leadership(self._lead)
 
-    async def _lead(self, connection: Connection) -> None:
-        self._position = self._kept = await _tracked(connection)
-        cursor = await connection.execute("SELECT webhook FROM webhooks.endpoints")
-        self._index = WebhookIndex([webhook_of(row[0]) async for row in cursor])
+    async def _lead(self, store: DispatcherStore) -> None:
+        self._position = self._kept = await store.position()
+        self._index = WebhookIndex(await store.webhooks())
         while True:
-            await self._round(connection)
+            await self._round(store)
 
-    async def _round(self, connection: Connection) -> None:
+    async def _round(self, store: DispatcherStore) -> None:
         """The events up to the next change of a webhook, or as many as fit; then a rest."""
-        head = await read_head(connection)
-        found = await read_log(
-            connection, self._position, EVENTS_PER_ROUND, self._index.topics(), self._codec
+        head = await store.head()
+        found = await store.read(
+            self._position, limit=EVENTS_PER_ROUND, topics=self._index.topics()
         )
         events, change = split_at_webhook_change(found)
         if change is not None:
@@ -257,46 +253,43 @@ class WebhookDispatcher:
                 found[-1].position if len(found) == EVENTS_PER_ROUND else max(head, _last(found))
             )
         if through > self._position:
-            await self._take(connection, events, change, through)
+            await self._take(store, events, change, through)
         if change is None and len(found) < EVENTS_PER_ROUND:
             await asyncio.sleep(MIN_ROUND_INTERVAL)
             await self._wakeups.wait(self._position)
 
     async def _take(
         self,
-        connection: Connection,
+        store: DispatcherStore,
         events: Sequence[RecordedEvent],
         change: RecordedEvent | None,
         through: int,
     ) -> None:
         """One transaction: what these events lead to, and the place after them."""
-        planned = await plan_deliveries(connection, self._index, events, self._codec)
+        planned = await plan_deliveries(store, self._index, events)
         clock = asyncio.get_running_loop().time()
         if change is None and not planned and clock < self._keep_at:
             self._position = through
             return
         at = self._now()
-        async with connection.transaction():
-            if await _tracked(connection, lock=True) != self._kept:
-                raise LeadershipLost(f"the place is not {self._kept} any more")
-            rest = await self._within_bounds(connection, planned)
+        async with store.begin(self._kept, through) as transaction:
+            rest = await self._within_bounds(transaction, planned)
             if change is not None:
                 rest += [asked] if (asked := plan_test_delivery(change)) else []
-                await save_webhook(connection, self._index.apply(change), change, at)
-            await insert_deliveries(connection, rest, at)
-            await connection.execute(_REACHED, (through, NAME))
+                await transaction.save_webhook(self._index.apply(change), change, at)
+            await transaction.insert_deliveries(rest, at)
         self._position = self._kept = through
         self._keep_at = clock + KEPT_EVERY
         if rest or change is not None:
             self._deliveries_added.set()
 
     async def _within_bounds(
-        self, connection: Connection, planned: list[PlannedDelivery]
+        self, transaction: DispatchTransaction, planned: list[PlannedDelivery]
     ) -> list[PlannedDelivery]:
         """Return the deliveries within capacity; count and log the others."""
         kept: list[PlannedDelivery] = []
         rooms = {
-            webhook: await queue_capacity(connection, webhook, self._most)
+            webhook: await transaction.queue_capacity(webhook, self._most)
             for webhook in {telling.webhook for telling in planned}
         }
         missed: dict[UUID, list[int]] = {}
@@ -307,9 +300,81 @@ class WebhookDispatcher:
             else:
                 missed.setdefault(telling.webhook, []).append(telling.position)
         for webhook, positions in missed.items():
-            await count_missed(connection, webhook, len(positions), positions[0] - 1)
+            await transaction.count_missed(webhook, len(positions), positions[0] - 1)
             _log.error("webhook_events_missed", webhook=str(webhook), count=len(positions))
         return kept
+
+
+def _last(events: Sequence[RecordedEvent]) -> int:
+    return events[-1].position if events else 0
+
+
+def dispatcher_leadership(url: str, codec: Codec = CODEC) -> Leadership[DispatcherStore]:
+    """Return the election of the dispatcher among all processes with this database."""
+    return leadership(
+        url,
+        WEBHOOKS_LOCK,
+        lambda connection: PostgresDispatcherStore(connection, codec),
+        name="webhooks",
+        settings=_SESSION_SETTINGS,
+        poll_interval=POLL_INTERVAL,
+    )
+
+
+class PostgresDispatcherStore:
+    """The port `DispatcherStore` on one connection. Every method raises psycopg.Error."""
+
+    def __init__(self, connection: Connection, codec: Codec = CODEC) -> None:
+        self._connection = connection
+        self._codec = codec
+
+    async def position(self) -> int:
+        return await _tracked(self._connection)
+
+    async def webhooks(self) -> Sequence[Webhook]:
+        cursor = await self._connection.execute("SELECT webhook FROM webhooks.endpoints")
+        return [webhook_of(row[0]) async for row in cursor]
+
+    async def head(self) -> int:
+        return await read_head(self._connection)
+
+    async def read(
+        self, after: int, *, limit: int, topics: Sequence[str]
+    ) -> Sequence[RecordedEvent]:
+        return await read_log(self._connection, after, limit, topics, self._codec)
+
+    async def batches_of(
+        self, streams: Collection[UUID], *, with_renames: bool
+    ) -> Mapping[UUID, StreamBatch]:
+        return await _batches_of_streams(
+            self._connection, streams, self._codec, with_renames=with_renames
+        )
+
+    @asynccontextmanager
+    async def begin(self, position: int, through: int) -> AsyncIterator[DispatchTransaction]:
+        connection = self._connection
+        async with connection.transaction():
+            if await _tracked(connection, lock=True) != position:
+                raise LeadershipLost(f"the place is not {position} any more")
+            yield _PostgresDispatch(connection)
+            await connection.execute(_REACHED, (through, NAME))
+
+
+class _PostgresDispatch:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def queue_capacity(self, webhook: UUID, most: int) -> int:
+        return await queue_capacity(self._connection, webhook, most)
+
+    async def count_missed(self, webhook: UUID, count: int, after: int) -> None:
+        await count_missed(self._connection, webhook, count, after)
+
+    async def save_webhook(self, webhook: Webhook, change: RecordedEvent, at: datetime) -> None:
+        await save_webhook(self._connection, webhook, change, at)
+
+    async def insert_deliveries(self, planned: Sequence[PlannedDelivery], at: datetime) -> None:
+        await insert_deliveries(self._connection, planned, at)
 
 
 async def _tracked(connection: Connection, *, lock: bool = False) -> int:
@@ -318,7 +383,3 @@ async def _tracked(connection: Connection, *, lock: bool = False) -> int:
     if row is None:
         raise LookupError(f"no position is tracked for {NAME}: is the database migrated?")
     return int(row[0])
-
-
-def _last(events: Sequence[RecordedEvent]) -> int:
-    return events[-1].position if events else 0

@@ -160,6 +160,22 @@ async def release(connection: Connection, webhook: UUID, lane: UUID, at: datetim
         await connection.execute(FREE, (max(at, row[0] or at), webhook, lane), prepare=True)
 
 
+# Deletes what need not be kept any longer: deliveries that were made, secrets that do not sign.
+
+PRUNED_PER_STEP = 5_000  # rows deleted at once
+
+_OLD = f"""DELETE FROM webhooks.deliveries WHERE (webhook, position) IN (
+  SELECT webhook, position FROM webhooks.deliveries
+  WHERE state <> 'pending' AND ended_at < %s LIMIT {PRUNED_PER_STEP})"""  # noqa: S608
+
+# One that no webhook names was made for a command that did not come to its end; a day is ample.
+_UNUSED = """DELETE FROM webhooks.secrets s WHERE made_at < now() - interval '1 day'
+AND NOT EXISTS (
+  SELECT FROM webhooks.endpoints e, jsonb_array_elements(e.webhook -> 'secrets') used
+  WHERE e.id = s.webhook AND used ->> 'id' = s.id::text
+  AND (used ->> 'until' IS NULL OR (used ->> 'until')::timestamptz > now()))"""
+
+
 MAX_LANES_PER_WEBHOOK = (
     4  # lanes of a webhook delivered concurrently; a few more by several processes
 )
@@ -258,6 +274,16 @@ class PostgresOutbox:
                 return NextInLane(None, failing_since)
             await connection.execute(_KEEP, (at + self._lease, webhook, lane))
             return NextInLane(ahead[0], failing_since)
+
+    async def delete_expired(self, before: datetime) -> int:
+        count = 0
+        async with self._pool.connection() as connection:
+            while (deleted := (await connection.execute(_OLD, (before,))).rowcount) > 0:
+                count += deleted
+                if deleted < PRUNED_PER_STEP:
+                    break
+            await connection.execute(_UNUSED)
+        return count
 
     async def release_leases(self, dues: Sequence[LeasedDelivery], *, at: datetime) -> None:
         async with self._pool.connection() as connection:

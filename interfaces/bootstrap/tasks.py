@@ -25,7 +25,7 @@ from infrastructure.read_model.queries import PostgresUploadStatusLookup
 from infrastructure.read_model.rebuild import rebuild_if_outdated
 from infrastructure.sweeper import sweep_continuously
 from infrastructure.webhooks.delivery import DeliveryLoop, HttpSender
-from infrastructure.webhooks.dispatcher import WebhookDispatcher
+from infrastructure.webhooks.dispatcher import WebhookDispatcher, dispatcher_leadership
 from infrastructure.webhooks.outbox import PostgresOutbox
 from interfaces.bootstrap.container import Container, Role, callback_base_url
 
@@ -142,12 +142,11 @@ def webhook_tasks(parts: Container, public_url: str) -> dict[str, TaskFactory]:
 async def _follow(parts: Container, deliveries_added: asyncio.Event) -> None:
     services = parts.services
     follower = WebhookDispatcher(
-        parts.database.url,
+        dispatcher_leadership(parts.database.url, parts.codec),
         parts.listener.wakeups(),
         deliveries_added,
         most=services.settings.webhook_max_pending,
         now=services.now,
-        codec=parts.codec,
     )
     await follower.run()
 
@@ -169,7 +168,6 @@ async def _deliver(parts: Container, deliveries_added: asyncio.Event, public_url
         deliveries = DeliveryLoop(
             outbox,
             deliverer,
-            parts.pool,
             deliveries_added,
             retention=settings.webhook_retention,
             now=services.now,
@@ -210,15 +208,16 @@ async def _project(parts: Container) -> None:
 
 async def _orchestrate(parts: Container, status: ProcessStatus) -> None:
     from infrastructure.jobs.orchestrator import Orchestrator
+    from infrastructure.jobs.rounds import orchestrator_leadership
 
     services = parts.services
+    settings = services.settings
     orchestrator = Orchestrator(
-        parts.database.url,
+        orchestrator_leadership(parts.database.url, settings, parts.codec),
         parts.log,
         parts.listener.wakeups(),
-        services.settings,
+        settings,
         services.now,
-        parts.codec,
     )
     status.leads = lambda: orchestrator.is_leader
     await orchestrator.run()
@@ -260,7 +259,7 @@ async def _seal(parts: Container) -> None:
 
 
 async def _work(parts: Container, roles: Sequence[Role], status: ProcessStatus) -> None:
-    from infrastructure.jobs.worker import Worker
+    from infrastructure.jobs.worker import PostgresRunnableUploads, Worker, postgres_queue
     from infrastructure.outbound import open_safe_client
     from infrastructure.processors.http import HttpProcessor
     from infrastructure.processors.registry import open_processors
@@ -277,15 +276,14 @@ async def _work(parts: Container, roles: Sequence[Role], status: ProcessStatus) 
         ) as processors,
     ):
         worker = Worker(
-            parts.database.url,
-            parts.pool,
+            postgres_queue(parts.database.url),
+            PostgresRunnableUploads(parts.pool, parts.codec),
             parts.log,
             services.blobs,
             processors,
             services.settings,
             services.now,
             random,
-            parts.codec,
         )
         status.worker = lambda: worker.id
         await worker.run()

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from application.append import RecordedEvent
+from application.ports.webhooks import StreamBatch
 from application.webhooks.delivery import (
     DELAYS,
     JITTER,
@@ -17,7 +18,6 @@ from application.webhooks.delivery import (
     parse_retry_after,
 )
 from application.webhooks.notifications import (
-    StreamBatch,
     WebhookIndex,
     plan_test_delivery,
     split_at_webhook_change,

@@ -24,7 +24,7 @@ from domain.upload.aggregate import Upload
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
-from infrastructure.jobs import orchestrator, worker
+from infrastructure.jobs import orchestrator, rounds, worker
 from infrastructure.jobs.selection import select_lost
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.read_model import projector
@@ -39,7 +39,7 @@ from tests.fakes import NoRemotePreemption, unlimited_quotas
 
 # Nobody waits for anybody else here: what only spares the server is left out.
 orchestrator.MIN_ROUND_INTERVAL = orchestrator.MAX_ROUND_INTERVAL = 0.005
-orchestrator.POLL_INTERVAL = 0.005
+rounds.POLL_INTERVAL = 0.005
 orchestrator.CHECK_INTERVAL = 0.01
 worker.POLL_INTERVAL = 0.02
 
@@ -109,8 +109,9 @@ class UntilQuiet:
 
 async def orchestrate(order: ProcessOrder, killer: AwaitKiller) -> None:
     async with opened(order, killer) as parts:
+        leadership = rounds.orchestrator_leadership(order.url, parts.settings)
         running = orchestrator.Orchestrator(
-            order.url, parts.log, UntilQuiet(parts), parts.settings, parts.now
+            leadership, parts.log, UntilQuiet(parts), parts.settings, parts.now
         )
         try:
             await supervise("orchestrator", running.run, essential=False)
@@ -125,8 +126,8 @@ async def work(order: ProcessOrder, killer: AwaitKiller) -> None:
         last = row[0] if row else 0
         running = asyncio.create_task(
             worker.Worker(
-                order.url,
-                parts.pool,
+                worker.postgres_queue(order.url),
+                worker.PostgresRunnableUploads(parts.pool),
                 parts.log,
                 parts.blobs,
                 PROCESSORS,

@@ -32,7 +32,7 @@ from infrastructure.read_model.feed import PostgresFeed
 from infrastructure.read_model.history import PostgresHistory
 from infrastructure.read_model.queries import PostgresQueries
 from infrastructure.read_model.rebuild import rebuild, verify
-from infrastructure.webhooks.dispatcher import WebhookDispatcher
+from infrastructure.webhooks.dispatcher import WebhookDispatcher, dispatcher_leadership
 from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.bootstrap.tasks import supervise
 from tests.infrastructure.jobs.fake_processors import pass_file
@@ -197,7 +197,11 @@ async def test_webhooks_are_followed_past_unknown_events_and_theirs_are_left_to_
         position = await record(harness, batch, BatchAnnotated(at=now(), by=ALICE, note="x"))
         await harness.seal(batch)
         follower = WebhookDispatcher(
-            database_url, harness._listener.wakeups(), _Bell(), most=100, now=lambda: NOON
+            dispatcher_leadership(database_url),
+            harness._listener.wakeups(),
+            _Bell(),
+            most=100,
+            now=lambda: NOON,
         )
         harness.start(supervise("webhooks", follower.run, essential=False))
         query = "SELECT type FROM webhooks.deliveries ORDER BY position"

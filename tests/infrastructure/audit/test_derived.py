@@ -23,7 +23,7 @@ from domain.webhook.events import WebhookFilter
 from infrastructure.audit.derived import check_derived
 from infrastructure.event_store.codec import CODEC
 from infrastructure.read_model import projector
-from infrastructure.webhooks.dispatcher import WebhookDispatcher
+from infrastructure.webhooks.dispatcher import WebhookDispatcher, dispatcher_leadership
 from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.bootstrap.tasks import supervise
 from tests.conftest import Databases
@@ -84,7 +84,11 @@ async def _add_webhooks(harness: PipelineHarness) -> None:
         added = Webhook.add("acme", chosen, secret.id, at=NOON, by=ALICE)
         await harness.log.append(Append((StreamAppend(id, 0, added),)))
     follower = WebhookDispatcher(
-        harness.url, harness._listener.wakeups(), _Bell(), most=100, now=lambda: NOON
+        dispatcher_leadership(harness.url),
+        harness._listener.wakeups(),
+        _Bell(),
+        most=100,
+        now=lambda: NOON,
     )
     harness.start(supervise("webhooks", follower.run, essential=False))
 

@@ -27,7 +27,8 @@ from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.jobs.orchestrator import Orchestrator
-from infrastructure.jobs.worker import Worker
+from infrastructure.jobs.rounds import orchestrator_leadership
+from infrastructure.jobs.worker import PostgresRunnableUploads, Worker, postgres_queue
 from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.settings import Settings
@@ -73,7 +74,8 @@ class PipelineHarness:
     # Roles.
 
     def orchestrator(self) -> Orchestrator:
-        return Orchestrator(self.url, self.log, self._listener.wakeups(), self.settings, now)
+        leadership = orchestrator_leadership(self.url, self.settings)
+        return Orchestrator(leadership, self.log, self._listener.wakeups(), self.settings, now)
 
     def orchestrate(self) -> asyncio.Task[None]:
         return self.start(supervise("orchestrator", self.orchestrator().run, essential=False))
@@ -81,7 +83,14 @@ class PipelineHarness:
     def work(self, processors: Mapping[str, Processor], **more: Any) -> asyncio.Task[None]:
         chosen = more.pop("settings", self.settings)
         worker = Worker(
-            self.url, self.pool, self.log, self.blobs, processors, chosen, now, lambda: 0.5
+            postgres_queue(self.url),
+            PostgresRunnableUploads(self.pool),
+            self.log,
+            self.blobs,
+            processors,
+            chosen,
+            now,
+            lambda: 0.5,
         )
         return self.start(worker.run())
 

@@ -13,8 +13,8 @@ from domain.batch.state import Outcome
 from domain.event import topic_of
 from domain.upload.aggregate import Upload
 from domain.upload.events import AttemptStarted, UploadCompleted, UploadQueued
-from infrastructure.jobs.orchestrator import SESSION_SETTINGS, run_round
-from infrastructure.jobs.queue import JobQueue
+from infrastructure.jobs.orchestrator import run_round
+from infrastructure.jobs.rounds import SESSION_SETTINGS, PostgresRounds
 from infrastructure.jobs.tables import save_position
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.locks import ORCHESTRATOR_LOCK
@@ -116,8 +116,7 @@ async def test_a_job_never_carries_an_upload_whose_release_was_refused(
         async with await connect(database_url, name="orchestrator") as connection:
             await connection.execute("INSERT INTO notification_tracking VALUES ('orchestrator', 0)")
             await run_round(
-                connection,
-                JobQueue(),
+                PostgresRounds(connection, harness.settings),
                 harness.settings,
                 position=0,
                 events=events,
@@ -143,8 +142,7 @@ async def test_an_orchestrator_that_was_overtaken_changes_nothing(
                 await save_position(other, events[-1].position)
             with pytest.raises(Exception, match="not at 0"):
                 await run_round(
-                    connection,
-                    JobQueue(),
+                    PostgresRounds(connection, harness.settings),
                     harness.settings,
                     position=0,
                     events=events,

@@ -7,8 +7,8 @@ from typing import Any
 
 from application.append import Append, StreamAppend
 from domain.upload.events import UploadFailed, UploadQueued
-from infrastructure.jobs.orchestrator import SESSION_SETTINGS, run_round
-from infrastructure.jobs.queue import JobQueue
+from infrastructure.jobs.orchestrator import run_round
+from infrastructure.jobs.rounds import SESSION_SETTINGS, PostgresRounds
 from infrastructure.jobs.tables import load_position
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.read_model.projector import connect_writer, project
@@ -38,8 +38,7 @@ async def test_a_round_reads_what_it_needs_however_large_the_batch(
     async def one_round(harness: PipelineHarness, connection: Connection, position: int) -> None:
         events = await harness.log.read(position, limit=1000)
         await run_round(
-            connection,
-            JobQueue(),
+            PostgresRounds(connection, harness.settings),
             harness.settings,
             position=position,
             events=events,

@@ -41,7 +41,7 @@ from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.queries import PostgresQueries
 from infrastructure.tasks import cancel_and_wait
 from infrastructure.webhooks.delivery import DeliveryLoop, HttpSender
-from infrastructure.webhooks.dispatcher import WebhookDispatcher
+from infrastructure.webhooks.dispatcher import WebhookDispatcher, dispatcher_leadership
 from infrastructure.webhooks.outbox import PostgresOutbox
 from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.bootstrap.tasks import supervise
@@ -174,12 +174,11 @@ class WebhookHarness:
 
     def follow(self, most: int = 100_000) -> asyncio.Task[None]:
         follower = WebhookDispatcher(
-            self.url,
+            dispatcher_leadership(self.url, self._codec),
             self._listener.wakeups(),
             self.bell,
             most=most,
             now=self.clock,
-            codec=self._codec,
         )
         return self._start(supervise("webhooks", follower.run, essential=False))
 
@@ -195,9 +194,7 @@ class WebhookHarness:
             now=self.clock,
             random=lambda: 0.5,
         )
-        deliveries = DeliveryLoop(
-            outbox, deliverer, self.pool, self.bell, retention=7 * DAY, now=self.clock
-        )
+        deliveries = DeliveryLoop(outbox, deliverer, self.bell, retention=7 * DAY, now=self.clock)
         return self._start(deliveries.run())
 
     async def open(self, **settings: Any) -> None:

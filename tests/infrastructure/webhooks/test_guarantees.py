@@ -16,7 +16,6 @@ from application.ports.webhooks import (
     NextInLane,
 )
 from domain.webhook.aggregate import ROTATION
-from infrastructure.webhooks.delivery import delete_expired
 from infrastructure.webhooks.outbox import LEASE_MARGIN, MAX_LANES_PER_WEBHOOK, PostgresOutbox
 from tests.fault_injection import COUNT_KILLS, end_sessions
 from tests.infrastructure.webhooks.harness import (
@@ -281,7 +280,7 @@ async def test_old_deliveries_and_secrets_that_sign_no_more_are_not_kept(databas
         await harness.ended(hook, new)
         await harness.execute("UPDATE webhooks.secrets SET made_at = now() - interval '2 days'")
 
-        assert await delete_expired(harness.pool, moment) == 1
+        assert await PostgresOutbox(harness.pool, 1.0).delete_expired(moment) == 1
         left = await harness.webhooks.deliveries(hook.id)
         assert [delivery.position for delivery in left] == [new]
         assert (await harness.fetch("SELECT count(*) FROM webhooks.secrets")) == [(2,)]
