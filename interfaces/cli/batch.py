@@ -14,7 +14,7 @@ from cyclopts.validators import Number
 
 from application.views import BatchView
 from interfaces.cli import console
-from interfaces.cli.client import SILENCE_TIMEOUT, Client, run_with_client
+from interfaces.cli.client import SILENCE_TIMEOUT, Client, run_with_client, send_command
 from interfaces.cli.console import EXIT_OF_OUTCOME, ClientOptions
 from interfaces.cli.progress import choose_reporter, wait_for_outcome
 
@@ -151,16 +151,12 @@ def watch(id: str, *, common: ClientOptions | None = None) -> int:
 
 def _steering(verb: str, help: str) -> None:
     def steer(id: str, *, common: ClientOptions | None = None) -> None:
-        common = common or ClientOptions()
-
-        async def run(client: Client) -> None:
-            await client.command(f"/v1/batches/{id}/{verb}")
-
-        run_with_client(common, run)
-        if common.json:
-            console.emit({"id": id, "asked": verb})
-        else:
-            console.print_line(f"{verb} of batch {id} is on record")
+        send_command(
+            common,
+            f"/v1/batches/{id}/{verb}",
+            result={"id": id, "asked": verb},
+            message=f"{verb} of batch {id} is on record",
+        )
 
     app.command(steer, name=verb, help=help)
 
@@ -186,16 +182,13 @@ def prioritize(
     priority
         Batches of a higher one are released to the workers first.
     """
-    common = common or ClientOptions()
-
-    async def run(client: Client) -> None:
-        await client.command(f"/v1/batches/{id}/priority", {"priority": priority})
-
-    run_with_client(common, run)
-    if common.json:
-        console.emit({"id": id, "priority": priority})
-    else:
-        console.print_line(f"batch {id} has priority {priority} now")
+    send_command(
+        common,
+        f"/v1/batches/{id}/priority",
+        {"priority": priority},
+        result={"id": id, "priority": priority},
+        message=f"batch {id} has priority {priority} now",
+    )
 
 
 @app.command
@@ -207,16 +200,14 @@ def rename(id: str, label: str, *, common: ClientOptions | None = None) -> None:
     label
         Human-readable name; empty to remove it.
     """
-    common = common or ClientOptions()
-
-    async def run(client: Client) -> None:
-        await client.command(f"/v1/batches/{id}", {"label": label}, method="PATCH")
-
-    run_with_client(common, run)
-    if common.json:
-        console.emit({"id": id, "label": label})
-    else:
-        console.print_line(f"batch {id} has {f'the label {label}' if label else 'no label'} now")
+    send_command(
+        common,
+        f"/v1/batches/{id}",
+        {"label": label},
+        method="PATCH",
+        result={"id": id, "label": label},
+        message=f"batch {id} has {f'the label {label}' if label else 'no label'} now",
+    )
 
 
 app.command("interfaces.cli.batch:report", name="report", help="Show the result of every file.")

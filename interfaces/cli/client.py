@@ -23,6 +23,8 @@ from interfaces.cli.console import (
     OutOfService,
     Refusal,
     ServerAddress,
+    emit,
+    print_line,
     print_stderr,
 )
 from interfaces.cli.wait import RequestBackoff, ServerConnection
@@ -419,6 +421,31 @@ def run_with_client(
             return await what(client)
 
     return asyncio.run(run_until_cancelled(asking()))
+
+
+def send_command(
+    common: ClientOptions | None,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    method: str = "POST",
+    result: Mapping[str, Any],
+    message: str,
+) -> None:
+    """Send a command, and print the message, or the result if JSON is wanted.
+
+    Raises CommandError.
+    """
+    common = common or ClientOptions()
+
+    async def run(client: Client) -> None:
+        await client.command(path, body, method=method)
+
+    run_with_client(common, run)
+    if common.json:
+        emit(result)
+    else:
+        print_line(message)
 
 
 def run_on_uvloop(main: Coroutine[Any, Any, T]) -> T:

@@ -21,7 +21,7 @@ from cyclopts.validators import Number
 from application.views import BatchView, UploadView
 from infrastructure.platform import write_file_atomically
 from interfaces.cli import console
-from interfaces.cli.client import SILENCE_TIMEOUT, Client, run_with_client
+from interfaces.cli.client import SILENCE_TIMEOUT, Client, run_with_client, send_command
 from interfaces.cli.console import (
     EXIT_OF_OUTCOME,
     ClientOptions,
@@ -381,13 +381,13 @@ def show(id: str, *, at: str | None = None, common: ClientOptions | None = None)
 @app.command
 def retry(id: str, *, common: ClientOptions | None = None) -> None:
     """Process a failed upload again."""
-    _command(id, "retry", common or ClientOptions())
+    _command(id, "retry", common)
 
 
 @app.command
 def cancel(id: str, *, common: ClientOptions | None = None) -> None:
     """Call one upload off."""
-    _command(id, "cancel", common or ClientOptions())
+    _command(id, "cancel", common)
 
 
 @app.command
@@ -399,18 +399,19 @@ def release(id: str, *, reason: str, common: ClientOptions | None = None) -> Non
     reason
         Why it is good after all; kept in the history.
     """
-    _command(id, "release", common or ClientOptions(), {"reason": reason})
+    _command(id, "release", common, {"reason": reason})
 
 
-def _command(id: str, verb: str, common: ClientOptions, body: dict[str, str] | None = None) -> None:
-    async def run(client: Client) -> None:
-        await client.command(f"/v1/uploads/{id}/{verb}", body)
-
-    run_with_client(common, run)
-    if common.json:
-        console.emit({"id": id, "asked": verb})
-    else:
-        console.print_line(f"{verb} of upload {id} is on record")
+def _command(
+    id: str, verb: str, common: ClientOptions | None, body: dict[str, str] | None = None
+) -> None:
+    send_command(
+        common,
+        f"/v1/uploads/{id}/{verb}",
+        body,
+        result={"id": id, "asked": verb},
+        message=f"{verb} of upload {id} is on record",
+    )
 
 
 def _tell(report: UploadReport) -> None:
