@@ -40,7 +40,7 @@ USER = """
 import os, sys
 from pathlib import Path
 import psycopg
-from infrastructure.postgres.embedded import EmbeddedPostgres
+from infrastructure.postgres.embedded.server import EmbeddedPostgres
 data_dir, uid, gid, body = sys.argv[1:]
 try:  # loads what a connection loads late, while every folder can be read
     psycopg.connect("host=/nonexistent connect_timeout=1")
