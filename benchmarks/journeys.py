@@ -1,7 +1,8 @@
 """Files of the product that two requests pass through, in the order of their first function call.
 
 A server runs under a profile function in a process of its own, so any commit can be traced. Child
-processes of workers are not traced.
+processes of workers are not traced. Every request passes the server, the middlewares and the check
+of its key: a request to an unknown path shows which files these are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 START_TIMEOUT = 120.0  # seconds
+KEY_CACHE_TIME = 1.1  # seconds; longer than a server accepts a key without reading it again
 SETTLE_TIMES = (3.0, 10.0, 30.0)  # seconds that a batch gets to complete; tried in turn
 BODY = b"x" * 1000
 UPLOAD = {"Upload-Length": str(len(BODY)), "Upload-Metadata": "filename YS50eHQ="}  # a.txt
@@ -59,9 +61,10 @@ sys.exit(main())
 
 @dataclass(frozen=True)
 class Journey:
-    """Files in order, and those of them that an idle server runs as well."""
+    """Files in order, and those of them that other requests, or an idle server, run as well."""
 
     files: list[str]
+    of_every_request: frozenset[str] = frozenset()
     also_idle: frozenset[str] = frozenset()
 
 
@@ -108,19 +111,34 @@ def trace(tree: Path) -> tuple[Journey, Journey]:
     """Return the journeys of a tus PATCH, and of a batch from its start to its completion."""
     with _traced_server(tree, "api") as server:
         _trace_patch(server)  # once before: late imports and first connections
-        patch = _trace_patch(server)
+        _send_to_nowhere(server)
+        server.entered()
+        _send_to_nowhere(server)
+        shared = frozenset(server.entered())
+        files = _trace_patch(server)
+        patch = Journey(files, of_every_request=shared & set(files))
     with _traced_server(tree) as server:
         _run_batch(server, SETTLE_TIMES[1])
         return patch, _trace_batch(server)
 
 
-def _trace_patch(server: TracedServer) -> Journey:
+def _send_to_nowhere(server: TracedServer) -> None:
+    """Send a request with a valid key to a path without a handler."""
+    time.sleep(KEY_CACHE_TIME)  # else the check of the key may be left out
+    try:
+        server.send("GET", "/v1/nowhere")
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+
+
+def _trace_patch(server: TracedServer) -> list[str]:
     batch = server.send_json("POST", "/v1/batches", {"label": "journey"})["id"]
     headers, _ = server.send("POST", f"/v1/batches/{batch}/uploads", headers=UPLOAD)
-    time.sleep(1)  # whatever follows the creation
+    time.sleep(KEY_CACHE_TIME)  # also whatever follows the creation
     server.entered()
     server.send("PATCH", headers["Location"], BODY, {**BYTES, "Upload-Offset": "0"})
-    return Journey(server.entered())
+    return server.entered()
 
 
 def _trace_batch(server: TracedServer) -> Journey:
@@ -131,7 +149,7 @@ def _trace_batch(server: TracedServer) -> Journey:
         batch = _run_batch(server, settle)
         files = server.entered()
         if server.send_json("GET", f"/v1/batches/{batch}")["state"] == "completed":
-            return Journey(files, idle & set(files))
+            return Journey(files, also_idle=idle & set(files))
     raise TimeoutError(f"a batch of one file did not complete within {settle:g} s")
 
 

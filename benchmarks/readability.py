@@ -210,7 +210,10 @@ def _modules(tree: Path, folders: Sequence[str]) -> list[Module]:
 def _add_journeys(report: Report, tree: Path) -> None:
     patch, batch = journeys.trace(tree)
     report.rows.append(
-        ("files a tus PATCH passes until its event is durable", f"{len(patch.files)}")
+        (
+            "files a tus PATCH passes until its event is durable; without those of every request",
+            f"{len(patch.files)}; {len(patch.files) - len(patch.of_every_request)}",
+        )
     )
     report.rows.append(
         (
@@ -218,7 +221,9 @@ def _add_journeys(report: Report, tree: Path) -> None:
             f"{len(batch.files)}; {len(batch.also_idle)}",
         )
     )
-    report.lists["files of a tus PATCH, in order"] = patch.files
+    report.lists["files of a tus PATCH, in order (=: of every request)"] = [
+        f"{'=' if file in patch.of_every_request else ' '} {file}" for file in patch.files
+    ]
     report.lists["files from `POST /v1/batches` to `BatchCompleted`, in order (~: idle, too)"] = [
         f"{'~' if file in batch.also_idle else ' '} {file}" for file in batch.files
     ]

@@ -1,4 +1,4 @@
-"""Helpers shared by the blob stores: identity of a store, names, preemption notices.
+"""Identity of a blob store, and the names that blobs may have.
 
 A store and its database have one identity. Otherwise a machine with another folder, or whose shared
 folder is not mounted, would accept uploads that no worker can process.
@@ -7,15 +7,10 @@ folder is not mounted, would accept uploads that no worker can process.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from uuid import UUID, uuid4
-
-from psycopg.sql import SQL
+from uuid import uuid4
 
 from application.ports.blobs import BlobMissing, BlobStore
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.listener import UPLOADS, Listener
-from infrastructure.postgres.pool import Pool
 
 MARK = "store-id"  # the blob that carries it; the sweeper looks at those of uploads alone
 LONGEST = 100  # characters
@@ -87,30 +82,3 @@ def validate_blob_name(name: str) -> str:
     if len(name) > MAX_NAME or not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name for a blob")
     return name
-
-
-# Preemption across processes by NOTIFY: one process asks the others to release an upload.
-
-# Nothing is recorded, so the commit need not wait for the disk.
-_STOP = SQL("SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, %s)")
-
-
-class NotifyPreemption:
-    """A notice is `<process> <upload>`: every process hears all of them, its own included."""
-
-    def __init__(self, pool: Pool, listener: Listener) -> None:
-        self._pool = pool
-        self._listener = listener
-        self._process = uuid4().hex
-
-    async def stop(self, upload: UUID) -> None:
-        async with self._pool.connection() as connection:
-            await connection.execute(_STOP, (UPLOADS, f"{self._process} {upload}"))
-
-    def on_stop(self, callback: Callable[[UUID], None]) -> None:
-        def heard(payload: str) -> None:
-            process, _, upload = payload.partition(" ")
-            if process != self._process:
-                callback(UUID(upload))
-
-        self._listener.subscribe(UPLOADS, heard)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeAlias
+from uuid import UUID, uuid4
 
 import psycopg
 import structlog
@@ -14,6 +15,7 @@ from psycopg.sql import SQL, Identifier
 from infrastructure.backoff import Backoff
 from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.database_url import BadDatabaseUrl
+from infrastructure.postgres.pool import Pool
 
 LOG = "uptrail_log"  # payload: the last position of a commit
 READ_MODEL = "uptrail_read_model"  # payload: the position the read model has reached
@@ -135,3 +137,31 @@ class Listener:
                 callback(payload)
             except Exception:
                 _log.exception("listener_callback_failed", channel=channel)
+
+
+# Nothing is recorded, so the commit need not wait for the disk.
+_STOP = SQL("SELECT set_config('synchronous_commit', 'off', true), pg_notify(%s, %s)")
+
+
+class NotifyPreemption:
+    """The port `RemotePreemption`: one process asks the others to release an upload.
+
+    A notice is `<process> <upload>`; every process receives all of them, its own included.
+    """
+
+    def __init__(self, pool: Pool, listener: Listener) -> None:
+        self._pool = pool
+        self._listener = listener
+        self._process = uuid4().hex
+
+    async def stop(self, upload: UUID) -> None:
+        async with self._pool.connection() as connection:
+            await connection.execute(_STOP, (UPLOADS, f"{self._process} {upload}"))
+
+    def on_stop(self, callback: Callable[[UUID], None]) -> None:
+        def receive(payload: str) -> None:
+            process, _, upload = payload.partition(" ")
+            if process != self._process:
+                callback(UUID(upload))
+
+        self._listener.subscribe(UPLOADS, receive)

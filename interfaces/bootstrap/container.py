@@ -20,7 +20,6 @@ from application.views import utc_now
 from infrastructure.audit.verifier import PostgresSeals
 from infrastructure.auth.keys import PostgresKeys
 from infrastructure.blobs.local.store import LocalBlobStore
-from infrastructure.blobs.shared import NotifyPreemption
 from infrastructure.erasure.keyring import Keyring, PostgresErasures
 from infrastructure.erasure.master_keys import MasterKeys, OwnerKeyCopies, master_keys_of
 from infrastructure.erasure.wrapped_keys import ensure_master_key
@@ -31,7 +30,7 @@ from infrastructure.jobs.heartbeat import PostgresWorkers
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.embedded.server import EmbeddedPostgres
 from infrastructure.postgres.embedded.system import EmbeddedPostgresError
-from infrastructure.postgres.listener import READ_MODEL, Listener
+from infrastructure.postgres.listener import READ_MODEL, Listener, NotifyPreemption
 from infrastructure.postgres.locks import PostgresTransferLimiter
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.postgres.requirements import (

@@ -14,12 +14,12 @@ from application.webhooks.delivery import Deliverer
 from application.webhooks.notifications import PayloadBuilder
 from infrastructure.audit.sealer import make_sealer, seal_at_intervals
 from infrastructure.backoff import Backoff
-from infrastructure.blobs.shared import NotifyPreemption
 from infrastructure.database_errors import is_transient
 from infrastructure.erasure.eraser import Eraser, erase_continuously, rewrite
 from infrastructure.erasure.master_keys import OwnerKeyCopies
 from infrastructure.jobs.heartbeat import ProcessHeartbeat, ProcessStatus
 from infrastructure.outbound import open_safe_client
+from infrastructure.postgres.listener import NotifyPreemption
 from infrastructure.read_model import projector
 from infrastructure.read_model.queries import PostgresUploadStatusLookup
 from infrastructure.read_model.rebuild import rebuild_if_outdated

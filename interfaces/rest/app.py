@@ -58,7 +58,7 @@ def add_routes(app: web.Application) -> None:
     slash at its end, which tus clients add.
 
     `POST /v1/batches/{id}/uploads` also accepts a list of files in JSON: its own route passes the
-    request to `tus.create` if `tus.speaks_tus(request)`.
+    request to `tus.create` if `tus.is_tus(request)`.
     """
     setup_transfers(app)
     router = app.router
@@ -74,7 +74,7 @@ def add_routes(app: web.Application) -> None:
 
 def _add_collection(app: web.Application, path: str, *, tus_endpoint: bool = False) -> None:
     """Add a collection and its resources; a `tus_endpoint` answers GET with the bytes, as tusd."""
-    either = resumable.dispatch_protocol
+    either = dispatch_protocol
     collection = (
         (hdrs.METH_OPTIONS, resumable.options),
         (hdrs.METH_POST, either(tus.create, resumable.create)),
@@ -93,6 +93,16 @@ def _add_collection(app: web.Application, path: str, *, tus_endpoint: bool = Fal
                 answer = at_collection(path, handler) if tus_endpoint else handler
                 expect = defer_100_continue if method in (hdrs.METH_POST, hdrs.METH_PATCH) else None
                 app.router.add_route(method, spelled, answer, expect_handler=expect)
+
+
+def dispatch_protocol(of_tus: Handler, of_ietf: Handler) -> Handler:
+    """Return a handler for a path that both protocols share; tus is the default."""
+
+    async def wrapped(request: web.Request) -> web.StreamResponse:
+        is_ietf = not tus.is_tus(request) and resumable.is_ietf(request)
+        return await (of_ietf if is_ietf else of_tus)(request)
+
+    return wrapped
 
 
 # The router tries resources in this order: the routes that receive small files come first.

@@ -167,15 +167,6 @@ def is_ietf(request: web.Request) -> bool:
     return not is_tus(request) and (INTEROP in request.headers or COMPLETE in request.headers)
 
 
-def dispatch_protocol(tus: Handler, ietf: Handler) -> Handler:
-    """Return a handler for a path that both protocols share; tus is the default."""
-
-    async def wrapped(request: web.Request) -> web.StreamResponse:
-        return await (ietf if is_ietf(request) else tus)(request)
-
-    return wrapped
-
-
 def interop_version(request: web.Request) -> int | None:
     """Return the client's interop version; None if it names none, or an unsupported one.
 
