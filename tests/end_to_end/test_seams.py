@@ -37,6 +37,7 @@ from application.handlers.uploads import (
     record_received_files,
     register_upload,
 )
+from application.ports.read_model import FeedFilter
 from application.transfers.locks import upload_blob_name
 from application.transfers.transfers import Actor, AppendRequest, Transfers
 from domain.batch.events import BatchPaused, BatchSealed, UploadsAdded
@@ -46,10 +47,13 @@ from domain.file import FileDeclaration
 from domain.ids import upload_id_for
 from domain.upload.events import UploadCompleted
 from domain.upload.state import UploadState
+from infrastructure.read_model import projector, rebuild
+from infrastructure.read_model.feed import PostgresFeed
 from interfaces.bootstrap.container import Container
 from interfaces.uploads.setup import TRANSFERS
 from tests.harness import open_test_container, serve_http
 from tests.stories import NOON, WORKER, attempt, queued, registered
+from tests.support import eventually
 
 ACTOR = Actor("key:test")
 CONTENT = b"x" * 1000
@@ -307,3 +311,36 @@ async def test_bytes_stored_while_the_upload_is_cancelled_elsewhere_are_not_kept
             await receiving
         assert await second.container.blobs.size(upload_blob_name(upload)) in (None, 0)
         assert "upload.file_received" not in await second.topics(upload)
+
+
+async def test_a_page_of_the_feed_that_waits_for_a_rebuild_is_of_the_new_rows(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rebuild has renamed the tables and not committed when the feed begins to read."""
+    async with two_processes(database_url, tmp_path) as (first, second):
+        batch = await first.start_batch("a.txt", "b.txt")
+        await projector.catch_up(database_url, first.log)
+        gate = Gate(monkeypatch, rebuild, "_record")
+        rebuilding = asyncio.create_task(rebuild.rebuild(database_url, first.log))
+        await gate.reached()
+        feed = PostgresFeed(second.container.pool)
+        selection = FeedFilter(None, None, frozenset({batch}))
+        reading = asyncio.create_task(feed.changes(selection, since=0, after=0, limit=100))
+        await eventually(lambda: _sessions_that_wait_for_a_lock(second))
+        gate.open()
+
+        page, rebuilt = await reading, await rebuilding
+
+        assert page.epoch == rebuilt.epoch
+        assert [row.id for row in page.batches] == [batch]
+        assert {row.path for row in page.uploads} == {"a.txt", "b.txt"}
+
+
+async def _sessions_that_wait_for_a_lock(process: Process) -> int:
+    async with process.container.pool.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        row = await cursor.fetchone()
+    return int(row[0]) if row else 0

@@ -11,8 +11,10 @@ from application.handlers.execute import execute
 from domain.batch.events import BatchCompleted
 from domain.batch.state import Outcome
 from domain.event import topic_of
+from domain.retry import RetryPolicy
 from domain.upload.aggregate import Upload
 from domain.upload.events import AttemptStarted, UploadCompleted, UploadQueued
+from domain.upload.state import UploadState
 from infrastructure.jobs.orchestrator import run_round
 from infrastructure.jobs.rounds import SESSION_SETTINGS, PostgresRounds
 from infrastructure.jobs.tables import save_position
@@ -20,7 +22,7 @@ from infrastructure.postgres.connection import connect
 from infrastructure.postgres.locks import ORCHESTRATOR_LOCK
 from interfaces.bootstrap.tasks import supervise
 from tests.fault_injection import COUNT_KILLS, KILLS, end_sessions
-from tests.infrastructure.jobs.fake_processors import Gate, pass_file
+from tests.infrastructure.jobs.fake_processors import Fails, Gate, pass_file
 from tests.infrastructure.jobs.harness import PipelineHarness, context, now, open_harness, pipeline
 
 ONE_STEP = pipeline("step")
@@ -212,3 +214,26 @@ async def attempts_are_numbered(harness: PipelineHarness) -> None:
         assert [recorded.version for recorded in own] == list(range(1, len(own) + 1))
         numbers = [r.event.number for r in own if isinstance(r.event, AttemptStarted)]
         assert numbers == list(range(1, len(numbers) + 1))
+
+
+async def test_a_retry_that_is_delivered_early_waits_until_it_is_due(
+    database_url: str, tmp_path: Path
+) -> None:
+    """A queue may deliver a job at any time, so the worker itself looks at the time."""
+    policy = RetryPolicy(attempts=3, first_delay=3600.0, longest_delay=3600.0)
+    jobs = "SELECT id, scheduled_at > now() FROM procrastinate_jobs WHERE status = 'todo'"
+    async with open_harness(database_url, tmp_path, pipelines=ONE_STEP) as harness:
+        harness.orchestrate()
+        harness.work({"step": Fails(1)})
+        batch = await harness.batch({"a.txt": b"x"}, retry_policy=policy)
+        await harness.until(lambda: harness.count(batch, UploadState.RETRY_SCHEDULED))
+        ((early, _),) = await harness.until(lambda: harness.fetch(jobs))
+
+        await harness.fetch_none("UPDATE procrastinate_jobs SET scheduled_at = now()")
+
+        async def is_scheduled_again() -> bool:
+            found = await harness.fetch(jobs)
+            return len(found) == 1 and found[0][0] != early and found[0][1]
+
+        await harness.until(is_scheduled_again)
+        assert len(await harness.all_of(AttemptStarted)) == 1
