@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,14 +20,11 @@ import pytest
 from application.append import Append, AppendCondition, StreamAppend, append_to_stream
 from application.commands import (
     AddUploads,
-    CancelBatch,
-    CancelUpload,
-    PauseBatch,
-    ProgressTransfer,
-    RecordDataLoss,
+    BatchCommand,
     RegisterUpload,
-    SealBatch,
     StartBatch,
+    UploadCommand,
+    record_received,
 )
 from application.errors import Conflict
 from application.handlers.batches import start_batch
@@ -40,11 +38,13 @@ from application.handlers.uploads import (
 from application.ports.read_model import FeedFilter
 from application.transfers.locks import upload_blob_name
 from application.transfers.transfers import Actor, AppendRequest, Transfers
+from domain.batch.aggregate import Batch
 from domain.batch.events import BatchPaused, BatchSealed, UploadsAdded
 from domain.errors import CommandRejected, InvalidState
 from domain.event import topic_of
 from domain.file import FileDeclaration
 from domain.ids import upload_id_for
+from domain.upload.aggregate import Upload
 from domain.upload.events import UploadCompleted
 from domain.upload.state import UploadState
 from infrastructure.read_model import projector, rebuild
@@ -128,6 +128,13 @@ async def two_processes(database_url: str, folder: Path) -> AsyncIterator[tuple[
         yield processes[0], processes[1]
 
 
+def progress(upload: UUID, received: int) -> UploadCommand:
+    decision = partial(
+        record_received, received=received, blob=upload_blob_name(upload), complete=False
+    )
+    return UploadCommand(upload, decision, accepts_cached=True)
+
+
 def context() -> CommandContext:
     return CommandContext("key:test", datetime.now(UTC))
 
@@ -138,9 +145,13 @@ async def test_a_command_decided_before_another_was_recorded_is_decided_again(
     async with two_processes(database_url, tmp_path) as (first, second):
         batch = await first.start_batch("a.txt")
         gate = Gate(monkeypatch, first.log, "append")
-        pausing = asyncio.create_task(execute(first.log, PauseBatch(batch=batch), context()))
+        pausing = asyncio.create_task(
+            execute(first.log, BatchCommand(batch, Batch.pause), context())
+        )
         await gate.reached()
-        await execute(second.log, CancelBatch(batch=batch), context())
+        await execute(
+            second.log, BatchCommand(batch, partial(Batch.cancel, reason="test")), context()
+        )
         gate.open()
 
         with pytest.raises(InvalidState):
@@ -183,14 +194,13 @@ async def test_a_refusal_rests_on_what_is_recorded_and_not_on_what_is_remembered
 ) -> None:
     async with two_processes(database_url, tmp_path) as (first, second):
         upload = await first.register(await first.start_batch(), "a.txt")
-        blob = upload_blob_name(upload)
-        half = ProgressTransfer(upload=upload, received=500, blob=blob)
+        half = progress(upload, 500)
         await execute(first.log, half, context())
-        loss = RecordDataLoss(upload=upload, stored=100)
+        loss = UploadCommand(upload, partial(Upload.record_data_loss, stored=100))
         await execute(second.log, loss, context())
 
         # The first process remembers 500 bytes, beside which these would be a step back.
-        less = ProgressTransfer(upload=upload, received=300, blob=blob)
+        less = progress(upload, 300)
         changed = await execute(first.log, less, context())
 
         assert changed.aggregate.received == 300
@@ -230,7 +240,7 @@ async def test_a_file_that_joins_while_its_batch_is_sealed_joins_before_or_not_a
         gate = Gate(monkeypatch, first.log, "append")
         joining = asyncio.create_task(work())
         await gate.reached()
-        await execute(second.log, SealBatch(batch=batch), context())
+        await execute(second.log, BatchCommand(batch, Batch.seal), context())
         gate.open()
 
         with pytest.raises((InvalidState, Conflict)):
@@ -248,7 +258,7 @@ async def test_two_conditions_on_one_stream_are_both_checked(
     """Each has topics and a version of its own; the stream has moved on for one of the two."""
     async with two_processes(database_url, tmp_path) as (first, _):
         batch = await first.start_batch()
-        await execute(first.log, PauseBatch(batch=batch), context())  # version 2
+        await execute(first.log, BatchCommand(batch, Batch.pause), context())  # version 2
         sealed, paused = topic_of(BatchSealed), topic_of(BatchPaused)
         fine = (AppendCondition(batch, 2, (paused,)), AppendCondition(batch, 1, (sealed,)))
         broken = (AppendCondition(batch, 1, (paused,)), AppendCondition(batch, 2, (sealed,)))
@@ -279,7 +289,7 @@ async def test_a_cancel_that_is_refused_leaves_the_bytes(
         upload = await first.register(await first.start_batch(), "a.txt")
         await first.receive(upload, CONTENT[:500])
         gate = Gate(monkeypatch, first.log, "append")
-        command = CancelUpload(upload=upload)
+        command = UploadCommand(upload, partial(Upload.cancel, reason="test"))
         cancelling = asyncio.create_task(first.transfers.cancel(command, context()))
         await gate.reached()
         await second.receive(upload, CONTENT[500:], offset=500)
@@ -304,7 +314,9 @@ async def test_bytes_stored_while_the_upload_is_cancelled_elsewhere_are_not_kept
         gate = Gate(monkeypatch, first.log, "append")
         receiving = asyncio.create_task(first.receive(upload, CONTENT))
         await gate.reached()
-        await second.transfers.cancel(CancelUpload(upload=upload), context())
+        await second.transfers.cancel(
+            UploadCommand(upload, partial(Upload.cancel, reason="test")), context()
+        )
         gate.open()
 
         with pytest.raises(CommandRejected):
