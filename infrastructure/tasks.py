@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
-from application.errors import Unavailable
-
 T = TypeVar("T")
 
-LOCK_TIMEOUT = 10.0  # seconds to wait for other requests that use the same connection
 CANCEL_INTERVAL = 0.2  # seconds until a task that goes on is cancelled once more
 
 
@@ -55,17 +51,3 @@ async def shield_result(work: asyncio.Future[T], on_discard: Callable[[T], objec
 def _discard(on_discard: Callable[[T], object], work: asyncio.Future[T]) -> None:
     if not work.cancelled() and work.exception() is None:
         on_discard(work.result())
-
-
-@asynccontextmanager
-async def hold_lock(lock: asyncio.Lock) -> AsyncIterator[None]:
-    """Hold a lock, for which a request waits at most LOCK_TIMEOUT. Raises Unavailable."""
-    try:
-        async with asyncio.timeout(LOCK_TIMEOUT):
-            await lock.acquire()
-    except TimeoutError:
-        raise Unavailable("too many requests wait for the same connection") from None
-    try:
-        yield
-    finally:
-        lock.release()

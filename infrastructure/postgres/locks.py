@@ -1,5 +1,5 @@
-"""Advisory locks: every key that Uptrail uses, leader election among all processes, and the
-semaphore that limits the concurrent transfers of an owner.
+"""Advisory locks: every key that Uptrail uses, leader election among all processes, many locks on
+one session, and the semaphore that limits the concurrent transfers of an owner.
 
 PostgreSQL manual, section 13.3.5. The keys must not change: processes of an older version that
 share the database take the same locks.
@@ -8,20 +8,18 @@ share the database take the same locks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 import msgspec
 import psycopg
-from psycopg.sql import SQL
 
 from application.errors import Unavailable
 from application.ports.leadership import Leadership
 from infrastructure.postgres.connection import Connection, connect
-from infrastructure.tasks import hold_lock
 
 StoreT = TypeVar("StoreT")
 
@@ -157,96 +155,131 @@ def leadership(
     return elect
 
 
-MAX_PROCESS_PERMITS = 2000  # PostgreSQL has room for 64 locks times its connections altogether
+ACQUIRE_TIMEOUT = 10.0  # seconds to wait for other requests that use the same session
 
-# A session would be given a lock again that it holds: those are left out before one is tried, and
-# OFFSET keeps the planner from turning the two around.
-_TRY_ACQUIRE_PERMIT = SQL("""
+# A session would acquire a lock again that it holds: such keys are left out before one is tried,
+# and OFFSET keeps the planner from reversing this order.
+_TRY_ACQUIRE_ONE_OF = """
 SELECT number FROM (
-    SELECT number FROM generate_series(0, %(most)s - 1) AS number
+    SELECT number FROM generate_series(0, %(count)s - 1) AS number
     WHERE number <> ALL(%(held)s) OFFSET 0
 ) AS others
-WHERE pg_try_advisory_lock(%(first)s::bigint + number) LIMIT 1""")
-_REACQUIRE_PERMITS = SQL("SELECT pg_try_advisory_lock(key) FROM unnest(%s::bigint[]) AS key")
+WHERE pg_try_advisory_lock(%(first)s::bigint + number) LIMIT 1"""
+_REACQUIRE = "SELECT key FROM unnest(%s::bigint[]) AS key WHERE pg_try_advisory_lock(key)"
 
 
-class PostgresTransferLimiter:
-    """The port `TransferLimiter`: each permit is an advisory lock that one session holds.
+class SessionLock:
+    """A lock that is one of many on the session of a SessionLocks."""
 
-    One connection, opened with the first permit, holds all permits of a process. When it is lost,
-    other processes may acquire them, until the next permit is acquired here: then those that are
-    still free are acquired again. Use as an async context manager.
+    def __init__(self, locks: SessionLocks, key: int) -> None:
+        self._locks = locks
+        self.key = key
+
+    @property
+    def is_held(self) -> bool:
+        """False once another process may hold the lock."""
+        return self._locks.is_held(self)
+
+    async def release(self) -> None:
+        """Release the lock, if it is held. Never raises psycopg.Error."""
+        await self._locks.release(self)
+
+
+class SessionLocks:
+    """The advisory locks that this process holds on one session, opened with the first of them.
+
+    When the session is lost, so are its locks, which is noticed when the session is used next.
+    With `reacquire` those that are still free are then acquired again; without it, none is held
+    any more. `name` is the application_name of the session. Use as an async context manager.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self, url: str, *, name: str, reacquire: bool, max_locks: int | None = None
+    ) -> None:
         self._url = url
+        self._name = name
+        self._reacquires = reacquire
+        self._max_locks = max_locks
         self._connection: Connection | None = None
-        self._held: set[int] = set()  # keys of locks
-        self._lock = asyncio.Lock()
+        self._held: dict[int, SessionLock] = {}
+        self._mutex = asyncio.Lock()  # one statement at a time
 
-    async def __aenter__(self) -> PostgresTransferLimiter:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        async with self._lock:
+        async with self._mutex:
             await self._disconnect()
 
-    async def acquire(self, owner: str, most: int) -> PostgresTransferPermit | None:
-        number = min(most, MAX_OWNER_PERMITS)
-        acquiring = asyncio.ensure_future(self._take(first_permit_key(owner), number))
+    def is_held(self, lock: SessionLock) -> bool:
+        connected = self._connection is not None and not self._connection.closed
+        return connected and self._held.get(lock.key) is lock
+
+    async def try_acquire(self, first: int, count: int = 1) -> SessionLock | None:
+        """Acquire one of the `count` keys from `first` on; return None if all of them are held.
+
+        None as well if `max_locks` are held. A lock that is acquired although the caller was
+        cancelled is released. Raises Unavailable.
+        """
+        acquiring = asyncio.ensure_future(self._try_acquire(first, count))
         try:
             return await asyncio.shield(acquiring)
-        except asyncio.CancelledError:  # a permit that is acquired all the same is not used
+        except asyncio.CancelledError:
             with suppress(Unavailable):
-                if permit := await acquiring:
-                    await permit.release()
+                if lock := await acquiring:
+                    await lock.release()
             raise
 
-    async def release(self, key: int) -> None:
-        releasing = asyncio.ensure_future(self._release(key))
-        await asyncio.shield(releasing)
+    async def release(self, lock: SessionLock) -> None:
+        await asyncio.shield(asyncio.ensure_future(self._release(lock)))
 
-    async def _take(self, first: int, most: int) -> PostgresTransferPermit | None:
-        async with hold_lock(self._lock):
-            if len(self._held) >= MAX_PROCESS_PERMITS:
+    async def _try_acquire(self, first: int, count: int) -> SessionLock | None:
+        async with self._exclusive():
+            if self._max_locks is not None and len(self._held) >= self._max_locks:
                 return None
             try:
-                key = await self._try_acquire(first, most)
-            except psycopg.Error:  # a lost connection is found out when it is used
+                key = await self._acquire_key(first, count)
+            except psycopg.Error:  # a lost session is noticed when it is used
                 await self._disconnect()
                 try:
-                    key = await self._try_acquire(first, most)
+                    key = await self._acquire_key(first, count)
                 except psycopg.Error as error:
                     await self._disconnect()
-                    raise Unavailable(f"transfers cannot be counted: {error}") from error
+                    raise Unavailable(f"the database grants no lock: {error}") from error
             if key is None:
                 return None
-            self._held.add(key)
-            return PostgresTransferPermit(self, key)
+            self._held[key] = SessionLock(self, key)
+            return self._held[key]
 
-    async def _try_acquire(self, first: int, most: int) -> int | None:
-        """Return the key of a permit, None if all of them are held."""
-        end = first + MAX_OWNER_PERMITS
-        held = [key - first for key in self._held if first <= key < end]
+    async def _acquire_key(self, first: int, count: int) -> int | None:
         connection = await self._connected()
-        parameters = {"first": first, "most": most, "held": held}
-        row = await (await connection.execute(_TRY_ACQUIRE_PERMIT, parameters)).fetchone()
+        held = [key - first for key in self._held if first <= key < first + count]
+        parameters = {"first": first, "count": count, "held": held}
+        row = await (await connection.execute(_TRY_ACQUIRE_ONE_OF, parameters)).fetchone()
         return None if row is None else first + int(row[0])
 
-    async def _release(self, key: int) -> None:
-        async with self._lock:
-            self._held.discard(key)
+    async def _release(self, lock: SessionLock) -> None:
+        async with self._mutex:
+            if self._held.get(lock.key) is not lock:
+                return
+            del self._held[lock.key]
             if self._connection is None:
                 return
             try:
-                await AdvisoryLock(key).release(self._connection)
+                await AdvisoryLock(lock.key).release(self._connection)
             except psycopg.Error:  # a lost session holds no locks
                 await self._disconnect()
 
     async def _connected(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection = await connect(self._url, name="transfer-slots", patient=False)
-            await self._connection.execute(_REACQUIRE_PERMITS, (list(self._held),))
+        """Return the session; a new one begins with the locks that could be reacquired."""
+        if self._connection is not None and not self._connection.closed:
+            return self._connection
+        if not self._reacquires:
+            self._held.clear()
+        self._connection = await connect(self._url, name=self._name, patient=False)
+        cursor = await self._connection.execute(_REACQUIRE, (list(self._held),))
+        reacquired = {key async for (key,) in cursor}
+        self._held = {key: lock for key, lock in self._held.items() if key in reacquired}
         return self._connection
 
     async def _disconnect(self) -> None:
@@ -254,13 +287,31 @@ class PostgresTransferLimiter:
             await self._connection.close()
             self._connection = None
 
+    @asynccontextmanager
+    async def _exclusive(self) -> AsyncIterator[None]:
+        """Hold the mutex. Raises Unavailable after waiting ACQUIRE_TIMEOUT for it."""
+        try:
+            async with asyncio.timeout(ACQUIRE_TIMEOUT):
+                await self._mutex.acquire()
+        except TimeoutError:
+            raise Unavailable("too many requests wait for the same connection") from None
+        try:
+            yield
+        finally:
+            self._mutex.release()
 
-class PostgresTransferPermit:
-    """Permit for one transfer, held until it is released."""
 
-    def __init__(self, limiter: PostgresTransferLimiter, key: int) -> None:
-        self._limiter = limiter
-        self._key = key
+MAX_PROCESS_PERMITS = 2000  # PostgreSQL has room for 64 locks times its connections altogether
 
-    async def release(self) -> None:
-        await self._limiter.release(self._key)
+
+class PostgresTransferLimiter(SessionLocks):
+    """The port `TransferLimiter`: a permit is one of `most` locks of the owner.
+
+    Permits that were lost with a session are acquired again with the next one, if they are free.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, name="transfer-slots", reacquire=True, max_locks=MAX_PROCESS_PERMITS)
+
+    async def acquire(self, owner: str, most: int) -> SessionLock | None:
+        return await self.try_acquire(first_permit_key(owner), min(most, MAX_OWNER_PERMITS))

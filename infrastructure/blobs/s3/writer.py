@@ -265,7 +265,7 @@ class S3BlobWriter:
                 if not self._going_up.cancelled():
                     self._going_up.exception()  # seen: `write` or `sync` has raised it
             upload = self._parts.upload
-            if upload not in (None, self._named) and self._lock.held:
+            if upload not in (None, self._named) and self._lock.is_held:
                 await self._bucket.abort(self._name, str(upload))
         except (S3Error, ApplicationError) as error:  # the sweeper frees them another day
             _log.warning("s3_parts_left", blob=self._name, error=str(error))
@@ -348,5 +348,5 @@ class S3BlobWriter:
             self._drop = None
 
     def _require_lock(self) -> None:
-        if not self._lock.held:
-            raise Unavailable("the lock of the blob was lost; somebody else may have it")
+        if not self._lock.is_held:
+            raise Unavailable("the lock of the blob was lost; another process may hold it")

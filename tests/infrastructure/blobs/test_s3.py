@@ -14,10 +14,11 @@ from msgspec.structs import replace
 
 from application.ports.blobs import BlobBusy, BlobMissing, BlobTooShort
 from infrastructure.blobs.s3.client import MIB, Bucket, BucketUnusable, Location
-from infrastructure.blobs.s3.locks import InProcessLocks, Locks, PostgresLocks
+from infrastructure.blobs.s3.locks import Locks, PostgresLocks
 from infrastructure.blobs.s3.state import tail_key
 from infrastructure.blobs.s3.store import S3BlobStore, open_client, open_s3_blobs
 from tests.contracts.blob_store import NAME, BlobStoreContract, Opener, appended, content
+from tests.infrastructure.blobs.in_process_locks import InProcessLocks
 
 GIB = 1024 * MIB
 

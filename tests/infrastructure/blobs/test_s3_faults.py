@@ -16,9 +16,10 @@ from msgspec.structs import replace
 from application.errors import Unavailable
 from application.ports.blobs import BlobStore
 from infrastructure.blobs.s3.client import MIB, Bucket, Location
-from infrastructure.blobs.s3.locks import InProcessLocks, PostgresLocks
+from infrastructure.blobs.s3.locks import PostgresLocks
 from infrastructure.blobs.s3.store import S3BlobStore, open_client
 from tests.contracts.blob_store import NAME, appended, content
+from tests.infrastructure.blobs.in_process_locks import InProcessLocks
 from tests.infrastructure.blobs.s3_servers import Line
 from tests.infrastructure.blobs.test_s3 import GIB, noise, objects_in, opened_at, uploads_in
 from tests.support import eventually
