@@ -16,7 +16,17 @@ from application.audit.merkle import (
     root_from_path,
     unpack_entries,
 )
-from application.audit.seals import AuditSeal, Finding, Gaps, Kind, SealChain, SealDiff, Signed
+from application.audit.seals import (
+    AuditSeal,
+    ExternalSeal,
+    ExternalSeals,
+    Finding,
+    Gaps,
+    Kind,
+    SealChain,
+    SealDiff,
+    Signed,
+)
 
 FORMAT = 1
 
@@ -118,10 +128,17 @@ class ExportVerification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def verify_export(
-    lines: Iterable[bytes], trusted: Collection[bytes], signed: Signed
+    lines: Iterable[bytes],
+    trusted: Collection[bytes],
+    signed: Signed,
+    published: Iterable[AuditSeal] = (),
 ) -> ExportVerification:
-    """Verify the export up to MAX_FINDINGS findings. Holds the entries of one seal in memory."""
-    verifier = _ExportVerifier(trusted, signed)
+    """Verify the export up to MAX_FINDINGS findings. Holds the entries of one seal in memory.
+
+    `published` are seals kept outside, in the order of their numbers.
+    """
+    kept = (ExternalSeal(seal.number, seal.digest, seal.through) for seal in published)
+    verifier = _ExportVerifier(trusted, signed, ExternalSeals(kept))
     for number, line in enumerate(lines, start=1):
         try:
             verifier.take(_decode(line))
@@ -138,7 +155,7 @@ class _Misplaced(Exception):
 
 
 class _ExportVerifier:
-    def __init__(self, trusted: Collection[bytes], signed: Signed) -> None:
+    def __init__(self, trusted: Collection[bytes], signed: Signed, kept: ExternalSeals) -> None:
         self.findings: list[Finding] = []
         self.position = 0  # of the last event
         self._trusted = trusted
@@ -147,7 +164,9 @@ class _ExportVerifier:
         self._chain = SealChain(trusted, signed)
         self._first: AuditSeal | None = None
         self._comparison: SealDiff | None = None
+        self._kept = kept
         self._events = self._unsealed = 0
+        self._unproven: list[int] = []  # positions of the first events without a seal
 
     def take(self, line: Line) -> None:
         match line:
@@ -191,12 +210,22 @@ class _ExportVerifier:
         self._finish_seal()
         if self._opening is None or (line.entries is None) == self._opening.whole:
             raise _Misplaced("a seal comes after the opening, with its entries if it is whole")
-        if self._unsealed and self._opening.whole:
-            raise _Misplaced("a seal comes after events that are under none")
         self.findings += self._chain.append(line.seal)
+        self.findings += self._kept.compare(line.seal)
+        self._refute_unproven(line.seal)
         self._first = self._first or line.seal
         if line.entries is not None:
             self._compare(line.seal, line.entries)
+
+    def _refute_unproven(self, seal: AuditSeal) -> None:
+        """Report events without a seal that a seal after them would have to cover."""
+        for position in self._unproven:
+            detail = (
+                f"the event is under no seal, although seal {seal.number} follows: the event was"
+                " put in, or its seal is missing"
+            )
+            self.add_finding("inserted", position, detail)
+        self._unproven.clear()
 
     def _compare(self, seal: AuditSeal, packed: bytes) -> None:
         if len(packed) % SIZE:
@@ -228,13 +257,19 @@ class _ExportVerifier:
             self._verify_path(line, last)
             return
         self._unsealed += 1
+        if last is not None and line.position <= last.through:
+            self.add_finding("inserted", line.position, f"the event is not in seal {last.number}")
+        elif len(self._unproven) < MAX_FINDINGS:
+            self._unproven.append(line.position)
 
     def _verify_path(self, line: ExportedEvent, seal: AuditSeal | None) -> None:
         if seal is None or line.seal != seal.number or line.index is None or line.path is None:
             raise _Misplaced("an event names the seal before it, and its place in that")
         inside = seal.after < line.position <= seal.through
         entry = bytes(line.stored.entry)
-        if not inside or root_from_path(entry, line.index, seal.count, line.path) != seal.root:
+        if inside and line.index < 0:  # the server found no entry at this position
+            self.add_finding("inserted", line.position, f"the event is not in seal {seal.number}")
+        elif not inside or root_from_path(entry, line.index, seal.count, line.path) != seal.root:
             self.add_finding(
                 "altered", line.position, f"the event is not the one in seal {seal.number}"
             )

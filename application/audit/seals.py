@@ -6,7 +6,7 @@ from base64 import b64encode
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -90,8 +90,10 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 class SealChain:
     """Verification of a chain of seals, in their order.
 
-    A seal is trusted if its key is, or if a trusted one follows that names it by its digest, and
-    so on. A trusted seal that names the next key makes that one trusted as well. `gaps` determines
+    A seal is trusted if its key is. A trusted seal that names the next key makes that one trusted.
+    The other direction: the first seal of a trusted key confirms the key before it, if it follows
+    the seal that named it by number and digest, and that key the one before, and so on. A key that
+    signs without having been named by the seal before is confirmed by none. `gaps` determines
     where seals may be absent: nowhere, before the first one given, or anywhere.
     """
 
@@ -102,7 +104,9 @@ class SealChain:
         self._trusted = set(trusted)
         self._signed = signed
         self._gaps = gaps
-        self._untrusted: AuditSeal | None = None  # the first since the last that is trusted
+        self._untrusted: dict[bytes, AuditSeal] = {}  # by key, its first seal
+        self._named_by: dict[bytes, set[bytes]] = {}  # by key, those that named it
+        self._unnamed: set[bytes] = set()  # keys that took over without being named
 
     def append(self, seal: AuditSeal) -> Iterator[Finding]:
         """Verify the next seal and its link to the previous one; yield the findings."""
@@ -110,24 +114,44 @@ class SealChain:
         if broken:  # a broken link: later seals confirm nothing before it
             yield from self.end()
             yield from broken
+        before = self.last
         if not self._signed(seal):
             detail = f"seal {seal.number} is not what its key signed"
             yield _finding("seal_altered", seal, detail)
-        elif seal.key in self._trusted:
-            self._untrusted = None
-            if seal.next_key is not None:
-                self._trusted.add(seal.next_key)
-        elif self._untrusted is None:
-            self._untrusted = seal
+        else:
+            if before is not None and not broken and seal.number == before.number + 1:
+                self._note_key_change(before, seal)
+            if seal.key in self._trusted:
+                self._confirm(seal.key)
+                if seal.next_key is not None:
+                    self._trusted.add(seal.next_key)
+            else:
+                self._untrusted.setdefault(seal.key, seal)
         self.last = seal
 
     def end(self) -> Iterator[Finding]:
         """Yield the untrusted seals; call it after the last seal."""
-        seal, self._untrusted = self._untrusted, None
-        if seal is not None:
+        untrusted, self._untrusted = self._untrusted, {}
+        self._named_by.clear()
+        for seal in untrusted.values():
             key = b64encode(seal.key).decode()
             detail = f"from seal {seal.number} on, the key {key} signs, which no trusted seal names"
             yield _finding("key_unknown", seal, detail)
+
+    def _note_key_change(self, before: AuditSeal, seal: AuditSeal) -> None:
+        if before.key == seal.key:
+            return
+        if before.next_key == seal.key:
+            self._named_by.setdefault(seal.key, set()).add(before.key)
+        else:
+            self._unnamed.add(seal.key)
+
+    def _confirm(self, key: bytes) -> None:
+        """Trust the earlier seals of the keys that named this one."""
+        for earlier in self._named_by.pop(key, ()):
+            if earlier not in self._unnamed:
+                self._untrusted.pop(earlier, None)
+                self._confirm(earlier)
 
     def _broken(self, seal: AuditSeal) -> Iterator[Finding]:
         before = self.last
@@ -139,10 +163,49 @@ class SealChain:
         elif seal.number > number + 1:
             if self._gaps == "nowhere" or (self._gaps == "before" and before is not None):
                 yield _finding("seal_missing", seal, missing_seals(number + 1, seal.number - 1))
+            if seal.after < through:
+                detail = f"seal {seal.number} covers positions that seal {number} covers"
+                yield _finding("seal_altered", seal, detail)
         elif (seal.previous, seal.after) != (digest, through):
             yield _finding(
                 "seal_altered", seal, f"seal {seal.number} does not follow seal {number}"
             )
+
+
+class ExternalSeal(NamedTuple):
+    """A seal as it was kept outside of the database: its number, digest and last position."""
+
+    number: int
+    digest: bytes
+    through: int
+
+
+class ExternalSeals:
+    """Comparison of seals with those that were kept outside, both in the order of numbers."""
+
+    def __init__(self, kept: Iterator[ExternalSeal]) -> None:
+        self._kept = kept
+        self._next = next(kept, None)
+
+    def compare(self, seal: AuditSeal) -> Iterator[Finding]:
+        while self._next is not None and self._next.number < seal.number:
+            self._next = next(self._kept, None)  # the chain check reports missing seals
+        if self._next is not None and self._next.number == seal.number:
+            if self._next.digest != seal.digest:
+                detail = f"seal {seal.number} is another than the one that was kept outside"
+                yield _finding("seal_altered", seal, detail)
+            self._next = next(self._kept, None)
+
+    def rest(self, last: AuditSeal | None) -> Iterator[Finding]:
+        """Yield a finding if seals were kept that come after the last one."""
+        number, through = (last.number, last.through) if last else (0, 0)
+        end = number
+        while self._next is not None:
+            end, self._next = max(end, self._next.number), next(self._kept, None)
+        if end > number:
+            missing = missing_seals(number + 1, end)
+            detail = f"{missing} at the end: made, kept outside, and gone from here"
+            yield Finding(kind="seal_missing", position=through + 1, seal=number + 1, detail=detail)
 
 
 def missing_seals(first: int, last: int) -> str:

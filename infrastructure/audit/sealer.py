@@ -123,12 +123,15 @@ FIELDS = tuple(field.name for field in msgspec.structs.fields(AuditSeal))
 _SEALS: LiteralString = """SELECT number, after, through, count, root, previous, at, key, next_key,
 signature FROM audit.seals"""
 _PAGE = f"{_SEALS} WHERE number > %s ORDER BY number LIMIT %s"
+_COPIES = f"{_SEALS} WHERE number = %s OFFSET %s"
 _LAST = f"{_SEALS} ORDER BY number DESC LIMIT 1"
 _OVER = f"""{_SEALS} WHERE through >= %s AND count > 0
 ORDER BY through, number LIMIT 1"""
 _REACHING = """SELECT min(number) FROM audit.seals WHERE through > %s"""
 _ROTATIONS = f"""{_SEALS}
-WHERE next_key IS NOT NULL AND number > %s AND number < %s ORDER BY number LIMIT %s"""
+WHERE (next_key IS NOT NULL OR number - 1 IN (
+    SELECT number FROM audit.seals WHERE next_key IS NOT NULL))
+AND number > %s AND number < %s ORDER BY number LIMIT %s"""  # noqa: S608
 _KEYS = "SELECT key, min(number) FROM audit.seals GROUP BY key ORDER BY 2"
 _HEAD = "SELECT coalesce(max(notification_id), 0) FROM stored_events"
 _ENTRIES = "SELECT entries FROM audit.seals WHERE number = %s"
@@ -150,10 +153,17 @@ async def read_last_seal(connection: Connection) -> AuditSeal | None:
     return next(iter(await _seals(connection, _LAST)), None)
 
 
-async def seal_covering(connection: Connection, position: int) -> AuditSeal | None:
-    """The seal over the event at this position, if there is one yet."""
-    found = await _seals(connection, _OVER, position)
-    return found[0] if found and found[0].after < position else None
+async def first_seal_reaching(connection: Connection, position: int) -> AuditSeal | None:
+    """Return the first seal up to this position or beyond, if there is one yet.
+
+    It begins beyond the position if the seal that covered it is missing.
+    """
+    return next(iter(await _seals(connection, _OVER, position)), None)
+
+
+async def copies(connection: Connection, number: int, *, skipped: int) -> list[AuditSeal]:
+    """Return the seals of this number, without the first ones: none unless a row was copied."""
+    return await _seals(connection, _COPIES, number, skipped)
 
 
 async def first_seal_after(connection: Connection, position: int) -> int | None:
@@ -163,7 +173,7 @@ async def first_seal_after(connection: Connection, position: int) -> int | None:
 
 
 async def rotations(connection: Connection, after: int, before: int, limit: int) -> list[AuditSeal]:
-    """Seals between these numbers that name another key."""
+    """Return the seals between these numbers that name the next key, and the first ones of it."""
     return await _seals(connection, _ROTATIONS, after, before, limit)
 
 
@@ -288,7 +298,7 @@ class Sealer:
             last = await read_last_seal(connection)
             if last is not None and key.public != (last.next_key or last.key):
                 _log.warning("seal_key_is_another", after=last.number, file=str(self.key_file))
-            end = self._end(last)
+            end = await self._end(connection, last)
             entries = await _entries_beyond(connection, end.through)
             if not entries and next_key is None and not empty:
                 return None
@@ -334,15 +344,24 @@ class Sealer:
         )
         return msgspec.structs.replace(seal, signature=key.sign(seal.statement()))
 
-    def _end(self, last: AuditSeal | None) -> _End:
-        """The last seal there is; or that which this machine made, if the database lost it: then
-        the chain has a hole for ever, which is what happened."""
+    async def _end(self, connection: Connection, last: AuditSeal | None) -> _End:
+        """Return the end of the chain that the next seal continues.
+
+        If the last seal of this machine is missing from the database or is another one there, the
+        next seal follows that of this machine: then no later seal confirms the altered one.
+        """
         seen = self.witness.seen()
         end = _End(last.number, last.digest, last.through) if last else _End(0, FIRST, 0)
-        if seen is None or seen.number <= end.number:
+        if seen is None:
             return end
-        _log.error("seals_are_missing", after=end.number, last_made_here=seen.number)
-        return _End(seen.number, seen.digest, end.through)
+        if seen.number > end.number:
+            _log.error("seals_are_missing", after=end.number, last_made_here=seen.number)
+            return _End(seen.number, seen.digest, end.through)
+        stored = await page(connection, seen.number - 1, 1)
+        if not stored or (stored[0].number, stored[0].digest) != (seen.number, seen.digest):
+            _log.error("seal_is_another", number=seen.number)
+            return end._replace(digest=seen.digest)
+        return end
 
 
 def make_sealer(settings: Settings, now: Callable[[], datetime]) -> Sealer:

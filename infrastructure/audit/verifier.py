@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from itertools import chain
 from typing import TypeAlias
 from weakref import WeakValueDictionary
@@ -19,7 +19,14 @@ from application.audit.merkle import (
     merkle_root,
     unpack_entries,
 )
-from application.audit.seals import AuditSeal, Finding, SealChain, SealDiff, missing_seals
+from application.audit.seals import (
+    AuditSeal,
+    ExternalSeal,
+    ExternalSeals,
+    Finding,
+    SealChain,
+    SealDiff,
+)
 from application.ports.audit import ProofBuilder, SigningKey
 from infrastructure.audit import sealer
 from infrastructure.audit.sealer import LastSeal, public_pem, verify_signature
@@ -128,7 +135,7 @@ class _Prover:
         self._seal: AuditSeal | None = None
         self._under = _SealTree(())
         self._sent = 0  # number of the last seal that was sent
-        self._sealed = True  # until an event is under no seal yet, and then those after it
+        self._sealed = True  # until an event is beyond the last seal, and then those after it
 
     async def proofs_for(self, positions: Sequence[int]) -> Sequence[Line]:
         lines: list[Line] = []
@@ -142,10 +149,12 @@ class _Prover:
 
     async def _turn_to(self, connection: Connection, position: int) -> list[Line]:
         """Return the seal over this position, after the seals that announce the next key."""
-        self._seal = seal = await sealer.seal_covering(connection, position)
-        if seal is None:
-            self._sealed = False
+        seal = await sealer.first_seal_reaching(connection, position)
+        self._sealed = seal is not None
+        if seal is None or seal.after >= position:
+            self._seal = None  # in a gap of the chain, the next event may be under a seal again
             return []
+        self._seal = seal
         under = self._trees.get(seal.number)
         if under is None:
             under = _SealTree(
@@ -214,8 +223,9 @@ async def verify_seals(
     follower = SealChain(trusted, verify_signature)
     findings: list[Finding] = []
     seals = events = 0
-    remembered = (LastSeal(seal.number, seal.digest, seal.through) for seal in published)
-    kept = _ExternalSeals(chain(remembered, () if seen is None else (seen,)))
+    remembered = (ExternalSeal(seal.number, seal.digest, seal.through) for seal in published)
+    here = () if seen is None else (ExternalSeal(seen.number, seen.digest, seen.through),)
+    kept = ExternalSeals(chain(remembered, here))
     async for seal in _all(connection):
         findings += follower.append(seal)
         findings += kept.compare(seal)
@@ -237,42 +247,18 @@ async def verify_seals(
     )
 
 
-class _ExternalSeals:
-    """Seals that were kept outside of the database, beside those that are in it."""
-
-    def __init__(self, kept: Iterator[LastSeal]) -> None:
-        self._kept = kept
-        self._next = next(kept, None)
-
-    def compare(self, seal: AuditSeal) -> Iterator[Finding]:
-        while self._next is not None and self._next.number < seal.number:
-            self._next = next(self._kept, None)  # the chain check reports missing seals
-        if self._next is not None and self._next.number == seal.number:
-            if self._next.digest != seal.digest:
-                detail = f"seal {seal.number} is another than the one that was kept outside"
-                yield Finding(
-                    kind="seal_altered", position=seal.after + 1, seal=seal.number, detail=detail
-                )
-            self._next = next(self._kept, None)
-
-    def rest(self, last: AuditSeal | None) -> Iterator[Finding]:
-        """The seals after the last one in the database."""
-        number, through = (last.number, last.through) if last else (0, 0)
-        end = number
-        while self._next is not None:
-            end, self._next = max(end, self._next.number), next(self._kept, None)
-        if end > number:
-            missing = missing_seals(number + 1, end)
-            detail = f"{missing} at the end: made, kept outside, and gone from here"
-            yield Finding(kind="seal_missing", position=through + 1, seal=number + 1, detail=detail)
-
-
 async def _all(connection: Connection) -> AsyncIterator[AuditSeal]:
+    """Yield the seals by number. One that is there twice, without its primary key, comes twice."""
     number = -(2**63)
     while page := await sealer.page(connection, number, SEALS_PER_PAGE):
         for seal in page:
             yield seal
         number = page[-1].number
+        if len(page) == SEALS_PER_PAGE:  # its copies may be on the next page
+            for copy in await sealer.copies(
+                connection, number, skipped=sum(s.number == number for s in page)
+            ):
+                yield copy
 
 
 async def _compared(connection: Connection, seal: AuditSeal) -> Sequence[Finding]:

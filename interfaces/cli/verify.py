@@ -42,7 +42,7 @@ def verify(
         File with a public key to trust (PEM), as `uptrail seal keys --pem` prints it.
     seals
         File of seals kept outside (`uptrail seal list --json`, or an export): each must
-        exist unchanged.
+        exist unchanged. With --export, those that the export contains are compared.
     """
     common = common or ClientOptions()
     if export is not None:
@@ -50,7 +50,7 @@ def verify(
             raise UsageError(
                 "an export is checked against a public key", "name it with --public-key FILE"
             )
-        return _verify_export(export, public, common)
+        return _verify_export(export, public, seals, common)
 
     return run_with_container(
         common, store, lambda parts: _verify_here(parts, public, seals, common)
@@ -88,12 +88,15 @@ async def _verify_here(
     return Exit.OK if sound and sealed.sound else Exit.ERROR
 
 
-def _verify_export(export: Path, public: Sequence[Path], common: ClientOptions) -> int:
+def _verify_export(
+    export: Path, public: Sequence[Path], seals: Path | None, common: ClientOptions
+) -> int:
     from infrastructure.audit.sealer import verify_signature
 
     try:
         with export.open("rb") as lines:
-            found = verify_export(lines, _keys(public), verify_signature)
+            kept = () if seals is None else _kept(seals)
+            found = verify_export(lines, _keys(public), verify_signature, kept)
     except OSError as error:
         raise CommandError(f"{export} cannot be read: {error.strerror}") from None
     if common.json:

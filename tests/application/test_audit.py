@@ -97,9 +97,49 @@ def test_a_key_that_a_trusted_seal_named_is_trusted() -> None:
     assert followed(first, second) == []
 
 
-def test_a_trusted_seal_vouches_for_those_before_it() -> None:
-    """Who trusts the newest key alone trusts the whole chain, but for what comes after."""
-    assert followed(*chain_of(3, keys=(STRANGER, STRANGER, KEY))) == []
+def test_a_trusted_key_confirms_the_keys_that_led_to_it() -> None:
+    """The auditor holds the newest of three keys; each named the next one."""
+    first = seal(None, key=STRANGER)
+    second = seal(first, key=STRANGER, next_key=NEXT)
+    third = seal(second, key=NEXT, next_key=KEY)
+
+    assert followed(first, second, third, seal(third)) == []
+
+
+def test_a_trusted_key_does_not_confirm_a_key_that_did_not_name_it() -> None:
+    (finding,) = followed(*chain_of(3, keys=(STRANGER, STRANGER, KEY)))
+
+    assert (finding.kind, finding.seal) == ("key_unknown", 1)
+
+
+def test_a_key_that_was_not_named_is_not_confirmed_by_naming_a_trusted_one() -> None:
+    """Whoever replaces the last seal may name the key that will sign the next one."""
+    first = seal(None)
+    forged = seal(first, key=STRANGER, next_key=KEY)
+
+    (finding,) = followed(first, forged, seal(forged))
+
+    assert (finding.kind, finding.seal) == ("key_unknown", 2)
+
+
+def test_a_key_is_not_confirmed_over_absent_seals() -> None:
+    first, _, _, last = chain_of(4, keys=(STRANGER, STRANGER, STRANGER, KEY))
+    chain = SealChain({KEY}, is_signed, gaps="anywhere")
+
+    findings = [*chain.append(first), *chain.append(last), *chain.end()]
+
+    assert [(one.kind, one.seal) for one in findings] == [("key_unknown", 1)]
+
+
+def test_ranges_that_overlap_are_named_where_seals_may_be_absent() -> None:
+    first, second, third, _ = chain_of(4)
+    overlapping = msgspec.structs.replace(third, number=9, after=first.through)
+    overlapping = msgspec.structs.replace(overlapping, signature=signature(overlapping))
+    chain = SealChain({KEY}, is_signed, gaps="anywhere")
+
+    findings = [one for each in (first, second, overlapping) for one in chain.append(each)]
+
+    assert [one.detail for one in findings] == ["seal 9 covers positions that seal 2 covers"]
 
 
 def test_a_trusted_seal_does_not_vouch_over_a_gap() -> None:
@@ -136,7 +176,11 @@ def signature(seal: AuditSeal) -> bytes:
     return sha256(seal.key + seal.statement()).digest()
 
 
+def is_signed(seal: AuditSeal) -> bool:
+    return seal.signature == signature(seal)
+
+
 def followed(*seals: AuditSeal) -> list[Finding]:
-    chain = SealChain({KEY}, lambda seal: seal.signature == signature(seal))
+    chain = SealChain({KEY}, is_signed)
     findings = [finding for seal in seals for finding in chain.append(seal)]
     return [*findings, *chain.end()]

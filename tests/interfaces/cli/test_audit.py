@@ -32,6 +32,14 @@ def test_an_export_is_checked_by_itself_and_an_altered_one_is_found_out(
         assert checked.code == 0, checked.out
         assert checked.json["events"] > 5
 
+    kept = tmp_path / "seals.ndjson"
+    kept.write_text(uptrail("seal", "list", "--json").out)
+    beside = ("verify", "--export", file, "--public-key", key, "--seals", kept)
+    assert command(*beside).code == 0
+    kept.write_text(kept.read_text().replace('"count":', '"count":1'))
+    other = command(*beside)
+    assert (other.code, "than the one that was kept outside" in other.out) == (1, True)
+
     file.write_text(file.read_text().replace("upload.completed", "upload.failed"))
     found = command("verify", "--export", file, "--public-key", key)
     assert (found.code, "altered: " in found.out) == (1, True)
