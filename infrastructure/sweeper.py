@@ -11,8 +11,7 @@ from application.ports.leadership import Leadership
 from application.sweeper import Sweeper, SweeperRecords, SweepResult
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import SWEEPER_LOCK, leadership
-
-NAME = "sweeper"  # its row in notification_tracking
+from infrastructure.postgres.tracking import SWEEPER_POSITION
 
 POLL_INTERVAL = 1.0  # seconds between two queries for uploads that have ended
 CLEAR_INTERVAL = 5.0  # seconds between two parts of the store: 20 minutes for 256 of a local one
@@ -22,9 +21,6 @@ IDEMPOTENCY_RETENTION_DAYS = 7
 IDEMPOTENCY_RECORDS_PER_STEP = 1000
 MAX_LOGGED_BLOBS = 20  # names in one line of the log
 
-_BEGIN = "INSERT INTO notification_tracking VALUES (%s, 0) ON CONFLICT DO NOTHING"
-_TRACKED = "SELECT notification_id FROM notification_tracking WHERE application_name = %s"
-_TRACK = "UPDATE notification_tracking SET notification_id = %s WHERE application_name = %s"
 _FORGET = """DELETE FROM command_answers WHERE command_id IN (
     SELECT command_id FROM command_answers
     WHERE answered_at < now() - make_interval(days => %s) ORDER BY answered_at LIMIT %s)"""
@@ -54,12 +50,11 @@ class PostgresSweeperRecords:
         self._connection = connection
 
     async def position(self) -> int:
-        await self._connection.execute(_BEGIN, (NAME,))
-        row = await (await self._connection.execute(_TRACKED, (NAME,))).fetchone()
-        return int(row[0]) if row else 0
+        await SWEEPER_POSITION.create(self._connection)
+        return await SWEEPER_POSITION.load(self._connection)
 
     async def save_position(self, position: int) -> None:
-        await self._connection.execute(_TRACK, (position, NAME))
+        await SWEEPER_POSITION.save(self._connection, position)
 
     async def delete_old_idempotency_records(self) -> bool:
         return await delete_old_idempotency_records(self._connection)

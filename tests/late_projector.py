@@ -9,7 +9,7 @@ import pytest
 from application.ports.event_log import EventLog
 from infrastructure.postgres.connection import Connection
 from infrastructure.read_model import projector
-from infrastructure.read_model.projector import project, tracked_position
+from infrastructure.read_model.projector import project
 from infrastructure.read_model.tables import ProjectionSchema
 
 DELAY = 0.3  # seconds
@@ -31,6 +31,6 @@ def hold_projector(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def held(connection: Connection, log: EventLog, target: ProjectionSchema) -> int:
         await asyncio.sleep(0.01)
-        return await tracked_position(connection, target)
+        return await target.position.load(connection)
 
     monkeypatch.setattr(projector, "project", held)

@@ -30,11 +30,13 @@ from infrastructure.audit.verifier import Findings, difference
 from infrastructure.event_store.codec import Codec, key_id_of
 from infrastructure.event_store.event_log import SNAPSHOT_TOPICS
 from infrastructure.event_store.reader import last_position_at, read_log, recorded_of
-from infrastructure.jobs.tables import TRACKING_NAME as ORCHESTRATOR
 from infrastructure.jobs.tables import UPLOAD_COLUMNS, batch_from_row, upload_from_row
 from infrastructure.postgres.connection import Connection, connect, fetch_rows
-from infrastructure.read_model.tables import NAME as READ_MODEL
-from infrastructure.webhooks.dispatcher import NAME as WEBHOOKS
+from infrastructure.postgres.tracking import (
+    ORCHESTRATOR_POSITION,
+    READ_MODEL_POSITION,
+    WEBHOOKS_POSITION,
+)
 from infrastructure.webhooks.dispatcher import PostgresDispatcherStore, plan_deliveries
 
 Row = TypeVar("Row")
@@ -42,6 +44,10 @@ T = TypeVar("T")
 
 ROWS_PER_CHUNK = 2_000  # events in memory at a time
 RETENTION = 14 * 24 * 3600.0  # seconds: the default of webhook_retention
+
+ORCHESTRATOR = ORCHESTRATOR_POSITION.name
+READ_MODEL = READ_MODEL_POSITION.name
+WEBHOOKS = WEBHOOKS_POSITION.name
 
 _FIRST = UUID(int=0)
 

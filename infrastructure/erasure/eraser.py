@@ -32,6 +32,7 @@ from infrastructure.erasure.wrapped_keys import destroy_masters_of
 from infrastructure.event_store.committer import APPEND_TIMEOUT
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import ERASER_LOCK, run_as_leader
+from infrastructure.postgres.tracking import READ_MODEL_POSITION
 from infrastructure.read_model.rebuild import rebuild
 
 # Whoever did not hear yet that the owner is being erased may still begin something new, and wait to
@@ -54,8 +55,6 @@ _BATCHES = "SELECT id FROM read_model.batches WHERE owner = %s AND id > %s ORDER
 _COUNTS = """SELECT (SELECT count(*) FROM read_model.batches WHERE owner = %(owner)s),
 (SELECT count(*) FROM read_model.batches b JOIN read_model.uploads u ON u.batch = b.id
  WHERE b.owner = %(owner)s)"""
-_REFLECTED = """SELECT notification_id FROM notification_tracking
-WHERE application_name = 'read_model'"""
 
 _STREAMS = """SELECT b.id FROM read_model.batches b WHERE b.owner = %(owner)s
 UNION ALL SELECT u.id FROM read_model.batches b JOIN read_model.uploads u ON u.batch = b.id
@@ -207,8 +206,7 @@ class Eraser:
         loop = asyncio.get_running_loop()
         head, deadline = await self._log.head(), loop.time() + APPEND_TIMEOUT
         while loop.time() < deadline:
-            row = await (await connection.execute(_REFLECTED)).fetchone()
-            if row is not None and row[0] >= head:
+            if await READ_MODEL_POSITION.load(connection) >= head:
                 return True
             await asyncio.sleep(READ_MODEL_POLL_INTERVAL)
         return False

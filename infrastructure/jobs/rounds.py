@@ -25,6 +25,7 @@ from infrastructure.jobs import selection, tables
 from infrastructure.jobs.queue import JobQueue
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import LEADER_TIMEOUTS, ORCHESTRATOR_LOCK, leadership
+from infrastructure.postgres.tracking import ORCHESTRATOR_POSITION
 from infrastructure.settings import Settings
 
 POLL_INTERVAL = 0.5  # seconds between two attempts of a standby to become the leader
@@ -95,7 +96,7 @@ class _PostgresRound:
             await tables.save_batches(connection, changes.batches.values())
             await tables.save_uploads(connection, changes.uploads.values())
             await selection.start_batch_retries(connection, changes.batch_retries)
-            await tables.save_position(connection, through)
+            await ORCHESTRATOR_POSITION.save(connection, through)
             to_cancel = await selection.select_to_cancel(connection)
             has_batch_retries = await selection.has_batch_retries(connection)
             ready = await selection.select_ready(connection, self._settings)

@@ -18,8 +18,7 @@ from domain.upload.state import UploadState
 from infrastructure.database_errors import LeadershipLost
 from infrastructure.event_store.libpq import uuids
 from infrastructure.postgres.connection import Connection
-
-TRACKING_NAME = "orchestrator"  # of its row in notification_tracking
+from infrastructure.postgres.tracking import ORCHESTRATOR_POSITION
 
 _UPLOAD_COLUMNS = (
     "upload",
@@ -76,32 +75,17 @@ SELECT batch, state, count(*),
 FROM orchestration.members WHERE batch = ANY(%s) GROUP BY batch, state"""
 
 
-_START_TRACKING = "INSERT INTO notification_tracking VALUES (%s, 0) ON CONFLICT DO NOTHING"
-
-_POSITION = "SELECT notification_id FROM notification_tracking WHERE application_name = %s"
-
-_SAVE_POSITION = """
-UPDATE notification_tracking SET notification_id = %s WHERE application_name = %s"""
-
-
 async def load_position(connection: Connection) -> int:
-    """Return the position up to which the last leader has followed the log, 0 if there was none."""
-    await connection.execute(_START_TRACKING, (TRACKING_NAME,))
-    cursor = await connection.execute(_POSITION, (TRACKING_NAME,))
-    row = await cursor.fetchone()
-    return int(row[0]) if row else 0
+    """Return the position that the last leader saved, 0 if there was none."""
+    await ORCHESTRATOR_POSITION.create(connection)
+    return await ORCHESTRATOR_POSITION.load(connection)
 
 
 async def require_position(connection: Connection, position: int) -> None:
     """Lock the saved position for this transaction. Raises LeadershipLost if it has moved."""
-    cursor = await connection.execute(_POSITION + " FOR UPDATE", (TRACKING_NAME,), prepare=True)
-    row = await cursor.fetchone()
-    if row is None or row[0] != position:
-        raise LeadershipLost(f"the orchestrator is at {row}, not at {position}")
-
-
-async def save_position(connection: Connection, position: int) -> None:
-    await connection.execute(_SAVE_POSITION, (position, TRACKING_NAME), prepare=True)
+    saved = await ORCHESTRATOR_POSITION.lock(connection)
+    if saved != position:
+        raise LeadershipLost(f"the orchestrator is at {saved}, not at {position}")
 
 
 async def load(

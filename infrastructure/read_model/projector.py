@@ -166,9 +166,7 @@ def _declared(types: Mapping[str, str]) -> str:
 
 # Brings the rows of a target up to date with the log, each chunk and its position at once.
 
-_POSITION = "SELECT notification_id FROM notification_tracking WHERE application_name = %s"
 _VERSION = "SELECT version FROM projections WHERE name = %s"
-_REACHED = "UPDATE notification_tracking SET notification_id = %s WHERE application_name = %s"
 
 _TELL = "SELECT pg_notify(%s, %s)"
 
@@ -240,21 +238,10 @@ class PostgresRows:
         self._target = target
 
     async def position(self) -> int:
-        return await tracked_position(self._connection, self._target)
+        return await self._target.position.load(self._connection)
 
     async def write(self, after: int, folded: FoldedChanges) -> bool:
         return await _write(self._connection, self._target, after, folded)
-
-
-async def tracked_position(
-    connection: Connection, target: ProjectionSchema, *, lock: bool = False
-) -> int:
-    """The position the rows reflect; `lock` keeps it there until the transaction ends."""
-    query = _POSITION + " FOR UPDATE" if lock else _POSITION
-    row = await (await connection.execute(query, (target.name,))).fetchone()
-    if row is None:
-        raise LookupError(f"no position is tracked for {target.name}: is the database migrated?")
-    return int(row[0])
 
 
 async def _write(
@@ -262,13 +249,13 @@ async def _write(
 ) -> bool:
     """Write the changes if the rows reflect position `after`; return whether they did."""
     async with connection.transaction():
-        if await tracked_position(connection, target, lock=True) != after:
+        if await target.position.lock(connection) != after:
             return False
         if target.live:
             await _require_version(connection)
         async with connection.pipeline():
             written = await write_rows(connection, target, folded)
-            await connection.execute(_REACHED, (folded.position, target.name))
+            await target.position.save(connection, folded.position)
             if target.live:
                 await connection.execute(_TELL, (READ_MODEL, str(folded.position)))
     missing = sum(rows.missing for rows in written)

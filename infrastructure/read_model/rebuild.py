@@ -19,7 +19,7 @@ from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.postgres.locks import MAINTENANCE_LOCK
 from infrastructure.postgres.schema import NewerDatabase
-from infrastructure.read_model.projector import connect_writer, project, tracked_position
+from infrastructure.read_model.projector import connect_writer, project
 from infrastructure.read_model.tables import (
     LIVE,
     NAME,
@@ -185,7 +185,7 @@ async def _swap_patiently(connection: Connection, log: EventLog) -> Rebuilt:
 async def _swap(connection: Connection, log: EventLog) -> Rebuilt:
     async with connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = '{PATIENCE}'".encode())
-        position = await tracked_position(connection, LIVE, lock=True)
+        position = await LIVE.position.lock(connection)
         # Never behind the live rows: a client that has seen a position must not go back.
         position = max(position, await project(connection, log, NEXT, upto=position))
         await connection.execute(f"ALTER SCHEMA {SCHEMA} RENAME TO {_OLD}".encode())
@@ -202,13 +202,8 @@ async def _record(connection: Connection, position: int) -> str:
         "UPDATE projections SET version = %s, epoch = %s, built_at = now() WHERE name = %s",
         (VERSION, epoch, NAME),
     )
-    await connection.execute(
-        "UPDATE notification_tracking SET notification_id = %s WHERE application_name = %s",
-        (position, NAME),
-    )
-    await connection.execute(
-        "DELETE FROM notification_tracking WHERE application_name = %s", (NEXT.name,)
-    )
+    await LIVE.position.save(connection, position)
+    await NEXT.position.delete(connection)
     await connection.execute("SELECT pg_notify(%s, %s)", (READ_MODEL, str(position)))
     return epoch
 
@@ -294,7 +289,7 @@ async def verify(url: str, log: EventLog) -> Verification:
                 writer,
                 log,
                 target,
-                upto=await tracked_position(writer, LIVE),
+                upto=await LIVE.position.load(writer),
                 size=VERIFY_CHUNK_EVENTS,
             )
             async with _same_moment(url, writer, log, target) as (reader, position):
@@ -333,9 +328,9 @@ async def _same_moment(
         await reader.set_isolation_level(IsolationLevel.REPEATABLE_READ)
         async with reader.transaction():
             async with holder.transaction():
-                position = await tracked_position(holder, LIVE, lock=True)
+                position = await LIVE.position.lock(holder)
                 await project(writer, log, scratch, upto=position)
-                await tracked_position(reader, LIVE)  # takes the snapshot
+                await LIVE.position.load(reader)  # takes the snapshot
             yield reader, position
 
 

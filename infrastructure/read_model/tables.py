@@ -34,9 +34,10 @@ from sqlalchemy.types import TypeEngine
 
 from application.views import DERIVED, AttemptView, BatchView, UploadView
 from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.tracking import READ_MODEL_POSITION, TrackedPosition
 
 SCHEMA = "read_model"
-NAME = "read_model"  # in `notification_tracking` and `projections`
+NAME = READ_MODEL_POSITION.name  # in `projections` as well
 
 _TIME = TIMESTAMP(timezone=True)
 _PATH = Text(collation="C")  # the same order on every server
@@ -155,6 +156,11 @@ class ProjectionSchema(msgspec.Struct, frozen=True):
     name: str
 
     @property
+    def position(self) -> TrackedPosition:
+        """The position that the rows reflect."""
+        return TrackedPosition(self.name)
+
+    @property
     def live(self) -> bool:
         return self.name == NAME
 
@@ -173,7 +179,7 @@ async def create(connection: Connection, target: ProjectionSchema) -> None:
         await connection.execute(f"CREATE SCHEMA {target.schema}".encode())
         for table in _copied(target).sorted_tables:
             await connection.execute(_compiled(CreateTable(table)))
-        await connection.execute("INSERT INTO notification_tracking VALUES (%s, 0)", (target.name,))
+        await target.position.create(connection)
 
 
 async def create_indexes(connection: Connection, target: ProjectionSchema) -> None:
@@ -188,9 +194,7 @@ async def drop(connection: Connection, target: ProjectionSchema) -> None:
     """Removes the schema and its tracked position, if they are there."""
     async with connection.transaction():
         await connection.execute(f"DROP SCHEMA IF EXISTS {target.schema} CASCADE".encode())
-        await connection.execute(
-            "DELETE FROM notification_tracking WHERE application_name = %s", (target.name,)
-        )
+        await target.position.delete(connection)
 
 
 def _copied(target: ProjectionSchema) -> MetaData:

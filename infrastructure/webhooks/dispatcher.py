@@ -40,6 +40,7 @@ from infrastructure.event_store.reader import (
 )
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import LEADER_TIMEOUTS, WEBHOOKS_LOCK, leadership
+from infrastructure.postgres.tracking import WEBHOOKS_POSITION
 from infrastructure.webhooks.outbox import jsonb, webhook_of
 
 # Deliveries of events, by the batch of each stream and its label at the time.
@@ -178,8 +179,6 @@ async def count_missed(connection: Connection, webhook: UUID, count: int, after:
     await connection.execute(_MISSED, (webhook, count, after))
 
 
-NAME = "webhooks"  # its row in notification_tracking
-
 EVENTS_PER_ROUND = 1000  # a round
 MIN_ROUND_INTERVAL = 0.1  # seconds between two rounds, in which events gather
 KEPT_EVERY = 1.0  # seconds at most until a position is saved after which no event was queued
@@ -193,9 +192,6 @@ _SESSION_SETTINGS = {
     "synchronous_commit": "off",
     "lock_timeout": "10s",
 }
-
-_TRACKED = "SELECT notification_id FROM notification_tracking WHERE application_name = %s"
-_REACHED = "UPDATE notification_tracking SET notification_id = %s WHERE application_name = %s"
 
 _log = structlog.get_logger(__name__)
 
@@ -329,7 +325,7 @@ class PostgresDispatcherStore:
         self._codec = codec
 
     async def position(self) -> int:
-        return await _tracked(self._connection)
+        return await WEBHOOKS_POSITION.load(self._connection)
 
     async def webhooks(self) -> Sequence[Webhook]:
         cursor = await self._connection.execute("SELECT webhook FROM webhooks.endpoints")
@@ -354,10 +350,10 @@ class PostgresDispatcherStore:
     async def begin(self, position: int, through: int) -> AsyncIterator[DispatchTransaction]:
         connection = self._connection
         async with connection.transaction():
-            if await _tracked(connection, lock=True) != position:
-                raise LeadershipLost(f"the place is not {position} any more")
+            if (saved := await WEBHOOKS_POSITION.lock(connection)) != position:
+                raise LeadershipLost(f"the dispatcher is at {saved}, not at {position}")
             yield _PostgresDispatch(connection)
-            await connection.execute(_REACHED, (through, NAME))
+            await WEBHOOKS_POSITION.save(connection, through)
 
 
 class _PostgresDispatch:
@@ -375,11 +371,3 @@ class _PostgresDispatch:
 
     async def insert_deliveries(self, planned: Sequence[PlannedDelivery], at: datetime) -> None:
         await insert_deliveries(self._connection, planned, at)
-
-
-async def _tracked(connection: Connection, *, lock: bool = False) -> int:
-    cursor = await connection.execute(_TRACKED + (" FOR UPDATE" if lock else ""), (NAME,))
-    row = await cursor.fetchone()
-    if row is None:
-        raise LookupError(f"no position is tracked for {NAME}: is the database migrated?")
-    return int(row[0])

@@ -15,11 +15,11 @@ from application.ports.webhooks import Delivery, DeliveryState, GeneratedSecret,
 from domain.webhook.aggregate import Webhook
 from infrastructure.outbound import new_secret
 from infrastructure.postgres.pool import Pool
+from infrastructure.postgres.tracking import WEBHOOKS_POSITION
 from infrastructure.webhooks.dispatcher import OPEN_LANES
 from infrastructure.webhooks.outbox import DELIVERY, delivery_of, webhook_of
 
 _KEEP = "INSERT INTO webhooks.secrets (id, webhook, secret) VALUES (%s, %s, %s)"
-_POSITION = "SELECT notification_id FROM notification_tracking WHERE application_name = 'webhooks'"
 _ALL = """SELECT webhook FROM webhooks.endpoints
 WHERE (%(owner)s::text IS NULL OR owner = %(owner)s)
 AND (%(before)s::uuid IS NULL OR id < %(before)s) ORDER BY id DESC LIMIT %(limit)s"""
@@ -60,7 +60,8 @@ class PostgresWebhooks:
         return secret
 
     async def position(self) -> int:
-        return int((await self._rows(_POSITION))[0][0])
+        async with self._pool.connection() as connection:
+            return await WEBHOOKS_POSITION.load(connection)
 
     async def all(
         self, *, owner: str | None, cursor: str | None = None, limit: int = 50

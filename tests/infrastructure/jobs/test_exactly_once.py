@@ -17,9 +17,9 @@ from domain.upload.events import AttemptStarted, UploadCompleted, UploadQueued
 from domain.upload.state import UploadState
 from infrastructure.jobs.orchestrator import run_round
 from infrastructure.jobs.rounds import SESSION_SETTINGS, PostgresRounds
-from infrastructure.jobs.tables import save_position
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.locks import ORCHESTRATOR_LOCK
+from infrastructure.postgres.tracking import ORCHESTRATOR_POSITION
 from interfaces.bootstrap.tasks import supervise
 from tests.fault_injection import COUNT_KILLS, KILLS, end_sessions
 from tests.infrastructure.jobs.fake_processors import Fails, Gate, pass_file
@@ -141,7 +141,7 @@ async def test_an_orchestrator_that_was_overtaken_changes_nothing(
         events = await harness.events()
         async with await connect(database_url, name="overtaken") as connection:
             async with harness.pool.connection() as other:
-                await save_position(other, events[-1].position)
+                await ORCHESTRATOR_POSITION.save(other, events[-1].position)
             with pytest.raises(Exception, match="not at 0"):
                 await run_round(
                     PostgresRounds(connection, harness.settings),
