@@ -88,9 +88,12 @@ def principal_of(request: web.Request) -> Principal:
 def require(request: web.Request, *scopes: Scope) -> Principal:
     """Return the principal if it has one of the scopes; an admin may do everything.
 
-    Raises a 403 Problem otherwise: a scope limits actions; for visibility see `require_owned`.
+    Without scopes, only an admin whose key is not limited to a batch. Raises a 403 Problem
+    otherwise: a scope limits actions; for visibility see `require_owned`.
     """
     principal = principal_of(request)
+    if principal.scope is Scope.ADMIN and not scopes:
+        reject_batch_scoped_key(principal)
     if principal.scope is Scope.ADMIN or principal.scope in scopes:
         return principal
     needed = " or ".join(scopes) or Scope.ADMIN

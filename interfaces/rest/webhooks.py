@@ -19,7 +19,7 @@ from domain.file import has_control_characters
 from domain.webhook.aggregate import Webhook
 from domain.webhook.events import WebhookFilter, url_error
 from infrastructure.outbound import BadDestination, PrivateAddress, parse_destination
-from interfaces.common.access import load_webhook, require
+from interfaces.common.access import load_webhook, reject_batch_scoped_key, require
 from interfaces.common.api_types import (
     PageResponse,
     RequestBody,
@@ -88,6 +88,7 @@ class DisableRequest(RequestBody, frozen=True, kw_only=True):
 async def create_webhook(request: web.Request) -> web.Response:
     """Add a webhook: 201 with its secret, which is shown only here."""
     principal = require(request, *OPERATOR_SCOPES)
+    reject_batch_scoped_key(principal)
     Query(request, ())
     services = request.app[SERVICES]
     form = await json_body(request, msgspec.json.Decoder(NewWebhook))
@@ -115,6 +116,7 @@ async def create_webhook(request: web.Request) -> web.Response:
 async def list_webhooks(request: web.Request) -> web.Response:
     """Respond with the webhooks of the owner, newest first; for an admin, of every owner."""
     principal = require(request, *OPERATOR_SCOPES)
+    reject_batch_scoped_key(principal)
     services, query = request.app[SERVICES], Query(request, LIST_PARAMETERS)
     await wait_for_listed_position(request, query)
     page = await services.webhooks.all(
