@@ -10,30 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from application.pipeline import PermanentError, StepContext, StepInput
+from infrastructure.processors import media_types
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderPool
 from infrastructure.processors.input_file import copy_ends, copy_to_file
-from infrastructure.processors.media_types import (
-    ACTIVE,
-    EMPTY,
-    HTML,
-    OFFICE,
-    OPEN_DOCUMENT,
-    RASTER,
-    SVG,
-    TEXT,
-    TEXT_NAMES,
-    UNKNOWN,
-    XHTML,
-    XML,
-    ZIP,
-    are_compatible,
-    canonical,
-    declared_image_type,
-    extension,
-    is_text,
-    lineage,
-    matches,
-)
 from infrastructure.processors.options import Options, parse_options
 from infrastructure.processors.signatures import HEAD_BYTES, conclude, second_range, sniff
 
@@ -53,7 +32,11 @@ _SCRIPT = re.compile(
     r"|http://www\.w3\.org/1999/xhtml|<\?xml-stylesheet|<!entity",
     re.IGNORECASE,
 )
-_TOLD_FROM_ZIP = (OFFICE, OPEN_DOCUMENT, "application/epub+zip")  # zip files that always show it
+_TOLD_FROM_ZIP = (
+    media_types.OFFICE,
+    media_types.OPEN_DOCUMENT,
+    "application/epub+zip",
+)  # zip files that always show it
 _OVERLAP = 64  # characters of the longest marker that could be cut by the end of a chunk
 
 
@@ -102,7 +85,7 @@ class MediaType:
         sniffed = await self._sniff(subject, bench, claims)
         await _require_allowed(sniffed, claims, chosen, bench)
         agrees = _agree(sniffed, subject.media_type)
-        expected = declared_image_type(subject.path, subject.media_type)
+        expected = media_types.declared_image_type(subject.path, subject.media_type)
         if expected is not None and not sniffed.startswith("image/"):
             raise MediaTypeMismatch(f"this is no {expected}: {_described(sniffed)}")
         if chosen.strict and not agrees:
@@ -117,16 +100,16 @@ class MediaType:
         if found := sniff(head, second, subject.size, claims):
             return found
         decoded = await self._decoders.run(IDENTIFY, head, {}, IDENTIFY_LIMITS)
-        verdict = decoded.answer.get("type", UNKNOWN)
+        verdict = decoded.answer.get("type", media_types.UNKNOWN)
         if not isinstance(verdict, str):
-            verdict = UNKNOWN
+            verdict = media_types.UNKNOWN
         return conclude(verdict, head, subject.size, claims)
 
     async def _measure(
         self, sniffed: str, subject: StepInput, bench: StepContext, chosen: MediaTypeOptions
     ) -> dict[str, Any]:
         """Return `width` and `height` of an image, found by the decoder that makes thumbnails."""
-        if sniffed not in RASTER.values():
+        if sniffed not in media_types.RASTER.values():
             return {}
         with TemporaryDirectory(prefix="uptrail-media-type-") as folder:
             source = Path(folder) / "source"
@@ -149,9 +132,13 @@ class MediaType:
 
 def _claims(subject: StepInput) -> list[str]:
     """Return the canonical types of a file's declared type and extension, where known."""
-    declared = canonical(subject.media_type or "")
-    named = TEXT_NAMES.get(extension(subject.path), "")
-    return [claim for claim in (declared, named) if claim not in ("", UNKNOWN, TEXT)]
+    declared = media_types.canonical(subject.media_type or "")
+    named = media_types.TEXT_NAMES.get(media_types.extension(subject.path), "")
+    return [
+        claim
+        for claim in (declared, named)
+        if claim not in ("", media_types.UNKNOWN, media_types.TEXT)
+    ]
 
 
 async def _bytes(bench: StepContext, start: int, end: int) -> bytes:
@@ -166,15 +153,25 @@ async def _require_allowed(
     `deny` holds for everything that a file may be taken for: its type, the containers that the
     type is kept in, and, for types that bytes do not determine, its declared type and extension.
     """
-    possible = list(lineage(sniffed))
-    if sniffed == UNKNOWN or is_text(sniffed):
-        possible += [claim for claim in claims if sniffed == UNKNOWN or is_text(claim)]
+    possible = list(media_types.lineage(sniffed))
+    if sniffed == media_types.UNKNOWN or media_types.is_text(sniffed):
+        possible += [
+            claim
+            for claim in claims
+            if sniffed == media_types.UNKNOWN or media_types.is_text(claim)
+        ]
     for found in possible:
-        if any(matches(found, pattern) for pattern in chosen.deny):
+        if any(media_types.matches(found, pattern) for pattern in chosen.deny):
             raise MediaTypeRefused(f"files of type {found} are denied")
-    denies_pages = any(matches(HTML, pattern) for pattern in chosen.deny)
-    if denies_pages and XML in possible and (sniffed == XHTML or await _has_scripts(bench)):
-        raise MediaTypeRefused(f"files of type {HTML} are denied: this {sniffed} runs scripts")
+    denies_pages = any(media_types.matches(media_types.HTML, pattern) for pattern in chosen.deny)
+    if (
+        denies_pages
+        and media_types.XML in possible
+        and (sniffed == media_types.XHTML or await _has_scripts(bench))
+    ):
+        raise MediaTypeRefused(
+            f"files of type {media_types.HTML} are denied: this {sniffed} runs scripts"
+        )
     allow = chosen.allow
     if allow is not None and not any(_allows(pattern, sniffed) for pattern in allow):
         raise MediaTypeRefused(f"files of type {sniffed} are not among {', '.join(allow)}")
@@ -185,9 +182,11 @@ def _allows(pattern: str, sniffed: str) -> bool:
 
     What runs in a browser or a shell is text as well, but never allowed as mere text.
     """
-    if matches(sniffed, pattern):
+    if media_types.matches(sniffed, pattern):
         return True
-    return sniffed not in ACTIVE and any(matches(kind, pattern) for kind in lineage(sniffed))
+    return sniffed not in media_types.ACTIVE and any(
+        media_types.matches(kind, pattern) for kind in media_types.lineage(sniffed)
+    )
 
 
 async def _has_scripts(bench: StepContext) -> bool:
@@ -211,21 +210,25 @@ def _agree(sniffed: str, declared: str | None) -> bool:
     """Return whether the bytes may be of the declared type; few types can be excluded."""
     if declared is None:
         return True
-    kind = canonical(declared)
-    if kind == TEXT and sniffed in (HTML, XHTML, SVG):
+    kind = media_types.canonical(declared)
+    if kind == media_types.TEXT and sniffed in (
+        media_types.HTML,
+        media_types.XHTML,
+        media_types.SVG,
+    ):
         return False  # it is text, but a browser would run what is in it
-    if sniffed == ZIP and kind.startswith(_TOLD_FROM_ZIP):
+    if sniffed == media_types.ZIP and kind.startswith(_TOLD_FROM_ZIP):
         return False
-    if kind == UNKNOWN or are_compatible(sniffed, kind):
+    if kind == media_types.UNKNOWN or media_types.are_compatible(sniffed, kind):
         return True
-    if sniffed in (EMPTY, UNKNOWN):
-        return kind not in RASTER.values()
-    if sniffed in (TEXT, SVG, XML):
+    if sniffed in (media_types.EMPTY, media_types.UNKNOWN):
+        return kind not in media_types.RASTER.values()
+    if sniffed in (media_types.TEXT, media_types.SVG, media_types.XML):
         return not kind.startswith(("image/", "audio/", "video/"))
-    if sniffed == ZIP:
+    if sniffed == media_types.ZIP:
         return kind.startswith("application/")
     return False
 
 
 def _described(sniffed: str) -> str:
-    return "it is empty" if sniffed == EMPTY else f"its bytes are {sniffed}"
+    return "it is empty" if sniffed == media_types.EMPTY else f"its bytes are {sniffed}"

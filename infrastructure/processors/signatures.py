@@ -15,19 +15,7 @@ from collections.abc import Callable, Sequence
 from struct import error as StructError
 from struct import unpack_from
 
-from infrastructure.processors import containers
-from infrastructure.processors.media_types import (
-    EMPTY,
-    HTML,
-    JSON,
-    SVG,
-    TEXT,
-    UNKNOWN,
-    XHTML,
-    XML,
-    canonical,
-    is_text,
-)
+from infrastructure.processors import containers, media_types
 
 HEAD_BYTES = 64 * 1024  # bytes that are looked at
 
@@ -119,7 +107,7 @@ def sniff(head: bytes, second: bytes, size: int, claims: Sequence[str] = ()) -> 
     between kinds of text only, and only where the text is what they say.
     """
     if not head:
-        return EMPTY
+        return media_types.EMPTY
     if (text := decode_text(head)) is not None:
         return _kind_of_text(text, len(head) >= size, claims)
     if (found := _disguised_markup(head)) is not None:
@@ -138,12 +126,14 @@ def sniff(head: bytes, second: bytes, size: int, claims: Sequence[str] = ()) -> 
 
 def conclude(verdict: str, head: bytes, size: int, claims: Sequence[str] = ()) -> str:
     """Return the canonical media type of a file that only libmagic has a verdict on."""
-    found = canonical(verdict)
+    found = media_types.canonical(verdict)
     if found in _DISBELIEVED:
-        found = UNKNOWN
-    if (found == UNKNOWN or is_text(found)) and not _has_binary(head):  # some other encoding
+        found = media_types.UNKNOWN
+    if (found == media_types.UNKNOWN or media_types.is_text(found)) and not _has_binary(
+        head
+    ):  # some other encoding
         return _kind_of_text(head.decode("latin-1"), len(head) >= size, claims)
-    if found == UNKNOWN or is_text(found):
+    if found == media_types.UNKNOWN or media_types.is_text(found):
         return _late_stream_type(head)
     return found
 
@@ -192,7 +182,7 @@ def _disguised_markup(head: bytes) -> str | None:
     if not start.startswith("<"):
         return None
     found = _markup_type(start)
-    return None if found == TEXT else found
+    return None if found == media_types.TEXT else found
 
 
 def _plain(text: str) -> str | None:
@@ -208,22 +198,22 @@ def _has_binary(head: bytes) -> bool:
 
 def _kind_of_text(text: str, whole: bool, claims: Sequence[str]) -> str:
     found = _text_type(text)
-    if found == TEXT:
+    if found == media_types.TEXT:
         return _claimed_text(text, whole, claims)
     return _claimed_markup(found, claims)
 
 
 def _claimed_markup(found: str, claims: Sequence[str]) -> str:
-    if found == XML:
-        return next((claim for claim in claims if _is_vocabulary(claim)), XML)
-    if found == XHTML and HTML in claims:
-        return HTML  # most pages written as XML are served, and read, as HTML
+    if found == media_types.XML:
+        return next((claim for claim in claims if _is_vocabulary(claim)), media_types.XML)
+    if found == media_types.XHTML and media_types.HTML in claims:
+        return media_types.HTML  # most pages written as XML are served, and read, as HTML
     return found
 
 
 def _is_vocabulary(claim: str) -> bool:
     """Return whether a type is XML recognised only by its declaration or root element."""
-    return claim.endswith("+xml") and claim not in (SVG, XHTML)
+    return claim.endswith("+xml") and claim not in (media_types.SVG, media_types.XHTML)
 
 
 def _text_type(text: str) -> str:
@@ -237,7 +227,7 @@ def _text_type(text: str) -> str:
         return _markup_type(start)
     if script := _SCRIPTS.match(start[:_MAX_FIRST_LINE]):
         return {"python": "text/x-python", "php": "text/x-php"}.get(script[1], "text/x-shellscript")
-    return TEXT
+    return media_types.TEXT
 
 
 def _markup_type(text: str) -> str:
@@ -256,38 +246,44 @@ def _markup_type(text: str) -> str:
     root = _ROOT.match(text, at)
     name = root[1].lower() if root else ""
     if name == "svg" or doctype == "svg":
-        return SVG
+        return media_types.SVG
     if is_xml:
         is_page = name == "html" or doctype == "html" or (root and _XHTML_NAMESPACE in root[2])
-        return XHTML if is_page else XML
+        return media_types.XHTML if is_page else media_types.XML
     if name in _HTML_TAGS or doctype == "html":
-        return HTML
+        return media_types.HTML
     if doctype or (root and (commented or "xmlns" in root[2])):
-        return XHTML if root and _XHTML_NAMESPACE in root[2] else XML
-    return HTML if commented else TEXT
+        return media_types.XHTML if root and _XHTML_NAMESPACE in root[2] else media_types.XML
+    return media_types.HTML if commented else media_types.TEXT
 
 
 def _claimed_text(text: str, whole: bool, claims: Sequence[str]) -> str:
     """Return the kind of text that a claim names, if the text is plausible as that kind."""
     for claim in claims:
-        if is_text(claim) and claim != TEXT and _is_plausible(text, whole, claim):
+        if (
+            media_types.is_text(claim)
+            and claim != media_types.TEXT
+            and _is_plausible(text, whole, claim)
+        ):
             return claim
-    if not any(is_text(claim) for claim in claims) and _is_json(text, whole, _CONTAINER_START):
-        return JSON
-    return TEXT
+    if not any(media_types.is_text(claim) for claim in claims) and _is_json(
+        text, whole, _CONTAINER_START
+    ):
+        return media_types.JSON
+    return media_types.TEXT
 
 
 _CONTAINER_START = "{["
 
 
 def _is_plausible(text: str, whole: bool, claim: str) -> bool:
-    if claim in (SVG, XHTML, "text/calendar", "text/vcard"):
+    if claim in (media_types.SVG, media_types.XHTML, "text/calendar", "text/vcard"):
         return False  # they are found by their content
     if claim == _NDJSON:
         return _is_ndjson(text, whole)
-    if claim == JSON or claim.endswith("+json"):
+    if claim == media_types.JSON or claim.endswith("+json"):
         return _is_json(text, whole, "" if whole else _CONTAINER_START)
-    if claim == XML or claim.endswith("+xml"):
+    if claim == media_types.XML or claim.endswith("+xml"):
         return text.lstrip("\ufeff \t\n\f\r").startswith("<")
     if claim == "message/rfc822":
         return re.match(r"(?:From |[!-9;-~]+:)", text) is not None
@@ -393,9 +389,9 @@ def _late_stream_type(head: bytes) -> str:
             if found := _frames_type(head, at, 5):
                 return found
         except IndexError:
-            return UNKNOWN
+            return media_types.UNKNOWN
         at = head.find(b"\xff", at + 1)
-    return UNKNOWN
+    return media_types.UNKNOWN
 
 
 _LATEST_FRAME = 4096  # bytes before the first frame of a cut stream

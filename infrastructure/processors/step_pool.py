@@ -30,26 +30,7 @@ from application.worker.step_result import (
     StepFailure,
     describe_error,
 )
-from infrastructure.processors.step_messages import (
-    LENGTH_BYTES,
-    MAX_FRAME_BYTES,
-    Attach,
-    Attached,
-    Chunk,
-    CloseReader,
-    Failed,
-    Finished,
-    Load,
-    Loaded,
-    Perform,
-    ProgressMade,
-    Read,
-    Report,
-    RequestFailed,
-    StepMessage,
-    decode_report,
-    frame,
-)
+from infrastructure.processors import step_messages
 from infrastructure.tasks import shield_result
 
 MAX_STEPS_PER_PROCESS = 100  # after which it is replaced: what its steps have leaked goes with it
@@ -192,13 +173,15 @@ class _StepProcess:
         self.reusable = False
         try:
             async with asyncio.timeout(LOAD_TIMEOUT):
-                await self._send(Load(name))
-                while not isinstance(report := await self._receive(), Loaded | Failed):
+                await self._send(step_messages.Load(name))
+                while not isinstance(
+                    report := await self._receive(), step_messages.Loaded | step_messages.Failed
+                ):
                     pass  # a late word about the step before
         except TimeoutError:
             text = f"the processor {name!r} was not imported within {LOAD_TIMEOUT:g} s"
             raise StepFailure(StepError("ProcessorNotLoaded", text)) from None
-        if isinstance(report, Failed):
+        if isinstance(report, step_messages.Failed):
             text = f"{report.error.error_type}: {report.error.message}"
             raise StepFailure(StepError("ProcessorNotLoaded", text))
         self.loaded.add(name)
@@ -217,24 +200,24 @@ class _StepProcess:
         self.steps += 1
         readers: dict[int, AsyncIterator[bytes]] = {}
         try:
-            await self._send(Perform(name, subject, options, memory))
+            await self._send(step_messages.Perform(name, subject, options, memory))
             while True:
                 match await self._receive():
-                    case Finished(result, clean):
+                    case step_messages.Finished(result, clean):
                         self._done(clean)
                         return _result(result)
-                    case Failed(error, clean):
+                    case step_messages.Failed(error, clean):
                         self._done(clean)
                         raise StepFailure(error)
-                    case Read() as read:
+                    case step_messages.Read() as read:
                         await self._send(await _read(bench, readers, read))
-                    case CloseReader(reader):
+                    case step_messages.CloseReader(reader):
                         await _close(readers.pop(reader, None))
-                    case ProgressMade(done, total):
+                    case step_messages.ProgressMade(done, total):
                         await bench.progress(done, total)
-                    case Attach(attached, content):
+                    case step_messages.Attach(attached, content):
                         await self._send(await _attach(bench, attached, content))
-                    case Loaded():
+                    case step_messages.Loaded():
                         pass
         finally:
             for chunks in readers.values():
@@ -266,20 +249,24 @@ class _StepProcess:
     def _done(self, clean: bool) -> None:
         self.reusable = clean and self.steps < MAX_STEPS_PER_PROCESS
 
-    async def _send(self, message: StepMessage) -> None:
+    async def _send(self, message: step_messages.StepMessage) -> None:
         try:
-            self._orders.write(frame(message))
+            self._orders.write(step_messages.frame(message))
             await self._orders.drain()
         except (OSError, RuntimeError):  # the latter is uvloop's word for a closed pipe
             raise await self._lost() from None
 
-    async def _receive(self) -> Report:
+    async def _receive(self) -> step_messages.Report:
         assert self._process.stdout is not None
         try:
-            length = int.from_bytes(await self._process.stdout.readexactly(LENGTH_BYTES), "big")
-            if length > MAX_FRAME_BYTES:
+            length = int.from_bytes(
+                await self._process.stdout.readexactly(step_messages.LENGTH_BYTES), "big"
+            )
+            if length > step_messages.MAX_FRAME_BYTES:
                 raise _unreadable()
-            report: Report = decode_report(await self._process.stdout.readexactly(length))
+            report: step_messages.Report = step_messages.decode_report(
+                await self._process.stdout.readexactly(length)
+            )
             return report
         except (OSError, asyncio.IncompleteReadError):
             raise await self._lost() from None
@@ -352,8 +339,8 @@ def _environment() -> dict[str, str]:
 
 
 async def _read(
-    bench: StepContext, readers: dict[int, AsyncIterator[bytes]], read: Read
-) -> StepMessage:
+    bench: StepContext, readers: dict[int, AsyncIterator[bytes]], read: step_messages.Read
+) -> step_messages.StepMessage:
     try:
         chunks = readers.get(read.reader)
         if chunks is None:
@@ -361,20 +348,20 @@ async def _read(
                 raise RuntimeError(f"a step reads its file at most {MAX_READERS} times at once")
             chunks = readers[read.reader] = bench.read(read.start, read.end)
         async for chunk in chunks:
-            return Chunk(chunk)
+            return step_messages.Chunk(chunk)
         del readers[read.reader]
-        return Chunk(None)
+        return step_messages.Chunk(None)
     except Exception as error:
         await _close(readers.pop(read.reader, None))
-        return RequestFailed(describe_error(error))
+        return step_messages.RequestFailed(describe_error(error))
 
 
-async def _attach(bench: StepContext, name: str, content: bytes) -> StepMessage:
+async def _attach(bench: StepContext, name: str, content: bytes) -> step_messages.StepMessage:
     try:
         await bench.attach(name, content)
     except Exception as error:
-        return RequestFailed(describe_error(error))
-    return Attached()
+        return step_messages.RequestFailed(describe_error(error))
+    return step_messages.Attached()
 
 
 async def _close(chunks: AsyncIterator[bytes] | None) -> None:

@@ -34,26 +34,8 @@ from application.worker.step_result import (
     describe_error,
     encode_result,
 )
+from infrastructure.processors import step_messages
 from infrastructure.processors.options import BadOption, parse_options
-from infrastructure.processors.step_messages import (
-    LENGTH_BYTES,
-    Attach,
-    Chunk,
-    CloseReader,
-    Failed,
-    Finished,
-    Load,
-    Loaded,
-    Order,
-    Perform,
-    ProgressMade,
-    Read,
-    Reply,
-    RequestFailed,
-    StepMessage,
-    decode_order,
-    frame,
-)
 
 GROUP = "uptrail.processors"
 PROGRESS_INTERVAL = 0.05  # seconds between two reports of progress to the worker
@@ -111,37 +93,37 @@ class _Channel:
         """A number that no reader of any step has had: an abandoned one may be closed late."""
         return next(self._readers)
 
-    def next_order(self) -> Order | None:
+    def next_order(self) -> step_messages.Order | None:
         order = self._receive()
-        assert order is None or isinstance(order, Load | Perform)
+        assert order is None or isinstance(order, step_messages.Load | step_messages.Perform)
         return order
 
-    def send(self, message: StepMessage) -> None:
+    def send(self, message: step_messages.StepMessage) -> None:
         if os.getpid() != self._pid:
             raise RuntimeError("a workbench is of no use in a process that the processor started")
-        rest = memoryview(frame(message))
+        rest = memoryview(step_messages.frame(message))
         with self._exchanging:
             while rest:
                 rest = rest[os.write(self._outbound, rest) :]
 
-    def call(self, message: StepMessage) -> Reply:
+    def call(self, message: step_messages.StepMessage) -> step_messages.Reply:
         """Send, and wait for the response. Raises StepFailure for an error of the worker."""
         with self._exchanging:
             self.send(message)
             reply = self._receive()
         if reply is None:
             raise EOFError("the worker is gone")
-        assert not isinstance(reply, Load | Perform)
-        if isinstance(reply, RequestFailed):
+        assert not isinstance(reply, step_messages.Load | step_messages.Perform)
+        if isinstance(reply, step_messages.RequestFailed):
             raise _failure(reply.error)
         return reply
 
-    def _receive(self) -> Order | Reply | None:
-        head = self._exactly(LENGTH_BYTES)
+    def _receive(self) -> step_messages.Order | step_messages.Reply | None:
+        head = self._exactly(step_messages.LENGTH_BYTES)
         if head is None:
             return None
         body = self._exactly(int.from_bytes(head, "big"))
-        return None if body is None else decode_order(body)
+        return None if body is None else step_messages.decode_order(body)
 
     def _exactly(self, size: int) -> bytes | None:
         content = bytearray()
@@ -166,27 +148,27 @@ class _Bench:
 
     def __init__(self, channel: _Channel) -> None:
         self._channel = channel
-        self._unsent: ProgressMade | None = None
+        self._unsent: step_messages.ProgressMade | None = None
         self._sent_at = 0.0
 
     def chunks(self, start: int, end: int | None) -> Generator[bytes, None, None]:
         reader, ended = self._channel.new_reader(), False
         try:
             while True:
-                reply = self._channel.call(Read(reader, start, end))
-                assert isinstance(reply, Chunk)
+                reply = self._channel.call(step_messages.Read(reader, start, end))
+                assert isinstance(reply, step_messages.Chunk)
                 if reply.data is None:
                     ended = True
                     return
                 yield reply.data
         finally:
             if not ended:
-                self._channel.send(CloseReader(reader))
+                self._channel.send(step_messages.CloseReader(reader))
 
     def report(self, done: int, total: int | None) -> None:
         if done < 0 or (total is not None and done > total):
             raise ValueError(f"{done} of {total} is not progress")
-        self._unsent = ProgressMade(int(done), None if total is None else int(total))
+        self._unsent = step_messages.ProgressMade(int(done), None if total is None else int(total))
         if time.monotonic() - self._sent_at >= PROGRESS_INTERVAL:
             self.flush()
 
@@ -200,7 +182,7 @@ class _Bench:
     def keep(self, name: str, content: bytes) -> None:
         if len(content) > MAX_ARTIFACT_BYTES:
             raise PermanentError(f"artifact {name!r} is larger than {MAX_ARTIFACT_BYTES} bytes")
-        self._channel.call(Attach(str(name), bytes(content)))
+        self._channel.call(step_messages.Attach(str(name), bytes(content)))
 
 
 class _AsyncBench(_Bench):
@@ -273,8 +255,8 @@ class _Runner:
         self._loaded: dict[str, Any] = {}
         self._threads: frozenset[threading.Thread] = frozenset()
 
-    def carry_out(self, order: Order) -> StepMessage:
-        if isinstance(order, Load):
+    def carry_out(self, order: step_messages.Order) -> step_messages.StepMessage:
+        if isinstance(order, step_messages.Load):
             return self._load(order.name)
         bench = (_AsyncBench if _is_async(self._loaded[order.name]) else _PlainBench)(self.channel)
         try:
@@ -291,9 +273,13 @@ class _Runner:
         except Exception:  # such as a step that has left no file descriptor free
             clean = False
         bench.flush()
-        return Failed(ended, clean) if isinstance(ended, StepError) else Finished(ended, clean)
+        return (
+            step_messages.Failed(ended, clean)
+            if isinstance(ended, StepError)
+            else step_messages.Finished(ended, clean)
+        )
 
-    def _outcome(self, order: Perform, bench: _Bench) -> bytes | StepError:
+    def _outcome(self, order: step_messages.Perform, bench: _Bench) -> bytes | StepError:
         """The result as JSON, or the error, described while memory is limited."""
         try:
             return encode_result(self._run(order, bench))
@@ -302,16 +288,16 @@ class _Runner:
         except BaseException as error:
             return describe_error(error)
 
-    def _load(self, name: str) -> StepMessage:
+    def _load(self, name: str) -> step_messages.StepMessage:
         try:
             asyncio.set_event_loop(self._loop)
             self._loaded[name] = _load(name)
         except BaseException as error:
-            return Failed(describe_error(error), clean=False)
+            return step_messages.Failed(describe_error(error), clean=False)
         self._threads = frozenset(threading.enumerate())  # those of an import are there to stay
-        return Loaded()
+        return step_messages.Loaded()
 
-    def _run(self, order: Perform, bench: _Bench) -> Any:
+    def _run(self, order: step_messages.Perform, bench: _Bench) -> Any:
         processor = self._loaded[order.name]
         asyncio.set_event_loop(self._loop)
         threads = ThreadPoolExecutor(thread_name_prefix="step")

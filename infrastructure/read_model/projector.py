@@ -22,14 +22,7 @@ from application.views import AttemptView, BatchView, UploadView
 from infrastructure.postgres.connection import Connection, Cursor, connect
 from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.postgres.locks import LEADER_TIMEOUTS, PROJECTOR_LOCK, leadership
-from infrastructure.read_model.tables import (
-    LIVE,
-    NAME,
-    POSTGRESQL,
-    SCHEMA,
-    ProjectionSchema,
-    metadata,
-)
+from infrastructure.read_model import tables
 
 # The log in chunks, the next one on its way while the last one is being worked on.
 
@@ -93,7 +86,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def write_rows(
-    connection: Connection, target: ProjectionSchema, folded: FoldedChanges
+    connection: Connection, target: tables.ProjectionSchema, folded: FoldedChanges
 ) -> list[WriteResult]:
     """Writes every row; how many were there to be written is known once the pipeline ends.
 
@@ -147,17 +140,19 @@ def _update(schema: str, table: Table, columns: frozenset[str]) -> bytes:
 
 @lru_cache
 def _types(table: Table) -> Mapping[str, str]:
-    columns = metadata.tables[f"{SCHEMA}.{table}"].columns
+    columns = tables.metadata.tables[f"{tables.SCHEMA}.{table}"].columns
     return {column.name: _type(column) for column in columns}
 
 
 def _type(column: Column[Any]) -> str:
-    return column.type.compile(POSTGRESQL).partition(" COLLATE")[0]
+    return column.type.compile(tables.POSTGRESQL).partition(" COLLATE")[0]
 
 
 @lru_cache
 def _key(table: Table) -> tuple[str, ...]:
-    return tuple(column.name for column in metadata.tables[f"{SCHEMA}.{table}"].primary_key)
+    return tuple(
+        column.name for column in tables.metadata.tables[f"{tables.SCHEMA}.{table}"].primary_key
+    )
 
 
 def _declared(types: Mapping[str, str]) -> str:
@@ -198,7 +193,7 @@ async def connect_writer(url: str, *, name: str) -> Connection:
 async def project(
     connection: Connection,
     log: EventLog,
-    target: ProjectionSchema,
+    target: tables.ProjectionSchema,
     *,
     upto: int | None = None,
     size: int = EVENTS_PER_CHUNK,
@@ -233,7 +228,7 @@ class PostgresRows:
     `target` is the live schema or one that is being rebuilt.
     """
 
-    def __init__(self, connection: Connection, target: ProjectionSchema) -> None:
+    def __init__(self, connection: Connection, target: tables.ProjectionSchema) -> None:
         self._connection = connection
         self._target = target
 
@@ -245,7 +240,7 @@ class PostgresRows:
 
 
 async def _write(
-    connection: Connection, target: ProjectionSchema, after: int, folded: FoldedChanges
+    connection: Connection, target: tables.ProjectionSchema, after: int, folded: FoldedChanges
 ) -> bool:
     """Write the changes if the rows reflect position `after`; return whether they did."""
     async with connection.transaction():
@@ -267,7 +262,7 @@ async def _write(
 
 async def _require_version(connection: Connection) -> None:
     """After the lock, so that a rebuild by newer code, which takes it too, is noticed."""
-    row = await (await connection.execute(_VERSION, (NAME,))).fetchone()
+    row = await (await connection.execute(_VERSION, (tables.NAME,))).fetchone()
     if row is None or row[0] != VERSION:
         raise ProjectionVersionMismatch(
             f"the rows are of version {row and row[0]}, this code is {VERSION}"
@@ -292,7 +287,7 @@ async def run(url: str, log: EventLog, wakeups: Wakeups) -> None:
         leadership(
             url,
             PROJECTOR_LOCK,
-            lambda connection: PostgresRows(connection, LIVE),
+            lambda connection: PostgresRows(connection, tables.LIVE),
             name="projector",
             settings={**WRITER_SETTINGS, **LEADER_TIMEOUTS},
             poll_interval=POLL_INTERVAL,
@@ -316,7 +311,7 @@ async def catch_up(url: str, log: EventLog) -> int:
     """Projects up to the end of the log, once; returns the position reached."""
     connection = await connect_writer(url, name="projector")
     try:
-        return await project(connection, log, LIVE)
+        return await project(connection, log, tables.LIVE)
     finally:
         await connection.close()
 

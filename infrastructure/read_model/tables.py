@@ -13,21 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    Double,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    PrimaryKeyConstraint,
-    Table,
-    Text,
-    Uuid,
-    text,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.types import TypeEngine
@@ -40,22 +26,22 @@ SCHEMA = "read_model"
 NAME = READ_MODEL_POSITION.name  # in `projections` as well
 
 _TIME = TIMESTAMP(timezone=True)
-_PATH = Text(collation="C")  # the same order on every server
+_PATH = sa.Text(collation="C")  # the same order on every server
 
-metadata = MetaData(schema=SCHEMA)
+metadata = sa.MetaData(schema=SCHEMA)
 
 _TYPES: dict[Any, type[TypeEngine[Any]] | TypeEngine[Any]] = {
-    UUID: Uuid,
-    str: Text,
-    bool: Boolean,
-    int: BigInteger,
-    float: Double,
+    UUID: sa.Uuid,
+    str: sa.Text,
+    bool: sa.Boolean,
+    int: sa.BigInteger,
+    float: sa.Double,
     datetime: _TIME,
     dict: JSONB,
 }
 
 
-def _columns(view: type[msgspec.Struct], *different: Column[Any]) -> Iterator[Column[Any]]:
+def _columns(view: type[msgspec.Struct], *different: sa.Column[Any]) -> Iterator[sa.Column[Any]]:
     """Yield the column of each stored field: by the field's type, if it is not a different one."""
     given = {column.name: column for column in different}
     for name, hint in get_type_hints(view).items():
@@ -65,80 +51,80 @@ def _columns(view: type[msgspec.Struct], *different: Column[Any]) -> Iterator[Co
             alternatives = set(get_args(hint)) if isinstance(hint, UnionType) else {hint}
             optional = NoneType in alternatives
             (type,) = alternatives - {NoneType}
-            yield Column(name, _TYPES[get_origin(type) or type], nullable=optional)
+            yield sa.Column(name, _TYPES[get_origin(type) or type], nullable=optional)
 
 
-batches = Table(
+batches = sa.Table(
     "batches",
     metadata,
     *_columns(
         BatchView,
         # With a default, so that a projector of the version before can write until it is replaced.
-        Column("active_at", _TIME, nullable=False, server_default=text("now()")),
+        sa.Column("active_at", _TIME, nullable=False, server_default=sa.text("now()")),
     ),
-    PrimaryKeyConstraint("id", name="batches_pkey"),
-    Index("batches_owner_started_at_id_idx", "owner", "started_at", "id"),
-    Index("batches_started_at_id_idx", "started_at", "id"),  # for who sees every owner
-    Index(
+    sa.PrimaryKeyConstraint("id", name="batches_pkey"),
+    sa.Index("batches_owner_started_at_id_idx", "owner", "started_at", "id"),
+    sa.Index("batches_started_at_id_idx", "started_at", "id"),  # for who sees every owner
+    sa.Index(
         "batches_unfinished_idx",
         "started_at",
         "id",
-        postgresql_where=text("state <> 'completed'"),
+        postgresql_where=sa.text("state <> 'completed'"),
     ),
-    Index("batches_position_idx", "position"),
+    sa.Index("batches_position_idx", "position"),
 )
 
-uploads = Table(
+uploads = sa.Table(
     "uploads",
     metadata,
     *_columns(
         UploadView,
-        Column("path", _PATH, nullable=False),
-        Column("attempt", Integer, nullable=False),
+        sa.Column("path", _PATH, nullable=False),
+        sa.Column("attempt", sa.Integer, nullable=False),
     ),
-    PrimaryKeyConstraint("id", name="uploads_pkey"),
-    Index("uploads_batch_path_id_idx", "batch", "path", "id"),
-    Index("uploads_batch_state_path_id_idx", "batch", "state", "path", "id"),
-    Index("uploads_batch_position_idx", "batch", "position"),
+    sa.PrimaryKeyConstraint("id", name="uploads_pkey"),
+    sa.Index("uploads_batch_path_id_idx", "batch", "path", "id"),
+    sa.Index("uploads_batch_state_path_id_idx", "batch", "state", "path", "id"),
+    sa.Index("uploads_batch_position_idx", "batch", "position"),
 )
 
-attempts = Table(
+attempts = sa.Table(
     "attempts",
     metadata,
-    *_columns(AttemptView, Column("number", Integer, nullable=False)),
-    PrimaryKeyConstraint("upload", "number", name="attempts_pkey"),
-    Index("attempts_position_idx", "position"),
+    *_columns(AttemptView, sa.Column("number", sa.Integer, nullable=False)),
+    sa.PrimaryKeyConstraint("upload", "number", name="attempts_pkey"),
+    sa.Index("attempts_position_idx", "position"),
 )
 
 # Which version of the code made the rows, and an epoch that every rebuild changes. This table
 # stays where it is when the schema above is swapped.
-_bookkeeping = MetaData()
+_bookkeeping = sa.MetaData()
 
-projections = Table(
+projections = sa.Table(
     "projections",
     _bookkeeping,
-    Column("name", Text, nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("epoch", Text, nullable=False),
-    Column("built_at", _TIME, nullable=False),
-    PrimaryKeyConstraint("name", name="projections_pkey"),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("epoch", sa.Text, nullable=False),
+    sa.Column("built_at", _TIME, nullable=False),
+    sa.PrimaryKeyConstraint("name", name="projections_pkey"),
 )
 
-tracking = Table(
+tracking = sa.Table(
     "notification_tracking",  # the library's, made by migration 0001
-    MetaData(),
-    Column("application_name", Text, primary_key=True),
-    Column("notification_id", BigInteger),
+    sa.MetaData(),
+    sa.Column("application_name", sa.Text, primary_key=True),
+    sa.Column("notification_id", sa.BigInteger),
 )
 
-stored_events = Table(
+stored_events = sa.Table(
     "stored_events",  # likewise
-    MetaData(),
-    Column("originator_id", Uuid, primary_key=True),
-    Column("originator_version", BigInteger, primary_key=True),
-    Column("topic", Text),
-    Column("state", LargeBinary),
-    Column("notification_id", BigInteger),
+    sa.MetaData(),
+    sa.Column("originator_id", sa.Uuid, primary_key=True),
+    sa.Column("originator_version", sa.BigInteger, primary_key=True),
+    sa.Column("topic", sa.Text),
+    sa.Column("state", sa.LargeBinary),
+    sa.Column("notification_id", sa.BigInteger),
 )
 
 # Where rows are written: the live schema, or one that is built beside it.
@@ -197,8 +183,8 @@ async def drop(connection: Connection, target: ProjectionSchema) -> None:
         await target.position.delete(connection)
 
 
-def _copied(target: ProjectionSchema) -> MetaData:
-    copy = MetaData()
+def _copied(target: ProjectionSchema) -> sa.MetaData:
+    copy = sa.MetaData()
     for table in metadata.sorted_tables:
         table.to_metadata(copy, schema=target.schema)
     return copy

@@ -27,22 +27,13 @@ from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.jobs.heartbeat import PostgresWorkers
+from infrastructure.postgres import requirements
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.embedded.server import EmbeddedPostgres
 from infrastructure.postgres.embedded.system import EmbeddedPostgresError
 from infrastructure.postgres.listener import READ_MODEL, Listener, NotifyPreemption
 from infrastructure.postgres.locks import PostgresTransferLimiter
 from infrastructure.postgres.pool import Pool, make_pool
-from infrastructure.postgres.requirements import (
-    ConnectionLimit,
-    Grade,
-    UnfitDatabase,
-    examine,
-    is_pooled,
-    open_at_once,
-    require,
-    tightest_limit,
-)
 from infrastructure.postgres.schema import migrate
 from infrastructure.processors.http import PostgresRemoteSteps
 from infrastructure.read_model.engine import make_engine
@@ -160,7 +151,7 @@ class Needs(msgspec.Struct, frozen=True):
     most: int
 
 
-class TooFewConnections(UnfitDatabase):
+class TooFewConnections(requirements.UnfitDatabase):
     """The database leaves fewer connections than this server needs to work."""
 
 
@@ -199,19 +190,19 @@ async def require_connections(settings: Settings, roles: Sequence[Role]) -> Pool
     each = needs_of_server(settings, roles)
     least, most = sum(need.least for need in each), sum(need.most for need in each)
     async with await connect(settings.database_url, name="check", patient=False) as connection:
-        limit = await tightest_limit(connection)
+        limit = await requirements.tightest_limit(connection)
         deadline = asyncio.get_running_loop().time() + STALE_SESSION_TIMEOUT
         while limit.free < least and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(CONNECTION_POLL_INTERVAL)
-            limit = await tightest_limit(connection)
-        pooled = await is_pooled(connection)
+            limit = await requirements.tightest_limit(connection)
+        pooled = await requirements.is_pooled(connection)
     if limit.free < least:
         raise TooFewConnections(
             f"{limit.source}, of which {limit.free} are free; this server needs {least} connections"
             f" at least, and up to {most} under load",
             limit.remedy.format(limit.most - limit.free + most),
         )
-    if pooled and (given := await open_at_once(settings.database_url, least)) < least:
+    if pooled and (given := await requirements.open_at_once(settings.database_url, least)) < least:
         raise TooFewConnections(
             f"the pooler gives {given} connections at once; this server needs {least} at least, and"
             f" up to {most} under load",
@@ -223,7 +214,7 @@ async def require_connections(settings: Settings, roles: Sequence[Role]) -> Pool
     return _sizes(limit, least, most)
 
 
-def _sizes(limit: ConnectionLimit, least: int, most: int) -> PoolSizes:
+def _sizes(limit: requirements.ConnectionLimit, least: int, most: int) -> PoolSizes:
     """Divide the available connections among the pools if there are too few for full load."""
     sizes = PoolSizes()
     share = min(1.0, (limit.free - least) / max(1, most - least))
@@ -316,11 +307,11 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 
 async def _require_fit(url: str) -> None:
     """Raises UnfitDatabase for one that cannot keep what is promised; warns where it may not."""
-    verdicts = await examine(url)
+    verdicts = await requirements.examine(url)
     for verdict in verdicts:
-        if verdict.grade is Grade.WARN:
+        if verdict.grade is requirements.Grade.WARN:
             _log.warning("database_check", check=verdict.check, found=verdict.detail)
-    require(verdicts)
+    requirements.require(verdicts)
 
 
 # Opens everything that the roles and the interfaces stand on, and closes it in good order.

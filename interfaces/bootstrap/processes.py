@@ -23,6 +23,7 @@ from infrastructure.auth.keys import PostgresKeys
 from infrastructure.postgres.pool import make_pool
 from infrastructure.settings import Settings
 from infrastructure.tasks import cancel_and_wait
+from interfaces.bootstrap import listen
 from interfaces.bootstrap.container import (
     Database,
     PoolSizes,
@@ -30,16 +31,6 @@ from interfaces.bootstrap.container import (
     callback_base_url,
     open_database,
     require_connections,
-)
-from interfaces.bootstrap.listen import (
-    VARIABLE,
-    ListenSockets,
-    Ready,
-    force_exit,
-    login_link,
-    sd_notify,
-    server_file,
-    stop_on_signals,
 )
 from interfaces.bootstrap.tasks import (
     StartupFailed,
@@ -89,7 +80,9 @@ class ChildProcess:
     `door` is where it accepts, if it answers.
     """
 
-    def __init__(self, order: ChildConfig, metrics: Path, door: ListenSockets | None) -> None:
+    def __init__(
+        self, order: ChildConfig, metrics: Path, door: listen.ListenSockets | None
+    ) -> None:
         self.name = order.name
         self.up = asyncio.Event()
         self._order = order
@@ -151,7 +144,7 @@ class ChildProcess:
         return process
 
     def _environment(self) -> Mapping[str, str]:
-        own = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        own = {name: value for name, value in os.environ.items() if name != listen.VARIABLE}
         return own | ({METRICS: str(self._metrics)} if self._door else {})
 
     async def _listen(self, process: Process) -> None:
@@ -195,8 +188,8 @@ KILL_AFTER_GRACE = 10.0  # seconds beyond the grace for a member to end before i
 async def serve_in_processes(
     settings: Settings,
     roles: Sequence[Role],
-    door: ListenSockets,
-    ready: Callable[[Ready], None],
+    door: listen.ListenSockets,
+    ready: Callable[[listen.Ready], None],
     stopping: asyncio.Event,
 ) -> None:
     """Serve until a stop is requested; `ready` is called once every child is up.
@@ -209,7 +202,7 @@ async def serve_in_processes(
         pools = await require_connections(settings, roles)
         database = await stack.enter_async_context(open_database(settings))
         async with make_pool(database.url, name="parent", max_size=1) as pool:
-            login = await login_link(PostgresKeys(pool), settings, door)
+            login = await listen.login_link(PostgresKeys(pool), settings, door)
         metrics = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="uptrail-metrics-")))
         given = msgspec.structs.replace(settings, database_url=database.url)
         members = _members(given, roles, pools, door, metrics)
@@ -217,20 +210,24 @@ async def serve_in_processes(
         def at_once() -> None:
             for member in members:
                 member.kill()
-            force_exit()
+            listen.force_exit()
 
-        stack.enter_context(stop_on_signals(stopping, at_once))
+        stack.enter_context(listen.stop_on_signals(stopping, at_once))
         async with _supervised(members, database, door, settings.shutdown_grace) as tasks:
             if not await _all_up(members, stopping, tasks):
                 return
-            with server_file(settings.data_dir, door.url):
-                sd_notify("READY=1")
-                ready(Ready(door.url, login, tuple(roles)))
+            with listen.server_file(settings.data_dir, door.url):
+                listen.sd_notify("READY=1")
+                ready(listen.Ready(door.url, login, tuple(roles)))
                 await wait_for_stop_or_failure(stopping, tasks)
 
 
 def _members(
-    settings: Settings, roles: Sequence[Role], pools: PoolSizes, door: ListenSockets, metrics: Path
+    settings: Settings,
+    roles: Sequence[Role],
+    pools: PoolSizes,
+    door: listen.ListenSockets,
+    metrics: Path,
 ) -> list[ChildProcess]:
     """Those that answer, and one for whatever else there is to do."""
     others = tuple(role for role in roles if role is not Role.API)
@@ -269,7 +266,7 @@ async def _up(members: Sequence[ChildProcess]) -> None:
 
 @asynccontextmanager
 async def _supervised(
-    members: Sequence[ChildProcess], database: Database, door: ListenSockets, grace: float
+    members: Sequence[ChildProcess], database: Database, door: listen.ListenSockets, grace: float
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
     """Everything kept alive inside; at the end first the door, then the members, the database."""
     following = _task("database", database.keep_running)
@@ -279,7 +276,7 @@ async def _supervised(
         yield [following, *tasks]
     finally:
         _log.info("stopping")
-        sd_notify("STOPPING=1")
+        listen.sd_notify("STOPPING=1")
         for opened in door.sockets:
             opened.close()
         await cancel_within(*tasks, within=grace + KILL_AFTER_GRACE)

@@ -15,6 +15,7 @@ from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.read_model.feed import PostgresFeed
 from infrastructure.settings import Settings
 from infrastructure.telemetry import PostgresSystemStats
+from interfaces.bootstrap import listen
 from interfaces.bootstrap.container import (
     Container,
     Role,
@@ -23,15 +24,6 @@ from interfaces.bootstrap.container import (
     require_connections,
     require_database,
     validate_settings,
-)
-from interfaces.bootstrap.listen import (
-    ListenSockets,
-    Ready,
-    bind_sockets,
-    login_link,
-    sd_notify,
-    server_file,
-    stop_on_signals,
 )
 from interfaces.bootstrap.tasks import (
     LED_PARTS,
@@ -52,7 +44,7 @@ from interfaces.rest.app import build_app
 async def serve(
     settings: Settings,
     roles: Sequence[Role],
-    ready: Callable[[Ready], None],
+    ready: Callable[[listen.Ready], None],
     stop: asyncio.Event | None = None,
 ) -> None:
     """Serves until SIGTERM, SIGINT or `stop`, then ends in good order.
@@ -66,7 +58,7 @@ async def serve(
     require_database(settings, roles)
     stopping = stop or asyncio.Event()
     with ExitStack() as stack:
-        door = stack.enter_context(bind_sockets(settings)) if Role.API in roles else None
+        door = stack.enter_context(listen.bind_sockets(settings)) if Role.API in roles else None
         # Either is imported when it is needed: the parent of several processes stays small.
         if door is not None and settings.processes > 1:
             from interfaces.bootstrap.processes import serve_in_processes
@@ -150,8 +142,8 @@ _log = structlog.get_logger(__name__)
 async def serve_single_process(
     settings: Settings,
     roles: Sequence[Role],
-    door: ListenSockets | None,
-    ready: Callable[[Ready], None],
+    door: listen.ListenSockets | None,
+    ready: Callable[[listen.Ready], None],
     stopping: asyncio.Event,
 ) -> None:
     """Serves these roles in this process.
@@ -159,16 +151,16 @@ async def serve_single_process(
     Raises what `require_connections`, `open_parts` and `keep` raise.
     """
     with ExitStack() as stack:
-        stack.enter_context(stop_on_signals(stopping))
+        stack.enter_context(listen.stop_on_signals(stopping))
         pools = await require_connections(settings, roles)
         async with open_container(settings, pools) as parts:
-            login = None if door is None else await login_link(parts.keys, settings, door)
+            login = None if door is None else await listen.login_link(parts.keys, settings, door)
 
             def up() -> None:
                 if door is not None:
-                    stack.enter_context(server_file(settings.data_dir, door.url))
-                sd_notify("READY=1")
-                ready(Ready(door.url if door else None, login, tuple(roles)))
+                    stack.enter_context(listen.server_file(settings.data_dir, door.url))
+                listen.sd_notify("READY=1")
+                ready(listen.Ready(door.url if door else None, login, tuple(roles)))
 
             await run_until_stopped(parts, roles, door.sockets if door else (), up, stopping)
 
@@ -202,7 +194,7 @@ async def run_until_stopped(
             up()
             await wait_for_stop_or_failure(stopping, tasks)
         finally:
-            sd_notify("STOPPING=1")
+            listen.sd_notify("STOPPING=1")
             await _go_down(site, tasks, parts.services.settings.shutdown_grace)
 
 

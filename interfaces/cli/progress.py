@@ -16,17 +16,8 @@ from rich.text import Text
 
 from application.views import BatchView, UploadView, utc_now
 from domain.upload.state import ENDED
+from interfaces.cli import console
 from interfaces.cli.client import Client, FeedEnded, FeedFrame, subscribe
-from interfaces.cli.console import (
-    CommandError,
-    describe_upload,
-    emit,
-    format_counts,
-    format_time,
-    print_stderr,
-    size,
-    state_label,
-)
 from interfaces.cli.transfer import UploadProgress
 
 MAX_CACHED_STATES = 20_000  # uploads whose last state is kept, to tell a change from a repetition
@@ -102,7 +93,7 @@ class LineReporter(PlainReporter):
         self._changes = StateChangeFilter()
 
     def note(self, line: str) -> None:
-        print_stderr(line)
+        console.print_stderr(line)
 
     def sending(self, tally: UploadProgress) -> None:
         pass
@@ -111,19 +102,20 @@ class LineReporter(PlainReporter):
         for upload in frame.uploads:
             new = self._changes.is_new(upload.id, (upload.state, upload.attempt))
             if new and (not self._brief or is_notable(upload)):
-                print_stderr(
-                    f"{format_time(upload.updated_at)} {upload.path}: {describe_upload(upload)}"
-                )
+                what = f"{upload.path}: {console.describe_upload(upload)}"
+                console.print_stderr(f"{console.format_time(upload.updated_at)} {what}")
         for batch in frame.batches:
-            if self._changes.is_new(batch.id, (state_label(batch), batch.uploads)):
-                print_stderr(f"{format_time(batch.updated_at)} {describe_batch(batch)}")
+            if self._changes.is_new(batch.id, (console.state_label(batch), batch.uploads)):
+                console.print_stderr(
+                    f"{console.format_time(batch.updated_at)} {describe_batch(batch)}"
+                )
 
 
 class JsonReporter(PlainReporter):
     """Every change of a row as one JSON line on standard output; notes stay out of it."""
 
     def note(self, line: str) -> None:
-        print_stderr(line)
+        console.print_stderr(line)
 
     def sending(self, tally: UploadProgress) -> None:
         pass
@@ -135,7 +127,7 @@ class JsonReporter(PlainReporter):
             ("batch", frame.batches),
         ):
             for row in rows:
-                emit({"kind": kind, kind: row})
+                console.emit({"kind": kind, kind: row})
 
 
 class BarReporter:
@@ -180,9 +172,9 @@ class BarReporter:
         if new and is_notable(upload):
             recovered = upload.state == "completed"
             style, mark = ("green", "✓") if recovered else ("yellow", "!")
-            line = Text(f"{format_time(upload.updated_at)} {mark} ", style=style)
+            line = Text(f"{console.format_time(upload.updated_at)} {mark} ", style=style)
             self._console.print(
-                line.append(f"{upload.path}: {describe_upload(upload)}", style="default")
+                line.append(f"{upload.path}: {console.describe_upload(upload)}", style="default")
             )
 
     def _move_bytes(self, done: int, total: int, note: str) -> None:
@@ -208,9 +200,9 @@ class _Amount(ProgressColumn):
         done, total = int(task.completed), int(task.total or 0)
         if task.fields["unit"] == "files":
             return Text(f"{done}/{total} files")
-        parts = [f"{size(done)} of {size(total)}"]
+        parts = [f"{console.size(done)} of {console.size(total)}"]
         if task.speed and not task.finished:
-            parts.append(f"{size(task.speed)}/s")
+            parts.append(f"{console.size(task.speed)}/s")
             parts.append(f"{timedelta(seconds=int(task.time_remaining or 0))} left")
         return Text(", ".join(parts))
 
@@ -222,8 +214,8 @@ def is_notable(upload: UploadView) -> bool:
 
 def describe_batch(batch: BatchView) -> str:
     """A batch in a line."""
-    counts = format_counts(batch.counts) or "no uploads yet"
-    return f"batch {batch.label or batch.id}: {state_label(batch)}; {counts}"
+    counts = console.format_counts(batch.counts) or "no uploads yet"
+    return f"batch {batch.label or batch.id}: {console.state_label(batch)}; {counts}"
 
 
 # Follows one batch on the feed until it has its outcome.
@@ -280,6 +272,6 @@ class _Clock:
             await asyncio.sleep(left if left > 0 else REPEAT_INTERVAL)
             try:
                 row = await self._client.batch(row.id)
-            except CommandError:  # the feed fails as well, and reports it
+            except console.CommandError:  # the feed fails as well, and reports it
                 return
             self._screen.frame(FeedFrame(type="changes", batches=[row]))

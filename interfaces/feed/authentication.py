@@ -11,13 +11,7 @@ from application.errors import Unavailable
 from application.ports.auth import Credential, Keys, Principal
 from interfaces.common.access import CREDENTIAL, PRINCIPAL
 from interfaces.common.failed_attempts import ClientAttempts, TooManyAttempts
-from interfaces.feed.protocol import (
-    Authenticate,
-    AuthenticateRequest,
-    CloseCode,
-    ConnectionClosed,
-    Encoding,
-)
+from interfaces.feed import protocol
 
 CLOSE_TYPES = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
@@ -38,13 +32,13 @@ def request_credential(request: web.Request) -> tuple[Credential, Principal] | N
 
 async def first_message_auth(
     socket: web.WebSocketResponse,
-    encoding: Encoding,
+    encoding: protocol.Encoding,
     keys: Keys,
     within: float,
     attempts: ClientAttempts,
 ) -> tuple[Credential, Principal]:
     """Request the first message and authenticate with it. Raises ConnectionClosed."""
-    await socket.send_frame(encoding.control(AuthenticateRequest(within)), encoding.kind)
+    await socket.send_frame(encoding.control(protocol.AuthenticateRequest(within)), encoding.kind)
     try:
         async with asyncio.timeout(within):
             text = await _first_message(socket)
@@ -54,7 +48,7 @@ async def first_message_auth(
         message = encoding.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise _refused("the first message must be authenticate") from None
-    if not isinstance(message, Authenticate):
+    if not isinstance(message, protocol.Authenticate):
         raise _refused("the first message must be authenticate")
     credential = Credential(message.token)
     try:
@@ -62,8 +56,8 @@ async def first_message_auth(
             "key", credential.text, lambda: authenticate(credential, keys)
         )
     except Unavailable:
-        raise ConnectionClosed(
-            CloseCode.FAILED, "the database does not answer; connect again"
+        raise protocol.ConnectionClosed(
+            protocol.CloseCode.FAILED, "the database does not answer; connect again"
         ) from None
     except TooManyAttempts as error:
         raise _refused(error.detail) from None
@@ -83,5 +77,5 @@ async def _first_message(socket: web.WebSocketResponse) -> str | bytes:
             return message.data  # type: ignore[no-any-return]
 
 
-def _refused(reason: str) -> ConnectionClosed:
-    return ConnectionClosed(CloseCode.UNAUTHENTICATED, reason)
+def _refused(reason: str) -> protocol.ConnectionClosed:
+    return protocol.ConnectionClosed(protocol.CloseCode.UNAUTHENTICATED, reason)

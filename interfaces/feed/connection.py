@@ -18,18 +18,7 @@ from aiohttp import web
 
 from application.ports.auth import Credential, Principal
 from application.ports.read_model import ChangePage, FeedFilter
-from interfaces.feed.protocol import (
-    ChangesHead,
-    CloseCode,
-    ConnectionClosed,
-    Encoding,
-    Error,
-    Head,
-    Heartbeat,
-    Reset,
-    SnapshotHead,
-    Subscribe,
-)
+from interfaces.feed import protocol
 
 _CURSOR = re.compile(r"([0-9A-Za-z-]{1,64}):([0-9]{1,18})", re.ASCII)
 
@@ -115,27 +104,27 @@ class ClientPosition(msgspec.Struct, frozen=True):
 START = ClientPosition()
 
 
-def from_cursor(after: str | None) -> tuple[ClientPosition, Reset | None]:
+def from_cursor(after: str | None) -> tuple[ClientPosition, protocol.Reset | None]:
     """Return the position at which a subscription starts, and a reset if the cursor is unusable."""
     if after is None:
         return START, None
     if (cursor := parse_cursor(after)) is None:
-        return START, Reset("unreadable")
+        return START, protocol.Reset("unreadable")
     return ClientPosition(cursor.epoch, cursor.position, cursor.position, None), None
 
 
-def reset_reason(progress: ClientPosition, changes: ChangePage) -> Reset | None:
+def reset_reason(progress: ClientPosition, changes: ChangePage) -> protocol.Reset | None:
     """Return a reset if the client's rows and these changes do not fit together, else None."""
     if progress.epoch is None:
         return None
     if progress.epoch != changes.epoch:
-        return Reset("rebuilt")
+        return protocol.Reset("rebuilt")
     if progress.position > changes.head:
-        return Reset("ahead")
+        return protocol.Reset("ahead")
     return None
 
 
-def advance(progress: ClientPosition, changes: ChangePage) -> tuple[Head, ClientPosition]:
+def advance(progress: ClientPosition, changes: ChangePage) -> tuple[protocol.Head, ClientPosition]:
     """Return the head of the frame for these changes, and the client's position after it."""
     reached = ClientPosition(
         epoch=changes.epoch,
@@ -144,8 +133,12 @@ def advance(progress: ClientPosition, changes: ChangePage) -> tuple[Head, Client
         part=progress.part + 1 if progress.part and changes.more else None,
     )
     if progress.part is not None:
-        return SnapshotHead(progress.part, changes.to, changes.more, reached.cursor), reached
-    return ChangesHead(progress.position, changes.to, changes.more, reached.cursor), reached
+        return protocol.SnapshotHead(
+            progress.part, changes.to, changes.more, reached.cursor
+        ), reached
+    return protocol.ChangesHead(
+        progress.position, changes.to, changes.more, reached.cursor
+    ), reached
 
 
 UNKNOWN = "there is no such batch, or not yet; should it be started, it will appear here"
@@ -164,7 +157,7 @@ class Subscription(msgspec.Struct, frozen=True):
     min_position: int | Literal["latest"] = 0
 
 
-def resolve_subscription(message: Subscribe, principal: Principal) -> Subscription:
+def resolve_subscription(message: protocol.Subscribe, principal: Principal) -> Subscription:
     """Return the subscription of a message, with its filter limited to what the principal may see.
 
     A batch that does not exist yet is kept in the filter. So is one of another owner, whose rows
@@ -191,12 +184,12 @@ def resolve_subscription(message: Subscribe, principal: Principal) -> Subscripti
     )
 
 
-def unknown_batch_error(batch: str) -> Error:
+def unknown_batch_error(batch: str) -> protocol.Error:
     """Return the error for a batch that cannot be seen, the same for every cause."""
-    return Error("unknown_batch", UNKNOWN, batch[:64])
+    return protocol.Error("unknown_batch", UNKNOWN, batch[:64])
 
 
-def unknown_batch_errors(requested: frozenset[UUID], known: Iterable[UUID]) -> list[Error]:
+def unknown_batch_errors(requested: frozenset[UUID], known: Iterable[UUID]) -> list[protocol.Error]:
     """Return an error for each requested batch that cannot be seen, in a stable order."""
     return [unknown_batch_error(str(id)) for id in sorted(requested - frozenset(known))]
 
@@ -258,12 +251,15 @@ class WebSocketTransport(_BaseTransport):
     is_bidirectional = True
 
     def __init__(
-        self, socket: web.WebSocketResponse, transport: asyncio.Transport, encoding: Encoding
+        self,
+        socket: web.WebSocketResponse,
+        transport: asyncio.Transport,
+        encoding: protocol.Encoding,
     ) -> None:
         super().__init__(transport)
         self.socket = socket
         self._kind = encoding.kind
-        self._heartbeat = encoding.control(Heartbeat())
+        self._heartbeat = encoding.control(protocol.Heartbeat())
 
     async def send(self, frame: bytes, cursor: str | None = None) -> None:
         await self.socket.send_frame(frame, self._kind)
@@ -307,7 +303,11 @@ class FeedClient:
     """State of a connected client, of a bounded size for any behaviour of the client."""
 
     def __init__(
-        self, transport: Transport, encoding: Encoding, principal: Principal, credential: Credential
+        self,
+        transport: Transport,
+        encoding: protocol.Encoding,
+        principal: Principal,
+        credential: Credential,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.transport = transport
@@ -332,10 +332,10 @@ class FeedClient:
 
     async def send_control(self, frame: msgspec.Struct) -> None:
         """Send a frame without rows. Raises ConnectionError."""
-        cursor = "" if isinstance(frame, Reset) else None
+        cursor = "" if isinstance(frame, protocol.Reset) else None
         await self.transport.send(self.encoding.control(frame), cursor)
 
-    async def send_rows(self, head: Head, rows: bytes, reached: ClientPosition) -> None:
+    async def send_rows(self, head: protocol.Head, rows: bytes, reached: ClientPosition) -> None:
         """Send a frame of rows, and advance the client to `reached`. Raises ConnectionError."""
         await self.transport.send(self.encoding.frame(head, rows), reached.cursor)
         self.progress = reached
@@ -356,15 +356,17 @@ class FeedClient:
             if buffered < least:
                 least, since = buffered, loop.time()
             elif loop.time() - since > timeout:
-                raise ConnectionClosed(CloseCode.TOO_SLOW, f"nothing was read for {timeout:g} s")
+                raise protocol.ConnectionClosed(
+                    protocol.CloseCode.TOO_SLOW, f"nothing was read for {timeout:g} s"
+                )
             await asyncio.sleep(DRAIN_POLL_INTERVAL)
 
     def end_access(self) -> None:
         """Close the connection: its credential is no longer valid."""
-        self.close(CloseCode.SIGNED_OUT, "the key was revoked or the session is over")
+        self.close(protocol.CloseCode.SIGNED_OUT, "the key was revoked or the session is over")
 
-    def close(self, code: CloseCode, reason: str) -> None:
+    def close(self, code: protocol.CloseCode, reason: str) -> None:
         """Make the connection's own task close it. The first reason counts."""
         if not self.closed.done():
-            self.closed.set_exception(ConnectionClosed(code, reason))
+            self.closed.set_exception(protocol.ConnectionClosed(code, reason))
             self.closed.exception()  # retrieved, even if the socket ends for another reason first

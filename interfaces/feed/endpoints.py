@@ -26,6 +26,7 @@ from interfaces.common.problems import RETRY_SOON, Problem, bad_parameter
 from interfaces.common.requests import Query, wait_for_min_position
 from interfaces.common.running_requests import RUNNING
 from interfaces.common.server import connection_closed
+from interfaces.feed import protocol
 from interfaces.feed.authentication import (
     CLOSE_TYPES,
     authenticate,
@@ -41,19 +42,6 @@ from interfaces.feed.connection import (
 )
 from interfaces.feed.hub import FeedHub
 from interfaces.feed.keepalive import MAX_MISSED_HEARTBEATS
-from interfaces.feed.protocol import (
-    ENCODINGS,
-    JSON,
-    Authenticate,
-    CloseCode,
-    ConnectionClosed,
-    Encoding,
-    Error,
-    Ping,
-    PongFrame,
-    StreamEnd,
-    Subscribe,
-)
 
 _REFUSED = "the key is unknown, revoked or expired; the credential before it still counts"
 _DIFFERENT_VIEW = "this key does not see what the one before it does: connect anew with it"
@@ -61,7 +49,7 @@ _DIFFERENT_VIEW = "this key does not see what the one before it does: connect an
 
 async def reauthenticate(
     hub: FeedHub, client: FeedClient, token: str, attempts: ClientAttempts
-) -> Error | None:
+) -> protocol.Error | None:
     """Replace the client's key, so that the feed continues; return an error if it is not accepted.
 
     The new key must see the same rows: a cursor means "all visible rows up to this position".
@@ -73,20 +61,20 @@ async def reauthenticate(
             "key", token, lambda: authenticate(credential, hub.keys)
         )
     except TooManyAttempts as error:
-        return Error("too_many_attempts", error.detail)
+        return protocol.Error("too_many_attempts", error.detail)
     except Unavailable:
         await client.send_control(
-            Error("unavailable", "the database does not answer; try again soon")
+            protocol.Error("unavailable", "the database does not answer; try again soon")
         )
         return None
     if principal is None:
-        return Error("key_refused", _REFUSED)
+        return protocol.Error("key_refused", _REFUSED)
     if visibility_key(principal) != visibility_key(client.principal):
-        return Error("other_view", _DIFFERENT_VIEW)
+        return protocol.Error("other_view", _DIFFERENT_VIEW)
     try:
         hub.registry.rename(client, principal)
-    except ConnectionClosed as refusal:
-        return Error("too_many", refusal.reason)
+    except protocol.ConnectionClosed as refusal:
+        return protocol.Error("too_many", refusal.reason)
     client.credential = credential
     await client.send_control(hub.welcome_frame(client))
     return None
@@ -125,7 +113,9 @@ async def receive_loop(
                 await client.send_control(error)
                 errors += 1
         if errors > limits.max_errors:
-            raise ConnectionClosed(CloseCode.MISUSED, "too many messages that make no sense")
+            raise protocol.ConnectionClosed(
+                protocol.CloseCode.MISUSED, "too many messages that make no sense"
+            )
 
 
 async def _handle_message(
@@ -134,28 +124,38 @@ async def _handle_message(
     message: WSMessage,
     bucket: TokenBucket,
     attempts: ClientAttempts,
-) -> Error | None:
+) -> protocol.Error | None:
     """Handle a message; return an error if it is rejected."""
     if message.type is not client.encoding.kind:
-        return Error("malformed", f"{client.encoding.subprotocol} does not travel like this")
+        return protocol.Error(
+            "malformed", f"{client.encoding.subprotocol} does not travel like this"
+        )
     if len(message.data) > hub.limits.max_message_size:
-        return Error("too_large", f"a message has at most {hub.limits.max_message_size} bytes")
+        return protocol.Error(
+            "too_large", f"a message has at most {hub.limits.max_message_size} bytes"
+        )
     try:
         decoded = client.encoding.decode(message.data)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        return Error("malformed", str(error))
+        return protocol.Error("malformed", str(error))
     match decoded:
-        case Subscribe():
+        case protocol.Subscribe():
             if not bucket.take(asyncio.get_running_loop().time()):
-                return Error("too_often", "subscribe less often; this one was not taken up")
+                return protocol.Error(
+                    "too_often", "subscribe less often; this one was not taken up"
+                )
             if len(decoded.batches) > hub.limits.max_batches:
-                return Error("too_many", f"follow at most {hub.limits.max_batches} batches")
+                return protocol.Error(
+                    "too_many", f"follow at most {hub.limits.max_batches} batches"
+                )
             hub.follow(client, resolve_subscription(decoded, client.principal))
-        case Ping():
-            await client.send_control(PongFrame())
-        case Authenticate():
+        case protocol.Ping():
+            await client.send_control(protocol.PongFrame())
+        case protocol.Authenticate():
             if not bucket.take(asyncio.get_running_loop().time()):
-                return Error("too_often", "authenticate less often; this key was not looked at")
+                return protocol.Error(
+                    "too_often", "authenticate less often; this key was not looked at"
+                )
             return await reauthenticate(hub, client, decoded.token, attempts)
     return None
 
@@ -167,7 +167,7 @@ _log = structlog.get_logger(__name__)
 
 async def run_connection(
     hub: FeedHub, client: FeedClient, left: Awaitable[object]
-) -> ConnectionClosed | None:
+) -> protocol.ConnectionClosed | None:
     """Send changes until one side closes; return the server's reason, None if the client left.
 
     `left` is done once the client has left; it may raise ConnectionClosed.
@@ -188,17 +188,19 @@ async def run_connection(
     return _close_reason(*tasks)
 
 
-def _close_reason(*tasks: asyncio.Future[Any]) -> ConnectionClosed | None:
+def _close_reason(*tasks: asyncio.Future[Any]) -> protocol.ConnectionClosed | None:
     """Return why the server closes, None if the client left. Unexpected errors are logged."""
     for task in tasks:
         if not task.done() or task.cancelled():
             continue
         error = task.exception()
-        if isinstance(error, ConnectionClosed):
+        if isinstance(error, protocol.ConnectionClosed):
             return error
         if error is not None and not isinstance(error, ConnectionError):
             _log.error("feed_connection_failed", exc_info=error)
-            return ConnectionClosed(CloseCode.FAILED, "an error on our side; connect again")
+            return protocol.ConnectionClosed(
+                protocol.CloseCode.FAILED, "an error on our side; connect again"
+            )
     return None
 
 
@@ -218,7 +220,7 @@ async def serve_websocket(request: web.Request) -> web.StreamResponse:
     socket = web.WebSocketResponse(
         timeout=hub.limits.close_timeout,
         autoping=False,
-        protocols=tuple(ENCODINGS),
+        protocols=tuple(protocol.ENCODINGS),
         compress=False,  # permessage-deflate costs 1.4 to 3.5 times the processor time
         max_msg_size=MAX_WEBSOCKET_MESSAGE,
     )
@@ -230,7 +232,7 @@ async def serve_websocket(request: web.Request) -> web.StreamResponse:
     transport = WebSocketTransport(socket, request.transport, encoding)
     try:
         client = await _admit_websocket(request, transport, encoding)
-    except ConnectionClosed as closed:
+    except protocol.ConnectionClosed as closed:
         await _close(transport, closed)
         return socket
     except ConnectionError:
@@ -250,27 +252,28 @@ async def serve_websocket(request: web.Request) -> web.StreamResponse:
     return socket
 
 
-def _negotiate_encoding(request: web.Request) -> Encoding:
+def _negotiate_encoding(request: web.Request) -> protocol.Encoding:
     """Return the encoding of the client's first supported subprotocol; JSON if it names none."""
     offered = request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL)
     if offered is None:
-        return JSON
+        return protocol.JSON
     for name in offered.split(","):
-        if name.strip() in ENCODINGS:
-            return ENCODINGS[name.strip()]
-    raise Problem(400, "unknown_subprotocol", f"this feed speaks {', '.join(ENCODINGS)}")
+        if name.strip() in protocol.ENCODINGS:
+            return protocol.ENCODINGS[name.strip()]
+    raise Problem(400, "unknown_subprotocol", f"this feed speaks {', '.join(protocol.ENCODINGS)}")
 
 
 async def _admit_websocket(
-    request: web.Request, transport: WebSocketTransport, encoding: Encoding
+    request: web.Request, transport: WebSocketTransport, encoding: protocol.Encoding
 ) -> FeedClient:
     """Authenticate and register the client. Raises ConnectionClosed, ConnectionError."""
     hub = request.app[HUB]
     known = request_credential(request)
     if known is None:
         if hub.registry.unauthenticated >= hub.limits.max_unauthenticated:
-            raise ConnectionClosed(
-                CloseCode.FAILED, "too many connections are not authenticated yet; try again"
+            raise protocol.ConnectionClosed(
+                protocol.CloseCode.FAILED,
+                "too many connections are not authenticated yet; try again",
             )
         hub.registry.unauthenticated += 1
         try:
@@ -289,7 +292,7 @@ async def _admit_websocket(
     return client
 
 
-async def _close(transport: WebSocketTransport, closed: ConnectionClosed | None) -> None:
+async def _close(transport: WebSocketTransport, closed: protocol.ConnectionClosed | None) -> None:
     """Close the WebSocket; abort the connection if the peer does not respond."""
     if closed is None:
         return
@@ -304,7 +307,7 @@ MEDIA_TYPE = "text/event-stream"
 LAST_EVENT_ID = "Last-Event-ID"
 RECONNECT_DELAY = 1000, 3000  # milliseconds, the range of a random delay
 
-_STATUS_OF_CODE = {CloseCode.RESTARTING: 503, CloseCode.TOO_MANY_SOCKETS: 429}
+_STATUS_OF_CODE = {protocol.CloseCode.RESTARTING: 503, protocol.CloseCode.TOO_MANY_SOCKETS: 429}
 
 
 async def serve_event_stream(request: web.Request) -> web.StreamResponse:
@@ -326,7 +329,9 @@ async def serve_event_stream(request: web.Request) -> web.StreamResponse:
     peer_timeout = max(
         hub.limits.drain_timeout, MAX_MISSED_HEARTBEATS * hub.settings.feed_heartbeat
     )
-    client = FeedClient(SseTransport(response, transport, peer_timeout), JSON, known[1], known[0])
+    client = FeedClient(
+        SseTransport(response, transport, peer_timeout), protocol.JSON, known[1], known[0]
+    )
     _admit_stream(hub, client)
     running = request.app[RUNNING]
     running.replace(request, client)
@@ -347,25 +352,25 @@ def _random_reconnect_delay() -> int:
     return shortest + randbelow(longest - shortest)
 
 
-def _parse_subscription(request: web.Request, query: Query, hub: FeedHub) -> Subscribe:
+def _parse_subscription(request: web.Request, query: Query, hub: FeedHub) -> protocol.Subscribe:
     """Parse the query; a reconnecting EventSource sends its cursor in Last-Event-ID."""
     after = request.headers.get(LAST_EVENT_ID) or query.text("after")
     text = request.query.get("batches", "*")
     if text == "*":
-        return Subscribe("*", after)
+        return protocol.Subscribe("*", after)
     batches = [name.strip() for name in text.split(",")]
     if len(batches) > hub.limits.max_batches:
         raise bad_parameter(
             "batches", f"names {len(batches)}; follow at most {hub.limits.max_batches}"
         )
-    return Subscribe(batches, after)
+    return protocol.Subscribe(batches, after)
 
 
 def _admit_stream(hub: FeedHub, client: FeedClient) -> None:
     """Register the client. Raises Problem beyond the limit, or at shutdown."""
     try:
         hub.registry.add(client)
-    except ConnectionClosed as closed:
+    except protocol.ConnectionClosed as closed:
         name = closed.code.name.lower()
         raise Problem(
             _STATUS_OF_CODE[closed.code], name, closed.reason, headers=RETRY_SOON
@@ -373,21 +378,24 @@ def _admit_stream(hub: FeedHub, client: FeedClient) -> None:
 
 
 async def _end_stream(
-    hub: FeedHub, client: FeedClient, response: web.StreamResponse, closed: ConnectionClosed | None
+    hub: FeedHub,
+    client: FeedClient,
+    response: web.StreamResponse,
+    closed: protocol.ConnectionClosed | None,
 ) -> None:
     """Send the reason and wait until the client has read it; abort a peer that does not read."""
     if closed is None:
         return
     try:
-        if closed.code is CloseCode.TOO_SLOW:
+        if closed.code is protocol.CloseCode.TOO_SLOW:
             raise closed
         with suppress(ConnectionError):
             await client.send_control(
-                StreamEnd(closed.code, closed.reason, closed.code.should_reconnect)
+                protocol.StreamEnd(closed.code, closed.reason, closed.code.should_reconnect)
             )
             await response.write_eof()
         await client.wait_drained(0, hub.limits.close_timeout)
-    except ConnectionClosed:
+    except protocol.ConnectionClosed:
         client.transport.abort()
 
 

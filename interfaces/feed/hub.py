@@ -21,6 +21,7 @@ from application.ports.event_log import Wakeups
 from application.ports.read_model import ChangePage, FeedFilter, FeedSource
 from application.views import AttemptView, BatchView, UploadView
 from infrastructure.settings import Settings
+from interfaces.feed import protocol
 from interfaces.feed.connection import (
     START,
     ClientPosition,
@@ -32,7 +33,6 @@ from interfaces.feed.connection import (
     unknown_batch_errors,
 )
 from interfaces.feed.keepalive import KeepAlive
-from interfaces.feed.protocol import CloseCode, Encoding, Error, Row, Welcome
 from interfaces.feed.registry import ConnectionRegistry, LiveSet, filter_of, split_pages
 
 MAX_POSITION_WAIT = 5.0  # seconds that a client waits for `min_position`
@@ -135,7 +135,7 @@ class CatchUp:
             if loop.time() > end:
                 detail = f"position {least} is not reflected yet, only {reached}; subscribe again"
                 client.subscription = None
-                await client.send_control(Error("position_not_reached", detail))
+                await client.send_control(protocol.Error("position_not_reached", detail))
                 return False
             await asyncio.sleep(POSITION_POLL_INTERVAL)
             if client.subscription is not subscription:
@@ -150,7 +150,7 @@ class TickEncoder:
     Clients with the same filter share the joined bytes.
     """
 
-    def __init__(self, changes: ChangePage, encoding: Encoding) -> None:
+    def __init__(self, changes: ChangePage, encoding: protocol.Encoding) -> None:
         self.changes = changes
         self._encoding = encoding
         self._encoded: dict[int, bytes] = {}
@@ -188,7 +188,9 @@ class TickEncoder:
             if row is not None and selection.owner in (None, row.owner):
                 yield row
 
-    def _rows_of(self, rows: Mapping[UUID, Sequence[Row]], selection: FeedFilter) -> Iterable[Row]:
+    def _rows_of(
+        self, rows: Mapping[UUID, Sequence[protocol.Row]], selection: FeedFilter
+    ) -> Iterable[protocol.Row]:
         for batch in selection.uploads_of:
             if self._is_owned(batch, selection.owner):
                 yield from rows.get(batch, ())
@@ -198,10 +200,10 @@ class TickEncoder:
         uploads: Sequence[UploadView] = self._uploads.get(batch, ())
         return bool(uploads) and owner in (None, uploads[0].owner)
 
-    def _encode(self, rows: Iterable[Row], position: int) -> list[bytes]:
+    def _encode(self, rows: Iterable[protocol.Row], position: int) -> list[bytes]:
         return [self._encode_once(row) for row in rows if row.position > position]
 
-    def _encode_once(self, row: Row) -> bytes:
+    def _encode_once(self, row: protocol.Row) -> bytes:
         known = self._encoded.get(id(row))
         if known is None:
             known = self._encoded[id(row)] = self._encoding.row(row)
@@ -246,15 +248,17 @@ class FeedHub:
         """Close all connections with a code for reconnecting, at the server's shutdown."""
         self.registry.closing = True
         for client in self.registry.clients:
-            client.close(CloseCode.RESTARTING, "the server is restarting")
+            client.close(protocol.CloseCode.RESTARTING, "the server is restarting")
         with suppress(TimeoutError):
             async with asyncio.timeout(2 * self.limits.close_timeout):
                 await self.registry.is_empty.wait()
 
-    def welcome_frame(self, client: FeedClient) -> Welcome:
+    def welcome_frame(self, client: FeedClient) -> protocol.Welcome:
         """Return the frame with the client's principal."""
         known = client.principal
-        return Welcome(known.name, known.owner, self.settings.feed_heartbeat, known.expires_at)
+        return protocol.Welcome(
+            known.name, known.owner, self.settings.feed_heartbeat, known.expires_at
+        )
 
     def follow(self, client: FeedClient, subscription: Subscription) -> None:
         """Replace the client's subscription."""
@@ -314,7 +318,7 @@ class FeedHub:
         self, changes: ChangePage, live_set: LiveSet, clients: Iterable[FeedClient]
     ) -> None:
         """Send the changes to each client, and yield to other tasks in between."""
-        encoders: dict[Encoding, TickEncoder] = {}
+        encoders: dict[protocol.Encoding, TickEncoder] = {}
         for number, client in enumerate(clients):
             if client in self.registry.live and live_set.includes(client):
                 if client.encoding not in encoders:

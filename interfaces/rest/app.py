@@ -40,7 +40,7 @@ from interfaces.rest import (
 )
 from interfaces.rest.admin import VITALS
 from interfaces.uploads import ietf as resumable
-from interfaces.uploads import tus
+from interfaces.uploads import ietf_protocol, tus, tus_protocol
 from interfaces.uploads.content import artifact, content, download
 from interfaces.uploads.setup import UPLOADS, at_collection, setup_transfers
 from interfaces.web import pages
@@ -58,7 +58,7 @@ def add_routes(app: web.Application) -> None:
     slash at its end, which tus clients add.
 
     `POST /v1/batches/{id}/uploads` also accepts a list of files in JSON: its own route passes the
-    request to `tus.create` if `tus.is_tus(request)`.
+    request to `tus.create` if `tus_protocol.is_tus(request)`.
     """
     setup_transfers(app)
     router = app.router
@@ -99,7 +99,7 @@ def dispatch_protocol(of_tus: Handler, of_ietf: Handler) -> Handler:
     """Return a handler for a path that both protocols share; tus is the default."""
 
     async def wrapped(request: web.Request) -> web.StreamResponse:
-        is_ietf = not tus.is_tus(request) and resumable.is_ietf(request)
+        is_ietf = not tus_protocol.is_tus(request) and ietf_protocol.is_ietf(request)
         return await (of_ietf if is_ietf else of_tus)(request)
 
     return wrapped

@@ -47,11 +47,12 @@ from interfaces.common.requests import (
 )
 from interfaces.common.responses import json_response
 from interfaces.common.services import SERVICES
-from interfaces.uploads import forms as forms
+from interfaces.uploads import forms, tus
 from interfaces.uploads import ietf as resumable
 from interfaces.uploads import tar as bundles
-from interfaces.uploads import tus as tus
+from interfaces.uploads.ietf_protocol import is_ietf
 from interfaces.uploads.setup import TRANSFERS, transfer_problem
+from interfaces.uploads.tus_protocol import is_tus
 
 CHUNK_FILES = 1000
 """Files of a list that are recorded in one append."""
@@ -181,9 +182,9 @@ def _response(
 
 async def add_files(request: web.Request) -> web.StreamResponse:
     """Add files to a batch. Each is checked by itself, and known paths stay as they are."""
-    if tus.is_tus(request):
+    if is_tus(request):
         return await tus.create(request)
-    if resumable.is_ietf(request):
+    if is_ietf(request):
         return await resumable.create(request)
     if bundles.is_bundle(request):
         return await bundles.receive_tar(request)

@@ -27,15 +27,7 @@ from interfaces.common.operations import UPLOAD_SCOPES
 from interfaces.common.requests import Query, reject_content_encoding
 from interfaces.common.responses import json_response
 from interfaces.common.services import SERVICES
-from interfaces.uploads.multipart import (
-    MEDIA_TYPE,
-    FormPart,
-    FormReader,
-    Malformed,
-    body_stream,
-    boundary_of,
-    names_are_percent_encoded,
-)
+from interfaces.uploads import multipart
 from interfaces.uploads.setup import limit_files, multi_file_receiver
 
 KNOWN_FIELDS = frozenset({"label", "pipeline", "metadata"})
@@ -58,7 +50,7 @@ class FormUploadResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_form(request: web.Request) -> bool:
-    return request.content_type == MEDIA_TYPE
+    return request.content_type == multipart.MEDIA_TYPE
 
 
 async def create_batch_from_form(request: web.Request) -> web.Response:
@@ -71,9 +63,9 @@ async def create_batch_from_form(request: web.Request) -> web.Response:
     reject_batch_scoped_key(principal)
     Query(request, ())
     reject_content_encoding(request)
-    stream = body_stream(request, ahead=b"\r\n")
-    encoded = names_are_percent_encoded(request)
-    reader = FormReader(stream, boundary_of(request), percent_encoded=encoded)
+    stream = multipart.body_stream(request, ahead=b"\r\n")
+    encoded = multipart.names_are_percent_encoded(request)
+    reader = multipart.FormReader(stream, multipart.boundary_of(request), percent_encoded=encoded)
     async with AsyncExitStack() as stack:
         form = _FormUpload(request, principal, stack)
         while (part := await reader.next()) is not None:
@@ -92,7 +84,7 @@ class _FormUpload:
         self._started: StartBatchResult | None = None
         self._receiver: MultiFileReceiver | None = None
 
-    async def take(self, part: FormPart, reader: FormReader) -> None:
+    async def take(self, part: multipart.FormPart, reader: multipart.FormReader) -> None:
         if part.filename is None:
             await self._take_field(part.name, reader)
         elif part.filename:
@@ -101,7 +93,7 @@ class _FormUpload:
             await receiver.add_file(_declaration(part), reader.chunks())
         else:
             async for _ in reader.chunks():  # a browser sends an empty part for no file
-                raise Malformed("a file must have a name, its filename is empty")
+                raise multipart.Malformed("a file must have a name, its filename is empty")
 
     async def seal(self) -> web.Response:
         if self._receiver is None or self._started is None:
@@ -129,7 +121,7 @@ class _FormUpload:
         headers = {"Location": public_url(self._request, f"/v1/batches/{batch.id}")}
         return json_response(response, status=status, position=position, headers=headers)
 
-    async def _take_field(self, name: str, reader: FormReader) -> None:
+    async def _take_field(self, name: str, reader: multipart.FormReader) -> None:
         if name in IGNORED_FIELDS:
             return
         if name not in KNOWN_FIELDS:
@@ -153,7 +145,7 @@ class _FormUpload:
             pipeline=form.pipeline,
             retry_policy=services.settings.retry_policy_of(form.pipeline),
             metadata=form.metadata,
-            fingerprint=request_fingerprint(MEDIA_TYPE, form) if key else "",
+            fingerprint=request_fingerprint(multipart.MEDIA_TYPE, form) if key else "",
         )
         self._started = await start_batch(services.log, command, command_context(self._request))
         receiver = multi_file_receiver(self._request, command.id, self._principal)
@@ -176,7 +168,7 @@ class _FormUpload:
         return NewBatch(label=self._fields.get("label", ""), pipeline=pipeline, metadata=metadata)
 
 
-def _declaration(part: FormPart) -> FileDeclaration:
+def _declaration(part: multipart.FormPart) -> FileDeclaration:
     """Return the declaration of a part; for a chosen folder, browsers send paths as names."""
     assert part.filename is not None
     kind: str | None = part.media_type

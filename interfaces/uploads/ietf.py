@@ -32,34 +32,8 @@ from interfaces.common.requests import (
 )
 from interfaces.common.responses import json_response
 from interfaces.common.services import SERVICES
-from interfaces.uploads import tus as tus
-from interfaces.uploads.ietf_protocol import (
-    COMPLETE,
-    CONTENT_DIGEST,
-    LENGTH,
-    LIMIT,
-    OFFSET,
-    PARTIAL,
-    REPR_DIGEST,
-    completed,
-    declaration,
-    declaration_checksum,
-    ietf_problem,
-    ietf_request,
-    inactive,
-    inconsistent_length,
-    interop_version,
-    is_ietf,
-    limits,
-    parse_digest,
-    parse_length,
-    parse_offset,
-    parse_upload_complete,
-    send_104,
-    unsupported_digest,
-    upload_complete_header,
-    with_104_progress,
-)
+from interfaces.uploads import ietf_protocol as protocol
+from interfaces.uploads import tus
 from interfaces.uploads.setup import (
     CREATOR,
     TRANSFERS,
@@ -70,16 +44,6 @@ from interfaces.uploads.setup import (
 )
 from interfaces.uploads.tus import MAX_IN_MEMORY_BYTES, upload_target
 from interfaces.uploads.tus_protocol import OVERRIDE
-
-__all__ = [
-    "append",
-    "cancel",
-    "create",
-    "head",
-    "is_ietf",
-    "method_override",
-    "options",
-]
 
 
 class StoredFileResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,8 +67,8 @@ def completed_response(request: web.Request, upload: Upload) -> web.Response:
     )
     headers = {
         hdrs.LOCATION: upload_url(request, upload.id),
-        COMPLETE: "?1",
-        OFFSET: str(upload.received),
+        protocol.COMPLETE: "?1",
+        protocol.OFFSET: str(upload.received),
     }
     return json_response(response, status=201, headers=headers)
 
@@ -117,37 +81,41 @@ def created_response(request: web.Request, upload: Upload) -> web.Response:
 
 def appended_response(request: web.Request, upload: Upload) -> web.Response:
     """Return the response to an append after which more bytes follow."""
-    status = 201 if interop_version(request) == 5 else 204
+    status = 201 if protocol.interop_version(request) == 5 else 204
     return web.Response(status=status, headers=_progress_headers(request, upload))
 
 
 def _progress_headers(request: web.Request, upload: Upload) -> dict[str, str]:
-    return {COMPLETE: "?0", OFFSET: str(upload.received), LIMIT: limits(request)}
+    return {
+        protocol.COMPLETE: "?0",
+        protocol.OFFSET: str(upload.received),
+        protocol.LIMIT: protocol.limits(request),
+    }
 
 
-@ietf_request
+@protocol.ietf_request
 async def create(request: web.Request) -> web.StreamResponse:
     """Create an upload, and receive the bytes in the same request: POST to a collection."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     reject_content_encoding(request)
     target = await upload_target(request, principal.owner)
-    complete = parse_upload_complete(request)
+    complete = protocol.parse_upload_complete(request)
     if complete is None:
-        raise bad_parameter(COMPLETE, "must be ?0 or ?1")
+        raise bad_parameter(protocol.COMPLETE, "must be ?0 or ?1")
     append_request = partial(AppendRequest, offset=0, length=body_length(request), last=complete)
     size, checksum, representation = full_size(request, 0), *_digests(request, complete)
-    file = declaration(request, size, representation)
+    file = protocol.declaration(request, size, representation)
     actor, creator = actor_of(request, principal), request.app[CREATOR]
     if complete and size is not None and size <= MAX_IN_MEMORY_BYTES and request.content.is_eof():
         read = partial(_read_body, request, checksum)
         created = await creator.create_with_content(target, file, read, actor)
-        await send_104(request, upload_url(request, created.upload.id))
+        await protocol.send_104(request, upload_url(request, created.upload.id))
         return await set_position_header(
             request, completed_response(request, created.upload), created.position
         )
     registered = await creator.register(target, file, actor)
     id = registered.upload.id
-    await send_104(request, upload_url(request, id))
+    await protocol.send_104(request, upload_url(request, id))
     try:
         result = await _receive_initial_body(
             request, registered, append_request(upload=id, size=size, checksum=checksum), actor
@@ -155,7 +123,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         response = (require_whole if complete else created_response)(request, result.aggregate)
         return await set_position_header(request, response, result.position)
     except Exception as error:
-        problem = ietf_problem(error)
+        problem = protocol.ietf_problem(error)
         problem.headers[hdrs.LOCATION] = upload_url(request, id)
         raise problem from error
 
@@ -167,19 +135,25 @@ def body_length(request: web.Request) -> int | None:
 
 def full_size(request: web.Request, offset: int) -> int | None:
     """Return the file's size, declared or implied. Raises a 400 Problem if the two differ."""
-    declared, length = parse_length(request), body_length(request)
-    implied = offset + length if parse_upload_complete(request) and length is not None else None
+    declared, length = protocol.parse_length(request), body_length(request)
+    implied = (
+        offset + length if protocol.parse_upload_complete(request) and length is not None else None
+    )
     if None not in (declared, implied) and declared != implied:
-        raise inconsistent_length(f"Upload-Length is {declared}, the body ends at {implied}")
+        raise protocol.inconsistent_length(
+            f"Upload-Length is {declared}, the body ends at {implied}"
+        )
     if declared is not None and length is not None and offset + length > declared:
-        raise inconsistent_length(f"the body ends behind byte {declared}, its Upload-Length")
+        raise protocol.inconsistent_length(
+            f"the body ends behind byte {declared}, its Upload-Length"
+        )
     return implied if declared is None else declared
 
 
 def require_whole(request: web.Request, upload: Upload) -> web.Response:
     """Return the final response. Raises a 400 Problem if the body ended before the file did."""
     if upload.state in INCOMING:
-        problem = inconsistent_length(f"{upload.received} of {upload.size} bytes are here")
+        problem = protocol.inconsistent_length(f"{upload.received} of {upload.size} bytes are here")
         problem.headers["Upload-Offset"] = str(upload.received)
         raise problem
     return completed_response(request, upload)
@@ -187,9 +161,12 @@ def require_whole(request: web.Request, upload: Upload) -> web.Response:
 
 def _digests(request: web.Request, complete: bool) -> tuple[Checksum | None, Checksum | None]:
     """Return the checksums of this body and of the whole file."""
-    content, whole = parse_digest(request, CONTENT_DIGEST), parse_digest(request, REPR_DIGEST)
-    if whole is not None and not complete and declaration_checksum(whole) is None:
-        raise unsupported_digest("sha-256 of a file that comes in several requests")
+    content, whole = (
+        protocol.parse_digest(request, protocol.CONTENT_DIGEST),
+        protocol.parse_digest(request, protocol.REPR_DIGEST),
+    )
+    if whole is not None and not complete and protocol.declaration_checksum(whole) is None:
+        raise protocol.unsupported_digest("sha-256 of a file that comes in several requests")
     return content or (whole if complete else None), whole
 
 
@@ -213,7 +190,7 @@ async def _receive_initial_body(
     if append_request.length == 0 and not append_request.last:
         return unchanged
     body = Body(request)
-    chunks = with_104_progress(request, upload.id, body)
+    chunks = protocol.with_104_progress(request, upload.id, body)
     try:
         return await request.app[TRANSFERS].receive(
             append_request, chunks, actor, body.read_buffered
@@ -221,17 +198,17 @@ async def _receive_initial_body(
     except BodyTooLarge as error:
         if append_request.size is None:
             raise
-        raise inconsistent_length(str(error)) from error
+        raise protocol.inconsistent_length(str(error)) from error
 
 
 async def options(request: web.Request) -> web.StreamResponse:
     """Respond to OPTIONS with the headers of tus and the limits of this protocol."""
     response = await tus.discover(request)
-    response.headers[LIMIT] = limits(request)
+    response.headers[protocol.LIMIT] = protocol.limits(request)
     return response
 
 
-@ietf_request
+@protocol.ietf_request
 async def head(request: web.Request) -> web.StreamResponse:
     """Respond to HEAD with the upload's offset; preempts a running transfer to know it."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
@@ -241,38 +218,41 @@ async def head(request: web.Request) -> web.StreamResponse:
     request.app[SERVICES].log.forget(id)  # another process may have received more of it
     upload = await request.app[TRANSFERS].current_upload(id, actor_of(request, principal))
     if upload.state in GONE:
-        raise inactive(upload.state)
+        raise protocol.inactive(upload.state)
     headers = {
-        OFFSET: str(upload.received),
-        COMPLETE: upload_complete_header(upload.state not in INCOMING),
-        LIMIT: limits(request, renewed=False),
+        protocol.OFFSET: str(upload.received),
+        protocol.COMPLETE: protocol.upload_complete_header(upload.state not in INCOMING),
+        protocol.LIMIT: protocol.limits(request, renewed=False),
         hdrs.CACHE_CONTROL: "no-store",
     }
     if upload.size is not None:
-        headers[LENGTH] = str(upload.size)
+        headers[protocol.LENGTH] = str(upload.size)
     return web.Response(status=204, headers=headers)
 
 
-@ietf_request
+@protocol.ietf_request
 async def append(request: web.Request) -> web.StreamResponse:
     """Append the body at an offset: PATCH, with `Upload-Complete: ?1` for the last bytes."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     upload = await load_upload(request, path_id(request))
     _require_partial(request)
     reject_content_encoding(request)
-    offset, complete = parse_offset(request), parse_upload_complete(request) or False
+    offset, complete = (
+        protocol.parse_offset(request),
+        protocol.parse_upload_complete(request) or False,
+    )
     append_request = AppendRequest(
         upload=upload.id,
         offset=offset,
         length=body_length(request),
         size=full_size(request, offset),
         last=complete,
-        checksum=parse_digest(request, CONTENT_DIGEST),
+        checksum=protocol.parse_digest(request, protocol.CONTENT_DIGEST),
     )
     if upload.state in INCOMING and upload.received == offset:
         _require_consistent(upload.size, append_request)
     body = Body(request)
-    chunks = with_104_progress(request, upload.id, body)
+    chunks = protocol.with_104_progress(request, upload.id, body)
     try:
         result = await request.app[TRANSFERS].receive(
             append_request, chunks, actor_of(request, principal), body.read_buffered
@@ -282,19 +262,19 @@ async def append(request: web.Request) -> web.StreamResponse:
     except BodyTooLarge as error:
         if append_request.size is None and upload.size is None:
             raise
-        raise inconsistent_length(str(error)) from error
+        raise protocol.inconsistent_length(str(error)) from error
     response = (require_whole if complete else appended_response)(request, result.aggregate)
     return await set_position_header(request, response, result.position)
 
 
-@ietf_request
+@protocol.ietf_request
 async def cancel(request: web.Request) -> web.StreamResponse:
     """Cancel an upload and delete its bytes: DELETE."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     _reject_progress_headers(request)
     upload = await load_upload(request, path_id(request))
     if upload.state in GONE:
-        raise inactive(upload.state)
+        raise protocol.inactive(upload.state)
     command = UploadCommand(upload.id, partial(Upload.cancel, reason="cancelled by its sender"))
     transfers = request.app[TRANSFERS]
     context = transfers.context(actor_of(request, principal))
@@ -326,25 +306,25 @@ async def _repeat_final_response(
     if append_request.offset != upload.received:
         raise OffsetMismatch(upload.received, append_request.offset)
     if not append_request.last or append_request.length != 0:
-        raise completed(upload.received)
+        raise protocol.completed(upload.received)
     return await set_position_header(request, completed_response(request, upload), 0)
 
 
 def _require_consistent(known: int | None, append_request: AppendRequest) -> None:
     """Raise a 400 Problem for a size that differs from the recorded one."""
     if None not in (known, append_request.size) and known != append_request.size:
-        raise inconsistent_length(f"{append_request.size} bytes now, {known} before")
+        raise protocol.inconsistent_length(f"{append_request.size} bytes now, {known} before")
 
 
 def _reject_progress_headers(request: web.Request) -> None:
     """Raise a 400 Problem for headers that interop version 5 forbids here."""
-    for header in (OFFSET, COMPLETE):
-        if interop_version(request) == 5 and header in request.headers:
+    for header in (protocol.OFFSET, protocol.COMPLETE):
+        if protocol.interop_version(request) == 5 and header in request.headers:
             raise bad_parameter(header, "must not be sent here")
 
 
 def _require_partial(request: web.Request) -> None:
     """Raise a 415 Problem for another media type; clients of version 5 may send none."""
-    if interop_version(request) != 5 and request.content_type != PARTIAL:
-        headers = {"Accept-Patch": PARTIAL}
-        raise Problem(415, "content_type", f"send the bytes as {PARTIAL}", headers=headers)
+    if protocol.interop_version(request) != 5 and request.content_type != protocol.PARTIAL:
+        headers = {"Accept-Patch": protocol.PARTIAL}
+        raise Problem(415, "content_type", f"send the bytes as {protocol.PARTIAL}", headers=headers)

@@ -43,7 +43,7 @@ from interfaces.common.requests import (
     single_header,
 )
 from interfaces.common.services import SERVICES
-from interfaces.uploads import tus_protocol
+from interfaces.uploads import tus_protocol as protocol
 from interfaces.uploads.setup import (
     CREATOR,
     PARTS,
@@ -56,32 +56,11 @@ from interfaces.uploads.setup import (
     transfer_problem,
     upload_url,
 )
-from interfaces.uploads.tus_protocol import (
-    CONCAT,
-    CONTENT_TYPE,
-    DEFER,
-    EXTENSIONS,
-    LENGTH,
-    METADATA,
-    OFFSET,
-    OVERRIDE,
-    RESUMABLE,
-    VERSION,
-    expires_header,
-    expires_header_unrenewed,
-    is_tus,
-    parse_checksum,
-    parse_length,
-    parse_metadata,
-    tus_handler,
-)
-
-__all__ = ["append", "create", "discover", "head", "is_tus", "method_override", "terminate"]
 
 MAX_IN_MEMORY_BYTES = 256 * 1024  # of a file that is read whole, and stored before it is recorded
 
 
-@tus_handler
+@protocol.tus_handler
 async def create_upload(request: web.Request) -> web.StreamResponse:
     """Create an upload, and receive the bytes in the same request: POST to a collection."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
@@ -89,11 +68,9 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     target = await upload_target(request, principal.owner)
     size = declared_size(request)
     with_body = has_body(request)
-    metadata = parse_metadata(request)
-    default = (
-        "" if tus_protocol.path_from_metadata(metadata) else str(request.app[SERVICES].new_id())
-    )
-    file = tus_protocol.declaration(metadata, size, default=default)
+    metadata = protocol.parse_metadata(request)
+    default = "" if protocol.path_from_metadata(metadata) else str(request.app[SERVICES].new_id())
+    file = protocol.declaration(metadata, size, default=default)
     creator = request.app[CREATOR]
     length = request.content_length
     if size is not None and (length or 0) > size:
@@ -103,7 +80,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
         and size <= MAX_IN_MEMORY_BYTES
         and (size == 0 or (with_body and length == size))
     ):
-        read = partial(_read_body, request, parse_checksum(request))
+        read = partial(_read_body, request, protocol.parse_checksum(request))
         created = await creator.create_with_content(target, file, read, actor)
         return await created_response(request, created.upload, created.position)
     registered = await creator.register(target, file, actor)
@@ -137,7 +114,10 @@ async def receive_initial_body(
 ) -> CommandResult[Upload]:
     """Receive the body of a creation. Error responses have the URL with which to resume."""
     append_request = AppendRequest(
-        upload=upload.id, offset=0, length=request.content_length, checksum=parse_checksum(request)
+        upload=upload.id,
+        offset=0,
+        length=request.content_length,
+        checksum=protocol.parse_checksum(request),
     )
     body = Body(request)
     async with _add_location_to_errors(request, upload.id):
@@ -158,26 +138,29 @@ async def _add_location_to_errors(request: web.Request, id: UUID) -> AsyncIterat
 
 async def created_response(request: web.Request, upload: Upload, position: int) -> web.Response:
     """Return the response to a creation at `position`, 0 if the upload existed before."""
-    headers = {hdrs.LOCATION: upload_url(request, upload.id), OFFSET: str(upload.received)}
-    headers |= expires_header(request, upload) | await position_header(request, position)
+    headers = {hdrs.LOCATION: upload_url(request, upload.id), protocol.OFFSET: str(upload.received)}
+    headers |= protocol.expires_header(request, upload) | await position_header(request, position)
     return web.Response(status=201, headers=headers)
 
 
 def declared_size(request: web.Request) -> int | None:
     """Return Upload-Length, or None if the client defers it."""
-    size, deferred = parse_length(request, LENGTH), single_header(request, DEFER)
+    size, deferred = (
+        protocol.parse_length(request, protocol.LENGTH),
+        single_header(request, protocol.DEFER),
+    )
     if deferred not in (None, "1"):
-        raise bad_parameter(DEFER, "must be 1")
+        raise bad_parameter(protocol.DEFER, "must be 1")
     if (size is None) == (deferred is None):
-        raise bad_parameter(LENGTH, f"must be given, or else {DEFER}: 1")
+        raise bad_parameter(protocol.LENGTH, f"must be given, or else {protocol.DEFER}: 1")
     return size
 
 
 def has_body(request: web.Request) -> bool:
     if not request.body_exists or request.content_length == 0:
         return False
-    if request.content_type != CONTENT_TYPE:
-        raise Problem(415, "content_type", f"send the bytes as {CONTENT_TYPE}")
+    if request.content_type != protocol.CONTENT_TYPE:
+        raise Problem(415, "content_type", f"send the bytes as {protocol.CONTENT_TYPE}")
     reject_content_encoding(request)
     return True
 
@@ -190,28 +173,28 @@ MAX_VERBATIM_BYTES = 2048  # of a header that is stored as it was sent
 _PACKED = "many;"
 
 
-@tus_handler
+@protocol.tus_handler
 async def create_concatenated(request: web.Request) -> web.StreamResponse:
     """Create a part, or concatenate parts into an upload: POST with Upload-Concat."""
-    concat = (single_header(request, CONCAT) or "").strip()
+    concat = (single_header(request, protocol.CONCAT) or "").strip()
     if concat == PARTIAL:
         return await _create_part(request)
     if concat.startswith(FINAL):
         return await _concatenate(request, concat)
-    raise bad_parameter(CONCAT, f"must be {PARTIAL}, or {FINAL} and the parts")
+    raise bad_parameter(protocol.CONCAT, f"must be {PARTIAL}, or {FINAL} and the parts")
 
 
 def concat_header(upload: Upload) -> dict[str, str]:
     """Return Upload-Concat for a part or a concatenated upload, empty for others."""
     if is_partial_upload(upload.id):
-        return {CONCAT: PARTIAL}
-    stored = upload.metadata.get(tus_protocol.CONCAT_METADATA_KEY)
-    return {CONCAT: _unpack_concat(stored)} if stored else {}
+        return {protocol.CONCAT: PARTIAL}
+    stored = upload.metadata.get(protocol.CONCAT_METADATA_KEY)
+    return {protocol.CONCAT: _unpack_concat(stored)} if stored else {}
 
 
 def reject_final_upload(upload: Upload) -> None:
     """Raise a 403 Problem for a concatenated upload, which accepts no bytes itself."""
-    if tus_protocol.CONCAT_METADATA_KEY in upload.metadata:
+    if protocol.CONCAT_METADATA_KEY in upload.metadata:
         raise Problem(403, "joined", "this upload was joined from parts, and is complete")
 
 
@@ -221,8 +204,8 @@ async def _create_part(request: web.Request) -> web.StreamResponse:
     actor = actor_of(request, principal)
     target = await upload_target(request, principal.owner)
     size, with_body = declared_size(request), has_body(request)
-    metadata = parse_metadata(request)
-    file = replace(tus_protocol.declaration(metadata, size, default=PARTIAL), path=PARTIAL)
+    metadata = protocol.parse_metadata(request)
+    file = replace(protocol.declaration(metadata, size, default=PARTIAL), path=PARTIAL)
     part = await request.app[PARTS].register(target, file, actor)
     if with_body or size == 0:
         part = await receive_initial_body(request, part.aggregate, actor)
@@ -234,21 +217,23 @@ async def _concatenate(request: web.Request, concat: str) -> web.StreamResponse:
     target = await upload_target(request, principal.owner)
     urls = concat.removeprefix(FINAL).split()
     if len(urls) > MAX_PARTS:
-        raise bad_parameter(CONCAT, f"must name at most {MAX_PARTS} parts, not {len(urls)}")
+        raise bad_parameter(
+            protocol.CONCAT, f"must name at most {MAX_PARTS} parts, not {len(urls)}"
+        )
     parts = [_parse_part_url(request, url) for url in urls]
     if not parts or len(set(parts)) < len(parts):
-        raise bad_parameter(CONCAT, "must name one or more parts, each once")
+        raise bad_parameter(protocol.CONCAT, "must name one or more parts, each once")
     secret = request.app[SERVICES].log.id_secret
     if isinstance(target, StandaloneTarget):
         # Idempotent: the same parts always make the same upload.
         target = replace(target, batch=concatenated_batch_id_for(parts, secret))
-    metadata = parse_metadata(request)
-    file = tus_protocol.declaration(
+    metadata = protocol.parse_metadata(request)
+    file = protocol.declaration(
         metadata, None, default=str(concatenated_batch_id_for(parts, secret))
     )
     file = replace(
         file,
-        metadata={**file.metadata, tus_protocol.CONCAT_METADATA_KEY: _pack_concat(urls, parts)},
+        metadata={**file.metadata, protocol.CONCAT_METADATA_KEY: _pack_concat(urls, parts)},
     )
     joined = await request.app[PARTS].concatenate(target, file, parts, actor_of(request, principal))
     return await created_response(request, joined.upload, joined.position)
@@ -287,16 +272,16 @@ def _parse_part_url(request: web.Request, url: str) -> UUID:
     """Return the id of the part that a URL names. Raises a 400 Problem."""
     part = parse_upload_url(request, url)
     if part is None:
-        raise bad_parameter(CONCAT, f"names {url[:200]!r}, which is no upload here")
+        raise bad_parameter(protocol.CONCAT, f"names {url[:200]!r}, which is no upload here")
     return part
 
 
 async def discover(request: web.Request) -> web.StreamResponse:
     """Respond to OPTIONS with the supported extensions and limits, without authentication."""
     headers = {
-        RESUMABLE: VERSION,
-        "Tus-Version": VERSION,
-        "Tus-Extension": EXTENSIONS,
+        protocol.RESUMABLE: protocol.VERSION,
+        "Tus-Version": protocol.VERSION,
+        "Tus-Extension": protocol.EXTENSIONS,
         "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
         "Tus-Max-Size": str(request.app[SERVICES].settings.max_file_size),
     }
@@ -306,14 +291,14 @@ async def discover(request: web.Request) -> web.StreamResponse:
 async def create(request: web.Request) -> web.StreamResponse:
     """Create an upload or a part, or concatenate parts: POST to a collection.
 
-    For `/v1/uploads`, and for `/v1/batches/{id}/uploads` if `is_tus(request)`.
+    For `/v1/uploads`, and for `/v1/batches/{id}/uploads` if `tus_protocol.is_tus(request)`.
     """
-    if CONCAT in request.headers:
+    if protocol.CONCAT in request.headers:
         return await create_concatenated(request)
     return await create_upload(request)
 
 
-@tus_handler
+@protocol.tus_handler
 async def head(request: web.Request) -> web.StreamResponse:
     """Respond to HEAD with the upload's offset; preempts a running transfer to know it."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
@@ -323,32 +308,32 @@ async def head(request: web.Request) -> web.StreamResponse:
     upload = await request.app[TRANSFERS].current_upload(id, actor_of(request, principal))
     if upload.state in GONE:
         raise gone_problem(upload.state)
-    headers = {OFFSET: str(upload.received), hdrs.CACHE_CONTROL: "no-store"}
-    headers |= {DEFER: "1"} if upload.size is None else {LENGTH: str(upload.size)}
+    headers = {protocol.OFFSET: str(upload.received), hdrs.CACHE_CONTROL: "no-store"}
+    headers |= {protocol.DEFER: "1"} if upload.size is None else {protocol.LENGTH: str(upload.size)}
     headers |= concat_header(upload)
-    if echo := tus_protocol.format(upload.metadata):
-        headers[METADATA] = echo
-    return web.Response(headers=headers | await expires_header_unrenewed(request, upload))
+    if echo := protocol.format(upload.metadata):
+        headers[protocol.METADATA] = echo
+    return web.Response(headers=headers | await protocol.expires_header_unrenewed(request, upload))
 
 
-@tus_handler
+@protocol.tus_handler
 async def append(request: web.Request) -> web.StreamResponse:
     """Append the body at an offset: PATCH."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     upload = await load_upload(request, path_id(request))
     reject_final_upload(upload)
-    if request.content_type != CONTENT_TYPE:
-        raise Problem(415, "content_type", f"send the bytes as {CONTENT_TYPE}")
+    if request.content_type != protocol.CONTENT_TYPE:
+        raise Problem(415, "content_type", f"send the bytes as {protocol.CONTENT_TYPE}")
     reject_content_encoding(request)
-    offset = parse_length(request, OFFSET)
+    offset = protocol.parse_length(request, protocol.OFFSET)
     if offset is None:
-        raise bad_parameter(OFFSET, "is missing")
+        raise bad_parameter(protocol.OFFSET, "is missing")
     append_request = AppendRequest(
         upload=upload.id,
         offset=offset,
         length=request.content_length,
-        size=parse_length(request, LENGTH),
-        checksum=parse_checksum(request),
+        size=protocol.parse_length(request, protocol.LENGTH),
+        checksum=protocol.parse_checksum(request),
     )
     body, position = Body(request), 0
     try:
@@ -358,11 +343,11 @@ async def append(request: web.Request) -> web.StreamResponse:
         upload, position = result.aggregate, result.position
     except NotAcceptingBytes as error:
         upload = await _finished_upload(request, append_request, error)
-    headers = {OFFSET: str(upload.received), **expires_header(request, upload)}
+    headers = {protocol.OFFSET: str(upload.received), **protocol.expires_header(request, upload)}
     return web.Response(status=204, headers=headers | await position_header(request, position))
 
 
-@tus_handler
+@protocol.tus_handler
 async def terminate(request: web.Request) -> web.StreamResponse:
     """Cancel an upload and delete its bytes: DELETE."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
@@ -378,7 +363,7 @@ async def terminate(request: web.Request) -> web.StreamResponse:
 
 async def method_override(request: web.Request) -> web.StreamResponse:
     """Dispatch a POST with X-HTTP-Method-Override, for proxies that pass only GET and POST."""
-    method = (single_header(request, OVERRIDE) or "").upper()
+    method = (single_header(request, protocol.OVERRIDE) or "").upper()
     handlers: dict[str, Any] = {"PATCH": append, "HEAD": head, "DELETE": terminate}
     if method not in handlers:
         raise web.HTTPMethodNotAllowed(hdrs.METH_POST, ["HEAD", "GET", "PATCH", "DELETE"])
