@@ -1,28 +1,130 @@
-"""The server's first process: started, found again, asked to go."""
+"""Processes of the embedded server: their log, how they are found again, and how they are ended."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
-import threading
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from subprocess import Popen
-from typing import Self
+from subprocess import DEVNULL, Popen
+from typing import Final, Self
 
 import msgspec
 
-from infrastructure.postgres.embedded.cluster import (
-    Cluster,
-    Log,
-    find_tagged,
-    forced_settings,
-    is_tagged,
-    options,
-    spawn,
-)
 from infrastructure.postgres.embedded.data_directory import ServerDir
-from infrastructure.postgres.embedded.system import SOCKET, EmbeddedPostgresError
+from infrastructure.postgres.embedded.system import (
+    SOCKET,
+    EmbeddedPostgresError,
+    SystemUser,
+)
+
+MAX_LOG_BYTES: Final = 8 * 1024 * 1024
+_TAIL_BYTES: Final = 16 * 1024
+_TAIL_LINES: Final = 20
+
+
+class Log:
+    """Log of the server's processes, bounded at two files of 8 MiB."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def open(self) -> int:
+        """A descriptor to append to; the server writes through it, needing no permission."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(self._path, flags, 0o600)
+
+    def tail(self) -> str:
+        """The last lines."""
+        with suppress(FileNotFoundError), self._path.open("rb") as file:
+            file.seek(max(0, self._path.stat().st_size - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+            return "\n".join(lines[-_TAIL_LINES:])
+        return ""
+
+    def trim(self, limit: int = MAX_LOG_BYTES) -> None:
+        """Once it is too long, keep it as the previous log and go on in an empty one."""
+        # Emptied, not renamed: the server goes on appending through the same descriptor.
+        if self._path.stat().st_size > limit:
+            previous = self._path.with_name(f"{self._path.name}.1")
+            shutil.copy(self._path, previous)
+            os.truncate(self._path, 0)
+
+
+def spawn(
+    command: Sequence[str],
+    account: SystemUser,
+    *,
+    log: int,
+    lease: int,
+    stdin: int = DEVNULL,
+) -> Popen[bytes]:
+    """
+    Run a program as the account, in a session of its own, holding the lease while it lives.
+
+    No variable of our environment reaches it: PGDATA, PGOPTIONS and their like change what
+    PostgreSQL does.
+    """
+    return Popen(
+        command,
+        stdin=stdin,
+        stdout=log,
+        stderr=log,
+        cwd="/",
+        env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+        umask=0o077,
+        pass_fds=(lease,),
+        start_new_session=True,
+        user=account.uid if account.is_another else None,
+        group=account.gid if account.is_another else None,
+        extra_groups=[] if account.is_another else None,
+    )
+
+
+def find_tagged(mark: str) -> dict[int, str]:
+    """The command lines of PostgreSQL's living processes that contain the mark, by pid."""
+    return {pid: line for pid, line in _command_lines() if _is_marked(line, mark)}
+
+
+def is_tagged(pid: int, mark: str) -> bool:
+    """True while this process lives and is one of PostgreSQL with the mark."""
+    if sys.platform != "linux":
+        return pid in find_tagged(mark)
+    with suppress(OSError):
+        return _is_marked(_read(pid), mark)
+    return False
+
+
+def _is_marked(line: str, mark: str) -> bool:
+    program = re.split("\0| -D ", line, maxsplit=1)[0]
+    return mark in line and (program.startswith("postgres:") or program.endswith("postgres"))
+
+
+def _command_lines() -> Iterator[tuple[int, str]]:
+    if sys.platform != "linux":
+        yield from _listed_by_ps()
+        return
+    for entry in os.listdir("/proc"):
+        with suppress(OSError):
+            if entry.isdecimal():
+                yield int(entry), _read(int(entry))
+
+
+def _read(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+
+
+def _listed_by_ps() -> Iterator[tuple[int, str]]:
+    command = ["ps", "-axww", "-o", "pid=,command="]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for line in listing.splitlines():
+        pid, _, rest = line.strip().partition(" ")
+        yield int(pid), rest
 
 
 class Postmaster(msgspec.Struct, frozen=True):
@@ -45,27 +147,7 @@ class Postmaster(msgspec.Struct, frozen=True):
         return self.status == "ready"
 
 
-def launch(cluster: Cluster, socket_folder: Path) -> Popen[bytes]:
-    """
-    Start the server; it runs on when we die.
-
-    Raises EmbeddedPostgresError if a server that is not ours runs on the cluster already.
-    """
-    home = cluster.home
-    _clear_away(home, socket_folder)
-    program = str(cluster.binaries / "postgres")
-    command = (program, "-D", str(home.cluster), *options(forced_settings(home, socket_folder)))
-    log = Log(home.log).open()
-    try:
-        process = spawn(command, cluster.account, log=log, lease=cluster.lease)
-    finally:
-        os.close(log)
-    # Reaps the postmaster whenever it exits, so that it does not remain as a zombie.
-    threading.Thread(target=process.wait, name="uptrail-postgres-exit", daemon=True).start()
-    return process
-
-
-def _clear_away(home: ServerDir, socket_folder: Path) -> None:
+def clear_stale_files(home: ServerDir, socket_folder: Path) -> None:
     """Remove a dead server's lock files: PostgreSQL heeds them if the pid is another's now."""
     # We hold the lease, so no server of ours is alive; one started by hand may be.
     with suppress(FileNotFoundError, ValueError, IndexError):

@@ -19,19 +19,20 @@ import psycopg
 from psycopg.pq import PGconn, Ping
 
 from infrastructure.postgres.embedded import binaries, system
-from infrastructure.postgres.embedded.cluster import Cluster, Log, is_tagged, url
+from infrastructure.postgres.embedded.cluster import Cluster, launch, url
 from infrastructure.postgres.embedded.data_directory import (
     ServerDir,
     resolve_server_dir,
     server_dir_path,
 )
 from infrastructure.postgres.embedded.postmaster import (
+    Log,
     Postmaster,
     is_orphaned,
     is_running,
+    is_tagged,
     is_writing_checkpoint,
     kill_orphans,
-    launch,
     signal_stop,
 )
 from infrastructure.postgres.embedded.system import (

@@ -22,10 +22,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from infrastructure.postgres.embedded import binaries, server, system
-from infrastructure.postgres.embedded.cluster import Log, find_tagged
 from infrastructure.postgres.embedded.cluster import url as url_of
 from infrastructure.postgres.embedded.data_directory import ServerDir, server_dir_path
-from infrastructure.postgres.embedded.postmaster import Postmaster
+from infrastructure.postgres.embedded.postmaster import Log, Postmaster, find_tagged
 from infrastructure.postgres.embedded.server import EmbeddedPostgres
 from infrastructure.postgres.embedded.system import EmbeddedPostgresError
 
