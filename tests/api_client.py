@@ -1,4 +1,4 @@
-"""A client that sends requests one by one, and shows every answer as it is."""
+"""HTTP client that sends requests one by one and returns every response as it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OCTETS = "application/offset+octet-stream"
 
 
 class Answer(NamedTuple):
-    """What the server said."""
+    """Response of the server."""
 
     status: int
     headers: dict[str, str]
@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """Somebody with a key, or without."""
+    """Client of a server, with a key or without."""
 
     def __init__(self, port: int, key: str | None) -> None:
         self.port = port
@@ -124,9 +124,9 @@ class Client:
 
     def history(self, path: str) -> list[dict[str, Any]]:
         """Every recorded event under `path`, such as `/v1/batches/{id}`, oldest first."""
-        told = self.answer("GET", f"{path}/history?format=ndjson")
-        assert told.status == 200, told
-        return [json.loads(line) for line in told.content.splitlines()]
+        answer = self.answer("GET", f"{path}/history?format=ndjson")
+        assert answer.status == 200, answer
+        return [json.loads(line) for line in answer.content.splitlines()]
 
     def pages(self, path: str, parameter: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []

@@ -8,6 +8,8 @@ import os
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -23,12 +25,32 @@ PAUSE = 0.25  # seconds between two of them
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run an `async def` test on the event loop of production."""
+    """Run an `async def` test on the event loop of production.
+
+    The test receives asynchronous context managers entered, and they end with it: a fixture
+    returns one where setting up needs the loop of the test.
+    """
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     names = pyfuncitem._fixtureinfo.argnames
-    run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+
+    async def enter_and_run() -> None:
+        async with AsyncExitStack() as stack:
+            arguments = {name: pyfuncitem.funcargs[name] for name in names}
+            for name, value in arguments.items():
+                if isinstance(value, AbstractAsyncContextManager):
+                    arguments[name] = await stack.enter_async_context(value)
+            await pyfuncitem.obj(**arguments)
+
+    run(enter_and_run())
     return True
+
+
+@pytest.fixture
+def options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Settings that `@pytest.mark.options` gives to the server or harness of one test."""
+    mark = request.node.get_closest_marker("options")
+    return dict(mark.kwargs) if mark else {}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -92,7 +114,7 @@ def databases(server_url: str) -> Iterator[Databases]:
 
 @pytest.fixture
 def database_url(databases: Databases) -> Iterator[str]:
-    """A fresh, migrated database for one test, dropped after it whoever is still connected."""
+    """A fresh, migrated database for one test, dropped after it despite open connections."""
     name = databases.take()
     yield with_database(databases.server_url, name)
     databases.drop(name)
@@ -154,9 +176,9 @@ def _create(server_url: str, name: str, template: str) -> None:
 
 
 def _drop(server_url: str, name: str) -> None:
-    """Whoever is still connected is sent away, and again if it comes back.
+    """Drop the database; terminate its sessions, again if they reconnect.
 
-    The server's own vacuum cannot be sent away by a role like ours: it ends by itself.
+    Our role cannot terminate the autovacuum worker, which ends by itself.
     """
     for left in reversed(range(TRIES)):
         try:

@@ -1,4 +1,4 @@
-"""Writes docs/events.md from the declarations of the events."""
+"""Write docs/events.md from the declarations of the events."""
 
 from __future__ import annotations
 

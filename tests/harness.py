@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
+from infrastructure.event_store.codec import CODEC, Codec
+from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.postgres.locks import PROJECTOR_LOCK
+from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.read_model import projector
 from infrastructure.read_model.feed import PostgresFeed
 from infrastructure.settings import Settings
@@ -57,6 +61,18 @@ async def open_test_container(url: str, folder: Path, **settings: Any) -> AsyncI
     chosen = Settings(data_dir=folder, database_url=url, **{**DEFAULTS, **settings})
     async with open_container(chosen) as container:
         yield container
+
+
+@asynccontextmanager
+async def open_log(
+    url: str, codec: Codec = CODEC, *, pool: Pool | None = None
+) -> AsyncIterator[PostgresEventLog]:
+    """The event log alone, for tests of what stands on it; reads through `pool` if given."""
+    async with AsyncExitStack() as stack:
+        if pool is None:
+            pool = await stack.enter_async_context(make_pool(url, name="test", max_size=4))
+        committer = await stack.enter_async_context(GroupCommitter(url, codec=codec))
+        yield await stack.enter_async_context(PostgresEventLog(pool, committer, codec=codec))
 
 
 @asynccontextmanager

@@ -198,7 +198,7 @@ class Cluster:
         return [psutil.Process(process.pid) for process in found if process.poll() is None]
 
     def output(self) -> str:
-        """What the processes printed and logged so far."""
+        """Return the output and log of the processes so far."""
         return "\n".join(process.output for process in self.processes.values())
 
     def discard(self) -> None:

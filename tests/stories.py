@@ -1,4 +1,4 @@
-"""Stories: given what happened, when a command runs, then this happens."""
+"""Builders of events, aggregates and random legal histories."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ _UPLOAD_COMMANDS: tuple[Command, ...] = (
     lambda u, draw, now: u.expire(**now),
     lambda u, draw, now: u.erase(**now),
 )
-# What moves an upload on is drawn more often, so that many histories reach their end.
+# Commands that advance an upload are drawn more often, so that many histories end.
 _USUAL = _UPLOAD_COMMANDS[4:12]
 
 _BATCH_COMMANDS: tuple[Command, ...] = (
@@ -160,13 +160,13 @@ _BATCH_COMMANDS: tuple[Command, ...] = (
     lambda b, draw, now: b.reopen(draw(_TEXTS), **now),
     lambda b, draw, now: b.rename(draw(_TEXTS), **now),
 )
-# What does not end a batch is drawn more often: seal, pause, resume, progress.
+# Commands that do not end a batch are drawn more often: seal, pause, resume, progress.
 _USUAL_OF_BATCHES = (*_BATCH_COMMANDS[1:4], _BATCH_COMMANDS[9])
 
 
 @st.composite
 def upload_histories(draw: Draw, batch: UUID = BATCH, path: str = "a.bin") -> list[UploadEvent]:
-    """Every event of an upload that clients, workers and people did anything to."""
+    """Draw any legal history of an upload."""
     first: UploadEvent = registered(
         draw(_SIZES), batch=batch, path=path, retry_policy=RetryPolicy(attempts=2)
     )
@@ -182,7 +182,7 @@ def upload_histories(draw: Draw, batch: UUID = BATCH, path: str = "a.bin") -> li
 
 @st.composite
 def batch_histories(draw: Draw, *, fewest: int = 0) -> list[BatchEvent]:
-    """Every event of a batch that people and the orchestrator did anything to."""
+    """Draw any legal history of a batch."""
     thresholds = st.none() | st.floats(0, 1)
     first = started(
         label=draw(_TEXTS),

@@ -1,4 +1,4 @@
-"""What asynchronous tests stand on: a loop to run in, and patience with a deadline."""
+"""Event loop, polling with a deadline, free ports and SQL for tests."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import psycopg
 
 Result = TypeVar("Result")
 
-# Below those that a system picks by itself for whoever asks for any: Linux from 32768 on (ip(7),
+# Below the ephemeral ports: Linux from 32768 on (ip(7),
 # ip_local_port_range), others from 49152 on (RFC 6335). No other test is given one of these.
 _PORTS = range(20_000, 32_000)
 _given: set[int] = set()
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Runs a test's coroutine to its end, on uvloop where there is one, as in production."""
+    """Run the coroutine of a test to its end, on uvloop where there is one, as in production."""
     try:
         import uvloop
     except ImportError:  # Windows
@@ -33,7 +33,7 @@ def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
 async def eventually(
     condition: Callable[[], Awaitable[object] | object], deadline: float = 60.0
 ) -> Any:
-    """Waits until the condition gives something true, and returns that.
+    """Wait until the condition returns a true value, and return it.
 
     The condition may be a plain or an asynchronous function. Raises AssertionError after
     `deadline` seconds.
@@ -65,7 +65,7 @@ def with_database(url: str, name: str) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that stays free until a server takes it, and between two.
+    """Return an unused port that stays free until a server takes it, and between two servers.
 
     Never the same twice for one process.
     """

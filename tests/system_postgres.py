@@ -1,4 +1,4 @@
-"""A PostgreSQL of the system's packages with roles of its own, for one test."""
+"""PostgreSQL of the system's packages with its own roles, for one test."""
 
 from __future__ import annotations
 

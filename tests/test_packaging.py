@@ -1,4 +1,4 @@
-"""What the repository promises about itself."""
+"""Checks of the repository: packages, layers, files and dependencies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tracked() -> list[Path]:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_the_layers_are_packages_of_ours_alone(package: str) -> None:
+def test_the_layers_import_only_each_other(package: str) -> None:
     assert set(packages_distributions()[package]) == {"uptrail"}
 
 
@@ -102,7 +102,7 @@ def test_each_dependency_has_its_reason() -> None:
         assert f"`{_name(text)}`" in reasons, text
 
 
-def test_no_file_names_the_home_of_whoever_wrote_it() -> None:
+def test_no_file_names_a_home_folder() -> None:
     home = re.compile(r"/(?:home|Users)/\w+/|/root/\.?\w+|/work/\w+")
     exempt = Path(__file__)
 

@@ -1,4 +1,4 @@
-"""The activity of a batch is derived from recorded facts and the time, equally for all readers."""
+"""The activity of a batch follows from recorded events and the time, equally for all readers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SEALED = BatchSealed(**by(0))
 PAUSED = BatchPaused(**by(3))
 
 CASES: dict[str, tuple[tuple[BatchEvent, ...], float, str | None, float | None]] = {
-    # What has happened, seconds from then to now; the activity, and since when.
+    # Events, seconds from then to now; the activity, and its start.
     "nothing was declared": ((), 0, "waiting_for_files", LONG_AGO),
     "many declared and none arrived": (
         (progressed(0, {"registered": 100_000}),),

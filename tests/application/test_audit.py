@@ -1,4 +1,4 @@
-"""Trees and chains by themselves; `tests/infrastructure/audit` alters a real log."""
+"""Hash trees and chains of seals; `tests/infrastructure/audit` alters a real log."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_number_that_was_changed_breaks_the_signature(field: str) -> None:
     assert "seal 2 is not what its key signed" in [one.detail for one in findings]
 
 
-def test_a_seal_of_a_key_that_nobody_named_is_not_trusted() -> None:
+def test_a_seal_by_an_unannounced_key_is_not_trusted() -> None:
     first, second = chain_of(2, keys=(KEY, STRANGER))
 
     (finding,) = followed(first, second)

@@ -370,7 +370,7 @@ class TestLostUploads:
 
         assert plan.stranded == ()
 
-    def test_suspects_are_kept_by_a_round_without_a_check(self) -> None:
+    def test_a_round_without_a_check_keeps_suspected_losses(self) -> None:
         assert plan_round(RoundInputs(through=1, suspects={FILE: 3}), NOON).suspects == {FILE: 3}
 
     def test_one_check_is_enough_after_a_resumed_batch(self) -> None:
@@ -426,7 +426,7 @@ def enqueued(plan: RoundPlan) -> list[UUID]:
 
 
 class TestJobs:
-    def test_uploads_of_one_batch_travel_together(self) -> None:
+    def test_uploads_of_one_batch_share_a_job(self) -> None:
         assert sizes([ready(n) for n in range(100)]) == [20] * 5
 
     def test_a_few_uploads_are_spread_over_the_workers(self) -> None:
@@ -449,7 +449,7 @@ class TestJobs:
 
         assert [job.batch for job in jobs] == [ONE, TWO] * 4
 
-    def test_big_files_travel_alone(self) -> None:
+    def test_large_files_are_sent_alone(self) -> None:
         assert sizes([ready(n, size=MAX_JOB_BYTES) for n in range(12)]) == [1] * 12
 
     def test_an_upload_that_was_in_progress_when_a_worker_was_lost_travels_alone(self) -> None:

@@ -232,7 +232,7 @@ def test_success_after_a_failure_clears_the_error_and_keeps_the_failed_attempt()
     assert (second.state, second.duration, second.ended_at) == ("succeeded", 2.0, later(5))
 
 
-def test_an_abandoned_attempt_gives_the_upload_back_and_says_why() -> None:
+def test_an_abandoned_attempt_requeues_the_upload_with_the_reason() -> None:
     gone = AttemptAbandoned(**AT_5, number=1, worker=WORKER, reason="worker died")
     events = (*PROCESSING, stepped("checksum", 25.0), gone)
 
@@ -241,7 +241,7 @@ def test_an_abandoned_attempt_gives_the_upload_back_and_says_why() -> None:
     assert (tried.state, tried.message, tried.step) == ("abandoned", "worker died", "checksum")
 
 
-def test_a_quarantined_upload_says_what_was_found() -> None:
+def test_a_quarantined_upload_names_the_finding() -> None:
     held = UploadQuarantined(**AT_5, step="antivirus", reason="EICAR")
     row = upload_after(*PROCESSING, failed("EICAR", retry=False), held)
 
@@ -271,7 +271,7 @@ def test_an_erased_upload_keeps_its_place_and_nothing_of_the_file() -> None:
     assert row.ended_at == later(5)
 
 
-def test_an_error_with_characters_that_a_row_cannot_hold_is_still_told() -> None:
+def test_an_error_with_characters_that_a_row_cannot_hold_is_still_shown() -> None:
     row = upload_after(*PROCESSING, failed("bad \0 byte"))
 
     assert row.error == "bad \ufffd byte"
@@ -299,24 +299,24 @@ def test_progress_of_a_batch_is_what_was_counted() -> None:
     assert (row.bytes_received, row.bytes_total, row.percent) == (30, 60, 25.0)
 
 
-def test_added_uploads_wait_to_be_counted() -> None:
+def test_added_uploads_do_not_change_the_counts() -> None:
     row = batch_after(started(), UploadsAdded(**AT_5, count=7, bytes=70))
 
     assert (row.uploads, row.version) == (0, 2)
 
 
-def test_a_sealed_batch_says_when() -> None:
+def test_a_sealed_batch_has_the_time_of_its_seal() -> None:
     row = batch_after(started(), BatchSealed(**AT_5))
 
     assert (row.state, row.sealed_at) == ("sealed", later(5))
 
 
-def test_pausing_and_resuming_show() -> None:
+def test_a_paused_and_resumed_batch_shows_its_state() -> None:
     assert batch_after(started(), BatchPaused(**AT_5)).paused
     assert not batch_after(started(), BatchPaused(**AT_5), BatchResumed(**AT_5)).paused
 
 
-def test_a_pause_by_the_orchestrator_says_why_until_the_batch_goes_on() -> None:
+def test_a_pause_by_the_orchestrator_has_a_reason_until_the_batch_resumes() -> None:
     paused = BatchPaused(**AT_5, reason="9 uploads failed")
 
     assert batch_after(started(), paused).pause_reason == "9 uploads failed"
@@ -366,7 +366,7 @@ def test_a_completed_batch_shows_its_outcome_and_a_reopened_one_does_not() -> No
 # Folding.
 
 
-def test_of_two_assignments_in_one_fold_the_later_stands() -> None:
+def test_the_later_of_two_assignments_in_one_fold_wins() -> None:
     folded = fold_changes(recorded(FILE, [registered(), transferred(20), transferred(40)]))
 
     assert folded.position == 3

@@ -77,7 +77,7 @@ def test_every_attempt_has_a_row_and_only_an_open_one_is_running(
 
 @relaxed
 @given(upload_histories())
-def test_what_is_over_says_when_and_waits_for_nothing(history: list[UploadEvent]) -> None:
+def test_a_row_that_has_ended_has_its_end_and_waits_for_nothing(history: list[UploadEvent]) -> None:
     row = replay(recorded(FILE, history)).uploads[FILE]
 
     assert (row.ended_at is not None) == UploadState(row.state).ended
@@ -114,7 +114,7 @@ def test_applying_an_event_again_changes_nothing(history: list[UploadEvent]) -> 
 
 @relaxed
 @given(upload_histories())
-def test_every_change_says_which_event_it_reflects(history: list[UploadEvent]) -> None:
+def test_every_change_has_the_position_of_its_event(history: list[UploadEvent]) -> None:
     for event in recorded(FILE, history):
         for change in row_changes(event):
             assert change.columns["position"] == event.position

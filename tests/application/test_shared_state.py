@@ -298,7 +298,7 @@ def _modules(package: ModuleType) -> Iterator[ModuleType]:
         yield import_module(found.name)
 
 
-# What decides, evolves and folds: values in, values out.
+# Decisions, evolution and projection: values in, values out.
 _PURE = [
     *_modules(domain),
     application.projected_columns,

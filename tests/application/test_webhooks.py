@@ -1,4 +1,4 @@
-"""What follows from events and answers, before anything is sent or stored."""
+"""Matching, payloads and retries of webhooks, before anything is stored or sent."""
 
 from __future__ import annotations
 
@@ -61,22 +61,22 @@ def roster(*changes: Event) -> WebhookIndex:
     return found
 
 
-def told(found: WebhookIndex, *events: RecordedEvent) -> list[int]:
+def matched(found: WebhookIndex, *events: RecordedEvent) -> list[int]:
     return [telling.position for telling in found.match(events, ORIGINS)]
 
 
-def test_a_webhook_is_told_in_the_lane_of_the_batch() -> None:
+def test_a_delivery_is_ordered_with_its_batch() -> None:
     (telling,) = roster(added()).match([at(9, DONE)], ORIGINS)
 
     assert (telling.webhook, telling.lane, telling.stream) == (HOOK, BATCH, BATCH)
     assert (telling.position, telling.type) == (9, "batch.completed")
 
 
-def test_what_was_not_chosen_or_belongs_to_others_is_not_told() -> None:
-    assert told(roster(added()), at(9, AGAIN)) == []
-    assert told(roster(added(owner="globex")), at(9, DONE)) == []
-    assert told(roster(added(label="films")), at(9, DONE)) == []
-    assert told(roster(added()), at(9, DONE, UUID(int=99))) == []
+def test_events_not_chosen_or_of_other_owners_are_not_delivered() -> None:
+    assert matched(roster(added()), at(9, AGAIN)) == []
+    assert matched(roster(added(owner="globex")), at(9, DONE)) == []
+    assert matched(roster(added(label="films")), at(9, DONE)) == []
+    assert matched(roster(added()), at(9, DONE, UUID(int=99))) == []
 
 
 def test_a_label_filter_uses_the_label_as_of_each_event() -> None:
@@ -91,14 +91,14 @@ def test_a_label_filter_uses_the_label_as_of_each_event() -> None:
     assert (positions("photos"), positions("films"), positions("songs")) == ([3], [4, 6], [7, 9])
 
 
-def test_changes_hold_from_where_they_are_in_the_log() -> None:
+def test_changes_of_a_webhook_take_effect_at_their_position() -> None:
     changed = WebhookChanged(**NOW, subscription=subscription("batch.reopened"))
 
-    assert told(roster(added(), changed), at(8, DONE), at(9, AGAIN)) == [9]
-    assert told(roster(added(), WebhookRemoved(**NOW)), at(9, DONE)) == []
+    assert matched(roster(added(), changed), at(8, DONE), at(9, AGAIN)) == [9]
+    assert matched(roster(added(), WebhookRemoved(**NOW)), at(9, DONE)) == []
 
 
-def test_only_what_somebody_chose_is_read_of_the_log() -> None:
+def test_only_events_chosen_by_a_webhook_are_read_from_the_log() -> None:
     nobody = set(WebhookIndex().topics())
 
     assert all(topic.startswith("webhook.") for topic in nobody)
@@ -115,7 +115,7 @@ def test_a_change_ends_what_is_read_at_once() -> None:
     assert split_at_webhook_change([at(2, DONE)]) == ([at(2, DONE)], None)
 
 
-def test_a_test_is_told_to_its_own_webhook_in_a_lane_of_its_own() -> None:
+def test_a_test_goes_to_its_own_webhook_in_an_order_of_its_own() -> None:
     telling = plan_test_delivery(at(5, WebhookTestRequested(**NOW), HOOK))
 
     assert telling is not None
@@ -135,7 +135,7 @@ def test_each_delay_is_spread_by_a_fifth(failures: int) -> None:
     assert waits == pytest.approx([delay * (1 - JITTER), delay, delay * (1 + JITTER)])
 
 
-def test_it_is_tried_for_about_three_days_from_seconds_to_half_days() -> None:
+def test_deliveries_are_retried_for_about_three_days() -> None:
     assert sum(DELAYS[:2]) * (1 + JITTER) < 2.0  # most failures pass
     assert DELAYS[-1] == 12 * 3600.0
     assert list(DELAYS) == sorted(DELAYS)

@@ -71,7 +71,7 @@ class ProcessCluster(Cluster):
             server.execute(_DROP, (DROPPED,))
 
     def revive(self) -> None:
-        """What a supervisor does; nothing ends by itself but what met no database at its start."""
+        """Restart processes as a supervisor does; only a start without a database may fail."""
         with self._supervisor:
             for name, process in self.processes.items():
                 if (code := process.poll()) is not None:

@@ -83,7 +83,7 @@ def _check_job(job: Job, states: FinalStates, events: Sequence[RecordedEvent]) -
 
 
 async def _until_quiet(pool: Any, states: FinalStates, versions: dict[Any, int]) -> None:
-    """The orchestrator has seen everything, no job is left, and nobody holds a transaction."""
+    """The orchestrator has caught up, no job is left, and no transaction is open."""
     deadline = asyncio.get_running_loop().time() + QUIET
     while wrong := await _unquiet(pool, states, versions):
         if asyncio.get_running_loop().time() > deadline:
@@ -98,9 +98,9 @@ async def _unquiet(pool: Any, states: FinalStates, versions: dict[Any, int]) -> 
     if (unfinished := (await _rows(pool, _DIRTY))[0][0]) != 0:
         return f"{unfinished} batches are still to be looked at"
     members = {upload: (state, version) for upload, state, version in await _rows(pool, _MEMBERS)}
-    told = {id: (state, versions[id]) for id, state in states.uploads.items()}
-    if members != told:
-        return f"the orchestrator is wrong about {set(members.items()) ^ set(told.items())}"
+    announced = {id: (state, versions[id]) for id, state in states.uploads.items()}
+    if members != announced:
+        return f"the orchestrator is wrong about {set(members.items()) ^ set(announced.items())}"
     connections, holding = (await _rows(pool, _CONNECTIONS))[0]
     if connections > MOST_CONNECTIONS or holding:
         return f"{connections} connections, {holding} of them in a transaction"
@@ -108,20 +108,22 @@ async def _unquiet(pool: Any, states: FinalStates, versions: dict[Any, int]) -> 
 
 
 async def _until_told(events: Sequence[RecordedEvent], receiver: Receiver) -> None:
-    """Each event that the webhook chose was told at least once, and in the order of its batch."""
+    """Each event the webhook chose was delivered at least once, in the order of its batch."""
     deadline = asyncio.get_running_loop().time() + TELLING
     due = {recorded.position for recorded in events if topic_of(recorded.event) in EVENTS}
     while untold := due - {heard.position for heard in receiver.heard}:
         if asyncio.get_running_loop().time() > deadline:
             raise InvariantViolated(
-                f"the webhook was never told of the events at {sorted(untold)[:20]}"
+                f"the webhook was never announced of the events at {sorted(untold)[:20]}"
             )
         await asyncio.sleep(0.2)
     first_told = dict.fromkeys(receiver.heard)
     for batch in {heard.batch for heard in first_told}:
-        told = [heard.position for heard in first_told if heard.batch == batch]
-        if told != sorted(told):
-            raise InvariantViolated(f"the webhook was told of batch {batch} in the order {told}")
+        announced = [heard.position for heard in first_told if heard.batch == batch]
+        if announced != sorted(announced):
+            raise InvariantViolated(
+                f"the webhook was announced of batch {batch} in the order {announced}"
+            )
 
 
 async def _rows(pool: Any, query: LiteralString) -> list[tuple[Any, ...]]:
@@ -130,7 +132,7 @@ async def _rows(pool: Any, query: LiteralString) -> list[tuple[Any, ...]]:
 
 
 def check_bytes(sender: Sender, jobs: Sequence[Job]) -> None:
-    """What was acknowledged can be read again, but for what was called off."""
+    """Acknowledged bytes can be read again unless their upload was cancelled."""
     for job in jobs:
         for name, location in job.sent.items() if not job.cancelled else ():
             assert sender.content(location) == job.files[name], (job.id, name)

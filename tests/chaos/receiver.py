@@ -1,4 +1,4 @@
-"""Somebody else's system, which webhooks tell what happens; now and then it is out of order."""
+"""Receiver of webhooks that is out of order now and then."""
 
 from __future__ import annotations
 

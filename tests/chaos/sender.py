@@ -1,4 +1,4 @@
-"""A client that never gives up: sends by tus, and asks for its offset after every failure."""
+"""Upload client that retries for ever: sends by tus, and asks for its offset after a failure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOT_NOW = (404, 409)  # a command that does not fit what the batch, or the uploa
 
 
 class Answer(NamedTuple):
-    """What the server said."""
+    """Response of the server."""
 
     status: int
     headers: Mapping[str, str]

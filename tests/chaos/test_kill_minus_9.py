@@ -1,4 +1,4 @@
-"""Whatever is killed, stopped or cut off at random: nothing is lost, stuck or done twice."""
+"""Processes are killed, stopped or cut off at random: nothing is lost, stuck or done twice."""
 
 from __future__ import annotations
 

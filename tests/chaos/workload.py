@@ -1,4 +1,4 @@
-"""People with batches: they send files, change their minds, and remember what they were told."""
+"""Users with batches: they send files, pause, cancel and retry, and remember every response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other people's clients need to run: Node.js, and the packages that package.json names."""
+"""Requirements of third-party clients: Node.js, and the packages that package.json names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def require_node() -> str:
 
 
 async def tus_js(job: dict[str, Any]) -> dict[str, Any]:
-    """What tus-js-client made of the job; raises AssertionError with its complaint."""
+    """Return the result of the job by tus-js-client. Raises AssertionError with its error."""
     require_package("tus-js-client")
     answer: dict[str, Any] = await run_script("tus.mjs", json.dumps(job))
     return answer

@@ -50,9 +50,9 @@ async def test_a_file_arrives_as_it_was(
     options: dict[str, Any], file: Path, database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path / "data") as server:
-        told = await tus_js(_job(server, file, options=options))
+        result = await tus_js(_job(server, file, options=options))
 
-        location = told["url"].removeprefix(server.url)
+        location = result["url"].removeprefix(server.url)
         upload = await server.services.log.upload(upload_in(location))
         assert await server.content(location) == CONTENT
         assert (upload.path, upload.media_type) == ("film é.bin", "video/mp4")
@@ -93,12 +93,12 @@ async def test_a_stream_whose_length_is_known_at_its_end(
 ) -> None:
     async with serving(database_url, tmp_path / "data") as server:
         options = {"uploadLengthDeferred": True, "chunkSize": 300_000}
-        told = await tus_js(_job(server, file, options=options, stream=True))
-        assert await server.content(told["url"].removeprefix(server.url)) == CONTENT
+        result = await tus_js(_job(server, file, options=options, stream=True))
+        assert await server.content(result["url"].removeprefix(server.url)) == CONTENT
 
 
 @pytest.mark.parametrize("options", [{"chunkSize": 200_000}, {"chunkSize": 200_000, "p": 2}])
-async def test_what_was_aborted_goes_on_where_it_stood(
+async def test_an_aborted_upload_resumes_at_its_offset(
     options: dict[str, Any], file: Path, database_url: str, tmp_path: Path
 ) -> None:
     parallel = {"parallelUploads": options["p"]} if "p" in options else {}
@@ -109,19 +109,19 @@ async def test_what_was_aborted_goes_on_where_it_stood(
         begun = _job(server, file, options=options, storage=storage, how="abort")
         await tus_js(begun)
         uploads = len(stored_files(tmp_path / "data"))
-        told = await tus_js({**begun, "how": "resume"})
+        result = await tus_js({**begun, "how": "resume"})
 
-        assert told["resumed"]
-        location = told["url"].removeprefix(server.url)
+        assert result["resumed"]
+        location = result["url"].removeprefix(server.url)
         assert await server.content(location) == CONTENT
         assert uploads >= 1
         assert len(stored_files(tmp_path / "data")) == 1
 
 
-async def test_what_is_terminated_is_gone(file: Path, database_url: str, tmp_path: Path) -> None:
+async def test_a_terminated_upload_is_gone(file: Path, database_url: str, tmp_path: Path) -> None:
     async with serving(database_url, tmp_path / "data") as server:
-        told = await tus_js(_job(server, file, how="terminate"))
-        location = told["url"].removeprefix(server.url)
+        result = await tus_js(_job(server, file, how="terminate"))
+        location = result["url"].removeprefix(server.url)
         async with server.client.head(location, headers=TUS) as answer:
             assert answer.status == 410
         assert stored_files(tmp_path / "data") == []

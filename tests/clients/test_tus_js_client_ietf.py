@@ -51,9 +51,9 @@ async def test_a_file_arrives_as_it_was(
     more: dict[str, Any], draft: str, file: Path, database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path / "data") as server:
-        told = await tus_js(_job(server, file, draft, **more))
+        result = await tus_js(_job(server, file, draft, **more))
 
-        location = told["url"].removeprefix(server.url)
+        location = result["url"].removeprefix(server.url)
         assert await server.content(location) == CONTENT
         upload = await server.services.log.upload(upload_in(location))
         assert (upload.path, upload.media_type) == ("film é.bin", "video/mp4")

@@ -17,7 +17,7 @@ from domain.upload.state import UploadState
 from infrastructure.read_model.projector import catch_up
 from tests.clients.installed import HERE, require_package
 from tests.interfaces.uploads.server import OWNER, Server, serving, upload_in
-from tests.interfaces.web.browser import PATIENCE, opened_browser
+from tests.interfaces.web.browser import PATIENCE, chromium, open_browser
 from tests.support import eventually
 
 
@@ -45,7 +45,7 @@ async def _site() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _opened(url: str) -> AsyncIterator[Page]:
-    async with opened_browser() as browser:
+    async with open_browser(chromium()) as browser:
         page = await browser.new_page()
         page.set_default_timeout(PATIENCE)
         await page.goto(url)
@@ -83,10 +83,10 @@ async def test_a_folder_of_200_files_and_an_empty_one_joins_a_batch(
         await _begin(page, server, batch)
         files = [[path, size, seed] for seed, (path, size) in enumerate(sizes.items())]
         await page.evaluate("files => files.forEach((file) => add(...file))", files)
-        told = await page.evaluate("send()")
+        result = await page.evaluate("send()")
 
-        assert told["failed"] == []
-        assert len(set(told["successful"])) == len(sizes)
+        assert result["failed"] == []
+        assert len(set(result["successful"])) == len(sizes)
         await catch_up(database_url, server.services.log)
         queries, found = server.services.queries, {}
         cursor = None
@@ -145,7 +145,7 @@ async def test_a_page_with_documented_options_sends_to_the_tus_endpoint(
         assert found == expected
 
 
-async def test_what_a_closed_page_left_goes_on_when_it_is_opened_again(
+async def test_an_upload_left_by_a_closed_page_resumes_when_it_is_opened_again(
     database_url: str, tmp_path: Path
 ) -> None:
     size = 3_000_000
@@ -172,10 +172,10 @@ async def test_what_a_closed_page_left_goes_on_when_it_is_opened_again(
         assert 0 < kept < size
         await _begin(page, server, batch, tus={"chunkSize": 200_000})
         await page.evaluate("add('holiday/film.txt', 3000000, 5)")
-        told = await page.evaluate("send()")
+        result = await page.evaluate("send()")
 
-        assert told["failed"] == []
-        assert told["successful"] == [f"{server.url}{location}"]
+        assert result["failed"] == []
+        assert result["successful"] == [f"{server.url}{location}"]
         assert await server.content(location) == await asyncio.to_thread(_content, size, 5)
 
 
@@ -190,8 +190,8 @@ async def test_a_page_of_an_origin_that_is_not_allowed_gets_nowhere(
         await _begin(page, server, await _batch(server), tus={"retryDelays": []})
         head = await server.services.log.head()
         await page.evaluate("add('a.txt', 10, 1)")
-        told = await page.evaluate("send()")
+        result = await page.evaluate("send()")
 
-        assert told["successful"] == []
-        assert len(told["failed"]) == 1
+        assert result["successful"] == []
+        assert len(result["failed"]) == 1
         assert await server.services.log.head() == head

@@ -1,4 +1,4 @@
-"""What every blob store promises; each adapter's tests run all of it."""
+"""Contract of every blob store; the tests of each adapter run all of it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class BlobStoreContract:
             await appended(store, 3)
             assert await content(store, NAME) == b"one two"
 
-    async def test_an_append_beyond_the_end_says_how_much_there_is(self, opened: Opener) -> None:
+    async def test_an_append_beyond_the_end_names_the_size(self, opened: Opener) -> None:
 
         async with opened() as store:
             with pytest.raises(BlobTooShort) as unknown:
@@ -78,9 +78,7 @@ class BlobStoreContract:
                 await store.append(NAME, 4)
             assert (unknown.value.stored, known.value.stored) == (0, 3)
 
-    async def test_what_is_short_is_not_finished_and_what_is_long_is_cut(
-        self, opened: Opener
-    ) -> None:
+    async def test_a_short_blob_is_not_finished_and_a_long_one_is_cut(self, opened: Opener) -> None:
 
         async with opened() as store:
             await appended(store, 0, b"one two")
@@ -147,9 +145,7 @@ class BlobStoreContract:
                 await content(store, NAME)
 
     @pytest.mark.parametrize("name", ["", "../x", "/x", "a//b", "a/../b", ".a", "A", "a b", "a~"])
-    async def test_a_name_that_could_lead_elsewhere_is_refused(
-        self, opened: Opener, name: str
-    ) -> None:
+    async def test_a_name_that_leaves_the_store_is_refused(self, opened: Opener, name: str) -> None:
 
         async with opened() as store:
             with pytest.raises(ValueError):

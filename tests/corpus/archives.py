@@ -1,4 +1,4 @@
-"""Builders of archives and compressed files: sound ones of each kind, and a few hostile ones."""
+"""Builders of archives and compressed files: valid ones of each kind, and a few hostile ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builders of image files: sound ones of many kinds, damaged ones, and ones made to do harm."""
+"""Builders of image files: valid ones of many kinds, damaged ones, and hostile ones."""
 
 from __future__ import annotations
 

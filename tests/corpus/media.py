@@ -1,4 +1,4 @@
-"""Builders of audio and video files: true headers and framing, silent or dark content."""
+"""Builders of audio and video files: valid headers and framing, silent or dark content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""At which awaits processes die: at some of them in the suite, at every one by `make chaos`."""
+"""Selection of the awaits at which processes die: some in the suite, every one by `make chaos`."""
 
 from __future__ import annotations
 

@@ -25,16 +25,18 @@ SETTINGS: Mapping[str, Any] = {
     "batch_progress_interval": 0.001,
     "step_progress_interval": 0.005,
     "worker_heartbeat": 0.1,
-    "worker_dead_after": 3600.0,  # nobody dies of a slow machine: tests let time pass
+    "worker_dead_after": 3600.0,  # no worker counts as dead on a slow machine
 }
 
 
-async def step(subject: StepInput, bench: StepContext, options: dict[str, Any]) -> dict[str, Any]:
+async def step(
+    subject: StepInput, step_context: StepContext, options: dict[str, Any]
+) -> dict[str, Any]:
     """Passes, and leaves an artifact; unless the path asks for something else."""
     if "slow" in subject.path:
         for part in range(4):
             await asyncio.sleep(0.01)
-            await bench.progress(part + 1, 4)
+            await step_context.progress(part + 1, 4)
     if "flaky" in subject.path and subject.attempt == 1:
         raise ConnectionResetError("the scanner hung up")
     if "hopeless" in subject.path:
@@ -43,8 +45,8 @@ async def step(subject: StepInput, bench: StepContext, options: dict[str, Any]) 
         raise PermanentError("bad through and through")
     if "virus" in subject.path:
         raise Quarantine("EICAR")
-    content = b"".join([chunk async for chunk in bench.read()])
-    await bench.attach("copy", content)
+    content = b"".join([chunk async for chunk in step_context.read()])
+    await step_context.attach("copy", content)
     return {"size": len(content)}
 
 

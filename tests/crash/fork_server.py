@@ -122,13 +122,13 @@ def _await_end(pid: int, pipes: dict[int, int]) -> ProcessReport:
     if os.WIFSTOPPED(status):
         return ProcessReport(pid=pid, ended=STOPPED)
     with open(pipes.pop(pid), "rb") as pipe:
-        told = pipe.read()
+        output = pipe.read()
     if os.WIFSIGNALED(status):
         killed = os.WTERMSIG(status) == signal.SIGKILL
         return ProcessReport(pid=pid, ended=KILLED if killed else FAILED)
     return (
-        msgspec.json.decode(told, type=ProcessReport)
-        if told
+        msgspec.json.decode(output, type=ProcessReport)
+        if output
         else ProcessReport(pid=pid, ended=FAILED)
     )
 

@@ -45,7 +45,7 @@ class CrashHarness:
         self._folder = folder
         self._acknowledged: set[int] = set()
 
-    # What is done to it.
+    # Commands.
 
     async def run_process(
         self, role: str, ends_at: int | None = None, **more: Any
@@ -88,7 +88,7 @@ class CrashHarness:
         return answer
 
     async def settle(self) -> FinalStates:
-        """Nobody dies any more: what is not paused or open must come to its end, and agree."""
+        """Without further crashes every batch that is neither paused nor open ends, and agrees."""
         while self.zombies:
             await self.wake(self.zombies[0])
         for _ in range(ROUNDS):
@@ -110,7 +110,7 @@ class CrashHarness:
         found = await self.harness.uploads(batch)
         return [found[path].id for path in sorted(found)]
 
-    # What must hold.
+    # Invariants.
 
     async def check(self) -> FinalStates:
         """At any moment: the log is lawful, and everything acknowledged is in it."""
@@ -140,7 +140,7 @@ class CrashHarness:
         assert verification.sound, verification
 
     async def _check_artifacts(self, states: FinalStates) -> None:
-        """What a completed attempt left behind is what it said."""
+        """The artifacts of a completed attempt equal those it recorded."""
         for recorded in await self.harness.events():
             if isinstance(event := recorded.event, AttemptSucceeded):
                 for blob in event.artifacts.values():

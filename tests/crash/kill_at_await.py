@@ -77,7 +77,7 @@ class Interrupted:
         self._task = unmonitored(_Counted(work, self._passed))
 
     async def ended(self) -> bool:
-        """Whether the work came to its end before; raises what it raised."""
+        """Return whether the work ended before; raise its exception."""
         await asyncio.wait((self._task,))
         if self._task.cancelled():
             return False

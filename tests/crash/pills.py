@@ -238,9 +238,9 @@ PILLS: dict[str, tuple[Callable[[], None], str]] = {
     "exit-in-a-task": (_exit_in_a_task, "SystemExit"),
 }
 DEADLY: dict[str, Callable[[], None]] = {"kill-worker": _kill_worker}
-"""What ends the worker itself, from another process of the same user."""
+"""Files that end the worker itself, from another process of the same user."""
 HARMLESS: dict[str, Callable[[], None]] = {"fork": _fork_and_return}
-"""What does odd things and must do no harm."""
+"""Files with unusual behaviour that must have no effect."""
 
 
 async def pill(subject: Any, bench: Any, options: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a process of the crash tests does: one role's real code, until it has nothing left to do."""
+"""Roles of the crash tests: each runs one role's real code until there is nothing left to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from domain.batch.aggregate import Batch
 from domain.errors import CommandRejected
 from domain.upload.aggregate import Upload
 from infrastructure.blobs.local.store import LocalBlobStore
-from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.jobs import orchestrator, rounds, worker
 from infrastructure.jobs.selection import select_lost
@@ -36,8 +35,9 @@ from tests.crash.fake_processors import PROCESSORS, SETTINGS
 from tests.crash.fork_server import ProcessOrder
 from tests.crash.kill_at_await import AwaitKiller, unmonitored
 from tests.fakes import NoRemotePreemption, unlimited_quotas
+from tests.harness import open_log
 
-# Nobody waits for anybody else here: what only spares the server is left out.
+# Short intervals: no other process shares the server here.
 orchestrator.MIN_ROUND_INTERVAL = orchestrator.MAX_ROUND_INTERVAL = 0.005
 rounds.POLL_INTERVAL = 0.005
 orchestrator.CHECK_INTERVAL = 0.01
@@ -54,7 +54,7 @@ SELECT EXISTS (SELECT FROM procrastinate_workers WHERE id > %(last)s) AND NOT EX
 
 
 class Parts:
-    """What the roles stand on, in one process."""
+    """Log, blobs and settings of the roles in one process."""
 
     def __init__(self, order: ProcessOrder, pool: Pool, log: PostgresEventLog) -> None:
         self.pool = pool
@@ -73,12 +73,11 @@ class Parts:
 
 
 @asynccontextmanager
-async def opened(order: ProcessOrder, killer: AwaitKiller) -> AsyncIterator[Parts]:
+async def open_parts(order: ProcessOrder, killer: AwaitKiller) -> AsyncIterator[Parts]:
     """Awaits are counted once everything is open: to die earlier leaves nothing behind."""
     async with (
         make_pool(order.url, name="crash", max_size=4) as pool,
-        GroupCommitter(order.url) as committer,
-        PostgresEventLog(pool, committer) as log,
+        open_log(order.url, pool=pool) as log,
     ):
         killer.begin()
         yield Parts(order, pool, log)
@@ -102,13 +101,13 @@ class UntilQuiet:
         await asyncio.sleep(0.002)
 
     async def _lost(self) -> bool:
-        """Whether uploads seem to be lost, which takes a second look."""
+        """Return whether uploads seem to be lost, which a second check decides."""
         async with self._parts.pool.connection() as connection:
             return bool(await select_lost(connection))
 
 
 async def orchestrate(order: ProcessOrder, killer: AwaitKiller) -> None:
-    async with opened(order, killer) as parts:
+    async with open_parts(order, killer) as parts:
         leadership = rounds.orchestrator_leadership(order.url, parts.settings)
         running = orchestrator.Orchestrator(
             leadership, parts.log, UntilQuiet(parts), parts.settings, parts.now
@@ -120,7 +119,7 @@ async def orchestrate(order: ProcessOrder, killer: AwaitKiller) -> None:
 
 
 async def work(order: ProcessOrder, killer: AwaitKiller) -> None:
-    async with opened(order, killer) as parts:
+    async with open_parts(order, killer) as parts:
         async with parts.pool.connection() as connection:
             row = await (await connection.execute(_LAST_WORKER)).fetchone()
         last = row[0] if row else 0
@@ -142,17 +141,17 @@ async def work(order: ProcessOrder, killer: AwaitKiller) -> None:
 
 
 async def project(order: ProcessOrder, killer: AwaitKiller) -> None:
-    async with opened(order, killer) as parts:
+    async with open_parts(order, killer) as parts:
         await projector.catch_up(order.url, parts.log)
 
 
 async def rebuild(order: ProcessOrder, killer: AwaitKiller) -> None:
-    async with opened(order, killer) as parts:
+    async with open_parts(order, killer) as parts:
         await rebuilding.rebuild(order.url, parts.log)
 
 
 async def verify(order: ProcessOrder, killer: AwaitKiller) -> None:
-    async with opened(order, killer) as parts:
+    async with open_parts(order, killer) as parts:
         await verifying.verify(order.url, parts.log)
 
 
@@ -191,7 +190,7 @@ async def command(order: ProcessOrder, killer: AwaitKiller) -> str:
     """Handles a command as an API process does; answers why it was refused, if it was."""
     asked = _read_command(order.options)
     handler = _HANDLERS.get(type(asked), execute)
-    async with opened(order, killer) as parts:
+    async with open_parts(order, killer) as parts:
         try:
             await handler(parts.log, asked, CommandContext("key:alice", parts.now()))
         except CommandRejected as refusal:
@@ -201,7 +200,7 @@ async def command(order: ProcessOrder, killer: AwaitKiller) -> str:
 
 async def receive(order: ProcessOrder, killer: AwaitKiller) -> str:
     """Takes in the bytes of an upload from where it stands; answers why not, if it was refused."""
-    async with opened(order, killer) as parts:
+    async with open_parts(order, killer) as parts:
         upload, size = UUID(order.options["upload"]), int(order.options["size"])
         clock = asyncio.get_running_loop().time
         receiving = Transfers(
@@ -224,7 +223,7 @@ async def receive(order: ProcessOrder, killer: AwaitKiller) -> str:
 
 
 def bytes_of(start: int, end: int) -> bytes:
-    """What every upload of these tests holds, each byte in a place of its own."""
+    """Return this range of the content of every upload of these tests."""
     return bytes(place % 251 for place in range(start, end))
 
 

@@ -1,4 +1,4 @@
-"""Any history of people, clocks and processes that die at any await, by hypothesis."""
+"""Hypothesis draws histories of commands, clocks and processes that die at any await."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ EXAMPLES = max(5, int(SECONDS / 4))
 STEPS = 14
 SIZE = 25  # bytes of a file that is sent piece by piece
 
-# In the suite always the same histories, so that a red test is somebody's own.
+# In the suite always the same histories, so that a failure belongs to a change.
 PROFILE = settings(
     max_examples=EXAMPLES,
     stateful_step_count=STEPS if not SECONDS else 30,
@@ -158,7 +158,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule()
     def a_quiet_day(self) -> None:
-        """Nobody dies, so that histories get somewhere."""
+        """Work without a crash, so that histories make progress."""
         for role in ("orchestrate", "work", "orchestrate"):
             self._run(self.harness.run_process(role))
 
@@ -189,7 +189,7 @@ class AnyHistory(RuleBasedStateMachine):
             self._databases.drop(self._name)
 
     async def _to_the_end(self) -> None:
-        """People finish what they began; then nobody dies any more."""
+        """Seal and resume every batch, then work without a crash."""
         for upload in self._unsent:
             await self.harness.ask(execute, OF_UPLOADS["cancel"](upload))
         for batch in self._batches:

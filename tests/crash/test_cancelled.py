@@ -1,4 +1,4 @@
-"""Work that is cancelled at any await leaves nothing behind: no connection, lock, turn or file."""
+"""Work cancelled at any await leaves no connection, lock, queue entry or file behind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FILES = (FileDeclaration(path="a.txt", size=30), FileDeclaration(path="b.txt", s
 UPLOAD = upload_id_for(BATCH, "a.txt", b"")
 ACTOR = Actor("key:alice")
 
-# What holds something while it waits. Slots and blobs are asked under their own names.
+# Methods that hold a resource while they wait. Slots and blobs are asked under their own names.
 _LEFT = """
 SELECT (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()),
   (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
@@ -178,7 +178,7 @@ def _descriptors() -> int:
 
 
 def _lent(parts: Container) -> int:
-    """Connections of the pool that somebody has."""
+    """Return the number of borrowed connections of the pool."""
     stats = parts.pool.get_stats()
     return stats["pool_size"] - stats["pool_available"]
 

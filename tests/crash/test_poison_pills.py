@@ -1,4 +1,4 @@
-"""Files that take down whatever processes them fail by themselves, and take no other with them."""
+"""Files that kill their worker fail permanently, and no other file fails with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process dies at any await of a request; it is asked again, and has done it once."""
+"""A process dies at any await of a request; the repeated request takes effect once."""
 
 from __future__ import annotations
 

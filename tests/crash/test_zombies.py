@@ -1,4 +1,4 @@
-"""A process stands still at any await, is taken for dead, and goes on when others have its work."""
+"""A process frozen at any await is declared dead and continues after others took its work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = {"plain.txt": b"x" * 100, "slow.txt": b"y", "virus.txt": b"z"}
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("role", ["work", "orchestrate"])
-async def test_what_a_zombie_writes_is_refused(
+async def test_writes_of_a_zombie_worker_are_refused(
     database_url: str, fork_server: ForkServer, tmp_path: Path, role: str
 ) -> None:
     async with open_crash_harness(database_url, fork_server, tmp_path) as harness:

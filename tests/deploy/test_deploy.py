@@ -1,4 +1,4 @@
-"""What `docs/deploy` tells people to use is accepted by the program as it is now."""
+"""Files and commands of `docs/deploy` are accepted by the program as it is now."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ IETF = {"Upload-Draft-Interop-Version": "8"}
 
 
 class Response(NamedTuple):
-    """What curl was answered: the status lines of all heads, and the last head."""
+    """Responses as curl got them: the status lines of all heads, and the last head."""
 
     statuses: list[str]
     headers: dict[str, str]

@@ -183,7 +183,7 @@ def test_a_batch_stops_when_more_than_its_share_failed(
     assert [type(event) for event in events] == [BatchPaused] * stops
 
 
-def test_who_resumes_a_batch_pardons_the_failures_it_was_counted_with() -> None:
+def test_resuming_a_batch_forgives_the_failures_counted_before() -> None:
     counted = given_batch(started(failure_threshold=0.25)).record_progress(
         failing(30, 10), bytes_received=1, bytes_total=1, through=1, at=NOON, by="orchestrator"
     )

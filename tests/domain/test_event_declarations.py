@@ -1,4 +1,4 @@
-"""What is declared about events where they are defined, and what follows from it."""
+"""Declarations of events: tags, personal fields, webhooks, and the tables derived from them."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_every_fault_names_its_field(declared: dict[str, object], field: str) ->
 
 
 @given(st.text())
-def test_what_is_printable_has_no_control_characters(text: str) -> None:
+def test_a_printable_text_has_no_control_characters(text: str) -> None:
     shown = sanitize(text)
 
     assert len(shown) <= 200

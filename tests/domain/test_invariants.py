@@ -1,4 +1,4 @@
-"""Any legal sequence of decisions keeps the promises that the read model and operators rely on."""
+"""Any legal sequence of decisions keeps the invariants of the read model."""
 
 from __future__ import annotations
 

@@ -269,7 +269,7 @@ def test_cancelling_ends_the_open_attempt_too() -> None:
     )
 
 
-def test_what_has_ended_is_not_cancelled() -> None:
+def test_an_ended_upload_is_not_cancelled() -> None:
     upload = given(registered(), UploadExpired(at=NOON, by="orchestrator"))
 
     with pytest.raises(InvalidState, match="already expired"):

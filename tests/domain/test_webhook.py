@@ -83,7 +83,7 @@ def test_a_subscription_that_breaks_a_rule_is_refused_by_its_field(
     assert [fault.field for fault in refused.value.faults] == [field]
 
 
-def test_everything_that_can_be_told_can_be_chosen_at_once() -> None:
+def test_every_deliverable_event_can_be_chosen_at_once() -> None:
     assert (
         list(
             validate_filter(
@@ -95,7 +95,7 @@ def test_everything_that_can_be_told_can_be_chosen_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "label", "named", "told"),
+    ("chosen", "label", "named", "delivered"),
     [
         ({}, "", False, True),
         ({"events": ("upload.failed",)}, "", False, False),
@@ -107,9 +107,9 @@ def test_everything_that_can_be_told_can_be_chosen_at_once() -> None:
     ],
 )
 def test_a_subscription_chooses_by_event_label_and_request(
-    chosen: dict[str, Any], label: str, named: bool, told: bool
+    chosen: dict[str, Any], label: str, named: bool, delivered: bool
 ) -> None:
-    assert subscription(**chosen).matches("batch.completed", label, named=named) is told
+    assert subscription(**chosen).matches("batch.completed", label, named=named) is delivered
 
 
 def test_a_change_that_changes_nothing_is_not_recorded() -> None:
@@ -163,7 +163,7 @@ def test_disabling_keeps_the_reason_until_it_is_enabled() -> None:
     assert enabled.enable(**NOW) == ()
 
 
-def test_who_last_changed_it_is_known_and_a_test_is_no_change() -> None:
+def test_the_actor_of_the_last_change_is_known_and_a_test_is_no_change() -> None:
     by_bob = WebhookDisabled(at=later(5), by="key:bob", reason="too much")
     webhook = given(by_bob, WebhookTestRequested(at=later(9), by="key:eve"))
 
@@ -197,7 +197,7 @@ def test_a_history_begins_once_and_with_its_beginning() -> None:
         given().evolve(added())
 
 
-def test_what_can_be_told_changes_how_things_stand() -> None:
+def test_deliverable_topics_leave_out_progress_and_tests() -> None:
     assert len(DELIVERED_TOPICS) == len(set(DELIVERED_TOPICS))
     assert not {topic for topic in DELIVERED_TOPICS if "progress" in topic}
     assert topic_of(WebhookTestRequested) not in DELIVERED_TOPICS

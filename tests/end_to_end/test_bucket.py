@@ -1,4 +1,4 @@
-"""Machines that share a bucket and no folder: an upload begun at one goes on at the other."""
+"""Machines that share a bucket and no folder: an upload begun at one continues at the other."""
 
 from __future__ import annotations
 

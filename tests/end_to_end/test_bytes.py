@@ -170,7 +170,7 @@ def kept(cluster: Cluster) -> set[str]:
 
 
 def recorded(cluster: Cluster) -> set[str]:
-    """What there are events of."""
+    """Return the uploads with recorded events."""
     rows = cluster.fetch("SELECT DISTINCT originator_id FROM stored_events")
     return {str(row[0]) for row in rows}
 

@@ -83,12 +83,14 @@ def test_a_client_that_was_killed_never_sends_a_file_twice(
 
 
 def test_percent_never_passes_100(cluster: Cluster) -> None:
-    told = [event for event in cluster.admin.history("/v1") if "percent" in event["data"]]
+    progress_events = [
+        event for event in cluster.admin.history("/v1") if "percent" in event["data"]
+    ]
 
-    assert told
-    for event in told:
+    assert progress_events
+    for event in progress_events:
         assert 0 <= event["data"]["percent"] <= 100, event
-    batches = [event for event in told if event["type"] == "batch.progressed"]
+    batches = [event for event in progress_events if event["type"] == "batch.progressed"]
     for stream in {event["stream"] for event in batches}:
         last = [event for event in batches if event["stream"] == stream][-1]
         assert last["data"]["percent"] == 100.0

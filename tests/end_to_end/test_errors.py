@@ -64,9 +64,9 @@ def test_a_permanent_error_is_never_tried_again(cluster: Cluster) -> None:
     assert attempt["error_type"] == "Permanent"
     assert attempt["message"] == "broken.txt is broken through and through"
     events = client.history(f"/v1/uploads/{upload['id']}")
-    (told,) = [event["data"] for event in events if event["type"] == "upload.attempt_failed"]
-    assert told["permanent"] is True
-    assert told.get("retry_at") is None
+    (failure,) = [event["data"] for event in events if event["type"] == "upload.attempt_failed"]
+    assert failure["permanent"] is True
+    assert failure.get("retry_at") is None
 
 
 def test_bytes_that_are_not_those_declared_never_pass(cluster: Cluster) -> None:

@@ -90,7 +90,7 @@ async def test_a_slow_reader_never_stalls_the_others(cluster: Cluster) -> None:
         await asyncio.to_thread(client.post, f"/v1/batches/{batch}/cancel")
         await quick.until(lambda seen: outcome(seen, batch) == "cancelled")
 
-        assert told(quick) > FULL, "too little for the slow reader to be in anybody's way"
+        assert changes_seen(quick) > FULL, "too little for the slow reader to be in anybody's way"
 
         # It reads at last, and nothing is missing.
         await slow.until(lambda seen: outcome(seen, batch) == "cancelled")
@@ -102,11 +102,11 @@ async def test_a_closed_socket_never_leaks(cluster: Cluster) -> None:
     batch = await asyncio.to_thread(start_and_send, cluster.admin, range(3))
     (server,) = cluster.running()
     before = sockets(server)
-    for told in range(3):
+    for changes_seen in range(3):
         for number in range(20):
             async with viewing(cluster) as viewer:
                 await viewer.subscribe([batch] if number % 2 else "*")
-                if told:
+                if changes_seen:
                     await viewer.until_frame("snapshot")
                 if number % 3:
                     viewer.socket._response.close()  # gone without a farewell
@@ -115,7 +115,7 @@ async def test_a_closed_socket_never_leaks(cluster: Cluster) -> None:
 
 @asynccontextmanager
 async def viewing(cluster: Cluster, *, narrow: bool = False) -> AsyncIterator[FeedClient]:
-    """Somebody at the feed; a narrow line holds few bytes that are on their way."""
+    """Client of the feed; with `narrow`, few bytes are in flight."""
     headers = {"Authorization": f"Bearer {cluster.key}"}
     connector = aiohttp.TCPConnector(socket_factory=_narrow if narrow else None)
     async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
@@ -155,7 +155,7 @@ def outcome(viewer: FeedClient, batch: str) -> Any:
     return viewer.rows["batches"].get(batch, {}).get("outcome")
 
 
-def told(viewer: FeedClient) -> int:
+def changes_seen(viewer: FeedClient) -> int:
     """Bytes of all frames."""
     return sum(frame["size"] for frame in viewer.frames)
 

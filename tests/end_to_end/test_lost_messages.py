@@ -42,15 +42,15 @@ def test_a_lost_message_never_leaves_a_batch_pending(
     everything_happened_once(cluster, batch)
 
 
-def test_a_cut_connection_is_never_reported_as_a_bug_of_ours(
+def test_a_cut_connection_is_never_reported_as_an_internal_error(
     cluster: Cluster,
 ) -> None:
-    """What passes by itself is a warning without a stack trace."""
+    """A transient error is a warning without a stack trace."""
     assert cluster.output().count("part_waits") >= 12
     assert "Traceback" not in cluster.output()
 
 
-def test_an_event_that_nobody_was_there_to_see_is_never_missed(
+def test_an_event_recorded_while_no_orchestrator_ran_is_not_missed(
     make_cluster: MakeCluster,
 ) -> None:
     """The API alone takes a batch in and is killed; the others come later."""
@@ -69,7 +69,7 @@ def test_an_event_that_nobody_was_there_to_see_is_never_missed(
 def test_a_job_that_vanishes_never_leaves_a_batch_pending(
     make_cluster: MakeCluster,
 ) -> None:
-    """Somebody empties the queue behind our back."""
+    """The queue is emptied with SQL."""
     cluster = make_cluster(**SETTINGS)
     cluster.start("api", "orchestrator")
     batch = cluster.admin.send_batch(FILES)

@@ -1,4 +1,4 @@
-"""A database that takes no writes for a while: reads are answered, writes refused, nothing ends."""
+"""A read-only database: reads are answered, writes refused, and no process ends."""
 
 from __future__ import annotations
 

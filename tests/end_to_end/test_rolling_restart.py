@@ -1,4 +1,4 @@
-"""Every process is restarted while an uploader sends and the pipeline works: nobody notices."""
+"""Every process is restarted during uploads and processing, without a failed request."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from tests.server_process import Cluster, steps, wait_for
 
 FILES = {f"{number}.txt": b"x" for number in range(4)}
 
-# The queue delivers each of these uploads again, one to a job, whoever works on them.
+# The queue delivers each of these uploads twice, also while a worker has it.
 DELIVER_AGAIN = """
 INSERT INTO procrastinate_jobs (queue_name, task_name, status, args)
 SELECT j.queue_name, j.task_name, 'todo',
@@ -31,14 +31,14 @@ FROM procrastinate_jobs j, jsonb_array_elements(j.args -> 'uploads') AS upload
 WHERE j.status = 'doing'"""
 
 
-class Hall:
+class HeldWorkers:
     """A cluster whose workers are processes of their own, held in the middle of a step."""
 
     def __init__(self, make_cluster: MakeCluster, folder: Path) -> None:
-        self.book = folder / "book"
+        self.marks = folder / "marks"
         self.gate = folder / "gate"
-        self.book.mkdir()
-        pipeline = steps("hold", book=str(self.book), gate=str(self.gate))
+        self.marks.mkdir()
+        pipeline = steps("hold", marks=str(self.marks), gate=str(self.gate))
         self.cluster = make_cluster(
             pipelines={"default": pipeline}, worker_heartbeat=0.2, worker_dead_after=5
         )
@@ -47,10 +47,10 @@ class Hall:
     def at_work(self) -> dict[str, int]:
         """Uploads that are in a step right now, and the process that runs each attempt.
 
-        A page may be there for a moment before its number is.
+        A mark may be there for a moment before its number is.
         """
-        pages = {page.name: page.read_text() for page in self.book.iterdir()}
-        return {name: int(text) for name, text in pages.items() if text}
+        texts = {mark.name: mark.read_text() for mark in self.marks.iterdir()}
+        return {name: int(text) for name, text in texts.items() if text}
 
     def until_at_work(self, attempts: int) -> None:
         wait_for(lambda: len(self.at_work()) == attempts)
@@ -68,54 +68,54 @@ class Hall:
 
 
 @pytest.fixture(scope="module")
-def hall_of_cluster(make_cluster: MakeCluster, folder: Path) -> Hall:
-    return Hall(make_cluster, folder)
+def module_workers(make_cluster: MakeCluster, folder: Path) -> HeldWorkers:
+    return HeldWorkers(make_cluster, folder)
 
 
 @pytest.fixture
-def hall(hall_of_cluster: Hall) -> Iterator[Hall]:
-    """With closed gates, and an empty book."""
-    hall_of_cluster.gate.unlink(missing_ok=True)
-    for page in hall_of_cluster.book.iterdir():
-        page.unlink()
-    yield hall_of_cluster
-    hall_of_cluster.gate.touch()
+def workers(module_workers: HeldWorkers) -> Iterator[HeldWorkers]:
+    """With closed gates, and no marks."""
+    module_workers.gate.unlink(missing_ok=True)
+    for mark in module_workers.marks.iterdir():
+        mark.unlink()
+    yield module_workers
+    module_workers.gate.touch()
 
 
-def test_a_redelivered_job_never_runs_a_file_twice_at_once(hall: Hall) -> None:
-    cluster = hall.cluster
+def test_a_redelivered_job_never_runs_a_file_twice_at_once(workers: HeldWorkers) -> None:
+    cluster = workers.cluster
     for _ in range(2):
         cluster.start_worker()
     batch = cluster.admin.send_batch(FILES)
-    hall.until_at_work(len(FILES))
+    workers.until_at_work(len(FILES))
     before = jobs(cluster)
 
     for _ in range(3):
         cluster.execute(DELIVER_AGAIN)
         wait_for(lambda: jobs(cluster) == before)  # taken, looked at, and dropped
     # A claim that was never committed could run as well: nothing but the four may be at work.
-    assert len(hall.at_work()) == len(FILES)
-    hall.gate.touch()
-    hall.until_succeeded(batch)
+    assert len(workers.at_work()) == len(FILES)
+    workers.gate.touch()
+    workers.until_succeeded(batch)
 
-    for attempts in hall.attempts(batch).values():
+    for attempts in workers.attempts(batch).values():
         assert [(attempt["number"], attempt["state"]) for attempt in attempts] == [(1, "succeeded")]
     check_gapless(by_stream(cluster.admin.history(f"/v1/batches/{batch}")))
     stop_workers(cluster)
 
 
-def test_a_dead_worker_never_leaves_a_file_processing(hall: Hall) -> None:
-    cluster = hall.cluster
+def test_a_dead_worker_never_leaves_a_file_processing(workers: HeldWorkers) -> None:
+    cluster = workers.cluster
     doomed = cluster.start_worker()
     batch = cluster.admin.send_batch(FILES)
-    hall.until_at_work(len(FILES))
+    workers.until_at_work(len(FILES))
 
     cluster.kill(doomed)  # in the middle of a step of every file
-    hall.gate.touch()
+    workers.gate.touch()
     cluster.start_worker()
-    hall.until_succeeded(batch)
+    workers.until_succeeded(batch)
 
-    for attempts in hall.attempts(batch).values():
+    for attempts in workers.attempts(batch).values():
         first, second = attempts
         assert (first["number"], first["state"]) == (1, "abandoned")
         assert (second["number"], second["state"]) == (2, "succeeded")
@@ -125,28 +125,28 @@ def test_a_dead_worker_never_leaves_a_file_processing(hall: Hall) -> None:
     stop_workers(cluster)
 
 
-def test_a_zombie_never_writes(hall: Hall) -> None:
+def test_a_zombie_never_writes(workers: HeldWorkers) -> None:
     """A worker is stopped for so long that it is given up; then it comes back, and goes on."""
-    cluster = hall.cluster
+    cluster = workers.cluster
     zombie = cluster.start_worker()
     batch = cluster.admin.send_batch(FILES)
-    hall.until_at_work(len(FILES))
+    workers.until_at_work(len(FILES))
     os.kill(zombie.pid, signal.SIGSTOP)
     buried = cluster.workers()
     wait_for(lambda: not cluster.workers() & buried)
-    hall.gate.touch()
+    workers.gate.touch()
     cluster.start_worker()
-    hall.until_succeeded(batch)
+    workers.until_succeeded(batch)
     events = cluster.admin.history(f"/v1/batches/{batch}")
 
     os.kill(zombie.pid, signal.SIGCONT)
     # It finds the gate open, ends its steps, and is heard of no more under its old name.
-    wait_for(lambda: zombie.pid not in hall.at_work().values())
+    wait_for(lambda: zombie.pid not in workers.at_work().values())
     other = cluster.admin.send_batch(FILES)
-    hall.until_succeeded(other)
+    workers.until_succeeded(other)
 
     assert cluster.admin.history(f"/v1/batches/{batch}") == events
-    for attempts in hall.attempts(batch).values():
+    for attempts in workers.attempts(batch).values():
         assert [attempt["state"] for attempt in attempts] == ["abandoned", "succeeded"]
         assert f"-{zombie.pid}-" not in attempts[1]["worker"]
     check_gapless(by_stream(cluster.admin.history(f"/v1/batches/{batch}")))

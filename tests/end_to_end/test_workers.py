@@ -1,4 +1,4 @@
-"""Three workers: one killed and one frozen in the middle of an attempt; the third does it all."""
+"""Three workers: one is killed and one frozen during an attempt; the third finishes every file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Gate:
         return {
             "pipelines": json.dumps({"default": {"steps": [step]}}),
             "allow_private_addresses": "true",
-            "public_url": "http://127.0.0.1:9",  # nobody calls back
+            "public_url": "http://127.0.0.1:9",  # no callback arrives
             "worker_concurrency": "1",
             "uploads_per_job": "1",
         }
@@ -141,23 +141,23 @@ async def shown_to_people(running: Cluster, holders: list[int]) -> None:
     """`uptrail workers` shows every process with its roles, and what it holds."""
     api = running.processes["api"]
     known = {"UPTRAIL_URL": api.url, "UPTRAIL_KEY": api.key}
-    told = await asyncio.to_thread(lambda: run_command("workers", environment=known))
-    assert told.returncode == 0, told.stderr
+    printed = await asyncio.to_thread(lambda: run_command("workers", environment=known))
+    assert printed.returncode == 0, printed.stderr
     for pid in holders:
-        assert f"-{pid}-" in told.stdout
-    assert told.stdout.count("1 attempts") == 3
-    assert "api, orchestrator" in told.stdout
-    assert "leads" in told.stdout
+        assert f"-{pid}-" in printed.stdout
+    assert printed.stdout.count("1 attempts") == 3
+    assert "api, orchestrator" in printed.stdout
+    assert "leads" in printed.stdout
 
 
 async def abandoned(client: aiohttp.ClientSession, batch: str, pids: set[int]) -> bool:
-    """Whether the attempts of these processes are, on record."""
+    """Return whether the attempts of these processes are recorded."""
     lost = of_type(await everything(client, batch), "upload.attempt_abandoned")
     return all(any(f"-{pid}-" in event["data"]["worker"] for event in lost) for pid in pids)
 
 
 async def silent(client: aiohttp.ClientSession, pids: set[int]) -> bool:
-    """Whether these processes, and no others, are shown as such."""
+    """Return whether exactly these processes are shown as such."""
     listed = await ask(client, "GET", "/v1/workers")
     return {one["pid"] for one in listed["processes"] if not one["alive"]} == pids
 

@@ -1,4 +1,4 @@
-"""One definition of a database that is unusable for now, and of what passes by itself."""
+"""Classification of database errors into transient and permanent ones."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ LASTING = [
 
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: f"{type(error).__name__}")
-def test_what_passes_by_itself_is_transient_for_now(error: Exception) -> None:
+def test_an_error_that_passes_by_itself_is_transient(error: Exception) -> None:
     assert is_transient(error)
     if not isinstance(error, OSError):
         problem = problem_of(error)
@@ -72,7 +72,7 @@ def test_what_passes_by_itself_is_transient_for_now(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", LASTING, ids=lambda error: f"{type(error).__name__}")
-def test_what_does_not_pass_by_itself_is_an_error(error: Exception) -> None:
+def test_an_error_that_does_not_pass_by_itself_is_not_transient(error: Exception) -> None:
     assert not is_transient(error)
     with pytest.raises(type(error)), transient_as_unavailable():
         raise error

@@ -88,8 +88,7 @@ async def test_a_batch_is_received_processed_and_completed_between_unknown_event
     database_url: str, tmp_path: Path
 ) -> None:
     async with upgraded(database_url, tmp_path) as (harness, batch):
-        harness.orchestrate()
-        harness.work({"step": pass_file})
+        harness.run({"step": pass_file})
         await harness.seal(batch)
         completed = await harness.completed(batch)
 

@@ -1,4 +1,4 @@
-"""Settings out of their sources: what wins, what is refused, and how that is told."""
+"""Settings from their sources: precedence, invalid values and messages."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_times_and_lists_and_pipelines_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "told"),
+    ("environ", "message"),
     [
         ({"UPTRAIL_PORT": "99999"}, "UPTRAIL_PORT: port must be a whole number from 0 to 65535"),
         ({"UPTRAIL_MAX_BODY": "lots"}, "UPTRAIL_MAX_BODY: max_body must be a size such as 16MiB"),
@@ -90,14 +90,14 @@ def test_times_and_lists_and_pipelines_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_value_names_its_source_its_field_and_what_is_allowed(
-    environ: dict[str, str], told: str
+    environ: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(BadSetting, match=told.replace("?", r"\?")):
+    with pytest.raises(BadSetting, match=message.replace("?", r"\?")):
         load(environ=environ)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("prt = 7", "no setting prt; did you mean port?"),
         ('port = "7"', "must be a whole number"),
@@ -106,11 +106,11 @@ def test_a_bad_value_names_its_source_its_field_and_what_is_allowed(
         ("[pipelines.x]\nstep = []", "unknown field `step`"),
     ],
 )
-def test_a_bad_file_is_named(content: str, told: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_named(content: str, message: str, tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text(content)
 
-    with pytest.raises(BadSetting, match=told.replace("?", r"\?")) as refused:
+    with pytest.raises(BadSetting, match=message.replace("?", r"\?")) as refused:
         load(config=config, environ={})
     assert str(refused.value).startswith(str(config))
 

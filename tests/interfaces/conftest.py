@@ -1,4 +1,4 @@
-"""A whole server for one test: every role, a real database, a real socket."""
+"""Whole servers for one test: every role, a real database, a real socket."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
+from playwright.async_api import Browser
 
 from infrastructure.settings import Settings
 from infrastructure.telemetry import configure_logging
@@ -20,6 +22,8 @@ from interfaces.bootstrap.listen import Ready
 from interfaces.bootstrap.server import serve
 from interfaces.common import requests
 from interfaces.rest import webhooks
+from tests.interfaces.feed.harness import FeedHarness, open_feed
+from tests.interfaces.web.browser import chromium, open_browser
 from tests.support import run
 
 PATIENCE = 120.0  # seconds for a server to come up or to end
@@ -38,7 +42,7 @@ class LiveServer:
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asks for their own write waits for it as long as a slow machine takes."""
+    """Let reads of own writes wait as long as a slow machine takes."""
     monkeypatch.setattr(requests, "MAX_POSITION_WAIT", PATIENCE)
     monkeypatch.setattr(webhooks, "MAX_POSITION_WAIT", PATIENCE)
     monkeypatch.setattr(webhooks, "VISIBLE_TIMEOUT", PATIENCE)
@@ -51,10 +55,24 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def server(settings: Settings) -> Iterator[LiveServer]:
+def live_server(settings: Settings) -> Iterator[LiveServer]:
     """A server with all roles, in a thread of this process."""
     with serving(settings) as live:
         yield live
+
+
+@pytest.fixture
+def feed(
+    database_url: str, tmp_path: Path, options: dict[str, Any]
+) -> AbstractAsyncContextManager[FeedHarness]:
+    """A server with its feed, in the loop of the test."""
+    return open_feed(database_url, tmp_path, **options)
+
+
+@pytest.fixture
+def browser() -> AbstractAsyncContextManager[Browser]:
+    """Skips the test without Chromium, unless everything is required."""
+    return open_browser(chromium())
 
 
 @contextmanager

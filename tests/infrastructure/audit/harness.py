@@ -14,7 +14,8 @@ from infrastructure.audit.sealer import LastSealFile, Sealer, SealKey, read_key
 from infrastructure.audit.verifier import SealVerification, verify_seals
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.connection import Connection
-from tests.infrastructure.event_store.log_support import connected, opened, steps
+from tests.harness import open_log
+from tests.infrastructure.event_store.log_support import connected, steps
 from tests.stories import NOON
 from tests.support import tamper
 
@@ -49,7 +50,7 @@ class AuditHarness:
         kept: Iterable[AuditSeal] = (),
         remembers: bool = True,
     ) -> SealVerification:
-        """What a verification finds that trusts the key of this machine, unless told otherwise."""
+        """Verify the seals with the key of this machine, or with the keys in `trusted`."""
         return await verify_seals(
             self.connection,
             list(trusted) or [self.key.public],
@@ -67,7 +68,7 @@ class AuditHarness:
 
 @asynccontextmanager
 async def open_audit_harness(url: str, folder: Path) -> AsyncIterator[AuditHarness]:
-    async with opened(url) as log, connected(url) as connection:
+    async with open_log(url) as log, connected(url) as connection:
         yield AuditHarness(url, folder, log, connection, sealer_in(folder))
 
 

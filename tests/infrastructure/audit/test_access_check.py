@@ -1,4 +1,4 @@
-"""Keys, sign-ins, erasures and owners' keys are changed with SQL, and verification names each."""
+"""SQL changes keys, sign-ins, erasures and owners' keys; verification names each change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model import projector
 from tests.conftest import Databases
 from tests.infrastructure.erasure.memory_master_keys import MASTERS, keyring_on
-from tests.infrastructure.erasure.test_keyring import opened
+from tests.infrastructure.erasure.test_keyring import open_keyed_log
 from tests.infrastructure.event_store.log_support import connected
 from tests.stories import registered, started
 from tests.support import run, with_database
@@ -53,7 +53,7 @@ def altered(history: str, databases: Databases) -> Iterator[str]:
 
 
 async def _record(url: str) -> None:
-    async with opened(url) as log, make_pool(url, name="test") as pool:
+    async with open_keyed_log(url) as log, make_pool(url, name="test") as pool:
         for owner in ("acme", "gone"):
             batch = uuid4()
             await log.append(Append((StreamAppend(batch, 0, (started(owner=owner, label="x"),)),)))

@@ -1,4 +1,4 @@
-"""Derived tables are changed with SQL, and verification names the row and what differs."""
+"""SQL changes derived tables; verification names the row and the difference."""
 
 from __future__ import annotations
 
@@ -60,8 +60,7 @@ def altered(history: str, databases: Databases) -> Iterator[str]:
 async def _record(url: str, folder: Path) -> None:
     async with open_harness(url, folder, pipelines=pipeline("step")) as harness:
         await _add_webhooks(harness)
-        harness.orchestrate()
-        harness.work({"step": pass_file})
+        harness.run({"step": pass_file})
         batches = [await harness.batch({"a.txt": b"x", "b.txt": b"y"}) for _ in range(2)]
         for batch in batches:
             await harness.completed(batch)

@@ -21,7 +21,7 @@ from tests.infrastructure.event_store.log_support import connected
 from tests.support import eventually
 
 
-async def told(url: str) -> list[AuditSeal]:
+async def read_seals(url: str) -> list[AuditSeal]:
     async with connected(url) as connection:
         return await page(connection, 0, 100)
 
@@ -29,25 +29,24 @@ async def told(url: str) -> list[AuditSeal]:
 async def test_a_seal_covers_what_was_recorded_since_the_last(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_audit_harness(database_url, tmp_path) as it:
-        await it.record(4, 5)
-        first = await it.seal()
-        await it.record(6)
-        second = await it.seal()
+    async with open_audit_harness(database_url, tmp_path) as audit:
+        await audit.record(4, 5)
+        first = await audit.seal()
+        await audit.record(6)
+        second = await audit.seal()
 
     assert (first.number, first.after, first.through, first.count) == (1, 0, 9, 9)
     assert (second.number, second.after, second.through, second.count) == (2, 9, 15, 6)
     assert second.previous == first.digest
     assert verify_signature(first)
     assert verify_signature(second)
-    assert await told(database_url) == [first, second]
+    assert await read_seals(database_url) == [first, second]
 
 
-async def test_nothing_new_makes_no_seal(database_url: str, tmp_path: Path) -> None:
-    async with open_audit_harness(database_url, tmp_path) as it:
-        await it.record(1)
-        await it.seal()
-        assert await it.sealer.seal(it.connection) is None
+async def test_no_seal_is_made_without_new_events(audit: AuditHarness) -> None:
+    await audit.record(1)
+    await audit.seal()
+    assert await audit.sealer.seal(audit.connection) is None
 
 
 async def test_work_for_one_seal_is_bounded(
@@ -56,57 +55,56 @@ async def test_work_for_one_seal_is_bounded(
     monkeypatch.setattr(sealer, "MAX_SEAL_EVENTS", 4)
     monkeypatch.setattr(sealer, "EVENTS_PER_READ", 3)
 
-    async with open_audit_harness(database_url, tmp_path) as it:
-        await it.record(9)
-        assert [(await it.seal()).count for _ in range(3)] == [4, 4, 1]
+    async with open_audit_harness(database_url, tmp_path) as audit:
+        await audit.record(9)
+        assert [(await audit.seal()).count for _ in range(3)] == [4, 4, 1]
 
 
-async def test_an_append_does_not_wait_for_a_seal_that_is_being_made(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with open_audit_harness(database_url, tmp_path) as it:
-        await it.record(1)
-        async with it.connection.transaction():
-            await it.sealer.seal(it.connection)  # not committed yet
-            assert await it.record(1) == 2
+async def test_an_append_does_not_wait_for_a_seal_that_is_being_made(audit: AuditHarness) -> None:
+    await audit.record(1)
+    async with audit.connection.transaction():
+        await audit.sealer.seal(audit.connection)  # not committed yet
+        assert await audit.record(1) == 2
 
 
 async def test_two_that_seal_at_once_make_one_chain(database_url: str, tmp_path: Path) -> None:
-    async with open_audit_harness(database_url, tmp_path) as it, connected(database_url) as other:
+    async with (
+        open_audit_harness(database_url, tmp_path) as audit,
+        connected(database_url) as other,
+    ):
         for _ in range(5):
-            await it.record(2)
+            await audit.record(2)
             again = sealer_in(tmp_path)
-            await asyncio.gather(it.sealer.seal(it.connection), again.seal(other))
-        assert (await it.check()).sound
-    assert [seal.number for seal in await told(database_url)] == [1, 2, 3, 4, 5]
+            await asyncio.gather(audit.sealer.seal(audit.connection), again.seal(other))
+        assert (await audit.check()).sound
+    assert [seal.number for seal in await read_seals(database_url)] == [1, 2, 3, 4, 5]
 
 
 async def test_one_of_many_machines_seals_and_another_takes_over(
-    database_url: str, tmp_path: Path
+    database_url: str, tmp_path: Path, audit: AuditHarness
 ) -> None:
-    async def sealed(it: AuditHarness, through: int) -> None:
+    async def sealed(audit: AuditHarness, through: int) -> None:
         async def reaches() -> bool:
-            seals = await page(it.connection, 0, 100)
+            seals = await page(audit.connection, 0, 100)
             return bool(seals) and seals[-1].through == through
 
         await eventually(reaches)
 
-    async with open_audit_harness(database_url, tmp_path) as it:
-        sealers = [
-            asyncio.create_task(seal_at_intervals(database_url, sealer_in(tmp_path), 0.01))
-            for _ in range(2)
-        ]
-        try:
-            await sealed(it, await it.record(2))
-            sealers[0].cancel()
-            await sealed(it, await it.record(2))
-        finally:
-            sealers[1].cancel()
-            await asyncio.gather(*sealers, return_exceptions=True)
-        assert (await it.check()).sound
+    sealers = [
+        asyncio.create_task(seal_at_intervals(database_url, sealer_in(tmp_path), 0.01))
+        for _ in range(2)
+    ]
+    try:
+        await sealed(audit, await audit.record(2))
+        sealers[0].cancel()
+        await sealed(audit, await audit.record(2))
+    finally:
+        sealers[1].cancel()
+        await asyncio.gather(*sealers, return_exceptions=True)
+    assert (await audit.check()).sound
 
 
-def test_the_key_is_made_once_and_is_nobody_elses_to_read(tmp_path: Path) -> None:
+def test_the_seal_key_is_made_once_and_readable_only_by_its_user(tmp_path: Path) -> None:
     file = tmp_path / "keys" / "seal.key"
 
     made = ensure_key(file)
@@ -136,49 +134,42 @@ def test_a_file_without_a_key_is_refused_by_name(tmp_path: Path) -> None:
         ensure_key(file)
 
 
-async def test_a_rotated_key_signs_from_the_next_seal_on(database_url: str, tmp_path: Path) -> None:
-    async with open_audit_harness(database_url, tmp_path) as it:
-        await it.record(2)
-        first = await it.seal()
-        first_of_new = await it.sealer.rotate(it.connection)
-        _, last_of_old, _ = await page(it.connection, 0, 10)
+async def test_a_rotated_key_signs_from_the_next_seal_on(audit: AuditHarness) -> None:
+    await audit.record(2)
+    first = await audit.seal()
+    first_of_new = await audit.sealer.rotate(audit.connection)
+    _, last_of_old, _ = await page(audit.connection, 0, 10)
 
-        assert last_of_old.key == first.key
-        assert last_of_old.next_key == first_of_new.key == it.key.public
-        assert first_of_new.key != first.key
-        assert (await it.check()).sound
-        await it.record(2)
-        await it.seal()
-        assert (await it.check(trusted=[first.key])).sound
-        assert (await it.check(trusted=[first_of_new.key])).sound
-
-
-async def test_a_key_that_the_last_one_did_not_name_is_told(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with open_audit_harness(database_url, tmp_path) as it:
-        await it.record(2)
-        first = await it.seal()
-        it.sealer.key_file.unlink()
-        await it.record(2)
-        await it.seal()
-        found = await it.check(trusted=[first.key])
-        assert [(one.kind, one.seal) for one in found.findings] == [("key_unknown", 2)]
+    assert last_of_old.key == first.key
+    assert last_of_old.next_key == first_of_new.key == audit.key.public
+    assert first_of_new.key != first.key
+    assert (await audit.check()).sound
+    await audit.record(2)
+    await audit.seal()
+    assert (await audit.check(trusted=[first.key])).sound
+    assert (await audit.check(trusted=[first_of_new.key])).sound
 
 
-async def test_a_seal_that_the_database_lost_leaves_a_hole_for_ever(
-    database_url: str, tmp_path: Path
-) -> None:
-    """Whoever takes the last seal away cannot have the next one made in its place."""
+async def test_a_seal_key_not_announced_by_its_predecessor_is_reported(audit: AuditHarness) -> None:
+    await audit.record(2)
+    first = await audit.seal()
+    audit.sealer.key_file.unlink()
+    await audit.record(2)
+    await audit.seal()
+    found = await audit.check(trusted=[first.key])
+    assert [(one.kind, one.seal) for one in found.findings] == [("key_unknown", 2)]
 
-    async with open_audit_harness(database_url, tmp_path) as it:
-        await it.record(2)
-        await it.seal()
-        await it.record(2)
-        await it.seal()
-        it.by_hand("DELETE FROM audit.seals WHERE number = 2")
-        await it.record(2)
-        third = await it.seal()
-        assert (third.number, third.after, third.count) == (3, 2, 4)
-        found = await it.check(remembers=False)
-        assert [one.detail for one in found.findings] == ["seal 2 is missing"]
+
+async def test_a_seal_that_the_database_lost_leaves_a_hole_for_ever(audit: AuditHarness) -> None:
+    """A removed last seal is not replaced by the next one."""
+
+    await audit.record(2)
+    await audit.seal()
+    await audit.record(2)
+    await audit.seal()
+    audit.by_hand("DELETE FROM audit.seals WHERE number = 2")
+    await audit.record(2)
+    third = await audit.seal()
+    assert (third.number, third.after, third.count) == (3, 2, 4)
+    found = await audit.check(remembers=False)
+    assert [one.detail for one in found.findings] == ["seal 2 is missing"]

@@ -1,4 +1,4 @@
-"""API keys on a real PostgreSQL: what is kept of them, and when they stop to hold."""
+"""API keys on a real PostgreSQL: what is stored, and when they become invalid."""
 
 from __future__ import annotations
 
@@ -23,112 +23,102 @@ async def pool_of(url: str) -> AsyncIterator[Pool]:
         yield pool
 
 
-async def test_a_key_speaks_for_its_owner_with_its_scope(database_url: str) -> None:
-    async with pool_of(database_url) as pool:
-        keys = PostgresKeys(pool)
-        batch = UUID(int=7)
-        key, text = await keys.create(
-            owner="acme", scope=Scope.UPLOADER, label="camera", batch=batch
-        )
+async def test_a_key_speaks_for_its_owner_with_its_scope(pool: Pool) -> None:
+    keys = PostgresKeys(pool)
+    batch = UUID(int=7)
+    key, text = await keys.create(owner="acme", scope=Scope.UPLOADER, label="camera", batch=batch)
 
-        assert await keys.authenticate(text) == Principal(
-            f"key:{key.id}", "acme", Scope.UPLOADER, batch
-        )
-        assert (key.label, key.revoked_at) == ("camera", None)
-        assert text.startswith(f"up_{key.id}_")
+    assert await keys.authenticate(text) == Principal(
+        f"key:{key.id}", "acme", Scope.UPLOADER, batch
+    )
+    assert (key.label, key.revoked_at) == ("camera", None)
+    assert text.startswith(f"up_{key.id}_")
 
 
-async def test_no_secret_is_stored_only_its_hash(database_url: str) -> None:
-    async with pool_of(database_url) as pool:
-        keys = PostgresKeys(pool)
-        _, text = await keys.create(owner="acme", scope=Scope.ADMIN)
-        principal = await keys.authenticate(text)
-        assert principal is not None
-        token = await keys.open_session(principal, lifetime=60)
-        code = await keys.create_login_code(principal, lifetime=60)
+async def test_no_secret_is_stored_only_its_hash(pool: Pool) -> None:
+    keys = PostgresKeys(pool)
+    _, text = await keys.create(owner="acme", scope=Scope.ADMIN)
+    principal = await keys.authenticate(text)
+    assert principal is not None
+    token = await keys.open_session(principal, lifetime=60)
+    code = await keys.create_login_code(principal, lifetime=60)
 
-        stored = ""
-        async with pool.connection() as connection:
-            for table in ("api_keys", "browser_sessions", "login_codes"):
-                rows = await connection.execute(f"SELECT t::text FROM {table} t")
-                stored += str(await rows.fetchall())
-        assert not [s for s in (text.split("_", 2)[2], token, code) if s in stored]
+    stored = ""
+    async with pool.connection() as connection:
+        for table in ("api_keys", "browser_sessions", "login_codes"):
+            rows = await connection.execute(f"SELECT t::text FROM {table} t")
+            stored += str(await rows.fetchall())
+    assert not [s for s in (text.split("_", 2)[2], token, code) if s in stored]
 
 
 @pytest.mark.parametrize("other", ["", "up_", "up__", "up_0123456789abcdef_", "nonsense", "up_x_y"])
-async def test_what_is_no_key_names_nobody(database_url: str, other: str) -> None:
-    async with pool_of(database_url) as pool:
-        assert await PostgresKeys(pool).authenticate(other) is None
+async def test_a_text_that_is_no_key_authenticates_nothing(pool: Pool, other: str) -> None:
+    assert await PostgresKeys(pool).authenticate(other) is None
 
 
-async def test_the_right_id_with_another_secret_names_nobody(database_url: str) -> None:
-    async with pool_of(database_url) as pool:
-        keys = PostgresKeys(pool)
-        _, text = await keys.create(owner="acme", scope=Scope.VIEWER)
-        wrong = text[:-1] + ("A" if text[-1] != "A" else "B")
+async def test_a_known_id_with_another_secret_is_not_authenticated(pool: Pool) -> None:
+    keys = PostgresKeys(pool)
+    _, text = await keys.create(owner="acme", scope=Scope.VIEWER)
+    wrong = text[:-1] + ("A" if text[-1] != "A" else "B")
 
-        assert await keys.authenticate(wrong) is None
-        assert await keys.authenticate(text) is not None
-        assert await keys.authenticate(wrong) is None
-
-
-async def test_a_revoked_key_ends_at_once_here_and_soon_everywhere(database_url: str) -> None:
-    async with pool_of(database_url) as pool:
-        here, elsewhere = PostgresKeys(pool), PostgresKeys(pool)
-        key, text = await here.create(owner="acme", scope=Scope.OPERATOR)
-        assert await here.authenticate(text)
-        assert await elsewhere.authenticate(text)
-
-        revoked = await here.revoke(key.id, owner="acme")
-
-        assert revoked.revoked_at is not None
-        assert await here.authenticate(text) is None
-        assert await here.revoke(key.id, owner="acme") == revoked
-
-        async def gone() -> bool:
-            return await elsewhere.authenticate(text) is None
-
-        await eventually(gone)
+    assert await keys.authenticate(wrong) is None
+    assert await keys.authenticate(text) is not None
+    assert await keys.authenticate(wrong) is None
 
 
-async def test_nobody_revokes_or_lists_the_keys_of_another_owner(database_url: str) -> None:
-    async with pool_of(database_url) as pool:
-        keys = PostgresKeys(pool)
-        mine, _ = await keys.create(owner="acme", scope=Scope.OPERATOR)
-        theirs, text = await keys.create(owner="globex", scope=Scope.OPERATOR)
+async def test_a_revoked_key_ends_at_once_here_and_soon_everywhere(pool: Pool) -> None:
+    here, elsewhere = PostgresKeys(pool), PostgresKeys(pool)
+    key, text = await here.create(owner="acme", scope=Scope.OPERATOR)
+    assert await here.authenticate(text)
+    assert await elsewhere.authenticate(text)
 
-        with pytest.raises(NotFound):
-            await keys.revoke(theirs.id, owner="acme")
+    revoked = await here.revoke(key.id, owner="acme")
 
-        assert await keys.authenticate(text)
-        assert await keys.all(owner="acme") == [mine]
-        assert {key.id for key in await keys.all(owner=None)} == {mine.id, theirs.id}
+    assert revoked.revoked_at is not None
+    assert await here.authenticate(text) is None
+    assert await here.revoke(key.id, owner="acme") == revoked
+
+    async def gone() -> bool:
+        return await elsewhere.authenticate(text) is None
+
+    await eventually(gone)
 
 
-async def test_an_expired_key_names_nobody(database_url: str) -> None:
-    async with pool_of(database_url) as pool:
-        keys = PostgresKeys(pool)
-        past = datetime.now(UTC) - timedelta(seconds=1)
-        _, text = await keys.create(owner="acme", scope=Scope.ADMIN, expires_at=past)
+async def test_an_owner_neither_revokes_nor_lists_keys_of_another(pool: Pool) -> None:
+    keys = PostgresKeys(pool)
+    mine, _ = await keys.create(owner="acme", scope=Scope.OPERATOR)
+    theirs, text = await keys.create(owner="globex", scope=Scope.OPERATOR)
 
-        assert await keys.authenticate(text) is None
+    with pytest.raises(NotFound):
+        await keys.revoke(theirs.id, owner="acme")
+
+    assert await keys.authenticate(text)
+    assert await keys.all(owner="acme") == [mine]
+    assert {key.id for key in await keys.all(owner=None)} == {mine.id, theirs.id}
+
+
+async def test_an_expired_key_is_not_authenticated(pool: Pool) -> None:
+    keys = PostgresKeys(pool)
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    _, text = await keys.create(owner="acme", scope=Scope.ADMIN, expires_at=past)
+
+    assert await keys.authenticate(text) is None
 
 
 async def test_no_more_keys_are_remembered_than_allowed(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_CACHED_KEYS", 2)
 
-    async with pool_of(database_url) as pool:
-        keys = PostgresKeys(pool)
-        for _ in range(5):
-            _, text = await keys.create(owner="acme", scope=Scope.VIEWER)
-            assert await keys.authenticate(text)
+    keys = PostgresKeys(pool)
+    for _ in range(5):
+        _, text = await keys.create(owner="acme", scope=Scope.VIEWER)
+        assert await keys.authenticate(text)
 
-        assert len(keys._remembered) == 2
+    assert len(keys._remembered) == 2
 
 
-async def test_an_unreachable_database_is_said_to_be_unavailable() -> None:
+async def test_keys_are_unavailable_without_the_database() -> None:
     pool = make_pool("postgresql://nobody@127.0.0.1:1/none", name="test")
     pool.timeout = 0.2
     async with pool:

@@ -1,4 +1,4 @@
-"""Master keys in the memory of this process, for tests that look at something else."""
+"""Master keys in the memory of this process."""
 
 from __future__ import annotations
 

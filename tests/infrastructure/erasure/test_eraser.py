@@ -1,4 +1,4 @@
-"""The eraser is cut short anywhere and goes on; what it does twice is on record once."""
+"""The eraser is interrupted anywhere and resumes; a repeated step is recorded once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.rebuild import verify
 from tests.infrastructure.erasure.memory_master_keys import MASTERS, keyring_on
 from tests.infrastructure.event_store.log_support import connected
-from tests.infrastructure.read_model.support import Opened, opened, projecting
+from tests.infrastructure.read_model.support import ReadModel, open_read_model, projecting
 from tests.stories import ALICE, NOON, attempt, given, queued, received, registered, started
 
 ADMIN = "key:admin"
@@ -39,7 +39,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROWS_PER_STEP", 2)
 
 
-async def a_finished_batch(model: Opened, *paths: str) -> UUID:
+async def a_finished_batch(model: ReadModel, *paths: str) -> UUID:
     batch = uuid4()
     await model.record(batch, started(label="secret"))
     over = (UploadCompleted(at=NOON, by=ALICE),)
@@ -70,7 +70,7 @@ async def test_an_erasure_that_was_cut_short_is_carried_out_once(
     database_url: str, tmp_path: Path, turns: int
 ) -> None:
     blobs = LocalBlobStore(tmp_path)
-    async with opened(database_url) as model, make_pool(database_url, name="e") as pool:
+    async with open_read_model(database_url) as model, make_pool(database_url, name="e") as pool:
         await a_finished_batch(model, "a", "b", "c")
         await a_finished_batch(model, "d")
         await model.catch_up()
@@ -107,7 +107,7 @@ async def test_reason_of_a_cancelled_attempt_and_hash_of_a_request_are_destroyed
     blobs = LocalBlobStore(tmp_path)
     async with make_pool(database_url, name="e") as pool:
         codec = Codec(encryption=await keyring_on(pool))
-        async with opened(database_url, codec) as model:
+        async with open_read_model(database_url, codec) as model:
             await model.record(batch, started(fingerprint=digest))
             file = (registered(batch=batch), received(), queued(), attempt(), *cancelled)
             await model.record(running.id, *file, owner="acme")
@@ -138,7 +138,7 @@ async def test_answers_kept_for_commands_of_the_owner_are_erased_and_no_others(
     """Whatever the body of a record is: a new command's may have no id, or one of a new kind."""
     blobs = LocalBlobStore(tmp_path)
     other = b'{"id":"%s"}' % str(uuid4()).encode()
-    async with opened(database_url) as model, make_pool(database_url, name="e") as pool:
+    async with open_read_model(database_url) as model, make_pool(database_url, name="e") as pool:
         batch = await a_finished_batch(model, "a")
         upload = upload_id_for(batch, "a", b"")
         bodies = [b'{"id":"%s"}' % str(id).encode() for id in (batch, upload)]
@@ -169,7 +169,7 @@ def test_an_idempotency_record_cannot_be_made_without_an_owner() -> None:
         IdempotencyRecord(command_id=uuid4(), fingerprint="", body=b"")  # type: ignore[call-arg]
 
 
-async def test_asked_for_again_it_is_the_same_erasure_until_it_is_done(database_url: str) -> None:
+async def test_a_repeated_request_is_the_same_erasure_until_it_is_done(database_url: str) -> None:
     async with make_pool(database_url, name="e") as pool:
         erasures = PostgresErasures(pool)
         first, second = wanted(), wanted()
@@ -186,7 +186,7 @@ async def test_an_owner_with_a_batch_that_runs_is_not_done_yet(
 
     blobs = LocalBlobStore(tmp_path)
     async with (
-        opened(database_url) as model,
+        open_read_model(database_url) as model,
         make_pool(database_url, name="e") as pool,
         connected(database_url) as connection,
     ):
@@ -198,12 +198,12 @@ async def test_an_owner_with_a_batch_that_runs_is_not_done_yet(
     blobs.close()
 
 
-async def test_nothing_is_touched_before_everybody_has_heard(
+async def test_the_eraser_touches_nothing_before_every_process_has_acknowledged(
     database_url: str, tmp_path: Path
 ) -> None:
     blobs = LocalBlobStore(tmp_path)
     async with (
-        opened(database_url) as model,
+        open_read_model(database_url) as model,
         make_pool(database_url, name="e") as pool,
         connected(database_url) as connection,
     ):

@@ -19,6 +19,7 @@ from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.event_store.mapper import LibraryEvent, StructMapper
 from infrastructure.event_store.reader import read_log
 from infrastructure.postgres.pool import make_pool
+from tests.harness import open_log
 from tests.infrastructure.erasure.memory_master_keys import keyring_on
 from tests.infrastructure.event_store.log_support import connected
 from tests.stories import NOON, WORKER, registered
@@ -40,19 +41,17 @@ FAILED = AttemptFailed(
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[PostgresEventLog]:
-    """A log with keys, as a process of its own has it."""
+async def open_keyed_log(url: str) -> AsyncIterator[PostgresEventLog]:
+    """The event log of a process that encrypts with the keys of owners."""
     async with (
         make_pool(url, name="keys", max_size=2) as keys,
-        make_pool(url, name="test", max_size=4) as pool,
-        GroupCommitter(url, codec=(codec := Codec(encryption=await keyring_on(keys)))) as committer,
-        PostgresEventLog(pool, committer, codec=codec) as log,
+        open_log(url, Codec(encryption=await keyring_on(keys))) as log,
     ):
         yield log
 
 
 async def record_at(url: str) -> None:
-    async with opened(url) as log:
+    async with open_keyed_log(url) as log:
         await record(log)
 
 
@@ -75,7 +74,7 @@ def stored(url: str) -> list[tuple[str, bytes]]:
 async def test_personal_fields_are_stored_encrypted_and_read_as_they_were(
     database_url: str,
 ) -> None:
-    async with opened(database_url) as log:
+    async with open_keyed_log(database_url) as log:
         await record(log)
         assert await events(log) == [FILE, FAILED]
 
@@ -87,20 +86,24 @@ async def test_personal_fields_are_stored_encrypted_and_read_as_they_were(
 
 
 async def test_another_process_reads_them_with_the_same_key(database_url: str) -> None:
-    async with opened(database_url), opened(database_url) as one, opened(database_url) as two:
+    async with (
+        open_keyed_log(database_url),
+        open_keyed_log(database_url) as one,
+        open_keyed_log(database_url) as two,
+    ):
         await asyncio.gather(record(one), record(two))
-    async with opened(database_url) as log:
+    async with open_keyed_log(database_url) as log:
         assert await events(log) == [FILE, FAILED, FILE, FAILED]
     with psycopg.connect(database_url) as connection:
         assert connection.execute("SELECT count(*) FROM audit.owner_keys").fetchone() == (1,)
 
 
-async def test_what_a_destroyed_key_encrypted_reads_as_erased(database_url: str) -> None:
-    async with opened(database_url) as log:
+async def test_data_encrypted_with_a_destroyed_key_reads_as_erased(database_url: str) -> None:
+    async with open_keyed_log(database_url) as log:
         await record(log, STREAM)
     execute(database_url, "UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()")
 
-    async with opened(database_url) as log:
+    async with open_keyed_log(database_url) as log:
         file, failed = await events(log)
 
     assert isinstance(file, UploadRegistered)
@@ -114,7 +117,7 @@ async def test_a_process_notices_soon_that_a_key_was_destroyed(
 ) -> None:
     monkeypatch.setattr(keyring, "KEY_CACHE_SECONDS", -1.0)
 
-    async with opened(database_url) as log:
+    async with open_keyed_log(database_url) as log:
         await record(log)
         assert await events(log) == [FILE, FAILED]
         execute(database_url, "UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()")
@@ -123,14 +126,14 @@ async def test_a_process_notices_soon_that_a_key_was_destroyed(
         assert (await events(log))[2:] == [FILE, FAILED]
 
 
-async def test_nothing_begins_while_its_owner_is_being_erased(database_url: str) -> None:
+async def test_no_batch_or_upload_starts_while_its_owner_is_erased(database_url: str) -> None:
     execute(
         database_url,
         "INSERT INTO audit.erasures (id, owner, reason, requested_by, requested_at)"
         " VALUES (gen_random_uuid(), 'acme', '', 'key:admin', now())",
     )
 
-    async with opened(database_url) as log:
+    async with open_keyed_log(database_url) as log:
         with pytest.raises(InvalidState, match="is being erased"):
             await record(log)
         await log.append(
@@ -139,10 +142,10 @@ async def test_nothing_begins_while_its_owner_is_being_erased(database_url: str)
         assert len(await events(log)) == 1
 
 
-async def test_an_event_whose_owner_nobody_names_is_not_stored_in_the_clear(
+async def test_an_event_without_a_known_owner_is_not_stored_in_the_clear(
     database_url: str,
 ) -> None:
-    async with opened(database_url) as log:
+    async with open_keyed_log(database_url) as log:
         with pytest.raises(ValueError, match="names no owner"):
             await log.append(Append((StreamAppend(uuid4(), 0, (FAILED,)),)))
     assert stored(database_url) == []
@@ -151,11 +154,13 @@ async def test_an_event_whose_owner_nobody_names_is_not_stored_in_the_clear(
 async def test_events_from_before_there_were_keys_stay_readable(database_url: str) -> None:
     async with GroupCommitter(database_url) as committer:
         await committer.append(Append((StreamAppend(uuid4(), 0, (FILE, FAILED)),)))
-    async with opened(database_url) as log:
+    async with open_keyed_log(database_url) as log:
         assert await events(log) == [FILE, FAILED]
 
 
-async def test_who_has_no_keys_is_told_so_instead_of_a_half_read_event(database_url: str) -> None:
+async def test_a_reader_without_keys_gets_an_error_instead_of_a_partial_event(
+    database_url: str,
+) -> None:
     await record_at(database_url)
 
     async with connected(database_url) as connection:
@@ -184,6 +189,6 @@ async def test_a_box_that_was_altered_is_not_read(database_url: str) -> None:
         query = "UPDATE stored_events SET state = %s WHERE topic = %s"
         connection.execute(query, (state[:place] + other + state[place + 1 :], topic))
 
-    async with opened(database_url) as log:
+    async with open_keyed_log(database_url) as log:
         with pytest.raises(UnreadableEvent, match="not what was encrypted"):
             await events(log)

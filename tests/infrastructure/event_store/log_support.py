@@ -1,4 +1,4 @@
-"""What the tests of the log share: a log that is open, and plain facts to append."""
+"""Connections, and events with a number, for tests of the event log."""
 
 from __future__ import annotations
 
@@ -9,22 +9,9 @@ from uuid import UUID, uuid4
 from application.append import AppendResult, RecordedEvent, StreamAppend
 from application.errors import ApplicationError
 from domain.upload.events import FileProgressed
-from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.event_store.reader import read_log
 from infrastructure.postgres.connection import Connection, connect
-from infrastructure.postgres.pool import make_pool
 from tests.stories import ALICE, NOON
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[PostgresEventLog]:
-    async with (
-        make_pool(url, name="test", max_size=4) as pool,
-        GroupCommitter(url) as committer,
-        PostgresEventLog(pool, committer) as log,
-    ):
-        yield log
 
 
 @asynccontextmanager
@@ -42,7 +29,7 @@ async def whole_log(url: str) -> list[RecordedEvent]:
 
 
 def step(done: int) -> FileProgressed:
-    """A fact that is easy to tell from its neighbours."""
+    """Return an event that only its number distinguishes from others."""
     return FileProgressed(at=NOON, by=ALICE, phase="transfer", done=done)
 
 

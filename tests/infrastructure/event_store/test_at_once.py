@@ -1,4 +1,4 @@
-"""Appends on their writers' word: recorded if it holds, judged one by one if it does not."""
+"""Optimistic group appends: recorded if every expected version holds, else decided one by one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sealed(batch: UUID) -> Append:
     return append_to_stream(batch, None, BatchSealed(at=NOON, by=ALICE))
 
 
-async def test_who_is_wrong_about_a_stream_does_not_spoil_the_group(database_url: str) -> None:
+async def test_a_version_conflict_fails_alone_in_its_group(database_url: str) -> None:
     known, fresh = new_stream(), new_stream()
     async with GroupCommitter(database_url) as committer:
         await committer.append(append_to_stream(known, 0, step(0)))
@@ -53,7 +53,7 @@ async def test_who_is_wrong_about_a_stream_does_not_spoil_the_group(database_url
 
 
 @pytest.mark.parametrize("after", [0, 1], ids=["before-it-was-sealed", "since-it-was-sealed"])
-async def test_what_may_not_have_happened_since_is_looked_for(
+async def test_a_condition_on_absent_events_is_checked_against_the_log(
     database_url: str, after: int
 ) -> None:
     batch, file = new_stream(), new_stream()
@@ -68,7 +68,7 @@ async def test_what_may_not_have_happened_since_is_looked_for(
     assert done_in(await whole_log(database_url), file) == [1] * after
 
 
-async def test_a_stream_that_ends_earlier_than_believed_is_not_gone_on_with(
+async def test_a_stream_shorter_than_its_expected_version_is_a_conflict(
     database_url: str,
 ) -> None:
     stream = new_stream()
@@ -79,7 +79,7 @@ async def test_a_stream_that_ends_earlier_than_believed_is_not_gone_on_with(
     assert done_in(await whole_log(database_url), stream) == [0]
 
 
-def test_only_a_group_that_says_all_and_agrees_is_taken_at_its_word() -> None:
+def test_the_fast_path_takes_only_groups_that_expect_every_version() -> None:
     stream = new_stream()
     whatever = encode(append_to_stream(stream, None, step(0)))
     first, second, other = (encode(append_to_stream(stream, n, step(n))) for n in (0, 1, 5))

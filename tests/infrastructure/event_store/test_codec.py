@@ -1,4 +1,4 @@
-"""The stored form of events: what is written today must be readable for ever."""
+"""Stored form of events: every version stays readable."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_cause_travels_with_the_event() -> None:
         ("upload.completed", GOLDEN["upload.expired"].encode(), "stored with the topic"),
     ],
 )
-def test_what_is_not_ours_is_refused_by_name(topic: str, state: bytes, reason: str) -> None:
+def test_the_codec_refuses_foreign_events_by_name(topic: str, state: bytes, reason: str) -> None:
     with pytest.raises(UnreadableEvent, match=reason):
         CODEC.decode(topic, state)
 
@@ -96,7 +96,7 @@ def test_an_event_of_an_older_shape_is_read_in_todays(
     assert decoded == SizeDeclared(at=NOON, by=ALICE, size=2048)
 
 
-def test_an_event_whose_shape_changed_says_its_version() -> None:
+def test_an_event_whose_shape_changed_names_its_version() -> None:
     topic, state = EVOLVED.encode(SizeDeclared(at=NOON, by=ALICE, size=1), CAUSE)
 
     assert state.startswith(b'{"v":3,"event":')

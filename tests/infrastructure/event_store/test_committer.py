@@ -120,7 +120,7 @@ async def test_a_connection_cut_during_commit_is_looked_up(
     assert [first.position, second.position] == [recorded.position for recorded in log]
 
 
-async def test_a_version_taken_by_somebody_else_is_not_mistaken_for_ours(database_url: str) -> None:
+async def test_a_version_taken_by_another_writer_is_a_conflict(database_url: str) -> None:
     stream = new_stream()
     async with (
         FaultyProxy(database_url).running() as line,
@@ -138,7 +138,9 @@ async def test_a_version_taken_by_somebody_else_is_not_mistaken_for_ours(databas
     assert done_in(await whole_log(database_url), stream) == [2]
 
 
-async def test_what_could_not_be_sent_is_unavailable_and_not_recorded(database_url: str) -> None:
+async def test_an_append_that_was_not_sent_is_unavailable_and_not_recorded(
+    database_url: str,
+) -> None:
     async with (
         FaultyProxy(database_url).running() as line,
         GroupCommitter(line.url, patience=0.3) as committer,
@@ -151,7 +153,9 @@ async def test_what_could_not_be_sent_is_unavailable_and_not_recorded(database_u
     assert len(await whole_log(database_url)) == 1
 
 
-async def test_what_may_have_been_recorded_is_never_called_unavailable(database_url: str) -> None:
+async def test_an_append_with_unknown_outcome_is_never_reported_as_unavailable(
+    database_url: str,
+) -> None:
     async with (
         FaultyProxy(database_url).running() as line,
         GroupCommitter(line.url, patience=0.5) as committer,
@@ -267,7 +271,7 @@ async def test_closing_records_what_waits_and_refuses_what_comes(database_url: s
     await everything_once(database_url, {stream: 2000})
 
 
-async def test_whoever_waits_outside_while_the_log_closes_hears_of_it(
+async def test_a_blocked_append_fails_when_the_log_closes(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infrastructure.event_store.committer.MAX_QUEUED_EVENTS", 3)

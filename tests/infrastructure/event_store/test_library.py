@@ -1,4 +1,4 @@
-"""The stock library, given our mapper, reads everything we wrote, and may write beside us."""
+"""The stock library reads every event through our mapper, and may write to the same tables."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from psycopg.conninfo import conninfo_to_dict
 from application.append import append_to_stream
 from domain.batch.events import BatchProgressed
 from infrastructure.event_store.committer import GroupCommitter
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.event_store.mapper import LibraryEvent, StructMapper
+from tests.harness import open_log
 from tests.infrastructure.event_store.examples import CAUSE, EXAMPLES
 from tests.infrastructure.event_store.log_support import (
     done_in,
     new_stream,
-    opened,
     step,
     whole_log,
 )
@@ -75,26 +76,28 @@ async def test_the_library_reads_every_event_we_record(database_url: str) -> Non
     assert [notified.id for notified in notifications] == [item.position for item in log]
 
 
-async def test_the_library_rebuilds_an_aggregate_from_our_events(database_url: str) -> None:
-    async with opened(database_url) as log:
-        await log.append(append_to_stream(FILE, 0, registered(), received()))
-        expected = await log.upload(FILE)
-        with stock(database_url) as application:
-            assert application.repository.get(FILE) == expected
-            assert application.repository.get(FILE, version=1).version == 1
+async def test_the_library_rebuilds_an_aggregate_from_our_events(
+    database_url: str, log: PostgresEventLog
+) -> None:
+    await log.append(append_to_stream(FILE, 0, registered(), received()))
+    expected = await log.upload(FILE)
+    with stock(database_url) as application:
+        assert application.repository.get(FILE) == expected
+        assert application.repository.get(FILE, version=1).version == 1
 
 
-async def test_the_library_starts_from_our_snapshots(database_url: str) -> None:
-    async with opened(database_url) as log:
-        await log.append(
-            append_to_stream(BATCH, 0, started(), *(progress(number) for number in range(150)))
-        )
-        expected = await log.batch(BATCH)
-        await log.close()
-        with psycopg.connect(database_url) as connection:
-            connection.execute("DELETE FROM stored_events WHERE originator_version < 151")
-        with stock(database_url) as application:
-            assert application.repository.get(BATCH) == expected
+async def test_the_library_starts_from_our_snapshots(
+    database_url: str, log: PostgresEventLog
+) -> None:
+    await log.append(
+        append_to_stream(BATCH, 0, started(), *(progress(number) for number in range(150)))
+    )
+    expected = await log.batch(BATCH)
+    await log.close()
+    with psycopg.connect(database_url) as connection:
+        connection.execute("DELETE FROM stored_events WHERE originator_version < 151")
+    with stock(database_url) as application:
+        assert application.repository.get(BATCH) == expected
 
 
 def progress(number: int) -> BatchProgressed:
@@ -103,7 +106,9 @@ def progress(number: int) -> BatchProgressed:
     )
 
 
-async def test_the_library_can_write_beside_us_and_nobody_is_harmed(database_url: str) -> None:
+async def test_the_library_and_the_log_write_to_one_database_without_conflict(
+    database_url: str,
+) -> None:
     ours, theirs = new_stream(), new_stream()
 
     def save_fifty(application: StockApplication) -> None:
@@ -131,12 +136,12 @@ def test_the_library_accepts_our_tracking_table(database_url: str) -> None:
         assert connection.execute(backups).fetchone() == (0,)
 
 
-async def test_a_fact_stored_by_the_library_is_a_fact_of_ours(database_url: str) -> None:
+async def test_an_event_stored_by_the_library_is_read_by_the_log(database_url: str) -> None:
     with stock(database_url) as application:
         application.save(
             LibraryEvent(FILE, 1, registered(), CAUSE), LibraryEvent(FILE, 2, received(), CAUSE)
         )
-    async with opened(database_url) as log:
+    async with open_log(database_url) as log:
         assert (await log.upload(FILE)).received == 100
         recorded = await log.stream(FILE)
         assert [item.cause for item in recorded] == [CAUSE, CAUSE]

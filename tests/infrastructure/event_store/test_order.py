@@ -1,4 +1,4 @@
-"""The race every log must win: a reader that tails while many writers append."""
+"""A reader that follows the log while many writers append misses no event."""
 
 from __future__ import annotations
 

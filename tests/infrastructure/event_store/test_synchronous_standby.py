@@ -13,7 +13,7 @@ from tests.postgres_servers import needs_postgres, one_server
 
 
 @needs_postgres
-async def test_what_the_standby_does_not_have_is_never_acknowledged(
+async def test_events_missing_on_the_standby_are_never_acknowledged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("infrastructure.event_store.libpq.EXCHANGE_TIMEOUT", 1.0)

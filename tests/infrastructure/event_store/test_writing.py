@@ -1,4 +1,4 @@
-"""One group, one transaction: each append gets its own verdict."""
+"""One group, one transaction: each append gets its own result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SEALING = frozenset({"batch.sealed", "batch.cancelled"})
 
 
 async def group(url: str, *appends: Append) -> list[AppendResult | ApplicationError]:
-    """What becomes of these appends in one transaction."""
+    """Return the results of these appends in one transaction."""
     async with connected(url) as connection, connection.transaction():
         return await append_group(connection, appends)
 
@@ -92,7 +92,7 @@ async def test_a_version_from_before_the_group_conflicts(database_url: str) -> N
     ]
 
 
-async def test_facts_that_commute_are_appended_at_any_version(database_url: str) -> None:
+async def test_commuting_events_are_appended_at_any_version(database_url: str) -> None:
     results = await group(database_url, *(Append((steps(A, None, number),)) for number in range(5)))
 
     assert [appended(result).versions[A] for result in results] == [1, 2, 3, 4, 5]

@@ -1,4 +1,4 @@
-"""A batch of thousands of files that have all arrived, recorded a few hundred at a time."""
+"""Batch of thousands of received files, recorded a few hundred at a time."""
 
 from __future__ import annotations
 

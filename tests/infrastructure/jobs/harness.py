@@ -24,7 +24,6 @@ from domain.retry import RetryPolicy
 from domain.upload.aggregate import Upload
 from domain.upload.state import UploadState
 from infrastructure.blobs.local.store import LocalBlobStore
-from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.jobs.orchestrator import Orchestrator
 from infrastructure.jobs.rounds import orchestrator_leadership
@@ -33,6 +32,7 @@ from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.settings import Settings
 from interfaces.bootstrap.tasks import supervise
+from tests.harness import open_log
 from tests.support import eventually
 
 ALICE = "key:alice"
@@ -93,6 +93,11 @@ class PipelineHarness:
             lambda: 0.5,
         )
         return self.start(worker.run())
+
+    def run(self, processors: Mapping[str, Processor], **more: Any) -> asyncio.Task[None]:
+        """Start an orchestrator and a worker; return the task of the worker."""
+        self.orchestrate()
+        return self.work(processors, **more)
 
     def start(self, running: Any) -> asyncio.Task[None]:
         role = asyncio.create_task(running)
@@ -242,8 +247,7 @@ async def open_harness(url: str, folder: Path, **more: Any) -> AsyncIterator[Pip
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(make_pool(url, name="test", max_size=6))
         listener = await stack.enter_async_context(Listener(url))
-        committer = await stack.enter_async_context(GroupCommitter(url))
-        log = await stack.enter_async_context(PostgresEventLog(pool, committer))
+        log = await stack.enter_async_context(open_log(url, pool=pool))
         blobs = LocalBlobStore(folder / "blobs")
         stack.callback(blobs.close)
         harness = PipelineHarness(url, pool, listener, log, blobs, settings(**more))

@@ -1,39 +1,37 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
+
+import pytest
 
 from application.pipeline import Pipeline, Step, StepContext, StepInput
 from application.worker.runner import AttemptSemaphore
 from domain.batch.state import Outcome
 from domain.upload.events import AttemptStarted
 from tests.infrastructure.jobs.fake_processors import Gate
-from tests.infrastructure.jobs.harness import PipelineHarness, open_harness
+from tests.infrastructure.jobs.harness import PipelineHarness
 from tests.support import eventually
 
 CONCURRENCY = 2
 LIMITED = {"default": Pipeline(steps=(Step(processor="step", concurrency=CONCURRENCY),))}
 
 
-async def test_a_step_never_has_more_uploads_than_its_concurrency(
-    database_url: str, tmp_path: Path
-) -> None:
+@pytest.mark.options(pipelines=LIMITED)
+async def test_a_step_never_has_more_uploads_than_its_concurrency(harness: PipelineHarness) -> None:
     gate = CountingGate()
 
     async def all_started(harness: PipelineHarness) -> bool:
         return len(await harness.all_of(AttemptStarted)) == 8
 
-    async with open_harness(database_url, tmp_path, pipelines=LIMITED) as harness:
-        harness.orchestrate()
-        harness.work({"step": gate})
-        batch = await harness.batch({f"{n}.txt": b"x" for n in range(8)})
-        await harness.until(lambda: all_started(harness))
-        await harness.until(lambda: len(gate.inside) == CONCURRENCY)
-        gate.open()
+    harness.run({"step": gate})
+    batch = await harness.batch({f"{n}.txt": b"x" for n in range(8)})
+    await harness.until(lambda: all_started(harness))
+    await harness.until(lambda: len(gate.inside) == CONCURRENCY)
+    gate.open()
 
-        assert (await harness.completed(batch)).outcome is Outcome.SUCCEEDED
-        assert gate.largest == CONCURRENCY
+    assert (await harness.completed(batch)).outcome is Outcome.SUCCEEDED
+    assert gate.largest == CONCURRENCY
 
 
 async def test_an_exclusive_attempt_waits_for_the_others_and_holds_back_the_next() -> None:

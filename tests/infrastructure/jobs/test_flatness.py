@@ -1,4 +1,4 @@
-"""What a round and a chunk read does not grow with the batch: rows are counted, not seconds."""
+"""The rows read by a round or a chunk do not grow with the batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infrastructure.read_model.projector import connect_writer, project
 from infrastructure.read_model.tables import LIVE
 from tests.infrastructure.jobs.bulk_batch import start_bulk_batch
 from tests.infrastructure.jobs.fake_processors import fail_bad_file, pass_file
-from tests.infrastructure.jobs.harness import ALICE, PipelineHarness, now, open_harness, pipeline
+from tests.infrastructure.jobs.harness import ALICE, PipelineHarness, now, open_harness
 
 CROWD = 2000  # uploads
 WINDOW = 10
@@ -71,49 +71,45 @@ async def test_a_round_reads_what_it_needs_however_large_the_batch(
             assert (later - earlier) / ROUNDS < FEW
 
 
-async def test_updates_of_members_write_no_index(database_url: str, tmp_path: Path) -> None:
+async def test_updates_of_members_write_no_index(harness: PipelineHarness) -> None:
     """Heap-only updates (HOT): no index depends on what changes, and pages have room."""
     updates = """SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables
         WHERE schemaname = 'orchestration' AND relname = 'members'"""
 
-    async with open_harness(database_url, tmp_path, pipelines=pipeline("step")) as harness:
-        harness.orchestrate()
-        harness.work({"step": pass_file})
-        batch = await harness.batch({f"{n:03}.txt": b"x" for n in range(FILES)})
-        await harness.completed(batch)
+    harness.run({"step": pass_file})
+    batch = await harness.batch({f"{n:03}.txt": b"x" for n in range(FILES)})
+    await harness.completed(batch)
 
-        async def counted() -> tuple[int, int] | None:
-            ((all_of_them, hot),) = await harness.fetch(updates)
-            return (all_of_them, hot) if all_of_them >= 2 * FILES else None
+    async def counted() -> tuple[int, int] | None:
+        ((all_of_them, hot),) = await harness.fetch(updates)
+        return (all_of_them, hot) if all_of_them >= 2 * FILES else None
 
-        all_of_them, hot = await harness.until(counted)
-        assert hot / all_of_them > HOT
+    all_of_them, hot = await harness.until(counted)
+    assert hot / all_of_them > HOT
 
 
 async def test_the_rows_of_active_members_follow_from_the_states_of_uploads(
-    database_url: str, tmp_path: Path
+    harness: PipelineHarness,
 ) -> None:
     differing = """
         SELECT upload, orchestration.kind_of(m.state), a.kind FROM orchestration.members m
         FULL JOIN orchestration.active_members a USING (upload)
         WHERE orchestration.kind_of(m.state) IS DISTINCT FROM a.kind"""
 
-    async with open_harness(database_url, tmp_path, pipelines=pipeline("step")) as harness:
-        harness.orchestrate()
-        harness.work({"step": fail_bad_file})
-        open_batch = await harness.batch({"good.txt": b"x", "bad.txt": b"x"}, seal=False)
-        await harness.declared(open_batch, "never.txt")
-        sealed = await harness.batch({f"{n}.txt": b"x" for n in range(20)})
-        await harness.completed(sealed)
-        await harness.until(lambda: harness.all_of(UploadFailed))
+    harness.run({"step": fail_bad_file})
+    open_batch = await harness.batch({"good.txt": b"x", "bad.txt": b"x"}, seal=False)
+    await harness.declared(open_batch, "never.txt")
+    sealed = await harness.batch({f"{n}.txt": b"x" for n in range(20)})
+    await harness.completed(sealed)
+    await harness.until(lambda: harness.all_of(UploadFailed))
 
-        kinds = "SELECT kind, count(*) FROM orchestration.active_members GROUP BY kind ORDER BY 1"
-        await harness.until(lambda: _is(harness, kinds, [("failed", 1), ("incoming", 1)]))
-        assert await harness.fetch(differing) == []
-        await harness.cancel(open_batch)
-        await harness.completed(open_batch)
-        await harness.until(lambda: _is(harness, kinds, [("failed", 1)]))
-        assert await harness.fetch(differing) == []
+    kinds = "SELECT kind, count(*) FROM orchestration.active_members GROUP BY kind ORDER BY 1"
+    await harness.until(lambda: _is(harness, kinds, [("failed", 1), ("incoming", 1)]))
+    assert await harness.fetch(differing) == []
+    await harness.cancel(open_batch)
+    await harness.completed(open_batch)
+    await harness.until(lambda: _is(harness, kinds, [("failed", 1)]))
+    assert await harness.fetch(differing) == []
 
 
 async def _is(harness: PipelineHarness, query: str, rows: list[tuple[Any, ...]]) -> bool:

@@ -1,4 +1,4 @@
-"""A worker process to be killed: its attempts never end."""
+"""Worker process to be killed: its attempts never end."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ async def test_an_endless_answer_is_cut_off() -> None:
             await outbound.post(f"http://127.0.0.1:{port}/", b"", {}, 20.0)
 
 
-async def test_of_a_long_answer_the_beginning_is_kept_and_the_rest_not_waited_for() -> None:
+async def test_a_long_response_is_cut_and_its_rest_not_awaited() -> None:
     async def long(writer: asyncio.StreamWriter) -> None:
         head = b"HTTP/1.1 503 Later\r\nRetry-After: 7\r\nContent-Length: 10000000\r\n\r\n"
         writer.write(head + b"a" * 100_000)

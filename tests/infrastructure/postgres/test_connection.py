@@ -1,4 +1,4 @@
-"""Every session states what Uptrail relies on, whatever the database, the role or the URL say."""
+"""Sessions have the settings that Uptrail relies on, whatever database, role or URL have."""
 
 from __future__ import annotations
 

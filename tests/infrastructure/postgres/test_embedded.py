@@ -1,4 +1,4 @@
-"""The embedded server through everything that happens to it: kills, sharing, strangers."""
+"""The embedded server through kills, shared use, upgrades and other users."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_a_forked_child_that_exits_leaves_the_server_to_its_parent(
     user.end()
 
 
-def test_what_is_discarded_begins_empty(data_dir: Path) -> None:
+def test_a_discarded_database_begins_empty(data_dir: Path) -> None:
     server = EmbeddedPostgres(data_dir)
     execute(server.start(), "CREATE TABLE gone ()")
     server.discard()
@@ -355,7 +355,7 @@ def test_a_postmaster_killed_before_the_end_leaves_nothing_behind(data_dir: Path
     assert system.is_free(home_of(data_dir).running_lock)
 
 
-def test_it_tells_without_being_asked_whether_it_goes_on(data_dir: Path) -> None:
+def test_a_server_reports_whether_it_runs(data_dir: Path) -> None:
     server = EmbeddedPostgres(data_dir)
     assert not server.runs()
     server.start()
@@ -453,7 +453,7 @@ def test_a_start_interrupted_after_initdb_goes_on_from_there(data_dir: Path) -> 
         assert execute(url, "SELECT 1") == [(1,)]
 
 
-# Who gets in.
+# Authentication.
 
 
 def test_password_and_folders_are_private(running: Path) -> None:
@@ -526,7 +526,7 @@ def test_a_lost_password_is_replaced_by_a_new_one(data_dir: Path) -> None:
         assert execute(url, "SELECT answer FROM kept") == [(42,)]
 
 
-def test_an_altered_password_is_an_error_that_says_what_to_do(data_dir: Path) -> None:
+def test_an_altered_password_is_an_error_with_a_remedy(data_dir: Path) -> None:
     with EmbeddedPostgres(data_dir):
         pass
     home_of(data_dir).password.write_text("altered\n")
@@ -536,7 +536,7 @@ def test_an_altered_password_is_an_error_that_says_what_to_do(data_dir: Path) ->
     assert system.is_free(home_of(data_dir).running_lock)
 
 
-# What cannot work says why.
+# Errors at the start.
 
 
 def test_a_cluster_of_another_version_is_refused(data_dir: Path) -> None:
@@ -606,7 +606,7 @@ def test_a_server_whose_socket_was_removed_starts_anew_after_its_last_user(
 
 
 @pytest.mark.parametrize("name", ["a" * 120, 'it\'s 100% "odd", & long', "данные"])
-def test_any_path_will_do(reachable: Path, name: str) -> None:
+def test_any_data_folder_is_accepted(reachable: Path, name: str) -> None:
     folder = reachable / name
     folder.mkdir(mode=0o711)
     with EmbeddedPostgres(folder / "data") as url:
@@ -737,7 +737,9 @@ def test_a_cluster_of_a_user_that_is_no_more_runs_as_its_number(data_dir: Path) 
 
 
 @as_root
-def test_for_anybody_else_the_server_runs_as_oneself(reachable: Path, users: list[User]) -> None:
+def test_the_server_of_an_unprivileged_user_runs_as_that_user(
+    reachable: Path, users: list[User]
+) -> None:
     nobody = pwd.getpwnam("nobody")
     wheel = _copied_wheel(reachable / "open", 0o755)
     home = reachable / "nobody"

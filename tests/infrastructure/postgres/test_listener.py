@@ -1,4 +1,4 @@
-"""The listener survives what happens to connections, and never leaves a reader asleep."""
+"""The listener reconnects after failures, and readers always wake up."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import asyncio
 import psycopg
 
 from application.append import append_to_stream
+from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.listener import LOG, READ_MODEL, UPLOADS, Listener
-from tests.infrastructure.event_store.log_support import connected, new_stream, opened, step
+from tests.harness import open_log
+from tests.infrastructure.event_store.log_support import connected, new_stream, step
 from tests.support import eventually
 
 KILL = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -21,8 +23,8 @@ async def kill_listener(url: str) -> bool:
         return bool(row and row[0])
 
 
-async def test_a_reader_is_woken_by_a_commit(database_url: str) -> None:
-    async with Listener(database_url) as listener, opened(database_url) as log:
+async def test_a_reader_is_woken_by_a_commit(database_url: str, log: PostgresEventLog) -> None:
+    async with Listener(database_url) as listener:
         wakeups = listener.wakeups(LOG)
         waiting = asyncio.create_task(wakeups.wait(0))
         result = await log.append(append_to_stream(new_stream(), 0, step(1)))
@@ -31,14 +33,14 @@ async def test_a_reader_is_woken_by_a_commit(database_url: str) -> None:
         assert listener.wakeups(READ_MODEL).position == 0
 
 
-async def test_a_reader_looks_by_itself_when_nothing_is_heard(database_url: str) -> None:
+async def test_a_reader_polls_without_notifications(database_url: str) -> None:
     async with Listener(database_url) as listener:
         async with asyncio.timeout(60):
             await listener.wakeups(LOG).wait(0)
     await listener.wakeups(LOG).wait(0)  # and so it does after the listener closed
 
 
-async def test_a_killed_listener_comes_back_and_hears_again(database_url: str) -> None:
+async def test_a_killed_listener_reconnects_and_receives_again(database_url: str) -> None:
     heard: list[str] = []
     async with Listener(database_url) as listener, connected(database_url) as speaker:
         listener.subscribe(UPLOADS, heard.append)
@@ -53,11 +55,11 @@ async def test_a_killed_listener_comes_back_and_hears_again(database_url: str) -
 
 
 async def test_a_subscription_misses_nothing_while_its_listener_is_killed(
-    database_url: str,
+    database_url: str, log: PostgresEventLog
 ) -> None:
     async def follow(listener: Listener, total: int) -> list[int]:
         positions: list[int] = []
-        async with opened(database_url) as log:
+        async with open_log(database_url) as log:
             while len(positions) < total:
                 after = positions[-1] if positions else 0
                 page = await log.read(after, limit=50)
@@ -66,7 +68,7 @@ async def test_a_subscription_misses_nothing_while_its_listener_is_killed(
                     await listener.wakeups(LOG).wait(after)
         return positions
 
-    async with Listener(database_url) as listener, opened(database_url) as log:
+    async with Listener(database_url) as listener:
         following = asyncio.create_task(follow(listener, 300))
         for number in range(300):
             if number % 60 == 0:

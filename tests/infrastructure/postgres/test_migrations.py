@@ -1,4 +1,4 @@
-"""Migrations: one line of them, and a database of yesterday that keeps what it held."""
+"""Migrations form one line, and a database of an earlier version keeps its data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pool of connections keeps every one of them, whenever its borrowers are cancelled."""
+"""The pool keeps every connection, whenever its borrowers are cancelled."""
 
 from __future__ import annotations
 

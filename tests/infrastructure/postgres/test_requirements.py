@@ -1,4 +1,4 @@
-"""What only the operator of a server can set is checked, since no session can state it."""
+"""Server settings that no session can change are checked at the start."""
 
 from __future__ import annotations
 

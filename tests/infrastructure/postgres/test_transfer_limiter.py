@@ -60,7 +60,7 @@ async def test_the_places_of_a_process_that_is_gone_are_free(database_url: str) 
         assert await here.acquire("acme", MOST) is None
 
 
-async def test_places_are_taken_again_when_the_connection_was_lost(database_url: str) -> None:
+async def test_permits_are_acquired_again_after_a_lost_connection(database_url: str) -> None:
     async with (
         PostgresTransferLimiter(database_url) as here,
         PostgresTransferLimiter(database_url) as there,

@@ -1,4 +1,4 @@
-"""Archives, sound and hostile."""
+"""Archives, valid and hostile."""
 
 from __future__ import annotations
 

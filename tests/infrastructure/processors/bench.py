@@ -1,4 +1,4 @@
-"""A workbench over bytes in memory, which keeps what a step attaches and reports."""
+"""Step context over bytes in memory that keeps attachments and progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archives that some reader takes for something else than the others do, block by block."""
+"""Archives that readers interpret differently, block by block."""
 
 from __future__ import annotations
 

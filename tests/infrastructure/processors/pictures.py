@@ -1,4 +1,4 @@
-"""Pictures, sound and broken."""
+"""Pictures, valid and broken."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_a_scanner_that_is_not_there_is_worth_another_attempt(address: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("says", "told"),
+    ("says", "expected"),
     [
         (b"", "hung up after 5 bytes without a verdict"),
         (b"stream: broken ERROR\0", "has no verdict: stream: broken ERROR"),
@@ -61,7 +61,7 @@ def test_a_scanner_that_is_not_there_is_worth_another_attempt(address: str) -> N
     ],
 )
 async def test_a_scanner_without_a_verdict_is_worth_another_attempt(
-    says: bytes | None, told: str
+    says: bytes | None, expected: str
 ) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"words" + bytes(4))
@@ -73,12 +73,12 @@ async def test_a_scanner_without_a_verdict_is_worth_another_attempt(
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         address = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         options = {"address": address, "silence": 0.2 if says is None else 20.0}
-        with pytest.raises(ScannerUnavailable, match=told):
+        with pytest.raises(ScannerUnavailable, match=expected):
             await antivirus(subject(b"words"), Table(b"words"), options)
 
 
 @pytest.mark.parametrize("address", ["clamd", "tcp://host", "tcp://host:x", "http://host:1"])
-def test_an_address_that_is_none_is_told(address: str) -> None:
+def test_an_invalid_clamd_address_is_an_error(address: str) -> None:
     with pytest.raises(PermanentError, match="must be unix:/path or tcp://host:port"):
         perform("antivirus", b"", options={"address": address})
 
@@ -89,8 +89,7 @@ async def test_an_infected_upload_goes_to_quarantine_with_the_name_of_the_signat
     async with open_harness(
         database_url, tmp_path, pipelines=pipeline("antivirus", address=clamd["unix"])
     ) as harness:
-        harness.orchestrate()
-        harness.work({"antivirus": antivirus})
+        harness.run({"antivirus": antivirus})
         batch = await harness.batch({"virus.com": eicar(), "notes.txt": b"words"})
         await harness.completed(batch)
 

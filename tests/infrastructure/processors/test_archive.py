@@ -54,7 +54,7 @@ def test_archives_inside_are_counted_and_limited(pack: Any) -> None:
         (gzip.compress(b"words", mtime=0), "notes.txt.gz"),
     ],
 )
-def test_what_is_no_archive_is_skipped(content: bytes, path: str) -> None:
+def test_a_file_that_is_no_archive_is_skipped(content: bytes, path: str) -> None:
     result, _ = perform("archive", content, path)
 
     assert "no archive" in result["skipped"]

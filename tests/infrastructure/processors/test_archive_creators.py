@@ -1,4 +1,4 @@
-"""Archives as the common tools make them are accepted, with what people put into them."""
+"""Archives made by the common tools are accepted, with the usual contents."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_an_unusual_but_sound_archive_is_accepted(content: bytes, name: str, mem
 
 
 @pytest.mark.parametrize("tool", ["GNU tar pax", "bsdtar gnutar"])
-def test_what_is_accepted_is_extracted_by_every_reader(
+def test_an_accepted_archive_is_extracted_by_every_reader(
     tool: str, folder: Path, tmp_path: Path
 ) -> None:
     # 7z ignores any link with a `..` that is near enough to the top.

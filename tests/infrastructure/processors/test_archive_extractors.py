@@ -1,4 +1,4 @@
-"""The archive step against GNU tar, bsdtar, unzip, 7z and Python: what one of them does counts."""
+"""The archive step agrees with GNU tar, bsdtar, unzip, 7z and Python."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_hostile_zip_is_refused(name: str) -> None:
     assert verdict(ZIPS[name], "a.zip").keys() <= {"refused", "broken"}
 
 
-def test_what_escapes_from_an_extractor_is_among_what_is_refused() -> None:
+def test_every_path_that_escapes_an_extractor_is_refused() -> None:
     require_tools()
     escaped = {name for name, content in TARS.items() if escapes(content, "a.tar")}
     escaped |= {name for name, content in ZIPS.items() if escapes(content, "a.zip")}

@@ -54,7 +54,7 @@ def test_a_pipeline_of_the_settings_is_accepted_and_has_its_own_retries(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("step", "told"),
+    ("step", "message"),
     [
         (
             {"processor": "resize"},
@@ -94,13 +94,13 @@ def test_a_pipeline_of_the_settings_is_accepted_and_has_its_own_retries(tmp_path
         ),
     ],
 )
-def test_a_step_that_cannot_work_is_told_with_what_is_known(step: Any, told: str) -> None:
-    with pytest.raises(BadSetting, match=told):
+def test_an_invalid_step_is_reported_with_the_known_options(step: Any, message: str) -> None:
+    with pytest.raises(BadSetting, match=message):
         check(**step)
 
 
 @pytest.mark.parametrize(
-    ("steps", "told"),
+    ("steps", "message"),
     [
         ('{ processor = "checksum", timeout = 0 }', r"> 0.0.*timeout"),
         ('{ processor = "checksum", concurrency = 0 }', r">= 1.*concurrency"),
@@ -110,9 +110,9 @@ def test_a_step_that_cannot_work_is_told_with_what_is_known(step: Any, told: str
     ],
 )
 def test_a_pipeline_of_no_sense_is_refused_where_it_is_read(
-    steps: str, told: str, tmp_path: Path
+    steps: str, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadSetting, match=f"pipelines is not as it must be: .*{told}"):
+    with pytest.raises(BadSetting, match=f"pipelines is not as it must be: .*{message}"):
         settings_of(f"[pipelines.mine]\nsteps = [{steps}]", tmp_path)
 
 
@@ -124,11 +124,11 @@ def test_secrets_of_steps_are_never_shown(tmp_path: Path) -> None:
         { processor = "x", options = { url = "https://me:pass@host/", secret = "whsec_abc" } },
     ]
     """
-    told = str(redacted(settings_of(text, tmp_path).pipelines))
+    message = str(redacted(settings_of(text, tmp_path).pipelines))
 
-    assert "https://me:***@host/" in told
-    assert "checksum" in told
-    assert "whsec_abc" not in told
+    assert "https://me:***@host/" in message
+    assert "checksum" in message
+    assert "whsec_abc" not in message
 
 
 def test_the_pipeline_of_the_manual_is_accepted(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ async def test_a_worker_runs_the_processor_of_an_installed_package(
 
 
 @pytest.mark.usefixtures("installed")
-def test_its_options_are_checked_at_the_start() -> None:
+def test_options_of_a_step_are_checked_at_the_start() -> None:
     step = Step(processor="words", options={"tip": 3})
 
     with pytest.raises(BadSetting, match="no option 'tip'; did you mean 'top'"):

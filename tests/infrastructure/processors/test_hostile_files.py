@@ -1,4 +1,4 @@
-"""Files made to do harm, through a real worker: refused once, with the reason, and nothing else."""
+"""Hostile files at a real worker: refused once, with the reason, without other effects."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ SOUND = {
 }
 
 
-async def test_hostile_files_fail_for_good_with_the_reason_and_harm_nobody(
-    database_url: str, tmp_path: Path
-) -> None:
+async def test_hostile_files_fail_permanently_and_alone(database_url: str, tmp_path: Path) -> None:
     steps = pipeline("checksum", "media-type", "thumbnail", "archive")
     files = {path: content for path, (content, _) in HOSTILE.items()}
 

@@ -85,12 +85,12 @@ def test_a_decompression_bomb_is_refused_before_anything_is_unpacked() -> None:
         ({"strict": True}, "declared as text/plain"),
     ],
 )
-def test_a_pipeline_says_which_types_it_takes(options: Any, message: str) -> None:
+def test_a_pipeline_accepts_only_its_types(options: Any, message: str) -> None:
     with pytest.raises(PermanentError, match=message):
         perform("media-type", PDF, "paper.pdf", options, media_type="text/plain")
 
 
-def test_an_image_under_the_name_of_another_format_passes_and_is_told() -> None:
+def test_an_image_named_as_another_format_passes_with_a_note() -> None:
     result, _ = perform("media-type", picture("JPEG"), "a.png", media_type="image/png")
 
     assert (result["sniffed"], result["agrees"]) == ("image/jpeg", False)
@@ -192,7 +192,7 @@ def test_a_type_is_allowed_by_name_and_others_are_not(path: str, allow: str, den
             perform("media-type", bad.build(), named, {"allow": [allow]}, media_type=declared)
 
 
-def test_what_is_kept_in_a_container_is_denied_with_the_container() -> None:
+def test_types_kept_in_a_container_are_denied_with_the_container() -> None:
     rows = {row.path: row for row in ROWS}
 
     for path in ("letter.docx", "letter.odt", "book.epub", "tool.jar", "app.apk", "plain.zip"):
@@ -282,7 +282,7 @@ def test_files_without_scripts_pass_where_pages_are_denied(content: bytes, path:
         (b"a: 1\n", "application/yaml", "application/yaml"),
     ],
 )
-def test_a_kind_of_text_is_believed_where_the_text_is_of_that_kind(
+def test_a_declared_text_type_is_accepted_for_text_of_that_kind(
     content: bytes, declared: str, sniffed: str | None
 ) -> None:
     result, _ = perform("media-type", content, "data", media_type=declared)
@@ -310,7 +310,7 @@ def test_a_page_is_not_what_was_declared_as_text() -> None:
         ("plain.jpg", "image/png", False),
     ],
 )
-def test_what_a_strict_pipeline_takes_for_what_was_declared(
+def test_a_strict_pipeline_accepts_only_the_declared_type(
     path: str, declared: str, agrees: bool
 ) -> None:
     content = next(row for row in ROWS if row.path == path).build()

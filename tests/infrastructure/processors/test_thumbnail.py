@@ -51,7 +51,7 @@ def pixel(content: bytes, at: tuple[int, int] = (20, 20)) -> Any:
 
 
 def near(colour: Colour, by: int = 6) -> Any:
-    """What equals a colour but for the losses of compression."""
+    """Equal to a colour except for the losses of compression."""
     return pytest.approx(colour, abs=by)
 
 
@@ -67,7 +67,7 @@ def test_an_image_gets_a_small_picture(format: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "I;16"])
-def test_unusual_pixels_are_no_obstacle(mode: str) -> None:
+def test_unusual_pixel_formats_get_a_thumbnail(mode: str) -> None:
     result, _ = perform("thumbnail", picture("TIFF", mode=mode), "scan.tif")
 
     assert result["width"] == 320
@@ -82,7 +82,7 @@ def test_unusual_pixels_are_no_obstacle(mode: str) -> None:
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a.svg", "image/svg+xml"),
     ],
 )
-def test_what_is_no_image_is_skipped_with_the_reason(
+def test_a_file_that_is_no_image_is_skipped_with_the_reason(
     content: bytes, path: str, declared: str | None
 ) -> None:
     result, table = perform("thumbnail", content, path, media_type=declared)

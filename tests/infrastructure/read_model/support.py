@@ -1,4 +1,4 @@
-"""What the tests of the read model share: all of it opened, and histories written to the log."""
+"""Event log, read model and projector on one database, and batches recorded in the log."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from application.views import AttemptView, BatchView, ReplayedRows, UploadView, 
 from domain.event import Event
 from domain.ids import upload_id_for
 from infrastructure.event_store.codec import CODEC, Codec
-from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.listener import READ_MODEL, Listener
-from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model import projector
 from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.history import PostgresHistory
 from infrastructure.read_model.queries import PostgresQueries
 from interfaces.bootstrap.tasks import supervise
+from tests.harness import open_log
 from tests.stories import attempt, queued, received, registered, started
 
 
 @dataclass
-class Opened:
+class ReadModel:
     url: str
     log: PostgresEventLog
     listener: Listener
@@ -52,24 +51,22 @@ class Opened:
 
 
 @asynccontextmanager
-async def opened(url: str, codec: Codec = CODEC) -> AsyncIterator[Opened]:
+async def open_read_model(url: str, codec: Codec = CODEC) -> AsyncIterator[ReadModel]:
     engine = make_engine(url)
     try:
         async with (
-            make_pool(url, name="test", max_size=4) as pool,
-            GroupCommitter(url, codec=codec) as committer,
-            PostgresEventLog(pool, committer, codec=codec) as log,
+            open_log(url, codec) as log,
             Listener(url) as listener,
         ):
             queries = PostgresQueries(engine, listener.wakeups(READ_MODEL))
-            yield Opened(url, log, listener, queries, PostgresHistory(engine))
+            yield ReadModel(url, log, listener, queries, PostgresHistory(engine))
     finally:
         await engine.dispose()
 
 
 @asynccontextmanager
-async def projecting(model: Opened) -> AsyncIterator[asyncio.Task[None]]:
-    """A projector at work."""
+async def projecting(model: ReadModel) -> AsyncIterator[asyncio.Task[None]]:
+    """Run a projector; yield its task."""
 
     async def work() -> None:
         await projector.run(model.url, model.log, model.listener.wakeups())
@@ -83,8 +80,8 @@ async def projecting(model: Opened) -> AsyncIterator[asyncio.Task[None]]:
             await task
 
 
-async def a_batch(model: Opened, *paths: str, owner: str = "acme", **more: Any) -> UUID:
-    """A batch with uploads that are being processed."""
+async def record_batch(model: ReadModel, *paths: str, owner: str = "acme", **more: Any) -> UUID:
+    """Record a batch with uploads that are being processed."""
     batch = uuid4()
     await model.record(batch, started(owner=owner, **more))
     for path in paths:

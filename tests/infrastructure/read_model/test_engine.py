@@ -1,4 +1,4 @@
-"""What an engine that is disposed of leaves behind."""
+"""A disposed engine leaves no connection behind."""
 
 from __future__ import annotations
 

@@ -9,13 +9,16 @@ from application.errors import NotFound
 from domain.batch.events import BatchSealed
 from domain.ids import upload_id_for
 from infrastructure.read_model import history
-from tests.infrastructure.read_model.support import Opened, a_batch, opened
+from tests.infrastructure.read_model.support import ReadModel, open_read_model, record_batch
 from tests.stories import ALICE, NOON, registered
 
 
-async def interleaved(model: Opened) -> tuple[object, object]:
+async def interleaved(model: ReadModel) -> tuple[object, object]:
     """Two batches of two owners, a piece of each in turn, then sealed."""
-    ours, theirs = await a_batch(model, "a", "b"), await a_batch(model, "a", owner="globex")
+    ours, theirs = (
+        await record_batch(model, "a", "b"),
+        await record_batch(model, "a", owner="globex"),
+    )
     for path in ("c", "d", "e"):
         await model.record(upload_id_for(ours, path, b""), registered(batch=ours, path=path))
         await model.record(
@@ -45,7 +48,7 @@ async def test_the_history_of_a_batch_is_its_own_and_its_uploads_in_total_order(
     monkeypatch.setattr(history, "SCAN_WINDOW_EVENTS", window)
     monkeypatch.setattr(history, "SPARSE_WINDOW_EVENTS", max(1, window // 100))
 
-    async with opened(database_url) as model:
+    async with open_read_model(database_url) as model:
         ours, _ = await interleaved(model)
         theirs = {ours, *(upload_id_for(ours, path, b"") for path in "abcde")}  # type: ignore[arg-type]
         expected = [event for event in await model.events() if event.stream in theirs]
@@ -72,53 +75,48 @@ async def test_the_history_of_a_batch_is_its_own_and_its_uploads_in_total_order(
         assert back == expected
 
 
-async def test_an_admin_sees_the_history_of_everybody(database_url: str) -> None:
-    async with opened(database_url) as model:
-        await interleaved(model)
+async def test_an_admin_sees_the_history_of_every_owner(model: ReadModel) -> None:
+    await interleaved(model)
 
-        seen = await all_pages(
-            lambda after: model.history.of_everything(owner=None, after=after, limit=7)
-        )
-        assert seen == list(await model.events())
+    seen = await all_pages(
+        lambda after: model.history.of_everything(owner=None, after=after, limit=7)
+    )
+    assert seen == list(await model.events())
 
 
 async def test_the_history_of_an_upload_is_complete_and_goes_on_after_a_position(
-    database_url: str,
+    model: ReadModel,
 ) -> None:
-    async with opened(database_url) as model:
-        batch = await a_batch(model, "a")
-        upload = upload_id_for(batch, "a", b"")
-        await model.catch_up()
+    batch = await record_batch(model, "a")
+    upload = upload_id_for(batch, "a", b"")
+    await model.catch_up()
 
-        events = await model.history.of_upload(upload, owner="acme")
-        assert [event.version for event in events] == [1, 2, 3, 4]
-        rest = await model.history.of_upload(
-            upload, owner="acme", after=events[1].position, limit=1
-        )
-        assert list(rest) == [events[2]]
-        assert await model.history.of_upload(upload, owner=None, after=1000) == []
+    events = await model.history.of_upload(upload, owner="acme")
+    assert [event.version for event in events] == [1, 2, 3, 4]
+    rest = await model.history.of_upload(upload, owner="acme", after=events[1].position, limit=1)
+    assert list(rest) == [events[2]]
+    assert await model.history.of_upload(upload, owner=None, after=1000) == []
 
-        last = events[-1].position
-        back = await model.history.of_upload_before(upload, last, owner="acme", limit=2)
-        assert list(back) == list(events[1:3])
-        with pytest.raises(NotFound):
-            await model.history.of_upload_before(upload, last, owner="globex")
-        with pytest.raises(NotFound):
-            await model.history.of_batch_before(batch, last, owner="globex")
+    last = events[-1].position
+    back = await model.history.of_upload_before(upload, last, owner="acme", limit=2)
+    assert list(back) == list(events[1:3])
+    with pytest.raises(NotFound):
+        await model.history.of_upload_before(upload, last, owner="globex")
+    with pytest.raises(NotFound):
+        await model.history.of_batch_before(batch, last, owner="globex")
 
 
 async def test_a_history_of_many_streams_never_runs_ahead_of_the_read_model(
-    database_url: str,
+    model: ReadModel,
 ) -> None:
-    async with opened(database_url) as model:
-        batch = await a_batch(model, "a")
-        reached = await model.catch_up()
-        await model.record(upload_id_for(batch, "b", b""), registered(batch=batch, path="b"))
-        await model.record(batch, BatchSealed(at=NOON, by=ALICE))
+    batch = await record_batch(model, "a")
+    reached = await model.catch_up()
+    await model.record(upload_id_for(batch, "b", b""), registered(batch=batch, path="b"))
+    await model.record(batch, BatchSealed(at=NOON, by=ALICE))
 
-        seen = await model.history.of_batch(batch, owner="acme")
-        assert seen[-1].position == reached
-        assert await model.history.of_batch_before(batch, reached + 9, owner="acme") == seen
-        await model.catch_up()
-        more = await model.history.of_batch(batch, owner="acme", after=reached)
-        assert [event.position for event in more] == [reached + 1, reached + 2]
+    seen = await model.history.of_batch(batch, owner="acme")
+    assert seen[-1].position == reached
+    assert await model.history.of_batch_before(batch, reached + 9, owner="acme") == seen
+    await model.catch_up()
+    more = await model.history.of_batch(batch, owner="acme", after=reached)
+    assert [event.position for event in more] == [reached + 1, reached + 2]

@@ -20,10 +20,10 @@ from infrastructure.postgres.locks import PROJECTOR_LOCK
 from infrastructure.read_model.projector import ProjectionVersionMismatch, connect_writer, project
 from infrastructure.read_model.tables import LIVE
 from tests.infrastructure.read_model.support import (
-    Opened,
-    a_batch,
-    opened,
+    ReadModel,
+    open_read_model,
     projecting,
+    record_batch,
     rows_in,
 )
 from tests.stories import (
@@ -54,7 +54,7 @@ def test_stored_rows_are_what_the_log_folds_to(
     shuffle: random.Random,
 ) -> None:
     async def compare() -> None:
-        async with opened(database_url) as model:
+        async with open_read_model(database_url) as model:
             histories: list[list[Any]] = [*uploads, list(batch)]
             lives = [(uuid4(), list(events)) for events in histories]
             while lives:  # their events interleave
@@ -70,11 +70,13 @@ def test_stored_rows_are_what_the_log_folds_to(
     run(compare())
 
 
-async def test_a_projector_follows_the_log_and_announces_each_position(database_url: str) -> None:
-    async with opened(database_url) as model, projecting(model):
+async def test_a_projector_follows_the_log_and_announces_each_position(
+    database_url: str, model: ReadModel
+) -> None:
+    async with projecting(model):
         heard: list[str] = []
         model.listener.subscribe(READ_MODEL, heard.append)
-        await a_batch(model, "a", "b")
+        await record_batch(model, "a", "b")
         position = await model.record(uuid4(), started())
 
         await model.queries.wait_for(position, timeout=60)
@@ -82,33 +84,34 @@ async def test_a_projector_follows_the_log_and_announces_each_position(database_
         assert rows_in(database_url) == await model.replayed()
 
 
-async def test_two_projectors_never_apply_an_event_twice(database_url: str) -> None:
-    async with opened(database_url) as model:
-        connections = [await connect_writer(database_url, name="test") for _ in range(3)]
-        done = asyncio.Event()
+async def test_two_projectors_never_apply_an_event_twice(
+    database_url: str, model: ReadModel
+) -> None:
+    connections = [await connect_writer(database_url, name="test") for _ in range(3)]
+    done = asyncio.Event()
 
-        async def keep_projecting(connection: psycopg.AsyncConnection) -> None:
-            while not done.is_set():
-                await project(connection, model.log, LIVE, size=3)
+    async def keep_projecting(connection: psycopg.AsyncConnection) -> None:
+        while not done.is_set():
+            await project(connection, model.log, LIVE, size=3)
 
-        async with asyncio.TaskGroup() as tasks:
-            for connection in connections:
-                tasks.create_task(keep_projecting(connection))
-            for _ in range(10):
-                await a_batch(model, "a", "b", "c")
-            done.set()
-        await model.catch_up()
+    async with asyncio.TaskGroup() as tasks:
         for connection in connections:
-            await connection.close()
+            tasks.create_task(keep_projecting(connection))
+        for _ in range(10):
+            await record_batch(model, "a", "b", "c")
+        done.set()
+    await model.catch_up()
+    for connection in connections:
+        await connection.close()
 
-        # A creation applied twice would have met the primary key.
-        assert rows_in(database_url) == await model.replayed()
+    # A creation applied twice would have met the primary key.
+    assert rows_in(database_url) == await model.replayed()
 
 
 async def test_one_projector_works_and_the_next_takes_over_when_it_is_gone(
-    database_url: str,
+    model: ReadModel,
 ) -> None:
-    async with opened(database_url) as model, projecting(model):
+    async with projecting(model):
         async with projecting(model):
             await model.queries.wait_for(await model.record(uuid4(), started()), timeout=60)
         position = await model.record(uuid4(), started())
@@ -116,13 +119,10 @@ async def test_one_projector_works_and_the_next_takes_over_when_it_is_gone(
 
 
 async def test_a_projector_that_stands_still_does_not_keep_the_next_from_working(
-    database_url: str,
+    database_url: str, model: ReadModel
 ) -> None:
     timeouts = {"idle_session_timeout": "2s"}
-    async with (
-        await connect(database_url, name="projector", settings=timeouts) as frozen,
-        opened(database_url) as model,
-    ):
+    async with await connect(database_url, name="projector", settings=timeouts) as frozen:
         # It was the leader, and then its machine was suspended.
         await PROJECTOR_LOCK.acquire(frozen)
         async with projecting(model):
@@ -130,10 +130,12 @@ async def test_a_projector_that_stands_still_does_not_keep_the_next_from_working
             await model.queries.wait_for(position, timeout=60)
 
 
-async def test_a_projector_outlives_the_loss_of_its_connections(database_url: str) -> None:
-    async with opened(database_url) as model, projecting(model) as task:
+async def test_a_projector_outlives_the_loss_of_its_connections(
+    database_url: str, model: ReadModel
+) -> None:
+    async with projecting(model) as task:
         for _ in range(4):
-            await a_batch(model, "a", "b")
+            await record_batch(model, "a", "b")
             await eventually(lambda: cut(database_url))
         position = await model.record(uuid4(), started())
         await model.queries.wait_for(position, timeout=60)
@@ -143,59 +145,57 @@ async def test_a_projector_outlives_the_loss_of_its_connections(database_url: st
 
 
 async def test_an_error_message_that_no_row_can_hold_does_not_stop_the_projection(
-    database_url: str,
+    model: ReadModel,
 ) -> None:
-    async with opened(database_url) as model:
-        upload, what = uuid4(), failure("bad \0 byte", permanent=True)
-        failed = what.as_event(1, duration=0.1, retry_at=None, at=NOON, by=ALICE)
-        await model.record(upload, registered(), received(), queued(), attempt(), failed)
-        await model.catch_up()
+    upload, what = uuid4(), failure("bad \0 byte", permanent=True)
+    failed = what.as_event(1, duration=0.1, retry_at=None, at=NOON, by=ALICE)
+    await model.record(upload, registered(), received(), queued(), attempt(), failed)
+    await model.catch_up()
 
-        row = await model.queries.upload(upload, owner="acme")
-        assert row.error == "bad \ufffd byte"
+    row = await model.queries.upload(upload, owner="acme")
+    assert row.error == "bad \ufffd byte"
 
 
 async def test_a_row_that_was_removed_by_hand_is_reported_and_stops_nothing(
-    database_url: str,
+    database_url: str, model: ReadModel
 ) -> None:
-    async with opened(database_url) as model:
-        batch = await a_batch(model, "a")
-        upload = await only_upload(model, batch)
-        tamper(database_url, "DELETE FROM read_model.uploads WHERE id = %s", upload)
-        await model.record(upload, step(1))
-        other = await a_batch(model, "b")
+    batch = await record_batch(model, "a")
+    upload = await only_upload(model, batch)
+    tamper(database_url, "DELETE FROM read_model.uploads WHERE id = %s", upload)
+    await model.record(upload, step(1))
+    other = await record_batch(model, "b")
 
-        with capture_logs() as logs:
-            await model.catch_up()
+    with capture_logs() as logs:
+        await model.catch_up()
 
-        assert [entry["rows"] for entry in logs if "missing" in entry["event"]] == [1]
-        assert (await model.queries.batch(other, owner="acme")).id == other
+    assert [entry["rows"] for entry in logs if "missing" in entry["event"]] == [1]
+    assert (await model.queries.batch(other, owner="acme")).id == other
 
 
-async def test_rows_of_another_version_of_the_code_are_left_alone(database_url: str) -> None:
-    async with opened(database_url) as model:
-        await a_batch(model, "a")
-        tamper(database_url, "UPDATE projections SET version = version + 1")
+async def test_rows_of_another_version_of_the_code_are_left_alone(
+    database_url: str, model: ReadModel
+) -> None:
+    await record_batch(model, "a")
+    tamper(database_url, "UPDATE projections SET version = version + 1")
 
-        with pytest.raises(ProjectionVersionMismatch):
-            await model.catch_up()
+    with pytest.raises(ProjectionVersionMismatch):
+        await model.catch_up()
 
-        assert await model.queries.position() == 0
-        assert rows_in(database_url).batches == {}
+    assert await model.queries.position() == 0
+    assert rows_in(database_url).batches == {}
 
 
 async def test_progress_that_came_meanwhile_is_one_row_at_its_last_position(
-    database_url: str,
+    model: ReadModel,
 ) -> None:
-    async with opened(database_url) as model:
-        batch = await a_batch(model, "a")
-        upload = await only_upload(model, batch)
-        for done in range(1, 51):
-            position = await model.record(upload, step(done))
-        await model.catch_up()
+    batch = await record_batch(model, "a")
+    upload = await only_upload(model, batch)
+    for done in range(1, 51):
+        position = await model.record(upload, step(done))
+    await model.catch_up()
 
-        row = await model.queries.upload(upload, owner="acme")
-        assert (row.percent, row.position, row.version) == (50.0, position, 54)
+    row = await model.queries.upload(upload, owner="acme")
+    assert (row.percent, row.position, row.version) == (50.0, position, 54)
 
 
 def cut(url: str) -> int:
@@ -214,7 +214,7 @@ def step(done: int) -> FileProgressed:
     )
 
 
-async def only_upload(model: Opened, batch: UUID) -> UUID:
+async def only_upload(model: ReadModel, batch: UUID) -> UUID:
     await model.catch_up()
     page = await model.queries.uploads(batch, owner="acme")
     return page.items[0].id

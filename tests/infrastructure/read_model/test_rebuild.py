@@ -19,46 +19,51 @@ from infrastructure.postgres.schema import MIGRATIONS, NewerDatabase, migrate
 from infrastructure.read_model import rebuild as rebuilding
 from infrastructure.read_model.rebuild import rebuild, rebuild_if_outdated, verify
 from tests.infrastructure.read_model.support import (
-    a_batch,
-    opened,
+    ReadModel,
+    open_read_model,
     projecting,
+    record_batch,
     rows_in,
 )
 from tests.stories import ALICE, later, recorded, started
 from tests.support import tamper
 
 
-async def test_rebuilt_rows_equal_the_live_ones_in_a_new_epoch(database_url: str) -> None:
-    async with opened(database_url) as model:
-        for _ in range(3):
-            await a_batch(model, "a", "b", "c")
-        position = await model.catch_up()
-        before, epoch = rows_in(database_url), await model.queries.epoch()
+async def test_rebuilt_rows_equal_the_live_ones_in_a_new_epoch(
+    database_url: str, model: ReadModel
+) -> None:
+    for _ in range(3):
+        await record_batch(model, "a", "b", "c")
+    position = await model.catch_up()
+    before, epoch = rows_in(database_url), await model.queries.epoch()
 
-        rebuilt = await rebuild(database_url, model.log)
+    rebuilt = await rebuild(database_url, model.log)
 
-        assert rebuilt.position == position == await model.queries.position()
-        assert rows_in(database_url) == before
-        assert rebuilt.epoch == await model.queries.epoch() != epoch
-        assert schemas(database_url) == ["read_model"]
-
-
-async def test_rows_that_were_changed_by_hand_are_put_right(database_url: str) -> None:
-    async with opened(database_url) as model:
-        await a_batch(model, "a")
-        await model.catch_up()
-        before = rows_in(database_url)
-        tamper(database_url, "UPDATE read_model.uploads SET path = 'forged'")
-        tamper(database_url, "DELETE FROM read_model.attempts")
-
-        await rebuild(database_url, model.log)
-
-        assert rows_in(database_url) == before
+    assert rebuilt.position == position == await model.queries.position()
+    assert rows_in(database_url) == before
+    assert rebuilt.epoch == await model.queries.epoch() != epoch
+    assert schemas(database_url) == ["read_model"]
 
 
-async def test_the_projector_and_readers_go_on_through_a_swap(database_url: str) -> None:
-    async with opened(database_url) as model, projecting(model):
-        known = await a_batch(model, "a", "b")
+async def test_rows_that_were_changed_by_hand_are_put_right(
+    database_url: str, model: ReadModel
+) -> None:
+    await record_batch(model, "a")
+    await model.catch_up()
+    before = rows_in(database_url)
+    tamper(database_url, "UPDATE read_model.uploads SET path = 'forged'")
+    tamper(database_url, "DELETE FROM read_model.attempts")
+
+    await rebuild(database_url, model.log)
+
+    assert rows_in(database_url) == before
+
+
+async def test_the_projector_and_readers_go_on_through_a_swap(
+    database_url: str, model: ReadModel
+) -> None:
+    async with projecting(model):
+        known = await record_batch(model, "a", "b")
         await model.queries.wait_for(await model.log.head(), timeout=60)
         done = asyncio.Event()
 
@@ -74,7 +79,7 @@ async def test_the_projector_and_readers_go_on_through_a_swap(database_url: str)
 
         async def keep_recording() -> None:
             while not done.is_set():
-                await a_batch(model, "x", "y")
+                await record_batch(model, "x", "y")
 
         async with asyncio.TaskGroup() as tasks:
             readers = [tasks.create_task(keep_asking()) for _ in range(3)]
@@ -84,58 +89,57 @@ async def test_the_projector_and_readers_go_on_through_a_swap(database_url: str)
 
         assert positions == sorted(positions)
         assert all(reader.result() for reader in readers)
-        await a_batch(model, "after")
+        await record_batch(model, "after")
         await model.queries.wait_for(await model.log.head(), timeout=60)
         assert rows_in(database_url) == await model.replayed()
 
 
 async def test_a_reader_that_holds_the_tables_delays_the_swap_and_breaks_nothing(
-    database_url: str,
+    database_url: str, model: ReadModel
 ) -> None:
-    async with opened(database_url) as model:
-        await a_batch(model, "a")
-        await model.catch_up()
-        reader = await connect(database_url, name="test")
-        async with reader.transaction():
-            await reader.execute("SELECT FROM read_model.uploads")
-            swap = asyncio.create_task(rebuild(database_url, model.log))
-            waiting, _ = await asyncio.wait([swap], timeout=1.0)
-            await reader.execute("SELECT FROM read_model.batches")
-        assert waiting == set()
-        await swap
-        await reader.close()
+    await record_batch(model, "a")
+    await model.catch_up()
+    reader = await connect(database_url, name="test")
+    async with reader.transaction():
+        await reader.execute("SELECT FROM read_model.uploads")
+        swap = asyncio.create_task(rebuild(database_url, model.log))
+        waiting, _ = await asyncio.wait([swap], timeout=1.0)
+        await reader.execute("SELECT FROM read_model.batches")
+    assert waiting == set()
+    await swap
+    await reader.close()
 
-        assert rows_in(database_url) == await model.replayed()
+    assert rows_in(database_url) == await model.replayed()
 
 
 async def test_rows_made_by_an_earlier_version_are_rebuilt_at_start_and_only_then(
-    database_url: str,
+    database_url: str, model: ReadModel
 ) -> None:
-    async with opened(database_url) as model:
-        await a_batch(model, "a")
-        assert await rebuild_if_outdated(database_url, model.log) is None
-        tamper(database_url, "UPDATE projections SET version = %s", VERSION - 1)
+    await record_batch(model, "a")
+    assert await rebuild_if_outdated(database_url, model.log) is None
+    tamper(database_url, "UPDATE projections SET version = %s", VERSION - 1)
 
-        rebuilt = await asyncio.gather(
-            *(rebuild_if_outdated(database_url, model.log) for _ in range(3))
-        )
+    rebuilt = await asyncio.gather(
+        *(rebuild_if_outdated(database_url, model.log) for _ in range(3))
+    )
 
-        assert len([one for one in rebuilt if one is not None]) == 1
-        assert rows_in(database_url) == await model.replayed()
-        assert await model.queries.position() == await model.log.head()
+    assert len([one for one in rebuilt if one is not None]) == 1
+    assert rows_in(database_url) == await model.replayed()
+    assert await model.queries.position() == await model.log.head()
 
 
-async def test_rows_made_by_a_later_version_are_left_alone(database_url: str) -> None:
-    async with opened(database_url) as model:
-        await a_batch(model, "a")
-        await model.catch_up()
-        tamper(database_url, "UPDATE projections SET version = %s", VERSION + 1)
-        before = rows_in(database_url)
+async def test_rows_made_by_a_later_version_are_left_alone(
+    database_url: str, model: ReadModel
+) -> None:
+    await record_batch(model, "a")
+    await model.catch_up()
+    tamper(database_url, "UPDATE projections SET version = %s", VERSION + 1)
+    before = rows_in(database_url)
 
-        with pytest.raises(NewerDatabase):
-            await rebuild_if_outdated(database_url, model.log)
+    with pytest.raises(NewerDatabase):
+        await rebuild_if_outdated(database_url, model.log)
 
-        assert rows_in(database_url) == before
+    assert rows_in(database_url) == before
 
 
 async def test_an_empty_read_model_needs_no_migration_for_a_new_event_type(
@@ -145,8 +149,8 @@ async def test_an_empty_read_model_needs_no_migration_for_a_new_event_type(
 
     migrate(database_url)
 
-    async with opened(database_url) as model:
-        await a_batch(model, "a")
+    async with open_read_model(database_url) as model:
+        await record_batch(model, "a")
         await model.catch_up()
         assert len(rows_in(database_url).batches) == 1
         tamper(database_url, "UPDATE projections SET version = %s", VERSION - 1)
@@ -155,26 +159,25 @@ async def test_an_empty_read_model_needs_no_migration_for_a_new_event_type(
 
 
 async def test_a_rebuild_that_is_stopped_leaves_the_live_rows_and_nothing_else(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, monkeypatch: pytest.MonkeyPatch, model: ReadModel
 ) -> None:
     monkeypatch.setattr(rebuilding, "MAX_SWAP_TRIES", 1_000_000)
 
-    async with opened(database_url) as model:
-        await a_batch(model, "a")
-        await model.catch_up()
-        before = rows_in(database_url)
-        reader = await connect(database_url, name="test")
-        async with reader.transaction():
-            await reader.execute("SELECT FROM read_model.uploads")
-            stuck = asyncio.create_task(rebuild(database_url, model.log))
-            await asyncio.wait([stuck], timeout=0.7)
-            stuck.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await stuck
-        await reader.close()
+    await record_batch(model, "a")
+    await model.catch_up()
+    before = rows_in(database_url)
+    reader = await connect(database_url, name="test")
+    async with reader.transaction():
+        await reader.execute("SELECT FROM read_model.uploads")
+        stuck = asyncio.create_task(rebuild(database_url, model.log))
+        await asyncio.wait([stuck], timeout=0.7)
+        stuck.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stuck
+    await reader.close()
 
-        assert rows_in(database_url) == before
-        assert schemas(database_url) == ["read_model"]
+    assert rows_in(database_url) == before
+    assert schemas(database_url) == ["read_model"]
 
 
 async def test_a_database_of_the_previous_version_with_foreign_values_is_rebuilt_at_the_next_start(
@@ -203,7 +206,7 @@ async def test_a_database_of_the_previous_version_with_foreign_values_is_rebuilt
 
     migrate(empty_database_url)
 
-    async with opened(empty_database_url) as model:
+    async with open_read_model(empty_database_url) as model:
         assert await rebuild_if_outdated(empty_database_url, model.log) is not None
         assert (await verify(empty_database_url, model.log)).sound
         assert await rebuild_if_outdated(empty_database_url, model.log) is None

@@ -7,17 +7,17 @@ import psycopg
 from domain.ids import upload_id_for
 from infrastructure.read_model.rebuild import Verification, verify
 from tests.infrastructure.read_model.support import (
-    a_batch,
-    opened,
+    open_read_model,
     projecting,
+    record_batch,
 )
 from tests.support import tamper
 
 
 async def verified_after(url: str, statement: str, *parameters: object) -> Verification:
-    """What verification finds once this was done by hand to a batch of two uploads."""
-    async with opened(url) as model:
-        await a_batch(model, "a", "b")
+    """Return the findings of a verification after this SQL on a batch of two uploads."""
+    async with open_read_model(url) as model:
+        await record_batch(model, "a", "b")
         await model.catch_up()
         if statement:
             tamper(url, statement, *parameters)
@@ -112,8 +112,8 @@ async def test_reordered_events_within_the_position_are_a_break(database_url: st
 
 
 async def test_many_differences_are_all_counted_and_some_named(database_url: str) -> None:
-    async with opened(database_url) as model:
-        await a_batch(model, *(f"{number:03}" for number in range(120)))
+    async with open_read_model(database_url) as model:
+        await record_batch(model, *(f"{number:03}" for number in range(120)))
         await model.catch_up()
         tamper(database_url, "UPDATE read_model.uploads SET received = 1")
         found = await verify(database_url, model.log)
@@ -122,12 +122,12 @@ async def test_many_differences_are_all_counted_and_some_named(database_url: str
 
 
 async def test_verification_agrees_while_uploads_go_on(database_url: str) -> None:
-    async with opened(database_url) as model, projecting(model):
+    async with open_read_model(database_url) as model, projecting(model):
         done = asyncio.Event()
 
         async def keep_recording() -> None:
             while not done.is_set():
-                batch = await a_batch(model, "a", "b")
+                batch = await record_batch(model, "a", "b")
                 assert upload_id_for(batch, "a", b"")
 
         async with asyncio.TaskGroup() as tasks:

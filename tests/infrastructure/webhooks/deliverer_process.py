@@ -1,4 +1,4 @@
-"""A deliverer in a process of its own, to be killed."""
+"""Deliverer in a process of its own, to be killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A log to append to, followers and deliverers of webhooks, receivers, and a clock to set."""
+"""Event log, dispatchers and deliverers of webhooks, receivers, and a clock to set."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ from domain.upload.state import UploadState
 from domain.webhook.aggregate import Webhook
 from domain.webhook.events import WebhookDisabled, WebhookFilter
 from infrastructure.event_store.codec import CODEC, Codec
-from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.outbound import open_safe_client
 from infrastructure.postgres.listener import READ_MODEL, Listener
@@ -45,7 +44,7 @@ from infrastructure.webhooks.dispatcher import WebhookDispatcher, dispatcher_lea
 from infrastructure.webhooks.outbox import PostgresOutbox
 from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.bootstrap.tasks import supervise
-from tests.harness import open_test_container
+from tests.harness import open_log, open_test_container
 from tests.stories import ALICE, registered, started
 from tests.support import eventually
 
@@ -71,7 +70,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Request:
-    """What a receiver was sent."""
+    """A request as a receiver got it."""
 
     path: str
     headers: dict[str, str]
@@ -90,11 +89,11 @@ class Request:
         return int(self.json["data"]["position"])
 
     def verify(self, secret: str) -> Any:
-        """What the reference library makes of it. Raises WebhookVerificationError."""
+        """Verify with the reference library. Raises WebhookVerificationError."""
         return Verifier(secret).verify(self.body, self.headers)
 
     def signed_with(self, secret: str) -> bool:
-        """Whether one of the signatures is by this secret, whatever the time."""
+        """Return whether one of the signatures is by this secret, whatever the time."""
         at = datetime.fromtimestamp(int(self.headers["webhook-timestamp"]), UTC)
         expected = Verifier(secret).sign(self.id, at, self.body.decode())
         return expected in self.headers["webhook-signature"].split()
@@ -107,6 +106,16 @@ async def thanks(_: Request) -> web.Response:
 def always(status: int, text: str = "", **headers: str) -> Answer:
     async def answer(_: Request) -> web.Response:
         return web.Response(status=status, text=text, headers=headers)
+
+    return answer
+
+
+def after(event: asyncio.Event) -> Answer:
+    """Respond with success once the event is set."""
+
+    async def answer(_: Request) -> web.Response:
+        await event.wait()
+        return web.Response()
 
     return answer
 
@@ -215,7 +224,7 @@ class WebhookHarness:
     # Webhooks.
 
     async def hook(self, url: str, *events: str, owner: str = "acme", **more: Any) -> Hook:
-        """A webhook that is told of these events, of the ends of things unless named."""
+        """Add a webhook for these events, by default for completed batches and uploads."""
         id = uuid4()
         secret = await self.webhooks.make_secret(id)
         subscription = WebhookFilter(url=url, events=events or ENDED, **more)
@@ -368,8 +377,7 @@ async def open_webhook_harness(
             codec = CODEC
             pool = await stack.enter_async_context(make_pool(url, name="test", max_size=6))
             listener = await stack.enter_async_context(Listener(url))
-            committer = await stack.enter_async_context(GroupCommitter(url))
-            log = await stack.enter_async_context(PostgresEventLog(pool, committer))
+            log = await stack.enter_async_context(open_log(url, pool=pool))
         engine = make_engine(url)
         stack.push_async_callback(engine.dispose)
         queries = PostgresQueries(engine, listener.wakeups(READ_MODEL))

@@ -1,4 +1,4 @@
-"""A service hears from a worker and answers to an API: three processes, one database."""
+"""A remote step across three processes: the service, a worker and an API."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def test_the_example_service_serves_a_worker_and_an_api_of_other_processes(
                 check=False,
                 timeout=PATIENCE,
             )
-            assert sent.returncode == 0, sent.stdout + sent.stderr + told(tmp_path)
+            assert sent.returncode == 0, sent.stdout + sent.stderr + result_in_log(tmp_path)
             assert _words(api, key) == {2, 1000}
 
 
 def _words(api: int, key: str) -> set[int]:
-    """What the log says that the service counted."""
+    """Return the result of the service from the log."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{api}/v1/history?limit=1000", headers={"Authorization": f"Bearer {key}"}
     )
@@ -107,11 +107,11 @@ def process(command: list[str], out: Path) -> Iterator[None]:
 def wait_for(condition: Callable[[], bool], folder: Path) -> None:
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, told(folder)
+        assert time.monotonic() < end, result_in_log(folder)
         time.sleep(0.05)
 
 
-def told(folder: Path) -> str:
+def result_in_log(folder: Path) -> str:
     return "\n".join(file.read_text() for file in folder.glob("*.out"))
 
 

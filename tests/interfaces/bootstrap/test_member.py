@@ -1,4 +1,4 @@
-"""How a parent treats its processes: one that never comes up, one that dies, one that is stuck."""
+"""A parent supervises processes that never start, die or hang."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_one_that_gives_no_sign_of_life_is_killed(
         await member.live()
 
 
-async def test_one_that_gives_signs_of_life_is_left_alone_until_it_is_told_to_stop(
+async def test_a_process_with_heartbeats_runs_until_it_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_TIMEOUT", 5.0)

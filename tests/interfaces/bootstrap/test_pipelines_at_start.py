@@ -1,4 +1,4 @@
-"""Pipelines are judged before a server starts: what cannot work is told at once."""
+"""Pipelines are validated before a server starts."""
 
 from __future__ import annotations
 

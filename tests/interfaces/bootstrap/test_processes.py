@@ -1,4 +1,4 @@
-"""Several processes on one port are one server: to clients, to operators, and when one dies."""
+"""Several processes on one port are one server, also when one of them dies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATIENCE = 120.0  # seconds
 
 
 @dataclass(frozen=True)
-class Crew:
+class ServerGroup:
     """A server of two answering processes, and one for the other roles."""
 
     url: str
@@ -37,7 +37,7 @@ class Crew:
     data_dir: Path
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
         return (self.data_dir.parent / "server.out").read_text()
 
     @property
@@ -64,17 +64,17 @@ class Crew:
 
 
 @pytest.fixture(scope="module")
-def crew(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+def group(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerGroup]:
     name = databases.take()
-    folder = tmp_path_factory.mktemp("crew")
-    with serving(with_database(databases.server_url, name), folder) as crew:
-        yield crew
+    folder = tmp_path_factory.mktemp("group")
+    with serving(with_database(databases.server_url, name), folder) as group:
+        yield group
     databases.drop(name)
 
 
 @contextmanager
-def serving(database_url: str, folder: Path) -> Iterator[Crew]:
-    """A crew, which is killed at the end if it still runs."""
+def serving(database_url: str, folder: Path) -> Iterator[ServerGroup]:
+    """A group, which is killed at the end if it still runs."""
     data_dir = folder / "data"
     data_dir.mkdir()
     options = ("--database-url", database_url, "--processes", "2")
@@ -82,12 +82,12 @@ def serving(database_url: str, folder: Path) -> Iterator[Crew]:
         running = find_running_server(data_dir)
         assert running is not None, server.output
         assert running.pid == server.pid
-        yield Crew(running.url, server.key, psutil.Process(server.pid), data_dir)
+        yield ServerGroup(running.url, server.key, psutil.Process(server.pid), data_dir)
 
 
 @asynccontextmanager
 async def connections_to_both(
-    crew: Crew, path: str = "/healthz", headers: dict[str, str] | None = None
+    group: ServerGroup, path: str = "/healthz", headers: dict[str, str] | None = None
 ) -> AsyncIterator[Sequence[tuple[aiohttp.ClientSession, aiohttp.ClientResponse]]]:
     """A session of one connection to each process, with the answer to one request on it."""
     held: dict[int, tuple[aiohttp.ClientSession, aiohttp.ClientResponse]] = {}
@@ -98,44 +98,46 @@ async def connections_to_both(
             connector = aiohttp.TCPConnector(limit=1, keepalive_timeout=PATIENCE)
             session = aiohttp.ClientSession(
                 connector=connector,
-                headers=headers or {"Authorization": f"Bearer {crew.key}"},
+                headers=headers or {"Authorization": f"Bearer {group.key}"},
                 read_bufsize=1,
             )
             await stack.enter_async_context(session)
             # A streamed answer keeps its connection until it is read.
-            answer = await session.get(f"{crew.url}{path}")
-            held.setdefault(crew.holder(answer), (session, answer))
+            answer = await session.get(f"{group.url}{path}")
+            held.setdefault(group.holder(answer), (session, answer))
             await answer.read()
         yield list(held.values())
 
 
-def test_one_line_one_link_one_file_tell_of_all_of_them(crew: Crew) -> None:
-    wait_for(lambda: "sign in" in crew.told)
+def test_several_processes_share_one_ready_line_one_login_link_and_one_file(
+    group: ServerGroup,
+) -> None:
+    wait_for(lambda: "sign in" in group.output)
 
-    assert crew.told.count("Uptrail is ready: api, orchestrator, worker.") == 1
-    (link,) = re.findall(r"(\S+)/login\?code=", crew.told)
-    assert link == crew.url
-    assert len(crew.answering) == 2
-    assert len(crew.parent.children()) == 3
+    assert group.output.count("Uptrail is ready: api, orchestrator, worker.") == 1
+    (link,) = re.findall(r"(\S+)/login\?code=", group.output)
+    assert link == group.url
+    assert len(group.answering) == 2
+    assert len(group.parent.children()) == 3
 
 
-def test_a_file_goes_all_the_way_through(crew: Crew, tmp_path: Path) -> None:
+def test_a_file_goes_all_the_way_through(group: ServerGroup, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text")
     command = [sys.executable, "-m", "interfaces.cli.main", "upload", str(tmp_path), "--wait"]
     sent = subprocess.run(
-        [*command, "--data-dir", str(crew.data_dir)], capture_output=True, text=True, check=False
+        [*command, "--data-dir", str(group.data_dir)], capture_output=True, text=True, check=False
     )
 
     assert sent.returncode == 0, sent.stdout + sent.stderr
 
 
-async def test_numbers_of_both_are_added_up_whichever_is_asked(crew: Crew) -> None:
-    async with connections_to_both(crew) as (one, other):
+async def test_metrics_of_both_processes_are_added_up_at_either(group: ServerGroup) -> None:
+    async with connections_to_both(group) as (one, other):
         for session, _ in (one, other):
             for _ in range(3):
-                (await session.get(f"{crew.url}/v1/keys")).release()
+                (await session.get(f"{group.url}/v1/keys")).release()
         texts = [
-            await (await session.get(f"{crew.url}/metrics")).text() for session, _ in (one, other)
+            await (await session.get(f"{group.url}/metrics")).text() for session, _ in (one, other)
         ]
 
     counted = 'uptrail_http_requests_total{method="GET",route="/v1/keys",status="200"} 6.0'
@@ -145,57 +147,61 @@ async def test_numbers_of_both_are_added_up_whichever_is_asked(crew: Crew) -> No
 
 
 async def text(session: aiohttp.ClientSession, url: str) -> str:
-    """What is answered with success, on a connection that is not used again."""
+    """Return the body of a successful response on a connection of its own."""
     async with session.get(url, headers={"Connection": "close"}) as answer:
         assert answer.status == 200
         return await answer.text()
 
 
-async def test_a_browser_is_signed_in_with_both(crew: Crew) -> None:
-    wait_for(lambda: "sign in" in crew.told)
+async def test_a_browser_is_signed_in_with_both(group: ServerGroup) -> None:
+    wait_for(lambda: "sign in" in group.output)
 
-    code = re.search(r"/login\?code=\S+", crew.told)
+    code = re.search(r"/login\?code=\S+", group.output)
     assert code is not None
     async with (
         aiohttp.ClientSession() as browser,
-        browser.get(crew.url + code[0], allow_redirects=False) as answer,
+        browser.get(group.url + code[0], allow_redirects=False) as answer,
     ):
         assert answer.status == 303
         cookie = answer.headers["Set-Cookie"].partition(";")[0]
     signed_in = {"Cookie": cookie}
-    async with connections_to_both(crew, "/v1/batches", signed_in) as both:
+    async with connections_to_both(group, "/v1/batches", signed_in) as both:
         assert [answer.status for _, answer in both] == [200, 200]
 
 
-async def test_a_change_reaches_the_watchers_of_both(crew: Crew) -> None:
-    async with AsyncExitStack() as stack, connections_to_both(crew) as both:
+async def test_a_change_reaches_the_watchers_of_both(group: ServerGroup) -> None:
+    async with AsyncExitStack() as stack, connections_to_both(group) as both:
         viewers = []
         for session, _ in both:
-            socket = await stack.enter_async_context(session.ws_connect(f"{crew.url}/v1/feed"))
+            socket = await stack.enter_async_context(session.ws_connect(f"{group.url}/v1/feed"))
             viewers.append(FeedClient(socket))
             await viewers[-1].subscribe()
             await viewers[-1].until_frame("snapshot")
         async with (
-            aiohttp.ClientSession(headers={"Authorization": f"Bearer {crew.key}"}) as client,
-            client.post(f"{crew.url}/v1/batches", json={"label": "seen"}) as answer,
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {group.key}"}) as client,
+            client.post(f"{group.url}/v1/batches", json={"label": "seen"}) as answer,
         ):
             id = (await answer.json())["id"]
         for viewer in viewers:
             await viewer.until(lambda v: id in map(str, v.rows["batches"]))
 
 
-async def test_location_is_below_the_host_of_the_request_in_every_process(crew: Crew) -> None:
-    async with connections_to_both(crew) as both:
+async def test_location_is_below_the_host_of_the_request_in_every_process(
+    group: ServerGroup,
+) -> None:
+    async with connections_to_both(group) as both:
         for client, _ in both:
             named = {**TUS, "Upload-Length": "9", "Host": "up.example"}
-            async with client.post(f"{crew.url}/v1/uploads", headers=named) as created:
+            async with client.post(f"{group.url}/v1/uploads", headers=named) as created:
                 assert created.headers["Location"].startswith("http://up.example/v1/uploads/")
 
 
-async def test_the_newest_request_wins_when_it_lands_on_the_other_process(crew: Crew) -> None:
-    async with connections_to_both(crew) as ((here, _), (there, _)):
+async def test_the_newest_request_wins_when_it_lands_on_the_other_process(
+    group: ServerGroup,
+) -> None:
+    async with connections_to_both(group) as ((here, _), (there, _)):
         named = {**TUS, "Upload-Length": "9"}
-        async with here.post(f"{crew.url}/v1/uploads", headers=named) as created:
+        async with here.post(f"{group.url}/v1/uploads", headers=named) as created:
             location = created.headers["Location"]
         silence, sent = asyncio.Event(), asyncio.Event()
 
@@ -205,15 +211,15 @@ async def test_the_newest_request_wins_when_it_lands_on_the_other_process(crew: 
             await silence.wait()
 
         async def patch() -> int:
-            said = {**BYTES, "Upload-Offset": "0"}
-            async with here.patch(location, headers=said, data=body()) as answer:
+            headers = {**BYTES, "Upload-Offset": "0"}
+            async with here.patch(location, headers=headers, data=body()) as answer:
                 return answer.status
 
         stuck = asyncio.create_task(patch())
         await sent.wait()
         stored = f"uploads_{location.rpartition('/')[2]}"
         await eventually(
-            lambda: [file.stat().st_size for file in crew.data_dir.rglob(stored)] == [5]
+            lambda: [file.stat().st_size for file in group.data_dir.rglob(stored)] == [5]
         )
         async with there.head(location, headers=TUS) as answer:
             assert answer.headers["Upload-Offset"] == "5"
@@ -221,8 +227,10 @@ async def test_the_newest_request_wins_when_it_lands_on_the_other_process(crew: 
         silence.set()
 
 
-def test_an_address_that_other_processes_share_is_taken(crew: Crew, settings: Settings) -> None:
-    port = crew.url.rpartition(":")[2]
+def test_an_address_that_other_processes_share_is_taken(
+    group: ServerGroup, settings: Settings
+) -> None:
+    port = group.url.rpartition(":")[2]
     options = ["--port", port, "--processes", "2", "--data-dir", str(settings.data_dir)]
     command = [sys.executable, "-m", "interfaces.cli.main", "serve", *options]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
@@ -231,41 +239,41 @@ def test_an_address_that_other_processes_share_is_taken(crew: Crew, settings: Se
     assert "cannot listen on 127.0.0.1" in ended.stderr
 
 
-async def test_one_that_dies_is_started_again_and_told_of_while_the_other_answers(
-    crew: Crew,
+async def test_a_process_that_dies_is_reported_and_restarted_while_the_other_answers(
+    group: ServerGroup,
 ) -> None:
-    one, other = crew.answering
+    one, other = group.answering
 
     one.kill()
 
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {crew.key}"}) as client:
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {group.key}"}) as client:
         for _ in range(20):
-            async with client.get(f"{crew.url}/v1/batches", headers={"Connection": "close"}) as a:
+            async with client.get(f"{group.url}/v1/batches", headers={"Connection": "close"}) as a:
                 assert a.status == 200
-        await eventually(lambda: len(crew.answering) == 2, PATIENCE)
-        async with connections_to_both(crew):
-            measured = await text(client, f"{crew.url}/metrics")
+        await eventually(lambda: len(group.answering) == 2, PATIENCE)
+        async with connections_to_both(group):
+            measured = await text(client, f"{group.url}/metrics")
             assert "uptrail_http_requests_under_way 1.0" in measured
-    assert {child.pid for child in crew.answering} > {other.pid}
-    assert '"event": "part_died"' in crew.told
-    assert f"process {one.pid} ended with signal 9" in crew.told
+    assert {child.pid for child in group.answering} > {other.pid}
+    assert '"event": "part_died"' in group.output
+    assert f"process {one.pid} ended with signal 9" in group.output
 
 
-def test_told_to_stop_all_of_them_end_in_order(crew: Crew) -> None:
-    members = crew.parent.children()
+def test_all_processes_end_in_order_on_sigterm(group: ServerGroup) -> None:
+    members = group.parent.children()
 
-    crew.parent.send_signal(signal.SIGTERM)
+    group.parent.send_signal(signal.SIGTERM)
 
-    _, alive = psutil.wait_procs([crew.parent, *members], timeout=PATIENCE)
+    _, alive = psutil.wait_procs([group.parent, *members], timeout=PATIENCE)
     assert alive == []
-    assert not (crew.data_dir / "server.json").exists()
-    assert crew.told.count('"stopped"') == 4
+    assert not (group.data_dir / "server.json").exists()
+    assert group.output.count('"stopped"') == 4
 
 
 def test_members_do_not_outlive_their_parent(database_url: str, tmp_path: Path) -> None:
-    with serving(database_url, tmp_path) as crew:
-        members = crew.parent.children()
-        crew.parent.kill()
+    with serving(database_url, tmp_path) as group:
+        members = group.parent.children()
+        group.parent.kill()
 
         _, alive = psutil.wait_procs(members, timeout=PATIENCE)
 
@@ -296,7 +304,7 @@ def test_one_that_cannot_begin_ends_the_server_with_its_reason(
     assert not (settings.data_dir / "server.json").exists()
 
 
-def test_processes_are_asked_for_where_something_answers() -> None:
+def test_several_processes_need_the_api_role() -> None:
     command = [sys.executable, "-m", "interfaces.cli.main", "serve", "--role", "worker"]
     ended = subprocess.run(
         [*command, "--processes", "2"], capture_output=True, text=True, check=False

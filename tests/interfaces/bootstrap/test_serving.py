@@ -1,4 +1,4 @@
-"""A server process as its operator sees it: comes up, tells where, survives, goes down in order."""
+"""A server process: start, address, recovery of its parts, ordered shutdown."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         yield line
 
 
-def test_it_tells_where_it_is_and_how_to_sign_in_and_ends_in_order(
+def test_a_server_prints_its_url_and_login_link_and_ends_in_order(
     settings: Settings, manager: socket.socket
 ) -> None:
     assert settings.database_url is not None
     with open_server("--database-url", settings.database_url, data_dir=settings.data_dir) as server:
         assert manager.recv(100) == b"READY=1"
-        told = (settings.data_dir.parent / "server.out").read_text
-        wait_for(lambda: "sign in" in told())
+        announced = (settings.data_dir.parent / "server.out").read_text
+        wait_for(lambda: "sign in" in announced())
         running = find_running_server(settings.data_dir)
         assert running is not None
         assert running.url.startswith("http://127.0.0.1:")
-        assert re.search(rf"{re.escape(running.url)}/login\?code=\S+", told())
+        assert re.search(rf"{re.escape(running.url)}/login\?code=\S+", announced())
         assert get(settings.data_dir, "/readyz") == 200
         mode = stat.S_IMODE(settings.admin_key_file.stat().st_mode)
         assert mode == 0o600
@@ -89,7 +89,7 @@ def test_it_tells_where_it_is_and_how_to_sign_in_and_ends_in_order(
             assert connection.execute(others).fetchone() == (0,)
 
 
-def test_an_address_that_is_taken_is_told_in_one_sentence(settings: Settings) -> None:
+def test_an_address_in_use_is_reported_in_one_sentence(settings: Settings) -> None:
     assert settings.database_url is not None
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -106,10 +106,10 @@ def test_an_address_that_is_taken_is_told_in_one_sentence(settings: Settings) ->
     assert "Traceback" not in ended.stderr
 
 
-async def test_an_address_that_somebody_takes_while_the_server_comes_up_is_told_to_nobody(
+async def test_an_address_taken_during_the_start_is_never_announced(
     settings: Settings,
 ) -> None:
-    told: list[Ready] = []
+    announced: list[Ready] = []
 
     stopping = asyncio.Event()
     stopping.set()
@@ -119,8 +119,8 @@ async def test_an_address_that_somebody_takes_while_the_server_comes_up_is_told_
         stranger.bind(door.sockets[0].getsockname())
         stranger.listen()
         with pytest.raises(OSError, match="already in use"):
-            await serve_single_process(settings, ALL_ROLES, door, told.append, stopping)
-    assert told == []
+            await serve_single_process(settings, ALL_ROLES, door, announced.append, stopping)
+    assert announced == []
     assert find_running_server(settings.data_dir) is None
 
 
@@ -150,35 +150,37 @@ def test_authentication_cannot_be_switched_off() -> None:
     assert not [name for name in fields() if "auth" in name or "anonymous" in name]
 
 
-async def test_a_part_that_dies_is_started_again_and_a_hopeless_one_ends_the_server(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("interfaces.bootstrap.tasks.MIN_RESTART_PAUSE", 0.001)
-    monkeypatch.setattr("interfaces.bootstrap.tasks.MAX_RESTART_PAUSE", 0.001)
-    runs = []
+class FailingTask:
+    """Task that fails at once, and counts its runs."""
 
-    async def work() -> None:
-        runs.append(len(runs))
+    runs = 0
+
+    async def run(self) -> None:
+        self.runs += 1
         raise ZeroDivisionError
 
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> FailingTask:
+    """Restarted without a noticeable pause."""
+    monkeypatch.setattr("interfaces.bootstrap.tasks.MIN_RESTART_PAUSE", 0.001)
+    monkeypatch.setattr("interfaces.bootstrap.tasks.MAX_RESTART_PAUSE", 0.001)
+    return FailingTask()
+
+
+async def test_a_failed_task_is_restarted_and_one_that_keeps_failing_ends_the_server(
+    failing: FailingTask,
+) -> None:
     with pytest.raises(TaskFailed, match="mill keeps failing"):
-        await supervise("mill", work)
-    assert len(runs) == MAX_RESTARTS
+        await supervise("mill", failing.run)
+    assert failing.runs == MAX_RESTARTS
 
 
 async def test_a_part_that_is_not_essential_is_started_again_for_ever(
-    monkeypatch: pytest.MonkeyPatch,
+    failing: FailingTask,
 ) -> None:
-    monkeypatch.setattr("interfaces.bootstrap.tasks.MIN_RESTART_PAUSE", 0.001)
-    monkeypatch.setattr("interfaces.bootstrap.tasks.MAX_RESTART_PAUSE", 0.001)
-    runs = []
-
-    async def work() -> None:
-        runs.append(len(runs))
-        raise ZeroDivisionError
-
-    supervising = asyncio.create_task(supervise("worker", work, essential=False))
-    await eventually(lambda: len(runs) > MAX_RESTARTS)
+    supervising = asyncio.create_task(supervise("worker", failing.run, essential=False))
+    await eventually(lambda: failing.runs > MAX_RESTARTS)
     supervising.cancel()
     await asyncio.wait((supervising,))
 

@@ -1,4 +1,4 @@
-"""A server whose role owns nothing does all of its work, and cannot alter the log."""
+"""A server whose database role owns nothing works fully and cannot alter the log."""
 
 from __future__ import annotations
 

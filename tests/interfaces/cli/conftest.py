@@ -1,4 +1,4 @@
-"""Runs command lines as the installed command would, and reads what they print."""
+"""Run command lines as the installed command does, and capture their output."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def command(capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
 
 
 @pytest.fixture
-def uptrail(command: Command, server: LiveServer) -> Command:
+def uptrail(command: Command, live_server: LiveServer) -> Command:
     """Runs one command line against a running server, which it finds by its data directory."""
 
     def call(*tokens: object) -> Outcome:
-        return command(*tokens, "--data-dir", server.data_dir)
+        return command(*tokens, "--data-dir", live_server.data_dir)
 
     return call
 

@@ -1,4 +1,4 @@
-"""An auditor's way: seals are kept elsewhere, an export is checked by itself, the log in place."""
+"""The commands of an auditor: keep seals, check an export alone, check the log in place."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.interfaces.conftest import LiveServer
 
 
 @pytest.fixture
-def store(server: LiveServer) -> tuple[str, str]:
-    assert server.settings.database_url is not None
-    return "--database-url", server.settings.database_url
+def store(live_server: LiveServer) -> tuple[str, str]:
+    assert live_server.settings.database_url is not None
+    return "--database-url", live_server.settings.database_url
 
 
 def test_an_export_is_checked_by_itself_and_an_altered_one_is_found_out(
@@ -105,14 +105,14 @@ def test_verify_names_what_was_done_to_derived_tables(
 def test_a_machine_without_the_key_does_not_seal_with_another(
     uptrail: Command,
     command: Command,
-    server: LiveServer,
+    live_server: LiveServer,
     store: tuple[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uptrail("batch", "start")
     uptrail("seal", "now", *store)
-    monkeypatch.setenv("UPTRAIL_MASTER_KEYS", str(server.settings.master_key_folder))
+    monkeypatch.setenv("UPTRAIL_MASTER_KEYS", str(live_server.settings.master_key_folder))
 
     for what in ("now", "rotate"):
         refused = command("seal", what, *store, "--data-dir", tmp_path / "elsewhere")

@@ -1,4 +1,4 @@
-"""The other commands, on a running server and without one."""
+"""Commands on a running server and without one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_cancelled_batch_ends_watch_with_4(uptrail: Command) -> None:
     assert uptrail("batch", "watch", id).code == 4
 
 
-def test_a_report_tells_what_failed_and_a_retry_tries_it_again(
+def test_a_report_lists_failures_and_a_retry_processes_them_again(
     uptrail: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "good.txt").write_text("good")
@@ -93,14 +93,14 @@ def test_a_batch_is_renamed(uptrail: Command) -> None:
     assert (refused.code, "at most 200 printable characters" in refused.err) == (1, True)
 
 
-def test_history_tells_who_did_what(uptrail: Command, tmp_path: Path) -> None:
+def test_history_shows_actor_and_action(uptrail: Command, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     batch = uptrail("upload", tmp_path / "a.txt", "--wait", "--json").json["id"]
     (upload,) = uptrail("batch", "show", batch, "--json").json["uploads"]
 
-    told = uptrail("history", "show", upload["id"])
+    events_shown = uptrail("history", "show", upload["id"])
 
-    kinds = [line.split()[3] for line in told.out.splitlines()[1:]]
+    kinds = [line.split()[3] for line in events_shown.out.splitlines()[1:]]
     assert kinds[0] == "upload.registered"
     assert kinds[-1] == "upload.completed"
     lines = uptrail("history", "export", "--plain").out.splitlines()
@@ -111,11 +111,11 @@ def test_history_tells_who_did_what(uptrail: Command, tmp_path: Path) -> None:
 
 
 def test_verify_agrees_and_the_read_model_can_be_rebuilt(
-    uptrail: Command, server: LiveServer, tmp_path: Path
+    uptrail: Command, live_server: LiveServer, tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_text("a")
     uptrail("upload", tmp_path / "a.txt", "--wait")
-    store = ("--database-url", server.settings.database_url)
+    store = ("--database-url", live_server.settings.database_url)
 
     assert uptrail("verify", *store).code == 0
     assert uptrail("projection", "rebuild", *store).code == 0
@@ -125,10 +125,10 @@ def test_verify_agrees_and_the_read_model_can_be_rebuilt(
 
 
 def test_a_key_is_made_used_and_revoked(
-    uptrail: Command, command: Command, server: LiveServer
+    uptrail: Command, command: Command, live_server: LiveServer
 ) -> None:
     made = uptrail("key", "create", "--scope", "viewer", "--json").json
-    there = ("--url", server.url, "--key", made["text"])
+    there = ("--url", live_server.url, "--key", made["text"])
 
     assert command("batch", "list", *there).code == 0
     refused = command("batch", "start", *there)
@@ -139,17 +139,17 @@ def test_a_key_is_made_used_and_revoked(
     assert states[made["key"]["id"]] is not None
 
 
-def test_the_admin_key_is_not_sent_to_an_address_somebody_typed(uptrail: Command) -> None:
+def test_the_admin_key_is_not_sent_to_a_url_from_the_command_line(uptrail: Command) -> None:
     refused = uptrail("batch", "list", "--url", "http://127.0.0.1:9")
 
     assert refused.code == 2
     assert "needs a key" in refused.err
 
 
-def test_doctor_finds_a_running_server_well(
-    uptrail: Command, server: LiveServer, monkeypatch: pytest.MonkeyPatch
+def test_doctor_finds_no_fault_in_a_running_server(
+    uptrail: Command, live_server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("UPTRAIL_DATABASE_URL", server.settings.database_url or "")
+    monkeypatch.setenv("UPTRAIL_DATABASE_URL", live_server.settings.database_url or "")
 
     found = uptrail("doctor", "--json")
 
@@ -164,10 +164,10 @@ def test_doctor_tries_the_sandbox_for_decoders(command: Command, tmp_path: Path)
     (decoders,) = (finding for finding in found.json if finding["check"] == "decoders")
     filtered = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
     assert decoders["level"] == ("ok" if filtered else "warn")
-    assert "seccomp" in decoders["told"]
+    assert "seccomp" in decoders["events_shown"]
 
 
-def test_doctor_says_what_to_do_without_a_server_and_makes_nothing(
+def test_doctor_without_a_server_names_the_remedy_and_creates_nothing(
     command: Command, tmp_path: Path
 ) -> None:
     found = command("doctor", "--data-dir", tmp_path / "data")
@@ -207,7 +207,7 @@ def test_an_error_is_one_sentence_with_what_to_do(
     assert len(failed.err.splitlines()) <= 4
 
 
-def test_a_problem_is_told_in_its_own_words(uptrail: Command) -> None:
+def test_a_problem_is_printed_in_its_own_words(uptrail: Command) -> None:
     failed = uptrail("batch", "start", "--pipeline", "nonsense")
 
     assert failed.code == 1
@@ -220,7 +220,7 @@ def test_an_unknown_id_is_not_found(uptrail: Command) -> None:
         assert (missing.code, "uptrail batch list" in missing.err) == (1, True)
 
 
-def test_config_show_says_where_each_value_came_from(
+def test_config_show_names_the_source_of_each_value(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "uptrail.toml").write_text('port = 9000\ndatabase_url = "postgresql://u:pw@h/d"\n')
@@ -257,21 +257,21 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_batch_is_listed_shown_and_watched_by_what_it_is_doing(
-    uptrail: Command, server: LiveServer, monkeypatch: pytest.MonkeyPatch
+    uptrail: Command, live_server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("application.views.STALLED_AFTER", timedelta(seconds=4))
     id = uptrail("batch", "start", "--label", "slow").out.strip()
     assert uptrail("batch", "show", id).out.startswith("slow: open, waiting for files, 0 %")
 
     async def send_half_and_watch() -> list[str]:
-        async with Client(ServerAddress(server.url, server.key)) as client:
+        async with Client(ServerAddress(live_server.url, live_server.key)) as client:
             (file,) = await client.add_files(UUID(id), [FileDeclaration(path="a.bin", size=10)])
             headers = {
                 "Tus-Resumable": "1.0.0",
                 "Upload-Offset": "0",
                 "Content-Type": "application/offset+octet-stream",
             }
-            path = f"{server.url}/v1/uploads/{file.upload}"
+            path = f"{live_server.url}/v1/uploads/{file.upload}"
             async with client.session.patch(path, data=b"12345", headers=headers) as answer:
                 assert answer.status == 204
             seen: list[str] = []

@@ -27,7 +27,7 @@ from tests.interfaces.conftest import LiveServer, serving
 from tests.support import eventually, run
 
 FILES = Path(__file__).parent / "database_0_1"
-# What a fault of 0.1.0 left in some rows: the state of another owner's batch.
+# A fault of 0.1.0 left the state of another owner's batch in some rows.
 FOREIGN_VALUES = """UPDATE read_model.batches SET paused = true, state = 'sealed',
     sealed_at = '2026-01-01T00:00:00Z' WHERE label LIKE '% open'"""
 
@@ -45,9 +45,9 @@ def restore(database_url: str) -> list[dict[str, Any]]:
     return rows
 
 
-def foreign_values(server: LiveServer) -> bool:
-    assert server.settings.database_url is not None
-    with psycopg.connect(server.settings.database_url) as connection:
+def foreign_values(live_server: LiveServer) -> bool:
+    assert live_server.settings.database_url is not None
+    with psycopg.connect(live_server.settings.database_url) as connection:
         found = connection.execute(
             "SELECT FROM read_model.batches WHERE paused AND label LIKE '% open'"
         )
@@ -78,9 +78,9 @@ def upgraded(old: tuple[Settings, list[dict[str, Any]]]) -> Iterator[LiveServer]
         yield live
 
 
-def verify(uptrail: Command, server: LiveServer) -> Outcome:
-    assert server.settings.database_url is not None
-    return uptrail("verify", "--database-url", server.settings.database_url)
+def verify(uptrail: Command, live_server: LiveServer) -> Outcome:
+    assert live_server.settings.database_url is not None
+    return uptrail("verify", "--database-url", live_server.settings.database_url)
 
 
 def test_batches_read_as_the_log_has_them_and_foreign_values_are_gone(

@@ -1,4 +1,4 @@
-"""An owner is erased: nothing of theirs is left anywhere, and the history stays whole."""
+"""An erased owner's data is gone everywhere, and the history stays verifiable."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ pytestmark = pytest.mark.usefixtures("quick_erasure")
 
 
 @pytest.fixture
-def store(server: LiveServer) -> tuple[str, str]:
-    assert server.settings.database_url is not None
-    return "--database-url", server.settings.database_url
+def store(live_server: LiveServer) -> tuple[str, str]:
+    assert live_server.settings.database_url is not None
+    return "--database-url", live_server.settings.database_url
 
 
 @pytest.fixture
-def theirs(uptrail: Command, server: LiveServer) -> tuple[str, ...]:
+def theirs(uptrail: Command, live_server: LiveServer) -> tuple[str, ...]:
     made = uptrail("key", "create", "--owner", OWNER, "--scope", "operator", "--json").json
-    return ("--url", server.url, "--key", made["text"])
+    return ("--url", live_server.url, "--key", made["text"])
 
 
 def sent(command: Command, theirs: tuple[str, ...], folder: Path) -> list[str]:
@@ -46,7 +46,7 @@ def sent(command: Command, theirs: tuple[str, ...], folder: Path) -> list[str]:
 def test_nothing_of_an_erased_owner_is_left_and_the_history_stays(
     uptrail: Command,
     command: Command,
-    server: LiveServer,
+    live_server: LiveServer,
     store: tuple[str, str],
     theirs: tuple[str, ...],
     tmp_path: Path,
@@ -58,14 +58,14 @@ def test_nothing_of_an_erased_owner_is_left_and_the_history_stays(
     assert found_in(store[1]) >= {"read_model.uploads", "read_model.batches"}
     assert "stored_events" not in found_in(store[1])
 
-    assert len(left_in(server.data_dir / "blobs")) >= 2
+    assert len(left_in(live_server.data_dir / "blobs")) >= 2
 
     erased = uptrail("erase", OWNER, "--reason", "she asked", "--yes", "--wait", "--json").json
 
     assert (erased["batches"], erased["uploads"], erased["reason"]) == (2, 3, "she asked")
     assert erased["requested_by"].startswith("key:")
     assert found_in(store[1]) == set()
-    assert left_in(server.data_dir / "blobs") == set()
+    assert left_in(live_server.data_dir / "blobs") == set()
     uploads = uptrail("batch", "show", batches[0], "--json").json["uploads"]
     assert {row["state"] for row in uploads} == {"erased"}
     history = uptrail("history", "show", batches[0], "--json").json

@@ -1,4 +1,4 @@
-"""After an erasure the files of the embedded database hold nothing of the owner's."""
+"""After an erasure the files of the embedded database hold no data of the owner."""
 
 from __future__ import annotations
 

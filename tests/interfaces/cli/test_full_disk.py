@@ -1,4 +1,4 @@
-"""`uptrail upload` against a disk that is full, or becomes so: one message, and the same batch."""
+"""`uptrail upload` against a disk that is or becomes full: one message, and the same batch."""
 
 from __future__ import annotations
 

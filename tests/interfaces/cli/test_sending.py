@@ -1,4 +1,4 @@
-"""Walking, resuming and sending, each by itself."""
+"""The parts of the upload client: listing files, resuming and sending."""
 
 from __future__ import annotations
 

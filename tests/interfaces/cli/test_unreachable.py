@@ -173,7 +173,9 @@ def test_an_untrusted_certificate_is_final_at_once(ask: Ask, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("answer", "message"), [(b"+PONG\r\n", "does not speak HTTP")])
-def test_what_does_not_speak_http_is_final_at_once(ask: Ask, answer: bytes, message: str) -> None:
+def test_a_server_that_does_not_speak_http_is_not_retried(
+    ask: Ask, answer: bytes, message: str
+) -> None:
     async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(10)
         writer.write(answer)

@@ -1,4 +1,4 @@
-"""`uptrail upload`: everything arrives, once, and what cannot be sent is told."""
+"""`uptrail upload`: everything arrives once, and files that cannot be sent are reported."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def wait_until(condition: Callable[[], bool], patience: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def content_of(server: LiveServer, upload: str) -> bytes:
+def content_of(live_server: LiveServer, upload: str) -> bytes:
     request = urllib.request.Request(
-        f"{server.url}/v1/uploads/{upload}/content",
-        headers={"Authorization": f"Bearer {server.key}"},
+        f"{live_server.url}/v1/uploads/{upload}/content",
+        headers={"Authorization": f"Bearer {live_server.key}"},
     )
     with urllib.request.urlopen(request) as response:
         return bytes(response.read())
 
 
 def test_a_folder_arrives_byte_for_byte_and_is_processed(
-    uptrail: Command, server: LiveServer, folder: Path
+    uptrail: Command, live_server: LiveServer, folder: Path
 ) -> None:
     done = uptrail("upload", folder, "--wait", "--label", "trip", "--json")
 
@@ -59,7 +59,7 @@ def test_a_folder_arrives_byte_for_byte_and_is_processed(
         "photos/2026/data.bin",
     }
     for row in uploads:
-        assert content_of(server, row["id"]) == (folder.parent / row["path"]).read_bytes()
+        assert content_of(live_server, row["id"]) == (folder.parent / row["path"]).read_bytes()
 
 
 def test_the_same_command_again_is_a_new_batch_once_the_first_is_done(
@@ -72,15 +72,15 @@ def test_the_same_command_again_is_a_new_batch_once_the_first_is_done(
 
 
 def test_a_killed_upload_goes_on_where_it_was_and_sends_nothing_twice(
-    uptrail: Command, server: LiveServer, tmp_path: Path
+    uptrail: Command, live_server: LiveServer, tmp_path: Path
 ) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(300):
         (folder / f"{number:03}.bin").write_bytes(os.urandom(20_000))
-    command = ["upload", str(folder), "--jobs", "1", "--data-dir", str(server.data_dir)]
-    assert server.settings.database_url is not None
-    with block_uploads_after(server.settings.database_url, files=100) as is_blocked:
+    command = ["upload", str(folder), "--jobs", "1", "--data-dir", str(live_server.data_dir)]
+    assert live_server.settings.database_url is not None
+    with block_uploads_after(live_server.settings.database_url, files=100) as is_blocked:
         process = subprocess.Popen(
             [sys.executable, "-m", "interfaces.cli.main", *command],
             stdout=subprocess.DEVNULL,
@@ -110,10 +110,10 @@ def _hears_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_ends_a_command_in_one_word(uptrail: Command, server: LiveServer) -> None:
+def test_ctrl_c_ends_a_command_with_one_word(uptrail: Command, live_server: LiveServer) -> None:
     command = ["batch", "watch", uptrail("batch", "start").out.strip()]
     watching = subprocess.Popen(
-        [sys.executable, "-m", "interfaces.cli.main", *command, "--data-dir", server.data_dir],
+        [sys.executable, "-m", "interfaces.cli.main", *command, "--data-dir", live_server.data_dir],
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=_hears_ctrl_c,
@@ -128,7 +128,9 @@ def test_ctrl_c_ends_a_command_in_one_word(uptrail: Command, server: LiveServer)
     watching.stderr.close()
 
 
-def test_what_cannot_be_sent_is_told_and_the_rest_arrives(uptrail: Command, folder: Path) -> None:
+def test_files_that_cannot_be_sent_are_reported_and_the_others_arrive(
+    uptrail: Command, folder: Path
+) -> None:
     (folder / "loop").symlink_to(folder)
     os.mkfifo(folder / "pipe")
     (folder / "bad\nname").touch()
@@ -143,7 +145,7 @@ def test_what_cannot_be_sent_is_told_and_the_rest_arrives(uptrail: Command, fold
     assert "control characters" in reasons["bad\nname"]
 
 
-def test_a_file_that_fails_in_processing_is_told_with_its_reason(
+def test_a_file_that_fails_in_processing_is_reported_with_its_reason(
     uptrail: Command, folder: Path
 ) -> None:
     (folder / "broken.png").touch()

@@ -1,4 +1,4 @@
-"""`uptrail webhook` against a running server, and the receiver of the manual at the other end."""
+"""`uptrail webhook` against a running server, with the receiver of the manual."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def receiver(port: int, secret: str, out: Path) -> Iterator[None]:
             running.wait(PATIENCE)
 
 
-def test_a_webhook_is_added_tested_and_told_and_its_receiver_checks_the_signature(
+def test_a_webhook_is_added_and_tested_and_its_receiver_verifies_the_signature(
     uptrail: Command, port: int, tmp_path: Path
 ) -> None:
     url, heard = f"http://127.0.0.1:{port}/hook", tmp_path / "heard.txt"
@@ -77,9 +77,9 @@ def test_a_webhook_is_added_tested_and_told_and_its_receiver_checks_the_signatur
         sent = uptrail("upload", tmp_path / "a.txt", "--label", "photos", "--wait", "--json")
         _wait_for(lambda: "batch.completed" in heard.read_text())
 
-    told = heard.read_text()
-    assert "webhook.test_requested" in told
-    assert f'"id": "{sent.json["id"]}"' in told
+    received = heard.read_text()
+    assert "webhook.test_requested" in received
+    assert f'"id": "{sent.json["id"]}"' in received
     (newest, *_) = uptrail("webhook", "deliveries", id, "--json").json
     assert (newest["type"], newest["batch"]) == ("batch.completed", sent.json["id"])
     table = uptrail("webhook", "deliveries", id, "--state", "failed").out
@@ -113,9 +113,9 @@ def test_a_webhook_is_disabled_rotated_enabled_listed_and_removed(uptrail: Comma
 
 
 def test_the_address_of_a_webhook_is_not_that_of_the_server(
-    command: Command, server: LiveServer
+    command: Command, live_server: LiveServer
 ) -> None:
-    place = ("--data-dir", server.data_dir, "--url", server.url)
+    place = ("--data-dir", live_server.data_dir, "--url", live_server.url)
     added = command("webhook", "add", "https://example.com/", "--json", *place)
     history = command("history", "show", added.json["webhook"]["id"], *place)
 

@@ -70,7 +70,7 @@ class StreamViewer(FeedClient):
 
 @asynccontextmanager
 async def streaming(
-    on: FeedHarness, key: str | None, query: str = "", **headers: str
+    feed: FeedHarness, key: str | None, query: str = "", **headers: str
 ) -> AsyncIterator[StreamViewer]:
     """A stream of the feed; AssertionError with the problem where there is none."""
     sent = {"Accept": "text/event-stream", **headers}
@@ -78,7 +78,7 @@ async def streaming(
         sent["Authorization"] = f"Bearer {key}"
     timeout = aiohttp.ClientTimeout(total=None)
     async with (
-        aiohttp.ClientSession(on.address, timeout=timeout, read_bufsize=2**24) as session,
+        aiohttp.ClientSession(feed.address, timeout=timeout, read_bufsize=2**24) as session,
         session.get(f"/v1/feed{query}", headers=sent) as response,
     ):
         assert response.status == 200, (response.status, await response.text())

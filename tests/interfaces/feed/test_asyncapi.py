@@ -1,4 +1,4 @@
-"""The description of the feed is AsyncAPI, is whole, and is true of what is sent."""
+"""The AsyncAPI description of the feed is complete and matches what is sent."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ async def test_the_description_is_asyncapi_and_what_is_sent_is_as_described(
         require_package(package)
 
     limits = FeedLimits(credential_check_interval=0.05)
-    async with open_feed(database_url, tmp_path, limits, feed_heartbeat=0.05) as on:
-        frames = [*await _told_on_a_socket(on), *await _streamed(on)]
+    async with open_feed(database_url, tmp_path, limits, feed_heartbeat=0.05) as feed:
+        frames = [*await _told_on_a_socket(feed), *await _streamed(feed)]
         async with (
-            aiohttp.ClientSession(on.address) as session,
+            aiohttp.ClientSession(feed.address) as session,
             session.get("/asyncapi.json") as answer,
         ):
             assert answer.status == 200
@@ -57,30 +57,30 @@ async def test_the_description_is_asyncapi_and_what_is_sent_is_as_described(
     assert document == json.loads(msgspec.json.encode(asyncapi()))
 
     messages = document["components"]["messages"]
-    told = {
+    described = {
         messages[type.__name__]["name"]: type.__name__
         for type in (*WEBSOCKET_FRAMES, *STREAM_FRAMES)
     }
-    assert {frame["type"] for frame in frames} == set(told)
-    job = {"document": document, "frames": [_named(told, frame) for frame in frames]}
+    assert {frame["type"] for frame in frames} == set(described)
+    job = {"document": document, "frames": [_named(described, frame) for frame in frames]}
     assert await _wrong(node, job) == []
     job["frames"][0]["frame"]["type"] = "nonsense"
     document["channels"]["socket"]["messages"] = []
     assert len(await _wrong(node, job)) == 2
 
 
-async def _told_on_a_socket(on: FeedHarness) -> list[dict[str, Any]]:
-    """A frame of every type that a socket is told."""
-    batch, key = await on.batch(), await on.key(**ends_in(30))
-    upload = await on.upload(batch, "a.jpg")
-    await on.projected()
-    async with on.viewer(None) as viewer:
+async def _told_on_a_socket(feed: FeedHarness) -> list[dict[str, Any]]:
+    """Return a frame of every type that a socket receives."""
+    batch, key = await feed.batch(), await feed.key(**ends_in(30))
+    upload = await feed.upload(batch, "a.jpg")
+    await feed.projected()
+    async with feed.viewer(None) as viewer:
         await viewer.until_frame("authenticate")
         await viewer.say(type="authenticate", token=key)
         await viewer.until_frame("expiring")
         await viewer.subscribe([batch, "no-id"], after="never given out")
         await viewer.until_frame("snapshot")
-        await on.record(upload, received(), queued(), attempt())
+        await feed.record(upload, received(), queued(), attempt())
         await viewer.until(lambda v: v.rows["attempts"])
         await viewer.say(type="ping")
         await viewer.until_frame("pong")
@@ -88,19 +88,19 @@ async def _told_on_a_socket(on: FeedHarness) -> list[dict[str, Any]]:
         return viewer.frames
 
 
-async def _streamed(on: FeedHarness) -> list[dict[str, Any]]:
-    async with streaming(on, await on.key()) as stream:
+async def _streamed(feed: FeedHarness) -> list[dict[str, Any]]:
+    async with streaming(feed, await feed.key()) as stream:
         await stream.until_frame("snapshot")
-        closing = asyncio.create_task(on.hub.close())
+        closing = asyncio.create_task(feed.hub.close())
         await stream.ended()
         await closing
         return stream.frames
 
 
-def _named(told: dict[str, str], frame: dict[str, Any]) -> dict[str, Any]:
+def _named(described: dict[str, str], frame: dict[str, Any]) -> dict[str, Any]:
     """The frame as it came, which the viewer has measured, and the name of its message."""
     sent = {name: value for name, value in frame.items() if name != "size"}
-    return {"message": told[frame["type"]], "frame": sent}
+    return {"message": described[frame["type"]], "frame": sent}
 
 
 async def _wrong(node: str, job: dict[str, Any]) -> list[Any]:
@@ -111,7 +111,7 @@ async def _wrong(node: str, job: dict[str, Any]) -> list[Any]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    told, complaint = await process.communicate(json.dumps(job).encode())
+    described, complaint = await process.communicate(json.dumps(job).encode())
     assert process.returncode == 0, complaint.decode(errors="replace")
-    wrong: list[Any] = json.loads(told)
+    wrong: list[Any] = json.loads(described)
     return wrong

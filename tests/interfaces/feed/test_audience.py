@@ -1,4 +1,4 @@
-"""Who takes part in a tick, and how much of it is told at once: without sockets."""
+"""Selection and batching of clients in one tick, without sockets."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_parts_are_short_pages_that_follow_each_other(
     parts = list(split_pages(whole, [uploads, batches], most))
 
     for kind in ("batches", "uploads", "attempts"):
-        told = [row for part in parts for row in getattr(part, kind)]
-        assert told == list(getattr(whole, kind))
+        sent = [row for part in parts for row in getattr(part, kind)]
+        assert sent == list(getattr(whole, kind))
     assert [part.after for part in parts] == [10, *(part.to for part in parts[:-1])]
     assert parts[-1].to == 200
     assert all(part.after < part.to for part in parts)

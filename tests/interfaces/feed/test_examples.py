@@ -1,4 +1,4 @@
-"""The clients that docs/feed.md shows do what it says."""
+"""The example clients of docs/feed.md work."""
 
 from __future__ import annotations
 
@@ -23,38 +23,37 @@ MANUAL = (DOCS / "feed.md").read_text()
 
 
 async def test_the_javascript_client_applies_every_change_once_through_a_cut(
-    database_url: str, tmp_path: Path
+    feed: FeedHarness,
 ) -> None:
     node = require_node()
 
-    async with open_feed(database_url, tmp_path) as on:
-        batch = await on.batch()
-        upload = await on.upload(batch, "a.jpg")
-        await on.projected()
-        client = await _started(
-            node,
-            "--no-warnings",
-            "--experimental-websocket",
-            str(DOCS / "examples/feed_client.mjs"),
-            on.address,
-            await on.key(),
-            str(batch),
-        )
-        await eventually(lambda: on.hub.registry.live)
-        await on.record(upload, progress(40))
-        await _told(client, "upload a.jpg transferring 40")
-        for gone in tuple(on.hub.registry.clients):
-            gone.transport.abort()
-        await on.record(upload, progress(80))
-        await _told(client, "upload a.jpg transferring 80")
-        await on.record(upload, received())
-        await _end(on, batch)
-        told, complaint = await client.communicate()
-        assert client.returncode == 0, complaint.decode()
-        lines = told.decode().splitlines()
-        assert "upload a.jpg transferring 80" not in lines  # it was told, and not again
-        assert lines.count("upload a.jpg received 100") == 1
-        assert lines.count(f"batch {batch} completed succeeded") == 1
+    batch = await feed.batch()
+    upload = await feed.upload(batch, "a.jpg")
+    await feed.projected()
+    client = await _started(
+        node,
+        "--no-warnings",
+        "--experimental-websocket",
+        str(DOCS / "examples/feed_client.mjs"),
+        feed.address,
+        await feed.key(),
+        str(batch),
+    )
+    await eventually(lambda: feed.hub.registry.live)
+    await feed.record(upload, progress(40))
+    await _told(client, "upload a.jpg transferring 40")
+    for gone in tuple(feed.hub.registry.clients):
+        gone.transport.abort()
+    await feed.record(upload, progress(80))
+    await _told(client, "upload a.jpg transferring 80")
+    await feed.record(upload, received())
+    await _end(feed, batch)
+    output, complaint = await client.communicate()
+    assert client.returncode == 0, complaint.decode()
+    lines = output.decode().splitlines()
+    assert "upload a.jpg transferring 80" not in lines  # it was sent once
+    assert lines.count("upload a.jpg received 100") == 1
+    assert lines.count(f"batch {batch} completed succeeded") == 1
 
 
 async def test_the_python_and_the_curl_example_show_what_happens(
@@ -64,20 +63,20 @@ async def test_the_python_and_the_curl_example_show_what_happens(
     script = tmp_path / "watch.py"
     script.write_text(MANUAL.split("```python\n")[1].split("```")[0])
 
-    async with open_feed(database_url, tmp_path / "data") as on, AsyncExitStack() as clients:
-        batch, key = await on.batch(), await on.key()
-        await on.projected()
-        started = [await _started(sys.executable, str(script), on.address, key, str(batch))]
+    async with open_feed(database_url, tmp_path / "data") as feed, AsyncExitStack() as clients:
+        batch, key = await feed.batch(), await feed.key()
+        await feed.projected()
+        started = [await _started(sys.executable, str(script), feed.address, key, str(batch))]
         if curl is not None:
             line = next(line for line in MANUAL.splitlines() if line.startswith("curl -N"))
-            known = {"$KEY": key, "$URL": on.address, "$BATCH": str(batch)}
+            known = {"$KEY": key, "$URL": feed.address, "$BATCH": str(batch)}
             for name, value in known.items():
                 line = line.replace(name, value)
             started.append(await _started(curl, "-s", *shlex.split(line)[1:]))
         for client in started:
             clients.callback(client.terminate)
-        await eventually(lambda: len(on.hub.registry.live) == len(started))
-        await on.upload(batch, "a.jpg")
+        await eventually(lambda: len(feed.hub.registry.live) == len(started))
+        await feed.upload(batch, "a.jpg")
         for client in started:
             await _told(client, "a.jpg")
 
@@ -95,9 +94,9 @@ async def _told(client: Process, wanted: str) -> None:
     assert line, (await client.communicate())[1].decode()
 
 
-async def _end(on: FeedHarness, batch: UUID) -> None:
+async def _end(feed: FeedHarness, batch: UUID) -> None:
     """Seals the batch and completes it."""
     completed = BatchCompleted(
         at=NOON, by=ALICE, outcome="succeeded", counts={"completed": 1}, duration=1.0
     )
-    await on.record(batch, BatchSealed(at=NOON, by=ALICE), completed)
+    await feed.record(batch, BatchSealed(at=NOON, by=ALICE), completed)

@@ -1,4 +1,4 @@
-"""The feed over real sockets: a snapshot, then every change, for those who may see it."""
+"""The feed over real sockets: a snapshot, then every change that the client may see."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from application.ports.auth import Scope
 from domain.upload.events import FileProgressed
-from tests.interfaces.feed.harness import open_feed
+from tests.interfaces.feed.harness import FeedHarness, open_feed
 from tests.late_projector import delay_projector
 from tests.stories import ALICE, NOON, attempt, queued, received
 
@@ -22,146 +22,135 @@ def progress(done: int) -> FileProgressed:
     )
 
 
-async def test_a_snapshot_then_each_change(database_url: str, tmp_path: Path) -> None:
-    async with open_feed(database_url, tmp_path) as on:
-        batch = await on.batch(label="Summer")
-        upload = await on.upload(batch, "a.jpg")
-        await on.projected()
-        async with on.viewer(await on.key()) as viewer:
-            await viewer.subscribe([batch])
-            snapshot = await viewer.until_frame("snapshot")
-            assert snapshot["more"] is False
-            assert [row["label"] for row in snapshot["batches"]] == ["Summer"]
-            assert [row["state"] for row in snapshot["uploads"]] == ["registered"]
-            assert "blob" not in snapshot["uploads"][0]
-            assert snapshot["uploads"][0]["registered_at"] == "2026-01-01T12:00:00Z"
+async def test_a_snapshot_then_each_change(feed: FeedHarness) -> None:
+    batch = await feed.batch(label="Summer")
+    upload = await feed.upload(batch, "a.jpg")
+    await feed.projected()
+    async with feed.viewer(await feed.key()) as viewer:
+        await viewer.subscribe([batch])
+        snapshot = await viewer.until_frame("snapshot")
+        assert snapshot["more"] is False
+        assert [row["label"] for row in snapshot["batches"]] == ["Summer"]
+        assert [row["state"] for row in snapshot["uploads"]] == ["registered"]
+        assert "blob" not in snapshot["uploads"][0]
+        assert snapshot["uploads"][0]["registered_at"] == "2026-01-01T12:00:00Z"
 
-            await on.record(upload, progress(40))
-            changes = await viewer.until_frame("changes")
-            assert changes["from"] == snapshot["position"] < changes["to"]
-            assert changes["uploads"][0]["received"] == 40
+        await feed.record(upload, progress(40))
+        changes = await viewer.until_frame("changes")
+        assert changes["from"] == snapshot["position"] < changes["to"]
+        assert changes["uploads"][0]["received"] == 40
 
-            await on.record(upload, received(), queued(), attempt())
-            await viewer.until(lambda v: v.rows["attempts"])
-            assert viewer.rows["attempts"][str(upload), 1]["worker"] == "worker:one"
-            assert viewer.rows["uploads"][str(upload)]["state"] == "processing"
-            assert viewer.positions() == await on.positions(batch)
+        await feed.record(upload, received(), queued(), attempt())
+        await viewer.until(lambda v: v.rows["attempts"])
+        assert viewer.rows["attempts"][str(upload), 1]["worker"] == "worker:one"
+        assert viewer.rows["uploads"][str(upload)]["state"] == "processing"
+        assert viewer.positions() == await feed.positions(batch)
 
 
-async def test_a_star_follows_batch_rows_of_the_owner_old_and_new(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with open_feed(database_url, tmp_path) as on:
-        old = await on.batch()
-        await on.batch(owner="rival")
-        await on.projected()
-        async with on.viewer(await on.key()) as viewer:
-            await viewer.subscribe("*")
-            await viewer.until_frame("snapshot")
-            assert list(viewer.rows["batches"]) == [str(old)]
+async def test_a_star_follows_batch_rows_of_the_owner_old_and_new(feed: FeedHarness) -> None:
+    old = await feed.batch()
+    await feed.batch(owner="rival")
+    await feed.projected()
+    async with feed.viewer(await feed.key()) as viewer:
+        await viewer.subscribe("*")
+        await viewer.until_frame("snapshot")
+        assert list(viewer.rows["batches"]) == [str(old)]
 
-            await on.batch(owner="rival")
-            new = await on.batch()
-            await on.upload(new, "a.jpg")
-            await viewer.until(lambda v: str(new) in v.rows["batches"])
-            assert set(viewer.rows["batches"]) == {str(old), str(new)}
-            assert viewer.rows["uploads"] == {}
+        await feed.batch(owner="rival")
+        new = await feed.batch()
+        await feed.upload(new, "a.jpg")
+        await viewer.until(lambda v: str(new) in v.rows["batches"])
+        assert set(viewer.rows["batches"]) == {str(old), str(new)}
+        assert viewer.rows["uploads"] == {}
 
 
 async def test_a_batch_of_another_owner_looks_like_one_that_does_not_exist(
-    database_url: str, tmp_path: Path
+    feed: FeedHarness,
 ) -> None:
-    async with open_feed(database_url, tmp_path) as on:
-        mine, theirs, nobodys = await on.batch(), await on.batch(owner="rival"), uuid4()
-        await on.projected()
-        async with on.viewer(await on.key()) as viewer:
-            await viewer.subscribe([mine, theirs, nobodys, "no-id"])
+    mine, theirs, nobodys = await feed.batch(), await feed.batch(owner="rival"), uuid4()
+    await feed.projected()
+    async with feed.viewer(await feed.key()) as viewer:
+        await viewer.subscribe([mine, theirs, nobodys, "no-id"])
+        await viewer.until_frame("snapshot")
+        errors = {error["batch"]: error for error in viewer.of_type("error")}
+        assert set(errors) == {str(theirs), str(nobodys), "no-id"}
+        assert len({(e["code"], e["message"]) for e in errors.values()}) == 1
+        assert list(viewer.rows["batches"]) == [str(mine)]
+
+        hidden = await feed.upload(theirs, "secret.txt", owner="rival")
+        await feed.record(hidden, received(), queued(), attempt())
+        seen = await feed.upload(mine, "plain.txt")
+        await viewer.until(lambda v: str(seen) in v.rows["uploads"])
+        assert list(viewer.rows["uploads"]) == [str(seen)]
+        assert "secret" not in str(viewer.frames)
+
+
+async def test_an_admin_sees_every_owner_and_a_limited_key_one_batch(feed: FeedHarness) -> None:
+    one, two = await feed.batch(), await feed.batch(owner="rival")
+    other = await feed.batch()
+    await feed.projected()
+    async with feed.viewer(await feed.key("root", Scope.ADMIN)) as viewer:
+        await viewer.subscribe("*")
+        await viewer.until_frame("snapshot")
+        assert set(viewer.rows["batches"]) == {str(one), str(two), str(other)}
+    limited = await feed.key(scope=Scope.UPLOADER, batch=one)
+    async with feed.viewer(limited) as viewer:
+        for batches in ("*", [one, other]):
+            await viewer.subscribe(batches)
             await viewer.until_frame("snapshot")
-            errors = {error["batch"]: error for error in viewer.of_type("error")}
-            assert set(errors) == {str(theirs), str(nobodys), "no-id"}
-            assert len({(e["code"], e["message"]) for e in errors.values()}) == 1
-            assert list(viewer.rows["batches"]) == [str(mine)]
-
-            hidden = await on.upload(theirs, "secret.txt", owner="rival")
-            await on.record(hidden, received(), queued(), attempt())
-            seen = await on.upload(mine, "plain.txt")
-            await viewer.until(lambda v: str(seen) in v.rows["uploads"])
-            assert list(viewer.rows["uploads"]) == [str(seen)]
-            assert "secret" not in str(viewer.frames)
-
-
-async def test_an_admin_sees_every_owner_and_a_limited_key_one_batch(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with open_feed(database_url, tmp_path) as on:
-        one, two = await on.batch(), await on.batch(owner="rival")
-        other = await on.batch()
-        await on.projected()
-        async with on.viewer(await on.key("root", Scope.ADMIN)) as viewer:
-            await viewer.subscribe("*")
-            await viewer.until_frame("snapshot")
-            assert set(viewer.rows["batches"]) == {str(one), str(two), str(other)}
-        limited = await on.key(scope=Scope.UPLOADER, batch=one)
-        async with on.viewer(limited) as viewer:
-            for batches in ("*", [one, other]):
-                await viewer.subscribe(batches)
-                await viewer.until_frame("snapshot")
-                assert list(viewer.rows["batches"]) == [str(one)]
-            assert [error["batch"] for error in viewer.of_type("error")] == [str(other)]
+            assert list(viewer.rows["batches"]) == [str(one)]
+        assert [error["batch"] for error in viewer.of_type("error")] == [str(other)]
 
 
 async def test_a_batch_that_is_followed_before_it_exists_appears_when_it_starts(
-    database_url: str, tmp_path: Path
+    feed: FeedHarness,
 ) -> None:
-    async with open_feed(database_url, tmp_path) as on:
-        await on.batch()
-        await on.hold()
-        batch = await on.batch()
-        upload = await on.upload(batch, "early.txt")
-        async with on.viewer(await on.key()) as viewer:
-            await viewer.subscribe([batch])
-            await viewer.until_frame("snapshot")
-            assert viewer.of_type("error")[0]["batch"] == str(batch)
-            await on.resume()
-            await viewer.until(lambda v: str(upload) in v.rows["uploads"])
-            assert viewer.positions() == await on.positions(batch)
+    await feed.batch()
+    await feed.hold()
+    batch = await feed.batch()
+    upload = await feed.upload(batch, "early.txt")
+    async with feed.viewer(await feed.key()) as viewer:
+        await viewer.subscribe([batch])
+        await viewer.until_frame("snapshot")
+        assert viewer.of_type("error")[0]["batch"] == str(batch)
+        await feed.resume()
+        await viewer.until(lambda v: str(upload) in v.rows["uploads"])
+        assert viewer.positions() == await feed.positions(batch)
 
 
-async def test_one_frame_a_tick_however_many_rows(database_url: str, tmp_path: Path) -> None:
-    async with open_feed(database_url, tmp_path) as on:
-        batch = await on.batch()
-        uploads = [await on.upload(batch, f"{n}.bin") for n in range(50)]
-        await on.projected()
-        async with on.viewer(await on.key()) as viewer:
-            await viewer.subscribe([batch])
-            await viewer.until_frame("snapshot")
-            await on.hold()
-            for done in range(10, 100, 10):
-                await asyncio.gather(*(on.record(id, progress(done)) for id in uploads))
-            await on.resume()
-            await viewer.until(
-                lambda v: all(row["received"] == 90 for row in v.rows["uploads"].values())
-            )
-            # 450 events, projected and told at once: the last value of each upload.
-            assert len(viewer.of_type("changes")) == 1
+async def test_one_frame_a_tick_however_many_rows(feed: FeedHarness) -> None:
+    batch = await feed.batch()
+    uploads = [await feed.upload(batch, f"{n}.bin") for n in range(50)]
+    await feed.projected()
+    async with feed.viewer(await feed.key()) as viewer:
+        await viewer.subscribe([batch])
+        await viewer.until_frame("snapshot")
+        await feed.hold()
+        for done in range(10, 100, 10):
+            await asyncio.gather(*(feed.record(id, progress(done)) for id in uploads))
+        await feed.resume()
+        await viewer.until(
+            lambda v: all(row["received"] == 90 for row in v.rows["uploads"].values())
+        )
+        # 450 events, projected and sent at once: the last value of each upload.
+        assert len(viewer.of_type("changes")) == 1
 
 
-async def test_a_big_batch_comes_in_bounded_parts(database_url: str, tmp_path: Path) -> None:
-    async with open_feed(database_url, tmp_path) as on:
-        batch = await on.batch()
-        await asyncio.gather(*(on.upload(batch, f"{n:05}.bin") for n in range(1300)))
-        await on.projected()
-        async with on.viewer(await on.key()) as viewer:
-            await viewer.subscribe([batch])
-            await viewer.until(lambda v: v.position >= 0)
-            parts = viewer.of_type("snapshot")
-            assert [(part["part"], part["more"]) for part in parts] == [
-                (1, True),
-                (2, True),
-                (3, False),
-            ]
-            assert max(len(part["uploads"]) for part in parts) <= on.hub.limits.page_size
-            assert viewer.positions() == await on.positions(batch)
+async def test_a_big_batch_comes_in_bounded_parts(feed: FeedHarness) -> None:
+    batch = await feed.batch()
+    await asyncio.gather(*(feed.upload(batch, f"{n:05}.bin") for n in range(1300)))
+    await feed.projected()
+    async with feed.viewer(await feed.key()) as viewer:
+        await viewer.subscribe([batch])
+        await viewer.until(lambda v: v.position >= 0)
+        parts = viewer.of_type("snapshot")
+        assert [(part["part"], part["more"]) for part in parts] == [
+            (1, True),
+            (2, True),
+            (3, False),
+        ]
+        assert max(len(part["uploads"]) for part in parts) <= feed.hub.limits.page_size
+        assert viewer.positions() == await feed.positions(batch)
 
 
 @pytest.mark.parametrize(
@@ -175,58 +164,54 @@ async def test_a_big_batch_comes_in_bounded_parts(database_url: str, tmp_path: P
     ],
 )
 async def test_a_cursor_that_cannot_be_resumed_is_answered_with_a_reset_and_a_snapshot(
-    database_url: str, tmp_path: Path, after: str, reason: str
+    feed: FeedHarness, after: str, reason: str
 ) -> None:
-    async with open_feed(database_url, tmp_path) as on:
-        batch = await on.batch()
-        await on.projected()
-        async with on.viewer(await on.key()) as viewer:
-            [[epoch]] = await on.rows("SELECT epoch FROM projections")
-            await viewer.subscribe([batch], after=after.format(epoch=epoch))
-            assert (await viewer.until_frame("reset"))["reason"] == reason
-            snapshot = await viewer.until_frame("snapshot")
-            assert snapshot["batches"][0]["id"] == str(batch)
+    batch = await feed.batch()
+    await feed.projected()
+    async with feed.viewer(await feed.key()) as viewer:
+        [[epoch]] = await feed.rows("SELECT epoch FROM projections")
+        await viewer.subscribe([batch], after=after.format(epoch=epoch))
+        assert (await viewer.until_frame("reset"))["reason"] == reason
+        snapshot = await viewer.until_frame("snapshot")
+        assert snapshot["batches"][0]["id"] == str(batch)
 
 
-async def test_a_rebuild_under_a_live_client_resets_it(database_url: str, tmp_path: Path) -> None:
-    async with open_feed(database_url, tmp_path) as on:
-        batch = await on.batch()
-        await on.projected()
-        async with on.viewer(await on.key()) as viewer:
+async def test_a_rebuild_under_a_live_client_resets_it(feed: FeedHarness) -> None:
+    batch = await feed.batch()
+    await feed.projected()
+    async with feed.viewer(await feed.key()) as viewer:
+        await viewer.subscribe([batch])
+        await viewer.until_frame("snapshot")
+        async with feed.parts.pool.connection() as connection:
+            await connection.execute("UPDATE projections SET epoch = 'next'")
+        await feed.upload(batch, "a.jpg")
+        assert (await viewer.until_frame("reset"))["reason"] == "rebuilt"
+        await viewer.until(lambda v: v.rows["uploads"])
+        assert (viewer.cursor or "").startswith("next:")
+
+
+async def test_a_new_subscription_replaces_the_previous_one(feed: FeedHarness) -> None:
+    one, two = await feed.batch(), await feed.batch()
+    await feed.projected()
+    async with feed.viewer(await feed.key()) as viewer:
+        for batch in (one, two):
             await viewer.subscribe([batch])
             await viewer.until_frame("snapshot")
-            async with on.parts.pool.connection() as connection:
-                await connection.execute("UPDATE projections SET epoch = 'next'")
-            await on.upload(batch, "a.jpg")
-            assert (await viewer.until_frame("reset"))["reason"] == "rebuilt"
-            await viewer.until(lambda v: v.rows["uploads"])
-            assert (viewer.cursor or "").startswith("next:")
+        await feed.upload(one, "unseen.txt")
+        seen = await feed.upload(two, "seen.txt")
+        await viewer.until(lambda v: v.rows["uploads"])
+        assert list(viewer.rows["uploads"]) == [str(seen)]
 
 
-async def test_what_is_subscribed_anew_replaces_what_was(database_url: str, tmp_path: Path) -> None:
-    async with open_feed(database_url, tmp_path) as on:
-        one, two = await on.batch(), await on.batch()
-        await on.projected()
-        async with on.viewer(await on.key()) as viewer:
-            for batch in (one, two):
-                await viewer.subscribe([batch])
-                await viewer.until_frame("snapshot")
-            await on.upload(one, "unseen.txt")
-            seen = await on.upload(two, "seen.txt")
-            await viewer.until(lambda v: v.rows["uploads"])
-            assert list(viewer.rows["uploads"]) == [str(seen)]
-
-
-async def test_rows_carry_the_columns_of_the_views(database_url: str, tmp_path: Path) -> None:
-    async with open_feed(database_url, tmp_path) as on:
-        batch = await on.batch(metadata={"trip": "Rome"})
-        await on.projected()
-        async with on.viewer(await on.key()) as viewer:
-            await viewer.subscribe("*")
-            row: dict[str, Any] = (await viewer.until_frame("snapshot"))["batches"][0]
-            assert row["metadata"] == {"trip": "Rome"}
-            assert row["id"] == str(batch)
-            assert row["started_at"] == "2026-01-01T12:00:00Z"
+async def test_rows_carry_the_columns_of_the_views(feed: FeedHarness) -> None:
+    batch = await feed.batch(metadata={"trip": "Rome"})
+    await feed.projected()
+    async with feed.viewer(await feed.key()) as viewer:
+        await viewer.subscribe("*")
+        row: dict[str, Any] = (await viewer.until_frame("snapshot"))["batches"][0]
+        assert row["metadata"] == {"trip": "Rome"}
+        assert row["id"] == str(batch)
+        assert row["started_at"] == "2026-01-01T12:00:00Z"
 
 
 async def test_a_subscription_with_latest_shows_no_rows_from_before_what_was_recorded(
@@ -234,9 +219,9 @@ async def test_a_subscription_with_latest_shows_no_rows_from_before_what_was_rec
 ) -> None:
     delay_projector(monkeypatch)
 
-    async with open_feed(database_url, tmp_path) as on, on.viewer(await on.key()) as viewer:
-        batch = await on.batch(label="new")
-        upload = await on.upload(batch, "a.jpg")
+    async with open_feed(database_url, tmp_path) as feed, feed.viewer(await feed.key()) as viewer:
+        batch = await feed.batch(label="new")
+        upload = await feed.upload(batch, "a.jpg")
 
         await viewer.subscribe([batch], min_position="latest")
 
@@ -245,29 +230,28 @@ async def test_a_subscription_with_latest_shows_no_rows_from_before_what_was_rec
         assert [row["id"] for row in snapshot["uploads"]] == [str(upload)]
         assert viewer.of_type("error") == []
 
-        position = await on.record(upload, received(), queued())
+        position = await feed.record(upload, received(), queued())
         await viewer.subscribe([batch], min_position=position)
         snapshot = await viewer.until_frame("snapshot")
         assert snapshot["uploads"][0]["state"] == "queued"
 
 
 async def test_a_subscription_that_waits_for_too_long_is_refused_and_may_be_retried(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    feed: FeedHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("interfaces.feed.hub.MAX_POSITION_WAIT", 0.1)
 
-    async with open_feed(database_url, tmp_path) as on:
-        batch = await on.batch()
-        await on.projected()
-        async with on.viewer(await on.key()) as viewer:
-            await viewer.subscribe([batch], min_position=10**9)
-            error = await viewer.until_frame("error")
-            assert error["code"] == "position_not_reached"
-            assert viewer.of_type("snapshot") == []
+    batch = await feed.batch()
+    await feed.projected()
+    async with feed.viewer(await feed.key()) as viewer:
+        await viewer.subscribe([batch], min_position=10**9)
+        error = await viewer.until_frame("error")
+        assert error["code"] == "position_not_reached"
+        assert viewer.of_type("snapshot") == []
 
-            await viewer.subscribe([batch])
-            await viewer.until_frame("snapshot")
-            assert list(viewer.rows["batches"]) == [str(batch)]
+        await viewer.subscribe([batch])
+        await viewer.until_frame("snapshot")
+        assert list(viewer.rows["batches"]) == [str(batch)]
 
-            await viewer.socket.send_json({"type": "subscribe", "batches": "*", "min_position": -1})
-            assert (await viewer.until_frame("error"))["code"] == "malformed"
+        await viewer.socket.send_json({"type": "subscribe", "batches": "*", "min_position": -1})
+        assert (await viewer.until_frame("error"))["code"] == "malformed"

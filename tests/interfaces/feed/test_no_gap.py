@@ -1,4 +1,4 @@
-"""Whatever is cut, filtered, slow or concurrent: in the end a client has the read model's rows."""
+"""Cut, filtered, slow or concurrent clients end with the rows of the read model."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ def a_life() -> Sequence[Event]:
     return (*moving, received(), queued(), attempt(), failed, attempt(2), *ended)
 
 
-async def busy(on: FeedHarness, batch: UUID, uploads: int, chance: random.Random) -> None:
+async def busy(feed: FeedHarness, batch: UUID, uploads: int, chance: random.Random) -> None:
     """Many uploads live at the same time, their events mixed at random."""
 
     async def live(path: str) -> None:
-        upload = await on.upload(batch, path)
+        upload = await feed.upload(batch, path)
         for event in a_life():
-            await on.record(upload, event)
+            await feed.record(upload, event)
             await asyncio.sleep(chance.random() * 0.02)
 
     await asyncio.gather(*(live(f"{n:03}.jpg") for n in range(uploads)))
 
 
-async def agree(on: FeedHarness, viewer: FeedClient, batch: UUID) -> None:
+async def agree(feed: FeedHarness, viewer: FeedClient, batch: UUID) -> None:
     """Reads on until the log's end is known, and compares all rows."""
-    await viewer.until_position(max((await on.positions(batch))["uploads"].values()))
-    assert viewer.positions() == await on.positions(batch)
+    await viewer.until_position(max((await feed.positions(batch))["uploads"].values()))
+    assert viewer.positions() == await feed.positions(batch)
     states = {row["state"] for row in viewer.rows["uploads"].values()}
     assert states == {"completed"}
     attempts = {row["state"] for row in viewer.rows["attempts"].values()}
@@ -74,60 +74,56 @@ async def agree(on: FeedHarness, viewer: FeedClient, batch: UUID) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.options(limits=FeedLimits(page_size=7), feed_tick=0.005)
 async def test_clients_that_come_at_any_moment_agree_with_the_read_model(
-    database_url: str, tmp_path: Path, seed: int
+    feed: FeedHarness, seed: int
 ) -> None:
     chance = random.Random(seed)
     # Small pages and a fast tick: as many seams as possible.
-    limits = FeedLimits(page_size=7)
-    async with (
-        open_feed(database_url, tmp_path, limits, feed_tick=0.005) as on,
-        AsyncExitStack() as viewers,
-    ):
-        batch, key = await on.batch(), await on.key()
-        writing = asyncio.create_task(busy(on, batch, 40, chance))
+    async with AsyncExitStack() as viewers:
+        batch, key = await feed.batch(), await feed.key()
+        writing = asyncio.create_task(busy(feed, batch, 40, chance))
         reading = []
         for _ in range(8):
             await asyncio.sleep(chance.random() * 0.05)
-            viewer = await viewers.enter_async_context(on.viewer(key))
+            viewer = await viewers.enter_async_context(feed.viewer(key))
             await viewer.subscribe([batch])
             reading.append(asyncio.create_task(_until_done(viewer, 40)))
         await writing
-        await on.projected()
+        await feed.projected()
         for task in reading:
-            await agree(on, await task, batch)
+            await agree(feed, await task, batch)
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.options(limits=FeedLimits(page_size=7), feed_tick=0.005)
 async def test_a_client_cut_and_resumed_again_and_again_agrees_with_one_that_was_not(
-    database_url: str, tmp_path: Path, seed: int
+    feed: FeedHarness, seed: int
 ) -> None:
     chance = random.Random(seed)
-    limits = FeedLimits(page_size=7)
-    async with open_feed(database_url, tmp_path, limits, feed_tick=0.005) as on:
-        batch, key = await on.batch(), await on.key()
-        writing = asyncio.create_task(busy(on, batch, 40, chance))
-        viewer, snapshots, cuts = None, 0, 0
-        while not writing.done() or cuts < 5:
-            viewer = await _resumed(on, key, batch, viewer, frames=chance.randrange(1, 8))
-            snapshots += len([f for f in viewer.of_type("snapshot") if f["part"] == 1])
-            assert not viewer.of_type("reset")
-            cuts += 1
-        await writing
-        await on.projected()
-        assert viewer is not None
-        async with on.viewer(key) as last:
-            last.go_on_from(viewer)
-            await last.subscribe([batch], after=viewer.cursor)
-            await agree(on, last, batch)
-        assert snapshots == 1
+    batch, key = await feed.batch(), await feed.key()
+    writing = asyncio.create_task(busy(feed, batch, 40, chance))
+    viewer, snapshots, cuts = None, 0, 0
+    while not writing.done() or cuts < 5:
+        viewer = await _resumed(feed, key, batch, viewer, frames=chance.randrange(1, 8))
+        snapshots += len([f for f in viewer.of_type("snapshot") if f["part"] == 1])
+        assert not viewer.of_type("reset")
+        cuts += 1
+    await writing
+    await feed.projected()
+    assert viewer is not None
+    async with feed.viewer(key) as last:
+        last.go_on_from(viewer)
+        await last.subscribe([batch], after=viewer.cursor)
+        await agree(feed, last, batch)
+    assert snapshots == 1
 
 
 async def _resumed(
-    on: FeedHarness, key: str, batch: UUID, before: FeedClient | None, frames: int
+    feed: FeedHarness, key: str, batch: UUID, before: FeedClient | None, frames: int
 ) -> FeedClient:
     """A new socket that goes on where the one before was cut, for so many frames."""
-    async with on.viewer(key) as viewer:
+    async with feed.viewer(key) as viewer:
         if before is not None:
             viewer.go_on_from(before)
         await viewer.subscribe([batch], after=viewer.cursor)
@@ -150,49 +146,48 @@ async def _until_done(viewer: FeedClient, uploads: int) -> FeedClient:
     return viewer
 
 
-async def test_a_reader_that_sleeps_delays_nobody_and_catches_up(
+async def test_a_slow_reader_delays_no_other_and_catches_up(
     database_url: str, tmp_path: Path
 ) -> None:
     settings = {"feed_buffer": 20_000, "feed_tick": 0.01, "feed_heartbeat": 3600.0}
     async with open_feed(
         database_url, tmp_path, FeedLimits(drain_timeout=3600.0), **settings
-    ) as on:
-        batch, key = await on.batch(), await on.key()
-        ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
-        await on.projected()
-        async with on.viewer(key) as slow, on.viewer(key) as quick:
+    ) as feed:
+        batch, key = await feed.batch(), await feed.key()
+        ids = [await feed.upload(batch, f"{n:04}.jpg") for n in range(300)]
+        await feed.projected()
+        async with feed.viewer(key) as slow, feed.viewer(key) as quick:
             for viewer in (slow, quick):
                 await viewer.subscribe([batch])
                 await viewer.until_frame("snapshot")
             _transport(slow).pause_reading()
             rounds = 0
-            # Until more was told than all buffers in between hold, the quick one sees it all.
-            while len(on.hub.registry.live) > 1:
+            # The fast reader sees everything until more was sent than all buffers hold.
+            while len(feed.hub.registry.live) > 1:
                 rounds += 1
-                await asyncio.gather(*(on.record(id, moved(rounds)) for id in ids))
+                await asyncio.gather(*(feed.record(id, moved(rounds)) for id in ids))
                 await quick.until(partial(_received, rounds))
             _transport(slow).resume_reading()
             await slow.until(partial(_received, rounds))
-            assert slow.positions() == quick.positions() == await on.positions(batch)
-            await eventually(lambda: len(on.hub.registry.live) == 2)
+            assert slow.positions() == quick.positions() == await feed.positions(batch)
+            await eventually(lambda: len(feed.hub.registry.live) == 2)
 
 
-async def test_a_reader_that_never_wakes_is_sent_away_in_the_end(
-    database_url: str, tmp_path: Path
-) -> None:
-    limits = FeedLimits(drain_timeout=0.3, close_timeout=0.1)
-    async with open_feed(database_url, tmp_path, limits, feed_buffer=10_000, feed_tick=0.01) as on:
-        batch = await on.batch()
-        ids = [await on.upload(batch, f"{n:04}.jpg") for n in range(300)]
-        await on.projected()
-        async with on.viewer(await on.key()) as viewer:
-            await viewer.subscribe([batch])
-            await viewer.until_frame("snapshot")
-            _transport(viewer).pause_reading()
-            done = 0
-            while on.hub.registry.clients:
-                done += 1
-                await asyncio.gather(*(on.record(id, moved(done)) for id in ids))
+@pytest.mark.options(
+    limits=FeedLimits(drain_timeout=0.3, close_timeout=0.1), feed_buffer=10_000, feed_tick=0.01
+)
+async def test_a_reader_that_never_wakes_is_sent_away_in_the_end(feed: FeedHarness) -> None:
+    batch = await feed.batch()
+    ids = [await feed.upload(batch, f"{n:04}.jpg") for n in range(300)]
+    await feed.projected()
+    async with feed.viewer(await feed.key()) as viewer:
+        await viewer.subscribe([batch])
+        await viewer.until_frame("snapshot")
+        _transport(viewer).pause_reading()
+        done = 0
+        while feed.hub.registry.clients:
+            done += 1
+            await asyncio.gather(*(feed.record(id, moved(done)) for id in ids))
 
 
 def moved(done: int) -> FileProgressed:

@@ -1,4 +1,4 @@
-"""Where a client stands, and what follows: without sockets and without a database."""
+"""Position algebra of a feed client, without sockets and without a database."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_any_text_is_a_cursor_or_none(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", ":", "e:", ":1", "e:1:2", "e:-1", "e:1.0", "é:1", "e:" + "9" * 30]
 )
-def test_what_was_never_given_out_resets(text: str) -> None:
+def test_a_cursor_that_was_never_issued_resets(text: str) -> None:
     assert from_cursor(text) == (START, Reset("unreadable"))
 
 
@@ -96,7 +96,7 @@ def test_a_snapshot_has_parts_and_a_cursor_once_it_is_whole() -> None:
     assert place == ClientPosition("e", 12, 12, None)
 
 
-def test_where_changes_stop_short_a_cut_client_resumes_from_before_them() -> None:
+def test_a_client_cut_between_pages_of_changes_resumes_before_them() -> None:
     whole = ClientPosition("e", 9, 9, None)
     head, place = advance(whole, changes(12, after=9, head=20, more=True))
     assert (head.cursor, place.position) == ("e:9", 12)
@@ -104,7 +104,7 @@ def test_where_changes_stop_short_a_cut_client_resumes_from_before_them() -> Non
     assert head.cursor == "e:20"
 
 
-def test_rows_of_another_life_or_of_the_past_do_not_follow() -> None:
+def test_rows_of_another_epoch_or_of_the_past_are_not_applied() -> None:
     assert reset_reason(START, changes(5)) is None
     assert reset_reason(ClientPosition("e", 5, 5, None), changes(5)) is None
     assert reset_reason(ClientPosition("other", 5, 5, None), changes(9)) == Reset("rebuilt")
@@ -141,7 +141,7 @@ def test_a_tick_gives_each_only_what_it_follows_and_may_see() -> None:
     assert theirs.path.encode() in admin
 
 
-def test_a_tick_tells_nothing_twice() -> None:
+def test_a_tick_repeats_no_change() -> None:
     row = upload(ONE, 3)
     following = FeedFilter("acme", frozenset({ONE}), frozenset({ONE}))
     tick = TickEncoder(ChangePage("e", 0, 0, 6, 6, False, [], [row], [attempt(row, 3)]), JSON)
@@ -161,7 +161,7 @@ def test_a_limited_key_follows_its_batch_whatever_it_asks() -> None:
 
 
 @given(st.lists(st.one_of(st.uuids().map(str), st.text(max_size=40)), max_size=20))
-def test_whatever_is_asked_for_is_followed_or_refused_by_name(names: list[str]) -> None:
+def test_a_subscription_is_accepted_or_refused_by_name(names: list[str]) -> None:
     settled = resolve_subscription(Subscribe(names), VIEWER)
     assert len(settled.selection.uploads_of) + len(settled.initial_frames) <= len(names)
     assert settled.selection.owner == "acme"

@@ -1,4 +1,4 @@
-"""A remote step: a service that is asked, and the pipeline that asks it."""
+"""A pipeline with a remote step, and the service that it calls."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RemoteStepHarness:
         return self.harness.work(self.processors)
 
     async def say(self, data: Data, **report: Any) -> int:
-        """What the service says by its callback; the status of the answer."""
+        """Send a callback of the service; return the status of the response."""
         answer = await self.server.post(data["callback_url"], key=None, json=report)
         return answer.status
 

@@ -41,7 +41,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Server:
-    """One serving process; `ask` speaks with an operator's key unless told otherwise."""
+    """One serving process; `ask` uses an operator's key by default."""
 
     services: Services
     app: web.Application

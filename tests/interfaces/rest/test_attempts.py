@@ -1,4 +1,4 @@
-"""Failed authentication is limited and logged; credentials that hold are never locked out."""
+"""Failed authentication is limited and logged; valid credentials are never locked out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from application.ports.auth import Scope
 from interfaces.common.failed_attempts import FailedAttempts, Rate, TooManyAttempts
-from tests.interfaces.feed.harness import open_feed
+from tests.interfaces.feed.harness import FeedHarness
 from tests.interfaces.rest.server import Server, serving
 
 BURST = 20  # failures of one address before it is limited, as documented
@@ -103,29 +103,24 @@ async def test_the_tables_of_failures_are_bounded() -> None:
     assert len(attempts) == 20
 
 
-async def test_wrong_keys_are_answered_429_and_logged_without_secrets(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        with capture_logs() as logs:
-            statuses = await use_up(server)
-            tried = wrong_key()
-            answer = await server.get("/v1/batches", key=tried)
-        assert statuses == [401] * BURST + [429] * 2
-        assert (answer.status, answer.code) == (429, "too_many_attempts")
-        assert int(answer.headers["Retry-After"]) >= 1
-        assert (await server.get("/v1/batches")).status == 200  # from the same address
-        failed = [log for log in logs if log["event"] == "authentication_failed"]
-        assert len(failed) == BURST
-        assert failed[0]["address"] == "127.0.0.1"
-        assert [log for log in logs if log["event"] == "authentication_limited"]
-        assert tried.rpartition("_")[2] not in str(logs)
+async def test_wrong_keys_are_answered_429_and_logged_without_secrets(server: Server) -> None:
+    with capture_logs() as logs:
+        statuses = await use_up(server)
+        tried = wrong_key()
+        answer = await server.get("/v1/batches", key=tried)
+    assert statuses == [401] * BURST + [429] * 2
+    assert (answer.status, answer.code) == (429, "too_many_attempts")
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert (await server.get("/v1/batches")).status == 200  # from the same address
+    failed = [log for log in logs if log["event"] == "authentication_failed"]
+    assert len(failed) == BURST
+    assert failed[0]["address"] == "127.0.0.1"
+    assert [log for log in logs if log["event"] == "authentication_limited"]
+    assert tried.rpartition("_")[2] not in str(logs)
 
 
 @pytest.mark.parametrize("way", ["cookie", "basic", "login_post", "login_link", "sse", "socket"])
-async def test_every_way_to_present_a_credential_is_limited(
-    way: str, database_url: str, tmp_path: Path
-) -> None:
+async def test_every_way_to_present_a_credential_is_limited(way: str, server: Server) -> None:
     token = secrets.token_urlsafe(32)
     requests: dict[str, tuple[str, str, dict[str, Any]]] = {
         "cookie": ("GET", "/v1/batches", {"headers": {"Cookie": f"uptrail_session={token}"}}),
@@ -145,32 +140,28 @@ async def test_every_way_to_present_a_credential_is_limited(
     }
     method, path, options = requests[way]
 
-    async with serving(database_url, tmp_path) as server:
-        await use_up(server)
-        answer = await server.ask(method, path, key=None, **options)
-        assert (answer.status, answer.code) == (429, "too_many_attempts")
+    await use_up(server)
+    answer = await server.ask(method, path, key=None, **options)
+    assert (answer.status, answer.code) == (429, "too_many_attempts")
 
 
-async def test_wrong_keys_in_messages_of_the_feed_are_limited(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with open_feed(database_url, tmp_path) as on:
-        reasons = []
-        for _ in range(BURST + 1):
-            async with on.viewer(None) as viewer:
-                await viewer.until_frame("authenticate")
-                await viewer.say(type="authenticate", token=wrong_key())
-                message = await viewer.socket.receive()
-                assert viewer.socket.close_code == 4500
-                reasons.append(message.extra)
-        assert "unknown" in reasons[0]
-        assert "too many" in reasons[-1]
-        async with on.viewer(await on.key()) as viewer:
-            await viewer.until_frame("welcome")
+async def test_wrong_keys_in_messages_of_the_feed_are_limited(feed: FeedHarness) -> None:
+    reasons = []
+    for _ in range(BURST + 1):
+        async with feed.viewer(None) as viewer:
+            await viewer.until_frame("authenticate")
             await viewer.say(type="authenticate", token=wrong_key())
-            error = await viewer.until_frame("error")
-            assert error["code"] == "too_many_attempts"
-            assert not viewer.socket.closed
+            message = await viewer.socket.receive()
+            assert viewer.socket.close_code == 4500
+            reasons.append(message.extra)
+    assert "unknown" in reasons[0]
+    assert "too many" in reasons[-1]
+    async with feed.viewer(await feed.key()) as viewer:
+        await viewer.until_frame("welcome")
+        await viewer.say(type="authenticate", token=wrong_key())
+        error = await viewer.until_frame("error")
+        assert error["code"] == "too_many_attempts"
+        assert not viewer.socket.closed
 
 
 @pytest.mark.parametrize(
@@ -209,29 +200,26 @@ async def test_the_address_is_that_of_the_client_where_a_proxy_is_trusted(
         assert answer.status == (429 if limited else 401)
 
 
-async def test_wrong_secrets_for_a_key_do_not_lock_its_holder_out(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path, trust_forwarded=True) as server:
-        key, text = await server.services.keys.create(owner="acme", scope=Scope.VIEWER)
-        statuses = []
-        for number in range(12):
-            headers = {"X-Forwarded-For": f"192.0.2.{number}"}
-            answer = await server.get("/v1/batches", key=wrong_key(key.id), headers=headers)
-            statuses.append(answer.status)
-        assert statuses == [401] * 10 + [429] * 2
-        assert (await server.get("/v1/batches", key=text)).status == 200
+@pytest.mark.options(trust_forwarded=True)
+async def test_wrong_secrets_for_a_key_do_not_lock_its_holder_out(server: Server) -> None:
+    key, text = await server.services.keys.create(owner="acme", scope=Scope.VIEWER)
+    statuses = []
+    for number in range(12):
+        headers = {"X-Forwarded-For": f"192.0.2.{number}"}
+        answer = await server.get("/v1/batches", key=wrong_key(key.id), headers=headers)
+        statuses.append(answer.status)
+    assert statuses == [401] * 10 + [429] * 2
+    assert (await server.get("/v1/batches", key=text)).status == 200
 
 
-async def test_a_login_takes_one_kibibyte_at_most(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        body = b'{"code":"' + b"x" * 2000 + b'"}'
-        headers = {"Content-Type": "application/json"}
+async def test_a_login_takes_one_kibibyte_at_most(server: Server) -> None:
+    body = b'{"code":"' + b"x" * 2000 + b'"}'
+    headers = {"Content-Type": "application/json"}
 
-        async def chunks() -> Any:
-            yield body
+    async def chunks() -> Any:
+        yield body
 
-        for data in (body, chunks()):
-            answer = await server.post("/login", key=None, data=data, headers=headers)
-            assert (answer.status, answer.code) == (413, "too_large")
-            assert "1024" in answer.json["detail"]
+    for data in (body, chunks()):
+        answer = await server.post("/login", key=None, data=data, headers=headers)
+        assert (answer.status, answer.code) == (413, "too_large")
+        assert "1024" in answer.json["detail"]

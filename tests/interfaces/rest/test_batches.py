@@ -1,8 +1,7 @@
-"""Batches over HTTP: started once, shown as of any moment, told what to do."""
+"""Batches over HTTP: start, states at any time, commands."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -12,92 +11,80 @@ from application.append import Append, StreamAppend
 from application.ports.auth import Scope
 from domain.batch.events import BatchErased, BatchSealed
 from domain.ids import upload_id_for
-from tests.interfaces.rest.server import Answer, Server, serving
+from tests.interfaces.rest.server import Answer, Server
 from tests.stories import ALICE, NOON
 
 
 async def read_own(server: Server, path: str, written: Answer) -> Any:
-    """What a reader sees who asks for their own write."""
+    """Return the response to a read of the client's own write."""
     answer = await server.get(path, params={"min_position": written.json["position"]})
     assert answer.status == 200, answer.body
     return answer.json
 
 
-async def test_a_batch_starts_with_its_files_and_is_read_back(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        started = await server.batch("a.txt", "b/c.txt", label="photos", metadata={"k": "v"})
+async def test_a_batch_starts_with_its_files_and_is_read_back(server: Server) -> None:
+    started = await server.batch("a.txt", "b/c.txt", label="photos", metadata={"k": "v"})
 
-        id = UUID(started.json["id"])
-        assert started.headers["Location"] == f"{server.url}/v1/batches/{id}"
-        assert started.json["state"] == "open"
-        assert started.json["owner"] == "acme"
-        assert started.json["uploads"] == [
-            str(upload_id_for(id, "a.txt", server.services.log.id_secret)),
-            str(upload_id_for(id, "b/c.txt", server.services.log.id_secret)),
-        ]
-        assert started.headers["Uptrail-Position"] == str(started.json["position"])
-        batch = await read_own(server, f"/v1/batches/{id}", started)
-        assert (batch["label"], batch["metadata"]) == ("photos", {"k": "v"})
-        page = await read_own(server, f"/v1/batches/{id}/uploads", started)
-        assert [upload["path"] for upload in page["items"]] == ["a.txt", "b/c.txt"]
-        assert not [upload for upload in page["items"] if "blob" in upload]
+    id = UUID(started.json["id"])
+    assert started.headers["Location"] == f"{server.url}/v1/batches/{id}"
+    assert started.json["state"] == "open"
+    assert started.json["owner"] == "acme"
+    assert started.json["uploads"] == [
+        str(upload_id_for(id, "a.txt", server.services.log.id_secret)),
+        str(upload_id_for(id, "b/c.txt", server.services.log.id_secret)),
+    ]
+    assert started.headers["Uptrail-Position"] == str(started.json["position"])
+    batch = await read_own(server, f"/v1/batches/{id}", started)
+    assert (batch["label"], batch["metadata"]) == ("photos", {"k": "v"})
+    page = await read_own(server, f"/v1/batches/{id}/uploads", started)
+    assert [upload["path"] for upload in page["items"]] == ["a.txt", "b/c.txt"]
+    assert not [upload for upload in page["items"] if "blob" in upload]
 
 
-async def test_the_idempotency_key_of_an_erased_batch_is_refused(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        key = {"Idempotency-Key": "monday"}
-        first = await server.post("/v1/batches", json={"label": "x"}, headers=key)
-        erased = (BatchSealed(at=NOON, by=ALICE), BatchErased(at=NOON, by=ALICE))
-        append = StreamAppend(UUID(first.json["id"]), None, erased, "acme")
-        await server.services.log.append(Append((append,)))
+async def test_the_idempotency_key_of_an_erased_batch_is_refused(server: Server) -> None:
+    key = {"Idempotency-Key": "monday"}
+    first = await server.post("/v1/batches", json={"label": "x"}, headers=key)
+    erased = (BatchSealed(at=NOON, by=ALICE), BatchErased(at=NOON, by=ALICE))
+    append = StreamAppend(UUID(first.json["id"]), None, erased, "acme")
+    await server.services.log.append(Append((append,)))
 
-        again = await server.post("/v1/batches", json={"label": "x"}, headers=key)
+    again = await server.post("/v1/batches", json={"label": "x"}, headers=key)
 
-        assert (first.status, again.status) == (201, 422)
-        assert again.code == "idempotency_key_reused"
-        assert "erased batch" in again.json["detail"]
+    assert (first.status, again.status) == (201, 422)
+    assert again.code == "idempotency_key_reused"
+    assert "erased batch" in again.json["detail"]
 
 
-async def test_the_same_idempotency_key_starts_one_batch(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        key = {"Idempotency-Key": "monday"}
-        body = {"label": "x", "files": [{"path": "a", "size": 1}]}
-        first = await server.post("/v1/batches", json=body, headers=key)
-        again = await server.post(
-            "/v1/batches",
-            data=b'{"files": [{"size": 1, "path": "a"}],   "label": "x"}',
-            headers={**key, "Content-Type": "application/json"},
-        )
-        other = await server.post("/v1/batches", json={"label": "y"}, headers=key)
+async def test_the_same_idempotency_key_starts_one_batch(server: Server) -> None:
+    key = {"Idempotency-Key": "monday"}
+    body = {"label": "x", "files": [{"path": "a", "size": 1}]}
+    first = await server.post("/v1/batches", json=body, headers=key)
+    again = await server.post(
+        "/v1/batches",
+        data=b'{"files": [{"size": 1, "path": "a"}],   "label": "x"}',
+        headers={**key, "Content-Type": "application/json"},
+    )
+    other = await server.post("/v1/batches", json={"label": "y"}, headers=key)
 
-        assert (first.status, again.status) == (201, 200)
-        assert first.json["id"] == again.json["id"]
-        assert first.json["uploads"] == again.json["uploads"]
-        assert (other.status, other.code) == (422, "idempotency_key_reused")
-        rival = await server.key_for(Scope.OPERATOR, "globex")
-        theirs = await server.post("/v1/batches", json=body, headers=key, key=rival)
-        assert theirs.status == 201
-        assert theirs.json["id"] != first.json["id"]
+    assert (first.status, again.status) == (201, 200)
+    assert first.json["id"] == again.json["id"]
+    assert first.json["uploads"] == again.json["uploads"]
+    assert (other.status, other.code) == (422, "idempotency_key_reused")
+    rival = await server.key_for(Scope.OPERATOR, "globex")
+    theirs = await server.post("/v1/batches", json=body, headers=key, key=rival)
+    assert theirs.status == 201
+    assert theirs.json["id"] != first.json["id"]
 
 
-async def test_ten_thousand_files_are_accepted_in_one_request(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        started = await server.batch(*(f"folder/{n}.bin" for n in range(10_000)), seal=True)
+async def test_ten_thousand_files_are_accepted_in_one_request(server: Server) -> None:
+    started = await server.batch(*(f"folder/{n}.bin" for n in range(10_000)), seal=True)
 
-        assert started.json["state"] == "sealed"
-        assert len(set(started.json["uploads"])) == 10_000
-        path = f"/v1/batches/{started.json['id']}/uploads"
-        page = await server.get(
-            path, params={"min_position": started.json["position"], "limit": 1000}
-        )
-        assert len(page.json["items"]) == 1000
-        assert page.json["next"]
+    assert started.json["state"] == "sealed"
+    assert len(set(started.json["uploads"])) == 10_000
+    path = f"/v1/batches/{started.json['id']}/uploads"
+    page = await server.get(path, params={"min_position": started.json["position"], "limit": 1000})
+    assert len(page.json["items"]) == 1000
+    assert page.json["next"]
 
 
 COMMANDS = [
@@ -110,168 +97,146 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("command", "leads_to"), COMMANDS)
 async def test_a_command_answers_what_it_leads_to(
-    database_url: str, tmp_path: Path, command: str, leads_to: dict[str, Any]
+    server: Server, command: str, leads_to: dict[str, Any]
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        started = await server.batch("a")
-        path = f"/v1/batches/{started.json['id']}"
+    started = await server.batch("a")
+    path = f"/v1/batches/{started.json['id']}"
 
-        done = await server.post(f"{path}/{command}")
+    done = await server.post(f"{path}/{command}")
 
-        assert done.status == 202
-        assert leads_to.items() <= done.json.items()
-        batch = await read_own(server, path, done)
-        assert leads_to.items() <= batch.items()
+    assert done.status == 202
+    assert leads_to.items() <= done.json.items()
+    batch = await read_own(server, path, done)
+    assert leads_to.items() <= batch.items()
 
 
 async def test_a_repeated_command_gets_its_first_answer_even_when_it_is_illegal_by_now(
-    database_url: str, tmp_path: Path
+    server: Server,
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        path = f"/v1/batches/{(await server.batch('a')).json['id']}"
-        key = {"Idempotency-Key": "1"}
-        first = await server.post(f"{path}/pause", headers=key)
-        assert (await server.post(f"{path}/cancel")).status == 202
-        assert (await server.post(f"{path}/pause")).status == 409
+    path = f"/v1/batches/{(await server.batch('a')).json['id']}"
+    key = {"Idempotency-Key": "1"}
+    first = await server.post(f"{path}/pause", headers=key)
+    assert (await server.post(f"{path}/cancel")).status == 202
+    assert (await server.post(f"{path}/pause")).status == 409
 
-        again = await server.post(f"{path}/pause", headers=key)
+    again = await server.post(f"{path}/pause", headers=key)
 
-        assert (again.status, again.json["paused"]) == (202, True)
-        assert first.json["id"] == again.json["id"]
-        seen = {"min_position": again.json["position"]}
-        events = (await server.get(f"{path}/history", params=seen)).json["items"]
-        assert [event["type"] for event in events].count("batch.paused") == 1
-        reused = await server.post(f"{path}/resume", headers=key)
-        assert (reused.status, reused.code) == (422, "idempotency_key_reused")
-
-
-async def test_a_command_that_changed_nothing_uses_up_its_key_too(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        path = f"/v1/batches/{(await server.batch('a')).json['id']}"
-        key = {"Idempotency-Key": "1"}
-        await server.post(f"{path}/pause")
-        assert (await server.post(f"{path}/pause", headers=key)).status == 202
-        await server.post(f"{path}/resume")
-
-        assert (await server.post(f"{path}/pause", headers=key)).status == 202
-
-        batch = await server.services.log.batch(UUID(path.rpartition("/")[2]))
-        assert not batch.paused
+    assert (again.status, again.json["paused"]) == (202, True)
+    assert first.json["id"] == again.json["id"]
+    seen = {"min_position": again.json["position"]}
+    events = (await server.get(f"{path}/history", params=seen)).json["items"]
+    assert [event["type"] for event in events].count("batch.paused") == 1
+    reused = await server.post(f"{path}/resume", headers=key)
+    assert (reused.status, reused.code) == (422, "idempotency_key_reused")
 
 
-async def test_an_illegal_move_is_a_conflict(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        path = f"/v1/batches/{(await server.batch('a')).json['id']}"
-        assert (await server.post(f"{path}/cancel")).status == 202
+async def test_a_command_that_changed_nothing_uses_up_its_key_too(server: Server) -> None:
+    path = f"/v1/batches/{(await server.batch('a')).json['id']}"
+    key = {"Idempotency-Key": "1"}
+    await server.post(f"{path}/pause")
+    assert (await server.post(f"{path}/pause", headers=key)).status == 202
+    await server.post(f"{path}/resume")
 
-        refused = await server.post(f"{path}/seal")
+    assert (await server.post(f"{path}/pause", headers=key)).status == 202
 
-        assert (refused.status, refused.code) == (409, "invalid_state")
-        assert "cancelling" in refused.json["detail"]
-
-
-async def test_a_batch_is_shown_as_of_a_position_and_a_time(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        started = await server.batch("a")
-        path = f"/v1/batches/{started.json['id']}"
-        sealed = await server.post(f"{path}/seal")
-        assert (await read_own(server, path, sealed))["state"] == "sealed"
-
-        then = await server.get(path, params={"at": started.json["position"]})
-        by_time = await server.get(path, params={"at": started.json["started_at"]})
-        before = await server.get(path, params={"at": "2020-01-01T00:00:00Z"})
-
-        assert then.json["state"] == "open"
-        assert by_time.json["state"] == "open"
-        assert (before.status, before.code) == (404, "not_found")
+    batch = await server.services.log.batch(UUID(path.rpartition("/")[2]))
+    assert not batch.paused
 
 
-async def test_asking_again_for_an_unchanged_batch_costs_no_body(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        started = await server.batch("a")
-        path = f"/v1/batches/{started.json['id']}"
-        params = {"min_position": started.json["position"]}
-        etag = (await server.get(path, params=params)).headers["ETag"]
+async def test_an_illegal_move_is_a_conflict(server: Server) -> None:
+    path = f"/v1/batches/{(await server.batch('a')).json['id']}"
+    assert (await server.post(f"{path}/cancel")).status == 202
 
-        same = await server.get(path, headers={"If-None-Match": f'"x", {etag}'})
-        sealed = await server.post(f"{path}/seal")
-        params = {"min_position": sealed.json["position"]}
-        changed = await server.get(path, params=params, headers={"If-None-Match": etag})
+    refused = await server.post(f"{path}/seal")
 
-        assert (same.status, same.body) == (304, b"")
-        assert changed.status == 200
-        assert changed.headers["ETag"] != etag
+    assert (refused.status, refused.code) == (409, "invalid_state")
+    assert "cancelling" in refused.json["detail"]
 
 
-async def test_batches_are_listed_newest_first_page_by_page(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        for n in range(5):
-            last = await server.batch("a", label=f"n{n}")
-        params: dict[str, Any] = {"limit": 2, "min_position": last.json["position"]}
-        labels, pages = [], 0
-        while True:
-            page = (await server.get("/v1/batches", params=params)).json
-            labels += [batch["label"] for batch in page["items"]]
-            pages += 1
-            if page["next"] is None:
-                break
-            params["cursor"] = page["next"]
+async def test_a_batch_is_shown_as_of_a_position_and_a_time(server: Server) -> None:
+    started = await server.batch("a")
+    path = f"/v1/batches/{started.json['id']}"
+    sealed = await server.post(f"{path}/seal")
+    assert (await read_own(server, path, sealed))["state"] == "sealed"
 
-        assert (labels, pages) == (["n4", "n3", "n2", "n1", "n0"], 3)
-        only = await server.get("/v1/batches", params={"label": "n2", "state": "open"})
-        assert [batch["label"] for batch in only.json["items"]] == ["n2"]
-        bad = await server.get("/v1/batches", params={"cursor": "made-up"})
-        assert (bad.status, bad.code, bad.pointers) == (400, "bad_parameter", ["cursor"])
+    then = await server.get(path, params={"at": started.json["position"]})
+    by_time = await server.get(path, params={"at": started.json["started_at"]})
+    before = await server.get(path, params={"at": "2020-01-01T00:00:00Z"})
+
+    assert then.json["state"] == "open"
+    assert by_time.json["state"] == "open"
+    assert (before.status, before.code) == (404, "not_found")
 
 
-async def test_an_admin_starts_batches_for_others_and_an_operator_does_not(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        admin = await server.key_for(Scope.ADMIN, "default")
-        body = {"owner": "globex"}
+async def test_asking_again_for_an_unchanged_batch_costs_no_body(server: Server) -> None:
+    started = await server.batch("a")
+    path = f"/v1/batches/{started.json['id']}"
+    params = {"min_position": started.json["position"]}
+    etag = (await server.get(path, params=params)).headers["ETag"]
 
-        mine = await server.post("/v1/batches", json=body, key=admin)
-        refused = await server.post("/v1/batches", json=body)
+    same = await server.get(path, headers={"If-None-Match": f'"x", {etag}'})
+    sealed = await server.post(f"{path}/seal")
+    params = {"min_position": sealed.json["position"]}
+    changed = await server.get(path, params=params, headers={"If-None-Match": etag})
 
-        assert (mine.status, mine.json["owner"]) == (201, "globex")
-        assert (refused.status, refused.pointers) == (403, ["/owner"])
+    assert (same.status, same.body) == (304, b"")
+    assert changed.status == 200
+    assert changed.headers["ETag"] != etag
 
 
-async def test_a_trace_is_kept_with_the_events_it_caused(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-        good = await server.post("/v1/batches", json={}, headers={"traceparent": trace})
-        bad = await server.post("/v1/batches", json={}, headers={"traceparent": "00-0-0-zz"})
-        params = {"min_position": bad.json["position"]}
+async def test_batches_are_listed_newest_first_page_by_page(server: Server) -> None:
+    for n in range(5):
+        last = await server.batch("a", label=f"n{n}")
+    params: dict[str, Any] = {"limit": 2, "min_position": last.json["position"]}
+    labels, pages = [], 0
+    while True:
+        page = (await server.get("/v1/batches", params=params)).json
+        labels += [batch["label"] for batch in page["items"]]
+        pages += 1
+        if page["next"] is None:
+            break
+        params["cursor"] = page["next"]
 
-        traces = [
-            (await server.get(f"/v1/batches/{one.json['id']}/history", params=params)).json[
-                "items"
-            ][0]
-            for one in (good, bad)
-        ]
+    assert (labels, pages) == (["n4", "n3", "n2", "n1", "n0"], 3)
+    only = await server.get("/v1/batches", params={"label": "n2", "state": "open"})
+    assert [batch["label"] for batch in only.json["items"]] == ["n2"]
+    bad = await server.get("/v1/batches", params={"cursor": "made-up"})
+    assert (bad.status, bad.code, bad.pointers) == (400, "bad_parameter", ["cursor"])
 
-        assert traces[0]["trace"] == trace
-        assert UUID(traces[0]["command"])
-        assert traces[1].get("trace") is None
+
+async def test_an_admin_starts_batches_for_others_and_an_operator_does_not(server: Server) -> None:
+    admin = await server.key_for(Scope.ADMIN, "default")
+    body = {"owner": "globex"}
+
+    mine = await server.post("/v1/batches", json=body, key=admin)
+    refused = await server.post("/v1/batches", json=body)
+
+    assert (mine.status, mine.json["owner"]) == (201, "globex")
+    assert (refused.status, refused.pointers) == (403, ["/owner"])
+
+
+async def test_a_trace_is_kept_with_the_events_it_caused(server: Server) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    good = await server.post("/v1/batches", json={}, headers={"traceparent": trace})
+    bad = await server.post("/v1/batches", json={}, headers={"traceparent": "00-0-0-zz"})
+    params = {"min_position": bad.json["position"]}
+
+    traces = [
+        (await server.get(f"/v1/batches/{one.json['id']}/history", params=params)).json["items"][0]
+        for one in (good, bad)
+    ]
+
+    assert traces[0]["trace"] == trace
+    assert UUID(traces[0]["command"])
+    assert traces[1].get("trace") is None
 
 
 async def test_waiting_for_a_position_that_never_comes_ends(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("interfaces.common.requests.MAX_POSITION_WAIT", 0.2)
 
-    async with serving(database_url, tmp_path) as server:
-        answer = await server.get("/v1/batches", params={"min_position": 10**9})
+    answer = await server.get("/v1/batches", params={"min_position": 10**9})
 
-        assert (answer.status, answer.code) == (504, "position_not_reached")
-        assert answer.headers["Retry-After"] == "1"
+    assert (answer.status, answer.code) == (504, "position_not_reached")
+    assert answer.headers["Retry-After"] == "1"

@@ -101,7 +101,7 @@ async def test_a_service_may_take_its_time_report_progress_and_answer_once(
         ("quarantine", UploadState.QUARANTINED, 1),
     ],
 )
-async def test_an_error_says_what_is_to_become_of_the_file(
+async def test_a_reported_error_decides_what_becomes_of_the_file(
     database_url: str, tmp_path: Path, kind: str, state: UploadState, attempts: int
 ) -> None:
     service = answering(200, {"error": {"message": "page 7 is odd", "kind": kind}})
@@ -117,7 +117,7 @@ async def test_an_error_says_what_is_to_become_of_the_file(
 
 
 @pytest.mark.parametrize(
-    ("service", "told"),
+    ("service", "message"),
     [
         (answering(503, "busy"), 'the service answered 503: "busy"'),
         (answering(302), "302: redirects are not followed"),
@@ -127,7 +127,7 @@ async def test_an_error_says_what_is_to_become_of_the_file(
     ],
 )
 async def test_a_service_that_does_not_do_its_part_is_asked_again(
-    database_url: str, tmp_path: Path, service: Service, told: str
+    database_url: str, tmp_path: Path, service: Service, message: str
 ) -> None:
     async with open_remote_steps(database_url, tmp_path, service) as harness:
         harness.work()
@@ -135,7 +135,7 @@ async def test_a_service_that_does_not_do_its_part_is_asked_again(
 
         failures = await harness.harness.all_of(AttemptFailed)
         assert len(failures) == 3
-        assert all(told in failure.message and not failure.permanent for failure in failures)
+        assert all(message in failure.message and not failure.permanent for failure in failures)
 
 
 async def test_a_service_that_stays_silent_costs_an_attempt_and_comes_too_late(
@@ -155,7 +155,7 @@ async def test_a_service_that_stays_silent_costs_an_attempt_and_comes_too_late(
         assert {failure.error_type for failure in failures} == {"StepTimeout"}
 
 
-async def test_a_late_word_for_an_abandoned_attempt_is_refused_and_the_next_one_counts(
+async def test_a_late_report_for_an_abandoned_attempt_is_refused_and_the_next_attempt_counts(
     database_url: str, tmp_path: Path
 ) -> None:
     async with open_remote_steps(database_url, tmp_path, answering(202)) as harness:
@@ -184,7 +184,7 @@ async def test_the_errand_of_a_worker_that_was_killed_is_fenced_by_the_log(
         batch = await harness.harness.batch({"a.txt": b"words"})
         await harness.harness.completed(batch)
         upload = (await harness.harness.uploads(batch))["a.txt"].id
-        # What a worker leaves that had no time to close it.
+        # As a worker that was killed leaves it.
         left = await PostgresRemoteSteps(harness.harness.pool).open(upload, 1, download_within=60)
         data = {
             "callback_url": f"/v1/callbacks/{left.callback}",
@@ -225,7 +225,7 @@ async def test_a_download_link_ends_by_itself(database_url: str, tmp_path: Path)
         ({"outcome": "fine"}, 422),
     ],
 )
-async def test_a_report_of_no_sense_is_refused_and_may_be_said_better(
+async def test_an_invalid_report_is_refused_and_may_be_corrected(
     database_url: str, tmp_path: Path, report: Any, status: int
 ) -> None:
     async with open_remote_steps(database_url, tmp_path, answering(202)) as harness:

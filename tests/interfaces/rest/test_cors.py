@@ -43,7 +43,7 @@ async def test_a_page_of_an_allowed_origin_may_ask_send_and_read(
 
 
 @pytest.mark.parametrize("allowed", [(), ("https://other.example",)])
-async def test_any_other_page_learns_nothing(
+async def test_a_page_of_another_origin_can_read_no_response(
     allowed: tuple[str, ...], database_url: str, tmp_path: Path
 ) -> None:
     async with (
@@ -54,7 +54,7 @@ async def test_any_other_page_learns_nothing(
         assert ("Vary" in answer.headers) == bool(allowed)
 
 
-async def test_with_a_star_any_page_may_ask_but_not_in_the_name_of_a_session(
+async def test_a_wildcard_origin_allows_any_page_but_no_session(
     database_url: str, tmp_path: Path
 ) -> None:
     async with (

@@ -32,7 +32,7 @@ OWN = "http://127.0.0.1:"
             "https://up.example/files/v1/",
         ),
         ({"X-Forwarded-Proto": "https"}, "https://127.0.0.1:"),
-        # What a client's own proxy said of itself, passed on by ours.
+        # Headers of the client's own proxy, passed on by ours.
         (
             {
                 "Forwarded": "for=10.0.0.1",
@@ -52,7 +52,7 @@ OWN = "http://127.0.0.1:"
         ),
     ],
 )
-async def test_a_proxy_that_is_believed_says_where_uploads_are_found(
+async def test_a_trusted_proxy_determines_the_address_of_uploads(
     headers: dict[str, str], begins: str, database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path, trust_forwarded=True) as server:
@@ -62,13 +62,13 @@ async def test_a_proxy_that_is_believed_says_where_uploads_are_found(
             assert answer.headers["Location"].startswith(begins)
 
 
-async def test_anybody_else_who_claims_to_be_a_proxy_is_not(
+async def test_forwarding_headers_of_an_untrusted_peer_are_ignored(
     database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as server:
         claims = {"Forwarded": "host=evil.example", "X-Forwarded-Host": "evil.example"}
-        said = {**TUS, **claims, "Upload-Length": "5"}
-        async with server.client.post("/v1/uploads", headers=said) as answer:
+        headers = {**TUS, **claims, "Upload-Length": "5"}
+        async with server.client.post("/v1/uploads", headers=headers) as answer:
             assert answer.headers["Location"].startswith(f"{server.url}/v1/uploads/")
 
 
@@ -85,13 +85,13 @@ async def test_the_setting_public_url_overrides_the_request(
 ) -> None:
     settings = {"public_url": public_url, "trust_forwarded": True, "interim_responses": "on"}
     async with serving(database_url, tmp_path, **settings) as server:
-        said = {**TUS, "Upload-Length": "5", "X-Forwarded-Host": "other.example"}
-        async with server.client.post("/v1/uploads", headers=said) as answer:
+        headers = {**TUS, "Upload-Length": "5", "X-Forwarded-Host": "other.example"}
+        async with server.client.post("/v1/uploads", headers=headers) as answer:
             assert answer.headers["Location"].startswith(begins)
         # Also where the upload is announced while its body arrives.
-        said = {"Upload-Draft-Interop-Version": "8", "Upload-Complete": "?1"}
+        headers = {"Upload-Draft-Interop-Version": "8", "Upload-Complete": "?1"}
         async with Sender(server) as sender:
-            await sender.begin("POST", "/v1/uploads", {**said, "Content-Length": "5"}, b"hello")
+            await sender.begin("POST", "/v1/uploads", {**headers, "Content-Length": "5"}, b"hello")
             status, head = await sender.answer()
             assert status == 104
             assert (header(head, "Location") or "").startswith(begins)
@@ -160,13 +160,13 @@ async def test_a_final_upload_takes_parts_by_whatever_address_they_were_given_ou
     async with serving(database_url, tmp_path, **settings) as server:
         parts = []
         for content in (b"hello, ", b"world"):
-            said = {**BYTES, "Upload-Concat": "partial", "Upload-Length": str(len(content))}
-            async with server.client.post("/v1/uploads", headers=said, data=content) as made:
+            headers = {**BYTES, "Upload-Concat": "partial", "Upload-Length": str(len(content))}
+            async with server.client.post("/v1/uploads", headers=headers, data=content) as made:
                 assert made.status == 201
                 parts.append(made.headers["Location"])
         assert parts[0].startswith("https://up.example/files/v1/uploads/")
-        said = {**TUS, "Upload-Concat": "final;" + " ".join(parts)}
-        async with server.client.post("/v1/uploads", headers=said) as made:
+        headers = {**TUS, "Upload-Concat": "final;" + " ".join(parts)}
+        async with server.client.post("/v1/uploads", headers=headers) as made:
             assert made.status == 201
             path = path_of(made.headers["Location"]).removeprefix("/files")
         assert await server.content(path) == b"hello, world"

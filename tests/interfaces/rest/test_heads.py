@@ -1,4 +1,4 @@
-"""The head of a request is bounded as a whole, and a refusal names the limit."""
+"""The head of a request is bounded, and a refusal names the limit."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ async def test_bodies_and_many_requests_on_one_connection_are_no_large_head(
     database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as server, Sender(server) as sender:
-        said = {"Tus-Resumable": "1.0.0", "X-Padding": "x" * 50_000}
+        headers = {"Tus-Resumable": "1.0.0", "X-Padding": "x" * 50_000}
         for number in range(12):
             body = bytes(400_000 if number % 2 else 0)
-            sent = {**said, "Upload-Length": str(len(body)), "Content-Length": str(len(body))}
+            sent = {**headers, "Upload-Length": str(len(body)), "Content-Length": str(len(body))}
             if body:
                 sent["Content-Type"] = "application/offset+octet-stream"
             await sender.begin("POST", "/files/", sent, body)

@@ -1,9 +1,8 @@
-"""A command that is sent again with its key: the first answer, for seven days."""
+"""A command repeated with its idempotency key gets the first response, for seven days."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -23,7 +22,7 @@ from infrastructure.sweeper import (
     delete_old_idempotency_records,
 )
 from interfaces.bootstrap.container import utc_now
-from tests.interfaces.rest.server import Server, serving
+from tests.interfaces.rest.server import Server
 
 BATCH = [
     ("pause", None, {}),
@@ -56,79 +55,71 @@ async def same_twice(server: Server, path: str, more: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("verb", "state", "more"), BATCH, ids=lambda value: str(value))
 async def test_every_command_to_a_batch_is_answered_alike_when_it_is_sent_again(
-    database_url: str, tmp_path: Path, verb: str, state: str | None, more: dict[str, Any]
+    server: Server, verb: str, state: str | None, more: dict[str, Any]
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        batch = (await server.batch("a", seal=state == "sealed")).json["id"]
-        await same_twice(server, f"/v1/batches/{batch}/{verb}", more)
+    batch = (await server.batch("a", seal=state == "sealed")).json["id"]
+    await same_twice(server, f"/v1/batches/{batch}/{verb}", more)
 
 
 @pytest.mark.parametrize(("verb", "state", "more"), UPLOAD, ids=lambda value: str(value))
 async def test_every_command_to_an_upload_is_answered_alike_when_it_is_sent_again(
-    database_url: str, tmp_path: Path, verb: str, state: str | None, more: dict[str, Any]
+    server: Server, verb: str, state: str | None, more: dict[str, Any]
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        batch = (await server.batch()).json["id"]
-        upload = await _upload(server, UUID(batch), state)
-        await same_twice(server, f"/v1/uploads/{upload}/{verb}", more)
+    batch = (await server.batch()).json["id"]
+    upload = await _upload(server, UUID(batch), state)
+    await same_twice(server, f"/v1/uploads/{upload}/{verb}", more)
 
 
 async def test_a_command_that_changes_nothing_is_answered_alike_when_it_is_sent_again(
-    database_url: str, tmp_path: Path
+    server: Server,
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        batch = (await server.batch("a", seal=True)).json["id"]
-        await same_twice(server, f"/v1/batches/{batch}/seal", {})
+    batch = (await server.batch("a", seal=True)).json["id"]
+    await same_twice(server, f"/v1/batches/{batch}/seal", {})
 
 
 @pytest.mark.parametrize(("files", "seal"), [((), False), ((), True), (("a", "b"), True)])
 async def test_a_batch_that_is_started_again_returns_the_position_of_its_start(
-    database_url: str, tmp_path: Path, files: tuple[str, ...], seal: bool
+    server: Server, files: tuple[str, ...], seal: bool
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        body = {"files": [{"path": path, "size": 1} for path in files], "seal": seal}
-        key = {"Idempotency-Key": "monday"}
-        first = await server.post("/v1/batches", json=body, headers=key)
-        await server.batch("other")
-        again = await server.post("/v1/batches", json=body, headers=key)
+    body = {"files": [{"path": path, "size": 1} for path in files], "seal": seal}
+    key = {"Idempotency-Key": "monday"}
+    first = await server.post("/v1/batches", json=body, headers=key)
+    await server.batch("other")
+    again = await server.post("/v1/batches", json=body, headers=key)
 
-        assert (first.status, again.status) == (201, 200)
-        assert again.json["position"] == first.json["position"]
+    assert (first.status, again.status) == (201, 200)
+    assert again.json["position"] == first.json["position"]
 
 
-async def test_requests_with_one_key_at_once_get_one_answer(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        path = f"/v1/batches/{(await server.batch('a')).json['id']}/pause"
-        key = {"Idempotency-Key": "once"}
-        answers = await asyncio.gather(*(server.post(path, headers=key) for _ in range(20)))
+async def test_requests_with_one_key_at_once_get_one_answer(server: Server) -> None:
+    path = f"/v1/batches/{(await server.batch('a')).json['id']}/pause"
+    key = {"Idempotency-Key": "once"}
+    answers = await asyncio.gather(*(server.post(path, headers=key) for _ in range(20)))
 
-        assert {answer.status for answer in answers} == {202}
-        assert len({answer.json["position"] for answer in answers}) == 1
+    assert {answer.status for answer in answers} == {202}
+    assert len({answer.json["position"] for answer in answers}) == 1
 
 
 async def test_answers_are_forgotten_after_their_time_a_bounded_number_at_once(
-    database_url: str, tmp_path: Path
+    database_url: str, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        path = f"/v1/batches/{(await server.batch('a')).json['id']}/pause"
-        await server.post(path, headers={"Idempotency-Key": "new"})
-        async with await connect(database_url, name="test") as connection:
-            await connection.execute(
-                "INSERT INTO command_answers SELECT gen_random_uuid(), '', '{}', 0,"
-                " now() - make_interval(days => %s, secs => 1)"
-                " FROM generate_series(1, %s)",
-                (IDEMPOTENCY_RETENTION_DAYS, IDEMPOTENCY_RECORDS_PER_STEP + 10),
-            )
-            left = []
-            more = True
-            while more:
-                more = await delete_old_idempotency_records(connection)
-                cursor = await connection.execute("SELECT count(*) FROM command_answers")
-                left.append(await cursor.fetchone())
+    path = f"/v1/batches/{(await server.batch('a')).json['id']}/pause"
+    await server.post(path, headers={"Idempotency-Key": "new"})
+    async with await connect(database_url, name="test") as connection:
+        await connection.execute(
+            "INSERT INTO command_answers SELECT gen_random_uuid(), '', '{}', 0,"
+            " now() - make_interval(days => %s, secs => 1)"
+            " FROM generate_series(1, %s)",
+            (IDEMPOTENCY_RETENTION_DAYS, IDEMPOTENCY_RECORDS_PER_STEP + 10),
+        )
+        left = []
+        more = True
+        while more:
+            more = await delete_old_idempotency_records(connection)
+            cursor = await connection.execute("SELECT count(*) FROM command_answers")
+            left.append(await cursor.fetchone())
 
-        assert left == [(11,), (1,)]
+    assert left == [(11,), (1,)]
 
 
 async def _upload(server: Server, batch: UUID, state: str | None) -> UUID:

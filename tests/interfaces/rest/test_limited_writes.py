@@ -21,7 +21,7 @@ from application.ports.auth import Scope
 from tests.interfaces.last_position import last_position
 from tests.interfaces.rest.server import OWNER, Answer, Server
 from tests.interfaces.rest.test_access import ROUTES
-from tests.interfaces.rest.test_webhooks import open_webhook_api
+from tests.interfaces.rest.webhook_api import open_webhook_api
 from tests.support import execute
 
 Route: TypeAlias = tuple[str, str]

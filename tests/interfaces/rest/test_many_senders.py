@@ -1,4 +1,4 @@
-"""Many senders at once: what is read ahead of all of them together stays small."""
+"""The read buffers of many concurrent senders stay small in total."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ READ_BUFFER = Settings().read_buffer
 Handler = Callable[[web.Request], Any]
 
 
-async def test_bodies_that_nobody_takes_are_not_read_ahead() -> None:
+async def test_unread_bodies_are_not_read_ahead() -> None:
     taken, gate = list[web.Request](), asyncio.Event()
 
     async def handle(request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""Which error becomes which problem, where no request can provoke it at will."""
+"""Mapping of errors that no request can provoke to problems."""
 
 from __future__ import annotations
 
@@ -48,6 +48,6 @@ def test_a_document_names_the_first_hundred_faults_and_counts_the_rest() -> None
     assert problem.detail == "/files/0/path: is bad (and 249 more)"
 
 
-def test_trouble_that_passes_says_when_to_come_back() -> None:
+def test_a_transient_problem_has_a_retry_after() -> None:
     for error in (TooManyConflicts("x"), Unavailable("x"), OutcomeUnknown("x")):
         assert problem_of(error).headers["Retry-After"] == "1"

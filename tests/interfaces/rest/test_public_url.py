@@ -1,4 +1,4 @@
-"""One function gives the public URL in answers to requests and outside of them."""
+"""One function gives the public URL in responses and outside of requests."""
 
 from __future__ import annotations
 

@@ -78,33 +78,32 @@ async def test_latest_reflects_earlier_writes_of_every_client(
 
 
 async def test_every_read_that_takes_a_position_takes_latest(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("interfaces.rest.webhooks.VISIBLE_TIMEOUT", 0.0)  # no follower runs
 
-    async with serving(database_url, tmp_path) as server:
-        admin = await server.key_for(Scope.ADMIN)
-        started = await server.batch("a")
-        hook = {"url": "https://example.com/hook", "events": ["batch.completed"]}
-        added = await server.post("/v1/webhooks", json=hook)
-        ids = {
-            "batches": started.json["id"],
-            "uploads": started.json["uploads"][0],
-            "webhooks": added.json["webhook"]["id"],
-        }
-        reads = [op for op in OPERATIONS if "min_position" in op.query]
-        assert len(reads) >= 14
-        for operation in reads:
-            kind = operation.path.split("/")[2]
-            path = operation.path.replace("{id}", ids.get(kind, ""))
+    admin = await server.key_for(Scope.ADMIN)
+    started = await server.batch("a")
+    hook = {"url": "https://example.com/hook", "events": ["batch.completed"]}
+    added = await server.post("/v1/webhooks", json=hook)
+    ids = {
+        "batches": started.json["id"],
+        "uploads": started.json["uploads"][0],
+        "webhooks": added.json["webhook"]["id"],
+    }
+    reads = [op for op in OPERATIONS if "min_position" in op.query]
+    assert len(reads) >= 14
+    for operation in reads:
+        kind = operation.path.split("/")[2]
+        path = operation.path.replace("{id}", ids.get(kind, ""))
 
-            bad = await server.get(path, params={"min_position": "last"}, key=admin)
-            assert bad.status == 400, (path, bad.body)
-            assert bad.pointers == ["min_position"]
-            if kind == "webhooks" and "history" not in path:
-                continue  # no process follows the log for webhooks here
-            good = await server.get(path, params={"min_position": "latest"}, key=admin)
-            assert good.status == 200, (path, good.body)
+        bad = await server.get(path, params={"min_position": "last"}, key=admin)
+        assert bad.status == 400, (path, bad.body)
+        assert bad.pointers == ["min_position"]
+        if kind == "webhooks" and "history" not in path:
+            continue  # no process follows the log for webhooks here
+        good = await server.get(path, params={"min_position": "latest"}, key=admin)
+        assert good.status == 200, (path, good.body)
 
 
 async def test_a_position_that_is_not_reached_is_named_for_a_retry(
@@ -138,19 +137,18 @@ async def test_a_position_that_is_not_reached_is_named_for_a_retry(
     ],
 )
 async def test_an_upload_that_goes_on_ends_the_verdict_of_its_batch_at_the_same_moment(
-    database_url: str, tmp_path: Path, end: Event, state: str, act: str, body: Any
+    server: Server, end: Event, state: str, act: str, body: Any
 ) -> None:
     """No orchestrator runs here, which would do it a moment later."""
 
-    async with serving(database_url, tmp_path) as server:
-        batch, upload = await failed_batch(server, end, {UploadState(state): 1})
-        path, latest = f"/v1/batches/{batch}", {"min_position": "latest"}
-        before = (await server.get(path, params=latest)).json
-        assert (before["state"], before["outcome"]) == ("completed", "failed")
+    batch, upload = await failed_batch(server, end, {UploadState(state): 1})
+    path, latest = f"/v1/batches/{batch}", {"min_position": "latest"}
+    before = (await server.get(path, params=latest)).json
+    assert (before["state"], before["outcome"]) == ("completed", "failed")
 
-        options = {"json": body} if body else {}
-        answer = await server.post(f"/v1/uploads/{upload}/{act}", **options)
+    options = {"json": body} if body else {}
+    answer = await server.post(f"/v1/uploads/{upload}/{act}", **options)
 
-        assert answer.status == 202
-        shown = await server.get(path, params={"min_position": answer.json["position"]})
-        assert (shown.json["state"], shown.json["outcome"]) == ("sealed", None)
+    assert answer.status == 202
+    shown = await server.get(path, params={"min_position": answer.json["position"]})
+    assert (shown.json["state"], shown.json["outcome"]) == ("sealed", None)

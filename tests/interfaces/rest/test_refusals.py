@@ -1,18 +1,17 @@
-"""What cannot be accepted is answered with a problem that points at it, and leaves no trace."""
+"""Invalid requests get a problem that points at the cause, and record nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from interfaces.common.problems import CONTENT_TYPE
 from tests.interfaces.last_position import last_position
-from tests.interfaces.rest.server import Server, serving
+from tests.interfaces.rest.server import Server
 
 JSON = {"Content-Type": "application/json"}
 
@@ -59,17 +58,15 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-async def test_a_faulty_batch_is_refused_whole_and_the_fault_pointed_at(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path, max_file_size=10**6) as server:
-        for what, body, pointer in FAULTS:
-            answer = await server.post("/v1/batches", data=json.dumps(body), headers=JSON)
+@pytest.mark.options(max_file_size=10**6)
+async def test_a_faulty_batch_is_refused_whole_and_the_fault_pointed_at(server: Server) -> None:
+    for what, body, pointer in FAULTS:
+        answer = await server.post("/v1/batches", data=json.dumps(body), headers=JSON)
 
-            assert answer.status == 422, (what, answer.body)
-            assert pointer in answer.pointers, what
-            expect_problem(answer)
-        assert await last_position(server.services.log) == 0
+        assert answer.status == 422, (what, answer.body)
+        assert pointer in answer.pointers, what
+        expect_problem(answer)
+    assert await last_position(server.services.log) == 0
 
 
 def expect_problem(answer: Any) -> None:
@@ -79,13 +76,10 @@ def expect_problem(answer: Any) -> None:
     assert answer.json["request_id"] == answer.headers["X-Request-ID"]
 
 
-async def test_a_refusal_for_an_unknown_pipeline_names_the_known_ones(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        answer = await server.post("/v1/batches", json={"pipeline": "magic"})
+async def test_a_refusal_for_an_unknown_pipeline_names_the_known_ones(server: Server) -> None:
+    answer = await server.post("/v1/batches", json={"pipeline": "magic"})
 
-        assert "known: default" in answer.json["detail"]
+    assert "known: default" in answer.json["detail"]
 
 
 MALFORMED: list[tuple[str, bytes, int, str]] = [
@@ -106,35 +100,30 @@ MALFORMED: list[tuple[str, bytes, int, str]] = [
 ]
 
 
-async def test_what_is_no_batch_is_never_an_error_of_ours(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        for what, body, status, where in MALFORMED:
-            answer = await server.post("/v1/batches", data=body, headers=JSON)
+async def test_an_invalid_batch_is_never_a_server_error(server: Server) -> None:
+    for what, body, status, where in MALFORMED:
+        answer = await server.post("/v1/batches", data=body, headers=JSON)
 
-            assert answer.status == status, (what, answer.body)
-            assert where in answer.json["detail"], what
-            expect_problem(answer)
-        assert await last_position(server.services.log) == 0
+        assert answer.status == status, (what, answer.body)
+        assert where in answer.json["detail"], what
+        expect_problem(answer)
+    assert await last_position(server.services.log) == 0
 
 
-async def test_a_body_over_the_limit_is_refused_before_it_is_read(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path, max_body=1000) as server:
-        declared = await server.post("/v1/batches", data=b" " * 1001, headers=JSON)
+@pytest.mark.options(max_body=1000)
+async def test_a_body_over_the_limit_is_refused_before_it_is_read(server: Server) -> None:
+    declared = await server.post("/v1/batches", data=b" " * 1001, headers=JSON)
 
-        async def chunks() -> Any:
-            for _ in range(11):
-                yield b" " * 100
+    async def chunks() -> Any:
+        for _ in range(11):
+            yield b" " * 100
 
-        streamed = await server.post("/v1/batches", data=chunks(), headers=JSON)
+    streamed = await server.post("/v1/batches", data=chunks(), headers=JSON)
 
-        for answer in (declared, streamed):
-            assert (answer.status, answer.code) == (413, "too_large")
-            assert "1000 bytes" in answer.json["detail"]
-        assert await last_position(server.services.log) == 0
+    for answer in (declared, streamed):
+        assert (answer.status, answer.code) == (413, "too_large")
+        assert "1000 bytes" in answer.json["detail"]
+    assert await last_position(server.services.log) == 0
 
 
 def keyed(key: str) -> dict[str, Any]:
@@ -185,15 +174,14 @@ OTHERS: list[tuple[str, str, dict[str, Any], int, str]] = [
 ]
 
 
-async def test_every_refusal_is_a_problem(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        for method, path, options, status, code in OTHERS:
-            answer = await server.ask(method, path, **options)
+async def test_every_refusal_is_a_problem(server: Server) -> None:
+    for method, path, options, status, code in OTHERS:
+        answer = await server.ask(method, path, **options)
 
-            assert answer.status == status, (method, path, answer.body)
-            if status >= 400:
-                expect_problem(answer)
-                assert code in answer.code
+        assert answer.status == status, (method, path, answer.body)
+        if status >= 400:
+            expect_problem(answer)
+            assert code in answer.code
 
 
 async def raw(server: Server, request: bytes) -> tuple[bytes, bytes]:
@@ -217,57 +205,52 @@ RAW = [
 ]
 
 
-async def test_what_is_not_even_http_gets_a_problem_too(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        for request in RAW:
-            head, body = await raw(server, request)
-
-            assert head.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
-            assert CONTENT_TYPE.encode() in head
-            assert json.loads(body)["code"] == "malformed_request"
-
-        long = b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"
-        head, body = await raw(server, long)
-        assert head.startswith((b"HTTP/1.1 414", b"HTTP/1.0 414"))
-        assert json.loads(body)["code"] == "uri_too_long"
-
-
-async def test_a_client_that_asks_first_is_refused_before_it_sends(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path, max_body=1000) as server:
-        key = server.key.encode()
-        request = (
-            b"POST /v1/batches HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-            b"Content-Type: application/json\r\nAuthorization: Bearer " + key + b"\r\n"
-            b"Expect: 100-continue\r\nContent-Length: 5000\r\n\r\n"
-        )
+async def test_a_request_that_is_not_http_gets_a_problem(server: Server) -> None:
+    for request in RAW:
         head, body = await raw(server, request)
 
-        assert head.startswith(b"HTTP/1.1 413")
-        assert json.loads(body)["code"] == "too_large"
+        assert head.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400"))
+        assert CONTENT_TYPE.encode() in head
+        assert json.loads(body)["code"] == "malformed_request"
+
+    long = b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+    head, body = await raw(server, long)
+    assert head.startswith((b"HTTP/1.1 414", b"HTTP/1.0 414"))
+    assert json.loads(body)["code"] == "uri_too_long"
 
 
-async def test_an_unexpected_error_tells_nothing_of_our_insides(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.options(max_body=1000)
+async def test_a_client_that_asks_first_is_refused_before_it_sends(server: Server) -> None:
+    key = server.key.encode()
+    request = (
+        b"POST /v1/batches HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        b"Content-Type: application/json\r\nAuthorization: Bearer " + key + b"\r\n"
+        b"Expect: 100-continue\r\nContent-Length: 5000\r\n\r\n"
+    )
+    head, body = await raw(server, request)
+
+    assert head.startswith(b"HTTP/1.1 413")
+    assert json.loads(body)["code"] == "too_large"
+
+
+async def test_an_unexpected_error_reveals_no_internals(
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
 
-        async def broken(self: Any, id: Any) -> Any:
-            raise RuntimeError("secret detail")
+    async def broken(self: Any, id: Any) -> Any:
+        raise RuntimeError("secret detail")
 
-        monkeypatch.setattr(type(server.services.log), "origin", broken)
-        id = "00000000-0000-0000-0000-000000000001"
-        answer = await server.post(f"/v1/batches/{id}/seal", headers={"X-Request-ID": "my-request"})
+    monkeypatch.setattr(type(server.services.log), "origin", broken)
+    id = "00000000-0000-0000-0000-000000000001"
+    answer = await server.post(f"/v1/batches/{id}/seal", headers={"X-Request-ID": "my-request"})
 
-        assert (answer.status, answer.code) == (500, "internal_error")
-        assert b"secret" not in answer.body
-        assert answer.json["request_id"] == "my-request"
+    assert (answer.status, answer.code) == (500, "internal_error")
+    assert b"secret" not in answer.body
+    assert answer.json["request_id"] == "my-request"
 
 
-async def test_a_request_id_that_is_not_sane_is_replaced(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        for given in ("a b", "x" * 200, "<script>", ""):
-            answer = await server.get("/healthz", headers={"X-Request-ID": given})
+async def test_a_request_id_that_is_not_sane_is_replaced(server: Server) -> None:
+    for given in ("a b", "x" * 200, "<script>", ""):
+        answer = await server.get("/healthz", headers={"X-Request-ID": given})
 
-            assert answer.headers["X-Request-ID"] not in (given, "")
+        assert answer.headers["X-Request-ID"] not in (given, "")

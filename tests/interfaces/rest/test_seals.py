@@ -1,4 +1,4 @@
-"""Seals and exports over HTTP, and what an auditor makes of an export who has nothing else."""
+"""Seals and exports over HTTP, verified by an auditor without the database."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def exports(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> E
     return made
 
 
-def test_what_is_exported_is_proven_by_the_file_and_the_public_key_alone(exports: Exports) -> None:
+def test_an_export_is_proven_by_the_file_and_the_public_key_alone(exports: Exports) -> None:
     whole = exports.examined(exports.whole)
     assert whole.sound, whole.findings
     assert (whole.whole, whole.events, whole.unsealed) == (True, 14, 4)
@@ -188,7 +188,7 @@ def forge_seal(lines: Lines) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_what_was_altered_in_a_whole_export_is_named(
+def test_an_alteration_of_a_whole_export_is_named(
     exports: Exports, forge: Forge, kind: str, position: int
 ) -> None:
     forged = deepcopy(exports.whole)
@@ -208,7 +208,7 @@ def shorten_path(lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("forge", [rewrite, claim_another_place, shorten_path])
-def test_what_was_altered_in_the_export_of_a_batch_is_named(exports: Exports, forge: Forge) -> None:
+def test_an_alteration_of_the_export_of_a_batch_is_named(exports: Exports, forge: Forge) -> None:
     forged = deepcopy(exports.batch)
     forge(forged)
 
@@ -251,13 +251,10 @@ async def test_a_rotated_key_is_followed_by_an_export_of_one_batch(
     assert first != second
 
 
-async def test_an_export_without_events_has_its_first_line_alone(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        key = await server.key_for(Scope.OPERATOR)
-        for path in ("/v1/history/export", "/v1/history/export?after=1000"):
-            answer = await server.get(path, key=key)
-            assert (answer.status, answer.headers["Content-Type"]) == (200, "application/x-ndjson")
-            (line,) = answer.body.splitlines()
-            assert json.loads(line)["format"] == 1
+async def test_an_export_without_events_has_its_first_line_alone(server: Server) -> None:
+    key = await server.key_for(Scope.OPERATOR)
+    for path in ("/v1/history/export", "/v1/history/export?after=1000"):
+        answer = await server.get(path, key=key)
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "application/x-ndjson")
+        (line,) = answer.body.splitlines()
+        assert json.loads(line)["format"] == 1

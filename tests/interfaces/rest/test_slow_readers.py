@@ -1,4 +1,4 @@
-"""Clients that do not read their responses cost little memory, and not for long."""
+"""Clients that do not read their responses cost little memory, for a limited time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -17,8 +16,8 @@ from application.ports.auth import Scope
 from interfaces.common.deadlines import Deadlines
 from interfaces.common.responses import MAX_CONCURRENT, STREAMS, Stream
 from interfaces.feed.connection import FeedLimits
-from tests.interfaces.feed.harness import open_feed
-from tests.interfaces.rest.server import Server, serving
+from tests.interfaces.feed.harness import FeedHarness
+from tests.interfaces.rest.server import Server
 from tests.support import eventually
 
 MIB = 1024 * 1024
@@ -79,51 +78,45 @@ async def reader_of(
 
 
 @pytest.mark.parametrize("kind", ["history", "export", "report", "download", "page"])
-async def test_a_client_that_does_not_read_is_cut_off(
-    kind: str, database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path, deadlines=IMPATIENT) as server:
-        if kind == "download":
-            path = f"{await large_file(server)}/content"
-        else:
-            batch = f"/v1/batches/{await large_batch(server)}"
-            path = {
-                "history": f"{batch}/history?format=ndjson",
-                "export": f"{batch}/history/export",
-                "report": f"{batch}/report.ndjson",
-                "page": f"{batch}/uploads?limit=1000",
-            }[kind]
-        with capture_logs() as logs:
-            async with reader_of(server, path) as (_, head):
-                assert b" 200 " in head.splitlines()[0]
+@pytest.mark.options(deadlines=IMPATIENT)
+async def test_a_client_that_does_not_read_is_cut_off(kind: str, server: Server) -> None:
+    if kind == "download":
+        path = f"{await large_file(server)}/content"
+    else:
+        batch = f"/v1/batches/{await large_batch(server)}"
+        path = {
+            "history": f"{batch}/history?format=ndjson",
+            "export": f"{batch}/history/export",
+            "report": f"{batch}/report.ndjson",
+            "page": f"{batch}/uploads?limit=1000",
+        }[kind]
+    with capture_logs() as logs:
+        async with reader_of(server, path) as (_, head):
+            assert b" 200 " in head.splitlines()[0]
 
-                def cut() -> bool:
-                    assert server.unsent <= PER_READER + (6 * MIB if kind == "page" else 0)
-                    return any(log["event"] == "response_too_slow" for log in logs)
+            def cut() -> bool:
+                assert server.unsent <= PER_READER + (6 * MIB if kind == "page" else 0)
+                return any(log["event"] == "response_too_slow" for log in logs)
 
-                if kind != "page" or server.unsent:  # a page may fit into the sockets
-                    await eventually(cut)
-            await eventually(lambda: len(server.app[STREAMS]) == 0)
-        assert not any("exc_info" in log for log in logs)
+            if kind != "page" or server.unsent:  # a page may fit into the sockets
+                await eventually(cut)
+        await eventually(lambda: len(server.app[STREAMS]) == 0)
+    assert not any("exc_info" in log for log in logs)
 
 
-async def test_a_client_that_reads_slowly_gets_all_of_its_response(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path, deadlines=IMPATIENT) as server:
-        location = await large_file(server)
-        async with reader_of(server, f"{location}/content") as (reader, _):
-            received = 0
-            while received < 16 * MIB:
-                received += len(await reader.read(8192))
-                if received < 200_000:
-                    await asyncio.sleep(0.05)
+@pytest.mark.options(deadlines=IMPATIENT)
+async def test_a_client_that_reads_slowly_gets_all_of_its_response(server: Server) -> None:
+    location = await large_file(server)
+    async with reader_of(server, f"{location}/content") as (reader, _):
+        received = 0
+        while received < 16 * MIB:
+            received += len(await reader.read(8192))
+            if received < 200_000:
+                await asyncio.sleep(0.05)
 
 
-async def test_one_principal_reads_so_many_streams_at_once_and_no_more(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server, AsyncExitStack() as stack:
+async def test_one_principal_reads_so_many_streams_at_once_and_no_more(server: Server) -> None:
+    async with AsyncExitStack() as stack:
         path = f"/v1/batches/{await large_batch(server)}/history?format=ndjson"
         other = await server.key_for(Scope.VIEWER)
         for key in ("", other):
@@ -142,41 +135,36 @@ async def test_one_principal_reads_so_many_streams_at_once_and_no_more(
 
 
 async def test_a_page_of_a_history_is_bounded_in_bytes_and_leads_to_the_next(
-    database_url: str, tmp_path: Path
+    server: Server,
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        path = f"/v1/batches/{await large_batch(server)}/history?limit=1000"
-        forward: list[int] = []
-        after = 0
-        while after is not None:
-            answer = await server.get(f"{path}&after={after}")
-            assert len(answer.body) < 400 * 1024
-            forward += [item["position"] for item in answer.json["items"]]
-            after = answer.json["next"]
-        backward: list[int] = []
-        before = 2**60
-        while before is not None:
-            answer = await server.get(f"{path}&before={before}")
-            assert len(answer.body) < 400 * 1024
-            backward = [item["position"] for item in answer.json["items"]] + backward
-            before = answer.json["next"]
-        assert len(forward) > FILES
-        assert forward == sorted(set(forward)) == backward
+    path = f"/v1/batches/{await large_batch(server)}/history?limit=1000"
+    forward: list[int] = []
+    after = 0
+    while after is not None:
+        answer = await server.get(f"{path}&after={after}")
+        assert len(answer.body) < 400 * 1024
+        forward += [item["position"] for item in answer.json["items"]]
+        after = answer.json["next"]
+    backward: list[int] = []
+    before = 2**60
+    while before is not None:
+        answer = await server.get(f"{path}&before={before}")
+        assert len(answer.body) < 400 * 1024
+        backward = [item["position"] for item in answer.json["items"]] + backward
+        before = answer.json["next"]
+    assert len(forward) > FILES
+    assert forward == sorted(set(forward)) == backward
 
 
-async def test_feed_clients_of_one_principal_share_a_buffer(
-    database_url: str, tmp_path: Path
-) -> None:
-    limits = FeedLimits(max_principal_buffer=200_000)
-
-    async with open_feed(database_url, tmp_path, limits) as on:
-        key = await on.key()
-        for sockets in (1, 4):
-            async with AsyncExitStack() as stack:
-                for _ in range(sockets):
-                    await stack.enter_async_context(on.viewer(key))
-                await eventually(lambda: len(on.hub.registry.clients) == sockets)  # noqa: B023
-                (client, *_) = on.hub.registry.clients
-                assert on.hub.registry.buffer_limit(client, 1 << 20) == 200_000 // sockets
-                assert on.hub.registry.buffer_limit(client, 1000) == 1000
-            await eventually(lambda: not on.hub.registry.clients)
+@pytest.mark.options(limits=FeedLimits(max_principal_buffer=200_000))
+async def test_feed_clients_of_one_principal_share_a_buffer(feed: FeedHarness) -> None:
+    key = await feed.key()
+    for sockets in (1, 4):
+        async with AsyncExitStack() as stack:
+            for _ in range(sockets):
+                await stack.enter_async_context(feed.viewer(key))
+            await eventually(lambda: len(feed.hub.registry.clients) == sockets)  # noqa: B023
+            (client, *_) = feed.hub.registry.clients
+            assert feed.hub.registry.buffer_limit(client, 1 << 20) == 200_000 // sockets
+            assert feed.hub.registry.buffer_limit(client, 1000) == 1000
+        await eventually(lambda: not feed.hub.registry.clients)

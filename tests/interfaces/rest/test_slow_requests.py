@@ -1,4 +1,4 @@
-"""Senders that begin and do not go on: none of them holds a connection for ever."""
+"""Requests that stall are ended at a deadline."""
 
 from __future__ import annotations
 
@@ -46,39 +46,31 @@ BODIES = {
 @pytest.mark.parametrize(
     "beginning", [b"", b"GET / HT", b"GET /v1/batches HTTP/1.1\r\nHost: x\r\nX-Slow: "]
 )
+@pytest.mark.options(deadlines=SHORT)
 async def test_a_request_that_never_begins_is_not_waited_for(
-    database_url: str, tmp_path: Path, beginning: bytes
+    server: Server, beginning: bytes
 ) -> None:
-    async with serving(database_url, tmp_path, deadlines=SHORT) as server:
-        assert await everything_said(server, beginning) == b""
+    assert await everything_said(server, beginning) == b""
 
 
 @pytest.mark.parametrize(
     "beginning",
     [HEAD, b"GET /v1/feed HTTP/1.1\r\nUpgrade: websocket\r\n", b"\r\nGET / HTTP/1.1\r\n"],
 )
+@pytest.mark.options(deadlines=Deadlines(head=0.3, keep_alive=600))
 async def test_a_second_head_on_a_connection_has_the_same_deadline(
-    database_url: str, tmp_path: Path, beginning: bytes
+    server: Server, beginning: bytes
 ) -> None:
-    deadlines = Deadlines(head=0.3, keep_alive=600)
-
-    async with (
-        serving(database_url, tmp_path, deadlines=deadlines) as server,
-        connection_to(server) as (reader, writer),
-    ):
+    async with connection_to(server) as (reader, writer):
         writer.write(HEAD + b"\r\n")
         await reader.readuntil(b'"ok"}')
         writer.write(beginning + b"X")
         assert await dripping(reader, writer) == b""
 
 
-async def test_an_idle_connection_is_closed(database_url: str, tmp_path: Path) -> None:
-    deadlines = Deadlines(head=600, keep_alive=0.3)
-
-    async with (
-        serving(database_url, tmp_path, deadlines=deadlines) as server,
-        connection_to(server) as (reader, writer),
-    ):
+@pytest.mark.options(deadlines=Deadlines(head=600, keep_alive=0.3))
+async def test_an_idle_connection_is_closed(server: Server) -> None:
+    async with connection_to(server) as (reader, writer):
         for _ in range(2):
             writer.write(HEAD + b"\r\n")
             await reader.readuntil(b'"ok"}')
@@ -89,13 +81,11 @@ async def test_an_idle_connection_is_closed(database_url: str, tmp_path: Path) -
     ("kind", "framing"),
     [*((kind, "length") for kind in BODIES), ("tus", "chunked"), ("json", "chunked")],
 )
+@pytest.mark.options(deadlines=SHORT)
 async def test_a_body_that_drips_is_refused_on_every_route(
-    kind: str, framing: str, database_url: str, tmp_path: Path
+    kind: str, framing: str, server: Server
 ) -> None:
-    async with (
-        serving(database_url, tmp_path, deadlines=SHORT) as server,
-        connection_to(server) as (reader, writer),
-    ):
+    async with connection_to(server) as (reader, writer):
         head, start = await begun(server, kind, framing)
         writer.write(head + chunk(start, framing))
         answer = await dripping(reader, writer, chunk(b"x", framing), until=b"}")
@@ -112,30 +102,24 @@ async def test_a_body_that_drips_is_refused_on_every_route(
         pytest.param(b"0\r\nX: ", id="trailers"),
     ],
 )
-async def test_a_chunked_body_that_never_ends_is_refused(
-    rest: bytes, database_url: str, tmp_path: Path
-) -> None:
-    async with (
-        serving(database_url, tmp_path, deadlines=SHORT) as server,
-        connection_to(server) as (reader, writer),
-    ):
+@pytest.mark.options(deadlines=SHORT)
+async def test_a_chunked_body_that_never_ends_is_refused(rest: bytes, server: Server) -> None:
+    async with connection_to(server) as (reader, writer):
         head, _ = await begun(server, "json", "chunked")
         writer.write(head + chunk(b"{}", "chunked") + rest)
         answer = await dripping(reader, writer, b"a" if rest else b"", until=b"}")
         assert answer.startswith((b"HTTP/1.1 408", b"HTTP/1.1 400")), answer
 
 
-async def test_nothing_is_recorded_of_a_body_that_does_not_go_on(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path, transfer_idle_timeout=0.5) as server:
-        head, start = await begun(server, "ndjson", "length")
-        before = await server.services.log.head()
-        async with connection_to(server) as (reader, writer):
-            writer.write(head + start)
-            answer = await asyncio.wait_for(reader.readuntil(b"}"), 60)
-        assert answer.startswith(b"HTTP/1.1 408")
-        assert await server.services.log.head() == before
+@pytest.mark.options(transfer_idle_timeout=0.5)
+async def test_a_stalled_body_is_not_recorded(server: Server) -> None:
+    head, start = await begun(server, "ndjson", "length")
+    before = await server.services.log.head()
+    async with connection_to(server) as (reader, writer):
+        writer.write(head + start)
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), 60)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert await server.services.log.head() == before
 
 
 async def test_a_sender_that_waits_for_100_continue_is_not_silent(
@@ -170,8 +154,8 @@ async def test_a_socket_of_the_feed_outlives_the_deadlines_of_requests(
     short: dict[str, Any] = {"transfer_idle_timeout": 0.2, "keep_alive_timeout": 0.2}
 
     async with (
-        open_feed(database_url, tmp_path, **short) as on,
-        on.viewer(await on.key(scope=Scope.VIEWER)) as viewer,
+        open_feed(database_url, tmp_path, **short) as feed,
+        feed.viewer(await feed.key(scope=Scope.VIEWER)) as viewer,
     ):
         await viewer.until_frame("welcome")
         for _ in range(5):
@@ -193,7 +177,7 @@ def test_progress_is_judged_by_windows() -> None:
         assert steady.fault(second, total, 60.0, 128) is (Fault.SLOW if is_over else None)
 
 
-def test_time_in_which_the_server_does_not_read_is_not_counted() -> None:
+def test_time_without_reads_by_the_server_does_not_count_as_silence() -> None:
     progress = TransferRate()
     assert progress.fault(0, 10, 60.0, 128) is None
     progress.restart()
@@ -220,17 +204,14 @@ async def test_the_clock_of_the_deadlines_stands_while_the_loop_is_blocked() -> 
     sweep.close()
 
 
-async def test_what_a_stranger_sends_fills_no_log_with_stack_traces(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        with structlog.testing.capture_logs() as logs:
-            said = await everything_said(server, b"\x16\x03\x01 this is TLS\r\n\r\n")
-            said += await everything_said(server, b"GET /\xe9 HTTP/1.1\r\nHost: x\r\n\r\n")
+async def test_malformed_requests_log_no_stack_traces(server: Server) -> None:
+    with structlog.testing.capture_logs() as logs:
+        said = await everything_said(server, b"\x16\x03\x01 this is TLS\r\n\r\n")
+        said += await everything_said(server, b"GET /\xe9 HTTP/1.1\r\nHost: x\r\n\r\n")
 
-        assert said.count(b"HTTP/1.0 400") == 2
-        assert [log["log_level"] for log in logs] == ["info", "info"]
-        assert not any("exc_info" in log for log in logs)
+    assert said.count(b"HTTP/1.0 400") == 2
+    assert [log["log_level"] for log in logs] == ["info", "info"]
+    assert not any("exc_info" in log for log in logs)
 
 
 @asynccontextmanager
@@ -247,7 +228,7 @@ async def connection_to(
 
 
 async def everything_said(server: Server, beginning: bytes) -> bytes:
-    """What the server answers before it closes the connection."""
+    """Return the response before the server closes the connection."""
     async with connection_to(server) as (reader, writer):
         writer.write(beginning)
         return await asyncio.wait_for(reader.read(), 60)
@@ -259,7 +240,7 @@ async def dripping(
     drip: bytes = b"x",
     until: bytes = b"",
 ) -> bytes:
-    """What the server answers to a client that sends a little, again and again.
+    """Return the response to a client that sends a little, again and again.
 
     To the end of the connection, or up to `until`.
     """

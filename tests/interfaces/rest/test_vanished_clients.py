@@ -1,4 +1,4 @@
-"""Clients that vanish at any open_feed of a request leave no stack trace in the log."""
+"""Clients that vanish at any stage of a request leave no stack trace in the log."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import asyncio
 import logging
 import socket
 import struct
-from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from application.ports.auth import Principal
-from tests.interfaces.rest.server import Server, serving
+from tests.interfaces.rest.server import Server
 from tests.support import eventually
 
 HEAD = "Host: x\r\nAuthorization: Bearer {key}\r\n"
@@ -59,28 +58,23 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("open_feed", STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 async def test_a_client_that_vanishes_leaves_no_stack_trace(
-    open_feed: str,
-    reset: bool,
-    database_url: str,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    stage: str, reset: bool, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        batch = (await server.batch("a.txt")).json["id"]
-        hold_up(server)
-        with capture_logs() as logs, caplog.at_level(logging.WARNING):
-            for _ in range(3):
-                said = STAGES[open_feed].replace("{key}", server.key)
-                await vanish(server, said.replace("{batch}", batch), reset)
-            await eventually(lambda: connections(server) == 1)  # that of the server's client
-            assert (await server.get("/v1/batches")).status == 200
-        assert not [log for log in logs if log["log_level"] in ("error", "critical")]
-        assert not [log for log in logs if "exc_info" in log]
-        assert not [log for log in logs if log["event"] == "unavailable"]
-        assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    batch = (await server.batch("a.txt")).json["id"]
+    hold_up(server)
+    with capture_logs() as logs, caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            said = STAGES[stage].replace("{key}", server.key)
+            await vanish(server, said.replace("{batch}", batch), reset)
+        await eventually(lambda: connections(server) == 1)  # that of the server's client
+        assert (await server.get("/v1/batches")).status == 200
+    assert not [log for log in logs if log["log_level"] in ("error", "critical")]
+    assert not [log for log in logs if "exc_info" in log]
+    assert not [log for log in logs if log["event"] == "unavailable"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def hold_up(server: Server) -> None:

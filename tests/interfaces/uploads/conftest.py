@@ -1,13 +1,23 @@
-"""Two server processes that share uploads."""
+"""The server that a test of uploads receives, and two server processes that share uploads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.interfaces.uploads.server import Server, serving
 from tests.server_process import open_machines
+
+
+@pytest.fixture
+def server(
+    database_url: str, tmp_path: Path, options: dict[str, Any]
+) -> AbstractAsyncContextManager[Server]:
+    return serving(database_url, tmp_path, **options)
 
 
 @pytest.fixture

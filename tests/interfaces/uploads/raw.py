@@ -1,4 +1,4 @@
-"""Connections that behave badly: raw sockets that stop, break and cheat."""
+"""Raw sockets that send requests by hand: they stop, break and send malformed bytes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Sender:
         return int(head.split(b" ", 2)[1]), head
 
     async def body(self, head: bytes) -> Any:
-        """What the answer with these headers holds, as JSON."""
+        """Read the JSON body of the response with this head."""
         found = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
         assert found is not None, head
         return json.loads(await self._reader.readexactly(int(found[1])))

@@ -75,7 +75,7 @@ class Server:
             return await answer.read()
 
     async def topics(self, location: str) -> list[str]:
-        """What was recorded of the upload."""
+        """Return the topics of the recorded events of the upload."""
         events = await self.services.log.stream(upload_in(location))
         return [topic_of(recorded.event) for recorded in events]
 

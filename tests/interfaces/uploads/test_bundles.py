@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pytest
+
 from domain.ids import upload_id_for
 from tests.interfaces.uploads.raw import Sender
 from tests.interfaces.uploads.server import Server, serving, stored_files
@@ -48,9 +50,7 @@ async def content(server: Server, batch: UUID, path: str) -> bytes:
     )
 
 
-async def test_every_file_of_a_bundle_is_an_upload_of_its_own(
-    database_url: str, tmp_path: Path
-) -> None:
+async def test_every_file_of_a_bundle_is_an_upload_of_its_own(server: Server) -> None:
     files = {
         "a.txt": b"hello",
         "empty": b"",
@@ -59,29 +59,27 @@ async def test_every_file_of_a_bundle_is_an_upload_of_its_own(
         "film.bin": LARGE,
     }
 
-    async with serving(database_url, tmp_path) as server:
-        for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
-            batch = await open_batch(server)
-            answer = await send(server, batch, tar_of(files, format))
-
-            assert outcomes(answer) == [(name, "received", None) for name in files]
-            assert (answer["received"], answer["known"], answer["rejected"]) == (5, 0, 0)
-            for name, whole in files.items():
-                assert await content(server, batch, name) == whole
-            events = await server.topics(
-                f"/{upload_id_for(batch, 'a.txt', server.services.log.id_secret)}"
-            )
-            assert events == ["upload.registered", "upload.file_received"]
-
-
-async def test_a_group_is_one_append_and_tells_its_batch(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
+    for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         batch = await open_batch(server)
-        await send(server, batch, tar_of({f"{n}": b"x" for n in range(300)}))
+        answer = await send(server, batch, tar_of(files, format))
 
-        events = [one.event for one in await server.services.log.stream(batch)]
-        counts = [getattr(event, "count", None) for event in events]
-        assert counts == [None, 250, 50]
+        assert outcomes(answer) == [(name, "received", None) for name in files]
+        assert (answer["received"], answer["known"], answer["rejected"]) == (5, 0, 0)
+        for name, whole in files.items():
+            assert await content(server, batch, name) == whole
+        events = await server.topics(
+            f"/{upload_id_for(batch, 'a.txt', server.services.log.id_secret)}"
+        )
+        assert events == ["upload.registered", "upload.file_received"]
+
+
+async def test_members_are_appended_in_groups_that_the_batch_counts(server: Server) -> None:
+    batch = await open_batch(server)
+    await send(server, batch, tar_of({f"{n}": b"x" for n in range(300)}))
+
+    events = [one.event for one in await server.services.log.stream(batch)]
+    counts = [getattr(event, "count", None) for event in events]
+    assert counts == [None, 250, 50]
 
 
 async def test_each_member_is_judged_by_itself_and_refusals_are_on_record(
@@ -128,69 +126,62 @@ async def test_each_member_is_judged_by_itself_and_refusals_are_on_record(
             assert topics[0] == ("upload.rejected" if refused else "upload.registered")
 
 
-async def test_a_bundle_sent_again_stores_nothing_twice(database_url: str, tmp_path: Path) -> None:
+async def test_a_bundle_sent_again_stores_nothing_twice(server: Server, tmp_path: Path) -> None:
     bundle = tar_of({"a": b"1", "b": b"22", "film": LARGE})
 
-    async with serving(database_url, tmp_path) as server:
-        batch = await open_batch(server)
-        await send(server, batch, bundle)
-        head, stored = await server.services.log.head(), len(stored_files(tmp_path))
-        answer = await send(server, batch, bundle)
+    batch = await open_batch(server)
+    await send(server, batch, bundle)
+    head, stored = await server.services.log.head(), len(stored_files(tmp_path))
+    answer = await send(server, batch, bundle)
 
-        assert [status for _, status, _ in outcomes(answer)] == ["known"] * 3
-        assert await server.services.log.head() == head
-        assert len(stored_files(tmp_path)) == stored
+    assert [status for _, status, _ in outcomes(answer)] == ["known"] * 3
+    assert await server.services.log.head() == head
+    assert len(stored_files(tmp_path)) == stored
 
 
-async def test_files_declared_or_begun_before_are_completed(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        files = [{"path": "a", "size": 3}, {"path": "b", "size": 4}, {"path": "c", "size": 9}]
-        batch = await open_batch(server, files=[*files, {"path": "d"}], seal=True)
-        assert (
-            await server.patch(
-                f"/v1/uploads/{upload_id_for(batch, 'b', server.services.log.id_secret)}", 0, b"wh"
-            )
-            == 204
+async def test_files_declared_or_begun_before_are_completed(server: Server) -> None:
+    files = [{"path": "a", "size": 3}, {"path": "b", "size": 4}, {"path": "c", "size": 9}]
+    batch = await open_batch(server, files=[*files, {"path": "d"}], seal=True)
+    assert (
+        await server.patch(
+            f"/v1/uploads/{upload_id_for(batch, 'b', server.services.log.id_secret)}", 0, b"wh"
         )
-        bundle = tar_of({"a": b"abc", "b": b"what", "c": b"other", "d": b"dd", "new": b"n"})
-        answer = await send(server, batch, bundle)
+        == 204
+    )
+    bundle = tar_of({"a": b"abc", "b": b"what", "c": b"other", "d": b"dd", "new": b"n"})
+    answer = await send(server, batch, bundle)
 
-        assert outcomes(answer) == [
-            ("a", "received", None),
-            ("b", "received", None),
-            ("c", "rejected", "other_size"),
-            ("d", "received", None),
-            ("new", "rejected", "invalid_state"),
-        ]
-        assert await content(server, batch, "a") == b"abc"
-        assert await content(server, batch, "b") == b"what"
+    assert outcomes(answer) == [
+        ("a", "received", None),
+        ("b", "received", None),
+        ("c", "rejected", "other_size"),
+        ("d", "received", None),
+        ("new", "rejected", "invalid_state"),
+    ]
+    assert await content(server, batch, "a") == b"abc"
+    assert await content(server, batch, "b") == b"what"
 
 
-async def test_what_arrived_whole_is_kept_when_the_connection_breaks(
-    database_url: str, tmp_path: Path
-) -> None:
+async def test_complete_members_are_kept_when_the_connection_breaks(server: Server) -> None:
     bundle = tar_of({"a": b"1" * 600, "b": b"2" * 600, "c": b"3" * 600})
 
-    async with serving(database_url, tmp_path) as server:
-        batch = await open_batch(server)
-        async with Sender(server) as sender:
-            headers = {**TAR, "Content-Length": str(len(bundle))}
-            path = f"/v1/batches/{batch}/uploads"
-            await sender.begin("POST", path, headers, bundle[: 2 * 1536 + 512 + 100])
-            sender.reset()
-        ids = [upload_id_for(batch, name, server.services.log.id_secret) for name in "abc"]
+    batch = await open_batch(server)
+    async with Sender(server) as sender:
+        headers = {**TAR, "Content-Length": str(len(bundle))}
+        path = f"/v1/batches/{batch}/uploads"
+        await sender.begin("POST", path, headers, bundle[: 2 * 1536 + 512 + 100])
+        sender.reset()
+    ids = [upload_id_for(batch, name, server.services.log.id_secret) for name in "abc"]
 
-        async def kept() -> bool:
-            return set(await server.services.log.versions(ids)) == set(ids[:2])
+    async def kept() -> bool:
+        return set(await server.services.log.versions(ids)) == set(ids[:2])
 
-        assert await eventually(kept)
-        answer = await send(server, batch, bundle)
-        assert [status for _, status, _ in outcomes(answer)] == ["known", "known", "received"]
+    assert await eventually(kept)
+    answer = await send(server, batch, bundle)
+    assert [status for _, status, _ in outcomes(answer)] == ["known", "known", "received"]
 
 
-async def test_what_is_no_archive_is_told_apart(database_url: str, tmp_path: Path) -> None:
+async def test_an_invalid_archive_is_refused_with_the_reason(server: Server) -> None:
     whole = tar_of({"a": b"1", "b": b"2"})
     cases = {
         b"": "ends too soon",
@@ -201,25 +192,23 @@ async def test_what_is_no_archive_is_told_apart(database_url: str, tmp_path: Pat
         whole[:1024] + b"\xff" * 512: "no tar archive",
     }
 
-    async with serving(database_url, tmp_path) as server:
-        for body, told in cases.items():
-            problem = await send(server, await open_batch(server), body, 400)
-            assert told in problem["detail"], body[:40]
-            assert problem["code"] == "malformed_body"
+    for body, message in cases.items():
+        problem = await send(server, await open_batch(server), body, 400)
+        assert message in problem["detail"], body[:40]
+        assert problem["code"] == "malformed_body"
 
-        batch = await open_batch(server)
-        problem = await send(server, batch, whole[:1024], 400)
-        assert "1 files were taken" in problem["detail"]
-        assert await content(server, batch, "a") == b"1"
-
-
-async def test_a_request_has_so_many_files_at_most(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path, max_manifest_files=2) as server:
-        batch = await open_batch(server)
-        problem = await send(server, batch, tar_of({"a": b"1", "b": b"2", "c": b"3"}), 413)
-        assert "2 files were taken" in problem["detail"]
+    batch = await open_batch(server)
+    problem = await send(server, batch, whole[:1024], 400)
+    assert "1 files were taken" in problem["detail"]
+    assert await content(server, batch, "a") == b"1"
 
 
-async def test_another_owner_has_no_such_batch(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        await send(server, server.services.new_id(), tar_of({"a": b"1"}), 404)
+@pytest.mark.options(max_manifest_files=2)
+async def test_a_request_has_so_many_files_at_most(server: Server) -> None:
+    batch = await open_batch(server)
+    problem = await send(server, batch, tar_of({"a": b"1", "b": b"2", "c": b"3"}), 413)
+    assert "2 files were taken" in problem["detail"]
+
+
+async def test_another_owner_has_no_such_batch(server: Server) -> None:
+    await send(server, server.services.new_id(), tar_of({"a": b"1"}), 404)

@@ -8,7 +8,7 @@ import pytest
 from google_crc32c import Checksum as Crc32c
 
 from tests.interfaces.uploads.raw import Sender
-from tests.interfaces.uploads.server import BYTES, serving, stored_files
+from tests.interfaces.uploads.server import BYTES, Server, stored_files
 from tests.support import eventually
 
 DIGESTS = {
@@ -27,92 +27,81 @@ def _said(data: bytes, algorithm: str = "sha1") -> dict[str, str]:
 
 @pytest.mark.parametrize("algorithm", DIGESTS)
 async def test_a_chunk_that_is_sound_counts_and_one_that_is_not_leaves_no_trace(
-    algorithm: str, database_url: str, tmp_path: Path
+    algorithm: str, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        async with server.client.options("/v1/uploads") as answer:
-            assert algorithm in answer.headers["Tus-Checksum-Algorithm"].split(",")
-            assert "checksum" in answer.headers["Tus-Extension"].split(",")
-        location = await server.create(10)
-        assert await server.patch(location, 0, b"01234", **_said(b"01234", algorithm)) == 204
-        assert await server.patch(location, 5, b"56x89", **_said(b"56789", algorithm)) == 460
-        assert await server.offset(location) == 5
-        assert await server.patch(location, 5, b"567", **_said(b"567", algorithm)) == 204
-        assert await server.patch(location, 8, b"xx", **_said(b"89", algorithm)) == 460
-        assert await server.patch(location, 8, b"89") == 204
-        assert await server.content(location) == b"0123456789"
+    async with server.client.options("/v1/uploads") as answer:
+        assert algorithm in answer.headers["Tus-Checksum-Algorithm"].split(",")
+        assert "checksum" in answer.headers["Tus-Extension"].split(",")
+    location = await server.create(10)
+    assert await server.patch(location, 0, b"01234", **_said(b"01234", algorithm)) == 204
+    assert await server.patch(location, 5, b"56x89", **_said(b"56789", algorithm)) == 460
+    assert await server.offset(location) == 5
+    assert await server.patch(location, 5, b"567", **_said(b"567", algorithm)) == 204
+    assert await server.patch(location, 8, b"xx", **_said(b"89", algorithm)) == 460
+    assert await server.patch(location, 8, b"89") == 204
+    assert await server.content(location) == b"0123456789"
 
 
-async def test_the_last_chunk_is_no_end_of_the_file_if_it_is_damaged(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path, progress_interval=0.001) as server:
-        body = bytes(900_000)
-        location = await server.create(len(body))
-        assert await server.patch(location, 0, body, **_said(b"other")) == 460
-        assert await server.offset(location) == 0
-        assert "upload.file_received" not in await server.topics(location)
-        assert await server.patch(location, 0, body, **_said(body)) == 204
-        assert await server.content(location) == body
+@pytest.mark.options(progress_interval=0.001)
+async def test_the_last_chunk_is_no_end_of_the_file_if_it_is_damaged(server: Server) -> None:
+    body = bytes(900_000)
+    location = await server.create(len(body))
+    assert await server.patch(location, 0, body, **_said(b"other")) == 460
+    assert await server.offset(location) == 0
+    assert "upload.file_received" not in await server.topics(location)
+    assert await server.patch(location, 0, body, **_said(body)) == 204
+    assert await server.content(location) == body
 
 
-async def test_what_was_cut_off_cannot_be_checked_and_does_not_count(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        location = await server.create(100)
-        headers = {**BYTES, **_said(b"x" * 100), "Upload-Offset": "0"}
-        async with Sender(server) as sender:
-            headers["Content-Length"] = "100"
-            await sender.begin("PATCH", location, headers, b"x" * 30)
-            await sender.half_close()
+async def test_a_truncated_body_with_a_checksum_does_not_count(server: Server) -> None:
+    location = await server.create(100)
+    headers = {**BYTES, **_said(b"x" * 100), "Upload-Offset": "0"}
+    async with Sender(server) as sender:
+        headers["Content-Length"] = "100"
+        await sender.begin("PATCH", location, headers, b"x" * 30)
+        await sender.half_close()
 
-            async def interrupted() -> bool:
-                return "upload.transfer_interrupted" in await server.topics(location)
+        async def interrupted() -> bool:
+            return "upload.transfer_interrupted" in await server.topics(location)
 
-            await eventually(interrupted)
-        assert await server.offset(location) == 0
-        assert await server.patch(location, 0, b"x" * 100, **_said(b"x" * 100)) == 204
+        await eventually(interrupted)
+    assert await server.offset(location) == 0
+    assert await server.patch(location, 0, b"x" * 100, **_said(b"x" * 100)) == 204
 
 
 async def test_a_damaged_file_that_came_whole_is_not_even_registered(
-    database_url: str, tmp_path: Path
+    server: Server, tmp_path: Path
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        headers = {**BYTES, "Upload-Length": "5"}
-        for body, said, status in (
-            (b"hxllo", _said(b"hello"), 460),
-            (b"hello", _said(b"hello"), 201),
-        ):
-            head = await server.services.log.head()
-            async with server.client.post(
-                "/v1/uploads", headers={**headers, **said}, data=body
-            ) as answer:
-                assert answer.status == status
-            if status == 460:
-                assert await server.services.log.head() == head
-                assert stored_files(tmp_path) == []
+    headers = {**BYTES, "Upload-Length": "5"}
+    for body, said, status in (
+        (b"hxllo", _said(b"hello"), 460),
+        (b"hello", _said(b"hello"), 201),
+    ):
+        head = await server.services.log.head()
+        async with server.client.post(
+            "/v1/uploads", headers={**headers, **said}, data=body
+        ) as answer:
+            assert answer.status == status
+        if status == 460:
+            assert await server.services.log.head() == head
+            assert stored_files(tmp_path) == []
 
 
-async def test_a_large_damaged_creation_tells_where_to_go_on(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        body = bytes(300_000)
-        headers = {**BYTES, **_said(b"other"), "Upload-Length": str(len(body))}
-        async with server.client.post("/v1/uploads", headers=headers, data=body) as answer:
-            assert answer.status == 460
-            location = answer.headers["Location"]
-        assert await server.offset(location) == 0
-        assert await server.patch(location, 0, body) == 204
+async def test_a_large_creation_with_a_wrong_checksum_names_its_upload(server: Server) -> None:
+    body = bytes(300_000)
+    headers = {**BYTES, **_said(b"other"), "Upload-Length": str(len(body))}
+    async with server.client.post("/v1/uploads", headers=headers, data=body) as answer:
+        assert answer.status == 460
+        location = answer.headers["Location"]
+    assert await server.offset(location) == 0
+    assert await server.patch(location, 0, body) == 204
 
 
 @pytest.mark.parametrize("said", ["sha1", "sha1 !", "sha1 YQ==", "crc64 YQ==", ""])
-async def test_what_is_no_checksum_is_refused(said: str, database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        location = await server.create(5)
-        assert await server.patch(location, 0, b"hello", **{"Upload-Checksum": said}) == 400
-        assert await server.offset(location) == 0
-        headers = {**BYTES, "Upload-Length": "5", "Upload-Checksum": said}
-        async with server.client.post("/v1/uploads", headers=headers, data=b"hello") as answer:
-            assert answer.status == 400
+async def test_an_invalid_checksum_header_is_refused(said: str, server: Server) -> None:
+    location = await server.create(5)
+    assert await server.patch(location, 0, b"hello", **{"Upload-Checksum": said}) == 400
+    assert await server.offset(location) == 0
+    headers = {**BYTES, "Upload-Length": "5", "Upload-Checksum": said}
+    async with server.client.post("/v1/uploads", headers=headers, data=b"hello") as answer:
+        assert answer.status == 400

@@ -18,7 +18,6 @@ from tests.interfaces.uploads.server import (
     TUS,
     Server,
     filename,
-    serving,
     stored_files,
     upload_in,
 )
@@ -42,136 +41,119 @@ async def _join(
         return answer.status, answer.headers.get("Location", "")
 
 
-async def test_parts_are_made_one_upload_in_the_order_named(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        first, second = await _part(server, b"01234"), await _part(server, b"56789")
-        status, location = await _join(server, second, first, **filename("a.bin"))
+async def test_parts_are_made_one_upload_in_the_order_named(server: Server, tmp_path: Path) -> None:
+    first, second = await _part(server, b"01234"), await _part(server, b"56789")
+    status, location = await _join(server, second, first, **filename("a.bin"))
 
-        assert status == 201
-        assert await server.content(location) == b"5678901234"
-        upload = await server.services.log.upload(upload_in(location))
-        assert (upload.path, upload.size) == ("a.bin", 10)
-        async with server.client.head(location, headers=TUS) as answer:
-            assert answer.headers["Upload-Concat"] == f"final;{second} {first}"
-            assert answer.headers["Upload-Length"] == "10"
-            assert answer.headers["Upload-Metadata"] == filename("a.bin")["Upload-Metadata"]
-        assert await server.patch(location, 10, b"") == 403
-        assert len(stored_files(tmp_path)) == 1
-        assert await server.topics(first) == [
-            "upload.registered",
-            "upload.file_progressed",
-            "upload.file_received",
-            "upload.completed",
-        ]
+    assert status == 201
+    assert await server.content(location) == b"5678901234"
+    upload = await server.services.log.upload(upload_in(location))
+    assert (upload.path, upload.size) == ("a.bin", 10)
+    async with server.client.head(location, headers=TUS) as answer:
+        assert answer.headers["Upload-Concat"] == f"final;{second} {first}"
+        assert answer.headers["Upload-Length"] == "10"
+        assert answer.headers["Upload-Metadata"] == filename("a.bin")["Upload-Metadata"]
+    assert await server.patch(location, 10, b"") == 403
+    assert len(stored_files(tmp_path)) == 1
+    assert await server.topics(first) == [
+        "upload.registered",
+        "upload.file_progressed",
+        "upload.file_received",
+        "upload.completed",
+    ]
 
 
-async def test_a_part_grows_and_resumes_like_an_upload(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        part = await server.create(10, **{"Upload-Concat": "partial", **filename("x")})
-        assert await server.patch(part, 0, b"01234") == 204
-        async with server.client.head(part, headers=TUS) as answer:
-            assert answer.headers["Upload-Concat"] == "partial"
-            assert answer.headers["Upload-Offset"] == "5"
-            assert answer.headers["Upload-Metadata"] == filename("x")["Upload-Metadata"]
-            assert "Upload-Expires" in answer.headers
-        assert (await _join(server, part))[0] == 400
-        assert await server.patch(part, 5, b"56789") == 204
-        status, location = await _join(server, f"http://elsewhere/prefix{part}")
-        assert status == 201
-        assert await server.content(location) == b"0123456789"
+async def test_a_part_grows_and_resumes_like_an_upload(server: Server) -> None:
+    part = await server.create(10, **{"Upload-Concat": "partial", **filename("x")})
+    assert await server.patch(part, 0, b"01234") == 204
+    async with server.client.head(part, headers=TUS) as answer:
+        assert answer.headers["Upload-Concat"] == "partial"
+        assert answer.headers["Upload-Offset"] == "5"
+        assert answer.headers["Upload-Metadata"] == filename("x")["Upload-Metadata"]
+        assert "Upload-Expires" in answer.headers
+    assert (await _join(server, part))[0] == 400
+    assert await server.patch(part, 5, b"56789") == 204
+    status, location = await _join(server, f"http://elsewhere/prefix{part}")
+    assert status == 201
+    assert await server.content(location) == b"0123456789"
 
 
-async def test_joining_again_finds_the_upload_that_is_there(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        parts = [await _part(server, bytes([n]) * 1000) for n in range(3)]
-        answers = await asyncio.gather(*(_join(server, *parts) for _ in range(4)))
-        location = next(where for status, where in answers if status == 201)
+async def test_joining_again_finds_the_upload_that_is_there(server: Server, tmp_path: Path) -> None:
+    parts = [await _part(server, bytes([n]) * 1000) for n in range(3)]
+    answers = await asyncio.gather(*(_join(server, *parts) for _ in range(4)))
+    location = next(where for status, where in answers if status == 201)
 
-        assert {status for status, _ in answers} <= {201, 400, 409}
-        assert await _join(server, *parts) == (201, location)
-        assert await server.content(location) == b"".join(bytes([n]) * 1000 for n in range(3))
-        assert len(stored_files(tmp_path)) == 1
-        assert (await _join(server, *parts[:2]))[0] == 400
+    assert {status for status, _ in answers} <= {201, 400, 409}
+    assert await _join(server, *parts) == (201, location)
+    assert await server.content(location) == b"".join(bytes([n]) * 1000 for n in range(3))
+    assert len(stored_files(tmp_path)) == 1
+    assert (await _join(server, *parts[:2]))[0] == 400
 
 
-async def test_an_upload_of_a_batch_is_joined_from_parts_of_that_batch(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        batch = await server.start_batch(FileDeclaration(path="a.bin", size=10))
-        path = f"/v1/batches/{batch}/uploads"
-        parts = [await _part(server, body, path) for body in (b"01234", b"56789")]
-        alien = await _part(server, b"alone")
-        assert (await _join(server, *parts))[0] == 400
-        assert (await _join(server, alien, path=path, **filename("b.bin")))[0] == 400
-        assert (await _join(server, parts[0], path=path, **filename("a.bin")))[0] == 403
-        status, location = await _join(server, *parts, path=path, **filename("a.bin"))
+async def test_an_upload_of_a_batch_is_joined_from_parts_of_that_batch(server: Server) -> None:
+    batch = await server.start_batch(FileDeclaration(path="a.bin", size=10))
+    path = f"/v1/batches/{batch}/uploads"
+    parts = [await _part(server, body, path) for body in (b"01234", b"56789")]
+    alien = await _part(server, b"alone")
+    assert (await _join(server, *parts))[0] == 400
+    assert (await _join(server, alien, path=path, **filename("b.bin")))[0] == 400
+    assert (await _join(server, parts[0], path=path, **filename("a.bin")))[0] == 403
+    status, location = await _join(server, *parts, path=path, **filename("a.bin"))
 
-        assert status == 201
-        assert await server.content(location) == b"0123456789"
-        assert (await server.services.log.upload(upload_in(location))).batch == batch
-        context = CommandContext("key:test", server.services.now())
-        await execute(server.services.log, BatchCommand(batch, Batch.seal), context)
-        late = {**TUS, "Upload-Length": "5", "Upload-Concat": "partial"}
-        async with server.client.post(path, headers=late) as answer:
-            assert answer.status == 403
+    assert status == 201
+    assert await server.content(location) == b"0123456789"
+    assert (await server.services.log.upload(upload_in(location))).batch == batch
+    context = CommandContext("key:test", server.services.now())
+    await execute(server.services.log, BatchCommand(batch, Batch.seal), context)
+    late = {**TUS, "Upload-Length": "5", "Upload-Concat": "partial"}
+    async with server.client.post(path, headers=late) as answer:
+        assert answer.status == 403
 
 
-async def test_parts_of_another_owner_do_not_exist(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        part = await _part(server, b"01234")
-        rival = server.as_(await server.key_with(Scope.UPLOADER, owner="rival"))
-        assert (await _join(server, part, **rival))[0] == 400
-        async with server.client.head(part, headers={**TUS, **rival}) as answer:
-            assert answer.status == 404
+async def test_parts_of_another_owner_do_not_exist(server: Server) -> None:
+    part = await _part(server, b"01234")
+    rival = server.as_(await server.key_with(Scope.UPLOADER, owner="rival"))
+    assert (await _join(server, part, **rival))[0] == 400
+    async with server.client.head(part, headers={**TUS, **rival}) as answer:
+        assert answer.status == 404
 
 
 @pytest.mark.parametrize(
     "concat",
     ["", "final", "final;", "final; /v1/uploads/x", "final;/etc/passwd", "half", "final;{0} {0}"],
 )
-async def test_what_joins_nothing_is_refused(
-    concat: str, database_url: str, tmp_path: Path
+async def test_an_invalid_list_of_parts_is_refused(concat: str, server: Server) -> None:
+    part = await _part(server, b"01234")
+    head = await server.services.log.head()
+    headers = {**TUS, "Upload-Concat": concat.format(part)}
+    async with server.client.post("/v1/uploads", headers=headers) as answer:
+        assert answer.status == 400
+    assert await server.services.log.head() == head
+
+
+@pytest.mark.options(max_file_size=8)
+async def test_a_final_upload_has_the_size_limit_of_a_file(server: Server) -> None:
+    parts = [await _part(server, body) for body in (b"01234", b"56789")]
+    assert (await _join(server, *parts))[0] == 413
+
+
+async def test_unused_parts_expire_and_concatenated_parts_leave_no_bytes(
+    database_url: str, tmp_path: Path, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        part = await _part(server, b"01234")
-        head = await server.services.log.head()
-        said = {**TUS, "Upload-Concat": concat.format(part)}
-        async with server.client.post("/v1/uploads", headers=said) as answer:
-            assert answer.status == 400
-        assert await server.services.log.head() == head
-
-
-async def test_what_is_joined_may_not_be_larger_than_a_file(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path, max_file_size=8) as server:
-        parts = [await _part(server, body) for body in (b"01234", b"56789")]
-        assert (await _join(server, *parts))[0] == 413
-
-
-async def test_parts_that_nobody_joined_expire_and_those_that_were_leave_nothing(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        waiting, joined = await _part(server, b"01234"), await _part(server, b"56789")
-        content = stored_files(tmp_path)[0].read_bytes()
-        assert (await _join(server, joined))[0] == 201
-        blob = f"uploads/{upload_in(joined)}"
-        await server.services.blobs.put(blob, content)  # as a crash would have left it
-        async with _sweeper(server, database_url) as sweeper:
-            _age(tmp_path, 1800)
-            assert await _clear_all(sweeper) == ([], [])
-            _age(tmp_path)
-            assert await _clear_all(sweeper) == ([blob], [])
-            await sweeper.free_ended(0)
-        async with server.client.head(waiting, headers=TUS) as answer:
-            assert answer.status == 410
-        assert len(stored_files(tmp_path)) == 1
+    waiting, joined = await _part(server, b"01234"), await _part(server, b"56789")
+    content = stored_files(tmp_path)[0].read_bytes()
+    assert (await _join(server, joined))[0] == 201
+    blob = f"uploads/{upload_in(joined)}"
+    await server.services.blobs.put(blob, content)  # as a crash would have left it
+    async with _sweeper(server, database_url) as sweeper:
+        _age(tmp_path, 1800)
+        assert await _clear_all(sweeper) == ([], [])
+        _age(tmp_path)
+        assert await _clear_all(sweeper) == ([blob], [])
+        await sweeper.free_ended(0)
+    async with server.client.head(waiting, headers=TUS) as answer:
+        assert answer.status == 410
+    assert len(stored_files(tmp_path)) == 1
 
 
 async def test_parts_are_counted_and_processed_nowhere(server: LiveServer) -> None:
@@ -204,61 +186,56 @@ async def test_parts_are_counted_and_processed_nowhere(server: LiveServer) -> No
             assert answer.status == 404
 
 
+@pytest.mark.options(public_url="https://uploads.example.com/some/prefix")
 async def test_a_thousand_parts_by_their_whole_urls_are_one_upload(
-    database_url: str, tmp_path: Path
+    server: Server, tmp_path: Path
 ) -> None:
     texts = [b"%d," % number for number in range(1000)]
-    base = "https://uploads.example.com/some/prefix"
 
-    async with serving(database_url, tmp_path, public_url=base) as server:
-        parts = [""] * len(texts)
-        numbers = iter(range(len(texts)))
+    parts = [""] * len(texts)
+    numbers = iter(range(len(texts)))
 
-        async def announce_some() -> None:
-            for number in numbers:
-                parts[number] = await _part(server, texts[number])
+    async def announce_some() -> None:
+        for number in numbers:
+            parts[number] = await _part(server, texts[number])
 
-        await asyncio.gather(*(announce_some() for _ in range(16)))
-        status, location = await _join(server, *parts, **filename("joined.bin"))
-        assert status == 201
-        path = f"/v1/uploads/{upload_in(location)}"
-        assert await server.content(path) == b"".join(texts)
-        assert len(stored_files(tmp_path)) == 1
+    await asyncio.gather(*(announce_some() for _ in range(16)))
+    status, location = await _join(server, *parts, **filename("joined.bin"))
+    assert status == 201
+    path = f"/v1/uploads/{upload_in(location)}"
+    assert await server.content(path) == b"".join(texts)
+    assert len(stored_files(tmp_path)) == 1
 
-        # The header comes back as it was sent, and again from the events alone.
-        url, headers = f"{server.url}{path}", {**TUS, **server.as_(server.key)}
-        async with aiohttp.ClientSession(max_field_size=1 << 20) as client:
-            for _ in range(2):
-                async with client.head(url, headers=headers) as answer:
-                    assert answer.headers["Upload-Concat"] == f"final;{' '.join(parts)}"
-                server.services.log.forget(upload_in(location))
-        assert (await _join(server, *parts, **filename("joined.bin")))[0] == 201
+    # The header comes back as it was sent, and again from the events alone.
+    url, headers = f"{server.url}{path}", {**TUS, **server.as_(server.key)}
+    async with aiohttp.ClientSession(max_field_size=1 << 20) as client:
+        for _ in range(2):
+            async with client.head(url, headers=headers) as answer:
+                assert answer.headers["Upload-Concat"] == f"final;{' '.join(parts)}"
+            server.services.log.forget(upload_in(location))
+    assert (await _join(server, *parts, **filename("joined.bin")))[0] == 201
 
 
-async def test_more_parts_than_one_header_may_name_are_refused_by_number(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        parts = [f"/files/{UUID(int=number)}" for number in range(2501)]
-        said = {**TUS, "Upload-Concat": f"final;{' '.join(parts)}"}
-        async with server.client.post("/v1/uploads", headers=said) as answer:
-            assert answer.status == 400
-            assert "at most 2500 parts, not 2501" in (await answer.json())["detail"]
+async def test_more_parts_than_one_header_may_name_are_refused_by_number(server: Server) -> None:
+    parts = [f"/files/{UUID(int=number)}" for number in range(2501)]
+    headers = {**TUS, "Upload-Concat": f"final;{' '.join(parts)}"}
+    async with server.client.post("/v1/uploads", headers=headers) as answer:
+        assert answer.status == 400
+        assert "at most 2500 parts, not 2501" in (await answer.json())["detail"]
 
 
 @pytest.mark.parametrize("key", ["tus-concat", "other"])
 async def test_metadata_of_a_manifest_is_bounded_whatever_its_keys_are(
-    key: str, database_url: str, tmp_path: Path
+    key: str, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        batch = await server.start_batch()
-        values = {"many;x": "added", "x" * 70_000: "rejected"}
-        for number, (value, status) in enumerate(values.items()):
-            file = {"path": f"{number}.bin", "size": 5, "metadata": {key: value}}
-            async with server.client.post(f"/v1/batches/{batch}/uploads", json=[file]) as made:
-                answer = await made.json()
-            assert answer["files"][0]["status"] == status
-            if status == "added":
-                upload = f"/v1/uploads/{answer['files'][0]['upload']}"
-                async with server.client.head(upload, headers=TUS) as head:
-                    assert head.status == 200
+    batch = await server.start_batch()
+    values = {"many;x": "added", "x" * 70_000: "rejected"}
+    for number, (value, status) in enumerate(values.items()):
+        file = {"path": f"{number}.bin", "size": 5, "metadata": {key: value}}
+        async with server.client.post(f"/v1/batches/{batch}/uploads", json=[file]) as made:
+            answer = await made.json()
+        assert answer["files"][0]["status"] == status
+        if status == "added":
+            upload = f"/v1/uploads/{answer['files'][0]['upload']}"
+            async with server.client.head(upload, headers=TUS) as head:
+                assert head.status == 200

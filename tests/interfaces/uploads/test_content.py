@@ -19,7 +19,7 @@ from domain.upload.events import (
 )
 from infrastructure.read_model.projector import catch_up
 from interfaces.common.requests import ByteRange, Unsatisfiable, parse_range
-from tests.interfaces.uploads.server import BYTES, OWNER, Server, serving, stored_files, upload_in
+from tests.interfaces.uploads.server import BYTES, OWNER, Server, stored_files, upload_in
 
 TEXT = b"0123456789"
 BY: dict[str, Any] = {"at": datetime(2026, 1, 1, tzinfo=UTC), "by": "worker:test"}
@@ -66,103 +66,95 @@ def test_a_range_outside_of_the_content_is_unsatisfiable(header: str, size: int)
         parse_range(header, size)
 
 
-async def test_stored_bytes_are_given_back_as_an_attachment(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        location = await _stored(server, 'Ü "1".html')
-        async with server.client.get(f"{location}/content") as answer:
-            assert await answer.read() == TEXT
-            said = answer.headers
-        assert said["Content-Disposition"] == (
-            "attachment; filename=\"_ _1_.html\"; filename*=UTF-8''%C3%9C%20%221%22.html"
-        )
-        assert said["Content-Type"] == "text/html"
-        assert said["X-Content-Type-Options"] == "nosniff"
-        assert "sandbox" in said["Content-Security-Policy"]
-        async with server.client.head(f"{location}/content") as answer:
-            assert answer.headers["Content-Length"] == "10"
-        known = {"If-None-Match": said["ETag"]}
-        async with server.client.get(f"{location}/content", headers=known) as answer:
-            assert answer.status == 304
+async def test_stored_bytes_are_given_back_as_an_attachment(server: Server) -> None:
+    location = await _stored(server, 'Ü "1".html')
+    async with server.client.get(f"{location}/content") as answer:
+        assert await answer.read() == TEXT
+        said = answer.headers
+    assert said["Content-Disposition"] == (
+        "attachment; filename=\"_ _1_.html\"; filename*=UTF-8''%C3%9C%20%221%22.html"
+    )
+    assert said["Content-Type"] == "text/html"
+    assert said["X-Content-Type-Options"] == "nosniff"
+    assert "sandbox" in said["Content-Security-Policy"]
+    async with server.client.head(f"{location}/content") as answer:
+        assert answer.headers["Content-Length"] == "10"
+    known = {"If-None-Match": said["ETag"]}
+    async with server.client.get(f"{location}/content", headers=known) as answer:
+        assert answer.status == 304
 
 
-async def test_parts_are_given_back(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        path = f"{await _stored(server)}/content"
-        async with server.client.get(path, headers={"Range": "bytes=2-4"}) as answer:
-            assert (answer.status, await answer.read()) == (206, b"234")
-            assert answer.headers["Content-Range"] == "bytes 2-4/10"
-        async with server.client.get(path, headers={"Range": "bytes=10-"}) as answer:
-            assert answer.status == 416
-            assert answer.headers["Content-Range"] == "bytes */10"
-        other = {"Range": "bytes=2-4", "If-Range": '"another"'}
-        async with server.client.get(path, headers=other) as answer:
-            assert (answer.status, await answer.read()) == (200, TEXT)
+async def test_byte_ranges_are_served(server: Server) -> None:
+    path = f"{await _stored(server)}/content"
+    async with server.client.get(path, headers={"Range": "bytes=2-4"}) as answer:
+        assert (answer.status, await answer.read()) == (206, b"234")
+        assert answer.headers["Content-Range"] == "bytes 2-4/10"
+    async with server.client.get(path, headers={"Range": "bytes=10-"}) as answer:
+        assert answer.status == 416
+        assert answer.headers["Content-Range"] == "bytes */10"
+    other = {"Range": "bytes=2-4", "If-Range": '"another"'}
+    async with server.client.get(path, headers=other) as answer:
+        assert (answer.status, await answer.read()) == (200, TEXT)
 
 
 async def test_bytes_that_are_missing_are_never_passed_off_as_whole(
-    database_url: str, tmp_path: Path
+    server: Server, tmp_path: Path
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        location = await _stored(server)
-        stored_files(tmp_path)[0].write_bytes(b"short")
-        async with server.client.get(f"{location}/content") as answer:
-            assert answer.status == 500
+    location = await _stored(server)
+    stored_files(tmp_path)[0].write_bytes(b"short")
+    async with server.client.get(f"{location}/content") as answer:
+        assert answer.status == 500
 
 
-async def test_an_upload_of_another_owner_does_not_exist(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        location = await _stored(server)
-        waiting = await server.create(5)
-        rival = server.as_(await server.key_with(Scope.OPERATOR, "rival"))
-        viewer = server.as_(await server.key_with(Scope.VIEWER))
-        limited = server.as_(await server.key_with(Scope.UPLOADER, batch=server.services.new_id()))
-        for key, status in ((rival, 404), (limited, 404), (viewer, 200)):
-            async with server.client.get(f"{location}/content", headers=key) as answer:
+async def test_an_upload_of_another_owner_does_not_exist(server: Server) -> None:
+    location = await _stored(server)
+    waiting = await server.create(5)
+    rival = server.as_(await server.key_with(Scope.OPERATOR, "rival"))
+    viewer = server.as_(await server.key_with(Scope.VIEWER))
+    limited = server.as_(await server.key_with(Scope.UPLOADER, batch=server.services.new_id()))
+    for key, status in ((rival, 404), (limited, 404), (viewer, 200)):
+        async with server.client.get(f"{location}/content", headers=key) as answer:
+            assert answer.status == status
+    for key, status in ((rival, 404), (limited, 404), (viewer, 403)):
+        headers = {**BYTES, "Upload-Offset": "0", **key}
+        for method in ("HEAD", "PATCH", "DELETE"):
+            async with server.client.request(method, waiting, headers=headers) as answer:
                 assert answer.status == status
-        for key, status in ((rival, 404), (limited, 404), (viewer, 403)):
-            said = {**BYTES, "Upload-Offset": "0", **key}
-            for method in ("HEAD", "PATCH", "DELETE"):
-                async with server.client.request(method, waiting, headers=said) as answer:
-                    assert answer.status == status
-        for key in (limited, viewer):
-            said = {**BYTES, "Upload-Length": "0", **key}
-            async with server.client.post("/v1/uploads", headers=said) as answer:
-                assert answer.status == 403
+    for key in (limited, viewer):
+        headers = {**BYTES, "Upload-Length": "0", **key}
+        async with server.client.post("/v1/uploads", headers=headers) as answer:
+            assert answer.status == 403
 
 
-async def test_what_was_found_dangerous_is_for_operators(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        location = await _stored(server)
-        await _processed(
-            server,
-            upload_in(location),
-            UploadQueued(**BY),
-            AttemptStarted(number=1, worker="w", **BY),
-            UploadQuarantined(step="antivirus", reason="found", **BY),
-        )
-        operator = server.as_(await server.key_with(Scope.OPERATOR))
-        async with server.client.get(f"{location}/content") as answer:
-            assert answer.status == 404
-        async with server.client.get(f"{location}/content", headers=operator) as answer:
-            assert answer.status == 200
+async def test_a_quarantined_file_is_readable_for_operators_only(server: Server) -> None:
+    location = await _stored(server)
+    await _processed(
+        server,
+        upload_in(location),
+        UploadQueued(**BY),
+        AttemptStarted(number=1, worker="w", **BY),
+        UploadQuarantined(step="antivirus", reason="found", **BY),
+    )
+    operator = server.as_(await server.key_with(Scope.OPERATOR))
+    async with server.client.get(f"{location}/content") as answer:
+        assert answer.status == 404
+    async with server.client.get(f"{location}/content", headers=operator) as answer:
+        assert answer.status == 200
 
 
-async def test_artifacts_are_given_back_by_name(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        location = await _stored(server)
-        await server.services.blobs.put("artifacts/1", b"pixels")
-        await _processed(
-            server,
-            upload_in(location),
-            UploadQueued(**BY),
-            AttemptStarted(number=1, worker="w", **BY),
-            AttemptSucceeded(number=1, artifacts={"small.webp": "artifacts/1"}, duration=0.1, **BY),
-            UploadCompleted(**BY),
-        )
-        await catch_up(database_url, server.services.log)
-        async with server.client.get(f"{location}/artifacts/small.webp") as answer:
-            assert (answer.status, await answer.read()) == (200, b"pixels")
-        async with server.client.get(f"{location}/artifacts/other") as answer:
-            assert answer.status == 404
+async def test_artifacts_are_given_back_by_name(database_url: str, server: Server) -> None:
+    location = await _stored(server)
+    await server.services.blobs.put("artifacts/1", b"pixels")
+    await _processed(
+        server,
+        upload_in(location),
+        UploadQueued(**BY),
+        AttemptStarted(number=1, worker="w", **BY),
+        AttemptSucceeded(number=1, artifacts={"small.webp": "artifacts/1"}, duration=0.1, **BY),
+        UploadCompleted(**BY),
+    )
+    await catch_up(database_url, server.services.log)
+    async with server.client.get(f"{location}/artifacts/small.webp") as answer:
+        assert (answer.status, await answer.read()) == (200, b"pixels")
+    async with server.client.get(f"{location}/artifacts/other") as answer:
+        assert answer.status == 404

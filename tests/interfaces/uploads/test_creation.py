@@ -15,7 +15,6 @@ from tests.interfaces.uploads.server import (
     TUS,
     Server,
     filename,
-    serving,
     stored_files,
     upload_in,
 )
@@ -30,100 +29,86 @@ async def _send(server: Server, path: str, size: int, body: bytes, name: str) ->
 
 
 @pytest.mark.parametrize("size", [0, 1, 5000, LARGE])
-async def test_a_file_may_come_whole_with_its_creation(
-    size: int, database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        body = b"\x07" * size
-        status, location = await _send(server, "/v1/uploads", size, body, "a.bin")
+async def test_a_file_may_come_whole_with_its_creation(size: int, server: Server) -> None:
+    body = b"\x07" * size
+    status, location = await _send(server, "/v1/uploads", size, body, "a.bin")
 
-        assert status == 201
-        assert await server.offset(location) == size
-        assert await server.content(location) == body
-        assert (await server.topics(location))[-1] == "upload.file_received"
+    assert status == 201
+    assert await server.offset(location) == size
+    assert await server.content(location) == body
+    assert (await server.topics(location))[-1] == "upload.file_received"
 
 
-async def test_a_small_file_costs_one_append(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        _, location = await _send(server, "/v1/uploads", 5, b"hello", "a.txt")
-        upload = await server.services.log.upload(upload_in(location))
-        found = await server.services.log.read(0, limit=100)
-        events = [one for one in found if not isinstance(one.event, AccessEvent)]
+async def test_a_small_file_costs_one_append(server: Server) -> None:
+    _, location = await _send(server, "/v1/uploads", 5, b"hello", "a.txt")
+    upload = await server.services.log.upload(upload_in(location))
+    found = await server.services.log.read(0, limit=100)
+    events = [one for one in found if not isinstance(one.event, AccessEvent)]
 
-        assert [event.event.at for event in events] == [events[0].event.at] * len(events)
-        assert upload.path == "a.txt"
+    assert [event.event.at for event in events] == [events[0].event.at] * len(events)
+    assert upload.path == "a.txt"
 
 
-async def test_the_rest_of_a_file_may_follow_its_creation(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        _, location = await _send(server, "/v1/uploads", 10, b"01234", "a.txt")
-        assert await server.offset(location) == 5
-        assert await server.patch(location, 5, b"56789") == 204
-        assert await server.content(location) == b"0123456789"
+async def test_the_rest_of_a_file_may_follow_its_creation(server: Server) -> None:
+    _, location = await _send(server, "/v1/uploads", 10, b"01234", "a.txt")
+    assert await server.offset(location) == 5
+    assert await server.patch(location, 5, b"56789") == 204
+    assert await server.content(location) == b"0123456789"
 
 
 @pytest.mark.parametrize("size", [5, LARGE])
 async def test_creating_a_declared_path_finds_the_upload_that_is_there(
-    size: int, database_url: str, tmp_path: Path
+    size: int, server: Server, tmp_path: Path
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        batch = await server.start_batch(FileDeclaration(path="a", size=size))
-        path, body = f"/v1/batches/{batch}/uploads", b"\x01" * size
-        status, location = await _send(server, path, size, b"", "a")
-        assert (status, await server.offset(location)) == (201, 0)
-        assert await _send(server, path, size, body, "a") == (201, location)
-        assert await _send(server, path, size, body, "a") == (201, location)
+    batch = await server.start_batch(FileDeclaration(path="a", size=size))
+    path, body = f"/v1/batches/{batch}/uploads", b"\x01" * size
+    status, location = await _send(server, path, size, b"", "a")
+    assert (status, await server.offset(location)) == (201, 0)
+    assert await _send(server, path, size, body, "a") == (201, location)
+    assert await _send(server, path, size, body, "a") == (201, location)
 
-        assert await server.content(location) == body
-        assert (await server.topics(location)).count("upload.file_received") == 1
-        assert (await _send(server, path, size + 1, body + b"x", "a"))[0] == 403
-        assert len(stored_files(tmp_path)) == 1
+    assert await server.content(location) == body
+    assert (await server.topics(location)).count("upload.file_received") == 1
+    assert (await _send(server, path, size + 1, body + b"x", "a"))[0] == 403
+    assert len(stored_files(tmp_path)) == 1
 
 
-async def test_a_declaration_without_a_size_takes_that_of_the_creation(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        batch = await server.start_batch(FileDeclaration(path="a"))
-        _, location = await _send(server, f"/v1/batches/{batch}/uploads", 10, b"", "a")
-        assert await server.patch(location, 0, b"0123456789") == 204
-        assert await server.content(location) == b"0123456789"
+async def test_a_declaration_without_a_size_takes_that_of_the_creation(server: Server) -> None:
+    batch = await server.start_batch(FileDeclaration(path="a"))
+    _, location = await _send(server, f"/v1/batches/{batch}/uploads", 10, b"", "a")
+    assert await server.patch(location, 0, b"0123456789") == 204
+    assert await server.content(location) == b"0123456789"
 
 
 async def test_senders_of_the_same_path_at_once_leave_one_file_and_no_orphan(
-    database_url: str, tmp_path: Path
+    server: Server, tmp_path: Path
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        path = f"/v1/batches/{await server.start_batch()}/uploads"
-        bodies = [bytes([n]) * 1000 for n in range(8)]
-        answers = await asyncio.gather(*(_send(server, path, 1000, b, "a") for b in bodies))
+    path = f"/v1/batches/{await server.start_batch()}/uploads"
+    bodies = [bytes([n]) * 1000 for n in range(8)]
+    answers = await asyncio.gather(*(_send(server, path, 1000, b, "a") for b in bodies))
 
-        locations = {location for _, location in answers if location}
-        assert len(locations) == 1
-        assert await server.content(locations.pop()) in bodies
-        assert len(stored_files(tmp_path)) == 1
+    locations = {location for _, location in answers if location}
+    assert len(locations) == 1
+    assert await server.content(locations.pop()) in bodies
+    assert len(stored_files(tmp_path)) == 1
 
 
 async def test_nothing_joins_a_sealed_batch_and_nothing_of_it_is_kept(
-    database_url: str, tmp_path: Path
+    server: Server, tmp_path: Path
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        batch = await server.start_batch()
-        context = CommandContext("key:test", server.services.now())
-        await execute(server.services.log, BatchCommand(batch, Batch.seal), context)
-        path = f"/v1/batches/{batch}/uploads"
+    batch = await server.start_batch()
+    context = CommandContext("key:test", server.services.now())
+    await execute(server.services.log, BatchCommand(batch, Batch.seal), context)
+    path = f"/v1/batches/{batch}/uploads"
 
-        assert (await _send(server, path, 5, b"hello", "a"))[0] == 403
-        assert stored_files(tmp_path) == []
+    assert (await _send(server, path, 5, b"hello", "a"))[0] == 403
+    assert stored_files(tmp_path) == []
 
 
-async def test_a_batch_of_another_owner_does_not_exist(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        batch = await server.start_batch(owner="rival")
-        path = f"/v1/batches/{batch}/uploads"
-        assert (await _send(server, path, 5, b"hello", "a"))[0] == 404
-        headers = {**TUS, "Upload-Length": "5"}
-        async with server.client.post("/v1/batches/none/uploads", headers=headers) as answer:
-            assert answer.status == 404
+async def test_a_batch_of_another_owner_does_not_exist(server: Server) -> None:
+    batch = await server.start_batch(owner="rival")
+    path = f"/v1/batches/{batch}/uploads"
+    assert (await _send(server, path, 5, b"hello", "a"))[0] == 404
+    headers = {**TUS, "Upload-Length": "5"}
+    async with server.client.post("/v1/batches/none/uploads", headers=headers) as answer:
+        assert answer.status == 404

@@ -1,4 +1,4 @@
-"""What was acknowledged is there, wherever the process died."""
+"""Acknowledged bytes survive a crash at any step."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def _sent(start: int, end: int) -> AsyncIterator[bytes]:
 
 
 async def _dies_after(steps: int, url: str, folder: Path) -> bool:
-    """Whether the process died before it was through; checks what the next one finds."""
+    """Return whether the process died before its end; check the state for the next one."""
     batch, acknowledged = uuid4(), 0
     file = FileDeclaration(path="a", size=len(CONTENT))
     async with _process(url, folder, Life(NO_END)) as transfers:

@@ -57,21 +57,20 @@ async def content(server: Server, batch: UUID | str, path: str) -> bytes:
     )
 
 
-async def test_a_form_is_a_whole_batch(database_url: str, tmp_path: Path) -> None:
+async def test_a_form_is_a_whole_batch(server: Server) -> None:
     files = {"a.txt": b"hello", "empty": b"", "film.bin": LARGE, "dir/Übung.txt": b"\r\n--cu\r\n"}
 
-    async with serving(database_url, tmp_path) as server:
-        fields = {"label": "photos", "metadata": '{"from":"a form"}'}
-        answer = await send(server, form_of(files, **fields))
+    fields = {"label": "photos", "metadata": '{"from":"a form"}'}
+    answer = await send(server, form_of(files, **fields))
 
-        assert outcomes(answer) == [(name, "received", None) for name in files]
-        assert answer["state"] == "sealed"
-        batch = await server.services.log.batch(UUID(answer["id"]))
-        assert (batch.label, batch.sealed) == ("photos", True)
-        for name, whole in files.items():
-            assert await content(server, answer["id"], name) == whole
-        upload = await server.services.log.upload(UUID(answer["files"][0]["upload"]))
-        assert upload.media_type == "text/plain"
+    assert outcomes(answer) == [(name, "received", None) for name in files]
+    assert answer["state"] == "sealed"
+    batch = await server.services.log.batch(UUID(answer["id"]))
+    assert (batch.label, batch.sealed) == ("photos", True)
+    for name, whole in files.items():
+        assert await content(server, answer["id"], name) == whole
+    upload = await server.services.log.upload(UUID(answer["files"][0]["upload"]))
+    assert upload.media_type == "text/plain"
 
 
 @pytest.mark.skipif(which("curl") is None, reason="curl is not installed")
@@ -92,7 +91,8 @@ async def test_curl_sends_a_form(database_url: str, tmp_path: Path) -> None:
         assert await content(server, answer["id"], "film.bin") == LARGE * 5
 
 
-async def test_each_file_is_judged_by_itself(database_url: str, tmp_path: Path) -> None:
+@pytest.mark.options(max_file_size=1000)
+async def test_each_file_is_judged_by_itself(server: Server) -> None:
     body = b"".join(
         [
             file_part("good", b"1"),
@@ -105,63 +105,60 @@ async def test_each_file_is_judged_by_itself(database_url: str, tmp_path: Path) 
         ]
     )
 
-    async with serving(database_url, tmp_path, max_file_size=1000) as server:
-        answer = await send(server, body + END, 201, **FORM)
-        assert outcomes(answer) == [
-            ("good", "received", None),
-            ("../escape", "rejected", "invalid"),
-            ("good", "rejected", "repeated"),
-            ("big", "rejected", "too_large"),
-            ("huge", "rejected", "too_large"),
-            ("last", "received", None),
-        ]
-        assert await content(server, answer["id"], "good") == b"1"
-        topics = await server.topics(f"/{answer['files'][3]['upload']}")
-        assert topics == ["upload.rejected"]
-        huge = await server.topics(f"/{answer['files'][4]['upload']}")
-        assert huge[-1] == "upload.cancelled"
+    answer = await send(server, body + END, 201, **FORM)
+    assert outcomes(answer) == [
+        ("good", "received", None),
+        ("../escape", "rejected", "invalid"),
+        ("good", "rejected", "repeated"),
+        ("big", "rejected", "too_large"),
+        ("huge", "rejected", "too_large"),
+        ("last", "received", None),
+    ]
+    assert await content(server, answer["id"], "good") == b"1"
+    topics = await server.topics(f"/{answer['files'][3]['upload']}")
+    assert topics == ["upload.rejected"]
+    huge = await server.topics(f"/{answer['files'][4]['upload']}")
+    assert huge[-1] == "upload.cancelled"
 
 
-async def test_a_form_cut_short_goes_on_with_its_key(database_url: str, tmp_path: Path) -> None:
+@pytest.mark.options(progress_interval=0.05)
+async def test_a_form_cut_short_goes_on_with_its_key(server: Server) -> None:
     parts = [file_part("a", b"1" * 500), file_part("film", LARGE), file_part("c", b"3")]
     body = part('name="label"', b"cut") + b"".join(parts) + END
     key = {"Idempotency-Key": "monday"}
 
-    async with serving(database_url, tmp_path, progress_interval=0.05) as server:
-        batch = batch_id_for(OWNER, "monday", server.services.log.id_secret)
-        film = upload_id_for(batch, "film", server.services.log.id_secret)
-        async with Sender(server) as sender:
-            headers = {**FORM, **key, "Content-Length": str(len(body))}
-            await sender.begin("POST", "/v1/batches", headers, body[:400_000])
-            await sender.leave()
+    batch = batch_id_for(OWNER, "monday", server.services.log.id_secret)
+    film = upload_id_for(batch, "film", server.services.log.id_secret)
+    async with Sender(server) as sender:
+        headers = {**FORM, **key, "Content-Length": str(len(body))}
+        await sender.begin("POST", "/v1/batches", headers, body[:400_000])
+        await sender.leave()
 
-        async def cut() -> bool:
-            topics = await server.topics(f"/{film}")
-            topics += await server.topics(
-                f"/{upload_id_for(batch, 'a', server.services.log.id_secret)}"
-            )
-            return {"upload.transfer_interrupted", "upload.file_received"} <= set(topics)
+    async def cut() -> bool:
+        topics = await server.topics(f"/{film}")
+        topics += await server.topics(
+            f"/{upload_id_for(batch, 'a', server.services.log.id_secret)}"
+        )
+        return {"upload.transfer_interrupted", "upload.file_received"} <= set(topics)
 
-        assert await eventually(cut)
-        before = await server.services.log.upload(film)
-        assert 0 < before.received < len(LARGE)
-        assert await content(server, batch, "a") == b"1" * 500
-        assert not (await server.services.log.batch(batch)).sealed
+    assert await eventually(cut)
+    before = await server.services.log.upload(film)
+    assert 0 < before.received < len(LARGE)
+    assert await content(server, batch, "a") == b"1" * 500
+    assert not (await server.services.log.batch(batch)).sealed
 
-        answer = await send(server, body, 200, **FORM, **key)
-        assert [status for _, status, _ in outcomes(answer)] == ["known", "received", "received"]
-        assert answer["state"] == "sealed"
-        assert await content(server, batch, "film") == LARGE
-        again = await send(server, body, 200, **FORM, **key)
-        assert [status for _, status, _ in outcomes(again)] == ["known"] * 3
+    answer = await send(server, body, 200, **FORM, **key)
+    assert [status for _, status, _ in outcomes(answer)] == ["known", "received", "received"]
+    assert answer["state"] == "sealed"
+    assert await content(server, batch, "film") == LARGE
+    again = await send(server, body, 200, **FORM, **key)
+    assert [status for _, status, _ in outcomes(again)] == ["known"] * 3
 
-        other = part('name="label"', b"another") + b"".join(parts) + END
-        assert (await send(server, other, 422, **FORM, **key))["code"] == ("idempotency_key_reused")
+    other = part('name="label"', b"another") + b"".join(parts) + END
+    assert (await send(server, other, 422, **FORM, **key))["code"] == ("idempotency_key_reused")
 
 
-async def test_what_is_no_sound_form_is_refused_and_starts_nothing(
-    database_url: str, tmp_path: Path
-) -> None:
+async def test_an_invalid_form_is_refused_and_starts_no_batch(server: Server) -> None:
     file = file_part("a", b"1")
     cases: list[tuple[bytes, int, str]] = [
         (END, 422, "a file at least"),
@@ -180,24 +177,23 @@ async def test_what_is_no_sound_form_is_refused_and_starts_nothing(
         (part('name="f"; filename="a"', b"x", "Content-Transfer-Encoding: base64"), 400, "encod"),
     ]
 
-    async with serving(database_url, tmp_path) as server:
-        for body, status, told in cases:
-            problem = await send(server, body, status, **FORM)
-            assert told in problem["detail"], (body[:60], problem)
-        unnamed = {"Content-Type": "multipart/form-data"}
-        assert "boundary" in (await send(server, END, 400, **unnamed))["detail"]
-        assert await last_position(server.services.log) == 0
+    for body, status, message in cases:
+        problem = await send(server, body, status, **FORM)
+        assert message in problem["detail"], (body[:60], problem)
+    unnamed = {"Content-Type": "multipart/form-data"}
+    assert "boundary" in (await send(server, END, 400, **unnamed))["detail"]
+    assert await last_position(server.services.log) == 0
 
 
-async def test_what_comes_too_late_leaves_the_batch_open(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path, max_manifest_files=1) as server:
-        late = file_part("a", b"1") + part('name="label"', b"late") + END
-        for body, status in ((late, 422), (file_part("a", b"1") + b"--cut", 400)):
-            async with server.client.post("/v1/batches", data=body, headers=FORM) as answer:
-                problem = await answer.json()
-                assert (answer.status, problem["detail"].endswith("to go on")) == (status, True)
-                batch = UUID(answer.headers["Location"].rpartition("/")[2])
-            assert await content(server, batch, "a") == b"1"
-            assert not (await server.services.log.batch(batch)).sealed
-        many = file_part("a", b"1") + file_part("b", b"2") + END
-        assert "at most 1 files" in (await send(server, many, 413, **FORM))["detail"]
+@pytest.mark.options(max_manifest_files=1)
+async def test_a_form_refused_after_its_first_file_leaves_the_batch_open(server: Server) -> None:
+    late = file_part("a", b"1") + part('name="label"', b"late") + END
+    for body, status in ((late, 422), (file_part("a", b"1") + b"--cut", 400)):
+        async with server.client.post("/v1/batches", data=body, headers=FORM) as answer:
+            problem = await answer.json()
+            assert (answer.status, problem["detail"].endswith("to go on")) == (status, True)
+            batch = UUID(answer.headers["Location"].rpartition("/")[2])
+        assert await content(server, batch, "a") == b"1"
+        assert not (await server.services.log.batch(batch)).sealed
+    many = file_part("a", b"1") + file_part("b", b"2") + END
+    assert "at most 1 files" in (await send(server, many, 413, **FORM))["detail"]

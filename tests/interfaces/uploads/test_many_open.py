@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.interfaces.uploads.server import TUS, Server, serving, stored_files
+from tests.interfaces.uploads.server import TUS, Server, stored_files
 
 OPEN = 10_000
 SENDERS = 32
@@ -24,22 +24,21 @@ async def _create(server: Server, count: int) -> list[str]:
 
 
 async def test_ten_thousand_open_uploads_cost_next_to_nothing(
-    database_url: str, tmp_path: Path
+    server: Server, tmp_path: Path
 ) -> None:
     """They are rows in a log, not objects in memory; any of them can be gone on with."""
 
-    async with serving(database_url, tmp_path) as server:
-        await _create(server, 100)
-        before = psutil.Process(os.getpid()).memory_info().rss
-        shares = [_create(server, OPEN // SENDERS) for _ in range(SENDERS)]
-        made = [location for share in await asyncio.gather(*shares) for location in share]
-        grown = psutil.Process(os.getpid()).memory_info().rss - before
+    await _create(server, 100)
+    before = psutil.Process(os.getpid()).memory_info().rss
+    shares = [_create(server, OPEN // SENDERS) for _ in range(SENDERS)]
+    made = [location for share in await asyncio.gather(*shares) for location in share]
+    grown = psutil.Process(os.getpid()).memory_info().rss - before
 
-        assert len(set(made)) == OPEN // SENDERS * SENDERS
-        assert grown < ROOM
-        assert len(server.transfers.upload_locks) == 0
-        assert stored_files(tmp_path) == []
-        for location in made[:: len(made) // 50]:
-            assert await server.offset(location) == 0
-        assert await server.patch(made[0], 0, bytes(1000)) == 204
-        assert await server.patch(made[-1], 0, bytes(1000)) == 204
+    assert len(set(made)) == OPEN // SENDERS * SENDERS
+    assert grown < ROOM
+    assert len(server.transfers.upload_locks) == 0
+    assert stored_files(tmp_path) == []
+    for location in made[:: len(made) // 50]:
+        assert await server.offset(location) == 0
+    assert await server.patch(made[0], 0, bytes(1000)) == 204
+    assert await server.patch(made[-1], 0, bytes(1000)) == 204

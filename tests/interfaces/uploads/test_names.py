@@ -6,7 +6,6 @@ import io
 import tarfile
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import normalize
 from urllib.parse import quote
@@ -21,7 +20,7 @@ from application.handlers.uploads import register_upload
 from domain.file import FileDeclaration
 from domain.ids import upload_id_for
 from infrastructure.read_model.projector import catch_up
-from tests.interfaces.uploads.server import BYTES, OWNER, TUS, Server, serving, upload_in
+from tests.interfaces.uploads.server import BYTES, OWNER, TUS, Server, upload_in
 
 BODY = b"hello"
 
@@ -55,19 +54,19 @@ async def _listed(answer: aiohttp.ClientResponse) -> Answered:
 
 
 async def by_tus(server: Server, batch: UUID, name: bytes) -> Answered:
-    said = {**TUS, "Upload-Length": "5"}
-    said["Upload-Metadata"] = f"filename {b64encode(name).decode()}"
+    headers = {**TUS, "Upload-Length": "5"}
+    headers["Upload-Metadata"] = f"filename {b64encode(name).decode()}"
     path = f"/v1/batches/{batch}/uploads"
-    async with server.client.post(path, headers=said) as answer:
+    async with server.client.post(path, headers=headers) as answer:
         return await _alone(server, answer)
 
 
 async def by_tus_with_bytes(server: Server, batch: UUID, name: bytes) -> Answered:
-    said = {**BYTES, "Upload-Length": "5"}
-    said["Upload-Metadata"] = f"relativePath {b64encode(b'null').decode()},"
-    said["Upload-Metadata"] += f"name {b64encode(name).decode()}"
+    headers = {**BYTES, "Upload-Length": "5"}
+    headers["Upload-Metadata"] = f"relativePath {b64encode(b'null').decode()},"
+    headers["Upload-Metadata"] += f"name {b64encode(name).decode()}"
     path = f"/v1/batches/{batch}/uploads/"
-    async with server.client.post(path, headers=said, data=BODY) as answer:
+    async with server.client.post(path, headers=headers, data=BODY) as answer:
         return await _alone(server, answer)
 
 
@@ -82,10 +81,10 @@ async def by_query(server: Server, batch: UUID, name: bytes) -> Answered:
 
 
 async def by_disposition(server: Server, batch: UUID, name: bytes) -> Answered:
-    said = {"Upload-Complete": "?1"}
-    said["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
+    headers = {"Upload-Complete": "?1"}
+    headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
     path = f"/v1/batches/{batch}/uploads"
-    async with server.client.post(path, headers=said, data=BODY) as answer:
+    async with server.client.post(path, headers=headers, data=BODY) as answer:
         return await _alone(server, answer)
 
 
@@ -95,9 +94,9 @@ async def by_tar(server: Server, batch: UUID, name: bytes) -> Answered:
         member = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
         member.size = len(BODY)
         tar.addfile(member, io.BytesIO(BODY))
-    said = {"Content-Type": "application/x-tar"}
+    headers = {"Content-Type": "application/x-tar"}
     path = f"/v1/batches/{batch}/uploads"
-    async with server.client.post(path, headers=said, data=archive.getvalue()) as answer:
+    async with server.client.post(path, headers=headers, data=archive.getvalue()) as answer:
         return await _listed(answer)
 
 
@@ -116,8 +115,8 @@ def _form(*dispositions: bytes) -> bytes:
 
 
 async def _sent_form(server: Server, body: bytes, agent: str = "curl/8") -> list[dict[str, Any]]:
-    said = {"Content-Type": "multipart/form-data; boundary=b", "User-Agent": agent}
-    async with server.client.post("/v1/batches", headers=said, data=body) as answer:
+    headers = {"Content-Type": "multipart/form-data; boundary=b", "User-Agent": agent}
+    async with server.client.post("/v1/batches", headers=headers, data=body) as answer:
         assert answer.status == 201, await answer.text()
         files: list[dict[str, Any]] = (await answer.json())["files"]
         return files
@@ -168,24 +167,21 @@ TAKEN = (
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: str(way.__name__))
-async def test_a_name_is_taken_or_refused_whichever_way_it_comes(
-    way: Way, database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        batch = await server.start_batch()
-        for name in TAKEN:
-            if way is by_disposition and "/" in name:
-                continue  # the last segment is all that this header may say
-            assert await way(server, batch, name.encode()) == Answered(name), name
-        head = await server.services.log.head()
-        for name, reason in REFUSED.items():
-            if way is by_disposition and "/" in name:
-                continue
-            path, detail = await way(server, batch, name.encode())
-            assert (path, reason in detail) == (None, True), (name, detail)
-            assert await way(server, batch, name.encode()) == (path, detail)
-        if way in (by_tus, by_tus_with_bytes, by_query, by_disposition):
-            assert await server.services.log.head() == head
+async def test_a_name_is_taken_or_refused_whichever_way_it_comes(way: Way, server: Server) -> None:
+    batch = await server.start_batch()
+    for name in TAKEN:
+        if way is by_disposition and "/" in name:
+            continue  # the last segment is all that this header may say
+        assert await way(server, batch, name.encode()) == Answered(name), name
+    head = await server.services.log.head()
+    for name, reason in REFUSED.items():
+        if way is by_disposition and "/" in name:
+            continue
+        path, detail = await way(server, batch, name.encode())
+        assert (path, reason in detail) == (None, True), (name, detail)
+        assert await way(server, batch, name.encode()) == (path, detail)
+    if way in (by_tus, by_tus_with_bytes, by_query, by_disposition):
+        assert await server.services.log.head() == head
 
 
 FIELDS = {
@@ -200,64 +196,61 @@ FIELDS = {
 
 @pytest.mark.parametrize("way", FIELDS, ids=lambda way: str(way.__name__))
 async def test_a_name_that_is_no_utf_8_is_refused_and_never_another_name(
-    way: Way, database_url: str, tmp_path: Path
+    way: Way, database_url: str, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        batch = await server.start_batch()
-        for name in (b"caf\xe9.txt", b"\xff\xfe.bin"):
-            for _ in range(2):  # sent again, it is refused again
-                path, detail = await way(server, batch, name)
-                assert path is None
-                assert FIELDS[way] in detail, detail
-        known = await server.services.log.batch(batch)
-        await catch_up(database_url, server.services.log)
-        rows = await server.services.queries.uploads(known.id, owner=OWNER)
-        assert {row.state for row in rows.items} <= {"rejected"}
+    batch = await server.start_batch()
+    for name in (b"caf\xe9.txt", b"\xff\xfe.bin"):
+        for _ in range(2):  # sent again, it is refused again
+            path, detail = await way(server, batch, name)
+            assert path is None
+            assert FIELDS[way] in detail, detail
+    known = await server.services.log.batch(batch)
+    await catch_up(database_url, server.services.log)
+    rows = await server.services.queries.uploads(known.id, owner=OWNER)
+    assert {row.state for row in rows.items} <= {"rejected"}
 
 
 async def test_two_spellings_of_a_name_are_one_upload_of_a_batch(
-    database_url: str, tmp_path: Path
+    database_url: str, server: Server
 ) -> None:
     composed, decomposed = "caf\u00e9/\u00fc.txt", normalize("NFD", "café/ü.txt")
 
-    async with serving(database_url, tmp_path) as server:
-        for first, second in ((composed, decomposed), (decomposed, composed)):
-            for way in (by_tus, by_tus_with_bytes, by_query, by_tar, by_list):
-                batch = await server.start_batch()
-                assert (await way(server, batch, first.encode())).path == first
-                for again in (by_tus, by_query, by_tar, by_list):
-                    await again(server, batch, second.encode())
-                await catch_up(database_url, server.services.log)
-                rows = await server.services.queries.uploads(batch, owner=OWNER)
-                assert [row.path for row in rows.items] == [first]  # as it was spelled first
-        both = [{"path": composed}, {"path": decomposed}]
-        async with server.client.post("/v1/batches", json={"files": both}) as answer:
-            assert answer.status == 422
-            assert "is the same as that of files/0" in (await answer.json())["detail"]
+    for first, second in ((composed, decomposed), (decomposed, composed)):
+        for way in (by_tus, by_tus_with_bytes, by_query, by_tar, by_list):
+            batch = await server.start_batch()
+            assert (await way(server, batch, first.encode())).path == first
+            for again in (by_tus, by_query, by_tar, by_list):
+                await again(server, batch, second.encode())
+            await catch_up(database_url, server.services.log)
+            rows = await server.services.queries.uploads(batch, owner=OWNER)
+            assert [row.path for row in rows.items] == [first]  # as it was spelled first
+    both = [{"path": composed}, {"path": decomposed}]
+    async with server.client.post("/v1/batches", json={"files": both}) as answer:
+        assert answer.status == 422
+        assert "is the same as that of files/0" in (await answer.json())["detail"]
 
 
 async def test_an_upload_that_an_earlier_version_registered_is_found_by_its_spelling(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decomposed = normalize("NFD", "Übung.txt")
 
-    async with serving(database_url, tmp_path) as server:
-        for way in (by_tus, by_tus_with_bytes, by_query, by_tar, by_list):
-            batch = await server.start_batch()
-            with monkeypatch.context() as before:  # ids as version 0.1 derived them
-                before.setattr("domain.ids.normalize", lambda form, path: path)
-                upload_id_for.cache_clear()
-                command = RegisterUpload(batch=batch, file=FileDeclaration(path=decomposed, size=5))
-                context = CommandContext("key:test", server.services.now())
-                registered = await register_upload(server.services.log, command, context)
+    for way in (by_tus, by_tus_with_bytes, by_query, by_tar, by_list):
+        batch = await server.start_batch()
+        with monkeypatch.context() as before:  # ids as version 0.1 derived them
+            before.setattr("domain.ids.normalize", lambda form, path: path)
             upload_id_for.cache_clear()
-            secret = server.services.log.id_secret
-            assert upload_id_for(batch, decomposed, secret) != registered.upload.id
+            command = RegisterUpload(batch=batch, file=FileDeclaration(path=decomposed, size=5))
+            context = CommandContext("key:test", server.services.now())
+            registered = await register_upload(server.services.log, command, context)
+        upload_id_for.cache_clear()
+        secret = server.services.log.id_secret
+        assert upload_id_for(batch, decomposed, secret) != registered.upload.id
 
-            await way(server, batch, decomposed.encode())
-            await catch_up(database_url, server.services.log)
-            rows = await server.services.queries.uploads(batch, owner=OWNER)
-            assert [row.id for row in rows.items] == [registered.upload.id]
+        await way(server, batch, decomposed.encode())
+        await catch_up(database_url, server.services.log)
+        rows = await server.services.queries.uploads(batch, owner=OWNER)
+        assert [row.id for row in rows.items] == [registered.upload.id]
 
 
 AIOHTTP = "Python/3.11 aiohttp/3.14.5"
@@ -288,11 +281,10 @@ AIOHTTP = "Python/3.11 aiohttp/3.14.5"
     ],
 )
 async def test_a_form_names_its_files_as_its_client_means_them(
-    disposition: str, agent: str, path: str, database_url: str, tmp_path: Path
+    disposition: str, agent: str, path: str, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        (file,) = await _sent_form(server, _form(disposition.encode()), agent)
-        assert (file["status"], file["path"]) == ("received", path)
+    (file,) = await _sent_form(server, _form(disposition.encode()), agent)
+    assert (file["status"], file["path"]) == ("received", path)
 
 
 UNREADABLE = [
@@ -307,77 +299,68 @@ UNREADABLE = [
 
 @pytest.mark.parametrize("disposition", UNREADABLE)
 async def test_a_form_whose_names_cannot_be_read_is_refused_and_no_other_name_is_made_of_them(
-    disposition: str, database_url: str, tmp_path: Path
+    disposition: str, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        headers = {"Content-Type": "multipart/form-data; boundary=b"}
-        body = _form(disposition.encode())
-        async with server.client.post("/v1/batches", data=body, headers=headers) as answer:
-            problem = await answer.json()
-        assert answer.status == 400, problem
-        assert "Content-Disposition" in problem["detail"] or "twice" in problem["detail"]
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    body = _form(disposition.encode())
+    async with server.client.post("/v1/batches", data=body, headers=headers) as answer:
+        problem = await answer.json()
+    assert answer.status == 400, problem
+    assert "Content-Disposition" in problem["detail"] or "twice" in problem["detail"]
 
 
 @pytest.mark.parametrize("disposition", UNREADABLE[:5])
 async def test_a_disposition_that_cannot_be_read_is_refused_by_the_ietf_protocol(
-    disposition: str, database_url: str, tmp_path: Path
+    disposition: str, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        headers = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": "8"}
-        headers["Content-Disposition"] = f"attachment; {disposition}"
-        async with server.client.post("/v1/uploads", data=b"x", headers=headers) as answer:
-            problem = await answer.json()
-        assert answer.status == 422, problem
-        assert problem["errors"][0]["pointer"] == "/Content-Disposition"
+    headers = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": "8"}
+    headers["Content-Disposition"] = f"attachment; {disposition}"
+    async with server.client.post("/v1/uploads", data=b"x", headers=headers) as answer:
+        problem = await answer.json()
+    assert answer.status == 422, problem
+    assert problem["errors"][0]["pointer"] == "/Content-Disposition"
 
 
 @pytest.mark.parametrize("disposition", ['filename="a%0D%0Ab.txt"', "filename*=UTF-8''caf%E9.txt"])
 async def test_a_form_with_a_name_that_cannot_be_is_refused_file_by_file(
-    disposition: str, database_url: str, tmp_path: Path
+    disposition: str, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        body = _form(b'filename="well.txt"', disposition.encode())
-        well, ill = await _sent_form(server, body)
-        assert (well["status"], ill["status"]) == ("received", "rejected")
-        assert ill["message"].startswith("path must")
+    body = _form(b'filename="well.txt"', disposition.encode())
+    well, ill = await _sent_form(server, body)
+    assert (well["status"], ill["status"]) == ("received", "rejected")
+    assert ill["message"].startswith("path must")
 
 
-async def test_a_form_of_aiohttp_keeps_the_name_of_its_file(
-    database_url: str, tmp_path: Path
-) -> None:
+async def test_a_form_of_aiohttp_keeps_the_name_of_its_file(server: Server) -> None:
     """The client with its defaults; one file whose name has what others encode, too."""
 
-    async with serving(database_url, tmp_path) as server:
-        form = aiohttp.FormData()
-        names = ["My Photo é 100%.jpg", "a/b%20c.txt", 'say "hi".txt']
-        for name in names:
-            form.add_field("file", BODY, filename=name)
-        async with server.client.post("/v1/batches", data=form) as answer:
-            assert [file["path"] for file in (await answer.json())["files"]] == names
+    form = aiohttp.FormData()
+    names = ["My Photo é 100%.jpg", "a/b%20c.txt", 'say "hi".txt']
+    for name in names:
+        form.add_field("file", BODY, filename=name)
+    async with server.client.post("/v1/batches", data=form) as answer:
+        assert [file["path"] for file in (await answer.json())["files"]] == names
 
 
-async def test_a_long_name_is_accepted_with_all_metadata_of_uppy(
-    database_url: str, tmp_path: Path
-) -> None:
+async def test_a_long_name_is_accepted_with_all_metadata_of_uppy(server: Server) -> None:
     """Its header is kept beside its pairs where an empty value makes it differ from these."""
     name, folder = "写" * 251 + ".txt", "画" * 200
 
     def pair(key: str, value: str) -> str:
         return f"{key} {b64encode(value.encode()).decode()}"
 
-    async with serving(database_url, tmp_path) as server:
-        pairs = {"relativePath": f"/{folder}/{name}", "name": name, "filename": name}
-        said = ",".join([pair("caption", ""), *(pair(*item) for item in pairs.items())])
-        headers = {**TUS, "Upload-Length": "5", "Upload-Metadata": said}
-        async with server.client.post("/files/", headers=headers) as answer:
-            assert answer.status == 201, await answer.text()
-            location = answer.headers["Location"]
-        upload = await server.services.log.upload(upload_in(location))
-        assert upload.path == f"{folder}/{name}"
-        async with server.client.head(location, headers=TUS) as answer:
-            assert answer.headers["Upload-Metadata"] == said
+    pairs = {"relativePath": f"/{folder}/{name}", "name": name, "filename": name}
+    said = ",".join([pair("caption", ""), *(pair(*item) for item in pairs.items())])
+    headers = {**TUS, "Upload-Length": "5", "Upload-Metadata": said}
+    async with server.client.post("/files/", headers=headers) as answer:
+        assert answer.status == 201, await answer.text()
+        location = answer.headers["Location"]
+    upload = await server.services.log.upload(upload_in(location))
+    assert upload.path == f"{folder}/{name}"
+    async with server.client.head(location, headers=TUS) as answer:
+        assert answer.headers["Upload-Metadata"] == said
 
-        headers["Upload-Metadata"] = pair("a", "x" * 20_000)
-        async with server.client.post("/files/", headers=headers) as answer:
-            assert answer.status == 400
-            assert "at most 16384 bytes" in (await answer.json())["detail"]
+    headers["Upload-Metadata"] = pair("a", "x" * 20_000)
+    async with server.client.post("/files/", headers=headers) as answer:
+        assert answer.status == 400
+        assert "at most 16384 bytes" in (await answer.json())["detail"]

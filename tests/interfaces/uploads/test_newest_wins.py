@@ -21,9 +21,9 @@ async def _arrived(server: Server, location: str, count: int) -> None:
 
 
 async def test_asking_for_the_offset_ends_a_running_transfer_and_counts_its_bytes(
-    database_url: str, tmp_path: Path
+    server: Server,
 ) -> None:
-    async with serving(database_url, tmp_path) as server, Sender(server) as sender:
+    async with Sender(server) as sender:
         location = await server.create(len(CONTENT))
         await sender.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
         await _arrived(server, location, 3000)
@@ -32,10 +32,10 @@ async def test_asking_for_the_offset_ends_a_running_transfer_and_counts_its_byte
         assert (await sender.answer())[0] == 423
 
 
-async def test_who_is_overtaken_before_its_turn_puts_down_what_it_brought(
-    database_url: str, tmp_path: Path
+async def test_a_request_preempted_while_it_waits_keeps_the_bytes_it_brought(
+    server: Server,
 ) -> None:
-    async with serving(database_url, tmp_path) as server, Sender(server) as sender:
+    async with Sender(server) as sender:
         location = await server.create(len(CONTENT))
         id = upload_in(location)
         async with server.transfers.upload_locks.acquire(id) as first:
@@ -50,14 +50,8 @@ async def test_who_is_overtaken_before_its_turn_puts_down_what_it_brought(
         assert await server.content(location) == CONTENT
 
 
-async def test_two_patches_at_once_are_never_both_accepted(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with (
-        serving(database_url, tmp_path) as server,
-        Sender(server) as first,
-        Sender(server) as second,
-    ):
+async def test_two_patches_at_once_are_never_both_accepted(server: Server) -> None:
+    async with Sender(server) as first, Sender(server) as second:
         location = await server.create(len(CONTENT))
         await first.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
         await _arrived(server, location, 3000)
@@ -72,25 +66,22 @@ async def test_two_patches_at_once_are_never_both_accepted(
 
 
 async def test_many_patches_from_the_same_offset_leave_the_file_as_one_of_them_sent_it(
-    database_url: str, tmp_path: Path
+    server: Server,
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        location = await server.create(len(CONTENT))
-        tries = (server.patch(location, 0, CONTENT) for _ in range(6))
-        statuses = await asyncio.gather(*tries)
-        if 204 not in statuses:
-            offset = await server.offset(location)
-            assert await server.patch(location, offset, CONTENT[offset:]) == 204
+    location = await server.create(len(CONTENT))
+    tries = (server.patch(location, 0, CONTENT) for _ in range(6))
+    statuses = await asyncio.gather(*tries)
+    if 204 not in statuses:
+        offset = await server.offset(location)
+        assert await server.patch(location, offset, CONTENT[offset:]) == 204
 
-        assert set(statuses) <= {204, 409, 413, 423}
-        assert await server.content(location) == CONTENT
-        assert (await server.topics(location)).count("upload.file_received") == 1
+    assert set(statuses) <= {204, 409, 413, 423}
+    assert await server.content(location) == CONTENT
+    assert (await server.topics(location)).count("upload.file_received") == 1
 
 
-async def test_terminating_ends_a_running_transfer_and_frees_its_bytes(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server, Sender(server) as sender:
+async def test_terminating_ends_a_running_transfer_and_frees_its_bytes(server: Server) -> None:
+    async with Sender(server) as sender:
         location = await server.create(len(CONTENT))
         await sender.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
         await _arrived(server, location, 3000)
@@ -106,7 +97,7 @@ async def test_terminating_ends_a_running_transfer_and_frees_its_bytes(
         assert await server.patch(location, 3000, b"x") == 410
 
 
-async def test_of_many_who_terminate_an_upload_one_does_and_the_others_find_it_gone(
+async def test_one_of_many_terminations_succeeds_and_the_others_find_the_upload_gone(
     database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as here, serving(database_url, tmp_path) as there:
@@ -143,7 +134,7 @@ async def test_the_newest_request_wins_on_another_process_too(
         assert await here.content(location) == CONTENT
 
 
-async def test_what_another_process_received_is_not_cut_off_by_a_stale_memory(
+async def test_bytes_received_by_another_process_survive_a_stale_cache(
     database_url: str, tmp_path: Path
 ) -> None:
     async with serving(database_url, tmp_path) as here, serving(database_url, tmp_path) as there:
@@ -156,7 +147,7 @@ async def test_what_another_process_received_is_not_cut_off_by_a_stale_memory(
         assert await there.content(location) == CONTENT
 
 
-async def test_an_upload_cancelled_elsewhere_stops_its_transfer(
+async def test_an_upload_cancelled_by_another_process_stops_its_transfer(
     database_url: str, tmp_path: Path
 ) -> None:
     async with (

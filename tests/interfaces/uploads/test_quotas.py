@@ -32,44 +32,42 @@ async def _send(server: Server, path: str, name: str, body: bytes, **more: str) 
         return answer.status
 
 
-async def test_an_owner_keeps_no_more_than_is_allowed(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path, max_owner_bytes=100) as server:
-        assert await _send(server, "/v1/uploads", "a", bytes(60)) == 201
-        assert await _send(server, "/v1/uploads", "b", bytes(41)) == 507
-        assert await _send(server, "/v1/uploads", "c", bytes(40)) == 201
-        assert await _send(server, "/v1/uploads", "d", b"x") == 507
-        rival = server.as_(await server.key_with(Scope.UPLOADER, owner="rival"))
-        assert await _send(server, "/v1/uploads", "a", bytes(60), **rival) == 201
+@pytest.mark.options(max_owner_bytes=100)
+async def test_an_owner_keeps_no_more_than_is_allowed(server: Server) -> None:
+    assert await _send(server, "/v1/uploads", "a", bytes(60)) == 201
+    assert await _send(server, "/v1/uploads", "b", bytes(41)) == 507
+    assert await _send(server, "/v1/uploads", "c", bytes(40)) == 201
+    assert await _send(server, "/v1/uploads", "d", b"x") == 507
+    rival = server.as_(await server.key_with(Scope.UPLOADER, owner="rival"))
+    assert await _send(server, "/v1/uploads", "a", bytes(60), **rival) == 201
 
 
-async def test_bytes_of_unknown_number_are_measured_as_they_are_announced(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path, max_owner_bytes=100) as server:
-        headers = {**TUS, "Upload-Defer-Length": "1"}
-        async with server.client.post("/v1/uploads", headers=headers) as answer:
-            location = answer.headers["Location"]
-        assert await server.patch(location, 0, bytes(101)) == 507
-        assert await server.patch(location, 0, bytes(100)) == 204
+@pytest.mark.options(max_owner_bytes=100)
+async def test_bytes_of_unknown_number_are_measured_as_they_are_announced(server: Server) -> None:
+    headers = {**TUS, "Upload-Defer-Length": "1"}
+    async with server.client.post("/v1/uploads", headers=headers) as answer:
+        location = answer.headers["Location"]
+    assert await server.patch(location, 0, bytes(101)) == 507
+    assert await server.patch(location, 0, bytes(100)) == 204
 
 
+@pytest.mark.options(max_batch_files=2)
 async def test_a_batch_holds_no_more_than_is_allowed_however_its_files_were_declared(
-    database_url: str, tmp_path: Path
+    database_url: str, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path, max_batch_files=2) as server:
-        names = [FileDeclaration(path=name, size=5) for name in ("a", "b")]
-        path = f"/v1/batches/{await server.start_batch(*names)}/uploads"
-        await catch_up(database_url, server.services.log)
-        assert await _send(server, path, "a", b"hello") == 201
-        assert await _send(server, path, "b", b"hello") == 201
-        assert await _send(server, path, "c", b"hello") == 413
-        batch = await server.start_batch(*names, FileDeclaration(path="c", size=5))
-        path = f"/v1/batches/{batch}/uploads"
-        await catch_up(database_url, server.services.log)
-        headers = {**TUS, "Upload-Length": "5", "Upload-Metadata": "filename Yw=="}
-        async with server.client.post(path, headers=headers) as answer:
-            location = answer.headers["Location"]
-        assert await server.patch(location, 0, b"hello") == 413
+    names = [FileDeclaration(path=name, size=5) for name in ("a", "b")]
+    path = f"/v1/batches/{await server.start_batch(*names)}/uploads"
+    await catch_up(database_url, server.services.log)
+    assert await _send(server, path, "a", b"hello") == 201
+    assert await _send(server, path, "b", b"hello") == 201
+    assert await _send(server, path, "c", b"hello") == 413
+    batch = await server.start_batch(*names, FileDeclaration(path="c", size=5))
+    path = f"/v1/batches/{batch}/uploads"
+    await catch_up(database_url, server.services.log)
+    headers = {**TUS, "Upload-Length": "5", "Upload-Metadata": "filename Yw=="}
+    async with server.client.post(path, headers=headers) as answer:
+        location = answer.headers["Location"]
+    assert await server.patch(location, 0, b"hello") == 413
 
 
 async def _ask(server: Server, path: str, body: Any, **headers: str) -> tuple[int, Any]:
@@ -77,7 +75,7 @@ async def _ask(server: Server, path: str, body: Any, **headers: str) -> tuple[in
         return answer.status, await answer.json()
 
 
-async def test_a_manifest_that_is_too_much_starts_no_batch_and_is_told_the_limit(
+async def test_a_manifest_over_quota_starts_no_batch_and_names_the_limit(
     database_url: str, tmp_path: Path
 ) -> None:
     def files(*sizes: int) -> dict[str, Any]:
@@ -101,46 +99,45 @@ async def test_a_manifest_that_is_too_much_starts_no_batch_and_is_told_the_limit
         assert (await _ask(server, "/v1/batches", files(1)))[0] == 507
 
 
-async def test_files_of_a_list_are_admitted_one_by_one(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path, max_owner_bytes=100) as server:
-        path = f"/v1/batches/{await server.start_batch()}/uploads"
-        names = [("a", 60), ("b", 41), ("c", 40), ("d", 1), ("../e", 1), ("f", 0)]
-        files = [{"path": name, "size": size} for name, size in names]
-        status, answer = await _ask(server, path, files)
+@pytest.mark.options(max_owner_bytes=100)
+async def test_files_of_a_list_are_admitted_one_by_one(server: Server) -> None:
+    path = f"/v1/batches/{await server.start_batch()}/uploads"
+    names = [("a", 60), ("b", 41), ("c", 40), ("d", 1), ("../e", 1), ("f", 0)]
+    files = [{"path": name, "size": size} for name, size in names]
+    status, answer = await _ask(server, path, files)
 
-        assert status == 200
-        told = [(file["status"], file.get("code")) for file in answer["files"]]
-        assert told == [
-            ("added", None),
-            ("rejected", "quota_exceeded"),
-            ("added", None),
-            ("rejected", "quota_exceeded"),
-            ("rejected", "invalid"),
-            ("added", None),
-        ]
-        assert "100 bytes" in answer["files"][1]["message"]
-        # What is known is counted already, and what was refused may come back.
-        _, again = await _ask(server, path, files[:3])
-        assert [file["status"] for file in again["files"]] == ["known", "rejected", "known"]
-
-
-async def test_lines_are_admitted_as_they_arrive(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path, max_batch_files=1500) as server:
-        path = f"/v1/batches/{await server.start_batch()}/uploads"
-        lines = b"".join(b'{"path": "f%d"}\n' % number for number in range(2500))
-        kind = {"Content-Type": "application/x-ndjson"}
-        async with server.client.post(path, data=lines, headers=kind) as answer:
-            told = await answer.json()
-        assert (told["added"], told["rejected"]) == (1500, 1000)
-        assert told["files"][1499]["status"] == "added"
-        assert told["files"][1500]["code"] == "quota_exceeded"
+    assert status == 200
+    outcomes = [(file["status"], file.get("code")) for file in answer["files"]]
+    assert outcomes == [
+        ("added", None),
+        ("rejected", "quota_exceeded"),
+        ("added", None),
+        ("rejected", "quota_exceeded"),
+        ("rejected", "invalid"),
+        ("added", None),
+    ]
+    assert "100 bytes" in answer["files"][1]["message"]
+    # Known files count already, and a refused one may be sent again.
+    _, again = await _ask(server, path, files[:3])
+    assert [file["status"] for file in again["files"]] == ["known", "rejected", "known"]
 
 
-async def test_what_is_gone_does_not_count(database_url: str, tmp_path: Path) -> None:
-    async with (
-        serving(database_url, tmp_path) as server,
-        make_pool(database_url, name="usage", max_size=1) as pool,
-    ):
+@pytest.mark.options(max_batch_files=1500)
+async def test_lines_are_admitted_as_they_arrive(server: Server) -> None:
+    path = f"/v1/batches/{await server.start_batch()}/uploads"
+    lines = b"".join(b'{"path": "f%d"}\n' % number for number in range(2500))
+    kind = {"Content-Type": "application/x-ndjson"}
+    async with server.client.post(path, data=lines, headers=kind) as answer:
+        outcomes = await answer.json()
+    assert (outcomes["added"], outcomes["rejected"]) == (1500, 1000)
+    assert outcomes["files"][1499]["status"] == "added"
+    assert outcomes["files"][1500]["code"] == "quota_exceeded"
+
+
+async def test_removed_bytes_do_not_count_towards_the_quota(
+    database_url: str, server: Server
+) -> None:
+    async with make_pool(database_url, name="usage", max_size=1) as pool:
         kept, gone = await server.create(10), await server.create(20)
         async with server.client.delete(gone, headers=TUS) as answer:
             assert answer.status == 204
@@ -153,13 +150,13 @@ async def test_what_is_gone_does_not_count(database_url: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("where", ["one process", "two processes"])
+@pytest.mark.options(max_owner_transfers=1)
 async def test_only_so_many_transfers_of_an_owner_run_at_once(
-    where: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
     monkeypatch.setattr("application.transfers.quotas.PERMIT_TIMEOUT", 0.25)
 
     async with (
-        serving(database_url, tmp_path, max_owner_transfers=1) as server,
         serving(database_url, tmp_path, max_owner_transfers=1) as another,
         Sender(server if where == "one process" else another) as sender,
     ):
@@ -180,13 +177,11 @@ async def test_only_so_many_transfers_of_an_owner_run_at_once(
         assert await server.patch(second, 0, b"0123456789") == 204
 
 
+@pytest.mark.options(max_owner_transfers=1)
 async def test_a_transfer_waits_a_moment_for_another_one_of_its_owner_to_end(
-    database_url: str, tmp_path: Path
+    server: Server,
 ) -> None:
-    async with (
-        serving(database_url, tmp_path, max_owner_transfers=1) as server,
-        Sender(server) as sender,
-    ):
+    async with Sender(server) as sender:
         first, second = await server.create(10), await server.create(10)
         await sender.begin_patch(first, 0, 10, b"01234")
         blob = f"uploads/{upload_in(first)}"

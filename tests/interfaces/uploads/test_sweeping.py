@@ -32,7 +32,6 @@ from tests.interfaces.uploads.server import (
     BYTES,
     TUS,
     Server,
-    serving,
     stored_files,
     upload_in,
 )
@@ -79,73 +78,72 @@ async def _cancelled_behind_our_back(server: Server, location: str) -> None:
     await execute(server.services.log, command, CommandContext("test", server.services.now()))
 
 
-async def test_bytes_of_uploads_that_ended_are_freed(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        ended, kept = await server.create(10), await server.create(10)
-        for location in (ended, kept):
-            assert await server.patch(location, 0, b"01234") == 204
-        await _cancelled_behind_our_back(server, ended)
-        async with _sweeper(server, database_url) as sweeper:
-            position = await sweeper.free_ended(0)
+async def test_bytes_of_uploads_that_ended_are_freed(database_url: str, server: Server) -> None:
+    ended, kept = await server.create(10), await server.create(10)
+    for location in (ended, kept):
+        assert await server.patch(location, 0, b"01234") == 204
+    await _cancelled_behind_our_back(server, ended)
+    async with _sweeper(server, database_url) as sweeper:
+        position = await sweeper.free_ended(0)
 
-            assert position == await server.services.log.head()
-            assert await sweeper.free_ended(position) == position
-            assert await sweeper.free_ended(0) == position
-        assert await server.services.blobs.size(upload_blob_name(upload_in(ended))) == 0
-        assert await server.patch(kept, 5, b"56789") == 204
-        assert await server.content(kept) == b"0123456789"
+        assert position == await server.services.log.head()
+        assert await sweeper.free_ended(position) == position
+        assert await sweeper.free_ended(0) == position
+    assert await server.services.blobs.size(upload_blob_name(upload_in(ended))) == 0
+    assert await server.patch(kept, 5, b"56789") == 204
+    assert await server.content(kept) == b"0123456789"
 
 
-async def test_only_what_nobody_may_want_is_cleared(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        headers = {**BYTES, "Upload-Length": "5"}
-        async with server.client.post("/v1/uploads", headers=headers, data=b"small") as answer:
-            small = answer.headers["Location"]
-        whole, partly = await server.create(10), await server.create(10)
-        cancelled = await server.create(10)
-        assert await server.patch(whole, 0, b"0123456789") == 204
-        for location in (partly, cancelled):
-            assert await server.patch(location, 0, b"01234") == 204
-        await _cancelled_behind_our_back(server, cancelled)
-        blobs = server.services.blobs
-        unknown = single_request_blob_name(uuid4(), uuid4())
-        superseded = single_request_blob_name(upload_in(whole), UUID(int=1))
-        for name in (unknown, superseded, "artifacts/of-somebody"):
-            await blobs.put(name, b"left over")
-        _age(tmp_path)
-        young = single_request_blob_name(uuid4(), uuid4())
-        await blobs.put(young, b"about to be recorded")
-        async with _sweeper(server, database_url) as sweeper:
-            ended, orphans = await _clear_all(sweeper)
+async def test_the_sweeper_removes_only_unreferenced_blobs(
+    database_url: str, tmp_path: Path, server: Server
+) -> None:
+    headers = {**BYTES, "Upload-Length": "5"}
+    async with server.client.post("/v1/uploads", headers=headers, data=b"small") as answer:
+        small = answer.headers["Location"]
+    whole, partly = await server.create(10), await server.create(10)
+    cancelled = await server.create(10)
+    assert await server.patch(whole, 0, b"0123456789") == 204
+    for location in (partly, cancelled):
+        assert await server.patch(location, 0, b"01234") == 204
+    await _cancelled_behind_our_back(server, cancelled)
+    blobs = server.services.blobs
+    unknown = single_request_blob_name(uuid4(), uuid4())
+    superseded = single_request_blob_name(upload_in(whole), UUID(int=1))
+    for name in (unknown, superseded, "artifacts/of-somebody"):
+        await blobs.put(name, b"left over")
+    _age(tmp_path)
+    young = single_request_blob_name(uuid4(), uuid4())
+    await blobs.put(young, b"about to be recorded")
+    async with _sweeper(server, database_url) as sweeper:
+        ended, orphans = await _clear_all(sweeper)
 
-            assert ended == [upload_blob_name(upload_in(cancelled))]
-            assert sorted(orphans) == sorted([unknown, superseded])
-            assert await _clear_all(sweeper) == ([], [])
-        assert await server.content(small) == b"small"
-        assert await server.content(whole) == b"0123456789"
-        assert await server.offset(partly) == 5
-        assert await blobs.size(young) > 0
-        assert await blobs.size("artifacts/of-somebody") > 0
+        assert ended == [upload_blob_name(upload_in(cancelled))]
+        assert sorted(orphans) == sorted([unknown, superseded])
+        assert await _clear_all(sweeper) == ([], [])
+    assert await server.content(small) == b"small"
+    assert await server.content(whole) == b"0123456789"
+    assert await server.offset(partly) == 5
+    assert await blobs.size(young) > 0
+    assert await blobs.size("artifacts/of-somebody") > 0
 
 
 async def test_a_read_model_that_is_behind_deletes_nothing(
-    database_url: str, tmp_path: Path
+    database_url: str, tmp_path: Path, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        location = await server.create(10)
-        async with _sweeper(server, database_url) as sweeper:  # projected up to here only
-            assert await server.patch(location, 0, b"0123456789") == 204
-            headers = {**BYTES, "Upload-Length": "5"}
-            async with server.client.post("/v1/uploads", headers=headers, data=b"small") as new:
-                small = new.headers["Location"]
-            _age(tmp_path)
+    location = await server.create(10)
+    async with _sweeper(server, database_url) as sweeper:  # projected up to here only
+        assert await server.patch(location, 0, b"0123456789") == 204
+        headers = {**BYTES, "Upload-Length": "5"}
+        async with server.client.post("/v1/uploads", headers=headers, data=b"small") as new:
+            small = new.headers["Location"]
+        _age(tmp_path)
 
-            assert await _clear_all(sweeper) == ([], [])
-        assert await server.content(small) == b"small"
-        assert await server.content(location) == b"0123456789"
+        assert await _clear_all(sweeper) == ([], [])
+    assert await server.content(small) == b"small"
+    assert await server.content(location) == b"0123456789"
 
 
-async def test_what_a_replacement_left_aside_is_removed(tmp_path: Path) -> None:
+async def test_the_sweeper_removes_blobs_that_a_replacement_left(tmp_path: Path) -> None:
     store = LocalBlobStore(tmp_path)
     await store.put("uploads/a", b"kept")
     file = stored_files(tmp_path)[0]
@@ -165,28 +163,26 @@ def impatient(settings: Settings) -> Iterator[LiveServer]:
         yield live
 
 
+@pytest.mark.options(upload_expiry=24 * HOUR)
 async def test_each_byte_puts_the_expiry_off_and_a_question_does_not(
-    database_url: str, tmp_path: Path
+    database_url: str, server: Server
 ) -> None:
     async def said(server: Server, method: str, location: str, **more: Any) -> datetime:
         headers = {**BYTES, "Upload-Offset": "0"} if method == "PATCH" else TUS
         async with server.client.request(method, location, headers=headers, **more) as answer:
             return parsedate_to_datetime(answer.headers["Upload-Expires"])
 
-    async with serving(database_url, tmp_path, upload_expiry=24 * HOUR) as server:
-        now, location = server.services.now(), await server.create(10)
-        await catch_up(database_url, server.services.log)
-        with psycopg.connect(database_url) as past:
-            past.execute(
-                "UPDATE read_model.uploads SET updated_at = updated_at - interval '9 hours'"
-            )
-        left = await said(server, "HEAD", location) - now
-        assert timedelta(hours=14) < left < timedelta(hours=16)
-        left = await said(server, "PATCH", location, data=b"01234") - now
-        assert timedelta(hours=23) < left < timedelta(hours=25)
+    now, location = server.services.now(), await server.create(10)
+    await catch_up(database_url, server.services.log)
+    with psycopg.connect(database_url) as past:
+        past.execute("UPDATE read_model.uploads SET updated_at = updated_at - interval '9 hours'")
+    left = await said(server, "HEAD", location) - now
+    assert timedelta(hours=14) < left < timedelta(hours=16)
+    left = await said(server, "PATCH", location, data=b"01234") - now
+    assert timedelta(hours=23) < left < timedelta(hours=25)
 
 
-async def test_an_upload_that_nobody_goes_on_with_expires(impatient: LiveServer) -> None:
+async def test_an_abandoned_upload_expires(impatient: LiveServer) -> None:
     headers = {"Authorization": f"Bearer {impatient.key}"}
 
     async with aiohttp.ClientSession(impatient.url, headers=headers) as client:
@@ -212,8 +208,8 @@ async def test_an_upload_that_nobody_goes_on_with_expires(impatient: LiveServer)
         await eventually(lambda: stored_files(folder) == [])
 
 
-async def test_cancelling_an_upload_or_its_batch_frees_the_bytes(server: LiveServer) -> None:
-    headers = {"Authorization": f"Bearer {server.key}"}
+async def test_cancelling_an_upload_or_its_batch_frees_the_bytes(live_server: LiveServer) -> None:
+    headers = {"Authorization": f"Bearer {live_server.key}"}
 
     async def begun(client: aiohttp.ClientSession, path: str) -> str:
         said = {**BYTES, "Upload-Length": "10"}
@@ -221,8 +217,8 @@ async def test_cancelling_an_upload_or_its_batch_frees_the_bytes(server: LiveSer
             assert answer.status == 201
             return answer.headers["Location"]
 
-    folder = server.settings.blob_dir
-    async with aiohttp.ClientSession(server.url, headers=headers) as client:
+    folder = live_server.settings.blob_dir
+    async with aiohttp.ClientSession(live_server.url, headers=headers) as client:
         location = await begun(client, "/v1/uploads")
         async with client.post(f"{location}/cancel") as answer:
             assert answer.status == 202

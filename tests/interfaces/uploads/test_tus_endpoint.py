@@ -34,44 +34,43 @@ async def _created(server: Server, endpoint: str = "/files/", **headers: str) ->
 
 
 async def _stored(server: Server, **pairs: str) -> str:
-    said = {**BYTES, "Upload-Length": "10", **metadata(**pairs)}
-    async with server.client.post("/files/", headers=said, data=TEXT) as answer:
+    headers = {**BYTES, "Upload-Length": "10", **metadata(**pairs)}
+    async with server.client.post("/files/", headers=headers, data=TEXT) as answer:
         assert answer.status == 201, await answer.text()
         return path_of(answer.headers["Location"])
 
 
 @pytest.mark.parametrize("collection", COLLECTIONS)
 async def test_endpoint_and_resource_are_found_with_and_without_a_slash_or_a_query(
-    collection: str, database_url: str, tmp_path: Path
+    collection: str, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        client = server.client
-        for spelled in SPELLINGS:
-            async with client.options(f"{collection}{spelled}") as answer:
-                assert (answer.status, answer.headers["Tus-Version"]) == (204, "1.0.0")
-            location = await _created(server, f"{collection}{spelled}")
-            assert location.startswith(f"{collection}/")
-            resource = f"{location}{spelled}"
-            async with client.options(resource) as answer:
-                assert answer.headers["Tus-Resumable"] == "1.0.0"
-            assert await server.patch(resource, 0, TEXT[:4]) == 204
-            assert await server.offset(resource) == 4
-            said = {**BYTES, "Upload-Offset": "4", "X-HTTP-Method-Override": "PATCH"}
-            async with client.post(resource, headers=said, data=TEXT[4:]) as answer:
-                assert (answer.status, answer.headers["Upload-Offset"]) == (204, "10")
-            called_off = await _created(server, f"{collection}{spelled}")
-            async with client.delete(f"{called_off}{spelled}", headers=TUS) as answer:
-                assert answer.status == 204
-            async with client.head(f"{called_off}{spelled}", headers=TUS) as answer:
-                assert answer.status == 410
+    client = server.client
+    for spelled in SPELLINGS:
+        async with client.options(f"{collection}{spelled}") as answer:
+            assert (answer.status, answer.headers["Tus-Version"]) == (204, "1.0.0")
+        location = await _created(server, f"{collection}{spelled}")
+        assert location.startswith(f"{collection}/")
+        resource = f"{location}{spelled}"
+        async with client.options(resource) as answer:
+            assert answer.headers["Tus-Resumable"] == "1.0.0"
+        assert await server.patch(resource, 0, TEXT[:4]) == 204
+        assert await server.offset(resource) == 4
+        headers = {**BYTES, "Upload-Offset": "4", "X-HTTP-Method-Override": "PATCH"}
+        async with client.post(resource, headers=headers, data=TEXT[4:]) as answer:
+            assert (answer.status, answer.headers["Upload-Offset"]) == (204, "10")
+        called_off = await _created(server, f"{collection}{spelled}")
+        async with client.delete(f"{called_off}{spelled}", headers=TUS) as answer:
+            assert answer.status == 204
+        async with client.head(f"{called_off}{spelled}", headers=TUS) as answer:
+            assert answer.status == 410
 
 
 async def test_get_gives_the_bytes_at_files_and_json_at_v1_uploads(
     database_url: str, tmp_path: Path
 ) -> None:
     async with api.serving(database_url, tmp_path) as server:
-        said = {**BYTES, "Upload-Length": "10", **metadata(filename="a.txt")}
-        made = await server.post("/files/", headers=said, data=TEXT)
+        headers = {**BYTES, "Upload-Length": "10", **metadata(filename="a.txt")}
+        made = await server.post("/files/", headers=headers, data=TEXT)
         location = made.headers["Location"]
         id = location.rpartition("/")[2]
         position = made.headers["Uptrail-Position"]
@@ -91,24 +90,21 @@ async def test_get_gives_the_bytes_at_files_and_json_at_v1_uploads(
         assert path_of(joined.headers["Location"]).startswith("/v1/uploads/")
 
 
-async def test_a_download_takes_ranges_and_is_named_as_its_file(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        location = await _stored(server, filename="Übung 1.bin", filetype="application/x-a")
-        async with server.client.get(location, headers={"Range": "bytes=2-4"}) as answer:
-            assert (answer.status, await answer.read()) == (206, b"234")
-            assert answer.headers["Content-Range"] == "bytes 2-4/10"
-            assert answer.headers["Content-Type"] == "application/x-a"
-            assert answer.headers["X-Content-Type-Options"] == "nosniff"
-            disposition = answer.headers["Content-Disposition"]
-        assert disposition.startswith("attachment; ")
-        assert "filename*=UTF-8''%C3%9Cbung%201.bin" in disposition
-        # Programs look at a file before they fetch it, and know nothing of tus.
-        async with server.client.head(location) as answer:
-            assert (answer.status, answer.headers["Upload-Length"]) == (200, "10")
-        async with server.client.head(location.replace("/files", "/v1/uploads")) as answer:
-            assert answer.status == 412
+async def test_a_download_takes_ranges_and_is_named_as_its_file(server: Server) -> None:
+    location = await _stored(server, filename="Übung 1.bin", filetype="application/x-a")
+    async with server.client.get(location, headers={"Range": "bytes=2-4"}) as answer:
+        assert (answer.status, await answer.read()) == (206, b"234")
+        assert answer.headers["Content-Range"] == "bytes 2-4/10"
+        assert answer.headers["Content-Type"] == "application/x-a"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        disposition = answer.headers["Content-Disposition"]
+    assert disposition.startswith("attachment; ")
+    assert "filename*=UTF-8''%C3%9Cbung%201.bin" in disposition
+    # Programs look at a file before they fetch it, and know nothing of tus.
+    async with server.client.head(location) as answer:
+        assert (answer.status, answer.headers["Upload-Length"]) == (200, "10")
+    async with server.client.head(location.replace("/files", "/v1/uploads")) as answer:
+        assert answer.status == 412
 
 
 @pytest.mark.parametrize(
@@ -126,98 +122,86 @@ async def test_a_download_takes_ranges_and_is_named_as_its_file(
     ],
 )
 async def test_only_types_without_scripts_are_shown_by_browsers(
-    media_type: str, shown: bool, database_url: str, tmp_path: Path
+    media_type: str, shown: bool, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        location = await _stored(server, filename="a", filetype=media_type)
-        async with server.client.get(location) as answer:
-            kind = answer.headers["Content-Disposition"].partition(";")[0]
-            assert kind == ("inline" if shown else "attachment")
-            assert "sandbox" in answer.headers["Content-Security-Policy"]
-        async with server.client.get(f"/v1/uploads/{upload_in(location)}/content") as answer:
-            assert answer.headers["Content-Disposition"].startswith("attachment")
+    location = await _stored(server, filename="a", filetype=media_type)
+    async with server.client.get(location) as answer:
+        kind = answer.headers["Content-Disposition"].partition(";")[0]
+        assert kind == ("inline" if shown else "attachment")
+        assert "sandbox" in answer.headers["Content-Security-Policy"]
+    async with server.client.get(f"/v1/uploads/{upload_in(location)}/content") as answer:
+        assert answer.headers["Content-Disposition"].startswith("attachment")
 
 
 async def test_an_incomplete_upload_gives_the_bytes_that_are_on_record(
-    database_url: str, tmp_path: Path
+    server: Server, tmp_path: Path
 ) -> None:
-    async with serving(database_url, tmp_path) as server:
-        location = await _created(server)
-        async with server.client.get(location) as answer:
-            assert (answer.status, await answer.read()) == (204, b"")
-        assert await server.patch(location, 0, TEXT[:4]) == 204
-        async with server.client.get(location) as answer:
-            assert (answer.status, await answer.read()) == (200, TEXT[:4])
-            assert answer.headers["Content-Disposition"].startswith("attachment")
-        async with server.client.delete(location, headers=TUS) as answer:
-            assert answer.status == 204
-        async with server.client.get(location) as answer:
-            assert answer.status == 404
-        assert stored_files(tmp_path) == []
+    location = await _created(server)
+    async with server.client.get(location) as answer:
+        assert (answer.status, await answer.read()) == (204, b"")
+    assert await server.patch(location, 0, TEXT[:4]) == 204
+    async with server.client.get(location) as answer:
+        assert (answer.status, await answer.read()) == (200, TEXT[:4])
+        assert answer.headers["Content-Disposition"].startswith("attachment")
+    async with server.client.delete(location, headers=TUS) as answer:
+        assert answer.status == 204
+    async with server.client.get(location) as answer:
+        assert answer.status == 404
+    assert stored_files(tmp_path) == []
 
 
-async def test_uploads_of_other_owners_cannot_be_read_or_written_there(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        location = await _stored(server, filename="a.txt")
-        other = server.as_(await server.key_with(Scope.OPERATOR, "other"))
-        viewer = server.as_(await server.key_with(Scope.VIEWER))
-        nobody = {"Authorization": "Bearer up_0000000000000000_nonsense"}
-        for headers, status in ((other, 404), (viewer, 200), (nobody, 401)):
-            async with server.client.get(location, headers=headers) as answer:
-                assert answer.status == status
-        for headers, status in ((other, 404), (viewer, 403), (nobody, 401)):
-            said = {**BYTES, "Upload-Offset": "0", **headers}
-            async with server.client.patch(location, headers=said, data=b"x") as answer:
-                assert answer.status == status
-            async with server.client.delete(location, headers={**TUS, **headers}) as answer:
-                assert answer.status == status
-        said = {**TUS, "Upload-Length": "1", **viewer}
-        async with server.client.post("/files/", headers=said) as answer:
-            assert answer.status == 403
+async def test_uploads_of_other_owners_cannot_be_read_or_written_there(server: Server) -> None:
+    location = await _stored(server, filename="a.txt")
+    other = server.as_(await server.key_with(Scope.OPERATOR, "other"))
+    viewer = server.as_(await server.key_with(Scope.VIEWER))
+    nobody = {"Authorization": "Bearer up_0000000000000000_nonsense"}
+    for headers, status in ((other, 404), (viewer, 200), (nobody, 401)):
+        async with server.client.get(location, headers=headers) as answer:
+            assert answer.status == status
+    for headers, status in ((other, 404), (viewer, 403), (nobody, 401)):
+        said = {**BYTES, "Upload-Offset": "0", **headers}
+        async with server.client.patch(location, headers=said, data=b"x") as answer:
+            assert answer.status == status
+        async with server.client.delete(location, headers={**TUS, **headers}) as answer:
+            assert answer.status == status
+    said = {**TUS, "Upload-Length": "1", **viewer}
+    async with server.client.post("/files/", headers=said) as answer:
+        assert answer.status == 403
 
 
-async def test_an_upload_there_has_a_batch_of_its_own_as_anywhere(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        first, second = [await _stored(server, filename="a.txt") for _ in range(2)]
-        uploads = [await server.services.log.upload(upload_in(one)) for one in (first, second)]
-        assert len({upload.batch for upload in uploads}) == 2
-        assert await server.topics(first) == await server.topics(second)
+async def test_an_upload_there_has_a_batch_of_its_own_as_anywhere(server: Server) -> None:
+    first, second = [await _stored(server, filename="a.txt") for _ in range(2)]
+    uploads = [await server.services.log.upload(upload_in(one)) for one in (first, second)]
+    assert len({upload.batch for upload in uploads}) == 2
+    assert await server.topics(first) == await server.topics(second)
 
 
-async def test_parts_that_were_made_there_are_joined_by_either_endpoint(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path) as server:
-        for endpoint in ("/files/", "/v1/uploads"):
-            parts = []
-            for text in (TEXT[:5], TEXT[5:]):
-                said = {**BYTES, "Upload-Length": "5", "Upload-Concat": "partial"}
-                async with server.client.post("/files", headers=said, data=text) as made:
-                    parts.append(made.headers["Location"] + "/")
-            said = {**TUS, "Upload-Concat": "final;" + " ".join(parts)}
-            async with server.client.post(endpoint, headers=said) as made:
-                assert made.status == 201, await made.text()
-                location = path_of(made.headers["Location"])
-            assert location.startswith(f"{endpoint.rstrip('/')}/")
-            assert await server.content(f"/v1/uploads/{upload_in(location)}") == TEXT
+async def test_parts_that_were_made_there_are_joined_by_either_endpoint(server: Server) -> None:
+    for endpoint in ("/files/", "/v1/uploads"):
+        parts = []
+        for text in (TEXT[:5], TEXT[5:]):
+            headers = {**BYTES, "Upload-Length": "5", "Upload-Concat": "partial"}
+            async with server.client.post("/files", headers=headers, data=text) as made:
+                parts.append(made.headers["Location"] + "/")
+        headers = {**TUS, "Upload-Concat": "final;" + " ".join(parts)}
+        async with server.client.post(endpoint, headers=headers) as made:
+            assert made.status == 201, await made.text()
+            location = path_of(made.headers["Location"])
+        assert location.startswith(f"{endpoint.rstrip('/')}/")
+        assert await server.content(f"/v1/uploads/{upload_in(location)}") == TEXT
 
 
-async def test_an_ietf_client_uploads_there_too(database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path) as server:
-        said = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": "8"}
-        async with server.client.post(
-            "/files/?path=dir/a.bin&token=1", headers=said, data=TEXT
-        ) as answer:
-            assert answer.status == 201, await answer.text()
-            location = path_of(answer.headers["Location"])
-        assert location.startswith("/files/")
-        assert (await server.services.log.upload(upload_in(location))).path == "dir/a.bin"
-        async with server.client.get(location) as answer:
-            assert await answer.read() == TEXT
+async def test_an_ietf_client_uploads_there_too(server: Server) -> None:
+    headers = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": "8"}
+    async with server.client.post(
+        "/files/?path=dir/a.bin&token=1", headers=headers, data=TEXT
+    ) as answer:
+        assert answer.status == 201, await answer.text()
+        location = path_of(answer.headers["Location"])
+    assert location.startswith("/files/")
+    assert (await server.services.log.upload(upload_in(location))).path == "dir/a.bin"
+    async with server.client.get(location) as answer:
+        assert await answer.read() == TEXT
 
 
 async def test_the_path_of_the_endpoint_is_a_setting(database_url: str, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ async def test_the_newest_request_takes_the_upload_over_from_another_process(
         location = await _create(client, here)
         async with _sending(client, here + location, CONTENT[:30_000]) as stuck:
             await eventually(lambda: [f.stat().st_size for f in stored_files(tmp_path)] == [30_000])
-            other = await _create(client, here)  # nobody else is held up by the stuck one
+            other = await _create(client, here)  # other uploads proceed beside the stuck one
             said = {**BYTES, "Upload-Offset": "0"}
             async with client.patch(here + other, headers=said, data=CONTENT) as answer:
                 assert answer.status == 204
@@ -99,7 +99,7 @@ async def test_patches_to_both_processes_at_once_leave_the_file_as_it_was_sent(
             assert await answer.read() == CONTENT
 
 
-async def test_what_one_process_calls_off_the_other_stops_receiving(
+async def test_an_upload_cancelled_at_one_process_stops_at_the_other(
     servers: tuple[str, str, str], tmp_path: Path
 ) -> None:
     here, there, key = servers

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 from uuid import UUID, uuid4
 
 from application.append import Append, StreamAppend
@@ -58,6 +58,13 @@ class BatchFixture:
         self.began = datetime.now(UTC) - timedelta(minutes=minutes_ago)
         self.chance = random.Random(seed)
         self.uploads: dict[UUID, Upload] = {}
+
+    @classmethod
+    async def started(cls, log: EventLog, label: str = "Summer", **more: Any) -> Self:
+        """Record a batch that began a minute ago."""
+        scene = cls(log, label, **{"minutes_ago": 1, **more})
+        await scene.start()
+        return scene
 
     async def start(self) -> None:
         started = BatchStarted(

@@ -30,7 +30,7 @@ expect.set_options(timeout=PATIENCE)
 
 
 def chromium() -> str:
-    """Where it is installed; skips the test without one, unless everything is required."""
+    """Return the path of Chromium. Skip the test without one, unless everything is required."""
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None and os.environ.get("UPTRAIL_REQUIRE_ALL") == "1":
         pytest.fail("no Chromium is installed")
@@ -40,8 +40,7 @@ def chromium() -> str:
 
 
 @asynccontextmanager
-async def opened_browser() -> AsyncIterator[Browser]:
-    path = chromium()
+async def open_browser(path: str) -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         try:
@@ -53,7 +52,7 @@ async def opened_browser() -> AsyncIterator[Browser]:
 @asynccontextmanager
 async def signed_in(
     browser: Browser,
-    on: FeedHarness,
+    feed: FeedHarness,
     owner: str = "default",
     scope: Scope = Scope.VIEWER,
     refused: int = 409,
@@ -61,12 +60,12 @@ async def signed_in(
 ) -> AsyncIterator[Page]:
     """A page of a signed-in user; whatever the browser complains about fails the test, but for
     an answer of the status `refused`. `batch` is the only one that the user's key is for."""
-    principal = await on.hub.keys.authenticate(await on.key(owner, scope, batch=batch))
+    principal = await feed.hub.keys.authenticate(await feed.key(owner, scope, batch=batch))
     assert principal is not None
-    token = await on.hub.keys.open_session(principal, lifetime=600)
+    token = await feed.hub.keys.open_session(principal, lifetime=600)
     context = await browser.new_context(viewport={"width": 1240, "height": 900})
     await context.add_cookies(
-        [{"name": "uptrail_session", "value": token, "url": on.address, "httpOnly": True}]
+        [{"name": "uptrail_session", "value": token, "url": feed.address, "httpOnly": True}]
     )
     page = await context.new_page()
     broken: list[str] = []

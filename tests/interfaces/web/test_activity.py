@@ -1,15 +1,14 @@
-"""What a batch is doing, as the page shows it in a real browser, and as the API does."""
+"""The activity of a batch on the page, in a real browser, equals that of the API."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import aiohttp
 import pytest
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Browser, Locator, Page, expect
 
 from application.ports.auth import Scope
 from domain.batch.events import (
@@ -21,9 +20,9 @@ from domain.batch.events import (
 )
 from domain.batch.state import Outcome, percent_of
 from domain.upload.state import UploadState
-from tests.interfaces.feed.harness import FeedHarness, open_feed
+from tests.interfaces.feed.harness import FeedHarness
 from tests.interfaces.web.batch_fixture import BatchFixture
-from tests.interfaces.web.browser import chromium, opened_browser, signed_in
+from tests.interfaces.web.browser import signed_in
 from tests.support import eventually
 
 SIZE = 1_000_000
@@ -56,38 +55,36 @@ async def counted(
     await scene.record(scene.id, event)
 
 
-async def a_scene(on: FeedHarness, label: str) -> BatchFixture:
-    scene = BatchFixture(on.log, label, minutes_ago=30)
-    await scene.start()
-    return scene
+async def start_batch(feed: FeedHarness, label: str) -> BatchFixture:
+    return await BatchFixture.started(feed.log, label, minutes_ago=30)
 
 
-async def batches_of_every_kind(on: FeedHarness) -> dict[str, UUID]:
+async def batches_of_every_kind(feed: FeedHarness) -> dict[str, UUID]:
     """One batch for each activity, and one that was cancelled, by what the page calls it."""
     made = {}
-    scene = await a_scene(on, "gone sender")
+    scene = await start_batch(feed, "gone sender")
     await counted(scene, {"transferring": 1, "registered": 9}, seconds_ago=900, arrived=900)
     made["Stalled"] = scene.id
-    scene = await a_scene(on, "none arrived")
+    scene = await start_batch(feed, "none arrived")
     await counted(scene, {"registered": 100_000}, seconds_ago=900)
     made["Waiting for files"] = scene.id
-    scene = await a_scene(on, "not sealed")
+    scene = await start_batch(feed, "not sealed")
     await counted(scene, {"completed": 5}, seconds_ago=900, arrived=900)
     made["Waiting for seal"] = scene.id
-    scene = await a_scene(on, "all retry")
+    scene = await start_batch(feed, "all retry")
     await counted(scene, {"retry_scheduled": 5}, seconds_ago=900, arrived=900)
     made["Waiting for retry"] = scene.id
-    scene = await a_scene(on, "at work")
+    scene = await start_batch(feed, "at work")
     await counted(scene, {"processing": 1, "completed": 4}, seconds_ago=900, arrived=900)
     made["Processing"] = scene.id
-    scene = await a_scene(on, "arriving")
+    scene = await start_batch(feed, "arriving")
     await counted(scene, {"transferring": 2, "registered": 3}, arrived=0)
     made["Receiving"] = scene.id
-    scene = await a_scene(on, "held")
+    scene = await start_batch(feed, "held")
     await counted(scene, {"queued": 5}, arrived=0)
     await scene.record(scene.id, BatchPaused(at=ago(60), by="key:studio"))
     made["Paused"] = scene.id
-    scene = await a_scene(on, "called off")
+    scene = await start_batch(feed, "called off")
     await counted(scene, {"registered": 20}, seconds_ago=99)
     ended = {UploadState.CANCELLED: 20}
     await scene.record(
@@ -101,11 +98,11 @@ async def batches_of_every_kind(on: FeedHarness) -> dict[str, UUID]:
     return made
 
 
-async def api(on: FeedHarness, path: str) -> Any:
-    key = await on.key("default", Scope.VIEWER)
+async def api(feed: FeedHarness, path: str) -> Any:
+    key = await feed.key("default", Scope.VIEWER)
     headers = {"Authorization": f"Bearer {key}"}
     async with (
-        aiohttp.ClientSession(on.address, headers=headers) as session,
+        aiohttp.ClientSession(feed.address, headers=headers) as session,
         session.get(path) as answer,
     ):
         assert answer.status == 200
@@ -124,86 +121,77 @@ def card_of(page: Page, batch: UUID) -> Locator:
     return page.locator(f'[data-batch="{batch}"]')
 
 
-async def test_every_batch_is_called_what_it_is_doing(database_url: str, tmp_path: Path) -> None:
-    chromium()
+async def test_every_batch_is_called_what_it_is_doing(feed: FeedHarness, browser: Browser) -> None:
+    made = await batches_of_every_kind(feed)
+    await feed.projected()
+    async with signed_in(browser, feed, scope=Scope.OPERATOR) as page:
+        await page.goto(feed.address)
+        for word, batch in made.items():
+            chip = card_of(page, batch).locator(".chip")
+            await expect(chip).to_have_text(word)
+        await expect(page.locator("body")).not_to_contain_text("Running")
+        stalled = card_of(page, made["Stalled"])
+        await expect(stalled).to_contain_text("last activity 15 min ago")
 
-    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
-        made = await batches_of_every_kind(on)
-        await on.projected()
-        async with signed_in(browser, on, scope=Scope.OPERATOR) as page:
-            await page.goto(on.address)
-            for word, batch in made.items():
-                chip = card_of(page, batch).locator(".chip")
-                await expect(chip).to_have_text(word)
-            await expect(page.locator("body")).not_to_contain_text("Running")
-            stalled = card_of(page, made["Stalled"])
-            await expect(stalled).to_contain_text("last activity 15 min ago")
-
-            for word, batch in made.items():
-                shown = await api(on, f"/v1/batches/{batch}")
-                expected = None if word == "Cancelled" else word.lower().replace(" ", "_")
-                assert shown["activity"] == expected
-            await page.goto(f"{on.address}/#/batches/{made['Stalled']}")
-            await expect(page.locator(".heading .chip")).to_have_text("Stalled")
-            await expect(page.get_by_text("No activity since")).to_be_visible()
+        for word, batch in made.items():
+            shown = await api(feed, f"/v1/batches/{batch}")
+            expected = None if word == "Cancelled" else word.lower().replace(" ", "_")
+            assert shown["activity"] == expected
+        await page.goto(f"{feed.address}/#/batches/{made['Stalled']}")
+        await expect(page.locator(".heading .chip")).to_have_text("Stalled")
+        await expect(page.get_by_text("No activity since")).to_be_visible()
 
 
-async def test_a_cancelled_batch_is_no_full_green_bar(database_url: str, tmp_path: Path) -> None:
-    chromium()
-
-    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
-        batch = (await batches_of_every_kind(on))["Cancelled"]
-        await on.projected()
-        async with signed_in(browser, on) as page:
-            await page.goto(on.address)
-            card = card_of(page, batch)
-            await expect(card.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "0")
-            await expect(card.locator(".percent")).to_have_text("0 %")
-            accent, fill = await page.evaluate(
-                """(bar) => {
+async def test_a_cancelled_batch_is_no_full_green_bar(feed: FeedHarness, browser: Browser) -> None:
+    batch = (await batches_of_every_kind(feed))["Cancelled"]
+    await feed.projected()
+    async with signed_in(browser, feed) as page:
+        await page.goto(feed.address)
+        card = card_of(page, batch)
+        await expect(card.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "0")
+        await expect(card.locator(".percent")).to_have_text("0 %")
+        accent, fill = await page.evaluate(
+            """(bar) => {
                       const probe = document.createElement("i");
                       probe.style.color = "var(--accent)";
                       document.body.append(probe);
                       return [getComputedStyle(probe).color,
                               getComputedStyle(bar.firstChild).backgroundColor];
                     }""",
-                await card.get_by_role("progressbar").element_handle(),
-            )
-            assert fill != accent
-        assert (await api(on, f"/v1/batches/{batch}"))["percent"] == 0.0
+            await card.get_by_role("progressbar").element_handle(),
+        )
+        assert fill != accent
+    assert (await api(feed, f"/v1/batches/{batch}"))["percent"] == 0.0
 
 
 async def test_a_transfer_that_stops_is_stalled_by_time_alone(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    feed: FeedHarness, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chromium()
     monkeypatch.setattr("application.views.STALLED_AFTER", timedelta(seconds=8))
+    scene = await start_batch(feed, "Summer")
+    async with signed_in(browser, feed) as page:
+        await page.goto(feed.address)
+        chip = card_of(page, scene.id).locator(".chip")
 
-    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = await a_scene(on, "Summer")
-        async with signed_in(browser, on) as page:
-            await page.goto(on.address)
-            chip = card_of(page, scene.id).locator(".chip")
+        async def arrives() -> bool:
+            """Retry if this machine showed the activity too late for it to hold."""
+            await counted(scene, {"transferring": 1}, arrived=0)
+            await feed.projected()
+            shown = chip.filter(has_text="Receiving")
+            return await until_there(shown, seconds=6)
 
-            async def arrives() -> bool:
-                """Retry if this machine showed the activity too late for it to hold."""
-                await counted(scene, {"transferring": 1}, arrived=0)
-                await on.projected()
-                shown = chip.filter(has_text="Receiving")
-                return await until_there(shown, seconds=6)
+        await eventually(arrives)
+        head = await feed.log.head()
 
-            await eventually(arrives)
-            head = await on.log.head()
+        await expect(chip).to_have_text("Stalled")
 
-            await expect(chip).to_have_text("Stalled")
-
-            assert await on.log.head() == head
-            shown = await api(on, f"/v1/batches/{scene.id}")
-            assert shown["activity"] == "stalled"
-            assert shown["activity_since"] == shown["arrived_at"]
-            then = await api(on, f"/v1/batches/{scene.id}?at={head}")
-            assert then["activity"] == "receiving"
-            await counted(scene, {"completed": 1}, arrived=0)
-            await expect(chip).to_have_text("Waiting for seal")
-            await scene.record(scene.id, BatchSealed(at=ago(0), by="key:studio"))
-            await expect(chip).to_have_text("Processing")
+        assert await feed.log.head() == head
+        shown = await api(feed, f"/v1/batches/{scene.id}")
+        assert shown["activity"] == "stalled"
+        assert shown["activity_since"] == shown["arrived_at"]
+        then = await api(feed, f"/v1/batches/{scene.id}?at={head}")
+        assert then["activity"] == "receiving"
+        await counted(scene, {"completed": 1}, arrived=0)
+        await expect(chip).to_have_text("Waiting for seal")
+        await scene.record(scene.id, BatchSealed(at=ago(0), by="key:studio"))
+        await expect(chip).to_have_text("Processing")

@@ -11,19 +11,14 @@ import pytest
 
 from domain.catalogue import EVENT_CLASSES
 from interfaces.web.pages import EVENT_DECLARATIONS, STATIC, event_declarations
-from tests.interfaces.feed.harness import open_feed
+from tests.interfaces.feed.harness import FeedHarness
 
 SCRIPTS = sorted((STATIC / "js").rglob("*.js"))
 STYLES = sorted(STATIC.glob("*.css"))
 
 
-async def test_the_page_is_public_and_says_what_it_may_do(
-    database_url: str, tmp_path: Path
-) -> None:
-    async with (
-        open_feed(database_url, tmp_path) as on,
-        aiohttp.ClientSession(on.address) as session,
-    ):
+async def test_the_page_is_public_and_has_a_content_security_policy(feed: FeedHarness) -> None:
+    async with aiohttp.ClientSession(feed.address) as session:
         async with session.get("/") as answer:
             assert answer.status == 200
             assert answer.content_type == "text/html"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from pathlib import Path
 
-from playwright.async_api import Page, expect
+from playwright.async_api import Browser, Page, expect
 
 from domain.batch.events import BatchPaused, BatchRenamed
-from tests.interfaces.feed.harness import open_feed
+from tests.interfaces.feed.harness import FeedHarness
 from tests.interfaces.web.batch_fixture import BatchFixture
-from tests.interfaces.web.browser import chromium, opened_browser, signed_in
+from tests.interfaces.web.browser import signed_in
 
 SIZE = 1_000_000
 
@@ -26,129 +25,113 @@ async def shows(page: Page, event: str) -> None:
 
 
 async def test_the_keyboard_steps_through_a_batch_and_shows_its_state_as_of_each_event(
-    database_url: str, tmp_path: Path
+    feed: FeedHarness, browser: Browser
 ) -> None:
-    chromium()
+    scene = await BatchFixture.started(feed.log)
+    photo = await scene.add("a.jpg", SIZE, tuple(scene.transferring(SIZE, 0.4)))
+    await scene.progress()
+    await scene.live(photo, *list(scene.completed(SIZE))[1:])
+    await scene.finish(1)
+    await feed.projected()
+    async with signed_in(browser, feed) as page:
+        await page.goto(f"{feed.address}/#/batches/{scene.id}")
+        await page.get_by_role("link", name="History", exact=True).click()
+        await shows(page, "Batch completed")
+        then = page.get_by_role("complementary", name="State at this position")
+        await expect(then).to_contain_text("Succeeded")
 
-    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
-        await scene.start()
-        photo = await scene.add("a.jpg", SIZE, tuple(scene.transferring(SIZE, 0.4)))
-        await scene.progress()
-        await scene.live(photo, *list(scene.completed(SIZE))[1:])
-        await scene.finish(1)
-        await on.projected()
-        async with signed_in(browser, on) as page:
-            await page.goto(f"{on.address}/#/batches/{scene.id}")
-            await page.get_by_role("link", name="History", exact=True).click()
-            await shows(page, "Batch completed")
-            then = page.get_by_role("complementary", name="State at this position")
-            await expect(then).to_contain_text("Succeeded")
+        slider = page.get_by_role("slider", name="Position")
+        await slider.focus()
+        for event in ("Sealed", "Counted", "Completed", "Attempt succeeded"):
+            await page.keyboard.press("ArrowLeft")
+            await shows(page, event)
+        await expect(then).to_contain_text("Processing")
+        await expect(then).to_contain_text("20 %")
+        await expect(then.get_by_role("heading", name="a.jpg")).to_be_visible()
+        await expect(then).to_contain_text("Processing")
+        assert "?at=" in page.url
 
-            slider = page.get_by_role("slider", name="Position")
-            await slider.focus()
-            for event in ("Sealed", "Counted", "Completed", "Attempt succeeded"):
-                await page.keyboard.press("ArrowLeft")
-                await shows(page, event)
-            await expect(then).to_contain_text("Processing")
-            await expect(then).to_contain_text("20 %")
-            await expect(then.get_by_role("heading", name="a.jpg")).to_be_visible()
-            await expect(then).to_contain_text("Processing")
-            assert "?at=" in page.url
-
-            await page.reload()
-            await shows(page, "Attempt succeeded")
-            await page.get_by_role("slider").focus()
-            await page.keyboard.press("ArrowRight")
-            await shows(page, "Completed")
-            await page.get_by_role("button", name="First event").click()
-            await shows(page, "Batch started")
-            await expect(then).to_contain_text("Waiting for files")
-            await expect(then.get_by_role("heading", name="a.jpg")).to_be_hidden()
-            await page.get_by_role("option").filter(has_text="Progressed").click()
-            await shows(page, "Progressed")
-            await expect(then).to_contain_text("400 KB of 1.0 MB")
-            await page.get_by_role("button", name="Now").click()
-            await shows(page, "Batch completed")
+        await page.reload()
+        await shows(page, "Attempt succeeded")
+        await page.get_by_role("slider").focus()
+        await page.keyboard.press("ArrowRight")
+        await shows(page, "Completed")
+        await page.get_by_role("button", name="First event").click()
+        await shows(page, "Batch started")
+        await expect(then).to_contain_text("Waiting for files")
+        await expect(then.get_by_role("heading", name="a.jpg")).to_be_hidden()
+        await page.get_by_role("option").filter(has_text="Progressed").click()
+        await shows(page, "Progressed")
+        await expect(then).to_contain_text("400 KB of 1.0 MB")
+        await page.get_by_role("button", name="Now").click()
+        await shows(page, "Batch completed")
 
 
-async def test_what_happens_is_added_and_only_a_page_at_now_moves_with_it(
-    database_url: str, tmp_path: Path
+async def test_new_events_are_added_and_move_only_a_page_that_shows_the_present(
+    feed: FeedHarness, browser: Browser
 ) -> None:
-    chromium()
-
-    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
-        await scene.start()
-        photo = await scene.add("a.jpg", SIZE, tuple(scene.transferring(SIZE, 0.4)))
-        await on.projected()
-        async with signed_in(browser, on) as page:
-            await page.goto(f"{on.address}/#/batches/{scene.id}")
-            await page.get_by_role("option").filter(has_text="a.jpg").click()
-            detail = page.get_by_role("complementary", name="Upload")
-            await detail.get_by_role("link", name="History").click()
-            await shows(page, "Progressed")
-            await expect(page.get_by_role("status")).to_have_text("Live")
-            await scene.live(photo, *list(scene.queued(SIZE))[1:])
-            await shows(page, "Queued")
-            await page.get_by_role("button", name="Earlier").click()
-            await shows(page, "Received")
-            await scene.live(photo, scene.attempt(1, 52))
-            await expect(page.get_by_role("option")).to_have_count(5)
-            await shows(page, "Received")
-            then = page.get_by_role("complementary", name="State at this position")
-            await expect(then).to_contain_text("Received")
+    scene = await BatchFixture.started(feed.log)
+    photo = await scene.add("a.jpg", SIZE, tuple(scene.transferring(SIZE, 0.4)))
+    await feed.projected()
+    async with signed_in(browser, feed) as page:
+        await page.goto(f"{feed.address}/#/batches/{scene.id}")
+        await page.get_by_role("option").filter(has_text="a.jpg").click()
+        detail = page.get_by_role("complementary", name="Upload")
+        await detail.get_by_role("link", name="History").click()
+        await shows(page, "Progressed")
+        await expect(page.get_by_role("status")).to_have_text("Live")
+        await scene.live(photo, *list(scene.queued(SIZE))[1:])
+        await shows(page, "Queued")
+        await page.get_by_role("button", name="Earlier").click()
+        await shows(page, "Received")
+        await scene.live(photo, scene.attempt(1, 52))
+        await expect(page.get_by_role("option")).to_have_count(5)
+        await shows(page, "Received")
+        then = page.get_by_role("complementary", name="State at this position")
+        await expect(then).to_contain_text("Received")
 
 
 async def test_a_rename_changes_the_name_on_the_page_and_is_in_the_history(
-    database_url: str, tmp_path: Path
+    feed: FeedHarness, browser: Browser
 ) -> None:
-    chromium()
-
-    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = BatchFixture(on.log, "Summer", minutes_ago=1)
-        await scene.start()
-        await on.projected()
-        async with signed_in(browser, on) as page:
-            await page.goto(f"{on.address}/#/batches/{scene.id}")
-            await expect(page.get_by_role("heading", name="Summer")).to_be_visible()
-            await scene.record(scene.id, BatchRenamed(**scene.at(9), by="key:x", label="Winter"))
-            await expect(page.get_by_role("heading", name="Winter")).to_be_visible()
-            await page.get_by_role("link", name="History", exact=True).click()
-            await shows(page, "Batch renamed")
-            chosen = page.locator(".event[aria-selected=true]")
-            await expect(chosen).to_contain_text("Winter")
+    scene = await BatchFixture.started(feed.log)
+    await feed.projected()
+    async with signed_in(browser, feed) as page:
+        await page.goto(f"{feed.address}/#/batches/{scene.id}")
+        await expect(page.get_by_role("heading", name="Summer")).to_be_visible()
+        await scene.record(scene.id, BatchRenamed(**scene.at(9), by="key:x", label="Winter"))
+        await expect(page.get_by_role("heading", name="Winter")).to_be_visible()
+        await page.get_by_role("link", name="History", exact=True).click()
+        await shows(page, "Batch renamed")
+        chosen = page.locator(".event[aria-selected=true]")
+        await expect(chosen).to_contain_text("Winter")
 
 
 async def test_a_long_history_is_loaded_around_the_moment(
-    database_url: str, tmp_path: Path
+    feed: FeedHarness, browser: Browser
 ) -> None:
-    chromium()
-
-    async with open_feed(database_url, tmp_path) as on, opened_browser() as browser:
-        scene = BatchFixture(on.log, "Many", minutes_ago=1)
-        await scene.start()
-        await asyncio.gather(*(scene.add(f"{number:04}.bin", 10) for number in range(700)))
-        why = "9 uploads failed"
-        await scene.record(scene.id, BatchPaused(**scene.at(9), by="orchestrator", reason=why))
-        await on.projected()
-        async with signed_in(browser, on) as page:
-            await page.goto(f"{on.address}/#/batches/{scene.id}/history")
-            await shows(page, "Paused")
-            options = page.get_by_role("option")
-            await expect(options.last).to_have_attribute("aria-setsize", "200")
-            assert await options.count() < 60
-            await page.get_by_role("slider").focus()
-            await page.keyboard.press("Home")
-            await page.keyboard.press("ArrowRight")
-            await page.wait_for_url("**/history?at=2")
-            await shows(page, "Registered")
-            await page.keyboard.press("ArrowLeft")
-            await shows(page, "Batch started")
-            await page.get_by_role("listbox").focus()
-            await page.keyboard.press("End")
-            await expect(options.last).to_have_attribute("aria-setsize", "401")
-            await page.get_by_role("slider").fill("350")
-            await shows(page, "Registered")
-            then = page.get_by_role("complementary", name="State at this position")
-            await expect(then.locator("[data-position='350']")).to_have_count(2)
+    scene = await BatchFixture.started(feed.log, "Many")
+    await asyncio.gather(*(scene.add(f"{number:04}.bin", 10) for number in range(700)))
+    why = "9 uploads failed"
+    await scene.record(scene.id, BatchPaused(**scene.at(9), by="orchestrator", reason=why))
+    await feed.projected()
+    async with signed_in(browser, feed) as page:
+        await page.goto(f"{feed.address}/#/batches/{scene.id}/history")
+        await shows(page, "Paused")
+        options = page.get_by_role("option")
+        await expect(options.last).to_have_attribute("aria-setsize", "200")
+        assert await options.count() < 60
+        await page.get_by_role("slider").focus()
+        await page.keyboard.press("Home")
+        await page.keyboard.press("ArrowRight")
+        await page.wait_for_url("**/history?at=2")
+        await shows(page, "Registered")
+        await page.keyboard.press("ArrowLeft")
+        await shows(page, "Batch started")
+        await page.get_by_role("listbox").focus()
+        await page.keyboard.press("End")
+        await expect(options.last).to_have_attribute("aria-setsize", "401")
+        await page.get_by_role("slider").fill("350")
+        await shows(page, "Registered")
+        then = page.get_by_role("complementary", name="State at this position")
+        await expect(then.locator("[data-position='350']")).to_have_count(2)

@@ -1,16 +1,15 @@
-"""Webhooks on the page, in a real browser: how they fare, tests, and telling again."""
+"""Webhooks on the page, in a real browser: health, tests and redelivery."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from playwright.async_api import Page, expect
+import pytest
+from playwright.async_api import Browser, Page, expect
 
 from application.ports.auth import Scope
 from application.webhooks.delivery import DELAYS
 from tests.infrastructure.webhooks.harness import always, open_webhook_harness, receiving, thanks
-from tests.interfaces.feed.harness import open_feed
-from tests.interfaces.web.browser import chromium, opened_browser, signed_in
+from tests.interfaces.feed.harness import FeedHarness
+from tests.interfaces.web.browser import signed_in
 
 
 async def say(page: Page, button: str, yes: str, reason: str | None = None) -> None:
@@ -21,20 +20,17 @@ async def say(page: Page, button: str, yes: str, reason: str | None = None) -> N
     await dialog.get_by_role("button", name=yes).click()
 
 
-async def test_an_operator_tests_a_webhook_tells_it_again_and_turns_it_off_and_on(
-    database_url: str, tmp_path: Path
+@pytest.mark.options(allow_private_addresses=True)
+async def test_an_operator_tests_a_webhook_redelivers_to_it_disables_and_enables_it(
+    database_url: str, feed: FeedHarness, browser: Browser
 ) -> None:
-    chromium()
-
     async with (
-        open_feed(database_url, tmp_path, allow_private_addresses=True) as on,
         open_webhook_harness(database_url) as harness,
         receiving() as receiver,
-        opened_browser() as browser,
-        signed_in(browser, on, scope=Scope.OPERATOR) as page,
+        signed_in(browser, feed, scope=Scope.OPERATOR) as page,
     ):
         await harness.open()
-        await page.goto(f"{on.address}/#/webhooks")
+        await page.goto(f"{feed.address}/#/webhooks")
         await expect(page.get_by_text("No deliveries")).to_be_visible()
         await harness.hook(receiver.url, "batch.completed", owner="default", description="album")
         await harness.hook("https://example.com/theirs", owner="rival")
@@ -70,26 +66,25 @@ async def test_an_operator_tests_a_webhook_tells_it_again_and_turns_it_off_and_o
         await expect(state).to_contain_text("Enabled")
 
 
-async def test_what_was_given_up_is_all_told_again(database_url: str, tmp_path: Path) -> None:
-    chromium()
-
+@pytest.mark.options(allow_private_addresses=True)
+async def test_every_failed_delivery_is_sent_again(
+    database_url: str, feed: FeedHarness, browser: Browser
+) -> None:
     async with (
-        open_feed(database_url, tmp_path, allow_private_addresses=True) as on,
         open_webhook_harness(database_url) as harness,
         receiving(always(503)) as receiver,
-        opened_browser() as browser,
-        signed_in(browser, on, scope=Scope.OPERATOR) as page,
+        signed_in(browser, feed, scope=Scope.OPERATOR) as page,
     ):
         await harness.open()
         hook = await harness.hook(receiver.url, "batch.started", owner="default")
         await harness.batch(owner="default")
-        position = await on.log.head()
+        position = await feed.log.head()
         for number, delay in enumerate(DELAYS, start=1):
             await harness.tried(hook, position, number)
             harness.skip(delay)
         await harness.ended(hook, position)
         receiver.answer = thanks
-        await page.goto(f"{on.address}/#/webhooks/{hook.id}")
+        await page.goto(f"{feed.address}/#/webhooks/{hook.id}")
         deliveries = page.get_by_role("list", name="Deliveries").get_by_role("listitem")
         await expect(deliveries).to_contain_text("Failed")
         await say(page, "Redeliver failed", "Redeliver")
