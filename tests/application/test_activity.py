@@ -24,7 +24,7 @@ from domain.batch.events import (
 )
 from domain.batch.state import Outcome
 from domain.upload.state import UploadState
-from tests.stories import ALICE, BATCH, batch_histories, later, recorded, started
+from tests.builders import ALICE, BATCH, batch_histories, later, recorded, started
 
 LONG_AGO = -3600.0
 QUARTER = 15 * 60.0  # seconds

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from application.audit.merkle import MerkleTree, merkle_root, root_from_path
 from application.audit.seals import FIRST, AuditSeal, Finding, SealChain
-from tests.stories import later
+from tests.builders import later
 
 LEAVES = st.lists(st.binary(max_size=4), min_size=1, max_size=40)
 KEY, NEXT, STRANGER = b"k" * 32, b"n" * 32, b"s" * 32

@@ -45,7 +45,7 @@ from domain.upload.events import (
     UploadQueued,
 )
 from domain.upload.state import UploadState
-from tests.stories import (
+from tests.builders import (
     ALICE,
     BATCH,
     FILE,

@@ -33,7 +33,7 @@ from domain.batch.events import BatchCompleted, BatchProgressed
 from domain.batch.state import BatchState
 from domain.event import Event
 from domain.upload.state import UploadState
-from tests.stories import batch_histories, later, upload_histories
+from tests.builders import batch_histories, later, upload_histories
 
 ONE, TWO = UUID(int=1), UUID(int=2)
 NOW = later(3600)

@@ -12,7 +12,7 @@ from domain.batch.state import BatchState
 from domain.upload.aggregate import Upload
 from domain.upload.events import AttemptStarted, UploadEvent
 from domain.upload.state import UploadState
-from tests.stories import BATCH, FILE, batch_histories, recorded, upload_histories
+from tests.builders import BATCH, FILE, batch_histories, recorded, upload_histories
 
 POSITION = 70
 relaxed = settings(deadline=None)

@@ -33,8 +33,7 @@ from domain.ids import upload_id_for
 from domain.upload.aggregate import Upload
 from domain.upload.state import UploadState
 from infrastructure.event_store.codec import CODEC
-from tests.infrastructure.event_store.examples import EXAMPLES
-from tests.stories import (
+from tests.builders import (
     ALICE,
     BATCH,
     FILE,
@@ -47,6 +46,7 @@ from tests.stories import (
     started,
     upload_histories,
 )
+from tests.infrastructure.event_store.examples import EXAMPLES
 
 OTHER = UUID("019b0000-0000-7000-8000-000000000002")
 NOW: dict[str, Any] = {"at": later(9), "by": ALICE}

@@ -24,7 +24,7 @@ from domain.upload.events import (
     UploadRejected,
 )
 from domain.upload.state import UploadState
-from tests.stories import (
+from tests.builders import (
     ALICE,
     BATCH,
     FILE,

@@ -32,7 +32,7 @@ from domain.webhook.events import (
     WebhookRemoved,
     WebhookTestRequested,
 )
-from tests.stories import ALICE, BATCH, NOON
+from tests.builders import ALICE, BATCH, NOON
 
 HOOK, SECRET = UUID(int=7), UUID(int=1)
 NOW = {"at": NOON, "by": ALICE}

@@ -9,7 +9,7 @@ import pytest
 
 from application.pipeline import PermanentError
 from tests.corpus.rows import ROWS, Row
-from tests.infrastructure.processors.bench import KeptProcessors, Table, subject
+from tests.infrastructure.processors.step_context import KeptProcessors, Table, subject
 
 STEPS = ("checksum", "media-type", "thumbnail", "archive")
 

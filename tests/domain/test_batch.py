@@ -21,7 +21,7 @@ from domain.batch.events import (
 from domain.batch.state import BatchState, Counts, Outcome, percent_of
 from domain.errors import FieldError, InvalidState, ValidationFailed
 from domain.upload.state import UploadState
-from tests.stories import ALICE, NOON, given_batch, later, started
+from tests.builders import ALICE, NOON, given_batch, later, started
 
 SEALED = BatchSealed(at=NOON, by=ALICE)
 CANCELLED = BatchCancelled(at=NOON, by=ALICE, reason="wrong folder")

@@ -14,7 +14,7 @@ from domain.ids import (
     rejection_id_for,
     upload_id_for,
 )
-from tests.stories import BATCH
+from tests.builders import BATCH
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from domain.upload.events import (
     UploadEvent,
 )
 from domain.upload.state import UploadState
-from tests.stories import ALICE, BATCH, NOON, failure, started
+from tests.builders import ALICE, BATCH, NOON, failure, started
 
 SIZES = st.one_of(st.none(), st.integers(min_value=0, max_value=50))
 BYTES = st.integers(min_value=-1, max_value=60)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.retry import GiveUp, RetryAt, RetryPolicy
-from tests.stories import NOON
+from tests.builders import NOON
 
 
 @given(

@@ -25,7 +25,7 @@ from domain.upload.events import (
     UploadReleased,
 )
 from domain.upload.state import UploadState
-from tests.stories import (
+from tests.builders import (
     ALICE,
     NOON,
     WORKER,

@@ -22,7 +22,7 @@ from domain.webhook.events import (
     WebhookTestRequested,
     validate_filter,
 )
-from tests.stories import ALICE, NOON, later
+from tests.builders import ALICE, NOON, later
 
 HOOK = UUID(int=7)
 FIRST, SECOND, THIRD = UUID(int=1), UUID(int=2), UUID(int=3)

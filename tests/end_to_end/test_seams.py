@@ -51,8 +51,8 @@ from infrastructure.read_model import projector, rebuild
 from infrastructure.read_model.feed import PostgresFeed
 from interfaces.bootstrap.container import Container
 from interfaces.uploads.setup import TRANSFERS
+from tests.builders import NOON, WORKER, attempt, queued, registered
 from tests.harness import open_test_container, serve_http
-from tests.stories import NOON, WORKER, attempt, queued, registered
 from tests.support import eventually
 
 ACTOR = Actor("key:test")

@@ -35,10 +35,10 @@ from infrastructure.read_model.rebuild import rebuild, verify
 from infrastructure.webhooks.dispatcher import WebhookDispatcher, dispatcher_leadership
 from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.bootstrap.tasks import supervise
+from tests.builders import ALICE, NOON, registered
 from tests.infrastructure.jobs.fake_processors import pass_file
 from tests.infrastructure.jobs.harness import PipelineHarness, now, open_harness, pipeline
 from tests.interfaces.rest.server import serving
-from tests.stories import ALICE, NOON, registered
 from tests.support import eventually
 
 # The later version: its events, and its writer, which is ours with these classes.

@@ -14,9 +14,9 @@ from infrastructure.audit.sealer import LastSealFile, Sealer, SealKey, read_key
 from infrastructure.audit.verifier import SealVerification, verify_seals
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.connection import Connection
+from tests.builders import NOON
 from tests.harness import open_log
 from tests.infrastructure.event_store.log_support import connected, steps
-from tests.stories import NOON
 from tests.support import tamper
 
 

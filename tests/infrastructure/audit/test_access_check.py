@@ -21,11 +21,11 @@ from infrastructure.erasure.wrapped_keys import destroy_masters_of
 from infrastructure.event_store.codec import Codec
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model import projector
+from tests.builders import registered, started
 from tests.conftest import Databases
 from tests.infrastructure.erasure.memory_master_keys import MASTERS, keyring_on
 from tests.infrastructure.erasure.test_keyring import open_keyed_log
 from tests.infrastructure.event_store.log_support import connected
-from tests.stories import registered, started
 from tests.support import run, with_database
 
 HASH = "decode(repeat('ab', 32), 'hex')"

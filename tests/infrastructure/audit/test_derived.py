@@ -26,10 +26,10 @@ from infrastructure.read_model import projector
 from infrastructure.webhooks.dispatcher import WebhookDispatcher, dispatcher_leadership
 from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.bootstrap.tasks import supervise
+from tests.builders import ALICE, NOON, registered, started
 from tests.conftest import Databases
 from tests.infrastructure.jobs.fake_processors import pass_file
 from tests.infrastructure.jobs.harness import PipelineHarness, open_harness, pipeline
-from tests.stories import ALICE, NOON, registered, started
 from tests.support import eventually, run, tamper, with_database
 
 OTHER = "00000000-0000-0000-0000-0000000000aa"

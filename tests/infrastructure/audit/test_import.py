@@ -11,7 +11,7 @@ from infrastructure.postgres.pool import make_pool
 from infrastructure.postgres.schema import migrate
 from tests.infrastructure.audit.test_access_check import check
 from tests.infrastructure.event_store.log_support import whole_log
-from tests.infrastructure.postgres.older import migrate_to
+from tests.infrastructure.postgres.old_databases import migrate_to
 
 BEFORE = "0017"
 HASH = "decode(repeat('ab', 32), 'hex')"

@@ -25,10 +25,10 @@ from infrastructure.erasure.keyring import PostgresErasures
 from infrastructure.event_store.codec import Codec
 from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.rebuild import verify
+from tests.builders import ALICE, NOON, attempt, given, queued, received, registered, started
 from tests.infrastructure.erasure.memory_master_keys import MASTERS, keyring_on
 from tests.infrastructure.event_store.log_support import connected
 from tests.infrastructure.read_model.support import ReadModel, open_read_model, projecting
-from tests.stories import ALICE, NOON, attempt, given, queued, received, registered, started
 
 ADMIN = "key:admin"
 

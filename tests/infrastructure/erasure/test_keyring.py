@@ -19,10 +19,10 @@ from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.event_store.mapper import LibraryEvent, StructMapper
 from infrastructure.event_store.reader import read_log
 from infrastructure.postgres.pool import make_pool
+from tests.builders import NOON, WORKER, registered
 from tests.harness import open_log
 from tests.infrastructure.erasure.memory_master_keys import keyring_on
 from tests.infrastructure.event_store.log_support import connected
-from tests.stories import NOON, WORKER, registered
 from tests.support import execute
 
 STREAM = UUID("019b0000-0000-7000-8000-0000000000aa")

@@ -35,10 +35,10 @@ from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.postgres.schema import migrate
+from tests.builders import registered
 from tests.infrastructure.erasure.memory_master_keys import MemoryMasterKeys
 from tests.infrastructure.event_store.log_support import connected
-from tests.infrastructure.postgres.older import migrate_to
-from tests.stories import registered
+from tests.infrastructure.postgres.old_databases import migrate_to
 from tests.support import execute
 
 DESTROY = """UPDATE audit.owner_keys SET wrapped = NULL, destroyed_at = now()

@@ -75,7 +75,7 @@ from domain.webhook.events import (
     WebhookSecretRotated,
     WebhookTestRequested,
 )
-from tests.stories import BATCH, NOON, later
+from tests.builders import BATCH, NOON, later
 
 CAUSE = Causation(
     UUID("019b0000-0000-7000-8000-00000000000c"),

@@ -11,7 +11,7 @@ from application.errors import ApplicationError
 from domain.upload.events import FileProgressed
 from infrastructure.event_store.reader import read_log
 from infrastructure.postgres.connection import Connection, connect
-from tests.stories import ALICE, NOON
+from tests.builders import ALICE, NOON
 
 
 @asynccontextmanager

@@ -15,8 +15,8 @@ from domain.catalogue import DomainEvent
 from domain.event import UnknownEvent, event_fields, topic_of
 from domain.upload.events import SizeDeclared
 from infrastructure.event_store.codec import CODEC, Codec, UnreadableEvent
+from tests.builders import ALICE, NOON
 from tests.infrastructure.event_store.examples import CAUSE, EXAMPLES, GROWN
-from tests.stories import ALICE, NOON
 
 GOLDEN: dict[str, str] = json.loads((Path(__file__).parent / "golden" / "events.json").read_text())
 

@@ -19,6 +19,7 @@ from domain.batch.events import BatchProgressed
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.event_store.mapper import LibraryEvent, StructMapper
+from tests.builders import ALICE, BATCH, FILE, NOON, received, registered, started
 from tests.harness import open_log
 from tests.infrastructure.event_store.examples import CAUSE, EXAMPLES
 from tests.infrastructure.event_store.log_support import (
@@ -27,7 +28,6 @@ from tests.infrastructure.event_store.log_support import (
     step,
     whole_log,
 )
-from tests.stories import ALICE, BATCH, FILE, NOON, received, registered, started
 
 
 class StockApplication(Application[UUID]):

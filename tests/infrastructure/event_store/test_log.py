@@ -16,10 +16,7 @@ from infrastructure.event_store.codec import UnreadableEvent
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
 from infrastructure.postgres.pool import make_pool
-from tests.harness import open_log
-from tests.infrastructure.event_store.examples import CAUSE
-from tests.infrastructure.event_store.log_support import done_in, new_stream, step, steps
-from tests.stories import (
+from tests.builders import (
     ALICE,
     BATCH,
     FILE,
@@ -32,6 +29,9 @@ from tests.stories import (
     registered,
     started,
 )
+from tests.harness import open_log
+from tests.infrastructure.event_store.examples import CAUSE
+from tests.infrastructure.event_store.log_support import done_in, new_stream, step, steps
 from tests.support import eventually
 
 SEALED = BatchSealed(at=NOON, by=ALICE)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.infrastructure.processors.bench import close_kept_processors
+from tests.infrastructure.processors.step_context import close_kept_processors
 
 
 @pytest.fixture(scope="module", autouse=True)

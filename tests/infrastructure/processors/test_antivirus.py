@@ -12,8 +12,8 @@ from domain.upload.events import UploadQuarantined
 from domain.upload.state import UploadState
 from infrastructure.processors.antivirus import ScannerUnavailable, antivirus
 from tests.infrastructure.jobs.harness import open_harness, pipeline
-from tests.infrastructure.processors.bench import Table, perform, subject
 from tests.infrastructure.processors.clamav import LARGEST, eicar, running_clamd
+from tests.infrastructure.processors.step_context import Table, perform, subject
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from application.pipeline import PermanentError
 from tests.infrastructure.processors.archives import device, encrypted, lying, tarred, zipped
-from tests.infrastructure.processors.bench import perform
+from tests.infrastructure.processors.step_context import perform
 
 MIB = 1024 * 1024
 FILES = {"a.txt": b"words\n" * 100, "folder/b.bin": os.urandom(300_000)}

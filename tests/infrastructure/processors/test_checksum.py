@@ -5,7 +5,7 @@ from hashlib import sha256
 import pytest
 
 from application.pipeline import PermanentError
-from tests.infrastructure.processors.bench import perform
+from tests.infrastructure.processors.step_context import perform
 
 BIG = bytes(range(256)) * 4000
 

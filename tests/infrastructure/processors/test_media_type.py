@@ -16,8 +16,8 @@ from infrastructure.processors.media_types import OFFICE, RASTER, canonical
 from infrastructure.processors.signatures import HEAD_BYTES, conclude, sniff
 from tests.corpus import images
 from tests.corpus.rows import ROWS
-from tests.infrastructure.processors.bench import perform
 from tests.infrastructure.processors.pictures import bomb, picture
+from tests.infrastructure.processors.step_context import perform
 
 PREFIXES = [row.build()[:64] for row in ROWS if row.path.startswith(("a", "f", "l", "m", "s"))]
 PDF = b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n"

@@ -9,7 +9,7 @@ from application.worker.step_result import StepFailure
 from infrastructure.processors.registry import open_processors
 from infrastructure.processors.simple import SimulatedFailure
 from infrastructure.settings import Settings
-from tests.infrastructure.processors.bench import Table, perform, subject
+from tests.infrastructure.processors.step_context import Table, perform, subject
 
 PLUGIN = """
 async def shout(subject, bench, options):

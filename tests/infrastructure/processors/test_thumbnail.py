@@ -17,8 +17,8 @@ from application.errors import StorageFull
 from infrastructure.processors.decoder_pool import DecoderPool
 from infrastructure.processors.registry import open_processors
 from tests.corpus import images
-from tests.infrastructure.processors.bench import Table, perform, subject
 from tests.infrastructure.processors.pictures import bomb, picture
+from tests.infrastructure.processors.step_context import Table, perform, subject
 from tests.support import eventually
 
 SMALL = picture("PNG")

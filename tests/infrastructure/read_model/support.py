@@ -23,8 +23,8 @@ from infrastructure.read_model.engine import make_engine
 from infrastructure.read_model.history import PostgresHistory
 from infrastructure.read_model.queries import PostgresQueries
 from interfaces.bootstrap.tasks import supervise
+from tests.builders import attempt, queued, received, registered, started
 from tests.harness import open_log
-from tests.stories import attempt, queued, received, registered, started
 
 
 @dataclass

@@ -9,8 +9,8 @@ from application.errors import NotFound
 from domain.batch.events import BatchSealed
 from domain.ids import upload_id_for
 from infrastructure.read_model import history
+from tests.builders import ALICE, NOON, registered
 from tests.infrastructure.read_model.support import ReadModel, open_read_model, record_batch
-from tests.stories import ALICE, NOON, registered
 
 
 async def interleaved(model: ReadModel) -> tuple[object, object]:

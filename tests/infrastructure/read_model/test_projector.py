@@ -19,14 +19,7 @@ from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.postgres.locks import PROJECTOR_LOCK
 from infrastructure.read_model.projector import ProjectionVersionMismatch, connect_writer, project
 from infrastructure.read_model.tables import LIVE
-from tests.infrastructure.read_model.support import (
-    ReadModel,
-    open_read_model,
-    projecting,
-    record_batch,
-    rows_in,
-)
-from tests.stories import (
+from tests.builders import (
     ALICE,
     NOON,
     attempt,
@@ -37,6 +30,13 @@ from tests.stories import (
     registered,
     started,
     upload_histories,
+)
+from tests.infrastructure.read_model.support import (
+    ReadModel,
+    open_read_model,
+    projecting,
+    record_batch,
+    rows_in,
 )
 from tests.support import eventually, run, tamper
 

@@ -17,12 +17,12 @@ from infrastructure.read_model.queries import (
     from_cursor,
     to_cursor,
 )
+from tests.builders import ALICE, BATCH, NOON, attempt, failure, later, registered, started
 from tests.infrastructure.read_model.support import (
     ReadModel,
     projecting,
     record_batch,
 )
-from tests.stories import ALICE, BATCH, NOON, attempt, failure, later, registered, started
 from tests.support import with_database
 
 PATHS = [f"photos/{number:02}.jpg" for number in range(7)]

@@ -18,6 +18,7 @@ from infrastructure.postgres.connection import connect
 from infrastructure.postgres.schema import MIGRATIONS, NewerDatabase, migrate
 from infrastructure.read_model import rebuild as rebuilding
 from infrastructure.read_model.rebuild import rebuild, rebuild_if_outdated, verify
+from tests.builders import ALICE, later, recorded, started
 from tests.infrastructure.read_model.support import (
     ReadModel,
     open_read_model,
@@ -25,7 +26,6 @@ from tests.infrastructure.read_model.support import (
     record_batch,
     rows_in,
 )
-from tests.stories import ALICE, later, recorded, started
 from tests.support import tamper
 
 

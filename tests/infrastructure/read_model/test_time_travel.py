@@ -9,8 +9,8 @@ from application.views import batch_at, show_activity_then, upload_at
 from domain.batch.events import BatchSealed
 from domain.ids import upload_id_for
 from domain.upload.events import FileReceived
+from tests.builders import ALICE, later, registered, started
 from tests.infrastructure.read_model.support import ReadModel
-from tests.stories import ALICE, later, registered, started
 
 
 async def test_rows_can_be_seen_as_they_were_at_a_position_or_a_time(model: ReadModel) -> None:

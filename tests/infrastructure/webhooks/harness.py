@@ -44,8 +44,8 @@ from infrastructure.webhooks.dispatcher import WebhookDispatcher, dispatcher_lea
 from infrastructure.webhooks.outbox import PostgresOutbox
 from infrastructure.webhooks.registry import PostgresWebhooks
 from interfaces.bootstrap.tasks import supervise
+from tests.builders import ALICE, registered, started
 from tests.harness import open_log, open_test_container
-from tests.stories import ALICE, registered, started
 from tests.support import eventually
 
 DAY = 86400.0

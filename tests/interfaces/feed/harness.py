@@ -18,9 +18,9 @@ from interfaces.bootstrap.container import Container
 from interfaces.feed.connection import FeedLimits
 from interfaces.feed.endpoints import HUB
 from interfaces.feed.hub import FeedHub
+from tests.builders import registered, started
 from tests.harness import open_test_container, running, serve_http, supervise_projector
 from tests.interfaces.feed.ws_client import FeedClient
-from tests.stories import registered, started
 from tests.support import eventually
 
 POSITION = "SELECT notification_id FROM notification_tracking WHERE application_name = 'read_model'"

@@ -13,12 +13,12 @@ import msgspec
 from interfaces.feed.asyncapi import CLIENT_MESSAGES, STREAM_FRAMES, WEBSOCKET_FRAMES, asyncapi
 from interfaces.feed.connection import FeedLimits
 from interfaces.feed.protocol import ChangesHead, Frame, Message, SnapshotHead
+from tests.builders import attempt, queued, received
 from tests.clients.installed import HERE, require_node, require_package
 from tests.interfaces.feed.harness import FeedHarness, open_feed
 from tests.interfaces.feed.stream import streaming
-from tests.interfaces.feed.test_renewing import ends_in
+from tests.interfaces.feed.test_credential_renewal import ends_in
 from tests.interfaces.rest.test_operations import references
-from tests.stories import attempt, queued, received
 
 
 def test_every_frame_and_message_is_described_and_no_reference_leads_nowhere() -> None:

@@ -10,10 +10,10 @@ from application.ports.read_model import ChangePage, FeedFilter
 from interfaces.feed.connection import START, ClientPosition, advance
 from interfaces.feed.hub import TickEncoder
 from interfaces.feed.protocol import ENCODINGS, JSON
+from tests.builders import attempt as attempted
+from tests.builders import queued, received
 from tests.interfaces.feed.harness import FeedHarness
-from tests.interfaces.feed.test_place import NOW, ONE, attempt, batch, upload
-from tests.stories import attempt as attempted
-from tests.stories import queued, received
+from tests.interfaces.feed.test_client_position import NOW, ONE, attempt, batch, upload
 
 PACKED = ENCODINGS["uptrail.v1.msgpack"]
 

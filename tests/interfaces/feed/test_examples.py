@@ -12,10 +12,10 @@ from pathlib import Path
 from uuid import UUID
 
 from domain.batch.events import BatchCompleted, BatchSealed
+from tests.builders import ALICE, NOON, received
 from tests.clients.installed import require_node
 from tests.interfaces.feed.harness import FeedHarness, open_feed
 from tests.interfaces.feed.test_feed import progress
-from tests.stories import ALICE, NOON, received
 from tests.support import eventually
 
 DOCS = Path(__file__).parents[3] / "docs"

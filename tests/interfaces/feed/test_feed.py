@@ -11,9 +11,9 @@ import pytest
 
 from application.ports.auth import Scope
 from domain.upload.events import FileProgressed
+from tests.builders import ALICE, NOON, attempt, queued, received
 from tests.interfaces.feed.harness import FeedHarness, open_feed
 from tests.late_projector import delay_projector
-from tests.stories import ALICE, NOON, attempt, queued, received
 
 
 def progress(done: int) -> FileProgressed:

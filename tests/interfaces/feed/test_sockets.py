@@ -215,7 +215,7 @@ def _elsewhere() -> Any:
     from uuid import uuid4
 
     from application.append import append_to_stream
-    from tests.stories import started
+    from tests.builders import started
 
     return append_to_stream(uuid4(), 0, started(owner="rival"))
 

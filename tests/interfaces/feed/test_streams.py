@@ -12,13 +12,13 @@ from playwright.async_api import Browser
 
 from interfaces.feed.connection import FeedLimits
 from interfaces.feed.protocol import CloseCode
+from tests.builders import attempt, queued, received
 from tests.interfaces.feed.harness import FeedHarness, open_feed
 from tests.interfaces.feed.stream import StreamViewer, streaming
-from tests.interfaces.feed.test_no_gap import agree, busy, moved
-from tests.interfaces.feed.test_renewing import ends_in
+from tests.interfaces.feed.test_convergence import agree, busy, moved
+from tests.interfaces.feed.test_credential_renewal import ends_in
 from tests.interfaces.web.browser import signed_in
 from tests.late_projector import delay_projector
-from tests.stories import attempt, queued, received
 from tests.support import eventually
 
 FAT = {f"note {number}": "word " * 45 for number in range(16)}

@@ -11,8 +11,8 @@ from application.append import Append, StreamAppend
 from application.ports.auth import Scope
 from domain.batch.events import BatchErased, BatchSealed
 from domain.ids import upload_id_for
+from tests.builders import ALICE, NOON
 from tests.interfaces.rest.server import Answer, Server
-from tests.stories import ALICE, NOON
 
 
 async def read_own(server: Server, path: str, written: Answer) -> Any:

@@ -11,8 +11,8 @@ from application.append import append_to_stream
 from application.ports.auth import Scope
 from domain.batch.state import Outcome
 from domain.upload.aggregate import Failure
+from tests.builders import later
 from tests.interfaces.rest.server import Server
-from tests.stories import later
 
 NOW: dict[str, Any] = {"at": later(0), "by": "worker:w1"}
 FAILURE = Failure(step="antivirus", error_type="Infected", message="EICAR", permanent=True)

@@ -7,7 +7,7 @@ import pytest
 
 from interfaces.rest import webhooks
 from tests.interfaces.rest import server as api
-from tests.interfaces.uploads.raw import Sender, header
+from tests.interfaces.uploads.raw_http import Sender, header
 from tests.interfaces.uploads.server import BYTES, TUS, Server, serving
 from tests.support import path_of
 

@@ -20,9 +20,9 @@ from domain.upload.events import (
 )
 from domain.upload.state import UploadState
 from interfaces.rest.app import OPERATIONS
+from tests.builders import ALICE, NOON, attempt, queued, received
 from tests.interfaces.rest.server import OWNER, Server, serving
 from tests.late_projector import delay_projector, hold_projector
-from tests.stories import ALICE, NOON, attempt, queued, received
 
 BY: dict[str, Any] = {"at": NOON, "by": ALICE}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from application.transfers.locks import upload_blob_name
-from tests.interfaces.uploads.raw import Sender
+from tests.interfaces.uploads.raw_http import Sender
 from tests.interfaces.uploads.server import BYTES, TUS, Server, serving, upload_in
 from tests.support import eventually
 

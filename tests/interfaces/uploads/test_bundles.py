@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from domain.ids import upload_id_for
-from tests.interfaces.uploads.raw import Sender
+from tests.interfaces.uploads.raw_http import Sender
 from tests.interfaces.uploads.server import Server, serving, stored_files
 from tests.support import eventually
 

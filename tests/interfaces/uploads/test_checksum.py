@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from google_crc32c import Checksum as Crc32c
 
-from tests.interfaces.uploads.raw import Sender
+from tests.interfaces.uploads.raw_http import Sender
 from tests.interfaces.uploads.server import BYTES, Server, stored_files
 from tests.support import eventually
 

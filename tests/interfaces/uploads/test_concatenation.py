@@ -21,7 +21,7 @@ from tests.interfaces.uploads.server import (
     stored_files,
     upload_in,
 )
-from tests.interfaces.uploads.test_sweeping import _age, _clear_all, _sweeper
+from tests.interfaces.uploads.test_sweeper import _age, _clear_all, _sweeper
 from tests.support import eventually
 
 

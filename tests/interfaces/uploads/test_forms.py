@@ -12,7 +12,7 @@ from aiohttp import FormData
 
 from domain.ids import batch_id_for, upload_id_for
 from tests.interfaces.last_position import last_position
-from tests.interfaces.uploads.raw import Sender
+from tests.interfaces.uploads.raw_http import Sender
 from tests.interfaces.uploads.server import OWNER, Server, serving
 from tests.support import eventually
 

@@ -17,7 +17,7 @@ from infrastructure.postgres.pool import make_pool
 from infrastructure.read_model.projector import catch_up
 from infrastructure.read_model.queries import PostgresUsage
 from tests.fakes import InProcessTransferLimiter
-from tests.interfaces.uploads.raw import Sender
+from tests.interfaces.uploads.raw_http import Sender
 from tests.interfaces.uploads.server import BYTES, OWNER, TUS, Server, filename, serving, upload_in
 from tests.support import eventually
 

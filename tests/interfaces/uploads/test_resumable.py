@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.interfaces.uploads.raw import Sender, header
+from tests.interfaces.uploads.raw_http import Sender, header
 from tests.interfaces.uploads.server import TUS, Server, upload_in
 from tests.support import eventually, path_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from interfaces.uploads.tus_protocol import OVERRIDE
-from tests.interfaces.uploads.raw import Sender
+from tests.interfaces.uploads.raw_http import Sender
 from tests.interfaces.uploads.server import BYTES, TUS, Server, stored_files, upload_in
 
 

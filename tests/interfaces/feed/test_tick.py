@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from application.ports.read_model import ChangePage
 from interfaces.feed.hub import MAX_CPU_SHARE, MAX_PERIOD, adaptive_period
 from interfaces.feed.registry import split_pages
-from tests.interfaces.feed.test_place import ONE, TWO, attempt, batch, upload
+from tests.interfaces.feed.test_client_position import ONE, TWO, attempt, batch, upload
 
 
 def changed(uploads: int, batches: int, *, more: bool) -> ChangePage:

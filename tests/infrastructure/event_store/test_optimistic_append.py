@@ -18,6 +18,7 @@ from infrastructure.event_store.committer import (
     resolve_ambiguous,
 )
 from infrastructure.event_store.writer import encode, plan_optimistic
+from tests.builders import ALICE, NOON
 from tests.infrastructure.event_store.log_support import (
     connected,
     done_in,
@@ -26,7 +27,6 @@ from tests.infrastructure.event_store.log_support import (
     steps,
     whole_log,
 )
-from tests.stories import ALICE, NOON
 
 
 def sealed(batch: UUID) -> Append:

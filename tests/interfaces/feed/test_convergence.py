@@ -21,9 +21,9 @@ from domain.upload.events import (
     UploadCompleted,
 )
 from interfaces.feed.connection import FeedLimits
+from tests.builders import ALICE, NOON, WORKER, attempt, queued, received
 from tests.interfaces.feed.harness import FeedHarness, open_feed
 from tests.interfaces.feed.ws_client import FeedClient
-from tests.stories import ALICE, NOON, WORKER, attempt, queued, received
 from tests.support import eventually
 
 

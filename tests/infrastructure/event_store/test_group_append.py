@@ -19,6 +19,7 @@ from domain.batch.events import BatchProgressed, BatchSealed
 from domain.event import Event
 from infrastructure.event_store.writer import append_group, stream_versions
 from infrastructure.postgres.connection import Connection
+from tests.builders import ALICE, BATCH, NOON, registered, started
 from tests.infrastructure.event_store.log_support import (
     appended,
     connected,
@@ -27,7 +28,6 @@ from tests.infrastructure.event_store.log_support import (
     steps,
     whole_log,
 )
-from tests.stories import ALICE, BATCH, NOON, registered, started
 
 A, B, C = UUID(int=1), UUID(int=2), UUID(int=3)
 SEALING = frozenset({"batch.sealed", "batch.cancelled"})

@@ -18,13 +18,13 @@ from infrastructure.event_store.codec import CODEC
 from infrastructure.event_store.reader import read_log
 from infrastructure.outbound import new_secret
 from infrastructure.read_model.projector import catch_up
+from tests.builders import ALICE, NOON, registered
 from tests.infrastructure.webhooks.harness import (
     Receiver,
     WebhookHarness,
     open_webhook_harness,
     receiving,
 )
-from tests.stories import ALICE, NOON, registered
 from tests.support import eventually
 
 

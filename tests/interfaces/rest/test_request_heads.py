@@ -10,7 +10,7 @@ import pytest
 
 from interfaces.common.server import MAX_HEAD
 from tests.interfaces.rest import server as api
-from tests.interfaces.uploads.raw import Sender, header
+from tests.interfaces.uploads.raw_http import Sender, header
 from tests.interfaces.uploads.server import BYTES, serving
 
 ONE = f"Upload-Concat: final;{'x' * (MAX_HEAD + 1000)}\r\n"

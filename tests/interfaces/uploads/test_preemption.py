@@ -5,7 +5,7 @@ from pathlib import Path
 
 from application.transfers.locks import upload_blob_name
 from application.transfers.transfers import Actor
-from tests.interfaces.uploads.raw import Sender
+from tests.interfaces.uploads.raw_http import Sender
 from tests.interfaces.uploads.server import TUS, Server, serving, upload_in
 from tests.support import eventually
 
