@@ -25,6 +25,7 @@ It has a limit of its own: the URLs of a thousand partial uploads exceed that of
 HEADER_KEY = "tus-metadata"
 """Metadata key with the whole Upload-Metadata header, which has a limit of its own too."""
 
+_NO_NAMES = frozenset({"", ".", ".."})  # segments of a path that name no file
 _MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,127}/[\w!#$&^.+-]{1,127}(;.{0,200})?", re.ASCII)
 _CONCATENATION = re.compile(r"[ -~]{0,65536}")
 _HEADER = re.compile(r"[ -~]{0,8192}")
@@ -52,14 +53,15 @@ def validate_declaration(file: FileDeclaration, *, at: str = "") -> Iterator[Fie
         yield FieldError(f"{at}path", problem)
     if file.size is not None and not 0 <= file.size <= MAX_SIZE:
         yield FieldError(f"{at}size", f"must be from 0 to {MAX_SIZE} bytes, or left out")
-    if file.media_type is not None and not _MEDIA_TYPE.fullmatch(file.media_type):
+    if file.media_type is not None and not is_media_type(file.media_type):
         yield FieldError(f"{at}media_type", "must look like image/png")
     if file.checksum is not None and not _CHECKSUM.fullmatch(file.checksum):
         yield FieldError(f"{at}checksum", "must be sha256: followed by 64 lowercase hex digits")
     metadata = dict(file.metadata)
-    if not _CONCATENATION.fullmatch(metadata.pop(PARTS_KEY, "")):
+    concatenation, header = metadata.pop(PARTS_KEY, None), metadata.pop(HEADER_KEY, None)
+    if concatenation is not None and not _CONCATENATION.fullmatch(concatenation):
         yield FieldError(f"{at}metadata", f"must have {PARTS_KEY} in printable ASCII of 64 KiB")
-    if not _HEADER.fullmatch(metadata.pop(HEADER_KEY, "")):
+    if header is not None and not _HEADER.fullmatch(header):
         yield FieldError(f"{at}metadata", f"must have {HEADER_KEY} in printable ASCII of 8 KiB")
     if problem := metadata_error(metadata):
         yield FieldError(f"{at}metadata", problem)
@@ -84,24 +86,33 @@ def path_error(path: str) -> str | None:
     if "\\" in path:
         return "must use / between folders"
     segments = path.split("/")
-    if any(segment in ("", ".", "..") for segment in segments):
+    if not _NO_NAMES.isdisjoint(segments):
         return "must be relative, without empty, . or .. segments"
-    if any(len(segment.encode("utf-16-le")) > 2 * MAX_NAME_UNITS for segment in segments):
+    # No text has more units in UTF-16 than bytes in UTF-8: a short path has no name that is longer.
+    if len(encoded) > MAX_NAME_UNITS and any(
+        len(segment.encode("utf-16-le")) > 2 * MAX_NAME_UNITS for segment in segments
+    ):
         return f"must have names of at most {MAX_NAME_UNITS} characters (UTF-16 units)"
     return None
+
+
+def is_media_type(text: str) -> bool:
+    """Return whether the text has the form of a media type, with or without parameters."""
+    return _MEDIA_TYPE.fullmatch(text) is not None
 
 
 def metadata_error(metadata: Mapping[str, str]) -> str | None:
     """Return what is wrong with user metadata, or None."""
     if len(metadata) > MAX_METADATA_ENTRIES:
         return f"must have at most {MAX_METADATA_ENTRIES} entries"
+    text = "".join((*metadata, *metadata.values()))
     try:
-        size = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items())
+        size = len(text.encode())
     except UnicodeEncodeError:
         return "must be valid Unicode"
     if size > MAX_METADATA_BYTES:
         return f"must hold at most {MAX_METADATA_BYTES} bytes in all"
-    if any(has_control_characters(text) for pair in metadata.items() for text in pair):
+    if has_control_characters(text):
         return "must not hold control characters"
     return None
 

@@ -47,9 +47,10 @@ class StandaloneTarget(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """Target of a file in an existing batch, declared there or not."""
+    """Target of a file in an existing batch of this owner, declared there or not."""
 
     batch: UUID
+    owner: str
 
 
 class UploadCreator:
@@ -87,7 +88,7 @@ class UploadCreator:
         then these are dropped. Raises what `register` and `read` raise.
         """
         await self.admit(target, file)
-        async with self._transfers.quotas.transfer_permit(await self.owner_of(target)):
+        async with self._transfers.quotas.transfer_permit(target.owner):
             content = await read()
         upload = upload_id_for(target.batch, file.path, self._transfers.log.id_secret)
         chosen = single_request_blob_name(upload, self._new_id())
@@ -119,12 +120,6 @@ class UploadCreator:
             return registered
         return await self._store_in_declared(registered, size, blob, actor)
 
-    async def owner_of(self, target: StandaloneTarget | BatchTarget) -> str:
-        """Return the owner of the target. Raises NotFound, Unavailable."""
-        if isinstance(target, StandaloneTarget):
-            return target.owner
-        return (await self._transfers.log.batch(target.batch)).owner
-
     async def admit(self, target: StandaloneTarget | BatchTarget, file: FileDeclaration) -> None:
         """Validate the file and check the quotas, before any byte of it is read.
 
@@ -136,7 +131,7 @@ class UploadCreator:
         if quotas.unlimited or await self._is_declared(target, file):
             return
         batch = target.batch if isinstance(target, BatchTarget) else None
-        await quotas.admit(await self.owner_of(target), batch, file.size or 0)
+        await quotas.admit(target.owner, batch, file.size or 0)
 
     async def validate(self, file: FileDeclaration) -> None:
         """Validate the file. Raises ValidationFailed, BodyTooLarge, StorageFull, Unavailable."""
@@ -213,12 +208,11 @@ class PartialUploads:
     ) -> CommandResult[Upload]:
         """Register a partial upload of `file.size` bytes; raises as UploadCreator.register."""
         await self._creator.validate(file)
-        owner = await self._creator.owner_of(target)
         # The quota counts the final upload; a partial upload only has to fit by itself.
-        await self._transfers.quotas.require(owner, target.batch, file.size or 0)
+        await self._transfers.quotas.require(target.owner, target.batch, file.size or 0)
         command = RegisterPartialUpload(
             id=partial_upload_id_for(self._new_id()),
-            owner=owner,
+            owner=target.owner,
             batch=target.batch if isinstance(target, BatchTarget) else None,
             size=file.size,
             metadata=file.metadata,
@@ -262,10 +256,10 @@ class PartialUploads:
 
     async def _load_complete_part(self, id: UUID, target: StandaloneTarget | BatchTarget) -> Upload:
         """Return the partial upload if it is complete and of the target's owner and batch."""
-        owner, log = await self._creator.owner_of(target), self._transfers.log
+        log = self._transfers.log
         origin = await log.origin(id)
         # Before anything is loaded: the response time must not reveal a foreign upload.
-        if origin is None or origin.owner != owner or not is_partial_upload(id):
+        if origin is None or origin.owner != target.owner or not is_partial_upload(id):
             raise PartialUploadMissing(id)
         log.forget(id)
         try:

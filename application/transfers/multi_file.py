@@ -273,7 +273,9 @@ class LargeFileReceiver:
         return FileResult(upload.path, upload.id, "received")
 
     async def _register(self, batch: UUID, file: FileDeclaration) -> RegisteredUpload:
-        return await self._creator.register(BatchTarget(batch=batch), file, self._actor)
+        owner = (await self._transfers.log.batch(batch)).owner
+        target = BatchTarget(batch=batch, owner=owner)
+        return await self._creator.register(target, file, self._actor)
 
     async def _cancel(self, upload: Upload, reason: str) -> None:
         """Cancel an upload that cannot be completed, so that its batch does not wait for it."""

@@ -17,7 +17,7 @@ from application.transfers.multi_file import MultiFileReceiver
 from domain.batch.aggregate import Batch
 from domain.batch.state import BatchState
 from domain.errors import FieldError, ValidationFailed
-from domain.file import FileDeclaration, validate_declaration
+from domain.file import FileDeclaration, is_media_type
 from domain.ids import batch_id_for
 from interfaces.common.access import reject_batch_scoped_key, require
 from interfaces.common.api_types import NewBatch
@@ -171,13 +171,7 @@ class _FormUpload:
 def _declaration(part: multipart.FormPart) -> FileDeclaration:
     """Return the declaration of a part; for a chosen folder, browsers send paths as names."""
     assert part.filename is not None
-    kind: str | None = part.media_type
-    if part.media_type in ("", "application/octet-stream") or any(
-        validate_declaration(_with_media_type(part.media_type))
-    ):
-        kind = None  # no information, or invalid
-    return FileDeclaration(path=part.filename.removeprefix("./"), media_type=kind)
-
-
-def _with_media_type(media_type: str) -> FileDeclaration:
-    return FileDeclaration(path="-", media_type=media_type)
+    kind = part.media_type
+    is_informative = kind != "application/octet-stream" and is_media_type(kind)
+    path = part.filename.removeprefix("./")
+    return FileDeclaration(path=path, media_type=kind if is_informative else None)

@@ -21,7 +21,7 @@ from aiohttp.typedefs import Handler
 from application.transfers.errors import BodyChecksumMismatch, NotAcceptingBytes, OffsetMismatch
 from application.transfers.receiver import Checksum
 from domain.errors import FieldError, ValidationFailed
-from domain.file import FileDeclaration, path_error, validate_declaration
+from domain.file import FileDeclaration, is_media_type, path_error
 from domain.upload.state import GONE, UploadState
 from interfaces.common.problems import Problem, bad_parameter
 from interfaces.common.requests import CONTINUE_PENDING, Query, single_header
@@ -331,8 +331,9 @@ def declaration(request: web.Request, size: int | None, digest: Checksum | None)
     Raises ValidationFailed for a name that no file may have.
     """
     metadata = parse_metadata(request)
-    default = str(request.app[SERVICES].new_id())
-    file = tus_protocol.declaration(metadata, size, default=default)
+    file = tus_protocol.declaration(
+        metadata, size, default=lambda: str(request.app[SERVICES].new_id())
+    )
     return FileDeclaration(
         path=_path(request) or _filename(request) or file.path,
         size=size,
@@ -381,5 +382,4 @@ def _media_type(request: web.Request) -> str | None:
     text = request.headers.get(hdrs.CONTENT_TYPE, "")
     if request.content_type in _UNINFORMATIVE_TYPES or not text:
         return None
-    is_valid = not any(validate_declaration(FileDeclaration(path="-", media_type=text)))
-    return text if is_valid else None
+    return text if is_media_type(text) else None

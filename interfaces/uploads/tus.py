@@ -69,8 +69,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     size = declared_size(request)
     with_body = has_body(request)
     metadata = protocol.parse_metadata(request)
-    default = "" if protocol.path_from_metadata(metadata) else str(request.app[SERVICES].new_id())
-    file = protocol.declaration(metadata, size, default=default)
+    file = protocol.declaration(metadata, size, default=lambda: str(request.app[SERVICES].new_id()))
     creator = request.app[CREATOR]
     length = request.content_length
     if size is not None and (length or 0) > size:
@@ -94,7 +93,8 @@ async def upload_target(request: web.Request, owner: str) -> StandaloneTarget | 
     """Return the batch that the path names, or a new one for this file alone."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     if "id" in request.match_info:
-        return BatchTarget(batch=(await load_batch(request, path_id(request))).id)
+        batch = await load_batch(request, path_id(request))
+        return BatchTarget(batch=batch.id, owner=batch.owner)
     reject_batch_scoped_key(principal)
     services = request.app[SERVICES]
     policy = services.settings.retry_policy_of("default")
@@ -205,7 +205,8 @@ async def _create_part(request: web.Request) -> web.StreamResponse:
     target = await upload_target(request, principal.owner)
     size, with_body = declared_size(request), has_body(request)
     metadata = protocol.parse_metadata(request)
-    file = replace(protocol.declaration(metadata, size, default=PARTIAL), path=PARTIAL)
+    file = protocol.declaration(metadata, size, default=lambda: PARTIAL)
+    file = replace(file, path=PARTIAL)
     part = await request.app[PARTS].register(target, file, actor)
     if with_body or size == 0:
         part = await receive_initial_body(request, part.aggregate, actor)
@@ -229,7 +230,7 @@ async def _concatenate(request: web.Request, concat: str) -> web.StreamResponse:
         target = replace(target, batch=concatenated_batch_id_for(parts, secret))
     metadata = protocol.parse_metadata(request)
     file = protocol.declaration(
-        metadata, None, default=str(concatenated_batch_id_for(parts, secret))
+        metadata, None, default=lambda: str(concatenated_batch_id_for(parts, secret))
     )
     file = replace(
         file,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from email.utils import format_datetime
 
@@ -22,8 +22,8 @@ from domain.file import (
     PARTS_KEY,
     FileDeclaration,
     has_control_characters,
+    is_media_type,
     path_error,
-    validate_declaration,
 )
 from domain.ids import is_partial_upload
 from domain.upload.aggregate import Upload
@@ -99,9 +99,10 @@ def parse(header: str) -> dict[str, str]:
             problems[key] = problem
         elif key not in _RESERVED:
             pairs[key] = text
-    named = next((key for key in PATH_KEYS if key in problems or _path_under(key, pairs)), "")
-    if named in problems:
-        raise ValidationFailed(FieldError(f"Upload-Metadata/{named}", problems[named]))
+    if problems:
+        named = next((key for key in PATH_KEYS if key in problems or _path_under(key, pairs)), "")
+        if named in problems:
+            raise ValidationFailed(FieldError(f"Upload-Metadata/{named}", problems[named]))
     if header and format(pairs) != header:
         pairs[RAW_HEADER_KEY] = header
     return pairs
@@ -121,15 +122,20 @@ def format(metadata: Mapping[str, str]) -> str:
     )
 
 
-def declaration(metadata: dict[str, str], size: int | None, *, default: str) -> FileDeclaration:
-    """Return the file that the metadata describes; `default` is its path if the metadata has none.
+def declaration(
+    metadata: dict[str, str], size: int | None, *, default: Callable[[], str]
+) -> FileDeclaration:
+    """Return the file that the metadata describes; `default` makes a path if the metadata has none.
 
     Raises ValidationFailed for a name that no file may have.
     """
-    key = next((key for key in PATH_KEYS if _path_under(key, metadata)), None)
-    path = _path_under(key, metadata) if key else default
-    if key and (problem := path_error(path)):
-        raise ValidationFailed(FieldError(f"Upload-Metadata/{key}", problem))
+    for key in PATH_KEYS:
+        if path := _path_under(key, metadata):
+            if problem := path_error(path):
+                raise ValidationFailed(FieldError(f"Upload-Metadata/{key}", problem))
+            break
+    else:
+        path = default()
     return FileDeclaration(
         path=path,
         size=size,
@@ -137,11 +143,6 @@ def declaration(metadata: dict[str, str], size: int | None, *, default: str) -> 
         checksum=_checksum(metadata),
         metadata=metadata,
     )
-
-
-def path_from_metadata(metadata: dict[str, str]) -> str | None:
-    """Return the file's path in the metadata, None without one."""
-    return next((path for key in PATH_KEYS if (path := _path_under(key, metadata))), None)
 
 
 def _path_under(key: str, metadata: Mapping[str, str]) -> str:
@@ -157,7 +158,7 @@ def _media_type(metadata: dict[str, str]) -> str | None:
     """Return the first valid media type: clients pass on anything that the browser reports."""
     for key in MEDIA_TYPE_KEYS:
         value = metadata.get(key)
-        if value and not any(validate_declaration(FileDeclaration(path="-", media_type=value))):
+        if value and is_media_type(value):
             return value
     return None
 
