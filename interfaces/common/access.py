@@ -56,8 +56,12 @@ async def access_middleware(request: web.Request, handler: Handler) -> web.Strea
             raise unauthenticated("send Authorization: Bearer up_... or sign in")
         return await handler(request)
     request[CREDENTIAL], request[PRINCIPAL] = known
-    with request.app[RUNNING].running(request, request[CREDENTIAL]) as running:
+    requests = request.app[RUNNING]
+    running = requests.add(request, known[0])
+    try:
         response = await handler(request)
+    finally:
+        requests.discard(running)
     if running.ended and request.method in _SAFE and not response.prepared:
         raise AccessEnded
     if request.method == hdrs.METH_GET and _is_large(response):

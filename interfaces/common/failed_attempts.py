@@ -73,8 +73,10 @@ class _Buckets:
 
     def seconds_left(self, name: str, now: float) -> float:
         """Seconds until one more failure is allowed; 0 if one is allowed now."""
-        missing = max(0.0, self._full_at.get(name, now) - now)
-        return max(0.0, missing - (self._rate.burst - 1) * self._rate.interval)
+        full_at = self._full_at.get(name)
+        if full_at is None:  # nearly always
+            return 0.0
+        return max(0.0, full_at - now - (self._rate.burst - 1) * self._rate.interval)
 
     def take(self, name: str, now: float) -> None:
         """Count a failure. Beyond the limit nothing is added: the wait does not grow."""
@@ -126,8 +128,7 @@ class FailedAttempts:
 
     def _seconds_left(self, address: str, key: str) -> float:
         now = self._clock()
-        of_key = self._keys.seconds_left(key, now) if key else 0.0
-        return max(of_key, self._addresses.seconds_left(address, now))
+        return max(self._keys.seconds_left(key, now), self._addresses.seconds_left(address, now))
 
     @asynccontextmanager
     async def _queued(self, address: str, key: str) -> AsyncIterator[None]:

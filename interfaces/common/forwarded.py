@@ -24,7 +24,6 @@ _PAIR = re.compile(r'\s*([!#$%&\'*+.^_`|~\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;,"]
 _HOST = re.compile(r"[\w.-]{1,255}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?", re.ASCII)
 _LAST_FOR = re.compile(r'for=(?:"([^"]*)"|([^\s;,"]*))[^,]*$', re.ASCII | re.IGNORECASE)
 _PREFIX = re.compile(r"(/[\w.~-]+)*", re.ASCII)
-_FORWARDING = ("Forwarded", "X-Forwarded-Proto", "X-Forwarded-Host")
 
 _log = structlog.get_logger(__name__)
 _warned = False
@@ -61,10 +60,12 @@ def public_base_url(
         return _normalised(settings.public_url)
     if request is None:
         return local_url.rstrip("/")
-    front = forwarded_origin(request)
-    if front is not None:
-        return front.url
-    _warn_of_untrusted(request)
+    if settings.trust_forwarded:
+        front = forwarded_origin(request)
+        if front is not None:
+            return front.url
+    else:
+        _warn_of_untrusted(request)
     host = request.headers.get(hdrs.HOST) or _socket_address(request)
     return f"{request.scheme}://{host}" if host else ""
 
@@ -130,9 +131,10 @@ def _socket_address(request: web.Request) -> str:
 def _warn_of_untrusted(request: web.Request) -> None:
     """Log once that forwarding headers arrive although `trust_forwarded` is not set."""
     global _warned
-    if _warned or request.app[SERVICES].settings.trust_forwarded:
+    headers = request.headers
+    if _warned:
         return
-    if any(header in request.headers for header in _FORWARDING):
+    if "X-Forwarded-Proto" in headers or "X-Forwarded-Host" in headers or "Forwarded" in headers:
         _warned = True
         _log.warning(
             "forwarding_headers_ignored",
@@ -150,6 +152,11 @@ def client_network(request: web.Request) -> str:
     address = request.remote or ""
     if request.app[SERVICES].settings.trust_forwarded:
         address = _forwarded_for(request) or address
+    return _network_of(address)
+
+
+@lru_cache(maxsize=1024)  # most requests come from few clients, and parsing an address is slow
+def _network_of(address: str) -> str:
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Protocol
 
 import structlog
@@ -61,15 +61,11 @@ class RunningRequests:
     def __len__(self) -> int:
         return len(self._holders)
 
-    @contextmanager
-    def running(self, request: web.Request, credential: Credential) -> Iterator[RunningRequest]:
-        """Register the request until the block ends."""
+    def add(self, request: web.Request, credential: Credential) -> RunningRequest:
+        """Register the request; see `discard`."""
         entry = request[RUNNING_REQUEST] = RunningRequest(request, credential)
         self._holders.add(entry)
-        try:
-            yield entry
-        finally:
-            self._holders.discard(entry)
+        return entry
 
     def replace(self, request: web.Request, holder: Holder) -> None:
         """Register `holder` in place of the request that it serves; see `discard`."""
