@@ -68,8 +68,9 @@ class Gate:
         method = getattr(target, name)
 
         async def held(*arguments: Any, **named: Any) -> Any:
-            first, _ = not self._reached.is_set(), self._reached.set()
-            if first:
+            is_first = not self._reached.is_set()
+            self._reached.set()
+            if is_first:
                 await self._opened.wait()
             return await method(*arguments, **named)
 
@@ -259,9 +260,16 @@ async def test_two_conditions_on_one_stream_are_both_checked(
     async with two_processes(database_url, tmp_path) as (first, _):
         batch = await first.start_batch()
         await execute(first.log, BatchCommand(batch, Batch.pause), context())  # version 2
-        sealed, paused = topic_of(BatchSealed), topic_of(BatchPaused)
-        fine = (AppendCondition(batch, 2, (paused,)), AppendCondition(batch, 1, (sealed,)))
-        broken = (AppendCondition(batch, 1, (paused,)), AppendCondition(batch, 2, (sealed,)))
+        sealed = frozenset({topic_of(BatchSealed)})
+        paused = frozenset({topic_of(BatchPaused)})
+        fine = (
+            AppendCondition(batch, 2, frozenset({paused})),
+            AppendCondition(batch, 1, frozenset({sealed})),
+        )
+        broken = (
+            AppendCondition(batch, 1, frozenset({paused})),
+            AppendCondition(batch, 2, frozenset({sealed})),
+        )
 
         def append(*conditions: AppendCondition) -> Append:
             upload = first.container.services.new_id()
