@@ -263,12 +263,12 @@ async def test_two_conditions_on_one_stream_are_both_checked(
         sealed = frozenset({topic_of(BatchSealed)})
         paused = frozenset({topic_of(BatchPaused)})
         fine = (
-            AppendCondition(batch, 2, frozenset({paused})),
-            AppendCondition(batch, 1, frozenset({sealed})),
+            AppendCondition(batch, 2, paused),
+            AppendCondition(batch, 1, sealed),
         )
         broken = (
-            AppendCondition(batch, 1, frozenset({paused})),
-            AppendCondition(batch, 2, frozenset({sealed})),
+            AppendCondition(batch, 1, paused),
+            AppendCondition(batch, 2, sealed),
         )
 
         def append(*conditions: AppendCondition) -> Append:
