@@ -105,6 +105,21 @@ async def test_a_rename_changes_the_name_on_the_page_and_is_in_the_history(
         await shows(page, "Batch renamed")
         chosen = page.locator(".event[aria-selected=true]")
         await expect(chosen).to_contain_text("Winter")
+        await page.get_by_role("button", name="First event").click()
+        await shows(page, "Batch started")
+        await expect(chosen.locator(".note")).to_have_text(re.compile("^Summer, pipeline "))
+
+
+async def test_a_part_of_the_details_is_left_out_if_its_field_is_empty(
+    feed: FeedHarness, browser: Browser
+) -> None:
+    scene = await BatchFixture.started(feed.log, "")
+    await feed.projected()
+    async with signed_in(browser, feed) as page:
+        await page.goto(f"{feed.address}/#/batches/{scene.id}/history")
+        await shows(page, "Batch started")
+        note = page.locator(".event[aria-selected=true] .note")
+        await expect(note).to_have_text(re.compile("^pipeline "))
 
 
 async def test_a_long_history_is_loaded_around_the_moment(
