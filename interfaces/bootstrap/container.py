@@ -57,7 +57,7 @@ def describe_blob_location(settings: Settings) -> str:
 
 @asynccontextmanager
 async def open_blobs(settings: Settings, database_url: str) -> AsyncIterator[Blobs]:
-    """Ready to be used. Raises OSError, BadLocation, BadBlobStore."""
+    """Open the blob store. Raises OSError, BadLocation, BadBlobStore."""
     if settings.blob_bucket is None:
         local = LocalBlobStore(settings.blob_dir)
         try:
@@ -77,7 +77,7 @@ async def open_blobs(settings: Settings, database_url: str) -> AsyncIterator[Blo
         yield store
 
 
-# What a server process can be: api answers, orchestrator decides and projects, worker works.
+# Roles of a process: api serves requests, orchestrator decides and projects, worker runs steps.
 
 
 class Role(StrEnum):
@@ -92,8 +92,11 @@ ALL_ROLES = tuple(Role)
 
 
 def validate_settings(settings: Settings, roles: Sequence[Role]) -> None:
-    """Raises BadSetting for pipelines that the worker of this process could not run, and for
-    several processes where none can inherit a socket."""
+    """Raise BadSetting for settings with which these roles cannot run.
+
+    Such are pipelines that the worker of this process could not run, and several processes on a
+    system where none can inherit a socket.
+    """
     if settings.processes > 1 and sys.platform == "win32":
         raise BadSetting("processes must be 1 on Windows")
     if Role.WORKER in roles:
@@ -124,12 +127,12 @@ def callback_base_url(settings: Settings, roles: Sequence[Role]) -> str:
 # Number of PostgreSQL connections that a server needs, by role, checked at its start.
 
 STALE_SESSION_TIMEOUT = 5.0  # seconds until sessions of a process that has just ended count no more
-CONNECTION_POLL_INTERVAL = 0.5  # seconds between two looks
+CONNECTION_POLL_INTERVAL = 0.5  # seconds between two queries
 
 # Connections that a process holds for itself, by role and for every process.
 BASE_CONNECTIONS = 3  # listener, committer, keys of owners
 ORCHESTRATOR_CONNECTIONS = (
-    6  # orchestrator, projector, sweeper, eraser, sealer, follower of webhooks
+    6  # orchestrator, projector, sweeper, eraser, sealer, dispatcher of webhooks
 )
 WORKER_CONNECTIONS = 4  # the queue's
 LEAST_READS, LEAST_QUERIES = 2, 1
@@ -138,7 +141,7 @@ _log = structlog.get_logger(__name__)
 
 
 class PoolSizes(msgspec.Struct, frozen=True):
-    """The most connections in the pools that grow with the load."""
+    """Maximum sizes of the connection pools that grow with the load."""
 
     reads: int = 12
     queries: int = 16
@@ -158,7 +161,7 @@ class TooFewConnections(requirements.UnfitDatabase):
 def needs_of(settings: Settings, roles: Sequence[Role]) -> Needs:
     """Return the connections that one process with these roles needs."""
     held = BASE_CONNECTIONS
-    held += settings.max_owner_transfers > 0  # places of owners
+    held += settings.max_owner_transfers > 0  # transfer permits
     held += settings.blob_bucket is not None  # locks of blobs
     held += ORCHESTRATOR_CONNECTIONS * (Role.ORCHESTRATOR in roles) + WORKER_CONNECTIONS * (
         Role.WORKER in roles
@@ -224,13 +227,13 @@ def _sizes(limit: requirements.ConnectionLimit, least: int, most: int) -> PoolSi
     )
 
 
-# The database of this process: the one it was given, or an embedded one that is kept running.
+# The database of this process: the configured one, or an embedded one that is kept running.
 
-DATABASE_POLL_INTERVAL = 0.5  # seconds between two looks at the embedded server
+DATABASE_POLL_INTERVAL = 0.5  # seconds between two checks of the embedded server
 
 
 class NoDatabase(Exception):
-    """This process was given no database, and there is none where it would look."""
+    """No database is configured, and the data directory has no embedded one."""
 
     def __init__(self, data_dir: Path) -> None:
         super().__init__(f"no database was named, and there is none in {data_dir}")
@@ -241,10 +244,10 @@ class NoDatabase(Exception):
 
 
 def require_database(settings: Settings, roles: Sequence[Role]) -> None:
-    """Raises NoDatabase where an embedded one, made anew, would leave this process alone with it.
+    """Raise NoDatabase if a new embedded database would be of no use to these roles.
 
-    A process that answers may be the first: uploads come to it. The others find what they are
-    to do in the database, and in a new one there is nothing.
+    A process with the role api may be the first one: uploads come to it. The other roles find their
+    work in the database, and a new one has none.
     """
     embedded = settings.database_url is None
     if embedded and Role.API not in roles and not (settings.data_dir / "postgres").exists():
@@ -287,7 +290,7 @@ class Database:
 
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
-    """Started and migrated; an embedded server is left last.
+    """Start the embedded server, or connect, and migrate; an embedded server is stopped last.
 
     Raises EmbeddedPostgresError, NewerDatabase, BadDatabaseUrl, UnfitDatabase, psycopg.Error.
     """
@@ -306,7 +309,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 
 
 async def _require_fit(url: str) -> None:
-    """Raises UnfitDatabase for one that cannot keep what is promised; warns where it may not."""
+    """Raise UnfitDatabase if the database cannot keep our guarantees; log doubts as warnings."""
     verdicts = await requirements.examine(url)
     for verdict in verdicts:
         if verdict.grade is requirements.Grade.WARN:
@@ -314,12 +317,12 @@ async def _require_fit(url: str) -> None:
     requirements.require(verdicts)
 
 
-# Opens everything that the roles and the interfaces stand on, and closes it in good order.
+# Opens everything that the roles and the interfaces need, and closes it in reverse order.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """The ports, and what only the composition root passes on."""
+    """The ports, and objects that only the composition root uses."""
 
     services: Services
     database: Database
@@ -333,7 +336,7 @@ class Container:
 
 
 def new_id() -> UUID:
-    """A UUIDv7: ids of one moment lie side by side in an index (RFC 9562 section 5.7)."""
+    """Return a UUIDv7: ids of one moment are adjacent in an index (RFC 9562 section 5.7)."""
     from uuid_utils.compat import uuid7
 
     return uuid7()
@@ -343,7 +346,7 @@ def new_id() -> UUID:
 async def open_container(
     settings: Settings, pools: PoolSizes | None = None
 ) -> AsyncIterator[Container]:
-    """Database, listener, log, read model, blobs and keys, ready to be used.
+    """Open database, listener, log, read model, blobs and keys, and close them in reverse order.
 
     Raises what `open_database` and `open_blobs` raise, UnsafeWriter, NoMasterKey, OSError.
     """

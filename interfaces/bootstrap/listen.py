@@ -28,22 +28,25 @@ SERVER_FILE = "server.json"
 _log = structlog.get_logger(__name__)
 
 
-# Linux spreads connections evenly over the sockets that listen on one port. Where processes
-# accept from one socket, the one that happens to run takes most of them; systems that know
-# SO_REUSEPORT otherwise give all to one.
-SPREADS = sys.platform == "linux"
+# Linux spreads connections evenly over the sockets that listen on one port. If processes accept
+# from a shared socket instead, the one that runs at the moment takes most of them; other systems
+# with SO_REUSEPORT assign all connections to one socket.
+SPREADS_CONNECTIONS = sys.platform == "linux"
 
 
 class ListenSockets(msgspec.Struct, frozen=True):
-    """The sockets to accept from, bound and not yet listening; `url` opens in a local browser."""
+    """Bound sockets that do not listen yet; `url` opens in a browser on this machine."""
 
     sockets: tuple[socket.socket, ...]
     url: str
 
     def for_child(self) -> tuple[socket.socket, ...]:
-        """Sockets on the same addresses for one process of several, to be closed here after it
-        has inherited them: when it dies its share of connections goes to the others."""
-        if not SPREADS:
+        """Return sockets on the same addresses for one child process.
+
+        They are to be closed here once the child has inherited them: when it dies, new connections
+        go to the other children.
+        """
+        if not SPREADS_CONNECTIONS:
             return tuple(opened.dup() for opened in self.sockets)
         return tuple(_shared(opened.family, opened.getsockname()) for opened in self.sockets)
 
@@ -54,7 +57,7 @@ def bind_sockets(settings: Settings) -> Iterator[ListenSockets]:
 
     Bound before anything else starts: an address in use is reported at once. Raises OSError.
     """
-    bound = _reserved if settings.processes > 1 and SPREADS else _bound
+    bound = _reserved if settings.processes > 1 and SPREADS_CONNECTIONS else _bound
     with ExitStack() as stack:
         sockets = tuple(
             stack.enter_context(bound(family, address))
@@ -65,7 +68,7 @@ def bind_sockets(settings: Settings) -> Iterator[ListenSockets]:
 
 @contextmanager
 def server_file(data_dir: Path, url: str) -> Iterator[None]:
-    """The file by which commands on this machine find the server; gone when it stops."""
+    """Write the file by which commands on this machine find the server; delete it at the end."""
     file = data_dir / SERVER_FILE
     content = msgspec.json.encode({"url": url, "pid": os.getpid()})
     write_file_atomically(file, content, mode=0o644)
@@ -78,7 +81,7 @@ def server_file(data_dir: Path, url: str) -> Iterator[None]:
 
 
 def _addresses(host: str, port: int) -> Sequence[tuple[int, Any]]:
-    """Family and address, each once: a name such as localhost may stand for IPv4 and IPv6."""
+    """Return family and address, each once: localhost may stand for IPv4 and IPv6."""
     flags = socket.AI_PASSIVE
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
@@ -87,9 +90,10 @@ def _addresses(host: str, port: int) -> Sequence[tuple[int, Any]]:
 def _reserved(family: int, address: Any) -> socket.socket:
     """Bind a socket with SO_REUSEPORT for our processes, if the address is free.
 
-    Only a socket without that option detects another listener."""
-    with _bound(family, address) as alone:
-        free = alone.getsockname()
+    Only a socket without that option detects another listener.
+    """
+    with _bound(family, address) as probe:
+        free = probe.getsockname()
     return _shared(family, free)
 
 
@@ -98,7 +102,7 @@ def _shared(family: int, address: Any) -> socket.socket:
 
 
 def _bound(family: int, address: Any, *more: int) -> socket.socket:
-    """A socket on this address; `more` are options of sockets to set first."""
+    """Return a socket bound to this address; `more` are further socket options to set."""
     opened = socket.socket(family, socket.SOCK_STREAM)
     # On Windows it would let a second server take the same port.
     options = more if sys.platform == "win32" else (socket.SO_REUSEADDR, *more)
@@ -115,7 +119,7 @@ def _bound(family: int, address: Any, *more: int) -> socket.socket:
 
 
 def _url(address: tuple[str, int]) -> str:
-    """An address a browser on this machine can open."""
+    """Return a URL that a browser on this machine can open."""
     host = ip_address(address[0].partition("%")[0])
     if not host.is_loopback:
         _log.warning("beyond_loopback", host=str(host), advice="put TLS in front: keys travel")
@@ -130,8 +134,8 @@ INTERRUPTED_EXIT_CODE = 130
 
 
 def force_exit() -> NoReturn:
-    """Ends the process as a kill would: whatever was acknowledged is durable already."""
-    print("left at once; nothing acknowledged is lost", file=sys.stderr, flush=True)
+    """End the process at once: everything that was acknowledged is durable already."""
+    print("stopped at once; nothing that was acknowledged is lost", file=sys.stderr, flush=True)
     os._exit(INTERRUPTED_EXIT_CODE)
 
 
@@ -141,34 +145,36 @@ LOGIN_LIFETIME = 600.0  # seconds for which the printed link can be used, once
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """A server that answers: where, and how to sign in. `url` is None without the role api."""
+    """A started server: its URL, None without the role api, and a link to sign in."""
 
     url: str | None
     login: str | None
     roles: tuple[Role, ...]
 
 
-async def login_link(keys: PostgresKeys, settings: Settings, door: ListenSockets) -> str | None:
-    """A link that signs a browser in, once; None where the admin key was revoked."""
+async def login_link(
+    keys: PostgresKeys, settings: Settings, listeners: ListenSockets
+) -> str | None:
+    """Return a link that signs a browser in once; None if the admin key was revoked."""
     text = await ensure_admin_key(keys, settings.admin_key_file)
     principal = await keys.authenticate(text)
     if principal is None:
         return None
     code = await keys.create_login_code(principal, lifetime=LOGIN_LIFETIME)
-    return f"{public_base_url(settings, local_url=door.url)}/login?code={code}"
+    return f"{public_base_url(settings, local_url=listeners.url)}/login?code={code}"
 
 
 # State notifications to the service manager, if it asked for them (sd_notify(3)).
 
-VARIABLE = "NOTIFY_SOCKET"
+NOTIFY_SOCKET = "NOTIFY_SOCKET"
 
 
 def sd_notify(state: str) -> None:
-    """Sends `READY=1` or `STOPPING=1` to systemd; does nothing where it does not listen.
+    """Send `READY=1` or `STOPPING=1` to systemd; do nothing if it does not listen.
 
-    A name that opens with `@` is one of Linux' abstract namespace.
+    A name that begins with `@` is in the abstract namespace of Linux.
     """
-    address = os.environ.get(VARIABLE)
+    address = os.environ.get(NOTIFY_SOCKET)
     if not address or not hasattr(socket, "AF_UNIX"):
         return
     try:
@@ -176,21 +182,22 @@ def sd_notify(state: str) -> None:
             line.connect("\0" + address[1:] if address.startswith("@") else address)
             line.sendall(state.encode())
     except OSError as error:
-        _log.warning("manager_not_told", state=state, error=str(error))
+        _log.warning("service_manager_not_notified", state=state, error=str(error))
 
 
 # Stop signals: the first stops gracefully, the second exits at once.
 
-SAME = 0.3  # seconds within which two signals are one
+REPEAT_INTERVAL = 0.3  # seconds within which two signals count as one
 
 
 @contextmanager
 def stop_on_signals(
     stopping: asyncio.Event, at_once: Callable[[], object] = force_exit
 ) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stopping`; the second one calls `at_once`.
+    """Set `stopping` on SIGTERM or SIGINT; call `at_once` on the second signal.
 
-    What follows at once is the same signal again, sent to the process and to its group.
+    A signal that follows within REPEAT_INTERVAL is the same one, sent to the process and to its
+    group.
     """
     if threading.current_thread() is not threading.main_thread():  # signals go to the main one
         yield
@@ -198,18 +205,18 @@ def stop_on_signals(
     loop = asyncio.get_running_loop()
     first = 0.0
 
-    def asked() -> None:
+    def request_stop() -> None:
         nonlocal first
         if not first:
             first = loop.time()
             stopping.set()
-        elif loop.time() - first > SAME:
+        elif loop.time() - first > REPEAT_INTERVAL:
             at_once()
 
     kinds = (signal.SIGTERM, signal.SIGINT)
     try:
         for kind in kinds:
-            loop.add_signal_handler(kind, asked)
+            loop.add_signal_handler(kind, request_stop)
         yield
     finally:
         for kind in kinds:

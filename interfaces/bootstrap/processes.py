@@ -40,15 +40,15 @@ from interfaces.bootstrap.tasks import (
     wait_for_stop_or_failure,
 )
 
-# One process of several: how the parent starts it, hears that it is up, and ends it.
+# A child process: how the parent starts, watches and ends it.
 
-# Without the working directory on its path: what lies there is not ours to import.
+# -P: a module in the working directory must not be imported in place of ours.
 COMMAND = (sys.executable, "-P", "-m", "interfaces.cli.serve")
 METRICS = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
 UP_MESSAGE = b"up\n"
 ALIVE_MESSAGE = b"alive\n"
-HEARTBEAT_INTERVAL = 5.0  # seconds between two signs of life
-HEARTBEAT_TIMEOUT = 60.0  # seconds without one, after which a process is stuck
+HEARTBEAT_INTERVAL = 5.0  # seconds between two heartbeats
+HEARTBEAT_TIMEOUT = 60.0  # seconds without a heartbeat after which a process counts as stuck
 
 _log = structlog.get_logger(__name__)
 
@@ -70,39 +70,40 @@ class ChildConfig(msgspec.Struct, frozen=True):
 
 
 def parse_config(line: bytes) -> ChildConfig:
-    """The order of the parent. Raises msgspec.DecodeError."""
+    """Parse the configuration that the parent sends. Raises msgspec.DecodeError."""
     return msgspec.json.decode(line, type=ChildConfig, dec_hook=lambda _, value: Path(value))
 
 
 class ChildProcess:
-    """A process that the parent keeps; `metrics` is the folder in which those of all are added.
+    """Child process that the parent starts and watches.
 
-    `door` is where it accepts, if it answers.
+    `metrics` is the folder in which the metrics of all children are summed. `listeners` are the
+    sockets from which it accepts requests; None for a child without the role api.
     """
 
     def __init__(
-        self, order: ChildConfig, metrics: Path, door: listen.ListenSockets | None
+        self, config: ChildConfig, metrics: Path, listeners: listen.ListenSockets | None
     ) -> None:
-        self.name = order.name
+        self.name = config.name
         self.up = asyncio.Event()
-        self._order = order
+        self._config = config
         self._metrics = metrics
-        self._door = door
+        self._listeners = listeners
         self._process: Process | None = None
 
     @property
-    def answers(self) -> bool:
-        """True if the child accepts requests."""
-        return self._door is not None
+    def serves_http(self) -> bool:
+        """Return whether the child accepts requests."""
+        return self._listeners is not None
 
-    async def live(self) -> None:
-        """Start the process and wait for its end; return, or raise its error.
+    async def run(self) -> None:
+        """Start the process and wait for its end, which is an error.
 
-        When cancelled, asks the process to stop and waits for that. Raises NeverUp where it ends
-        before it was up for the first time, Died where it ends with an error later.
+        When cancelled, asks the process to stop and waits for that. Raises StartupFailed if it ends
+        before it was ready, ChildExited if it ends later.
         """
         process = await self._start()
-        listening = asyncio.create_task(self._listen(process), name=f"{self.name}-listening")
+        reading = asyncio.create_task(self._read_messages(process), name=f"{self.name}-messages")
         try:
             code = await process.wait()
         except asyncio.CancelledError:
@@ -111,23 +112,23 @@ class ChildProcess:
             await process.wait()
             raise
         finally:
-            await cancel_and_wait(listening)
+            await cancel_and_wait(reading)
             self._forget(process)
-        died = ChildExited(f"process {process.pid} ended with {_told(code)}")
+        died = ChildExited(f"process {process.pid} ended with {_describe_exit(code)}")
         if not self.up.is_set():
             raise StartupFailed(self.name, died)
         raise died
 
     def kill(self) -> None:
-        """Ends the process at once: whatever it acknowledged is durable already."""
+        """Kill the process: everything that it acknowledged is durable already."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
     async def _start(self) -> Process:
-        """In a session of its own: Ctrl-C is for the parent, which passes it on."""
+        """Start the process in its own session: Ctrl-C reaches the parent, which passes it on."""
         with ExitStack() as stack:
-            sockets = self._door.for_child() if self._door else ()
+            sockets = self._listeners.for_child() if self._listeners else ()
             for opened in sockets:
                 stack.enter_context(opened)
             inherited = tuple(opened.fileno() for opened in sockets)
@@ -140,16 +141,21 @@ class ChildProcess:
                 env=self._environment(),
             )
         assert process.stdin is not None
-        process.stdin.write(msgspec.structs.replace(self._order, sockets=inherited).line())
+        process.stdin.write(msgspec.structs.replace(self._config, sockets=inherited).line())
         return process
 
     def _environment(self) -> Mapping[str, str]:
-        own = {name: value for name, value in os.environ.items() if name != listen.VARIABLE}
-        return own | ({METRICS: str(self._metrics)} if self._door else {})
+        inherited = {
+            name: value for name, value in os.environ.items() if name != listen.NOTIFY_SOCKET
+        }
+        return inherited | ({METRICS: str(self._metrics)} if self._listeners else {})
 
-    async def _listen(self, process: Process) -> None:
-        """Hears that the process is up, and that it lives. One that is stuck is killed: the kernel
-        would go on giving it its share of the connections."""
+    async def _read_messages(self, process: Process) -> None:
+        """Read the messages of the process: that it is ready, and its heartbeats.
+
+        A process without heartbeats is killed: the kernel would continue to assign connections to
+        it.
+        """
         assert process.stdout is not None
         up = False
         try:
@@ -168,72 +174,72 @@ class ChildProcess:
             self.kill()
 
     def _forget(self, process: Process) -> None:
-        """Requests that a dead process was answering are not under way any more."""
+        """Drop the gauges of a dead process: its requests are not running any more."""
         mark_process_dead(process.pid, str(self._metrics))  # type: ignore[no-untyped-call]
         if self._process is process:
             self._process = None
 
 
 class ChildExited(Exception):
-    """A member ended that should not have."""
+    """A child process ended without being asked to."""
 
 
-def _told(code: int) -> str:
+def _describe_exit(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-KILL_AFTER_GRACE = 10.0  # seconds beyond the grace for a member to end before it is killed
+KILL_AFTER_GRACE = 10.0  # seconds beyond the grace period until a child is killed
 
 
 async def serve_in_processes(
     settings: Settings,
     roles: Sequence[Role],
-    door: listen.ListenSockets,
+    listeners: listen.ListenSockets,
     ready: Callable[[listen.Ready], None],
     stopping: asyncio.Event,
 ) -> None:
-    """Serve until a stop is requested; `ready` is called once every child is up.
+    """Serve until a stop is requested; `ready` is called once every child is ready.
 
-    Raises what `require_connections` and `open_database` raise, NeverUp for a member that cannot
-    begin, PartFailed for one that cannot be kept alive.
+    Raises what `require_connections` and `open_database` raise, StartupFailed for a child that does
+    not become ready, TaskFailed for one that ends again and again.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with AsyncExitStack() as stack:
         pools = await require_connections(settings, roles)
         database = await stack.enter_async_context(open_database(settings))
         async with make_pool(database.url, name="parent", max_size=1) as pool:
-            login = await listen.login_link(PostgresKeys(pool), settings, door)
+            login = await listen.login_link(PostgresKeys(pool), settings, listeners)
         metrics = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="uptrail-metrics-")))
-        given = msgspec.structs.replace(settings, database_url=database.url)
-        members = _members(given, roles, pools, door, metrics)
+        resolved = msgspec.structs.replace(settings, database_url=database.url)
+        children = _child_processes(resolved, roles, pools, listeners, metrics)
 
-        def at_once() -> None:
-            for member in members:
-                member.kill()
+        def kill_all() -> None:
+            for child in children:
+                child.kill()
             listen.force_exit()
 
-        stack.enter_context(listen.stop_on_signals(stopping, at_once))
-        async with _supervised(members, database, door, settings.shutdown_grace) as tasks:
-            if not await _all_up(members, stopping, tasks):
+        stack.enter_context(listen.stop_on_signals(stopping, kill_all))
+        async with _supervised(children, database, listeners, settings.shutdown_grace) as tasks:
+            if not await _wait_until_ready(children, stopping, tasks):
                 return
-            with listen.server_file(settings.data_dir, door.url):
+            with listen.server_file(settings.data_dir, listeners.url):
                 listen.sd_notify("READY=1")
-                ready(listen.Ready(door.url, login, tuple(roles)))
+                ready(listen.Ready(listeners.url, login, tuple(roles)))
                 await wait_for_stop_or_failure(stopping, tasks)
 
 
-def _members(
+def _child_processes(
     settings: Settings,
     roles: Sequence[Role],
     pools: PoolSizes,
-    door: listen.ListenSockets,
+    listeners: listen.ListenSockets,
     metrics: Path,
 ) -> list[ChildProcess]:
-    """Those that answer, and one for whatever else there is to do."""
+    """Return the children: those of the role api, and one for all other roles."""
     others = tuple(role for role in roles if role is not Role.API)
-    members = [
+    children = [
         ChildProcess(
-            ChildConfig(f"api-{number}", settings, (Role.API,), pools=pools), metrics, door
+            ChildConfig(f"api-{number}", settings, (Role.API,), pools=pools), metrics, listeners
         )
         for number in range(1, settings.processes + 1)
     ]
@@ -241,17 +247,17 @@ def _members(
         # This process passes services and webhook receivers a URL that another process serves.
         base_url = callback_base_url(settings, roles) or None
         changed = msgspec.structs.replace(settings, public_url=base_url)
-        members.append(
+        children.append(
             ChildProcess(ChildConfig("+".join(others), changed, others, pools=pools), metrics, None)
         )
-    return members
+    return children
 
 
-async def _all_up(
-    members: Sequence[ChildProcess], stopping: asyncio.Event, tasks: Sequence[asyncio.Task[None]]
+async def _wait_until_ready(
+    children: Sequence[ChildProcess], stopping: asyncio.Event, tasks: Sequence[asyncio.Task[None]]
 ) -> bool:
-    """Return whether all children came up before a stop. Raises NeverUp, PartFailed."""
-    up = asyncio.create_task(_up(members), name="up")
+    """Return whether all children became ready before a stop. Raises StartupFailed, TaskFailed."""
+    up = asyncio.create_task(_up(children), name="up")
     try:
         await wait_for_stop_or_failure(stopping, [up, *tasks])
         return up.done() and not stopping.is_set()
@@ -259,30 +265,36 @@ async def _all_up(
         up.cancel()
 
 
-async def _up(members: Sequence[ChildProcess]) -> None:
-    for member in members:
-        await member.up.wait()
+async def _up(children: Sequence[ChildProcess]) -> None:
+    for child in children:
+        await child.up.wait()
 
 
 @asynccontextmanager
 async def _supervised(
-    members: Sequence[ChildProcess], database: Database, door: listen.ListenSockets, grace: float
+    children: Sequence[ChildProcess],
+    database: Database,
+    listeners: listen.ListenSockets,
+    grace: float,
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Everything kept alive inside; at the end first the door, then the members, the database."""
-    following = _task("database", database.keep_running)
-    # Those that answer go on without the one that works, however often it dies.
-    tasks = [_task(member.name, member.live, essential=member.answers) for member in members]
+    """Keep the database and the children running inside the block.
+
+    At its end the sockets are closed first, then the children end, then the database.
+    """
+    database_task = _task("database", database.keep_running)
+    # The children of the role api continue without the other one, however often it ends.
+    tasks = [_task(child.name, child.run, essential=child.serves_http) for child in children]
     try:
-        yield [following, *tasks]
+        yield [database_task, *tasks]
     finally:
         _log.info("stopping")
         listen.sd_notify("STOPPING=1")
-        for opened in door.sockets:
+        for opened in listeners.sockets:
             opened.close()
         await cancel_within(*tasks, within=grace + KILL_AFTER_GRACE)
-        for member in members:
-            member.kill()
-        await cancel_within(following, within=KILL_AFTER_GRACE, insist=True)
+        for child in children:
+            child.kill()
+        await cancel_within(database_task, within=KILL_AFTER_GRACE, insist=True)
         _log.info("stopped")
 
 

@@ -47,25 +47,28 @@ async def serve(
     ready: Callable[[listen.Ready], None],
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Serves until SIGTERM, SIGINT or `stop`, then ends in good order.
+    """Serve until SIGTERM, SIGINT or `stop`, then shut down gracefully.
 
-    Nothing new is accepted first; running transfers and attempts get `shutdown_grace` seconds,
-    and keep what they have; the database goes last. A second signal ends the process at once.
-    Raises BadSetting for a pipeline that cannot work, OSError for an address that is taken,
-    NoDatabase, WrongBlobs, PartFailed for a part that cannot be kept alive.
+    New requests are refused first. Running transfers and attempts get `shutdown_grace` seconds, and
+    keep the bytes that arrived; the database ends last. A second signal ends the process at once.
+
+    Raises BadSetting for a pipeline that cannot run, OSError for an address in use, NoDatabase,
+    WrongBlobs, TaskFailed for a component that fails again and again.
     """
     validate_settings(settings, roles)
     require_database(settings, roles)
     stopping = stop or asyncio.Event()
     with ExitStack() as stack:
-        door = stack.enter_context(listen.bind_sockets(settings)) if Role.API in roles else None
-        # Either is imported when it is needed: the parent of several processes stays small.
-        if door is not None and settings.processes > 1:
+        listeners = (
+            stack.enter_context(listen.bind_sockets(settings)) if Role.API in roles else None
+        )
+        # Imported only if needed: the parent of several processes stays small.
+        if listeners is not None and settings.processes > 1:
             from interfaces.bootstrap.processes import serve_in_processes
 
-            await serve_in_processes(settings, roles, door, ready, stopping)
+            await serve_in_processes(settings, roles, listeners, ready, stopping)
         else:
-            await serve_single_process(settings, roles, door, ready, stopping)
+            await serve_single_process(settings, roles, listeners, ready, stopping)
 
 
 # The HTTP side of a server process: one application on the sockets it is given.
@@ -74,21 +77,21 @@ BACKLOG = 1024
 
 
 class HttpServer:
-    """HTTP listener of this process; without the role api there is none."""
+    """HTTP listener of this process; without the role api it does nothing."""
 
     def __init__(self) -> None:
-        self.works: dict[str, TaskFactory] = {}
+        self.tasks: dict[str, TaskFactory] = {}
 
     async def close(self) -> None:
-        """Stops accepting, sends feed clients away, and lets running requests end."""
+        """Stop accepting, close feed connections with a code to reconnect, let requests end."""
 
 
 class HttpSite(HttpServer):
-    """One application."""
+    """The web application on its sockets."""
 
     def __init__(self, runner: web.AppRunner, feed: FeedHub) -> None:
         super().__init__()
-        self.works["feed"] = feed.run
+        self.tasks["feed"] = feed.run
         self._runner = runner
 
     async def close(self) -> None:
@@ -97,7 +100,7 @@ class HttpSite(HttpServer):
 
 @asynccontextmanager
 async def open_http_server(
-    parts: Container, sockets: Sequence[socket.socket]
+    container: Container, sockets: Sequence[socket.socket]
 ) -> AsyncIterator[HttpServer]:
     """Listen on these sockets; there are none without the role api.
 
@@ -106,15 +109,15 @@ async def open_http_server(
     if not sockets:
         yield HttpServer()
         return
-    settings = parts.services.settings
-    vitals = PostgresSystemStats(parts.pool, settings.worker_dead_after)
-    app = build_app(parts.services, vitals=vitals)
+    settings = container.services.settings
+    vitals = PostgresSystemStats(container.pool, settings.worker_dead_after)
+    app = build_app(container.services, vitals=vitals)
     app[HUB] = FeedHub(
-        PostgresFeed(parts.pool),
-        parts.listener.wakeups(READ_MODEL),
-        parts.keys,
+        PostgresFeed(container.pool),
+        container.listener.wakeups(READ_MODEL),
+        container.keys,
         settings,
-        parts.services.now,
+        container.services.now,
     )
     runner = Runner(
         app,
@@ -134,7 +137,7 @@ async def open_http_server(
         await runner.cleanup()
 
 
-CANCEL_AFTER_GRACE = 2.0  # seconds beyond the grace for a part to end
+CANCEL_AFTER_GRACE = 2.0  # seconds beyond the grace period for a component to end
 
 _log = structlog.get_logger(__name__)
 
@@ -142,64 +145,70 @@ _log = structlog.get_logger(__name__)
 async def serve_single_process(
     settings: Settings,
     roles: Sequence[Role],
-    door: listen.ListenSockets | None,
+    listeners: listen.ListenSockets | None,
     ready: Callable[[listen.Ready], None],
     stopping: asyncio.Event,
 ) -> None:
-    """Serves these roles in this process.
+    """Serve these roles in this process.
 
-    Raises what `require_connections`, `open_parts` and `keep` raise.
+    Raises what `require_connections`, `open_container` and `supervise` raise.
     """
     with ExitStack() as stack:
         stack.enter_context(listen.stop_on_signals(stopping))
         pools = await require_connections(settings, roles)
-        async with open_container(settings, pools) as parts:
-            login = None if door is None else await listen.login_link(parts.keys, settings, door)
+        async with open_container(settings, pools) as container:
+            login = (
+                None
+                if listeners is None
+                else await listen.login_link(container.keys, settings, listeners)
+            )
 
             def up() -> None:
-                if door is not None:
-                    stack.enter_context(listen.server_file(settings.data_dir, door.url))
+                if listeners is not None:
+                    stack.enter_context(listen.server_file(settings.data_dir, listeners.url))
                 listen.sd_notify("READY=1")
-                ready(listen.Ready(door.url if door else None, login, tuple(roles)))
+                ready(listen.Ready(listeners.url if listeners else None, login, tuple(roles)))
 
-            await run_until_stopped(parts, roles, door.sockets if door else (), up, stopping)
+            await run_until_stopped(
+                container, roles, listeners.sockets if listeners else (), up, stopping
+            )
 
 
 async def run_until_stopped(
-    parts: Container,
+    container: Container,
     roles: Sequence[Role],
     sockets: Sequence[socket.socket],
     up: Callable[[], None],
     stopping: asyncio.Event,
 ) -> None:
-    """Keeps what these roles run alive, calls `up` once it is, and ends it in good order.
+    """Keep the components of these roles running until a stop; call `up` once they run.
 
-    Raises WrongBlobs for a store that is not that of the database, PartFailed.
+    Raises WrongBlobs for a store that is not that of the database, TaskFailed.
     """
-    async with parts.pool.connection() as connection:
+    async with container.pool.connection() as connection:
         await check_store_identity(
-            connection, parts.blobs, describe_blob_location(parts.services.settings)
+            connection, container.blobs, describe_blob_location(container.services.settings)
         )
-    works = background_tasks(parts, roles)
-    works["database"] = parts.database.keep_running
-    async with open_http_server(parts, sockets) as site:
-        works |= site.works
-        # A worker that cannot live must not end the API that runs beside it.
+    factories = background_tasks(container, roles)
+    factories["database"] = container.database.keep_running
+    async with open_http_server(container, sockets) as site:
+        factories |= site.tasks
+        # A worker that cannot run must not end the API that runs beside it.
         optional = {*LED_PARTS, "worker"} if sockets else LED_PARTS
         tasks = [
             asyncio.create_task(supervise(name, work, essential=name not in optional), name=name)
-            for name, work in works.items()
+            for name, work in factories.items()
         ]
         try:
             up()
             await wait_for_stop_or_failure(stopping, tasks)
         finally:
             listen.sd_notify("STOPPING=1")
-            await _go_down(site, tasks, parts.services.settings.shutdown_grace)
+            await _shut_down(site, tasks, container.services.settings.shutdown_grace)
 
 
-async def _go_down(site: HttpServer, tasks: list[asyncio.Task[None]], grace: float) -> None:
-    """First the door, then the workers, then what follows the log; the database goes on."""
+async def _shut_down(site: HttpServer, tasks: list[asyncio.Task[None]], grace: float) -> None:
+    """End the listener and the worker first, then what follows the log, then the database."""
     _log.info("stopping")
     by_name = {task.get_name(): task for task in tasks}
     database = by_name.pop("database")

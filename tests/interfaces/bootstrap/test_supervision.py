@@ -30,7 +30,7 @@ async def test_one_that_ends_before_it_is_up_is_hopeless(
     member = member_running("raise SystemExit(3)", tmp_path, monkeypatch)
 
     with pytest.raises(StartupFailed, match=r"work did not come up: process \d+ ended with exit"):
-        await member.live()
+        await member.run()
 
 
 async def test_one_that_was_up_and_ends_has_died_and_may_live_again(
@@ -40,7 +40,7 @@ async def test_one_that_was_up_and_ends_has_died_and_may_live_again(
 
     for _ in range(2):
         with pytest.raises(ChildExited, match="ended with exit code 0"):
-            await member.live()
+            await member.run()
         assert member.up.is_set()
 
 
@@ -52,7 +52,7 @@ async def test_one_that_gives_no_sign_of_life_is_killed(
     member = member_running("print('up', flush=True); input(); input()", tmp_path, monkeypatch)
 
     with pytest.raises(ChildExited, match="ended with signal 9"):
-        await member.live()
+        await member.run()
 
 
 async def test_a_process_with_heartbeats_runs_until_it_is_stopped(
@@ -74,7 +74,7 @@ while True:
 
     member = member_running(script, tmp_path, monkeypatch)
 
-    living = asyncio.create_task(member.live())
+    living = asyncio.create_task(member.run())
     await member.up.wait()
 
     await cancel_and_wait(living)
