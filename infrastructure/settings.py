@@ -233,7 +233,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Count, Meta(description="most queued deliveries of one webhook; further events are missed")
     ] = 250_000
     webhook_retention: Annotated[
-        Seconds, Meta(description="time for which delivered and given up deliveries are kept")
+        Seconds, Meta(description="time for which delivered and failed deliveries are kept")
     ] = 14 * DAY
 
     # Sealing.

@@ -133,7 +133,7 @@ def show(
 
 @app.command
 def watch(id: str, *, common: ClientOptions | None = None) -> int:
-    """Follow one batch live until its outcome, through any number of cuts."""
+    """Follow one batch live until its outcome; the feed resumes after lost connections."""
     common = common or ClientOptions()
     screen = choose_reporter(json=common.json)
 
@@ -175,7 +175,7 @@ def prioritize(
     *,
     common: ClientOptions | None = None,
 ) -> None:
-    """Move a batch before or behind the others of its owner.
+    """Change the priority of a batch among those of its owner.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ def _line(path: str, error: str | None) -> str:
     return f"{path} ({error})" if error else path
 
 
-# `uptrail batch report`: what became of every file of a batch, for a program or a spreadsheet.
+# `uptrail batch report`: the result of every file of a batch, for a program or a spreadsheet.
 
 
 def report(
@@ -256,14 +256,14 @@ def report(
     to: Path | None = None,
     common: ClientOptions | None = None,
 ) -> None:
-    """Write what became of every file of a batch.
+    """Write the result of every file of a batch.
 
     Parameters
     ----------
     format
         How: csv for spreadsheets, json with a summary of the reasons, ndjson for programs.
     only
-        Only the files that failed, were held back or rejected.
+        Only the files that failed, were quarantined or rejected.
     to
         A file; by default standard output.
     """

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 JSON = {"Content-Type": "application/json"}
 ROWS_PER_PAGE = 500  # rows a request asks for
-PASSING = frozenset({429, 502, 503, 504})  # worth asking again a little later
+PASSING = frozenset({429, 502, 503, 504})  # statuses after which a retry can succeed
 LOST = (aiohttp.ClientError, OSError)
 """What a request ends with that got no answer, or not all of one."""
 LATEST = "latest"  # as `min_position`: whatever was recorded before the request, by whomever
@@ -61,7 +61,7 @@ class _Problem(ProblemDocument, frozen=True):
 
 
 class Client:
-    """Asks one server with one key; `patience` is how many seconds of silence it puts up with."""
+    """Client of one server with one key; requests are retried for `patience` seconds of silence."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Client:
     # Batches.
 
     async def start_batch(self, options: Mapping[str, Any], *, key: str) -> StartedBatchResponse:
-        """Starts a batch; the same idempotency key again gives the same one."""
+        """Start a batch; the same idempotency key again returns the same batch."""
         headers = {"Idempotency-Key": key}
         return await self.ask(
             "POST", "/v1/batches", StartedBatchResponse, json=options, headers=headers
@@ -124,10 +124,7 @@ class Client:
         await self.ask(method, path, msgspec.Raw, json=body)
 
     async def download(self, path: str, params: Mapping[str, str]) -> AsyncIterator[bytes]:
-        """The bytes of an answer as they come, at one go, read as `read` does.
-
-        Raises Refusal, Unreachable.
-        """
+        """Yield the bytes of a response as they arrive; see `read`. Raises Refusal, Unreachable."""
         lag = _Lag()
         while True:
             try:
@@ -153,7 +150,7 @@ class Client:
             except LOST as error:
                 if begun:
                     raise self.connection.unreachable(error) from error
-                await backoff.lost(error)
+                await backoff.wait_after_failure(error)
 
     # Uploads.
 
@@ -184,9 +181,10 @@ class Client:
         cursor: str = "cursor",
         latest: bool = False,
     ) -> AsyncIterator[T]:
-        """Rows of a list, page by page; all of them where `limit` is 0.
+        """Yield the rows of a list, page by page; all of them if `limit` is 0.
 
-        `cursor` names the parameter of the next page's cursor; `latest` reads as `read` does.
+        `cursor` is the name of the parameter for the next page's cursor; with `latest`, rows are
+        read as by `read`.
         """
         ask = self.read if latest else partial(self.ask, "GET")
         place: dict[str, str] = {}
@@ -203,10 +201,10 @@ class Client:
             place = {cursor: str(page.next)}
 
     async def read(self, path: str, type: type[T], *, params: Mapping[str, str]) -> T:
-        """Ask for what reflects everything that was recorded before.
+        """Read a resource that reflects every event recorded before the request.
 
-        That holds for what another command, terminal or user did as well, so that no state is
-        kept here. Raises Refusal, Unreachable.
+        That includes what other commands and users recorded, so no position is kept here. Raises
+        Refusal, Unreachable.
         """
         lag = _Lag()
         while True:
@@ -216,7 +214,7 @@ class Client:
                 lag.wait_longer(refusal)
 
     async def _as_of(self, path: str, type: type[T], at: str | None) -> T:
-        """A row as it is, or as it was: that follows from the log alone."""
+        """Read a row as of now, or of a position or time, for which the log alone is read."""
         if at is not None:
             return await self.ask("GET", path, type, params={"at": at})
         return await self.read(path, type, params={})
@@ -231,7 +229,7 @@ class Client:
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> T:
-        """One request and its decoded answer. Raises Refusal, Unreachable."""
+        """Send one request and return its decoded response. Raises Refusal, Unreachable."""
         body = None if json is None else msgspec.json.encode(json)
         sent = {**({} if body is None else JSON), **(headers or {})}
         backoff = RequestBackoff(self.connection)
@@ -252,11 +250,11 @@ class Client:
                     retry_after = response.headers.get("Retry-After")
                 await backoff.wait(refusal, retry_after)
             except LOST as error:
-                await backoff.lost(error, repeatable=repeatable)
+                await backoff.wait_after_failure(error, repeatable=repeatable)
 
 
 class _Lag:
-    """The parameters of a read, while what the server shows is behind what was recorded."""
+    """Parameters of a read while the read model is behind the log."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -264,7 +262,7 @@ class _Lag:
         self.params = {"min_position": LATEST}
 
     def wait_longer(self, refusal: Refusal) -> None:
-        """Ask for the same position again, not for a later one. Raises the refusal in the end."""
+        """Request the same position again; raise the refusal after the time limit."""
         if refusal.min_position is None or self._loop.time() > self._end:
             raise refusal
         if self.params["min_position"] == LATEST:
@@ -320,15 +318,15 @@ class FeedFrame(msgspec.Struct, rename={"from_": "from"}):
 
 
 class FeedEnded(CommandError):
-    """The server ended the feed, for good."""
+    """The server closed the feed with a code after which reconnecting is useless."""
 
 
 async def subscribe(
     client: Client, batches: Sequence[UUID | str] | None
 ) -> AsyncIterator[FeedFrame]:
-    """Frames with rows to apply, in order; None follows the batch rows of all.
+    """Yield frames with rows to apply, in order; `batches` None follows the rows of all batches.
 
-    A cut is resumed from the last cursor. Raises FeedEnded, Unreachable.
+    After a lost connection the feed resumes from the last cursor. Raises FeedEnded, Unreachable.
     """
     place = _ClientPosition([str(id) for id in batches] if batches is not None else "*")
     backoff = RequestBackoff(client.connection)
@@ -339,15 +337,15 @@ async def subscribe(
                 protocols=(SUBPROTOCOL,),
                 max_msg_size=MAX_FRAME_BYTES,
             ) as socket:
-                client.connection.answered()
+                client.connection.mark_responded()
                 await socket.send_str(place.subscription())
                 async for frame in _frames(socket):
-                    backoff.calm()
+                    backoff.reset()
                     if place.applies(frame):
                         yield frame
                 if socket.close_code in FINAL:
                     raise FeedEnded(f"the feed ended with code {socket.close_code}")
-            await backoff.lost(ConnectionError("the feed was cut"))
+            await backoff.wait_after_failure(ConnectionError("the feed was cut"))
         except aiohttp.WSServerHandshakeError as error:
             if error.status in (401, 403):
                 raise FeedEnded(
@@ -355,7 +353,7 @@ async def subscribe(
                 ) from None
             await backoff.wait(client.connection.unreachable(error))
         except LOST as error:
-            await backoff.lost(error)
+            await backoff.wait_after_failure(error)
 
 
 class _ClientPosition:
@@ -391,7 +389,7 @@ class _ClientPosition:
 
 
 async def _frames(socket: aiohttp.ClientWebSocketResponse) -> AsyncIterator[FeedFrame]:
-    """Decoded frames until the socket closes; heartbeats are answered."""
+    """Yield decoded frames until the socket closes; respond to heartbeats."""
     silence: float | None = None
     while True:
         message: Any = await socket.receive(timeout=silence)
@@ -405,15 +403,15 @@ async def _frames(socket: aiohttp.ClientWebSocketResponse) -> AsyncIterator[Feed
         yield frame
 
 
-# Runs a command's coroutine against the server, with the screen and the client it needs.
+# Runs the coroutine of a command with a client.
 
-SILENCE_TIMEOUT = 60.0  # seconds of silence that a long job puts up with
+SILENCE_TIMEOUT = 60.0  # seconds without a response that a long job tolerates
 
 
 def run_with_client(
     common: ClientOptions, what: Callable[[Client], Awaitable[T]], *, patience: float = 0.0
 ) -> T:
-    """Runs `what` with a client of the server these options mean. Raises CommandError."""
+    """Run `what` with a client of the server that the options name. Raises CommandError."""
 
     async def asking() -> T:
         server, timeout = common.server(), common.connect_timeout
@@ -432,7 +430,7 @@ def send_command(
     result: Mapping[str, Any],
     message: str,
 ) -> None:
-    """Send a command, and print the message, or the result if JSON is wanted.
+    """Send a command; print the message, or the response if JSON was requested.
 
     Raises CommandError.
     """

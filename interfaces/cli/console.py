@@ -45,13 +45,13 @@ class CommandError(Exception):
 
 
 class UsageError(CommandError):
-    """The command line asks for something that makes no sense."""
+    """The arguments of the command line are invalid or contradict each other."""
 
     code = Exit.USAGE
 
 
 class Unreachable(CommandError):
-    """No server answers."""
+    """No server responds."""
 
     code = Exit.UNREACHABLE
 
@@ -63,7 +63,7 @@ class Interrupted(CommandError):
 
 
 class Refusal(CommandError):
-    """The server refused, with a problem document."""
+    """The server responded with a problem document."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Refusal(CommandError):
         errors: tuple[str, ...] = (),
         min_position: int | None = None,
     ) -> None:
-        """`min_position` is what a read waited for that the server does not show yet."""
+        """`min_position` is the position that a read waited for in vain."""
         super().__init__("; ".join((detail or code, *errors[:5])), _HINTS.get(code, ""))
         self.status = status
         self.problem = code
@@ -83,7 +83,7 @@ class Refusal(CommandError):
 
 
 class OutOfService(Refusal):
-    """The server, or what stands before it, cannot answer now: 502, 503 or 504."""
+    """The server, or a proxy in front of it, responded with 502, 503 or 504."""
 
     code = Exit.UNREACHABLE
 
@@ -139,7 +139,7 @@ class ServerAddress(msgspec.Struct, frozen=True):
 
 
 class RunningServer(msgspec.Struct, frozen=True):
-    """`server.json` in the data directory: the server that runs there."""
+    """Content of `server.json` in the data directory: the server that runs there."""
 
     url: str
     pid: int
@@ -154,7 +154,7 @@ class DataDirOptions:
     config: Annotated[Path | None, Parameter(help="Settings in a TOML file.")] = None
 
     def sourced(self, **options: Any) -> LoadedSettings:
-        """The settings with their origins; `options` are those of the command. BadSetting."""
+        """Return the settings and their origins, with those of this command. Raises BadSetting."""
         return load({"data_dir": self.data_dir, **options}, config=self.config)
 
     def settings(self, **options: Any) -> Settings:
@@ -178,7 +178,7 @@ class ClientOptions(DataDirOptions):
     ] = CONNECT_TIMEOUT
 
     def server(self) -> ServerAddress:
-        """The server to ask. Raises Unreachable, UsageError, CommandError."""
+        """Return the server to send requests to. Raises Unreachable, UsageError, CommandError."""
         settings = self.settings()
         url = self.url or os.environ.get("UPTRAIL_URL")
         key = self.key or os.environ.get("UPTRAIL_KEY")
@@ -202,7 +202,7 @@ class ClientOptions(DataDirOptions):
 
 
 def find_running_server(data_dir: Path) -> RunningServer | None:
-    """The server of this data directory, if its process is alive."""
+    """Return the server of this data directory, if its process is alive."""
     try:
         running = msgspec.json.decode((data_dir / "server.json").read_bytes(), type=RunningServer)
     except (OSError, msgspec.DecodeError):
@@ -237,23 +237,23 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def emit(value: Any) -> None:
-    """One JSON document on a line of its own."""
+    """Print one JSON document on a line of its own."""
     sys.stdout.buffer.write(msgspec.json.encode(value, enc_hook=str) + b"\n")
     sys.stdout.buffer.flush()
 
 
 def print_line(line: str = "") -> None:
-    """One line for people. Control characters, as in a stored name, are not passed on."""
+    """Print one line for people. Control characters, such as in a stored name, are removed."""
     print("".join(c if c.isprintable() else "\ufffd" for c in line), flush=True)
 
 
 def print_stderr(line: str) -> None:
-    """Likewise on standard error, where standard output belongs to programs."""
+    """Print such a line on standard error; standard output is for programs."""
     print("".join(c if c.isprintable() else "\ufffd" for c in line), file=sys.stderr, flush=True)
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
-    """Columns as wide as they need to be; the last one is never cut."""
+    """Print columns as wide as their longest cell; the last one is never cut."""
     cells = [tuple("" if cell is None else str(cell) for cell in row) for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     for row in (tuple(name.upper() for name in head), *cells):
@@ -262,7 +262,7 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
 
 
 def size(count: float | None) -> str:
-    """Bytes for people."""
+    """Return a number of bytes in a unit for people."""
     if count is None:
         return "?"
     for unit in _UNITS:
@@ -273,7 +273,7 @@ def size(count: float | None) -> str:
 
 
 def format_time(at: datetime | None) -> str:
-    """A time of day in the reader's own zone; with the date where it is not today's."""
+    """Return the time in the local time zone; with the date unless it is today."""
     if at is None:
         return ""
     local = at.astimezone()
@@ -282,12 +282,12 @@ def format_time(at: datetime | None) -> str:
 
 
 def format_time_ms(at: datetime) -> str:
-    """Likewise, to the millisecond."""
+    """Return the time in the local time zone, to the millisecond."""
     return f"{format_time(at)}.{at.microsecond // 1000:03}"
 
 
 def state_label(batch: BatchView) -> str:
-    """The outcome of a batch, or its state and what it is doing."""
+    """Return the outcome of a batch, or its state and activity."""
     state = (batch.outcome or batch.state).replace("_", " ")
     if batch.activity is None:
         return state

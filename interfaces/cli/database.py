@@ -38,7 +38,7 @@ def migrate(*, store: StorageOptions | None = None, common: ClientOptions | None
 def grant(
     role: str, *, store: StorageOptions | None = None, common: ClientOptions | None = None
 ) -> None:
-    """Let a role serve that owns nothing: it cannot change or remove what the log holds.
+    """Allow a role to serve without owning tables: it cannot change or remove events.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.gif")
 
 
 class DemoFiles(msgspec.Struct, frozen=True):
-    """Files by their names in the batch, and the name of the one that fails at first."""
+    """Files by their names in the batch, and the name of the file that fails once."""
 
     label: str
     roots: dict[str, Path]
@@ -53,7 +53,7 @@ class DemoFiles(msgspec.Struct, frozen=True):
 
 
 def select_files(folder: Path | None) -> DemoFiles:
-    """The folder's files, or our own. Raises UsageError where there are none."""
+    """Return the files of the folder, or our own. Raises UsageError if there are none."""
     if folder is None:
         roots, label = _own_files(), "Uptrail's own files"
     else:
@@ -63,9 +63,9 @@ def select_files(folder: Path | None) -> DemoFiles:
 
 
 def demo_settings(settings: Settings, chosen: DemoFiles) -> Settings:
-    """The given settings with a pipeline `demo`: the default one, with a rehearsed failure.
+    """Return the settings with a pipeline `demo`, the default one with a planned failure.
 
-    One process: it shows itself at work.
+    One process: it runs the server and the client.
     """
     rehearse = Step(
         processor="rehearse", options={"fail_first_attempt_of": [_literally(chosen.rehearsed)]}
@@ -80,7 +80,7 @@ def demo_settings(settings: Settings, chosen: DemoFiles) -> Settings:
 
 
 def _own_files() -> dict[str, Path]:
-    """From a checkout: documents, pictures and code; from an installed package: its modules."""
+    """Return documents, pictures and code of a checkout; of an installed package its modules."""
     base = Path(__file__).parents[2]
     places = (*PACKAGES, *PROJECT) if (base / "pyproject.toml").is_file() else PACKAGES
     found = chain.from_iterable(scan({name: base / name}) for name in places)
@@ -94,7 +94,7 @@ def _own_files() -> dict[str, Path]:
 
 
 def _one_of(roots: dict[str, Path]) -> str:
-    """A picture if there is one: its attempts show more; otherwise the first file."""
+    """Return a picture if there is one, because its attempts show more; else the first file."""
     first = None
     for entry in scan(roots):
         if isinstance(entry, ScannedFile):
@@ -107,7 +107,7 @@ def _one_of(roots: dict[str, Path]) -> str:
 
 
 def _literally(name: str) -> str:
-    """A pattern that fits this name alone."""
+    """Return a pattern that matches this name only."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
@@ -154,7 +154,7 @@ def _demonstrate(settings: Settings, chosen: DemoFiles) -> int:
 
 
 async def _serve_and_show(settings: Settings, chosen: DemoFiles) -> int:
-    """Runs the server in this process, and beside it the client that shows it at work."""
+    """Run the server in this process, and beside it the client that shows it."""
     from interfaces.bootstrap.server import serve
 
     stop = asyncio.Event()
@@ -222,7 +222,7 @@ def _list_failures(report: UploadReport) -> None:
 
 
 async def _audit(client: Client, upload: UploadView) -> None:
-    """The whole story of the file that failed once."""
+    """Print the complete history of the file that failed once."""
     console.print_line()
     console.print_line(f"What happened to {upload.path}, as the log has it:")
     console.print_line()
@@ -237,7 +237,7 @@ async def _upload_at(client: Client, batch: UUID, path: str) -> UploadView | Non
 
 
 def _next_steps(settings: Settings, upload: UploadView | None) -> None:
-    """On a terminal the server goes on, and the commands find it; otherwise it has ended."""
+    """Print commands to try; on a terminal the server keeps running for them."""
     uptrail = "uptrail" if shutil.which("uptrail") else sys.argv[0]
     commands = ["upload ./folder --wait", "batch list", "verify", "doctor"]
     here = ""
@@ -253,7 +253,7 @@ def _next_steps(settings: Settings, upload: UploadView | None) -> None:
 
 
 def _discard(settings: Settings) -> None:
-    """Removes the demo's database; one that is in use by another command stays."""
+    """Remove the demo's database, unless another command uses it."""
     if settings.database_url is not None:
         return
     from infrastructure.postgres.embedded.server import EmbeddedPostgres

@@ -62,7 +62,7 @@ def python() -> CheckResult:
 
 
 def data_dir(settings: Settings) -> CheckResult:
-    """It can be written, and others cannot read it."""
+    """Check that it is writable, and that other users cannot read it."""
     folder = settings.data_dir
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -93,7 +93,7 @@ def disk(settings: Settings) -> CheckResult:
 
 
 def blobs(settings: Settings) -> CheckResult:
-    """Bytes can be made durable there, and fast enough."""
+    """Check that bytes can be made durable there, and how fast."""
     folder = settings.blob_dir
     probe = folder / f".probe-{uuid4().hex}"
     try:
@@ -118,7 +118,7 @@ def blobs(settings: Settings) -> CheckResult:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
+    """Return the folder, or its nearest parent that exists."""
     return folder if folder.exists() else _existing(folder.parent)
 
 
@@ -136,7 +136,7 @@ async def machines(connection: Connection, settings: Settings) -> list[CheckResu
 
 
 async def _master_key(connection: Connection, settings: Settings) -> list[CheckResult]:
-    """Nothing where no server has started on this database yet."""
+    """Check the master key; no finding before the first start of a server."""
     from infrastructure.erasure.master_keys import NoMasterKey, master_keys_of
     from infrastructure.erasure.wrapped_keys import require_master_key
 
@@ -183,7 +183,7 @@ async def _same_blobs(connection: Connection, settings: Settings) -> list[CheckR
 
 
 async def bucket(text: str) -> CheckResult:
-    """It can be written, read, listed and cleaned up."""
+    """Check that objects can be written, read, listed and deleted."""
     from infrastructure.blobs.s3.client import BadLocation, BucketUnusable, parse_location
     from infrastructure.blobs.s3.store import check_bucket, open_client
 
@@ -239,7 +239,7 @@ async def _examined(url: str, settings: Settings) -> list[CheckResult]:
 
 @asynccontextmanager
 async def _reached(settings: Settings) -> AsyncIterator[str | None]:
-    """The URL; None where an embedded server was never made: a look must not make one."""
+    """Return the URL; None if no embedded server exists, because a check must not create one."""
     if settings.database_url:
         yield settings.database_url
     elif not (settings.data_dir / "postgres").exists():
@@ -397,7 +397,7 @@ _PATIENCE = 30.0  # seconds
 
 
 async def sandbox() -> CheckResult:
-    """Try, from inside a decoder's sandbox, what a hostile file would want to do."""
+    """Try, inside a decoder's sandbox, what a hostile file would try."""
     if sys.platform == "win32":
         detail = "no sandbox on this system"
         return CheckResult(Level.WARN, CHECK, detail, "let workers run on Linux")
@@ -411,7 +411,7 @@ async def sandbox() -> CheckResult:
 
 
 def describe(answer: dict[str, Any]) -> CheckResult:
-    """Return the finding for a probe's answer. Raises KeyError for what is none."""
+    """Return the finding for the answer of a probe. Raises KeyError for an unknown answer."""
     applied, attempts = answer["applied"], answer["attempts"]
     user = f"uid {answer['uid']}" + ("" if applied["user"] else " (the server's own user)")
     active = [user, "resource limits"]

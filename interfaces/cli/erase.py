@@ -12,7 +12,7 @@ from interfaces.cli import console
 from interfaces.cli.client import SILENCE_TIMEOUT, Client, run_with_client
 from interfaces.cli.console import ClientOptions, UsageError
 
-POLL_INTERVAL = 0.5  # seconds between two looks at whether it is done
+POLL_INTERVAL = 0.5  # seconds between two queries for its state
 
 app = App(name="erase", help="Destroy everything personal of an owner, for good.")
 
@@ -31,13 +31,13 @@ def erase(
     Parameters
     ----------
     owner
-        Whose data.
+        Owner of the data.
     reason
-        Why; it is kept on record.
+        Reason, which is recorded.
     yes
-        That it cannot be undone is understood.
+        Confirm that it cannot be undone.
     wait
-        Until it is done.
+        Wait until the erasure is finished.
     """
     common = common or ClientOptions()
     if not yes:
@@ -62,7 +62,7 @@ def erase(
 
 @app.command(name="list")
 def list_(*, owner: str | None = None, common: ClientOptions | None = None) -> None:
-    """List what was asked for, by whom, and when it was done."""
+    """List erasures: who requested them, and when they were finished."""
     common = common or ClientOptions()
     params = {} if owner is None else {"owner": owner}
 

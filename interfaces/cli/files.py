@@ -24,7 +24,7 @@ class ScannedFile(msgspec.Struct, frozen=True):
 
 
 class SkippedFile(msgspec.Struct, frozen=True):
-    """Something that cannot be sent, and why."""
+    """A file that cannot be sent, and the reason."""
 
     path: Path
     reason: str
@@ -34,7 +34,7 @@ Entry: TypeAlias = ScannedFile | SkippedFile
 
 
 def resolve_roots(paths: Iterable[Path]) -> dict[str, Path]:
-    """The given paths by the name each gets in the batch. Raises UsageError."""
+    """Return the given paths by their names in the batch. Raises UsageError."""
     roots: dict[str, Path] = {}
     for path in paths:
         absolute = Path(os.path.abspath(path.expanduser()))
@@ -49,7 +49,7 @@ def resolve_roots(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def scan(roots: dict[str, Path]) -> Iterator[Entry]:
-    """Every file in a stable order; folders behind links are entered, loops are not."""
+    """Yield every file in a stable order; linked folders are entered, unless they form a loop."""
     for name, root in roots.items():
         yield from _walk(root, name, frozenset())
 

@@ -29,7 +29,7 @@ def show(
     limit: Annotated[int, Parameter(validator=Number(gte=1))] = 1000,
     common: ClientOptions | None = None,
 ) -> None:
-    """Print what happened to an upload or a batch, in the order it happened.
+    """Print the recorded events of an upload, a batch or a webhook, in order.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def export(
 async def events_of(
     client: Client, id: str | UUID, *, limit: int = 0
 ) -> AsyncIterator[HistoryItem]:
-    """The history of the upload, batch or webhook with this id. Raises Refusal."""
+    """Return the history of the upload, batch or webhook with this id. Raises Refusal."""
     kinds = ("uploads", "webhooks", "batches")
     for kind in kinds:
         path = f"/v1/{kind}/{id}/history"
@@ -145,7 +145,7 @@ def _details(event: HistoryItem) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value in a line: numbers not longer than they need to be, times of day for moments."""
+    """Return a value for one line: short numbers, and local times."""
     if isinstance(value, float):
         return f"{value:.3f}"
     try:

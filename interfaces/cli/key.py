@@ -82,7 +82,7 @@ def list_(*, common: ClientOptions | None = None) -> None:
 
 @app.command
 def revoke(id: str, *, common: ClientOptions | None = None) -> None:
-    """End a key at once."""
+    """Revoke a key, with immediate effect."""
     common = common or ClientOptions()
 
     async def run(client: Client) -> None:

@@ -46,7 +46,7 @@ _COMMANDS = (
 
 
 def make_app() -> App:
-    """The whole command line, nothing of it imported yet."""
+    """Return the command line; commands are imported when they are called."""
     app = App(
         name="uptrail",
         help="Event-sourced upload orchestrator.",
@@ -62,12 +62,12 @@ def make_app() -> App:
 
 
 def main() -> None:
-    """The entry point of the installed command."""
+    """Run the installed command."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(tokens: Sequence[str]) -> int:
-    """Runs one command line and returns its exit code."""
+    """Run one command line and return its exit code."""
     words = [word for word in tokens if word != "--debug"]
     return run_reporting_errors(
         lambda: make_app()(words, exit_on_error=False, print_error=False),
@@ -108,7 +108,7 @@ def _unexpected(error: BaseException) -> int:
 
 
 def _known_errors() -> tuple[tuple[str, str, str, Exit], ...]:
-    """Errors of other layers by name: importing them would cost every command their weight."""
+    """Return errors of other layers by name: importing them would slow down every command."""
     return (
         ("BadSetting", "{}", "uptrail config show lists the settings", Exit.USAGE),
         ("EmbeddedPostgresError", "{}", "", Exit.ERROR),

@@ -40,7 +40,7 @@ class ProgressReporter(Protocol):
     ) -> None: ...
 
     def note(self, line: str) -> None:
-        """Something worth a line."""
+        """Print a note on a line of its own."""
 
     def sending(self, tally: UploadProgress) -> None:
         """Report the progress of sending."""
@@ -50,9 +50,10 @@ class ProgressReporter(Protocol):
 
 
 def choose_reporter(*, json: bool, brief: bool = False) -> ProgressReporter:
-    """The screen that fits where standard error goes.
+    """Return the reporter for the kind of standard error.
 
-    `json` prints every change as JSON; `brief` leaves out of the lines what goes as it should.
+    `json` prints every change as JSON; `brief` prints only failures and notes where lines are
+    printed.
     """
     if json:
         return JsonReporter()
@@ -60,7 +61,7 @@ def choose_reporter(*, json: bool, brief: bool = False) -> ProgressReporter:
 
 
 class StateChangeFilter:
-    """Filter of rows whose state changed; remembers a bounded number of last states."""
+    """Filter for rows whose state changed; remembers a bounded number of last states."""
 
     def __init__(self) -> None:
         self._seen: OrderedDict[object, object] = OrderedDict()
@@ -86,7 +87,7 @@ class PlainReporter:
 
 
 class LineReporter(PlainReporter):
-    """One line per change of state, on standard error."""
+    """Reporter that prints one line per change of state, on standard error."""
 
     def __init__(self, brief: bool = False) -> None:
         self._brief = brief
@@ -112,7 +113,7 @@ class LineReporter(PlainReporter):
 
 
 class JsonReporter(PlainReporter):
-    """Every change of a row as one JSON line on standard output; notes stay out of it."""
+    """Reporter that prints every changed row as a JSON line on standard output, and no notes."""
 
     def note(self, line: str) -> None:
         console.print_stderr(line)
@@ -131,7 +132,7 @@ class JsonReporter(PlainReporter):
 
 
 class BarReporter:
-    """Bars for the bytes and for the processed files, and above them what went wrong."""
+    """Reporter with bars for bytes and processed files; failures are printed above them."""
 
     def __init__(self) -> None:
         self._changes = StateChangeFilter()
@@ -194,7 +195,7 @@ class BarReporter:
 
 
 class _Amount(ProgressColumn):
-    """Bytes with speed and time left, or files done of all."""
+    """Column with bytes, speed and remaining time, or with the number of files done."""
 
     def render(self, task: Task) -> Text:
         done, total = int(task.completed), int(task.total or 0)
@@ -213,7 +214,7 @@ def is_notable(upload: UploadView) -> bool:
 
 
 def describe_batch(batch: BatchView) -> str:
-    """A batch in a line."""
+    """Return a batch in one line."""
     counts = console.format_counts(batch.counts) or "no uploads yet"
     return f"batch {batch.label or batch.id}: {console.state_label(batch)}; {counts}"
 
@@ -224,7 +225,10 @@ REPEAT_INTERVAL = 5.0  # seconds until the server is asked again, where its cloc
 
 
 async def wait_for_outcome(client: Client, batch: UUID, screen: ProgressReporter) -> BatchView:
-    """The batch as it ended; every change meanwhile is shown. Raises FeedEnded, Unreachable."""
+    """Return the batch once it has its outcome; report every change meanwhile.
+
+    Raises FeedEnded, Unreachable.
+    """
     async with _Clock(client, screen) as clock:
         async for frame in subscribe(client, [batch]):
             screen.frame(frame)

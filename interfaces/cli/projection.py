@@ -58,7 +58,7 @@ def rebuild(*, store: StorageOptions | None = None, common: ClientOptions | None
 def run_with_container(
     place: DataDirOptions, store: StorageOptions | None, what: Callable[[Container], Awaitable[T]]
 ) -> T:
-    """Runs `what` on the database itself, whether or not a server runs."""
+    """Run `what` on the database itself, whether or not a server runs."""
     from infrastructure.telemetry import configure_logging
     from interfaces.bootstrap.container import open_container
 

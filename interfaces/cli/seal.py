@@ -67,13 +67,13 @@ def keys(
 
 @app.command
 def now(*, store: StorageOptions | None = None, common: ClientOptions | None = None) -> None:
-    """Seal what was recorded since the last seal, without waiting for the next."""
+    """Seal the events recorded since the last seal now."""
     _seal(store, common or ClientOptions(), rotate=False)
 
 
 @app.command
 def rotate(*, store: StorageOptions | None = None, common: ClientOptions | None = None) -> None:
-    """Make a new key, which the old one vouches for. Run it where the key file is."""
+    """Create a new signing key, signed by the old one. Run it where the key file is."""
     _seal(store, common or ClientOptions(), rotate=True)
 
 

@@ -35,9 +35,10 @@ class FileModified(Exception):
 
 
 class SourceFile:
-    """One open file that must stay as it was found: same size, same time of change.
+    """Open file that must keep its size and its modification time.
 
-    `moved` hears of every byte that counts as sent, and of those that have to be sent again.
+    `moved` is called with the number of bytes that count as sent; negative if they must be sent
+    again.
     """
 
     def __init__(self, path: Path, size: int, modified: int, moved: Moved) -> None:
@@ -70,7 +71,7 @@ class SourceFile:
         return (status.st_size, status.st_mtime_ns) != self._found
 
     def move_to(self, offset: int) -> None:
-        """The receiver has this much, as far as is known."""
+        """Continue at `offset`: the server has the bytes before it."""
         self._moved(offset - self.offset)
         self.offset = offset
 
@@ -89,7 +90,7 @@ async def send(client: Client, upload: UUID, source: SourceFile, *, fresh: bool)
                 before = source.offset
                 source.move_to(await offset_of(client, upload))
                 if source.offset > before:
-                    backoff.calm()
+                    backoff.reset()
                 if source.offset == source.size > 0:
                     return
             known = False
@@ -98,7 +99,7 @@ async def send(client: Client, upload: UUID, source: SourceFile, *, fresh: bool)
         except LOST as error:
             if source.changed:
                 raise FileModified from None
-            await backoff.lost(error)
+            await backoff.wait_after_failure(error)
         except Refusal as refusal:
             if refusal.status not in RETRIED_STATUSES:
                 raise
@@ -116,7 +117,7 @@ async def offset_of(client: Client, upload: UUID) -> int:
 
 
 async def _patch(client: Client, upload: UUID, source: SourceFile) -> None:
-    """One request with all that is missing."""
+    """Send one request with all missing bytes."""
     url = f"{client.server.url}/v1/uploads/{upload}"
     headers = {
         **VERSION,
@@ -139,7 +140,7 @@ HEADERS = {"Content-Type": "application/x-tar"}
 
 
 class PendingFile(msgspec.Struct, frozen=True):
-    """A file that is announced and has to be sent; a fresh one was never begun."""
+    """Registered file that has to be sent; a `fresh` one has no bytes on the server."""
 
     upload: UUID
     file: ScannedFile
@@ -147,7 +148,7 @@ class PendingFile(msgspec.Struct, frozen=True):
 
 
 class TarArchive(msgspec.Struct, frozen=True):
-    """An archive of the files that could be read, and why the others could not."""
+    """Tar archive of the readable files, and the reason for each of the others."""
 
     body: bytes
     tasks: list[PendingFile]
@@ -155,7 +156,7 @@ class TarArchive(msgspec.Struct, frozen=True):
 
 
 class TarBundle:
-    """Tasks that will travel together."""
+    """Files that are sent together in one request."""
 
     def __init__(self) -> None:
         self.tasks: list[PendingFile] = []
@@ -169,7 +170,7 @@ class TarBundle:
 
 
 def build_tar(tasks: Sequence[PendingFile]) -> TarArchive:
-    """Reads the files, each of which must still be as it was found."""
+    """Read the files into an archive; each must have its size and modification time unchanged."""
     parts, packed, unreadable = [], [], []
     for task in tasks:
         try:
@@ -208,11 +209,11 @@ async def send_packed(client: Client, batch: UUID, body: bytes) -> Sequence[File
                 raise refusal
             await backoff.wait(refusal, response.headers.get("Retry-After"))
         except LOST as error:
-            await backoff.lost(error)
+            await backoff.wait_after_failure(error)
 
 
 async def already_received(client: Client, batch: UUID) -> frozenset[UUID]:
-    """The uploads of the batch that have all their bytes, as far as the read model knows."""
+    """Return the uploads of the batch whose bytes are complete, by the read model."""
     return frozenset(
         [
             upload.id
@@ -223,7 +224,7 @@ async def already_received(client: Client, batch: UUID) -> frozenset[UUID]:
 
 
 def _read(file: ScannedFile) -> bytes | None:
-    """The file's bytes; None where it is not what was announced."""
+    """Return the bytes of the file; None if it has changed."""
     with open(file.path, "rb") as stream:
         status = os.fstat(stream.fileno())
         if (status.st_size, status.st_mtime_ns) != (file.size, file.modified):
@@ -260,18 +261,18 @@ class UploadProgress(msgspec.Struct):
         return max(0, self.files - self.sent_files - self.failures)
 
     def stop(self, refusal: Refusal) -> None:
-        """Nothing more is sent: the first reason stands for all files."""
+        """Stop sending: the first reason applies to all remaining files."""
         self.stopped = self.stopped or refusal
 
     def fail(self, path: str, reason: str) -> None:
-        """Counts a failure, and keeps the first of them to be shown."""
+        """Count a failure; the first ones are kept for the summary."""
         self.failures += 1
         if len(self.reasons) < SHOWN_FAILURES:
             self.reasons.append((path, reason))
 
 
 class UploadSession:
-    """Sends everything below the roots into one open batch: small files together, others alone."""
+    """Upload of everything below the roots into one open batch; small files are bundled."""
 
     def __init__(
         self, client: Client, batch: UUID, roots: dict[str, Path], jobs: int, trouble: Trouble
@@ -289,14 +290,14 @@ class UploadSession:
         self.tally = UploadProgress()
 
     def measure(self) -> None:
-        """Counts files and bytes first, so that progress has a whole to be part of."""
+        """Count files and bytes first, as the total of the progress."""
         for entry in scan(self._roots):
             if isinstance(entry, ScannedFile):
                 self.tally.files += 1
                 self.tally.size += entry.size
 
     async def run(self) -> UploadProgress:
-        """Raises Refusal, Unreachable when the batch itself cannot go on."""
+        """Send everything. Raises Refusal, Unreachable if the batch itself cannot continue."""
         with one_command_error():
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._jobs):
@@ -381,11 +382,11 @@ class UploadSession:
             await self._refused([task], refusal)
 
     async def _refused(self, tasks: list[PendingFile], refusal: Refusal) -> None:
-        """The server took none of these. Raises the refusal where it is about the whole batch.
+        """Handle a refusal of these files. Raises it if it is about the whole batch.
 
-        What may be different later, such as a full disk, ends the sending; what was announced
-        waits in the open batch for another run. Otherwise it would be sealed with files that
-        never come.
+        After an error that may disappear, such as a full disk, sending stops, and registered files
+        wait in the open batch for another run. Otherwise the batch would be sealed with files that
+        never arrive.
         """
         if refusal.status in (401, 403):
             raise refusal
@@ -396,7 +397,7 @@ class UploadSession:
             await self._give_up(task, str(refusal))
 
     async def _give_up(self, task: PendingFile, reason: str) -> None:
-        """Cancels the announced upload, so that the batch does not wait for it for ever."""
+        """Cancel the registered upload, so that the batch does not wait for it for ever."""
         self._fail(task.file.name, reason)
         try:
             await self._client.command(f"/v1/uploads/{task.upload}/cancel")
@@ -405,7 +406,7 @@ class UploadSession:
                 raise
 
     def _sent(self, task: PendingFile) -> None:
-        """All of it is there, by one request for many files."""
+        """Count a file that was received in a bundle."""
         self.tally.sent_files += 1
         self._moved(task.file.size)
 

@@ -38,11 +38,11 @@ from interfaces.cli.progress import ProgressReporter, choose_reporter, wait_for_
 from interfaces.cli.transfer import SHOWN_FAILURES, UploadProgress, UploadSession
 from interfaces.common.api_types import StartedBatchResponse
 
-# What an upload must remember to go on after a kill: one small file, written before the start.
+# State for resuming after a kill: one small file, written before the start.
 
 
 class ResumeState(msgspec.Struct):
-    """The idempotency key by which the server knows the batch, whatever was answered of it."""
+    """Idempotency key of the batch, with which a repeated command finds it."""
 
     key: str
     server: str
@@ -52,7 +52,7 @@ class ResumeState(msgspec.Struct):
 
 
 class ResumeFile:
-    """The file of one upload, named after server, roots, label and pipeline."""
+    """Resume file of one upload, named after server, roots, label and pipeline."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,9 +74,9 @@ class ResumeFile:
 def open_resume_file(
     data_dir: Path, server: str, roots: Iterable[Path], label: str, pipeline: str
 ) -> Iterator[tuple[ResumeFile, ResumeState, bool]]:
-    """The memory of this very command, what it holds, and whether that is from an earlier run.
+    """Open the resume file of this command; return its state, and whether an earlier run wrote it.
 
-    Held by one process at a time. Raises CommandError while another has it.
+    One process holds it at a time. Raises CommandError while another does.
     """
     names = sorted(str(root) for root in roots)
     identity = msgspec.json.encode([server, names, label, pipeline])
@@ -99,9 +99,9 @@ def open_resume_file(
         yield memory, known or remembered, known is not None
 
 
-# The whole job of `uptrail upload`: remember, start, send, seal, and wait for the outcome.
+# `uptrail upload`: save the resume state, start, send, seal, and wait for the outcome.
 
-REFRESH_INTERVAL = 0.1  # seconds between two looks at the tally
+REFRESH_INTERVAL = 0.1  # seconds between two updates of the progress
 FAILED_STATES = ("failed", "quarantined", "rejected")
 
 
@@ -116,7 +116,7 @@ class UploadJob(msgspec.Struct, frozen=True):
 
 
 class FileFailure(msgspec.Struct, frozen=True):
-    """A file that did not make it, with the reason."""
+    """A file that failed, with the reason."""
 
     path: str
     reason: str
@@ -148,9 +148,9 @@ class UploadReport(msgspec.Struct, frozen=True):
 async def run_upload(
     client: Client, job: UploadJob, data_dir: Path, screen: ProgressReporter
 ) -> UploadReport:
-    """Sends everything, once, however often it is killed and run again.
+    """Send all files once, however often the command is killed and repeated.
 
-    Raises CommandError of every kind.
+    Raises every kind of CommandError.
     """
     names = (client.server.url, list(job.roots.values()), job.label, job.pipeline)
     with open_resume_file(data_dir, *names) as (memory, remembered, again):
@@ -173,7 +173,7 @@ async def _watch(
     sending: asyncio.Task[UploadProgress],
     screen: ProgressReporter,
 ) -> BatchView | None:
-    """The batch with its outcome, if that is waited for and there is going to be one."""
+    """Return the batch with its outcome, if the command waits for it and the batch will get one."""
     if not job.wait:
         return None
     watching = asyncio.create_task(wait_for_outcome(client, batch.id, screen))
@@ -196,7 +196,7 @@ def _unfinished(id: UUID, tally: UploadProgress, refusal: Refusal) -> UploadRepo
 
 
 def _why_not(tally: UploadProgress, refusal: Refusal) -> str:
-    """One sentence for all files that were not sent, and what to do."""
+    """Return one sentence about all files that were not sent, and what to do."""
     files = f"{tally.unsent_files} file{'' if tally.unsent_files == 1 else 's'} failed"
     again = "run the same command again to resume"
     if refusal.problem == "storage_full":
@@ -216,7 +216,7 @@ async def _start(
     again: bool,
     screen: ProgressReporter,
 ) -> StartedBatchResponse:
-    """The batch of this job: a new one, or the one that an earlier run began."""
+    """Return the batch of this job: a new one, or that of an earlier run."""
     started = await _ask_for(client, job, remembered)
     if again and started.state in ("completed", "cancelling"):
         screen.note(f"the batch of an earlier run is {started.state}; starting a new one")
@@ -238,7 +238,7 @@ async def _ask_for(client: Client, job: UploadJob, remembered: ResumeState) -> S
 async def _send(
     client: Client, job: UploadJob, batch: StartedBatchResponse, screen: ProgressReporter
 ) -> UploadProgress:
-    """Sends what is missing, and seals the batch; nothing where an earlier run did that."""
+    """Send what is missing and seal the batch; do nothing if an earlier run has done so."""
     if batch.state != "open":
         screen.note(f"everything was sent by an earlier run; batch {batch.id}")
         return UploadProgress()
@@ -324,7 +324,7 @@ def upload(
     job = UploadJob(roots, label, pipeline, jobs, wait)
     data_dir = common.settings().data_dir
     screen = choose_reporter(json=False)
-    common.server()  # none at all is another mistake than one that goes away
+    common.server()  # no path at all is a mistake of its own
 
     async def run(client: Client) -> UploadReport:
         client.connection.note = screen.note
@@ -386,7 +386,7 @@ def retry(id: str, *, common: ClientOptions | None = None) -> None:
 
 @app.command
 def cancel(id: str, *, common: ClientOptions | None = None) -> None:
-    """Call one upload off."""
+    """Cancel one upload."""
     _command(id, "cancel", common)
 
 
@@ -397,7 +397,7 @@ def release(id: str, *, reason: str, common: ClientOptions | None = None) -> Non
     Parameters
     ----------
     reason
-        Why it is good after all; kept in the history.
+        Reason for the release, recorded in the history.
     """
     _command(id, "release", common, {"reason": reason})
 

@@ -109,7 +109,7 @@ def _verify_export(
 async def _check_seals(
     parts: Container, trusted: list[bytes], seals: Path | None
 ) -> SealVerification:
-    """Trusted are the keys that were named, and that with which this machine seals."""
+    """Verify the seals with the given public keys and the key of this machine."""
     from infrastructure.audit.sealer import make_last_seal_file, read_key
     from infrastructure.audit.verifier import verify_seals
 
@@ -126,7 +126,7 @@ async def _check_seals(
 
 
 def _kept(file: Path) -> Iterator[AuditSeal]:
-    """The seals among the lines of a file. Raises CommandError."""
+    """Return the seals in the lines of a file. Raises CommandError."""
     try:
         with file.open("rb") as lines:
             for line in lines:

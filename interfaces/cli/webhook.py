@@ -34,11 +34,11 @@ def health_label(webhook: WebhookResponse) -> str:
 
 
 def webhook_details(webhook: WebhookResponse) -> Iterator[str]:
-    """One webhook, line by line."""
+    """Yield the lines that describe one webhook."""
     limits = [f"label {webhook.label}"] if webhook.label is not None else []
     limits += ["on request"] if webhook.on_request else []
     yield f"{webhook.id}  {webhook.url}"
-    yield f"  {health_label(webhook)}; {webhook.pending} pending, {webhook.failed} given up"
+    yield f"  {health_label(webhook)}; {webhook.pending} pending, {webhook.failed} failed"
     yield f"  events: {', '.join(webhook.events)}{''.join(f'; {one}' for one in limits)}"
     if webhook.description:
         yield f"  {webhook.description}"
@@ -67,7 +67,7 @@ def delivery_summary(delivery: DeliveryResponse) -> str:
 app = App(name="webhook", help="Tell your own systems what happened, and see what they heard.")
 
 TEST_TIMEOUT = 30.0  # seconds until a test has been answered, or has failed
-POLL_INTERVAL = 0.1  # seconds between two looks at that
+POLL_INTERVAL = 0.1  # seconds between two queries for the result
 
 Events = Annotated[list[str] | None, Parameter(name="--event", negative="")]
 
@@ -115,7 +115,7 @@ def add(
 
 @app.command(name="list")
 def list_(*, common: ClientOptions | None = None) -> None:
-    """List webhooks, newest first, and how each fares."""
+    """List webhooks and the state of their deliveries, newest first."""
     common = common or ClientOptions()
 
     async def run(client: Client) -> list[WebhookResponse]:
@@ -133,7 +133,7 @@ def list_(*, common: ClientOptions | None = None) -> None:
 
 @app.command
 def show(id: str, *, common: ClientOptions | None = None) -> None:
-    """Show one webhook, and how it fares."""
+    """Show one webhook and the state of its deliveries."""
     common = common or ClientOptions()
 
     async def run(client: Client) -> WebhookResponse:
@@ -193,7 +193,7 @@ def enable(id: str, *, common: ClientOptions | None = None) -> None:
 def disable(
     id: str, *, reason: str = "disabled on request", common: ClientOptions | None = None
 ) -> None:
-    """Stop telling a webhook; what happens meanwhile waits."""
+    """Disable a webhook; deliveries are queued until it is enabled."""
     common = common or ClientOptions()
 
     async def run(client: Client) -> WebhookResponse:
@@ -206,7 +206,7 @@ def disable(
 
 @app.command
 def remove(id: str, *, common: ClientOptions | None = None) -> None:
-    """Remove a webhook, and what waits for it."""
+    """Remove a webhook and its queued deliveries."""
     common = common or ClientOptions()
 
     async def run(client: Client) -> None:

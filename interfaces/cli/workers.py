@@ -12,7 +12,7 @@ _HEAD = ("machine", "pid", "roles", "version", "since", "last heard", "state", "
 
 
 def workers(*, common: ClientOptions | None = None) -> None:
-    """List the processes of all machines: roles, versions, signs of life, and running attempts."""
+    """List the processes of all machines: roles, versions, last heartbeats, open attempts."""
     common = common or ClientOptions()
 
     async def run(client: Client) -> WorkersResponse:

@@ -102,8 +102,8 @@ def test_a_refused_connection_is_reported_at_once_retried_and_given_up(
 
     first, *_ = failed.err.splitlines()
     assert failed.code == 5
-    assert f"{url} does not answer: connection refused; trying again in 0.25 s" in first
-    assert f"uptrail: {url} does not answer: connection refused\n" in failed.err
+    assert f"{url} does not respond: connection refused; trying again in 0.25 s" in first
+    assert f"uptrail: {url} does not respond: connection refused\n" in failed.err
 
 
 def test_a_server_that_comes_up_in_time_is_used(ask: Ask) -> None:
@@ -126,7 +126,7 @@ def test_a_server_that_comes_up_in_time_is_used(ask: Ask) -> None:
 
     assert listed.code == 0
     assert "trying again" in listed.err
-    assert "answers again" in listed.err
+    assert "responds again" in listed.err
 
 
 @pytest.mark.parametrize("tokens", COMMANDS[:4], ids=" ".join)
@@ -141,8 +141,8 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(
         failed = ask(url, *tokens, timeout=1.0)
 
     assert failed.code == 5
-    assert f"waiting for {url} to answer, for 1 s at most" in failed.err.splitlines()[0]
-    assert "no answer within 1 s (--connect-timeout)" in failed.err
+    assert f"waiting for {url} to respond, for 1 s at most" in failed.err.splitlines()[0]
+    assert "no response within 1 s (--connect-timeout)" in failed.err
 
 
 def test_a_name_that_does_not_exist_is_final_at_once(ask: Ask) -> None:
@@ -260,7 +260,7 @@ def test_a_server_lost_during_several_transfers_is_reported_once_and_exits_with_
         failed = ask(url, "upload", *names, timeout=60)
 
     assert failed.code == 5
-    assert f"uptrail: {url} does not answer" in failed.err
+    assert f"uptrail: {url} does not respond" in failed.err
     assert "run the same command again to go on from there" in failed.err
     tries = [line for line in failed.err.splitlines() if "trying again" in line]
     assert 1 <= len(tries) <= 3  # pauses of 0.25 and 0.5 s, of four transfers

@@ -20,7 +20,7 @@ export class WebhooksPage {
     this.problem = h("p.problem", { role: "alert" });
     this.list = h("ul.cards", { "aria-label": "Webhooks" });
     this.none = h("div.empty", {},
-      h("h2", {}, "No deliveries"),
+      h("h2", {}, "No webhooks"),
       h("p", {}, "Webhooks send events to your own systems: at least once, in order, signed. Add a webhook in a terminal:"),
       h("pre", {}, h("code", {}, "uptrail webhook add https:", "//example.com/hook --event batch.completed")));
     this.none.hidden = true;
