@@ -47,7 +47,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 @pytest.fixture
-def options(request: pytest.FixtureRequest) -> dict[str, Any]:
+def marked_options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Settings that `@pytest.mark.options` gives to the server or harness of one test."""
     mark = request.node.get_closest_marker("options")
     return dict(mark.kwargs) if mark else {}

@@ -47,17 +47,16 @@ def file(tmp_path: Path) -> Path:
     ids=str,
 )
 async def test_a_file_arrives_as_it_was(
-    options: dict[str, Any], file: Path, database_url: str, tmp_path: Path
+    options: dict[str, Any], file: Path, server: Server, tmp_path: Path
 ) -> None:
-    async with serving(database_url, tmp_path / "data") as server:
-        result = await tus_js(_job(server, file, options=options))
+    result = await tus_js(_job(server, file, options=options))
 
-        location = result["url"].removeprefix(server.url)
-        upload = await server.services.log.upload(upload_in(location))
-        assert await server.content(location) == CONTENT
-        assert (upload.path, upload.media_type) == ("film é.bin", "video/mp4")
-        assert not is_partial_upload(upload.id)
-        assert len(stored_files(tmp_path / "data")) == 1
+    location = result["url"].removeprefix(server.url)
+    upload = await server.services.log.upload(upload_in(location))
+    assert await server.content(location) == CONTENT
+    assert (upload.path, upload.media_type) == ("film é.bin", "video/mp4")
+    assert not is_partial_upload(upload.id)
+    assert len(stored_files(tmp_path / "data")) == 1
 
 
 @pytest.mark.parametrize(
@@ -88,58 +87,50 @@ async def test_documented_options_work_at_the_tus_endpoint(
     assert (not kept) == bool(options.get("removeFingerprintOnSuccess"))
 
 
-async def test_a_stream_whose_length_is_known_at_its_end(
-    file: Path, database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path / "data") as server:
-        options = {"uploadLengthDeferred": True, "chunkSize": 300_000}
-        result = await tus_js(_job(server, file, options=options, stream=True))
-        assert await server.content(result["url"].removeprefix(server.url)) == CONTENT
+async def test_a_stream_whose_length_is_known_at_its_end(file: Path, server: Server) -> None:
+    options = {"uploadLengthDeferred": True, "chunkSize": 300_000}
+    result = await tus_js(_job(server, file, options=options, stream=True))
+    assert await server.content(result["url"].removeprefix(server.url)) == CONTENT
 
 
 @pytest.mark.parametrize("options", [{"chunkSize": 200_000}, {"chunkSize": 200_000, "p": 2}])
 async def test_an_aborted_upload_resumes_at_its_offset(
-    options: dict[str, Any], file: Path, database_url: str, tmp_path: Path
+    options: dict[str, Any], file: Path, server: Server, tmp_path: Path
 ) -> None:
     parallel = {"parallelUploads": options["p"]} if "p" in options else {}
     options = {"chunkSize": options["chunkSize"], **parallel}
     storage = str(tmp_path / "urls.json")
 
-    async with serving(database_url, tmp_path / "data") as server:
-        begun = _job(server, file, options=options, storage=storage, how="abort")
-        await tus_js(begun)
-        uploads = len(stored_files(tmp_path / "data"))
-        result = await tus_js({**begun, "how": "resume"})
+    begun = _job(server, file, options=options, storage=storage, how="abort")
+    await tus_js(begun)
+    uploads = len(stored_files(tmp_path / "data"))
+    result = await tus_js({**begun, "how": "resume"})
 
-        assert result["resumed"]
-        location = result["url"].removeprefix(server.url)
-        assert await server.content(location) == CONTENT
-        assert uploads >= 1
-        assert len(stored_files(tmp_path / "data")) == 1
-
-
-async def test_a_terminated_upload_is_gone(file: Path, database_url: str, tmp_path: Path) -> None:
-    async with serving(database_url, tmp_path / "data") as server:
-        result = await tus_js(_job(server, file, how="terminate"))
-        location = result["url"].removeprefix(server.url)
-        async with server.client.head(location, headers=TUS) as answer:
-            assert answer.status == 410
-        assert stored_files(tmp_path / "data") == []
+    assert result["resumed"]
+    location = result["url"].removeprefix(server.url)
+    assert await server.content(location) == CONTENT
+    assert uploads >= 1
+    assert len(stored_files(tmp_path / "data")) == 1
 
 
-async def test_parallel_parts_join_a_batch_as_one_upload(
-    file: Path, database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path / "data") as server:
-        services = server.services
-        batch = StartBatch(id=services.new_id(), owner=OWNER)
-        await start_batch(services.log, batch, CommandContext("key:test", services.now()))
-        endpoint = f"{server.url}/v1/batches/{batch.id}/uploads"
-        job = _job(server, file, options={"parallelUploads": 4}, endpoint=endpoint)
-        location = (await tus_js(job))["url"].removeprefix(server.url)
+async def test_a_terminated_upload_is_gone(file: Path, server: Server, tmp_path: Path) -> None:
+    result = await tus_js(_job(server, file, how="terminate"))
+    location = result["url"].removeprefix(server.url)
+    async with server.client.head(location, headers=TUS) as answer:
+        assert answer.status == 410
+    assert stored_files(tmp_path / "data") == []
 
-        assert (await services.log.upload(upload_in(location))).batch == batch.id
-        assert await server.content(location) == CONTENT
+
+async def test_parallel_parts_join_a_batch_as_one_upload(file: Path, server: Server) -> None:
+    services = server.services
+    batch = StartBatch(id=services.new_id(), owner=OWNER)
+    await start_batch(services.log, batch, CommandContext("key:test", services.now()))
+    endpoint = f"{server.url}/v1/batches/{batch.id}/uploads"
+    job = _job(server, file, options={"parallelUploads": 4}, endpoint=endpoint)
+    location = (await tus_js(job))["url"].removeprefix(server.url)
+
+    assert (await services.log.upload(upload_in(location))).batch == batch.id
+    assert await server.content(location) == CONTENT
 
 
 async def test_the_clients_own_end_to_end_specification_passes_against_files(

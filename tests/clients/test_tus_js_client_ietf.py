@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.clients.installed import tus_js
-from tests.interfaces.uploads.server import Server, serving, upload_in
+from tests.interfaces.uploads.server import Server, upload_in
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 METADATA = {"filename": "film é.bin", "filetype": "video/mp4"}
@@ -48,37 +48,32 @@ def _job(server: Server, file: Path, draft: str, how: str = "send", **more: Any)
     ids=str,
 )
 async def test_a_file_arrives_as_it_was(
-    more: dict[str, Any], draft: str, file: Path, database_url: str, tmp_path: Path
+    more: dict[str, Any], draft: str, file: Path, server: Server
 ) -> None:
-    async with serving(database_url, tmp_path / "data") as server:
-        result = await tus_js(_job(server, file, draft, **more))
+    result = await tus_js(_job(server, file, draft, **more))
 
-        location = result["url"].removeprefix(server.url)
-        assert await server.content(location) == CONTENT
-        upload = await server.services.log.upload(upload_in(location))
-        assert (upload.path, upload.media_type) == ("film é.bin", "video/mp4")
+    location = result["url"].removeprefix(server.url)
+    assert await server.content(location) == CONTENT
+    upload = await server.services.log.upload(upload_in(location))
+    assert (upload.path, upload.media_type) == ("film é.bin", "video/mp4")
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
 async def test_an_aborted_upload_is_resumed_by_another_process(
-    draft: str, file: Path, database_url: str, tmp_path: Path
+    draft: str, file: Path, server: Server, tmp_path: Path
 ) -> None:
-    async with serving(database_url, tmp_path / "data") as server:
-        kept = {"storage": str(tmp_path / "urls.json"), "options": {"chunkSize": 300_000}}
-        begun = await tus_js(_job(server, file, draft, "abort", **kept))
-        location = begun["url"].removeprefix(server.url)
-        assert (await server.services.log.upload(upload_in(location))).received == 300_000
+    kept = {"storage": str(tmp_path / "urls.json"), "options": {"chunkSize": 300_000}}
+    begun = await tus_js(_job(server, file, draft, "abort", **kept))
+    location = begun["url"].removeprefix(server.url)
+    assert (await server.services.log.upload(upload_in(location))).received == 300_000
 
-        ended = await tus_js(_job(server, file, draft, "resume", **kept))
-        assert (ended["url"], ended["resumed"]) == (begun["url"], True)
-        assert await server.content(location) == CONTENT
+    ended = await tus_js(_job(server, file, draft, "resume", **kept))
+    assert (ended["url"], ended["resumed"]) == (begun["url"], True)
+    assert await server.content(location) == CONTENT
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
-async def test_an_upload_is_terminated(
-    draft: str, file: Path, database_url: str, tmp_path: Path
-) -> None:
-    async with serving(database_url, tmp_path / "data") as server:
-        ended = await tus_js(_job(server, file, draft, "terminate"))
-        location = ended["url"].removeprefix(server.url)
-        assert (await server.topics(location))[-1] == "upload.cancelled"
+async def test_an_upload_is_terminated(draft: str, file: Path, server: Server) -> None:
+    ended = await tus_js(_job(server, file, draft, "terminate"))
+    location = ended["url"].removeprefix(server.url)
+    assert (await server.topics(location))[-1] == "upload.cancelled"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -14,37 +13,36 @@ from domain.batch.aggregate import Batch
 from domain.upload.events import UploadCompleted
 from tests.crash.awaits import awaits
 from tests.crash.fake_processors import SOON
-from tests.crash.fork_server import DONE, ForkServer
-from tests.crash.harness import CrashHarness, open_crash_harness
+from tests.crash.fork_server import DONE
+from tests.crash.harness import CrashHarness
 
 FILES = {"plain.txt": b"x" * 100, "flaky.txt": b"y", "bad.txt": b"z"}
 
 
 @pytest.mark.timeout(1800)
 async def test_orchestrators_and_workers_killed_at_every_await_lose_and_repeat_nothing(
-    database_url: str, fork_server: ForkServer, tmp_path: Path
+    harness: CrashHarness,
 ) -> None:
-    async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
-        batches: list[UUID] = []
-        for ends_at in awaits(10, 17):
-            batches.append(await harness.harness.batch(FILES, retry_policy=SOON))
-            await _change_minds(harness, batches)
-            await harness.let_time_pass()
-            ends = [(await harness.run_process(role, ends_at)).ended for role in ROLES]
-            if ends == [DONE, DONE]:
-                break
-        states = await harness.settle()
+    batches: list[UUID] = []
+    for ends_at in awaits(10, 17):
+        batches.append(await harness.harness.batch(FILES, retry_policy=SOON))
+        await _change_minds(harness, batches)
+        await harness.let_time_pass()
+        ends = [(await harness.run_process(role, ends_at)).ended for role in ROLES]
+        if ends == [DONE, DONE]:
+            break
+    states = await harness.settle()
 
-        uncancelled = [b for b in batches if states.outcomes[b] != "cancelled"]
-        assert len(uncancelled) > len(batches) / 2
-        for batch in uncancelled:
-            assert states.counts(batch) == {"completed": 2, "failed": 1}
-        completed = Counter(
-            recorded.stream
-            for recorded in await harness.harness.events()
-            if isinstance(recorded.event, UploadCompleted)
-        )
-        assert set(completed.values()) == {1}
+    uncancelled = [b for b in batches if states.outcomes[b] != "cancelled"]
+    assert len(uncancelled) > len(batches) / 2
+    for batch in uncancelled:
+        assert states.counts(batch) == {"completed": 2, "failed": 1}
+    completed = Counter(
+        recorded.stream
+        for recorded in await harness.harness.events()
+        if isinstance(recorded.event, UploadCompleted)
+    )
+    assert set(completed.values()) == {1}
 
 
 ROLES = ("orchestrate", "work")

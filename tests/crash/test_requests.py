@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,8 +18,8 @@ from domain.file import FileDeclaration
 from infrastructure.read_model.rebuild import verify
 from tests.contracts.blob_store import content
 from tests.crash.awaits import awaits
-from tests.crash.fork_server import DONE, ForkServer
-from tests.crash.harness import open_crash_harness
+from tests.crash.fork_server import DONE
+from tests.crash.harness import CrashHarness
 from tests.crash.roles import bytes_of, command_options
 
 SIZE = 45  # bytes, in five pieces
@@ -39,76 +38,70 @@ REQUESTS: dict[str, tuple[Any, Callable[[UUID], Command]]] = {
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_a_command_that_is_repeated_after_a_crash_happens_once(
-    database_url: str, fork_server: ForkServer, tmp_path: Path, name: str
+    harness: CrashHarness, name: str
 ) -> None:
     handler, command = REQUESTS[name]
 
-    async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
-        for ends_at in awaits(5, 3):
-            batch = uuid4()
-            if name != STARTED:
-                await harness.ask(start_batch, StartBatch(id=batch, owner="acme"))
-            asked = command_options(command(batch))
-            ended = (await harness.run_process("command", ends_at, **asked)).ended
-            assert await harness.ask(handler, command(batch)) is not None
+    for ends_at in awaits(5, 3):
+        batch = uuid4()
+        if name != STARTED:
+            await harness.ask(start_batch, StartBatch(id=batch, owner="acme"))
+        asked = command_options(command(batch))
+        ended = (await harness.run_process("command", ends_at, **asked)).ended
+        assert await harness.ask(handler, command(batch)) is not None
 
-            topics = await harness.harness.topics(batch)
-            assert len(topics) == len(set(topics)) == 2
-            if ended == DONE:
-                break
-        await harness.check()
+        topics = await harness.harness.topics(batch)
+        assert len(topics) == len(set(topics)) == 2
+        if ended == DONE:
+            break
+    await harness.check()
 
 
 @pytest.mark.timeout(600)
 async def test_bytes_that_were_acknowledged_survive_a_crash_at_every_await(
-    database_url: str, fork_server: ForkServer, tmp_path: Path
+    harness: CrashHarness,
 ) -> None:
-    async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
-        for ends_at in awaits(7, 7):
-            batch = uuid4()
-            started = StartBatch(id=batch, owner="acme", files=FILES[:1])
-            (upload,) = (await harness.ask(start_batch, started)).uploads
-            sent = {"upload": upload, "size": SIZE}
-            ended = (await harness.run_process("receive", ends_at, **sent)).ended
-            recorded = (await harness.harness.upload(upload)).received
-            assert recorded <= await harness.harness.blobs.size(upload_blob_name(upload))
-            if ended != DONE:
-                await harness.run_process("receive", **sent)
+    for ends_at in awaits(7, 7):
+        batch = uuid4()
+        started = StartBatch(id=batch, owner="acme", files=FILES[:1])
+        (upload,) = (await harness.ask(start_batch, started)).uploads
+        sent = {"upload": upload, "size": SIZE}
+        ended = (await harness.run_process("receive", ends_at, **sent)).ended
+        recorded = (await harness.harness.upload(upload)).received
+        assert recorded <= await harness.harness.blobs.size(upload_blob_name(upload))
+        if ended != DONE:
+            await harness.run_process("receive", **sent)
 
-            assert (await harness.harness.upload(upload)).received == SIZE
-            assert await content(harness.harness.blobs, upload_blob_name(upload)) == bytes_of(
-                0, SIZE
-            )
-            if ended == DONE:
-                break
-        await harness.check()
+        assert (await harness.harness.upload(upload)).received == SIZE
+        assert await content(harness.harness.blobs, upload_blob_name(upload)) == bytes_of(0, SIZE)
+        if ended == DONE:
+            break
+    await harness.check()
 
 
 async def test_rows_are_projected_once_however_often_the_projector_is_killed(
-    database_url: str, fork_server: ForkServer, tmp_path: Path
+    harness: CrashHarness,
 ) -> None:
-    async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
-        for ends_at in awaits(6, 5):
-            await harness.harness.batch({"a.txt": b"x"})
-            if (await harness.run_process("project", ends_at)).ended == DONE:
-                break
-        await harness.settle()
+    for ends_at in awaits(6, 5):
+        await harness.harness.batch({"a.txt": b"x"})
+        if (await harness.run_process("project", ends_at)).ended == DONE:
+            break
+    await harness.settle()
 
 
 @pytest.mark.parametrize("work", ["rebuild", "verify"])
 async def test_maintenance_that_is_killed_leaves_live_rows_alone_and_nothing_beside_them(
-    database_url: str, fork_server: ForkServer, tmp_path: Path, work: str
+    database_url: str, harness: CrashHarness, work: str
 ) -> None:
-    async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
-        await harness.harness.batch({"a.txt": b"x"})
-        await harness.run_process("project")
-        for ends_at in awaits(4, 13):
-            if (await harness.run_process(work, ends_at)).ended == DONE:
-                break
-            assert (await verify(database_url, harness.harness.log)).sound
-        await harness.run_process(work)
+    await harness.harness.batch({"a.txt": b"x"})
+    await harness.run_process("project")
+    for ends_at in awaits(4, 13):
+        if (await harness.run_process(work, ends_at)).ended == DONE:
+            break
+        assert (await verify(database_url, harness.harness.log)).sound
+    await harness.run_process(work)
 
-        assert await harness.harness.fetch(BESIDE) == []
+    assert await harness.harness.fetch(BESIDE) == []
 
 
 BESIDE = """

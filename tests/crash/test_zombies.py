@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from domain.upload.events import AttemptAbandoned
 from tests.crash.awaits import awaits
 from tests.crash.fake_processors import SOON
-from tests.crash.fork_server import STOPPED, ForkServer
-from tests.crash.harness import open_crash_harness
+from tests.crash.fork_server import STOPPED
+from tests.crash.harness import CrashHarness
 
 FILES = {"plain.txt": b"x" * 100, "slow.txt": b"y", "virus.txt": b"z"}
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("role", ["work", "orchestrate"])
-async def test_writes_of_a_zombie_worker_are_refused(
-    database_url: str, fork_server: ForkServer, tmp_path: Path, role: str
-) -> None:
-    async with open_crash_harness(database_url, fork_server, tmp_path) as harness:
-        for ends_at in awaits(4, 43 if role == "work" else 23):
-            batch = await harness.harness.batch(FILES, retry_policy=SOON)
-            if role == "work":
-                await harness.run_process("orchestrate")
-            stood_still = (
-                await harness.run_process(role, ends_at, stands_still=True)
-            ).ended == STOPPED
-            await harness.let_time_pass()
-            for successor in ("orchestrate", "work", "orchestrate"):
-                await harness.run_process(successor)
-            for zombie in tuple(harness.zombies):
-                await harness.wake(zombie)
-            states = await harness.check()
-            assert states.counts(batch) == {"completed": 2, "quarantined": 1}
-            if not stood_still:
-                break
-        await harness.settle()
-
+async def test_writes_of_a_zombie_worker_are_refused(harness: CrashHarness, role: str) -> None:
+    for ends_at in awaits(4, 43 if role == "work" else 23):
+        batch = await harness.harness.batch(FILES, retry_policy=SOON)
         if role == "work":
-            assert await harness.harness.all_of(AttemptAbandoned)
+            await harness.run_process("orchestrate")
+        stood_still = (await harness.run_process(role, ends_at, stands_still=True)).ended == STOPPED
+        await harness.let_time_pass()
+        for successor in ("orchestrate", "work", "orchestrate"):
+            await harness.run_process(successor)
+        for zombie in tuple(harness.zombies):
+            await harness.wake(zombie)
+        states = await harness.check()
+        assert states.counts(batch) == {"completed": 2, "quarantined": 1}
+        if not stood_still:
+            break
+    await harness.settle()
+
+    if role == "work":
+        assert await harness.harness.all_of(AttemptAbandoned)

@@ -63,10 +63,10 @@ def live_server(settings: Settings) -> Iterator[LiveServer]:
 
 @pytest.fixture
 def feed(
-    database_url: str, tmp_path: Path, options: dict[str, Any]
+    database_url: str, tmp_path: Path, marked_options: dict[str, Any]
 ) -> AbstractAsyncContextManager[FeedHarness]:
     """A server with its feed, in the loop of the test."""
-    return open_feed(database_url, tmp_path, **options)
+    return open_feed(database_url, tmp_path, **marked_options)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tests.infrastructure.jobs.harness import PipelineHarness, open_harness, pip
 
 @pytest.fixture
 def harness(
-    database_url: str, tmp_path: Path, options: dict[str, Any]
+    database_url: str, tmp_path: Path, marked_options: dict[str, Any]
 ) -> AbstractAsyncContextManager[PipelineHarness]:
     """With a pipeline of one step named "step", unless `@pytest.mark.options` has others."""
-    return open_harness(database_url, tmp_path, **{"pipelines": pipeline("step"), **options})
+    return open_harness(database_url, tmp_path, **{"pipelines": pipeline("step"), **marked_options})

@@ -21,6 +21,6 @@ def harness(database_url: str) -> AbstractAsyncContextManager[WebhookHarness]:
 
 
 @pytest.fixture
-def receiver(options: dict[str, Any]) -> AbstractAsyncContextManager[Receiver]:
+def receiver(marked_options: dict[str, Any]) -> AbstractAsyncContextManager[Receiver]:
     """Accepts every request, unless `@pytest.mark.options(answer=...)` names another response."""
-    return receiving(**options)
+    return receiving(**marked_options)

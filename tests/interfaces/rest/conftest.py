@@ -14,13 +14,13 @@ from tests.interfaces.rest.webhook_api import WebhookApi, open_webhook_api
 
 @pytest.fixture
 def server(
-    database_url: str, tmp_path: Path, options: dict[str, Any]
+    database_url: str, tmp_path: Path, marked_options: dict[str, Any]
 ) -> AbstractAsyncContextManager[Server]:
-    return serving(database_url, tmp_path, **options)
+    return serving(database_url, tmp_path, **marked_options)
 
 
 @pytest.fixture
 def api(
-    database_url: str, tmp_path: Path, options: dict[str, Any]
+    database_url: str, tmp_path: Path, marked_options: dict[str, Any]
 ) -> AbstractAsyncContextManager[WebhookApi]:
-    return open_webhook_api(database_url, tmp_path, **options)
+    return open_webhook_api(database_url, tmp_path, **marked_options)

@@ -15,9 +15,9 @@ from tests.server_process import open_machines
 
 @pytest.fixture
 def server(
-    database_url: str, tmp_path: Path, options: dict[str, Any]
+    database_url: str, tmp_path: Path, marked_options: dict[str, Any]
 ) -> AbstractAsyncContextManager[Server]:
-    return serving(database_url, tmp_path, **options)
+    return serving(database_url, tmp_path, **marked_options)
 
 
 @pytest.fixture
