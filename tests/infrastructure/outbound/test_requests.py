@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -15,7 +16,11 @@ from infrastructure.outbound import (
     PublicResolver,
     Reply,
     ResponseTooLarge,
+    new_secret,
     open_safe_client,
+    parse_destination,
+    require_secret,
+    signature_headers,
 )
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -189,3 +194,142 @@ async def listening(answer: Answer) -> AsyncIterator[int]:
         for writer in writers:
             writer.close()
         server.close()
+
+
+# Destinations.
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://example.com/hook", "example.com"),
+        ("https://EXAMPLE.com./hook", "example.com."),
+        ("https://bücher.example/", "xn--bcher-kva.example"),
+        ("https://ｅxample.com/", "example.com"),
+        ("http://my_service:8080/", "my_service"),
+        ("http://1.1.1.1/", "1.1.1.1"),
+        ("http://①.①.①.①/", "1.1.1.1"),
+        ("http://[2606:4700:4700::1111]:8080/", "2606:4700:4700::1111"),
+        ("http://1.2.3.4.example/", "1.2.3.4.example"),
+    ],
+)
+def test_a_destination_has_the_host_that_the_client_will_connect_to(url: str, host: str) -> None:
+    destination = parse_destination(url)
+    destination.require_public()
+    assert destination.host == host
+    assert destination.url.raw_host == host or host == host.lower()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "①②⑦.⓪.⓪.①",
+        "①⓪.0.0.1",
+        "169。254。169。254",
+        "１９２.168.0.1",
+        "localhost",
+        "LocalHost.",
+        "a.localhost",
+        "ⓛocalhost",
+        "168.63.129.16",
+        "[::ffff:①27.0.0.1]".replace("①", "1"),
+        "[64:ff9b::10.0.0.1]",
+        "[::]",
+        "[::127.0.0.1]",
+    ],
+)
+def test_a_host_that_can_only_be_private_is_refused_before_it_is_resolved(host: str) -> None:
+    with pytest.raises(PrivateAddress):
+        parse_destination(f"http://{host}:8080/x").require_public()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://2130706433/",
+        "http://127.1/",
+        "http://127.0.1/",
+        "http://0x7f000001/",
+        "http://0X7F.0.0.1/",
+        "http://0x7f.1/",
+        "http://0177.0.0.1/",
+        "http://127.0.0.1./",
+        "http://127.0.0.0x1/",
+        "http://a.0x/",
+        "http://127%2e0%2e0%2e1/",
+        "http://%31%32%37.0.0.1/",
+        "http://127.0.0.1%00.example.com/",
+        "http://[::1%25lo]/",
+        "http://[fe80::1%25eth0]/",
+        "http://[::ⅰ]/",
+        "http://[1.1.1.1]/",
+        "http://127.0.0.1\\@1.1.1.1/",
+        "http://1.1.1.1:99999/",
+        "http://1.1.1.1:0/",
+        "http:///x",
+        "http://:80/",
+        "http://exa mple/",
+        "http://a..example/",
+        "http://-a.example/",
+        "http://" + "a" * 64 + ".example/",
+        "http://" + "a." * 127 + "example/",
+        "ftp://example.com/",
+        "//example.com/",
+    ],
+)
+def test_a_host_that_clients_may_read_in_two_ways_is_refused(url: str) -> None:
+    with pytest.raises(BadDestination):
+        parse_destination(url)
+
+
+def test_a_literal_address_is_known_without_a_resolver() -> None:
+    assert parse_destination("http://[::ffff:8.8.8.8]/").address == ip_address("::ffff:8.8.8.8")
+    assert parse_destination("https://example.com/").address is None
+
+
+# Signatures.
+
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+OLD_SECRET = "whsec_" + "b2xk" * 8
+ID, TIMESTAMP = "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330
+
+
+def test_a_signature_is_that_of_the_specification() -> None:
+    # The example of the reference libraries of Standard Webhooks.
+    headers = signature_headers(ID, TIMESTAMP, b'{"test": 2432232314}', SECRET)
+
+    assert headers == {
+        "webhook-id": ID,
+        "webhook-timestamp": "1614265330",
+        "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    }
+
+
+def test_signatures_of_two_secrets_and_non_ascii_text_keep_their_bytes() -> None:
+    # Written down from our own HMAC, before the library signed.
+    body = '{"path": "R\u00f6mer \u2713 \U0001f4f7.jpg"}'.encode()
+
+    headers = signature_headers(ID, TIMESTAMP, body, SECRET, OLD_SECRET)
+
+    assert headers["webhook-signature"].split(" ") == [
+        "v1,4EubdBQdEGjQ6XXxd2KiCvurYu5q40Ub7Mg8+P/7v5g=",
+        "v1,RHItej5nJbGloYpqsKnch66qJX8CG3eabnGcVGL2ocA=",
+    ]
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_c2hvcnQ=", "whsec_!!", "MfKQ9r8GKYqrTwjU"])
+def test_an_invalid_secret_is_refused_without_being_shown(secret: str) -> None:
+    with pytest.raises(ValueError, match="must be whsec_ and 24 to 64 bytes in base64") as refused:
+        require_secret(secret)
+    assert not secret.removeprefix("whsec_") or secret not in str(refused.value)
+
+
+def test_several_secrets_sign_side_by_side() -> None:
+    secrets = [new_secret(), new_secret()]
+
+    alone = [signature_headers("a", 1, b"body", one)["webhook-signature"] for one in secrets]
+    together = signature_headers("a", 1, b"body", *secrets)["webhook-signature"]
+
+    assert together == " ".join(alone)
+    assert len(set(alone)) == 2

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from application.errors import NotFound, Unavailable
 from application.ports.read_model import BadCursor
 from domain.batch.events import BatchSealed
 from domain.ids import upload_id_for
+from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.listener import ChannelWakeups
-from infrastructure.read_model.engine import make_engine
+from infrastructure.read_model.engine import make_engine, read_connection
 from infrastructure.read_model.queries import (
     AfterBatch,
     AfterUpload,
@@ -23,7 +28,7 @@ from tests.infrastructure.read_model.support import (
     projecting,
     record_batch,
 )
-from tests.support import with_database
+from tests.support import eventually, with_database
 
 PATHS = [f"photos/{number:02}.jpg" for number in range(7)]
 
@@ -167,3 +172,49 @@ async def test_a_database_that_cannot_be_reached_is_unavailable(database_url: st
     with pytest.raises(Unavailable):
         await PostgresQueries(engine, ChannelWakeups()).position()
     await engine.dispose()
+
+
+# Engine.
+
+
+async def test_a_disposed_engine_closes_the_connection_of_a_cancelled_request(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connecting, may_connect, connected = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def connect_slowly(*args: Any, **options: Any) -> Connection:
+        connecting.set()
+        await may_connect.wait()
+        connection = await connect(*args, **options)
+        connected.set()
+        return connection
+
+    async def query() -> None:
+        async with read_connection(engine):
+            pass
+
+    monkeypatch.setattr("infrastructure.read_model.engine.connect", connect_slowly)
+    engine = make_engine(database_url)
+    pool = engine.pool  # what returns to it is not collected as long as this refers to it
+    request = asyncio.create_task(query())
+    await connecting.wait()
+    request.cancel()
+    with suppress(asyncio.CancelledError):
+        await request
+    asyncio.get_running_loop().call_later(0.1, may_connect.set)
+
+    await engine.dispose()
+
+    await eventually(connected.is_set)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        await eventually(lambda: other_sessions(connection) == 0, deadline=10)
+    del pool
+
+
+def other_sessions(connection: psycopg.Connection) -> int:
+    row = connection.execute("""
+        SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid()
+            AND backend_type = 'client backend'""").fetchone()
+    assert row is not None
+    return int(row[0])

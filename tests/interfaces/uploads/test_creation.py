@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from application.commands import BatchCommand
 from application.handlers.execute import CommandContext, execute
 from domain.access.events import AccessEvent
 from domain.batch.aggregate import Batch
-from domain.file import FileDeclaration
+from domain.errors import ValidationFailed
+from domain.file import FileDeclaration, validate_declaration
+from interfaces.uploads import tus_protocol
 from tests.interfaces.uploads.server import (
     BYTES,
     TUS,
@@ -112,3 +117,32 @@ async def test_a_batch_of_another_owner_does_not_exist(server: Server) -> None:
     headers = {**TUS, "Upload-Length": "5"}
     async with server.client.post("/v1/batches/none/uploads", headers=headers) as answer:
         assert answer.status == 404
+
+
+# Metadata.
+
+
+HEADERS = st.one_of(
+    st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=80),
+    st.binary(max_size=60).map(lambda raw: raw.decode("latin-1")),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["filename", "relativePath", "name", "type", "checksum", "tus-concat"]),
+            st.binary(max_size=20),
+        ),
+        max_size=5,
+    ).map(lambda pairs: ",".join(f"{key} {b64encode(raw).decode()}" for key, raw in pairs)),
+)
+
+
+@given(HEADERS)
+def test_any_header_is_refused_or_echoed_exactly(header: str) -> None:
+    try:
+        pairs = tus_protocol.parse(header)
+        file = tus_protocol.declaration(pairs, None, default=lambda: "file")
+    except ValidationFailed:
+        return
+    assert tus_protocol.format(pairs) == header or not header.strip()
+    assert tus_protocol.CONCAT_METADATA_KEY not in pairs
+    for fault in validate_declaration(file):  # no other error is raised
+        assert fault.field in ("path", "metadata", "checksum")
