@@ -103,7 +103,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def databases(server_url: str) -> Iterator[Databases]:
-    """Where fresh, migrated databases come from."""
+    """Factory of fresh, migrated databases."""
     template = _name("template")
     _create(server_url, template, "template0")
     migrate(with_database(server_url, template))

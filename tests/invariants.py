@@ -74,7 +74,7 @@ class FinalStates(NamedTuple):
     outcomes: dict[UUID, str]
 
     def counts(self, batch: UUID) -> Counter[str]:
-        """How many uploads of the batch are in each state: the set itself."""
+        """Return the number of uploads of the batch in each state, counted one by one."""
         return Counter(
             state for upload, state in self.uploads.items() if self.batch_of[upload] == batch
         )

@@ -35,7 +35,7 @@ Found = TypeVar("Found")
 
 
 class ServerProcess:
-    """One command that serves, with its data folder, its port if any, and a file of its output."""
+    """Process of a serving command, with its data folder, its port and a file of its output."""
 
     def __init__(
         self,
@@ -230,7 +230,7 @@ class Cluster:
             connection.execute(statement, parameters)
 
     def head(self) -> int:
-        """How many events are recorded, but for the counts that the orchestrator adds by itself."""
+        """Return the number of recorded events without the counts of the orchestrator."""
         counted = "SELECT count(*) FROM stored_events WHERE topic <> 'batch.progressed'"
         return int(self.fetch(counted)[0][0])
 

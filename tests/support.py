@@ -60,7 +60,7 @@ def path_of(location: str) -> str:
 
 
 def with_database(url: str, name: str) -> str:
-    """The same server and user, another database."""
+    """Return the URL of another database on the same server."""
     return re.sub(r"^(\w+://[^/?]*)(/[^?]*)?", rf"\1/{name}", url)
 
 

@@ -52,7 +52,7 @@ def test_every_module_opens_with_a_docstring() -> None:
 
 
 def test_a_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
-    """As an image installs it: the development checkout finds its files whatever a wheel lacks."""
+    """Install the wheel as an image does; a checkout would find files that the wheel lacks."""
     ours = {str(p.relative_to(ROOT)) for p in tracked() if p.relative_to(ROOT).parts[0] in PACKAGES}
     for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
         source = ROOT / name

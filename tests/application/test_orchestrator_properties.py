@@ -149,7 +149,7 @@ def planned(streams: Histories, at: datetime = NOW) -> tuple[Tables, RoundInputs
 
 
 def some_of(plan: RoundPlan) -> st.SearchStrategy[list[bool]]:
-    """Which decisions the log accepts."""
+    """Return the decisions that the log accepts."""
     count = len(plan.decisions)
     return st.lists(st.booleans(), min_size=count, max_size=count)
 

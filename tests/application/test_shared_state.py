@@ -322,7 +322,7 @@ def test_a_module_that_decides_or_folds_keeps_nothing_mutable(module: ModuleType
 
 
 def _functions(module: ModuleType) -> Iterator[FunctionType]:
-    """Those defined in the module, methods included."""
+    """Return the functions defined in the module, methods included."""
     holders = [module, *(value for value in vars(module).values() if isinstance(value, type))]
     for holder in holders:
         for value in vars(holder).values():

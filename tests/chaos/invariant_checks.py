@@ -35,7 +35,7 @@ WHERE application_name LIKE 'uptrail-%'"""
 async def check_invariants(
     cluster: ProcessCluster, jobs: Sequence[Job], receiver: Receiver
 ) -> Counter[str]:
-    """How many uploads ended in each state, once everything about them was found to be right."""
+    """Check the history of every upload; return the number that ended in each state."""
     async with open_test_container(cluster.postgres_url, cluster.data_dir) as container:
         log, pool = container.log, container.pool
         events = await _everything(log)

@@ -32,7 +32,7 @@ class Gone(Exception):
 
 
 class Sender:
-    """One connection's worth of requests, to whichever API, each repeated until it is answered."""
+    """Client of any of the APIs that repeats each request until it is answered."""
 
     def __init__(self, cluster: ProcessCluster, chance: random.Random) -> None:
         self._cluster = cluster

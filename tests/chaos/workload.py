@@ -39,7 +39,7 @@ class Job(msgspec.Struct, kw_only=True):
 
 
 class WorkloadClient:
-    """One of several that keep the cluster busy, each with one batch after the other."""
+    """User that sends one batch after the other."""
 
     def __init__(self, cluster: ProcessCluster, seed: int) -> None:
         self._chance = random.Random(seed)

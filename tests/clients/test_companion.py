@@ -14,7 +14,7 @@ async def test_companion_brings_a_file_from_a_url(database_url: str, tmp_path: P
     require_package("@uppy/companion")
     async with serving(database_url, tmp_path) as server:
         url = await run_script("companion.mjs", f"{server.url}/files/", server.key, str(SIZE))
-        async with server.client.get(url) as answer:
-            assert await answer.read() == (b"Companion " * SIZE)[:SIZE]
+        answer = await server.ask("GET", url)
+        assert answer.body == (b"Companion " * SIZE)[:SIZE]
         upload = await server.services.log.upload(upload_in(url))
         assert (upload.path, upload.media_type) == ("notes é.txt", "text/plain")

@@ -100,5 +100,5 @@ async def test_tuspy_and_aiotus_with_their_defaults_send_to_the_tus_endpoint(
             url = await aiotus.upload(f"{server.url}/files/", opened, headers=headers)
         for location in (str(uploader.url), str(url)):
             assert location.startswith(f"{server.url}/files/")
-            async with server.client.get(location) as answer:
-                assert await answer.read() == CONTENT
+            answer = await server.ask("GET", location)
+            assert answer.body == CONTENT

@@ -81,8 +81,8 @@ async def test_documented_options_work_at_the_tus_endpoint(
         job = _job(server, file, options=options, endpoint=endpoint, storage=storage)
         result = await tus_js(job)
         assert result["url"].startswith(endpoint)
-        async with server.client.get(result["url"]) as answer:
-            assert await answer.read() == CONTENT
+        answer = await server.ask("GET", result["url"])
+        assert answer.body == CONTENT
     kept = json.loads((tmp_path / "urls.json").read_text() or "{}")
     assert (not kept) == bool(options.get("removeFingerprintOnSuccess"))
 
@@ -116,8 +116,7 @@ async def test_an_aborted_upload_resumes_at_its_offset(
 async def test_a_terminated_upload_is_gone(file: Path, server: Server, tmp_path: Path) -> None:
     result = await tus_js(_job(server, file, how="terminate"))
     location = result["url"].removeprefix(server.url)
-    async with server.client.head(location, headers=TUS) as answer:
-        assert answer.status == 410
+    assert (await server.ask("HEAD", location, headers=TUS)).status == 410
     assert stored_files(tmp_path / "data") == []
 
 
@@ -151,5 +150,5 @@ async def test_four_files_at_once_arrive_where_one_transfer_is_allowed_at_a_time
     async with serving(database_url, tmp_path / "data", max_owner_transfers=1) as server:
         urls = await run_script("together.mjs", f"{server.url}/files/", server.key, "4")
         for number, url in enumerate(urls):
-            async with server.client.get(url) as answer:
-                assert await answer.read() == bytes([number]) * 300_000
+            answer = await server.ask("GET", url)
+            assert answer.body == bytes([number]) * 300_000

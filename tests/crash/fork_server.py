@@ -39,7 +39,7 @@ class ProcessOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How a process ended: killed at its await, stopped there, done before it, or failed.
+    """End of a process: killed at its await, stopped there, done before it, or failed.
 
     `awaits` is known of those that were done, and so is what they `answered`.
     """

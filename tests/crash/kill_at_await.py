@@ -26,7 +26,7 @@ class AwaitKiller:
         self._begun = True
 
     def passed(self, awaited: Any) -> None:
-        """One await, of this future, or of nothing but another turn."""
+        """Count one await, of this future or of the next iteration of the loop."""
         if self._begun:
             self.awaits += 1
             if self.awaits == self._ends_at:

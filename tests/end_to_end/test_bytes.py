@@ -78,7 +78,7 @@ CUTS = [0, 1, 5000, 39_999]
 
 
 def test_a_cut_upload_never_leaves_an_orphan(cluster: Cluster) -> None:
-    """Whatever lies in the store after a cut belongs to an upload that can go on, or ended."""
+    """Every blob in the store after a cut belongs to an upload that can continue or has ended."""
     client = cluster.admin
     batch = client.post("/v1/batches", {})["id"]
     for number, cut in enumerate(CUTS):
@@ -139,7 +139,7 @@ def patch_of(client: Client, location: str, offset: int, length: int) -> bytes:
 
 
 def read_all(line: socket.socket, size: int, piece: bytes) -> int:
-    """How many bytes of the content came, each as it was sent."""
+    """Return how many bytes of the content arrived unchanged."""
     with line.makefile("rb") as reader:
         assert reader.readline().startswith(b"HTTP/1.1 200")
         while reader.readline() != b"\r\n":

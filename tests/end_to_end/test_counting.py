@@ -104,7 +104,7 @@ def start(client: Client) -> str:
 
 
 def finish(client: Client, batch: str, path: str, content: bytes) -> None:
-    """As a client does that goes on: asks how far it is, and sends the rest."""
+    """Ask for the offset and send the rest, as a resuming client does."""
     location = client.create(batch, path, len(content))
     offset = client.offset(location)
     assert client.append(location, offset, content[offset:]).status == 204

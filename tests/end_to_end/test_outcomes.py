@@ -79,7 +79,7 @@ def test_a_cancelled_batch_is_never_called_anything_else(cluster: Cluster) -> No
 
 
 def test_an_expired_batch_is_never_called_anything_else(cluster: Cluster) -> None:
-    """Nothing asks for it yet over HTTP; once it is recorded, everything follows."""
+    """No route records this yet; the processes react to the event."""
     client = cluster.admin
     batch = client.post("/v1/batches", {"files": [{"path": "never sent", "size": 5}]})["id"]
     record(cluster, batch, BatchExpired(at=datetime.now(UTC), by="test"))

@@ -188,7 +188,7 @@ def test_a_revoked_key_never_opens_anything_again(cluster: Cluster) -> None:
 
 
 def test_the_key_file_is_never_readable_by_others(make_cluster: MakeCluster) -> None:
-    """However careless the shell was that started the server."""
+    """Under any umask of the shell that started the server."""
     cluster = make_cluster()
     careless = os.umask(0)
     try:

@@ -77,7 +77,7 @@ def browser() -> AbstractAsyncContextManager[Browser]:
 
 @contextmanager
 def serving(settings: Settings) -> Iterator[LiveServer]:
-    """The same, for settings of a test's own."""
+    """Run a server with these settings in a thread."""
     with _logging_to(settings.data_dir / "server.log"):
         yield from _served(settings)
 

@@ -31,7 +31,7 @@ class AuditHarness:
     sealer: Sealer
 
     async def record(self, *counts: int, stream: UUID | None = None) -> int:
-        """So many events in streams of their own, and the last position."""
+        """Record these numbers of events, each in its own stream; return the last position."""
         position = 0
         for count in counts:
             writes = (steps(stream or uuid4(), None, *range(count)),)

@@ -254,7 +254,7 @@ async def test_an_altered_row_is_named_with_what_differs(
 
 
 async def test_a_login_link_that_was_used_cannot_be_put_back(altered: str) -> None:
-    """Its row is copied before it is used, and inserted again afterwards."""
+    """A used pass is inserted again from a copy of its row."""
 
     async with make_pool(altered, name="test") as pool:
         keys = PostgresKeys(pool)

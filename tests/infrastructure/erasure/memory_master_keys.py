@@ -43,7 +43,7 @@ class MemoryMasterKeys:
 
 
 MASTERS = MemoryMasterKeys()
-"""Those of all databases of this process: copies of a database need the same."""
+"""Master keys of all databases of this process: copies of a database share them."""
 
 
 async def keyring_on(pool: Pool) -> Keyring:

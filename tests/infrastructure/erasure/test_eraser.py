@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -23,7 +24,8 @@ from infrastructure.erasure import eraser as module
 from infrastructure.erasure.eraser import Eraser
 from infrastructure.erasure.keyring import PostgresErasures
 from infrastructure.event_store.codec import Codec
-from infrastructure.postgres.pool import make_pool
+from infrastructure.postgres.connection import Connection
+from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.read_model.rebuild import verify
 from tests.builders import ALICE, NOON, attempt, given, queued, received, registered, started
 from tests.infrastructure.erasure.memory_master_keys import MASTERS, keyring_on
@@ -61,34 +63,38 @@ async def finish(url: str, eraser: Eraser, erasure: Erasure) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.fixture
+def blobs(tmp_path: Path) -> Iterator[LocalBlobStore]:
+    store = LocalBlobStore(tmp_path)
+    yield store
+    store.close()
+
+
 def wanted() -> Erasure:
     return Erasure(id=uuid4(), owner="acme", reason="", requested_by=ADMIN, requested_at=NOON)
 
 
 @pytest.mark.parametrize("turns", [1, 3, 10, 30, 100])
 async def test_an_erasure_that_was_cut_short_is_carried_out_once(
-    database_url: str, tmp_path: Path, turns: int
+    database_url: str, blobs: LocalBlobStore, turns: int, model: ReadModel, pool: Pool
 ) -> None:
-    blobs = LocalBlobStore(tmp_path)
-    async with open_read_model(database_url) as model, make_pool(database_url, name="e") as pool:
-        await a_finished_batch(model, "a", "b", "c")
-        await a_finished_batch(model, "d")
-        await model.catch_up()
-        erasure = await PostgresErasures(pool).request(wanted())
-        eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
-        async with projecting(model):
-            cut = asyncio.create_task(finish(database_url, eraser, erasure))
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            cut.cancel()
-            with suppress(asyncio.CancelledError):
-                await cut
-            await finish(database_url, eraser, erasure)
-        assert (await verify(database_url, model.log)).sound
-        done = await PostgresErasures(pool).get(erasure.id)
-        assert (done.finished_at, done.batches, done.uploads) == (NOON, 2, 4)
-        events = await model.events()
-    blobs.close()
+    await a_finished_batch(model, "a", "b", "c")
+    await a_finished_batch(model, "d")
+    await model.catch_up()
+    erasure = await PostgresErasures(pool).request(wanted())
+    eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
+    async with projecting(model):
+        cut = asyncio.create_task(finish(database_url, eraser, erasure))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        cut.cancel()
+        with suppress(asyncio.CancelledError):
+            await cut
+        await finish(database_url, eraser, erasure)
+    assert (await verify(database_url, model.log)).sound
+    done = await PostgresErasures(pool).get(erasure.id)
+    assert (done.finished_at, done.batches, done.uploads) == (NOON, 2, 4)
+    events = await model.events()
     assert Counter(
         (topic_of(recorded.event), recorded.event.by)
         for recorded in events
@@ -97,14 +103,13 @@ async def test_an_erasure_that_was_cut_short_is_carried_out_once(
 
 
 async def test_reason_of_a_cancelled_attempt_and_hash_of_a_request_are_destroyed(
-    database_url: str, tmp_path: Path
+    database_url: str, blobs: LocalBlobStore
 ) -> None:
     batch, digest = uuid4(), "5e884898da280471"
     running = given(registered(batch=batch), received(), queued(), attempt(), id=uuid4())
     cancelled = running.cancel("alice left him", at=NOON, by=ALICE)
     over = {UploadState.CANCELLED: 1}
     ended = BatchCompleted(at=NOON, by=ALICE, outcome=Outcome.CANCELLED, counts=over, duration=1.0)
-    blobs = LocalBlobStore(tmp_path)
     async with make_pool(database_url, name="e") as pool:
         codec = Codec(encryption=await keyring_on(pool))
         async with open_read_model(database_url, codec) as model:
@@ -126,17 +131,15 @@ async def test_reason_of_a_cancelled_attempt_and_hash_of_a_request_are_destroyed
                 " UNION ALL SELECT convert_from(state, 'UTF8') FROM stored_snapshots"
             )
             stored = "".join(row[0] for row in await cursor.fetchall())
-    blobs.close()
     assert "upload.attempt_abandoned" in stored
     assert "alice left him" not in stored
     assert digest not in stored
 
 
 async def test_answers_kept_for_commands_of_the_owner_are_erased_and_no_others(
-    database_url: str, tmp_path: Path
+    database_url: str, blobs: LocalBlobStore
 ) -> None:
     """Whatever the body of a record is: a new command's may have no id, or one of a new kind."""
-    blobs = LocalBlobStore(tmp_path)
     other = b'{"id":"%s"}' % str(uuid4()).encode()
     async with open_read_model(database_url) as model, make_pool(database_url, name="e") as pool:
         batch = await a_finished_batch(model, "a")
@@ -160,7 +163,6 @@ async def test_answers_kept_for_commands_of_the_owner_are_erased_and_no_others(
         async with pool.connection() as connection:
             cursor = await connection.execute("SELECT body FROM command_answers")
             left = await cursor.fetchall()
-    blobs.close()
     assert left == [(other,), (other,)]
 
 
@@ -169,49 +171,34 @@ def test_an_idempotency_record_cannot_be_made_without_an_owner() -> None:
         IdempotencyRecord(command_id=uuid4(), fingerprint="", body=b"")  # type: ignore[call-arg]
 
 
-async def test_a_repeated_request_is_the_same_erasure_until_it_is_done(database_url: str) -> None:
-    async with make_pool(database_url, name="e") as pool:
-        erasures = PostgresErasures(pool)
-        first, second = wanted(), wanted()
-        assert await erasures.request(first) == first
-        assert await erasures.request(second) == first
-        assert await erasures.page(owner=None, after=None, limit=10) == [first]
-        assert await erasures.page(owner="acme", after=first.id, limit=10) == []
+async def test_a_repeated_request_is_the_same_erasure_until_it_is_done(pool: Pool) -> None:
+    erasures = PostgresErasures(pool)
+    first, second = wanted(), wanted()
+    assert await erasures.request(first) == first
+    assert await erasures.request(second) == first
+    assert await erasures.page(owner=None, after=None, limit=10) == [first]
+    assert await erasures.page(owner="acme", after=first.id, limit=10) == []
 
 
 async def test_an_owner_with_a_batch_that_runs_is_not_done_yet(
-    database_url: str, tmp_path: Path
+    model: ReadModel, pool: Pool, connection: Connection, blobs: LocalBlobStore
 ) -> None:
     """The batch is called off; that it ends is the orchestrator's, which does not run here."""
 
-    blobs = LocalBlobStore(tmp_path)
-    async with (
-        open_read_model(database_url) as model,
-        make_pool(database_url, name="e") as pool,
-        connected(database_url) as connection,
-    ):
-        await model.record(uuid4(), started())
-        await model.catch_up()
-        erasure = await PostgresErasures(pool).request(wanted())
-        eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
-        assert not await eraser.step(connection, erasure)
-    blobs.close()
+    await model.record(uuid4(), started())
+    await model.catch_up()
+    erasure = await PostgresErasures(pool).request(wanted())
+    eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
+    assert not await eraser.step(connection, erasure)
 
 
 async def test_the_eraser_touches_nothing_before_every_process_has_acknowledged(
-    database_url: str, tmp_path: Path
+    model: ReadModel, pool: Pool, connection: Connection, blobs: LocalBlobStore
 ) -> None:
-    blobs = LocalBlobStore(tmp_path)
-    async with (
-        open_read_model(database_url) as model,
-        make_pool(database_url, name="e") as pool,
-        connected(database_url) as connection,
-    ):
-        await a_finished_batch(model, "a")
-        await model.catch_up()
-        erasure = await PostgresErasures(pool).request(wanted())
-        head = await model.log.head()
-        eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON)
-        assert not await eraser.step(connection, erasure)
-        assert await model.log.head() == head
-    blobs.close()
+    await a_finished_batch(model, "a")
+    await model.catch_up()
+    erasure = await PostgresErasures(pool).request(wanted())
+    head = await model.log.head()
+    eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON)
+    assert not await eraser.step(connection, erasure)
+    assert await model.log.head() == head

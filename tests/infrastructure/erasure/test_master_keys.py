@@ -74,7 +74,7 @@ def in_files(folder: Path) -> FileMasterKeys:
 
 
 async def recorded(url: str, masters: MasterKeys, *owners: str) -> None:
-    """One upload of each owner, recorded by a process of its own."""
+    """Record one upload of each owner, by a process of its own."""
     async with opened(url, masters) as log:
         for owner in owners:
             event = registered(owner=owner, path=f"secret of {owner}")
@@ -269,24 +269,22 @@ async def test_keys_that_are_made_during_a_replacement_stay_readable(
 
 
 async def test_a_machine_without_the_master_key_does_not_start(
-    database_url: str, tmp_path: Path
+    connection: Connection, tmp_path: Path
 ) -> None:
-    async with connected(database_url) as connection:
-        await ensure_master_key(connection, in_files(tmp_path))
-        await ensure_master_key(connection, in_files(tmp_path))
-        with pytest.raises(NoMasterKey, match=r"is not in .*elsewhere"):
-            await ensure_master_key(connection, in_files(tmp_path / "elsewhere"))
+    await ensure_master_key(connection, in_files(tmp_path))
+    await ensure_master_key(connection, in_files(tmp_path))
+    with pytest.raises(NoMasterKey, match=r"is not in .*elsewhere"):
+        await ensure_master_key(connection, in_files(tmp_path / "elsewhere"))
 
 
-async def test_a_file_with_another_key_is_refused(database_url: str, tmp_path: Path) -> None:
+async def test_a_file_with_another_key_is_refused(connection: Connection, tmp_path: Path) -> None:
     masters = in_files(tmp_path)
-    async with connected(database_url) as connection:
+    await ensure_master_key(connection, masters)
+    (file,) = masters.folder.iterdir()
+    other = await masters.create()
+    (masters.folder / f"{other}.key").replace(file)
+    with pytest.raises(NoMasterKey, match="does not open"):
         await ensure_master_key(connection, masters)
-        (file,) = masters.folder.iterdir()
-        other = await masters.create()
-        (masters.folder / f"{other}.key").replace(file)
-        with pytest.raises(NoMasterKey, match="does not open"):
-            await ensure_master_key(connection, masters)
 
 
 async def test_processes_that_start_at_once_share_one_master_key(
@@ -338,7 +336,7 @@ async def test_a_command_that_prints_too_little_is_refused() -> None:
 async def test_keys_of_an_older_database_are_encrypted_at_the_first_start(
     empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One owner was erased there already; the start is cut short in the middle, and done again."""
+    """One owner is already erased; the start is interrupted and repeated."""
     monkeypatch.setattr(wrapped_keys, "KEYS_PER_CHUNK", 2)
     migrate_to(empty_database_url, "0013")
     living = {f"owner-{number}": (uuid4(), os.urandom(32)) for number in range(5)}

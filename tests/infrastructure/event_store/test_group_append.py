@@ -247,7 +247,7 @@ async def test_writers_do_not_read_through_a_log_that_grew_since_they_planned(
 
 
 async def scans(connection: Connection) -> int:
-    """How often the log was read from its first row to its last."""
+    """Return how often the log was read from its first row to its last."""
     await connection.execute("SELECT pg_stat_force_next_flush()")
     cursor = await connection.execute(
         "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'stored_events'"

@@ -47,7 +47,7 @@ async def write_mixed(committer: GroupCommitter, stream: UUID) -> None:
 
 
 async def write_in_foreign_transactions(url: str, stream: UUID) -> None:
-    """As the orchestrator does: on a connection and in transactions of its own."""
+    """Follow the log as the orchestrator does, on a connection of its own."""
     version = 0
     async with connected(url) as connection:
         for size in SIZES:

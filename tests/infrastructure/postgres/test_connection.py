@@ -44,7 +44,7 @@ OTHERWISE = {
 
 
 def set_otherwise(url: str, whose: str, settings: dict[str, str]) -> None:
-    """As by ALTER DATABASE, or by ALTER ROLE for this database alone."""
+    """Set by ALTER DATABASE, or by ALTER ROLE for this database alone."""
     name = Identifier(str(conninfo_to_dict(url)["dbname"]))
     whom = SQL("DATABASE {}" if whose == "database" else "ROLE CURRENT_USER IN DATABASE {}")
     with psycopg.connect(url, autocommit=True) as connection:

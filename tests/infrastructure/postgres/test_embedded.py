@@ -134,7 +134,7 @@ def new_dir(reachable: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def users() -> Iterator[list[User]]:
-    """Those who use a server in this test; none is left after it."""
+    """Processes that use a server in this test; they are killed after it."""
     everyone: list[User] = []
     yield everyone
     for user in everyone:

@@ -29,7 +29,7 @@ def eicar() -> bytes:
 
 @contextmanager
 def running_clamd() -> Iterator[dict[str, str]]:
-    """Its two addresses, by the kind of socket. Skips the test where clamd is not installed."""
+    """Run clamd; yield its addresses by kind of socket. Skips the test without clamd."""
     program = shutil.which("clamd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         if os.environ.get("UPTRAIL_REQUIRE_ALL"):

@@ -46,7 +46,7 @@ async def all_pages(
 async def test_the_history_of_a_batch_is_its_own_and_its_uploads_in_total_order(
     database_url: str, monkeypatch: pytest.MonkeyPatch, few: int, window: int
 ) -> None:
-    """However the events are found: gathered stream by stream, or picked out of the log."""
+    """Equally for events gathered stream by stream and for those filtered from the log."""
     monkeypatch.setattr(history, "MAX_GATHERED_STREAMS", few)
     monkeypatch.setattr(history, "SCAN_WINDOW_EVENTS", window)
     monkeypatch.setattr(history, "SPARSE_WINDOW_EVENTS", max(1, window // 100))

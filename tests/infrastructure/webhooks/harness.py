@@ -247,7 +247,7 @@ class WebhookHarness:
         await self.followed((await execute(self.log, command, self.context())).position)
 
     async def change(self, hook: Hook, url: str) -> None:
-        """The same webhook at another address."""
+        """Change the URL of the webhook."""
         known = (await self.log.webhook(hook.id)).subscription
         command = WebhookCommand(
             hook.id, partial(Webhook.change, subscription=replace(known, url=url))
@@ -275,14 +275,14 @@ class WebhookHarness:
         return id
 
     async def upload(self, batch: UUID, path: str, owner: str = "acme") -> int:
-        """An upload that has come to its good end; the position of that."""
+        """Record a completed upload; return the position of its completion."""
         id = upload_id_for(batch, path, b"")
         begun = registered(batch=batch, owner=owner, path=path)
         arrived = FileReceived(at=begun.at, by=ALICE, size=100, blob=f"uploads/{id}")
         return await self.record(id, begun, arrived, UploadCompleted(at=begun.at, by=ALICE))
 
     async def many_uploads(self, batch: UUID, count: int) -> int:
-        """So many uploads that came to a good end, in one append; the position of the last."""
+        """Record this number of completed uploads in one append; return the last position."""
         writes = []
         for n in range(count):
             begun = registered(batch=batch, path=str(n))

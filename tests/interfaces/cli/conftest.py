@@ -15,7 +15,7 @@ from tests.late_projector import delay_projector
 
 
 class Outcome(NamedTuple):
-    """How a command ended, and what it printed."""
+    """Exit code and output of a command."""
 
     code: int
     out: str

@@ -37,7 +37,7 @@ PROBLEM = b'{"code":"unavailable","detail":"try again soon"}'
 
 
 class Ask:
-    """One command against an address, given half a second."""
+    """Run a command against an address with a timeout of half a second."""
 
     def __init__(self, command: Command, data_dir: Path) -> None:
         self._command = command

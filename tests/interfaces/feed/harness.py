@@ -125,7 +125,7 @@ class FeedHarness:
 async def open_feed(
     url: str, tmp_path: Path, limits: FeedLimits | None = None, *, port: int = 0, **settings: Any
 ) -> AsyncIterator[FeedHarness]:
-    """Everything but orchestrator and worker, on a database of its own."""
+    """Open a server without orchestrator and worker on this database."""
     async with (
         open_test_container(url, tmp_path, **settings) as parts,
         serve_http(parts, limits=limits, port=port) as server,

@@ -28,7 +28,7 @@ from tests.support import eventually
 
 
 def a_life() -> Sequence[Event]:
-    """One upload from its transfer through a failed attempt to its end."""
+    """Record an upload from its transfer through a failed attempt to its end."""
     moving = [
         FileProgressed(at=NOON, by=ALICE, phase="transfer", done=n, total=100, percent=float(n))
         for n in (20, 60, 100)

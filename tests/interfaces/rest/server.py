@@ -31,6 +31,10 @@ class Answer:
     json: Any
 
     @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
     def code(self) -> str:
         return str(self.json["code"])
 
@@ -65,7 +69,7 @@ class Server:
         async with self.client.request(
             method, path, headers=headers, allow_redirects=False, **options
         ) as response:
-            return await _read(response)
+            return await read_answer(response)
 
     async def get(self, path: str, **options: Any) -> Answer:
         return await self.ask("GET", path, **options)
@@ -78,14 +82,14 @@ class Server:
         return text
 
     async def batch(self, *paths: str, **fields: Any) -> Answer:
-        """A batch that was started, with files of 10 bytes each."""
+        """Start a batch with files of 10 bytes each."""
         files = [{"path": path, "size": 10} for path in paths]
         answer = await self.post("/v1/batches", json={"files": files, **fields})
         assert answer.status == 201, answer.body
         return answer
 
 
-async def _read(response: ClientResponse) -> Answer:
+async def read_answer(response: ClientResponse) -> Answer:
     body = await response.read()
     is_json = response.content_type.endswith(("/json", "+json")) and body
     decoded = json.loads(body) if is_json else None

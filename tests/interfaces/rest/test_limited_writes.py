@@ -269,7 +269,7 @@ async def open_stage(url: str, folder: Path) -> AsyncIterator[Stage]:
 
 
 def stored(url: str) -> list[tuple[Any, ...]]:
-    """Everything that a request could change beside the log."""
+    """Return the rows that a request could change beside the log."""
     with psycopg.connect(url) as connection:
         return [
             row

@@ -25,6 +25,7 @@ from interfaces.common.services import Services
 from interfaces.uploads.setup import TRANSFERS
 from tests.blob_files import uploads_in
 from tests.harness import open_test_container, serve_http
+from tests.interfaces.rest.server import Answer, read_answer
 from tests.support import path_of
 
 OWNER = "acme"
@@ -51,8 +52,13 @@ class Server:
         await start_batch(services.log, command, CommandContext("key:test", services.now()))
         return command.id
 
+    async def ask(self, method: str, path: str, **options: Any) -> Answer:
+        """Send a request with the uploader's key, and read the response to its end."""
+        async with self.client.request(method, path, **options) as response:
+            return await read_answer(response)
+
     async def create(self, size: int, **headers: str) -> str:
-        """Announces an upload and returns the path of its resource."""
+        """Create an upload; return the path of its resource."""
         named = {**TUS, "Upload-Length": str(size), **headers}
         async with self.client.post("/v1/uploads", headers=named) as answer:
             assert answer.status == 201, await answer.text()
@@ -64,7 +70,7 @@ class Server:
             return int(answer.headers["Upload-Offset"])
 
     async def patch(self, location: str, offset: int, data: Any, **headers: str) -> int:
-        """The status of a PATCH."""
+        """Send a PATCH; return the status of the response."""
         said = {**BYTES, "Upload-Offset": str(offset), **headers}
         async with self.client.patch(location, data=data, headers=said) as answer:
             return answer.status
@@ -88,7 +94,7 @@ class Server:
 
 
 def metadata(**pairs: str) -> dict[str, str]:
-    """The header of tus for these pairs."""
+    """Return the tus header for these pairs."""
     encoded = (f"{key} {b64encode(text.encode()).decode()}" for key, text in pairs.items())
     return {"Upload-Metadata": ",".join(encoded)}
 

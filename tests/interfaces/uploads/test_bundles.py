@@ -28,16 +28,16 @@ def tar_of(files: dict[str, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
 
 
 async def open_batch(server: Server, **options: Any) -> UUID:
-    async with server.client.post("/v1/batches", json=options) as answer:
-        assert answer.status == 201, await answer.text()
-        return UUID((await answer.json())["id"])
+    answer = await server.ask("POST", "/v1/batches", json=options)
+    assert answer.status == 201, answer.text
+    return UUID((answer.json)["id"])
 
 
 async def send(server: Server, batch: UUID, body: Any, status: int = 200) -> Any:
     path = f"/v1/batches/{batch}/uploads"
-    async with server.client.post(path, data=body, headers=TAR) as answer:
-        assert answer.status == status, await answer.text()
-        return await answer.json()
+    answer = await server.ask("POST", path, data=body, headers=TAR)
+    assert answer.status == status, answer.text
+    return answer.json
 
 
 def outcomes(answer: Any) -> list[tuple[str, str, str | None]]:

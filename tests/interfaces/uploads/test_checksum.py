@@ -29,9 +29,9 @@ def _said(data: bytes, algorithm: str = "sha1") -> dict[str, str]:
 async def test_a_chunk_that_is_sound_counts_and_one_that_is_not_leaves_no_trace(
     algorithm: str, server: Server
 ) -> None:
-    async with server.client.options("/v1/uploads") as answer:
-        assert algorithm in answer.headers["Tus-Checksum-Algorithm"].split(",")
-        assert "checksum" in answer.headers["Tus-Extension"].split(",")
+    answer = await server.ask("OPTIONS", "/v1/uploads")
+    assert algorithm in answer.headers["Tus-Checksum-Algorithm"].split(",")
+    assert "checksum" in answer.headers["Tus-Extension"].split(",")
     location = await server.create(10)
     assert await server.patch(location, 0, b"01234", **_said(b"01234", algorithm)) == 204
     assert await server.patch(location, 5, b"56x89", **_said(b"56789", algorithm)) == 460
@@ -78,10 +78,9 @@ async def test_a_damaged_file_that_came_whole_is_not_even_registered(
         (b"hello", _said(b"hello"), 201),
     ):
         head = await server.services.log.head()
-        async with server.client.post(
-            "/v1/uploads", headers={**headers, **said}, data=body
-        ) as answer:
-            assert answer.status == status
+        assert (
+            await server.ask("POST", "/v1/uploads", headers={**headers, **said}, data=body)
+        ).status == status
         if status == 460:
             assert await server.services.log.head() == head
             assert stored_files(tmp_path) == []
@@ -90,9 +89,9 @@ async def test_a_damaged_file_that_came_whole_is_not_even_registered(
 async def test_a_large_creation_with_a_wrong_checksum_names_its_upload(server: Server) -> None:
     body = bytes(300_000)
     headers = {**BYTES, **_said(b"other"), "Upload-Length": str(len(body))}
-    async with server.client.post("/v1/uploads", headers=headers, data=body) as answer:
-        assert answer.status == 460
-        location = answer.headers["Location"]
+    answer = await server.ask("POST", "/v1/uploads", headers=headers, data=body)
+    assert answer.status == 460
+    location = answer.headers["Location"]
     assert await server.offset(location) == 0
     assert await server.patch(location, 0, body) == 204
 
@@ -103,5 +102,4 @@ async def test_an_invalid_checksum_header_is_refused(said: str, server: Server) 
     assert await server.patch(location, 0, b"hello", **{"Upload-Checksum": said}) == 400
     assert await server.offset(location) == 0
     headers = {**BYTES, "Upload-Length": "5", "Upload-Checksum": said}
-    async with server.client.post("/v1/uploads", headers=headers, data=b"hello") as answer:
-        assert answer.status == 400
+    assert (await server.ask("POST", "/v1/uploads", headers=headers, data=b"hello")).status == 400

@@ -27,18 +27,18 @@ from tests.support import eventually
 
 async def _part(server: Server, body: bytes, path: str = "/v1/uploads") -> str:
     headers = {**BYTES, "Upload-Length": str(len(body)), "Upload-Concat": "partial"}
-    async with server.client.post(path, headers=headers, data=body) as answer:
-        assert answer.status == 201, await answer.text()
-        assert answer.headers["Upload-Offset"] == str(len(body))
-        return answer.headers["Location"]
+    answer = await server.ask("POST", path, headers=headers, data=body)
+    assert answer.status == 201, answer.text
+    assert answer.headers["Upload-Offset"] == str(len(body))
+    return answer.headers["Location"]
 
 
 async def _join(
     server: Server, *parts: str, path: str = "/v1/uploads", **headers: str
 ) -> tuple[int, str]:
     said = {**TUS, "Upload-Concat": f"final;{' '.join(parts)}", **headers}
-    async with server.client.post(path, headers=said) as answer:
-        return answer.status, answer.headers.get("Location", "")
+    answer = await server.ask("POST", path, headers=said)
+    return answer.status, answer.headers.get("Location", "")
 
 
 async def test_parts_are_made_one_upload_in_the_order_named(server: Server, tmp_path: Path) -> None:
@@ -49,10 +49,10 @@ async def test_parts_are_made_one_upload_in_the_order_named(server: Server, tmp_
     assert await server.content(location) == b"5678901234"
     upload = await server.services.log.upload(upload_in(location))
     assert (upload.path, upload.size) == ("a.bin", 10)
-    async with server.client.head(location, headers=TUS) as answer:
-        assert answer.headers["Upload-Concat"] == f"final;{second} {first}"
-        assert answer.headers["Upload-Length"] == "10"
-        assert answer.headers["Upload-Metadata"] == filename("a.bin")["Upload-Metadata"]
+    answer = await server.ask("HEAD", location, headers=TUS)
+    assert answer.headers["Upload-Concat"] == f"final;{second} {first}"
+    assert answer.headers["Upload-Length"] == "10"
+    assert answer.headers["Upload-Metadata"] == filename("a.bin")["Upload-Metadata"]
     assert await server.patch(location, 10, b"") == 403
     assert len(stored_files(tmp_path)) == 1
     assert await server.topics(first) == [
@@ -66,11 +66,11 @@ async def test_parts_are_made_one_upload_in_the_order_named(server: Server, tmp_
 async def test_a_part_grows_and_resumes_like_an_upload(server: Server) -> None:
     part = await server.create(10, **{"Upload-Concat": "partial", **filename("x")})
     assert await server.patch(part, 0, b"01234") == 204
-    async with server.client.head(part, headers=TUS) as answer:
-        assert answer.headers["Upload-Concat"] == "partial"
-        assert answer.headers["Upload-Offset"] == "5"
-        assert answer.headers["Upload-Metadata"] == filename("x")["Upload-Metadata"]
-        assert "Upload-Expires" in answer.headers
+    answer = await server.ask("HEAD", part, headers=TUS)
+    assert answer.headers["Upload-Concat"] == "partial"
+    assert answer.headers["Upload-Offset"] == "5"
+    assert answer.headers["Upload-Metadata"] == filename("x")["Upload-Metadata"]
+    assert "Upload-Expires" in answer.headers
     assert (await _join(server, part))[0] == 400
     assert await server.patch(part, 5, b"56789") == 204
     status, location = await _join(server, f"http://elsewhere/prefix{part}")
@@ -106,16 +106,14 @@ async def test_an_upload_of_a_batch_is_joined_from_parts_of_that_batch(server: S
     context = CommandContext("key:test", server.services.now())
     await execute(server.services.log, BatchCommand(batch, Batch.seal), context)
     late = {**TUS, "Upload-Length": "5", "Upload-Concat": "partial"}
-    async with server.client.post(path, headers=late) as answer:
-        assert answer.status == 403
+    assert (await server.ask("POST", path, headers=late)).status == 403
 
 
 async def test_parts_of_another_owner_do_not_exist(server: Server) -> None:
     part = await _part(server, b"01234")
     rival = server.as_(await server.key_with(Scope.UPLOADER, owner="rival"))
     assert (await _join(server, part, **rival))[0] == 400
-    async with server.client.head(part, headers={**TUS, **rival}) as answer:
-        assert answer.status == 404
+    assert (await server.ask("HEAD", part, headers={**TUS, **rival})).status == 404
 
 
 @pytest.mark.parametrize(
@@ -126,8 +124,7 @@ async def test_an_invalid_list_of_parts_is_refused(concat: str, server: Server) 
     part = await _part(server, b"01234")
     head = await server.services.log.head()
     headers = {**TUS, "Upload-Concat": concat.format(part)}
-    async with server.client.post("/v1/uploads", headers=headers) as answer:
-        assert answer.status == 400
+    assert (await server.ask("POST", "/v1/uploads", headers=headers)).status == 400
     assert await server.services.log.head() == head
 
 
@@ -151,8 +148,7 @@ async def test_unused_parts_expire_and_concatenated_parts_leave_no_bytes(
         _age(tmp_path)
         assert await _clear_all(sweeper) == ([blob], [])
         await sweeper.free_ended(0)
-    async with server.client.head(waiting, headers=TUS) as answer:
-        assert answer.status == 410
+    assert (await server.ask("HEAD", waiting, headers=TUS)).status == 410
     assert len(stored_files(tmp_path)) == 1
 
 
@@ -219,9 +215,9 @@ async def test_a_thousand_parts_by_their_whole_urls_are_one_upload(
 async def test_more_parts_than_one_header_may_name_are_refused_by_number(server: Server) -> None:
     parts = [f"/files/{UUID(int=number)}" for number in range(2501)]
     headers = {**TUS, "Upload-Concat": f"final;{' '.join(parts)}"}
-    async with server.client.post("/v1/uploads", headers=headers) as answer:
-        assert answer.status == 400
-        assert "at most 2500 parts, not 2501" in (await answer.json())["detail"]
+    answer = await server.ask("POST", "/v1/uploads", headers=headers)
+    assert answer.status == 400
+    assert "at most 2500 parts, not 2501" in (answer.json)["detail"]
 
 
 @pytest.mark.parametrize("key", ["tus-concat", "other"])
@@ -232,10 +228,9 @@ async def test_metadata_of_a_manifest_is_bounded_whatever_its_keys_are(
     values = {"many;x": "added", "x" * 70_000: "rejected"}
     for number, (value, status) in enumerate(values.items()):
         file = {"path": f"{number}.bin", "size": 5, "metadata": {key: value}}
-        async with server.client.post(f"/v1/batches/{batch}/uploads", json=[file]) as made:
-            answer = await made.json()
+        made = await server.ask("POST", f"/v1/batches/{batch}/uploads", json=[file])
+        answer = made.json
         assert answer["files"][0]["status"] == status
         if status == "added":
             upload = f"/v1/uploads/{answer['files'][0]['upload']}"
-            async with server.client.head(upload, headers=TUS) as head:
-                assert head.status == 200
+            assert (await server.ask("HEAD", upload, headers=TUS)).status == 200

@@ -29,8 +29,8 @@ async def _stored(server: Server, name: str = "a.txt", media_type: str = "text/h
     pairs = {"filename": name, "filetype": media_type}
     said = ",".join(f"{key} {b64encode(text.encode()).decode()}" for key, text in pairs.items())
     headers = {**BYTES, "Upload-Length": str(len(TEXT)), "Upload-Metadata": said}
-    async with server.client.post("/v1/uploads", headers=headers, data=TEXT) as answer:
-        return answer.headers["Location"]
+    answer = await server.ask("POST", "/v1/uploads", headers=headers, data=TEXT)
+    return answer.headers["Location"]
 
 
 async def _processed(server: Server, id: UUID, *events: object) -> None:
@@ -68,33 +68,32 @@ def test_a_range_outside_of_the_content_is_unsatisfiable(header: str, size: int)
 
 async def test_stored_bytes_are_given_back_as_an_attachment(server: Server) -> None:
     location = await _stored(server, 'Ü "1".html')
-    async with server.client.get(f"{location}/content") as answer:
-        assert await answer.read() == TEXT
-        said = answer.headers
+    answer = await server.ask("GET", f"{location}/content")
+    assert answer.body == TEXT
+    said = answer.headers
     assert said["Content-Disposition"] == (
         "attachment; filename=\"_ _1_.html\"; filename*=UTF-8''%C3%9C%20%221%22.html"
     )
     assert said["Content-Type"] == "text/html"
     assert said["X-Content-Type-Options"] == "nosniff"
     assert "sandbox" in said["Content-Security-Policy"]
-    async with server.client.head(f"{location}/content") as answer:
-        assert answer.headers["Content-Length"] == "10"
+    answer = await server.ask("HEAD", f"{location}/content")
+    assert answer.headers["Content-Length"] == "10"
     known = {"If-None-Match": said["ETag"]}
-    async with server.client.get(f"{location}/content", headers=known) as answer:
-        assert answer.status == 304
+    assert (await server.ask("GET", f"{location}/content", headers=known)).status == 304
 
 
 async def test_byte_ranges_are_served(server: Server) -> None:
     path = f"{await _stored(server)}/content"
-    async with server.client.get(path, headers={"Range": "bytes=2-4"}) as answer:
-        assert (answer.status, await answer.read()) == (206, b"234")
-        assert answer.headers["Content-Range"] == "bytes 2-4/10"
-    async with server.client.get(path, headers={"Range": "bytes=10-"}) as answer:
-        assert answer.status == 416
-        assert answer.headers["Content-Range"] == "bytes */10"
+    answer = await server.ask("GET", path, headers={"Range": "bytes=2-4"})
+    assert (answer.status, answer.body) == (206, b"234")
+    assert answer.headers["Content-Range"] == "bytes 2-4/10"
+    answer = await server.ask("GET", path, headers={"Range": "bytes=10-"})
+    assert answer.status == 416
+    assert answer.headers["Content-Range"] == "bytes */10"
     other = {"Range": "bytes=2-4", "If-Range": '"another"'}
-    async with server.client.get(path, headers=other) as answer:
-        assert (answer.status, await answer.read()) == (200, TEXT)
+    answer = await server.ask("GET", path, headers=other)
+    assert (answer.status, answer.body) == (200, TEXT)
 
 
 async def test_bytes_that_are_missing_are_never_passed_off_as_whole(
@@ -102,8 +101,7 @@ async def test_bytes_that_are_missing_are_never_passed_off_as_whole(
 ) -> None:
     location = await _stored(server)
     stored_files(tmp_path)[0].write_bytes(b"short")
-    async with server.client.get(f"{location}/content") as answer:
-        assert answer.status == 500
+    assert (await server.ask("GET", f"{location}/content")).status == 500
 
 
 async def test_an_upload_of_another_owner_does_not_exist(server: Server) -> None:
@@ -113,8 +111,7 @@ async def test_an_upload_of_another_owner_does_not_exist(server: Server) -> None
     viewer = server.as_(await server.key_with(Scope.VIEWER))
     limited = server.as_(await server.key_with(Scope.UPLOADER, batch=server.services.new_id()))
     for key, status in ((rival, 404), (limited, 404), (viewer, 200)):
-        async with server.client.get(f"{location}/content", headers=key) as answer:
-            assert answer.status == status
+        assert (await server.ask("GET", f"{location}/content", headers=key)).status == status
     for key, status in ((rival, 404), (limited, 404), (viewer, 403)):
         headers = {**BYTES, "Upload-Offset": "0", **key}
         for method in ("HEAD", "PATCH", "DELETE"):
@@ -122,8 +119,7 @@ async def test_an_upload_of_another_owner_does_not_exist(server: Server) -> None
                 assert answer.status == status
     for key in (limited, viewer):
         headers = {**BYTES, "Upload-Length": "0", **key}
-        async with server.client.post("/v1/uploads", headers=headers) as answer:
-            assert answer.status == 403
+        assert (await server.ask("POST", "/v1/uploads", headers=headers)).status == 403
 
 
 async def test_a_quarantined_file_is_readable_for_operators_only(server: Server) -> None:
@@ -136,10 +132,8 @@ async def test_a_quarantined_file_is_readable_for_operators_only(server: Server)
         UploadQuarantined(step="antivirus", reason="found", **BY),
     )
     operator = server.as_(await server.key_with(Scope.OPERATOR))
-    async with server.client.get(f"{location}/content") as answer:
-        assert answer.status == 404
-    async with server.client.get(f"{location}/content", headers=operator) as answer:
-        assert answer.status == 200
+    assert (await server.ask("GET", f"{location}/content")).status == 404
+    assert (await server.ask("GET", f"{location}/content", headers=operator)).status == 200
 
 
 async def test_artifacts_are_given_back_by_name(database_url: str, server: Server) -> None:
@@ -154,7 +148,6 @@ async def test_artifacts_are_given_back_by_name(database_url: str, server: Serve
         UploadCompleted(**BY),
     )
     await catch_up(database_url, server.services.log)
-    async with server.client.get(f"{location}/artifacts/small.webp") as answer:
-        assert (answer.status, await answer.read()) == (200, b"pixels")
-    async with server.client.get(f"{location}/artifacts/other") as answer:
-        assert answer.status == 404
+    answer = await server.ask("GET", f"{location}/artifacts/small.webp")
+    assert (answer.status, answer.body) == (200, b"pixels")
+    assert (await server.ask("GET", f"{location}/artifacts/other")).status == 404

@@ -29,8 +29,8 @@ LARGE = 300_000  # more than is held in memory
 
 async def _send(server: Server, path: str, size: int, body: bytes, name: str) -> tuple[int, str]:
     headers = {**BYTES, **filename(name), "Upload-Length": str(size)}
-    async with server.client.post(path, headers=headers, data=body) as answer:
-        return answer.status, answer.headers.get("Location", "")
+    answer = await server.ask("POST", path, headers=headers, data=body)
+    return answer.status, answer.headers.get("Location", "")
 
 
 @pytest.mark.parametrize("size", [0, 1, 5000, LARGE])
@@ -115,8 +115,7 @@ async def test_a_batch_of_another_owner_does_not_exist(server: Server) -> None:
     path = f"/v1/batches/{batch}/uploads"
     assert (await _send(server, path, 5, b"hello", "a"))[0] == 404
     headers = {**TUS, "Upload-Length": "5"}
-    async with server.client.post("/v1/batches/none/uploads", headers=headers) as answer:
-        assert answer.status == 404
+    assert (await server.ask("POST", "/v1/batches/none/uploads", headers=headers)).status == 404
 
 
 # Metadata.

@@ -42,9 +42,9 @@ END = b"--cut--\r\n"
 
 
 async def send(server: Server, body: Any, status: int = 201, **headers: str) -> Any:
-    async with server.client.post("/v1/batches", data=body, headers=headers) as answer:
-        assert answer.status == status, await answer.text()
-        return await answer.json()
+    answer = await server.ask("POST", "/v1/batches", data=body, headers=headers)
+    assert answer.status == status, answer.text
+    return answer.json
 
 
 def outcomes(answer: Any) -> list[tuple[str, str, str | None]]:
@@ -189,10 +189,10 @@ async def test_an_invalid_form_is_refused_and_starts_no_batch(server: Server) ->
 async def test_a_form_refused_after_its_first_file_leaves_the_batch_open(server: Server) -> None:
     late = file_part("a", b"1") + part('name="label"', b"late") + END
     for body, status in ((late, 422), (file_part("a", b"1") + b"--cut", 400)):
-        async with server.client.post("/v1/batches", data=body, headers=FORM) as answer:
-            problem = await answer.json()
-            assert (answer.status, problem["detail"].endswith("to go on")) == (status, True)
-            batch = UUID(answer.headers["Location"].rpartition("/")[2])
+        answer = await server.ask("POST", "/v1/batches", data=body, headers=FORM)
+        problem = answer.json
+        assert (answer.status, problem["detail"].endswith("to go on")) == (status, True)
+        batch = UUID(answer.headers["Location"].rpartition("/")[2])
         assert await content(server, batch, "a") == b"1"
         assert not (await server.services.log.batch(batch)).sealed
     many = file_part("a", b"1") + file_part("b", b"2") + END

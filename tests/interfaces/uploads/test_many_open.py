@@ -17,16 +17,16 @@ async def _create(server: Server, count: int) -> list[str]:
     headers = {**TUS, "Upload-Length": "1000"}
     made = []
     for _ in range(count):
-        async with server.client.post("/v1/uploads", headers=headers) as answer:
-            assert answer.status == 201
-            made.append(answer.headers["Location"])
+        answer = await server.ask("POST", "/v1/uploads", headers=headers)
+        assert answer.status == 201
+        made.append(answer.headers["Location"])
     return made
 
 
 async def test_ten_thousand_open_uploads_cost_next_to_nothing(
     server: Server, tmp_path: Path
 ) -> None:
-    """They are rows in a log, not objects in memory; any of them can be gone on with."""
+    """Open uploads are rows in a log, not objects in memory; any of them can be resumed."""
 
     await _create(server, 100)
     before = psutil.Process(os.getpid()).memory_info().rss

@@ -116,10 +116,10 @@ def _form(*dispositions: bytes) -> bytes:
 
 async def _sent_form(server: Server, body: bytes, agent: str = "curl/8") -> list[dict[str, Any]]:
     headers = {"Content-Type": "multipart/form-data; boundary=b", "User-Agent": agent}
-    async with server.client.post("/v1/batches", headers=headers, data=body) as answer:
-        assert answer.status == 201, await answer.text()
-        files: list[dict[str, Any]] = (await answer.json())["files"]
-        return files
+    answer = await server.ask("POST", "/v1/batches", headers=headers, data=body)
+    assert answer.status == 201, answer.text
+    files: list[dict[str, Any]] = (answer.json)["files"]
+    return files
 
 
 async def by_form(server: Server, batch: UUID, name: bytes) -> Answered:
@@ -225,9 +225,9 @@ async def test_two_spellings_of_a_name_are_one_upload_of_a_batch(
             rows = await server.services.queries.uploads(batch, owner=OWNER)
             assert [row.path for row in rows.items] == [first]  # as it was spelled first
     both = [{"path": composed}, {"path": decomposed}]
-    async with server.client.post("/v1/batches", json={"files": both}) as answer:
-        assert answer.status == 422
-        assert "is the same as that of files/0" in (await answer.json())["detail"]
+    answer = await server.ask("POST", "/v1/batches", json={"files": both})
+    assert answer.status == 422
+    assert "is the same as that of files/0" in (answer.json)["detail"]
 
 
 async def test_an_upload_that_an_earlier_version_registered_is_found_by_its_spelling(
@@ -303,8 +303,8 @@ async def test_a_form_whose_names_cannot_be_read_is_refused_and_no_other_name_is
 ) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     body = _form(disposition.encode())
-    async with server.client.post("/v1/batches", data=body, headers=headers) as answer:
-        problem = await answer.json()
+    answer = await server.ask("POST", "/v1/batches", data=body, headers=headers)
+    problem = answer.json
     assert answer.status == 400, problem
     assert "Content-Disposition" in problem["detail"] or "twice" in problem["detail"]
 
@@ -315,8 +315,8 @@ async def test_a_disposition_that_cannot_be_read_is_refused_by_the_ietf_protocol
 ) -> None:
     headers = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": "8"}
     headers["Content-Disposition"] = f"attachment; {disposition}"
-    async with server.client.post("/v1/uploads", data=b"x", headers=headers) as answer:
-        problem = await answer.json()
+    answer = await server.ask("POST", "/v1/uploads", data=b"x", headers=headers)
+    problem = answer.json
     assert answer.status == 422, problem
     assert problem["errors"][0]["pointer"] == "/Content-Disposition"
 
@@ -338,12 +338,12 @@ async def test_a_form_of_aiohttp_keeps_the_name_of_its_file(server: Server) -> N
     names = ["My Photo é 100%.jpg", "a/b%20c.txt", 'say "hi".txt']
     for name in names:
         form.add_field("file", BODY, filename=name)
-    async with server.client.post("/v1/batches", data=form) as answer:
-        assert [file["path"] for file in (await answer.json())["files"]] == names
+    answer = await server.ask("POST", "/v1/batches", data=form)
+    assert [file["path"] for file in (answer.json)["files"]] == names
 
 
 async def test_a_long_name_is_accepted_with_all_metadata_of_uppy(server: Server) -> None:
-    """Its header is kept beside its pairs where an empty value makes it differ from these."""
+    """The header is stored beside the pairs if an empty value makes it differ from them."""
     name, folder = "写" * 251 + ".txt", "画" * 200
 
     def pair(key: str, value: str) -> str:
@@ -352,15 +352,15 @@ async def test_a_long_name_is_accepted_with_all_metadata_of_uppy(server: Server)
     pairs = {"relativePath": f"/{folder}/{name}", "name": name, "filename": name}
     said = ",".join([pair("caption", ""), *(pair(*item) for item in pairs.items())])
     headers = {**TUS, "Upload-Length": "5", "Upload-Metadata": said}
-    async with server.client.post("/files/", headers=headers) as answer:
-        assert answer.status == 201, await answer.text()
-        location = answer.headers["Location"]
+    answer = await server.ask("POST", "/files/", headers=headers)
+    assert answer.status == 201, answer.text
+    location = answer.headers["Location"]
     upload = await server.services.log.upload(upload_in(location))
     assert upload.path == f"{folder}/{name}"
-    async with server.client.head(location, headers=TUS) as answer:
-        assert answer.headers["Upload-Metadata"] == said
+    answer = await server.ask("HEAD", location, headers=TUS)
+    assert answer.headers["Upload-Metadata"] == said
 
     headers["Upload-Metadata"] = pair("a", "x" * 20_000)
-    async with server.client.post("/files/", headers=headers) as answer:
-        assert answer.status == 400
-        assert "at most 16384 bytes" in (await answer.json())["detail"]
+    answer = await server.ask("POST", "/files/", headers=headers)
+    assert answer.status == 400
+    assert "at most 16384 bytes" in (answer.json)["detail"]

@@ -86,14 +86,11 @@ async def test_terminating_ends_a_running_transfer_and_frees_its_bytes(server: S
         await sender.begin_patch(location, 0, len(CONTENT), CONTENT[:3000])
         await _arrived(server, location, 3000)
 
-        async with server.client.delete(location, headers=TUS) as answer:
-            assert answer.status == 204
+        assert (await server.ask("DELETE", location, headers=TUS)).status == 204
         assert (await sender.answer())[0] == 423
         assert await server.services.blobs.size(upload_blob_name(upload_in(location))) == 0
-        async with server.client.head(location, headers=TUS) as answer:
-            assert answer.status == 410
-        async with server.client.get(f"{location}/content") as gone:
-            assert gone.status == 404
+        assert (await server.ask("HEAD", location, headers=TUS)).status == 410
+        assert (await server.ask("GET", f"{location}/content")).status == 404
         assert await server.patch(location, 3000, b"x") == 410
 
 
@@ -105,8 +102,8 @@ async def test_one_of_many_terminations_succeeds_and_the_others_find_the_upload_
         assert await here.patch(location, 0, CONTENT[:3000]) == 204
 
         async def terminate(server: Server) -> int:
-            async with server.client.delete(location, headers=TUS) as answer:
-                return answer.status
+            answer = await server.ask("DELETE", location, headers=TUS)
+            return answer.status
 
         statuses = await asyncio.gather(*(terminate(one) for one in [here, there] * 10))
         # 423 is for those who were still waiting when a newer one came.

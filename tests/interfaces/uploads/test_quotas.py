@@ -26,10 +26,10 @@ BATCH = UUID(int=1)
 
 async def _send(server: Server, path: str, name: str, body: bytes, **more: str) -> int:
     headers = {**BYTES, **filename(name), "Upload-Length": str(len(body)), **more}
-    async with server.client.post(path, headers=headers, data=body) as answer:
-        if answer.status >= 400:
-            assert (await answer.json())["detail"]
-        return answer.status
+    answer = await server.ask("POST", path, headers=headers, data=body)
+    if answer.status >= 400:
+        assert (answer.json)["detail"]
+    return answer.status
 
 
 @pytest.mark.options(max_owner_bytes=100)
@@ -45,8 +45,8 @@ async def test_an_owner_keeps_no_more_than_is_allowed(server: Server) -> None:
 @pytest.mark.options(max_owner_bytes=100)
 async def test_bytes_of_unknown_number_are_measured_as_they_are_announced(server: Server) -> None:
     headers = {**TUS, "Upload-Defer-Length": "1"}
-    async with server.client.post("/v1/uploads", headers=headers) as answer:
-        location = answer.headers["Location"]
+    answer = await server.ask("POST", "/v1/uploads", headers=headers)
+    location = answer.headers["Location"]
     assert await server.patch(location, 0, bytes(101)) == 507
     assert await server.patch(location, 0, bytes(100)) == 204
 
@@ -65,14 +65,14 @@ async def test_a_batch_holds_no_more_than_is_allowed_however_its_files_were_decl
     path = f"/v1/batches/{batch}/uploads"
     await catch_up(database_url, server.services.log)
     headers = {**TUS, "Upload-Length": "5", "Upload-Metadata": "filename Yw=="}
-    async with server.client.post(path, headers=headers) as answer:
-        location = answer.headers["Location"]
+    answer = await server.ask("POST", path, headers=headers)
+    location = answer.headers["Location"]
     assert await server.patch(location, 0, b"hello") == 413
 
 
 async def _ask(server: Server, path: str, body: Any, **headers: str) -> tuple[int, Any]:
-    async with server.client.post(path, json=body, headers=headers) as answer:
-        return answer.status, await answer.json()
+    answer = await server.ask("POST", path, json=body, headers=headers)
+    return answer.status, answer.json
 
 
 async def test_a_manifest_over_quota_starts_no_batch_and_names_the_limit(
@@ -127,8 +127,8 @@ async def test_lines_are_admitted_as_they_arrive(server: Server) -> None:
     path = f"/v1/batches/{await server.start_batch()}/uploads"
     lines = b"".join(b'{"path": "f%d"}\n' % number for number in range(2500))
     kind = {"Content-Type": "application/x-ndjson"}
-    async with server.client.post(path, data=lines, headers=kind) as answer:
-        outcomes = await answer.json()
+    answer = await server.ask("POST", path, data=lines, headers=kind)
+    outcomes = answer.json
     assert (outcomes["added"], outcomes["rejected"]) == (1500, 1000)
     assert outcomes["files"][1499]["status"] == "added"
     assert outcomes["files"][1500]["code"] == "quota_exceeded"
@@ -139,8 +139,7 @@ async def test_removed_bytes_do_not_count_towards_the_quota(
 ) -> None:
     async with make_pool(database_url, name="usage", max_size=1) as pool:
         kept, gone = await server.create(10), await server.create(20)
-        async with server.client.delete(gone, headers=TUS) as answer:
-            assert answer.status == 204
+        assert (await server.ask("DELETE", gone, headers=TUS)).status == 204
         await catch_up(database_url, server.services.log)
         usage = PostgresUsage(pool)
         assert await usage.of_owner(OWNER) == StorageUsage(10, 1)
@@ -168,11 +167,11 @@ async def test_only_so_many_transfers_of_an_owner_run_at_once(
             return await server.services.blobs.size(blob) == 5
 
         await eventually(arrived)
-        async with server.client.patch(
-            second, headers={**BYTES, "Upload-Offset": "0"}, data=b"0123456789"
-        ) as answer:
-            assert answer.status == 503
-            assert int(answer.headers["Retry-After"]) > 0
+        answer = await server.ask(
+            "PATCH", second, headers={**BYTES, "Upload-Offset": "0"}, data=b"0123456789"
+        )
+        assert answer.status == 503
+        assert int(answer.headers["Retry-After"]) > 0
         assert await server.offset(first) == 5  # the newest request still wins
         assert await server.patch(second, 0, b"0123456789") == 204
 

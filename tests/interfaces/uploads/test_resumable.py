@@ -136,10 +136,9 @@ async def test_a_client_of_another_version_is_served_without_104(server: Server)
 
 async def test_a_tus_request_is_never_taken_for_the_draft_protocol(server: Server) -> None:
     both = {**TUS, **interop("8", Upload_Complete="?1"), "Upload-Length": "5"}
-    async with server.client.post("/v1/uploads", headers=both) as answer:
-        assert (answer.status, answer.headers["Tus-Resumable"]) == (201, "1.0.0")
-    async with server.client.post("/v1/uploads", data=b"x") as answer:
-        assert answer.status == 412
+    answer = await server.ask("POST", "/v1/uploads", headers=both)
+    assert (answer.status, answer.headers["Tus-Resumable"]) == (201, "1.0.0")
+    assert (await server.ask("POST", "/v1/uploads", data=b"x")).status == 412
 
 
 async def test_a_file_of_unknown_length_ends_where_its_last_body_does(server: Server) -> None:
@@ -148,9 +147,9 @@ async def test_a_file_of_unknown_length_ends_where_its_last_body_does(server: Se
         yield b"56789"
 
     headers = interop("8", Upload_Complete="?1")
-    async with server.client.post("/v1/uploads", data=chunked(), headers=headers) as answer:
-        assert answer.status == 201
-        assert await server.content(answer.headers["Location"]) == b"0123456789"
+    answer = await server.ask("POST", "/v1/uploads", data=chunked(), headers=headers)
+    assert answer.status == 201
+    assert await server.content(answer.headers["Location"]) == b"0123456789"
 
     location = await create(server)
     await append(server, location, 0, b"01234")
@@ -198,8 +197,8 @@ async def test_a_finished_upload_repeats_its_answer_and_takes_nothing_more(serve
         status, answered, body = await append(server, location, 5, b"more", last=last)
         assert (status, answered["Upload-Complete"]) == (400, "?0")
         assert body["type"].endswith("#completed-upload")
-    async with server.client.head(location, headers=interop("8")) as answer:
-        assert answer.headers["Upload-Complete"] == "?1"
+    answer = await server.ask("HEAD", location, headers=interop("8"))
+    assert answer.headers["Upload-Complete"] == "?1"
     assert await server.content(location) == b"01234"
 
 
@@ -252,8 +251,8 @@ async def test_lengths_that_contradict_each_other_are_refused(server: Server) ->
         assert (status, body["code"]) == (400, "inconsistent_length"), data
     assert (await append(server, location, 2, b"23456789", last=True))[0] == 201
 
-    async with server.client.options("/v1/uploads") as answer:
-        assert "max-size=1000" in answer.headers["Upload-Limit"]
+    answer = await server.ask("OPTIONS", "/v1/uploads")
+    assert "max-size=1000" in answer.headers["Upload-Limit"]
     said = interop("8", Upload_Complete="?0", Upload_Length="1001")
     status, answered, _ = await ask(server, "POST", "/v1/uploads", **said)
     assert (status, "max-size=1000" in answered["Upload-Limit"]) == (413, True)
@@ -267,8 +266,8 @@ async def test_a_body_with_another_digest_leaves_no_trace(server: Server) -> Non
     status, _, body = await append(server, location, 0, spoilt, last=False, **right)
     assert (status, body["code"]) == (400, "digest_mismatch")
     assert body["type"].endswith("#digest-mismatching-values")
-    async with server.client.head(location, headers=interop("8")) as answer:
-        assert answer.headers["Upload-Offset"] == "0"
+    answer = await server.ask("HEAD", location, headers=interop("8"))
+    assert answer.headers["Upload-Offset"] == "0"
     assert (await append(server, location, 0, LARGE, last=True, **right))[0] == 201
     assert await server.content(location) == LARGE
 
@@ -331,8 +330,8 @@ async def test_the_newest_request_wins_and_progress_is_reported(server: Server) 
 
 
 async def test_a_file_joins_a_batch_once(server: Server) -> None:
-    async with server.client.post("/v1/batches", json={}) as answer:
-        path = f"/v1/batches/{(await answer.json())['id']}/uploads?path=dir/a.txt"
+    answer = await server.ask("POST", "/v1/batches", json={})
+    path = f"/v1/batches/{(answer.json)['id']}/uploads?path=dir/a.txt"
     headers = interop("8", Upload_Complete="?1")
     status, _, first = await ask(server, "POST", path, b"hello", **headers)
     assert (status, first["path"]) == (201, "dir/a.txt")

@@ -73,7 +73,7 @@ def _age(folder: Path, seconds: float = 2 * HOUR) -> None:
 
 
 async def _cancelled_behind_our_back(server: Server, location: str) -> None:
-    """As the orchestrator does for the uploads of a batch: the event, and no hand on the bytes."""
+    """Record the cancellation as the orchestrator does; the bytes stay."""
     command = UploadCommand(upload_in(location), Upload.cancel)
     await execute(server.services.log, command, CommandContext("test", server.services.now()))
 
@@ -98,8 +98,8 @@ async def test_the_sweeper_removes_only_unreferenced_blobs(
     database_url: str, tmp_path: Path, server: Server
 ) -> None:
     headers = {**BYTES, "Upload-Length": "5"}
-    async with server.client.post("/v1/uploads", headers=headers, data=b"small") as answer:
-        small = answer.headers["Location"]
+    answer = await server.ask("POST", "/v1/uploads", headers=headers, data=b"small")
+    small = answer.headers["Location"]
     whole, partly = await server.create(10), await server.create(10)
     cancelled = await server.create(10)
     assert await server.patch(whole, 0, b"0123456789") == 204
@@ -134,8 +134,8 @@ async def test_a_read_model_that_is_behind_deletes_nothing(
     async with _sweeper(server, database_url) as sweeper:  # projected up to here only
         assert await server.patch(location, 0, b"0123456789") == 204
         headers = {**BYTES, "Upload-Length": "5"}
-        async with server.client.post("/v1/uploads", headers=headers, data=b"small") as new:
-            small = new.headers["Location"]
+        new = await server.ask("POST", "/v1/uploads", headers=headers, data=b"small")
+        small = new.headers["Location"]
         _age(tmp_path)
 
         assert await _clear_all(sweeper) == ([], [])

@@ -14,11 +14,11 @@ from tests.interfaces.uploads.server import BYTES, TUS, Server, stored_files, up
 @pytest.mark.options(max_file_size=1000)
 async def test_options_need_no_key(server: Server) -> None:
     for path in ("/v1/uploads", f"/v1/uploads/{server.services.new_id()}"):
-        async with server.client.options(path) as answer:
-            assert answer.status == 204
-            assert answer.headers["Tus-Version"] == "1.0.0"
-            assert answer.headers["Tus-Max-Size"] == "1000"
-            assert "termination" in answer.headers["Tus-Extension"]
+        answer = await server.ask("OPTIONS", path)
+        assert answer.status == 204
+        assert answer.headers["Tus-Version"] == "1.0.0"
+        assert answer.headers["Tus-Max-Size"] == "1000"
+        assert "termination" in answer.headers["Tus-Extension"]
 
 
 async def test_an_upload_goes_in_by_pieces_and_comes_out_whole(server: Server) -> None:
@@ -87,12 +87,12 @@ async def test_more_bytes_than_declared_are_refused_and_not_kept(server: Server)
 
 async def test_a_deferred_length_may_come_with_the_bytes(server: Server) -> None:
     headers = {**TUS, "Upload-Defer-Length": "1"}
-    async with server.client.post("/v1/uploads", headers=headers) as answer:
-        location = answer.headers["Location"]
+    answer = await server.ask("POST", "/v1/uploads", headers=headers)
+    location = answer.headers["Location"]
     assert await server.patch(location, 0, b"01234") == 204
-    async with server.client.head(location, headers=TUS) as answer:
-        assert answer.headers["Upload-Defer-Length"] == "1"
-        assert "Upload-Length" not in answer.headers
+    answer = await server.ask("HEAD", location, headers=TUS)
+    assert answer.headers["Upload-Defer-Length"] == "1"
+    assert "Upload-Length" not in answer.headers
     assert await server.patch(location, 5, b"56789", **{"Upload-Length": "10"}) == 204
     assert await server.content(location) == b"0123456789"
 
@@ -102,9 +102,9 @@ async def test_metadata_is_echoed_exactly_and_used(server: Server) -> None:
     said = f"filename {name},filetype dGV4dC9wbGFpbg==, flag , odd /w=="
 
     location = await server.create(3, **{"Upload-Metadata": said})
-    async with server.client.head(location, headers=TUS) as answer:
-        assert answer.headers["Upload-Metadata"] == said
-        assert answer.headers["Cache-Control"] == "no-store"
+    answer = await server.ask("HEAD", location, headers=TUS)
+    assert answer.headers["Upload-Metadata"] == said
+    assert answer.headers["Cache-Control"] == "no-store"
     upload = await server.services.log.upload(upload_in(location))
     assert (upload.path, upload.media_type) == ("Übung 1.txt", "text/plain")
 

@@ -28,16 +28,16 @@ SPELLINGS = ("", "/", "?token=a%2Fb", "/?token=a&b")
 async def _created(server: Server, endpoint: str = "/files/", **headers: str) -> str:
     """The path of a new upload of ten bytes."""
     said = {**TUS, "Upload-Length": "10", **headers}
-    async with server.client.post(endpoint, headers=said) as answer:
-        assert answer.status == 201, await answer.text()
-        return path_of(answer.headers["Location"])
+    answer = await server.ask("POST", endpoint, headers=said)
+    assert answer.status == 201, answer.text
+    return path_of(answer.headers["Location"])
 
 
 async def _stored(server: Server, **pairs: str) -> str:
     headers = {**BYTES, "Upload-Length": "10", **metadata(**pairs)}
-    async with server.client.post("/files/", headers=headers, data=TEXT) as answer:
-        assert answer.status == 201, await answer.text()
-        return path_of(answer.headers["Location"])
+    answer = await server.ask("POST", "/files/", headers=headers, data=TEXT)
+    assert answer.status == 201, answer.text
+    return path_of(answer.headers["Location"])
 
 
 @pytest.mark.parametrize("collection", COLLECTIONS)
@@ -92,19 +92,18 @@ async def test_get_gives_the_bytes_at_files_and_json_at_v1_uploads(
 
 async def test_a_download_takes_ranges_and_is_named_as_its_file(server: Server) -> None:
     location = await _stored(server, filename="Übung 1.bin", filetype="application/x-a")
-    async with server.client.get(location, headers={"Range": "bytes=2-4"}) as answer:
-        assert (answer.status, await answer.read()) == (206, b"234")
-        assert answer.headers["Content-Range"] == "bytes 2-4/10"
-        assert answer.headers["Content-Type"] == "application/x-a"
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        disposition = answer.headers["Content-Disposition"]
+    answer = await server.ask("GET", location, headers={"Range": "bytes=2-4"})
+    assert (answer.status, answer.body) == (206, b"234")
+    assert answer.headers["Content-Range"] == "bytes 2-4/10"
+    assert answer.headers["Content-Type"] == "application/x-a"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    disposition = answer.headers["Content-Disposition"]
     assert disposition.startswith("attachment; ")
     assert "filename*=UTF-8''%C3%9Cbung%201.bin" in disposition
     # Programs look at a file before they fetch it, and know nothing of tus.
-    async with server.client.head(location) as answer:
-        assert (answer.status, answer.headers["Upload-Length"]) == (200, "10")
-    async with server.client.head(location.replace("/files", "/v1/uploads")) as answer:
-        assert answer.status == 412
+    answer = await server.ask("HEAD", location)
+    assert (answer.status, answer.headers["Upload-Length"]) == (200, "10")
+    assert (await server.ask("HEAD", location.replace("/files", "/v1/uploads"))).status == 412
 
 
 @pytest.mark.parametrize(
@@ -125,28 +124,26 @@ async def test_only_types_without_scripts_are_shown_by_browsers(
     media_type: str, shown: bool, server: Server
 ) -> None:
     location = await _stored(server, filename="a", filetype=media_type)
-    async with server.client.get(location) as answer:
-        kind = answer.headers["Content-Disposition"].partition(";")[0]
-        assert kind == ("inline" if shown else "attachment")
-        assert "sandbox" in answer.headers["Content-Security-Policy"]
-    async with server.client.get(f"/v1/uploads/{upload_in(location)}/content") as answer:
-        assert answer.headers["Content-Disposition"].startswith("attachment")
+    answer = await server.ask("GET", location)
+    kind = answer.headers["Content-Disposition"].partition(";")[0]
+    assert kind == ("inline" if shown else "attachment")
+    assert "sandbox" in answer.headers["Content-Security-Policy"]
+    answer = await server.ask("GET", f"/v1/uploads/{upload_in(location)}/content")
+    assert answer.headers["Content-Disposition"].startswith("attachment")
 
 
 async def test_an_incomplete_upload_gives_the_bytes_that_are_on_record(
     server: Server, tmp_path: Path
 ) -> None:
     location = await _created(server)
-    async with server.client.get(location) as answer:
-        assert (answer.status, await answer.read()) == (204, b"")
+    answer = await server.ask("GET", location)
+    assert (answer.status, answer.body) == (204, b"")
     assert await server.patch(location, 0, TEXT[:4]) == 204
-    async with server.client.get(location) as answer:
-        assert (answer.status, await answer.read()) == (200, TEXT[:4])
-        assert answer.headers["Content-Disposition"].startswith("attachment")
-    async with server.client.delete(location, headers=TUS) as answer:
-        assert answer.status == 204
-    async with server.client.get(location) as answer:
-        assert answer.status == 404
+    answer = await server.ask("GET", location)
+    assert (answer.status, answer.body) == (200, TEXT[:4])
+    assert answer.headers["Content-Disposition"].startswith("attachment")
+    assert (await server.ask("DELETE", location, headers=TUS)).status == 204
+    assert (await server.ask("GET", location)).status == 404
     assert stored_files(tmp_path) == []
 
 
@@ -156,17 +153,13 @@ async def test_uploads_of_other_owners_cannot_be_read_or_written_there(server: S
     viewer = server.as_(await server.key_with(Scope.VIEWER))
     nobody = {"Authorization": "Bearer up_0000000000000000_nonsense"}
     for headers, status in ((other, 404), (viewer, 200), (nobody, 401)):
-        async with server.client.get(location, headers=headers) as answer:
-            assert answer.status == status
+        assert (await server.ask("GET", location, headers=headers)).status == status
     for headers, status in ((other, 404), (viewer, 403), (nobody, 401)):
         said = {**BYTES, "Upload-Offset": "0", **headers}
-        async with server.client.patch(location, headers=said, data=b"x") as answer:
-            assert answer.status == status
-        async with server.client.delete(location, headers={**TUS, **headers}) as answer:
-            assert answer.status == status
+        assert (await server.ask("PATCH", location, headers=said, data=b"x")).status == status
+        assert (await server.ask("DELETE", location, headers={**TUS, **headers})).status == status
     said = {**TUS, "Upload-Length": "1", **viewer}
-    async with server.client.post("/files/", headers=said) as answer:
-        assert answer.status == 403
+    assert (await server.ask("POST", "/files/", headers=said)).status == 403
 
 
 async def test_an_upload_there_has_a_batch_of_its_own_as_anywhere(server: Server) -> None:
@@ -181,27 +174,25 @@ async def test_parts_that_were_made_there_are_joined_by_either_endpoint(server: 
         parts = []
         for text in (TEXT[:5], TEXT[5:]):
             headers = {**BYTES, "Upload-Length": "5", "Upload-Concat": "partial"}
-            async with server.client.post("/files", headers=headers, data=text) as made:
-                parts.append(made.headers["Location"] + "/")
+            made = await server.ask("POST", "/files", headers=headers, data=text)
+            parts.append(made.headers["Location"] + "/")
         headers = {**TUS, "Upload-Concat": "final;" + " ".join(parts)}
-        async with server.client.post(endpoint, headers=headers) as made:
-            assert made.status == 201, await made.text()
-            location = path_of(made.headers["Location"])
+        made = await server.ask("POST", endpoint, headers=headers)
+        assert made.status == 201, made.text
+        location = path_of(made.headers["Location"])
         assert location.startswith(f"{endpoint.rstrip('/')}/")
         assert await server.content(f"/v1/uploads/{upload_in(location)}") == TEXT
 
 
 async def test_an_ietf_client_uploads_there_too(server: Server) -> None:
     headers = {"Upload-Complete": "?1", "Upload-Draft-Interop-Version": "8"}
-    async with server.client.post(
-        "/files/?path=dir/a.bin&token=1", headers=headers, data=TEXT
-    ) as answer:
-        assert answer.status == 201, await answer.text()
-        location = path_of(answer.headers["Location"])
+    answer = await server.ask("POST", "/files/?path=dir/a.bin&token=1", headers=headers, data=TEXT)
+    assert answer.status == 201, answer.text
+    location = path_of(answer.headers["Location"])
     assert location.startswith("/files/")
     assert (await server.services.log.upload(upload_in(location))).path == "dir/a.bin"
-    async with server.client.get(location) as answer:
-        assert await answer.read() == TEXT
+    answer = await server.ask("GET", location)
+    assert answer.body == TEXT
 
 
 async def test_the_path_of_the_endpoint_is_a_setting(database_url: str, tmp_path: Path) -> None:
@@ -209,11 +200,9 @@ async def test_the_path_of_the_endpoint_is_a_setting(database_url: str, tmp_path
         location = await _created(server, "/api/tus/")
         assert location.startswith("/api/tus/")
         assert await server.patch(location, 0, TEXT) == 204
-        async with server.client.post("/files/", headers=TUS) as answer:
-            assert answer.status == 404
+        assert (await server.ask("POST", "/files/", headers=TUS)).status == 404
     async with serving(database_url, tmp_path, tus_path="") as server:
-        async with server.client.post("/files/", headers=TUS) as answer:
-            assert answer.status == 404
+        assert (await server.ask("POST", "/files/", headers=TUS)).status == 404
         assert (await _created(server, "/v1/uploads/")).startswith("/v1/uploads/")
 
 

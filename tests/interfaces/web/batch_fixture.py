@@ -39,7 +39,7 @@ TROUBLE = (
 
 
 class BatchFixture:
-    """One batch in the making; `upto` says how far each of its uploads gets."""
+    """A batch under construction: events of its uploads, backdated."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class BatchFixture:
         await self.log.append(Append((StreamAppend(stream, None, events, self.owner),)))
 
     async def add(self, path: str, size: int, life: Sequence[UploadEvent] = ()) -> UUID:
-        """A file, and what became of it so far."""
+        """Record a file and its events so far."""
         id = upload_id_for(self.id, path, self.log.id_secret)
         registered = UploadRegistered(
             at=self.began,

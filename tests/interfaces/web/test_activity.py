@@ -60,7 +60,7 @@ async def start_batch(feed: FeedHarness, label: str) -> BatchFixture:
 
 
 async def batches_of_every_kind(feed: FeedHarness) -> dict[str, UUID]:
-    """One batch for each activity, and one that was cancelled, by what the page calls it."""
+    """Return one batch for each activity and a cancelled one, by their text on the page."""
     made = {}
     scene = await start_batch(feed, "gone sender")
     await counted(scene, {"transferring": 1, "registered": 9}, seconds_ago=900, arrived=900)

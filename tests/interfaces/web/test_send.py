@@ -59,7 +59,7 @@ class Line:
         return cls(session)
 
     async def carries(self, rate: int) -> None:
-        """So many bytes a second up; -1: as many as it can."""
+        """Limit the upload rate in bytes a second; -1 is unlimited."""
         limits = {"offline": False, "latency": 0, "downloadThroughput": -1}
         limits["uploadThroughput"] = rate
         await self._session.send("Network.emulateNetworkConditions", limits)
