@@ -30,7 +30,7 @@ def tar_of(files: dict[str, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
 async def open_batch(server: Server, **options: Any) -> UUID:
     answer = await server.ask("POST", "/v1/batches", json=options)
     assert answer.status == 201, answer.text
-    return UUID((answer.json)["id"])
+    return UUID(answer.json["id"])
 
 
 async def send(server: Server, batch: UUID, body: Any, status: int = 200) -> Any:

@@ -217,7 +217,7 @@ async def test_more_parts_than_one_header_may_name_are_refused_by_number(server:
     headers = {**TUS, "Upload-Concat": f"final;{' '.join(parts)}"}
     answer = await server.ask("POST", "/v1/uploads", headers=headers)
     assert answer.status == 400
-    assert "at most 2500 parts, not 2501" in (answer.json)["detail"]
+    assert "at most 2500 parts, not 2501" in answer.json["detail"]
 
 
 @pytest.mark.parametrize("key", ["tus-concat", "other"])

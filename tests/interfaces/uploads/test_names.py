@@ -118,7 +118,7 @@ async def _sent_form(server: Server, body: bytes, agent: str = "curl/8") -> list
     headers = {"Content-Type": "multipart/form-data; boundary=b", "User-Agent": agent}
     answer = await server.ask("POST", "/v1/batches", headers=headers, data=body)
     assert answer.status == 201, answer.text
-    files: list[dict[str, Any]] = (answer.json)["files"]
+    files: list[dict[str, Any]] = answer.json["files"]
     return files
 
 
@@ -227,7 +227,7 @@ async def test_two_spellings_of_a_name_are_one_upload_of_a_batch(
     both = [{"path": composed}, {"path": decomposed}]
     answer = await server.ask("POST", "/v1/batches", json={"files": both})
     assert answer.status == 422
-    assert "is the same as that of files/0" in (answer.json)["detail"]
+    assert "is the same as that of files/0" in answer.json["detail"]
 
 
 async def test_an_upload_that_an_earlier_version_registered_is_found_by_its_spelling(
@@ -339,7 +339,7 @@ async def test_a_form_of_aiohttp_keeps_the_name_of_its_file(server: Server) -> N
     for name in names:
         form.add_field("file", BODY, filename=name)
     answer = await server.ask("POST", "/v1/batches", data=form)
-    assert [file["path"] for file in (answer.json)["files"]] == names
+    assert [file["path"] for file in answer.json["files"]] == names
 
 
 async def test_a_long_name_is_accepted_with_all_metadata_of_uppy(server: Server) -> None:
@@ -363,4 +363,4 @@ async def test_a_long_name_is_accepted_with_all_metadata_of_uppy(server: Server)
     headers["Upload-Metadata"] = pair("a", "x" * 20_000)
     answer = await server.ask("POST", "/files/", headers=headers)
     assert answer.status == 400
-    assert "at most 16384 bytes" in (answer.json)["detail"]
+    assert "at most 16384 bytes" in answer.json["detail"]

@@ -28,7 +28,7 @@ async def _send(server: Server, path: str, name: str, body: bytes, **more: str) 
     headers = {**BYTES, **filename(name), "Upload-Length": str(len(body)), **more}
     answer = await server.ask("POST", path, headers=headers, data=body)
     if answer.status >= 400:
-        assert (answer.json)["detail"]
+        assert answer.json["detail"]
     return answer.status
 
 

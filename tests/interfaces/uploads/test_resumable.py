@@ -331,7 +331,7 @@ async def test_the_newest_request_wins_and_progress_is_reported(server: Server) 
 
 async def test_a_file_joins_a_batch_once(server: Server) -> None:
     answer = await server.ask("POST", "/v1/batches", json={})
-    path = f"/v1/batches/{(answer.json)['id']}/uploads?path=dir/a.txt"
+    path = f"/v1/batches/{answer.json['id']}/uploads?path=dir/a.txt"
     headers = interop("8", Upload_Complete="?1")
     status, _, first = await ask(server, "POST", path, b"hello", **headers)
     assert (status, first["path"]) == (201, "dir/a.txt")

@@ -113,7 +113,7 @@ async def test_every_kind_of_body_is_answered_401_once_its_key_is_revoked(
     key, text = await keys.create(owner="acme", scope=Scope.UPLOADER)
     auth = {"Authorization": f"Bearer {text}"}
     answer = await server.ask("POST", "/v1/batches", json={}, headers=auth)
-    batch = (answer.json)["id"]
+    batch = answer.json["id"]
     files = f"/v1/batches/{batch}/uploads"
     tus = {**TUS, "Content-Type": BYTES["Content-Type"]}
     part = b'--x\r\nContent-Disposition: form-data; name="f"; filename="a.bin"\r\n\r\n'
