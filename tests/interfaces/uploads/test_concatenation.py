@@ -152,10 +152,10 @@ async def test_unused_parts_expire_and_concatenated_parts_leave_no_bytes(
     assert len(stored_files(tmp_path)) == 1
 
 
-async def test_parts_are_counted_and_processed_nowhere(server: LiveServer) -> None:
-    headers = {"Authorization": f"Bearer {server.key}"}
+async def test_parts_are_counted_and_processed_nowhere(live_server: LiveServer) -> None:
+    headers = {"Authorization": f"Bearer {live_server.key}"}
 
-    async with aiohttp.ClientSession(server.url, headers=headers) as client:
+    async with aiohttp.ClientSession(live_server.url, headers=headers) as client:
         async with client.post("/v1/batches", json={}) as answer:
             batch = answer.headers["Location"]
         parts = []
