@@ -31,7 +31,7 @@ A = TypeVar("A", Batch, Upload, Webhook)
 A_contra = TypeVar("A_contra", contravariant=True)
 
 
-class Decision(Protocol[A_contra]):
+class DecisionFunction(Protocol[A_contra]):
     """Decision of an aggregate: return the events that carry a command out, or raise Refused."""
 
     def __call__(self, aggregate: A_contra, /, *, at: datetime, by: str) -> tuple[Event, ...]: ...
@@ -49,7 +49,7 @@ class AggregateCommand(Command, Generic[A], frozen=True):
     """
 
     id: UUID
-    decision: Decision[A]
+    decision: DecisionFunction[A]
     accepts_cached: bool = False
 
     @abstractmethod
@@ -70,7 +70,7 @@ class UploadCommand(AggregateCommand[Upload], frozen=True):
     `reopen` decides how its batch, if that has completed, continues; in the same append.
     """
 
-    reopen: Decision[Batch] | None = None
+    reopen: DecisionFunction[Batch] | None = None
 
     async def load(self, log: EventLog) -> Upload:
         return await log.upload(self.id)

@@ -11,7 +11,7 @@ from application.ports.leadership import Leadership
 from application.sweeper import Sweeper, SweeperRecords, SweepResult
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import SWEEPER_LOCK, leadership
-from infrastructure.postgres.tracking import SWEEPER_POSITION
+from infrastructure.postgres.tracked_positions import SWEEPER_POSITION
 
 POLL_INTERVAL = 1.0  # seconds between two queries for uploads that have ended
 CLEAR_INTERVAL = 5.0  # seconds between two parts of the store: 20 minutes for 256 of a local one

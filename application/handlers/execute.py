@@ -15,7 +15,7 @@ from application.append import (
     IdempotencyRecord,
     StreamAppend,
 )
-from application.commands import A, AddWebhook, AggregateCommand, Decision, UploadCommand
+from application.commands import A, AddWebhook, AggregateCommand, DecisionFunction, UploadCommand
 from application.errors import Conflict, TooManyConflicts
 from application.ports.event_log import EventLog
 from domain.batch.aggregate import Batch
@@ -84,7 +84,7 @@ async def execute(
 
 async def _with_reopening(
     log: EventLog,
-    reopen: Decision[Batch],
+    reopen: DecisionFunction[Batch],
     upload: Upload,
     append: Append,
     context: CommandContext,

@@ -32,7 +32,7 @@ from infrastructure.event_store.event_log import SNAPSHOT_TOPICS
 from infrastructure.event_store.reader import last_position_at, read_log, recorded_of
 from infrastructure.jobs.tables import UPLOAD_COLUMNS, batch_from_row, upload_from_row
 from infrastructure.postgres.connection import Connection, connect, fetch_rows
-from infrastructure.postgres.tracking import (
+from infrastructure.postgres.tracked_positions import (
     ORCHESTRATOR_POSITION,
     READ_MODEL_POSITION,
     WEBHOOKS_POSITION,

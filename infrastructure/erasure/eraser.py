@@ -32,7 +32,7 @@ from infrastructure.erasure.wrapped_keys import destroy_masters_of
 from infrastructure.event_store.committer import APPEND_TIMEOUT
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import ERASER_LOCK, run_as_leader
-from infrastructure.postgres.tracking import READ_MODEL_POSITION
+from infrastructure.postgres.tracked_positions import READ_MODEL_POSITION
 from infrastructure.read_model.rebuild import rebuild
 
 # Whoever did not hear yet that the owner is being erased may still begin something new, and wait to

@@ -25,7 +25,7 @@ from infrastructure.jobs import selection, tables
 from infrastructure.jobs.queue import JobQueue
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import LEADER_TIMEOUTS, ORCHESTRATOR_LOCK, leadership
-from infrastructure.postgres.tracking import ORCHESTRATOR_POSITION
+from infrastructure.postgres.tracked_positions import ORCHESTRATOR_POSITION
 from infrastructure.settings import Settings
 
 POLL_INTERVAL = 0.5  # seconds between two attempts of a standby to become the leader

@@ -18,7 +18,7 @@ from domain.upload.state import UploadState
 from infrastructure.database_errors import LeadershipLost
 from infrastructure.event_store.libpq import uuids
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.tracking import ORCHESTRATOR_POSITION
+from infrastructure.postgres.tracked_positions import ORCHESTRATOR_POSITION
 
 _UPLOAD_COLUMNS = (
     "upload",

@@ -20,7 +20,7 @@ from sqlalchemy.types import TypeEngine
 
 from application.views import DERIVED, AttemptView, BatchView, UploadView
 from infrastructure.postgres.connection import Connection
-from infrastructure.postgres.tracking import READ_MODEL_POSITION, TrackedPosition
+from infrastructure.postgres.tracked_positions import READ_MODEL_POSITION, TrackedPosition
 
 SCHEMA = "read_model"
 NAME = READ_MODEL_POSITION.name  # in `projections` as well

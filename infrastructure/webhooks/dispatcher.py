@@ -40,7 +40,7 @@ from infrastructure.event_store.reader import (
 )
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import LEADER_TIMEOUTS, WEBHOOKS_LOCK, leadership
-from infrastructure.postgres.tracking import WEBHOOKS_POSITION
+from infrastructure.postgres.tracked_positions import WEBHOOKS_POSITION
 from infrastructure.webhooks.outbox import jsonb, webhook_of
 
 # Deliveries of events, by the batch of each stream and its label at the time.

@@ -15,7 +15,7 @@ from application.ports.webhooks import Delivery, DeliveryState, GeneratedSecret,
 from domain.webhook.aggregate import Webhook
 from infrastructure.outbound import new_secret
 from infrastructure.postgres.pool import Pool
-from infrastructure.postgres.tracking import WEBHOOKS_POSITION
+from infrastructure.postgres.tracked_positions import WEBHOOKS_POSITION
 from infrastructure.webhooks.dispatcher import OPEN_LANES
 from infrastructure.webhooks.outbox import DELIVERY, delivery_of, webhook_of
 

@@ -18,7 +18,7 @@ from infrastructure.jobs.orchestrator import run_round
 from infrastructure.jobs.rounds import SESSION_SETTINGS, PostgresRounds
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.locks import ORCHESTRATOR_LOCK
-from infrastructure.postgres.tracking import ORCHESTRATOR_POSITION
+from infrastructure.postgres.tracked_positions import ORCHESTRATOR_POSITION
 from interfaces.bootstrap.tasks import supervise
 from tests.fault_injection import COUNT_KILLS, KILLS, end_sessions
 from tests.infrastructure.jobs.fake_processors import Fails, Gate, pass_file
