@@ -154,16 +154,16 @@ def test_the_id_of_a_message_names_the_webhook_and_the_position() -> None:
 
 
 SERVER = "http://127.0.0.1:8080"
-ROOTS = [Path("/home/ada/a"), Path("/home/ada/R\u00f6mer")]
-RESUME_NAME = "a63ecc2f14eb92b0a297ba28.json"
+ROOTS = [Path("/srv/ada/a"), Path("/srv/ada/R\u00f6mer")]
+RESUME_NAME = "95da086780c2b35e0de57578.json"
 RESUME_FILE = (
     '{"key":"0123456789abcdef0123456789abcdef","server":"http://127.0.0.1:8080",'
-    '"roots":["/home/ada/R\u00f6mer","/home/ada/a"],"label":"photos","pipeline":"default"}'
+    '"roots":["/srv/ada/R\u00f6mer","/srv/ada/a"],"label":"photos","pipeline":"default"}'
 )
 RESUMED = ResumeState(
     "0123456789abcdef0123456789abcdef",
     SERVER,
-    ["/home/ada/R\u00f6mer", "/home/ada/a"],
+    ["/srv/ada/R\u00f6mer", "/srv/ada/a"],
     "photos",
     "default",
 )

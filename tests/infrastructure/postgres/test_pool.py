@@ -93,6 +93,7 @@ async def test_a_pool_is_back_soon_after_a_long_outage(database_url: str, tmp_pa
 
 async def test_a_pool_does_not_keep_a_session_that_is_read_only(database_url: str) -> None:
     async with make_pool(database_url, name="test", min_size=SIZE, max_size=SIZE) as pool:
+        await pool.wait()  # else the first connection may be lent twice, and another stays writable
         for _ in range(SIZE):
             async with pool.connection() as connection:
                 await connection.execute("SET default_transaction_read_only = on")
