@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 WORKERS ?= 4
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench chaos mutants lint lock
+.PHONY: help setup demo test bench chaos simulate mutants lint lock
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -44,6 +44,10 @@ bench: setup ## measure Uptrail and its peers side by side, as ratios
 
 chaos: setup ## kill processes at random for CHAOS_SECONDS (300) and at every await; fail over; check the log
 	@CHAOS_SECONDS=$${CHAOS_SECONDS:-300} $(BIN)/python -m pytest -s tests/chaos tests/crash $(PYTEST)
+
+simulate: setup ## run random simulations for MINUTES (10), or so many SEEDS, or one SEED with its story
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(MINUTES),--minutes $(MINUTES))
 
 mutants: setup ## break the product in small ways and see that a test notices (ONLY=names, TABLE=file)
 	@$(BIN)/python -m tests.mutants.run $(ONLY) $(if $(TABLE),--table $(TABLE),)

@@ -142,6 +142,8 @@ class AttemptWriter:
         self._now = now
         self._by = f"worker:{worker}"
         self._lock = asyncio.Lock()
+        self._is_in_doubt = False  # whether the last append was recorded is unknown
+        self._was_in_doubt = False  # once, so that an append may be recorded even later
 
     @property
     def number(self) -> int:
@@ -176,21 +178,38 @@ class AttemptWriter:
             lambda upload: upload.abandon_attempt(upload.attempt, reason, at=at, by=self._by)
         )
 
-    def is_stale(self, version: int) -> bool:
-        """Return whether the stream is at a version that another writer brought it to."""
-        return not self._lock.locked() and version > self.upload.version
+    async def is_stale(self, version: int) -> bool:
+        """Return whether the stream is at a version that another writer brought it to.
+
+        Raises Unavailable.
+        """
+        if self._lock.locked() or version <= self.upload.version:
+            return False
+        if not self._is_in_doubt:
+            return True
+        async with self._lock:
+            try:
+                await self._reload()
+            except StaleAttempt:
+                return True
+        return False
 
     async def _record_with_retries(self, decide: Callable[[Upload], tuple[Event, ...]]) -> None:
         while True:
             try:
                 return await self._record(decide)
+            except StaleAttempt:
+                if not self._was_in_doubt or not await self._has_completed():
+                    raise
+                return None
             except (Unavailable, OutcomeUnknown):
                 await asyncio.sleep(LOG_RETRY_INTERVAL)
-                if await self._was_completed():
-                    return None
 
     async def _record(self, decide: Callable[[Upload], tuple[Event, ...]]) -> None:
         async with self._lock:
+            # Else a conflict with its own append would look like that of another writer.
+            if self._is_in_doubt:
+                await self._reload()
             events = decide(self.upload)
             write = StreamAppend(self.upload.id, self.upload.version, events, self.upload.owner)
             recorded = self._batcher.submit(write)
@@ -207,26 +226,37 @@ class AttemptWriter:
             recorded.result()
         except Conflict as conflict:
             raise StaleAttempt(str(conflict)) from None
+        except OutcomeUnknown:
+            self._is_in_doubt = self._was_in_doubt = True
+            raise
         for event in events:
             self.upload = self.upload.evolve(event)  # type: ignore[arg-type]
 
-    async def _was_completed(self) -> bool:
-        """Return whether an append without a result was recorded nevertheless.
+    async def _reload(self) -> None:
+        """Load the upload after an append whose result is unknown.
 
-        Only this attempt can have completed the upload while its number is the last.
-        Raises StaleAttempt if the attempt is over in any other way.
+        Raises StaleAttempt if the attempt is over, Unavailable.
         """
         self._log.forget(self.upload.id)
-        try:
-            upload = await self._log.upload(self.upload.id)
-        except Unavailable:
-            return False
-        if upload.attempt == self.number and upload.state is UploadState.COMPLETED:
-            return True
+        upload = await self._log.upload(self.upload.id)
+        self._is_in_doubt = False
         if (upload.attempt, upload.worker) != (self.number, self.worker):
             raise StaleAttempt(f"attempt {self.number} is over: the upload is {upload.state}")
         self.upload = upload
-        return False
+
+    async def _has_completed(self) -> bool:
+        """Return whether this attempt has completed the upload, by an append without a result.
+
+        Only this attempt can have completed it while its number is the last.
+        """
+        while True:
+            try:
+                self._log.forget(self.upload.id)
+                upload = await self._log.upload(self.upload.id)
+            except Unavailable:
+                await asyncio.sleep(LOG_RETRY_INTERVAL)
+                continue
+            return upload.attempt == self.number and upload.state is UploadState.COMPLETED
 
 
 def _ending_events(

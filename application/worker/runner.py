@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
 
@@ -186,10 +187,11 @@ class AttemptRunner:
             versions = await self._log.versions([run.attempt.upload.id for run in self._running])
         except Unavailable:
             return
-        for run, task in self._running.items():
+        for run, task in list(self._running.items()):
             version = versions.get(run.attempt.upload.id, 0)
-            if run.attempt.is_stale(version):
-                task.cancel()
+            with suppress(Unavailable):  # the next check tries again
+                if await run.attempt.is_stale(version):
+                    task.cancel()
 
     async def _record_progress(self, run: PipelineRun) -> None:
         try:
