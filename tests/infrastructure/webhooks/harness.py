@@ -232,6 +232,12 @@ class WebhookHarness:
         await add_webhook(self.log, command, self.context())
         return Hook(id, secret.text)
 
+    async def deliver_to(self, url: str, *events: str, **more: Any) -> Hook:
+        """Add a webhook, and start a dispatcher and a deliverer."""
+        hook = await self.hook(url, *events, **more)
+        await self.open()
+        return hook
+
     async def rotate(self, hook: Hook) -> Hook:
         secret = await self.webhooks.make_secret(hook.id)
         command = WebhookCommand(hook.id, partial(Webhook.rotate, secret=secret.id))

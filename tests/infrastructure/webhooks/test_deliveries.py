@@ -31,8 +31,7 @@ from tests.support import eventually
 async def test_final_events_are_delivered_in_order_by_signed_requests(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    hook = await harness.hook(receiver.url)
-    await harness.open()
+    hook = await harness.deliver_to(receiver.url)
     batch = await harness.batch(label="photos", metadata={"album": "2026"})
     positions = [await harness.upload(batch, f"{n}.jpg") for n in range(3)]
     positions.append(await harness.complete(batch))
@@ -136,8 +135,7 @@ async def test_a_label_filter_uses_the_new_label_of_a_renamed_batch(database_url
     types = ("batch.renamed", "batch.completed", "upload.completed")
     async with open_webhook_harness(database_url) as harness, receiving() as receiver:
         old = await harness.hook(f"{receiver.url}/old", *types, label="photos")
-        new = await harness.hook(f"{receiver.url}/new", *types, label="films")
-        await harness.open()
+        new = await harness.deliver_to(f"{receiver.url}/new", *types, label="films")
         batch, other = await harness.batch(label="photos"), await harness.batch(label="photos")
         before = await harness.upload(batch, "a")
         await harness.ended(old, before)
@@ -170,8 +168,7 @@ async def test_a_label_filter_uses_the_new_label_of_a_renamed_batch(database_url
 async def test_partial_uploads_are_not_delivered(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    hook = await harness.hook(receiver.url)
-    await harness.open()
+    hook = await harness.deliver_to(receiver.url)
     batch = await harness.batch()
     part = partial_upload_id_for(batch)
     done = UploadCompleted(at=NOON, by=ALICE)
@@ -186,8 +183,7 @@ async def test_partial_uploads_are_not_delivered(
 async def test_a_test_delivery_is_sent_once_also_while_the_webhook_is_disabled(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    hook = await harness.hook(receiver.url)
-    await harness.open()
+    hook = await harness.deliver_to(receiver.url)
 
     delivery = await harness.test(hook)
 

@@ -36,8 +36,7 @@ async def test_a_failing_delivery_delays_its_own_batch_and_no_other(
         return web.Response(status=500, text="no room")
 
     async with receiving(refuse_one) as receiver:
-        hook = await harness.hook(receiver.url, "upload.completed")
-        await harness.open()
+        hook = await harness.deliver_to(receiver.url, "upload.completed")
         first = await harness.upload(batch, "first")
         second = await harness.upload(batch, "second")
         apart = await harness.upload(other, "apart")
@@ -66,8 +65,7 @@ async def test_a_failing_delivery_delays_its_own_batch_and_no_other(
 async def test_a_delivery_is_tried_for_three_days_and_then_given_up_and_the_next_goes_on(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    hook = await harness.hook(receiver.url)
-    await harness.open()
+    hook = await harness.deliver_to(receiver.url)
     batch = await harness.batch()
     first, second = await harness.upload(batch, "a"), await harness.upload(batch, "b")
     began = harness.clock()
@@ -92,8 +90,7 @@ async def test_a_delivery_is_tried_for_three_days_and_then_given_up_and_the_next
 async def test_a_receiver_is_granted_the_time_it_asks_for(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    hook = await harness.hook(receiver.url)
-    await harness.open()
+    hook = await harness.deliver_to(receiver.url)
     position = await harness.complete(await harness.batch())
 
     tried = await harness.tried(hook, position, 1)
@@ -107,8 +104,7 @@ async def test_a_receiver_is_granted_the_time_it_asks_for(
 async def test_a_410_disables_the_webhook_and_keeps_pending_deliveries_until_it_is_enabled(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    hook = await harness.hook(receiver.url)
-    await harness.open()
+    hook = await harness.deliver_to(receiver.url)
     batch = await harness.batch()
     first = await harness.upload(batch, "a")
     disabled = await harness.disabled(hook)
@@ -134,8 +130,7 @@ async def test_a_410_disables_the_webhook_and_keeps_pending_deliveries_until_it_
 async def test_days_of_nothing_but_failures_disable_with_the_last_reason(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    hook = await harness.hook(receiver.url)
-    await harness.open()
+    hook = await harness.deliver_to(receiver.url)
     position = await harness.complete(await harness.batch())
     await harness.tried(hook, position, 1)
     harness.skip(4.9 * DAY)
@@ -153,8 +148,7 @@ async def test_days_of_nothing_but_failures_disable_with_the_last_reason(
 async def test_one_success_ends_the_count_of_days(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    hook = await harness.hook(receiver.url)
-    await harness.open()
+    hook = await harness.deliver_to(receiver.url)
     first = await harness.complete(await harness.batch())
     await harness.tried(hook, first, 1)
     receiver.answer = thanks
@@ -202,8 +196,7 @@ async def test_a_single_failure_is_tried_again_by_itself_and_takes_no_lanes_away
         return web.Response()
 
     receiver.answer = refuse_the_first
-    hook = await harness.hook(receiver.url)
-    await harness.open()
+    hook = await harness.deliver_to(receiver.url)
     positions = [await harness.complete(await harness.batch()) for _ in range(20)]
     await eventually(lambda: receiver.at_once == MAX_LANES_PER_WEBHOOK)
     answering.set()
@@ -221,8 +214,7 @@ async def test_a_slow_receiver_is_given_up_for_now(
     harness.timeout = 0.2
     never = asyncio.Event()
     receiver.answer = after(never)
-    hook = await harness.hook(receiver.url)
-    await harness.open()
+    hook = await harness.deliver_to(receiver.url)
     tried = await harness.tried(hook, await harness.complete(await harness.batch()), 1)
     never.set()
 
@@ -231,8 +223,7 @@ async def test_a_slow_receiver_is_given_up_for_now(
 
 
 async def test_a_refused_connection_is_a_failed_delivery(harness: WebhookHarness) -> None:
-    hook = await harness.hook("http://127.0.0.1:1/")
-    await harness.open()
+    hook = await harness.deliver_to("http://127.0.0.1:1/")
     tried = await harness.tried(hook, await harness.complete(await harness.batch()), 1)
 
     assert tried.last is not None
@@ -254,8 +245,7 @@ async def test_an_answer_is_not_followed_nor_kept_at_length(
         open_webhook_harness(database_url) as harness,
         receiving(answer) as receiver,  # type: ignore[arg-type]
     ):
-        hook = await harness.hook(receiver.url)
-        await harness.open()
+        hook = await harness.deliver_to(receiver.url)
         tried = await harness.tried(hook, await harness.complete(await harness.batch()), 1)
 
         assert tried.last is not None
@@ -281,8 +271,7 @@ async def test_nothing_leaves_for_a_private_address(
 async def test_a_new_address_is_tried_at_once(harness: WebhookHarness) -> None:
     wait = {"Retry-After": "3600"}
     async with receiving(always(404, **wait)) as wrong, receiving() as right:
-        hook = await harness.hook(wrong.url)
-        await harness.open()
+        hook = await harness.deliver_to(wrong.url)
         position = await harness.complete(await harness.batch())
         await harness.tried(hook, position, 1)
         await harness.change(hook, right.url)

@@ -42,8 +42,7 @@ async def test_a_follower_that_is_cut_off_neither_loses_nor_repeats_an_event(
 ) -> None:
     await harness.execute(end_sessions("uptrail-webhooks", table, moment))
     async with receiving() as receiver:
-        hook = await harness.hook(receiver.url)
-        await harness.open()
+        hook = await harness.deliver_to(receiver.url)
         batch = await harness.batch()
         positions = [await harness.upload(batch, str(n)) for n in range(10)]
         await harness.ended(hook, positions[-1])
@@ -152,8 +151,7 @@ async def test_a_deliverer_that_stops_hands_its_deliveries_over_at_once(
 async def test_cutting_every_connection_loses_nothing(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    hook = await harness.hook(receiver.url)
-    await harness.open()
+    hook = await harness.deliver_to(receiver.url)
     batch = await harness.batch()
     positions = []
     for n in range(12):
@@ -172,8 +170,7 @@ async def test_cutting_every_connection_loses_nothing(
 async def test_during_a_rotation_old_and_new_secret_sign_and_then_the_new_one_alone(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    old = await harness.hook(receiver.url)
-    await harness.open()
+    old = await harness.deliver_to(receiver.url)
     new = await harness.rotate(old)
     await harness.ended(new, await harness.complete(await harness.batch()))
     both = receiver.requests[-1]
@@ -192,8 +189,7 @@ async def test_during_a_rotation_old_and_new_secret_sign_and_then_the_new_one_al
 async def test_one_or_all_failures_since_a_time_are_redelivered_before_later_deliveries(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    hook = await harness.hook(receiver.url)
-    await harness.open()
+    hook = await harness.deliver_to(receiver.url)
     batch = await harness.batch()
     positions = [await harness.upload(batch, str(n)) for n in range(4)]
     await harness.followed(positions[-1])
@@ -259,8 +255,7 @@ async def test_a_removed_webhook_has_no_pending_deliveries(
 async def test_old_deliveries_and_secrets_that_sign_no_more_are_not_kept(
     harness: WebhookHarness, receiver: Receiver
 ) -> None:
-    hook = await harness.hook(receiver.url)
-    await harness.open()
+    hook = await harness.deliver_to(receiver.url)
     await harness.rotate(hook)
     await harness.webhooks.make_secret(hook.id)  # for a command that never came
     old = await harness.complete(await harness.batch())
