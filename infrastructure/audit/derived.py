@@ -180,7 +180,7 @@ async def _check_access(access: AccessCheck, streams: StreamCheck) -> None:
 async def _pages(
     connection: Connection, codec: Codec, findings: Findings
 ) -> AsyncIterator[tuple[Sequence[Any], Rows]]:
-    """Events in the order of their streams, with the derived rows of those streams."""
+    """Yield events in the order of their streams, with the derived rows of those streams."""
     stream, version = _FIRST, -1
     while True:
         found = await fetch_rows(connection, _EVENTS, stream, version, ROWS_PER_CHUNK)
@@ -214,7 +214,7 @@ async def _derived(connection: Connection, streams: list[UUID], findings: Findin
 def _readable(
     rows: Mapping[UUID, Row], read: Callable[[Row], T], table: str, findings: Findings
 ) -> dict[UUID, T]:
-    """Rows as the orchestrator reads them; those it could not read are findings."""
+    """Return the rows that the orchestrator can read; report the others as findings."""
     found = {}
     for key, row in rows.items():
         try:
@@ -228,8 +228,11 @@ def _readable(
 async def _check_read_model(
     connection: Connection, findings: Findings, positions: Positions, newest_event: int
 ) -> None:
-    """Every event of an upload or a batch leaves its position in a row, so that the newest row is
-    of the newest such event up to the tracked position."""
+    """Check the tracked position of the read model against its newest row.
+
+    Every event of an upload or a batch leaves its position in a row, so the newest row has the
+    position of the newest such event up to the tracked position.
+    """
     ((newest,),) = await fetch_rows(connection, _NEWEST_ROW)
     newest, tracked = newest or 0, positions.read_model
     if tracked is None or newest > tracked or newest < newest_event:

@@ -40,7 +40,7 @@ class InvalidKeyFile(Exception):
 
 
 class SealKey:
-    """A private key, and what it can do."""
+    """Private Ed25519 key that signs seals."""
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self._private = private
@@ -54,7 +54,7 @@ class SealKey:
         return self._private.sign(statement)
 
     def pem(self) -> bytes:
-        """PKCS #8 (RFC 5958), not encrypted."""
+        """Return the key as PKCS #8 (RFC 5958), not encrypted."""
         return self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
@@ -69,7 +69,7 @@ def verify_signature(seal: AuditSeal) -> bool:
 
 
 def ensure_key(file: Path) -> SealKey:
-    """The key in the file, which is made if it is not there. Raises BadKey, OSError."""
+    """Return the key in the file; create it if there is none. Raises InvalidKeyFile, OSError."""
     with suppress(FileNotFoundError):
         return read_key(file)
     if write_key(file, SealKey.new(), replace=False):
@@ -78,7 +78,10 @@ def ensure_key(file: Path) -> SealKey:
 
 
 def read_key(file: Path) -> SealKey:
-    """Raises FileNotFoundError, BadKey. A file that others may read is closed to them first."""
+    """Return the key in the file. Raises FileNotFoundError, InvalidKeyFile.
+
+    A file that other users may read is made private first.
+    """
     if os.name == "posix" and file.stat().st_mode & 0o077:
         with suppress(OSError):  # a secret that is mounted is as it is
             file.chmod(0o600)
@@ -98,13 +101,13 @@ def write_key(file: Path, key: SealKey, *, replace: bool) -> bool:
 
 
 def public_pem(key: bytes) -> str:
-    """A public key as other programs read it (RFC 8410). Raises ValueError."""
+    """Return a public key as PEM (RFC 8410). Raises ValueError."""
     public = Ed25519PublicKey.from_public_bytes(key)
     return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def read_public(pem: bytes) -> bytes:
-    """The raw key in a PEM of one. Raises BadKey."""
+    """Return the raw public key of a PEM. Raises InvalidKeyFile."""
     try:
         public = load_pem_public_key(pem)
     except ValueError as error:
@@ -167,7 +170,7 @@ async def copies(connection: Connection, number: int, *, skipped: int) -> list[A
 
 
 async def first_seal_after(connection: Connection, position: int) -> int | None:
-    """The number of the first seal that reaches beyond this position."""
+    """Return the number of the first seal that ends after this position."""
     row = await (await connection.execute(_REACHING, (position,))).fetchone()
     return row[0] if row else None
 
@@ -178,19 +181,19 @@ async def rotations(connection: Connection, after: int, before: int, limit: int)
 
 
 async def keys(connection: Connection) -> list[tuple[bytes, int]]:
-    """Every key that signed, with the number of the first seal that it signed."""
+    """Return every key that signed, with the number of the first seal that it signed."""
     cursor = await connection.execute(_KEYS, binary=True)
     return [(key, number) for key, number in await cursor.fetchall()]
 
 
 async def head(connection: Connection) -> int:
-    """The position of the last event; 0 for an empty log."""
+    """Return the position of the last event; 0 for an empty log."""
     row = await (await connection.execute(_HEAD)).fetchone()
     return row[0] if row else 0
 
 
 async def entries_of(connection: Connection, number: int) -> bytes:
-    """The packed entries of a seal; none for one that is gone."""
+    """Return the packed entries of a seal; none if it is missing."""
     row = await (await connection.execute(_ENTRIES, (number,), binary=True)).fetchone()
     return row[0] if row else b""
 
@@ -203,7 +206,7 @@ async def insert(connection: Connection, seal: AuditSeal, entries: bytes) -> Non
 async def events(
     connection: Connection, after: int, through: int, limit: int
 ) -> list[StoredEventRow]:
-    """Events beyond position `after` and up to `through`, byte for byte."""
+    """Return events beyond position `after` and up to `through`, byte for byte."""
     return await _events(connection, _EVENTS, after, through, limit)
 
 
@@ -228,7 +231,7 @@ async def _events(
 
 
 class LastSeal(msgspec.Struct, frozen=True):
-    """The number of a seal, its digest, and how far it reached."""
+    """Number, digest and last position of a seal."""
 
     number: int
     digest: bytes
@@ -242,7 +245,7 @@ class LastSealFile:
         self._file = file
 
     def seen(self) -> LastSeal | None:
-        """The last seal that was made here; None if none was, or the file is unreadable."""
+        """Return the last seal made here; None if there is none or the file is unreadable."""
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=LastSeal)
         except FileNotFoundError:
@@ -274,7 +277,7 @@ class _End(NamedTuple):
 
 
 class Sealer:
-    """Seals with the key in a file, which is read anew each time: it may have been rotated."""
+    """Maker of seals, with the key in a file that is read each time: it may have been rotated."""
 
     def __init__(self, key_file: Path, witness: LastSealFile, now: Callable[[], datetime]) -> None:
         self.key_file = key_file
@@ -284,13 +287,12 @@ class Sealer:
     async def seal(
         self, connection: Connection, *, next_key: SealKey | None = None, empty: bool = False
     ) -> AuditSeal | None:
-        """Seals what no seal covers yet, at most MOST events; None where there is nothing.
+        """Seal the events that no seal covers yet; return None if there are none.
 
-        A seal that names the next key, or is wanted `empty`, is made even so.
-
-        Takes no lock that writers to the log take, and reads only what is committed: positions
-        rise in the order of commits, so nothing can still appear before what is sealed. Raises
-        psycopg.Error, BadKey, OSError.
+        A seal has a maximum number of events. A seal that names the next key, or is requested as
+        `empty`, is made without events too. Takes no lock that writers to the log take, and reads
+        only committed events: positions rise in the order of commits, so no event can still appear
+        before the sealed ones. Raises psycopg.Error, InvalidKeyFile, OSError.
         """
         key = await asyncio.to_thread(ensure_key, self.key_file)
         async with connection.transaction():
@@ -386,10 +388,10 @@ async def _entries_beyond(connection: Connection, after: int) -> list[SealedEntr
 
 
 async def seal_at_intervals(url: str, sealer: Sealer, interval: float) -> None:
-    """Lead, and make a seal every `interval` seconds if anything was recorded; sooner while the
-    log is ahead.
+    """Lead, and make a seal every `interval` seconds if events were recorded.
 
-    What an error leaves unsealed is sealed later. Raises psycopg.Error, BadKey, OSError.
+    While the log is far ahead, seals follow each other sooner. Events that an error leaves unsealed
+    are sealed later. Raises psycopg.Error, InvalidKeyFile, OSError.
     """
 
     async def lead(connection: Connection) -> None:

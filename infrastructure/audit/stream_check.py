@@ -49,7 +49,7 @@ _UNCOMPARED = frozenset(
 
 
 class Positions(msgspec.Struct, frozen=True):
-    """Up to which position each follower has read the log; None where it has no record of it."""
+    """Positions up to which each consumer has read the log; None if it has no tracked position."""
 
     orchestrator: int | None
     webhooks: int | None
@@ -57,7 +57,7 @@ class Positions(msgspec.Struct, frozen=True):
 
 
 class Rows(msgspec.Struct, frozen=True):
-    """Derived rows by stream; of webhooks the columns owner, enabled and webhook."""
+    """Derived rows by stream; for webhooks the columns owner, enabled and webhook."""
 
     uploads: Mapping[UUID, TrackedUpload]
     batches: Mapping[UUID, TrackedBatch]
@@ -138,7 +138,7 @@ class StreamCheck:
 
 
 class _Stream:
-    """One stream, as far as it was read."""
+    """One stream, as far as its events were read."""
 
     def __init__(self, id: UUID, rows: Rows, positions: Positions, findings: Findings) -> None:
         self.id = id

@@ -62,7 +62,7 @@ SEALS_PER_QUERY = 100  # seals
 
 
 class PostgresSeals:
-    """Asks through the pool; no connection is held while a reader takes its time."""
+    """The port `Seals`; no connection is held while a reader is slow."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -116,7 +116,7 @@ class PostgresSeals:
 
 
 class _SealTree:
-    """The tree of a seal and the places of events in it: memory in proportion to the seal."""
+    """Merkle tree of a seal and the indexes of its events: memory in proportion to the seal."""
 
     def __init__(self, entries: Sequence[SealedEntry]) -> None:
         self.tree = MerkleTree(map(bytes, entries))
@@ -127,7 +127,7 @@ Trees: TypeAlias = WeakValueDictionary[int, _SealTree]
 
 
 class _Prover:
-    """Keeps the tree of the last seal: the next event is likely to be under it as well."""
+    """Maker of proofs that keeps the tree of the last seal, which often covers the next event."""
 
     def __init__(self, pool: Pool, trees: Trees) -> None:
         self._pool = pool

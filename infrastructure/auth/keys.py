@@ -84,11 +84,11 @@ _REVOKE = SQL("UPDATE api_keys SET revoked_at = now() WHERE id = %s RETURNING {}
 
 
 class PostgresKeys:
-    """Keys, sessions and logins; of each secret only its hash is kept.
+    """Keys, sessions and logins; only hashes of their secrets are stored.
 
-    A key that held is trusted for a second without asking again, so that a sender of small files
-    costs one query a second. Revoking it ends it at once in every process that listens, and within
-    that second in the others. Every method raises Unavailable when the database cannot be reached.
+    A valid key is cached for a second, so that a sender of small files costs one query a second.
+    Revoking it ends it at once in every process that listens, and within that second in the others.
+    Every method raises Unavailable if the database cannot be reached.
     """
 
     def __init__(self, pool: Pool, listener: Listener | None = None) -> None:
@@ -139,18 +139,18 @@ class PostgresKeys:
         return principal
 
     async def find(self, id: str) -> Key | None:
-        """The key of this id, whether or not it still holds."""
+        """Return the key with this id, valid or not."""
         row = await self._one(_SELECT, (id,))
         return None if row is None else _key(row)
 
     async def all(self, *, owner: str | None) -> Sequence[Key]:
-        """Keys of an owner, or of all, newest first; the newest 10,000 at most."""
+        """Return the newest keys of an owner, or of all, newest first; 10,000 at most."""
         async with self._pool.connection() as connection:
             cursor = await connection.execute(_LIST, (owner, owner))
             return [_key(row) for row in await cursor.fetchall()]
 
     async def revoke(self, id: str, *, owner: str | None, by: str = SYSTEM) -> Key:
-        """Ends a key and whatever was made from it. Revoking it again changes nothing."""
+        """End a key, and the sessions and logins created from it. Idempotent."""
         try:
             async with self._pool.connection() as connection, connection.transaction():
                 row = await (await connection.execute(_LOCK, (id, owner, owner))).fetchone()
@@ -249,7 +249,7 @@ async def ensure_admin_key(keys: PostgresKeys, file: Path) -> str:
 
 
 def _read(file: Path) -> str | None:
-    """The key in the file; a file that others may read is closed to them first."""
+    """Return the key in the file; a file that other users may read is made private first."""
     try:
         if file.stat().st_mode & 0o077 and os.name == "posix":
             _log.warning("admin_key_was_readable_by_others", file=str(file))

@@ -45,7 +45,7 @@ SESSIONS = PassKind("browser_sessions", "session", SessionOpened, SessionClosed)
 
 
 class TokenTable:
-    """The passes kept in one table; `lifetime` is in seconds."""
+    """Sessions or login codes kept in one table; `lifetime` is in seconds."""
 
     def __init__(self, pool: Pool, kind: PassKind) -> None:
         self._pool = pool
@@ -75,7 +75,7 @@ class TokenTable:
         )
 
     async def issue(self, principal: Principal, lifetime: float) -> str:
-        """A new token; it ends with its principal if that is sooner. Old ones are swept out."""
+        """Return a new token; it ends no later than its principal. Deletes expired tokens."""
         token = new_token()
         values = (
             token_hash(token),

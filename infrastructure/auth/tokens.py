@@ -31,7 +31,7 @@ def new_key() -> KeyText:
 
 
 def parse_key(text: str) -> KeyText | None:
-    """The parts of a key's text; None for what cannot be one."""
+    """Return the parts of a key; None for a text that cannot be a key."""
     found = _KEY.fullmatch(text)
     return KeyText(found[1], found[2]) if found else None
 

@@ -78,7 +78,7 @@ _NAME = re.compile(r"[a-z0-9-][a-z0-9.-]*(/[a-z0-9-][a-z0-9.-]*)*")
 
 
 def validate_blob_name(name: str) -> str:
-    """The name. Raises ValueError for one that no caller should choose."""
+    """Return the name. Raises ValueError for a name that could lead elsewhere."""
     if len(name) > MAX_NAME or not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name for a blob")
     return name

@@ -189,7 +189,7 @@ class Eraser:
             after = found[-1]
 
     async def _scrub(self, connection: Connection, erasure: Erasure) -> None:
-        """The keys last: then nothing is left that they would open."""
+        """Delete copies of personal data, and the keys last."""
         for statement in _SCRUB:
             await connection.execute(statement, {"owner": erasure.owner})
 
@@ -217,7 +217,7 @@ class Eraser:
 
 
 async def _all(works: Any) -> None:
-    """At once, so that they are recorded in groups; the first error once all have ended."""
+    """Run the works concurrently, so that events share groups; then raise the first error."""
     tasks: list[Coroutine[Any, Any, None]] = list(works)
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(outcome, BaseException):
@@ -346,7 +346,7 @@ async def _may(connection: Connection, query: LiteralString) -> bool:
 
 
 async def erase_continuously(url: str, eraser: Eraser) -> None:
-    """Lead, and carry out erasures step by step; what an error interrupts is begun again.
+    """Lead, and execute erasures step by step; an interrupted step is repeated.
 
     Raises psycopg.Error, Unavailable, OSError.
     """

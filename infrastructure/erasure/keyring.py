@@ -53,7 +53,7 @@ BY = "eraser"  # who finishes an erasure
 
 
 class PostgresErasures:
-    """Asks through the pool."""
+    """The port `Erasures` on a connection pool."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -97,7 +97,7 @@ async def pending_erasures(connection: Connection, limit: int) -> list[Erasure]:
 async def mark_done(
     connection: Connection, erasure: Erasure, at: datetime, batches: int, uploads: int
 ) -> None:
-    """Mark it as done, and record that with the keys that were destroyed."""
+    """Mark the erasure as finished, and record the event with the ids of the destroyed keys."""
     async with connection.transaction():
         finished = await connection.execute(_FINISH, (at, batches, uploads, erasure.id))
         if not finished.rowcount:
@@ -160,7 +160,7 @@ V = TypeVar("V")
 
 
 class _Owner(NamedTuple):
-    """The key that an owner's events are encrypted with, and whether the owner is being erased."""
+    """Current key of an owner, and whether the owner is being erased."""
 
     id: UUID
     key: AESGCM
@@ -168,7 +168,7 @@ class _Owner(NamedTuple):
 
 
 class _Wrapped(NamedTuple):
-    """A key of an owner as it is in the database."""
+    """Key of an owner as stored in the database."""
 
     id: UUID
     content: bytes
@@ -183,7 +183,7 @@ class _Memory(Generic[K, V]):
         self._heard: OrderedDict[K, tuple[V, float]] = OrderedDict()
 
     def stale(self, wanted: Collection[K]) -> list[K]:
-        """Those not heard of for a while."""
+        """Return those whose entries are missing or too old."""
         oldest = self._clock() - KEY_CACHE_SECONDS
         heard = self._heard
         return [one for one in wanted if one not in heard or heard[one][1] < oldest]
@@ -199,8 +199,11 @@ class _Memory(Generic[K, V]):
 
 
 class Keyring:
-    """The port `FieldEncryption` on PostgreSQL; the pool is its own, since its callers hold
-    connections of theirs while they wait for a key."""
+    """The port `FieldEncryption` on PostgreSQL.
+
+    It has a pool of its own, because its callers hold connections of theirs while they wait for a
+    key.
+    """
 
     def __init__(self, pool: Pool, masters: MasterKeys) -> None:
         self._pool = pool
@@ -237,7 +240,7 @@ class Keyring:
             raise ValueError("they are not what was encrypted") from None
 
     async def _trying(self, look: Callable[[Connection], Awaitable[None]]) -> None:
-        """Again where a master key is missing: it may have been replaced since its id was read.
+        """Repeat a lookup if a master key is missing: it may have just been replaced.
 
         Raises Unavailable.
         """
@@ -263,7 +266,7 @@ class Keyring:
             owners = missing
 
     async def _heard(self, connection: Connection, owners: list[str]) -> list[str]:
-        """Takes note of the owners' keys, and returns the owners that have none."""
+        """Cache the current keys of the owners; return the owners without one."""
         cursor = await connection.execute(_OF_OWNERS, (owners,), binary=True)
         rows = await cursor.fetchall()
         opened = await self._unwrapped(
@@ -293,7 +296,7 @@ class Keyring:
             self._opened.pop(id, None)
 
     async def _unwrapped(self, wrapped: Sequence[_Wrapped]) -> dict[UUID, AESGCM]:
-        """The keys; one that is in the database as it was is not decrypted again."""
+        """Return decrypted keys; a key whose stored form is unchanged comes from the cache."""
         by_master: dict[str, list[_Wrapped]] = {}
         for key in wrapped:
             if self._opened.get(key.id, (None,))[0] != key.content:

@@ -103,7 +103,7 @@ class MasterKeys(Protocol):
         """Decrypt each with the key of this id."""
 
     async def destroy(self, id: str) -> None:
-        """Destroy the key for good; done again, it changes nothing."""
+        """Destroy the key for good. Idempotent."""
 
 
 class FileMasterKeys:
@@ -155,7 +155,7 @@ class FileMasterKeys:
             raise NoMasterKey(f"{self._file(id)} cannot be used: {error}") from error
 
     def _destroy(self, id: str) -> None:
-        """Overwrite the file before it goes: its blocks may be there for long afterwards."""
+        """Overwrite the file before deleting it: its blocks may stay on the disk for long."""
         file = self._file(id)
         try:
             with suppress(FileNotFoundError):

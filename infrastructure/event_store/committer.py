@@ -50,7 +50,7 @@ class UnsafeWriter(Exception):
 
 
 async def check_no_db_functions(connection: Connection) -> None:
-    """Raises UnsafeWriter if a function es_insert_events_* exists."""
+    """Raise UnsafeWriter if a function es_insert_events_* exists."""
     cursor = await connection.execute(
         "SELECT oid::regprocedure::text FROM pg_proc WHERE proname LIKE 'es\\_insert\\_events\\_%'"
     )
@@ -66,7 +66,7 @@ async def check_no_db_functions(connection: Connection) -> None:
 
 
 class InFlight(msgspec.Struct, frozen=True):
-    """Rows on their way to the server, and in which session; see `recovery.begin_session`."""
+    """Rows sent to the server, and the session that sent them."""
 
     placed: AcceptedAppend
     session: int
@@ -112,7 +112,7 @@ class AppendQueue:
         return len(self._inside)
 
     async def enter(self, pending: PendingAppend) -> None:
-        """Raises TimeoutError if there is no room before the append's deadline, or ever."""
+        """Queue an append. Raises TimeoutError if there is no room before its deadline."""
         if self._door.locked() or not self._room_for(pending):
             async with asyncio.timeout_at(pending.deadline), self._door:
                 while not self._room_for(pending):
@@ -125,7 +125,7 @@ class AppendQueue:
         self._filled.set()
 
     def get_group(self, max_events: int) -> list[PendingAppend]:
-        """Return the next appends, of `max_events` in all at most; a larger one comes by itself."""
+        """Return the next appends, of at most `max_events` in all; a larger one comes alone."""
         taken: list[PendingAppend] = []
         size = 0
         while self._inside:
@@ -143,7 +143,7 @@ class AppendQueue:
         return taken
 
     def pop_expired(self, now: float) -> list[PendingAppend]:
-        """Those whose deadline has passed."""
+        """Return the appends whose deadline has passed."""
         late = [pending for pending in self._inside if pending.deadline <= now]
         for pending in late:
             self._inside.remove(pending)
@@ -162,7 +162,7 @@ class AppendQueue:
         await self._filled.wait()
 
     def wake(self) -> None:
-        """Make `wait_not_empty` return without an append."""
+        """Make `filled` return without an append."""
         self._filled.set()
 
     def _room_for(self, pending: PendingAppend) -> bool:
@@ -198,7 +198,7 @@ _ANSWERED = "SELECT position FROM command_answers WHERE command_id = %s AND fing
 
 
 async def acquire_session_lock(connection: Connection) -> int:
-    """The number of a lock that this session holds until it ends, however it does."""
+    """Return the number of a lock that this session holds until it ends, however it ends."""
     session = randbits(31)
     await connection.execute("SELECT pg_advisory_lock(%s, %s)", (COMMITTER_SESSIONS, session))
     return session
@@ -240,7 +240,7 @@ async def _outcome(connection: Connection, placed: AcceptedAppend) -> AppendResu
 
 
 async def _answered(connection: Connection, placed: AcceptedAppend) -> AppendResult | None:
-    """An append without events is known by its answer; one without either changed nothing."""
+    """Look up an append without events by its record; one without a record changed nothing."""
     answer = placed.encoded.append.idempotency
     if answer is None:
         return AppendResult(0, placed.versions)
@@ -296,7 +296,7 @@ class GroupCommitter:
         await self.close()
 
     async def start(self) -> None:
-        """Raises UnsafeWriter, and psycopg.OperationalError if the server cannot be reached."""
+        """Connect. Raises UnsafeWriter, psycopg.OperationalError if the server is unreachable."""
         try:
             await check_no_db_functions(await self._connected())
         except BaseException:
@@ -305,10 +305,10 @@ class GroupCommitter:
         self._task = asyncio.create_task(self._commit_for_ever(), name="committer")
 
     async def append(self, append: Append) -> AppendResult:
-        """Records the append, durably, or not at all; see the port `EventLog` for the errors.
+        """Record the append durably, or not at all; for the errors see the port `EventLog`.
 
-        Raises OutcomeUnknown when the server was lost during COMMIT and did not come back in
-        time to be asked. A caller that is cancelled does not know either.
+        Raises OutcomeUnknown if the connection was lost during COMMIT and the server was not back
+        in time to be queried. The outcome is unknown to a cancelled caller, too.
         """
         if self._closing or self._task is None:
             raise Unavailable("the log is closed")
@@ -329,7 +329,7 @@ class GroupCommitter:
             raise _given_up(pending) from None
 
     async def close(self) -> None:
-        """Records what waits, then ends; new appends are refused meanwhile."""
+        """Record the queued appends, then end; new appends are rejected meanwhile."""
         self._closing = True
         self._room.wake()
         if self._task is not None:
@@ -350,7 +350,7 @@ class GroupCommitter:
             await self._disconnect()
 
     async def _commit(self, group: list[PendingAppend]) -> None:
-        """Every append of the group gets its result, however often the server goes away."""
+        """Give every append of the group its result, across any number of lost connections."""
         backoff = Backoff(0.02, MAX_BACKOFF)
         while group:
             try:
@@ -376,7 +376,7 @@ class GroupCommitter:
     async def _settle(
         self, connection: Connection, group: list[PendingAppend]
     ) -> list[PendingAppend]:
-        """Looks up what may have been recorded before; returns what certainly was not."""
+        """Look up appends that may be recorded; return those that certainly were not."""
         sent = [(pending, pending.sent) for pending in group if pending.sent is not None]
         if sent:
             outcomes = await resolve_ambiguous(connection, [sending for _, sending in sent])
@@ -387,7 +387,7 @@ class GroupCommitter:
         return [pending for pending in group if not pending.outcome.done()]
 
     async def _record(self, group: list[PendingAppend]) -> list[PendingAppend]:
-        """One transaction, or a second one if the writers were wrong; nothing is left to do."""
+        """Record the group in one transaction, or in a second one if an expectation was wrong."""
         if group:
             for pending in group:
                 pending.recording = True
@@ -404,7 +404,7 @@ class GroupCommitter:
     async def _commit_optimistically(
         self, group: list[PendingAppend], believed: OptimisticGroup
     ) -> Sequence[AppendResult | ApplicationError] | None:
-        """None where something that was believed is wrong, so that nothing was recorded."""
+        """Record the group; return None, with nothing recorded, if an expectation is wrong."""
         assert self._exchange is not None
         questions = [SqlQuery(_BEGIN), *believed.questions()]
         await self._exchange.prepare([*questions, SqlQuery(_COMMIT)])
@@ -416,7 +416,7 @@ class GroupCommitter:
     async def _commit_checked(
         self, group: list[PendingAppend], encoded: Sequence[EncodedAppend]
     ) -> Sequence[AppendResult | ApplicationError]:
-        """In two exchanges with the server: what the log holds, and then what it is to hold."""
+        """Record the group in two round trips: read the versions, then insert."""
         assert self._exchange is not None
         verdicts = await check_group(self._exchange.execute, encoded, before=[SqlQuery(_BEGIN)])
         self._send(group, [v if isinstance(v, AcceptedAppend) else None for v in verdicts])
@@ -432,12 +432,12 @@ class GroupCommitter:
         return answers
 
     def _send(self, group: list[PendingAppend], placed: Sequence[AcceptedAppend | None]) -> None:
-        """Notes what the server is about to hear, or that it has answered."""
+        """Note which rows are being sent, or that the server has responded."""
         for pending, rows in zip(group, placed, strict=True):
             pending.sent = InFlight(rows, self._session) if rows else None
 
     async def _isolate(self, group: list[PendingAppend], error: Exception) -> None:
-        """Something in the group cannot be recorded at all: the others must not suffer."""
+        """Record the appends one by one: one of them cannot be recorded and must fail alone."""
         for pending in group:
             pending.sent = None
             if len(group) == 1:
@@ -446,7 +446,7 @@ class GroupCommitter:
                 await self._commit([pending])
 
     def _spare(self, error: Exception) -> float:
-        """The seconds by which appends are given up before their deadline."""
+        """Return by how many seconds appends fail before their deadline."""
         read_only = isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
         return max(0.0, self._patience - READ_ONLY_TIMEOUT) if read_only else 0.0
 

@@ -89,11 +89,10 @@ def apply_event(
 
 
 class CachedAggregate(msgspec.Struct):
-    """An aggregate, when it was last known to be current, and how far its snapshot reaches.
+    """Aggregate, when it was known to be current, and the version of its snapshot.
 
-    `at` is in seconds of the event loop's clock, `snapshot` a version. An aggregate is not
-    `is_complete` if events of unknown types were skipped: a snapshot of it would hide them from
-    the version that knows them.
+    `at` is in seconds of the event loop's clock. An aggregate is not `is_complete` if events of
+    unknown types were skipped: a snapshot of it would hide them from the version that knows them.
     """
 
     aggregate: Aggregate
@@ -103,7 +102,7 @@ class CachedAggregate(msgspec.Struct):
 
 
 class AggregateCache:
-    """A bounded memory of aggregates."""
+    """LRU cache of aggregates."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -119,7 +118,7 @@ class AggregateCache:
         return known
 
     def put(self, known: CachedAggregate) -> None:
-        """Keeps the newer of this and what is remembered."""
+        """Keep the newer one of this aggregate and the cached one."""
         id = known.aggregate.id
         before = self._known.get(id)
         if before is not None and before.aggregate.version > known.aggregate.version:
@@ -176,18 +175,18 @@ SNAPSHOT_TOPICS = frozenset(f"{kind}.snapshot.{_SHAPE}" for kind in ("batch", "u
 
 
 def encode_snapshot(aggregate: Snapshotted) -> tuple[str, bytes]:
-    """The topic of a snapshot, and its bytes."""
+    """Return the topic of a snapshot and its bytes."""
     return f"{aggregate.__struct_config__.tag}.snapshot.{_SHAPE}", _encode(aggregate)
 
 
 def decode_snapshot(state: bytes) -> Snapshotted:
-    """Raises msgspec.MsgspecError for bytes of another shape."""
+    """Decode a snapshot. Raises msgspec.MsgspecError for bytes of another shape."""
     aggregate: Snapshotted = _decode(state)
     return aggregate
 
 
 async def save_snapshot(connection: Connection, aggregate: Snapshotted) -> None:
-    """Keeps the aggregate as of its version; saying it twice changes nothing."""
+    """Store the aggregate as of its version. Idempotent."""
     topic, state = encode_snapshot(aggregate)
     await connection.execute(
         "INSERT INTO stored_snapshots (originator_id, originator_version, topic, state)"
@@ -197,7 +196,7 @@ async def save_snapshot(connection: Connection, aggregate: Snapshotted) -> None:
 
 
 async def last_snapshot(connection: Connection, id: UUID) -> Snapshotted | None:
-    """The newest snapshot of the stream in today's shape, if there is one."""
+    """Return the newest snapshot of the stream in today's shape, if there is one."""
     cursor = await connection.execute(
         "SELECT state FROM stored_snapshots WHERE originator_id = %s AND topic = ANY(%s)"
         " ORDER BY originator_version DESC LIMIT 1",
@@ -266,7 +265,7 @@ class CachedEventLog:
         self._id_secret: bytes | None = None
 
     async def __aenter__(self) -> Self:
-        """Raises Unavailable."""
+        """Read the id secret. Raises Unavailable."""
         async with self._reader() as reader:
             self._id_secret = await reader.id_secret()
         return self
@@ -275,7 +274,7 @@ class CachedEventLog:
         await self.close()
 
     async def close(self) -> None:
-        """Waits for the snapshots under way."""
+        """Wait for snapshots that are being stored."""
         while self._snapshots:
             await asyncio.wait(self._snapshots)
 
@@ -285,7 +284,7 @@ class CachedEventLog:
         return self._id_secret
 
     async def append(self, append: Append) -> AppendResult:
-        """Besides the errors of the port, raises OutcomeUnknown; see GroupCommitter.append."""
+        """Raises OutcomeUnknown besides the errors of the port; see GroupCommitter.append."""
         try:
             appended = await self._record(append)
         except BaseException:
@@ -356,7 +355,7 @@ class CachedEventLog:
             return await reader.head()
 
     async def position_at(self, moment: datetime) -> int:
-        """Exact but for events that lie far out of order; see `last_position_at`."""
+        """Return an exact position unless events lie far out of order; see `last_position_at`."""
         async with self._reader() as reader:
             return await reader.position_at(moment)
 
@@ -393,7 +392,7 @@ class CachedEventLog:
                 return CachedAggregate(aggregate, now, snapshot, is_complete) if aggregate else None
 
     def _snapshot_if_due(self, known: CachedAggregate) -> None:
-        """Writes the snapshot beside the caller's way, unless enough are being written."""
+        """Store the snapshot in the background, unless enough are being stored."""
         aggregate = known.aggregate
         due = known.is_complete and aggregate.version - known.snapshot >= SNAPSHOT_INTERVAL_EVENTS
         room = len(self._snapshots) < MAX_CONCURRENT_SNAPSHOTS

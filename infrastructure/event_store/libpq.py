@@ -27,7 +27,7 @@ _pack_bigint = Struct("!iq").pack
 
 
 class Array(bytes):
-    """An array as it travels; `oid` is its type."""
+    """Array in binary format; `oid` is its type."""
 
     oid: ClassVar[int]
 
@@ -121,14 +121,14 @@ class Statement(NamedTuple):
 
 
 class SqlQuery(NamedTuple):
-    """A statement, and the arrays it is about."""
+    """Statement with its array parameters."""
 
     statement: Statement
     parameters: tuple[Array, ...] = ()
 
 
 class QueryResult(NamedTuple):
-    """The rows, and the server's own word for what it did, such as `COMMIT`."""
+    """Rows of a result, and the server's command tag, such as `COMMIT`."""
 
     rows: Sequence[tuple[Any, ...]]
     status: str
@@ -141,7 +141,7 @@ Execute: TypeAlias = Callable[[Sequence[SqlQuery]], Awaitable[list[QueryResult]]
 async def execute_with_psycopg(
     connection: Connection, questions: Sequence[SqlQuery]
 ) -> list[QueryResult]:
-    """Over a connection that others work with through psycopg. Raises psycopg.Error."""
+    """Execute queries on a connection that psycopg uses as well. Raises psycopg.Error."""
     async with connection.pipeline():
         cursors = [AsyncRawCursor(connection) for _ in questions]
         for cursor, (statement, parameters) in zip(cursors, questions, strict=True):
@@ -162,10 +162,9 @@ class LibpqPipeline:
         self._prepared: set[Statement] = set()
 
     async def execute(self, questions: Sequence[SqlQuery]) -> list[QueryResult]:
-        """Execute all queries in one packet.
+        """Execute all queries in one round trip.
 
-        After an error, and after being cancelled, the connection is good for nothing but to be
-        closed. Raises psycopg.Error.
+        After an error or a cancellation the connection can only be closed. Raises psycopg.Error.
         """
         await self.prepare(questions)
         results = await self._converse([partial(self._send, question) for question in questions])
@@ -184,7 +183,7 @@ class LibpqPipeline:
         self._server.send_prepare(statement.name.encode(), statement.text.encode())
 
     def _send(self, question: SqlQuery) -> None:
-        """The parameters say in their own header of what type they are."""
+        """Send a query; the headers of its parameters state their types."""
         parameters = question.parameters
         self._server.send_query_prepared(
             question.statement.name.encode(),
@@ -194,7 +193,7 @@ class LibpqPipeline:
         )
 
     async def _converse(self, commands: Sequence[Callable[[], None]]) -> list[PGresult]:
-        """The result of each command. Raises ConnectionTimeout where the server is silent."""
+        """Return the result of each command. Raises ConnectionTimeout if the server is silent."""
         try:
             async with asyncio.timeout(EXCHANGE_TIMEOUT):
                 return await self._results(commands)
@@ -224,7 +223,7 @@ class LibpqPipeline:
         return self._server.get_result()
 
     async def _ready(self, *, writing: bool = False) -> None:
-        """Returns when the server has sent something, or, `writing`, takes something."""
+        """Wait until the socket is readable or, if `writing`, writable."""
         loop = asyncio.get_running_loop()
         ready, socket = asyncio.Event(), self._server.socket
         loop.add_reader(socket, ready.set)

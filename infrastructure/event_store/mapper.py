@@ -24,7 +24,7 @@ from infrastructure.event_store.event_log import (
 
 
 class LibraryEvent(msgspec.Struct, frozen=True):
-    """An event at its place: the library's DomainEventProtocol and CanMutateProtocol."""
+    """Event with its stream and version: the library's DomainEventProtocol."""
 
     originator_id: UUID
     originator_version: int
@@ -36,7 +36,7 @@ class LibraryEvent(msgspec.Struct, frozen=True):
 
 
 class AggregateSnapshot(msgspec.Struct, frozen=True):
-    """An aggregate as of a version: the library's SnapshotProtocol."""
+    """Aggregate as of a version: the library's SnapshotProtocol."""
 
     originator_id: UUID
     originator_version: int
@@ -78,7 +78,7 @@ class StructMapper(Mapper[UUID]):
         )
 
     def to_domain_event(self, stored_event: StoredEvent) -> Any:
-        """A Fact, or an AggregateSnapshot. Raises UnreadableEvent."""
+        """Return a LibraryEvent or an AggregateSnapshot. Raises UnreadableEvent."""
         id, version = stored_event.originator_id, stored_event.originator_version
         assert isinstance(id, UUID)
         if stored_event.topic in SNAPSHOT_TOPICS:

@@ -61,7 +61,7 @@ async def read_stream(
     limit: int,
     codec: Codec = CODEC,
 ) -> list[RecordedEvent]:
-    """Events of one stream beyond version `after`, oldest first. Raises UnreadableEvent."""
+    """Return events of a stream beyond version `after`, oldest first. Raises UnreadableEvent."""
     if upto_position is None:
         return await _read(connection, codec, _STREAM, id, after, limit)
     return await _read(connection, codec, _STREAM_UPTO, id, after, upto_position, limit)
@@ -74,7 +74,7 @@ async def read_log(
     topics: Sequence[str] | None,
     codec: Codec = CODEC,
 ) -> list[RecordedEvent]:
-    """Events beyond position `after`, in order. Raises UnreadableEvent."""
+    """Return events beyond position `after`, in order. Raises UnreadableEvent."""
     if topics is None:
         return await _read(connection, codec, _LOG, after, limit)
     return await _read(connection, codec, _LOG_OF_TOPICS, after, list(topics), limit)
@@ -83,7 +83,7 @@ async def read_log(
 async def read_first_events(
     connection: Connection, streams: Collection[UUID], codec: Codec = CODEC
 ) -> list[RecordedEvent]:
-    """The event that each of these streams begins with, in any order. Raises UnreadableEvent."""
+    """Return the first event of each stream, in any order. Raises UnreadableEvent."""
     return await _read(connection, codec, _FIRSTS, list(streams)) if streams else []
 
 
@@ -100,9 +100,9 @@ async def read_events_of_topics(
 
 
 async def read_origin(connection: Connection, id: UUID) -> Origin | None:
-    """The owner that the first event of this stream names, and the batch if it is an upload's.
+    """Return the owner in the first event of this stream, and the batch of an upload.
 
-    Nothing of it is decrypted.
+    Nothing is decrypted.
     """
     row = await (await connection.execute(_STATE_OF_FIRST, (id,), prepare=True)).fetchone()
     if row is None:
@@ -123,18 +123,18 @@ async def read_id_secret(connection: Connection) -> bytes:
 
 
 async def read_head(connection: Connection) -> int:
-    """The last position, 0 for an empty log."""
+    """Return the last position, 0 for an empty log."""
     row = await (await connection.execute(_HEAD, prepare=True)).fetchone()
     return int(row[0]) if row else 0
 
 
 async def last_position_at(connection: Connection, moment: datetime, codec: Codec = CODEC) -> int:
-    """The position of the last event that happened up to this moment; 0 if there is none.
+    """Return the position of the last event that happened up to this moment, 0 without one.
 
-    Positions follow the order of commits, and an event waits for its commit a moment after
-    it happened, so that neighbours may lie a little out of order. A binary search over
-    positions finds the neighbourhood; within SKEW events on either side the last that is not
-    later than the moment is taken.
+    Positions follow the order of commits, and an event is committed a moment after it happened, so
+    neighbours may be slightly out of order. A binary search over positions finds the neighbourhood;
+    among the events within SKEW positions on either side the last one not later than the moment is
+    taken.
     """
     low, high = 0, await read_head(connection)
     while low < high:

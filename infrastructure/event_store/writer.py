@@ -36,7 +36,7 @@ from infrastructure.postgres.locks import LOG_LOCK
 
 
 class Row(NamedTuple):
-    """One row of `stored_events`, but for the position that the database gives it."""
+    """Row of `stored_events`, without the position, which the database assigns."""
 
     stream: UUID
     version: int
@@ -45,9 +45,9 @@ class Row(NamedTuple):
 
 
 class EncodedAppend(msgspec.Struct, frozen=True):
-    """An append whose events are bytes already; one tuple of topics and states a write.
+    """Append whose events are encoded; each write is a tuple of topics and states.
 
-    `size` is how many events it holds.
+    `size` is its number of events.
     """
 
     append: Append
@@ -56,7 +56,7 @@ class EncodedAppend(msgspec.Struct, frozen=True):
 
     @property
     def streams(self) -> Iterator[UUID]:
-        """The streams it writes or guards; some more than once."""
+        """Return the streams that it writes or guards, some more than once."""
         for write in self.append.writes:
             yield write.stream
         for condition in self.append.conditions:
@@ -72,7 +72,7 @@ class AcceptedAppend(msgspec.Struct, frozen=True):
 
 
 def encode(append: Append, codec: Codec = CODEC) -> EncodedAppend:
-    """The append, with its events as bytes."""
+    """Return the append with its events as bytes."""
     contents = tuple(
         tuple(codec.encode(event, append.cause, write.owner) for event in write.events)
         for write in append.writes
@@ -240,7 +240,7 @@ async def append_in(connection: Connection, append: Append, codec: Codec = CODEC
 
 
 async def stream_versions(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, int]:
-    """The current version of each of these streams; 0 where it does not exist."""
+    """Return the current version of each stream; 0 if it does not exist."""
     (versions,) = await execute_with_psycopg(connection, [SqlQuery(_VERSIONS, (uuids(ids),))])
     return {id: row[0] for id, row in zip(ids, versions.rows, strict=True)}
 
@@ -248,9 +248,9 @@ async def stream_versions(connection: Connection, ids: Sequence[UUID]) -> dict[U
 async def check_group(
     ask: Execute, group: Sequence[EncodedAppend], before: Sequence[SqlQuery] = ()
 ) -> Verdicts:
-    """Takes the lock of the log, and judges each append of the group, in order.
+    """Acquire the lock of the log and judge each append of the group, in order.
 
-    Everything is asked in one exchange with the server, after what is to come `before`.
+    All queries go in one round trip, after those in `before`.
     """
     streams = list(dict.fromkeys(stream for encoded in group for stream in encoded.streams))
     guarded = condition_streams(group)
@@ -326,7 +326,7 @@ def _answers(answered: Sequence[AcceptedAppend]) -> tuple[Array, ...]:
 
 
 def condition_streams(group: Sequence[EncodedAppend]) -> dict[UUID, int]:
-    """The streams that must not have moved in some way, and since when."""
+    """Return the guarded streams, and the versions since which they must not have changed."""
     since: dict[UUID, int] = {}
     for encoded in group:
         for condition in encoded.append.conditions:
@@ -386,7 +386,7 @@ class OptimisticGroup(msgspec.Struct, frozen=True):
 
 
 def plan_optimistic(group: Sequence[EncodedAppend]) -> OptimisticGroup | None:
-    """None where the writers do not say enough, or contradict each other."""
+    """Return the plan; None if expected versions are missing or contradict each other."""
     appends = [encoded.append for encoded in group]
     versions: dict[UUID, int] = {}
     for write in (write for append in appends for write in append.writes):

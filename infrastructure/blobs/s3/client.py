@@ -46,7 +46,7 @@ class S3Error(Exception):
 
     @property
     def outdated(self) -> bool:
-        """A condition did not hold, or two conditional writes met."""
+        """Return whether a condition failed, or two conditional writes collided."""
         return self.status == 412 or self.code == "ConditionalRequestConflict"
 
     @property
@@ -60,9 +60,9 @@ class S3Error(Exception):
 
 @contextmanager
 def raising_s3_errors() -> Iterator[None]:
-    """Raises Refusal for an answer of S3 that is an error, Unavailable where there is none.
+    """Raise S3Error for an error response, Unavailable if there is no response.
 
-    By then the client has tried again several times where that could help.
+    The client has retried by then, where a retry could help.
     """
     from aiohttp import ClientError as BrokenConnection
     from botocore.exceptions import (  # type: ignore[import-untyped]
@@ -122,7 +122,7 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
     style: str = "auto"
 
     def key(self, name: str) -> str:
-        """The key under which something of that name is kept."""
+        """Return the key of an object with this name."""
         return f"{self.prefix}/{name}" if self.prefix else name
 
     def __str__(self) -> str:
@@ -131,7 +131,7 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_location(text: str) -> Location:
-    """Raises BadLocation."""
+    """Parse a location. Raises BadLocation."""
     parts = urlsplit(text)
     if parts.scheme != "s3" or not _BUCKET.fullmatch(parts.netloc):
         raise BadLocation(f"{text!r} names no bucket: s3://bucket/prefix?endpoint=https://...")
@@ -238,7 +238,7 @@ def next_part_size(parts: Parts, largest: int) -> int:
 
 
 def split_ranges(size: int, largest: int) -> list[tuple[int, int]]:
-    """Splits bytes into ranges (start, end) of about one length, none longer than `largest`."""
+    """Return ranges (start, end) of about equal length, none longer than `largest`."""
     count = max(1, -(-size // largest))
     return list(pairwise(size * n // count for n in range(count + 1)))
 
@@ -252,7 +252,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ObjectInfo(msgspec.Struct, frozen=True):
-    """An object without its bytes."""
+    """Metadata of an object."""
 
     size: int
     etag: str
@@ -260,7 +260,7 @@ class ObjectInfo(msgspec.Struct, frozen=True):
 
 
 class ListedObject(msgspec.Struct, frozen=True):
-    """An object as a listing shows it."""
+    """Object in a listing."""
 
     name: str
     written: datetime
@@ -275,7 +275,10 @@ class PendingUpload(msgspec.Struct, frozen=True):
 
 
 class Bucket:
-    """Raises Refusal for an answer that is an error, Unavailable where none comes."""
+    """Requests to a bucket.
+
+    Raises S3Error for an error response, Unavailable without a response.
+    """
 
     def __init__(self, client: Any, location: Location) -> None:
         self._client = client
@@ -283,7 +286,7 @@ class Bucket:
         self.location = location
 
     async def require(self) -> None:
-        """Asks for the bucket itself."""
+        """Check that the bucket exists."""
         with raising_s3_errors():
             await self._client.head_bucket(Bucket=self.location.bucket)
 
@@ -299,9 +302,9 @@ class Bucket:
     async def get(
         self, name: str, start: int, end: int | None, etag: str | None = None
     ) -> tuple[Any, str]:
-        """The body of an object, to be read and closed, and the ETag.
+        """Return the body of an object, to be read and closed, and its ETag.
 
-        With `etag`, only of the object that has it: any other refuses with `outdated`.
+        With `etag`, raises an `outdated` S3Error if the object has another one.
         """
         span = f"bytes={start}-{'' if end is None else end - 1}"
         condition = {"IfMatch": f'"{etag}"'} if etag else {}
@@ -315,9 +318,10 @@ class Bucket:
         metadata: Mapping[str, str] = NO_METADATA,
         over: str | None = None,
     ) -> str:
-        """Stores an object and returns its ETag.
+        """Store an object and return its ETag.
 
-        `over` is the ETag of the object to replace, or ABSENT; another one refuses with `outdated`.
+        `over` is the ETag of the object to replace, or ABSENT; raises an `outdated` S3Error if the
+        object has another one.
         """
         condition = {}
         if over is not None and self._conditional:
@@ -338,7 +342,7 @@ class Bucket:
         await self._ask("delete_object", name)
 
     async def page(self, prefix: str, after: str) -> tuple[list[ListedObject], bool]:
-        """Some objects with the prefix, in the order of names, and whether there are more."""
+        """Return some objects with the prefix in the order of names, and whether there are more."""
         key = self.location.key
         place = {"Bucket": self.location.bucket, "Prefix": key(prefix)}
         if after:
@@ -352,7 +356,7 @@ class Bucket:
         return found, bool(answer.get("IsTruncated"))
 
     async def create(self, name: str) -> str:
-        """Begins a multipart upload, and returns its id."""
+        """Begin a multipart upload and return its id."""
         answer = await self._ask("create_multipart_upload", name)
         return str(answer["UploadId"])
 
@@ -365,7 +369,7 @@ class Bucket:
     async def copy(
         self, name: str, upload: str, number: int, start: int, end: int, etag: str
     ) -> S3Part:
-        """Makes a part out of bytes of the object that has the same name, inside the store."""
+        """Store bytes of the object of the same name as a part, without transferring them."""
         answer = await self._ask(
             "upload_part_copy",
             name,
@@ -378,9 +382,9 @@ class Bucket:
         return S3Part(number, end - start, _etag(answer["CopyPartResult"]))
 
     async def parts(self, name: str, upload: str) -> list[S3Part] | None:
-        """Every part that is stored, 10,000 at most; None where the upload is gone.
+        """Return all stored parts, 10,000 at most; None if the upload does not exist.
 
-        Some stores list a part twice that was sent again because the first answer got lost.
+        Some stores list a part twice if it was sent again because the first response was lost.
         """
         found: list[S3Part] = []
         marker: dict[str, int] = {}
@@ -398,14 +402,14 @@ class Bucket:
             marker = {"PartNumberMarker": found[-1].number}
 
     async def complete(self, name: str, upload: str, parts: list[S3Part]) -> None:
-        """Makes the parts one object."""
+        """Join the parts into one object."""
         named = [{"PartNumber": part.number, "ETag": f'"{part.etag}"'} for part in parts]
         await self._ask(
             "complete_multipart_upload", name, UploadId=upload, MultipartUpload={"Parts": named}
         )
 
     async def abort(self, name: str, upload: str) -> None:
-        """Frees the parts of an upload; one that is gone is fine."""
+        """Delete the parts of an upload, if it exists."""
         try:
             await self._ask("abort_multipart_upload", name, UploadId=upload)
         except S3Error as refusal:
@@ -413,7 +417,7 @@ class Bucket:
                 raise
 
     async def pending(self, prefix: str) -> AsyncIterator[PendingUpload]:
-        """The multipart uploads for names that begin with the prefix."""
+        """Return the multipart uploads for names with this prefix."""
         place = {"Bucket": self.location.bucket, "Prefix": self.location.key(prefix)}
         marker: dict[str, str] = {}
         while True:
@@ -437,5 +441,5 @@ class Bucket:
 
 
 def _etag(answer: Mapping[str, Any]) -> str:
-    """Some stores quote it, others do not."""
+    """Return the ETag without quotes: some stores quote it, others do not."""
     return str(answer["ETag"]).strip('"')

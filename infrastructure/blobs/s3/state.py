@@ -41,7 +41,7 @@ class BufferPool:
 
     @property
     def share(self) -> int:
-        """Bytes that one buffer may hold in memory now."""
+        """Return the number of bytes that one buffer may hold in memory now."""
         return max(MIN_BUFFER_BYTES, self._waiting // max(1, self._buffers))
 
     def buffer(self) -> Buffer:
@@ -53,7 +53,7 @@ class BufferPool:
 
 
 class Buffer:
-    """Bytes in the order of their arrival, taken out all at once. Raises Unavailable."""
+    """Buffer of bytes in the order of their arrival. Raises Unavailable."""
 
     def __init__(self, memory: BufferPool) -> None:
         self._memory = memory
@@ -75,7 +75,7 @@ class Buffer:
         return os.pread(self._file.fileno(), self._in_file, 0) + bytes(self._bytes)
 
     def take(self) -> bytes:
-        """Everything; the buffer is empty afterwards."""
+        """Return all bytes and clear the buffer."""
         content = self.content()
         self.clear()
         return content
@@ -112,11 +112,11 @@ _TAIL = "~tail"
 
 
 class TailMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The metadata of a tail.
+    """Metadata of a tail object.
 
     `over` is the ETag of a finished object of the same name that this blob replaces: any other
-    object found under the name was finished later, and counts instead. `commit` is of this one
-    write, by which a writer knows its own.
+    object found under the name was finished later, and counts instead. `commit` is a random id of
+    this write, by which a writer recognises its own.
     """
 
     parts: Parts
@@ -132,7 +132,7 @@ class CompleteBlob(msgspec.Struct, frozen=True):
 
 
 class IncompleteBlob(msgspec.Struct, frozen=True):
-    """A blob that is not finished: `tail` bytes behind the parts that `state` names."""
+    """Unfinished blob: `tail` bytes follow the parts in `state`."""
 
     state: TailMetadata
     etag: str
@@ -144,10 +144,10 @@ class IncompleteBlob(msgspec.Struct, frozen=True):
 
 
 class BlobStat(msgspec.Struct, frozen=True):
-    """A blob as it was found.
+    """State of a blob in the bucket.
 
-    `tail` is the ETag of the tail object, whether it counts or not; `listed` are the parts that
-    are stored, those included that do not count, where they were asked for.
+    `tail` is the ETag of the tail object, whether it counts or not; `listed` are the stored parts,
+    if they were requested, also those that do not count.
     """
 
     blob: CompleteBlob | IncompleteBlob | None
@@ -165,7 +165,7 @@ def tail_key(name: str) -> str:
 
 
 def blob_name_of_tail(name: str) -> str:
-    """The blob that a stored object belongs to, which may be a tail or the blob itself."""
+    """Return the name of the blob that a stored object belongs to, as tail or as object."""
     return name.removesuffix(_TAIL)
 
 
@@ -196,7 +196,7 @@ def encode(state: TailMetadata) -> dict[str, str]:
 
 
 def _growing(tail: ObjectInfo) -> IncompleteBlob | None:
-    """None for an object that is not ours: it is no blob, and the next write replaces it."""
+    """Return the state in a tail; None for a foreign object, which the next write replaces."""
     try:
         state = msgspec.json.decode(tail.metadata.get(METADATA, ""), type=TailMetadata)
     except msgspec.DecodeError:

@@ -73,7 +73,7 @@ class Inventory:
         return list(dict.fromkeys(names))
 
     async def _free_uploads(self, before: datetime) -> None:
-        """Frees the parts of uploads that began before this time and that no tail names."""
+        """Delete the parts of uploads that began before this time and that no tail names."""
         freed = 0
         async for pending in self._bucket.pending(f"{BLOB_FOLDER}/"):
             if pending.began >= before or upload_id_from_blob_name(pending.name) is None:
@@ -100,7 +100,7 @@ MAX_READ_TRIES = 4  # connections in a row that may break without a byte
 
 
 class ObjectSource(msgspec.Struct, frozen=True):
-    """An object to read from, and the bytes it has."""
+    """Object to read from, and its size."""
 
     name: str
     size: int
@@ -110,7 +110,7 @@ class ObjectSource(msgspec.Struct, frozen=True):
 async def stream_object(
     bucket: Bucket, name: str, start: int, end: int | None
 ) -> AsyncIterator[bytes]:
-    """The bytes from `start` up to `end`, exclusive. Raises BlobMissing, Unavailable."""
+    """Yield the bytes from `start` up to `end`, exclusive. Raises BlobMissing, Unavailable."""
     with translate_s3_errors():
         source = await _source(bucket, name)
     end = source.size if end is None else min(end, source.size)
@@ -141,7 +141,7 @@ async def _source(bucket: Bucket, name: str) -> ObjectSource:
 async def _stream(
     bucket: Bucket, source: ObjectSource, start: int, end: int
 ) -> AsyncIterator[bytes]:
-    """One connection's bytes; the object may not change between two."""
+    """Yield the bytes of one connection; the object must be the same for all connections."""
     with translate_s3_errors(), raising_s3_errors():
         body, _ = await bucket.get(source.name, start, end, source.etag)
         async with body:
@@ -201,7 +201,7 @@ class S3BlobStore:
             return (await stat(self._bucket, validate_blob_name(name))).size
 
     async def finish(self, name: str, size: int) -> None:
-        """Includes what an append that is open here has written and not synced."""
+        """Finish the blob, with bytes that an open append has written and not synced."""
         if writer := self._open.get(validate_blob_name(name)):
             await writer.finish(size)
             return
@@ -227,7 +227,7 @@ class S3BlobStore:
             await asyncio.gather(self._bucket.delete(tail), self._bucket.put(name, content))
 
     async def put_many(self, blobs: Mapping[str, bytes]) -> Mapping[str, str]:
-        """So many at once; the rest waits its turn, whatever one of them meets."""
+        """Store several blobs concurrently; an error of one does not stop the others."""
         todo = iter(blobs.items())
 
         async def put_some() -> None:
@@ -238,7 +238,7 @@ class S3BlobStore:
         return {name: name for name in blobs}
 
     async def delete(self, name: str) -> None:
-        """Frees the object, its tail and all parts, those that no tail names included."""
+        """Delete the object, its tail and all parts, also those that no tail names."""
         async with self._to_ourselves(validate_blob_name(name)):
             with translate_s3_errors():
                 await self._bucket.delete(tail_key(name))
@@ -259,7 +259,7 @@ class S3BlobStore:
 
     @asynccontextmanager
     async def _to_ourselves(self, name: str) -> AsyncIterator[Lock | None]:
-        """Waits a little for a writer to let go: what it stored later would be left behind."""
+        """Wait a little for a writer to release the lock: its later writes would be left behind."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + LOCK_TIMEOUT
         lock = await self._locks.acquire(name)
@@ -292,9 +292,9 @@ REGION = "us-east-1"  # what stores without regions expect in signatures
 async def open_s3_blobs(
     location: Location, locks: Locks, *, largest: int
 ) -> AsyncIterator[S3BlobStore]:
-    """The blob store, once it is certain that the bucket can be read and written.
+    """Open the blob store, after checking that the bucket can be read and written.
 
-    `largest` is the size of the largest blob, in bytes. Raises BadBlobStore.
+    `largest` is the size of the largest blob, in bytes. Raises BucketUnusable.
     """
     async with open_client(location) as bucket:
         await check_bucket(bucket)
@@ -303,7 +303,7 @@ async def open_s3_blobs(
 
 @asynccontextmanager
 async def open_client(location: Location) -> AsyncIterator[Bucket]:
-    """A client that is closed at the end. Its library is slow to import: only users of S3 wait."""
+    """Open a client, closed at the end. Its library is slow to import: only users of S3 wait."""
     from aiobotocore.session import get_session  # type: ignore[import-untyped]
 
     session = get_session()
@@ -315,7 +315,7 @@ async def open_client(location: Location) -> AsyncIterator[Bucket]:
 
 
 async def check_bucket(bucket: Bucket) -> None:
-    """Writes, lists and deletes. Raises BadBlobStore with what is missing, and what to do."""
+    """Write, list and delete an object. Raises BucketUnusable with the fix."""
     probe = f"~probe-{uuid4().hex}"
     try:
         await bucket.require()

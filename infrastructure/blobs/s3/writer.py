@@ -41,7 +41,7 @@ from infrastructure.blobs.s3.state import (
 
 
 async def upload_part(bucket: Bucket, name: str, parts: Parts, content: bytes) -> Parts:
-    """Stores one more part. Raises StorageFull when there are as many as there may be."""
+    """Store one more part. Raises StorageFull at the maximum number of parts."""
     if parts.last >= MAX_PARTS:
         raise StorageFull(f"a blob has at most {MAX_PARTS:,} parts")
     assert parts.upload is not None
@@ -49,9 +49,9 @@ async def upload_part(bucket: Bucket, name: str, parts: Parts, content: bytes) -
 
 
 async def complete(bucket: Bucket, name: str, parts: Parts, rest: bytes, over: str | None) -> None:
-    """Makes parts and rest one object; a blob that never filled a part is simply put.
+    """Join parts and rest into one object; a blob without a full part is stored by PUT.
 
-    Raises BlobTooShort where the parts are not those that were sent.
+    Raises BlobTooShort if the stored parts are not those that were sent.
     """
     if parts.upload is None:
         await bucket.put(name, rest)
@@ -96,7 +96,7 @@ class ResumePoint(msgspec.Struct, frozen=True):
 
 
 async def prepare_resume(bucket: Bucket, name: str, found: BlobStat, offset: int) -> ResumePoint:
-    """Reads or copies what is before the offset, of which enough is known to be stored."""
+    """Read or copy the bytes before the offset, all of which are known to be stored."""
     blob = found.blob
     if isinstance(blob, IncompleteBlob):
         return await _resumed(bucket, name, found, blob, offset)
@@ -106,7 +106,7 @@ async def prepare_resume(bucket: Bucket, name: str, found: BlobStat, offset: int
 
 
 async def read_range(bucket: Bucket, name: str, start: int, end: int, etag: str) -> bytes:
-    """A few bytes of an object; Refusal where it is another one by now."""
+    """Return a few bytes of an object. Raises S3Error if the object was replaced."""
     if start >= end:
         return b""
     body, _ = await bucket.get(name, start, end, etag)
@@ -131,7 +131,7 @@ async def _resumed(
 
 
 async def _completed(bucket: Bucket, name: str, found: BlobStat, parts: Parts) -> CompleteBlob:
-    """The parts as one object; the tail goes, which is beyond the offset."""
+    """Join the parts into one object; delete the tail, which is beyond the offset."""
     await bucket.complete(name, str(parts.upload), parts.counted(found.listed))
     blob = (await stat(bucket, name)).blob
     if not isinstance(blob, CompleteBlob):
@@ -164,10 +164,10 @@ _log = structlog.get_logger(__name__)
 
 
 class S3BlobWriter:
-    """The port `BlobWriter`. Holds a part that fills, and one that is on its way up.
+    """The port `BlobWriter`. Holds one part that fills and one that is being sent.
 
-    Nothing changes in the bucket before the first write. `sync` and `checkpoint` may run while
-    `write` goes on: they cover what was written before they were called.
+    Nothing changes in the bucket before the first write. `sync` and `checkpoint` may run during
+    `write`: they cover the bytes that were written before they were called.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class S3BlobWriter:
             return self._durable
 
     async def checkpoint(self) -> int:
-        """A tail is stored whole each time, so on the way only when enough of it is new.
+        """Store the tail if enough of it is new, because it is always stored as a whole.
 
         A slow sender would otherwise have the same megabytes stored twice a second.
         """
@@ -237,7 +237,7 @@ class S3BlobWriter:
         return await self.sync()
 
     async def finish(self, size: int) -> None:
-        """Makes the blob one object of that size. Raises BlobTooShort."""
+        """Make the blob one object of that size. Raises BlobTooShort."""
         async with self._turn:
             if size > self._size:
                 raise BlobTooShort(self._name, self._size, size)
@@ -287,7 +287,7 @@ class S3BlobWriter:
         self._begun = True
 
     async def _send_part(self) -> None:
-        """Sends the full part on its way, once the one before it has arrived."""
+        """Begin to send the full part, once the one before it was stored."""
         parts = await self._arrived()
         await self._upload_slots.acquire()
         full = self._rest.take()
@@ -303,13 +303,13 @@ class S3BlobWriter:
             return await upload_part(self._bucket, self._name, parts, content)
 
     async def _arrived(self) -> Parts:
-        """The parts, once the one that is on its way has arrived; raises what it met, each time."""
+        """Return the parts once the one being sent is stored; raise its error each time."""
         if self._going_up is not None:
             self._parts = await asyncio.shield(self._going_up)
         return self._parts
 
     async def _commit(self) -> None:
-        """Stores the tail, by which all bytes up to now count."""
+        """Store the tail, which makes all bytes up to now part of the blob."""
         async with self._upload_slots:
             size, rest, going_up = self._size, self._rest.content(), self._going_up
             parts = self._parts if going_up is None else await asyncio.shield(going_up)
@@ -322,7 +322,7 @@ class S3BlobWriter:
             await self._drop_old()
 
     async def _store(self, rest: bytes, state: TailMetadata) -> str:
-        """Puts it in place of the tail that we know; where there is another, we were overtaken."""
+        """Replace the known tail; another tail means that another writer has taken over."""
         try:
             return await self._bucket.put(tail_key(self._name), rest, encode(state), self._tail)
         except S3Error as refusal:
@@ -334,7 +334,7 @@ class S3BlobWriter:
             raise Unavailable("another append took the blob over") from refusal
 
     async def _cut(self, size: int) -> None:
-        """Goes back to fewer bytes than were written."""
+        """Drop written bytes beyond `size`."""
         await self._commit()
         with translate_s3_errors():
             self._found = await stat_with_parts(self._bucket, self._name)
@@ -342,7 +342,7 @@ class S3BlobWriter:
         await self._begin()
 
     async def _drop_old(self) -> None:
-        """Frees the upload that was replaced, now that what replaces it is durable."""
+        """Delete the upload that was replaced, now that its replacement is durable."""
         if self._drop is not None:
             await self._bucket.abort(self._name, self._drop)
             self._drop = None

@@ -31,7 +31,7 @@ async def test_an_operator_tests_a_webhook_redelivers_to_it_disables_and_enables
     ):
         await harness.open()
         await page.goto(f"{feed.address}/#/webhooks")
-        await expect(page.get_by_text("No deliveries")).to_be_visible()
+        await expect(page.get_by_text("No webhooks")).to_be_visible()
         await harness.hook(receiver.url, "batch.completed", owner="default", description="album")
         await harness.hook("https://example.com/theirs", owner="rival")
         card = page.locator("li.card")
