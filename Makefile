@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 WORKERS ?= 4
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench chaos simulate mutants lint lock
+.PHONY: help setup demo test bench soak chaos simulate mutants lint lock
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ lint: setup ## ruff, mypy --strict, import-linter
 
 bench: setup ## measure Uptrail and its peers side by side, as ratios
 	@$(BIN)/python -m benchmarks
+
+soak: setup ## mixed traffic with kills for MINUTES (30); writes a page (PAGE=docs/soak.md)
+	@$(BIN)/python -m benchmarks.soak --minutes $${MINUTES:-30} $(if $(PAGE),--page $(PAGE),)
 
 chaos: setup ## kill processes at random for CHAOS_SECONDS (300) and at every await; fail over; check the log
 	@CHAOS_SECONDS=$${CHAOS_SECONDS:-300} $(BIN)/python -m pytest -s tests/chaos tests/crash $(PYTEST)

@@ -24,7 +24,8 @@ _SHARED: tuple[structlog.typing.Processor, ...] = (
     structlog.stdlib.ExtraAdder(),
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 )
-_CHATTY = dict.fromkeys(("alembic", "aiohttp.access", "procrastinate"), logging.WARNING)
+# psycopg sets the level of its logger itself, so that the root's would not apply to it.
+_CHATTY = dict.fromkeys(("alembic", "aiohttp.access", "procrastinate", "psycopg"), logging.WARNING)
 
 
 def configure_logging(format: str, level: str, stream: TextIO = sys.stderr) -> None:
