@@ -152,7 +152,7 @@ class SafeHttpClient:
     ) -> tuple[int, bytes]:
         """Return status and body of the answer.
 
-        Raises AnswerTooLong, and what `send` raises.
+        Raises ResponseTooLarge, and what `send` raises.
         """
         reply = await self.send(url, body, headers, timeout, max_bytes=MAX_RESPONSE_BYTES)
         if not reply.whole:

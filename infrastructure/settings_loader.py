@@ -23,11 +23,11 @@ _SECONDS = {None: 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "h": 3600.0}
 
 
 class BadSetting(Exception):
-    """A setting that is not allowed: the message names its source, its field, what is."""
+    """Invalid setting; the message names its source, its field and the allowed values."""
 
 
 class SourcedValue(NamedTuple):
-    """A value and the place that named it."""
+    """Value of a setting and its source."""
 
     value: Any
     source: str
@@ -46,7 +46,7 @@ class Field(msgspec.Struct, frozen=True):
 
 @cache
 def fields() -> Mapping[str, Field]:
-    """Every setting, in the order of the Struct."""
+    """Return every setting, in the order of the Struct."""
     hints = get_type_hints(Settings, include_extras=True)
     defaults = Settings()
     known = {}
@@ -98,7 +98,7 @@ def read_value(name: str, value: Any, source: str, *, strict: bool = True) -> An
 
 
 def did_you_mean(name: str, prefix: str) -> str | None:
-    """The setting that was probably meant."""
+    """Return the setting with the most similar name."""
     close = get_close_matches(name.lower().replace("-", "_"), fields(), n=1)
     if not close:
         return None
@@ -271,14 +271,14 @@ def _refuse_unknown(source: str, names: Mapping[str, Any], prefix: str) -> None:
 
 
 def redacted(value: Any) -> Any:
-    """A value as `config show` prints it: plain JSON types, no password and no secret."""
+    """Return a value as `config show` prints it: plain JSON types without secrets."""
     if isinstance(value, msgspec.Struct):
         value = msgspec.structs.asdict(value)
     return _without_secrets(msgspec.to_builtins(value, enc_hook=str))
 
 
 def _without_secrets(plain: Any) -> Any:
-    """Tables and lists with what is secret hidden, however deep it lies."""
+    """Return tables and lists with secrets hidden at any depth."""
     match plain:
         case dict():
             return {
@@ -293,7 +293,7 @@ def _without_secrets(plain: Any) -> Any:
 
 
 def _without_password(text: str) -> str:
-    """Hides the password of a URL, or of libpq's `key=value` form."""
+    """Hide the password of a URL, or of a connection string in `key=value` form."""
     text = re.sub(r"(\bpassword\s*=\s*)('[^']*'|\S+)", r"\1***", text)
     scheme, separator, rest = text.partition("://")
     credentials, at, host = rest.rpartition("@")

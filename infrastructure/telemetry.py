@@ -29,10 +29,10 @@ _CHATTY = dict.fromkeys(("alembic", "aiohttp.access", "procrastinate", "psycopg"
 
 
 def configure_logging(format: str, level: str, stream: TextIO = sys.stderr) -> None:
-    """Sends everything, ours and the libraries', to one stream in one shape.
+    """Send all log lines, also those of libraries, to one stream in one format.
 
-    `format` is auto, json or console; owner, batch, upload, attempt and trace come along where
-    they were bound with `structlog.contextvars`.
+    `format` is auto, json or console; owner, batch, upload, attempt and trace are added where they
+    were bound with `structlog.contextvars`.
     """
     pretty = format == "console" or (format == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
@@ -124,9 +124,9 @@ VitalSigns: TypeAlias = Callable[[], Awaitable[SystemStats]]
 
 
 class PostgresSystemStats:
-    """The vital signs, from the tables of the parts themselves.
+    """Positions and queue lengths, from the tables of the components.
 
-    `dead_after` is the silence, in seconds, after which a process counts as dead.
+    `dead_after` is the time in seconds without a heartbeat after which a process counts as dead.
     """
 
     def __init__(self, pool: Pool, dead_after: float = 10.0) -> None:
@@ -199,7 +199,7 @@ class Metrics:
         self._under_way.inc()
 
     def end(self, method: str, route: str, status: int, seconds: float, received: int) -> None:
-        """A request is over; `received` is in bytes."""
+        """Count a finished request; `received` is in bytes."""
         self._under_way.dec()
         requests, times = self._series(method, route, status)
         requests.inc()
@@ -236,7 +236,7 @@ class Metrics:
             self._processes.labels(role).set(NAN)
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text format: of all processes where several share a port."""
+        """Return everything in the text format of Prometheus, for all processes of a port."""
         if SHARED not in os.environ:
             return generate_latest(self.registry)
         together = CollectorRegistry()

@@ -37,7 +37,7 @@ async def scan(address: str, chunks: AsyncIterator[bytes], silence: float) -> st
 
     `address` is `unix:/path/of/the.socket` or `tcp://host:port`; `silence` is how many seconds
     clamd may take to connect, to take a chunk, and to answer. Raises ScannerUnavailable,
-    BeyondScanner.
+    StreamLimitExceeded.
     """
     try:
         async with asyncio.timeout(silence):

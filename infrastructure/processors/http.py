@@ -153,7 +153,7 @@ class ServiceFailed(Exception):
 class ServicePermanentError(PermanentError):
     """The service reported a permanent error of the file."""
 
-    error_type = "ServiceRefused"
+    error_type = "ServicePermanentError"
 
 
 class ServiceQuarantined(Quarantine):
@@ -180,7 +180,7 @@ class HttpProcessor:
     ) -> dict[str, Any]:
         """Returns what the service returns, at once or by its callback.
 
-        Raises ServiceFailed, ServiceRefused, ServiceQuarantined, BadOption, Unavailable.
+        Raises ServiceFailed, ServicePermanentError, ServiceQuarantined, BadOption, Unavailable.
         """
         chosen = parse_options(HttpOptions, options)
         tokens = await self._remote_steps.open(

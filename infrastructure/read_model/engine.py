@@ -31,10 +31,10 @@ _HOLD = text(f"LOCK TABLE {batches}, {uploads}, {attempts} IN ACCESS SHARE MODE"
 
 
 class ReadEngine(AsyncEngine):
-    """Engine that closes also the connections on their way back to it.
+    """Engine that also closes connections that are on their way back to it.
 
-    `AsyncEngine.dispose` closes only those in the pool. One that a cancelled request is giving
-    back, or was waiting for, would return to a pool that is no longer used, and stay open.
+    `AsyncEngine.dispose` closes only those in the pool. A connection that a cancelled request is
+    returning, or was waiting for, would go to a pool that is no longer used, and stay open.
     """
 
     async def dispose(self, close: bool = True) -> None:
@@ -73,17 +73,14 @@ def make_engine(url: str, *, size: int = 4, overflow: int = 12) -> ReadEngine:
 
 @asynccontextmanager
 async def read_connection(engine: AsyncEngine) -> AsyncIterator[Session]:
-    """A connection for questions of one statement, which sees one moment by itself.
-
-    Raises Unavailable.
-    """
+    """Yield a connection for queries of one statement each. Raises Unavailable."""
     async with _reached(engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
         yield session
 
 
 @asynccontextmanager
 async def snapshot_connection(engine: AsyncEngine) -> AsyncIterator[Session]:
-    """A connection on which every statement sees the same moment. Raises Unavailable."""
+    """Yield a connection whose statements share one snapshot. Raises Unavailable."""
     snapshot = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     async with _reached(snapshot) as session:
         await session.execute(_HOLD)
@@ -92,7 +89,7 @@ async def snapshot_connection(engine: AsyncEngine) -> AsyncIterator[Session]:
 
 @asynccontextmanager
 async def _reached(engine: AsyncEngine) -> AsyncIterator[Session]:
-    """A connection of the engine, given back also if the caller is cancelled while it is made.
+    """Yield a connection, returned also if the caller is cancelled while it is opened.
 
     SQLAlchemy would lose that one.
     """

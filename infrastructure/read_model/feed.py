@@ -116,7 +116,7 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 class PostgresFeed:
-    """The read model, asked what is new in it, and as of `now` what batches are doing."""
+    """The port of the feed on the read model; activities are derived as of `now`."""
 
     def __init__(self, pool: Pool, now: Callable[[], datetime] = utc_now) -> None:
         self._pool = pool
@@ -208,7 +208,7 @@ def _page(
 
 
 def _last_whole_upload(positions: Sequence[int], most: int) -> int:
-    """The highest upload position up to which there are at most so many attempts, or the first."""
+    """Return the highest upload position up to which attempts fit, or the first position."""
     beyond = positions[most]
     return max((at for at in positions[:most] if at < beyond), default=beyond)
 

@@ -41,7 +41,7 @@ class HistoryScope(msgspec.Struct, frozen=True):
 
 
 def of_batch(id: UUID) -> HistoryScope:
-    """The stream of a batch and those of its uploads."""
+    """Return the scope of a batch: its stream and those of its uploads."""
 
     def streams(after: int) -> Streams:
         return union_all(
@@ -57,7 +57,7 @@ def of_batch(id: UUID) -> HistoryScope:
 
 
 def of_owner(owner: str) -> HistoryScope:
-    """The streams of every batch of an owner."""
+    """Return the scope of an owner: the streams of all batches."""
 
     def streams(after: int) -> Streams:
         its = uploads.join(batches, batches.c.id == uploads.c.batch)
@@ -93,7 +93,7 @@ EVENT = (log.originator_id, log.originator_version, log.notification_id, log.top
 
 
 async def decode_rows(rows: Sequence[Row[*tuple[Any, ...]]], codec: Codec) -> list[RecordedEvent]:
-    """The events of rows of the columns EVENT. Raises UnreadableEvent, Unavailable."""
+    """Return the events of rows with the columns EVENT. Raises UnreadableEvent, Unavailable."""
     await codec.load_keys(row.state for row in rows)
     return [_recorded(row, codec) for row in rows]
 
@@ -106,9 +106,9 @@ def _recorded(row: Row[*tuple[Any, ...]], codec: Codec) -> RecordedEvent:
 
 
 class HistoryPager:
-    """One page of a scope's events, on a connection that sees one moment of the database.
+    """Reader of one page of a scope, on a connection with one snapshot.
 
-    `reached` is the position up to which the scope knows its streams.
+    `reached` is the position up to which the streams of the scope are known.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class HistoryPager:
         self._codec = codec
 
     async def page(self, after: int, limit: int) -> list[RecordedEvent]:
-        """The first `limit` events beyond position `after`."""
+        """Return the first `limit` events beyond position `after`."""
         if await self._has_few_streams(after):
             return await self._gather(after, limit)
         return await self._look_through(after, limit)
 
     async def page_before(self, before: int, limit: int) -> list[RecordedEvent]:
-        """The last `limit` events before position `before`, oldest first."""
+        """Return the last `limit` events before position `before`, oldest first."""
         before = min(before, self._reached + 1)
         if await self._has_few_streams(0):
             return (await self._gather_back(before, limit))[::-1]
@@ -192,9 +192,9 @@ class HistoryPager:
         return await self._events(select(events).order_by(events.c.notification_id).limit(limit))
 
     def _gathered(self, after: int, which: ColumnElement[bool]) -> CTE:
-        """Those events of the streams that have some beyond a position.
+        """Return those events of the streams, found by the primary key.
 
-        Materialized, or the planner may walk the whole log for the sake of the order.
+        Materialized, because the planner may otherwise scan the whole log to keep the order.
         """
         streams = self._scope.streams(after).cte("streams").prefix_with("MATERIALIZED")
         return (

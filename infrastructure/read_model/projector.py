@@ -32,9 +32,10 @@ EVENTS_PER_CHUNK = 2_000  # events
 async def prefetched_batches(
     log: EventLog, after: int, *, upto: int | None = None, size: int = EVENTS_PER_CHUNK
 ) -> AsyncGenerator[Sequence[RecordedEvent], None]:
-    """Every event beyond position `after` up to `upto`, or to the end as of now, in order.
+    """Yield events beyond position `after` up to `upto`, or to the current end, in order.
 
-    Close it (`contextlib.aclosing`) when leaving early. Raises what `EventLog.read` raises.
+    The next chunk is read while the last one is used. Close it (`contextlib.aclosing`) when leaving
+    early. Raises what `EventLog.read` raises.
     """
     ahead = _reading(log, after, size)
     try:
@@ -71,7 +72,7 @@ Statement: TypeAlias = tuple[bytes, list[Any]]
 
 
 class WriteResult(NamedTuple):
-    """Rows that were sent; those to be updated may not all have been there."""
+    """Number of rows that were sent; rows to be updated may have been missing."""
 
     cursor: Cursor
     sent: int
@@ -88,7 +89,7 @@ _encode = msgspec.json.Encoder().encode
 async def write_rows(
     connection: Connection, target: tables.ProjectionSchema, folded: FoldedChanges
 ) -> list[WriteResult]:
-    """Writes every row; how many were there to be written is known once the pipeline ends.
+    """Write every row; the result is known once the pipeline ends.
 
     The caller begins and commits, and may have opened a pipeline. Raises psycopg.Error.
     """
@@ -109,7 +110,7 @@ def _statements(schema: str, folded: FoldedChanges) -> Iterator[Statement]:
 
 
 def _alike(rows: Iterable[MergedColumns]) -> Iterable[tuple[frozenset[str], list[MergedColumns]]]:
-    """The rows by the columns they assign: a few dozen kinds, however many rows."""
+    """Group the rows by the columns they assign: a few dozen groups for any number of rows."""
     groups: dict[frozenset[str], list[MergedColumns]] = {}
     for row in rows:
         groups.setdefault(frozenset(row), []).append(row)
@@ -198,7 +199,7 @@ async def project(
     upto: int | None = None,
     size: int = EVENTS_PER_CHUNK,
 ) -> int:
-    """Projects up to the end of the log, or to position `upto`; returns the position reached.
+    """Project up to the end of the log, or to `upto`; return the position reached.
 
     Raises ProjectionVersionMismatch, psycopg.Error, Unavailable.
     """
@@ -261,7 +262,7 @@ async def _write(
 
 
 async def _require_version(connection: Connection) -> None:
-    """After the lock, so that a rebuild by newer code, which takes it too, is noticed."""
+    """Raise ProjectionVersionMismatch for rows of another version, after locking the position."""
     row = await (await connection.execute(_VERSION, (tables.NAME,))).fetchone()
     if row is None or row[0] != VERSION:
         raise ProjectionVersionMismatch(
@@ -277,9 +278,9 @@ POLL_INTERVAL = 1.0  # seconds between two attempts of a standby to become the l
 
 
 async def run(url: str, log: EventLog, wakeups: Wakeups) -> None:
-    """Lead, and project whatever is recorded until cancelled.
+    """Lead, and project events until cancelled.
 
-    Should two projectors lead after all, the lock on the tracked position keeps a change from being
+    If two projectors lead by mistake, the lock on the tracked position prevents that a change is
     applied twice. Raises psycopg.Error, Unavailable, ProjectionVersionMismatch.
     """
 
@@ -308,7 +309,7 @@ async def follow(elect: Leadership[ProjectedRows], log: EventLog, wakeups: Wakeu
 
 
 async def catch_up(url: str, log: EventLog) -> int:
-    """Projects up to the end of the log, once; returns the position reached."""
+    """Project once up to the end of the log; return the position reached."""
     connection = await connect_writer(url, name="projector")
     try:
         return await project(connection, log, tables.LIVE)

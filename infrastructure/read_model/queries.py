@@ -60,7 +60,7 @@ def to_cursor(place: AfterBatch | AfterUpload) -> str:
 
 
 def from_cursor(cursor: str, kind: type[Place]) -> Place:
-    """Raises BadCursor for anything that `to_cursor` did not give out for this kind."""
+    """Decode a cursor. Raises BadCursor unless `to_cursor` made it for this kind."""
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         place = msgspec.json.decode(urlsafe_b64decode(padded), type=kind)
@@ -161,10 +161,10 @@ View = TypeVar("View", BatchView, UploadView, AttemptView)
 
 
 class PostgresQueries:
-    """Asks through the engine; `wakeups` are those of the channel `uptrail_read_model`.
+    """Queries of the read model; `wakeups` are those of the channel `uptrail_read_model`.
 
-    What a batch is doing is derived as of `now`, when it is asked for. Every question raises
-    Unavailable when the database cannot be reached.
+    The activity of a batch is derived as of `now`. Every query raises Unavailable if the database
+    cannot be reached.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class PostgresQueries:
             return await _position(session)
 
     async def epoch(self) -> str:
-        """A name that every rebuild of the read model changes."""
+        """Return the epoch, which every rebuild of the read model changes."""
         async with read_connection(self._engine) as session:
             return str((await session.execute(_EPOCH)).scalar_one())
 
@@ -285,7 +285,7 @@ def _owned_by(column: ColumnElement[Any], owner: str | None) -> list[ColumnEleme
 
 
 def _equal(column: ColumnElement[Any], value: str | None) -> list[ColumnElement[bool]]:
-    """A condition where there is a value; no text in PostgreSQL holds a NUL."""
+    """Return a condition if there is a value; no text in PostgreSQL holds a NUL."""
     if value is None:
         return []
     return [column == value.replace("\0", "\ufffd")]
@@ -347,7 +347,7 @@ _OF = "SELECT id, state, blob FROM read_model.uploads WHERE id = ANY(%s)"
 
 
 class PostgresUploadStatusLookup:
-    """As of the last projected event, which may be a moment ago."""
+    """Upload states as of the last projected event, which may be a moment old."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool

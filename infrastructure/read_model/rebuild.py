@@ -51,7 +51,7 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class TableDiff(msgspec.Struct, frozen=True):
-    """A table: rows on either side, how many of them differ, and some of the differences."""
+    """Rows of a table on either side, the number that differ, and some differences."""
 
     name: str
     rows: int
@@ -60,7 +60,7 @@ class TableDiff(msgspec.Struct, frozen=True):
 
 
 async def diff_table(connection: Connection, table: str, schema: str, most: int) -> TableDiff:
-    """Compares every row and column; names the differences of up to `most` rows."""
+    """Compare every row and column; return the differences of up to `most` rows."""
     sides = _Sides(table, schema)
     counted = await (await connection.execute(sides.counts)).fetchone()
     assert counted is not None  # an aggregate always answers
@@ -116,17 +116,17 @@ _log = structlog.get_logger(__name__)
 
 
 class Rebuilt(msgspec.Struct, frozen=True):
-    """The read model was built anew: up to which position, and its new epoch."""
+    """Result of a rebuild: its position and its new epoch."""
 
     position: int
     epoch: str
 
 
 async def rebuild(url: str, log: EventLog) -> Rebuilt:
-    """Builds, catches up and swaps; readers and the projector go on meanwhile and afterwards.
+    """Build the read model beside the live one, catch up, and swap the two.
 
-    Should it be killed on the way, the live rows stay as they were. Raises psycopg.Error,
-    Unavailable.
+    Readers and the projector continue meanwhile. If the process is killed, the live rows stay as
+    they were. Raises psycopg.Error, Unavailable.
     """
     async with exclusive_maintenance(url, name="rebuild") as connection:
         return await _rebuild(connection, log)
@@ -169,7 +169,7 @@ async def _rebuild(connection: Connection, log: EventLog) -> Rebuilt:
 
 
 async def _swap_patiently(connection: Connection, log: EventLog) -> Rebuilt:
-    """Readers queue behind a swap that waits: so it waits briefly, and comes back."""
+    """Retry the swap with a short lock timeout, because readers queue behind a waiting swap."""
     for remaining in reversed(range(MAX_SWAP_TRIES)):
         # What was recorded meanwhile, before the live rows are held still for the rest of it.
         await project(connection, log, NEXT)
@@ -238,7 +238,7 @@ class VersionGap(msgspec.Struct, frozen=True):
 
 
 async def find_version_gaps(connection: Connection, upto: int, most: int) -> list[VersionGap]:
-    """The first breaks up to a position, at most so many."""
+    """Return the first version gaps up to a position, at most `most`."""
     cursor = await connection.execute(_BREAKS, (upto, most))
     return [VersionGap(*row) for row in await cursor.fetchall()]
 
@@ -276,7 +276,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def verify(url: str, log: EventLog) -> Verification:
-    """Compares every row and column at one position; the projector is held only briefly.
+    """Compare every row and column at one position; the projector is paused only briefly.
 
     The scratch schema is dropped in any case. Raises psycopg.Error, Unavailable.
     """

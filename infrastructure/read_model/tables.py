@@ -156,9 +156,9 @@ NEXT = ProjectionSchema("read_model_next", "read_model_next")
 
 
 async def create(connection: Connection, target: ProjectionSchema) -> None:
-    """Makes the empty tables, without the indexes that only readers need, at position 0.
+    """Create the empty tables, without the indexes that only readers need, at position 0.
 
-    What a build that was killed has left under these names is dropped first.
+    Tables of the same names, left by a killed build, are dropped first.
     """
     await drop(connection, target)
     async with connection.transaction():
@@ -169,7 +169,7 @@ async def create(connection: Connection, target: ProjectionSchema) -> None:
 
 
 async def create_indexes(connection: Connection, target: ProjectionSchema) -> None:
-    """Adds the indexes, which is quicker once the rows are there, and gathers statistics."""
+    """Create the indexes, which is faster with the rows in place, and gather statistics."""
     for table in _copied(target).sorted_tables:
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
             await connection.execute(_compiled(CreateIndex(index)))
@@ -177,7 +177,7 @@ async def create_indexes(connection: Connection, target: ProjectionSchema) -> No
 
 
 async def drop(connection: Connection, target: ProjectionSchema) -> None:
-    """Removes the schema and its tracked position, if they are there."""
+    """Drop the schema and its tracked position, if they exist."""
     async with connection.transaction():
         await connection.execute(f"DROP SCHEMA IF EXISTS {target.schema} CASCADE".encode())
         await target.position.delete(connection)

@@ -27,7 +27,7 @@ MAX_EXCERPT_BYTES = 4 * MAX_EXCERPT  # bytes read of an answer: a character take
 
 
 class HttpSender:
-    """A request may take `timeout` seconds, the answer included."""
+    """The port `Sender`: signed requests; `timeout` seconds include the response."""
 
     def __init__(self, outbound: SafeHttpClient, timeout: float) -> None:
         self._outbound = outbound
@@ -67,7 +67,7 @@ _log = structlog.get_logger(__name__)
 
 
 class DeliveryLoop:
-    """Makes deliveries for ever. What was made is kept for `retention` seconds."""
+    """Loop that makes deliveries; finished ones are kept for `retention` seconds."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class DeliveryLoop:
         self._sweep_at = 0.0
 
     async def run(self) -> None:
-        """Until cancelled: turns that are under way are then given back, to be made by others."""
+        """Make deliveries until cancelled; then release open leases for other processes."""
         try:
             while True:
                 try:
@@ -120,7 +120,7 @@ class DeliveryLoop:
             _log.info("deliveries_forgotten", count=count)
 
     async def _take(self, due: LeasedDelivery) -> None:
-        """A turn that breaks off leaves its lease: when that ends, the delivery is made again."""
+        """Make the deliveries of one lane; after an error, repeat them when the lease ends."""
         try:
             again = await self._deliverer.drain_lane(due)
             if (

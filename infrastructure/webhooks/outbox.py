@@ -42,7 +42,7 @@ def jsonb(value: msgspec.Struct | None) -> Jsonb | None:
 
 
 def delivery_of(row: tuple[Any, ...]) -> Delivery:
-    """The delivery in the columns DELIVERY; what follows them is passed over."""
+    """Return the delivery in the columns DELIVERY; further columns are ignored."""
     webhook, position, lane, stream, version, type, state, attempts, failures, *rest = row
     queued_at, next_at, ended_at, last, *_ = rest
     return Delivery(
@@ -96,7 +96,7 @@ WHERE webhook = %s AND lane = %s AND state = 'pending' ORDER BY position LIMIT 1
 async def claimable_deliveries(
     connection: Connection, lease: UUID, lanes: Sequence[tuple[Any, ...]]
 ) -> list[LeasedDelivery]:
-    """The first delivery of each of these lanes that has one and may be used."""
+    """Return the first delivery of each of these lanes, if it may be made."""
     webhooks, names = [lane[0] for lane in lanes], [lane[1] for lane in lanes]
     cursor = await connection.execute(_HEADS, (webhooks, names), prepare=True)
     return [
@@ -148,9 +148,9 @@ async def update_health(
 
 
 async def release(connection: Connection, webhook: UUID, lane: UUID, at: datetime) -> None:
-    """The lane is gone if nothing is left in it; else its next turn comes after those of others.
+    """Delete an empty lane; otherwise let it wait behind the other lanes.
 
-    The caller holds its row: what is queued meanwhile makes it anew.
+    The caller has locked its row: a delivery queued meanwhile inserts it again.
     """
     cursor = await connection.execute(_NEXT, (webhook, lane), prepare=True)
     row = await cursor.fetchone()
@@ -217,7 +217,7 @@ _KEEP = "UPDATE webhooks.lanes SET due_at = %s WHERE webhook = %s AND lane = %s"
 
 
 class PostgresOutbox:
-    """A lease lasts for `timeout` seconds, which a request may take, and a margin."""
+    """The outbox. A lease lasts `timeout` seconds, the limit of a request, and a margin."""
 
     def __init__(self, pool: Pool, timeout: float) -> None:
         self._pool = pool

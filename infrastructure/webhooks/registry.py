@@ -48,7 +48,7 @@ WHERE webhook = %s AND lane = ANY(%s) AND lease IS NULL"""
 
 
 class PostgresWebhooks:
-    """Lists are as the follower has them; every method raises Unavailable."""
+    """The port `Webhooks`: rows as of the dispatcher. Every method raises Unavailable."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool

@@ -57,7 +57,7 @@ def describe_blob_location(settings: Settings) -> str:
 
 @asynccontextmanager
 async def open_blobs(settings: Settings, database_url: str) -> AsyncIterator[Blobs]:
-    """Open the blob store. Raises OSError, BadLocation, BadBlobStore."""
+    """Open the blob store. Raises OSError, BadLocation, BucketUnusable."""
     if settings.blob_bucket is None:
         local = LocalBlobStore(settings.blob_dir)
         try:

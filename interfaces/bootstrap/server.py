@@ -53,7 +53,7 @@ async def serve(
     keep the bytes that arrived; the database ends last. A second signal ends the process at once.
 
     Raises BadSetting for a pipeline that cannot run, OSError for an address in use, NoDatabase,
-    WrongBlobs, TaskFailed for a component that fails again and again.
+    BlobStoreMismatch, TaskFailed for a component that fails again and again.
     """
     validate_settings(settings, roles)
     require_database(settings, roles)
@@ -183,7 +183,7 @@ async def run_until_stopped(
 ) -> None:
     """Keep the components of these roles running until a stop; call `up` once they run.
 
-    Raises WrongBlobs for a store that is not that of the database, TaskFailed.
+    Raises BlobStoreMismatch for a store that is not that of the database, TaskFailed.
     """
     async with container.pool.connection() as connection:
         await check_store_identity(

@@ -80,7 +80,7 @@ async def send(client: Client, upload: UUID, source: SourceFile, *, fresh: bool)
     """Send the missing bytes of one upload, and resume after interruptions.
 
     A new upload begins at 0; otherwise, and after any interruption, the server is asked for the
-    offset. Raises FileChanged, Refusal, Unreachable.
+    offset. Raises FileModified, Refusal, Unreachable.
     """
     backoff = RequestBackoff(client.connection)
     known = fresh
