@@ -25,7 +25,7 @@ _CLEAN, _FOUND, _TOO_LARGE = " OK", " FOUND", "size limit exceeded"
 
 
 class ScannerUnavailable(Exception):
-    """clamd cannot be reached, gave no verdict, or hung up; another attempt may be luckier."""
+    """clamd is unreachable or ended without a verdict; another attempt may succeed."""
 
 
 class StreamLimitExceeded(Exception):
@@ -33,10 +33,10 @@ class StreamLimitExceeded(Exception):
 
 
 async def scan(address: str, chunks: AsyncIterator[bytes], silence: float) -> str | None:
-    """The name of the signature that was found, or None for a clean file.
+    """Return the name of the signature that was found, None for a clean file.
 
     `address` is `unix:/path/of/the.socket` or `tcp://host:port`; `silence` is how many seconds
-    clamd may take to connect, to take a chunk, and to answer. Raises ScannerUnavailable,
+    clamd may take to connect, to accept a chunk, and to respond. Raises ScannerUnavailable,
     StreamLimitExceeded.
     """
     try:
@@ -94,7 +94,7 @@ async def _send(
     silence: float,
     answering: asyncio.Task[bytes],
 ) -> int:
-    """Sends until the end, or until clamd answers before it; returns the bytes sent."""
+    """Send until the end, or until clamd responds early; return the number of bytes sent."""
     sent, loop = 0, asyncio.get_running_loop()
     try:
         await loop.sock_sendall(line, b"zINSTREAM\0")
@@ -115,7 +115,7 @@ async def _send(
 
 
 async def _answer(line: socket.socket) -> bytes:
-    """Up to the zero byte at its end, or what there is of it."""
+    """Read the response up to its zero byte, or as far as it arrived."""
     answer = b""
     try:
         while not answer.endswith(b"\0") and len(answer) < MAX_RESPONSE_BYTES:
@@ -170,15 +170,15 @@ class Infected(Quarantine):
 
 
 class TooLargeToScan(PermanentError):
-    """clamd does not take a file this large."""
+    """The file is larger than clamd accepts."""
 
 
 async def antivirus(
     subject: StepInput, bench: StepContext, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns `{"clean": True}`, or `{"skipped": why}`.
+    """Return `{"clean": True}`, or `{"skipped": reason}`.
 
-    Raises Infected with the signature's name, TooLargeToScan, ScannerUnavailable, BadOption.
+    Raises Infected with the name of the signature, TooLargeToScan, ScannerUnavailable, BadOption.
     """
     chosen = parse_options(AntivirusOptions, options)
     try:

@@ -50,7 +50,7 @@ class ArchiveBroken(PermanentError):
 
 
 class ArchiveRuleViolation(PermanentError):
-    """The archive is a bomb, reaches outside of itself, or holds what is not allowed."""
+    """The archive is a bomb, leads outside of its folder, or has forbidden content."""
 
     error_type = "ArchiveRefused"
 
@@ -62,7 +62,7 @@ class ArchiveResourceLimit(PermanentError):
 
 
 class ArchiveFailed(Exception):
-    """The process that looks was ended by something else than the archive."""
+    """The decoder process ended for a reason other than the archive."""
 
 
 class Archive:
@@ -74,10 +74,10 @@ class Archive:
     async def __call__(
         self, subject: StepInput, bench: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
-        """Returns `kind`, and how many members, bytes when unpacked, archives inside, links and
-        encrypted members there are; or `{"skipped": why}` for what is no archive.
+        """Return `kind` and the counts of members, bytes, archives inside, links, encrypted
+        members.
 
-        Raises the errors above, BadOption.
+        A file that is no archive gives `{"skipped": reason}`. Raises the errors above, BadOption.
         """
         chosen = parse_options(ArchiveOptions, options)
         kind, unsure = await _kind(subject, bench)

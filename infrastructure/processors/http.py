@@ -147,7 +147,7 @@ class HttpOptions(Options, frozen=True, kw_only=True):
 
 
 class ServiceFailed(Exception):
-    """The service cannot be reached, or did not do what was asked; another attempt may help."""
+    """The service is unreachable or returned an invalid response; another attempt may succeed."""
 
 
 class ServicePermanentError(PermanentError):
@@ -178,7 +178,7 @@ class HttpProcessor:
     async def __call__(
         self, subject: StepInput, bench: StepContext, options: dict[str, Any]
     ) -> dict[str, Any]:
-        """Returns what the service returns, at once or by its callback.
+        """Return the result of the service, immediate or by its callback.
 
         Raises ServiceFailed, ServicePermanentError, ServiceQuarantined, BadOption, Unavailable.
         """
@@ -230,7 +230,7 @@ class HttpProcessor:
         return msgspec.json.encode({"type": "step.requested", "timestamp": now, "data": data})
 
     async def _hear(self, tokens: CallbackTokens, bench: StepContext) -> CallbackReport:
-        """Waits for the answer, however long: the step's timeout is not known here."""
+        """Wait for the callback without a limit: the caller applies the step's timeout."""
         pauses = Backoff(FIRST_LOOK, LONGEST_LOOK)
         while True:
             await asyncio.sleep(pauses.next_pause())

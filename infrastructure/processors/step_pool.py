@@ -75,12 +75,12 @@ class StepPool:
             await asyncio.wait(self._ending)
 
     def processor(self, name: str) -> PooledProcessor:
-        """The installed processor of this name, to be run here."""
+        """Return the installed processor of this name, to be run in this pool."""
         return PooledProcessor(self, name)
 
     @asynccontextmanager
     async def reserved(self, name: str, memory: int | None) -> AsyncIterator[Processor]:
-        """A process that has loaded the processor, for one step. Raises StepFailure, OSError."""
+        """Yield a process with the processor loaded, for one step. Raises StepFailure, OSError."""
         await self._slots.acquire()
         process: _StepProcess | None = None
         try:
@@ -153,7 +153,7 @@ class PooledProcessor:
 
 
 class _StepProcess:
-    """One keeper with its child; `reusable` while nothing speaks against another step."""
+    """Keeper with its child process; `reusable` while another step may run in it."""
 
     def __init__(self, process: Process, orders: asyncio.StreamWriter) -> None:
         self.loaded: set[str] = set()

@@ -20,7 +20,7 @@ _NOT_COPIED = shutil.ignore_patterns("pginstall", "include", "*.a", "*.py", "__p
 
 
 def binaries_dir(account: SystemUser) -> Path:
-    """The folder of programs for this user: the wheel's own, or a copy if that is out of reach."""
+    """Return the folder of programs for this user: that of the wheel, or a readable copy."""
     package = _package()
     if not account.is_another or _is_reachable(package, account):
         return package / _INSTALL / "bin"
@@ -46,7 +46,7 @@ def _is_reachable(package: Path, account: SystemUser) -> bool:
 
 
 def _published(package: Path) -> Path:
-    """A copy that everyone can read and only root can write, made once per version."""
+    """Return a copy that everyone can read and only root can write, made once per version."""
     folder = system_folder()
     version = importlib.metadata.version(_PACKAGE)
     published = folder / f"postgres-{MAJOR_VERSION}-{version}"

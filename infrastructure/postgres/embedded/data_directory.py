@@ -101,7 +101,7 @@ def resolve_server_dir(data_dir: Path, account: SystemUser) -> ServerDir:
 
 
 def _make(folder: Path, account: SystemUser) -> None:
-    """Ours alone; but another user's server must pass through, which 0711 lets it."""
+    """Create the folder for us alone; 0711 lets another user's server pass through it."""
     with suppress(FileExistsError):  # another process was quicker
         folder.mkdir(mode=0o700)
         if account.is_another:

@@ -136,7 +136,7 @@ class Postmaster(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, home: ServerDir) -> Self | None:
-        """None if there is no such file, or it is not complete yet."""
+        """Read the file; return None if it is missing or incomplete."""
         with suppress(OSError, ValueError, IndexError):
             lines = _pid_file(home).read_text().splitlines()
             return cls(pid=int(lines[0]), socket_folder=lines[4], status=lines[7].strip())
@@ -173,7 +173,7 @@ def signal_stop(home: ServerDir, how: signal.Signals) -> None:
 
 
 def is_orphaned(home: ServerDir) -> bool:
-    """True when the server's first process was killed, and left its file behind."""
+    """Return whether the first process of the server was killed and left its file behind."""
     postmaster = Postmaster.read(home)
     return postmaster is not None and not is_tagged(postmaster.pid, home.mark)
 
@@ -190,12 +190,12 @@ def is_running(home: ServerDir) -> bool:
 
 
 def is_writing_checkpoint(home: ServerDir) -> bool:
-    """True during the checkpoint at the end of a shutdown or of recovery."""
+    """Return whether the server writes the checkpoint at the end of a shutdown or recovery."""
     return any("performing" in line for line in find_tagged(home.mark).values())
 
 
 def kill_orphans(home: ServerDir, how: signal.Signals) -> None:
-    """End what a killed server left behind; its commits are safe, and nothing else counts."""
+    """Kill the processes that a killed server left behind; its commits are safe."""
     for pid in find_tagged(home.mark):
         with suppress(ProcessLookupError):
             os.kill(pid, how)

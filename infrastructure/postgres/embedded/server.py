@@ -48,7 +48,7 @@ _CONNECT_TIMEOUT: Final = 10
 
 
 def try_connect(home: ServerDir) -> str | None:
-    """The URL if it works, None if it does not yet. Raises when waiting will not help."""
+    """Return the URL if a connection works, None if not yet. Raises if waiting is useless."""
     postmaster = Postmaster.read(home)
     if postmaster is None or not postmaster.is_ready:
         return None
@@ -88,11 +88,11 @@ _INSISTENCE = ((10.0, "SIGINT"), (10.0, "SIGQUIT"), (5.0, "SIGKILL"))
 
 
 def start_server(home: ServerDir, account: SystemUser) -> str:
-    """
-    The server's URL once it takes connections. The caller holds `home.decisions`.
+    """Start the server and return its URL once it accepts connections.
 
-    Waits as long as the server lives: recovery takes what it takes.
-    Raises EmbeddedPostgresError when it cannot be made, dies or refuses us.
+    The caller holds `home.decisions`. Waits as long as the server lives, because recovery may take
+    long. Raises EmbeddedPostgresError if the server cannot be created, dies or refuses the
+    connection.
     """
     while True:
         launched = _launch_unless_running(home, account)
@@ -156,7 +156,7 @@ def _runner(home: ServerDir, account: SystemUser) -> SystemUser:
 
 
 def _wait_until_ready(home: ServerDir, launched: Popen[bytes] | None) -> str | None:
-    """The URL, or None when a server that we did not launch has ended instead."""
+    """Return the URL, or None if a server that another process launched has ended."""
     begun = time.monotonic()
     while True:
         address = try_connect(home)
@@ -192,7 +192,7 @@ _LOG_CHECK_INTERVAL: Final = 10.0
 
 
 class ServerRefCount:
-    """One user's share in a server, and the care of its log meanwhile."""
+    """Reference of one process to a server; it also keeps the log short."""
 
     def __init__(self, home: ServerDir) -> None:
         self.home = home
@@ -235,11 +235,10 @@ class EmbeddedPostgres:
         self._membership: ServerRefCount | None = None
 
     def start(self) -> str:
-        """
-        The URL of the database `uptrail`, once it takes connections.
+        """Return the URL of the database `uptrail`, once it accepts connections.
 
-        Makes, starts, recovers or joins the server, and waits as long as recovery takes.
-        Called again, it makes sure that the server still runs. Raises EmbeddedPostgresError.
+        Creates, starts, recovers or joins the server. A repeated call checks that the server still
+        runs. Raises EmbeddedPostgresError.
         """
         if sys.platform == "win32":
             raise EmbeddedPostgresError("there is no embedded server on Windows yet", "use WSL")

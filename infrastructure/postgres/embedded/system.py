@@ -42,7 +42,7 @@ _READ, _ENTER = 0o4, 0o1
 
 
 class SystemUser(msgspec.Struct, frozen=True):
-    """A user and group to run as, by number."""
+    """User and group ids of a process."""
 
     uid: int
     gid: int
@@ -88,7 +88,7 @@ class SystemUser(msgspec.Struct, frozen=True):
 
 
 def server_user() -> SystemUser:
-    """Oneself; for root, whom PostgreSQL refuses, the user `uptrail`, made if need be."""
+    """Return the current user; for root the user `uptrail`, created if needed."""
     if os.geteuid() != 0:
         return _oneself()
     return _system_user() or _make_system_user()
@@ -171,7 +171,7 @@ def make_private_dir(folder: Path, account: SystemUser) -> Path:
 
 
 def system_folder() -> Path:
-    """Root's own folder, that every user can pass through."""
+    """Return the folder of root that every user can pass through."""
     with suppress(FileExistsError):
         SYSTEM_FOLDER.mkdir(parents=True)
         SYSTEM_FOLDER.chmod(0o755)
@@ -199,7 +199,7 @@ def socket_folder(home: Path, account: SystemUser) -> Path:
 
 
 def fingerprint(home: Path) -> str:
-    """A short name for a path, the same every time."""
+    """Return a short, stable name for a path."""
     return hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
 
 
@@ -222,7 +222,7 @@ if sys.platform != "win32":
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock, waiting for it as long as it takes."""
+    """Hold the lock; wait for it without a limit."""
     fd = _open(path)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -232,7 +232,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def lock_shared(path: Path) -> int:
-    """Join the holders of the lock; the descriptor is the membership."""
+    """Join the holders of the lock until the returned descriptor is closed."""
     fd = _open(path)
     fcntl.flock(fd, fcntl.LOCK_SH)
     return fd
@@ -262,7 +262,7 @@ def try_lock(path: Path) -> int | None:
 
 
 def is_free(path: Path) -> bool:
-    """True when no process holds the lock."""
+    """Return whether no process holds the lock."""
     fd = try_lock(path)
     if fd is None:
         return False
@@ -271,7 +271,7 @@ def is_free(path: Path) -> bool:
 
 
 def release(fd: int) -> None:
-    """Unlock for good, also in a forked child that still has the descriptor."""
+    """Unlock, also for a forked child that still has the descriptor."""
     try:
         fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
