@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from application.audit.merkle import SealedEntry, StoredEventRow, merkle_root, pack_entries
 from application.audit.seals import FIRST, AuditSeal
-from infrastructure.platform import write_file_atomically
+from infrastructure.files import write_file_atomically
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import SEAL_LOCK, SEALER_LOCK, run_as_leader
 from infrastructure.settings import Settings

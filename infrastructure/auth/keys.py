@@ -23,7 +23,7 @@ from domain.ids import key_stream_for
 from infrastructure.auth.sessions import LOGINS, SESSIONS, Revocations, TokenTable
 from infrastructure.auth.tokens import new_key, parse_key, token_hash
 from infrastructure.event_store.writer import append_in
-from infrastructure.platform import write_file_atomically
+from infrastructure.files import write_file_atomically
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.listener import Listener
 from infrastructure.postgres.pool import Pool

@@ -22,7 +22,7 @@ import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from infrastructure.platform import sync_folder, write_file_atomically
+from infrastructure import files
 from infrastructure.settings import Settings
 
 # Backup copies of owners' keys, encrypted with and stored next to a master key.
@@ -52,10 +52,10 @@ class OwnerKeyCopies:
     def write(self, copy: OwnerKeyCopy) -> None:
         """Keep this copy, durably, and remove earlier ones. Raises OSError."""
         file = self._folder / f"{sanitized(copy.master)}{SUFFIX}"
-        write_file_atomically(file, msgspec.json.encode(copy))
+        files.write_file_atomically(file, msgspec.json.encode(copy))
         for earlier in self._folder.glob(f"*{SUFFIX}"):
             if earlier != file:
-                earlier.unlink(missing_ok=True)
+                files.discard(earlier)
 
     def replacing(self, master: str) -> OwnerKeyCopy | None:
         """Return the copy whose master key directly or indirectly replaced this one."""
@@ -140,7 +140,7 @@ class FileMasterKeys:
         id = secrets.token_hex(8)
         try:
             content = b64encode(AESGCM.generate_key(256)) + b"\n"
-            write_file_atomically(self._file(id), content, replace=False)
+            files.write_file_atomically(self._file(id), content, replace=False)
         except OSError as error:
             raise NoMasterKey(f"no master key can be made in {self.folder}: {error}") from error
         _log.info("master_key_made", id=id, folder=str(self.folder))
@@ -159,14 +159,14 @@ class FileMasterKeys:
         file = self._file(id)
         try:
             with suppress(FileNotFoundError):
-                with file.open("r+b") as opened:
-                    size = opened.seek(0, os.SEEK_END)
-                    opened.seek(0)
-                    opened.write(b"\0" * size)
-                    opened.flush()
-                    os.fsync(opened.fileno())
-                file.unlink()
-            sync_folder(self.folder)
+                descriptor = files.open_file(file, os.O_WRONLY)
+                try:
+                    files.write_at(descriptor, bytes(os.fstat(descriptor).st_size), 0)
+                    files.sync(descriptor)
+                finally:
+                    os.close(descriptor)
+                files.unlink(file)
+            files.sync_folder(self.folder)
         except OSError as error:
             raise NoMasterKey(f"{file} cannot be destroyed: {error}") from error
         _log.info("master_key_destroyed", id=id, folder=str(self.folder))

@@ -26,6 +26,7 @@ from infrastructure.erasure.wrapped_keys import ensure_master_key
 from infrastructure.event_store.codec import Codec
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
+from infrastructure.files import make_folder
 from infrastructure.jobs.heartbeat import PostgresWorkers
 from infrastructure.postgres import requirements
 from infrastructure.postgres.connection import connect
@@ -350,7 +351,7 @@ async def open_container(
 
     Raises what `open_database` and `open_blobs` raise, UnsafeWriter, NoMasterKey, OSError.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(settings.data_dir)
     pools = pools or PoolSizes()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 import msgspec
 import structlog
 
+from infrastructure import files
 from infrastructure.auth.keys import PostgresKeys, ensure_admin_key
-from infrastructure.platform import write_file_atomically
 from infrastructure.settings import Settings
 from interfaces.bootstrap.container import Role
 from interfaces.common.forwarded import public_base_url
@@ -71,13 +71,13 @@ def server_file(data_dir: Path, url: str) -> Iterator[None]:
     """Write the file by which commands on this machine find the server; delete it at the end."""
     file = data_dir / SERVER_FILE
     content = msgspec.json.encode({"url": url, "pid": os.getpid()})
-    write_file_atomically(file, content, mode=0o644)
+    files.write_file_atomically(file, content, mode=0o644)
     try:
         yield
     finally:
         with suppress(OSError):
             if file.read_bytes() == content:
-                file.unlink()
+                files.unlink(file)
 
 
 def _addresses(host: str, port: int) -> Sequence[tuple[int, Any]]:

@@ -20,6 +20,7 @@ import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
 from infrastructure.auth.keys import PostgresKeys
+from infrastructure.files import make_folder
 from infrastructure.postgres.pool import make_pool
 from infrastructure.settings import Settings
 from infrastructure.tasks import cancel_and_wait
@@ -203,7 +204,7 @@ async def serve_in_processes(
     Raises what `require_connections` and `open_database` raise, StartupFailed for a child that does
     not become ready, TaskFailed for one that ends again and again.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(settings.data_dir)
     async with AsyncExitStack() as stack:
         pools = await require_connections(settings, roles)
         database = await stack.enter_async_context(open_database(settings))

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from application.pipeline import Pipeline, Step
 from application.views import BatchView, UploadView
 from domain.retry import RetryPolicy
+from infrastructure.files import make_folder
 from infrastructure.settings import DEFAULT_PIPELINE, Settings
 from infrastructure.telemetry import configure_logging
 from interfaces.bootstrap.container import ALL_ROLES
@@ -147,7 +148,7 @@ def demo(
 
 
 def _demonstrate(settings: Settings, chosen: DemoFiles) -> int:
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(settings.data_dir)
     with (settings.data_dir / LOG).open("a") as log:
         configure_logging("json", settings.log_level, log)
         return run_on_uvloop(_serve_and_show(demo_settings(settings, chosen), chosen))

@@ -6,7 +6,6 @@ A file that is itself called `show` is named by its path: `uptrail upload ./show
 from __future__ import annotations
 
 import asyncio
-import fcntl
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -19,7 +18,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from application.views import BatchView, UploadView
-from infrastructure.platform import write_file_atomically
+from infrastructure import files
 from interfaces.cli import console
 from interfaces.cli.client import SILENCE_TIMEOUT, Client, run_with_client, send_command
 from interfaces.cli.console import (
@@ -64,10 +63,10 @@ class ResumeFile:
 
     def save(self, remembered: ResumeState) -> None:
         """Save durably. Raises OSError."""
-        write_file_atomically(self.path, msgspec.json.encode(remembered))
+        files.write_file_atomically(self.path, msgspec.json.encode(remembered))
 
     def delete(self) -> None:
-        self.path.unlink(missing_ok=True)
+        files.discard(self.path)
 
 
 @contextmanager
@@ -81,16 +80,14 @@ def open_resume_file(
     names = sorted(str(root) for root in roots)
     identity = msgspec.json.encode([server, names, label, pipeline])
     folder = data_dir / "resume"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    files.make_folder(folder)
     path = folder / f"{sha256(identity).hexdigest()[:24]}.json"
     with path.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.try_lock(lock.fileno()):
             raise CommandError(
                 "the same upload runs already in another process",
                 "wait for it, or give this one another --label",
-            ) from None
+            )
         memory = ResumeFile(path)
         known = memory.recall()
         if known is None:

@@ -14,13 +14,10 @@ from typing import TypeVar
 import msgspec
 
 from application.errors import ApplicationError, Unavailable
+from infrastructure import files
 from infrastructure.blobs.local.disk import (
     FILE_MODE,
-    sync_data,
-    sync_folder,
     translate_os_errors,
-    try_lock,
-    write_all,
 )
 from infrastructure.blobs.local.kernel_sync import KernelSync
 from infrastructure.blobs.local.packs import (
@@ -52,10 +49,10 @@ class OpenPack:
         self._path = path
         self._name = name
         self._blocks = 0  # that are durable
-        self.descriptor = os.open(path, _NEW, FILE_MODE)
-        try_lock(self.descriptor)  # free: no other process knows the new file
+        self.descriptor = files.open_file(path, _NEW, FILE_MODE)
+        files.try_lock(self.descriptor)  # free: no other process knows the new file
         try:
-            sync_folder(path.parent)
+            files.sync_folder(path.parent)
         except BaseException:
             self.close()
             raise
@@ -77,7 +74,7 @@ class OpenPack:
         return places, b"".join(frames)
 
     def write(self, frames: bytes) -> None:
-        for _ in write_all(self.descriptor, frames):
+        for _ in files.write_all(self.descriptor, frames):
             pass
 
     def wrote(self, frames: bytes) -> None:
@@ -87,9 +84,9 @@ class OpenPack:
     def close(self) -> None:
         """Close the pack and truncate bytes that are not durable: they were never acknowledged."""
         with suppress(OSError):
-            os.ftruncate(self.descriptor, self._blocks * BLOCK_SIZE)
+            files.truncate(self.descriptor, self._blocks * BLOCK_SIZE)
         if not self._blocks:
-            self._path.unlink(missing_ok=True)
+            files.discard(self._path)
         os.close(self.descriptor)
 
 
@@ -205,7 +202,7 @@ class PackWriter:
         syncing = self._kernel_sync.submit(descriptor) if self._kernel_sync else None
         if syncing is None:
             loop = asyncio.get_running_loop()
-            syncing = loop.run_in_executor(self._threads, sync_data, descriptor)
+            syncing = loop.run_in_executor(self._threads, files.sync_data, descriptor)
         await syncing
 
     def _begin(self) -> OpenPack:

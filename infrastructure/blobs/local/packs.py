@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -14,9 +13,8 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from application.ports.blobs import BlobMissing
-from infrastructure.blobs.local.disk import sync_data, sync_folder, try_lock
+from infrastructure import files
 from infrastructure.blobs.shared import MAX_NAME
-from infrastructure.platform import libc_function
 
 # Names of packed blobs: what the caller chose, and behind an `@` where in which pack it is.
 
@@ -148,31 +146,21 @@ def _behind_hole(descriptor: int, block: int) -> int:
     return max(block + 1, data // BLOCK_SIZE)
 
 
-_PUNCH_HOLE = 0x02 | 0x01  # and keep the size of the file (fallocate(2))
-_NOT_OFFERED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-
-_fallocate = (
-    libc_function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    if ctypes.sizeof(ctypes.c_long) == ctypes.sizeof(ctypes.c_int64)  # as wide as its offsets
-    else None
-)
-
-
 def punch_member(path: Path, packed: PackedName) -> None:
     """Takes the bytes of a member away for good; one that is not there is fine. Raises OSError.
 
     Its header goes first, and readers look at that last: none of them takes zeros for content.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = files.open_file(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return
     try:
         if exists(descriptor, packed):
             start = packed.place.block * BLOCK_SIZE
-            os.pwrite(descriptor, bytes(HEADER), start)
+            files.write_at(descriptor, bytes(HEADER), start)
             _give_back(descriptor, start, block_count(packed.place.size) * BLOCK_SIZE)
-            sync_data(descriptor)
+            files.sync_data(descriptor)
         if _is_hole(descriptor):
             _remove_unused(path, descriptor)
     finally:
@@ -182,7 +170,7 @@ def punch_member(path: Path, packed: PackedName) -> None:
 def remaining_members(path: Path, pack: str) -> list[str]:
     """Return the names of the members; delete the pack if it is empty and not in use."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = files.open_file(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return []
     try:
@@ -196,10 +184,10 @@ def remaining_members(path: Path, pack: str) -> list[str]:
 
 def _remove_unused(path: Path, descriptor: int) -> None:
     """Delete an empty pack unless a writer holds its lock."""
-    if try_lock(descriptor):
+    if files.try_lock(descriptor):
         with suppress(FileNotFoundError):
-            path.unlink()
-            sync_folder(path.parent)
+            files.unlink(path)
+            files.sync_folder(path.parent)
 
 
 def _is_hole(descriptor: int) -> bool:
@@ -213,11 +201,8 @@ def _is_hole(descriptor: int) -> bool:
 
 def _give_back(descriptor: int, start: int, length: int) -> None:
     """Zeros in any case; as a hole in the file where its file system knows that."""
-    if _fallocate is not None and _fallocate(descriptor, _PUNCH_HOLE, start, length) == 0:
-        return
-    if _fallocate is not None and (number := ctypes.get_errno()) not in _NOT_OFFERED:
-        raise OSError(number, os.strerror(number))
-    os.pwrite(descriptor, bytes(length), start)
+    if not files.punch_hole(descriptor, start, length):
+        files.write_at(descriptor, bytes(length), start)
 
 
 # Reading of blobs in packs, in a thread.

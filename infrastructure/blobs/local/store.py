@@ -14,20 +14,15 @@ from zlib import crc32
 
 from application.errors import Unavailable
 from application.ports.blobs import BlobBusy, BlobTooShort
+from infrastructure import files
 from infrastructure.blobs.local.disk import (
     ASIDE,
     FILE_MODE,
     FOLDER_MODE,
     WritebackWindow,
-    make_folder,
     open_to_read,
-    sync_data,
-    sync_file_range,
-    sync_folder,
     translate_os_errors,
-    try_lock,
-    write_all,
-    write_atomically,
+    write_blob,
 )
 from infrastructure.blobs.local.kernel_sync import open_kernel_sync
 from infrastructure.blobs.local.pack_writer import PackedBlobs, PackWriter
@@ -43,7 +38,7 @@ def open_to_append(name: str, path: Path, offset: int) -> tuple[int, int]:
     while True:
         descriptor = _open_to_write(name, path, offset)
         try:
-            if not try_lock(descriptor):
+            if not files.try_lock(descriptor):
                 raise BlobBusy(name)
             found = os.fstat(descriptor)
             if found.st_size < offset:
@@ -60,7 +55,7 @@ def open_to_append(name: str, path: Path, offset: int) -> tuple[int, int]:
 def _open_to_write(name: str, path: Path, offset: int) -> int:
     flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if offset else os.O_CREAT)
     try:
-        return os.open(path, flags, FILE_MODE)
+        return files.open_file(path, flags, FILE_MODE)
     except FileNotFoundError:
         raise BlobTooShort(name, 0, offset) from None
 
@@ -78,7 +73,7 @@ def close_orphaned_fd(opened: tuple[int, int]) -> None:
 
 def finish(name: str, path: Path, size: int) -> None:
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = files.open_file(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise BlobTooShort(name, 0, size) from None
     try:
@@ -86,17 +81,17 @@ def finish(name: str, path: Path, size: int) -> None:
         if stored < size:
             raise BlobTooShort(name, stored, size)
         if stored > size:
-            os.ftruncate(descriptor, size)
-        sync_data(descriptor)
+            files.truncate(descriptor, size)
+        files.sync_data(descriptor)
     finally:
         os.close(descriptor)
-    sync_folder(path.parent)
+    files.sync_folder(path.parent)
 
 
 def delete(path: Path) -> None:
     with suppress(FileNotFoundError):
-        path.unlink()
-        sync_folder(path.parent)
+        files.unlink(path)
+        files.sync_folder(path.parent)
 
 
 def free_bytes(folder: Path) -> int:
@@ -117,7 +112,7 @@ def older_than(shard: Path, before: float) -> list[str]:
                 if entry.stat(follow_symlinks=False).st_mtime >= before:
                     continue
                 if ASIDE in entry.name:
-                    os.unlink(entry.path)
+                    files.unlink(entry.path)
                 elif pack := pack_id_from_file(entry.name):
                     found += remaining_members(Path(entry.path), pack)
                 else:
@@ -202,15 +197,15 @@ class LocalBlobWriter:
     def _write(self, chunk: bytes | bytearray | memoryview) -> None:
         with translate_os_errors():
             if self._excess:
-                os.ftruncate(self._descriptor, self._size)
+                files.truncate(self._descriptor, self._size)
                 self._excess = False
-            for written in write_all(self._descriptor, chunk):
+            for written in files.write_all(self._descriptor, chunk):
                 self._size += written
 
     def _write_out(self, start: int, end: int) -> None:
         try:
             with translate_os_errors():
-                sync_file_range(self._descriptor, start, end)
+                files.write_out(self._descriptor, start, end)
         except BaseException:
             self._broken = True
             raise
@@ -220,9 +215,9 @@ class LocalBlobWriter:
             raise Unavailable("an earlier sync of this blob failed")
         try:
             with translate_os_errors():
-                sync_data(self._descriptor)
+                files.sync_data(self._descriptor)
                 if not self._named:
-                    sync_folder(self._path.parent)
+                    files.sync_folder(self._path.parent)
                     self._named = True
         except BaseException:
             self._broken = True
@@ -266,7 +261,7 @@ class LocalBlobStore:
         self, folder: Path, *, threads: int = MAX_THREADS, use_kernel_sync: bool = True
     ) -> None:
         """`use_kernel_sync` applies where the kernel offers AIO; threads sync otherwise."""
-        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        files.make_folder(folder, FOLDER_MODE)
         self._folder = folder
         self._shards = [folder / f"{number:02x}" for number in range(SHARDS)]
         self._made: set[Path] = set()  # shards known to be durable
@@ -340,9 +335,9 @@ class LocalBlobStore:
         path = self._path(name)
         await self._ensure_shard(path.parent)
         loop = asyncio.get_running_loop()
-        putting = loop.run_in_executor(self._threads, write_atomically, path, content)
+        putting = loop.run_in_executor(self._threads, write_blob, path, content)
         with translate_os_errors():  # if the caller is cancelled, the file is deleted again
-            await shield_result(putting, lambda _: path.unlink(missing_ok=True))
+            await shield_result(putting, lambda _: delete(path))
 
     async def put_many(self, blobs: Mapping[str, bytes]) -> Mapping[str, str]:
         return await self._packs.put(
@@ -380,7 +375,7 @@ class LocalBlobStore:
 
     def _make_shard(self, shard: Path) -> None:
         if shard not in self._made:
-            make_folder(shard)
+            files.make_folder(shard, FOLDER_MODE)
             self._made.add(shard)
 
     async def _opened(self, work: Callable[[], tuple[int, int]]) -> tuple[int, int]:

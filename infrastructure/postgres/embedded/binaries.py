@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from infrastructure import files
 from infrastructure.postgres.embedded import system
 from infrastructure.postgres.embedded.system import EmbeddedPostgresError, SystemUser, system_folder
 
@@ -66,7 +67,7 @@ def _publish(package: Path, published: Path) -> None:
         shutil.copytree(libraries, copy / libraries.name, symlinks=True)
     _open_to_all(copy)
     os.sync()  # before the rename, which marks the copy as complete
-    copy.rename(published)
+    files.rename(copy, published)
 
 
 def _open_to_all(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from infrastructure.platform import sync_folder, write_file_atomically
+from infrastructure import files
 from infrastructure.postgres.embedded.binaries import MAJOR_VERSION
 from infrastructure.postgres.embedded.data_directory import ServerDir
 from infrastructure.postgres.embedded.postmaster import Log, clear_stale_files, spawn
@@ -102,36 +101,38 @@ class Cluster(msgspec.Struct, frozen=True):
 
         Raises EmbeddedPostgresError if it is another version's, or cannot be made.
         """
-        write_file_atomically(self.home.access_rules, _ACCESS_RULES.encode(), mode=0o644)
+        files.write_file_atomically(self.home.access_rules, _ACCESS_RULES.encode(), mode=0o644)
         if not os.path.lexists(self.home.cluster):
             self._make()
         self._require_our_version()
         if not self.home.upkeep.exists():  # a cluster of an earlier version
             self._grant_upkeep(self.home.cluster)
-            write_file_atomically(self.home.upkeep, b"granted\n", mode=0o644)
+            files.write_file_atomically(self.home.upkeep, b"granted\n", mode=0o644)
         if not self.home.password.exists():  # lost: the owner of the files may set another
-            password = _new_password(self.home)
+            password = secrets.token_urlsafe(32)
             self._execute(self.home.cluster, _NEW_PASSWORD.format(password=password))
+            _write_password(self.home, password)  # last: without the file it is set once more
 
     def _make(self) -> None:
         """Make it beside its place and move it there complete, whatever kills us meanwhile."""
         unfinished = self.home.unfinished
         if unfinished.exists():
-            shutil.rmtree(unfinished)
-        unfinished.mkdir(mode=0o700)
-        password = _new_password(self.home)
+            files.remove_tree(unfinished)
+        files.mkdir(unfinished, 0o700)
+        password = secrets.token_urlsafe(32)
+        _write_password(self.home, password)
         self._initdb(unfinished)
         self._execute(unfinished / "data", _FIRST_STATEMENTS.format(password=password))
         self._grant_upkeep(unfinished / "data")
-        write_file_atomically(self.home.upkeep, b"granted\n", mode=0o644)
-        (unfinished / "data").rename(self.home.cluster)
-        sync_folder(self.home.path)
-        shutil.rmtree(unfinished)
+        files.write_file_atomically(self.home.upkeep, b"granted\n", mode=0o644)
+        files.rename(unfinished / "data", self.home.cluster)
+        files.sync_folder(self.home.path)
+        files.remove_tree(unfinished)
 
     def _initdb(self, unfinished: Path) -> None:
         # initdb requires a superuser password; pg_hba.conf never accepts it, so it is not kept.
         superuser = unfinished / "superuser"
-        write_file_atomically(superuser, secrets.token_urlsafe(32).encode())
+        files.write_file_atomically(superuser, secrets.token_urlsafe(32).encode())
         self.account.own(superuser)
         make_private_dir(unfinished, self.account)
         self._run(
@@ -199,10 +200,8 @@ def url(home: ServerDir, socket_folder: str) -> str:
     return f"postgresql://{NAME}:{password}@/{NAME}?host={quote(socket_folder, '')}&port={PORT}"
 
 
-def _new_password(home: ServerDir) -> str:
-    password = secrets.token_urlsafe(32)
-    write_file_atomically(home.password, f"{password}\n".encode())
-    return password
+def _write_password(home: ServerDir, password: str) -> None:
+    files.write_file_atomically(home.password, f"{password}\n".encode())
 
 
 def launch(cluster: Cluster, socket_folder: Path) -> Popen[bytes]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from infrastructure.platform import sync_folder
+from infrastructure import files
 from infrastructure.postgres.embedded.system import (
     EmbeddedPostgresError,
     SystemUser,
@@ -91,7 +89,6 @@ def resolve_server_dir(data_dir: Path, account: SystemUser) -> ServerDir:
     never a reason to begin with an empty one.
     """
     if not data_dir.exists():
-        data_dir.parent.mkdir(parents=True, exist_ok=True)
         _make(data_dir, account)
     place = server_dir_path(data_dir)
     if not os.path.lexists(place):
@@ -102,10 +99,8 @@ def resolve_server_dir(data_dir: Path, account: SystemUser) -> ServerDir:
 
 def _make(folder: Path, account: SystemUser) -> None:
     """Create the folder for us alone; 0711 lets another user's server pass through it."""
-    with suppress(FileExistsError):  # another process was quicker
-        folder.mkdir(mode=0o700)
-        if account.is_another:
-            folder.chmod(0o711)
+    if files.make_folder(folder) and account.is_another:
+        folder.chmod(0o711)
 
 
 def _found(place: Path, account: SystemUser) -> None:
@@ -113,7 +108,7 @@ def _found(place: Path, account: SystemUser) -> None:
         _make(place, account)
     else:
         _found_elsewhere(place, account)
-    sync_folder(place.parent)
+    files.sync_folder(place.parent)
 
 
 def _found_elsewhere(place: Path, account: SystemUser) -> None:
@@ -121,12 +116,12 @@ def _found_elsewhere(place: Path, account: SystemUser) -> None:
     _make(clusters, account)
     home = Path(tempfile.mkdtemp(prefix=f"{place.parent.name}-", dir=clusters))
     home.chmod(0o711)
-    (home / "data-directory").write_text(f"{place.parent}\n")
-    sync_folder(clusters)
+    files.write_file_atomically(home / "data-directory", f"{place.parent}\n".encode())
+    files.sync_folder(clusters)
     try:
-        place.symlink_to(home)
+        files.symlink(home, place)
     except FileExistsError:  # another process was quicker
-        shutil.rmtree(home)
+        files.remove_tree(home)
 
 
 def _require_ours(place: Path, account: SystemUser) -> None:

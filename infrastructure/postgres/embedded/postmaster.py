@@ -16,6 +16,7 @@ from typing import Final, Self
 
 import msgspec
 
+from infrastructure import files
 from infrastructure.postgres.embedded.data_directory import ServerDir
 from infrastructure.postgres.embedded.system import (
     SOCKET,
@@ -37,7 +38,7 @@ class Log:
     def open(self) -> int:
         """A descriptor to append to; the server writes through it, needing no permission."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(self._path, flags, 0o600)
+        return files.open_file(self._path, flags, 0o600)
 
     def tail(self) -> str:
         """The last lines."""
@@ -53,7 +54,7 @@ class Log:
         if self._path.stat().st_size > limit:
             previous = self._path.with_name(f"{self._path.name}.1")
             shutil.copy(self._path, previous)
-            os.truncate(self._path, 0)
+            files.truncate(self._path, 0)
 
 
 def spawn(
@@ -159,7 +160,7 @@ def clear_stale_files(home: ServerDir, socket_folder: Path) -> None:
             )
     socket = socket_folder / SOCKET
     for stale in (_pid_file(home), socket.with_name(f"{SOCKET}.lock"), socket):
-        stale.unlink(missing_ok=True)
+        files.discard(stale)
 
 
 def signal_stop(home: ServerDir, how: signal.Signals) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import Final
 import psycopg
 from psycopg.pq import PGconn, Ping
 
+from infrastructure import files
 from infrastructure.postgres.embedded import binaries, system
 from infrastructure.postgres.embedded.cluster import Cluster, launch, url
 from infrastructure.postgres.embedded.data_directory import (
@@ -183,7 +183,7 @@ def _died(home: ServerDir, code: int) -> EmbeddedPostgresError:
 def _remove_socket_folder(home: ServerDir, postmaster: Postmaster | None) -> None:
     if postmaster is not None and not postmaster.socket_folder.startswith(str(home.path)):
         with suppress(OSError):
-            os.rmdir(postmaster.socket_folder)
+            files.rmdir(postmaster.socket_folder)
 
 
 # One user's share in a server: the last to end it shuts the server down.
@@ -337,6 +337,6 @@ def _remove(place: Path) -> None:
     with system.exclusive(home.decisions):
         if not system.is_free(home.running_lock):
             raise EmbeddedPostgresError(f"another process uses {place}", "stop it first")
-        shutil.rmtree(home.path)
+        files.remove_tree(home.path)
         if place.is_symlink():
-            place.unlink()
+            files.unlink(place)

@@ -18,6 +18,8 @@ from typing import Final, Self
 
 import msgspec
 
+from infrastructure import files
+
 # The one thing that can go wrong with the embedded server, said in full.
 
 USE_ANOTHER: Final = "or set UPTRAIL_DATABASE_URL to a PostgreSQL of your own"
@@ -158,7 +160,7 @@ def make_private_dir(folder: Path, account: SystemUser) -> Path:
     Raises EmbeddedPostgresError if another user's folder, or a link, has its name.
     """
     with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
+        files.mkdir(folder, 0o700)
     status = folder.lstat()
     ours = status.st_uid in (account.uid, os.geteuid())
     if not (stat.S_ISDIR(status.st_mode) and ours and not status.st_mode & 0o077):
@@ -172,8 +174,7 @@ def make_private_dir(folder: Path, account: SystemUser) -> Path:
 
 def system_folder() -> Path:
     """Return the folder of root that every user can pass through."""
-    with suppress(FileExistsError):
-        SYSTEM_FOLDER.mkdir(parents=True)
+    if files.make_folder(SYSTEM_FOLDER):
         SYSTEM_FOLDER.chmod(0o755)
     status = SYSTEM_FOLDER.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or not status.st_mode & 0o001:
@@ -216,16 +217,13 @@ def _fits(folder: Path) -> bool:
 
 # File locks that the kernel drops when their holder dies, however it dies.
 
-if sys.platform != "win32":
-    import fcntl
-
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock; wait for it without a limit."""
     fd = _open(path)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        files.lock(fd)
         yield
     finally:
         release(fd)
@@ -234,17 +232,13 @@ def exclusive(path: Path) -> Iterator[None]:
 def lock_shared(path: Path) -> int:
     """Join the holders of the lock until the returned descriptor is closed."""
     fd = _open(path)
-    fcntl.flock(fd, fcntl.LOCK_SH)
+    files.lock_shared(fd)
     return fd
 
 
 def is_only_holder(fd: int) -> bool:
     """Return whether no other process shares the lock; it is then held exclusively."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return files.try_lock(fd)
 
 
 def try_lock(path: Path) -> int | None:
@@ -273,10 +267,10 @@ def is_free(path: Path) -> bool:
 def release(fd: int) -> None:
     """Unlock, also for a forked child that still has the descriptor."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_UN)
+        files.unlock(fd)
     finally:
         os.close(fd)
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    return files.open_file(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

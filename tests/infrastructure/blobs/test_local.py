@@ -13,7 +13,7 @@ import pytest
 
 from application.errors import Unavailable
 from application.ports.blobs import BlobBusy
-from infrastructure.blobs.local import store as local_writer
+from infrastructure import files
 from infrastructure.blobs.local.disk import WRITE_BACK_WINDOW
 from infrastructure.blobs.local.store import LocalBlobStore
 from tests.contracts.blob_store import NAME, BlobStoreContract, Opener, appended, content
@@ -121,7 +121,7 @@ async def test_a_disk_that_loses_what_it_is_writing_out_never_looks_sound(
 
     store = LocalBlobStore(tmp_path)
     writer = await store.append(NAME, 0)
-    monkeypatch.setattr(local_writer, "sync_file_range", failing)
+    monkeypatch.setattr(files, "write_out", failing)
     await writer.write(bytes(WRITE_BACK_WINDOW))
     with pytest.raises(Unavailable):
         await store.finish(NAME, WRITE_BACK_WINDOW)

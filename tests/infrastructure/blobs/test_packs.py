@@ -15,7 +15,8 @@ import pytest
 
 from application.errors import StorageFull, Unavailable
 from application.ports.blobs import BlobMissing
-from infrastructure.blobs.local import pack_writer, packs
+from infrastructure import files
+from infrastructure.blobs.local import pack_writer
 from infrastructure.blobs.local.kernel_sync import KernelSync
 from infrastructure.blobs.local.packs import BLOCK_SIZE, HEADER, parse_packed_name
 from infrastructure.blobs.local.store import LocalBlobStore
@@ -137,7 +138,7 @@ async def test_a_pack_goes_with_its_last_member(
 ) -> None:
     """At once, or when the inventory comes by, where a file system knows no holes."""
     if not holes:
-        monkeypatch.setattr(packs, "_fallocate", None)
+        monkeypatch.setattr(files, "punch_hole", lambda *_: False)
     names: dict[str, str] = {}
 
     async with opened(tmp_path) as store:
@@ -167,7 +168,7 @@ async def test_the_inventory_lists_what_is_left_by_the_names_that_free_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holes: bool
 ) -> None:
     if not holes:
-        monkeypatch.setattr(packs, "_fallocate", None)
+        monkeypatch.setattr(files, "punch_hole", lambda *_: False)
 
     async with opened(tmp_path) as store:
         names = await store.put_many({named(n): b"\0" * 10_000 for n in range(20)})
@@ -226,7 +227,7 @@ async def test_a_failed_sync_fails_the_put_and_the_next_put_begins_another_pack(
     async with opened(tmp_path, kernel_sync=syncs != "thread") as store:
         kept = await store.put_many({named(1): b"kept"})
         with monkeypatch.context() as patch:
-            patch.setattr(pack_writer, "sync_data", _fails)
+            patch.setattr(files, "sync_data", _fails)
             submit = _submit_a_failing_sync if syncs == "kernel" else lambda *_: None
             patch.setattr(KernelSync, "submit", submit)
             with pytest.raises(Unavailable):
