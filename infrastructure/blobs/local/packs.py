@@ -75,6 +75,7 @@ def pack_id_from_file(file: str) -> str | None:
 BLOCK_SIZE = 4096
 
 _MAGIC = b"uptrail\x01"
+_FREED = b"uptrail\x00"  # instead of the mark: the member is being freed
 _HEADER = Struct(f"<8sIH{MAX_NAME}s")  # the mark, the size of the blob, its name and how long it is
 HEADER = _HEADER.size
 
@@ -113,12 +114,15 @@ def exists(descriptor: int, packed: PackedName) -> bool:
 
 
 def members(descriptor: int, pack: str) -> Iterator[PackedName]:
-    """Yield the remaining members; an incomplete one, left by a crash, ends the pack."""
+    """Yield the remaining members, and those half freed; an incomplete one ends the pack.
+
+    What lies behind that is not searched: bytes of users could pass for headers.
+    """
     size = os.fstat(descriptor).st_size
     block = 0
     while block * BLOCK_SIZE < size:
         head = os.pread(descriptor, HEADER, block * BLOCK_SIZE)
-        if member := _member(head):
+        if member := _member(head) or _member(head, _FREED):
             yield PackedName(member.name, PackLocation(pack, block, member.size))
             block += block_count(member.size)
         elif any(head):
@@ -127,8 +131,8 @@ def members(descriptor: int, pack: str) -> Iterator[PackedName]:
             block = _behind_hole(descriptor, block)
 
 
-def _member(head: bytes) -> PackEntry | None:
-    if len(head) < HEADER or not head.startswith(_MAGIC):
+def _member(head: bytes, mark: bytes = _MAGIC) -> PackEntry | None:
+    if len(head) < HEADER or not head.startswith(mark):
         return None
     _, size, length, name = _HEADER.unpack(head)
     try:
@@ -149,18 +153,30 @@ def _behind_hole(descriptor: int, block: int) -> int:
 def punch_member(path: Path, packed: PackedName) -> None:
     """Takes the bytes of a member away for good; one that is not there is fine. Raises OSError.
 
-    Its header goes first, and readers look at that last: none of them takes zeros for content.
+    Its mark changes first, and readers look at that last: none of them takes zeros for content.
+    Its header goes last: until then it is listed, to be freed again after a crash, and those behind
+    it are found. Either is durable before the next step begins.
     """
     try:
         descriptor = files.open_file(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return
     try:
-        if exists(descriptor, packed):
-            start = packed.place.block * BLOCK_SIZE
-            files.write_at(descriptor, bytes(HEADER), start)
-            _give_back(descriptor, start, block_count(packed.place.size) * BLOCK_SIZE)
-            files.sync_data(descriptor)
+        start = packed.place.block * BLOCK_SIZE
+        head = os.pread(descriptor, HEADER, start)
+        is_ours = PackEntry(packed.chosen, packed.place.size) in (
+            _member(head),
+            _member(head, _FREED),
+        )
+        if is_ours:
+            files.write_at(descriptor, _FREED, start)
+            if more := (block_count(packed.place.size) - 1) * BLOCK_SIZE:
+                files.sync_data(descriptor)
+                _give_back(descriptor, start + BLOCK_SIZE, more)
+                files.sync_data(descriptor)
+            _give_back(descriptor, start, BLOCK_SIZE)
+        if is_ours or not any(head):
+            files.sync_data(descriptor)  # of one that is gone, too: its sync may have failed
         if _is_hole(descriptor):
             _remove_unused(path, descriptor)
     finally:
@@ -175,11 +191,22 @@ def remaining_members(path: Path, pack: str) -> list[str]:
         return []
     try:
         left = [str(packed) for packed in members(descriptor, pack)]
-        if not left:
+        if not left and not _may_have_members(descriptor):
             _remove_unused(path, descriptor)
         return left
     finally:
         os.close(descriptor)
+
+
+def _may_have_members(descriptor: int) -> bool:
+    """Return whether any block looks like a header, also behind what ends the list of members."""
+    size = os.fstat(descriptor).st_size
+    block = 0
+    while block * BLOCK_SIZE < size:
+        if os.pread(descriptor, len(_MAGIC), block * BLOCK_SIZE) == _MAGIC:
+            return True
+        block = _behind_hole(descriptor, block)
+    return False
 
 
 def _remove_unused(path: Path, descriptor: int) -> None:

@@ -89,9 +89,9 @@ def finish(name: str, path: Path, size: int) -> None:
 
 
 def delete(path: Path) -> None:
-    with suppress(FileNotFoundError):
-        files.unlink(path)
-        files.sync_folder(path.parent)
+    files.discard(path)
+    with suppress(FileNotFoundError):  # the folder: no blob was ever stored in it
+        files.sync_folder(path.parent)  # of a missing file, too: an earlier sync may have failed
 
 
 def free_bytes(folder: Path) -> int:
