@@ -164,7 +164,7 @@ def test_doctor_tries_the_sandbox_for_decoders(command: Command, tmp_path: Path)
     (decoders,) = (finding for finding in found.json if finding["check"] == "decoders")
     filtered = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
     assert decoders["level"] == ("ok" if filtered else "warn")
-    assert "seccomp" in decoders["events_shown"]
+    assert "seccomp" in decoders["told"]
 
 
 def test_doctor_without_a_server_names_the_remedy_and_creates_nothing(
