@@ -362,7 +362,7 @@ class Soak:
             chance = random.Random(seed)
             while time.monotonic() < end:
                 await work(client, chance, photos)
-                await asyncio.sleep(chance.uniform(0.1, 1.0))
+                await asyncio.sleep(chance.uniform(0.5, 4.0))
 
         async with asyncio.TaskGroup() as tasks:
             for work in CLIENTS:

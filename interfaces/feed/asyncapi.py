@@ -90,10 +90,10 @@ def asyncapi() -> dict[str, Any]:
         "servers": {"socket": _server("ws"), "stream": _server("http")},
         "channels": {"socket": _socket(), "stream": _stream()},
         "operations": {
-            "tell": _operation(
+            "sendFrame": _operation(
                 "send", "socket", WEBSOCKET_FRAMES, "Frames that the server sends on a WebSocket"
             ),
-            "hear": _operation(
+            "receiveMessage": _operation(
                 "receive",
                 "socket",
                 CLIENT_MESSAGES,

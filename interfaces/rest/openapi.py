@@ -82,7 +82,7 @@ def webhook_schemas(schema_of: dict[str, Any]) -> dict[str, Any]:
 def _webhook_schema(topic: str, schema_of: dict[str, Any]) -> dict[str, Any]:
     message = BatchMessage if topic.startswith("batch.") else UploadMessage
     return {
-        "operationId": f"told_{topic.replace('.', '_')}",
+        "operationId": f"webhook_{topic.replace('.', '_')}",
         "summary": f"Request to a webhook that chose {topic}",
         "parameters": [
             {"name": name, "in": "header", "required": True, "description": text}
