@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from application.audit.merkle import SealedEntry, StoredEventRow, merkle_root, pack_entries
 from application.audit.seals import FIRST, AuditSeal
-from infrastructure.files import write_file_atomically
+from infrastructure import files
 from infrastructure.postgres.connection import Connection
 from infrastructure.postgres.locks import SEAL_LOCK, SEALER_LOCK, run_as_leader
 from infrastructure.settings import Settings
@@ -71,7 +71,12 @@ def verify_signature(seal: AuditSeal) -> bool:
 def ensure_key(file: Path) -> SealKey:
     """Return the key in the file; create it if there is none. Raises InvalidKeyFile, OSError."""
     with suppress(FileNotFoundError):
-        return read_key(file)
+        key = read_key(file)
+        # The process that wrote it may have been killed before its name was durable, and what is
+        # signed with it is. The folder of a mounted secret is as it is.
+        with suppress(OSError):
+            files.sync_folder(file.parent)
+        return key
     if write_key(file, SealKey.new(), replace=False):
         _log.info("seal_key_written", file=str(file))
     return read_key(file)  # of two processes that start at once, both use the one that was first
@@ -97,7 +102,7 @@ def read_key(file: Path) -> SealKey:
 
 def write_key(file: Path, key: SealKey, *, replace: bool) -> bool:
     """Write the key atomically; return False if the file holds another key already."""
-    return write_file_atomically(file, key.pem(), replace=replace)
+    return files.write_file_atomically(file, key.pem(), replace=replace)
 
 
 def public_pem(key: bytes) -> str:
@@ -257,7 +262,7 @@ class LastSealFile:
     def save(self, seal: AuditSeal) -> None:
         """Save this seal as the last one, durably. Raises OSError."""
         content = msgspec.json.encode(LastSeal(seal.number, seal.digest, seal.through))
-        write_file_atomically(self._file, content)
+        files.write_file_atomically(self._file, content)
 
 
 # Makes the next seal: reads what was recorded since the last, signs, and files it.
