@@ -23,6 +23,7 @@ from application.handlers.execute import CommandContext, execute
 from application.ports.audit import Erasure
 from application.ports.blobs import BlobStore
 from application.ports.event_log import EventLog
+from application.transfers.locks import upload_blob_name
 from domain.batch.aggregate import Batch
 from domain.errors import InvalidState
 from domain.upload.aggregate import Upload
@@ -48,7 +49,7 @@ REASON = "the data of its owner is erased"
 
 _RUNNING = """SELECT batch, state FROM orchestration.batches
 WHERE owner = %s AND state <> 'completed' LIMIT %s"""
-_UPLOADS = """SELECT u.id, u.state, u.blob, u.artifacts FROM read_model.batches b
+_UPLOADS = """SELECT u.id, u.received, u.blob, u.artifacts FROM read_model.batches b
 JOIN read_model.uploads u ON u.batch = b.id
 WHERE b.owner = %s AND u.state <> 'erased' LIMIT %s"""
 _BATCHES = "SELECT id FROM read_model.batches WHERE owner = %s AND id > %s ORDER BY id LIMIT %s"
@@ -62,6 +63,9 @@ WHERE b.owner = %(owner)s"""
 _DELETE_ANSWERS = "DELETE FROM command_answers WHERE owner = %(owner)s"
 _SCRUB = (
     f"DELETE FROM stored_snapshots WHERE originator_id IN ({_STREAMS})",  # noqa: S608
+    # tus partial uploads (UUIDv5) are not in the read model.
+    """DELETE FROM stored_snapshots WHERE CASE WHEN substr(originator_id::text, 15, 1) = '5'
+    THEN convert_from(state, 'UTF8')::jsonb ->> 'owner' = %(owner)s ELSE false END""",
     # Hashes of what was asked for, such as the reason of a cancellation, could be guessed.
     _DELETE_ANSWERS,
     f"""DELETE FROM command_answers WHERE CASE WHEN owner IS NULL  -- of an earlier version
@@ -70,6 +74,9 @@ _SCRUB = (
     "UPDATE orchestration.batches SET reason = '' WHERE owner = %(owner)s AND reason <> ''",
     """DELETE FROM webhooks.deliveries d USING webhooks.endpoints e
     WHERE e.id = d.webhook AND e.owner = %(owner)s AND d.state <> 'pending'""",
+    # A receiver may have repeated in its response what it was sent.
+    """UPDATE webhooks.deliveries d SET last = NULL FROM webhooks.endpoints e
+    WHERE e.id = d.webhook AND e.owner = %(owner)s AND d.last IS NOT NULL""",
     """UPDATE audit.owner_keys SET wrapped = NULL, unwrapped = NULL, destroyed_at = now()
     WHERE owner = %(owner)s AND destroyed_at IS NULL""",
 )
@@ -159,14 +166,21 @@ class Eraser:
         cursor = await connection.execute(_UPLOADS, (erasure.owner, ROWS_PER_STEP))
         found = await cursor.fetchall()
 
-        async def erase(id: UUID, blob: str | None, artifacts: dict[str, str]) -> None:
-            for name in {blob, *artifacts.values()} - {None}:
-                await self._blobs.delete(str(name))
+        async def erase(
+            id: UUID, received: int, blob: str | None, artifacts: dict[str, str]
+        ) -> None:
+            names = set(artifacts.values())
+            if blob is not None:
+                names.add(blob)
+            elif received:  # of a transfer that was cancelled
+                names.add(upload_blob_name(id))
+            for name in names:
+                await self._blobs.delete(name)
             context = self._context(erasure)
             with suppress(InvalidState):  # it is on record already
                 await execute(self._log, UploadCommand(id, Upload.erase), context)
 
-        await _all(erase(id, blob, artifacts) for id, _, blob, artifacts in found)
+        await _all(erase(*row) for row in found)
         return bool(found)
 
     async def _erase_batches(self, connection: Connection, erasure: Erasure) -> bool:
@@ -251,6 +265,10 @@ MAX_REWRITE_TRIES = 20
 MAX_SEGMENTS = 256  # of the WAL that are overwritten: 4 GiB
 
 _SIZE = "SELECT pg_total_relation_size(%s::regclass)"
+_COLUMNS_WITH_STATISTICS = """SELECT quote_ident(a.attname), format_type(a.atttypid, a.atttypmod)
+FROM pg_attribute a JOIN pg_stats s ON s.attname = a.attname
+WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
+AND format('%%I.%%I', s.schemaname, s.tablename)::regclass = %s::regclass"""
 _SET_TIMEOUT = "SELECT set_config('lock_timeout', %s, false)"
 _MAY_REWRITE_STATISTICS = """SELECT rolsuper OR EXISTS (
     SELECT FROM pg_roles m WHERE m.rolname = 'pg_maintain' AND pg_has_role(m.oid, 'USAGE'))
@@ -295,12 +313,31 @@ async def _rewrite_table(connection: Connection, table: LiteralString) -> None:
     row = await (await connection.execute(_SIZE, (table,))).fetchone()
     small = row is not None and row[0] <= MAX_REWRITTEN
     if small and await _patiently(connection, f"VACUUM (FULL, ANALYZE) {table}"):
+        await _clear_statistics(connection, table)
         return
     await connection.execute(f"VACUUM (ANALYZE) {table}".encode())
     _log.info("table_vacuumed_only", table=table)
 
 
-async def _patiently(connection: Connection, statement: LiteralString) -> bool:
+async def _clear_statistics(connection: Connection, table: LiteralString) -> None:
+    """Drop the statistics of an emptied table: ANALYZE keeps those of a table without rows.
+
+    ALTER COLUMN drops the statistics of the column, also if its type stays the same.
+    """
+    cursor = await connection.execute(f"SELECT FROM {table} LIMIT 1".encode())
+    if await cursor.fetchone() is not None:
+        return
+    cursor = await connection.execute(_COLUMNS_WITH_STATISTICS, (table, table))
+    columns = ", ".join(f"ALTER {name} TYPE {type}" for name, type in await cursor.fetchall())
+    if not columns:
+        return
+    try:
+        await _patiently(connection, f"ALTER TABLE {table} {columns}".encode())
+    except psycopg.errors.InsufficientPrivilege:
+        _log.info("statistics_not_cleared", table=table, advice="ALTER COLUMN as its owner")
+
+
+async def _patiently(connection: Connection, statement: LiteralString | bytes) -> bool:
     """Retry with a short lock timeout; return whether it succeeded."""
     for _ in range(MAX_REWRITE_TRIES):
         try:

@@ -13,11 +13,12 @@ import pytest
 
 from application.append import Append, IdempotencyRecord
 from application.ports.audit import Erasure
+from application.transfers.locks import upload_blob_name
 from domain.batch.events import BatchCompleted
 from domain.batch.state import Outcome
 from domain.event import topic_of
 from domain.ids import upload_id_for
-from domain.upload.events import UploadCompleted
+from domain.upload.events import FileProgressed, UploadCompleted
 from domain.upload.state import UploadState
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.erasure import eraser as module
@@ -31,8 +32,12 @@ from tests.builders import ALICE, NOON, attempt, given, queued, received, regist
 from tests.infrastructure.erasure.memory_master_keys import MASTERS, keyring_on
 from tests.infrastructure.event_store.log_support import connected
 from tests.infrastructure.read_model.support import ReadModel, open_read_model, projecting
+from tests.support import execute
 
 ADMIN = "key:admin"
+HALF = FileProgressed(
+    at=NOON, by=ALICE, phase="transfer", attempt=0, done=50, total=100, percent=50.0
+)
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +139,73 @@ async def test_reason_of_a_cancelled_attempt_and_hash_of_a_request_are_destroyed
     assert "upload.attempt_abandoned" in stored
     assert "alice left him" not in stored
     assert digest not in stored
+
+
+async def test_bytes_of_an_unfinished_transfer_are_deleted_before_an_erasure_is_finished(
+    database_url: str, blobs: LocalBlobStore, model: ReadModel, pool: Pool
+) -> None:
+    """Without a sweeper, which would delete them a moment later."""
+    batch = uuid4()
+    unfinished = given(registered(batch=batch), HALF, id=uuid4())
+    over = {UploadState.CANCELLED: 1}
+    ended = BatchCompleted(at=NOON, by=ALICE, outcome=Outcome.CANCELLED, counts=over, duration=1.0)
+    await model.record(batch, started())
+    cancelled = unfinished.cancel("", at=NOON, by=ALICE)
+    await model.record(unfinished.id, registered(batch=batch), HALF, *cancelled, owner="acme")
+    await model.record(batch, ended)
+    await model.catch_up()
+    await blobs.put(upload_blob_name(unfinished.id), b"half of a file")
+    erasure = await PostgresErasures(pool).request(wanted())
+
+    async with projecting(model):
+        eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
+        await finish(database_url, eraser, erasure)
+
+    assert await blobs.size(upload_blob_name(unfinished.id)) == 0
+
+
+async def test_what_a_receiver_repeated_is_erased_from_deliveries_that_wait(
+    database_url: str, blobs: LocalBlobStore, model: ReadModel, pool: Pool
+) -> None:
+    webhook = uuid4()
+    execute(
+        database_url,
+        "INSERT INTO webhooks.endpoints (id, owner, enabled, webhook)"
+        " VALUES (%s, 'acme', true, '{}')",
+        webhook,
+    )
+    execute(
+        database_url,
+        "INSERT INTO webhooks.deliveries (webhook, position, lane, stream, version, type,"
+        " state, queued_at, last) VALUES (%s, 1, %s, %s, 1, 'batch.started', 'pending', now(),"
+        """ '{"excerpt": "dear alice"}')""",
+        *(webhook, uuid4(), uuid4()),
+    )
+    erasure = await PostgresErasures(pool).request(wanted())
+
+    async with projecting(model):
+        eraser = Eraser(model.log, blobs, MASTERS, lambda: NOON, settle=0.0)
+        await finish(database_url, eraser, erasure)
+
+    async with pool.connection() as connection:
+        cursor = await connection.execute("SELECT position, last FROM webhooks.deliveries")
+        assert await cursor.fetchall() == [(1, None)]
+
+
+async def test_statistics_of_an_emptied_table_are_dropped(database_url: str) -> None:
+    execute(
+        database_url,
+        "INSERT INTO command_answers (command_id, fingerprint, body, position)"
+        " SELECT gen_random_uuid(), 'of a reason ' || n / 50, '', 1"
+        " FROM generate_series(1, 99) n",
+    )
+    execute(database_url, "ANALYZE command_answers")
+    execute(database_url, "DELETE FROM command_answers")
+    async with connected(database_url) as connection:
+        query = "SELECT count(*) FROM pg_stats WHERE tablename = 'command_answers'"
+        assert await (await connection.execute(query)).fetchone() != (0,)
+        await module._rewrite_table(connection, "command_answers")
+        assert await (await connection.execute(query)).fetchone() == (0,)
 
 
 async def test_answers_kept_for_commands_of_the_owner_are_erased_and_no_others(
