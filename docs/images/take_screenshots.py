@@ -110,7 +110,7 @@ def catalogue() -> dict[str, bytes]:
             content = content[: len(content) // 3]
         elif number % 50 == 31:
             content = b"<html>This picture has moved.</html>"
-        files[f"Autumn catalogue/home/chairs/UT-{4100 + number}_{side}.jpg"] = content
+        files[f"Autumn catalogue/furniture/chairs/UT-{4100 + number}_{side}.jpg"] = content
     return files
 
 
