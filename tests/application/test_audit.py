@@ -123,7 +123,9 @@ def test_a_key_that_was_not_named_is_not_confirmed_by_naming_a_trusted_one() -> 
 
 
 def test_a_key_is_not_confirmed_over_absent_seals() -> None:
-    first, _, _, last = chain_of(4, keys=(STRANGER, STRANGER, STRANGER, KEY))
+    """A forged seal of an export names the key that signed the next one given."""
+    first = seal(None, key=STRANGER, next_key=KEY)
+    *_, last = chain_of(4)
     chain = SealChain({KEY}, is_signed, gaps="anywhere")
 
     findings = [*chain.append(first), *chain.append(last), *chain.end()]

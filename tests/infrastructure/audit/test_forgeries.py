@@ -381,6 +381,24 @@ async def test_an_event_under_no_seal_before_the_first_seal_of_an_export_is_name
         assert named(checked(it, [lines[0], bare, *lines[1:]])) == [("inserted", 1, 1)]
 
 
+async def test_an_event_is_proven_only_by_a_seal_that_covers_its_position(
+    database_url: str, tmp_path: Path
+) -> None:
+    """A holder of the key signs the same tree for another range."""
+    async with open_audit_harness(database_url, tmp_path) as it:
+        first, *_ = await three_seals(it)
+        lines = await export_of_each(it)
+        moved = msgspec.structs.replace(first, after=100, through=104)
+        moved = msgspec.structs.replace(moved, number=2, signature=b"")
+        moved = msgspec.structs.replace(moved, signature=it.key.sign(moved.statement()))
+        events = [line for line in lines if isinstance(line, ExportedEvent) and line.seal == 1]
+        claimed = [msgspec.structs.replace(event, seal=2) for event in events]
+
+        found = checked(it, [lines[0], ExportedSeal(seal=moved), *claimed])
+
+    assert named(found) == [("altered", position, 2) for position in (1, 2, 3, 4)]
+
+
 def is_seal(line: Line, number: int) -> bool:
     return isinstance(line, ExportedSeal) and line.seal.number == number
 
