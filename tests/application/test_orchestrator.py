@@ -194,6 +194,15 @@ class TestProgressAndCompletion:
         assert types(events) == [BatchReopened, BatchProgressed, BatchCompleted]
         assert decided((SEALED, *first, *events), {UploadState.COMPLETED: 1}) == ()
 
+    def test_a_release_in_a_cancelled_batch_leaves_its_outcome(self) -> None:
+        cancelled = BatchCancelled(at=NOON, by=ALICE, reason="wrong folder")
+        first = decided((cancelled,), {UploadState.QUARANTINED: 1})
+
+        events = decided((cancelled, *first), {UploadState.COMPLETED: 1})
+
+        assert BatchReopened not in types(events)
+        assert given_batch(started(), cancelled, *first, *events).outcome is Outcome.CANCELLED
+
 
 class TestDecisionsOnUploads:
     def test_a_cancelled_upload_abandons_its_attempt_first(self) -> None:
@@ -202,6 +211,11 @@ class TestDecisionsOnUploads:
         events = cancel_or_expire(running, Outcome.CANCELLED, "wrong folder", at=later(1))
 
         assert types(events) == [AttemptAbandoned, UploadCancelled]
+
+    def test_a_file_that_never_arrived_is_cancelled_with_its_batch(self) -> None:
+        events = cancel_or_expire(upload(), Outcome.CANCELLED, "wrong folder", at=NOON)
+
+        assert types(events) == [UploadCancelled]
 
     def test_a_file_that_never_arrived_expires_with_its_batch(self) -> None:
         events = cancel_or_expire(upload(), Outcome.EXPIRED, "the batch expired", at=later(1))

@@ -13,11 +13,12 @@ from application.tracked_batches import (
     TrackingChanges,
     apply_events,
 )
-from domain.batch.events import BatchPaused, BatchResumed, BatchRetryRequested
+from domain.batch.events import BatchPaused, BatchResumed, BatchRetryRequested, BatchSealed
 from domain.event import Event, UnknownEvent
 from domain.upload.events import (
     AttemptAbandoned,
     AttemptFailed,
+    FileProgressed,
     RetryRequested,
     UploadCompleted,
     UploadFailed,
@@ -117,6 +118,15 @@ def test_every_event_of_an_upload_makes_its_batch_dirty() -> None:
     assert changes.uploads[FILE].upload.state is UploadState.RECEIVED
 
 
+def test_a_batch_is_active_when_an_upload_of_it_is() -> None:
+    first = known(batch=[started()], file=[registered()])
+    progressed = FileProgressed(at=later(50), by=ALICE, phase="transfer", done=10)
+
+    changes = apply_events([RecordedEvent(FILE, 2, 9, progressed)], first.uploads, first.batches)
+
+    assert changes.batches[BATCH].active_at == later(50)
+
+
 def test_a_failure_with_a_next_attempt_is_a_retry() -> None:
     changes = known(batch=[started()], file=[*PROCESSING, failed(retry=True)])
 
@@ -148,9 +158,8 @@ def test_a_rejected_file_is_tracked_as_rejected() -> None:
 
 
 def test_a_resumed_batch_is_reported() -> None:
-    changes = known(
-        batch=[started(), BatchPaused(at=NOON, by=ALICE), BatchResumed(at=NOON, by=ALICE)]
-    )
+    paused, resumed = BatchPaused(at=NOON, by=ALICE), BatchResumed(at=NOON, by=ALICE)
+    changes = known(batch=[started(), paused, resumed, BatchSealed(at=NOON, by=ALICE)])
 
     assert changes.resumed
     assert not changes.batches[BATCH].batch.paused

@@ -93,6 +93,32 @@ class EventLogContract:
 
             assert (await log.upload(FILE)).version == 2
 
+    async def test_a_guard_is_forgotten_when_its_condition_is_violated(
+        self, open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(log_module, "CACHE_FRESH_SECONDS", 3600.0)
+        async with open_log() as log, open_log() as elsewhere:
+            await log.append(append_to_stream(BATCH, 0, started()))
+            await elsewhere.append(append_to_stream(BATCH, 1, SEALED))
+            joining = StreamAppend(FILE, 0, (registered(),))
+            with pytest.raises(Conflict):
+                await log.append(
+                    Append((joining,), conditions=(AppendCondition(BATCH, 1, SEALING),))
+                )
+
+            assert (await log.batch(BATCH)).sealed
+
+    async def test_own_events_are_not_applied_over_those_of_another_process(
+        self, open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(log_module, "CACHE_FRESH_SECONDS", 3600.0)
+        async with open_log() as log, open_log() as elsewhere:
+            await log.append(append_to_stream(BATCH, 0, started()))
+            await elsewhere.append(append_to_stream(BATCH, 1, SEALED))
+            await log.append(append_to_stream(BATCH, None, progress(1)))
+
+            assert await log.batch(BATCH) == given_batch(started(), SEALED, progress(1))
+
     async def test_appends_of_other_processes_become_visible(self, open_log: OpenLog) -> None:
         async with open_log() as log, open_log() as elsewhere:
             await log.append(append_to_stream(BATCH, 0, started()))
@@ -198,6 +224,17 @@ class EventLogContract:
             with pytest.raises(Conflict):
                 await log.append(Append((steps(A, 1, 2),), conditions=(guarded,)))
             assert await log.versions([A]) == {A: 1}
+
+    async def test_of_two_conditions_on_one_stream_each_begins_at_its_own_version(
+        self, open_log: OpenLog
+    ) -> None:
+        async with open_log() as log:
+            await log.append(append_to_stream(BATCH, 0, started(), SEALED))
+            other = frozenset({"batch.cancelled"})
+            conditions = (AppendCondition(BATCH, 1, other), AppendCondition(BATCH, 2, SEALING))
+            for number, expected in ((1, 0), (2, None)):  # by the fast path, and by the checked one
+                write = steps(UUID(int=number), expected, 1)
+                assert await log.append(Append((write,), conditions=conditions))
 
     async def test_a_command_sent_twice_gets_its_first_answer(self, open_log: OpenLog) -> None:
         command = new_stream()

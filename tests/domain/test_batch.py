@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from domain.batch.aggregate import MAX_LABEL
+from domain.batch.aggregate import MAX_LABEL, Batch
 from domain.batch.events import (
     BatchCancelled,
     BatchCompleted,
@@ -288,3 +288,58 @@ def test_an_erased_batch_is_not_renamed() -> None:
     for label in ("", "winter"):
         with pytest.raises(InvalidState, match="erased"):
             erased.rename(label, at=NOON, by=ALICE)
+
+
+CALLED_OFF = BatchCompleted(
+    at=NOON, by="orchestrator", outcome=Outcome.CANCELLED, counts={}, duration=1
+)
+
+
+def test_a_cancelled_batch_that_is_reopened_gets_the_outcome_of_its_uploads() -> None:
+    reopened = given_batch(started(), CANCELLED, CALLED_OFF).reopen_for_retry(at=NOON, by=ALICE)
+
+    batch = given_batch(started(), CANCELLED, CALLED_OFF, *reopened)
+    (completed,) = batch.complete({UploadState.COMPLETED: 1}, at=NOON, by="orchestrator")
+
+    assert isinstance(completed, BatchCompleted)
+    assert completed.outcome is Outcome.SUCCEEDED
+
+
+def test_a_release_reopens_a_completed_batch_and_leaves_a_cancelled_one() -> None:
+    assert given_batch(started(), SEALED, COMPLETED).reopen_for_release(at=NOON, by=ALICE)
+    assert given_batch(started(), CANCELLED, CALLED_OFF).reopen_for_release(at=NOON, by=ALICE) == ()
+
+
+def test_a_paused_batch_that_is_cancelled_is_paused_no_more() -> None:
+    batch = given_batch(started(), BatchPaused(at=NOON, by=ALICE), CANCELLED)
+
+    assert (batch.state, batch.paused) == (BatchState.CANCELLING, False)
+
+
+def test_a_batch_is_erased_once_and_not_before_it_has_completed() -> None:
+    erased = BatchErased(at=NOON, by=ALICE)
+
+    for history in ((), (SEALED,), (CANCELLED,)):
+        with pytest.raises(InvalidState):
+            given_batch(started(), *history).erase(at=NOON, by=ALICE)
+    assert given_batch(started(), SEALED, COMPLETED).erase(at=NOON, by=ALICE) == (erased,)
+    assert given_batch(started(), SEALED, COMPLETED, erased).erase(at=NOON, by=ALICE) == ()
+
+
+def test_a_size_that_was_declared_later_is_counted() -> None:
+    def counted(batch: Batch, total: int) -> tuple[BatchEvent, ...]:
+        return batch.record_progress(
+            {UploadState.TRANSFERRING: 1},
+            bytes_received=20,
+            bytes_total=total,
+            through=7,
+            at=NOON,
+            by="orchestrator",
+        )
+
+    first = counted(given_batch(started()), 20)
+
+    assert counted(given_batch(started(), *first), 20) == ()
+    assert [type(event) for event in counted(given_batch(started(), *first), 90)] == [
+        BatchProgressed
+    ]

@@ -40,3 +40,11 @@ def test_a_permanent_error_gives_up_at_once() -> None:
     assert RetryPolicy().decide(1, permanent=True, at=NOON, random=0.5) == GiveUp(
         "the error is permanent"
     )
+
+
+def test_the_delay_is_spread_over_everything_up_to_the_ceiling() -> None:
+    policy = RetryPolicy(attempts=9, first_delay=8.0)
+
+    delays = [policy.decide(2, permanent=False, at=NOON, random=r) for r in (0.0, 0.25, 0.75)]
+
+    assert delays == [RetryAt(NOON + timedelta(seconds=seconds)) for seconds in (0, 4, 12)]

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 
 from domain.errors import InvalidState, OutOfRange, StaleAttempt
+from domain.ids import partial_upload_id_for
 from domain.retry import RetryPolicy
 from domain.upload.aggregate import Failure
 from domain.upload.events import (
@@ -18,6 +21,7 @@ from domain.upload.events import (
     TransferInterrupted,
     UploadCancelled,
     UploadCompleted,
+    UploadErased,
     UploadExpired,
     UploadFailed,
     UploadQuarantined,
@@ -83,6 +87,8 @@ def test_bytes_missing_from_the_store_are_a_reported_loss() -> None:
 
     assert upload.record_data_loss(30, at=NOON, by=ALICE) == (lost,)
     assert upload.evolve(lost).received == 30
+    with pytest.raises(OutOfRange):
+        upload.record_data_loss(70, at=NOON, by=ALICE)
 
 
 def test_a_size_unknown_at_first_is_declared_by_the_last_byte() -> None:
@@ -294,3 +300,24 @@ def test_only_a_quarantined_upload_is_released_and_then_it_is_completed() -> Non
     assert held.state is UploadState.COMPLETED
     with pytest.raises(InvalidState, match="is completed"):
         held.release("again", at=NOON, by=ALICE)
+
+
+def test_only_an_upload_that_has_ended_is_erased_and_only_once() -> None:
+    erased = UploadErased(at=NOON, by=ALICE, attempts=1)
+    cancelled = processing().cancel("not needed", at=NOON, by=ALICE)
+    ended = processing().evolve(cancelled[0]).evolve(cancelled[1])
+
+    for upload in (given(registered()), given(registered(), received()), processing()):
+        with pytest.raises(InvalidState):
+            upload.erase(at=NOON, by=ALICE)
+    assert ended.erase(at=NOON, by=ALICE) == (erased,)
+    with pytest.raises(InvalidState):
+        ended.evolve(erased).erase(at=NOON, by=ALICE)
+
+
+def test_a_partial_upload_that_has_arrived_expires() -> None:
+    id = partial_upload_id_for(UUID(int=1))
+
+    assert given(registered(), received(), id=id).expire(at=NOON, by="orchestrator") == (
+        UploadExpired(at=NOON, by="orchestrator"),
+    )

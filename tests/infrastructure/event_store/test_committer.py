@@ -199,6 +199,29 @@ async def test_a_log_that_takes_no_writes_is_refused_sooner(
             await committer.append(append_to_stream(new_stream(), 0, step(0)))
 
 
+async def test_a_session_that_records_waits_and_idles_for_ten_seconds_at_most(
+    database_url: str,
+) -> None:
+    """A process that is stopped while it holds the lock of the log must not stop the others."""
+    async with connected(database_url) as connection, GroupCommitter(database_url) as committer:
+        await connection.execute("CREATE TABLE seen (name text, value text)")
+        await connection.execute(
+            "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " INSERT INTO seen SELECT name, current_setting(name) FROM unnest(ARRAY["
+            "'lock_timeout', 'idle_in_transaction_session_timeout']) AS name; RETURN NULL; END $$"
+        )
+        await connection.execute(
+            "CREATE TRIGGER see AFTER INSERT ON stored_events EXECUTE FUNCTION see()"
+        )
+        await committer.append(append_to_stream(new_stream(), 0, step(0)))
+
+        cursor = await connection.execute("SELECT name, value FROM seen")
+        assert dict(await cursor.fetchall()) == {
+            "lock_timeout": "10s",
+            "idle_in_transaction_session_timeout": "10s",
+        }
+
+
 async def test_a_full_waiting_room_makes_appenders_wait_outside(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,13 +10,18 @@ from application.errors import Unavailable
 from infrastructure.event_store import event_log as log_module
 from infrastructure.event_store.codec import UnreadableEvent
 from infrastructure.event_store.committer import GroupCommitter
-from infrastructure.event_store.event_log import PostgresEventLog
+from infrastructure.event_store.event_log import (
+    AggregateCache,
+    CachedAggregate,
+    PostgresEventLog,
+)
 from infrastructure.postgres.pool import make_pool
 from tests.builders import (
     BATCH,
     FILE,
     given,
     given_batch,
+    received,
     registered,
     started,
 )
@@ -80,6 +85,27 @@ async def test_memory_of_aggregates_is_bounded(
         await log.append(append_to_stream(FILE, 0, registered()))
         assert len(log._remembered) == 10
         assert await log.upload(FILE) == given(registered())
+
+
+def test_a_newer_aggregate_in_memory_is_not_replaced_by_an_older_one() -> None:
+    older, newer = given(registered()), given(registered(), received())
+    cache = AggregateCache(10)
+
+    cache.put(CachedAggregate(newer, at=1.0, snapshot=0))
+    cache.put(CachedAggregate(older, at=2.0, snapshot=0))  # by a load that began before
+
+    found = cache.get(FILE)
+    assert found is not None
+    assert found.aggregate == newer
+
+
+async def test_a_log_without_its_secret_of_ids_does_not_open(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("DELETE FROM derived_ids")
+
+    with pytest.raises(LookupError, match="derived_ids"):
+        async with open_log(database_url):
+            pass
 
 
 async def test_an_event_of_an_unknown_topic_is_reported_with_its_place(database_url: str) -> None:

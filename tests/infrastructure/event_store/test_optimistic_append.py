@@ -11,13 +11,14 @@ import pytest
 from application.append import Append, AppendCondition, StreamAppend, append_to_stream
 from application.errors import Conflict
 from domain.batch.events import CLOSING, BatchSealed
+from infrastructure.event_store import committer as committer_module
 from infrastructure.event_store.committer import (
     GroupCommitter,
     InFlight,
     acquire_session_lock,
     resolve_ambiguous,
 )
-from infrastructure.event_store.writer import encode, plan_optimistic
+from infrastructure.event_store.writer import append_in, encode, plan_optimistic
 from tests.builders import ALICE, NOON
 from tests.infrastructure.event_store.log_support import (
     connected,
@@ -27,6 +28,7 @@ from tests.infrastructure.event_store.log_support import (
     steps,
     whole_log,
 )
+from tests.support import eventually
 
 
 def sealed(batch: UUID) -> Append:
@@ -104,3 +106,35 @@ async def test_looking_up_ends_the_session_that_may_have_yet_to_read_the_rows(
         assert await resolve_ambiguous(found, [InFlight(placed, session)]) == [None]
         with pytest.raises(psycopg.OperationalError):
             await lost.execute("SELECT 1")
+
+
+async def test_looking_up_waits_for_the_end_of_a_session_that_records_until_then(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that was asked to end a session may commit what it has read before."""
+    monkeypatch.setattr(committer_module, "_END_SESSION", "SELECT %s::int, %s::int")
+    append = append_to_stream(new_stream(), 0, step(0))
+    believed = plan_optimistic([encode(append)])
+    assert believed is not None
+    async with (
+        connected(database_url) as lost,
+        connected(database_url) as found,
+        connected(database_url) as observer,
+    ):
+        session = await acquire_session_lock(lost)
+        (placed,) = believed.placed
+        looking = asyncio.create_task(resolve_ambiguous(found, [InFlight(placed, session)]))
+
+        async def looks_or_waits() -> bool:
+            cursor = await observer.execute(
+                "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'",
+                (found.info.backend_pid,),
+            )
+            return looking.done() or await cursor.fetchone() is not None
+
+        await eventually(looks_or_waits)
+        async with lost.transaction():
+            recorded = await append_in(lost, append)
+        await lost.close()
+
+        assert await looking == [recorded]
