@@ -132,6 +132,8 @@ def _known_errors() -> tuple[tuple[str, str, str, Exit], ...]:
         ("UnfitDatabase", "{}", "", Exit.ERROR),
         ("TooFewConnections", "{}", "", Exit.ERROR),
         ("ReadOnlyDatabase", "{}", "", Exit.UNREACHABLE),
+        # The database or the bucket went away while the server or a command was starting.
+        ("Unavailable", "{}", "uptrail doctor helps", Exit.UNREACHABLE),
         (
             "OperationalError",
             "the database cannot be reached: {}",

@@ -13,11 +13,12 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from application.errors import Unavailable
 from application.views import Activity, BatchView
 from domain.file import FileDeclaration
 from interfaces.cli import main
 from interfaces.cli.client import Client, FeedFrame
-from interfaces.cli.console import ServerAddress, format_time, state_label
+from interfaces.cli.console import Exit, ServerAddress, format_time, state_label
 from interfaces.cli.main import run
 from interfaces.cli.progress import PlainReporter, wait_for_outcome
 from interfaces.cli.transfer import UploadProgress
@@ -331,3 +332,13 @@ def test_every_error_that_is_known_by_its_name_exists() -> None:
     names = {name for name, *_ in main._known_errors()}
 
     assert {name for name in names if not hasattr(psycopg.errors, name)} <= classes
+
+
+def test_a_database_that_goes_away_during_the_start_is_unreachable(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def start() -> None:
+        raise ExceptionGroup("parts", [Unavailable("the log cannot be read")])
+
+    assert main.run_reporting_errors(start) == Exit.UNREACHABLE
+    assert "uptrail: the log cannot be read" in capsys.readouterr().err
