@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -85,6 +87,48 @@ async def test_a_revoked_key_ends_at_once_here_and_soon_everywhere(pool: Pool) -
         return await elsewhere.authenticate(text) is None
 
     await eventually(gone)
+
+
+async def test_a_key_revoked_during_its_check_is_not_remembered(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = PostgresKeys(pool)
+    key, text = await keys.create(owner="acme", scope=Scope.OPERATOR)
+    look = keys._one
+
+    async def look_and_be_overtaken(*arguments: Any) -> Any:
+        row = await look(*arguments)
+        await keys.revoke(key.id, owner=None)
+        return row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keys, "_one", look_and_be_overtaken)
+        await keys.authenticate(text)
+
+    assert await keys.authenticate(text) is None
+
+
+async def test_a_slow_check_keeps_a_revoked_key_for_no_longer_than_a_quick_one(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    here, elsewhere = PostgresKeys(pool), PostgresKeys(pool)
+    key, text = await here.create(owner="acme", scope=Scope.OPERATOR)
+    look = elsewhere._one
+
+    async def look_slowly(*arguments: Any) -> Any:
+        nonlocal now
+        row = await look(*arguments)
+        now += module.KEY_CACHE_SECONDS
+        return row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(elsewhere, "_one", look_slowly)
+        assert await elsewhere.authenticate(text) is not None
+    await here.revoke(key.id, owner=None)
+
+    assert await elsewhere.authenticate(text) is None
 
 
 async def test_an_owner_neither_revokes_nor_lists_keys_of_another(pool: Pool) -> None:

@@ -45,6 +45,24 @@ async def test_a_blob_that_somebody_appends_to_is_nobody_elses(tmp_path: Path) -
     there.close()
 
 
+async def test_bytes_never_go_to_a_file_that_was_deleted_before_it_was_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, try_lock = LocalBlobStore(tmp_path), files.try_lock
+
+    def delete_and_lock(descriptor: int) -> bool:
+        monkeypatch.setattr(files, "try_lock", try_lock)
+        for file in tmp_path.glob("*/uploads_*"):
+            file.unlink()
+        return try_lock(descriptor)
+
+    monkeypatch.setattr(files, "try_lock", delete_and_lock)
+    await appended(store, 0, b"bytes")
+
+    assert await content(store, NAME) == b"bytes"
+    store.close()
+
+
 async def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = f"""
 import asyncio, os

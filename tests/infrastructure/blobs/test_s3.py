@@ -114,6 +114,21 @@ async def test_a_deleted_blob_leaves_no_part_behind(location: Location) -> None:
         assert await objects_in(bucket) == []
 
 
+async def test_deleting_a_blob_spares_another_whose_name_begins_with_its_name(
+    any_location: Location,
+) -> None:
+    whole, longer = noise(6 * MIB), f"{NAME}.0"
+    async with opened_at(any_location) as store:
+        writer = await store.append(longer, 0)
+        await writer.write(whole)
+        await writer.sync()
+        await writer.close()
+        await store.delete(NAME)
+        await store.finish(longer, len(whole))
+
+        assert await content(store, longer) == whole
+
+
 async def test_an_append_that_ends_before_it_synced_leaves_no_part_behind(
     location: Location,
 ) -> None:

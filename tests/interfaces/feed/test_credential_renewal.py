@@ -9,6 +9,7 @@ import pytest
 
 from application.ports.auth import Scope
 from interfaces.feed.connection import FeedLimits
+from tests.end_to_end.test_seams import Gate
 from tests.interfaces.feed.harness import FeedHarness
 from tests.interfaces.feed.ws_client import FeedClient
 
@@ -56,6 +57,36 @@ async def test_a_key_that_is_over_ends_its_socket(feed: FeedHarness) -> None:
     async with feed.viewer(await feed.key(**ends_in(4))) as viewer:
         assert await viewer.closed() == 4501
         assert len(viewer.of_type("expiring")) == 1
+
+
+@pytest.mark.options(limits=SOON)
+async def test_a_key_whose_scope_changes_loses_its_socket(feed: FeedHarness) -> None:
+    async with feed.viewer(await feed.key(scope=Scope.OPERATOR)) as viewer:
+        await viewer.until_frame("welcome")
+        await feed.rows("UPDATE api_keys SET scope = 'viewer' RETURNING id")
+        assert await viewer.closed() == 4501
+
+
+@pytest.mark.options(limits=SOON)
+async def test_a_key_replaced_during_its_check_does_not_end_the_socket(
+    feed: FeedHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, old, new = await feed.batch(), await feed.key(), await feed.key()
+    await feed.projected()
+    async with feed.viewer(old) as viewer:
+        await viewer.subscribe([batch])
+        await viewer.until_frame("snapshot")
+        gate = Gate(monkeypatch, feed.hub.keys, "authenticate")
+        await gate.reached()  # by the check of the old key
+        await viewer.say(type="authenticate", token=new)
+        await viewer.until_frame("welcome")
+        await feed.hub.keys.revoke(old.split("_")[1], owner=None)
+        gate.open()
+
+        seen = await feed.upload(batch, "a.jpg")
+        await viewer.until(lambda v: str(seen) in v.rows["uploads"])
+        await viewer.say(type="ping")
+        await viewer.until_frame("pong")
 
 
 @pytest.mark.options(limits=SOON)

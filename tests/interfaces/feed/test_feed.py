@@ -12,8 +12,10 @@ import pytest
 from application.ports.auth import Scope
 from domain.upload.events import FileProgressed
 from tests.builders import ALICE, NOON, attempt, queued, received
+from tests.end_to_end.test_seams import Gate
 from tests.interfaces.feed.harness import FeedHarness, open_feed
 from tests.late_projector import delay_projector
+from tests.support import eventually
 
 
 def progress(done: int) -> FileProgressed:
@@ -201,6 +203,27 @@ async def test_a_new_subscription_replaces_the_previous_one(feed: FeedHarness) -
         seen = await feed.upload(two, "seen.txt")
         await viewer.until(lambda v: v.rows["uploads"])
         assert list(viewer.rows["uploads"]) == [str(seen)]
+
+
+async def test_a_page_of_a_replaced_subscription_is_not_sent(
+    feed: FeedHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await feed.batch(), await feed.batch()
+    await feed.projected()
+    async with feed.viewer(await feed.key()) as viewer:
+        await viewer.until_frame("welcome")
+        (client,) = feed.hub.registry.clients
+        gate = Gate(monkeypatch, feed.hub._source, "changes")
+        await viewer.subscribe([one])
+        await gate.reached()
+        await viewer.subscribe([two])
+        await eventually(
+            lambda: client.subscription is not None and client.subscription.requested == {two}
+        )
+        gate.open()
+
+        await viewer.until_frame("snapshot")
+        assert list(viewer.rows["batches"]) == [str(two)]
 
 
 async def test_rows_carry_the_columns_of_the_views(feed: FeedHarness) -> None:

@@ -64,6 +64,18 @@ async def test_an_unauthenticated_socket_is_closed_for_good(feed: FeedHarness, f
         assert not feed.hub.registry.clients
 
 
+@pytest.mark.options(limits=FeedLimits(max_unauthenticated=1))
+async def test_only_so_many_sockets_wait_for_their_first_message(feed: FeedHarness) -> None:
+    async with feed.viewer(None) as first:
+        assert (await first.frame())["type"] == "authenticate"
+        async with feed.viewer(None) as second:
+            assert await second.closed() == 4003
+        await first.say(type="authenticate", token=await feed.key())
+        await first.until_frame("welcome")
+        async with feed.viewer(None) as third:
+            assert (await third.frame())["type"] == "authenticate"
+
+
 @pytest.mark.options(allowed_origins=("https://ok.example",))
 async def test_a_bad_key_and_a_foreign_page_get_no_socket(feed: FeedHarness) -> None:
     text = await feed.key()

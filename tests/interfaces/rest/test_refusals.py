@@ -243,6 +243,30 @@ async def test_a_client_that_asks_first_is_refused_before_it_sends(server: Serve
     assert json.loads(body)["code"] == "too_large"
 
 
+async def test_a_line_without_an_end_is_refused_while_it_comes_in(server: Server) -> None:
+    batch, key = (await server.batch()).json["id"], server.key.encode()
+    request = (
+        b"POST /v1/batches/" + batch.encode() + b"/uploads HTTP/1.1\r\nHost: x\r\n"
+        b"Connection: close\r\nContent-Type: application/x-ndjson\r\n"
+        b"Authorization: Bearer " + key + b"\r\nContent-Length: 1000000\r\n\r\n"
+    )
+    head, body = await raw(server, request + b'{"path": "' + b"a" * 70_000)
+
+    assert head.startswith(b"HTTP/1.1 413")
+    assert json.loads(body)["code"] == "too_large"
+
+
+@pytest.mark.options(max_body=1000)
+async def test_lines_beyond_the_limit_of_a_body_are_refused(server: Server) -> None:
+    batch = (await server.batch()).json["id"]
+    lines = b"".join(b'{"path": "file-%d.txt"}\n' % number for number in range(60))
+    headers = {"Content-Type": "application/x-ndjson"}
+    answer = await server.post(f"/v1/batches/{batch}/uploads", data=lines, headers=headers)
+
+    assert (answer.status, answer.code) == (413, "too_large")
+    assert "1000 bytes" in answer.json["detail"]
+
+
 async def test_an_unexpected_error_reveals_no_internals(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

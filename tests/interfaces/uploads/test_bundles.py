@@ -203,6 +203,37 @@ async def test_an_invalid_archive_is_refused_with_the_reason(server: Server) -> 
     assert await content(server, batch, "a") == b"1"
 
 
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [({"comment": "x" * 70_000}, 1), ({"comment": "x"}, 17)],
+    ids=["one that is too large", "too many"],
+)
+async def test_extended_headers_of_a_member_are_bounded(
+    server: Server, fields: dict[str, str], count: int
+) -> None:
+    member = tarfile.TarInfo("a")
+    member.pax_headers = fields
+    headers = member.tobuf(tarfile.PAX_FORMAT)
+    extended, own = headers[: -tarfile.BLOCKSIZE], headers[-tarfile.BLOCKSIZE :]
+
+    problem = await send(server, await open_batch(server), extended * count + own, 400)
+
+    assert "extended header" in problem["detail"]
+
+
+async def test_a_sparse_file_is_refused_and_its_map_is_not_stored_for_it(server: Server) -> None:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("sparse")
+        member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"1\n0\n5"))
+
+    answer = await send(server, await open_batch(server), archive.getvalue())
+
+    assert outcomes(answer) == [("sparse", "rejected", "not_a_file")]
+
+
 @pytest.mark.options(max_manifest_files=2)
 async def test_a_request_has_so_many_files_at_most(server: Server) -> None:
     batch = await open_batch(server)

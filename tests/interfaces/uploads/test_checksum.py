@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from google_crc32c import Checksum as Crc32c
 
+from application.transfers.locks import upload_blob_name
 from tests.interfaces.uploads.raw_http import Sender
-from tests.interfaces.uploads.server import BYTES, Server, stored_files
+from tests.interfaces.uploads.server import BYTES, Server, stored_files, upload_in
 from tests.support import eventually
 
 DIGESTS = {
@@ -51,6 +52,29 @@ async def test_the_last_chunk_is_no_end_of_the_file_if_it_is_damaged(server: Ser
     assert "upload.file_received" not in await server.topics(location)
     assert await server.patch(location, 0, body, **_said(body)) == 204
     assert await server.content(location) == body
+
+
+@pytest.mark.options(progress_interval=0.01)
+async def test_no_byte_is_recorded_before_the_checksum_of_its_body_is_verified(
+    server: Server,
+) -> None:
+    checked, plain = await server.create(100), await server.create(100)
+    blob = upload_blob_name(upload_in(checked))
+    headers = {**BYTES, **_said(b"x" * 100), "Upload-Offset": "0", "Content-Length": "100"}
+    async with Sender(server) as first, Sender(server) as second:
+        await first.begin("PATCH", checked, headers, b"x" * 50)
+
+        async def stored() -> bool:
+            return await server.services.blobs.size(blob) == 50
+
+        async def recorded() -> bool:
+            return "upload.file_progressed" in await server.topics(plain)
+
+        await eventually(stored)
+        await second.begin_patch(plain, 0, 100, b"x" * 50)
+        await eventually(recorded)  # by a checkpoint that was due after one of the first body
+
+        assert "upload.file_progressed" not in await server.topics(checked)
 
 
 async def test_a_truncated_body_with_a_checksum_does_not_count(server: Server) -> None:

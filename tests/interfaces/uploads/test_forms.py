@@ -185,10 +185,28 @@ async def test_an_invalid_form_is_refused_and_starts_no_batch(server: Server) ->
     assert await last_position(server.services.log) == 0
 
 
+async def test_a_header_of_a_form_without_an_end_is_refused_while_it_comes_in(
+    server: Server,
+) -> None:
+    async with Sender(server) as sender:
+        headers = {**FORM, "Content-Length": "1000000"}
+        await sender.begin("POST", "/v1/batches", headers, b"--cut\r\nX: " + b"y" * 10_000)
+        status, head = await sender.answer()
+        assert (status, (await sender.body(head))["code"]) == (400, "malformed_body")
+
+
+async def test_bytes_behind_the_end_of_a_form_are_bounded(server: Server) -> None:
+    body = file_part("a", b"1") + END
+    assert "behind the end" in (await send(server, body + bytes(70_000), 400, **FORM))["detail"]
+    await send(server, body + bytes(60_000), 201, **FORM)
+
+
 @pytest.mark.options(max_manifest_files=1)
 async def test_a_form_refused_after_its_first_file_leaves_the_batch_open(server: Server) -> None:
     late = file_part("a", b"1") + part('name="label"', b"late") + END
-    for body, status in ((late, 422), (file_part("a", b"1") + b"--cut", 400)):
+    second = file_part("a", b"1") + file_part("b", b"2") + END
+    broken = file_part("a", b"1") + b"--cut"
+    for body, status in ((late, 422), (broken, 400), (second, 413)):
         answer = await server.ask("POST", "/v1/batches", data=body, headers=FORM)
         problem = answer.json
         assert (answer.status, problem["detail"].endswith("to go on")) == (status, True)

@@ -10,7 +10,7 @@ import pytest
 
 from application.ports.auth import Scope
 from application.ports.limits import StorageUsage
-from application.transfers.errors import BatchFull, QuotaExceeded
+from application.transfers.errors import BatchFull, QuotaExceeded, TooManyTransfers
 from application.transfers.quotas import Quota, Quotas
 from domain.file import FileDeclaration
 from infrastructure.postgres.pool import make_pool
@@ -259,3 +259,55 @@ async def test_figures_are_remembered_for_a_moment_and_what_was_admitted_is_adde
     usage.used, now = StorageUsage(10, 1), 10.0
     await quotas.admit("acme", BATCH, 90)
     assert usage.asked == 4
+
+
+class _FullLimiter:
+    """Limiter without a free permit, and how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def acquire(self, owner: str, most: int) -> None:
+        self.asked += 1
+
+
+async def test_transfers_that_wait_for_a_permit_are_bounded_and_make_room_when_they_give_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("application.transfers.quotas.MAX_WAITING_TRANSFERS", 1)
+    limiter, waits = _FullLimiter(), asyncio.Event()
+    quotas = Quotas(_Scripted(StorageUsage()), lambda: 0.0, slots=limiter, transfers=1)
+
+    async def wait() -> None:
+        async with quotas.transfer_permit("acme", waits.set):
+            pass
+
+    for _ in range(2):
+        waits.clear()
+        waiting = asyncio.create_task(wait())
+        await waits.wait()
+        asked = limiter.asked
+        with pytest.raises(TooManyTransfers):
+            await wait()
+        assert limiter.asked == asked + 1  # one that does not wait asks once
+        waiting.cancel()
+        await asyncio.wait({waiting})
+
+
+@pytest.mark.options(max_owner_bytes=100)
+async def test_parts_do_not_get_around_the_quota_of_their_owner(server: Server) -> None:
+    async def part(size: int) -> tuple[int, str]:
+        headers = {**BYTES, "Upload-Length": str(size), "Upload-Concat": "partial"}
+        answer = await server.ask("POST", "/v1/uploads", headers=headers, data=bytes(size))
+        return answer.status, answer.headers.get("Location", "")
+
+    async def join(*parts: str) -> int:
+        headers = {**TUS, "Upload-Concat": f"final;{' '.join(parts)}"}
+        return (await server.ask("POST", "/v1/uploads", headers=headers)).status
+
+    assert (await part(101))[0] == 507
+    (_, large), (_, small), (status, fitting) = await part(60), await part(41), await part(40)
+    assert status == 201
+    assert await join(large, small) == 507
+    assert await join(large, fitting) == 201
+    assert (await part(1))[0] == 507

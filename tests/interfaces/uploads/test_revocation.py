@@ -16,6 +16,8 @@ import pytest
 
 from application.ports.auth import Scope
 from domain.ids import upload_id_for
+from infrastructure.read_model.projector import catch_up
+from tests.end_to_end.test_seams import Gate
 from tests.interfaces.uploads.server import BYTES, TUS, Server, stored_files
 from tests.support import eventually
 
@@ -197,6 +199,24 @@ async def test_a_download_is_cut_off_once_its_key_is_revoked(server: Server) -> 
                 received += len(chunk)
     writer.close()
     assert received < size
+
+
+async def test_a_read_under_way_is_answered_401_once_its_key_is_revoked(
+    database_url: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = await server.create(5)
+    await catch_up(database_url, server.services.log)
+    key, text = await server.services.keys.create(owner="acme", scope=Scope.VIEWER)
+    assert (await server.ask("GET", location, headers=server.as_(text))).status == 200
+    gate = Gate(monkeypatch, server.services.queries, "upload")
+    asking = asyncio.create_task(server.ask("GET", location, headers=server.as_(text)))
+    await gate.reached()
+    await server.services.keys.revoke(key.id, owner=None)
+    await server.running.check()
+    gate.open()
+
+    answer = await asking
+    assert (answer.status, answer.json["code"]) == (401, "unauthenticated")
 
 
 async def test_a_lost_notification_is_made_up_for_by_the_next_look(server: Server) -> None:

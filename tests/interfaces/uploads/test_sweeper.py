@@ -17,8 +17,11 @@ from msgspec.structs import replace
 
 from application.commands import UploadCommand
 from application.handlers.execute import CommandContext, execute
+from application.ports.read_model import IdleUpload
 from application.sweeper import Sweeper
 from application.transfers.locks import single_request_blob_name, upload_blob_name
+from domain.file import FileDeclaration
+from domain.ids import upload_id_for
 from domain.upload.aggregate import Upload
 from infrastructure.blobs.local.store import LocalBlobStore
 from infrastructure.postgres.pool import make_pool
@@ -32,6 +35,8 @@ from tests.interfaces.uploads.server import (
     BYTES,
     TUS,
     Server,
+    filename,
+    serving,
     stored_files,
     upload_in,
 )
@@ -41,7 +46,9 @@ HOUR = 3600.0
 
 
 @asynccontextmanager
-async def _sweeper(server: Server, url: str) -> AsyncIterator[Sweeper]:
+async def _sweeper(
+    server: Server, url: str, preemption: NoRemotePreemption | None = None
+) -> AsyncIterator[Sweeper]:
     services = server.services
     assert isinstance(services.blobs, LocalBlobStore)
     await catch_up(url, services.log)
@@ -51,7 +58,7 @@ async def _sweeper(server: Server, url: str) -> AsyncIterator[Sweeper]:
             services.blobs,
             services.blobs,
             PostgresUploadStatusLookup(pool),
-            NoRemotePreemption(),
+            preemption or NoRemotePreemption(),
             expiry=HOUR,
             orphan_age=HOUR,
             now=services.now,
@@ -231,3 +238,88 @@ async def test_cancelling_an_upload_or_its_batch_frees_the_bytes(live_server: Li
         async with client.post(f"{batch}/cancel") as answer:
             assert answer.status == 202
         await eventually(lambda: stored_files(folder) == [])
+
+
+async def test_the_sweeper_decides_on_the_log_and_not_on_what_it_remembers(
+    database_url: str, tmp_path: Path, server: Server
+) -> None:
+    batch = await server.start_batch(FileDeclaration(path="a", size=5))
+    upload = upload_id_for(batch, "a", server.services.log.id_secret)
+    async with (
+        serving(database_url, tmp_path) as another,
+        _sweeper(server, database_url) as sweeper,  # projected up to here only
+    ):
+        assert (await server.services.log.upload(upload)).blob is None
+        headers = {**BYTES, **filename("a"), "Upload-Length": "5"}
+        path = f"/v1/batches/{batch}/uploads"
+        answer = await another.ask("POST", path, headers=headers, data=b"bytes")
+        assert answer.status == 201
+        _age(tmp_path)
+
+        assert await _clear_all(sweeper) == ([], [])
+        assert await another.content(f"/v1/uploads/{upload}") == b"bytes"
+
+
+async def test_bytes_of_ended_uploads_are_freed_in_steps(
+    database_url: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("application.sweeper.MAX_UPLOADS_PER_STEP", 1)
+    ended = [await server.create(10) for _ in range(3)]
+    for location in ended:
+        assert await server.patch(location, 0, b"01234") == 204
+        await _cancelled_behind_our_back(server, location)
+    head = await server.services.log.head()
+    async with _sweeper(server, database_url) as sweeper:
+        position, steps = 0, 0
+        while position < head:
+            position, steps = await sweeper.free_ended(position), steps + 1
+
+    assert steps >= len(ended)
+    for location in ended:
+        assert await server.services.blobs.size(upload_blob_name(upload_in(location))) == 0
+
+
+async def test_an_upload_that_moved_on_behind_the_read_model_does_not_expire(
+    database_url: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle, moving = await server.create(10), await server.create(10)
+    versions = await server.services.log.versions([upload_in(idle), upload_in(moving)])
+    found = [IdleUpload(upload, version) for upload, version in versions.items()]
+
+    async def idle_as_projected(*_: object) -> list[IdleUpload]:
+        return found
+
+    monkeypatch.setattr(PostgresUploadStatusLookup, "idle", idle_as_projected)
+    assert await server.patch(moving, 0, b"01234") == 204
+    async with _sweeper(server, database_url) as sweeper:
+        assert await sweeper.expire() == 1
+
+    assert await server.offset(moving) == 5
+    assert (await server.ask("HEAD", idle, headers=TUS)).status == 410
+
+
+class _RecordedPreemption(NoRemotePreemption):
+    """Record whether the bytes of an upload were there when its transfers were stopped."""
+
+    def __init__(self, blobs: LocalBlobStore) -> None:
+        self._blobs = blobs
+        self.stopped: dict[UUID, int] = {}
+
+    async def stop(self, upload: UUID) -> None:
+        self.stopped[upload] = await self._blobs.size(upload_blob_name(upload))
+
+
+async def test_transfers_are_stopped_before_the_bytes_of_their_upload_are_freed(
+    database_url: str, server: Server
+) -> None:
+    location = await server.create(10)
+    assert await server.patch(location, 0, b"01234") == 204
+    await _cancelled_behind_our_back(server, location)
+    blobs = server.services.blobs
+    assert isinstance(blobs, LocalBlobStore)
+    preemption = _RecordedPreemption(blobs)
+    async with _sweeper(server, database_url, preemption) as sweeper:
+        await sweeper.free_ended(0)
+
+    assert preemption.stopped == {upload_in(location): 5}
+    assert await blobs.size(upload_blob_name(upload_in(location))) == 0

@@ -191,6 +191,14 @@ async def test_a_refused_body_is_not_even_asked_for(server: Server) -> None:
     assert b"Connection: close" in said
 
 
+async def test_a_body_beyond_the_size_of_its_upload_is_not_even_asked_for(server: Server) -> None:
+    location = await server.create(10)
+    headers = {**BYTES, "Upload-Offset": "0", "Content-Length": "11", "Expect": "100-continue"}
+    async with Sender(server) as sender:
+        await sender.begin("PATCH", location, headers)
+        assert (await sender.answer())[0] == 413
+
+
 async def test_a_body_that_is_wanted_is_asked_for(server: Server) -> None:
     async with Sender(server) as sender:
         headers = {**BYTES, "Upload-Length": "5", "Content-Length": "5"}
