@@ -264,6 +264,14 @@ class TestPlan:
 
         assert (row.job, row.upload.state) == (77, UploadState.QUEUED)
 
+    def test_the_row_of_an_upload_without_a_new_job_keeps_the_one_it_has(self) -> None:
+        retried = tracked(received(), queued(), attempt(), job=55)
+        plan = plan_round(RoundInputs(through=1, retries=[retried]), later(1))
+
+        (row,) = plan.consequences([]).uploads_with_jobs({})
+
+        assert row.job == 55
+
     def test_an_upload_of_a_cancelled_batch_is_cancelled(self) -> None:
         waiting = tracked(received(), queued())
         cancelled = UploadToCancel(waiting, Outcome.CANCELLED, "wrong folder")

@@ -140,6 +140,7 @@ def test_deliveries_are_retried_for_about_three_days() -> None:
     assert DELAYS[-1] == 12 * 3600.0
     assert list(DELAYS) == sorted(DELAYS)
     assert 3.0 < sum(DELAYS) / 86400 < 3.5
+    assert next_attempt_at(len(DELAYS), at=NOON, random=0.5)
     assert next_attempt_at(len(DELAYS) + 1, at=NOON, random=0.5) is None
 
 

@@ -204,6 +204,41 @@ class RoundsContract:
             assert ids(found[batch.batch.id]) == [1, 2, 3]
             assert not (await saved(harness, changes_of([], []))).has_batch_retries
 
+    async def test_a_retry_goes_page_by_page_and_another_request_begins_it_again(
+        self, open_rounds: OpenRounds, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for module in ("infrastructure.jobs.selection", "tests.memory.rounds"):
+            monkeypatch.setattr(f"{module}.MAX_ROUND_UPLOADS", 2)
+        batch = batch_of(1)
+        uploads = [upload_of(batch, number, UploadState.FAILED) for number in (1, 2, 3, 4)]
+        async with open_rounds(SETTINGS) as harness:
+
+            async def page() -> list[int]:
+                position = await harness.rounds.load_position()
+                async with harness.rounds.begin(position) as round:
+                    await round.save_and_select(changes_of([], []), through=position + 1, at=NOON)
+                    found = await round.next_failed_uploads()
+                    await round.save(NOTHING)
+                return ids(found.get(batch.batch.id, ()))
+
+            await saved(harness, changes_of([batch], uploads, batch))
+            assert await page() == [1, 2]
+            await saved(harness, changes_of([], [], batch))
+            assert [await page() for _ in range(4)] == [[1, 2], [3, 4], [], []]
+
+    async def test_of_a_paused_batch_only_open_attempts_are_lost(
+        self, open_rounds: OpenRounds
+    ) -> None:
+        batch = batch_of(1, paused=True)
+        states = (UploadState.QUEUED, UploadState.PROCESSING, UploadState.RETRY_SCHEDULED)
+        uploads = [upload_of(batch, number, state) for number, state in enumerate(states)]
+        async with open_rounds(SETTINGS) as harness:
+            await saved(harness, changes_of([batch], uploads))
+            async with harness.rounds.begin(await harness.rounds.load_position()) as round:
+                await round.save_and_select(changes_of([], []), through=9, at=NOON)
+                assert ids(await round.find_lost()) == [1]
+                await round.save(NOTHING)
+
     async def test_uploads_without_a_job_are_lost_and_those_of_silent_workers_too(
         self, open_rounds: OpenRounds
     ) -> None:

@@ -121,6 +121,16 @@ def test_an_event_of_a_later_version_is_read_as_unknown(topic: str, version: int
         EVOLVED.encode(event)
 
 
+def test_an_event_of_a_later_version_is_unknown_although_it_could_be_read() -> None:
+    """A field whose unit has changed, for instance, would have another meaning."""
+    topic, state = Codec().encode(SizeDeclared(at=NOON, by=ALICE, size=1))
+    later = b'{"v":2,' + state.removeprefix(b"{")
+
+    event, _ = Codec().decode(topic, later)
+
+    assert isinstance(event, UnknownEvent)
+
+
 def test_an_unknown_type_is_logged_once() -> None:
     codec = Codec()
     state = b'{"event":{"type":"batch.annotated","at":"2026-01-01T12:00:00Z","by":"key:a"}}'

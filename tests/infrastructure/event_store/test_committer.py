@@ -17,7 +17,14 @@ from psycopg.conninfo import make_conninfo
 
 from application.append import Append, append_to_stream
 from application.errors import Conflict, OutcomeUnknown, Unavailable
-from infrastructure.event_store.committer import GroupCommitter, UnsafeWriter
+from infrastructure.event_store.codec import CODEC
+from infrastructure.event_store.committer import (
+    AppendQueue,
+    GroupCommitter,
+    PendingAppend,
+    UnsafeWriter,
+)
+from infrastructure.event_store.writer import encode
 from infrastructure.postgres.embedded.data_directory import server_dir_path
 from infrastructure.postgres.embedded.server import EmbeddedPostgres
 from infrastructure.postgres.schema import migrate
@@ -135,6 +142,35 @@ async def test_a_version_taken_by_another_writer_is_a_conflict(database_url: str
         line.down(False)
         with pytest.raises(Conflict):
             await line_down
+    assert done_in(await whole_log(database_url), stream) == [2]
+
+
+async def test_a_version_taken_by_a_writer_without_the_lock_is_a_conflict(
+    database_url: str,
+) -> None:
+    stream = new_stream()
+    topic, state = CODEC.encode(step(2))
+    async with (
+        GroupCommitter(database_url) as committer,
+        connected(database_url) as foreign,
+        connected(database_url) as observer,
+    ):
+
+        async def is_over_or_waits() -> bool:
+            cursor = await observer.execute(
+                "SELECT FROM pg_stat_activity WHERE application_name = 'uptrail-committer'"
+                " AND datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            return appending.done() or await cursor.fetchone() is not None
+
+        async with foreign.transaction():
+            await foreign.execute(
+                "INSERT INTO stored_events VALUES (%s, 1, %s, %s)", (stream, topic, state)
+            )
+            appending = asyncio.create_task(committer.append(append_to_stream(stream, 0, step(1))))
+            await eventually(is_over_or_waits)
+        with pytest.raises(Conflict):
+            await appending
     assert done_in(await whole_log(database_url), stream) == [2]
 
 
@@ -315,6 +351,25 @@ async def test_a_blocked_append_fails_when_the_log_closes(
     log = await whole_log(database_url)
     for stream, result in zip(streams[3:], results[3:], strict=True):
         assert done_in(log, stream) == ([] if isinstance(result, Unavailable) else [0])
+
+
+async def test_a_queue_that_closes_wakes_those_who_wait_for_room() -> None:
+    def pending() -> PendingAppend:
+        loop = asyncio.get_running_loop()
+        encoded = encode(append_to_stream(new_stream(), 0, step(0)))
+        return PendingAppend(encoded, loop.create_future(), loop.time() + 3600)
+
+    queue, first = AppendQueue(1), pending()
+    await queue.enter(first)
+    blocked = asyncio.create_task(queue.enter(pending()))
+    await asyncio.sleep(0)
+
+    assert queue.close() == [first]
+
+    await asyncio.wait([blocked], timeout=20)
+    assert isinstance(blocked.exception(), TimeoutError)
+    with pytest.raises(TimeoutError):
+        await queue.enter(pending())
 
 
 async def test_a_database_that_can_record_out_of_order_is_refused(database_url: str) -> None:

@@ -103,7 +103,8 @@ async def test_looking_up_ends_the_session_that_may_have_yet_to_read_the_rows(
     async with connected(database_url) as lost, connected(database_url) as found:
         session = await acquire_session_lock(lost)
         (placed,) = believed.placed
-        assert await resolve_ambiguous(found, [InFlight(placed, session)]) == [None]
+        async with asyncio.timeout(20):
+            assert await resolve_ambiguous(found, [InFlight(placed, session)]) == [None]
         with pytest.raises(psycopg.OperationalError):
             await lost.execute("SELECT 1")
 

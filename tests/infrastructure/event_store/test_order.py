@@ -6,11 +6,14 @@ import asyncio
 import sys
 from uuid import UUID
 
+import pytest
+
 from application.append import Append, RecordedEvent
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.reader import read_log
 from infrastructure.event_store.writer import append_group
 from infrastructure.postgres.listener import LOG, Listener
+from infrastructure.postgres.locks import LOG_LOCK
 from tests.infrastructure.event_store.log_support import (
     appended,
     connected,
@@ -18,6 +21,7 @@ from tests.infrastructure.event_store.log_support import (
     steps,
     whole_log,
 )
+from tests.support import eventually
 
 WRITERS = 8
 SIZES = (1, 1, 400, 1, 1, 1, 400, 1, 1, 400)
@@ -105,3 +109,25 @@ async def test_a_tailing_reader_misses_nothing_of_writers_in_other_processes(
     reader = asyncio.create_task(tail(database_url, TOTAL))
     await asyncio.gather(*(process() for _ in range(WRITERS // 2)))
     assert_in_order(await reader, await whole_log(database_url))
+
+
+@pytest.mark.parametrize("expected", [0, None], ids=["at once", "after the versions were read"])
+async def test_nothing_is_recorded_while_another_writer_holds_the_lock(
+    database_url: str, expected: int | None
+) -> None:
+    async with connected(database_url) as holder, GroupCommitter(database_url) as committer:
+        append = Append((steps(new_stream(), expected, 1),))
+
+        async def ends_or_waits() -> bool:
+            cursor = await holder.execute(
+                "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database ="
+                " (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
+            return appending.done() or await cursor.fetchone() is not None
+
+        async with holder.transaction():
+            await LOG_LOCK.acquire_in_transaction(holder)
+            appending = asyncio.create_task(committer.append(append))
+            await eventually(ends_or_waits)
+            assert not appending.done()
+        assert (await appending).position

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from application.append import Append, AppendResult, StreamAppend
-from application.errors import Conflict
+from application.errors import Conflict, OutcomeUnknown
 from application.worker.attempt import AppendBatcher
 from domain.upload.aggregate import Upload
 from domain.upload.events import UploadCancelled
@@ -52,6 +52,30 @@ async def test_a_write_that_is_refused_is_refused_alone(database_url: str, tmp_p
         ends = [(await harness.topics(upload.id))[-1] for upload in uploads]
         assert ends == ["upload.cancelled", "upload.file_received", "upload.cancelled"]
         assert len(await harness.all_of(UploadCancelled)) == 2
+
+
+class LosingAnswers(Counting):
+    """The log, whose appends are recorded without an answer."""
+
+    async def append(self, append: Append) -> AppendResult:
+        await super().append(append)
+        raise OutcomeUnknown("the answer is lost")
+
+
+async def test_writes_whose_outcome_is_unknown_are_not_written_again(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with open_harness(database_url, tmp_path) as harness:
+        _, uploads = await _ready(harness)
+        log = LosingAnswers(harness.log)
+        batcher: Any = AppendBatcher(log)  # type: ignore[arg-type]
+
+        answers = await asyncio.gather(
+            *(batcher.submit(_cancelling(upload)) for upload in uploads), return_exceptions=True
+        )
+
+        assert [type(answer) for answer in answers] == [OutcomeUnknown] * 3
+        assert log.appends == 1
 
 
 async def _ready(harness: PipelineHarness) -> tuple[Counting, list[Upload]]:

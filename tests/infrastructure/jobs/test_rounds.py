@@ -11,19 +11,27 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from application.append import append_to_stream
+from domain.upload.state import UploadState
+from infrastructure.event_store.event_log import save_snapshot
+from infrastructure.jobs import worker
 from infrastructure.jobs.rounds import SESSION_SETTINGS, PostgresRounds
 from infrastructure.jobs.worker import PostgresRunnableUploads
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.pool import Pool, make_pool
 from infrastructure.settings import Settings
-from tests.builders import NOON
+from tests.builders import NOON, queued, received, registered
 from tests.contracts.rounds import (
     SETTINGS,
     OpenRounds,
     RoundsContract,
     RoundsHarness,
+    batch_of,
+    changes_of,
     everything_selected,
     random_changes,
+    saved,
+    upload_of,
 )
 from tests.harness import open_log
 from tests.memory.rounds_harness import memory_rounds
@@ -90,3 +98,22 @@ async def test_tables_in_memory_select_what_those_on_postgresql_do(database_url:
             one = await everything_selected(stored, changes, after=after, at=at)
             other = await everything_selected(remembered, changes, after=after, at=at)
             assert one == other, after
+
+
+async def test_events_that_a_snapshot_includes_are_not_applied_to_it(
+    database_url: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot that is stored after the events were read and before it is read itself."""
+    monkeypatch.setattr(worker, "_EVENTS", worker._EVENTS.replace("> coalesce(", "> 0 * coalesce("))
+    batch, settings = batch_of(1), SETTINGS
+    tracked = upload_of(batch, 1, UploadState.QUEUED)
+    async with postgres_rounds(database_url, settings) as harness:
+        id = tracked.upload.id
+        await harness.log.append(append_to_stream(id, 0, registered(), received(), queued()))
+        await saved(harness, changes_of([batch], [tracked]))
+        async with pool.connection() as connection:
+            await save_snapshot(connection, await harness.log.upload(id))
+
+        (loaded,) = await harness.runnable.load([id])
+
+        assert loaded.upload == await harness.log.upload(id)

@@ -357,6 +357,33 @@ async def test_artifacts_of_an_attempt_that_failed_leave_no_orphans(
     assert await harness.blobs.size(blob.replace("/2/", "/1/")) == 0
 
 
+async def test_an_artifact_that_was_stored_without_an_answer_is_no_orphan(
+    harness: PipelineHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[str] = []
+    put = harness.blobs.put
+
+    async def put_without_answer(name: str, content: bytes) -> None:
+        await put(name, content)
+        if name.startswith("artifacts/"):
+            stored.append(name)
+            if len(stored) == 1:
+                raise OSError("the answer is lost")
+
+    async def draws(
+        subject: StepInput, step_context: StepContext, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        await step_context.attach("picture.webp", b"pixels")
+        return {}
+
+    monkeypatch.setattr(harness.blobs, "put", put_without_answer)
+    harness.run({"step": draws})
+
+    await harness.completed(await harness.batch({"a.txt": b"x"}))
+
+    assert [await harness.blobs.size(name) for name in stored] == [0, len(b"pixels")]
+
+
 async def test_a_worker_does_its_uploads_within_its_bound(harness: PipelineHarness) -> None:
     gate = Gate()
     harness.run({"step": gate}, settings=settings(pipelines=ONE_STEP, worker_concurrency=2))

@@ -5,10 +5,19 @@ from __future__ import annotations
 import asyncio
 
 import psycopg
+import pytest
 
 from application.append import append_to_stream
+from infrastructure.backoff import Backoff
 from infrastructure.event_store.event_log import PostgresEventLog
-from infrastructure.postgres.listener import LOG, READ_MODEL, UPLOADS, Listener
+from infrastructure.postgres import listener as listening
+from infrastructure.postgres.listener import (
+    LOG,
+    READ_MODEL,
+    UPLOADS,
+    ChannelWakeups,
+    Listener,
+)
 from tests.harness import open_log
 from tests.infrastructure.event_store.log_support import connected, new_stream, step
 from tests.support import eventually
@@ -38,6 +47,59 @@ async def test_a_reader_polls_without_notifications(database_url: str) -> None:
         async with asyncio.timeout(60):
             await listener.wakeups(LOG).wait(0)
     await listener.wakeups(LOG).wait(0)  # and so it does after the listener closed
+
+
+async def test_a_reader_that_is_behind_what_was_announced_does_not_wait(
+    database_url: str, log: PostgresEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "POLL_INTERVAL", 86_400.0)
+    async with Listener(database_url) as listener:
+        wakeups = listener.wakeups(LOG)
+        result = await log.append(append_to_stream(new_stream(), 0, step(1)))
+        await eventually(lambda: wakeups.position == result.position)
+        async with asyncio.timeout(60):
+            await wakeups.wait(result.position - 1)
+
+
+async def test_readers_are_woken_once_a_new_session_listens(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is committed before that is found by those who are woken, and announced by nobody."""
+    listeners: list[int] = []
+    announce = ChannelWakeups.announce
+
+    def announce_and_count(wakeups: ChannelWakeups, position: int | None) -> None:
+        with psycopg.connect(database_url, autocommit=True) as other:
+            query = "SELECT query FROM pg_stat_activity WHERE application_name = 'uptrail-listener'"
+            rows = other.execute(query + " AND datname = current_database()").fetchall()
+        listeners.append(sum("LISTEN" in query for (query,) in rows))
+        announce(wakeups, position)
+
+    monkeypatch.setattr(ChannelWakeups, "announce", announce_and_count)
+    async with Listener(database_url):
+        await eventually(lambda: listeners)
+
+    assert set(listeners) == {1}
+
+
+async def test_a_listener_that_has_listened_connects_again_without_a_long_pause(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    next_pause = Backoff.next_pause
+
+    def noted(backoff: Backoff) -> float:
+        pauses.append(next_pause(backoff))
+        return pauses[-1]
+
+    monkeypatch.setattr(Backoff, "next_pause", noted)
+    async with Listener(database_url) as listener:
+        for number in range(1, 4):
+            await eventually(listener._listening.is_set)
+            await eventually(lambda: kill_listener(database_url))
+            await eventually(lambda number=number: len(pauses) >= number)
+
+    assert pauses[0] == pauses[-1] == listening.MIN_BACKOFF
 
 
 async def test_a_killed_listener_reconnects_and_receives_again(database_url: str) -> None:

@@ -70,6 +70,43 @@ async def test_a_connection_that_the_server_has_ended_is_not_handed_out(database
             await pool.putconn(connection)
 
 
+async def test_results_that_a_cancelled_borrower_left_are_read_by_nobody(
+    database_url: str,
+) -> None:
+    async with make_pool(database_url, name="test", min_size=1, max_size=1) as pool:
+        asked = asyncio.Event()
+
+        async def ask_and_be_cancelled() -> None:
+            connection = await pool.getconn()
+            try:
+                connection.pgconn.enter_pipeline_mode()
+                connection.pgconn.send_query_params(b"SELECT 'of another'", None)
+                connection.pgconn.pipeline_sync()
+                asked.set()
+                await asyncio.Event().wait()
+            finally:
+                await pool.putconn(connection)
+
+        borrower = asyncio.create_task(ask_and_be_cancelled())
+        await asked.wait()
+        borrower.cancel()
+        with suppress(asyncio.CancelledError):
+            await borrower
+
+        async with pool.connection() as connection:
+            cursor = await connection.execute("SELECT 'mine'")
+            assert await cursor.fetchone() == ("mine",)
+
+
+async def test_a_statement_of_a_pool_ends_before_its_borrower_gives_it_up(
+    database_url: str,
+) -> None:
+    async with make_pool(database_url, name="test") as pool, pool.connection() as connection:
+        cursor = await connection.execute("SHOW statement_timeout")
+        assert await cursor.fetchone() == ("12s",)
+        assert TimedConnection.answer_timeout > 12
+
+
 async def test_a_pool_is_back_soon_after_a_long_outage(database_url: str, tmp_path: Path) -> None:
     """psycopg_pool would wait 1, 2, 4, 8 ... seconds between its attempts."""
     server = str(conninfo_to_dict(database_url)["host"])

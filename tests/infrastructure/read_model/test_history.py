@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import func, select
 
 from application.append import RecordedEvent
 from application.errors import NotFound
@@ -12,6 +13,8 @@ from domain.batch.events import BatchSealed
 from domain.ids import upload_id_for
 from domain.upload.events import FileReceived
 from infrastructure.read_model import history
+from infrastructure.read_model.engine import make_engine, snapshot_connection
+from infrastructure.read_model.tables import batches
 from tests.builders import ALICE, NOON, later, registered, started
 from tests.infrastructure.read_model.support import ReadModel, open_read_model, record_batch
 
@@ -123,6 +126,25 @@ async def test_a_history_of_many_streams_never_runs_ahead_of_the_read_model(
     await model.catch_up()
     more = await model.history.of_batch(batch, owner="acme", after=reached)
     assert [event.position for event in more] == [reached + 1, reached + 2]
+
+
+async def test_the_statements_of_one_page_see_one_moment(
+    database_url: str, model: ReadModel
+) -> None:
+    engine = make_engine(database_url)
+    await record_batch(model, "a")
+    await model.catch_up()
+
+    async with snapshot_connection(engine) as session:
+
+        async def count() -> int | None:
+            return await session.scalar(select(func.count()).select_from(batches))
+
+        before = await count()
+        await record_batch(model, "b")
+        await model.catch_up()
+        assert await count() == before == 1
+    await engine.dispose()
 
 
 # Rows as of an earlier position or time.

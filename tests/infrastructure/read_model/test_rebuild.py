@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -14,7 +15,9 @@ from application.projection import VERSION
 from application.views import replay
 from domain.batch.events import BatchPaused, BatchResumed, BatchSealed
 from infrastructure.event_store.codec import CODEC
+from infrastructure.postgres import listener
 from infrastructure.postgres.connection import connect
+from infrastructure.postgres.listener import READ_MODEL
 from infrastructure.postgres.schema import MIGRATIONS, NewerDatabase, migrate
 from infrastructure.read_model import rebuild as rebuilding
 from infrastructure.read_model.rebuild import rebuild, rebuild_if_outdated, verify
@@ -26,7 +29,7 @@ from tests.infrastructure.read_model.support import (
     record_batch,
     rows_in,
 )
-from tests.support import tamper
+from tests.support import eventually, tamper
 
 
 async def test_rebuilt_rows_equal_the_live_ones_in_a_new_epoch(
@@ -110,6 +113,107 @@ async def test_a_reader_that_holds_the_tables_delays_the_swap_and_breaks_nothing
     await reader.close()
 
     assert rows_in(database_url) == await model.replayed()
+
+
+async def test_rows_that_lag_behind_are_rebuilt_to_the_end_of_the_log(
+    database_url: str, model: ReadModel
+) -> None:
+    await record_batch(model, "a")
+    await model.catch_up()
+    await record_batch(model, "b")
+
+    rebuilt = await rebuild(database_url, model.log)
+
+    assert rebuilt.position == await model.queries.position() == await model.log.head()
+    assert rows_in(database_url) == await model.replayed()
+
+
+async def test_a_rebuild_is_announced_to_readers(
+    database_url: str, model: ReadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "POLL_INTERVAL", 86_400.0)
+    await record_batch(model, "a")
+    position = await model.catch_up()
+    wakeups = model.listener.wakeups(READ_MODEL)
+    await eventually(lambda: wakeups.position == position)
+    waiting = asyncio.create_task(wakeups.wait(position))
+
+    await rebuild(database_url, model.log)
+
+    async with asyncio.timeout(60):
+        await waiting
+
+
+async def test_live_rows_stand_still_while_others_take_their_place(
+    database_url: str, model: ReadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A projector comes between the moment at which the position is read and the swap."""
+    await record_batch(model, "a")
+    await model.catch_up()
+    projecting_meanwhile: list[asyncio.Task[int]] = []
+    project = rebuilding.project
+
+    async def project_after_a_projector(
+        *arguments: Any, upto: int | None = None, **more: Any
+    ) -> int:
+        if upto is not None:
+            await record_batch(model, "b")
+            task = asyncio.create_task(model.catch_up())
+            projecting_meanwhile.append(task)
+
+            async def is_over_or_waits() -> bool:
+                return task.done() or await waiting_sessions(database_url) > 0
+
+            await eventually(is_over_or_waits)
+        return await project(*arguments, upto=upto, **more)
+
+    monkeypatch.setattr(rebuilding, "project", project_after_a_projector)
+
+    await rebuild(database_url, model.log)
+    await asyncio.gather(*projecting_meanwhile)
+
+    assert await model.queries.position() == await model.log.head()
+    assert rows_in(database_url) == await model.replayed()
+
+
+async def waiting_sessions(url: str) -> int:
+    async with await connect(url, name="observer") as observer:
+        cursor = await observer.execute(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        row = await cursor.fetchone()
+    return int(row[0]) if row else 0
+
+
+async def test_a_history_that_waits_for_a_swap_is_of_the_new_rows(
+    database_url: str, model: ReadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of this batch are written by the transaction that swaps the tables."""
+    reading: list[asyncio.Task[Any]] = []
+    batches: list[UUID] = []
+    swap, record = rebuilding._swap, rebuilding._record
+
+    async def swap_after_another_batch(*arguments: Any) -> Any:
+        batches.append(await record_batch(model, "a"))
+        await model.catch_up()
+        return await swap(*arguments)
+
+    async def record_while_a_reader_waits(*arguments: Any) -> Any:
+        reading.append(asyncio.create_task(model.history.of_batch(batches[0], owner="acme")))
+
+        async def is_over_or_waits() -> bool:
+            return reading[0].done() or await waiting_sessions(database_url) > 0
+
+        await eventually(is_over_or_waits)
+        return await record(*arguments)
+
+    monkeypatch.setattr(rebuilding, "_swap", swap_after_another_batch)
+    monkeypatch.setattr(rebuilding, "_record", record_while_a_reader_waits)
+
+    await rebuild(database_url, model.log)
+
+    assert len(await reading[0]) == 5
 
 
 async def test_rows_made_by_an_earlier_version_are_rebuilt_at_start_and_only_then(

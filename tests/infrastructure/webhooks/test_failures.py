@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 from aiohttp import web
@@ -160,6 +161,9 @@ async def test_one_success_ends_the_count_of_days(
     harness.skip(4 * DAY)
     await harness.tried(hook, second, 2)
 
+    since = (await harness.webhooks.standings([hook.id]))[hook.id].failing_since
+    assert since is not None
+    assert harness.clock() - since < timedelta(days=5)
     assert (await harness.log.webhook(hook.id)).enabled
 
 
