@@ -12,6 +12,7 @@ from application.append import Append, StreamAppend
 from application.commands import RegisterUpload
 from application.handlers.execute import CommandContext
 from application.handlers.uploads import register_upload
+from application.ports.auth import Scope
 from domain.file import FileDeclaration
 from domain.upload.events import AttemptFailed, AttemptStarted, UploadFailed, UploadQuarantined
 from domain.upload.events import UploadQueued as Queued
@@ -89,6 +90,21 @@ async def test_a_batch_that_is_started_again_returns_the_position_of_its_start(
 
     assert (first.status, again.status) == (201, 200)
     assert again.json["position"] == first.json["position"]
+
+
+async def test_two_owners_use_the_same_key_independently(server: Server) -> None:
+    rival = await server.key_for(Scope.OPERATOR, owner="rival")
+    mine = (await server.batch()).json["id"]
+    theirs = (await server.post("/v1/batches", key=rival, json={})).json["id"]
+    once = {"Idempotency-Key": "once"}
+
+    first = await server.post(f"/v1/batches/{mine}/pause", headers=once)
+    second = await server.post(f"/v1/batches/{theirs}/pause", headers=once, key=rival)
+
+    assert [(answer.status, answer.json["id"]) for answer in (first, second)] == [
+        (202, mine),
+        (202, theirs),
+    ]
 
 
 async def test_requests_with_one_key_at_once_get_one_answer(server: Server) -> None:

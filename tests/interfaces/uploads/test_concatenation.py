@@ -103,6 +103,8 @@ async def test_an_upload_of_a_batch_is_joined_from_parts_of_that_batch(server: S
     assert status == 201
     assert await server.content(location) == b"0123456789"
     assert (await server.services.log.upload(upload_in(location))).batch == batch
+    assert await _join(server, *parts, path=path, **filename("a.bin")) == (201, location)
+    assert (await _join(server, parts[0], path=path, **filename("a.bin")))[0] == 400
     context = CommandContext("key:test", server.services.now())
     await execute(server.services.log, BatchCommand(batch, Batch.seal), context)
     late = {**TUS, "Upload-Length": "5", "Upload-Concat": "partial"}

@@ -11,15 +11,18 @@ import pytest
 from application.append import append_to_stream
 from application.ports.auth import Scope
 from domain.upload.events import (
+    AttemptFailed,
     AttemptStarted,
     AttemptSucceeded,
     UploadCompleted,
     UploadQuarantined,
     UploadQueued,
 )
+from domain.upload.state import UploadState
+from infrastructure.processors.http import PostgresRemoteSteps
 from infrastructure.read_model.projector import catch_up
 from interfaces.common.requests import ByteRange, Unsatisfiable, parse_range
-from tests.interfaces.uploads.server import BYTES, OWNER, Server, stored_files, upload_in
+from tests.interfaces.uploads.server import BYTES, OWNER, Server, serving, stored_files, upload_in
 
 TEXT = b"0123456789"
 BY: dict[str, Any] = {"at": datetime(2026, 1, 1, tzinfo=UTC), "by": "worker:test"}
@@ -151,3 +154,29 @@ async def test_artifacts_are_given_back_by_name(database_url: str, server: Serve
     answer = await server.ask("GET", f"{location}/artifacts/small.webp")
     assert (answer.status, answer.body) == (200, b"pixels")
     assert (await server.ask("GET", f"{location}/artifacts/other")).status == 404
+
+
+async def test_a_service_is_refused_once_another_process_has_ended_its_attempt(
+    database_url: str, tmp_path: Path, server: Server
+) -> None:
+    id = upload_in(await _stored(server))
+    await _processed(server, id, UploadQueued(**BY), AttemptStarted(number=1, worker="w", **BY))
+    link = await PostgresRemoteSteps(server.pool).open(id, 1, download_within=60)
+    assert (await server.services.log.upload(id)).state is UploadState.PROCESSING
+    async with serving(database_url, tmp_path) as another:
+        ended = AttemptFailed(
+            number=1,
+            step="http",
+            error_type="Broken",
+            message="it does not answer",
+            permanent=True,
+            duration=0.1,
+            **BY,
+        )
+        await _processed(another, id, ended)
+        path = f"/v1/callbacks/{link.callback}"
+        assert (await server.ask("POST", path, json={"result": {}})).status == 410
+        assert (await server.ask("GET", f"/v1/callbacks/{link.download}/content")).status == 410
+
+        await _processed(another, id, AttemptStarted(number=2, worker="w", **BY))
+        assert (await server.ask("POST", path, json={"result": {}})).status == 410

@@ -285,7 +285,10 @@ async def test_transfers_that_wait_for_a_permit_are_bounded_and_make_room_when_t
     for _ in range(2):
         waits.clear()
         waiting = asyncio.create_task(wait())
-        await waits.wait()
+        await asyncio.wait(
+            {waiting, asyncio.ensure_future(waits.wait())}, return_when=asyncio.FIRST_COMPLETED
+        )
+        assert not waiting.done()
         asked = limiter.asked
         with pytest.raises(TooManyTransfers):
             await wait()

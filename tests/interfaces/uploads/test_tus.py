@@ -60,6 +60,15 @@ async def test_a_write_is_answered_with_the_position_from_which_it_can_be_read(
             assert int(answer.headers["Uptrail-Position"]) == await log.head()
 
 
+async def test_a_finished_upload_repeats_its_answer_at_its_end_only(server: Server) -> None:
+    location = await server.create(5)
+    assert await server.patch(location, 0, b"hello") == 204
+
+    assert await server.patch(location, 5, b"") == 204
+    assert await server.patch(location, 3, b"") == 409
+    assert await server.patch(location, 5, b"x") == 413
+
+
 async def test_a_body_of_unknown_length_is_taken(server: Server) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"01234"
