@@ -13,6 +13,10 @@ class BlobWriter(Protocol):
     def size(self) -> int:
         """Size of the blob so far in bytes, including what was stored before this append."""
 
+    @property
+    def has_excess(self) -> bool:
+        """True while bytes are stored beyond the append's offset; its first write drops them."""
+
     async def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """Append bytes; they are durable after the next `sync`. Raises StorageFull."""
 

@@ -31,6 +31,7 @@ from domain.upload.aggregate import Upload
 from domain.upload.state import GONE, INCOMING
 
 CLOSE_POLL_INTERVAL = 0.05  # seconds
+UNRECORDED = "bytes that were stored and not recorded are sent again"
 MAX_RECORDS_PER_SECOND = 100  # of all running transfers together, approximately
 
 
@@ -134,10 +135,26 @@ class Transfers:
             async with self._writers.open_writer(request.upload, context) as (upload, writer):
                 self._check(upload, request)
                 await self._require_room(upload, request)
+                if writer.has_excess:
+                    upload = await self._drop_excess(upload, context())
+                    self._check(upload, request)
                 receiver = self._receiver(upload, writer, request, lock, context)
                 permit = self.quotas.transfer_permit(upload.owner, lock.raise_if_preempted)
                 async with permit, self.free_space.with_free_bytes():
                     return await receiver.run(chunks, here, ahead)
+
+    async def _drop_excess(self, upload: Upload, context: CommandContext) -> Upload:
+        """Record that the transfer continues at its offset, and return the upload.
+
+        Bytes are stored beyond it: an append that counts them may still be recorded, because a
+        process died or the log was lost in the meantime. At another version it is refused.
+        """
+        decision = partial(Upload.interrupt_transfer, received=upload.received, reason=UNRECORDED)
+        try:
+            return (await execute(self.log, UploadCommand(upload.id, decision), context)).aggregate
+        except CommandRejected:  # it was recorded just now
+            self.log.forget(upload.id)
+            return await self.log.upload(upload.id)
 
     def _receiver(
         self,

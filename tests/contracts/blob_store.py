@@ -61,6 +61,18 @@ class BlobStoreContract:
             await store.finish(NAME, 5)
             assert await content(store, NAME) == b"one 2"
 
+    async def test_an_append_knows_of_bytes_beyond_its_offset(self, opened: Opener) -> None:
+        async with opened() as store:
+            await appended(store, 0, b"one two")
+            for offset, has_excess in ((7, False), (4, True)):
+                writer = await store.append(NAME, offset)
+                assert writer.has_excess is has_excess
+                if has_excess:
+                    await writer.write(b"2")
+                    await writer.sync()
+                    assert not writer.has_excess
+                await writer.close()
+
     async def test_opening_a_blob_without_writing_changes_nothing(self, opened: Opener) -> None:
 
         async with opened() as store:

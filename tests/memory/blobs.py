@@ -141,6 +141,10 @@ class MemoryBlobWriter:
     def size(self) -> int:
         return self._size
 
+    @property
+    def has_excess(self) -> bool:
+        return len(self.blob.content) > self._size
+
     async def write(self, chunk: bytes | bytearray | memoryview) -> None:
         await self._wire.request("blob.write")
         blob = self.blob

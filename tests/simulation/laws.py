@@ -7,10 +7,13 @@ from uuid import UUID
 
 from application.append import RecordedEvent
 from application.projection import fold_changes
+from domain.batch.events import BatchRenamed, BatchStarted
 from domain.batch.state import outcome_of
 from domain.event import topic_of
 from domain.upload.events import AttemptSucceeded
 from domain.upload.state import UploadState
+from domain.webhook.aggregate import Webhook
+from domain.webhook.events import WEBHOOK_EVENTS
 from infrastructure.read_model.tables import NAME
 from tests.invariants import UNFINISHED, FinalStates, check_log
 from tests.memory.blobs import Disk
@@ -100,6 +103,7 @@ def check_end(database: MemoryDatabase, disk: Disk) -> FinalStates:
     running = {id: job for id, job in database.jobs.items() if job.status in ("todo", "doing")}
     require(not running, f"jobs are left: {running}")
     check_artifacts(database, disk)
+    check_retries(database)
     return states
 
 
@@ -110,6 +114,72 @@ def check_artifacts(database: MemoryDatabase, disk: Disk) -> None:
         if isinstance(event, AttemptSucceeded):
             for blob in event.artifacts.values():
                 require(blob in disk.blobs, f"artifact {blob} is not stored")
+
+
+def check_webhooks(database: MemoryDatabase, accepted: list[tuple[str, str]]) -> None:
+    """Each webhook was sent every event that it had chosen, those of a batch in their order.
+
+    Written apart from the dispatcher: the log is read once, with each webhook, label and batch as
+    they were at each position. `accepted` are the ids of the messages that the receiver accepted.
+    """
+    first: dict[str, int] = {}
+    for place, (_, id) in enumerate(accepted):
+        first.setdefault(id, place)
+    hooks: dict[UUID, Webhook] = {}
+    batch_of: dict[UUID, UUID] = {}
+    started: dict[UUID, BatchStarted] = {}
+    labels: dict[UUID, str] = {}
+    expected: dict[tuple[UUID, UUID], list[int]] = {}
+    for row in database.rows:
+        recorded = decoded(row)
+        event: Any = recorded.event
+        if isinstance(event, WEBHOOK_EVENTS):
+            known = hooks.get(row.stream)
+            hooks[row.stream] = known.evolve(event) if known else Webhook.begin(row.stream, event)
+            continue
+        if row.version == 1:
+            batch_of[row.stream] = getattr(event, "batch", row.stream)
+        if isinstance(event, BatchStarted):
+            started[row.stream], labels[row.stream] = event, event.label
+        elif isinstance(event, BatchRenamed):
+            labels[row.stream] = event.label
+        batch = batch_of[row.stream]
+        for hook in hooks.values():
+            if hook.owner == started[batch].owner and hook.subscription.matches(
+                row.topic, labels[batch], named=False
+            ):
+                expected.setdefault((hook.id, batch), []).append(row.position)
+    for (hook_id, batch), positions in expected.items():
+        if hooks[hook_id].removed:
+            continue
+        places = [first.get(f"msg_{hook_id.hex}_{position}") for position in positions]
+        missing = [at for at, place in zip(positions, places, strict=True) if place is None]
+        require(not missing, f"webhook {hook_id} was not sent {missing} of batch {batch}")
+        in_order = places == sorted(place for place in places if place is not None)
+        require(in_order, f"webhook {hook_id} was sent {positions} of batch {batch} as {places}")
+
+
+def check_retries(database: MemoryDatabase) -> None:
+    """Every upload that had failed when its batch was retried began again, unless it was ended."""
+    states: dict[UUID, str] = {}
+    batch_of: dict[UUID, UUID] = {}
+    due: dict[UUID, tuple[UUID, int]] = {}  # uploads to begin again, by whom and since when
+    for row in database.rows:
+        event: Any = decoded(row).event
+        if row.topic.startswith("upload."):
+            if row.version == 1:
+                batch_of[row.stream] = event.batch
+            states[row.stream] = row.topic
+            due.pop(row.stream, None)
+        elif row.topic == "batch.retry_requested":
+            due |= {
+                upload: (row.stream, row.position)
+                for upload, batch in batch_of.items()
+                if batch == row.stream and states[upload] == "upload.failed"
+            }
+        elif row.topic in ("batch.cancelled", "batch.expired"):
+            due = {upload: by for upload, by in due.items() if by[0] != row.stream}
+    require(not due, f"failed uploads were not retried: {due}")
 
 
 def describe(recorded: RecordedEvent) -> str:
@@ -132,4 +202,12 @@ def require(holds: bool, otherwise: str) -> None:
         raise LawBroken(otherwise)
 
 
-__all__ = ["LawBroken", "LogLaws", "check_end", "check_read_model", "describe", "stored_columns"]
+__all__ = [
+    "LawBroken",
+    "LogLaws",
+    "check_end",
+    "check_read_model",
+    "check_webhooks",
+    "describe",
+    "stored_columns",
+]

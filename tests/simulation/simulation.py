@@ -7,7 +7,7 @@ import gc
 import logging
 import random as global_random
 import sys
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from random import Random
 from types import SimpleNamespace
@@ -19,6 +19,8 @@ import procrastinate.utils
 import structlog
 
 from infrastructure.jobs import worker as worker_module
+from infrastructure.postgres import listener as listener_module
+from interfaces.feed import hub as hub_module
 from tests.memory.database import StoredRow
 from tests.memory.event_log import decoded
 from tests.memory.webhooks import pending_deliveries
@@ -29,8 +31,10 @@ from tests.simulation.laws import (
     LogLaws,
     check_end,
     check_read_model,
+    check_webhooks,
     describe,
 )
+from tests.simulation.watchers import Watcher
 from tests.simulation.workload import Clients, Steps, wait_until
 from tests.simulation.world import Machine, World, run_api, run_orchestrator, run_worker
 
@@ -122,6 +126,16 @@ class Simulation:
             for owner in ("acme", "globex", "initech")
             for number in range(random.randint(1, 3))
         ]
+        owners = ("acme", "globex", "initech")
+        watchers = {owner: Watcher(world, apis, owner) for owner in owners}
+        clients.on_batch = lambda owner, id: watchers[owner].batches.append(str(id))
+        watching = [asyncio.ensure_future(self._watch(one)) for one in watchers.values()]
+        senders += [
+            asyncio.ensure_future(clients.add_webhook(owner))
+            for owner in owners
+            for _ in range(random.randint(0, 2))
+        ]
+        world.receiver.fails = random.choice((0.0, 0.2, 0.5))
         meddlers = [asyncio.ensure_future(clients.interfere())]
         meddlers += [
             asyncio.ensure_future(self._make_faults(machine)) for machine in world.machines
@@ -129,7 +143,9 @@ class Simulation:
         await asyncio.sleep(DURATION)
         world.tell("no more faults")
         world.rates.stop()
-        steps.rate = 0.0
+        steps.rate = world.receiver.fails = 0.0
+        for watcher in watchers.values():
+            watcher.is_patient = True
         for meddler in meddlers:
             meddler.cancel()
         await asyncio.wait(meddlers)
@@ -139,8 +155,17 @@ class Simulation:
         await asyncio.gather(*senders)
         await clients.finish()
         await wait_until(self._is_settled, within=SETTLE_WITHIN)
-        await asyncio.sleep(2.0)
-        self._check_end(clients)
+        await asyncio.sleep(5.0)
+        self._check_end(clients, watchers.values())
+        for watch in watching:
+            watch.cancel()
+        await asyncio.wait(watching)
+
+    async def _watch(self, watcher: Watcher) -> None:
+        try:
+            await watcher.run()
+        except AssertionError as broken:
+            self.fail(str(broken))
 
     async def _send(self, clients: Clients, owner: str, number: int) -> None:
         await asyncio.sleep(self._random.random() * 10)
@@ -160,7 +185,10 @@ class Simulation:
                 continue
             if random.random() < rates.kills / 5:
                 await asyncio.sleep(random.random())
-                machine.kill()
+                if random.random() < 0.3:
+                    await machine.stop()
+                else:
+                    machine.kill()
                 await asyncio.sleep(random.random() * 5)
                 machine.start()
             elif random.random() < rates.clock_steps:
@@ -211,12 +239,15 @@ class Simulation:
             and not pending_deliveries(database)
         )
 
-    def _check_end(self, clients: Clients) -> None:
+    def _check_end(self, clients: Clients, watchers: Iterable[Watcher]) -> None:
         try:
             missing = [p for p in clients.acknowledged if p not in self._positions]
             if missing:
                 raise LawBroken(f"acknowledged at {missing}, and not in the log")
             check_end(self.world.database, self.world.disk)
+            check_webhooks(self.world.database, self.world.receiver.accepted)
+            for watcher in watchers:
+                watcher.check_end()
         except AssertionError as broken:
             self.fail(str(broken))
 
@@ -245,6 +276,8 @@ def _deterministic(seed: int, world: World, simulation: Simulation) -> Iterator[
         with (
             mock.patch.object(procrastinate.utils, "utcnow", world.database.now),
             mock.patch.object(worker_module, "POLL_INTERVAL", 0.25),
+            mock.patch.object(hub_module, "time", SimpleNamespace(thread_time=lambda: 0.0)),
+            mock.patch.object(listener_module, "POLL_INTERVAL", world.poll_interval),
             mock.patch.object(
                 worker_module, "socket", SimpleNamespace(gethostname=lambda: "machine")
             ),

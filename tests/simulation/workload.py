@@ -11,16 +11,18 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from application.commands import (
+    AddWebhook,
     BatchCommand,
     DecisionFunction,
     StartBatch,
     UploadCommand,
+    WebhookCommand,
     release_upload,
     retry_upload,
 )
-from application.errors import ApplicationError, NotFound
+from application.errors import ApplicationError, Conflict, NotFound
 from application.handlers.batches import start_batch
-from application.handlers.execute import CommandContext, execute
+from application.handlers.execute import CommandContext, add_webhook, execute
 from application.pipeline import PermanentError, Quarantine, StepContext, StepInput
 from application.transfers.creation import BatchTarget
 from application.transfers.errors import NotAcceptingBytes, TransferAborted
@@ -32,7 +34,10 @@ from domain.file import FileDeclaration
 from domain.ids import upload_id_for
 from domain.retry import RetryPolicy
 from domain.upload.aggregate import Upload
+from domain.webhook.aggregate import Webhook
+from domain.webhook.events import DELIVERED_TOPICS, WebhookFilter
 from tests.memory.database import ID_SECRET
+from tests.memory.webhooks import MemoryWebhooks
 from tests.simulation.laws import LawBroken
 from tests.simulation.world import Machine, Parts, World
 
@@ -54,7 +59,8 @@ class Clients:
     def __init__(self, world: World, apis: list[Machine], random: Random) -> None:
         self.world = world
         self.batches: list[UUID] = []
-        self.started: dict[UUID, int] = {}  # acknowledged position of their start
+        self.webhooks: list[UUID] = []
+        self.on_batch: Callable[[str, UUID], None] = lambda owner, id: None
         self._apis = apis
         self._random = random
         self.acknowledged: list[int] = []
@@ -107,6 +113,7 @@ class Clients:
             raise LawBroken(f"the start of {id} was refused")
         self._acknowledge(started.position)
         self.batches.append(id)
+        self.on_batch(owner, id)
         await asyncio.gather(
             *(self._send_file(id, path, size) for path, size in zip(paths, sizes, strict=True))
         )
@@ -189,11 +196,42 @@ class Clients:
             piece = piece[length:]
             await asyncio.sleep(self._random.random() * 0.2)
 
+    async def add_webhook(self, owner: str) -> None:
+        """Add a webhook for some of the events of an owner."""
+        random, id = self._random, self.world.new_id()
+        topics = tuple(random.sample(DELIVERED_TOPICS, random.randint(1, 4)))
+        chosen = WebhookFilter(
+            url=f"https://{owner}.example/{len(self.webhooks)}",
+            events=topics,
+            label=random.choice((None, None, "batch 0", "renamed 1")),
+        )
+
+        async def add(parts: Parts) -> int:
+            secret = await MemoryWebhooks(parts.client).make_secret(id)
+            command = AddWebhook(id=id, owner=owner, subscription=chosen, secret=secret.id)
+            try:
+                return (await add_webhook(parts.log, command, self._context(parts))).position
+            except Conflict:  # an answer was lost
+                return 0
+
+        self._acknowledge(await self.ask("add webhook", add) or 0)
+        self.webhooks.append(id)
+
     async def interfere(self) -> None:
         """Do something to some batch, again and again, until cancelled."""
         random = self._random
         while True:
-            await asyncio.sleep(random.expovariate(1 / 3.0))
+            await asyncio.sleep(random.expovariate(1 / 1.0))
+            if self.webhooks and random.random() < 0.2:
+                webhook = random.choice(self.webhooks)
+                name, change = random.choice(
+                    (
+                        ("test", Webhook.request_test),
+                        ("enable", Webhook.enable),
+                        ("disable", partial(Webhook.disable, "on a whim")),
+                    )
+                )
+                await self.command(WebhookCommand(webhook, change), f"{name} webhook")
             if not self.batches:
                 continue
             id = random.choice(self.batches)
@@ -225,7 +263,9 @@ class Clients:
                 await self.command(command, f"command to {str(upload)[-6:]}")
 
     async def finish(self) -> None:
-        """Resume and seal every batch: nothing is left to wait for."""
+        """Resume and seal every batch, and enable every webhook: nothing is left to wait for."""
+        for webhook in self.webhooks:
+            await self.command(WebhookCommand(webhook, Webhook.enable), "enable webhook")
         for id in self.batches:
             for name, decision in (("resume", Batch.resume), ("seal", Batch.seal)):
                 await self.command(BatchCommand(id, decision), name)

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any, TypeVar
 from uuid import UUID
 
+from application.errors import Unavailable
 from application.pipeline import Pipeline, Step
 from application.ports.event_log import EventLog
 from application.ports.webhooks import DeliveryError, HttpReply
@@ -27,6 +28,7 @@ from infrastructure.sweeper import sweep
 from infrastructure.webhooks.delivery import DeliveryLoop
 from infrastructure.webhooks.dispatcher import WebhookDispatcher
 from interfaces.bootstrap.tasks import supervise
+from interfaces.feed.hub import FeedHub
 from tests.fakes import InProcessTransferLimiter
 from tests.memory.blobs import Disk, MemoryBlobStore
 from tests.memory.database import EPOCH, Client, MemoryDatabase, MemoryListener, Session
@@ -35,6 +37,7 @@ from tests.memory.job_queue import memory_queue
 from tests.memory.limits import MemoryPreemption
 from tests.memory.locks import memory_leadership
 from tests.memory.read_model import (
+    MemoryFeed,
     MemoryQueries,
     MemoryRows,
     MemoryUploadStatusLookup,
@@ -76,6 +79,10 @@ class World:
         self.machines: list[Machine] = []
         self.processors: dict[str, Any] = {}
         self.settings = draw_settings(self.random)
+        self.poll_interval = 1.0
+        if self.random.random() < 0.3:  # every wake-up must come: nothing polls
+            self.poll_interval = 1e6
+            rates.lost_notification = 0.0
 
     def tell(self, line: str) -> None:
         """Add a line to the story, until that has ended."""
@@ -104,6 +111,9 @@ def draw_settings(random: Random) -> Settings:
         batch_expiry=random.choice((60.0, 3600.0)),
         progress_interval=random.choice((0.05, 0.5)),
         shutdown_grace=1.0,
+        feed_tick=random.choice((0.05, 0.5)),
+        feed_heartbeat=5.0,
+        feed_buffer=random.choice((2000, 1 << 20)),
         webhook_timeout=5.0,
         webhook_disable_after=random.choice((20.0, 3600.0)),
     )
@@ -124,7 +134,7 @@ class Machine:
         self.world.tell(f"{self.name} starts")
         process = Process(self.name, self.world.loop)
         self.parts = parts = process.context().run(Parts, self.world, process)
-        process.start(self._begin(parts), self.name)
+        parts.main = process.start(self._begin(parts), self.name)
 
     async def _begin(self, parts: Parts) -> None:
         while True:
@@ -135,6 +145,15 @@ class Machine:
                 await asyncio.sleep(0.2)
         parts.is_ready = True
         await self._run(parts)
+
+    async def stop(self) -> None:
+        """Ask the process to end, and kill it after a while."""
+        if (parts := self.parts) is not None:
+            self.world.tell(f"{self.name} is asked to end")
+            parts.main.cancel()
+            await asyncio.wait((parts.main,), timeout=5.0)
+            if self.parts is parts:
+                self.kill()
 
     def kill(self) -> None:
         """Kill the process at whatever await it is."""
@@ -173,6 +192,7 @@ class Parts:
         self.world = world
         self.process = process
         self.is_ready = False
+        self.main: asyncio.Task[None]
         random = Random(world.random.getrandbits(64))
         self.random = random
 
@@ -239,7 +259,24 @@ async def run_api(parts: Parts) -> None:
     """Answer requests: what they need is made once for the process."""
     parts.receiving = parts.transfers()  # type: ignore[attr-defined]
     parts.creator = UploadCreator(parts.receiving, parts.world.new_id)  # type: ignore[attr-defined]
-    await asyncio.Event().wait()
+    settings = parts.world.settings
+    feed, wakeups = MemoryFeed(parts.client), parts.listener.wakeups("uptrail_read_model")
+    keys: Any = NoExpiringKeys()
+    parts.hub = FeedHub(feed, wakeups, keys, settings, parts.now)  # type: ignore[attr-defined]
+    await supervise("feed", parts.hub.run, essential=False)  # type: ignore[attr-defined]
+
+
+class NoExpiringKeys:
+    """The part of the port `Keys` that the feed uses: no credential ends."""
+
+    async def changed(self) -> None:
+        await asyncio.Event().wait()
+
+    async def ended(self, credentials: Any) -> frozenset[Any]:
+        return frozenset()
+
+    async def authenticate(self, text: str) -> None:
+        raise Unavailable("keys cannot be looked up")
 
 
 async def run_orchestrator(parts: Parts) -> None:

@@ -157,6 +157,10 @@ class LocalBlobWriter:
         self._closed = False
 
     @property
+    def has_excess(self) -> bool:
+        return self._excess
+
+    @property
     def size(self) -> int:
         return self._size
 

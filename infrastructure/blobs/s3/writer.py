@@ -190,6 +190,7 @@ class S3BlobWriter:
         self._lock = lock
         self._largest = largest
         self._on_close = closed
+        self._has_excess = found.size > offset
         self._begun = False
         self._parts = NO_PARTS
         self._going_up: asyncio.Task[Parts] | None = None
@@ -202,6 +203,10 @@ class S3BlobWriter:
         self._drop: str | None = None
         self._committed_at = 0.0
         self._turn = asyncio.Lock()
+
+    @property
+    def has_excess(self) -> bool:
+        return self._has_excess and not self._begun
 
     @property
     def size(self) -> int:
