@@ -7,7 +7,7 @@ from uuid import UUID
 
 from application.append import RecordedEvent
 from application.projection import fold_changes
-from domain.batch.events import BatchRenamed, BatchStarted
+from domain.batch.events import CLOSING, BatchRenamed, BatchStarted
 from domain.batch.state import outcome_of
 from domain.event import topic_of
 from domain.upload.events import AttemptSucceeded
@@ -19,7 +19,7 @@ from tests.invariants import UNFINISHED, FinalStates, check_log
 from tests.memory.blobs import Disk
 from tests.memory.database import MemoryDatabase, StoredRow
 from tests.memory.event_log import decoded
-from tests.memory.read_model import VIEWS, apply_changes, stored_columns
+from tests.memory.read_model import VIEWS, apply_changes
 
 
 class LawBroken(AssertionError):
@@ -34,6 +34,7 @@ class LogLaws:
         self._streams_of: dict[UUID, set[UUID]] = {}
         self._batch_of: dict[UUID, UUID] = {}
         self._events: dict[UUID, list[RecordedEvent]] = {}
+        self._closed: set[UUID] = set()
 
     def check(self, rows: list[StoredRow]) -> None:
         """Check the batches that these new rows belong to. Raises InvariantViolated."""
@@ -52,7 +53,17 @@ class LogLaws:
                 for stream in self._streams_of[batch]
                 for recorded in self._events.get(stream, ())
             ]
-            check_log(sorted(events, key=lambda recorded: recorded.position))
+            events.sort(key=lambda recorded: recorded.position)
+            check_log(events)
+        self._check_joins(rows)
+
+    def _check_joins(self, rows: list[StoredRow]) -> None:
+        """No upload joins a batch that an earlier append has closed."""
+        for row in rows:
+            if row.topic == "upload.registered":
+                is_closed = self._batch_of[row.stream] in self._closed
+                require(not is_closed, f"{row.stream} joined a closed batch at {row.position}")
+        self._closed |= {row.stream for row in rows if row.topic in CLOSING}
 
 
 def check_read_model(database: MemoryDatabase) -> None:
@@ -200,14 +211,3 @@ def describe(recorded: RecordedEvent) -> str:
 def require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise LawBroken(otherwise)
-
-
-__all__ = [
-    "LawBroken",
-    "LogLaws",
-    "check_end",
-    "check_read_model",
-    "check_webhooks",
-    "describe",
-    "stored_columns",
-]

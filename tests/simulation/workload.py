@@ -242,6 +242,7 @@ class Clients:
                 ("retry", Batch.request_retry),
                 ("prioritize", partial(Batch.prioritize, random.randint(-2, 2))),
                 ("rename", partial(Batch.rename, label=f"renamed {random.randint(0, 99)}")),
+                ("seal", Batch.seal),
                 ("cancel", partial(Batch.cancel, "changed my mind")),
             )
             if random.random() < 0.7:
