@@ -8,7 +8,13 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from application.append import Append, AppendCondition, StreamAppend, append_to_stream
+from application.append import (
+    Append,
+    AppendCondition,
+    IdempotencyRecord,
+    StreamAppend,
+    append_to_stream,
+)
 from application.errors import Conflict
 from domain.batch.events import CLOSING, BatchSealed
 from infrastructure.event_store import committer as committer_module
@@ -86,7 +92,10 @@ def test_the_fast_path_takes_only_groups_that_expect_every_version() -> None:
     whatever = encode(append_to_stream(stream, None, step(0)))
     first, second, other = (encode(append_to_stream(stream, n, step(n))) for n in (0, 1, 5))
     nothing = encode(Append((StreamAppend(stream, 0, ()),)))
+    record = IdempotencyRecord(stream, "acme", "fingerprint", b"answer")
+    answered = encode(Append((steps(stream, 0, 1),), idempotency=record))
     assert plan_optimistic([whatever]) is None
+    assert plan_optimistic([answered]) is None  # its answer is stored by the checked path
     assert plan_optimistic([first, other]) is None
     assert plan_optimistic([first, nothing]) is None
     believed = plan_optimistic([first, second])

@@ -98,15 +98,6 @@ async def test_results_that_a_cancelled_borrower_left_are_read_by_nobody(
             assert await cursor.fetchone() == ("mine",)
 
 
-async def test_a_statement_of_a_pool_ends_before_its_borrower_gives_it_up(
-    database_url: str,
-) -> None:
-    async with make_pool(database_url, name="test") as pool, pool.connection() as connection:
-        cursor = await connection.execute("SHOW statement_timeout")
-        assert await cursor.fetchone() == ("12s",)
-        assert TimedConnection.answer_timeout > 12
-
-
 async def test_a_pool_is_back_soon_after_a_long_outage(database_url: str, tmp_path: Path) -> None:
     """psycopg_pool would wait 1, 2, 4, 8 ... seconds between its attempts."""
     server = str(conninfo_to_dict(database_url)["host"])
