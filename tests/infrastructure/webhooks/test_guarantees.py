@@ -493,7 +493,7 @@ async def test_a_delivery_that_is_added_while_the_outbox_is_read_needs_no_poll(
     monkeypatch.setattr(PostgresOutbox, "claim", claim_and_be_woken)
     await harness.deliver()
 
-    await eventually(lambda: claims == 2)
+    await eventually(lambda: claims == 2, 20)
 
 
 async def test_a_test_that_fails_does_not_count_towards_the_days_of_failures(
