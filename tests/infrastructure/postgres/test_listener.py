@@ -57,7 +57,7 @@ async def test_a_reader_that_is_behind_what_was_announced_does_not_wait(
         wakeups = listener.wakeups(LOG)
         result = await log.append(append_to_stream(new_stream(), 0, step(1)))
         await eventually(lambda: wakeups.position == result.position)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             await wakeups.wait(result.position - 1)
 
 

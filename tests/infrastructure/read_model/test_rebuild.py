@@ -140,7 +140,7 @@ async def test_a_rebuild_is_announced_to_readers(
 
     await rebuild(database_url, model.log)
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         await waiting
 
 
