@@ -86,6 +86,9 @@ class Keys(Protocol):
     async def authenticate(self, text: str) -> Principal | None:
         """Return the principal of this key; None if it is unknown, revoked or expired."""
 
+    def recently_authenticated(self, text: str) -> Principal | None:
+        """Return the principal of a key that `authenticate` confirmed a moment ago, else None."""
+
     async def all(self, *, owner: str | None) -> Sequence[Key]:
         """Return the keys of an owner, or of all, newest first."""
 

@@ -21,7 +21,7 @@ from application.ports.auth import SYSTEM, Credential, Key, Principal, Scope
 from domain.access.events import KeyCreated, KeyRevoked
 from domain.ids import key_stream_for
 from infrastructure.auth.sessions import LOGINS, SESSIONS, Revocations, TokenTable
-from infrastructure.auth.tokens import new_key, parse_key, token_hash
+from infrastructure.auth.tokens import KEY_LENGTH, new_key, parse_key, token_hash
 from infrastructure.event_store.writer import append_in
 from infrastructure.files import write_file_atomically
 from infrastructure.postgres.connection import Connection
@@ -122,10 +122,9 @@ class PostgresKeys:
         parts = parse_key(text)
         if parts is None:
             return None
-        digest = token_hash(text)
-        until, principal = self._remembered.get(digest, (0.0, None))
-        if principal is not None and time.monotonic() < until:
+        if principal := self.recently_authenticated(text):
             return principal
+        digest = token_hash(text)
         # Taken before the question is asked: a revocation meanwhile leaves these behind.
         asked_at, remembered = time.monotonic(), self._remembered
         row = await self._one(_SELECT_LIVE, (parts.id,))
@@ -137,6 +136,12 @@ class PostgresKeys:
         remembered.pop(digest, None)
         remembered[digest] = (asked_at + KEY_CACHE_SECONDS, principal)
         return principal
+
+    def recently_authenticated(self, text: str) -> Principal | None:
+        if len(text) != KEY_LENGTH:  # do not hash whatever a client sends
+            return None
+        until, principal = self._remembered.get(token_hash(text), (0.0, None))
+        return principal if time.monotonic() < until else None
 
     async def find(self, id: str) -> Key | None:
         """Return the key with this id, valid or not."""

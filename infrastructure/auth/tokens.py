@@ -12,6 +12,7 @@ from hashlib import sha256
 
 import msgspec
 
+KEY_LENGTH = 63  # characters of a key's text
 _KEY = re.compile(r"up_([0-9a-f]{16})_([\w-]{43})", re.ASCII)
 _TOKEN = re.compile(r"[\w-]{43}", re.ASCII)
 

@@ -178,24 +178,27 @@ async def _authenticate(request: web.Request) -> tuple[Credential, Principal] | 
 
     Raises a 401 Problem for an invalid one.
     """
-    keys, attempts = request.app[SERVICES].keys, attempts_of(request)
+    keys = request.app[SERVICES].keys
     header = request.headers.get(hdrs.AUTHORIZATION)
     if header is not None:
         scheme, _, text = header.partition(" ")
         credential = Credential(text.strip())
 
-        async def check_key() -> Principal | None:
-            is_bearer = scheme.lower() == "bearer"
-            return await keys.authenticate(credential.text) if is_bearer else None
+        is_bearer = scheme.lower() == "bearer"
+        known = keys.recently_authenticated(credential.text) if is_bearer else None
+        if known is None:
 
-        known = await attempts.authenticate("key", credential.text, check_key)
+            async def check_key() -> Principal | None:
+                return await keys.authenticate(credential.text) if is_bearer else None
+
+            known = await attempts_of(request).authenticate("key", credential.text, check_key)
         if known is None:
             raise unauthenticated("the key is unknown, revoked or expired", error="invalid_token")
         return credential, known
     token = request.cookies.get(SESSION_COOKIE)
     if token is None:
         return None
-    known = await attempts.authenticate("session", "", lambda: keys.session(token))
+    known = await attempts_of(request).authenticate("session", "", lambda: keys.session(token))
     if known is None:
         raise unauthenticated("the session is over: sign in again", error="invalid_token")
     if request.method not in _SAFE or _is_websocket(request):

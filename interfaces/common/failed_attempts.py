@@ -3,8 +3,8 @@
 Secrets have 256 random bits, so guessing one is hopeless at any rate. The limit keeps guesses from
 filling the log and occupying the database. So it applies to failures only: a credential that holds
 is accepted also where others fail from the same address or with the same key id, only its check
-waits in a short queue then. Otherwise a client with the same address, or one that knows the
-public id of a key, could lock its holder out.
+waits in a short queue then; a key that was confirmed a moment ago needs no check. Otherwise a
+client with the same address, or one that knows the public id of a key, could lock its holder out.
 """
 
 from __future__ import annotations

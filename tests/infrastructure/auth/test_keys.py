@@ -152,6 +152,34 @@ async def test_an_expired_key_is_not_authenticated(pool: Pool) -> None:
     assert await keys.authenticate(text) is None
 
 
+async def test_a_key_is_recently_authenticated_until_it_is_revoked(pool: Pool) -> None:
+    keys = PostgresKeys(pool)
+    key, text = await keys.create(owner="acme", scope=Scope.OPERATOR)
+    assert keys.recently_authenticated(text) is None
+
+    principal = await keys.authenticate(text)
+    assert principal is not None
+    assert keys.recently_authenticated(text) == principal
+    same_id = text[:-43] + "x" * 43
+    assert await keys.authenticate(same_id) is None
+    assert keys.recently_authenticated(same_id) is None
+    assert keys.recently_authenticated(text + "x") is None
+
+    await keys.revoke(key.id, owner="acme")
+    assert keys.recently_authenticated(text) is None
+
+
+async def test_a_key_is_recently_authenticated_only_for_a_while(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEY_CACHE_SECONDS", 0.0)
+    keys = PostgresKeys(pool)
+    _, text = await keys.create(owner="acme", scope=Scope.OPERATOR)
+
+    assert await keys.authenticate(text)
+    assert keys.recently_authenticated(text) is None
+
+
 async def test_no_more_keys_are_remembered_than_allowed(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
