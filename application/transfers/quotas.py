@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TypeAlias
 from uuid import UUID
 
@@ -108,19 +108,21 @@ class Quotas:
             if excess := quota.exceeded_by(entry.bytes + more, entry.files):
                 raise error(excess)
 
-    @asynccontextmanager
-    async def transfer_permit(
+    def transfer_permit(
         self, owner: str, still_wanted: Callable[[], None] = lambda: None
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """Hold one of the owner's concurrent transfers.
 
         Waits up to PERMIT_TIMEOUT for another transfer to end: tus clients retry only a few times.
         `still_wanted` raises to cancel the wait; it is called every CANCEL_POLL_INTERVAL. Raises
         TooManyTransfers, Unavailable.
         """
-        if not self._transfers:
-            yield
-            return
+        return self._limited_permit(owner, still_wanted) if self._transfers else nullcontext()
+
+    @asynccontextmanager
+    async def _limited_permit(
+        self, owner: str, still_wanted: Callable[[], None]
+    ) -> AsyncIterator[None]:
         permit = await self._limiter.acquire(owner, self._transfers)
         if permit is None and self._waiting < MAX_WAITING_TRANSFERS:
             permit = await self._wait_for_permit(owner, still_wanted)

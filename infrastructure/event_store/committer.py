@@ -320,13 +320,11 @@ class GroupCommitter:
             await self._room.enter(pending)
         except TimeoutError:
             raise Unavailable("the log has no room for more, or was closed") from None
+        timer = loop.call_at(deadline, _give_up, pending)
         try:
-            async with asyncio.timeout_at(deadline):
-                return await pending.outcome
-        except TimeoutError:
-            if pending.outcome.done() and not pending.outcome.cancelled():
-                return pending.outcome.result()
-            raise _given_up(pending) from None
+            return await pending.outcome
+        finally:
+            timer.cancel()
 
     async def close(self) -> None:
         """Record the queued appends, then end; new appends are rejected meanwhile."""
@@ -454,7 +452,7 @@ class GroupCommitter:
         now = asyncio.get_running_loop().time() + spare
         late = [pending for pending in group if pending.deadline <= now]
         for pending in (*late, *self._room.pop_expired(now)):
-            pending.resolve(_given_up(pending))
+            _give_up(pending)
         return [pending for pending in group if not pending.outcome.done()]
 
     async def _connected(self) -> Connection:
@@ -471,8 +469,9 @@ class GroupCommitter:
             await connection.close()
 
 
-def _given_up(pending: PendingAppend) -> ApplicationError:
-    """Return the error for an append that has exceeded its timeout."""
+def _give_up(pending: PendingAppend) -> None:
+    """Resolve an append that has exceeded its timeout with an error."""
     if pending.recording:
-        return OutcomeUnknown("the log was lost while it recorded")
-    return Unavailable("the log cannot be reached")
+        pending.resolve(OutcomeUnknown("the log was lost while it recorded"))
+    else:
+        pending.resolve(Unavailable("the log cannot be reached"))

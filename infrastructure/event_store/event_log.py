@@ -394,9 +394,10 @@ class CachedEventLog:
     def _snapshot_if_due(self, known: CachedAggregate) -> None:
         """Store the snapshot in the background, unless enough are being stored."""
         aggregate = known.aggregate
-        due = known.is_complete and aggregate.version - known.snapshot >= SNAPSHOT_INTERVAL_EVENTS
+        if aggregate.version - known.snapshot < SNAPSHOT_INTERVAL_EVENTS or not known.is_complete:
+            return
         room = len(self._snapshots) < MAX_CONCURRENT_SNAPSHOTS
-        if due and room and isinstance(aggregate, Snapshotted):
+        if room and isinstance(aggregate, Snapshotted):
             known.snapshot = aggregate.version
             task = asyncio.create_task(self._snapshot(aggregate), name="snapshot")
             self._snapshots.add(task)

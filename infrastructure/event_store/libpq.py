@@ -246,13 +246,10 @@ def _sound(result: PGresult | None) -> PGresult:
 
 
 def _answer(result: PGresult) -> QueryResult:
-    readers = [_READERS[result.ftype(column)] for column in range(result.nfields)]
-    rows = [
-        tuple(_value(result.get_value(row, column), read) for column, read in enumerate(readers))
-        for row in range(result.ntuples)
-    ]
+    columns = []
+    for column in range(result.nfields):
+        read = _READERS[result.ftype(column)]
+        values = [result.get_value(row, column) for row in range(result.ntuples)]
+        columns.append([None if value is None else read(value) for value in values])
+    rows = list(zip(*columns, strict=True))
     return QueryResult(rows, (result.command_status or b"").decode())
-
-
-def _value(value: bytes | None, read: Callable[[bytes], Any]) -> Any:
-    return None if value is None else read(value)
