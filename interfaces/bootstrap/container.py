@@ -14,6 +14,7 @@ from uuid import UUID
 
 import msgspec
 import structlog
+from uuid_utils.compat import uuid7
 
 from application.ports.blobs import BlobInventory, BlobStore
 from application.views import utc_now
@@ -338,8 +339,6 @@ class Container:
 
 def new_id() -> UUID:
     """Return a UUIDv7: ids of one moment are adjacent in an index (RFC 9562 section 5.7)."""
-    from uuid_utils.compat import uuid7
-
     return uuid7()
 
 

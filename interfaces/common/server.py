@@ -147,6 +147,7 @@ class HttpConnection(web.RequestHandler):
         "_deadlines",
         "_head_since",
         "_newest_body",
+        "_on_finished",
         "_raw_transport",
         "_response_progress",
         "_sweep",
@@ -165,6 +166,7 @@ class HttpConnection(web.RequestHandler):
         self._body_progress = TransferRate()
         self._writer: AbstractStreamWriter | None = None  # of the request under way
         self._written = 0  # bytes of the responses before
+        self._on_finished: list[Callable[[], None]] = []  # of the request under way
         self._response_progress = TransferRate()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -189,16 +191,20 @@ class HttpConnection(web.RequestHandler):
         One readiness event of uvloop can deliver up to 32 reads before the task that handles the
         request runs, so the body is known from the parser's messages, not from that task.
         """
-        waits_for_head, heads, body = self._is_idle, self._request_count, self._newest_body
+        heads, body = self._request_count, self._newest_body
         in_body = body is not None and not body.is_eof()
         super().data_received(data)
         if self._request_count != heads:
             self._newest_body = self._messages[-1][1]
             self._fail_broken_body()
-        if in_body or self._upgraded or self._request_count != heads:
-            self.head_bytes = 0
+        elif not in_body and not self._upgraded:
+            self._count_head(data)
             return
-        if waits_for_head and self._head_since is None and data:
+        self.head_bytes = 0
+
+    def _count_head(self, data: bytes) -> None:
+        """Count bytes of a head that is not complete, and close beyond MAX_HEAD."""
+        if self._head_since is None and data and self._is_idle:
             self._head_since = self._sweep.now
         self.head_bytes += len(data)
         if self.head_bytes > MAX_HEAD and self.transport is not None:
@@ -235,6 +241,10 @@ class HttpConnection(web.RequestHandler):
         self._body_deferred = False
         self._body_progress.restart()
         self._writer = writer
+
+    def call_when_finished(self, callback: Callable[[], None]) -> None:
+        """Call back once the response to the request under way has been sent, or cannot be."""
+        self._on_finished.append(callback)
 
     def suspend_body_deadline(self) -> None:
         """Suspend the deadline of the body: the client waits for `100 Continue`."""
@@ -310,8 +320,8 @@ class HttpConnection(web.RequestHandler):
             if isinstance(request.content.exception(), TransferAborted):
                 # aiohttp reads the rest of the body, and must not raise this error there.
                 request.content.set_exception(None)  # type: ignore[arg-type]
-            for callback in request.get(_FINISHED, ()):
-                callback()
+            while self._on_finished:
+                self._on_finished.pop()()
 
     def handle_error(
         self,
@@ -423,14 +433,9 @@ class Runner(web.AppRunner):
         return HttpConnectionFactory(await super()._make_server(), self._deadlines, **self._kwargs)
 
 
-_FINISHED: web.RequestKey[list[Callable[[], None]]] = web.RequestKey("on_finished", list)
-
-
 def on_finished(request: web.Request, callback: Callable[[], None]) -> None:
     """Call back once the response has been sent, or cannot be."""
-    if _FINISHED not in request:
-        request[_FINISHED] = []
-    request[_FINISHED].append(callback)
+    connection_of(request).call_when_finished(callback)
 
 
 def connection_of(request: web.Request) -> HttpConnection:

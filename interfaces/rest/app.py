@@ -68,7 +68,6 @@ def add_routes(app: web.Application) -> None:
     if endpoint := app[SERVICES].settings.tus_path.rstrip("/"):
         _add_collection(app, endpoint, tus_endpoint=True)
     # Last, so that the route of the list of files in JSON joins the same resource of the router.
-    router.add_route(hdrs.METH_OPTIONS, f"{BATCH_UPLOADS}/", resumable.options)
     router.add_route(hdrs.METH_OPTIONS, BATCH_UPLOADS, resumable.options)
 
 
@@ -151,6 +150,8 @@ def build_app(services: Services, *, vitals: VitalSigns | None = None) -> web.Ap
     app.on_response_prepare.append(allow_origins)
     add_routes(app)
     add_operations(app, OPERATIONS)
+    # After the path without the slash, which receives small files: the router tries it first.
+    app.router.add_route(hdrs.METH_OPTIONS, f"{BATCH_UPLOADS}/", resumable.options)
     feed.add_routes(app)
     pages.add_routes(app)
     openapi.install_document(app, OPERATIONS)

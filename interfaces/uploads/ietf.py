@@ -98,7 +98,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     """Create an upload, and receive the bytes in the same request: POST to a collection."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     reject_content_encoding(request)
-    target = await upload_target(request, principal.owner)
+    target = await upload_target(request, principal)
     complete = protocol.parse_upload_complete(request)
     if complete is None:
         raise bad_parameter(protocol.COMPLETE, "must be ?0 or ?1")

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from application.commands import UploadCommand
 from application.errors import NotFound
 from application.handlers.execute import CommandResult
-from application.ports.auth import Scope
+from application.ports.auth import Principal, Scope
 from application.transfers.creation import BatchTarget, StandaloneTarget
 from application.transfers.errors import BodyTooLarge, NotAcceptingBytes, OffsetMismatch
 from application.transfers.receiver import ALGORITHMS, Checksum
@@ -65,7 +65,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     """Create an upload, and receive the bytes in the same request: POST to a collection."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     actor = actor_of(request, principal)
-    target = await upload_target(request, principal.owner)
+    target = await upload_target(request, principal)
     size = declared_size(request)
     with_body = has_body(request)
     metadata = protocol.parse_metadata(request)
@@ -89,16 +89,17 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     return await created_response(request, registered.upload, registered.position)
 
 
-async def upload_target(request: web.Request, owner: str) -> StandaloneTarget | BatchTarget:
+async def upload_target(
+    request: web.Request, principal: Principal
+) -> StandaloneTarget | BatchTarget:
     """Return the batch that the path names, or a new one for this file alone."""
-    principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     if "id" in request.match_info:
         batch = await load_batch(request, path_id(request))
         return BatchTarget(batch=batch.id, owner=batch.owner)
     reject_batch_scoped_key(principal)
     services = request.app[SERVICES]
     policy = services.settings.retry_policy_of("default")
-    return StandaloneTarget(batch=services.new_id(), owner=owner, retry_policy=policy)
+    return StandaloneTarget(batch=services.new_id(), owner=principal.owner, retry_policy=policy)
 
 
 async def _read_body(request: web.Request, checksum: Checksum | None) -> bytes:
@@ -202,7 +203,7 @@ async def _create_part(request: web.Request) -> web.StreamResponse:
     """Create a part; its metadata is stored, but not used for the concatenated upload."""
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
     actor = actor_of(request, principal)
-    target = await upload_target(request, principal.owner)
+    target = await upload_target(request, principal)
     size, with_body = declared_size(request), has_body(request)
     metadata = protocol.parse_metadata(request)
     file = protocol.declaration(metadata, size, default=lambda: PARTIAL)
@@ -215,7 +216,7 @@ async def _create_part(request: web.Request) -> web.StreamResponse:
 
 async def _concatenate(request: web.Request, concat: str) -> web.StreamResponse:
     principal = require(request, Scope.OPERATOR, Scope.UPLOADER)
-    target = await upload_target(request, principal.owner)
+    target = await upload_target(request, principal)
     urls = concat.removeprefix(FINAL).split()
     if len(urls) > MAX_PARTS:
         raise bad_parameter(

@@ -85,8 +85,8 @@ async def test_an_idle_connection_is_closed(server: Server) -> None:
 async def test_a_body_that_drips_is_refused_on_every_route(
     kind: str, framing: str, server: Server
 ) -> None:
+    head, start = await begun(server, kind, framing)
     async with connection_to(server) as (reader, writer):
-        head, start = await begun(server, kind, framing)
         writer.write(head + chunk(start, framing))
         answer = await dripping(reader, writer, chunk(b"x", framing), until=b"}")
         status = b"408" if kind in ("login", "json", "command", "ndjson") else b"503"
@@ -104,8 +104,8 @@ async def test_a_body_that_drips_is_refused_on_every_route(
 )
 @pytest.mark.options(deadlines=SHORT)
 async def test_a_chunked_body_that_never_ends_is_refused(rest: bytes, server: Server) -> None:
+    head, _ = await begun(server, "json", "chunked")
     async with connection_to(server) as (reader, writer):
-        head, _ = await begun(server, "json", "chunked")
         writer.write(head + chunk(b"{}", "chunked") + rest)
         answer = await dripping(reader, writer, b"a" if rest else b"", until=b"}")
         assert answer.startswith((b"HTTP/1.1 408", b"HTTP/1.1 400")), answer
