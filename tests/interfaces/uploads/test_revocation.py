@@ -179,6 +179,26 @@ async def test_an_expired_key_and_a_closed_session_end_their_transfers(server: S
             assert (await by_key)[0] == 401
 
 
+async def test_the_transfers_of_a_session_end_with_the_key_it_was_made_from(
+    server: Server,
+) -> None:
+    keys = server.services.keys
+    key, text = await keys.create(owner="acme", scope=Scope.UPLOADER)
+    principal = await keys.authenticate(text)
+    assert principal is not None
+    token = await keys.open_session(principal, lifetime=3600)
+    session = {"Cookie": f"uptrail_session={token}", "Origin": server.url}
+    location = await server.create(1_000_000)
+    async with (
+        aiohttp.ClientSession(server.url) as client,
+        _patching(client, location, **session) as request,
+    ):
+        await eventually(lambda: len(server.running) == 1)
+        await keys.revoke(key.id, owner=None)
+        async with asyncio.timeout(PATIENCE):
+            assert (await request)[0] == 401
+
+
 async def test_a_download_is_cut_off_once_its_key_is_revoked(server: Server) -> None:
     size = 32 * 1024 * 1024
     location = await server.create(size)
