@@ -299,6 +299,23 @@ async def test_processes_that_start_at_once_share_one_master_key(
     assert [file.stem for file in (tmp_path / "master-keys").iterdir()] == [id]
 
 
+async def test_keys_of_two_owners_that_were_swapped_are_not_used(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyring_module, "RETRY_PAUSE", 0.0)
+    masters = in_files(tmp_path)
+    await recorded(database_url, masters, "acme")
+    await recorded(database_url, masters, "rival")
+    swap = """UPDATE audit.owner_keys k SET wrapped = other.wrapped
+    FROM audit.owner_keys other WHERE other.id <> k.id"""
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute(swap).rowcount == 2
+
+    async with opened(database_url, masters) as log:
+        with pytest.raises(Unavailable, match="cannot be opened"):
+            await log.read(0, limit=10)
+
+
 async def test_a_master_key_that_is_lost_makes_events_unavailable_and_not_erased(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
