@@ -11,9 +11,9 @@ WORKERS ?= 4
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-setup: .venv/.ready ## create .venv from requirements.lock; the command lands at .venv/bin/uptrail
+setup: .venv/.ready ## create .venv from requirements.lock; installs the command .venv/bin/uptrail
 
-# Replace a .venv of another Python version; keep a matching one, which makes this target quick.
+# Replace the .venv if its Python is too old; otherwise keep it, which is faster.
 .venv/.ready: requirements.lock pyproject.toml
 	@$(BIN)/python -c '$(NEWEST)' 2>/dev/null || $(MAKE) --no-print-directory .venv/new
 	@echo "installing the packages of requirements.lock"
@@ -42,17 +42,17 @@ lint: setup ## ruff, mypy --strict, import-linter
 bench: setup ## measure Uptrail and its peers side by side, as ratios
 	@$(BIN)/python -m benchmarks
 
-soak: setup ## mixed traffic with kills for MINUTES (30); writes a page (PAGE=docs/soak.md)
+soak: setup ## soak test: mixed traffic with kills for MINUTES (30), result to PAGE (PAGE=docs/soak.md)
 	@$(BIN)/python -m benchmarks.soak --minutes $${MINUTES:-30} $(if $(PAGE),--page $(PAGE),)
 
-chaos: setup ## kill processes at random for CHAOS_SECONDS (300) and at every await; fail over; check the log
+chaos: setup ## chaos tests: kill processes for CHAOS_SECONDS (300) and at every await; verify the log
 	@CHAOS_SECONDS=$${CHAOS_SECONDS:-300} $(BIN)/python -m pytest -s tests/chaos tests/crash $(PYTEST)
 
-simulate: setup ## run random simulations for MINUTES (10), or so many SEEDS, or one SEED with its story
+simulate: setup ## run random simulations for MINUTES (10), or a number of SEEDS, or one SEED with its log
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(MINUTES),--minutes $(MINUTES))
 
-mutants: setup ## break the product in small ways and see that a test notices (ONLY=names, TABLE=file)
+mutants: setup ## mutation testing: each small fault must fail a test (ONLY=names, TABLE=file)
 	@$(BIN)/python -m tests.mutants.run $(ONLY) $(if $(TABLE),--table $(TABLE),)
 
 lock: setup ## generate requirements.lock from pyproject.toml

@@ -1,1 +1,1 @@
-"""Uptrail and its peers, side by side in one run, as ratios."""
+"""Benchmarks of Uptrail and its peers in one run, as ratios."""

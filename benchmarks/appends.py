@@ -1,4 +1,4 @@
-"""Appends of one event, 128 at once, against the library's own save."""
+"""Concurrent appends of one event, compared with the `save` of the eventsourcing library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eventsourcing.domain import Aggregate
 
 from application.append import append_to_stream
 from benchmarks.databases import empty_database, fresh_database
-from benchmarks.measure import Ratio, in_turn
+from benchmarks.measure import Ratio, measure_alternating
 from domain.batch.events import BatchStarted
 from infrastructure.event_store.committer import GroupCommitter
 
@@ -25,7 +25,7 @@ def run(scale: float) -> list[Ratio]:
     with fresh_database() as url, empty_database() as environment:
         application: Application[UUID] = Application(env=environment)
         try:
-            ours, theirs = in_turn(
+            ours, theirs = measure_alternating(
                 3,
                 lambda: uvloop.run(append(url, int(40_000 * scale))),
                 lambda: save(application, int(2_000 * scale)),
@@ -36,7 +36,7 @@ def run(scale: float) -> list[Ratio]:
 
 
 async def append(url: str, events: int) -> float:
-    """Events a second through one group committer."""
+    """Return the events per second through one group committer."""
     happened = BatchStarted(
         at=datetime.now(UTC), by="benchmark", owner="default", label="x" * 40, pipeline="default"
     )
@@ -52,7 +52,7 @@ async def append(url: str, events: int) -> float:
 
 
 def save(application: Application[UUID], events: int) -> float:
-    """Events a second through the library, from as many threads as its pool has connections."""
+    """Return the events per second of the library, with a thread per pooled connection."""
     with ThreadPoolExecutor(8) as pool:
         begun = time.perf_counter()
         list(pool.map(lambda _: application.save(Aggregate()), range(events)))

@@ -1,4 +1,4 @@
-"""The peer for uploads: an aiohttp server that stores each body in a file, durably, and no more."""
+"""Minimal aiohttp server that stores each request body durably in a file."""
 
 from __future__ import annotations
 

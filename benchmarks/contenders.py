@@ -1,4 +1,4 @@
-"""Who is measured side by side: how each is started, and what it is sent for the same job."""
+"""Servers that are compared, how each is started, and the requests that each receives."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ from benchmarks.uploads import (
 FILES_IN_A_BUNDLE = 500
 PEERS_PATH = "/files"  # where both peers are mounted
 
-Starting = Callable[[Path], AbstractContextManager[Server]]
+ServerFactory = Callable[[Path], AbstractContextManager[Server]]
 
 
-def nothing() -> None:
-    """What most contenders need beyond what is installed."""
+def install_nothing() -> None:
+    """Install nothing: the default for servers that need no installation."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A server, and its way to take files.
+    """A server, and the requests that upload files to it.
 
-    `small` makes requests that carry so many files of 10 KiB; `stream` makes the head of one
-    that carries so many bytes, once the upload is created. `needs` installs what it needs, or
+    `small` builds requests for a number of 10 KiB files; `stream` creates an upload of a given
+    size and builds the head of the request for its bytes. `needs` installs the server, or
     raises Missing.
     """
 
     name: str
-    serve: Starting
+    serve: ServerFactory
     small: Callable[[Server, int], list[bytes]]
     stream: Callable[[Server, int], bytes]
-    needs: Callable[[], object] = nothing
+    needs: Callable[[], object] = install_nothing
 
 
-def _ours(server: Server, files: int) -> list[bytes]:
+def _uptrail_creations(server: Server, files: int) -> list[bytes]:
     batch = start_batch(server)
     return [creation(server, batch, f"{n}.bin") for n in range(files)]
 
 
-def _bundles(server: Server, files: int) -> list[bytes]:
+def _uptrail_bundles(server: Server, files: int) -> list[bytes]:
     batch = start_batch(server)
     starts = range(0, files, FILES_IN_A_BUNDLE)
     return [
@@ -63,11 +63,11 @@ def _bundles(server: Server, files: int) -> list[bytes]:
     ]
 
 
-def _bare(server: Server, files: int) -> list[bytes]:
+def _bare_requests(server: Server, files: int) -> list[bytes]:
     return [bare_request(SMALL)] * files
 
 
-def _theirs(server: Server, files: int) -> list[bytes]:
+def _tus_creations(server: Server, files: int) -> list[bytes]:
     return [tus_creation(server, PEERS_PATH, f"{n}.bin") for n in range(files)]
 
 
@@ -79,12 +79,16 @@ def _uptrail_api(folder: Path) -> AbstractContextManager[Server]:
     return uptrail(folder, "api")
 
 
-OURS = Contender("uptrail", _uptrail_api, _ours, partial(_stream, UPLOADS))
-BUNDLES = Contender("uptrail, bundles", _uptrail_api, _bundles, partial(_stream, UPLOADS))
-BARE = Contender(
-    "bare aiohttp receiver", bare_receiver, _bare, lambda server, size: bare_head(size)
+UPTRAIL = Contender("uptrail", _uptrail_api, _uptrail_creations, partial(_stream, UPLOADS))
+UPTRAIL_BUNDLES = Contender(
+    "uptrail, bundles", _uptrail_api, _uptrail_bundles, partial(_stream, UPLOADS)
+)
+BARE_RECEIVER = Contender(
+    "bare aiohttp receiver", bare_receiver, _bare_requests, lambda server, size: bare_head(size)
 )
 TUS_NODE = Contender(
-    "@tus/server", tus_node_server, _theirs, partial(_stream, PEERS_PATH), node_peer
+    "@tus/server", tus_node_server, _tus_creations, partial(_stream, PEERS_PATH), node_peer
 )
-TUSPY = Contender("tuspyserver", tuspyserver, _theirs, partial(_stream, PEERS_PATH), python_peer)
+TUSPYSERVER = Contender(
+    "tuspyserver", tuspyserver, _tus_creations, partial(_stream, PEERS_PATH), python_peer
+)

@@ -1,6 +1,6 @@
-"""Pause, resume, cancel and retry of a batch of 100,000 uploads: how soon they answer and act.
+"""Latency of pause, resume, cancel and retry for a batch of 100,000 uploads.
 
-Nothing is compared: the latencies are printed, beside the budget of the design.
+No peer is measured: latencies are printed beside their budgets.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ def run(scale: float) -> list[Ratio]:
 
 
 async def _run(url: str, uploads: int) -> None:
-    async with _plant(url) as (pool, log):
+    async with _running_orchestrator(url) as (pool, log):
         print(f"  {uploads:,} uploads in each batch")
         await _pause_and_cancel(pool, log, uploads)
         await _retry(pool, log, uploads)
 
 
 @asynccontextmanager
-async def _plant(url: str) -> AsyncIterator[tuple[Pool, PostgresEventLog]]:
-    """A log and an orchestrator; no worker, so that what was released stays where it is."""
+async def _running_orchestrator(url: str) -> AsyncIterator[tuple[Pool, PostgresEventLog]]:
+    """Run an orchestrator without a worker, so that released uploads stay queued."""
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(make_pool(url, name="benchmark", max_size=4))
         listener = await stack.enter_async_context(Listener(url))
@@ -76,13 +76,17 @@ async def _plant(url: str) -> AsyncIterator[tuple[Pool, PostgresEventLog]]:
 
 
 async def _pause_and_cancel(pool: Pool, log: PostgresEventLog, uploads: int) -> None:
-    id = await _batch(pool, log, uploads, _arrived)
+    id = await _start_batch_with(pool, log, uploads, _received_history)
     paused = f"SELECT paused FROM orchestration.batches WHERE batch = '{id}'"
     flying = f"SELECT count(*) = 0 FROM orchestration.members WHERE batch = '{id}' AND state IN "
-    await _timed(pool, "pause", execute(log, BatchCommand(id, Batch.pause), _context()), paused)
+    await _time_command(
+        pool, "pause", execute(log, BatchCommand(id, Batch.pause), _context()), paused
+    )
     running = paused.replace("paused", "NOT paused", 1)
-    await _timed(pool, "resume", execute(log, BatchCommand(id, Batch.resume), _context()), running)
-    await _timed(
+    await _time_command(
+        pool, "resume", execute(log, BatchCommand(id, Batch.resume), _context()), running
+    )
+    await _time_command(
         pool,
         "cancel",
         execute(log, BatchCommand(id, Batch.cancel), _context()),
@@ -92,11 +96,11 @@ async def _pause_and_cancel(pool: Pool, log: PostgresEventLog, uploads: int) -> 
 
 
 async def _retry(pool: Pool, log: PostgresEventLog, uploads: int) -> None:
-    id = await _batch(pool, log, uploads, _failed)
-    await _until(
+    id = await _start_batch_with(pool, log, uploads, _failed_history)
+    await _wait_until(
         pool, f"SELECT state = 'completed' FROM orchestration.batches WHERE batch = '{id}'"
     )
-    await _timed(
+    await _time_command(
         pool,
         "retry",
         execute(log, BatchCommand(id, Batch.request_retry), _context()),
@@ -105,22 +109,22 @@ async def _retry(pool: Pool, log: PostgresEventLog, uploads: int) -> None:
     )
 
 
-async def _timed(
-    pool: Pool, name: str, command: Awaitable[object], effect: str, whole: str | None = None
+async def _time_command(
+    pool: Pool, name: str, command: Awaitable[object], effect: str, done: str | None = None
 ) -> None:
-    """Prints when the command was answered, when it had its first effect, and when all of it."""
+    """Print the time to the response, to the first effect and to the completed command."""
     begun = time.perf_counter()
     await command
-    told = [f"answered {1000 * (time.perf_counter() - begun):,.0f} ms"]
-    await _until(pool, effect)
-    told.append(f"in effect {time.perf_counter() - begun:,.2f} s")
-    if whole is not None:
-        await _until(pool, whole)
-        told.append(f"carried out {time.perf_counter() - begun:,.1f} s")
-    print(f"  {name:8} {', '.join(told)} (budget: 200 ms, 2 s)", flush=True)
+    times = [f"answered {1000 * (time.perf_counter() - begun):,.0f} ms"]
+    await _wait_until(pool, effect)
+    times.append(f"in effect {time.perf_counter() - begun:,.2f} s")
+    if done is not None:
+        await _wait_until(pool, done)
+        times.append(f"carried out {time.perf_counter() - begun:,.1f} s")
+    print(f"  {name:8} {', '.join(times)} (budget: 200 ms, 2 s)", flush=True)
 
 
-async def _until(pool: Pool, condition: str) -> None:
+async def _wait_until(pool: Pool, condition: str) -> None:
     async with pool.connection() as connection:
         while True:
             cursor = await connection.execute(condition.encode())
@@ -129,16 +133,16 @@ async def _until(pool: Pool, condition: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def _batch(
+async def _start_batch_with(
     pool: Pool, log: PostgresEventLog, uploads: int, history: Callable[[], tuple[Event, ...]]
 ) -> UUID:
-    """A sealed batch whose uploads have this history, once the orchestrator has followed it."""
+    """Create a sealed batch of uploads with this history; wait for the orchestrator."""
     batch = (await start_batch(log, StartBatch(id=uuid4(), owner=BY), _context())).batch
     for start in range(0, uploads, AT_ONCE):
         await log.append(_chunk(batch, range(start, min(start + AT_ONCE, uploads)), history()))
     sealed = batch.seal(at=_now(), by=BY)
     await log.append(Append((StreamAppend(batch.id, None, sealed),)))
-    await _until(
+    await _wait_until(
         pool,
         f"SELECT count(*) = {uploads} FROM orchestration.members WHERE batch = '{batch.id}'",
     )
@@ -155,11 +159,11 @@ def _chunk(batch: Batch, numbers: range, history: tuple[Event, ...]) -> Append:
     return Append(tuple(writes))
 
 
-def _arrived() -> tuple[Event, ...]:
+def _received_history() -> tuple[Event, ...]:
     return (FileReceived(at=_now(), by=BY, size=1, blob="uploads/benchmark"),)
 
 
-def _failed() -> tuple[Event, ...]:
+def _failed_history() -> tuple[Event, ...]:
     at = _now()
     failed = AttemptFailed(
         at=at,
@@ -173,7 +177,7 @@ def _failed() -> tuple[Event, ...]:
         retry_at=None,
     )
     return (
-        *_arrived(),
+        *_received_history(),
         UploadQueued(at=at, by=BY),
         AttemptStarted(at=at, by=WORKER, number=1, worker=WORKER),
         failed,

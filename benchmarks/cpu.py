@@ -1,4 +1,4 @@
-"""Processor time that processes have taken, as Linux counts it in /proc."""
+"""Processor time of processes, from /proc."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ _UTIME = 11  # of the fields after the name: utime, stime, cutime, cstime (man 5
 
 
 def of_process(pid: int) -> float:
-    """Seconds of the process, without its children."""
+    """Return the seconds of the process, without its children."""
     return sum(_fields(pid)[_UTIME : _UTIME + 2]) / _TICK
 
 
 def of_family(pid: int) -> float:
-    """Seconds of the process and its children, those that have ended included."""
+    """Return the seconds of the process and its children, including ended ones."""
     ticks = sum(_fields(pid)[_UTIME : _UTIME + 4])
     for child in _children(pid):
         try:
             ticks += sum(_fields(child)[_UTIME : _UTIME + 4])
-        except FileNotFoundError:  # ended just now: the next look finds it in its parent's sum
+        except FileNotFoundError:  # it has just ended: the next call finds it in the parent's sum
             continue
     return ticks / _TICK
 
 
 def of_tree(pid: int) -> float:
-    """Seconds of the process, its children, theirs, and so on, those that have ended included."""
+    """Return the seconds of the process and all descendants, including ended ones."""
     tree, ticks = [pid], 0
     for member in tree:
         try:
@@ -51,6 +51,6 @@ def _children(pid: int) -> list[int]:
 
 
 def _fields(pid: int) -> list[int]:
-    """From the state of the process on, which is shown as 0."""
+    """Return the fields of /proc/PID/stat from the state on; the state is replaced by 0."""
     after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return [0, *map(int, after[1:])]

@@ -1,4 +1,4 @@
-"""A fresh PostgreSQL for a benchmark: embedded, or the one of UPTRAIL_TEST_DATABASE_URL."""
+"""Databases for benchmarks, on an embedded PostgreSQL or on UPTRAIL_TEST_DATABASE_URL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from infrastructure.postgres.schema import migrate
 
 @contextmanager
 def fresh_database() -> Iterator[str]:
-    """The URL of an empty database, migrated."""
+    """Create a migrated, empty database; yield its URL."""
     with _server() as server, _named(server, f"benchmark_{uuid4().hex}") as url:
         migrate(url)
         yield url
@@ -26,7 +26,7 @@ def fresh_database() -> Iterator[str]:
 
 @contextmanager
 def empty_database() -> Iterator[dict[str, str]]:
-    """What the library's PostgreSQL module needs to make a database of its own."""
+    """Create an empty database; yield the settings of the eventsourcing library for it."""
     with _server() as server, _named(server, f"library_{uuid4().hex}") as url:
         parts = conninfo.conninfo_to_dict(url)
         yield {
@@ -57,5 +57,5 @@ def _named(server: str, name: str) -> Iterator[str]:
         try:
             yield conninfo.make_conninfo(server, dbname=name)
         finally:
-            # No FORCE: it fails where autovacuum is at work, whose process is not ours to end.
+            # No FORCE: it fails during autovacuum, whose process this role may not terminate.
             connection.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))

@@ -1,10 +1,10 @@
-"""The feed under load: 1,000 sockets, each on a batch of its own, and 20,000 progress events/s.
+"""Load test of the feed: 1,000 sockets, a batch for each, and 20,000 progress events/s.
 
-Ten uploads a batch move twice a second each, which is the fastest that a server records; before
-that, every two seconds. Nothing is compared: loss, the time from commit to client and the processor
-time of the API process are told, beside the budget of the design. Server, projector, database,
-events and clients share the cores: where those cannot keep the rate, the one that was reached is
-told, and the cost of an event.
+Each of ten uploads per batch records progress every two seconds, then twice a second, which
+is the fastest rate of a server. No peer is measured: lost events, the time from commit to client
+and the API's processor time are printed beside their budgets. Server, projector, database,
+event source and clients share the cores; if they cannot keep the rate, the achieved rate and the
+cost per event are printed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import uvloop
 from application.ports.auth import Scope
 from benchmarks import cpu
 from benchmarks.databases import fresh_database
-from benchmarks.feed_events import OWNER, Scene, pour, set_up
+from benchmarks.feed_events import OWNER, WatchedBatches, record_progress, set_up
 from benchmarks.feed_watchers import Arrivals, Watchers
 from benchmarks.growth import Meter, running_role
 from benchmarks.measure import Ratio
@@ -39,12 +39,12 @@ PACES = 0.5, 2.0  # events a second of each upload
 SECONDS = 20
 WARM_UP = 4
 PER_KEY = 200  # sockets
-PATIENCE = 60.0  # seconds for what is under way to arrive
+ARRIVAL_TIMEOUT = 60.0  # seconds for what is under way to arrive
 BUDGET = 500, 40  # milliseconds, percent of a core
 
 
 class Flow(NamedTuple):
-    """A run of events: when each was committed, what arrived, and how many never did."""
+    """Commit times of the events, the arrivals at clients, and the number of lost events."""
 
     committed: array[float]
     arrivals: Arrivals
@@ -58,26 +58,26 @@ def run(scale: float) -> list[Ratio]:
         data = Path(stack.enter_context(TemporaryDirectory())) / "us"
         settings = {"UPTRAIL_DATABASE_URL": url}
         api = stack.enter_context(uptrail(data, "api", settings=settings))
-        others = stack.enter_context(running_role("orchestrator", url, data))
-        pourer = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-        uvloop.run(_run(url, api, others, sockets, pourer))
+        roles = stack.enter_context(running_role("orchestrator", url, data))
+        recorder = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+        uvloop.run(_run(url, api, roles, sockets, recorder))
     return []
 
 
 async def _run(
-    url: str, api: Server, others: Meter, sockets: int, pourer: ProcessPoolExecutor
+    url: str, api: Server, roles: Meter, sockets: int, recorder: ProcessPoolExecutor
 ) -> None:
-    scene, keys = await set_up(url, sockets, UPLOADS), await _keys(url, sockets)
-    watchers = Watchers(scene.in_turn())
-    await watchers.connect(api.port, keys, scene.batches)
-    print(f"  {watchers.connected:,} sockets, {len(scene.in_turn()):,} uploads")
-    meters = [lambda: cpu.of_process(api.process.pid), others]
+    watched, keys = await set_up(url, sockets, UPLOADS), await _keys(url, sockets)
+    watchers = Watchers(watched.interleaved_uploads())
+    await watchers.connect(api.port, keys, watched.batches)
+    print(f"  {watchers.connected:,} sockets, {len(watched.interleaved_uploads()):,} uploads")
+    meters = [lambda: cpu.of_process(api.process.pid), roles]
     for pace in PACES:
-        await _flow(url, scene, watchers, pace, WARM_UP, pourer)
+        await _flow(url, watched, watchers, pace, WARM_UP, recorder)
         before = [meter() for meter in meters]
-        flow = await _flow(url, scene, watchers, pace, SECONDS, pourer)
+        flow = await _flow(url, watched, watchers, pace, SECONDS, recorder)
         spent = [meter() - at for meter, at in zip(meters, before, strict=True)]
-        _tell(flow, len(scene.in_turn()) * pace, *spent)
+        _print_flow(flow, len(watched.interleaved_uploads()) * pace, *spent)
     print(f"  {watchers.connected:,} sockets are still open; {api.peak_memory() >> 20} MiB at most")
     watchers.close()
 
@@ -92,33 +92,39 @@ async def _keys(url: str, sockets: int) -> list[str]:
 
 async def _flow(
     url: str,
-    scene: Scene,
+    watched: WatchedBatches,
     watchers: Watchers,
     pace: float,
     seconds: int,
-    pourer: ProcessPoolExecutor,
+    recorder: ProcessPoolExecutor,
 ) -> Flow:
-    """Records events for so long, and waits until the last of them has arrived."""
-    uploads = scene.in_turn()
+    """Record events for `seconds`, and wait until the last has arrived."""
+    uploads = watched.interleaved_uploads()
     steps, rate = int(seconds * pace), int(len(uploads) * pace)
     watchers.arrivals = Arrivals(array("q"), array("q"), array("d"))
     loop, first = asyncio.get_running_loop(), watchers.last[0]
-    committed = await loop.run_in_executor(pourer, _poured, url, uploads, rate, steps, first)
-    lost = await watchers.until([first + steps] * len(uploads), PATIENCE)
+    committed = await loop.run_in_executor(
+        recorder, _record_progress, url, uploads, rate, steps, first
+    )
+    lost = await watchers.until([first + steps] * len(uploads), ARRIVAL_TIMEOUT)
     return Flow(committed, watchers.arrivals, lost)
 
 
-def _poured(url: str, uploads: Sequence[UUID], rate: int, steps: int, before: int) -> array[float]:
-    return uvloop.run(pour(url, uploads, rate, steps * len(uploads), before))
+def _record_progress(
+    url: str, uploads: Sequence[UUID], rate: int, steps: int, before: int
+) -> array[float]:
+    return uvloop.run(record_progress(url, uploads, rate, steps * len(uploads), before))
 
 
-def _tell(flow: Flow, rate: float, api: float, others: float) -> None:
+def _print_flow(flow: Flow, rate: float, api: float, roles: float) -> None:
     events = len(flow.committed)
     took = max(flow.committed) - min(flow.committed)
     waits, replaced = _waits(flow)
     reached = events / took
     arrivals = flow.arrivals
-    print(f"  {reached:,.0f} events/s came, of {rate:,.0f}; {flow.lost} uploads behind at the end")
+    print(
+        f"  {reached:,.0f} events/s recorded, of {rate:,.0f}; {flow.lost} uploads behind at the end"
+    )
     print(
         f"  commit to client: median {_share(waits, 0.5):,.0f} ms, 99 of 100 in"
         f" {_share(waits, 0.99):,.0f} ms, worst {waits[-1]:,.0f} ms (budget: {BUDGET[0]} ms);"
@@ -129,30 +135,30 @@ def _tell(flow: Flow, rate: float, api: float, others: float) -> None:
         f"  API: {100 * api / span:.0f} % of a core (budget: {BUDGET[1]} %),"
         f" {1e6 * api / events:.0f} us an event; {arrivals.frames / span:,.0f} frames/s,"
         f" {arrivals.size / span / 2**20:.1f} MiB/s; projector and orchestrator:"
-        f" {100 * others / span:.0f} %, {1e6 * others / events:.0f} us",
+        f" {100 * roles / span:.0f} %, {1e6 * roles / events:.0f} us",
         flush=True,
     )
 
 
 def _waits(flow: Flow) -> tuple[list[float], int]:
-    """Milliseconds from the commit of each event to the row that tells it, sorted.
+    """Return the sorted milliseconds from each commit to its row, and the replaced events.
 
-    A row tells every step of its upload up to its own: the earlier ones are counted as replaced.
+    A row covers all earlier steps of its upload: those without a row count as replaced.
     """
     uploads = 1 + max(flow.arrivals.upload)
-    told = [0] * uploads
+    counted = [0] * uploads
     waits, replaced = [], 0
     first = min(flow.arrivals.done)  # of the first step, unless all of those were replaced
     for upload, done, at in zip(
         flow.arrivals.upload, flow.arrivals.done, flow.arrivals.at, strict=True
     ):
         step = done - first
-        if step < told[upload]:
+        if step < counted[upload]:
             continue
-        steps = range(told[upload], step + 1)
+        steps = range(counted[upload], step + 1)
         waits += [1000 * (at - flow.committed[s * uploads + upload]) for s in steps]
         replaced += len(steps) - 1
-        told[upload] = step + 1
+        counted[upload] = step + 1
     return sorted(waits), replaced
 
 

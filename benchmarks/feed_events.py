@@ -1,4 +1,4 @@
-"""Progress of many uploads, recorded at a steady rate from a process of its own."""
+"""Progress events of many uploads, recorded at a steady rate by a separate process."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from infrastructure.event_store.committer import GroupCommitter
 
 BY = OWNER = "benchmark"
 SIZE = 100_000_000  # bytes of each upload
-APPENDS = 100  # a second: the events of ten milliseconds travel together
-MOST_WAITING = 50  # appends that are not committed yet; beyond it the rate falls, and is told
+APPENDS = 100  # per second: one append holds the events of ten milliseconds
+MAX_PENDING_APPENDS = 50  # uncommitted appends; beyond it the rate falls
 
 
-class Scene(msgspec.Struct, frozen=True):
-    """The batches that are watched, each with its uploads."""
+class WatchedBatches(msgspec.Struct, frozen=True):
+    """Batches that clients watch, with the uploads of each."""
 
     batches: list[UUID]
     uploads: list[list[UUID]]
 
-    def in_turn(self) -> list[UUID]:
-        """All uploads, such that neighbours are of different batches."""
-        return [id for turn in zip(*self.uploads, strict=True) for id in turn]
+    def interleaved_uploads(self) -> list[UUID]:
+        """Return all uploads, neighbours from different batches."""
+        return [id for column in zip(*self.uploads, strict=True) for id in column]
 
 
-async def set_up(url: str, batches: int, uploads: int) -> Scene:
-    """So many batches of so many registered uploads each."""
-    scene = Scene([], [])
+async def set_up(url: str, batches: int, uploads: int) -> WatchedBatches:
+    """Create the batches, each with `uploads` registered uploads."""
+    watched = WatchedBatches([], [])
     async with GroupCommitter(url) as committer:
         for _ in range(batches):
             at, id = datetime.now(UTC), uuid4()
@@ -52,22 +52,22 @@ async def set_up(url: str, batches: int, uploads: int) -> Scene:
                 *(StreamAppend(upload, 0, e) for upload, e in members),
             ]
             await committer.append(Append(tuple(writes)))
-            scene.batches.append(id)
-            scene.uploads.append([upload for upload, _ in members])
-    return scene
+            watched.batches.append(id)
+            watched.uploads.append([upload for upload, _ in members])
+    return watched
 
 
-async def pour(
+async def record_progress(
     url: str, uploads: Sequence[UUID], rate: int, events: int, before: int
 ) -> array[float]:
-    """Records the events in turn over the uploads; when each was committed, on the monotonic clock.
+    """Record events for the uploads in rotation; return commit times (monotonic clock).
 
-    Event number n is the step `n // len(uploads)` of upload `n % len(uploads)`; the bytes it tells
-    are `before`, that step, and one, by which a watcher knows it.
+    Event number n is the step `n // len(uploads)` of upload `n % len(uploads)`; its byte count
+    is `before` + step + 1, which identifies the event to a watcher.
     """
     committed = array("d", bytes(8 * events))
     size = max(1, rate // APPENDS)
-    waiting = asyncio.Semaphore(MOST_WAITING)
+    waiting = asyncio.Semaphore(MAX_PENDING_APPENDS)
     async with GroupCommitter(url) as committer, asyncio.TaskGroup() as tasks:
 
         async def record(first: int) -> None:

@@ -1,7 +1,7 @@
-"""A thousand clients of the feed in one process, as cheap as they can be made.
+"""Lightweight feed clients: a thousand in one process.
 
-They speak just enough WebSocket (RFC 6455) over plain asyncio protocols, so that the cores they
-share with the server are the server's.
+They implement the minimum of WebSocket (RFC 6455) over asyncio protocols, to leave the shared
+cores to the server.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ import msgspec
 
 MASKED = b"\x00\x00\x00\x00"  # a mask that changes nothing
 TEXT, CLOSE = 0x1, 0x8
-AT_ONCE = 50  # connections that are being made
+MAX_CONNECTING = 50  # connections that are being made
 
 
-class Row(msgspec.Struct):
-    """What of an upload counts here."""
+class UploadRow(msgspec.Struct):
+    """Fields of an upload's row that the benchmark reads."""
 
     id: UUID
     received: int
 
 
-class Told(msgspec.Struct):
-    """What of a frame counts here."""
+class Frame(msgspec.Struct):
+    """Fields of a frame that the benchmark reads."""
 
     type: str
-    uploads: list[Row] = []
+    uploads: list[UploadRow] = []
     more: bool = False
 
 
 class Arrivals(msgspec.Struct):
-    """What arrived, in parallel lists: which upload, how many bytes of it, and when."""
+    """Received rows, in parallel arrays: index of the upload, bytes done, time."""
 
     upload: array[int]
     done: array[int]
@@ -47,18 +47,18 @@ class Arrivals(msgspec.Struct):
     size: int = 0  # bytes
 
 
-_decode = msgspec.json.Decoder(Told).decode
+_decode = msgspec.json.Decoder(Frame).decode
 
 
 class Watcher(asyncio.Protocol):
-    """One socket that follows one batch."""
+    """Connection that is subscribed to one batch."""
 
-    def __init__(self, request: bytes, batch: UUID, heard: Callable[[bytes], Told]) -> None:
+    def __init__(self, request: bytes, batch: UUID, on_frame: Callable[[bytes], Frame]) -> None:
         self._request = request
         self._subscribe = _client_frame(
             msgspec.json.encode({"type": "subscribe", "batches": [batch], "after": None})
         )
-        self._heard = heard
+        self._on_frame = on_frame
         self._left = b""
         self._open = False
         self.ready = asyncio.get_running_loop().create_future()
@@ -69,7 +69,7 @@ class Watcher(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.ready.done():
-            self.ready.set_exception(ConnectionError("the server did not take the socket"))
+            self.ready.set_exception(ConnectionError("the server refused the connection"))
 
     def data_received(self, data: bytes) -> None:
         data = self._left + data if self._left else data
@@ -86,7 +86,7 @@ class Watcher(asyncio.Protocol):
         self._left = self._frames(data)
 
     def _frames(self, data: bytes) -> bytes:
-        """Takes the whole frames; what is left of the last one."""
+        """Handle the complete frames; return the incomplete rest."""
         while len(data) >= 2:
             start, size = 2, data[1]
             if size >= 126:
@@ -95,38 +95,38 @@ class Watcher(asyncio.Protocol):
             if len(data) < start + size:
                 break
             if data[0] & 0x0F == TEXT:
-                self._take(data[start : start + size])
+                self._handle_frame(data[start : start + size])
             elif data[0] & 0x0F == CLOSE:
                 self.transport.abort()
             data = data[start + size :]
         return data
 
-    def _take(self, frame: bytes) -> None:
-        told = self._heard(frame)
-        if told.type == "ping":
+    def _handle_frame(self, frame: bytes) -> None:
+        decoded = self._on_frame(frame)
+        if decoded.type == "ping":
             self.transport.write(_client_frame(b'{"type":"pong"}'))
-        elif told.type == "snapshot" and not told.more and not self.ready.done():
+        elif decoded.type == "snapshot" and not decoded.more and not self.ready.done():
             self.ready.set_result(None)
 
 
 class Watchers:
-    """Everybody's sockets, and what arrived on any of them."""
+    """All connections, and the rows that arrived on any of them."""
 
     def __init__(self, uploads: Sequence[UUID]) -> None:
-        self._place = {id: place for place, id in enumerate(uploads)}
+        self._index = {id: index for index, id in enumerate(uploads)}
         self.last = array("q", bytes(8 * len(uploads)))  # bytes that each upload is known to have
         self.arrivals = Arrivals(array("q"), array("q"), array("d"))
         self._sockets: list[Watcher] = []
 
     async def connect(self, port: int, keys: Sequence[str], batches: Sequence[UUID]) -> None:
-        """One socket for each batch; returns once each has its snapshot."""
-        turn = asyncio.Semaphore(AT_ONCE)
+        """Open a socket for each batch; return once each has its snapshot."""
+        semaphore = asyncio.Semaphore(MAX_CONNECTING)
 
         async def join(number: int, batch: UUID) -> None:
-            async with turn:
+            async with semaphore:
                 request = _handshake(port, keys[number % len(keys)])
                 _, watcher = await asyncio.get_running_loop().create_connection(
-                    lambda: Watcher(request, batch, self._heard), "127.0.0.1", port
+                    lambda: Watcher(request, batch, self._record_frame), "127.0.0.1", port
                 )
                 self._sockets.append(watcher)
                 await watcher.ready
@@ -140,7 +140,7 @@ class Watchers:
         return sum(not watcher.transport.is_closing() for watcher in self._sockets)
 
     async def until(self, done: Sequence[int], patience: float) -> int:
-        """Waits until every upload is known to have so many bytes; how many never were."""
+        """Wait until every upload has these bytes; return the number that did not reach them."""
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             if not (missing := sum(a < b for a, b in zip(self.last, done, strict=True))):
@@ -152,18 +152,18 @@ class Watchers:
         for watcher in self._sockets:
             watcher.transport.abort()
 
-    def _heard(self, frame: bytes) -> Told:
-        told, now = _decode(frame), time.monotonic()
+    def _record_frame(self, frame: bytes) -> Frame:
+        decoded, now = _decode(frame), time.monotonic()
         arrivals = self.arrivals
         arrivals.frames += 1
         arrivals.size += len(frame)
-        for row in told.uploads:
-            place = self._place[row.id]
-            arrivals.upload.append(place)
+        for row in decoded.uploads:
+            index = self._index[row.id]
+            arrivals.upload.append(index)
             arrivals.done.append(row.received)
             arrivals.at.append(now)
-            self.last[place] = row.received
-        return told
+            self.last[index] = row.received
+        return decoded
 
 
 def _handshake(port: int, key: str) -> bytes:
@@ -181,6 +181,6 @@ def _handshake(port: int, key: str) -> bytes:
 
 
 def _client_frame(text: bytes) -> bytes:
-    """A text message of fewer than 126 bytes."""
+    """Encode a text message of fewer than 126 bytes."""
     assert len(text) < 126
     return bytes((0x80 | TEXT, 0x80 | len(text))) + MASKED + text

@@ -1,6 +1,6 @@
-"""What orchestrator and worker cost a file, in batches of 1,000, 10,000 and 100,000 files.
+"""Cost per file of orchestrator and worker, in batches of 1,000, 10,000 and 100,000 files.
 
-Nothing is compared with a peer: the largest batch is compared with the smallest. Costs are
+No peer is measured: the largest batch is compared with the smallest. Costs are
 processor time, which a busy machine blurs less than it does the clock.
 """
 
@@ -42,10 +42,10 @@ WARM_UP = 500  # files
 FLAT = 1 / 1.3  # the budget of the design for growth
 BY = "benchmark"
 AT_ONCE = 250  # files of one append
-BLOB = "uploads/benchmark"  # all files share their bytes, which nobody minds
+BLOB = "uploads/benchmark"  # all files share one blob, which changes no cost
 TEXT = b"All work and no play makes Jack a dull boy.\n" * 233  # 10 KiB
-PATIENCE = 1800.0  # seconds for one batch
-LOOK = 0.05  # seconds between two looks at the batch
+COMPLETION_TIMEOUT = 1800.0  # seconds for one batch
+POLL_INTERVAL = 0.05  # seconds
 
 _DONE = """SELECT b.state = 'completed' AND r.state = 'completed'
 FROM orchestration.batches b JOIN read_model.batches r ON r.id = b.batch WHERE b.batch = %s"""
@@ -55,14 +55,14 @@ Meter = Callable[[], float]
 
 
 class Cost(NamedTuple):
-    """Of one file: milliseconds of processor time by who took them, and of the clock."""
+    """Milliseconds per file: processor time by component, and elapsed time."""
 
     by: dict[str, float]
     clock: float
 
     def __str__(self) -> str:
-        told = ", ".join(f"{name} {ms:.2f} ms" for name, ms in self.by.items())
-        return f"{told} a file; {1000 / self.clock:,.0f} files/s"
+        times = ", ".join(f"{name} {ms:.2f} ms" for name, ms in self.by.items())
+        return f"{times} a file; {1000 / self.clock:,.0f} files/s"
 
 
 def run(scale: float) -> list[Ratio]:
@@ -97,7 +97,7 @@ def run(scale: float) -> list[Ratio]:
 
 @contextmanager
 def running_role(role: str, url: str, folder: Path) -> Iterator[Meter]:
-    """A process that is nothing else; the orchestrator's holds the projector as well."""
+    """Run one role in a process; that of the orchestrator includes the projector."""
     command = [str(Path(sys.executable).parent / "uptrail"), "serve", "--role", role]
     command += ["--database-url", url, "--blobs", str(folder / "blobs")]
     command += ["--data-dir", str(folder / role)]
@@ -113,7 +113,7 @@ def running_role(role: str, url: str, folder: Path) -> Iterator[Meter]:
 
 
 def _server_of(url: str) -> Meter:
-    """All processes of a PostgreSQL on this machine."""
+    """Return a meter of all processes of the local PostgreSQL server."""
     with psycopg.connect(url) as connection:
         row = connection.execute("SELECT pg_backend_pid()").fetchone()
         assert row is not None
@@ -122,7 +122,7 @@ def _server_of(url: str) -> Meter:
 
 
 def _measured(url: str, folder: Path, files: int, meters: dict[str, Meter]) -> Cost:
-    """The cost of a batch, from its start to its outcome in the read model."""
+    """Measure a batch from its start to its outcome in the read model."""
     before = {name: meter() for name, meter in meters.items()}
     begun = time.perf_counter()
     uvloop.run(_batch(url, folder, files))
@@ -149,7 +149,7 @@ async def _batch(url: str, folder: Path, files: int) -> None:
 
 
 def _arrived(batch: Batch, numbers: range) -> Append:
-    """Files that have arrived, as the log tells of them."""
+    """Build the append that registers files and records them as received."""
     at = _now()
     arrived = FileReceived(at=at, by=BY, size=len(TEXT), blob=BLOB)
     writes = []
@@ -161,14 +161,14 @@ def _arrived(batch: Batch, numbers: range) -> Append:
 
 
 async def _until_done(url: str, batch: UUID) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + COMPLETION_TIMEOUT
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         while time.monotonic() < deadline:
             cursor = await connection.execute(_DONE, (batch,))
             if await cursor.fetchone() == (True,):
                 return
-            await asyncio.sleep(LOOK)
-    raise TimeoutError(f"after {PATIENCE:.0f} s the batch was not processed")
+            await asyncio.sleep(POLL_INTERVAL)
+    raise TimeoutError(f"after {COMPLETION_TIMEOUT:.0f} s the batch was not processed")
 
 
 def _now() -> datetime:

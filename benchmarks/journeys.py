@@ -111,9 +111,9 @@ def trace(tree: Path) -> tuple[Journey, Journey]:
     """Return the journeys of a tus PATCH, and of a batch from its start to its completion."""
     with _traced_server(tree, "api") as server:
         _trace_patch(server)  # once before: late imports and first connections
-        _send_to_nowhere(server)
+        _send_to_unknown_path(server)
         server.entered()
-        _send_to_nowhere(server)
+        _send_to_unknown_path(server)
         shared = frozenset(server.entered())
         files = _trace_patch(server)
         patch = Journey(files, of_every_request=shared & set(files))
@@ -122,7 +122,7 @@ def trace(tree: Path) -> tuple[Journey, Journey]:
         return patch, _trace_batch(server)
 
 
-def _send_to_nowhere(server: TracedServer) -> None:
+def _send_to_unknown_path(server: TracedServer) -> None:
     """Send a request with a valid key to a path without a handler."""
     time.sleep(KEY_CACHE_TIME)  # else the check of the key may be left out
     try:

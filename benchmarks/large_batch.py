@@ -1,6 +1,6 @@
-"""A batch of 100,000 files as it comes in: how soon it is accepted, and how everybody else fares.
+"""Arrival of a batch of 100,000 files, and the latency of other requests meanwhile.
 
-Nothing is compared: times and memory are printed, beside the budget of the design.
+No peer is measured: times and memory are printed beside their budgets.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def _accept(server: Server, batch: str, files: int) -> None:
         for request in requests:
             ask(server.port, request)
 
-    took, seen = _beside(server, batch, declare)
+    took, latencies = _measure_pages_during(server, batch, declare)
     print(f"  {files:,} files declared in {took:.1f} s (budget: {ACCEPTED:.0f} s)")
-    _tell(seen)
+    _print_latencies(latencies)
 
 
 def _receive(server: Server, batch: str, files: int) -> None:
-    """Their bytes, in bundles, while what came first is processed."""
+    """Send the files in bundles, while earlier ones are processed."""
     parts = _in_parts(files, IN_A_BUNDLE)
     bundles = [bundle(server, batch, map(_name, numbers), CONTENT) for numbers in parts]
 
@@ -66,21 +66,23 @@ def _receive(server: Server, batch: str, files: int) -> None:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda request: ask(server.port, request), bundles))
 
-    took, seen = _beside(server, batch, send)
+    took, latencies = _measure_pages_during(server, batch, send)
     print(f"  bytes of all of them taken in {took:.1f} s, while they are processed")
-    _tell(seen)
+    _print_latencies(latencies)
 
 
 def _control(server: Server, batch: str) -> None:
-    """While some of them are processed."""
+    """Time pause, resume and cancel while files are processed."""
     for action in ("pause", "resume", "cancel"):
         begun = time.perf_counter()
         ask(server.port, head_of(server, "POST", f"{batch}/{action}", {}, 0))
         _line(action, [time.perf_counter() - begun])
 
 
-def _beside(server: Server, batch: str, work: Callable[[], None]) -> tuple[float, Latencies]:
-    """How long the work took, and how long pages did meanwhile."""
+def _measure_pages_during(
+    server: Server, batch: str, work: Callable[[], None]
+) -> tuple[float, Latencies]:
+    """Return the seconds of the work, and the latencies of pages during it."""
     failed: list[BaseException] = []
 
     def working() -> None:
@@ -89,23 +91,23 @@ def _beside(server: Server, batch: str, work: Callable[[], None]) -> tuple[float
         except BaseException as error:
             failed.append(error)
 
-    seen: Latencies = defaultdict(list)
+    latencies: Latencies = defaultdict(list)
     thread = threading.Thread(target=working)
     begun = time.perf_counter()
     thread.start()
     asked = _pages(server, batch)
     while thread.is_alive():
         page, seconds = next(asked)
-        seen[page].append(seconds)
+        latencies[page].append(seconds)
         thread.join(0.05)
     took = time.perf_counter() - begun
     if failed:
         raise failed[0]
-    return took, seen
+    return took, latencies
 
 
 def _pages(server: Server, batch: str) -> Iterator[tuple[str, float]]:
-    """One page after the other, for ever: which it is, and how long it took."""
+    """Request pages in rotation, without end; yield the name and seconds of each."""
     uploads = f"{batch}/uploads?limit=100"
     pages = {
         "batches": "/v1/batches",
@@ -151,8 +153,8 @@ def _declaration(server: Server, batch: str, numbers: Sequence[int]) -> bytes:
     return head_of(server, "POST", f"{batch}/uploads", headers, len(body)) + body
 
 
-def _tell(seen: Latencies) -> None:
-    for page, seconds in seen.items():
+def _print_latencies(latencies: Latencies) -> None:
+    for page, seconds in latencies.items():
         _line(page, seconds)
 
 

@@ -1,6 +1,6 @@
-"""A log of 5,000,000 events beside one of 50,000: what an append, a load and a page cost in each.
+"""Cost of appends, loads and pages with a log of 5,000,000 events and one of 50,000.
 
-Nothing is compared with a peer: the long log is compared with the short one, in turn.
+No peer is measured: the long log is compared with the short one, alternating.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import uvloop
 from application.append import Append, StreamAppend
 from benchmarks.appends import append
 from benchmarks.databases import fresh_database
-from benchmarks.measure import Ratio, Run, in_rotation
-from benchmarks.projection import EVENTS_PER_UPLOAD, life
+from benchmarks.measure import Ratio, Run, measure_in_rotation
+from benchmarks.projection import EVENTS_PER_UPLOAD, upload_history
 from domain.batch.events import BatchStarted
 from infrastructure.event_store.committer import GroupCommitter
 from infrastructure.event_store.event_log import PostgresEventLog
@@ -33,10 +33,10 @@ from infrastructure.read_model.rebuild import rebuild
 
 SHORT, LONG = 50_000, 5_000_000  # events
 UPLOADS = 500  # of one batch
-OWNER = "default"  # of the uploads that `life` tells of
+OWNER = "default"  # of the uploads of `upload_history`
 ROUNDS = 5
 FLAT = 1 / 1.3  # the budget of the design for growth
-APPENDS, LOADS, PAGES = 8_192, 500, 200  # of one turn
+APPENDS, LOADS, PAGES = 8_192, 500, 200  # of one run
 
 Ids = list[tuple[UUID, UUID]]
 """A batch and one of its uploads, of some batches all over the log."""
@@ -55,8 +55,10 @@ def run(scale: float) -> list[Ratio]:
             f"{long:,} events": _filled(long_url, long),
         }
         ratios = []
-        for what, turn in (("append", _appending), ("load", _loading), ("list", _listing)):
-            samples = in_rotation(ROUNDS, {name: partial(turn, log) for name, log in logs.items()})
+        for what, operation in (("append", _appending), ("load", _loading), ("list", _listing)):
+            samples = measure_in_rotation(
+                ROUNDS, {name: partial(operation, log) for name, log in logs.items()}
+            )
             (few, short), (many, longer) = samples.items()
             for name, sample in samples.items():
                 print(f"  {what:8} {name:18} {sample} a second", flush=True)
@@ -72,7 +74,7 @@ def _filled(url: str, events: int) -> Log:
 
 
 async def _fill(url: str, events: int) -> Ids:
-    """Batches of processed uploads, in the log and in the read model."""
+    """Add batches of processed uploads to the log and the read model."""
     ids: Ids = []
     async with _opened(url) as (log, _):
         for _ in range(events // (UPLOADS * EVENTS_PER_UPLOAD)):
@@ -80,7 +82,10 @@ async def _fill(url: str, events: int) -> Ids:
             started = BatchStarted(
                 at=datetime.now(UTC), by="benchmark", owner=OWNER, label="", pipeline="default"
             )
-            lives = [StreamAppend(upload, 0, life(batch, n)) for n, upload in enumerate(uploads)]
+            lives = [
+                StreamAppend(upload, 0, upload_history(batch, n))
+                for n, upload in enumerate(uploads)
+            ]
             await log.append(Append((StreamAppend(batch, 0, (started,)), *lives)))
             ids.append((batch, random.choice(uploads)))
         await rebuild(url, log)
@@ -103,7 +108,7 @@ def _loading(log: Log) -> Run:
 
 
 def _listing(log: Log) -> Run:
-    """The second page of a batch's uploads, and the first of batches."""
+    """Measure the second page of a batch's uploads and the first page of batches."""
 
     async def show(_: PostgresEventLog, queries: PostgresQueries) -> None:
         batch = random.choice(log.ids)[0]

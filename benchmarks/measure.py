@@ -1,4 +1,4 @@
-"""Rates taken in turn, so that a drifting machine drifts under all, and their ratios."""
+"""Interleaved measurements, so that drift of the machine affects all alike, and their ratios."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from math import isnan, nan
 from statistics import median
 
 Rate = Callable[[], float]
-"""Runs once and returns a rate: things per second, more is better."""
+"""Measures one run and returns its rate: items per second, higher is better."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One turn of one contender: things per second, and the server's CPU seconds for each."""
+    """One run of one contender: items per second, and the server's CPU seconds per item."""
 
     rate: float
     cpu: float = nan
@@ -21,7 +21,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sample:
-    """All turns of one contender."""
+    """All runs of one contender."""
 
     runs: tuple[Run, ...]
 
@@ -41,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Our rate over a peer's; `target` is the budget of the design, 0 where it names none."""
+    """Uptrail's rate over a peer's; `target` is the budget, 0 if there is none."""
 
     what: str
     unit: str
@@ -56,26 +56,28 @@ class Ratio:
         return self.ours / self.theirs
 
 
-def in_turn(rounds: int, ours: Rate, theirs: Rate) -> tuple[float, float]:
-    """Medians of `rounds` runs of each, taken A B A B after one warm-up of each."""
+def measure_alternating(rounds: int, ours: Rate, theirs: Rate) -> tuple[float, float]:
+    """Return the medians of `rounds` runs of each, in the order A B A B, after a warm-up."""
     ours(), theirs()
     pairs = [(ours(), theirs()) for _ in range(rounds)]
     return median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
 
 
-def in_rotation(rounds: int, turns: Mapping[str, Callable[[], Run]]) -> dict[str, Sample]:
-    """`rounds` runs of each, taken A B C, B C A, C A B; whoever runs warms up by itself."""
-    names = list(turns)
+def measure_in_rotation(
+    rounds: int, contenders: Mapping[str, Callable[[], Run]]
+) -> dict[str, Sample]:
+    """Run each `rounds` times, in the order A B C, B C A, C A B; runs warm up themselves."""
+    names = list(contenders)
     runs: dict[str, list[Run]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            runs[name].append(turns[name]())
+            runs[name].append(contenders[name]())
     return {name: Sample(tuple(found)) for name, found in runs.items()}
 
 
 def table(ratios: list[Ratio]) -> str:
-    """The ratios as lines of text."""
+    """Format the ratios as lines of text."""
     heading = f"{'':34} {'uptrail':>12} {'peer':>12}  {'ratio':>7} {'target':>7}"
     return "\n".join([heading, *map(_line, ratios)])
 

@@ -1,11 +1,11 @@
-"""Memory of the server while one large file arrives, and while a thousand arrive at once."""
+"""Peak memory of the server during one large upload, and during a thousand at once."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.crowd import send_together
+from benchmarks.concurrent_senders import send_together
 from benchmarks.measure import Ratio
 from benchmarks.senders import send_stream
 from benchmarks.servers import Server, uptrail
@@ -17,27 +17,27 @@ BUDGET = 200  # MiB of resident memory at the peak
 
 
 def run(scale: float) -> list[Ratio]:
-    """Nothing is compared: peaks are printed, beside the budget; for the API, and for all roles."""
+    """Print peaks beside the budget, for the API and for all roles; no peer is measured."""
     senders, size = max(50, int(SENDERS * scale)), int(GIB * scale)
     for roles in (("api",), ()):
         of = "the API alone" if roles else "every role in one process"
         with TemporaryDirectory(prefix="uptrail-bench-") as folder:
             Path(folder).chmod(0o711)
             with uptrail(Path(folder) / "one", *roles) as server:
-                _tell(f"{of}, nothing going on", server)
+                _print_peak(f"{of}, idle", server)
                 head = patch(server, create(server, "one.bin", size), size)
                 send_stream(server.port, head, size)
-                _tell(f"{of}, {size // MIB:,} MiB in one PATCH", server)
+                _print_peak(f"{of}, {size // MIB:,} MiB in one PATCH", server)
             with uptrail(Path(folder) / "many", *roles) as server:
                 uploads = [create(server, f"{n}.bin", EACH) for n in range(senders)]
                 heads = [patch(server, one, EACH) for one in uploads]
-                put_off = send_together(server.port, heads, EACH)
-                _tell(f"{of}, {senders:,} PATCHes of {EACH // MIB} MiB at once", server)
-                if put_off:
-                    print(f"  {put_off:,} of them were put off")
+                deferred = send_together(server.port, heads, EACH)
+                _print_peak(f"{of}, {senders:,} PATCHes of {EACH // MIB} MiB at once", server)
+                if deferred:
+                    print(f"  {deferred:,} of them were deferred")
     return []
 
 
-def _tell(what: str, server: Server) -> None:
+def _print_peak(what: str, server: Server) -> None:
     peak = server.peak_memory() / MIB
     print(f"  {what:60} {peak:5.0f} MiB at the peak (budget: {BUDGET})", flush=True)

@@ -1,4 +1,4 @@
-"""A read model built from the whole log, against the library's projection runner."""
+"""Rebuild of the read model, compared with the library's projection runner."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from psycopg.sql import SQL
 
 from application.append import Append, StreamAppend
 from benchmarks.databases import fresh_database
-from benchmarks.measure import Ratio, in_turn
+from benchmarks.measure import Ratio, measure_alternating
 from domain.event import Event
 from domain.upload.events import (
     AttemptStarted,
@@ -44,26 +44,28 @@ def run(scale: float) -> list[Ratio]:
     with fresh_database() as url, fresh_database() as library_url:
         uvloop.run(fill(url, uploads))
         uvloop.run(fill(library_url, few))
-        ours, theirs = in_turn(
+        ours, theirs = measure_alternating(
             3,
-            lambda: uvloop.run(rebuilding(url, uploads * EVENTS_PER_UPLOAD)),
-            lambda: running(library_url, few * EVENTS_PER_UPLOAD),
+            lambda: uvloop.run(measure_rebuild(url, uploads * EVENTS_PER_UPLOAD)),
+            lambda: measure_runner(library_url, few * EVENTS_PER_UPLOAD),
         )
     return [Ratio("projection, rebuild", "events/s", ours, "the library's runner", theirs, 50)]
 
 
 async def fill(url: str, uploads: int) -> None:
-    """A log of uploads that were received and processed."""
+    """Fill a log with uploads that were received and processed."""
     batch = uuid4()
     async with GroupCommitter(url) as committer:
         for start in range(0, uploads, 1000):
             count = min(1000, uploads - start)
-            writes = [StreamAppend(uuid4(), 0, life(batch, start + n)) for n in range(count)]
+            writes = [
+                StreamAppend(uuid4(), 0, upload_history(batch, start + n)) for n in range(count)
+            ]
             await committer.append(Append(tuple(writes)))
 
 
-def life(batch: UUID, number: int) -> tuple[Event, ...]:
-    """What happens to an upload that meets no trouble."""
+def upload_history(batch: UUID, number: int) -> tuple[Event, ...]:
+    """Return the events of an upload that is received and processed without errors."""
     now: dict[str, Any] = {"at": datetime.now(UTC), "by": "benchmark"}
     return (
         UploadRegistered(
@@ -78,8 +80,8 @@ def life(batch: UUID, number: int) -> tuple[Event, ...]:
     )
 
 
-async def rebuilding(url: str, events: int) -> float:
-    """Events a second of a rebuild, from the first event to the swap."""
+async def measure_rebuild(url: str, events: int) -> float:
+    """Return the events per second of a rebuild, from the first event to the swap."""
     async with (
         make_pool(url, name="benchmark") as pool,
         GroupCommitter(url) as committer,
@@ -91,7 +93,7 @@ async def rebuilding(url: str, events: int) -> float:
 
 
 class States(PostgresTrackingRecorder):
-    """The library's kind of view: the last topic of each upload, and the position."""
+    """View of the library: the last topic of each upload, and the position."""
 
     def __init__(self, datastore: PostgresDatastore, **more: Any) -> None:
         super().__init__(datastore, **more)
@@ -108,14 +110,14 @@ class States(PostgresTrackingRecorder):
 
 
 class StatesProjection(Projection[States]):
-    """Projects each event by itself, as the library's runner hands it over."""
+    """Projects each event in its own transaction, as the library's runner does."""
 
     def process_event(self, domain_event: Any, tracking: Tracking) -> None:
         self.view.set(domain_event.originator_id, type(domain_event.event).__name__, tracking)
 
 
-class OurLog(Application[UUID]):
-    """The library's application, reading our log through our mapper; unnamed, as our tables are."""
+class UptrailLog(Application[UUID]):
+    """Application of the library on Uptrail's log; no name, since the tables have no prefix."""
 
     name = ""
 
@@ -123,8 +125,8 @@ class OurLog(Application[UUID]):
         return StructMapper()
 
 
-def running(url: str, events: int) -> float:
-    """Events a second through the library's runner, from an empty view."""
+def measure_runner(url: str, events: int) -> float:
+    """Return the events per second of the library's runner, from an empty view."""
     parts = conninfo.conninfo_to_dict(url)
     environment = {
         "PERSISTENCE_MODULE": "eventsourcing.postgres",
@@ -137,7 +139,7 @@ def running(url: str, events: int) -> float:
     StatesProjection.name = f"states_{uuid4().hex[:8]}"
     begun = time.perf_counter()
     runner = ProjectionRunner(
-        application_class=OurLog,
+        application_class=UptrailLog,
         projection_class=StatesProjection,
         view_class=States,
         env=environment,

@@ -1,4 +1,4 @@
-"""The raw limits beside which every figure stands: what the sockets and the disk can do at all."""
+"""Raw limits of sockets and disk, to compare the other figures with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.measure import Ratio, Run, in_rotation
+from benchmarks.measure import Ratio, Run, measure_in_rotation
 from benchmarks.senders import CONNECTIONS, send_small, send_stream
 from benchmarks.servers import sink
 from benchmarks.uploads import GIB, MIB, SMALL, bare_head, bare_request
@@ -21,7 +21,7 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
 def run(scale: float) -> list[Ratio]:
-    """Nothing is compared: rates are printed, taken in turn."""
+    """Print interleaved rates; no peer is measured."""
     size, files = int(GIB * scale), int(2_000 * scale)
     with (
         TemporaryDirectory(prefix="uptrail-bench-") as folder,
@@ -29,41 +29,47 @@ def run(scale: float) -> list[Ratio]:
         sink("buffered") as buffered,
     ):
         requests = [bare_request(SMALL)] * files
-        turns = {
-            "socket, a bytes object a read": lambda: _sunk(plain.port, size),
-            "socket, one buffer for all": lambda: _sunk(buffered.port, size),
-            "disk, written": lambda: _written(Path(folder), size, sync=False),
-            "disk, written and synced": lambda: _written(Path(folder), size, sync=True),
+        runs = {
+            "socket, a bytes object a read": lambda: _send_to_sink(plain.port, size),
+            "socket, one buffer for all": lambda: _send_to_sink(buffered.port, size),
+            "disk, written": lambda: _write_file(Path(folder), size, sync=False),
+            "disk, written and synced": lambda: _write_file(Path(folder), size, sync=True),
         }
-        _tell("MiB/s", turns)
-        turns = {
+        _print_rates("MiB/s", runs)
+        runs = {
             "socket, 8 requests at once": lambda: send_small(plain.port, requests),
-            "disk, 10 KiB files, one by one": partial(_synced, Path(folder), files // 4, 1),
-            "disk, the same, 8 at once": partial(_synced, Path(folder), files, CONNECTIONS),
+            "disk, 10 KiB files, one by one": partial(
+                _sync_small_files, Path(folder), files // 4, 1
+            ),
+            "disk, the same, 8 at once": partial(
+                _sync_small_files, Path(folder), files, CONNECTIONS
+            ),
         }
-        _tell("files/s", turns)
+        _print_rates("files/s", runs)
     return []
 
 
-def _tell(unit: str, turns: dict[str, Callable[[], float]]) -> None:
-    for turn in turns.values():
-        turn()
-    samples = in_rotation(ROUNDS, {name: partial(_as_run, turn) for name, turn in turns.items()})
+def _print_rates(unit: str, runs: dict[str, Callable[[], float]]) -> None:
+    for run_once in runs.values():
+        run_once()
+    samples = measure_in_rotation(
+        ROUNDS, {name: partial(_as_run, run_once) for name, run_once in runs.items()}
+    )
     for name, sample in samples.items():
         print(f"    {name:32} {sample} {unit}", flush=True)
 
 
-def _as_run(turn: Callable[[], float]) -> Run:
-    return Run(turn())
+def _as_run(run_once: Callable[[], float]) -> Run:
+    return Run(run_once())
 
 
-def _sunk(port: int, size: int) -> float:
-    """MiB a second that a process receives and drops."""
+def _send_to_sink(port: int, size: int) -> float:
+    """Return the MiB/s that a process receives and drops."""
     return send_stream(port, bare_head(size), size) / MIB
 
 
-def _written(folder: Path, size: int, *, sync: bool) -> float:
-    """MiB a second into one new file, written by blocks of 1 MiB."""
+def _write_file(folder: Path, size: int, *, sync: bool) -> float:
+    """Return the MiB/s into one new file, in blocks of 1 MiB."""
     block, path = bytes(MIB), folder / "one"
     begun = time.perf_counter()
     file = os.open(path, _NEW)
@@ -77,8 +83,8 @@ def _written(folder: Path, size: int, *, sync: bool) -> float:
     return size / MIB / took
 
 
-def _synced(folder: Path, files: int, at_once: int) -> float:
-    """New files of 10 KiB a second, each with an fdatasync of its own."""
+def _sync_small_files(folder: Path, files: int, at_once: int) -> float:
+    """Return the new 10 KiB files per second, with an fdatasync for each."""
     numbers = count()
 
     def one(_: int) -> Path:

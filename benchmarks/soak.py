@@ -79,11 +79,11 @@ class Server:
             self.process.wait(60)
 
     def cpu(self) -> Counter[str]:
-        """Seconds of processor time of the server and of its decoders so far."""
+        """Return the processor seconds of the server and of its decoders so far."""
         return self.ended_cpu + Counter(self._cpu())
 
     def memory(self) -> int:
-        """Resident bytes of the server process."""
+        """Return the resident bytes of the server process."""
         assert self.process is not None
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
@@ -101,7 +101,7 @@ class Server:
 
 @dataclass
 class Results:
-    """What clients and samples found."""
+    """Counts and samples collected during the run."""
 
     files: dict[str, str] = field(default_factory=dict)  # acknowledged upload: hash of its bytes
     bytes: int = 0
@@ -158,7 +158,7 @@ class Client:
 
 
 async def send_photos(client: Client, chance: random.Random, photos: Sequence[bytes]) -> None:
-    """A few pictures, each whole in one request."""
+    """Upload a few pictures, each in one request."""
     batch = await client.start_batch("photos")
     for number in range(chance.randint(3, 12)):
         content = photos[number % len(photos)]
@@ -172,7 +172,7 @@ async def send_photos(client: Client, chance: random.Random, photos: Sequence[by
 
 
 async def send_documents(client: Client, chance: random.Random, _: Sequence[bytes]) -> None:
-    """Small texts in bundles, as the command line sends them."""
+    """Upload small texts in bundles, as the command line does."""
     batch = await client.start_batch("documents")
     for bundle in range(chance.randint(1, 3)):
         files = {
@@ -192,7 +192,7 @@ async def send_documents(client: Client, chance: random.Random, _: Sequence[byte
 
 
 async def send_video(client: Client, chance: random.Random, _: Sequence[bytes]) -> None:
-    """One large file in chunks, over a line that is cut now and then."""
+    """Upload one large file in chunks over a connection that is cut at times."""
     batch = await client.start_batch("video")
     content = chance.randbytes(chance.randint(2, 12) * MIB)
     headers = {**TUS, "Upload-Length": str(len(content)), **_named("video.bin")}
@@ -214,8 +214,8 @@ async def send_video(client: Client, chance: random.Random, _: Sequence[bytes]) 
     await client.seal(batch)
 
 
-async def look_around(client: Client, chance: random.Random, _: Sequence[bytes]) -> None:
-    """An operator who reads lists and histories, and retries a batch."""
+async def act_as_operator(client: Client, chance: random.Random, _: Sequence[bytes]) -> None:
+    """Read lists and histories and retry a batch, as an operator does."""
     await client.ask("GET batches", "GET", "/v1/batches")
     if client.results.batches:
         batch = chance.choice(client.results.batches)
@@ -226,7 +226,7 @@ async def look_around(client: Client, chance: random.Random, _: Sequence[bytes])
 
 
 async def watch(client: Client, chance: random.Random, _: Sequence[bytes]) -> None:
-    """A viewer of the feed who leaves after a while."""
+    """Watch the feed for a while."""
     with suppress(aiohttp.ClientError, ConnectionError, TimeoutError):
         async with client.session.ws_connect("/v1/feed") as socket:
             await socket.send_json({"type": "subscribe", "batches": "*"})
@@ -248,7 +248,15 @@ def _note_delays(results: Results, frame: dict[str, Any]) -> None:
             results.feed_delays.append(now - at)
 
 
-CLIENTS = (send_photos, send_photos, send_documents, send_documents, send_video, look_around, watch)
+CLIENTS = (
+    send_photos,
+    send_photos,
+    send_documents,
+    send_documents,
+    send_video,
+    act_as_operator,
+    watch,
+)
 
 
 def _named(path: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Newest request wins: how soon a question for the offset is answered while a transfer is stuck.
+"""Latency of HEAD while a transfer holds the upload: the newest request preempts it.
 
-Nothing is compared: median and worst are printed for a question to the process that receives, for
-one to another process on the same database, and, for the floor, where nothing has to be stopped.
+No peer is measured: median and maximum are printed for HEAD to the receiving process, to another
+process on the same database and, as the lower limit, without a transfer to preempt.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from benchmarks.senders import ask
 from benchmarks.servers import Server, uptrail
 from benchmarks.uploads import GIB, MIB, create, head_of, patch
 
-ARRIVED = MIB  # bytes that came before the sender went silent
+ARRIVED = MIB  # bytes sent before the sender stalls
 SIZE = 2 * ARRIVED
-POURED = 64 * MIB
+SENT = 64 * MIB
 BUDGET = 100  # milliseconds
 
-Take = Callable[[], float]
-"""Takes an upload over once; returns the milliseconds until the offset was known."""
+Takeover = Callable[[], float]
+"""Preempts one transfer; returns the milliseconds until the offset was known."""
 
 
 def run(scale: float) -> list[Ratio]:
@@ -37,33 +37,33 @@ def run(scale: float) -> list[Ratio]:
     with TemporaryDirectory() as folder:
         data = Path(folder) / "us"
         with uptrail(data, "api") as here, uptrail(data, "api") as there:
-            plan = _Plan(data, here)
-            takes: dict[str, Take] = {
+            scenarios = _Scenarios(data, here)
+            takeovers: dict[str, Takeover] = {
                 "a disk's fdatasync of 1 MiB": lambda: _sync(Path(folder)),
-                "nothing is running": plan.idle,
-                "stuck, same process": lambda: plan.stuck(here),
-                "stuck, another process": lambda: plan.stuck(there),
-                "pouring, same process": lambda: plan.pouring(here),
-                "pouring, another process": lambda: plan.pouring(there),
+                "no transfer": scenarios.idle,
+                "stuck, same process": lambda: scenarios.stuck(here),
+                "stuck, another process": lambda: scenarios.stuck(there),
+                "sending, same process": lambda: scenarios.sending(here),
+                "sending, another process": lambda: scenarios.sending(there),
             }
-            measured = [[take() for take in takes.values()] for _ in range(rounds)]
-    for name, times in zip(takes, zip(*measured, strict=True), strict=True):
-        _tell(name, sorted(times))
+            measured = [[takeover() for takeover in takeovers.values()] for _ in range(rounds)]
+    for name, times in zip(takeovers, zip(*measured, strict=True), strict=True):
+        _print_latencies(name, sorted(times))
     print(f"  (budget: {BUDGET} ms)")
     return []
 
 
-def _tell(name: str, times: list[float]) -> None:
-    most = times[int(len(times) * 0.95)]
+def _print_latencies(name: str, times: list[float]) -> None:
+    percentile_95 = times[int(len(times) * 0.95)]
     print(
-        f"  {name:28} median {median(times):5.0f} ms, 95 of 100 in {most:4.0f} ms,"
+        f"  {name:28} median {median(times):5.0f} ms, 95 of 100 in {percentile_95:4.0f} ms,"
         f" worst {times[-1]:4.0f} ms of {len(times)}",
         flush=True,
     )
 
 
-class _Plan:
-    """Transfers to one process, and questions about them."""
+class _Scenarios:
+    """Transfers to one process, preempted by HEAD requests."""
 
     def __init__(self, data: Path, receiver: Server) -> None:
         self._data = data
@@ -71,34 +71,34 @@ class _Plan:
         self._numbers = count()
 
     def idle(self) -> float:
-        return _question(self._receiver, self._created(SIZE))[0]
+        return _ask_offset(self._receiver, self._created(SIZE))[0]
 
     def stuck(self, asked: Server) -> float:
-        """A transfer whose sender went silent a moment ago."""
+        """Preempt a transfer whose sender has stalled."""
         location = self._created(SIZE)
         with socket.create_connection(("127.0.0.1", self._receiver.port)) as connection:
             connection.sendall(patch(self._receiver, location, SIZE))
             connection.sendall(bytes(ARRIVED))
             self._wait_for(location, ARRIVED)
-            taken, offset = _question(asked, location)
+            taken, offset = _ask_offset(asked, location)
         if offset != ARRIVED:
             raise ValueError(f"{offset} bytes count of {ARRIVED}")
         return taken
 
-    def pouring(self, asked: Server) -> float:
-        """A transfer whose sender goes on as fast as it can."""
+    def sending(self, asked: Server) -> float:
+        """Preempt a transfer whose sender is still sending."""
         location = self._created(GIB)
         with socket.create_connection(("127.0.0.1", self._receiver.port)) as connection:
             connection.sendall(patch(self._receiver, location, GIB))
-            sender = Thread(target=_pour, args=(connection,))
+            sender = Thread(target=_send_forever, args=(connection,))
             sender.start()
-            self._wait_for(location, POURED)
-            taken, offset = _question(asked, location)
+            self._wait_for(location, SENT)
+            taken, offset = _ask_offset(asked, location)
             connection.shutdown(socket.SHUT_RDWR)
             sender.join()
         self._stored(location).unlink()
-        if offset < POURED:
-            raise ValueError(f"{offset} bytes count, {POURED} had arrived")
+        if offset < SENT:
+            raise ValueError(f"{offset} bytes count, {SENT} had arrived")
         return taken
 
     def _created(self, size: int) -> str:
@@ -113,14 +113,14 @@ class _Plan:
         return next(self._data.glob(f"blobs/*/{name}"), self._data / "none")
 
 
-def _pour(connection: socket.socket) -> None:
+def _send_forever(connection: socket.socket) -> None:
     with suppress(OSError):
         while True:
             connection.sendall(bytes(ARRIVED))
 
 
-def _question(server: Server, location: str) -> tuple[float, int]:
-    """The milliseconds until the offset was known, and the offset."""
+def _ask_offset(server: Server, location: str) -> tuple[float, int]:
+    """Request the offset; return the milliseconds that it took, and the offset."""
     request = head_of(server, "HEAD", location, {"Tus-Resumable": "1.0.0"}, 0)
     begun = time.perf_counter()
     answer = ask(server.port, request)
@@ -131,7 +131,7 @@ def _question(server: Server, location: str) -> tuple[float, int]:
 
 
 def _sync(folder: Path) -> float:
-    """What this disk takes for the least that a takeover must wait for."""
+    """Return the milliseconds of the fdatasync that every preemption waits for."""
     descriptor = os.open(folder / "synced", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         os.write(descriptor, os.urandom(ARRIVED))

@@ -1,4 +1,4 @@
-"""What senders say: requests that upload a file, to ours, to tus servers, to the bare receiver."""
+"""Requests that upload a file to Uptrail, to tus servers and to the minimal receiver."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from benchmarks.servers import Server
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 SMALL = bytes(10 * KIB)
-UPLOADS = "/v1/uploads"  # where ours takes uploads
+UPLOADS = "/v1/uploads"  # Uptrail's collection of uploads
 _TUS = {"Tus-Resumable": "1.0.0"}
 _BYTES = {"Content-Type": "application/offset+octet-stream"}
 
 
 def start_batch(server: Server) -> str:
-    """A new batch; its path."""
+    """Start a batch; return its path."""
     body = b'{"label":"benchmark"}'
     head = head_of(server, "POST", "/v1/batches", {"Content-Type": "application/json"}, len(body))
     return _location(ask(server.port, head + body))
 
 
 def create(server: Server, name: str, size: int, collection: str = UPLOADS) -> str:
-    """A new upload of its own, on any tus server; its path."""
+    """Create an upload on any tus server; return its path."""
     headers = {**_TUS, "Upload-Length": str(size), "Upload-Metadata": _named(name)}
     return _location(ask(server.port, head_of(server, "POST", collection, headers, 0)))
 
 
 def creation(server: Server, batch: str, name: str, content: bytes = SMALL) -> bytes:
-    """A request that creates a small upload in a batch of ours and carries its bytes."""
+    """Build a request that creates an upload in an Uptrail batch, with its bytes."""
     return tus_creation(server, f"{batch}/uploads", name, content)
 
 
 def tus_creation(server: Server, collection: str, name: str, content: bytes = SMALL) -> bytes:
-    """The same for any tus server, that keeps its uploads under the path `collection`."""
+    """Build a creation-with-upload request for the tus server at the path `collection`."""
     headers = {"Upload-Length": str(len(content)), "Upload-Metadata": _named(name)}
     headers |= _TUS | _BYTES
     return head_of(server, "POST", collection, headers, len(content)) + content
 
 
 def patch(server: Server, location: str, size: int) -> bytes:
-    """The head of a request that carries all bytes of an upload."""
+    """Build the head of a PATCH request for all bytes of an upload."""
     headers = {"Upload-Offset": "0", **_TUS, **_BYTES}
     return head_of(server, "PATCH", location, headers, size)
 
 
 def bundle(server: Server, batch: str, names: Iterable[str], content: bytes = SMALL) -> bytes:
-    """A request that carries small files of a batch as a tar archive."""
+    """Build a request with small files of a batch as a tar archive."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for name in names:
@@ -70,7 +70,7 @@ def bare_request(body: bytes) -> bytes:
 
 
 def head_of(server: Server, method: str, path: str, headers: dict[str, str], length: int) -> bytes:
-    """The head of a request; with a key only where the server has one."""
+    """Build the head of a request, with a key if the server has one."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{server.port}"]
     if server.key:
         lines.append(f"Authorization: Bearer {server.key}")

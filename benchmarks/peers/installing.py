@@ -14,12 +14,12 @@ PATIENCE = 600  # seconds for one installation
 
 
 class Missing(Exception):
-    """A peer that cannot be run here, and why."""
+    """A peer cannot run on this machine; the message is the reason."""
 
 
 @cache
 def python_peer() -> str:
-    """The Python that has tuspyserver. Raises Missing."""
+    """Install tuspyserver; return the path of its Python. Raises Missing."""
     python, lock = VENV / "bin" / "python", HERE / "requirements.txt"
     if _stale(VENV / ".ready", lock):
         print("  installing tuspyserver", flush=True)
@@ -32,7 +32,7 @@ def python_peer() -> str:
 
 @cache
 def node_peer() -> str:
-    """The node beside whose modules @tus/server is installed. Raises Missing."""
+    """Install @tus/server; return the path of node. Raises Missing."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         raise Missing("node and npm are not on the PATH")

@@ -1,4 +1,4 @@
-"""A crowd of senders: many requests with large bodies at once, from one thread."""
+"""Many concurrent requests with large bodies, sent from one thread."""
 
 from __future__ import annotations
 
@@ -8,51 +8,51 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from benchmarks.senders import BadAnswer, read_answer
+from benchmarks.senders import BadResponse, read_response
 
-RAMP = 0.005  # seconds between two beginnings: a crowd gathers, it does not fall from the sky
+START_INTERVAL = 0.005  # seconds; an instant burst would test the accept queue
 _SLICE = memoryview(bytes(64 * 1024))
-PATIENCE = 120.0  # seconds without a socket that takes or brings a byte
+STALL_TIMEOUT = 120.0  # seconds without progress on any socket
 
 
 def send_together(port: int, heads: Sequence[bytes], size: int) -> int:
-    """Sends a body of `size` zero bytes after each head, a slice to each in turn, to the end.
+    """Send a body of `size` zero bytes after each head, one slice per request in rotation.
 
-    All requests are begun before any gets its second half, and none ends long before the others.
-    Returns how many were put off, by an answer to try again or by the end of the connection, as
-    an overloaded server may do.
-    Raises BadAnswer for any other answer that is no success, TimeoutError where nothing moves.
+    All requests start before any receives its second half, so that all are open together.
+    Returns the number of requests that the server deferred, by status 503 or by closing the
+    connection, as an overloaded server may.
+    Raises BadResponse for any other error status, TimeoutError if no byte moves.
     """
-    put_off = 0
+    deferred = 0
     with _connected(port, len(heads)) as connections, selectors.DefaultSelector() as selector:
         for connection, head in zip(connections, heads, strict=True):
             connection.sendall(head)
             connection.setblocking(False)
             selector.register(connection, selectors.EVENT_WRITE, size)
-            end = time.monotonic() + RAMP
+            end = time.monotonic() + START_INTERVAL
             while (left := end - time.monotonic()) > 0:
-                put_off += _go_on(selector, left, least=size // 2)
+                deferred += _send_slices(selector, left, least=size // 2)
         while selector.get_map():
-            put_off += _go_on(selector, PATIENCE)
-    return put_off
+            deferred += _send_slices(selector, STALL_TIMEOUT)
+    return deferred
 
 
-def _go_on(selector: selectors.BaseSelector, patience: float, least: int = 0) -> int:
-    """A slice to each that can take one, as long as more than `least` bytes are left for it."""
-    put_off = 0
-    ready = selector.select(patience)
+def _send_slices(selector: selectors.BaseSelector, timeout: float, least: int = 0) -> int:
+    """Send a slice on each writable socket with more than `least` bytes left."""
+    deferred = 0
+    ready = selector.select(timeout)
     if not ready and not least:
         raise TimeoutError(f"{len(selector.get_map())} bodies did not end")
     for key, _ in ready:
         if not key.data:
-            put_off += _finish(selector, key)
+            deferred += _finish(selector, key)
         elif key.data > least:
-            put_off += _send(selector, key)
-    return put_off
+            deferred += _send(selector, key)
+    return deferred
 
 
 def _send(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> bool:
-    """Whether the server has closed the connection: it answered before the body was whole."""
+    """Send a slice; return True if the server closed the connection early."""
     connection = key.fileobj
     assert isinstance(connection, socket.socket)
     try:
@@ -65,14 +65,14 @@ def _send(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> bool:
 
 
 def _finish(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> bool:
-    """Whether the answer was to try again later."""
+    """Read the response; return True if it was 503."""
     connection = key.fileobj
     assert isinstance(connection, socket.socket)
     selector.unregister(connection)
     connection.setblocking(True)
     try:
-        read_answer(connection, bytearray())
-    except BadAnswer as answer:
+        read_response(connection, bytearray())
+    except BadResponse as answer:
         if not str(answer).startswith("HTTP/1.1 503"):
             raise
         return True
