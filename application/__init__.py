@@ -1,1 +1,1 @@
-"""Use cases, in terms of ports: what the world may ask, and how the parts answer."""
+"""Use cases, and the ports that they need."""

@@ -15,7 +15,7 @@ from domain.upload.events import TRANSFER
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One step: which processor performs it, for how long at most (seconds), with what options.
+    """Step of a pipeline: its processor, its options, and its timeout in seconds.
 
     `concurrency` is how many uploads one worker has in this step at once; without it, as many as
     the worker runs. `memory` is the bytes of memory that the process of a Python step may use;

@@ -71,8 +71,8 @@ class Sweeper:
         log: EventLog,
         blobs: BlobStore,
         inventory: BlobInventory,
-        standings: UploadStatusLookup,
-        elsewhere: RemotePreemption,
+        statuses: UploadStatusLookup,
+        remote_preemption: RemotePreemption,
         *,
         expiry: float,
         orphan_age: float,
@@ -81,8 +81,8 @@ class Sweeper:
         self._log = log
         self._blobs = blobs
         self._inventory = inventory
-        self._standings = standings
-        self._elsewhere = elsewhere
+        self._statuses = statuses
+        self._remote_preemption = remote_preemption
         self.expiry = expiry
         self._orphan_age = orphan_age
         self._now = now
@@ -97,7 +97,7 @@ class Sweeper:
 
         Raises TooManyConflicts, Unavailable.
         """
-        found = await self._standings.idle(
+        found = await self._statuses.idle(
             self._now() - timedelta(seconds=self.expiry), MAX_UPLOADS_PER_STEP
         )
         expired = 0
@@ -145,7 +145,7 @@ class Sweeper:
         self._log.forget(recorded.stream)
         upload = await self._log.upload(recorded.stream)
         if upload.blob is None:  # a transfer may still be running
-            await self._elsewhere.stop(upload.id)
+            await self._remote_preemption.stop(upload.id)
         for name in {upload_blob_name(upload.id), upload.blob or upload_blob_name(upload.id)}:
             await self._blobs.delete(name)
 
@@ -162,7 +162,7 @@ class Sweeper:
                 await execute(self._log, UploadCommand(id, Upload.expire), context)
 
     async def _suspects(self, named: Sequence[tuple[str, UUID]]) -> list[tuple[str, UUID]]:
-        known = await self._standings.of([id for _, id in named])
+        known = await self._statuses.of([id for _, id in named])
         return [(name, id) for name, id in named if not _in_order(name, id, known.get(id))]
 
     async def _verdict(self, name: str, id: UUID) -> bool | None:

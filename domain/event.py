@@ -80,7 +80,7 @@ class Declaration(msgspec.Struct, frozen=True):
 class Event(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True, gc=False
 ):
-    """A recorded fact: when (UTC) and by which principal, both chosen by the caller.
+    """A recorded fact, with its time (UTC) and principal, both supplied by the caller.
 
     `by` is a principal such as `key:<id>`, `worker:<name>` or `orchestrator`. No event holds a
     reference cycle, so the garbage collector does not track them (there may be millions).

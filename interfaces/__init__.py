@@ -1,1 +1,1 @@
-"""How the world talks to us: HTTP, uploads, feed, page, command line."""
+"""Interfaces: HTTP API, upload protocols, feed, web page and command line."""

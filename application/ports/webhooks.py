@@ -181,7 +181,7 @@ class PlannedDelivery(msgspec.Struct, frozen=True):
 
 
 class DispatchTransaction(Protocol):
-    """Open transaction of the dispatcher: what follows from events, and the position after them."""
+    """Open transaction of the dispatcher: deliveries planned from events, and its position."""
 
     async def queue_capacity(self, webhook: UUID, most: int) -> int:
         """Return how many more deliveries may wait for this webhook, of `most` in all."""
@@ -303,7 +303,7 @@ class Webhooks(Protocol):
     async def named(self, owner: str, name: str) -> bool:
         """Return whether the owner has a webhook of this id or address."""
 
-    async def standings(self, ids: Sequence[UUID]) -> dict[UUID, WebhookHealth]:
+    async def load_health(self, ids: Sequence[UUID]) -> dict[UUID, WebhookHealth]:
         """Return the health of these webhooks; one without deliveries is healthy."""
 
     async def deliveries(

@@ -74,7 +74,7 @@ class CachedBlobReader:
                 yield chunk
             return
         if self._cached is None:
-            # One byte more than there should be: a blob that is too long must not pass as sound.
+            # One byte more than there should be: a blob that is too long must not pass as intact.
             chunks = [chunk async for chunk in self._blobs.read(self._blob, 0, self._size + 1)]
             self._cached = b"".join(chunks)
         if wanted := self._cached[start:end]:

@@ -1,4 +1,4 @@
-"""All attempts of one worker: how many run at once, and which are stopped or given back."""
+"""Attempts of one worker: concurrency, shutdown, and the return of unfinished uploads."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class AttemptRunner:
         return all(done)
 
     def stop(self) -> None:
-        """Give back the attempts under way, and start no more."""
+        """Abandon running attempts so that other workers take them, and start no more."""
         self._stopping = True
         for task in self._running.values():
             task.cancel()

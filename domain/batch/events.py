@@ -38,7 +38,7 @@ class BatchStarted(Event, frozen=True, kw_only=True, tag="batch.started"):
 
 @event_type("Files added", icon="transfer", details="{count:files}, {bytes:bytes}")
 class UploadsAdded(Event, frozen=True, kw_only=True, tag="batch.uploads_added"):
-    """Files were added: how many, and the bytes they declared."""
+    """Files were added, with their number and declared bytes."""
 
     count: int
     bytes: int

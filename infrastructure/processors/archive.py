@@ -1,4 +1,4 @@
-"""`archive`: what a zip or tar file holds, found out where a bomb can do no harm."""
+"""`archive`: checks and lists the members of zip and tar files, with limits against bombs."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class ArchiveCounter:
         self.require("nested", "max_nested", "archives inside")
 
     def end(self) -> None:
-        """Refuse members below a link: where they would be written is undefined."""
+        """Refuse members below a link: the folder that they extract to is undefined."""
         for name in self._names if self._links else ():
             for length in range(1, len(name)):
                 if (link := self._links.get(name[:length])) is not None:

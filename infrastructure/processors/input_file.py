@@ -1,4 +1,4 @@
-"""A copy of an upload's bytes that a helper process can read."""
+"""Copies of an upload's bytes as files for helper processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from application.pipeline import StepContext
 
 
 async def copy_to_file(bench: StepContext, target: Path) -> None:
-    """A helper must be able to seek; a file also keeps the bytes out of this process's memory.
+    """Copy the bytes to a file: helpers need to seek, and this process saves memory.
 
     Raises BlobMissing, OSError.
     """

@@ -1,4 +1,4 @@
-"""`media-type`: the type of a file's bytes, against what was declared and what is allowed."""
+"""`media-type`: compares the detected type of a file with the declared and allowed types."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _OVERLAP = 64  # characters of the longest marker that could be cut by the end o
 
 
 class MediaTypeOptions(Options, frozen=True, kw_only=True):
-    """`allow` and `deny` are patterns such as `image/*`, held against what was sniffed.
+    """`allow` and `deny` are patterns such as `image/*` for the detected type.
 
     `strict` makes any disagreement with what was declared an error.
     """

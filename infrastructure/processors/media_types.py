@@ -1,4 +1,4 @@
-"""Names of media types: one canonical name for each, its aliases, and what contains what.
+"""Names of media types: canonical names, aliases and container types.
 
 Canonical names are those of IANA's registry, or of shared-mime-info where there is no registered
 one. Declared types, patterns of `allow` and `deny` and verdicts of the sniffer are all compared by

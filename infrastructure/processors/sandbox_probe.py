@@ -1,4 +1,4 @@
-"""Probe of the sandbox from inside: tries what a hostile file would want its decoder to do."""
+"""Probe of the sandbox: attempts forbidden operations from inside a decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The media type of a file by its first bytes, with rules of our own before those of libmagic.
+"""Detection of media types by the first bytes, with rules that precede those of libmagic.
 
 The rules here are comparisons of at most two ranges of a file (`second_range`), in Python alone;
 they decide for text, for containers, and for what most uploads are. Where they do not, `sniff`

@@ -50,7 +50,7 @@ class RehearseOptions(Options, frozen=True, kw_only=True):
 
 
 class SimulatedFailure(Exception):
-    """An error on purpose; the next attempt does not have it."""
+    """A simulated error; the next attempt succeeds."""
 
     error_type = "Rehearsed"
 

@@ -21,7 +21,7 @@ class StepMessage(msgspec.Struct, frozen=True, tag=True):
 
 
 class Load(StepMessage, frozen=True):
-    """Import the processor of this name. The answer is Loaded or Failed."""
+    """Import the processor of this name. The response is Loaded or Failed."""
 
     name: str
 
@@ -36,17 +36,17 @@ class Perform(StepMessage, frozen=True):
 
 
 class Chunk(StepMessage, frozen=True):
-    """The answer to Read: the next bytes; None where there are no more."""
+    """The response to Read: the next bytes; None at the end."""
 
     data: bytes | None
 
 
 class Attached(StepMessage, frozen=True):
-    """The answer to Attach."""
+    """The response to Attach."""
 
 
 class RequestFailed(StepMessage, frozen=True):
-    """The answer to Read or Attach where the worker met an error."""
+    """The response to Read or Attach if the worker had an error."""
 
     error: StepError
 
@@ -58,7 +58,7 @@ Reply: TypeAlias = Chunk | Attached | RequestFailed
 
 
 class Loaded(StepMessage, frozen=True):
-    """The processor is there."""
+    """The processor was imported."""
 
 
 class Read(StepMessage, frozen=True):
@@ -111,6 +111,6 @@ decode_report = msgspec.msgpack.Decoder(Report).decode
 
 
 def frame(message: StepMessage) -> bytes:
-    """The message with its length in front. Raises TypeError for what msgpack cannot hold."""
+    """Encode a message with its length. Raises TypeError for values unknown to msgpack."""
     encoded = _encoder.encode(message)
     return len(encoded).to_bytes(LENGTH_BYTES, "big") + encoded

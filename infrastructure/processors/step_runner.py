@@ -50,7 +50,7 @@ def serve(inbound: int, outbound: int, keeper: int) -> None:
 
 
 def check(outbound: int) -> NoReturn:
-    """Hold options against installed processors: standard input has `[[name, options], ...]`.
+    """Check options of installed processors: standard input has `[[name, options], ...]`.
 
     Answers a list with a problem, or an empty text, for each.
     """
@@ -90,7 +90,7 @@ class _Channel:
         self._readers = itertools.count(1)
 
     def new_reader(self) -> int:
-        """A number that no reader of any step has had: an abandoned one may be closed late."""
+        """Return a number that no reader has had: an abandoned reader may be closed late."""
         return next(self._readers)
 
     def next_order(self) -> step_messages.Order | None:
@@ -173,7 +173,7 @@ class _Bench:
             self.flush()
 
     def flush(self) -> None:
-        """Report the last progress that was not yet."""
+        """Report the last progress that has not been reported."""
         if self._unsent is not None:
             unsent, self._unsent = self._unsent, None
             self._channel.send(unsent)
@@ -199,7 +199,7 @@ class _AsyncBench(_Bench):
 
 
 class _PlainBench(_Bench):
-    """For plain functions: what it returns may be used as it is, and may be awaited as well."""
+    """Workbench for synchronous functions: results may be used directly or awaited."""
 
     def read(self, start: int = 0, end: int | None = None) -> _Chunks:
         return _Chunks(self.chunks(start, end))

@@ -1,4 +1,4 @@
-"""`thumbnail`: a small WebP picture of an image, made where a hostile file can do no harm.
+"""`thumbnail`: a small WebP picture of an image, made in the sandbox.
 
 A thumbnail is an optional result: whatever keeps it from being made is the reason of a skipped step
 and never an error. Files that are not what they claim to be are for `media-type` to refuse.
@@ -51,7 +51,7 @@ class ThumbnailOptions(Options, frozen=True, kw_only=True):
 
 
 class _Skipped(Exception):
-    """There will be no thumbnail, for the reason that is the message."""
+    """The file gets no thumbnail; the message is the reason."""
 
 
 class Thumbnail:

@@ -78,7 +78,7 @@ class PostgresWebhooks:
     async def named(self, owner: str, name: str) -> bool:
         return bool((await self._rows(_NAMED, {"owner": owner, "name": name}))[0][0])
 
-    async def standings(self, ids: Sequence[UUID]) -> dict[UUID, WebhookHealth]:
+    async def load_health(self, ids: Sequence[UUID]) -> dict[UUID, WebhookHealth]:
         rows = await self._rows(_STANDINGS, (list(ids),))
         return {
             id: WebhookHealth(

@@ -124,9 +124,9 @@ async def list_webhooks(request: web.Request) -> web.Response:
         cursor=query.text("cursor"),
         limit=query.integer("limit", 50, low=1, high=1000),
     )
-    standings = await services.webhooks.standings([webhook.id for webhook in page.items])
+    health = await services.webhooks.load_health([webhook.id for webhook in page.items])
     items = [
-        webhook_response(webhook, standings.get(webhook.id, WebhookHealth()), services.now())
+        webhook_response(webhook, health.get(webhook.id, WebhookHealth()), services.now())
         for webhook in page.items
     ]
     response = PageResponse(items=items, next=page.next, position=page.position)
@@ -187,8 +187,8 @@ async def _wait_until_listed(services: Services, position: int, timeout: float) 
 
 async def _load_response(request: web.Request, webhook: Webhook) -> WebhookResponse:
     services = request.app[SERVICES]
-    standings = await services.webhooks.standings([webhook.id])
-    return webhook_response(webhook, standings.get(webhook.id, WebhookHealth()), services.now())
+    health = await services.webhooks.load_health([webhook.id])
+    return webhook_response(webhook, health.get(webhook.id, WebhookHealth()), services.now())
 
 
 def _require_reachable(url: str, services: Services) -> None:
