@@ -149,7 +149,7 @@ class RecordingDisk:
         """What the folder holds now is durable."""
         self.root = root.resolve()
         self.operations: list[Operation] = []
-        self._failures: list[tuple[str, int]] = []
+        self._failures: dict[str, int] = {}
         self._lock = RLock()
         self._nodes: dict[tuple[int, int], Node] = {}
         self._first = Tree()
@@ -177,9 +177,12 @@ class RecordingDisk:
         """Record nothing from now on: the machine is off."""
         self._nodes.clear()
 
-    def fail_next(self, operation: str, number: int = errno.EIO) -> None:
-        """Let the next call of this function fail; a failed sync loses what it should cover."""
-        self._failures.append((operation, number))
+    def fail_next(self, operation: str, *, after: int = 0) -> None:
+        """Let the next call of this function but `after` fail with an I/O error.
+
+        A failed sync of a file loses what it should cover.
+        """
+        self._failures[operation] = after
 
     # Functions of `infrastructure.files`.
 
@@ -332,10 +335,11 @@ class RecordingDisk:
     # The record.
 
     def _fail(self, operation: str) -> None:
-        for failure in self._failures:
-            if failure[0] == operation:
-                self._failures.remove(failure)
-                raise OSError(failure[1], os.strerror(failure[1]))
+        left = self._failures.pop(operation, None)
+        if left == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if left is not None:
+            self._failures[operation] = left - 1
 
     def _synced(self, node: Node | None, begin: int, *, failed: bool = False) -> None:
         if node is not None:

@@ -163,6 +163,7 @@ def test_a_master_key_opens_what_it_encrypted_until_it_is_destroyed_for_good(
         if at >= destroyed:
             with pytest.raises(NoMasterKey):
                 run(keys.decrypt(id, [sealed]))
+            assert not (keys.folder / f"{id}.key").exists()
             assert not any(content in each.read_bytes() for each in disk.root.rglob("*.key*"))
         if keys.folder.exists():
             run(keys.destroy(id))
