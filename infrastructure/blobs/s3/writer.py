@@ -199,6 +199,7 @@ class S3BlobWriter:
         self._part_size = 0
         self._tail = found.tail or ABSENT
         self._named: str | None = None  # the upload that the stored tail names
+        self._maybe_named: str | None = None  # the same, if the answer to its storing was lost
         self._over: str | None = None
         self._drop: str | None = None
         self._committed_at = 0.0
@@ -270,7 +271,7 @@ class S3BlobWriter:
                 if not self._going_up.cancelled():
                     self._going_up.exception()  # seen: `write` or `sync` has raised it
             upload = self._parts.upload
-            if upload not in (None, self._named) and self._lock.is_held:
+            if upload not in (None, self._named, self._maybe_named) and self._lock.is_held:
                 await self._bucket.abort(self._name, str(upload))
         except (S3Error, ApplicationError) as error:  # the sweeper frees them another day
             _log.warning("s3_parts_left", blob=self._name, error=str(error))
@@ -319,6 +320,7 @@ class S3BlobWriter:
             size, rest, going_up = self._size, self._rest.content(), self._going_up
             parts = self._parts if going_up is None else await asyncio.shield(going_up)
             self._require_lock()
+            self._maybe_named = parts.upload
             with translate_s3_errors():
                 self._tail = await self._store(rest, TailMetadata(parts, uuid4().hex, self._over))
         self._durable, self._named = size, parts.upload
