@@ -14,8 +14,17 @@ from domain.webhook.events import WebhookEvent
 
 DomainEvent: TypeAlias = UploadEvent | BatchEvent | WebhookEvent | AccessEvent
 
+
+def _topic_of_declared(event_class: type[DomainEvent]) -> str:
+    """Return the topic. Raises TypeError for a class without `event_type`."""
+    if "declaration" not in vars(event_class):
+        name = f"{event_class.__module__}.{event_class.__qualname__}"
+        raise TypeError(f"{name} is not declared: decorate it with `event_type`")
+    return topic_of(event_class)
+
+
 EVENT_CLASSES: Mapping[str, type[DomainEvent]] = MappingProxyType(
-    {topic_of(event): event for event in get_args(DomainEvent)}
+    {_topic_of_declared(event): event for event in get_args(DomainEvent)}
 )
 """The class of each topic, in the order of the unions."""
 
@@ -30,13 +39,11 @@ def _concrete_classes(base: type[Event]) -> Iterator[type[Event]]:
 
 
 def _require_complete() -> None:
-    """Raise TypeError for an event class that is in no union, or has no `event_type`."""
+    """Raise TypeError for an event class that is in no union."""
     for event_class in _concrete_classes(Event):
-        name = f"{event_class.__module__}.{event_class.__qualname__}"
         if event_class not in EVENT_CLASSES.values():
+            name = f"{event_class.__module__}.{event_class.__qualname__}"
             raise TypeError(f"{name} is not in the union of the events of its aggregate")
-        if "declaration" not in vars(event_class):
-            raise TypeError(f"{name} is not declared: decorate it with `event_type`")
 
 
 _require_complete()

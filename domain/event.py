@@ -155,7 +155,7 @@ def topic_of(event: Event | type[Event]) -> str:
     """Return the stable tag an event is stored and streamed under, such as `upload.registered`."""
     if isinstance(event, UnknownEvent):
         return event.topic
-    return str(event.__struct_config__.tag)
+    return event.declaration.topic
 
 
 def event_fields(event: Event) -> dict[str, Any]:

@@ -50,6 +50,13 @@ _log = structlog.get_logger(__name__)
 _match_key = re.compile(rb'\{(?:"v":\d+,)?"private":\{"key":"([0-9a-f-]{36})"').match
 
 
+# As plain dicts, where the declaration has read-only ones, which cannot be encoded.
+_BLANKS = {
+    topic: {name: {} if value == {} else value for name, value in blanks.items()}
+    for topic, blanks in PERSONAL_FIELDS.items()
+}
+
+
 class UnreadableEvent(Exception):
     """The bytes of a stored event are damaged, or cannot be decrypted."""
 
@@ -270,12 +277,11 @@ class Codec:
 
 def split_personal(event: Event) -> tuple[Event, bytes | None]:
     """Return the event without its personal fields, and those as JSON; None if all are blank."""
-    blanks = PERSONAL_FIELDS.get(topic_of(event), {})
+    blanks = _BLANKS.get(topic_of(event), {})
     values = {name: getattr(event, name) for name in blanks}
     if values == blanks:
         return event, None
-    blank = {name: {} if value == {} else value for name, value in blanks.items()}
-    return replace(event, **blank), _encode(values)
+    return replace(event, **blanks), _encode(values)
 
 
 def merge_personal(event: Any, content: bytes) -> Any:

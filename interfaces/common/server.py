@@ -197,14 +197,15 @@ class HttpConnection(web.RequestHandler):
         if self._request_count != heads:
             self._newest_body = self._messages[-1][1]
             self._fail_broken_body()
-        elif not in_body and not self._upgraded:
+            self.head_bytes = 0
+        elif in_body or self._upgraded:
+            self.head_bytes = 0
+        elif data:  # aiohttp also calls with none, to parse what a full queue held back
             self._count_head(data)
-            return
-        self.head_bytes = 0
 
     def _count_head(self, data: bytes) -> None:
         """Count bytes of a head that is not complete, and close beyond MAX_HEAD."""
-        if self._head_since is None and data and self._is_idle:
+        if self._head_since is None and self._is_idle:
             self._head_since = self._sweep.now
         self.head_bytes += len(data)
         if self.head_bytes > MAX_HEAD and self.transport is not None:

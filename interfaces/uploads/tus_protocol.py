@@ -118,7 +118,8 @@ def format(metadata: Mapping[str, str]) -> str:
         if key != CONCAT_METADATA_KEY
         and key.isascii()
         and key.isprintable()
-        and not set(key) & set(" ,")
+        and " " not in key
+        and "," not in key
     )
 
 
