@@ -61,7 +61,7 @@ async def access_middleware(request: web.Request, handler: Handler) -> web.Strea
     try:
         response = await handler(request)
     finally:
-        requests.discard(running)
+        requests.remove(request)
     if running.ended and request.method in _SAFE and not response.prepared:
         raise AccessEnded
     if request.method == hdrs.METH_GET and _is_large(response):

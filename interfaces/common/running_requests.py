@@ -62,10 +62,19 @@ class RunningRequests:
         return len(self._holders)
 
     def add(self, request: web.Request, credential: Credential) -> RunningRequest:
-        """Register the request; see `discard`."""
+        """Register the request, until `remove`."""
         entry = request[RUNNING_REQUEST] = RunningRequest(request, credential)
         self._holders.add(entry)
         return entry
+
+    def remove(self, request: web.Request) -> None:
+        """Unregister the request.
+
+        It no longer refers to its entry then, which refers to it: a cycle would keep each request
+        with its buffers until the next garbage collection.
+        """
+        self._holders.discard(request[RUNNING_REQUEST])
+        del request[RUNNING_REQUEST]
 
     def replace(self, request: web.Request, holder: Holder) -> None:
         """Register `holder` in place of the request that it serves; see `discard`."""
