@@ -153,7 +153,7 @@ class ServiceFailed(Exception):
 class ServicePermanentError(PermanentError):
     """The service reported a permanent error of the file."""
 
-    error_type = "ServicePermanentError"
+    error_type = "ServiceRefused"
 
 
 class ServiceQuarantined(Quarantine):

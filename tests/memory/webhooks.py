@@ -401,7 +401,7 @@ class MemoryWebhooks:
 
         return await self._client.call("redeliver_failed", again)
 
-    async def standings(self, ids: Sequence[UUID]) -> dict[UUID, WebhookHealth]:
+    async def load_health(self, ids: Sequence[UUID]) -> dict[UUID, WebhookHealth]:
         def standing(id: UUID) -> WebhookHealth:
             health = self._database.health.get(id, Health())
             states = [d.state for d in self._database.deliveries.values() if d.webhook == id]
@@ -414,7 +414,7 @@ class MemoryWebhooks:
                 missed_after=health.missed_after,
             )
 
-        return await self._client.call("standings", lambda: {id: standing(id) for id in ids})
+        return await self._client.call("load_health", lambda: {id: standing(id) for id in ids})
 
     def _again(self, keys: Sequence[tuple[UUID, int]], at: datetime) -> int:
         again = 0

@@ -50,7 +50,7 @@ async def test_a_failing_delivery_delays_its_own_batch_and_no_other(
         assert failed.last.error == "it answered 500"
         assert failed.next_at is not None
         assert (await harness.webhooks.delivery(hook.id, second)).attempts == 0
-        standing = (await harness.webhooks.standings([hook.id]))[hook.id]
+        standing = (await harness.webhooks.load_health([hook.id]))[hook.id]
         assert (standing.pending, standing.last_error) == (2, "it answered 500")
 
         receiver.answer = thanks
@@ -58,7 +58,7 @@ async def test_a_failing_delivery_delays_its_own_batch_and_no_other(
         await harness.ended(hook, second)
 
         assert receiver.positions[-2:] == [first, second]
-        standing = (await harness.webhooks.standings([hook.id]))[hook.id]
+        standing = (await harness.webhooks.load_health([hook.id]))[hook.id]
         assert (standing.pending, standing.failing_since) == (0, None)
 
 
@@ -117,7 +117,7 @@ async def test_a_410_disables_the_webhook_and_keeps_pending_deliveries_until_it_
     (webhook,) = (await harness.webhooks.all(owner="acme")).items
     assert (webhook.enabled, webhook.reason) == (False, "it answered 410 Gone")
     assert receiver.positions == [first]
-    assert (await harness.webhooks.standings([hook.id]))[hook.id].pending == 2
+    assert (await harness.webhooks.load_health([hook.id]))[hook.id].pending == 2
 
     receiver.answer = thanks
     await harness.enable(hook)
@@ -161,7 +161,7 @@ async def test_one_success_ends_the_count_of_days(
     harness.skip(4 * DAY)
     await harness.tried(hook, second, 2)
 
-    since = (await harness.webhooks.standings([hook.id]))[hook.id].failing_since
+    since = (await harness.webhooks.load_health([hook.id]))[hook.id].failing_since
     assert since is not None
     assert harness.clock() - since < timedelta(days=5)
     assert (await harness.log.webhook(hook.id)).enabled

@@ -244,7 +244,7 @@ async def test_pending_deliveries_of_a_webhook_are_bounded_and_dropped_ones_are_
     positions = [await harness.upload(batch, str(n)) for n in range(8)]
     await harness.followed(positions[-1])
 
-    standing = (await harness.webhooks.standings([hook.id]))[hook.id]
+    standing = (await harness.webhooks.load_health([hook.id]))[hook.id]
     assert (standing.pending, standing.missed) == (5, 3)
     assert standing.missed_after == positions[5] - 1
     await harness.deliver()
@@ -304,7 +304,7 @@ async def test_ten_thousand_simultaneous_events_are_queued_and_delivered_in_boun
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
-    waiting = (await harness.webhooks.standings([hook.id]))[hook.id].pending
+    waiting = (await harness.webhooks.load_health([hook.id]))[hook.id].pending
     assert 10_000 - len(receiver.requests) <= waiting < 10_000
     assert receiver.most_at_once <= MAX_LANES_PER_WEBHOOK
     assert most < 32 * 2**20, f"{most} bytes"
@@ -504,7 +504,7 @@ async def test_a_test_that_fails_does_not_count_towards_the_days_of_failures(
 
     await harness.test(hook)
 
-    assert (await harness.webhooks.standings([hook.id]))[hook.id].failing_since is None
+    assert (await harness.webhooks.load_health([hook.id]))[hook.id].failing_since is None
 
 
 async def test_a_webhook_that_is_enabled_again_has_its_days_of_failures_anew(
@@ -521,7 +521,7 @@ async def test_a_webhook_that_is_enabled_again_has_its_days_of_failures_anew(
     harness.bell.set()
     await harness.tried(hook, position, 2)
 
-    since = (await harness.webhooks.standings([hook.id]))[hook.id].failing_since
+    since = (await harness.webhooks.load_health([hook.id]))[hook.id].failing_since
     assert since is not None
     assert since >= enabled_at
 
