@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from application.ports.event_log import EventLog
-from infrastructure.postgres.connection import Connection
+from application.ports.read_model import ProjectedRows
 from infrastructure.read_model import projector
-from infrastructure.read_model.projector import project
-from infrastructure.read_model.tables import ProjectionSchema
+from infrastructure.read_model.projector import project_rows
 
 DELAY = 0.3  # seconds
 
@@ -18,19 +18,23 @@ DELAY = 0.3  # seconds
 def delay_projector(monkeypatch: pytest.MonkeyPatch, seconds: float = DELAY) -> None:
     """Delay the projection of every event by at least `seconds`."""
 
-    async def late(connection: Connection, log: EventLog, target: ProjectionSchema) -> int:
+    async def late(rows: ProjectedRows, log: EventLog, **bounds: Any) -> int:
+        if bounds:  # a rebuild
+            return await project_rows(rows, log, **bounds)
         head = await log.head()
         await asyncio.sleep(seconds)
-        return await project(connection, log, target, upto=head)
+        return await project_rows(rows, log, upto=head)
 
-    monkeypatch.setattr(projector, "project", late)
+    monkeypatch.setattr(projector, "project_rows", late)
 
 
 def hold_projector(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop the projector."""
 
-    async def held(connection: Connection, log: EventLog, target: ProjectionSchema) -> int:
+    async def held(rows: ProjectedRows, log: EventLog, **bounds: Any) -> int:
+        if bounds:  # a rebuild
+            return await project_rows(rows, log, **bounds)
         await asyncio.sleep(0.01)
-        return await target.position.load(connection)
+        return await rows.position()
 
-    monkeypatch.setattr(projector, "project", held)
+    monkeypatch.setattr(projector, "project_rows", held)
