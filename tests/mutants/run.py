@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -116,8 +117,8 @@ def main() -> int:
                     f"{'  ' + outcome.detail if outcome.detail else ''}",
                     flush=True,
                 )
-    if arguments.table:
-        arguments.table.write_text(_table(outcomes))
+                if arguments.table:
+                    _update_table(arguments.table, outcomes)
     unexpected = [outcome for outcome in outcomes if not outcome.is_expected]
     print(f"{len(outcomes)} mutants, {len(unexpected)} not as expected")
     return 1 if unexpected else 0
@@ -176,24 +177,29 @@ def _test(mutant: Mutant, tree: Path) -> Outcome:
     return Outcome(mutant, "broken", seconds, f"pytest ended with {done.returncode}: {last}")
 
 
-def _table(outcomes: Sequence[Outcome]) -> str:
-    killed = sum(outcome.result == "killed" for outcome in outcomes)
+def _update_table(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write the outcomes, and keep the earlier ones of mutants that this run does not have."""
+    rows = dict(
+        re.findall(r"^\| `(\S+)` (\|.*\|)$", path.read_text(), re.M) if path.exists() else ()
+    )
+    for outcome in outcomes:
+        reason = f": {outcome.mutant.survives}" if outcome.mutant.survives else ""
+        rows[outcome.mutant.name] = f"| {outcome.mutant.reason} | {outcome.result}{reason} |"
+    listed = [mutant.name for mutant in load_mutants()]
+    known = [name for name in listed if name in rows]
+    killed = sum("| killed |" in rows[name] for name in known)
     lines = [
         "# Mutants",
         "",
-        f"Result of `make mutants TABLE=docs/mutants.md`: {killed} of {len(outcomes)} small changes"
-        " to the product are noticed",
-        "by the tests beside them. [The list](../tests/mutants/README.md) has the changes.",
+        f"`make mutants TABLE=docs/mutants.md`: of {len(listed)} small changes to the product,",
+        f"{len(known)} were run, and {killed} of these are noticed by the tests beside them.",
+        "[The list](../tests/mutants/README.md) has the changes.",
         "",
         "| mutant | breaks | result |",
         "|---|---|---|",
+        *(f"| `{name}` {rows[name]}" for name in known),
     ]
-    for outcome in outcomes:
-        result = outcome.result + (
-            f": {outcome.mutant.survives}" if outcome.mutant.survives else ""
-        )
-        lines.append(f"| `{outcome.mutant.name}` | {outcome.mutant.reason} | {result} |")
-    return "\n".join(lines) + "\n"
+    path.write_text("\n".join(lines) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
