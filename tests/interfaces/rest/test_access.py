@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import fields
 from typing import Any
 from uuid import UUID
-
-import pytest
-from aiohttp import web
 
 from application.ports.auth import Scope
 from infrastructure.settings import Settings
@@ -18,7 +14,6 @@ from interfaces.rest.app import OPERATIONS, build_app
 from tests.fakes import NoRemotePreemption
 from tests.interfaces.last_position import last_position
 from tests.interfaces.rest.server import Answer, Server
-from tests.support import eventually
 
 TUS = {"Tus-Resumable": "1.0.0"}
 
@@ -186,23 +181,3 @@ async def test_head_and_options_are_answered(server: Server) -> None:
     assert (head.status, head.body) == (200, b"")
     assert options.status == 204
     assert options.headers["Allow"] == "GET, HEAD, OPTIONS, POST"
-
-
-@pytest.mark.parametrize("path", ["/v1/batches", "/v1/batches/none", "/healthz"])
-async def test_a_finished_request_is_freed_without_a_garbage_collection(
-    path: str, server: Server
-) -> None:
-    """A reference cycle would keep each request with its buffers until the next collection."""
-
-    def requests() -> list[web.Request]:
-        return [found for found in gc.get_objects() if isinstance(found, web.Request)]
-
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(5):
-            await server.get(path)
-        # A connection refers to its last request until the next one.
-        await eventually(lambda: len(requests()) <= 1, deadline=10.0)
-    finally:
-        gc.enable()
