@@ -11,7 +11,7 @@ import pytest
 
 from tests.simulation.simulation import simulate
 
-SEEDS = 100  # of the suite; `make simulate` runs others
+SEEDS = 80  # of the suite; `make simulate` runs others
 GROUP = 10  # seeds of one test
 ROOT = Path(__file__).parents[2]
 
