@@ -48,51 +48,54 @@ class ReadOnlyDatabase(UnfitDatabase):
     """The database takes no writes at the moment."""
 
 
-class Grade(StrEnum):
+class Level(StrEnum):
     OK = "ok"
     WARN = "warn"
     FAIL = "fail"
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """Result of one check; `advice` is what to do unless the grade is ok."""
+class CheckResult(msgspec.Struct, frozen=True, rename={"detail": "told"}):
+    """Result of one check; `advice` is what to do unless the level is ok.
 
-    grade: Grade
+    `uptrail doctor --json` prints it, with the name `told` that `detail` has there since 0.1.
+    """
+
+    level: Level
     check: str
     detail: str
     advice: str = ""
 
 
-async def examine(url: str) -> list[Verdict]:
+async def examine(url: str) -> list[CheckResult]:
     """Check server, database, role and connection. Raises psycopg.Error, BadDatabaseUrl."""
     async with await connect(url, name="check", patient=False) as connection:
         number = connection.info.server_version
         if number < MIN_SERVER_VERSION * 10_000:
             detail = f"PostgreSQL {number // 10_000} is too old"
             return [
-                Verdict(
-                    Grade.FAIL, "database", detail, f"use PostgreSQL {MIN_SERVER_VERSION} or newer"
+                CheckResult(
+                    Level.FAIL, "database", detail, f"use PostgreSQL {MIN_SERVER_VERSION} or newer"
                 )
             ]
         pooling = await _pooling(connection, url)
-        if pooling.grade is Grade.FAIL:  # other settings read here may be another session's
+        if pooling.level is Level.FAIL:  # other settings read here may be another session's
             return [pooling]
         return [pooling, *await _server(connection), await _session(connection)]
 
 
-def require(verdicts: Sequence[Verdict]) -> None:
+def require(results: Sequence[CheckResult]) -> None:
     """Raise UnfitDatabase for the first check that failed."""
-    for verdict in verdicts:
-        if verdict.grade is Grade.FAIL:
-            kind = ReadOnlyDatabase if verdict.check == WRITES else UnfitDatabase
-            raise kind(verdict.detail, verdict.advice)
+    for result in results:
+        if result.level is Level.FAIL:
+            kind = ReadOnlyDatabase if result.check == WRITES else UnfitDatabase
+            raise kind(result.detail, result.advice)
 
 
-async def _server(connection: Connection) -> list[Verdict]:
+async def _server(connection: Connection) -> list[CheckResult]:
     row = await (await connection.execute(_SERVER)).fetchone()
     assert row is not None
     encoding, fsync, whole_pages, standby, read_only, replication, schema, path = row
-    verdicts = [
+    results = [
         _encoding(encoding),
         _writable(standby, read_only == "on"),
         _fsync(fsync == "on", whole_pages == "on"),
@@ -103,58 +106,60 @@ async def _server(connection: Connection) -> list[Verdict]:
             f"session_replication_role is {replication}, so that triggers of the queue do not run"
         )
         advice = "ALTER ROLE and ALTER DATABASE ... RESET session_replication_role"
-        verdicts.append(Verdict(Grade.FAIL, "triggers", detail, advice))
-    return verdicts
+        results.append(CheckResult(Level.FAIL, "triggers", detail, advice))
+    return results
 
 
-def _encoding(encoding: str) -> Verdict:
+def _encoding(encoding: str) -> CheckResult:
     if encoding != "UTF8":
         detail = f"the database is encoded as {encoding}, which cannot hold every name of a file"
         advice = "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
-        return Verdict(Grade.FAIL, "encoding", detail, advice)
-    return Verdict(Grade.OK, "encoding", encoding)
+        return CheckResult(Level.FAIL, "encoding", detail, advice)
+    return CheckResult(Level.OK, "encoding", encoding)
 
 
-def _writable(standby: bool, read_only: bool) -> Verdict:
+def _writable(standby: bool, read_only: bool) -> CheckResult:
     if standby:
         detail = "the database is a standby, which takes no writes"
         advice = "name the primary, or all servers as postgresql://one,other/name"
-        return Verdict(Grade.FAIL, WRITES, detail, advice)
+        return CheckResult(Level.FAIL, WRITES, detail, advice)
     if read_only:
         detail = "the database takes no writes: default_transaction_read_only is on"
         advice = "ALTER DATABASE, ALTER ROLE or ALTER SYSTEM RESET default_transaction_read_only"
-        return Verdict(Grade.FAIL, WRITES, detail, advice)
-    return Verdict(Grade.OK, WRITES, "taken")
+        return CheckResult(Level.FAIL, WRITES, detail, advice)
+    return CheckResult(Level.OK, WRITES, "taken")
 
 
-def _fsync(fsync: bool, whole_pages: bool) -> Verdict:
+def _fsync(fsync: bool, whole_pages: bool) -> CheckResult:
     if not fsync:
         detail = "fsync is off: a crash of the machine would lose what was acknowledged"
-        return Verdict(Grade.FAIL, "durability", detail, "set fsync = on in postgresql.conf")
+        return CheckResult(Level.FAIL, "durability", detail, "set fsync = on in postgresql.conf")
     if not whole_pages:
         detail = "full_page_writes is off: safe only where the file system never tears a page"
         advice = "set full_page_writes = on, unless the data is on ZFS or the like"
-        return Verdict(Grade.WARN, "durability", detail, advice)
-    return Verdict(Grade.OK, "durability", "fsync and full_page_writes are on")
+        return CheckResult(Level.WARN, "durability", detail, advice)
+    return CheckResult(Level.OK, "durability", "fsync and full_page_writes are on")
 
 
-async def _schema(connection: Connection, schema: str | None, path: str) -> Verdict:
+async def _schema(connection: Connection, schema: str | None, path: str) -> CheckResult:
     if schema is None:
         detail = f"search_path is {path}, which names no schema that this role may use"
-        return Verdict(Grade.FAIL, "search_path", detail, "CREATE SCHEMA, or correct search_path")
+        return CheckResult(
+            Level.FAIL, "search_path", detail, "CREATE SCHEMA, or correct search_path"
+        )
     found = await (await connection.execute(_OURS)).fetchall()
     if found and not any(visible for _, visible in found):
         detail = (
             f"Uptrail's tables are in schema {found[0][0]}, which search_path {path} leaves out"
         )
         advice = "set the same search_path for every role that Uptrail connects as"
-        return Verdict(Grade.FAIL, "search_path", detail, advice)
-    return Verdict(
-        Grade.OK, "search_path", f"tables are in schema {found[0][0] if found else schema}"
+        return CheckResult(Level.FAIL, "search_path", detail, advice)
+    return CheckResult(
+        Level.OK, "search_path", f"tables are in schema {found[0][0] if found else schema}"
     )
 
 
-async def _session(connection: Connection) -> Verdict:
+async def _session(connection: Connection) -> CheckResult:
     """Check that each setting has the value that the session set, and list overridden ones."""
     wanted = {name.lower(): {value.lower()} for name, value in REQUIRED.items()}
     wanted["synchronous_commit"] = set(DURABLE)
@@ -162,16 +167,18 @@ async def _session(connection: Connection) -> Verdict:
     wrong = [f"{name} = {now}" for name, now, _ in rows if now.lower() not in wanted[name]]
     if wrong:
         detail = f"{', '.join(sorted(wrong))} cannot be changed by a session"
-        return Verdict(Grade.FAIL, "settings", detail, "ALTER ROLE or ALTER DATABASE ... RESET ...")
+        return CheckResult(
+            Level.FAIL, "settings", detail, "ALTER ROLE or ALTER DATABASE ... RESET ..."
+        )
     detail = f"{len(rows)} stated by every session"
     if others := sorted(
         f"{name} = {usual}" for name, _, usual in rows if usual.lower() not in wanted[name]
     ):
         detail += f"; without that: {', '.join(others)}"
-    return Verdict(Grade.OK, "settings", detail)
+    return CheckResult(Level.OK, "settings", detail)
 
 
-async def _pooling(connection: Connection, url: str) -> Verdict:
+async def _pooling(connection: Connection, url: str) -> CheckResult:
     """Check that the session keeps its server process: a pooler must be in session mode.
 
     A session leaves a mark. It must be there in its next transactions, although others run
@@ -185,13 +192,13 @@ async def _pooling(connection: Connection, url: str) -> Verdict:
     except psycopg.errors.ConnectionTimeout:
         detail = "the pooler gave no second connection in time"
         advice = "raise default_pool_size of pgbouncer: every session needs a connection of its own"
-        return Verdict(Grade.FAIL, "pooling", detail, advice)
+        return CheckResult(Level.FAIL, "pooling", detail, advice)
     except psycopg.errors.ProtocolViolation as error:  # statement pooling refuses transactions
         return _shared(str(error).strip())
     if shared:
         return _shared("transactions of different sessions share server processes")
     detail = "none: connections reach the server itself" if direct else "a pooler in session mode"
-    return Verdict(Grade.OK, "pooling", detail)
+    return CheckResult(Level.OK, "pooling", detail)
 
 
 async def _share_processes(connection: Connection, other: Connection) -> bool:
@@ -210,13 +217,13 @@ async def _share_processes(connection: Connection, other: Connection) -> bool:
     return False
 
 
-def _shared(reason: str) -> Verdict:
+def _shared(reason: str) -> CheckResult:
     detail = (
         "the pooler is not in session mode, so that locks, notifications and settings of a session"
         f" are lost ({reason})"
     )
-    return Verdict(
-        Grade.FAIL, "pooling", detail, "set pool_mode = session for this database in pgbouncer.ini"
+    return CheckResult(
+        Level.FAIL, "pooling", detail, "set pool_mode = session for this database in pgbouncer.ini"
     )
 
 

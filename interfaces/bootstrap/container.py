@@ -312,11 +312,11 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 
 async def _require_fit(url: str) -> None:
     """Raise UnfitDatabase if the database cannot keep our guarantees; log doubts as warnings."""
-    verdicts = await requirements.examine(url)
-    for verdict in verdicts:
-        if verdict.grade is requirements.Grade.WARN:
-            _log.warning("database_check", check=verdict.check, found=verdict.detail)
-    requirements.require(verdicts)
+    results = await requirements.examine(url)
+    for result in results:
+        if result.level is requirements.Level.WARN:
+            _log.warning("database_check", check=result.check, found=result.detail)
+    requirements.require(results)
 
 
 # Opens everything that the roles and the interfaces need, and closes it in reverse order.

@@ -10,13 +10,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import aiohttp
-import msgspec
 import psycopg
 
 from application.errors import Unavailable
@@ -26,7 +24,7 @@ from infrastructure.postgres.connection import Connection, connect
 from infrastructure.postgres.database_url import BadDatabaseUrl
 from infrastructure.postgres.embedded.server import EmbeddedPostgres
 from infrastructure.postgres.embedded.system import EmbeddedPostgresError
-from infrastructure.postgres.requirements import examine, tightest_limit
+from infrastructure.postgres.requirements import CheckResult, Level, examine, tightest_limit
 from infrastructure.postgres.schema import heads
 from infrastructure.processors.decoder_pool import DecoderLimits, DecoderLost, DecoderPool
 from infrastructure.settings import Settings
@@ -37,21 +35,6 @@ from interfaces.cli.console import ClientOptions, Exit, find_running_server, siz
 OLDEST_PYTHON = (3, 11)
 SLOW_SYNC = 0.05  # seconds; slower disks make every small upload wait
 SYNCS = 5
-
-
-class Level(StrEnum):
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-class CheckResult(msgspec.Struct, frozen=True):
-    """Result of a check; `advice` is the fix if it is not ok."""
-
-    level: Level
-    check: str
-    told: str
-    advice: str = ""
 
 
 def python() -> CheckResult:
@@ -70,11 +53,11 @@ def data_dir(settings: Settings) -> CheckResult:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        told = f"{folder}: {error.strerror}"
-        return CheckResult(Level.FAIL, "data folder", told, "choose another with --data-dir")
+        detail = f"{folder}: {error.strerror}"
+        return CheckResult(Level.FAIL, "data folder", detail, "choose another with --data-dir")
     if folder.stat().st_mode & 0o077:
-        told = f"{folder} can be read by other users"
-        return CheckResult(Level.WARN, "data folder", told, f"chmod 700 {folder}")
+        detail = f"{folder} can be read by other users"
+        return CheckResult(Level.WARN, "data folder", detail, f"chmod 700 {folder}")
     return CheckResult(Level.OK, "data folder", str(folder))
 
 
@@ -83,13 +66,13 @@ def disk(settings: Settings) -> CheckResult:
         free = shutil.disk_usage(_existing(settings.blob_dir)).free
     except OSError as error:
         return CheckResult(Level.FAIL, "disk", str(error), "check the folder of the blobs")
-    told = f"{size(free)} free"
+    detail = f"{size(free)} free"
     if free < settings.min_free_bytes:
         advice = f"uploads are refused below {size(settings.min_free_bytes)}: free some space"
-        return CheckResult(Level.FAIL, "disk", told, advice)
+        return CheckResult(Level.FAIL, "disk", detail, advice)
     if free < 10 * settings.min_free_bytes:
-        return CheckResult(Level.WARN, "disk", told, "free some space soon")
-    return CheckResult(Level.OK, "disk", told)
+        return CheckResult(Level.WARN, "disk", detail, "free some space soon")
+    return CheckResult(Level.OK, "disk", detail)
 
 
 def blobs(settings: Settings) -> CheckResult:
@@ -111,10 +94,10 @@ def blobs(settings: Settings) -> CheckResult:
         )
     finally:
         probe.unlink(missing_ok=True)
-    told = f"{folder}, {1000 * took:.1f} ms to make 64 KiB durable"
+    detail = f"{folder}, {1000 * took:.1f} ms to make 64 KiB durable"
     if took > SLOW_SYNC:
-        return CheckResult(Level.WARN, "blobs", told, "a faster disk makes small uploads faster")
-    return CheckResult(Level.OK, "blobs", told)
+        return CheckResult(Level.WARN, "blobs", detail, "a faster disk makes small uploads faster")
+    return CheckResult(Level.OK, "blobs", detail)
 
 
 def _existing(folder: Path) -> Path:
@@ -150,14 +133,14 @@ async def _master_key(connection: Connection, settings: Settings) -> list[CheckR
 async def _roles(connection: Connection, settings: Settings) -> CheckResult:
     cursor = await connection.execute(_ALIVE, (settings.worker_dead_after,))
     alive: dict[str, int] = dict(await cursor.fetchall())
-    told = ", ".join(f"{role} {alive.get(role, 0)}" for role in ROLES)
+    detail = ", ".join(f"{role} {alive.get(role, 0)}" for role in ROLES)
     missing = [role for role in ROLES if role not in alive]
     if alive and missing:
         advice = "start one: " + " ".join(
             ["uptrail serve", *(f"--role {name}" for name in missing)]
         )
-        return CheckResult(Level.WARN, "processes", told, advice)
-    return CheckResult(Level.OK, "processes", told)
+        return CheckResult(Level.WARN, "processes", detail, advice)
+    return CheckResult(Level.OK, "processes", detail)
 
 
 async def _same_blobs(connection: Connection, settings: Settings) -> list[CheckResult]:
@@ -174,8 +157,8 @@ async def _same_blobs(connection: Connection, settings: Settings) -> list[CheckR
         return []  # another check reports why they cannot be used
     place = describe_blob_location(settings)
     if same is False:
-        told = f"{place} does not hold the bytes of this database"
-        return [CheckResult(Level.FAIL, "same blobs", told, BlobStoreMismatch(place, None).hint)]
+        detail = f"{place} does not hold the bytes of this database"
+        return [CheckResult(Level.FAIL, "same blobs", detail, BlobStoreMismatch(place, None).hint)]
     return [] if same is None else [CheckResult(Level.OK, "same blobs", "those of this database")]
 
 
@@ -211,8 +194,10 @@ async def database(settings: Settings) -> list[CheckResult]:
     try:
         async with _reached(settings) as url:
             if url is None:
-                told = "none is named: an embedded one is made at the first start, for this machine"
-                return [CheckResult(Level.OK, "database", told)]
+                detail = (
+                    "none is named: an embedded one is made at the first start, for this machine"
+                )
+                return [CheckResult(Level.OK, "database", detail)]
             return await _examined(url, settings)
     except (psycopg.Error, EmbeddedPostgresError, OSError, BadDatabaseUrl) as error:
         advice = "check UPTRAIL_DATABASE_URL" if settings.database_url else "see what it says"
@@ -221,10 +206,7 @@ async def database(settings: Settings) -> list[CheckResult]:
 
 async def _examined(url: str, settings: Settings) -> list[CheckResult]:
     """Check the requirements of every start; if they fail, stop there."""
-    required = [
-        CheckResult(Level(verdict.grade), verdict.check, verdict.detail, verdict.advice)
-        for verdict in await examine(url)
-    ]
+    required = await examine(url)
     if any(finding.level is Level.FAIL for finding in required):
         return required
     async with await connect(url, name="doctor") as connection:
@@ -276,8 +258,8 @@ async def _clock(connection: Connection) -> CheckResult:
     theirs = await _one(connection, "SELECT clock_timestamp()")
     off = abs((datetime.now(UTC) - theirs).total_seconds())
     if off > CLOCK_OFF:
-        told = f"{off:.0f} s apart from the database's"
-        return CheckResult(Level.WARN, "clock", told, "set the clocks by NTP: retries go by them")
+        detail = f"{off:.0f} s apart from the database's"
+        return CheckResult(Level.WARN, "clock", detail, "set the clocks by NTP: retries go by them")
     return CheckResult(Level.OK, "clock", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
 
 
@@ -291,8 +273,10 @@ async def _schema(connection: Connection, settings: Settings) -> list[CheckResul
     cursor = await connection.execute("SELECT version_num FROM alembic_version")
     applied = {row[0] for row in await cursor.fetchall()}
     if applied != heads():
-        told = f"migration {', '.join(sorted(applied))}, not {', '.join(sorted(heads()))}"
-        return [CheckResult(Level.WARN, "schema", told, "the next start of the server migrates it")]
+        detail = f"migration {', '.join(sorted(applied))}, not {', '.join(sorted(heads()))}"
+        return [
+            CheckResult(Level.WARN, "schema", detail, "the next start of the server migrates it")
+        ]
     return [
         CheckResult(Level.OK, "schema", f"migration {', '.join(sorted(applied))}"),
         *[await _behind(connection, name) for name in ("read_model", "orchestrator")],
@@ -305,11 +289,11 @@ async def _behind(connection: Connection, name: str) -> CheckResult:
     query = """SELECT coalesce(max(notification_id), 0) - coalesce((SELECT notification_id
         FROM notification_tracking WHERE application_name = %s), 0) FROM stored_events"""
     behind = await _one(connection, query, name)
-    check, told = name.replace("_", " "), f"{behind} positions behind the log"
+    check, detail = name.replace("_", " "), f"{behind} positions behind the log"
     if behind > FAR_BEHIND:
         advice = "is a server with the role orchestrator running? its log tells of errors"
-        return CheckResult(Level.WARN, check, told, advice)
-    return CheckResult(Level.OK, check, told)
+        return CheckResult(Level.WARN, check, detail, advice)
+    return CheckResult(Level.OK, check, detail)
 
 
 async def _jobs(connection: Connection, settings: Settings) -> CheckResult:
@@ -320,12 +304,12 @@ async def _jobs(connection: Connection, settings: Settings) -> CheckResult:
         FROM procrastinate_jobs j LEFT JOIN procrastinate_workers w ON w.id = j.worker_id"""
     cursor = await connection.execute(query, (settings.worker_dead_after,))
     waiting, running, stalled = await cursor.fetchone() or (0, 0, 0)
-    told = f"{waiting} waiting, {running} running"
+    detail = f"{waiting} waiting, {running} running"
     if stalled:
-        told += f", {stalled} left by a dead worker"
+        detail += f", {stalled} left by a dead worker"
         advice = "a running orchestrator gives them to another worker by itself"
-        return CheckResult(Level.WARN, "jobs", told, advice)
-    return CheckResult(Level.OK, "jobs", told)
+        return CheckResult(Level.WARN, "jobs", detail, advice)
+    return CheckResult(Level.OK, "jobs", detail)
 
 
 async def _one(connection: Connection, query: str, *values: object) -> Any:
@@ -346,7 +330,7 @@ def doctor(*, common: ClientOptions | None = None) -> int:
         console.emit(findings)
     else:
         for finding in findings:
-            console.print_line(f"{SIGNS[finding.level]}  {finding.check:<12}  {finding.told}")
+            console.print_line(f"{SIGNS[finding.level]}  {finding.check:<12}  {finding.detail}")
             if finding.advice:
                 console.print_line(f"{'':20}{finding.advice}")
     bad = any(finding.level is Level.FAIL for finding in findings)
@@ -380,8 +364,8 @@ async def _server(url: str | None) -> CheckResult:
         ):
             text = (await response.text()).strip()
     except (aiohttp.ClientError, TimeoutError) as error:
-        told = f"{url} does not answer: {error or type(error).__name__}"
-        return CheckResult(Level.FAIL, "server", told, "restart it; its log tells why")
+        detail = f"{url} does not answer: {error or type(error).__name__}"
+        return CheckResult(Level.FAIL, "server", detail, "restart it; its log tells why")
     if response.status != 200:
         return CheckResult(Level.WARN, "server", f"{url} is not ready: {text}", "its log tells why")
     return CheckResult(Level.OK, "server", f"{url} is ready")

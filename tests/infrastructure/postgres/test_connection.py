@@ -15,7 +15,7 @@ from sqlalchemy import text
 from infrastructure.postgres.connection import Connection, connect, connect_blocking
 from infrastructure.postgres.database_url import REQUIRED, BadDatabaseUrl, parse_database_url
 from infrastructure.postgres.pool import make_pool
-from infrastructure.postgres.requirements import Grade, Verdict, examine
+from infrastructure.postgres.requirements import CheckResult, Level, examine
 from infrastructure.postgres.schema import migrate
 from infrastructure.read_model.engine import make_engine
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
@@ -61,8 +61,8 @@ async def setting(connection: Connection, name: str) -> str:
     return str(row[0])
 
 
-async def failed(url: str) -> list[Verdict]:
-    return [verdict for verdict in await examine(url) if verdict.grade is Grade.FAIL]
+async def failed(url: str) -> list[CheckResult]:
+    return [verdict for verdict in await examine(url) if verdict.level is Level.FAIL]
 
 
 @pytest.mark.parametrize("whose", ["database", "role"])
@@ -89,7 +89,7 @@ async def test_a_session_states_every_setting_that_its_database_or_role_sets_oth
     finally:
         await engine.dispose()
     verdicts = {verdict.check: verdict for verdict in await examine(database_url)}
-    assert verdicts["settings"].grade is Grade.OK
+    assert verdicts["settings"].level is Level.OK
     assert "synchronous_commit = off" in verdicts["settings"].detail
 
 

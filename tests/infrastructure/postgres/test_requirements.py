@@ -9,10 +9,10 @@ from psycopg.conninfo import make_conninfo
 
 from infrastructure.postgres.connection import connect
 from infrastructure.postgres.requirements import (
+    CheckResult,
     ConnectionLimit,
-    Grade,
+    Level,
     ReadOnlyDatabase,
-    Verdict,
     examine,
     require,
     tightest_limit,
@@ -29,8 +29,8 @@ def server() -> Iterator[Server]:
         yield server
 
 
-async def complaints(url: str) -> list[Verdict]:
-    return [verdict for verdict in await examine(url) if verdict.grade is not Grade.OK]
+async def complaints(url: str) -> list[CheckResult]:
+    return [verdict for verdict in await examine(url) if verdict.level is not Level.OK]
 
 
 async def test_a_server_with_its_defaults_is_fit(server: Server) -> None:
@@ -38,14 +38,14 @@ async def test_a_server_with_its_defaults_is_fit(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "grade", "detail"),
+    ("setting", "level", "detail"),
     [
-        ("fsync", Grade.FAIL, "fsync is off"),
-        ("full_page_writes", Grade.WARN, "full_page_writes is off"),
+        ("fsync", Level.FAIL, "fsync is off"),
+        ("full_page_writes", Level.WARN, "full_page_writes is off"),
     ],
 )
 async def test_a_server_without_durable_commits_is_reported(
-    server: Server, setting: str, grade: Grade, detail: str
+    server: Server, setting: str, level: Level, detail: str
 ) -> None:
     server.execute(f"ALTER SYSTEM SET {setting} = off")
     server.execute("SELECT pg_reload_conf()")
@@ -58,7 +58,7 @@ async def test_a_server_without_durable_commits_is_reported(
         server.execute("SELECT pg_reload_conf()")
     while server.execute(f"SHOW {setting}") != [("on",)]:
         pass
-    assert verdict.grade is grade
+    assert verdict.level is level
     assert detail in verdict.detail
 
 
@@ -68,7 +68,7 @@ async def test_a_role_whose_triggers_do_not_run_is_refused(server: Server) -> No
         [verdict] = await complaints(make_conninfo(server.url, user="guest"))
     finally:
         server.execute("ALTER ROLE guest RESET session_replication_role")
-    assert verdict.grade is Grade.FAIL
+    assert verdict.level is Level.FAIL
     assert "session_replication_role is replica" in verdict.detail
 
 

@@ -34,4 +34,4 @@ def test_a_finding_names_what_is_active_and_what_a_decoder_could_still_do(
     finding = describe(found)
 
     assert (finding.level, bool(finding.advice)) == (level, level is Level.WARN)
-    assert detail in finding.told
+    assert detail in finding.detail
