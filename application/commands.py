@@ -32,7 +32,7 @@ A_contra = TypeVar("A_contra", contravariant=True)
 
 
 class DecisionFunction(Protocol[A_contra]):
-    """Decision of an aggregate: return the events that carry a command out, or raise Refused."""
+    """Decision of an aggregate: return the events of a command. Raises CommandRejected."""
 
     def __call__(self, aggregate: A_contra, /, *, at: datetime, by: str) -> tuple[Event, ...]: ...
 

@@ -168,8 +168,8 @@ def make_folder(folder: Path, mode: int = PRIVATE_FOLDER_MODE) -> bool:
     except FileExistsError:
         if not folder.is_dir():
             raise
-        # Its maker may have been killed before the name was durable. The folder above may be
-        # another user's that we cannot open; whoever made this one for us made it durable.
+        # The process that created it may have been killed before the name was durable. We may not
+        # be allowed to open the folder above: then its owner created this one for us.
         with suppress(PermissionError):
             sync_folder(folder.parent)
         return False

@@ -78,7 +78,7 @@ _NAME = re.compile(r"[a-z0-9-][a-z0-9.-]*(/[a-z0-9-][a-z0-9.-]*)*")
 
 
 def validate_blob_name(name: str) -> str:
-    """Return the name. Raises ValueError for a name that could lead elsewhere."""
+    """Return the name. Raises ValueError for a name that could lead to another folder."""
     if len(name) > MAX_NAME or not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name for a blob")
     return name

@@ -393,9 +393,9 @@ class GroupCommitter:
             # To a server that has gone, as its last words may say, no rows are sent by mistake.
             sure = self._connection is not None and not has_pending_input(self._connection.fileno())
             believed = plan_optimistic(encoded) if sure else None
-            told = await self._commit_optimistically(group, believed) if believed else None
-            told = told or await self._commit_checked(group, encoded)
-            for pending, result in zip(group, told, strict=True):
+            results = await self._commit_optimistically(group, believed) if believed else None
+            results = results or await self._commit_checked(group, encoded)
+            for pending, result in zip(group, results, strict=True):
                 pending.resolve(result)
         return []
 

@@ -301,15 +301,15 @@ def append_results(
 ) -> list[AppendResult | ApplicationError]:
     """Return the result of each append, given the results of the insert queries."""
     positions = inserted[0].rows if inserted else ()
-    told: list[AppendResult | ApplicationError] = []
+    results: list[AppendResult | ApplicationError] = []
     end = 0
     for verdict in verdicts:
         if isinstance(verdict, AcceptedAppend):
             end += len(verdict.rows)
-            told.append(AppendResult(positions[end - 1][0] if end else 0, verdict.versions))
+            results.append(AppendResult(positions[end - 1][0] if end else 0, verdict.versions))
         else:
-            told.append(verdict)
-    return told
+            results.append(verdict)
+    return results
 
 
 def _answers(answered: Sequence[AcceptedAppend]) -> tuple[Array, ...]:

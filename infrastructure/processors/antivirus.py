@@ -182,19 +182,19 @@ async def antivirus(
     """
     chosen = parse_options(AntivirusOptions, options)
     try:
-        signature = await scan(chosen.address, _told(subject, bench), chosen.silence)
+        signature = await scan(chosen.address, _read_with_progress(subject, bench), chosen.silence)
     except StreamLimitExceeded as error:
-        told = f"{subject.size} bytes are more than the virus scanner takes ({error})"
+        reason = f"{subject.size} bytes are more than the virus scanner takes ({error})"
         if chosen.too_large == "skip":
-            return {"skipped": told}
-        raise TooLargeToScan(f"{told}: raise its StreamMaxLength") from None
+            return {"skipped": reason}
+        raise TooLargeToScan(f"{reason}: raise its StreamMaxLength") from None
     if signature is not None:
         raise Infected(f"{signature} was found")
     return {"clean": True}
 
 
-async def _told(subject: StepInput, bench: StepContext) -> AsyncIterator[bytes]:
-    """The bytes, with how far they are."""
+async def _read_with_progress(subject: StepInput, bench: StepContext) -> AsyncIterator[bytes]:
+    """Yield the bytes of the file, and report the progress."""
     done = 0
     async for chunk in bench.read():
         yield chunk

@@ -209,8 +209,8 @@ class HttpProcessor:
                 chosen.url, body, headers, chosen.answer_within
             )
         except TimeoutError:
-            told = f"the service did not answer within {chosen.answer_within:g} s"
-            raise ServiceFailed(told) from None
+            message = f"the service did not answer within {chosen.answer_within:g} s"
+            raise ServiceFailed(message) from None
         except BadDestination as error:
             raise ServiceFailed(f"the service's `url` {error}") from None
         except (aiohttp.ClientError, ResponseTooLarge, OSError) as error:
@@ -255,10 +255,10 @@ class HttpProcessor:
 def _report(status: int, answer: bytes) -> CallbackReport | None:
     if status == 202:
         return None
-    told = answer[:MAX_MESSAGE_LENGTH].decode(errors="replace")
+    text = answer[:MAX_MESSAGE_LENGTH].decode(errors="replace")
     if status != 200:
         moved = ": redirects are not followed" if 300 <= status < 400 else ""
-        raise ServiceFailed(f"the service answered {status}{moved}: {told}")
+        raise ServiceFailed(f"the service answered {status}{moved}: {text}")
     try:
         report = _decode(answer)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:

@@ -74,9 +74,9 @@ def raising_s3_errors() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        told = error.response.get("Error", {})
+        details = error.response.get("Error", {})
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        raise S3Error(str(told.get("Code")), status, str(told.get("Message"))) from error
+        raise S3Error(str(details.get("Code")), status, str(details.get("Message"))) from error
     except (BotoCoreError, HTTPClientError, BrokenConnection, OSError) as error:
         raise Unavailable(f"the blob store cannot be reached: {error}") from error
 

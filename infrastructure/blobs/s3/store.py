@@ -324,7 +324,7 @@ async def check_bucket(bucket: Bucket) -> None:
         async for _ in bucket.pending(probe):
             break
     except S3Error as refusal:
-        raise BucketUnusable(*_told(bucket.location, refusal)) from refusal
+        raise BucketUnusable(*_message_and_hint(bucket.location, refusal)) from refusal
     except Unavailable as error:
         raise BucketUnusable(
             f"the bucket {bucket.location} cannot be used: {error}",
@@ -332,7 +332,7 @@ async def check_bucket(bucket: Bucket) -> None:
         ) from error
 
 
-def _told(location: Location, refusal: S3Error) -> tuple[str, str]:
+def _message_and_hint(location: Location, refusal: S3Error) -> tuple[str, str]:
     if refusal.status == 404:
         return f"there is no bucket {location}", "create it, or name another one in UPTRAIL_BLOBS"
     if refusal.status in (301, 400) and not refusal.denied:
