@@ -59,6 +59,35 @@ class NothingLeft(Exception):
     """No callback is ready and no timer is set: everything waits for ever."""
 
 
+class NumberedTask(asyncio.Task[T]):
+    """Task whose hash is its number in the loop, not its address.
+
+    Sets of tasks, of the standard library's too, are then iterated in the same order each time.
+    """
+
+    def __init__(self, number: int, work: Coroutine[Any, Any, T], **more: Any) -> None:
+        self._number = number  # first: the task is registered in a set while it is made
+        super().__init__(work, **more)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class NumberedTimer(asyncio.TimerHandle):
+    """Timer that comes after those that were set before it for the same moment.
+
+    The order that a heap gives to equal items depends on when cancelled ones were dropped from it.
+    """
+
+    def __init__(self, number: int, *more: Any) -> None:
+        super().__init__(*more)
+        self._number = number
+
+    def __lt__(self, other: object) -> bool:
+        assert isinstance(other, NumberedTimer)
+        return (self.when(), self._number) < (other.when(), other._number)
+
+
 class SimulatedLoop(asyncio.BaseEventLoop):
     """Event loop without input or output."""
 
@@ -68,15 +97,30 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now = 0.0
         self.steps = 0
         self.tasks: list[asyncio.Task[Any]] = []
+        self._tasks_made = self._timers_made = 0
         self.set_task_factory(self._make_task)
 
     def time(self) -> float:
         return self._now
 
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        self._timers_made += 1
+        timer = NumberedTimer(self._timers_made, when, callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
+
     def _make_task(
         self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], **more: Any
     ) -> asyncio.Task[T]:
-        task = asyncio.Task(work, loop=loop, **more)
+        self._tasks_made += 1
+        task = NumberedTask(self._tasks_made, work, loop=loop, **more)
         self.tasks.append(task)
         if len(self.tasks) > 5000:
             self.tasks = [task for task in self.tasks if not task.done()]
